@@ -1,0 +1,121 @@
+"""ModelSpec: everything the toolchain needs to know of a model, strict, frozen, and read from `config.json` alone.
+
+`config.py` of this folder fills it from each of the published layouts; nothing downstream looks at raw configs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+
+from r1v_export.contract import Sizes
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VisionSpec(_Spec):
+    """An InternViT: pre-norm blocks with LayerScale, no final norm."""
+
+    hidden_size: PositiveInt
+    num_heads: PositiveInt
+    num_layers: PositiveInt
+    """Blocks that run: the checkpoint's blocks cut at `select_layer`."""
+    intermediate_size: PositiveInt
+    patch_size: PositiveInt
+    image_size: PositiveInt
+    """Side in pixels that the position embedding was made for."""
+    norm: Literal["rms_norm", "layer_norm"]
+    norm_eps: PositiveFloat
+    qk_norm: bool
+    """RMS-normalise Q and K over all heads together, before the split into heads."""
+    qkv_bias: bool
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the position embedding: one class token and the patch grid."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+
+class ProjectorSpec(_Spec):
+    """Pixel shuffle followed by LayerNorm, Linear, GELU, Linear (`mlp1`)."""
+
+    shuffle: PositiveInt
+    """Side of the square of patches that becomes one token: 1 / downsample_ratio."""
+    ps_version: Literal["v1", "v2"]
+    in_features: PositiveInt
+    hidden_size: PositiveInt
+    norm_eps: PositiveFloat = 1e-5
+
+
+class LanguageSpec(_Spec):
+    """A Qwen2 decoder: grouped-query attention with q/k/v biases, RMSNorm, SwiGLU, rotary positions."""
+
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    head_dim: PositiveInt
+    intermediate_size: PositiveInt
+    vocab_size: PositiveInt
+    rms_norm_eps: PositiveFloat
+    rope_theta: PositiveFloat
+    max_position_embeddings: PositiveInt
+    tie_word_embeddings: bool
+
+
+class TilingSpec(_Spec):
+    """How a picture becomes tiles."""
+
+    tile_size: PositiveInt
+    min_tiles: PositiveInt
+    max_tiles: PositiveInt
+    use_thumbnail: bool
+    dynamic: bool
+
+
+class ModelSpec(_Spec):
+    """One checkpoint's model."""
+
+    layout: Literal["internvl_chat", "internvl"]
+    """Weight naming: `internvl_chat` (also every Skywork-R1V) or transformers' native `internvl`."""
+    architecture: str
+    """`architectures[0]` of config.json, for people."""
+    vision: VisionSpec
+    projector: ProjectorSpec
+    language: LanguageSpec
+    tiling: TilingSpec
+    image_token_id: int
+    """Id of `<IMG_CONTEXT>`, looked up in the checkpoint's tokenizer."""
+    template: str
+    """Prompt template name, see `reference.prompt.TEMPLATES`."""
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+    @property
+    def tile_patches(self) -> int:
+        """Patches along one side of a tile."""
+        return self.tiling.tile_size // self.vision.patch_size
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return (self.tile_patches // self.projector.shuffle) ** 2
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the contract takes from the model."""
+        return Sizes(
+            tile_size=self.tiling.tile_size,
+            tokens_per_tile=self.tokens_per_tile,
+            vision_features=self.projector.in_features,
+            hidden=self.language.hidden_size,
+            vocab=self.language.vocab_size,
+            layers=self.language.num_layers,
+            kv_heads=self.language.num_kv_heads,
+            head_dim=self.language.head_dim,
+        )

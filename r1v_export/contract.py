@@ -1,0 +1,168 @@
+"""The contract: every tensor at a graph boundary, once.
+
+ONNX input and output names, engine profiles, runner bindings and server configuration are generated from these
+tables or checked against them. Nothing else in the package spells a boundary tensor's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Boundary tensors.
+PIXEL_VALUES = "pixel_values"
+VISION_FEATURES = "vision_features"
+IMAGE_EMBEDS = "image_embeds"
+INPUT_IDS = "input_ids"
+INPUTS_EMBEDS = "inputs_embeds"
+POSITION_IDS = "position_ids"
+CACHE_WRITE_INDEX = "cache_write_index"
+CACHE_LENGTH = "cache_length"
+LOGITS_INDEX = "logits_index"
+LOGITS = "logits"
+
+# Graphs, in the order of the data flow.
+VISION, PROJECTOR, EMBED, DECODER = "vision", "projector", "embed", "decoder"
+
+COMPUTE = "compute"
+"""Stands for the dtype the graph computes in (float32, float16 or bfloat16), chosen per build."""
+
+OPSET = 24
+"""Default-domain ONNX opset of every exported graph."""
+
+Dim = str | int
+
+
+def past_key(layer: int) -> str:
+    return f"past_key_values.{layer}.key"
+
+
+def past_value(layer: int) -> str:
+    return f"past_key_values.{layer}.value"
+
+
+def present_key(layer: int) -> str:
+    return f"present.{layer}.key"
+
+
+def present_value(layer: int) -> str:
+    return f"present.{layer}.value"
+
+
+def vision_block(layer: int) -> str:
+    """Output of one ViT block [tiles, positions, vit_hidden]; inside the vision graph, exposed only for parity."""
+    return f"vision_block.{layer}"
+
+
+@dataclass(frozen=True)
+class TensorContract:
+    """One tensor at a graph boundary. `shape` mixes symbols (dynamic) and sizes that the checkpoint fixes."""
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: str  # COMPUTE or an ONNX element type in lower case, such as "int64"
+
+
+@dataclass(frozen=True)
+class GraphContract:
+    """The inputs and outputs of one graph, in order."""
+
+    name: str
+    inputs: tuple[TensorContract, ...]
+    outputs: tuple[TensorContract, ...]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the contract takes from the model. `ModelSpec.sizes` makes it; kept apart so that this file imports nothing."""
+
+    tile_size: int
+    tokens_per_tile: int
+    vision_features: int
+    hidden: int
+    vocab: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+def graph_contracts(sizes: Sizes) -> Mapping[str, GraphContract]:
+    """The four graphs of a model: vision -> projector -> embed -> decoder."""
+    cache_shape: tuple[Dim, ...] = ("batch", sizes.kv_heads, "capacity", sizes.head_dim)
+    features = TensorContract(VISION_FEATURES, ("tiles", sizes.tokens_per_tile, sizes.vision_features), COMPUTE)
+    image_embeds = TensorContract(IMAGE_EMBEDS, ("tiles", sizes.tokens_per_tile, sizes.hidden), COMPUTE)
+    inputs_embeds = TensorContract(INPUTS_EMBEDS, ("batch", "seq", sizes.hidden), COMPUTE)
+
+    def cache(key_name, value_name) -> tuple[TensorContract, ...]:
+        names = (name(layer) for layer in range(sizes.layers) for name in (key_name, value_name))
+        return tuple(TensorContract(name, cache_shape, COMPUTE) for name in names)
+
+    vision = GraphContract(
+        VISION,
+        (TensorContract(PIXEL_VALUES, ("tiles", 3, sizes.tile_size, sizes.tile_size), COMPUTE),),
+        (features,),
+    )
+    projector = GraphContract(PROJECTOR, (features,), (image_embeds,))
+    embed = GraphContract(
+        EMBED,
+        (
+            TensorContract(INPUT_IDS, ("batch", "seq"), "int64"),
+            TensorContract(IMAGE_EMBEDS, ("image_tokens", sizes.hidden), COMPUTE),
+        ),
+        (inputs_embeds,),
+    )
+    decoder = GraphContract(
+        DECODER,
+        (
+            inputs_embeds,
+            TensorContract(POSITION_IDS, ("batch", "seq"), "int64"),
+            TensorContract(CACHE_WRITE_INDEX, ("batch",), "int64"),
+            TensorContract(CACHE_LENGTH, ("batch",), "int64"),
+            TensorContract(LOGITS_INDEX, ("batch",), "int64"),
+            *cache(past_key, past_value),
+        ),
+        (TensorContract(LOGITS, ("batch", sizes.vocab), COMPUTE), *cache(present_key, present_value)),
+    )
+    return {graph.name: graph for graph in (vision, projector, embed, decoder)}
+
+
+class Decoder(Protocol):
+    """A decoder with a key-value cache for `batch` independent sequences of up to `capacity` tokens."""
+
+    batch: int
+    capacity: int
+
+    def step(
+        self,
+        inputs_embeds: np.ndarray,
+        position_ids: np.ndarray,
+        cache_write_index: np.ndarray,
+        cache_length: np.ndarray,
+        logits_index: np.ndarray,
+    ) -> np.ndarray:
+        """Run the decoder graph once, keep the cache, return float32 logits [batch, vocab].
+
+        A prompt is right-padded to the longest row: padding sits behind a row's valid tokens, its cache slots are
+        overwritten by the tokens that come next, and `logits_index` points at the row's last valid token.
+        """
+
+
+class Engine(Protocol):
+    """The graphs of one model, runnable. The PyTorch reference and every built target offer this, and nothing else
+    is asked of them by the runner and by parity. Floating-point arrays are float32 at this boundary, whatever the
+    engine computes in."""
+
+    name: str
+    sizes: Sizes
+
+    def vision(self, pixel_values: np.ndarray) -> np.ndarray: ...
+
+    def projector(self, vision_features: np.ndarray) -> np.ndarray: ...
+
+    def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray: ...
+
+    def decoder(self, batch: int, capacity: int) -> Decoder: ...

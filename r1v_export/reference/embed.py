@@ -1,0 +1,27 @@
+"""Token embeddings with the image's embeddings put in their places."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Embed(nn.Module):
+    """input_ids [B, S], image_embeds [N, E] -> inputs_embeds [B, S, E].
+
+    The n-th image token of the batch, counted row by row, takes row n of `image_embeds`. N may be 0; that there are
+    as many rows as image tokens is the caller's to check.
+    """
+
+    def __init__(self, embed_tokens: nn.Embedding, image_token_id: int) -> None:
+        super().__init__()
+        self.embed_tokens = embed_tokens
+        self.image_token_id = image_token_id
+
+    def forward(self, input_ids_BS: Tensor, image_embeds_NE: Tensor) -> Tensor:
+        is_image_BS = input_ids_BS == self.image_token_id
+        ordinal_BS = is_image_BS.long().flatten().cumsum(0).view_as(input_ids_BS)
+        # Row 0 stands for "no image", so that the lookup below is in range also when there are no images at all.
+        rows_NE = torch.cat((image_embeds_NE.new_zeros(1, image_embeds_NE.shape[1]), image_embeds_NE))
+        image_BSE = rows_NE[ordinal_BS * is_image_BS]
+        return torch.where(is_image_BS[..., None], image_BSE, self.embed_tokens(input_ids_BS))

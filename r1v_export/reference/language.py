@@ -1,0 +1,159 @@
+"""Qwen2: the decoder, with an explicit static key-value cache.
+
+Parameter names are the published checkpoints'. Shape letters: B batch, S new tokens, C cache capacity, H heads,
+K key-value heads, D head dim, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from r1v_export.checkpoint.spec import LanguageSpec
+from r1v_export.reference import operators
+from r1v_export.reference.vision import RMSNorm
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, [B, K, C, D] each."""
+
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class CacheStep:
+    """Where the new tokens of a step go in the cache, per sequence; all int64.
+
+    `position_ids` [B, S] numbers each sequence's tokens from 0, as slots of the cache do; padding at the end of a
+    row just counts on. `write_index` [B] is the slot of the row's first new token, `length` [B] the number of valid
+    tokens after the step. Rows are independent of each other.
+    """
+
+    position_ids: Tensor
+    write_index: Tensor
+    length: Tensor
+
+
+class Rotary(NamedTuple):
+    """cos and sin tables [positions, D/2], float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotary_tables(spec: LanguageSpec, positions: int) -> Rotary:
+    """Angles position * theta^(-2i/D), computed in float32 as transformers does."""
+    exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.int64).float() / spec.head_dim
+    inverse_frequencies = 1.0 / (spec.rope_theta**exponents)
+    angles = torch.outer(torch.arange(positions).float(), inverse_frequencies)
+    return Rotary(angles.cos(), angles.sin())
+
+
+class Attention(nn.Module):
+    def __init__(self, spec: LanguageSpec) -> None:
+        super().__init__()
+        self.head_dim = spec.head_dim
+        query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        self.q_proj = nn.Linear(spec.hidden_size, query)
+        self.k_proj = nn.Linear(spec.hidden_size, key_value)
+        self.v_proj = nn.Linear(spec.hidden_size, key_value)
+        self.o_proj = nn.Linear(query, spec.hidden_size, bias=False)
+
+    def forward(
+        self, x_BSE: Tensor, rotary: Rotary, step: CacheStep, cache: LayerCache | None
+    ) -> tuple[Tensor, LayerCache | None]:
+        q_BHSD, k_BKSD, v_BKSD = (
+            proj(x_BSE).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q_BHSD = operators.rotary_embedding(q_BHSD, *rotary, step.position_ids)
+        k_BKSD = operators.rotary_embedding(k_BKSD, *rotary, step.position_ids)
+        if cache is None:
+            attended = F.scaled_dot_product_attention(q_BHSD, k_BKSD, v_BKSD, is_causal=True, enable_gqa=True)
+        else:
+            cache = LayerCache(
+                operators.update_cache(cache.key, k_BKSD, step.write_index),
+                operators.update_cache(cache.value, v_BKSD, step.write_index),
+            )
+            attended = operators.cached_attention(q_BHSD, *cache, step.position_ids, step.length)
+        return self.o_proj(attended.transpose(1, 2).flatten(2)), cache
+
+
+class MLP(nn.Module):
+    def __init__(self, spec: LanguageSpec) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, spec: LanguageSpec) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.self_attn = Attention(spec)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.mlp = MLP(spec)
+
+    def forward(
+        self, h_BSE: Tensor, rotary: Rotary, step: CacheStep, cache: LayerCache | None
+    ) -> tuple[Tensor, LayerCache | None]:
+        attended, cache = self.self_attn(self.input_layernorm(h_BSE), rotary, step, cache)
+        h_BSE = h_BSE + attended
+        return h_BSE + self.mlp(self.post_attention_layernorm(h_BSE)), cache
+
+
+class Qwen2(nn.Module):
+    """The `model.` part of a Qwen2 checkpoint."""
+
+    def __init__(self, spec: LanguageSpec) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(spec) for _ in range(spec.num_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+
+
+class LanguageModel(nn.Module):
+    """inputs_embeds -> logits, with the cache passed in and handed back explicitly."""
+
+    def __init__(self, spec: LanguageSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = Qwen2(spec)
+        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        if spec.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def empty_cache(self, batch: int, capacity: int) -> list[LayerCache]:
+        shape = (batch, self.spec.num_kv_heads, capacity, self.spec.head_dim)
+        like = self.lm_head.weight
+        return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.model.layers]
+
+    def forward(
+        self,
+        inputs_embeds_BSE: Tensor,
+        rotary: Rotary,
+        step: CacheStep,
+        cache: list[LayerCache] | None,
+        logits_index_B: Tensor | None = None,
+    ) -> tuple[Tensor, list[LayerCache] | None]:
+        """One step over S new tokens.
+
+        Without a cache the whole sequence is attended causally (training). Returns the logits at
+        `logits_index` of each row [B, V], or of every token [B, S, V] where it is None, and the updated cache.
+        """
+        h_BSE, present = inputs_embeds_BSE, []
+        for index, layer in enumerate(self.model.layers):
+            h_BSE, updated = layer(h_BSE, rotary, step, None if cache is None else cache[index])
+            present.append(updated)
+        if logits_index_B is not None:
+            h_BSE = h_BSE[torch.arange(h_BSE.shape[0], device=h_BSE.device), logits_index_B]
+        return self.lm_head(self.model.norm(h_BSE)), None if cache is None else present

@@ -1,0 +1,101 @@
+"""The whole model in PyTorch, and the same model as an `Engine`: the truth that every built engine is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.reference.embed import Embed
+from r1v_export.reference.language import CacheStep, LanguageModel, rotary_tables
+from r1v_export.reference.projector import Projector
+from r1v_export.reference.vision import VisionModel
+
+
+class Model(nn.Module):
+    """All weights under their published names: `vision_model.*`, `mlp1.*`, `language_model.*`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.vision_model = VisionModel(spec)
+        self.mlp1 = Projector(spec.projector)
+        self.language_model = LanguageModel(spec.language)
+
+    def image_embeds(self, pixels_T3HW: Tensor) -> Tensor:
+        """Normalised tiles -> image embeddings [T, N, E]."""
+        return self.mlp1(self.vision_model(pixels_T3HW))
+
+    @property
+    def embed(self) -> Embed:
+        return Embed(self.language_model.model.embed_tokens, self.spec.image_token_id)
+
+
+class ReferenceEngine:
+    """A `contract.Engine` that computes with PyTorch, eagerly, in the dtype of the model's weights."""
+
+    name = "pytorch"
+
+    def __init__(self, model: Model) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.sizes = model.spec.sizes
+        weight = model.language_model.lm_head.weight
+        self.dtype, self.device = weight.dtype, weight.device
+
+    def vision(self, pixel_values: np.ndarray) -> np.ndarray:
+        return self._array(self.model.vision_model(self._tensor(pixel_values)))
+
+    def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
+        """Output of each ViT block in turn, [tiles, positions, vit_hidden]."""
+        hidden = self.model.vision_model.embeddings(self._tensor(pixel_values))
+        for block in self.model.vision_model.encoder.layers:
+            hidden = block(hidden)
+            yield self._array(hidden)
+
+    def projector(self, vision_features: np.ndarray) -> np.ndarray:
+        return self._array(self.model.mlp1(self._tensor(vision_features)))
+
+    def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
+        ids = torch.from_numpy(input_ids).to(self.device)
+        return self._array(self.model.embed(ids, self._tensor(image_embeds)))
+
+    def decoder(self, batch: int, capacity: int) -> ReferenceDecoder:
+        return ReferenceDecoder(self, batch, capacity)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, self.dtype)
+
+    def _array(self, tensor: Tensor) -> np.ndarray:
+        return tensor.float().cpu().numpy()
+
+
+class ReferenceDecoder:
+    """A `contract.Decoder` that computes with PyTorch."""
+
+    def __init__(self, engine: ReferenceEngine, batch: int, capacity: int) -> None:
+        self.engine, self.batch, self.capacity = engine, batch, capacity
+        self.language_model = engine.model.language_model
+        self.cache = self.language_model.empty_cache(batch, capacity)
+        self.rotary = rotary_tables(self.language_model.spec, capacity)
+
+    def step(
+        self,
+        inputs_embeds: np.ndarray,
+        position_ids: np.ndarray,
+        cache_write_index: np.ndarray,
+        cache_length: np.ndarray,
+        logits_index: np.ndarray,
+    ) -> np.ndarray:
+        engine = self.engine
+        where = (torch.from_numpy(a).to(engine.device) for a in (position_ids, cache_write_index, cache_length))
+        logits_BV, self.cache = self.language_model(
+            engine._tensor(inputs_embeds),
+            self.rotary,
+            CacheStep(*where),
+            self.cache,
+            torch.from_numpy(logits_index).to(engine.device),
+        )
+        return engine._array(logits_BV)
