@@ -20,8 +20,8 @@ IMAGE_EMBEDS = "image_embeds"
 INPUT_IDS = "input_ids"
 INPUTS_EMBEDS = "inputs_embeds"
 POSITION_IDS = "position_ids"
-CACHE_WRITE_INDEX = "cache_write_index"
-CACHE_LENGTH = "cache_length"
+CACHE_WRITE_INDEX = "cache_write_index"  # slot of each row's first new token
+CACHE_LENGTH = "cache_length"  # slots in use after this step, padding included: cache_write_index + seq
 LOGITS_INDEX = "logits_index"
 LOGITS = "logits"
 
@@ -146,8 +146,11 @@ class Decoder(Protocol):
     ) -> np.ndarray:
         """Run the decoder graph once, keep the cache, return float32 logits [batch, vocab].
 
-        A prompt is right-padded to the longest row: padding sits behind a row's valid tokens, its cache slots are
-        overwritten by the tokens that come next, and `logits_index` points at the row's last valid token.
+        With S new tokens per row, row b fills cache slots `cache_write_index[b]` ... `cache_length[b] - 1`, where
+        `cache_length = cache_write_index + S`; its n-th token sees the slots up to its own (causal, aligned at the
+        end). A prompt is right-padded to the longest row: padding sits behind the row's valid tokens, counts in
+        `cache_length`, is never seen by them, and its slots are overwritten by the tokens that come next;
+        `logits_index` points at the row's last valid token.
         """
 
 

@@ -30,8 +30,8 @@ class CacheStep:
     """Where the new tokens of a step go in the cache, per sequence; all int64.
 
     `position_ids` [B, S] numbers each sequence's tokens from 0, as slots of the cache do; padding at the end of a
-    row just counts on. `write_index` [B] is the slot of the row's first new token, `length` [B] the number of valid
-    tokens after the step. Rows are independent of each other.
+    row just counts on. `write_index` [B] is the slot of the row's first new token, `length` [B] the slots in use after
+    the step, padding included: write_index + S. Rows are independent of each other.
     """
 
     position_ids: Tensor
@@ -80,7 +80,7 @@ class Attention(nn.Module):
                 operators.update_cache(cache.key, k_BKSD, step.write_index),
                 operators.update_cache(cache.value, v_BKSD, step.write_index),
             )
-            attended = operators.cached_attention(q_BHSD, *cache, step.position_ids, step.length)
+            attended = operators.cached_attention(q_BHSD, *cache, step.length)
         return self.o_proj(attended.transpose(1, 2).flatten(2)), cache
 
 

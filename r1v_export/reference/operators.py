@@ -37,16 +37,14 @@ def update_cache(cache_BKCD: Tensor, new_BKSD: Tensor, write_index_B: Tensor) ->
     return cache_BKCD.scatter(2, index, new_BKSD)
 
 
-def cached_attention(
-    q_BHSD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, position_ids_BS: Tensor, cache_length_B: Tensor
-) -> Tensor:
-    """Causal attention of new queries over a cache: slot c is seen by a query at position p when c <= p.
+def cached_attention(q_BHSD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, cache_length_B: Tensor) -> Tensor:
+    """Causal attention of S new queries over a cache whose first `cache_length` slots are in use.
 
-    Slots at or past `cache_length` hold nothing valid; only padded queries could see them, so every row of the
-    result that belongs to a valid token is right. Scale is D ** -0.5. Returns [B, H, S, D].
+    The new tokens are the last S of those, so the n-th query sees slots 0 ... cache_length - S + n. Scale is
+    D ** -0.5. Returns [B, H, S, D].
     """
-    slots_C = torch.arange(k_BKCD.shape[2], device=q_BHSD.device)
-    visible_BSC = slots_C <= position_ids_BS[..., None]
-    return F.scaled_dot_product_attention(
-        q_BHSD, k_BKCD, v_BKCD, attn_mask=visible_BSC[:, None], enable_gqa=True
-    )
+    seq, capacity = q_BHSD.shape[2], k_BKCD.shape[2]
+    device = q_BHSD.device
+    last_visible_BS = cache_length_B[:, None] - seq + torch.arange(seq, device=device)
+    visible_BSC = torch.arange(capacity, device=device) <= last_visible_BS[..., None]
+    return F.scaled_dot_product_attention(q_BHSD, k_BKCD, v_BKCD, attn_mask=visible_BSC[:, None], enable_gqa=True)
