@@ -1,0 +1,49 @@
+# make demo    build the shipped model, check it against PyTorch, ask it about a picture
+# make test    the whole test suite (no network, no GPU)
+# make lint    ruff, mypy, import-linter
+
+PYTHON ?= python3
+PRECISION ?= fp32
+BUNDLE ?= out/demo
+QUESTION ?= How many circles are there?
+PICTURE ?= examples/pictures/demo.png
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint format lock clean
+
+demo: $(INSTALLED)
+	$(BIN)/r1v-export build --precision $(PRECISION) -o $(BUNDLE)
+	$(BIN)/r1v-export check $(BUNDLE)
+	$(BIN)/r1v-export run $(BUNDLE) --image $(PICTURE) "$(QUESTION)"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The environment: the lock, then the package itself, editable. Remade when either file changes.
+$(INSTALLED): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+lock:
+	{ echo "# The exact environment of \`make demo\` and \`make test\`; written by \`make lock\`."; \
+	  $(BIN)/python -m pip freeze --all --exclude-editable \
+	  | sed -e '/^onnxruntime-genai==/d' -e '/^pip==/d' -e 's/^torch==\([0-9.]*\).*/torch==\1/'; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf out build *.egg-info .pytest_cache .mypy_cache .ruff_cache
