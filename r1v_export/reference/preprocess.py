@@ -1,8 +1,8 @@
 """Pictures become tiles: InternVL's dynamic tiling, bit-exact with the published code on Pillow 10 to 12.
 
-A picture is resized, without keeping its aspect ratio, to the grid of square tiles nearest to its shape, cut row by row,
-and followed by a thumbnail of the whole. Pillow 13 changed the order of its two resize passes and with it up to two grey
-levels per pixel; what the model was trained on is the older order, hence `pillow<13` in the package's requirements.
+A picture is resized, without keeping its aspect ratio, to the grid of square tiles nearest to its shape, cut row by
+row, and followed by a thumbnail of the whole. Pillow 13 changed the order of its two resize passes for some shapes, and
+with it pixels by up to two levels; the models were trained with the older order, hence `pillow<13` in pyproject.toml.
 
 Source: `dynamic_preprocess` and `build_transform` of the InternVL and Skywork-R1V model cards.
 """
@@ -28,7 +28,7 @@ MAX_PIXELS = 80_000_000
 """Largest picture that is decoded, in pixels (about 240 MB as RGB); below the size at which Pillow itself warns."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is opened at all: Pillow's other readers include interpreters of PostScript and rarely used, rarely tested ones."""
+"""What is opened at all: Pillow's other readers are rarely used, and one of them runs PostScript."""
 
 # 16 and 32 bits per sample: Pillow clips these to 255 on conversion, and the picture comes out white.
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -52,31 +52,16 @@ def load_image(source: ImageSource) -> Image.Image:
     Raises:
         InputError: missing, unreadable, not one of `FORMATS`, damaged, empty, over `MAX_PIXELS`, or over 8 bits deep.
     """
-    where = source if isinstance(source, str | Path) else getattr(source, "name", "image data")
-    try:
-        if isinstance(source, str | Path):
-            source = Path(source).read_bytes()
+    if not isinstance(source, str | Path):
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            "The image cannot be read.", where=where, found=reason, fix="give the path of a file"
-        ) from error
+        return _decode(file, getattr(source, "name", "image data"))
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            _check_size(image, where)
-            image.load()
-            return _to_rgb(image, where)
-    except InputError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(where, error) from error
-    except Image.UnidentifiedImageError as error:
-        raise InputError(
-            "The file is not an image of a known format.", where=where, expected=" ".join(FORMATS)
-        ) from error
-    except Exception as error:  # Pillow's decoders answer damaged data with a dozen kinds of exception.
-        raise InputError("The image is damaged or cut off.", where=where, found=error) from error
+        with Path(source).open("rb") as file:
+            return _decode(file, source)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name.
+        reason = getattr(error, "strerror", None) or error
+        fix = "give the path of an image file"
+        raise InputError("The image cannot be read.", where=source, found=reason, fix=fix) from error
 
 
 def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[Grid, ...]:
@@ -149,6 +134,23 @@ def pixel_values(images: Sequence[Image.Image], tiling: TilingSpec) -> tuple[np.
     if not images:
         return np.empty((0, 3, tiling.tile_size, tiling.tile_size), np.float32), tiles_per_image
     return normalize([tile for tiles in tiles_by_image for tile in tiles]), tiles_per_image
+
+
+def _decode(file: BinaryIO, where: object) -> Image.Image:
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            _check_size(image, where)
+            image.load()
+            return _to_rgb(image, where)
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(where, error) from error
+    except Image.UnidentifiedImageError as error:
+        formats = " ".join(FORMATS)
+        raise InputError("The file is not an image of a known format.", where=where, expected=formats) from error
+    except Exception as error:  # Pillow's decoders answer damaged data with a dozen kinds of exception.
+        raise InputError("The image is damaged or cut off.", where=where, found=error) from error
 
 
 def _check_size(image: Image.Image, where: object) -> None:
