@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec, ProjectorSpec, TilingSpec, VisionSpec
+from r1v_export.reference.model import Model, ReferenceEngine
+
+IMAGE_TOKEN = 5
+
+
+def tiny_spec(vocab_size: int = 300) -> ModelSpec:
+    return ModelSpec(
+        layout="internvl_chat",
+        architecture="SkyworkChatModel",
+        vision=VisionSpec(
+            hidden_size=32,
+            num_heads=2,
+            num_layers=2,
+            intermediate_size=64,
+            patch_size=14,
+            image_size=56,
+            norm="rms_norm",
+            norm_eps=1e-6,
+            qk_norm=True,
+            qkv_bias=False,
+        ),
+        projector=ProjectorSpec(shuffle=2, ps_version="v2", in_features=128, hidden_size=64),
+        language=LanguageSpec(
+            hidden_size=64,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            intermediate_size=96,
+            vocab_size=vocab_size,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            max_position_embeddings=1024,
+            tie_word_embeddings=False,
+        ),
+        tiling=TilingSpec(tile_size=56, min_tiles=1, max_tiles=4, use_thumbnail=True, dynamic=True),
+        image_token_id=IMAGE_TOKEN,
+        template="r1v3",
+        dtype="float32",
+    )
+
+
+def random_engine(spec: ModelSpec, seed: int = 0) -> ReferenceEngine:
+    """The reference with weights wide enough that greedy tokens vary from step to step."""
+    torch.manual_seed(seed)
+    model = Model(spec)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15 if "embed_tokens" not in name else 1.0)
+    return ReferenceEngine(model)
+
+
+@pytest.fixture(scope="session")
+def engine() -> ReferenceEngine:
+    return random_engine(tiny_spec())

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from r1v_export.runner.reasoning import ReasoningSplitter, split_reasoning
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "answer", "complete"),
+    [
+        ("two red circles\n</think>\n\nTwo.", "two red circles", "Two.", True),
+        ("</think>Two.", "", "Two.", True),
+        ("<think>\nhm</think>Two.", "hm", "Two.", True),
+        ("<think>\n<think>hm</think>Two.", "hm", "Two.", True),
+        ("one</think>\n<think>two</think>Three", "onetwo", "Three", True),
+        ("never closed", "never closed", "", False),
+        ("cut in the tag </thi", "cut in the tag </thi", "", False),
+        ("", "", "", False),
+        ("a</think>", "a", "", True),
+        ("a</think>b</think>c", "a", "b</think>c", True),
+        ("a</think>write <think> here", "a", "write <think> here", True),
+        ("the tag <think> inside</think>b", "the tag <think> inside", "b", True),
+        ("x < y and </ b</think>  c  d \n", "x < y and </ b", "c  d", True),
+        ("多少？</think>三个", "多少？", "三个", True),
+    ],
+)
+def test_a_text_that_starts_in_the_thought(text, thought, answer, complete):
+    result = split_reasoning(text)
+    assert (result.thought, result.answer, result.complete) == (thought, answer, complete)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "answer", "complete"),
+    [
+        ("Two.", "", "Two.", True),
+        ("\n Two <think> b\n", "", "Two <think> b", True),
+        ("<think>hm</think>Two.", "hm", "Two.", True),
+        ("a</think>b", "", "a</think>b", True),
+        ("<think>cut", "cut", "", False),
+        ("<thin", "", "<thin", True),
+    ],
+)
+def test_a_text_with_thinking_off(text, thought, answer, complete):
+    result = split_reasoning(text, thinking=False)
+    assert (result.thought, result.answer, result.complete) == (thought, answer, complete)
+
+
+def test_the_result_does_not_depend_on_how_the_text_is_cut():
+    rng = random.Random(0)
+    parts = ["<think>", "</think>", "<", "</th", "think>", " ", "\n", "a", "好", "<thi"]
+    for _ in range(2000):
+        text = "".join(rng.choice(parts) for _ in range(rng.randrange(9)))
+        thinking = rng.random() < 0.6
+        whole = split_reasoning(text, thinking)
+        splitter, thought, answer, at = ReasoningSplitter(thinking), "", "", 0
+        while at < len(text):
+            size = rng.randrange(1, 4)
+            piece = splitter.push(text[at : at + size])
+            thought, answer, at = thought + piece.thought, answer + piece.answer, at + size
+        piece = splitter.flush()
+        assert (thought + piece.thought, answer + piece.answer) == (whole.thought, whole.answer)
+        assert splitter.in_thought is not whole.complete
+
+
+def test_certain_text_is_not_held_back():
+    splitter = ReasoningSplitter()
+    assert splitter.push("I see <").thought == "I see"
+    assert splitter.push("3 circles").thought == " <3 circles"
+    assert splitter.push("</thi") == ("", "")
+    assert splitter.push("nk>\n\nThree") == ("", "Three")
+    assert splitter.push(" of them").answer == " of them"
