@@ -220,20 +220,20 @@ def _without_added_tokens(
     """The bare BPE. Added tokens leave the vocabulary too, so that no merge can ever make one."""
     file = folder / "tokenizer.json"
     model = definition.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if not isinstance(vocab, dict) or not vocab.keys() >= set(alphabet):
+    model = model if isinstance(model, dict) else {}
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not vocab.keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
         raise CheckpointError(
             "The tokenizer is not a byte-level BPE.",
             where=file,
             expected="a BPE vocabulary with one token for each of the 256 bytes",
-            found=f"model type {model.get('type') if isinstance(model, dict) else None}",
+            found=f"model type {model.get('type')}",
         )
     vocab = {token: id_ for token, id_ in vocab.items() if token not in added}
     _check_ids_are_distinct(vocab, added, file)
     # No truncation, padding or post-processor: they would change text behind the caller's back.
-    switched_off = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-    plain = {**definition, **switched_off, "model": {**model, "vocab": vocab}}
+    off: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+    plain = {**definition, **off, "model": {**model, "vocab": vocab}}
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(plain))
     except Exception as error:  # The tokenizers library raises bare Exceptions.

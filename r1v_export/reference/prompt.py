@@ -1,0 +1,246 @@
+"""Conversations become token ids, with room for the image embeddings.
+
+The templates below are ours, written from the published ones: a chat template that comes with a checkpoint is never
+executed. Only a template and the pictures make special tokens; text, whoever wrote it, is only ever text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from r1v_export.errors import InputError
+from r1v_export.reference.tokenizer import Tokenizer
+
+IMAGE_PLACEHOLDER = "<image>"
+IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
+THOUGHT_START, THOUGHT_END = "<think>", "</think>"
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a family version writes a conversation. `special_tokens` within the other fields stand for single ids."""
+
+    name: str
+    special_tokens: tuple[str, ...]
+    system: tuple[str, str]
+    """What stands before and after the text; so do the next two."""
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    stop_tokens: tuple[str, ...]
+    """End of an answer: the first must exist, the others count where the tokenizer has them."""
+    begin: str = ""
+    default_system: str = ""
+    thinking: str = ""
+    """Opens the thought, at the end of the prompt. `<think>` is plain text where the tokenizer has no such token."""
+    strip_answer: bool = False
+    """Past answers lose the line breaks in front, which separated them from their thoughts."""
+
+
+_CHATML = Template(
+    name="chatml",
+    special_tokens=("<|im_start|>", "<|im_end|>"),
+    system=("<|im_start|>system\n", "<|im_end|>\n"),
+    user=("<|im_start|>user\n", "<|im_end|>\n"),
+    assistant=("<|im_start|>assistant\n", "<|im_end|>\n"),
+    stop_tokens=("<|im_end|>",),
+)
+
+_R1V1 = Template(
+    name="r1v1",
+    special_tokens=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
+    begin="<｜begin▁of▁sentence｜>",
+    system=("", ""),
+    user=("<｜User｜>\n", ""),
+    assistant=("<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+    stop_tokens=("<｜end▁of▁sentence｜>", "<|endoftext|>"),
+    thinking="<think>\n",
+)
+
+# R1V2's own template was not seen; this is QwQ-32B's, its language model.
+_R1V2 = replace(_CHATML, name="r1v2", thinking="<think>\n", strip_answer=True)
+
+_R1V3 = replace(_CHATML, name="r1v3", thinking="<think>\n", strip_answer=True)
+
+_INTERNVL2_5 = replace(
+    _CHATML,
+    name="internvl2_5",
+    default_system="你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
+)
+
+TEMPLATES: Mapping[str, Template] = {template.name: template for template in (_R1V1, _R1V2, _R1V3, _INTERNVL2_5)}
+"""Prompt templates by the names that `ModelSpec.template` takes."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation.
+
+    Attributes:
+        role: the system may speak first; then user and assistant alternate, and a user speaks last.
+        text: what was said. A user's pictures stand where the text says `<image>`, and before the text, one to a
+            line, where it never does.
+        images: how many pictures a user shows.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    images: int = 0
+
+
+def encode(
+    tokenizer: Tokenizer,
+    template: Template,
+    turns: Sequence[Turn],
+    tiles_per_image: Sequence[int],
+    tokens_per_tile: int,
+    *,
+    think: bool = True,
+    max_length: int | None = None,
+) -> list[int]:
+    """Token ids of a conversation, up to where the assistant goes on.
+
+    A system turn replaces the template's own system message; an empty one removes it. Thoughts of past answers, up to
+    `</think>`, are left out as the published templates do.
+
+    Args:
+        tiles_per_image: tiles of each picture, in the order of the turns.
+        tokens_per_tile: `<IMG_CONTEXT>` tokens that each tile takes.
+        think: open a thought, if the template has them.
+        max_length: the model's `max_position_embeddings`.
+
+    Raises:
+        InputError: turns out of order or empty, `<image>` placeholders that do not match the pictures, more than
+            `max_length` tokens.
+        CheckpointError: the tokenizer lacks a token of the template.
+    """
+    _check_turns(turns, tiles_per_image)
+    pieces = _render(template, turns, tiles_per_image, tokens_per_tile, think)
+    ids = _to_ids(tokenizer, pieces)
+    if max_length is not None and len(ids) > max_length:
+        raise InputError(
+            "The prompt is longer than the model's context.",
+            where=f"{sum(tiles_per_image)} image tiles of {tokens_per_tile} tokens each, and the text",
+            expected=f"at most {max_length} tokens",
+            found=f"{len(ids)} tokens",
+            fix="use fewer or smaller pictures, or less text",
+        )
+    return ids
+
+
+def stop_ids(tokenizer: Tokenizer, template: Template, generation_config: Mapping[str, Any]) -> frozenset[int]:
+    """Ids that end an answer: the template's stop tokens and the `eos_token_id` of generation_config.json.
+
+    Raises:
+        CheckpointError: the tokenizer lacks the template's stop token.
+    """
+    required, *optional = template.stop_tokens
+    eos = generation_config.get("eos_token_id") or []
+    configured = eos if isinstance(eos, list) else [eos]
+    found = (tokenizer.token_id(token) for token in optional)
+    return frozenset({tokenizer.special_id(required), *configured, *(id_ for id_ in found if id_ is not None)})
+
+
+@dataclass(frozen=True)
+class _Special:
+    """`count` times the id of one added token. Made from templates and pictures, never from what was said."""
+
+    token: str
+    count: int = 1
+
+
+_Piece = str | _Special
+
+
+def _check_turns(turns: Sequence[Turn], tiles_per_image: Sequence[int]) -> None:
+    roles = [turn.role for turn in turns]
+    dialogue = roles[1:] if roles[:1] == ["system"] else roles
+    alternating = ["user", "assistant"] * (len(dialogue) // 2) + ["user"]
+    if dialogue != alternating:
+        raise InputError(
+            "The turns of the conversation are out of order.",
+            expected="an optional system turn, then user and assistant in alternation, a user last",
+            found=", ".join(roles) or "no turns",
+        )
+    for number, turn in enumerate(turns, start=1):
+        if turn.role == "user" and not turn.text.strip() and not turn.images:
+            raise InputError("The user neither shows nor asks anything.", where=f"turn {number}", fix="ask a question")
+        if turn.role != "user" and turn.images:
+            raise InputError("Only a user can show pictures.", where=f"turn {number}", found=f"role {turn.role}")
+    shown = sum(turn.images for turn in turns)
+    if shown != len(tiles_per_image):
+        raise InputError(
+            "The pictures do not match the turns.", expected=f"{shown} pictures", found=f"{len(tiles_per_image)}"
+        )
+
+
+def _render(
+    template: Template, turns: Sequence[Turn], tiles_per_image: Sequence[int], tokens_per_tile: int, think: bool
+) -> Iterator[_Piece]:
+    """The conversation as text and special tokens, in order."""
+
+    def frame(text: str) -> Iterator[_Piece]:
+        return _split_special(text, (*template.special_tokens, THOUGHT_START))
+
+    image_lengths = iter([tiles * tokens_per_tile for tiles in tiles_per_image])
+    if turns[0].role != "system":
+        turns = [Turn("system", template.default_system), *turns]
+    yield from frame(template.begin)
+    for turn in turns:
+        if turn.role == "system" and not turn.text:
+            continue
+        before, after = getattr(template, turn.role)
+        yield from frame(before)
+        if turn.role == "user":
+            yield from _user_pieces(turn, image_lengths)
+        else:
+            yield _past_answer(turn.text, template) if turn.role == "assistant" else turn.text
+        yield from frame(after)
+    yield from frame(template.assistant[0] + (template.thinking if think else ""))
+
+
+def _split_special(text: str, tokens: Iterable[str]) -> Iterator[_Piece]:
+    """Cut a template's own text at its special tokens."""
+    pattern = "|".join(re.escape(token) for token in tokens)
+    for index, part in enumerate(re.split(f"({pattern})", text)):
+        yield _Special(part) if index % 2 else part
+
+
+def _user_pieces(turn: Turn, image_lengths: Iterator[int]) -> Iterator[_Piece]:
+    placeholders = turn.text.count(IMAGE_PLACEHOLDER)
+    if placeholders not in (0, turn.images):
+        raise InputError(
+            "The text's image placeholders do not match the pictures.",
+            where=IMAGE_PLACEHOLDER,
+            expected=f"{turn.images} placeholders, or none",
+            found=placeholders,
+            fix="write one <image> for each picture, or leave them out: the pictures then come first",
+        )
+    text = turn.text if placeholders else f"{IMAGE_PLACEHOLDER}\n" * turn.images + turn.text
+    first, *rest = text.split(IMAGE_PLACEHOLDER)
+    yield first
+    for part in rest:
+        yield from (_Special(IMAGE_START), _Special(IMAGE_CONTEXT, next(image_lengths)), _Special(IMAGE_END), part)
+
+
+def _past_answer(text: str, template: Template) -> str:
+    answer = text.rsplit(THOUGHT_END, maxsplit=1)[-1]
+    return answer.lstrip("\n") if template.strip_answer else answer
+
+
+def _to_ids(tokenizer: Tokenizer, pieces: Iterable[_Piece]) -> list[int]:
+    """Tokenise each stretch of text between special tokens as one, as a tokenizer does with a rendered prompt."""
+    ids: list[int] = []
+    text = ""
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+        elif piece.token == THOUGHT_START and tokenizer.token_id(THOUGHT_START) is None:
+            text += THOUGHT_START
+        else:
+            ids += tokenizer.encode_text(text)
+            ids += [tokenizer.special_id(piece.token)] * piece.count
+            text = ""
+    return ids + tokenizer.encode_text(text)
