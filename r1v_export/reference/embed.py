@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -23,5 +24,5 @@ class Embed(nn.Module):
         ordinal_BS = is_image_BS.long().flatten().cumsum(0).view_as(input_ids_BS)
         # Row 0 stands for "no image", so that the lookup below is in range also when there are no images at all.
         rows_NE = torch.cat((image_embeds_NE.new_zeros(1, image_embeds_NE.shape[1]), image_embeds_NE))
-        image_BSE = rows_NE[ordinal_BS * is_image_BS]
+        image_BSE = F.embedding(ordinal_BS * is_image_BS, rows_NE)
         return torch.where(is_image_BS[..., None], image_BSE, self.embed_tokens(input_ids_BS))

@@ -155,5 +155,5 @@ class LanguageModel(nn.Module):
             h_BSE, updated = layer(h_BSE, rotary, step, None if cache is None else cache[index])
             present.append(updated)
         if logits_index_B is not None:
-            h_BSE = h_BSE[torch.arange(h_BSE.shape[0], device=h_BSE.device), logits_index_B]
+            h_BSE = operators.take_token(h_BSE, logits_index_B)
         return self.lm_head(self.model.norm(h_BSE)), None if cache is None else present

@@ -48,3 +48,8 @@ def cached_attention(q_BHSD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, cache_lengt
     last_visible_BS = cache_length_B[:, None] - seq + torch.arange(seq, device=device)
     visible_BSC = torch.arange(capacity, device=device) <= last_visible_BS[..., None]
     return F.scaled_dot_product_attention(q_BHSD, k_BKCD, v_BKCD, attn_mask=visible_BSC[:, None], enable_gqa=True)
+
+
+def take_token(h_BSE: Tensor, index_B: Tensor) -> Tensor:
+    """The token at `index` of each row: [B, S, E] -> [B, E]."""
+    return h_BSE[torch.arange(h_BSE.shape[0], device=h_BSE.device), index_B]

@@ -1,0 +1,47 @@
+"""The exporters, by graph: the table that says where each of the contract's graphs comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from r1v_export import contract
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.exporters import decoder, embed, projector, vision
+from r1v_export.exporters.bind import DTYPES, save_with_weights
+from r1v_export.exporters.check import check_graph
+from r1v_export.exporters.graph import GraphSource
+from r1v_export.exporters.trace import trace
+
+SOURCES: dict[str, Callable[[ModelSpec], GraphSource]] = {
+    contract.VISION: vision.source,
+    contract.PROJECTOR: projector.source,
+    contract.EMBED: embed.source,
+    contract.DECODER: decoder.source,
+}
+
+
+def trace_graph(name: str, spec: ModelSpec, compute: torch.dtype) -> ir.Model:
+    """One graph of the contract, checked, without weights: needs no checkpoint, only its spec."""
+    graph_contract = contract.graph_contracts(spec.sizes)[name]
+    model = trace(SOURCES[name](spec), graph_contract, compute)
+    check_graph(model, graph_contract, DTYPES[compute])
+    return model
+
+
+def export_graph(
+    name: str,
+    checkpoint: Checkpoint,
+    folder: Path,
+    compute: torch.dtype,
+    on_bytes: Callable[[int], None] = lambda written: None,
+) -> Path:
+    """Write `folder/<name>.onnx` and `<name>.data`; returns the former. Peak memory is a few of the largest tensors."""
+    model = trace_graph(name, checkpoint.spec, compute)
+    path = folder / f"{name}.onnx"
+    save_with_weights(model, SOURCES[name](checkpoint.spec), checkpoint, compute, path, on_bytes)
+    return path

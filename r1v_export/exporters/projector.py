@@ -1,0 +1,11 @@
+"""The projector graph: vision_features -> image_embeds."""
+
+from __future__ import annotations
+
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.exporters.graph import GraphSource
+from r1v_export.reference.projector import Projector
+
+
+def source(spec: ModelSpec) -> GraphSource:
+    return GraphSource(module=lambda: Projector(spec.projector), prefix="mlp1.")
