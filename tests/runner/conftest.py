@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers
 
 from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec, ProjectorSpec, TilingSpec, VisionSpec
 from r1v_export.reference.model import Model, ReferenceEngine
+from r1v_export.reference.prompt import TEMPLATES
+from r1v_export.reference.tokenizer import AddedToken, Tokenizer
+from r1v_export.runner.chain import Runner
 
-IMAGE_TOKEN = 5
+IMAGE_TOKEN = 260
+"""`<IMG_CONTEXT>` of `byte_tokenizer`."""
 
 
 def tiny_spec(vocab_size: int = 300) -> ModelSpec:
@@ -59,3 +65,18 @@ def random_engine(spec: ModelSpec, seed: int = 0) -> ReferenceEngine:
 @pytest.fixture(scope="session")
 def engine() -> ReferenceEngine:
     return random_engine(tiny_spec())
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token for each byte, and the tokens of R1V3's template behind them; `<think>` is plain text."""
+    alphabet = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    plain = tokenizers.Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    names = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
+    return Tokenizer(plain, {name: AddedToken(256 + index, True) for index, name in enumerate(names)})
+
+
+@pytest.fixture(scope="session")
+def runner(engine) -> Runner:
+    return Runner(engine, byte_tokenizer(), engine.model.spec, TEMPLATES["r1v3"])

@@ -1,0 +1,138 @@
+"""What a generation hands out: events while it runs, an answer at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from r1v_export.runner.reasoning import Piece, ReasoningSplitter
+from r1v_export.runner.scheduler import FinishReason
+from r1v_export.runner.streaming import Detokenizer, StopStrings
+
+
+@dataclass
+class Timings:
+    """Wall-clock time by stage, in milliseconds. Sequences of one batch share `prefill_ms` and `decode_ms`."""
+
+    preprocess_ms: float = 0.0
+    vision_ms: float = 0.0
+    projector_ms: float = 0.0
+    embed_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    """All steps after prefill, embedding and choosing the tokens included."""
+    decode_steps: int = 0
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the duration of a block to `{stage}_ms`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            name = f"{stage}_ms"
+            setattr(self, name, getattr(self, name) + (time.perf_counter() - started) * 1000)
+
+    @property
+    def first_token_ms(self) -> float:
+        """From picture and text to the first token."""
+        return self.preprocess_ms + self.vision_ms + self.projector_ms + self.embed_ms + self.prefill_ms
+
+    @property
+    def decode_steps_per_s(self) -> float:
+        """Tokens per second and sequence, after the first."""
+        return self.decode_steps / self.decode_ms * 1000 if self.decode_ms else 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer.
+
+    Attributes:
+        thought: text inside `<think>`, "" where thinking was off.
+        text: the answer proper; "" if the thought was never closed.
+        thought_complete: false if the answer ended inside the thought.
+        token_ids: all generated tokens, a stop token included.
+        finish_reason: "stop" (a stop token or string), "length" (the token limit) or "cancelled".
+        prompt_tokens: tokens of the prompt, image tokens included.
+        reused_tokens: of these, taken from the cache of an earlier turn.
+    """
+
+    thought: str
+    text: str
+    thought_complete: bool
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    reused_tokens: int
+    timings: Timings
+
+
+CANCELLED_BEFORE_START = Answer("", "", False, (), "cancelled", 0, 0, Timings())
+"""The answer to a request that was cancelled before its prompt was ready."""
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One step of one request's answer.
+
+    Attributes:
+        request: index of the request.
+        token_id: the new token; None in the last event of a cancelled answer.
+        thought, text: what became certain of thought and answer; each may be "".
+        answer: the whole answer, with the request's last event only.
+    """
+
+    request: int
+    token_id: int | None
+    thought: str
+    text: str
+    answer: Answer | None = None
+
+
+@dataclass
+class AnswerText:
+    """One answer's way from tokens to thought and text.
+
+    Args:
+        decode: token ids -> text.
+        stops: stop strings.
+        thinking: the prompt has opened a thought.
+    """
+
+    decode: Callable[[Sequence[int]], str]
+    stops: Sequence[str]
+    thinking: bool
+    thought: str = field(default="", init=False)
+    text: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self._detokenizer = Detokenizer(self.decode)
+        self._stop_strings = StopStrings(self.stops)
+        self._splitter = ReasoningSplitter(self.thinking)
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string came up."""
+        return self._stop_strings.stopped
+
+    @property
+    def in_thought(self) -> bool:
+        return self._splitter.in_thought
+
+    def push(self, token_id: int) -> Piece:
+        """The thought and text that a token makes certain."""
+        return self._keep(self._splitter.push(self._stop_strings.push(self._detokenizer.push(token_id))))
+
+    def flush(self) -> Piece:
+        """The rest, at the end of the answer."""
+        rest = self._stop_strings.push(self._detokenizer.flush()) + self._stop_strings.flush()
+        certain, last = self._splitter.push(rest), self._splitter.flush()
+        return self._keep(Piece(certain.thought + last.thought, certain.answer + last.answer))
+
+    def _keep(self, piece: Piece) -> Piece:
+        self.thought += piece.thought
+        self.text += piece.answer
+        return piece
