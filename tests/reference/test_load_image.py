@@ -1,0 +1,158 @@
+"""Pictures of every kind, and things that are no pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from r1v_export.errors import InputError
+from r1v_export.reference import preprocess
+from r1v_export.reference.preprocess import load_image
+
+
+def picture(width: int = 20, height: int = 12) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_a_lossless_file_gives_its_pixels(kind, tmp_path):
+    file = tmp_path / "picture"
+    file.write_bytes(encoded(picture(), kind))
+    for source in (file, str(file), file.read_bytes(), io.BytesIO(file.read_bytes())):
+        image = load_image(source)
+        assert image.mode == "RGB"
+        assert image.tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF"])
+def test_a_lossy_file_gives_what_pillow_decodes(kind):
+    data = encoded(picture(), kind)
+    assert load_image(data).tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
+def test_the_orientation_in_exif_is_not_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    assert load_image(encoded(picture(20, 12), "JPEG", exif=exif)).size == (20, 12)
+
+
+def test_alpha_is_dropped_not_blended():
+    transparent = picture().copy()
+    transparent.putalpha(0)
+    assert load_image(encoded(transparent, "PNG")).tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK"])
+def test_other_colour_modes_are_converted_as_pillow_does(mode):
+    image = picture().convert(mode)
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    assert load_image(encoded(image, kind)).tobytes() == image.convert("RGB").tobytes()
+
+
+def test_an_animation_gives_its_first_frame():
+    first, second = Image.new("RGB", (9, 9), "red"), Image.new("RGB", (9, 9), "blue")
+    data = encoded(first, "GIF", save_all=True, append_images=[second])
+    assert load_image(data).getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_more_than_eight_bits_are_refused(mode):
+    data = encoded(Image.new(mode, (4, 4)), "TIFF")
+    with pytest.raises(InputError, match="more than 8 bits") as caught:
+        load_image(data)
+    assert mode in str(caught.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(InputError, match=r"(?s)cannot be read.*no/such\.png.*No such file"):
+        load_image("no/such.png")
+
+
+def test_a_folder_is_no_picture(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        load_image(tmp_path)
+
+
+def test_a_name_with_a_null_byte_is_refused():
+    with pytest.raises(InputError, match="cannot be read"):
+        load_image("a\0b.png")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a picture", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+)
+def test_a_file_that_is_no_picture_is_refused(content, tmp_path):
+    file = tmp_path / "notes.png"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"(?s)not an image.*notes\.png"):
+        load_image(file)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_truncated_file_is_refused(kind):
+    data = encoded(picture(64, 64), kind)
+    with pytest.raises(InputError, match=r"damaged or cut off|not an image"):
+        load_image(data[: len(data) * 2 // 3])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]),
+    st.integers(0, 10_000),
+    st.binary(min_size=1, max_size=8),
+)
+def test_damaged_bytes_give_a_picture_or_an_input_error(kind, position, garbage):
+    data = bytearray(encoded(picture(), kind))
+    position %= len(data)
+    data[position : position + len(garbage)] = garbage
+    with warnings.catch_warnings(), contextlib.suppress(InputError):
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata.
+        assert load_image(bytes(data)).mode == "RGB"
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that claims to be huge and holds next to nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(8_001, 10_000), (10_000, 9_000), (50_000, 50_000)])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with pytest.raises(InputError, match=r"(?s)too large.*80 megapixels"):
+            load_image(bomb(*size))
+
+
+def test_a_picture_at_the_pixel_limit_is_read(monkeypatch):
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 20 * 12)
+    load_image(encoded(picture(20, 12), "PNG"))
+    with pytest.raises(InputError, match="too large"):
+        load_image(encoded(picture(20, 13), "PNG"))
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
+def test_a_picture_without_pixels_is_refused(size):
+    with pytest.raises(InputError):
+        load_image(bomb(*size))
