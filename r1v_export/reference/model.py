@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.reference.embed import Embed
 from r1v_export.reference.language import CacheStep, LanguageModel, rotary_tables
@@ -32,6 +33,19 @@ class Model(nn.Module):
     @property
     def embed(self) -> Embed:
         return Embed(self.language_model.model.embed_tokens, self.spec.image_token_id)
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Model:
+    """The model with a checkpoint's weights, cast to `dtype`.
+
+    Weights that are stored in `dtype` stay copy-on-write maps of their files.
+    """
+    with torch.device("meta"):
+        model = Model(checkpoint.spec)
+    model.load_state_dict({name: checkpoint.read(name).to(dtype) for name in checkpoint.tensors}, assign=True)
+    if checkpoint.spec.language.tie_word_embeddings:
+        model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
+    return model.eval().requires_grad_(False)
 
 
 class ReferenceEngine:

@@ -1,0 +1,130 @@
+"""A checkpoint: validated from headers alone when opened, read one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r1v_export.checkpoint.config import DType, read_configuration
+from r1v_export.checkpoint.config_section import read_json_object
+from r1v_export.checkpoint.names import (
+    expected_tensors,
+    has_older_prefixes,
+    is_unused,
+    stored_names,
+    stores_lm_head,
+)
+from r1v_export.checkpoint.resolve import Source, resolve
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tensor_file import StoredTensor
+from r1v_export.checkpoint.tensor_store import INDEX_NAME, open_tensors
+from r1v_export.checkpoint.validate import check_tensors, refuse_quantised
+
+AUXILIARY_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+"""Everything of a checkpoint but its weights that a bundle carries on."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A canonical tensor, from headers alone."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class Checkpoint:
+    """One checkpoint folder. Make it with `Checkpoint.open`; the constructor trusts its arguments."""
+
+    def __init__(
+        self, folder: Path, source: Source, spec: ModelSpec, stored: Mapping[str, tuple[StoredTensor, ...]]
+    ) -> None:
+        self.folder, self.source, self.spec = folder, source, spec
+        self._stored = stored
+
+    @classmethod
+    def open(cls, model: str | Path | None = None, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
+        """Find a checkpoint and check all of it before any weight is read.
+
+        Args:
+            model: None or "r1v-nano" for the small trained model of the package, a folder, or a hub id.
+            revision: branch, tag or commit of a hub id.
+            offline: use the hub's local cache only.
+
+        Raises:
+            CheckpointError: configuration, tokenizer, index, file extents, or any tensor's presence, shape or dtype
+                is not as it should be.
+        """
+        folder, source = resolve(model, revision=revision, offline=offline)
+        read_json_object(folder / "config.json")
+        tensors = open_tensors(folder)
+        refuse_quantised(folder, tensors)
+        spec, unused_layers = read_configuration(
+            folder, stores_lm_head=stores_lm_head(tensors), stored_dtype=_main_dtype(tensors.values())
+        )
+        older = has_older_prefixes(tensors)
+        wanted = {name: stored_names(name, spec, older) for name in expected_tensors(spec)}
+        superfluous = set(tensors).difference(name for names in wanted.values() for name in names)
+        check_tensors(spec, wanted, tensors, {name for name in superfluous if not is_unused(name, unused_layers)})
+        return cls(folder, source, spec, {name: tuple(tensors[s] for s in names) for name, names in wanted.items()})
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the model by canonical name. Tied embeddings appear under both of their names."""
+        shapes = expected_tensors(self.spec)
+        return {
+            name: TensorInfo(parts[0].dtype, shapes[name], sum(part.nbytes for part in parts))
+            for name, parts in self._stored.items()
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor by canonical name, in its stored dtype.
+
+        Nothing is kept: memory is given back with the tensor. It may be a copy-on-write map of the file.
+        """
+        parts = [part.read() for part in self._stored[name]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def files(self) -> list[Path]:
+        """The weight files, and their index where there is one."""
+        weights = {part.file for parts in self._stored.values() for part in parts}
+        index = self.folder / INDEX_NAME
+        return sorted(weights) + ([index] if index.exists() else [])
+
+    def auxiliary_files(self) -> list[Path]:
+        """Configuration, tokenizer and template files that are there."""
+        return [path for name in AUXILIARY_FILES if (path := self.folder / name).is_file()]
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """generation_config.json, or nothing."""
+        path = self.folder / "generation_config.json"
+        return read_json_object(path) if path.exists() else {}
+
+
+def _main_dtype(tensors: Iterable[StoredTensor]) -> DType:
+    """The floating-point dtype that most bytes of weights are stored in."""
+    nbytes: dict[DType, int] = {"bfloat16": 0, "float16": 0, "float32": 0}
+    for tensor in tensors:
+        for dtype in nbytes:
+            if tensor.dtype == getattr(torch, dtype):
+                nbytes[dtype] += tensor.nbytes
+    return max(nbytes, key=lambda dtype: nbytes[dtype])

@@ -1,0 +1,116 @@
+"""A part of a config.json, read key by key with its type checked and its class default at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from r1v_export.errors import CheckpointError
+
+UNSUPPORTED = "this variant is not supported; see the support matrix in README.md"
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, not JSON, or holds something else.
+    """
+    fix = f"copy {path.name} again from where the checkpoint came from"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"The checkpoint has no {path.name}.", where=path.parent, fix=fix) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is not JSON.", where=path, found=error, fix=fix) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path.name} is not a JSON object.", where=path, expected="{...}", found=type(content).__name__, fix=fix
+        )
+    return content
+
+
+class Section:
+    """One object of a configuration.
+
+    Args:
+        values: its keys.
+        path: file and keys that lead here, for messages: "config.json: vision_config".
+        defaults: the published configuration class's values for keys that are absent or null.
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: str, defaults: Mapping[str, Any] | None = None) -> None:
+        self.values, self.path, self.defaults = values, path, defaults or {}
+
+    def has(self, key: str) -> bool:
+        """Whether the key itself is there, and not null."""
+        return self.values.get(key) is not None
+
+    def get(self, key: str) -> Any:
+        """The value, or the class's default where the key is absent or null, or None."""
+        value = self.values.get(key)
+        return self.defaults.get(key) if value is None else value
+
+    def section(self, *keys: str, defaults: Mapping[str, Any] | None = None) -> Section | None:
+        """The first of the nested objects that is there."""
+        for key in keys:
+            value = self.values.get(key)
+            if value is not None:
+                if not isinstance(value, dict):
+                    raise self.wrong(key, "an object", value)
+                return Section(value, f"{self.path}: {key}", defaults)
+        return None
+
+    def size(self, key: str) -> int:
+        """A positive integer."""
+        value = self.get(key)
+        if type(value) is not int or value <= 0:
+            raise self.wrong(key, "a positive integer", value)
+        return value
+
+    def integer(self, key: str) -> int:
+        value = self.get(key)
+        if type(value) is not int:
+            raise self.wrong(key, "an integer", value)
+        return value
+
+    def square(self, key: str) -> int:
+        """A positive integer, also written as a pair of equal ones (height and width)."""
+        value = self.get(key)
+        if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
+            value = value[0]
+        if type(value) is not int or value <= 0:
+            raise self.wrong(key, "a positive integer, or two equal ones", self.get(key))
+        return value
+
+    def number(self, key: str) -> float:
+        """A positive, finite number."""
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise self.wrong(key, "a positive number", value)
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        value = self.get(key)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false", value)
+        return value
+
+    def choice(self, key: str, *supported: str) -> str:
+        """One of the strings that this program knows how to compute."""
+        value = self.get(key)
+        if value not in supported:
+            raise self.wrong(key, " or ".join(supported), value, UNSUPPORTED)
+        return str(value)
+
+    def wrong(self, key: str, expected: str, found: object, fix: str | None = None) -> CheckpointError:
+        """The error for a value that cannot be used."""
+        return CheckpointError(
+            f"The configuration's {key} cannot be used.",
+            where=f"{self.path}: {key}",
+            expected=expected,
+            found="nothing" if found is None else repr(found),
+            fix=fix or "check config.json against the one the checkpoint was published with",
+        )

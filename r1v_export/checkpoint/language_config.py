@@ -1,0 +1,78 @@
+"""`llm_config` or `text_config` -> LanguageSpec. Qwen2 only, without rope scaling and without a sliding window."""
+
+from __future__ import annotations
+
+from r1v_export.checkpoint.config_section import UNSUPPORTED, Section
+from r1v_export.checkpoint.spec import LanguageSpec
+from r1v_export.errors import CheckpointError
+
+_QWEN2 = ("Qwen2ForCausalLM", "Qwen2Model", "qwen2")
+
+
+def read_language(llm: Section, *, tied: bool) -> LanguageSpec:
+    """The decoder that a configuration describes.
+
+    Raises:
+        CheckpointError: another language model than Qwen2, or a variant of it that is not supported.
+    """
+    _check_architecture(llm)
+    llm.choice("hidden_act", "silu")
+    _check_full_attention(llm)
+    hidden_size, num_heads = llm.size("hidden_size"), llm.size("num_attention_heads")
+    num_kv_heads = llm.size("num_key_value_heads")
+    if num_heads % num_kv_heads:
+        raise llm.wrong("num_key_value_heads", f"a divisor of {num_heads} heads", num_kv_heads)
+    head_dim = llm.size("head_dim") if llm.has("head_dim") else hidden_size // num_heads
+    if head_dim % 2 or (hidden_size % num_heads and not llm.has("head_dim")):
+        raise llm.wrong("num_attention_heads", f"heads of an even size in {hidden_size} features", num_heads)
+    return LanguageSpec(
+        hidden_size=hidden_size,
+        num_layers=llm.size("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        intermediate_size=llm.size("intermediate_size"),
+        vocab_size=llm.size("vocab_size"),
+        rms_norm_eps=llm.number("rms_norm_eps"),
+        rope_theta=_rope_theta(llm),
+        max_position_embeddings=llm.size("max_position_embeddings"),
+        tie_word_embeddings=tied,
+    )
+
+
+def _check_architecture(llm: Section) -> None:
+    architectures = llm.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else llm.get("model_type")
+    if named not in _QWEN2:
+        raise CheckpointError(
+            "The checkpoint's language model is not supported.",
+            where=llm.path,
+            expected="Qwen2ForCausalLM (Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen)",
+            found=named,
+            fix="use a family member with a Qwen2.5 language model",
+        )
+
+
+def _rope_theta(llm: Section) -> float:
+    """Base of the rotary angles; transformers 5 keeps it inside `rope_parameters`."""
+    theta = llm
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = llm.section(key)
+        if rope is None:
+            continue
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        if kind != "default":
+            raise llm.wrong(key, "none, or of type default", rope.values, UNSUPPORTED)
+        if rope.has("rope_theta"):
+            theta = rope
+    return theta.number("rope_theta")
+
+
+def _check_full_attention(llm: Section) -> None:
+    """Every layer attends to everything before it."""
+    sliding = llm.flag("use_sliding_window") and llm.integer("max_window_layers") < llm.size("num_hidden_layers")
+    if sliding:
+        raise llm.wrong("use_sliding_window", "false, or max_window_layers at the number of layers", True, UNSUPPORTED)
+    kinds = llm.get("layer_types") or []
+    if any(kind != "full_attention" for kind in kinds):
+        raise llm.wrong("layer_types", "full_attention throughout", sorted({str(kind) for kind in kinds}), UNSUPPORTED)

@@ -1,0 +1,128 @@
+"""MODEL on the command line -> a folder: the model that the package carries, a path, or an id of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import r1v_export
+from r1v_export.errors import CheckpointError, UsageError
+
+BUILTIN_NAME = "r1v-nano"
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class Source(NamedTuple):
+    """Where a checkpoint came from."""
+
+    kind: Literal["builtin", "folder", "hub"]
+    name: str
+    """`r1v-nano`, the path as given, or the hub id."""
+    revision: str | None
+    """The hub's commit hash."""
+
+
+class Resolved(NamedTuple):
+    folder: Path
+    source: Source
+
+
+def resolve(model: str | Path | None, *, revision: str | None = None, offline: bool = False) -> Resolved:
+    """Find a checkpoint's folder; download it when it is a hub id that is not cached.
+
+    Args:
+        model: None or "r1v-nano" for the small trained model of the package, a folder, or a hub id `owner/name`.
+        revision: branch, tag or commit of the hub's repository.
+        offline: use the hub's local cache only.
+
+    Raises:
+        UsageError: a revision for something that is not a hub id.
+        CheckpointError: no such folder, or the hub's files cannot be had.
+    """
+    folder, kind = _local(model)
+    if folder is not None:
+        if revision is not None:
+            raise UsageError("A revision goes with a hub id only.", found=f"--revision {revision}", fix="leave it out")
+        return Resolved(folder, Source(kind, BUILTIN_NAME if kind == "builtin" else str(model), None))
+    name = str(model)
+    if not _HUB_ID.fullmatch(name):
+        raise CheckpointError(
+            "There is no such checkpoint.",
+            where=name,
+            expected=f"a folder with config.json, a hub id such as Skywork/Skywork-R1V3-38B, or {BUILTIN_NAME}",
+            found="neither a folder nor of the form owner/name",
+            fix="check the path",
+        )
+    folder = _download(name, revision, offline)
+    return Resolved(folder, Source("hub", name, folder.name))
+
+
+def _local(model: str | Path | None) -> tuple[Path | None, Literal["builtin", "folder"]]:
+    if model is not None and Path(model).is_dir():
+        return Path(model), "folder"
+    if model is not None and Path(model).is_file():
+        raise CheckpointError(
+            "MODEL is a file.", where=model, expected="a folder", found="a file", fix="name the folder it lies in"
+        )
+    if model is None or str(model) == BUILTIN_NAME:
+        return Path(r1v_export.__file__).parent / "nano" / "model", "builtin"
+    return None, "folder"
+
+
+def _download(hub_id: str, revision: str | None, offline: bool) -> Path:
+    """The snapshot folder of a hub repository, in the hub's own cache; its name is the commit hash."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                hub_id, revision=revision, allow_patterns=_HUB_FILES, local_files_only=offline
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise _hub_error(error, hub_id, revision, offline) from error
+
+
+def _hub_error(error: Exception, hub_id: str, revision: str | None, offline: bool) -> CheckpointError:
+    """A hub client's exception in the words of this program."""
+    from huggingface_hub import errors as hub
+
+    where = hub_id if revision is None else f"{hub_id} at revision {revision}"
+    found = " ".join(str(error).split())[:300]
+    # Subclasses first: a gated repository is also a "not found" one, and that is an HTTP error.
+    if isinstance(error, hub.RevisionNotFoundError):
+        what, fix = (
+            "The hub's repository has no such revision.",
+            "name an existing branch, tag or commit with --revision",
+        )
+    elif isinstance(error, hub.GatedRepoError):
+        what, fix = (
+            "The hub's repository is gated.",
+            f"accept its terms on the page of {hub_id}, then run `hf auth login`",
+        )
+    elif isinstance(error, hub.RepositoryNotFoundError):
+        what = "The hub has no such repository, or it is private."
+        fix = "check the spelling; for a private one run `hf auth login`"
+    elif isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (401, 403):
+        what, fix = "The hub refuses access to the repository.", "run `hf auth login` with an account that has access"
+    elif isinstance(error, hub.IncompleteSnapshotError):
+        what, fix = (
+            "The checkpoint is cached only in part.",
+            "run again with network and without --offline, to fetch the rest",
+        )
+    elif isinstance(error, hub.LocalEntryNotFoundError) and offline:
+        what, fix = (
+            "The checkpoint is not in the hub's local cache.",
+            f"run `hf download {hub_id}` where there is a network",
+        )
+    elif isinstance(error, hub.LocalEntryNotFoundError):
+        what, fix = "The hub cannot be reached.", "check the network, or download elsewhere and give the folder's path"
+    else:
+        what, fix = (
+            "The checkpoint cannot be downloaded.",
+            "try again, or download it elsewhere and give the folder's path",
+        )
+    return CheckpointError(what, where=where, found=found, fix=fix)

@@ -1,0 +1,157 @@
+"""Random checkpoints in the official layouts, of any family version and any size, written with bounded memory.
+
+A tensor's values depend on its canonical name, its size and the seed alone: the same weights come out in every
+layout, however they are cut into shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r1v_export.checkpoint.config import DType, Layout, read_configuration
+from r1v_export.checkpoint.names import expected_tensors, stored_names
+from r1v_export.checkpoint.presets import PRESETS
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.synth_files import write_auxiliary_files
+from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
+from r1v_export.errors import CapabilityError, UsageError
+
+SHARD_BYTES = 5_000_000_000
+_CHUNK = 1 << 24  # elements made at a time
+_STD = 0.02
+_LAYER_SCALE = 0.1
+
+
+def synthesize(
+    folder: Path,
+    *,
+    preset: str,
+    vision_layers: int | None = None,
+    language_layers: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    layout: Layout = "internvl_chat",
+    dtype: DType = "bfloat16",
+    shards: int | None = None,
+    sparse: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a random checkpoint: weights, configuration and tokenizer.
+
+    Args:
+        folder: made if it is not there; must be empty.
+        preset: a key of `presets.PRESETS`, such as "r1v3-38b", "internvl3-1b" or "nano".
+        vision_layers: ViT blocks instead of the preset's.
+        language_layers: decoder layers instead of the preset's.
+        overrides: further keys of the `internvl_chat` config.json to change, dotted:
+            {"llm_config.hidden_size": 256}.
+        layout: weight names and configuration of `internvl_chat` or of transformers' native `internvl`.
+        dtype: of every tensor.
+        shards: number of weight files; by default files of about 5 GB.
+        sparse: files of the true size whose data are holes: all weights zero, no disk taken.
+        seed: another seed, other weights.
+        progress: called with the bytes written so far and in all.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: an unknown preset, or a folder that holds something.
+        CheckpointError: overrides that make no model.
+        CapabilityError: not enough disk.
+    """
+    folder = Path(folder)
+    config = _resolve_config(preset, vision_layers, language_layers, overrides or {}, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise UsageError("The folder is not empty.", where=folder, fix="name a new one")
+    write_auxiliary_files(folder, config, PRESETS[preset], layout)
+    # The configuration just written says what the weights are, the same way it will for everyone who reads it.
+    tied = bool(config["llm_config"]["tie_word_embeddings"])
+    spec, unused_layers = read_configuration(folder, stores_lm_head=not tied, stored_dtype=dtype)
+    all_layers = spec.vision.model_copy(update={"num_layers": spec.vision.num_layers + len(unused_layers)})
+    tensors = _new_tensors(spec.model_copy(update={"vision": all_layers}), getattr(torch, dtype), seed)
+    total = sum(tensor.nbytes for tensor in tensors)
+    if not sparse:
+        _check_disk(folder, total)
+    for done in write_tensors(folder, tensors, shards=shards or math.ceil(total / SHARD_BYTES), sparse=sparse):
+        if progress is not None:
+            progress(done, total)
+    return folder
+
+
+def _resolve_config(
+    preset: str,
+    vision_layers: int | None,
+    language_layers: int | None,
+    overrides: Mapping[str, Any],
+    dtype: DType,
+) -> dict[str, Any]:
+    if preset not in PRESETS:
+        raise UsageError("There is no such preset.", expected=", ".join(PRESETS), found=preset, fix="name one of these")
+    config = PRESETS[preset].config() | {"torch_dtype": dtype}
+    layers = {"vision_config.num_hidden_layers": vision_layers, "llm_config.num_hidden_layers": language_layers}
+    for key, value in [(key, value) for key, value in layers.items() if value is not None] + list(overrides.items()):
+        *parents, last = key.split(".")
+        section = config
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return config
+
+
+def _check_disk(folder: Path, total: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise CapabilityError(
+            "There is not enough disk for the checkpoint.",
+            where=folder,
+            expected=f"{total / 1e9:.1f} GB",
+            found=f"{free / 1e9:.1f} GB free",
+            fix="name fewer layers, or write it sparse",
+        )
+
+
+def _new_tensors(spec: ModelSpec, dtype: torch.dtype, seed: int) -> list[NewTensor]:
+    tensors: dict[str, NewTensor] = {}
+    for canonical, shape in expected_tensors(spec).items():
+        names = stored_names(canonical, spec)
+        part_shape = (shape[0] // len(names), *shape[1:])
+        elements, part_elements = math.prod(shape), math.prod(part_shape)
+        for part, name in enumerate(names):
+            begin = part * part_elements
+            chunks = partial(_random_chunks, canonical, elements, begin, begin + part_elements, seed)
+            tensors.setdefault(name, NewTensor(name, dtype, part_shape, chunks))
+    return list(tensors.values())
+
+
+def _random_chunks(canonical: str, elements: int, begin: int, end: int, seed: int) -> Iterator[torch.Tensor]:
+    """Elements `begin` to `end` of the canonical tensor, flat, float32.
+
+    Every chunk has a generator of its own, so that parts of a tensor (q, k, v) can be made without the rest.
+    """
+    centre, std = _distribution(canonical)
+    for start in range(begin - begin % _CHUNK, end, _CHUNK):
+        digest = hashlib.sha256(f"{seed}:{canonical}:{start}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        chunk = torch.randn(min(_CHUNK, elements - start), generator=generator).mul_(std).add_(centre)
+        yield chunk[max(begin - start, 0) : end - start]
+
+
+def _distribution(canonical: str) -> tuple[float, float]:
+    """Mean and standard deviation: near one for norms, small for LayerScale, so that deep models stay sane."""
+    parts = canonical.split(".")
+    is_norm = canonical.endswith("norm.weight") or parts[-2] in ("norm1", "norm2") or canonical.startswith("mlp1.0.")
+    if is_norm and parts[-1] == "weight":
+        return 1.0, _STD
+    if parts[-1] in ("ls1", "ls2"):
+        return _LAYER_SCALE, _LAYER_SCALE * _STD
+    return 0.0, _STD

@@ -1,0 +1,148 @@
+"""Everything of a synthetic checkpoint but its weights: configuration, tokenizer, generation settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from r1v_export.checkpoint.config import Layout
+from r1v_export.checkpoint.presets import Preset
+from r1v_export.checkpoint.tokens import IMAGE_TOKEN
+from r1v_export.errors import UsageError
+
+_BYTES = 256
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def write_auxiliary_files(folder: Path, config: dict[str, Any], preset: Preset, layout: Layout) -> None:
+    """config.json and its company, in one of the layouts.
+
+    Args:
+        folder: where to write.
+        config: the configuration in the `internvl_chat` layout.
+        preset: names the added tokens; they move down where the vocabulary is too small for their official ids.
+        layout: to write config.json in.
+    """
+    tokens = _fit_tokens(preset.tokens, config["llm_config"]["vocab_size"])
+    files: dict[str, Any] = {
+        "config.json": native_config(config, tokens[IMAGE_TOKEN]) if layout == "internvl" else config,
+        "generation_config.json": {
+            "eos_token_id": tokens[preset.end_token],
+            "do_sample": True,
+            "temperature": 0.6,
+            "top_p": 0.95,
+            "repetition_penalty": 1.05,
+        },
+        "tokenizer.json": byte_tokenizer(tokens),
+        "tokenizer_config.json": {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "eos_token": preset.end_token,
+            "added_tokens_decoder": {str(token_id): _added_token(token) for token, token_id in tokens.items()},
+        },
+        "added_tokens.json": tokens,
+    }
+    if layout == "internvl":
+        files["preprocessor_config.json"] = _image_processor_config(config)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _fit_tokens(tokens: Mapping[str, int], vocab_size: int) -> dict[str, int]:
+    if max(tokens.values()) < vocab_size:
+        return dict(tokens)
+    first = vocab_size - len(tokens)
+    if first < _BYTES:
+        raise UsageError(
+            "The vocabulary is too small.",
+            where="llm_config.vocab_size",
+            expected=f"at least {_BYTES + len(tokens)}: every byte and {len(tokens)} added tokens",
+            found=vocab_size,
+            fix="raise it",
+        )
+    return {token: first + offset for offset, token in enumerate(tokens)}
+
+
+def _added_token(token: str) -> dict[str, Any]:
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    return {"content": token, **flags, "special": token not in ("<think>", "</think>")}
+
+
+def byte_tokenizer(tokens: Mapping[str, int]) -> dict[str, Any]:
+    """tokenizer.json of a byte-level BPE without merges: ids 0 to 255 are the bytes.
+
+    The added tokens stand in the model's vocabulary too: that alone lets them have ids far beyond the others.
+    """
+    vocab = {character: byte for byte, character in enumerate(_byte_characters())}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": token_id, **_added_token(token)} for token, token_id in sorted(tokens.items(), key=lambda t: t[1])
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": _QWEN2_SPLIT}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        "model": {"type": "BPE", "vocab": vocab | dict(tokens), "merges": []},
+    }
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(_BYTES) if byte not in printable]
+    return [chr(byte if byte in printable else _BYTES + others.index(byte)) for byte in range(_BYTES)]
+
+
+def native_config(config: Mapping[str, Any], image_token_id: int) -> dict[str, Any]:
+    """The same model's config.json in transformers' `internvl` layout."""
+    vision = dict(config["vision_config"])
+    shuffle = round(1 / config["downsample_ratio"])
+    patches = config["force_image_size"] // vision["patch_size"]
+    vision |= {
+        "model_type": "internvl_vision",
+        "architectures": ["InternVLVisionModel"],
+        "attention_bias": vision.pop("qkv_bias"),
+        "use_qk_norm": vision.pop("qk_normalization"),
+        "image_size": [vision["image_size"]] * 2,
+        "patch_size": [vision["patch_size"]] * 2,
+    }
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "image_token_id": image_token_id,
+        "image_seq_length": (patches // shuffle) ** 2,
+        "downsample_ratio": config["downsample_ratio"],
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": config["select_layer"],
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": config["llm_config"]["tie_word_embeddings"],
+        "torch_dtype": config["torch_dtype"],
+        "text_config": dict(config["llm_config"]),
+        "vision_config": vision,
+    }
+
+
+def _image_processor_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    side = config["force_image_size"]
+    return {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "processor_class": "InternVLProcessor",
+        "size": {"height": side, "width": side},
+        "crop_to_patches": True,
+        "min_patches": config["min_dynamic_patch"],
+        "max_patches": config["max_dynamic_patch"],
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }

@@ -1,0 +1,95 @@
+"""`.safetensors` files written chunk by chunk, or as holes of the true size; the memory in use is one chunk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from r1v_export.checkpoint.tensor_file import DTYPES
+from r1v_export.checkpoint.tensor_store import INDEX_NAME
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written: its values come in flat chunks, in order, when they are asked for."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[torch.Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def write_tensors(folder: Path, tensors: Sequence[NewTensor], *, shards: int, sparse: bool = False) -> Iterator[int]:
+    """Write tensors in order into about `shards` files of equal size, with an index where there are several.
+
+    Args:
+        sparse: write headers only and leave the data as holes, which read as zeros and take no disk.
+
+    Yields:
+        Bytes of weights written so far, after every chunk.
+    """
+    groups = _split(tensors, shards)
+    names = [_file_name(number, len(groups)) for number in range(1, len(groups) + 1)]
+    done = 0
+    for name, group in zip(names, groups, strict=True):
+        for written in _write_file(folder / name, group, sparse):
+            done += written
+            yield done
+    if len(groups) > 1:
+        weight_map = {tensor.name: name for name, group in zip(names, groups, strict=True) for tensor in group}
+        index = {"metadata": {"total_size": done}, "weight_map": weight_map}
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _split(tensors: Sequence[NewTensor], shards: int) -> list[list[NewTensor]]:
+    """Cut a list of tensors where the bytes before a tensor pass each n-th part of all bytes."""
+    total, position = sum(tensor.nbytes for tensor in tensors), 0
+    groups: dict[int, list[NewTensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(position * shards // total, []).append(tensor)
+        position += tensor.nbytes
+    return list(groups.values())
+
+
+def _file_name(number: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def _write_file(path: Path, tensors: Sequence[NewTensor], sparse: bool) -> Iterator[int]:
+    with path.open("wb") as file:
+        file.write(_header(tensors))
+        for tensor in tensors:
+            if sparse:
+                file.seek(tensor.nbytes, 1)
+                yield tensor.nbytes
+                continue
+            for chunk in tensor.chunks():
+                yield file.write(chunk.to(tensor.dtype).contiguous().view(torch.uint8).numpy().data)
+        file.truncate()
+
+
+def _header(tensors: Sequence[NewTensor]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for tensor in tensors:
+        offsets = [position, position + tensor.nbytes]
+        entries[tensor.name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
+        position = offsets[1]
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
