@@ -1,0 +1,15 @@
+"""Fixtures that every package's tests share."""
+
+from __future__ import annotations
+
+import pytest
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.synth import synthesize
+
+
+@pytest.fixture(scope="session")
+def synth_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A tiny random checkpoint in r1v-nano's shape: bfloat16, R1V3 prompt. Not to be written to."""
+    folder = tmp_path_factory.mktemp("synth") / "nano"
+    return Checkpoint.open(synthesize(folder, preset="nano", vision_layers=2, language_layers=2))
