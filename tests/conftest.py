@@ -8,6 +8,10 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden texts of graphs/ anew")
+
+
 @pytest.fixture(scope="session")
 def synth_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A tiny random checkpoint in r1v-nano's shape: bfloat16, R1V3 prompt. Not to be written to."""

@@ -256,7 +256,7 @@ def _image_token_id(folder: Path, config: Section, tokens: dict[str, int], vocab
         raise CheckpointError(
             f"The tokenizer has no {IMAGE_TOKEN} token.",
             where=folder,
-            expected=f"{IMAGE_TOKEN} among the added tokens of tokenizer.json, tokenizer_config.json or added_tokens.json",
+            expected=f"{IMAGE_TOKEN} in tokenizer.json, tokenizer_config.json or added_tokens.json",
             found=shorten(sorted(tokens)),
             fix="copy the tokenizer files from where the checkpoint came from",
         )

@@ -1,4 +1,4 @@
-"""MODEL on the command line -> a folder: the model that the package carries, a path, or an id of the Hugging Face hub."""
+"""MODEL on the command line -> a folder: the model the package carries, a path, or an id of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -88,41 +88,32 @@ def _download(hub_id: str, revision: str | None, offline: bool) -> Path:
 
 def _hub_error(error: Exception, hub_id: str, revision: str | None, offline: bool) -> CheckpointError:
     """A hub client's exception in the words of this program."""
+    what, fix = _explain(error, offline)
+    return CheckpointError(
+        what,
+        where=hub_id if revision is None else f"{hub_id} at revision {revision}",
+        found=" ".join(str(error).split())[:300],
+        fix=fix.format(hub_id=hub_id),
+    )
+
+
+def _explain(error: Exception, offline: bool) -> tuple[str, str]:
+    """What went wrong and what to do about it. Subclasses come first: a gated repository is also one not found."""
     from huggingface_hub import errors as hub
 
-    where = hub_id if revision is None else f"{hub_id} at revision {revision}"
-    found = " ".join(str(error).split())[:300]
-    # Subclasses first: a gated repository is also a "not found" one, and that is an HTTP error.
     if isinstance(error, hub.RevisionNotFoundError):
-        what, fix = (
-            "The hub's repository has no such revision.",
-            "name an existing branch, tag or commit with --revision",
-        )
-    elif isinstance(error, hub.GatedRepoError):
-        what, fix = (
-            "The hub's repository is gated.",
-            f"accept its terms on the page of {hub_id}, then run `hf auth login`",
-        )
-    elif isinstance(error, hub.RepositoryNotFoundError):
-        what = "The hub has no such repository, or it is private."
-        fix = "check the spelling; for a private one run `hf auth login`"
-    elif isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (401, 403):
-        what, fix = "The hub refuses access to the repository.", "run `hf auth login` with an account that has access"
-    elif isinstance(error, hub.IncompleteSnapshotError):
-        what, fix = (
-            "The checkpoint is cached only in part.",
-            "run again with network and without --offline, to fetch the rest",
-        )
-    elif isinstance(error, hub.LocalEntryNotFoundError) and offline:
-        what, fix = (
-            "The checkpoint is not in the hub's local cache.",
-            f"run `hf download {hub_id}` where there is a network",
-        )
-    elif isinstance(error, hub.LocalEntryNotFoundError):
-        what, fix = "The hub cannot be reached.", "check the network, or download elsewhere and give the folder's path"
-    else:
-        what, fix = (
-            "The checkpoint cannot be downloaded.",
-            "try again, or download it elsewhere and give the folder's path",
-        )
-    return CheckpointError(what, where=where, found=found, fix=fix)
+        return "The hub's repository has no such revision.", "name an existing branch, tag or commit"
+    if isinstance(error, hub.GatedRepoError):
+        return "The hub's repository is gated.", "accept its terms on the page of {hub_id}, then run `hf auth login`"
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return "The hub has no such repository, or it is private.", "check the spelling, or run `hf auth login`"
+    if isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (401, 403):
+        return "The hub refuses access to the repository.", "run `hf auth login` with an account that has access"
+    if isinstance(error, hub.IncompleteSnapshotError):
+        return "The checkpoint is cached only in part.", "run `hf download {hub_id}` where there is a network"
+    if isinstance(error, hub.LocalEntryNotFoundError) and offline:
+        return "The checkpoint is not in the hub's local cache.", "run `hf download {hub_id}` where there is a network"
+    elsewhere = "or download it elsewhere and give the folder's path"
+    if isinstance(error, hub.LocalEntryNotFoundError):
+        return "The hub cannot be reached.", f"check the network, {elsewhere}"
+    return "The checkpoint cannot be downloaded.", f"try again, {elsewhere}"

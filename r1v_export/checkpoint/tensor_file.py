@@ -35,6 +35,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAX_AXES = 64
 _LFS_POINTER_START = b"version "
 _REPLACE = "download or copy this file again"
 _PULL = "run `git lfs pull` in the checkpoint's folder"
@@ -118,7 +119,7 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> Stored
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _fail(path, what, "dtype, shape and data_offsets", entry)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         _fail(path, f"holds tensor {name!r} in an unknown dtype", ", ".join(DTYPES), dtype)
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         _fail(path, what, "non-negative integers", f"shape {shape}, data_offsets {offsets}")
@@ -130,7 +131,12 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> Stored
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    """A list of 64-bit sizes, no longer than a tensor has axes."""
+    return (
+        isinstance(values, list)
+        and len(values) <= _MAX_AXES
+        and all(type(value) is int and 0 <= value < 2**63 for value in values)
+    )
 
 
 def _check_layout(path: Path, tensors: dict[str, StoredTensor], data_start: int, file_bytes: int) -> None:
