@@ -1,0 +1,66 @@
+"""The quantised model in PyTorch: computes what the Q/DQ graphs compute, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from r1v_export.quantization.linear import QuantizedLinear, round_trip, token_scale
+
+Entry = TypeVar("Entry")
+
+
+class FakeQuantLinear(nn.Module):
+    """Quantise and dequantise the input, multiply by the dequantised weight, add the bias.
+
+    The weight is dequantised once, when the module is made; the input at every call.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    input_scale: Tensor | None
+
+    def __init__(self, linear: QuantizedLinear, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.input_type = linear.input_type
+        self.register_buffer("weight", linear.dequantize())
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
+        self.register_buffer("input_scale", linear.input_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.input_type is not None:
+            scale = token_scale(x, self.input_type) if self.input_scale is None else self.input_scale
+            x = round_trip(x, scale, self.input_type)
+        return F.linear(x, self.weight, self.bias)
+
+
+def apply(
+    module: nn.Module,
+    quantized: Mapping[str, QuantizedLinear],
+    overrides: Mapping[str, Tensor],
+    prefix: str = "",
+) -> None:
+    """Put quantised linears and rewritten tensors in their places, in place.
+
+    Args:
+        module: the whole reference model, or one of its modules; float32.
+        quantized: linears by checkpoint name.
+        overrides: full replacements of other tensors (norm weights, biases), by checkpoint name.
+        prefix: checkpoint name of `module` with a dot at its end; empty for the whole model. Entries that belong
+            elsewhere in the model are left out.
+    """
+    device = next(module.parameters()).device
+    for name, tensor in _inside(overrides, prefix).items():
+        with torch.no_grad():
+            module.get_parameter(name).data = tensor.to(device, torch.float32)
+    for name, linear in _inside(quantized, prefix).items():
+        bias = module.get_submodule(name).bias
+        module.set_submodule(name, FakeQuantLinear(linear.to(device), bias if isinstance(bias, Tensor) else None))
+
+
+def _inside(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:
+    return {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
