@@ -1,0 +1,64 @@
+"""`r1v-export bench`: latency by stage, time to first token, tokens per second, peak memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from r1v_export.cli.output import common_options, device_option, model_option, print_json, table, target_option
+
+if TYPE_CHECKING:
+    from r1v_export.config import Device
+
+
+@click.command(short_help="Measure a bundle's engine.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--image", type=click.Path(path_type=Path), help="Ask about this picture. [default: a made-up one]")
+@click.option("--question", default="What do you see?", show_default=True, help="What to ask.")
+@target_option
+@model_option
+@click.option("--tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Tokens of each answer.")
+@click.option(
+    "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Runs after the warm-up; medians count."
+)
+@device_option
+@common_options
+def command(
+    bundle: Path,
+    image: Path | None,
+    question: str,
+    target: str | None,
+    model: str | None,
+    tokens: int,
+    runs: int,
+    device: Device,
+    format_: str,
+) -> None:
+    """Measure BUNDLE's engine on this machine: medians over some runs of one question."""
+    from r1v_export.pipeline.asking import open_runner
+    from r1v_export.pipeline.bench import measure
+    from r1v_export.pipeline.progress import Progress
+    from r1v_export.reference.preprocess import load_image
+
+    runner = open_runner(bundle, target, model, device)
+    picture = load_image(image) if image else None
+    result = measure(runner, picture, question, tokens, runs, Progress(1, quiet=format_ == "json"))
+    if format_ == "json":
+        print_json(result)
+    else:
+        _print(result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    from r1v_export.pipeline.progress import size
+
+    rows = [(name.removesuffix("_ms"), f"{ms:.2f}") for name, ms in result["stages_ms"].items()]
+    click.echo(table(rows, ("stage", "ms")))
+    click.echo(
+        f"\n{result['engine']}: {result['prompt_tokens']} prompt tokens ({result['tiles']} tiles), "
+        f"{result['new_tokens']} new tokens, median of {result['runs']} runs\n"
+        f"first token after {result['first_token_ms']:.1f} ms, then {result['tokens_per_s']:.1f} tokens/s; "
+        f"peak memory {size(result['peak_memory_bytes'])}"
+    )

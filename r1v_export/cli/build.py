@@ -1,0 +1,123 @@
+"""`r1v-export build`: checkpoint -> bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from r1v_export.cli.output import common_options, print_json, table
+
+if TYPE_CHECKING:
+    from r1v_export.pipeline.build import Built, PlannedStage
+
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
+DEFAULT_OUT = Path("out")
+
+
+@click.command(short_help="Turn a checkpoint into a bundle of engines.")
+@click.argument("model", required=False)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="What the engines compute in. [default: fp32]")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="Engine to build; repeat for several. [default: onnxruntime]",
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_OUT,
+    show_default=True,
+    help="Folder of the bundle.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="A build file, such as a bundle's build.yaml; options win over it.",
+)
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where engines run and are checked. [default: cpu]")
+@click.option("--no-parity", is_flag=True, help="Leave the parity gate out.")
+@click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
+@click.option("--force", is_flag=True, help="Run every stage, also those that are done.")
+@common_options
+def command(
+    model: str | None,
+    precision: str | None,
+    targets: tuple[str, ...],
+    out: Path,
+    config_file: Path | None,
+    revision: str | None,
+    offline: bool,
+    device: str | None,
+    no_parity: bool,
+    dry_run: bool,
+    force: bool,
+    format_: str,
+) -> None:
+    """Turn MODEL (hub id or folder; the small one in the package if left out) into a bundle.
+
+    Stopped at any moment, the same command goes on where it was.
+    """
+    from r1v_export.config import load_config
+    from r1v_export.pipeline.build import build, plan
+    from r1v_export.pipeline.progress import Progress
+
+    options: dict[str, Any] = {
+        "model": model,
+        "precision": precision,
+        "targets": targets or None,
+        "revision": revision,
+        "device": device,
+        "parity": {"enabled": False} if no_parity else None,
+    }
+    config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
+    if dry_run:
+        _print_plan(plan(config, out, force=force, offline=offline), format_)
+        return
+    _print_built(build(config, out, force=force, offline=offline, progress=Progress(quiet=format_ == "json")), format_)
+
+
+def _print_plan(stages: list[PlannedStage], format_: str) -> None:
+    from dataclasses import asdict
+
+    from r1v_export.pipeline.progress import duration, size
+
+    size_bytes, seconds = sum(stage.size_bytes for stage in stages), sum(stage.seconds for stage in stages)
+    if format_ == "json":
+        print_json({"stages": [asdict(stage) for stage in stages], "size_bytes": size_bytes, "seconds": seconds})
+        return
+    rows = [
+        (stage.name, "done", "", "")
+        if stage.done
+        else (stage.name, "", size(stage.size_bytes), duration(stage.seconds))
+        for stage in stages
+    ]
+    click.echo(table([*rows, ("all", "", size(size_bytes), duration(seconds))], ("stage", "", "writes", "about")))
+
+
+def _print_built(built: Built, format_: str) -> None:
+    from r1v_export.pipeline.progress import size
+
+    if format_ == "json":
+        print_json(
+            {
+                "bundle": str(built.out),
+                "up_to_date": not built.ran,
+                "ran": list(built.ran),
+                "size_bytes": built.size_bytes,
+                "parity": built.manifest.parity,
+            }
+        )
+    elif not built.ran:
+        click.echo(f"{built.out}: up to date")
+    else:
+        parity = "parity with PyTorch holds" if built.manifest.parity == "passed" else "parity was not checked"
+        click.echo(f"{built.out}: {len(built.manifest.files)} files, {size(built.size_bytes)}; {parity}")

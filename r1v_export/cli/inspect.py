@@ -1,0 +1,100 @@
+"""`r1v-export inspect`: what a checkpoint or a bundle is, without loading it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from r1v_export.cli.output import common_options, print_json, table
+
+if TYPE_CHECKING:
+    from r1v_export.checkpoint.spec import ModelSpec
+
+
+@click.command(short_help="Show what a checkpoint or bundle is.")
+@click.argument("model")
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
+@common_options
+def command(model: str, revision: str | None, offline: bool, format_: str) -> None:
+    """Show what MODEL is: a checkpoint (hub id or folder) or a bundle."""
+    from r1v_export.manifest import MANIFEST
+
+    is_bundle = Path(model, MANIFEST).is_file()
+    facts = _bundle_facts(Path(model)) if is_bundle else _checkpoint_facts(model, revision, offline)
+    if format_ == "json":
+        print_json(facts)
+    else:
+        click.echo(_as_text(facts))
+
+
+def _checkpoint_facts(model: str, revision: str | None, offline: bool) -> dict[str, Any]:
+    from r1v_export.checkpoint.checkpoint import Checkpoint
+    from r1v_export.manifest import MANIFEST
+
+    checkpoint = Checkpoint.open(model, revision=revision, offline=offline)
+    files = {path.name: path.stat().st_size for path in (*checkpoint.files(), *checkpoint.auxiliary_files())}
+    return {
+        "what": "checkpoint",
+        "name": checkpoint.source.name,
+        "kind": checkpoint.source.kind,
+        "revision": checkpoint.source.revision,
+        **_model_facts(checkpoint.spec),
+        "files": {name: size for name, size in files.items() if name != MANIFEST},
+    }
+
+
+def _bundle_facts(folder: Path) -> dict[str, Any]:
+    from r1v_export.pipeline.bundle import Bundle
+
+    bundle = Bundle.open(folder)
+    manifest = bundle.manifest
+    return {
+        "what": "bundle",
+        "name": manifest.source.name,
+        "kind": manifest.source.kind,
+        "revision": manifest.source.revision,
+        **_model_facts(bundle.spec),
+        "precision": manifest.precision,
+        "targets": list(bundle.targets),
+        "parity": manifest.parity,
+        "device": manifest.device,
+        "command": manifest.command,
+        "tools": manifest.tools,
+        "files": {path: entry.size for path, entry in sorted(manifest.files.items())},
+    }
+
+
+def _model_facts(spec: ModelSpec) -> dict[str, Any]:
+    from r1v_export.pipeline.estimate import graph_parameters
+
+    return {
+        "architecture": spec.architecture,
+        "parameters": graph_parameters(spec),
+        "spec": spec.model_dump(mode="json"),
+    }
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    from r1v_export.pipeline.progress import size
+
+    plain = [(name, value) for name, value in facts.items() if isinstance(value, str)]
+    plain += [("targets", ", ".join(facts["targets"]))] if "targets" in facts else []
+    parameters: dict[str, int] = facts["parameters"]
+    rows = [*parameters.items(), ("all", sum(parameters.values()))]
+    spec = [(part, _one_line(values)) for part, values in facts["spec"].items()]
+    files = [(size(size_bytes), name) for name, size_bytes in facts["files"].items()]
+    return "\n\n".join(
+        (
+            table(plain),
+            "parameters\n" + table((name, f"{count:,}") for name, count in rows),
+            "model\n" + table(spec),
+            "files\n" + "\n".join(f"{text:>9}  {name}" for text, name in files),
+        )
+    )
+
+
+def _one_line(values: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items()) if isinstance(values, dict) else str(values)

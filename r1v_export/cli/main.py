@@ -1,0 +1,90 @@
+"""`r1v-export`: the group of commands, and how every error ends.
+
+A command's module is imported when it is asked for, and imports torch and the rest when it runs: help stays instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from itertools import pairwise
+
+import click
+
+from r1v_export import __version__
+from r1v_export.errors import R1VError, UsageError
+
+COMMANDS = ("build", "check", "verify", "run", "bench", "inspect", "doctor", "synth")
+"""In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`."""
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"r1v_export.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="r1v-export")
+def cli() -> None:
+    """Skywork-R1V-class models: from checkpoint to proven production engines.
+
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 parity failed, 4 something this machine lacks, 130 interrupted.
+    """
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line, report its error if it has one, and return the exit code."""
+    try:
+        cli.main(args=list(arguments), prog_name="r1v-export", standalone_mode=False)
+    except R1VError as error:
+        return _report(arguments, error)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "r1v-export"
+        return _report(arguments, UsageError(error.format_message(), fix=f"{command} --help"))
+    except (click.Abort, KeyboardInterrupt):
+        return _report(arguments, UserInterruptError("Interrupted."))
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return _report(arguments, R1VError(what, fix="run with --debug for the traceback"))
+    return 0
+
+
+class UserInterruptError(R1VError):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
+def _report(arguments: Sequence[str], error: R1VError) -> int:
+    """Show an error, to people on stderr or as JSON on stdout, and return its exit code.
+
+    The arguments are looked at as typed, because the error may be that they cannot be parsed.
+    """
+    if "--debug" in arguments:
+        traceback.print_exc()
+    if "--format=json" in arguments or ("--format", "json") in pairwise(arguments):
+        print(json.dumps(error.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(str(error), err=True)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What commands share: options, and how they print a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def common_options(function: Function) -> Function:
+    """`--format` (given to the command as `format_`) and `--debug` (seen by `main`)."""
+    function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(
+        function
+    )
+    return click.option(
+        "--format", "format_", type=click.Choice(["text", "json"]), default="text", help="How to print the result."
+    )(function)
+
+
+device_option = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs."
+)
+target_option = click.option("--target", help="Engine, or pytorch. [default: the bundle's first]")
+model_option = click.option("--model", help="The checkpoint, where the bundle was built from a folder.")
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
+    """Columns aligned with spaces; numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in (*([header] if header else ()), *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numeric = [all(_is_number(row[i]) for row in cells[bool(header) :]) for i in range(len(widths))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1].isdigit() or cell in ("", "-")

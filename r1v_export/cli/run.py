@@ -1,0 +1,97 @@
+"""`r1v-export run`: ask a bundle about pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from r1v_export.cli.output import common_options, device_option, model_option, print_json, target_option
+
+if TYPE_CHECKING:
+    from r1v_export.config import Device
+    from r1v_export.runner.answer import Answer, TokenEvent
+
+
+@click.command(short_help="Ask a bundle about pictures.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("question")
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; repeat for several."
+)
+@target_option
+@model_option
+@click.option("--no-think", is_flag=True, help="Answer without a thought.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Longest answer.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the likeliest token."
+)
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from this much probability.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="Draw from this many tokens; 0 is off.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1 repeats less.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
+@device_option
+@common_options
+def command(
+    bundle: Path,
+    question: str,
+    images: tuple[Path, ...],
+    target: str | None,
+    model: str | None,
+    no_think: bool,
+    device: Device,
+    format_: str,
+    **sampling: Any,
+) -> None:
+    """Ask BUNDLE a QUESTION, about pictures if any; the thought and the answer are streamed."""
+    from r1v_export.pipeline.asking import open_runner
+    from r1v_export.reference.preprocess import load_image
+    from r1v_export.runner.chain import Request
+    from r1v_export.runner.sampling import Sampling
+
+    chosen = Sampling(**sampling)
+    request = Request.ask(question, *map(load_image, images), think=not no_think)
+    runner = open_runner(bundle, target, model, device)
+    events = runner.generate([request], chosen)
+    answer = _collect(events) if format_ == "json" else _stream(events)
+    if format_ == "json":
+        print_json(_as_json(answer))
+
+
+def _stream(events: Iterable[TokenEvent]) -> Answer:
+    """Print thought and answer as they come: the thought dimmed on a terminal, inside its tags elsewhere."""
+    dimmed = click.get_text_stream("stdout").isatty()
+    thinking = False
+    for event in events:
+        if event.thought:
+            if not thinking and not dimmed:
+                click.echo("<think>")
+            thinking = True
+            click.echo(click.style(event.thought, dim=True) if dimmed else event.thought, nl=False)
+        if event.text:
+            if thinking:
+                click.echo("\n" if dimmed else "\n</think>")
+                thinking = False
+            click.echo(event.text, nl=False)
+        if event.answer is not None:
+            click.echo()
+            if event.answer.finish_reason == "length":
+                click.echo("(cut off by --max-new-tokens)", err=True)
+            return event.answer
+    raise AssertionError("a generation ends with an answer")
+
+
+def _collect(events: Iterable[TokenEvent]) -> Answer:
+    return next(event.answer for event in events if event.answer is not None)
+
+
+def _as_json(answer: Answer) -> dict[str, Any]:
+    fields = asdict(answer)
+    return {
+        **fields,
+        "token_ids": list(answer.token_ids),
+        "timings": {k: round(v, 3) for k, v in fields["timings"].items()},
+    }

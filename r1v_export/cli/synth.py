@@ -1,0 +1,83 @@
+"""`r1v-export synth`: a random checkpoint of any size, in the official layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from r1v_export.cli.output import common_options, print_json
+
+
+@click.command(short_help="Write a random checkpoint.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--preset", default="nano", show_default=True, help="Family version, such as r1v3-38b or internvl3-1b.")
+@click.option("--vision-layers", type=click.IntRange(min=1), help="ViT blocks, instead of the preset's.")
+@click.option("--language-layers", type=click.IntRange(min=1), help="Decoder layers, instead of the preset's.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key of config.json, such as llm_config.rope_theta=1e6; repeat for several.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["internvl_chat", "internvl"]),
+    default="internvl_chat",
+    show_default=True,
+    help="Weight names and config.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Of every tensor.",
+)
+@click.option("--shards", type=click.IntRange(min=1), help="Number of weight files. [default: one per 5 GB]")
+@click.option("--sparse", is_flag=True, help="True file sizes, all weights zero, no disk taken.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other weights.")
+@common_options
+def command(folder: Path, settings: tuple[str, ...], format_: str, **options: Any) -> None:
+    """Write a random checkpoint into FOLDER."""
+    from r1v_export.checkpoint.synth import synthesize
+    from r1v_export.pipeline.progress import Progress, size
+
+    with Progress(1, quiet=format_ == "json").stage("weights") as task:
+
+        def on_progress(done_bytes: int, total_bytes: int) -> None:
+            task.total = total_bytes
+            task.advance(done_bytes - task.done)
+
+        synthesize(folder, overrides=dict(map(_parse, settings)), progress=on_progress, **options)
+        task.outcome = size(task.total)
+    if format_ == "json":
+        print_json({"checkpoint": str(folder), "size_bytes": task.total})
+    else:
+        click.echo(f"{folder}: {size(task.total)} of random weights")
+
+
+def _parse(setting: str) -> tuple[str, Any]:
+    """`a.b=2` -> ("a.b", 2); the value is YAML."""
+    import yaml
+
+    from r1v_export.errors import UsageError
+
+    key, equals, value = setting.partition("=")
+    if not key or not equals:
+        raise UsageError("A setting has no value.", expected="KEY=VALUE", found=setting)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError("A setting's value is not YAML.", where=key, found=value) from error
+    # YAML 1.1 takes 1e6 for text.
+    return key, _number(parsed) if isinstance(parsed, str) else parsed
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

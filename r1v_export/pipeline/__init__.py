@@ -1,0 +1,1 @@
+"""From checkpoint to bundle in stages: each `inputs -> outputs` with a fingerprint, atomic, resumable."""

@@ -1,0 +1,47 @@
+"""A bundle made ready to answer questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from r1v_export.builders import registry
+from r1v_export.config import Device
+from r1v_export.contract import Engine
+from r1v_export.pipeline.bundle import Bundle
+from r1v_export.pipeline.progress import Progress
+from r1v_export.pipeline.source import open_source
+from r1v_export.reference.prompt import TEMPLATES
+from r1v_export.reference.tokenizer import Tokenizer
+from r1v_export.runner.chain import Runner
+
+PYTORCH = "pytorch"
+"""The target that is the reference itself, with the weights of the checkpoint."""
+
+
+def open_runner(folder: Path, target: str | None, model: str | None, device: Device) -> Runner:
+    """A runner over one of the bundle's engines, or over PyTorch.
+
+    Args:
+        target: an engine of the bundle, or `pytorch`; its first engine when None.
+        model: where the checkpoint is, for `pytorch`, when the bundle was built from a folder.
+
+    Raises:
+        BundleError: no whole bundle, or it has no such engine.
+        CapabilityError: what the engine needs is not here.
+    """
+    bundle = Bundle.open(folder)
+    engine = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
+    tokenizer = Tokenizer.from_folder(folder)
+    return Runner(engine, tokenizer, bundle.spec, TEMPLATES[bundle.spec.template], bundle.generation_config)
+
+
+def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:
+    name, folder = bundle.engine_folder(target)
+    return registry.builder(name).open(folder, bundle.spec, device)
+
+
+def _open_reference(bundle: Bundle, model: str | None, device: Device) -> Engine:
+    from r1v_export.reference.model import ReferenceEngine, load
+
+    checkpoint = open_source(bundle, model, Progress(1, quiet=True))
+    return ReferenceEngine(load(checkpoint).to(device))

@@ -1,0 +1,64 @@
+"""Medians of one question asked several times."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from r1v_export.parity.samples import synthetic
+from r1v_export.pipeline.progress import Progress
+from r1v_export.reference.preprocess import pixel_values
+from r1v_export.runner.chain import Request, Runner
+from r1v_export.runner.sampling import Sampling
+
+STAGES = ("preprocess_ms", "vision_ms", "projector_ms", "embed_ms", "prefill_ms", "decode_ms")
+
+
+def measure(
+    runner: Runner, image: Image.Image | None, question: str, tokens: int, runs: int, progress: Progress
+) -> dict[str, Any]:
+    """Ask once to warm up, then `runs` times.
+
+    Args:
+        image: the picture; a made-up one when None.
+        tokens: new tokens of every answer, whatever the model would like: stop tokens do not stop it.
+
+    Returns:
+        Plain values for JSON: medians by stage in milliseconds, time to the first token, tokens per second after it,
+        and the peak memory of this process in bytes.
+    """
+    picture = image or next(synthetic(1, runner.spec.tiling.tile_size)).images[0]
+    runner.stop_ids = frozenset()
+    request, sampling = Request.ask(question, picture), Sampling(max_new_tokens=tokens)
+    answers = []
+    with progress.stage("bench", runs + 1) as task:
+        for _ in range(runs + 1):
+            answers.append(runner.answer(request, sampling))
+            task.advance(1)
+    measured = answers[1:]
+    return {
+        "engine": runner.engine.name,
+        "tiles": len(pixel_values([picture], runner.spec.tiling)[0]),
+        "prompt_tokens": measured[0].prompt_tokens,
+        "new_tokens": len(measured[0].token_ids),
+        "runs": runs,
+        "stages_ms": {stage: _median([getattr(answer.timings, stage) for answer in measured]) for stage in STAGES},
+        "first_token_ms": _median([answer.timings.first_token_ms for answer in measured]),
+        "tokens_per_s": _median([answer.timings.decode_steps_per_s for answer in measured]),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _median(values: Sequence[float]) -> float:
+    return round(statistics.median(values), 3)

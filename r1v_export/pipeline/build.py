@@ -1,0 +1,176 @@
+"""`build`: run the stages that are not done, then write the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1v_export import __version__
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig
+from r1v_export.errors import ParityError
+from r1v_export.manifest import FileEntry, Manifest, SourceEntry, StageEntry
+from r1v_export.pipeline import provenance
+from r1v_export.pipeline.estimate import HASH_BYTES_PER_S, require_disk
+from r1v_export.pipeline.progress import Progress, size
+from r1v_export.pipeline.stage import Stage, fingerprint
+from r1v_export.pipeline.stages import Build
+from r1v_export.pipeline.workspace import HashCache, Workspace, open_workspace
+
+HASHING = "checkpoint-hash"
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build did: the stages that it ran, of all that there are."""
+
+    out: Path
+    manifest: Manifest
+    ran: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(entry.size for entry in self.manifest.files.values())
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of a plan; size and time are estimates, and 0 for what is done."""
+
+    name: str
+    done: bool
+    size_bytes: int
+    seconds: float
+
+
+def build(
+    config: BuildConfig, out: Path, *, force: bool = False, offline: bool = False, progress: Progress | None = None
+) -> Built:
+    """Make or complete the bundle in `out`.
+
+    All that can be known beforehand is checked before the first weight is read. Killed at any moment, a build with
+    the same config goes on where it was, and ends in the same bytes.
+
+    Args:
+        force: run every stage, also those that are done.
+        offline: do not ask the network for a hub model.
+
+    Raises:
+        R1VError: the checkpoint, the target, the disk or the output folder do not do; parity is not reached.
+    """
+    job = Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
+    stages = job.stages()
+    progress = progress or Progress(quiet=True)
+    progress.stages = len(stages) + 1
+    with open_workspace(out) as workspace:
+        sources = _hash_sources(job, workspace.hashes, progress)
+        finished = {} if force else finished_stages(stages, sources, workspace)
+        require_disk(out, [stage for stage in stages if stage.name not in finished])
+        ran = []
+        for stage in stages:
+            if stage.name in finished:
+                progress.skip(stage.name, "done before")
+                continue
+            if not ran:
+                workspace.begin_changes()
+            finished[stage.name] = _run(stage, sources, finished, workspace, progress, force)
+            ran.append(stage.name)
+        manifest = _manifest(job, sources, {stage.name: finished[stage.name] for stage in stages})
+        if manifest == workspace.manifest:
+            workspace.clear()
+        else:
+            workspace.finish(manifest)
+    return Built(out, manifest, tuple(ran))
+
+
+def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool = False) -> list[PlannedStage]:
+    """What `build` would do, changing nothing. Sources are hashed only where there is something to compare with."""
+    job = Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
+    stages, workspace = job.stages(), Workspace(out)
+    paths = job.source_files().values()
+    finished: Mapping[str, StageEntry] = {}
+    if workspace.has_stages and not force:
+        finished = finished_stages(stages, _hash_sources(job, workspace.hashes, Progress(quiet=True)), workspace)
+    hashing_s = sum(path.stat().st_size for path in paths) / HASH_BYTES_PER_S
+    rows = [PlannedStage(HASHING, False, 0, hashing_s)]
+    for stage in stages:
+        done = stage.name in finished
+        rows.append(PlannedStage(stage.name, done, 0 if done else stage.size_bytes, 0.0 if done else stage.seconds))
+    require_disk(out, [stage for stage in stages if stage.name not in finished])
+    return rows
+
+
+def finished_stages(
+    stages: Sequence[Stage], sources: Mapping[str, FileEntry], workspace: Workspace
+) -> dict[str, StageEntry]:
+    """The stages that need not run, with their files."""
+    finished: dict[str, StageEntry] = {}
+    for stage in stages:
+        if all(name in finished for name in stage.after):
+            entry = workspace.done(stage.name, fingerprint(stage, sources, finished))
+            if entry is not None:
+                finished[stage.name] = entry
+    return finished
+
+
+def _hash_sources(job: Build, hashes: HashCache, progress: Progress) -> dict[str, FileEntry]:
+    paths = job.source_files()
+    total = sum(path.stat().st_size for path in paths.values())
+    with progress.stage(HASHING, total) as task:
+        entries = {name: hashes.get(path, task.advance) for name, path in paths.items()}
+        task.outcome = size(total)
+    return entries
+
+
+def _run(
+    stage: Stage,
+    sources: Mapping[str, FileEntry],
+    finished: Mapping[str, StageEntry],
+    workspace: Workspace,
+    progress: Progress,
+    force: bool,
+) -> StageEntry:
+    """Run one stage, unless what it waited for turned out as it was and so nothing changes."""
+    digest = fingerprint(stage, sources, finished)
+    if not force and (entry := workspace.done(stage.name, digest)):
+        progress.skip(stage.name, "done before")
+        return entry
+    with progress.stage(stage.name, stage.work) as task:
+        try:
+            stage.make(workspace.begin(stage.name), task.advance)
+        except ParityError as error:
+            raise _with_report(error, workspace.keep_report(stage.name)) from error
+        entry = workspace.commit(stage.name, digest)
+        task.outcome = f"{size(_total(entry.files.values()))} in {task.elapsed}"
+    return entry
+
+
+def _with_report(error: ParityError, report: Path | None) -> ParityError:
+    fixes = [error.fix, f"see {report / 'parity.html'}" if report else None]
+    return ParityError(
+        error.what,
+        where=error.where,
+        expected=error.expected,
+        found=error.found,
+        fix="; ".join(fix for fix in fixes if fix),
+    )
+
+
+def _total(entries: Iterable[FileEntry]) -> int:
+    return sum(entry.size for entry in entries)
+
+
+def _manifest(job: Build, sources: Mapping[str, FileEntry], stages: Mapping[str, StageEntry]) -> Manifest:
+    config, source = job.saved_config, job.checkpoint.source
+    tools = (*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS, *provenance.INPUT_TOOLS)
+    return Manifest(
+        producer=f"r1v-export {__version__}",
+        command=config.command,
+        source=SourceEntry(kind=source.kind, name=config.model, revision=source.revision, files=dict(sources)),
+        precision=config.precision,
+        parity="passed" if config.parity.enabled else "not run",
+        device=provenance.device_name(config.device),
+        tools=provenance.tool_versions(tools),
+        stages=dict(stages),
+    )

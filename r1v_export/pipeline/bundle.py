@@ -1,0 +1,97 @@
+"""A finished bundle, opened: its manifest, its model, its tokenizer, its engines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.errors import BundleError
+from r1v_export.manifest import Manifest, read_manifest
+
+MODEL_SPEC = "model.json"
+"""The ModelSpec that was built, resolved."""
+BUILD_CONFIG = "build.yaml"
+GRAPHS = "graphs"
+ENGINES = "engines"
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Paths and facts of a bundle. Opening one reads its manifest and nothing else."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """
+        Raises:
+            BundleError: not a whole bundle of this schema version.
+        """
+        return cls(folder, read_manifest(folder))
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        return read_spec(self.folder)
+
+    @property
+    def graphs(self) -> Path:
+        return self.folder / GRAPHS
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The engines that the bundle holds."""
+        names = {path.split("/")[1] for path in self.manifest.files if path.startswith(f"{ENGINES}/")}
+        return tuple(sorted(names))
+
+    def engine_folder(self, target: str | None) -> tuple[str, Path]:
+        """Name and folder of one engine; the only or the first one when none is named.
+
+        Raises:
+            BundleError: the bundle has no such engine.
+        """
+        if target is None and self.targets:
+            target = self.targets[0]
+        if target not in self.targets:
+            raise BundleError(
+                f"The bundle has no {target} engine.",
+                where=self.folder,
+                expected=", ".join(self.targets) or None,
+                found=target,
+                fix=f"build one with: r1v-export build --target {target} -o FOLDER",
+            )
+        assert target is not None
+        return target, self.folder / ENGINES / target
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        path = self.folder / "generation_config.json"
+        if not path.is_file():
+            return {}
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BundleError("The generation config is not JSON.", where=path, found=error) from error
+        return fields if isinstance(fields, dict) else {}
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The model description in a bundle's folder.
+
+    Raises:
+        BundleError: it is missing or malformed.
+    """
+    path = folder / MODEL_SPEC
+    try:
+        return ModelSpec.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        found = " ".join(str(error).split())[:200]
+        what = "The bundle's model description cannot be used."
+        raise BundleError(what, where=path, found=found, fix=f"r1v-export verify {folder}") from error

@@ -1,0 +1,56 @@
+"""The parity gate: an engine of a bundle against PyTorch with the checkpoint's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from r1v_export.builders import registry
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import Device
+from r1v_export.parity.comparison import check
+from r1v_export.parity.samples import Sample, held_out, synthetic
+from r1v_export.parity.schema import ParityReport
+from r1v_export.parity.sides import Side
+from r1v_export.pipeline.bundle import ENGINES, read_spec
+from r1v_export.pipeline.stage import Advance
+from r1v_export.reference.prompt import TEMPLATES
+from r1v_export.reference.tokenizer import Tokenizer
+
+
+def reference_side(checkpoint: Checkpoint, device: Device) -> Side:
+    """PyTorch in float32, with the checkpoint's own tokenizer and settings."""
+    from r1v_export.reference.model import ReferenceEngine, load
+
+    spec = checkpoint.spec
+    engine = ReferenceEngine(load(checkpoint).to(device))
+    return Side(engine, Tokenizer.from_folder(checkpoint.folder), spec, TEMPLATES[spec.template])
+
+
+def candidate_side(folder: Path, target: str, device: Device) -> Side:
+    """A built engine, with the files of the bundle in `folder`, which need not be finished."""
+    spec = read_spec(folder)
+    engine = registry.builder(target).open(folder / ENGINES / target, spec, device)
+    return Side(engine, Tokenizer.from_folder(folder), spec, TEMPLATES[spec.template])
+
+
+def questions(checkpoint: Checkpoint, count: int) -> Iterator[Sample]:
+    """What both sides are asked: held-out questions for the shipped model, made-up pictures for all others."""
+    if checkpoint.source.kind == "builtin":
+        return held_out(count)
+    return synthetic(count, checkpoint.spec.tiling.tile_size)
+
+
+def compare(
+    reference: Side, candidate: Side, samples: Iterable[Sample], advance: Advance, **options: Any
+) -> ParityReport:
+    """`parity.check`, with progress as stages tell it: `advance` by the samples done since the last call."""
+    done = 0
+
+    def on_progress(samples_done: int) -> None:
+        nonlocal done
+        advance(samples_done - done)
+        done = samples_done
+
+    return check(reference, candidate, samples, on_progress=on_progress, **options)

@@ -1,0 +1,68 @@
+"""What made a build: tool versions, this package's own sources, and the device."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+import r1v_export
+
+TOOLS = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "pillow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+)
+"""Distributions whose version can change what a build writes."""
+
+
+def tool_versions(names: Iterable[str] = TOOLS) -> dict[str, str]:
+    """Versions of Python, of this package, and of those of the named distributions that are installed."""
+    versions = {"python": platform.python_version(), "r1v-export": metadata.version("r1v-export")}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def code_digest(parts: Iterable[str]) -> str:
+    """SHA-256 over the sources of some of this package's folders and files, such as `exporters` or `contract.py`.
+
+    A version number alone would let a bundle that was built before a change of the code pass as up to date.
+    """
+    root, digest = Path(r1v_export.__file__).parent, hashlib.sha256()
+    for part in sorted(parts):
+        path = root / part
+        files = [file for file in path.rglob("*") if file.suffix in _CODE] if path.is_dir() else [path]
+        for source in sorted(files):
+            digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def device_name(device: str) -> str:
+    """The device as people know it: `cpu: <model>` or `cuda: <model>`."""
+    if device == "cuda":
+        import torch
+
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return f"cpu: {_cpu_model()}"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,61 @@
+"""A stage of a build, and the fingerprint that decides whether it must run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1v_export.manifest import FileEntry, StageEntry, to_json
+from r1v_export.pipeline.provenance import code_digest, tool_versions
+
+Advance = Callable[[int], None]
+"""Is told how much of a stage's work was done since the last call."""
+
+Make = Callable[[Path, Advance], None]
+"""Writes a stage's files below a folder, in the bundle's layout."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`inputs -> outputs`.
+
+    make: writes the outputs; the same inputs give the same bytes.
+    settings: what it takes from the build's config, as plain JSON values.
+    code: folders and files of this package that it runs, for the fingerprint.
+    tools: distributions that it computes with.
+    sources: the checkpoint's files that it reads, by name.
+    after: earlier stages whose files it reads.
+    work: how much `make` will tell `advance`, in any unit; 0 when it tells nothing.
+    size_bytes, seconds: what it will write and take, roughly, for the plan.
+    """
+
+    name: str
+    make: Make
+    code: tuple[str, ...]
+    tools: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    work: int = 0
+    size_bytes: int = 0
+    seconds: float = 0.0
+
+
+def fingerprint(stage: Stage, source_files: Mapping[str, FileEntry], finished: Mapping[str, StageEntry]) -> str:
+    """SHA-256 over all that decides a stage's outputs: settings, code, tool versions, and the hashes of its inputs.
+
+    Inputs count by content, not by how they came about: a changed stage whose outputs stay the same reruns nothing
+    after it.
+    """
+    ingredients = {
+        "stage": stage.name,
+        "settings": stage.settings,
+        "code": code_digest(stage.code),
+        "tools": tool_versions(stage.tools),
+        "sources": {name: source_files[name].sha256 for name in stage.sources},
+        "inputs": {path: entry.sha256 for name in stage.after for path, entry in finished[name].files.items()},
+    }
+    return hashlib.sha256(to_json(ingredients).encode()).hexdigest()

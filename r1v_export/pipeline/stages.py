@@ -1,0 +1,144 @@
+"""The stages of a build, in order: the model's own files, one per graph, one per engine, and the parity gate."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from r1v_export import contract
+from r1v_export.builders import registry
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig
+from r1v_export.pipeline import provenance
+from r1v_export.pipeline.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT
+from r1v_export.pipeline.estimate import BYTES_OF, TRACE_S, WRITE_BYTES_PER_S, graph_parameters
+from r1v_export.pipeline.stage import Advance, Stage
+
+_GRAPH_NAMES = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
+_PARITY_S = 60.0
+
+_TRACED_CODE = ("checkpoint", "contract.py", "exporters", "reference")
+_RUN_CODE = (*_TRACED_CODE, "builders", "runner", "parity", "nano", "pipeline/parity_gate.py")
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the stages of one build work on."""
+
+    config: BuildConfig
+    checkpoint: Checkpoint
+    out: Path
+
+    @property
+    def saved_config(self) -> BuildConfig:
+        source = self.checkpoint.source
+        return self.config.saved(source.kind, source.revision)
+
+    def stages(self) -> list[Stage]:
+        """All stages, each after those that it reads from."""
+        stages = [self._model_stage(), *self._graph_stages(), *self._engine_stages()]
+        return [*stages, *self._parity_stages()] if self.config.parity.enabled else stages
+
+    def source_files(self) -> dict[str, Path]:
+        """Every file of the checkpoint that a build reads, by name."""
+        return {path.name: path for path in (*self.checkpoint.files(), *self.checkpoint.auxiliary_files())}
+
+    def _model_stage(self) -> Stage:
+        auxiliary = self.checkpoint.auxiliary_files()
+        config, spec = self.saved_config, self.checkpoint.spec
+
+        def make(folder: Path, advance: Advance) -> None:
+            for path in auxiliary:
+                shutil.copyfile(path, folder / path.name)
+            (folder / MODEL_SPEC).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            (folder / BUILD_CONFIG).write_text(config.to_yaml(), encoding="utf-8")
+
+        return Stage(
+            "model-files",
+            make,
+            code=("checkpoint", "config.py"),
+            settings={"config": config.model_dump(mode="json"), "spec": spec.model_dump(mode="json")},
+            sources=tuple(path.name for path in auxiliary),
+            size_bytes=sum(path.stat().st_size for path in auxiliary),
+        )
+
+    def _graph_stages(self) -> Iterator[Stage]:
+        sources = tuple(path.name for path in self.checkpoint.files())
+        parameters = graph_parameters(self.checkpoint.spec)
+        for name in _GRAPH_NAMES:
+            size_bytes = parameters[name] * BYTES_OF[self.config.compute]
+            yield Stage(
+                f"{name}-graph",
+                partial(self._export, name),
+                code=_TRACED_CODE,
+                tools=provenance.TRACING_TOOLS,
+                settings={"compute": self.config.compute, "spec": self.checkpoint.spec.model_dump(mode="json")},
+                sources=sources,
+                work=size_bytes,
+                size_bytes=size_bytes,
+                seconds=TRACE_S + size_bytes / WRITE_BYTES_PER_S,
+            )
+
+    def _export(self, name: str, folder: Path, advance: Advance) -> None:
+        import torch
+
+        from r1v_export.exporters.export import export_graph
+
+        (folder / GRAPHS).mkdir()
+        export_graph(name, self.checkpoint, folder / GRAPHS, getattr(torch, self.config.compute), advance)
+
+    def _engine_stages(self) -> Iterator[Stage]:
+        graphs = self._graph_stages()
+        size_bytes = sum(stage.size_bytes for stage in graphs)
+        for target in self.config.targets:
+            builder = registry.builder(target)
+            builder.check()
+            yield Stage(
+                f"{target}-engine",
+                partial(self._build_engine, target),
+                code=(*_TRACED_CODE, "builders"),
+                tools=(*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS),
+                settings={"device": self.config.device},
+                after=("model-files", *(f"{name}-graph" for name in _GRAPH_NAMES)),
+                size_bytes=size_bytes,
+                seconds=size_bytes / WRITE_BYTES_PER_S,
+            )
+
+    def _build_engine(self, target: str, folder: Path, advance: Advance) -> None:
+        engine = folder / ENGINES / target
+        engine.mkdir(parents=True)
+        registry.builder(target).build(self.out / GRAPHS, engine, self.checkpoint.spec, self.config.device)
+
+    def _parity_stages(self) -> Iterator[Stage]:
+        graphs = tuple(f"{name}-graph" for name in _GRAPH_NAMES)
+        for target in self.config.targets:
+            yield Stage(
+                f"{target}-parity",
+                partial(self._check_parity, target),
+                code=_RUN_CODE,
+                tools=(*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS, *provenance.INPUT_TOOLS),
+                settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
+                sources=tuple(self.source_files()),
+                after=("model-files", *graphs, f"{target}-engine"),
+                work=self.config.parity.questions,
+                seconds=_PARITY_S,
+            )
+
+    def _check_parity(self, target: str, folder: Path, advance: Advance) -> None:
+        from r1v_export.parity.report import write_report
+        from r1v_export.pipeline.parity_gate import candidate_side, compare, questions, reference_side
+
+        parity, device = self.config.parity, self.config.device
+        report = compare(
+            reference_side(self.checkpoint, device),
+            candidate_side(self.out, target, device),
+            questions(self.checkpoint, parity.questions),
+            advance,
+            precision=self.config.precision,
+            max_new_tokens=parity.max_new_tokens,
+        )
+        write_report(report, folder / REPORT / ("" if len(self.config.targets) == 1 else target))
+        report.raise_if_failed()

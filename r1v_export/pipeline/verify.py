@@ -1,0 +1,45 @@
+"""A bundle against its manifest, and its graphs against the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from r1v_export import contract
+from r1v_export.errors import GraphError
+from r1v_export.manifest import Manifest, read_manifest, verify
+from r1v_export.pipeline.bundle import BUILD_CONFIG, Bundle
+from r1v_export.pipeline.progress import Progress
+
+
+def verify_bundle(folder: Path, progress: Progress) -> Manifest:
+    """Two stages: hashes, graphs. No weight is loaded.
+
+    Raises:
+        BundleError: a file is missing, extra, altered or a link; the manifest is unusable.
+        GraphError: a graph's boundary or operators are not the contract's.
+    """
+    total = sum(entry.size for entry in read_manifest(folder).files.values())
+    with progress.stage("hashes", total) as task:
+        manifest = verify(folder, task.advance)
+    with progress.stage("graphs"):
+        check_graphs(Bundle(folder, manifest))
+    return manifest
+
+
+def check_graphs(bundle: Bundle) -> None:
+    """Hold each graph of a bundle to the contract, reading structure only."""
+    import onnx_ir as ir
+    import torch
+
+    from r1v_export.config import load_config
+    from r1v_export.exporters.bind import DTYPES
+    from r1v_export.exporters.check import check_graph
+
+    compute = DTYPES[getattr(torch, load_config(bundle.folder / BUILD_CONFIG, {}).compute)]
+    for name, graph in contract.graph_contracts(bundle.spec.sizes).items():
+        path = bundle.graphs / f"{name}.onnx"
+        try:
+            model = ir.load(path)
+        except Exception as error:  # protobuf, file system and onnx-ir each raise their own
+            raise GraphError("A graph cannot be read.", where=path, found=error) from error
+        check_graph(model, graph, compute)

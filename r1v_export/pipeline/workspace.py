@@ -1,0 +1,250 @@
+"""The output folder of a build: one build at a time, files that appear whole or not at all, a memory of what is done.
+
+    OUT/.work/lock            held while a build runs; freed by the system when the process dies, however it dies
+    OUT/.work/hashes.json     path, size, mtime -> SHA-256, so that a resumed build reads nothing twice
+    OUT/.work/done/STAGE.json fingerprint and files of a finished stage, written after its files are in place
+    OUT/.work/STAGE/          what a running stage has written so far; never read again by another build
+    OUT/manifest.json         written last: its presence says that the bundle is whole
+
+A stage writes below `.work/STAGE/`; its files are hashed, synced and renamed into OUT; then its record is written.
+Killed before the record, the stage runs again and replaces what it left; killed after, it is done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import ValidationError
+
+from r1v_export.errors import UsageError
+from r1v_export.manifest import (
+    LOCAL_REPORTS,
+    MANIFEST,
+    WORK,
+    FileEntry,
+    Manifest,
+    OnBytes,
+    StageEntry,
+    hash_file,
+    read_manifest,
+    to_json,
+)
+
+
+class Workspace:
+    """One output folder, locked. Made by `open_workspace`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.work = out, out / WORK
+        self.hashes = HashCache(self.work / "hashes.json")
+        self.manifest = read_manifest(out) if (out / MANIFEST).is_file() else None
+        self._done = dict(self.manifest.stages) if self.manifest else dict(self._read_records())
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether anything was ever finished here."""
+        return bool(self._done)
+
+    def done(self, stage: str, fingerprint: str, on_bytes: OnBytes | None = None) -> StageEntry | None:
+        """The stage's files when it finished with this fingerprint and they are as it left them, else None."""
+        entry = self._done.get(stage)
+        if entry is None or entry.fingerprint != fingerprint:
+            return None
+        paths = {path: self.out / path for path in entry.files}
+        if any(path.is_symlink() or not path.is_file() for path in paths.values()):
+            return None
+        found = {name: self.hashes.get(path, on_bytes) for name, path in paths.items()}
+        return entry if found == entry.files else None
+
+    def begin_changes(self) -> None:
+        """From here on the folder is no whole bundle: remember its finished stages, drop the manifest."""
+        if self.manifest is None:
+            return
+        for stage, entry in self._done.items():
+            self._write_record(stage, entry)
+        (self.out / MANIFEST).unlink()
+        sync_folder(self.out)
+        self.manifest = None
+
+    def begin(self, stage: str) -> Path:
+        """An empty folder for the stage to write into, in the bundle's layout."""
+        folder = self.work / stage
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def commit(self, stage: str, fingerprint: str, on_bytes: OnBytes | None = None) -> StageEntry:
+        """Move what the stage wrote into the bundle and remember it as done."""
+        folder = self.work / stage
+        written = sorted(path for path in folder.rglob("*") if not path.is_dir())
+        files = {}
+        for path in written:
+            sync_file(path)
+            files[path.relative_to(folder).as_posix()] = hash_file(path, on_bytes)
+        for path in self._done.get(stage, StageEntry(fingerprint="0" * 64, files={})).files.keys() - files.keys():
+            (self.out / path).unlink(missing_ok=True)
+        for path, entry in files.items():
+            target = self.out / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).replace(target)
+            self.hashes.put(target, entry)
+        for parent in {(self.out / path).parent for path in files}:
+            sync_folder(parent)
+        self.hashes.save()
+        entry = StageEntry(fingerprint=fingerprint, files=files)
+        self._done[stage] = entry
+        self._write_record(stage, entry)
+        shutil.rmtree(folder)
+        return entry
+
+    def keep_report(self, stage: str) -> Path | None:
+        """Move the report of a stage that failed to where it can be read, outside the product."""
+        report, kept = self.work / stage / "report", self.out / LOCAL_REPORTS
+        if not report.is_dir():
+            return None
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        report.replace(kept)
+        return kept
+
+    def finish(self, manifest: Manifest) -> None:
+        """Drop the files of stages that are no more, and old local reports; write the manifest; clear the workspace."""
+        for stage in self._done.keys() - manifest.stages.keys():
+            for path in self._done[stage].files.keys() - manifest.files.keys():
+                (self.out / path).unlink(missing_ok=True)
+        shutil.rmtree(self.out / LOCAL_REPORTS, ignore_errors=True)
+        remove_empty_folders(self.out)
+        write_atomically(self.out / MANIFEST, manifest.to_json(), self.work)
+        self.clear()
+
+    def clear(self) -> None:
+        shutil.rmtree(self.work)
+
+    def _record_path(self, stage: str) -> Path:
+        return self.work / "done" / f"{stage}.json"
+
+    def _write_record(self, stage: str, entry: StageEntry) -> None:
+        write_atomically(self._record_path(stage), to_json(entry.model_dump(mode="json")), self.work)
+
+    def _read_records(self) -> Iterator[tuple[str, StageEntry]]:
+        for path in sorted((self.work / "done").glob("*.json")):
+            try:
+                yield path.stem, StageEntry.model_validate_json(path.read_bytes())
+            except ValidationError:
+                continue  # of another version of this program: the stage runs again
+
+
+class HashCache:
+    """SHA-256 by path, for files whose size and modification time have not changed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.known: dict[str, list[int | str]] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+
+    def get(self, path: Path, on_bytes: OnBytes | None = None) -> FileEntry:
+        """Hash of a file, computed when it is not known."""
+        stat = path.stat()
+        match self.known.get(str(path.absolute())):
+            case [stat.st_size, stat.st_mtime_ns, str(sha256)]:
+                if on_bytes:
+                    on_bytes(stat.st_size)
+                return FileEntry(sha256=sha256, size=stat.st_size)
+        entry = hash_file(path, on_bytes)
+        self.put(path, entry)
+        return entry
+
+    def put(self, path: Path, entry: FileEntry) -> None:
+        self.known[str(path.absolute())] = [entry.size, path.stat().st_mtime_ns, entry.sha256]
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, json.dumps(self.known), self.path.parent)
+
+
+@contextmanager
+def open_workspace(out: Path) -> Iterator[Workspace]:
+    """Lock an output folder for one build.
+
+    Raises:
+        UsageError: another build is at work in it, or it holds something that is no bundle.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError("The output is not a folder.", where=out, fix="choose another one with -o FOLDER")
+    is_ours = (out / MANIFEST).is_file() or (out / WORK).is_dir()
+    if out.is_dir() and not is_ours and any(out.iterdir()):
+        raise UsageError(
+            "The output folder holds something else.",
+            where=out,
+            expected="an empty folder, a bundle or an unfinished build",
+            fix="choose another one with -o FOLDER",
+        )
+    with _lock(out):
+        yield Workspace(out)
+
+
+def _lock(out: Path) -> TextIO:
+    """Take the lock, which dies with the process; the file's text, a process id, is for the message only."""
+    path = out / WORK / "lock"
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+", encoding="utf-8")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        except FileNotFoundError:
+            continue  # a build that ends right now has cleared its workspace
+        except BlockingIOError:
+            file.seek(0)
+            raise UsageError(
+                "Another build is at work in this folder.",
+                where=out,
+                found=f"process {file.read().strip()}",
+                fix="wait for it, or choose another folder with -o FOLDER",
+            ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def write_atomically(path: Path, text: str, scratch: Path) -> None:
+    """Write a file so that it is seen whole or not at all; `scratch` is a folder of the same file system."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = scratch / f"{path.name}.unfinished"
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make the renames in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_empty_folders(root: Path) -> None:
+    for path in sorted(root.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()) and WORK not in path.parts:
+            path.rmdir()

@@ -1,0 +1,83 @@
+"""BuildConfig: strict, saved without paths, and read back as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from r1v_export.checkpoint.resolve import BUILTIN_NAME
+from r1v_export.config import BUILTIN_MODEL, BuildConfig, ParityConfig, load_config
+from r1v_export.errors import CapabilityError, UsageError
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_nothing_given_is_the_shipped_model_in_fp32() -> None:
+    config = load_config(None, {})
+    assert (config.model, config.precision, config.targets) == (BUILTIN_NAME, "fp32", ("onnxruntime",))
+    assert BUILTIN_MODEL == BUILTIN_NAME
+
+
+def test_a_saved_config_is_read_back_as_it_was(tmp_path: Path) -> None:
+    config = BuildConfig(model="a/b", revision="c" * 40, precision="bf16", parity=ParityConfig(questions=3))
+    assert load_config(write(tmp_path / "build.yaml", config.to_yaml()), {}) == config
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "build.yaml", "precision: bf16\ndevice: cuda\n")
+    config = load_config(file, {"precision": "fp16"})
+    assert (config.precision, config.device) == ("fp16", "cuda")
+
+
+def test_one_nested_option_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+    file = write(tmp_path / "build.yaml", "parity: {questions: 3}\n")
+    config = load_config(file, {"parity": {"enabled": False}})
+    assert config.parity == ParityConfig(enabled=False, questions=3)
+
+
+def test_targets_are_a_set(tmp_path: Path) -> None:
+    assert BuildConfig(targets=("b", "a", "b")).targets == ("a", "b")
+
+
+def test_a_folder_is_saved_without_its_path(tmp_path: Path) -> None:
+    saved = BuildConfig(model=str(tmp_path / "some" / "model")).saved("folder", None)
+    assert saved.model == "model"
+    assert str(tmp_path) not in saved.to_yaml() + saved.command
+
+
+def test_a_hub_model_is_saved_with_the_commit_that_was_built() -> None:
+    saved = BuildConfig(model="owner/name", revision="main").saved("hub", "c" * 40)
+    assert saved.command == f"r1v-export build owner/name --revision {'c' * 40} --precision fp32 --target onnxruntime"
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
+def test_a_precision_that_needs_calibration_is_not_yet_there(precision: str) -> None:
+    with pytest.raises(CapabilityError, match="not built yet"):
+        _ = load_config(None, {"precision": precision}).compute
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("precison: fp32", "no field 'precison'"),
+        ("parity: {question: 3}", "no field 'parity.question'"),
+        ("precision: fp7", "precision"),
+        ("targets: []", "targets"),
+        ("parity: {questions: 0}", "questions"),
+        ("- a list", "not a mapping"),
+        ("a: [", "not YAML"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_a_wrong_file_is_one_usage_error(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        load_config(write(tmp_path / "build.yaml", text), {})
+
+
+def test_a_missing_file_is_one_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml", {})

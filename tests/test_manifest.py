@@ -1,0 +1,187 @@
+"""The manifest: every way in which a bundle can differ from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from r1v_export.errors import BundleError
+from r1v_export.manifest import (
+    MANIFEST,
+    Manifest,
+    SourceEntry,
+    StageEntry,
+    find_problems,
+    hash_file,
+    read_manifest,
+    verify,
+)
+
+FILES = {"config.json": b"{}\n", "graphs/vision.onnx": b"graph", "graphs/vision.data": b"\0" * 4096}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A folder of three files and its manifest."""
+    folder = tmp_path / "bundle"
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    write_manifest(folder)
+    return folder
+
+
+def write_manifest(folder: Path) -> None:
+    entries = {name: hash_file(folder / name) for name in FILES}
+    manifest = Manifest(
+        producer="r1v-export 0",
+        command="r1v-export build r1v-nano",
+        source=SourceEntry(kind="builtin", name="r1v-nano", revision=None, files={}),
+        precision="fp32",
+        parity="passed",
+        device="cpu",
+        tools={"python": "3"},
+        stages={"all": StageEntry(fingerprint="0" * 64, files=entries)},
+    )
+    (folder / MANIFEST).write_text(manifest.to_json())
+
+
+def edit(folder: Path, **fields: object) -> None:
+    path = folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def problems(folder: Path) -> list[tuple[str, str]]:
+    return [(problem.path, problem.what) for problem in find_problems(folder, read_manifest(folder))]
+
+
+def test_an_untouched_bundle_has_no_problems(bundle: Path) -> None:
+    assert verify(bundle).files.keys() == FILES.keys()
+
+
+def test_a_bundle_may_be_moved(bundle: Path, tmp_path: Path) -> None:
+    moved = bundle.rename(tmp_path / "elsewhere")
+    verify(moved)
+
+
+def test_hashes_are_those_of_sha256sum() -> None:
+    entry = hash_file(Path(os.devnull))
+    assert (entry.sha256, entry.size) == ("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", 0)
+
+
+def test_progress_counts_every_byte_once(bundle: Path) -> None:
+    seen: list[int] = []
+    verify(bundle, seen.append)
+    assert sum(seen) == sum(map(len, FILES.values()))
+
+
+def test_a_missing_file_is_named(bundle: Path) -> None:
+    (bundle / "config.json").unlink()
+    assert problems(bundle) == [("config.json", "is missing")]
+
+
+def test_one_changed_bit_is_found(bundle: Path) -> None:
+    content = bytearray(FILES["graphs/vision.data"])
+    content[2000] ^= 1
+    (bundle / "graphs/vision.data").write_bytes(content)
+    assert problems(bundle) == [("graphs/vision.data", "is altered")]
+
+
+def test_a_truncated_file_is_found_with_both_sizes(bundle: Path) -> None:
+    (bundle / "graphs/vision.data").write_bytes(b"\0" * 4000)
+    with pytest.raises(BundleError, match=r"has another size") as caught:
+        verify(bundle)
+    assert (caught.value.expected, caught.value.found) == ("4096 bytes", "4000 bytes")
+
+
+def test_an_extra_file_is_found(bundle: Path) -> None:
+    (bundle / "graphs/extra.onnx").write_bytes(b"")
+    assert problems(bundle) == [("graphs/extra.onnx", "is not in the manifest")]
+
+
+def test_what_check_leaves_on_this_machine_is_not_hashed(bundle: Path) -> None:
+    (bundle / "report/local").mkdir(parents=True)
+    (bundle / "report/local/parity.html").write_text("latencies")
+    assert problems(bundle) == []
+
+
+def test_all_other_reports_are_hashed(bundle: Path) -> None:
+    (bundle / "report").mkdir()
+    (bundle / "report/parity.html").write_text("?")
+    assert problems(bundle) == [("report/parity.html", "is not in the manifest")]
+
+
+def test_a_link_to_the_right_content_is_still_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(FILES["config.json"])
+    (bundle / "config.json").unlink()
+    (bundle / "config.json").symlink_to(tmp_path / "outside")
+    assert problems(bundle) == [("config.json", "is a symbolic link")]
+
+
+def test_a_linked_folder_is_refused_and_not_followed(bundle: Path, tmp_path: Path) -> None:
+    graphs = (bundle / "graphs").rename(tmp_path / "graphs")
+    (bundle / "graphs").symlink_to(graphs)
+    assert ("graphs", "is a symbolic link") in problems(bundle)
+    assert ("graphs/vision.onnx", "is missing") in problems(bundle)
+
+
+def test_a_named_pipe_does_not_hang_the_check(bundle: Path) -> None:
+    (bundle / "config.json").unlink()
+    os.mkfifo(bundle / "config.json")
+    assert problems(bundle) == [("config.json", "is no regular file")]
+
+
+def test_an_interrupted_build_is_told_from_a_wrong_folder(bundle: Path, tmp_path: Path) -> None:
+    (bundle / MANIFEST).unlink()
+    with pytest.raises(BundleError, match="This is not a bundle"):
+        verify(bundle)
+    (bundle / ".work").mkdir()
+    with pytest.raises(BundleError, match="not finished"):
+        verify(bundle)
+    with pytest.raises(BundleError, match="no such folder"):
+        verify(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../b", "a//b", "./a", "a\\b", "C:a", "", "."])
+def test_a_path_that_could_leave_the_folder_is_refused(bundle: Path, path: str) -> None:
+    entry = {"sha256": "0" * 64, "size": 0}
+    edit(bundle, stages={"all": {"fingerprint": "0" * 64, "files": {path: entry}}})
+    with pytest.raises(BundleError, match="malformed"):
+        verify(bundle)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_schema_version_is_said_first(bundle: Path, version: object) -> None:
+    edit(bundle, schema_version=version, unknown_field=1)
+    with pytest.raises(BundleError, match="another schema version"):
+        verify(bundle)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"unknown": 1}, {"stages": []}, {"precision": None}, {"stages": {"all": {"fingerprint": "zz", "files": {}}}}],
+)
+def test_unknown_and_wrong_fields_are_refused(bundle: Path, fields: dict[str, object]) -> None:
+    edit(bundle, **fields)
+    with pytest.raises(BundleError, match="malformed"):
+        verify(bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"null"])
+def test_a_manifest_that_is_no_object_is_one_error(bundle: Path, content: bytes) -> None:
+    (bundle / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError):
+        verify(bundle)
+
+
+def test_equal_manifests_have_equal_bytes_whatever_the_order(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    stages = {
+        name: stage.model_copy(update={"files": dict(reversed(stage.files.items()))})
+        for name, stage in manifest.stages.items()
+    }
+    turned = manifest.model_copy(update={"stages": stages, "tools": dict(reversed(manifest.tools.items()))})
+    assert turned.to_json() == manifest.to_json() == (bundle / MANIFEST).read_text()
