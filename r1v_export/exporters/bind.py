@@ -57,7 +57,8 @@ def unbound(model: ir.Model) -> list[ir.Value]:
 def _lay_out(model: ir.Model, location: str, compute: torch.dtype) -> list[ir.ExternalTensor]:
     layout, offset = [], 0
     for value in unbound(model):
-        assert value.shape is not None and value.name is not None
+        assert value.shape is not None
+        assert value.name is not None
         length = math.prod(value.shape.numpy()) * compute.itemsize
         external = ir.ExternalTensor(location, offset, length, DTYPES[compute], shape=value.shape, name=value.name)
         value.const_value = external

@@ -34,7 +34,7 @@ def check_graph(model: ir.Model, contract: GraphContract, compute: ir.DataType) 
                 where=f"{contract.name}: node {node.name}",
                 expected=f"a tensor operator of the standard domain, opset {OPSET}",
                 found=f"{node.domain or 'standard domain'}::{node.op_type}",
-                fix="write the reference module with plain tensor operations (slice or unbind instead of chunk or split)",
+                fix="write the reference with plain tensor operations: slice or unbind instead of chunk or split",
             )
 
 

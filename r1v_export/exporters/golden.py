@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-_LAYER = re.compile(r"\blayers\.(\d+)\b")
+from r1v_export.exporters.passes.module_names import CONSTANT
+
+_LAYER = re.compile(r"\b((?:layers|vision_block|past_key_values|present)\.)(\d+)\b")
 
 
 def dump(model: ir.Model) -> str:
@@ -21,13 +23,16 @@ def dump(model: ir.Model) -> str:
     lines = [
         f"opset {model.opset_imports['']}",
         f"operators {' '.join(operators)}",
-        *(f"input  {_value(value)} {_type(value)}" for value in graph.inputs),
-        *(f"output {_value(value)} {_type(value)}" for value in graph.outputs),
     ]
-    weights = [v for v in graph.initializers.values() if not (v.name or "").startswith("const ")]
-    lines += ["", *_fold_layers([(f"weight {_value(value)} {_type(value)}", value.name or "") for value in weights])]
+    weights = [value for value in graph.initializers.values() if not _is_constant(value)]
+    for kind, values in (("input", graph.inputs), ("output", graph.outputs), ("weight", weights)):
+        lines += ["", *_fold_layers([(f"{kind} {_value(value)} {_type(value)}", value.name or "") for value in values])]
     lines += ["", *_fold_layers([(_node(node), node.name or "") for node in graph])]
     return "\n".join(lines) + "\n"
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return (value.name or "").startswith(CONSTANT)
 
 
 def _node(node: ir.Node) -> str:
@@ -38,8 +43,7 @@ def _node(node: ir.Node) -> str:
 
 
 def _value(value: ir.Value) -> str:
-    name = value.name or ""
-    return name.removeprefix("const ") if name.startswith("const ") else name
+    return (value.name or "").removeprefix(CONSTANT)
 
 
 def _type(value: ir.Value) -> str:
@@ -67,7 +71,7 @@ def _fold_layers(lines: list[tuple[str, str]]) -> Iterator[str]:
 
 def _layer(name: str) -> int | None:
     match = _LAYER.search(name)
-    return int(match[1]) if match else None
+    return int(match[2]) if match else None
 
 
 def _template(layer: int | None, texts: list[str]) -> tuple[str, ...]:

@@ -7,6 +7,9 @@ from collections import Counter
 
 import onnx_ir as ir
 
+CONSTANT = "const "
+"""Prefix of the name of an initialiser that is a constant of the graph, not a weight; its content follows."""
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -57,7 +60,7 @@ class ModuleNames(ir.passes.InPlacePass):
 
 
 def _constant_name(tensor: ir.TensorProtocol) -> str:
-    return "const " + str(tensor.numpy().tolist())
+    return CONSTANT + str(tensor.numpy().tolist())
 
 
 def _rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from r1v_export.errors import CheckpointError
+from r1v_export.exporters import bind
+from r1v_export.exporters.export import export_graph
+from tests.exporters.conftest import MemoryCheckpoint
+
+
+def exported(name, checkpoint, folder, compute=torch.float32) -> dict[str, ir.ExternalTensor]:
+    model = ir.load(export_graph(name, checkpoint, folder, compute))
+    return {
+        n: v.const_value for n, v in model.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)
+    }
+
+
+def with_weight(checkpoint: MemoryCheckpoint, name: str, tensor: torch.Tensor) -> MemoryCheckpoint:
+    return MemoryCheckpoint(checkpoint.spec, checkpoint.tensors | {name: tensor})
+
+
+@pytest.mark.parametrize("chunk_bytes", [64 << 20, 1000], ids=["one chunk", "many chunks"])
+def test_every_weight_is_written_as_it_is_or_transposed(chunk_bytes, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(bind, "CHUNK_BYTES", chunk_bytes)
+    written = exported("vision", checkpoint, tmp_path)
+    for name, tensor in written.items():
+        weight = checkpoint.tensors[name.removesuffix(".T")].numpy()
+        np.testing.assert_array_equal(tensor.numpy(), weight.T if name.endswith(".T") else weight, err_msg=name)
+    assert {name.removesuffix(".T") for name in written} == {
+        n for n in checkpoint.tensors if n.startswith("vision_model")
+    }
+
+
+def test_tensors_start_on_pages_in_the_order_of_use(checkpoint, tmp_path):
+    offsets = [tensor.offset for tensor in exported("decoder", checkpoint, tmp_path).values()]
+    assert offsets == sorted(offsets)
+    assert all(offset % bind.ALIGNMENT_BYTES == 0 for offset in offsets)
+
+
+def test_weights_are_rounded_to_the_compute_type(checkpoint, tmp_path):
+    written = exported("projector", checkpoint, tmp_path, torch.bfloat16)["mlp1.1.weight.T"]
+    expected = checkpoint.tensors["mlp1.1.weight"].to(torch.bfloat16).float().numpy().T
+    np.testing.assert_array_equal(written.numpy().astype(np.float32), expected)
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(checkpoint, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        export_graph("decoder", checkpoint, tmp_path / folder, torch.float32)
+    for file in ("decoder.onnx", "decoder.data"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_weight_that_is_not_a_number_is_named(checkpoint, tmp_path):
+    broken = checkpoint.tensors["mlp1.3.weight"].clone()
+    broken[3, 5] = torch.nan
+    with pytest.raises(CheckpointError, match=r"mlp1\.3\.weight"):
+        export_graph("projector", with_weight(checkpoint, "mlp1.3.weight", broken), tmp_path, torch.float32)
+
+
+def test_a_weight_too_large_for_fp16_is_named_with_the_way_out(checkpoint, tmp_path):
+    large = checkpoint.tensors["mlp1.1.bias"] + 1e5
+    with pytest.raises(CheckpointError, match=r"(?s)mlp1\.1\.bias.*--precision bf16"):
+        export_graph("projector", with_weight(checkpoint, "mlp1.1.bias", large), tmp_path, torch.float16)

@@ -1,0 +1,44 @@
+"""`graphs/` is what we emit: every graph is traced again and must give the committed text to the byte.
+
+After a deliberate change: `pytest tests/exporters/test_golden.py --update-golden`, then read the diff.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.synth import synthesize
+from r1v_export.exporters.export import SOURCES, trace_graph
+from r1v_export.exporters.golden import dump
+
+GRAPHS = Path(__file__).parents[2] / "graphs"
+COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory) -> dict[str, ModelSpec]:
+    """The shipped model's, and the full 38B's: opened from a checkpoint of the true size whose weights are holes."""
+    sparse = synthesize(tmp_path_factory.mktemp("38b"), preset="r1v3-38b", sparse=True)
+    return {"r1v-nano": Checkpoint.open(None).spec, "r1v3-38b": Checkpoint.open(sparse).spec}
+
+
+@pytest.mark.parametrize("graph", SOURCES)
+@pytest.mark.parametrize(("model", "precision"), [("r1v-nano", "fp32"), ("r1v3-38b", "bf16")])
+def test_the_graph_is_what_the_golden_text_says(model, precision, graph, specs, request):
+    golden = GRAPHS / model / precision / f"{graph}.txt"
+    text = dump(trace_graph(graph, specs[model], COMPUTE[precision]))
+    if request.config.getoption("--update-golden"):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text(), f"{golden} differs from what is exported now"
+
+
+def test_layers_that_are_alike_are_printed_once():
+    text = (GRAPHS / "r1v3-38b" / "bf16" / "decoder.txt").read_text()
+    assert "-- layers 1 ... 63: alike but for i, the layer's number" in text
+    assert text.count("self_attn/Attention bfloat16[batch, 40, seq, 128] = Attention(") == 2
