@@ -1,0 +1,263 @@
+"""Recipes: which linear is quantised how. Strict YAML; the shipped ones are in calibration/recipes.
+
+    rules:                                  the last rule that matches a linear wins
+      - modules: "language_model.*"         glob or globs over linear names; `*` also matches dots
+        layers: [0, -1]                     optional: only in these layers of each tower, negative from its end
+        scheme: {weights: ..., inputs: ...} null keeps the linear in 16 bits
+    kv_cache: null                          or fp8
+    observer: {kind: absmax}                how static input scales are chosen
+
+The patch embedding is a convolution and never quantised; the language-model head only where a rule names it in full.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.errors import UsageError
+from r1v_export.quantization.linear import InputType, WeightType
+from r1v_export.quantization.sites import LM_HEAD_LINEAR, PATCH_EMBEDDING, Site, layer_of, linear_shapes, sites
+
+FOLDER = Path(__file__).parent / "recipes"
+"""The shipped recipes; a link to calibration/recipes in a checkout, a plain folder in an installed package."""
+
+PRESETS = {"fp8": "fp8", "int8": "int8-smoothquant", "int4": "int4-awq"}
+"""`--precision` -> the recipe that it stands for."""
+
+GROUP_SIZES = (32, 64, 128)
+"""How many inputs can share a scale."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Weights(_Part):
+    type: WeightType
+    granularity: Literal["tensor", "channel", "group"]
+    """What shares a scale: the tensor (and what engines fuse it with), an output channel, or a group of inputs."""
+    group_size: int | None = None
+
+    @model_validator(mode="after")
+    def _groups_are_for_four_bits(self) -> _Weights:
+        four_bits = self.type in ("int4", "uint4")
+        if four_bits != (self.granularity == "group"):
+            wanted = "group" if four_bits else "channel or tensor"
+            raise ValueError(f"{self.type} weights need granularity {wanted}, not {self.granularity}")
+        if self.group_size not in (GROUP_SIZES if four_bits else (None,)):
+            sizes = ", ".join(map(str, GROUP_SIZES))
+            raise ValueError(f"group_size is one of {sizes} with granularity group, and left out otherwise")
+        return self
+
+
+class RoundToNearest(_Weights):
+    """The nearest code. With `clip`, each scale is shrunk to where it loses least (mean square)."""
+
+    algorithm: Literal["rtn"]
+    clip: bool = False
+
+
+class Awq(_Weights):
+    """Activation-aware scales, folded into what precedes the linear, then clipping."""
+
+    type: Literal["int4", "uint4"]
+    algorithm: Literal["awq"]
+    grid: int = Field(20, ge=1, le=1000)
+    """Steps of alpha between 0 and 1."""
+    clip: bool = True
+
+
+class Gptq(_Weights):
+    """Column by column, each one's rounding error made good in the columns after it."""
+
+    type: Literal["int4", "uint4", "int8"]
+    algorithm: Literal["gptq"]
+    act_order: bool = True
+    damping: float = Field(0.01, gt=0, le=1)
+    """What is added to the Gram matrix' diagonal, as a fraction of its mean."""
+    clip: bool = True
+
+
+class SmoothQuant(_Weights):
+    """Part of the activations' range moved into the weights, folded into the norm before."""
+
+    type: Literal["int8"]
+    algorithm: Literal["smoothquant"]
+    alpha: float = Field(0.5, ge=0, le=1)
+
+
+Weights = Annotated[RoundToNearest | Awq | Gptq | SmoothQuant, Field(discriminator="algorithm")]
+
+
+class Inputs(_Part):
+    type: InputType
+    mode: Literal["static", "dynamic"]
+    """One scale per tensor from calibration, or one per token at run time."""
+
+
+class Scheme(_Part):
+    """How one linear is quantised."""
+
+    weights: Weights
+    inputs: Inputs | None = None
+
+    @model_validator(mode="after")
+    def _inputs_fit_the_weights(self) -> Scheme:
+        wanted = {"fp8": "fp8", "int8": "int8", "int4": "fp8", "uint4": "fp8"}[self.weights.type]
+        if self.inputs is not None and self.inputs.type != wanted:
+            raise ValueError(f"{self.weights.type} weights go with {wanted} inputs or none, not {self.inputs.type}")
+        if isinstance(self.weights, SmoothQuant) and self.inputs is None:
+            raise ValueError("smoothquant is for quantised inputs: give inputs, or take rtn")
+        return self
+
+
+class Rule(_Part):
+    modules: tuple[str, ...] = Field(min_length=1)
+    layers: tuple[int, ...] | None = Field(None, min_length=1)
+    scheme: Scheme | None
+
+    @field_validator("modules", mode="before")
+    @classmethod
+    def _one_or_more(cls, modules: Any) -> Any:
+        return (modules,) if isinstance(modules, str) else modules
+
+    def matches(self, linear: str, layers_of: dict[str, int]) -> bool:
+        """Whether the rule is for this linear; `layers_of` counts the layers of each tower."""
+        if linear == LM_HEAD_LINEAR:
+            return LM_HEAD_LINEAR in self.modules
+        if not any(fnmatch.fnmatchcase(linear, pattern) for pattern in self.modules):
+            return False
+        if self.layers is None:
+            return True
+        place = layer_of(linear)
+        return place is not None and bool({place[1], place[1] - layers_of[place[0]]} & set(self.layers))
+
+
+class Observer(_Part):
+    """How the range of a static input scale is chosen, see `observers`."""
+
+    kind: Literal["absmax", "percentile", "mse", "entropy"] = "absmax"
+    percentile: float = Field(default=99.99, gt=50, le=100)
+
+
+class Recipe(_Part):
+    name: str
+    description: str
+    rules: tuple[Rule, ...] = Field(min_length=1)
+    kv_cache: Literal["fp8"] | None = None
+    observer: Observer = Observer()
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out; `parse` of it gives the same recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name_or_path: str | Path) -> Recipe:
+    """A shipped recipe by name, or any by the path of its YAML file.
+
+    Raises:
+        UsageError: there is no such recipe, or it is unreadable, not YAML or not a recipe.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        if str(name_or_path) not in names():
+            raise UsageError(
+                f"There is no recipe {str(name_or_path)!r}.",
+                expected=f"one of {', '.join(names())}, or a .yaml file",
+                found=str(name_or_path),
+                fix="r1v-export recipes list",
+            )
+        path = FOLDER / f"{name_or_path}.yaml"
+    try:
+        return parse(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("The recipe cannot be read.", where=path, found=error) from error
+
+
+def parse(text: str, where: object = "recipe") -> Recipe:
+    """A recipe from its YAML text.
+
+    Raises:
+        UsageError: not YAML, or a field is unknown, missing or has a wrong value.
+    """
+    try:
+        return Recipe.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UsageError("The recipe is not YAML.", where=where, found=" ".join(str(error).split())) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{field or 'The recipe'}: {message}.", where=where, found=repr(first["input"])) from error
+
+
+def resolve(recipe: Recipe, spec: ModelSpec) -> dict[str, Scheme]:
+    """The scheme of every linear that is quantised, by name and in model order; everything checked before any work.
+
+    Raises:
+        UsageError: a rule matches nothing, a group size does not divide a linear's inputs, or linears that share an
+            input do not share an algorithm that folds scales into what makes that input.
+    """
+    shapes = linear_shapes(spec)
+    layers_of = {"vision_model.encoder": spec.vision.num_layers, "language_model.model": spec.language.num_layers}
+    schemes: dict[str, Scheme | None] = {}
+    for rule in recipe.rules:
+        matched = [linear for linear in shapes if rule.matches(linear, layers_of)]
+        if not matched:
+            raise _matches_nothing(recipe, rule)
+        schemes |= dict.fromkeys(matched, rule.scheme)
+    resolved = {linear: scheme for linear in shapes if (scheme := schemes.get(linear)) is not None}
+    for linear, scheme in resolved.items():
+        _check_groups(recipe, linear, scheme, shapes[linear][1])
+    for site in sites(spec):
+        _check_site(recipe, site, resolved)
+    return resolved
+
+
+def _matches_nothing(recipe: Recipe, rule: Rule) -> UsageError:
+    if PATCH_EMBEDDING in rule.modules:
+        what, fix = "The patch embedding is a convolution: it is never quantised.", "leave it out of the recipe"
+    else:
+        what, fix = "A rule of the recipe matches no linear of this model.", "r1v-export inspect lists the linears"
+    modules = ", ".join(rule.modules)
+    found = modules if rule.layers is None else f"{modules} in layers {', '.join(map(str, rule.layers))}"
+    return UsageError(what, where=f"recipe {recipe.name}", found=found, fix=fix)
+
+
+def _check_groups(recipe: Recipe, linear: str, scheme: Scheme, in_features: int) -> None:
+    size = scheme.weights.group_size
+    if size is None or in_features % size == 0:
+        return
+    fitting = [other for other in GROUP_SIZES if in_features % other == 0]
+    raise UsageError(
+        f"Groups of {size} do not divide the inputs of {linear}.",
+        where=f"recipe {recipe.name}",
+        expected=f"in-features that are a multiple of {size}",
+        found=f"{in_features} in-features",
+        fix=f"group_size {fitting[-1]} for it" if fitting else "a rule with `scheme: null` for it",
+    )
+
+
+def _check_site(recipe: Recipe, site: Site, schemes: dict[str, Scheme]) -> None:
+    """A scale that leaves a tensor must be taken up by everything that reads it, in the same way."""
+    found = [schemes.get(linear) for linear in site.linears]
+    folds = any(scheme is not None and isinstance(scheme.weights, Awq | SmoothQuant) for scheme in found)
+    if folds and any(scheme != found[0] for scheme in found):
+        raise UsageError(
+            f"{', '.join(site.linears)} read the same tensor and need the same scheme.",
+            where=f"recipe {recipe.name}",
+            expected="one scheme: awq and smoothquant scale the tensor itself",
+            found=", ".join("16-bit" if s is None else f"{s.weights.type} {s.weights.algorithm}" for s in found),
+            fix="one rule for all of them",
+        )
