@@ -65,7 +65,7 @@ def command(
     from r1v_export.pipeline.source import open_source
 
     opened = Bundle.open(bundle)
-    target, _ = opened.engine_folder(target)
+    target = opened.target(target)
     samples = list(from_files(images, [question])) if images else None
     progress = Progress(3, quiet=format_ == "json")
     checkpoint = open_source(opened, model, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +64,7 @@ def command(
 
 def _stream(events: Iterable[TokenEvent]) -> Answer:
     """Print thought and answer as they come: the thought dimmed on a terminal, inside its tags elsewhere."""
-    dimmed = click.get_text_stream("stdout").isatty()
+    dimmed = sys.stdout.isatty()
     thinking = False
     for event in events:
         if event.thought:

@@ -36,8 +36,7 @@ def open_runner(folder: Path, target: str | None, model: str | None, device: Dev
 
 
 def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:
-    name, folder = bundle.engine_folder(target)
-    return registry.builder(name).open(folder, bundle.spec, device)
+    return registry.builder(bundle.target(target)).open(bundle.folder, bundle.spec, device)
 
 
 def _open_reference(bundle: Bundle, model: str | None, device: Device) -> Engine:

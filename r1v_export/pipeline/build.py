@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1v_export import __version__
+from r1v_export.builders import registry
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import ParityError
@@ -59,7 +60,7 @@ def build(
     Raises:
         R1VError: the checkpoint, the target, the disk or the output folder do not do; parity is not reached.
     """
-    job = Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
+    job = _open(config, out, offline)
     stages = job.stages()
     progress = progress or Progress(quiet=True)
     progress.stages = len(stages) + 1
@@ -67,7 +68,7 @@ def build(
         sources = _hash_sources(job, workspace.hashes, progress)
         finished = {} if force else finished_stages(stages, sources, workspace)
         require_disk(out, [stage for stage in stages if stage.name not in finished])
-        ran = []
+        ran: list[str] = []
         for stage in stages:
             if stage.name in finished:
                 progress.skip(stage.name, "done before")
@@ -86,7 +87,7 @@ def build(
 
 def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool = False) -> list[PlannedStage]:
     """What `build` would do, changing nothing. Sources are hashed only where there is something to compare with."""
-    job = Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
+    job = _open(config, out, offline)
     stages, workspace = job.stages(), Workspace(out)
     paths = job.source_files().values()
     finished: Mapping[str, StageEntry] = {}
@@ -99,6 +100,14 @@ def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool =
         rows.append(PlannedStage(stage.name, done, 0 if done else stage.size_bytes, 0.0 if done else stage.seconds))
     require_disk(out, [stage for stage in stages if stage.name not in finished])
     return rows
+
+
+def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
+    """Refuse what cannot be built before a checkpoint is downloaded, and the checkpoint before anything is written."""
+    _ = config.compute
+    for target in config.targets:
+        registry.builder(target).check(config.device)
+    return Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
 
 
 def finished_stages(

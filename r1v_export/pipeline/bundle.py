@@ -51,24 +51,22 @@ class Bundle:
         names = {path.split("/")[1] for path in self.manifest.files if path.startswith(f"{ENGINES}/")}
         return tuple(sorted(names))
 
-    def engine_folder(self, target: str | None) -> tuple[str, Path]:
-        """Name and folder of one engine; the only or the first one when none is named.
+    def target(self, name: str | None) -> str:
+        """The engine of that name; the first one when None.
 
         Raises:
             BundleError: the bundle has no such engine.
         """
-        if target is None and self.targets:
-            target = self.targets[0]
-        if target not in self.targets:
+        if name is None and self.targets:
+            return self.targets[0]
+        if name is None or name not in self.targets:
             raise BundleError(
-                f"The bundle has no {target} engine.",
+                f"The bundle has no {name or 'engine'}.",
                 where=self.folder,
                 expected=", ".join(self.targets) or None,
-                found=target,
-                fix=f"build one with: r1v-export build --target {target} -o FOLDER",
+                fix=f"build one with: r1v-export build --target {name or 'onnxruntime'} -o FOLDER",
             )
-        assert target is not None
-        return target, self.folder / ENGINES / target
+        return name
 
     @property
     def generation_config(self) -> dict[str, Any]:

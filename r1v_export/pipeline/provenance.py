@@ -10,24 +10,17 @@ from pathlib import Path
 
 import r1v_export
 
-TOOLS = (
-    "numpy",
-    "onnx",
-    "onnx-ir",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "pillow",
-    "safetensors",
-    "tokenizers",
-    "torch",
-)
-"""Distributions whose version can change what a build writes."""
+TRACING_TOOLS = ("onnx", "onnx-ir", "onnxscript", "torch")
+ENGINE_TOOLS = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-llm")
+INPUT_TOOLS = ("jinja2", "numpy", "pillow", "tokenizers")
+"""Distributions whose version can change what the stages write."""
+
+_CODE = {".py", ".j2", ".yaml"}
 
 
-def tool_versions(names: Iterable[str] = TOOLS) -> dict[str, str]:
+def tool_versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of Python, of this package, and of those of the named distributions that are installed."""
-    versions = {"python": platform.python_version(), "r1v-export": metadata.version("r1v-export")}
+    versions = {"python": platform.python_version(), "r1v-export": r1v_export.__version__}
     for name in names:
         try:
             versions[name] = metadata.version(name)
@@ -37,7 +30,7 @@ def tool_versions(names: Iterable[str] = TOOLS) -> dict[str, str]:
 
 
 def code_digest(parts: Iterable[str]) -> str:
-    """SHA-256 over the sources of some of this package's folders and files, such as `exporters` or `contract.py`.
+    """SHA-256 over some of this package's folders and files, such as `exporters` or `contract.py`.
 
     A version number alone would let a bundle that was built before a change of the code pass as up to date.
     """

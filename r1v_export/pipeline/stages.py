@@ -94,8 +94,6 @@ class Build:
         graphs = self._graph_stages()
         size_bytes = sum(stage.size_bytes for stage in graphs)
         for target in self.config.targets:
-            builder = registry.builder(target)
-            builder.check()
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),

@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -83,19 +83,18 @@ class Workspace:
     def commit(self, stage: str, fingerprint: str, on_bytes: OnBytes | None = None) -> StageEntry:
         """Move what the stage wrote into the bundle and remember it as done."""
         folder = self.work / stage
-        written = sorted(path for path in folder.rglob("*") if not path.is_dir())
         files = {}
-        for path in written:
+        for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
             sync_file(path)
             files[path.relative_to(folder).as_posix()] = hash_file(path, on_bytes)
-        for path in self._done.get(stage, StageEntry(fingerprint="0" * 64, files={})).files.keys() - files.keys():
-            (self.out / path).unlink(missing_ok=True)
-        for path, entry in files.items():
-            target = self.out / path
+        if before := self._done.get(stage):
+            self._remove(before.files.keys() - files.keys())
+        for name, file in files.items():
+            target = self.out / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).replace(target)
-            self.hashes.put(target, entry)
-        for parent in {(self.out / path).parent for path in files}:
+            (folder / name).replace(target)
+            self.hashes.put(target, file)
+        for parent in {(self.out / name).parent for name in files}:
             sync_folder(parent)
         self.hashes.save()
         entry = StageEntry(fingerprint=fingerprint, files=files)
@@ -117,8 +116,7 @@ class Workspace:
     def finish(self, manifest: Manifest) -> None:
         """Drop the files of stages that are no more, and old local reports; write the manifest; clear the workspace."""
         for stage in self._done.keys() - manifest.stages.keys():
-            for path in self._done[stage].files.keys() - manifest.files.keys():
-                (self.out / path).unlink(missing_ok=True)
+            self._remove(self._done[stage].files.keys() - manifest.files.keys())
         shutil.rmtree(self.out / LOCAL_REPORTS, ignore_errors=True)
         remove_empty_folders(self.out)
         write_atomically(self.out / MANIFEST, manifest.to_json(), self.work)
@@ -126,6 +124,10 @@ class Workspace:
 
     def clear(self) -> None:
         shutil.rmtree(self.work)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.out / name).unlink(missing_ok=True)
 
     def _record_path(self, stage: str) -> Path:
         return self.work / "done" / f"{stage}.json"

@@ -1,0 +1,218 @@
+"""The command line as a whole: instant help, frozen options, and every error one message with its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import pytest
+
+from r1v_export import errors
+from r1v_export.cli import main
+from r1v_export.cli.build import PRECISIONS
+from r1v_export.config import BuildConfig
+
+HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", "yaml", "psutil", "huggingface_hub")
+
+OPTIONS = {
+    "build": "MODEL --precision --target --output --config --revision --offline --device --no-parity --dry-run --force",
+    "check": "BUNDLE --target --model --questions --image --question --blocks --max-new-tokens --report --device",
+    "verify": "BUNDLE",
+    "run": "BUNDLE QUESTION --image --target --model --no-think --max-new-tokens --temperature --top-p --top-k "
+    "--repetition-penalty --seed --device",
+    "bench": "BUNDLE --image --question --target --model --tokens --runs --device",
+    "inspect": "MODEL --revision --offline",
+    "doctor": "",
+    "synth": "FOLDER --preset --vision-layers --language-layers --set --layout --dtype --shards --sparse --seed",
+}
+"""Every argument and option, frozen: a change here is a change that users see, and goes into the changelog."""
+
+
+def run_in_child(*arguments: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "r1v_export.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **kwargs)  # type: ignore[call-overload]
+
+
+def _spelling(parameter: click.Parameter) -> str:
+    return max(parameter.opts, key=len) if isinstance(parameter, click.Option) else parameter.human_readable_name
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_the_options_of_a_command_are_frozen(name: str) -> None:
+    command = main.cli.get_command(click.Context(main.cli), name)
+    assert command is not None
+    assert [_spelling(p) for p in command.params] == [*OPTIONS[name].split(), "--format", "--debug"]
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_every_option_has_a_short_help(name: str) -> None:
+    command = main.cli.get_command(click.Context(main.cli), name)
+    assert command is not None
+    assert command.short_help
+    helps = [p.help or "" for p in command.params if isinstance(p, click.Option)]
+    assert all(0 < len(text) < 90 and text[0] == text[0].upper() for text in helps)
+
+
+def test_the_precisions_offered_are_those_of_the_config() -> None:
+    assert set(PRECISIONS) == set(BuildConfig.model_json_schema()["properties"]["precision"]["enum"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["build", "--help"], ["run", "-h"], ["--version"], ["nonsense"]])
+def test_help_imports_nothing_heavy(arguments: Sequence[str]) -> None:
+    code = f"import sys; from r1v_export.cli.main import run; run({arguments}); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(HEAVY) & set(done.stderr.split())
+
+
+def test_help_takes_less_than_three_tenths_of_a_second() -> None:
+    def cpu_s() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    taken = []
+    for _ in range(5):
+        before = cpu_s()
+        assert run_in_child("--help").returncode == 0
+        taken.append(cpu_s() - before)
+    assert min(taken) < 0.3
+
+
+def exit_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """Exit code of a `doctor` that raises."""
+
+    @click.command()
+    @click.option("--format", "format_")
+    @click.option("--debug", is_flag=True)
+    def command(format_: str, debug: bool) -> None:
+        raise error
+
+    monkeypatch.setattr("r1v_export.cli.doctor.command", command)
+    return main.run(["doctor", *options])
+
+
+@pytest.mark.parametrize(
+    ("kind", "exit_code"),
+    [
+        (errors.R1VError, 1),
+        (errors.CheckpointError, 1),
+        (errors.GraphError, 1),
+        (errors.BundleError, 1),
+        (errors.InputError, 1),
+        (errors.UsageError, 2),
+        (errors.ParityError, 3),
+        (errors.CapabilityError, 4),
+    ],
+)
+def test_every_class_of_error_has_its_exit_code_and_no_traceback(
+    kind: type[errors.R1VError], exit_code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = kind("It broke.", where="here", expected=1, found=2, fix="mend it")
+    assert exit_with(error, monkeypatch) == exit_code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        "error: It broke.",
+        "  where:    here",
+        "  expected: 1",
+        "  found:    2",
+        "  fix:      mend it",
+    ]
+
+
+def test_an_error_is_json_on_stdout_where_json_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = errors.BundleError("It broke.", where=Path("x"), found=2)
+    assert exit_with(error, monkeypatch, "--format", "json") == 1
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert json.loads(printed.out) == {
+        "error": "BundleError",
+        "exit_code": 1,
+        "what": "It broke.",
+        "where": "x",
+        "expected": None,
+        "found": "2",
+        "fix": None,
+    }
+
+
+def test_a_bug_is_one_line_and_how_to_see_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_with(KeyError("a\nb"), monkeypatch) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: KeyError: 'a\\nb'",
+        "  fix:      run with --debug for the traceback",
+    ]
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_with(errors.R1VError("It broke."), monkeypatch, "--debug") == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_control_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_with(KeyboardInterrupt(), monkeypatch) == 128 + signal.SIGINT
+    assert "Interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["buidl"], "No such command 'buidl'"),
+        (["build", "--precison", "fp32"], "--precison"),
+        (["build", "--precision", "fp7"], "'fp7' is not one of"),
+        (["verify"], "Missing argument 'BUNDLE'"),
+        (["check", "x", "--questions", "0"], "not in the range"),
+        (["synth", "x", "--set", "no-value"], "no value"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_points_to_help(
+    arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(arguments) == 2
+    assert what in capsys.readouterr().err
+    assert main.run([*arguments, "--format", "json"]) == 2
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 2
+
+
+def test_a_reader_that_leaves_early_is_no_error_message() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        command = [sys.executable, "-m", "r1v_export.cli.main", "inspect", "--help"]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["verify", "check", "bench", "inspect"])
+def test_a_folder_that_is_no_bundle_is_one_message(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run([command, str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().err.startswith("error: Th")
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
+def test_a_precision_of_the_next_version_ends_with_4(
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["build", "--precision", precision, "-o", str(tmp_path / "out")]) == 4
+    assert "not built yet" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_there_is_said_before_a_folder_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["build", str(tmp_path / "none"), "-o", str(tmp_path / "out")]) == 1
+    assert "no such checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
