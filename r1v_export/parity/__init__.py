@@ -1,0 +1,15 @@
+"""Parity: proof that an engine computes what PyTorch computes, boundary by boundary, as numbers and as a page.
+
+report = parity.check(reference, candidate, parity.samples.held_out(200), precision="fp32")
+parity.write_report(report, bundle / "report")
+report.raise_if_failed()
+"""
+
+from r1v_export.parity import samples
+from r1v_export.parity.comparison import check
+from r1v_export.parity.report import write_report
+from r1v_export.parity.samples import Sample
+from r1v_export.parity.schema import ParityReport
+from r1v_export.parity.sides import Side
+
+__all__ = ["ParityReport", "Sample", "Side", "check", "samples", "write_report"]

@@ -1,0 +1,270 @@
+"""`check`: hold a candidate engine to a reference engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from itertools import islice
+
+from PIL import Image
+
+from r1v_export.config import Precision
+from r1v_export.errors import CapabilityError, InputError, ParityError
+from r1v_export.parity.diagnosis import kind_of, likely_causes, problem
+from r1v_export.parity.latency import TimedEngine, latencies
+from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
+from r1v_export.parity.samples import Sample
+from r1v_export.parity.schema import (
+    BoundaryResult,
+    Check,
+    Divergence,
+    ParityReport,
+    SampleResult,
+    StepResult,
+    WorstElement,
+)
+from r1v_export.parity.sides import Side
+from r1v_export.parity.tolerances import Boundary, Gate, Limit, limits, require_precision
+from r1v_export.parity.walk import Answers, VisionBlocks, Walk
+from r1v_export.runner.reasoning import split_reasoning
+
+COMPARED: Mapping[Boundary, str] = {
+    "pixels": "normalised tiles, made with each side's tiling settings",
+    "prompt": "token ids of the prompt, made with each side's tokenizer and template",
+    "vision_block": "hidden states after a ViT block",
+    "vision": "vision features of the reference's pixels",
+    "projector": "image embeddings of the reference's vision features",
+    "embeds": "input embeddings: every token of the vocabulary, and the prompts with the reference's image embeddings",
+    "prefill": "logits after the prompt, from the reference's input embeddings",
+    "decode": "logits of every later token, fed with the reference's own answer",
+    "end_to_end": "logits after the prompt, each side on its own outputs throughout",
+    "tokens": "greedy answers, each side on its own outputs throughout",
+}
+"""Boundary -> what is compared there, in data-flow order."""
+
+_WITH_PICTURES = 12
+"""Samples whose pictures the page shows: the first so many, and the first so many that diverge."""
+
+_THUMBNAIL_PIXELS = 144
+_PACKAGES = ("r1v-export", "torch", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers")
+
+
+def check(
+    reference: Side,
+    candidate: Side,
+    samples: Iterable[Sample],
+    *,
+    precision: Precision,
+    gate: Gate = "arithmetic",
+    blocks: bool = False,
+    max_new_tokens: int = 96,
+    batch_size: int = 16,
+    measure_latency: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> ParityReport:
+    """Compare two engines boundary by boundary and end to end.
+
+    Args:
+        reference: the truth: PyTorch, with the checkpoint's own files.
+        candidate: the engine under test, with the files of its bundle.
+        samples: compared in this order; drawn from as needed, `batch_size` at a time.
+        precision: what the candidate computes in; chooses its limits.
+        gate: which limits of that precision, see `parity.tolerances`.
+        blocks: also compare each ViT block. Without, this is done only when the vision features are out of tolerance,
+            to name the block.
+        max_new_tokens: longest greedy answer.
+        batch_size: samples decoded together.
+        measure_latency: time each stage of both engines. The report is then not the same twice.
+        on_progress: is told the number of samples done, after each batch.
+
+    Raises:
+        UsageError: the table has no limits for this precision.
+        ParityError: the engines are of different models, so that nothing can be compared.
+        CapabilityError: `blocks` with an engine that does not show its ViT blocks.
+        InputError: no samples, or one that cannot be used.
+    """
+    require_precision(precision, gate)
+    _require_one_model(reference, candidate)
+    can_show_blocks = all(isinstance(side.engine, VisionBlocks) for side in (reference, candidate))
+    if blocks and not can_show_blocks:
+        raise CapabilityError(
+            "ViT blocks cannot be compared: an engine does not show them",
+            expected="vision_blocks in both engines",
+            found=f"{reference.engine.name}, {candidate.engine.name}",
+            fix="compare without blocks",
+        )
+    timed = tuple(TimedEngine(side.engine) for side in (reference, candidate)) if measure_latency else ()
+    if timed:
+        reference, candidate = (replace(s, engine=t) for s, t in zip((reference, candidate), timed, strict=True))
+
+    walk = Walk(reference, candidate, blocks, max_new_tokens)
+    walk.compare_vocabulary()
+    results, first_batch = _walk_samples(walk, samples, batch_size, on_progress)
+    boundaries = _judge(walk.statistics, precision, gate)
+    first_bad = next((b.name for b in boundaries if not b.passed), None)
+    if first_bad == "vision" and can_show_blocks and not blocks:
+        for sample in first_batch:
+            walk.compare_blocks(reference.inputs(sample).pixel_values, sample.name)
+        boundaries = _judge(walk.statistics, precision, gate)
+        first_bad = next(b.name for b in boundaries if not b.passed)
+    return ParityReport(
+        reference=reference.engine.name,
+        candidate=candidate.engine.name,
+        precision=precision,
+        gate=gate,
+        max_new_tokens=max_new_tokens,
+        first_bad=first_bad,
+        causes=likely_causes(first_bad, walk.statistics[first_bad], reference.tokenizer) if first_bad else (),
+        boundaries=boundaries,
+        decode_steps=tuple(_step_result(step, walk.steps[step]) for step in sorted(walk.steps)),
+        samples=tuple(results),
+        environment=environment(),
+        latency=latencies(*timed) if timed else (),
+    )
+
+
+def environment() -> dict[str, str]:
+    """Versions that the numbers may depend on."""
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _require_one_model(reference: Side, candidate: Side) -> None:
+    expected, found = reference.engine.sizes, candidate.engine.sizes
+    if expected != found:
+        raise ParityError(
+            "The two engines are of different models; there is nothing to compare.",
+            where=candidate.engine.name,
+            expected=expected,
+            found=found,
+            fix="build the engine from the checkpoint that it is checked against",
+        )
+
+
+def _walk_samples(
+    walk: Walk, samples: Iterable[Sample], batch_size: int, on_progress: Callable[[int], None] | None
+) -> tuple[list[SampleResult], list[Sample]]:
+    """Every sample through the walk. Returns the results and the first batch."""
+    remaining = iter(samples)
+    results: list[SampleResult] = []
+    first_batch: list[Sample] = []
+    pictured = 0
+    while batch := list(islice(remaining, batch_size)):
+        first_batch = first_batch or batch
+        for answers in walk.compare_batch(batch):
+            diverged = answers.reference != answers.candidate
+            shown = len(results) < _WITH_PICTURES or (diverged and pictured < _WITH_PICTURES)
+            pictured += diverged and shown
+            results.append(_sample_result(answers, walk.reference, with_pictures=shown))
+        if on_progress:
+            on_progress(len(results))
+    if not results:
+        raise InputError("There is nothing to compare.", expected="at least one sample", found="none")
+    return results, first_batch
+
+
+def _judge(statistics: dict[str, Statistics], precision: Precision, gate: Gate) -> tuple[BoundaryResult, ...]:
+    """Hold every boundary to the table, in data-flow order."""
+    return tuple(_judge_one(name, statistics[name], precision, gate) for name in sorted(statistics, key=_position))
+
+
+def _position(boundary: str) -> tuple[int, int]:
+    _, _, block = boundary.partition(".")
+    return list(COMPARED).index(kind_of(boundary)), int(block or 0)
+
+
+def _judge_one(name: str, statistics: Statistics, precision: Precision, gate: Gate) -> BoundaryResult:
+    metrics = statistics.metrics()
+    tensor = statistics.tensor if isinstance(statistics, LogitStatistics) else statistics
+    worst = tensor.worst if isinstance(tensor, TensorStatistics) else None
+    return BoundaryResult(
+        name=name,
+        compared=COMPARED[kind_of(name)],
+        metrics=metrics,
+        checks=tuple(_held(row, metrics[row.metric]) for row in limits(kind_of(name), precision, gate)),
+        worst=WorstElement(**asdict(worst)) if worst else None,
+        problem=problem(statistics),
+    )
+
+
+def _held(row: Limit, value: float) -> Check:
+    return Check(
+        metric=row.metric,
+        value=value,
+        relation=row.relation,
+        limit=row.bound,
+        passed=row.holds(value),
+        reason=row.reason,
+    )
+
+
+def _step_result(step: int, statistics: LogitStatistics) -> StepResult:
+    metrics = statistics.metrics()
+    return StepResult(
+        step=step, samples=statistics.rows, max_abs_error=metrics["max_abs_error"], mean_kl=metrics["mean_kl"]
+    )
+
+
+def _sample_result(answers: Answers, side: Side, with_pictures: bool) -> SampleResult:
+    sample, tokenizer = answers.sample, side.tokenizer
+    same = answers.reference == answers.candidate
+    text, own_text = (tokenizer.decode(tokens) for tokens in (answers.reference, answers.candidate))
+    return SampleResult(
+        name=sample.name,
+        question=sample.question,
+        expected=sample.answer,
+        reference=text,
+        candidate=None if same else own_text,
+        tokens=len(answers.reference),
+        reference_right=_is_right(text, sample, side),
+        candidate_right=_is_right(own_text, sample, side),
+        divergence=_divergence(answers, side),
+        thumbnails_png=tuple(_thumbnails(sample)) if with_pictures else (),
+    )
+
+
+def _is_right(text: str, sample: Sample, side: Side) -> bool | None:
+    """Whether the final answer is the expected one, but for case and a full stop; None where that is not known."""
+    if sample.answer is None:
+        return None
+    answer = split_reasoning(text, thinking=bool(side.template.thinking)).answer
+    return answer.strip().rstrip(".").casefold() == sample.answer.strip().rstrip(".").casefold()
+
+
+def _divergence(answers: Answers, side: Side) -> Divergence | None:
+    expected, found = answers.reference, answers.candidate
+    position = first_divergence(expected, found)
+    if position is None:
+        return None
+    here, rest = slice(position, position + 1), slice(position + 1, None)
+    return Divergence(
+        position=position,
+        agreed=side.tokenizer.decode(expected[:position]),
+        reference_token=_readable(expected[here], side),
+        candidate_token=_readable(found[here], side),
+        reference_rest=side.tokenizer.decode(expected[rest]),
+        candidate_rest=side.tokenizer.decode(found[rest]),
+        margin=answers.margins[position] if position < len(expected) else 0.0,
+    )
+
+
+def _readable(ids: list[int], side: Side) -> str:
+    """Text of a token, or its id where it has none, such as the end of the answer."""
+    return side.tokenizer.decode(ids) or " ".join(f"⟨token {token}⟩" for token in ids)
+
+
+def _thumbnails(sample: Sample) -> Iterator[bytes]:
+    for image in sample.images:
+        small = image.convert("RGB")
+        small.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        small.save(file, "PNG", optimize=True)
+        yield file.getvalue()

@@ -1,0 +1,129 @@
+"""From numbers to words: what usually makes one boundary, and none before it, go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+
+from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics
+from r1v_export.parity.tolerances import Boundary
+from r1v_export.reference.tokenizer import Tokenizer
+
+CAUSES: Mapping[Boundary, tuple[str, ...]] = {
+    "pixels": (
+        "the two sides have other tiling settings (max_dynamic_patch, use_thumbnail, force_image_size)",
+        "another version of Pillow resizes differently: 13 and later do",
+    ),
+    "prompt": (
+        "the bundle's tokenizer files or prompt template are not the checkpoint's",
+        "the number of tiles differs, and with it the number of image tokens",
+    ),
+    "vision_block": ("a weight of this block is wrong (attn, mlp, ls1, ls2, norm1, norm2)",),
+    "vision": (
+        "the pixel shuffle (ps_version) or the removal of the class token, if all ViT blocks agree",
+        "a weight of the vision tower is wrong: compare block by block (blocks=True) to find it",
+    ),
+    "projector": (
+        "a weight of mlp1 is wrong",
+        "the epsilon of its LayerNorm (1e-5), or GELU by tanh instead of erf",
+    ),
+    "embeds": (
+        "rows of language_model.model.embed_tokens are wrong",
+        "the image embeddings are put in other places or in another order",
+    ),
+    "prefill": (
+        "a weight of a decoder layer or of the final norm is wrong",
+        "rope_theta, rms_norm_eps, a missing q/k/v bias, or the causal mask",
+    ),
+    "decode": (
+        "the logits after the prompt are right, and the weights with them: suspect the key-value cache "
+        "(cache_write_index, cache_length) and position_ids where tokens come one by one",
+    ),
+    "end_to_end": (
+        "every stage is right on the reference's inputs: small errors add up from stage to stage, or what is handed "
+        "from one to the next is cast to a type it does not fit",
+    ),
+    "tokens": ("every stage is right on the reference's inputs: small errors added up until a near tie flipped",),
+}
+"""Boundary -> causes, the likeliest first. All earlier boundaries are then known to be right."""
+
+_FEW_TOKENS = 0.02
+"""Share of the vocabulary up to which wrong logits count as few: then it is rows of lm_head and not what is before."""
+
+_SMALL_KL = 1e-3
+"""Mean KL divergence in nats up to which two next-token distributions are much the same."""
+
+
+def kind_of(boundary: str) -> Boundary:
+    """The name under which tolerances and causes are kept: `vision_block.7` is a `vision_block`."""
+    return cast(Boundary, boundary.partition(".")[0])
+
+
+def likely_causes(boundary: str, statistics: Statistics, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Causes in words, those that the statistics speak for first."""
+    kind = kind_of(boundary)
+    found = []
+    if tensor := _tensor(statistics):
+        found += _from_values(tensor)
+        if kind == "embeds" and tensor.worst and tensor.worst.sample.startswith("("):
+            found.append(f"wrong row of embed_tokens: {_token(tensor.worst.index[0], tokenizer)}")
+    if isinstance(statistics, LogitStatistics):
+        found += _from_logits(statistics, tokenizer) if kind == "prefill" else []
+        found += _from_choices(statistics)
+    if boundary == "vision_block.0":
+        found.append("the patch embedding, class embedding or position embedding is wrong")
+    return (*found, *CAUSES[kind])
+
+
+def problem(statistics: Statistics) -> str | None:
+    """What no number says: other shapes, NaN, infinities."""
+    tensor = _tensor(statistics)
+    if tensor is None:
+        return None
+    if tensor.shape_mismatch:
+        return f"shapes differ: {tensor.shape_mismatch}"
+    if not tensor.nonfinite:
+        return None
+    counts = {"reference": tensor.nonfinite_reference, "candidate": tensor.nonfinite_candidate}
+    told = " and ".join(f"{count} NaN or infinite values in the {side}" for side, count in counts.items() if count)
+    where = tensor.worst
+    return f"{told}, the first at {list(where.index)} of sample {where.sample}" if where else told
+
+
+def _tensor(statistics: Statistics) -> TensorStatistics | None:
+    if isinstance(statistics, LogitStatistics):
+        return statistics.tensor
+    return statistics if isinstance(statistics, TensorStatistics) else None
+
+
+def _from_values(tensor: TensorStatistics) -> list[str]:
+    if tensor.nonfinite_reference:
+        return ["the reference itself is not finite: a weight of the checkpoint is NaN or infinite"]
+    if tensor.nonfinite_candidate:
+        return ["a value beyond the range of the type it is computed in (float16 ends at 65504), or a NaN in a weight"]
+    return []
+
+
+def _from_logits(statistics: LogitStatistics, tokenizer: Tokenizer) -> list[str]:
+    """Whether the error sits in the logits of few tokens only."""
+    errors_V = statistics.error_by_token
+    if errors_V is None or not errors_V.any():
+        return []
+    wrong = np.flatnonzero(errors_V > 0.1 * errors_V.max())
+    if len(wrong) > max(1, _FEW_TOKENS * len(errors_V)):
+        return []
+    named = ", ".join(_token(int(token), tokenizer) for token in wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+    return [f"only {len(wrong)} of {len(errors_V)} logits are wrong, so rows of lm_head are: {named}"]
+
+
+def _from_choices(statistics: LogitStatistics) -> list[str]:
+    """Whether choices changed although probabilities hardly did."""
+    if statistics.top1_agreeing == statistics.rows or statistics.sum_kl > _SMALL_KL * statistics.rows:
+        return []
+    return ["the probabilities hardly differ: near ties between the best two tokens flipped"]
+
+
+def _token(token_id: int, tokenizer: Tokenizer) -> str:
+    return f"token {token_id} ({tokenizer.decode([token_id])!r})"

@@ -1,0 +1,87 @@
+"""Time per stage, measured by an engine that wraps another and passes everything through."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from r1v_export.contract import Decoder, Engine
+from r1v_export.parity.schema import Latency
+
+UNITS = {"vision": "tile", "projector": "tile", "embed": "token", "prefill": "token", "decode": "step"}
+"""Stage -> what one time is for."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds and units by stage. A stage's first call is not counted: engines allocate and choose kernels in it."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    units: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    _started: set[str] = field(default_factory=set)
+
+    def call(self, stage: str, units: int, function: Callable[..., np.ndarray], *args: Any) -> np.ndarray:
+        begin = time.perf_counter()
+        result = function(*args)
+        elapsed = time.perf_counter() - begin
+        if stage in self._started:
+            self.seconds[stage] += elapsed
+            self.units[stage] += units
+        self._started.add(stage)
+        return result
+
+    def mean_ms(self, stage: str) -> float | None:
+        """Mean milliseconds per unit; None where the stage ran at most once."""
+        return 1000 * self.seconds[stage] / self.units[stage] if self.units[stage] else None
+
+
+class TimedEngine:
+    """A `contract.Engine` that keeps time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.name, self.sizes = engine, engine.name, engine.sizes
+        self.stopwatch = Stopwatch()
+
+    def vision(self, pixel_values: np.ndarray) -> np.ndarray:
+        return self.stopwatch.call("vision", len(pixel_values), self.engine.vision, pixel_values)
+
+    def projector(self, vision_features: np.ndarray) -> np.ndarray:
+        return self.stopwatch.call("projector", len(vision_features), self.engine.projector, vision_features)
+
+    def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
+        return self.stopwatch.call("embed", input_ids.size, self.engine.embed, input_ids, image_embeds)
+
+    def decoder(self, batch: int, capacity: int) -> TimedDecoder:
+        return TimedDecoder(self.engine.decoder(batch, capacity), self.stopwatch)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the engine offers, such as `vision_blocks`, untimed."""
+        return getattr(self.engine, name)
+
+
+class TimedDecoder:
+    """A `contract.Decoder` that keeps time: several new tokens per row are prefill, one is a decode step."""
+
+    def __init__(self, decoder: Decoder, stopwatch: Stopwatch) -> None:
+        self.decoder, self.stopwatch = decoder, stopwatch
+        self.batch, self.capacity = decoder.batch, decoder.capacity
+
+    def step(self, inputs_embeds: np.ndarray, *where: np.ndarray) -> np.ndarray:
+        batch, seq = inputs_embeds.shape[:2]
+        stage, units = ("prefill", batch * seq) if seq > 1 else ("decode", 1)
+        return self.stopwatch.call(stage, units, self.decoder.step, inputs_embeds, *where)
+
+
+def latencies(reference: TimedEngine, candidate: TimedEngine) -> tuple[Latency, ...]:
+    """Every stage that both have run more than once, in data-flow order."""
+    rows = ((s, unit, reference.stopwatch.mean_ms(s), candidate.stopwatch.mean_ms(s)) for s, unit in UNITS.items())
+    return tuple(
+        Latency(stage=stage, unit=unit, reference_ms=expected, candidate_ms=found)
+        for stage, unit, expected, found in rows
+        if expected is not None and found is not None
+    )

@@ -1,0 +1,184 @@
+"""Plots of a parity report as SVG text to stand inside an HTML page.
+
+The same report gives the same bytes: no date, fixed ids, matplotlib's own defaults whatever the user's are. Colours
+are variables of the page's style sheet, so the plots follow its light or dark scheme; what matters is also told by
+marker, hatch and label.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from r1v_export.parity.schema import BoundaryResult, Latency, ParityReport, StepResult
+
+# Stand-ins that matplotlib accepts as colours -> variables of the page's style sheet.
+_INK, _FAINT, _ONE, _TWO, _BAD = "#010101", "#020202", "#030303", "#040404", "#050505"
+_CSS = {_INK: "--ink", _FAINT: "--line", _ONE: "--series-1", _TWO: "--series-2", _BAD: "--bad"}
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "r1v-export",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "hatch.color": _INK,
+    "hatch.linewidth": 0.6,
+}
+
+_WIDTH_INCHES = 9.2
+
+
+def errors_by_boundary(report: ParityReport) -> str | None:
+    """Relative error at each boundary that compares numbers, in data-flow order, with its limit where it has one."""
+    boundaries = [b for b in report.boundaries if "relative_error" in b.metrics]
+    errors = [b.metrics["relative_error"] for b in boundaries]
+    positive = [e for e in errors if 0 < e < math.inf] + [x for b in boundaries if (x := _limit(b))]
+    if not positive:
+        return None
+    low, high = 10 ** math.floor(math.log10(min(positive)) - 0.5), 10 ** math.ceil(math.log10(max(positive)) + 0.5)
+    with _figure(0.34 * len(boundaries) + 1.0) as figure:
+        axes = figure.subplots()
+        for row, (boundary, error) in enumerate(zip(boundaries, errors, strict=True)):
+            _error_row(axes, row, boundary, min(max(error, low), high), low)
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        axes.set_ylim(len(boundaries) - 0.4, -0.6)
+        axes.set_yticks(range(len(boundaries)), [b.name for b in boundaries])
+        axes.set_xlabel("relative error  ‖candidate − reference‖ / ‖reference‖   (left edge: no error)")
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0, pad=10)
+        return _svg(figure, "errors", "Relative error by boundary; the numbers are in the table of all metrics.")
+
+
+def _error_row(axes: Axes, row: int, boundary: BoundaryResult, error: float, low: float) -> None:
+    colour = _ONE if boundary.passed else _BAD
+    axes.plot([low, error], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+    axes.plot(error, row, marker="o" if boundary.passed else "X", markersize=7, color=colour, clip_on=False)
+    text = "exact" if boundary.metrics["relative_error"] == 0 else short(boundary.metrics["relative_error"])
+    verdict = "" if boundary.passed else "  out of tolerance"
+    axes.annotate(text + verdict, (error, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9.5)
+    if limit := _limit(boundary):
+        axes.plot([limit, limit], [row - 0.32, row + 0.32], color=_INK, linewidth=1.6, linestyle=(0, (2, 1)))
+        if boundary.passed:
+            axes.annotate("limit", (limit, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
+
+
+def _limit(boundary: BoundaryResult) -> float | None:
+    return next((check.limit for check in boundary.checks if check.metric == "relative_error"), None)
+
+
+def errors_by_step(report: ParityReport) -> str | None:
+    """Largest logit error and mean KL at each decode step; nothing where there are no errors to plot."""
+    steps = report.decode_steps
+    if len(steps) < 2 or not any(0 < step.max_abs_error < math.inf for step in steps):
+        return None
+    with _figure(4.4) as figure:
+        above, below = figure.subplots(2, 1, sharex=True)
+        _step_line(above, steps, [step.max_abs_error for step in steps], _ONE, "o")
+        above.set_title("largest error of a logit", fontsize=10.5)
+        _step_line(below, steps, [step.mean_kl for step in steps], _TWO, "s")
+        below.set_title("mean KL divergence of the next token, nats", fontsize=10.5)
+        below.set_xlabel("decode step")
+        decode = report.boundary("decode")
+        limit = next((check.limit for check in decode.checks if check.metric == "max_abs_error"), None)
+        if limit:
+            above.axhline(limit, color=_INK, linewidth=1.4, linestyle=(0, (4, 2)))
+            above.annotate("limit", (1, limit), xytext=(0, -11), textcoords="offset points", fontsize=9)
+        return _svg(figure, "steps", "Logit error and KL divergence by decode step; the numbers are in parity.json.")
+
+
+def _step_line(axes: Axes, steps: Sequence[StepResult], values: Sequence[float], colour: str, marker: str) -> None:
+    finite = [value if 0 < value < math.inf else math.nan for value in values]
+    axes.plot([step.step for step in steps], finite, marker=marker, markersize=3.5, linewidth=1.3, color=colour)
+    axes.grid(axis="y")
+    if any(value > 0 for value in finite):
+        axes.set_yscale("log")
+        # Whole decades: within one, matplotlib would label every minor tick.
+        low, high = axes.get_ylim()
+        axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def latency_by_stage(report: ParityReport) -> str | None:
+    """Mean time of each stage, both engines."""
+    if not report.latency:
+        return None
+    with _figure(0.72 * len(report.latency) + 1.0) as figure:
+        axes = figure.subplots()
+        for row, latency in enumerate(report.latency):
+            _latency_bars(axes, row, latency)
+        names = [f"{latency.stage}, ms per {latency.unit}" for latency in report.latency]
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.set_xlim(low / 2, high * 8)
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(f"milliseconds, logarithmic. Plain: {report.reference}. Hatched: {report.candidate}.")
+        return _svg(figure, "latency", "Latency by stage; the numbers are in parity.json.")
+
+
+def _latency_bars(axes: Axes, row: int, latency: Latency) -> None:
+    bars = ((latency.reference_ms, -0.19, _ONE, None), (latency.candidate_ms, 0.19, _TWO, "////"))
+    for milliseconds, offset, colour, hatch in bars:
+        axes.barh(row + offset, milliseconds, height=0.34, color=colour, hatch=hatch, edgecolor=_INK, linewidth=0.5)
+        text = short(milliseconds)
+        if hatch and milliseconds:
+            text += f"   ({latency.reference_ms / milliseconds:.2g} x as fast)"
+        at = (milliseconds, row + offset)
+        axes.annotate(text, at, xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5)
+
+
+def short(value: float) -> str:
+    """A number in three significant digits."""
+    return "∞" if value == math.inf else "−∞" if value == -math.inf else f"{value:.3g}"
+
+
+@contextmanager
+def _figure(height_inches: float) -> Iterator[Figure]:
+    """A figure under the page's style, apart from any pyplot state."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
+        figure.patch.set_visible(False)
+        yield figure
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an <svg> element; `name` keeps its ids apart from those of other figures on the page."""
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    file = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    for colour, variable in _CSS.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)

@@ -1,0 +1,148 @@
+"""`report/parity.json` and the page `report/parity.html`, which needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from r1v_export.parity import plots
+from r1v_export.parity.diagnosis import kind_of
+from r1v_export.parity.schema import BoundaryResult, Check, ParityReport, SampleResult
+
+JSON_FILE, HTML_FILE = "parity.json", "parity.html"
+
+METRICS = {
+    "max_abs_error": "max abs error",
+    "mean_abs_error": "mean abs error",
+    "relative_error": "relative error",
+    "max_relative_error": "max relative error",
+    "min_row_cosine": "worst row's cosine",
+    "snr_db": "SNR (dB)",
+    "top1_agreement": "top-1 agreement",
+    "mean_kl": "mean KL (nats)",
+    "max_kl": "max KL (nats)",
+    "token_agreement": "token agreement",
+    "sequence_agreement": "identical sequences",
+}
+"""Metric -> how people read it, in the order of the table."""
+
+_SHARES = frozenset({"top1_agreement", "token_agreement", "sequence_agreement"})
+_SHOWN_SAMPLES = 12
+
+
+class Stage(NamedTuple):
+    """One row of the table and one box of the data-flow picture; the ViT blocks share one."""
+
+    name: str
+    members: list[BoundaryResult]
+    checks: list[Check]
+    """The members' worst check of each metric."""
+    first_bad: bool
+
+    @property
+    def passed(self) -> bool:
+        return all(member.passed for member in self.members)
+
+
+def write_report(report: ParityReport, folder: Path) -> list[Path]:
+    """Write both files into a folder, which is made if need be. Returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {JSON_FILE: to_json(report), HTML_FILE: to_html(report)}
+    for name, text in contents.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return [folder / name for name in contents]
+
+
+def to_json(report: ParityReport) -> str:
+    return report.model_dump_json(indent=2) + "\n"
+
+
+def to_html(report: ParityReport) -> str:
+    """The page. Text of models and users is escaped; it can never become markup."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "short": plots.short,
+        "share": share,
+        "value": value,
+        "visible": visible,
+        "data_uri": data_uri,
+    }
+    drawn = (plots.errors_by_boundary(report), plots.errors_by_step(report), plots.latency_by_stage(report))
+    titles = ("Error by boundary", "Error over the answer", "Latency by stage")
+    captions = (
+        "Each stage on the reference's inputs; end_to_end on the candidate's own.",
+        "Both engines are fed the reference's answer, so every step has the same history.",
+        "Mean over all calls but each stage's first, on the machine that ran this check.",
+    )
+    return environment.get_template("parity.html.j2").render(
+        report=report,
+        stages=stages(report),
+        columns=[name for name in METRICS if any(name in b.metrics for b in report.boundaries)],
+        labels=METRICS,
+        plots=[(t, c, Markup(svg)) for t, c, svg in zip(titles, captions, drawn, strict=True) if svg],
+        shown=shown_samples(report.samples),
+        identical=sum(sample.divergence is None for sample in report.samples),
+        tokens=sum(sample.tokens for sample in report.samples),
+        graded=[sample for sample in report.samples if sample.expected is not None],
+    )
+
+
+def stages(report: ParityReport) -> list[Stage]:
+    """The boundaries in data-flow order, ViT blocks taken together."""
+    by_kind: dict[str, list[BoundaryResult]] = {}
+    for boundary in report.boundaries:
+        by_kind.setdefault(kind_of(boundary.name), []).append(boundary)
+    return [
+        Stage(
+            name=f"{len(members)} ViT blocks" if kind == "vision_block" else kind,
+            members=members,
+            checks=[_worst(checks) for checks in zip(*(member.checks for member in members), strict=True)],
+            first_bad=any(member.name == report.first_bad for member in members),
+        )
+        for kind, members in by_kind.items()
+    ]
+
+
+def _worst(checks: Sequence[Check]) -> Check:
+    """The worst of several checks of one metric."""
+    choose = max if checks[0].relation == "at most" else min
+    return choose(checks, key=lambda check: check.value)
+
+
+def shown_samples(samples: Sequence[SampleResult]) -> list[SampleResult]:
+    """Some samples in full: those that diverge first, then those that agree."""
+    with_pictures = [sample for sample in samples if sample.thumbnails_png] or list(samples)
+    return sorted(with_pictures, key=lambda sample: sample.divergence is None)[:_SHOWN_SAMPLES]
+
+
+def share(part: float) -> str:
+    """A share of 1 in percent; 100 % only if it is all."""
+    return "100 %" if part == 1 else f"{math.floor(part * 10_000) / 100:g} %"
+
+
+def value(number: float, metric: str) -> str:
+    """A metric's value as people read it."""
+    if metric in _SHARES:
+        return share(number)
+    return f"{number:.6g}" if metric == "min_row_cosine" else plots.short(number)
+
+
+def visible(text: str) -> str:
+    """Text with its control characters, other than line breaks and tabs, as the symbols that stand for them."""
+    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else c for c in text)
+
+
+def data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,0 +1,83 @@
+"""What is compared: questions about pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from r1v_export.reference.preprocess import load_image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about any number of pictures; `answer` is the right one, where it is known."""
+
+    name: str
+    images: tuple[Image.Image, ...]
+    question: str
+    answer: str | None = None
+
+
+def held_out(count: int) -> Iterator[Sample]:
+    """The first `count` held-out questions of the built-in generator: for r1v-nano, which was trained on its others."""
+    from r1v_export.nano import dataset
+
+    for index, sample in enumerate(dataset.samples("eval", count)):
+        yield Sample(f"{sample.kind} {index}", (sample.image,), sample.question, sample.answer)
+
+
+_QUESTIONS = (
+    "What do you see?",
+    "Describe the picture in one sentence.",
+    "Which colours are there, from left to right?",
+    "Is there any text? If so, read it out.",
+    "How many objects are there? Count them one by one.",
+)
+
+# Width to height, so that the tiler makes different grids; relative to the side of a tile.
+_SHAPES = ((1.0, 1.0), (2.0, 1.0), (0.7, 2.1), (3.1, 1.2), (1.4, 1.4))
+
+
+def synthetic(count: int, tile_size: int) -> Iterator[Sample]:
+    """Made-up pictures of several shapes (gradients, noise, figures): for any model, when there is nothing better.
+
+    The same on every machine. Every fifth question has two pictures.
+    """
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        pictures = 2 if index % 5 == 4 else 1
+        images = tuple(_picture(rng, tile_size, *_SHAPES[(index + n) % len(_SHAPES)]) for n in range(pictures))
+        yield Sample(f"synthetic {index}", images, _QUESTIONS[index % len(_QUESTIONS)])
+
+
+def _picture(rng: np.random.Generator, tile_size: int, wide: float, high: float) -> Image.Image:
+    """A colour gradient with figures on it, half of it under noise."""
+    width, height = round(tile_size * wide), round(tile_size * high)
+    corners = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    image = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(image)
+    for figure in (draw.ellipse, draw.rectangle, draw.ellipse):
+        left, top = rng.uniform(0, 0.7, 2) * (width, height)
+        side = rng.uniform(0.1, 0.3) * min(width, height)
+        figure((left, top, left + side, top + side), fill=tuple(int(c) for c in rng.integers(0, 256, 3)))
+    noise = Image.fromarray(rng.integers(0, 256, (height, width // 2, 3), dtype=np.uint8))
+    right_half = image.crop((width - width // 2, 0, width, height))
+    blended = Image.blend(right_half, noise.filter(ImageFilter.BoxBlur(1)), 0.4)
+    image.paste(blended, (width - width // 2, 0))
+    return image
+
+
+def from_files(paths: Sequence[str | Path], questions: Iterable[str]) -> Iterator[Sample]:
+    """Every question about every picture.
+
+    Raises:
+        InputError: a file that cannot be read as a picture.
+    """
+    questions = tuple(questions)
+    for path in paths:
+        image = load_image(path)
+        yield from (Sample(f"{Path(path).name}, question {n}", (image,), q) for n, q in enumerate(questions, start=1))

@@ -1,0 +1,171 @@
+"""What `report/parity.json` holds: strict, frozen, and the same bytes for the same comparison.
+
+No times, paths or host names; latencies only where they were asked for. Numbers are rounded to six significant digits;
+infinities are the strings "Infinity" and "-Infinity".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from r1v_export.config import Precision
+from r1v_export.errors import ParityError
+from r1v_export.parity.tolerances import Gate
+
+
+def _round_significant(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+Number = Annotated[float, AfterValidator(_round_significant)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Check(_Part):
+    """One metric held to one limit of the tolerance table."""
+
+    metric: str
+    value: Number
+    relation: Literal["at most", "at least"]
+    limit: Number
+    passed: bool
+    reason: str
+
+
+class WorstElement(_Part):
+    """Where the largest error is, or the first NaN or infinity."""
+
+    sample: str
+    index: tuple[int, ...]
+    reference: Number
+    candidate: Number
+
+
+class BoundaryResult(_Part):
+    """One boundary of the data flow. Without checks (no limit in the table) it is reported and passes."""
+
+    name: str
+    compared: str
+    """What was compared, in words."""
+    metrics: dict[str, Number]
+    checks: tuple[Check, ...]
+    worst: WorstElement | None = None
+    problem: str | None = None
+    """Other shapes, NaN or infinities, in words."""
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+class StepResult(_Part):
+    """Teacher-forced logits of one decode step, over the samples whose answer is that long."""
+
+    step: int
+    samples: int
+    max_abs_error: Number
+    mean_kl: Number
+
+
+class Divergence(_Part):
+    """Where two greedy answers part."""
+
+    position: int
+    """Index of the first differing token among the generated ones."""
+    agreed: str
+    reference_token: str
+    candidate_token: str
+    """Empty where that side's answer has ended."""
+    candidate_rest: str
+    reference_rest: str
+    margin: Number
+    """Reference's largest logit less its second largest at that token: near 0 is a near tie."""
+
+
+class SampleResult(_Part):
+    """One question and both greedy answers."""
+
+    name: str
+    question: str
+    expected: str | None = None
+    """The right answer, where it is known."""
+    reference: str
+    candidate: str | None = None
+    """None where it is the reference's, token by token."""
+    tokens: int
+    """Tokens that the reference generated."""
+    reference_right: bool | None = None
+    candidate_right: bool | None = None
+    divergence: Divergence | None = None
+    thumbnails_png: tuple[bytes, ...] = Field(default=(), exclude=True, repr=False)
+    """Small pictures for the HTML page; not in the JSON file."""
+
+
+class Latency(_Part):
+    """Mean time of one stage, measured on this machine."""
+
+    stage: str
+    unit: str
+    reference_ms: Number
+    candidate_ms: Number
+
+
+class ParityReport(_Part):
+    """A candidate engine held to a reference engine."""
+
+    schema_version: Literal[1] = 1
+    reference: str
+    candidate: str
+    precision: Precision
+    gate: Gate
+    max_new_tokens: int
+    first_bad: str | None
+    """The first boundary in data-flow order that is out of tolerance."""
+    causes: tuple[str, ...]
+    """What usually makes that boundary, and none before it, go wrong."""
+    boundaries: tuple[BoundaryResult, ...]
+    decode_steps: tuple[StepResult, ...]
+    samples: tuple[SampleResult, ...]
+    environment: dict[str, str]
+    latency: tuple[Latency, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.first_bad is None
+
+    def boundary(self, name: str) -> BoundaryResult:
+        """
+        Raises:
+            KeyError: that boundary was not compared.
+        """
+        return {boundary.name: boundary for boundary in self.boundaries}[name]
+
+    def raise_if_failed(self) -> None:
+        """
+        Raises:
+            ParityError: a boundary is out of tolerance; the error names the first one.
+        """
+        if self.first_bad is None:
+            return
+        boundary = self.boundary(self.first_bad)
+        failed = [check for check in boundary.checks if not check.passed]
+        raise ParityError(
+            f"{self.candidate} does not match {self.reference}: the first boundary out of tolerance is {boundary.name}",
+            where=_whereabouts(boundary),
+            expected=", ".join(f"{check.metric} {check.relation} {check.limit:g}" for check in failed),
+            found=", ".join(f"{check.metric} {check.value:.4g}" for check in failed),
+            fix="; or ".join(self.causes) or None,
+        )
+
+
+def _whereabouts(boundary: BoundaryResult) -> str:
+    if boundary.problem:
+        return boundary.problem
+    if boundary.worst:
+        return f"worst at {list(boundary.worst.index)} of sample {boundary.worst.sample}"
+    return boundary.compared

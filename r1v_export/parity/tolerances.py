@@ -1,0 +1,222 @@
+"""The tolerance table: how far an engine may be from the reference at each boundary, and why.
+
+One row is one limit on one metric. Rows are looked up by boundary, by the precision that the candidate computes in,
+and by gate:
+
+* `arithmetic`: the same numbers computed by another engine. The reference is the model that the engine was built
+  from, in float32 (for a quantised engine: its fake-quantised model); only rounding may differ.
+* `quantisation`: a quantised model against the float32 original; what quantising costs.
+
+Unit roundoff u: 2^-24 (6e-8) for float32, 2^-11 (4.9e-4) for float16, 2^-9 (2.0e-3) for bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
+
+from r1v_export.config import Precision
+from r1v_export.errors import UsageError
+
+Gate = Literal["arithmetic", "quantisation"]
+Boundary = Literal[
+    "pixels", "prompt", "vision_block", "vision", "projector", "embeds", "prefill", "decode", "end_to_end", "tokens"
+]
+
+Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=20)]
+
+
+class Limit(BaseModel):
+    """One limit: exactly one of `at_most` and `at_least`, and the reason for its value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    boundary: Boundary
+    precision: Precision
+    metric: str
+    at_most: float | None = None
+    at_least: float | None = None
+    reason: Reason
+    gate: Gate = "arithmetic"
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Limit:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("a limit has exactly one of at_most and at_least")
+        return self
+
+    @property
+    def relation(self) -> Literal["at most", "at least"]:
+        return "at least" if self.at_most is None else "at most"
+
+    @property
+    def bound(self) -> float:
+        """The value of whichever of `at_most` and `at_least` is given."""
+        (bound,) = (value for value in (self.at_most, self.at_least) if value is not None)
+        return bound
+
+    def holds(self, value: float) -> bool:
+        """Whether the metric's value is within the limit; NaN never is."""
+        return value <= self.bound if self.relation == "at most" else value >= self.bound
+
+
+def limits(boundary: Boundary, precision: Precision, gate: Gate = "arithmetic") -> tuple[Limit, ...]:
+    """The rows of the table for one boundary."""
+    return tuple(row for row in TABLE if (row.boundary, row.precision, row.gate) == (boundary, precision, gate))
+
+
+def require_precision(precision: str, gate: Gate = "arithmetic") -> None:
+    """
+    Raises:
+        UsageError: the table has no limits for this precision, so there is nothing to hold an engine to.
+    """
+    known = sorted({row.precision for row in TABLE if row.gate == gate})
+    if precision not in known:
+        raise UsageError(
+            f"parity has no tolerances for precision {precision}",
+            where=f"{gate} gate",
+            expected=" or ".join(known) or None,
+            found=precision,
+            fix="check an engine of a precision in the table, or add rows with reasons to parity/tolerances.py",
+        )
+
+
+def _exact_inputs(precision: Precision) -> Iterable[Limit]:
+    yield Limit(
+        boundary="pixels",
+        precision=precision,
+        metric="max_abs_error",
+        at_most=0.0,
+        reason="Tiling and normalising are the same code on both sides and no engine takes part: nothing may differ.",
+    )
+    yield Limit(
+        boundary="prompt",
+        precision=precision,
+        metric="token_agreement",
+        at_least=1.0,
+        reason="Token ids are whole numbers from the tokenizer files: one other id is another question.",
+    )
+
+
+def _same(
+    precision: Precision,
+    boundaries: Iterable[Boundary],
+    metric: str,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    reason: str,
+) -> Iterable[Limit]:
+    """One limit, the same at several boundaries."""
+    for boundary in boundaries:
+        yield Limit(
+            boundary=boundary, precision=precision, metric=metric, at_most=at_most, at_least=at_least, reason=reason
+        )
+
+
+_FEATURES: tuple[Boundary, ...] = ("vision_block", "vision", "projector")
+_LOGITS: tuple[Boundary, ...] = ("prefill", "decode", "end_to_end")
+
+_FP32 = (
+    *_exact_inputs("fp32"),
+    *_same(
+        "fp32",
+        _FEATURES,
+        "relative_error",
+        at_most=2e-5,
+        reason="The order of sums differs between kernels: 1e-6 to 5e-6 is seen over up to 45 blocks. A GELU by tanh "
+        "instead of erf (1e-4 and more), a wrong norm or a swapped head are far outside.",
+    ),
+    Limit(
+        boundary="embeds",
+        precision="fp32",
+        metric="max_abs_error",
+        at_most=0.0,
+        reason="A lookup and a copy; bfloat16 and float16 weights widen to float32 without rounding.",
+    ),
+    *_same(
+        "fp32",
+        _LOGITS,
+        "max_abs_error",
+        at_most=1e-3,
+        reason="The project's promise for float32. Logits are tens in size, rounding gives about 1e-5; 1e-3 cannot "
+        "change a probability by more than 0.2 %.",
+    ),
+    *_same(
+        "fp32",
+        _LOGITS,
+        "max_kl",
+        at_most=5e-7,
+        reason="What an error of 1e-3 in every logit can amount to at most: KL <= error^2 / 2 nats.",
+    ),
+    *_same(
+        "fp32",
+        ("prefill", "decode"),
+        "top1_agreement",
+        at_least=1.0,
+        reason="Given the same history, a greedy choice may only change where the two best logits are closer than "
+        "float32 rounding, which trained models do not produce.",
+    ),
+    Limit(
+        boundary="tokens",
+        precision="fp32",
+        metric="token_agreement",
+        at_least=1.0,
+        reason="The project's promise for float32: run end to end, the engine writes the same answer, token by token.",
+    ),
+)
+
+
+def _sixteen_bit(
+    precision: Precision, roundoff: str, lookup: float, feature: float, cosine: float, kl: float, agreement: float
+) -> tuple[Limit, ...]:
+    """Rows of a 16-bit float: relative limits in features, probabilities instead of raw logits."""
+    return (
+        *_exact_inputs(precision),
+        *_same(
+            precision,
+            _FEATURES,
+            "relative_error",
+            at_most=feature,
+            reason=f"About 20 unit roundoffs of {roundoff}: every operator rounds its output, and the errors add up "
+            "like a random walk over the depth of the tower.",
+        ),
+        *_same(
+            precision,
+            _FEATURES,
+            "min_row_cosine",
+            at_least=cosine,
+            reason="The worst token, not the average one: an overflow or a naive cast ruins single tokens first "
+            "(a naive float16 vision tower was measured at 0.14, a strongly typed one at 0.9997).",
+        ),
+        Limit(
+            boundary="embeds",
+            precision=precision,
+            metric="max_relative_error",
+            at_most=lookup,
+            reason=f"A lookup and a copy: one rounding to {roundoff} of the image embeddings, none of the table's.",
+        ),
+        *_same(
+            precision,
+            _LOGITS,
+            "mean_kl",
+            at_most=kl,
+            reason="Logits round to 16 bits, so raw errors grow with their size and say little; this is what the "
+            "rounding does to the next token's distribution, and lies well below what quantising costs.",
+        ),
+        *_same(
+            precision,
+            ("prefill", "decode"),
+            "top1_agreement",
+            at_least=agreement,
+            reason="Given the same history, rounding may flip a greedy choice only at near ties.",
+        ),
+    )
+
+
+_FP16 = _sixteen_bit("fp16", "2^-11", lookup=5e-4, feature=1e-2, cosine=0.999, kl=1e-4, agreement=0.995)
+_BF16 = _sixteen_bit("bf16", "2^-9", lookup=4e-3, feature=4e-2, cosine=0.99, kl=2e-3, agreement=0.98)
+
+TABLE: tuple[Limit, ...] = (*_FP32, *_FP16, *_BF16)

@@ -1,0 +1,105 @@
+"""A random model of R1V's architecture, tiny, as reference; and copies of it to damage."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import r1v_export
+from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec, ProjectorSpec, TilingSpec, VisionSpec
+from r1v_export.parity.samples import Sample, synthetic
+from r1v_export.parity.sides import Side
+from r1v_export.reference.model import Model, ReferenceEngine
+from r1v_export.reference.prompt import TEMPLATES
+from r1v_export.reference.tokenizer import Tokenizer
+
+TILE = 56
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files() -> Path:
+    """The folder of the shipped model, for its tokenizer."""
+    return Path(r1v_export.__file__).parent / "nano" / "model"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_files: Path) -> Tokenizer:
+    return Tokenizer.from_folder(tokenizer_files)
+
+
+@pytest.fixture(scope="session")
+def spec(tokenizer: Tokenizer) -> ModelSpec:
+    return ModelSpec(
+        layout="internvl_chat",
+        architecture="SkyworkChatModel",
+        vision=VisionSpec(
+            hidden_size=64,
+            num_heads=2,
+            num_layers=3,
+            intermediate_size=96,
+            patch_size=14,
+            image_size=TILE,
+            norm="rms_norm",
+            norm_eps=1e-6,
+            qk_norm=True,
+            qkv_bias=False,
+        ),
+        projector=ProjectorSpec(shuffle=2, ps_version="v2", in_features=256, hidden_size=48),
+        language=LanguageSpec(
+            hidden_size=48,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            intermediate_size=80,
+            vocab_size=tokenizer.vocab_size,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            max_position_embeddings=1024,
+            tie_word_embeddings=False,
+        ),
+        tiling=TilingSpec(tile_size=TILE, min_tiles=1, max_tiles=4, use_thumbnail=True, dynamic=True),
+        image_token_id=tokenizer.special_id("<IMG_CONTEXT>"),
+        template="r1v3",
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="session")
+def model(spec: ModelSpec) -> Model:
+    with torch.random.fork_rng():
+        torch.manual_seed(2026)
+        model = Model(spec)
+        # PyTorch's initialisation makes nearly equal logits; a trained model is surer of its next token.
+        model.language_model.lm_head.weight.data *= 12
+    return model
+
+
+@pytest.fixture(scope="session")
+def reference(model: Model, spec: ModelSpec, tokenizer: Tokenizer) -> Side:
+    return Side(ReferenceEngine(model), tokenizer, spec, TEMPLATES[spec.template])
+
+
+@pytest.fixture(scope="session")
+def damaged(reference: Side, model: Model) -> Callable[[Callable[[Model], None]], Side]:
+    """Makes a candidate that is the reference with its weights changed by a function."""
+
+    def make(damage: Callable[[Model], None]) -> Side:
+        candidate = copy.deepcopy(model)
+        with torch.no_grad():
+            damage(candidate)
+        engine = ReferenceEngine(candidate)
+        engine.name = "candidate"
+        return replace(reference, engine=engine)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    return list(synthetic(5, TILE))

@@ -1,0 +1,216 @@
+"""The files: the same bytes for the same comparison, self-contained, escaped, and telling what happened."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from r1v_export.parity import ParityReport, Sample, Side, check, write_report
+from r1v_export.parity.report import share, to_html, to_json, visible
+from r1v_export.reference.model import Model
+
+Damaged = Callable[[Callable[[Model], None]], Side]
+
+
+class Page(HTMLParser):
+    """Collects the tags, attributes and text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.html = html
+        self.words = ""
+        self.marked: list[str] = []
+        self._in: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._in.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._in and self._in.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+        if self._in and self._in[-1] == "mark":
+            self.marked.append(data)
+
+    def attributes(self, name: str) -> list[str]:
+        return [attrs[name] for _, attrs in self.tags if attrs.get(name)]
+
+
+Compare = Callable[[Callable[[Model], None]], ParityReport]
+
+
+def damage_a_block(model: Model) -> None:
+    model.vision_model.encoder.layers[1].mlp.fc1.weight[3, 5] += 0.5
+
+
+def rescale_a_little(model: Model) -> None:
+    model.language_model.model.layers[0].mlp.up_proj.weight *= 1 + 1e-6
+
+
+@pytest.fixture(scope="module")
+def compare(reference: Side, damaged: Damaged, samples: list[Sample]) -> Compare:
+    return lambda damage: check(reference, damaged(damage), samples, precision="fp32", max_new_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def failed(compare: Compare) -> ParityReport:
+    return compare(damage_a_block)
+
+
+@pytest.fixture(scope="module")
+def passed(reference: Side, damaged: Damaged, samples: list[Sample]) -> ParityReport:
+    """With latencies, so with every plot."""
+    options = {"precision": "fp32", "max_new_tokens": 40, "batch_size": 2, "measure_latency": True}
+    return check(reference, damaged(rescale_a_little), samples, **options)
+
+
+@pytest.fixture(scope="module")
+def failed_page(failed: ParityReport) -> Page:
+    return Page(to_html(failed))
+
+
+@pytest.fixture(scope="module")
+def passed_page(passed: ParityReport) -> Page:
+    return Page(to_html(passed))
+
+
+def test_json_and_html_are_the_same_bytes_for_the_same_comparison(
+    compare: Compare, failed: ParityReport, failed_page: Page
+):
+    again = compare(damage_a_block)
+    assert to_json(again) == to_json(failed)
+    assert to_html(again) == failed_page.html
+
+
+def test_a_page_is_the_same_bytes_in_another_process(failed: ParityReport, tmp_path: Path):
+    (tmp_path / "report.json").write_text(to_json(failed))
+    script = (
+        "import pathlib, sys; from r1v_export.parity import ParityReport; from r1v_export.parity.report import to_html;"
+        "report = ParityReport.model_validate_json(pathlib.Path(sys.argv[1]).read_text());"
+        "sys.stdout.buffer.write(to_html(report).encode())"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "report.json")]
+    elsewhere = subprocess.run(command, check=True, capture_output=True, env={"PYTHONHASHSEED": "1"}).stdout
+    assert elsewhere.decode() == to_html(ParityReport.model_validate_json(to_json(failed)))
+
+
+def test_json_reads_back_as_the_report(failed: ParityReport):
+    again = ParityReport.model_validate_json(to_json(failed))
+    assert to_json(again) == to_json(failed)
+    assert again.first_bad == "vision_block.1"
+
+
+def test_json_with_an_unknown_field_is_refused(failed: ParityReport):
+    text = to_json(failed).replace('"gate"', '"surprise": 1, "gate"', 1)
+    with pytest.raises(ValidationError, match="surprise"):
+        ParityReport.model_validate_json(text)
+
+
+def test_json_holds_no_time_path_or_latency(failed: ParityReport):
+    text = to_json(failed)
+    assert str(Path.cwd()) not in text
+    assert not re.search(r"20\d\d-\d\d-\d\d|\d\d:\d\d:\d\d|/tmp/|/home/", text)
+    assert '"latency": []' in text
+
+
+def test_numbers_have_six_significant_digits(failed: ParityReport):
+    numbers = re.findall(r'_error": (\d[\d.e-]*)', to_json(failed))
+    digits = [re.sub(r"e.*|\.", "", number).lstrip("0") for number in numbers]
+    assert numbers
+    assert all(len(d) <= 6 for d in digits)
+
+
+def test_both_files_are_written(failed: ParityReport, failed_page: Page, tmp_path: Path):
+    files = write_report(failed, tmp_path / "report")
+    assert [file.name for file in files] == ["parity.json", "parity.html"]
+    assert files[0].read_text(encoding="utf-8") == to_json(failed)
+    assert files[1].read_text(encoding="utf-8") == failed_page.html
+
+
+@pytest.mark.parametrize("which", ["passed", "failed"])
+def test_the_page_needs_no_other_file(passed_page: Page, failed_page: Page, which: str):
+    page = {"passed": passed_page, "failed": failed_page}[which]
+    assert not {"link", "script", "iframe", "object"} & {tag for tag, _ in page.tags}
+    targets = [*page.attributes("src"), *page.attributes("href"), *page.attributes("xlink:href")]
+    assert targets
+    assert all(target.startswith(("data:image/png;base64,", "#")) for target in targets)
+    assert "@import" not in page.html
+    assert not re.search(r"url\((?!#)", page.html)
+
+
+def test_ids_on_the_page_are_unique_and_references_resolve(passed_page: Page):
+    ids = passed_page.attributes("id")
+    assert len(ids) == len(set(ids))
+    used = {target[1:] for target in passed_page.attributes("xlink:href")}
+    used |= set(re.findall(r"url\(#([^)]+)\)", passed_page.html))
+    assert used <= set(ids)
+
+
+def test_a_failure_names_its_boundary_and_causes_first(failed_page: Page):
+    words = failed_page.words[failed_page.words.index("✗") :]
+    assert words.index("vision_block.1") < words.index("a weight of this block is wrong") < words.index("Boundaries")
+
+
+def test_a_pass_shows_every_limit_with_its_reason(passed: ParityReport, passed_page: Page):
+    assert "candidate matches pytorch in fp32" in passed_page.words
+    assert all(check.reason in passed_page.words for boundary in passed.boundaries for check in boundary.checks)
+
+
+def test_the_first_diverging_token_is_marked_on_both_sides(failed: ParityReport, failed_page: Page):
+    partings = [sample.divergence for sample in failed.samples if sample.divergence]
+    assert partings
+    assert failed_page.marked == [
+        visible(token) for parting in partings for token in (parting.reference_token, parting.candidate_token)
+    ]
+
+
+def test_each_shown_sample_has_its_pictures(passed_page: Page, samples: list[Sample]):
+    pictures = [attrs for tag, attrs in passed_page.tags if tag == "img"]
+    assert len(pictures) == sum(len(sample.images) for sample in samples)
+    assert all(attrs["alt"] for attrs in pictures)
+
+
+def test_text_of_users_and_models_is_never_markup(reference: Side, samples: list[Sample]):
+    attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    sample = Sample(attack, samples[0].images, attack, answer=attack)
+    html = to_html(check(reference, reference, [sample], precision="fp32", max_new_tokens=3))
+    page = Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not page.attributes("onerror")
+    assert attack in page.words
+
+
+def test_plots_tell_their_content_in_words(passed_page: Page):
+    labels = [attrs.get("aria-label", "") for tag, attrs in passed_page.tags if tag == "svg"]
+    assert len(labels) == 3
+    assert all(labels)
+
+
+def test_a_page_can_be_made_of_infinities(compare: Compare):
+    def nan_weight(model: Model) -> None:
+        model.mlp1[3].weight[2, 2] = float("nan")
+
+    words = Page(to_html(compare(nan_weight))).words
+    assert "∞" in words
+    assert "NaN or infinite values in the candidate" in words.replace("Nan", "NaN")
+
+
+@pytest.mark.parametrize(("part", "text"), [(1.0, "100 %"), (0.99999, "99.99 %"), (0.5, "50 %"), (0.0, "0 %")])
+def test_only_all_is_100_percent(part: float, text: str):
+    assert share(part) == text
+
+
+def test_control_characters_are_made_visible():
+    assert visible("a\x00b\n\tc") == "a␀b\n\tc"
