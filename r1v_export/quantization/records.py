@@ -1,0 +1,229 @@
+"""Where calibration samples come from: what was asked about which pictures, before any model has seen it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from r1v_export.errors import CapabilityError, InputError
+from r1v_export.reference.preprocess import ImageSource, load_image
+
+_SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
+"""What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question about any number of pictures.
+
+    Attributes:
+        name: where it comes from, without a path.
+        images: makes each picture when called.
+        prompt: what the user asks.
+        thought: the model's reasoning, where it is known.
+        answer: the model's answer; None where it is for the model to say.
+    """
+
+    name: str
+    images: tuple[Callable[[], Image.Image], ...]
+    prompt: str
+    thought: str | None = None
+    answer: str | None = None
+
+    def load_images(self) -> list[Image.Image]:
+        return [load() for load in self.images]
+
+
+def read_records(source: str | Path | None, count: int) -> list[Record]:
+    """The first `count` records of a calibration set (all of them, where it has fewer), in their order.
+
+    Args:
+        source: None for the built-in generator, else a `.jsonl` file or a folder, see `quantization.dataset`.
+
+    Raises:
+        InputError: there is no such set, or a record of it is not as it should be. Pictures are not looked at yet.
+        CapabilityError: a `datasets` folder, and that package is not installed.
+    """
+    if source is None:
+        return builtin_records(count)
+    path = Path(source)
+    if path.is_dir() and any((path / name).exists() for name in _SAVED_DATASET_FILES):
+        return dataset_records(path, count)
+    return jsonl_records(_find_jsonl(path), count)
+
+
+def builtin_records(count: int) -> list[Record]:
+    """Generated pictures, questions, thoughts and answers: the calibration split, disjoint from training and test."""
+    from r1v_export.nano import dataset
+
+    def image(index: int) -> Image.Image:
+        return dataset.sample("calibration", index).image
+
+    return [
+        Record(f"built-in {index}", (partial(image, index),), sample.question, sample.thought, sample.answer)
+        for index, sample in enumerate(dataset.samples("calibration", count))
+    ]
+
+
+def _find_jsonl(path: Path) -> Path:
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.jsonl")) if path.is_dir() else []
+    if len(found) == 1:
+        return found[0]
+    raise InputError(
+        "There is no calibration set here.",
+        where=path,
+        expected="a .jsonl file, a folder that holds one, or a folder saved with Hugging Face datasets",
+        found=", ".join(file.name for file in found) if found else "none of these" if path.is_dir() else "no such path",
+    )
+
+
+class _Fields(BaseModel):
+    """The fields of one record."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    image: str | None = None
+    images: list[str] = []
+    prompt: str
+    thought: str | None = None
+    answer: str | None = None
+
+    @field_validator("prompt", "answer")
+    @classmethod
+    def _says_something(cls, text: str | None) -> str | None:
+        if text is not None and not text.strip():
+            raise ValueError("is empty")
+        return text
+
+    @model_validator(mode="after")
+    def _thought_leads_to_an_answer(self) -> _Fields:
+        if self.thought is not None and self.answer is None:
+            raise ValueError("a thought needs the answer that it leads to")
+        return self
+
+
+def jsonl_records(path: Path, count: int) -> list[Record]:
+    """Records of a `.jsonl` file, one to a line; empty lines are passed over."""
+    records: list[Record] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if len(records) == count:
+                    break
+                if line.strip():
+                    records.append(_jsonl_record(path, number, line))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("The calibration set cannot be read.", where=path, found=error) from error
+    return records
+
+
+def _jsonl_record(path: Path, number: int, line: str) -> Record:
+    where = f"{path}, line {number}"
+    try:
+        fields = _Fields.model_validate_json(line)
+    except ValidationError as error:
+        raise _bad_record(where, error) from error
+    files = ([] if fields.image is None else [fields.image]) + fields.images
+    images = tuple(partial(_load, path.parent / file, f"{where}: {file}") for file in files)
+    return Record(f"{path.name}, line {number}", images, fields.prompt, fields.thought, fields.answer)
+
+
+def _bad_record(where: str, error: ValidationError) -> InputError:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return InputError(
+        "A calibration record is not as it should be.",
+        where=where,
+        expected=f"an object with {', '.join(_Fields.model_fields)}; only prompt must be there",
+        found=f"{field}: {first['msg']}" if field else first["msg"],
+    )
+
+
+def _load(source: ImageSource, where: str) -> Image.Image:
+    """A picture, with the record named in the error."""
+    try:
+        return load_image(source)
+    except InputError as error:
+        raise InputError(error.what, where=where, expected=error.expected, found=error.found, fix=error.fix) from error
+
+
+def dataset_records(folder: Path, count: int) -> list[Record]:
+    """Records of a folder that was saved with Hugging Face `datasets`; further columns are passed over."""
+    rows = _open_dataset(folder)
+    return [_dataset_record(rows, folder, index) for index in range(min(count, len(rows)))]
+
+
+def _open_dataset(folder: Path) -> Any:
+    """The dataset, its pictures left encoded: they are decoded by `load_image`, under its limits."""
+    if importlib.util.find_spec("datasets") is None:
+        raise CapabilityError(
+            "The calibration set needs a package that is not installed.",
+            where=folder,
+            expected="Hugging Face datasets",
+            fix="pip install datasets, or write the samples as a .jsonl file",
+        )
+    import datasets
+
+    try:
+        rows = datasets.load_from_disk(str(folder))
+    except Exception as error:  # Arrow and the file system raise a dozen kinds of exception.
+        raise InputError("The calibration set cannot be read.", where=folder, found=error) from error
+    if isinstance(rows, datasets.DatasetDict):
+        raise InputError(
+            "The folder holds several splits.",
+            where=folder,
+            expected="one split",
+            found=", ".join(rows),
+            fix=f"name one of them: {folder / next(iter(rows), 'train')}",
+        )
+    for column, decoded in (("image", datasets.Image()), ("images", datasets.Sequence(datasets.Image()))):
+        if column in rows.column_names and rows.features[column] == decoded:
+            encoded = datasets.Image(decode=False)
+            rows = rows.cast_column(column, encoded if column == "image" else datasets.Sequence(encoded))
+    return rows
+
+
+def _dataset_record(rows: Any, folder: Path, index: int) -> Record:
+    where, row = f"{folder}, row {index}", rows[index]
+    texts = {
+        "prompt": row.get("prompt", row.get("question")),
+        "thought": row.get("thought"),
+        "answer": row.get("answer"),
+    }
+    try:
+        fields = _Fields.model_validate({name: text for name, text in texts.items() if text is not None})
+    except ValidationError as error:
+        raise _bad_record(where, error) from error
+    pictures = len(_encoded_pictures(row, where))
+
+    def picture(number: int) -> Image.Image:
+        return _load(_encoded_pictures(rows[index], where)[number], f"{where}, picture {number + 1}")
+
+    images = tuple(partial(picture, number) for number in range(pictures))
+    return Record(f"{folder.name}, row {index}", images, fields.prompt, fields.thought, fields.answer)
+
+
+def _encoded_pictures(row: Mapping[str, Any], where: str) -> Sequence[ImageSource]:
+    """Bytes or paths of a row's pictures."""
+    columns = [row.get("image"), *(row.get("images") or ())]
+    pictures = [picture for picture in columns if picture is not None]
+    sources = [
+        picture.get("bytes") or picture.get("path") if isinstance(picture, dict) else picture for picture in pictures
+    ]
+    if not all(isinstance(source, str | bytes) for source in sources):
+        raise InputError(
+            "A picture of the calibration set is in no known form.",
+            where=where,
+            expected="a column `image` or `images` of datasets.Image, or of paths",
+            found=", ".join(sorted({type(source).__name__ for source in sources})),
+        )
+    return sources
