@@ -1,0 +1,68 @@
+"""Generated questions about generated pictures, in three disjoint splits; any sample is found by (split, index)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Literal, get_args
+
+from PIL import Image
+
+from r1v_export.nano import questions, scenes
+
+Split = Literal["train", "eval", "calibration"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture, a question about it, the thought and the answer that are right, and the question's kind."""
+
+    image: Image.Image
+    question: str
+    thought: str
+    answer: str
+    kind: str
+
+
+def samples(split: Split, count: int) -> Iterator[Sample]:
+    """The first `count` samples of a split; kinds take turns."""
+    return (sample(split, index) for index in range(count))
+
+
+def sample(split: Split, index: int) -> Sample:
+    """Sample `index` of a split, the same on every machine."""
+    rng = seeded(split, index)
+    scene, asked = scene_and_questions(rng, scenes.picture_size(rng), kind_at(index), 1)
+    question = asked[0]
+    return Sample(scenes.draw(scene), question.text, question.thought, question.answer, question.kind)
+
+
+def kind_at(index: int) -> str:
+    """The kind of question that sample `index` asks."""
+    return list(questions.KINDS)[index % len(questions.KINDS)]
+
+
+def seeded(split: Split, index: int) -> Random:
+    """The random numbers of one sample: a hash of split and index, so splits never share a picture."""
+    if split not in get_args(Split):
+        raise ValueError(f"split is one of {get_args(Split)}, not {split!r}")
+    return Random(int.from_bytes(hashlib.sha256(f"r1v-nano/{split}/{index}".encode()).digest()[:8], "big"))
+
+
+def scene_and_questions(
+    rng: Random, size: tuple[int, int], kind: str, count: int
+) -> tuple[scenes.Scene, list[questions.Question]]:
+    """A scene that has a question of the wanted kind, which comes first, then others about the same picture."""
+    while True:
+        scene = scenes.chart_scene(rng, size) if kind == "chart" else scenes.object_scene(rng, size)
+        first = questions.ask(scene, kind, rng)
+        if first is not None:
+            break
+    asked = [first]
+    while len(asked) < count:
+        other = questions.ask(scene, rng.choice(list(questions.KINDS)), rng)
+        if other is not None:
+            asked.append(other)
+    return scene, asked

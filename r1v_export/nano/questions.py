@@ -1,0 +1,155 @@
+"""Questions about a scene, each with a short thought and a final answer.
+
+The thought first lists what is seen, in reading order, then draws the conclusion: a model that learns to write it
+has to look at the whole picture, whatever it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from r1v_export.nano.scenes import COLOURS, SHAPES, Bar, ChartScene, Object, ObjectScene, Scene
+
+_COUNT_WORDS = ("one", "two", "three", "four", "five", "six")
+_PLURALS = {shape: f"{shape}s" for shape in SHAPES} | {"cross": "crosses"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, the reasoning, the final answer, and the kind (a key of `KINDS`)."""
+
+    text: str
+    thought: str
+    answer: str
+    kind: str
+
+
+def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
+    """A question of that kind, or None where the scene has no unambiguous one."""
+    if isinstance(scene, ChartScene) != (kind == "chart"):
+        return None
+    asked = KINDS[kind](scene, rng)
+    if asked is None:
+        return None
+    text, conclusion, answer = asked
+    return Question(text, f"{describe(scene)} {conclusion}", answer, kind)
+
+
+def describe(scene: Scene) -> str:
+    """What is seen, in reading order, as one sentence."""
+    if isinstance(scene, ChartScene):
+        return f"I see bars: {', '.join(f'{bar.colour} {bar.height}' for bar in scene.bars)}."
+    return f"I see {', '.join(f'a {item.name} {item.place}' for item in scene.objects)}."
+
+
+# What a maker of questions returns: the question, the conclusion of the thought, the answer.
+_Asked = tuple[str, str, str]
+
+
+def _count(scene: ObjectScene, rng: Random) -> _Asked:
+    wanted = rng.choice(("all", "shape", "colour"))
+    if wanted == "all":
+        what, counted = "objects", list(scene.objects)
+    elif wanted == "shape":
+        # Now and then a shape that may be missing, so that "0" is an answer too.
+        shape = rng.choice(SHAPES) if rng.random() < 0.2 else rng.choice(scene.objects).shape
+        what, counted = _PLURALS[shape], [item for item in scene.objects if item.shape == shape]
+    else:
+        colour = rng.choice(list(COLOURS)) if rng.random() < 0.2 else rng.choice(scene.objects).colour
+        what, counted = f"{colour} objects", [item for item in scene.objects if item.colour == colour]
+    text = rng.choice(
+        (f"How many {what} are there?", f"How many {what} do you see?", f"Count the {what} in the picture.")
+    )
+    listed = ", ".join(f"{word} {item.place}" for word, item in zip(_COUNT_WORDS, counted, strict=False)) or "none"
+    return text, f"{what.capitalize()}: {listed}. That makes {len(counted)}.", str(len(counted))
+
+
+def _colour(scene: ObjectScene, rng: Random) -> _Asked:
+    item, what = _one_object(scene, rng, by="shape")
+    text = rng.choice((f"What colour is the {what}?", f"Which colour does the {what} have?"))
+    return text, f"The {what} is {item.colour}.", item.colour
+
+
+def _shape(scene: ObjectScene, rng: Random) -> _Asked:
+    item, what = _one_object(scene, rng, by="colour")
+    text = rng.choice((f"What shape is the {what}?", f"Which shape does the {what} have?"))
+    return text, f"The {what} is a {item.shape}.", item.shape
+
+
+def _one_object(scene: ObjectScene, rng: Random, by: str) -> tuple[Object, str]:
+    """An object and words that mean it alone: its shape or colour where no other has it, else its place."""
+    item = rng.choice(scene.objects)
+    if sum(getattr(other, by) == getattr(item, by) for other in scene.objects) == 1 and rng.random() < 0.7:
+        return item, item.shape if by == "shape" else f"{item.colour} object"
+    return item, f"object at the {item.place}"
+
+
+def _left_right(scene: ObjectScene, rng: Random) -> _Asked | None:
+    pair = _pair(scene, rng, "column")
+    if pair is None:
+        return None
+    first, second = pair
+    text = rng.choice(
+        (
+            f"Is the {first.name} left or right of the {second.name}?",
+            f"Is the {first.name} to the left or to the right of the {second.name}?",
+        )
+    )
+    return _compared(text, first, second, "left" if first.column < second.column else "right")
+
+
+def _above_below(scene: ObjectScene, rng: Random) -> _Asked | None:
+    pair = _pair(scene, rng, "row")
+    if pair is None:
+        return None
+    first, second = pair
+    text = rng.choice(
+        (
+            f"Is the {first.name} above or below the {second.name}?",
+            f"Is the {first.name} higher or lower than the {second.name}? Answer above or below.",
+        )
+    )
+    return _compared(text, first, second, "above" if first.row < second.row else "below")
+
+
+def _pair(scene: ObjectScene, rng: Random, axis: str) -> tuple[Object, Object] | None:
+    """Two objects that have a name of their own and lie in different rows or columns."""
+    names = [item.name for item in scene.objects]
+    unique = [item for item in scene.objects if names.count(item.name) == 1]
+    pairs = [(a, b) for a in unique for b in unique if getattr(a, axis) != getattr(b, axis)]
+    return rng.choice(pairs) if pairs else None
+
+
+def _compared(text: str, first: Object, second: Object, answer: str) -> _Asked:
+    return text, f"The {first.name} is {first.place}, the {second.name} is {second.place}.", answer
+
+
+def _chart(scene: ChartScene, rng: Random) -> _Asked | None:
+    wanted = rng.choice(("tallest", "shortest", "height"))
+    if wanted == "height":
+        bar = rng.choice(scene.bars)
+        text = rng.choice((f"How tall is the {bar.colour} bar?", f"What is the height of the {bar.colour} bar?"))
+        return text, f"The {bar.colour} bar is {bar.height}.", str(bar.height)
+    extreme = _only_extreme(scene.bars, max if wanted == "tallest" else min)
+    if extreme is None:
+        return None
+    text = rng.choice((f"Which bar is the {wanted}?", f"What colour is the {wanted} bar?"))
+    return text, f"The {wanted} is {extreme.colour} with {extreme.height}.", extreme.colour
+
+
+def _only_extreme(bars: tuple[Bar, ...], pick: Callable[..., int]) -> Bar | None:
+    height = pick(bar.height for bar in bars)
+    found = [bar for bar in bars if bar.height == height]
+    return found[0] if len(found) == 1 else None
+
+
+KINDS: dict[str, Callable[..., _Asked | None]] = {
+    "count": _count,
+    "colour": _colour,
+    "shape": _shape,
+    "left-right": _left_right,
+    "above-below": _above_below,
+    "chart": _chart,
+}
