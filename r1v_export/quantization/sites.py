@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from r1v_export.checkpoint.names import LM_HEAD, expected_tensors
 from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec
 
@@ -29,12 +31,21 @@ class Fold:
 
     tensors: tuple[str, ...]
     """Names of the weight and, where there is one, the bias."""
-    linear: bool = False
-    """Whether they are a linear's: its rows are divided. Else a norm's."""
     repeats: int = 1
     """Query heads that share a key-value head: o_proj reads each channel of v_proj this many times."""
     head_dim: int = 1
     """Size of what repeats; of meaning only with `repeats`."""
+    makes_values: bool = False
+    """Whether they make the values of a key-value cache, which become smaller too."""
+
+    def shared(self, values_I: Tensor) -> Tensor:
+        """The mean over the channels that come from one and the same channel, at each of them."""
+        heads = values_I.unflatten(0, (-1, self.repeats, self.head_dim))
+        return heads.mean(1, keepdim=True).expand_as(heads).flatten()
+
+    def of_source(self, values_I: Tensor) -> Tensor:
+        """Values that are equal where a channel repeats, once per channel of what makes the tensor."""
+        return values_I.unflatten(0, (-1, self.repeats, self.head_dim))[:, 0].flatten()
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,21 @@ class Site:
     """The module that is calibrated in one go, `language_model.model.layers.0` for example."""
     fold: Fold | None
     """None: what makes the tensor is not linear in any weight (GELU), so no scale can be taken out of it."""
+
+
+def move_scale(site: Site, scale_I: Tensor, tensors: dict[str, Tensor]) -> None:
+    """Take the scale out of what makes the site's tensor and put it into what reads it: W x = (W diag(s)) (x / s).
+
+    Args:
+        scale_I: [in], positive; equal where the fold's channels repeat.
+        tensors: weights and biases by checkpoint name; entries are replaced, tensors not written to.
+    """
+    assert site.fold is not None
+    for linear in site.linears:
+        tensors[f"{linear}.weight"] = tensors[f"{linear}.weight"] * scale_I
+    divisor = site.fold.of_source(scale_I)
+    for name in site.fold.tensors:
+        tensors[name] = tensors[name] / (divisor[:, None] if tensors[name].ndim == 2 else divisor)
 
 
 def linear_shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
@@ -90,16 +116,16 @@ def _language_sites(spec: LanguageSpec) -> Iterator[Site]:
         block = f"language_model.model.layers.{index}"
         v_proj = Fold(
             (f"{block}.self_attn.v_proj.weight", f"{block}.self_attn.v_proj.bias"),
-            linear=True,
             repeats=spec.num_heads // spec.num_kv_heads,
             head_dim=spec.head_dim,
+            makes_values=True,
         )
         qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         yield _site(block, qkv, spec.hidden_size, Fold((f"{block}.input_layernorm.weight",)))
         yield _site(block, ("self_attn.o_proj",), spec.num_heads * spec.head_dim, v_proj)
         norm = Fold((f"{block}.post_attention_layernorm.weight",))
         yield _site(block, ("mlp.gate_proj", "mlp.up_proj"), spec.hidden_size, norm)
-        up_proj = Fold((f"{block}.mlp.up_proj.weight",), linear=True)
+        up_proj = Fold((f"{block}.mlp.up_proj.weight",))
         yield _site(block, ("mlp.down_proj",), spec.intermediate_size, up_proj)
     yield Site(LM_HEAD_LINEAR, (LM_HEAD_LINEAR,), spec.hidden_size, LM_HEAD_LINEAR, None)
 

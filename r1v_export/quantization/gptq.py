@@ -1,0 +1,91 @@
+"""GPTQ (Frantar et al. 2022, arXiv:2210.17323): columns are rounded one after the other, and the error of each is made
+good, as far as it can be, in the columns that are still to come.
+
+With H = sum x x^T + damping and H^-1 = C^T C, C upper triangular, the step for column j of every row is
+
+    q = Q(w_j),   e = (w_j - q) / C_jj,   w_k -= e C_jk  for k > j
+
+`act_order` takes the columns by falling diagonal of H: those that matter most are rounded while there are still many to
+make good in. The grid is fixed beforehand from the original weights, so that a group stays in / group_size neighbouring
+inputs whatever the order. Columns go in blocks: within one, they are updated one by one; those after it in one product.
+Shape letters: O output features, I input features, B columns of a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from r1v_export.quantization.grid import Grid
+from r1v_export.quantization.linear import CODE_DTYPES, QuantizedLinear, quantize
+
+BLOCK = 128
+"""Columns of a block."""
+
+ROWS_AT_ONCE = 1024
+"""Rows that go through all columns together: a block of them fits the cache. Rows are independent of each other."""
+
+
+def gptq(
+    weight_OI: Tensor, gram_II: Tensor, grid: Grid, damping: float = 0.01, act_order: bool = True
+) -> QuantizedLinear:
+    """The weight on the points of `grid`, chosen so that tr(D H D^T) is small.
+
+    Args:
+        weight_OI: [out, in] float32.
+        gram_II: sum of x x^T over tokens. All zeros give rounding to nearest.
+        grid: one of int4, uint4 or int8 for the weight.
+        damping: what is added to the diagonal of H, as a fraction of its mean; ten times as much, and so on, where H
+            is too singular for a factorisation.
+    """
+    order_I = gram_II.diagonal().argsort(descending=True, stable=True) if act_order else None
+    factor_II = inverse_factor(gram_II if order_I is None else gram_II[order_I][:, order_I], damping)
+    groups = grid.scale.shape[1]
+    group_I = torch.arange(weight_OI.shape[1], device=weight_OI.device) // (weight_OI.shape[1] // groups)
+    codes = []
+    for start in range(0, len(weight_OI), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        codes.append(_round_rows(weight_OI[rows], factor_II, grid.rows(rows), group_I, order_I))
+    return grid.linear(torch.cat(codes))
+
+
+def inverse_factor(gram_II: Tensor, damping: float) -> Tensor:
+    """C, upper triangular with C^T C = (H + damping * mean(diag H) * 1)^-1.
+
+    The Cholesky factor of H with its axes reversed, L L^T, is turned back to an upper triangular M with M M^T = H;
+    then C = M^-1. No inverse of H is formed.
+    """
+    mean = gram_II.diagonal().mean()
+    while True:
+        damped_II = gram_II.clone()
+        damped_II.diagonal().add_(torch.where(mean > 0, damping * mean, 1.0))
+        lower_II, failed = torch.linalg.cholesky_ex(damped_II.flip(0, 1))
+        if not failed:
+            break
+        damping *= 10
+    identity_II = torch.eye(len(gram_II), dtype=gram_II.dtype, device=gram_II.device)
+    return torch.linalg.solve_triangular(lower_II.flip(0, 1), identity_II, upper=True)
+
+
+def _round_rows(weight_OI: Tensor, factor_II: Tensor, grid: Grid, group_I: Tensor, order_I: Tensor | None) -> Tensor:
+    """Codes [O, I] of some rows. Works on transposes: a column of the weight is contiguous there."""
+    remaining_IO = (weight_OI if order_I is None else weight_OI[:, order_I]).T.contiguous()
+    group_I = group_I if order_I is None else group_I[order_I]
+    scale_GO = grid.scale.T.contiguous()
+    zero_point_GO = torch.zeros_like(scale_GO) if grid.zero_point is None else grid.zero_point.T.float().contiguous()
+    codes_IO = torch.empty_like(remaining_IO, dtype=CODE_DTYPES[grid.kind])
+    groups = group_I.tolist()
+    for start in range(0, len(remaining_IO), BLOCK):
+        end = min(start + BLOCK, len(remaining_IO))
+        error_BO = torch.empty_like(remaining_IO[start:end])
+        for column in range(start, end):
+            scale_O, zero_point_O = scale_GO[groups[column]], zero_point_GO[groups[column]]
+            codes_O = quantize(remaining_IO[column], scale_O, grid.kind, zero_point_O)
+            codes_IO[column] = codes_O
+            error_O = error_BO[column - start]
+            torch.sub(remaining_IO[column], (codes_O.float() - zero_point_O) * scale_O, out=error_O)
+            error_O /= factor_II[column, column]
+            remaining_IO[column + 1 : end].addr_(factor_II[column, column + 1 : end], error_O, alpha=-1)
+        remaining_IO[end:].addmm_(factor_II[start:end, end:].T, error_BO, alpha=-1)
+    codes_OI = codes_IO.T
+    return codes_OI.contiguous() if order_I is None else codes_OI[:, order_I.argsort()].contiguous()
