@@ -22,6 +22,10 @@ from r1v_export.reference.prompt import TEMPLATES, Turn, encode
 from r1v_export.reference.tokenizer import Tokenizer
 
 QUESTIONS_PER_PICTURE = 2
+EARLIER_TURN_SHARE = 0.15
+"""Share of rows in which another question about the picture was asked and answered before."""
+NO_THOUGHT_SHARE = 0.1
+"""Share of rows with thinking off: the prompt opens no thought and the reply is the answer alone."""
 IGNORED = -100
 """Label of a token that is not learned: the prompt's, and padding."""
 
@@ -32,6 +36,14 @@ class Batch(NamedTuple):
     pixels: Tensor
     ids: Tensor
     labels: Tensor
+
+
+class Reply(NamedTuple):
+    """A conversation, whether the model thinks, and what it says."""
+
+    turns: list[Turn]
+    think: bool
+    text: str
 
 
 class Batches(Dataset[Batch]):
@@ -49,23 +61,32 @@ class Batches(Dataset[Batch]):
         rng = Random(number)
         many_tiles = number >= self.single_tile_batches and rng.random() < scenes.MANY_TILE_SHARE
         one_size = rng.choice(scenes.MANY_TILE_SIZES) if many_tiles else None
-        images, questions = [], []
+        images, replies = [], []
         for index in range(number * self.pictures, (number + 1) * self.pictures):
             of_picture = seeded("train", index)
             size = one_size or of_picture.choice(scenes.SINGLE_TILE_SIZES)
-            scene, asked = scene_and_questions(of_picture, size, kind_at(index), QUESTIONS_PER_PICTURE)
+            scene, asked = scene_and_questions(of_picture, size, kind_at(index), QUESTIONS_PER_PICTURE + 1)
             images.append(scenes.draw(scene))
-            questions += asked
+            replies += [_reply(question, asked[-1], of_picture) for question in asked[:-1]]
         pixels, tiles = pixel_values(images, self.spec.tiling)
-        rows = [self._row(question, tiles[0]) for question in questions]
+        rows = [self._row(reply, tiles[0]) for reply in replies]
         return Batch(torch.from_numpy(pixels), *_padded(rows))
 
-    def _row(self, question: Question, tiles: int) -> tuple[list[int], list[int]]:
+    def _row(self, reply: Reply, tiles: int) -> tuple[list[int], list[int]]:
         """Ids of the prompt and of the reply."""
-        turns = [Turn("user", question.text, images=1)]
-        prompt = encode(self.tokenizer, TEMPLATES[self.spec.template], turns, [tiles], self.spec.tokens_per_tile)
-        reply = self.tokenizer.encode_text(f"{question.thought}\n</think>\n\n{question.answer}")
-        return prompt, [*reply, self.tokenizer.special_id("<|im_end|>")]
+        template, tokens = TEMPLATES[self.spec.template], self.spec.tokens_per_tile
+        prompt = encode(self.tokenizer, template, reply.turns, [tiles], tokens, think=reply.think)
+        return prompt, [*self.tokenizer.encode_text(reply.text), self.tokenizer.special_id("<|im_end|>")]
+
+
+def _reply(question: Question, earlier: Question, rng: Random) -> Reply:
+    """What the model shall say to a question, most often the first, and with a thought."""
+    turns = [Turn("user", question.text, images=1)]
+    if rng.random() < EARLIER_TURN_SHARE:
+        turns = [Turn("user", earlier.text, images=1), Turn("assistant", earlier.answer), Turn("user", question.text)]
+    if rng.random() < NO_THOUGHT_SHARE:
+        return Reply(turns, think=False, text=question.answer)
+    return Reply(turns, think=True, text=f"{question.thought}\n</think>\n\n{question.answer}")
 
 
 def _padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
