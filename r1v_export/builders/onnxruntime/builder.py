@@ -1,0 +1,92 @@
+"""From a bundle's standard graphs to graphs lowered for ONNX Runtime, on the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from r1v_export import contract
+from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
+from r1v_export.builders.onnxruntime.passes import lower
+from r1v_export.builders.onnxruntime.session import check_device
+from r1v_export.builders.registry import Device
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.errors import BundleError, CapabilityError, GraphError
+
+GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
+
+COMPUTE_TYPES = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
+"""What ONNX Runtime's kernels for these graphs take; there are none for bfloat16 on the CPU."""
+
+
+class OnnxRuntimeBuilder:
+    """Writes `<graph>.onnx` for each of the contract's graphs.
+
+    Weights are not copied: the lowered graphs refer to those of the standard ones, by paths relative to the bundle
+    (`graphs/decoder.data`). ONNX Runtime follows no path out of a model's folder, so an engine is opened with the
+    bundle as the root of its weights, see `session.open_session`.
+    """
+
+    name = "onnxruntime"
+
+    def check(self, device: Device = "cpu") -> None:
+        check_device(device)
+
+    def build(self, graphs: Path, out: Path, spec: ModelSpec, device: Device) -> None:
+        self.check(device)
+        for name in GRAPHS:
+            model = ir.load(graphs / f"{name}.onnx")
+            _check_compute_type(model, name)
+            try:
+                lower(model, device)
+            except ir.passes.PassError as error:
+                raise GraphError(
+                    "A graph cannot be lowered for ONNX Runtime.",
+                    where=name,
+                    found=error.__cause__ or error,
+                    fix="export the graph again with this version",
+                ) from error
+            _point_weights_to(model, graphs.name)
+            ir.save(model, out / f"{name}.onnx")
+
+    def open(self, engine: Path, spec: ModelSpec, device: Device) -> OnnxRuntimeEngine:
+        check_device(device)
+        missing = [f"{name}.onnx" for name in GRAPHS if not (engine / f"{name}.onnx").is_file()]
+        if missing:
+            raise BundleError(
+                "An ONNX Runtime engine is not whole.",
+                where=engine,
+                expected=", ".join(f"{name}.onnx" for name in GRAPHS),
+                found=f"no {', no '.join(missing)}",
+                fix="build the bundle again",
+            )
+        bundle = engine.resolve().parents[1]
+        return OnnxRuntimeEngine(engine, bundle, spec.sizes, device)
+
+
+def _check_compute_type(model: ir.Model, name: str) -> None:
+    compute = model.graph.outputs[0].dtype
+    if compute not in COMPUTE_TYPES:
+        raise CapabilityError(
+            "ONNX Runtime has no kernels for what this graph computes in.",
+            where=name,
+            expected="float32 or float16",
+            found=compute.name.lower() if compute else None,
+            fix="build with --precision fp32; bfloat16 weights keep their values in it",
+        )
+
+
+def _point_weights_to(model: ir.Model, folder: str) -> None:
+    """Make the locations of external weights relative to the folder that holds the graphs' folder."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.ExternalTensor(
+                f"{folder}/{tensor.location}",
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name,
+            )

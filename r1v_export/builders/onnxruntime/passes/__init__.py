@@ -1,0 +1,25 @@
+"""Lowering: what ONNX Runtime's own operators do better than the standard ones, one pass per file.
+
+Each pass leaves the graph's boundary and, up to rounding, its numbers as they are, and is here because it measures
+faster (benchmarks/); what ONNX Runtime fuses by itself at load is not repeated.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
+
+from r1v_export.builders.onnxruntime.passes.grouped_query_attention import GroupQueryAttention
+from r1v_export.builders.registry import Device
+
+
+def lower(model: ir.Model, device: Device) -> None:
+    """Lower one of the contract's graphs for sessions on `device`, in place.
+
+    Raises:
+        PassError: the graph is not as our exporters write it.
+    """
+    passes: list[ir.passes.InPlacePass] = []
+    if device == "cpu" or model.graph.outputs[0].dtype == ir.DataType.FLOAT16:
+        passes.append(GroupQueryAttention())  # whose CUDA kernel takes no float32
+    ir.passes.Sequential(*passes, RemoveUnusedNodesPass(), TopologicalSortPass())(model)
