@@ -6,7 +6,7 @@ tables or checked against them. Nothing else in the package spells a boundary te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -97,7 +97,7 @@ def graph_contracts(sizes: Sizes) -> Mapping[str, GraphContract]:
     image_embeds = TensorContract(IMAGE_EMBEDS, ("tiles", sizes.tokens_per_tile, sizes.hidden), COMPUTE)
     inputs_embeds = TensorContract(INPUTS_EMBEDS, ("batch", "seq", sizes.hidden), COMPUTE)
 
-    def cache(key_name, value_name) -> tuple[TensorContract, ...]:
+    def cache(key_name: Callable[[int], str], value_name: Callable[[int], str]) -> tuple[TensorContract, ...]:
         names = (name(layer) for layer in range(sizes.layers) for name in (key_name, value_name))
         return tuple(TensorContract(name, cache_shape, COMPUTE) for name in names)
 
