@@ -30,7 +30,8 @@ MAX_PIXELS = 80_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is opened at all: Pillow's other readers are rarely used, and one of them runs PostScript."""
 
-# 16 and 32 bits per sample: Pillow clips these to 255 on conversion, and the picture comes out white.
+# Grey with 16 or 32 bits: Pillow clips it to 255 on conversion, and the picture comes out white. (Of 16-bit colour it
+# keeps the upper bytes, which is right.)
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 ImageSource = str | Path | bytes | BinaryIO
@@ -50,7 +51,7 @@ def load_image(source: ImageSource) -> Image.Image:
         source: path, encoded bytes, or a binary file.
 
     Raises:
-        InputError: missing, unreadable, not one of `FORMATS`, damaged, empty, over `MAX_PIXELS`, or over 8 bits deep.
+        InputError: missing, unreadable, not one of `FORMATS`, damaged, empty, over `MAX_PIXELS`, or of deep grey.
     """
     if not isinstance(source, str | Path):
         file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -100,7 +101,7 @@ def tile_image(image: Image.Image, tiling: TilingSpec) -> list[Image.Image]:
     """Cut a picture into RGB tiles of tile_size x tile_size, row by row; a thumbnail comes last if there are several.
 
     Raises:
-        InputError: the picture has no pixels, too many, or more than 8 bits per sample.
+        InputError: the picture has no pixels, too many, or more than 8 bits of grey.
     """
     _check_size(image, "image")
     image = _to_rgb(image, "image")

@@ -71,7 +71,7 @@ def test_an_animation_gives_its_first_frame():
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_more_than_eight_bits_are_refused(mode):
+def test_grey_with_more_than_eight_bits_is_refused(mode):
     data = encoded(Image.new(mode, (4, 4)), "TIFF")
     with pytest.raises(InputError, match="more than 8 bits") as caught:
         load_image(data)
@@ -125,16 +125,20 @@ def test_damaged_bytes_give_a_picture_or_an_input_error(kind, position, garbage)
         assert load_image(bytes(data)).mode == "RGB"
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A PNG that claims to be huge and holds next to nothing."""
+def png(width: int, height: int, depth: int, rows: bytes) -> bytes:
+    """An RGB PNG, written by hand, of any claimed size and depth."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_colour_keeps_its_upper_bytes():
+    samples = struct.pack(">6H", 0x12FF, 0xAB00, 0xFFFF, 0x0001, 0x0100, 0x7F80)
+    image = load_image(png(2, 1, 16, b"\0" + samples))
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(0x12, 0xAB, 0xFF), (0x00, 0x01, 0x7F)]
 
 
 @pytest.mark.parametrize("size", [(8_001, 10_000), (10_000, 9_000), (50_000, 50_000)])
@@ -142,7 +146,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with pytest.raises(InputError, match=r"(?s)too large.*80 megapixels"):
-            load_image(bomb(*size))
+            load_image(png(*size, 8, b"\0" * 100))
 
 
 def test_a_picture_at_the_pixel_limit_is_read(monkeypatch):
@@ -155,4 +159,4 @@ def test_a_picture_at_the_pixel_limit_is_read(monkeypatch):
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])
 def test_a_picture_without_pixels_is_refused(size):
     with pytest.raises(InputError):
-        load_image(bomb(*size))
+        load_image(png(*size, 8, b"\0" * 100))
