@@ -7,7 +7,7 @@ from pathlib import Path
 from r1v_export.builders import registry
 from r1v_export.config import Device
 from r1v_export.contract import Engine
-from r1v_export.pipeline.bundle import Bundle
+from r1v_export.pipeline.bundle import ENGINES, Bundle
 from r1v_export.pipeline.progress import Progress
 from r1v_export.pipeline.source import open_source
 from r1v_export.reference.prompt import TEMPLATES
@@ -36,7 +36,8 @@ def open_runner(folder: Path, target: str | None, model: str | None, device: Dev
 
 
 def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:
-    return registry.builder(bundle.target(target)).open(bundle.folder, bundle.spec, device)
+    name = bundle.target(target)
+    return registry.builder(name).open(bundle.folder / ENGINES / name, bundle.spec, device)
 
 
 def _open_reference(bundle: Bundle, model: str | None, device: Device) -> Engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,18 +66,9 @@ def build(
     progress.stages = len(stages) + 1
     with open_workspace(out) as workspace:
         sources = _hash_sources(job, workspace.hashes, progress)
-        finished = {} if force else finished_stages(stages, sources, workspace)
-        require_disk(out, [stage for stage in stages if stage.name not in finished])
-        ran: list[str] = []
-        for stage in stages:
-            if stage.name in finished:
-                progress.skip(stage.name, "done before")
-                continue
-            if not ran:
-                workspace.begin_changes()
-            finished[stage.name] = _run(stage, sources, finished, workspace, progress, force)
-            ran.append(stage.name)
-        manifest = _manifest(job, sources, {stage.name: finished[stage.name] for stage in stages})
+        workspace.hashes.save()
+        finished, ran = run_stages(stages, sources, workspace, progress, force)
+        manifest = _manifest(job, sources, finished)
         if manifest == workspace.manifest:
             workspace.clear()
         else:
@@ -110,6 +101,35 @@ def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
     return Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
 
 
+def run_stages(
+    stages: Sequence[Stage],
+    sources: Mapping[str, FileEntry],
+    workspace: Workspace,
+    progress: Progress,
+    force: bool = False,
+) -> tuple[dict[str, StageEntry], list[str]]:
+    """Run the stages that are not done (all of them with `force`).
+
+    Returns the files of all stages by name, and the names of those that ran.
+    """
+    done = {} if force else finished_stages(stages, sources, workspace)
+    require_disk(workspace.out, [stage for stage in stages if stage.name not in done])
+    finished: dict[str, StageEntry] = {}
+    ran = []
+    for stage in stages:
+        digest = fingerprint(stage, sources, finished)
+        # What a stage waited for may have turned out as it was: then it is done although that had to run.
+        entry = done.get(stage.name) or (None if force else workspace.done(stage.name, digest))
+        if entry:
+            progress.skip(stage.name, "done before")
+        else:
+            workspace.begin_changes()
+            entry = _run(stage, digest, workspace, progress)
+            ran.append(stage.name)
+        finished[stage.name] = entry
+    return finished, ran
+
+
 def finished_stages(
     stages: Sequence[Stage], sources: Mapping[str, FileEntry], workspace: Workspace
 ) -> dict[str, StageEntry]:
@@ -132,26 +152,14 @@ def _hash_sources(job: Build, hashes: HashCache, progress: Progress) -> dict[str
     return entries
 
 
-def _run(
-    stage: Stage,
-    sources: Mapping[str, FileEntry],
-    finished: Mapping[str, StageEntry],
-    workspace: Workspace,
-    progress: Progress,
-    force: bool,
-) -> StageEntry:
-    """Run one stage, unless what it waited for turned out as it was and so nothing changes."""
-    digest = fingerprint(stage, sources, finished)
-    if not force and (entry := workspace.done(stage.name, digest)):
-        progress.skip(stage.name, "done before")
-        return entry
+def _run(stage: Stage, digest: str, workspace: Workspace, progress: Progress) -> StageEntry:
     with progress.stage(stage.name, stage.work) as task:
         try:
             stage.make(workspace.begin(stage.name), task.advance)
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
         entry = workspace.commit(stage.name, digest)
-        task.outcome = f"{size(_total(entry.files.values()))} in {task.elapsed}"
+        task.outcome = f"{size(sum(file.size for file in entry.files.values()))} in {task.elapsed}"
     return entry
 
 
@@ -164,10 +172,6 @@ def _with_report(error: ParityError, report: Path | None) -> ParityError:
         found=error.found,
         fix="; ".join(fix for fix in fixes if fix),
     )
-
-
-def _total(entries: Iterable[FileEntry]) -> int:
-    return sum(entry.size for entry in entries)
 
 
 def _manifest(job: Build, sources: Mapping[str, FileEntry], stages: Mapping[str, StageEntry]) -> Manifest:

@@ -13,7 +13,7 @@ from r1v_export.parity.comparison import check
 from r1v_export.parity.samples import Sample, held_out, synthetic
 from r1v_export.parity.schema import ParityReport
 from r1v_export.parity.sides import Side
-from r1v_export.pipeline.bundle import read_spec
+from r1v_export.pipeline.bundle import ENGINES, read_spec
 from r1v_export.pipeline.stage import Advance
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ def reference_side(checkpoint: Checkpoint, device: Device) -> Side:
 def candidate_side(folder: Path, target: str, device: Device) -> Side:
     """A built engine, with the files of the bundle in `folder`, which need not be finished."""
     spec = read_spec(folder)
-    engine = registry.builder(target).open(folder, spec, device)
+    engine = registry.builder(target).open(folder / ENGINES / target, spec, device)
     return Side(engine, Tokenizer.from_folder(folder), spec, TEMPLATES[spec.template])
 
 
