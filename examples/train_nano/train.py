@@ -41,7 +41,7 @@ OTHER_LEARNING_RATE = 1e-3
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2400, help="length of the learning-rate schedule")
+    parser.add_argument("--steps", type=int, default=1600, help="length of the learning-rate schedule")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after so long")
     parser.add_argument("--run", type=Path, default=Path("out/train_nano"), help="folder of checkpoint and log")
     parser.add_argument("--output", type=Path, default=MODEL_FOLDER, help="folder of the trained model")

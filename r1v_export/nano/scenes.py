@@ -74,10 +74,13 @@ class Bar:
 
 @dataclass(frozen=True)
 class ChartScene:
-    """Bars from left to right."""
+    """Bars from left to right within a frame: left, top, right, bottom in pixels."""
 
     size: tuple[int, int]
     background: tuple[int, int, int]
+    frame: tuple[float, float, float, float]
+    bar_width: float
+    """Share of a bar's slot that it fills."""
     bars: tuple[Bar, ...]
 
 
@@ -112,7 +115,10 @@ def chart_scene(rng: Random, size: tuple[int, int]) -> ChartScene:
     """Two to four bars of different colours, one to five grid lines tall."""
     colours = rng.sample(list(COLOURS), rng.randint(2, 4))
     bars = tuple(Bar(colour, rng.randint(1, MAX_BAR_HEIGHT)) for colour in colours)
-    return ChartScene(size, rng.choice(_BACKGROUNDS), bars)
+    width, height = size
+    left, right = width * rng.uniform(0.03, 0.12), width * rng.uniform(0.88, 0.97)
+    top, bottom = height * rng.uniform(0.03, 0.09), height * rng.uniform(0.91, 0.97)
+    return ChartScene(size, rng.choice(_BACKGROUNDS), (left, top, right, bottom), rng.uniform(0.5, 0.75), bars)
 
 
 def draw(scene: Scene) -> Image.Image:
@@ -124,7 +130,7 @@ def draw(scene: Scene) -> Image.Image:
         for item in scene.objects:
             _draw_object(canvas, item)
     else:
-        _draw_chart(canvas, scene, width, height)
+        _draw_chart(canvas, scene)
     return image.reduce(_SUPERSAMPLING)
 
 
@@ -143,15 +149,15 @@ def _draw_object(canvas: ImageDraw.ImageDraw, item: Object) -> None:
         canvas.rectangle((left, top + third, right, bottom - third), fill=fill)
 
 
-def _draw_chart(canvas: ImageDraw.ImageDraw, scene: ChartScene, width: int, height: int) -> None:
-    left, right, top, bottom = width * 0.08, width * 0.96, height * 0.06, height * 0.94
+def _draw_chart(canvas: ImageDraw.ImageDraw, scene: ChartScene) -> None:
+    left, top, right, bottom = (edge * _SUPERSAMPLING for edge in scene.frame)
     unit = (bottom - top) / MAX_BAR_HEIGHT
     for line in range(1, MAX_BAR_HEIGHT + 1):
         y = bottom - line * unit
         canvas.line((left, y, right, y), fill=_GRID_LINE, width=_SUPERSAMPLING)
     slot = (right - left) / len(scene.bars)
     for index, bar in enumerate(scene.bars):
-        x = left + (index + 0.2) * slot
-        canvas.rectangle((x, bottom - bar.height * unit, x + 0.6 * slot, bottom), fill=COLOURS[bar.colour])
+        middle, half = left + (index + 0.5) * slot, scene.bar_width * slot / 2
+        canvas.rectangle((middle - half, bottom - bar.height * unit, middle + half, bottom), fill=COLOURS[bar.colour])
     canvas.line((left, top, left, bottom), fill=_AXIS, width=_SUPERSAMPLING)
     canvas.line((left, bottom, right, bottom), fill=_AXIS, width=_SUPERSAMPLING)
