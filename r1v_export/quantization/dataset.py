@@ -32,7 +32,7 @@ Continuation = Callable[[Sequence[Record]], Sequence[Sequence[int]]]
 _CONTINUED_AT_ONCE = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Shard:
     """The part of a calibration set that one of `count` runs takes: every `count`-th sample from `index` on."""
 

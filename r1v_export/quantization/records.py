@@ -216,14 +216,13 @@ def _encoded_pictures(row: Mapping[str, Any], where: str) -> Sequence[ImageSourc
     """Bytes or paths of a row's pictures."""
     columns = [row.get("image"), *(row.get("images") or ())]
     pictures = [picture for picture in columns if picture is not None]
-    sources = [
-        picture.get("bytes") or picture.get("path") if isinstance(picture, dict) else picture for picture in pictures
-    ]
-    if not all(isinstance(source, str | bytes) for source in sources):
+    sources = [p.get("bytes") or p.get("path") if isinstance(p, dict) else p for p in pictures]
+    known = [source for source in sources if isinstance(source, str | bytes)]
+    if len(known) < len(sources):
         raise InputError(
             "A picture of the calibration set is in no known form.",
             where=where,
             expected="a column `image` or `images` of datasets.Image, or of paths",
-            found=", ".join(sorted({type(source).__name__ for source in sources})),
+            found=", ".join(sorted({type(picture).__name__ for picture in pictures})),
         )
-    return sources
+    return known

@@ -121,10 +121,13 @@ def merge(a: ActivationStatistics, b: ActivationStatistics) -> ActivationStatist
     )
 
 
-def gram(x: Tensor) -> Tensor:
-    """sum over rows of x x^T, float32 [I, I] on the activations' device: what AWQ and GPTQ weigh errors with."""
+def add_gram(total_II: Tensor, x: Tensor) -> None:
+    """Add the sum over rows of x x^T, in place, to a float32 [I, I] matrix on the activations' device.
+
+    This Gram matrix is what AWQ and GPTQ weigh the errors of weights with.
+    """
     x_NI = x.detach().reshape(-1, x.shape[-1]).float()
-    return x_NI.T @ x_NI
+    total_II.addmm_(x_NI.T, x_NI)
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class BlockStatistics:
     Attributes:
         activations: by the name of what was observed: an input (named after the first linear it enters, see
             `blocks.Block.inputs`), or the keys and values that a decoder layer caches.
-        grams: `gram` of inputs, by the same names, of those alone for which an algorithm needs it.
+        grams: Gram matrices of inputs, float32, by the same names, of those alone for which an algorithm needs it.
     """
 
     activations: Mapping[str, ActivationStatistics]

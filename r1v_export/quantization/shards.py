@@ -1,0 +1,185 @@
+"""Calibration shared out: several runs observe a part of the samples each, and one merges what they saw.
+
+A shard is a folder with `plan.json` and `statistics/BLOCK.safetensors`. Maxima, counts and histograms of the merged
+shards are those of a single run bit for bit; sums (means, and the Gram matrices of AWQ and GPTQ) up to the rounding of
+another order of addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.tensor_file import read_header
+from r1v_export.errors import BundleError, CheckpointError, UsageError
+from r1v_export.manifest import to_json
+from r1v_export.quantization.artefact import Stats, checkpoint_fingerprint, read_stats
+from r1v_export.quantization.blocks import Block, materialize
+from r1v_export.quantization.calibrate import (
+    ACTIVATION_MEMORY_BYTES,
+    Quantization,
+    is_done,
+    make_schedule,
+    work_folder,
+)
+from r1v_export.quantization.dataset import CalibrationSet, Shard
+from r1v_export.quantization.plan import Plan, Schedule, make_plan
+from r1v_export.quantization.recipe import Recipe
+from r1v_export.quantization.statistics import BlockStatistics, from_tensors, merge_blocks, to_tensors
+from r1v_export.quantization.stream import OnProgress, Stream, compute_dtype
+from r1v_export.quantization.work import PLAN, BlockRecord, Work, write_text
+
+STATISTICS = "statistics"
+_AGAIN = "observe this shard again"
+
+
+def observe_shard(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    calibration: CalibrationSet,
+    out: Path,
+    *,
+    work: Path | None = None,
+    device: str = "cpu",
+    activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES,
+    on_progress: OnProgress = lambda done, total: None,
+) -> None:
+    """Observe one shard of a calibration set, for `merge`. Arguments and errors are those of `calibrate.calibrate`.
+
+    Takes disk for the statistics, and for AWQ and GPTQ for in-features squared times 4 bytes of every input: about 4 GB
+    for each layer of a 32B model.
+    """
+    compute = compute_dtype(checkpoint, device)
+    plan = make_plan(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
+    schedule = make_schedule(checkpoint, recipe)
+    if _is_done(plan, out):
+        return
+    unfinished = Work(work or work_folder(out), plan)
+    names = [block.name for block in schedule.blocks]
+    finished = next((i for i, name in enumerate(names) if unfinished.record(name) is None), len(names))
+
+    def keep(block: Block, module: nn.Module, seen: BlockStatistics) -> None:
+        if seen.activations:
+            unfinished.save(unfinished.result / STATISTICS / f"{block.name}.safetensors", to_tensors(seen))
+
+    stream = Stream(
+        checkpoint,
+        schedule,
+        calibration.samples,
+        device=device,
+        folder=unfinished.activations,
+        activation_memory_bytes=activation_memory_bytes,
+        on_progress=on_progress,
+    )
+    stream.run(finished, keep, lambda block: unfinished.finish_block(block.name, BlockRecord()), rounds=False)
+    write_text(unfinished.result / PLAN, to_json(plan.model_dump(mode="json")))
+    unfinished.finish(out)
+
+
+def merge(
+    checkpoint: Checkpoint,
+    shards: Sequence[Path],
+    out: Path,
+    *,
+    work: Path | None = None,
+    device: str = "cpu",
+    on_progress: OnProgress = lambda done, total: None,
+) -> Stats:
+    """Quantise a checkpoint from the statistics of all shards of a calibration set.
+
+    Args:
+        shards: folders of `observe_shard`, in any order.
+        out, work, device, on_progress: as in `calibrate.calibrate`.
+
+    Raises:
+        UsageError: a shard is missing or there twice, or they are not of one calibration.
+        BundleError: a shard is damaged, or of another checkpoint.
+        InputError: as in `calibrate.calibrate`.
+    """
+    plans = {folder: _read_plan(folder) for folder in shards}
+    plan = _join_plans(plans)
+    if plan.checkpoint != checkpoint_fingerprint(checkpoint):
+        raise BundleError(
+            "These are the statistics of another checkpoint.",
+            where=shards[0],
+            fix="name the checkpoint that the shards were observed on",
+        )
+    if is_done(plan, out):
+        return read_stats(out)
+    schedule = make_schedule(checkpoint, plan.recipe)
+    quantization = Quantization(schedule, Work(work or work_folder(out), plan))
+    folders = sorted(shards, key=lambda folder: Shard.parse(plans[folder].shard).index)
+    dtype, first = getattr(torch, plan.compute), quantization.finished
+    costs = [schedule.rounding_work(index) for index in range(first, len(schedule.blocks))]
+    for done, (block, cost) in enumerate(zip(schedule.blocks[first:], costs, strict=True)):
+        if schedule.is_quantized(block):
+            seen = _merged(schedule, block, folders)
+            quantization.quantize(block, materialize(block, checkpoint, dtype, torch.device(device)), seen)
+        quantization.finish_block(block)
+        on_progress(sum(costs[:done]) + cost, sum(costs))
+    return quantization.finish(out)
+
+
+def _is_done(plan: Plan, out: Path) -> bool:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if (out / PLAN).is_file() and _read_plan(out) == plan:
+        return True
+    raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
+
+
+def _read_plan(folder: Path) -> Plan:
+    path = folder / PLAN
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        fix = "name folders that were written with --shard; an interrupted shard has to be run to its end first"
+        raise BundleError(
+            "This is no finished shard of a calibration.", where=folder, expected=PLAN, fix=fix
+        ) from error
+    except ValidationError as error:
+        found = error.errors()[0]["msg"]
+        raise BundleError("The record of a shard is damaged.", where=path, found=found, fix=_AGAIN) from error
+
+
+def _join_plans(plans: dict[Path, Plan]) -> Plan:
+    """The plan that the shards are shares of."""
+    first = next(iter(plans.values()))
+    for folder, plan in plans.items():
+        for field in ("producer", "checkpoint", "recipe", "compute"):
+            if getattr(plan, field) != getattr(first, field):
+                what = f"The shards are not of one calibration: {field} differs."
+                raise UsageError(what, where=folder, fix="observe all shards in the same way")
+    shards = sorted(Shard.parse(plan.shard) for plan in plans.values())
+    if shards != [Shard(index, shards[0].count) for index in range(shards[0].count)]:
+        raise UsageError(
+            "These are not all shards of a calibration, each once.",
+            expected=", ".join(str(Shard(index, shards[0].count)) for index in range(shards[0].count)),
+            found=", ".join(map(str, shards)),
+        )
+    by_shard = [plan.samples for plan in sorted(plans.values(), key=lambda plan: Shard.parse(plan.shard))]
+    total = sum(map(len, by_shard))
+    if [len(samples) for samples in by_shard] != [len(range(i, total, len(by_shard))) for i in range(len(by_shard))]:
+        raise UsageError("The shards were cut from calibration sets of different sizes.", fix="observe all of one set")
+    samples = tuple(by_shard[index % len(by_shard)][index // len(by_shard)] for index in range(total))
+    return first.model_copy(update={"shard": str(Shard()), "samples": samples})
+
+
+def _merged(schedule: Schedule, block: Block, folders: Sequence[Path]) -> BlockStatistics:
+    if not schedule.is_observed(block):
+        return BlockStatistics({}, {})
+    return reduce(merge_blocks, (_read_statistics(folder, block) for folder in folders))
+
+
+def _read_statistics(folder: Path, block: Block) -> BlockStatistics:
+    path = folder / STATISTICS / f"{block.name}.safetensors"
+    try:
+        return from_tensors({name: stored.read() for name, stored in read_header(path).items()})
+    except (CheckpointError, ValueError) as error:
+        raise BundleError("The statistics of a shard are damaged.", where=path, found=error, fix=_AGAIN) from error
