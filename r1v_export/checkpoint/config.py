@@ -117,7 +117,7 @@ def _chat_parts(config: Section) -> _Parts:
     ps_version = config.choice("ps_version", "v1", "v2")
     return _Parts(
         vision=vision,
-        declared_vision_layers=vit.size("num_hidden_layers"),
+        declared_vision_layers=vit.layers("num_hidden_layers"),
         shuffle=_shuffle(config),
         ps_version="v1" if ps_version == "v1" else "v2",
         tiling=TilingSpec(
@@ -148,7 +148,7 @@ def _native_parts(folder: Path, config: Section) -> _Parts:
         raise vit.wrong("layer_norm_eps", f"{_NATIVE_QK_NORM_EPS} with use_qk_norm", vision.norm_eps, UNSUPPORTED)
     return _Parts(
         vision=vision,
-        declared_vision_layers=vit.size("num_hidden_layers"),
+        declared_vision_layers=vit.layers("num_hidden_layers"),
         shuffle=_shuffle(config),
         ps_version="v2",
         tiling=TilingSpec(
@@ -212,7 +212,7 @@ def _vision(vit: Section, num_layers: int, qk_norm_key: str, qkv_bias_key: str) 
 
 def _blocks_run(config: Section, key: str, vit: Section) -> int:
     """How many ViT blocks run to give the hidden state of index `key`, where 0 is what goes into the first block."""
-    layers, selected = vit.size("num_hidden_layers"), config.integer(key)
+    layers, selected = vit.layers("num_hidden_layers"), config.integer(key)
     blocks = selected if selected >= 0 else layers + 1 + selected
     if not 1 <= blocks <= layers:
         raise config.wrong(key, f"1 to {layers}, or {-layers} to -1", selected)

@@ -9,6 +9,8 @@ from typing import Any
 
 from r1v_export.errors import CheckpointError
 
+_LARGEST_SIZE = 2**31 - 1
+_MOST_LAYERS = 1000
 UNSUPPORTED = "this variant is not supported; see the support matrix in README.md"
 
 
@@ -63,12 +65,16 @@ class Section:
                 return Section(value, f"{self.path}: {key}", defaults)
         return None
 
-    def size(self, key: str) -> int:
-        """A positive integer."""
+    def size(self, key: str, at_most: int = _LARGEST_SIZE) -> int:
+        """A positive integer. The bounds keep a broken configuration from asking for endless tensors."""
         value = self.get(key)
-        if type(value) is not int or value <= 0:
-            raise self.wrong(key, "a positive integer", value)
+        if type(value) is not int or not 0 < value <= at_most:
+            raise self.wrong(key, f"a positive integer up to {at_most}", value)
         return value
+
+    def layers(self, key: str) -> int:
+        """A number of layers."""
+        return self.size(key, at_most=_MOST_LAYERS)
 
     def integer(self, key: str) -> int:
         value = self.get(key)
@@ -81,7 +87,7 @@ class Section:
         value = self.get(key)
         if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
-        if type(value) is not int or value <= 0:
+        if type(value) is not int or not 0 < value <= _LARGEST_SIZE:
             raise self.wrong(key, "a positive integer, or two equal ones", self.get(key))
         return value
 

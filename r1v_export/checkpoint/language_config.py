@@ -27,7 +27,7 @@ def read_language(llm: Section, *, tied: bool) -> LanguageSpec:
         raise llm.wrong("num_attention_heads", f"heads of an even size in {hidden_size} features", num_heads)
     return LanguageSpec(
         hidden_size=hidden_size,
-        num_layers=llm.size("num_hidden_layers"),
+        num_layers=llm.layers("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -70,7 +70,7 @@ def _rope_theta(llm: Section) -> float:
 
 def _check_full_attention(llm: Section) -> None:
     """Every layer attends to everything before it."""
-    sliding = llm.flag("use_sliding_window") and llm.integer("max_window_layers") < llm.size("num_hidden_layers")
+    sliding = llm.flag("use_sliding_window") and llm.integer("max_window_layers") < llm.layers("num_hidden_layers")
     if sliding:
         raise llm.wrong("use_sliding_window", "false, or max_window_layers at the number of layers", True, UNSUPPORTED)
     kinds = llm.get("layer_types") or []

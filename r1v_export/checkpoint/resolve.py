@@ -74,16 +74,15 @@ def _local(model: str | Path | None) -> tuple[Path | None, Literal["builtin", "f
 def _download(hub_id: str, revision: str | None, offline: bool) -> Path:
     """The snapshot folder of a hub repository, in the hub's own cache; its name is the commit hash."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                hub_id, revision=revision, allow_patterns=_HUB_FILES, local_files_only=offline
-            )
+        snapshot = huggingface_hub.snapshot_download(
+            hub_id, revision=revision, allow_patterns=_HUB_FILES, local_files_only=offline
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    # The client lets through whatever its HTTP library raises, and that library differs between its versions.
+    except Exception as error:
         raise _hub_error(error, hub_id, revision, offline) from error
+    return Path(snapshot)
 
 
 def _hub_error(error: Exception, hub_id: str, revision: str | None, offline: bool) -> CheckpointError:
@@ -92,7 +91,7 @@ def _hub_error(error: Exception, hub_id: str, revision: str | None, offline: boo
     return CheckpointError(
         what,
         where=hub_id if revision is None else f"{hub_id} at revision {revision}",
-        found=" ".join(str(error).split())[:300],
+        found=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300],
         fix=fix.format(hub_id=hub_id),
     )
 
@@ -101,6 +100,8 @@ def _explain(error: Exception, offline: bool) -> tuple[str, str]:
     """What went wrong and what to do about it. Subclasses come first: a gated repository is also one not found."""
     from huggingface_hub import errors as hub
 
+    if isinstance(error, hub.LocalEntryNotFoundError) and isinstance(error.__cause__, hub.HfHubHTTPError):
+        error = error.__cause__  # the hub answered; that there is nothing in the cache either is a consequence
     if isinstance(error, hub.RevisionNotFoundError):
         return "The hub's repository has no such revision.", "name an existing branch, tag or commit"
     if isinstance(error, hub.GatedRepoError):

@@ -18,10 +18,14 @@ from r1v_export.errors import CheckpointError
 
 TINY = {
     "vision_config.hidden_size": 64,
+    "vision_config.num_attention_heads": 4,
     "vision_config.intermediate_size": 96,
     "llm_config.hidden_size": 64,
+    "llm_config.num_attention_heads": 4,
+    "llm_config.num_key_value_heads": 2,
     "llm_config.intermediate_size": 96,
 }
+"""Overrides of any preset for a model of a few hundred kilobytes."""
 
 
 @pytest.fixture(scope="session")

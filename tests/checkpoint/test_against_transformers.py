@@ -13,13 +13,8 @@ from r1v_export.checkpoint.synth import synthesize
 from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import Model, load
+from tests.checkpoint.conftest import TINY
 
-TINY = {
-    "vision_config.hidden_size": 64,
-    "vision_config.intermediate_size": 96,
-    "llm_config.hidden_size": 64,
-    "llm_config.intermediate_size": 96,
-}
 INTERNVIT_300M_STYLE = {
     "vision_config.norm_type": "layer_norm",
     "vision_config.qk_normalization": False,
