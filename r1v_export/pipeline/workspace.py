@@ -24,6 +24,7 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from r1v_export.errors import UsageError
+from r1v_export.files import sync_file, sync_folder, write_atomically
 from r1v_export.manifest import (
     LOCAL_REPORTS,
     MANIFEST,
@@ -118,8 +119,8 @@ class Workspace:
         for stage in self._done.keys() - manifest.stages.keys():
             self._remove(self._done[stage].files.keys() - manifest.files.keys())
         shutil.rmtree(self.out / LOCAL_REPORTS, ignore_errors=True)
-        remove_empty_folders(self.out)
-        write_atomically(self.out / MANIFEST, manifest.to_json(), self.work)
+        _remove_empty_folders(self.out)
+        _write_text(self.out / MANIFEST, manifest.to_json())
         self.clear()
 
     def clear(self) -> None:
@@ -133,7 +134,7 @@ class Workspace:
         return self.work / "done" / f"{stage}.json"
 
     def _write_record(self, stage: str, entry: StageEntry) -> None:
-        write_atomically(self._record_path(stage), to_json(entry.model_dump(mode="json")), self.work)
+        _write_text(self._record_path(stage), to_json(entry.model_dump(mode="json")))
 
     def _read_records(self) -> Iterator[tuple[str, StageEntry]]:
         for path in sorted((self.work / "done").glob("*.json")):
@@ -169,8 +170,7 @@ class HashCache:
         self.known[str(path.absolute())] = [entry.size, path.stat().st_mtime_ns, entry.sha256]
 
     def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, json.dumps(self.known), self.path.parent)
+        _write_text(self.path, json.dumps(self.known))
 
 
 @contextmanager
@@ -220,33 +220,11 @@ def _lock(out: Path) -> TextIO:
     return file
 
 
-def write_atomically(path: Path, text: str, scratch: Path) -> None:
-    """Write a file so that it is seen whole or not at all; `scratch` is a folder of the same file system."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = scratch / f"{path.name}.unfinished"
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    sync_folder(path.parent)
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
-def sync_file(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Make the renames in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_empty_folders(root: Path) -> None:
+def _remove_empty_folders(root: Path) -> None:
     for path in sorted(root.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink() and not any(path.iterdir()) and WORK not in path.parts:
             path.rmdir()
