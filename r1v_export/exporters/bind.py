@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import CheckpointError
-from r1v_export.exporters.graph import GraphSource
+from r1v_export.exporters.graph import Derived, Read
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
 
 ALIGNMENT_BYTES = 4096
@@ -23,30 +21,38 @@ CHUNK_BYTES = 64 << 20
 """Weights are cast and transposed this much at a time."""
 
 DTYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}
+"""Types that graphs compute in."""
+
+_TORCH_DTYPES = {onnx_dtype: torch_dtype for torch_dtype, onnx_dtype in DTYPES.items()} | {
+    ir.DataType.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    ir.DataType.INT8: torch.int8,
+    ir.DataType.INT4: torch.int8,
+    ir.DataType.UINT4: torch.int8,
+}
+"""What a chunk of each type is held as; 4-bit codes are packed as they are written."""
 
 
 def save_with_weights(
     model: ir.Model,
-    source: GraphSource,
-    checkpoint: Checkpoint,
-    compute: torch.dtype,
+    derived: Mapping[str, Derived],
+    read: Read,
     path: Path,
     on_bytes: Callable[[int], None] = lambda written: None,
 ) -> None:
     """Write `path` (the graph) and its `.data` (the weights, in the order of the graph's initialisers).
 
-    Holds one checkpoint tensor at a time, cast to `compute` in chunks. `on_bytes` is told of every chunk written.
+    Every unbound initialiser is made by its entry of `derived`, or read under its own name, and cast to its type in
+    the graph: one tensor at a time is held, cast in chunks. `on_bytes` is told of every chunk written.
     """
     data_path = path.with_suffix(".data")
-    layout = _lay_out(model, data_path.name, compute)
+    layout = _lay_out(model, data_path.name)
     ir.save(model, path)
     with data_path.open("wb") as file:
         for external in layout:
             file.write(b"\0" * (external.offset - file.tell()))
-            for chunk in _chunks(external.name, source, checkpoint, compute):
-                _require_finite(chunk, external.name)
-                _write(file, chunk)
-                on_bytes(chunk.nbytes)
+            for chunk in _chunks(external, derived, read):
+                file.write(chunk)
+                on_bytes(len(chunk))
 
 
 def unbound(model: ir.Model) -> list[ir.Value]:
@@ -54,31 +60,64 @@ def unbound(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.initializers.values() if value.const_value is None]
 
 
-def _lay_out(model: ir.Model, location: str, compute: torch.dtype) -> list[ir.ExternalTensor]:
+def weight_bytes(model: ir.Model) -> int:
+    """Size of the weights that `save_with_weights` will write, in bytes, without alignment."""
+    return sum(_bytes(value) for value in unbound(model))
+
+
+def _bytes(value: ir.Value) -> int:
+    assert value.shape is not None
+    assert value.dtype is not None
+    return math.ceil(math.prod(value.shape.numpy()) * value.dtype.bitwidth / 8)
+
+
+def _lay_out(model: ir.Model, location: str) -> list[ir.ExternalTensor]:
     layout, offset = [], 0
     for value in unbound(model):
-        assert value.shape is not None
-        assert value.name is not None
-        length = math.prod(value.shape.numpy()) * compute.itemsize
-        external = ir.ExternalTensor(location, offset, length, DTYPES[compute], shape=value.shape, name=value.name)
+        length = _bytes(value)
+        external = ir.ExternalTensor(location, offset, length, value.dtype, shape=value.shape, name=value.name)
         value.const_value = external
         layout.append(external)
         offset = -(-(offset + length) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     return layout
 
 
-def _chunks(name: str, source: GraphSource, checkpoint: Checkpoint, compute: torch.dtype) -> Iterator[Tensor]:
-    """The initialiser's content in file order, a few rows at a time, cast to `compute`."""
-    if name in source.derived:
-        tensor = source.derived[name](checkpoint.read)
-    elif name.endswith(TRANSPOSED):
-        tensor = checkpoint.read(name.removesuffix(TRANSPOSED)).t()
-    else:
-        tensor = checkpoint.read(name)
+def _chunks(external: ir.ExternalTensor, derived: Mapping[str, Derived], read: Read) -> Iterator[memoryview]:
+    """The initialiser's bytes in file order, a few rows at a time."""
+    tensor = _content(external.name, derived, read)
+    if tensor.shape != tuple(external.shape):
+        raise CheckpointError(
+            "A weight does not have the shape that the graph needs.",
+            where=external.name,
+            expected=list(external.shape),
+            found=list(tensor.shape),
+        )
+    dtype = _TORCH_DTYPES[external.dtype]
     rows = tensor.reshape(1, -1) if tensor.dim() < 2 else tensor
-    rows_per_chunk = max(1, CHUNK_BYTES // max(1, rows[0].numel() * compute.itemsize))
-    for chunk in rows.split(rows_per_chunk):
-        yield chunk.to(compute).contiguous()
+    rows_per_chunk = max(1, CHUNK_BYTES // max(1, rows[0].numel() * dtype.itemsize))
+    for rows_chunk in rows.split(rows_per_chunk):
+        chunk = rows_chunk.to(dtype).contiguous()
+        if external.dtype in DTYPES.values():
+            _require_finite(chunk, external.name)
+        packed = _pack_4_bits(chunk) if external.dtype.bitwidth == 4 else chunk.view(torch.uint8)
+        yield memoryview(packed.flatten().numpy())
+
+
+def _content(name: str, derived: Mapping[str, Derived], read: Read) -> Tensor:
+    if name in derived:
+        return derived[name](read)
+    if name.endswith(TRANSPOSED):
+        return read(name.removesuffix(TRANSPOSED)).t()
+    return read(name)
+
+
+def _pack_4_bits(codes: Tensor) -> Tensor:
+    """ONNX's layout of 4-bit types: two codes to a byte in row-major order, the first in the low half.
+
+    Rows of a chunk hold an even number of codes: group sizes do.
+    """
+    pairs = codes.flatten().view(torch.uint8).reshape(-1, 2)
+    return (pairs[:, 0] & 0x0F) | (pairs[:, 1] << 4)
 
 
 def _require_finite(chunk: Tensor, name: str) -> None:
@@ -90,7 +129,3 @@ def _require_finite(chunk: Tensor, name: str) -> None:
             found="NaN or infinity after the cast",
             fix="check the checkpoint's file; if it is sound, build with --precision bf16 or fp32",
         )
-
-
-def _write(file: BinaryIO, chunk: Tensor) -> None:
-    file.write(memoryview(chunk.view(torch.uint8).flatten().numpy()))

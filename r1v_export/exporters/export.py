@@ -14,7 +14,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.exporters import decoder, embed, projector, vision
 from r1v_export.exporters.bind import DTYPES, save_with_weights
 from r1v_export.exporters.check import check_graph
-from r1v_export.exporters.graph import GraphSource
+from r1v_export.exporters.graph import GraphSource, Rewrite
 from r1v_export.exporters.trace import trace
 
 SOURCES: dict[str, Callable[[ModelSpec], GraphSource]] = {
@@ -39,9 +39,18 @@ def export_graph(
     folder: Path,
     compute: torch.dtype,
     on_bytes: Callable[[int], None] = lambda written: None,
+    rewrite: Rewrite | None = None,
 ) -> Path:
-    """Write `folder/<name>.onnx` and `<name>.data`; returns the former. Peak memory is a few of the largest tensors."""
+    """Write `folder/<name>.onnx` and `<name>.data`; returns the former.
+
+    Peak memory is a few of the largest tensors. `rewrite` changes the traced graph before its weights are bound:
+    quantisation does.
+    """
     model = trace_graph(name, checkpoint.spec, compute)
+    derived = dict(SOURCES[name](checkpoint.spec).derived)
+    if rewrite is not None:
+        derived |= rewrite(model)
+        check_graph(model, contract.graph_contracts(checkpoint.spec.sizes)[name], DTYPES[compute])
     path = folder / f"{name}.onnx"
-    save_with_weights(model, SOURCES[name](checkpoint.spec), checkpoint, compute, path, on_bytes)
+    save_with_weights(model, derived, checkpoint.read, path, on_bytes)
     return path

@@ -29,7 +29,7 @@ def tiny_spec(**changes: object) -> ModelSpec:
             hidden_size=64,
             num_heads=2,
             num_layers=2,
-            intermediate_size=96,
+            intermediate_size=128,
             patch_size=14,
             image_size=56,
             norm="rms_norm",
