@@ -62,6 +62,12 @@ class RoundToNearest(_Weights):
     algorithm: Literal["rtn"]
     clip: bool = False
 
+    @model_validator(mode="after")
+    def _clipping_needs_scales_of_its_own(self) -> RoundToNearest:
+        if self.clip and self.granularity == "tensor":
+            raise ValueError("clip needs granularity channel or group: a scale of the whole tensor is shared")
+        return self
+
 
 class Awq(_Weights):
     """Activation-aware scales, folded into what precedes the linear, then clipping."""

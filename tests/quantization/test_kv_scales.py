@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from r1v_export.quantization.kv_scales import OUTLIER_RATIO, kv_scales
+
+LAYER = "language_model.model.layers.63"
+
+
+def test_the_largest_key_and_value_are_the_largest_codes() -> None:
+    found = kv_scales(LAYER, torch.tensor([1.0, 8.96, 2.0]), torch.tensor([0.1, 0.2, 4.48]))
+    assert (found.key, found.value) == pytest.approx((0.02, 0.01))
+
+
+def test_keys_with_an_outlier_channel_are_warned_about() -> None:
+    key_absmax = torch.full((256,), 4.0)
+    assert kv_scales(LAYER, key_absmax, key_absmax).warning is None
+    key_absmax[130] = 4.0 * OUTLIER_RATIO * 1.5
+    warning = kv_scales(LAYER, key_absmax, torch.ones(256)).warning
+    assert warning is not None
+    assert LAYER in warning
+    assert "channel 130, 24 times the median" in warning
+
+
+def test_large_values_are_not_warned_about() -> None:
+    value_absmax = torch.ones(256)
+    value_absmax[0] = 1000
+    assert kv_scales(LAYER, torch.ones(256), value_absmax).warning is None
+
+
+def test_an_all_zero_cache_has_usable_scales() -> None:
+    found = kv_scales(LAYER, torch.zeros(8), torch.zeros(8))
+    assert (found.key, found.value, found.warning) == (1.0, 1.0, None)
