@@ -115,6 +115,8 @@ def _chat_parts(config: Section) -> _Parts:
     llm = _required(config, defaults.QWEN2, "llm_config", "text_config")
     vision = _vision(vit, _blocks_run(config, "select_layer", vit), "qk_normalization", "qkv_bias")
     ps_version = config.choice("ps_version", "v1", "v2")
+    if config.flag("pad2square"):
+        raise config.wrong("pad2square", "false", True, UNSUPPORTED)
     return _Parts(
         vision=vision,
         declared_vision_layers=vit.layers("num_hidden_layers"),
@@ -174,9 +176,16 @@ def _image_processor(folder: Path) -> Section:
     """The image processor's settings, from whichever file has them."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).exists():
-            settings = Section(read_json_object(folder / name), name, defaults.NATIVE_PROCESSOR)
-            return settings.section("image_processor", defaults=defaults.NATIVE_PROCESSOR) or settings
-    return Section({}, "preprocessor_config.json", defaults.NATIVE_PROCESSOR)
+            whole = Section(read_json_object(folder / name), name, defaults.NATIVE_PROCESSOR)
+            settings = whole.section("image_processor", defaults=defaults.NATIVE_PROCESSOR) or whole
+            break
+    else:
+        settings = Section({}, "preprocessor_config.json", defaults.NATIVE_PROCESSOR)
+    for key in ("image_mean", "image_std", "resample"):
+        published = defaults.NATIVE_PROCESSOR[key]
+        if settings.get(key) != published:
+            raise settings.wrong(key, str(published), settings.get(key), UNSUPPORTED)
+    return settings
 
 
 def _processor_tile_size(processor: Section) -> int | None:

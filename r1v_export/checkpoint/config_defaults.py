@@ -18,6 +18,7 @@ CHAT = {
     "use_thumbnail": False,
     "min_dynamic_patch": 1,
     "max_dynamic_patch": 6,
+    "pad2square": False,
 }
 """InternVLChatConfig and SkyworkR1VChatConfig."""
 
@@ -64,7 +65,13 @@ NATIVE_VISION = {
 }
 """transformers' InternVLVisionConfig."""
 
-NATIVE_PROCESSOR = {"min_patches": 1, "max_patches": 12}
+NATIVE_PROCESSOR = {
+    "min_patches": 1,
+    "max_patches": 12,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+}
 """transformers' InternVLProcessor with its GotOcr2ImageProcessor."""
 
 QWEN2 = {
@@ -73,7 +80,6 @@ QWEN2 = {
     "intermediate_size": 22016,
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
-    "num_key_value_heads": 32,
     "hidden_act": "silu",
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,

@@ -25,7 +25,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"The checkpoint has no {path.name}.", where=path.parent, fix=fix) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read.", where=path, found=error.strerror, fix="check its permissions"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is not JSON.", where=path, found=error, fix=fix) from error
     if not isinstance(content, dict):
         raise CheckpointError(

@@ -19,7 +19,7 @@ def read_language(llm: Section, *, tied: bool) -> LanguageSpec:
     llm.choice("hidden_act", "silu")
     _check_full_attention(llm)
     hidden_size, num_heads = llm.size("hidden_size"), llm.size("num_attention_heads")
-    num_kv_heads = llm.size("num_key_value_heads")
+    num_kv_heads = llm.size("num_key_value_heads") if llm.has("num_key_value_heads") else num_heads
     if num_heads % num_kv_heads:
         raise llm.wrong("num_key_value_heads", f"a divisor of {num_heads} heads", num_kv_heads)
     head_dim = llm.size("head_dim") if llm.has("head_dim") else hidden_size // num_heads

@@ -55,6 +55,7 @@ _UNUSED = re.compile(
     r".*\.rotary_emb\.inv_freq"  # a buffer that old transformers versions saved
     r"|(model\.)?vision_tower\.embeddings\.mask_token"  # for masked training only
 )
+_VISION_BLOCK = re.compile(r"(vision_model\.encoder\.layers|(model\.)?vision_tower\.encoder\.layer)\.(?P<i>\d+)\.")
 
 
 def expected_tensors(spec: ModelSpec) -> dict[str, Shape]:
@@ -148,9 +149,6 @@ def is_unused(stored_name: str, unused_vision_layers: range) -> bool:
     the configuration declares but `select_layer` cuts off."""
     block = _VISION_BLOCK.match(stored_name)
     return bool(_UNUSED.fullmatch(stored_name)) or (block is not None and int(block["i"]) in unused_vision_layers)
-
-
-_VISION_BLOCK = re.compile(r"(vision_model\.encoder\.layers|(model\.)?vision_tower\.encoder\.layer)\.(?P<i>\d+)\.")
 
 
 def _native_names(canonical: str) -> tuple[str, ...]:

@@ -53,12 +53,26 @@ class StoredTensor:
     nbytes: int
 
     def read(self) -> torch.Tensor:
-        """The tensor, mapped copy-on-write: pages are loaded when touched and given back with the tensor."""
+        """The tensor, mapped copy-on-write: pages are loaded when touched and given back with the tensor.
+
+        Raises:
+            CheckpointError: the file is gone or has been cut since its header was read.
+        """
         if self.nbytes == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         lead = self.offset % mmap.ALLOCATIONGRANULARITY
-        with self.file.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), lead + self.nbytes, access=mmap.ACCESS_COPY, offset=self.offset - lead)
+        try:
+            with self.file.open("rb") as file:
+                mapped = mmap.mmap(
+                    file.fileno(), lead + self.nbytes, access=mmap.ACCESS_COPY, offset=self.offset - lead
+                )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"Tensor {self.name} can no longer be read.",
+                where=self.file,
+                found=error,
+                fix="leave the checkpoint's files in place until the command has ended, and run it again",
+            ) from error
         count = math.prod(self.shape)
         return torch.frombuffer(mapped, dtype=self.dtype, count=count, offset=lead).view(self.shape)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -131,6 +133,24 @@ def test_added_tokens_move_down_into_a_small_vocabulary(tmp_path):
     overrides = TINY | {"llm_config.vocab_size": 300}
     synthesize(tmp_path, preset="internvl3-38b", overrides=overrides, vision_layers=1, language_layers=1)
     assert Checkpoint.open(tmp_path).spec.image_token_id == 300 - 12 + 5
+
+
+MEASURE = """
+import resource, sys
+from r1v_export.checkpoint.synth import synthesize
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+synthesize(sys.argv[1] + "/small", preset="nano", vision_layers=1, language_layers=1)
+before = peak()
+synthesize(sys.argv[1] + "/large", preset="nano", overrides={"llm_config.vocab_size": 150_000})
+print(peak() - before)
+"""
+
+
+def test_writing_holds_one_chunk_and_not_the_tensor(tmp_path):
+    """The two largest tensors are 77 MB each, and 154 MB while they are still float32."""
+    command = [sys.executable, "-c", MEASURE, tmp_path]
+    growth = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert growth < 8 * synth._CHUNK  # one chunk in float32 and in bfloat16, and some slack
 
 
 def test_progress_counts_every_byte(tmp_path):

@@ -56,6 +56,14 @@ def test_a_tensor_outlives_the_file_it_was_read_from(path):
     assert tensor.sum() == 15
 
 
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_file_that_goes_away_after_it_was_opened_is_named(path, spoil):
+    tensor = read_header(path)["a"]
+    spoil(path)
+    with pytest.raises(CheckpointError, match=r"(?s)Tensor a can no longer be read.*model\.safetensors"):
+        tensor.read()
+
+
 def test_a_truncated_file_is_named_with_both_sizes(path):
     size = path.stat().st_size
     with path.open("r+b") as file:
