@@ -35,7 +35,7 @@ from r1v_export.quantization.recipe import Recipe, Scheme, parse, resolve
 from r1v_export.quantization.sites import linear_shapes
 
 STATS, RECIPE, SCALES, CODES = "stats.json", "recipe.yaml", "scales.safetensors", "codes"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 _FOUR_BITS = ("int4", "uint4")
 _SAMPLED_BYTES = 1 << 16
@@ -73,7 +73,7 @@ class InputEntry(_Part):
 class Stats(_Part):
     """`stats.json`."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
     fingerprint: str
     """Of everything that decides the numbers."""
     checkpoint: str
