@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
+from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.pipeline.build import build
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,3 +21,10 @@ def synth_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A tiny random checkpoint in r1v-nano's shape: bfloat16, R1V3 prompt. Not to be written to."""
     folder = tmp_path_factory.mktemp("synth") / "nano"
     return Checkpoint.open(synthesize(folder, preset="nano", vision_layers=2, language_layers=2))
+
+
+@pytest.fixture(scope="session")
+def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model, built in fp32 for ONNX Runtime, parity gate passed. Not to be written to."""
+    config = BuildConfig(parity=ParityConfig(questions=4))
+    return build(config, tmp_path_factory.mktemp("bundles") / "nano").out

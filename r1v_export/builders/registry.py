@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import Compute, Device
 from r1v_export.contract import Engine
-from r1v_export.errors import UsageError
-
-Device = Literal["cpu", "cuda"]
+from r1v_export.errors import CapabilityError, UsageError
 
 BUILDERS = {
     "onnxruntime": "r1v_export.builders.onnxruntime.builder:OnnxRuntimeBuilder",
@@ -23,8 +22,8 @@ class Builder(Protocol):
 
     name: str
 
-    def check(self, device: Device = "cpu") -> None:
-        """Raise CapabilityError unless this machine can build and run the target on `device`."""
+    def check(self, device: Device = "cpu", compute: Compute = "float32") -> None:
+        """Raise CapabilityError unless this machine can build and run the target on `device` with such graphs."""
 
     def build(self, graphs: Path, out: Path, spec: ModelSpec, device: Device) -> None:
         """Write engines into the empty folder `out`; `graphs` holds the contract's graphs and their weights.
@@ -52,8 +51,16 @@ def builder(name: str) -> Builder:
 
     Raises:
         UsageError: there is no such target.
+        CapabilityError: a package that it needs is not installed.
     """
     if name not in BUILDERS:
         raise UsageError("There is no such target.", expected=" or ".join(sorted(BUILDERS)), found=name)
     module, class_name = BUILDERS[name].split(":")
-    return getattr(importlib.import_module(module), class_name)()
+    try:
+        return getattr(importlib.import_module(module), class_name)()
+    except ModuleNotFoundError as error:
+        raise CapabilityError(
+            f"The target {name} needs a package that is not installed.",
+            expected=error.name,
+            fix=f"pip install 'r1v-export[{name}]'",
+        ) from error

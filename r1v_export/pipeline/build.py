@@ -95,9 +95,8 @@ def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool =
 
 def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
     """Refuse what cannot be built before a checkpoint is downloaded, and the checkpoint before anything is written."""
-    _ = config.compute
     for target in config.targets:
-        registry.builder(target).check(config.device)
+        registry.builder(target).check(config.device, config.compute)
     return Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
 
 

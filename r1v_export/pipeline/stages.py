@@ -14,7 +14,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT
-from r1v_export.pipeline.estimate import BYTES_OF, TRACE_S, WRITE_BYTES_PER_S, graph_parameters
+from r1v_export.pipeline.estimate import BYTES_OF, TRACE_S, WRITE_BYTES_PER_S, graph_parameters, require_memory
 from r1v_export.pipeline.stage import Advance, Stage
 
 _GRAPH_NAMES = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
@@ -41,7 +41,14 @@ class Build:
     def stages(self) -> list[Stage]:
         """All stages, each after those that it reads from."""
         stages = [self._model_stage(), *self._graph_stages(), *self._engine_stages()]
-        return [*stages, *self._parity_stages()] if self.config.parity.enabled else stages
+        if self.config.parity.enabled:
+            require_memory(sum(graph_parameters(self.checkpoint.spec).values()))
+            stages += self._parity_stages()
+        return stages
+
+    def report_folder(self, target: str) -> Path:
+        """Where in the bundle a target's parity report is: `report`, or a folder in it where there are several."""
+        return Path(REPORT) if len(self.config.targets) == 1 else Path(REPORT, target)
 
     def source_files(self) -> dict[str, Path]:
         """Every file of the checkpoint that a build reads, by name."""
@@ -136,5 +143,5 @@ class Build:
             precision=self.config.precision,
             max_new_tokens=parity.max_new_tokens,
         )
-        write_report(report, folder / REPORT / ("" if len(self.config.targets) == 1 else target))
+        write_report(report, folder / self.report_folder(target))
         report.raise_if_failed()

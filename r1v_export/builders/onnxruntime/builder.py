@@ -10,13 +10,13 @@ from r1v_export import contract
 from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
 from r1v_export.builders.onnxruntime.passes import lower
 from r1v_export.builders.onnxruntime.session import check_device
-from r1v_export.builders.registry import Device
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import Compute, Device
 from r1v_export.errors import BundleError, CapabilityError, GraphError
 
 GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
 
-COMPUTE_TYPES = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
+COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 """What ONNX Runtime's kernels for these graphs take; there are none for bfloat16 on the CPU."""
 
 
@@ -30,14 +30,18 @@ class OnnxRuntimeBuilder:
 
     name = "onnxruntime"
 
-    def check(self, device: Device = "cpu") -> None:
+    def check(self, device: Device = "cpu", compute: Compute = "float32") -> None:
         check_device(device)
+        if compute not in COMPUTE_TYPES:
+            raise _no_kernels(compute)
 
     def build(self, graphs: Path, out: Path, spec: ModelSpec, device: Device) -> None:
         self.check(device)
         for name in GRAPHS:
             model = ir.load(graphs / f"{name}.onnx")
-            _check_compute_type(model, name)
+            compute = model.graph.outputs[0].dtype
+            if compute not in COMPUTE_TYPES.values():
+                raise _no_kernels(compute.name.lower() if compute else None, where=name)
             try:
                 lower(model, device)
             except ir.passes.PassError as error:
@@ -65,16 +69,14 @@ class OnnxRuntimeBuilder:
         return OnnxRuntimeEngine(engine, bundle, spec.sizes, device)
 
 
-def _check_compute_type(model: ir.Model, name: str) -> None:
-    compute = model.graph.outputs[0].dtype
-    if compute not in COMPUTE_TYPES:
-        raise CapabilityError(
-            "ONNX Runtime has no kernels for what this graph computes in.",
-            where=name,
-            expected="float32 or float16",
-            found=compute.name.lower() if compute else None,
-            fix="build with --precision fp32; bfloat16 weights keep their values in it",
-        )
+def _no_kernels(compute: str | None, where: str | None = None) -> CapabilityError:
+    return CapabilityError(
+        "ONNX Runtime has no kernels for what this graph computes in.",
+        where=where,
+        expected=" or ".join(COMPUTE_TYPES),
+        found=compute,
+        fix="build with --precision fp32; bfloat16 weights keep their values in it",
+    )
 
 
 def _point_weights_to(model: ir.Model, folder: str) -> None:

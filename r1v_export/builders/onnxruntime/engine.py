@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from r1v_export import contract
 from r1v_export.builders.onnxruntime.session import open_session
-from r1v_export.builders.registry import Device
+from r1v_export.config import Device
 from r1v_export.contract import Sizes
 
 ELEMENT_TYPES: dict[str, np.dtype[Any]] = {

@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime as ort
 import psutil
 
-from r1v_export.builders.registry import Device
+from r1v_export.config import Device
 from r1v_export.errors import BundleError, CapabilityError
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"

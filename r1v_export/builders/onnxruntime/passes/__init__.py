@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from r1v_export.builders.onnxruntime.passes.grouped_query_attention import GroupQueryAttention
-from r1v_export.builders.registry import Device
+from r1v_export.config import Device
 
 
 def lower(model: ir.Model, device: Device) -> None:

@@ -1,0 +1,219 @@
+"""A build as a whole: what it writes, what it runs again, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from r1v_export.config import BuildConfig, ParityConfig, load_config
+from r1v_export.errors import BundleError, CapabilityError, CheckpointError, ParityError, UsageError
+from r1v_export.manifest import MANIFEST, read_manifest, verify
+from r1v_export.parity.schema import ParityReport
+from r1v_export.pipeline import build as build_module
+from r1v_export.pipeline.build import build, plan
+from r1v_export.pipeline.bundle import Bundle
+from r1v_export.pipeline.progress import Progress
+from r1v_export.pipeline.source import open_source
+from r1v_export.pipeline.verify import verify_bundle
+
+Tree = Callable[[Path], dict[str, bytes]]
+GRAPHS = [f"graphs/{name}.{kind}" for name in ("decoder", "embed", "projector", "vision") for kind in ("data", "onnx")]
+
+
+def test_a_bundle_holds_graphs_engines_tokenizer_and_report(nano_bundle: Path, tree: Tree) -> None:
+    files = tree(nano_bundle).keys()
+    wanted = {"manifest.json", "build.yaml", "model.json", "config.json", "tokenizer.json", *GRAPHS}
+    assert wanted | {"report/parity.json", "report/parity.html"} <= files
+    assert {path.split("/")[0] for path in files} == {path.split("/")[0] for path in wanted} | {"engines", "report"} | {
+        path for path in files if "/" not in path
+    }
+
+
+def test_the_manifest_vouches_for_every_file(nano_bundle: Path, tree: Tree) -> None:
+    manifest = verify(nano_bundle)
+    assert manifest.files.keys() | {MANIFEST} == tree(nano_bundle).keys()
+    assert (manifest.source.kind, manifest.source.name, manifest.parity) == ("builtin", "r1v-nano", "passed")
+    assert manifest.tools.keys() >= {"python", "torch", "onnx", "onnxruntime", "r1v-export"}
+
+
+def test_the_report_in_the_bundle_passed_with_all_tokens_the_same(nano_bundle: Path) -> None:
+    report = ParityReport.model_validate_json((nano_bundle / "report/parity.json").read_bytes())
+    assert report.passed
+    assert [sample.divergence for sample in report.samples] == [None] * 4
+    assert report.boundary("prefill").metrics["max_abs_error"] < 1e-3
+
+
+def test_no_file_of_a_bundle_names_a_path_of_this_machine(nano_bundle: Path, tiny_built: Path, tree: Tree) -> None:
+    places = [str(folder).encode() for folder in (nano_bundle.parent, tiny_built.parent, Path.home(), Path.cwd())]
+    for bundle in (nano_bundle, tiny_built):
+        for path, content in tree(bundle).items():
+            assert not [place for place in places if len(place) > 5 and place in content], path
+
+
+def test_a_second_build_has_nothing_to_do(tiny_bundle: Path, tiny_config: BuildConfig, tree: Tree) -> None:
+    before = tree(tiny_bundle)
+    assert build(tiny_config, tiny_bundle).ran == ()
+    assert tree(tiny_bundle) == before
+
+
+def test_the_saved_config_builds_the_same_again(
+    tiny_bundle: Path, tiny_model: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model.parent)
+    config = load_config(tiny_bundle / "build.yaml", {})
+    assert (config.model, build(config, tiny_bundle).ran) == ("tiny-model", ())
+
+
+def test_a_damaged_file_is_made_again_and_nothing_else(tiny_bundle: Path, tiny_config: BuildConfig, tree: Tree) -> None:
+    before = tree(tiny_bundle)
+    with (tiny_bundle / "graphs/projector.data").open("r+b") as file:
+        file.write(b"\xff")
+    assert build(tiny_config, tiny_bundle).ran == ("projector-graph",), "same bytes again: the engine need not be"
+    assert tree(tiny_bundle) == before
+
+
+def test_force_runs_every_stage_and_changes_no_byte(tiny_bundle: Path, tiny_config: BuildConfig, tree: Tree) -> None:
+    before = tree(tiny_bundle)
+    ran = build(tiny_config, tiny_bundle, force=True).ran
+    assert ran == (
+        "model-files",
+        "vision-graph",
+        "projector-graph",
+        "embed-graph",
+        "decoder-graph",
+        "onnxruntime-engine",
+    )
+    assert tree(tiny_bundle) == before
+
+
+def test_another_precision_makes_graphs_and_engine_again(tiny_bundle: Path, tiny_config: BuildConfig) -> None:
+    built = build(tiny_config.model_copy(update={"precision": "fp16"}), tiny_bundle)
+    assert len(built.ran) == 6
+    assert verify(tiny_bundle).precision == "fp16"
+
+
+def test_a_plan_changes_nothing_and_knows_what_is_done(
+    tiny_bundle: Path, tiny_config: BuildConfig, tmp_path: Path, tree: Tree
+) -> None:
+    before = tree(tiny_bundle)
+    assert all(stage.done for stage in plan(tiny_config, tiny_bundle)[1:])
+    assert not any(stage.done for stage in plan(tiny_config, tiny_bundle, force=True))
+    new = plan(tiny_config, tmp_path / "new")
+    assert not any(stage.done for stage in new)
+    graphs_bytes = sum(len(content) for path, content in before.items() if path.endswith(".data"))
+    assert sum(stage.size_bytes for stage in new) == pytest.approx(graphs_bytes, rel=0.05)
+    assert tree(tiny_bundle) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_engine_that_leaves_its_tolerance_fails_the_build_and_the_report_is_kept(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from r1v_export.exporters import export
+
+    def export_wrongly(name: str, checkpoint: Any, folder: Path, *args: Any) -> Path:
+        path = export_graph(name, checkpoint, folder, *args)
+        if name == "projector":
+            weights = np.memmap(path.with_suffix(".data"), dtype=np.float32, mode="r+")
+            weights *= 1.01
+            weights.flush()
+        return path
+
+    export_graph = export.export_graph
+    monkeypatch.setattr(export, "export_graph", export_wrongly)
+    config = tiny_config.model_copy(update={"parity": ParityConfig(questions=1, max_new_tokens=2)})
+    with pytest.raises(ParityError, match="projector") as caught:
+        build(config, tmp_path / "out")
+    kept = tmp_path / "out/report/local"
+    assert str(kept / "parity.html") in (caught.value.fix or "")
+    assert not ParityReport.model_validate_json((kept / "parity.json").read_bytes()).passed
+    with pytest.raises(BundleError, match="not finished"):
+        read_manifest(tmp_path / "out")
+
+
+def test_a_disk_without_room_is_said_before_a_stage_runs(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10**9, 0, 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(CapabilityError, match="disk is too small"):
+        build(tiny_config, tmp_path / "out")
+    assert not (tmp_path / "out/graphs").exists()
+
+
+def test_a_reference_that_does_not_fit_into_memory_is_said_before_a_stage_runs(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = namedtuple("memory", "available")(10**6)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    config = tiny_config.model_copy(update={"parity": ParityConfig()})
+    with pytest.raises(CapabilityError, match="--no-parity"):
+        build(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"precision": "int4"}, CapabilityError),
+        ({"precision": "bf16"}, CapabilityError),
+        ({"targets": ("tensorrt-9",)}, UsageError),
+        ({"device": "cuda"}, CapabilityError),
+    ],
+)
+def test_what_cannot_be_built_is_said_before_the_checkpoint_is_looked_for(
+    changes: dict[str, Any], error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if changes.get("device") == "cuda":
+        monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(error):
+        build(BuildConfig(model="no/such-model", **changes), tmp_path / "out", offline=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_checkpoint_is_said_before_a_folder_is_made(tiny_model: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError):
+        build(BuildConfig(model=str(broken)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_that_left_the_contract_does_not_verify(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify_bundle(tiny_bundle, Progress(quiet=True))
+    swapped = tiny_bundle / "graphs/vision.onnx"
+    swapped.write_bytes((tiny_bundle / "graphs/projector.onnx").read_bytes())
+    monkeypatch.setattr("r1v_export.pipeline.verify.verify", lambda folder, advance: read_manifest(folder))
+    with pytest.raises(Exception, match="contract"):
+        verify_bundle(tiny_bundle, Progress(quiet=True))
+
+
+def test_the_checkpoint_of_a_bundle_is_found_again_only_if_it_is_the_same(
+    tiny_built: Path, tiny_model: Path, nano_bundle: Path, tmp_path: Path
+) -> None:
+    quiet = Progress(quiet=True)
+    assert open_source(Bundle.open(nano_bundle), None, quiet).source.kind == "builtin"
+    bundle = Bundle.open(tiny_built)
+    assert open_source(bundle, str(tiny_model), quiet).folder == tiny_model
+    with pytest.raises(UsageError, match="--model"):
+        open_source(bundle, None, quiet)
+    other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    config = yaml.safe_load((other / "generation_config.json").read_text())
+    (other / "generation_config.json").write_text(str({**config, "max_new_tokens": 1}).replace("'", '"'))
+    with pytest.raises(UsageError, match="not the checkpoint"):
+        open_source(bundle, str(other), quiet)
+
+
+def test_two_targets_have_a_report_each(tiny_config: BuildConfig, tmp_path: Path) -> None:
+    job = build_module.Build(tiny_config.model_copy(update={"targets": ("onnxruntime", "other")}), None, tmp_path)  # type: ignore[arg-type]
+    assert job.report_folder("other").as_posix() == "report/other"
+    job = build_module.Build(tiny_config, None, tmp_path)  # type: ignore[arg-type]
+    assert job.report_folder("onnxruntime").as_posix() == "report"
