@@ -1,4 +1,9 @@
-"""`llm_config` or `text_config` -> LanguageSpec. Qwen2 only, without rope scaling and without a sliding window."""
+"""`llm_config` or `text_config` -> LanguageSpec: Qwen2, with attention over everything before.
+
+Rope scaling of type `dynamic`, which InternVL3's configurations declare, changes nothing up to
+`max_position_embeddings` (its base is theta * (factor * length / max - (factor - 1)) ** ..., a factor of one), and
+nothing here goes beyond: rotary tables end there. All other scalings change every position and are refused.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ from r1v_export.checkpoint.config_section import UNSUPPORTED, Section
 from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.errors import CheckpointError
 
+_UNSCALED_ROPES = ("default", "dynamic")
 _QWEN2 = ("Qwen2ForCausalLM", "Qwen2Model", "qwen2")
 
 
@@ -61,8 +67,8 @@ def _rope_theta(llm: Section) -> float:
         if rope is None:
             continue
         kind = rope.get("rope_type") or rope.get("type") or "default"
-        if kind != "default":
-            raise llm.wrong(key, "none, or of type default", rope.values, UNSUPPORTED)
+        if kind not in _UNSCALED_ROPES:
+            raise llm.wrong(key, f"none, or of type {' or '.join(_UNSCALED_ROPES)}", rope.values, UNSUPPORTED)
         if rope.has("rope_theta"):
             theta = rope
     return theta.number("rope_theta")

@@ -76,6 +76,8 @@ def _image_tokens(first_id: int) -> dict[str, int]:
     return {token: first_id + offset for offset, token in enumerate(_IMAGE_TOKENS)}
 
 
+INTERNVL3_ROPE = {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}
+
 INTERNVL_TOKENS = _CHATML_TOKENS | _image_tokens(151665)
 QWQ_TOKENS = _CHATML_TOKENS | {"<think>": 151667, "</think>": 151668} | _image_tokens(151669)
 DEEPSEEK_TOKENS = {
@@ -141,12 +143,20 @@ PRESETS: dict[str, Preset] = {
     ),
     "r1v3-38b": Preset(INTERNVIT_6B, _qwen2(*QWEN2_5_32B, rms_norm_eps=1e-5), INTERNVL_TOKENS, top=_SKYWORK),
     "internvl2_5-38b": Preset(INTERNVIT_6B, _qwen2(*QWEN2_5_32B), INTERNVL_TOKENS),
-    "internvl3-38b": Preset(INTERNVIT_6B, _qwen2(*QWEN2_5_32B, rms_norm_eps=1e-5), INTERNVL_TOKENS),
-    "internvl3-78b": Preset(INTERNVIT_6B, _qwen2(8192, 80, 64, 8, 29568, rms_norm_eps=1e-5), INTERNVL_TOKENS),
-    "internvl3-1b": Preset(INTERNVIT_300M, _qwen2(896, 24, 14, 2, 4864), INTERNVL_TOKENS),
-    "internvl3-2b": Preset(INTERNVIT_300M, _qwen2(1536, 28, 12, 2, 8960), INTERNVL_TOKENS),
-    "internvl3-8b": Preset(INTERNVIT_300M, _qwen2(3584, 28, 28, 4, 18944), INTERNVL_TOKENS),
-    "internvl3-14b": Preset(INTERNVIT_300M, _qwen2(5120, 48, 40, 8, 13824, rms_norm_eps=1e-5), INTERNVL_TOKENS),
+    "internvl3-38b": Preset(
+        INTERNVIT_6B, _qwen2(*QWEN2_5_32B, rms_norm_eps=1e-5, rope_scaling=INTERNVL3_ROPE), INTERNVL_TOKENS
+    ),
+    "internvl3-78b": Preset(
+        INTERNVIT_6B, _qwen2(8192, 80, 64, 8, 29568, rms_norm_eps=1e-5, rope_scaling=INTERNVL3_ROPE), INTERNVL_TOKENS
+    ),
+    "internvl3-1b": Preset(INTERNVIT_300M, _qwen2(896, 24, 14, 2, 4864, rope_scaling=INTERNVL3_ROPE), INTERNVL_TOKENS),
+    "internvl3-2b": Preset(INTERNVIT_300M, _qwen2(1536, 28, 12, 2, 8960, rope_scaling=INTERNVL3_ROPE), INTERNVL_TOKENS),
+    "internvl3-8b": Preset(
+        INTERNVIT_300M, _qwen2(3584, 28, 28, 4, 18944, rope_scaling=INTERNVL3_ROPE), INTERNVL_TOKENS
+    ),
+    "internvl3-14b": Preset(
+        INTERNVIT_300M, _qwen2(5120, 48, 40, 8, 13824, rms_norm_eps=1e-5, rope_scaling=INTERNVL3_ROPE), INTERNVL_TOKENS
+    ),
     "nano": Preset(
         INTERNVIT_NANO,
         _qwen2(256, 4, 4, 2, 512, vocab_size=640, max_position_embeddings=1024, rope_theta=10000.0),

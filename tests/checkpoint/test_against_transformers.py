@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import OLDER_NATIVE_PREFIXES
+from r1v_export.checkpoint.presets import INTERNVL3_ROPE
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.reference.language import CacheStep, rotary_tables
@@ -63,6 +64,14 @@ def test_a_native_synthetic_checkpoint_gives_transformers_logits(tmp_path, pictu
 def test_a_cut_vision_tower_gives_transformers_logits(tmp_path, picture_and_prompt):
     synthesize(tmp_path, preset="nano", layout="internvl", overrides=TINY | {"select_layer": -2}, dtype="float32")
     assert Checkpoint.open(tmp_path).spec.vision.num_layers == 3
+    assert_same_logits(tmp_path, *picture_and_prompt)
+
+
+def test_the_dynamic_rope_of_internvl3_gives_transformers_logits(tmp_path, picture_and_prompt):
+    scaled = TINY | {"llm_config.rope_scaling": INTERNVL3_ROPE, "llm_config.max_position_embeddings": 64}
+    synthesize(tmp_path, preset="nano", layout="internvl", overrides=scaled, dtype="float32")
+    text_config = transformers.AutoConfig.from_pretrained(tmp_path).text_config
+    assert text_config.rope_parameters["rope_type"] == "dynamic"
     assert_same_logits(tmp_path, *picture_and_prompt)
 
 
