@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import Any
 
 import torch
 
-from r1v_export.checkpoint.config import DType, Layout, read_configuration
+from r1v_export.checkpoint.config import Configuration, DType, Layout, read_configuration
 from r1v_export.checkpoint.names import expected_tensors, stored_names
 from r1v_export.checkpoint.presets import PRESETS
 from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.checkpoint.synth_files import write_auxiliary_files
+from r1v_export.checkpoint.synth_files import write_auxiliary_files, write_native_files
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.errors import CapabilityError, UsageError
 
@@ -70,13 +71,12 @@ def synthesize(
     """
     folder = Path(folder)
     config = _resolve_config(preset, vision_layers, language_layers, overrides or {}, dtype)
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_and_read(Path(scratch), config, preset, layout)  # refuses overrides that make no model
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UsageError("The folder is not empty.", where=folder, fix="name a new one")
-    write_auxiliary_files(folder, config, PRESETS[preset], layout)
-    # The configuration just written says what the weights are, the same way it will for everyone who reads it.
-    tied = bool(config["llm_config"]["tie_word_embeddings"])
-    spec, unused_layers = read_configuration(folder, stores_lm_head=not tied, stored_dtype=dtype)
+    spec, unused_layers = _write_and_read(folder, config, preset, layout)
     all_layers = spec.vision.model_copy(update={"num_layers": spec.vision.num_layers + len(unused_layers)})
     tensors = _new_tensors(spec.model_copy(update={"vision": all_layers}), getattr(torch, dtype), seed)
     total = sum(tensor.nbytes for tensor in tensors)
@@ -104,8 +104,21 @@ def _resolve_config(
         section = config
         for parent in parents:
             section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise UsageError("A setting names a part of something that has no parts.", found=key)
         section[last] = value
     return config
+
+
+def _write_and_read(folder: Path, config: dict[str, Any], preset: str, layout: Layout) -> Configuration:
+    """Write everything but the weights; what is then read says what the weights are, as it will for everyone."""
+    write_auxiliary_files(folder, config, PRESETS[preset])
+    tied = bool(config["llm_config"]["tie_word_embeddings"])
+    configuration = read_configuration(folder, stores_lm_head=not tied, stored_dtype="bfloat16")
+    if layout == "internvl_chat":
+        return configuration
+    write_native_files(folder, config, configuration.spec)
+    return read_configuration(folder, stores_lm_head=not tied, stored_dtype="bfloat16")
 
 
 def _check_disk(folder: Path, total: int) -> None:

@@ -7,29 +7,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r1v_export.checkpoint.config import Layout
+from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.presets import Preset
-from r1v_export.checkpoint.tokens import IMAGE_TOKEN
+from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
 
 _BYTES = 256
+_CHAT_VISION_KEYS = ("qkv_bias", "qk_normalization")  # called otherwise in the native layout
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-def write_auxiliary_files(folder: Path, config: dict[str, Any], preset: Preset, layout: Layout) -> None:
-    """config.json and its company, in one of the layouts.
+def write_auxiliary_files(folder: Path, config: dict[str, Any], preset: Preset) -> None:
+    """config.json and its company, in the `internvl_chat` layout.
 
     Args:
         folder: where to write.
-        config: the configuration in the `internvl_chat` layout.
+        config: config.json.
         preset: names the added tokens; they move down where the vocabulary is too small for their official ids.
-        layout: to write config.json in.
     """
-    tokens = _fit_tokens(preset.tokens, config["llm_config"]["vocab_size"])
-    files: dict[str, Any] = {
-        "config.json": native_config(config, tokens[IMAGE_TOKEN]) if layout == "internvl" else config,
+    llm = Section(config["llm_config"], "config.json: llm_config")
+    tokens = _fit_tokens(preset.tokens, llm.size("vocab_size"))
+    files = {
+        "config.json": config,
         "generation_config.json": {
             "eos_token_id": tokens[preset.end_token],
             "do_sample": True,
@@ -45,8 +46,22 @@ def write_auxiliary_files(folder: Path, config: dict[str, Any], preset: Preset, 
         },
         "added_tokens.json": tokens,
     }
-    if layout == "internvl":
-        files["preprocessor_config.json"] = _image_processor_config(config)
+    _write_json(folder, files)
+
+
+def write_native_files(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> None:
+    """The files that transformers' `internvl` layout has in their place or in addition.
+
+    Args:
+        folder: holds what `write_auxiliary_files` has written.
+        config: the configuration in the `internvl_chat` layout.
+        spec: what it describes.
+    """
+    files = {"config.json": _native_config(config, spec), "preprocessor_config.json": _image_processor_config(spec)}
+    _write_json(folder, files)
+
+
+def _write_json(folder: Path, files: Mapping[str, Any]) -> None:
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -105,44 +120,42 @@ def _byte_characters() -> list[str]:
     return [chr(byte if byte in printable else _BYTES + others.index(byte)) for byte in range(_BYTES)]
 
 
-def native_config(config: Mapping[str, Any], image_token_id: int) -> dict[str, Any]:
+def _native_config(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     """The same model's config.json in transformers' `internvl` layout."""
-    vision = dict(config["vision_config"])
-    shuffle = round(1 / config["downsample_ratio"])
-    patches = config["force_image_size"] // vision["patch_size"]
-    vision |= {
-        "model_type": "internvl_vision",
-        "architectures": ["InternVLVisionModel"],
-        "attention_bias": vision.pop("qkv_bias"),
-        "use_qk_norm": vision.pop("qk_normalization"),
-        "image_size": [vision["image_size"]] * 2,
-        "patch_size": [vision["patch_size"]] * 2,
-    }
+    vision = {key: value for key, value in config["vision_config"].items() if key not in _CHAT_VISION_KEYS}
     return {
         "architectures": ["InternVLForConditionalGeneration"],
         "model_type": "internvl",
-        "image_token_id": image_token_id,
-        "image_seq_length": (patches // shuffle) ** 2,
-        "downsample_ratio": config["downsample_ratio"],
+        "image_token_id": spec.image_token_id,
+        "image_seq_length": spec.tokens_per_tile,
+        "downsample_ratio": 1 / spec.projector.shuffle,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": config["select_layer"],
         "vision_feature_select_strategy": "default",
-        "tie_word_embeddings": config["llm_config"]["tie_word_embeddings"],
-        "torch_dtype": config["torch_dtype"],
+        "tie_word_embeddings": spec.language.tie_word_embeddings,
+        "torch_dtype": spec.dtype,
         "text_config": dict(config["llm_config"]),
-        "vision_config": vision,
+        "vision_config": vision
+        | {
+            "model_type": "internvl_vision",
+            "architectures": ["InternVLVisionModel"],
+            "attention_bias": spec.vision.qkv_bias,
+            "use_qk_norm": spec.vision.qk_norm,
+            "norm_type": spec.vision.norm,
+            "image_size": [spec.vision.image_size] * 2,
+            "patch_size": [spec.vision.patch_size] * 2,
+        },
     }
 
 
-def _image_processor_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    side = config["force_image_size"]
+def _image_processor_config(spec: ModelSpec) -> dict[str, Any]:
     return {
         "image_processor_type": "GotOcr2ImageProcessor",
         "processor_class": "InternVLProcessor",
-        "size": {"height": side, "width": side},
+        "size": {"height": spec.tiling.tile_size, "width": spec.tiling.tile_size},
         "crop_to_patches": True,
-        "min_patches": config["min_dynamic_patch"],
-        "max_patches": config["max_dynamic_patch"],
+        "min_patches": spec.tiling.min_tiles,
+        "max_patches": spec.tiling.max_tiles,
         "image_mean": [0.485, 0.456, 0.406],
         "image_std": [0.229, 0.224, 0.225],
     }

@@ -178,9 +178,32 @@ def test_a_vocabulary_without_room_for_bytes_is_refused(tmp_path):
         synthesize(tmp_path, preset="nano", overrides={"llm_config.vocab_size": 200})
 
 
-def test_overrides_that_make_no_model_are_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="num_key_value_heads"):
-        synthesize(tmp_path, preset="nano", overrides={"llm_config.num_key_value_heads": 3})
+@pytest.mark.parametrize("layout", ["internvl_chat", "internvl"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llm_config.num_key_value_heads", 3),
+        ("llm_config.vocab_size", "many"),
+        ("downsample_ratio", "half"),
+        ("vision_config.patch_size", 0),
+    ],
+)
+def test_overrides_that_make_no_model_are_refused_and_leave_nothing(tmp_path, key, value, layout):
+    with pytest.raises(CheckpointError, match=key.split(".")[-1]):
+        synthesize(tmp_path / "m", preset="nano", overrides={key: value}, layout=layout)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("layout", ["internvl_chat", "internvl"])
+def test_overrides_may_leave_keys_to_their_defaults(tmp_path, layout):
+    overrides = TINY | {"force_image_size": None, "min_dynamic_patch": None, "vision_config.qkv_bias": None}
+    spec = Checkpoint.open(synthesize(tmp_path, preset="nano", overrides=overrides, layout=layout)).spec
+    assert (spec.tiling.tile_size, spec.tiling.min_tiles, spec.vision.qkv_bias) == (112, 1, False)
+
+
+def test_an_override_inside_a_number_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"force_image_size\.side"):
+        synthesize(tmp_path, preset="nano", overrides={"force_image_size.side": 3})
 
 
 def test_too_little_disk_is_noticed_before_anything_large_is_written(tmp_path, monkeypatch):
