@@ -43,7 +43,6 @@ def search_scale(
     """
     step = -(-sum(len(weight) for weight in weights) // SEARCH_ROWS)
     rows_OI = torch.cat([weight[::step] for weight in weights])
-    gram_II = gram_II / gram_II.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     candidates = [scale_of(mean_I, index / grid) for index in range(grid + 1)]
     losses = torch.stack([_loss(rows_OI, scale_I, gram_II, kind, group_size) for scale_I in candidates])
     return candidates[int(losses.argmin())]

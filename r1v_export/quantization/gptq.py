@@ -38,43 +38,45 @@ def gptq(
         damping: what is added to the diagonal of H, as a fraction of its mean; ten times as much, and so on, where H
             is too singular for a factorisation.
     """
-    order_I = gram_II.diagonal().argsort(descending=True, stable=True) if act_order else None
-    factor_II = inverse_factor(gram_II if order_I is None else gram_II[order_I][:, order_I], damping)
-    groups = grid.scale.shape[1]
-    group_I = torch.arange(weight_OI.shape[1], device=weight_OI.device) // (weight_OI.shape[1] // groups)
+    diagonal_I = gram_II.diagonal()
+    order_I = diagonal_I.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal_I))
+    order_I = order_I.to(weight_OI.device)
+    factor_II = inverse_factor(gram_II, order_I, damping)
     codes = []
     for start in range(0, len(weight_OI), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        codes.append(_round_rows(weight_OI[rows], factor_II, grid.rows(rows), group_I, order_I))
+        codes.append(_round_rows(weight_OI[rows], factor_II, grid.rows(rows), order_I))
     return grid.linear(torch.cat(codes))
 
 
-def inverse_factor(gram_II: Tensor, damping: float) -> Tensor:
-    """C, upper triangular with C^T C = (H + damping * mean(diag H) * 1)^-1.
+def inverse_factor(gram_II: Tensor, order_I: Tensor, damping: float) -> Tensor:
+    """C, upper triangular with C^T C = (H + damping * mean(diag H) * 1)^-1, for H with its channels in `order`.
 
-    The Cholesky factor of H with its axes reversed, L L^T, is turned back to an upper triangular M with M M^T = H;
-    then C = M^-1. No inverse of H is formed.
+    With the axes of H reversed, its Cholesky factor L, L L^T = H, turned back is an upper triangular M with M M^T = H;
+    then C = M^-1. No inverse of H is formed, and never more than three matrices of its size.
     """
-    mean = gram_II.diagonal().mean()
+    backwards_I = order_I.flip(0)
+    reversed_II = gram_II[backwards_I][:, backwards_I]
+    mean = float(reversed_II.diagonal().mean())
+    more = damping * mean if mean > 0 else 1.0
     while True:
-        damped_II = gram_II.clone()
-        damped_II.diagonal().add_(torch.where(mean > 0, damping * mean, 1.0))
-        lower_II, failed = torch.linalg.cholesky_ex(damped_II.flip(0, 1))
+        reversed_II.diagonal().add_(more)
+        lower_II, failed = torch.linalg.cholesky_ex(reversed_II)
         if not failed:
             break
-        damping *= 10
-    identity_II = torch.eye(len(gram_II), dtype=gram_II.dtype, device=gram_II.device)
+        damping, more = 10 * damping, 9 * damping * mean
+    del reversed_II
+    identity_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device)
     return torch.linalg.solve_triangular(lower_II.flip(0, 1), identity_II, upper=True)
 
 
-def _round_rows(weight_OI: Tensor, factor_II: Tensor, grid: Grid, group_I: Tensor, order_I: Tensor | None) -> Tensor:
+def _round_rows(weight_OI: Tensor, factor_II: Tensor, grid: Grid, order_I: Tensor) -> Tensor:
     """Codes [O, I] of some rows. Works on transposes: a column of the weight is contiguous there."""
-    remaining_IO = (weight_OI if order_I is None else weight_OI[:, order_I]).T.contiguous()
-    group_I = group_I if order_I is None else group_I[order_I]
+    remaining_IO = weight_OI[:, order_I].T.contiguous()
     scale_GO = grid.scale.T.contiguous()
     zero_point_GO = torch.zeros_like(scale_GO) if grid.zero_point is None else grid.zero_point.T.float().contiguous()
     codes_IO = torch.empty_like(remaining_IO, dtype=CODE_DTYPES[grid.kind])
-    groups = group_I.tolist()
+    groups = (order_I // (len(order_I) // len(scale_GO))).tolist()
     for start in range(0, len(remaining_IO), BLOCK):
         end = min(start + BLOCK, len(remaining_IO))
         error_BO = torch.empty_like(remaining_IO[start:end])
@@ -87,5 +89,4 @@ def _round_rows(weight_OI: Tensor, factor_II: Tensor, grid: Grid, group_I: Tenso
             error_O /= factor_II[column, column]
             remaining_IO[column + 1 : end].addr_(factor_II[column, column + 1 : end], error_O, alpha=-1)
         remaining_IO[end:].addmm_(factor_II[start:end, end:].T, error_BO, alpha=-1)
-    codes_OI = codes_IO.T
-    return codes_OI.contiguous() if order_I is None else codes_OI[:, order_I.argsort()].contiguous()
+    return codes_IO.T[:, order_I.argsort()].contiguous()

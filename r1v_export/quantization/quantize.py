@@ -137,7 +137,7 @@ def _rescaled_gram(statistics: BlockStatistics, site: Site, scale_I: Tensor | No
     gram_II = statistics.grams.get(site.name)
     if gram_II is None or scale_I is None:
         return gram_II
-    return gram_II.to(scale_I.device) / scale_I / scale_I[:, None]
+    return (gram_II.to(scale_I.device) / scale_I).div_(scale_I[:, None])
 
 
 def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, absmax: Tensor) -> QuantizedLinear:
