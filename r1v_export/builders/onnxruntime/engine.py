@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnxruntime as ort
 
 from r1v_export import contract
 from r1v_export.builders.onnxruntime.session import open_session
+from r1v_export.builders.onnxruntime.vision_blocks import with_vision_blocks
 from r1v_export.config import Device
 from r1v_export.contract import Sizes
 
@@ -43,6 +45,15 @@ class OnnxRuntimeEngine:
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         return _run(self._vision, pixel_values)
 
+    def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
+        """Output of each ViT block in turn, [tiles, positions, vit_hidden], for parity. Loads the vision graph again.
+
+        Raises:
+            CapabilityError: the graph was lowered so that blocks are no longer there to see.
+        """
+        for block in _run_all(self._vision_blocks, pixel_values)[1:]:
+            yield block.astype(np.float32, copy=False)
+
     def projector(self, vision_features: np.ndarray) -> np.ndarray:
         return _run(self._projector, vision_features)
 
@@ -55,6 +66,11 @@ class OnnxRuntimeEngine:
     @cached_property
     def _vision(self) -> ort.InferenceSession:
         return self._open(contract.VISION)
+
+    @cached_property
+    def _vision_blocks(self) -> ort.InferenceSession:
+        model = with_vision_blocks(self.folder / f"{contract.VISION}.onnx")
+        return open_session(model, self.weights_root, self.device, self.threads)
 
     @cached_property
     def _projector(self) -> ort.InferenceSession:
@@ -76,13 +92,18 @@ class OnnxRuntimeEngine:
 
 def _run(session: ort.InferenceSession, *arrays: np.ndarray) -> np.ndarray:
     """The single output of a graph, float32, for its inputs in order."""
+    (result,) = _run_all(session, *arrays)
+    return result.astype(np.float32, copy=False)
+
+
+def _run_all(session: ort.InferenceSession, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Every output of a graph, for its inputs in order."""
     inputs = session.get_inputs()
     feeds = {
         value.name: array.astype(ELEMENT_TYPES.get(value.type, array.dtype), copy=False)
         for value, array in zip(inputs, arrays, strict=True)
     }
-    (result,) = session.run(None, feeds)
-    return result.astype(np.float32, copy=False)
+    return session.run(None, feeds)
 
 
 class OnnxRuntimeDecoder:

@@ -34,10 +34,13 @@ def physical_cores() -> int:
     return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
-def open_session(model: Path, weights_root: Path, device: Device, threads: int | None = None) -> ort.InferenceSession:
+def open_session(
+    model: Path | bytes, weights_root: Path, device: Device, threads: int | None = None
+) -> ort.InferenceSession:
     """A session on `model`, whose weights' locations are relative to `weights_root`.
 
     Args:
+        model: an ONNX file or its content.
         threads: that one operator may use, `physical_cores()` if None. (ONNX Runtime's own default halves the cores of
             a machine without hyper-threads.)
 
@@ -46,26 +49,28 @@ def open_session(model: Path, weights_root: Path, device: Device, threads: int |
         BundleError: the model or its weights are missing, or ONNX Runtime refuses them.
     """
     check_device(device)
+    where = weights_root if isinstance(model, bytes) else model
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights_root))
     try:
-        session = ort.InferenceSession(model.read_bytes(), options, providers=_providers(device))
+        content = model if isinstance(model, bytes) else model.read_bytes()
+        session = ort.InferenceSession(content, options, providers=_providers(device))
     except OSError as error:
         raise BundleError(
-            "An engine cannot be read.", where=model, found=error, fix="build the bundle again"
+            "An engine cannot be read.", where=where, found=error, fix="build the bundle again"
         ) from error
     except Exception as error:  # ONNX Runtime raises a dozen classes that share no base.
         raise BundleError(
             "ONNX Runtime refuses an engine.",
-            where=model,
+            where=where,
             found=f"onnxruntime {ort.__version__}: {error}",
             fix="run `r1v-export verify`; if the bundle is sound, build it again with this onnxruntime",
         ) from error
     if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise CapabilityError(
             "ONNX Runtime fell back to the CPU.",
-            where=model,
+            where=where,
             expected="CUDAExecutionProvider",
             found=", ".join(session.get_providers()),
             fix="check the GPU's driver and the CUDA and cuDNN libraries, or use --device cpu",

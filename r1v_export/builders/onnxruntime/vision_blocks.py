@@ -1,0 +1,31 @@
+"""The vision graph with the output of each ViT block as a further output, for parity to look at."""
+
+from __future__ import annotations
+
+from itertools import count, takewhile
+from pathlib import Path
+
+import onnx
+
+from r1v_export import contract
+from r1v_export.errors import CapabilityError
+
+
+def with_vision_blocks(model: Path) -> bytes:
+    """The ONNX file `model` with its blocks' outputs behind its own; weights are not read.
+
+    Raises:
+        CapabilityError: the graph has no value named as a block's output.
+    """
+    proto = onnx.load(model, load_external_data=False)
+    values = {value.name: value for value in proto.graph.value_info}
+    names = list(takewhile(values.__contains__, map(contract.vision_block, count())))
+    if not names:
+        raise CapabilityError(
+            "The vision graph does not show its ViT blocks.",
+            where=model,
+            expected=contract.vision_block(0),
+            fix="compare without blocks",
+        )
+    proto.graph.output.extend(values[name] for name in names)
+    return proto.SerializeToString()

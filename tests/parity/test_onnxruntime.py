@@ -1,0 +1,98 @@
+"""The real thing: a built ONNX Runtime engine against PyTorch, whole and with damaged weight files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from r1v_export.builders.onnxruntime.builder import GRAPHS, OnnxRuntimeBuilder
+from r1v_export.exporters.export import export_graph
+from r1v_export.parity import ParityReport, Sample, Side, check
+from r1v_export.reference.model import Model
+from tests.exporters.conftest import checkpoint_of
+
+Change = Callable[[np.ndarray], object]
+
+
+@pytest.fixture(scope="module")
+def bundle(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle as far as engines care. Not to be written to."""
+    folder = tmp_path_factory.mktemp("bundle")
+    graphs, engine = folder / "graphs", folder / "engines" / "onnxruntime"
+    graphs.mkdir()
+    engine.mkdir(parents=True)
+    for name in GRAPHS:
+        export_graph(name, checkpoint_of(model), graphs, torch.float32)
+    OnnxRuntimeBuilder().build(graphs, engine, model.spec, "cpu")
+    return folder
+
+
+def candidate(reference: Side, bundle: Path) -> Side:
+    engine = OnnxRuntimeBuilder().open(bundle / "engines" / "onnxruntime", reference.spec, "cpu")
+    return replace(reference, engine=engine)
+
+
+def compare(reference: Side, bundle: Path, samples: list[Sample], **options) -> ParityReport:
+    return check(reference, candidate(reference, bundle), samples, precision="fp32", max_new_tokens=12, **options)
+
+
+def change_weight(bundle: Path, graph: str, initializer: str, change: Change) -> None:
+    """Change some numbers of one weight in the bundle's data files, in place."""
+    proto = onnx.load(bundle / "engines" / "onnxruntime" / f"{graph}.onnx", load_external_data=False)
+    (tensor,) = (tensor for tensor in proto.graph.initializer if tensor.name == initializer)
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    shape, offset = tuple(tensor.dims), int(where["offset"])
+    weight = np.memmap(bundle / where["location"], np.float32, mode="r+", offset=offset, shape=shape)
+    change(weight)
+    weight.flush()
+
+
+def test_a_built_engine_passes_at_every_boundary(reference: Side, bundle: Path, samples: list[Sample]):
+    report = compare(reference, bundle, samples, blocks=True)
+    report.raise_if_failed()
+    assert report.boundary("tokens").metrics["token_agreement"] == 1.0
+    # Other kernels than PyTorch's, so the comparison is not of a thing with itself.
+    assert all(report.boundary(name).metrics["max_abs_error"] > 0 for name in ("vision_block.0", "vision", "prefill"))
+
+
+def add_a_little(weight: np.ndarray) -> None:
+    weight[..., 5] += 0.05
+
+
+@pytest.mark.parametrize(
+    ("graph", "initializer", "boundary"),
+    [
+        ("vision", "vision_model.encoder.layers.1.attn.qkv.weight.T", "vision_block.1"),
+        ("vision", "vision_model.encoder.layers.2.ls1", "vision_block.2"),
+        ("projector", "mlp1.3.bias", "projector"),
+        ("embed", "language_model.model.embed_tokens.weight", "embeds"),
+        ("decoder", "language_model.model.layers.2.mlp.down_proj.weight.T", "prefill"),
+        ("decoder", "language_model.lm_head.weight.T", "prefill"),
+    ],
+)
+def test_a_damaged_weight_file_is_caught_where_it_is(
+    reference: Side, bundle: Path, samples: list[Sample], tmp_path: Path, graph: str, initializer: str, boundary: str
+):
+    shutil.copytree(bundle, tmp_path / "bundle")
+    change_weight(tmp_path / "bundle", graph, initializer, add_a_little)
+    assert compare(reference, tmp_path / "bundle", samples).first_bad == boundary
+
+
+def test_a_damaged_row_of_lm_head_is_named(reference: Side, bundle: Path, samples: list[Sample], tmp_path: Path):
+    shutil.copytree(bundle, tmp_path / "bundle")
+    change_weight(tmp_path / "bundle", "decoder", "language_model.lm_head.weight.T", add_a_little)
+    report = compare(reference, tmp_path / "bundle", samples)
+    assert report.causes[0].startswith("only 1 of ")
+    assert "token 5 " in report.causes[0]
+
+
+def test_two_checks_of_one_engine_give_the_same_report(reference: Side, bundle: Path, samples: list[Sample]):
+    first, second = (compare(reference, bundle, samples).model_dump_json() for _ in range(2))
+    assert first == second
