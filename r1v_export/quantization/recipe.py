@@ -125,7 +125,7 @@ class Scheme(_Part):
 
 class Rule(_Part):
     modules: tuple[str, ...] = Field(min_length=1)
-    layers: tuple[int, ...] | None = Field(None, min_length=1)
+    layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     scheme: Scheme | None
 
     @field_validator("modules", mode="before")
