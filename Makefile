@@ -5,8 +5,8 @@
 PYTHON ?= python3
 PRECISION ?= fp32
 BUNDLE ?= out/demo
-QUESTION ?= How many circles are there?
-PICTURE ?= examples/pictures/demo.png
+PICTURE ?= examples/pictures/06-count.png
+QUESTION ?= How many triangles do you see?
 
 VENV := .venv
 BIN := $(VENV)/bin

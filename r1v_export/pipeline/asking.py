@@ -18,7 +18,7 @@ PYTORCH = "pytorch"
 """The target that is the reference itself, with the weights of the checkpoint."""
 
 
-def open_runner(folder: Path, target: str | None, model: str | None, device: Device) -> Runner:
+def open_runner(folder: Path, target: str | None = None, model: str | None = None, device: Device = "cpu") -> Runner:
     """A runner over one of the bundle's engines, or over PyTorch.
 
     Args:

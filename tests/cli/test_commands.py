@@ -1,0 +1,181 @@
+"""Each command on a real bundle of the shipped model: what it prints, and where."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.cli import main
+from r1v_export.manifest import verify
+from r1v_export.parity.schema import ParityReport
+
+PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
+ASKED = ["--image", str(PICTURES / "05-chart.png"), "How tall is the green bar?"]
+
+
+@pytest.fixture
+def succeed(capsys: pytest.CaptureFixture[str]):
+    """Run a command line that must succeed; its stdout, and parsed where JSON was asked for."""
+
+    def run(*arguments: str | Path) -> Any:
+        assert main.run([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+        printed = capsys.readouterr().out
+        return json.loads(printed) if "json" in arguments else printed
+
+    return run
+
+
+def test_run_prints_the_thought_in_tags_and_then_the_answer(nano_bundle: Path, succeed) -> None:
+    as_json = succeed("run", nano_bundle, *ASKED, "--format", "json")
+    assert as_json["thought"]
+    assert (as_json["finish_reason"], as_json["thought_complete"]) == ("stop", True)
+    assert succeed("run", nano_bundle, *ASKED) == f"<think>\n{as_json['thought']}\n</think>\n{as_json['text']}\n"
+
+
+def test_run_without_a_thought_prints_the_answer_alone(nano_bundle: Path, succeed) -> None:
+    as_json = succeed("run", nano_bundle, *ASKED, "--no-think", "--format", "json")
+    assert as_json["thought"] == ""
+    assert succeed("run", nano_bundle, *ASKED, "--no-think") == as_json["text"] + "\n"
+
+
+def test_run_on_pytorch_gives_the_same_tokens(nano_bundle: Path, succeed) -> None:
+    tokens = [
+        succeed("run", nano_bundle, *ASKED, "--target", target, "--format", "json")["token_ids"]
+        for target in ("onnxruntime", "pytorch")
+    ]
+    assert tokens[0] == tokens[1]
+
+
+def test_run_samples_by_seed(nano_bundle: Path, succeed) -> None:
+    options = ["--temperature", "5", "--max-new-tokens", "12", "--format", "json"]
+    first, again, other = (
+        succeed("run", nano_bundle, *ASKED, *options, "--seed", seed)["token_ids"] for seed in ("1", "1", "2")
+    )
+    assert first == again
+    assert first != other
+
+
+def test_run_says_when_an_answer_is_cut_off(nano_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["run", str(nano_bundle), *ASKED, "--max-new-tokens", "3"]) == 0
+    assert "--max-new-tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "what"),
+    [
+        (["--image", "no-such.png", "?"], 1, "no-such.png"),
+        (["--target", "tensorrt", "?"], 1, "no tensorrt"),
+        (["--top-p", "0", "?"], 2, "top_p"),
+    ],
+)
+def test_run_refuses_what_it_cannot_use(
+    nano_bundle: Path, arguments: list[str], exit_code: int, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["run", str(nano_bundle), *arguments]) == exit_code
+    assert what in capsys.readouterr().err
+
+
+def test_check_writes_a_report_with_latencies_that_leaves_the_bundle_valid(
+    nano_bundle: Path, tmp_path: Path, succeed
+) -> None:
+    bundle = Path(shutil.copytree(nano_bundle, tmp_path / "bundle"))
+    printed = succeed("check", bundle, "--questions", "2", "--max-new-tokens", "4")
+    assert "2 of 2 answers are the same" in printed
+    assert "FAIL" not in printed
+    report = ParityReport.model_validate_json((bundle / "report/local/parity.json").read_bytes())
+    assert {latency.stage for latency in report.latency} >= {"vision", "decode"}
+    assert (bundle / "report/local/parity.html").is_file()
+    verify(bundle)
+
+
+def test_check_finds_a_changed_weight_and_ends_with_3(
+    nano_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(nano_bundle, tmp_path / "bundle"))
+    with (bundle / "graphs/embed.data").open("r+b") as file:
+        file.write(b"\x00\x00\x80\x3f" * 256)
+    options = ["--questions", "1", "--max-new-tokens", "2", "--format", "json"]
+    assert main.run(["check", str(bundle), *options]) == 3
+    printed = capsys.readouterr().out
+    assert '"first_bad": "embeds"' in printed
+    assert '"error": "ParityError"' in printed
+
+
+def test_check_of_own_pictures_writes_where_it_is_told(nano_bundle: Path, tmp_path: Path, succeed) -> None:
+    report = tmp_path / "report"
+    picture = PICTURES / "02-shape.png"
+    options = ["--image", picture, "--question", "What is it?", "--max-new-tokens", "2", "--report", report]
+    result = succeed("check", nano_bundle, *options, "--format", "json")
+    assert [sample["question"] for sample in result["samples"]] == ["What is it?"]
+    assert {path.name for path in report.iterdir()} == {"parity.json", "parity.html"}
+
+
+def test_verify_counts_files(nano_bundle: Path, succeed) -> None:
+    result = succeed("verify", nano_bundle, "--format", "json")
+    assert result["ok"]
+    assert result["files"] == sum(path.is_file() for path in nano_bundle.rglob("*")) - 1
+    assert succeed("verify", nano_bundle).startswith(f"ok: {result['files']} files")
+
+
+def test_bench_measures_every_stage(nano_bundle: Path, succeed) -> None:
+    options = ["--tokens", "4", "--runs", "2"]
+    result = succeed("bench", nano_bundle, *options, "--format", "json")
+    assert result["new_tokens"] == 4
+    assert all(ms > 0 for ms in result["stages_ms"].values())
+    assert result["first_token_ms"] > result["stages_ms"]["vision_ms"]
+    assert result["tokens_per_s"] > 0
+    assert result["peak_memory_bytes"] > 50e6
+    assert "tokens/s" in succeed("bench", nano_bundle, *options)
+
+
+def test_inspect_tells_checkpoint_and_bundle_apart_and_agrees_on_the_model(nano_bundle: Path, succeed) -> None:
+    checkpoint = succeed("inspect", "r1v-nano", "--format", "json")
+    bundle = succeed("inspect", nano_bundle, "--format", "json")
+    assert (checkpoint["what"], bundle["what"]) == ("checkpoint", "bundle")
+    assert checkpoint["spec"] == bundle["spec"]
+    stored = sum(tensor.nbytes for tensor in Checkpoint.open().tensors.values()) // 2  # bfloat16
+    assert sum(checkpoint["parameters"].values()) == stored
+    assert bundle["targets"] == ["onnxruntime"]
+    assert "SkyworkR1VChatModel" in succeed("inspect", "r1v-nano")
+
+
+def test_doctor_knows_what_is_ready_and_how_to_get_the_rest(succeed) -> None:
+    facts = succeed("doctor", "--format", "json")
+    assert facts["targets"]["onnxruntime"]["ready"]
+    assert "CPUExecutionProvider" in facts["targets"]["onnxruntime"]["providers"]
+    assert facts["machine"]["memory"].endswith("free")
+    assert "onnxruntime" in succeed("doctor")
+
+
+def test_doctor_says_what_to_install_for_a_missing_package(succeed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    target = succeed("doctor", "--format", "json")["targets"]["onnxruntime"]
+    assert (target["ready"], target["fix"]) == (False, "pip install 'r1v-export[onnxruntime]'")
+
+
+def test_synth_writes_a_checkpoint_that_opens(tmp_path: Path, succeed) -> None:
+    folder = tmp_path / "model"
+    options = ["--vision-layers", "1", "--language-layers", "2", "--dtype", "float16", "--shards", "2"]
+    succeed("synth", folder, *options, "--set", "llm_config.rope_theta=1e5")
+    checkpoint = Checkpoint.open(folder)
+    assert (checkpoint.spec.vision.num_layers, checkpoint.spec.language.num_layers) == (1, 2)
+    assert (checkpoint.spec.language.rope_theta, checkpoint.spec.dtype) == (1e5, "float16")
+    assert len(list(folder.glob("*.safetensors"))) == 2
+
+
+def test_a_plan_is_printed_and_nothing_made(tmp_path: Path, succeed) -> None:
+    plan = succeed("build", "-o", tmp_path / "out", "--dry-run", "--format", "json")
+    assert plan["size_bytes"] == sum(stage["size_bytes"] for stage in plan["stages"]) > 20e6
+    assert "decoder-graph" in succeed("build", "-o", tmp_path / "out", "--dry-run")
+    assert not (tmp_path / "out").exists()
+
+
+def test_building_a_whole_bundle_again_says_so(nano_bundle: Path, succeed, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(nano_bundle, tmp_path / "bundle"))
+    built = succeed("build", "--config", bundle / "build.yaml", "-o", bundle, "--format", "json")
+    assert built["up_to_date"]
