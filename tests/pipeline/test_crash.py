@@ -47,9 +47,10 @@ def stages(version: str) -> list[Stage]:
     ]
 
 
-def build(out: Path, version: str) -> None:
+def build(out: Path, version: str, force: bool = False) -> list[str]:
+    """Build, and return the names of the stages that ran."""
     with open_workspace(out) as workspace:
-        finished, _ = run_stages(stages(version), {}, workspace, Progress(quiet=True))
+        finished, ran = run_stages(stages(version), {}, workspace, Progress(quiet=True), force)
         source = SourceEntry(kind="builtin", name="r1v-nano", revision=None, files={})
         manifest = Manifest(
             producer="",
@@ -65,6 +66,7 @@ def build(out: Path, version: str) -> None:
             workspace.clear()
         else:
             workspace.finish(manifest)
+    return ran
 
 
 def build_and_die(out: Path, version: str, operations: int) -> bool:
@@ -126,3 +128,20 @@ def test_killed_again_and_again_the_build_still_ends(tmp_path: Path) -> None:
         assert attempts < 50
     assert attempts > 1
     assert tree(out) == tree(tmp_path / "undisturbed")
+
+
+def test_only_what_changed_runs_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert build(out, "v1") == ["one", "two", "three"]
+    assert build(out, "v1") == []
+    assert build(out, "v2") == ["two", "three"]
+    (out / "config").unlink()
+    assert build(out, "v2") == ["one"], "it comes out as it was, so what depends on it is still right"
+
+
+def test_force_runs_all_and_changes_no_byte(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(out, "v1")
+    before = tree(out)
+    assert build(out, "v1", force=True) == ["one", "two", "three"]
+    assert tree(out) == before

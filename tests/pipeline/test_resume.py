@@ -16,7 +16,7 @@ from pathlib import Path
 
 from r1v_export.manifest import MANIFEST
 
-KILLS = int(os.environ.get("R1V_KILLS", "6"))
+KILLS = int(os.environ.get("R1V_KILLS", "4"))
 
 
 def start(model: Path, config: Path, out: Path) -> subprocess.Popen[bytes]:
@@ -38,7 +38,7 @@ def test_killed_at_random_moments_a_build_ends_in_the_same_bytes(
     tiny_model: Path, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
 ) -> None:
     config = tmp_path / "build.yaml"
-    config.write_text("parity: {questions: 2, max_new_tokens: 4}\n")
+    config.write_text("parity: {questions: 1, max_new_tokens: 2}\n")
     began = time.monotonic()
     assert start(tiny_model, config, tmp_path / "undisturbed").wait() == 0
     whole_s = time.monotonic() - began
