@@ -57,7 +57,7 @@ def patch_embedding(model: Model) -> None:
 
 
 def vit_block(model: Model) -> None:
-    model.vision_model.encoder.layers[1].mlp.fc1.weight[3, 5] += 0.5
+    model.vision_model.encoder.layers[1].mlp.fc1.weight *= 4
 
 
 def last_vit_block(model: Model) -> None:
@@ -268,6 +268,17 @@ def test_blocks_need_engines_that_show_them(reference: Side, samples: list[Sampl
     with pytest.raises(CapabilityError, match="opaque"):
         compare(reference, opaque, samples, blocks=True)
     assert compare(reference, opaque, samples).passed
+
+
+def test_a_vision_tower_whose_blocks_were_fused_away_is_named_as_a_whole(
+    reference: Side, damaged: Damaged, samples: list[Sample]
+):
+    class Fused(ReferenceEngine):
+        def vision_blocks(self, pixel_values):
+            raise CapabilityError("no blocks here")
+
+    engine = Fused(damaged(vit_block).engine.model)
+    assert compare(reference, replace(reference, engine=engine), samples).first_bad == "vision"
 
 
 def test_a_check_of_nothing_is_refused(reference: Side):
