@@ -9,7 +9,11 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
+from r1v_export.builders.onnxruntime.passes.folded_layer_scale import FoldedLayerScale
 from r1v_export.builders.onnxruntime.passes.grouped_query_attention import GroupQueryAttention
+from r1v_export.builders.onnxruntime.passes.multi_head_attention import MultiHeadAttention
+from r1v_export.builders.onnxruntime.passes.packed_projections import PackedProjections
+from r1v_export.builders.onnxruntime.passes.skip_layer_norm import SkipLayerNorm
 from r1v_export.config import Device
 
 
@@ -19,7 +23,8 @@ def lower(model: ir.Model, device: Device) -> None:
     Raises:
         PassError: the graph is not as our exporters write it.
     """
-    passes: list[ir.passes.InPlacePass] = []
+    passes: list[ir.passes.InPlacePass] = [FoldedLayerScale(), MultiHeadAttention()]
     if device == "cpu" or model.graph.outputs[0].dtype == ir.DataType.FLOAT16:
-        passes.append(GroupQueryAttention())  # whose CUDA kernel takes no float32
-    ir.passes.Sequential(*passes, RemoveUnusedNodesPass(), TopologicalSortPass())(model)
+        passes += [GroupQueryAttention(), PackedProjections()]  # whose CUDA kernel takes no float32
+    passes += [SkipLayerNorm(), RemoveUnusedNodesPass(), TopologicalSortPass()]
+    ir.passes.Sequential(*passes)(model)

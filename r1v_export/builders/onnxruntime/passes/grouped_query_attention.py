@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from r1v_export.builders.onnxruntime.passes.pattern import MICROSOFT, producer, replace_node
+from r1v_export.builders.onnxruntime.passes.pattern import (
+    MICROSOFT,
+    after_heads,
+    before_heads,
+    producer,
+    replace_node,
+)
 from r1v_export.contract import CACHE_LENGTH
 
 
@@ -48,13 +54,13 @@ def _fuse(attention: ir.Node, seqlens_k: ir.Value, total_length: ir.Value) -> No
     scatter_key, scatter_value = (producer(value, "TensorScatter") for value in attention.inputs[1:3])
     rotate_key = producer(scatter_key.inputs[1], "RotaryEmbedding")
     heads, kv_heads = (attention.inputs[i].shape[1] for i in (0, 1))
-    merged = _merged_heads(attention.outputs[0])
+    merged = after_heads(attention.outputs[0])
     fused = ir.node(
         "GroupQueryAttention",
         [
-            _split_from(rotate_query.inputs[0]),
-            _split_from(rotate_key.inputs[0]),
-            _split_from(scatter_value.inputs[1]),
+            before_heads(rotate_query.inputs[0]),
+            before_heads(rotate_key.inputs[0]),
+            before_heads(scatter_value.inputs[1]),
             scatter_key.inputs[0],
             scatter_value.inputs[0],
             seqlens_k,
@@ -67,16 +73,3 @@ def _fuse(attention: ir.Node, seqlens_k: ir.Value, total_length: ir.Value) -> No
         num_outputs=3,
     )
     replace_node(attention, fused, [merged, scatter_key.outputs[0], scatter_value.outputs[0]])
-
-
-def _split_from(heads_BHSD: ir.Value) -> ir.Value:
-    """The [batch, seq, heads * head_dim] value that was split into heads."""
-    transpose = producer(heads_BHSD, "Transpose")
-    return producer(transpose.inputs[0], "Reshape").inputs[0]
-
-
-def _merged_heads(attended_BHSD: ir.Value) -> ir.Value:
-    """The [batch, seq, heads * head_dim] value that attention's result is merged into."""
-    (transpose,) = attended_BHSD.consumers()
-    (reshape,) = transpose.outputs[0].consumers()
-    return reshape.outputs[0]

@@ -1,0 +1,172 @@
+"""Prefill and decode speed of our ONNX Runtime engine against onnxruntime-genai's own generator, on the same weights.
+
+A random Qwen2.5-0.5B-shaped decoder in float32 (`synth --preset internvl3-1b`), greedy, one sequence. Ours is the whole
+path of the runner: embed graph, decoder graph, choosing the token. The two must generate the same tokens.
+
+    python benchmarks/decode_onnxruntime.py [--prompt 512] [--new-tokens 48] [--capacity 576 --capacity 4096]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from measure import RESULTS, interleaved, machine, ratio, write_results
+
+from r1v_export import contract
+from r1v_export.builders.onnxruntime.builder import OnnxRuntimeBuilder
+from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
+from r1v_export.builders.onnxruntime.session import physical_cores
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.synth import synthesize
+from r1v_export.exporters.export import export_graph
+from r1v_export.runner.kv_cache import KVCache
+from r1v_export.runner.sampling import Sampler, Sampling
+from r1v_export.runner.scheduler import Row, generate_rows
+
+GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
+OURS, PEER = "r1v-export", "onnxruntime-genai"
+
+
+def prepare(work: Path) -> Checkpoint:
+    """A checkpoint, its engine, and the same language model in genai's own format, made once."""
+    if not (work / "checkpoint").exists():
+        synthesize(work / "checkpoint", preset="internvl3-1b", vision_layers=1, dtype="float32")
+    checkpoint = Checkpoint.open(work / "checkpoint")
+    engine = work / "engines" / "onnxruntime"
+    shutil.rmtree(engine, ignore_errors=True)
+    engine.mkdir(parents=True)
+    (work / "graphs").mkdir(exist_ok=True)
+    for name in GRAPHS:
+        if not (work / "graphs" / f"{name}.onnx").exists():
+            export_graph(name, checkpoint, work / "graphs", torch.float32)
+    OnnxRuntimeBuilder().build(work / "graphs", engine, checkpoint.spec, "cpu")
+    if not (work / "genai" / "genai_config.json").exists():
+        build_genai(checkpoint, work)
+    return checkpoint
+
+
+def build_genai(checkpoint: Checkpoint, work: Path) -> None:
+    """Write the language model as a transformers Qwen2 folder and let onnxruntime-genai's builder convert it."""
+    from safetensors.torch import save_file
+
+    folder, prefix = work / "qwen2", "language_model."
+    folder.mkdir(exist_ok=True)
+    config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))["llm_config"]
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}), encoding="utf-8")
+    for file in checkpoint.folder.iterdir():
+        if file.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "generation")):
+            shutil.copy(file, folder)
+    names = [name for name in checkpoint.tensors if name.startswith(prefix)]
+    tensors = {name.removeprefix(prefix): checkpoint.read(name).contiguous() for name in names}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu"]
+    paths = ["-i", str(folder), "-o", str(work / "genai"), "-c", str(work / "cache")]
+    subprocess.run([*command, *paths], check=True, stdout=sys.stderr, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    shutil.rmtree(folder)
+
+
+class Ours:
+    """Our engine, driven as `runner.chain.Runner` drives it."""
+
+    def __init__(self, work: Path, checkpoint: Checkpoint, threads: int) -> None:
+        engine_folder = work / "engines" / "onnxruntime"
+        self.engine = OnnxRuntimeEngine(engine_folder, work, checkpoint.spec.sizes, "cpu", threads)
+        self.vocab = checkpoint.spec.language.vocab_size
+        self.no_images = np.zeros((0, checkpoint.spec.language.hidden_size), dtype=np.float32)
+
+    def generate(self, prompt: list[int], new_tokens: int, capacity: int) -> tuple[list[int], list[float]]:
+        """New tokens, and the moments in seconds at which prefill began and each token was there."""
+        cache = KVCache(self.engine.decoder(1, capacity))
+        moments = [time.perf_counter()]
+        embeds = self.engine.embed(np.array([prompt]), self.no_images)[0]
+        row = Row(embeds, Sampler(Sampling(), prompt, self.vocab), frozenset(), new_tokens)
+        for _ in generate_rows(cache, [row], lambda ids: self.engine.embed(ids, self.no_images)):
+            moments.append(time.perf_counter())
+        return row.token_ids, moments
+
+
+class GenAI:
+    """onnxruntime-genai's generator."""
+
+    def __init__(self, work: Path, threads: int) -> None:
+        import onnxruntime_genai as og
+
+        self.og = og
+        config = og.Config(str(work / "genai"))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        self.model = og.Model(config)
+
+    def generate(self, prompt: list[int], new_tokens: int, capacity: int) -> tuple[list[int], list[float]]:
+        """As `Ours.generate`."""
+        params = self.og.GeneratorParams(self.model)
+        params.set_search_options(max_length=capacity, do_sample=False, past_present_share_buffer=True)
+        generator = self.og.Generator(self.model, params)
+        moments = [time.perf_counter()]
+        generator.append_tokens(np.array([prompt], dtype=np.int32))
+        for _ in range(new_tokens):
+            generator.generate_next_token()
+            moments.append(time.perf_counter())
+        return [int(token) for token in generator.get_sequence(0)[len(prompt) :]], moments
+
+
+def readings(moments: list[float], prompt_tokens: int) -> dict[str, float]:
+    """Tokens per second up to the first token, and after it."""
+    start, first, last = moments[0], moments[1], moments[-1]
+    return {
+        "prefill_tokens_per_s": prompt_tokens / (first - start),
+        "decode_tokens_per_s": (len(moments) - 2) / (last - first),
+    }
+
+
+@click.command()
+@click.option("--prompt", "prompt_tokens", default=512, show_default=True)
+@click.option("--new-tokens", default=48, show_default=True)
+@click.option("--capacity", "capacities", multiple=True, type=int, default=(576, 4096), show_default=True)
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--threads", default=physical_cores(), show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-benchmark-decode"), show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(
+    prompt_tokens: int,
+    new_tokens: int,
+    capacities: tuple[int, ...],
+    repeats: int,
+    threads: int,
+    work: Path,
+    results: Path,
+) -> None:
+    checkpoint = prepare(work)
+    report = {"machine": machine(("onnxruntime", "onnxruntime-genai", "numpy")), "threads": threads, "capacity": {}}
+    ours, genai = Ours(work, checkpoint, threads), GenAI(work, threads)
+    prompt = np.random.default_rng(0).integers(1000, 100_000, prompt_tokens).tolist()
+    for capacity in capacities:
+        tokens = {}
+
+        def measure(
+            name: str, engine: Ours | GenAI, capacity: int = capacity, tokens: dict = tokens
+        ) -> dict[str, float]:
+            tokens[name], moments = engine.generate(prompt, new_tokens, capacity)
+            return readings(moments, prompt_tokens)
+
+        contenders = {OURS: lambda m=measure: m(OURS, ours), PEER: lambda m=measure: m(PEER, genai)}
+        measured = interleaved(contenders, repeats)
+        if tokens[OURS] != tokens[PEER]:
+            raise SystemExit(f"the engines disagree: {tokens}")
+        ratios = {q: ratio(measured, OURS, PEER, q) for q in ("prefill_tokens_per_s", "decode_tokens_per_s")}
+        report["capacity"][capacity] = {"ratio_to_genai": ratios, **measured}
+        click.echo(f"capacity {capacity}: ours / genai = {ratios}")
+    report |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
+    click.echo(write_results("decode-onnxruntime", report, results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What the benchmarks share: fair turns, medians, and a results file that says what it was measured on."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(contenders: Mapping[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Let contenders take turns `repeats` times, after one unmeasured turn each; medians and all readings.
+
+    Turns, and not one contender after the other, because a machine's speed drifts: what the ratio compares is then
+    what was measured seconds apart.
+    """
+    readings: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
+    for turn in range(repeats + 1):
+        for name, measure in contenders.items():
+            for quantity, value in measure().items():
+                if turn:
+                    readings[name].setdefault(quantity, []).append(value)
+                    print(f"  {name:24} {quantity:24} {value:10.2f}", file=sys.stderr, flush=True)
+    return {
+        name: {quantity: {"median": statistics.median(values), "all": values} for quantity, values in each.items()}
+        for name, each in readings.items()
+    }
+
+
+def ratio(results: Mapping[str, Any], ours: str, peer: str, quantity: str) -> float:
+    """Our median over the peer's."""
+    return round(results[ours][quantity]["median"] / results[peer][quantity]["median"], 3)
+
+
+def machine(packages: tuple[str, ...]) -> dict[str, Any]:
+    """What a reading depends on."""
+    return {
+        "cpu": _cpu_model(),
+        "physical_cores": psutil.cpu_count(logical=False),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "load_average_before": psutil.getloadavg()[0],
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "commit": _commit(),
+    }
+
+
+def write_results(what: str, content: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Write `<date>-<what>.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}-{what}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
