@@ -78,7 +78,7 @@ class GraphContract:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the contract takes from the model. `ModelSpec.sizes` makes it; kept apart so that this file imports nothing."""
+    """What the contract takes from the model. `ModelSpec.sizes` makes it; apart, so that this file imports nothing."""
 
     tile_size: int
     tokens_per_tile: int

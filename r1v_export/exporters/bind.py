@@ -100,7 +100,7 @@ def _chunks(external: ir.ExternalTensor, derived: Mapping[str, Derived], read: R
         if external.dtype in DTYPES.values():
             _require_finite(chunk, external.name)
         packed = _pack_4_bits(chunk) if external.dtype.bitwidth == 4 else chunk.view(torch.uint8)
-        yield memoryview(packed.flatten().numpy())
+        yield packed.flatten().numpy().data
 
 
 def _content(name: str, derived: Mapping[str, Derived], read: Read) -> Tensor:

@@ -35,6 +35,7 @@ class DecoderGraph(LanguageModel):
         step = CacheStep(position_ids, cache_write_index, cache_length)
         cache = [LayerCache(*pair) for pair in zip(past[::2], past[1::2], strict=True)]
         logits, present = super().forward(inputs_embeds, rotary, step, cache, logits_index)
+        assert present is not None
         return logits, *(tensor for layer in present for tensor in layer)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from r1v_export.contract import OPSET
 from r1v_export.reference import operators
 
 
-def _onnx(op_type: str, *inputs: Tensor | None, like: Tensor, **attributes: float | int) -> Tensor:
+def _onnx(op_type: str, *inputs: Tensor | None, like: Tensor, **attributes: Any) -> Tensor:
     """One standard ONNX node whose result has the shape and dtype of `like`."""
     return torch.onnx.ops.symbolic(op_type, inputs, attributes, dtype=like.dtype, shape=like.shape, version=OPSET)
 

@@ -52,7 +52,7 @@ def _example_inputs(
 
     def example(tensor: TensorContract) -> torch.Tensor:
         dtype = compute if tensor.dtype == COMPUTE else getattr(torch, tensor.dtype)
-        return torch.zeros([sizes.get(dim, dim) for dim in tensor.shape], dtype=dtype)  # type: ignore[call-overload]
+        return torch.zeros([dim if isinstance(dim, int) else sizes[dim] for dim in tensor.shape], dtype=dtype)
 
     inputs = tuple(example(tensor) for tensor in contract.inputs)
     shapes = tuple(
@@ -63,7 +63,7 @@ def _example_inputs(
 
 def _as_arguments(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
     """torch.export wants the shapes of `*args` as one tuple."""
-    code = module.forward.__func__.__code__  # type: ignore[union-attr]
+    code = module.forward.__func__.__code__  # type: ignore[attr-defined]
     takes_varargs = bool(code.co_flags & 0x04)
     named = code.co_argcount - 1
     return (*shapes[:named], shapes[named:]) if takes_varargs else shapes

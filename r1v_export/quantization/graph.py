@@ -127,7 +127,8 @@ class QuantizeLinears(ir.passes.InPlacePass):
 
     def _dequantized_weight(self, graph: ir.Graph, node: ir.Node, weight: ir.Value, scheme: Scheme) -> ir.Value:
         weights = scheme.weights
-        features_in, features_out = weight.shape.numpy()  # type: ignore[union-attr]
+        features_in, features_out = weight.shape.numpy()
+        scale_shape: tuple[int, ...]
         attributes: dict[str, int]
         if weights.group_size is None:
             scale_shape, attributes = (features_out,), {"axis": 1}
