@@ -75,9 +75,11 @@ def calibrate(
     compute = compute_dtype(checkpoint, device)
     plan = make_plan(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
     schedule = make_schedule(checkpoint, recipe)
-    if is_done(plan, out):
+    done, unfinished = is_done(plan, out), Work(work or work_folder(out), plan)
+    if done:
+        unfinished.clear()
         return read_stats(out)
-    quantization = Quantization(schedule, Work(work or work_folder(out), plan))
+    quantization = Quantization(schedule, unfinished)
     stream = Stream(
         checkpoint,
         schedule,

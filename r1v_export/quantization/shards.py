@@ -58,9 +58,10 @@ def observe_shard(
     compute = compute_dtype(checkpoint, device)
     plan = make_plan(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
     schedule = make_schedule(checkpoint, recipe)
-    if _is_done(plan, out):
+    done, unfinished = _is_done(plan, out), Work(work or work_folder(out), plan)
+    if done:
+        unfinished.clear()
         return
-    unfinished = Work(work or work_folder(out), plan)
     names = [block.name for block in schedule.blocks]
     finished = next((i for i, name in enumerate(names) if unfinished.record(name) is None), len(names))
 
@@ -110,19 +111,21 @@ def merge(
             where=shards[0],
             fix="name the checkpoint that the shards were observed on",
         )
-    if is_done(plan, out):
-        return read_stats(out)
     schedule = make_schedule(checkpoint, plan.recipe)
-    quantization = Quantization(schedule, Work(work or work_folder(out), plan))
+    done, unfinished = is_done(plan, out), Work(work or work_folder(out), plan)
+    if done:
+        unfinished.clear()
+        return read_stats(out)
+    quantization = Quantization(schedule, unfinished)
     folders = sorted(shards, key=lambda folder: Shard.parse(plans[folder].shard).index)
     dtype, first = getattr(torch, plan.compute), quantization.finished
     costs = [schedule.rounding_work(index) for index in range(first, len(schedule.blocks))]
-    for done, (block, cost) in enumerate(zip(schedule.blocks[first:], costs, strict=True)):
+    for number, (block, cost) in enumerate(zip(schedule.blocks[first:], costs, strict=True)):
         if schedule.is_quantized(block):
             seen = _merged(schedule, block, folders)
             quantization.quantize(block, materialize(block, checkpoint, dtype, torch.device(device)), seen)
         quantization.finish_block(block)
-        on_progress(sum(costs[:done]) + cost, sum(costs))
+        on_progress(sum(costs[:number]) + cost, sum(costs))
     return quantization.finish(out)
 
 

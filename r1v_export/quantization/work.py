@@ -27,6 +27,9 @@ from r1v_export.quantization.plan import Plan
 
 PLAN = "plan.json"
 
+_OURS = {PLAN, f".{PLAN}.unfinished", "activations", "records", "result", "scales", "scratch"}
+"""All that a work folder can hold, at whatever moment it was left."""
+
 
 class BlockRecord(BaseModel):
     """What is told of a finished block."""
@@ -51,7 +54,7 @@ class Work:
         text = to_json(plan.model_dump(mode="json"))
         path = folder / PLAN
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            if folder.exists() and any(folder.iterdir()) and not path.is_file():
+            if folder.exists() and not {entry.name for entry in folder.iterdir()} <= _OURS:
                 raise UsageError("The work folder holds something else.", where=folder, fix="name another one")
             shutil.rmtree(folder, ignore_errors=True)
             write_text(path, text)
@@ -112,7 +115,7 @@ class Work:
 
 
 def _flat(tensor: Tensor) -> list[Tensor]:
-    return [tensor.flatten()]
+    return [tensor.flatten().cpu()]
 
 
 def _read_flat(stored: StoredTensor) -> list[Tensor]:

@@ -164,14 +164,14 @@ def test_killed_without_warning_it_goes_on_and_ends_with_the_same_bytes(
     command = [sys.executable, "-c", SCRIPT, str(synth_checkpoint.folder), str(out)]
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root)}
-    for lines in (5, 9):
-        with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            for _ in range(lines):
-                assert process.stdout.readline()
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
-        assert not out.exists()
+    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(9):
+            assert process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert work_folder(out).exists()
     assert calibrated(synth_checkpoint, KV_RECIPE, out, activation_memory_bytes=0) == whole["fp8-kv"]
 
 
@@ -187,6 +187,28 @@ def test_what_a_calibration_of_another_recipe_left_is_not_used(synth_checkpoint:
     with pytest.raises(Stopped):
         calibrate(synth_checkpoint, KV_RECIPE, calibration, out, on_progress=stop_after(20))
     assert calibrated(synth_checkpoint, RTN_RECIPE, out) == calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("left", [("activations",), (".plan.json.unfinished",), ("records", "scales")])
+def test_a_work_folder_that_was_left_at_a_bad_moment_is_used_anyway(
+    synth_checkpoint: Checkpoint, tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in left:
+        (work / name).touch() if name.startswith(".") else (work / name).mkdir()
+    calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "out", 1, work=work)
+    assert not work.exists()
+
+
+def test_what_is_left_of_a_calibration_that_was_killed_at_its_very_end_is_removed(
+    synth_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    before = calibrated(synth_checkpoint, RTN_RECIPE, out, 1)
+    (work_folder(out) / "scales").mkdir(parents=True)
+    assert calibrated(synth_checkpoint, RTN_RECIPE, out, 1) == before
+    assert not work_folder(out).exists()
 
 
 def test_a_recipe_that_looks_at_weights_alone_sends_no_sample_through(
