@@ -70,7 +70,7 @@ def build_genai(checkpoint: Checkpoint, work: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu"]
     paths = ["-i", str(folder), "-o", str(work / "genai"), "-c", str(work / "cache")]
-    subprocess.run([*command, *paths], check=True, stdout=sys.stderr, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    subprocess.run([*command, *paths], check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     shutil.rmtree(folder)
 
 
