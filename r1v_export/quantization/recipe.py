@@ -28,8 +28,8 @@ FOLDER = Path(__file__).parent / "recipes"
 """The shipped recipes; a link to calibration/recipes in a checkout, a plain folder in an installed package."""
 
 PRESETS = {"fp8": "fp8", "int8": "int8-smoothquant", "int4": "int4-gptq"}
-"""`--precision` -> the recipe that it stands for. GPTQ and not AWQ: on half-trained r1v-nano weights its divergence from
-float was a third of AWQ's."""
+"""`--precision` -> the recipe that it stands for. GPTQ and not AWQ: on half-trained r1v-nano weights its divergence
+from float was a third of AWQ's."""
 
 GROUP_SIZES = (32, 64, 128)
 """How many inputs can share a scale."""
