@@ -260,8 +260,9 @@ def _divergence(answers: Answers, side: Side) -> Divergence | None:
 
 
 def _readable(ids: list[int], side: Side) -> str:
-    """Text of a token, or its id where it has none, such as the end of the answer."""
-    return side.tokenizer.decode(ids) or " ".join(f"⟨token {token}⟩" for token in ids)
+    """Text of one token or none; its id where it has no text or only a part of a character."""
+    text = side.tokenizer.decode(ids)
+    return " ".join(f"⟨token {token}⟩" for token in ids) if not text or "\N{REPLACEMENT CHARACTER}" in text else text
 
 
 def _thumbnails(sample: Sample) -> Iterator[bytes]:

@@ -108,11 +108,18 @@ def _same(
     at_most: float | None = None,
     at_least: float | None = None,
     reason: str,
+    gate: Gate = "arithmetic",
 ) -> Iterable[Limit]:
     """One limit, the same at several boundaries."""
     for boundary in boundaries:
         yield Limit(
-            boundary=boundary, precision=precision, metric=metric, at_most=at_most, at_least=at_least, reason=reason
+            boundary=boundary,
+            precision=precision,
+            metric=metric,
+            at_most=at_most,
+            at_least=at_least,
+            reason=reason,
+            gate=gate,
         )
 
 
@@ -226,4 +233,70 @@ def _sixteen_bit(
 _FP16 = _sixteen_bit("fp16", "2^-11", "4", lookup=5e-4, feature=1e-2, cosine=0.999, kl=1e-4, agreement=0.995)
 _BF16 = _sixteen_bit("bf16", "2^-9", "10", lookup=4e-3, feature=4e-2, cosine=0.99, kl=2e-3, agreement=0.98)
 
-TABLE: tuple[Limit, ...] = (*_FP32, *_FP16, *_BF16)
+
+def _quantised_inputs(precision: Precision) -> tuple[Limit, ...]:
+    """Rows of static 8-bit inputs against the fake-quantised model: the same codes but at the edges between two."""
+    return (
+        *_exact_inputs(precision),
+        *_same(
+            precision,
+            ("vision", "projector"),
+            "relative_error",
+            at_most=3e-2,
+            reason="An input that lies on the edge between two codes falls on either side for a 1e-7 difference "
+            "before it, and the blocks behind it carry that on: a change of 1e-6 was seen to move a static FP8 "
+            "model's own output by 1e-2. A wrong scale moves it by more than 1e-1.",
+        ),
+        *_same(
+            precision,
+            _LOGITS,
+            "mean_kl",
+            at_most=5e-3,
+            reason="The same edges, as what they do to the next token's distribution: a tenth of what quantising "
+            "itself may cost.",
+        ),
+        *_same(
+            precision,
+            ("prefill", "decode"),
+            "top1_agreement",
+            at_least=0.98,
+            reason="Given the same history, a code that falls on the other side may flip a greedy choice only at "
+            "near ties.",
+        ),
+    )
+
+
+def _quantised_weights(precision: Precision) -> tuple[Limit, ...]:
+    """Rows of weight-only quantisation against the fake-quantised model: float32 arithmetic on the same weights."""
+    return tuple(row.model_copy(update={"precision": precision}) for row in _FP32)
+
+
+def _cost(precision: Precision, kl: float, agreement: float, why: str) -> tuple[Limit, ...]:
+    """Rows of a quantised engine against the float32 original: what quantising may cost."""
+    return (
+        *(row.model_copy(update={"gate": "quantisation"}) for row in _exact_inputs(precision)),
+        *_same(
+            precision,
+            ("prefill", "decode"),
+            "mean_kl",
+            at_most=kl,
+            reason=f"What {why} may do to the next token's distribution, in nats. A shuffled or corrupted scale "
+            "costs whole nats.",
+            gate="quantisation",
+        ),
+        *_same(
+            precision,
+            ("prefill", "decode"),
+            "top1_agreement",
+            at_least=agreement,
+            reason=f"Given the same history, {why} may change a greedy choice only where the original was unsure.",
+            gate="quantisation",
+        ),
+    )
+
+
+_FP8 = (*_quantised_inputs("fp8"), *_cost("fp8", 5e-2, 0.97, "rounding weights and inputs to FP8"))
+_INT8 = (*_quantised_inputs("int8"), *_cost("int8", 5e-2, 0.97, "rounding weights and inputs to INT8"))
+_INT4 = (*_quantised_weights("int4"), *_cost("int4", 1e-1, 0.95, "rounding weights to 4 bits"))
+
+TABLE: tuple[Limit, ...] = (*_FP32, *_FP16, *_BF16, *_FP8, *_INT8, *_INT4)

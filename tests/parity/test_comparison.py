@@ -287,8 +287,9 @@ def test_a_check_of_nothing_is_refused(reference: Side):
 
 
 def test_a_precision_without_limits_is_refused_before_any_work(reference: Side):
-    with pytest.raises(UsageError, match="fp8"):
-        compare(reference, reference, [Sample("never looked at", (Image.new("RGB", (1, 1)),), "?")], precision="fp8")
+    never_looked_at = [Sample("never looked at", (Image.new("RGB", (1, 1)),), "?")]
+    with pytest.raises(UsageError, match="fp32"):
+        compare(reference, reference, never_looked_at, gate="quantisation")
 
 
 def test_progress_is_told_after_each_batch(reference: Side, samples: list[Sample]):

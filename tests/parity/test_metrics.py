@@ -8,7 +8,7 @@ from functools import reduce
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -81,6 +81,7 @@ def test_row_cosines_are_those_of_torch():
     assert TensorStatistics.of(a, b).min_row_cosine == pytest.approx(cosines.min().item(), rel=1e-12)
 
 
+@settings(deadline=None)
 @given(pairs_of_arrays())
 def test_equal_arrays_have_no_error(pair: tuple[np.ndarray, np.ndarray]):
     statistics = TensorStatistics.of(pair[0], pair[0].copy())
@@ -89,6 +90,7 @@ def test_equal_arrays_have_no_error(pair: tuple[np.ndarray, np.ndarray]):
     assert statistics.min_row_cosine == pytest.approx(1.0)
 
 
+@settings(deadline=None)
 @given(st.lists(pairs_of_arrays(), min_size=1, max_size=4))
 def test_statistics_of_parts_merge_to_those_of_the_whole(pairs: list[tuple[np.ndarray, np.ndarray]]):
     # Rows of one width, so that the whole is one array too.
@@ -99,6 +101,7 @@ def test_statistics_of_parts_merge_to_those_of_the_whole(pairs: list[tuple[np.nd
     assert merged.metrics() == pytest.approx(whole.metrics(), rel=1e-9)
 
 
+@settings(deadline=None)
 @given(pairs_of_arrays(), st.floats(0.125, 8))
 def test_relative_error_does_not_depend_on_scale(pair: tuple[np.ndarray, np.ndarray], scale: float):
     a, b = (side.astype(np.float64) for side in pair)
@@ -107,6 +110,7 @@ def test_relative_error_does_not_depend_on_scale(pair: tuple[np.ndarray, np.ndar
     assert scaled.max_relative_error == pytest.approx(once.max_relative_error, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(pairs_of_arrays())
 def test_kl_is_never_negative_and_bounded_by_half_the_squared_logit_error(pair: tuple[np.ndarray, np.ndarray]):
     a, b = (side.reshape(1, -1) for side in pair)
@@ -182,6 +186,7 @@ def test_the_margin_is_the_lead_of_the_best_token():
     assert metrics.top1_margin(np.array([1.0, 5.0, 3.5, 5.0 - 4])) == 1.5
 
 
+@settings(deadline=None)
 @given(TOKENS, TOKENS)
 def test_the_first_divergence_is_where_common_beginnings_end(a: list[int], b: list[int]):
     position = first_divergence(a, b)
@@ -192,6 +197,7 @@ def test_the_first_divergence_is_where_common_beginnings_end(a: list[int], b: li
         assert a[position : position + 1] != b[position : position + 1]
 
 
+@settings(deadline=None)
 @given(TOKENS, TOKENS)
 def test_token_agreement_is_one_only_for_equal_sequences(a: list[int], b: list[int]):
     found = TokenStatistics.of(a, b).metrics()

@@ -79,5 +79,6 @@ def test_float32_is_stricter_than_float16_and_that_than_bfloat16():
 
 def test_a_precision_without_limits_is_refused():
     require_precision("bf16")
-    with pytest.raises(UsageError, match="no tolerances for precision fp8"):
-        require_precision("fp8")
+    require_precision("fp8", "quantisation")
+    with pytest.raises(UsageError, match="no tolerances for precision fp32"):
+        require_precision("fp32", "quantisation")
