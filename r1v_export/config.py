@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.errors import UsageError
 
 BUILTIN_MODEL = "r1v-nano"
 """The trained model that the package carries; what a build takes when no MODEL is named."""
@@ -19,6 +19,9 @@ Compute = Literal["float32", "float16", "bfloat16"]
 
 COMPUTE_OF: dict[str, Compute] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precisions that need no calibration, and the dtype that their graphs compute in."""
+
+COMPUTE_AROUND_QUANTISED: dict[Device, Compute] = {"cpu": "float32", "cuda": "float16"}
+"""What a quantised graph computes in elsewhere: the CPU's kernels know float32 only."""
 
 
 class _Config(BaseModel):
@@ -35,6 +38,14 @@ class ParityConfig(_Config):
     max_new_tokens: PositiveInt = 64
 
 
+class CalibrationConfig(_Config):
+    """What a quantised build learns its scales from."""
+
+    data: str | None = None
+    """A folder or .jsonl file of pictures and prompts; generated pictures where left out."""
+    samples: PositiveInt = 128
+
+
 class BuildConfig(_Config):
     """One build. Left-out fields are filled with their defaults in the saved file."""
 
@@ -43,6 +54,9 @@ class BuildConfig(_Config):
     revision: str | None = None
     """Branch, tag or commit of a hub model; saved as the commit that was built."""
     precision: Precision = "fp32"
+    recipe: str | None = None
+    """Name of a shipped recipe or path of one, for a quantised precision; that precision's own where left out."""
+    calibration: CalibrationConfig = CalibrationConfig()
     targets: tuple[str, ...] = Field(default=("onnxruntime",), min_length=1)
     device: Device = "cpu"
     """Where the engines run and the parity gate is computed."""
@@ -53,21 +67,21 @@ class BuildConfig(_Config):
     def _targets_once_and_sorted(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted(set(targets)))
 
+    @model_validator(mode="after")
+    def _recipe_is_for_quantised_precisions(self) -> BuildConfig:
+        if self.recipe is not None and not self.quantised:
+            raise ValueError(f"a recipe is for quantised precisions, not {self.precision}")
+        return self
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the build calibrates."""
+        return self.precision not in COMPUTE_OF
+
     @property
     def compute(self) -> Compute:
-        """The dtype that the graphs compute in.
-
-        Raises:
-            CapabilityError: the precision needs calibration, which this version does not have yet.
-        """
-        if self.precision not in COMPUTE_OF:
-            raise CapabilityError(
-                f"Precision {self.precision} is not built yet: calibration comes with the next version.",
-                expected=" or ".join(COMPUTE_OF),
-                found=self.precision,
-                fix=f"build with --precision {next(iter(COMPUTE_OF))} for now",
-            )
-        return COMPUTE_OF[self.precision]
+        """The dtype that the graphs compute in, around what is quantised."""
+        return COMPUTE_OF.get(self.precision) or COMPUTE_AROUND_QUANTISED[self.device]
 
     @property
     def command(self) -> str:
@@ -75,6 +89,8 @@ class BuildConfig(_Config):
         words = ["r1v-export", "build", self.model]
         words += ["--revision", self.revision] if self.revision else []
         words += ["--precision", self.precision]
+        words += ["--recipe", self.recipe] if self.recipe else []
+        words += ["--calib", self.calibration.data] if self.calibration.data else []
         for target in self.targets:
             words += ["--target", target]
         words += ["--device", self.device] if self.device != "cpu" else []
@@ -82,9 +98,15 @@ class BuildConfig(_Config):
         return " ".join(words)
 
     def saved(self, kind: str, revision: str | None) -> BuildConfig:
-        """This config as it goes into the bundle: a folder's name without its path, and the commit that was built."""
+        """This config as it goes into the bundle: names of files and folders without their path, and the commit that
+        was built."""
         model = Path(self.model).resolve().name if kind == "folder" else self.model
-        return self.model_copy(update={"model": model, "revision": revision})
+        recipe = self.recipe and Path(self.recipe).name
+        data = self.calibration.data and Path(self.calibration.data).resolve().name
+        calibration = self.calibration.model_copy(update={"data": data})
+        return self.model_copy(
+            update={"model": model, "revision": revision, "recipe": recipe, "calibration": calibration}
+        )
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -8,7 +8,7 @@ import pytest
 
 from r1v_export.checkpoint.resolve import BUILTIN_NAME
 from r1v_export.config import BUILTIN_MODEL, BuildConfig, ParityConfig, load_config
-from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.errors import UsageError
 
 
 def write(path: Path, text: str) -> Path:
@@ -55,9 +55,15 @@ def test_a_hub_model_is_saved_with_the_commit_that_was_built() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
-def test_a_precision_that_needs_calibration_is_not_yet_there(precision: str) -> None:
-    with pytest.raises(CapabilityError, match="not built yet"):
-        _ = load_config(None, {"precision": precision}).compute
+def test_around_what_is_quantised_graphs_compute_in_what_the_device_knows(precision: str) -> None:
+    assert load_config(None, {"precision": precision}).compute == "float32"
+    assert load_config(None, {"precision": precision, "device": "cuda"}).compute == "float16"
+
+
+def test_a_recipe_and_its_data_are_saved_without_their_paths() -> None:
+    config = load_config(None, {"precision": "fp8", "recipe": "/a/b.yaml", "calibration": {"data": "/c/d"}})
+    saved = config.saved("builtin", None)
+    assert (saved.recipe, saved.calibration.data) == ("b.yaml", "d")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ DEFAULT_OUT = Path("out")
     type=click.Path(path_type=Path),
     help="A build file, such as a bundle's build.yaml; options win over it.",
 )
+@click.option("--recipe", help="How to quantise: a name of `recipes list`, or a YAML file. [default: the precision's]")
+@click.option("--calib", help="Pictures and prompts to calibrate on: folder or .jsonl. [default: generated]")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where engines run and are checked. [default: cpu]")
@@ -54,6 +56,8 @@ def command(
     targets: tuple[str, ...],
     out: Path,
     config_file: Path | None,
+    recipe: str | None,
+    calib: str | None,
     revision: str | None,
     offline: bool,
     device: str | None,
@@ -74,6 +78,8 @@ def command(
         "model": model,
         "precision": precision,
         "targets": targets or None,
+        "recipe": recipe,
+        "calibration": {"data": calib} if calib else None,
         "revision": revision,
         "device": device,
         "parity": {"enabled": False} if no_parity else None,

@@ -59,35 +59,41 @@ def command(
     from r1v_export.manifest import LOCAL_REPORTS
     from r1v_export.parity.report import write_report
     from r1v_export.parity.samples import from_files
-    from r1v_export.pipeline.bundle import Bundle
-    from r1v_export.pipeline.parity_gate import candidate_side, compare, questions, reference_side
+    from r1v_export.pipeline.bundle import REPORT_FOLDERS, Bundle
+    from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions
     from r1v_export.pipeline.progress import Progress
     from r1v_export.pipeline.source import open_source
 
     opened = Bundle.open(bundle)
     target = opened.target(target)
     samples = list(from_files(images, [question])) if images else None
-    progress = Progress(3, quiet=format_ == "json")
+    progress = Progress(2, quiet=format_ == "json")
     checkpoint = open_source(opened, model, progress)
-    with progress.stage("load"):
-        sides = reference_side(checkpoint, device), candidate_side(bundle, target, device)
-    with progress.stage("compare", len(samples) if samples else count) as task:
-        result = compare(
-            *sides,
-            samples or questions(checkpoint, count),
-            task.advance,
-            precision=opened.manifest.precision,
-            blocks=blocks,
-            max_new_tokens=max_new_tokens,
-            measure_latency=True,
-        )
-    written = write_report(result, report or bundle / LOCAL_REPORTS)
+    candidate = candidate_side(bundle, target, device)
+    results = []
+    for gate, reference in gates(checkpoint, bundle, device):
+        with progress.stage(gate, len(samples) if samples else count) as task:
+            result = compare(
+                reference,
+                candidate,
+                samples or questions(checkpoint, count),
+                task.advance,
+                precision=opened.manifest.precision,
+                gate=gate,
+                blocks=blocks,
+                max_new_tokens=max_new_tokens,
+                measure_latency=True,
+            )
+        written = write_report(result, (report or bundle / LOCAL_REPORTS) / REPORT_FOLDERS[gate])
+        if format_ == "text":
+            _print(result)
+            click.echo(f"report: {written[-1]}")
+        results.append(result)
     if format_ == "json":
-        print_json(result.model_dump(mode="json"))
-    else:
-        _print(result)
-        click.echo(f"report: {written[-1]}")
-    result.raise_if_failed()
+        reports = {result.gate: result.model_dump(mode="json") for result in results}
+        print_json(reports if len(reports) > 1 else results[0].model_dump(mode="json"))
+    for result in results:
+        result.raise_if_failed()
 
 
 def _print(report: ParityReport) -> None:

@@ -17,7 +17,7 @@ import click
 from r1v_export import __version__
 from r1v_export.errors import R1VError, UsageError
 
-COMMANDS = ("build", "check", "verify", "run", "bench", "inspect", "doctor", "synth")
+COMMANDS = ("build", "check", "verify", "run", "bench", "inspect", "recipes", "doctor", "synth")
 """In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`."""
 
 
@@ -58,7 +58,10 @@ def run(arguments: Sequence[str]) -> int:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "r1v-export"
         return _report(arguments, UsageError(error.format_message(), fix=f"{command} --help"))
     except (click.Abort, KeyboardInterrupt):
-        return _report(arguments, UserInterruptError("Interrupted."))
+        return _report(
+            arguments,
+            UserInterruptError("Interrupted.", fix="run the same command again; a build goes on where it was"),
+        )
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return _report(arguments, R1VError(what, fix="run with --debug for the traceback"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -71,18 +72,24 @@ def _stream(events: Iterable[TokenEvent]) -> Answer:
             if not thinking and not dimmed:
                 click.echo("<think>")
             thinking = True
-            click.echo(click.style(event.thought, dim=True) if dimmed else event.thought, nl=False)
+            thought = printable(event.thought)
+            click.echo(click.style(thought, dim=True) if dimmed else thought, nl=False)
         if event.text:
             if thinking:
                 click.echo("\n" if dimmed else "\n</think>")
                 thinking = False
-            click.echo(event.text, nl=False)
+            click.echo(printable(event.text), nl=False)
         if event.answer is not None:
             click.echo()
             if event.answer.finish_reason == "length":
                 click.echo("(cut off by --max-new-tokens)", err=True)
             return event.answer
     raise AssertionError("a generation ends with an answer")
+
+
+def printable(text: str) -> str:
+    """Text without control characters: a model may have been taught to write what a terminal takes for commands."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _collect(events: Iterable[TokenEvent]) -> Answer:

@@ -13,6 +13,7 @@ from r1v_export.config import BuildConfig
 from r1v_export.errors import ParityError
 from r1v_export.manifest import FileEntry, Manifest, SourceEntry, StageEntry
 from r1v_export.pipeline import provenance
+from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.estimate import HASH_BYTES_PER_S, require_disk
 from r1v_export.pipeline.progress import Progress, size
 from r1v_export.pipeline.stage import Stage, fingerprint
@@ -97,6 +98,7 @@ def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
     """Refuse what cannot be built before a checkpoint is downloaded, and the checkpoint before anything is written."""
     for target in config.targets:
         registry.builder(target).check(config.device, config.compute)
+    chosen_recipe(config)
     return Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -14,12 +15,17 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError
 from r1v_export.manifest import Manifest, read_manifest
 
+if TYPE_CHECKING:
+    from r1v_export.parity.tolerances import Gate
+
 MODEL_SPEC = "model.json"
 """The ModelSpec that was built, resolved."""
 BUILD_CONFIG = "build.yaml"
 GRAPHS = "graphs"
 ENGINES = "engines"
 REPORT = "report"
+REPORT_FOLDERS: Mapping[Gate, str] = {"arithmetic": ".", "quantisation": "quantisation"}
+"""Where in the report's folder each gate's is."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r1v_export.builders import registry
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -13,19 +13,35 @@ from r1v_export.parity.comparison import check
 from r1v_export.parity.samples import Sample, held_out, synthetic
 from r1v_export.parity.schema import ParityReport
 from r1v_export.parity.sides import Side
+from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.bundle import ENGINES, read_spec
+from r1v_export.pipeline.calibration import fake_quantise, open_artefact
 from r1v_export.pipeline.stage import Advance
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from r1v_export.quantization.artefact import Artefact
 
-def reference_side(checkpoint: Checkpoint, device: Device) -> Side:
-    """PyTorch in float32, with the checkpoint's own tokenizer and settings."""
+
+def gates(checkpoint: Checkpoint, bundle: Path, device: Device) -> Iterator[tuple[Gate, Side]]:
+    """What the engines of a bundle are held to: PyTorch computing what the graphs say, and where that is a quantised
+    model, also the original one. Each is loaded when its turn comes."""
+    artefact = open_artefact(bundle, checkpoint)
+    yield "arithmetic", reference_side(checkpoint, device, artefact)
+    if artefact is not None:
+        yield "quantisation", reference_side(checkpoint, device)
+
+
+def reference_side(checkpoint: Checkpoint, device: Device, artefact: Artefact | None = None) -> Side:
+    """PyTorch in float32, with the checkpoint's own tokenizer and settings; fake-quantised where there is an
+    artefact."""
     from r1v_export.reference.model import ReferenceEngine, load
 
-    spec = checkpoint.spec
-    engine = ReferenceEngine(load(checkpoint).to(device))
-    return Side(engine, Tokenizer.from_folder(checkpoint.folder), spec, TEMPLATES[spec.template])
+    spec, model = checkpoint.spec, load(checkpoint).to(device)
+    if artefact is not None:
+        fake_quantise(model, artefact)
+    return Side(ReferenceEngine(model), Tokenizer.from_folder(checkpoint.folder), spec, TEMPLATES[spec.template])
 
 
 def candidate_side(folder: Path, target: str, device: Device) -> Side:

@@ -5,23 +5,35 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from r1v_export import contract
 from r1v_export.builders import registry
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
+from r1v_export.manifest import WORK
 from r1v_export.pipeline import provenance
-from r1v_export.pipeline.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT
+from r1v_export.pipeline.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT, REPORT_FOLDERS
+from r1v_export.pipeline.calibration import CALIBRATION, calibrate, chosen_recipe, data_digest, open_artefact
+from r1v_export.pipeline.calibration import WORK as CALIBRATION_WORK
 from r1v_export.pipeline.estimate import BYTES_OF, TRACE_S, WRITE_BYTES_PER_S, graph_parameters, require_memory
 from r1v_export.pipeline.stage import Advance, Stage
 
+if TYPE_CHECKING:
+    from r1v_export.exporters.graph import Rewrite
+    from r1v_export.quantization.recipe import Recipe
+
+CALIBRATION_STAGE = "calibration"
+
 _GRAPH_NAMES = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
 _ENGINE_S, _PARITY_S = 2.0, 60.0
-"""Rough, for the plan."""
+_CALIBRATION_S = 1e-9
+"""Per parameter and sample, on two cores. All rough, for the plan."""
 
 _TRACED_CODE = ("checkpoint", "contract.py", "exporters", "reference")
+_CALIBRATION_CODE = ("checkpoint", "reference", "quantization", "nano", "runner", "pipeline/calibration.py")
 _RUN_CODE = (*_TRACED_CODE, "builders", "runner", "parity", "nano", "pipeline/parity_gate.py")
 
 
@@ -33,6 +45,16 @@ class Build:
     checkpoint: Checkpoint
     out: Path
 
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """Checked against the model; None where nothing is quantised."""
+        recipe = chosen_recipe(self.config)
+        if recipe is not None:
+            from r1v_export.quantization.recipe import resolve
+
+            resolve(recipe, self.checkpoint.spec)
+        return recipe
+
     @property
     def saved_config(self) -> BuildConfig:
         source = self.checkpoint.source
@@ -40,7 +62,7 @@ class Build:
 
     def stages(self) -> list[Stage]:
         """All stages, each after those that it reads from."""
-        stages = [self._model_stage(), *self._graph_stages(), *self._engine_stages()]
+        stages = [self._model_stage(), *self._calibration_stages(), *self._graph_stages(), *self._engine_stages()]
         if self.config.parity.enabled:
             require_memory(sum(graph_parameters(self.checkpoint.spec).values()))
             stages += self._parity_stages()
@@ -73,6 +95,36 @@ class Build:
             size_bytes=sum(path.stat().st_size for path in auxiliary),
         )
 
+    def _calibration_stages(self) -> Iterator[Stage]:
+        if self.recipe is None:
+            return
+        parameters, samples = sum(graph_parameters(self.checkpoint.spec).values()), self.config.calibration.samples
+        yield Stage(
+            CALIBRATION_STAGE,
+            self._calibrate,
+            code=_CALIBRATION_CODE,
+            tools=(*provenance.TRACING_TOOLS, *provenance.INPUT_TOOLS),
+            settings={
+                "recipe": self.recipe.model_dump(mode="json"),
+                "samples": samples,
+                "data": data_digest(self.config.calibration.data),
+                "device": self.config.device,
+            },
+            sources=tuple(self.source_files()),
+            work=CALIBRATION_WORK,
+            size_bytes=parameters,
+            seconds=parameters * samples * _CALIBRATION_S,
+        )
+
+    def _calibrate(self, folder: Path, advance: Advance) -> None:
+        assert self.recipe is not None
+        work = self.out / WORK / "calibrated-blocks"
+        calibrate(self.config, self.recipe, self.checkpoint, folder / CALIBRATION, work, advance)
+
+    @property
+    def _after_calibration(self) -> tuple[str, ...]:
+        return (CALIBRATION_STAGE,) if self.recipe else ()
+
     def _graph_stages(self) -> Iterator[Stage]:
         sources = tuple(path.name for path in self.checkpoint.files())
         parameters = graph_parameters(self.checkpoint.spec)
@@ -81,10 +133,11 @@ class Build:
             yield Stage(
                 f"{name}-graph",
                 partial(self._export, name),
-                code=_TRACED_CODE,
+                code=(*_TRACED_CODE, "quantization") if self.recipe else _TRACED_CODE,
                 tools=provenance.TRACING_TOOLS,
                 settings={"compute": self.config.compute, "spec": self.checkpoint.spec.model_dump(mode="json")},
                 sources=sources,
+                after=self._after_calibration,
                 work=size_bytes,
                 size_bytes=size_bytes,
                 seconds=TRACE_S + size_bytes / WRITE_BYTES_PER_S,
@@ -96,7 +149,17 @@ class Build:
         from r1v_export.exporters.export import export_graph
 
         (folder / GRAPHS).mkdir()
-        export_graph(name, self.checkpoint, folder / GRAPHS, getattr(torch, self.config.compute), advance)
+        compute = getattr(torch, self.config.compute)
+        export_graph(name, self.checkpoint, folder / GRAPHS, compute, advance, self._quantizer())
+
+    def _quantizer(self) -> Rewrite | None:
+        """What quantises a traced graph, from the calibration that is in the bundle by now."""
+        artefact = open_artefact(self.out, self.checkpoint)
+        if artefact is None:
+            return None
+        from r1v_export.quantization.graph import quantizer
+
+        return quantizer(self.checkpoint.spec, artefact.schemes, artefact.linear, artefact.overrides)
 
     def _engine_stages(self) -> Iterator[Stage]:
         for target in self.config.targets:
@@ -125,23 +188,29 @@ class Build:
                 tools=(*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS, *provenance.INPUT_TOOLS),
                 settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
                 sources=tuple(self.source_files()),
-                after=("model-files", *graphs, f"{target}-engine"),
-                work=self.config.parity.questions,
+                after=("model-files", *self._after_calibration, *graphs, f"{target}-engine"),
+                work=self.config.parity.questions * (2 if self.recipe else 1),
                 seconds=_PARITY_S,
             )
 
     def _check_parity(self, target: str, folder: Path, advance: Advance) -> None:
         from r1v_export.parity.report import write_report
-        from r1v_export.pipeline.parity_gate import candidate_side, compare, questions, reference_side
+        from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions
 
         parity, device = self.config.parity, self.config.device
-        report = compare(
-            reference_side(self.checkpoint, device),
-            candidate_side(self.out, target, device),
-            questions(self.checkpoint, parity.questions),
-            advance,
-            precision=self.config.precision,
-            max_new_tokens=parity.max_new_tokens,
-        )
-        write_report(report, folder / self.report_folder(target))
-        report.raise_if_failed()
+        candidate = candidate_side(self.out, target, device)
+        reports = []
+        for gate, reference in gates(self.checkpoint, self.out, device):
+            report = compare(
+                reference,
+                candidate,
+                questions(self.checkpoint, parity.questions),
+                advance,
+                precision=self.config.precision,
+                gate=gate,
+                max_new_tokens=parity.max_new_tokens,
+            )
+            write_report(report, folder / self.report_folder(target) / REPORT_FOLDERS[gate])
+            reports.append(report)
+        for report in reports:
+            report.raise_if_failed()

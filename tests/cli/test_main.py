@@ -22,13 +22,15 @@ from r1v_export.config import BuildConfig
 HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", "yaml", "psutil", "huggingface_hub")
 
 OPTIONS = {
-    "build": "MODEL --precision --target --output --config --revision --offline --device --no-parity --dry-run --force",
+    "build": "MODEL --precision --target --output --config --recipe --calib --revision --offline --device --no-parity "
+    "--dry-run --force",
     "check": "BUNDLE --target --model --questions --image --question --blocks --max-new-tokens --report --device",
     "verify": "BUNDLE",
     "run": "BUNDLE QUESTION --image --target --model --no-think --max-new-tokens --temperature --top-p --top-k "
     "--repetition-penalty --seed --device",
     "bench": "BUNDLE --image --question --target --model --tokens --runs --device",
     "inspect": "MODEL --revision --offline",
+    "recipes": "",
     "doctor": "",
     "synth": "FOLDER --preset --vision-layers --language-layers --set --layout --dtype --shards --sparse --seed",
 }
@@ -201,13 +203,28 @@ def test_a_folder_that_is_no_bundle_is_one_message(
     assert capsys.readouterr().err.startswith("error: Th")
 
 
-@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
-def test_a_precision_of_the_next_version_ends_with_4(
-    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--recipe", "fp8"], "quantised precisions"),
+        (["--precision", "fp8", "--recipe", "fp9"], "no recipe 'fp9'"),
+        (["--precision", "fp8", "--recipe", "none.yaml"], "cannot be read"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_a_usage_error(
+    options: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.run(["build", "--precision", precision, "-o", str(tmp_path / "out")]) == 4
-    assert "not built yet" in capsys.readouterr().err
+    assert main.run(["build", *options, "-o", str(tmp_path / "out")]) == 2
+    assert complaint in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["recipes", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "int4-awq" in listed
+    assert main.run(["recipes", "show", "fp8", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "fp8"
 
 
 def test_a_model_that_is_not_there_is_said_before_a_folder_is_made(

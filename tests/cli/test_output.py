@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
+import pytest
+
 from r1v_export.cli.output import table
+from r1v_export.cli.run import _stream
+from r1v_export.runner.answer import Answer, Timings, TokenEvent
 
 
 def test_columns_line_up_and_numbers_go_to_the_right() -> None:
@@ -11,3 +18,31 @@ def test_columns_line_up_and_numbers_go_to_the_right() -> None:
 
 def test_no_line_ends_in_spaces() -> None:
     assert table([("a", "x"), ("b", "")]) == "a  x\nb"
+
+
+def events(*pieces: tuple[str, str]) -> Iterator[TokenEvent]:
+    """Pieces of (thought, text), and the end."""
+    yield from (TokenEvent(0, 1, *piece) for piece in pieces)
+    yield TokenEvent(0, 2, "", "", Answer("", "", True, (), "stop", 0, 0, Timings()))
+
+
+STREAMED = (("I see ", ""), ("two", ""), ("", "2"))
+
+
+def test_a_pipe_gets_the_thought_in_tags(capsys: pytest.CaptureFixture[str]) -> None:
+    _stream(events(*STREAMED))
+    assert capsys.readouterr().out == "<think>\nI see two\n</think>\n2\n"
+
+
+def test_a_terminal_gets_the_thought_dimmed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("click._compat.isatty", lambda stream: True)
+    _stream(events(*STREAMED))
+    assert capsys.readouterr().out == "\x1b[2mI see \x1b[0m\x1b[2mtwo\x1b[0m\n\n2\n"
+
+
+def test_an_answer_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    _stream(events(("", "a\x1b]0;title\x07b\n\u009b2Jc\td")))
+    assert capsys.readouterr().out == "a\ufffd]0;title\ufffdb\n\ufffd2Jc\td\n"

@@ -147,7 +147,7 @@ def test_a_reference_that_does_not_fit_into_memory_is_said_before_a_stage_runs(
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"precision": "int4"}, CapabilityError),
+        ({"precision": "int4", "recipe": "no-such"}, UsageError),
         ({"precision": "bf16"}, CapabilityError),
         ({"targets": ("tensorrt-9",)}, UsageError),
         ({"device": "cuda"}, CapabilityError),
