@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -96,3 +98,11 @@ def test_a_turn_cancelled_before_it_began_is_no_part_of_the_conversation(runner)
     cancel.set()
     assert ask(conversation, "Hi?", picture(60, 60), cancel=cancel).finish_reason == "cancelled"
     assert conversation.turns == ()
+
+
+def test_answering_needs_no_torch():
+    code = (
+        "import sys, r1v_export.runner.session, r1v_export.builders.onnxruntime.engine; print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
