@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from r1v_export.config import Precision
 from r1v_export.errors import UsageError
 from r1v_export.parity.metrics import LogitStatistics, TokenStatistics
 from r1v_export.parity.tolerances import TABLE, Boundary, Limit, limits, require_precision
@@ -40,12 +41,24 @@ def test_a_limit_holds_up_to_its_bound_and_never_for_nan():
     assert not most.holds(math.inf)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("boundary", get_args(Boundary))
-def test_every_boundary_is_held_to_something(boundary: Boundary, precision: str):
-    # In 16 bits one flipped near tie changes all that is written after it; `decode` holds each choice by itself.
-    free = boundary == "tokens" and precision != "fp32"
+def test_every_boundary_is_held_to_something(boundary: Boundary, precision: Precision):
+    # Where rounding is coarse, one flipped near tie changes all that is written after it; `decode` holds each choice.
+    free = boundary == "tokens" and precision not in ("fp32", "int4")
     assert bool(limits(boundary, precision)) != free
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
+@pytest.mark.parametrize("boundary", [b for b in get_args(Boundary) if b not in ("end_to_end", "tokens")])
+def test_the_cost_of_quantising_is_held_at_every_boundary(boundary: Boundary, precision: Precision):
+    assert limits(boundary, precision, "quantisation")
+
+
+def test_four_bit_weights_are_held_to_float32s_arithmetic():
+    for boundary in get_args(Boundary):
+        rows = [{(row.metric, row.bound) for row in limits(boundary, precision)} for precision in ("fp32", "int4")]
+        assert rows[0] == rows[1]
 
 
 def test_every_limit_is_on_a_metric_that_its_boundary_has():
