@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from r1v_export.quantization import blocks, stream
 from r1v_export.quantization.artefact import Artefact
 from r1v_export.quantization.calibrate import calibrate, work_folder
 from r1v_export.quantization.dataset import Shard
+from r1v_export.quantization.observe import Observation
 from r1v_export.quantization.recipe import Recipe, parse
 from r1v_export.quantization.sites import linear_shapes
+from r1v_export.quantization.statistics import BlockStatistics
 from r1v_export.reference.model import Model, load
 from tests.quantization.calibration_cases import (
     AWQ_RECIPE,
@@ -145,6 +148,31 @@ def test_a_run_after_a_stop_computes_nothing_twice_when_activations_are_on_disk(
     calibrate(*run, activation_memory_bytes=0)
     names = [block.name for block in blocks.blocks(synth_checkpoint.spec)][:-1]
     assert visited == [*names[: names.index(interrupted) + 1], *names[names.index(interrupted) :]]
+
+
+def test_no_block_is_held_when_the_next_is_read(
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    real_materialize, real_statistics = blocks.materialize, Observation.statistics
+
+    def materialize(*args: Any) -> Any:
+        alive.append(sum(ref() is not None for ref in held))
+        module = real_materialize(*args)
+        held.extend(weakref.ref(parameter) for parameter in module.parameters())
+        return module
+
+    def statistics(observation: Observation) -> BlockStatistics:
+        seen = real_statistics(observation)
+        held.extend(weakref.ref(gram) for gram in seen.grams.values())
+        return seen
+
+    monkeypatch.setattr(stream, "materialize", materialize)
+    monkeypatch.setattr(Observation, "statistics", statistics)
+    calibrate(synth_checkpoint, AWQ_RECIPE, small_set(synth_checkpoint, 1), tmp_path / "out")
+    assert len(held) > 40
+    assert alive == [0] * len(alive)
 
 
 SCRIPT = """
