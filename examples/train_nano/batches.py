@@ -1,10 +1,11 @@
-"""Training batches: a few pictures with the same number of tiles, several questions about each.
+"""Training batches: a few pictures with the same number of tiles, a conversation about each.
 
 A batch is a function of its number alone, so a resumed run sees exactly what an undisturbed one would.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -21,29 +22,31 @@ from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import TEMPLATES, Turn, encode
 from r1v_export.reference.tokenizer import Tokenizer
 
-QUESTIONS_PER_PICTURE = 2
+QUESTIONS_PER_PICTURE = 3
+"""Asked one after the other in one conversation. Its earlier thoughts stay in place, unlike when the model is used: the
+model then learns early to look up what was said before, and each picture is shown once for several questions."""
 EARLIER_TURN_SHARE = 0.15
-"""Share of rows in which another question about the picture was asked and answered before."""
+"""Share of conversations that begin with a question whose answer has lost its thought, as when the model is used."""
 NO_THOUGHT_SHARE = 0.1
-"""Share of rows with thinking off: the prompt opens no thought and the reply is the answer alone."""
+"""Share of conversations with thinking off: the prompts open no thought and the replies are the answers alone."""
 IGNORED = -100
 """Label of a token that is not learned: the prompt's, and padding."""
 
 
 class Batch(NamedTuple):
-    """`pixels` [tiles, 3, S, S]; `ids` and `labels` [rows, tokens]; the rows of one picture follow each other."""
+    """`pixels` [tiles, 3, S, S]; `ids` and `labels` [pictures, tokens]: one conversation about each picture."""
 
     pixels: Tensor
     ids: Tensor
     labels: Tensor
 
 
-class Reply(NamedTuple):
-    """A conversation, whether the model thinks, and what it says."""
+class Conversation(NamedTuple):
+    """Questions about one picture. `earlier`, if any, comes before them, without its thought."""
 
-    turns: list[Turn]
+    earlier: Question | None
+    questions: list[Question]
     think: bool
-    text: str
 
 
 class Batches(Dataset[Batch]):
@@ -61,41 +64,50 @@ class Batches(Dataset[Batch]):
         rng = Random(number)
         many_tiles = number >= self.single_tile_batches and rng.random() < scenes.MANY_TILE_SHARE
         one_size = rng.choice(scenes.MANY_TILE_SIZES) if many_tiles else None
-        images, replies = [], []
+        images, conversations = [], []
         for index in range(number * self.pictures, (number + 1) * self.pictures):
             of_picture = seeded("train", index)
             size = one_size or of_picture.choice(scenes.SINGLE_TILE_SIZES)
             scene, asked = scene_and_questions(of_picture, size, kind_at(index), QUESTIONS_PER_PICTURE + 1)
             images.append(scenes.draw(scene))
-            replies += [_reply(question, asked[-1], of_picture) for question in asked[:-1]]
+            earlier = asked.pop() if of_picture.random() < EARLIER_TURN_SHARE else None
+            think = of_picture.random() >= NO_THOUGHT_SHARE
+            conversations.append(Conversation(earlier, asked[:QUESTIONS_PER_PICTURE], think))
         pixels, tiles = pixel_values(images, self.spec.tiling)
-        rows = [self._row(reply, tiles[0]) for reply in replies]
+        rows = [self._tokens(conversation, tiles[0]) for conversation in conversations]
         return Batch(torch.from_numpy(pixels), *_padded(rows))
 
-    def _row(self, reply: Reply, tiles: int) -> tuple[list[int], list[int]]:
-        """Ids of the prompt and of the reply."""
-        template, tokens = TEMPLATES[self.spec.template], self.spec.tokens_per_tile
-        prompt = encode(self.tokenizer, template, reply.turns, [tiles], tokens, think=reply.think)
-        return prompt, [*self.tokenizer.encode_text(reply.text), self.tokenizer.special_id("<|im_end|>")]
+    def _tokens(self, conversation: Conversation, tiles: int) -> list[tuple[int, bool]]:
+        """Ids of a conversation, and whether each is the model's own."""
+        template, think = TEMPLATES[self.spec.template], conversation.think
+        first, *others = conversation.questions
+        turns = [Turn("user", first.text, images=1)]
+        if conversation.earlier is not None:
+            before = [Turn("user", conversation.earlier.text, images=1), Turn("assistant", conversation.earlier.answer)]
+            turns = [*before, Turn("user", first.text)]
+        prompt = encode(self.tokenizer, template, turns, [tiles], self.spec.tokens_per_tile, think=think)
+        tokens = [*_said(prompt, own=False), *self._reply(first, think)]
+        for question in others:
+            prompt = encode(self.tokenizer, template, [Turn("user", question.text)], [], 0, think=think)
+            tokens += [*_said(self.tokenizer.encode_text("\n") + prompt, own=False), *self._reply(question, think)]
+        return tokens
+
+    def _reply(self, question: Question, think: bool) -> Iterator[tuple[int, bool]]:
+        text = f"{question.thought}\n</think>\n\n{question.answer}" if think else question.answer
+        return _said([*self.tokenizer.encode_text(text), self.tokenizer.special_id("<|im_end|>")], own=True)
 
 
-def _reply(question: Question, earlier: Question, rng: Random) -> Reply:
-    """What the model shall say to a question, most often the first, and with a thought."""
-    turns = [Turn("user", question.text, images=1)]
-    if rng.random() < EARLIER_TURN_SHARE:
-        turns = [Turn("user", earlier.text, images=1), Turn("assistant", earlier.answer), Turn("user", question.text)]
-    if rng.random() < NO_THOUGHT_SHARE:
-        return Reply(turns, think=False, text=question.answer)
-    return Reply(turns, think=True, text=f"{question.thought}\n</think>\n\n{question.answer}")
+def _said(ids: list[int], own: bool) -> Iterator[tuple[int, bool]]:
+    return ((token, own) for token in ids)
 
 
-def _padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    """Right-padded inputs, and for each the token that comes next where that is the reply's."""
-    longest = max(len(prompt) + len(reply) for prompt, reply in rows) - 1
+def _padded(rows: list[list[tuple[int, bool]]]) -> tuple[Tensor, Tensor]:
+    """Right-padded inputs, and for each the token that comes next where that is the model's own."""
+    longest = max(len(row) for row in rows) - 1
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     labels = torch.full_like(ids, IGNORED)
-    for row, (prompt, reply) in enumerate(rows):
-        tokens = torch.tensor(prompt + reply)
-        ids[row, : len(tokens) - 1] = tokens[:-1]
-        labels[row, len(prompt) - 1 : len(tokens) - 1] = tokens[len(prompt) :]
+    for number, row in enumerate(rows):
+        tokens, own = torch.tensor(row).unbind(-1)
+        ids[number, : len(row) - 1] = tokens[:-1]
+        labels[number, : len(row) - 1] = tokens[1:].where(own[1:].bool(), IGNORED)
     return ids, labels

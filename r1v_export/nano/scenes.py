@@ -22,7 +22,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "cross")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
-MAX_OBJECTS = 6
+MAX_OBJECTS = 4
 MAX_BAR_HEIGHT = 5
 
 SINGLE_TILE_SIZES = ((112, 112), (112, 112), (112, 112), (128, 96), (96, 128))
@@ -54,6 +54,9 @@ class Object:
     def place(self) -> str:
         return f"{ROWS[self.row]} {COLUMNS[self.column]}"
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.place}"
+
 
 @dataclass(frozen=True)
 class ObjectScene:
@@ -70,6 +73,9 @@ class Bar:
 
     colour: str
     height: int
+
+    def __str__(self) -> str:
+        return f"{self.colour} {self.height}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def picture_size(rng: Random, many_tile_share: float = MANY_TILE_SHARE) -> tuple
 
 
 def object_scene(rng: Random, size: tuple[int, int]) -> ObjectScene:
-    """One to six objects. The scene's own small palette makes repetitions, hence counts above one, common."""
+    """One to four objects. The scene's own small palette makes repetitions, hence counts above one, common."""
     colours = rng.sample(list(COLOURS), rng.randint(2, len(COLOURS)))
     shapes = rng.sample(SHAPES, rng.randint(1, len(SHAPES)))
     cells = sorted(rng.sample(range(len(ROWS) * len(COLUMNS)), rng.randint(1, MAX_OBJECTS)))

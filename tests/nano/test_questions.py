@@ -95,7 +95,7 @@ def test_every_answer_is_right_for_its_scene(kind: str):
         assert question.answer == AGAIN[kind](scene, question.text), question
         assert question.kind == kind
         answered += 1
-    assert answered > 50
+    assert answered > 25
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,7 +106,7 @@ def test_every_thought_lists_what_is_seen_first(kind: str):
 
 def test_every_answer_of_a_kind_turns_up():
     answers = {kind: {question.answer for _, question in asked(kind, 600)} for kind in KINDS}
-    assert answers["count"] == set("0123456")
+    assert answers["count"] == set("01234")
     assert answers["colour"] == {"red", "green", "blue", "yellow", "purple", "black"}
     assert answers["shape"] == {"circle", "square", "triangle", "cross"}
     assert answers["left-right"] == {"left", "right"}
@@ -136,6 +136,12 @@ def test_objects_in_one_column_are_never_compared_from_left_to_right():
     scene = ObjectScene((112, 112), WHITE, pair)
     assert ask(scene, "left-right", Random(0)) is None
     assert ask(scene, "above-below", Random(0)) is not None
+
+
+def test_objects_that_are_compared_are_the_only_ones_of_their_shapes():
+    for scene, question in [*asked("left-right"), *asked("above-below")]:
+        shapes = [item.shape for item in scene.objects]
+        assert all(shapes.count(name) == 1 for name in re.findall(r"circle|square|triangle|cross", question.text))
 
 
 def test_a_chart_is_asked_only_about_bars():

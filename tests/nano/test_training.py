@@ -1,0 +1,130 @@
+"""examples/train_nano: what the model is shown, and that its files can be made again."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+batches = pytest.importorskip("batches", reason="examples/train_nano is not part of an installed package")
+model_files = pytest.importorskip("model_files")
+train = pytest.importorskip("train")
+
+from r1v_export.checkpoint.checkpoint import Checkpoint  # noqa: E402
+from r1v_export.nano import scenes  # noqa: E402
+from r1v_export.nano.dataset import kind_at, scene_and_questions, seeded  # noqa: E402
+from r1v_export.reference.model import Model  # noqa: E402
+from r1v_export.reference.prompt import TEMPLATES, Turn, encode  # noqa: E402
+from r1v_export.reference.tokenizer import Tokenizer  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def data(nano: Checkpoint) -> batches.Batches:
+    return batches.Batches(nano.folder, nano.spec, pictures=train.PICTURES, count=20, single_tile_batches=10)
+
+
+def test_a_batch_is_a_function_of_its_number(data: batches.Batches):
+    first, again, other = data[3], data[3], data[4]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert first.ids.shape != other.ids.shape or not torch.equal(first.ids, other.ids)
+
+
+def test_only_replies_are_learned_and_each_label_is_the_next_input(nano: Checkpoint, data: batches.Batches):
+    tokenizer = Tokenizer.from_folder(nano.folder)
+    end = tokenizer.special_id("<|im_end|>")
+    for ids, labels in zip(data[0].ids, data[0].labels, strict=True):
+        learned = labels != batches.IGNORED
+        starts = [i for i in range(1, len(ids)) if learned[i] and not learned[i - 1]]
+        assert len(starts) == batches.QUESTIONS_PER_PICTURE == (labels == end).sum()
+        for start in starts:
+            assert tokenizer.decode(ids[: start + 1].tolist()).endswith(("assistant\n<think>\n", "assistant\n"))
+            stop = start + labels[start:].tolist().index(end)
+            assert torch.equal(labels[start:stop], ids[start + 1 : stop + 1])
+
+
+def test_a_first_question_is_put_as_a_user_puts_it(nano: Checkpoint, data: batches.Batches):
+    tokenizer = Tokenizer.from_folder(nano.folder)
+    batch = data[0]
+    tiles = batch.pixels.shape[0] // train.PICTURES
+    alone = 0
+    for index, ids in enumerate(batch.ids.tolist()):
+        rng = seeded("train", index)
+        size = rng.choice(scenes.SINGLE_TILE_SIZES)
+        question = scene_and_questions(rng, size, kind_at(index), batches.QUESTIONS_PER_PICTURE + 1)[1][0]
+        turns = [Turn("user", question.text, images=1)]
+        prompt = encode(tokenizer, TEMPLATES["r1v3"], turns, [tiles], nano.spec.tokens_per_tile)
+        alone += ids[: len(prompt)] == prompt
+    assert alone >= len(batch.ids) / 2
+
+
+def test_an_image_token_stands_for_every_row_of_image_embeddings(nano: Checkpoint, data: batches.Batches):
+    for number in (0, 12, 15, 18):
+        batch = data[number]
+        image_tokens = (batch.ids == nano.spec.image_token_id).sum(dim=1)
+        tiles_per_picture = batch.pixels.shape[0] // train.PICTURES
+        assert image_tokens.tolist() == [tiles_per_picture * nano.spec.tokens_per_tile] * len(batch.ids)
+
+
+def test_pictures_of_several_tiles_come_after_the_start(data: batches.Batches):
+    tiles = [data[number].pixels.shape[0] // train.PICTURES for number in range(20)]
+    assert set(tiles[:10]) == {1}
+    assert set(tiles[10:]) > {1}
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_almost_nothing():
+    factors = [train.learning_rate_factor(step, 1000) for step in range(1000)]
+    assert factors[0] == 1 / train.WARMUP_STEPS
+    assert factors[400] == 1
+    assert 0 < factors[-1] < 0.01
+    assert all(a >= b for a, b in pairwise(factors[train.WARMUP_STEPS :]))
+
+
+def test_every_parameter_has_one_optimizer_and_gets_a_gradient(nano: Checkpoint, data: batches.Batches):
+    torch.manual_seed(0)
+    model = Model(nano.spec)
+    train.initialise(model)
+    taken = [p for optimizer in train.optimizers_of(model) for group in optimizer.param_groups for p in group["params"]]
+    assert len(taken) == len({id(p) for p in taken}) == len(list(model.parameters()))
+    tiny = type(data[0])(data[0].pixels[:2], data[0].ids[:2], data[0].labels[:2])
+    loss, _ = train.loss_and_exact_rows(model, tiny)
+    assert loss.item() == pytest.approx(torch.tensor(nano.spec.language.vocab_size).log().item(), rel=0.15)
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_saved_run_is_taken_up_where_it_was(nano: Checkpoint, tmp_path: Path):
+    model = Model(nano.spec)
+    optimizers = train.optimizers_of(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    train.save(tmp_path / "checkpoint.pt", model, optimizers, step=7)
+
+    fresh = Model(nano.spec)
+    fresh_optimizers = train.optimizers_of(fresh)
+    assert train.load(tmp_path / "checkpoint.pt", fresh, fresh_optimizers) == 7
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+    for before, after in zip(optimizers, fresh_optimizers, strict=True):
+        for a, b in zip(before.state.values(), after.state.values(), strict=True):
+            assert all(torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key])) for key in a)
+
+
+def test_the_files_around_the_tokenizer_can_be_made_again(nano: Checkpoint, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(model_files, "TOKENIZER_SAMPLES", 500)
+    model_files.write_model_files(tmp_path)
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made >= {"config.json", "generation_config.json", "tokenizer_config.json", "added_tokens.json"}
+    for name in made - {"tokenizer.json", "vocab.json", "merges.txt"}:
+        assert json.loads((tmp_path / name).read_text()) == json.loads((nano.folder / name).read_text()), name
+
+
+def test_a_tokenizer_trained_twice_is_the_same(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(model_files, "TOKENIZER_SAMPLES", 500)
+    for name in ("first", "second"):
+        model_files.write_model_files(tmp_path / name)
+    for file in (tmp_path / "first").iterdir():
+        assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes(), file.name
