@@ -10,7 +10,7 @@ from r1v_export import __version__
 from r1v_export.builders import registry
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
-from r1v_export.errors import ParityError
+from r1v_export.errors import CheckpointError, ParityError
 from r1v_export.manifest import FileEntry, Manifest, SourceEntry, StageEntry
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
@@ -69,6 +69,7 @@ def build(
         sources = _hash_sources(job, workspace.hashes, progress)
         workspace.hashes.save()
         finished, ran = run_stages(stages, sources, workspace, progress, force)
+        _require_unchanged(job, sources, workspace.hashes)
         manifest = _manifest(job, sources, finished)
         if manifest == workspace.manifest:
             workspace.clear()
@@ -100,6 +101,22 @@ def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
         registry.builder(target).check(config.device, config.compute)
     chosen_recipe(config)
     return Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
+
+
+def _require_unchanged(job: Build, sources: Mapping[str, FileEntry], hashes: HashCache) -> None:
+    """
+    Raises:
+        CheckpointError: a file is not what the stages were told they read.
+    """
+    paths = job.source_files()
+    changed = sorted(name for name in sources if not paths[name].is_file() or hashes.get(paths[name]) != sources[name])
+    if changed:
+        raise CheckpointError(
+            "The checkpoint changed while it was being built.",
+            where=job.checkpoint.folder,
+            found=f"another content of {', '.join(changed)}",
+            fix="run the same command again; what is built from the old files is made again",
+        )
 
 
 def run_stages(

@@ -30,7 +30,8 @@ OPTIONS = {
     "--repetition-penalty --seed --device",
     "bench": "BUNDLE --image --question --target --model --tokens --runs --device",
     "inspect": "MODEL --revision --offline",
-    "recipes": "",
+    "recipes list": "",
+    "recipes show": "RECIPE",
     "doctor": "",
     "synth": "FOLDER --preset --vision-layers --language-layers --set --layout --dtype --shards --sparse --seed",
 }
@@ -46,17 +47,33 @@ def _spelling(parameter: click.Parameter) -> str:
     return max(parameter.opts, key=len) if isinstance(parameter, click.Option) else parameter.human_readable_name
 
 
-@pytest.mark.parametrize("name", main.COMMANDS)
+def find(name: str) -> click.Command:
+    """A command, or with two words one of a group."""
+    command: click.Command | None = main.cli
+    for word in name.split():
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word)
+    assert command is not None
+    return command
+
+
+def test_the_commands_are_frozen() -> None:
+    assert {name.split()[0] for name in OPTIONS} == set(main.COMMANDS)
+    groups = {name: find(name) for name in main.COMMANDS}
+    grouped = {
+        f"{name} {sub}" for name, group in groups.items() if isinstance(group, click.Group) for sub in group.commands
+    }
+    assert grouped == {name for name in OPTIONS if " " in name}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
 def test_the_options_of_a_command_are_frozen(name: str) -> None:
-    command = main.cli.get_command(click.Context(main.cli), name)
-    assert command is not None
-    assert [_spelling(p) for p in command.params] == [*OPTIONS[name].split(), "--format", "--debug"]
+    assert [_spelling(p) for p in find(name).params] == [*OPTIONS[name].split(), "--format", "--debug"]
 
 
-@pytest.mark.parametrize("name", main.COMMANDS)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_has_a_short_help(name: str) -> None:
-    command = main.cli.get_command(click.Context(main.cli), name)
-    assert command is not None
+    command = find(name)
     assert command.short_help
     helps = [p.help or "" for p in command.params if isinstance(p, click.Option)]
     assert all(0 < len(text) < 90 and text[0] == text[0].upper() for text in helps)

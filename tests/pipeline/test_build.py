@@ -123,6 +123,27 @@ def test_an_engine_that_leaves_its_tolerance_fails_the_build_and_the_report_is_k
         read_manifest(tmp_path / "out")
 
 
+def test_a_checkpoint_that_changes_under_the_build_makes_no_bundle(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from r1v_export.exporters import export
+
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+    def export_and_change(name: str, checkpoint: Any, folder: Path, *args: Any) -> Path:
+        (folder / f"{name}.onnx").write_text("")
+        (model / "generation_config.json").write_text("{}")
+        return folder
+
+    monkeypatch.setattr(export, "export_graph", export_and_change)
+    monkeypatch.setattr("r1v_export.builders.onnxruntime.builder.OnnxRuntimeBuilder.build", lambda *args: None)
+    config = BuildConfig(model=str(model), parity=ParityConfig(enabled=False))
+    with pytest.raises(CheckpointError, match="changed while") as caught:
+        build(config, tmp_path / "out")
+    assert "generation_config.json" in str(caught.value.found)
+    assert not (tmp_path / "out" / MANIFEST).exists()
+
+
 def test_a_disk_without_room_is_said_before_a_stage_runs(
     tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
