@@ -14,9 +14,6 @@ from r1v_export.nano import questions, scenes
 
 Split = Literal["train", "eval", "calibration"]
 
-# Of further questions about a picture, in training, more are of the kinds that are learned last.
-_FURTHER_KINDS = (*questions.KINDS, "count", "count", "count", "colour")
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -65,7 +62,7 @@ def scene_and_questions(
             break
     asked = [first]
     while len(asked) < count:
-        other = questions.ask(scene, rng.choice(_FURTHER_KINDS), rng)
+        other = questions.ask(scene, rng.choice(list(questions.KINDS)), rng)
         if other is not None:
             asked.append(other)
     return scene, asked

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from r1v_export.nano.scenes import COLOURS, SHAPES, Bar, ChartScene, Object, ObjectScene, Scene
+from r1v_export.nano.scenes import Bar, ChartScene, Object, ObjectScene, Scene
 
 _COUNT_WORDS = ("one", "two", "three", "four")
-_PLURALS = {shape: f"{shape}s" for shape in SHAPES} | {"cross": "crosses"}
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,11 @@ _Asked = tuple[str, str, str]
 
 
 def _count(scene: ObjectScene, rng: Random) -> _Asked:
-    wanted = rng.choice(("all", "shape", "colour"))
-    if wanted == "all":
-        what, counted = "objects", list(scene.objects)
-    elif wanted == "shape":
-        # Now and then a shape that may be missing, so that "0" is an answer too.
-        shape = rng.choice(SHAPES) if rng.random() < 0.2 else rng.choice(scene.objects).shape
-        what, counted = _PLURALS[shape], [item for item in scene.objects if item.shape == shape]
-    else:
-        colour = rng.choice(list(COLOURS)) if rng.random() < 0.2 else rng.choice(scene.objects).colour
-        what, counted = f"{colour} objects", [item for item in scene.objects if item.colour == colour]
     text = rng.choice(
-        (f"How many {what} are there?", f"How many {what} do you see?", f"Count the {what} in the picture.")
+        ("How many objects are there?", "How many objects do you see?", "Count the objects in the picture.")
     )
-    listed = ", ".join(f"{word} {item}" for word, item in zip(_COUNT_WORDS, counted, strict=False)) or "none"
-    return text, f"{what.capitalize()}: {listed}. That makes {len(counted)}.", str(len(counted))
+    listed = ", ".join(f"{word} {item}" for word, item in zip(_COUNT_WORDS, scene.objects, strict=False))
+    return text, f"Objects: {listed}. That makes {len(scene.objects)}.", str(len(scene.objects))
 
 
 def _colour(scene: ObjectScene, rng: Random) -> _Asked:
