@@ -6,7 +6,7 @@ PYTHON ?= python3
 PRECISION ?= fp32
 BUNDLE ?= out/demo
 PICTURE ?= examples/pictures/06-count.png
-QUESTION ?= How many triangles do you see?
+QUESTION ?= How many objects do you see?
 
 VENV := .venv
 BIN := $(VENV)/bin

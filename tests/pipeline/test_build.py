@@ -46,7 +46,7 @@ def test_the_manifest_vouches_for_every_file(nano_bundle: Path, tree: Tree) -> N
 def test_the_report_in_the_bundle_passed_with_all_tokens_the_same(nano_bundle: Path) -> None:
     report = ParityReport.model_validate_json((nano_bundle / "report/parity.json").read_bytes())
     assert report.passed
-    assert [sample.divergence for sample in report.samples] == [None] * 4
+    assert [sample.name for sample in report.samples if sample.divergence] == []
     assert report.boundary("prefill").metrics["max_abs_error"] < 1e-3
 
 
