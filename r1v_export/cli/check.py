@@ -60,6 +60,7 @@ def command(
     from r1v_export.parity.report import write_report
     from r1v_export.parity.samples import from_files
     from r1v_export.pipeline.bundle import REPORT_FOLDERS, Bundle
+    from r1v_export.pipeline.calibration import open_artefact
     from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions
     from r1v_export.pipeline.progress import Progress
     from r1v_export.pipeline.source import open_source
@@ -71,7 +72,7 @@ def command(
     checkpoint = open_source(opened, model, progress)
     candidate = candidate_side(bundle, target, device)
     results = []
-    for gate, reference in gates(checkpoint, bundle, device):
+    for gate, reference in gates(checkpoint, open_artefact(bundle, checkpoint), device):
         with progress.stage(gate, len(samples) if samples else count) as task:
             result = compare(
                 reference,

@@ -15,7 +15,7 @@ from r1v_export.parity.schema import ParityReport
 from r1v_export.parity.sides import Side
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.bundle import ENGINES, read_spec
-from r1v_export.pipeline.calibration import fake_quantise, open_artefact
+from r1v_export.pipeline.calibration import fake_quantise
 from r1v_export.pipeline.stage import Advance
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from r1v_export.quantization.artefact import Artefact
 
 
-def gates(checkpoint: Checkpoint, bundle: Path, device: Device) -> Iterator[tuple[Gate, Side]]:
+def gates(checkpoint: Checkpoint, artefact: Artefact | None, device: Device) -> Iterator[tuple[Gate, Side]]:
     """What the engines of a bundle are held to: PyTorch computing what the graphs say, and where that is a quantised
     model, also the original one. Each is loaded when its turn comes."""
-    artefact = open_artefact(bundle, checkpoint)
     yield "arithmetic", reference_side(checkpoint, device, artefact)
     if artefact is not None:
         yield "quantisation", reference_side(checkpoint, device)

@@ -23,6 +23,7 @@ from r1v_export.pipeline.stage import Advance, Stage
 
 if TYPE_CHECKING:
     from r1v_export.exporters.graph import Rewrite
+    from r1v_export.quantization.artefact import Artefact
     from r1v_export.quantization.recipe import Recipe
 
 CALIBRATION_STAGE = "calibration"
@@ -54,6 +55,12 @@ class Build:
 
             resolve(recipe, self.checkpoint.spec)
         return recipe
+
+    @cached_property
+    def artefact(self) -> Artefact | None:
+        """This build's calibration, read once its stage is done; None where nothing is quantised, also when the folder
+        still holds the calibration of an earlier build."""
+        return open_artefact(self.out, self.checkpoint) if self.recipe else None
 
     @property
     def saved_config(self) -> BuildConfig:
@@ -154,12 +161,11 @@ class Build:
 
     def _quantizer(self) -> Rewrite | None:
         """What quantises a traced graph, from the calibration that is in the bundle by now."""
-        artefact = open_artefact(self.out, self.checkpoint)
-        if artefact is None:
+        if self.artefact is None:
             return None
         from r1v_export.quantization.graph import quantizer
 
-        return quantizer(self.checkpoint.spec, artefact.schemes, artefact.linear, artefact.overrides)
+        return quantizer(self.checkpoint.spec, self.artefact.schemes, self.artefact.linear, self.artefact.overrides)
 
     def _engine_stages(self) -> Iterator[Stage]:
         for target in self.config.targets:
@@ -200,7 +206,7 @@ class Build:
         parity, device = self.config.parity, self.config.device
         candidate = candidate_side(self.out, target, device)
         reports = []
-        for gate, reference in gates(self.checkpoint, self.out, device):
+        for gate, reference in gates(self.checkpoint, self.artefact, device):
             report = compare(
                 reference,
                 candidate,

@@ -42,7 +42,7 @@ def test_the_graphs_hold_codes_and_the_bundle_its_calibration(bundle: Path) -> N
 
 def test_the_engine_computes_what_the_fake_quantised_model_computes(bundle: Path, tiny_model: Path) -> None:
     checkpoint = Checkpoint.open(tiny_model)
-    gate, reference = next(gates(checkpoint, bundle, "cpu"))
+    gate, reference = next(gates(checkpoint, open_artefact(bundle, checkpoint), "cpu"))
     candidate = candidate_side(bundle, "onnxruntime", "cpu")
     samples = questions(checkpoint, 2)
     options = {"precision": bundle.name, "gate": gate, "max_new_tokens": 4}
