@@ -25,8 +25,10 @@ from r1v_export import contract
 from r1v_export.builders.onnxruntime.builder import OnnxRuntimeBuilder
 from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
 from r1v_export.builders.onnxruntime.session import physical_cores
+from r1v_export.builders.registry import Material
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
+from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.runner.sampling import Sampler, Sampling
@@ -48,7 +50,7 @@ def prepare(work: Path) -> Checkpoint:
     for name in GRAPHS:
         if not (work / "graphs" / f"{name}.onnx").exists():
             export_graph(name, checkpoint, work / "graphs", torch.float32)
-    OnnxRuntimeBuilder().build(work / "graphs", engine, checkpoint.spec, "cpu")
+    OnnxRuntimeBuilder().build(Material(work / "graphs", checkpoint, None, BuildConfig()), engine, lambda _: None)
     if not (work / "genai" / "genai_config.json").exists():
         build_genai(checkpoint, work)
     return checkpoint
@@ -61,7 +63,9 @@ def build_genai(checkpoint: Checkpoint, work: Path) -> None:
     folder, prefix = work / "qwen2", "language_model."
     folder.mkdir(exist_ok=True)
     config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))["llm_config"]
-    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}), encoding="utf-8")
+    # Dynamic rope scaling does nothing within the trained length, and genai's builder knows none.
+    config |= {"torch_dtype": "float32", "rope_scaling": None}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for file in checkpoint.folder.iterdir():
         if file.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "generation")):
             shutil.copy(file, folder)

@@ -22,9 +22,11 @@ from r1v_export import contract
 from r1v_export.builders.onnxruntime.builder import OnnxRuntimeBuilder
 from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
 from r1v_export.builders.onnxruntime.session import physical_cores
+from r1v_export.builders.registry import Material
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.presets import INTERNVIT_300M
 from r1v_export.checkpoint.synth import synthesize
+from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import load
 
@@ -36,9 +38,10 @@ QUANTITY = "tiles_per_s"
 def prepare(work: Path, layers: int) -> Checkpoint:
     """A checkpoint with this tower and nano's small language model, its graphs, made once, and its engine."""
     if not (work / "checkpoint").exists():
-        tower = {f"vision_config.{field}": value for field, value in INTERNVIT_300M.items()}
+        fields = INTERNVIT_300M | {"num_hidden_layers": layers}
+        tower = {f"vision_config.{field}": value for field, value in fields.items()}
         size = {"force_image_size": INTERNVIT_300M["image_size"]}
-        synthesize(work / "checkpoint", preset="nano", vision_layers=layers, overrides=tower | size, dtype="float32")
+        synthesize(work / "checkpoint", preset="nano", overrides=tower | size, dtype="float32")
     checkpoint = Checkpoint.open(work / "checkpoint")
     engine = work / "engines" / "onnxruntime"
     shutil.rmtree(engine, ignore_errors=True)
@@ -47,7 +50,7 @@ def prepare(work: Path, layers: int) -> Checkpoint:
     for name in GRAPHS:
         if not (work / "graphs" / f"{name}.onnx").exists():
             export_graph(name, checkpoint, work / "graphs", torch.float32)
-    OnnxRuntimeBuilder().build(work / "graphs", engine, checkpoint.spec, "cpu")
+    OnnxRuntimeBuilder().build(Material(work / "graphs", checkpoint, None, BuildConfig()), engine, lambda _: None)
     return checkpoint
 
 
@@ -89,6 +92,7 @@ def main(
     work: Path,
     results: Path,
 ) -> None:
+    work /= f"{layers}-layers"
     checkpoint = prepare(work, layers)
     report = {"machine": machine(("onnxruntime", "torch")), "threads": threads, "layers": layers, "tiles": {}}
     runs = contenders(work, checkpoint, threads, compile_)

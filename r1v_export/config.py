@@ -20,9 +20,6 @@ Compute = Literal["float32", "float16", "bfloat16"]
 COMPUTE_OF: dict[str, Compute] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precisions that need no calibration, and the dtype that their graphs compute in."""
 
-COMPUTE_AROUND_QUANTISED: dict[Device, Compute] = {"cpu": "float32", "cuda": "float16"}
-"""What a quantised graph computes in elsewhere: the CPU's kernels know float32 only."""
-
 
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,7 +78,10 @@ class BuildConfig(_Config):
     @property
     def compute(self) -> Compute:
         """The dtype that the graphs compute in, around what is quantised."""
-        return COMPUTE_OF.get(self.precision) or COMPUTE_AROUND_QUANTISED[self.device]
+        if not self.quantised:
+            return COMPUTE_OF[self.precision]
+        # ONNX Runtime's quantised kernels on the CPU know float32 only.
+        return "float32" if self.device == "cpu" and "onnxruntime" in self.targets else "float16"
 
     @property
     def command(self) -> str:

@@ -14,13 +14,14 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from r1v_export.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+PASSED = "passed"
 MANIFEST = "manifest.json"
 WORK = ".work"
 """Folder of an unfinished build inside its output folder."""
@@ -80,7 +81,8 @@ class Manifest(_Entry):
     command: str
     source: SourceEntry
     precision: str
-    parity: Literal["passed", "not run"]
+    parity: dict[str, str]
+    """Of each target: PASSED, or why its gate did not run."""
     device: str
     tools: dict[str, str]
     stages: dict[str, StageEntry]

@@ -11,6 +11,7 @@ import pytest
 from r1v_export.errors import BundleError
 from r1v_export.manifest import (
     MANIFEST,
+    PASSED,
     Manifest,
     SourceEntry,
     StageEntry,
@@ -41,7 +42,7 @@ def write_manifest(folder: Path) -> None:
         command="r1v-export build r1v-nano",
         source=SourceEntry(kind="builtin", name="r1v-nano", revision=None, files={}),
         precision="fp32",
-        parity="passed",
+        parity={"onnxruntime": PASSED},
         device="cpu",
         tools={"python": "3"},
         stages={"all": StageEntry(fingerprint="0" * 64, files=entries)},

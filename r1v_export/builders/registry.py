@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.config import Compute, Device
+from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.contract import Engine
 from r1v_export.errors import CapabilityError, UsageError
+
+if TYPE_CHECKING:
+    from r1v_export.checkpoint.checkpoint import Checkpoint
+    from r1v_export.checkpoint.spec import ModelSpec
+    from r1v_export.quantization.artefact import Artefact
 
 BUILDERS = {
     "onnxruntime": "r1v_export.builders.onnxruntime.builder:OnnxRuntimeBuilder",
@@ -17,24 +23,48 @@ BUILDERS = {
 """Target name -> "module:class" of its Builder."""
 
 
+@dataclass(frozen=True)
+class Material:
+    """What an engine is made from."""
+
+    graphs: Path
+    """Folder with the standard graphs that the builder asked for, and their weights."""
+    checkpoint: Checkpoint
+    artefact: Artefact | None
+    """The calibration; None where nothing is quantised."""
+    config: BuildConfig
+
+
 class Builder(Protocol):
-    """Turns a bundle's standard graphs into one target's engines, and opens them."""
+    """Turns a model into one target's engines, and opens them."""
 
     name: str
+    graphs: tuple[str, ...]
+    """The contract's graphs that it builds from; empty where checkpoint and calibration are enough."""
 
-    def check(self, device: Device = "cpu", compute: Compute = "float32") -> None:
-        """Raise CapabilityError unless this machine can build and run the target on `device` with such graphs."""
+    def check(self, config: BuildConfig) -> None:
+        """Raise CapabilityError or UsageError unless this machine can build that for this target."""
 
-    def build(self, graphs: Path, out: Path, spec: ModelSpec, device: Device) -> None:
-        """Write engines into the empty folder `out`; `graphs` holds the contract's graphs and their weights.
+    def compute(self, config: BuildConfig, spec: ModelSpec) -> Compute:
+        """The dtype of whatever is not quantised in the engines: what parity takes their rounding from."""
+        ...
+
+    def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
+        """Write engines into the empty folder `out`.
 
         The files come out the same for the same input. `out` is to become `engines/<name>` beside `graphs`, and engines
         may refer to the weights there.
+
+        Args:
+            advance: told how many hundredths of the work were done since the last call.
 
         Raises:
             CapabilityError: the device cannot compute what the graphs ask for.
             GraphError: a graph that the target refuses.
         """
+
+    def missing(self, device: Device) -> str | None:
+        """What this machine lacks to run the engines on `device`; None where it runs them."""
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> Engine:
         """The engines in a bundle's folder `engines/<name>`.

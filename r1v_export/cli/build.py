@@ -125,5 +125,17 @@ def _print_built(built: Built, format_: str) -> None:
     elif not built.ran:
         click.echo(f"{built.out}: up to date")
     else:
-        parity = "parity with PyTorch holds" if built.manifest.parity == "passed" else "parity was not checked"
-        click.echo(f"{built.out}: {len(built.manifest.files)} files, {size(built.size_bytes)}; {parity}")
+        click.echo(f"{built.out}: {len(built.manifest.files)} files, {size(built.size_bytes)}; {_verdict(built)}")
+
+
+def _verdict(built: Built) -> str:
+    """One sentence on the parity gates: `parity with PyTorch holds`, and of which targets nothing is known."""
+    from r1v_export.manifest import PASSED
+
+    parity = built.manifest.parity
+    unchecked = [f"{target}: {why}" for target, why in parity.items() if why != PASSED]
+    if not unchecked:
+        return "parity with PyTorch holds"
+    passed = [target for target in parity if parity[target] == PASSED]
+    holds = [f"parity with PyTorch holds for {', '.join(passed)}"] if passed else []
+    return "; ".join([*holds, f"parity was not checked for {'; '.join(unchecked)}"])

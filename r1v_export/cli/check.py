@@ -61,7 +61,7 @@ def command(
     from r1v_export.parity.samples import from_files
     from r1v_export.pipeline.bundle import REPORT_FOLDERS, Bundle
     from r1v_export.pipeline.calibration import open_artefact
-    from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions
+    from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions, rounding
     from r1v_export.pipeline.progress import Progress
     from r1v_export.pipeline.source import open_source
 
@@ -71,19 +71,21 @@ def command(
     progress = Progress(2, quiet=format_ == "json")
     checkpoint = open_source(opened, model, progress)
     candidate = candidate_side(bundle, target, device)
+    artefact = open_artefact(bundle, checkpoint)
+    limits = rounding(opened.config, target, opened.spec, artefact)
     results = []
-    for gate, reference in gates(checkpoint, open_artefact(bundle, checkpoint), device):
+    for gate, reference in gates(checkpoint, artefact, device):
         with progress.stage(gate, len(samples) if samples else count) as task:
             result = compare(
                 reference,
                 candidate,
                 samples or questions(checkpoint, count),
                 task.advance,
-                precision=opened.manifest.precision,
                 gate=gate,
                 blocks=blocks,
                 max_new_tokens=max_new_tokens,
                 measure_latency=True,
+                **limits,
             )
         written = write_report(result, (report or bundle / LOCAL_REPORTS) / REPORT_FOLDERS[gate])
         if format_ == "text":

@@ -12,7 +12,7 @@ from itertools import islice
 
 from PIL import Image
 
-from r1v_export.config import Precision
+from r1v_export.config import Compute, Precision
 from r1v_export.errors import CapabilityError, InputError, ParityError
 from r1v_export.parity.diagnosis import kind_of, likely_causes, problem
 from r1v_export.parity.latency import TimedEngine, latencies
@@ -28,7 +28,7 @@ from r1v_export.parity.schema import (
     WorstElement,
 )
 from r1v_export.parity.sides import Side
-from r1v_export.parity.tolerances import Boundary, Gate, Limit, limits, require_precision
+from r1v_export.parity.tolerances import Boundary, Gate, Limit, Standard, limits, standard_for
 from r1v_export.parity.walk import Answers, VisionBlocks, Walk
 from r1v_export.runner.reasoning import split_reasoning
 
@@ -59,6 +59,8 @@ def check(
     samples: Iterable[Sample],
     *,
     precision: Precision,
+    compute: Compute = "float32",
+    quantised_inputs: bool = False,
     gate: Gate = "arithmetic",
     blocks: bool = False,
     max_new_tokens: int = 96,
@@ -72,8 +74,10 @@ def check(
         reference: the truth: PyTorch, with the checkpoint's own files.
         candidate: the engine under test, with the files of its bundle.
         samples: compared in this order; drawn from as needed, `batch_size` at a time.
-        precision: what the candidate computes in; chooses its limits.
-        gate: which limits of that precision, see `parity.tolerances`.
+        precision: that the candidate was built in; with the next three it chooses the limits, see `parity.tolerances`.
+        compute: what the candidate computes in.
+        quantised_inputs: whether any of its linears rounds its input to 8 bits.
+        gate: whether the reference computes the same numbers, or is the original of a quantised candidate.
         blocks: also compare each ViT block. Without, this is done only when the vision features are out of tolerance,
             to name the block.
         max_new_tokens: longest greedy answer.
@@ -82,12 +86,12 @@ def check(
         on_progress: is told the number of samples done, after each batch.
 
     Raises:
-        UsageError: the table has no limits for this precision.
+        UsageError: the table has no limits for such an engine.
         ParityError: the engines are of different models, so that nothing can be compared.
         CapabilityError: `blocks` with an engine that does not show its ViT blocks.
         InputError: no samples, or one that cannot be used.
     """
-    require_precision(precision, gate)
+    standard = standard_for(gate, precision, compute, quantised_inputs)
     _require_one_model(reference, candidate)
     can_show_blocks = all(isinstance(side.engine, VisionBlocks) for side in (reference, candidate))
     if blocks and not can_show_blocks:
@@ -104,14 +108,14 @@ def check(
     walk = Walk(reference, candidate, blocks, max_new_tokens)
     walk.compare_vocabulary()
     results, first_batch = _walk_samples(walk, samples, batch_size, on_progress)
-    boundaries = _judge(walk.statistics, precision, gate)
+    boundaries = _judge(walk.statistics, standard)
     first_bad = next((b.name for b in boundaries if not b.passed), None)
     if first_bad == "vision" and can_show_blocks and not blocks:
         # An engine may find only now that its blocks were fused away; then the tower is named as a whole.
         with suppress(CapabilityError):
             for sample in first_batch:
                 walk.compare_blocks(reference.inputs(sample).pixel_values, sample.name)
-        boundaries = _judge(walk.statistics, precision, gate)
+        boundaries = _judge(walk.statistics, standard)
         first_bad = next(b.name for b in boundaries if not b.passed)
     return ParityReport(
         reference=reference.engine.name,
@@ -174,9 +178,9 @@ def _walk_samples(
     return results, first_batch
 
 
-def _judge(statistics: dict[str, Statistics], precision: Precision, gate: Gate) -> tuple[BoundaryResult, ...]:
+def _judge(statistics: dict[str, Statistics], standard: Standard) -> tuple[BoundaryResult, ...]:
     """Hold every boundary to the table, in data-flow order."""
-    return tuple(_judge_one(name, statistics[name], precision, gate) for name in sorted(statistics, key=_position))
+    return tuple(_judge_one(name, statistics[name], standard) for name in sorted(statistics, key=_position))
 
 
 def _position(boundary: str) -> tuple[int, int]:
@@ -184,7 +188,7 @@ def _position(boundary: str) -> tuple[int, int]:
     return list(COMPARED).index(kind_of(boundary)), int(block or 0)
 
 
-def _judge_one(name: str, statistics: Statistics, precision: Precision, gate: Gate) -> BoundaryResult:
+def _judge_one(name: str, statistics: Statistics, standard: Standard) -> BoundaryResult:
     metrics = statistics.metrics()
     tensor = statistics.tensor if isinstance(statistics, LogitStatistics) else statistics
     worst = tensor.worst if isinstance(tensor, TensorStatistics) else None
@@ -192,7 +196,7 @@ def _judge_one(name: str, statistics: Statistics, precision: Precision, gate: Ga
         name=name,
         compared=COMPARED[kind_of(name)],
         metrics=metrics,
-        checks=tuple(_held(row, metrics[row.metric]) for row in limits(kind_of(name), precision, gate)),
+        checks=tuple(_held(row, metrics[row.metric]) for row in limits(kind_of(name), standard)),
         worst=WorstElement(**asdict(worst)) if worst else None,
         problem=problem(statistics),
     )

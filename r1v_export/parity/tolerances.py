@@ -1,11 +1,11 @@
 """The tolerance table: how far an engine may be from the reference at each boundary, and why.
 
-One row is one limit on one metric. Rows are looked up by boundary, by the precision that the candidate computes in,
-and by gate:
+One row is one limit on one metric. Rows are looked up by boundary and by standard; standards are for one of two gates:
 
 * `arithmetic`: the same numbers computed by another engine. The reference is the model that the engine was built
-  from, in float32 (for a quantised engine: its fake-quantised model); only rounding may differ.
-* `quantisation`: a quantised model against the float32 original; what quantising costs.
+  from, in float32 (for a quantised engine: its fake-quantised model); only rounding may differ. What rounds is the
+  dtype computed in or, coarser than any, inputs on an 8-bit grid.
+* `quantisation`: a quantised model against the float32 original; what quantising costs, by precision.
 
 Unit roundoff u: 2^-24 (6e-8) for float32, 2^-11 (4.9e-4) for float16, 2^-9 (2.0e-3) for bfloat16.
 """
@@ -17,10 +17,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 
-from r1v_export.config import Precision
+from r1v_export.config import Compute, Precision
 from r1v_export.errors import UsageError
 
 Gate = Literal["arithmetic", "quantisation"]
+Standard = Literal["fp32", "fp16", "bf16", "8-bit inputs", "fp8", "int8", "int4"]
+"""The first four hold arithmetic, the others what quantising costs."""
 Boundary = Literal[
     "pixels", "prompt", "vision_block", "vision", "projector", "embeds", "prefill", "decode", "end_to_end", "tokens"
 ]
@@ -34,12 +36,11 @@ class Limit(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     boundary: Boundary
-    precision: Precision
+    standard: Standard
     metric: str
     at_most: float | None = None
     at_least: float | None = None
     reason: Reason
-    gate: Gate = "arithmetic"
 
     @model_validator(mode="after")
     def _one_bound(self) -> Limit:
@@ -62,38 +63,51 @@ class Limit(BaseModel):
         return value <= self.bound if self.relation == "at most" else value >= self.bound
 
 
-def limits(boundary: Boundary, precision: Precision, gate: Gate = "arithmetic") -> tuple[Limit, ...]:
+def limits(boundary: Boundary, standard: Standard) -> tuple[Limit, ...]:
     """The rows of the table for one boundary."""
-    return tuple(row for row in TABLE if (row.boundary, row.precision, row.gate) == (boundary, precision, gate))
+    return tuple(row for row in TABLE if (row.boundary, row.standard) == (boundary, standard))
 
 
-def require_precision(precision: str, gate: Gate = "arithmetic") -> None:
-    """
+def standard_for(gate: Gate, precision: Precision, compute: Compute, quantised_inputs: bool) -> Standard:
+    """What an engine is held to.
+
+    Args:
+        precision: that the engine was built in.
+        compute: what it computes in, around whatever is quantised.
+        quantised_inputs: whether any linear rounds its input to 8 bits too.
+
     Raises:
-        UsageError: the table has no limits for this precision, so there is nothing to hold an engine to.
+        UsageError: the table has no such rows, so there is nothing to hold an engine to.
     """
-    known = sorted({row.precision for row in TABLE if row.gate == gate})
-    if precision not in known:
+    arithmetic: Standard = "8-bit inputs" if quantised_inputs else _FLOATS[compute]
+    standard = arithmetic if gate == "arithmetic" else precision
+    known = [row.standard for row in (*_FP8, *_INT8, *_INT4)] if gate == "quantisation" else ARITHMETIC
+    if standard not in known:
         raise UsageError(
-            f"parity has no tolerances for precision {precision}",
-            where=f"{gate} gate",
-            expected=" or ".join(known) or None,
-            found=precision,
-            fix="check an engine of a precision in the table, or add rows with reasons to parity/tolerances.py",
+            f"Parity has no tolerances for what quantising to {standard} costs.",
+            expected=" or ".join(sorted(set(known))),
+            found=standard,
+            fix="add rows with reasons to parity/tolerances.py",
         )
+    return standard
 
 
-def _exact_inputs(precision: Precision) -> Iterable[Limit]:
+_FLOATS: dict[Compute, Standard] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+ARITHMETIC: tuple[Standard, ...] = (*_FLOATS.values(), "8-bit inputs")
+"""The standards of the arithmetic gate."""
+
+
+def _exact_inputs(standard: Standard) -> Iterable[Limit]:
     yield Limit(
         boundary="pixels",
-        precision=precision,
+        standard=standard,
         metric="max_abs_error",
         at_most=0.0,
         reason="Tiling and normalising are the same code on both sides and no engine takes part: nothing may differ.",
     )
     yield Limit(
         boundary="prompt",
-        precision=precision,
+        standard=standard,
         metric="token_agreement",
         at_least=1.0,
         reason="Token ids are whole numbers from the tokenizer files: one other id is another question.",
@@ -101,25 +115,23 @@ def _exact_inputs(precision: Precision) -> Iterable[Limit]:
 
 
 def _same(
-    precision: Precision,
+    standard: Standard,
     boundaries: Iterable[Boundary],
     metric: str,
     *,
     at_most: float | None = None,
     at_least: float | None = None,
     reason: str,
-    gate: Gate = "arithmetic",
 ) -> Iterable[Limit]:
     """One limit, the same at several boundaries."""
     for boundary in boundaries:
         yield Limit(
             boundary=boundary,
-            precision=precision,
+            standard=standard,
             metric=metric,
             at_most=at_most,
             at_least=at_least,
             reason=reason,
-            gate=gate,
         )
 
 
@@ -138,7 +150,7 @@ _FP32 = (
     ),
     Limit(
         boundary="embeds",
-        precision="fp32",
+        standard="fp32",
         metric="max_abs_error",
         at_most=0.0,
         reason="A lookup and a copy; bfloat16 and float16 weights widen to float32 without rounding.",
@@ -168,7 +180,7 @@ _FP32 = (
     ),
     Limit(
         boundary="tokens",
-        precision="fp32",
+        standard="fp32",
         metric="token_agreement",
         at_least=1.0,
         reason="The project's promise for float32: run end to end, the engine writes the same answer, token by token.",
@@ -177,7 +189,7 @@ _FP32 = (
 
 
 def _sixteen_bit(
-    precision: Precision,
+    standard: Standard,
     roundoff: str,
     measured: str,
     lookup: float,
@@ -188,9 +200,9 @@ def _sixteen_bit(
 ) -> tuple[Limit, ...]:
     """Rows of a 16-bit float: relative limits in features, probabilities instead of raw logits."""
     return (
-        *_exact_inputs(precision),
+        *_exact_inputs(standard),
         *_same(
-            precision,
+            standard,
             _FEATURES,
             "relative_error",
             at_most=feature,
@@ -198,7 +210,7 @@ def _sixteen_bit(
             "rounds its output, and the errors add up like a random walk over the depth.",
         ),
         *_same(
-            precision,
+            standard,
             _FEATURES,
             "min_row_cosine",
             at_least=cosine,
@@ -207,13 +219,13 @@ def _sixteen_bit(
         ),
         Limit(
             boundary="embeds",
-            precision=precision,
+            standard=standard,
             metric="max_relative_error",
             at_most=lookup,
             reason=f"A lookup and a copy: one rounding to {roundoff} of the image embeddings, none of the table's.",
         ),
         *_same(
-            precision,
+            standard,
             _LOGITS,
             "mean_kl",
             at_most=kl,
@@ -221,7 +233,7 @@ def _sixteen_bit(
             "rounding does to the next token's distribution, and lies well below what quantising costs.",
         ),
         *_same(
-            precision,
+            standard,
             ("prefill", "decode"),
             "top1_agreement",
             at_least=agreement,
@@ -234,9 +246,9 @@ _FP16 = _sixteen_bit("fp16", "2^-11", "4", lookup=5e-4, feature=1e-2, cosine=0.9
 _BF16 = _sixteen_bit("bf16", "2^-9", "10", lookup=4e-3, feature=4e-2, cosine=0.99, kl=2e-3, agreement=0.98)
 
 
-def _lookup(precision: Precision) -> Iterable[Limit]:
+def _lookup(standard: Standard) -> Iterable[Limit]:
     return _same(
-        precision,
+        standard,
         ("embeds",),
         "max_relative_error",
         at_most=4e-3,
@@ -245,79 +257,70 @@ def _lookup(precision: Precision) -> Iterable[Limit]:
     )
 
 
-def _quantised_inputs(precision: Precision) -> tuple[Limit, ...]:
-    """Rows of static 8-bit inputs against the fake-quantised model: the same codes but at the edges between two."""
-    return (
-        *_exact_inputs(precision),
-        *_same(
-            precision,
-            _FEATURES,
-            "relative_error",
-            at_most=3e-2,
-            reason="An input that lies on the edge between two codes falls on either side for a 1e-7 difference "
-            "before it, and the blocks behind it carry that on: the same FP8 model in float32 and in float64 differs "
-            "by 7e-5 after one ViT block, 2e-3 after four. A wrong scale moves it by more than 1e-1.",
-        ),
-        *_lookup(precision),
-        *_same(
-            precision,
-            _LOGITS,
-            "mean_kl",
-            at_most=5e-3,
-            reason="The same edges, as what they do to the next token's distribution: 2e-3 nats end to end is measured "
-            "between float32 and float64, a tenth of what quantising itself may cost is allowed.",
-        ),
-        *_same(
-            precision,
-            ("prefill", "decode"),
-            "top1_agreement",
-            at_least=0.98,
-            reason="Given the same history, a code that falls on the other side may flip a greedy choice only at "
-            "near ties.",
-        ),
-    )
+_EIGHT_BIT_INPUTS = (
+    *_exact_inputs("8-bit inputs"),
+    *_same(
+        "8-bit inputs",
+        _FEATURES,
+        "relative_error",
+        at_most=3e-2,
+        reason="An input that lies on the edge between two codes falls on either side for a 1e-7 difference "
+        "before it, and the blocks behind it carry that on: the same FP8 model in float32 and in float64 differs "
+        "by 7e-5 after one ViT block, 2e-3 after four. A wrong scale moves it by more than 1e-1.",
+    ),
+    *_lookup("8-bit inputs"),
+    *_same(
+        "8-bit inputs",
+        _LOGITS,
+        "mean_kl",
+        at_most=5e-3,
+        reason="The same edges, as what they do to the next token's distribution: 2e-3 nats end to end is measured "
+        "between float32 and float64, a tenth of what quantising itself may cost is allowed.",
+    ),
+    *_same(
+        "8-bit inputs",
+        ("prefill", "decode"),
+        "top1_agreement",
+        at_least=0.98,
+        reason="Given the same history, a code that falls on the other side may flip a greedy choice only at "
+        "near ties.",
+    ),
+)
 
 
-def _quantised_weights(precision: Precision) -> tuple[Limit, ...]:
-    """Rows of weight-only quantisation against the fake-quantised model: float32 arithmetic on the same weights."""
-    return tuple(row.model_copy(update={"precision": precision}) for row in _FP32)
-
-
-def _cost(precision: Precision, kl: float, agreement: float, why: str) -> tuple[Limit, ...]:
+def _cost(standard: Standard, kl: float, agreement: float, why: str) -> tuple[Limit, ...]:
     """Rows of a quantised engine against the float32 original: what quantising may cost."""
     return (
-        *(row.model_copy(update={"gate": "quantisation"}) for row in (*_exact_inputs(precision), *_lookup(precision))),
+        *_exact_inputs(standard),
+        *_lookup(standard),
         *_same(
-            precision,
+            standard,
             _FEATURES,
             "min_row_cosine",
             at_least=0.98,
             reason="The worst token: above 0.995 is measured for FP8 and INT8 on r1v-nano. A wrong scale in the tower "
             "turns tokens away long before answers change.",
-            gate="quantisation",
         ),
         *_same(
-            precision,
+            standard,
             ("prefill", "decode"),
             "mean_kl",
             at_most=kl,
             reason=f"What {why} may do to the next token's distribution, in nats. A shuffled or corrupted scale "
             "costs whole nats.",
-            gate="quantisation",
         ),
         *_same(
-            precision,
+            standard,
             ("prefill", "decode"),
             "top1_agreement",
             at_least=agreement,
             reason=f"Given the same history, {why} may change a greedy choice only where the original was unsure.",
-            gate="quantisation",
         ),
     )
 
 
-_FP8 = (*_quantised_inputs("fp8"), *_cost("fp8", 5e-2, 0.97, "rounding weights and inputs to FP8"))
-_INT8 = (*_quantised_inputs("int8"), *_cost("int8", 5e-2, 0.97, "rounding weights and inputs to INT8"))
-_INT4 = (*_quantised_weights("int4"), *_cost("int4", 1e-1, 0.95, "rounding weights to 4 bits"))
+_FP8 = _cost("fp8", 5e-2, 0.97, "rounding weights and inputs to FP8")
+_INT8 = _cost("int8", 5e-2, 0.97, "rounding weights and inputs to INT8")
+_INT4 = _cost("int4", 1e-1, 0.95, "rounding weights to 4 bits")
 
-TABLE: tuple[Limit, ...] = (*_FP32, *_FP16, *_BF16, *_FP8, *_INT8, *_INT4)
+TABLE: tuple[Limit, ...] = (*_FP32, *_FP16, *_BF16, *_EIGHT_BIT_INPUTS, *_FP8, *_INT8, *_INT4)

@@ -11,7 +11,7 @@ from r1v_export.builders import registry
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import CheckpointError, ParityError
-from r1v_export.manifest import FileEntry, Manifest, SourceEntry, StageEntry
+from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageEntry
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.estimate import HASH_BYTES_PER_S, require_disk
@@ -98,7 +98,7 @@ def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool =
 def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
     """Refuse what cannot be built before a checkpoint is downloaded, and the checkpoint before anything is written."""
     for target in config.targets:
-        registry.builder(target).check(config.device, config.compute)
+        registry.builder(target).check(config)
     chosen_recipe(config)
     return Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
 
@@ -200,7 +200,7 @@ def _manifest(job: Build, sources: Mapping[str, FileEntry], stages: Mapping[str,
         command=config.command,
         source=SourceEntry(kind=source.kind, name=config.model, revision=source.revision, files=dict(sources)),
         precision=config.precision,
-        parity="passed" if config.parity.enabled else "not run",
+        parity={target: job.unchecked(target) or PASSED for target in config.targets},
         device=provenance.device_name(config.device),
         tools=provenance.tool_versions(tools),
         stages=dict(stages),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import BuildConfig, load_config
 from r1v_export.errors import BundleError
 from r1v_export.manifest import Manifest, read_manifest
 
@@ -46,6 +47,11 @@ class Bundle:
     @cached_property
     def spec(self) -> ModelSpec:
         return read_spec(self.folder)
+
+    @cached_property
+    def config(self) -> BuildConfig:
+        """What it was built as."""
+        return load_config(self.folder / BUILD_CONFIG, {})
 
     @property
     def graphs(self) -> Path:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from r1v_export.builders import registry
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.config import Device
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import BuildConfig, Device
 from r1v_export.parity.comparison import check
 from r1v_export.parity.samples import Sample, held_out, synthetic
 from r1v_export.parity.schema import ParityReport
@@ -55,6 +56,15 @@ def questions(checkpoint: Checkpoint, count: int) -> Iterator[Sample]:
     if checkpoint.source.kind == "builtin":
         return held_out(count)
     return synthetic(count, checkpoint.spec.tiling.tile_size)
+
+
+def rounding(config: BuildConfig, target: str, spec: ModelSpec, artefact: Artefact | None) -> dict[str, Any]:
+    """What `parity.check` chooses the limits of a bundle's engine by."""
+    return {
+        "precision": config.precision,
+        "compute": registry.builder(target).compute(config, spec),
+        "quantised_inputs": artefact is not None and artefact.quantises_inputs,
+    }
 
 
 def compare(

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 CALIBRATION_STAGE = "calibration"
 
-_GRAPH_NAMES = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
 _ENGINE_S, _PARITY_S = 2.0, 60.0
 _CALIBRATION_S = 1e-9
 """Per parameter and sample, on two cores. All rough, for the plan."""
@@ -70,10 +69,22 @@ class Build:
     def stages(self) -> list[Stage]:
         """All stages, each after those that it reads from."""
         stages = [self._model_stage(), *self._calibration_stages(), *self._graph_stages(), *self._engine_stages()]
-        if self.config.parity.enabled:
+        checked = [target for target in self.config.targets if self.unchecked(target) is None]
+        if checked:
             require_memory(sum(graph_parameters(self.checkpoint.spec).values()))
-            stages += self._parity_stages()
-        return stages
+        return [*stages, *(self._parity_stage(target) for target in checked)]
+
+    def unchecked(self, target: str) -> str | None:
+        """Why the parity gate of a target cannot run, or None where it does."""
+        if not self.config.parity.enabled:
+            return "left out (--no-parity)"
+        return registry.builder(target).missing(self.config.device)
+
+    @cached_property
+    def graphs(self) -> tuple[str, ...]:
+        """The graphs that the targets are built from, in the order of the data flow."""
+        wanted = {name for target in self.config.targets for name in registry.builder(target).graphs}
+        return tuple(name for name in contract.graph_contracts(self.checkpoint.spec.sizes) if name in wanted)
 
     def report_folder(self, target: str) -> Path:
         """Where in the bundle a target's parity report is: `report`, or a folder in it where there are several."""
@@ -135,7 +146,7 @@ class Build:
     def _graph_stages(self) -> Iterator[Stage]:
         sources = tuple(path.name for path in self.checkpoint.files())
         parameters = graph_parameters(self.checkpoint.spec)
-        for name in _GRAPH_NAMES:
+        for name in self.graphs:
             size_bytes = parameters[name] * BYTES_OF[self.config.compute]
             yield Stage(
                 f"{name}-graph",
@@ -175,36 +186,38 @@ class Build:
                 code=(*_TRACED_CODE, "builders"),
                 tools=(*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS),
                 settings={"device": self.config.device},
-                after=("model-files", *(f"{name}-graph" for name in _GRAPH_NAMES)),
+                sources=tuple(path.name for path in self.checkpoint.files()),
+                after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
+                work=100,
                 seconds=_ENGINE_S,
             )
 
     def _build_engine(self, target: str, folder: Path, advance: Advance) -> None:
         engine = folder / ENGINES / target
         engine.mkdir(parents=True)
-        registry.builder(target).build(self.out / GRAPHS, engine, self.checkpoint.spec, self.config.device)
+        material = registry.Material(self.out / GRAPHS, self.checkpoint, self.artefact, self.config)
+        registry.builder(target).build(material, engine, advance)
 
-    def _parity_stages(self) -> Iterator[Stage]:
-        graphs = tuple(f"{name}-graph" for name in _GRAPH_NAMES)
-        for target in self.config.targets:
-            yield Stage(
-                f"{target}-parity",
-                partial(self._check_parity, target),
-                code=_RUN_CODE,
-                tools=(*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS, *provenance.INPUT_TOOLS),
-                settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
-                sources=tuple(self.source_files()),
-                after=("model-files", *self._after_calibration, *graphs, f"{target}-engine"),
-                work=self.config.parity.questions * (2 if self.recipe else 1),
-                seconds=_PARITY_S,
-            )
+    def _parity_stage(self, target: str) -> Stage:
+        return Stage(
+            f"{target}-parity",
+            partial(self._check_parity, target),
+            code=_RUN_CODE,
+            tools=(*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS, *provenance.INPUT_TOOLS),
+            settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
+            sources=tuple(self.source_files()),
+            after=("model-files", *self._after_calibration, *_graph_stages_of(target), f"{target}-engine"),
+            work=self.config.parity.questions * (2 if self.recipe else 1),
+            seconds=_PARITY_S,
+        )
 
     def _check_parity(self, target: str, folder: Path, advance: Advance) -> None:
         from r1v_export.parity.report import write_report
-        from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions
+        from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions, rounding
 
         parity, device = self.config.parity, self.config.device
         candidate = candidate_side(self.out, target, device)
+        limits = rounding(self.config, target, self.checkpoint.spec, self.artefact)
         reports = []
         for gate, reference in gates(self.checkpoint, self.artefact, device):
             report = compare(
@@ -212,11 +225,15 @@ class Build:
                 candidate,
                 questions(self.checkpoint, parity.questions),
                 advance,
-                precision=self.config.precision,
                 gate=gate,
                 max_new_tokens=parity.max_new_tokens,
+                **limits,
             )
             write_report(report, folder / self.report_folder(target) / REPORT_FOLDERS[gate])
             reports.append(report)
         for report in reports:
             report.raise_if_failed()
+
+
+def _graph_stages_of(target: str) -> tuple[str, ...]:
+    return tuple(f"{name}-graph" for name in registry.builder(target).graphs)

@@ -87,10 +87,19 @@ class Stats(_Part):
 def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
     """SHA-256 of every tensor's name, dtype, shape and first 64 KiB: tells models apart without reading all of them."""
     digest = hashlib.sha256()
-    for name, info in sorted(checkpoint.tensors.items()):
-        digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
-        head = checkpoint.read(name).flatten()[: _SAMPLED_BYTES // info.dtype.itemsize]
+
+    def add(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        digest.update(f"{name} {tensor.dtype} {shape}\n".encode())
+        head = tensor.flatten()[: _SAMPLED_BYTES // tensor.dtype.itemsize]
         digest.update(head.view(torch.uint8).numpy().tobytes())
+
+    quantised = checkpoint.quantised
+    weights = {f"{linear}.weight" for linear in quantised.linears} if quantised else set[str]()
+    for name, info in sorted(checkpoint.tensors.items()):
+        if name not in weights:
+            add(name, checkpoint.read(name), info.shape)
+    for name, stored in sorted(quantised.stored.items()) if quantised else ():
+        add(name, stored.read(), stored.shape)
     return digest.hexdigest()
 
 
@@ -155,6 +164,11 @@ class Artefact:
         artefact = cls(folder, checkpoint.spec, stats, recipe, schemes, _header(folder / SCALES), codes)
         artefact._check()
         return artefact
+
+    @property
+    def quantises_inputs(self) -> bool:
+        """Whether any linear rounds its input too."""
+        return any(scheme.inputs for scheme in self.schemes.values())
 
     def linear(self, name: str) -> QuantizedLinear:
         """A quantised linear by its checkpoint name, its codes unpacked."""

@@ -12,7 +12,9 @@ import torch
 from r1v_export import contract
 from r1v_export.builders.onnxruntime.builder import OnnxRuntimeBuilder
 from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
+from r1v_export.builders.registry import Material
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import ReferenceEngine
 from tests.exporters.conftest import checkpoint_of, random_model, tiny_spec
@@ -36,6 +38,11 @@ class Built:
     def engine_folder(self) -> Path:
         return self.folder / "engines" / "onnxruntime"
 
+    def build_engine(self, out: Path) -> None:
+        """From the graphs in this bundle, whoever has changed them."""
+        material = Material(self.graphs, checkpoint_of(self.reference.model), None, BuildConfig())
+        OnnxRuntimeBuilder().build(material, out, lambda _: None)
+
     def open(self) -> OnnxRuntimeEngine:
         return OnnxRuntimeBuilder().open(self.engine_folder, self.spec, "cpu")
 
@@ -51,7 +58,7 @@ def build(spec: ModelSpec, folder: Path) -> Built:
     built.engine_folder.mkdir(parents=True)
     for name in GRAPHS:
         export_graph(name, checkpoint_of(model), built.graphs, torch.float32)
-    OnnxRuntimeBuilder().build(built.graphs, built.engine_folder, spec, "cpu")
+    built.build_engine(built.engine_folder)
     return built
 
 

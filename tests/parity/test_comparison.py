@@ -148,7 +148,7 @@ def test_float16_overflow_is_caught_and_explained(reference: Side, damaged: Dama
         model.vision_model.encoder.layers[2].mlp.fc2.bias[4] = 1e5
         model.half()
 
-    report = compare(reference, damaged(overflowing), samples, precision="fp16")
+    report = compare(reference, damaged(overflowing), samples, precision="fp16", compute="float16")
     assert report.first_bad == "vision_block.2"
     assert "65504" in report.causes[0]
 
@@ -309,7 +309,7 @@ def test_sixteen_bit_rounding_is_within_its_own_tolerances_and_not_within_float3
 ):
     candidate = damaged(Model.half)
     assert not compare(reference, candidate, samples).passed
-    report = compare(reference, candidate, samples, precision="fp16", blocks=True)
+    report = compare(reference, candidate, samples, precision="fp16", compute="float16", blocks=True)
     within = {b.name for b in report.boundaries if b.passed}
     assert {"vision_block.2", "vision", "projector", "embeds"} <= within
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from r1v_export.builders.onnxruntime.builder import GRAPHS, OnnxRuntimeBuilder
+from r1v_export.builders.registry import Material
+from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.parity import ParityReport, Sample, Side, check
 from r1v_export.reference.model import Model
@@ -30,7 +32,8 @@ def bundle(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     engine.mkdir(parents=True)
     for name in GRAPHS:
         export_graph(name, checkpoint_of(model), graphs, torch.float32)
-    OnnxRuntimeBuilder().build(graphs, engine, model.spec, "cpu")
+    material = Material(graphs, checkpoint_of(model), None, BuildConfig())
+    OnnxRuntimeBuilder().build(material, engine, lambda _: None)
     return folder
 
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from r1v_export.config import Precision
 from r1v_export.errors import UsageError
 from r1v_export.parity.metrics import LogitStatistics, TokenStatistics
-from r1v_export.parity.tolerances import TABLE, Boundary, Limit, limits, require_precision
+from r1v_export.parity.tolerances import ARITHMETIC, TABLE, Boundary, Limit, Standard, limits, standard_for
 
-ROW = {"boundary": "vision", "precision": "fp32", "metric": "relative_error", "at_most": 1e-5}
+ROW = {"boundary": "vision", "standard": "fp32", "metric": "relative_error", "at_most": 1e-5}
 REASON = "because the sums are in another order"
 
 
@@ -41,24 +41,26 @@ def test_a_limit_holds_up_to_its_bound_and_never_for_nan():
     assert not most.holds(math.inf)
 
 
-@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("standard", ARITHMETIC)
 @pytest.mark.parametrize("boundary", get_args(Boundary))
-def test_every_boundary_is_held_to_something(boundary: Boundary, precision: Precision):
+def test_every_boundary_is_held_to_something(boundary: Boundary, standard: Standard):
     # Where rounding is coarse, one flipped near tie changes all that is written after it; `decode` holds each choice.
-    free = boundary == "tokens" and precision not in ("fp32", "int4")
-    assert bool(limits(boundary, precision)) != free
+    free = boundary == "tokens" and standard != "fp32"
+    assert bool(limits(boundary, standard)) != free
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
 @pytest.mark.parametrize("boundary", [b for b in get_args(Boundary) if b not in ("end_to_end", "tokens")])
 def test_the_cost_of_quantising_is_held_at_every_boundary(boundary: Boundary, precision: Precision):
-    assert limits(boundary, precision, "quantisation")
+    assert limits(boundary, precision)
 
 
-def test_four_bit_weights_are_held_to_float32s_arithmetic():
-    for boundary in get_args(Boundary):
-        rows = [{(row.metric, row.bound) for row in limits(boundary, precision)} for precision in ("fp32", "int4")]
-        assert rows[0] == rows[1]
+def test_arithmetic_is_held_to_what_rounds_and_quantising_to_its_precision():
+    assert standard_for("arithmetic", "fp16", "float32", False) == "fp32"
+    assert standard_for("arithmetic", "int4", "float32", False) == "fp32"
+    assert standard_for("arithmetic", "int4", "bfloat16", False) == "bf16"
+    assert standard_for("arithmetic", "int4", "float32", True) == "8-bit inputs"
+    assert standard_for("quantisation", "int4", "float32", True) == "int4"
 
 
 def test_every_limit_is_on_a_metric_that_its_boundary_has():
@@ -70,7 +72,7 @@ def test_every_limit_is_on_a_metric_that_its_boundary_has():
 
 
 def test_no_limit_stands_twice():
-    keys = [(row.boundary, row.precision, row.gate, row.metric) for row in TABLE]
+    keys = [(row.boundary, row.standard, row.metric) for row in TABLE]
     assert len(keys) == len(set(keys))
 
 
@@ -84,14 +86,12 @@ def test_float32_logits_are_held_to_the_promise():
 def test_float32_is_stricter_than_float16_and_that_than_bfloat16():
     for metric, boundary in (("relative_error", "vision"), ("relative_error", "projector")):
         bounds = [
-            next(row.bound for row in limits(boundary, precision) if row.metric == metric)
-            for precision in ("fp32", "fp16", "bf16")
+            next(row.bound for row in limits(boundary, standard) if row.metric == metric)
+            for standard in ("fp32", "fp16", "bf16")
         ]
         assert bounds == sorted(bounds)
 
 
-def test_a_precision_without_limits_is_refused():
-    require_precision("bf16")
-    require_precision("fp8", "quantisation")
-    with pytest.raises(UsageError, match="no tolerances for precision fp32"):
-        require_precision("fp32", "quantisation")
+def test_a_cost_without_limits_is_refused():
+    with pytest.raises(UsageError, match="no tolerances for what quantising to fp32 costs"):
+        standard_for("quantisation", "fp32", "float32", False)

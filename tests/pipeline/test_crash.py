@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from r1v_export.manifest import MANIFEST, Manifest, SourceEntry, verify
+from r1v_export.manifest import MANIFEST, PASSED, Manifest, SourceEntry, verify
 from r1v_export.pipeline.build import run_stages
 from r1v_export.pipeline.progress import Progress
 from r1v_export.pipeline.stage import Advance, Stage
@@ -57,7 +57,7 @@ def build(out: Path, version: str, force: bool = False) -> list[str]:
             command="",
             source=source,
             precision="fp32",
-            parity="passed",
+            parity={"onnxruntime": PASSED},
             device="cpu",
             tools={},
             stages=finished,

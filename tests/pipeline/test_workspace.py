@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from r1v_export.errors import UsageError
-from r1v_export.manifest import MANIFEST, Manifest, SourceEntry, StageEntry, verify
+from r1v_export.manifest import MANIFEST, PASSED, Manifest, SourceEntry, StageEntry, verify
 from r1v_export.pipeline.workspace import HashCache, Workspace, open_workspace
 
 A, B = "a" * 64, "b" * 64
@@ -29,7 +29,14 @@ def run_stage(workspace: Workspace, stage: str, fingerprint: str, **files: str) 
 def finish(workspace: Workspace, **stages: StageEntry) -> Manifest:
     source = SourceEntry(kind="builtin", name="r1v-nano", revision=None, files={})
     manifest = Manifest(
-        producer="", command="", source=source, precision="fp32", parity="passed", device="cpu", tools={}, stages=stages
+        producer="",
+        command="",
+        source=source,
+        precision="fp32",
+        parity={"onnxruntime": PASSED},
+        device="cpu",
+        tools={},
+        stages=stages,
     )
     workspace.finish(manifest)
     return manifest

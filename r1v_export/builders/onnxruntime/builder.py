@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,8 +11,9 @@ from r1v_export import contract
 from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
 from r1v_export.builders.onnxruntime.passes import lower
 from r1v_export.builders.onnxruntime.session import check_device
+from r1v_export.builders.registry import Material
 from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.config import Compute, Device
+from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError, GraphError
 
 GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
@@ -29,14 +31,19 @@ class OnnxRuntimeBuilder:
     """
 
     name = "onnxruntime"
+    graphs = GRAPHS
 
-    def check(self, device: Device = "cpu", compute: Compute = "float32") -> None:
+    def check(self, config: BuildConfig) -> None:
+        check_device(config.device)
+        if config.compute not in COMPUTE_TYPES:
+            raise _no_kernels(config.compute)
+
+    def compute(self, config: BuildConfig, spec: ModelSpec) -> Compute:
+        return config.compute
+
+    def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
+        graphs, device = material.graphs, material.config.device
         check_device(device)
-        if compute not in COMPUTE_TYPES:
-            raise _no_kernels(compute)
-
-    def build(self, graphs: Path, out: Path, spec: ModelSpec, device: Device) -> None:
-        self.check(device)
         for name in GRAPHS:
             model = ir.load(graphs / f"{name}.onnx")
             compute = model.graph.outputs[0].dtype
@@ -53,6 +60,13 @@ class OnnxRuntimeBuilder:
                 ) from error
             _point_weights_to(model, graphs.name)
             ir.save(model, out / f"{name}.onnx")
+
+    def missing(self, device: Device) -> str | None:
+        try:
+            check_device(device)
+        except CapabilityError as error:
+            return error.what
+        return None
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> OnnxRuntimeEngine:
         check_device(device)

@@ -6,6 +6,7 @@ import pytest
 
 from r1v_export.builders.onnxruntime import session
 from r1v_export.builders.onnxruntime.builder import OnnxRuntimeBuilder
+from r1v_export.config import BuildConfig
 from r1v_export.contract import graph_contracts
 from r1v_export.errors import BundleError, CapabilityError, GraphError
 from tests.builders.conftest import GRAPHS
@@ -33,7 +34,7 @@ def test_weights_are_found_by_paths_inside_the_bundle(built):
 
 
 def test_building_again_gives_the_same_bytes(built, tmp_path):
-    OnnxRuntimeBuilder().build(built.graphs, tmp_path, built.spec, "cpu")
+    built.build_engine(tmp_path)
     for name in GRAPHS:
         file = f"{name}.onnx"
         assert (tmp_path / file).read_bytes() == (built.engine_folder / file).read_bytes()
@@ -66,7 +67,7 @@ def test_a_bfloat16_graph_is_refused_with_the_precision_to_take(copy):
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
     path.write_bytes(model.SerializeToString())
     with pytest.raises(CapabilityError, match="--precision fp32") as error:
-        OnnxRuntimeBuilder().build(copy.graphs, copy.engine_folder, copy.spec, "cpu")
+        copy.build_engine(copy.engine_folder)
     assert error.value.found == "bfloat16"
 
 
@@ -77,14 +78,14 @@ def test_a_graph_of_another_shape_is_refused_by_name(copy):
     scatter.op_type = "ScatterND"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(GraphError, match="TensorScatter") as error:
-        OnnxRuntimeBuilder().build(copy.graphs, copy.engine_folder, copy.spec, "cpu")
+        copy.build_engine(copy.engine_folder)
     assert error.value.where == "decoder"
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="has CUDA")
 def test_cuda_without_a_cuda_build_of_onnxruntime_is_a_missing_capability(r1v):
     for attempt in (
-        lambda: OnnxRuntimeBuilder().check("cuda"),
+        lambda: OnnxRuntimeBuilder().check(BuildConfig(device="cuda")),
         lambda: OnnxRuntimeBuilder().open(r1v.engine_folder, r1v.spec, "cuda"),
     ):
         with pytest.raises(CapabilityError, match="CUDAExecutionProvider"):

@@ -10,8 +10,8 @@ from r1v_export.builders.onnxruntime.passes.pattern import maker, replace_node
 class FoldedLayerScale(ir.passes.InPlacePass):
     """scale * (x @ weight + bias) -> x @ (weight * scale) + bias * scale, for a constant vector `scale`.
 
-    Saves a pass over the hidden state, and leaves a plain residual addition for `SkipLayerNorm`. The products of
-    constants are in the graph and are folded by ONNX Runtime when it loads the model.
+    Saves a pass over the hidden state. The products of constants are in the graph and are folded by ONNX Runtime when
+    it loads the model.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
