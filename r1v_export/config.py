@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from r1v_export.config_tensorrt_llm import TensorRTLLMConfig
 from r1v_export.errors import UsageError
 
 BUILTIN_MODEL = "r1v-nano"
@@ -43,6 +44,14 @@ class CalibrationConfig(_Config):
     samples: PositiveInt = 128
 
 
+class OnnxRuntimeConfig(_Config):
+    """The onnxruntime target."""
+
+    int4_inputs: Literal["float32", "int8"] = "float32"
+    """What 4-bit weights are multiplied with on the CPU: inputs as the graph has them, or rounded to 8 bits in blocks,
+    which is faster. Part of the build, so that its gate judges it."""
+
+
 class BuildConfig(_Config):
     """One build. Left-out fields are filled with their defaults in the saved file."""
 
@@ -58,6 +67,8 @@ class BuildConfig(_Config):
     device: Device = "cpu"
     """Where the engines run and the parity gate is computed."""
     parity: ParityConfig = ParityConfig()
+    onnxruntime: OnnxRuntimeConfig = OnnxRuntimeConfig()
+    tensorrt_llm: TensorRTLLMConfig = TensorRTLLMConfig()
 
     @field_validator("targets")
     @classmethod

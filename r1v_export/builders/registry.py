@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BUILDERS = {
     "onnxruntime": "r1v_export.builders.onnxruntime.builder:OnnxRuntimeBuilder",
+    "tensorrt-llm": "r1v_export.builders.tensorrt_llm.builder:TensorRTLLMBuilder",
 }
 """Target name -> "module:class" of its Builder."""
 
@@ -35,6 +36,16 @@ class Material:
     config: BuildConfig
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What an engine rounds that parity with PyTorch must allow for."""
+
+    compute: Compute
+    """The dtype of whatever is not quantised."""
+    rounds_inputs: bool = False
+    """Whether inputs are rounded to 8 bits although the calibration leaves them alone."""
+
+
 class Builder(Protocol):
     """Turns a model into one target's engines, and opens them."""
 
@@ -45,8 +56,8 @@ class Builder(Protocol):
     def check(self, config: BuildConfig) -> None:
         """Raise CapabilityError or UsageError unless this machine can build that for this target."""
 
-    def compute(self, config: BuildConfig, spec: ModelSpec) -> Compute:
-        """The dtype of whatever is not quantised in the engines: what parity takes their rounding from."""
+    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
+        """What the engines round, apart from what the calibration quantises."""
         ...
 
     def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:

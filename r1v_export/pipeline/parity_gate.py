@@ -60,11 +60,9 @@ def questions(checkpoint: Checkpoint, count: int) -> Iterator[Sample]:
 
 def rounding(config: BuildConfig, target: str, spec: ModelSpec, artefact: Artefact | None) -> dict[str, Any]:
     """What `parity.check` chooses the limits of a bundle's engine by."""
-    return {
-        "precision": config.precision,
-        "compute": registry.builder(target).compute(config, spec),
-        "quantised_inputs": artefact is not None and artefact.quantises_inputs,
-    }
+    arithmetic = registry.builder(target).arithmetic(config, spec)
+    quantised_inputs = artefact is not None and (artefact.quantises_inputs or arithmetic.rounds_inputs)
+    return {"precision": config.precision, "compute": arithmetic.compute, "quantised_inputs": quantised_inputs}
 
 
 def compare(

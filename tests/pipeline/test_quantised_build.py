@@ -11,8 +11,9 @@ import pytest
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, CalibrationConfig
 from r1v_export.pipeline.build import build
+from r1v_export.pipeline.bundle import Bundle
 from r1v_export.pipeline.calibration import CALIBRATION, open_artefact
-from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions
+from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions, rounding
 
 FEW = CalibrationConfig(samples=2)
 
@@ -42,11 +43,12 @@ def test_the_graphs_hold_codes_and_the_bundle_its_calibration(bundle: Path) -> N
 
 def test_the_engine_computes_what_the_fake_quantised_model_computes(bundle: Path, tiny_model: Path) -> None:
     checkpoint = Checkpoint.open(tiny_model)
-    gate, reference = next(gates(checkpoint, open_artefact(bundle, checkpoint), "cpu"))
+    artefact = open_artefact(bundle, checkpoint)
+    gate, reference = next(gates(checkpoint, artefact, "cpu"))
     candidate = candidate_side(bundle, "onnxruntime", "cpu")
     samples = questions(checkpoint, 2)
-    options = {"precision": bundle.name, "gate": gate, "max_new_tokens": 4}
-    report = compare(reference, candidate, samples, lambda done: None, **options)
+    limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artefact)
+    report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
     assert report.passed, report.first_bad
 
 

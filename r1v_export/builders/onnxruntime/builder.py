@@ -10,8 +10,8 @@ import onnx_ir as ir
 from r1v_export import contract
 from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
 from r1v_export.builders.onnxruntime.passes import lower
-from r1v_export.builders.onnxruntime.session import check_device
-from r1v_export.builders.registry import Material
+from r1v_export.builders.onnxruntime.session import INT4_INPUTS, check_device
+from r1v_export.builders.registry import Arithmetic, Material
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError, GraphError
@@ -38,8 +38,8 @@ class OnnxRuntimeBuilder:
         if config.compute not in COMPUTE_TYPES:
             raise _no_kernels(config.compute)
 
-    def compute(self, config: BuildConfig, spec: ModelSpec) -> Compute:
-        return config.compute
+    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
+        return Arithmetic(config.compute, rounds_inputs=config.onnxruntime.int4_inputs == "int8")
 
     def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
         graphs, device = material.graphs, material.config.device
@@ -59,6 +59,7 @@ class OnnxRuntimeBuilder:
                     fix="export the graph again with this version",
                 ) from error
             _point_weights_to(model, graphs.name)
+            model.metadata_props[INT4_INPUTS] = material.config.onnxruntime.int4_inputs
             ir.save(model, out / f"{name}.onnx")
 
     def missing(self, device: Device) -> str | None:

@@ -1,0 +1,74 @@
+"""What ONNX Runtime makes of quantised weights at load, seen in the graph that it then runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+
+from r1v_export.builders.onnxruntime import session
+from r1v_export.builders.onnxruntime.session import INT4_INPUTS, open_session
+from r1v_export.exporters.export import export_graph
+from r1v_export.quantization.fake import apply
+from r1v_export.quantization.graph import quantizer
+from r1v_export.reference.model import ReferenceEngine
+from tests.exporters.conftest import checkpoint_of, random_model, tiny_spec
+from tests.quantization.test_graph import rounded, schemes_of
+
+FEATURES = np.random.default_rng(0).standard_normal((2, 4, 256), dtype=np.float32)
+
+
+@pytest.fixture
+def optimised(monkeypatch, tmp_path) -> Path:
+    """Where sessions leave the graph that they run."""
+    path = tmp_path / "optimised.onnx"
+
+    class Saving(ort.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.optimized_model_filepath = str(path)
+
+    monkeypatch.setattr(session.ort, "SessionOptions", Saving)
+    return path
+
+
+def export(folder: Path, kind: str, group_size: int | None, inputs: str | None):
+    """A quantised projector, and what the fake-quantised model says of FEATURES."""
+    spec, model = tiny_spec(), random_model(tiny_spec())
+    schemes = schemes_of(kind, group_size, inputs)
+    linears = rounded(schemes)
+    rewrite = quantizer(spec, schemes, linears.__getitem__, {})
+    path = export_graph("projector", checkpoint_of(model), folder, torch.float32, rewrite=rewrite)
+    apply(model, linears, {})
+    return path, linears, ReferenceEngine(model).projector(FEATURES)
+
+
+def test_fp8_weights_are_dequantised_once_at_load_bit_for_bit(optimised, tmp_path):
+    path, linears, expected = export(tmp_path, "fp8", None, "fp8")
+    result = open_session(path, tmp_path, "cpu", 1).run(None, {"vision_features": FEATURES})[0]
+    np.testing.assert_allclose(result, expected, atol=2e-5)
+    graph = onnx.load(optimised).graph
+    operators = [node.op_type for node in graph.node]
+    assert operators.count("QuantizeLinear") == operators.count("DequantizeLinear") == 2, "of inputs only"
+    weights = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
+    for name, linear in linears.items():
+        if name.startswith("mlp1"):
+            assert any(np.array_equal(weight, linear.dequantize().T.numpy()) for weight in weights)
+
+
+@pytest.mark.parametrize(("inputs", "level"), [("float32", 1), ("int8", 4)])
+def test_int4_weights_stay_packed_and_compute_as_the_build_says(inputs, level, optimised, tmp_path):
+    path, _, expected = export(tmp_path, "int4", 32, None)
+    model = onnx.load(path, load_external_data=False)
+    model.metadata_props.add(key=INT4_INPUTS, value=inputs)
+    path.write_bytes(model.SerializeToString())
+    result = open_session(path, tmp_path, "cpu", 1).run(None, {"vision_features": FEATURES})[0]
+    error = np.abs(result - expected).max() / np.abs(expected).max()
+    assert error < 1e-5 if inputs == "float32" else 1e-5 < error < 3e-2
+    fused = [node for node in onnx.load(optimised).graph.node if node.op_type == "MatMulNBits"]
+    assert [next(a.i for a in node.attribute if a.name == "accuracy_level") for node in fused] == [level, level]
