@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +20,14 @@ from r1v_export.checkpoint.names import (
     stored_names,
     stores_lm_head,
 )
+from r1v_export.checkpoint.quantised.declared import QUANTIZE_CONFIG, read_format
+from r1v_export.checkpoint.quantised.linears import Quantised, find_quantised
+from r1v_export.checkpoint.quantised.unified import QUANT_CONFIG
 from r1v_export.checkpoint.resolve import Source, resolve
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.checkpoint.tensor_store import INDEX_NAME, open_tensors
-from r1v_export.checkpoint.validate import check_tensors, refuse_quantised
+from r1v_export.checkpoint.validate import check_tensors
 
 AUXILIARY_FILES = (
     "config.json",
@@ -38,6 +42,8 @@ AUXILIARY_FILES = (
     "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
+    QUANT_CONFIG,
+    QUANTIZE_CONFIG,
 )
 """Everything of a checkpoint but its weights that a bundle carries on."""
 
@@ -52,13 +58,23 @@ class TensorInfo:
 
 
 class Checkpoint:
-    """One checkpoint folder. Make it with `Checkpoint.open`; the constructor trusts its arguments."""
+    """One checkpoint folder. Make it with `Checkpoint.open`; the constructor trusts its arguments.
+
+    Attributes:
+        quantised: its linears that are stored as codes and scales; None where there are none. Their weights can be
+            read as all others can, and come dequantised.
+    """
 
     def __init__(
-        self, folder: Path, source: Source, spec: ModelSpec, stored: Mapping[str, tuple[StoredTensor, ...]]
+        self,
+        folder: Path,
+        source: Source,
+        spec: ModelSpec,
+        stored: Mapping[str, tuple[StoredTensor, ...]],
+        quantised: Quantised | None = None,
     ) -> None:
         self.folder, self.source, self.spec = folder, source, spec
-        self._stored = stored
+        self._stored, self.quantised = stored, quantised
 
     @classmethod
     def open(cls, model: str | Path | None = None, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
@@ -76,36 +92,50 @@ class Checkpoint:
         folder, source = resolve(model, revision=revision, offline=offline)
         read_json_object(folder / "config.json")
         tensors = open_tensors(folder)
-        refuse_quantised(folder, tensors)
+        form = read_format(folder, tensors)
         spec, unused_layers = read_configuration(
             folder, stores_lm_head=stores_lm_head(tensors), stored_dtype=_main_dtype(tensors.values())
         )
         older = has_older_prefixes(tensors)
         wanted = {name: stored_names(name, spec, older) for name in expected_tensors(spec)}
-        superfluous = set(tensors).difference(name for names in wanted.values() for name in names)
+        quantised = find_quantised(form, spec, wanted, tensors) if form else None
+        known = set(quantised.stored) if quantised else set[str]()
+        for linear in quantised.linears if quantised else ():
+            del wanted[f"{linear}.weight"]
+        superfluous = set(tensors).difference(known, *wanted.values())
         check_tensors(spec, wanted, tensors, {name for name in superfluous if not is_unused(name, unused_layers)})
-        return cls(folder, source, spec, {name: tuple(tensors[s] for s in names) for name, names in wanted.items()})
+        stored = {name: tuple(tensors[s] for s in names) for name, names in wanted.items()}
+        return cls(folder, source, spec, stored, quantised)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor of the model by canonical name. Tied embeddings appear under both of their names."""
-        shapes = expected_tensors(self.spec)
-        return {
-            name: TensorInfo(parts[0].dtype, shapes[name], sum(part.nbytes for part in parts))
-            for name, parts in self._stored.items()
-        }
+        return {name: self._info(name, shape) for name, shape in expected_tensors(self.spec).items()}
+
+    def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        parts = self._stored.get(name)
+        if parts is None:
+            return TensorInfo(torch.float32, shape, torch.float32.itemsize * math.prod(shape))
+        return TensorInfo(parts[0].dtype, shape, sum(part.nbytes for part in parts))
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor by canonical name, in its stored dtype.
+        """One tensor by canonical name, in its stored dtype; the weight of a quantised linear dequantised, float32.
 
         Nothing is kept: memory is given back with the tensor. It may be a copy-on-write map of the file.
+
+        Raises:
+            CheckpointError: a file is gone, or a quantised linear holds what its format does not allow.
         """
+        if name not in self._stored and self.quantised is not None:
+            return self.quantised.linears[name.removesuffix(".weight")].decode().weight()
         parts = [part.read() for part in self._stored[name]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def files(self) -> list[Path]:
         """The weight files, and their index where there is one."""
         weights = {part.file for parts in self._stored.values() for part in parts}
+        if self.quantised is not None:
+            weights |= {tensor.file for tensor in self.quantised.stored.values()}
         index = self.folder / INDEX_NAME
         return sorted(weights) + ([index] if index.exists() else [])
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import torch
 
-from r1v_export.checkpoint.config_section import read_json_object
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.spec import ModelSpec
@@ -15,28 +13,6 @@ from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.errors import CheckpointError
 
 _WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_QUANTISED_SUFFIXES = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
-
-
-def refuse_quantised(folder: Path, tensors: Collection[str]) -> None:
-    """Raise CheckpointError for a checkpoint whose linears are packed or scaled; decided by tensors, not by config."""
-    quantised = sorted(name for name in tensors if name.endswith(_QUANTISED_SUFFIXES))
-    if quantised:
-        raise CheckpointError(
-            "Quantised checkpoints are not yet supported as input.",
-            where=folder,
-            expected="float32, float16 or bfloat16 weights",
-            found=f"{_quantisation_method(folder)}: {shorten(quantised)}",
-            fix="use the checkpoint it was quantised from, and quantise with `r1v-export build --precision`",
-        )
-
-
-def _quantisation_method(folder: Path) -> str:
-    config = read_json_object(folder / "config.json")
-    for part in (config, config.get("llm_config"), config.get("text_config")):
-        if isinstance(part, dict) and isinstance(part.get("quantization_config"), dict):
-            return str(part["quantization_config"].get("quant_method"))
-    return "quantised tensors"
 
 
 def check_tensors(
@@ -49,7 +25,7 @@ def check_tensors(
 
     Args:
         spec: the model.
-        wanted: canonical name -> the stored names it is joined from.
+        wanted: canonical name -> the stored names it is joined from, of all that is not quantised.
         stored: what the files hold.
         superfluous: stored names that nothing in the model takes.
 
@@ -86,8 +62,9 @@ def check_tensors(
 
 def _check_shapes(spec: ModelSpec, wanted: Mapping[str, tuple[str, ...]], stored: Mapping[str, StoredTensor]) -> None:
     expected, found, files = [], [], set()
-    for canonical, shape in expected_tensors(spec).items():
-        names = wanted[canonical]
+    shapes = expected_tensors(spec)
+    for canonical, names in wanted.items():
+        shape = shapes[canonical]
         part_shape = (shape[0] // len(names), *shape[1:])
         for name in names:
             if stored[name].shape != part_shape:

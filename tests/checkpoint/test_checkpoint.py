@@ -129,23 +129,6 @@ def test_dtypes_may_be_mixed_and_the_main_one_counts_where_none_is_declared(tiny
     assert checkpoint.tensors[GATE].dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("suffix", "method"), [("qweight", "awq"), ("qweight", "gptq"), ("weight_scale", "fp8"), ("weight_packed", None)]
-)
-def test_a_quantised_checkpoint_is_not_yet_supported_as_input(tiny, suffix, method):
-    def quantise(tensors):
-        tensors[GATE.replace("weight", suffix)] = tensors.pop(GATE).to(torch.int32)
-
-    edit_tensors(tiny / WEIGHTS, quantise)
-    if method:
-        set_key(tiny, "llm_config.quantization_config", {"quant_method": method, "bits": 4})
-    error = refusal(tiny)
-    assert error.what == "Quantised checkpoints are not yet supported as input."
-    assert (method or "quantised tensors") in error.found
-    assert GATE.replace("weight", suffix) in error.found
-    assert "--precision" in error.fix
-
-
 def test_a_tied_head_is_the_token_embedding(tmp_path):
     synthesize(tmp_path, preset="nano", overrides=TINY | {"llm_config.tie_word_embeddings": True})
     checkpoint = Checkpoint.open(tmp_path)
