@@ -30,6 +30,7 @@ from r1v_export.quantization.calibrate import calibrate
 from r1v_export.quantization.dataset import prepare
 from r1v_export.quantization.recipe import load
 from r1v_export.quantization.records import Record
+from r1v_export.quantization.stream import Execution
 
 TILE = 112
 
@@ -78,7 +79,7 @@ def calibrate_one(folder: Path, recipe: str, out: Path) -> None:
     record = Record(
         "noise", (lambda: Image.effect_noise((TILE, TILE), 64).convert("RGB"),), "What is this?", answer="Noise."
     )
-    calibrate(checkpoint, load(recipe), prepare([record], checkpoint), out, activation_memory_bytes=0)
+    calibrate(checkpoint, load(recipe), prepare([record], checkpoint), out, Execution(activation_memory_bytes=0))
 
 
 @click.command(help=__doc__)

@@ -72,6 +72,7 @@ def calibrate(
     from r1v_export.quantization.calibrate import calibrate as run
     from r1v_export.quantization.dataset import prepare
     from r1v_export.quantization.records import read_records
+    from r1v_export.quantization.stream import Execution
 
     records = read_records(config.calibration.data, config.calibration.samples)
     without_answer = any(record.answer is None for record in records)
@@ -85,7 +86,8 @@ def calibrate(
         advance(permille - told)
         told = permille
 
-    run(checkpoint, recipe, calibration, out, work=work, device=config.device, on_progress=on_progress)
+    execution = Execution(device=config.device, work=work, on_progress=on_progress)
+    run(checkpoint, recipe, calibration, out, execution)
 
 
 def own_replies(checkpoint: Checkpoint, device: Device) -> Callable[[Sequence[Record]], list[Sequence[int]]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.listing import shorten
 from r1v_export.errors import InputError, UsageError
 from r1v_export.manifest import to_json
 from r1v_export.quantization.artefact import (
@@ -32,14 +33,11 @@ from r1v_export.quantization.artefact import (
 from r1v_export.quantization.blocks import Block
 from r1v_export.quantization.dataset import CalibrationSet
 from r1v_export.quantization.plan import Plan, Schedule, make_plan
-from r1v_export.quantization.quantize import quantize_block
-from r1v_export.quantization.recipe import Recipe
+from r1v_export.quantization.quantize import QuantizedBlock, quantize_block
+from r1v_export.quantization.recipe import Imported, Recipe
 from r1v_export.quantization.statistics import ActivationStatistics, BlockStatistics
-from r1v_export.quantization.stream import OnProgress, Stream, compute_dtype
-from r1v_export.quantization.work import BlockRecord, Work, write_text
-
-ACTIVATION_MEMORY_BYTES = 4 << 30
-"""Activations between blocks that are kept in memory before they are spilled to disk."""
+from r1v_export.quantization.stream import DEFAULT, Execution, Stream, compute_dtype
+from r1v_export.quantization.work import BlockRecord, Work, work_folder, write_text
 
 
 def calibrate(
@@ -47,22 +45,13 @@ def calibrate(
     recipe: Recipe,
     calibration: CalibrationSet,
     out: Path,
-    *,
-    work: Path | None = None,
-    device: str = "cpu",
-    activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES,
-    on_progress: OnProgress = lambda done, total: None,
+    execution: Execution = DEFAULT,
 ) -> Stats:
     """Quantise a checkpoint's linears as a recipe says, and write the result as an `artefact.Artefact`.
 
     Args:
         calibration: a whole set; for shards of one see `shards`.
         out: must not exist or be empty.
-        work: keeps what is done until the end, for a run that follows a stopped one; beside `out` where left out.
-        device: "cpu" computes in float32, "cuda" in the checkpoint's dtype.
-        activation_memory_bytes: with 0 all activations between blocks go to disk, and a run that follows a stopped one
-            computes nothing twice; otherwise it sends the samples through the finished blocks again.
-        on_progress: called after every sample in every block.
 
     Raises:
         UsageError: the recipe does not fit the model, or `out` holds something.
@@ -72,23 +61,15 @@ def calibrate(
     """
     if calibration.shard.count > 1:
         raise UsageError("One shard is no calibration.", found=f"shard {calibration.shard}", fix="merge all shards")
-    compute = compute_dtype(checkpoint, device)
+    compute = compute_dtype(checkpoint, execution.device)
     plan = make_plan(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
     schedule = make_schedule(checkpoint, recipe)
-    done, unfinished = is_done(plan, out), Work(work or work_folder(out), plan)
+    done, unfinished = is_done(plan, out), Work(execution.work or work_folder(out), plan)
     if done:
         unfinished.clear()
         return read_stats(out)
     quantization = Quantization(schedule, unfinished)
-    stream = Stream(
-        checkpoint,
-        schedule,
-        calibration.samples,
-        device=device,
-        folder=quantization.work.activations,
-        activation_memory_bytes=activation_memory_bytes,
-        on_progress=on_progress,
-    )
+    stream = Stream(checkpoint, schedule, calibration.samples, unfinished.activations, execution)
     stream.run(quantization.finished, quantization.quantize, quantization.finish_block, rounds=True)
     return quantization.finish(out)
 
@@ -99,6 +80,15 @@ def make_schedule(checkpoint: Checkpoint, recipe: Recipe) -> Schedule:
         UsageError: the recipe does not fit the model, or leaves it as it is.
     """
     schedule = Schedule(checkpoint.spec, recipe)
+    imported = [name for name, scheme in schedule.schemes.items() if isinstance(scheme.weights, Imported)]
+    if imported:
+        raise UsageError(
+            "The recipe describes a checkpoint that came quantised: nothing can be calibrated by it.",
+            where=f"recipe {recipe.name}",
+            expected="algorithm: rtn, awq, gptq or smoothquant",
+            found=f"algorithm: imported at {shorten(imported)}",
+            fix="build that checkpoint without --recipe",
+        )
     if not schedule.schemes:
         raise UsageError(
             "The recipe quantises nothing.",
@@ -107,11 +97,6 @@ def make_schedule(checkpoint: Checkpoint, recipe: Recipe) -> Schedule:
             fix="build with --precision bf16, which needs no calibration",
         )
     return schedule
-
-
-def work_folder(out: Path) -> Path:
-    """Where an unfinished calibration is kept: beside its result."""
-    return out.with_name(f".{out.name}.work")
 
 
 def is_done(plan: Plan, out: Path) -> bool:
@@ -151,10 +136,14 @@ class Quantization:
         tensors: Mapping[str, Tensor] = {block.checkpoint_name(k): v for k, v in module.state_dict().items()}
         recipe = self.schedule.recipe
         quantized = quantize_block(block.sites, self.schedule.schemes, tensors, seen, recipe.observer, recipe.kv_cache)
-        self.work.write_block(block.name, code_tensors(quantized), scale_tensors(block.name, quantized))
         warning = quantized.kv.warning if quantized.kv else None
         inputs = {name: summary(statistics) for name, statistics in seen.activations.items()}
-        self._record = BlockRecord(inputs=inputs, warnings=(warning,) if warning else ())
+        self.keep(block, quantized, BlockRecord(inputs=inputs, warnings=(warning,) if warning else ()))
+
+    def keep(self, block: Block, quantized: QuantizedBlock, record: BlockRecord) -> None:
+        """Write what becomes of a block's linears."""
+        self.work.write_block(block.name, code_tensors(quantized), scale_tensors(block.name, quantized))
+        self._record = record
 
     def finish_block(self, block: Block) -> None:
         self.work.finish_block(block.name, self._record)

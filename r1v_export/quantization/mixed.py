@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -15,6 +16,7 @@ from r1v_export.quantization.dataset import CalibrationSet
 from r1v_export.quantization.recipe import Recipe, Rule, Scheme, resolve
 from r1v_export.quantization.sensitivity import FLOAT, SensitivityTable, divergence, measure
 from r1v_export.quantization.sites import LM_HEAD_LINEAR, linear_shapes, sites
+from r1v_export.quantization.stream import Execution
 
 _TRIES = 6
 _MARGIN = 0.9
@@ -121,7 +123,7 @@ def search(
     artefacts = {}
     for precision, recipe in recipes.items():
         out = folder / precision
-        calibrate(checkpoint, recipe, calibration, out, on_progress=lambda d, t, p=precision: on_progress(p, d, t))  # type: ignore[misc]
+        calibrate(checkpoint, recipe, calibration, out, Execution(on_progress=partial(on_progress, precision)))
         artefacts[precision] = Artefact.open(out, checkpoint)
     table = measure(
         checkpoint, calibration, artefacts, with_kl=with_kl, on_progress=lambda d, t: on_progress("sensitivity", d, t)

@@ -21,19 +21,13 @@ from r1v_export.errors import BundleError, CheckpointError, UsageError
 from r1v_export.manifest import to_json
 from r1v_export.quantization.artefact import Stats, checkpoint_fingerprint, read_stats
 from r1v_export.quantization.blocks import Block, materialize
-from r1v_export.quantization.calibrate import (
-    ACTIVATION_MEMORY_BYTES,
-    Quantization,
-    is_done,
-    make_schedule,
-    work_folder,
-)
+from r1v_export.quantization.calibrate import Quantization, is_done, make_schedule
 from r1v_export.quantization.dataset import CalibrationSet, Shard
 from r1v_export.quantization.plan import Plan, Schedule, make_plan
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.quantization.statistics import BlockStatistics, from_tensors, merge_blocks, to_tensors
-from r1v_export.quantization.stream import OnProgress, Stream, compute_dtype
-from r1v_export.quantization.work import PLAN, BlockRecord, Work, write_text
+from r1v_export.quantization.stream import DEFAULT, Execution, Stream, compute_dtype
+from r1v_export.quantization.work import PLAN, BlockRecord, Work, work_folder, write_text
 
 STATISTICS = "statistics"
 _AGAIN = "observe this shard again"
@@ -44,21 +38,17 @@ def observe_shard(
     recipe: Recipe,
     calibration: CalibrationSet,
     out: Path,
-    *,
-    work: Path | None = None,
-    device: str = "cpu",
-    activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES,
-    on_progress: OnProgress = lambda done, total: None,
+    execution: Execution = DEFAULT,
 ) -> None:
     """Observe one shard of a calibration set, for `merge`. Arguments and errors are those of `calibrate.calibrate`.
 
     Takes disk for the statistics, and for AWQ and GPTQ for in-features squared times 4 bytes of every input: about 4 GB
     for each layer of a 32B model.
     """
-    compute = compute_dtype(checkpoint, device)
+    compute = compute_dtype(checkpoint, execution.device)
     plan = make_plan(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
     schedule = make_schedule(checkpoint, recipe)
-    done, unfinished = _is_done(plan, out), Work(work or work_folder(out), plan)
+    done, unfinished = _is_done(plan, out), Work(execution.work or work_folder(out), plan)
     if done:
         unfinished.clear()
         return
@@ -69,15 +59,7 @@ def observe_shard(
         if seen.activations:
             unfinished.save(unfinished.result / STATISTICS / f"{block.name}.safetensors", to_tensors(seen))
 
-    stream = Stream(
-        checkpoint,
-        schedule,
-        calibration.samples,
-        device=device,
-        folder=unfinished.activations,
-        activation_memory_bytes=activation_memory_bytes,
-        on_progress=on_progress,
-    )
+    stream = Stream(checkpoint, schedule, calibration.samples, unfinished.activations, execution)
     stream.run(finished, keep, lambda block: unfinished.finish_block(block.name, BlockRecord()), rounds=False)
     write_text(unfinished.result / PLAN, to_json(plan.model_dump(mode="json")))
     unfinished.finish(out)
@@ -87,16 +69,13 @@ def merge(
     checkpoint: Checkpoint,
     shards: Sequence[Path],
     out: Path,
-    *,
-    work: Path | None = None,
-    device: str = "cpu",
-    on_progress: OnProgress = lambda done, total: None,
+    execution: Execution = DEFAULT,
 ) -> Stats:
     """Quantise a checkpoint from the statistics of all shards of a calibration set.
 
     Args:
         shards: folders of `observe_shard`, in any order.
-        out, work, device, on_progress: as in `calibrate.calibrate`.
+        out, execution: as in `calibrate.calibrate`.
 
     Raises:
         UsageError: a shard is missing or there twice, or they are not of one calibration.
@@ -112,7 +91,7 @@ def merge(
             fix="name the checkpoint that the shards were observed on",
         )
     schedule = make_schedule(checkpoint, plan.recipe)
-    done, unfinished = is_done(plan, out), Work(work or work_folder(out), plan)
+    done, unfinished = is_done(plan, out), Work(execution.work or work_folder(out), plan)
     if done:
         unfinished.clear()
         return read_stats(out)
@@ -123,9 +102,9 @@ def merge(
     for number, (block, cost) in enumerate(zip(schedule.blocks[first:], costs, strict=True)):
         if schedule.is_quantized(block):
             seen = _merged(schedule, block, folders)
-            quantization.quantize(block, materialize(block, checkpoint, dtype, torch.device(device)), seen)
+            quantization.quantize(block, materialize(block, checkpoint, dtype, torch.device(execution.device)), seen)
         quantization.finish_block(block)
-        on_progress(sum(costs[:number]) + cost, sum(costs))
+        execution.on_progress(sum(costs[:number]) + cost, sum(costs))
     return quantization.finish(out)
 
 

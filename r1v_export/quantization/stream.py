@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +27,31 @@ Handle = Callable[[Block, nn.Module, BlockStatistics], None]
 
 NOTHING_SEEN = BlockStatistics({}, {})
 
+ACTIVATION_MEMORY_BYTES = 4 << 30
+"""Activations between blocks that are kept in memory before they are spilled to disk."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a calibration is run. Nothing but the device changes a number of its result.
+
+    Attributes:
+        device: "cpu" computes in float32, "cuda" in the checkpoint's dtype.
+        activation_memory_bytes: with 0 all activations between blocks go to disk, and a run that follows a stopped one
+            computes nothing twice; otherwise it sends the samples through the finished blocks again.
+        work: folder that keeps what is done until the end, for a run that follows a stopped one; beside the result
+            where left out.
+        on_progress: called after every sample in every block.
+    """
+
+    device: str = "cpu"
+    activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES
+    work: Path | None = None
+    on_progress: OnProgress = lambda done, total: None
+
+
+DEFAULT = Execution()
+
 
 def compute_dtype(checkpoint: Checkpoint, device: str) -> Compute:
     """What the model is run in: float32 on the CPU, on a GPU the checkpoint's own dtype.
@@ -44,7 +70,7 @@ class Stream:
     """One checkpoint, one set of samples, one device.
 
     Args:
-        activation_memory_bytes: see `calibrate.calibrate`.
+        folder: for activations that memory does not hold.
     """
 
     def __init__(
@@ -52,17 +78,14 @@ class Stream:
         checkpoint: Checkpoint,
         schedule: Schedule,
         samples: Sequence[Sample],
-        *,
-        device: str,
         folder: Path,
-        activation_memory_bytes: int,
-        on_progress: OnProgress,
+        execution: Execution,
     ) -> None:
         self.checkpoint, self.schedule, self.samples = checkpoint, schedule, samples
-        self.device = torch.device(device)
-        self.dtype = getattr(torch, compute_dtype(checkpoint, device))
-        self.activations = Activations(folder, activation_memory_bytes)
-        self.on_progress = on_progress
+        self.device = torch.device(execution.device)
+        self.dtype = getattr(torch, compute_dtype(checkpoint, execution.device))
+        self.activations = Activations(folder, execution.activation_memory_bytes)
+        self.on_progress = execution.on_progress
         self._done = self._total = 0
 
     def run(self, finished: int, handle: Handle, on_finished: Callable[[Block], None], *, rounds: bool) -> None:

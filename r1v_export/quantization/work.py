@@ -31,6 +31,11 @@ _OURS = {PLAN, f".{PLAN}.unfinished", "activations", "records", "result", "scale
 """All that a work folder can hold, at whatever moment it was left."""
 
 
+def work_folder(out: Path) -> Path:
+    """Where an unfinished calibration is kept unless told otherwise: beside its result."""
+    return out.with_name(f".{out.name}.work")
+
+
 class BlockRecord(BaseModel):
     """What is told of a finished block."""
 

@@ -15,6 +15,7 @@ from r1v_export.quantization.calibrate import calibrate
 from r1v_export.quantization.dataset import CalibrationSet, prepare
 from r1v_export.quantization.recipe import Recipe, load
 from r1v_export.quantization.records import read_records
+from r1v_export.quantization.stream import Execution
 
 KV_RECIPE = load("fp8-kv")
 AWQ_RECIPE = load("int4-awq")
@@ -32,7 +33,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def calibrated(checkpoint: Checkpoint, recipe: Recipe, out: Path, count: int = 3, **options: Any) -> dict[str, bytes]:
     """The files of a calibration on the built-in set."""
-    calibrate(checkpoint, recipe, small_set(checkpoint, count), out, **options)
+    calibrate(checkpoint, recipe, small_set(checkpoint, count), out, Execution(**options))
     return files_of(out)
 
 

@@ -17,12 +17,14 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import CapabilityError, CheckpointError, InputError, UsageError
 from r1v_export.quantization import blocks, stream
 from r1v_export.quantization.artefact import Artefact
-from r1v_export.quantization.calibrate import calibrate, work_folder
+from r1v_export.quantization.calibrate import calibrate
 from r1v_export.quantization.dataset import Shard
 from r1v_export.quantization.observe import Observation
 from r1v_export.quantization.recipe import Recipe, parse
 from r1v_export.quantization.sites import linear_shapes
 from r1v_export.quantization.statistics import BlockStatistics
+from r1v_export.quantization.stream import Execution
+from r1v_export.quantization.work import work_folder
 from r1v_export.reference.model import Model, load
 from tests.quantization.calibration_cases import (
     AWQ_RECIPE,
@@ -119,8 +121,7 @@ def test_stopped_at_every_moment_in_turn_it_ends_with_the_same_bytes(
                 RECIPES[recipe],
                 calibration,
                 out,
-                activation_memory_bytes=limit,
-                on_progress=stop_after(allowed),
+                Execution(activation_memory_bytes=limit, on_progress=stop_after(allowed)),
             )
             break
         except Stopped:
@@ -143,9 +144,9 @@ def test_a_run_after_a_stop_computes_nothing_twice_when_activations_are_on_disk(
     monkeypatch.setattr(stream, "materialize", materialize)
     run = (synth_checkpoint, KV_RECIPE, small_set(synth_checkpoint), tmp_path / "out")
     with pytest.raises(Stopped):
-        calibrate(*run, activation_memory_bytes=0, on_progress=stop_after(17))
+        calibrate(*run, Execution(activation_memory_bytes=0, on_progress=stop_after(17)))
     interrupted = visited[-1]
-    calibrate(*run, activation_memory_bytes=0)
+    calibrate(*run, Execution(activation_memory_bytes=0))
     names = [block.name for block in blocks.blocks(synth_checkpoint.spec)][:-1]
     assert visited == [*names[: names.index(interrupted) + 1], *names[names.index(interrupted) :]]
 
@@ -206,14 +207,14 @@ def test_killed_without_warning_it_goes_on_and_ends_with_the_same_bytes(
 def test_a_finished_calibration_is_not_run_again(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
     calibration = small_set(synth_checkpoint)
     first = calibrate(synth_checkpoint, RTN_RECIPE, calibration, tmp_path / "out")
-    again = calibrate(synth_checkpoint, RTN_RECIPE, calibration, tmp_path / "out", on_progress=stop_after(0))
+    again = calibrate(synth_checkpoint, RTN_RECIPE, calibration, tmp_path / "out", Execution(on_progress=stop_after(0)))
     assert again == first
 
 
 def test_what_a_calibration_of_another_recipe_left_is_not_used(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
     calibration, out = small_set(synth_checkpoint), tmp_path / "out"
     with pytest.raises(Stopped):
-        calibrate(synth_checkpoint, KV_RECIPE, calibration, out, on_progress=stop_after(20))
+        calibrate(synth_checkpoint, KV_RECIPE, calibration, out, Execution(on_progress=stop_after(20)))
     assert calibrated(synth_checkpoint, RTN_RECIPE, out) == calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "fresh")
 
 

@@ -17,6 +17,7 @@ from r1v_export.quantization.calibrate import calibrate
 from r1v_export.quantization.dataset import Shard
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.quantization.shards import STATISTICS, merge, observe_shard
+from r1v_export.quantization.stream import Execution
 from tests.quantization.calibration_cases import AWQ_RECIPE, KV_RECIPE, files_of, small_set, with_weights
 from tests.quantization.test_calibrate import Stopped, stop_after
 
@@ -26,7 +27,7 @@ SAMPLES = 4
 
 def observe(checkpoint: Checkpoint, recipe: Recipe, folder: Path, index: int, **options: Any) -> Path:
     calibration = small_set(checkpoint, SAMPLES, shard=Shard(index, COUNT))
-    observe_shard(checkpoint, recipe, calibration, folder / str(index), **options)
+    observe_shard(checkpoint, recipe, calibration, folder / str(index), Execution(**options))
     return folder / str(index)
 
 
@@ -91,7 +92,7 @@ def test_an_interrupted_merge_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     merge(synth_checkpoint, shards, tmp_path / "whole")
     with pytest.raises(Stopped):
-        merge(synth_checkpoint, shards, tmp_path / "merged", on_progress=stop_after(3))
+        merge(synth_checkpoint, shards, tmp_path / "merged", Execution(on_progress=stop_after(3)))
     assert not (tmp_path / "merged").exists()
     merge(synth_checkpoint, shards, tmp_path / "merged")
     assert files_of(tmp_path / "merged") == files_of(tmp_path / "whole")
