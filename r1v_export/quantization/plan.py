@@ -19,7 +19,7 @@ from r1v_export.quantization.quantize import needs_gram
 from r1v_export.quantization.recipe import Recipe, Scheme, SmoothQuant, resolve
 from r1v_export.quantization.sites import Site
 
-_ROUNDING_ROWS = {"rtn": 50, "smoothquant": 50, "awq": 3000, "gptq": 6000}
+_ROUNDING_ROWS = {"rtn": 50, "smoothquant": 50, "awq": 3000, "gptq": 6000, "imported": 0}
 """Quantising a block takes about as long as sending so many vectors through it; for the time left."""
 
 

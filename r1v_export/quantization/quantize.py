@@ -20,7 +20,7 @@ from r1v_export.quantization.grid import Grid
 from r1v_export.quantization.kv_scales import KVScales, kv_scales
 from r1v_export.quantization.linear import QuantizedLinear, scale_for
 from r1v_export.quantization.observers import threshold
-from r1v_export.quantization.recipe import Awq, Gptq, Observer, Scheme, SmoothQuant
+from r1v_export.quantization.recipe import Awq, Gptq, Observer, RoundToNearest, Scheme, SmoothQuant
 from r1v_export.quantization.rtn import round_to_nearest, round_to_one_scale
 from r1v_export.quantization.sites import Fold, Site, move_scale
 from r1v_export.quantization.smoothquant import smoothing_scale
@@ -153,7 +153,7 @@ def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, absmax: Tensor) 
         return grid.linear(grid.codes(weight))
     if options.granularity == "tensor":
         return round_to_one_scale(weight, options.type, absmax)
-    clip = not isinstance(options, SmoothQuant) and options.clip
+    clip = isinstance(options, RoundToNearest) and options.clip
     return round_to_nearest(weight, options.type, options.group_size, clip)
 
 

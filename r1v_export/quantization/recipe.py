@@ -99,7 +99,13 @@ class SmoothQuant(_Weights):
     alpha: float = Field(0.5, ge=0, le=1)
 
 
-Weights = Annotated[RoundToNearest | Awq | Gptq | SmoothQuant, Field(discriminator="algorithm")]
+class Imported(_Weights):
+    """Codes and scales are those that a quantised checkpoint came with; nothing is rounded. Written by imports."""
+
+    algorithm: Literal["imported"]
+
+
+Weights = Annotated[RoundToNearest | Awq | Gptq | SmoothQuant | Imported, Field(discriminator="algorithm")]
 
 
 class Inputs(_Part):

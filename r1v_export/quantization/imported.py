@@ -1,0 +1,229 @@
+"""A quantised checkpoint as the artefact that calibration would have made: its own codes and scales, bit for bit.
+
+What the artefact has no place for is moved into its neighbours, where that changes no code: a factor on a linear's
+input (`pre_quant_scale`) into the norm, or the rows of the linear, that makes the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.quantised.layout import Decoded, LinearLayout
+from r1v_export.checkpoint.quantised.linears import Quantised
+from r1v_export.errors import CheckpointError
+from r1v_export.quantization.artefact import Stats, checkpoint_fingerprint, read_stats
+from r1v_export.quantization.blocks import Block
+from r1v_export.quantization.calibrate import Quantization, is_done
+from r1v_export.quantization.fusion import share_input_scale
+from r1v_export.quantization.kv_scales import KVScales
+from r1v_export.quantization.linear import QuantizedLinear
+from r1v_export.quantization.plan import Plan, Schedule
+from r1v_export.quantization.quantize import QuantizedBlock
+from r1v_export.quantization.recipe import GROUP_SIZES, Imported, Inputs, Recipe, Rule, Scheme
+from r1v_export.quantization.sites import Site
+from r1v_export.quantization.stream import OnProgress
+from r1v_export.quantization.work import BlockRecord, Work, work_folder
+
+_ORIGINAL = "use the checkpoint it was quantised from, and quantise with `r1v-export build --precision`"
+
+
+def imported_recipe(quantised: Quantised) -> Recipe:
+    """What the checkpoint's linears are, as a recipe: one rule for each way of quantising.
+
+    Raises:
+        CheckpointError: groups of a size that no target has.
+    """
+    rules: dict[str, tuple[Scheme, list[str]]] = {}
+    for name, linear in quantised.linears.items():
+        rules.setdefault(linear.layout.name, (_scheme(linear.layout), []))[1].append(name)
+    return Recipe(
+        name=f"imported-{quantised.format.method}",
+        description=f"As the checkpoint came: {'; '.join(rules)}.",
+        rules=tuple(Rule(modules=tuple(names), scheme=scheme) for scheme, names in rules.values()),
+        kv_cache="fp8" if quantised.cache_scales else None,
+    )
+
+
+def _scheme(layout: LinearLayout) -> Scheme:
+    if layout.group_size not in (None, *GROUP_SIZES):
+        raise CheckpointError(
+            "The checkpoint's groups are of a size that no target takes.",
+            where=layout.name,
+            expected=f"groups of {', '.join(map(str, GROUP_SIZES))} inputs",
+            found=layout.group_size,
+            fix=_ORIGINAL,
+        )
+    granularity: Literal["tensor", "channel", "group"]
+    granularity = "group" if layout.group_size else "tensor" if layout.per_tensor else "channel"
+    weights = Imported(type=layout.codes, granularity=granularity, group_size=layout.group_size, algorithm="imported")
+    mode = {"fp8 static": "static", "fp8 dynamic": "dynamic"}.get(layout.inputs or "")
+    return Scheme(weights=weights, inputs=Inputs.model_validate({"type": "fp8", "mode": mode}) if mode else None)
+
+
+def import_quantised(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    work: Path | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Stats:
+    """Write a quantised checkpoint's codes and scales as an `artefact.Artefact`, one block at a time.
+
+    Args:
+        out: must not exist or be empty.
+        work: keeps what is done until the end, for a run that follows a stopped one; beside `out` where left out.
+        on_progress: called after every block.
+
+    Raises:
+        UsageError: `out` holds something.
+        CheckpointError: a scale is not a positive, finite number, codes are not what the format allows, or a factor on
+            an input cannot be moved out of it.
+    """
+    quantised = checkpoint.quantised
+    assert quantised is not None, "the caller imports quantised checkpoints only"
+    recipe = imported_recipe(quantised)
+    plan = Plan(
+        checkpoint=checkpoint_fingerprint(checkpoint), recipe=recipe, compute="float32", shard="1/1", samples=()
+    )
+    done, unfinished = is_done(plan, out), Work(work or work_folder(out), plan)
+    if done:
+        unfinished.clear()
+        return read_stats(out)
+    schedule = Schedule(checkpoint.spec, recipe)
+    quantization = Quantization(schedule, unfinished)
+    finished = quantization.finished
+    for index, block in enumerate(schedule.blocks):
+        if index >= finished:
+            if schedule.is_quantized(block):
+                quantization.keep(block, *_import_block(block, checkpoint, quantised))
+            quantization.finish_block(block)
+        on_progress(index + 1, len(schedule.blocks))
+    return quantization.finish(out)
+
+
+@dataclass
+class _BlockImport:
+    """One block on its way."""
+
+    linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    overrides: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    """What the inputs of a site are multiplied by, [in], by site name; where it is not all ones."""
+    warnings: list[str] = field(default_factory=list)
+    largest_value_factor: float = 1.0
+    """How much larger cached values may become by a factor that moves into v_proj."""
+
+
+def _import_block(block: Block, checkpoint: Checkpoint, quantised: Quantised) -> tuple[QuantizedBlock, BlockRecord]:
+    state = _BlockImport()
+    for site in block.sites:
+        names = [name for name in site.linears if name in quantised.linears]
+        decoded = {name: quantised.linears[name].decode() for name in names}
+        linears = [_linear(decoded[name], quantised.linears[name].layout) for name in names]
+        state.linears |= zip(names, _with_one_input_scale(site, names, linears, state), strict=True)
+        _note_factor(site, decoded, state)
+    for site in block.sites:
+        if site.name in state.factors:
+            _move_factor(site, state, checkpoint)
+    kv = _cache_scales(block, quantised, state.largest_value_factor)
+    return QuantizedBlock(state.linears, state.overrides, kv), BlockRecord(warnings=tuple(state.warnings))
+
+
+def _linear(decoded: Decoded, layout: LinearLayout) -> QuantizedLinear:
+    scale = decoded.scale.expand(decoded.codes.shape[0]).contiguous() if decoded.scale.ndim == 0 else decoded.scale
+    return QuantizedLinear(
+        codes=decoded.codes,
+        weight_type=layout.codes,
+        scale=scale,
+        zero_point=decoded.zero_point,
+        group_size=layout.group_size,
+        input_type="fp8" if layout.inputs else None,
+        input_scale=decoded.input_scale,
+    )
+
+
+def _with_one_input_scale(
+    site: Site, names: Sequence[str], linears: Sequence[QuantizedLinear], state: _BlockImport
+) -> Sequence[QuantizedLinear]:
+    """Linears that read one tensor round it once, by the largest of their scales."""
+    scales = {float(linear.input_scale) for linear in linears if linear.input_scale is not None}
+    if len(scales) < 2:
+        return linears
+    listed = ", ".join(f"{scale:g}" for scale in sorted(scales))
+    state.warnings.append(f"{', '.join(names)} read one tensor with input scales of their own ({listed}): the largest.")
+    return share_input_scale(names, linears)
+
+
+def _note_factor(site: Site, decoded: Mapping[str, Decoded], state: _BlockImport) -> None:
+    """Remember by what a site's input is multiplied; all its linears must agree, the unquantised ones too."""
+    found = {name: linear.pre_scale for name, linear in decoded.items()}
+    first = next((scale for scale in found.values() if scale is not None), None)
+    if first is None:
+        return
+    apart = [name for name in site.linears if (own := found.get(name)) is None or not torch.equal(own, first)]
+    if apart:
+        raise _stays(site, f"another one, or none, at {', '.join(apart)}", "one pre_quant_scale for all of them")
+    state.factors[site.name] = first
+
+
+def _move_factor(site: Site, state: _BlockImport, checkpoint: Checkpoint) -> None:
+    """Put the factor of a site's input into what makes the input."""
+    factor_I, fold = state.factors[site.name], site.fold
+    if fold is None:
+        raise _stays(site, "a GELU before it", "a norm or a linear before it")
+    if not torch.equal(fold.shared(factor_I), factor_I):
+        raise _stays(site, "factors that differ between heads of one value", "equal ones for heads that share a value")
+    factor_O = fold.of_source(factor_I)
+    for name in fold.tensors:
+        _multiply(name, factor_O, state, checkpoint)
+    if fold.makes_values:
+        state.largest_value_factor = max(1.0, float(factor_O.max()))
+
+
+def _multiply(name: str, factor_O: Tensor, state: _BlockImport, checkpoint: Checkpoint) -> None:
+    """Make the rows of a linear, or the channels of a bias or a norm, as many times larger; codes stay."""
+    linear = state.linears.get(name.removesuffix(".weight"))
+    if linear is not None:
+        scale = linear.scale * (factor_O if linear.group_size is None else factor_O[:, None])
+        state.linears[name.removesuffix(".weight")] = replace(linear, scale=scale)
+        return
+    tensor = state.overrides[name] if name in state.overrides else checkpoint.read(name).float()
+    state.overrides[name] = tensor * (factor_O[:, None] if tensor.ndim == 2 else factor_O)
+
+
+def _stays(site: Site, found: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        "A factor on a linear's input (pre_quant_scale) cannot be moved into what makes the input.",
+        where=", ".join(site.linears),
+        expected=expected,
+        found=found,
+        fix=_ORIGINAL,
+    )
+
+
+def _cache_scales(block: Block, quantised: Quantised, value_factor: float) -> KVScales | None:
+    index = _decoder_layer(block)
+    if index is None or not quantised.cache_scales:
+        return None
+    key, value = (float(stored.read()) for stored in quantised.cache_scales[index])
+    if not all(0 < scale < float("inf") for scale in (key, value)):
+        raise CheckpointError(
+            "A scale of the key-value cache cannot be used.",
+            where=block.name,
+            expected="positive, finite numbers",
+            found=f"{key:g} and {value:g}",
+            fix="download or copy the checkpoint again",
+        )
+    return KVScales(key=key, value=value * value_factor, warning=None)
+
+
+def _decoder_layer(block: Block) -> int | None:
+    prefix = "language_model.model.layers."
+    return int(block.name.removeprefix(prefix)) if block.name.startswith(prefix) else None
