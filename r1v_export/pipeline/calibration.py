@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Device
-from r1v_export.errors import InputError
-from r1v_export.manifest import hash_file
+from r1v_export.errors import CapabilityError, InputError, UsageError
+from r1v_export.manifest import hash_file, to_json
 from r1v_export.pipeline.stage import Advance
 
 if TYPE_CHECKING:
     from r1v_export.quantization.artefact import Artefact
+    from r1v_export.quantization.dataset import CalibrationSet, Shard
     from r1v_export.quantization.recipe import Recipe
     from r1v_export.quantization.records import Record
+    from r1v_export.quantization.stream import Execution
     from r1v_export.reference.model import Model
 
 CALIBRATION = "calibration"
@@ -25,21 +30,58 @@ CALIBRATION = "calibration"
 WORK = 1000
 """How much `calibrate` tells of in all, whatever the model."""
 
+FP8_PER_TENSOR = frozenset({"hf-unified", "tensorrt-llm"})
+"""Targets whose static FP8 has one scale for a weight, not one for each row of it."""
+
 LONGEST_REPLY = 512
 """Tokens of the model's own reply to a calibration prompt that has none: thoughts are what it will mostly compute."""
 
 
 def chosen_recipe(config: BuildConfig) -> Recipe | None:
-    """The recipe of a quantised build, None for the others.
+    """The recipe of a quantised build; None where nothing is quantised, and where a budget has yet to find one.
 
     Raises:
-        UsageError: there is no such recipe, or it is not one.
+        UsageError: there is no such recipe, it is not one, the budget is not understood, or a finished calibration was
+            made by another recipe.
+        BundleError: the finished calibration cannot be read.
     """
     if not config.quantised:
         return None
+    from r1v_export.quantization.budget import Budget
     from r1v_export.quantization.recipe import PRESETS, load
 
-    return load(config.recipe or PRESETS[config.precision])
+    if config.budget is not None:
+        Budget.parse(config.budget)
+        return None
+    if config.calibration.artefact is not None:
+        return _recipe_of_artefact(Path(config.calibration.artefact), config)
+    needs_one_scale = config.precision == "fp8" and not FP8_PER_TENSOR.isdisjoint(config.targets)
+    return load(config.recipe or ("fp8-tensor" if needs_one_scale else PRESETS[config.precision]))
+
+
+def _recipe_of_artefact(folder: Path, config: BuildConfig) -> Recipe:
+    """A finished calibration's recipe, which must be the one that was asked for, or at least of the precision."""
+    from r1v_export.quantization.artefact import RECIPE, read_recipe
+    from r1v_export.quantization.recipe import load
+
+    recipe = read_recipe(folder)
+    if config.recipe is not None and load(config.recipe) != recipe:
+        raise UsageError(
+            "This calibration was made by another recipe.",
+            where=folder / RECIPE,
+            expected=config.recipe,
+            found=recipe.name,
+            fix="leave --recipe out to build by the calibration's own, or calibrate by this one",
+        )
+    if config.recipe is None and recipe.precision != config.precision:
+        raise UsageError(
+            "This calibration is of another precision.",
+            where=folder / RECIPE,
+            expected=config.precision,
+            found=f"{recipe.precision} (recipe {recipe.name})",
+            fix=f"build with --precision {recipe.precision}",
+        )
+    return recipe
 
 
 def data_digest(data: str | None) -> str | None:
@@ -60,34 +102,103 @@ def data_digest(data: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def calibrate(
-    config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, out: Path, work: Path, advance: Advance
-) -> None:
-    """Write the calibration artefact into `out`; `work` keeps what is done for a build that follows a stopped one.
+def calibration_set(config: BuildConfig, checkpoint: Checkpoint, shard: Shard | None = None) -> CalibrationSet:
+    """The samples that a model is calibrated on, with its own replies where they have none.
 
     Raises:
         InputError: the calibration data cannot be used.
-        CheckpointError: a weight is not finite.
+        CapabilityError: a package that it needs is not installed.
     """
-    from r1v_export.quantization.calibrate import calibrate as run
     from r1v_export.quantization.dataset import prepare
     from r1v_export.quantization.records import read_records
-    from r1v_export.quantization.stream import Execution
 
     records = read_records(config.calibration.data, config.calibration.samples)
     without_answer = any(record.answer is None for record in records)
     replies = own_replies(checkpoint, config.device) if without_answer else None
-    calibration = prepare(records, checkpoint, continuation=replies)
+    return prepare(records, checkpoint, shard=shard, continuation=replies)
+
+
+def calibrate(
+    config: BuildConfig, recipe: Recipe | None, checkpoint: Checkpoint, out: Path, work: Path, advance: Advance
+) -> None:
+    """Write the calibration artefact into `out`; `work` keeps what is done for a build that follows a stopped one.
+
+    Args:
+        recipe: `chosen_recipe`.
+
+    Raises:
+        InputError: the calibration data cannot be used.
+        CheckpointError: a weight is not finite.
+        UsageError: the budget cannot be met.
+        BundleError: a finished calibration is damaged, or another checkpoint's.
+    """
+    from r1v_export.quantization.artefact import Artefact
+    from r1v_export.quantization.calibrate import calibrate as run
+
+    if config.calibration.artefact is not None:
+        Artefact.open(Path(config.calibration.artefact), checkpoint)
+        shutil.copytree(config.calibration.artefact, out)
+        return
+    samples, execution = calibration_set(config, checkpoint), as_execution(config, work, advance)
+    if recipe is None:
+        _within_budget(config, checkpoint, samples, out, execution)
+    else:
+        run(checkpoint, recipe, samples, out, execution)
+
+
+def as_execution(config: BuildConfig, work: Path | None, advance: Advance) -> Execution:
+    """How a build's calibration is run: told in `WORK` parts."""
+    from r1v_export.quantization.stream import Execution
+
     told = 0
 
     def on_progress(done: int, total: int) -> None:
         nonlocal told
-        permille = WORK * done // max(1, total)
-        advance(permille - told)
-        told = permille
+        parts = WORK * done // max(1, total)
+        advance(parts - told)
+        told = parts
 
-    execution = Execution(device=config.device, work=work, on_progress=on_progress)
-    run(checkpoint, recipe, calibration, out, execution)
+    return Execution(device=config.device, work=work, on_progress=on_progress)
+
+
+def _within_budget(
+    config: BuildConfig, checkpoint: Checkpoint, samples: CalibrationSet, out: Path, execution: Execution
+) -> None:
+    """Search for a recipe; the calibration by it and the table that it was chosen from become `out`."""
+    from r1v_export.quantization.budget import Budget
+    from r1v_export.quantization.mixed import SENSITIVITY, search
+    from r1v_export.quantization.work import write_text
+
+    assert config.budget is not None
+    assert execution.work is not None
+    budget, work = Budget.parse(config.budget), execution.work
+    with_kl = _whole_model_fits(checkpoint)
+    if budget.kind == "kl" and not with_kl:
+        raise CapabilityError(
+            "The model is too large for this machine to measure divergences.",
+            expected="memory for the whole model in float32, twice",
+            fix="give a budget of size, or calibrate on a larger machine and build with --calibrated",
+        )
+    recipes = budget_candidates(config, checkpoint)
+    found = search(checkpoint, samples, budget, work, execution, recipes=recipes, with_kl=with_kl)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(found.folder, out)
+    write_text(out / SENSITIVITY, to_json(found.table.model_dump(mode="json")))
+
+
+def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, Recipe]:
+    """What a budget chooses between: FP8 as `--precision fp8` is on these targets, and the build's precision."""
+    from r1v_export.quantization.mixed import FP8, candidates
+
+    uniform = chosen_recipe(config.model_copy(update={"precision": "fp8", "budget": None}))
+    schemes = [rule.scheme for rule in uniform.rules if rule.scheme] if uniform else []
+    return candidates(checkpoint, config.precision, schemes[0] if schemes else FP8)
+
+
+def _whole_model_fits(checkpoint: Checkpoint) -> bool:
+    """Whether this machine holds the model in float32 and as much again for what is computed."""
+    parameters = sum(info.nbytes // info.dtype.itemsize for info in checkpoint.tensors.values())
+    return 2 * 4 * parameters < psutil.virtual_memory().total
 
 
 def own_replies(checkpoint: Checkpoint, device: Device) -> Callable[[Sequence[Record]], list[Sequence[int]]]:

@@ -1,0 +1,76 @@
+"""The target `tensorrt-llm`: a checkpoint for `trtllm-build`, proved before any engine is built from it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from r1v_export import contract
+from r1v_export.builders.registry import Arithmetic, Material
+from r1v_export.builders.tensorrt_llm.engine import CheckpointEngine, load_language_model
+from r1v_export.builders.tensorrt_llm.parallel import Parallel
+from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import BuildConfig, Compute, Device
+from r1v_export.errors import CapabilityError
+
+CHECKPOINT = "checkpoint"
+"""Folder in the engine's with what `trtllm-build` reads."""
+GRAPHS = "graphs"
+"""The bundle's folder with the standard graphs."""
+
+
+class TensorRTLLMBuilder:
+    """Writes the language model as a TensorRT-LLM checkpoint. Needs no TensorRT-LLM; engines are built from it on a
+    machine that has it, see `r1v-export build-engine`."""
+
+    name = "tensorrt-llm"
+    graphs: tuple[str, ...] = (contract.VISION, contract.PROJECTOR)
+
+    def check(self, config: BuildConfig) -> None:
+        """Everything that can be told without the model; the rest is checked before the first weight is written."""
+
+    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
+        return Arithmetic(_compute(config, spec))
+
+    def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
+        config, options = material.config, material.config.tensorrt_llm
+        dtype = getattr(torch, _compute(config, material.checkpoint.spec))
+        folder = out / CHECKPOINT
+        folder.mkdir()
+        write_checkpoint(
+            material.checkpoint,
+            material.artefact,
+            folder,
+            dtype,
+            parallel=Parallel(options.tp, options.pp),
+            layout=options.kernel_layout,
+            advance=advance,
+        )
+
+    def missing(self, device: Device) -> str | None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed: it runs the vision graph beside the checkpoint"
+        return None
+
+    def open(self, engine: Path, spec: ModelSpec, device: Device) -> CheckpointEngine:
+        """The checkpoint computed by PyTorch, vision by ONNX Runtime."""
+        missing = self.missing(device)
+        if missing is not None:
+            raise CapabilityError("The checkpoint cannot be run here.", found=missing, fix="pip install onnxruntime")
+        from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
+
+        graphs = engine.resolve().parents[1] / GRAPHS
+        vision = OnnxRuntimeEngine(graphs, graphs, spec.sizes, device)
+        return CheckpointEngine(load_language_model(engine / CHECKPOINT, spec), vision, device)
+
+
+def _compute(config: BuildConfig, spec: ModelSpec) -> Compute:
+    """What is asked for; around quantised linears the checkpoint's own 16 bits: R1V's activations need the range of its
+    bfloat16."""
+    if not config.quantised:
+        return config.compute
+    return "float16" if spec.dtype == "float32" else spec.dtype

@@ -1,0 +1,226 @@
+"""One linear out of the tensors that a TensorRT-LLM checkpoint has of it; the reader's half of the format.
+
+Shape letters: O output features, I input features, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1v_export.errors import BundleError
+from r1v_export.quantization.linear import QuantizedLinear
+
+TENSORS: dict[str | None, frozenset[str]] = {
+    None: frozenset({"weight"}),
+    "FP8": frozenset({"weight", "weights_scaling_factor", "activation_scaling_factor"}),
+    "FP8_PER_CHANNEL_PER_TOKEN": frozenset({"weight", "per_channel_scale"}),
+    "W8A8_SQ_PER_CHANNEL": frozenset(
+        {"weight", "weights_scaling_factor", "activation_scaling_factor", "prequant_scaling_factor"}
+    ),
+    "W4A16_AWQ": frozenset({"weight", "weights_scaling_factor", "prequant_scaling_factor"}),
+    "W4A8_AWQ": frozenset(
+        {
+            "weight",
+            "weights_scaling_factor",
+            "weights_scaling_factor_2",
+            "activation_scaling_factor",
+            "prequant_scaling_factor",
+        }
+    ),
+    "W4A16_GPTQ": frozenset({"weight", "weights_scaling_factor", "zero"}),
+}
+"""Tensors of a linear under each algorithm, beside its bias."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One GPU's share of a linear, or all of it."""
+
+    weight: QuantizedLinear | Tensor
+    bias: Tensor | None
+
+
+def decode(
+    where: str,
+    found: Mapping[str, Tensor],
+    algorithm: str | None,
+    group_size: int,
+    dtype: torch.dtype,
+    kernel_layout: int = 80,
+) -> Shard:
+    """
+    Args:
+        where: the linear, for errors.
+        found: its tensors by suffix.
+        dtype: of the model.
+        kernel_layout: of weights with zero points, 90 for Hopper's.
+
+    Raises:
+        BundleError: the algorithm is unknown, tensors are missing or those of another algorithm, or do not fit.
+    """
+    if algorithm not in TENSORS:
+        known = ", ".join(name for name in TENSORS if name)
+        raise BundleError(
+            "A linear is quantised in a way that is not known.", where=where, expected=known, found=algorithm
+        )
+    suffixes = set(found) - {"bias"}
+    if suffixes != TENSORS[algorithm]:
+        missing, superfluous = TENSORS[algorithm] - suffixes, suffixes - TENSORS[algorithm]
+        parts = [f"no {name}" for name in sorted(missing)] + [f"also {name}" for name in sorted(superfluous)]
+        raise BundleError(
+            f"A linear does not have the tensors of {algorithm or 'one that is not quantised'}.",
+            where=where,
+            expected=", ".join(sorted(TENSORS[algorithm])),
+            found=", ".join(parts),
+            fix="build the bundle again",
+        )
+    decoders: dict[str | None, Any] = {
+        None: lambda: _plain(where, found["weight"], dtype),
+        "FP8": lambda: _per_tensor(found),
+        "FP8_PER_CHANNEL_PER_TOKEN": lambda: QuantizedLinear(
+            found["weight"], "fp8", found["per_channel_scale"], input_type="fp8"
+        ),
+        "W8A8_SQ_PER_CHANNEL": lambda: QuantizedLinear(
+            found["weight"],
+            "int8",
+            found["weights_scaling_factor"],
+            input_type="int8",
+            input_scale=found["activation_scaling_factor"][0],
+        ),
+        "W4A16_AWQ": lambda: _groups(found, group_size),
+        "W4A8_AWQ": lambda: replace(
+            _groups(found, group_size), input_type="fp8", input_scale=found["activation_scaling_factor"][0]
+        ),
+        "W4A16_GPTQ": lambda: _groups_with_zeros(found, group_size, kernel_layout),
+    }
+    try:
+        weight = decoders[algorithm]()
+    except (RuntimeError, IndexError) as error:
+        raise BundleError("A linear's tensors do not fit each other.", where=where, found=error) from error
+    if "prequant_scaling_factor" in found:
+        _require_ones(where, found["prequant_scaling_factor"])
+    return Shard(weight, found.get("bias"))
+
+
+def _plain(where: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    if weight.dtype != dtype:
+        raise BundleError(
+            "A linear that is not quantised has another dtype than the model.",
+            where=where,
+            expected=dtype,
+            found=weight.dtype,
+        )
+    return weight
+
+
+def _per_tensor(found: Mapping[str, Tensor]) -> QuantizedLinear:
+    rows = found["weight"].shape[0]
+    scale_O = found["weights_scaling_factor"].expand(rows).contiguous()
+    return QuantizedLinear(
+        found["weight"], "fp8", scale_O, input_type="fp8", input_scale=found["activation_scaling_factor"][0]
+    )
+
+
+def _groups(found: Mapping[str, Tensor], group_size: int) -> QuantizedLinear:
+    """Rows 2j and 2j + 1 in byte j of a column, the first in the low half, two's complement."""
+    packed = found["weight"]
+    low, high = (packed << 4) >> 4, packed >> 4  # int8: both shifts keep the sign
+    codes_OI = torch.stack((low, high), dim=1).flatten(0, 1)
+    return QuantizedLinear(codes_OI, "int4", found["weights_scaling_factor"].float(), group_size=group_size)
+
+
+def _groups_with_zeros(found: Mapping[str, Tensor], group_size: int, kernel_layout: int) -> QuantizedLinear:
+    codes_OI = undo_interleave(found["weight"], kernel_layout) + 8
+    scale_OG = found["weights_scaling_factor"].float().T.contiguous()
+    zero_OG = found["zero"].float().T
+    # zero = (8 - zero_point) * scale, both rounded to the model's dtype: whole numbers come back exactly.
+    zero_point_OG = (8 - zero_OG / scale_OG).round().to(torch.int8)
+    return QuantizedLinear(codes_OI, "uint4", scale_OG, zero_point_OG, group_size)
+
+
+def undo_interleave(weight: Tensor, kernel_layout: int) -> Tensor:
+    """Codes [out, in], -8..7, of a weight that lies as the kernel reads it.
+
+    Follows the kernel: walks over the half bytes of memory, and says which output and input channel each is.
+    """
+    memory = weight.view(torch.uint8)
+    in_features, out_features = memory.shape[0], memory.shape[1] * 2
+    halves = torch.stack((memory.flatten() & 15, memory.flatten() >> 4), dim=1).flatten().to(torch.int8) - 8
+    # Before Hopper, four output channels lie together, in turn for every 64 inputs.
+    together, run = (1, in_features) if kernel_layout == 90 else (4, 64)
+    place = torch.arange(together * in_features)
+    word, nibble = place // 8, place % 8
+    position = 8 * word + torch.where(nibble < 4, 2 * nibble, 2 * (nibble - 4) + 1)  # evens first, then odds
+    tile, rest = position // (together * run), position % (together * run)
+    output, step = rest // run, run * tile + rest % run
+    block, within = step // 32, step % 32
+    thread, eight, member = within // 8, within % 8 // 2, within % 2
+    source = output * in_features + 32 * block + 8 * eight + 2 * thread + member
+    strips = torch.empty(out_features // together, together * in_features, dtype=torch.int8)
+    strips[:, source] = halves.view(strips.shape)
+    return strips.view(out_features, in_features)
+
+
+def _require_ones(where: str, scale_I: Tensor) -> None:
+    if not bool((scale_I == 1).all()):
+        raise BundleError(
+            "A linear scales its input, which this reader knows only folded into what makes the input.",
+            where=where,
+            expected="ones",
+            found=f"{float(scale_I.min()):g} to {float(scale_I.max()):g}",
+        )
+
+
+def split_outputs(shard: Shard, rows: Sequence[int]) -> list[Shard]:
+    """A share of q, k and v, one after the other, as three."""
+    sections = list(rows)
+    biases = [None] * len(rows) if shard.bias is None else list(shard.bias.split(sections))
+    weights: list[Any]
+    if isinstance(shard.weight, Tensor):
+        weights = list(shard.weight.split(sections))
+    else:
+        whole = shard.weight
+        zeros = [None] * len(rows) if whole.zero_point is None else list(whole.zero_point.split(sections))
+        pairs = zip(_split(whole.codes, sections), whole.scale.split(sections), zeros, strict=True)
+        weights = [replace(whole, codes=codes, scale=scale, zero_point=zero) for codes, scale, zero in pairs]
+    return [Shard(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+
+
+def _split(codes: Tensor, sections: list[int]) -> list[Tensor]:
+    return [part.contiguous() for part in codes.split(sections)]
+
+
+def join(name: str, shards: Sequence[Shard], inputs: bool) -> Shard:
+    """The linear that GPUs share along its outputs, or its `inputs`.
+
+    Raises:
+        BundleError: GPUs disagree about what they all hold.
+    """
+    first = shards[0]
+    axis = 1 if inputs else 0
+    biases = [shard.bias for shard in shards if shard.bias is not None]
+    bias = None if not biases else biases[0] if inputs else torch.cat(biases)
+    if isinstance(first.weight, Tensor):
+        return Shard(torch.cat([shard.weight for shard in shards if isinstance(shard.weight, Tensor)], axis), bias)
+    linears = [shard.weight for shard in shards if isinstance(shard.weight, QuantizedLinear)]
+    whole = first.weight
+    cut_scale = not inputs or whole.group_size is not None
+    if not cut_scale and any(not torch.equal(whole.scale, other.scale) for other in linears):
+        raise BundleError("GPUs disagree about the scales of a linear that they share.", where=name)
+    if whole.input_scale is not None and any(other.input_scale != whole.input_scale for other in linears):
+        raise BundleError("GPUs disagree about the scale of a linear's input.", where=name)
+    zeros = [linear.zero_point for linear in linears if linear.zero_point is not None]
+    return Shard(
+        replace(
+            whole,
+            codes=torch.cat([linear.codes for linear in linears], axis),
+            scale=torch.cat([linear.scale for linear in linears], axis) if cut_scale else whole.scale,
+            zero_point=torch.cat(zeros, axis) if zeros else None,
+        ),
+        bias,
+    )

@@ -1,0 +1,43 @@
+"""A small model that up to eight GPUs can share, and its quantised forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.synth import synthesize
+from r1v_export.quantization.artefact import Artefact
+from tests.builders.tensorrt_llm.cases import make_artefact, of
+
+SIZES = {
+    "llm_config.hidden_size": 1024,
+    "llm_config.num_attention_heads": 32,
+    "llm_config.num_key_value_heads": 16,
+    "llm_config.intermediate_size": 1024,
+    "llm_config.vocab_size": 523,
+}
+"""Every count a multiple of 8 GPUs times a group of 128, but the vocabulary."""
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    return Checkpoint.open(synthesize(folder, preset="nano", vision_layers=1, language_layers=2, overrides=SIZES))
+
+
+@pytest.fixture(scope="session")
+def quantised(wide: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artefact]:
+    """The wide model's calibration in one of `cases.SCHEMES`, or in fp8 with an FP8 cache ("fp8-kv")."""
+    made: dict[str, Artefact] = {}
+
+    def artefact(scheme: str) -> Artefact:
+        if scheme not in made:
+            folder: Path = tmp_path_factory.mktemp("artefacts") / scheme
+            recipe = of("fp8", kv_cache="fp8") if scheme == "fp8-kv" else of(scheme)
+            made[scheme] = make_artefact(wide, recipe, folder)
+        return made[scheme]
+
+    return artefact

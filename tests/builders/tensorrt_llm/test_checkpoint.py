@@ -1,0 +1,241 @@
+"""What is written comes back: every format, every number of GPUs, bit for bit, through a reader of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from r1v_export.builders.tensorrt_llm.engine import load_language_model
+from r1v_export.builders.tensorrt_llm.parallel import Parallel
+from r1v_export.builders.tensorrt_llm.reader import LanguageCheckpoint, read_checkpoint
+from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
+from r1v_export.pipeline.calibration import fake_quantise
+from r1v_export.quantization.linear import QuantizedLinear
+from r1v_export.reference.language import CacheStep, LanguageModel, rotary_tables
+from r1v_export.reference.model import load
+from tests.builders.tensorrt_llm.cases import SCHEMES, make_artefact, recipe
+
+FORMATS = ("bf16", *SCHEMES)
+LAYOUTS = (Parallel(1), Parallel(2), Parallel(4), Parallel(8), Parallel(1, 2), Parallel(2, 2))
+
+
+def write(checkpoint, artefact, folder: Path, parallel: Parallel, dtype=torch.bfloat16, **options) -> Path:
+    folder.mkdir()
+    write_checkpoint(checkpoint, artefact, folder, dtype, parallel=parallel, **options)
+    return folder
+
+
+def written(wide, quantised, name: str, folder: Path, parallel: Parallel, **options) -> LanguageCheckpoint:
+    artefact = None if name == "bf16" else quantised(name)
+    return read_checkpoint(write(wide, artefact, folder, parallel, **options))
+
+
+def same(a: QuantizedLinear, b: QuantizedLinear) -> bool:
+    """Bit for bit."""
+    pairs = [(vars(a)[field], vars(b)[field]) for field in ("codes", "scale", "zero_point", "input_scale")]
+    kinds = [(x.weight_type, x.input_type, x.group_size) for x in (a, b)]
+    bits = all((x is None and y is None) or torch.equal(_bits(x), _bits(y)) for x, y in pairs)
+    return bits and kinds[0] == kinds[1]
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
+
+
+def logits(model: LanguageModel) -> torch.Tensor:
+    """[1, S, V] of a fixed, made-up sequence."""
+    generator = torch.Generator().manual_seed(0)
+    embeds = torch.randn(1, 9, model.spec.hidden_size, generator=generator)
+    positions = torch.arange(9)[None]
+    start = torch.zeros(1, dtype=torch.int64)
+    step = CacheStep(positions, start, start + 9)
+    with torch.no_grad():
+        return model(embeds, rotary_tables(model.spec, 16), step, None)[0]
+
+
+@pytest.mark.parametrize("parallel", LAYOUTS, ids=lambda p: f"tp{p.tp}pp{p.pp}")
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "uint4"])
+def test_the_numbers_of_calibration_come_back_bit_for_bit(wide, quantised, tmp_path, name, parallel):
+    found = written(wide, quantised, name, tmp_path / "a", parallel)
+
+    artefact = None if name == "bf16" else quantised(name)
+    expected = dict(artefact.linears()) if artefact else {}
+    assert {f"language_model.{linear}" for linear in found.linears} == set(expected)
+    assert all(same(found.linears[linear.removeprefix("language_model.")], expected[linear]) for linear in expected)
+    overrides = artefact.overrides if artefact else {}
+    for linear, tensor in found.tensors.items():
+        source = f"language_model.{linear}"
+        original = overrides[source]() if source in overrides else wide.read(source)
+        assert torch.equal(tensor, original.to(torch.bfloat16)), linear
+
+
+@pytest.mark.parametrize("parallel", [Parallel(2), Parallel(8), Parallel(2, 2)], ids=lambda p: f"tp{p.tp}pp{p.pp}")
+def test_weights_with_zero_points_agree_over_gpus_bit_for_bit(wide, quantised, tmp_path, parallel):
+    one = written(wide, quantised, "uint4", tmp_path / "one", Parallel())
+    many = written(wide, quantised, "uint4", tmp_path / "many", parallel)
+
+    assert all(same(one.linears[name], many.linears[name]) for name in one.linears)
+
+
+@pytest.mark.parametrize("layout", [80, 90])
+def test_weights_with_zero_points_keep_codes_and_zero_points_and_round_scales(wide, quantised, tmp_path, layout):
+    found = written(wide, quantised, "uint4", tmp_path / "a", Parallel(2), layout=layout)
+
+    for name, expected in quantised("uint4").linears():
+        linear = found.linears[name.removeprefix("language_model.")]
+        assert torch.equal(linear.codes, expected.codes)
+        assert torch.equal(linear.zero_point, expected.zero_point)
+        # The loader takes these scales as they are, so they are in the model's dtype.
+        assert torch.equal(linear.scale, expected.scale.to(torch.bfloat16).float())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_logits_are_those_of_the_fake_quantised_model(wide, quantised, tmp_path, name):
+    artefact = None if name == "bf16" else quantised(name)
+    folder = write(wide, artefact, tmp_path / "a", Parallel(2))
+    reference = load(wide)
+    if artefact is not None:
+        fake_quantise(reference, artefact)
+
+    found = logits(load_language_model(folder, wide.spec).language_model)
+    expected = logits(reference.language_model)
+
+    # Nothing is rounded but what the model holds in 16 bits: a norm's weight here, scales of weights with zero points.
+    limit = 2e-2 if name in ("fp8", "fp8-rowwise", "int8", "w4a8") else 0.0 if name == "bf16" else 1e-2
+    assert float((found - expected).norm() / expected.norm()) <= limit
+    assert (name == "bf16") == bool(torch.equal(found, expected))
+
+
+def test_in_float32_logits_are_the_reference_s_exactly(wide, quantised, tmp_path):
+    """Nothing at all is rounded then: the proof that every number is in its place."""
+    for name in ("fp8", "fp8-rowwise", "int8", "int4", "w4a8"):
+        folder = write(wide, quantised(name), tmp_path / name, Parallel(4), dtype=torch.float32)
+        reference = load(wide)
+        fake_quantise(reference, quantised(name))
+        found = logits(load_language_model(folder, wide.spec).language_model)
+        assert torch.equal(found, logits(reference.language_model)), name
+
+
+def test_the_same_input_gives_the_same_bytes(wide, quantised, tmp_path):
+    first = write(wide, quantised("int4"), tmp_path / "a", Parallel(2))
+    second = write(wide, quantised("int4"), tmp_path / "b", Parallel(2))
+
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes()
+    assert sorted(path.name for path in first.iterdir()) == ["config.json", "rank0.safetensors", "rank1.safetensors"]
+
+
+def test_files_have_the_names_shapes_and_dtypes_of_the_format(wide, quantised, tmp_path):
+    folder = write(wide, quantised("int4"), tmp_path / "a", Parallel(2))
+
+    with safe_open(folder / "rank1.safetensors", "pt") as file:
+        found = {
+            name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape()))
+            for name in file.keys()  # noqa: SIM118
+        }
+    layer = "transformer.layers.1"
+    linears = {
+        "attention.qkv": ((512, 1024), (1024, 16), 1024),
+        "attention.dense": ((512, 512), (1024, 8), 512),
+        "mlp.fc": ((256, 1024), (512, 16), 1024),
+        "mlp.gate": ((256, 1024), (512, 16), 1024),
+        "mlp.proj": ((512, 512), (1024, 8), 512),
+    }
+    expected = {f"{layer}.attention.qkv.bias": ("BF16", (1024,))}
+    for name, (weight, scale, inputs) in linears.items():
+        expected[f"{layer}.{name}.weight"] = ("I8", weight)
+        expected[f"{layer}.{name}.weights_scaling_factor"] = ("F32", scale)
+        expected[f"{layer}.{name}.prequant_scaling_factor"] = ("BF16", (inputs,))
+    for norm in ("input_layernorm", "post_layernorm"):
+        expected[f"{layer}.{norm}.weight"] = ("BF16", (1024,))
+    assert {name: entry for name, entry in found.items() if name.startswith(layer)} == expected
+    assert found["transformer.vocab_embedding.weight"] == ("BF16", (523, 1024))
+    assert found["lm_head.weight"] == ("BF16", (262, 1024))
+    assert found["transformer.ln_f.weight"] == ("BF16", (1024,))
+
+
+def test_the_vocabulary_is_padded_with_zeros_to_a_multiple_of_the_gpus(wide, tmp_path):
+    folder = write(wide, None, tmp_path / "a", Parallel(8))
+
+    last = load_file(folder / "rank7.safetensors")["lm_head.weight"]
+    assert last.shape == (66, 1024)
+    assert 523 == 7 * 66 + 61
+    assert not last[61:].any()
+    assert last[:61].any(dim=1).all()
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == 523
+
+
+def test_the_activated_half_of_the_mlp_is_called_fc(wide, tmp_path):
+    tensors = load_file(write(wide, None, tmp_path / "a", Parallel()) / "rank0.safetensors")
+
+    layer = "language_model.model.layers.0.mlp"
+    assert torch.equal(tensors["transformer.layers.0.mlp.fc.weight"], wide.read(f"{layer}.gate_proj.weight"))
+    assert torch.equal(tensors["transformer.layers.0.mlp.gate.weight"], wide.read(f"{layer}.up_proj.weight"))
+
+
+def test_each_stage_numbers_its_layers_from_zero_and_has_its_ends_only(wide, tmp_path):
+    folder = write(wide, None, tmp_path / "a", Parallel(1, 2))
+    first, second = (set(load_file(folder / f"rank{rank}.safetensors")) for rank in range(2))
+
+    assert "transformer.vocab_embedding.weight" in first - second
+    assert {"transformer.ln_f.weight", "lm_head.weight"} <= second - first
+    assert {name for name in first if ".layers." in name} == {name for name in second if ".layers." in name}
+
+
+def test_the_cache_s_scale_is_that_of_the_larger_of_keys_and_values(wide, quantised, tmp_path):
+    found = written(wide, quantised, "fp8-kv", tmp_path / "a", Parallel(2))
+
+    assert found.kv_scales == {0: 0.25, 1: 0.25}
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["quantization"]["kv_cache_quant_algo"] == "FP8"
+
+
+def test_w4a8_s_second_scale_keeps_weights_within_fp8(wide, quantised, tmp_path):
+    tensors = load_file(write(wide, quantised("w4a8"), tmp_path / "a", Parallel()) / "rank0.safetensors")
+
+    name = "transformer.layers.0.mlp.proj"
+    largest = 8 * tensors[f"{name}.weights_scaling_factor"] / tensors[f"{name}.weights_scaling_factor_2"]
+    assert float(largest.max()) == pytest.approx(448, rel=1e-6)
+
+
+class TestMixed:
+    RULES = (
+        f"language_model.*: {SCHEMES['int4']}",
+        f"language_model.model.layers.0.*: {SCHEMES['fp8']}",
+        "language_model.model.layers.1.self_attn.*: null",
+    )
+
+    def test_comes_back_bit_for_bit(self, wide, tmp_path):
+        artefact = make_artefact(wide, recipe(*self.RULES), tmp_path / "artefact")
+        found = read_checkpoint(write(wide, artefact, tmp_path / "a", Parallel(2)))
+
+        for name, expected in artefact.linears():
+            assert same(found.linears[name.removeprefix("language_model.")], expected)
+        assert "model.layers.1.self_attn.o_proj.weight" in found.tensors
+
+    def test_says_how_each_linear_is_quantised(self, wide, tmp_path):
+        artefact = make_artefact(wide, recipe(*self.RULES), tmp_path / "artefact")
+        folder = write(wide, artefact, tmp_path / "a", Parallel())
+
+        config = json.loads((folder / "config.json").read_text())["quantization"]
+        layers = json.loads((folder / "quant_cfg.json").read_text())["quantized_layers"]
+        assert config == {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None}
+        assert layers["transformer.layers.0.mlp.fc"]["quant_algo"] == "FP8"
+        assert layers["transformer.layers.1.mlp.fc"]["quant_algo"] == "W4A16_AWQ"
+        assert layers["transformer.layers.1.mlp.fc"]["group_size"] == 64
+        assert "transformer.layers.1.attention.qkv" not in layers
+
+    def test_linears_in_16_bits_are_excluded_by_name_where_all_others_are_alike(self, wide, tmp_path):
+        rules = (f"language_model.*: {SCHEMES['fp8']}", "*.mlp.down_proj: null")
+        artefact = make_artefact(wide, recipe(*rules), tmp_path / "artefact")
+        folder = write(wide, artefact, tmp_path / "a", Parallel())
+
+        quantization = json.loads((folder / "config.json").read_text())["quantization"]
+        assert quantization["quant_algo"] == "FP8"
+        assert quantization["exclude_modules"] == ["lm_head", *(f"transformer.layers.{i}.mlp.proj" for i in (0, 1))]
+        assert "model.layers.0.mlp.down_proj.weight" in read_checkpoint(folder).tensors
