@@ -1,9 +1,11 @@
 """Prefill and decode speed of our ONNX Runtime engine against onnxruntime-genai's own generator, on the same weights.
 
-A random Qwen2.5-0.5B-shaped decoder in float32 (`synth --preset internvl3-1b`), greedy, one sequence. Ours is the whole
-path of the runner: embed graph, decoder graph, choosing the token. The two must generate the same tokens.
+A random Qwen2.5-0.5B-shaped decoder (`synth --preset internvl3-1b`), greedy, one sequence. Ours is the whole path of
+the runner: embed graph, decoder graph, choosing the token. In float32 the two must generate the same tokens. In int4
+both round every linear and the head to the nearest of symmetric 4-bit codes in groups of 128, and compute with inputs in
+float32 (exactly) or rounded to 8 bits.
 
-    python benchmarks/decode_onnxruntime.py [--prompt 512] [--new-tokens 48] [--capacity 576 --capacity 4096]
+    python benchmarks/decode_onnxruntime.py [--weights int4 --inputs int8] [--prompt 512] [--new-tokens 48]
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import click
 import numpy as np
@@ -28,35 +32,76 @@ from r1v_export.builders.onnxruntime.session import physical_cores
 from r1v_export.builders.registry import Material
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
-from r1v_export.config import BuildConfig
+from r1v_export.config import BuildConfig, OnnxRuntimeConfig
 from r1v_export.exporters.export import export_graph
+from r1v_export.exporters.graph import Rewrite
+from r1v_export.quantization.graph import quantizer
+from r1v_export.quantization.linear import QuantizedLinear
+from r1v_export.quantization.recipe import Recipe, resolve
+from r1v_export.quantization.rtn import round_to_nearest
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.runner.sampling import Sampler, Sampling
 from r1v_export.runner.scheduler import Row, generate_rows
 
-GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
 OURS, PEER = "r1v-export", "onnxruntime-genai"
+GROUP, HEAD = 128, "language_model.lm_head"
 
 
-def prepare(work: Path) -> Checkpoint:
+@dataclass(frozen=True)
+class Variant:
+    """What is compared: float32, or int4 weights with one of two arithmetics."""
+
+    weights: str
+    inputs: Literal["float32", "int8"]
+
+    @property
+    def name(self) -> str:
+        return self.weights if self.weights == "fp32" else f"{self.weights}-{self.inputs}-inputs"
+
+    @property
+    def genai_options(self) -> list[str]:
+        """Of its model builder."""
+        if self.weights == "fp32":
+            return ["-p", "fp32"]
+        level = 1 if self.inputs == "float32" else 4
+        options = [f"int4_block_size={GROUP}", "int4_is_symmetric=true", f"int4_accuracy_level={level}"]
+        return ["-p", "int4", "--extra_options", *options]
+
+
+def prepare(work: Path, variant: Variant) -> Checkpoint:
     """A checkpoint, its engine, and the same language model in genai's own format, made once."""
     if not (work / "checkpoint").exists():
         synthesize(work / "checkpoint", preset="internvl3-1b", vision_layers=1, dtype="float32")
     checkpoint = Checkpoint.open(work / "checkpoint")
-    engine = work / "engines" / "onnxruntime"
+    graphs = work / variant.weights / "graphs"
+    engine = work / variant.weights / "engines" / "onnxruntime"
     shutil.rmtree(engine, ignore_errors=True)
     engine.mkdir(parents=True)
-    (work / "graphs").mkdir(exist_ok=True)
-    for name in GRAPHS:
-        if not (work / "graphs" / f"{name}.onnx").exists():
-            export_graph(name, checkpoint, work / "graphs", torch.float32)
-    OnnxRuntimeBuilder().build(Material(work / "graphs", checkpoint, None, BuildConfig()), engine, lambda _: None)
-    if not (work / "genai" / "genai_config.json").exists():
-        build_genai(checkpoint, work)
+    graphs.mkdir(exist_ok=True)
+    for name in OnnxRuntimeBuilder.graphs:
+        if not (graphs / f"{name}.onnx").exists():
+            rewrite = rounding(checkpoint) if variant.weights == "int4" and name == contract.DECODER else None
+            export_graph(name, checkpoint, graphs, torch.float32, rewrite=rewrite)
+    config = BuildConfig(onnxruntime=OnnxRuntimeConfig(int4_inputs=variant.inputs))
+    OnnxRuntimeBuilder().build(Material(graphs, checkpoint, None, config), engine, lambda _: None)
+    if not (work / variant.name / "genai_config.json").exists():
+        build_genai(checkpoint, work, variant)
     return checkpoint
 
 
-def build_genai(checkpoint: Checkpoint, work: Path) -> None:
+def rounding(checkpoint: Checkpoint) -> Rewrite:
+    """Rounds every linear of the language model, its head too."""
+    weights = {"type": "int4", "granularity": "group", "group_size": GROUP, "algorithm": "rtn"}
+    rules = [{"modules": ["language_model.*", HEAD], "scheme": {"weights": weights}}]
+    recipe = Recipe.model_validate({"name": "int4", "description": "Rounded to nearest.", "rules": rules})
+
+    def linear(name: str) -> QuantizedLinear:
+        return round_to_nearest(checkpoint.read(f"{name}.weight"), "int4", GROUP)
+
+    return quantizer(checkpoint.spec, resolve(recipe, checkpoint.spec), linear, {})
+
+
+def build_genai(checkpoint: Checkpoint, work: Path, variant: Variant) -> None:
     """Write the language model as a transformers Qwen2 folder and let onnxruntime-genai's builder convert it."""
     from safetensors.torch import save_file
 
@@ -72,18 +117,18 @@ def build_genai(checkpoint: Checkpoint, work: Path) -> None:
     names = [name for name in checkpoint.tensors if name.startswith(prefix)]
     tensors = {name.removeprefix(prefix): checkpoint.read(name).contiguous() for name in names}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu"]
-    paths = ["-i", str(folder), "-o", str(work / "genai"), "-c", str(work / "cache")]
-    subprocess.run([*command, *paths], check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    paths = ["-e", "cpu", "-i", str(folder), "-o", str(work / variant.name), "-c", str(work / "cache")]
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *paths, *variant.genai_options]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     shutil.rmtree(folder)
 
 
 class Ours:
     """Our engine, driven as `runner.chain.Runner` drives it."""
 
-    def __init__(self, work: Path, checkpoint: Checkpoint, threads: int) -> None:
-        engine_folder = work / "engines" / "onnxruntime"
-        self.engine = OnnxRuntimeEngine(engine_folder, work, checkpoint.spec.sizes, "cpu", threads)
+    def __init__(self, bundle: Path, checkpoint: Checkpoint, threads: int) -> None:
+        engine_folder = bundle / "engines" / "onnxruntime"
+        self.engine = OnnxRuntimeEngine(engine_folder, bundle, checkpoint.spec.sizes, "cpu", threads)
         self.vocab = checkpoint.spec.language.vocab_size
         self.no_images = np.zeros((0, checkpoint.spec.language.hidden_size), dtype=np.float32)
 
@@ -101,11 +146,11 @@ class Ours:
 class GenAI:
     """onnxruntime-genai's generator."""
 
-    def __init__(self, work: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int) -> None:
         import onnxruntime_genai as og
 
         self.og = og
-        config = og.Config(str(work / "genai"))
+        config = og.Config(str(folder))
         config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
         self.model = og.Model(config)
 
@@ -132,6 +177,8 @@ def readings(moments: list[float], prompt_tokens: int) -> dict[str, float]:
 
 
 @click.command()
+@click.option("--weights", type=click.Choice(["fp32", "int4"]), default="fp32", show_default=True)
+@click.option("--inputs", type=click.Choice(["float32", "int8"]), default="float32", show_default=True)
 @click.option("--prompt", "prompt_tokens", default=512, show_default=True)
 @click.option("--new-tokens", default=48, show_default=True)
 @click.option("--capacity", "capacities", multiple=True, type=int, default=(576, 4096), show_default=True)
@@ -140,6 +187,8 @@ def readings(moments: list[float], prompt_tokens: int) -> dict[str, float]:
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-benchmark-decode"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
+    weights: str,
+    inputs: Literal["float32", "int8"],
     prompt_tokens: int,
     new_tokens: int,
     capacities: tuple[int, ...],
@@ -148,9 +197,10 @@ def main(
     work: Path,
     results: Path,
 ) -> None:
-    checkpoint = prepare(work)
+    variant = Variant(weights, inputs)
+    checkpoint = prepare(work, variant)
     report = {"machine": machine(("onnxruntime", "onnxruntime-genai", "numpy")), "threads": threads, "capacity": {}}
-    ours, genai = Ours(work, checkpoint, threads), GenAI(work, threads)
+    ours, genai = Ours(work / weights, checkpoint, threads), GenAI(work / variant.name, threads)
     prompt = np.random.default_rng(0).integers(1000, 100_000, prompt_tokens).tolist()
     for capacity in capacities:
         tokens = {}
@@ -163,13 +213,13 @@ def main(
 
         contenders = {OURS: lambda m=measure: m(OURS, ours), PEER: lambda m=measure: m(PEER, genai)}
         measured = interleaved(contenders, repeats)
-        if tokens[OURS] != tokens[PEER]:
+        if weights == "fp32" and tokens[OURS] != tokens[PEER]:
             raise SystemExit(f"the engines disagree: {tokens}")
         ratios = {q: ratio(measured, OURS, PEER, q) for q in ("prefill_tokens_per_s", "decode_tokens_per_s")}
         report["capacity"][capacity] = {"ratio_to_genai": ratios, **measured}
         click.echo(f"capacity {capacity}: ours / genai = {ratios}")
-    report |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
-    click.echo(write_results("decode-onnxruntime", report, results))
+    report |= {"variant": variant.name, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
+    click.echo(write_results(f"decode-onnxruntime-{variant.name}", report, results))
 
 
 if __name__ == "__main__":
