@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from r1v_export.quantization.artefact import Artefact
 
 BUILDERS = {
+    "hf-unified": "r1v_export.builders.unified.builder:UnifiedBuilder",
     "onnxruntime": "r1v_export.builders.onnxruntime.builder:OnnxRuntimeBuilder",
     "tensorrt-llm": "r1v_export.builders.tensorrt_llm.builder:TensorRTLLMBuilder",
 }

@@ -15,6 +15,7 @@ from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageE
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.estimate import HASH_BYTES_PER_S, require_disk
+from r1v_export.pipeline.imported import for_checkpoint
 from r1v_export.pipeline.progress import Progress, size
 from r1v_export.pipeline.stage import Stage, fingerprint
 from r1v_export.pipeline.stages import Build
@@ -97,10 +98,18 @@ def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool =
 
 def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
     """Refuse what cannot be built before a checkpoint is downloaded, and the checkpoint before anything is written."""
+    if "precision" in config.model_fields_set:  # otherwise the checkpoint may bring one
+        _check_targets(config)
+    chosen_recipe(config)
+    checkpoint = Checkpoint.open(config.model, revision=config.revision, offline=offline)
+    config = for_checkpoint(config, checkpoint)
+    _check_targets(config)
+    return Build(config, checkpoint, out)
+
+
+def _check_targets(config: BuildConfig) -> None:
     for target in config.targets:
         registry.builder(target).check(config)
-    chosen_recipe(config)
-    return Build(config, Checkpoint.open(config.model, revision=config.revision, offline=offline), out)
 
 
 def _require_unchanged(job: Build, sources: Mapping[str, FileEntry], hashes: HashCache) -> None:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 def gates(checkpoint: Checkpoint, artefact: Artefact | None, device: Device) -> Iterator[tuple[Gate, Side]]:
     """What the engines of a bundle are held to: PyTorch computing what the graphs say, and where that is a quantised
-    model, also the original one. Each is loaded when its turn comes."""
+    model, also the original one, unless the checkpoint came quantised. Each is loaded when its turn comes."""
     yield "arithmetic", reference_side(checkpoint, device, artefact)
-    if artefact is not None:
+    if artefact is not None and checkpoint.quantised is None:
         yield "quantisation", reference_side(checkpoint, device)
 
 

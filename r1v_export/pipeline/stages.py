@@ -19,6 +19,7 @@ from r1v_export.pipeline.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC
 from r1v_export.pipeline.calibration import CALIBRATION, calibrate, chosen_recipe, data_digest, open_artefact
 from r1v_export.pipeline.calibration import WORK as CALIBRATION_WORK
 from r1v_export.pipeline.estimate import BYTES_OF, TRACE_S, WRITE_BYTES_PER_S, graph_parameters, require_memory
+from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.stage import Advance, Stage
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class Build:
     @cached_property
     def recipe(self) -> Recipe | None:
         """Checked against the model; None where nothing is quantised."""
+        if self.checkpoint.quantised is not None:
+            from r1v_export.quantization.imported import imported_recipe
+
+            return imported_recipe(self.checkpoint.quantised)
         recipe = chosen_recipe(self.config)
         if recipe is not None:
             from r1v_export.quantization.recipe import resolve
@@ -137,6 +142,9 @@ class Build:
     def _calibrate(self, folder: Path, advance: Advance) -> None:
         assert self.recipe is not None
         work = self.out / WORK / "calibrated-blocks"
+        if self.checkpoint.quantised is not None:
+            import_calibration(self.checkpoint, folder / CALIBRATION, work, advance, CALIBRATION_WORK)
+            return
         calibrate(self.config, self.recipe, self.checkpoint, folder / CALIBRATION, work, advance)
 
     @property

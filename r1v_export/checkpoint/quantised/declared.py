@@ -46,10 +46,7 @@ def _declarations(folder: Path) -> Iterator[tuple[str, Section]]:
     """What the folder says of its format, the most explicit first: the method, and its settings."""
     if (folder / QUANT_CONFIG).is_file():
         whole = Section(read_json_object(folder / QUANT_CONFIG), QUANT_CONFIG)
-        settings = whole.section("quantization")
-        if settings is None:
-            raise whole.wrong("quantization", "an object", None)
-        yield METHOD, settings
+        yield METHOD, whole.section("quantization") or whole  # newer versions write it flat
     config = Section(read_json_object(folder / "config.json"), "config.json")
     for part in (config, *filter(None, (config.section(key) for key in _MODELS))):
         declared = part.section("quantization_config")

@@ -109,7 +109,7 @@ class Unified:
     def layout(self, linear: str) -> LinearLayout:
         section, algorithm = self._entry(linear)
         known = ALGORITHMS[algorithm]
-        group_size = section.size("group_size") if known.grouped else None
+        group_size = _group_size(section) if known.grouped else None
         name = algorithm if group_size is None else f"{algorithm} in groups of {group_size}"
         inputs, per_tensor = known.inputs, known.per_tensor
         return LinearLayout(name, known.codes, per_tensor, group_size, inputs, known.tensors, known.decode)
@@ -123,3 +123,13 @@ class Unified:
             section = Section(layers[linear], f"{section.path}: quantized_layers: {linear}")
         algorithm = section.choice("quant_algo", *ALGORITHMS)
         return section, next(known for known in ALGORITHMS if known == algorithm)
+
+
+def _group_size(section: Section) -> int:
+    """Of the algorithm's own settings, or of the only group in the form that config.json has."""
+    groups = section.section("config_groups")
+    if section.has("group_size") or groups is None or len(groups.values) != 1:
+        return section.size("group_size")
+    (name,) = groups.values
+    weights = (groups.section(name) or groups).section("weights")
+    return (weights or section).size("group_size")

@@ -1,0 +1,88 @@
+"""The target `hf-unified`: a quantised Hugging Face checkpoint for TensorRT-LLM's PyTorch backend, vLLM and SGLang."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from r1v_export.builders.registry import Arithmetic, Material
+from r1v_export.builders.unified.formats import mirrored, quant_config
+from r1v_export.builders.unified.reader import UnifiedEngine, open_unified
+from r1v_export.builders.unified.tensors import unified_tensors
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.config_section import read_json_object
+from r1v_export.checkpoint.quantised.declared import QUANTIZE_CONFIG
+from r1v_export.checkpoint.quantised.unified import QUANT_CONFIG
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tensor_writer import write_tensors
+from r1v_export.config import BuildConfig, Device
+from r1v_export.errors import UsageError
+from r1v_export.quantization.artefact import Artefact
+
+SHARD_BYTES = 5_000_000_000
+_HUNDREDTHS = 100
+_MODELS = ("llm_config", "text_config")
+
+
+class UnifiedBuilder:
+    """Writes a folder that is a checkpoint of its own: weights, configuration, tokenizer."""
+
+    name = "hf-unified"
+    graphs: tuple[str, ...] = ()
+
+    def check(self, config: BuildConfig) -> None:
+        if not config.quantised:
+            raise UsageError(
+                "A unified checkpoint is a quantised one.",
+                where=f"--target {self.name}",
+                expected="--precision fp8 or int4",
+                found=f"--precision {config.precision}",
+                fix="name a quantised precision; unquantised, the checkpoint that is built from is what runtimes load",
+            )
+
+    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
+        """The checkpoint is read back in float32: nothing but what it stores is rounded."""
+        return Arithmetic("float32")
+
+    def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
+        assert material.artefact is not None, "check refuses builds that quantise nothing"
+        write_unified(material.checkpoint, material.artefact, out, advance)
+
+    def missing(self, device: Device) -> str | None:
+        return None
+
+    def open(self, engine: Path, spec: ModelSpec, device: Device) -> UnifiedEngine:
+        return open_unified(engine, spec, device)
+
+
+def write_unified(
+    checkpoint: Checkpoint, artefact: Artefact, out: Path, advance: Callable[[int], None] = lambda _: None
+) -> None:
+    """Write a unified checkpoint into the empty folder `out`, one tensor in memory at a time.
+
+    Raises:
+        UsageError: the layout does not hold one of the linears.
+    """
+    tensors = unified_tensors(checkpoint, artefact)
+    config = quant_config(checkpoint.spec, artefact.schemes, kv_cache=artefact.recipe.kv_cache is not None)
+    total = sum(tensor.nbytes for tensor in tensors)
+    told = 0
+    for written in write_tensors(out, tensors, shards=math.ceil(total / SHARD_BYTES)):
+        advance(_HUNDREDTHS * written // total - told)
+        told = _HUNDREDTHS * written // total
+    for path in checkpoint.auxiliary_files():
+        if path.name not in (QUANT_CONFIG, QUANTIZE_CONFIG):
+            shutil.copyfile(path, out / path.name)
+    _write_json(out / QUANT_CONFIG, config)
+    model_config = read_json_object(checkpoint.folder / "config.json")
+    for part in (model_config, *(model_config.get(key) for key in _MODELS)):
+        if isinstance(part, dict):
+            part.pop("quantization_config", None)
+    _write_json(out / "config.json", model_config | {"quantization_config": mirrored(config)})
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

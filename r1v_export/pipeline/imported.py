@@ -1,0 +1,59 @@
+"""Builds of checkpoints that are quantised already: their own codes in the place of a calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig, Precision
+from r1v_export.errors import UsageError
+from r1v_export.pipeline.stage import Advance
+
+if TYPE_CHECKING:
+    from r1v_export.checkpoint.quantised.linears import Quantised
+
+
+def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
+    """The config with the precision of a quantised checkpoint, where none was named; any other checkpoint's as it is.
+
+    Raises:
+        UsageError: another precision, or a recipe, was named.
+    """
+    if checkpoint.quantised is None:
+        return config
+    own = precision_of(checkpoint.quantised)
+    what = f"The checkpoint is quantised already ({checkpoint.quantised.format.method}): it is built as it is."
+    if "precision" in config.model_fields_set and config.precision != own:
+        found = f"--precision {config.precision}"
+        raise UsageError(what, where=checkpoint.folder, expected=f"--precision {own}", found=found, fix="leave it out")
+    if config.recipe is not None:
+        raise UsageError(what, where=checkpoint.folder, found=f"--recipe {config.recipe}", fix="leave it out")
+    return config.model_copy(update={"precision": own})
+
+
+def precision_of(quantised: Quantised) -> Precision:
+    """`int4` where any weight has four bits."""
+    kinds = {linear.layout.codes for linear in quantised.linears.values()}
+    return "fp8" if kinds == {"fp8"} else "int4"
+
+
+def import_calibration(checkpoint: Checkpoint, out: Path, work: Path, advance: Advance, work_units: int) -> None:
+    """Write the checkpoint's codes and scales as a calibration into `out`.
+
+    Args:
+        work_units: how much `advance` is told in all.
+
+    Raises:
+        CheckpointError: codes or scales are not what the format allows.
+    """
+    from r1v_export.quantization.imported import import_quantised
+
+    told = 0
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal told
+        advance(work_units * done // total - told)
+        told = work_units * done // total
+
+    import_quantised(checkpoint, out, work=work, on_progress=on_progress)
