@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from r1v_export.config_tensorrt import TensorRTConfig
 from r1v_export.config_tensorrt_llm import TensorRTLLMConfig
 from r1v_export.errors import UsageError
 
@@ -68,6 +69,7 @@ class BuildConfig(_Config):
     """Where the engines run and the parity gate is computed."""
     parity: ParityConfig = ParityConfig()
     onnxruntime: OnnxRuntimeConfig = OnnxRuntimeConfig()
+    tensorrt: TensorRTConfig = TensorRTConfig()
     tensorrt_llm: TensorRTLLMConfig = TensorRTLLMConfig()
 
     @field_validator("targets")
@@ -104,6 +106,9 @@ class BuildConfig(_Config):
         words += ["--calib", self.calibration.data] if self.calibration.data else []
         for target in self.targets:
             words += ["--target", target]
+        if self.tensorrt.sm is not None:
+            sm = self.tensorrt.sm if self.tensorrt.sm == "current" else ",".join(map(str, self.tensorrt.sm))
+            words += ["--sm", sm]
         words += ["--device", self.device] if self.device != "cpu" else []
         words += [] if self.parity.enabled else ["--no-parity"]
         return " ".join(words)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 BUILDERS = {
     "hf-unified": "r1v_export.builders.unified.builder:UnifiedBuilder",
     "onnxruntime": "r1v_export.builders.onnxruntime.builder:OnnxRuntimeBuilder",
+    "tensorrt": "r1v_export.builders.tensorrt.builder:TensorRTBuilder",
+    "tensorrt-rtx": "r1v_export.builders.tensorrt.builder:TensorRTRTXBuilder",
     "tensorrt-llm": "r1v_export.builders.tensorrt_llm.builder:TensorRTLLMBuilder",
 }
 """Target name -> "module:class" of its Builder."""

@@ -12,6 +12,7 @@ from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
 from r1v_export.builders.onnxruntime.passes import lower
 from r1v_export.builders.onnxruntime.session import INT4_INPUTS, check_device
 from r1v_export.builders.registry import Arithmetic, Material
+from r1v_export.builders.weights import point_weights_to
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError, GraphError
@@ -58,7 +59,7 @@ class OnnxRuntimeBuilder:
                     found=error.__cause__ or error,
                     fix="export the graph again with this version",
                 ) from error
-            _point_weights_to(model, graphs.name)
+            point_weights_to(model, graphs.name)
             model.metadata_props[INT4_INPUTS] = material.config.onnxruntime.int4_inputs
             ir.save(model, out / f"{name}.onnx")
 
@@ -92,18 +93,3 @@ def _no_kernels(compute: str | None, where: str | None = None) -> CapabilityErro
         found=compute,
         fix="build with --precision fp32; bfloat16 weights keep their values in it",
     )
-
-
-def _point_weights_to(model: ir.Model, folder: str) -> None:
-    """Make the locations of external weights relative to the folder that holds the graphs' folder."""
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.ExternalTensor(
-                f"{folder}/{tensor.location}",
-                tensor.offset,
-                tensor.length,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=tensor.name,
-            )

@@ -1,0 +1,190 @@
+"""The targets tensorrt and tensorrt-rtx: from a bundle's standard graphs to plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from r1v_export import contract
+from r1v_export.builders.registry import Arithmetic, Material
+from r1v_export.builders.tensorrt.compile import Job, compile_plan, lacks_type
+from r1v_export.builders.tensorrt.device import compute_capability, no_gpu
+from r1v_export.builders.tensorrt.engine import TensorRTEngine
+from r1v_export.builders.tensorrt.ep_context import save_context_model
+from r1v_export.builders.tensorrt.library import (
+    DISTRIBUTIONS,
+    OLDEST_COMPUTE_CAPABILITY,
+    TENSORRT,
+    TENSORRT_RTX,
+    Library,
+    load,
+)
+from r1v_export.builders.tensorrt.loading import open_engine
+from r1v_export.builders.tensorrt.passes import joined, lower
+from r1v_export.builders.tensorrt.plan import GRAPH
+from r1v_export.builders.tensorrt.profiles import Profile, decoder_capacity, decoder_profiles, tile_profiles
+from r1v_export.builders.tensorrt.progress import Shares
+from r1v_export.builders.weights import point_weights_to
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import BuildConfig, Device
+from r1v_export.errors import CapabilityError, GraphError, UsageError
+
+GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One plan of an engine: the graphs that it joins, and its share of the work."""
+
+    name: str
+    graphs: tuple[str, ...]
+    share: float
+
+
+PARTS = (
+    _Part(contract.VISION, (contract.VISION, contract.PROJECTOR), 0.45),
+    _Part(contract.PROJECTOR, (contract.PROJECTOR,), 0.05),
+    _Part(contract.DECODER, (contract.DECODER,), 0.5),
+)
+"""Vision and projector are one plan, and give both results. The projector is there once more by itself, for features
+that come from elsewhere. The look-up of embeddings is no plan: it reads rows of the bundle's own weights."""
+
+
+class TensorRTBuilder:
+    """Writes for each part its plan, a description, the plan's layers, the lowered graph on the bundle's weights, and
+    a model by which ONNX Runtime runs the plan."""
+
+    name = TENSORRT
+    graphs = GRAPHS
+
+    def check(self, config: BuildConfig) -> None:
+        library = load(self.name)
+        if config.quantised and config.compute == "float32":
+            raise UsageError(
+                "TensorRT does not compute in float32 around quantised weights, as onnxruntime on the CPU needs it.",
+                where=f"--precision {config.precision}",
+                expected="one of the two targets",
+                found=", ".join(config.targets),
+                fix="build onnxruntime into another folder",
+            )
+        sm = self.sm(library, config)
+        numbers = sm or (compute_capability(),)
+        if config.precision == "fp8":
+            _require(numbers, ir.DataType.FLOAT8E4M3FN)
+        if config.compute == "bfloat16":
+            _require(numbers, ir.DataType.BFLOAT16)
+        if config.tensorrt.strip and compute_capability() is None:
+            raise CapabilityError(
+                "Plans without weights cannot be built on a machine without a GPU.",
+                where="tensorrt: {strip: true}",
+                fix="leave `strip` out; the plans then hold their weights",
+            )
+
+    def sm(self, library: Library, config: BuildConfig) -> tuple[int, ...]:
+        """The compute capabilities to build for; empty: the GPU that is there.
+
+        Raises:
+            UsageError: the library does not know one.
+            CapabilityError: it builds for the GPU that is there only, and there is none.
+        """
+        asked = config.tensorrt.sm
+        numbers = DISTRIBUTIONS[self.name].default_sm if asked is None else () if asked == "current" else asked
+        known = library.compute_capabilities
+        if not numbers and compute_capability() is None:
+            raise CapabilityError(
+                "There is no GPU to build for.",
+                where=f"{self.name} {library.version}",
+                expected="a CUDA GPU" + (f", or one of --sm {', '.join(map(str, known))}" if known else ""),
+                found=no_gpu(),
+                fix=f"build on the machine that will run the engine, or build --target {TENSORRT_RTX}",
+            )
+        unknown = [number for number in numbers if number not in known]
+        if unknown:
+            raise UsageError(
+                f"{self.name} builds ahead of time for no such GPU.",
+                where="--sm",
+                expected=", ".join(map(str, known)) or "current",
+                found=", ".join(map(str, unknown)),
+            )
+        return tuple(sorted(set(numbers)))
+
+    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
+        return Arithmetic(config.compute)
+
+    def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
+        library = load(self.name)
+        config, spec = material.config, material.checkpoint.spec
+        positions = spec.language.max_position_embeddings
+        capacity = decoder_capacity(config.tensorrt, positions)
+        sm, shares = self.sm(library, config), Shares(advance)
+        for part in PARTS:
+            with shares.part(part.share) as done:
+                model = _lowered(material.graphs, part, capacity)
+                ir.save(model, out / f"{part.name}{GRAPH}")
+                job = Job(
+                    name=part.name,
+                    model=model,
+                    profiles=_profiles(part, config, positions),
+                    weights_root=material.graphs.parent,
+                    sm=sm,
+                    current=None if sm else compute_capability(),
+                    strip=config.tensorrt.strip,
+                )
+                info = compile_plan(library, job, out, done)
+                save_context_model(info, out, part.name)
+
+    def missing(self, device: Device) -> str | None:
+        try:
+            load(self.name)
+        except CapabilityError as error:
+            return error.what
+        if compute_capability() is None:
+            return f"its engines run on a CUDA GPU; found: {no_gpu()}"
+        return None if device == "cuda" else "its engines run with --device cuda"
+
+    def open(self, engine: Path, spec: ModelSpec, device: Device) -> TensorRTEngine:
+        return open_engine(load(self.name), engine, spec, device)
+
+
+class TensorRTRTXBuilder(TensorRTBuilder):
+    """The same on TensorRT-RTX, which builds on machines without a GPU."""
+
+    name = TENSORRT_RTX
+
+
+def _require(numbers: tuple[int | None, ...], dtype: ir.DataType) -> None:
+    oldest = OLDEST_COMPUTE_CAPABILITY[dtype]
+    lacking = [number for number in numbers if number is not None and number < oldest]
+    if lacking:
+        raise lacks_type(dtype.name.lower(), oldest, lacking, "--sm")
+
+
+def _profiles(part: _Part, config: BuildConfig, positions: int) -> list[Profile]:
+    if part.name == contract.DECODER:
+        return decoder_profiles(config.tensorrt, positions)
+    return tile_profiles(config.tensorrt)
+
+
+def _lowered(graphs: Path, part: _Part, capacity: int) -> ir.Model:
+    """The part's graph, lowered, its weights' locations relative to the bundle.
+
+    Raises:
+        GraphError: it is not as our exporters write it.
+    """
+    try:
+        first, *others = (ir.load(graphs / f"{name}.onnx") for name in part.graphs)
+        for other in others:
+            first = joined(first, other, part.name)
+        lower(first, capacity)
+    except ir.passes.PassError as error:
+        raise GraphError(
+            "A graph cannot be lowered for TensorRT.",
+            where=part.name,
+            found=error.__cause__ or error,
+            fix="export the graph again with this version",
+        ) from error
+    point_weights_to(first, graphs.name)
+    return first

@@ -1,0 +1,40 @@
+"""What TensorRT engines are built for: `tensorrt` in a build file, for the targets tensorrt and tensorrt-rtx."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Tiles = Annotated[tuple[PositiveInt, PositiveInt], Field(description="fewest and most tiles")]
+
+
+class TensorRTConfig(BaseModel):
+    """GPUs, and the sizes that engines take. Sizes beyond the model's positions are cut to them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sm: tuple[PositiveInt, ...] | Literal["current"] | None = None
+    """Compute capabilities (89 is 8.9) that one engine serves, or `current`: the GPU that is there. Left out:
+    current for tensorrt; Ada and consumer Blackwell (89, 120) for tensorrt-rtx."""
+    tile_profiles: tuple[Tiles, ...] = ((1, 1), (2, 4), (5, 7), (8, 13), (14, 26))
+    """Ranges of tiles of a run, each with kernels of its own; a picture is up to 13 tiles, more are batches."""
+    max_batch: PositiveInt = 4
+    """Sequences that the decoder computes side by side."""
+    capacity: PositiveInt = 8192
+    """Tokens of a sequence, prompt and answer: slots of its cache, whose number an engine fixes."""
+    max_prefill: PositiveInt = 2048
+    """Tokens of a sequence that one step takes; longer prompts take several steps."""
+    strip: bool = False
+    """Leave the weights out of the plans and refit them from the bundle's when an engine is opened."""
+
+    @model_validator(mode="after")
+    def _tile_profiles_leave_no_gap(self) -> TensorRTConfig:
+        expected = 1
+        for fewest, most in self.tile_profiles:
+            if fewest != expected or most < fewest:
+                raise ValueError(f"tile profiles must follow each other from 1 tile on; found {fewest} to {most}")
+            expected = most + 1
+        if expected == 1:
+            raise ValueError("there must be at least one tile profile")
+        return self

@@ -1,0 +1,197 @@
+"""FLOPs and bytes of every matrix product, convolution and attention of a graph, by layer.
+
+What is counted is the least that any engine must do: each weight is read once at its stored width, each operand and
+result of those operators moves once, and all that is pointwise (norms, activations, residuals, Q/DQ, transposes) is
+taken to be fused into its neighbours and costs nothing. A real engine is slower; none is faster.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from r1v_export.errors import GraphError
+
+LENGTH = "length"
+"""Size that says how many cache slots are in use after the step; the capacity where it is not given."""
+
+_LAYER = re.compile(r"^(.*\blayers\.\d+)\b")
+_QUANTISED = {ir.DataType.FLOAT8E4M3FN, ir.DataType.INT8}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one operator does.
+
+    arithmetic: the type that its operands have on the matrix units.
+    """
+
+    module: str
+    operator: str
+    arithmetic: str
+    flops: int
+    weight_bytes: int
+    activation_bytes: int
+    cache_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return self.weight_bytes + self.activation_bytes + self.cache_bytes
+
+    @property
+    def layer(self) -> str:
+        """The transformer layer that it is part of, or the module itself outside of those."""
+        match = _LAYER.match(self.module)
+        return match[1] if match else self.module
+
+
+def count(model: ir.Model, sizes: Mapping[str, int]) -> list[Cost]:
+    """The costs of a graph's operators, in the graph's order.
+
+    Args:
+        sizes: of the graph's symbols (`tiles`, `batch`, `seq`, `capacity`, ...) and, where not all of the cache is in
+            use, of `length`.
+
+    Raises:
+        GraphError: a shape is not known, or a symbol has no size.
+    """
+    counter = _Counter(sizes)
+    costs = (counter.cost(node) for node in model.graph)
+    return [cost for cost in costs if cost is not None]
+
+
+def by_layer(costs: Iterable[Cost]) -> dict[str, list[Cost]]:
+    """Costs by transformer layer, in order."""
+    layers: dict[str, list[Cost]] = {}
+    for cost in costs:
+        layers.setdefault(cost.layer, []).append(cost)
+    return layers
+
+
+class _Counter:
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.sizes = sizes
+
+    def cost(self, node: ir.Node) -> Cost | None:
+        counters = {
+            "MatMul": self._matmul,
+            "Conv": self._conv,
+            "Attention": self._attention,
+            "TensorScatter": self._scatter,
+        }
+        return counters[node.op_type](node) if node.op_type in counters else None
+
+    def _matmul(self, node: ir.Node) -> Cost:
+        x, weight = _required(node, 0), _required(node, 1)
+        rows = math.prod(self._shape(x)[:-1])
+        features_in, features_out = self._shape(weight)[-2:]
+        operand, codes = _before_dequantising(x), _before_dequantising(weight)
+        both_quantised = operand.dtype in _QUANTISED and codes.dtype in _QUANTISED
+        arithmetic = codes.dtype if both_quantised else node.outputs[0].dtype or weight.dtype
+        return self._made(
+            node,
+            arithmetic,
+            flops=2 * rows * features_in * features_out,
+            weight_bytes=self._weight_bytes(weight),
+            activation_bytes=self._bytes(operand) + self._bytes(node.outputs[0]),
+        )
+
+    def _conv(self, node: ir.Node) -> Cost:
+        x, weight, result = _required(node, 0), _required(node, 1), node.outputs[0]
+        per_output = math.prod(self._shape(weight)[1:])
+        return self._made(
+            node,
+            result.dtype,
+            flops=2 * math.prod(self._shape(result)) * per_output,
+            weight_bytes=self._weight_bytes(weight),
+            activation_bytes=self._bytes(x) + self._bytes(result),
+        )
+
+    def _attention(self, node: ir.Node) -> Cost:
+        """Attention over a cache (`TensorScatter` made its keys) reads the slots in use, and each query sees those up
+        to its own; other attention is not masked."""
+        q, k, v, result = (*(_required(node, index) for index in range(3)), node.outputs[0])
+        batch, heads, seq, dim = self._shape(q)
+        kv_heads, slots = self._shape(k)[1:3]
+        cached = k.producer() is not None and k.producer().op_type == "TensorScatter"
+        length = min(self.sizes.get(LENGTH, slots), slots) if cached else slots
+        pairs = seq * length - (seq * (seq - 1) // 2 if cached else 0)
+        read = math.ceil(batch * kv_heads * length * (dim + self._shape(v)[3]) * _width(k))
+        return self._made(
+            node,
+            result.dtype,
+            flops=2 * batch * heads * pairs * (dim + self._shape(v)[3]),
+            activation_bytes=self._bytes(q) + self._bytes(result) + (0 if cached else read),
+            cache_bytes=read if cached else 0,
+        )
+
+    def _scatter(self, node: ir.Node) -> Cost:
+        """The cache is written in place: only the new slots move."""
+        new = _required(node, 1)
+        return self._made(node, new.dtype, flops=0, cache_bytes=self._bytes(new))
+
+    def _made(
+        self,
+        node: ir.Node,
+        arithmetic: ir.DataType | None,
+        flops: int,
+        weight_bytes: int = 0,
+        activation_bytes: int = 0,
+        cache_bytes: int = 0,
+    ) -> Cost:
+        module = (node.name or "").rpartition("/")[0]
+        name = arithmetic.name.lower() if arithmetic else "float32"
+        name = {"float": "float32"}.get(name, name)
+        return Cost(module, node.op_type, name, flops, weight_bytes, activation_bytes, cache_bytes)
+
+    def _weight_bytes(self, weight: ir.Value) -> int:
+        """Of a weight as it is stored, its scales and zero points included; 0 for what the graph itself computes."""
+        node = weight.producer()
+        stored = [weight] if node is None else [value for value in node.inputs if value is not None]
+        return sum(self._bytes(value) for value in stored if value.is_initializer())
+
+    def _bytes(self, value: ir.Value) -> int:
+        return math.ceil(math.prod(self._shape(value)) * _width(value))
+
+    def _shape(self, value: ir.Value) -> tuple[int, ...]:
+        if value.shape is None:
+            raise GraphError("A value of the graph has no shape.", where=value.name, fix="export the graph again")
+        return tuple(self._size(dim, value) for dim in value.shape)
+
+    def _size(self, dim: int | ir.SymbolicDim, value: ir.Value) -> int:
+        if isinstance(dim, int):
+            return dim
+        if dim.value not in self.sizes:
+            raise GraphError(
+                "A dimension of the graph has no size to count with.",
+                where=value.name,
+                expected=f"a size for {dim.value}",
+                found=", ".join(f"{name}={size}" for name, size in self.sizes.items()),
+            )
+        return self.sizes[dim.value]
+
+
+def _required(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise GraphError("An operator lacks an input.", where=node.name, expected=f"input {index}")
+    return value
+
+
+def _before_dequantising(value: ir.Value) -> ir.Value:
+    """The codes that a value is dequantised from; the value itself where it is not."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear":
+        return value
+    return _required(node, 0)
+
+
+def _width(value: ir.Value) -> float:
+    """Bytes per element."""
+    if value.dtype is None:
+        raise GraphError("A value of the graph has no type.", where=value.name, fix="export the graph again")
+    return value.dtype.bitwidth / 8
