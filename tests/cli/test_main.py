@@ -24,6 +24,7 @@ HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", 
 OPTIONS = {
     "build": "MODEL --precision --target --output --config --recipe --calib --revision --offline --device --no-parity "
     "--dry-run --force",
+    "engine": "BUNDLE --output --workers --program --print-command",
     "check": "BUNDLE --target --model --questions --image --question --blocks --max-new-tokens --report --device",
     "verify": "BUNDLE",
     "run": "BUNDLE QUESTION --image --target --model --no-think --max-new-tokens --temperature --top-p --top-k "

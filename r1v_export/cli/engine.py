@@ -1,0 +1,40 @@
+"""`r1v-export engine`: a TensorRT-LLM engine from the checkpoint of a bundle."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from r1v_export.cli.output import common_options, print_json
+
+
+@click.command(short_help="Build a TensorRT-LLM engine from a bundle.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("engine"), show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="GPUs to build on at a time. [default: one for each rank]")
+@click.option("--program", type=click.Path(path_type=Path), help="trtllm-build to use. [default: the one on PATH]")
+@click.option(
+    "--print-command", is_flag=True, help="Show the command, and how to run it in a container; build nothing."
+)
+@common_options
+def command(
+    bundle: Path, output: Path, workers: int | None, program: Path | None, print_command: bool, format_: str
+) -> None:
+    """Build the TensorRT-LLM checkpoint of BUNDLE into an engine with trtllm-build, for the GPUs of this machine."""
+    from r1v_export.pipeline.progress import Progress
+    from r1v_export.pipeline.trtllm_engine import build_engine, plan_engine
+
+    plan = plan_engine(bundle, output, workers)
+    if print_command:
+        if format_ == "json":
+            print_json({"command": plan.arguments, "container": plan.recipe})
+        else:
+            click.echo(f"{shlex.join(plan.arguments)}\n\n{plan.recipe}")
+        return
+    build_engine(plan, program, Progress(1, quiet=format_ == "json"))
+    if format_ == "json":
+        print_json({"engine": str(output), "command": plan.arguments})
+    else:
+        click.echo(f"{output}: engine for {plan.ranks} GPU{'s' if plan.ranks > 1 else ''}, as asked for")
