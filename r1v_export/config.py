@@ -96,6 +96,11 @@ class BuildConfig(_Config):
         # ONNX Runtime's quantised kernels on the CPU know float32 only.
         return "float32" if self.device == "cpu" and "onnxruntime" in self.targets else "float16"
 
+    def options(self, target: str) -> dict[str, Any]:
+        """A target's own block, as plain values; nothing where it has none."""
+        block = getattr(self, "tensorrt" if target == "tensorrt-rtx" else target.replace("-", "_"), None)
+        return block.model_dump(mode="json") if isinstance(block, BaseModel) else {}
+
     @property
     def command(self) -> str:
         """What to type to build a saved config again."""

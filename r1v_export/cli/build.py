@@ -46,6 +46,7 @@ DEFAULT_OUT = Path("out")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where engines run and are checked. [default: cpu]")
+@click.option("--sm", metavar="89,120", help="Compute capabilities that TensorRT engines are for, or `current`.")
 @click.option("--no-parity", is_flag=True, help="Leave the parity gate out.")
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
 @click.option("--force", is_flag=True, help="Run every stage, also those that are done.")
@@ -61,6 +62,7 @@ def command(
     revision: str | None,
     offline: bool,
     device: str | None,
+    sm: str | None,
     no_parity: bool,
     dry_run: bool,
     force: bool,
@@ -82,6 +84,7 @@ def command(
         "calibration": {"data": calib} if calib else None,
         "revision": revision,
         "device": device,
+        "tensorrt": {"sm": _compute_capabilities(sm)} if sm else None,
         "parity": {"enabled": False} if no_parity else None,
     }
     config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
@@ -89,6 +92,16 @@ def command(
         _print_plan(plan(config, out, force=force, offline=offline), format_)
         return
     _print_built(build(config, out, force=force, offline=offline, progress=Progress(quiet=format_ == "json")), format_)
+
+
+def _compute_capabilities(text: str) -> str | list[int]:
+    """`89,120` or `current`, as the config has it."""
+    if text == "current":
+        return text
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter("compute capabilities are numbers such as 89,120", param_hint="--sm") from error
 
 
 def _print_plan(stages: list[PlannedStage], format_: str) -> None:

@@ -13,15 +13,35 @@ if TYPE_CHECKING:
     from r1v_export.checkpoint.spec import ModelSpec
 
 
-@click.command(short_help="Show what a checkpoint or bundle is.")
+@click.command(short_help="Show what a checkpoint, bundle or engine is.")
 @click.argument("model")
+@click.option("--target", help="Show this engine of a bundle: its layers, types and sizes.")
+@click.option("--roofline", "device_name", metavar="GPU", help="Judge a bundle's graphs by the peak rates of H100, ...")
+@click.option("--report", type=click.Path(path_type=Path), help="With --roofline: also write a page for all GPUs.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @common_options
-def command(model: str, revision: str | None, offline: bool, format_: str) -> None:
-    """Show what MODEL is: a checkpoint (hub id or folder) or a bundle."""
+def command(
+    model: str,
+    target: str | None,
+    device_name: str | None,
+    report: Path | None,
+    revision: str | None,
+    offline: bool,
+    format_: str,
+) -> None:
+    """Show what MODEL is: a checkpoint (hub id or folder), a bundle, or one engine of it."""
+    from r1v_export.cli import inspect_engine
     from r1v_export.manifest import MANIFEST
 
+    if report is not None and device_name is None:
+        raise click.UsageError("--report goes with --roofline GPU")
+    if device_name is not None:
+        inspect_engine.show_roofline(Path(model), device_name, report, format_)
+        return
+    if target is not None:
+        inspect_engine.show_engine(Path(model), target, format_)
+        return
     is_bundle = Path(model, MANIFEST).is_file()
     facts = _bundle_facts(Path(model)) if is_bundle else _checkpoint_facts(model, revision, offline)
     if format_ == "json":

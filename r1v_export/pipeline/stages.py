@@ -193,7 +193,7 @@ class Build:
                 partial(self._build_engine, target),
                 code=(*_TRACED_CODE, "builders"),
                 tools=(*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS),
-                settings={"device": self.config.device},
+                settings={"device": self.config.device, "options": self.config.options(target)},
                 sources=tuple(path.name for path in self.checkpoint.files()),
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 work=100,

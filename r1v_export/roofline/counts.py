@@ -1,8 +1,8 @@
 """FLOPs and bytes of every matrix product, convolution and attention of a graph, by layer.
 
-What is counted is the least that any engine must do: each weight is read once at its stored width, each operand and
-result of those operators moves once, and all that is pointwise (norms, activations, residuals, Q/DQ, transposes) is
-taken to be fused into its neighbours and costs nothing. A real engine is slower; none is faster.
+What is counted: each weight is read once at its stored width, each operator's operands and result move once, and all
+that is pointwise (norms, activations, residuals, Q/DQ, transposes) is taken to be fused into its neighbours and costs
+nothing. An engine that fuses several of these operators may move fewer activations; in all else none does less.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from r1v_export.config import BuildConfig
 HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", "yaml", "psutil", "huggingface_hub")
 
 OPTIONS = {
-    "build": "MODEL --precision --target --output --config --recipe --calib --revision --offline --device --no-parity "
+    "build": "MODEL --precision --target --output --config --recipe --calib --revision --offline --device --sm --no-parity "
     "--dry-run --force",
     "engine": "BUNDLE --output --workers --program --print-command",
     "check": "BUNDLE --target --model --questions --image --question --blocks --max-new-tokens --report --device",
@@ -30,7 +30,7 @@ OPTIONS = {
     "run": "BUNDLE QUESTION --image --target --model --no-think --max-new-tokens --temperature --top-p --top-k "
     "--repetition-penalty --seed --device",
     "bench": "BUNDLE --image --question --target --model --tokens --runs --device",
-    "inspect": "MODEL --revision --offline",
+    "inspect": "MODEL --target --roofline --report --revision --offline",
     "recipes list": "",
     "recipes show": "RECIPE",
     "doctor": "",

@@ -1,0 +1,66 @@
+"""The roofline as a page that needs no other file and no network, and as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from r1v_export.roofline.counts import Cost
+from r1v_export.roofline.devices import DeviceSpec
+from r1v_export.roofline.estimate import LayerTime, folded, layer_times, total
+
+
+def facts(workloads: Mapping[str, Sequence[Cost]], device: DeviceSpec) -> dict[str, Any]:
+    """Plain values for JSON: the device, and every layer of every workload with its total."""
+    rows = {name: layer_times(costs, device) for name, costs in workloads.items()}
+    return {
+        "device": asdict(device),
+        "workloads": {
+            name: {"layers": [_plain(row) for row in layers], "total": _plain(total(layers))}
+            for name, layers in rows.items()
+        },
+    }
+
+
+def to_html(title: str, workloads: Mapping[str, Sequence[Cost]], devices: Sequence[DeviceSpec]) -> str:
+    """One page: times of each workload on each device, then the layers on the first of them."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"amount": amount, "ms": milliseconds}
+    first = devices[0]
+    return environment.get_template("roofline.html.j2").render(
+        title=title,
+        devices=devices,
+        times={
+            name: [total(layer_times(costs, device)).seconds for device in devices] for name, costs in workloads.items()
+        },
+        first=first,
+        layers={name: folded(layer_times(costs, first)) for name, costs in workloads.items()},
+        totals={name: total(layer_times(costs, first)) for name, costs in workloads.items()},
+    )
+
+
+def amount(value: float) -> str:
+    """Three digits and a decimal prefix: `1.23 G`."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 999.5:
+            return f"{value:.3g} {prefix}".rstrip()
+        value /= 1000
+    return f"{value:.3g} P"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}"
+
+
+def _plain(row: LayerTime) -> dict[str, Any]:
+    return {**asdict(row), "bound": row.bound}

@@ -1,0 +1,60 @@
+"""What a model is judged on: one large picture, its prompt, and one more token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from r1v_export import contract
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.errors import BundleError
+from r1v_export.roofline.counts import LENGTH, Cost, count
+
+_TEXT_TOKENS = 64
+"""Of a question around its picture."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step of answering: graphs that run one after the other, and the sizes of their symbols."""
+
+    name: str
+    graphs: tuple[str, ...]
+    sizes: dict[str, int]
+
+    def costs(self, folder: Path) -> list[Cost]:
+        """Counted in the standard graphs of a bundle.
+
+        Raises:
+            BundleError: a graph is missing or unreadable.
+        """
+        return [cost for graph in self.graphs for cost in count(_load(folder / f"{graph}.onnx"), self.sizes)]
+
+
+def workloads(spec: ModelSpec, context: int | None = None) -> list[Workload]:
+    """Vision, prefill and one step of decoding for a picture of as many tiles as the model allows.
+
+    Args:
+        context: tokens before the step of decoding; those of the prompt where left out.
+    """
+    tiles = spec.tiling.max_tiles + (1 if spec.tiling.use_thumbnail and spec.tiling.max_tiles > 1 else 0)
+    positions = spec.language.max_position_embeddings
+    prompt = min(tiles * spec.tokens_per_tile + _TEXT_TOKENS, positions)
+    length = min(context or prompt + 1, positions)
+    step = {"batch": 1, "capacity": positions}
+    return [
+        Workload(f"vision, {tiles} tiles", (contract.VISION, contract.PROJECTOR), {"tiles": tiles}),
+        Workload(f"prefill, {prompt} tokens", (contract.DECODER,), {**step, "seq": prompt, LENGTH: prompt}),
+        Workload(f"decode, one token at {length}", (contract.DECODER,), {**step, "seq": 1, LENGTH: length}),
+    ]
+
+
+def _load(path: Path) -> ir.Model:
+    try:
+        return ir.load(path)
+    except Exception as error:  # a missing file, or whatever protobuf makes of another one
+        raise BundleError(
+            "A graph of the bundle cannot be read.", where=path, found=error, fix="r1v-export verify BUNDLE"
+        ) from error

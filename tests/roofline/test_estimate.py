@@ -1,0 +1,62 @@
+"""The roofline by hand: the larger of arithmetic and memory, operator by operator."""
+
+from __future__ import annotations
+
+import pytest
+
+from r1v_export.errors import UsageError
+from r1v_export.roofline.counts import Cost
+from r1v_export.roofline.devices import DEVICES, DeviceSpec, device
+from r1v_export.roofline.estimate import folded, layer_times, total
+from r1v_export.roofline.report import amount, facts, to_html
+
+GPU = DeviceSpec("GPU", 90, {"float16": 1.0, "float8e4m3fn": 2.0}, 1, 1.0, "made up")
+"""1e12 operations and 1e9 bytes per second."""
+
+
+def cost(module: str, flops: int, weight_bytes: int = 0, arithmetic: str = "float16") -> Cost:
+    return Cost(module, "MatMul", arithmetic, flops, weight_bytes, 0, 0)
+
+
+def test_a_layer_takes_the_sum_of_what_bounds_each_operator() -> None:
+    costs = [cost("model.layers.0.a", 3 * 10**12, 10**9), cost("model.layers.0.b", 10**12, 2 * 10**9)]
+    (row,) = layer_times(costs, GPU)
+    assert (row.compute_s, row.memory_s, row.seconds) == pytest.approx((4, 3, 5))
+    assert row.bound == "compute"
+
+
+def test_eight_bit_products_run_at_their_own_rate_and_unknown_types_at_that_of_16_bits() -> None:
+    rows = layer_times([cost("a", 2 * 10**12, arithmetic="float8e4m3fn"), cost("b", 10**12, arithmetic="int8")], GPU)
+    assert [row.seconds for row in rows] == pytest.approx([1, 1])
+
+
+def test_equal_layers_fold_into_one_row_and_the_total_counts_them_all() -> None:
+    rows = layer_times([cost(f"model.layers.{index}.mlp", 10**12) for index in range(4)] + [cost("head", 7)], GPU)
+    assert [(row.layer, count) for row, count in folded(rows)] == [("model.layers.0", 4), ("head", 1)]
+    assert total(rows).flops == 4 * 10**12 + 7
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_every_device_says_where_its_figures_are_from_and_eight_bits_are_no_slower_than_sixteen(name: str) -> None:
+    spec = device(name.lower())
+    assert spec.source
+    assert spec.flops_per_s("int8") >= spec.flops_per_s("float16") >= spec.flops_per_s("float32")
+    assert ("float8e4m3fn" in spec.tflops) == (spec.compute_capability >= 89)
+
+
+def test_an_unknown_device_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(UsageError, match="H100"):
+        device("H999")
+
+
+def test_the_page_names_the_devices_and_escapes_the_model() -> None:
+    workloads = {"decode": [cost("model.layers.0.mlp", 10**12, 10**9)]}
+    page = to_html("<model>", workloads, list(DEVICES.values()))
+    assert "<model>" not in page
+    assert all(name in page for name in DEVICES)
+    assert facts(workloads, GPU)["workloads"]["decode"]["total"]["seconds"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (1500, "1.5 k"), (2.5e12, "2.5 T"), (3e15, "3 P")])
+def test_amounts_have_three_digits_and_a_prefix(value: float, text: str) -> None:
+    assert amount(value) == text
