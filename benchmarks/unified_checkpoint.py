@@ -1,0 +1,217 @@
+"""Unified checkpoints against nvidia-modelopt's own export, which runs in an environment of its own.
+
+    python -m venv peer && peer/bin/pip install torch==2.13.0 transformers==5.23.0 nvidia-modelopt==0.47.0 requests
+    python benchmarks/unified_checkpoint.py --modelopt peer/bin/python --equal
+    python benchmarks/unified_checkpoint.py --modelopt peer/bin/python [--layers 2 --layers 4 ...]
+
+`--equal` holds the tensors of a small language model to modelopt's, name by name and bit by bit, in every format: the
+same weights and scales go into both. Without it: seconds and peak memory of writing a slice of the 38B's true width
+(decoder layers, embeddings, head) in INT4, rounded to nearest, each in a process of its own. Ours also writes ViT
+blocks and the projector. Needs about 1.5 GB of disk a layer, and modelopt about twice the slice's size in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from build_memory import peak_of
+from calibration_memory import make_checkpoint
+from measure import machine, write_results
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from r1v_export.builders.unified.builder import write_unified
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.synth import synthesize
+from r1v_export.quantization.artefact import Artefact
+from r1v_export.quantization.calibrate import calibrate
+from r1v_export.quantization.dataset import prepare
+from r1v_export.quantization.linear import RANGES
+from r1v_export.quantization.recipe import Recipe, load, parse
+from r1v_export.quantization.records import Record
+
+PEER = Path(__file__).with_name("modelopt_export.py")
+LANGUAGE = "language_model."
+W4A8 = parse("""
+name: w4a8-rtn
+description: INT4 weights rounded to nearest, FP8 inputs.
+rules:
+  - modules: "language_model.*"
+    scheme:
+      weights: {type: int4, granularity: group, group_size: 128, algorithm: rtn}
+      inputs: {type: fp8, mode: static}
+""")
+RECIPES = {
+    "fp8": load("fp8-tensor").model_copy(update={"kv_cache": "fp8"}),
+    "fp8-rowwise": load("fp8-rowwise"),
+    "int4": load("int4-rtn"),
+    "w4a8": W4A8,
+}
+
+
+def calibrated(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> Artefact:
+    record = Record("noise", (lambda: Image.effect_noise((448, 448), 64).convert("RGB"),), "What?", answer="Noise.")
+    calibrate(checkpoint, recipe, prepare([record], checkpoint), out)
+    return Artefact.open(out, checkpoint)
+
+
+def language_folder(checkpoint: Checkpoint, out: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A Qwen2 folder, as transformers reads it."""
+    out.mkdir(parents=True)
+    config = json.loads((checkpoint.folder / "config.json").read_text())["llm_config"]
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    (out / "config.json").write_text(json.dumps(config | {"model_type": "qwen2", "torch_dtype": dtype}))
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+
+def export_with_modelopt(python: str, *arguments: str | Path) -> None:
+    subprocess.run([python, str(PEER), *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+
+
+def compare(kind: str, python: str, work: Path) -> dict[str, Any]:
+    """How many of modelopt's tensors are ours bit for bit, given the same weights and scales."""
+    checkpoint = Checkpoint.open(
+        synthesize(work / "source", preset="nano", vision_layers=1, language_layers=2)
+        if not (work / "source").exists()
+        else work / "source"
+    )
+    artefact = calibrated(checkpoint, RECIPES[kind], work / kind / "calibration")
+    (work / kind / "ours").mkdir()
+    write_unified(checkpoint, artefact, work / kind / "ours")
+    ours = {
+        name.removeprefix(LANGUAGE): tensor
+        for name, tensor in load_file(work / kind / "ours" / "model.safetensors").items()
+        if name.startswith(LANGUAGE)
+    }
+    # modelopt rounds a division in the weights' dtype. In float32, what was dequantised comes back as the same codes.
+    linears = {name.removeprefix(LANGUAGE): linear for name, linear in artefact.linears() if name.startswith(LANGUAGE)}
+    weights = {
+        name.removeprefix(LANGUAGE): checkpoint.read(name).float()
+        for name in checkpoint.tensors
+        if name.startswith(LANGUAGE)
+    }
+    weights |= {f"{name}.weight": linear.dequantize() for name, linear in linears.items()}
+    ranges = {}
+    for name, linear in linears.items():
+        ranges[f"{name}.weight"] = exact_range(ours[f"{name}.weight_scale"].float(), linear.weight_type)
+        if linear.input_scale is not None:
+            ranges[f"{name}.input"] = exact_range(linear.input_scale, "fp8")
+        if f"{name}.weight_scale_2" in ours:
+            ranges[f"{name}.weight_2"] = exact_range(ours[f"{name}.weight_scale_2"], "fp8")
+    for layer in range(checkpoint.spec.language.num_layers):
+        for key, scale in zip(("key", "value"), artefact.kv_scales(layer) or (), strict=False):
+            ranges[f"model.layers.{layer}.self_attn.{key}"] = exact_range(torch.tensor(scale), "fp8")
+    language_folder(checkpoint, work / kind / "weights", weights)
+    save_file(ranges, work / kind / "ranges.safetensors")
+    kv_cache = ["--kv-cache"] if artefact.recipe.kv_cache else []
+    theirs_folder = work / kind / "theirs"
+    arguments = ["--format", kind, "--amax", work / kind / "ranges.safetensors", *kv_cache]
+    export_with_modelopt(python, work / kind / "weights", theirs_folder, *arguments)
+    theirs = {n: t for path in theirs_folder.glob("*.safetensors") for n, t in load_file(path).items()}
+    return {"format": kind, **differences(ours, theirs)}
+
+
+def exact_range(scale: torch.Tensor, kind: str) -> torch.Tensor:
+    """The range from which modelopt's division gives exactly this scale."""
+    largest = RANGES[kind][1]
+    for candidate in (scale * largest, torch.nextafter(scale * largest, scale * 2 * largest)):
+        if torch.equal(candidate / largest, scale):
+            return candidate
+    candidate = scale * largest
+    for _ in range(4):
+        off = candidate / largest != scale
+        step = torch.where(candidate / largest < scale, torch.inf, 0.0)
+        candidate = torch.where(off, torch.nextafter(candidate, step), candidate)
+    return candidate
+
+
+def differences(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def same(name: str) -> bool:
+        a, b = ours[name], theirs[name]
+        if (name.endswith("norm.weight") or name.endswith("bias") or a.dtype != b.dtype) and a.dtype.is_floating_point:
+            a, b = a.float(), b.float()  # unquantised tensors went to modelopt in float32
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
+
+    common = ours.keys() & theirs.keys()
+    equal = [name for name in common if same(name)]
+    quantised = [name for name in common if f"{name.rpartition('.')[0]}.weight_scale" in ours and ".bias" not in name]
+    return {
+        "tensors": len(ours),
+        "equal": len(equal),
+        "quantised_tensors": len(quantised),
+        "quantised_equal": len(set(quantised) & set(equal)),
+        "different": sorted(common - set(equal)),
+        "only_ours": sorted(ours.keys() - theirs.keys()),
+        "only_modelopts": sorted(theirs.keys() - ours.keys()),
+    }
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def measure(layers: int, python: str, work: Path) -> dict[str, Any]:
+    """Seconds and peak resident set of ours and modelopt's, one after the other."""
+    shutil.rmtree(work, ignore_errors=True)
+    make_checkpoint(work / "source", layers)
+    checkpoint = Checkpoint.open(work / "source")
+    calibrate(checkpoint, RECIPES["int4"], prepare([], checkpoint), work / "calibration")
+    result: dict[str, Any] = {"layers": layers}
+    started = time.monotonic()
+    ours = [sys.executable, __file__, "--write", str(work), "--modelopt", python]
+    result["ours"] = {"peak_rss_gb": round(peak_of(ours) / 1e9, 2)}
+    result["ours"]["seconds"] = round(time.monotonic() - started, 1)
+    tensors = {
+        name.removeprefix(LANGUAGE): checkpoint.read(name) for name in checkpoint.tensors if name.startswith(LANGUAGE)
+    }
+    language_folder(checkpoint, work / "language", tensors)
+    del tensors
+    started = time.monotonic()
+    theirs = [python, str(PEER), str(work / "language"), str(work / "theirs"), "--format", "int4"]
+    result["modelopt"] = {"peak_rss_gb": round(peak_of(theirs) / 1e9, 2)}
+    result["modelopt"]["seconds"] = round(time.monotonic() - started, 1)
+    print(f"  {result}", file=sys.stderr, flush=True)
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def write_one(work: Path) -> None:
+    """What is measured."""
+    checkpoint = Checkpoint.open(work / "source")
+    (work / "ours").mkdir()
+    write_unified(checkpoint, Artefact.open(work / "calibration", checkpoint), work / "ours")
+
+
+@click.command(help=__doc__)
+@click.option("--modelopt", "python", required=True, help="Python of an environment with nvidia-modelopt.")
+@click.option("--equal", is_flag=True, help="Compare tensors instead of time and memory.")
+@click.option("--layers", multiple=True, type=click.IntRange(1), default=(2, 4, 8), show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-unified"), show_default=True)
+@click.option("--write", "written", type=click.Path(path_type=Path), hidden=True)
+def main(python: str, equal: bool, layers: tuple[int, ...], work: Path, written: Path | None) -> None:
+    if written is not None:
+        write_one(written)
+        return
+    conditions = machine(("torch",))
+    shutil.rmtree(work, ignore_errors=True)
+    if equal:
+        results = [compare(kind, python, work) for kind in RECIPES]
+        name = "unified-checkpoint-equal"
+    else:
+        results = [measure(count, python, work) for count in sorted(layers)]
+        name = "unified-checkpoint"
+    shutil.rmtree(work, ignore_errors=True)
+    print(json.dumps(results, indent=2))
+    print(write_results(name, {"machine": conditions, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
