@@ -43,6 +43,8 @@ class CalibrationConfig(_Config):
     data: str | None = None
     """A folder or .jsonl file of pictures and prompts; generated pictures where left out."""
     samples: PositiveInt = 128
+    artefact: str | None = None
+    """A finished calibration (`r1v-export calibrate`) to build with; `data` and `samples` then say nothing."""
 
 
 class OnnxRuntimeConfig(_Config):
@@ -61,6 +63,9 @@ class BuildConfig(_Config):
     revision: str | None = None
     """Branch, tag or commit of a hub model; saved as the commit that was built."""
     precision: Precision = "fp32"
+    """With a budget the smallest that a module may get, and int4 where left out."""
+    budget: str | None = None
+    """`kl=0.02` or `size=20GB`: every module's precision is chosen by what quantising it costs, within this budget."""
     recipe: str | None = None
     """Name of a shipped recipe or path of one, for a quantised precision; that precision's own where left out."""
     calibration: CalibrationConfig = CalibrationConfig()
@@ -77,10 +82,26 @@ class BuildConfig(_Config):
     def _targets_once_and_sorted(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted(set(targets)))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_budget_reaches_down_to_int4(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("budget") is not None and "precision" not in fields:
+            return {**fields, "precision": "int4"}
+        return fields
+
     @model_validator(mode="after")
-    def _recipe_is_for_quantised_precisions(self) -> BuildConfig:
-        if self.recipe is not None and not self.quantised:
-            raise ValueError(f"a recipe is for quantised precisions, not {self.precision}")
+    def _one_thing_says_how_to_quantise(self) -> BuildConfig:
+        given = {
+            "a recipe": self.recipe,
+            "a budget": self.budget,
+            "a finished calibration": self.calibration.artefact,
+        }
+        named = [name for name, value in given.items() if value is not None]
+        if named and not self.quantised:
+            raise ValueError(f"{named[0]} is for quantised precisions, not {self.precision}")
+        if "a budget" in named and len(named) > 1:
+            other = next(name for name in named if name != "a budget")
+            raise ValueError(f"a budget finds its own recipe and does not go with {other}")
         return self
 
     @property
@@ -107,8 +128,10 @@ class BuildConfig(_Config):
         words = ["r1v-export", "build", self.model]
         words += ["--revision", self.revision] if self.revision else []
         words += ["--precision", self.precision]
+        words += ["--budget", self.budget] if self.budget else []
         words += ["--recipe", self.recipe] if self.recipe else []
         words += ["--calib", self.calibration.data] if self.calibration.data else []
+        words += ["--calibrated", self.calibration.artefact] if self.calibration.artefact else []
         for target in self.targets:
             words += ["--target", target]
         if self.tensorrt.sm is not None:
@@ -124,7 +147,8 @@ class BuildConfig(_Config):
         model = Path(self.model).resolve().name if kind == "folder" else self.model
         recipe = self.recipe and Path(self.recipe).name
         data = self.calibration.data and Path(self.calibration.data).resolve().name
-        calibration = self.calibration.model_copy(update={"data": data})
+        artefact = self.calibration.artefact and Path(self.calibration.artefact).resolve().name
+        calibration = self.calibration.model_copy(update={"data": data, "artefact": artefact})
         return self.model_copy(
             update={"model": model, "revision": revision, "recipe": recipe, "calibration": calibration}
         )

@@ -43,6 +43,8 @@ DEFAULT_OUT = Path("out")
 )
 @click.option("--recipe", help="How to quantise: a name of `recipes list`, or a YAML file. [default: the precision's]")
 @click.option("--calib", help="Pictures and prompts to calibrate on: folder or .jsonl. [default: generated]")
+@click.option("--budget", help="Choose each module's precision within kl=0.02, for example, or size=20GB.")
+@click.option("--calibrated", help="A finished calibration (`r1v-export calibrate`) to build with.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where engines run and are checked. [default: cpu]")
@@ -59,6 +61,8 @@ def command(
     config_file: Path | None,
     recipe: str | None,
     calib: str | None,
+    budget: str | None,
+    calibrated: str | None,
     revision: str | None,
     offline: bool,
     device: str | None,
@@ -76,12 +80,14 @@ def command(
     from r1v_export.pipeline.build import build, plan
     from r1v_export.pipeline.progress import Progress
 
+    calibration = {"data": calib, "artefact": calibrated}
     options: dict[str, Any] = {
         "model": model,
         "precision": precision,
         "targets": targets or None,
         "recipe": recipe,
-        "calibration": {"data": calib} if calib else None,
+        "budget": budget,
+        "calibration": {name: value for name, value in calibration.items() if value} or None,
         "revision": revision,
         "device": device,
         "tensorrt": {"sm": _compute_capabilities(sm)} if sm else None,

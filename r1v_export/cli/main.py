@@ -17,7 +17,7 @@ import click
 from r1v_export import __version__
 from r1v_export.errors import R1VError, UsageError
 
-COMMANDS = ("build", "engine", "check", "verify", "run", "bench", "inspect", "recipes", "doctor", "synth")
+COMMANDS = ("build", "engine", "calibrate", "check", "verify", "run", "bench", "inspect", "recipes", "doctor", "synth")
 """In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`."""
 
 

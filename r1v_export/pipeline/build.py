@@ -187,6 +187,8 @@ def _run(stage: Stage, digest: str, workspace: Workspace, progress: Progress) ->
             raise _with_report(error, workspace.keep_report(stage.name)) from error
         entry = workspace.commit(stage.name, digest)
         task.outcome = f"{size(sum(file.size for file in entry.files.values()))} in {task.elapsed}"
+    for note in stage.notes(workspace.out):
+        progress.note(f"warning: {note}")
     return entry
 
 

@@ -109,10 +109,16 @@ def calibration_set(config: BuildConfig, checkpoint: Checkpoint, shard: Shard | 
         InputError: the calibration data cannot be used.
         CapabilityError: a package that it needs is not installed.
     """
-    from r1v_export.quantization.dataset import prepare
     from r1v_export.quantization.records import read_records
 
-    records = read_records(config.calibration.data, config.calibration.samples)
+    return _prepared(read_records(config.calibration.data, config.calibration.samples), config, checkpoint, shard)
+
+
+def _prepared(
+    records: Sequence[Record], config: BuildConfig, checkpoint: Checkpoint, shard: Shard | None = None
+) -> CalibrationSet:
+    from r1v_export.quantization.dataset import prepare
+
     without_answer = any(record.answer is None for record in records)
     replies = own_replies(checkpoint, config.device) if without_answer else None
     return prepare(records, checkpoint, shard=shard, continuation=replies)
@@ -139,11 +145,11 @@ def calibrate(
         Artefact.open(Path(config.calibration.artefact), checkpoint)
         shutil.copytree(config.calibration.artefact, out)
         return
-    samples, execution = calibration_set(config, checkpoint), as_execution(config, work, advance)
+    execution = as_execution(config, work, advance)
     if recipe is None:
-        _within_budget(config, checkpoint, samples, out, execution)
+        _within_budget(config, checkpoint, out, execution)
     else:
-        run(checkpoint, recipe, samples, out, execution)
+        run(checkpoint, recipe, calibration_set(config, checkpoint), out, execution)
 
 
 def as_execution(config: BuildConfig, work: Path | None, advance: Advance) -> Execution:
@@ -161,10 +167,11 @@ def as_execution(config: BuildConfig, work: Path | None, advance: Advance) -> Ex
     return Execution(device=config.device, work=work, on_progress=on_progress)
 
 
-def _within_budget(
-    config: BuildConfig, checkpoint: Checkpoint, samples: CalibrationSet, out: Path, execution: Execution
-) -> None:
-    """Search for a recipe; the calibration by it and the table that it was chosen from become `out`."""
+def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, execution: Execution) -> None:
+    """Search for a recipe; the calibration by it and the table that it was chosen from become `out`.
+
+    Divergences are measured on samples behind those that are calibrated on, where the data has enough of them.
+    """
     from r1v_export.quantization.budget import Budget
     from r1v_export.quantization.mixed import SENSITIVITY, search
     from r1v_export.quantization.work import write_text
@@ -179,11 +186,29 @@ def _within_budget(
             expected="memory for the whole model in float32, twice",
             fix="give a budget of size, or calibrate on a larger machine and build with --calibrated",
         )
-    recipes = budget_candidates(config, checkpoint)
-    found = search(checkpoint, samples, budget, work, execution, recipes=recipes, with_kl=with_kl)
+    found = search(
+        checkpoint,
+        calibration_set(config, checkpoint),
+        budget,
+        work,
+        execution,
+        measured=_measured_set(config, checkpoint),
+        recipes=budget_candidates(config, checkpoint),
+        with_kl=with_kl,
+    )
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(found.folder, out)
     write_text(out / SENSITIVITY, to_json(found.table.model_dump(mode="json")))
+
+
+def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet | None:
+    """Samples behind those that are calibrated on; None where the data has no more pictures."""
+    from r1v_export.quantization.mixed import MEASURED_SAMPLES
+    from r1v_export.quantization.records import read_records
+
+    count = config.calibration.samples
+    behind = read_records(config.calibration.data, count + MEASURED_SAMPLES)[count:]
+    return _prepared(behind, config, checkpoint) if any(record.images for record in behind) else None
 
 
 def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, Recipe]:
@@ -229,6 +254,23 @@ def open_artefact(folder: Path, checkpoint: Checkpoint) -> Artefact | None:
     from r1v_export.quantization.artefact import Artefact
 
     return Artefact.open(folder / CALIBRATION, checkpoint)
+
+
+def require_origin(folder: Path, checkpoint: Checkpoint) -> None:
+    """
+    Raises:
+        BundleError: the calibration in `folder` cannot be read, or is another checkpoint's.
+    """
+    from r1v_export.quantization.artefact import require_origin as require
+
+    require(folder, checkpoint)
+
+
+def calibration_warnings(bundle: Path) -> tuple[str, ...]:
+    """What calibration warned of, from the bundle's record of it."""
+    from r1v_export.quantization.artefact import read_stats
+
+    return read_stats(bundle / CALIBRATION).warnings
 
 
 def fake_quantise(model: Model, artefact: Artefact) -> None:

@@ -18,17 +18,19 @@ def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
     """The config with the precision of a quantised checkpoint, where none was named; any other checkpoint's as it is.
 
     Raises:
-        UsageError: another precision, or a recipe, was named.
+        UsageError: another precision, or another way to quantise, was named.
     """
     if checkpoint.quantised is None:
         return config
     own = precision_of(checkpoint.quantised)
     what = f"The checkpoint is quantised already ({checkpoint.quantised.format.method}): it is built as it is."
+    ways = {"--recipe": config.recipe, "--budget": config.budget, "--calibrated": config.calibration.artefact}
+    for option, value in ways.items():
+        if value is not None:
+            raise UsageError(what, where=checkpoint.folder, found=f"{option} {value}", fix="leave it out")
     if "precision" in config.model_fields_set and config.precision != own:
         found = f"--precision {config.precision}"
         raise UsageError(what, where=checkpoint.folder, expected=f"--precision {own}", found=found, fix="leave it out")
-    if config.recipe is not None:
-        raise UsageError(what, where=checkpoint.folder, found=f"--recipe {config.recipe}", fix="leave it out")
     return config.model_copy(update={"precision": own})
 
 

@@ -45,6 +45,10 @@ class Progress:
         """Count a stage that need not run."""
         self.write(f"{self._next_title(name)}: {why}", last=True)
 
+    def note(self, line: str) -> None:
+        """Say something that stays."""
+        self.write(f"  {line}", last=True)
+
     def _next_title(self, name: str) -> str:
         self.number += 1
         return f"[{self.number}/{self.stages}] {name}"

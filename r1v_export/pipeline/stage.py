@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Stage:
     after: earlier stages whose files it reads.
     work: how much `make` will tell `advance`, in any unit; 0 when it tells nothing.
     size_bytes, seconds: what it will write and take, roughly, for the plan.
+    notes: sentences that people should read once it is done, from the bundle's folder.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Stage:
     work: int = 0
     size_bytes: int = 0
     seconds: float = 0.0
+    notes: Callable[[Path], Sequence[str]] = lambda bundle: ()
 
 
 def fingerprint(stage: Stage, source_files: Mapping[str, FileEntry], finished: Mapping[str, StageEntry]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from r1v_export import contract
 from r1v_export.builders import registry
@@ -16,7 +16,16 @@ from r1v_export.config import BuildConfig
 from r1v_export.manifest import WORK
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT, REPORT_FOLDERS
-from r1v_export.pipeline.calibration import CALIBRATION, calibrate, chosen_recipe, data_digest, open_artefact
+from r1v_export.pipeline.calibration import (
+    CALIBRATION,
+    budget_candidates,
+    calibrate,
+    calibration_warnings,
+    chosen_recipe,
+    data_digest,
+    open_artefact,
+    require_origin,
+)
 from r1v_export.pipeline.calibration import WORK as CALIBRATION_WORK
 from r1v_export.pipeline.estimate import BYTES_OF, TRACE_S, WRITE_BYTES_PER_S, graph_parameters, require_memory
 from r1v_export.pipeline.imported import import_calibration
@@ -48,7 +57,7 @@ class Build:
 
     @cached_property
     def recipe(self) -> Recipe | None:
-        """Checked against the model; None where nothing is quantised."""
+        """Checked against the model; None where nothing is quantised, and where a budget has yet to find it."""
         if self.checkpoint.quantised is not None:
             from r1v_export.quantization.imported import imported_recipe
 
@@ -64,7 +73,7 @@ class Build:
     def artefact(self) -> Artefact | None:
         """This build's calibration, read once its stage is done; None where nothing is quantised, also when the folder
         still holds the calibration of an earlier build."""
-        return open_artefact(self.out, self.checkpoint) if self.recipe else None
+        return open_artefact(self.out, self.checkpoint) if self.config.quantised else None
 
     @property
     def saved_config(self) -> BuildConfig:
@@ -119,28 +128,38 @@ class Build:
         )
 
     def _calibration_stages(self) -> Iterator[Stage]:
-        if self.recipe is None:
+        if not self.config.quantised:
             return
-        parameters, samples = sum(graph_parameters(self.checkpoint.spec).values()), self.config.calibration.samples
+        calibration, device = self.config.calibration, self.config.device
+        parameters = sum(graph_parameters(self.checkpoint.spec).values())
+        settings: dict[str, Any]
+        if calibration.artefact is not None:
+            require_origin(Path(calibration.artefact), self.checkpoint)
+            settings, seconds = {"artefact": data_digest(calibration.artefact)}, 0.0
+        else:
+            recipes = {"": self.recipe} if self.recipe else budget_candidates(self.config, self.checkpoint)
+            settings = {
+                "recipes": {name: recipe.model_dump(mode="json") for name, recipe in recipes.items()},
+                "budget": self.config.budget,
+                "samples": calibration.samples,
+                "data": data_digest(calibration.data),
+                "device": device,
+            }
+            seconds = parameters * calibration.samples * _CALIBRATION_S * (4 if self.config.budget else 1)
         yield Stage(
             CALIBRATION_STAGE,
             self._calibrate,
             code=_CALIBRATION_CODE,
             tools=(*provenance.TRACING_TOOLS, *provenance.INPUT_TOOLS),
-            settings={
-                "recipe": self.recipe.model_dump(mode="json"),
-                "samples": samples,
-                "data": data_digest(self.config.calibration.data),
-                "device": self.config.device,
-            },
+            settings=settings,
             sources=tuple(self.source_files()),
             work=CALIBRATION_WORK,
             size_bytes=parameters,
-            seconds=parameters * samples * _CALIBRATION_S,
+            seconds=seconds,
+            notes=calibration_warnings,
         )
 
     def _calibrate(self, folder: Path, advance: Advance) -> None:
-        assert self.recipe is not None
         work = self.out / WORK / "calibrated-blocks"
         if self.checkpoint.quantised is not None:
             import_calibration(self.checkpoint, folder / CALIBRATION, work, advance, CALIBRATION_WORK)
@@ -149,7 +168,7 @@ class Build:
 
     @property
     def _after_calibration(self) -> tuple[str, ...]:
-        return (CALIBRATION_STAGE,) if self.recipe else ()
+        return (CALIBRATION_STAGE,) if self.config.quantised else ()
 
     def _graph_stages(self) -> Iterator[Stage]:
         sources = tuple(path.name for path in self.checkpoint.files())
@@ -159,7 +178,7 @@ class Build:
             yield Stage(
                 f"{name}-graph",
                 partial(self._export, name),
-                code=(*_TRACED_CODE, "quantization") if self.recipe else _TRACED_CODE,
+                code=(*_TRACED_CODE, "quantization") if self.config.quantised else _TRACED_CODE,
                 tools=provenance.TRACING_TOOLS,
                 settings={"compute": self.config.compute, "spec": self.checkpoint.spec.model_dump(mode="json")},
                 sources=sources,
@@ -215,7 +234,7 @@ class Build:
             settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
             sources=tuple(self.source_files()),
             after=("model-files", *self._after_calibration, *_graph_stages_of(target), f"{target}-engine"),
-            work=self.config.parity.questions * (2 if self.recipe else 1),
+            work=self.config.parity.questions * (2 if self.config.quantised else 1),
             seconds=_PARITY_S,
         )
 

@@ -146,16 +146,7 @@ class Artefact:
             BundleError: a file is missing, damaged or of another version, it is the calibration of another
                 checkpoint, a linear is missing or superfluous, or a tensor has the wrong shape, type or value.
         """
-        stats = read_stats(folder)
-        found = checkpoint_fingerprint(checkpoint)
-        if stats.checkpoint != found:
-            raise BundleError(
-                "This is the calibration of another checkpoint.",
-                where=folder / STATS,
-                expected=f"checkpoint {found[:12]}",
-                found=f"checkpoint {stats.checkpoint[:12]}",
-                fix=_AGAIN,
-            )
+        stats = require_origin(folder, checkpoint)
         recipe = read_recipe(folder)
         codes: dict[str, StoredTensor] = {}
         for path in sorted((folder / CODES).glob("*.safetensors")):
@@ -253,6 +244,24 @@ class Artefact:
 def _refuse(what: str, names: set[str], artefact: Artefact) -> None:
     if names:
         raise BundleError(f"The calibration {what}.", where=artefact.folder, found=shorten(sorted(names)), fix=_AGAIN)
+
+
+def require_origin(folder: Path, checkpoint: Checkpoint) -> Stats:
+    """The record of a calibration, which must be this checkpoint's.
+
+    Raises:
+        BundleError: missing, damaged, of another version, or of another checkpoint.
+    """
+    stats, found = read_stats(folder), checkpoint_fingerprint(checkpoint)
+    if stats.checkpoint != found:
+        raise BundleError(
+            "This is the calibration of another checkpoint.",
+            where=folder / STATS,
+            expected=f"checkpoint {found[:12]}",
+            found=f"checkpoint {stats.checkpoint[:12]}",
+            fix=_AGAIN,
+        )
+    return stats
 
 
 def read_stats(folder: Path) -> Stats:

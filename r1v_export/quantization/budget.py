@@ -43,6 +43,10 @@ class Budget:
         return cls("kl" if match["kind"] == "kl" else "size", limit)
 
 
+    def __str__(self) -> str:
+        return f"kl={self.limit:g}" if self.kind == "kl" else f"size={self.limit:.0f}B"
+
+
 class Choice(NamedTuple):
     """A precision for every module, and what it is predicted to come to."""
 

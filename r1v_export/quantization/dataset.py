@@ -21,6 +21,7 @@ from PIL import Image
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import InputError, UsageError
+from r1v_export.manifest import to_json
 from r1v_export.quantization.records import Record
 from r1v_export.reference.preprocess import pixel_values, tile_image
 from r1v_export.reference.prompt import TEMPLATES, THOUGHT_END, Template, Turn, encode
@@ -87,11 +88,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The samples of one shard, of `total` in the whole set."""
+    """The samples of one shard, of `total` in the whole set; `sha256` is of the whole set's names and texts."""
 
     samples: tuple[Sample, ...]
     shard: Shard
     total: int
+    sha256: str
 
 
 def prepare(
@@ -128,7 +130,7 @@ def prepare(
     for index, reply in zip(indices, replies, strict=True):
         samples.append(maker.make(index, records[index], reply))
         on_sample()
-    return CalibrationSet(tuple(samples), shard, len(records))
+    return CalibrationSet(tuple(samples), shard, len(records), _texts_sha256(records))
 
 
 def _require_pictures(records: Sequence[Record]) -> None:
@@ -211,6 +213,11 @@ class _SampleMaker:
         for part in rest:
             ids += [end, *self.tokenizer.encode_text(part)]
         return ids
+
+
+def _texts_sha256(records: Sequence[Record]) -> str:
+    texts = [(record.name, len(record.images), record.prompt, record.thought, record.answer) for record in records]
+    return hashlib.sha256(to_json(texts).encode()).hexdigest()
 
 
 def _sha256(token_ids: Sequence[int], images: Iterable[Image.Image]) -> str:

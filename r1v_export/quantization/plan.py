@@ -32,6 +32,8 @@ class Plan(BaseModel):
     checkpoint: str
     recipe: Recipe
     compute: Compute
+    data: str = ""
+    """`CalibrationSet.sha256`: of the whole set, whatever the shard; empty where there is none."""
     shard: str
     samples: tuple[SampleEntry, ...]
 
@@ -45,8 +47,14 @@ def make_plan(checkpoint: str, recipe: Recipe, compute: Compute, calibration: Ca
     entries = tuple(
         SampleEntry(name=s.name, sha256=s.sha256, tokens=len(s.token_ids), tiles=s.tiles) for s in calibration.samples
     )
-    shard = str(calibration.shard)
-    return Plan(checkpoint=checkpoint, recipe=recipe, compute=compute, shard=shard, samples=entries)
+    return Plan(
+        checkpoint=checkpoint,
+        recipe=recipe,
+        compute=compute,
+        data=calibration.sha256,
+        shard=str(calibration.shard),
+        samples=entries,
+    )
 
 
 @dataclass(frozen=True)

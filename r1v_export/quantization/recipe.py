@@ -166,6 +166,12 @@ class Recipe(_Part):
     kv_cache: Literal["fp8"] | None = None
     observer: Observer = Observer()
 
+    @property
+    def precision(self) -> Literal["fp8", "int8", "int4"]:
+        """What a build by this recipe is called: the fewest bits that any weight has."""
+        types = {rule.scheme.weights.type for rule in self.rules if rule.scheme is not None}
+        return "int4" if types & {"int4", "uint4"} else "int8" if "int8" in types else "fp8"
+
     def to_yaml(self) -> str:
         """The recipe with every default written out; `parse` of it gives the same recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)

@@ -56,6 +56,18 @@ class Option(_Part):
     """None where only the signal-to-noise ratio was measured."""
 
 
+class Selection(_Part):
+    """What was chosen from a table."""
+
+    budget: str
+    precisions: dict[str, str]
+    """By module."""
+    size_bytes: int
+    """Of all weights in these precisions."""
+    kl: float | None
+    """Measured, of the model with all of them; None where the table has none."""
+
+
 class SensitivityTable(_Part):
     """`sensitivity.json`."""
 
@@ -67,6 +79,8 @@ class SensitivityTable(_Part):
     """Of everything that no option is about, in 16 bits: embeddings, norms, biases, the head."""
     options: tuple[Option, ...]
     """In model order; each module has one of `FLOAT`."""
+    selection: Selection | None = None
+    """Where precisions were chosen from it."""
 
 
 def read_table(path: Path) -> SensitivityTable:

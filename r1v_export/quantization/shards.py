@@ -31,6 +31,14 @@ from r1v_export.quantization.work import PLAN, BlockRecord, Work, work_folder, w
 
 STATISTICS = "statistics"
 _AGAIN = "observe this shard again"
+_SHARED = {
+    "producer": "the version of r1v-export",
+    "checkpoint": "the checkpoint",
+    "recipe": "the recipe",
+    "compute": "the dtype of the device",
+    "data": "the calibration set",
+}
+"""What all shards of a calibration have in common, by the plan's field."""
 
 
 def observe_shard(
@@ -74,7 +82,7 @@ def merge(
     """Quantise a checkpoint from the statistics of all shards of a calibration set.
 
     Args:
-        shards: folders of `observe_shard`, in any order.
+        shards: folders of `observe_shard`, in any order; one named twice counts once, a copy of one is refused.
         out, execution: as in `calibrate.calibrate`.
 
     Raises:
@@ -82,6 +90,7 @@ def merge(
         BundleError: a shard is damaged, or of another checkpoint.
         InputError: as in `calibrate.calibrate`.
     """
+    shards = sorted(dict.fromkeys(folder.resolve() for folder in shards))
     plans = {folder: _read_plan(folder) for folder in shards}
     plan = _join_plans(plans)
     if plan.checkpoint != checkpoint_fingerprint(checkpoint):
@@ -108,6 +117,16 @@ def merge(
     return quantization.finish(out)
 
 
+def find_shards(folders: Sequence[Path]) -> list[Path]:
+    """The shards among folders and, where a folder is none itself, among those directly in it."""
+    found: list[Path] = []
+    for folder in folders:
+        inside = sorted(path.parent for path in folder.glob(f"*/{PLAN}")) if not (folder / PLAN).exists() else []
+        # An unfinished shard's work folder holds a plan too.
+        found += [path for path in inside if not path.name.startswith(".")] or [folder]
+    return found
+
+
 def _is_done(plan: Plan, out: Path) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -119,7 +138,9 @@ def _is_done(plan: Plan, out: Path) -> bool:
 def _read_plan(folder: Path) -> Plan:
     path = folder / PLAN
     try:
-        return Plan.model_validate_json(path.read_bytes())
+        plan = Plan.model_validate_json(path.read_bytes())
+        Shard.parse(plan.shard)
+        return plan
     except OSError as error:
         fix = "name folders that were written with --shard; an interrupted shard has to be run to its end first"
         raise BundleError(
@@ -128,15 +149,17 @@ def _read_plan(folder: Path) -> Plan:
     except ValidationError as error:
         found = error.errors()[0]["msg"]
         raise BundleError("The record of a shard is damaged.", where=path, found=found, fix=_AGAIN) from error
+    except UsageError as error:
+        raise BundleError("The record of a shard is damaged.", where=path, found=error.found, fix=_AGAIN) from error
 
 
 def _join_plans(plans: dict[Path, Plan]) -> Plan:
     """The plan that the shards are shares of."""
     first = next(iter(plans.values()))
     for folder, plan in plans.items():
-        for field in ("producer", "checkpoint", "recipe", "compute"):
+        for field, name in _SHARED.items():
             if getattr(plan, field) != getattr(first, field):
-                what = f"The shards are not of one calibration: {field} differs."
+                what = f"The shards are not of one calibration: {name} differs."
                 raise UsageError(what, where=folder, fix="observe all shards in the same way")
     shards = sorted(Shard.parse(plan.shard) for plan in plans.values())
     if shards != [Shard(index, shards[0].count) for index in range(shards[0].count)]:
@@ -144,6 +167,7 @@ def _join_plans(plans: dict[Path, Plan]) -> Plan:
             "These are not all shards of a calibration, each once.",
             expected=", ".join(str(Shard(index, shards[0].count)) for index in range(shards[0].count)),
             found=", ".join(map(str, shards)),
+            fix="run those that are missing; a stopped one goes on where it was",
         )
     by_shard = [plan.samples for plan in sorted(plans.values(), key=lambda plan: Shard.parse(plan.shard))]
     total = sum(map(len, by_shard))

@@ -22,9 +22,12 @@ from r1v_export.config import BuildConfig
 HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", "yaml", "psutil", "huggingface_hub")
 
 OPTIONS = {
-    "build": "MODEL --precision --target --output --config --recipe --calib --revision --offline --device --sm --no-parity "
+    "build": "MODEL --precision --target --output --config --recipe --calib --budget --calibrated --revision --offline "
+    "--device --sm --no-parity "
     "--dry-run --force",
     "engine": "BUNDLE --output --workers --program --print-command",
+    "calibrate": "MODEL --precision --recipe --budget --calib --samples --shard --merge --output --revision --offline "
+    "--device",
     "check": "BUNDLE --target --model --questions --image --question --blocks --max-new-tokens --report --device",
     "verify": "BUNDLE",
     "run": "BUNDLE QUESTION --image --target --model --no-think --max-new-tokens --temperature --top-p --top-k "

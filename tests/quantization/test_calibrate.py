@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +342,7 @@ def test_pictures_that_no_sample_shows_are_missed(synth_checkpoint: Checkpoint, 
     image = synth_checkpoint.spec.image_token_id
     tokens = tuple(id_ for id_ in shown.token_ids if id_ != image)
     text = type(shown)(0, "text", "", tokens, 0, lambda: shown.pixels()[:0])
-    texts = type(calibration)((text,), calibration.shard, 1)
+    texts = replace(calibration, samples=(text,), total=1)
     with pytest.raises(InputError, match="No calibration sample reaches") as caught:
         calibrate(synth_checkpoint, KV_RECIPE, texts, tmp_path / "out")
     assert caught.value.where == "vision_model.encoder.layers.0.attn.qkv"

@@ -111,7 +111,7 @@ def test_shards_that_are_missing_or_doubled_are_told(
 
 def test_shards_of_other_recipes_are_told(synth_checkpoint: Checkpoint, tmp_path: Path, shards: Sequence[Path]) -> None:
     other = observe(synth_checkpoint, AWQ_RECIPE, tmp_path, 1)
-    with pytest.raises(UsageError, match="recipe differs"):
+    with pytest.raises(UsageError, match="the recipe differs"):
         merge(synth_checkpoint, [shards[0], other, shards[2]], tmp_path / "merged")
 
 

@@ -1,0 +1,126 @@
+"""`r1v-export calibrate`: scales and codes apart from a bundle, on one machine or on several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from r1v_export.cli.output import common_options, device_option, print_json
+
+if TYPE_CHECKING:
+    from r1v_export.config import BuildConfig, Device
+    from r1v_export.pipeline.calibrate import Calibrated
+
+
+@click.command(short_help="Calibrate apart from a build, in one run or in shards.")
+@click.argument("model", required=False)
+@click.option("--precision", type=click.Choice(["fp8", "int8", "int4"]), help="Calibrate by this precision's recipe.")
+@click.option("--recipe", help="Calibrate by this recipe: a name of `recipes list`, or a YAML file.")
+@click.option("--budget", help="Find a recipe within kl=0.02, for example, or size=20GB.")
+@click.option("--calib", help="Pictures and prompts to calibrate on: folder or .jsonl. [default: generated]")
+@click.option("--samples", type=click.IntRange(min=1), help="How many of them at most. [default: 128]")
+@click.option("--shard", metavar="I/N", help="Only observe the I-th of N parts of the samples, for --merge.")
+@click.option(
+    "--merge",
+    "merged",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A folder that holds shards, or a shard; repeat for several.",
+)
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="Folder of the calibration, or shard."
+)
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
+@device_option
+@common_options
+def command(
+    model: str | None,
+    precision: str | None,
+    recipe: str | None,
+    budget: str | None,
+    calib: str | None,
+    samples: int | None,
+    shard: str | None,
+    merged: tuple[Path, ...],
+    out: Path,
+    revision: str | None,
+    offline: bool,
+    device: Device,
+    format_: str,
+) -> None:
+    """Calibrate MODEL (hub id or folder; the small one in the package if left out), for `build --calibrated`.
+
+    Stopped at any moment, the same command goes on where it was. On several machines: each observes one --shard, then
+    one of them --merges the shards.
+    """
+    from r1v_export.pipeline import calibrate
+    from r1v_export.pipeline.progress import Progress
+    from r1v_export.quantization.dataset import Shard
+
+    how = {
+        "--precision": precision,
+        "--recipe": recipe,
+        "--budget": budget,
+        "--calib": calib,
+        "--samples": samples,
+        "--shard": shard,
+    }
+    _require_one_way(how, merging=bool(merged))
+    config = _config({"model": model, "revision": revision, "device": device}, how)
+    progress = Progress(1, quiet=format_ == "json")
+    if merged:
+        done = calibrate.merge_shards(config, merged, out, progress, offline=offline)
+    elif shard is not None:
+        done = calibrate.observe_shard(config, Shard.parse(shard), out, progress, offline=offline)
+    else:
+        done = calibrate.calibrate_alone(config, out, progress, offline=offline)
+    _print(done, format_)
+
+
+def _require_one_way(how: dict[str, Any], merging: bool) -> None:
+    from r1v_export.errors import UsageError
+
+    given = [option for option, value in how.items() if value is not None]
+    if merging and given:
+        raise UsageError(
+            "Shards that are merged say themselves how they were observed.",
+            expected="--merge without other settings",
+            found=", ".join(given),
+            fix="leave these options out",
+        )
+    if not merging and not {"--precision", "--recipe", "--budget"} & set(given):
+        raise UsageError(
+            "It is not said what to calibrate for.",
+            expected="--precision, --recipe or --budget",
+            fix="give --precision fp8, for example",
+        )
+
+
+def _config(model: dict[str, Any], how: dict[str, Any]) -> BuildConfig:
+    """What a build would be told."""
+    from r1v_export.config import load_config
+
+    calibration = {"data": how["--calib"], "samples": how["--samples"]}
+    fields = {
+        **model,
+        # Where a recipe or the shards say how, the precision says nothing.
+        "precision": how["--precision"] or "int4",
+        "recipe": how["--recipe"],
+        "budget": how["--budget"],
+        "calibration": {name: value for name, value in calibration.items() if value is not None},
+    }
+    return load_config(None, {name: value for name, value in fields.items() if value is not None})
+
+
+def _print(done: Calibrated, format_: str) -> None:
+    from dataclasses import asdict
+
+    if format_ == "json":
+        print_json({**asdict(done), "out": str(done.out), "warnings": list(done.warnings)})
+    elif done.shard is not None:
+        click.echo(f"{done.out}: shard {done.shard}, {done.samples} samples, for recipe {done.recipe}")
+    else:
+        click.echo(f"{done.out}: {done.linears} linears by recipe {done.recipe}, from {done.samples} samples")

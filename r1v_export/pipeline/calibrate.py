@@ -1,0 +1,123 @@
+"""`calibrate`: a calibration apart from any bundle, in one run or in shards, for `build --calibrated`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig
+from r1v_export.errors import UsageError
+from r1v_export.pipeline.calibration import (
+    WORK,
+    as_execution,
+    calibrate,
+    calibration_set,
+    chosen_recipe,
+)
+from r1v_export.pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from r1v_export.quantization.dataset import Shard
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What is in the folder now. Of a shard, whose statistics are to be merged, there are no linears yet."""
+
+    out: Path
+    recipe: str
+    samples: int
+    shard: str | None
+    linears: int
+    warnings: tuple[str, ...]
+
+
+def calibrate_alone(config: BuildConfig, out: Path, progress: Progress, *, offline: bool = False) -> Calibrated:
+    """Write a calibration into `out`, by what of a build's config says how.
+
+    Stopped at any moment, the same call goes on where it was.
+
+    Raises:
+        R1VError: as `pipeline.calibration.calibrate`, or `out` holds something else.
+    """
+    from r1v_export.quantization.work import work_folder
+
+    recipe = chosen_recipe(config)
+    checkpoint = _open(config, offline)
+    with progress.stage("calibration", WORK) as task:
+        calibrate(config, recipe, checkpoint, out, work_folder(out), task.advance)
+    return _calibrated(out, checkpoint, progress)
+
+
+def observe_shard(
+    config: BuildConfig, shard: Shard, out: Path, progress: Progress, *, offline: bool = False
+) -> Calibrated:
+    """Write one shard's statistics into `out`, for `merge_shards`.
+
+    Raises:
+        R1VError: as `calibrate_alone`; a budget has no shards.
+    """
+    from r1v_export.quantization.shards import observe_shard as observe
+
+    recipe = chosen_recipe(config)
+    if recipe is None:
+        raise UsageError(
+            "A search within a budget measures whole models: it cannot be shared out.",
+            found=f"--shard {shard} with --budget {config.budget}",
+            fix="leave one of them out",
+        )
+    checkpoint = _open(config, offline)
+    with progress.stage(f"shard {shard}", WORK) as task:
+        samples = calibration_set(config, checkpoint, shard)
+        observe(checkpoint, recipe, samples, out, as_execution(config, None, task.advance))
+    return Calibrated(out, recipe.name, len(samples.samples), str(shard), linears=0, warnings=())
+
+
+def merge_shards(
+    config: BuildConfig,
+    folders: Sequence[Path],
+    out: Path,
+    progress: Progress,
+    *,
+    offline: bool = False,
+) -> Calibrated:
+    """Write the calibration of all shards into `out`.
+
+    Args:
+        config: names the model and the device; everything else is as the shards say.
+        folders: shards, or folders that hold them.
+
+    Raises:
+        UsageError: a shard is missing or there twice, they are not of one calibration, or `out` holds something else.
+        BundleError: a shard is unfinished, damaged or of another checkpoint.
+    """
+    from r1v_export.quantization.shards import find_shards, merge
+
+    checkpoint = _open(config, offline)
+    with progress.stage("merge", WORK) as task:
+        merge(checkpoint, find_shards(folders), out, as_execution(config, None, task.advance))
+    return _calibrated(out, checkpoint, progress)
+
+
+def _open(config: BuildConfig, offline: bool) -> Checkpoint:
+    checkpoint = Checkpoint.open(config.model, revision=config.revision, offline=offline)
+    if checkpoint.quantised is not None:
+        raise UsageError(
+            f"The checkpoint is quantised already ({checkpoint.quantised.format.method}): there is nothing to calibrate.",
+            where=checkpoint.folder,
+            fix="build it as it is: r1v-export build MODEL",
+        )
+    return checkpoint
+
+
+def _calibrated(out: Path, checkpoint: Checkpoint, progress: Progress) -> Calibrated:
+    from r1v_export.quantization.artefact import Artefact
+
+    artefact = Artefact.open(out, checkpoint)
+    stats = artefact.stats
+    for warning in stats.warnings:
+        progress.note(f"warning: {warning}")
+    return Calibrated(out, artefact.recipe.name, len(stats.samples), None, len(artefact.schemes), stats.warnings)

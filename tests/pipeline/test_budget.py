@@ -1,0 +1,114 @@
+"""Builds within a budget: precisions chosen per module, told and reproducible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig, CalibrationConfig, load_config
+from r1v_export.errors import UsageError
+from r1v_export.pipeline.build import build
+from r1v_export.pipeline.bundle import BUILD_CONFIG
+from r1v_export.pipeline.calibrate import calibrate_alone
+from r1v_export.pipeline.calibration import CALIBRATION, open_artefact
+from r1v_export.pipeline.progress import Progress
+from r1v_export.quantization.mixed import SENSITIVITY
+from r1v_export.quantization.sensitivity import FLOAT, SensitivityTable, read_table
+
+FEW = CalibrationConfig(samples=2)
+SIZE = "size=2500kB"
+"""Between the tiny model in int4 and in fp8: some modules have to be the one, some may be the other."""
+
+
+def within(config: BuildConfig, budget: str, **changes: object) -> BuildConfig:
+    return BuildConfig.model_validate(
+        {**config.model_dump(exclude={"precision"}), "budget": budget, "calibration": FEW, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be written to."""
+    return build(within(tiny_config, SIZE), tmp_path_factory.mktemp("budget") / "bundle").out
+
+
+@pytest.fixture(scope="module")
+def table(bundle: Path) -> SensitivityTable:
+    return read_table(bundle / CALIBRATION / SENSITIVITY)
+
+
+def test_the_bundle_holds_what_was_measured_and_what_was_chosen(bundle: Path, table: SensitivityTable) -> None:
+    selection = table.selection
+    assert selection is not None
+    assert selection.budget == "size=2500000B"
+    assert set(selection.precisions) == {option.module for option in table.options}
+    assert {option.precision for option in table.options} == {FLOAT, "fp8", "int4"}
+    assert selection.kl is not None
+    sizes = {(option.module, option.precision): option.size_bytes for option in table.options}
+    assert selection.size_bytes == table.fixed_bytes + sum(sizes[chosen] for chosen in selection.precisions.items())
+    assert selection.size_bytes <= 2_500_000
+
+
+def test_the_artefact_quantises_what_was_chosen(bundle: Path, tiny_model: Path, table: SensitivityTable) -> None:
+    artefact = open_artefact(bundle, Checkpoint.open(tiny_model))
+    assert artefact is not None
+    assert table.selection is not None
+    for module, precision in table.selection.precisions.items():
+        scheme = artefact.schemes.get(module)
+        assert precision == (scheme.weights.type if scheme else FLOAT)
+
+
+def test_its_build_file_and_its_recipe_make_the_same_calibration(
+    bundle: Path, tiny_model: Path, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
+) -> None:
+    config = load_config(bundle / BUILD_CONFIG, {"model": str(tiny_model)})
+    assert config.budget == SIZE
+    expected = tree(bundle / CALIBRATION)
+    assert tree(calibrate_alone(config, tmp_path / "again", Progress(quiet=True)).out) == expected
+    by_recipe = config.model_copy(update={"budget": None, "recipe": str(bundle / CALIBRATION / "recipe.yaml")})
+    found = tree(calibrate_alone(by_recipe, tmp_path / "by-recipe", Progress(quiet=True)).out)
+    assert found == {name: content for name, content in expected.items() if name != SENSITIVITY}
+
+
+def test_a_precision_bounds_what_a_budget_may_take(tiny_config: BuildConfig, tmp_path: Path) -> None:
+    config = within(tiny_config, "kl=10", precision="fp8")
+    table = read_table(calibrate_alone(config, tmp_path / "out", Progress(quiet=True)).out / SENSITIVITY)
+    assert {option.precision for option in table.options} == {FLOAT, "fp8"}
+    assert "--budget kl=10" in config.command
+
+
+@pytest.mark.parametrize(
+    "budget", ["", "20GB", "kl", "kl=", "kl=-1", "kl=0", "kl=nan", "size=20XB", "kl=0.02MB", "size=1e9999"]
+)
+def test_a_budget_that_says_nothing_is_refused_before_any_work(
+    tiny_config: BuildConfig, tmp_path: Path, budget: str
+) -> None:
+    with pytest.raises(UsageError, match=r"budget (is not understood|must be above zero)"):
+        build(within(tiny_config, budget), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_that_no_mix_keeps_is_told_with_the_smallest_that_does(
+    tiny_config: BuildConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="smaller than the model") as caught:
+        build(within(tiny_config, "size=1MB"), tmp_path / "out")
+    assert caught.value.fix is not None
+    assert "--budget size=" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"budget": "kl=1", "precision": "fp16"}, "a budget is for quantised precisions"),
+        ({"budget": "kl=1", "recipe": "fp8"}, "does not go with a recipe"),
+        ({"budget": "kl=1", "calibration": {"artefact": "x"}}, "does not go with a finished calibration"),
+        ({"calibration": {"artefact": "x"}}, "a finished calibration is for quantised precisions"),
+    ],
+)
+def test_two_ways_to_quantise_do_not_go_together(fields: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        load_config(None, fields)

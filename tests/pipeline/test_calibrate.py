@@ -1,0 +1,174 @@
+"""Calibrations apart from builds: in one run, in shards, and taken up by a build."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from r1v_export.cli import main
+from r1v_export.config import BuildConfig, CalibrationConfig
+from r1v_export.errors import BundleError, UsageError
+from r1v_export.pipeline.build import build
+from r1v_export.pipeline.calibration import CALIBRATION
+
+Tree = Callable[[Path], dict[str, bytes]]
+
+
+def calibrate(*arguments: object) -> int:
+    return main.run(["calibrate", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An FP8 calibration on four samples. Not to be written to."""
+    out = tmp_path_factory.mktemp("calibrations") / "whole"
+    assert calibrate(tiny_model, "--precision", "fp8", "--samples", 4, "-o", out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with its three shards. Not to be written to."""
+    folder = tmp_path_factory.mktemp("shards")
+    for number in (1, 2, 3):
+        options = ("--precision", "fp8", "--samples", 4, "--shard", f"{number}/3", "-o", folder / str(number))
+        assert calibrate(tiny_model, *options) == 0
+    return folder
+
+
+def test_merged_shards_hold_the_codes_and_scales_of_one_run(
+    tiny_model: Path, whole: Path, shards: Path, tmp_path: Path, tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(tiny_model, "--merge", shards, "-o", tmp_path / "merged", "--format", "json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["recipe"], printed["samples"], printed["shard"]) == ("fp8", 4, None)
+    merged, expected = tree(tmp_path / "merged"), tree(whole)
+    assert merged.keys() == expected.keys()
+    assert [name for name in expected if merged[name] != expected[name]] in ([], ["stats.json"])  # of means
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ((), "not said what to calibrate for"),
+        (("--precision", "fp8", "--recipe", "none"), "no recipe 'none'"),
+        (("--precision", "fp8", "--shard", "4/3"), "no such shard"),
+        (("--precision", "fp8", "--shard", "first"), "shard is not understood"),
+        (("--budget", "kl=0.02", "--shard", "1/2"), "cannot be shared out"),
+        (("--budget", "small"), "budget is not understood"),
+        (("--budget", "kl=0.02", "--recipe", "fp8"), "does not go with a recipe"),
+        (("--merge", "x", "--precision", "fp8"), "say themselves how"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_usage_errors(
+    tiny_model: Path, tmp_path: Path, options: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(tiny_model, *options, "-o", tmp_path / "out") == 2
+    assert complaint in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def without_the_second(shards: Path, folder: Path) -> list[Path]:
+    return [shards / "1", shards / "3"]
+
+
+def with_one_of_other_samples(shards: Path, folder: Path) -> list[Path]:
+    plan = json.loads((shards / "3" / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**plan, "data": "0" * 64}))
+    return [shards / "1", shards / "2", folder]
+
+
+def with_an_unfinished_one(shards: Path, folder: Path) -> list[Path]:
+    return [shards / "1", shards / "2", folder]
+
+
+@pytest.mark.parametrize(
+    ("choose", "exit_code", "complaint"),
+    [
+        (without_the_second, 2, "found:    1/3, 3/3"),
+        (with_one_of_other_samples, 2, "the calibration set differs"),
+        (with_an_unfinished_one, 1, "no finished shard"),
+    ],
+)
+def test_shards_that_do_not_make_a_calibration_are_told_and_nothing_is_written(
+    tiny_model: Path,
+    shards: Path,
+    tmp_path: Path,
+    choose: Callable[[Path, Path], list[Path]],
+    exit_code: int,
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "other").mkdir()
+    merges = [word for folder in choose(shards, tmp_path / "other") for word in ("--merge", folder)]
+    assert calibrate(tiny_model, *merges, "-o", tmp_path / "merged") == exit_code
+    assert complaint in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def with_calibration(config: BuildConfig, folder: Path, precision: str = "fp8", **changes: object) -> BuildConfig:
+    calibration = CalibrationConfig(artefact=str(folder))
+    return config.model_copy(update={"precision": precision, "calibration": calibration, **changes})
+
+
+def test_a_build_with_a_finished_calibration_is_the_build_that_calibrates(
+    tiny_config: BuildConfig, whole: Path, tmp_path: Path, tree: Tree
+) -> None:
+    built = build(with_calibration(tiny_config, whole), tmp_path / "taken")
+    own = tiny_config.model_copy(update={"precision": "fp8", "calibration": CalibrationConfig(samples=4)})
+    expected = tree(build(own, tmp_path / "own").out)
+    taken = tree(built.out)
+    assert {
+        name: taken[name] == expected[name] for name in expected if name not in ("manifest.json", "build.yaml")
+    } == {name: True for name in expected if name not in ("manifest.json", "build.yaml")}
+    assert "--calibrated whole" in built.manifest.command
+    assert build(with_calibration(tiny_config, whole), tmp_path / "taken").ran == ()
+
+
+def test_a_calibration_of_another_precision_or_recipe_is_refused(
+    tiny_config: BuildConfig, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="another precision") as caught:
+        build(with_calibration(tiny_config, whole, "int4"), tmp_path / "out")
+    assert caught.value.fix == "build with --precision fp8"
+    with pytest.raises(UsageError, match="another recipe"):
+        build(with_calibration(tiny_config, whole, recipe="fp8-kv"), tmp_path / "out")
+    with pytest.raises(BundleError, match="cannot be read"):
+        build(with_calibration(tiny_config, tmp_path / "nowhere"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_calibration_of_another_checkpoint_is_refused_before_anything_is_written(
+    tiny_model: Path, tiny_config: BuildConfig, whole: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in tiny_model.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    weights = next(other.glob("*.safetensors"))
+    tensors = load_file(weights)
+    save_file({**tensors, "mlp1.3.bias": tensors["mlp1.3.bias"] + 1}, weights, {"format": "pt"})
+    config = with_calibration(tiny_config.model_copy(update={"model": str(other)}), whole)
+    with pytest.raises(BundleError, match="another checkpoint"):
+        build(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_calibration_is_named_and_not_taken_over(
+    tiny_config: BuildConfig, whole: Path, tmp_path: Path, tree: Tree
+) -> None:
+    damaged = tmp_path / "damaged"
+    for name, content in tree(whole).items():
+        (damaged / name).parent.mkdir(parents=True, exist_ok=True)
+        (damaged / name).write_bytes(content)
+    scales = load_file(damaged / "scales.safetensors")
+    scales["mlp1.1.input_scale"].fill_(float("nan"))
+    save_file(scales, damaged / "scales.safetensors")
+    with pytest.raises(BundleError, match=r"mlp1\.1"):
+        build(with_calibration(tiny_config, damaged), tmp_path / "out")
+    assert not (tmp_path / "out" / CALIBRATION).exists()
