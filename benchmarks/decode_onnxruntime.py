@@ -64,7 +64,7 @@ class Variant:
         if self.weights == "fp32":
             return ["-p", "fp32"]
         level = 1 if self.inputs == "float32" else 4
-        options = [f"int4_block_size={GROUP}", "int4_is_symmetric=true", f"int4_accuracy_level={level}"]
+        options = [f"block_size={GROUP}", "is_symmetric=true", f"accuracy_level={level}"]
         return ["-p", "int4", "--extra_options", *options]
 
 

@@ -1,0 +1,88 @@
+"""Graphs of a model's true width whose weights are all alike: what building them takes, without a checkpoint.
+
+Nothing is held in memory: every weight is one number, expanded, and written a few rows at a time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from r1v_export import contract
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.names import expected_tensors
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.synth import synthesize
+from r1v_export.exporters.bind import save_with_weights
+from r1v_export.exporters.export import SOURCES, trace_graph
+from r1v_export.quantization.graph import quantizer
+from r1v_export.quantization.linear import CODE_DTYPES, QuantizedLinear
+from r1v_export.quantization.recipe import Scheme
+from r1v_export.quantization.sites import linear_shapes
+
+SCHEMES = {
+    "fp8": Scheme.model_validate(
+        {
+            "weights": {"type": "fp8", "granularity": "channel", "algorithm": "rtn"},
+            "inputs": {"type": "fp8", "mode": "static"},
+        }
+    ),
+    "int4": Scheme.model_validate(
+        {"weights": {"type": "int4", "granularity": "group", "group_size": 128, "algorithm": "rtn"}}
+    ),
+}
+"""What every linear of a graph becomes; a precision that is not here stays as it is traced."""
+
+
+def spec_38b(layers: int, vocabulary: int | None = None) -> ModelSpec:
+    """Skywork-R1V3-38B with few layers, and where given a smaller vocabulary: the layers are what is measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        sparse = synthesize(Path(folder), preset="r1v3-38b", vision_layers=layers, language_layers=layers, sparse=True)
+        spec = Checkpoint.open(str(sparse)).spec
+    if vocabulary is None:
+        return spec
+    return spec.model_copy(update={"language": spec.language.model_copy(update={"vocab_size": vocabulary})})
+
+
+def export_hollow(name: str, spec: ModelSpec, precision: str, folder: Path) -> Path:
+    """Write one of the contract's graphs in float16, its linears quantised as `precision` says."""
+    model: ir.Model = trace_graph(name, spec, torch.float16)
+    derived = dict(SOURCES[name](spec).derived)
+    if precision in SCHEMES:
+        derived |= quantizer(spec, _schemes(name, spec, precision), _linear(spec, precision), {})(model)
+    shapes = expected_tensors(spec)
+
+    def read(tensor: str) -> Tensor:
+        return torch.tensor(0.01).expand(shapes[tensor])
+
+    path = folder / f"{name}.onnx"
+    save_with_weights(model, derived, read, path)
+    return path
+
+
+def _schemes(name: str, spec: ModelSpec, precision: str) -> dict[str, Scheme]:
+    prefix = {contract.VISION: "vision_model.", contract.PROJECTOR: "mlp1.", contract.DECODER: "language_model.model."}
+    return {linear: SCHEMES[precision] for linear in linear_shapes(spec) if linear.startswith(prefix[name])}
+
+
+def _linear(spec: ModelSpec, precision: str):
+    shapes = linear_shapes(spec)
+    weights = SCHEMES[precision].weights
+
+    def linear(name: str) -> QuantizedLinear:
+        rows, columns = shapes[name]
+        groups = (rows,) if weights.group_size is None else (rows, columns // weights.group_size)
+        return QuantizedLinear(
+            codes=torch.ones((), dtype=torch.float32).to(CODE_DTYPES[weights.type]).expand(rows, columns),
+            weight_type=weights.type,
+            scale=torch.tensor(0.01).expand(groups),
+            group_size=weights.group_size,
+            input_type=SCHEMES[precision].inputs and SCHEMES[precision].inputs.type,
+            input_scale=torch.tensor(0.05),
+        )
+
+    return linear
