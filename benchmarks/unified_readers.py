@@ -4,7 +4,7 @@ transformers takes them into its own InternVL, and both models answer alike.
     peer/bin/pip install compressed-tensors pydantic pyyaml tokenizers jinja2 pillow     # see unified_checkpoint.py
     PYTHONPATH=. peer/bin/python benchmarks/unified_readers.py FOLDER...
 
-FOLDER is a bundle's engines/hf-unified, of a checkpoint in transformers' own `internvl` layout. Inputs are rounded by
+FOLDER is the engines/hf-unified of a bundle, of a checkpoint in transformers' own `internvl` layout. Inputs are rounded by
 nobody here: what is compared are weights, and our engine with its rounding of inputs taken off.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from r1v_export.cli.output import common_options, print_json, table
 
 if TYPE_CHECKING:
+    from r1v_export.checkpoint.quantised.linears import Quantised
     from r1v_export.checkpoint.spec import ModelSpec
 
 
@@ -61,9 +63,17 @@ def _checkpoint_facts(model: str, revision: str | None, offline: bool) -> dict[s
         "name": checkpoint.source.name,
         "kind": checkpoint.source.kind,
         "revision": checkpoint.source.revision,
+        **({"quantised": _quantised(checkpoint.quantised)} if checkpoint.quantised else {}),
         **_model_facts(checkpoint.spec),
         "files": {name: size for name, size in files.items() if name != MANIFEST},
     }
+
+
+def _quantised(quantised: Quantised) -> str:
+    """The format, and how many linears are stored in which way."""
+    counts = Counter(linear.layout.name for linear in quantised.linears.values())
+    ways = ", ".join(f"{count} linears {name}" for name, count in counts.items())
+    return f"{quantised.format.method}: {ways}" + (", FP8 key-value cache" if quantised.cache_scales else "")
 
 
 def _bundle_facts(folder: Path) -> dict[str, Any]:

@@ -226,6 +226,7 @@ class Build:
         registry.builder(target).build(material, engine, advance)
 
     def _parity_stage(self, target: str) -> Stage:
+        calibrated = self.config.quantised and self.checkpoint.quantised is None  # and so has an original
         return Stage(
             f"{target}-parity",
             partial(self._check_parity, target),
@@ -234,7 +235,7 @@ class Build:
             settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
             sources=tuple(self.source_files()),
             after=("model-files", *self._after_calibration, *_graph_stages_of(target), f"{target}-engine"),
-            work=self.config.parity.questions * (2 if self.config.quantised else 1),
+            work=self.config.parity.questions * (2 if calibrated else 1),
             seconds=_PARITY_S,
         )
 

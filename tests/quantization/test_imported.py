@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.errors import CheckpointError, UsageError
 from r1v_export.quantization.artefact import Artefact
 from r1v_export.quantization.calibrate import make_schedule
+from r1v_export.quantization.fake import apply
 from r1v_export.quantization.imported import import_quantised, imported_recipe
 from r1v_export.quantization.recipe import parse
+from r1v_export.quantization.rtn import round_to_nearest
+from r1v_export.reference.language import CacheStep, DecoderLayer, rotary_tables
 from tests.quantised_checkpoints import AWQ, GPTQ, pack_awq, pack_gptq, quantised_copy, set_quantization
 
 LAYER = "language_model.model.layers.0"
@@ -98,3 +104,73 @@ def test_nan_in_a_scale_stops_the_import_and_names_the_linear(source, tmp_path):
     with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj"):
         imported(tmp_path / "model", tmp_path / "out")
     shutil.rmtree(tmp_path / "model")
+
+
+UNIFIED = {"quant_algo": "W4A16_AWQ", "group_size": 128, "has_zero_point": False, "pre_quant_scale": True}
+
+
+def unified_with_factors(source: Path, out: Path, factors: Mapping[str, Tensor]) -> None:
+    """A unified INT4 copy of layer 0, its linears rounded to nearest; some multiply their input first."""
+    shutil.copytree(source, out)
+    tensors = load_file(out / "model.safetensors")
+    for name in [name for name in tensors if name.startswith(LAYER) and name.endswith("proj.weight")]:
+        linear = round_to_nearest(tensors.pop(name).float(), "int4", 128)
+        stem = name.removesuffix("weight")
+        codes = linear.codes & 0xF
+        tensors[name] = (codes[::2] | codes[1::2] << 4).view(torch.uint8)
+        tensors[stem + "weight_scale"] = linear.scale
+    tensors |= {f"{LAYER}.{linear}.pre_quant_scale": factor for linear, factor in factors.items()}
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, out / "model.safetensors")
+    (out / "hf_quant_config.json").write_text(json.dumps({"quantization": UNIFIED}))
+
+
+def factor(size: int, seed: int) -> Tensor:
+    return torch.rand(size, generator=torch.Generator().manual_seed(seed)) + 0.5
+
+
+def decoder_output(checkpoint: Checkpoint, artefact: Artefact | None) -> Tensor:
+    """What layer 0 gives for some input, with the weights that `checkpoint.read` gives or the artefact's."""
+    spec = checkpoint.spec.language
+    layer = DecoderLayer(spec)
+    prefix = f"{LAYER}."
+    layer.load_state_dict({name: checkpoint.read(prefix + name).float() for name in layer.state_dict()})
+    if artefact is not None:
+        apply(layer, dict(artefact.linears()), {n: read() for n, read in artefact.overrides.items()}, prefix)
+    x = torch.randn(1, 6, spec.hidden_size, generator=torch.Generator().manual_seed(5))
+    positions = torch.arange(6)[None]
+    step = CacheStep(positions, torch.zeros(1, dtype=torch.int64), torch.full((1,), 6))
+    with torch.no_grad():
+        return layer(x, rotary_tables(spec, 6), step, None)[0]
+
+
+def test_factors_on_inputs_move_into_what_makes_them_and_the_layer_computes_the_same(source, tmp_path):
+    spec = Checkpoint.open(source).spec.language
+    shared, repeats = factor(spec.num_kv_heads * spec.head_dim, 1), spec.num_heads // spec.num_kv_heads
+    heads = shared.view(spec.num_kv_heads, 1, spec.head_dim).expand(-1, repeats, -1).reshape(-1)
+    hidden, gated = factor(spec.hidden_size, 2), factor(spec.intermediate_size, 3)
+    factors = {f"self_attn.{name}_proj": hidden for name in "qkv"}
+    factors |= {"self_attn.o_proj": heads, "mlp.down_proj": gated}
+    unified_with_factors(source, tmp_path / "model", factors)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    artefact = imported(tmp_path / "model", tmp_path / "out")
+    assert set(artefact.overrides) == {f"{LAYER}.input_layernorm.weight", f"{LAYER}.self_attn.v_proj.bias"}
+    plain = {name: linear.decode() for name, linear in checkpoint.quantised.linears.items()}
+    for name, linear in artefact.linears():
+        assert torch.equal(linear.codes, plain[name].codes)
+    expected = decoder_output(checkpoint, None)  # read() multiplies the factor into the weight
+    torch.testing.assert_close(decoder_output(checkpoint, artefact), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_factor_that_differs_between_heads_of_one_value_is_refused(source, tmp_path):
+    spec = Checkpoint.open(source).spec.language
+    assert spec.num_heads > spec.num_kv_heads
+    unified_with_factors(source, tmp_path / "model", {"self_attn.o_proj": factor(spec.num_heads * spec.head_dim, 1)})
+    with pytest.raises(CheckpointError, match="differ between heads"):
+        imported(tmp_path / "model", tmp_path / "out")
+
+
+def test_a_factor_that_not_all_readers_of_a_tensor_have_is_refused(source, tmp_path):
+    spec = Checkpoint.open(source).spec.language
+    unified_with_factors(source, tmp_path / "model", {"self_attn.k_proj": factor(spec.hidden_size, 1)})
+    with pytest.raises(CheckpointError, match=r"self_attn\.q_proj"):
+        imported(tmp_path / "model", tmp_path / "out")

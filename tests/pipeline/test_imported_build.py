@@ -1,0 +1,79 @@
+"""Builds from checkpoints that came quantised: the same codes in every target, and a precision of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from onnx_ir import load as load_graph
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.errors import UsageError
+from r1v_export.pipeline.build import build, plan
+from r1v_export.pipeline.calibration import open_artefact
+from r1v_export.pipeline.progress import Progress
+from r1v_export.pipeline.verify import verify_bundle
+from tests.quantised_checkpoints import AWQ, GPTQ, Truth, pack_awq, pack_gptq, quantised_copy
+
+NO_PARITY = ParityConfig(enabled=False)
+
+
+@pytest.fixture(scope="module")
+def awq(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
+    folder = tmp_path_factory.mktemp("awq") / "tiny-awq"
+    return folder, quantised_copy(tiny_model, folder, pack_awq, AWQ)
+
+
+@pytest.fixture(scope="module")
+def gptq(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
+    folder = tmp_path_factory.mktemp("gptq") / "tiny-gptq"
+    return folder, quantised_copy(tiny_model, folder, pack_gptq, GPTQ | {"sym": True}, symmetric=True)
+
+
+def test_awq_codes_are_in_the_graph_and_onnx_runtime_computes_them(awq, tmp_path):
+    folder, truth = awq
+    config = BuildConfig(model=str(folder), parity=ParityConfig(questions=1, max_new_tokens=4))
+    built = build(config, tmp_path / "out")
+    assert built.manifest.precision == "int4"
+    assert built.manifest.parity == {"onnxruntime": "passed"}
+    assert not (built.out / "report" / "quantisation").exists()  # there is no original to be held to
+    graph = load_graph(tmp_path / "out" / "graphs" / "decoder.onnx").graph
+    for linear, (codes, scale, zero) in truth.items():
+        for part, expected in (("codes", codes), ("scale", scale), ("zero_point", zero)):
+            stored = graph.initializers[f"{linear}.weight.T.{part}"].const_value.numpy()
+            assert (stored.astype("float32") == expected.T.float().numpy()).all()
+
+
+def test_symmetric_gptq_becomes_a_unified_checkpoint_with_the_same_codes(gptq, tmp_path):
+    folder, truth = gptq
+    built = build(BuildConfig(model=str(folder), parity=NO_PARITY, targets=("hf-unified",)), tmp_path / "out")
+    verify_bundle(built.out, Progress(quiet=True))
+    unified = Checkpoint.open(built.out / "engines" / "hf-unified")
+    assert unified.quantised.format.method == "modelopt"
+    for linear, (codes, scale, _) in truth.items():
+        decoded = unified.quantised.linears[linear].decode()
+        assert (decoded.codes == codes - 8).all()
+        assert (decoded.scale == scale.float()).all()
+    artefact = open_artefact(built.out, Checkpoint.open(folder))
+    assert set(artefact.schemes) == set(truth)
+
+
+def test_zero_points_have_no_place_in_a_unified_checkpoint(awq, tmp_path):
+    with pytest.raises(UsageError, match="does not hold this quantisation"):
+        build(BuildConfig(model=str(awq[0]), parity=NO_PARITY, targets=("hf-unified",)), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"precision": "fp32"}, {"precision": "fp8"}, {"precision": "int4", "recipe": "int4-awq"}]
+)
+def test_another_precision_or_a_recipe_is_refused_before_any_work(awq, tmp_path, fields):
+    with pytest.raises(UsageError, match="quantised already") as caught:
+        plan(BuildConfig(model=str(awq[0]), **fields), tmp_path / "out")
+    assert caught.value.fix == "leave it out"
+    assert not (tmp_path / "out").exists()
+
+
+def test_its_own_precision_may_be_named(awq, tmp_path):
+    stages = plan(BuildConfig(model=str(awq[0]), precision="int4"), tmp_path / "out")
+    assert "calibration" in [stage.name for stage in stages]
