@@ -1,5 +1,6 @@
 """nvidia-modelopt's TensorRT-LLM export of a Qwen2 folder: the peer of `tensorrt_llm_checkpoint.py`, which runs this in
-an environment of modelopt's own (nvidia-modelopt, transformers, requests)."""
+an environment of modelopt's own (nvidia-modelopt, transformers, requests). How long each step took goes into
+seconds.json."""
 
 from __future__ import annotations
 
@@ -9,13 +10,12 @@ import json
 import time
 from pathlib import Path
 
+import modelopt.torch.quantization as mtq
 import torch
 from modelopt.torch.export import export_tensorrt_llm_checkpoint
 from modelopt_export import CONFIGS, give_ranges
 from safetensors.torch import load_file
 from transformers import Qwen2ForCausalLM
-
-import modelopt.torch.quantization as mtq
 
 ALL = {**CONFIGS, "int8": mtq.INT8_SMOOTHQUANT_CFG}
 
@@ -50,7 +50,7 @@ def main() -> None:
             model, "qwen", torch.bfloat16, export_dir=options.out, inference_tensor_parallel=options.tp
         )
     seconds["export"] = time.monotonic() - started
-    print(json.dumps(seconds))
+    (options.out / "seconds.json").write_text(json.dumps(seconds))
 
 
 if __name__ == "__main__":

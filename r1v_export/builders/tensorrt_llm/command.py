@@ -101,13 +101,15 @@ def build_arguments(checkpoint: Path, out: Path, config: Config, sizes: EngineSi
 def _attention(config: Config) -> dict[str, str]:
     """Fused attention over the prompt. Reading a paged cache in it is what makes KV reuse and chunked prompts possible.
 
-    With an FP8 cache that takes FP8 attention, which takes FP8 projections; there is no such kernel for an INT8 cache.
+    With an FP8 cache that takes FP8 attention, which takes FP8 projections; there is no such kernel for an INT8 cache,
+    and none at all for float32.
     """
     cache, algorithm = config.quantization.kv_cache_quant_algo, config.quantization.quant_algo
     fp8 = cache == "FP8" and algorithm == "FP8"
-    paged = cache is None or fp8
+    fused = config.dtype != "float32"
+    paged = fused and (cache is None or fp8)
     return {
-        "context_fmha": "enable",
+        "context_fmha": "enable" if fused else "disable",
         "use_paged_context_fmha": "enable" if paged else "disable",
         "use_fp8_context_fmha": "enable" if fp8 else "disable",
     }

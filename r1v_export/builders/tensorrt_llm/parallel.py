@@ -81,9 +81,12 @@ def check_parallel(spec: LanguageSpec, formats: Mapping[tuple[int, str], Format 
             expected=f"at most {spec.num_layers}",
             found=parallel.pp,
         )
-    for (_, module), form in formats.items():
-        if form is not None and form.algorithm in FOUR_BITS:
-            _check_groups(module, module_features(spec)[module], form, parallel.tp)
+    features = module_features(spec)
+    grouped = {(module, form) for (_, module), form in formats.items() if form and form.algorithm in FOUR_BITS}
+    for check in (_check_groups, _check_kernels):
+        for module in features:
+            for form in (form for name, form in grouped if name == module):
+                check(module, features[module], form, parallel.tp)
     _check_stages(spec, formats, parallel)
 
 
@@ -98,6 +101,10 @@ def _check_groups(module: str, features: tuple[int, int], form: Format, tp: int)
             found=f"{own} of {features[1]} input features on each",
             fix="a smaller tp, or a smaller group_size in the recipe",
         )
+
+
+def _check_kernels(module: str, features: tuple[int, int], form: Format, tp: int) -> None:
+    assert form.group_size is not None
     multiple = max(KERNEL_COLUMNS[form.algorithm], form.group_size) * tp
     if any(count % multiple for count in features):
         raise UsageError(

@@ -194,8 +194,6 @@ class _Reader:
                 tensors[f"{target}.bias"] = whole.bias
             if isinstance(whole.weight, Tensor):
                 tensors[f"{target}.weight"] = whole.weight
-            elif problem := whole.weight.problem():
-                raise self._bad(name, "codes with positive, finite scales", problem)
             else:
                 linears[target] = whole.weight
 
@@ -208,7 +206,11 @@ class _Reader:
         where = f"{self.folder.name}/rank{rank}.safetensors: {name}"
         algorithm, group_size = quantization.quant_algo, quantization.group_size
         dtype, layout = getattr(torch, self.config.dtype), self.config.producer.kernel_layout
-        return decode(where, found, algorithm, group_size, dtype, layout)
+        shard = decode(where, found, algorithm, group_size, dtype, layout)
+        problem = shard.weight.problem() if isinstance(shard.weight, QuantizedLinear) else None
+        if problem is not None:
+            raise self._bad(f"rank{rank}: {name}", "codes with positive, finite scales", problem)
+        return shard
 
     def _quantization(self, name: str) -> Quantization:
         """Of one linear, by its full name on its pipeline stage."""

@@ -121,6 +121,14 @@ def test_fp8_attention_only_where_cache_and_projections_are_fp8(checkpoint, algo
     assert (flags["--use_paged_context_fmha"], flags["--use_fp8_context_fmha"]) == (paged, fp8)
 
 
+def test_float32_has_no_fused_attention(checkpoint):
+    config = read_config(checkpoint).model_copy(update={"dtype": "float32"})
+
+    flags = flags_of(build_arguments(checkpoint, Path("/e"), config, SIZES, workers=1))
+
+    assert (flags["--context_fmha"], flags["--use_paged_context_fmha"]) == ("disable", "disable")
+
+
 def _with(config: Config, quantization: object) -> Config:
     return config.model_copy(update={"quantization": quantization})
 

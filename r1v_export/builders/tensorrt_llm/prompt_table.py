@@ -1,0 +1,92 @@
+"""A prompt with pictures as TensorRT-LLM takes it: ids beyond the vocabulary are rows of a table of embeddings.
+
+    token ids   151644 872 198 151665 | 152064 152065 ... 152319 | 151666 ...
+    table                               row 0   row 1  ... row 255
+    extra ids   0      0   0   0      | h      h       ...  h    | 0      ...     h: of the picture
+
+Blocks of the key-value cache are found again by their ids. Those of two pictures are the same numbers, so each carries
+its picture's hash beside them: without it the second picture would be answered from the first one's cache.
+Shape letters: N rows of the table, E hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from r1v_export.errors import InputError
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture's image embeddings [N, E] float32, and what identifies it: a digest of its pixels, say."""
+
+    embeds: np.ndarray
+    digest: bytes
+
+    @classmethod
+    def of(cls, pixel_values: np.ndarray, embeds: np.ndarray) -> Picture:
+        """
+        Args:
+            pixel_values: its tiles, as they went into the vision graph.
+            embeds: what came out of the projector, [tiles, tokens, E] or [N, E].
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(pixel_values).tobytes()).digest()
+        return cls(embeds.reshape(-1, embeds.shape[-1]), digest)
+
+    @property
+    def extra_id(self) -> int:
+        """64 bits of the digest; never 0, which is text's."""
+        return int.from_bytes(self.digest[:8], "little") or 1
+
+
+@dataclass(frozen=True)
+class TablePrompt:
+    """
+    Attributes:
+        token_ids: below the vocabulary's size a token, from there on a row of the table.
+        extra_ids: one for each token id.
+        table: [N, E] float32; rows of all pictures, in order.
+    """
+
+    token_ids: list[int]
+    extra_ids: list[int]
+    table: np.ndarray
+
+    @classmethod
+    def of(
+        cls, token_ids: Sequence[int], pictures: Sequence[Picture], image_token_id: int, vocab_size: int, hidden: int
+    ) -> TablePrompt:
+        """
+        Args:
+            token_ids: the prompt, an image token for every row of a picture.
+
+        Raises:
+            InputError: there are more or fewer image tokens than rows, or an id is out of range.
+        """
+        rows = sum(len(picture.embeds) for picture in pictures)
+        places = sum(token == image_token_id for token in token_ids)
+        if rows != places:
+            raise InputError(
+                "The prompt has not as many image tokens as its pictures have embeddings.",
+                where="prompt",
+                expected=f"{rows} image tokens",
+                found=places,
+            )
+        wrong = [token for token in token_ids if not 0 <= token < vocab_size]
+        if wrong:
+            raise InputError(
+                "A token id is out of range.", where="prompt", expected=f"0 to {vocab_size - 1}", found=wrong[0]
+            )
+        extra = (picture.extra_id for picture in pictures for _ in range(len(picture.embeds)))
+        ids, extra_ids, row = [], [], 0
+        for token in token_ids:
+            is_image = token == image_token_id
+            ids.append(vocab_size + row if is_image else token)
+            extra_ids.append(next(extra) if is_image else 0)
+            row += is_image
+        empty = np.zeros((0, hidden), dtype=np.float32)
+        return cls(ids, extra_ids, np.concatenate([empty, *(picture.embeds for picture in pictures)]))
