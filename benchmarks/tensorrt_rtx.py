@@ -1,7 +1,7 @@
 """What building with TensorRT-RTX takes, on a machine without a GPU.
 
-Two tables. `depth`: build time, peak memory and plan size of vision (InternViT-6B width) and decoder (Qwen2-32B width) at
-2, 4 and 8 layers, and what a layer costs; weights are all alike, the vocabulary is small, one profile each for vision.
+Two tables. `depth`: build time, peak memory and plan size of vision (InternViT-6B width) and decoder (Qwen2-32B width)
+at 2, 4 and 8 layers, and what a layer costs; weights are all alike, the vocabulary is small, vision has one profile.
 `matrix`: every graph of r1v-nano, in every precision, for every compute capability: does it parse and build, and how
 large is the plan. Rows are written as they are done; run again, what is there is not measured again.
 

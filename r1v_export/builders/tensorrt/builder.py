@@ -24,7 +24,7 @@ from r1v_export.builders.tensorrt.library import (
 )
 from r1v_export.builders.tensorrt.loading import open_engine
 from r1v_export.builders.tensorrt.passes import joined, lower
-from r1v_export.builders.tensorrt.plan import GRAPH
+from r1v_export.builders.tensorrt.plan import GRAPH, PlanInfo
 from r1v_export.builders.tensorrt.profiles import Profile, decoder_capacity, decoder_profiles, tile_profiles
 from r1v_export.builders.tensorrt.progress import Shares
 from r1v_export.builders.weights import point_weights_to
@@ -36,7 +36,7 @@ GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One plan of an engine: the graphs that it joins, and its share of the work."""
 
     name: str
@@ -45,9 +45,9 @@ class _Part:
 
 
 PARTS = (
-    _Part(contract.VISION, (contract.VISION, contract.PROJECTOR), 0.45),
-    _Part(contract.PROJECTOR, (contract.PROJECTOR,), 0.05),
-    _Part(contract.DECODER, (contract.DECODER,), 0.5),
+    Part(contract.VISION, (contract.VISION, contract.PROJECTOR), 0.45),
+    Part(contract.PROJECTOR, (contract.PROJECTOR,), 0.05),
+    Part(contract.DECODER, (contract.DECODER,), 0.5),
 )
 """Vision and projector are one plan, and give both results. The projector is there once more by itself, for features
 that come from elsewhere. The look-up of embeddings is no plan: it reads rows of the bundle's own weights."""
@@ -118,23 +118,10 @@ class TensorRTBuilder:
         library = load(self.name)
         config, spec = material.config, material.checkpoint.spec
         positions = spec.language.max_position_embeddings
-        capacity = decoder_capacity(config.tensorrt, positions)
         sm, shares = self.sm(library, config), Shares(advance)
         for part in PARTS:
             with shares.part(part.share) as done:
-                model = _lowered(material.graphs, part, capacity)
-                ir.save(model, out / f"{part.name}{GRAPH}")
-                job = Job(
-                    name=part.name,
-                    model=model,
-                    profiles=_profiles(part, config, positions),
-                    weights_root=material.graphs.parent,
-                    sm=sm,
-                    current=None if sm else compute_capability(),
-                    strip=config.tensorrt.strip,
-                )
-                info = compile_plan(library, job, out, done)
-                save_context_model(info, out, part.name)
+                compiled(library, part, material.graphs, config, positions, sm, out, done)
 
     def missing(self, device: Device) -> str | None:
         try:
@@ -155,6 +142,38 @@ class TensorRTRTXBuilder(TensorRTBuilder):
     name = TENSORRT_RTX
 
 
+def compiled(
+    library: Library,
+    part: Part,
+    graphs: Path,
+    config: BuildConfig,
+    max_positions: int,
+    sm: tuple[int, ...],
+    out: Path,
+    done: Callable[[float], None],
+) -> PlanInfo:
+    """Write everything about one part into `out`.
+
+    Raises:
+        CapabilityError: a GPU lacks a type of the graph; the disk is full.
+        GraphError: the graph is not as our exporters write it, or TensorRT refuses it.
+    """
+    model = _lowered(graphs, part, decoder_capacity(config.tensorrt, max_positions))
+    ir.save(model, out / f"{part.name}{GRAPH}")
+    job = Job(
+        name=part.name,
+        model=model,
+        profiles=_profiles(part, config, max_positions),
+        weights_root=graphs.parent,
+        sm=sm,
+        current=None if sm else compute_capability(),
+        strip=config.tensorrt.strip,
+    )
+    info = compile_plan(library, job, out, done)
+    save_context_model(info, out, part.name)
+    return info
+
+
 def _require(numbers: tuple[int | None, ...], dtype: ir.DataType) -> None:
     oldest = OLDEST_COMPUTE_CAPABILITY[dtype]
     lacking = [number for number in numbers if number is not None and number < oldest]
@@ -162,13 +181,13 @@ def _require(numbers: tuple[int | None, ...], dtype: ir.DataType) -> None:
         raise lacks_type(dtype.name.lower(), oldest, lacking, "--sm")
 
 
-def _profiles(part: _Part, config: BuildConfig, positions: int) -> list[Profile]:
+def _profiles(part: Part, config: BuildConfig, positions: int) -> list[Profile]:
     if part.name == contract.DECODER:
         return decoder_profiles(config.tensorrt, positions)
     return tile_profiles(config.tensorrt)
 
 
-def _lowered(graphs: Path, part: _Part, capacity: int) -> ir.Model:
+def _lowered(graphs: Path, part: Part, capacity: int) -> ir.Model:
     """The part's graph, lowered, its weights' locations relative to the bundle.
 
     Raises:

@@ -25,7 +25,7 @@ OLDEST_COMPUTE_CAPABILITY: dict[ir.DataType, int] = {
 }
 """Types that not every GPU computes with, and the first that does."""
 
-_NEEDS_DECOMPOSING = "setDecomposable"
+_NEEDS_DECOMPOSING = "not supported by a dedicated kernel"
 """In the message of a build that found no fused kernel for an attention."""
 
 

@@ -12,6 +12,8 @@ from r1v_export.builders.tensorrt.library import Library
 from r1v_export.errors import GraphError
 
 _LAYERS, _LAYER = "Layers:", "Name: "
+_NO_DRIVER = "[checkMacros.cpp::catchCudaError"
+"""Begins what the library logs on a machine without a GPU whenever it has failed for another reason."""
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Messages:
     """One line per layer of the finished engine, as its verbose log describes them."""
 
     def add(self, severity: str, message: str) -> None:
+        if _NO_DRIVER in message:
+            return
         if severity in ("ERROR", "INTERNAL_ERROR"):
             self.errors.append(message)
         elif severity == "WARNING":

@@ -1,0 +1,94 @@
+"""The shipped model, built with the real TensorRT-RTX for GPUs that are not here, the way `build` does it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from r1v_export import contract
+from r1v_export.builders.tensorrt.builder import TensorRTBuilder, TensorRTRTXBuilder
+from r1v_export.builders.tensorrt.inspection import engine_facts
+from r1v_export.builders.tensorrt.library import TENSORRT_RTX
+from r1v_export.builders.tensorrt.loading import PLANS
+from r1v_export.builders.tensorrt.plan import PLAN, read_info
+from r1v_export.cli import main
+from r1v_export.config import BuildConfig
+from r1v_export.errors import BundleError, CapabilityError, UsageError
+from r1v_export.pipeline.build import build
+
+PRODUCTS = {"fp16": "Half x Half", "fp8": "FP8 x FP8", "int4": "Half x Int4"}
+"""What the decoder's matrix products take, by the engine's own layers."""
+
+
+def config(**changes: object) -> BuildConfig:
+    fields = {"precision": "fp16", "targets": [TENSORRT_RTX], "tensorrt": {"sm": [89, 120], "tile_profiles": [[1, 5]]}}
+    return BuildConfig.model_validate({**fields, "calibration": {"samples": 1}, **changes})
+
+
+@pytest.fixture(scope="module", params=["fp16", "fp8", "int4"])
+def bundle(request, library, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp(f"nano-{request.param}") / "out"
+    built = build(config(precision=request.param), out)
+    assert "CUDA GPU" in built.manifest.parity[TENSORRT_RTX]
+    return out
+
+
+@pytest.mark.slow
+def test_vision_projector_and_decoder_build_for_ada_and_blackwell(bundle) -> None:
+    engine, precision = bundle / "engines" / TENSORRT_RTX, bundle.parent.name.split("-")[1].rstrip("0123456789")
+    facts = engine_facts(engine)
+    for name in PLANS:
+        info, content = read_info(engine, name), (engine / f"{name}{PLAN}").read_bytes()
+        assert info.compute_capabilities == (89, 120)
+        assert info.fused_attention
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (info.plan_bytes, info.sha256)
+    assert facts[contract.VISION]["attention"] == "4 fused kernels"
+    products = Counter({kind.partition(" ->")[0]: n for kind, n in facts[contract.DECODER]["products"].items()})
+    assert products.most_common(1)[0][0] in (PRODUCTS[precision], f"{PRODUCTS[precision]}2")
+
+
+@pytest.mark.slow
+def test_a_bundle_without_a_gpu_can_be_inspected_and_verified_and_says_what_running_it_needs(bundle, capsys) -> None:
+    assert main.run(["inspect", str(bundle), "--target", TENSORRT_RTX]) == 0
+    assert "fused kernels" in capsys.readouterr().out
+    assert main.run(["inspect", str(bundle), "--roofline", "H100", "--report", str(bundle.parent / "page.html")]) == 0
+    assert (bundle.parent / "page.html").read_text().startswith("<!doctype html>")
+    assert main.run(["verify", str(bundle)]) == 0
+    assert main.run(["run", str(bundle), "What do you see?", "--device", "cuda"]) == 4
+    assert "CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"tensorrt": {"sm": [90]}}, UsageError, "no such GPU"),
+        ({"precision": "fp8", "tensorrt": {"sm": [80, 89]}}, CapabilityError, "float8e4m3fn"),
+        ({"precision": "bf16", "tensorrt": {"sm": [75]}}, CapabilityError, "bfloat16"),
+        ({"tensorrt": {"sm": "current"}}, CapabilityError, "no GPU to build for"),
+        ({"tensorrt": {"strip": True}}, CapabilityError, "without a GPU"),
+        ({"precision": "int4", "targets": ["onnxruntime", TENSORRT_RTX]}, UsageError, "another folder"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_any_work(library, changes, error, text) -> None:
+    with pytest.raises(error, match=text):
+        TensorRTRTXBuilder().check(config(**changes))
+
+
+def test_tensorrt_itself_builds_only_where_its_gpu_is() -> None:
+    builder = TensorRTBuilder()
+    assert builder.missing("cuda") is not None
+    with pytest.raises(CapabilityError):
+        builder.check(config(targets=["tensorrt"], tensorrt={}))
+
+
+def test_a_target_without_plans_cannot_be_inspected_as_an_engine(tmp_path) -> None:
+    with pytest.raises(BundleError):
+        engine_facts(tmp_path)
+
+
+def test_compute_capabilities_are_numbers(capsys) -> None:
+    assert main.run(["build", "--target", TENSORRT_RTX, "--sm", "ada"]) == 2
+    assert "89,120" in capsys.readouterr().err

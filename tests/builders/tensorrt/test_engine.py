@@ -1,0 +1,68 @@
+"""Sessions on plans, held to PyTorch: a stand-in computes what the plan was built from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from r1v_export import contract
+from r1v_export.errors import UsageError
+
+
+@pytest.fixture
+def pixels(fp32) -> np.ndarray:
+    size = fp32.spec.tiling.tile_size
+    return np.random.default_rng(0).standard_normal((5, 3, size, size), dtype=np.float32)
+
+
+def test_more_tiles_than_the_plan_takes_run_in_several_goes(fp32, stand_in, pixels) -> None:
+    expected = fp32.reference.vision(pixels)
+    np.testing.assert_allclose(stand_in.engine.vision(pixels), expected, atol=1e-4)
+
+
+def test_the_projectors_result_comes_with_the_features_that_it_belongs_to(fp32, stand_in, pixels) -> None:
+    features = stand_in.engine.vision(pixels)
+    expected = fp32.reference.projector(features)
+    np.testing.assert_allclose(stand_in.engine.projector(features), expected, atol=1e-4)
+    assert contract.PROJECTOR not in stand_in.plans
+    np.testing.assert_allclose(stand_in.engine.projector(features.copy()), expected, atol=1e-4)
+    assert contract.PROJECTOR in stand_in.plans
+
+
+def test_embeddings_are_looked_up_in_the_bundles_own_table(fp32, stand_in) -> None:
+    ids = np.array([[1, 7, 7, 3]])
+    images = np.random.default_rng(1).standard_normal((2, fp32.spec.language.hidden_size), dtype=np.float32)
+    np.testing.assert_array_equal(stand_in.engine.embed(ids, images), fp32.reference.embed(ids, images))
+
+
+def steps(spec) -> list[tuple[np.ndarray, ...]]:
+    """A padded prompt of two rows, longer than a step of the plan, and three tokens after it."""
+    random = np.random.default_rng(2)
+    lengths, hidden = np.array([9, 6]), spec.language.hidden_size
+    prompt = random.standard_normal((2, 9, hidden), dtype=np.float32)
+    calls = [(prompt, np.tile(np.arange(9), (2, 1)), np.array([0, 0]), np.array([9, 9]), lengths - 1)]
+    for step in range(3):
+        token = random.standard_normal((2, 1, hidden), dtype=np.float32)
+        slots = lengths + step
+        calls.append((token, slots[:, None], slots, slots + 1, np.array([0, 0])))
+    return calls
+
+
+def test_a_prompt_in_pieces_and_the_tokens_after_it_give_pytorchs_logits(fp32, stand_in) -> None:
+    ours, expected = stand_in.engine.decoder(2, 16), fp32.reference.decoder(2, 16)
+    for call in steps(fp32.spec):
+        np.testing.assert_allclose(ours.step(*call), expected.step(*call), atol=1e-4)
+
+
+def test_prefill_and_decode_run_on_profiles_of_their_own_and_decode_is_captured_once(fp32, stand_in) -> None:
+    decoder = stand_in.engine.decoder(2, 16)
+    for call in steps(fp32.spec):
+        decoder.step(*call)
+    assert stand_in.plans[contract.DECODER].profiles == [0, 1]
+    assert stand_in.accelerator.captured == 1
+
+
+@pytest.mark.parametrize(("batch", "capacity"), [(3, 16), (1, 25)])
+def test_a_decoder_larger_than_the_plan_is_refused_with_what_it_was_built_for(stand_in, batch, capacity) -> None:
+    with pytest.raises(UsageError, match="at most 2 sequences of 24 tokens"):
+        stand_in.engine.decoder(batch, capacity)
