@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from r1v_export.builders.registry import Arithmetic, Material
-from r1v_export.builders.unified.formats import mirrored, quant_config
+from r1v_export.builders.unified.formats import algorithm_of, mirrored, quant_config
 from r1v_export.builders.unified.reader import UnifiedEngine, open_unified
 from r1v_export.builders.unified.tensors import unified_tensors
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -21,10 +21,12 @@ from r1v_export.checkpoint.tensor_writer import write_tensors
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import UsageError
 from r1v_export.quantization.artefact import Artefact
+from r1v_export.quantization.recipe import load
 
 SHARD_BYTES = 5_000_000_000
 _HUNDREDTHS = 100
 _MODELS = ("llm_config", "text_config")
+_PRECISIONS = ("fp8", "int4")
 
 
 class UnifiedBuilder:
@@ -42,6 +44,16 @@ class UnifiedBuilder:
                 found=f"--precision {config.precision}",
                 fix="name a quantised precision; unquantised, the checkpoint that is built from is what runtimes load",
             )
+        if config.recipe is None and config.precision not in _PRECISIONS:
+            raise UsageError(
+                "The unified layout does not hold this precision.",
+                where=f"--target {self.name}",
+                expected=f"--precision {' or '.join(_PRECISIONS)}",
+                found=f"--precision {config.precision}",
+            )
+        for rule in load(config.recipe).rules if config.recipe else ():
+            if rule.scheme is not None:
+                algorithm_of(", ".join(rule.modules), rule.scheme)
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         """The checkpoint is read back in float32: nothing but what it stores is rounded."""

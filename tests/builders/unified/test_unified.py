@@ -175,9 +175,24 @@ def test_what_the_layout_does_not_hold_is_refused(weights, inputs, named):
     assert "--recipe" in caught.value.fix or "recipe" in caught.value.fix
 
 
-def test_an_unquantised_precision_is_refused():
-    with pytest.raises(UsageError, match="a quantised one"):
-        UnifiedBuilder().check(BuildConfig(precision="bf16", targets=("hf-unified",)))
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"precision": "bf16"}, "a quantised one"),
+        ({"precision": "int8"}, "does not hold this precision"),
+        ({"precision": "fp8", "recipe": "fp8"}, "does not hold this quantisation"),
+        ({"precision": "int8", "recipe": "int8-smoothquant"}, "does not hold this quantisation"),
+    ],
+)
+def test_what_it_cannot_hold_is_refused_before_any_work(fields, what):
+    with pytest.raises(UsageError, match=what):
+        UnifiedBuilder().check(BuildConfig(targets=("hf-unified",), **fields))
+
+
+@pytest.mark.parametrize("recipe", ["fp8-tensor", "fp8-rowwise", "int4-awq", "int4-gptq", "int4-rtn", "w4a8", "mixed"])
+def test_every_shipped_recipe_of_its_formats_is_taken(recipe):
+    precision = "fp8" if recipe.startswith("fp8") else "int4"
+    UnifiedBuilder().check(BuildConfig(precision=precision, recipe=recipe, targets=("hf-unified",)))
 
 
 @pytest.mark.parametrize("name", ["hf_quant_config.json", "model.safetensors"])
