@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 )
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask about each --image.")
 @click.option("--blocks", is_flag=True, help="Compare each ViT block.")
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Also measure this bundle, and plot accuracy against size; repeat for several.",
+)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=96, show_default=True, help="Longest answer.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. [default: BUNDLE/report/local]")
 @device_option
@@ -47,6 +53,7 @@ def command(
     images: tuple[Path, ...],
     question: str,
     blocks: bool,
+    against: tuple[Path, ...],
     max_new_tokens: int,
     report: Path | None,
     device: Device,
@@ -54,44 +61,24 @@ def command(
 ) -> None:
     """Compare BUNDLE's engine with PyTorch at every boundary.
 
-    Writes parity.json and parity.html with latencies; exits with 3 when a boundary is out of tolerance.
+    Writes parity.json and parity.html with latencies; exits with 3 when a boundary is out of tolerance. With --against,
+    other bundles of the same checkpoint answer the same questions, and the report shows which loses what.
     """
     from r1v_export.manifest import LOCAL_REPORTS
     from r1v_export.parity.report import write_report
     from r1v_export.parity.samples import from_files
-    from r1v_export.pipeline.bundle import REPORT_FOLDERS, Bundle
-    from r1v_export.pipeline.calibration import open_artefact
-    from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions, rounding
+    from r1v_export.pipeline.bundle import REPORT_FOLDERS
+    from r1v_export.pipeline.checking import Questions, check_bundle
     from r1v_export.pipeline.progress import Progress
-    from r1v_export.pipeline.source import open_source
 
-    opened = Bundle.open(bundle)
-    target = opened.target(target)
-    samples = list(from_files(images, [question])) if images else None
-    progress = Progress(2, quiet=format_ == "json")
-    checkpoint = open_source(opened, model, progress)
-    candidate = candidate_side(bundle, target, device)
-    artefact = open_artefact(bundle, checkpoint)
-    limits = rounding(opened.config, target, opened.spec, artefact)
-    results = []
-    for gate, reference in gates(checkpoint, artefact, device):
-        with progress.stage(gate, len(samples) if samples else count) as task:
-            result = compare(
-                reference,
-                candidate,
-                samples or questions(checkpoint, count),
-                task.advance,
-                gate=gate,
-                blocks=blocks,
-                max_new_tokens=max_new_tokens,
-                measure_latency=True,
-                **limits,
-            )
-        written = write_report(result, (report or bundle / LOCAL_REPORTS) / REPORT_FOLDERS[gate])
+    asked = Questions(count, tuple(from_files(images, [question])) if images else (), max_new_tokens)
+    progress = Progress(quiet=format_ == "json")
+    results = check_bundle(bundle, target, model, asked, against, device, progress, blocks=blocks)
+    for result in results:
+        written = write_report(result, (report or bundle / LOCAL_REPORTS) / REPORT_FOLDERS[result.gate])
         if format_ == "text":
             _print(result)
             click.echo(f"report: {written[-1]}")
-        results.append(result)
     if format_ == "json":
         reports = {result.gate: result.model_dump(mode="json") for result in results}
         print_json(reports if len(reports) > 1 else results[0].model_dump(mode="json"))
@@ -118,3 +105,16 @@ def _print(report: ParityReport) -> None:
     if right:
         counts = sum(bool(s.candidate_right) for s in right), sum(bool(s.reference_right) for s in right)
         click.echo(f"right answers: {report.candidate} {counts[0]}, {report.reference} {counts[1]}, of {len(right)}")
+    if report.bundles:
+        click.echo(f"\n{_side_by_side(report)}")
+
+
+def _side_by_side(report: ParityReport) -> str:
+    from r1v_export.pipeline.progress import size
+
+    rows = [
+        (b.name, b.precision, size(b.size_bytes), f"{b.mean_kl:.3g}", f"{100 * b.top1_agreement:.2f} %")
+        + ((f"{b.right} of {b.graded}",) if b.graded else ("",))
+        for b in report.bundles
+    ]
+    return table(rows, ("bundle", "precision", "weights", "mean KL", "top-1", "right"))

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -19,7 +20,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from r1v_export.parity.schema import BoundaryResult, Latency, ParityReport, StepResult
+from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, ParityReport, StepResult
+from r1v_export.quantization.budget import loss_of
+from r1v_export.quantization.sensitivity import FLOAT, SensitivityTable
 
 # Stand-ins that matplotlib accepts as colours -> variables of the page's style sheet.
 _INK, _FAINT, _ONE, _TWO, _BAD = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -149,6 +152,90 @@ def _latency_bars(axes: Axes, row: int, latency: Latency) -> None:
             text += f"   ({latency.reference_ms / milliseconds:.2g} x as fast)"
         at = (milliseconds, row + offset)
         axes.annotate(text, at, xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5)
+
+
+def sensitivity(table: SensitivityTable) -> str | None:
+    """What quantising each module alone costs, in model order; filled where that precision was chosen."""
+    chosen = table.selection.precisions if table.selection else {}
+    modules = list(dict.fromkeys(option.module for option in table.options))
+    precisions = [name for name in dict.fromkeys(option.precision for option in table.options) if name != FLOAT]
+    losses = [loss_of(option) for option in table.options if loss_of(option) > 0]
+    if not losses:
+        return None
+    measure = "mean KL divergence of the next token, nats" if _has_kl(table) else "noise to signal"
+    with _figure(4.6) as figure:
+        axes = figure.subplots()
+        for precision, colour, marker in zip(precisions, (_ONE, _TWO), "os", strict=False):
+            options = {option.module: option for option in table.options if option.precision == precision}
+            points = [(x, max(loss_of(options[m]), min(losses))) for x, m in enumerate(modules) if m in options]
+            taken = [point for point in points if chosen.get(modules[point[0]]) == precision]
+            style: dict[str, Any] = {"marker": marker, "color": colour, "markersize": 5}
+            axes.plot(*zip(*points, strict=True), linewidth=0.7, fillstyle="none", **style)
+            label = f"{precision}, chosen for {len(taken)} of {len(modules)}"
+            axes.plot([x for x, _ in taken], [y for _, y in taken], linestyle="none", label=label, **style)
+        _mark_towers(axes, modules)
+        axes.set_yscale("log")
+        axes.set_xlabel("module, in the order of the data flow; filled where this precision was chosen")
+        axes.set_title(measure, fontsize=10.5)
+        axes.grid(axis="y")
+        figure.legend(loc="outside lower center", ncols=len(precisions))
+        return _svg(figure, "sensitivity", "Cost of quantising each module alone; the numbers are in the table below.")
+
+
+def _mark_towers(axes: Axes, modules: Sequence[str]) -> None:
+    towers = [module.split(".", 1)[0] for module in modules]
+    names = {"vision_model": "vision tower", "mlp1": "projector", "language_model": "language model"}
+    starts = [x for x, tower in enumerate(towers) if x == 0 or towers[x - 1] != tower]
+    for start in starts:
+        if start:
+            axes.axvline(start - 0.5, color=_FAINT, linewidth=1)
+    axes.set_xticks(starts, [names.get(towers[start], towers[start]) for start in starts], ha="left")
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-1, len(modules))
+
+
+def _has_kl(table: SensitivityTable) -> bool:
+    return any(option.kl is not None for option in table.options)
+
+
+def accuracy_by_size(bundles: Sequence[BundleFacts]) -> str | None:
+    """Divergence, and right answers where they are known, of several bundles against the size of their weights."""
+    if len(bundles) < 2:
+        return None
+    graded = any(bundle.graded for bundle in bundles)
+    with _figure(6.4 if graded else 3.6) as figure:
+        panels = figure.subplots(2 if graded else 1, 1, sharex=True, squeeze=False)[:, 0]
+        kls = [bundle.mean_kl for bundle in bundles]
+        floor = min((kl for kl in kls if kl > 0), default=1e-12) / 3
+        _size_points(panels[-1], bundles, [max(kl, floor) for kl in kls], _TWO, "s", [short(kl) for kl in kls])
+        panels[-1].set_yscale("log")
+        panels[-1].yaxis.set_minor_formatter(NullFormatter())
+        low, high = panels[-1].get_ylim()
+        panels[-1].set_ylim(low / 2, high * 3)
+        panels[-1].set_title("mean KL divergence from the float32 model, nats", fontsize=10.5)
+        panels[-1].set_xlabel("size of the weights, MB")
+        if graded:
+            shares = [100 * bundle.right / max(1, bundle.graded) for bundle in bundles]
+            labels = [f"{bundle.right} of {bundle.graded}" for bundle in bundles]
+            _size_points(panels[0], bundles, shares, _ONE, "o", labels)
+            panels[0].set_title("right answers, %", fontsize=10.5)
+            panels[0].margins(y=0.25)
+        return _svg(figure, "sizes", "Divergence and right answers against size; the numbers are in the table below.")
+
+
+def _size_points(
+    axes: Axes, bundles: Sequence[BundleFacts], values: Sequence[float], colour: str, marker: str, labels: Sequence[str]
+) -> None:
+    megabytes = [bundle.size_bytes / 1e6 for bundle in bundles]
+    axes.plot(megabytes, values, marker=marker, linestyle="none", markersize=8, color=colour)
+    for bundle, x, y, label in zip(bundles, megabytes, values, labels, strict=True):
+        text = f"{bundle.name}: {label}"
+        # To the left of the points in the right half, so that no label leaves the figure.
+        left = x > (min(megabytes) + max(megabytes)) / 2
+        offset, side = ((-9, 5), "right") if left else ((9, 5), "left")
+        axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=side, fontsize=9.5)
+    axes.margins(x=0.12)
+    axes.grid(axis="both")
 
 
 def short(value: float) -> str:

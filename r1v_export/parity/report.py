@@ -14,6 +14,7 @@ from markupsafe import Markup
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import kind_of
 from r1v_export.parity.schema import BoundaryResult, Check, ParityReport, SampleResult
+from r1v_export.quantization.sensitivity import Option, SensitivityTable
 
 JSON_FILE, HTML_FILE = "parity.json", "parity.html"
 
@@ -78,6 +79,7 @@ def to_html(report: ParityReport) -> str:
         "value": value,
         "visible": visible,
         "data_uri": data_uri,
+        "megabytes": megabytes,
     }
     drawn = (plots.errors_by_boundary(report), plots.errors_by_step(report), plots.latency_by_stage(report))
     titles = ("Error by boundary", "Error over the answer", "Latency by stage")
@@ -96,7 +98,26 @@ def to_html(report: ParityReport) -> str:
         identical=sum(sample.divergence is None for sample in report.samples),
         tokens=sum(sample.tokens for sample in report.samples),
         graded=[sample for sample in report.samples if sample.expected is not None],
+        modules=modules(report),
+        sensitivity_plot=Markup(plots.sensitivity(table) or "") if (table := sensitivity_table(report)) else None,
+        sizes_plot=Markup(plots.accuracy_by_size(report.bundles) or ""),
     )
+
+
+def sensitivity_table(report: ParityReport) -> SensitivityTable | None:
+    return report.calibration.sensitivity if report.calibration else None
+
+
+def modules(report: ParityReport) -> list[tuple[str, str | None, list[Option]]]:
+    """Each module of the sensitivity table, the precision that was chosen for it, and what it could have had."""
+    table = sensitivity_table(report)
+    if table is None:
+        return []
+    chosen = table.selection.precisions if table.selection else {}
+    by_module: dict[str, list[Option]] = {}
+    for option in table.options:
+        by_module.setdefault(option.module, []).append(option)
+    return [(module, chosen.get(module), options) for module, options in by_module.items()]
 
 
 def stages(report: ParityReport) -> list[Stage]:
@@ -137,6 +158,10 @@ def value(number: float, metric: str) -> str:
     if metric in _SHARES:
         return share(number)
     return f"{number:.6g}" if metric == "min_row_cosine" else plots.short(number)
+
+
+def megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.3f}" if size_bytes < 1e6 else f"{size_bytes / 1e6:.1f}"
 
 
 def visible(text: str) -> str:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from r1v_export.config import Precision
 from r1v_export.errors import ParityError
 from r1v_export.parity.tolerances import Gate
+from r1v_export.quantization.sensitivity import SensitivityTable
 
 
 def _round_significant(value: float) -> float:
@@ -115,6 +116,32 @@ class Latency(_Part):
     candidate_ms: Number
 
 
+class CalibrationFacts(_Part):
+    """What a quantised engine's scales come from."""
+
+    recipe: str
+    samples: int
+    warnings: tuple[str, ...]
+    sensitivity: SensitivityTable | None = None
+    """Where precisions were chosen within a budget."""
+
+
+class BundleFacts(_Part):
+    """One of several bundles of a checkpoint, held to the float32 model on the same questions."""
+
+    name: str
+    precision: Precision
+    target: str
+    size_bytes: int
+    """Of its weights."""
+    mean_kl: Number
+    """Of the next token, over all decode steps, nats."""
+    top1_agreement: Number
+    right: int
+    graded: int
+    """Questions whose right answer is known."""
+
+
 class ParityReport(_Part):
     """A candidate engine held to a reference engine."""
 
@@ -133,6 +160,9 @@ class ParityReport(_Part):
     samples: tuple[SampleResult, ...]
     environment: dict[str, str]
     latency: tuple[Latency, ...] = ()
+    calibration: CalibrationFacts | None = None
+    bundles: tuple[BundleFacts, ...] = ()
+    """This one first, where others were asked for."""
 
     @property
     def passed(self) -> bool:

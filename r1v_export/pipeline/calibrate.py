@@ -106,8 +106,9 @@ def _open(config: BuildConfig, offline: bool) -> Checkpoint:
     checkpoint = Checkpoint.open(config.model, revision=config.revision, offline=offline)
     if checkpoint.quantised is not None:
         raise UsageError(
-            f"The checkpoint is quantised already ({checkpoint.quantised.format.method}): there is nothing to calibrate.",
+            "The checkpoint is quantised already: there is nothing to calibrate.",
             where=checkpoint.folder,
+            found=checkpoint.quantised.format.method,
             fix="build it as it is: r1v-export build MODEL",
         )
     return checkpoint

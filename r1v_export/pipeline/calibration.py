@@ -277,4 +277,5 @@ def fake_quantise(model: Model, artefact: Artefact) -> None:
     """Put the artefact's linears in the place of the model's own: what quantised engines must compute."""
     from r1v_export.quantization.fake import apply
 
-    apply(model, dict(artefact.linears()), {name: read() for name, read in artefact.overrides.items()})
+    overrides = {name: read() for name, read in artefact.overrides.items()}
+    apply(model, dict(artefact.linears()), overrides, cache_scales=artefact.cache_scales)

@@ -12,7 +12,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.parity.comparison import check
 from r1v_export.parity.samples import Sample, held_out, synthetic
-from r1v_export.parity.schema import ParityReport
+from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.sides import Side
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.bundle import ENGINES, read_spec
@@ -65,8 +65,29 @@ def rounding(config: BuildConfig, target: str, spec: ModelSpec, artefact: Artefa
     return {"precision": config.precision, "compute": arithmetic.compute, "quantised_inputs": quantised_inputs}
 
 
+def calibration_facts(artefact: Artefact | None) -> CalibrationFacts | None:
+    """What a report says of the calibration, None where nothing is quantised."""
+    if artefact is None:
+        return None
+    from r1v_export.quantization.mixed import SENSITIVITY
+    from r1v_export.quantization.sensitivity import read_table
+
+    path = artefact.folder / SENSITIVITY
+    return CalibrationFacts(
+        recipe=artefact.recipe.name,
+        samples=len(artefact.stats.samples),
+        warnings=artefact.stats.warnings,
+        sensitivity=read_table(path) if path.is_file() else None,
+    )
+
+
 def compare(
-    reference: Side, candidate: Side, samples: Iterable[Sample], advance: Advance, **options: Any
+    reference: Side,
+    candidate: Side,
+    samples: Iterable[Sample],
+    advance: Advance,
+    calibration: CalibrationFacts | None = None,
+    **options: Any,
 ) -> ParityReport:
     """`parity.check`, with progress as stages tell it: `advance` by the samples done since the last call."""
     done = 0
@@ -76,4 +97,5 @@ def compare(
         advance(samples_done - done)
         done = samples_done
 
-    return check(reference, candidate, samples, on_progress=on_progress, **options)
+    report = check(reference, candidate, samples, on_progress=on_progress, **options)
+    return report.model_copy(update={"calibration": calibration})

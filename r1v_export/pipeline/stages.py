@@ -203,7 +203,10 @@ class Build:
             return None
         from r1v_export.quantization.graph import quantizer
 
-        return quantizer(self.checkpoint.spec, self.artefact.schemes, self.artefact.linear, self.artefact.overrides)
+        artefact = self.artefact
+        return quantizer(
+            self.checkpoint.spec, artefact.schemes, artefact.linear, artefact.overrides, artefact.cache_scales
+        )
 
     def _engine_stages(self) -> Iterator[Stage]:
         for target in self.config.targets:
@@ -241,7 +244,14 @@ class Build:
 
     def _check_parity(self, target: str, folder: Path, advance: Advance) -> None:
         from r1v_export.parity.report import write_report
-        from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions, rounding
+        from r1v_export.pipeline.parity_gate import (
+            calibration_facts,
+            candidate_side,
+            compare,
+            gates,
+            questions,
+            rounding,
+        )
 
         parity, device = self.config.parity, self.config.device
         candidate = candidate_side(self.out, target, device)
@@ -253,6 +263,7 @@ class Build:
                 candidate,
                 questions(self.checkpoint, parity.questions),
                 advance,
+                calibration_facts(self.artefact),
                 gate=gate,
                 max_new_tokens=parity.max_new_tokens,
                 **limits,

@@ -158,8 +158,8 @@ class Artefact:
 
     @property
     def quantises_inputs(self) -> bool:
-        """Whether any linear rounds its input too."""
-        return any(scheme.inputs for scheme in self.schemes.values())
+        """Whether any linear rounds its input too, or attention its cached keys and values."""
+        return self.recipe.kv_cache is not None or any(scheme.inputs for scheme in self.schemes.values())
 
     def linear(self, name: str) -> QuantizedLinear:
         """A quantised linear by its checkpoint name, its codes unpacked."""
@@ -192,6 +192,13 @@ class Artefact:
         names = (f"{key_name(block)}_scale", f"{value_name(block)}_scale")
         key, value = (float(self._scales[name].read()) for name in names)
         return key, value
+
+    @property
+    def cache_scales(self) -> dict[str, tuple[float, float]]:
+        """FP8 scales of cached keys and values by the attention's name; empty where the cache is not quantised."""
+        layers = range(self.spec.language.num_layers)
+        found = {f"language_model.model.layers.{layer}.self_attn": self.kv_scales(layer) for layer in layers}
+        return {name: scales for name, scales in found.items() if scales is not None}
 
     def _optional(self, name: str) -> Tensor | None:
         return self._scales[name].read() if name in self._scales else None

@@ -42,7 +42,6 @@ class Budget:
             raise UsageError("The budget must be above zero.", expected=_SYNTAX, found=text)
         return cls("kl" if match["kind"] == "kl" else "size", limit)
 
-
     def __str__(self) -> str:
         return f"kl={self.limit:g}" if self.kind == "kl" else f"size={self.limit:.0f}B"
 

@@ -38,11 +38,25 @@ class FakeQuantLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
+class FakeQuantCache(nn.Module):
+    """Keys or values as an FP8 cache gives them back."""
+
+    scale: Tensor
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return round_trip(x, self.scale, "fp8")
+
+
 def apply(
     module: nn.Module,
     quantized: Mapping[str, QuantizedLinear],
     overrides: Mapping[str, Tensor],
     prefix: str = "",
+    cache_scales: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
     """Put quantised linears and rewritten tensors in their places, in place.
 
@@ -52,6 +66,8 @@ def apply(
         overrides: full replacements of other tensors (norm weights, biases), by checkpoint name.
         prefix: checkpoint name of `module` with a dot at its end; empty for the whole model. Entries that belong
             elsewhere in the model are left out.
+        cache_scales: of cached keys and values, by the attention's checkpoint name; none where the cache is not
+            quantised.
     """
     device = next(module.parameters()).device
     for name, tensor in _inside(overrides, prefix).items():
@@ -60,6 +76,9 @@ def apply(
     for name, linear in _inside(quantized, prefix).items():
         bias = module.get_submodule(name).bias
         module.set_submodule(name, FakeQuantLinear(linear.to(device), bias if isinstance(bias, Tensor) else None))
+    for name, (key, value) in _inside(cache_scales or {}, prefix).items():
+        module.set_submodule(f"{name}.cached_key", FakeQuantCache(key).to(device))
+        module.set_submodule(f"{name}.cached_value", FakeQuantCache(value).to(device))
 
 
 def _inside(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:

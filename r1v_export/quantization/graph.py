@@ -5,17 +5,20 @@ calibration artefact when the graph is bound. A quantised linear becomes
 
     x -> QuantizeLinear -> DequantizeLinear -> MatMul(., DequantizeLinear(codes, scale[, zero_point])) -> + bias
 
-with the Q/DQ on x only where its inputs are quantised, one pair per tensor however many linears read it.
+with the Q/DQ on x only where its inputs are quantised, one pair per tensor however many linears read it. An FP8
+key-value cache is one pair on what each layer writes into its cache: the cache holds what FP8 can hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.contract import past_key, past_value
 from r1v_export.errors import UsageError
 from r1v_export.exporters.graph import Derived, Rewrite
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
@@ -39,6 +42,7 @@ def quantizer(
     schemes: Mapping[str, Scheme],
     linear: Callable[[str], QuantizedLinear],
     overrides: Mapping[str, Callable[[], Tensor]],
+    cache_scales: Mapping[str, tuple[float, float]] | None = None,
 ) -> Rewrite:
     """The rewrite that quantises a traced graph.
 
@@ -46,6 +50,7 @@ def quantizer(
         schemes: of every quantised linear, by checkpoint module name, see `recipe.resolve`.
         linear: reads one quantised linear of the calibration artefact.
         overrides: readers of the other tensors that calibration rewrote, by checkpoint name.
+        cache_scales: FP8 scales of cached keys and values, by the attention's checkpoint name.
     """
     site_of = {name: site.name for site in sites(spec) for name in site.linears}
 
@@ -55,6 +60,9 @@ def quantizer(
         derived: dict[str, Derived] = {name: _ignoring_read(read) for name, read in overrides.items()}
         for name in insertion.quantized:
             derived |= _linear_tensors(name, site_of[name], linear)
+        if cache_scales:
+            QuantizeCache(list(cache_scales))(model)
+            derived |= _cache_tensors(cache_scales)
         return {name: make for name, make in derived.items() if name in model.graph.initializers}
 
     return rewrite
@@ -72,6 +80,14 @@ def _linear_tensors(name: str, site: str, linear: Callable[[str], QuantizedLinea
         weight + SCALE: lambda _: linear(name).scale.t(),
         weight + ZERO_POINT: lambda _: _required(linear(name).zero_point, name).t(),
         site + INPUT_SCALE: lambda _: _required(linear(name).input_scale, name),
+    }
+
+
+def _cache_tensors(cache_scales: Mapping[str, tuple[float, float]]) -> dict[str, Derived]:
+    return {
+        f"{name}.{kind}{SCALE}": lambda _, scale=scale: torch.tensor(scale)  # type: ignore[misc]
+        for name, scales in cache_scales.items()
+        for kind, scale in zip(("key", "value"), scales, strict=True)
     }
 
 
@@ -156,12 +172,51 @@ class QuantizeLinears(ir.passes.InPlacePass):
             )
         x = node.inputs[0]
         assert x is not None
-        scale = _unbound(graph, f"{site}{INPUT_SCALE}", ir.DataType.FLOAT, ())
-        code_type = TYPES[scheme.inputs.type]
-        codes = _insert(
-            graph, node, "QuantizeLinear", [x, scale], {"output_dtype": code_type}, code_type, x.shape, site
+        return _round_tripped(
+            graph, node, x, f"{site}{INPUT_SCALE}", TYPES[scheme.inputs.type], (site, f"{site}.input")
         )
-        return _insert(graph, node, "DequantizeLinear", [codes, scale], {}, x.dtype, x.shape, f"{site}.input")
+
+
+class QuantizeCache(ir.passes.InPlacePass):
+    """Put FP8 Q/DQ on the keys and values that decoder layers write; the scales wait for their content.
+
+    The cache itself stays in the graph's dtype, as the contract says.
+
+    Args:
+        attentions: checkpoint name of each layer's attention.
+    """
+
+    def __init__(self, attentions: Sequence[str]) -> None:
+        super().__init__()
+        self.attentions = attentions
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        written = {
+            past: f"{name}.{kind}"
+            for layer, name in enumerate(self.attentions)
+            for kind, past in (("key", past_key(layer)), ("value", past_value(layer)))
+        }
+        writes = [node for node in graph if node.op_type == "TensorScatter"]
+        for node in writes:
+            past, new = node.inputs[:2]
+            assert past is not None
+            assert new is not None
+            name = written[past.name or ""]
+            names = (name, f"{name}.cached")
+            node.replace_input_with(1, _round_tripped(graph, node, new, f"{name}{SCALE}", TYPES["fp8"], names))
+        return ir.passes.PassResult(model, bool(writes))
+
+
+def _round_tripped(
+    graph: ir.Graph, before: ir.Node, x: ir.Value, scale_name: str, code_type: ir.DataType, names: tuple[str, str]
+) -> ir.Value:
+    """x through a Q/DQ pair with one scale, whose content is bound later; `names` are those of the two nodes."""
+    scale = _unbound(graph, scale_name, ir.DataType.FLOAT, ())
+    quantized, dequantized = names
+    output = {"output_dtype": int(code_type)}
+    codes = _insert(graph, before, "QuantizeLinear", [x, scale], output, code_type, x.shape, quantized)
+    return _insert(graph, before, "DequantizeLinear", [codes, scale], {}, x.dtype, x.shape, dequantized)
 
 
 def _linear_name(node: ir.Node) -> str | None:

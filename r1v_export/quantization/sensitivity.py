@@ -159,7 +159,8 @@ def divergence(checkpoint: Checkpoint, calibration: CalibrationSet, artefact: Ar
                 linears = {n: artefact.linear(n) for s in block.sites for n in s.linears if n in artefact.schemes}
                 names = {block.checkpoint_name(parameter) for parameter in module.state_dict()}
                 overrides = {name: read() for name, read in artefact.overrides.items() if name in names}
-                module = _with(block, module, linears, overrides)
+                caches = {n: s for n, s in artefact.cache_scales.items() if n.startswith(f"{block.name}.")}
+                module = _with(block, module, linears, overrides, caches)
             modules.append(module)
         answers.append(_answers(chain, modules, 0, samples, [None] * len(samples)))
     return _kl(*answers)
@@ -181,6 +182,7 @@ def _with(
     module: nn.Module,
     linears: Mapping[str, QuantizedLinear],
     overrides: Mapping[str, Tensor] | None = None,
+    cache_scales: Mapping[str, tuple[float, float]] | None = None,
 ) -> nn.Module:
     """A copy of a block's module with some of its linears quantised."""
     changed = copy.deepcopy(module)
@@ -188,6 +190,7 @@ def _with(
         changed,
         {block.module_name(name): linear for name, linear in linears.items()},
         {block.module_name(name): tensor for name, tensor in (overrides or {}).items()},
+        cache_scales={block.module_name(name): scales for name, scales in (cache_scales or {}).items()},
     )
     return changed
 

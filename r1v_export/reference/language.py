@@ -63,6 +63,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(spec.hidden_size, key_value)
         self.v_proj = nn.Linear(spec.hidden_size, key_value)
         self.o_proj = nn.Linear(query, spec.hidden_size, bias=False)
+        # What the cache keeps of keys and values: all, unless a quantised cache's rounding is put here.
+        self.cached_key, self.cached_value = nn.Identity(), nn.Identity()
 
     def forward(
         self, x_BSE: Tensor, rotary: Rotary, step: CacheStep, cache: LayerCache | None
@@ -72,7 +74,8 @@ class Attention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q_BHSD = operators.rotary_embedding(q_BHSD, *rotary, step.position_ids)
-        k_BKSD = operators.rotary_embedding(k_BKSD, *rotary, step.position_ids)
+        k_BKSD = self.cached_key(operators.rotary_embedding(k_BKSD, *rotary, step.position_ids))
+        v_BKSD = self.cached_value(v_BKSD)
         if cache is None:
             attended = F.scaled_dot_product_attention(q_BHSD, k_BKSD, v_BKSD, is_causal=True, enable_gqa=True)
         else:

@@ -28,7 +28,8 @@ OPTIONS = {
     "engine": "BUNDLE --output --workers --program --print-command",
     "calibrate": "MODEL --precision --recipe --budget --calib --samples --shard --merge --output --revision --offline "
     "--device",
-    "check": "BUNDLE --target --model --questions --image --question --blocks --max-new-tokens --report --device",
+    "check": "BUNDLE --target --model --questions --image --question --blocks --against --max-new-tokens --report "
+    "--device",
     "verify": "BUNDLE",
     "run": "BUNDLE QUESTION --image --target --model --no-think --max-new-tokens --temperature --top-p --top-k "
     "--repetition-penalty --seed --device",

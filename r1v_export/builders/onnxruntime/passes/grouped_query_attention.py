@@ -8,6 +8,7 @@ from r1v_export.builders.onnxruntime.passes.pattern import (
     MICROSOFT,
     after_heads,
     before_heads,
+    maker,
     producer,
     replace_node,
 )
@@ -27,7 +28,8 @@ class GroupQueryAttention(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        layers = [node for node in graph if node.op_type == "Attention" and len(node.inputs) == 7]
+        cached = [node for node in graph if node.op_type == "Attention" and len(node.inputs) == 7]
+        layers = [node for node in cached if not _rounds_its_cache(node)]
         if not layers:
             return ir.passes.PassResult(model, modified=False)
         lengths = _lengths(graph, before=graph[0])
@@ -35,6 +37,11 @@ class GroupQueryAttention(ir.passes.InPlacePass):
             _fuse(attention, *lengths)
         model.opset_imports[MICROSOFT] = 1
         return ir.passes.PassResult(model, modified=True)
+
+
+def _rounds_its_cache(attention: ir.Node) -> bool:
+    """Whether keys are quantised on their way into the cache, where the fused operator cannot reach them."""
+    return maker(producer(attention.inputs[1], "TensorScatter").inputs[1], "DequantizeLinear") is not None
 
 
 def _lengths(graph: ir.Graph, before: ir.Node) -> tuple[ir.Value, ir.Value]:
