@@ -4,8 +4,8 @@ transformers takes them into its own InternVL, and both models answer alike.
     peer/bin/pip install compressed-tensors pydantic pyyaml tokenizers jinja2 pillow     # see unified_checkpoint.py
     PYTHONPATH=. peer/bin/python benchmarks/unified_readers.py FOLDER...
 
-FOLDER is the engines/hf-unified of a bundle, of a checkpoint in transformers' own `internvl` layout. Inputs are rounded by
-nobody here: what is compared are weights, and our engine with its rounding of inputs taken off.
+FOLDER is the engines/hf-unified of a bundle, of a checkpoint in transformers' own `internvl` layout. Inputs are rounded
+by nobody here: what is compared are weights, and our engine with its rounding of inputs taken off.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,10 @@ def open_unified(folder: Path, spec: ModelSpec, device: str) -> UnifiedEngine:
             weights[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
     model.load_state_dict(weights, assign=True)
     model.to(device)
-    for linear, rounding in inputs.items():
+    inputs |= _cache_rounding(files, spec)
+    for module, rounding in inputs.items():
         if rounding is not None:
-            model.get_submodule(linear).register_forward_pre_hook(_hook(rounding))
+            model.get_submodule(module).register_forward_pre_hook(_hook(rounding))
     return UnifiedEngine(model)
 
 
@@ -126,7 +128,23 @@ def _input_rounding(files: UnifiedFiles, linear: str) -> Callable[[Tensor], Tens
     return rounding
 
 
+def _cache_rounding(files: UnifiedFiles, spec: ModelSpec) -> dict[str, Callable[[Tensor], Tensor] | None]:
+    """What happens to keys and values on their way into an FP8 cache, by the module that they pass."""
+    if files.quantization.get("kv_cache_quant_algo") is None:
+        return {}
+    found: dict[str, Callable[[Tensor], Tensor] | None] = {}
+    for layer in range(spec.language.num_layers):
+        attention = f"language_model.model.layers.{layer}.self_attn"
+        for projection, scale, module in (("k_proj", "k_scale", "cached_key"), ("v_proj", "v_scale", "cached_value")):
+            (stored,) = stored_names(f"{attention}.{projection}.weight", spec)
+            found[f"{attention}.{module}"] = partial(
+                _round, scale=files.read(f"{stored.removesuffix('weight')}{scale}")
+            )
+    return found
+
+
 def _round(x: Tensor, scale: Tensor) -> Tensor:
+    scale = scale.to(x.device)
     return (x / scale).clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn).float() * scale
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from r1v_export.builders.unified.builder import UnifiedBuilder, write_unified
 from r1v_export.builders.unified.formats import algorithm_of
@@ -69,6 +70,24 @@ def test_it_computes_what_the_fake_quantised_model_computes(written):
     zero, eight, last = (torch.tensor([value]).numpy() for value in (0, 8, 7))
     logits = [e.decoder(1, 16).step(embeds, positions, zero, eight, last) for e in (reference, engine)]
     assert abs(logits[0] - logits[1]).max() < 1e-2 * abs(logits[0]).max()
+
+
+def test_cached_keys_and_values_are_rounded_by_the_scales_in_the_file(source, make, tmp_path):
+    written = make(source, "fp8-kv")
+    shutil.copytree(written.folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith(("k_scale", "v_scale"))]:
+        tensors[name] *= 20_000  # nearly everything is rounded to nothing
+    save_file(tensors, path)
+    embeds = torch.randn(1, 8, source.spec.language.hidden_size, generator=torch.Generator().manual_seed(0)).numpy()
+    positions = torch.arange(8)[None].numpy()
+    zero, eight, last = (torch.tensor([value]).numpy() for value in (0, 8, 7))
+    logits = [
+        open_unified(folder, source.spec, "cpu").decoder(1, 16).step(embeds, positions, zero, eight, last)
+        for folder in (written.folder, tmp_path / "copy")
+    ]
+    assert abs(logits[0] - logits[1]).max() > 1e-3 * abs(logits[0]).max()
 
 
 def test_imported_again_it_has_the_same_codes_and_scales_and_is_written_in_the_same_bytes(written, tmp_path):
