@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from r1v_export.builders.registry import BUILDERS
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, load_config
 from r1v_export.errors import BundleError
@@ -59,9 +60,9 @@ class Bundle:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The engines that the bundle holds."""
+        """The engines that the bundle holds, in the registry's order."""
         names = {path.split("/")[1] for path in self.manifest.files if path.startswith(f"{ENGINES}/")}
-        return tuple(sorted(names))
+        return tuple(name for name in BUILDERS if name in names)
 
     def target(self, name: str | None) -> str:
         """The engine of that name; the first one when None.
@@ -82,14 +83,23 @@ class Bundle:
 
     @property
     def generation_config(self) -> dict[str, Any]:
-        path = self.folder / "generation_config.json"
-        if not path.is_file():
-            return {}
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BundleError("The generation config is not JSON.", where=path, found=error) from error
-        return fields if isinstance(fields, dict) else {}
+        return read_generation_config(self.folder)
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json of a bundle's folder, or nothing.
+
+    Raises:
+        BundleError: it is not JSON.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError("The generation config is not JSON.", where=path, found=error) from error
+    return fields if isinstance(fields, dict) else {}
 
 
 def read_spec(folder: Path) -> ModelSpec:

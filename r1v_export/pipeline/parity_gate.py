@@ -15,7 +15,7 @@ from r1v_export.parity.samples import Sample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.sides import Side
 from r1v_export.parity.tolerances import Gate
-from r1v_export.pipeline.bundle import ENGINES, read_spec
+from r1v_export.pipeline.bundle import ENGINES, read_generation_config, read_spec
 from r1v_export.pipeline.calibration import fake_quantise
 from r1v_export.pipeline.stage import Advance
 from r1v_export.reference.prompt import TEMPLATES
@@ -41,14 +41,16 @@ def reference_side(checkpoint: Checkpoint, device: Device, artefact: Artefact | 
     spec, model = checkpoint.spec, load(checkpoint).to(device)
     if artefact is not None:
         fake_quantise(model, artefact)
-    return Side(ReferenceEngine(model), Tokenizer.from_folder(checkpoint.folder), spec, TEMPLATES[spec.template])
+    tokenizer, template = Tokenizer.from_folder(checkpoint.folder), TEMPLATES[spec.template]
+    return Side(ReferenceEngine(model), tokenizer, spec, template, checkpoint.generation_config)
 
 
 def candidate_side(folder: Path, target: str, device: Device) -> Side:
     """A built engine, with the files of the bundle in `folder`, which need not be finished."""
     spec = read_spec(folder)
     engine = registry.builder(target).open(folder / ENGINES / target, spec, device)
-    return Side(engine, Tokenizer.from_folder(folder), spec, TEMPLATES[spec.template])
+    tokenizer, template = Tokenizer.from_folder(folder), TEMPLATES[spec.template]
+    return Side(engine, tokenizer, spec, template, read_generation_config(folder))
 
 
 def questions(checkpoint: Checkpoint, count: int) -> Iterator[Sample]:

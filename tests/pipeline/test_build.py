@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, ParityConfig, load_config
 from r1v_export.errors import BundleError, CapabilityError, CheckpointError, ParityError, UsageError
 from r1v_export.manifest import MANIFEST, PASSED, read_manifest, verify
@@ -19,6 +20,7 @@ from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline import build as build_module
 from r1v_export.pipeline.build import build, plan
 from r1v_export.pipeline.bundle import Bundle
+from r1v_export.pipeline.parity_gate import candidate_side, reference_side
 from r1v_export.pipeline.progress import Progress
 from r1v_export.pipeline.source import open_source
 from r1v_export.pipeline.verify import verify_bundle
@@ -224,3 +226,10 @@ def test_two_targets_have_a_report_each(tiny_config: BuildConfig, tmp_path: Path
     assert job.report_folder("other").as_posix() == "report/other"
     job = build_module.Build(tiny_config, None, tmp_path)  # type: ignore[arg-type]
     assert job.report_folder("onnxruntime").as_posix() == "report"
+
+
+def test_both_sides_of_the_gate_stop_where_generation_config_says(nano_bundle: Path) -> None:
+    checkpoint = Checkpoint.open(None)
+    sides = reference_side(checkpoint, "cpu"), candidate_side(nano_bundle, "onnxruntime", "cpu")
+    for side in sides:
+        assert set(checkpoint.generation_config["eos_token_id"]) <= side.stop_ids
