@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from r1v_export.quantization.artefact import Artefact
 
 BUILDERS = {
-    "hf-unified": "r1v_export.builders.unified.builder:UnifiedBuilder",
     "onnxruntime": "r1v_export.builders.onnxruntime.builder:OnnxRuntimeBuilder",
     "tensorrt": "r1v_export.builders.tensorrt.builder:TensorRTBuilder",
     "tensorrt-rtx": "r1v_export.builders.tensorrt.builder:TensorRTRTXBuilder",
     "tensorrt-llm": "r1v_export.builders.tensorrt_llm.builder:TensorRTLLMBuilder",
+    "hf-unified": "r1v_export.builders.unified.builder:UnifiedBuilder",
 }
-"""Target name -> "module:class" of its Builder."""
+"""Target name -> "module:class" of its Builder. `run` and `check` take a bundle's first, in this order."""
 
 
 @dataclass(frozen=True)
