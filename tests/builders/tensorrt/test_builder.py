@@ -17,6 +17,7 @@ from r1v_export.builders.tensorrt.plan import PLAN, read_info
 from r1v_export.cli import main
 from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError, CapabilityError, UsageError
+from r1v_export.manifest import read_manifest
 from r1v_export.pipeline.build import build
 
 PRODUCTS = {"fp16": "Half x Half", "fp8": "FP8 x FP8", "int4": "Half x Int4"}
@@ -38,7 +39,7 @@ def bundle(request, library, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_vision_projector_and_decoder_build_for_ada_and_blackwell(bundle) -> None:
-    engine, precision = bundle / "engines" / TENSORRT_RTX, bundle.parent.name.split("-")[1].rstrip("0123456789")
+    engine, precision = bundle / "engines" / TENSORRT_RTX, read_manifest(bundle).precision
     facts = engine_facts(engine)
     for name in PLANS:
         info, content = read_info(engine, name), (engine / f"{name}{PLAN}").read_bytes()
