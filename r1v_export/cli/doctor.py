@@ -22,7 +22,8 @@ TARGET_NEEDS: dict[str, tuple[str, str, str]] = {
     "tensorrt-llm": (
         "tensorrt_llm",
         "tensorrt-llm",
-        "pip install 'r1v-export[tensorrt-llm]' in an environment of its own (it pins TensorRT 10.13)",
+        "checkpoints are written without it; for engines: pip install 'r1v-export[tensorrt-llm]' in an environment of its "
+        "own (it pins TensorRT 10.13)",
     ),
 }
 """Target -> module it imports, distribution, and how to get it."""

@@ -31,7 +31,15 @@ class TensorRTLLMBuilder:
     graphs: tuple[str, ...] = (contract.VISION, contract.PROJECTOR)
 
     def check(self, config: BuildConfig) -> None:
-        """Everything that can be told without the model; the rest is checked before the first weight is written."""
+        """What can be told without the model; the rest is checked before the first weight is written."""
+        if config.compute == "bfloat16" and config.parity.enabled:
+            raise CapabilityError(
+                "A bfloat16 build cannot be checked: ONNX Runtime has no such kernels for the vision graph.",
+                where="tensorrt-llm",
+                expected="fp32, fp16 or a quantised precision, whose language model keeps the checkpoint's bfloat16",
+                found=config.precision,
+                fix="--no-parity builds it unchecked",
+            )
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         return Arithmetic(_compute(config, spec))
