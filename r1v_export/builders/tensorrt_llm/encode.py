@@ -61,8 +61,10 @@ def encode(linear: QuantizedLinear, form: Format, dtype: torch.dtype) -> Parts:
     }
     parts = encoders[form.algorithm](linear)
     if form.algorithm in PRE_QUANT_SCALES:
-        ones_I = torch.ones(linear.shape[1], dtype=dtype, device=linear.codes.device)
-        parts = {**parts, PRE_QUANT_SCALE: Part(ones_I, inputs=0)}
+        factor_I = torch.ones(linear.shape[1], dtype=dtype, device=linear.codes.device)
+        if linear.input_factor is not None:
+            factor_I = linear.input_factor.to(dtype)
+        parts = {**parts, PRE_QUANT_SCALE: Part(factor_I, inputs=0)}
     return parts
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from r1v_export.builders.tensorrt_llm.encode import BIAS, Part, Parts, encode, encode_plain
-from r1v_export.builders.tensorrt_llm.formats import MODULES, Format
+from r1v_export.builders.tensorrt_llm.formats import FUSED_MLP, MODULES, Format
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.errors import BundleError, CheckpointError
 from r1v_export.quantization.artefact import Artefact
-from r1v_export.quantization.fusion import has_one_scale
+from r1v_export.quantization.fusion import has_one_scale, share_input_scale, share_weight_scale
 from r1v_export.quantization.linear import CODE_DTYPES, QuantizedLinear
 
 
@@ -73,7 +73,9 @@ class Weights:
         if self._latest is None or self._latest[0] != (layer, module):
             self._latest = None
             form = self.formats[layer, module]
-            self._latest = ((layer, module), [self._encode(name, form) for name in _sources(layer, module)])
+            names = _sources(layer, module)
+            linears = self._quantized(layer, module) if form else dict.fromkeys(names)
+            self._latest = ((layer, module), [self._encode(name, form, linears[name]) for name in names])
         return self._latest[1]
 
     def blank(self, layer: int, module: str) -> list[Parts]:
@@ -87,21 +89,30 @@ class Weights:
         has_bias = f"{name}.bias" in self._shapes
         return {**parts, BIAS: Part(weight_OI.new_empty(out_features), outputs=0)} if has_bias else parts
 
-    def _encode(self, name: str, form: Format | None) -> Parts:
-        if form is None:
+    def _encode(self, name: str, form: Format | None, linear: QuantizedLinear | None) -> Parts:
+        if form is None or linear is None:
             parts = encode_plain(self.read(f"{name}.weight"))
         else:
-            parts = encode(self._quantized(name, form), form, self.dtype)
+            parts = encode(linear, form, self.dtype)
         bias = f"{name}.bias"
         return {**parts, BIAS: Part(self.read(bias), outputs=0)} if bias in self._shapes else parts
 
-    def _quantized(self, name: str, form: Format) -> QuantizedLinear:
+    def _quantized(self, layer: int, module: str) -> dict[str, QuantizedLinear]:
+        """The linears that a module is made of, and those that the engine may run with them, with the scales that these
+        must share. Calibration for this target shared them; what was imported is rounded again where it did not."""
+        form = self.formats[layer, module]
+        assert form is not None
+        modules = FUSED_MLP if module in FUSED_MLP and form.algorithm == "FP8" else (module,)
+        names = [name for fused in modules for name in _sources(layer, fused)]
+        linears: Sequence[QuantizedLinear] = [self._calibrated(name) for name in names]
+        if form.algorithm == "FP8" and not has_one_scale(linears):
+            linears = share_weight_scale(names, linears)
+        return dict(zip(names, share_input_scale(names, linears), strict=True))
+
+    def _calibrated(self, name: str) -> QuantizedLinear:
         assert self.artefact is not None
         linear = self.artefact.linear(name)
-        problem = linear.problem()
-        if problem is None and form.algorithm == "FP8" and not has_one_scale([linear]):
-            problem = "a scale for each row, where its recipe says one for all"
-        if problem:
+        if problem := linear.problem():
             raise BundleError(
                 f"The calibration of a linear cannot be stored: it has {problem}.",
                 where=f"{self.artefact.folder}: {name}",

@@ -159,17 +159,6 @@ def test_a_calibration_without_a_scale(synth_checkpoint, tmp_path):
         Artefact.open(tmp_path / "artefact", synth_checkpoint)
 
 
-def test_scales_of_one_product_that_differ(synth_checkpoint, tmp_path):
-    artefact = make_artefact(synth_checkpoint, of("fp8"), tmp_path / "artefact")
-    scales = load_file(tmp_path / "artefact" / "scales.safetensors")
-    name = "language_model.model.layers.0.self_attn.k_proj.weight_scale"
-    save_file(scales | {name: scales[name] * 2}, tmp_path / "artefact" / "scales.safetensors")
-    artefact = Artefact.open(tmp_path / "artefact", synth_checkpoint)
-
-    with pytest.raises(UsageError, match=r"scales of their own[\s\S]*weights_scaling_factor"):
-        write_checkpoint(synth_checkpoint, artefact, tmp_path, torch.bfloat16)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
 def test_a_weight_that_the_engine_s_dtype_cannot_hold(synth_checkpoint, tmp_path, value):
     name = "language_model.model.layers.1.self_attn.q_proj.bias"

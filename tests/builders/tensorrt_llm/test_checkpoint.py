@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from r1v_export.builders.tensorrt_llm.engine import load_language_model
 from r1v_export.builders.tensorrt_llm.parallel import Parallel
 from r1v_export.builders.tensorrt_llm.reader import LanguageCheckpoint, read_checkpoint
 from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
 from r1v_export.pipeline.calibration import fake_quantise
+from r1v_export.quantization.artefact import Artefact
 from r1v_export.quantization.linear import QuantizedLinear
 from r1v_export.reference.language import CacheStep, LanguageModel, rotary_tables
 from r1v_export.reference.model import load
@@ -111,6 +113,21 @@ def test_logits_are_those_of_the_fake_quantised_model(wide, quantised, tmp_path,
     assert (name == "bf16") == bool(torch.equal(found, expected))
 
 
+def test_an_fp8_cache_is_computed_with_its_one_scale(wide, quantised, tmp_path):
+    """Keys' scale is twice the values' here, which an engine must round with the larger one."""
+    folder = write(wide, quantised("fp8-kv"), tmp_path / "kv", Parallel(2), dtype=torch.float32)
+    reference = load(wide)
+    fake_quantise(reference, quantised("fp8-kv"))
+    for layer in reference.language_model.model.layers:
+        layer.self_attn.cached_value = layer.self_attn.cached_key
+
+    found = logits(load_language_model(folder, wide.spec).language_model)
+
+    assert torch.equal(found, logits(reference.language_model))
+    without = write(wide, quantised("fp8"), tmp_path / "without", Parallel(), dtype=torch.float32)
+    assert not torch.equal(found, logits(load_language_model(without, wide.spec).language_model))
+
+
 def test_in_float32_logits_are_the_reference_s_exactly(wide, quantised, tmp_path):
     """Nothing at all is rounded then: the proof that every number is in its place."""
     for name in ("fp8", "fp8-rowwise", "int8", "int4", "w4a8"):
@@ -185,6 +202,29 @@ def test_each_stage_numbers_its_layers_from_zero_and_has_its_ends_only(wide, tmp
     assert "transformer.vocab_embedding.weight" in first - second
     assert {"transformer.ln_f.weight", "lm_head.weight"} <= second - first
     assert {name for name in first if ".layers." in name} == {name for name in second if ".layers." in name}
+
+
+@pytest.mark.parametrize("part", ["self_attn.k_proj", "mlp.up_proj"])
+def test_scales_that_one_product_must_share_are_shared_by_rounding_again(wide, quantised, tmp_path, part):
+    """As imported checkpoints have them: every linear a scale of its own."""
+    folder = Path(shutil.copytree(quantised("fp8").folder, tmp_path / "artefact"))
+    scales, name = load_file(folder / "scales.safetensors"), f"language_model.model.layers.0.{part}"
+    scales[f"{name}.weight_scale"] *= 3
+    scales[f"{name}.input_scale"] *= 2
+    save_file(scales, folder / "scales.safetensors")
+    artefact = Artefact.open(folder, wide)
+
+    found = read_checkpoint(write(wide, artefact, tmp_path / "a", Parallel(2))).linears
+
+    fellow = name.replace("k_proj", "q_proj").replace("up_proj", "gate_proj")
+    for linear in (name, fellow):
+        ours = found[linear.removeprefix("language_model.")]
+        assert bool((ours.scale == scales[f"{name}.weight_scale"][0]).all())
+        assert ours.input_scale == scales[f"{name}.input_scale"]
+        expected = artefact.linear(linear).dequantize()
+        # The coarser grid's rounding: half of an eighth.
+        assert bool(((ours.dequantize() - expected).abs() <= expected.abs() / 16 + ours.scale[0] * 2**-9).all())
+    assert torch.equal(found[name.removeprefix("language_model.")].codes.float(), artefact.linear(name).codes.float())
 
 
 def test_the_cache_s_scale_is_that_of_the_larger_of_keys_and_values(wide, quantised, tmp_path):
