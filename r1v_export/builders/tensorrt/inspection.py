@@ -35,7 +35,7 @@ def _plan_facts(folder: Path, name: str) -> dict[str, Any]:
         "plan_over_weights": round(info.plan_bytes / max(1, info.weight_bytes), 2),
         "attention": _attention(info, layers),
         "kernels": dict(Counter(layer["kind"] for layer in layers)),
-        "products": dict(Counter(_product_type(layer) for layer in layers if layer["kind"] == "gemm")),
+        "products": dict(Counter(_product_type(layer) for layer in layers if _is_product(layer))),
         "fused_nodes": sum(len(layer["nodes"]) for layer in layers) - sum(1 for layer in layers if layer["nodes"]),
         "layers": layers,
     }
@@ -46,6 +46,12 @@ def _attention(info: PlanInfo, layers: list[dict[str, Any]]) -> str:
     if not any("/Attention" in node for layer in layers for node in layer["nodes"]):
         return "none"
     return f"{kernels} fused kernels" if info.fused_attention else "several kernels each: TensorRT has no fused one"
+
+
+def _is_product(layer: dict[str, Any]) -> bool:
+    """A matrix product with a weight, alone (`gemm`) or with its neighbours in one kernel (`runtime_fusion`)."""
+    kinds = ("gemm", "runtime_fusion")
+    return layer["kind"] in kinds and bool(layer["constants"]) and any("/MatMul" in node for node in layer["nodes"])
 
 
 def _product_type(layer: dict[str, Any]) -> str:
