@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,8 @@ def compile_plan(library: Library, job: Job, out: Path, done: Callable[[float], 
         GraphError: TensorRT refuses the graph.
     """
     require_types(job.model, job.sm or ((job.current,) if job.current else ()), job.name)
+    if not job.strip:
+        _require_disk(job.model, out)
     attempt = _build(library, job, out, done, fused_attention=True)
     if attempt.writer is None and library.lacks_fused_attention(attempt.messages.errors):
         attempt = _build(library, job, out, done, fused_attention=False)
@@ -90,6 +93,22 @@ def require_types(model: ir.Model, sm: Sequence[int], name: str) -> None:
         lacking = [number for number in sm if number < oldest]
         if dtype in types and lacking:
             raise lacks_type(dtype.name.lower(), oldest, lacking, name)
+
+
+def _require_disk(model: ir.Model, out: Path) -> None:
+    """
+    Raises:
+        CapabilityError: there is no room for what a plan holds at least, its weights. Said before a long build.
+    """
+    needed, free = weight_bytes(model), shutil.disk_usage(out).free
+    if free < needed:
+        raise CapabilityError(
+            "The disk has no room for a plan.",
+            where=out,
+            expected=f"{needed / 1e9:.1f} GB free",
+            found=f"{free / 1e9:.1f} GB free",
+            fix="make room, or choose a folder on another disk with -o FOLDER",
+        )
 
 
 def lacks_type(dtype: str, oldest: int, lacking: Sequence[int], where: str) -> CapabilityError:
@@ -182,7 +201,7 @@ def _describe(library: Library, job: Job, attempt: _Attempt) -> PlanInfo:
         profiles=tuple(ranges),
         fused_attention=attempt.fused_attention,
         stripped=job.strip,
-        weight_bytes=sum(_tensor_bytes(value) for value in graph.initializers.values()),
+        weight_bytes=weight_bytes(job.model),
         plan_bytes=attempt.writer.size_bytes,
         sha256=attempt.writer.sha256,
     )
@@ -197,8 +216,10 @@ def _dtype(value: ir.Value) -> str:
     return {"float": "float32"}.get(value.dtype.name.lower(), value.dtype.name.lower())
 
 
-def _tensor_bytes(value: ir.Value) -> int:
-    return 0 if value.const_value is None else int(value.const_value.nbytes)
+def weight_bytes(model: ir.Model) -> int:
+    """Of all weights and constants of a graph, as they are stored."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
 
 
 _FIELDS = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<type>\w+)")

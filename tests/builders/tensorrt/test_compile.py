@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -59,6 +62,13 @@ def test_fp8_is_refused_for_gpus_before_ada(fp32) -> None:
     require_types(model, (89, 120), "x")
     with pytest.raises(CapabilityError, match=r"float8e4m3fn[\s\S]*89 or newer[\s\S]*80"):
         require_types(model, (80, 120), "x")
+
+
+def test_a_disk_without_room_for_the_weights_is_said_before_the_build(fp32, library, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(CapabilityError, match="no room for a plan"):
+        compile_plan(library, job(fp32, lowered(fp32)), tmp_path, lambda fraction: None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_layer_of_the_builders_log_says_types_and_nodes() -> None:
