@@ -39,7 +39,10 @@ from r1v_export.quantization.records import read_records
 from r1v_export.reference.model import Model, load
 
 SAMPLES, GROUP = 128, 128
-FP8 = {"weights": {"type": "fp8", "granularity": "channel", "algorithm": "rtn"}, "inputs": {"type": "fp8"}}
+FP8 = {
+    "weights": {"type": "fp8", "granularity": "channel", "algorithm": "rtn"},
+    "inputs": {"type": "fp8", "mode": "static"},
+}
 FP8_TENSOR = FP8 | {"weights": {"type": "fp8", "granularity": "tensor", "algorithm": "rtn"}}
 
 
