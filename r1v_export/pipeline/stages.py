@@ -61,7 +61,7 @@ class Build:
         if self.checkpoint.quantised is not None:
             from r1v_export.quantization.imported import imported_recipe
 
-            return imported_recipe(self.checkpoint.quantised)
+            return imported_recipe(self.checkpoint)
         recipe = chosen_recipe(self.config)
         if recipe is not None:
             from r1v_export.quantization.recipe import resolve

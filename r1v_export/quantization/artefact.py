@@ -2,7 +2,8 @@
 
     stats.json          where the numbers come from: checkpoint, samples, and what was seen at every input
     recipe.yaml         the recipe, with every default written out
-    scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale, {layer}.self_attn.key_scale .value_scale
+    scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .input_factor,
+                        {layer}.self_attn.key_scale .value_scale
     codes/{block}.safetensors   {linear}.codes (4-bit codes two to a byte), and tensors that an algorithm rewrote,
                                 under their own names; for the graph stage only
 
@@ -119,6 +120,7 @@ def scale_tensors(name: str, block: QuantizedBlock) -> dict[str, Tensor]:
         tensors[f"{linear_name}.weight_scale"] = linear.scale
         tensors[f"{linear_name}.weight_zero_point"] = linear.zero_point
         tensors[f"{linear_name}.input_scale"] = linear.input_scale
+        tensors[f"{linear_name}.input_factor"] = linear.input_factor
     if block.kv is not None:
         tensors[f"{key_name(name)}_scale"] = torch.tensor(block.kv.key)
         tensors[f"{value_name(name)}_scale"] = torch.tensor(block.kv.value)
@@ -173,6 +175,7 @@ class Artefact:
             group_size=scheme.weights.group_size,
             input_type=scheme.inputs.type if scheme.inputs else None,
             input_scale=self._optional(f"{name}.input_scale"),
+            input_factor=self._optional(f"{name}.input_factor"),
         )
 
     def linears(self) -> Iterator[tuple[str, QuantizedLinear]]:
@@ -232,6 +235,7 @@ class Artefact:
             scales.add(f"{name}.weight_scale")
             scales |= {f"{name}.weight_zero_point"} if scheme.weights.type == "uint4" else set()
             scales |= {f"{name}.input_scale"} if scheme.inputs and scheme.inputs.mode == "static" else set()
+            scales |= {f"{name}.input_factor"} if scheme.multiplies_input else set()
         if self.recipe.kv_cache:
             blocks = [f"language_model.model.layers.{layer}" for layer in range(self.spec.language.num_layers)]
             scales |= {f"{name(block)}_scale" for block in blocks for name in (key_name, value_name)}

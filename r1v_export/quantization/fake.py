@@ -23,6 +23,7 @@ class FakeQuantLinear(nn.Module):
     weight: Tensor
     bias: Tensor | None
     input_scale: Tensor | None
+    input_factor: Tensor | None
 
     def __init__(self, linear: QuantizedLinear, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -30,8 +31,11 @@ class FakeQuantLinear(nn.Module):
         self.register_buffer("weight", linear.dequantize())
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         self.register_buffer("input_scale", linear.input_scale)
+        self.register_buffer("input_factor", linear.input_factor)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.input_factor is not None:
+            x = x * self.input_factor
         if self.input_type is not None:
             scale = token_scale(x, self.input_type) if self.input_scale is None else self.input_scale
             x = round_trip(x, scale, self.input_type)

@@ -28,6 +28,8 @@ from r1v_export.quantization.sites import sites
 
 CODES, SCALE, ZERO_POINT, INPUT_SCALE = ".codes", ".scale", ".zero_point", ".input_scale"
 """Suffixes of what a linear's `weight.T` turns into, and of the scale of a site's input."""
+INPUT_FACTOR = ".input_factor"
+"""Suffix of what an imported linear multiplies its input by."""
 
 TYPES = {
     "fp8": ir.DataType.FLOAT8E4M3FN,
@@ -80,6 +82,7 @@ def _linear_tensors(name: str, site: str, linear: Callable[[str], QuantizedLinea
         weight + SCALE: lambda _: linear(name).scale.t(),
         weight + ZERO_POINT: lambda _: _required(linear(name).zero_point, name).t(),
         site + INPUT_SCALE: lambda _: _required(linear(name).input_scale, name),
+        name + INPUT_FACTOR: lambda _: _required(linear(name).input_factor, name),
     }
 
 
@@ -128,6 +131,8 @@ class QuantizeLinears(ir.passes.InPlacePass):
             assert weight is not None
             node.replace_input_with(1, self._dequantized_weight(graph, node, weight, scheme))
             graph.initializers.pop(weight.name)
+            if scheme.multiplies_input:
+                node.replace_input_with(0, self._multiplied_input(graph, node, name))
             if scheme.inputs is not None:
                 site = self.site_of[name]
                 if site not in inputs:
@@ -159,6 +164,13 @@ class QuantizeLinears(ir.passes.InPlacePass):
         if weights.type == "uint4":
             operands.append(_unbound(graph, f"{weight.name}{ZERO_POINT}", code_type, scale_shape))
         return _insert(graph, node, "DequantizeLinear", operands, attributes, weight.dtype, weight.shape, weight.name)
+
+    def _multiplied_input(self, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
+        x, weight = node.inputs
+        assert x is not None
+        assert weight is not None
+        factor = _unbound(graph, f"{name}{INPUT_FACTOR}", x.dtype, (weight.shape.numpy()[0],))
+        return _insert(graph, node, "Mul", [x, factor], {}, x.dtype, x.shape, f"{name}.multiplied")
 
     def _round_tripped_input(self, graph: ir.Graph, node: ir.Node, site: str, scheme: Scheme) -> ir.Value:
         assert scheme.inputs is not None

@@ -1,12 +1,12 @@
 """A quantised checkpoint as the artefact that calibration would have made: its own codes and scales, bit for bit.
 
-What the artefact has no place for is moved into its neighbours, where that changes no code: a factor on a linear's
-input (`pre_quant_scale`) into the norm, or the rows of the linear, that makes the input.
+A factor on a linear's input (`pre_quant_scale`) moves into the norm, or the rows of the linear, that makes the input,
+where that changes no code. Else it stays with the linear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -27,31 +27,59 @@ from r1v_export.quantization.linear import QuantizedLinear
 from r1v_export.quantization.plan import Plan, Schedule
 from r1v_export.quantization.quantize import QuantizedBlock
 from r1v_export.quantization.recipe import GROUP_SIZES, Imported, Inputs, Recipe, Rule, Scheme
-from r1v_export.quantization.sites import Site
+from r1v_export.quantization.sites import Site, sites
 from r1v_export.quantization.stream import OnProgress
 from r1v_export.quantization.work import BlockRecord, Work, work_folder
 
 _ORIGINAL = "use the checkpoint it was quantised from, and quantise with `r1v-export build --precision`"
 
 
-def imported_recipe(quantised: Quantised) -> Recipe:
-    """What the checkpoint's linears are, as a recipe: one rule for each way of quantising.
+def imported_recipe(checkpoint: Checkpoint) -> Recipe:
+    """What a quantised checkpoint's linears are, as a recipe: one rule for each way of quantising.
 
     Raises:
-        CheckpointError: groups of a size that no target has.
+        CheckpointError: groups of a size that no target has, or factors on inputs that only some readers of a tensor
+            have.
     """
-    rules: dict[str, tuple[Scheme, list[str]]] = {}
+    quantised = checkpoint.quantised
+    assert quantised is not None, "the caller imports quantised checkpoints only"
+    kept = {name for site in sites(checkpoint.spec) if _keeps_factor(site, quantised) for name in site.linears}
+    rules: dict[tuple[str, bool], tuple[Scheme, list[str]]] = {}
     for name, linear in quantised.linears.items():
-        rules.setdefault(linear.layout.name, (_scheme(linear.layout), []))[1].append(name)
+        scheme = _scheme(linear.layout, name in kept)
+        rules.setdefault((linear.layout.name, name in kept), (scheme, []))[1].append(name)
     return Recipe(
         name=f"imported-{quantised.format.method}",
-        description=f"As the checkpoint came: {'; '.join(rules)}.",
+        description=f"As the checkpoint came: {'; '.join(dict.fromkeys(name for name, _ in rules))}.",
         rules=tuple(Rule(modules=tuple(names), scheme=scheme) for scheme, names in rules.values()),
         kv_cache="fp8" if quantised.cache_scales else None,
     )
 
 
-def _scheme(layout: LinearLayout) -> Scheme:
+def _keeps_factor(site: Site, quantised: Quantised) -> bool:
+    """Whether what a site's input is multiplied by must stay there: nothing before it could take it up."""
+    factor_I = _factor(site, quantised)
+    return factor_I is not None and (site.fold is None or not torch.equal(site.fold.shared(factor_I), factor_I))
+
+
+def _factor(site: Site, quantised: Quantised) -> Tensor | None:
+    """What all linears of a site multiply their input by, [in]; None where that is nothing but ones."""
+    linears = {name: quantised.linears.get(name) for name in site.linears}
+    found = {name: linear.pre_scale() if linear else None for name, linear in linears.items()}
+    first = next((scale for scale in found.values() if scale is not None), None)
+    apart = [name for name, own in found.items() if first is not None and (own is None or not torch.equal(own, first))]
+    if apart:
+        raise CheckpointError(
+            "Linears that read one tensor multiply it by factors of their own (pre_quant_scale).",
+            where=", ".join(site.linears),
+            expected="the same for all of them",
+            found=f"another, or none, at {', '.join(apart)}",
+            fix=_ORIGINAL,
+        )
+    return first
+
+
+def _scheme(layout: LinearLayout, input_factor: bool) -> Scheme:
     if layout.group_size not in (None, *GROUP_SIZES):
         raise CheckpointError(
             "The checkpoint's groups are of a size that no target takes.",
@@ -62,7 +90,13 @@ def _scheme(layout: LinearLayout) -> Scheme:
         )
     granularity: Literal["tensor", "channel", "group"]
     granularity = "group" if layout.group_size else "tensor" if layout.per_tensor else "channel"
-    weights = Imported(type=layout.codes, granularity=granularity, group_size=layout.group_size, algorithm="imported")
+    weights = Imported(
+        type=layout.codes,
+        granularity=granularity,
+        group_size=layout.group_size,
+        algorithm="imported",
+        input_factor=input_factor,
+    )
     mode = {"fp8 static": "static", "fp8 dynamic": "dynamic"}.get(layout.inputs or "")
     return Scheme(weights=weights, inputs=Inputs.model_validate({"type": "fp8", "mode": mode}) if mode else None)
 
@@ -83,12 +117,11 @@ def import_quantised(
 
     Raises:
         UsageError: `out` holds something.
-        CheckpointError: a scale is not a positive, finite number, codes are not what the format allows, or a factor on
-            an input cannot be moved out of it.
+        CheckpointError: a scale is not a positive, finite number, or codes are not what the format allows.
     """
     quantised = checkpoint.quantised
     assert quantised is not None, "the caller imports quantised checkpoints only"
-    recipe = imported_recipe(quantised)
+    recipe = imported_recipe(checkpoint)
     plan = Plan(
         checkpoint=checkpoint_fingerprint(checkpoint), recipe=recipe, compute="float32", shard="1/1", samples=()
     )
@@ -114,8 +147,6 @@ class _BlockImport:
 
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
     overrides: dict[str, Tensor] = field(default_factory=dict)
-    factors: dict[str, Tensor] = field(default_factory=dict)
-    """What the inputs of a site are multiplied by, [in], by site name; where it is not all ones."""
     warnings: list[str] = field(default_factory=list)
     largest_value_factor: float = 1.0
     """How much larger cached values may become by a factor that moves into v_proj."""
@@ -128,10 +159,12 @@ def _import_block(block: Block, checkpoint: Checkpoint, quantised: Quantised) ->
         decoded = {name: quantised.linears[name].decode() for name in names}
         linears = [_linear(decoded[name], quantised.linears[name].layout) for name in names]
         state.linears |= zip(names, _with_one_input_scale(site, names, linears, state), strict=True)
-        _note_factor(site, decoded, state)
     for site in block.sites:
-        if site.name in state.factors:
-            _move_factor(site, state, checkpoint)
+        factor_I = _factor(site, quantised)
+        if factor_I is not None and _keeps_factor(site, quantised):
+            state.linears |= {n: replace(state.linears[n], input_factor=factor_I) for n in site.linears}
+        elif factor_I is not None:
+            _move_factor(site, factor_I, state, checkpoint)
     kv = _cache_scales(block, quantised, state.largest_value_factor)
     return QuantizedBlock(state.linears, state.overrides, kv), BlockRecord(warnings=tuple(state.warnings))
 
@@ -161,25 +194,10 @@ def _with_one_input_scale(
     return share_input_scale(names, linears)
 
 
-def _note_factor(site: Site, decoded: Mapping[str, Decoded], state: _BlockImport) -> None:
-    """Remember by what a site's input is multiplied; all its linears must agree, the unquantised ones too."""
-    found = {name: linear.pre_scale for name, linear in decoded.items()}
-    first = next((scale for scale in found.values() if scale is not None), None)
-    if first is None:
-        return
-    apart = [name for name in site.linears if (own := found.get(name)) is None or not torch.equal(own, first)]
-    if apart:
-        raise _stays(site, f"another one, or none, at {', '.join(apart)}", "one pre_quant_scale for all of them")
-    state.factors[site.name] = first
-
-
-def _move_factor(site: Site, state: _BlockImport, checkpoint: Checkpoint) -> None:
+def _move_factor(site: Site, factor_I: Tensor, state: _BlockImport, checkpoint: Checkpoint) -> None:
     """Put the factor of a site's input into what makes the input."""
-    factor_I, fold = state.factors[site.name], site.fold
-    if fold is None:
-        raise _stays(site, "a GELU before it", "a norm or a linear before it")
-    if not torch.equal(fold.shared(factor_I), factor_I):
-        raise _stays(site, "factors that differ between heads of one value", "equal ones for heads that share a value")
+    fold = site.fold
+    assert fold is not None, "_keeps_factor says so"
     factor_O = fold.of_source(factor_I)
     for name in fold.tensors:
         _multiply(name, factor_O, state, checkpoint)
@@ -196,16 +214,6 @@ def _multiply(name: str, factor_O: Tensor, state: _BlockImport, checkpoint: Chec
         return
     tensor = state.overrides[name] if name in state.overrides else checkpoint.read(name).float()
     state.overrides[name] = tensor * (factor_O[:, None] if tensor.ndim == 2 else factor_O)
-
-
-def _stays(site: Site, found: str, expected: str) -> CheckpointError:
-    return CheckpointError(
-        "A factor on a linear's input (pre_quant_scale) cannot be moved into what makes the input.",
-        where=", ".join(site.linears),
-        expected=expected,
-        found=found,
-        fix=_ORIGINAL,
-    )
 
 
 def _cache_scales(block: Block, quantised: Quantised, value_factor: float) -> KVScales | None:

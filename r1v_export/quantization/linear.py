@@ -50,6 +50,8 @@ class QuantizedLinear:
     """None quantises the weight only."""
     input_scale: Tensor | None = None
     """float32 scalar, static per tensor. None with `input_type` set is dynamic: one scale per token."""
+    input_factor: Tensor | None = None
+    """float32 [in], what the input is multiplied by before all else. Only imported checkpoints have it."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -85,7 +87,9 @@ class QuantizedLinear:
             return f"zero points of shape {tuple(self.zero_point.shape)} instead of {tuple(self.scale.shape)}"
         if self.input_scale is not None and (self.input_type is None or self.input_scale.ndim):
             return "an input scale that is not a scalar, or none of its inputs quantised"
-        scales = (self.scale,) if self.input_scale is None else (self.scale, self.input_scale)
+        if self.input_factor is not None and tuple(self.input_factor.shape) != (in_features,):
+            return f"factors on its input of shape {tuple(self.input_factor.shape)} instead of {(in_features,)}"
+        scales = [scale for scale in (self.scale, self.input_scale, self.input_factor) if scale is not None]
         if not all(bool((scale.isfinite() & (scale > 0)).all()) for scale in scales):
             return "a scale that is not a positive, finite number"
         return None

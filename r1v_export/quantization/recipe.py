@@ -103,6 +103,8 @@ class Imported(_Weights):
     """Codes and scales are those that a quantised checkpoint came with; nothing is rounded. Written by imports."""
 
     algorithm: Literal["imported"]
+    input_factor: bool = False
+    """Whether the linear multiplies its input by a factor for each channel first."""
 
 
 Weights = Annotated[RoundToNearest | Awq | Gptq | SmoothQuant | Imported, Field(discriminator="algorithm")]
@@ -119,6 +121,11 @@ class Scheme(_Part):
 
     weights: Weights
     inputs: Inputs | None = None
+
+    @property
+    def multiplies_input(self) -> bool:
+        """Whether the linear multiplies its input by a factor for each channel before all else."""
+        return isinstance(self.weights, Imported) and self.weights.input_factor
 
     @model_validator(mode="after")
     def _inputs_fit_the_weights(self) -> Scheme:

@@ -93,6 +93,24 @@ def test_the_graph_computes_what_the_fake_quant_model_computes(graph, kind, grou
     assert np.abs(expected - unquantised).max() > 1e-2, "nothing was quantised"
 
 
+@pytest.mark.parametrize("inputs", [None, "fp8"])
+def test_an_imported_linear_multiplies_its_input_first(inputs, tmp_path):
+    weights = {"type": "int4", "granularity": "group", "group_size": 32, "algorithm": "imported", "input_factor": True}
+    scheme = Scheme.model_validate({"weights": weights, "inputs": inputs and {"type": inputs, "mode": "static"}})
+    schemes = {"mlp1.3": scheme}
+    factor = torch.rand(SPEC.projector.hidden_size, generator=torch.Generator().manual_seed(0)) + 0.5
+    linears = {name: replace(linear, input_factor=factor) for name, linear in rounded(schemes).items()}
+    fake = copy.deepcopy(MODEL)
+    apply(fake, linears, {})
+    rewrite = quantizer(SPEC, schemes, linears.__getitem__, {})
+    path = export_graph("projector", CHECKPOINT, tmp_path, torch.float32, rewrite=rewrite)
+    onnx.checker.check_model(path, full_check=True)
+    expected = ReferenceEngine(fake).projector(*INPUTS["projector"].values())
+    np.testing.assert_allclose(run(path, INPUTS["projector"]), expected, atol=2e-5)
+    apply(fake, {name: replace(linear, input_factor=None) for name, linear in linears.items()}, {})
+    assert np.abs(expected - ReferenceEngine(fake).projector(*INPUTS["projector"].values())).max() > 1e-2
+
+
 def test_rewritten_tensors_take_the_place_of_the_checkpoints(tmp_path):
     name = "mlp1.0.weight"
     doubled = {name: lambda: CHECKPOINT.tensors[name] * 2}

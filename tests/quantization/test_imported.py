@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from r1v_export.builders.unified.builder import write_unified
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.errors import CheckpointError, UsageError
@@ -79,7 +80,7 @@ def test_an_import_that_was_stopped_goes_on_and_ends_in_the_same_bytes(source, t
 
 def test_its_recipe_cannot_be_calibrated_by(source, tmp_path):
     quantised_copy(source, tmp_path / "model", pack_awq, AWQ)
-    recipe = imported_recipe(Checkpoint.open(tmp_path / "model").quantised)
+    recipe = imported_recipe(Checkpoint.open(tmp_path / "model"))
     assert parse(recipe.to_yaml()) == recipe
     with pytest.raises(UsageError, match="came quantised"):
         make_schedule(Checkpoint.open(source), recipe)
@@ -93,7 +94,7 @@ def test_groups_that_no_target_takes_are_refused(source, tmp_path):
     save_file(tensors, tmp_path / "model" / "model.safetensors")
     set_quantization(tmp_path / "model", AWQ | {"group_size": 16})
     with pytest.raises(CheckpointError, match="groups of 32, 64, 128 inputs"):
-        imported_recipe(Checkpoint.open(tmp_path / "model").quantised)
+        imported_recipe(Checkpoint.open(tmp_path / "model"))
 
 
 def test_nan_in_a_scale_stops_the_import_and_names_the_linear(source, tmp_path):
@@ -161,12 +162,26 @@ def test_factors_on_inputs_move_into_what_makes_them_and_the_layer_computes_the_
     torch.testing.assert_close(decoder_output(checkpoint, artefact), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_factor_that_differs_between_heads_of_one_value_is_refused(source, tmp_path):
+def test_a_factor_that_differs_between_heads_of_one_value_stays_with_its_linear(source, tmp_path):
     spec = Checkpoint.open(source).spec.language
     assert spec.num_heads > spec.num_kv_heads
-    unified_with_factors(source, tmp_path / "model", {"self_attn.o_proj": factor(spec.num_heads * spec.head_dim, 1)})
-    with pytest.raises(CheckpointError, match="differ between heads"):
-        imported(tmp_path / "model", tmp_path / "out")
+    own = factor(spec.num_heads * spec.head_dim, 1)
+    unified_with_factors(source, tmp_path / "model", {"self_attn.o_proj": own})
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    artefact = imported(tmp_path / "model", tmp_path / "out")
+    assert not artefact.overrides
+    linear = artefact.linear(f"{LAYER}.self_attn.o_proj")
+    assert torch.equal(linear.input_factor, own)
+    assert [name for name, scheme in artefact.schemes.items() if scheme.multiplies_input] == [
+        f"{LAYER}.self_attn.o_proj"
+    ]
+    expected = decoder_output(checkpoint, None)
+    torch.testing.assert_close(decoder_output(checkpoint, artefact), expected, rtol=1e-4, atol=1e-4)
+    (tmp_path / "again").mkdir()
+    write_unified(checkpoint, artefact, tmp_path / "again")
+    written, given = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "model"))
+    for name in (name for name in given if ".o_proj." in name):
+        assert torch.equal(written[name], given[name])
 
 
 def test_a_factor_that_not_all_readers_of_a_tensor_have_is_refused(source, tmp_path):

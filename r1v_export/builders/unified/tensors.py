@@ -93,7 +93,9 @@ class _Linears:
                 if suffix == PRE_SCALE and len(self._site_of[linear]) > 1:
                     continue
                 shape = rule.shape_for(out_features // len(names), in_features, group_size)
-                dtype = self._compute if suffix == PRE_SCALE else rule.dtypes[-1]
+                dtype = rule.dtypes[-1]
+                if suffix == PRE_SCALE and not self.artefact.schemes[linear].multiplies_input:
+                    dtype = self._compute  # ones
                 chunks = partial(self._chunks, linear, suffix, index, len(names))
                 yield NewTensor(f"{name}.{suffix}", dtype, shape, chunks)
 
@@ -111,7 +113,8 @@ class _Linears:
         if algorithm == "W4A8_AWQ":
             tensors[SCALE_2] = self._shared_scale_2(self._site_of[linear])
         if PRE_SCALE in ALGORITHMS[algorithm].tensors:
-            tensors[PRE_SCALE] = torch.ones(quantized.shape[1])
+            factor = quantized.input_factor
+            tensors[PRE_SCALE] = torch.ones(quantized.shape[1]) if factor is None else factor
         return tensors
 
     def _shared_scale_2(self, linears: tuple[str, ...]) -> Tensor:

@@ -122,6 +122,23 @@ class StoredLinear:
         """
         return _joined([self._decode(part) for part in self.parts], self.parts[0])
 
+    def pre_scale(self) -> Tensor | None:
+        """`Decoded.pre_scale`, without reading anything else.
+
+        Raises:
+            CheckpointError: it is not positive and finite, or parts have different ones.
+        """
+        found = []
+        for part in self.parts:
+            stored = part.get("pre_quant_scale")
+            scale = None if stored is None else stored.read().float()
+            if scale is not None and not bool((scale.isfinite() & (scale > 0)).all()):
+                raise _damaged(part, "factors on its input that are not", "positive scales")
+            found.append(None if scale is None or bool((scale == 1).all()) else scale)
+        if not all(_same(scale, found[0]) for scale in found):
+            raise _damaged(self.parts[0], "scales of their own", "one scale for parts that the model joins")
+        return found[0]
+
     def _decode(self, part: Mapping[str, StoredTensor]) -> Decoded:
         try:
             decoded = self.layout.decode({suffix: tensor.read() for suffix, tensor in part.items()})
