@@ -9,9 +9,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from r1v_export import contract
 from r1v_export.builders.tensorrt.builder import TensorRTRTXBuilder
+from r1v_export.builders.tensorrt.loading import deserialize
 from r1v_export.builders.tensorrt.plan import DESCRIPTION, PLAN, PlanWriter, read_info, require_runs_here
 from r1v_export.errors import BundleError, CapabilityError
 
@@ -31,6 +33,13 @@ def test_a_sound_engine_gets_as_far_as_the_gpu_that_it_lacks(fp32, folder) -> No
         open_it(fp32, folder)
     assert caught.value.exit_code == 4
     assert "89" in str(caught.value.expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a driver")
+def test_deserialising_goes_as_far_as_the_driver_and_ends_in_one_message(library, folder, capfd) -> None:
+    runtime = library.module.Runtime(library.logger(lambda severity, message: None))
+    with pytest.raises(BundleError, match=r"refuses a plan[\s\S]*projector\.plan"):
+        deserialize(library, runtime, folder / f"{contract.PROJECTOR}{PLAN}")
 
 
 def test_a_plan_cut_short_is_named(fp32, folder) -> None:
