@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from polygraphy import comparator
 
 from r1v_export.parity.metrics import TensorStatistics
-
-comparator = pytest.importorskip("polygraphy.comparator")
-
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-2, 3.0])
 def test_largest_and_mean_errors_are_polygraphys(scale: float) -> None:
