@@ -8,6 +8,7 @@ from polygraphy import comparator
 
 from r1v_export.parity.metrics import TensorStatistics
 
+
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-2, 3.0])
 def test_largest_and_mean_errors_are_polygraphys(scale: float) -> None:
     random = np.random.default_rng(0)
