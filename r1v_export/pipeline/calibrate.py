@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ def calibrate_alone(config: BuildConfig, out: Path, progress: Progress, *, offli
     checkpoint = _open(config, offline)
     with progress.stage("calibration", WORK) as task:
         calibrate(config, recipe, checkpoint, out, work_folder(out), task.advance)
+    # What a search within a budget tried on its way.
+    shutil.rmtree(work_folder(out), ignore_errors=True)
     return _calibrated(out, checkpoint, progress)
 
 

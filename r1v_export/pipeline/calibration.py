@@ -178,6 +178,8 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, execu
 
     assert config.budget is not None
     assert execution.work is not None
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
     budget, work = Budget.parse(config.budget), execution.work
     with_kl = _whole_model_fits(checkpoint)
     if budget.kind == "kl" and not with_kl:
@@ -196,9 +198,14 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, execu
         recipes=budget_candidates(config, checkpoint),
         with_kl=with_kl,
     )
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(found.folder, out)
-    write_text(out / SENSITIVITY, to_json(found.table.model_dump(mode="json")))
+    result = work / "result"
+    shutil.rmtree(result, ignore_errors=True)
+    shutil.copytree(found.folder, result)
+    write_text(result / SENSITIVITY, to_json(found.table.model_dump(mode="json")))
+    if out.is_dir():
+        out.rmdir()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    result.replace(out)
 
 
 def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet | None:

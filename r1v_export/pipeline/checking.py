@@ -22,6 +22,7 @@ from r1v_export.pipeline.parity_gate import (
     gates,
     questions,
     reference_side,
+    require_calibrated_scales,
     rounding,
 )
 from r1v_export.pipeline.progress import Progress
@@ -72,6 +73,7 @@ def check_bundle(
     progress.stages = 1 + (2 if bundle.config.quantised else 1) + len(others)
     checkpoint = open_source(bundle, model, progress)
     artefact = open_artefact(folder, checkpoint)
+    require_calibrated_scales(bundle.graphs, artefact)
     candidate, limits = candidate_side(folder, target, device), rounding(bundle.config, target, bundle.spec, artefact)
     reports = []
     for gate, reference in gates(checkpoint, artefact, device):

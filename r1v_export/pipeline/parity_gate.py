@@ -67,6 +67,17 @@ def rounding(config: BuildConfig, target: str, spec: ModelSpec, artefact: Artefa
     return {"precision": config.precision, "compute": arithmetic.compute, "quantised_inputs": quantised_inputs}
 
 
+def require_calibrated_scales(graphs: Path, artefact: Artefact | None) -> None:
+    """
+    Raises:
+        ParityError: a graph holds another scale than the calibration; the error names the linear.
+    """
+    if artefact is not None:
+        from r1v_export.quantization.graph_check import require_calibrated_scales as require
+
+        require(graphs, artefact)
+
+
 def calibration_facts(artefact: Artefact | None) -> CalibrationFacts | None:
     """What a report says of the calibration, None where nothing is quantised."""
     if artefact is None:

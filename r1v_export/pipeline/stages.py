@@ -250,9 +250,11 @@ class Build:
             compare,
             gates,
             questions,
+            require_calibrated_scales,
             rounding,
         )
 
+        require_calibrated_scales(self.out / GRAPHS, self.artefact)
         parity, device = self.config.parity, self.config.device
         candidate = candidate_side(self.out, target, device)
         limits = rounding(self.config, target, self.checkpoint.spec, self.artefact)

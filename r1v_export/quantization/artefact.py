@@ -178,6 +178,10 @@ class Artefact:
             input_factor=self._optional(f"{name}.input_factor"),
         )
 
+    def scales(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """A linear's weight and static input scales, without reading its codes."""
+        return self._scales[f"{name}.weight_scale"].read(), self._optional(f"{name}.input_scale")
+
     def linears(self) -> Iterator[tuple[str, QuantizedLinear]]:
         """Every quantised linear, in model order."""
         return ((name, self.linear(name)) for name in self.schemes)

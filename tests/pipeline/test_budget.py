@@ -68,6 +68,9 @@ def test_its_build_file_and_its_recipe_make_the_same_calibration(
     assert config.budget == SIZE
     expected = tree(bundle / CALIBRATION)
     assert tree(calibrate_alone(config, tmp_path / "again", Progress(quiet=True)).out) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+    with pytest.raises(UsageError, match="not empty"):
+        calibrate_alone(config, tmp_path / "again", Progress(quiet=True))
     by_recipe = config.model_copy(update={"budget": None, "recipe": str(bundle / CALIBRATION / "recipe.yaml")})
     found = tree(calibrate_alone(by_recipe, tmp_path / "by-recipe", Progress(quiet=True)).out)
     assert found == {name: content for name, content in expected.items() if name != SENSITIVITY}

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from safetensors.numpy import load_file, save_file
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, CalibrationConfig
+from r1v_export.errors import ParityError
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.bundle import Bundle
 from r1v_export.pipeline.calibration import CALIBRATION, open_artefact
-from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions, rounding
+from r1v_export.pipeline.checking import Questions, check_bundle
+from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions, reference_side, rounding
+from r1v_export.pipeline.progress import Progress
+from r1v_export.quantization.recipe import load
+
+Change = Callable[[np.ndarray], np.ndarray]
 
 FEW = CalibrationConfig(samples=2)
 
@@ -50,6 +60,95 @@ def test_the_engine_computes_what_the_fake_quantised_model_computes(bundle: Path
     limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artefact)
     report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
     assert report.passed, report.first_bad
+
+
+SCALE = "language_model.model.layers.0.mlp.down_proj.weight"
+
+
+def shuffled(scale: np.ndarray) -> np.ndarray:
+    return scale[..., ::-1]
+
+
+def corrupted(scale: np.ndarray) -> np.ndarray:
+    """As if a bit of one exponent had flipped."""
+    changed = scale.copy()
+    changed.flat[3] *= 16
+    return changed
+
+
+def change_graph(bundle: Path, change: Change) -> None:
+    """Overwrite a scale among the decoder's weights, in the graph's [in, out] order."""
+    initializers = ir.load(bundle / "graphs" / "decoder.onnx").graph.initializers
+    stored = initializers[f"{SCALE}.T.scale"].const_value
+    assert isinstance(stored, ir.ExternalTensor)
+    changed = np.ascontiguousarray(change(stored.numpy().copy())).tobytes()
+    with (bundle / "graphs" / stored.location).open("r+b") as file:
+        file.seek(stored.offset or 0)
+        file.write(changed)
+
+
+def change_artefact(bundle: Path, change: Change) -> None:
+    """Overwrite the same scale in the calibration, in [out, in] order."""
+    path = bundle / CALIBRATION / "scales.safetensors"
+    scales = load_file(path)
+    scales[f"{SCALE}_scale"] = np.ascontiguousarray(change(scales[f"{SCALE}_scale"].T).T)
+    save_file(scales, path)
+
+
+@pytest.mark.parametrize("change", [shuffled, corrupted])
+@pytest.mark.parametrize("where", [change_graph, change_artefact])
+def test_a_wrong_scale_is_caught_by_the_check_of_the_bundle_and_its_linear_named(
+    bundle: Path, tiny_model: Path, tmp_path: Path, where: Callable[[Path, Change], None], change: Change
+) -> None:
+    damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
+    where(damaged, change)
+    asked = Questions(1, (), max_new_tokens=4)
+    with pytest.raises(ParityError, match=r"layers\.0\.mlp\.down_proj") as caught:
+        check_bundle(damaged, None, str(tiny_model), asked, (), "cpu", Progress(quiet=True), blocks=False)
+    assert caught.value.found is not None
+    assert "differ, by factors of" in str(caught.value.found)
+
+
+def test_int4_scales_are_told_by_the_numbers_too(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
+    if bundle.name != "int4":
+        pytest.skip("8-bit inputs amplify rounding: their limits are wider than what one wrong scale does")
+    damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
+    change_graph(damaged, shuffled)
+    checkpoint = Checkpoint.open(tiny_model)
+    artefact = open_artefact(damaged, checkpoint)
+    gate, reference = next(gates(checkpoint, artefact, "cpu"))
+    candidate = candidate_side(damaged, "onnxruntime", "cpu")
+    limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artefact)
+    samples = questions(checkpoint, 1)
+    report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
+    assert report.first_bad == "prefill"
+
+
+def test_an_fp8_cache_is_computed_by_engine_and_reference_alike(tiny_config: BuildConfig, tmp_path: Path) -> None:
+    recipe = tmp_path / "kv.yaml"
+    recipe.write_text(load("int4-rtn").to_yaml().replace("kv_cache: null", "kv_cache: fp8"))
+    out = build(quantised(tiny_config, "int4", recipe=str(recipe)), tmp_path / "out").out
+    decoder = ir.load(out / "graphs" / "decoder.onnx").graph
+    assert [node.name for node in decoder if node.op_type == "QuantizeLinear"] == [
+        f"language_model.model.layers.0.self_attn.{kind}/QuantizeLinear" for kind in ("key", "value")
+    ]
+    checkpoint = Checkpoint.open(tiny_config.model)
+    artefact = open_artefact(out, checkpoint)
+    assert artefact is not None
+    limits = rounding(Bundle.open(out).config, "onnxruntime", checkpoint.spec, artefact)
+    candidate = candidate_side(out, "onnxruntime", "cpu")
+    divergence = {}
+    for scales in (artefact.cache_scales, {}):
+        reference = reference_side(checkpoint, "cpu", artefact)
+        for layer in reference.engine.model.language_model.model.layers if not scales else ():  # type: ignore[attr-defined]
+            layer.self_attn.cached_key = layer.self_attn.cached_value = torch.nn.Identity()
+        samples = questions(checkpoint, 2)
+        report = compare(
+            reference, candidate, samples, lambda done: None, gate="arithmetic", max_new_tokens=8, **limits
+        )
+        assert report.passed or not scales
+        divergence[bool(scales)] = report.boundary("decode").metrics["mean_kl"]
+    assert divergence[True] < divergence[False] / 20
 
 
 def test_a_stopped_calibration_goes_on_and_a_finished_build_is_up_to_date(
