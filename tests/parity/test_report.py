@@ -14,6 +14,8 @@ from pydantic import ValidationError
 
 from r1v_export.parity import ParityReport, Sample, Side, check, write_report
 from r1v_export.parity.report import share, to_html, to_json, visible
+from r1v_export.parity.schema import BundleFacts, CalibrationFacts
+from r1v_export.quantization.sensitivity import Option, Selection, SensitivityTable
 from r1v_export.reference.model import Model
 
 Damaged = Callable[[Callable[[Model], None]], Side]
@@ -110,6 +112,65 @@ def test_json_reads_back_as_the_report(failed: ParityReport):
     again = ParityReport.model_validate_json(to_json(failed))
     assert to_json(again) == to_json(failed)
     assert again.first_bad == "vision_block.1"
+
+
+@pytest.fixture(scope="module")
+def told(passed: ParityReport) -> ParityReport:
+    """With everything that a report can say of calibration, and with bundles side by side."""
+    costs = {"16-bit": (200, 0.0), "fp8": (100, 1e-4), "int4": (60, 2e-3)}
+    modules = ("vision_model.encoder.layers.0.mlp.fc1", "mlp1.1", "language_model.model.layers.0.mlp.gate_proj")
+    options = [
+        Option(module=module, precision=precision, size_bytes=size, snr_db=30.0, kl=kl)
+        for module in modules
+        for precision, (size, kl) in costs.items()
+    ]
+    selection = Selection(
+        budget="kl=0.02", precisions=dict(zip(modules, costs, strict=True)), size_bytes=2_345_678, kl=0.0123
+    )
+    table = SensitivityTable(
+        checkpoint="0" * 64, samples=16, fixed_bytes=1000, options=tuple(options), selection=selection
+    )
+    warning = "Keys of <b>layer 3</b> reach 120 in channel 7"
+    calibration = CalibrationFacts(recipe="mixed-auto", samples=128, warnings=(warning,), sensitivity=table)
+    bundles = tuple(
+        BundleFacts(
+            name=name,
+            precision=name,
+            target="onnxruntime",
+            size_bytes=size,
+            mean_kl=kl,
+            top1_agreement=0.99,
+            right=30,
+            graded=32,
+        )
+        for name, size, kl in (("int4", 9_900_000, 4.1e-3), ("fp8", 8_900_000, 7.3e-4), ("fp32", 24_500_000, 0.0))
+    )
+    return passed.model_copy(update={"calibration": calibration, "bundles": bundles})
+
+
+def test_a_page_tells_of_calibration_sensitivity_and_other_bundles(told: ParityReport, passed_page: Page):
+    html = to_html(told)
+    page = Page(html)
+    for text in (
+        "Keys of <b>layer 3</b> reach 120 in channel 7",
+        "mixed-auto",
+        "kl=0.02",
+        "2.3 MB",
+        "0.0123 nats",
+        "int4: 0.0041",
+        "fp8, chosen for 1 of 3",
+        "30 of 32",
+        "✓ chosen",
+    ):
+        assert text in page.words, text
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == len([t for t, _ in passed_page.tags if t == "svg"]) + 2
+    outside = [url for name in ("src", "href", "xlink:href") for url in page.attributes(name)]
+    assert all(url.startswith(("data:", "#")) for url in outside)
+
+
+def test_a_page_of_a_build_that_is_not_quantised_tells_of_neither(passed_page: Page):
+    assert "Calibration" not in passed_page.words
+    assert "Accuracy against size" not in passed_page.words
 
 
 def test_json_with_an_unknown_field_is_refused(failed: ParityReport):

@@ -34,6 +34,15 @@ def test_a_pipe_gets_one_plain_line_per_stage(clock: list[float]) -> None:
     assert stream.getvalue() == "[1/2] one: 10 s\n[2/2] two: done before\n"
 
 
+def test_a_note_stays_below_its_stage(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = Progress(1, stream)
+    with shown.stage("one"):
+        clock[0] += 1
+    shown.note("warning: keys have outliers")
+    assert stream.getvalue() == "[1/1] one: 1.0 s\n  warning: keys have outliers\n"
+
+
 def test_a_terminal_sees_how_far_and_how_long_still(clock: list[float]) -> None:
     stream = Terminal()
     with Progress(1, stream).stage("one", 400) as task:
