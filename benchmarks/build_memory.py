@@ -9,9 +9,8 @@ a process of its own. Needs free disk of about twice the largest bundle (40 GB f
 
 from __future__ import annotations
 
-import os
-import resource
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,14 @@ from measure import machine, write_results
 from r1v_export.checkpoint.synth import synthesize
 
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxruntime")
+
+
+_RUN_AND_MEASURE = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 
 
 def measure(layers: int, work: Path) -> dict[str, Any]:
@@ -46,16 +53,15 @@ def measure(layers: int, work: Path) -> dict[str, Any]:
 
 
 def peak_of(command: list[str]) -> int:
-    """Run a command; its own peak resident set in bytes."""
-    pid = os.posix_spawn(command[0], command, os.environ)
-    _, status, usage = os.wait4(pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed: {os.waitstatus_to_exitcode(status)}")
-    return _bytes(usage)
+    """Run a command; its own peak resident set in bytes.
 
-
-def _bytes(usage: resource.struct_rusage) -> int:
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    A small process stands between: a child starts with the peak of the process that started it, so one that has held
+    large tensors would be what is measured.
+    """
+    run = subprocess.run([sys.executable, "-c", _RUN_AND_MEASURE, *command], stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {run.returncode}")
+    return int(run.stdout) * (1 if sys.platform == "darwin" else 1024)
 
 
 @click.command()
