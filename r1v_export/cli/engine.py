@@ -12,7 +12,9 @@ from r1v_export.cli.output import common_options, print_json
 
 @click.command(short_help="Build a TensorRT-LLM engine from a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("engine"), show_default=True)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("engine"), show_default=True, help="Its folder."
+)
 @click.option("--workers", type=click.IntRange(min=1), help="GPUs to build on at a time. [default: one for each rank]")
 @click.option("--program", type=click.Path(path_type=Path), help="trtllm-build to use. [default: the one on PATH]")
 @click.option(
