@@ -22,7 +22,7 @@ TARGET_NEEDS: dict[str, tuple[str, str, str]] = {
     "tensorrt-llm": (
         "tensorrt_llm",
         "tensorrt-llm",
-        "checkpoints are written without it; for engines: pip install 'r1v-export[tensorrt-llm]' in an environment of its "
+        "checkpoints are written without it; engines: pip install 'r1v-export[tensorrt-llm]' in an environment of its "
         "own (it pins TensorRT 10.13)",
     ),
 }

@@ -103,7 +103,7 @@ def decode(
     except (RuntimeError, IndexError) as error:
         raise BundleError("A linear's tensors do not fit each other.", where=where, found=error) from error
     if "prequant_scaling_factor" in found:
-        _require_ones(where, found["prequant_scaling_factor"])
+        weight = _with_factor(weight, found["prequant_scaling_factor"])
     return Shard(weight, found.get("bias"))
 
 
@@ -166,14 +166,9 @@ def undo_interleave(weight: Tensor, kernel_layout: int) -> Tensor:
     return strips.view(out_features, in_features)
 
 
-def _require_ones(where: str, scale_I: Tensor) -> None:
-    if not bool((scale_I == 1).all()):
-        raise BundleError(
-            "A linear scales its input, which this reader knows only folded into what makes the input.",
-            where=where,
-            expected="ones",
-            found=f"{float(scale_I.min()):g} to {float(scale_I.max()):g}",
-        )
+def _with_factor(weight: QuantizedLinear, factor_I: Tensor) -> QuantizedLinear:
+    """Ones are nothing: scales that are folded into what makes the input leave them."""
+    return weight if bool((factor_I == 1).all()) else replace(weight, input_factor=factor_I.float())
 
 
 def split_outputs(shard: Shard, rows: Sequence[int]) -> list[Shard]:
@@ -218,9 +213,23 @@ def join(name: str, shards: Sequence[Shard], inputs: bool) -> Shard:
     return Shard(
         replace(
             whole,
+            input_factor=_join_factors(name, linears, inputs),
             codes=torch.cat([linear.codes for linear in linears], axis),
             scale=torch.cat([linear.scale for linear in linears], axis) if cut_scale else whole.scale,
             zero_point=torch.cat(zeros, axis) if zeros else None,
         ),
         bias,
     )
+
+
+def _join_factors(name: str, linears: Sequence[QuantizedLinear], inputs: bool) -> Tensor | None:
+    """What the input is multiplied by: each GPU has that of its own inputs. Where it has none, ones."""
+    factors = [linear.input_factor for linear in linears]
+    if all(factor is None for factor in factors):
+        return None
+    whole = [torch.ones(q.shape[1]) if f is None else f for q, f in zip(linears, factors, strict=True)]
+    if inputs:
+        return torch.cat(whole)
+    if any(not torch.equal(whole[0], other) for other in whole):
+        raise BundleError("GPUs disagree about the factors on a linear's input.", where=name)
+    return whole[0]

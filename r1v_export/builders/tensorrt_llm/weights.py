@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from r1v_export.builders.tensorrt_llm.encode import BIAS, Part, Parts, encode, encode_plain
-from r1v_export.builders.tensorrt_llm.formats import FUSED_MLP, MODULES, Format
+from r1v_export.builders.tensorrt_llm.formats import FUSED_MLP, MODULES, PRE_QUANT_SCALES, Format
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.errors import BundleError, CheckpointError
@@ -104,15 +104,18 @@ class Weights:
         assert form is not None
         modules = FUSED_MLP if module in FUSED_MLP and form.algorithm == "FP8" else (module,)
         names = [name for fused in modules for name in _sources(layer, fused)]
-        linears: Sequence[QuantizedLinear] = [self._calibrated(name) for name in names]
+        linears: Sequence[QuantizedLinear] = [self._calibrated(name, form) for name in names]
         if form.algorithm == "FP8" and not has_one_scale(linears):
             linears = share_weight_scale(names, linears)
         return dict(zip(names, share_input_scale(names, linears), strict=True))
 
-    def _calibrated(self, name: str) -> QuantizedLinear:
+    def _calibrated(self, name: str, form: Format) -> QuantizedLinear:
         assert self.artefact is not None
         linear = self.artefact.linear(name)
-        if problem := linear.problem():
+        problem = linear.problem()
+        if problem is None and linear.input_factor is not None and form.algorithm not in PRE_QUANT_SCALES:
+            problem = f"a factor on its input, which {form.algorithm} has not"
+        if problem:
             raise BundleError(
                 f"The calibration of a linear cannot be stored: it has {problem}.",
                 where=f"{self.artefact.folder}: {name}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from r1v_export.builders.tensorrt_llm.encode import encode
 from r1v_export.builders.tensorrt_llm.engine import load_language_model
+from r1v_export.builders.tensorrt_llm.formats import Format
 from r1v_export.builders.tensorrt_llm.parallel import Parallel
 from r1v_export.builders.tensorrt_llm.reader import LanguageCheckpoint, read_checkpoint
 from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
@@ -225,6 +228,39 @@ def test_scales_that_one_product_must_share_are_shared_by_rounding_again(wide, q
         # The coarser grid's rounding: half of an eighth.
         assert bool(((ours.dequantize() - expected).abs() <= expected.abs() / 16 + ours.scale[0] * 2**-9).all())
     assert torch.equal(found[name.removeprefix("language_model.")].codes.float(), artefact.linear(name).codes.float())
+
+
+@pytest.mark.parametrize("parallel", [Parallel(1), Parallel(2)], ids=["tp1", "tp2"])
+def test_factors_on_inputs_come_back(wide, quantised, tmp_path, parallel):
+    """As imported AWQ checkpoints have them, where nothing could take them up."""
+    factors = torch.linspace(0.5, 2, 1024).to(torch.bfloat16)
+    folder = write(wide, quantised("int4"), tmp_path / "a", parallel)
+    for rank in range(parallel.tp):
+        path = folder / f"rank{rank}.safetensors"
+        share = factors.chunk(parallel.tp)[rank]
+        changed = {
+            "transformer.layers.0.attention.qkv.prequant_scaling_factor": factors,
+            "transformer.layers.0.mlp.proj.prequant_scaling_factor": share.clone(),
+        }
+        save_file(load_file(path) | changed, path)
+
+    found = read_checkpoint(folder).linears
+
+    layer = "model.layers.0"
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"):
+        assert torch.equal(found[f"{layer}.{name}"].input_factor, factors.float())
+    assert found[f"{layer}.mlp.up_proj"].input_factor is None
+
+
+def test_the_writer_stores_factors_on_inputs(wide, quantised):
+    linear = replace(
+        quantised("int4").linear("language_model.model.layers.0.mlp.down_proj"), input_factor=torch.full((1024,), 0.75)
+    )
+
+    parts = encode(linear, Format("W4A16_AWQ", 64), torch.bfloat16)
+
+    assert torch.equal(parts["prequant_scaling_factor"].tensor, torch.full((1024,), 0.75, dtype=torch.bfloat16))
+    assert parts["prequant_scaling_factor"].inputs == 0
 
 
 def test_the_cache_s_scale_is_that_of_the_larger_of_keys_and_values(wide, quantised, tmp_path):
