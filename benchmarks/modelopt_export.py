@@ -1,5 +1,5 @@
 """nvidia-modelopt's unified export of a Qwen2 folder: the peer of `unified_checkpoint.py`, which runs this in an
-environment of modelopt's own (nvidia-modelopt, transformers, requests). Prints how long the steps took as JSON.
+environment of modelopt's own (nvidia-modelopt, transformers, requests).
 
 With `--amax`, every quantiser is given a range in place of what it saw: {linear}.weight, {linear}.input and
 {layer}.self_attn.key, .value.
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--format", choices=CONFIGS, required=True)
     parser.add_argument("--kv-cache", action="store_true")
     parser.add_argument("--amax", type=Path)
+    parser.add_argument("--times", type=Path, help="where to write how long the steps took, as JSON")
     options = parser.parse_args()
     torch.manual_seed(0)
     seconds = {}
@@ -54,7 +55,8 @@ def main() -> None:
     with torch.no_grad():
         export_hf_checkpoint(model, export_dir=options.out)
     seconds["export"] = time.monotonic() - started
-    print(json.dumps(seconds))
+    if options.times is not None:
+        options.times.write_text(json.dumps(seconds))
 
 
 def give_ranges(model: torch.nn.Module, ranges: dict[str, torch.Tensor]) -> None:

@@ -58,6 +58,7 @@ RECIPES = {
 
 
 def calibrated(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> Artefact:
+    """Calibrated on one picture of noise; rounding to nearest looks at none."""
     record = Record("noise", (lambda: Image.effect_noise((448, 448), 64).convert("RGB"),), "What?", answer="Noise.")
     calibrate(checkpoint, recipe, prepare([record], checkpoint), out)
     return Artefact.open(out, checkpoint)
@@ -163,31 +164,45 @@ def measure(layers: int, python: str, work: Path) -> dict[str, Any]:
     shutil.rmtree(work, ignore_errors=True)
     make_checkpoint(work / "source", layers)
     checkpoint = Checkpoint.open(work / "source")
-    calibrate(checkpoint, RECIPES["int4"], prepare([], checkpoint), work / "calibration")
-    result: dict[str, Any] = {"layers": layers}
-    started = time.monotonic()
-    ours = [sys.executable, __file__, "--write", str(work), "--modelopt", python]
-    result["ours"] = {"peak_rss_gb": round(peak_of(ours) / 1e9, 2)}
-    result["ours"]["seconds"] = round(time.monotonic() - started, 1)
     tensors = {
         name.removeprefix(LANGUAGE): checkpoint.read(name) for name in checkpoint.tensors if name.startswith(LANGUAGE)
     }
     language_folder(checkpoint, work / "language", tensors)
     del tensors
-    started = time.monotonic()
+    ours = [sys.executable, __file__, "--modelopt", python]
     theirs = [python, str(PEER), str(work / "language"), str(work / "theirs"), "--format", "int4"]
-    result["modelopt"] = {"peak_rss_gb": round(peak_of(theirs) / 1e9, 2)}
-    result["modelopt"]["seconds"] = round(time.monotonic() - started, 1)
+    result = {
+        "layers": layers,
+        "ours_calibrate": run_measured([*ours, "--calibrate", str(work)], work / "ours.json"),
+        "ours_export": run_measured([*ours, "--write", str(work)], work / "ours.json"),
+        "modelopt": run_measured([*theirs, "--times", str(work / "modelopt.json")], work / "modelopt.json"),
+    }
     print(f"  {result}", file=sys.stderr, flush=True)
     shutil.rmtree(work, ignore_errors=True)
     return result
 
 
+def run_measured(command: list[str], times: Path) -> dict[str, Any]:
+    """Peak resident set of a command, and the seconds of the steps that it wrote down."""
+    peak_bytes = peak_of(command)
+    seconds = {step: round(value, 1) for step, value in json.loads(times.read_text()).items()}
+    return {"peak_rss_gb": round(peak_bytes / 1e9, 2), "seconds": seconds}
+
+
+def calibrate_one(work: Path) -> None:
+    """What is measured: rounding to nearest."""
+    started = time.monotonic()
+    calibrated(Checkpoint.open(work / "source"), RECIPES["int4"], work / "calibration")
+    (work / "ours.json").write_text(json.dumps({"calibrate": time.monotonic() - started}))
+
+
 def write_one(work: Path) -> None:
-    """What is measured."""
+    """What is measured: writing."""
+    started = time.monotonic()
     checkpoint = Checkpoint.open(work / "source")
     (work / "ours").mkdir()
     write_unified(checkpoint, Artefact.open(work / "calibration", checkpoint), work / "ours")
+    (work / "ours.json").write_text(json.dumps({"export": time.monotonic() - started}))
 
 
 @click.command(help=__doc__)
@@ -195,10 +210,13 @@ def write_one(work: Path) -> None:
 @click.option("--equal", is_flag=True, help="Compare tensors instead of time and memory.")
 @click.option("--layers", multiple=True, type=click.IntRange(1), default=(2, 4, 8), show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-unified"), show_default=True)
-@click.option("--write", "written", type=click.Path(path_type=Path), hidden=True)
-def main(python: str, equal: bool, layers: tuple[int, ...], work: Path, written: Path | None) -> None:
-    if written is not None:
-        write_one(written)
+@click.option("--calibrate", "calibrating", type=click.Path(path_type=Path), hidden=True)
+@click.option("--write", "writing", type=click.Path(path_type=Path), hidden=True)
+def main(
+    python: str, equal: bool, layers: tuple[int, ...], work: Path, calibrating: Path | None, writing: Path | None
+) -> None:
+    if calibrating is not None or writing is not None:
+        calibrate_one(calibrating) if calibrating else write_one(writing)
         return
     conditions = machine(("torch",))
     shutil.rmtree(work, ignore_errors=True)
