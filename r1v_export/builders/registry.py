@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from r1v_export.checkpoint.checkpoint import Checkpoint
     from r1v_export.checkpoint.spec import ModelSpec
     from r1v_export.quantization.artefact import Artefact
+    from r1v_export.quantization.recipe import Scheme
 
 BUILDERS = {
     "onnxruntime": "r1v_export.builders.onnxruntime.builder:OnnxRuntimeBuilder",
@@ -58,6 +59,13 @@ class Builder(Protocol):
 
     def check(self, config: BuildConfig) -> None:
         """Raise CapabilityError or UsageError unless this machine can build that for this target."""
+
+    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
+        """Raise UsageError unless this model, quantised so, can become engines; before any weight is read.
+
+        Args:
+            schemes: of every quantised linear; empty where that is still to be found.
+        """
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         """What the engines round, apart from what the calibration quantises."""

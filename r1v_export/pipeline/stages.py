@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from r1v_export.pipeline.stage import Advance, Stage
 if TYPE_CHECKING:
     from r1v_export.exporters.graph import Rewrite
     from r1v_export.quantization.artefact import Artefact
-    from r1v_export.quantization.recipe import Recipe
+    from r1v_export.quantization.recipe import Recipe, Scheme
 
 CALIBRATION_STAGE = "calibration"
 
@@ -62,12 +62,16 @@ class Build:
             from r1v_export.quantization.imported import imported_recipe
 
             return imported_recipe(self.checkpoint)
-        recipe = chosen_recipe(self.config)
-        if recipe is not None:
-            from r1v_export.quantization.recipe import resolve
+        return chosen_recipe(self.config)
 
-            resolve(recipe, self.checkpoint.spec)
-        return recipe
+    @cached_property
+    def schemes(self) -> Mapping[str, Scheme]:
+        """How the recipe, checked against the model, quantises each linear; empty where there is none yet."""
+        if self.recipe is None:
+            return {}
+        from r1v_export.quantization.recipe import resolve
+
+        return resolve(self.recipe, self.checkpoint.spec)
 
     @cached_property
     def artefact(self) -> Artefact | None:
@@ -81,7 +85,13 @@ class Build:
         return self.config.saved(source.kind, source.revision)
 
     def stages(self) -> list[Stage]:
-        """All stages, each after those that it reads from."""
+        """All stages, each after those that it reads from.
+
+        Raises:
+            UsageError: a target does not take this model, quantised so.
+        """
+        for target in self.config.targets:
+            registry.builder(target).check_model(self.config, self.checkpoint.spec, self.schemes)
         stages = [self._model_stage(), *self._calibration_stages(), *self._graph_stages(), *self._engine_stages()]
         checked = [target for target in self.config.targets if self.unchecked(target) is None]
         if checked:

@@ -13,7 +13,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cli.main import run
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.config_tensorrt_llm import TensorRTLLMConfig
-from r1v_export.errors import BundleError
+from r1v_export.errors import BundleError, UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.bundle import Bundle
@@ -95,3 +95,21 @@ def test_without_trtllm_build_the_exit_code_is_4_and_the_recipe_is_told(
 def test_a_bundle_without_a_checkpoint_has_no_engine(tiny_built: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no tensorrt-llm[\s\S]*--target tensorrt-llm"):
         plan_engine(tiny_built, tmp_path)
+
+
+def test_gpus_that_cannot_share_the_model_are_refused_before_any_work(tiny_config: BuildConfig, tmp_path: Path) -> None:
+    changes = {"precision": "fp8", "targets": ("tensorrt-llm",), "tensorrt_llm": TensorRTLLMConfig(tp=8)}
+
+    with pytest.raises(UsageError, match="8 GPUs cannot share"):
+        build(tiny_config.model_copy(update=changes), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_recipe_that_tensorrt_llm_has_no_format_for_is_refused_before_any_work(
+    tiny_config: BuildConfig, tmp_path: Path
+) -> None:
+    changes = {"precision": "fp8", "recipe": "fp8", "targets": ("tensorrt-llm",)}
+
+    with pytest.raises(UsageError, match="fp8-tensor"):
+        build(tiny_config.model_copy(update=changes), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -16,6 +17,9 @@ from r1v_export.builders.weights import point_weights_to
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError, GraphError
+
+if TYPE_CHECKING:
+    from r1v_export.quantization.recipe import Scheme
 
 GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
 
@@ -38,6 +42,9 @@ class OnnxRuntimeBuilder:
         check_device(config.device)
         if config.compute not in COMPUTE_TYPES:
             raise _no_kernels(config.compute)
+
+    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
+        """Any model will do."""
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         return Arithmetic(config.compute, rounds_inputs=config.onnxruntime.int4_inputs == "int8")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -31,6 +32,9 @@ from r1v_export.builders.weights import point_weights_to
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import CapabilityError, GraphError, UsageError
+
+if TYPE_CHECKING:
+    from r1v_export.quantization.recipe import Scheme
 
 GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
 
@@ -110,6 +114,9 @@ class TensorRTBuilder:
                 found=", ".join(map(str, unknown)),
             )
         return tuple(sorted(set(numbers)))
+
+    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
+        """Any model will do."""
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         return Arithmetic(config.compute)

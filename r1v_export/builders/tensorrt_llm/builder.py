@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from r1v_export import contract
 from r1v_export.builders.registry import Arithmetic, Material
+from r1v_export.builders.tensorrt_llm.command import engine_sizes
 from r1v_export.builders.tensorrt_llm.engine import CheckpointEngine, load_language_model
-from r1v_export.builders.tensorrt_llm.parallel import Parallel
+from r1v_export.builders.tensorrt_llm.formats import language_schemes, module_formats
+from r1v_export.builders.tensorrt_llm.parallel import Parallel, check_parallel
 from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import CapabilityError
+from r1v_export.quantization.recipe import Scheme
 
 CHECKPOINT = "checkpoint"
 """Folder in the engine's with what `trtllm-build` reads."""
@@ -31,7 +34,7 @@ class TensorRTLLMBuilder:
     graphs: tuple[str, ...] = (contract.VISION, contract.PROJECTOR)
 
     def check(self, config: BuildConfig) -> None:
-        """What can be told without the model; the rest is checked before the first weight is written."""
+        """What can be told without the model."""
         if config.compute == "bfloat16" and config.parity.enabled:
             raise CapabilityError(
                 "A bfloat16 build cannot be checked: ONNX Runtime has no such kernels for the vision graph.",
@@ -40,6 +43,12 @@ class TensorRTLLMBuilder:
                 found=config.precision,
                 fix="--no-parity builds it unchecked",
             )
+
+    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
+        options = config.tensorrt_llm
+        formats = module_formats(spec.language, language_schemes(schemes))
+        check_parallel(spec.language, formats, Parallel(options.tp, options.pp))
+        engine_sizes(options, spec)
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         return Arithmetic(_compute(config, spec))

@@ -101,6 +101,11 @@ def _unsupported(linear: str, scheme: Scheme) -> UsageError:
     )
 
 
+def language_schemes(schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """The schemes of the language model's linears alone."""
+    return {name: scheme for name, scheme in schemes.items() if name.startswith("language_model.")}
+
+
 def module_formats(spec: LanguageSpec, schemes: Mapping[str, Scheme]) -> dict[tuple[int, str], Format | None]:
     """The format of every linear of TensorRT-LLM's, by layer and name, in order.
 

@@ -30,7 +30,7 @@ from r1v_export.builders.tensorrt_llm.checkpoint_config import (
     layer_config,
 )
 from r1v_export.builders.tensorrt_llm.encode import Parts, fuse, shard, stored
-from r1v_export.builders.tensorrt_llm.formats import module_formats
+from r1v_export.builders.tensorrt_llm.formats import language_schemes, module_formats
 from r1v_export.builders.tensorrt_llm.pack import KernelLayout
 from r1v_export.builders.tensorrt_llm.parallel import Parallel, check_parallel, pad_vocabulary
 from r1v_export.builders.tensorrt_llm.weights import Weights
@@ -72,7 +72,7 @@ def write_checkpoint(
     """
     parallel, spec = parallel or Parallel(), checkpoint.spec.language
     schemes = artefact.schemes if artefact else {}
-    formats = module_formats(spec, {name: s for name, s in schemes.items() if name.startswith("language_model.")})
+    formats = module_formats(spec, language_schemes(schemes))
     check_parallel(spec, formats, parallel)
     kv_cache = artefact.recipe.kv_cache if artefact else None
     _write_json(out / CONFIG, checkpoint_config(spec, formats, parallel, dtype, kv_cache, layout))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from r1v_export.builders.registry import Arithmetic, Material
@@ -21,7 +21,7 @@ from r1v_export.checkpoint.tensor_writer import write_tensors
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import UsageError
 from r1v_export.quantization.artefact import Artefact
-from r1v_export.quantization.recipe import load
+from r1v_export.quantization.recipe import Scheme, load
 
 SHARD_BYTES = 5_000_000_000
 _HUNDREDTHS = 100
@@ -54,6 +54,9 @@ class UnifiedBuilder:
         for rule in load(config.recipe).rules if config.recipe else ():
             if rule.scheme is not None:
                 algorithm_of(", ".join(rule.modules), rule.scheme)
+
+    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
+        """Any model will do."""
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         """The checkpoint is read back in float32: nothing but what it stores is rounded."""
