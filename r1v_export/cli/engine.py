@@ -13,13 +13,16 @@ from r1v_export.cli.output import common_options, print_json
 @click.command(short_help="Build a TensorRT-LLM engine from a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=Path("engine"), show_default=True, help="Its folder."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("engine"),
+    show_default=True,
+    help="Folder of the engine; new or empty.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="GPUs to build on at a time. [default: one for each rank]")
-@click.option("--program", type=click.Path(path_type=Path), help="trtllm-build to use. [default: the one on PATH]")
-@click.option(
-    "--print-command", is_flag=True, help="Show the command, and how to run it in a container; build nothing."
-)
+@click.option("--program", type=click.Path(path_type=Path), help="The trtllm-build to use. [default: the one on PATH]")
+@click.option("--print-command", is_flag=True, help="Show the command, also for a container; build nothing.")
 @common_options
 def command(
     bundle: Path, output: Path, workers: int | None, program: Path | None, print_command: bool, format_: str
