@@ -5,7 +5,7 @@ Shape letters: O output features, I input features, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from r1v_export.errors import BundleError
-from r1v_export.quantization.linear import QuantizedLinear
+from r1v_export.quantization.linear import InputType, QuantizedLinear, WeightType
 
 TENSORS: dict[str | None, frozenset[str]] = {
     None: frozenset({"weight"}),
@@ -63,11 +63,21 @@ def decode(
     Raises:
         BundleError: the algorithm is unknown, tensors are missing or those of another algorithm, or do not fit.
     """
+    _require_tensors(where, found, algorithm)
+    try:
+        weight = _weight(where, found, algorithm, group_size, dtype, kernel_layout)
+    except (RuntimeError, IndexError) as error:
+        raise BundleError("A linear's tensors do not fit each other.", where=where, found=error) from error
+    if "prequant_scaling_factor" in found and isinstance(weight, QuantizedLinear):
+        weight = _with_factor(weight, found["prequant_scaling_factor"])
+    return Shard(weight, found.get("bias"))
+
+
+def _require_tensors(where: str, found: Mapping[str, Tensor], algorithm: str | None) -> None:
     if algorithm not in TENSORS:
         known = ", ".join(name for name in TENSORS if name)
-        raise BundleError(
-            "A linear is quantised in a way that is not known.", where=where, expected=known, found=algorithm
-        )
+        what = "A linear is quantised in a way that is not known."
+        raise BundleError(what, where=where, expected=known, found=algorithm)
     suffixes = set(found) - {"bias"}
     if suffixes != TENSORS[algorithm]:
         missing, superfluous = TENSORS[algorithm] - suffixes, suffixes - TENSORS[algorithm]
@@ -79,32 +89,33 @@ def decode(
             found=", ".join(parts),
             fix="build the bundle again",
         )
-    decoders: dict[str | None, Any] = {
-        None: lambda: _plain(where, found["weight"], dtype),
-        "FP8": lambda: _per_tensor(found),
-        "FP8_PER_CHANNEL_PER_TOKEN": lambda: QuantizedLinear(
-            found["weight"], "fp8", found["per_channel_scale"], input_type="fp8"
-        ),
-        "W8A8_SQ_PER_CHANNEL": lambda: QuantizedLinear(
-            found["weight"],
-            "int8",
-            found["weights_scaling_factor"],
-            input_type="int8",
-            input_scale=found["activation_scaling_factor"][0],
-        ),
+
+
+def _weight(
+    where: str,
+    found: Mapping[str, Tensor],
+    algorithm: str | None,
+    group_size: int,
+    dtype: torch.dtype,
+    kernel_layout: int,
+) -> QuantizedLinear | Tensor:
+    if algorithm is None:
+        return _plain(where, found["weight"], dtype)
+    decoders: dict[str, Callable[[], QuantizedLinear]] = {
+        "FP8": lambda: _with_input(_per_tensor(found), "fp8", found),
+        "FP8_PER_CHANNEL_PER_TOKEN": lambda: _with_input(_per_row(found, "fp8", "per_channel_scale"), "fp8", found),
+        "W8A8_SQ_PER_CHANNEL": lambda: _with_input(_per_row(found, "int8", "weights_scaling_factor"), "int8", found),
         "W4A16_AWQ": lambda: _groups(found, group_size),
-        "W4A8_AWQ": lambda: replace(
-            _groups(found, group_size), input_type="fp8", input_scale=found["activation_scaling_factor"][0]
-        ),
+        "W4A8_AWQ": lambda: _with_input(_groups(found, group_size), "fp8", found),
         "W4A16_GPTQ": lambda: _groups_with_zeros(found, group_size, kernel_layout),
     }
-    try:
-        weight = decoders[algorithm]()
-    except (RuntimeError, IndexError) as error:
-        raise BundleError("A linear's tensors do not fit each other.", where=where, found=error) from error
-    if "prequant_scaling_factor" in found:
-        weight = _with_factor(weight, found["prequant_scaling_factor"])
-    return Shard(weight, found.get("bias"))
+    return decoders[algorithm]()
+
+
+def _with_input(linear: QuantizedLinear, kind: InputType, found: Mapping[str, Tensor]) -> QuantizedLinear:
+    """With its input quantised, at run time where no scale is stored."""
+    scale = found["activation_scaling_factor"][0] if "activation_scaling_factor" in found else None
+    return replace(linear, input_type=kind, input_scale=scale)
 
 
 def _plain(where: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -119,11 +130,12 @@ def _plain(where: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _per_tensor(found: Mapping[str, Tensor]) -> QuantizedLinear:
-    rows = found["weight"].shape[0]
-    scale_O = found["weights_scaling_factor"].expand(rows).contiguous()
-    return QuantizedLinear(
-        found["weight"], "fp8", scale_O, input_type="fp8", input_scale=found["activation_scaling_factor"][0]
-    )
+    scale_O = found["weights_scaling_factor"].expand(found["weight"].shape[0]).contiguous()
+    return QuantizedLinear(found["weight"], "fp8", scale_O)
+
+
+def _per_row(found: Mapping[str, Tensor], kind: WeightType, scale: str) -> QuantizedLinear:
+    return QuantizedLinear(found["weight"], kind, found[scale])
 
 
 def _groups(found: Mapping[str, Tensor], group_size: int) -> QuantizedLinear:

@@ -128,29 +128,38 @@ def check_engine(out: Path, config: Config, sizes: EngineSizes) -> None:
     Raises:
         BundleError: files are missing, or the engine is another one.
     """
-    path = out / "config.json"
+    seen, expected = _read_engine(out / "config.json"), _expected(config, sizes)
+    differing = [name for name in expected if expected[name] != seen[name]]
+    missing = [name for name in _engine_files(config) if not (out / name).is_file() or not (out / name).stat().st_size]
+    if differing or missing:
+        raise BundleError(
+            "The engine is not the one that was asked for.",
+            where=out,
+            expected=", ".join([f"{name} {expected[name]}" for name in differing] + missing),
+            found=", ".join([f"{name} {seen[name]}" for name in differing] + [f"no {name}" for name in missing]),
+            fix="build it again into an empty folder",
+        )
+
+
+def _read_engine(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
         model, build = found["pretrained_config"], found["build_config"]
-        seen = {
-            "architecture": model["architecture"],
-            "dtype": model["dtype"],
-            "vocab_size": model["vocab_size"],
+        return {
+            **{name: model[name] for name in ("architecture", "dtype", "vocab_size")},
             "rotary_base": float(model["rotary_base"]),
-            "tp_size": model["mapping"]["tp_size"],
-            "pp_size": model["mapping"]["pp_size"],
-            "quant_algo": model["quantization"]["quant_algo"],
-            "kv_cache_quant_algo": model["quantization"]["kv_cache_quant_algo"],
-            "max_batch_size": build["max_batch_size"],
-            "max_input_len": build["max_input_len"],
-            "max_seq_len": build["max_seq_len"],
+            **{name: model["mapping"][name] for name in ("tp_size", "pp_size")},
+            **{name: model["quantization"][name] for name in ("quant_algo", "kv_cache_quant_algo")},
+            **{name: build[name] for name in ("max_batch_size", "max_input_len", "max_seq_len")},
             "max_prompt_embedding_table_size": build["max_prompt_embedding_table_size"],
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(
-            "The engine's config cannot be read.", where=path, found=repr(error), fix="build it again"
-        ) from error
-    expected = {
+        what = "The engine's config cannot be read."
+        raise BundleError(what, where=path, found=repr(error), fix="build it again") from error
+
+
+def _expected(config: Config, sizes: EngineSizes) -> dict[str, Any]:
+    return {
         "architecture": config.architecture,
         "dtype": config.dtype,
         "vocab_size": config.vocab_size,
@@ -164,16 +173,6 @@ def check_engine(out: Path, config: Config, sizes: EngineSizes) -> None:
         "max_seq_len": sizes.max_seq_len,
         "max_prompt_embedding_table_size": sizes.max_multimodal_len,
     }
-    differing = [name for name in expected if expected[name] != seen[name]]
-    missing = [name for name in _engine_files(config) if not (out / name).is_file() or not (out / name).stat().st_size]
-    if differing or missing:
-        raise BundleError(
-            "The engine is not the one that was asked for.",
-            where=out,
-            expected=", ".join([f"{name} {expected[name]}" for name in differing] + missing),
-            found=", ".join([f"{name} {seen[name]}" for name in differing] + [f"no {name}" for name in missing]),
-            fix="build it again into an empty folder",
-        )
 
 
 def _engine_files(config: Config) -> list[str]:
