@@ -3,7 +3,7 @@
 # make lint    ruff, mypy, import-linter
 
 PYTHON ?= python3
-PRECISION ?= fp32
+PRECISION ?= fp8
 BUNDLE ?= out/demo
 PICTURE ?= examples/pictures/06-count.png
 QUESTION ?= How many objects do you see?
