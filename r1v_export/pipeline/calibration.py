@@ -281,8 +281,14 @@ def calibration_warnings(bundle: Path) -> tuple[str, ...]:
 
 
 def fake_quantise(model: Model, artefact: Artefact) -> None:
-    """Put the artefact's linears in the place of the model's own: what quantised engines must compute."""
-    from r1v_export.quantization.fake import apply
+    """Put the artefact's linears in the place of the model's own: what quantised engines must compute.
 
+    Raises:
+        ParityError: a scale of the artefact cannot be that of the weight or input that it is for.
+    """
+    from r1v_export.quantization.fake import apply
+    from r1v_export.quantization.weight_check import require_own_scales
+
+    require_own_scales(model, artefact)
     overrides = {name: read() for name, read in artefact.overrides.items()}
     apply(model, dict(artefact.linears()), overrides, cache_scales=artefact.cache_scales)
