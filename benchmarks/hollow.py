@@ -1,11 +1,13 @@
-"""Graphs of a model's true width whose weights are all alike: what building them takes, without a checkpoint.
+"""Graphs of a model's true width whose weights mean nothing: what building them takes, without a checkpoint.
 
-Nothing is held in memory: every weight is one number, expanded, and written a few rows at a time.
+Nothing is held in memory: every weight is one random row, repeated, and written a few rows at a time. Rows differ
+between weights, because TensorRT keeps equal weights once.
 """
 
 from __future__ import annotations
 
 import tempfile
+import zlib
 from pathlib import Path
 
 import onnx_ir as ir
@@ -57,11 +59,16 @@ def export_hollow(name: str, spec: ModelSpec, precision: str, folder: Path) -> P
     shapes = expected_tensors(spec)
 
     def read(tensor: str) -> Tensor:
-        return torch.tensor(0.01).expand(shapes[tensor])
+        return 0.02 * _row(tensor, shapes[tensor][-1]).expand(shapes[tensor])
 
     path = folder / f"{name}.onnx"
     save_with_weights(model, derived, read, path)
     return path
+
+
+def _row(name: str, length: int) -> Tensor:
+    """Random numbers that are a tensor's own."""
+    return torch.randn(length, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
 
 
 def _schemes(name: str, spec: ModelSpec, precision: str) -> dict[str, Scheme]:
@@ -77,7 +84,7 @@ def _linear(spec: ModelSpec, precision: str):
         rows, columns = shapes[name]
         groups = (rows,) if weights.group_size is None else (rows, columns // weights.group_size)
         return QuantizedLinear(
-            codes=torch.ones((), dtype=torch.float32).to(CODE_DTYPES[weights.type]).expand(rows, columns),
+            codes=(3 * _row(name, columns)).clamp(-7, 7).round().to(CODE_DTYPES[weights.type]).expand(rows, columns),
             weight_type=weights.type,
             scale=torch.tensor(0.01).expand(groups),
             group_size=weights.group_size,

@@ -5,8 +5,8 @@ at 2, 4 and 8 layers, and what a layer costs; weights are all alike, the vocabul
 `matrix`: every graph of r1v-nano, in every precision, for every compute capability: does it parse and build, and how
 large is the plan. Rows are written as they are done; run again, what is there is not measured again.
 
-    python benchmarks/tensorrt_rtx.py depth [--layers 2 --layers 4 ...]
-    python benchmarks/tensorrt_rtx.py matrix
+    python benchmarks/tensorrt_build.py depth [--layers 2 --layers 4 ...]
+    python benchmarks/tensorrt_build.py matrix
 """
 
 from __future__ import annotations
