@@ -1,7 +1,7 @@
 """A quantised checkpoint as the artefact that calibration would have made: its own codes and scales, bit for bit.
 
-A factor on a linear's input (`pre_quant_scale`) moves into the norm, or the rows of the linear, that makes the input,
-where that changes no code. Else it stays with the linear.
+A factor on a linear's input (`pre_quant_scale`) moves into the norm, or the unquantised linear, that makes the input.
+Else it stays with the linear.
 """
 
 from __future__ import annotations
@@ -57,9 +57,13 @@ def imported_recipe(checkpoint: Checkpoint) -> Recipe:
 
 
 def _keeps_factor(site: Site, quantised: Quantised) -> bool:
-    """Whether what a site's input is multiplied by must stay there: nothing before it could take it up."""
-    factor_I = _factor(site, quantised)
-    return factor_I is not None and (site.fold is None or not torch.equal(site.fold.shared(factor_I), factor_I))
+    """Whether what a site's input is multiplied by must stay there: nothing before it could take it up, or only the
+    scales of another quantised linear, which are to stay as they came."""
+    factor_I, fold = _factor(site, quantised), site.fold
+    if factor_I is None or fold is None:
+        return factor_I is not None
+    from_quantised = any(name.removesuffix(".weight") in quantised.linears for name in fold.tensors)
+    return from_quantised or not torch.equal(fold.shared(factor_I), factor_I)
 
 
 def _factor(site: Site, quantised: Quantised) -> Tensor | None:
@@ -206,12 +210,7 @@ def _move_factor(site: Site, factor_I: Tensor, state: _BlockImport, checkpoint: 
 
 
 def _multiply(name: str, factor_O: Tensor, state: _BlockImport, checkpoint: Checkpoint) -> None:
-    """Make the rows of a linear, or the channels of a bias or a norm, as many times larger; codes stay."""
-    linear = state.linears.get(name.removesuffix(".weight"))
-    if linear is not None:
-        scale = linear.scale * (factor_O if linear.group_size is None else factor_O[:, None])
-        state.linears[name.removesuffix(".weight")] = replace(linear, scale=scale)
-        return
+    """Make the rows of an unquantised linear, or the channels of a bias or a norm, as many times larger."""
     tensor = state.overrides[name] if name in state.overrides else checkpoint.read(name).float()
     state.overrides[name] = tensor * (factor_O[:, None] if tensor.ndim == 2 else factor_O)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from r1v_export.builders.registry import Arithmetic, Material
-from r1v_export.builders.unified.formats import algorithm_of, mirrored, quant_config
+from r1v_export.builders.unified.formats import algorithm_of, algorithms, mirrored, quant_config
 from r1v_export.builders.unified.reader import UnifiedEngine, open_unified
 from r1v_export.builders.unified.tensors import unified_tensors
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -56,7 +56,7 @@ class UnifiedBuilder:
                 algorithm_of(", ".join(rule.modules), rule.scheme)
 
     def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
-        """Any model will do."""
+        algorithms(spec, schemes)
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         """The checkpoint is read back in float32: nothing but what it stores is rounded."""
