@@ -10,12 +10,12 @@ from r1v_export import __version__
 from r1v_export.builders import registry
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
-from r1v_export.errors import CheckpointError, ParityError
+from r1v_export.errors import CheckpointError, ParityError, R1VError
 from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageEntry
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.estimate import HASH_BYTES_PER_S, require_disk
-from r1v_export.pipeline.imported import for_checkpoint
+from r1v_export.pipeline.imported import IMPORTED_PRECISIONS, for_checkpoint
 from r1v_export.pipeline.progress import Progress, size
 from r1v_export.pipeline.stage import Stage, fingerprint
 from r1v_export.pipeline.stages import Build
@@ -98,13 +98,24 @@ def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool =
 
 def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
     """Refuse what cannot be built before a checkpoint is downloaded, and the checkpoint before anything is written."""
-    if "precision" in config.model_fields_set:  # otherwise the checkpoint may bring one
-        _check_targets(config)
+    _check_before_download(config)
     chosen_recipe(config)
     checkpoint = Checkpoint.open(config.model, revision=config.revision, offline=offline)
     config = for_checkpoint(config, checkpoint)
     _check_targets(config)
     return Build(config, checkpoint, out)
+
+
+def _check_before_download(config: BuildConfig) -> None:
+    """Refuse what no checkpoint makes possible: one that is quantised brings its precision where none is asked for."""
+    asked = "precision" in config.model_fields_set
+    refusals = []
+    for precision in (config.precision,) if asked else (config.precision, *IMPORTED_PRECISIONS):
+        try:
+            return _check_targets(config.model_copy(update={"precision": precision}))
+        except R1VError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def _check_targets(config: BuildConfig) -> None:

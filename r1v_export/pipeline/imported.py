@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from r1v_export.checkpoint.quantised.linears import Quantised
 
 
+IMPORTED_PRECISIONS: tuple[Precision, ...] = ("fp8", "int4")
+"""Those that a quantised checkpoint can bring."""
+
+
 def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
     """The config with the precision of a quantised checkpoint, where none was named; any other checkpoint's as it is.
 
