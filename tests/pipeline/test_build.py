@@ -233,3 +233,11 @@ def test_both_sides_of_the_gate_stop_where_generation_config_says(nano_bundle: P
     sides = reference_side(checkpoint, "cpu"), candidate_side(nano_bundle, "onnxruntime", "cpu")
     for side in sides:
         assert set(checkpoint.generation_config["eos_token_id"]) <= side.stop_ids
+
+
+def test_a_float16_build_passes_its_gate_and_onnxruntime_finds_nothing_to_warn_of(
+    tiny_config: BuildConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config.model_copy(update={"precision": "fp16", "parity": ParityConfig(questions=1, max_new_tokens=2)})
+    assert build(config, tmp_path / "out").manifest.parity == {"onnxruntime": PASSED}
+    assert "onnxruntime:" not in capfd.readouterr().err

@@ -23,8 +23,11 @@ def lower(model: ir.Model, device: Device) -> None:
     Raises:
         PassError: the graph is not as our exporters write it.
     """
-    passes: list[ir.passes.InPlacePass] = [FoldedLayerScale(), MultiHeadAttention()]
-    if device == "cpu" or model.graph.outputs[0].dtype == ir.DataType.FLOAT16:
+    half = model.graph.outputs[0].dtype == ir.DataType.FLOAT16
+    passes: list[ir.passes.InPlacePass] = [MultiHeadAttention()]
+    if device == "cuda" or not half:
+        passes += [FoldedLayerScale()]  # whose products ONNX Runtime cannot fold in float16 on the CPU
+    if device == "cpu" or half:
         passes += [GroupQueryAttention(), PackedProjections()]  # whose CUDA kernel takes no float32
     passes += [RemoveUnusedNodesPass(), TopologicalSortPass()]
     ir.passes.Sequential(*passes)(model)
