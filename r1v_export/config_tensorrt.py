@@ -25,6 +25,8 @@ class TensorRTConfig(BaseModel):
     """Tokens of a sequence, prompt and answer: slots of its cache, whose number an engine fixes."""
     max_prefill: PositiveInt = 2048
     """Tokens of a sequence that one step takes; longer prompts take several steps."""
+    decode_profile: bool = False
+    """Kernels of their own for steps of one token. An engine then holds fp16 and fp8 weights of the decoder twice."""
     strip: bool = False
     """Leave the weights out of the plans and refit them from the bundle's when an engine is opened."""
 

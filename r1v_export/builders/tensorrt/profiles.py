@@ -32,10 +32,12 @@ def tile_profiles(config: TensorRTConfig) -> list[Profile]:
 
 
 def decoder_profiles(config: TensorRTConfig, max_positions: int) -> list[Profile]:
-    """Prefill, at its best for one full step of a single sequence, and decode: one new token of each sequence."""
+    """Steps of any length, at its best for one full step of a single sequence; and, where asked for, one of its own for
+    decoding, one new token of each sequence."""
     longest = min(config.max_prefill, decoder_capacity(config, max_positions))
     batch = Range(1, 1, config.max_batch)
-    return [{BATCH: batch, SEQ: Range(1, longest, longest)}, {BATCH: batch, SEQ: Range(1, 1, 1)}]
+    decode: list[Profile] = [{BATCH: batch, SEQ: Range(1, 1, 1)}] if config.decode_profile else []
+    return [{BATCH: batch, SEQ: Range(1, longest, longest)}, *decode]
 
 
 def decoder_capacity(config: TensorRTConfig, max_positions: int) -> int:

@@ -28,7 +28,14 @@ from r1v_export.config import BuildConfig
 from r1v_export.reference.model import ReferenceEngine
 from tests.exporters.conftest import checkpoint_of
 
-SIZES = {"sm": [89], "tile_profiles": [[1, 2]], "capacity": 24, "max_prefill": 4, "max_batch": 2}
+SIZES = {
+    "sm": [89],
+    "tile_profiles": [[1, 2]],
+    "capacity": 24,
+    "max_prefill": 4,
+    "max_batch": 2,
+    "decode_profile": True,
+}
 """Small, so that more tiles and longer prompts than an engine takes at once are quickly made."""
 
 
