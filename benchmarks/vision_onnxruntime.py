@@ -30,7 +30,6 @@ from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import load
 
-GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
 OURS, EAGER, COMPILED, STANDARD = "r1v-export", "torch eager", "torch.compile", "standard graph"
 QUANTITY = "tiles_per_s"
 
@@ -47,7 +46,7 @@ def prepare(work: Path, layers: int) -> Checkpoint:
     shutil.rmtree(engine, ignore_errors=True)
     engine.mkdir(parents=True)
     (work / "graphs").mkdir(exist_ok=True)
-    for name in GRAPHS:
+    for name in contract.GRAPHS:
         if not (work / "graphs" / f"{name}.onnx").exists():
             export_graph(name, checkpoint, work / "graphs", torch.float32)
     OnnxRuntimeBuilder().build(Material(work / "graphs", checkpoint, None, BuildConfig()), engine, lambda _: None)

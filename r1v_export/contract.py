@@ -26,7 +26,7 @@ LOGITS_INDEX = "logits_index"
 LOGITS = "logits"
 
 # Graphs, in the order of the data flow.
-VISION, PROJECTOR, EMBED, DECODER = "vision", "projector", "embed", "decoder"
+VISION, PROJECTOR, EMBED, DECODER = GRAPHS = ("vision", "projector", "embed", "decoder")
 
 COMPUTE = "compute"
 """Stands for the dtype the graph computes in (float32, float16 or bfloat16), chosen per build."""

@@ -11,15 +11,13 @@ import pytest
 from r1v_export.errors import BundleError
 from r1v_export.manifest import (
     MANIFEST,
-    PASSED,
-    Manifest,
-    SourceEntry,
     StageEntry,
     find_problems,
     hash_file,
     read_manifest,
     verify,
 )
+from tests.manifests import manifest_of
 
 FILES = {"config.json": b"{}\n", "graphs/vision.onnx": b"graph", "graphs/vision.data": b"\0" * 4096}
 
@@ -37,16 +35,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def write_manifest(folder: Path) -> None:
     entries = {name: hash_file(folder / name) for name in FILES}
-    manifest = Manifest(
-        producer="r1v-export 0",
-        command="r1v-export build r1v-nano",
-        source=SourceEntry(kind="builtin", name="r1v-nano", revision=None, files={}),
-        precision="fp32",
-        parity={"onnxruntime": PASSED},
-        device="cpu",
-        tools={"python": "3"},
-        stages={"all": StageEntry(fingerprint="0" * 64, files=entries)},
-    )
+    manifest = manifest_of({"all": StageEntry(fingerprint="0" * 64, files=entries)})
     (folder / MANIFEST).write_text(manifest.to_json())
 
 

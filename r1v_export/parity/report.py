@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 from markupsafe import Markup
 
+from r1v_export import pages
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import kind_of
 from r1v_export.parity.schema import BoundaryResult, Check, ParityReport, SampleResult
@@ -65,14 +65,8 @@ def to_json(report: ParityReport) -> str:
 
 
 def to_html(report: ParityReport) -> str:
-    """The page. Text of models and users is escaped; it can never become markup."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The page."""
+    environment = pages.environment(Path(__file__).parent / "templates")
     environment.filters |= {
         "short": plots.short,
         "share": share,

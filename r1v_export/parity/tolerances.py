@@ -79,17 +79,17 @@ def standard_for(gate: Gate, precision: Precision, compute: Compute, quantised_i
     Raises:
         UsageError: the table has no such rows, so there is nothing to hold an engine to.
     """
-    arithmetic: Standard = "8-bit inputs" if quantised_inputs else _FLOATS[compute]
-    standard = arithmetic if gate == "arithmetic" else precision
-    known = [row.standard for row in (*_FP8, *_INT8, *_INT4)] if gate == "quantisation" else ARITHMETIC
-    if standard not in known:
+    if gate == "arithmetic":
+        return "8-bit inputs" if quantised_inputs else _FLOATS[compute]
+    costs = {row.standard for row in TABLE} - set(ARITHMETIC)
+    if precision not in costs:
         raise UsageError(
-            f"Parity has no tolerances for what quantising to {standard} costs.",
-            expected=" or ".join(sorted(set(known))),
-            found=standard,
+            f"Parity has no tolerances for what quantising to {precision} costs.",
+            expected=" or ".join(sorted(costs)),
+            found=precision,
             fix="add rows with reasons to parity/tolerances.py",
         )
-    return standard
+    return precision
 
 
 _FLOATS: dict[Compute, Standard] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

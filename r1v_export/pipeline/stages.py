@@ -108,7 +108,7 @@ class Build:
     def graphs(self) -> tuple[str, ...]:
         """The graphs that the targets are built from, in the order of the data flow."""
         wanted = {name for target in self.config.targets for name in registry.builder(target).graphs}
-        return tuple(name for name in contract.graph_contracts(self.checkpoint.spec.sizes) if name in wanted)
+        return tuple(name for name in contract.GRAPHS if name in wanted)
 
     def report_folder(self, target: str) -> Path:
         """Where in the bundle a target's parity report is: `report`, or a folder in it where there are several."""

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from r1v_export import pages
 from r1v_export.roofline.counts import Cost
 from r1v_export.roofline.devices import DeviceSpec
 from r1v_export.roofline.estimate import LayerTime, folded, layer_times, total
@@ -28,13 +27,7 @@ def facts(workloads: Mapping[str, Sequence[Cost]], device: DeviceSpec) -> dict[s
 
 def to_html(title: str, workloads: Mapping[str, Sequence[Cost]], devices: Sequence[DeviceSpec]) -> str:
     """One page: times of each workload on each device, then the layers on the first of them."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment(Path(__file__).parent / "templates")
     environment.filters |= {"amount": amount, "ms": milliseconds}
     first = devices[0]
     return environment.get_template("roofline.html.j2").render(

@@ -19,8 +19,6 @@ from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import ReferenceEngine
 from tests.exporters.conftest import checkpoint_of, random_model, tiny_spec
 
-GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
-
 
 @dataclass
 class Built:
@@ -56,7 +54,7 @@ def build(spec: ModelSpec, folder: Path) -> Built:
     built = Built(folder, spec, ReferenceEngine(model))
     built.graphs.mkdir()
     built.engine_folder.mkdir(parents=True)
-    for name in GRAPHS:
+    for name in contract.GRAPHS:
         export_graph(name, checkpoint_of(model), built.graphs, torch.float32)
     built.build_engine(built.engine_folder)
     return built

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from r1v_export.manifest import MANIFEST, PASSED, Manifest, SourceEntry, verify
+from r1v_export.manifest import MANIFEST, verify
 from r1v_export.pipeline.build import run_stages
 from r1v_export.pipeline.progress import Progress
 from r1v_export.pipeline.stage import Advance, Stage
 from r1v_export.pipeline.workspace import open_workspace
+from tests.manifests import manifest_of
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 """Audit events of whatever changes a folder."""
@@ -51,17 +52,7 @@ def build(out: Path, version: str, force: bool = False) -> list[str]:
     """Build, and return the names of the stages that ran."""
     with open_workspace(out) as workspace:
         finished, ran = run_stages(stages(version), {}, workspace, Progress(quiet=True), force)
-        source = SourceEntry(kind="builtin", name="r1v-nano", revision=None, files={})
-        manifest = Manifest(
-            producer="",
-            command="",
-            source=source,
-            precision="fp32",
-            parity={"onnxruntime": PASSED},
-            device="cpu",
-            tools={},
-            stages=finished,
-        )
+        manifest = manifest_of(finished)
         if manifest == workspace.manifest:
             workspace.clear()
         else:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from r1v_export.errors import UsageError
-from r1v_export.manifest import MANIFEST, PASSED, Manifest, SourceEntry, StageEntry, verify
+from r1v_export.manifest import MANIFEST, Manifest, StageEntry, verify
 from r1v_export.pipeline.workspace import HashCache, Workspace, open_workspace
+from tests.manifests import manifest_of
 
 A, B = "a" * 64, "b" * 64
 
@@ -27,17 +28,7 @@ def run_stage(workspace: Workspace, stage: str, fingerprint: str, **files: str) 
 
 
 def finish(workspace: Workspace, **stages: StageEntry) -> Manifest:
-    source = SourceEntry(kind="builtin", name="r1v-nano", revision=None, files={})
-    manifest = Manifest(
-        producer="",
-        command="",
-        source=source,
-        precision="fp32",
-        parity={"onnxruntime": PASSED},
-        device="cpu",
-        tools={},
-        stages=stages,
-    )
+    manifest = manifest_of(stages)
     workspace.finish(manifest)
     return manifest
 

@@ -21,8 +21,6 @@ from r1v_export.errors import BundleError, CapabilityError, GraphError
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
 
-GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
-
 COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 """What ONNX Runtime's kernels for these graphs take; there are none for bfloat16 on the CPU."""
 
@@ -36,7 +34,7 @@ class OnnxRuntimeBuilder:
     """
 
     name = "onnxruntime"
-    graphs = GRAPHS
+    graphs = contract.GRAPHS
 
     def check(self, config: BuildConfig) -> None:
         check_device(config.device)
@@ -52,7 +50,7 @@ class OnnxRuntimeBuilder:
     def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
         graphs, device = material.graphs, material.config.device
         check_device(device)
-        for name in GRAPHS:
+        for name in self.graphs:
             model = ir.load(graphs / f"{name}.onnx")
             compute = model.graph.outputs[0].dtype
             if compute not in COMPUTE_TYPES.values():
@@ -79,12 +77,12 @@ class OnnxRuntimeBuilder:
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> OnnxRuntimeEngine:
         check_device(device)
-        missing = [f"{name}.onnx" for name in GRAPHS if not (engine / f"{name}.onnx").is_file()]
+        missing = [f"{name}.onnx" for name in self.graphs if not (engine / f"{name}.onnx").is_file()]
         if missing:
             raise BundleError(
                 "An ONNX Runtime engine is not whole.",
                 where=engine,
-                expected=", ".join(f"{name}.onnx" for name in GRAPHS),
+                expected=", ".join(f"{name}.onnx" for name in self.graphs),
                 found=f"no {', no '.join(missing)}",
                 fix="build the bundle again",
             )

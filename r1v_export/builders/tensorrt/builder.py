@@ -36,8 +36,6 @@ from r1v_export.errors import CapabilityError, GraphError, UsageError
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
 
-GRAPHS = (contract.VISION, contract.PROJECTOR, contract.EMBED, contract.DECODER)
-
 
 @dataclass(frozen=True)
 class Part:
@@ -62,7 +60,7 @@ class TensorRTBuilder:
     a model by which ONNX Runtime runs the plan."""
 
     name = TENSORRT
-    graphs = GRAPHS
+    graphs = contract.GRAPHS
 
     def check(self, config: BuildConfig) -> None:
         library = load(self.name)

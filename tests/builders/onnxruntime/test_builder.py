@@ -7,9 +7,8 @@ import pytest
 from r1v_export.builders.onnxruntime import session
 from r1v_export.builders.onnxruntime.builder import OnnxRuntimeBuilder
 from r1v_export.config import BuildConfig
-from r1v_export.contract import graph_contracts
+from r1v_export.contract import GRAPHS, graph_contracts
 from r1v_export.errors import BundleError, CapabilityError, GraphError
-from tests.builders.conftest import GRAPHS
 
 
 def test_lowered_graphs_keep_the_contracts_boundary(built):
