@@ -99,7 +99,7 @@ def one(graph: str, work: Path) -> None:
     part = next(part for part in PARTS if part.name == graph)
     started = time.monotonic()
     positions = int((work / "positions").read_text())
-    compiled(load(TENSORRT_RTX), part, work / "graphs", config, positions, (89,), work, lambda fraction: None)
+    compiled(load(TENSORRT_RTX), part, work / "graphs", config, positions, (89,), work, lambda fraction, doing: None)
     (work / "seconds").write_text(f"{time.monotonic() - started:.2f}")
 
 
@@ -176,7 +176,7 @@ def _build(library: Any, part: Any, graphs: Path, config: BuildConfig, sm: int, 
     out.mkdir(parents=True)
     started = time.monotonic()
     try:
-        info = compiled(library, part, graphs, config, 4096, (sm,), out, lambda fraction: None)
+        info = compiled(library, part, graphs, config, 4096, (sm,), out, lambda fraction, doing: None)
     except R1VError as error:
         return {"builds": False, "why": error.what}
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -50,6 +50,17 @@ class Arithmetic:
     """Whether inputs are rounded to 8 bits although the calibration leaves them alone."""
 
 
+class Advance(Protocol):
+    """Is told what was done of a piece of work since the last call."""
+
+    def __call__(self, amount: int, doing: str = "") -> None:
+        """
+        Args:
+            amount: in the unit of the work; for engines, hundredths.
+            doing: what is at work now, in a few words for people; where empty, what was said before holds.
+        """
+
+
 class Builder(Protocol):
     """Turns a model into one target's engines, and opens them."""
 
@@ -71,7 +82,7 @@ class Builder(Protocol):
         """What the engines round, apart from what the calibration quantises."""
         ...
 
-    def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
+    def build(self, material: Material, out: Path, advance: Advance) -> None:
         """Write engines into the empty folder `out`.
 
         The files come out the same for the same input. `out` is to become `engines/<name>` beside `graphs`, and engines

@@ -5,6 +5,7 @@ On a terminal one line is redrawn; elsewhere each finished stage leaves one line
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -55,18 +56,24 @@ class Progress:
 
     def write(self, line: str, last: bool) -> None:
         if self.live:
-            self.stream.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
+            # A line that is redrawn must not wrap: what it wraps to is never erased.
+            shown = line if last else line[: shutil.get_terminal_size().columns - 1]
+            self.stream.write(f"\r\x1b[K{shown}" + ("\n" if last else ""))
             self.stream.flush()
         elif last and not self.quiet:
             print(line, file=self.stream, flush=True)
 
 
 class Task:
-    """The running stage: `advance` as its work is done; `outcome` replaces the time taken in the last line."""
+    """The running stage: `advance` as its work is done; `outcome` replaces the time taken in the last line.
+
+    Attributes:
+        doing: the step that runs, if it says; seen only while it runs.
+    """
 
     def __init__(self, progress: Progress, title: str, total: int) -> None:
         self.progress, self.title, self.total = progress, title, total
-        self.done = 0
+        self.done, self.doing = 0, ""
         self.outcome: str | None = None
         self.started, self._drawn = time.monotonic(), 0.0
 
@@ -78,14 +85,18 @@ class Task:
     def elapsed(self) -> str:
         return duration(self.elapsed_s)
 
-    def advance(self, amount: int) -> None:
+    def advance(self, amount: int, doing: str = "") -> None:
+        """A new step is drawn at once: it may take long, and tell nothing meanwhile."""
         self.done += amount
-        if time.monotonic() - self._drawn >= _REDRAW_S:
+        is_new = doing not in ("", self.doing)
+        self.doing = doing or self.doing
+        if is_new or time.monotonic() - self._drawn >= _REDRAW_S:
             self.draw()
 
     def draw(self) -> None:
         self._drawn = time.monotonic()
-        self.progress.write(f"{self.title}{self._state()}", last=False)
+        doing = f" ({self.doing})" if self.doing else ""
+        self.progress.write(f"{self.title}{self._state()}{doing}", last=False)
 
     def _state(self) -> str:
         if not self.done or self.done > self.total:

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1v_export.builders.registry import Advance
 from r1v_export.manifest import FileEntry, StageEntry, to_json
 from r1v_export.pipeline.provenance import code_digest, tool_versions
-
-Advance = Callable[[int], None]
-"""Is told how much of a stage's work was done since the last call."""
 
 Make = Callable[[Path, Advance], None]
 """Writes a stage's files below a folder, in the bundle's layout."""

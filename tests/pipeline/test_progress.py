@@ -51,6 +51,28 @@ def test_a_terminal_sees_how_far_and_how_long_still(clock: list[float]) -> None:
     assert "[1/1] one: 25 %, 1 min 30 s left" in stream.getvalue()
 
 
+def test_a_step_that_has_just_begun_is_seen_at_once_and_stays_until_the_next(clock: list[float]) -> None:
+    stream = Terminal()
+    with Progress(1, stream).stage("one", 4) as task:
+        task.advance(1, "reading")
+        assert stream.getvalue().endswith("(reading)")
+        clock[0] += 3
+        task.advance(1)
+        assert stream.getvalue().endswith("50 %, 3.0 s left (reading)")
+        task.advance(0, "compiling")
+        assert stream.getvalue().endswith("50 %, 3.0 s left (compiling)")
+    assert stream.getvalue().endswith("[1/1] one: 3.0 s\n")
+
+
+def test_a_redrawn_line_is_cut_to_the_terminals_width(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = Terminal()
+    with Progress(1, stream).stage("one", 2) as task:
+        task.advance(1, "language_model.model.layers.0.self_attn")
+    lines = [line.removeprefix("\x1b[K") for line in stream.getvalue().rstrip("\n").split("\r")]
+    assert max(map(len, lines)) == 29
+
+
 def test_unknown_work_shows_no_percentage(clock: list[float]) -> None:
     stream = Terminal()
     with Progress(1, stream).stage("one") as task:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from r1v_export import contract
-from r1v_export.builders.registry import Arithmetic, Material
+from r1v_export.builders.registry import Advance, Arithmetic, Material
 from r1v_export.builders.tensorrt.compile import Job, compile_plan, lacks_type
 from r1v_export.builders.tensorrt.device import compute_capability, no_gpu
 from r1v_export.builders.tensorrt.engine import TensorRTEngine
@@ -27,7 +27,7 @@ from r1v_export.builders.tensorrt.loading import open_engine
 from r1v_export.builders.tensorrt.passes import joined, lower
 from r1v_export.builders.tensorrt.plan import GRAPH, PlanInfo
 from r1v_export.builders.tensorrt.profiles import Profile, decoder_capacity, decoder_profiles, tile_profiles
-from r1v_export.builders.tensorrt.progress import Shares
+from r1v_export.builders.tensorrt.progress import Shares, Tell
 from r1v_export.builders.weights import point_weights_to
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
@@ -119,14 +119,14 @@ class TensorRTBuilder:
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         return Arithmetic(config.compute)
 
-    def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
+    def build(self, material: Material, out: Path, advance: Advance) -> None:
         library = load(self.name)
         config, spec = material.config, material.checkpoint.spec
         positions = spec.language.max_position_embeddings
         sm, shares = self.sm(library, config), Shares(advance)
         for part in PARTS:
-            with shares.part(part.share) as done:
-                compiled(library, part, material.graphs, config, positions, sm, out, done)
+            with shares.part(part.name, part.share) as tell:
+                compiled(library, part, material.graphs, config, positions, sm, out, tell)
 
     def missing(self, device: Device) -> str | None:
         try:
@@ -155,7 +155,7 @@ def compiled(
     max_positions: int,
     sm: tuple[int, ...],
     out: Path,
-    done: Callable[[float], None],
+    tell: Tell,
 ) -> PlanInfo:
     """Write everything about one part into `out`.
 
@@ -174,7 +174,7 @@ def compiled(
         current=None if sm else compute_capability(),
         strip=config.tensorrt.strip,
     )
-    info = compile_plan(library, job, out, done)
+    info = compile_plan(library, job, out, tell)
     save_context_model(info, out, part.name)
     return info
 

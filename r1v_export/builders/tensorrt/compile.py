@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from r1v_export.builders.tensorrt.plan import (
     stream_writer,
 )
 from r1v_export.builders.tensorrt.profiles import Profile, shapes
-from r1v_export.builders.tensorrt.progress import monitor
+from r1v_export.builders.tensorrt.progress import Tell, monitor
 from r1v_export.builders.tensorrt.timing_cache import TimingCache
 from r1v_export.errors import CapabilityError, GraphError
 
@@ -55,14 +55,14 @@ class _Attempt:
     messages: Messages = field(default_factory=Messages)
 
 
-def compile_plan(library: Library, job: Job, out: Path, done: Callable[[float], None]) -> PlanInfo:
+def compile_plan(library: Library, job: Job, out: Path, tell: Tell) -> PlanInfo:
     """Write `<name>.plan`, its description and its layers into the folder `out`.
 
     Attention is built as one fused kernel. Where TensorRT has none for it, the build is tried again with attention as
     several kernels, and the description says so.
 
     Args:
-        done: told how much of the work is done, 0 to 1.
+        tell: told how much of the work is done, and what is at work.
 
     Raises:
         CapabilityError: a GPU that the plan is for lacks a type of the graph; the disk is full.
@@ -71,9 +71,9 @@ def compile_plan(library: Library, job: Job, out: Path, done: Callable[[float], 
     require_types(job.model, job.sm or ((job.current,) if job.current else ()), job.name)
     if not job.strip:
         _require_disk(job.model, out)
-    attempt = _build(library, job, out, done, fused_attention=True)
+    attempt = _build(library, job, out, tell, fused_attention=True)
     if attempt.writer is None and library.lacks_fused_attention(attempt.messages.errors):
-        attempt = _build(library, job, out, done, fused_attention=False)
+        attempt = _build(library, job, out, tell, fused_attention=False)
     if attempt.writer is None:
         raise _refused(library, job, attempt.messages)
     info = _describe(library, job, attempt)
@@ -121,12 +121,12 @@ def lacks_type(dtype: str, oldest: int, lacking: Sequence[int], where: str) -> C
     )
 
 
-def _build(library: Library, job: Job, out: Path, done: Callable[[float], None], fused_attention: bool) -> _Attempt:
-    network = parse(library, job.model, job.weights_root, job.name)
+def _build(library: Library, job: Job, out: Path, tell: Tell, fused_attention: bool) -> _Attempt:
+    network = parse(library, job.model, job.weights_root, job.name, lambda module: tell(0.0, f"reading {module}"))
     attempt = _Attempt(fused_attention, messages=network.messages)
     attentions = library.set_decomposable(network.definition, not fused_attention)
     attempt.fused_attention = fused_attention or not attentions
-    config = _configure(library, network, job, done)
+    config = _configure(library, network, job, tell)
     cache = TimingCache(library, config) if library.times_kernels else None
     path = out / f"{job.name}{PLAN}"
     with path.open("wb") as file:
@@ -142,11 +142,11 @@ def _build(library: Library, job: Job, out: Path, done: Callable[[float], None],
     return attempt
 
 
-def _configure(library: Library, network: Network, job: Job, done: Callable[[float], None]) -> Any:
+def _configure(library: Library, network: Network, job: Job, tell: Tell) -> Any:
     config = network.builder.create_builder_config()
     library.set_compute_capabilities(config, job.sm)
     config.profiling_verbosity = library.module.ProfilingVerbosity.DETAILED
-    config.progress_monitor = monitor(library, done)
+    config.progress_monitor = monitor(library, tell)
     if job.strip:
         library.strip_plan(config)
     dims = {value.name: _dims(value) for value in job.model.graph.inputs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import onnx_ir as ir
 from r1v_export.builders.tensorrt.library import Library
 from r1v_export.errors import GraphError
 
-_LAYERS, _LAYER = "Layers:", "Name: "
+_LAYERS, _LAYER, _PARSING = "Layers:", "Name: ", "Parsing node: "
 _NO_DRIVER = "[checkMacros.cpp::catchCudaError"
 """Begins what the library logs on a machine without a GPU whenever it has failed for another reason."""
 
@@ -24,6 +25,8 @@ class Messages:
     warnings: list[str] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
     """One line per layer of the finished engine, as its verbose log describes them."""
+    on_module: Callable[[str], None] = lambda module: None
+    """Told from which module of the reference the node comes that is parsed now."""
 
     def add(self, severity: str, message: str) -> None:
         if _NO_DRIVER in message:
@@ -32,6 +35,9 @@ class Messages:
             self.errors.append(message)
         elif severity == "WARNING":
             self.warnings.append(message)
+        elif message.startswith(_PARSING):
+            node = message.removeprefix(_PARSING).rpartition(" [")[0]
+            self.on_module(node.rpartition("/")[0] or node)
         elif message.startswith(_LAYERS):
             self.layers = [line for line in message.splitlines() if line.startswith(_LAYER)]
 
@@ -61,17 +67,24 @@ class Network:
         return [self.definition.get_output(index) for index in range(self.definition.num_outputs)]
 
 
-def parse(library: Library, model: ir.Model, weights_root: Path, name: str) -> Network:
+def parse(
+    library: Library,
+    model: ir.Model,
+    weights_root: Path,
+    name: str,
+    on_module: Callable[[str], None] = lambda module: None,
+) -> Network:
     """Read a graph.
 
     Args:
         model: its weights' locations are relative to `weights_root`.
         name: of the graph, for messages.
+        on_module: told from which module of the reference the node comes that is parsed now.
 
     Raises:
         GraphError: the parser refuses an operator, which is named with the module that it comes from.
     """
-    messages = Messages()
+    messages = Messages(on_module=on_module)
     builder = library.module.Builder(library.logger(messages.add))
     definition = library.new_network(builder)
     parser = library.module.OnnxParser(definition, builder.logger)

@@ -46,6 +46,8 @@ class Built:
     folder: Path
     spec: ModelSpec
     reference: ReferenceEngine
+    told: list[tuple[int, str]]
+    """What the build said of its progress: hundredths, and what was at work."""
 
     @property
     def engine_folder(self) -> Path:
@@ -64,12 +66,14 @@ def library() -> Library:
 @pytest.fixture(scope="session")
 def fp32(r1v, tmp_path_factory, library) -> Built:
     """The tiny R1V's graphs, built in float32: attention has no fused kernel there, and is built as several."""
-    built = Built(tmp_path_factory.mktemp("trt-fp32"), r1v.spec, r1v.reference)
+    built = Built(tmp_path_factory.mktemp("trt-fp32"), r1v.spec, r1v.reference, [])
     shutil.copytree(r1v.graphs, built.folder / "graphs")
     built.engine_folder.mkdir(parents=True)
     config = BuildConfig.model_validate({"precision": "fp32", "targets": [TENSORRT_RTX], "tensorrt": SIZES})
     material = Material(built.folder / "graphs", checkpoint_of(r1v.reference.model), None, config)
-    TensorRTRTXBuilder().build(material, built.engine_folder, lambda _: None)
+    TensorRTRTXBuilder().build(
+        material, built.engine_folder, lambda hundredths, doing="": built.told.append((hundredths, doing))
+    )
     return built
 
 

@@ -41,7 +41,7 @@ def test_an_operator_that_the_parser_does_not_know_is_named_with_the_module_it_c
     model = lowered(fp32)
     node = change(model, "Gelu", "Bernoulli")
     with pytest.raises(GraphError) as caught:
-        compile_plan(library, job(fp32, model), tmp_path, lambda fraction: None)
+        compile_plan(library, job(fp32, model), tmp_path, lambda fraction, doing: None)
     assert "Bernoulli" in caught.value.what
     assert node in str(caught.value.where)
     assert "vision_model.encoder.layers.1.mlp" in str(caught.value.fix)
@@ -67,7 +67,7 @@ def test_fp8_is_refused_for_gpus_before_ada(fp32) -> None:
 def test_a_disk_without_room_for_the_weights_is_said_before_the_build(fp32, library, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(CapabilityError, match="no room for a plan"):
-        compile_plan(library, job(fp32, lowered(fp32)), tmp_path, lambda fraction: None)
+        compile_plan(library, job(fp32, lowered(fp32)), tmp_path, lambda fraction, doing: None)
     assert not list(tmp_path.iterdir())
 
 

@@ -22,6 +22,8 @@ def test_two_layers_of_the_38b_build_with_fused_attention_and_plans_hold_weights
     for name in part.graphs:
         export_hollow(name, spec, "int4", tmp_path / "graphs")
     config = BuildConfig.model_validate({"precision": "int4", "targets": [TENSORRT_RTX], "tensorrt": SIZES})
-    info = compiled(library, part, tmp_path / "graphs", config, 32768, (89, 120), tmp_path, lambda fraction: None)
+    info = compiled(
+        library, part, tmp_path / "graphs", config, 32768, (89, 120), tmp_path, lambda fraction, doing: None
+    )
     assert info.fused_attention
     assert info.plan_bytes < 1.25 * info.weight_bytes
