@@ -21,7 +21,7 @@ from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatist
 from r1v_export.parity.samples import Sample
 from r1v_export.parity.sides import Inputs, Side
 from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity
-from r1v_export.runner.scheduler import prefill
+from r1v_export.runner.scheduler import embed_chosen, prefill
 
 TILES_AT_ONCE = 8
 """Tiles per call of the vision graph; their features are dropped before the next call."""
@@ -145,7 +145,7 @@ class Walk:
         step = 0
         while answers.accept(expected_BV):
             step += 1
-            embeds_B1E = side.engine.embed(answers.last, _no_images(side.engine))
+            embeds_B1E = embed_chosen(side.engine, answers.last)
             expected_BV, found_BV = [cache.append(embeds_B1E, answers.unfinished_B) for cache in caches]
             for row in answers.unfinished:
                 self._record_step(step, _of_row(row, expected_BV, found_BV, names[row], step))
@@ -161,7 +161,7 @@ class Walk:
         for row, name in enumerate(names):
             self.record("end_to_end", _of_row(row, first_logits_BV, logits_BV, name))
         while answers.accept(logits_BV):
-            embeds_B1E = side.engine.embed(answers.last, _no_images(side.engine))
+            embeds_B1E = embed_chosen(side.engine, answers.last)
             logits_BV = cache.append(embeds_B1E, answers.unfinished_B)
         return answers
 

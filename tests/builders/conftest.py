@@ -17,7 +17,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import ReferenceEngine
-from tests.exporters.conftest import checkpoint_of, random_model, tiny_spec
+from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from r1v_export.errors import CheckpointError
 from r1v_export.exporters import bind
 from r1v_export.exporters.export import export_graph
-from tests.exporters.conftest import MemoryCheckpoint
+from tests.tiny_models import MemoryCheckpoint
 
 
 def exported(name, checkpoint, folder, compute=torch.float32) -> dict[str, ir.ExternalTensor]:

@@ -8,7 +8,7 @@ from r1v_export.contract import graph_contracts
 from r1v_export.errors import GraphError
 from r1v_export.exporters.check import check_graph
 from r1v_export.exporters.export import SOURCES, trace_graph
-from tests.exporters.conftest import tiny_spec
+from tests.tiny_models import tiny_spec
 
 SPEC = tiny_spec()
 CONTRACTS = graph_contracts(SPEC.sizes)

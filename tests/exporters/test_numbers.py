@@ -11,7 +11,7 @@ import torch
 from r1v_export import contract
 from r1v_export.exporters.export import SOURCES, export_graph
 from r1v_export.reference.model import Model, ReferenceEngine
-from tests.exporters.conftest import checkpoint_of, random_model, tiny_spec
+from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
 RNG = np.random.default_rng(0)
 

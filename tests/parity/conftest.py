@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import r1v_export
-from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec, ProjectorSpec, TilingSpec, VisionSpec
+from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.parity.samples import Sample, synthetic
 from r1v_export.parity.sides import Side
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
+from tests.tiny_models import tiny_spec
 
 TILE = 56
 
@@ -34,39 +35,10 @@ def tokenizer(tokenizer_files: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def spec(tokenizer: Tokenizer) -> ModelSpec:
-    return ModelSpec(
-        layout="internvl_chat",
-        architecture="SkyworkChatModel",
-        vision=VisionSpec(
-            hidden_size=64,
-            num_heads=2,
-            num_layers=3,
-            intermediate_size=96,
-            patch_size=14,
-            image_size=TILE,
-            norm="rms_norm",
-            norm_eps=1e-6,
-            qk_norm=True,
-            qkv_bias=False,
-        ),
-        projector=ProjectorSpec(shuffle=2, ps_version="v2", in_features=256, hidden_size=48),
-        language=LanguageSpec(
-            hidden_size=48,
-            num_layers=3,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=16,
-            intermediate_size=80,
-            vocab_size=tokenizer.vocab_size,
-            rms_norm_eps=1e-6,
-            rope_theta=1e6,
-            max_position_embeddings=1024,
-            tie_word_embeddings=False,
-        ),
-        tiling=TilingSpec(tile_size=TILE, min_tiles=1, max_tiles=4, use_thumbnail=True, dynamic=True),
+    return tiny_spec(
+        vision={"num_layers": 3},
+        language={"num_layers": 3, "vocab_size": tokenizer.vocab_size, "max_position_embeddings": 1024},
         image_token_id=tokenizer.special_id("<IMG_CONTEXT>"),
-        template="r1v3",
-        dtype="float32",
     )
 
 

@@ -177,6 +177,31 @@ def test_a_wrong_cache_slot_shows_at_decode(reference: Side, samples: list[Sampl
     assert "cache_write_index" in report.causes[-1]
 
 
+def spellbound(side: Side) -> Side:
+    """An engine that chooses <IMG_CONTEXT>, whatever it is asked."""
+
+    class Decoder:
+        def __init__(self, decoder) -> None:
+            self.decoder, self.batch, self.capacity = decoder, decoder.batch, decoder.capacity
+
+        def step(self, *inputs):
+            logits_BV = self.decoder.step(*inputs)
+            logits_BV[:, side.spec.image_token_id] += 1e4
+            return logits_BV
+
+    class Engine(ReferenceEngine):
+        def decoder(self, batch: int, capacity: int):
+            return Decoder(super().decoder(batch, capacity))
+
+    return replace(side, engine=Engine(side.engine.model))
+
+
+def test_a_model_that_writes_image_tokens_is_compared_to_the_end(reference: Side, samples: list[Sample]):
+    report = compare(spellbound(reference), spellbound(reference), samples)
+    assert report.passed
+    assert [sample.tokens for sample in report.samples] == [10] * len(samples)
+
+
 def test_a_changed_merge_in_the_tokenizer_shows_at_the_prompt(
     reference: Side, samples: list[Sample], tokenizer_files: Path, tmp_path: Path
 ):

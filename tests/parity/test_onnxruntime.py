@@ -19,7 +19,7 @@ from r1v_export.contract import GRAPHS
 from r1v_export.exporters.export import export_graph
 from r1v_export.parity import ParityReport, Sample, Side, check
 from r1v_export.reference.model import Model
-from tests.exporters.conftest import checkpoint_of
+from tests.tiny_models import checkpoint_of
 
 Change = Callable[[np.ndarray], object]
 

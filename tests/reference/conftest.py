@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,69 +11,32 @@ import torch
 from torch import Tensor, nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
 
-from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec, ProjectorSpec, TilingSpec, VisionSpec
+from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.reference.model import Model
-
-IMAGE_TOKEN_ID = 7
+from tests.tiny_models import tiny_spec
 
 MakeSpec = Callable[..., ModelSpec]
+
+SIZES: dict[str, Any] = {
+    "vision": {"hidden_size": 32, "num_heads": 4, "intermediate_size": 48, "patch_size": 4, "image_size": 16},
+    "projector": {"in_features": 128, "hidden_size": 40},
+    "language": {
+        "hidden_size": 40,
+        "num_layers": 3,
+        "head_dim": 10,
+        "intermediate_size": 56,
+        "vocab_size": 97,
+        "rope_theta": 1e4,
+    },
+    "tiling": {"tile_size": 16, "max_tiles": 12},
+}
+"""No two alike where a mistake could hide."""
 
 
 @pytest.fixture(scope="session")
 def make_spec() -> MakeSpec:
     """A tiny ModelSpec; keywords are fields of any of its parts."""
-
-    def make(**changes: Any) -> ModelSpec:
-        def part(cls: type, **fields: Any) -> Any:
-            return cls(**{name: changes.pop(name, value) for name, value in fields.items()})
-
-        vision = part(
-            VisionSpec,
-            hidden_size=32,
-            num_heads=4,
-            num_layers=2,
-            intermediate_size=48,
-            patch_size=4,
-            image_size=16,
-            norm="rms_norm",
-            norm_eps=1e-6,
-            qk_norm=True,
-            qkv_bias=False,
-        )
-        projector = ProjectorSpec(
-            shuffle=2,
-            ps_version=changes.pop("ps_version", "v2"),
-            in_features=4 * vision.hidden_size,
-            hidden_size=40,
-        )
-        language = LanguageSpec(
-            hidden_size=40,
-            num_layers=3,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=10,
-            intermediate_size=56,
-            vocab_size=97,
-            rms_norm_eps=changes.pop("rms_norm_eps", 1e-6),
-            rope_theta=changes.pop("rope_theta", 1e4),
-            max_position_embeddings=256,
-            tie_word_embeddings=changes.pop("tie_word_embeddings", False),
-        )
-        tiling = part(TilingSpec, tile_size=16, min_tiles=1, max_tiles=12, use_thumbnail=True, dynamic=True)
-        assert not changes, f"no such fields: {changes}"
-        return ModelSpec(
-            layout="internvl_chat",
-            architecture="InternVLChatModel",
-            vision=vision,
-            projector=projector,
-            language=language,
-            tiling=tiling,
-            image_token_id=IMAGE_TOKEN_ID,
-            template="r1v3",
-            dtype="float32",
-        )
-
-    return make
+    return partial(tiny_spec, **SIZES)
 
 
 @pytest.fixture(scope="session")

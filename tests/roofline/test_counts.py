@@ -13,7 +13,7 @@ from r1v_export.exporters.export import trace_graph
 from r1v_export.pipeline.estimate import graph_parameters
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.roofline.counts import by_layer, count
-from tests.exporters.conftest import random_model, tiny_spec
+from tests.tiny_models import random_model, tiny_spec
 
 TILES, SEQ, CAPACITY = 3, 5, 16
 

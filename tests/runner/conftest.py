@@ -5,51 +5,15 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
 
-from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec, ProjectorSpec, TilingSpec, VisionSpec
+from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import AddedToken, Tokenizer
 from r1v_export.runner.chain import Runner
+from tests.tiny_models import tiny_spec
 
 IMAGE_TOKEN = 260
 """`<IMG_CONTEXT>` of `byte_tokenizer`."""
-
-
-def tiny_spec(vocab_size: int = 300) -> ModelSpec:
-    return ModelSpec(
-        layout="internvl_chat",
-        architecture="SkyworkChatModel",
-        vision=VisionSpec(
-            hidden_size=32,
-            num_heads=2,
-            num_layers=2,
-            intermediate_size=64,
-            patch_size=14,
-            image_size=56,
-            norm="rms_norm",
-            norm_eps=1e-6,
-            qk_norm=True,
-            qkv_bias=False,
-        ),
-        projector=ProjectorSpec(shuffle=2, ps_version="v2", in_features=128, hidden_size=64),
-        language=LanguageSpec(
-            hidden_size=64,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=16,
-            intermediate_size=96,
-            vocab_size=vocab_size,
-            rms_norm_eps=1e-6,
-            rope_theta=1e6,
-            max_position_embeddings=1024,
-            tie_word_embeddings=False,
-        ),
-        tiling=TilingSpec(tile_size=56, min_tiles=1, max_tiles=4, use_thumbnail=True, dynamic=True),
-        image_token_id=IMAGE_TOKEN,
-        template="r1v3",
-        dtype="float32",
-    )
 
 
 def random_engine(spec: ModelSpec, seed: int = 0) -> ReferenceEngine:
@@ -64,7 +28,7 @@ def random_engine(spec: ModelSpec, seed: int = 0) -> ReferenceEngine:
 
 @pytest.fixture(scope="session")
 def engine() -> ReferenceEngine:
-    return random_engine(tiny_spec())
+    return random_engine(tiny_spec(image_token_id=IMAGE_TOKEN, vocab_size=300, max_position_embeddings=1024))
 
 
 def byte_tokenizer() -> Tokenizer:

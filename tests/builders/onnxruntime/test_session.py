@@ -17,8 +17,8 @@ from r1v_export.exporters.export import export_graph
 from r1v_export.quantization.fake import apply
 from r1v_export.quantization.graph import quantizer
 from r1v_export.reference.model import ReferenceEngine
-from tests.exporters.conftest import checkpoint_of, random_model, tiny_spec
 from tests.quantization.test_graph import rounded, schemes_of
+from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
 FEATURES = np.random.default_rng(0).standard_normal((2, 4, 256), dtype=np.float32)
 

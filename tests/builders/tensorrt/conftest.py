@@ -26,7 +26,7 @@ from r1v_export.builders.tensorrt.session import Session
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig
 from r1v_export.reference.model import ReferenceEngine
-from tests.exporters.conftest import checkpoint_of
+from tests.tiny_models import checkpoint_of
 
 SIZES = {
     "sm": [89],

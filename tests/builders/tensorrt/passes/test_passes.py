@@ -10,7 +10,7 @@ import pytest
 from r1v_export import contract
 from r1v_export.builders.tensorrt.passes import joined, lower
 from r1v_export.builders.tensorrt.passes.explicit_mask import ExplicitMask
-from tests.exporters.conftest import tiny_spec
+from tests.tiny_models import tiny_spec
 
 CAPACITY = 12
 
