@@ -21,7 +21,7 @@ from r1v_export.quantization.recipe import Recipe, Scheme, load, resolve
 from r1v_export.quantization.rtn import round_to_nearest
 from r1v_export.quantization.sites import sites
 from r1v_export.reference.model import ReferenceEngine
-from tests.exporters.conftest import checkpoint_of, random_model, tiny_spec
+from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
 SPEC = tiny_spec()
 MODEL = random_model(SPEC)
