@@ -154,17 +154,21 @@ class Decoder(Protocol):
         """
 
 
-class Engine(Protocol):
-    """The graphs of one model, runnable. The PyTorch reference and every built target offer this, and nothing else
-    is asked of them by the runner and by parity. Floating-point arrays are float32 at this boundary, whatever the
+class VisionEngine(Protocol):
+    """The graphs that look at pictures, runnable. Floating-point arrays are float32 at this boundary, whatever the
     engine computes in."""
-
-    name: str
-    sizes: Sizes
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray: ...
 
     def projector(self, vision_features: np.ndarray) -> np.ndarray: ...
+
+
+class Engine(VisionEngine, Protocol):
+    """All graphs of one model, runnable. The PyTorch reference and every built target offer this, and nothing else
+    is asked of them by the runner and by parity."""
+
+    name: str
+    sizes: Sizes
 
     def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray: ...
 

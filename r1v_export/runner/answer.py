@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from r1v_export.generation import FinishReason
 from r1v_export.runner.reasoning import Piece, ReasoningSplitter
-from r1v_export.runner.scheduler import FinishReason
 from r1v_export.runner.streaming import Detokenizer, StopStrings
 
 
@@ -80,7 +80,7 @@ class TokenEvent:
 
     Attributes:
         request: index of the request.
-        token_id: the new token; None in the last event of a cancelled answer.
+        token_id: the new token; None in a last event that brings none, as that of a cancelled answer.
         thought, text: what became certain of thought and answer; each may be "".
         answer: the whole answer, with the request's last event only.
     """
@@ -136,3 +136,59 @@ class AnswerText:
         self.thought += piece.thought
         self.text += piece.answer
         return piece
+
+
+class AnswerStream:
+    """One answer while it is made: tokens in, events out.
+
+    Args:
+        index: of the request, for its events.
+        stop_ids: tokens that end the answer and are no text.
+        prompt_tokens, reused_tokens: as in `Answer`.
+        timings: of the request; whoever runs the decoder goes on measuring into it.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        text: AnswerText,
+        stop_ids: frozenset[int],
+        timings: Timings,
+        prompt_tokens: int,
+        reused_tokens: int = 0,
+    ) -> None:
+        self.index, self.text, self.stop_ids, self.timings = index, text, stop_ids, timings
+        self.prompt_tokens, self.reused_tokens = prompt_tokens, reused_tokens
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.finish_reason is not None
+
+    def push(self, token_id: int | None, finish_reason: FinishReason | None) -> TokenEvent:
+        """The event of the next token, or of an end that comes without one. A stop string ends the answer too."""
+        thought = text = ""
+        if token_id is not None:
+            self.token_ids.append(token_id)
+            if token_id not in self.stop_ids:
+                thought, text = self.text.push(token_id)
+        self.finish_reason = "stop" if self.text.stopped else finish_reason
+        if self.finish_reason is None:
+            return TokenEvent(self.index, token_id, thought, text)
+        last = self.text.flush()
+        answer = self._answer(self.finish_reason)
+        return TokenEvent(self.index, token_id, thought + last.thought, text + last.answer, answer)
+
+    def _answer(self, finish_reason: FinishReason) -> Answer:
+        self.timings.decode_steps = max(len(self.token_ids) - 1, 0)
+        return Answer(
+            thought=self.text.thought,
+            text=self.text.text,
+            thought_complete=not self.text.in_thought,
+            token_ids=tuple(self.token_ids),
+            finish_reason=finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            reused_tokens=self.reused_tokens,
+            timings=self.timings,
+        )

@@ -11,44 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.contract import Engine
-from r1v_export.errors import GraphError, InputError, UsageError
-from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import Template, Turn, encode, stop_ids
+from r1v_export.errors import InputError
+from r1v_export.generation import Sampling
+from r1v_export.reference.prompt import Template
 from r1v_export.reference.tokenizer import Tokenizer
-from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, AnswerText, Timings, TokenEvent
+from r1v_export.runner.answer import AnswerStream, AnswerText, Timings, TokenEvent
+from r1v_export.runner.base import BaseRunner, Request, require_finite
 from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity
-from r1v_export.runner.sampling import Sampler, Sampling
-from r1v_export.runner.scheduler import FinishReason, Row, generate_rows
-
-TILES_PER_RUN = 4
-"""Tiles that go through the vision graph at once: bounds the memory its activations take."""
-
-MAX_BATCH = 8
-"""Requests decoded together; further ones wait for the next batch."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A conversation to be answered.
-
-    Attributes:
-        turns: the last is the user's; turns that are not are as `reference.prompt` says.
-        images: the pictures of all turns, in order.
-        think: let the model think before it answers, if its template knows how.
-    """
-
-    turns: tuple[Turn, ...]
-    images: tuple[Image.Image, ...] = ()
-    think: bool = True
-
-    @classmethod
-    def ask(cls, question: str, *images: Image.Image, think: bool = True) -> Request:
-        """A single question about any number of pictures."""
-        return cls((Turn("user", question, images=len(images)),), images, think)
+from r1v_export.runner.sampling import Sampler
+from r1v_export.runner.scheduler import Row, embed_chosen, generate_rows
 
 
 @dataclass
@@ -69,19 +43,13 @@ class Prompt:
     reused_tokens: int = 0
 
 
-class CancelledError(Exception):
-    """The caller's event was set before decoding began."""
-
-
-class Runner:
-    """Answers questions with one engine. Not safe to share between threads, apart from the `cancel` events.
+class Runner(BaseRunner[Prompt]):
+    """Answers questions with one engine.
 
     Args:
         engine: the reference or any built target.
-        tokenizer: the checkpoint's.
-        spec: the checkpoint's.
-        template: how the family version writes a conversation, usually `TEMPLATES[spec.template]`.
-        generation_config: the checkpoint's generation_config.json, for its stop tokens.
+
+    The other arguments are `BaseRunner`'s.
     """
 
     def __init__(
@@ -92,106 +60,28 @@ class Runner:
         template: Template,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.engine, self.tokenizer, self.spec, self.template = engine, tokenizer, spec, template
-        self.stop_ids = stop_ids(tokenizer, template, generation_config or {})
-        self.max_positions = spec.language.max_position_embeddings
+        positions = spec.language.max_position_embeddings
+        super().__init__(engine, tokenizer, spec, template, generation_config, positions)
+        self.engine = engine
 
-    def answer(
-        self, request: Request, sampling: Sampling | None = None, cancel: threading.Event | None = None
-    ) -> Answer:
-        """The answer to one request."""
-        return self.answers([request], sampling, cancel)[0]
+    @property
+    def name(self) -> str:
+        return self.engine.name
 
-    def answers(
+    def prepare(self, request: Request, cancel: threading.Event) -> Prompt:
+        looked = self.look(request, cancel)
+        with looked.timings.measure("embed"):
+            inputs_embeds_SE = self.inputs_embeds(looked.token_ids, looked.image_embeds)
+        return Prompt(looked.token_ids, inputs_embeds_SE, looked.thinking, looked.timings)
+
+    def generate_batch(
         self,
-        requests: Sequence[Request],
-        sampling: Sampling | Sequence[Sampling] | None = None,
-        cancel: threading.Event | None = None,
-    ) -> list[Answer]:
-        """The answers to several requests, in their order."""
-        events = self.generate(requests, sampling, cancel)
-        finished = {event.request: event.answer for event in events if event.answer is not None}
-        return [finished[index] for index in range(len(requests))]
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling | Sequence[Sampling] | None = None,
-        cancel: threading.Event | None = None,
-    ) -> Iterator[TokenEvent]:
-        """Answer requests in batches, token by token.
-
-        Args:
-            sampling: for all requests, or one for each; greedy where left out.
-            cancel: once set, from any thread, every unfinished answer ends with what it has.
-
-        Raises:
-            InputError: a request that cannot be used.
-            GraphError: a stage gives numbers that are not finite.
-        """
-        samplings = _one_each(sampling or Sampling(), len(requests))
-        cancel = cancel or threading.Event()
-        for first in range(0, len(requests), MAX_BATCH):
-            batch = range(first, min(first + MAX_BATCH, len(requests)))
-            yield from self._generate_batch([requests[i] for i in batch], [samplings[i] for i in batch], batch, cancel)
-
-    def _generate_batch(
-        self,
-        requests: Sequence[Request],
+        requests: Sequence[Prompt],
         samplings: Sequence[Sampling],
         indices: Sequence[int],
         cancel: threading.Event,
     ) -> Iterator[TokenEvent]:
-        prompts = []
-        try:
-            for request in requests:
-                prompts.append(self.prepare(request, cancel))
-        except CancelledError:
-            yield from (TokenEvent(index, None, "", "", CANCELLED_BEFORE_START) for index in indices)
-            return
-        cache = self.new_cache(prompts, samplings)
-        yield from self.decode(prompts, samplings, cache, indices, cancel)
-
-    def prepare(self, request: Request, cancel: threading.Event) -> Prompt:
-        """Tokens and embeddings of a request.
-
-        Raises:
-            CancelledError: `cancel` was set meanwhile.
-        """
-        timings = Timings()
-        with timings.measure("preprocess"):
-            pixels_T3SS, tiles_per_image = pixel_values(request.images, self.spec.tiling)
-            token_ids = self.encode(request.turns, tiles_per_image, request.think)
-        image_embeds_NE = self.image_embeds(pixels_T3SS, timings, cancel)
-        with timings.measure("embed"):
-            inputs_embeds_SE = self.inputs_embeds(token_ids, image_embeds_NE)
-        return Prompt(token_ids, inputs_embeds_SE, self.opens_thought(request.think), timings)
-
-    def encode(self, turns: Sequence[Turn], tiles_per_image: Sequence[int], think: bool) -> list[int]:
-        """Token ids of a conversation, short enough for the model to answer it."""
-        tokens_per_tile = self.spec.tokens_per_tile
-        token_ids = encode(self.tokenizer, self.template, turns, tiles_per_image, tokens_per_tile, think=think)
-        new_token_budget(len(token_ids), 1, self.max_positions)
-        return token_ids
-
-    def opens_thought(self, think: bool) -> bool:
-        return think and bool(self.template.thinking)
-
-    def image_embeds(self, pixels_T3SS: np.ndarray, timings: Timings, cancel: threading.Event) -> np.ndarray:
-        """Tiles [T, 3, S, S] -> the embeddings of their tokens [T * tokens_per_tile, hidden], a few tiles at a time."""
-        hidden = self.spec.language.hidden_size
-        embeds_NE = [np.zeros((0, hidden), dtype=np.float32)]
-        for start in range(0, len(pixels_T3SS), TILES_PER_RUN):
-            if cancel.is_set():
-                raise CancelledError
-            with timings.measure("vision"):
-                features = self.engine.vision(pixels_T3SS[start : start + TILES_PER_RUN])
-            _require_finite(features, "vision")
-            with timings.measure("projector"):
-                embeds_TNE = self.engine.projector(features)
-            _require_finite(embeds_TNE, "projector")
-            embeds_NE.append(embeds_TNE.reshape(-1, hidden))
-        return np.concatenate(embeds_NE)
+        yield from self.decode(requests, samplings, self.new_cache(requests, samplings), indices, cancel)
 
     def inputs_embeds(self, token_ids: Sequence[int], image_embeds_NE: np.ndarray) -> np.ndarray:
         """Embeddings [S, hidden] of prompt tokens, with the pictures' in their places.
@@ -210,7 +100,7 @@ class Runner:
                 fix="check that image_token_id is the tokenizer's <IMG_CONTEXT>",
             )
         embeds_SE = self.engine.embed(ids_1S, image_embeds_NE)[0]
-        _require_finite(embeds_SE, "embed")
+        require_finite(embeds_SE, "embed")
         return embeds_SE
 
     def new_cache(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> KVCache:
@@ -249,70 +139,34 @@ class Runner:
         yield from (job.event() for job in jobs if not job.done)
 
     def _embed_tokens(self, ids_B1: np.ndarray) -> np.ndarray:
-        # Should a model write <IMG_CONTEXT> itself, the embed graph takes an image row for it: these zeros.
-        no_images = np.zeros((ids_B1.size, self.spec.language.hidden_size), dtype=np.float32)
-        return self.engine.embed(ids_B1, no_images)
+        return embed_chosen(self.engine, ids_B1)
 
 
 class _Job:
-    """One request of a batch: its row in the decoder and its text."""
+    """One request of a batch: its row in the decoder and its answer."""
 
     def __init__(self, runner: Runner, prompt: Prompt, sampling: Sampling, index: int) -> None:
-        self.prompt, self.index, self.done = prompt, index, False
         budget = new_token_budget(len(prompt.token_ids), sampling.max_new_tokens, runner.max_positions)
         sampler = Sampler(sampling, prompt.token_ids, runner.spec.language.vocab_size)
         self.row = Row(prompt.inputs_embeds, sampler, runner.stop_ids, budget)
-        self.text = AnswerText(runner.tokenizer.decode, sampling.stop, prompt.thinking)
+        text = AnswerText(runner.tokenizer.decode, sampling.stop, prompt.thinking)
+        self.stream = AnswerStream(
+            index, text, runner.stop_ids, prompt.timings, len(prompt.token_ids), prompt.reused_tokens
+        )
+
+    @property
+    def done(self) -> bool:
+        return self.stream.done
 
     def add_time(self, timings: Timings) -> None:
         """Count the batch's time for this request too, until it is done."""
         if not self.done:
-            self.prompt.timings.prefill_ms += timings.prefill_ms
-            self.prompt.timings.decode_ms += timings.decode_ms
+            self.stream.timings.prefill_ms += timings.prefill_ms
+            self.stream.timings.decode_ms += timings.decode_ms
 
     def event(self) -> TokenEvent:
         """The event of the row's newest token, or of its being cancelled."""
-        cancelled = self.row.finish_reason == "cancelled"
-        token_id = None if cancelled else self.row.token_ids[-1]
-        thought = text = ""
-        if token_id is not None and token_id not in self.row.stop_ids:
-            thought, text = self.text.push(token_id)
-            if self.text.stopped:
-                self.row.finish_reason = "stop"
-        if self.row.finish_reason is None:
-            return TokenEvent(self.index, token_id, thought, text)
-        last = self.text.flush()
-        self.done = True
-        self.prompt.timings.decode_steps = max(len(self.row.token_ids) - 1, 0)
-        answer = self._answer(self.row.finish_reason)
-        return TokenEvent(self.index, token_id, thought + last.thought, text + last.answer, answer)
-
-    def _answer(self, finish_reason: FinishReason) -> Answer:
-        return Answer(
-            thought=self.text.thought,
-            text=self.text.text,
-            thought_complete=not self.text.in_thought,
-            token_ids=tuple(self.row.token_ids),
-            finish_reason=finish_reason,
-            prompt_tokens=len(self.prompt.token_ids),
-            reused_tokens=self.prompt.reused_tokens,
-            timings=self.prompt.timings,
-        )
-
-
-def _one_each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[Sampling]:
-    samplings = [sampling] * count if isinstance(sampling, Sampling) else sampling
-    if len(samplings) != count:
-        raise UsageError("Give one sampling, or one for each request.", expected=count, found=len(samplings))
-    return samplings
-
-
-def _require_finite(array: np.ndarray, stage: str) -> None:
-    if not np.isfinite(array).all():
-        raise GraphError(
-            f"The {stage} graph gives numbers that are not finite.",
-            where=stage,
-            expected="finite numbers",
-            found=f"{int((~np.isfinite(array)).sum())} of {array.size} are NaN or infinite",
-            fix="run `r1v-export check` to find the first bad boundary, or build with --precision fp32",
-        )
+        token_id = None if self.row.finish_reason == "cancelled" else self.row.token_ids[-1]
+        event = self.stream.push(token_id, self.row.finish_reason)
+        self.row.finish_reason = self.stream.finish_reason
+        return event

@@ -6,52 +6,11 @@ The processors and their order are those of transformers' `generate`: repetition
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
-from r1v_export.errors import GraphError, UsageError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the tokens of one answer are chosen and when it ends.
-
-    Args:
-        max_new_tokens: at most this many tokens are generated.
-        temperature: divides the logits; 0 picks the likeliest token (greedy), and top_p, top_k and seed do nothing.
-        top_p: draw from the smallest set of likeliest tokens that holds this much probability; 1 is off.
-        top_k: draw from this many likeliest tokens (and those equal to the last); 0 is off.
-        repetition_penalty: divides positive and multiplies negative logits of tokens already in prompt or answer.
-        seed: of this answer's own random stream; None takes fresh entropy.
-        stop: the answer ends before the first of these strings.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int | None = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
-        _require(0 <= self.temperature < float("inf"), "temperature", "0 (greedy) or more", self.temperature)
-        _require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
-        _require(self.top_k >= 0, "top_k", "0 (off) or more", self.top_k)
-        _require(0 < self.repetition_penalty < float("inf"), "repetition_penalty", "above 0", self.repetition_penalty)
-        _require(self.seed is None or self.seed >= 0, "seed", "0 or more", self.seed)
-        _require(all(self.stop), "stop", "strings that are not empty", self.stop)
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
-
-
-def _require(holds: bool, field: str, expected: str, found: object) -> None:
-    if not holds:
-        raise UsageError(f"{field} is out of range.", where=f"sampling.{field}", expected=expected, found=found)
+from r1v_export.errors import GraphError
+from r1v_export.generation import Sampling
 
 
 class Sampler:

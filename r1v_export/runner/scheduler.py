@@ -8,14 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
+from r1v_export.contract import Engine
+from r1v_export.generation import FinishReason
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.runner.sampling import Sampler
-
-FinishReason = Literal["stop", "length", "cancelled"]
 
 PREFILL_CHUNK = 512
 """Prompt tokens per decoder step: bounds the memory that attention takes on long prompts."""
@@ -79,6 +78,15 @@ def generate_rows(
             logits_BV = cache.append(embed_tokens(last_B1), active_B)
     for row in rows:
         row.finish_reason = row.finish_reason or "cancelled"
+
+
+def embed_chosen(engine: Engine, ids_B1: np.ndarray) -> np.ndarray:
+    """Embeddings [B, 1, E] of tokens that a model chose, ids [B, 1] int64.
+
+    Should it choose <IMG_CONTEXT>, the embed graph takes an image row for it: a row of zeros.
+    """
+    no_images_BE = np.zeros((ids_B1.size, engine.sizes.hidden), dtype=np.float32)
+    return engine.embed(ids_B1, no_images_BE)
 
 
 def prefill(cache: KVCache, prompts_SE: Sequence[np.ndarray], cancel: threading.Event) -> np.ndarray:

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from r1v_export.generation import Sampling
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Turn
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Timings, TokenEvent
-from r1v_export.runner.chain import CancelledError, Prompt, Runner
+from r1v_export.runner.base import CancelledError
+from r1v_export.runner.chain import Prompt, Runner
 from r1v_export.runner.kv_cache import KVCache, plan_capacity
-from r1v_export.runner.sampling import Sampling
 
 
 class _Picture(NamedTuple):

@@ -11,7 +11,7 @@ from r1v_export.errors import GraphError, InputError, UsageError
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Turn, encode
-from r1v_export.runner import chain
+from r1v_export.runner import base
 from r1v_export.runner.answer import AnswerText
 from r1v_export.runner.chain import Request, Runner
 from r1v_export.runner.sampling import Sampling
@@ -59,13 +59,13 @@ def test_answers_are_those_of_the_plain_model_alone_and_in_a_batch(runner):
 
 def test_many_tiles_go_through_vision_a_few_at_a_time_with_the_same_result(runner, monkeypatch):
     whole = runner.answer(REQUESTS[1], SHORT)
-    monkeypatch.setattr(chain, "TILES_PER_RUN", 1)
+    monkeypatch.setattr(runner, "tiles_per_run", 1)
     assert runner.answer(REQUESTS[1], SHORT).token_ids == whole.token_ids
 
 
 def test_more_requests_than_a_batch_holds_are_answered_in_order(runner, monkeypatch):
     expected = [answer.token_ids for answer in runner.answers(REQUESTS, SHORT)]
-    monkeypatch.setattr(chain, "MAX_BATCH", 2)
+    monkeypatch.setattr(base, "MAX_BATCH", 2)
     assert [answer.token_ids for answer in runner.answers(REQUESTS, SHORT)] == expected
 
 

@@ -1,0 +1,133 @@
+"""From a prompt to its tokens, where a library does the decoding: what is asked of it, and what it gives back.
+
+`contract.Engine` is the other way: its decoder is stepped by our own loop, token by token.
+Shape letters: N tokens of a picture, E hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from r1v_export.errors import UsageError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""Why an answer ended: a stop token or string, the token limit, or the caller."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one answer are chosen and when it ends.
+
+    Args:
+        max_new_tokens: at most this many tokens are generated.
+        temperature: divides the logits; 0 picks the likeliest token (greedy), and top_p, top_k and seed do nothing.
+        top_p: draw from the smallest set of likeliest tokens that holds this much probability; 1 is off.
+        top_k: draw from this many likeliest tokens (and those equal to the last); 0 is off.
+        repetition_penalty: divides positive and multiplies negative logits of tokens already in prompt or answer.
+        seed: of this answer's own random stream; None takes fresh entropy.
+        stop: the answer ends before the first of these strings.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
+        _require(0 <= self.temperature < float("inf"), "temperature", "0 (greedy) or more", self.temperature)
+        _require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        _require(self.top_k >= 0, "top_k", "0 (off) or more", self.top_k)
+        _require(0 < self.repetition_penalty < float("inf"), "repetition_penalty", "above 0", self.repetition_penalty)
+        _require(self.seed is None or self.seed >= 0, "seed", "0 or more", self.seed)
+        _require(all(self.stop), "stop", "strings that are not empty", self.stop)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+def _require(holds: bool, field: str, expected: str, found: object) -> None:
+    if not holds:
+        raise UsageError(f"{field} is out of range.", where=f"sampling.{field}", expected=expected, found=found)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture's image embeddings [N, E] float32, and what identifies it: a digest of its pixels, say."""
+
+    embeds: np.ndarray
+    digest: bytes
+
+    @classmethod
+    def of(cls, pixel_values: np.ndarray, embeds: np.ndarray) -> Picture:
+        """
+        Args:
+            pixel_values: its tiles, as they went into the vision graph.
+            embeds: what came out of the projector, [tiles, tokens, E] or [N, E].
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(pixel_values).tobytes()).digest()
+        return cls(embeds.reshape(-1, embeds.shape[-1]), digest)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came since the last time, nothing perhaps. With the last of it, and only then, why it is the last.
+
+    The token that stopped is among the tokens.
+    """
+
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+
+
+class Generation(Protocol):
+    """A request that is being answered. Iterating waits for what comes next, a moment at most where the library lets it
+    be so, and ends after the last. Errors of the library are GraphErrors."""
+
+    def __iter__(self) -> Iterator[Generated]: ...
+
+    def __next__(self) -> Generated: ...
+
+    def close(self) -> None:
+        """Free what the request holds, whether it is finished or not. May be called again."""
+
+
+class Generator(Protocol):
+    """A language model with a loop of its own, which batches the requests that are open at a time."""
+
+    name: str
+    max_tokens: int
+    """Tokens of a prompt and its answer, at most."""
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        pictures: Sequence[Picture],
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        cancel: threading.Event,
+    ) -> Generation:
+        """Begin to answer a prompt.
+
+        Args:
+            token_ids: the prompt, an image token for every row of a picture.
+            sampling: `stop` is not looked at: it is text, and the caller's.
+            stop_ids: tokens that end the answer.
+            cancel: once set, from any thread, the request is given up.
+
+        Raises:
+            InputError: the prompt does not fit.
+            UsageError: tokens cannot be chosen like that here.
+            GraphError: the library refuses the request.
+        """
+        ...

@@ -1,0 +1,235 @@
+"""What runners share: a request up to where decoding begins, and requests answered in batches.
+
+Shape letters: T tiles, S tile size, N image tokens of all pictures.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.contract import VisionEngine
+from r1v_export.errors import GraphError, UsageError
+from r1v_export.generation import Sampling
+from r1v_export.reference.preprocess import pixel_values
+from r1v_export.reference.prompt import Template, Turn, encode, stop_ids
+from r1v_export.reference.tokenizer import Tokenizer
+from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, Timings, TokenEvent
+from r1v_export.runner.kv_cache import new_token_budget
+
+TILES_PER_RUN = 4
+"""Tiles that go through the vision graph at once: bounds the memory its activations take."""
+
+MAX_BATCH = 8
+"""Requests decoded together; further ones wait for the next batch."""
+
+Prepared = TypeVar("Prepared")
+"""A request on its way to the decoder, as a runner's decoder takes it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A conversation to be answered.
+
+    Attributes:
+        turns: the last is the user's; turns that are not are as `reference.prompt` says.
+        images: the pictures of all turns, in order.
+        think: let the model think before it answers, if its template knows how.
+    """
+
+    turns: tuple[Turn, ...]
+    images: tuple[Image.Image, ...] = ()
+    think: bool = True
+
+    @classmethod
+    def ask(cls, question: str, *images: Image.Image, think: bool = True) -> Request:
+        """A single question about any number of pictures."""
+        return cls((Turn("user", question, images=len(images)),), images, think)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A request whose pictures were looked at.
+
+    Attributes:
+        token_ids: the whole prompt, an image token for each row of `image_embeds`.
+        pixels: tiles of all pictures [T, 3, S, S] float32.
+        tiles_per_image: how many of them are each picture's.
+        image_embeds: [N, hidden] float32.
+        thinking: the prompt has opened a thought.
+    """
+
+    token_ids: list[int]
+    pixels: np.ndarray
+    tiles_per_image: Sequence[int]
+    image_embeds: np.ndarray
+    thinking: bool
+    timings: Timings
+
+
+class CancelledError(Exception):
+    """The caller's event was set before decoding began."""
+
+
+class BaseRunner(ABC, Generic[Prepared]):
+    """Answers questions. Not safe to share between threads, apart from the `cancel` events.
+
+    Args:
+        vision: looks at pictures.
+        tokenizer: the checkpoint's.
+        spec: the checkpoint's.
+        template: how the family version writes a conversation, usually `TEMPLATES[spec.template]`.
+        generation_config: the checkpoint's generation_config.json, for its stop tokens.
+        max_positions: tokens of a prompt and its answer, at most.
+        tiles_per_run: how many tiles are looked at together.
+    """
+
+    def __init__(
+        self,
+        vision: VisionEngine,
+        tokenizer: Tokenizer,
+        spec: ModelSpec,
+        template: Template,
+        generation_config: Mapping[str, Any] | None,
+        max_positions: int,
+        tiles_per_run: int = TILES_PER_RUN,
+    ) -> None:
+        self.vision, self.tokenizer, self.spec, self.template = vision, tokenizer, spec, template
+        self.stop_ids = stop_ids(tokenizer, template, generation_config or {})
+        self.max_positions, self.tiles_per_run = max_positions, tiles_per_run
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of what answers."""
+
+    def answer(
+        self, request: Request, sampling: Sampling | None = None, cancel: threading.Event | None = None
+    ) -> Answer:
+        """The answer to one request."""
+        return self.answers([request], sampling, cancel)[0]
+
+    def answers(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> list[Answer]:
+        """The answers to several requests, in their order."""
+        events = self.generate(requests, sampling, cancel)
+        finished = {event.request: event.answer for event in events if event.answer is not None}
+        return [finished[index] for index in range(len(requests))]
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[TokenEvent]:
+        """Answer requests in batches, token by token.
+
+        Args:
+            sampling: for all requests, or one for each; greedy where left out.
+            cancel: once set, from any thread, every unfinished answer ends with what it has.
+
+        Raises:
+            InputError: a request that cannot be used.
+            GraphError: a stage gives numbers that are not finite, or fails.
+        """
+        samplings = _one_each(sampling or Sampling(), len(requests))
+        cancel = cancel or threading.Event()
+        for first in range(0, len(requests), MAX_BATCH):
+            batch = range(first, min(first + MAX_BATCH, len(requests)))
+            try:
+                prepared = [self.prepare(requests[index], cancel) for index in batch]
+            except CancelledError:
+                yield from (TokenEvent(index, None, "", "", CANCELLED_BEFORE_START) for index in batch)
+                continue
+            yield from self.generate_batch(prepared, [samplings[index] for index in batch], batch, cancel)
+
+    @abstractmethod
+    def prepare(self, request: Request, cancel: threading.Event) -> Prepared:
+        """All that comes before the decoder.
+
+        Raises:
+            CancelledError: `cancel` was set meanwhile.
+        """
+
+    @abstractmethod
+    def generate_batch(
+        self,
+        requests: Sequence[Prepared],
+        samplings: Sequence[Sampling],
+        indices: Sequence[int],
+        cancel: threading.Event,
+    ) -> Iterator[TokenEvent]:
+        """Answer requests together; `indices` are their numbers in the events."""
+
+    def look(self, request: Request, cancel: threading.Event) -> Looked:
+        """Tokens of a request, and embeddings of its pictures.
+
+        Raises:
+            CancelledError: `cancel` was set meanwhile.
+        """
+        timings = Timings()
+        with timings.measure("preprocess"):
+            pixels_T3SS, tiles_per_image = pixel_values(request.images, self.spec.tiling)
+            token_ids = self.encode(request.turns, tiles_per_image, request.think)
+        image_embeds_NE = self.image_embeds(pixels_T3SS, timings, cancel)
+        thinking = self.opens_thought(request.think)
+        return Looked(token_ids, pixels_T3SS, tiles_per_image, image_embeds_NE, thinking, timings)
+
+    def encode(self, turns: Sequence[Turn], tiles_per_image: Sequence[int], think: bool) -> list[int]:
+        """Token ids of a conversation, short enough for the model to answer it."""
+        tokens_per_tile = self.spec.tokens_per_tile
+        token_ids = encode(self.tokenizer, self.template, turns, tiles_per_image, tokens_per_tile, think=think)
+        new_token_budget(len(token_ids), 1, self.max_positions)
+        return token_ids
+
+    def opens_thought(self, think: bool) -> bool:
+        return think and bool(self.template.thinking)
+
+    def image_embeds(self, pixels_T3SS: np.ndarray, timings: Timings, cancel: threading.Event) -> np.ndarray:
+        """Tiles [T, 3, S, S] -> the embeddings of their tokens [T * tokens_per_tile, hidden], a few tiles at a time."""
+        hidden = self.spec.language.hidden_size
+        embeds_NE = [np.zeros((0, hidden), dtype=np.float32)]
+        for start in range(0, len(pixels_T3SS), self.tiles_per_run):
+            if cancel.is_set():
+                raise CancelledError
+            with timings.measure("vision"):
+                features = self.vision.vision(pixels_T3SS[start : start + self.tiles_per_run])
+            require_finite(features, "vision")
+            with timings.measure("projector"):
+                embeds_TNE = self.vision.projector(features)
+            require_finite(embeds_TNE, "projector")
+            embeds_NE.append(embeds_TNE.reshape(-1, hidden))
+        return np.concatenate(embeds_NE)
+
+
+def _one_each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[Sampling]:
+    samplings = [sampling] * count if isinstance(sampling, Sampling) else sampling
+    if len(samplings) != count:
+        raise UsageError("Give one sampling, or one for each request.", expected=count, found=len(samplings))
+    return samplings
+
+
+def require_finite(array: np.ndarray, stage: str) -> None:
+    """
+    Raises:
+        GraphError: NaN or infinity among the numbers.
+    """
+    if not np.isfinite(array).all():
+        raise GraphError(
+            f"The {stage} graph gives numbers that are not finite.",
+            where=stage,
+            expected="finite numbers",
+            found=f"{int((~np.isfinite(array)).sum())} of {array.size} are NaN or infinite",
+            fix="run `r1v-export check` to find the first bad boundary, or build with --precision fp32",
+        )
