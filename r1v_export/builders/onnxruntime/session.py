@@ -22,6 +22,7 @@ _ACCURACY_LEVELS = {"float32": "1", "int8": "4"}
 _DEQUANTIZE_AT_LOAD = "session.disable_quant_qdq"
 _FP8 = {TensorProto.FLOAT8E4M3FN}
 _FOUR_BITS = {TensorProto.INT4, TensorProto.UINT4}
+_INT8_IN_FLOAT16 = {TensorProto.INT8, TensorProto.FLOAT16}
 
 
 def check_device(device: Device) -> None:
@@ -44,7 +45,7 @@ def physical_cores() -> int:
 
 
 def open_session(
-    model: Path | bytes, weights_root: Path, device: Device, threads: int | None = None
+    model: Path | bytes, weights_root: Path, device: Device, threads: int | None = None, gpu: int = 0
 ) -> ort.InferenceSession:
     """A session on `model`, whose weights' locations are relative to `weights_root`.
 
@@ -52,6 +53,7 @@ def open_session(
         model: an ONNX file or its content.
         threads: that one operator may use, `physical_cores()` if None. (ONNX Runtime's own default halves the cores of
             a machine without hyper-threads.)
+        gpu: which one, of several.
 
     Raises:
         CapabilityError: ONNX Runtime has no such device.
@@ -66,7 +68,7 @@ def open_session(
         content = model if isinstance(model, bytes) else model.read_bytes()
         for name, value in _quantisation_entries(content).items():
             options.add_session_config_entry(name, value)
-        session = ort.InferenceSession(content, options, providers=_providers(device))
+        session = ort.InferenceSession(content, options, providers=_providers(device, gpu))
     except OSError as error:
         raise BundleError(
             "An engine cannot be read.", where=where, found=error, fix="build the bundle again"
@@ -94,15 +96,17 @@ def _quantisation_entries(content: bytes) -> dict[str, str]:
 
     4-bit weights stay packed, in a fused kernel. There is none for FP8 weights: they are dequantised once, at load, and
     not at every step, which takes sixteen times as long; ONNX Runtime does so only where it fuses nothing quantised.
+    In float16 it cannot fuse INT8: it takes results to be of the scales' type, float32, and refuses its own graph.
     """
     model = onnx.load_model_from_string(content)
     kinds = {weight.data_type for weight in model.graph.initializer}
     inputs = next((entry.value for entry in model.metadata_props if entry.key == INT4_INPUTS), "float32")
     entries = {_INT4_ARITHMETIC: _ACCURACY_LEVELS[inputs]}
-    if kinds & _FP8 and not kinds & _FOUR_BITS:
+    if (kinds & _FP8 and not kinds & _FOUR_BITS) or kinds >= _INT8_IN_FLOAT16:
         entries[_DEQUANTIZE_AT_LOAD] = "1"
     return entries
 
 
-def _providers(device: Device) -> list[Any]:
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+def _providers(device: Device, gpu: int) -> list[Any]:
+    cuda = [("CUDAExecutionProvider", {"device_id": gpu})] if device == "cuda" else []
+    return [*cuda, "CPUExecutionProvider"]

@@ -72,3 +72,17 @@ def test_int4_weights_stay_packed_and_compute_as_the_build_says(inputs, level, o
     assert error < 1e-5 if inputs == "float32" else 1e-5 < error < 3e-2
     fused = [node for node in onnx.load(optimised).graph.node if node.op_type == "MatMulNBits"]
     assert [next(a.i for a in node.attribute if a.name == "accuracy_level") for node in fused] == [level, level]
+
+
+def test_int8_towers_run_in_float16_too(tmp_path):
+    """ONNX Runtime moves Q/DQ over reshapes, and takes results to be of the scales' type."""
+    spec, model = tiny_spec(), random_model(tiny_spec())
+    schemes = schemes_of("int8", None, "int8")
+    linears = rounded(schemes)
+    rewrite = quantizer(spec, schemes, linears.__getitem__, {})
+    path = export_graph("vision", checkpoint_of(model), tmp_path, torch.float16, rewrite=rewrite)
+    pixels = np.random.default_rng(1).standard_normal((1, 3, 56, 56), dtype=np.float32)
+    result = open_session(path, tmp_path, "cpu", 1).run(None, {"pixel_values": pixels.astype(np.float16)})[0]
+    apply(model, linears, {})
+    expected = ReferenceEngine(model).vision(pixels)
+    assert np.linalg.norm(result - expected) < 5e-2 * np.linalg.norm(expected)
