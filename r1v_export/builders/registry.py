@@ -78,6 +78,10 @@ class Builder(Protocol):
             schemes: of every quantised linear; empty where that is still to be found.
         """
 
+    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
+        """What `build` will write, roughly and at least: weights, where it does not share the graphs'."""
+        ...
+
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         """What the engines round, apart from what the calibration quantises."""
         ...

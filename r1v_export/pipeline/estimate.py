@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
-from r1v_export import contract
-from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.config import Compute
 from r1v_export.errors import CapabilityError
 from r1v_export.pipeline.progress import size
 from r1v_export.pipeline.stage import Stage
-
-BYTES_OF: Mapping[Compute, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+from r1v_export.quantization.sizes import graph_tensors
 
 HASH_BYTES_PER_S = 600e6
 WRITE_BYTES_PER_S = 150e6
@@ -26,26 +22,10 @@ TRACE_S = 4.0
 
 _SPARE_BYTES = 64 << 20
 
-_GRAPH_PREFIXES = (
-    ("vision_model.", contract.VISION),
-    ("mlp1.", contract.PROJECTOR),
-    ("language_model.model.embed_tokens.", contract.EMBED),
-    ("language_model.", contract.DECODER),
-)
-
 
 def graph_parameters(spec: ModelSpec) -> dict[str, int]:
     """Number of parameters in each graph; a tied embedding counts in both graphs that hold it."""
-    counts = dict.fromkeys((graph for _, graph in _GRAPH_PREFIXES), 0)
-    for name, shape in expected_tensors(spec).items():
-        graph = next(graph for prefix, graph in _GRAPH_PREFIXES if name.startswith(prefix))
-        count = 1
-        for dim in shape:
-            count *= dim
-        counts[graph] += count
-    if spec.language.tie_word_embeddings:
-        counts[contract.DECODER] += counts[contract.EMBED]
-    return counts
+    return {graph: sum(tensors.values()) for graph, tensors in graph_tensors(spec).items()}
 
 
 def require_disk(out: Path, stages: Iterable[Stage]) -> None:

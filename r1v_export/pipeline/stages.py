@@ -27,9 +27,10 @@ from r1v_export.pipeline.calibration import (
     require_origin,
 )
 from r1v_export.pipeline.calibration import WORK as CALIBRATION_WORK
-from r1v_export.pipeline.estimate import BYTES_OF, TRACE_S, WRITE_BYTES_PER_S, graph_parameters, require_memory
+from r1v_export.pipeline.estimate import TRACE_S, WRITE_BYTES_PER_S, graph_parameters, require_memory
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.stage import Advance, Stage
+from r1v_export.quantization.sizes import weight_bytes
 
 if TYPE_CHECKING:
     from r1v_export.exporters.graph import Rewrite
@@ -182,9 +183,9 @@ class Build:
 
     def _graph_stages(self) -> Iterator[Stage]:
         sources = tuple(path.name for path in self.checkpoint.files())
-        parameters = graph_parameters(self.checkpoint.spec)
+        sizes = weight_bytes(self.checkpoint.spec, self.schemes, self.config.compute)
         for name in self.graphs:
-            size_bytes = parameters[name] * BYTES_OF[self.config.compute]
+            size_bytes = sizes[name]
             yield Stage(
                 f"{name}-graph",
                 partial(self._export, name),
@@ -220,6 +221,7 @@ class Build:
 
     def _engine_stages(self) -> Iterator[Stage]:
         for target in self.config.targets:
+            size_bytes = registry.builder(target).size_bytes(self.config, self.checkpoint.spec, self.schemes)
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),
@@ -229,7 +231,8 @@ class Build:
                 sources=tuple(path.name for path in self.checkpoint.files()),
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 work=100,
-                seconds=_ENGINE_S,
+                size_bytes=size_bytes,
+                seconds=_ENGINE_S + size_bytes / WRITE_BYTES_PER_S,
             )
 
     def _build_engine(self, target: str, folder: Path, advance: Advance) -> None:

@@ -44,6 +44,10 @@ class OnnxRuntimeBuilder:
     def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
         """Any model will do."""
 
+    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
+        """Weights are the graphs' own."""
+        return 0
+
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         return Arithmetic(config.compute, rounds_inputs=config.onnxruntime.int4_inputs == "int8")
 

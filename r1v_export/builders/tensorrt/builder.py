@@ -32,6 +32,7 @@ from r1v_export.builders.weights import point_weights_to
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import CapabilityError, GraphError, UsageError
+from r1v_export.quantization.sizes import weight_bytes
 
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
@@ -115,6 +116,16 @@ class TensorRTBuilder:
 
     def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
         """Any model will do."""
+
+    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
+        """Plans weigh what their weights do; see docs/tensorrt.md for decoders with two profiles."""
+        if config.tensorrt.strip:
+            return 0
+        sizes = weight_bytes(spec, schemes, config.compute)
+        decoders = 2 if config.tensorrt.decode_profile else 1
+        return sum(
+            sizes[graph] * (decoders if graph == contract.DECODER else 1) for part in PARTS for graph in part.graphs
+        )
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         return Arithmetic(config.compute)

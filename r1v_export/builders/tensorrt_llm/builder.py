@@ -19,6 +19,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import CapabilityError
 from r1v_export.quantization.recipe import Scheme
+from r1v_export.quantization.sizes import weight_bytes
 
 CHECKPOINT = "checkpoint"
 """Folder in the engine's with what `trtllm-build` reads."""
@@ -49,6 +50,11 @@ class TensorRTLLMBuilder:
         formats = module_formats(spec.language, language_schemes(schemes))
         check_parallel(spec.language, formats, Parallel(options.tp, options.pp))
         engine_sizes(options, spec)
+
+    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
+        """The language model; its embedding is whole on every GPU."""
+        sizes = weight_bytes(spec, schemes, _compute(config, spec))
+        return sizes[contract.DECODER] + config.tensorrt_llm.tp * sizes[contract.EMBED]
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         return Arithmetic(_compute(config, spec))

@@ -18,7 +18,7 @@ from r1v_export.cli import main
 from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError, CapabilityError, UsageError
 from r1v_export.manifest import read_manifest
-from r1v_export.pipeline.build import build
+from r1v_export.pipeline.build import build, plan
 
 PRODUCTS = {"fp16": "Half x Half", "fp8": "FP8 x FP8", "int4": "Half x Int4"}
 """What the decoder's matrix products take, by the engine's own layers."""
@@ -49,6 +49,16 @@ def test_vision_projector_and_decoder_build_for_ada_and_blackwell(bundle) -> Non
     assert facts[contract.VISION]["attention"] == "4 fused kernels"
     products = Counter({kind.partition(" ->")[0]: n for kind, n in facts[contract.DECODER]["products"].items()})
     assert products.most_common(1)[0][0] == PRODUCTS[precision]
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_build_counts_the_weights_of_all_plans(bundle, tmp_path) -> None:
+    """Kernels, rotary tables and scales come on top; beside the weights of a large model they are next to nothing."""
+    stages = plan(config(precision=read_manifest(bundle).precision), tmp_path / "new")
+    planned = next(stage.size_bytes for stage in stages if stage.name == f"{TENSORRT_RTX}-engine")
+    infos = [read_info(bundle / "engines" / TENSORRT_RTX, name) for name in PLANS]
+    assert planned == pytest.approx(sum(info.weight_bytes for info in infos), rel=0.12)
+    assert planned < sum(info.plan_bytes for info in infos)
 
 
 @pytest.mark.slow

@@ -1,0 +1,68 @@
+"""How many bytes a model's weights take, before any of them is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from r1v_export import contract
+from r1v_export.checkpoint.names import EMBED_TOKENS, expected_tensors
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import Compute
+
+if TYPE_CHECKING:
+    from r1v_export.quantization.recipe import Scheme
+
+BYTES_OF: Mapping[Compute, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+_GRAPH_PREFIXES = (
+    ("vision_model.", contract.VISION),
+    ("mlp1.", contract.PROJECTOR),
+    ("language_model.model.embed_tokens.", contract.EMBED),
+    ("language_model.", contract.DECODER),
+)
+_CODE_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "uint4": 0.5}
+_SCALE_BYTES = 2
+
+
+def graph_tensors(spec: ModelSpec) -> dict[str, dict[str, int]]:
+    """Graph -> its checkpoint tensors -> number of parameters; a tied embedding is in both graphs that hold it."""
+    graphs: dict[str, dict[str, int]] = {graph: {} for _, graph in _GRAPH_PREFIXES}
+    for name, shape in expected_tensors(spec).items():
+        graph = next(graph for prefix, graph in _GRAPH_PREFIXES if name.startswith(prefix))
+        graphs[graph][name] = math.prod(shape)
+    if spec.language.tie_word_embeddings:
+        graphs[contract.DECODER] |= graphs[contract.EMBED]
+    return graphs
+
+
+def weight_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme], compute: Compute) -> dict[str, int]:
+    """Bytes of the weights of each graph, to a percent: scales count where groups of inputs have their own.
+
+    Args:
+        schemes: of every quantised linear.
+        compute: what all other weights are stored in.
+    """
+    return {
+        graph: round(
+            sum(
+                count * _bytes_per_parameter(schemes.get(name.removesuffix(".weight")), compute)
+                for name, count in tensors.items()
+            )
+        )
+        for graph, tensors in graph_tensors(spec).items()
+    }
+
+
+def checkpoint_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme], compute: Compute) -> int:
+    """Bytes of the whole model's weights, each stored once."""
+    twice = graph_tensors(spec)[contract.EMBED][EMBED_TOKENS] if spec.language.tie_word_embeddings else 0
+    return sum(weight_bytes(spec, schemes, compute).values()) - twice * BYTES_OF[compute]
+
+
+def _bytes_per_parameter(scheme: Scheme | None, compute: Compute) -> float:
+    if scheme is None:
+        return BYTES_OF[compute]
+    group = scheme.weights.group_size
+    return _CODE_BYTES[scheme.weights.type] + (_SCALE_BYTES / group if group else 0)

@@ -1,0 +1,59 @@
+"""What a plan says that stages will write, held to what they write; and the disk that is refused for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from r1v_export.config import BuildConfig, CalibrationConfig
+from r1v_export.errors import CapabilityError
+from r1v_export.pipeline.build import build, plan
+
+WEIGHTS = (".data", ".safetensors")
+ROTARY_BYTES = 150_000
+"""A table of the decoder's graph that is no weight: much beside a tiny model, nothing beside a large one."""
+
+
+def config_of(tiny_config: BuildConfig, precision: str, target: str) -> BuildConfig:
+    changes = {"precision": precision, "targets": (target,), "calibration": CalibrationConfig(samples=1)}
+    return tiny_config.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("precision", "target"),
+    [("fp16", "onnxruntime"), ("int4", "tensorrt-llm"), ("fp8", "hf-unified"), ("int4", "hf-unified")],
+)
+def test_graphs_and_engines_weigh_what_the_plan_says(
+    tiny_config: BuildConfig, tmp_path: Path, precision: str, target: str
+) -> None:
+    config = config_of(tiny_config, precision, target)
+    planned = {stage.name: stage.size_bytes for stage in plan(config, tmp_path / "out")}
+    stages = build(config, tmp_path / "out").manifest.stages
+    written = {
+        name: sum(file.size for path, file in entry.files.items() if path.endswith(WEIGHTS))
+        for name, entry in stages.items()
+        if name.endswith(("-graph", "-engine"))
+    }
+    assert sum(written.values()) > 500_000
+    for name, size_bytes in written.items():
+        rotary = ROTARY_BYTES if name == "decoder-graph" else 0
+        assert planned[name] + rotary == pytest.approx(size_bytes, rel=0.03), name
+
+
+def test_a_disk_with_room_for_graphs_but_not_for_the_engine_is_refused(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tiny_config, "int4", "hf-unified")
+    planned = plan(config, tmp_path / "out")
+    engine = next(stage.size_bytes for stage in planned if stage.name == "hf-unified-engine")
+    assert engine > 500_000
+    needed = sum(stage.size_bytes for stage in planned) + (64 << 20)
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed))
+    plan(config, tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - engine))
+    with pytest.raises(CapabilityError, match="disk is too small"):
+        plan(config, tmp_path / "out")
