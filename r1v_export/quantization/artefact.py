@@ -29,6 +29,7 @@ from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError, R1VError
+from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales
 from r1v_export.quantization.linear import CODE_DTYPES, QuantizedLinear
 from r1v_export.quantization.packing import pack, unpack
 from r1v_export.quantization.quantize import QuantizedBlock, key_name, value_name
@@ -191,18 +192,18 @@ class Artefact:
         """Readers of the tensors that an algorithm rewrote, whole and float32, by checkpoint name."""
         return {name: stored.read for name, stored in self._codes.items() if not name.endswith(".codes")}
 
-    def kv_scales(self, layer: int) -> tuple[float, float] | None:
-        """FP8 scales of the keys and values that a decoder layer caches; None where the cache is not quantised."""
+    def kv_scales(self, layer: int) -> KVScales | None:
+        """Scales of the keys and values that a decoder layer caches; None where the cache is not quantised."""
         if self.recipe.kv_cache is None:
             return None
         block = f"language_model.model.layers.{layer}"
         names = (f"{key_name(block)}_scale", f"{value_name(block)}_scale")
         key, value = (float(self._scales[name].read()) for name in names)
-        return key, value
+        return KVScales(self.recipe.kv_cache, key, value)
 
     @property
-    def cache_scales(self) -> dict[str, tuple[float, float]]:
-        """FP8 scales of cached keys and values by the attention's name; empty where the cache is not quantised."""
+    def cache_scales(self) -> dict[str, KVScales]:
+        """Scales of cached keys and values by the attention's name; empty where the cache is not quantised."""
         layers = range(self.spec.language.num_layers)
         found = {f"language_model.model.layers.{layer}.self_attn": self.kv_scales(layer) for layer in layers}
         return {name: scales for name, scales in found.items() if scales is not None}
@@ -229,9 +230,17 @@ class Artefact:
                 expected = f"finite numbers, float32 {tensors[name]}"
                 raise self._bad(name, expected, f"{tensor.dtype} {tuple(tensor.shape)}")
         for layer in range(self.spec.language.num_layers):
-            for scale in self.kv_scales(layer) or ():
-                if not 0 < scale < float("inf"):
-                    raise self._bad(f"the key-value cache of decoder layer {layer}", "positive, finite scales", scale)
+            self._check_cache(layer)
+
+    def _check_cache(self, layer: int) -> None:
+        cache, what = self.kv_scales(layer), f"the key-value cache of decoder layer {layer}"
+        if cache is None:
+            return
+        for _, scale in cache.items():
+            if not 0 < scale < float("inf"):
+                raise self._bad(what, "positive, finite scales", scale)
+        if cache.kind in ONE_SCALE and cache.key != cache.value:
+            raise self._bad(what, f"one scale, as {cache.kind} caches have", f"{cache.key:g} and {cache.value:g}")
 
     def _check_names(self) -> None:
         scales, codes = set[str](), {f"{name}.codes" for name in self.schemes}

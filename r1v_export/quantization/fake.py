@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r1v_export.quantization.kv_scales import CacheType, KVScales
 from r1v_export.quantization.linear import QuantizedLinear, round_trip, token_scale
 
 Entry = TypeVar("Entry")
@@ -43,16 +44,17 @@ class FakeQuantLinear(nn.Module):
 
 
 class FakeQuantCache(nn.Module):
-    """Keys or values as an FP8 cache gives them back."""
+    """Keys or values as a cache of 8 bits gives them back."""
 
     scale: Tensor
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, kind: CacheType) -> None:
         super().__init__()
+        self.kind = kind
         self.register_buffer("scale", torch.tensor(scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        return round_trip(x, self.scale, "fp8")
+        return round_trip(x, self.scale, self.kind)
 
 
 def apply(
@@ -60,7 +62,7 @@ def apply(
     quantized: Mapping[str, QuantizedLinear],
     overrides: Mapping[str, Tensor],
     prefix: str = "",
-    cache_scales: Mapping[str, tuple[float, float]] | None = None,
+    cache_scales: Mapping[str, KVScales] | None = None,
 ) -> None:
     """Put quantised linears and rewritten tensors in their places, in place.
 
@@ -80,9 +82,9 @@ def apply(
     for name, linear in _inside(quantized, prefix).items():
         bias = module.get_submodule(name).bias
         module.set_submodule(name, FakeQuantLinear(linear.to(device), bias if isinstance(bias, Tensor) else None))
-    for name, (key, value) in _inside(cache_scales or {}, prefix).items():
-        module.set_submodule(f"{name}.cached_key", FakeQuantCache(key).to(device))
-        module.set_submodule(f"{name}.cached_value", FakeQuantCache(value).to(device))
+    for name, scales in _inside(cache_scales or {}, prefix).items():
+        for what, scale in scales.items():
+            module.set_submodule(f"{name}.cached_{what}", FakeQuantCache(scale, scales.kind).to(device))
 
 
 def _inside(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:

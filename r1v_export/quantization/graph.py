@@ -5,13 +5,13 @@ calibration artefact when the graph is bound. A quantised linear becomes
 
     x -> QuantizeLinear -> DequantizeLinear -> MatMul(., DequantizeLinear(codes, scale[, zero_point])) -> + bias
 
-with the Q/DQ on x only where its inputs are quantised, one pair per tensor however many linears read it. An FP8
-key-value cache is one pair on what each layer writes into its cache: the cache holds what FP8 can hold.
+with the Q/DQ on x only where its inputs are quantised, one pair per tensor however many linears read it. A quantised
+key-value cache is one pair on what each layer writes into its cache: the cache holds what FP8 or INT8 can hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 import torch
@@ -22,6 +22,7 @@ from r1v_export.contract import past_key, past_value
 from r1v_export.errors import UsageError
 from r1v_export.exporters.graph import Derived, Rewrite
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
+from r1v_export.quantization.kv_scales import CacheType, KVScales
 from r1v_export.quantization.linear import QuantizedLinear
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.sites import sites
@@ -44,7 +45,7 @@ def quantizer(
     schemes: Mapping[str, Scheme],
     linear: Callable[[str], QuantizedLinear],
     overrides: Mapping[str, Callable[[], Tensor]],
-    cache_scales: Mapping[str, tuple[float, float]] | None = None,
+    cache_scales: Mapping[str, KVScales] | None = None,
 ) -> Rewrite:
     """The rewrite that quantises a traced graph.
 
@@ -52,7 +53,7 @@ def quantizer(
         schemes: of every quantised linear, by checkpoint module name, see `recipe.resolve`.
         linear: reads one quantised linear of the calibration artefact.
         overrides: readers of the other tensors that calibration rewrote, by checkpoint name.
-        cache_scales: FP8 scales of cached keys and values, by the attention's checkpoint name.
+        cache_scales: of cached keys and values, by the attention's checkpoint name.
     """
     site_of = {name: site.name for site in sites(spec) for name in site.linears}
 
@@ -63,7 +64,7 @@ def quantizer(
         for name in insertion.quantized:
             derived |= _linear_tensors(name, site_of[name], linear)
         if cache_scales:
-            QuantizeCache(list(cache_scales))(model)
+            QuantizeCache({name: scales.kind for name, scales in cache_scales.items()})(model)
             derived |= _cache_tensors(cache_scales)
         return {name: make for name, make in derived.items() if name in model.graph.initializers}
 
@@ -86,11 +87,11 @@ def _linear_tensors(name: str, site: str, linear: Callable[[str], QuantizedLinea
     }
 
 
-def _cache_tensors(cache_scales: Mapping[str, tuple[float, float]]) -> dict[str, Derived]:
+def _cache_tensors(cache_scales: Mapping[str, KVScales]) -> dict[str, Derived]:
     return {
-        f"{name}.{kind}{SCALE}": lambda _, scale=scale: torch.tensor(scale)  # type: ignore[misc]
+        f"{name}.{what}{SCALE}": lambda _, scale=scale: torch.tensor(scale)  # type: ignore[misc]
         for name, scales in cache_scales.items()
-        for kind, scale in zip(("key", "value"), scales, strict=True)
+        for what, scale in scales.items()
     }
 
 
@@ -190,33 +191,33 @@ class QuantizeLinears(ir.passes.InPlacePass):
 
 
 class QuantizeCache(ir.passes.InPlacePass):
-    """Put FP8 Q/DQ on the keys and values that decoder layers write; the scales wait for their content.
+    """Put Q/DQ on the keys and values that decoder layers write; the scales wait for their content.
 
     The cache itself stays in the graph's dtype, as the contract says.
 
     Args:
-        attentions: checkpoint name of each layer's attention.
+        attentions: what each layer's cache is rounded to, by its attention's checkpoint name, in model order.
     """
 
-    def __init__(self, attentions: Sequence[str]) -> None:
+    def __init__(self, attentions: Mapping[str, CacheType]) -> None:
         super().__init__()
         self.attentions = attentions
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         written = {
-            past: f"{name}.{kind}"
-            for layer, name in enumerate(self.attentions)
-            for kind, past in (("key", past_key(layer)), ("value", past_value(layer)))
+            past: (f"{name}.{what}", TYPES[kind])
+            for layer, (name, kind) in enumerate(self.attentions.items())
+            for what, past in (("key", past_key(layer)), ("value", past_value(layer)))
         }
         writes = [node for node in graph if node.op_type == "TensorScatter"]
         for node in writes:
             past, new = node.inputs[:2]
             assert past is not None
             assert new is not None
-            name = written[past.name or ""]
+            name, code_type = written[past.name or ""]
             names = (name, f"{name}.cached")
-            node.replace_input_with(1, _round_tripped(graph, node, new, f"{name}{SCALE}", TYPES["fp8"], names))
+            node.replace_input_with(1, _round_tripped(graph, node, new, f"{name}{SCALE}", code_type, names))
         return ir.passes.PassResult(model, bool(writes))
 
 

@@ -54,8 +54,8 @@ def _scales(artefact: Artefact) -> Iterator[tuple[str, str, np.ndarray]]:
         if inputs is not None:
             yield f"{site_of[name]}{INPUT_SCALE}", name, inputs.numpy()
     for name, scales in artefact.cache_scales.items():
-        for kind, scale in zip(("key", "value"), scales, strict=True):
-            yield f"{name}.{kind}{SCALE}", f"{name}, cached {kind}s", np.array(scale, dtype=np.float32)
+        for what, scale in scales.items():
+            yield f"{name}.{what}{SCALE}", f"{name}, cached {what}s", np.array(scale, dtype=np.float32)
 
 
 def _difference(scale: np.ndarray, expected: np.ndarray) -> str:

@@ -228,7 +228,7 @@ def _cache_scales(block: Block, quantised: Quantised, value_factor: float) -> KV
             found=f"{key:g} and {value:g}",
             fix="download or copy the checkpoint again",
         )
-    return KVScales(key=key, value=value * value_factor, warning=None)
+    return KVScales("fp8", key=key, value=value * value_factor)
 
 
 def _decoder_layer(block: Block) -> int | None:

@@ -17,7 +17,7 @@ from r1v_export.quantization.awq import search_scale
 from r1v_export.quantization.clipping import clipped_grid
 from r1v_export.quantization.gptq import gptq
 from r1v_export.quantization.grid import Grid
-from r1v_export.quantization.kv_scales import KVScales, kv_scales
+from r1v_export.quantization.kv_scales import CacheType, KVScales, kv_scales
 from r1v_export.quantization.linear import QuantizedLinear, scale_for
 from r1v_export.quantization.observers import threshold
 from r1v_export.quantization.recipe import Awq, Gptq, Observer, RoundToNearest, Scheme, SmoothQuant
@@ -58,7 +58,7 @@ def quantize_block(
     tensors: Mapping[str, Tensor],
     statistics: BlockStatistics,
     observer: Observer,
-    kv_cache: str | None = None,
+    kv_cache: CacheType | None = None,
 ) -> QuantizedBlock:
     """Quantise the linears of one block, on the device that its tensors are on.
 
@@ -69,7 +69,7 @@ def quantize_block(
         statistics: by site name; Gram matrices where `needs_gram`. Empty for schemes that need none.
         observer: how ranges of static inputs are chosen. Inputs that were rescaled take absmax: a histogram cannot be
             rescaled channel by channel.
-        kv_cache: "fp8" for scales of a decoder layer's cache.
+        kv_cache: what a decoder layer's cache is stored in; None leaves it as it is.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
@@ -90,7 +90,7 @@ def quantize_block(
             linears[linear] = _with_input(rounded, scheme, site, statistics, folded.get(site.name), observer)
     rewritten = {name for site in sites if site.name in folded and site.fold for name in site.fold.tensors}
     overrides = {name: work[name] for name in sorted(rewritten) if name.removesuffix(".weight") not in linears}
-    return QuantizedBlock(linears, overrides, _cache_scales(sites, statistics, folded) if kv_cache else None)
+    return QuantizedBlock(linears, overrides, _cache_scales(sites, statistics, folded, kv_cache))
 
 
 def _check_finite(work: Mapping[str, Tensor], sites: Sequence[Site], schemes: Mapping[str, Scheme]) -> None:
@@ -179,13 +179,15 @@ def _with_input(
     return replace(linear, input_type=scheme.inputs.type, input_scale=scale)
 
 
-def _cache_scales(sites: Sequence[Site], statistics: BlockStatistics, folded: Mapping[str, Tensor]) -> KVScales | None:
+def _cache_scales(
+    sites: Sequence[Site], statistics: BlockStatistics, folded: Mapping[str, Tensor], kind: CacheType | None
+) -> KVScales | None:
     """Scales of the block's cache, if it has one; values are as much smaller as the rows of v_proj have become."""
     block = sites[0].block
-    if key_name(block) not in statistics.activations:
+    if kind is None or key_name(block) not in statistics.activations:
         return None
     value_absmax = statistics.activations[value_name(block)].channel_absmax
     for site in sites:
         if site.fold is not None and site.fold.makes_values and site.name in folded:
             value_absmax = value_absmax / site.fold.of_source(folded[site.name]).to(value_absmax.device)
-    return kv_scales(block, statistics.activations[key_name(block)].channel_absmax, value_absmax)
+    return kv_scales(block, kind, statistics.activations[key_name(block)].channel_absmax, value_absmax)

@@ -4,7 +4,7 @@
       - modules: "language_model.*"         glob or globs over linear names; `*` also matches dots
         layers: [0, -1]                     optional: only in these layers of each tower, negative from its end
         scheme: {weights: ..., inputs: ...} null keeps the linear in 16 bits
-    kv_cache: null                          or fp8
+    kv_cache: null                          or fp8, int8
     observer: {kind: absmax}                how static input scales are chosen
 
 The patch embedding is a convolution and never quantised; the language-model head only where a rule names it in full.
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
+from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.linear import InputType, WeightType
 from r1v_export.quantization.sites import LM_HEAD_LINEAR, PATCH_EMBEDDING, Site, layer_of, linear_shapes, sites
 
@@ -170,7 +171,7 @@ class Recipe(_Part):
     name: str
     description: str
     rules: tuple[Rule, ...] = Field(min_length=1)
-    kv_cache: Literal["fp8"] | None = None
+    kv_cache: CacheType | None = None
     observer: Observer = Observer()
 
     @property

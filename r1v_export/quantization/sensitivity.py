@@ -30,6 +30,7 @@ from r1v_export.quantization import fake
 from r1v_export.quantization.artefact import Artefact, checkpoint_fingerprint
 from r1v_export.quantization.blocks import Block, blocks, materialize
 from r1v_export.quantization.dataset import CalibrationSet, Sample
+from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.linear import QuantizedLinear
 from r1v_export.quantization.sites import Site
 
@@ -182,7 +183,7 @@ def _with(
     module: nn.Module,
     linears: Mapping[str, QuantizedLinear],
     overrides: Mapping[str, Tensor] | None = None,
-    cache_scales: Mapping[str, tuple[float, float]] | None = None,
+    cache_scales: Mapping[str, KVScales] | None = None,
 ) -> nn.Module:
     """A copy of a block's module with some of its linears quantised."""
     changed = copy.deepcopy(module)

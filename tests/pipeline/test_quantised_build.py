@@ -124,13 +124,17 @@ def test_int4_scales_are_told_by_the_numbers_too(bundle: Path, tiny_model: Path,
     assert report.first_bad == "prefill"
 
 
-def test_an_fp8_cache_is_computed_by_engine_and_reference_alike(tiny_config: BuildConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "code_type"), [("fp8", ir.DataType.FLOAT8E4M3FN), ("int8", ir.DataType.INT8)])
+def test_a_quantised_cache_is_computed_by_engine_and_reference_alike(
+    tiny_config: BuildConfig, tmp_path: Path, kind: str, code_type: ir.DataType
+) -> None:
     recipe = tmp_path / "kv.yaml"
-    recipe.write_text(load("int4-rtn").to_yaml().replace("kv_cache: null", "kv_cache: fp8"))
+    recipe.write_text(load("int4-rtn").to_yaml().replace("kv_cache: null", f"kv_cache: {kind}"))
     out = build(quantised(tiny_config, "int4", recipe=str(recipe)), tmp_path / "out").out
     decoder = ir.load(out / "graphs" / "decoder.onnx").graph
-    assert [node.name for node in decoder if node.op_type == "QuantizeLinear"] == [
-        f"language_model.model.layers.0.self_attn.{kind}/QuantizeLinear" for kind in ("key", "value")
+    quantized = [node for node in decoder if node.op_type == "QuantizeLinear"]
+    assert [(node.name, node.outputs[0].dtype) for node in quantized] == [
+        (f"language_model.model.layers.0.self_attn.{what}/QuantizeLinear", code_type) for what in ("key", "value")
     ]
     checkpoint = Checkpoint.open(tiny_config.model)
     artefact = open_artefact(out, checkpoint)

@@ -50,6 +50,21 @@ def test_a_build_ends_with_the_checkpoint_proved(bundle: Path) -> None:
     assert json.loads((bundle / CHECKPOINT / "config.json").read_text())["quantization"]["quant_algo"] == "FP8"
 
 
+def test_an_int8_cache_passes_the_gate(tiny_config: BuildConfig, tmp_path: Path) -> None:
+    changes = {
+        "precision": "int8",
+        "recipe": "int8-kv",
+        "targets": ("tensorrt-llm",),
+        "calibration": CalibrationConfig(samples=2),
+        "parity": ParityConfig(questions=1, max_new_tokens=4),
+    }
+    built = build(tiny_config.model_copy(update=changes), tmp_path / "out")
+
+    assert built.manifest.parity == {"tensorrt-llm": PASSED}
+    config = json.loads((built.out / CHECKPOINT / "config.json").read_text())["quantization"]
+    assert (config["quant_algo"], config["kv_cache_quant_algo"]) == ("W8A8_SQ_PER_CHANNEL", "INT8")
+
+
 def test_the_gate_notices_one_wrong_scale(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     for rank in range(2):

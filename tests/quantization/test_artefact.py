@@ -14,6 +14,7 @@ from torch import Tensor
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import BundleError
 from r1v_export.quantization.artefact import Artefact, checkpoint_fingerprint
+from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.recipe import load, names, parse
 from r1v_export.quantization.rtn import round_to_nearest
 from tests.quantization.calibration_cases import KV_RECIPE, calibrated, files_of, with_weights
@@ -82,8 +83,20 @@ def test_rewritten_tensors_are_read_by_their_own_names(synth_checkpoint: Checkpo
 def test_cache_scales_belong_to_layers(synth_checkpoint: Checkpoint, folder: Path) -> None:
     scales = [Artefact.open(folder, synth_checkpoint).kv_scales(layer) for layer in range(2)]
     stored = load_file(folder / "scales.safetensors")
-    assert scales[1] == (stored[f"{LAYER}.self_attn.key_scale"], stored[f"{LAYER}.self_attn.value_scale"])
+    assert scales[1] == KVScales(
+        "fp8", float(stored[f"{LAYER}.self_attn.key_scale"]), float(stored[f"{LAYER}.self_attn.value_scale"])
+    )
     assert scales[0] != scales[1]
+
+
+def test_an_int8_cache_with_two_scales_is_refused(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibrated(synth_checkpoint, load("int8-kv"), tmp_path / "out", 1)
+    scales = Artefact.open(tmp_path / "out", synth_checkpoint).kv_scales(1)
+    assert scales is not None
+    assert (scales.kind, scales.key) == ("int8", scales.value)
+    change(tmp_path / "out" / "scales.safetensors", lambda t: t[f"{LAYER}.self_attn.value_scale"].mul_(2))
+    with pytest.raises(BundleError, match=r"cache of decoder layer 1 is damaged[\s\S]*one scale, as int8 caches"):
+        Artefact.open(tmp_path / "out", synth_checkpoint)
 
 
 def test_without_a_quantised_cache_there_are_no_cache_scales(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.quantization.fake import FakeQuantLinear, apply
+from r1v_export.quantization.fake import FakeQuantCache, FakeQuantLinear, apply
+from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.linear import QuantizedLinear
 from r1v_export.quantization.rtn import round_to_nearest
 from r1v_export.reference.model import Model, load
@@ -69,6 +70,18 @@ def test_a_weight_only_linear_leaves_its_input_alone() -> None:
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     weight_only = FakeQuantLinear(round_to_nearest(torch.eye(32), "fp8"))
     torch.testing.assert_close(weight_only(x), x)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("fp8", ml_dtypes.float8_e4m3fn), ("int8", np.int8)])
+def test_a_cache_holds_codes_of_its_type(kind: CacheType, dtype: type) -> None:
+    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(2))
+    scale = np.float32(float(x.abs().max()) / {"fp8": 448, "int8": 127}[kind])
+    scaled = x.numpy() / scale
+    codes = (np.rint(scaled) if kind == "int8" else scaled).astype(dtype)
+    found = FakeQuantCache(float(scale), kind)(x)
+    np.testing.assert_array_equal(found.numpy(), codes.astype(np.float32) * scale)
+    assert not torch.equal(found, x)
+    assert len(found.unique()) > 50
 
 
 @pytest.fixture

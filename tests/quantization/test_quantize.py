@@ -224,6 +224,13 @@ def test_cache_scales_cover_keys_and_the_values_that_awq_made_smaller(decoder: B
     assert result.kv.key == plain.key
 
 
+def test_an_int8_cache_has_the_range_of_what_is_larger(decoder: Block) -> None:
+    found = {kind: decoder.quantize("fp8", kv_cache=kind).kv for kind in ("fp8", "int8")}
+    assert found["int8"].key == found["int8"].value
+    largest = max(found["fp8"].key, found["fp8"].value) * 448
+    assert found["int8"].key == pytest.approx(largest / 127)
+
+
 def test_blocks_without_a_cache_have_no_cache_scales(synth_checkpoint: Checkpoint) -> None:
     assert make_block(synth_checkpoint, VIT).quantize("fp8", kv_cache="fp8").kv is None
 

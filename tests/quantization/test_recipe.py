@@ -108,7 +108,7 @@ def test_inputs_of_another_kind_than_the_weights_are_refused(weights: str, input
         ("{name: x, description: x, rules: []}", "at least 1 item"),
         ("{name: x, description: x}", "rules: Field required"),
         (f"{{name: x, description: x, rules: [{{modules: '*', scheme: {FP8}, layer: [0]}}]}}", "rules.0.layer"),
-        (f"{{name: x, description: x, rules: [{{modules: '*', scheme: {FP8}}}], kv_cache: int8}}", "'fp8'"),
+        (f"{{name: x, description: x, rules: [{{modules: '*', scheme: {FP8}}}], kv_cache: int4}}", "'fp8' or 'int8'"),
         (
             f"{{name: x, description: x, rules: [{{modules: '*', scheme: {FP8}}}], observer: {{kind: max}}}}",
             "'absmax', 'percentile', 'mse' or 'entropy'",

@@ -12,12 +12,13 @@ from r1v_export.builders.tensorrt_llm.formats import MIXED, PRE_QUANT_SCALES, Al
 from r1v_export.builders.tensorrt_llm.pack import KernelLayout
 from r1v_export.builders.tensorrt_llm.parallel import Parallel
 from r1v_export.checkpoint.spec import LanguageSpec
+from r1v_export.quantization.kv_scales import CacheType
 
 CONFIG, QUANTIZED_LAYERS = "config.json", "quant_cfg.json"
 ARCHITECTURE = "Qwen2ForCausalLM"
 HEAD = "lm_head"
 
-KV_CACHE = {"fp8": "FP8", "int8": "INT8"}
+KV_CACHE: dict[CacheType, str] = {"fp8": "FP8", "int8": "INT8"}
 """A recipe's cache type -> TensorRT-LLM's."""
 
 Formats = Mapping[tuple[int, str], Format | None]
@@ -28,7 +29,7 @@ def checkpoint_config(
     formats: Formats,
     parallel: Parallel,
     dtype: torch.dtype,
-    kv_cache: str | None,
+    kv_cache: CacheType | None,
     layout: KernelLayout = 80,
 ) -> dict[str, Any]:
     """What TensorRT-LLM must know of the model. `rotary_base` and `qwen_type` are always there: the first has a default
@@ -73,7 +74,7 @@ def checkpoint_config(
     }
 
 
-def quantization(formats: Formats, layers: range, kv_cache: str | None) -> dict[str, Any]:
+def quantization(formats: Formats, layers: range, kv_cache: CacheType | None) -> dict[str, Any]:
     """The quantisation of the whole model.
 
     Args:
@@ -90,7 +91,7 @@ def quantization(formats: Formats, layers: range, kv_cache: str | None) -> dict[
     return {**_entry(form), "kv_cache_quant_algo": cache, "exclude_modules": [HEAD, *plain]}
 
 
-def layer_config(formats: Formats, layers: range, kv_cache: str | None) -> dict[str, Any] | None:
+def layer_config(formats: Formats, layers: range, kv_cache: CacheType | None) -> dict[str, Any] | None:
     """`quant_cfg.json`: the quantisation linear by linear, where it differs; None where one algorithm is enough."""
     if overall(formats) != MIXED:
         return None

@@ -36,7 +36,7 @@ def load_language_model(folder: Path, spec: ModelSpec) -> Model:
         model = Model(spec)
     weights = {f"language_model.{name}": tensor.float() for name, tensor in checkpoint.tensors.items()}
     model.load_state_dict(weights, strict=False, assign=True)
-    caches = {f"model.layers.{layer}.self_attn": (scale, scale) for layer, scale in checkpoint.kv_scales.items()}
+    caches = {f"model.layers.{layer}.self_attn": scales for layer, scales in checkpoint.kv_scales.items()}
     # On the CPU, whatever device the parts without weights are on.
     apply(model.language_model, checkpoint.linears, {}, cache_scales=caches)
     _require_whole(model, checkpoint, folder)

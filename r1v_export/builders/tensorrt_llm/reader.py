@@ -22,9 +22,13 @@ from r1v_export.builders.tensorrt_llm.decode import Shard, decode, join, split_o
 from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError
+from r1v_export.quantization.kv_scales import CacheType, KVScales
 from r1v_export.quantization.linear import QuantizedLinear
 
 _AGAIN = "build the bundle again"
+
+CACHES: dict[str, CacheType] = {"FP8": "fp8", "INT8": "int8"}
+"""What `kv_cache_quant_algo` says that the cache holds, times `kv_cache_scaling_factor`; float8 is E4M3."""
 
 
 class _Part(BaseModel):
@@ -35,7 +39,7 @@ class Quantization(_Part):
     """How a linear, or the whole model, is quantised."""
 
     quant_algo: str | None = None
-    kv_cache_quant_algo: str | None = None
+    kv_cache_quant_algo: Literal["FP8", "INT8"] | None = None
     group_size: int = 128
     exclude_modules: tuple[str, ...] = ()
 
@@ -83,13 +87,13 @@ class LanguageCheckpoint:
         spec: the model.
         tensors: all that is not quantised, by the published checkpoints' names.
         linears: the quantised linears, by the same names.
-        kv_scales: scale of each layer's cached keys and values, where the cache is quantised.
+        kv_scales: of each layer's cached keys and values, where the cache is quantised: one for both.
     """
 
     spec: LanguageSpec
     tensors: Mapping[str, Tensor]
     linears: Mapping[str, QuantizedLinear]
-    kv_scales: Mapping[int, float]
+    kv_scales: Mapping[int, KVScales]
 
 
 def read_checkpoint(folder: Path) -> LanguageCheckpoint:
@@ -138,7 +142,7 @@ class _Reader:
         head = [self._tensor(rank, "lm_head.weight") for rank in range(last, last + self.tp)]
         tensors["lm_head.weight"] = torch.cat(head)[: config.vocab_size]
         linears: dict[str, QuantizedLinear] = {}
-        kv_scales: dict[int, float] = {}
+        kv_scales: dict[int, KVScales] = {}
         # As the library shares layers out: like numpy.array_split.
         stages = torch.arange(config.num_hidden_layers).tensor_split(self.pp)
         for stage, layers in enumerate(stages):
@@ -154,14 +158,16 @@ class _Reader:
         layer: int,
         tensors: dict[str, Tensor],
         linears: dict[str, QuantizedLinear],
-        kv_scales: dict[int, float],
+        kv_scales: dict[int, KVScales],
     ) -> None:
         target = f"model.layers.{layer}"
         tensors[f"{target}.input_layernorm.weight"] = self._same(ranks, f"{name}.input_layernorm.weight")
         tensors[f"{target}.post_attention_layernorm.weight"] = self._same(ranks, f"{name}.post_layernorm.weight")
-        if self.config.quantization.kv_cache_quant_algo is not None:
-            scale = self._same(ranks, f"{name}.attention.kv_cache_scaling_factor")
-            kv_scales[layer] = self._positive(scale, f"{name}.attention.kv_cache_scaling_factor")
+        cache = self.config.quantization.kv_cache_quant_algo
+        if cache is not None:
+            stored = f"{name}.attention.kv_cache_scaling_factor"
+            scale = self._positive(self._same(ranks, stored), stored)
+            kv_scales[layer] = KVScales(CACHES[cache], scale, scale)
         config = self.config
         query, key_value = (n * config.head_size for n in (config.num_attention_heads, config.num_key_value_heads))
         rows = (query // self.tp, key_value // self.tp, key_value // self.tp)

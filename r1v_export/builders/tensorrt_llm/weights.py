@@ -66,7 +66,7 @@ class Weights:
     def kv_scale(self, layer: int) -> Tensor | None:
         """[1] float32: the engine has one scale for keys and values, that of the larger ones."""
         scales = self.artefact.kv_scales(layer) if self.artefact else None
-        return None if scales is None else torch.tensor([max(scales)], dtype=torch.float32)
+        return None if scales is None else torch.tensor([max(scales.key, scales.value)], dtype=torch.float32)
 
     def linear(self, layer: int, module: str) -> list[Parts]:
         """What one of TensorRT-LLM's linears is made of. The latest is kept: every GPU's file asks for it in turn."""

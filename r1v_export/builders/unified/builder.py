@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from r1v_export.builders.registry import Arithmetic, Material
-from r1v_export.builders.unified.formats import algorithm_of, algorithms, mirrored, quant_config
+from r1v_export.builders.unified.formats import algorithm_of, algorithms, cache_algorithm, mirrored, quant_config
 from r1v_export.builders.unified.reader import UnifiedEngine, open_unified
 from r1v_export.builders.unified.tensors import unified_tensors
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -22,7 +22,6 @@ from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import UsageError
 from r1v_export.quantization.artefact import Artefact
 from r1v_export.quantization.recipe import Scheme, load
-from r1v_export.quantization.sizes import checkpoint_bytes
 
 SHARD_BYTES = 5_000_000_000
 _HUNDREDTHS = 100
@@ -52,15 +51,15 @@ class UnifiedBuilder:
                 expected=f"--precision {' or '.join(_PRECISIONS)}",
                 found=f"--precision {config.precision}",
             )
-        for rule in load(config.recipe).rules if config.recipe else ():
-            if rule.scheme is not None:
-                algorithm_of(", ".join(rule.modules), rule.scheme)
+        if config.recipe is not None:
+            recipe = load(config.recipe)
+            cache_algorithm(recipe.kv_cache)
+            for rule in recipe.rules:
+                if rule.scheme is not None:
+                    algorithm_of(", ".join(rule.modules), rule.scheme)
 
     def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
         algorithms(spec, schemes)
-
-    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
-        return checkpoint_bytes(spec, schemes, spec.dtype)
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         """The checkpoint is read back in float32: nothing but what it stores is rounded."""
@@ -83,10 +82,10 @@ def write_unified(
     """Write a unified checkpoint into the empty folder `out`, one tensor in memory at a time.
 
     Raises:
-        UsageError: the layout does not hold one of the linears.
+        UsageError: the layout does not hold one of the linears, or the cache.
     """
+    config = quant_config(checkpoint.spec, artefact.schemes, artefact.recipe.kv_cache)
     tensors = unified_tensors(checkpoint, artefact)
-    config = quant_config(checkpoint.spec, artefact.schemes, kv_cache=artefact.recipe.kv_cache is not None)
     total = sum(tensor.nbytes for tensor in tensors)
     told = 0
     for written in write_tensors(out, tensors, shards=math.ceil(total / SHARD_BYTES)):

@@ -14,6 +14,7 @@ from r1v_export.checkpoint.names import stored_names
 from r1v_export.checkpoint.quantised.unified import ALGORITHMS, METHOD, MIXED, Algorithm
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
+from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.sites import LM_HEAD_LINEAR, PATCH_EMBEDDING, linear_shapes
 
@@ -25,6 +26,10 @@ TOWERS = {
     "internvl": {"vision_model.": "model.vision_tower*", "mlp1.": "model.multi_modal_projector*"},
 }
 """Checkpoint layout -> prefix of canonical names -> the wildcard for a tower of which nothing is quantised."""
+
+
+CACHES: dict[CacheType, str] = {"fp8": "FP8"}
+"""A recipe's cache type -> the layout's."""
 
 
 def algorithm_of(linear: str, scheme: Scheme) -> Algorithm:
@@ -70,15 +75,36 @@ def stored_linears(linear: str, spec: ModelSpec) -> tuple[str, ...]:
     return tuple(name.removesuffix(".weight") for name in stored_names(f"{linear}.weight", spec))
 
 
-def quant_config(spec: ModelSpec, schemes: Mapping[str, Scheme], kv_cache: bool) -> dict[str, Any]:
-    """The content of hf_quant_config.json."""
+def cache_algorithm(kind: CacheType | None) -> str | None:
+    """How the layout stores such a key-value cache; None in 16 bits.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if kind is None or kind in CACHES:
+        return CACHES[kind] if kind else None
+    raise UsageError(
+        f"The unified layout has no {kind.upper()} key-value cache.",
+        where="kv_cache",
+        expected=f"{' or '.join(CACHES)}, or null",
+        found=kind,
+        fix="a recipe with another kv_cache; the target tensorrt-llm takes this one",
+    )
+
+
+def quant_config(spec: ModelSpec, schemes: Mapping[str, Scheme], kv_cache: CacheType | None) -> dict[str, Any]:
+    """The content of hf_quant_config.json.
+
+    Raises:
+        UsageError: the layout does not hold one of the linears, or such a cache.
+    """
     layers: dict[str, dict[str, Any]] = {}
     for linear, algorithm in algorithms(spec, schemes).items():
         entry = _entry(algorithm, schemes[linear].weights.group_size)
         layers |= dict.fromkeys(stored_linears(linear, spec), entry)
     kinds = {json.dumps(entry, sort_keys=True) for entry in layers.values()}
     quantization: dict[str, Any] = {"quant_algo": MIXED} if len(kinds) > 1 else dict(next(iter(layers.values())))
-    quantization["kv_cache_quant_algo"] = "FP8" if kv_cache else None
+    quantization["kv_cache_quant_algo"] = cache_algorithm(kv_cache)
     quantization["exclude_modules"] = excluded(spec, schemes)
     if len(kinds) > 1:
         quantization["quantized_layers"] = layers

@@ -151,7 +151,7 @@ def _cache_scales(checkpoint: Checkpoint, artefact: Artefact) -> Iterator[NewTen
             continue
         (norm,) = stored_names(f"language_model.model.layers.{layer}.input_layernorm.weight", checkpoint.spec)
         prefix = norm.removesuffix("input_layernorm.weight")
-        named: Mapping[str, float] = {prefix + K_SCALE: scales[0], prefix + V_SCALE: scales[1]}
+        named: Mapping[str, float] = {prefix + K_SCALE: scales.key, prefix + V_SCALE: scales.value}
         for name, scale in named.items():
             yield NewTensor(name, torch.float32, (), partial(_scalar, scale))
 

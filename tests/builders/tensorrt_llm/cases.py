@@ -42,6 +42,10 @@ SCHEMES = {
 """Every format that TensorRT-LLM has of ours, as a recipe's scheme."""
 
 
+CACHE_SCALES = {"fp8": (0.25, 0.125), "int8": (0.02, 0.02)}
+"""Of keys and values; an INT8 cache has one."""
+
+
 def recipe(*rules: str, kv_cache: str = "null") -> Recipe:
     """A recipe of rules `modules: scheme`."""
     lines = [f"  - {{modules: ['{rule.split(': ', 1)[0]}'], scheme: {rule.split(': ', 1)[1]}}}" for rule in rules]
@@ -91,7 +95,7 @@ def _block(checkpoint: Checkpoint, name: str, schemes: dict[str, Scheme], recipe
         {norm: checkpoint.read(norm).float() * 1.0001} if linears and name.startswith("language_model.model.") else {}
     )
     decoder_layer = name.startswith("language_model.model.layers.")
-    kv = KVScales(0.25, 0.125, None) if recipe.kv_cache and decoder_layer else None
+    kv = KVScales(recipe.kv_cache, *CACHE_SCALES[recipe.kv_cache]) if recipe.kv_cache and decoder_layer else None
     return QuantizedBlock(linears, overrides, kv)
 
 

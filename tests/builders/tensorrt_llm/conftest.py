@@ -30,14 +30,14 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def quantised(wide: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artefact]:
-    """The wide model's calibration in one of `cases.SCHEMES`, or in fp8 with an FP8 cache ("fp8-kv")."""
+    """The wide model's calibration in one of `cases.SCHEMES`, or with a cache of that type ("fp8-kv", "int8-kv")."""
     made: dict[str, Artefact] = {}
 
     def artefact(scheme: str) -> Artefact:
         if scheme not in made:
             folder: Path = tmp_path_factory.mktemp("artefacts") / scheme
-            recipe = of("fp8", kv_cache="fp8") if scheme == "fp8-kv" else of(scheme)
-            made[scheme] = make_artefact(wide, recipe, folder)
+            weights = scheme.removesuffix("-kv")
+            made[scheme] = make_artefact(wide, of(weights, kv_cache="null" if weights == scheme else weights), folder)
         return made[scheme]
 
     return artefact

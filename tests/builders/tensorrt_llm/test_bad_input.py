@@ -29,10 +29,10 @@ LAYER = "transformer.layers.0"
 def small(synth_checkpoint, tmp_path) -> Callable[..., Path]:
     """Writes the small model (4 heads, 2 key-value heads) in a format."""
 
-    def write(scheme: str | None = None, parallel: Parallel | None = None, *rules: str) -> Path:
+    def write(scheme: str | None = None, parallel: Parallel | None = None, *rules: str, kv_cache: str = "null") -> Path:
         artefact = None
         if scheme or rules:
-            wanted = recipe(*rules) if rules else of(scheme)
+            wanted = recipe(*rules) if rules else of(scheme, kv_cache)
             artefact = make_artefact(synth_checkpoint, wanted, tmp_path / "artefact")
         folder = tmp_path / "checkpoint"
         folder.mkdir()
@@ -218,6 +218,42 @@ def test_a_scale_that_is_no_scale(small, value):
     change(folder, {f"{LAYER}.attention.dense.weights_scaling_factor": torch.tensor([value])})
 
     with pytest.raises(BundleError, match=r"attention\.dense[\s\S]*not a positive, finite number"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0, -1.0, float("inf")])
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_a_cache_scale_that_is_no_scale(small, kind, value):
+    folder = small(kind, kv_cache=kind)
+    change(folder, {f"{LAYER}.attention.kv_cache_scaling_factor": torch.tensor([value])})
+
+    with pytest.raises(BundleError, match=r"kv_cache_scaling_factor[\s\S]*a positive, finite scale"):
+        read_checkpoint(folder)
+
+
+def test_a_missing_cache_scale_is_named(small):
+    folder = small("int8", kv_cache="int8")
+    change(folder, {f"{LAYER}.attention.kv_cache_scaling_factor": None})
+
+    with pytest.raises(BundleError, match=r"rank0[\s\S]*attention\.kv_cache_scaling_factor[\s\S]*no such tensor"):
+        read_checkpoint(folder)
+
+
+def test_gpus_that_disagree_about_a_cache(small):
+    folder = small("int8", Parallel(2), kv_cache="int8")
+    change(folder, {f"{LAYER}.attention.kv_cache_scaling_factor": torch.tensor([0.5])}, rank=1)
+
+    with pytest.raises(BundleError, match=r"kv_cache_scaling_factor[\s\S]*the same numbers on every GPU"):
+        read_checkpoint(folder)
+
+
+def test_a_cache_of_an_unknown_type(small):
+    folder = small("int8", kv_cache="int8")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"]["kv_cache_quant_algo"] = "INT3"
+    (folder / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(BundleError, match=r"kv_cache_quant_algo[\s\S]*'FP8' or 'INT8'"):
         read_checkpoint(folder)
 
 

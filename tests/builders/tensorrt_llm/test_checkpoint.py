@@ -20,6 +20,7 @@ from r1v_export.builders.tensorrt_llm.reader import LanguageCheckpoint, read_che
 from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
 from r1v_export.pipeline.calibration import fake_quantise
 from r1v_export.quantization.artefact import Artefact
+from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.linear import QuantizedLinear
 from r1v_export.reference.language import CacheStep, LanguageModel, rotary_tables
 from r1v_export.reference.model import load
@@ -116,18 +117,19 @@ def test_logits_are_those_of_the_fake_quantised_model(wide, quantised, tmp_path,
     assert (name == "bf16") == bool(torch.equal(found, expected))
 
 
-def test_an_fp8_cache_is_computed_with_its_one_scale(wide, quantised, tmp_path):
-    """Keys' scale is twice the values' here, which an engine must round with the larger one."""
-    folder = write(wide, quantised("fp8-kv"), tmp_path / "kv", Parallel(2), dtype=torch.float32)
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_a_quantised_cache_is_computed_with_its_one_scale(wide, quantised, tmp_path, kind):
+    """Of FP8, keys' scale is twice the values' here, which an engine must round with the larger one."""
+    folder = write(wide, quantised(f"{kind}-kv"), tmp_path / "kv", Parallel(2), dtype=torch.float32)
     reference = load(wide)
-    fake_quantise(reference, quantised("fp8-kv"))
+    fake_quantise(reference, quantised(f"{kind}-kv"))
     for layer in reference.language_model.model.layers:
         layer.self_attn.cached_value = layer.self_attn.cached_key
 
     found = logits(load_language_model(folder, wide.spec).language_model)
 
     assert torch.equal(found, logits(reference.language_model))
-    without = write(wide, quantised("fp8"), tmp_path / "without", Parallel(), dtype=torch.float32)
+    without = write(wide, quantised(kind), tmp_path / "without", Parallel(), dtype=torch.float32)
     assert not torch.equal(found, logits(load_language_model(without, wide.spec).language_model))
 
 
@@ -263,12 +265,17 @@ def test_the_writer_stores_factors_on_inputs(wide, quantised):
     assert parts["prequant_scaling_factor"].inputs == 0
 
 
-def test_the_cache_s_scale_is_that_of_the_larger_of_keys_and_values(wide, quantised, tmp_path):
-    found = written(wide, quantised, "fp8-kv", tmp_path / "a", Parallel(2))
+@pytest.mark.parametrize(("kind", "scale"), [("fp8", 0.25), ("int8", 0.02)])
+@pytest.mark.parametrize("parallel", LAYOUTS, ids=lambda p: f"tp{p.tp}pp{p.pp}")
+def test_the_cache_s_scale_is_that_of_the_larger_of_keys_and_values(wide, quantised, tmp_path, kind, scale, parallel):
+    found = written(wide, quantised, f"{kind}-kv", tmp_path / "a", parallel)
 
-    assert found.kv_scales == {0: 0.25, 1: 0.25}
+    exact = float(torch.tensor(scale))
+    assert found.kv_scales == {layer: KVScales(kind, exact, exact) for layer in (0, 1)}
     config = json.loads((tmp_path / "a" / "config.json").read_text())
-    assert config["quantization"]["kv_cache_quant_algo"] == "FP8"
+    assert config["quantization"]["kv_cache_quant_algo"] == kind.upper()
+    stored = load_file(tmp_path / "a" / "rank0.safetensors")["transformer.layers.0.attention.kv_cache_scaling_factor"]
+    assert torch.equal(stored, torch.tensor([scale]))
 
 
 def test_w4a8_s_second_scale_keeps_weights_within_fp8(wide, quantised, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from r1v_export.pipeline.calibration import fake_quantise
 from r1v_export.quantization.artefact import Artefact
 from r1v_export.quantization.imported import import_quantised
 from r1v_export.quantization.recipe import Scheme
+from r1v_export.quantization.recipe import load as load_recipe
 from r1v_export.reference.model import ReferenceEngine, load
 
 ALGORITHM = {
@@ -206,6 +208,19 @@ def test_what_the_layout_does_not_hold_is_refused(weights, inputs, named):
 def test_what_it_cannot_hold_is_refused_before_any_work(fields, what):
     with pytest.raises(UsageError, match=what):
         UnifiedBuilder().check(BuildConfig(targets=("hf-unified",), **fields))
+
+
+def test_an_int8_cache_is_refused_before_any_work(source, make, tmp_path):
+    recipe = tmp_path / "kv.yaml"
+    recipe.write_text(load_recipe("int4-rtn").to_yaml().replace("kv_cache: null", "kv_cache: int8"))
+    with pytest.raises(UsageError, match=r"no INT8 key-value cache[\s\S]*fp8, or null[\s\S]*tensorrt-llm"):
+        UnifiedBuilder().check(BuildConfig(precision="int4", recipe=str(recipe), targets=("hf-unified",)))
+
+    calibrated = make(source, "int4-rtn")
+    changed = replace(calibrated.artefact, recipe=calibrated.artefact.recipe.model_copy(update={"kv_cache": "int8"}))
+    with pytest.raises(UsageError, match="no INT8 key-value cache"):
+        write_unified(calibrated.checkpoint, changed, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("recipe", ["fp8-tensor", "fp8-rowwise", "int4-awq", "int4-gptq", "int4-rtn", "w4a8", "mixed"])
