@@ -27,12 +27,19 @@ CONFIGS = {
 }
 
 
+CACHES = {
+    "fp8": mtq.FP8_KV_CFG["quant_cfg"],
+    "int8": [{"quantizer_name": "*[kv]_bmm_quantizer", "cfg": {"num_bits": 8}}],
+}
+"""What turns a key-value cache into 8 bits."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--format", choices=CONFIGS, required=True)
-    parser.add_argument("--kv-cache", action="store_true")
+    parser.add_argument("--kv-cache", choices=CACHES)
     parser.add_argument("--amax", type=Path)
     parser.add_argument("--times", type=Path, help="where to write how long the steps took, as JSON")
     options = parser.parse_args()
@@ -43,8 +50,8 @@ def main() -> None:
     seconds["load"] = time.monotonic() - started
     config = copy.deepcopy(CONFIGS[options.format])
     config["algorithm"] = "max"
-    if options.kv_cache:
-        config["quant_cfg"] = [*config["quant_cfg"], *mtq.FP8_KV_CFG["quant_cfg"]]
+    if options.kv_cache is not None:
+        config["quant_cfg"] = [*config["quant_cfg"], *CACHES[options.kv_cache]]
     started = time.monotonic()
     with torch.no_grad():
         model = mtq.quantize(model, config, lambda m: m(torch.arange(8)[None]))

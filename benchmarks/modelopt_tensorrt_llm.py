@@ -13,7 +13,7 @@ from pathlib import Path
 import modelopt.torch.quantization as mtq
 import torch
 from modelopt.torch.export import export_tensorrt_llm_checkpoint
-from modelopt_export import CONFIGS, give_ranges
+from modelopt_export import CACHES, CONFIGS, give_ranges
 from safetensors.torch import load_file
 from transformers import Qwen2ForCausalLM
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--format", choices=[*ALL, "bf16"], required=True)
     parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--kv-cache", action="store_true")
+    parser.add_argument("--kv-cache", choices=CACHES)
     parser.add_argument("--amax", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -37,8 +37,8 @@ def main() -> None:
     if options.format != "bf16":
         config = copy.deepcopy(ALL[options.format])
         config["algorithm"] = "max"
-        if options.kv_cache:
-            config["quant_cfg"] = [*config["quant_cfg"], *mtq.FP8_KV_CFG["quant_cfg"]]
+        if options.kv_cache is not None:
+            config["quant_cfg"] = [*config["quant_cfg"], *CACHES[options.kv_cache]]
         with torch.no_grad():
             model = mtq.quantize(model, config, lambda m: m(torch.arange(8)[None]))
         if options.amax is not None:

@@ -26,7 +26,7 @@ from build_memory import peak_of
 from calibration_memory import make_checkpoint
 from measure import machine, write_results
 from safetensors.torch import load_file, save_file
-from unified_checkpoint import LANGUAGE, RECIPES, calibrated, differences, exact_range, language_folder
+from unified_checkpoint import LANGUAGE, RECIPES, cache_ranges, calibrated, differences, exact_range, language_folder
 
 from r1v_export.builders.tensorrt_llm.parallel import Parallel
 from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
@@ -35,8 +35,21 @@ from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.quantization.artefact import Artefact
 from r1v_export.quantization.linear import RANGES
+from r1v_export.quantization.recipe import load, parse
 
 PEER = Path(__file__).with_name("modelopt_tensorrt_llm.py")
+INT8 = parse("""
+name: int8-rtn
+description: INT8 weights rounded to nearest, INT8 inputs and cache.
+rules:
+  - modules: "language_model.*"
+    scheme:
+      weights: {type: int8, granularity: channel, algorithm: rtn}
+      inputs: {type: int8, mode: static}
+kv_cache: int8
+""")
+COMPARED = {**RECIPES, "fp8": load("fp8-tensor"), "int8": INT8}
+"""Without FP8's cache: modelopt raises its scales to at least 1, here from a hundredth."""
 MEASURED = ("bf16", "int4", "fp8")
 PEER_LAYERS = 4
 """The deepest slice that modelopt is given: it holds the model twice."""
@@ -49,7 +62,7 @@ def compare(kind: str, tp: int, python: str, work: Path) -> dict[str, Any]:
         synthesize(source, preset="nano", vision_layers=1, language_layers=2)
     checkpoint = Checkpoint.open(source)
     folder = work / f"{kind}-{tp}"
-    artefact = calibrated(checkpoint, RECIPES[kind], folder / "calibration")
+    artefact = calibrated(checkpoint, COMPARED[kind], folder / "calibration")
     (folder / "ours").mkdir()
     write_checkpoint(checkpoint, artefact, folder / "ours", torch.bfloat16, parallel=Parallel(tp))
     linears = {name.removeprefix(LANGUAGE): linear for name, linear in artefact.linears() if name.startswith(LANGUAGE)}
@@ -61,13 +74,17 @@ def compare(kind: str, tp: int, python: str, work: Path) -> dict[str, Any]:
         scale = linear.scale[0] if kind == "fp8" else linear.scale
         ranges[f"{name}.weight"] = exact_range(scale, linear.weight_type)
         if linear.input_scale is not None:
-            ranges[f"{name}.input"] = exact_range(linear.input_scale, "fp8")
+            ranges[f"{name}.input"] = exact_range(linear.input_scale, linear.input_type)
         if kind == "w4a8":
             # What the kernel multiplies must be within FP8; how far within is a free choice, so modelopt is given ours.
             ranges[f"{name}.weight_2"] = exact_range(8 * linear.scale.max() / RANGES["fp8"][1], "fp8")
+    for layer in range(checkpoint.spec.language.num_layers):
+        ranges |= cache_ranges(artefact, layer)
     language_folder(checkpoint, folder / "weights", weights)
     save_file({name: tensor.contiguous() for name, tensor in ranges.items()}, folder / "ranges.safetensors")
     arguments = ["--format", kind, "--tp", tp, "--amax", folder / "ranges.safetensors"]
+    if artefact.recipe.kv_cache is not None:
+        arguments += ["--kv-cache", artefact.recipe.kv_cache]
     export_with_modelopt(python, folder / "weights", folder / "theirs", *arguments)
     counted = [
         differences(load_file(path), load_file(folder / "theirs" / path.name))
@@ -158,7 +175,7 @@ def main(python: str, equal: bool, layers: tuple[int, ...], work: Path, kind: st
     work.mkdir(parents=True, exist_ok=True)
     if equal:
         shutil.rmtree(work)
-        results = [compare(name, tp, python, work) for name in RECIPES for tp in (1, 2)]
+        results = [compare(name, tp, python, work) for name in COMPARED for tp in (1, 2)]
     else:
         results = measure_all(layers, python, work)
     shutil.rmtree(work)

@@ -49,6 +49,8 @@ rules:
       weights: {type: int4, granularity: group, group_size: 128, algorithm: rtn}
       inputs: {type: fp8, mode: static}
 """)
+SCALES = ("weight_scale", "weights_scaling_factor", "per_channel_scale")
+"""What only quantised linears have, in either layout."""
 RECIPES = {
     "fp8": load("fp8-tensor").model_copy(update={"kv_cache": "fp8"}),
     "fp8-rowwise": load("fp8-rowwise"),
@@ -108,16 +110,24 @@ def compare(kind: str, python: str, work: Path) -> dict[str, Any]:
         if f"{name}.weight_scale_2" in ours:
             ranges[f"{name}.weight_2"] = exact_range(ours[f"{name}.weight_scale_2"], "fp8")
     for layer in range(checkpoint.spec.language.num_layers):
-        for key, scale in zip(("key", "value"), artefact.kv_scales(layer) or (), strict=False):
-            ranges[f"model.layers.{layer}.self_attn.{key}"] = exact_range(torch.tensor(scale), "fp8")
+        ranges |= cache_ranges(artefact, layer)
     language_folder(checkpoint, work / kind / "weights", weights)
     save_file(ranges, work / kind / "ranges.safetensors")
-    kv_cache = ["--kv-cache"] if artefact.recipe.kv_cache else []
+    kv_cache = ["--kv-cache", artefact.recipe.kv_cache] if artefact.recipe.kv_cache else []
     theirs_folder = work / kind / "theirs"
     arguments = ["--format", kind, "--amax", work / kind / "ranges.safetensors", *kv_cache]
     export_with_modelopt(python, work / kind / "weights", theirs_folder, *arguments)
     theirs = {n: t for path in theirs_folder.glob("*.safetensors") for n, t in load_file(path).items()}
     return {"format": kind, **differences(ours, theirs)}
+
+
+def cache_ranges(artefact: Artefact, layer: int) -> dict[str, torch.Tensor]:
+    """What modelopt's quantisers of a layer's keys and values are given."""
+    scales = artefact.kv_scales(layer)
+    if scales is None:
+        return {}
+    name = f"model.layers.{layer}.self_attn"
+    return {f"{name}.{what}": exact_range(torch.tensor(scale), scales.kind) for what, scale in scales.items()}
 
 
 def exact_range(scale: torch.Tensor, kind: str) -> torch.Tensor:
@@ -143,7 +153,8 @@ def differences(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 
     common = ours.keys() & theirs.keys()
     equal = [name for name in common if same(name)]
-    quantised = [name for name in common if f"{name.rpartition('.')[0]}.weight_scale" in ours and ".bias" not in name]
+    linears = {name.rpartition(".")[0] for name in ours if name.endswith(SCALES)}
+    quantised = [name for name in common if name.rpartition(".")[0] in linears and ".bias" not in name]
     return {
         "tensors": len(ours),
         "equal": len(equal),
