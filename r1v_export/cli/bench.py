@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, device_option, model_option, print_json, table, target_option
+from r1v_export.cli.output import (
+    common_options,
+    device_option,
+    engine_option,
+    model_option,
+    print_json,
+    table,
+    target_option,
+)
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--image", type=click.Path(path_type=Path), help="Ask about this picture. [default: a made-up one]")
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask.")
 @target_option
+@engine_option
 @model_option
 @click.option("--tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Tokens of each answer.")
 @click.option(
@@ -30,6 +39,7 @@ def command(
     image: Path | None,
     question: str,
     target: str | None,
+    engine: str | None,
     model: str | None,
     tokens: int,
     runs: int,
@@ -42,7 +52,7 @@ def command(
     from r1v_export.pipeline.progress import Progress
     from r1v_export.reference.preprocess import load_image
 
-    runner = open_runner(bundle, target, model, device)
+    runner = open_runner(bundle, target, model, device, engine)
     picture = load_image(image) if image else None
     result = measure(runner, picture, question, tokens, runs, Progress(1, quiet=format_ == "json"))
     if format_ == "json":

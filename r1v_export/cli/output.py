@@ -25,6 +25,9 @@ device_option = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs."
 )
 target_option = click.option("--target", help="Engine, or pytorch. [default: the bundle's first]")
+engine_option = click.option(
+    "--engine", metavar="DIR|llm-api", help="Let TensorRT-LLM decode: DIR is of `r1v-export engine`."
+)
 model_option = click.option("--model", help="The checkpoint, where the bundle was built from a folder.")
 
 

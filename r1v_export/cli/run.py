@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, device_option, model_option, print_json, target_option
+from r1v_export.cli.output import common_options, device_option, engine_option, model_option, print_json, target_option
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     "--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; repeat for several."
 )
 @target_option
+@engine_option
 @model_option
 @click.option("--no-think", is_flag=True, help="Answer without a thought.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Longest answer.")
@@ -42,6 +43,7 @@ def command(
     question: str,
     images: tuple[Path, ...],
     target: str | None,
+    engine: str | None,
     model: str | None,
     no_think: bool,
     device: Device,
@@ -49,14 +51,14 @@ def command(
     **sampling: Any,
 ) -> None:
     """Ask BUNDLE a QUESTION, about pictures if any; the thought and the answer are streamed."""
+    from r1v_export.generation import Sampling
     from r1v_export.pipeline.asking import open_runner
     from r1v_export.reference.preprocess import load_image
-    from r1v_export.runner.chain import Request
-    from r1v_export.runner.sampling import Sampling
+    from r1v_export.runner.base import Request
 
     chosen = Sampling(**sampling)
     request = Request.ask(question, *map(load_image, images), think=not no_think)
-    runner = open_runner(bundle, target, model, device)
+    runner = open_runner(bundle, target, model, device, engine)
     events = runner.generate([request], chosen)
     answer = _collect(events) if format_ == "json" else _stream(events)
     if format_ == "json":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from r1v_export.builders import registry
 from r1v_export.config import Device
@@ -12,27 +13,43 @@ from r1v_export.pipeline.progress import Progress
 from r1v_export.pipeline.source import open_source
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
+from r1v_export.runner.base import BaseRunner
 from r1v_export.runner.chain import Runner
+from r1v_export.runner.generating import GeneratorRunner
 
 PYTORCH = "pytorch"
 """The target that is the reference itself, with the weights of the checkpoint."""
 
 
-def open_runner(folder: Path, target: str | None = None, model: str | None = None, device: Device = "cpu") -> Runner:
-    """A runner over one of the bundle's engines, or over PyTorch.
+def open_runner(
+    folder: Path,
+    target: str | None = None,
+    model: str | None = None,
+    device: Device = "cpu",
+    engine: str | None = None,
+) -> BaseRunner[Any]:
+    """A runner over one of the bundle's engines, over PyTorch, or over TensorRT-LLM.
 
     Args:
         target: an engine of the bundle, or `pytorch`; its first engine when None.
         model: where the checkpoint is, for `pytorch`, when the bundle was built from a folder.
+        engine: lets TensorRT-LLM decode: a folder of `r1v-export engine`, or `llm-api` for a unified checkpoint.
 
     Raises:
+        UsageError: target and engine do not go together.
         BundleError: no whole bundle, or it has no such engine.
         CapabilityError: what the engine needs is not here.
     """
     bundle = Bundle.open(folder)
-    engine = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
-    tokenizer = Tokenizer.from_folder(folder)
-    return Runner(engine, tokenizer, bundle.spec, TEMPLATES[bundle.spec.template], bundle.generation_config)
+    tokenizer, template = Tokenizer.from_folder(folder), TEMPLATES[bundle.spec.template]
+    if engine is not None:
+        from r1v_export.pipeline.deployment import open_deployment
+
+        generator, vision, tiles = open_deployment(bundle, target, engine, device)
+        stops = bundle.generation_config
+        return GeneratorRunner(generator, vision, tokenizer, bundle.spec, template, stops, tiles)
+    opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
+    return Runner(opened, tokenizer, bundle.spec, template, bundle.generation_config)
 
 
 def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:

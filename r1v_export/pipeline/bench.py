@@ -10,17 +10,17 @@ from typing import Any
 
 from PIL import Image
 
+from r1v_export.generation import Sampling
 from r1v_export.parity.samples import synthetic
 from r1v_export.pipeline.progress import Progress
 from r1v_export.reference.preprocess import pixel_values
-from r1v_export.runner.chain import Request, Runner
-from r1v_export.runner.sampling import Sampling
+from r1v_export.runner.base import BaseRunner, Request
 
 STAGES = ("preprocess_ms", "vision_ms", "projector_ms", "embed_ms", "prefill_ms", "decode_ms")
 
 
 def measure(
-    runner: Runner, image: Image.Image | None, question: str, tokens: int, runs: int, progress: Progress
+    runner: BaseRunner[Any], image: Image.Image | None, question: str, tokens: int, runs: int, progress: Progress
 ) -> dict[str, Any]:
     """Ask once to warm up, then `runs` times.
 
@@ -42,7 +42,7 @@ def measure(
             task.advance(1)
     measured = answers[1:]
     return {
-        "engine": runner.engine.name,
+        "engine": runner.name,
         "tiles": len(pixel_values([picture], runner.spec.tiling)[0]),
         "prompt_tokens": measured[0].prompt_tokens,
         "new_tokens": len(measured[0].token_ids),

@@ -3,6 +3,7 @@ beside a bundle, not in it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from r1v_export.builders.tensorrt_llm.builder import CHECKPOINT
 from r1v_export.builders.tensorrt_llm.command import EngineSizes, build_arguments, container_recipe, engine_sizes
 from r1v_export.builders.tensorrt_llm.reader import Config, read_config
 from r1v_export.config import load_config
-from r1v_export.errors import UsageError
+from r1v_export.errors import BundleError, UsageError
 from r1v_export.pipeline.bundle import BUILD_CONFIG, ENGINES, Bundle
 from r1v_export.pipeline.progress import Progress, size
 
 TARGET = "tensorrt-llm"
+ORIGIN = "r1v_export.json"
+"""File of an engine's folder with the hashes of the checkpoint that it was built from."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class EnginePlan:
     """The words of the command."""
     recipe: str
     """Shell lines that run it in a container."""
+    origin: dict[str, str]
+    """Hash of each file of the checkpoint."""
 
     @property
     def ranks(self) -> int:
@@ -49,7 +54,10 @@ def plan_engine(bundle: Path, out: Path, workers: int | None = None) -> EnginePl
     sizes = engine_sizes(options, opened.spec)
     ranks = config.mapping.world_size
     arguments = build_arguments(checkpoint, out.resolve(), config, sizes, workers or ranks)
-    return EnginePlan(out, config, sizes, arguments, container_recipe(bundle.resolve(), out.resolve(), arguments))
+    recipe = container_recipe(bundle.resolve(), out.resolve(), arguments)
+    place = f"{ENGINES}/{TARGET}/{CHECKPOINT}/"
+    hashes = {path: entry.sha256 for path, entry in opened.manifest.files.items() if path.startswith(place)}
+    return EnginePlan(out, config, sizes, arguments, recipe, hashes)
 
 
 def build_engine(plan: EnginePlan, program: Path | None, progress: Progress) -> None:
@@ -68,4 +76,27 @@ def build_engine(plan: EnginePlan, program: Path | None, progress: Progress) -> 
     with progress.stage("trtllm-build", 100) as task:
         trtllm_build.run(found, plan.arguments, plan.ranks, task.advance)
         trtllm_build.check_engine(plan.out, plan.config, plan.sizes)
+        (plan.out / ORIGIN).write_text(json.dumps(plan.origin, indent=2) + "\n", encoding="utf-8")
         task.outcome = size(sum(path.stat().st_size for path in plan.out.iterdir()))
+
+
+def require_built(plan: EnginePlan) -> None:
+    """Hold a finished engine to the bundle. One that was not built by `build_engine` does not say what weights it has;
+    then only its sizes and formats are known to be right.
+
+    Raises:
+        BundleError: files are missing, or the engine is of another checkpoint, or of other sizes or formats.
+    """
+    trtllm_build.check_engine(plan.out, plan.config, plan.sizes)
+    path = plan.out / ORIGIN
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else plan.origin
+    except (OSError, ValueError) as error:
+        raise BundleError("What an engine was built from cannot be read.", where=path, found=error) from error
+    if found != plan.origin:
+        raise BundleError(
+            "The engine was built from another checkpoint.",
+            where=plan.out,
+            expected="the checkpoint in the bundle",
+            fix="build an engine from this bundle: r1v-export engine",
+        )

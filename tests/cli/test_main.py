@@ -31,9 +31,9 @@ OPTIONS = {
     "check": "BUNDLE --target --model --questions --image --question --blocks --against --max-new-tokens --report "
     "--device",
     "verify": "BUNDLE",
-    "run": "BUNDLE QUESTION --image --target --model --no-think --max-new-tokens --temperature --top-p --top-k "
-    "--repetition-penalty --seed --device",
-    "bench": "BUNDLE --image --question --target --model --tokens --runs --device",
+    "run": "BUNDLE QUESTION --image --target --engine --model --no-think --max-new-tokens --temperature --top-p "
+    "--top-k --repetition-penalty --seed --device",
+    "bench": "BUNDLE --image --question --target --engine --model --tokens --runs --device",
     "inspect": "MODEL --target --roofline --report --revision --offline",
     "recipes list": "",
     "recipes show": "RECIPE",

@@ -32,15 +32,22 @@ class OnnxRuntimeEngine:
         sizes: of the model.
         device: "cpu" or "cuda".
         threads: that one operator may use on the CPU; the number of physical cores if None.
+        gpu: which one looks at pictures, of several; the decoder is on the first.
     """
 
     name = "onnxruntime"
 
     def __init__(
-        self, folder: Path, weights_root: Path, sizes: Sizes, device: Device = "cpu", threads: int | None = None
+        self,
+        folder: Path,
+        weights_root: Path,
+        sizes: Sizes,
+        device: Device = "cpu",
+        threads: int | None = None,
+        gpu: int = 0,
     ) -> None:
         self.folder, self.weights_root, self.sizes = folder, weights_root, sizes
-        self.device, self.threads = device, threads
+        self.device, self.threads, self.gpu = device, threads, gpu
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         return _run(self._vision, pixel_values)
@@ -87,7 +94,8 @@ class OnnxRuntimeEngine:
         return self._open(contract.DECODER)
 
     def _open(self, graph: str, threads: int | None = None) -> ort.InferenceSession:
-        return open_session(self.folder / f"{graph}.onnx", self.weights_root, self.device, threads or self.threads)
+        model, threads = self.folder / f"{graph}.onnx", threads or self.threads
+        return open_session(model, self.weights_root, self.device, threads, self.gpu)
 
 
 def _run(session: ort.InferenceSession, *arrays: np.ndarray) -> np.ndarray:

@@ -104,15 +104,22 @@ def _attention(config: Config) -> dict[str, str]:
     With an FP8 cache that takes FP8 attention, which takes FP8 projections; there is no such kernel for an INT8 cache,
     and none at all for float32.
     """
-    cache, algorithm = config.quantization.kv_cache_quant_algo, config.quantization.quant_algo
-    fp8 = cache == "FP8" and algorithm == "FP8"
-    fused = config.dtype != "float32"
-    paged = fused and (cache is None or fp8)
     return {
-        "context_fmha": "enable" if fused else "disable",
-        "use_paged_context_fmha": "enable" if paged else "disable",
-        "use_fp8_context_fmha": "enable" if fp8 else "disable",
+        "context_fmha": "disable" if config.dtype == "float32" else "enable",
+        "use_paged_context_fmha": "enable" if reuses_blocks(config) else "disable",
+        "use_fp8_context_fmha": "enable" if _fp8_attention(config) else "disable",
     }
+
+
+def reuses_blocks(config: Config) -> bool:
+    """Whether an engine can use blocks of its cache again for a prompt that begins alike: its attention over the prompt
+    reads the paged cache."""
+    cached_as_computed = config.quantization.kv_cache_quant_algo is None or _fp8_attention(config)
+    return config.dtype != "float32" and cached_as_computed
+
+
+def _fp8_attention(config: Config) -> bool:
+    return config.quantization.kv_cache_quant_algo == "FP8" and config.quantization.quant_algo == "FP8"
 
 
 def container_recipe(bundle: Path, out: Path, arguments: list[str]) -> str:

@@ -11,36 +11,18 @@ Shape letters: N rows of the table, E hidden size.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from r1v_export.errors import InputError
+from r1v_export.generation import Picture
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One picture's image embeddings [N, E] float32, and what identifies it: a digest of its pixels, say."""
-
-    embeds: np.ndarray
-    digest: bytes
-
-    @classmethod
-    def of(cls, pixel_values: np.ndarray, embeds: np.ndarray) -> Picture:
-        """
-        Args:
-            pixel_values: its tiles, as they went into the vision graph.
-            embeds: what came out of the projector, [tiles, tokens, E] or [N, E].
-        """
-        digest = hashlib.sha256(np.ascontiguousarray(pixel_values).tobytes()).digest()
-        return cls(embeds.reshape(-1, embeds.shape[-1]), digest)
-
-    @property
-    def extra_id(self) -> int:
-        """64 bits of the digest; never 0, which is text's."""
-        return int.from_bytes(self.digest[:8], "little") or 1
+def extra_id(picture: Picture) -> int:
+    """64 bits of a picture's digest; never 0, which is text's."""
+    return int.from_bytes(picture.digest[:8], "little") or 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +63,7 @@ class TablePrompt:
             raise InputError(
                 "A token id is out of range.", where="prompt", expected=f"0 to {vocab_size - 1}", found=wrong[0]
             )
-        extra = (picture.extra_id for picture in pictures for _ in range(len(picture.embeds)))
+        extra = (extra_id(picture) for picture in pictures for _ in range(len(picture.embeds)))
         ids, extra_ids, row = [], [], 0
         for token in token_ids:
             is_image = token == image_token_id

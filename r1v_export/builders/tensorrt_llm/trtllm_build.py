@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export.builders.tensorrt_llm.command import PROGRAM, EngineSizes
+from r1v_export.builders.tensorrt_llm.library import ENGINES, ENGINES_TEXT, version_number, within
 from r1v_export.builders.tensorrt_llm.reader import Config
 from r1v_export.errors import BundleError, CapabilityError, GraphError
-
-SUPPORTED = ((1, 0), (1, 3))
-"""TensorRT-LLM versions that the checkpoints are written for, and that build engines: below the last."""
-
-SUPPORTED_TEXT = "TensorRT-LLM 1.0, 1.1 or 1.2 (TensorRT 10.13, CUDA 13); later releases have no engines"
 
 _ASK = "import importlib.metadata as m; print(m.version('tensorrt_llm'))"
 
@@ -48,15 +44,15 @@ def find_program(path: Path | None, recipe: str) -> Path:
         raise CapabilityError(
             f"{PROGRAM} is not here.",
             where=path or "PATH",
-            expected=SUPPORTED_TEXT,
+            expected=ENGINES_TEXT,
             fix=f"build on a machine that has it, with a GPU of the kind that the engine is for:\n{recipe}",
         )
     version = _version(Path(found))
-    if version is None or not SUPPORTED[0] <= version[:2] < SUPPORTED[1]:
+    if version is None or not within(version, ENGINES):
         raise CapabilityError(
             f"{PROGRAM} is of another version than the checkpoint is written for.",
             where=found,
-            expected=SUPPORTED_TEXT,
+            expected=ENGINES_TEXT,
             found=".".join(map(str, version)) if version else "no version that its Python can tell",
             fix=f"use an environment with a supported version, or the container:\n{recipe}",
         )
@@ -69,8 +65,7 @@ def _version(program: Path) -> tuple[int, ...] | None:
         asked = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=120, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    parts = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", asked.stdout.strip())
-    return tuple(int(part) for part in parts.groups(default="0")) if parts else None
+    return version_number(asked.stdout)
 
 
 def run(program: Path, arguments: Sequence[str], ranks: int, advance: Callable[[int], None]) -> None:
