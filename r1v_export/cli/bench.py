@@ -1,4 +1,4 @@
-"""`r1v-export bench`: latency by stage, time to first token, tokens per second, peak memory."""
+"""`r1v-export bench`: latency by stage, time to first token, tokens per second, peak memory, share of the roofline."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Runs after the warm-up; medians count."
 )
+@click.option("--roofline", "gpu", metavar="GPU", help="Compare with H100, ... [default: the GPU that it runs on]")
 @device_option
 @common_options
 def command(
@@ -43,18 +44,24 @@ def command(
     model: str | None,
     tokens: int,
     runs: int,
+    gpu: str | None,
     device: Device,
     format_: str,
 ) -> None:
     """Measure BUNDLE's engine on this machine: medians over some runs of one question."""
     from r1v_export.pipeline.asking import open_runner
+    from r1v_export.pipeline.attained import attained
     from r1v_export.pipeline.bench import measure
+    from r1v_export.pipeline.bundle import Bundle
     from r1v_export.pipeline.progress import Progress
     from r1v_export.reference.preprocess import load_image
+    from r1v_export.roofline.devices import device as gpu_named
 
+    peaks = gpu_named(gpu) if gpu else None
     runner = open_runner(bundle, target, model, device, engine)
     picture = load_image(image) if image else None
     result = measure(runner, picture, question, tokens, runs, Progress(1, quiet=format_ == "json"))
+    result["roofline"] = attained(Bundle.open(bundle), result, device, peaks)
     if format_ == "json":
         print_json(result)
     else:
@@ -70,5 +77,18 @@ def _print(result: dict[str, Any]) -> None:
         f"\n{result['engine']}: {result['prompt_tokens']} prompt tokens ({result['tiles']} tiles), "
         f"{result['new_tokens']} new tokens, median of {result['runs']} runs\n"
         f"first token after {result['first_token_ms']:.1f} ms, then {result['tokens_per_s']:.1f} tokens/s; "
-        f"peak memory {size(result['peak_memory_bytes'])}"
+        f"peak memory {size(result['peak_memory_bytes'])}\n"
     )
+    click.echo(_roofline(result["roofline"]))
+
+
+def _roofline(facts: dict[str, Any]) -> str:
+    """What share of a GPU's peak rates was reached, or why nothing can be said."""
+    if facts["gpu"] is None:
+        return f"no roofline: {facts['why']}; --roofline GPU compares with one of them"
+    rows = [
+        (stage, f"{row['measured_ms']:.2f}", f"{row['roofline_ms']:.3g}", f"{100 * row['fraction']:.3g} %")
+        for stage, row in facts["stages"].items()
+    ]
+    title = f"roofline of {facts['gpu']} ({facts['source']}); measured on {facts['ran_on']}"
+    return title + "\n" + table(rows, ("stage", "ms", "roofline ms", "reached"))

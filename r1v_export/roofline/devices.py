@@ -12,6 +12,7 @@ from r1v_export.errors import UsageError
 class DeviceSpec:
     """Peak rates of one GPU: dense (without structured sparsity), matrix units, 32-bit accumulation.
 
+    driver_names: what the driver calls it; variants with other rates (PCIe, NVL, Max-Q, MIG) have other names.
     tflops: by the type of the operands, in 1e12 operations per second; a type that is missing has no matrix units here
         and computes as `float16`.
     """
@@ -22,6 +23,7 @@ class DeviceSpec:
     memory_gb: float
     memory_gb_per_s: float
     source: str
+    driver_names: tuple[str, ...] = ()
 
     def flops_per_s(self, arithmetic: str) -> float:
         return self.tflops.get(arithmetic, self.tflops["float16"]) * 1e12
@@ -46,14 +48,54 @@ def _rates(
 DEVICES: dict[str, DeviceSpec] = {
     device.name: device
     for device in (
-        DeviceSpec("A100", 80, _rates(156, 312, int8=624), 80, 2039, "NVIDIA A100 data sheet, SXM 80 GB"),
-        DeviceSpec("H100", 90, _rates(494.7, 989.4, 1978.9), 80, 3350, "NVIDIA H100 data sheet, SXM; dense = half"),
-        DeviceSpec("H200", 90, _rates(494.7, 989.4, 1978.9), 141, 4800, "NVIDIA H200 data sheet, SXM; dense = half"),
-        DeviceSpec("L4", 89, _rates(60, 121, 242), 24, 300, "NVIDIA L4 data sheet; dense = half"),
-        DeviceSpec("L40S", 89, _rates(183, 362, 733), 48, 864, "NVIDIA L40S data sheet; dense = half"),
-        DeviceSpec("RTX 4090", 89, _rates(82.6, 165.2, 330.3, 660.6), 24, 1008, "NVIDIA Ada architecture paper"),
         DeviceSpec(
-            "RTX 5090", 120, _rates(104.8, 209.5, 419, 838), 32, 1792, "NVIDIA RTX Blackwell architecture paper"
+            "A100",
+            80,
+            _rates(156, 312, int8=624),
+            80,
+            2039,
+            "NVIDIA A100 data sheet, SXM 80 GB",
+            ("NVIDIA A100-SXM4-80GB",),
+        ),
+        DeviceSpec(
+            "H100",
+            90,
+            _rates(494.7, 989.4, 1978.9),
+            80,
+            3350,
+            "NVIDIA H100 data sheet, SXM; dense = half",
+            ("NVIDIA H100 80GB HBM3",),
+        ),
+        DeviceSpec(
+            "H200",
+            90,
+            _rates(494.7, 989.4, 1978.9),
+            141,
+            4800,
+            "NVIDIA H200 data sheet, SXM; dense = half",
+            ("NVIDIA H200",),
+        ),
+        DeviceSpec("L4", 89, _rates(60, 121, 242), 24, 300, "NVIDIA L4 data sheet; dense = half", ("NVIDIA L4",)),
+        DeviceSpec(
+            "L40S", 89, _rates(183, 362, 733), 48, 864, "NVIDIA L40S data sheet; dense = half", ("NVIDIA L40S",)
+        ),
+        DeviceSpec(
+            "RTX 4090",
+            89,
+            _rates(82.6, 165.2, 330.3, 660.6),
+            24,
+            1008,
+            "NVIDIA Ada architecture paper",
+            ("NVIDIA GeForce RTX 4090",),
+        ),
+        DeviceSpec(
+            "RTX 5090",
+            120,
+            _rates(104.8, 209.5, 419, 838),
+            32,
+            1792,
+            "NVIDIA RTX Blackwell architecture paper",
+            ("NVIDIA GeForce RTX 5090",),
         ),
         DeviceSpec(
             "RTX PRO 6000",
@@ -62,6 +104,7 @@ DEVICES: dict[str, DeviceSpec] = {
             96,
             1792,
             "NVIDIA RTX PRO Blackwell architecture paper, Workstation Edition",
+            ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition",),
         ),
     )
 }
@@ -78,3 +121,8 @@ def device(name: str) -> DeviceSpec:
     if name.lower() not in by_name:
         raise UsageError("There is no such device in the table.", expected=", ".join(DEVICES), found=name)
     return by_name[name.lower()]
+
+
+def named_by_driver(name: str) -> DeviceSpec | None:
+    """The device that a driver calls so; None where its rates are not in the table."""
+    return next((spec for spec in DEVICES.values() if name in spec.driver_names), None)

@@ -130,7 +130,19 @@ def test_bench_measures_every_stage(nano_bundle: Path, succeed) -> None:
     assert result["first_token_ms"] > result["stages_ms"]["vision_ms"]
     assert result["tokens_per_s"] > 0
     assert result["peak_memory_bytes"] > 50e6
-    assert "tokens/s" in succeed("bench", nano_bundle, *options)
+    assert result["roofline"]["gpu"] is None
+    text = succeed("bench", nano_bundle, *options)
+    assert "tokens/s" in text
+    assert "no roofline" in text
+
+
+def test_bench_compares_with_the_gpu_that_is_named(nano_bundle: Path, succeed, capsys) -> None:
+    options = ["bench", nano_bundle, "--tokens", "2", "--runs", "1"]
+    stages = succeed(*options, "--roofline", "h100", "--format", "json")["roofline"]["stages"]
+    assert all(0 < row["fraction"] < 1 for row in stages.values())
+    assert "roofline of H100" in succeed(*options, "--roofline", "H100")
+    assert main.run([*map(str, options), "--roofline", "H1000"]) == 2
+    assert "RTX PRO 6000" in capsys.readouterr().err
 
 
 def test_inspect_tells_checkpoint_and_bundle_apart_and_agrees_on_the_model(nano_bundle: Path, succeed) -> None:

@@ -33,7 +33,7 @@ OPTIONS = {
     "verify": "BUNDLE",
     "run": "BUNDLE QUESTION --image --target --engine --model --no-think --max-new-tokens --temperature --top-p "
     "--top-k --repetition-penalty --seed --device",
-    "bench": "BUNDLE --image --question --target --engine --model --tokens --runs --device",
+    "bench": "BUNDLE --image --question --target --engine --model --tokens --runs --roofline --device",
     "inspect": "MODEL --target --roofline --report --revision --offline",
     "recipes list": "",
     "recipes show": "RECIPE",
