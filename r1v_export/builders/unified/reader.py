@@ -21,6 +21,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError
 from r1v_export.reference.model import Model, ReferenceEngine
 
+_PLAIN = ("BF16", "F16", "F32")
 _LARGEST = 448.0
 """Of float8_e4m3fn."""
 
@@ -59,6 +60,26 @@ class UnifiedFiles:
         except KeyError as error:
             raise _unusable(self.folder, f"no tensor {name}") from error
 
+    def scales(self, name: str) -> Tensor:
+        """A tensor of scales in float32.
+
+        Raises:
+            BundleError: it is not there, or not all of them are positive, finite numbers.
+        """
+        scale = self.read(name).float()
+        if not bool((scale.isfinite() & (scale > 0)).all()):
+            raise _unusable(self.folder, f"{name} is not all positive, finite numbers")
+        return scale
+
+    def is_quantised(self, linear: str) -> bool:
+        """Whether a linear has scales, or codes that need them."""
+        weight = f"{linear}.weight"
+        return self.has(f"{weight}_scale") or (self.has(weight) and not self.dtype(weight).startswith(_PLAIN))
+
+    def dtype(self, name: str) -> str:
+        """As the file says it: BF16, F8_E4M3 ..."""
+        return str(self._open[self._file_of[name]].get_slice(name).get_dtype())
+
     def settings(self, linear: str) -> dict[str, Any]:
         """`quant_algo` of a linear, and its group size."""
         layers = self.quantization.get("quantized_layers")
@@ -68,7 +89,7 @@ class UnifiedFiles:
 def open_unified(folder: Path, spec: ModelSpec, device: str) -> UnifiedEngine:
     """
     Raises:
-        BundleError: a file is missing or damaged, or a tensor is not there.
+        BundleError: a file is missing or damaged, a tensor is not there, or a scale is not a positive, finite number.
     """
     files = UnifiedFiles(folder)
     with torch.device("meta"):
@@ -77,7 +98,7 @@ def open_unified(folder: Path, spec: ModelSpec, device: str) -> UnifiedEngine:
     for name in model.state_dict():
         stored = stored_names(name, spec)
         linears = [part.removesuffix(".weight") for part in stored]
-        if name.endswith(".weight") and files.has(f"{linears[0]}.weight_scale"):
+        if name.endswith(".weight") and files.is_quantised(linears[0]):
             weights[name] = torch.cat([dequantized(files, linear) for linear in linears])
             inputs[name.removesuffix(".weight")] = _input_rounding(files, linears[0])
         else:
@@ -94,7 +115,7 @@ def open_unified(folder: Path, spec: ModelSpec, device: str) -> UnifiedEngine:
 
 def dequantized(files: UnifiedFiles, linear: str) -> Tensor:
     """The weight of a quantised linear, [out, in] float32."""
-    settings, scale = files.settings(linear), files.read(f"{linear}.weight_scale").float()
+    settings, scale = files.settings(linear), files.scales(f"{linear}.weight_scale")
     stored = files.read(f"{linear}.weight")
     if settings["quant_algo"] == "FP8":
         return stored.float() * scale.item()
@@ -110,8 +131,8 @@ def dequantized(files: UnifiedFiles, linear: str) -> Tensor:
 def _input_rounding(files: UnifiedFiles, linear: str) -> Callable[[Tensor], Tensor] | None:
     """What happens to a linear's input before the product."""
     algorithm = files.settings(linear)["quant_algo"]
-    factor = files.read(f"{linear}.pre_quant_scale").float() if files.has(f"{linear}.pre_quant_scale") else None
-    static = files.read(f"{linear}.input_scale").item() if algorithm in ("FP8", "W4A8_AWQ") else None
+    factor = files.scales(f"{linear}.pre_quant_scale") if files.has(f"{linear}.pre_quant_scale") else None
+    static = files.scales(f"{linear}.input_scale").item() if algorithm in ("FP8", "W4A8_AWQ") else None
     if static is None and algorithm != "FP8_PER_CHANNEL_PER_TOKEN" and factor is None:
         return None
 
@@ -138,7 +159,7 @@ def _cache_rounding(files: UnifiedFiles, spec: ModelSpec) -> dict[str, Callable[
         for projection, scale, module in (("k_proj", "k_scale", "cached_key"), ("v_proj", "v_scale", "cached_value")):
             (stored,) = stored_names(f"{attention}.{projection}.weight", spec)
             found[f"{attention}.{module}"] = partial(
-                _round, scale=files.read(f"{stored.removesuffix('weight')}{scale}")
+                _round, scale=files.scales(f"{stored.removesuffix('weight')}{scale}")
             )
     return found
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from r1v_export.builders.tensorrt_llm.engine import load_language_model
-from r1v_export.builders.tensorrt_llm.parallel import Parallel
+from r1v_export.builders.tensorrt_llm.parallel import Parallel, check_parallel
 from r1v_export.builders.tensorrt_llm.reader import read_checkpoint
 from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -60,6 +60,13 @@ def change(folder: Path, changes: dict[str, torch.Tensor | None], rank: int = 0)
 def test_gpus_that_cannot_share_the_model(small, parallel, expected):
     with pytest.raises(UsageError, match=expected):
         small(None, parallel)
+
+
+def test_gpus_that_cannot_share_the_mlp(wide):
+    spec = wide.spec.language.model_copy(update={"intermediate_size": 1026})
+
+    with pytest.raises(UsageError, match=r"8 GPUs cannot share this model's intermediate features[\s\S]*tp: 2"):
+        check_parallel(spec, {}, Parallel(8))
 
 
 def test_a_group_across_two_gpus(tmp_path):

@@ -35,12 +35,23 @@ class Written:
     artefact: Artefact
 
 
-@pytest.fixture(scope="session", params=LAYOUTS)
-def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    folder = tmp_path_factory.mktemp("unified") / request.param
-    return Checkpoint.open(
-        synthesize(folder, preset="nano", vision_layers=1, language_layers=2, layout=request.param, shards=2)
-    )
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """The model in each layout of names."""
+    root = tmp_path_factory.mktemp("unified")
+    sizes = {"preset": "nano", "vision_layers": 1, "language_layers": 2, "shards": 2}
+    return {layout: Checkpoint.open(synthesize(root / layout, layout=layout, **sizes)) for layout in LAYOUTS}
+
+
+@pytest.fixture(params=LAYOUTS)
+def source(request: pytest.FixtureRequest, sources: dict[str, Checkpoint]) -> Checkpoint:
+    return sources[request.param]
+
+
+@pytest.fixture
+def chat(sources: dict[str, Checkpoint]) -> Checkpoint:
+    """Where stored names are the canonical ones."""
+    return sources["internvl_chat"]
 
 
 @pytest.fixture(scope="session")
