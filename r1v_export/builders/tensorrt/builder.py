@@ -83,6 +83,7 @@ class TensorRTBuilder:
             raise CapabilityError(
                 "Plans without weights cannot be built on a machine without a GPU.",
                 where="tensorrt: {strip: true}",
+                found=no_gpu(),
                 fix="leave `strip` out; the plans then hold their weights",
             )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from r1v_export.builders.tensorrt.caches import TimingCache
 from r1v_export.builders.tensorrt.library import OLDEST_COMPUTE_CAPABILITY, Library
 from r1v_export.builders.tensorrt.network import Messages, Network, mentioned_node, module_hint, parse
 from r1v_export.builders.tensorrt.plan import (
@@ -25,7 +26,6 @@ from r1v_export.builders.tensorrt.plan import (
 )
 from r1v_export.builders.tensorrt.profiles import Profile, shapes
 from r1v_export.builders.tensorrt.progress import Tell, monitor
-from r1v_export.builders.tensorrt.timing_cache import TimingCache
 from r1v_export.errors import CapabilityError, GraphError
 
 

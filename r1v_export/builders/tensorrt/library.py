@@ -89,6 +89,11 @@ class Library:
         its timing cache changes nothing and asks for a GPU."""
         return not self.distribution.builds_without_gpu
 
+    @property
+    def compiles_kernels(self) -> bool:
+        """Whether engines compile their kernels when they are first run, so that a runtime cache saves work."""
+        return hasattr(self.module, "IRuntimeCache")
+
     def logger(self, on_message: Callable[[str, str], None]) -> Any:
         """An ILogger that passes on (severity, message), the severity by its name."""
         module = self.module

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export import contract
+from r1v_export.builders.tensorrt.caches import RuntimeCache
 from r1v_export.builders.tensorrt.device import Accelerator, Cuda, compute_capability, no_gpu
 from r1v_export.builders.tensorrt.engine import TensorRTEngine
 from r1v_export.builders.tensorrt.library import Library
@@ -59,7 +60,8 @@ def _load(library: Library, runtime: Any, folder: Path, name: str, info: PlanInf
     engine = deserialize(library, runtime, plan)
     if info.stripped:
         refit(library, engine, folder / f"{name}{GRAPH}", folder.resolve().parents[1])
-    return Session(engine, info, accelerator, str(plan))
+    cache = RuntimeCache(library, engine, info) if library.compiles_kernels else None
+    return Session(engine, info, accelerator, str(plan), cache)
 
 
 def deserialize(library: Library, runtime: Any, plan: Path) -> Any:

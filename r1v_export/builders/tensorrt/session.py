@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from r1v_export.builders.tensorrt.caches import RuntimeCache
 from r1v_export.builders.tensorrt.device import Accelerator
 from r1v_export.builders.tensorrt.plan import Binding, PlanInfo
 from r1v_export.builders.tensorrt.profiles import profile_for
@@ -29,11 +30,15 @@ class Session:
         engine: an ICudaEngine.
         info: what the plan is.
         name: of the plan, for messages.
+        cache: of kernels that are compiled when the plan is first run, where the library does that.
     """
 
-    def __init__(self, engine: Any, info: PlanInfo, accelerator: Accelerator, name: str) -> None:
-        self.engine, self.info, self.accelerator, self.name = engine, info, accelerator, name
+    def __init__(
+        self, engine: Any, info: PlanInfo, accelerator: Accelerator, name: str, cache: RuntimeCache | None = None
+    ) -> None:
+        self.engine, self.info, self.accelerator, self.name, self.cache = engine, info, accelerator, name, cache
         self._contexts: dict[int, Any] = {}
+        self._saved_contexts = 0
 
     @property
     def most(self) -> Mapping[str, int]:
@@ -82,11 +87,12 @@ class Session:
                     found=tuple(tensor.shape),
                 )
             context.set_tensor_address(binding.name, tensor.data_ptr())
-        return Run(context, self.accelerator, self.name)
+        return Run(context, self.accelerator, self.name, self._after_run)
 
     def _context(self, number: int) -> Any:
         if number not in self._contexts:
-            context = self.engine.create_execution_context()
+            create = self.engine.create_execution_context
+            context = create() if self.cache is None else create(self.cache.config)
             if context is None:
                 raise BundleError("TensorRT gives no execution context.", where=self.name, found="out of memory?")
             context.set_optimization_profile_async(number, self.accelerator.stream)
@@ -94,12 +100,18 @@ class Session:
             self._contexts[number] = context
         return self._contexts[number]
 
+    def _after_run(self) -> None:
+        """What a profile needs at once is compiled by the end of its first run."""
+        if self.cache is not None and self._saved_contexts < len(self._contexts):
+            self.cache.save()
+            self._saved_contexts = len(self._contexts)
+
 
 class Run:
     """A context with its shapes and addresses set."""
 
-    def __init__(self, context: Any, accelerator: Accelerator, name: str) -> None:
-        self._context, self._accelerator, self._name = context, accelerator, name
+    def __init__(self, context: Any, accelerator: Accelerator, name: str, after: Callable[[], None]) -> None:
+        self._context, self._accelerator, self._name, self._after = context, accelerator, name, after
 
     def enqueue(self) -> None:
         """Put the run on the stream.
@@ -114,3 +126,4 @@ class Run:
         """Run, and wait for the results."""
         self.enqueue()
         self._accelerator.synchronize()
+        self._after()

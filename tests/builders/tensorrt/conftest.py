@@ -100,9 +100,42 @@ class StandInEngine:
         self.session = ort.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
         self.info = info
         self.profiles: list[int] = []
+        self.configs: list[StandInRuntimeConfig | None] = []
+        """That its contexts were made with."""
 
-    def create_execution_context(self) -> StandInContext:
+    def create_runtime_config(self) -> StandInRuntimeConfig:
+        return StandInRuntimeConfig()
+
+    def create_execution_context(self, config: StandInRuntimeConfig | None = None) -> StandInContext:
+        self.configs.append(config)
         return StandInContext(self)
+
+
+class StandInRuntimeConfig:
+    """An IRuntimeConfig; a cache grows by one byte whenever it is asked for its content."""
+
+    cache: StandInRuntimeCache | None = None
+
+    def create_runtime_cache(self) -> StandInRuntimeCache:
+        return StandInRuntimeCache()
+
+    def set_runtime_cache(self, cache: StandInRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class StandInRuntimeCache:
+    content = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        if blob == b"broken":
+            return False
+        self.content = blob
+        return True
+
+    def serialize(self) -> bytes:
+        self.content += b"+"
+        return self.content
 
 
 class StandInContext:

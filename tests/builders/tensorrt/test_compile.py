@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from r1v_export import contract
 from r1v_export.builders.tensorrt.compile import Job, compile_plan, layer_facts, require_types
@@ -69,6 +71,15 @@ def test_a_disk_without_room_for_the_weights_is_said_before_the_build(fp32, libr
     with pytest.raises(CapabilityError, match="no room for a plan"):
         compile_plan(library, job(fp32, lowered(fp32)), tmp_path, lambda fraction, doing: None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a driver")
+def test_a_plan_without_weights_asks_for_a_gpu_which_is_why_it_is_refused_without_one(fp32, library, tmp_path) -> None:
+    graph = ir.load(fp32.engine_folder / f"{contract.PROJECTOR}{GRAPH}")
+    whole = Job(contract.PROJECTOR, graph, VISION_PROFILE, fp32.folder, (89,))
+    compile_plan(library, whole, tmp_path, lambda fraction, doing: None)
+    with pytest.raises(GraphError, match="CUDA_SUCCESS"):
+        compile_plan(library, replace(whole, strip=True), tmp_path, lambda fraction, doing: None)
 
 
 def test_a_layer_of_the_builders_log_says_types_and_nodes() -> None:
