@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,6 +209,14 @@ def test_what_the_engine_was_not_built_for_is_refused_before_it_is_asked(session
     with pytest.raises(InputError, match=f"more {what} than"):
         session.generate([1] * (ids - rows) + [IMAGE] * rows, pictures, Sampling(new), frozenset(), threading.Event())
     assert executor.requests == []
+
+
+def test_a_prompt_longer_than_a_step_is_refused(executor):
+    sizes = replace(SIZES, max_num_tokens=8)
+    session = ExecutorSession(executor, stand_in.bindings(executor.model), config(), sizes, IMAGE)
+
+    with pytest.raises(InputError, match=r"more prompt tokens than[\s\S]*at most 8"):
+        session.generate([1] * 9, [], GREEDY, frozenset(), threading.Event())
 
 
 class TestOpening:
