@@ -129,7 +129,7 @@ def _build(library: Library, job: Job, out: Path, tell: Tell, fused_attention: b
     config = _configure(library, network, job, tell)
     cache = TimingCache(library, config) if library.times_kernels else None
     path = out / f"{job.name}{PLAN}"
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as file:
         writer = PlanWriter(file)
         built = _serialize(library, network, config, writer)
     writer.raise_error(path)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Sequence
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
@@ -71,11 +72,14 @@ class PlanInfo(_Entry):
 class PlanWriter:
     """Writes a plan as it comes, and hashes it on the way.
 
+    Args:
+        file: unbuffered, so that a full disk is noticed in `write` and not when the file is closed.
+
     Attributes:
         error: why the disk took no more, if so; TensorRT's callbacks cannot raise it.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: RawIOBase) -> None:
         self._file, self._hash = file, hashlib.sha256()
         self.size_bytes = 0
         self.error: OSError | None = None
@@ -86,8 +90,9 @@ class PlanWriter:
         try:
             for start in range(0, len(view), _CHUNK_BYTES):
                 chunk = view[start : start + _CHUNK_BYTES]
-                self._file.write(chunk)
                 self._hash.update(chunk)
+                while chunk:
+                    chunk = chunk[self._file.write(chunk) :]
         except OSError as error:
             self.error = error
             return 0

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from r1v_export import contract
+from r1v_export.builders.tensorrt import builder as builders
 from r1v_export.builders.tensorrt.builder import TensorRTBuilder, TensorRTRTXBuilder
 from r1v_export.builders.tensorrt.inspection import engine_facts
-from r1v_export.builders.tensorrt.library import TENSORRT_RTX
+from r1v_export.builders.tensorrt.library import TENSORRT, TENSORRT_RTX, Library
 from r1v_export.builders.tensorrt.loading import PLANS
 from r1v_export.builders.tensorrt.plan import PLAN, read_info
 from r1v_export.cli import main
@@ -88,11 +92,23 @@ def test_what_cannot_be_built_is_refused_before_any_work(library, changes, error
         TensorRTRTXBuilder().check(config(**changes))
 
 
-def test_tensorrt_itself_builds_only_where_its_gpu_is() -> None:
-    builder = TensorRTBuilder()
-    assert builder.missing("cuda") is not None
-    with pytest.raises(CapabilityError):
-        builder.check(config(targets=["tensorrt"], tensorrt={}))
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_tensorrt_itself_builds_only_where_its_gpu_is(monkeypatch) -> None:
+    installed = Library(TENSORRT, SimpleNamespace(__version__="10.13.3.9"))
+    monkeypatch.setattr(builders, "load", lambda target: installed)
+    assert "CUDA GPU" in (TensorRTBuilder().missing("cuda") or "")
+    with pytest.raises(CapabilityError, match=r"no GPU to build for[\s\S]*tensorrt 10\.13\.3\.9[\s\S]*tensorrt-rtx"):
+        TensorRTBuilder().check(config(targets=[TENSORRT], tensorrt={}))
+    with pytest.raises(UsageError, match=r"builds ahead of time for no such GPU[\s\S]*current"):
+        TensorRTBuilder().check(config(targets=[TENSORRT], tensorrt={"sm": [89]}))
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="says what happens without TensorRT")
+def test_without_tensorrt_the_command_names_how_to_get_it_and_what_it_conflicts_with(capsys, tmp_path) -> None:
+    assert main.run(["build", "--target", TENSORRT, "-o", str(tmp_path / "out")]) == 4
+    said = capsys.readouterr().err
+    assert "pip install 'tensorrt>=10.13,<12' (not beside tensorrt-llm" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_target_without_plans_cannot_be_inspected_as_an_engine(tmp_path) -> None:

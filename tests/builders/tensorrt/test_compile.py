@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,10 +75,35 @@ def test_a_disk_without_room_for_the_weights_is_said_before_the_build(fp32, libr
     assert not list(tmp_path.iterdir())
 
 
+def projector_job(fp32) -> Job:
+    graph = ir.load(fp32.engine_folder / f"{contract.PROJECTOR}{GRAPH}")
+    return Job(contract.PROJECTOR, graph, VISION_PROFILE, fp32.folder, (89,))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_disk_that_fills_up_while_a_real_plan_is_written_ends_in_one_message(
+    fp32, library, tmp_path, monkeypatch, streams
+) -> None:
+    monkeypatch.setattr(type(library), "streams", streams)
+    (tmp_path / f"{contract.PROJECTOR}{PLAN}").symlink_to("/dev/full")
+    with pytest.raises(CapabilityError, match=r"no room for a plan[\s\S]*projector\.plan[\s\S]*-o FOLDER") as caught:
+        compile_plan(library, projector_job(fp32), tmp_path, lambda fraction, doing: None)
+    assert caught.value.exit_code == 4
+
+
+def test_a_library_that_does_not_stream_gives_the_same_kind_of_plan(fp32, library, tmp_path, monkeypatch) -> None:
+    """As older ones of TensorRT do; the module is TensorRT-RTX's, whose interface is the same."""
+    monkeypatch.setattr(type(library), "streams", False)
+    info = compile_plan(library, projector_job(fp32), tmp_path, lambda fraction, doing: None)
+    content = (tmp_path / f"{contract.PROJECTOR}{PLAN}").read_bytes()
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (info.plan_bytes, info.sha256)
+    assert info.bindings == fp32.info(contract.PROJECTOR).bindings
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a driver")
 def test_a_plan_without_weights_asks_for_a_gpu_which_is_why_it_is_refused_without_one(fp32, library, tmp_path) -> None:
-    graph = ir.load(fp32.engine_folder / f"{contract.PROJECTOR}{GRAPH}")
-    whole = Job(contract.PROJECTOR, graph, VISION_PROFILE, fp32.folder, (89,))
+    whole = projector_job(fp32)
     compile_plan(library, whole, tmp_path, lambda fraction, doing: None)
     with pytest.raises(GraphError, match="CUDA_SUCCESS"):
         compile_plan(library, replace(whole, strip=True), tmp_path, lambda fraction, doing: None)

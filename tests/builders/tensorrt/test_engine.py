@@ -62,6 +62,12 @@ def test_prefill_and_decode_run_on_profiles_of_their_own_and_decode_is_captured_
     assert stand_in.accelerator.captured == 1
 
 
+def test_sizes_that_no_profile_takes_are_refused_with_those_that_one_does(stand_in) -> None:
+    session = stand_in.engine._projector
+    with pytest.raises(UsageError, match=r"not built for these sizes[\s\S]*tiles 1 to 2[\s\S]*tiles 3"):
+        session.prepare({}, {"tiles": 3})
+
+
 @pytest.mark.parametrize(("batch", "capacity"), [(3, 16), (1, 25)])
 def test_a_decoder_larger_than_the_plan_is_refused_with_what_it_was_built_for(stand_in, batch, capacity) -> None:
     with pytest.raises(UsageError, match="at most 2 sequences of 24 tokens"):
