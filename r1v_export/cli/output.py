@@ -26,7 +26,7 @@ device_option = click.option(
 )
 target_option = click.option("--target", help="Engine, or pytorch. [default: the bundle's first]")
 engine_option = click.option(
-    "--engine", metavar="DIR|llm-api", help="Let TensorRT-LLM decode: DIR is of `r1v-export engine`."
+    "--engine", metavar="DIR|llm-api", help="TensorRT-LLM decodes: an engine's folder; llm-api for hf-unified."
 )
 model_option = click.option("--model", help="The checkpoint, where the bundle was built from a folder.")
 

@@ -29,7 +29,7 @@ GRAPHS = "graphs"
 
 class TensorRTLLMBuilder:
     """Writes the language model as a TensorRT-LLM checkpoint. Needs no TensorRT-LLM; engines are built from it on a
-    machine that has it, see `r1v-export build-engine`."""
+    machine that has it, see `r1v-export engine`."""
 
     name = "tensorrt-llm"
     graphs: tuple[str, ...] = (contract.VISION, contract.PROJECTOR)

@@ -86,3 +86,23 @@ def test_int8_towers_run_in_float16_too(tmp_path):
     apply(model, linears, {})
     expected = ReferenceEngine(model).vision(pixels)
     assert np.linalg.norm(result - expected) < 5e-2 * np.linalg.norm(expected)
+
+
+def test_a_gpu_of_several_is_named_to_onnxruntime(monkeypatch, tmp_path):
+    """As far as that is seen without a GPU: what the session is asked for."""
+    asked = []
+
+    class Session:
+        def __init__(self, content: bytes, options: object, providers: list) -> None:
+            asked.append(providers)
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+    monkeypatch.setattr(session.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(session.ort, "InferenceSession", Session)
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])).SerializeToString()
+
+    open_session(model, tmp_path, "cuda", gpu=3)
+
+    assert asked == [[("CUDAExecutionProvider", {"device_id": 3}), "CPUExecutionProvider"]]
