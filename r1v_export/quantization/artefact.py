@@ -166,11 +166,14 @@ class Artefact:
 
     def linear(self, name: str) -> QuantizedLinear:
         """A quantised linear by its checkpoint name, its codes unpacked."""
-        scheme, codes = self.schemes[name], self._codes[f"{name}.codes"].read()
-        kind = scheme.weights.type
+        codes, kind = self._codes[f"{name}.codes"].read(), self.schemes[name].weights.type
+        return self._linear(name, unpack(codes, signed=kind == "int4") if kind in _FOUR_BITS else codes)
+
+    def _linear(self, name: str, codes: Tensor) -> QuantizedLinear:
+        scheme = self.schemes[name]
         return QuantizedLinear(
-            codes=unpack(codes, signed=kind == "int4") if kind in _FOUR_BITS else codes,
-            weight_type=kind,
+            codes=codes,
+            weight_type=scheme.weights.type,
             scale=self._scales[f"{name}.weight_scale"].read(),
             zero_point=self._optional(f"{name}.weight_zero_point"),
             group_size=scheme.weights.group_size,
@@ -222,7 +225,9 @@ class Artefact:
             dtype = torch.uint8 if packed else CODE_DTYPES[scheme.weights.type]
             if (stored.shape, stored.dtype) != (shape, dtype):
                 raise self._bad(name, f"codes {dtype} {shape}", f"{stored.dtype} {stored.shape}")
-            if problem := self.linear(name).problem():
+            # Of codes, type and shape are all there is to be wrong: they stay in their file.
+            codes = torch.empty(shapes[name], dtype=CODE_DTYPES[scheme.weights.type], device="meta")
+            if problem := self._linear(name, codes).problem():
                 raise self._bad(name, "what the recipe says, with positive, finite scales", problem)
         for name, read in self.overrides.items():
             tensor = read()

@@ -20,6 +20,7 @@ from r1v_export.checkpoint.names import EMBED_TOKENS
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import CheckpointError
 from r1v_export.quantization.dataset import Sample
+from r1v_export.quantization.linear import all_finite
 from r1v_export.quantization.quantize import key_name, value_name
 from r1v_export.quantization.sites import LM_HEAD_LINEAR, Site, sites
 from r1v_export.reference import operators, vision
@@ -110,8 +111,7 @@ def materialize(block: Block, checkpoint: Checkpoint, dtype: torch.dtype, device
 
 
 def _finite(weight: Tensor, name: str) -> Tensor:
-    # In chunks: a mask as large as the weight would be half as large again.
-    if not all(bool(chunk.float().abs().max().isfinite()) for chunk in weight.flatten().split(1 << 24)):
+    if not all_finite(weight):
         raise CheckpointError(
             "A weight is NaN or infinite.",
             where=name,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from r1v_export.quantization.linear import RANGES, QuantizedLinear, WeightType, quantize, scale_for
+from r1v_export.quantization.linear import RANGES, QuantizedLinear, WeightType, absmax, quantize, scale_for
 
 ROWS_AT_ONCE = 512
-"""Rows that searches work on at a time: temporaries stay small and in cache. Rows are independent of each other."""
+"""Rows that are worked on at a time: temporaries stay small and in cache. Rows are independent of each other."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Grid:
         """
         weight_OGg = _grouped(weight_OI, group_size)
         if kind != "uint4":
-            return cls(kind, scale_for(weight_OGg.abs().amax(-1) * shrink, kind), None)
-        low_OG = weight_OGg.amin(-1).clamp(max=0) * shrink
-        high_OG = weight_OGg.amax(-1).clamp(min=0) * shrink
+            return cls(kind, scale_for(absmax(weight_OGg, -1) * shrink, kind), None)
+        low_OG, high_OG = torch.aminmax(weight_OGg, dim=-1)
+        low_OG, high_OG = low_OG.clamp(max=0) * shrink, high_OG.clamp(min=0) * shrink
         scale_OG = scale_for(high_OG - low_OG, kind)
         return cls(kind, scale_OG, (-low_OG / scale_OG).round().clamp(*RANGES[kind]).to(torch.int8))
 
@@ -45,9 +45,13 @@ class Grid:
 
     def codes(self, weight_OI: Tensor) -> Tensor:
         """The nearest codes, [O, I]."""
-        zero_point = None if self.zero_point is None else self.zero_point[..., None]
-        weight_OGg = weight_OI.unflatten(1, (self.scale.shape[1], -1))
-        return quantize(weight_OGg, self.scale[..., None], self.kind, zero_point).flatten(1)
+        starts = range(0, len(weight_OI), ROWS_AT_ONCE)
+        return torch.cat([self._codes(weight_OI, slice(start, start + ROWS_AT_ONCE)) for start in starts])
+
+    def _codes(self, weight_OI: Tensor, rows: slice) -> Tensor:
+        zero_point = None if self.zero_point is None else self.zero_point[rows, :, None]
+        weight_OGg = weight_OI[rows].unflatten(1, (self.scale.shape[1], -1))
+        return quantize(weight_OGg, self.scale[rows, :, None], self.kind, zero_point).flatten(1)
 
     def round_trip(self, weight_OI: Tensor) -> Tensor:
         """The nearest values on the grid, [O, I] float32."""

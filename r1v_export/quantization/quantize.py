@@ -18,7 +18,7 @@ from r1v_export.quantization.clipping import clipped_grid
 from r1v_export.quantization.gptq import gptq
 from r1v_export.quantization.grid import Grid
 from r1v_export.quantization.kv_scales import CacheType, KVScales, kv_scales
-from r1v_export.quantization.linear import QuantizedLinear, scale_for
+from r1v_export.quantization.linear import QuantizedLinear, absmax, all_finite, scale_for
 from r1v_export.quantization.observers import threshold
 from r1v_export.quantization.recipe import Awq, Gptq, Observer, RoundToNearest, Scheme, SmoothQuant
 from r1v_export.quantization.rtn import round_to_nearest, round_to_one_scale
@@ -82,11 +82,11 @@ def quantize_block(
         quantized = [linear for linear in site.linears if linear in schemes]
         if not quantized:
             continue
-        absmax = torch.stack([work[f"{linear}.weight"].abs().max() for linear in quantized]).max()
+        largest = torch.stack([absmax(work[f"{linear}.weight"]) for linear in quantized]).max()
         gram = _rescaled_gram(statistics, site, folded.get(site.name))
         for linear in quantized:
             scheme = schemes[linear]
-            rounded = _round(work[f"{linear}.weight"], scheme, gram, absmax)
+            rounded = _round(work[f"{linear}.weight"], scheme, gram, largest)
             linears[linear] = _with_input(rounded, scheme, site, statistics, folded.get(site.name), observer)
     rewritten = {name for site in sites if site.name in folded and site.fold for name in site.fold.tensors}
     overrides = {name: work[name] for name in sorted(rewritten) if name.removesuffix(".weight") not in linears}
@@ -97,7 +97,7 @@ def _check_finite(work: Mapping[str, Tensor], sites: Sequence[Site], schemes: Ma
     names = {f"{linear}.weight" for site in sites for linear in site.linears if linear in schemes}
     names |= {name for site in sites if site.fold for name in site.fold.tensors}
     for name in sorted(names):
-        if not work[name].isfinite().all():
+        if not all_finite(work[name]):
             raise CheckpointError(
                 "A weight is NaN or infinite: it cannot be quantised.",
                 where=name,
@@ -140,8 +140,8 @@ def _rescaled_gram(statistics: BlockStatistics, site: Site, scale_I: Tensor | No
     return (gram_II.to(scale_I.device) / scale_I).div_(scale_I[:, None])
 
 
-def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, absmax: Tensor) -> QuantizedLinear:
-    """The weight rounded by the scheme's algorithm; `absmax` is the largest magnitude of the site's weights."""
+def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor) -> QuantizedLinear:
+    """The weight rounded by the scheme's algorithm; `largest` is the largest magnitude of the site's weights."""
     options = scheme.weights
     if isinstance(options, Awq | Gptq):
         assert gram is not None, "the caller calibrates with Gram matrices where needs_gram says so"
@@ -152,7 +152,7 @@ def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, absmax: Tensor) 
             return gptq(weight, gram, grid, options.damping, options.act_order)
         return grid.linear(grid.codes(weight))
     if options.granularity == "tensor":
-        return round_to_one_scale(weight, options.type, absmax)
+        return round_to_one_scale(weight, options.type, largest)
     clip = isinstance(options, RoundToNearest) and options.clip
     return round_to_nearest(weight, options.type, options.group_size, clip)
 

@@ -14,7 +14,7 @@ from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.errors import BundleError, CheckpointError
 from r1v_export.quantization.artefact import Artefact
 from r1v_export.quantization.fusion import has_one_scale, share_input_scale, share_weight_scale
-from r1v_export.quantization.linear import CODE_DTYPES, QuantizedLinear
+from r1v_export.quantization.linear import CODE_DTYPES, QuantizedLinear, all_finite
 
 
 class Weights:
@@ -52,7 +52,7 @@ class Weights:
             CheckpointError: it is NaN or infinite, or becomes so.
         """
         cast = tensor.to(self.dtype)
-        if not bool(cast.isfinite().all()):
+        if not all_finite(cast):
             largest = float(tensor.float().abs().max())
             raise CheckpointError(
                 "A weight is NaN, infinite, or too large for the engine's dtype.",
