@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,19 @@ def measure(layers: int, recipe: str, work: Path) -> dict[str, Any]:
     return result
 
 
-def make_checkpoint(folder: Path, layers: int) -> None:
+def make_checkpoint(
+    folder: Path, layers: int, vision_layers: int | None = None, overrides: Mapping[str, object] | None = None
+) -> None:
     """Blocks of one repeated piece of noise, which is written faster than noise throughout is made; embeddings and head
     are holes of the true size."""
-    tiles = {"force_image_size": TILE, "vision_config.image_size": TILE}
     synthesize(
-        folder, preset="r1v3-38b", vision_layers=layers, language_layers=layers, overrides=tiles, sparse=True, shards=1
+        folder,
+        preset="r1v3-38b",
+        vision_layers=vision_layers or layers,
+        language_layers=layers,
+        overrides={"force_image_size": TILE, "vision_config.image_size": TILE, **(overrides or {})},
+        sparse=True,
+        shards=1,
     )
     noise = torch.randn(8 << 20, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     piece = noise.view(torch.uint8).numpy().data

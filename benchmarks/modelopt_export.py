@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--format", choices=CONFIGS, required=True)
     parser.add_argument("--kv-cache", choices=CACHES)
     parser.add_argument("--amax", type=Path)
+    parser.add_argument("--tokens", type=int, default=8, help="how many it is calibrated on")
     parser.add_argument("--times", type=Path, help="where to write how long the steps took, as JSON")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -54,7 +55,7 @@ def main() -> None:
         config["quant_cfg"] = [*config["quant_cfg"], *CACHES[options.kv_cache]]
     started = time.monotonic()
     with torch.no_grad():
-        model = mtq.quantize(model, config, lambda m: m(torch.arange(8)[None]))
+        model = mtq.quantize(model, config, lambda m: m(torch.arange(options.tokens)[None]))
     seconds["calibrate"] = time.monotonic() - started
     if options.amax is not None:
         give_ranges(model, load_file(options.amax))

@@ -1,6 +1,5 @@
 """nvidia-modelopt's TensorRT-LLM export of a Qwen2 folder: the peer of `tensorrt_llm_checkpoint.py`, which runs this in
-an environment of modelopt's own (nvidia-modelopt, transformers, requests). How long each step took goes into
-seconds.json."""
+an environment of modelopt's own (nvidia-modelopt, transformers, requests)."""
 
 from __future__ import annotations
 
@@ -28,6 +27,8 @@ def main() -> None:
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--kv-cache", choices=CACHES)
     parser.add_argument("--amax", type=Path)
+    parser.add_argument("--times", type=Path, help="where to write how long the steps took, as JSON")
+    parser.add_argument("--tokens", type=int, default=8, help="how many it is calibrated on")
     options = parser.parse_args()
     torch.manual_seed(0)
     started, seconds = time.monotonic(), {}
@@ -40,7 +41,7 @@ def main() -> None:
         if options.kv_cache is not None:
             config["quant_cfg"] = [*config["quant_cfg"], *CACHES[options.kv_cache]]
         with torch.no_grad():
-            model = mtq.quantize(model, config, lambda m: m(torch.arange(8)[None]))
+            model = mtq.quantize(model, config, lambda m: m(torch.arange(options.tokens)[None]))
         if options.amax is not None:
             give_ranges(model, load_file(options.amax))
     seconds["calibrate"] = time.monotonic() - started
@@ -50,7 +51,8 @@ def main() -> None:
             model, "qwen", torch.bfloat16, export_dir=options.out, inference_tensor_parallel=options.tp
         )
     seconds["export"] = time.monotonic() - started
-    (options.out / "seconds.json").write_text(json.dumps(seconds))
+    if options.times is not None:
+        options.times.write_text(json.dumps(seconds))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
 """Unified checkpoints against nvidia-modelopt's own export, which runs in an environment of its own.
 
     python -m venv peer && peer/bin/pip install torch==2.13.0 transformers==5.23.0 nvidia-modelopt==0.47.0 requests
-    python benchmarks/unified_checkpoint.py --modelopt peer/bin/python --equal
-    python benchmarks/unified_checkpoint.py --modelopt peer/bin/python [--layers 2 --layers 4 ...]
+    python benchmarks/unified_checkpoint.py --modelopt peer/bin/python
 
-`--equal` holds the tensors of a small language model to modelopt's, name by name and bit by bit, in every format: the
-same weights and scales go into both. Without it: seconds and peak memory of writing a slice of the 38B's true width
-(decoder layers, embeddings, head) in INT4, rounded to nearest, each in a process of its own. Ours also writes ViT
-blocks and the projector. Needs about 1.5 GB of disk a layer, and modelopt about twice the slice's size in memory.
+Holds the tensors of a small language model to modelopt's, name by name and bit by bit, in every format: the same
+weights and scales go into both.
 """
 
 from __future__ import annotations
@@ -15,15 +12,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from build_memory import peak_of
-from calibration_memory import make_checkpoint
 from measure import machine, write_results
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -33,7 +26,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.quantization.artefact import Artefact
 from r1v_export.quantization.calibrate import calibrate
-from r1v_export.quantization.dataset import prepare
+from r1v_export.quantization.dataset import CalibrationSet, prepare
 from r1v_export.quantization.linear import RANGES
 from r1v_export.quantization.recipe import Recipe, load, parse
 from r1v_export.quantization.records import Record
@@ -59,10 +52,15 @@ RECIPES = {
 }
 
 
-def calibrated(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> Artefact:
-    """Calibrated on one picture of noise; rounding to nearest looks at none."""
+def noise(checkpoint: Checkpoint) -> CalibrationSet:
+    """One question about a picture of noise."""
     record = Record("noise", (lambda: Image.effect_noise((448, 448), 64).convert("RGB"),), "What?", answer="Noise.")
-    calibrate(checkpoint, recipe, prepare([record], checkpoint), out)
+    return prepare([record], checkpoint)
+
+
+def calibrated(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> Artefact:
+    """Calibrated on that; rounding to nearest looks at none."""
+    calibrate(checkpoint, recipe, noise(checkpoint), out)
     return Artefact.open(out, checkpoint)
 
 
@@ -170,76 +168,16 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
-def measure(layers: int, python: str, work: Path) -> dict[str, Any]:
-    """Seconds and peak resident set of ours and modelopt's, one after the other."""
-    shutil.rmtree(work, ignore_errors=True)
-    make_checkpoint(work / "source", layers)
-    checkpoint = Checkpoint.open(work / "source")
-    tensors = {
-        name.removeprefix(LANGUAGE): checkpoint.read(name) for name in checkpoint.tensors if name.startswith(LANGUAGE)
-    }
-    language_folder(checkpoint, work / "language", tensors)
-    del tensors
-    ours = [sys.executable, __file__, "--modelopt", python]
-    theirs = [python, str(PEER), str(work / "language"), str(work / "theirs"), "--format", "int4"]
-    result = {
-        "layers": layers,
-        "ours_calibrate": run_measured([*ours, "--calibrate", str(work)], work / "ours.json"),
-        "ours_export": run_measured([*ours, "--write", str(work)], work / "ours.json"),
-        "modelopt": run_measured([*theirs, "--times", str(work / "modelopt.json")], work / "modelopt.json"),
-    }
-    print(f"  {result}", file=sys.stderr, flush=True)
-    shutil.rmtree(work, ignore_errors=True)
-    return result
-
-
-def run_measured(command: list[str], times: Path) -> dict[str, Any]:
-    """Peak resident set of a command, and the seconds of the steps that it wrote down."""
-    peak_bytes = peak_of(command)
-    seconds = {step: round(value, 1) for step, value in json.loads(times.read_text()).items()}
-    return {"peak_rss_gb": round(peak_bytes / 1e9, 2), "seconds": seconds}
-
-
-def calibrate_one(work: Path) -> None:
-    """What is measured: rounding to nearest."""
-    started = time.monotonic()
-    calibrated(Checkpoint.open(work / "source"), RECIPES["int4"], work / "calibration")
-    (work / "ours.json").write_text(json.dumps({"calibrate": time.monotonic() - started}))
-
-
-def write_one(work: Path) -> None:
-    """What is measured: writing."""
-    started = time.monotonic()
-    checkpoint = Checkpoint.open(work / "source")
-    (work / "ours").mkdir()
-    write_unified(checkpoint, Artefact.open(work / "calibration", checkpoint), work / "ours")
-    (work / "ours.json").write_text(json.dumps({"export": time.monotonic() - started}))
-
-
 @click.command(help=__doc__)
 @click.option("--modelopt", "python", required=True, help="Python of an environment with nvidia-modelopt.")
-@click.option("--equal", is_flag=True, help="Compare tensors instead of time and memory.")
-@click.option("--layers", multiple=True, type=click.IntRange(1), default=(2, 4, 8), show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-unified"), show_default=True)
-@click.option("--calibrate", "calibrating", type=click.Path(path_type=Path), hidden=True)
-@click.option("--write", "writing", type=click.Path(path_type=Path), hidden=True)
-def main(
-    python: str, equal: bool, layers: tuple[int, ...], work: Path, calibrating: Path | None, writing: Path | None
-) -> None:
-    if calibrating is not None or writing is not None:
-        calibrate_one(calibrating) if calibrating else write_one(writing)
-        return
+def main(python: str, work: Path) -> None:
     conditions = machine(("torch",))
     shutil.rmtree(work, ignore_errors=True)
-    if equal:
-        results = [compare(kind, python, work) for kind in RECIPES]
-        name = "unified-checkpoint-equal"
-    else:
-        results = [measure(count, python, work) for count in sorted(layers)]
-        name = "unified-checkpoint"
-    shutil.rmtree(work, ignore_errors=True)
+    results = [compare(kind, python, work) for kind in RECIPES]
+    shutil.rmtree(work)
     print(json.dumps(results, indent=2))
-    print(write_results(name, {"machine": conditions, "results": results}))
+    print(write_results("unified-checkpoint-equal", {"machine": conditions, "results": results}))
 
 
 if __name__ == "__main__":

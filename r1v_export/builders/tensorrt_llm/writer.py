@@ -154,7 +154,8 @@ class _Writer:
             for start in range(rows.start, rows.stop, CHUNK_ROWS):
                 wanted = range(start, min(start + CHUNK_ROWS, rows.stop))
                 chunk = self.weights.cast(source, table[wanted.start : wanted.stop])
-                yield torch.cat((chunk, chunk.new_zeros(len(wanted) - len(chunk), chunk.shape[1]))).flatten()
+                padding = len(wanted) - len(chunk)
+                yield torch.cat((chunk, chunk.new_zeros(padding, chunk.shape[1]))) if padding else chunk
 
         return _new(name, blank, chunks)
 
