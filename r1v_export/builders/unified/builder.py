@@ -22,6 +22,7 @@ from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import UsageError
 from r1v_export.quantization.artefact import Artefact
 from r1v_export.quantization.recipe import Scheme, load
+from r1v_export.quantization.sizes import checkpoint_bytes
 
 SHARD_BYTES = 5_000_000_000
 _HUNDREDTHS = 100
@@ -60,6 +61,9 @@ class UnifiedBuilder:
 
     def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
         algorithms(spec, schemes)
+
+    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
+        return checkpoint_bytes(spec, schemes, spec.dtype)
 
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         """The checkpoint is read back in float32: nothing but what it stores is rounded."""
