@@ -14,6 +14,7 @@ from r1v_export.builders.onnxruntime.passes.folded_layer_scale import FoldedLaye
 from r1v_export.builders.onnxruntime.passes.grouped_query_attention import GroupQueryAttention
 from r1v_export.builders.onnxruntime.passes.multi_head_attention import MultiHeadAttention
 from r1v_export.builders.onnxruntime.passes.packed_projections import PackedProjections
+from r1v_export.builders.onnxruntime.passes.split_projections import SplitProjections
 from r1v_export.config import Device
 
 
@@ -24,7 +25,7 @@ def lower(model: ir.Model, device: Device) -> None:
         PassError: the graph is not as our exporters write it.
     """
     half = model.graph.outputs[0].dtype == ir.DataType.FLOAT16
-    passes: list[ir.passes.InPlacePass] = [MultiHeadAttention()]
+    passes: list[ir.passes.InPlacePass] = [MultiHeadAttention(), SplitProjections()]
     if device == "cuda" or not half:
         passes += [FoldedLayerScale()]  # whose products ONNX Runtime cannot fold in float16 on the CPU
     if device == "cpu" or half:
