@@ -34,11 +34,23 @@ IGNORED = -100
 
 
 class Batch(NamedTuple):
-    """`pixels` [tiles, 3, S, S]; `ids` and `labels` [pictures, tokens]: one conversation about each picture."""
+    """`pixels` [tiles, 3, S, S]; the others [pictures, tokens]: one conversation about each picture.
+
+    `labels` are learned from the replies; `conclusions` are those among them that come after what is seen.
+    """
 
     pixels: Tensor
     ids: Tensor
     labels: Tensor
+    conclusions: Tensor
+
+
+class Token(NamedTuple):
+    """One of a conversation: whether the model says it, and whether it does so after having said what it sees."""
+
+    id: int
+    own: bool
+    concludes: bool
 
 
 class Conversation(NamedTuple):
@@ -50,12 +62,24 @@ class Conversation(NamedTuple):
 
 
 class Batches(Dataset[Batch]):
-    """Batch `number`. The first `single_tile_batches` show small pictures only: they are quicker to learn from."""
+    """Batch `number`.
 
-    def __init__(self, folder: Path, spec: ModelSpec, pictures: int, count: int, single_tile_batches: int) -> None:
+    The first `single_tile_batches` show small pictures only: they are quicker to learn from. The first
+    `crowded_batches` show more objects than will ever be asked about: they teach to look things up.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        pictures: int,
+        count: int,
+        single_tile_batches: int = 0,
+        crowded_batches: int = 0,
+    ) -> None:
         self.tokenizer = Tokenizer.from_folder(folder)
         self.spec, self.pictures, self.count = spec, pictures, count
-        self.single_tile_batches = single_tile_batches
+        self.single_tile_batches, self.crowded_batches = single_tile_batches, crowded_batches
 
     def __len__(self) -> int:
         return self.count
@@ -64,11 +88,12 @@ class Batches(Dataset[Batch]):
         rng = Random(number)
         many_tiles = number >= self.single_tile_batches and rng.random() < scenes.MANY_TILE_SHARE
         one_size = rng.choice(scenes.MANY_TILE_SIZES) if many_tiles else None
+        max_objects = scenes.CROWD if number < self.crowded_batches else scenes.MAX_OBJECTS
         images, conversations = [], []
         for index in range(number * self.pictures, (number + 1) * self.pictures):
             of_picture = seeded("train", index)
             size = one_size or of_picture.choice(scenes.SINGLE_TILE_SIZES)
-            scene, asked = scene_and_questions(of_picture, size, kind_at(index), QUESTIONS_PER_PICTURE + 1)
+            scene, asked = scene_and_questions(of_picture, size, kind_at(index), QUESTIONS_PER_PICTURE + 1, max_objects)
             images.append(scenes.draw(scene))
             earlier = asked.pop() if of_picture.random() < EARLIER_TURN_SHARE else None
             think = of_picture.random() >= NO_THOUGHT_SHARE
@@ -77,8 +102,7 @@ class Batches(Dataset[Batch]):
         rows = [self._tokens(conversation, tiles[0]) for conversation in conversations]
         return Batch(torch.from_numpy(pixels), *_padded(rows))
 
-    def _tokens(self, conversation: Conversation, tiles: int) -> list[tuple[int, bool]]:
-        """Ids of a conversation, and whether each is the model's own."""
+    def _tokens(self, conversation: Conversation, tiles: int) -> list[Token]:
         template, think = TEMPLATES[self.spec.template], conversation.think
         first, *others = conversation.questions
         turns = [Turn("user", first.text, images=1)]
@@ -86,28 +110,33 @@ class Batches(Dataset[Batch]):
             before = [Turn("user", conversation.earlier.text, images=1), Turn("assistant", conversation.earlier.answer)]
             turns = [*before, Turn("user", first.text)]
         prompt = encode(self.tokenizer, template, turns, [tiles], self.spec.tokens_per_tile, think=think)
-        tokens = [*_said(prompt, own=False), *self._reply(first, think)]
+        tokens = [*_asked(prompt), *self._reply(first, think)]
         for question in others:
             prompt = encode(self.tokenizer, template, [Turn("user", question.text)], [], 0, think=think)
-            tokens += [*_said(self.tokenizer.encode_text("\n") + prompt, own=False), *self._reply(question, think)]
+            tokens += [*_asked(self.tokenizer.encode_text("\n") + prompt), *self._reply(question, think)]
         return tokens
 
-    def _reply(self, question: Question, think: bool) -> Iterator[tuple[int, bool]]:
-        text = f"{question.thought}\n</think>\n\n{question.answer}" if think else question.answer
-        return _said([*self.tokenizer.encode_text(text), self.tokenizer.special_id("<|im_end|>")], own=True)
+    def _reply(self, question: Question, think: bool) -> Iterator[Token]:
+        seen = self.tokenizer.encode_text(question.seen) if think else []
+        text = f" {question.conclusion}\n</think>\n\n{question.answer}" if think else question.answer
+        concluded = [*self.tokenizer.encode_text(text), self.tokenizer.special_id("<|im_end|>")]
+        yield from (Token(id_, own=True, concludes=False) for id_ in seen)
+        yield from (Token(id_, own=True, concludes=True) for id_ in concluded)
 
 
-def _said(ids: list[int], own: bool) -> Iterator[tuple[int, bool]]:
-    return ((token, own) for token in ids)
+def _asked(ids: list[int]) -> Iterator[Token]:
+    return (Token(id_, own=False, concludes=False) for id_ in ids)
 
 
-def _padded(rows: list[list[tuple[int, bool]]]) -> tuple[Tensor, Tensor]:
-    """Right-padded inputs, and for each the token that comes next where that is the model's own."""
+def _padded(rows: list[list[Token]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded inputs, and for each the token that comes next, once where it is the model's own, once where that
+    belongs to a conclusion."""
     longest = max(len(row) for row in rows) - 1
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    labels = torch.full_like(ids, IGNORED)
+    labels, conclusions = torch.full_like(ids, IGNORED), torch.full_like(ids, IGNORED)
     for number, row in enumerate(rows):
-        tokens, own = torch.tensor(row).unbind(-1)
+        tokens, own, concludes = torch.tensor(row).unbind(-1)
         ids[number, : len(row) - 1] = tokens[:-1]
         labels[number, : len(row) - 1] = tokens[1:].where(own[1:].bool(), IGNORED)
-    return ids, labels
+        conclusions[number, : len(row) - 1] = tokens[1:].where(concludes[1:].bool(), IGNORED)
+    return ids, labels, conclusions

@@ -30,11 +30,18 @@ MODEL_FOLDER = Path(__file__).parents[2] / "r1v_export/nano/model"
 PROCESSES = 2
 PICTURES = 12
 """Pictures per process and step; a multiple of the number of question kinds."""
+CYCLES = (2100, 3000, 3400)
+"""Steps after which the learning rate has fallen to zero. Each cycle begins where its own line of decay is by then."""
+STRESSED_STEPS = CYCLES[0]
+"""From then on conclusions count twice: with every token of a reply, and among themselves. Looking things up, for which
+they are long enough, is learned last."""
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.67
-"""The learning rate falls linearly to zero over this last share of the steps."""
+"""The learning rate falls linearly to zero over this last share of a cycle's steps."""
 SINGLE_TILE_STEPS = 300
 """The first steps show small pictures only."""
+CROWDED_STEPS = 1100
+"""Until then pictures may be crowded."""
 MATRIX_LEARNING_RATE = 5e-3
 OTHER_LEARNING_RATE = 2e-3
 LOOKING_BACK_LAYERS, LOOKING_BACK_PAIRS, LOOKING_BACK_SIZE = 2, 6, 4.0
@@ -43,7 +50,6 @@ LOOKING_BACK_LAYERS, LOOKING_BACK_PAIRS, LOOKING_BACK_SIZE = 2, 6, 4.0
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1700, help="length of the learning-rate schedule")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after so long")
     parser.add_argument("--run", type=Path, default=Path("out/train_nano"), help="folder of checkpoint and log")
     parser.add_argument("--output", type=Path, default=MODEL_FOLDER, help="folder of the trained model")
@@ -97,12 +103,17 @@ def optimizers_of(model: Model) -> list[torch.optim.Optimizer]:
     ]
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (DECAY_SHARE * steps))
+def learning_rate_factor(step: int) -> float:
+    end = next(end for end in CYCLES if step < end)
+    return min(1.0, (step + 1) / WARMUP_STEPS, (end - step) / (DECAY_SHARE * end))
 
 
-def loss_and_exact_rows(model: Model, batch: Batch) -> tuple[Tensor, float]:
-    """Mean cross-entropy of the replies' tokens, and the share of conversations in which each of them is foreseen."""
+def loss_and_exact_rows(model: Model, batch: Batch, stressed: bool) -> tuple[Tensor, float]:
+    """Mean cross-entropy of the replies' tokens, and the share of conversations in which each of them is foreseen.
+
+    Args:
+        stressed: add the mean over the conclusions.
+    """
     image_embeds_TNE = model.image_embeds(batch.pixels)
     inputs_embeds_BSE = model.embed(batch.ids, image_embeds_TNE.flatten(0, 1))
     seq = batch.ids.shape[1]
@@ -110,7 +121,10 @@ def loss_and_exact_rows(model: Model, batch: Batch) -> tuple[Tensor, float]:
     whole_sequence = CacheStep(positions_BS, write_index=positions_BS[:, 0], length=positions_BS[:, -1] + 1)
     rotary = rotary_tables(model.spec.language, seq)
     logits_BSV, _ = model.language_model(inputs_embeds_BSE, rotary, whole_sequence, cache=None)
-    loss = F.cross_entropy(logits_BSV.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED)
+    logits_NV = logits_BSV.flatten(0, 1).float()
+    loss = F.cross_entropy(logits_NV, batch.labels.flatten(), ignore_index=IGNORED)
+    if stressed:
+        loss = loss + F.cross_entropy(logits_NV, batch.conclusions.flatten(), ignore_index=IGNORED)
     right_BS = (logits_BSV.argmax(-1) == batch.labels) | (batch.labels == IGNORED)
     return loss, right_BS.all(dim=1).float().mean().item()
 
@@ -139,13 +153,20 @@ def train(rank: int, arguments: argparse.Namespace, spec: ModelSpec) -> None:
     report = reporter(arguments.run / "log.txt") if rank == 0 else lambda *_: None
     deadline = time.monotonic() + 60 * arguments.minutes
 
-    batches = Batches(arguments.output, spec, PICTURES, arguments.steps * PROCESSES, SINGLE_TILE_STEPS * PROCESSES)
+    batches = Batches(
+        arguments.output,
+        spec,
+        PICTURES,
+        count=CYCLES[-1] * PROCESSES,
+        single_tile_batches=SINGLE_TILE_STEPS * PROCESSES,
+        crowded_batches=CROWDED_STEPS * PROCESSES,
+    )
     mine = Subset(batches, range(first_step * PROCESSES + rank, len(batches), PROCESSES))
     for step, batch in enumerate(DataLoader(mine, batch_size=None, num_workers=1), start=first_step):
         for optimizer, peak in zip(optimizers, peak_rates, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * learning_rate_factor(step, arguments.steps)
+            optimizer.param_groups[0]["lr"] = peak * learning_rate_factor(step)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, exact = loss_and_exact_rows(model, Batch(*batch))
+            loss, exact = loss_and_exact_rows(model, Batch(*batch), stressed=step >= STRESSED_STEPS)
         loss.backward()
         average_gradients(model)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -155,7 +176,7 @@ def train(rank: int, arguments: argparse.Namespace, spec: ModelSpec) -> None:
         report(step + 1, loss.item(), exact)
         stop = torch.tensor(time.monotonic() > deadline, dtype=torch.int32)
         dist.all_reduce(stop)
-        if rank == 0 and ((step + 1) % arguments.save_every == 0 or step + 1 == arguments.steps or stop):
+        if rank == 0 and ((step + 1) % arguments.save_every == 0 or step + 1 == CYCLES[-1] or stop):
             save(checkpoint, model, optimizers, step + 1)
             save_weights(model, arguments.output / "model.safetensors")
         if stop:

@@ -13,6 +13,8 @@ from PIL import Image
 from r1v_export.nano import questions, scenes
 
 Split = Literal["train", "eval", "calibration"]
+_KINDS_OF_OTHERS = (*questions.KINDS, "colour", "shape", "colour", "shape")
+"""Kinds of the further questions about a picture: looking things up comes three times as often."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,17 @@ def seeded(split: Split, index: int) -> Random:
 
 
 def scene_and_questions(
-    rng: Random, size: tuple[int, int], kind: str, count: int
+    rng: Random, size: tuple[int, int], kind: str, count: int, max_objects: int = scenes.MAX_OBJECTS
 ) -> tuple[scenes.Scene, list[questions.Question]]:
     """A scene that has a question of the wanted kind, which comes first, then others about the same picture."""
     while True:
-        scene = scenes.chart_scene(rng, size) if kind == "chart" else scenes.object_scene(rng, size)
+        scene = scenes.chart_scene(rng, size) if kind == "chart" else scenes.object_scene(rng, size, max_objects)
         first = questions.ask(scene, kind, rng)
         if first is not None:
             break
     asked = [first]
     while len(asked) < count:
-        other = questions.ask(scene, rng.choice(list(questions.KINDS)), rng)
+        other = questions.ask(scene, rng.choice(_KINDS_OF_OTHERS), rng)
         if other is not None:
             asked.append(other)
     return scene, asked

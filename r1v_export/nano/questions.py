@@ -12,17 +12,22 @@ from random import Random
 
 from r1v_export.nano.scenes import Bar, ChartScene, Object, ObjectScene, Scene
 
-_COUNT_WORDS = ("one", "two", "three", "four")
+_COUNT_WORDS = ("one", "two", "three", "four", "five", "six")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, the reasoning, the final answer, and the kind (a key of `KINDS`)."""
+    """What is asked, what is seen, what follows from it, the final answer, and the kind (a key of `KINDS`)."""
 
     text: str
-    thought: str
+    seen: str
+    conclusion: str
     answer: str
     kind: str
+
+    @property
+    def thought(self) -> str:
+        return f"{self.seen} {self.conclusion}"
 
 
 def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
@@ -33,7 +38,7 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
     if asked is None:
         return None
     text, conclusion, answer = asked
-    return Question(text, f"{describe(scene)} {conclusion}", answer, kind)
+    return Question(text, describe(scene), conclusion, answer, kind)
 
 
 def describe(scene: Scene) -> str:

@@ -23,6 +23,8 @@ SHAPES = ("circle", "square", "triangle", "cross")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
 MAX_OBJECTS = 4
+CROWD = 6
+"""The most objects in a crowded picture: only training shows such."""
 MAX_BAR_HEIGHT = 5
 
 SINGLE_TILE_SIZES = ((112, 112), (112, 112), (112, 112), (128, 96), (96, 128))
@@ -98,11 +100,11 @@ def picture_size(rng: Random, many_tile_share: float = MANY_TILE_SHARE) -> tuple
     return rng.choice(MANY_TILE_SIZES if rng.random() < many_tile_share else SINGLE_TILE_SIZES)
 
 
-def object_scene(rng: Random, size: tuple[int, int]) -> ObjectScene:
-    """One to four objects. The scene's own small palette makes repetitions, hence counts above one, common."""
+def object_scene(rng: Random, size: tuple[int, int], max_objects: int = MAX_OBJECTS) -> ObjectScene:
+    """One to `max_objects` objects. The scene's own small palette makes repetitions, hence counts above one, common."""
     colours = rng.sample(list(COLOURS), rng.randint(2, len(COLOURS)))
     shapes = rng.sample(SHAPES, rng.randint(1, len(SHAPES)))
-    cells = sorted(rng.sample(range(len(ROWS) * len(COLUMNS)), rng.randint(1, MAX_OBJECTS)))
+    cells = sorted(rng.sample(range(len(ROWS) * len(COLUMNS)), rng.randint(1, max_objects)))
     objects = tuple(_object(rng, size, rng.choice(shapes), rng.choice(colours), cell) for cell in cells)
     return ObjectScene(size, rng.choice(_BACKGROUNDS), objects)
 

@@ -23,7 +23,9 @@ from r1v_export.reference.tokenizer import Tokenizer  # noqa: E402
 
 @pytest.fixture(scope="module")
 def data(nano: Checkpoint) -> batches.Batches:
-    return batches.Batches(nano.folder, nano.spec, pictures=train.PICTURES, count=20, single_tile_batches=10)
+    return batches.Batches(
+        nano.folder, nano.spec, pictures=train.PICTURES, count=20, single_tile_batches=10, crowded_batches=5
+    )
 
 
 def test_a_batch_is_a_function_of_its_number(data: batches.Batches):
@@ -45,6 +47,26 @@ def test_only_replies_are_learned_and_each_label_is_the_next_input(nano: Checkpo
             assert torch.equal(labels[start:stop], ids[start + 1 : stop + 1])
 
 
+def test_conclusions_are_what_is_learned_after_the_list_of_what_is_seen(nano: Checkpoint, data: batches.Batches):
+    tokenizer = Tokenizer.from_folder(nano.folder)
+    for labels, conclusions in zip(data[0].labels, data[0].conclusions, strict=True):
+        concluding = conclusions != batches.IGNORED
+        assert torch.equal(conclusions[concluding], labels[concluding])
+        seen = tokenizer.decode(labels[(labels != batches.IGNORED) & ~concluding].tolist())
+        assert seen.count("I see") in (0, batches.QUESTIONS_PER_PICTURE)
+        assert "I see" not in tokenizer.decode(conclusions[concluding].tolist())
+        assert seen.count(".") == seen.count("I see")
+
+
+def test_pictures_are_crowded_at_the_start_only(data: batches.Batches, monkeypatch):
+    asked = []
+    monkeypatch.setattr(batches, "scene_and_questions", lambda *a: asked.append(a[-1]) or scene_and_questions(*a))
+    for number in (4, 5):
+        data[number]
+    assert set(asked[: train.PICTURES]) == {scenes.CROWD}
+    assert set(asked[train.PICTURES :]) == {scenes.MAX_OBJECTS}
+
+
 def test_a_first_question_is_put_as_a_user_puts_it(nano: Checkpoint, data: batches.Batches):
     tokenizer = Tokenizer.from_folder(nano.folder)
     batch = data[0]
@@ -53,7 +75,8 @@ def test_a_first_question_is_put_as_a_user_puts_it(nano: Checkpoint, data: batch
     for index, ids in enumerate(batch.ids.tolist()):
         rng = seeded("train", index)
         size = rng.choice(scenes.SINGLE_TILE_SIZES)
-        question = scene_and_questions(rng, size, kind_at(index), batches.QUESTIONS_PER_PICTURE + 1)[1][0]
+        asked = scene_and_questions(rng, size, kind_at(index), batches.QUESTIONS_PER_PICTURE + 1, scenes.CROWD)[1]
+        question = asked[0]
         turns = [Turn("user", question.text, images=1)]
         prompt = encode(tokenizer, TEMPLATES["r1v3"], turns, [tiles], nano.spec.tokens_per_tile)
         alone += ids[: len(prompt)] == prompt
@@ -74,12 +97,14 @@ def test_pictures_of_several_tiles_come_after_the_start(data: batches.Batches):
     assert set(tiles[10:]) > {1}
 
 
-def test_the_learning_rate_rises_stays_and_falls_to_almost_nothing():
-    factors = [train.learning_rate_factor(step, 1000) for step in range(1000)]
+def test_the_learning_rate_rises_and_falls_to_almost_nothing_in_each_cycle():
+    factors = [train.learning_rate_factor(step) for step in range(train.CYCLES[-1])]
     assert factors[0] == 1 / train.WARMUP_STEPS
     assert factors[300] == 1
-    assert 0 < factors[-1] < 0.01
-    assert all(a >= b for a, b in pairwise(factors[train.WARMUP_STEPS :]))
+    assert 0.1 < factors[train.CYCLES[1]] < factors[train.CYCLES[0]] < 0.5
+    assert all(0 < factors[end - 1] < 0.001 for end in train.CYCLES)
+    rises = [step for step, (a, b) in enumerate(pairwise(factors), start=1) if a < b]
+    assert rises == [*range(1, train.WARMUP_STEPS), *train.CYCLES[:-1]]
 
 
 def test_every_parameter_has_one_optimizer_and_gets_a_gradient(nano: Checkpoint, data: batches.Batches):
@@ -88,8 +113,9 @@ def test_every_parameter_has_one_optimizer_and_gets_a_gradient(nano: Checkpoint,
     train.initialise(model)
     taken = [p for optimizer in train.optimizers_of(model) for group in optimizer.param_groups for p in group["params"]]
     assert len(taken) == len({id(p) for p in taken}) == len(list(model.parameters()))
-    tiny = type(data[0])(data[0].pixels[:2], data[0].ids[:2], data[0].labels[:2])
-    loss, _ = train.loss_and_exact_rows(model, tiny)
+    tiny = batches.Batch(data[0].pixels[:2], *(each[:2] for each in data[0][1:]))
+    loss, _ = train.loss_and_exact_rows(model, tiny, stressed=False)
+    assert train.loss_and_exact_rows(model, tiny, stressed=True)[0] > 1.8 * loss
     assert loss.item() == pytest.approx(torch.tensor(nano.spec.language.vocab_size).log().item(), rel=0.15)
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
