@@ -23,6 +23,7 @@ import torch
 
 from r1v_export.builders.tensorrt_llm import library as tensorrt_llm
 from r1v_export.builders.tensorrt_llm.command import EngineSizes, reuses_blocks
+from r1v_export.builders.tensorrt_llm.open_request import OpenRequest
 from r1v_export.builders.tensorrt_llm.prompt_table import TablePrompt
 from r1v_export.builders.tensorrt_llm.reader import Config
 from r1v_export.errors import CapabilityError, GraphError, InputError, UsageError
@@ -162,26 +163,17 @@ class ExecutorSession:
         )
 
 
-class ExecutorGeneration:
-    """A request that the executor works on: a `generation.Generation`.
-
+class ExecutorGeneration(OpenRequest):
+    """
     Args:
         end_id: the token that ends the answer without being among its tokens.
     """
 
     def __init__(self, executor: Executor, request_id: int, end_id: int | None, cancel: threading.Event) -> None:
-        self._executor, self._id, self._end_id, self._cancel = executor, request_id, end_id, cancel
-        self._finished = False
+        super().__init__(cancel)
+        self._executor, self._id, self._end_id = executor, request_id, end_id
 
-    def __iter__(self) -> Iterator[Generated]:
-        return self
-
-    def __next__(self) -> Generated:
-        if self._finished:
-            raise StopIteration
-        if self._cancel.is_set():
-            self.close()
-            return Generated([], "cancelled")
+    def _next(self) -> Generated:
         tokens: list[int] = []
         with _told():
             for response in self._executor.await_responses(self._id, timeout=WAIT):
@@ -201,10 +193,8 @@ class ExecutorGeneration:
             tokens.append(self._end_id)
         return Generated(tokens, _REASONS[reason])
 
-    def close(self) -> None:
-        if not self._finished:
-            self._finished = True
-            self._executor.cancel_request(self._id)
+    def _give_up(self) -> None:
+        self._executor.cancel_request(self._id)
 
 
 @contextmanager

@@ -11,13 +11,14 @@ What is used of it follows tensorrt_llm/llmapi/llm.py of 1.2, and of main as far
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import torch
 
 from r1v_export.builders.tensorrt_llm import library as tensorrt_llm
+from r1v_export.builders.tensorrt_llm.open_request import OpenRequest
 from r1v_export.errors import CapabilityError, GraphError, UsageError
 from r1v_export.generation import FinishReason, Generated, Picture, Sampling
 
@@ -99,25 +100,16 @@ class LlmApiSession:
         )
 
 
-class LlmApiGeneration:
-    """A request that the library works on: a `generation.Generation`. Each step waits for the next token, however long
-    that takes, and `cancel` is looked at between them."""
+class LlmApiGeneration(OpenRequest):
+    """Each step waits for the next token, however long that takes, and `cancel` is looked at between them."""
 
     def __init__(self, output: Any, end_id: int, cancel: threading.Event) -> None:
-        self._output, self._end_id, self._cancel = output, end_id, cancel
+        super().__init__(cancel)
+        self._output, self._end_id = output, end_id
         self._steps = iter(output)
         self._told = 0
-        self._finished = False
 
-    def __iter__(self) -> Iterator[Generated]:
-        return self
-
-    def __next__(self) -> Generated:
-        if self._finished:
-            raise StopIteration
-        if self._cancel.is_set():
-            self.close()
-            return Generated([], "cancelled")
+    def _next(self) -> Generated:
         try:
             answer = next(self._steps).outputs[0]
         except (RuntimeError, ValueError) as error:
@@ -140,10 +132,8 @@ class LlmApiGeneration:
             tokens.append(stopped_by)
         return Generated(tokens, reason)
 
-    def close(self) -> None:
-        if not self._finished:
-            self._finished = True
-            self._output.abort()
+    def _give_up(self) -> None:
+        self._output.abort()
 
 
 def require_llm_api(tp: int) -> Any:
