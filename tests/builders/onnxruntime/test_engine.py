@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from r1v_export import contract
+from r1v_export.builders.onnxruntime import engine as onnxruntime_engine
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.runner.scheduler import prefill
 
@@ -48,6 +49,31 @@ def test_pictures_become_the_references_embeddings(built, tiles):
     features = reference.vision(pixels)
     assert_close(engine.vision(pixels), features)
     assert_close(engine.projector(features), reference.projector(features))
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 8])
+def test_large_tiles_are_looked_at_in_small_groups_with_the_same_result(built, monkeypatch, tokens_at_once):
+    engine, size = built.open(), built.spec.tiling.tile_size
+    pixels = normal(5, 3, size, size)
+    together = engine.vision(pixels)
+    monkeypatch.setattr(onnxruntime_engine, "TOKENS_AT_ONCE", tokens_at_once)
+    session = Counting(engine._vision)
+    engine.__dict__["_vision"] = session
+    assert_close(engine.vision(pixels), together)
+    group = max(1, tokens_at_once // engine.sizes.tokens_per_tile)
+    assert session.tiles == [len(pixels[start : start + group]) for start in range(0, 5, group)]
+
+
+class Counting:
+    """A session that notes how many tiles it is given."""
+
+    def __init__(self, session) -> None:
+        self.session, self.tiles = session, []
+        self.get_inputs = session.get_inputs
+
+    def run(self, names, feeds):
+        self.tiles.append(len(feeds[contract.PIXEL_VALUES]))
+        return self.session.run(names, feeds)
 
 
 def test_tokens_and_pictures_are_embedded_as_in_the_reference(built):
