@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from r1v_export.builders import registry
+from r1v_export.builders.tensorrt.library import TENSORRT, TENSORRT_RTX
 from r1v_export.builders.tensorrt_llm.executor import ExecutorSession, open_executor, require_executor
 from r1v_export.builders.tensorrt_llm.llm_api import LlmApiSession, open_llm, require_llm_api
 from r1v_export.builders.tensorrt_llm.vision import OnGpu, TileParallelVision
@@ -17,16 +18,16 @@ from r1v_export.contract import VisionEngine
 from r1v_export.errors import BundleError, CapabilityError, UsageError
 from r1v_export.generation import Generator
 from r1v_export.pipeline.bundle import ENGINES, Bundle
-from r1v_export.pipeline.trtllm_engine import plan_engine, require_built
+from r1v_export.pipeline.trtllm_engine import TARGET, plan_engine, require_built
 from r1v_export.runner.base import TILES_PER_RUN
 
 LLM_API = "llm-api"
 """What is asked for in the place of an engine's folder where the LLM API is to load a unified checkpoint."""
 
-EXECUTOR_TARGET, LLM_API_TARGET = "tensorrt-llm", "hf-unified"
-PLANS = ("tensorrt", "tensorrt-rtx")
+LLM_API_TARGET = "hf-unified"
+PLANS = (TENSORRT, TENSORRT_RTX)
 """Targets whose plans look at pictures; preferred to ONNX Runtime."""
-GRAPHS = "onnxruntime"
+ONNXRUNTIME = "onnxruntime"
 
 
 class Deployment(NamedTuple):
@@ -49,12 +50,12 @@ def open_deployment(bundle: Bundle, target: str | None, engine: str, device: Dev
         BundleError: the bundle has no such checkpoint, or the engine is another one's.
         CapabilityError: TensorRT-LLM, a GPU, or what looks at pictures is missing.
     """
-    needed = LLM_API_TARGET if engine == LLM_API else EXECUTOR_TARGET
+    needed = LLM_API_TARGET if engine == LLM_API else TARGET
     if target not in (None, needed):
         raise UsageError(
             "This target and this engine do not go together.",
             where=f"--target {target} --engine {engine}",
-            expected=f"a folder of `r1v-export engine` for {EXECUTOR_TARGET}, {LLM_API} for {LLM_API_TARGET}",
+            expected=f"a folder of `r1v-export engine` for {TARGET}, {LLM_API} for {LLM_API_TARGET}",
         )
     checkpoint = bundle.folder / ENGINES / bundle.target(needed)
     return _llm_api(bundle, checkpoint, device) if engine == LLM_API else _executor(bundle, Path(engine), device)
@@ -107,15 +108,15 @@ def _open(bundle: Bundle, device: Device, gpu: int) -> VisionEngine:
                 return registry.builder(name).open(bundle.folder / ENGINES / name, bundle.spec, device)
             except (CapabilityError, BundleError):
                 continue  # Of another library, version or GPU: what comes next computes the same.
-    lowered = bundle.folder.resolve() / ENGINES / GRAPHS
-    folder, weights = (lowered, lowered.parents[1]) if GRAPHS in bundle.targets else (bundle.graphs, bundle.graphs)
+    lowered = bundle.folder.resolve() / ENGINES / ONNXRUNTIME
+    folder, weights = (lowered, lowered.parents[1]) if ONNXRUNTIME in bundle.targets else (bundle.graphs, bundle.graphs)
     if not folder.is_dir():
         raise BundleError(
             "The bundle has nothing that looks at pictures beside the language model.",
             where=bundle.folder,
-            expected=f"an engine of {', '.join(PLANS)} or {GRAPHS}, or graphs",
+            expected=f"an engine of {', '.join(PLANS)} or {ONNXRUNTIME}, or graphs",
             found=", ".join(bundle.targets),
-            fix=f"build both: --target {LLM_API_TARGET} --target {GRAPHS}",
+            fix=f"build both: --target {LLM_API_TARGET} --target {ONNXRUNTIME}",
         )
     try:
         from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
@@ -124,7 +125,7 @@ def _open(bundle: Bundle, device: Device, gpu: int) -> VisionEngine:
         raise CapabilityError(
             "ONNX Runtime looks at pictures here, and is not installed.",
             expected=error.name,
-            fix=f"pip install 'r1v-export[{GRAPHS}]'",
+            fix=f"pip install 'r1v-export[{ONNXRUNTIME}]'",
         ) from error
     check_device(device)
     return OnnxRuntimeEngine(folder, weights, bundle.spec.sizes, device, gpu=gpu)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ class Runner(BaseRunner[Prompt]):
         """Prefill and decode one batch, one event per token; `indices` are the requests' numbers in the events."""
         jobs = [_Job(self, *each) for each in zip(prompts, samplings, indices, strict=True)]
         rows = [job.row for job in jobs]
-        steps = generate_rows(cache, rows, self._embed_tokens, cancel)
+        steps = generate_rows(cache, rows, partial(embed_chosen, self.engine), cancel)
         stage = "prefill"
         while True:
             timings = Timings()
@@ -137,9 +138,6 @@ class Runner(BaseRunner[Prompt]):
             stage = "decode"
             yield jobs[advanced].event()
         yield from (job.event() for job in jobs if not job.done)
-
-    def _embed_tokens(self, ids_B1: np.ndarray) -> np.ndarray:
-        return embed_chosen(self.engine, ids_B1)
 
 
 class _Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from r1v_export import contract
 from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
 from r1v_export.builders.onnxruntime.passes import lower
 from r1v_export.builders.onnxruntime.session import INT4_INPUTS, check_device
-from r1v_export.builders.registry import Arithmetic, Material
+from r1v_export.builders.registry import Advance, Arithmetic, Material
 from r1v_export.builders.weights import point_weights_to
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
@@ -51,7 +51,7 @@ class OnnxRuntimeBuilder:
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         return Arithmetic(config.compute, rounds_inputs=config.onnxruntime.int4_inputs == "int8")
 
-    def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
+    def build(self, material: Material, out: Path, advance: Advance) -> None:
         graphs, device = material.graphs, material.config.device
         check_device(device)
         for name in self.graphs:

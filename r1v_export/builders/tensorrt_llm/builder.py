@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from r1v_export import contract
-from r1v_export.builders.registry import Arithmetic, Material
+from r1v_export.builders.registry import Advance, Arithmetic, Material
 from r1v_export.builders.tensorrt_llm.command import engine_sizes
 from r1v_export.builders.tensorrt_llm.engine import CheckpointEngine, load_language_model
 from r1v_export.builders.tensorrt_llm.formats import language_schemes, module_formats
@@ -59,7 +59,7 @@ class TensorRTLLMBuilder:
     def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
         return Arithmetic(_compute(config, spec))
 
-    def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
+    def build(self, material: Material, out: Path, advance: Advance) -> None:
         config, options = material.config, material.config.tensorrt_llm
         dtype = getattr(torch, _compute(config, material.checkpoint.spec))
         folder = out / CHECKPOINT

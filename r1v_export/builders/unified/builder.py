@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from r1v_export.builders.registry import Arithmetic, Material
+from r1v_export.builders.registry import Advance, Arithmetic, Material
 from r1v_export.builders.unified.formats import algorithm_of, algorithms, cache_algorithm, mirrored, quant_config
 from r1v_export.builders.unified.reader import UnifiedEngine, open_unified
 from r1v_export.builders.unified.tensors import unified_tensors
@@ -69,7 +69,7 @@ class UnifiedBuilder:
         """The checkpoint is read back in float32: nothing but what it stores is rounded."""
         return Arithmetic("float32")
 
-    def build(self, material: Material, out: Path, advance: Callable[[int], None]) -> None:
+    def build(self, material: Material, out: Path, advance: Advance) -> None:
         assert material.artefact is not None, "check refuses builds that quantise nothing"
         write_unified(material.checkpoint, material.artefact, out, advance)
 
