@@ -1,8 +1,8 @@
 """Peak memory of a calibration against the number of layers, at the 38B's true width.
 
 Checkpoints with that many ViT blocks and decoder layers (InternViT-6B and Qwen2-32B width), calibrated on one small
-picture and quantised, each in a process of its own, all activations between blocks on disk. Tiles have 112 pixels: that
-makes the run short and changes nothing about weights, statistics and quantisation, which is what memory goes to. Needs
+picture and quantized, each in a process of its own, all activations between blocks on disk. Tiles have 112 pixels: that
+makes the run short and changes nothing about weights, statistics and quantization, which is what memory goes to. Needs
 free disk of about 2 GB a layer.
 
     python benchmarks/calibration_memory.py [--layers 1 --layers 2 ...] [--recipe fp8] [--work FOLDER]
@@ -27,11 +27,11 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.checkpoint.tensor_file import read_header
-from r1v_export.quantization.calibrate import calibrate
-from r1v_export.quantization.dataset import prepare
+from r1v_export.quantization.calibration.blockwise_runner import Execution
+from r1v_export.quantization.calibration.calibrate import calibrate
+from r1v_export.quantization.calibration.dataset import prepare
+from r1v_export.quantization.calibration.raw_examples import Record
 from r1v_export.quantization.recipe import load
-from r1v_export.quantization.records import Record
-from r1v_export.quantization.stream import Execution
 
 TILE = 112
 

@@ -1,4 +1,4 @@
-"""Quantised checkpoints at the 38B's true width, ours and nvidia-modelopt's: seconds, peak memory, bytes per weight.
+"""Quantized checkpoints at the 38B's true width, ours and nvidia-modelopt's: seconds, peak memory, bytes per weight.
 
     python benchmarks/checkpoint_export.py --modelopt peer/bin/python [--layers 2 --layers 4 ...] [--format int4 ...]
 
@@ -33,12 +33,12 @@ from tensorrt_llm_checkpoint import PEER as TENSORRT_LLM_PEER
 from unified_checkpoint import LANGUAGE, calibrated, language_folder, noise
 from unified_checkpoint import PEER as UNIFIED_PEER
 
-from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
-from r1v_export.builders.unified.builder import write_unified
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.tensor_file import read_header
-from r1v_export.quantization.artefact import Artefact
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.targets.hf_unified.target import write_unified
+from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 
 SMALL_TOWER = {
     "vision_config.hidden_size": 128,
@@ -58,11 +58,11 @@ def step(name: str, kind: str, slice_: Path, out: Path) -> None:
     if name == "calibrate":
         calibrated(checkpoint, COMPARED[kind], slice_ / kind)
     else:
-        artefact = None if kind == "bf16" else Artefact.open(slice_ / kind, checkpoint)
+        artifact = None if kind == "bf16" else Artifact.open(slice_ / kind, checkpoint)
         if name == "tensorrt-llm":
-            write_checkpoint(checkpoint, artefact, out, torch.bfloat16)
-        elif artefact is not None:
-            write_unified(checkpoint, artefact, out)
+            write_checkpoint(checkpoint, artifact, out, torch.bfloat16)
+        elif artifact is not None:
+            write_unified(checkpoint, artifact, out)
     (slice_ / "times.json").write_text(json.dumps({name: time.monotonic() - started}))
 
 

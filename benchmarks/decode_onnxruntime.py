@@ -26,22 +26,22 @@ import torch
 from measure import RESULTS, interleaved, machine, ratio, write_results
 
 from r1v_export import contract
-from r1v_export.builders.onnxruntime.builder import OnnxRuntimeBuilder
-from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
-from r1v_export.builders.onnxruntime.session import physical_cores
-from r1v_export.builders.registry import Material
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig, OnnxRuntimeConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.exporters.graph import Rewrite
-from r1v_export.quantization.graph import quantizer
-from r1v_export.quantization.linear import QuantizedLinear
+from r1v_export.quantization.algorithms.rtn import round_to_nearest
+from r1v_export.quantization.apply.onnx import quantizer
+from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, resolve
-from r1v_export.quantization.rtn import round_to_nearest
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.runner.sampling import Sampler, Sampling
 from r1v_export.runner.scheduler import Row, generate_rows
+from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+from r1v_export.targets.onnxruntime.runtime.session import physical_cores
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeBuilder
+from r1v_export.targets.registry import Material
 
 OURS, PEER = "r1v-export", "onnxruntime-genai"
 GROUP, HEAD = 128, "language_model.lm_head"

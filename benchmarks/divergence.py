@@ -12,8 +12,8 @@ from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.nano import dataset
-from r1v_export.quantization.dataset import Sample, prepare
-from r1v_export.quantization.records import Record
+from r1v_export.quantization.calibration.dataset import Sample, prepare
+from r1v_export.quantization.calibration.raw_examples import Record
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import Model
 from r1v_export.reference.prompt import TEMPLATES, Turn, encode

@@ -21,10 +21,10 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.exporters.bind import save_with_weights
 from r1v_export.exporters.export import SOURCES, trace_graph
-from r1v_export.quantization.graph import quantizer
-from r1v_export.quantization.linear import CODE_DTYPES, QuantizedLinear
+from r1v_export.quantization.apply.onnx import quantizer
+from r1v_export.quantization.groups import linear_shapes
+from r1v_export.quantization.quantized_linear import CODE_DTYPES, QuantizedLinear
 from r1v_export.quantization.recipe import Scheme
-from r1v_export.quantization.sites import linear_shapes
 
 SCHEMES = {
     "fp8": Scheme.model_validate(
@@ -51,7 +51,7 @@ def spec_38b(layers: int, vocabulary: int | None = None) -> ModelSpec:
 
 
 def export_hollow(name: str, spec: ModelSpec, precision: str, folder: Path) -> Path:
-    """Write one of the contract's graphs in float16, its linears quantised as `precision` says."""
+    """Write one of the contract's graphs in float16, its linears quantized as `precision` says."""
     model: ir.Model = trace_graph(name, spec, torch.float16)
     derived = dict(SOURCES[name](spec).derived)
     if precision in SCHEMES:

@@ -1,7 +1,7 @@
 """nvidia-modelopt's unified export of a Qwen2 folder: the peer of `unified_checkpoint.py`, which runs this in an
 environment of modelopt's own (nvidia-modelopt, transformers, requests).
 
-With `--amax`, every quantiser is given a range in place of what it saw: {linear}.weight, {linear}.input and
+With `--amax`, every quantizer is given a range in place of what it saw: {linear}.weight, {linear}.input and
 {layer}.self_attn.key, .value.
 """
 

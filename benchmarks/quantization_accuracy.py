@@ -1,7 +1,7 @@
-"""What each way of quantising costs r1v-nano: right answers, divergence from float32, size of the bundle.
+"""What each way of quantizing costs r1v-nano: right answers, divergence from float32, size of the bundle.
 
 Every row is a bundle as `r1v-export build` makes it, calibrated on 128 generated samples. Its ONNX Runtime engine
-answers the held-out questions greedily; the divergence is that of its fake-quantised model, which the parity gate
+answers the held-out questions greedily; the divergence is that of its fake-quantized model, which the parity gate
 holds the engine to, over the right replies to the same questions.
 
     python benchmarks/quantization_accuracy.py [--questions 500] [--row fp8 --row int4-gptq ...]
@@ -21,11 +21,11 @@ from measure import machine, write_results
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.nano import dataset
-from r1v_export.pipeline.asking import open_runner
 from r1v_export.pipeline.build import build
-from r1v_export.pipeline.calibration import fake_quantise, open_artefact
+from r1v_export.pipeline.calibration import fake_quantize, open_artifact
+from r1v_export.pipeline.open_runner import open_runner
 from r1v_export.reference.model import load
-from r1v_export.runner.chain import Request
+from r1v_export.runner.engine_runner import Request
 from r1v_export.runner.sampling import Sampling
 
 ROWS = {
@@ -60,9 +60,9 @@ def main(count: int, rows: tuple[str, ...], work: Path) -> None:
         shutil.rmtree(work / row, ignore_errors=True)
         config = BuildConfig(parity=ParityConfig(enabled=False), **ROWS[row])
         built = build(config, work / row)
-        model, artefact = load(checkpoint), open_artefact(built.out, checkpoint)
-        if artefact is not None:
-            fake_quantise(model, artefact)
+        model, artifact = load(checkpoint), open_artifact(built.out, checkpoint)
+        if artifact is not None:
+            fake_quantize(model, artifact)
         graphs = sum(path.stat().st_size for path in (built.out / "graphs").iterdir())
         results[row] = {
             "right": right_answers(built.out, count),

@@ -1,8 +1,8 @@
-"""Our quantisation against nvidia-modelopt's and ONNX Runtime's own, on the same model, samples and questions.
+"""Our quantization against nvidia-modelopt's and ONNX Runtime's own, on the same model, samples and questions.
 
-Each quantises the linears of r1v-nano's language model (all but the head), with the same 128 calibration samples.
+Each quantizes the linears of r1v-nano's language model (all but the head), with the same 128 calibration samples.
 Compared is how far the next-token distributions over held-out replies are from float32's. ONNX Runtime's 4-bit
-quantiser is also the one that onnxruntime-genai's model builder calls.
+quantizer is also the one that onnxruntime-genai's model builder calls.
 
 nvidia-modelopt wants an environment of its own: that of `requirements.lock` with `pip install --no-deps
 nvidia-modelopt==0.47.0` and `pip install requests huggingface_hub scipy rich ninja pulp tqdm omegaconf`.
@@ -30,12 +30,12 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.pipeline.calibration import fake_quantise
-from r1v_export.quantization.artefact import Artefact
-from r1v_export.quantization.calibrate import calibrate
-from r1v_export.quantization.dataset import CalibrationSet, prepare
+from r1v_export.pipeline.calibration import fake_quantize
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.calibration.calibrate import calibrate
+from r1v_export.quantization.calibration.dataset import CalibrationSet, prepare
+from r1v_export.quantization.calibration.raw_examples import read_records
 from r1v_export.quantization.recipe import Recipe
-from r1v_export.quantization.records import read_records
 from r1v_export.reference.model import Model, load
 
 SAMPLES, GROUP = 128, 128
@@ -52,18 +52,18 @@ def int4(algorithm: str) -> dict:
 
 
 def ours(scheme: Mapping, checkpoint: Checkpoint, calibration: CalibrationSet) -> Model:
-    """The language model quantised by this project, as PyTorch computes it."""
+    """The language model quantized by this project, as PyTorch computes it."""
     rules = [{"modules": "language_model.*", "scheme": scheme}]
     recipe = Recipe.model_validate({"name": "language", "description": "Of the language model only.", "rules": rules})
     model = load(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         calibrate(checkpoint, recipe, calibration, Path(folder) / "calibration")
-        fake_quantise(model, Artefact.open(Path(folder) / "calibration", checkpoint))
+        fake_quantize(model, Artifact.open(Path(folder) / "calibration", checkpoint))
     return model
 
 
 def by_modelopt(config: Mapping, checkpoint: Checkpoint, calibration: CalibrationSet) -> Model:
-    """The language model quantised by nvidia-modelopt."""
+    """The language model quantized by nvidia-modelopt."""
     model = load(checkpoint)
 
     def forward_loop(_: torch.nn.Module) -> None:
@@ -75,7 +75,7 @@ def by_modelopt(config: Mapping, checkpoint: Checkpoint, calibration: Calibratio
 
 
 def by_onnxruntime(checkpoint: Checkpoint) -> Model:
-    """The language model with weights rounded by ONNX Runtime's 4-bit quantiser, symmetric, in the same groups."""
+    """The language model with weights rounded by ONNX Runtime's 4-bit quantizer, symmetric, in the same groups."""
     model = load(checkpoint)
     for name, module in model.language_model.model.named_modules():
         if isinstance(module, torch.nn.Linear):

@@ -1,4 +1,4 @@
-"""Weights quantised per second and core, at the width of Qwen2-32B's linears.
+"""Weights quantized per second and core, at the width of Qwen2-32B's linears.
 
 Each algorithm is run as `quantization.quantize` runs it, single-threaded, on random weights and the Gram matrix of
 random correlated activations (which costs what a trained model's does). Seconds are the process' own CPU seconds, so
@@ -19,11 +19,11 @@ import torch
 from measure import interleaved, machine, write_results
 from torch import Tensor
 
-from r1v_export.quantization.awq import search_scale
-from r1v_export.quantization.clipping import clipped_grid
-from r1v_export.quantization.gptq import gptq
-from r1v_export.quantization.linear import QuantizedLinear
-from r1v_export.quantization.rtn import round_to_nearest
+from r1v_export.quantization.algorithms.awq import search_scale
+from r1v_export.quantization.algorithms.clipping import clipped_grid
+from r1v_export.quantization.algorithms.gptq import gptq
+from r1v_export.quantization.algorithms.rtn import round_to_nearest
+from r1v_export.quantization.quantized_linear import QuantizedLinear
 
 LINEARS = {"o_proj": (5120, 5120), "gate_proj": (27648, 5120), "down_proj": (5120, 27648)}
 """[out, in] of Qwen2-32B. AWQ and GPTQ of down_proj need 15 GB: its Gram matrix alone is 3 GB."""

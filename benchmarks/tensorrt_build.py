@@ -28,10 +28,10 @@ from hollow import export_hollow, spec_38b
 from measure import RESULTS, machine, write_results
 
 from r1v_export import contract
-from r1v_export.builders.tensorrt.builder import PARTS, compiled
-from r1v_export.builders.tensorrt.library import TENSORRT_RTX, load
 from r1v_export.config import BuildConfig
 from r1v_export.errors import R1VError
+from r1v_export.targets.tensorrt.library import TENSORRT_RTX, load
+from r1v_export.targets.tensorrt.target import PARTS, compiled
 
 PACKAGES = ("torch", "onnx", "onnx-ir", "tensorrt-rtx-cu13")
 DEPTH_PRECISIONS = ("int4", "fp8", "fp16")

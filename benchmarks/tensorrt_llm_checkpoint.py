@@ -21,12 +21,12 @@ from measure import machine, write_results
 from safetensors.torch import load_file, save_file
 from unified_checkpoint import LANGUAGE, RECIPES, cache_ranges, calibrated, differences, exact_range, language_folder
 
-from r1v_export.builders.tensorrt_llm.parallel import Parallel
-from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
-from r1v_export.quantization.linear import RANGES
+from r1v_export.quantization.quantized_linear import RANGES
 from r1v_export.quantization.recipe import load, parse
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 
 PEER = Path(__file__).with_name("modelopt_tensorrt_llm.py")
 INT8 = parse("""
@@ -50,11 +50,11 @@ def compare(kind: str, tp: int, python: str, work: Path) -> dict[str, Any]:
         synthesize(source, preset="nano", vision_layers=1, language_layers=2)
     checkpoint = Checkpoint.open(source)
     folder = work / f"{kind}-{tp}"
-    artefact = calibrated(checkpoint, COMPARED[kind], folder / "calibration")
+    artifact = calibrated(checkpoint, COMPARED[kind], folder / "calibration")
     (folder / "ours").mkdir()
-    write_checkpoint(checkpoint, artefact, folder / "ours", torch.bfloat16, parallel=Parallel(tp))
-    linears = {name.removeprefix(LANGUAGE): linear for name, linear in artefact.linears() if name.startswith(LANGUAGE)}
-    # modelopt rounds a division in the weights' dtype. In float32, what was dequantised comes back as the same codes.
+    write_checkpoint(checkpoint, artifact, folder / "ours", torch.bfloat16, parallel=Parallel(tp))
+    linears = {name.removeprefix(LANGUAGE): linear for name, linear in artifact.linears() if name.startswith(LANGUAGE)}
+    # modelopt rounds a division in the weights' dtype. In float32, what was dequantized comes back as the same codes.
     weights = {n.removeprefix(LANGUAGE): checkpoint.read(n).float() for n in checkpoint.tensors if LANGUAGE in n}
     weights |= {f"{name}.weight": linear.dequantize() for name, linear in linears.items()}
     ranges = {}
@@ -67,12 +67,12 @@ def compare(kind: str, tp: int, python: str, work: Path) -> dict[str, Any]:
             # What the kernel multiplies must be within FP8; how far within is a free choice, so modelopt is given ours.
             ranges[f"{name}.weight_2"] = exact_range(8 * linear.scale.max() / RANGES["fp8"][1], "fp8")
     for layer in range(checkpoint.spec.language.num_layers):
-        ranges |= cache_ranges(artefact, layer)
+        ranges |= cache_ranges(artifact, layer)
     language_folder(checkpoint, folder / "weights", weights)
     save_file({name: tensor.contiguous() for name, tensor in ranges.items()}, folder / "ranges.safetensors")
     arguments = ["--format", kind, "--tp", tp, "--amax", folder / "ranges.safetensors"]
-    if artefact.recipe.kv_cache is not None:
-        arguments += ["--kv-cache", artefact.recipe.kv_cache]
+    if artifact.recipe.kv_cache is not None:
+        arguments += ["--kv-cache", artifact.recipe.kv_cache]
     export_with_modelopt(python, folder / "weights", folder / "theirs", *arguments)
     counted = [
         differences(load_file(path), load_file(folder / "theirs" / path.name))

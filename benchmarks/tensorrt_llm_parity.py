@@ -1,4 +1,4 @@
-"""TensorRT-LLM checkpoints against the fake-quantised model that they were written from: every format, 1 to 8 GPUs.
+"""TensorRT-LLM checkpoints against the fake-quantized model that they were written from: every format, 1 to 8 GPUs.
 
     python benchmarks/tensorrt_llm_parity.py [--questions 8]
 
@@ -23,22 +23,22 @@ from divergence import Question, held_out
 from measure import machine, write_results
 from torch import Tensor
 
-from r1v_export.builders.tensorrt_llm.engine import load_language_model
-from r1v_export.builders.tensorrt_llm.parallel import Parallel
-from r1v_export.builders.tensorrt_llm.reader import LanguageCheckpoint, read_checkpoint, read_config
-from r1v_export.builders.tensorrt_llm.writer import write_checkpoint
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
-from r1v_export.pipeline.calibration import fake_quantise
-from r1v_export.quantization.artefact import Artefact
-from r1v_export.quantization.calibrate import calibrate
-from r1v_export.quantization.dataset import prepare
-from r1v_export.quantization.linear import QuantizedLinear
+from r1v_export.pipeline.calibration import fake_quantize
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.calibration.calibrate import calibrate
+from r1v_export.quantization.calibration.dataset import prepare
+from r1v_export.quantization.calibration.raw_examples import read_records
+from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, Rule, load
-from r1v_export.quantization.records import read_records
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import Model
 from r1v_export.reference.model import load as load_model
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.reader import LanguageCheckpoint, read_checkpoint, read_config
+from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
+from r1v_export.targets.tensorrt_llm.runtime.engine import load_language_model
 
 SAMPLES = 8
 EIGHT_GPUS = {
@@ -140,7 +140,7 @@ def _tensors(linear: QuantizedLinear) -> dict[str, Tensor]:
 
 def written(
     checkpoint: Checkpoint,
-    artefact: Artefact | None,
+    artifact: Artifact | None,
     dtype: torch.dtype,
     tp: int,
     questions: Sequence[Question],
@@ -149,7 +149,7 @@ def written(
 ) -> tuple[LanguageCheckpoint, str | None, Tensor]:
     """A checkpoint as it is read back, what it says it is, and its logits."""
     folder.mkdir(parents=True)
-    write_checkpoint(checkpoint, artefact, folder, dtype, parallel=Parallel(tp))
+    write_checkpoint(checkpoint, artifact, folder, dtype, parallel=Parallel(tp))
     read, config = read_checkpoint(folder), read_config(folder)
     logits = replies(load_language_model(folder, checkpoint.spec), questions, pictures)
     shutil.rmtree(folder)
@@ -164,17 +164,17 @@ def rows(model: str, checkpoint: Checkpoint, gpus: Sequence[int], count: int, wo
         pixels = [torch.from_numpy(question.sample.pixels()) for question in questions]
         pictures = [float_model.image_embeds(tiles).flatten(0, 1) for tiles in pixels]
     for name, form in FORMATS.items():
-        reference, artefact, dtype = load_model(checkpoint), None, torch.bfloat16
+        reference, artifact, dtype = load_model(checkpoint), None, torch.bfloat16
         if isinstance(form, torch.dtype):
             dtype = form
         else:
             calibrate(checkpoint, form, samples, work / name)
-            artefact = Artefact.open(work / name, checkpoint)
-            fake_quantise(reference, artefact)
+            artifact = Artifact.open(work / name, checkpoint)
+            fake_quantize(reference, artifact)
         expected, one = replies(reference, questions, pictures), None
         for tp in gpus:
-            read, algorithm, logits = written(checkpoint, artefact, dtype, tp, questions, pictures, work / "written")
-            exact = written(checkpoint, artefact, torch.float32, tp, questions, pictures, work / "written")[2]
+            read, algorithm, logits = written(checkpoint, artifact, dtype, tp, questions, pictures, work / "written")
+            exact = written(checkpoint, artifact, torch.float32, tp, questions, pictures, work / "written")[2]
             one = one or read
             row = {"model": model, "format": name, "quant_algo": algorithm, "tp": tp, "as_on_one": same(one, read)}
             row |= distance(expected, logits)

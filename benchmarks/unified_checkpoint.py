@@ -21,15 +21,15 @@ from measure import machine, write_results
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from r1v_export.builders.unified.builder import write_unified
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
-from r1v_export.quantization.artefact import Artefact
-from r1v_export.quantization.calibrate import calibrate
-from r1v_export.quantization.dataset import CalibrationSet, prepare
-from r1v_export.quantization.linear import RANGES
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.calibration.calibrate import calibrate
+from r1v_export.quantization.calibration.dataset import CalibrationSet, prepare
+from r1v_export.quantization.calibration.raw_examples import Record
+from r1v_export.quantization.quantized_linear import RANGES
 from r1v_export.quantization.recipe import Recipe, load, parse
-from r1v_export.quantization.records import Record
+from r1v_export.targets.hf_unified.target import write_unified
 
 PEER = Path(__file__).with_name("modelopt_export.py")
 LANGUAGE = "language_model."
@@ -43,7 +43,7 @@ rules:
       inputs: {type: fp8, mode: static}
 """)
 SCALES = ("weight_scale", "weights_scaling_factor", "per_channel_scale")
-"""What only quantised linears have, in either layout."""
+"""What only quantized linears have, in either layout."""
 RECIPES = {
     "fp8": load("fp8-tensor").model_copy(update={"kv_cache": "fp8"}),
     "fp8-rowwise": load("fp8-rowwise"),
@@ -58,10 +58,10 @@ def noise(checkpoint: Checkpoint) -> CalibrationSet:
     return prepare([record], checkpoint)
 
 
-def calibrated(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> Artefact:
+def calibrated(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> Artifact:
     """Calibrated on that; rounding to nearest looks at none."""
     calibrate(checkpoint, recipe, noise(checkpoint), out)
-    return Artefact.open(out, checkpoint)
+    return Artifact.open(out, checkpoint)
 
 
 def language_folder(checkpoint: Checkpoint, out: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -84,16 +84,16 @@ def compare(kind: str, python: str, work: Path) -> dict[str, Any]:
         if not (work / "source").exists()
         else work / "source"
     )
-    artefact = calibrated(checkpoint, RECIPES[kind], work / kind / "calibration")
+    artifact = calibrated(checkpoint, RECIPES[kind], work / kind / "calibration")
     (work / kind / "ours").mkdir()
-    write_unified(checkpoint, artefact, work / kind / "ours")
+    write_unified(checkpoint, artifact, work / kind / "ours")
     ours = {
         name.removeprefix(LANGUAGE): tensor
         for name, tensor in load_file(work / kind / "ours" / "model.safetensors").items()
         if name.startswith(LANGUAGE)
     }
-    # modelopt rounds a division in the weights' dtype. In float32, what was dequantised comes back as the same codes.
-    linears = {name.removeprefix(LANGUAGE): linear for name, linear in artefact.linears() if name.startswith(LANGUAGE)}
+    # modelopt rounds a division in the weights' dtype. In float32, what was dequantized comes back as the same codes.
+    linears = {name.removeprefix(LANGUAGE): linear for name, linear in artifact.linears() if name.startswith(LANGUAGE)}
     weights = {
         name.removeprefix(LANGUAGE): checkpoint.read(name).float()
         for name in checkpoint.tensors
@@ -108,10 +108,10 @@ def compare(kind: str, python: str, work: Path) -> dict[str, Any]:
         if f"{name}.weight_scale_2" in ours:
             ranges[f"{name}.weight_2"] = exact_range(ours[f"{name}.weight_scale_2"], "fp8")
     for layer in range(checkpoint.spec.language.num_layers):
-        ranges |= cache_ranges(artefact, layer)
+        ranges |= cache_ranges(artifact, layer)
     language_folder(checkpoint, work / kind / "weights", weights)
     save_file(ranges, work / kind / "ranges.safetensors")
-    kv_cache = ["--kv-cache", artefact.recipe.kv_cache] if artefact.recipe.kv_cache else []
+    kv_cache = ["--kv-cache", artifact.recipe.kv_cache] if artifact.recipe.kv_cache else []
     theirs_folder = work / kind / "theirs"
     arguments = ["--format", kind, "--amax", work / kind / "ranges.safetensors", *kv_cache]
     export_with_modelopt(python, work / kind / "weights", theirs_folder, *arguments)
@@ -119,9 +119,9 @@ def compare(kind: str, python: str, work: Path) -> dict[str, Any]:
     return {"format": kind, **differences(ours, theirs)}
 
 
-def cache_ranges(artefact: Artefact, layer: int) -> dict[str, torch.Tensor]:
-    """What modelopt's quantisers of a layer's keys and values are given."""
-    scales = artefact.kv_scales(layer)
+def cache_ranges(artifact: Artifact, layer: int) -> dict[str, torch.Tensor]:
+    """What modelopt's quantizers of a layer's keys and values are given."""
+    scales = artifact.kv_scales(layer)
     if scales is None:
         return {}
     name = f"model.layers.{layer}.self_attn"
@@ -146,18 +146,18 @@ def differences(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
     def same(name: str) -> bool:
         a, b = ours[name], theirs[name]
         if (name.endswith("norm.weight") or name.endswith("bias") or a.dtype != b.dtype) and a.dtype.is_floating_point:
-            a, b = a.float(), b.float()  # unquantised tensors went to modelopt in float32
+            a, b = a.float(), b.float()  # unquantized tensors went to modelopt in float32
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
 
     common = ours.keys() & theirs.keys()
     equal = [name for name in common if same(name)]
     linears = {name.rpartition(".")[0] for name in ours if name.endswith(SCALES)}
-    quantised = [name for name in common if name.rpartition(".")[0] in linears and ".bias" not in name]
+    quantized = [name for name in common if name.rpartition(".")[0] in linears and ".bias" not in name]
     return {
         "tensors": len(ours),
         "equal": len(equal),
-        "quantised_tensors": len(quantised),
-        "quantised_equal": len(set(quantised) & set(equal)),
+        "quantized_tensors": len(quantized),
+        "quantized_equal": len(set(quantized) & set(equal)),
         "different": sorted(common - set(equal)),
         "only_ours": sorted(ours.keys() - theirs.keys()),
         "only_modelopts": sorted(theirs.keys() - ours.keys()),

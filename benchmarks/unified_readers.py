@@ -1,4 +1,4 @@
-"""A unified checkpoint in other people's hands: compressed-tensors reads its configuration and dequantises its weights,
+"""A unified checkpoint in other people's hands: compressed-tensors reads its configuration and dequantizes its weights,
 transformers takes them into its own InternVL, and both models answer alike.
 
     peer/bin/pip install compressed-tensors pydantic pyyaml tokenizers jinja2 pillow     # see unified_checkpoint.py
@@ -21,8 +21,8 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-from r1v_export.builders.unified.reader import open_unified
 from r1v_export.checkpoint.config import read_configuration
+from r1v_export.targets.hf_unified.runtime.reader import open_unified
 
 SCALES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "k_scale", "v_scale")
 

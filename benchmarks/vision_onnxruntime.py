@@ -19,16 +19,16 @@ import torch
 from measure import RESULTS, interleaved, machine, ratio, write_results
 
 from r1v_export import contract
-from r1v_export.builders.onnxruntime.builder import OnnxRuntimeBuilder
-from r1v_export.builders.onnxruntime.engine import OnnxRuntimeEngine
-from r1v_export.builders.onnxruntime.session import physical_cores
-from r1v_export.builders.registry import Material
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.presets import INTERNVIT_300M
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import load
+from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+from r1v_export.targets.onnxruntime.runtime.session import physical_cores
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeBuilder
+from r1v_export.targets.registry import Material
 
 OURS, EAGER, COMPILED, STANDARD = "r1v-export", "torch eager", "torch.compile", "standard graph"
 QUANTITY = "tiles_per_s"

@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from r1v_export.pipeline.asking import open_runner
+from r1v_export.pipeline.open_runner import open_runner
 from r1v_export.reference.preprocess import load_image
-from r1v_export.runner.chain import Request
+from r1v_export.runner.engine_runner import Request
 
 PICTURES = Path(__file__).parent / "pictures"
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from r1v_export.config_tensorrt import TensorRTConfig
-from r1v_export.config_tensorrt_llm import TensorRTLLMConfig
 from r1v_export.errors import UsageError
+from r1v_export.targets.tensorrt.config import TensorRTConfig
+from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
 
 BUILTIN_MODEL = "r1v-nano"
 """The trained model that the package carries; what a build takes when no MODEL is named."""
@@ -38,12 +38,12 @@ class ParityConfig(_Config):
 
 
 class CalibrationConfig(_Config):
-    """What a quantised build learns its scales from."""
+    """What a quantized build learns its scales from."""
 
     data: str | None = None
     """A folder or .jsonl file of pictures and prompts; generated pictures where left out."""
     samples: PositiveInt = 128
-    artefact: str | None = None
+    artifact: str | None = None
     """A finished calibration (`r1v-export calibrate`) to build with; `data` and `samples` then say nothing."""
 
 
@@ -65,9 +65,9 @@ class BuildConfig(_Config):
     precision: Precision = "fp32"
     """With a budget the smallest that a module may get, and int4 where left out."""
     budget: str | None = None
-    """`kl=0.02` or `size=20GB`: every module's precision is chosen by what quantising it costs, within this budget."""
+    """`kl=0.02` or `size=20GB`: every module's precision is chosen by what quantizing it costs, within this budget."""
     recipe: str | None = None
-    """Name of a shipped recipe or path of one, for a quantised precision; that precision's own where left out."""
+    """Name of a shipped recipe or path of one, for a quantized precision; that precision's own where left out."""
     calibration: CalibrationConfig = CalibrationConfig()
     targets: tuple[str, ...] = Field(default=("onnxruntime",), min_length=1)
     device: Device = "cpu"
@@ -90,31 +90,31 @@ class BuildConfig(_Config):
         return fields
 
     @model_validator(mode="after")
-    def _one_thing_says_how_to_quantise(self) -> BuildConfig:
+    def _one_thing_says_how_to_quantize(self) -> BuildConfig:
         given = {
             "a recipe": self.recipe,
             "a budget": self.budget,
-            "a finished calibration": self.calibration.artefact,
+            "a finished calibration": self.calibration.artifact,
         }
         named = [name for name, value in given.items() if value is not None]
-        if named and not self.quantised:
-            raise ValueError(f"{named[0]} is for quantised precisions, not {self.precision}")
+        if named and not self.quantized:
+            raise ValueError(f"{named[0]} is for quantized precisions, not {self.precision}")
         if "a budget" in named and len(named) > 1:
             other = next(name for name in named if name != "a budget")
             raise ValueError(f"a budget finds its own recipe and does not go with {other}")
         return self
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether the build calibrates."""
         return self.precision not in COMPUTE_OF
 
     @property
     def compute(self) -> Compute:
-        """The dtype that the graphs compute in, around what is quantised."""
-        if not self.quantised:
+        """The dtype that the graphs compute in, around what is quantized."""
+        if not self.quantized:
             return COMPUTE_OF[self.precision]
-        # ONNX Runtime's quantised kernels on the CPU know float32 only.
+        # ONNX Runtime's quantized kernels on the CPU know float32 only.
         return "float32" if self.device == "cpu" and "onnxruntime" in self.targets else "float16"
 
     def options(self, target: str) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class BuildConfig(_Config):
         words += ["--budget", self.budget] if self.budget else []
         words += ["--recipe", self.recipe] if self.recipe else []
         words += ["--calib", self.calibration.data] if self.calibration.data else []
-        words += ["--calibrated", self.calibration.artefact] if self.calibration.artefact else []
+        words += ["--calibrated", self.calibration.artifact] if self.calibration.artifact else []
         for target in self.targets:
             words += ["--target", target]
         if self.tensorrt.sm is not None:
@@ -147,8 +147,8 @@ class BuildConfig(_Config):
         model = Path(self.model).resolve().name if kind == "folder" else self.model
         recipe = self.recipe and Path(self.recipe).name
         data = self.calibration.data and Path(self.calibration.data).resolve().name
-        artefact = self.calibration.artefact and Path(self.calibration.artefact).resolve().name
-        calibration = self.calibration.model_copy(update={"data": data, "artefact": artefact})
+        artifact = self.calibration.artifact and Path(self.calibration.artifact).resolve().name
+        calibration = self.calibration.model_copy(update={"data": data, "artifact": artifact})
         return self.model_copy(
             update={"model": model, "revision": revision, "recipe": recipe, "calibration": calibration}
         )

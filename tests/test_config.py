@@ -33,7 +33,7 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
     assert (config.precision, config.device) == ("fp16", "cuda")
 
 
-def test_one_nested_option_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+def test_one_nested_option_leaves_its_neighbors_alone(tmp_path: Path) -> None:
     file = write(tmp_path / "build.yaml", "parity: {questions: 3}\n")
     config = load_config(file, {"parity": {"enabled": False}})
     assert config.parity == ParityConfig(enabled=False, questions=3)
@@ -55,7 +55,7 @@ def test_a_hub_model_is_saved_with_the_commit_that_was_built() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
-def test_around_what_is_quantised_graphs_compute_in_what_the_device_knows(precision: str) -> None:
+def test_around_what_is_quantized_graphs_compute_in_what_the_device_knows(precision: str) -> None:
     assert load_config(None, {"precision": precision}).compute == "float32"
     assert load_config(None, {"precision": precision, "device": "cuda"}).compute == "float16"
 

@@ -20,7 +20,7 @@ from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
 from r1v_export.runner.answer import Answer
-from r1v_export.runner.chain import Request, Runner
+from r1v_export.runner.engine_runner import Request, Runner
 from r1v_export.runner.sampling import Sampling
 
 

@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def initialise(model: Model) -> None:
+def initialize(model: Model) -> None:
     """Normal weights with a variance of 1 / (2 * inputs), zero biases; norms and LayerScale stay at one."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -145,7 +145,7 @@ def train(rank: int, arguments: argparse.Namespace, spec: ModelSpec) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Model(spec)
-    initialise(model)
+    initialize(model)
     optimizers = optimizers_of(model)
     peak_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     checkpoint = arguments.run / "checkpoint.pt"

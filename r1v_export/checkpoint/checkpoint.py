@@ -20,9 +20,9 @@ from r1v_export.checkpoint.names import (
     stored_names,
     stores_lm_head,
 )
-from r1v_export.checkpoint.quantised.declared import QUANTIZE_CONFIG, read_format
-from r1v_export.checkpoint.quantised.linears import Quantised, find_quantised
-from r1v_export.checkpoint.quantised.unified import QUANT_CONFIG
+from r1v_export.checkpoint.quantized.detect import QUANTIZE_CONFIG, read_format
+from r1v_export.checkpoint.quantized.quantized_linears import Quantized, find_quantized
+from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
 from r1v_export.checkpoint.resolve import Source, resolve
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor
@@ -61,8 +61,8 @@ class Checkpoint:
     """One checkpoint folder. Make it with `Checkpoint.open`; the constructor trusts its arguments.
 
     Attributes:
-        quantised: its linears that are stored as codes and scales; None where there are none. Their weights can be
-            read as all others can, and come dequantised.
+        quantized: its linears that are stored as codes and scales; None where there are none. Their weights can be
+            read as all others can, and come dequantized.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Checkpoint:
         source: Source,
         spec: ModelSpec,
         stored: Mapping[str, tuple[StoredTensor, ...]],
-        quantised: Quantised | None = None,
+        quantized: Quantized | None = None,
     ) -> None:
         self.folder, self.source, self.spec = folder, source, spec
-        self._stored, self.quantised = stored, quantised
+        self._stored, self.quantized = stored, quantized
 
     @classmethod
     def open(cls, model: str | Path | None = None, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
@@ -98,14 +98,14 @@ class Checkpoint:
         )
         older = has_older_prefixes(tensors)
         wanted = {name: stored_names(name, spec, older) for name in expected_tensors(spec)}
-        quantised = find_quantised(form, spec, wanted, tensors) if form else None
-        known = set(quantised.stored) if quantised else set[str]()
-        for linear in quantised.linears if quantised else ():
+        quantized = find_quantized(form, spec, wanted, tensors) if form else None
+        known = set(quantized.stored) if quantized else set[str]()
+        for linear in quantized.linears if quantized else ():
             del wanted[f"{linear}.weight"]
         superfluous = set(tensors).difference(known, *wanted.values())
         check_tensors(spec, wanted, tensors, {name for name in superfluous if not is_unused(name, unused_layers)})
         stored = {name: tuple(tensors[s] for s in names) for name, names in wanted.items()}
-        return cls(folder, source, spec, stored, quantised)
+        return cls(folder, source, spec, stored, quantized)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -119,23 +119,23 @@ class Checkpoint:
         return TensorInfo(parts[0].dtype, shape, sum(part.nbytes for part in parts))
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor by canonical name, in its stored dtype; the weight of a quantised linear dequantised, float32.
+        """One tensor by canonical name, in its stored dtype; the weight of a quantized linear dequantized, float32.
 
         Nothing is kept: memory is given back with the tensor. It may be a copy-on-write map of the file.
 
         Raises:
-            CheckpointError: a file is gone, or a quantised linear holds what its format does not allow.
+            CheckpointError: a file is gone, or a quantized linear holds what its format does not allow.
         """
-        if name not in self._stored and self.quantised is not None:
-            return self.quantised.linears[name.removesuffix(".weight")].decode().weight()
+        if name not in self._stored and self.quantized is not None:
+            return self.quantized.linears[name.removesuffix(".weight")].decode().weight()
         parts = [part.read() for part in self._stored[name]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def files(self) -> list[Path]:
         """The weight files, and their index where there is one."""
         weights = {part.file for parts in self._stored.values() for part in parts}
-        if self.quantised is not None:
-            weights |= {tensor.file for tensor in self.quantised.stored.values()}
+        if self.quantized is not None:
+            weights |= {tensor.file for tensor in self.quantized.stored.values()}
         index = self.folder / INDEX_NAME
         return sorted(weights) + ([index] if index.exists() else [])
 

@@ -30,7 +30,7 @@ class VisionSpec(_Spec):
     norm: Literal["rms_norm", "layer_norm"]
     norm_eps: PositiveFloat
     qk_norm: bool
-    """RMS-normalise Q and K over all heads together, before the split into heads."""
+    """RMS-normalize Q and K over all heads together, before the split into heads."""
     qkv_bias: bool
 
     @property

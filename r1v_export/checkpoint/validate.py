@@ -25,7 +25,7 @@ def check_tensors(
 
     Args:
         spec: the model.
-        wanted: canonical name -> the stored names it is joined from, of all that is not quantised.
+        wanted: canonical name -> the stored names it is joined from, of all that is not quantized.
         stored: what the files hold.
         superfluous: stored names that nothing in the model takes.
 
@@ -56,7 +56,7 @@ def check_tensors(
             where=shorten(sorted({tensor.file.name for tensor in wrong})),
             expected="float32, float16 or bfloat16",
             found=shorten([f"{tensor.name}: {str(tensor.dtype).removeprefix('torch.')}" for tensor in wrong]),
-            fix="use the unquantised checkpoint, or cast the weights to bfloat16",
+            fix="use the unquantized checkpoint, or cast the weights to bfloat16",
         )
 
 

@@ -49,11 +49,11 @@ def command(
     format_: str,
 ) -> None:
     """Measure BUNDLE's engine on this machine: medians over some runs of one question."""
-    from r1v_export.pipeline.asking import open_runner
-    from r1v_export.pipeline.attained import attained
+    from r1v_export.bundle import Bundle
     from r1v_export.pipeline.bench import measure
-    from r1v_export.pipeline.bundle import Bundle
-    from r1v_export.pipeline.progress import Progress
+    from r1v_export.pipeline.open_runner import open_runner
+    from r1v_export.pipeline.roofline_report import attained
+    from r1v_export.progress import Progress
     from r1v_export.reference.preprocess import load_image
     from r1v_export.roofline.devices import device as gpu_named
 
@@ -69,7 +69,7 @@ def command(
 
 
 def _print(result: dict[str, Any]) -> None:
-    from r1v_export.pipeline.progress import size
+    from r1v_export.progress import size
 
     rows = [(name.removesuffix("_ms"), f"{ms:.2f}") for name, ms in result["stages_ms"].items()]
     click.echo(table(rows, ("stage", "ms")))

@@ -41,7 +41,7 @@ DEFAULT_OUT = Path("out")
     type=click.Path(path_type=Path),
     help="A build file, such as a bundle's build.yaml; options win over it.",
 )
-@click.option("--recipe", help="How to quantise: a name of `recipes list`, or a YAML file. [default: the precision's]")
+@click.option("--recipe", help="How to quantize: a name of `recipes list`, or a YAML file. [default: the precision's]")
 @click.option("--calib", help="Pictures and prompts to calibrate on: folder or .jsonl. [default: generated]")
 @click.option("--budget", help="Choose each module's precision within kl=0.02, for example, or size=20GB.")
 @click.option("--calibrated", help="A finished calibration (`r1v-export calibrate`) to build with.")
@@ -78,9 +78,9 @@ def command(
     """
     from r1v_export.config import load_config
     from r1v_export.pipeline.build import build, plan
-    from r1v_export.pipeline.progress import Progress
+    from r1v_export.progress import Progress
 
-    calibration = {"data": calib, "artefact": calibrated}
+    calibration = {"data": calib, "artifact": calibrated}
     options: dict[str, Any] = {
         "model": model,
         "precision": precision,
@@ -113,7 +113,7 @@ def _compute_capabilities(text: str) -> str | list[int]:
 def _print_plan(stages: list[PlannedStage], format_: str) -> None:
     from dataclasses import asdict
 
-    from r1v_export.pipeline.progress import duration, size
+    from r1v_export.progress import duration, size
 
     size_bytes, seconds = sum(stage.size_bytes for stage in stages), sum(stage.seconds for stage in stages)
     if format_ == "json":
@@ -129,7 +129,7 @@ def _print_plan(stages: list[PlannedStage], format_: str) -> None:
 
 
 def _print_built(built: Built, format_: str) -> None:
-    from r1v_export.pipeline.progress import size
+    from r1v_export.progress import size
 
     if format_ == "json":
         print_json(

@@ -57,8 +57,8 @@ def command(
     one of them --merges the shards.
     """
     from r1v_export.pipeline import calibrate
-    from r1v_export.pipeline.progress import Progress
-    from r1v_export.quantization.dataset import Shard
+    from r1v_export.progress import Progress
+    from r1v_export.quantization.calibration.dataset import Shard
 
     how = {
         "--precision": precision,

@@ -64,12 +64,12 @@ def command(
     Writes parity.json and parity.html with latencies; exits with 3 when a boundary is out of tolerance. With --against,
     other bundles of the same checkpoint answer the same questions, and the report shows which loses what.
     """
+    from r1v_export.bundle import REPORT_FOLDERS
     from r1v_export.manifest import LOCAL_REPORTS
     from r1v_export.parity.report import write_report
     from r1v_export.parity.samples import from_files
-    from r1v_export.pipeline.bundle import REPORT_FOLDERS
-    from r1v_export.pipeline.checking import Questions, check_bundle
-    from r1v_export.pipeline.progress import Progress
+    from r1v_export.pipeline.check import Questions, check_bundle
+    from r1v_export.progress import Progress
 
     asked = Questions(count, tuple(from_files(images, [question])) if images else (), max_new_tokens)
     progress = Progress(quiet=format_ == "json")
@@ -110,7 +110,7 @@ def _print(report: ParityReport) -> None:
 
 
 def _side_by_side(report: ParityReport) -> str:
-    from r1v_export.pipeline.progress import size
+    from r1v_export.progress import size
 
     rows = [
         (b.name, b.precision, size(b.size_bytes), f"{b.mean_kl:.3g}", f"{100 * b.top1_agreement:.2f} %")

@@ -55,8 +55,8 @@ def collect() -> dict[str, Any]:
 def _machine() -> dict[str, str]:
     import psutil
 
-    from r1v_export.pipeline.progress import size
     from r1v_export.pipeline.provenance import device_name
+    from r1v_export.progress import size
 
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
     return {
@@ -89,7 +89,7 @@ def _version(distribution: str) -> str | None:
 
 def _target(name: str) -> dict[str, Any]:
     """Whether a target's builder is in this version and its packages are here."""
-    from r1v_export.builders.registry import BUILDERS
+    from r1v_export.targets.registry import BUILDERS
 
     module, distribution, fix = TARGET_NEEDS[name]
     if name not in BUILDERS:

@@ -28,8 +28,8 @@ def command(
     bundle: Path, output: Path, workers: int | None, program: Path | None, print_command: bool, format_: str
 ) -> None:
     """Build the TensorRT-LLM checkpoint of BUNDLE into an engine with trtllm-build, for the GPUs of this machine."""
-    from r1v_export.pipeline.progress import Progress
-    from r1v_export.pipeline.trtllm_engine import build_engine, plan_engine
+    from r1v_export.progress import Progress
+    from r1v_export.targets.tensorrt_llm.build.engine_plan import build_engine, plan_engine
 
     plan = plan_engine(bundle, output, workers)
     if print_command:

@@ -11,7 +11,7 @@ import click
 from r1v_export.cli.output import common_options, print_json, table
 
 if TYPE_CHECKING:
-    from r1v_export.checkpoint.quantised.linears import Quantised
+    from r1v_export.checkpoint.quantized.quantized_linears import Quantized
     from r1v_export.checkpoint.spec import ModelSpec
 
 
@@ -63,21 +63,21 @@ def _checkpoint_facts(model: str, revision: str | None, offline: bool) -> dict[s
         "name": checkpoint.source.name,
         "kind": checkpoint.source.kind,
         "revision": checkpoint.source.revision,
-        **({"quantised": _quantised(checkpoint.quantised)} if checkpoint.quantised else {}),
+        **({"quantized": _quantized(checkpoint.quantized)} if checkpoint.quantized else {}),
         **_model_facts(checkpoint.spec),
         "files": {name: size for name, size in files.items() if name != MANIFEST},
     }
 
 
-def _quantised(quantised: Quantised) -> str:
+def _quantized(quantized: Quantized) -> str:
     """The format, and how many linears are stored in which way."""
-    counts = Counter(linear.layout.name for linear in quantised.linears.values())
+    counts = Counter(linear.layout.name for linear in quantized.linears.values())
     ways = ", ".join(f"{count} linears {name}" for name, count in counts.items())
-    return f"{quantised.format.method}: {ways}" + (", FP8 key-value cache" if quantised.cache_scales else "")
+    return f"{quantized.format.method}: {ways}" + (", FP8 key-value cache" if quantized.cache_scales else "")
 
 
 def _bundle_facts(folder: Path) -> dict[str, Any]:
-    from r1v_export.pipeline.bundle import Bundle
+    from r1v_export.bundle import Bundle
 
     bundle = Bundle.open(folder)
     manifest = bundle.manifest
@@ -108,7 +108,7 @@ def _model_facts(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _as_text(facts: dict[str, Any]) -> str:
-    from r1v_export.pipeline.progress import size
+    from r1v_export.progress import size
 
     plain = [(name, value) for name, value in facts.items() if isinstance(value, str)]
     plain += [("targets", ", ".join(facts["targets"]))] if "targets" in facts else []

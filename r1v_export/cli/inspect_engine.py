@@ -20,9 +20,9 @@ def show_engine(folder: Path, target: str, format_: str) -> None:
     Raises:
         UsageError: the target's engines have no plans to look into.
     """
-    from r1v_export.builders.tensorrt.inspection import engine_facts
-    from r1v_export.builders.tensorrt.library import DISTRIBUTIONS
-    from r1v_export.pipeline.bundle import ENGINES, Bundle
+    from r1v_export.bundle import ENGINES, Bundle
+    from r1v_export.targets.tensorrt.build.inspection import engine_facts
+    from r1v_export.targets.tensorrt.library import DISTRIBUTIONS
 
     name = Bundle.open(folder).target(target)
     if name not in DISTRIBUTIONS:
@@ -40,7 +40,7 @@ def show_engine(folder: Path, target: str, format_: str) -> None:
 
 
 def _plan_text(name: str, facts: dict[str, Any]) -> str:
-    from r1v_export.pipeline.progress import size
+    from r1v_export.progress import size
 
     rows = [
         ("library", facts["library"]),
@@ -68,7 +68,7 @@ def _nodes(nodes: Iterable[str]) -> str:
 
 def show_roofline(folder: Path, device_name: str, report: Path | None, format_: str) -> None:
     """Print what a GPU would need for a bundle's graphs at its peak rates; write the page if asked to."""
-    from r1v_export.pipeline.bundle import Bundle
+    from r1v_export.bundle import Bundle
     from r1v_export.roofline.devices import DEVICES, device
     from r1v_export.roofline.report import facts, to_html
     from r1v_export.roofline.workloads import workloads

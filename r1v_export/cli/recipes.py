@@ -1,4 +1,4 @@
-"""`r1v-export recipes`: how a model can be quantised."""
+"""`r1v-export recipes`: how a model can be quantized."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import click
 from r1v_export.cli.output import common_options, print_json, table
 
 
-@click.group(short_help="List or show quantisation recipes.")
+@click.group(short_help="List or show quantization recipes.")
 def command() -> None:
     """The shipped recipes, which `build --recipe` takes by name; `show` prints one to start an own one from."""
 

@@ -52,7 +52,7 @@ def command(
 ) -> None:
     """Ask BUNDLE a QUESTION, about pictures if any; the thought and the answer are streamed."""
     from r1v_export.generation import Sampling
-    from r1v_export.pipeline.asking import open_runner
+    from r1v_export.pipeline.open_runner import open_runner
     from r1v_export.reference.preprocess import load_image
     from r1v_export.runner.base import Request
 

@@ -43,7 +43,7 @@ from r1v_export.cli.output import common_options, print_json
 def command(folder: Path, settings: tuple[str, ...], format_: str, **options: Any) -> None:
     """Write a random checkpoint into FOLDER."""
     from r1v_export.checkpoint.synth import synthesize
-    from r1v_export.pipeline.progress import Progress, size
+    from r1v_export.progress import Progress, size
 
     with Progress(1, quiet=format_ == "json").stage("weights") as task:
 

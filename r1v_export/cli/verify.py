@@ -14,8 +14,8 @@ from r1v_export.cli.output import common_options, print_json
 @common_options
 def command(bundle: Path, format_: str) -> None:
     """Recompute a bundle's hashes and check its graphs against the contract."""
-    from r1v_export.pipeline.progress import Progress, size
     from r1v_export.pipeline.verify import verify_bundle
+    from r1v_export.progress import Progress, size
 
     manifest = verify_bundle(bundle, Progress(2, quiet=format_ == "json"))
     size_bytes = sum(entry.size for entry in manifest.files.values())

@@ -1,4 +1,4 @@
-"""Binding: a traced graph's initialisers become lazily read checkpoint tensors, streamed to external data."""
+"""Binding: a traced graph's initializers become lazily read checkpoint tensors, streamed to external data."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def save_with_weights(
     path: Path,
     on_bytes: Callable[[int], None] = lambda written: None,
 ) -> None:
-    """Write `path` (the graph) and its `.data` (the weights, in the order of the graph's initialisers).
+    """Write `path` (the graph) and its `.data` (the weights, in the order of the graph's initializers).
 
-    Every unbound initialiser is made by its entry of `derived`, or read under its own name, and cast to its type in
+    Every unbound initializer is made by its entry of `derived`, or read under its own name, and cast to its type in
     the graph: one tensor at a time is held, cast in chunks. `on_bytes` is told of every chunk written.
     """
     data_path = path.with_suffix(".data")
@@ -56,7 +56,7 @@ def save_with_weights(
 
 
 def unbound(model: ir.Model) -> list[ir.Value]:
-    """Initialisers that wait for their checkpoint tensor."""
+    """Initializers that wait for their checkpoint tensor."""
     return [value for value in model.graph.initializers.values() if value.const_value is None]
 
 
@@ -83,7 +83,7 @@ def _lay_out(model: ir.Model, location: str) -> list[ir.ExternalTensor]:
 
 
 def _chunks(external: ir.ExternalTensor, derived: Mapping[str, Derived], read: Read) -> Iterator[memoryview]:
-    """The initialiser's bytes in file order, a few rows at a time."""
+    """The initializer's bytes in file order, a few rows at a time."""
     tensor = _content(external.name, derived, read)
     if tensor.shape != tuple(external.shape):
         raise CheckpointError(

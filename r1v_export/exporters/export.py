@@ -44,7 +44,7 @@ def export_graph(
     """Write `folder/<name>.onnx` and `<name>.data`; returns the former.
 
     Peak memory is a few of the largest tensors. `rewrite` changes the traced graph before its weights are bound:
-    quantisation does.
+    quantization does.
     """
     model = trace_graph(name, checkpoint.spec, compute)
     derived = dict(SOURCES[name](checkpoint.spec).derived)

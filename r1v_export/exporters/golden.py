@@ -75,7 +75,7 @@ def _layer(name: str) -> int | None:
 
 
 def _template(layer: int | None, texts: list[str]) -> tuple[str, ...]:
-    """The texts of one layer with its number written as i (and its neighbour's as i-1)."""
+    """The texts of one layer with its number written as i (and its neighbor's as i-1)."""
     if layer is None:
         return tuple(texts)
 

@@ -12,10 +12,10 @@ Read = Callable[[str], Tensor]
 """Reads one checkpoint tensor by its published name."""
 
 Derived = Callable[[Read], Tensor]
-"""Makes an initialiser that is not a checkpoint tensor as it stands."""
+"""Makes an initializer that is not a checkpoint tensor as it stands."""
 
 Rewrite = Callable[[ir.Model], Mapping[str, Derived]]
-"""Changes a traced graph in place; returns how the initialisers that it added or changed are made, by name."""
+"""Changes a traced graph in place; returns how the initializers that it added or changed are made, by name."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class GraphSource:
     module: makes the module whose forward takes the graph's inputs, in the contract's order, and returns its outputs.
         Called under FakeTensorMode: nothing is allocated.
     prefix: what the checkpoint puts in front of the module's own parameter names.
-    derived: initialisers that are not checkpoint tensors as they stand, by full name.
+    derived: initializers that are not checkpoint tensors as they stand, by full name.
     value_names: names for values inside the graph, by the full name of the module that makes them.
     """
 

@@ -25,7 +25,7 @@ from r1v_export.exporters.passes import clean
 def trace(source: GraphSource, contract: GraphContract, compute: torch.dtype) -> ir.Model:
     """The graph of `source` in standard ONNX, cleaned by `passes`.
 
-    Inputs and outputs have the contract's names; initialisers are unmaterialised and have their published names.
+    Inputs and outputs have the contract's names; initializers are unmaterialized and have their published names.
     """
     with FakeTensorMode(), onnx_operators(), _default_dtype(compute), _quiet():
         module = source.module().eval().requires_grad_(False)

@@ -14,7 +14,9 @@ from PIL import Image
 
 from r1v_export.config import Compute, Precision
 from r1v_export.errors import CapabilityError, InputError, ParityError
+from r1v_export.parity.boundaries import Answers, VisionBlocks, Walk
 from r1v_export.parity.diagnosis import kind_of, likely_causes, problem
+from r1v_export.parity.endpoints import Side
 from r1v_export.parity.latency import TimedEngine, latencies
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
 from r1v_export.parity.samples import Sample
@@ -27,13 +29,11 @@ from r1v_export.parity.schema import (
     StepResult,
     WorstElement,
 )
-from r1v_export.parity.sides import Side
 from r1v_export.parity.tolerances import Boundary, Gate, Limit, Standard, limits, standard_for
-from r1v_export.parity.walk import Answers, VisionBlocks, Walk
 from r1v_export.runner.reasoning import split_reasoning
 
 COMPARED: Mapping[Boundary, str] = {
-    "pixels": "normalised tiles, made with each side's tiling settings",
+    "pixels": "normalized tiles, made with each side's tiling settings",
     "prompt": "token ids of the prompt, made with each side's tokenizer and template",
     "vision_block": "hidden states after a ViT block",
     "vision": "vision features of the reference's pixels",
@@ -60,7 +60,7 @@ def check(
     *,
     precision: Precision,
     compute: Compute = "float32",
-    quantised_inputs: bool = False,
+    quantized_inputs: bool = False,
     gate: Gate = "arithmetic",
     blocks: bool = False,
     max_new_tokens: int = 96,
@@ -76,8 +76,8 @@ def check(
         samples: compared in this order; drawn from as needed, `batch_size` at a time.
         precision: that the candidate was built in; with the next three it chooses the limits, see `parity.tolerances`.
         compute: what the candidate computes in.
-        quantised_inputs: whether any of its linears rounds its input to 8 bits.
-        gate: whether the reference computes the same numbers, or is the original of a quantised candidate.
+        quantized_inputs: whether any of its linears rounds its input to 8 bits.
+        gate: whether the reference computes the same numbers, or is the original of a quantized candidate.
         blocks: also compare each ViT block. Without, this is done only when the vision features are out of tolerance,
             to name the block.
         max_new_tokens: longest greedy answer.
@@ -91,7 +91,7 @@ def check(
         CapabilityError: `blocks` with an engine that does not show its ViT blocks.
         InputError: no samples, or one that cannot be used.
     """
-    standard = standard_for(gate, precision, compute, quantised_inputs)
+    standard = standard_for(gate, precision, compute, quantized_inputs)
     _require_one_model(reference, candidate)
     can_show_blocks = all(isinstance(side.engine, VisionBlocks) for side in (reference, candidate))
     if blocks and not can_show_blocks:

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, ParityReport, StepResult
-from r1v_export.quantization.budget import loss_of
-from r1v_export.quantization.sensitivity import FLOAT, SensitivityTable
+from r1v_export.quantization.mixed_precision.budget import loss_of
+from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, SensitivityTable
 
 # Stand-ins that matplotlib accepts as colours -> variables of the page's style sheet.
 _INK, _FAINT, _ONE, _TWO, _BAD = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -158,7 +158,7 @@ def _latency_bars(axes: Axes, row: int, latency: Latency) -> None:
 
 
 def sensitivity(table: SensitivityTable) -> str | None:
-    """What quantising each module alone costs, in model order; filled where that precision was chosen."""
+    """What quantizing each module alone costs, in model order; filled where that precision was chosen."""
     chosen = table.selection.precisions if table.selection else {}
     modules = list(dict.fromkeys(option.module for option in table.options))
     precisions = [name for name in dict.fromkeys(option.precision for option in table.options) if name != FLOAT]
@@ -182,7 +182,7 @@ def sensitivity(table: SensitivityTable) -> str | None:
         axes.set_title(measure, fontsize=10.5)
         axes.grid(axis="y")
         figure.legend(loc="outside lower center", ncols=len(precisions))
-        return _svg(figure, "sensitivity", "Cost of quantising each module alone; the numbers are in the table below.")
+        return _svg(figure, "sensitivity", "Cost of quantizing each module alone; the numbers are in the table below.")
 
 
 def _mark_towers(axes: Axes, modules: Sequence[str]) -> None:

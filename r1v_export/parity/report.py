@@ -14,7 +14,7 @@ from r1v_export import pages
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import kind_of
 from r1v_export.parity.schema import BoundaryResult, Check, ParityReport, SampleResult
-from r1v_export.quantization.sensitivity import Option, SensitivityTable
+from r1v_export.quantization.mixed_precision.sensitivity import Option, SensitivityTable
 
 JSON_FILE, HTML_FILE = "parity.json", "parity.html"
 

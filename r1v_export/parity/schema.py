@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from r1v_export.config import Precision
 from r1v_export.errors import ParityError
 from r1v_export.parity.tolerances import Gate
-from r1v_export.quantization.sensitivity import SensitivityTable
+from r1v_export.quantization.mixed_precision.sensitivity import SensitivityTable
 
 
 def _round_significant(value: float) -> float:
@@ -117,7 +117,7 @@ class Latency(_Part):
 
 
 class CalibrationFacts(_Part):
-    """What a quantised engine's scales come from."""
+    """What a quantized engine's scales come from."""
 
     recipe: str
     samples: int

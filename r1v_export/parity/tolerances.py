@@ -3,9 +3,9 @@
 One row is one limit on one metric. Rows are looked up by boundary and by standard; standards are for one of two gates:
 
 * `arithmetic`: the same numbers computed by another engine. The reference is the model that the engine was built
-  from, in float32 (for a quantised engine: its fake-quantised model); only rounding may differ. What rounds is the
+  from, in float32 (for a quantized engine: its fake-quantized model); only rounding may differ. What rounds is the
   dtype computed in or, coarser than any, inputs on an 8-bit grid.
-* `quantisation`: a quantised model against the float32 original; what quantising costs, by precision.
+* `quantization`: a quantized model against the float32 original; what quantizing costs, by precision.
 
 Unit roundoff u: 2^-24 (6e-8) for float32, 2^-11 (4.9e-4) for float16, 2^-9 (2.0e-3) for bfloat16.
 """
@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 from r1v_export.config import Compute, Precision
 from r1v_export.errors import UsageError
 
-Gate = Literal["arithmetic", "quantisation"]
+Gate = Literal["arithmetic", "quantization"]
 Standard = Literal["fp32", "fp16", "bf16", "8-bit inputs", "fp8", "int8", "int4"]
-"""The first four hold arithmetic, the others what quantising costs."""
+"""The first four hold arithmetic, the others what quantizing costs."""
 Boundary = Literal[
     "pixels", "prompt", "vision_block", "vision", "projector", "embeds", "prefill", "decode", "end_to_end", "tokens"
 ]
@@ -68,23 +68,23 @@ def limits(boundary: Boundary, standard: Standard) -> tuple[Limit, ...]:
     return tuple(row for row in TABLE if (row.boundary, row.standard) == (boundary, standard))
 
 
-def standard_for(gate: Gate, precision: Precision, compute: Compute, quantised_inputs: bool) -> Standard:
+def standard_for(gate: Gate, precision: Precision, compute: Compute, quantized_inputs: bool) -> Standard:
     """What an engine is held to.
 
     Args:
         precision: that the engine was built in.
-        compute: what it computes in, around whatever is quantised.
-        quantised_inputs: whether any linear rounds its input to 8 bits too.
+        compute: what it computes in, around whatever is quantized.
+        quantized_inputs: whether any linear rounds its input to 8 bits too.
 
     Raises:
         UsageError: the table has no such rows, so there is nothing to hold an engine to.
     """
     if gate == "arithmetic":
-        return "8-bit inputs" if quantised_inputs else _FLOATS[compute]
+        return "8-bit inputs" if quantized_inputs else _FLOATS[compute]
     costs = {row.standard for row in TABLE} - set(ARITHMETIC)
     if precision not in costs:
         raise UsageError(
-            f"Parity has no tolerances for what quantising to {precision} costs.",
+            f"Parity has no tolerances for what quantizing to {precision} costs.",
             expected=" or ".join(sorted(costs)),
             found=precision,
             fix="add rows with reasons to parity/tolerances.py",
@@ -103,7 +103,7 @@ def _exact_inputs(standard: Standard) -> Iterable[Limit]:
         standard=standard,
         metric="max_abs_error",
         at_most=0.0,
-        reason="Tiling and normalising are the same code on both sides and no engine takes part: nothing may differ.",
+        reason="Tiling and normalizing are the same code on both sides and no engine takes part: nothing may differ.",
     )
     yield Limit(
         boundary="prompt",
@@ -230,7 +230,7 @@ def _sixteen_bit(
             "mean_kl",
             at_most=kl,
             reason="Logits round to 16 bits, so raw errors grow with their size and say little; this is what the "
-            "rounding does to the next token's distribution, and lies well below what quantising costs.",
+            "rounding does to the next token's distribution, and lies well below what quantizing costs.",
         ),
         *_same(
             standard,
@@ -252,8 +252,8 @@ def _lookup(standard: Standard) -> Iterable[Limit]:
         ("embeds",),
         "max_relative_error",
         at_most=4e-3,
-        reason="Embeddings are not quantised: a lookup and a copy, with one rounding where 16-bit floats surround the "
-        "quantised products.",
+        reason="Embeddings are not quantized: a lookup and a copy, with one rounding where 16-bit floats surround the "
+        "quantized products.",
     )
 
 
@@ -275,7 +275,7 @@ _EIGHT_BIT_INPUTS = (
         "mean_kl",
         at_most=5e-3,
         reason="The same edges, as what they do to the next token's distribution: 2e-3 nats end to end is measured "
-        "between float32 and float64, a tenth of what quantising itself may cost is allowed.",
+        "between float32 and float64, a tenth of what quantizing itself may cost is allowed.",
     ),
     *_same(
         "8-bit inputs",
@@ -289,7 +289,7 @@ _EIGHT_BIT_INPUTS = (
 
 
 def _cost(standard: Standard, kl: float, agreement: float, why: str) -> tuple[Limit, ...]:
-    """Rows of a quantised engine against the float32 original: what quantising may cost."""
+    """Rows of a quantized engine against the float32 original: what quantizing may cost."""
     return (
         *_exact_inputs(standard),
         *_lookup(standard),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from r1v_export.generation import Sampling
 from r1v_export.parity.samples import synthetic
-from r1v_export.pipeline.progress import Progress
+from r1v_export.progress import Progress
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.runner.base import BaseRunner, Request
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1v_export import __version__
-from r1v_export.builders import registry
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import CheckpointError, ParityError, R1VError
@@ -16,10 +15,11 @@ from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.estimate import HASH_BYTES_PER_S, require_disk
 from r1v_export.pipeline.imported import IMPORTED_PRECISIONS, for_checkpoint
-from r1v_export.pipeline.progress import Progress, size
 from r1v_export.pipeline.stage import Stage, fingerprint
 from r1v_export.pipeline.stages import Build
 from r1v_export.pipeline.workspace import HashCache, Workspace, open_workspace
+from r1v_export.progress import Progress, size
+from r1v_export.targets import registry
 
 HASHING = "checkpoint-hash"
 
@@ -107,7 +107,7 @@ def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
 
 
 def _check_before_download(config: BuildConfig) -> None:
-    """Refuse what no checkpoint makes possible: one that is quantised brings its precision where none is asked for."""
+    """Refuse what no checkpoint makes possible: one that is quantized brings its precision where none is asked for."""
     asked = "precision" in config.model_fields_set
     refusals = []
     for precision in (config.precision,) if asked else (config.precision, *IMPORTED_PRECISIONS):

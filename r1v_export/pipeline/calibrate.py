@@ -18,10 +18,10 @@ from r1v_export.pipeline.calibration import (
     calibration_set,
     chosen_recipe,
 )
-from r1v_export.pipeline.progress import Progress
+from r1v_export.progress import Progress
 
 if TYPE_CHECKING:
-    from r1v_export.quantization.dataset import Shard
+    from r1v_export.quantization.calibration.dataset import Shard
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def calibrate_alone(config: BuildConfig, out: Path, progress: Progress, *, offli
     Raises:
         R1VError: as `pipeline.calibration.calibrate`, or `out` holds something else.
     """
-    from r1v_export.quantization.work import work_folder
+    from r1v_export.quantization.calibration.resume import work_folder
 
     recipe = chosen_recipe(config)
     checkpoint = _open(config, offline)
@@ -63,7 +63,7 @@ def observe_shard(
     Raises:
         R1VError: as `calibrate_alone`; a budget has no shards.
     """
-    from r1v_export.quantization.shards import observe_shard as observe
+    from r1v_export.quantization.calibration.shards import observe_shard as observe
 
     recipe = chosen_recipe(config)
     if recipe is None:
@@ -97,7 +97,7 @@ def merge_shards(
         UsageError: a shard is missing or there twice, they are not of one calibration, or `out` holds something else.
         BundleError: a shard is unfinished, damaged or of another checkpoint.
     """
-    from r1v_export.quantization.shards import find_shards, merge
+    from r1v_export.quantization.calibration.shards import find_shards, merge
 
     checkpoint = _open(config, offline)
     with progress.stage("merge", WORK) as task:
@@ -107,21 +107,21 @@ def merge_shards(
 
 def _open(config: BuildConfig, offline: bool) -> Checkpoint:
     checkpoint = Checkpoint.open(config.model, revision=config.revision, offline=offline)
-    if checkpoint.quantised is not None:
+    if checkpoint.quantized is not None:
         raise UsageError(
-            "The checkpoint is quantised already: there is nothing to calibrate.",
+            "The checkpoint is quantized already: there is nothing to calibrate.",
             where=checkpoint.folder,
-            found=checkpoint.quantised.format.method,
+            found=checkpoint.quantized.format.method,
             fix="build it as it is: r1v-export build MODEL",
         )
     return checkpoint
 
 
 def _calibrated(out: Path, checkpoint: Checkpoint, progress: Progress) -> Calibrated:
-    from r1v_export.quantization.artefact import Artefact
+    from r1v_export.quantization.artifact.artifact import Artifact
 
-    artefact = Artefact.open(out, checkpoint)
-    stats = artefact.stats
+    artifact = Artifact.open(out, checkpoint)
+    stats = artifact.stats
     for warning in stats.warnings:
         progress.note(f"warning: {warning}")
-    return Calibrated(out, artefact.recipe.name, len(stats.samples), None, len(artefact.schemes), stats.warnings)
+    return Calibrated(out, artifact.recipe.name, len(stats.samples), None, len(artifact.schemes), stats.warnings)

@@ -1,4 +1,4 @@
-"""Calibration as part of a build: which recipe, which samples, and the model that the quantised engines are held to."""
+"""Calibration as part of a build: which recipe, which samples, and the model that the quantized engines are held to."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from r1v_export.manifest import hash_file, to_json
 from r1v_export.pipeline.stage import Advance
 
 if TYPE_CHECKING:
-    from r1v_export.quantization.artefact import Artefact
-    from r1v_export.quantization.dataset import CalibrationSet, Shard
+    from r1v_export.quantization.artifact.artifact import Artifact
+    from r1v_export.quantization.calibration.blockwise_runner import Execution
+    from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard
+    from r1v_export.quantization.calibration.raw_examples import Record
     from r1v_export.quantization.recipe import Recipe
-    from r1v_export.quantization.records import Record
-    from r1v_export.quantization.stream import Execution
     from r1v_export.reference.model import Model
 
 CALIBRATION = "calibration"
-"""The calibration artefact's folder in a bundle."""
+"""The calibration artifact's folder in a bundle."""
 
 WORK = 1000
 """How much `calibrate` tells of in all, whatever the model."""
@@ -38,30 +38,30 @@ LONGEST_REPLY = 512
 
 
 def chosen_recipe(config: BuildConfig) -> Recipe | None:
-    """The recipe of a quantised build; None where nothing is quantised, and where a budget has yet to find one.
+    """The recipe of a quantized build; None where nothing is quantized, and where a budget has yet to find one.
 
     Raises:
         UsageError: there is no such recipe, it is not one, the budget is not understood, or a finished calibration was
             made by another recipe.
         BundleError: the finished calibration cannot be read.
     """
-    if not config.quantised:
+    if not config.quantized:
         return None
-    from r1v_export.quantization.budget import Budget
+    from r1v_export.quantization.mixed_precision.budget import Budget
     from r1v_export.quantization.recipe import PRESETS, load
 
     if config.budget is not None:
         Budget.parse(config.budget)
         return None
-    if config.calibration.artefact is not None:
-        return _recipe_of_artefact(Path(config.calibration.artefact), config)
+    if config.calibration.artifact is not None:
+        return _recipe_of_artifact(Path(config.calibration.artifact), config)
     needs_one_scale = config.precision == "fp8" and not FP8_PER_TENSOR.isdisjoint(config.targets)
     return load(config.recipe or ("fp8-tensor" if needs_one_scale else PRESETS[config.precision]))
 
 
-def _recipe_of_artefact(folder: Path, config: BuildConfig) -> Recipe:
+def _recipe_of_artifact(folder: Path, config: BuildConfig) -> Recipe:
     """A finished calibration's recipe, which must be the one that was asked for, or at least of the precision."""
-    from r1v_export.quantization.artefact import RECIPE, read_recipe
+    from r1v_export.quantization.artifact.artifact import RECIPE, read_recipe
     from r1v_export.quantization.recipe import load
 
     recipe = read_recipe(folder)
@@ -109,7 +109,7 @@ def calibration_set(config: BuildConfig, checkpoint: Checkpoint, shard: Shard | 
         InputError: the calibration data cannot be used.
         CapabilityError: a package that it needs is not installed.
     """
-    from r1v_export.quantization.records import read_records
+    from r1v_export.quantization.calibration.raw_examples import read_records
 
     return _prepared(read_records(config.calibration.data, config.calibration.samples), config, checkpoint, shard)
 
@@ -117,7 +117,7 @@ def calibration_set(config: BuildConfig, checkpoint: Checkpoint, shard: Shard | 
 def _prepared(
     records: Sequence[Record], config: BuildConfig, checkpoint: Checkpoint, shard: Shard | None = None
 ) -> CalibrationSet:
-    from r1v_export.quantization.dataset import prepare
+    from r1v_export.quantization.calibration.dataset import prepare
 
     without_answer = any(record.answer is None for record in records)
     replies = own_replies(checkpoint, config.device) if without_answer else None
@@ -127,7 +127,7 @@ def _prepared(
 def calibrate(
     config: BuildConfig, recipe: Recipe | None, checkpoint: Checkpoint, out: Path, work: Path, advance: Advance
 ) -> None:
-    """Write the calibration artefact into `out`; `work` keeps what is done for a build that follows a stopped one.
+    """Write the calibration artifact into `out`; `work` keeps what is done for a build that follows a stopped one.
 
     Args:
         recipe: `chosen_recipe`.
@@ -138,12 +138,12 @@ def calibrate(
         UsageError: the budget cannot be met.
         BundleError: a finished calibration is damaged, or another checkpoint's.
     """
-    from r1v_export.quantization.artefact import Artefact
-    from r1v_export.quantization.calibrate import calibrate as run
+    from r1v_export.quantization.artifact.artifact import Artifact
+    from r1v_export.quantization.calibration.calibrate import calibrate as run
 
-    if config.calibration.artefact is not None:
-        Artefact.open(Path(config.calibration.artefact), checkpoint)
-        shutil.copytree(config.calibration.artefact, out)
+    if config.calibration.artifact is not None:
+        Artifact.open(Path(config.calibration.artifact), checkpoint)
+        shutil.copytree(config.calibration.artifact, out)
         return
     execution = as_execution(config, work, advance)
     if recipe is None:
@@ -154,7 +154,7 @@ def calibrate(
 
 def as_execution(config: BuildConfig, work: Path | None, advance: Advance) -> Execution:
     """How a build's calibration is run: told in `WORK` parts."""
-    from r1v_export.quantization.stream import Execution
+    from r1v_export.quantization.calibration.blockwise_runner import Execution
 
     told = 0
 
@@ -172,9 +172,9 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, execu
 
     Divergences are measured on samples behind those that are calibrated on, where the data has enough of them.
     """
-    from r1v_export.quantization.budget import Budget
-    from r1v_export.quantization.mixed import SENSITIVITY, search
-    from r1v_export.quantization.work import write_text
+    from r1v_export.quantization.calibration.resume import write_text
+    from r1v_export.quantization.mixed_precision.budget import Budget
+    from r1v_export.quantization.mixed_precision.search import SENSITIVITY, search
 
     assert config.budget is not None
     assert execution.work is not None
@@ -210,8 +210,8 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, execu
 
 def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet | None:
     """Samples behind those that are calibrated on; None where the data has no more pictures."""
-    from r1v_export.quantization.mixed import MEASURED_SAMPLES
-    from r1v_export.quantization.records import read_records
+    from r1v_export.quantization.calibration.raw_examples import read_records
+    from r1v_export.quantization.mixed_precision.search import MEASURED_SAMPLES
 
     count = config.calibration.samples
     behind = read_records(config.calibration.data, count + MEASURED_SAMPLES)[count:]
@@ -220,7 +220,7 @@ def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet
 
 def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, Recipe]:
     """What a budget chooses between: FP8 as `--precision fp8` is on these targets, and the build's precision."""
-    from r1v_export.quantization.mixed import FP8, candidates
+    from r1v_export.quantization.mixed_precision.search import FP8, candidates
 
     uniform = chosen_recipe(config.model_copy(update={"precision": "fp8", "budget": None}))
     schemes = [rule.scheme for rule in uniform.rules if rule.scheme] if uniform else []
@@ -238,7 +238,7 @@ def own_replies(checkpoint: Checkpoint, device: Device) -> Callable[[Sequence[Re
     from r1v_export.reference.model import ReferenceEngine, load
     from r1v_export.reference.prompt import TEMPLATES
     from r1v_export.reference.tokenizer import Tokenizer
-    from r1v_export.runner.chain import Request, Runner
+    from r1v_export.runner.engine_runner import Request, Runner
     from r1v_export.runner.sampling import Sampling
 
     spec = checkpoint.spec
@@ -254,13 +254,13 @@ def own_replies(checkpoint: Checkpoint, device: Device) -> Callable[[Sequence[Re
     return reply
 
 
-def open_artefact(folder: Path, checkpoint: Checkpoint) -> Artefact | None:
-    """The calibration of the bundle in `folder`, None where it is not quantised."""
+def open_artifact(folder: Path, checkpoint: Checkpoint) -> Artifact | None:
+    """The calibration of the bundle in `folder`, None where it is not quantized."""
     if not (folder / CALIBRATION).is_dir():
         return None
-    from r1v_export.quantization.artefact import Artefact
+    from r1v_export.quantization.artifact.artifact import Artifact
 
-    return Artefact.open(folder / CALIBRATION, checkpoint)
+    return Artifact.open(folder / CALIBRATION, checkpoint)
 
 
 def require_origin(folder: Path, checkpoint: Checkpoint) -> None:
@@ -268,27 +268,27 @@ def require_origin(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         BundleError: the calibration in `folder` cannot be read, or is another checkpoint's.
     """
-    from r1v_export.quantization.artefact import require_origin as require
+    from r1v_export.quantization.artifact.artifact import require_origin as require
 
     require(folder, checkpoint)
 
 
 def calibration_warnings(bundle: Path) -> tuple[str, ...]:
     """What calibration warned of, from the bundle's record of it."""
-    from r1v_export.quantization.artefact import read_stats
+    from r1v_export.quantization.artifact.artifact import read_stats
 
     return read_stats(bundle / CALIBRATION).warnings
 
 
-def fake_quantise(model: Model, artefact: Artefact) -> None:
-    """Put the artefact's linears in the place of the model's own: what quantised engines must compute.
+def fake_quantize(model: Model, artifact: Artifact) -> None:
+    """Put the artifact's linears in the place of the model's own: what quantized engines must compute.
 
     Raises:
-        ParityError: a scale of the artefact cannot be that of the weight or input that it is for.
+        ParityError: a scale of the artifact cannot be that of the weight or input that it is for.
     """
-    from r1v_export.quantization.fake import apply
-    from r1v_export.quantization.weight_check import require_own_scales
+    from r1v_export.quantization.apply.torch import apply
+    from r1v_export.quantization.apply.weight_check import require_own_scales
 
-    require_own_scales(model, artefact)
-    overrides = {name: read() for name, read in artefact.overrides.items()}
-    apply(model, dict(artefact.linears()), overrides, cache_scales=artefact.cache_scales)
+    require_own_scales(model, artifact)
+    overrides = {name: read() for name, read in artifact.overrides.items()}
+    apply(model, dict(artifact.linears()), overrides, cache_scales=artifact.cache_scales)

@@ -10,8 +10,8 @@ import psutil
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import CapabilityError
-from r1v_export.pipeline.progress import size
 from r1v_export.pipeline.stage import Stage
+from r1v_export.progress import size
 from r1v_export.quantization.sizes import graph_tensors
 
 HASH_BYTES_PER_S = 600e6

@@ -1,4 +1,4 @@
-"""Builds of checkpoints that are quantised already: their own codes in the place of a calibration."""
+"""Builds of checkpoints that are quantized already: their own codes in the place of a calibration."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from r1v_export.errors import UsageError
 from r1v_export.pipeline.stage import Advance
 
 if TYPE_CHECKING:
-    from r1v_export.checkpoint.quantised.linears import Quantised
+    from r1v_export.checkpoint.quantized.quantized_linears import Quantized
 
 
 IMPORTED_PRECISIONS: tuple[Precision, ...] = ("fp8", "int4")
-"""Those that a quantised checkpoint can bring."""
+"""Those that a quantized checkpoint can bring."""
 
 
 def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
-    """The config with the precision of a quantised checkpoint, where none was named; any other checkpoint's as it is.
+    """The config with the precision of a quantized checkpoint, where none was named; any other checkpoint's as it is.
 
     Raises:
-        UsageError: another precision, or another way to quantise, was named.
+        UsageError: another precision, or another way to quantize, was named.
     """
-    if checkpoint.quantised is None:
+    if checkpoint.quantized is None:
         return config
-    own = precision_of(checkpoint.quantised)
-    what = f"The checkpoint is quantised already ({checkpoint.quantised.format.method}): it is built as it is."
-    ways = {"--recipe": config.recipe, "--budget": config.budget, "--calibrated": config.calibration.artefact}
+    own = precision_of(checkpoint.quantized)
+    what = f"The checkpoint is quantized already ({checkpoint.quantized.format.method}): it is built as it is."
+    ways = {"--recipe": config.recipe, "--budget": config.budget, "--calibrated": config.calibration.artifact}
     for option, value in ways.items():
         if value is not None:
             raise UsageError(what, where=checkpoint.folder, found=f"{option} {value}", fix="leave it out")
@@ -38,9 +38,9 @@ def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
     return config.model_copy(update={"precision": own})
 
 
-def precision_of(quantised: Quantised) -> Precision:
+def precision_of(quantized: Quantized) -> Precision:
     """`int4` where any weight has four bits."""
-    kinds = {linear.layout.codes for linear in quantised.linears.values()}
+    kinds = {linear.layout.codes for linear in quantized.linears.values()}
     return "fp8" if kinds == {"fp8"} else "int4"
 
 
@@ -53,7 +53,7 @@ def import_calibration(checkpoint: Checkpoint, out: Path, work: Path, advance: A
     Raises:
         CheckpointError: codes or scales are not what the format allows.
     """
-    from r1v_export.quantization.imported import import_quantised
+    from r1v_export.quantization.calibration.imported import import_quantized
 
     told = 0
 
@@ -62,4 +62,4 @@ def import_calibration(checkpoint: Checkpoint, out: Path, work: Path, advance: A
         advance(work_units * done // total - told)
         told = work_units * done // total
 
-    import_quantised(checkpoint, out, work=work, on_progress=on_progress)
+    import_quantized(checkpoint, out, work=work, on_progress=on_progress)

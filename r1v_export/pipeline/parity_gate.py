@@ -6,41 +6,41 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1v_export.builders import registry
+from r1v_export.bundle import ENGINES, read_generation_config, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.parity.comparison import check
+from r1v_export.parity.endpoints import Side
 from r1v_export.parity.samples import Sample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
-from r1v_export.parity.sides import Side
 from r1v_export.parity.tolerances import Gate
-from r1v_export.pipeline.bundle import ENGINES, read_generation_config, read_spec
-from r1v_export.pipeline.calibration import fake_quantise
+from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.pipeline.stage import Advance
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
+from r1v_export.targets import registry
 
 if TYPE_CHECKING:
-    from r1v_export.quantization.artefact import Artefact
+    from r1v_export.quantization.artifact.artifact import Artifact
 
 
-def gates(checkpoint: Checkpoint, artefact: Artefact | None, device: Device) -> Iterator[tuple[Gate, Side]]:
-    """What the engines of a bundle are held to: PyTorch computing what the graphs say, and where that is a quantised
-    model, also the original one, unless the checkpoint came quantised. Each is loaded when its turn comes."""
-    yield "arithmetic", reference_side(checkpoint, device, artefact)
-    if artefact is not None and checkpoint.quantised is None:
-        yield "quantisation", reference_side(checkpoint, device)
+def gates(checkpoint: Checkpoint, artifact: Artifact | None, device: Device) -> Iterator[tuple[Gate, Side]]:
+    """What the engines of a bundle are held to: PyTorch computing what the graphs say, and where that is a quantized
+    model, also the original one, unless the checkpoint came quantized. Each is loaded when its turn comes."""
+    yield "arithmetic", reference_side(checkpoint, device, artifact)
+    if artifact is not None and checkpoint.quantized is None:
+        yield "quantization", reference_side(checkpoint, device)
 
 
-def reference_side(checkpoint: Checkpoint, device: Device, artefact: Artefact | None = None) -> Side:
-    """PyTorch in float32, with the checkpoint's own tokenizer and settings; fake-quantised where there is an
-    artefact."""
+def reference_side(checkpoint: Checkpoint, device: Device, artifact: Artifact | None = None) -> Side:
+    """PyTorch in float32, with the checkpoint's own tokenizer and settings; fake-quantized where there is an
+    artifact."""
     from r1v_export.reference.model import ReferenceEngine, load
 
     spec, model = checkpoint.spec, load(checkpoint).to(device)
-    if artefact is not None:
-        fake_quantise(model, artefact)
+    if artifact is not None:
+        fake_quantize(model, artifact)
     tokenizer, template = Tokenizer.from_folder(checkpoint.folder), TEMPLATES[spec.template]
     return Side(ReferenceEngine(model), tokenizer, spec, template, checkpoint.generation_config)
 
@@ -60,36 +60,36 @@ def questions(checkpoint: Checkpoint, count: int) -> Iterator[Sample]:
     return synthetic(count, checkpoint.spec.tiling.tile_size)
 
 
-def rounding(config: BuildConfig, target: str, spec: ModelSpec, artefact: Artefact | None) -> dict[str, Any]:
+def rounding(config: BuildConfig, target: str, spec: ModelSpec, artifact: Artifact | None) -> dict[str, Any]:
     """What `parity.check` chooses the limits of a bundle's engine by."""
     arithmetic = registry.builder(target).arithmetic(config, spec)
-    quantised_inputs = artefact is not None and (artefact.quantises_inputs or arithmetic.rounds_inputs)
-    return {"precision": config.precision, "compute": arithmetic.compute, "quantised_inputs": quantised_inputs}
+    quantized_inputs = artifact is not None and (artifact.quantizes_inputs or arithmetic.rounds_inputs)
+    return {"precision": config.precision, "compute": arithmetic.compute, "quantized_inputs": quantized_inputs}
 
 
-def require_calibrated_scales(graphs: Path, artefact: Artefact | None) -> None:
+def require_calibrated_scales(graphs: Path, artifact: Artifact | None) -> None:
     """
     Raises:
         ParityError: a graph holds another scale than the calibration; the error names the linear.
     """
-    if artefact is not None:
-        from r1v_export.quantization.graph_check import require_calibrated_scales as require
+    if artifact is not None:
+        from r1v_export.quantization.apply.onnx_check import require_calibrated_scales as require
 
-        require(graphs, artefact)
+        require(graphs, artifact)
 
 
-def calibration_facts(artefact: Artefact | None) -> CalibrationFacts | None:
-    """What a report says of the calibration, None where nothing is quantised."""
-    if artefact is None:
+def calibration_facts(artifact: Artifact | None) -> CalibrationFacts | None:
+    """What a report says of the calibration, None where nothing is quantized."""
+    if artifact is None:
         return None
-    from r1v_export.quantization.mixed import SENSITIVITY
-    from r1v_export.quantization.sensitivity import read_table
+    from r1v_export.quantization.mixed_precision.search import SENSITIVITY
+    from r1v_export.quantization.mixed_precision.sensitivity import read_table
 
-    path = artefact.folder / SENSITIVITY
+    path = artifact.folder / SENSITIVITY
     return CalibrationFacts(
-        recipe=artefact.recipe.name,
-        samples=len(artefact.stats.samples),
-        warnings=artefact.stats.warnings,
+        recipe=artifact.recipe.name,
+        samples=len(artifact.stats.samples),
+        warnings=artifact.stats.warnings,
         sensitivity=read_table(path) if path.is_file() else None,
     )
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1v_export import contract
-from r1v_export.builders import registry
+from r1v_export.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT, REPORT_FOLDERS
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.manifest import WORK
 from r1v_export.pipeline import provenance
-from r1v_export.pipeline.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT, REPORT_FOLDERS
 from r1v_export.pipeline.calibration import (
     CALIBRATION,
     budget_candidates,
@@ -23,7 +22,7 @@ from r1v_export.pipeline.calibration import (
     calibration_warnings,
     chosen_recipe,
     data_digest,
-    open_artefact,
+    open_artifact,
     require_origin,
 )
 from r1v_export.pipeline.calibration import WORK as CALIBRATION_WORK
@@ -31,10 +30,11 @@ from r1v_export.pipeline.estimate import TRACE_S, WRITE_BYTES_PER_S, graph_param
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.stage import Advance, Stage
 from r1v_export.quantization.sizes import weight_bytes
+from r1v_export.targets import registry
 
 if TYPE_CHECKING:
     from r1v_export.exporters.graph import Rewrite
-    from r1v_export.quantization.artefact import Artefact
+    from r1v_export.quantization.artifact.artifact import Artifact
     from r1v_export.quantization.recipe import Recipe, Scheme
 
 CALIBRATION_STAGE = "calibration"
@@ -45,7 +45,7 @@ _CALIBRATION_S = 1e-9
 
 _TRACED_CODE = ("checkpoint", "contract.py", "exporters", "reference")
 _CALIBRATION_CODE = ("checkpoint", "reference", "quantization", "nano", "runner", "pipeline/calibration.py")
-_RUN_CODE = (*_TRACED_CODE, "builders", "runner", "parity", "nano", "pipeline/parity_gate.py")
+_RUN_CODE = (*_TRACED_CODE, "targets", "runner", "parity", "nano", "pipeline/parity_gate.py")
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ class Build:
 
     @cached_property
     def recipe(self) -> Recipe | None:
-        """Checked against the model; None where nothing is quantised, and where a budget has yet to find it."""
-        if self.checkpoint.quantised is not None:
-            from r1v_export.quantization.imported import imported_recipe
+        """Checked against the model; None where nothing is quantized, and where a budget has yet to find it."""
+        if self.checkpoint.quantized is not None:
+            from r1v_export.quantization.calibration.imported import imported_recipe
 
             return imported_recipe(self.checkpoint)
         return chosen_recipe(self.config)
 
     @cached_property
     def schemes(self) -> Mapping[str, Scheme]:
-        """How the recipe, checked against the model, quantises each linear; empty where there is none yet."""
+        """How the recipe, checked against the model, quantizes each linear; empty where there is none yet."""
         if self.recipe is None:
             return {}
         from r1v_export.quantization.recipe import resolve
@@ -75,10 +75,10 @@ class Build:
         return resolve(self.recipe, self.checkpoint.spec)
 
     @cached_property
-    def artefact(self) -> Artefact | None:
-        """This build's calibration, read once its stage is done; None where nothing is quantised, also when the folder
+    def artifact(self) -> Artifact | None:
+        """This build's calibration, read once its stage is done; None where nothing is quantized, also when the folder
         still holds the calibration of an earlier build."""
-        return open_artefact(self.out, self.checkpoint) if self.config.quantised else None
+        return open_artifact(self.out, self.checkpoint) if self.config.quantized else None
 
     @property
     def saved_config(self) -> BuildConfig:
@@ -89,7 +89,7 @@ class Build:
         """All stages, each after those that it reads from.
 
         Raises:
-            UsageError: a target does not take this model, quantised so.
+            UsageError: a target does not take this model, quantized so.
         """
         for target in self.config.targets:
             registry.builder(target).check_model(self.config, self.checkpoint.spec, self.schemes)
@@ -139,14 +139,14 @@ class Build:
         )
 
     def _calibration_stages(self) -> Iterator[Stage]:
-        if not self.config.quantised:
+        if not self.config.quantized:
             return
         calibration, device = self.config.calibration, self.config.device
         parameters = sum(graph_parameters(self.checkpoint.spec).values())
         settings: dict[str, Any]
-        if calibration.artefact is not None:
-            require_origin(Path(calibration.artefact), self.checkpoint)
-            settings, seconds = {"artefact": data_digest(calibration.artefact)}, 0.0
+        if calibration.artifact is not None:
+            require_origin(Path(calibration.artifact), self.checkpoint)
+            settings, seconds = {"artifact": data_digest(calibration.artifact)}, 0.0
         else:
             recipes = {"": self.recipe} if self.recipe else budget_candidates(self.config, self.checkpoint)
             settings = {
@@ -172,14 +172,14 @@ class Build:
 
     def _calibrate(self, folder: Path, advance: Advance) -> None:
         work = self.out / WORK / "calibrated-blocks"
-        if self.checkpoint.quantised is not None:
+        if self.checkpoint.quantized is not None:
             import_calibration(self.checkpoint, folder / CALIBRATION, work, advance, CALIBRATION_WORK)
             return
         calibrate(self.config, self.recipe, self.checkpoint, folder / CALIBRATION, work, advance)
 
     @property
     def _after_calibration(self) -> tuple[str, ...]:
-        return (CALIBRATION_STAGE,) if self.config.quantised else ()
+        return (CALIBRATION_STAGE,) if self.config.quantized else ()
 
     def _graph_stages(self) -> Iterator[Stage]:
         sources = tuple(path.name for path in self.checkpoint.files())
@@ -189,7 +189,7 @@ class Build:
             yield Stage(
                 f"{name}-graph",
                 partial(self._export, name),
-                code=(*_TRACED_CODE, "quantization") if self.config.quantised else _TRACED_CODE,
+                code=(*_TRACED_CODE, "quantization") if self.config.quantized else _TRACED_CODE,
                 tools=provenance.TRACING_TOOLS,
                 settings={"compute": self.config.compute, "spec": self.checkpoint.spec.model_dump(mode="json")},
                 sources=sources,
@@ -209,14 +209,14 @@ class Build:
         export_graph(name, self.checkpoint, folder / GRAPHS, compute, advance, self._quantizer())
 
     def _quantizer(self) -> Rewrite | None:
-        """What quantises a traced graph, from the calibration that is in the bundle by now."""
-        if self.artefact is None:
+        """What quantizes a traced graph, from the calibration that is in the bundle by now."""
+        if self.artifact is None:
             return None
-        from r1v_export.quantization.graph import quantizer
+        from r1v_export.quantization.apply.onnx import quantizer
 
-        artefact = self.artefact
+        artifact = self.artifact
         return quantizer(
-            self.checkpoint.spec, artefact.schemes, artefact.linear, artefact.overrides, artefact.cache_scales
+            self.checkpoint.spec, artifact.schemes, artifact.linear, artifact.overrides, artifact.cache_scales
         )
 
     def _engine_stages(self) -> Iterator[Stage]:
@@ -225,7 +225,7 @@ class Build:
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),
-                code=(*_TRACED_CODE, "builders"),
+                code=(*_TRACED_CODE, "targets"),
                 tools=(*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS),
                 settings={"device": self.config.device, "options": self.config.options(target)},
                 sources=tuple(path.name for path in self.checkpoint.files()),
@@ -238,11 +238,11 @@ class Build:
     def _build_engine(self, target: str, folder: Path, advance: Advance) -> None:
         engine = folder / ENGINES / target
         engine.mkdir(parents=True)
-        material = registry.Material(self.out / GRAPHS, self.checkpoint, self.artefact, self.config)
+        material = registry.Material(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
         registry.builder(target).build(material, engine, advance)
 
     def _parity_stage(self, target: str) -> Stage:
-        calibrated = self.config.quantised and self.checkpoint.quantised is None  # and so has an original
+        calibrated = self.config.quantized and self.checkpoint.quantized is None  # and so has an original
         return Stage(
             f"{target}-parity",
             partial(self._check_parity, target),
@@ -267,18 +267,18 @@ class Build:
             rounding,
         )
 
-        require_calibrated_scales(self.out / GRAPHS, self.artefact)
+        require_calibrated_scales(self.out / GRAPHS, self.artifact)
         parity, device = self.config.parity, self.config.device
         candidate = candidate_side(self.out, target, device)
-        limits = rounding(self.config, target, self.checkpoint.spec, self.artefact)
+        limits = rounding(self.config, target, self.checkpoint.spec, self.artifact)
         reports = []
-        for gate, reference in gates(self.checkpoint, self.artefact, device):
+        for gate, reference in gates(self.checkpoint, self.artifact, device):
             report = compare(
                 reference,
                 candidate,
                 questions(self.checkpoint, parity.questions),
                 advance,
-                calibration_facts(self.artefact),
+                calibration_facts(self.artifact),
                 gate=gate,
                 max_new_tokens=parity.max_new_tokens,
                 **limits,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from r1v_export import contract
+from r1v_export.bundle import BUILD_CONFIG, Bundle
 from r1v_export.errors import GraphError
 from r1v_export.manifest import Manifest, read_manifest, verify
-from r1v_export.pipeline.bundle import BUILD_CONFIG, Bundle
-from r1v_export.pipeline.progress import Progress
+from r1v_export.progress import Progress
 
 
 def verify_bundle(folder: Path, progress: Progress) -> Manifest:

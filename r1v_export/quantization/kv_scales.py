@@ -1,4 +1,4 @@
-"""Scales of a layer's quantised key-value cache: its keys (after the rotary embedding) and its values.
+"""Scales of a layer's quantized key-value cache: its keys (after the rotary embedding) and its values.
 
 The one place that knows which types a cache can be stored in and what they ask of their scales:
 
@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from r1v_export.quantization.linear import scale_for
+from r1v_export.quantization.quantized_linear import scale_for
 
 CacheType = Literal["fp8", "int8"]
 ONE_SCALE: frozenset[CacheType] = frozenset({"int8"})

@@ -1,4 +1,4 @@
-"""Recipes: which linear is quantised how. Strict YAML; the shipped ones are in calibration/recipes.
+"""Recipes: which linear is quantized how. Strict YAML; the shipped ones are in calibration/recipes.
 
     rules:                                  the last rule that matches a linear wins
       - modules: "language_model.*"         glob or globs over linear names; `*` also matches dots
@@ -7,7 +7,7 @@
     kv_cache: null                          or fp8, int8
     observer: {kind: absmax}                how static input scales are chosen
 
-The patch embedding is a convolution and never quantised; the language-model head only where a rule names it in full.
+The patch embedding is a convolution and never quantized; the language-model head only where a rule names it in full.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
+from r1v_export.quantization.groups import LM_HEAD_LINEAR, PATCH_EMBEDDING, Site, layer_of, linear_shapes, sites
 from r1v_export.quantization.kv_scales import CacheType
-from r1v_export.quantization.linear import InputType, WeightType
-from r1v_export.quantization.sites import LM_HEAD_LINEAR, PATCH_EMBEDDING, Site, layer_of, linear_shapes, sites
+from r1v_export.quantization.quantized_linear import InputType, WeightType
 
 FOLDER = Path(__file__).parent / "recipes"
 """The shipped recipes; a link to calibration/recipes in a checkout, a plain folder in an installed package."""
@@ -101,7 +101,7 @@ class SmoothQuant(_Weights):
 
 
 class Imported(_Weights):
-    """Codes and scales are those that a quantised checkpoint came with; nothing is rounded. Written by imports."""
+    """Codes and scales are those that a quantized checkpoint came with; nothing is rounded. Written by imports."""
 
     algorithm: Literal["imported"]
     input_factor: bool = False
@@ -118,7 +118,7 @@ class Inputs(_Part):
 
 
 class Scheme(_Part):
-    """How one linear is quantised."""
+    """How one linear is quantized."""
 
     weights: Weights
     inputs: Inputs | None = None
@@ -134,7 +134,7 @@ class Scheme(_Part):
         if self.inputs is not None and self.inputs.type != wanted:
             raise ValueError(f"{self.weights.type} weights go with {wanted} inputs or none, not {self.inputs.type}")
         if isinstance(self.weights, SmoothQuant) and self.inputs is None:
-            raise ValueError("smoothquant is for quantised inputs: give inputs, or take rtn")
+            raise ValueError("smoothquant is for quantized inputs: give inputs, or take rtn")
         return self
 
 
@@ -230,7 +230,7 @@ def parse(text: str, where: object = "recipe") -> Recipe:
 
 
 def resolve(recipe: Recipe, spec: ModelSpec) -> dict[str, Scheme]:
-    """The scheme of every linear that is quantised, by name and in model order; everything checked before any work.
+    """The scheme of every linear that is quantized, by name and in model order; everything checked before any work.
 
     Raises:
         UsageError: a rule matches nothing, a group size does not divide a linear's inputs, or linears that share an
@@ -254,7 +254,7 @@ def resolve(recipe: Recipe, spec: ModelSpec) -> dict[str, Scheme]:
 
 def _matches_nothing(recipe: Recipe, rule: Rule) -> UsageError:
     if PATCH_EMBEDDING in rule.modules:
-        what, fix = "The patch embedding is a convolution: it is never quantised.", "leave it out of the recipe"
+        what, fix = "The patch embedding is a convolution: it is never quantized.", "leave it out of the recipe"
     else:
         what, fix = "A rule of the recipe matches no linear of this model.", "r1v-export inspect lists the linears"
     modules = ", ".join(rule.modules)

@@ -41,7 +41,7 @@ def weight_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme], compute: Comput
     """Bytes of the weights of each graph, to a percent: scales count where groups of inputs have their own.
 
     Args:
-        schemes: of every quantised linear.
+        schemes: of every quantized linear.
         compute: what all other weights are stored in.
     """
     return {

@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(spec.hidden_size, key_value)
         self.v_proj = nn.Linear(spec.hidden_size, key_value)
         self.o_proj = nn.Linear(query, spec.hidden_size, bias=False)
-        # What the cache keeps of keys and values: all, unless a quantised cache's rounding is put here.
+        # What the cache keeps of keys and values: all, unless a quantized cache's rounding is put here.
         self.cached_key, self.cached_value = nn.Identity(), nn.Identity()
 
     def forward(

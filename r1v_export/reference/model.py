@@ -27,7 +27,7 @@ class Model(nn.Module):
         self.language_model = LanguageModel(spec.language)
 
     def image_embeds(self, pixels_T3HW: Tensor) -> Tensor:
-        """Normalised tiles -> image embeddings [T, N, E]."""
+        """Normalized tiles -> image embeddings [T, N, E]."""
         return self.mlp1(self.vision_model(pixels_T3HW))
 
     @property

@@ -116,7 +116,7 @@ def tile_image(image: Image.Image, tiling: TilingSpec) -> list[Image.Image]:
 
 
 def normalize(tiles: Sequence[Image.Image]) -> np.ndarray:
-    """RGB tiles of one size S -> float32 [T, 3, S, S], scaled to 0..1 and normalised with ImageNet's mean and std."""
+    """RGB tiles of one size S -> float32 [T, 3, S, S], scaled to 0..1 and normalized with ImageNet's mean and std."""
     pixels_THW3 = np.stack([np.asarray(tile) for tile in tiles]).astype(np.float32)
     pixels_THW3 /= np.float32(255)
     pixels_THW3 -= np.asarray(IMAGENET_MEAN, np.float32)

@@ -231,7 +231,7 @@ def _past_answer(text: str, template: Template) -> str:
 
 
 def _to_ids(tokenizer: Tokenizer, pieces: Iterable[_Piece]) -> list[int]:
-    """Tokenise each stretch of text between special tokens as one, as a tokenizer does with a rendered prompt."""
+    """Tokenize each stretch of text between special tokens as one, as a tokenizer does with a rendered prompt."""
     ids: list[int] = []
     text = ""
     for piece in pieces:

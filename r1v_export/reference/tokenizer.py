@@ -1,6 +1,6 @@
 """The checkpoint's byte-level BPE: text to ids and back.
 
-Text is tokenised with no added token recognised in it, special or not, so no text whatsoever becomes `<IMG_CONTEXT>`,
+Text is tokenized with no added token recognized in it, special or not, so no text whatsoever becomes `<IMG_CONTEXT>`,
 `<|im_end|>` or QwQ's `<think>`. Those are looked up by name and put between pieces of text by `reference.prompt`.
 """
 

@@ -59,7 +59,7 @@ def resize_position_embedding(embedding_1PE: Tensor, side: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Full self-attention; Q and K are normalised over all heads together, before the split into heads."""
+    """Full self-attention; Q and K are normalized over all heads together, before the split into heads."""
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Encoder(nn.Module):
 
 
 class VisionModel(nn.Module):
-    """pixel_values [T, 3, H, W] -> vision_features [T, N, shuffle**2 * E]; normalised pixels in, no final norm."""
+    """pixel_values [T, 3, H, W] -> vision_features [T, N, shuffle**2 * E]; normalized pixels in, no final norm."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()

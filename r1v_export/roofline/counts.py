@@ -1,7 +1,7 @@
 """FLOPs and bytes of every matrix product, convolution and attention of a graph, by layer.
 
 What is counted: each weight is read once at its stored width, each operator's operands and result move once, and all
-that is pointwise (norms, activations, residuals, Q/DQ, transposes) is taken to be fused into its neighbours and costs
+that is pointwise (norms, activations, residuals, Q/DQ, transposes) is taken to be fused into its neighbors and costs
 nothing. An engine that fuses several of these operators may move fewer activations; in all else none does less.
 """
 
@@ -20,7 +20,7 @@ LENGTH = "length"
 """Size that says how many cache slots are in use after the step; the capacity where it is not given."""
 
 _LAYER = re.compile(r"^(.*\blayers\.\d+)\b")
-_QUANTISED = {ir.DataType.FLOAT8E4M3FN, ir.DataType.INT8}
+_QUANTIZED = {ir.DataType.FLOAT8E4M3FN, ir.DataType.INT8}
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class _Counter:
         x, weight = _required(node, 0), _required(node, 1)
         rows = math.prod(self._shape(x)[:-1])
         features_in, features_out = self._shape(weight)[-2:]
-        operand, codes = _before_dequantising(x), _before_dequantising(weight)
-        both_quantised = operand.dtype in _QUANTISED and codes.dtype in _QUANTISED
-        arithmetic = codes.dtype if both_quantised else node.outputs[0].dtype or weight.dtype
+        operand, codes = _before_dequantizing(x), _before_dequantizing(weight)
+        both_quantized = operand.dtype in _QUANTIZED and codes.dtype in _QUANTIZED
+        arithmetic = codes.dtype if both_quantized else node.outputs[0].dtype or weight.dtype
         return self._made(
             node,
             arithmetic,
@@ -182,8 +182,8 @@ def _required(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
-def _before_dequantising(value: ir.Value) -> ir.Value:
-    """The codes that a value is dequantised from; the value itself where it is not."""
+def _before_dequantizing(value: ir.Value) -> ir.Value:
+    """The codes that a value is dequantized from; the value itself where it is not."""
     node = value.producer()
     if node is None or node.op_type != "DequantizeLinear":
         return value

@@ -17,7 +17,7 @@ class Sampler:
     """Chooses the tokens of one sequence.
 
     Each sequence has its own random stream and draws one number per token, so an answer depends on its own prompt and
-    seed alone, not on its neighbours in the batch.
+    seed alone, not on its neighbors in the batch.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Iterable[int], vocab_size: int) -> None:
@@ -64,7 +64,7 @@ class Sampler:
 
 
 def candidates(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens that temperature, top-k and top-p leave and their probabilities (float64, not renormalised)."""
+    """The tokens that temperature, top-k and top-p leave and their probabilities (float64, not renormalized)."""
     tokens = np.arange(logits_V.size)
     if 0 < sampling.top_k < logits_V.size:
         kth_largest = np.partition(logits_V, -sampling.top_k)[-sampling.top_k]

@@ -225,7 +225,7 @@ def test_native_tiling_comes_from_the_image_processor(native):
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_mean", [0.5] * 3), ("image_std", [0.5] * 3), ("resample", 2)])
-def test_another_normalisation_or_filter_is_refused(native, key, value):
+def test_another_normalization_or_filter_is_refused(native, key, value):
     edit_json(native / "preprocessor_config.json", lambda config: config.update({key: value}))
     error = refusal(native)
     assert key in error.what

@@ -72,7 +72,7 @@ def test_neither_a_folder_nor_a_hub_id_is_refused(model, tmp_path, monkeypatch):
     assert "owner/name" in error.found
 
 
-def test_a_file_is_refused_in_favour_of_its_folder(tiny):
+def test_a_file_is_refused_in_favor_of_its_folder(tiny):
     assert "folder it lies in" in refused(str(tiny / "config.json")).fix
 
 

@@ -86,7 +86,7 @@ def test_bytes_after_the_last_tensor_are_refused(path):
         read_header(path)
 
 
-def test_a_git_lfs_pointer_is_recognised(path):
+def test_a_git_lfs_pointer_is_recognized(path):
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n")
     with pytest.raises(CheckpointError, match=r"(?s)Git LFS pointer.*git lfs pull"):
         read_header(path)

@@ -228,7 +228,7 @@ def test_a_folder_that_is_no_bundle_is_one_message(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--recipe", "fp8"], "quantised precisions"),
+        (["--recipe", "fp8"], "quantized precisions"),
         (["--precision", "fp8", "--recipe", "fp9"], "no recipe 'fp9'"),
         (["--precision", "fp8", "--recipe", "none.yaml"], "cannot be read"),
     ],

@@ -16,9 +16,9 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.exporters.export import SOURCES, trace_graph
 from r1v_export.exporters.golden import dump
-from r1v_export.quantization.graph import QuantizeLinears
+from r1v_export.quantization.apply.onnx import QuantizeLinears
+from r1v_export.quantization.groups import sites
 from r1v_export.quantization.recipe import PRESETS, load, resolve
-from r1v_export.quantization.sites import sites
 
 GRAPHS = Path(__file__).parents[2] / "graphs"
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float32, "int4": torch.float32}
@@ -28,7 +28,7 @@ CASES = [
         for model, precision in (("r1v-nano", "fp32"), ("r1v3-38b", "bf16"))
         for graph in SOURCES
     ),
-    # Of quantised builds, the graphs that quantisation changes.
+    # Of quantized builds, the graphs that quantization changes.
     *(("r1v-nano", "fp8", graph) for graph in ("vision", "projector", "decoder")),
     ("r1v-nano", "int4", "decoder"),
 ]
@@ -41,7 +41,7 @@ def specs(tmp_path_factory) -> dict[str, ModelSpec]:
     return {"r1v-nano": Checkpoint.open(None).spec, "r1v3-38b": Checkpoint.open(sparse).spec}
 
 
-def quantised(traced: ir.Model, spec: ModelSpec, precision: str) -> None:
+def quantized(traced: ir.Model, spec: ModelSpec, precision: str) -> None:
     """As the precision's recipe says. The pass needs no scale: those are bound afterwards, as weights are."""
     site_of = {name: site.name for site in sites(spec) for name in site.linears}
     QuantizeLinears(resolve(load(PRESETS[precision]), spec), site_of)(traced)
@@ -52,7 +52,7 @@ def test_the_graph_is_what_the_golden_text_says(model, precision, graph, specs, 
     golden = GRAPHS / model / precision / f"{graph}.txt"
     traced = trace_graph(graph, specs[model], COMPUTE[precision])
     if precision in PRESETS:
-        quantised(traced, specs[model], precision)
+        quantized(traced, specs[model], precision)
     text = dump(traced)
     if request.config.getoption("--update-golden"):
         golden.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def test_special_tokens_stand_behind_the_ordinary_vocabulary(nano: Checkpoint):
     assert sorted(added.values()) == list(range(len(ordinary), nano.spec.language.vocab_size))
 
 
-def test_transformers_tokenises_a_prompt_into_the_same_ids(nano: Checkpoint, tokenizer: Tokenizer):
+def test_transformers_tokenizes_a_prompt_into_the_same_ids(nano: Checkpoint, tokenizer: Tokenizer):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(str(nano.folder))
     question = "How many crosses do you see? 12 naïve 汉字 <|im_end|"

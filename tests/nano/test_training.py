@@ -110,7 +110,7 @@ def test_the_learning_rate_rises_and_falls_to_almost_nothing_in_each_cycle():
 def test_every_parameter_has_one_optimizer_and_gets_a_gradient(nano: Checkpoint, data: batches.Batches):
     torch.manual_seed(0)
     model = Model(nano.spec)
-    train.initialise(model)
+    train.initialize(model)
     taken = [p for optimizer in train.optimizers_of(model) for group in optimizer.param_groups for p in group["params"]]
     assert len(taken) == len({id(p) for p in taken}) == len(list(model.parameters()))
     tiny = batches.Batch(data[0].pixels[:2], *(each[:2] for each in data[0][1:]))

@@ -12,8 +12,8 @@ import torch
 
 import r1v_export
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.parity.endpoints import Side
 from r1v_export.parity.samples import Sample, synthetic
-from r1v_export.parity.sides import Side
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ def model(spec: ModelSpec) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(2026)
         model = Model(spec)
-        # PyTorch's initialisation makes nearly equal logits; a trained model is surer of its next token.
+        # PyTorch's initialization makes nearly equal logits; a trained model is surer of its next token.
         model.language_model.lm_head.weight.data *= 12
     return model
 

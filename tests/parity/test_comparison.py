@@ -314,7 +314,7 @@ def test_a_check_of_nothing_is_refused(reference: Side):
 def test_a_precision_without_limits_is_refused_before_any_work(reference: Side):
     never_looked_at = [Sample("never looked at", (Image.new("RGB", (1, 1)),), "?")]
     with pytest.raises(UsageError, match="fp32"):
-        compare(reference, reference, never_looked_at, gate="quantisation")
+        compare(reference, reference, never_looked_at, gate="quantization")
 
 
 def test_progress_is_told_after_each_batch(reference: Side, samples: list[Sample]):

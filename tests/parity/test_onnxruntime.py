@@ -12,13 +12,13 @@ import onnx
 import pytest
 import torch
 
-from r1v_export.builders.onnxruntime.builder import OnnxRuntimeBuilder
-from r1v_export.builders.registry import Material
 from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS
 from r1v_export.exporters.export import export_graph
 from r1v_export.parity import ParityReport, Sample, Side, check
 from r1v_export.reference.model import Model
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeBuilder
+from r1v_export.targets.registry import Material
 from tests.tiny_models import checkpoint_of
 
 Change = Callable[[np.ndarray], object]

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from r1v_export.parity import ParityReport, Sample, Side, check, write_report
 from r1v_export.parity.report import share, to_html, to_json, visible
 from r1v_export.parity.schema import BundleFacts, CalibrationFacts
-from r1v_export.quantization.sensitivity import Option, Selection, SensitivityTable
+from r1v_export.quantization.mixed_precision.sensitivity import Option, Selection, SensitivityTable
 from r1v_export.reference.model import Model
 
 Damaged = Callable[[Callable[[Model], None]], Side]
@@ -168,7 +168,7 @@ def test_a_page_tells_of_calibration_sensitivity_and_other_bundles(told: ParityR
     assert all(url.startswith(("data:", "#")) for url in outside)
 
 
-def test_a_page_of_a_build_that_is_not_quantised_tells_of_neither(passed_page: Page):
+def test_a_page_of_a_build_that_is_not_quantized_tells_of_neither(passed_page: Page):
     assert "Calibration" not in passed_page.words
     assert "Accuracy against size" not in passed_page.words
 

@@ -51,16 +51,16 @@ def test_every_boundary_is_held_to_something(boundary: Boundary, standard: Stand
 
 @pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
 @pytest.mark.parametrize("boundary", [b for b in get_args(Boundary) if b not in ("end_to_end", "tokens")])
-def test_the_cost_of_quantising_is_held_at_every_boundary(boundary: Boundary, precision: Precision):
+def test_the_cost_of_quantizing_is_held_at_every_boundary(boundary: Boundary, precision: Precision):
     assert limits(boundary, precision)
 
 
-def test_arithmetic_is_held_to_what_rounds_and_quantising_to_its_precision():
+def test_arithmetic_is_held_to_what_rounds_and_quantizing_to_its_precision():
     assert standard_for("arithmetic", "fp16", "float32", False) == "fp32"
     assert standard_for("arithmetic", "int4", "float32", False) == "fp32"
     assert standard_for("arithmetic", "int4", "bfloat16", False) == "bf16"
     assert standard_for("arithmetic", "int4", "float32", True) == "8-bit inputs"
-    assert standard_for("quantisation", "int4", "float32", True) == "int4"
+    assert standard_for("quantization", "int4", "float32", True) == "int4"
 
 
 def test_every_limit_is_on_a_metric_that_its_boundary_has():
@@ -93,5 +93,5 @@ def test_float32_is_stricter_than_float16_and_that_than_bfloat16():
 
 
 def test_a_cost_without_limits_is_refused():
-    with pytest.raises(UsageError, match="no tolerances for what quantising to fp32 costs"):
-        standard_for("quantisation", "fp32", "float32", False)
+    with pytest.raises(UsageError, match="no tolerances for what quantizing to fp32 costs"):
+        standard_for("quantization", "fp32", "float32", False)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from r1v_export.bundle import BUILD_CONFIG
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, CalibrationConfig, load_config
 from r1v_export.errors import UsageError
 from r1v_export.pipeline.build import build
-from r1v_export.pipeline.bundle import BUILD_CONFIG
 from r1v_export.pipeline.calibrate import calibrate_alone
-from r1v_export.pipeline.calibration import CALIBRATION, open_artefact
-from r1v_export.pipeline.progress import Progress
-from r1v_export.quantization.mixed import SENSITIVITY
-from r1v_export.quantization.sensitivity import FLOAT, SensitivityTable, read_table
+from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
+from r1v_export.progress import Progress
+from r1v_export.quantization.mixed_precision.search import SENSITIVITY
+from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, SensitivityTable, read_table
 
 FEW = CalibrationConfig(samples=2)
 SIZE = "size=2500kB"
@@ -52,12 +52,12 @@ def test_the_bundle_holds_what_was_measured_and_what_was_chosen(bundle: Path, ta
     assert selection.size_bytes <= 2_500_000
 
 
-def test_the_artefact_quantises_what_was_chosen(bundle: Path, tiny_model: Path, table: SensitivityTable) -> None:
-    artefact = open_artefact(bundle, Checkpoint.open(tiny_model))
-    assert artefact is not None
+def test_the_artifact_quantizes_what_was_chosen(bundle: Path, tiny_model: Path, table: SensitivityTable) -> None:
+    artifact = open_artifact(bundle, Checkpoint.open(tiny_model))
+    assert artifact is not None
     assert table.selection is not None
     for module, precision in table.selection.precisions.items():
-        scheme = artefact.schemes.get(module)
+        scheme = artifact.schemes.get(module)
         assert precision == (scheme.weights.type if scheme else FLOAT)
 
 
@@ -106,12 +106,12 @@ def test_a_budget_that_no_mix_keeps_is_told_with_the_smallest_that_does(
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"budget": "kl=1", "precision": "fp16"}, "a budget is for quantised precisions"),
+        ({"budget": "kl=1", "precision": "fp16"}, "a budget is for quantized precisions"),
         ({"budget": "kl=1", "recipe": "fp8"}, "does not go with a recipe"),
-        ({"budget": "kl=1", "calibration": {"artefact": "x"}}, "does not go with a finished calibration"),
-        ({"calibration": {"artefact": "x"}}, "a finished calibration is for quantised precisions"),
+        ({"budget": "kl=1", "calibration": {"artifact": "x"}}, "does not go with a finished calibration"),
+        ({"calibration": {"artifact": "x"}}, "a finished calibration is for quantized precisions"),
     ],
 )
-def test_two_ways_to_quantise_do_not_go_together(fields: dict[str, object], complaint: str) -> None:
+def test_two_ways_to_quantize_do_not_go_together(fields: dict[str, object], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         load_config(None, fields)

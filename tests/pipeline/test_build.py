@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, ParityConfig, load_config
 from r1v_export.errors import BundleError, CapabilityError, CheckpointError, ParityError, UsageError
@@ -19,11 +20,10 @@ from r1v_export.manifest import MANIFEST, PASSED, read_manifest, verify
 from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline import build as build_module
 from r1v_export.pipeline.build import build, plan
-from r1v_export.pipeline.bundle import Bundle
+from r1v_export.pipeline.locate_checkpoint import open_source
 from r1v_export.pipeline.parity_gate import candidate_side, reference_side
-from r1v_export.pipeline.progress import Progress
-from r1v_export.pipeline.source import open_source
 from r1v_export.pipeline.verify import verify_bundle
+from r1v_export.progress import Progress
 
 Tree = Callable[[Path], dict[str, bytes]]
 GRAPHS = [f"graphs/{name}.{kind}" for name in ("decoder", "embed", "projector", "vision") for kind in ("data", "onnx")]
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_changes_under_the_build_makes_no_bundle(
         return folder
 
     monkeypatch.setattr(export, "export_graph", export_and_change)
-    monkeypatch.setattr("r1v_export.builders.onnxruntime.builder.OnnxRuntimeBuilder.build", lambda *args: None)
+    monkeypatch.setattr("r1v_export.targets.onnxruntime.target.OnnxRuntimeBuilder.build", lambda *args: None)
     config = BuildConfig(model=str(model), parity=ParityConfig(enabled=False))
     with pytest.raises(CheckpointError, match="changed while") as caught:
         build(config, tmp_path / "out")

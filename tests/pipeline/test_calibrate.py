@@ -112,7 +112,7 @@ def test_shards_that_do_not_make_a_calibration_are_told_and_nothing_is_written(
 
 
 def with_calibration(config: BuildConfig, folder: Path, precision: str = "fp8", **changes: object) -> BuildConfig:
-    calibration = CalibrationConfig(artefact=str(folder))
+    calibration = CalibrationConfig(artifact=str(folder))
     return config.model_copy(update={"precision": precision, "calibration": calibration, **changes})
 
 

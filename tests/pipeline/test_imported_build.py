@@ -1,4 +1,4 @@
-"""Builds from checkpoints that came quantised: the same codes in every target, and a precision of their own."""
+"""Builds from checkpoints that came quantized: the same codes in every target, and a precision of their own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.errors import UsageError
 from r1v_export.pipeline.build import build, plan
-from r1v_export.pipeline.calibration import open_artefact
-from r1v_export.pipeline.progress import Progress
+from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.verify import verify_bundle
-from tests.quantised_checkpoints import AWQ, GPTQ, Truth, pack_awq, pack_gptq, quantised_copy
+from r1v_export.progress import Progress
+from tests.quantized_checkpoints import AWQ, GPTQ, Truth, pack_awq, pack_gptq, quantized_copy
 
 NO_PARITY = ParityConfig(enabled=False)
 
@@ -22,13 +22,13 @@ NO_PARITY = ParityConfig(enabled=False)
 @pytest.fixture(scope="module")
 def awq(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
     folder = tmp_path_factory.mktemp("awq") / "tiny-awq"
-    return folder, quantised_copy(tiny_model, folder, pack_awq, AWQ)
+    return folder, quantized_copy(tiny_model, folder, pack_awq, AWQ)
 
 
 @pytest.fixture(scope="module")
 def gptq(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
     folder = tmp_path_factory.mktemp("gptq") / "tiny-gptq"
-    return folder, quantised_copy(tiny_model, folder, pack_gptq, GPTQ | {"sym": True}, symmetric=True)
+    return folder, quantized_copy(tiny_model, folder, pack_gptq, GPTQ | {"sym": True}, symmetric=True)
 
 
 def test_awq_codes_are_in_the_graph_and_onnx_runtime_computes_them(awq, tmp_path):
@@ -37,7 +37,7 @@ def test_awq_codes_are_in_the_graph_and_onnx_runtime_computes_them(awq, tmp_path
     built = build(config, tmp_path / "out")
     assert built.manifest.precision == "int4"
     assert built.manifest.parity == {"onnxruntime": "passed"}
-    assert not (built.out / "report" / "quantisation").exists()  # there is no original to be held to
+    assert not (built.out / "report" / "quantization").exists()  # there is no original to be held to
     graph = load_graph(tmp_path / "out" / "graphs" / "decoder.onnx").graph
     for linear, (codes, scale, zero) in truth.items():
         for part, expected in (("codes", codes), ("scale", scale), ("zero_point", zero)):
@@ -52,17 +52,17 @@ def test_symmetric_gptq_becomes_a_unified_checkpoint_with_the_same_codes(gptq, t
     assert built.manifest.parity == {"hf-unified": "passed"}
     verify_bundle(built.out, Progress(quiet=True))
     unified = Checkpoint.open(built.out / "engines" / "hf-unified")
-    assert unified.quantised.format.method == "modelopt"
+    assert unified.quantized.format.method == "modelopt"
     for linear, (codes, scale, _) in truth.items():
-        decoded = unified.quantised.linears[linear].decode()
+        decoded = unified.quantized.linears[linear].decode()
         assert (decoded.codes == codes - 8).all()
         assert (decoded.scale == scale.float()).all()
-    artefact = open_artefact(built.out, Checkpoint.open(folder))
-    assert set(artefact.schemes) == set(truth)
+    artifact = open_artifact(built.out, Checkpoint.open(folder))
+    assert set(artifact.schemes) == set(truth)
 
 
 def test_zero_points_have_no_place_in_a_unified_checkpoint(awq, tmp_path):
-    with pytest.raises(UsageError, match="does not hold this quantisation"):
+    with pytest.raises(UsageError, match="does not hold this quantization"):
         build(BuildConfig(model=str(awq[0]), parity=NO_PARITY, targets=("hf-unified",)), tmp_path / "out")
 
 
@@ -70,7 +70,7 @@ def test_zero_points_have_no_place_in_a_unified_checkpoint(awq, tmp_path):
     "fields", [{"precision": "fp32"}, {"precision": "fp8"}, {"precision": "int4", "recipe": "int4-awq"}]
 )
 def test_another_precision_or_a_recipe_is_refused_before_any_work(awq, tmp_path, fields):
-    with pytest.raises(UsageError, match="quantised already") as caught:
+    with pytest.raises(UsageError, match="quantized already") as caught:
         plan(BuildConfig(model=str(awq[0]), **fields), tmp_path / "out")
     assert caught.value.fix == "leave it out"
     assert not (tmp_path / "out").exists()

@@ -12,13 +12,13 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline.build import build
-from r1v_export.pipeline.calibration import open_artefact
+from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions
 
 
 @pytest.fixture(scope="module")
 def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without the gates of the build: what quantising costs random weights may be too much."""
+    """Without the gates of the build: what quantizing costs random weights may be too much."""
     fields = {"precision": "int4", "recipe": "int4-rtn", "targets": ("hf-unified",)}
     config = BuildConfig(model=str(tiny_model), parity=ParityConfig(enabled=False), **fields)
     return build(config, tmp_path_factory.mktemp("unified") / "out").out
@@ -26,8 +26,8 @@ def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_is_a_checkpoint_of_its_own(bundle: Path) -> None:
     checkpoint = Checkpoint.open(bundle / "engines" / "hf-unified")
-    assert checkpoint.quantised is not None
-    assert len(checkpoint.quantised.linears) == 7
+    assert checkpoint.quantized is not None
+    assert len(checkpoint.quantized.linears) == 7
     assert not (bundle / "graphs").exists()
 
 
@@ -44,6 +44,6 @@ def test_one_wrong_scale_does_not_pass_the_gate(bundle: Path, tiny_model: Path, 
 
 def _arithmetic(bundle: Path, model: Path) -> ParityReport:
     checkpoint = Checkpoint.open(model)
-    _, reference = next(gates(checkpoint, open_artefact(bundle, checkpoint), "cpu"))
+    _, reference = next(gates(checkpoint, open_artifact(bundle, checkpoint), "cpu"))
     samples, candidate = questions(checkpoint, 1), candidate_side(bundle, "hf-unified", "cpu")
     return compare(reference, candidate, samples, lambda _: None, precision="int4", max_new_tokens=4)

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.quantization.calibrate import calibrate
-from r1v_export.quantization.dataset import CalibrationSet, prepare
+from r1v_export.quantization.calibration.blockwise_runner import Execution
+from r1v_export.quantization.calibration.calibrate import calibrate
+from r1v_export.quantization.calibration.dataset import CalibrationSet, prepare
+from r1v_export.quantization.calibration.raw_examples import read_records
 from r1v_export.quantization.recipe import Recipe, load
-from r1v_export.quantization.records import read_records
-from r1v_export.quantization.stream import Execution
 
 KV_RECIPE = load("fp8-kv")
 AWQ_RECIPE = load("int4-awq")

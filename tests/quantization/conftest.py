@@ -1,4 +1,4 @@
-"""Activations to quantise for: correlated, of very different size per channel, as those of real models are."""
+"""Activations to quantize for: correlated, of very different size per channel, as those of real models are."""
 
 from __future__ import annotations
 

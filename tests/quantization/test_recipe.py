@@ -65,7 +65,7 @@ def test_null_keeps_linears_in_16_bits_and_layers_count_from_the_end(spec: Model
     assert "mlp1.1" in found
 
 
-def test_the_head_is_quantised_only_where_it_is_named(spec: ModelSpec) -> None:
+def test_the_head_is_quantized_only_where_it_is_named(spec: ModelSpec) -> None:
     assert "language_model.lm_head" not in resolve(recipe(f"modules: ['*', '*lm_head'], scheme: {FP8}"), spec)
     assert list(resolve(recipe(f"modules: language_model.lm_head, scheme: {FP8}"), spec)) == ["language_model.lm_head"]
 
@@ -82,7 +82,7 @@ def test_the_head_is_quantised_only_where_it_is_named(spec: ModelSpec) -> None:
         ("{type: int4, granularity: group, algorithm: rtn}", "group_size is one of 32, 64, 128"),
         ("{type: int4, granularity: group, group_size: 48, algorithm: rtn}", "group_size is one of 32, 64, 128"),
         ("{type: fp8, granularity: channel, group_size: 128, algorithm: rtn}", "left out otherwise"),
-        ("{type: int8, granularity: channel, algorithm: smoothquant}", "smoothquant is for quantised inputs"),
+        ("{type: int8, granularity: channel, algorithm: smoothquant}", "smoothquant is for quantized inputs"),
         ("{type: int8, granularity: tensor, algorithm: rtn, clip: true}", "clip"),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_rule_that_matches_nothing_is_an_error(spec: ModelSpec) -> None:
         resolve(recipe(f"modules: '*', layers: [7], scheme: {FP8}"), spec)
 
 
-def test_the_patch_embedding_is_never_quantised(spec: ModelSpec) -> None:
+def test_the_patch_embedding_is_never_quantized(spec: ModelSpec) -> None:
     with pytest.raises(UsageError, match="convolution"):
         resolve(recipe(f"modules: vision_model.embeddings.patch_embedding, scheme: {FP8}"), spec)
 

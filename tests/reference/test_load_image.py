@@ -58,7 +58,7 @@ def test_alpha_is_dropped_not_blended():
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK"])
-def test_other_colour_modes_are_converted_as_pillow_does(mode):
+def test_other_color_modes_are_converted_as_pillow_does(mode):
     image = picture().convert(mode)
     kind = "TIFF" if mode == "CMYK" else "PNG"
     assert load_image(encoded(image, kind)).tobytes() == image.convert("RGB").tobytes()
@@ -135,7 +135,7 @@ def png(width: int, height: int, depth: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def test_sixteen_bit_colour_keeps_its_upper_bytes():
+def test_sixteen_bit_color_keeps_its_upper_bytes():
     samples = struct.pack(">6H", 0x12FF, 0xAB00, 0xFFFF, 0x0001, 0x0100, 0x7F80)
     image = load_image(png(2, 1, 16, b"\0" + samples))
     assert [image.getpixel((x, 0)) for x in (0, 1)] == [(0x12, 0xAB, 0xFF), (0x00, 0x01, 0x7F)]

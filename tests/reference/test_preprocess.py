@@ -129,7 +129,7 @@ def test_pixel_values_equal_those_of_transformers(size):
     np.testing.assert_allclose(pixels, expected["pixel_values"], atol=1e-6)
 
 
-def test_normalisation_is_scale_then_mean_then_std_per_channel():
+def test_normalization_is_scale_then_mean_then_std_per_channel():
     image = Image.new("RGB", (28, 28), (0, 128, 255))
     pixels, _ = pixel_values([image], tiling())
     expected = [-0.485 / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]

@@ -1,4 +1,4 @@
-"""Conversations to ids, against rendered chat templates tokenised by transformers."""
+"""Conversations to ids, against rendered chat templates tokenized by transformers."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_r1v3_is_the_small_models_own_chat_template(nano, nano_oracle, name):
 
 @settings(max_examples=100)
 @given(question=any_text.filter(lambda text: "<" not in text))
-def test_any_ordinary_question_is_tokenised_as_the_rendered_prompt(nano, nano_oracle, question):
+def test_any_ordinary_question_is_tokenized_as_the_rendered_prompt(nano, nano_oracle, question):
     text = nano_oracle.apply_chat_template(
         [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
     )

@@ -120,7 +120,7 @@ def test_either_set_of_files_gives_the_same_tokenizer(nano, folder, files):
     assert other.decode(range(nano.vocab_size)) == nano.decode(range(nano.vocab_size))
 
 
-def test_the_older_files_tokenise_as_transformers_qwen2_does(folder):
+def test_the_older_files_tokenize_as_transformers_qwen2_does(folder):
     (folder / "tokenizer.json").unlink()
     merges = [tuple(line.split(" ")) for line in (NANO / "merges.txt").read_text().splitlines() if " " in line][1:]
     oracle = Qwen2Tokenizer(vocab=json.loads((NANO / "vocab.json").read_text()), merges=merges)

@@ -59,7 +59,7 @@ def test_long_prompts_are_prefilled_in_chunks_with_the_same_result(engine, monke
     assert [r.token_ids for r in rows] == [greedy_without_cache(engine, prompt, 12) for prompt in PROMPTS]
 
 
-def test_sampled_rows_do_not_depend_on_their_neighbours(engine):
+def test_sampled_rows_do_not_depend_on_their_neighbors(engine):
     settings = {"temperature": 1.3, "top_p": 0.9, "seed": 11, "repetition_penalty": 1.1}
     alone = row(engine, PROMPTS[1], **settings)
     run(engine, [alone])

@@ -8,7 +8,7 @@ from collections import Counter
 import onnx_ir as ir
 
 CONSTANT = "const "
-"""Prefix of the name of an initialiser that is a constant of the graph, not a weight; its content follows."""
+"""Prefix of the name of an initializer that is a constant of the graph, not a weight; its content follows."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 

@@ -1,4 +1,4 @@
-"""Initialisers stand in the order in which the graph first uses them."""
+"""Initializers stand in the order in which the graph first uses them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 
 class OrderOfUse(ir.passes.InPlacePass):
-    """Sort the initialisers by first use: weights then stream from checkpoint to file nearly sequentially, layer by
+    """Sort the initializers by first use: weights then stream from checkpoint to file nearly sequentially, layer by
     layer, and a reader finds them in the order of the data flow."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import onnx_ir as ir
 
 TRANSPOSED = ".T"
-"""Suffix of an initialiser that holds its checkpoint tensor transposed."""
+"""Suffix of an initializer that holds its checkpoint tensor transposed."""
 
 
 class TransposedWeights(ir.passes.InPlacePass):
-    """Fold `Transpose(weight)` and `Gemm(x, weight, transB=1)` into an initialiser named `weight.T`, [in, out].
+    """Fold `Transpose(weight)` and `Gemm(x, weight, transB=1)` into an initializer named `weight.T`, [in, out].
 
-    What is left is MatMul(x [.., in], weight.T [in, out]): the one form that quantisation passes and engines look for.
-    Ensures that no initialiser is transposed at run time.
+    What is left is MatMul(x [.., in], weight.T [in, out]): the one form that quantization passes and engines look for.
+    Ensures that no initializer is transposed at run time.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

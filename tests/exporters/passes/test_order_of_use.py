@@ -6,7 +6,7 @@ from r1v_export.exporters.passes.order_of_use import OrderOfUse
 from tests.exporters.passes.graphs import model_of, value
 
 
-def test_initialisers_stand_in_the_order_of_their_first_use():
+def test_initializers_stand_in_the_order_of_their_first_use():
     x, a, b = value("x", [2]), value("a", [2]), value("b", [2])
     first = ir.node("Add", [x, b])
     second = ir.node("Mul", [first.outputs[0], a])

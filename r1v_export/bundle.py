@@ -1,0 +1,117 @@
+"""A finished bundle, opened: its manifest, its model, its tokenizer, its engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import BuildConfig, load_config
+from r1v_export.errors import BundleError
+from r1v_export.manifest import Manifest, read_manifest
+from r1v_export.targets.registry import BUILDERS
+
+if TYPE_CHECKING:
+    from r1v_export.parity.tolerances import Gate
+
+MODEL_SPEC = "model.json"
+"""The ModelSpec that was built, resolved."""
+BUILD_CONFIG = "build.yaml"
+GRAPHS = "graphs"
+ENGINES = "engines"
+REPORT = "report"
+REPORT_FOLDERS: Mapping[Gate, str] = {"arithmetic": ".", "quantization": "quantization"}
+"""Where in the report's folder each gate's is."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Paths and facts of a bundle. Opening one reads its manifest and nothing else."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """
+        Raises:
+            BundleError: not a whole bundle of this schema version.
+        """
+        return cls(folder, read_manifest(folder))
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        return read_spec(self.folder)
+
+    @cached_property
+    def config(self) -> BuildConfig:
+        """What it was built as."""
+        return load_config(self.folder / BUILD_CONFIG, {})
+
+    @property
+    def graphs(self) -> Path:
+        return self.folder / GRAPHS
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The engines that the bundle holds, in the registry's order."""
+        names = {path.split("/")[1] for path in self.manifest.files if path.startswith(f"{ENGINES}/")}
+        return tuple(name for name in BUILDERS if name in names)
+
+    def target(self, name: str | None) -> str:
+        """The engine of that name; the first one when None.
+
+        Raises:
+            BundleError: the bundle has no such engine.
+        """
+        if name is None and self.targets:
+            return self.targets[0]
+        if name is None or name not in self.targets:
+            raise BundleError(
+                f"The bundle has no {name or 'engine'}.",
+                where=self.folder,
+                expected=", ".join(self.targets) or None,
+                fix=f"build one with: r1v-export build --target {name or 'onnxruntime'} -o FOLDER",
+            )
+        return name
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        return read_generation_config(self.folder)
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json of a bundle's folder, or nothing.
+
+    Raises:
+        BundleError: it is not JSON.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError("The generation config is not JSON.", where=path, found=error) from error
+    return fields if isinstance(fields, dict) else {}
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The model description in a bundle's folder.
+
+    Raises:
+        BundleError: it is missing or malformed.
+    """
+    path = folder / MODEL_SPEC
+    try:
+        return ModelSpec.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        found = " ".join(str(error).split())[:200]
+        what = "The bundle's model description cannot be used."
+        raise BundleError(what, where=path, found=found, fix=f"r1v-export verify {folder}") from error

@@ -1,0 +1,185 @@
+"""What a format stores of one linear, as data, and a linear that was found stored so.
+
+Shape letters: O output features, I input features, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from r1v_export.checkpoint.tensor_file import StoredTensor
+from r1v_export.errors import CheckpointError
+
+CodeType = Literal["fp8", "int4", "uint4"]
+Inputs = Literal["fp8 static", "fp8 dynamic"]
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+Axis = Literal["O", "I", "G", "O/2", "O/8", "I/8"]
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """One tensor of a linear."""
+
+    shape: tuple[Axis, ...]
+    dtypes: tuple[torch.dtype, ...]
+    optional: bool = False
+
+    def shape_for(self, out_features: int, in_features: int, group_size: int | None) -> tuple[int, ...]:
+        sizes = {
+            "O": out_features,
+            "I": in_features,
+            "G": in_features // (group_size or in_features),
+            "O/2": out_features // 2,
+            "O/8": out_features // 8,
+            "I/8": in_features // 8,
+        }
+        return tuple(sizes[axis] for axis in self.shape)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A linear's codes and scales: weight[o, i] = (codes[o, i] - zero_point[o, g]) * scale[o, g] * pre_scale[i]."""
+
+    codes: Tensor
+    """[O, I]: float8_e4m3fn, or int8 with -8..7 (int4) or 0..15 (uint4)."""
+    scale: Tensor
+    """float32, [O], [O, G], or a scalar of the whole weight."""
+    zero_point: Tensor | None = None
+    """int8 [O, G]; uint4 only."""
+    input_scale: Tensor | None = None
+    """float32 scalar."""
+    pre_scale: Tensor | None = None
+    """float32 [I], what the input is multiplied by before anything else; None is ones."""
+
+    def weight(self) -> Tensor:
+        """The weight that the linear computes with, [O, I] float32."""
+        codes = self.codes.float()
+        if self.scale.ndim == 2:
+            codes_OGg = codes.unflatten(1, (self.scale.shape[1], -1))
+            if self.zero_point is not None:
+                codes_OGg = codes_OGg - self.zero_point.float()[..., None]
+            weight = (codes_OGg * self.scale[..., None]).flatten(1)
+        else:
+            weight = codes * (self.scale[:, None] if self.scale.ndim else self.scale)
+        return weight if self.pre_scale is None else weight * self.pre_scale
+
+
+@dataclass(frozen=True)
+class LinearLayout:
+    """How a format stores a linear."""
+
+    name: str
+    """For messages: "AWQ in groups of 128"."""
+    codes: CodeType
+    per_tensor: bool
+    """One scale for the whole weight."""
+    group_size: int | None
+    inputs: Inputs | None
+    tensors: Mapping[str, TensorRule]
+    """By suffix of the linear's name."""
+    decode: Callable[[Mapping[str, Tensor]], Decoded]
+    """Raises ValueError, its text the end of "This linear holds ...", for contents that the format does not allow."""
+
+
+class Format(Protocol):
+    """A quantized checkpoint's format, with its settings."""
+
+    method: str
+    """`quant_method` of config.json."""
+    marker: str
+    """Suffix of a tensor that every quantized linear has, and no other does."""
+
+    def layout(self, linear: str) -> LinearLayout:
+        """Of one linear, by its stored name.
+
+        Raises:
+            CheckpointError: the configuration does not say how it is stored.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StoredLinear:
+    """A quantized linear of a checkpoint, found and checked from headers. Several parts are joined along their rows."""
+
+    layout: LinearLayout
+    parts: tuple[Mapping[str, StoredTensor], ...]
+    """By suffix."""
+    shape: tuple[int, int]
+
+    def decode(self) -> Decoded:
+        """Read it.
+
+        Raises:
+            CheckpointError: a scale is not a positive, finite number, or the codes are not what the format allows.
+        """
+        return _joined([self._decode(part) for part in self.parts], self.parts[0])
+
+    def pre_scale(self) -> Tensor | None:
+        """`Decoded.pre_scale`, without reading anything else.
+
+        Raises:
+            CheckpointError: it is not positive and finite, or parts have different ones.
+        """
+        found = []
+        for part in self.parts:
+            stored = part.get("pre_quant_scale")
+            scale = None if stored is None else stored.read().float()
+            if scale is not None and not bool((scale.isfinite() & (scale > 0)).all()):
+                raise _damaged(part, "factors on its input that are not", "positive scales")
+            found.append(None if scale is None or bool((scale == 1).all()) else scale)
+        if not all(_same(scale, found[0]) for scale in found):
+            raise _damaged(self.parts[0], "scales of their own", "one scale for parts that the model joins")
+        return found[0]
+
+    def _decode(self, part: Mapping[str, StoredTensor]) -> Decoded:
+        try:
+            decoded = self.layout.decode({suffix: tensor.read() for suffix, tensor in part.items()})
+        except ValueError as error:
+            raise _damaged(part, str(error), f"what {self.layout.name} allows") from error
+        for scale in (decoded.scale, decoded.input_scale, decoded.pre_scale):
+            if scale is not None and not bool((scale.isfinite() & (scale > 0)).all()):
+                raise _damaged(part, f"{int((~scale.isfinite() | (scale <= 0)).sum())} that are not", "positive scales")
+        if self.layout.codes == "fp8" and not bool(decoded.codes.float().isfinite().all()):
+            raise _damaged(part, "codes that are NaN", "finite codes")
+        return decoded
+
+
+def _joined(parts: list[Decoded], stored: Mapping[str, StoredTensor]) -> Decoded:
+    """Parts that the model has as one linear, whose input they share."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    shared = [(p.scale if p.scale.ndim == 0 else None, p.input_scale, p.pre_scale) for p in parts]
+    if not all(_same(a, b) for part in shared for a, b in zip(part, shared[0], strict=True)):
+        raise _damaged(stored, "scales of their own", "one scale for parts that the model joins")
+    zero_points = [part.zero_point for part in parts if part.zero_point is not None]
+    return Decoded(
+        codes=torch.cat([part.codes for part in parts]),
+        scale=first.scale if first.scale.ndim == 0 else torch.cat([part.scale for part in parts]),
+        zero_point=torch.cat(zero_points) if zero_points else None,
+        input_scale=first.input_scale,
+        pre_scale=first.pre_scale,
+    )
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return (a is None) == (b is None) and (a is None or b is None or torch.equal(a, b))
+
+
+def _damaged(stored: Mapping[str, StoredTensor], found: str, expected: str) -> CheckpointError:
+    tensor = next(iter(stored.values()))
+    return CheckpointError(
+        "A quantized linear is damaged.",
+        where=f"{tensor.name.rpartition('.')[0]} in {tensor.file.name}",
+        expected=expected,
+        found=found,
+        fix="download or copy the checkpoint again",
+    )

@@ -1,0 +1,141 @@
+"""Quantized linears of a checkpoint, found by their tensors and held to their format's table, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from r1v_export.checkpoint.names import expected_tensors
+from r1v_export.checkpoint.quantized.layout import FLOATS, Format, LinearLayout, StoredLinear
+from r1v_export.checkpoint.quantized.unified import K_SCALE, V_SCALE, Unified
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tensor_file import StoredTensor
+from r1v_export.errors import CheckpointError
+
+_COPY = "download or copy the checkpoint again, or check its quantization settings"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What of a checkpoint is quantized."""
+
+    format: Format
+    linears: Mapping[str, StoredLinear]
+    """By canonical name of the linear, in model order."""
+    cache_scales: tuple[tuple[StoredTensor, StoredTensor], ...]
+    """Of each decoder layer's keys and values, float32 scalars; empty where the cache is not quantized."""
+
+    @property
+    def stored(self) -> dict[str, StoredTensor]:
+        """Every tensor by the name it is stored under."""
+        tensors = [tensor for linear in self.linears.values() for part in linear.parts for tensor in part.values()]
+        return {tensor.name: tensor for tensor in (*tensors, *(scale for pair in self.cache_scales for scale in pair))}
+
+
+def find_quantized(
+    form: Format, spec: ModelSpec, wanted: Mapping[str, tuple[str, ...]], stored: Mapping[str, StoredTensor]
+) -> Quantized:
+    """
+    Args:
+        wanted: canonical name -> the stored names that it would be joined from, were it not quantized.
+        stored: everything that the files hold, by stored name.
+
+    Raises:
+        CheckpointError: tensors of a quantized linear are missing, of the wrong shape or dtype, or there twice: in 16
+            bits too.
+    """
+    linears: dict[str, StoredLinear] = {}
+    for canonical, shape in expected_tensors(spec).items():
+        names = [name.removesuffix(".weight") for name in wanted[canonical]]
+        marked = [f"{name}.{form.marker}" in stored for name in names]
+        if not canonical.endswith(".weight") or len(shape) != 2 or not any(marked):
+            continue
+        if not all(marked):
+            missing = [f"{name}.{form.marker}" for name in names if f"{name}.{form.marker}" not in stored]
+            raise _missing(canonical, missing, form.method)
+        layouts = [form.layout(name) for name in names]
+        if any(layout.name != layouts[0].name for layout in layouts):
+            raise _error("Parts of one linear are quantized in different ways.", canonical, None, layouts)
+        part_shape = (shape[0] // len(names), shape[1])
+        parts = tuple(_part(name, layout, part_shape, stored) for name, layout in zip(names, layouts, strict=True))
+        linears[canonical.removesuffix(".weight")] = StoredLinear(layouts[0], parts, (shape[0], shape[1]))
+    return Quantized(form, linears, _cache_scales(form, spec, wanted, stored))
+
+
+def _part(
+    linear: str, layout: LinearLayout, shape: tuple[int, int], stored: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    if layout.group_size is not None and shape[1] % layout.group_size:
+        groups = f"in-features that are a multiple of {layout.group_size}"
+        raise _error("Groups do not divide a linear's inputs.", linear, groups, f"{shape[1]} in-features")
+    _refuse_both(linear, layout, stored)
+    needed = [suffix for suffix, rule in layout.tensors.items() if not rule.optional]
+    missing = [f"{linear}.{suffix}" for suffix in needed if f"{linear}.{suffix}" not in stored]
+    if missing:
+        raise _missing(linear, missing, layout.name)
+    part = {suffix: stored[f"{linear}.{suffix}"] for suffix in layout.tensors if f"{linear}.{suffix}" in stored}
+    for suffix, tensor in part.items():
+        rule = layout.tensors[suffix]
+        expected = rule.shape_for(*shape, layout.group_size)
+        if tensor.shape != expected or tensor.dtype not in rule.dtypes:
+            dtypes = " or ".join(_name(dtype) for dtype in rule.dtypes)
+            raise _error(
+                f"A tensor of a quantized linear ({layout.name}) is not as it should be.",
+                f"{tensor.name} in {tensor.file.name}",
+                f"{dtypes} {list(expected)}",
+                f"{_name(tensor.dtype)} {list(tensor.shape)}",
+            )
+    return part
+
+
+def _refuse_both(linear: str, layout: LinearLayout, stored: Mapping[str, StoredTensor]) -> None:
+    """A weight in 16 bits beside codes, or in place of them: which of the two is meant cannot be known."""
+    weight = stored.get(f"{linear}.weight")
+    if weight is None or weight.dtype not in FLOATS:
+        return
+    scales = [
+        f"{linear}.{suffix}" for suffix in layout.tensors if suffix != "weight" and f"{linear}.{suffix}" in stored
+    ]
+    raise _error(
+        "A linear is stored both quantized and unquantized.",
+        linear,
+        f"{layout.name}, or a weight alone",
+        f"{_name(weight.dtype)} {weight.name} and {', '.join(scales)}",
+    )
+
+
+def _cache_scales(
+    form: Format, spec: ModelSpec, wanted: Mapping[str, tuple[str, ...]], stored: Mapping[str, StoredTensor]
+) -> tuple[tuple[StoredTensor, StoredTensor], ...]:
+    if not isinstance(form, Unified) or not form.kv_cache:
+        return ()
+    pairs = []
+    for layer in range(spec.language.num_layers):
+        (norm,) = wanted[f"language_model.model.layers.{layer}.input_layernorm.weight"]
+        prefix = norm.removesuffix("input_layernorm.weight")
+        key, value = prefix + K_SCALE, prefix + V_SCALE
+        missing = [name for name in (key, value) if name not in stored]
+        if missing:
+            raise _missing(f"the key-value cache of decoder layer {layer}", missing, "kv_cache_quant_algo FP8")
+        for name in (key, value):
+            if stored[name].shape not in ((), (1,)) or stored[name].dtype != torch.float32:
+                found = f"{_name(stored[name].dtype)} {list(stored[name].shape)}"
+                raise _error("A scale of the key-value cache is not as it should be.", name, "float32 []", found)
+        pairs.append((stored[key], stored[value]))
+    return tuple(pairs)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _missing(what: str, names: Collection[str], form: str) -> CheckpointError:
+    return _error("A quantized linear is not whole.", what, ", ".join(names), f"none of that name, in {form}")
+
+
+def _error(what: str, where: str, expected: object, found: object) -> CheckpointError:
+    if isinstance(found, list):
+        found = ", ".join(layout.name for layout in found)
+    return CheckpointError(what, where=where, expected=expected, found=found, fix=_COPY)

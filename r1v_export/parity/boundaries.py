@@ -1,0 +1,244 @@
+"""The walk along the data flow: both sides compute, every boundary is compared, statistics are merged.
+
+Up to `decode`, each stage of the candidate is fed what the reference fed its own, so an error is counted where it
+arises and nowhere after. `end_to_end` and `tokens` then run the candidate on its own outputs, from its own pixels and
+prompt to its own answer.
+
+Shape letters: T tiles, B samples of a batch, S prompt tokens, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, cast, runtime_checkable
+
+import numpy as np
+
+from r1v_export.contract import Engine
+from r1v_export.parity.endpoints import Inputs, Side
+from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, TokenStatistics, top1_margin
+from r1v_export.parity.samples import Sample
+from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity
+from r1v_export.runner.scheduler import embed_chosen, prefill
+
+TILES_AT_ONCE = 8
+"""Tiles per call of the vision graph; their features are dropped before the next call."""
+
+VOCABULARY_ROWS_AT_ONCE = 1024
+
+
+@runtime_checkable
+class VisionBlocks(Protocol):
+    """An engine that also shows the output of each ViT block in turn, float32 [T, positions, vit_hidden]."""
+
+    def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]: ...
+
+
+class Answers(NamedTuple):
+    """Greedy answers to one sample; `margins` are the reference's top-1 margins, one for each of its tokens."""
+
+    sample: Sample
+    reference: list[int]
+    candidate: list[int]
+    margins: list[float]
+
+
+@dataclass
+class Walk:
+    """Compares batch after batch; what it found is in `statistics` (by boundary name) and `steps`.
+
+    Args:
+        blocks: also compare each ViT block; both engines then offer `vision_blocks`.
+        max_new_tokens: longest answer.
+    """
+
+    reference: Side
+    candidate: Side
+    blocks: bool = False
+    max_new_tokens: int = 96
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    steps: dict[int, LogitStatistics] = field(default_factory=dict)
+    """Teacher-forced logits by decode step, from 1; step 0 is the prefill."""
+
+    def record(self, boundary: str, statistics: Statistics) -> None:
+        known = self.statistics.get(boundary)
+        # A boundary's statistics are all of one class.
+        self.statistics[boundary] = known.merge(statistics) if known else statistics  # type: ignore[arg-type]
+
+    def compare_vocabulary(self) -> None:
+        """Look up every token: an embedding row that no sample uses may be wrong too."""
+        spec = self.reference.spec
+        nothing_NE = _no_images(self.reference.engine)
+        for start in range(0, spec.language.vocab_size, VOCABULARY_ROWS_AT_ONCE):
+            stop = min(start + VOCABULARY_ROWS_AT_ONCE, spec.language.vocab_size)
+            ids = np.arange(start, stop, dtype=np.int64)
+            # The image token has no row of its own that is ever used; without an image it is not allowed.
+            ids_1S = np.where(ids == spec.image_token_id, 0, ids)[None]
+            expected, found = (side.engine.embed(ids_1S, nothing_NE)[0] for side in (self.reference, self.candidate))
+            self.record("embeds", TensorStatistics.of(expected, found, "(every token)", offset=start))
+
+    def compare_batch(self, samples: Sequence[Sample]) -> list[Answers]:
+        """Take a batch through all boundaries."""
+        prompts_SE, own_prompts_SE = [], []
+        for sample in samples:
+            inputs, own_inputs = self.reference.inputs(sample), self.candidate.inputs(sample)
+            self._compare_inputs(inputs, own_inputs, sample.name)
+            images_NE, own_images_NE = self._compare_vision(inputs.pixel_values, sample.name)
+            if not np.array_equal(inputs.pixel_values, own_inputs.pixel_values):
+                own_images_NE = _image_embeds(self.candidate.engine, own_inputs.pixel_values)
+            prompts_SE.append(self._compare_embeds(inputs.input_ids, images_NE, sample.name))
+            own_prompts_SE.append(_embed(self.candidate.engine, own_inputs.input_ids, own_images_NE))
+        names = [sample.name for sample in samples]
+        expected, first_logits_BV = self._decode_together(prompts_SE, names)
+        found = self._decode_alone(own_prompts_SE, first_logits_BV, names)
+        for tokens, own_tokens in zip(expected.tokens, found.tokens, strict=True):
+            self.record("tokens", TokenStatistics.of(tokens, own_tokens))
+        return [Answers(*row) for row in zip(samples, expected.tokens, found.tokens, expected.margins, strict=True)]
+
+    def compare_blocks(self, pixels_T3HW: np.ndarray, sample: str) -> None:
+        """Compare the output of every ViT block."""
+        reference, candidate = (cast(VisionBlocks, side.engine) for side in (self.reference, self.candidate))
+        for start, tiles_T3HW in _tile_groups(pixels_T3HW):
+            pairs = zip(reference.vision_blocks(tiles_T3HW), candidate.vision_blocks(tiles_T3HW), strict=True)
+            for block, (expected, found) in enumerate(pairs):
+                self.record(f"vision_block.{block}", TensorStatistics.of(expected, found, sample, offset=start))
+
+    def _compare_inputs(self, inputs: Inputs, own_inputs: Inputs, sample: str) -> None:
+        self.record("pixels", TensorStatistics.of(inputs.pixel_values, own_inputs.pixel_values, sample))
+        self.record("prompt", TokenStatistics.of(inputs.input_ids.tolist(), own_inputs.input_ids.tolist()))
+
+    def _compare_vision(self, pixels_T3HW: np.ndarray, sample: str) -> tuple[np.ndarray, np.ndarray]:
+        """Vision and projector, stage by stage. Returns the image embeddings [N, E] of the reference, and those that
+        the candidate makes from the pixels alone."""
+        reference, candidate = self.reference.engine, self.candidate.engine
+        if self.blocks:
+            self.compare_blocks(pixels_T3HW, sample)
+        images, own_images = [_no_images(reference)], [_no_images(candidate)]
+        for start, tiles_T3HW in _tile_groups(pixels_T3HW):
+            features, own_features = reference.vision(tiles_T3HW), candidate.vision(tiles_T3HW)
+            self.record("vision", TensorStatistics.of(features, own_features, sample, offset=start))
+            embeds, found = reference.projector(features), candidate.projector(features)
+            self.record("projector", TensorStatistics.of(embeds, found, sample, offset=start))
+            images.append(_flat(embeds))
+            own_images.append(_flat(candidate.projector(own_features)))
+        return np.concatenate(images), np.concatenate(own_images)
+
+    def _compare_embeds(self, input_ids_S: np.ndarray, images_NE: np.ndarray, sample: str) -> np.ndarray:
+        expected, found = (_embed(side.engine, input_ids_S, images_NE) for side in (self.reference, self.candidate))
+        self.record("embeds", TensorStatistics.of(expected, found, sample))
+        return expected
+
+    def _decode_together(
+        self, prompts_SE: Sequence[np.ndarray], names: Sequence[str]
+    ) -> tuple[GreedyAnswers, np.ndarray]:
+        """The reference answers greedily; the candidate is fed the same embeddings at every step.
+
+        Returns the answers, and the reference's logits [B, V] after the prompts.
+        """
+        side = self.reference
+        answers, caches = self._start(side, prompts_SE, (side.engine, self.candidate.engine))
+        expected_BV, found_BV = first_logits_BV, _ = [prefill(c, prompts_SE, threading.Event()) for c in caches]
+        for row, name in enumerate(names):
+            self.record("prefill", _of_row(row, expected_BV, found_BV, name))
+        step = 0
+        while answers.accept(expected_BV):
+            step += 1
+            embeds_B1E = embed_chosen(side.engine, answers.last)
+            expected_BV, found_BV = [cache.append(embeds_B1E, answers.unfinished_B) for cache in caches]
+            for row in answers.unfinished:
+                self._record_step(step, _of_row(row, expected_BV, found_BV, names[row], step))
+        return answers, first_logits_BV
+
+    def _decode_alone(
+        self, prompts_SE: Sequence[np.ndarray], first_logits_BV: np.ndarray, names: Sequence[str]
+    ) -> GreedyAnswers:
+        """The candidate answers greedily, on its own outputs throughout."""
+        side = self.candidate
+        answers, (cache,) = self._start(side, prompts_SE, (side.engine,))
+        logits_BV = prefill(cache, prompts_SE, threading.Event())
+        for row, name in enumerate(names):
+            self.record("end_to_end", _of_row(row, first_logits_BV, logits_BV, name))
+        while answers.accept(logits_BV):
+            embeds_B1E = embed_chosen(side.engine, answers.last)
+            logits_BV = cache.append(embeds_B1E, answers.unfinished_B)
+        return answers
+
+    def _start(
+        self, side: Side, prompts_SE: Sequence[np.ndarray], engines: Sequence[Engine]
+    ) -> tuple[GreedyAnswers, list[KVCache]]:
+        """Empty answers, and a cache that holds prompts and answers for each engine."""
+        positions = side.spec.language.max_position_embeddings
+        budgets = [new_token_budget(len(prompt), self.max_new_tokens, positions) for prompt in prompts_SE]
+        longest = max(len(prompt) + budget for prompt, budget in zip(prompts_SE, budgets, strict=True))
+        capacity = plan_capacity(longest, positions)
+        caches = [KVCache(engine.decoder(len(prompts_SE), capacity)) for engine in engines]
+        return GreedyAnswers(budgets, side.stop_ids), caches
+
+    def _record_step(self, step: int, statistics: LogitStatistics) -> None:
+        self.record("decode", statistics)
+        # Without the errors by token: with a large vocabulary they are all the memory there is, and nobody looks.
+        light = replace(statistics, error_by_token=None)
+        self.steps[step] = self.steps[step].merge(light) if step in self.steps else light
+
+
+class GreedyAnswers:
+    """The answers of a batch while they are generated; the most likely token is taken, the first of equals."""
+
+    def __init__(self, budgets: Sequence[int], stop_ids: frozenset[int]) -> None:
+        self.tokens: list[list[int]] = [[] for _ in budgets]
+        self.margins: list[list[float]] = [[] for _ in budgets]
+        self.unfinished_B = np.ones(len(budgets), dtype=np.int64)
+        self._budgets, self._stop_ids = budgets, stop_ids
+
+    def accept(self, logits_BV: np.ndarray) -> bool:
+        """Take the next token of every unfinished answer; false when all are finished."""
+        for row in self.unfinished:
+            token = int(logits_BV[row].argmax())
+            self.tokens[row].append(token)
+            self.margins[row].append(top1_margin(logits_BV[row]))
+            self.unfinished_B[row] = token not in self._stop_ids and len(self.tokens[row]) < self._budgets[row]
+        return bool(self.unfinished_B.any())
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Rows that go on."""
+        return [int(row) for row in np.flatnonzero(self.unfinished_B)]
+
+    @property
+    def last(self) -> np.ndarray:
+        """The latest token of each row; a finished row goes on with its last one, and nobody looks."""
+        return np.array([[tokens[-1]] for tokens in self.tokens], dtype=np.int64)
+
+
+def _of_row(row: int, expected_BV: np.ndarray, found_BV: np.ndarray, sample: str, step: int = 0) -> LogitStatistics:
+    """Statistics of one row of logits; its index in `worst` is (step, token)."""
+    return LogitStatistics.of(expected_BV[row : row + 1], found_BV[row : row + 1], sample, offset=step)
+
+
+def _tile_groups(pixels_T3HW: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(index of the first tile, tiles) of consecutive groups of tiles."""
+    return (
+        (start, np.ascontiguousarray(pixels_T3HW[start : start + TILES_AT_ONCE]))
+        for start in range(0, len(pixels_T3HW), TILES_AT_ONCE)
+    )
+
+
+def _image_embeds(engine: Engine, pixels_T3HW: np.ndarray) -> np.ndarray:
+    """Image embeddings [N, E] of an engine on its own."""
+    parts = [_flat(engine.projector(engine.vision(tiles))) for _, tiles in _tile_groups(pixels_T3HW)]
+    return np.concatenate([_no_images(engine), *parts])
+
+
+def _embed(engine: Engine, input_ids_S: np.ndarray, images_NE: np.ndarray) -> np.ndarray:
+    """Embeddings [S, E] of one prompt."""
+    return engine.embed(input_ids_S[None], images_NE)[0]
+
+
+def _no_images(engine: Engine) -> np.ndarray:
+    return np.empty((0, engine.sizes.hidden), dtype=np.float32)
+
+
+def _flat(embeds_TNE: np.ndarray) -> np.ndarray:
+    return embeds_TNE.reshape(-1, embeds_TNE.shape[-1])

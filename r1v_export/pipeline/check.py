@@ -1,0 +1,176 @@
+"""`check`: a finished bundle's engine held to PyTorch on this machine, alone or beside other bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1v_export.bundle import ENGINES, GRAPHS, Bundle
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import Device
+from r1v_export.errors import UsageError
+from r1v_export.parity.endpoints import Side
+from r1v_export.parity.samples import Sample
+from r1v_export.parity.schema import BundleFacts, ParityReport
+from r1v_export.parity.tolerances import Gate
+from r1v_export.pipeline.calibration import open_artifact
+from r1v_export.pipeline.locate_checkpoint import open_source
+from r1v_export.pipeline.parity_gate import (
+    calibration_facts,
+    candidate_side,
+    compare,
+    gates,
+    questions,
+    reference_side,
+    require_calibrated_scales,
+    rounding,
+)
+from r1v_export.pipeline.stage import Advance
+from r1v_export.progress import Progress
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What both sides are asked: so many of the model's own questions, or the samples where there are any."""
+
+    count: int
+    samples: tuple[Sample, ...]
+    max_new_tokens: int
+
+    def of(self, checkpoint: Checkpoint) -> Iterable[Sample]:
+        return self.samples or questions(checkpoint, self.count)
+
+    def __len__(self) -> int:
+        return len(self.samples) or self.count
+
+
+def check_bundle(
+    folder: Path,
+    target: str | None,
+    model: str | None,
+    asked: Questions,
+    against: Sequence[Path],
+    device: Device,
+    progress: Progress,
+    *,
+    blocks: bool,
+) -> list[ParityReport]:
+    """One report for each gate; where there are bundles to put beside this one, the last report has them too.
+
+    Args:
+        target: an engine of the bundle; its first where left out.
+        model: where the checkpoint is, when the bundle was built from a folder.
+        against: other bundles of the same checkpoint.
+        blocks: compare each ViT block.
+
+    Raises:
+        BundleError, UsageError: a folder is not a whole bundle, or not of the same checkpoint.
+        CapabilityError: this machine cannot run an engine.
+    """
+    bundle = Bundle.open(folder)
+    others, target = open_others(bundle, against), bundle.target(target)
+    progress.stages = 1 + (2 if bundle.config.quantized else 1) + len(others)
+    checkpoint = open_source(bundle, model, progress)
+    artifact = open_artifact(folder, checkpoint)
+    require_calibrated_scales(bundle.graphs, artifact)
+    candidate, limits = candidate_side(folder, target, device), rounding(bundle.config, target, bundle.spec, artifact)
+    reports = []
+    for gate, reference in gates(checkpoint, artifact, device):
+        with progress.stage(gate, len(asked)) as task:
+            report = compare(
+                reference,
+                candidate,
+                asked.of(checkpoint),
+                task.advance,
+                calibration_facts(artifact),
+                gate=gate,
+                blocks=blocks,
+                max_new_tokens=asked.max_new_tokens,
+                measure_latency=True,
+                **limits,
+            )
+        reports.append(report)
+    if others:
+        rows = [facts(bundle, target, reports[-1]), *_measured(others, checkpoint, asked, device, progress)]
+        reports[-1] = reports[-1].model_copy(update={"bundles": tuple(rows)})
+    return reports
+
+
+def _measured(
+    bundles: Sequence[Bundle], checkpoint: Checkpoint, asked: Questions, device: Device, progress: Progress
+) -> Iterator[BundleFacts]:
+    original = reference_side(checkpoint, device)
+    for bundle in bundles:
+        with progress.stage(bundle.folder.name, len(asked)) as task:
+            yield measure(bundle, checkpoint, original, asked, device, task.advance)
+
+
+def open_others(own: Bundle, folders: Sequence[Path]) -> list[Bundle]:
+    """The bundles to put beside `own`, checked before any of them is measured.
+
+    Raises:
+        BundleError: one is not a whole bundle.
+        UsageError: one was built from another checkpoint, or is `own`.
+    """
+    others = [Bundle.open(folder) for folder in folders]
+    for other in others:
+        if other.folder.resolve() == own.folder.resolve():
+            raise UsageError("A bundle cannot be put beside itself.", where=other.folder, fix="name other bundles")
+        if other.manifest.source.files != own.manifest.source.files:
+            raise UsageError(
+                "The bundles were built from different checkpoints.",
+                where=other.folder,
+                expected=own.manifest.source.name,
+                found=other.manifest.source.name,
+                fix="name bundles of the same checkpoint",
+            )
+    return others
+
+
+def measure(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    reference: Side,
+    asked: Questions,
+    device: Device,
+    advance: Advance,
+) -> BundleFacts:
+    """Hold a bundle's first engine to the float32 model.
+
+    Raises:
+        CapabilityError: this machine cannot run the engine.
+    """
+    target, artifact = bundle.target(None), open_artifact(bundle.folder, checkpoint)
+    gate: Gate = "quantization" if artifact is not None and checkpoint.quantized is None else "arithmetic"
+    options = rounding(bundle.config, target, bundle.spec, artifact)
+    candidate = candidate_side(bundle.folder, target, device)
+    options |= {"gate": gate, "max_new_tokens": asked.max_new_tokens}
+    report = compare(reference, candidate, asked.of(checkpoint), advance, **options)
+    return facts(bundle, target, report)
+
+
+def facts(bundle: Bundle, target: str, report: ParityReport) -> BundleFacts:
+    """A bundle in numbers, from its report against the float32 model."""
+    metrics = report.boundary("decode").metrics
+    graded = [sample for sample in report.samples if sample.candidate_right is not None]
+    return BundleFacts(
+        name=bundle.folder.resolve().name,
+        precision=report.precision,
+        target=target,
+        size_bytes=weight_bytes(bundle, target),
+        mean_kl=metrics["mean_kl"],
+        top1_agreement=metrics["top1_agreement"],
+        right=sum(bool(sample.candidate_right) for sample in graded),
+        graded=len(graded),
+    )
+
+
+def weight_bytes(bundle: Bundle, target: str) -> int:
+    """Size of the standard graphs, which hold every weight once; of the engine where it is built from no graphs."""
+    files = bundle.manifest.files
+    sizes = {
+        place: sum(entry.size for path, entry in files.items() if path.startswith(f"{place}/"))
+        for place in (GRAPHS, f"{ENGINES}/{target}")
+    }
+    return sizes[GRAPHS] or sizes[f"{ENGINES}/{target}"]

@@ -1,0 +1,64 @@
+"""A bundle made ready to answer questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from r1v_export.bundle import ENGINES, Bundle
+from r1v_export.config import Device
+from r1v_export.contract import Engine
+from r1v_export.pipeline.locate_checkpoint import open_source
+from r1v_export.progress import Progress
+from r1v_export.reference.prompt import TEMPLATES
+from r1v_export.reference.tokenizer import Tokenizer
+from r1v_export.runner.base import BaseRunner
+from r1v_export.runner.engine_runner import Runner
+from r1v_export.runner.generator_runner import GeneratorRunner
+from r1v_export.targets import registry
+
+PYTORCH = "pytorch"
+"""The target that is the reference itself, with the weights of the checkpoint."""
+
+
+def open_runner(
+    folder: Path,
+    target: str | None = None,
+    model: str | None = None,
+    device: Device = "cpu",
+    engine: str | None = None,
+) -> BaseRunner[Any]:
+    """A runner over one of the bundle's engines, over PyTorch, or over TensorRT-LLM.
+
+    Args:
+        target: an engine of the bundle, or `pytorch`; its first engine when None.
+        model: where the checkpoint is, for `pytorch`, when the bundle was built from a folder.
+        engine: lets TensorRT-LLM decode: a folder of `r1v-export engine`, or `llm-api` for a unified checkpoint.
+
+    Raises:
+        UsageError: target and engine do not go together.
+        BundleError: no whole bundle, or it has no such engine.
+        CapabilityError: what the engine needs is not here.
+    """
+    bundle = Bundle.open(folder)
+    tokenizer, template = Tokenizer.from_folder(folder), TEMPLATES[bundle.spec.template]
+    if engine is not None:
+        from r1v_export.targets.tensorrt_llm.runtime.deployment import open_deployment
+
+        generator, vision, tiles = open_deployment(bundle, target, engine, device)
+        stops = bundle.generation_config
+        return GeneratorRunner(generator, vision, tokenizer, bundle.spec, template, stops, tiles)
+    opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
+    return Runner(opened, tokenizer, bundle.spec, template, bundle.generation_config)
+
+
+def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:
+    name = bundle.target(target)
+    return registry.builder(name).open(bundle.folder / ENGINES / name, bundle.spec, device)
+
+
+def _open_reference(bundle: Bundle, model: str | None, device: Device) -> Engine:
+    from r1v_export.reference.model import ReferenceEngine, load
+
+    checkpoint = open_source(bundle, model, Progress(1, quiet=True))
+    return ReferenceEngine(load(checkpoint).to(device))

@@ -1,0 +1,193 @@
+"""One block's linears quantized as the recipe says, from its weights and what was observed at their inputs.
+
+First AWQ's and SmoothQuant's scales, taken out of what makes a tensor and put into what reads it: the block computes
+the same function as before. Then every linear is rounded, with the statistics of its rescaled input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from r1v_export.errors import CheckpointError
+from r1v_export.quantization.algorithms.awq import search_scale
+from r1v_export.quantization.algorithms.clipping import clipped_grid
+from r1v_export.quantization.algorithms.gptq import gptq
+from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
+from r1v_export.quantization.algorithms.smoothquant import smoothing_scale
+from r1v_export.quantization.groups import Fold, Site, move_scale
+from r1v_export.quantization.kv_scales import CacheType, KVScales, kv_scales
+from r1v_export.quantization.quant_params import Grid
+from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, all_finite, scale_for
+from r1v_export.quantization.recipe import Awq, Gptq, Observer, RoundToNearest, Scheme, SmoothQuant
+from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
+from r1v_export.quantization.statistics.range_estimators import threshold
+
+
+@dataclass(frozen=True)
+class QuantizedBlock:
+    """What becomes of one block."""
+
+    linears: dict[str, QuantizedLinear]
+    overrides: dict[str, Tensor]
+    """Other tensors that took up a scale, whole, float32, by checkpoint name: norms, biases, unquantized linears."""
+    kv: KVScales | None
+
+
+def needs_gram(scheme: Scheme) -> bool:
+    """Whether the scheme's algorithm needs the Gram matrix of its input."""
+    return isinstance(scheme.weights, Awq | Gptq)
+
+
+def key_name(block: str) -> str:
+    """The key of the statistics of a decoder layer's cached keys, after the rotary embedding."""
+    return f"{block}.self_attn.key"
+
+
+def value_name(block: str) -> str:
+    """The key of the statistics of a decoder layer's cached values."""
+    return f"{block}.self_attn.value"
+
+
+def quantize_block(
+    sites: Sequence[Site],
+    schemes: Mapping[str, Scheme],
+    tensors: Mapping[str, Tensor],
+    statistics: BlockStatistics,
+    observer: Observer,
+    kv_cache: CacheType | None = None,
+) -> QuantizedBlock:
+    """Quantize the linears of one block, on the device that its tensors are on.
+
+    Args:
+        sites: the block's, of `sites.sites`.
+        schemes: of `recipe.resolve`; linears without one stay as they are.
+        tensors: the block's weights, biases and norms by checkpoint name, any floating dtype; not written to.
+        statistics: by site name; Gram matrices where `needs_gram`. Empty for schemes that need none.
+        observer: how ranges of static inputs are chosen. Inputs that were rescaled take absmax: a histogram cannot be
+            rescaled channel by channel.
+        kv_cache: what a decoder layer's cache is stored in; None leaves it as it is.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
+    """
+    work = {name: tensor.float() for name, tensor in tensors.items()}
+    _check_finite(work, sites, schemes)
+    folded = _fold_scales(sites, schemes, work, statistics)
+    linears: dict[str, QuantizedLinear] = {}
+    for site in sites:
+        quantized = [linear for linear in site.linears if linear in schemes]
+        if not quantized:
+            continue
+        largest = torch.stack([absmax(work[f"{linear}.weight"]) for linear in quantized]).max()
+        gram = _rescaled_gram(statistics, site, folded.get(site.name))
+        for linear in quantized:
+            scheme = schemes[linear]
+            rounded = _round(work[f"{linear}.weight"], scheme, gram, largest)
+            linears[linear] = _with_input(rounded, scheme, site, statistics, folded.get(site.name), observer)
+    rewritten = {name for site in sites if site.name in folded and site.fold for name in site.fold.tensors}
+    overrides = {name: work[name] for name in sorted(rewritten) if name.removesuffix(".weight") not in linears}
+    return QuantizedBlock(linears, overrides, _cache_scales(sites, statistics, folded, kv_cache))
+
+
+def _check_finite(work: Mapping[str, Tensor], sites: Sequence[Site], schemes: Mapping[str, Scheme]) -> None:
+    names = {f"{linear}.weight" for site in sites for linear in site.linears if linear in schemes}
+    names |= {name for site in sites if site.fold for name in site.fold.tensors}
+    for name in sorted(names):
+        if not all_finite(work[name]):
+            raise CheckpointError(
+                "A weight is NaN or infinite: it cannot be quantized.",
+                where=name,
+                expected="finite numbers",
+                found=f"{int((~work[name].isfinite()).sum())} that are not",
+                fix="use another copy of the checkpoint, or leave this linear out of the recipe",
+            )
+
+
+def _fold_scales(
+    sites: Sequence[Site], schemes: Mapping[str, Scheme], work: dict[str, Tensor], statistics: BlockStatistics
+) -> dict[str, Tensor]:
+    """Find the scales of AWQ and SmoothQuant, move them in `work`, and return them by site name."""
+    folded: dict[str, Tensor] = {}
+    for site in sites:
+        scheme = schemes.get(site.linears[0])
+        if site.fold is None or scheme is None or not isinstance(scheme.weights, Awq | SmoothQuant):
+            continue
+        weights = [work[f"{linear}.weight"] for linear in site.linears]
+        folded[site.name] = _site_scale(site, site.fold, scheme.weights, weights, statistics)
+        move_scale(site, folded[site.name], work)
+    return folded
+
+
+def _site_scale(
+    site: Site, fold: Fold, options: Awq | SmoothQuant, weights: list[Tensor], statistics: BlockStatistics
+) -> Tensor:
+    observed, device = statistics.activations[site.name], weights[0].device
+    if isinstance(options, SmoothQuant):
+        return fold.shared(smoothing_scale(weights, observed.channel_absmax.to(device), options.alpha))
+    mean_I = fold.shared(observed.channel_mean.to(device))
+    gram_II = statistics.grams[site.name].to(device)
+    return search_scale(weights, gram_II, mean_I, options.type, options.group_size, options.grid)
+
+
+def _rescaled_gram(statistics: BlockStatistics, site: Site, scale_I: Tensor | None) -> Tensor | None:
+    gram_II = statistics.grams.get(site.name)
+    if gram_II is None or scale_I is None:
+        return gram_II
+    return (gram_II.to(scale_I.device) / scale_I).div_(scale_I[:, None])
+
+
+def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor) -> QuantizedLinear:
+    """The weight rounded by the scheme's algorithm; `largest` is the largest magnitude of the site's weights."""
+    options = scheme.weights
+    if isinstance(options, Awq | Gptq):
+        assert gram is not None, "the caller calibrates with Gram matrices where needs_gram says so"
+        gram = gram.to(weight.device)
+        clip, arguments = options.clip, (weight, options.type, options.group_size)
+        grid = clipped_grid(*arguments, gram) if clip else Grid.of(*arguments)
+        if isinstance(options, Gptq):
+            return gptq(weight, gram, grid, options.damping, options.act_order)
+        return grid.linear(grid.codes(weight))
+    if options.granularity == "tensor":
+        return round_to_one_scale(weight, options.type, largest)
+    clip = isinstance(options, RoundToNearest) and options.clip
+    return round_to_nearest(weight, options.type, options.group_size, clip)
+
+
+def _with_input(
+    linear: QuantizedLinear,
+    scheme: Scheme,
+    site: Site,
+    statistics: BlockStatistics,
+    scale_I: Tensor | None,
+    observer: Observer,
+) -> QuantizedLinear:
+    """The linear with how its input is quantized; `scale_I` is what that input was divided by."""
+    if scheme.inputs is None:
+        return linear
+    if scheme.inputs.mode == "dynamic":
+        return replace(linear, input_type=scheme.inputs.type)
+    observed = statistics.activations[site.name]
+    if scale_I is None:
+        largest = torch.tensor(threshold(observed, observer, scheme.inputs.type))
+    else:
+        largest = (observed.channel_absmax.to(scale_I.device) / scale_I).max()
+    scale = scale_for(largest, scheme.inputs.type).to(linear.scale.device)
+    return replace(linear, input_type=scheme.inputs.type, input_scale=scale)
+
+
+def _cache_scales(
+    sites: Sequence[Site], statistics: BlockStatistics, folded: Mapping[str, Tensor], kind: CacheType | None
+) -> KVScales | None:
+    """Scales of the block's cache, if it has one; values are as much smaller as the rows of v_proj have become."""
+    block = sites[0].block
+    if kind is None or key_name(block) not in statistics.activations:
+        return None
+    value_absmax = statistics.activations[value_name(block)].channel_absmax
+    for site in sites:
+        if site.fold is not None and site.fold.makes_values and site.name in folded:
+            value_absmax = value_absmax / site.fold.of_source(folded[site.name]).to(value_absmax.device)
+    return kv_scales(block, kind, statistics.activations[key_name(block)].channel_absmax, value_absmax)

@@ -1,0 +1,39 @@
+"""Round to nearest: every weight becomes the nearest point of its grid, looking at nothing but weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from r1v_export.quantization.algorithms.clipping import clipped_grid
+from r1v_export.quantization.quant_params import Grid
+from r1v_export.quantization.quantized_linear import QuantizedLinear, WeightType, scale_for
+
+
+def round_to_nearest(
+    weight_OI: Tensor, kind: WeightType, group_size: int | None = None, clip: bool = False
+) -> QuantizedLinear:
+    """One scale per output channel, or per group of `group_size` inputs.
+
+    Args:
+        weight_OI: [out, in] float32.
+        clip: shrink each scale to where the squared error of the weights is least, see `clipping`.
+    """
+    grid = clipped_grid(weight_OI, kind, group_size) if clip else Grid.of(weight_OI, kind, group_size)
+    return grid.linear(grid.codes(weight_OI))
+
+
+def round_to_one_scale(weight_OI: Tensor, kind: WeightType, absmax: Tensor) -> QuantizedLinear:
+    """One scale for the whole weight, for engines that take no more; stored as equal scales of all channels.
+
+    Args:
+        absmax: scalar; the largest magnitude of this weight and of those that engines fuse it with.
+    """
+    grid = Grid(kind, scale_for(absmax, kind).expand(weight_OI.shape[0], 1).contiguous(), None)
+    return grid.linear(grid.codes(weight_OI))
+
+
+def output_error(weight_OI: Tensor, quantized: Tensor, gram_II: Tensor) -> Tensor:
+    """tr(D H D^T) with D = quantized - weight: the summed squared error of the outputs over the tokens of H."""
+    error_OI = quantized - weight_OI
+    return torch.sum((error_OI @ gram_II) * error_OI)

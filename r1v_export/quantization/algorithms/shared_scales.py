@@ -1,0 +1,149 @@
+"""Scales shared by linears that engines run as one product: q/k/v, gate/up.
+
+A fused product has one scale for its input, and in FP8 one for its weights. What calibration rounds with
+`granularity: tensor` shares them already; what was rounded apart, or comes from elsewhere, is rounded again here:
+giving a weight another scale without new codes would change the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.errors import UsageError
+from r1v_export.quantization.groups import sites
+from r1v_export.quantization.quant_params import Grid
+from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize
+
+
+def fused_groups(spec: ModelSpec) -> tuple[tuple[str, ...], ...]:
+    """Names of the linears that engines fuse, group by group in model order: q, k, v and gate, up of each layer."""
+    return tuple(site.linears for site in sites(spec) if len(site.linears) > 1)
+
+
+def has_one_scale(linears: Sequence[QuantizedLinear]) -> bool:
+    """Whether every row of all these weights has the same scale."""
+    first = linears[0].scale.flatten()[0]
+    return all(bool((linear.scale == first).all()) for linear in linears)
+
+
+def share_weight_scale(
+    names: Sequence[str], linears: Sequence[QuantizedLinear], weights: Sequence[Tensor] | None = None
+) -> tuple[QuantizedLinear, ...]:
+    """The linears with one scale for all their rows: the largest that any of them has.
+
+    Rows that have it keep their codes bit for bit; the others are rounded again, and lose what a coarser grid costs.
+
+    Args:
+        names: of the linears, for errors.
+        linears: FP8 or INT8, a scale per row or one per tensor (equal scales of all rows).
+        weights: what they were rounded from, [out, in] each; rounds once instead of twice. Their codes are rounded
+            where it is None.
+
+    Raises:
+        UsageError: they are not quantized alike, or in groups.
+    """
+    check_alike(names, linears)
+    if linears[0].group_size is not None:
+        raise UsageError(
+            "Linears with a scale per group of inputs cannot share one scale.",
+            where=", ".join(names),
+            expected="FP8 or INT8 weights",
+            found=f"{linears[0].weight_type} in groups of {linears[0].group_size}",
+        )
+    shared = torch.stack([linear.scale.max() for linear in linears]).max()
+    originals = [None] * len(linears) if weights is None else weights
+    return tuple(_rescaled(linear, shared, weight) for linear, weight in zip(linears, originals, strict=True))
+
+
+def _rescaled(linear: QuantizedLinear, shared: Tensor, weight: Tensor | None) -> QuantizedLinear:
+    other = linear.scale != shared
+    codes = linear.codes.clone()
+    rows = linear.codes[other].float() * linear.scale[other, None] if weight is None else weight[other].float()
+    codes[other] = quantize(rows, shared, linear.weight_type)
+    return replace(linear, codes=codes, scale=shared.expand_as(linear.scale).contiguous())
+
+
+def share_input_scale(names: Sequence[str], linears: Sequence[QuantizedLinear]) -> tuple[QuantizedLinear, ...]:
+    """The linears with one static scale of their common input: the largest, so that nothing saturates that did not.
+
+    Linears without one (weight only, or a scale per token) come back as they are.
+
+    Raises:
+        UsageError: they are not quantized alike.
+    """
+    check_alike(names, linears)
+    scales = [linear.input_scale for linear in linears if linear.input_scale is not None]
+    if not scales:
+        return tuple(linears)
+    return tuple(replace(linear, input_scale=torch.stack(scales).max()) for linear in linears)
+
+
+def share_pre_quant_scale(
+    names: Sequence[str], linears: Sequence[QuantizedLinear], scales: Sequence[Tensor]
+) -> tuple[tuple[QuantizedLinear, ...], Tensor]:
+    """AWQ linears that multiply their common input by scales of their own, made to multiply it by one.
+
+    W (x * own) = (W * own / shared) (x * shared), with shared = the mean of all, and the weight rounded again on a
+    grid that covers it. Linears whose scale is the shared one come back as they are.
+
+    Args:
+        names: of the linears, for errors.
+        linears: 4-bit, in groups.
+        scales: of the input, [in] each, positive and finite.
+
+    Returns the linears, and the shared scale [in] float32.
+
+    Raises:
+        UsageError: they are not quantized alike, or a scale is not a positive, finite number for each input.
+    """
+    check_alike(names, linears)
+    for name, linear, scale_I in zip(names, linears, scales, strict=True):
+        if tuple(scale_I.shape) != linear.shape[1:] or not bool((scale_I.isfinite() & (scale_I > 0)).all()):
+            raise UsageError(
+                "The scales of a linear's input cannot be used.",
+                where=name,
+                expected=f"{linear.shape[1]} positive, finite numbers",
+                found=f"shape {tuple(scale_I.shape)}, from {float(scale_I.min()):g} to {float(scale_I.max()):g}",
+            )
+    first = scales[0].float()
+    if all(torch.equal(scale_I.float(), first) for scale_I in scales):
+        return tuple(linears), first
+    shared_I = torch.stack([scale_I.float() for scale_I in scales]).mean(0)
+    pairs = zip(linears, scales, strict=True)
+    return tuple(_resmoothed(linear, scale_I.float(), shared_I) for linear, scale_I in pairs), shared_I
+
+
+def _resmoothed(linear: QuantizedLinear, own_I: Tensor, shared_I: Tensor) -> QuantizedLinear:
+    if torch.equal(own_I, shared_I):
+        return linear
+    weight_OI = linear.dequantize() * (own_I / shared_I)
+    grid = Grid.of(weight_OI, linear.weight_type, linear.group_size)
+    rounded = grid.linear(grid.codes(weight_OI))
+    return replace(rounded, input_type=linear.input_type, input_scale=linear.input_scale)
+
+
+def check_alike(names: Sequence[str], linears: Sequence[QuantizedLinear]) -> None:
+    """Raise UsageError unless one fused product can hold all these linears."""
+    kinds = [describe(linear) for linear in linears]
+    if len(set(kinds)) > 1:
+        raise UsageError(
+            "Linears that engines fuse are quantized in different ways.",
+            where=", ".join(names),
+            expected="one way for all of them",
+            found="; ".join(kinds),
+            fix="one rule of the recipe for all of them",
+        )
+
+
+def describe(linear: QuantizedLinear) -> str:
+    """How a linear is quantized, in words: "int4 in groups of 128", "fp8, fp8 inputs with a scale per token"."""
+    groups = "" if linear.group_size is None else f" in groups of {linear.group_size}"
+    if linear.input_type is None:
+        return f"{linear.weight_type}{groups}"
+    inputs = "a scale per token" if linear.input_scale is None else "one scale"
+    return f"{linear.weight_type}{groups}, {linear.input_type} inputs with {inputs}"

@@ -1,0 +1,271 @@
+"""Quantization in the graph: standard Quantize/DequantizeLinear around the linears of a traced graph.
+
+Nothing is traced again: precision is what this pass writes, from a recipe's schemes, and weights follow from the
+calibration artifact when the graph is bound. A quantized linear becomes
+
+    x -> QuantizeLinear -> DequantizeLinear -> MatMul(., DequantizeLinear(codes, scale[, zero_point])) -> + bias
+
+with the Q/DQ on x only where its inputs are quantized, one pair per tensor however many linears read it. A quantized
+key-value cache is one pair on what each layer writes into its cache: the cache holds what FP8 or INT8 can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.contract import past_key, past_value
+from r1v_export.errors import UsageError
+from r1v_export.exporters.graph import Derived, Rewrite
+from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
+from r1v_export.quantization.groups import sites
+from r1v_export.quantization.kv_scales import CacheType, KVScales
+from r1v_export.quantization.quantized_linear import QuantizedLinear
+from r1v_export.quantization.recipe import Scheme
+
+CODES, SCALE, ZERO_POINT, INPUT_SCALE = ".codes", ".scale", ".zero_point", ".input_scale"
+"""Suffixes of what a linear's `weight.T` turns into, and of the scale of a site's input."""
+INPUT_FACTOR = ".input_factor"
+"""Suffix of what an imported linear multiplies its input by."""
+
+TYPES = {
+    "fp8": ir.DataType.FLOAT8E4M3FN,
+    "int8": ir.DataType.INT8,
+    "int4": ir.DataType.INT4,
+    "uint4": ir.DataType.UINT4,
+}
+
+
+def quantizer(
+    spec: ModelSpec,
+    schemes: Mapping[str, Scheme],
+    linear: Callable[[str], QuantizedLinear],
+    overrides: Mapping[str, Callable[[], Tensor]],
+    cache_scales: Mapping[str, KVScales] | None = None,
+) -> Rewrite:
+    """The rewrite that quantizes a traced graph.
+
+    Args:
+        schemes: of every quantized linear, by checkpoint module name, see `recipe.resolve`.
+        linear: reads one quantized linear of the calibration artifact.
+        overrides: readers of the other tensors that calibration rewrote, by checkpoint name.
+        cache_scales: of cached keys and values, by the attention's checkpoint name.
+    """
+    site_of = {name: site.name for site in sites(spec) for name in site.linears}
+
+    def rewrite(model: ir.Model) -> dict[str, Derived]:
+        insertion = QuantizeLinears(schemes, site_of)
+        insertion(model)
+        derived: dict[str, Derived] = {name: _ignoring_read(read) for name, read in overrides.items()}
+        for name in insertion.quantized:
+            derived |= _linear_tensors(name, site_of[name], linear)
+        if cache_scales:
+            QuantizeCache({name: scales.kind for name, scales in cache_scales.items()})(model)
+            derived |= _cache_tensors(cache_scales)
+        return {name: make for name, make in derived.items() if name in model.graph.initializers}
+
+    return rewrite
+
+
+def _ignoring_read(read: Callable[[], Tensor]) -> Derived:
+    return lambda _: read()
+
+
+def _linear_tensors(name: str, site: str, linear: Callable[[str], QuantizedLinear]) -> dict[str, Derived]:
+    """How each tensor of a quantized linear is made, in the graph's [in, out] order."""
+    weight = f"{name}.weight{TRANSPOSED}"
+    return {
+        weight + CODES: lambda _: linear(name).codes.t(),
+        weight + SCALE: lambda _: linear(name).scale.t(),
+        weight + ZERO_POINT: lambda _: _required(linear(name).zero_point, name).t(),
+        site + INPUT_SCALE: lambda _: _required(linear(name).input_scale, name),
+        name + INPUT_FACTOR: lambda _: _required(linear(name).input_factor, name),
+    }
+
+
+def _cache_tensors(cache_scales: Mapping[str, KVScales]) -> dict[str, Derived]:
+    return {
+        f"{name}.{what}{SCALE}": lambda _, scale=scale: torch.tensor(scale)  # type: ignore[misc]
+        for name, scales in cache_scales.items()
+        for what, scale in scales.items()
+    }
+
+
+def _required(tensor: Tensor | None, name: str) -> Tensor:
+    if tensor is None:
+        raise UsageError(
+            "The calibration does not hold what the recipe asks for.",
+            where=name,
+            expected="a zero point and an input scale as the recipe's scheme says",
+            fix="calibrate again with this recipe",
+        )
+    return tensor
+
+
+class QuantizeLinears(ir.passes.InPlacePass):
+    """Put Q/DQ at the MatMuls of the linears that have a scheme; the new initializers wait for their content.
+
+    Ensures that no quantized linear's 16-bit weight is left.
+
+    Attributes:
+        quantized: the linears that this graph holds, after the pass ran.
+    """
+
+    def __init__(self, schemes: Mapping[str, Scheme], site_of: Mapping[str, str]) -> None:
+        super().__init__()
+        self.schemes, self.site_of = schemes, site_of
+        self.quantized: list[str] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        inputs: dict[str, ir.Value] = {}
+        for node in list(graph):
+            name = _linear_name(node)
+            if name is None or name not in self.schemes:
+                continue
+            scheme = self.schemes[name]
+            weight = node.inputs[1]
+            assert weight is not None
+            node.replace_input_with(1, self._dequantized_weight(graph, node, weight, scheme))
+            graph.initializers.pop(weight.name)
+            if scheme.multiplies_input:
+                node.replace_input_with(0, self._multiplied_input(graph, node, name))
+            if scheme.inputs is not None:
+                site = self.site_of[name]
+                if site not in inputs:
+                    inputs[site] = self._round_tripped_input(graph, node, site, scheme)
+                node.replace_input_with(0, inputs[site])
+            self.quantized.append(name)
+        return ir.passes.PassResult(model, bool(self.quantized))
+
+    def ensures(self, model: ir.Model) -> None:
+        left = [name for name in self.schemes if f"{name}.weight{TRANSPOSED}" in model.graph.initializers]
+        if left:
+            raise ir.passes.PostconditionError(f"not quantized: {', '.join(left)}")
+
+    def _dequantized_weight(self, graph: ir.Graph, node: ir.Node, weight: ir.Value, scheme: Scheme) -> ir.Value:
+        weights = scheme.weights
+        features_in, features_out = weight.shape.numpy()
+        scale_shape: tuple[int, ...]
+        attributes: dict[str, int]
+        if weights.group_size is None:
+            scale_shape, attributes = (features_out,), {"axis": 1}
+        else:
+            scale_shape = (features_in // weights.group_size, features_out)
+            attributes = {"axis": 0, "block_size": weights.group_size}
+        code_type = TYPES[weights.type]
+        operands = [
+            _unbound(graph, f"{weight.name}{CODES}", code_type, (features_in, features_out)),
+            _unbound(graph, f"{weight.name}{SCALE}", ir.DataType.FLOAT, scale_shape),
+        ]
+        if weights.type == "uint4":
+            operands.append(_unbound(graph, f"{weight.name}{ZERO_POINT}", code_type, scale_shape))
+        return _insert(graph, node, "DequantizeLinear", operands, attributes, weight.dtype, weight.shape, weight.name)
+
+    def _multiplied_input(self, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
+        x, weight = node.inputs
+        assert x is not None
+        assert weight is not None
+        factor = _unbound(graph, f"{name}{INPUT_FACTOR}", x.dtype, (weight.shape.numpy()[0],))
+        return _insert(graph, node, "Mul", [x, factor], {}, x.dtype, x.shape, f"{name}.multiplied")
+
+    def _round_tripped_input(self, graph: ir.Graph, node: ir.Node, site: str, scheme: Scheme) -> ir.Value:
+        assert scheme.inputs is not None
+        if scheme.inputs.mode == "dynamic":
+            raise UsageError(
+                "A graph cannot quantize a linear's input per token.",
+                where=site,
+                expected="static input scales",
+                found="inputs: {mode: dynamic}",
+                fix="take a static recipe such as fp8; dynamic inputs are for TensorRT-LLM checkpoints",
+            )
+        x = node.inputs[0]
+        assert x is not None
+        return _round_tripped(
+            graph, node, x, f"{site}{INPUT_SCALE}", TYPES[scheme.inputs.type], (site, f"{site}.input")
+        )
+
+
+class QuantizeCache(ir.passes.InPlacePass):
+    """Put Q/DQ on the keys and values that decoder layers write; the scales wait for their content.
+
+    The cache itself stays in the graph's dtype, as the contract says.
+
+    Args:
+        attentions: what each layer's cache is rounded to, by its attention's checkpoint name, in model order.
+    """
+
+    def __init__(self, attentions: Mapping[str, CacheType]) -> None:
+        super().__init__()
+        self.attentions = attentions
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        written = {
+            past: (f"{name}.{what}", TYPES[kind])
+            for layer, (name, kind) in enumerate(self.attentions.items())
+            for what, past in (("key", past_key(layer)), ("value", past_value(layer)))
+        }
+        writes = [node for node in graph if node.op_type == "TensorScatter"]
+        for node in writes:
+            past, new = node.inputs[:2]
+            assert past is not None
+            assert new is not None
+            name, code_type = written[past.name or ""]
+            names = (name, f"{name}.cached")
+            node.replace_input_with(1, _round_tripped(graph, node, new, f"{name}{SCALE}", code_type, names))
+        return ir.passes.PassResult(model, bool(writes))
+
+
+def _round_tripped(
+    graph: ir.Graph, before: ir.Node, x: ir.Value, scale_name: str, code_type: ir.DataType, names: tuple[str, str]
+) -> ir.Value:
+    """x through a Q/DQ pair with one scale, whose content is bound later; `names` are those of the two nodes."""
+    scale = _unbound(graph, scale_name, ir.DataType.FLOAT, ())
+    quantized, dequantized = names
+    output = {"output_dtype": int(code_type)}
+    codes = _insert(graph, before, "QuantizeLinear", [x, scale], output, code_type, x.shape, quantized)
+    return _insert(graph, before, "DequantizeLinear", [codes, scale], {}, x.dtype, x.shape, dequantized)
+
+
+def _linear_name(node: ir.Node) -> str | None:
+    """The linear that a MatMul computes, by the name of its weight."""
+    if node.op_type != "MatMul" or node.domain:
+        return None
+    weight = node.inputs[1]
+    suffix = f".weight{TRANSPOSED}"
+    if weight is None or not weight.is_initializer() or not (weight.name or "").endswith(suffix):
+        return None
+    return (weight.name or "").removesuffix(suffix)
+
+
+def _unbound(graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+    graph.initializers[name] = value
+    return value
+
+
+def _insert(
+    graph: ir.Graph,
+    before: ir.Node,
+    op_type: str,
+    inputs: list[ir.Value],
+    attributes: Mapping[str, int],
+    dtype: ir.DataType | None,
+    shape: ir.Shape | None,
+    name: str | None,
+) -> ir.Value:
+    """A node before another one, named `name/op_type` as all nodes are; returns its result."""
+    if op_type == "DequantizeLinear" and dtype != ir.DataType.FLOAT:
+        attributes = {**attributes, "output_dtype": int(dtype or 0)}
+    node = ir.node(op_type, inputs, {key: int(value) for key, value in attributes.items()})
+    node.name = f"{name}/{op_type}"
+    result = node.outputs[0]
+    result.name, result.shape = node.name, shape
+    result.type = ir.TensorType(dtype) if dtype is not None else None
+    graph.insert_before(before, node)
+    return result

@@ -1,0 +1,71 @@
+"""A calibration held to the weights it was made from, where its algorithm leaves no freedom.
+
+Rounding to nearest has one right answer: the codes of the original weight at the calibration's scale. Static input
+scales that follow from the largest value seen have one, too. What moves scales between tensors (AWQ, SmoothQuant) or
+makes errors good elsewhere (GPTQ) has none, and is left to the limits on numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from r1v_export.errors import ParityError
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.groups import sites
+from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear, quantize
+from r1v_export.quantization.recipe import RoundToNearest
+
+_ROW_TOLERANCE = 0.1
+"""Part of a row's codes that may differ: a code on the edge falls on either side on another device; a wrong scale
+moves most of a row."""
+
+
+def require_own_scales(model: nn.Module, artifact: Artifact) -> None:
+    """
+    Args:
+        model: with the checkpoint's own weights.
+
+    Raises:
+        ParityError: a scale is not that of its weight or of what was seen; the error names the linear.
+    """
+    if artifact.overrides:
+        return
+    site_of = {linear: site.name for site in sites(artifact.spec) for linear in site.linears}
+    for name, scheme in artifact.schemes.items():
+        weights = scheme.weights
+        if not isinstance(weights, RoundToNearest) or weights.clip:
+            continue
+        linear, original = artifact.linear(name), model.get_submodule(name).get_parameter("weight")
+        wrong = _wrong_rows(linear, original)
+        if wrong:
+            raise _wrong(artifact, name, "weight scales that give the original's codes", f"{wrong} rows of others")
+        seen = artifact.stats.inputs.get(site_of[name])
+        if linear.input_scale is not None and seen is not None and artifact.recipe.observer.kind == "absmax":
+            expected = seen.absmax / RANGES[linear.input_type or "fp8"][1]
+            if not math.isclose(float(linear.input_scale), expected, rel_tol=1e-3):
+                raise _wrong(artifact, name, f"an input scale of {expected:.4g}", f"{float(linear.input_scale):.4g}")
+
+
+def _wrong_rows(linear: QuantizedLinear, original: Tensor) -> int:
+    """Output channels most of whose codes are not those of the original weight."""
+    weight, scale, zero_point = original.detach().float().cpu(), linear.scale, linear.zero_point
+    if linear.group_size is None:
+        codes = quantize(weight, scale[:, None], linear.weight_type)
+    else:
+        groups = weight.unflatten(1, (-1, linear.group_size))
+        point = None if zero_point is None else zero_point.float()[..., None]
+        codes = quantize(groups, scale[..., None], linear.weight_type, point).flatten(1)
+    differing = (codes.float() != linear.codes.float()).float().mean(1)
+    return int((differing > _ROW_TOLERANCE).sum())
+
+
+def _wrong(artifact: Artifact, name: str, expected: str, found: str) -> ParityError:
+    return ParityError(
+        f"The calibration of {name} is not that of its weights and inputs.",
+        where=artifact.folder,
+        expected=expected,
+        found=found,
+        fix="a scale was changed or mixed up after calibration: calibrate again",
+    )

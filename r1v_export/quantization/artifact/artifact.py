@@ -1,0 +1,340 @@
+"""What calibration leaves behind, and its strict reader.
+
+    stats.json          where the numbers come from: checkpoint, samples, and what was seen at every input
+    recipe.yaml         the recipe, with every default written out
+    scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .input_factor,
+                        {layer}.self_attn.key_scale .value_scale
+    codes/{block}.safetensors   {linear}.codes (4-bit codes two to a byte), and tensors that an algorithm rewrote,
+                                under their own names; for the graph stage only
+
+The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.listing import shorten
+from r1v_export.checkpoint.names import expected_tensors
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
+from r1v_export.errors import BundleError, CheckpointError, R1VError
+from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock, key_name, value_name
+from r1v_export.quantization.groups import linear_shapes
+from r1v_export.quantization.int4_packing import pack, unpack
+from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales
+from r1v_export.quantization.quantized_linear import CODE_DTYPES, QuantizedLinear
+from r1v_export.quantization.recipe import Recipe, Scheme, parse, resolve
+
+STATS, RECIPE, SCALES, CODES = "stats.json", "recipe.yaml", "scales.safetensors", "codes"
+SCHEMA_VERSION: Literal[1] = 1
+
+_FOUR_BITS = ("int4", "uint4")
+_SAMPLED_BYTES = 1 << 16
+_AGAIN = "calibrate again: r1v-export build --force"
+
+
+Compute = Literal["float32", "float16", "bfloat16"]
+"""What the model was run in while it was observed."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SampleEntry(_Part):
+    """One calibration sample."""
+
+    name: str
+    sha256: str
+    tokens: int
+    tiles: int
+
+
+class InputEntry(_Part):
+    """What was seen at one input, or of a layer's cached keys or values."""
+
+    tokens: int
+    absmax: float
+    mean: float
+    """Of magnitudes."""
+    median_channel_absmax: float
+    """An absmax far above it means that few channels are outliers."""
+
+
+class Stats(_Part):
+    """`stats.json`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    fingerprint: str
+    """Of everything that decides the numbers."""
+    checkpoint: str
+    """`checkpoint_fingerprint` of the model."""
+    compute: Compute
+    samples: tuple[SampleEntry, ...]
+    inputs: dict[str, InputEntry]
+    warnings: tuple[str, ...]
+
+
+def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
+    """SHA-256 of every tensor's name, dtype, shape and first 64 KiB: tells models apart without reading all of them."""
+    digest = hashlib.sha256()
+
+    def add(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        digest.update(f"{name} {tensor.dtype} {shape}\n".encode())
+        head = tensor.flatten()[: _SAMPLED_BYTES // tensor.dtype.itemsize]
+        digest.update(head.view(torch.uint8).numpy().tobytes())
+
+    quantized = checkpoint.quantized
+    weights = {f"{linear}.weight" for linear in quantized.linears} if quantized else set[str]()
+    for name, info in sorted(checkpoint.tensors.items()):
+        if name not in weights:
+            add(name, checkpoint.read(name), info.shape)
+    for name, stored in sorted(quantized.stored.items()) if quantized else ():
+        add(name, stored.read(), stored.shape)
+    return digest.hexdigest()
+
+
+def code_tensors(block: QuantizedBlock) -> dict[str, Tensor]:
+    """What goes into a block's file of codes."""
+    codes = {
+        f"{name}.codes": pack(linear.codes) if linear.weight_type in _FOUR_BITS else linear.codes
+        for name, linear in block.linears.items()
+    }
+    return {name: tensor.cpu().contiguous() for name, tensor in (codes | block.overrides).items()}
+
+
+def scale_tensors(name: str, block: QuantizedBlock) -> dict[str, Tensor]:
+    """What a block, by its name, adds to the file of scales."""
+    tensors: dict[str, Tensor | None] = {}
+    for linear_name, linear in block.linears.items():
+        tensors[f"{linear_name}.weight_scale"] = linear.scale
+        tensors[f"{linear_name}.weight_zero_point"] = linear.zero_point
+        tensors[f"{linear_name}.input_scale"] = linear.input_scale
+        tensors[f"{linear_name}.input_factor"] = linear.input_factor
+    if block.kv is not None:
+        tensors[f"{key_name(name)}_scale"] = torch.tensor(block.kv.key)
+        tensors[f"{value_name(name)}_scale"] = torch.tensor(block.kv.value)
+    return {key: tensor.cpu().contiguous() for key, tensor in tensors.items() if tensor is not None}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A calibration, checked against its checkpoint. Made by `Artifact.open`; tensors are read when asked for."""
+
+    folder: Path
+    spec: ModelSpec
+    stats: Stats
+    recipe: Recipe
+    schemes: Mapping[str, Scheme]
+    """Of every quantized linear, in model order."""
+    _scales: Mapping[str, StoredTensor]
+    _codes: Mapping[str, StoredTensor]
+
+    @classmethod
+    def open(cls, folder: Path, checkpoint: Checkpoint) -> Artifact:
+        """Read a calibration.
+
+        Raises:
+            BundleError: a file is missing, damaged or of another version, it is the calibration of another
+                checkpoint, a linear is missing or superfluous, or a tensor has the wrong shape, type or value.
+        """
+        stats = require_origin(folder, checkpoint)
+        recipe = read_recipe(folder)
+        codes: dict[str, StoredTensor] = {}
+        for path in sorted((folder / CODES).glob("*.safetensors")):
+            codes |= _header(path)
+        schemes = resolve(recipe, checkpoint.spec)
+        artifact = cls(folder, checkpoint.spec, stats, recipe, schemes, _header(folder / SCALES), codes)
+        artifact._check()
+        return artifact
+
+    @property
+    def quantizes_inputs(self) -> bool:
+        """Whether any linear rounds its input too, or attention its cached keys and values."""
+        return self.recipe.kv_cache is not None or any(scheme.inputs for scheme in self.schemes.values())
+
+    def linear(self, name: str) -> QuantizedLinear:
+        """A quantized linear by its checkpoint name, its codes unpacked."""
+        codes, kind = self._codes[f"{name}.codes"].read(), self.schemes[name].weights.type
+        return self._linear(name, unpack(codes, signed=kind == "int4") if kind in _FOUR_BITS else codes)
+
+    def _linear(self, name: str, codes: Tensor) -> QuantizedLinear:
+        scheme = self.schemes[name]
+        return QuantizedLinear(
+            codes=codes,
+            weight_type=scheme.weights.type,
+            scale=self._scales[f"{name}.weight_scale"].read(),
+            zero_point=self._optional(f"{name}.weight_zero_point"),
+            group_size=scheme.weights.group_size,
+            input_type=scheme.inputs.type if scheme.inputs else None,
+            input_scale=self._optional(f"{name}.input_scale"),
+            input_factor=self._optional(f"{name}.input_factor"),
+        )
+
+    def scales(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """A linear's weight and static input scales, without reading its codes."""
+        return self._scales[f"{name}.weight_scale"].read(), self._optional(f"{name}.input_scale")
+
+    def linears(self) -> Iterator[tuple[str, QuantizedLinear]]:
+        """Every quantized linear, in model order."""
+        return ((name, self.linear(name)) for name in self.schemes)
+
+    @cached_property
+    def overrides(self) -> dict[str, Callable[[], Tensor]]:
+        """Readers of the tensors that an algorithm rewrote, whole and float32, by checkpoint name."""
+        return {name: stored.read for name, stored in self._codes.items() if not name.endswith(".codes")}
+
+    def kv_scales(self, layer: int) -> KVScales | None:
+        """Scales of the keys and values that a decoder layer caches; None where the cache is not quantized."""
+        if self.recipe.kv_cache is None:
+            return None
+        block = f"language_model.model.layers.{layer}"
+        names = (f"{key_name(block)}_scale", f"{value_name(block)}_scale")
+        key, value = (float(self._scales[name].read()) for name in names)
+        return KVScales(self.recipe.kv_cache, key, value)
+
+    @property
+    def cache_scales(self) -> dict[str, KVScales]:
+        """Scales of cached keys and values by the attention's name; empty where the cache is not quantized."""
+        layers = range(self.spec.language.num_layers)
+        found = {f"language_model.model.layers.{layer}.self_attn": self.kv_scales(layer) for layer in layers}
+        return {name: scales for name, scales in found.items() if scales is not None}
+
+    def _optional(self, name: str) -> Tensor | None:
+        return self._scales[name].read() if name in self._scales else None
+
+    def _check(self) -> None:
+        self._check_names()
+        shapes, tensors = linear_shapes(self.spec), expected_tensors(self.spec)
+        for name, scheme in self.schemes.items():
+            stored = self._codes[f"{name}.codes"]
+            out_features, in_features = shapes[name]
+            packed = scheme.weights.type in _FOUR_BITS
+            shape = (out_features, in_features // 2) if packed else (out_features, in_features)
+            dtype = torch.uint8 if packed else CODE_DTYPES[scheme.weights.type]
+            if (stored.shape, stored.dtype) != (shape, dtype):
+                raise self._bad(name, f"codes {dtype} {shape}", f"{stored.dtype} {stored.shape}")
+            # Of codes, type and shape are all there is to be wrong: they stay in their file.
+            codes = torch.empty(shapes[name], dtype=CODE_DTYPES[scheme.weights.type], device="meta")
+            if problem := self._linear(name, codes).problem():
+                raise self._bad(name, "what the recipe says, with positive, finite scales", problem)
+        for name, read in self.overrides.items():
+            tensor = read()
+            if tuple(tensor.shape) != tensors[name] or tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                expected = f"finite numbers, float32 {tensors[name]}"
+                raise self._bad(name, expected, f"{tensor.dtype} {tuple(tensor.shape)}")
+        for layer in range(self.spec.language.num_layers):
+            self._check_cache(layer)
+
+    def _check_cache(self, layer: int) -> None:
+        cache, what = self.kv_scales(layer), f"the key-value cache of decoder layer {layer}"
+        if cache is None:
+            return
+        for _, scale in cache.items():
+            if not 0 < scale < float("inf"):
+                raise self._bad(what, "positive, finite scales", scale)
+        if cache.kind in ONE_SCALE and cache.key != cache.value:
+            raise self._bad(what, f"one scale, as {cache.kind} caches have", f"{cache.key:g} and {cache.value:g}")
+
+    def _check_names(self) -> None:
+        scales, codes = set[str](), {f"{name}.codes" for name in self.schemes}
+        for name, scheme in self.schemes.items():
+            scales.add(f"{name}.weight_scale")
+            scales |= {f"{name}.weight_zero_point"} if scheme.weights.type == "uint4" else set()
+            scales |= {f"{name}.input_scale"} if scheme.inputs and scheme.inputs.mode == "static" else set()
+            scales |= {f"{name}.input_factor"} if scheme.multiplies_input else set()
+        if self.recipe.kv_cache:
+            blocks = [f"language_model.model.layers.{layer}" for layer in range(self.spec.language.num_layers)]
+            scales |= {f"{name(block)}_scale" for block in blocks for name in (key_name, value_name)}
+        known = codes | set(expected_tensors(self.spec))
+        _refuse(
+            "lacks tensors that its recipe calls for", (scales - set(self._scales)) | (codes - set(self._codes)), self
+        )
+        _refuse("holds tensors that its recipe does not call for", set(self._scales) - scales, self)
+        _refuse("holds tensors that the model does not have", set(self._codes) - known, self)
+
+    def _bad(self, what: str, expected: object, found: object) -> BundleError:
+        return BundleError(
+            f"The calibration of {what} is damaged.", where=self.folder, expected=expected, found=found, fix=_AGAIN
+        )
+
+
+def _refuse(what: str, names: set[str], artifact: Artifact) -> None:
+    if names:
+        raise BundleError(f"The calibration {what}.", where=artifact.folder, found=shorten(sorted(names)), fix=_AGAIN)
+
+
+def require_origin(folder: Path, checkpoint: Checkpoint) -> Stats:
+    """The record of a calibration, which must be this checkpoint's.
+
+    Raises:
+        BundleError: missing, damaged, of another version, or of another checkpoint.
+    """
+    stats, found = read_stats(folder), checkpoint_fingerprint(checkpoint)
+    if stats.checkpoint != found:
+        raise BundleError(
+            "This is the calibration of another checkpoint.",
+            where=folder / STATS,
+            expected=f"checkpoint {found[:12]}",
+            found=f"checkpoint {stats.checkpoint[:12]}",
+            fix=_AGAIN,
+        )
+    return stats
+
+
+def read_stats(folder: Path) -> Stats:
+    """
+    Raises:
+        BundleError: missing, damaged, or of another version.
+    """
+    path = folder / STATS
+    text = _read_text(path)
+    try:
+        return Stats.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{path}: {'.'.join(str(part) for part in first['loc'])}"
+        raise BundleError(
+            "The calibration's record is damaged.", where=where, found=first["msg"], fix=_AGAIN
+        ) from error
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """
+    Raises:
+        BundleError: missing or damaged.
+    """
+    path = folder / RECIPE
+    try:
+        return parse(_read_text(path), path)
+    except R1VError as error:
+        raise _as_bundle_error(error) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError("A file of the calibration cannot be read.", where=path, found=error, fix=_AGAIN) from error
+
+
+def _header(path: Path) -> dict[str, StoredTensor]:
+    try:
+        return read_header(path)
+    except CheckpointError as error:
+        raise _as_bundle_error(error) from error
+
+
+def _as_bundle_error(error: Any) -> BundleError:
+    return BundleError(error.what, where=error.where, expected=error.expected, found=error.found, fix=_AGAIN)

@@ -1,0 +1,253 @@
+"""The model as a chain of blocks, each small enough to be held alone: what calibration streams samples through.
+
+    pixels -> vision embeddings -> ViT blocks -> projector -> token embeddings -> decoder layers -> head
+
+A block is made of the reference's own modules, computes in float, and takes one sample at a time: what a sample gives
+does not depend on its neighbors, so a shard computes the same numbers as the whole set does.
+Shape letters as in `reference`: T tiles, P positions, N tokens per tile, S sequence, E hidden size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.names import EMBED_TOKENS
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.errors import CheckpointError
+from r1v_export.quantization.algorithms.quantize_block import key_name, value_name
+from r1v_export.quantization.calibration.dataset import Sample
+from r1v_export.quantization.groups import LM_HEAD_LINEAR, Site, sites
+from r1v_export.quantization.quantized_linear import all_finite
+from r1v_export.reference import operators, vision
+from r1v_export.reference.embed import Embed
+from r1v_export.reference.language import CacheStep, DecoderLayer, Rotary, rotary_tables
+from r1v_export.reference.projector import Projector
+
+TILES_AT_ONCE = 4
+"""Tiles that go through the vision tower together; bounds the memory of its activations."""
+
+Outputs = Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]
+"""Module whose output is observed -> name of the statistics, and what is done to the output before."""
+
+
+class Block(ABC):
+    """One link of the chain.
+
+    Attributes:
+        name: that of its module in the checkpoint.
+        sites: what can be quantized in it; none in embeddings.
+    """
+
+    def __init__(self, name: str, spec: ModelSpec) -> None:
+        self.name, self.spec = name, spec
+        self.sites: tuple[Site, ...] = tuple(site for site in sites(spec) if site.block == name)
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The module, its weights still to come."""
+
+    @abstractmethod
+    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+        """A sample's way through the block, on the module's device.
+
+        Args:
+            module: of `materialize`.
+            sample: for what does not come out of the block before: pixels and tokens.
+            x: what the block before gave, on the CPU; None for the first block.
+        """
+
+    def checkpoint_name(self, parameter: str) -> str:
+        """The checkpoint's name of one of the module's tensors, or of a linear in it."""
+        return f"{self.name}.{parameter}"
+
+    def module_name(self, checkpoint_name: str) -> str:
+        """The inverse of `checkpoint_name`."""
+        return checkpoint_name.removeprefix(f"{self.name}.")
+
+    def observed_outputs(self) -> Outputs:
+        """Outputs whose statistics are kept beside those of the sites' inputs."""
+        return {}
+
+    def rows(self, tokens: int, tiles: int) -> int:
+        """How many vectors a sample of so many tokens and tiles sends through the block's linears."""
+        return tokens
+
+
+def blocks(spec: ModelSpec) -> list[Block]:
+    """Every block of a model in the order of the data flow."""
+    return [
+        VisionEmbeddings("vision_model.embeddings", spec),
+        *(VisionBlock(f"vision_model.encoder.layers.{i}", spec) for i in range(spec.vision.num_layers)),
+        ProjectorBlock("mlp1", spec),
+        TokenEmbeddings("language_model.model", spec),
+        *(DecoderBlock(f"language_model.model.layers.{i}", spec) for i in range(spec.language.num_layers)),
+        Head(LM_HEAD_LINEAR, spec),
+    ]
+
+
+def materialize(block: Block, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A block's module with its weights, read from the checkpoint.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
+    """
+    with torch.device("meta"):
+        module = block.build()
+    embeddings = isinstance(block, TokenEmbeddings)
+    weights = {}
+    for parameter in module.state_dict():
+        name = block.checkpoint_name(parameter)
+        # The embedding table stays a map of its file: rows are taken from it, and nothing else is read.
+        weights[parameter] = checkpoint.read(name) if embeddings else _finite(checkpoint.read(name), name)
+        if not embeddings:
+            weights[parameter] = weights[parameter].to(device, dtype)
+    module.load_state_dict(weights, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _finite(weight: Tensor, name: str) -> Tensor:
+    if not all_finite(weight):
+        raise CheckpointError(
+            "A weight is NaN or infinite.",
+            where=name,
+            expected="finite numbers",
+            fix="download or copy the checkpoint again",
+        )
+    return weight
+
+
+class VisionEmbeddings(Block):
+    """Pixels -> [T, P, E]."""
+
+    def build(self) -> nn.Module:
+        return vision.Embeddings(self.spec)
+
+    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+        return _in_chunks(module, torch.from_numpy(sample.pixels()))
+
+
+class VisionBlock(Block):
+    """[T, P, E] -> [T, P, E]."""
+
+    def build(self) -> nn.Module:
+        return vision.Block(self.spec.vision)
+
+    def rows(self, tokens: int, tiles: int) -> int:
+        return tiles * (1 + self.spec.tile_patches**2)
+
+    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+        return _in_chunks(module, _given(x))
+
+
+class ProjectorBlock(Block):
+    """[T, P, E] -> image embeddings [T, N, E], the pixel shuffle before included."""
+
+    def __init__(self, name: str, spec: ModelSpec) -> None:
+        super().__init__(name, spec)
+        with torch.device("meta"):
+            self._to_features = vision.VisionModel(spec).to_features
+
+    def build(self) -> nn.Module:
+        return Projector(self.spec.projector)
+
+    def rows(self, tokens: int, tiles: int) -> int:
+        return tiles * self.spec.tokens_per_tile
+
+    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+        return _in_chunks(module, self._to_features(_given(x)))
+
+
+class TokenEmbeddings(Block):
+    """Image embeddings [T, N, E] and the sample's tokens -> [1, S, E]. Computed on the CPU."""
+
+    def build(self) -> nn.Module:
+        language = self.spec.language
+        # nn.Embedding's own constructor would draw random numbers, which on "meta" imports torch's compiler first.
+        table = nn.Embedding.from_pretrained(torch.empty(language.vocab_size, language.hidden_size))
+        return Embed(table, self.spec.image_token_id)
+
+    def checkpoint_name(self, parameter: str) -> str:
+        assert parameter == "embed_tokens.weight"
+        return EMBED_TOKENS
+
+    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+        # Where the table is narrower than the image embeddings, the sum of both takes the embeddings' dtype.
+        embeds_BSE = module(torch.tensor([sample.token_ids]), _given(x).flatten(0, 1))
+        return embeds_BSE.to(_given(x).dtype)
+
+
+class DecoderBlock(Block):
+    """[1, S, E] -> [1, S, E], attending causally over the whole sequence."""
+
+    def build(self) -> nn.Module:
+        return DecoderLayer(self.spec.language)
+
+    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+        h_1SE = _to_module(module, _given(x))
+        return module(h_1SE, self._rotary(h_1SE), _whole_sequence(h_1SE), None)[0]
+
+    def observed_outputs(self) -> Outputs:
+        return {
+            "self_attn.k_proj": (key_name(self.name), self._cached_keys),
+            "self_attn.v_proj": (value_name(self.name), lambda v_BSE: v_BSE),
+        }
+
+    def _cached_keys(self, k_BSE: Tensor) -> Tensor:
+        """Keys as the cache holds them: after the rotary embedding, which starts at position 0."""
+        k_BKSD = k_BSE.unflatten(-1, (-1, self.spec.language.head_dim)).transpose(1, 2)
+        positions_BS = _whole_sequence(k_BSE).position_ids
+        rotated_BKSD = operators.rotary_embedding(k_BKSD, *self._rotary(k_BSE), positions_BS)
+        return rotated_BKSD.transpose(1, 2).flatten(2)
+
+    def _rotary(self, x_BSE: Tensor) -> Rotary:
+        cos, sin = rotary_tables(self.spec.language, x_BSE.shape[1])
+        return Rotary(cos.to(x_BSE.device), sin.to(x_BSE.device))
+
+
+class Head(Block):
+    """[1, S, E] -> logits [1, S, vocab], the final norm included."""
+
+    def build(self) -> nn.Module:
+        language = self.spec.language
+        norm = vision.RMSNorm(language.hidden_size, language.rms_norm_eps)
+        linear = nn.Linear(language.hidden_size, language.vocab_size, bias=False)
+        return nn.Sequential(norm, linear)
+
+    def checkpoint_name(self, parameter: str) -> str:
+        return {"0.weight": "language_model.model.norm.weight", "1.weight": f"{LM_HEAD_LINEAR}.weight"}[parameter]
+
+    def module_name(self, checkpoint_name: str) -> str:
+        assert checkpoint_name == LM_HEAD_LINEAR
+        return "1"
+
+    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+        return module(_to_module(module, _given(x)))
+
+
+def _given(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x
+
+
+def _to_module(module: nn.Module, x: Tensor) -> Tensor:
+    weight = next(module.parameters())
+    return x.to(weight.device, weight.dtype)
+
+
+def _in_chunks(module: nn.Module, x: Tensor) -> Tensor:
+    """A module over [T, ...], a few tiles at a time; a sample without pictures has none and gives none."""
+    chunks = [module(_to_module(module, chunk)) for chunk in x.split(TILES_AT_ONCE)]
+    return torch.cat(chunks)
+
+
+def _whole_sequence(x_BSE: Tensor) -> CacheStep:
+    """Every token of one sequence from position 0 on."""
+    batch, seq = x_BSE.shape[:2]
+    positions_BS = torch.arange(seq, device=x_BSE.device).expand(batch, -1)
+    start_B = positions_BS.new_zeros(batch)
+    return CacheStep(positions_BS, write_index=start_B, length=start_B + seq)

@@ -1,0 +1,144 @@
+"""Samples on their way through the blocks of a model, one block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.errors import CapabilityError
+from r1v_export.quantization.artifact.artifact import Compute
+from r1v_export.quantization.calibration.activations import Activations
+from r1v_export.quantization.calibration.blocks import Block, materialize
+from r1v_export.quantization.calibration.dataset import Sample
+from r1v_export.quantization.calibration.key import Schedule
+from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
+from r1v_export.quantization.statistics.collector import not_finite, observe
+
+OnProgress = Callable[[int, int], None]
+"""Told how much of this run's work is done and how much there is, in a unit of no meaning."""
+
+Handle = Callable[[Block, nn.Module, BlockStatistics], None]
+"""Takes a block's module, and what was observed in it; a block that nobody had to observe has no statistics."""
+
+NOTHING_SEEN = BlockStatistics({}, {})
+
+ACTIVATION_MEMORY_BYTES = 4 << 30
+"""Activations between blocks that are kept in memory before they are spilled to disk."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a calibration is run. Nothing but the device changes a number of its result.
+
+    Attributes:
+        device: "cpu" computes in float32, "cuda" in the checkpoint's dtype.
+        activation_memory_bytes: with 0 all activations between blocks go to disk, and a run that follows a stopped one
+            computes nothing twice; otherwise it sends the samples through the finished blocks again.
+        work: folder that keeps what is done until the end, for a run that follows a stopped one; beside the result
+            where left out.
+        on_progress: called after every sample in every block.
+    """
+
+    device: str = "cpu"
+    activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES
+    work: Path | None = None
+    on_progress: OnProgress = lambda done, total: None
+
+
+DEFAULT = Execution()
+
+
+def compute_dtype(checkpoint: Checkpoint, device: str) -> Compute:
+    """What the model is run in: float32 on the CPU, on a GPU the checkpoint's own dtype.
+
+    Raises:
+        CapabilityError: there is no such device.
+    """
+    if device == "cpu":
+        return "float32"
+    if not torch.cuda.is_available():
+        raise CapabilityError("There is no CUDA GPU.", found=device, fix="calibrate with --device cpu")
+    return checkpoint.spec.dtype
+
+
+class Stream:
+    """One checkpoint, one set of samples, one device.
+
+    Args:
+        folder: for activations that memory does not hold.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        schedule: Schedule,
+        samples: Sequence[Sample],
+        folder: Path,
+        execution: Execution,
+    ) -> None:
+        self.checkpoint, self.schedule, self.samples = checkpoint, schedule, samples
+        self.device = torch.device(execution.device)
+        self.dtype = getattr(torch, compute_dtype(checkpoint, execution.device))
+        self.activations = Activations(folder, execution.activation_memory_bytes)
+        self.on_progress = execution.on_progress
+        self._done = self._total = 0
+
+    def run(self, finished: int, handle: Handle, on_finished: Callable[[Block], None], *, rounds: bool) -> None:
+        """Take every block after the first `finished` ones in turn.
+
+        The samples go through as far as anything is to be observed; where an earlier run left no activations to start
+        from, they first go through the finished blocks again.
+
+        Args:
+            handle: called for every block that the recipe quantizes.
+            on_finished: called for every block, after `handle`.
+            rounds: whether `handle` quantizes; for the time left.
+        """
+        schedule, last = self.schedule, self.schedule.last_observed
+        start = self.activations.resume_at(finished) if finished <= last else finished
+        self._plan_work(start, finished, rounds)
+        for index in range(start, len(schedule.blocks)):
+            block, module, seen = schedule.blocks[index], None, NOTHING_SEEN
+            if index <= last:
+                module = materialize(block, self.checkpoint, self.dtype, self.device)
+                seen = self._through(index, block, module, observed=index >= finished)
+            if index >= finished:
+                if schedule.is_quantized(block):
+                    handle(block, module or materialize(block, self.checkpoint, self.dtype, self.device), seen)
+                on_finished(block)
+                self._advance(schedule.rounding_work(index) if rounds else 0)
+            if index <= last:
+                self.activations.advance()
+
+    @torch.no_grad()
+    def _through(self, index: int, block: Block, module: nn.Module, observed: bool) -> BlockStatistics:
+        schedule = self.schedule
+        sites = schedule.observed_sites(block) if observed else []
+        outputs = observed and schedule.has_cache_scales(block)
+        with observe(block, module, sites, schedule.gram_sites(block), outputs) as observation:
+            for sample in self.samples:
+                observation.where = sample.name
+                given = self.activations.take(sample.index) if index else None
+                result = block.forward(module, sample, given)
+                if not result.isfinite().all():
+                    raise not_finite(f"the output of {block.name}", sample.name)
+                if index < schedule.last_observed:
+                    self.activations.put(sample.index, result)
+                self._advance(schedule.streaming_work(index, len(sample.token_ids), sample.tiles))
+        return observation.statistics()
+
+    def _plan_work(self, start: int, finished: int, rounds: bool) -> None:
+        blocks, schedule = range(start, len(self.schedule.blocks)), self.schedule
+        samples = [(len(sample.token_ids), sample.tiles) for sample in self.samples]
+        self._done = 0
+        self._total = sum(schedule.streaming_work(index, *sample) for index in blocks for sample in samples)
+        self._total += sum(schedule.rounding_work(index) for index in blocks if rounds and index >= finished)
+
+    def _advance(self, work: int) -> None:
+        self._done += work
+        self.on_progress(self._done, self._total)

@@ -1,0 +1,197 @@
+"""Calibration: samples stream through the model block by block, and every block is quantized as soon as it was seen.
+
+At any time one block's weights are held, one sample's activations within it, and of those between blocks as many as
+the caller allows; so memory does not grow with the depth of the model. A block that is done is written down: killed
+anywhere and started again, a calibration goes on with the next one and ends with the same bytes.
+
+The model runs in float throughout: what a block sees does not depend on how those before it were quantized, which is
+what lets shards of the samples be observed on several machines and merged, see `shards`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.listing import shorten
+from r1v_export.errors import InputError, UsageError
+from r1v_export.manifest import to_json
+from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock, quantize_block
+from r1v_export.quantization.artifact.artifact import (
+    RECIPE,
+    SCALES,
+    STATS,
+    InputEntry,
+    Stats,
+    checkpoint_fingerprint,
+    code_tensors,
+    read_stats,
+    scale_tensors,
+)
+from r1v_export.quantization.calibration.blocks import Block
+from r1v_export.quantization.calibration.blockwise_runner import DEFAULT, Execution, Stream, compute_dtype
+from r1v_export.quantization.calibration.dataset import CalibrationSet
+from r1v_export.quantization.calibration.key import Plan, Schedule, make_plan
+from r1v_export.quantization.calibration.resume import BlockRecord, Work, work_folder, write_text
+from r1v_export.quantization.recipe import Imported, Recipe
+from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, BlockStatistics
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    calibration: CalibrationSet,
+    out: Path,
+    execution: Execution = DEFAULT,
+) -> Stats:
+    """Quantize a checkpoint's linears as a recipe says, and write the result as an `artifact.Artifact`.
+
+    Args:
+        calibration: a whole set; for shards of one see `shards`.
+        out: must not exist or be empty.
+
+    Raises:
+        UsageError: the recipe does not fit the model, or `out` holds something.
+        InputError: no sample reaches an input whose statistics are needed, or only zeros, or NaN or infinity does.
+        CheckpointError: a weight is NaN or infinite.
+        CapabilityError: there is no such device.
+    """
+    if calibration.shard.count > 1:
+        raise UsageError("One shard is no calibration.", found=f"shard {calibration.shard}", fix="merge all shards")
+    compute = compute_dtype(checkpoint, execution.device)
+    plan = make_plan(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
+    schedule = make_schedule(checkpoint, recipe)
+    done, unfinished = is_done(plan, out), Work(execution.work or work_folder(out), plan)
+    if done:
+        unfinished.clear()
+        return read_stats(out)
+    quantization = Quantization(schedule, unfinished)
+    stream = Stream(checkpoint, schedule, calibration.samples, unfinished.activations, execution)
+    stream.run(quantization.finished, quantization.quantize, quantization.finish_block, rounds=True)
+    return quantization.finish(out)
+
+
+def make_schedule(checkpoint: Checkpoint, recipe: Recipe) -> Schedule:
+    """
+    Raises:
+        UsageError: the recipe does not fit the model, or leaves it as it is.
+    """
+    schedule = Schedule(checkpoint.spec, recipe)
+    imported = [name for name, scheme in schedule.schemes.items() if isinstance(scheme.weights, Imported)]
+    if imported:
+        raise UsageError(
+            "The recipe describes a checkpoint that came quantized: nothing can be calibrated by it.",
+            where=f"recipe {recipe.name}",
+            expected="algorithm: rtn, awq, gptq or smoothquant",
+            found=f"algorithm: imported at {shorten(imported)}",
+            fix="build that checkpoint without --recipe",
+        )
+    if not schedule.schemes:
+        raise UsageError(
+            "The recipe quantizes nothing.",
+            where=f"recipe {recipe.name}",
+            expected="a rule with a scheme",
+            fix="build with --precision bf16, which needs no calibration",
+        )
+    return schedule
+
+
+def is_done(plan: Plan, out: Path) -> bool:
+    """Whether `out` holds the result of this plan already.
+
+    Raises:
+        UsageError: it holds anything else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if (out / STATS).is_file() and read_stats(out).fingerprint == plan.fingerprint:
+        return True
+    raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
+
+
+class Quantization:
+    """Blocks becoming files, one after the other."""
+
+    def __init__(self, schedule: Schedule, work: Work) -> None:
+        self.schedule, self.work = schedule, work
+        self._record = BlockRecord()
+
+    @property
+    def finished(self) -> int:
+        """How many blocks, from the first on, are done."""
+        names = [block.name for block in self.schedule.blocks]
+        return next((i for i, name in enumerate(names) if self.work.record(name) is None), len(names))
+
+    def quantize(self, block: Block, module: nn.Module, seen: BlockStatistics) -> None:
+        """Quantize a block's linears and write what becomes of them.
+
+        Raises:
+            InputError: nothing, or nothing but zeros, was seen where an algorithm needs to have seen something.
+        """
+        for site in self.schedule.observed_sites(block):
+            _require_seen(site.name, seen.activations[site.name])
+        tensors: Mapping[str, Tensor] = {block.checkpoint_name(k): v for k, v in module.state_dict().items()}
+        recipe = self.schedule.recipe
+        quantized = quantize_block(block.sites, self.schedule.schemes, tensors, seen, recipe.observer, recipe.kv_cache)
+        warning = quantized.kv.warning if quantized.kv else None
+        inputs = {name: summary(statistics) for name, statistics in seen.activations.items()}
+        self.keep(block, quantized, BlockRecord(inputs=inputs, warnings=(warning,) if warning else ()))
+
+    def keep(self, block: Block, quantized: QuantizedBlock, record: BlockRecord) -> None:
+        """Write what becomes of a block's linears."""
+        self.work.write_block(block.name, code_tensors(quantized), scale_tensors(block.name, quantized))
+        self._record = record
+
+    def finish_block(self, block: Block) -> None:
+        self.work.finish_block(block.name, self._record)
+        self._record = BlockRecord()
+
+    def finish(self, out: Path) -> Stats:
+        """Write what concerns all blocks, and move the result to `out`."""
+        plan, work = self.work.plan, self.work
+        records = [record for block in self.schedule.blocks if (record := work.record(block.name))]
+        stats = Stats(
+            fingerprint=plan.fingerprint,
+            checkpoint=plan.checkpoint,
+            compute=plan.compute,
+            samples=plan.samples,
+            inputs={name: entry for record in records for name, entry in record.inputs.items()},
+            warnings=tuple(warning for record in records for warning in record.warnings),
+        )
+        quantized = [block.name for block in self.schedule.blocks if self.schedule.is_quantized(block)]
+        work.join_scales(quantized, work.result / SCALES)
+        write_text(work.result / RECIPE, plan.recipe.to_yaml())
+        write_text(work.result / STATS, to_json(stats.model_dump(mode="json")))
+        work.finish(out)
+        return stats
+
+
+def summary(statistics: ActivationStatistics) -> InputEntry:
+    """What people want to know of an input's statistics."""
+    return InputEntry(
+        tokens=int(statistics.rows),
+        absmax=statistics.absmax,
+        mean=float(statistics.channel_mean.mean()),
+        median_channel_absmax=float(statistics.channel_absmax.median()),
+    )
+
+
+def _require_seen(name: str, statistics: ActivationStatistics) -> None:
+    if statistics.rows == 0:
+        raise InputError(
+            "No calibration sample reaches a linear that the recipe quantizes.",
+            where=name,
+            expected="samples with pictures for vision tower and projector",
+            fix="add such samples, or leave this linear out of the recipe",
+        )
+    if statistics.absmax == 0:
+        raise InputError(
+            "All activations that enter a linear are zero: there is nothing to take a scale from.",
+            where=name,
+            found=f"{int(statistics.rows)} vectors of zeros",
+            fix="use other samples; if all of them give zeros, the checkpoint is damaged (a norm of zeros?), or "
+            "leave this linear out of the recipe",
+        )

@@ -1,0 +1,228 @@
+"""Calibration samples: pictures and texts through the real tiler and prompt template, in a fixed order, each hashed.
+
+A calibration set is one of
+* nothing: the built-in generator's calibration pictures and questions, for r1v-nano;
+* a `.jsonl` file, or a folder that holds one: a line is `{"image": "a.png", "prompt": "...", "answer": "..."}`, with
+  `images` (a list) for several pictures, none for text alone, and optionally `thought`; paths are relative to the file;
+* a folder saved with Hugging Face `datasets`, with columns of the same names (`question` stands for `prompt` too).
+
+Where there is no answer the model's own greedy continuation takes its place: a reasoning model spends most of its
+tokens on its thought, so it has to be calibrated on thoughts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.errors import InputError, UsageError
+from r1v_export.manifest import to_json
+from r1v_export.quantization.calibration.raw_examples import Record
+from r1v_export.reference.preprocess import pixel_values, tile_image
+from r1v_export.reference.prompt import TEMPLATES, THOUGHT_END, Template, Turn, encode
+from r1v_export.reference.tokenizer import Tokenizer
+
+Continuation = Callable[[Sequence[Record]], Sequence[Sequence[int]]]
+"""Gives the token ids of the model's greedy answer to each record, its stop token included."""
+
+_CONTINUED_AT_ONCE = 8
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """The part of a calibration set that one of `count` runs takes: every `count`-th sample from `index` on."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(
+                "There is no such shard.",
+                expected="1/N to N/N",
+                found=str(self),
+                fix="give --shard as 1/4, for example",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read "2/8", the second of eight.
+
+        Raises:
+            UsageError: not two whole numbers with a slash between them, or no such shard.
+        """
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal()):
+            raise UsageError("The shard is not understood.", expected="such as 2/8", found=text)
+        return cls(int(index) - 1, int(count))
+
+    def __str__(self) -> str:
+        return f"{self.index + 1}/{self.count}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence that goes through the model.
+
+    Attributes:
+        index: position in the whole calibration set, whatever the shard.
+        name: where it comes from, without a path.
+        sha256: hash of its token ids and of its pictures' pixels.
+        token_ids: prompt, image tokens and reply.
+        tiles: number of tiles of all its pictures.
+        pixels: makes its tiles, normalized, float32 [tiles, 3, S, S].
+    """
+
+    index: int
+    name: str
+    sha256: str
+    token_ids: tuple[int, ...]
+    tiles: int
+    pixels: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The samples of one shard, of `total` in the whole set; `sha256` is of the whole set's names and texts."""
+
+    samples: tuple[Sample, ...]
+    shard: Shard
+    total: int
+    sha256: str
+
+
+def prepare(
+    records: Sequence[Record],
+    checkpoint: Checkpoint,
+    *,
+    shard: Shard | None = None,
+    continuation: Continuation | None = None,
+    max_tokens: int | None = None,
+    on_sample: Callable[[], None] = lambda: None,
+) -> CalibrationSet:
+    """Make samples of records: decode every picture once, tile and tokenize; nothing but hashes and tokens is kept.
+
+    Args:
+        shard: the part to prepare; the whole set where left out.
+        continuation: the model's own answers to records that have none; left out, their prompts stand alone.
+        max_tokens: a longer sample loses the end of its reply; the model's context length where left out.
+        on_sample: called after each.
+
+    Raises:
+        InputError: no records, no pictures in any of them, a picture that cannot be used, a prompt too long.
+    """
+    shard = shard or Shard()
+    _require_pictures(records)
+    if shard.count > len(records):
+        raise InputError(
+            "There are more shards than calibration samples.", expected=f"at most {len(records)}", found=shard.count
+        )
+    context = checkpoint.spec.language.max_position_embeddings
+    maker = _SampleMaker(checkpoint, min(max_tokens or context, context))
+    indices = range(shard.index, len(records), shard.count)
+    replies = _own_replies([records[index] for index in indices], continuation)
+    samples = []
+    for index, reply in zip(indices, replies, strict=True):
+        samples.append(maker.make(index, records[index], reply))
+        on_sample()
+    return CalibrationSet(tuple(samples), shard, len(records), _texts_sha256(records))
+
+
+def _require_pictures(records: Sequence[Record]) -> None:
+    if not records:
+        raise InputError("The calibration set is empty.", expected="at least one sample", found="none")
+    if not any(record.images for record in records):
+        raise InputError(
+            "No sample of the calibration set shows a picture.",
+            expected="pictures and prompts, as the model will be used",
+            found=f"{len(records)} texts alone",
+            fix="name pictures under `image`; without them vision tower and projector cannot be calibrated",
+        )
+
+
+def _own_replies(records: Sequence[Record], continuation: Continuation | None) -> list[Sequence[int] | None]:
+    """The model's own reply to each record without an answer, None for the others."""
+    replies: list[Sequence[int] | None] = [None] * len(records)
+    if continuation is None:
+        return replies
+    unanswered = [index for index, record in enumerate(records) if record.answer is None]
+    for start in range(0, len(unanswered), _CONTINUED_AT_ONCE):
+        batch = unanswered[start : start + _CONTINUED_AT_ONCE]
+        for index, reply in zip(batch, continuation([records[index] for index in batch]), strict=True):
+            replies[index] = reply
+    return replies
+
+
+class _SampleMaker:
+    """One checkpoint's tokenizer, template and tiling, applied to records."""
+
+    def __init__(self, checkpoint: Checkpoint, max_tokens: int) -> None:
+        self.spec, self.max_tokens = checkpoint.spec, max_tokens
+        self.tokenizer = Tokenizer.from_folder(checkpoint.folder)
+        self.template: Template = TEMPLATES[self.spec.template]
+
+    def make(self, index: int, record: Record, reply: Sequence[int] | None) -> Sample:
+        images = record.load_images()
+        tiling = self.spec.tiling
+        tiles = [len(tile_image(image, tiling)) for image in images]
+        token_ids = tuple(self._prompt_ids(record, tiles) + self._reply_ids(record, reply))[: self.max_tokens]
+
+        def pixels() -> np.ndarray:
+            return pixel_values(record.load_images(), tiling)[0]
+
+        return Sample(index, record.name, _sha256(token_ids, images), token_ids, sum(tiles), pixels)
+
+    def _prompt_ids(self, record: Record, tiles_per_image: Sequence[int]) -> list[int]:
+        turn = Turn("user", record.prompt, images=len(tiles_per_image))
+        think = record.answer is None or record.thought is not None or THOUGHT_END in record.answer
+        tokens_per_tile = self.spec.tokens_per_tile
+        try:
+            return encode(
+                self.tokenizer,
+                self.template,
+                [turn],
+                tiles_per_image,
+                tokens_per_tile,
+                think=think,
+                max_length=self.max_tokens,
+            )
+        except InputError as error:
+            raise InputError(
+                error.what, where=record.name, expected=error.expected, found=error.found, fix=error.fix
+            ) from error
+
+    def _reply_ids(self, record: Record, own_reply: Sequence[int] | None) -> list[int]:
+        if record.answer is None:
+            return list(own_reply or ())
+        thought = "" if record.thought is None else f"{record.thought}\n{THOUGHT_END}\n\n"
+        stop = self.tokenizer.special_id(self.template.stop_tokens[0])
+        return [*self._encode_reply(thought + record.answer), stop]
+
+    def _encode_reply(self, text: str) -> list[int]:
+        """Ids of a reply, the end of its thought being one token where the tokenizer has it."""
+        end = self.tokenizer.token_id(THOUGHT_END)
+        if end is None:
+            return self.tokenizer.encode_text(text)
+        thought, *rest = text.split(THOUGHT_END)
+        ids = self.tokenizer.encode_text(thought)
+        for part in rest:
+            ids += [end, *self.tokenizer.encode_text(part)]
+        return ids
+
+
+def _texts_sha256(records: Sequence[Record]) -> str:
+    texts = [(record.name, len(record.images), record.prompt, record.thought, record.answer) for record in records]
+    return hashlib.sha256(to_json(texts).encode()).hexdigest()
+
+
+def _sha256(token_ids: Sequence[int], images: Iterable[Image.Image]) -> str:
+    digest = hashlib.sha256(np.asarray(token_ids, dtype="<i8").tobytes())
+    for image in images:
+        digest.update(f"{image.width}x{image.height}".encode())
+        digest.update(image.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,236 @@
+"""A quantized checkpoint as the artifact that calibration would have made: its own codes and scales, bit for bit.
+
+A factor on a linear's input (`pre_quant_scale`) moves into the norm, or the unquantized linear, that makes the input.
+Else it stays with the linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.quantized.layout import Decoded, LinearLayout
+from r1v_export.checkpoint.quantized.quantized_linears import Quantized
+from r1v_export.errors import CheckpointError
+from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock
+from r1v_export.quantization.algorithms.shared_scales import share_input_scale
+from r1v_export.quantization.artifact.artifact import Stats, checkpoint_fingerprint, read_stats
+from r1v_export.quantization.calibration.blocks import Block
+from r1v_export.quantization.calibration.blockwise_runner import OnProgress
+from r1v_export.quantization.calibration.calibrate import Quantization, is_done
+from r1v_export.quantization.calibration.key import Plan, Schedule
+from r1v_export.quantization.calibration.resume import BlockRecord, Work, work_folder
+from r1v_export.quantization.groups import Site, sites
+from r1v_export.quantization.kv_scales import KVScales
+from r1v_export.quantization.quantized_linear import QuantizedLinear
+from r1v_export.quantization.recipe import GROUP_SIZES, Imported, Inputs, Recipe, Rule, Scheme
+
+_ORIGINAL = "use the checkpoint it was quantized from, and quantize with `r1v-export build --precision`"
+
+
+def imported_recipe(checkpoint: Checkpoint) -> Recipe:
+    """What a quantized checkpoint's linears are, as a recipe: one rule for each way of quantizing.
+
+    Raises:
+        CheckpointError: groups of a size that no target has, or factors on inputs that only some readers of a tensor
+            have.
+    """
+    quantized = checkpoint.quantized
+    assert quantized is not None, "the caller imports quantized checkpoints only"
+    kept = {name for site in sites(checkpoint.spec) if _keeps_factor(site, quantized) for name in site.linears}
+    rules: dict[tuple[str, bool], tuple[Scheme, list[str]]] = {}
+    for name, linear in quantized.linears.items():
+        scheme = _scheme(linear.layout, name in kept)
+        rules.setdefault((linear.layout.name, name in kept), (scheme, []))[1].append(name)
+    return Recipe(
+        name=f"imported-{quantized.format.method}",
+        description=f"As the checkpoint came: {'; '.join(dict.fromkeys(name for name, _ in rules))}.",
+        rules=tuple(Rule(modules=tuple(names), scheme=scheme) for scheme, names in rules.values()),
+        kv_cache="fp8" if quantized.cache_scales else None,
+    )
+
+
+def _keeps_factor(site: Site, quantized: Quantized) -> bool:
+    """Whether what a site's input is multiplied by must stay there: nothing before it could take it up, or only the
+    scales of another quantized linear, which are to stay as they came."""
+    factor_I, fold = _factor(site, quantized), site.fold
+    if factor_I is None or fold is None:
+        return factor_I is not None
+    from_quantized = any(name.removesuffix(".weight") in quantized.linears for name in fold.tensors)
+    return from_quantized or not torch.equal(fold.shared(factor_I), factor_I)
+
+
+def _factor(site: Site, quantized: Quantized) -> Tensor | None:
+    """What all linears of a site multiply their input by, [in]; None where that is nothing but ones."""
+    linears = {name: quantized.linears.get(name) for name in site.linears}
+    found = {name: linear.pre_scale() if linear else None for name, linear in linears.items()}
+    first = next((scale for scale in found.values() if scale is not None), None)
+    apart = [name for name, own in found.items() if first is not None and (own is None or not torch.equal(own, first))]
+    if apart:
+        raise CheckpointError(
+            "Linears that read one tensor multiply it by factors of their own (pre_quant_scale).",
+            where=", ".join(site.linears),
+            expected="the same for all of them",
+            found=f"another, or none, at {', '.join(apart)}",
+            fix=_ORIGINAL,
+        )
+    return first
+
+
+def _scheme(layout: LinearLayout, input_factor: bool) -> Scheme:
+    if layout.group_size not in (None, *GROUP_SIZES):
+        raise CheckpointError(
+            "The checkpoint's groups are of a size that no target takes.",
+            where=layout.name,
+            expected=f"groups of {', '.join(map(str, GROUP_SIZES))} inputs",
+            found=layout.group_size,
+            fix=_ORIGINAL,
+        )
+    granularity: Literal["tensor", "channel", "group"]
+    granularity = "group" if layout.group_size else "tensor" if layout.per_tensor else "channel"
+    weights = Imported(
+        type=layout.codes,
+        granularity=granularity,
+        group_size=layout.group_size,
+        algorithm="imported",
+        input_factor=input_factor,
+    )
+    mode = {"fp8 static": "static", "fp8 dynamic": "dynamic"}.get(layout.inputs or "")
+    return Scheme(weights=weights, inputs=Inputs.model_validate({"type": "fp8", "mode": mode}) if mode else None)
+
+
+def import_quantized(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    work: Path | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Stats:
+    """Write a quantized checkpoint's codes and scales as an `artifact.Artifact`, one block at a time.
+
+    Args:
+        out: must not exist or be empty.
+        work: keeps what is done until the end, for a run that follows a stopped one; beside `out` where left out.
+        on_progress: called after every block.
+
+    Raises:
+        UsageError: `out` holds something.
+        CheckpointError: a scale is not a positive, finite number, or codes are not what the format allows.
+    """
+    quantized = checkpoint.quantized
+    assert quantized is not None, "the caller imports quantized checkpoints only"
+    recipe = imported_recipe(checkpoint)
+    plan = Plan(
+        checkpoint=checkpoint_fingerprint(checkpoint), recipe=recipe, compute="float32", shard="1/1", samples=()
+    )
+    done, unfinished = is_done(plan, out), Work(work or work_folder(out), plan)
+    if done:
+        unfinished.clear()
+        return read_stats(out)
+    schedule = Schedule(checkpoint.spec, recipe)
+    quantization = Quantization(schedule, unfinished)
+    finished = quantization.finished
+    for index, block in enumerate(schedule.blocks):
+        if index >= finished:
+            if schedule.is_quantized(block):
+                quantization.keep(block, *_import_block(block, checkpoint, quantized))
+            quantization.finish_block(block)
+        on_progress(index + 1, len(schedule.blocks))
+    return quantization.finish(out)
+
+
+@dataclass
+class _BlockImport:
+    """One block on its way."""
+
+    linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    overrides: dict[str, Tensor] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    largest_value_factor: float = 1.0
+    """How much larger cached values may become by a factor that moves into v_proj."""
+
+
+def _import_block(block: Block, checkpoint: Checkpoint, quantized: Quantized) -> tuple[QuantizedBlock, BlockRecord]:
+    state = _BlockImport()
+    for site in block.sites:
+        names = [name for name in site.linears if name in quantized.linears]
+        decoded = {name: quantized.linears[name].decode() for name in names}
+        linears = [_linear(decoded[name], quantized.linears[name].layout) for name in names]
+        state.linears |= zip(names, _with_one_input_scale(site, names, linears, state), strict=True)
+    for site in block.sites:
+        factor_I = _factor(site, quantized)
+        if factor_I is not None and _keeps_factor(site, quantized):
+            state.linears |= {n: replace(state.linears[n], input_factor=factor_I) for n in site.linears}
+        elif factor_I is not None:
+            _move_factor(site, factor_I, state, checkpoint)
+    kv = _cache_scales(block, quantized, state.largest_value_factor)
+    return QuantizedBlock(state.linears, state.overrides, kv), BlockRecord(warnings=tuple(state.warnings))
+
+
+def _linear(decoded: Decoded, layout: LinearLayout) -> QuantizedLinear:
+    scale = decoded.scale.expand(decoded.codes.shape[0]).contiguous() if decoded.scale.ndim == 0 else decoded.scale
+    return QuantizedLinear(
+        codes=decoded.codes,
+        weight_type=layout.codes,
+        scale=scale,
+        zero_point=decoded.zero_point,
+        group_size=layout.group_size,
+        input_type="fp8" if layout.inputs else None,
+        input_scale=decoded.input_scale,
+    )
+
+
+def _with_one_input_scale(
+    site: Site, names: Sequence[str], linears: Sequence[QuantizedLinear], state: _BlockImport
+) -> Sequence[QuantizedLinear]:
+    """Linears that read one tensor round it once, by the largest of their scales."""
+    scales = {float(linear.input_scale) for linear in linears if linear.input_scale is not None}
+    if len(scales) < 2:
+        return linears
+    listed = ", ".join(f"{scale:g}" for scale in sorted(scales))
+    state.warnings.append(f"{', '.join(names)} read one tensor with input scales of their own ({listed}): the largest.")
+    return share_input_scale(names, linears)
+
+
+def _move_factor(site: Site, factor_I: Tensor, state: _BlockImport, checkpoint: Checkpoint) -> None:
+    """Put the factor of a site's input into what makes the input."""
+    fold = site.fold
+    assert fold is not None, "_keeps_factor says so"
+    factor_O = fold.of_source(factor_I)
+    for name in fold.tensors:
+        _multiply(name, factor_O, state, checkpoint)
+    if fold.makes_values:
+        state.largest_value_factor = max(1.0, float(factor_O.max()))
+
+
+def _multiply(name: str, factor_O: Tensor, state: _BlockImport, checkpoint: Checkpoint) -> None:
+    """Make the rows of an unquantized linear, or the channels of a bias or a norm, as many times larger."""
+    tensor = state.overrides[name] if name in state.overrides else checkpoint.read(name).float()
+    state.overrides[name] = tensor * (factor_O[:, None] if tensor.ndim == 2 else factor_O)
+
+
+def _cache_scales(block: Block, quantized: Quantized, value_factor: float) -> KVScales | None:
+    index = _decoder_layer(block)
+    if index is None or not quantized.cache_scales:
+        return None
+    key, value = (float(stored.read()) for stored in quantized.cache_scales[index])
+    if not all(0 < scale < float("inf") for scale in (key, value)):
+        raise CheckpointError(
+            "A scale of the key-value cache cannot be used.",
+            where=block.name,
+            expected="positive, finite numbers",
+            found=f"{key:g} and {value:g}",
+            fix="download or copy the checkpoint again",
+        )
+    return KVScales("fp8", key=key, value=value * value_factor)
+
+
+def _decoder_layer(block: Block) -> int | None:
+    prefix = "language_model.model.layers."
+    return int(block.name.removeprefix(prefix)) if block.name.startswith(prefix) else None

@@ -1,0 +1,132 @@
+"""The folder of a calibration that is not finished: what is done for each block, so that it can go on after a stop.
+
+WORK/plan.json                        what is being calibrated; work of another plan is thrown away
+WORK/activations/                     between two blocks, see `activations`
+WORK/result/                          what becomes OUT when all is done
+WORK/result/{codes,statistics}/BLOCK.safetensors, WORK/scales/BLOCK.safetensors
+WORK/records/BLOCK.json               written last: the block is done
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
+from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
+from r1v_export.errors import UsageError
+from r1v_export.files import sync_folder, write_atomically
+from r1v_export.manifest import to_json
+from r1v_export.quantization.artifact.artifact import CODES, InputEntry
+from r1v_export.quantization.calibration.key import Plan
+
+PLAN = "plan.json"
+
+_OURS = {PLAN, f".{PLAN}.unfinished", "activations", "records", "result", "scales", "scratch"}
+"""All that a work folder can hold, at whatever moment it was left."""
+
+
+def work_folder(out: Path) -> Path:
+    """Where an unfinished calibration is kept unless told otherwise: beside its result."""
+    return out.with_name(f".{out.name}.work")
+
+
+class BlockRecord(BaseModel):
+    """What is told of a finished block."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inputs: dict[str, InputEntry] = {}
+    warnings: tuple[str, ...] = ()
+
+
+class Work:
+    """The unfinished calibration of one plan.
+
+    Args:
+        folder: made if it is not there; must be on the file system of the result.
+        plan: of the calibration; what is left of another one is removed.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
+        self.result = folder / "result"
+        text = to_json(plan.model_dump(mode="json"))
+        path = folder / PLAN
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            if folder.exists() and not {entry.name for entry in folder.iterdir()} <= _OURS:
+                raise UsageError("The work folder holds something else.", where=folder, fix="name another one")
+            shutil.rmtree(folder, ignore_errors=True)
+            write_text(path, text)
+
+    @property
+    def activations(self) -> Path:
+        return self.folder / "activations"
+
+    def record(self, block: str) -> BlockRecord | None:
+        """What was told of a block when it was finished; None where it is still to be done."""
+        path = self._record(block)
+        return BlockRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+    def write_block(self, block: str, codes: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
+        """Keep what a quantized block consists of."""
+        self.save(self.result / CODES / f"{block}.safetensors", codes)
+        self.save(self._scales(block), scales)
+
+    def finish_block(self, block: str, record: BlockRecord) -> None:
+        """Remember that a block is done."""
+        write_text(self._record(block), to_json(record.model_dump(mode="json")))
+
+    def join_scales(self, blocks: Sequence[str], path: Path) -> None:
+        """Write the scales of all blocks into one file, holding one tensor at a time."""
+        stored = [tensor for block in blocks for tensor in read_header(self._scales(block)).values()]
+        self._save(path, [NewTensor(s.name, s.dtype, s.shape, partial(_read_flat, s)) for s in stored])
+
+    def save(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write a safetensors file, whole or not at all, its tensors in order of their names."""
+        named = sorted(tensors.items())
+        self._save(path, [NewTensor(name, t.dtype, tuple(t.shape), partial(_flat, t)) for name, t in named])
+
+    def _save(self, path: Path, tensors: Sequence[NewTensor]) -> None:
+        scratch = self.folder / "scratch"
+        scratch.mkdir(exist_ok=True)
+        for _ in write_tensors(scratch, tensors, shards=1):
+            pass
+        (written,) = scratch.iterdir()
+        write_atomically(path, written.replace)
+
+    def finish(self, out: Path) -> None:
+        """Rename the result to `out` and remove everything else."""
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            out.rmdir()
+        self.result.replace(out)
+        sync_folder(out.parent)
+        self.clear()
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _record(self, block: str) -> Path:
+        return self.folder / "records" / f"{block}.json"
+
+    def _scales(self, block: str) -> Path:
+        return self.folder / "scales" / f"{block}.safetensors"
+
+
+def _flat(tensor: Tensor) -> list[Tensor]:
+    return [tensor.flatten().cpu()]
+
+
+def _read_flat(stored: StoredTensor) -> list[Tensor]:
+    return _flat(stored.read())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))

@@ -1,0 +1,69 @@
+"""The points that a weight's values are rounded to: a scale, and for uint4 a zero point, per row and group.
+
+One form for every weight type. A scale per output channel is one group as wide as the row.
+Shape letters: O output features, I input features, G groups, g inputs of a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear, WeightType, absmax, quantize, scale_for
+
+ROWS_AT_ONCE = 512
+"""Rows that are worked on at a time: temporaries stay small and in cache. Rows are independent of each other."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """scale [O, G] float32 and zero_point [O, G] int8 (uint4) or None (symmetric)."""
+
+    kind: WeightType
+    scale: Tensor
+    zero_point: Tensor | None
+
+    @classmethod
+    def of(cls, weight_OI: Tensor, kind: WeightType, group_size: int | None, shrink: float | Tensor = 1.0) -> Grid:
+        """The grid that just covers each group, or `shrink` (a number, or [O, G]) times as much.
+
+        Symmetric: scale = max|w| / largest code. uint4: scale = (max(w, 0) - min(w, 0)) / 15, and the zero point is
+        the code of 0, so that 0 is always on the grid.
+        """
+        weight_OGg = _grouped(weight_OI, group_size)
+        if kind != "uint4":
+            return cls(kind, scale_for(absmax(weight_OGg, -1) * shrink, kind), None)
+        low_OG, high_OG = torch.aminmax(weight_OGg, dim=-1)
+        low_OG, high_OG = low_OG.clamp(max=0) * shrink, high_OG.clamp(min=0) * shrink
+        scale_OG = scale_for(high_OG - low_OG, kind)
+        return cls(kind, scale_OG, (-low_OG / scale_OG).round().clamp(*RANGES[kind]).to(torch.int8))
+
+    def rows(self, rows: slice) -> Grid:
+        return Grid(self.kind, self.scale[rows], None if self.zero_point is None else self.zero_point[rows])
+
+    def codes(self, weight_OI: Tensor) -> Tensor:
+        """The nearest codes, [O, I]."""
+        starts = range(0, len(weight_OI), ROWS_AT_ONCE)
+        return torch.cat([self._codes(weight_OI, slice(start, start + ROWS_AT_ONCE)) for start in starts])
+
+    def _codes(self, weight_OI: Tensor, rows: slice) -> Tensor:
+        zero_point = None if self.zero_point is None else self.zero_point[rows, :, None]
+        weight_OGg = weight_OI[rows].unflatten(1, (self.scale.shape[1], -1))
+        return quantize(weight_OGg, self.scale[rows, :, None], self.kind, zero_point).flatten(1)
+
+    def round_trip(self, weight_OI: Tensor) -> Tensor:
+        """The nearest values on the grid, [O, I] float32."""
+        return self.linear(self.codes(weight_OI)).dequantize()
+
+    def linear(self, codes_OI: Tensor) -> QuantizedLinear:
+        """The weight-only quantized linear with these codes."""
+        groups = self.scale.shape[1]
+        if groups == 1 and self.kind in ("fp8", "int8"):
+            return QuantizedLinear(codes_OI, self.kind, self.scale[:, 0])
+        return QuantizedLinear(codes_OI, self.kind, self.scale, self.zero_point, codes_OI.shape[1] // groups)
+
+
+def _grouped(weight_OI: Tensor, group_size: int | None) -> Tensor:
+    return weight_OI.unflatten(1, (-1, weight_OI.shape[1] if group_size is None else group_size))

@@ -1,0 +1,136 @@
+"""What a quantized linear is, whichever algorithm made it, and the rounding that all of them and the graphs share.
+
+Rounding is that of ONNX QuantizeLinear: divide by the scale, round to nearest with ties to even, saturate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+WeightType = Literal["fp8", "int8", "int4", "uint4"]
+InputType = Literal["fp8", "int8"]
+
+RANGES: dict[str, tuple[float, float]] = {
+    "fp8": (-448.0, 448.0),
+    "int8": (-128.0, 127.0),
+    "int4": (-8.0, 7.0),
+    "uint4": (0.0, 15.0),
+}
+"""Smallest and largest code of each type; fp8 is E4M3FN, which has no infinity."""
+
+CODE_DTYPES: dict[str, torch.dtype] = {
+    "fp8": torch.float8_e4m3fn,
+    "int8": torch.int8,
+    "int4": torch.int8,
+    "uint4": torch.int8,
+}
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """A linear's weight as codes and scales, and how its input is quantized. The bias stays as it is.
+
+    weight[o, i] = (codes[o, i] - zero_point[o, g]) * scale[o, g], where g = i // group_size, or one scale per row.
+    """
+
+    codes: Tensor
+    """[out, in], float8_e4m3fn for fp8, else int8 (4-bit codes unpacked: -8..7 for int4, 0..15 for uint4)."""
+    weight_type: WeightType
+    scale: Tensor
+    """float32, [out] (per output channel) or [out, in / group_size]."""
+    zero_point: Tensor | None = None
+    """int8, shaped as `scale`; uint4 only."""
+    group_size: int | None = None
+    """Inputs that share a scale; None is per output channel."""
+    input_type: InputType | None = None
+    """None quantizes the weight only."""
+    input_scale: Tensor | None = None
+    """float32 scalar, static per tensor. None with `input_type` set is dynamic: one scale per token."""
+    input_factor: Tensor | None = None
+    """float32 [in], what the input is multiplied by before all else. Only imported checkpoints have it."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out features, in features)."""
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantize(self) -> Tensor:
+        """The weight that the linear computes with, [out, in] float32."""
+        if self.group_size is None:
+            return self.codes.float() * self.scale[:, None]
+        codes = self.codes.float().unflatten(1, (-1, self.group_size))
+        if self.zero_point is not None:
+            codes = codes - self.zero_point.float()[..., None]
+        return (codes * self.scale[..., None]).flatten(1)
+
+    def to(self, device: torch.device | str) -> QuantizedLinear:
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+    def problem(self) -> str | None:
+        """What is wrong with it, as an end of the sentence "This quantized linear has ...", or None."""
+        out_features, in_features = self.codes.shape if self.codes.ndim == 2 else (0, 0)
+        groups = () if self.group_size is None else (in_features // self.group_size,)
+        if self.codes.dtype != CODE_DTYPES[self.weight_type] or self.codes.ndim != 2:
+            return f"codes of {self.codes.dtype} {tuple(self.codes.shape)} for {self.weight_type}"
+        if self.group_size is not None and in_features % self.group_size:
+            return f"{in_features} input features, which groups of {self.group_size} do not divide"
+        if tuple(self.scale.shape) != (out_features, *groups):
+            return f"scales of shape {tuple(self.scale.shape)} instead of {(out_features, *groups)}"
+        if (self.weight_type == "uint4") != (self.zero_point is not None):
+            return "zero points without uint4 codes or uint4 codes without zero points"
+        if self.zero_point is not None and self.zero_point.shape != self.scale.shape:
+            return f"zero points of shape {tuple(self.zero_point.shape)} instead of {tuple(self.scale.shape)}"
+        if self.input_scale is not None and (self.input_type is None or self.input_scale.ndim):
+            return "an input scale that is not a scalar, or none of its inputs quantized"
+        if self.input_factor is not None and tuple(self.input_factor.shape) != (in_features,):
+            return f"factors on its input of shape {tuple(self.input_factor.shape)} instead of {(in_features,)}"
+        scales = [scale for scale in (self.scale, self.input_scale, self.input_factor) if scale is not None]
+        if not all(bool((scale.isfinite() & (scale > 0)).all()) for scale in scales):
+            return "a scale that is not a positive, finite number"
+        return None
+
+
+def quantize(values: Tensor, scale: Tensor, kind: str, zero_point: Tensor | None = None) -> Tensor:
+    """Codes of `values` on the grid of `scale` and `zero_point` (broadcast against them), in CODE_DTYPES[kind].
+
+    NaN stays NaN in fp8 and is 0 in integers: whoever calls has checked for it.
+    """
+    low, high = RANGES[kind]
+    codes = values / scale
+    if kind != "fp8":
+        codes.round_()
+    if zero_point is not None:
+        codes += zero_point
+    # The cast to float8 rounds to nearest even itself but gives NaN, not 448, beyond the range.
+    return codes.clamp_(low, high).to(CODE_DTYPES[kind])
+
+
+def round_trip(values: Tensor, scale: Tensor, kind: str) -> Tensor:
+    """`values` quantized and dequantized again, float32: what a Q/DQ pair computes."""
+    return quantize(values, scale, kind).float() * scale
+
+
+def token_scale(values: Tensor, kind: str) -> Tensor:
+    """Dynamic scales, one per token: the largest magnitude of the last axis over the type's largest code."""
+    return scale_for(values.abs().amax(-1, keepdim=True), kind)
+
+
+def absmax(values: Tensor, dim: int | None = None) -> Tensor:
+    """The largest magnitude, of all values or along an axis; NaN where one is. One pass, without the copy of `abs`."""
+    low, high = torch.aminmax(values, dim=dim)
+    return torch.maximum(-low, high)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether nothing is NaN or infinite; a ninth of the time of `isfinite().all()`, and no masks in memory."""
+    return bool(absmax(values).isfinite())
+
+
+def scale_for(threshold: Tensor, kind: str) -> Tensor:
+    """The symmetric scale that puts `threshold` on the largest code; 1 where the threshold is 0 (nothing to scale)."""
+    return torch.where(threshold > 0, threshold.float() / RANGES[kind][1], 1.0)

@@ -1,0 +1,80 @@
+"""Observers: from statistics of activations to the largest magnitude that a static scale still represents.
+
+    absmax      the largest magnitude seen: nothing is ever clipped
+    percentile  the magnitude below which so many per cent of all values lie
+    mse         the threshold with the least mean squared error of quantized against observed values
+    entropy     the threshold with the least Kullback-Leibler divergence of the distribution after quantization from the
+                observed one (Migacz 2017, "8-bit inference with TensorRT")
+
+The last two try thresholds down to 1/64 of the largest magnitude. They see the histogram, whose bins are wide against
+the steps of int8 near the threshold, so each bin counts as many points evenly spread over it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from r1v_export.quantization.quantized_linear import InputType, round_trip, scale_for
+from r1v_export.quantization.recipe import Observer
+from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, bin_edges
+
+POINTS_PER_BIN = 16
+CANDIDATES = 96
+"""Thresholds that are tried, 16 to each halving."""
+
+
+def threshold(statistics: ActivationStatistics, observer: Observer, kind: InputType) -> float:
+    """The magnitude to put on the largest code; 0 where all activations are 0."""
+    absmax = statistics.absmax
+    if observer.kind == "absmax" or absmax == 0:
+        return absmax
+    if observer.kind == "percentile":
+        return min(absmax, _percentile(statistics.histogram, observer.percentile))
+    loss = {"mse": _mean_square, "entropy": _divergence}[observer.kind]
+    points, mass, width = _points(statistics.histogram, absmax)
+    candidates = [absmax * 2 ** (-index / 16) for index in range(CANDIDATES)]
+    losses = [loss(points, mass, width, candidate, kind) for candidate in candidates]
+    return candidates[losses.index(min(losses))]
+
+
+def _percentile(histogram: Tensor, percentile: float) -> float:
+    """Linear between a bin's edges."""
+    edges, cumulative = bin_edges(), histogram.double().cumsum(0)
+    wanted = cumulative[-1] * percentile / 100
+    index = min(int(torch.searchsorted(cumulative, wanted)), len(histogram) - 1)
+    share = 1 - (cumulative[index] - wanted) / histogram[index].clamp(min=1)
+    return float(edges[index] + share * (edges[index + 1] - edges[index]))
+
+
+def _points(histogram: Tensor, absmax: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Magnitudes, how much of the distribution each stands for, and the width of the interval it stands for."""
+    edges = bin_edges()
+    used = histogram.nonzero().flatten()
+    low, high = edges[used], edges[used + 1].clamp(max=absmax)
+    width = (high - low).clamp(min=0)[:, None].expand(-1, POINTS_PER_BIN) / POINTS_PER_BIN
+    offsets = (torch.arange(POINTS_PER_BIN) + 0.5) * width
+    mass = (histogram[used].double() / histogram.sum() / POINTS_PER_BIN)[:, None].expand(-1, POINTS_PER_BIN)
+    return (low[:, None] + offsets).flatten(), mass.flatten(), width.flatten()
+
+
+def _mean_square(points: Tensor, mass: Tensor, width: Tensor, candidate: float, kind: InputType) -> float:
+    error = round_trip(points, scale_for(torch.tensor(candidate, dtype=torch.float64), kind).double(), kind) - points
+    return float((mass * error.square()).sum())
+
+
+def _divergence(points: Tensor, mass: Tensor, width: Tensor, candidate: float, kind: InputType) -> float:
+    """KL(P || Q) below the threshold: P has what is clipped added to its last interval; Q has the mass of each code
+    spread evenly over the values that the code stands for."""
+    inside = points <= candidate
+    if not inside.any():
+        return float("inf")
+    p, width = mass[inside].clone(), width[inside]
+    scale = scale_for(torch.tensor(candidate, dtype=torch.float64), kind).double()
+    _, code = round_trip(points[inside], scale, kind).unique(return_inverse=True)
+    mass_of_code = torch.zeros(int(code.max()) + 1, dtype=torch.float64).index_add(0, code, p)
+    width_of_code = torch.zeros_like(mass_of_code).index_add(0, code, width)
+    q = mass_of_code[code] * width / width_of_code[code]
+    p[-1] += mass[~inside].sum()
+    q = q / q.sum()
+    return float((p * (p / q).log()).sum())

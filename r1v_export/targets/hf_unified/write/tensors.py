@@ -1,0 +1,160 @@
+"""Every tensor of a unified checkpoint, in model order, each made when it is written.
+
+What the source stores in 16 bits is copied bit for bit. What calibration rewrote (norms and biases that took up AWQ's
+or SmoothQuant's scales) stays float32: loaders cast it, and nothing is lost on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.names import expected_tensors, stored_names
+from r1v_export.checkpoint.quantized.unified import (
+    ALGORITHMS,
+    INPUT_SCALE,
+    K_SCALE,
+    PRE_SCALE,
+    SCALE,
+    SCALE_2,
+    V_SCALE,
+    WEIGHT,
+    Algorithm,
+)
+from r1v_export.checkpoint.tensor_writer import NewTensor
+from r1v_export.quantization.algorithms.shared_scales import has_one_scale
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.groups import linear_shapes, sites
+from r1v_export.quantization.int4_packing import pack
+from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear
+from r1v_export.targets.hf_unified.write.formats import algorithms, stored_linears
+
+
+def unified_tensors(checkpoint: Checkpoint, artifact: Artifact) -> list[NewTensor]:
+    """
+    Raises:
+        UsageError: the layout does not hold one of the linears.
+    """
+    linears = _Linears(checkpoint, artifact)
+    tensors: dict[str, NewTensor] = {}
+    for name, shape in expected_tensors(checkpoint.spec).items():
+        linear = name.removesuffix(".weight")
+        made = linears.tensors(linear) if linear in linears.algorithms else _plain(checkpoint, artifact, name, shape)
+        for tensor in made:
+            tensors.setdefault(tensor.name, tensor)  # tied embeddings occur twice
+    for tensor in _cache_scales(checkpoint, artifact):
+        tensors[tensor.name] = tensor
+    return list(tensors.values())
+
+
+def _plain(checkpoint: Checkpoint, artifact: Artifact, name: str, shape: tuple[int, ...]) -> Iterator[NewTensor]:
+    """A tensor that is not quantized, cut along its rows where the layout has parts of it."""
+    rewritten = name in artifact.overrides
+    read = artifact.overrides[name] if rewritten else partial(checkpoint.read, name)
+    dtype = torch.float32 if rewritten else checkpoint.tensors[name].dtype
+    names = stored_names(name, checkpoint.spec)
+    for index, stored in enumerate(names):
+        yield NewTensor(stored, dtype, _rows(shape, len(names)), partial(_part, read, index, len(names)))
+
+
+def _rows(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    return (shape[0] // parts, *shape[1:])
+
+
+def _part(read: Callable[[], Tensor], index: int, parts: int) -> list[Tensor]:
+    tensor = read()
+    rows = tensor.shape[0] // parts
+    return [tensor[index * rows : (index + 1) * rows].flatten()]
+
+
+class _Linears:
+    """The quantized linears. The one that is being written is kept encoded: its tensors follow each other."""
+
+    def __init__(self, checkpoint: Checkpoint, artifact: Artifact) -> None:
+        self.spec, self.artifact = checkpoint.spec, artifact
+        self.algorithms = algorithms(checkpoint.spec, artifact.schemes)
+        self._shapes = linear_shapes(checkpoint.spec)
+        self._site_of = {linear: site.linears for site in sites(checkpoint.spec) for linear in site.linears}
+        self._compute = getattr(torch, checkpoint.spec.dtype)
+        self._encoded: tuple[str, dict[str, Tensor]] = ("", {})
+        self._scale_2: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
+
+    def tensors(self, linear: str) -> Iterator[NewTensor]:
+        layout = ALGORITHMS[self.algorithms[linear]]
+        group_size = self.artifact.schemes[linear].weights.group_size
+        names = stored_linears(linear, self.spec)
+        out_features, in_features = self._shapes[linear]
+        for index, name in enumerate(names):
+            for suffix, rule in layout.tensors.items():
+                if suffix == PRE_SCALE and len(self._site_of[linear]) > 1:
+                    continue
+                shape = rule.shape_for(out_features // len(names), in_features, group_size)
+                dtype = rule.dtypes[-1]
+                if suffix == PRE_SCALE and not self.artifact.schemes[linear].multiplies_input:
+                    dtype = self._compute  # ones
+                chunks = partial(self._chunks, linear, suffix, index, len(names))
+                yield NewTensor(f"{name}.{suffix}", dtype, shape, chunks)
+
+    def _chunks(self, linear: str, suffix: str, index: int, parts: int) -> list[Tensor]:
+        if self._encoded[0] != linear:
+            self._encoded = (linear, self._encode(linear))
+        tensor = self._encoded[1][suffix]
+        if suffix in (INPUT_SCALE, SCALE_2, PRE_SCALE) or not tensor.ndim:
+            return [tensor.flatten()]
+        return _part(lambda: tensor, index, parts)
+
+    def _encode(self, linear: str) -> dict[str, Tensor]:
+        quantized, algorithm = self.artifact.linear(linear), self.algorithms[linear]
+        tensors = encode(quantized, algorithm)
+        if algorithm == "W4A8_AWQ":
+            tensors[SCALE_2] = self._shared_scale_2(self._site_of[linear])
+        if PRE_SCALE in ALGORITHMS[algorithm].tensors:
+            factor = quantized.input_factor
+            tensors[PRE_SCALE] = torch.ones(quantized.shape[1]) if factor is None else factor
+        return tensors
+
+    def _shared_scale_2(self, linears: tuple[str, ...]) -> Tensor:
+        """What brings the largest weight of linears that runtimes fuse to FP8's largest number."""
+        if self._scale_2[0] != linears:
+            largest = torch.stack([_absmax(self.artifact.linear(linear)) for linear in linears]).max()
+            self._scale_2 = (linears, largest / RANGES["fp8"][1])
+        return self._scale_2[1]
+
+
+def encode(linear: QuantizedLinear, algorithm: Algorithm) -> dict[str, Tensor]:
+    """What the layout has of a linear itself, by suffix."""
+    tensors: dict[str, Tensor] = {WEIGHT: linear.codes, SCALE: linear.scale}
+    if ALGORITHMS[algorithm].grouped:
+        tensors[WEIGHT] = pack(linear.codes.T).T.contiguous()
+    if ALGORITHMS[algorithm].per_tensor:
+        assert has_one_scale([linear]), "a scheme of granularity `tensor` has one scale"
+        tensors[SCALE] = linear.scale[0]
+    if linear.input_scale is not None:
+        tensors[INPUT_SCALE] = linear.input_scale
+    return tensors
+
+
+def _absmax(linear: QuantizedLinear) -> Tensor:
+    """The largest magnitude of a weight in groups."""
+    codes_OG = linear.codes.unflatten(1, (linear.scale.shape[1], -1)).abs().amax(-1)
+    return (codes_OG * linear.scale).max()
+
+
+def _cache_scales(checkpoint: Checkpoint, artifact: Artifact) -> Iterator[NewTensor]:
+    for layer in range(checkpoint.spec.language.num_layers):
+        scales = artifact.kv_scales(layer)
+        if scales is None:
+            continue
+        (norm,) = stored_names(f"language_model.model.layers.{layer}.input_layernorm.weight", checkpoint.spec)
+        prefix = norm.removesuffix("input_layernorm.weight")
+        named: Mapping[str, float] = {prefix + K_SCALE: scales.key, prefix + V_SCALE: scales.value}
+        for name, scale in named.items():
+            yield NewTensor(name, torch.float32, (), partial(_scalar, scale))
+
+
+def _scalar(value: float) -> list[Tensor]:
+    return [torch.tensor([value])]

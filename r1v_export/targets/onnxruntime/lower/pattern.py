@@ -1,0 +1,60 @@
+"""Finding and replacing the few shapes of subgraph that our own exporters write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's contrib operators."""
+
+
+def maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes `value`, if it is of this operator."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
+def producer(value: ir.Value | None, op_type: str) -> ir.Node:
+    """The node that makes `value`.
+
+    Raises:
+        PreconditionError: it is not of the operator expected.
+    """
+    node = maker(value, op_type)
+    if node is None:
+        other = None if value is None else value.producer()
+        found = "an input or initializer" if other is None else other.op_type
+        raise ir.passes.PreconditionError(f"{value and value.name}: expected to come from {op_type}, not {found}")
+    return node
+
+
+def replace_node(old: ir.Node, new: ir.Node, results: Sequence[ir.Value | None]) -> None:
+    """Put `new` in the place of `old`; its outputs take over name, type and uses of `results`.
+
+    The nodes that made the results so far are left for `RemoveUnusedNodesPass`.
+    """
+    graph = old.graph
+    assert graph is not None
+    new.name = old.name
+    graph.insert_after(old, new)
+    for output, result in zip(new.outputs, results, strict=True):
+        if result is None:
+            continue
+        output.shape, output.type, output.name = result.shape, result.type, result.name
+        result.name = f"{result.name}/replaced"
+        ir.convenience.replace_all_uses_with(result, output, replace_graph_outputs=True)
+
+
+def before_heads(heads_BHSD: ir.Value | None) -> ir.Value:
+    """The [batch, seq, heads * head_dim] value that was split into heads."""
+    transpose = producer(heads_BHSD, "Transpose")
+    return producer(transpose.inputs[0], "Reshape").inputs[0]
+
+
+def after_heads(attended_BHSD: ir.Value) -> ir.Value:
+    """The [batch, seq, heads * head_dim] value that the heads of attention's result are merged into."""
+    (transpose,) = attended_BHSD.consumers()
+    (reshape,) = transpose.outputs[0].consumers()
+    return reshape.outputs[0]

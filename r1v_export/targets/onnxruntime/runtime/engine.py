@@ -1,0 +1,215 @@
+"""The contract's engine on ONNX Runtime sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from r1v_export import contract
+from r1v_export.config import Device
+from r1v_export.contract import Sizes
+from r1v_export.targets.onnxruntime.runtime.session import open_session
+from r1v_export.targets.onnxruntime.runtime.vision_blocks import with_vision_blocks
+
+ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
+"""What graphs may compute in here, by ONNX Runtime's name."""
+
+TOKENS_AT_ONCE = 256
+"""Image tokens whose tiles a CPU looks at together: activations of more leave its caches. InternViT's tiles, of 256
+tokens each, go one by one, which measured 4 % faster than four together; smaller ones gain from company."""
+
+
+class OnnxRuntimeEngine:
+    """Runs a bundle's four graphs. A graph is loaded when it is first needed.
+
+    Args:
+        folder: with `vision.onnx` and so on.
+        weights_root: what the graphs' weight locations are relative to.
+        sizes: of the model.
+        device: "cpu" or "cuda".
+        threads: that one operator may use on the CPU; the number of physical cores if None.
+        gpu: which one looks at pictures, of several; the decoder is on the first.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        folder: Path,
+        weights_root: Path,
+        sizes: Sizes,
+        device: Device = "cpu",
+        threads: int | None = None,
+        gpu: int = 0,
+    ) -> None:
+        self.folder, self.weights_root, self.sizes = folder, weights_root, sizes
+        self.device, self.threads, self.gpu = device, threads, gpu
+
+    def vision(self, pixel_values: np.ndarray) -> np.ndarray:
+        if self.device != "cpu":
+            return _run(self._vision, pixel_values)
+        tiles = max(1, TOKENS_AT_ONCE // self.sizes.tokens_per_tile)
+        starts = range(0, max(1, len(pixel_values)), tiles)
+        return np.concatenate([_run(self._vision, pixel_values[start : start + tiles]) for start in starts])
+
+    def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
+        """Output of each ViT block in turn, [tiles, positions, vit_hidden], for parity. Loads the vision graph again.
+
+        Raises:
+            CapabilityError: the graph was lowered so that blocks are no longer there to see.
+        """
+        for block in _run_all(self._vision_blocks, pixel_values)[1:]:
+            yield block.astype(np.float32, copy=False)
+
+    def projector(self, vision_features: np.ndarray) -> np.ndarray:
+        return _run(self._projector, vision_features)
+
+    def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
+        return _run(self._embed, input_ids, image_embeds)
+
+    def decoder(self, batch: int, capacity: int) -> OnnxRuntimeDecoder:
+        return OnnxRuntimeDecoder(self._decoder, self.sizes, batch, capacity, self.device)
+
+    @cached_property
+    def _vision(self) -> ort.InferenceSession:
+        return self._open(contract.VISION)
+
+    @cached_property
+    def _vision_blocks(self) -> ort.InferenceSession:
+        model = with_vision_blocks(self.folder / f"{contract.VISION}.onnx")
+        return open_session(model, self.weights_root, self.device, self.threads)
+
+    @cached_property
+    def _projector(self) -> ort.InferenceSession:
+        return self._open(contract.PROJECTOR)
+
+    @cached_property
+    def _embed(self) -> ort.InferenceSession:
+        # A look-up gains nothing from threads, and a second pool's threads, spinning for work between two decoder
+        # steps, would take the cores that the decoder needs.
+        return self._open(contract.EMBED, threads=1)
+
+    @cached_property
+    def _decoder(self) -> ort.InferenceSession:
+        return self._open(contract.DECODER)
+
+    def _open(self, graph: str, threads: int | None = None) -> ort.InferenceSession:
+        model, threads = self.folder / f"{graph}.onnx", threads or self.threads
+        return open_session(model, self.weights_root, self.device, threads, self.gpu)
+
+
+def _run(session: ort.InferenceSession, *arrays: np.ndarray) -> np.ndarray:
+    """The single output of a graph, float32, for its inputs in order."""
+    (result,) = _run_all(session, *arrays)
+    return result.astype(np.float32, copy=False)
+
+
+def _run_all(session: ort.InferenceSession, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Every output of a graph, for its inputs in order."""
+    inputs = session.get_inputs()
+    feeds = {
+        value.name: array.astype(ELEMENT_TYPES.get(value.type, array.dtype), copy=False)
+        for value, array in zip(inputs, arrays, strict=True)
+    }
+    return session.run(None, feeds)
+
+
+class OnnxRuntimeDecoder:
+    """The decoder graph with a key-value cache that no step copies.
+
+    Past and present of each layer are bound to one buffer [batch, kv_heads, capacity, head_dim], which ONNX Runtime
+    updates in place. One new token per row is a single run, bound once. Several new tokens (a prompt) run row by row,
+    each on its own part of the buffers and without its padding: GroupQueryAttention takes several tokens behind a
+    filled cache for one row only, and computing padding would cost more than batching gains.
+    """
+
+    def __init__(self, session: ort.InferenceSession, sizes: Sizes, batch: int, capacity: int, device: Device) -> None:
+        self.session, self.sizes, self.batch, self.capacity, self.device = session, sizes, batch, capacity, device
+        self.dtype = ELEMENT_TYPES[session.get_inputs()[0].type]
+        shape = (batch, sizes.kv_heads, capacity, sizes.head_dim)
+        names = [
+            pair
+            for layer in range(sizes.layers)
+            for pair in (
+                (contract.past_key(layer), contract.present_key(layer)),
+                (contract.past_value(layer), contract.present_value(layer)),
+            )
+        ]
+        zeros = (np.zeros(shape, self.dtype) for _ in names)
+        self.cache = {pair: ort.OrtValue.ortvalue_from_numpy(z, device) for pair, z in zip(names, zeros, strict=True)}
+        self._one_token = _BoundStep(self, first_row=0, rows=batch, seq=1)
+
+    def step(
+        self,
+        inputs_embeds: np.ndarray,
+        position_ids: np.ndarray,
+        cache_write_index: np.ndarray,
+        cache_length: np.ndarray,
+        logits_index: np.ndarray,
+    ) -> np.ndarray:
+        if inputs_embeds.shape[1] == 1:
+            return self._one_token.run(inputs_embeds, position_ids, cache_write_index, cache_length, logits_index)
+        logits_BV = np.empty((self.batch, self.sizes.vocab), dtype=np.float32)
+        for row in range(self.batch):
+            here, seq = slice(row, row + 1), int(logits_index[row]) + 1
+            logits_BV[row] = _BoundStep(self, first_row=row, rows=1, seq=seq).run(
+                inputs_embeds[here, :seq],
+                position_ids[here, :seq],
+                cache_write_index[here],
+                cache_write_index[here] + seq,
+                logits_index[here],
+            )
+        return logits_BV
+
+
+class _BoundStep:
+    """A run of the decoder with fixed shapes, its buffers bound once.
+
+    Args:
+        decoder: whose session and cache are used.
+        first_row, rows: the part of the cache's batch that takes part.
+        seq: new tokens per row.
+    """
+
+    def __init__(self, decoder: OnnxRuntimeDecoder, first_row: int, rows: int, seq: int) -> None:
+        sizes, self._on_cpu = decoder.sizes, decoder.device == "cpu"
+        self._session, self._binding = decoder.session, decoder.session.io_binding()
+        self._inputs = {
+            contract.INPUTS_EMBEDS: np.zeros((rows, seq, sizes.hidden), decoder.dtype),
+            contract.POSITION_IDS: np.zeros((rows, seq), np.int64),
+            contract.CACHE_WRITE_INDEX: np.zeros(rows, np.int64),
+            contract.CACHE_LENGTH: np.zeros(rows, np.int64),
+            contract.LOGITS_INDEX: np.zeros(rows, np.int64),
+        }
+        self._logits = np.zeros((rows, sizes.vocab), decoder.dtype)
+        self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._inputs.values()]
+        self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
+        self._bind_inputs()
+        self._binding.bind_ortvalue_output(contract.LOGITS, self._logits_value)
+        shape = (rows, sizes.kv_heads, decoder.capacity, sizes.head_dim)
+        row_bytes = sizes.kv_heads * decoder.capacity * sizes.head_dim * decoder.dtype.itemsize
+        for (past, present), buffer in decoder.cache.items():
+            memory = (decoder.device, 0, decoder.dtype, shape, buffer.data_ptr() + first_row * row_bytes)
+            self._binding.bind_input(past, *memory)
+            self._binding.bind_output(present, *memory)
+
+    def run(self, *arrays: np.ndarray) -> np.ndarray:
+        """Logits [rows, vocab] float32 for the inputs in the contract's order."""
+        for buffer, array in zip(self._inputs.values(), arrays, strict=True):
+            np.copyto(buffer, array, casting="same_kind")
+        if not self._on_cpu:
+            self._bind_inputs()  # Binding is what copies to a GPU; on the CPU the buffers themselves are read.
+        self._session.run_with_iobinding(self._binding)
+        return self._logits.astype(np.float32)
+
+    def _bind_inputs(self) -> None:
+        for name, value in zip(self._inputs, self._values, strict=True):
+            self._binding.bind_ortvalue_input(name, value)

@@ -1,0 +1,112 @@
+"""ONNX Runtime sessions, set up the way they run fastest, on the CPU or on a CUDA GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+import psutil
+from onnx import TensorProto
+
+from r1v_export.config import Device
+from r1v_export.errors import BundleError, CapabilityError
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+INT4_INPUTS = "r1v.int4_inputs"
+"""Metadata of an engine's graph: `OnnxRuntimeConfig.int4_inputs` of its build."""
+_INT4_ARITHMETIC = "session.qdq_matmulnbits_accuracy_level"
+_ACCURACY_LEVELS = {"float32": "1", "int8": "4"}
+_DEQUANTIZE_AT_LOAD = "session.disable_quant_qdq"
+_FP8 = {TensorProto.FLOAT8E4M3FN}
+_FOUR_BITS = {TensorProto.INT4, TensorProto.UINT4}
+_INT8_IN_FLOAT16 = {TensorProto.INT8, TensorProto.FLOAT16}
+
+
+def check_device(device: Device) -> None:
+    """Raise CapabilityError unless the installed ONNX Runtime can run on `device`."""
+    available = ort.get_available_providers()
+    if device == "cuda" and "CUDAExecutionProvider" not in available:
+        raise CapabilityError(
+            "This ONNX Runtime cannot use a CUDA GPU.",
+            where=f"onnxruntime {ort.__version__}",
+            expected="CUDAExecutionProvider",
+            found=", ".join(available),
+            fix="pip install 'r1v-export[onnxruntime-gpu]' on a machine with a CUDA GPU, or use --device cpu",
+        )
+
+
+def physical_cores() -> int:
+    """Cores this process may use, without hyper-threads: what suits dense arithmetic best."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
+
+
+def open_session(
+    model: Path | bytes, weights_root: Path, device: Device, threads: int | None = None, gpu: int = 0
+) -> ort.InferenceSession:
+    """A session on `model`, whose weights' locations are relative to `weights_root`.
+
+    Args:
+        model: an ONNX file or its content.
+        threads: that one operator may use, `physical_cores()` if None. (ONNX Runtime's own default halves the cores of
+            a machine without hyper-threads.)
+        gpu: which one, of several.
+
+    Raises:
+        CapabilityError: ONNX Runtime has no such device.
+        BundleError: the model or its weights are missing, or ONNX Runtime refuses them.
+    """
+    check_device(device)
+    where = weights_root if isinstance(model, bytes) else model
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores()
+    options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights_root))
+    try:
+        content = model if isinstance(model, bytes) else model.read_bytes()
+        for name, value in _quantization_entries(content).items():
+            options.add_session_config_entry(name, value)
+        session = ort.InferenceSession(content, options, providers=_providers(device, gpu))
+    except OSError as error:
+        raise BundleError(
+            "An engine cannot be read.", where=where, found=error, fix="build the bundle again"
+        ) from error
+    except Exception as error:  # ONNX Runtime raises a dozen classes that share no base.
+        raise BundleError(
+            "ONNX Runtime refuses an engine.",
+            where=where,
+            found=f"onnxruntime {ort.__version__}: {error}",
+            fix="run `r1v-export verify`; if the bundle is sound, build it again with this onnxruntime",
+        ) from error
+    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise CapabilityError(
+            "ONNX Runtime fell back to the CPU.",
+            where=where,
+            expected="CUDAExecutionProvider",
+            found=", ".join(session.get_providers()),
+            fix="check the GPU's driver and the CUDA and cuDNN libraries, or use --device cpu",
+        )
+    return session
+
+
+def _quantization_entries(content: bytes) -> dict[str, str]:
+    """How this graph's quantized weights are computed with, as entries of a session's configuration.
+
+    4-bit weights stay packed, in a fused kernel. There is none for FP8 weights: they are dequantized once, at load, and
+    not at every step, which takes sixteen times as long; ONNX Runtime does so only where it fuses nothing quantized.
+    In float16 it cannot fuse INT8: it takes results to be of the scales' type, float32, and refuses its own graph.
+    """
+    model = onnx.load_model_from_string(content)
+    kinds = {weight.data_type for weight in model.graph.initializer}
+    inputs = next((entry.value for entry in model.metadata_props if entry.key == INT4_INPUTS), "float32")
+    entries = {_INT4_ARITHMETIC: _ACCURACY_LEVELS[inputs]}
+    if (kinds & _FP8 and not kinds & _FOUR_BITS) or kinds >= _INT8_IN_FLOAT16:
+        entries[_DEQUANTIZE_AT_LOAD] = "1"
+    return entries
+
+
+def _providers(device: Device, gpu: int) -> list[Any]:
+    cuda = [("CUDAExecutionProvider", {"device_id": gpu})] if device == "cuda" else []
+    return [*cuda, "CPUExecutionProvider"]

@@ -1,0 +1,76 @@
+"""What an engine is, read from the files beside its plans: no TensorRT and no GPU are needed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from r1v_export.errors import BundleError
+from r1v_export.targets.tensorrt.build.plan import LAYERS, PlanInfo, read_info
+from r1v_export.targets.tensorrt.runtime.loading import PLANS
+
+_ATTENTION_KERNEL = "mha"
+"""In the name of a fused attention kernel."""
+
+
+def engine_facts(folder: Path) -> dict[str, Any]:
+    """Of each plan: its description, its layers, and what can be said of them in a line.
+
+    Raises:
+        BundleError: a file is missing or malformed.
+    """
+    return {name: _plan_facts(folder, name) for name in PLANS}
+
+
+def _plan_facts(folder: Path, name: str) -> dict[str, Any]:
+    info, layers = read_info(folder, name), _layers(folder / f"{name}{LAYERS}")
+    return {
+        "library": f"{info.library} {info.version}",
+        "compute_capabilities": list(info.compute_capabilities),
+        "profiles": [_profile_text(profile) for profile in info.profiles],
+        "plan_bytes": info.plan_bytes,
+        "weight_bytes": info.weight_bytes,
+        "plan_over_weights": round(info.plan_bytes / max(1, info.weight_bytes), 2),
+        "attention": _attention(info, layers),
+        "kernels": dict(Counter(layer["kind"] for layer in layers)),
+        "products": dict(Counter(_product_type(layer) for layer in layers if _is_product(layer))),
+        "fused_nodes": sum(len(layer["nodes"]) for layer in layers) - sum(1 for layer in layers if layer["nodes"]),
+        "layers": layers,
+    }
+
+
+def _attention(info: PlanInfo, layers: list[dict[str, Any]]) -> str:
+    kernels = sum(_ATTENTION_KERNEL in layer["name"] for layer in layers)
+    if not any("/Attention" in node for layer in layers for node in layer["nodes"]):
+        return "none"
+    return f"{kernels} fused kernels" if info.fused_attention else "several kernels each: TensorRT has no fused one"
+
+
+def _is_product(layer: dict[str, Any]) -> bool:
+    """A matrix product with a weight, alone (`gemm`) or with its neighbors in one kernel (`runtime_fusion`)."""
+    kinds = ("gemm", "runtime_fusion")
+    return layer["kind"] in kinds and bool(layer["constants"]) and any("/MatMul" in node for node in layer["nodes"])
+
+
+def _product_type(layer: dict[str, Any]) -> str:
+    """`FP8 x FP8 -> Half`: what a matrix product takes, its weight last, and what it gives."""
+    operands = [*layer["inputs"][:1], *layer["constants"][:1]] or ["?"]
+    return f"{' x '.join(operands)} -> {'/'.join(dict.fromkeys(layer['outputs'])) or '?'}"
+
+
+def _profile_text(profile: dict[str, tuple[int, int, int]]) -> str:
+    return ", ".join(f"{symbol} {least} to {most}" for symbol, (least, _, most) in profile.items())
+
+
+def _layers(path: Path) -> list[dict[str, Any]]:
+    try:
+        layers = json.loads(path.read_text(encoding="utf-8"))
+        fields = {"name", "kind", "inputs", "constants", "outputs", "nodes"}
+        if all(isinstance(layer, dict) and fields <= layer.keys() for layer in layers):
+            return list(layers)
+        found: object = "other fields"
+    except (OSError, ValueError, TypeError) as error:
+        found = error
+    raise BundleError("An engine's layers cannot be read.", where=path, found=found, fix="build the bundle again")

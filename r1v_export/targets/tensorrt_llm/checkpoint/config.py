@@ -1,0 +1,128 @@
+"""`config.json` of a checkpoint, and `quant_cfg.json` where linears are quantized in different ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import r1v_export
+from r1v_export.checkpoint.spec import LanguageSpec
+from r1v_export.quantization.kv_scales import CacheType
+from r1v_export.targets.tensorrt_llm.checkpoint.formats import MIXED, PRE_QUANT_SCALES, Algorithm, Format
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.pack import KernelLayout
+
+CONFIG, QUANTIZED_LAYERS = "config.json", "quant_cfg.json"
+ARCHITECTURE = "Qwen2ForCausalLM"
+HEAD = "lm_head"
+
+KV_CACHE: dict[CacheType, str] = {"fp8": "FP8", "int8": "INT8"}
+"""A recipe's cache type -> TensorRT-LLM's."""
+
+Formats = Mapping[tuple[int, str], Format | None]
+
+
+def checkpoint_config(
+    spec: LanguageSpec,
+    formats: Formats,
+    parallel: Parallel,
+    dtype: torch.dtype,
+    kv_cache: CacheType | None,
+    layout: KernelLayout = 80,
+) -> dict[str, Any]:
+    """What TensorRT-LLM must know of the model. `rotary_base` and `qwen_type` are always there: the first has a default
+    of 10000 that would silently be taken, and without the second the model is a Qwen of the first generation."""
+    return {
+        "producer": {"name": "r1v-export", "version": r1v_export.__version__, "kernel_layout": layout},
+        "architecture": ARCHITECTURE,
+        "dtype": str(dtype).removeprefix("torch."),
+        "logits_dtype": "float32",
+        "vocab_size": spec.vocab_size,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_size": spec.head_dim,
+        "hidden_act": "silu",
+        "norm_epsilon": spec.rms_norm_eps,
+        "position_embedding_type": "rope_gpt_neox",
+        "rotary_base": spec.rope_theta,
+        "rotary_scaling": None,
+        "rotary_embedding_dim": spec.head_dim,
+        "qwen_type": "qwen2",
+        "qk_layernorm": False,
+        "attn_bias": True,
+        "mlp_bias": False,
+        "use_logn_attn": False,
+        "use_parallel_embedding": False,
+        "embedding_sharding_dim": 0,
+        "share_embedding_table": False,
+        "tie_word_embeddings": False,
+        "disable_weight_only_quant_plugin": False,
+        "seq_length": min(8192, spec.max_position_embeddings),
+        "num_labels": 1,
+        "moe": {"num_experts": 0, "top_k": 0, "normalization_mode": 0},
+        "moe_intermediate_size": 0,
+        "moe_shared_expert_intermediate_size": 0,
+        "mapping": {"world_size": parallel.world, "tp_size": parallel.tp, "pp_size": parallel.pp},
+        "quantization": quantization(formats, parallel.layers(0, spec.num_layers), kv_cache),
+        "runtime_defaults": None,
+    }
+
+
+def quantization(formats: Formats, layers: range, kv_cache: CacheType | None) -> dict[str, Any]:
+    """The quantization of the whole model.
+
+    Args:
+        layers: of the first pipeline stage; the others are like it.
+    """
+    algorithm = overall(formats)
+    cache = KV_CACHE[kv_cache] if kv_cache else None
+    if algorithm is None:
+        return {"quant_algo": None, "kv_cache_quant_algo": cache}
+    if algorithm == MIXED:
+        return {"quant_algo": MIXED, "kv_cache_quant_algo": cache}
+    form = next(form for form in formats.values() if form is not None)
+    plain = [_name(layer, module) for (layer, module), other in formats.items() if other is None and layer in layers]
+    return {**_entry(form), "kv_cache_quant_algo": cache, "exclude_modules": [HEAD, *plain]}
+
+
+def layer_config(formats: Formats, layers: range, kv_cache: CacheType | None) -> dict[str, Any] | None:
+    """`quant_cfg.json`: the quantization linear by linear, where it differs; None where one algorithm is enough."""
+    if overall(formats) != MIXED:
+        return None
+    quantized = {
+        _name(layer, module): _entry(form)
+        for (layer, module), form in formats.items()
+        if form is not None and layer in layers
+    }
+    return {**quantization(formats, layers, kv_cache), "quantized_layers": quantized}
+
+
+def overall(formats: Formats) -> Algorithm | None:
+    """The one algorithm (with one group size) that the quantized linears have, or that they are mixed."""
+    found = {form for form in formats.values() if form is not None}
+    if len(found) > 1:
+        return MIXED
+    return next((form.algorithm for form in found), None)
+
+
+def _entry(form: Format) -> dict[str, Any]:
+    return {
+        "quant_algo": form.algorithm,
+        "group_size": form.group_size or 128,
+        "smoothquant_val": 0.5,
+        "clamp_val": None,
+        "use_meta_recipe": False,
+        "has_zero_point": form.algorithm == "W4A16_GPTQ",
+        "pre_quant_scale": form.algorithm in PRE_QUANT_SCALES,
+        "exclude_modules": [HEAD],
+    }
+
+
+def _name(layer: int, module: str) -> str:
+    return f"transformer.layers.{layer}.{module}"

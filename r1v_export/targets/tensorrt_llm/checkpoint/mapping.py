@@ -1,0 +1,136 @@
+"""Which GPU holds what: tensor parallel inside a layer, pipeline parallel over layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from r1v_export.checkpoint.spec import LanguageSpec
+from r1v_export.errors import UsageError
+from r1v_export.targets.tensorrt_llm.checkpoint.formats import FOUR_BITS, Format
+
+CUT_ALONG_INPUTS = ("attention.dense", "mlp.proj")
+"""Linears whose input features are shared out, their products summed over GPUs; of all others it is the outputs."""
+
+KERNEL_COLUMNS = {"W4A16_AWQ": 64, "W4A16_GPTQ": 64, "W4A8_AWQ": 128}
+"""Both feature counts of a 4-bit linear are multiples of this (or of the group) for every GPU: TensorRT-LLM would have
+to pad them, and does not for quantized checkpoints."""
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """`tp` GPUs share each layer, `pp` groups of them share the layers."""
+
+    tp: int = 1
+    pp: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.tp * self.pp
+
+    def layers(self, stage: int, count: int) -> range:
+        """The layers of a pipeline stage; the first stages have one more where `pp` does not divide their number."""
+        size, more = divmod(count, self.pp)
+        start = stage * size + min(stage, more)
+        return range(start, start + size + (stage < more))
+
+
+def pad_vocabulary(vocab_size: int, tp: int) -> int:
+    """Rows of the language-model head: the next multiple of `tp`."""
+    return -(-vocab_size // tp) * tp
+
+
+def module_features(spec: LanguageSpec) -> dict[str, tuple[int, int]]:
+    """(out features, in features) of each of TensorRT-LLM's linears of a layer, over all GPUs."""
+    query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    hidden, intermediate = spec.hidden_size, spec.intermediate_size
+    return {
+        "attention.qkv": (query + 2 * key_value, hidden),
+        "attention.dense": (hidden, query),
+        "mlp.fc": (intermediate, hidden),
+        "mlp.gate": (intermediate, hidden),
+        "mlp.proj": (hidden, intermediate),
+    }
+
+
+def check_parallel(spec: LanguageSpec, formats: Mapping[tuple[int, str], Format | None], parallel: Parallel) -> None:
+    """
+    Raises:
+        UsageError: heads, features or quantization groups cannot be shared out so, or pipeline stages differ in their
+            formats.
+    """
+    counts = {
+        "attention heads": spec.num_heads,
+        "key-value heads": spec.num_kv_heads,
+        "intermediate features": spec.intermediate_size,
+    }
+    for what, count in counts.items():
+        if count % parallel.tp:
+            fitting = [tp for tp in (1, 2, 4, 8) if all(number % tp == 0 for number in counts.values())]
+            raise UsageError(
+                f"{parallel.tp} GPUs cannot share this model's {what} evenly.",
+                where="tensorrt_llm.tp",
+                expected=f"a divisor of {count}: {' or '.join(map(str, fitting))}",
+                found=parallel.tp,
+                fix=f"tp: {fitting[-1]}",
+            )
+    if parallel.pp > spec.num_layers:
+        raise UsageError(
+            "There are more pipeline stages than layers.",
+            where="tensorrt_llm.pp",
+            expected=f"at most {spec.num_layers}",
+            found=parallel.pp,
+        )
+    features = module_features(spec)
+    grouped = {(module, form) for (_, module), form in formats.items() if form and form.algorithm in FOUR_BITS}
+    for check in (_check_groups, _check_kernels):
+        for module in features:
+            for form in (form for name, form in grouped if name == module):
+                check(module, features[module], form, parallel.tp)
+    _check_stages(spec, formats, parallel)
+
+
+def _check_groups(module: str, features: tuple[int, int], form: Format, tp: int) -> None:
+    assert form.group_size is not None
+    own = features[1] // tp if module in CUT_ALONG_INPUTS else features[1]
+    if own % form.group_size:
+        raise UsageError(
+            "A quantization group would lie across two GPUs.",
+            where=f"{module} with tp {tp}",
+            expected=f"input features of each GPU in whole groups of {form.group_size}",
+            found=f"{own} of {features[1]} input features on each",
+            fix="a smaller tp, or a smaller group_size in the recipe",
+        )
+
+
+def _check_kernels(module: str, features: tuple[int, int], form: Format, tp: int) -> None:
+    assert form.group_size is not None
+    multiple = max(KERNEL_COLUMNS[form.algorithm], form.group_size) * tp
+    if any(count % multiple for count in features):
+        raise UsageError(
+            "TensorRT-LLM's 4-bit kernels would need padding, which it has not for quantized checkpoints.",
+            where=f"{module} with tp {tp}",
+            expected=f"multiples of {multiple} output and input features",
+            found=f"{features[0]} and {features[1]}",
+            fix="a smaller tp, or a smaller group_size in the recipe",
+        )
+
+
+def _check_stages(spec: LanguageSpec, formats: Mapping[tuple[int, str], Format | None], parallel: Parallel) -> None:
+    """Each stage numbers its layers from 0, so what config.json says of layer 0 is said of that of every stage."""
+    for stage in range(1, parallel.pp):
+        first, layers = parallel.layers(0, spec.num_layers), parallel.layers(stage, spec.num_layers)
+        for ours, theirs in zip(layers, first, strict=False):
+            for layer, module in formats:
+                if layer == ours and formats[ours, module] != formats[theirs, module]:
+                    raise UsageError(
+                        "Pipeline stages of one checkpoint must be quantized alike: TensorRT-LLM numbers the layers of "
+                        "each stage from 0.",
+                        where=f"{module} of layers {theirs} and {ours}, both the {theirs + 1}. of their stage",
+                        found=f"{_name(formats[theirs, module])} and {_name(formats[ours, module])}",
+                        fix="pp: 1 with a larger tp, or a recipe that treats these layers alike",
+                    )
+
+
+def _name(form: Format | None) -> str:
+    return "16 bits" if form is None else form.algorithm

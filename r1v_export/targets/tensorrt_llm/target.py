@@ -1,0 +1,99 @@
+"""The target `tensorrt-llm`: a checkpoint for `trtllm-build`, proved before any engine is built from it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from r1v_export import contract
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import BuildConfig, Compute, Device
+from r1v_export.errors import CapabilityError
+from r1v_export.quantization.recipe import Scheme
+from r1v_export.quantization.sizes import weight_bytes
+from r1v_export.targets.registry import Advance, Arithmetic, Material
+from r1v_export.targets.tensorrt_llm.build.command import engine_sizes
+from r1v_export.targets.tensorrt_llm.checkpoint.formats import language_schemes, module_formats
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel, check_parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
+from r1v_export.targets.tensorrt_llm.runtime.engine import CheckpointEngine, load_language_model
+
+CHECKPOINT = "checkpoint"
+"""Folder in the engine's with what `trtllm-build` reads."""
+GRAPHS = "graphs"
+"""The bundle's folder with the standard graphs."""
+
+
+class TensorRTLLMBuilder:
+    """Writes the language model as a TensorRT-LLM checkpoint. Needs no TensorRT-LLM; engines are built from it on a
+    machine that has it, see `r1v-export engine`."""
+
+    name = "tensorrt-llm"
+    graphs: tuple[str, ...] = (contract.VISION, contract.PROJECTOR)
+
+    def check(self, config: BuildConfig) -> None:
+        """What can be told without the model."""
+        if config.compute == "bfloat16" and config.parity.enabled:
+            raise CapabilityError(
+                "A bfloat16 build cannot be checked: ONNX Runtime has no such kernels for the vision graph.",
+                where="tensorrt-llm",
+                expected="fp32, fp16 or a quantized precision, whose language model keeps the checkpoint's bfloat16",
+                found=config.precision,
+                fix="--no-parity builds it unchecked",
+            )
+
+    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
+        options = config.tensorrt_llm
+        formats = module_formats(spec.language, language_schemes(schemes))
+        check_parallel(spec.language, formats, Parallel(options.tp, options.pp))
+        engine_sizes(options, spec)
+
+    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
+        """The language model; its embedding is whole on every GPU."""
+        sizes = weight_bytes(spec, schemes, _compute(config, spec))
+        return sizes[contract.DECODER] + config.tensorrt_llm.tp * sizes[contract.EMBED]
+
+    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
+        return Arithmetic(_compute(config, spec))
+
+    def build(self, material: Material, out: Path, advance: Advance) -> None:
+        config, options = material.config, material.config.tensorrt_llm
+        dtype = getattr(torch, _compute(config, material.checkpoint.spec))
+        folder = out / CHECKPOINT
+        folder.mkdir()
+        write_checkpoint(
+            material.checkpoint,
+            material.artifact,
+            folder,
+            dtype,
+            parallel=Parallel(options.tp, options.pp),
+            layout=options.kernel_layout,
+            advance=advance,
+        )
+
+    def missing(self, device: Device) -> str | None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed: it runs the vision graph beside the checkpoint"
+        return None
+
+    def open(self, engine: Path, spec: ModelSpec, device: Device) -> CheckpointEngine:
+        """The checkpoint computed by PyTorch, vision by ONNX Runtime."""
+        missing = self.missing(device)
+        if missing is not None:
+            raise CapabilityError("The checkpoint cannot be run here.", found=missing, fix="pip install onnxruntime")
+        from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+
+        graphs = engine.resolve().parents[1] / GRAPHS
+        vision = OnnxRuntimeEngine(graphs, graphs, spec.sizes, device)
+        return CheckpointEngine(load_language_model(engine / CHECKPOINT, spec), vision, device)
+
+
+def _compute(config: BuildConfig, spec: ModelSpec) -> Compute:
+    """What is asked for; around quantized linears the checkpoint's own 16 bits: R1V's activations need the range of its
+    bfloat16."""
+    if not config.quantized:
+        return config.compute
+    return "float16" if spec.dtype == "float32" else spec.dtype

@@ -1,0 +1,158 @@
+"""Checkpoints in AutoAWQ's and AutoGPTQ's layouts: every code is read as it was packed, and bad ones are refused."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.errors import CheckpointError
+from tests.checkpoint.conftest import edit_tensors, refusal, set_key
+from tests.quantized_checkpoints import AWQ, GPTQ, pack_awq, pack_gptq, quantized_copy, set_quantization
+
+WEIGHTS = "model.safetensors"
+LINEAR = "language_model.model.layers.1.mlp.gate_proj"
+
+FORMATS = {
+    "awq": (pack_awq, AWQ, False),
+    "gptq": (pack_gptq, GPTQ, False),
+    "gptq_v2": (partial(pack_gptq, offset=0), GPTQ | {"checkpoint_format": "gptq_v2"}, False),
+    "gptq symmetric": (pack_gptq, GPTQ | {"sym": True}, True),
+}
+
+
+@pytest.fixture
+def awq(pristine: Path, tmp_path: Path) -> Path:
+    quantized_copy(pristine, tmp_path / "awq", pack_awq, AWQ)
+    return tmp_path / "awq"
+
+
+@pytest.fixture
+def gptq(pristine: Path, tmp_path: Path) -> Path:
+    quantized_copy(pristine, tmp_path / "gptq", pack_gptq, GPTQ)
+    return tmp_path / "gptq"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_codes_scales_and_zero_points_are_read_bit_for_bit(pristine, tmp_path, name):
+    pack, config, symmetric = FORMATS[name]
+    truth = quantized_copy(pristine, tmp_path / "model", pack, config, symmetric)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    assert set(checkpoint.quantized.linears) == set(truth)
+    for linear, (codes, scale, zero) in truth.items():
+        decoded = checkpoint.quantized.linears[linear].decode()
+        assert torch.equal(decoded.scale, scale.float())
+        if symmetric:
+            assert torch.equal(decoded.codes, (codes - 8).to(torch.int8))
+            assert decoded.zero_point is None
+        else:
+            assert torch.equal(decoded.codes, codes.to(torch.int8))
+            assert torch.equal(decoded.zero_point, zero.to(torch.int8))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_quantized_weight_reads_dequantized(pristine, tmp_path, name):
+    pack, config, symmetric = FORMATS[name]
+    truth = quantized_copy(pristine, tmp_path / "model", pack, config, symmetric)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    codes, scale, zero = truth[LINEAR]
+    group = codes.shape[1] // scale.shape[1]
+    expected = (codes - zero.repeat_interleave(group, 1)) * scale.float().repeat_interleave(group, 1)
+    assert torch.equal(checkpoint.read(f"{LINEAR}.weight"), expected)
+    info = checkpoint.tensors[f"{LINEAR}.weight"]
+    assert (info.dtype, info.shape, info.nbytes) == (torch.float32, tuple(codes.shape), 4 * codes.numel())
+
+
+def test_the_settings_may_stand_in_the_language_models_section(awq):
+    set_quantization(awq, None)
+    set_key(awq, "llm_config.quantization_config", AWQ)
+    assert Checkpoint.open(awq).quantized.format.method == "awq"
+
+
+def test_a_declaration_without_quantized_tensors_changes_nothing(tiny):
+    set_quantization(tiny, AWQ)
+    assert Checkpoint.open(tiny).quantized is None
+
+
+@pytest.mark.parametrize("suffix", ["scales", "qzeros"])
+def test_missing_scales_are_named(awq, suffix):
+    edit_tensors(awq / WEIGHTS, lambda tensors: tensors.pop(f"{LINEAR}.{suffix}"))
+    error = refusal(awq)
+    assert error.what == "A quantized linear is not whole."
+    assert error.expected == f"{LINEAR}.{suffix}"
+
+
+def test_a_linear_both_packed_and_in_16_bits_is_refused(awq):
+    weight = torch.zeros(96, 64, dtype=torch.bfloat16)
+    edit_tensors(awq / WEIGHTS, lambda tensors: tensors.update({f"{LINEAR}.weight": weight}))
+    error = refusal(awq)
+    assert error.what == "A linear is stored both quantized and unquantized."
+    assert error.where == LINEAR
+    assert "bfloat16" in error.found
+    assert f"{LINEAR}.qweight" in error.found
+
+
+def test_a_tensor_of_the_wrong_shape_or_dtype_is_refused_with_both(awq):
+    edit_tensors(awq / WEIGHTS, lambda tensors: tensors.update({f"{LINEAR}.scales": torch.ones(4, 96)}))
+    error = refusal(awq)
+    assert f"{LINEAR}.scales" in error.where
+    assert (error.expected, error.found) == ("float16 or bfloat16 or float32 [2, 96]", "float32 [4, 96]")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_scale_that_is_no_positive_number_is_refused_when_read(awq, value):
+    def break_one(tensors):
+        tensors[f"{LINEAR}.scales"][1, 5] = value
+
+    edit_tensors(awq / WEIGHTS, break_one)
+    with pytest.raises(CheckpointError, match="1 that are not") as caught:
+        Checkpoint.open(awq).read(f"{LINEAR}.weight")
+    assert LINEAR in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("method", "named"), [("fp8", "'fp8'"), ("compressed-tensors", "'compressed-tensors'"), (None, "no quantization")]
+)
+def test_an_unknown_method_is_named_with_those_that_are_known(awq, method, named):
+    set_quantization(awq, method and {"quant_method": method, "bits": 4})
+    error = refusal(awq)
+    assert error.what == "The checkpoint's quantized format is not supported."
+    assert error.expected.startswith("quant_method awq, gptq, modelopt")
+    assert named in error.found
+    assert "--precision" in error.fix
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (AWQ | {"version": "gemv"}, "version"),
+        (AWQ | {"bits": 8}, "bits"),
+        (AWQ | {"group_size": -1}, "group_size"),
+        (GPTQ | {"bits": 3}, "bits"),
+        (GPTQ | {"checkpoint_format": "marlin"}, "checkpoint_format"),
+        ({k: v for k, v in GPTQ.items() if k != "sym"}, "sym"),
+    ],
+)
+def test_settings_that_are_not_supported_are_named(awq, config, key):
+    set_quantization(awq, config)
+    assert refusal(awq).where == f"config.json: quantization_config: {key}"
+
+
+def test_act_order_is_refused_with_what_to_look_for(gptq):
+    edit_tensors(gptq / WEIGHTS, lambda tensors: tensors[f"{LINEAR}.g_idx"].copy_(tensors[f"{LINEAR}.g_idx"].flip(0)))
+    with pytest.raises(CheckpointError, match="static_groups: true"):
+        Checkpoint.open(gptq).read(f"{LINEAR}.weight")
+
+
+def test_zero_points_in_a_symmetric_checkpoint_are_refused(gptq):
+    set_quantization(gptq, GPTQ | {"sym": True})
+    with pytest.raises(CheckpointError, match="sym: true"):
+        Checkpoint.open(gptq).read(f"{LINEAR}.weight")
+
+
+def test_a_group_size_that_is_not_the_tensors_is_refused(gptq):
+    set_quantization(gptq, GPTQ | {"group_size": 64})
+    assert "[1, " in refusal(gptq).expected

@@ -1,0 +1,202 @@
+"""Quantized builds, from the command's configuration to a running engine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from r1v_export.bundle import Bundle
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig, CalibrationConfig
+from r1v_export.errors import ParityError
+from r1v_export.pipeline.build import build
+from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
+from r1v_export.pipeline.check import Questions, check_bundle
+from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions, reference_side, rounding
+from r1v_export.progress import Progress
+from r1v_export.quantization.recipe import load
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+FEW = CalibrationConfig(samples=2)
+
+
+def quantized(config: BuildConfig, precision: str, **changes: object) -> BuildConfig:
+    return config.model_copy(update={"precision": precision, "calibration": FEW, **changes})
+
+
+@pytest.fixture(scope="module", params=["fp8", "int8", "int4"])
+def bundle(request: pytest.FixtureRequest, tiny_config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(quantized(tiny_config, request.param), tmp_path_factory.mktemp("quantized") / request.param).out
+
+
+def test_the_graphs_hold_codes_and_the_bundle_its_calibration(bundle: Path) -> None:
+    weights = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8, "int4": ir.DataType.INT4}[bundle.name]
+    decoder = ir.load(bundle / "graphs" / "decoder.onnx")
+    codes = [v for name, v in decoder.graph.initializers.items() if name.endswith("_proj.weight.T.codes")]
+    assert len(codes) == 7
+    assert {value.dtype for value in codes} == {weights}
+    assert {path.name for path in (bundle / CALIBRATION).iterdir()} == {
+        "codes",
+        "recipe.yaml",
+        "scales.safetensors",
+        "stats.json",
+    }
+
+
+def test_the_engine_computes_what_the_fake_quantized_model_computes(bundle: Path, tiny_model: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_model)
+    artifact = open_artifact(bundle, checkpoint)
+    gate, reference = next(gates(checkpoint, artifact, "cpu"))
+    candidate = candidate_side(bundle, "onnxruntime", "cpu")
+    samples = questions(checkpoint, 2)
+    limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact)
+    report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
+    assert report.passed, report.first_bad
+
+
+SCALE = "language_model.model.layers.0.mlp.down_proj.weight"
+
+
+def shuffled(scale: np.ndarray) -> np.ndarray:
+    return scale[..., ::-1]
+
+
+def corrupted(scale: np.ndarray) -> np.ndarray:
+    """As if a bit of one exponent had flipped."""
+    changed = scale.copy()
+    changed.flat[3] *= 16
+    return changed
+
+
+def change_graph(bundle: Path, change: Change) -> None:
+    """Overwrite a scale among the decoder's weights, in the graph's [in, out] order."""
+    initializers = ir.load(bundle / "graphs" / "decoder.onnx").graph.initializers
+    stored = initializers[f"{SCALE}.T.scale"].const_value
+    assert isinstance(stored, ir.ExternalTensor)
+    changed = np.ascontiguousarray(change(stored.numpy().copy())).tobytes()
+    with (bundle / "graphs" / stored.location).open("r+b") as file:
+        file.seek(stored.offset or 0)
+        file.write(changed)
+
+
+def change_artifact(bundle: Path, change: Change) -> None:
+    """Overwrite the same scale in the calibration, in [out, in] order."""
+    path = bundle / CALIBRATION / "scales.safetensors"
+    scales = load_file(path)
+    scales[f"{SCALE}_scale"] = np.ascontiguousarray(change(scales[f"{SCALE}_scale"].T).T)
+    save_file(scales, path)
+
+
+@pytest.mark.parametrize("change", [shuffled, corrupted])
+@pytest.mark.parametrize("where", [change_graph, change_artifact])
+def test_a_wrong_scale_is_caught_by_the_check_of_the_bundle_and_its_linear_named(
+    bundle: Path, tiny_model: Path, tmp_path: Path, where: Callable[[Path, Change], None], change: Change
+) -> None:
+    damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
+    where(damaged, change)
+    asked = Questions(1, (), max_new_tokens=4)
+    with pytest.raises(ParityError, match=r"layers\.0\.mlp\.down_proj") as caught:
+        check_bundle(damaged, None, str(tiny_model), asked, (), "cpu", Progress(quiet=True), blocks=False)
+    assert caught.value.found is not None
+    assert "differ, by factors of" in str(caught.value.found)
+
+
+def test_int4_scales_are_told_by_the_numbers_too(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
+    if bundle.name != "int4":
+        pytest.skip("8-bit inputs amplify rounding: their limits are wider than what one wrong scale does")
+    damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
+    change_graph(damaged, shuffled)
+    checkpoint = Checkpoint.open(tiny_model)
+    artifact = open_artifact(damaged, checkpoint)
+    gate, reference = next(gates(checkpoint, artifact, "cpu"))
+    candidate = candidate_side(damaged, "onnxruntime", "cpu")
+    limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact)
+    samples = questions(checkpoint, 1)
+    report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
+    assert report.first_bad == "prefill"
+
+
+@pytest.mark.parametrize(("kind", "code_type"), [("fp8", ir.DataType.FLOAT8E4M3FN), ("int8", ir.DataType.INT8)])
+def test_a_quantized_cache_is_computed_by_engine_and_reference_alike(
+    tiny_config: BuildConfig, tmp_path: Path, kind: str, code_type: ir.DataType
+) -> None:
+    recipe = tmp_path / "kv.yaml"
+    recipe.write_text(load("int4-rtn").to_yaml().replace("kv_cache: null", f"kv_cache: {kind}"))
+    out = build(quantized(tiny_config, "int4", recipe=str(recipe)), tmp_path / "out").out
+    decoder = ir.load(out / "graphs" / "decoder.onnx").graph
+    nodes = [node for node in decoder if node.op_type == "QuantizeLinear"]
+    assert [(node.name, node.outputs[0].dtype) for node in nodes] == [
+        (f"language_model.model.layers.0.self_attn.{what}/QuantizeLinear", code_type) for what in ("key", "value")
+    ]
+    checkpoint = Checkpoint.open(tiny_config.model)
+    artifact = open_artifact(out, checkpoint)
+    assert artifact is not None
+    limits = rounding(Bundle.open(out).config, "onnxruntime", checkpoint.spec, artifact)
+    candidate = candidate_side(out, "onnxruntime", "cpu")
+    divergence = {}
+    for scales in (artifact.cache_scales, {}):
+        reference = reference_side(checkpoint, "cpu", artifact)
+        for layer in reference.engine.model.language_model.model.layers if not scales else ():  # type: ignore[attr-defined]
+            layer.self_attn.cached_key = layer.self_attn.cached_value = torch.nn.Identity()
+        samples = questions(checkpoint, 2)
+        report = compare(
+            reference, candidate, samples, lambda done: None, gate="arithmetic", max_new_tokens=8, **limits
+        )
+        assert report.passed or not scales
+        divergence[bool(scales)] = report.boundary("decode").metrics["mean_kl"]
+    assert divergence[True] < divergence[False] / 20
+
+
+def test_a_stopped_calibration_goes_on_and_a_finished_build_is_up_to_date(
+    tiny_config: BuildConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tree: Callable[[Path], dict[str, bytes]],
+) -> None:
+    config = quantized(tiny_config, "fp8")
+    whole = build(config, tmp_path / "whole").out
+    quantize, done = _stop_after(2)
+    with monkeypatch.context() as stopped:
+        stopped.setattr("r1v_export.quantization.calibration.calibrate.quantize_block", quantize)
+        with pytest.raises(KeyboardInterrupt):
+            build(config, tmp_path / "stopped")
+    assert len(done) == 2
+    build(config, tmp_path / "stopped")
+    assert tree(tmp_path / "stopped") == tree(whole)
+    assert build(config, whole).ran == ()
+
+
+def _stop_after(blocks: int) -> tuple[Callable[..., object], list[object]]:
+    """The real function, interrupted when it is called once more than `blocks` times; and its results so far."""
+    from r1v_export.quantization.algorithms.quantize_block import quantize_block
+
+    done: list[object] = []
+
+    def quantize(*args: object, **kwargs: object) -> object:
+        if len(done) == blocks:
+            raise KeyboardInterrupt
+        done.append(quantize_block(*args, **kwargs))  # type: ignore[arg-type]
+        return done[-1]
+
+    return quantize, done
+
+
+def test_a_recipe_of_ones_own_is_used_and_named_in_the_bundle(tiny_config: BuildConfig, tmp_path: Path) -> None:
+    own = tmp_path / "projector-only.yaml"
+    own.write_text(
+        "name: projector-only\ndescription: two linears\nrules:\n  - modules: mlp1.*\n"
+        "    scheme: {weights: {type: fp8, granularity: channel, algorithm: rtn}, inputs: {type: fp8, mode: static}}\n"
+    )
+    built = build(quantized(tiny_config, "fp8", recipe=str(own)), tmp_path / "out")
+    artifact = open_artifact(built.out, Checkpoint.open(tiny_config.model))
+    assert artifact is not None
+    assert list(artifact.schemes) == ["mlp1.1", "mlp1.3"]
+    assert "--recipe projector-only.yaml" in built.manifest.command

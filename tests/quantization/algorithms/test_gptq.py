@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from r1v_export.quantization.algorithms import gptq as module
+from r1v_export.quantization.algorithms.clipping import clipped_grid
+from r1v_export.quantization.algorithms.gptq import gptq, inverse_factor
+from r1v_export.quantization.quant_params import Grid
+from tests.quantization.conftest import Case, make_case
+
+
+def optimal_brain_quantizer(weight: Tensor, gram: Tensor, grid: Grid, damping: float, act_order: bool) -> np.ndarray:
+    """The method as the paper derives it, slow and plain: the inverse Hessian of the columns that are left is formed
+    anew after every column, by Gaussian elimination of the one that was rounded. Returns the quantized weights."""
+    in_features = weight.shape[1]
+    hessian = gram.double().numpy() + damping * float(gram.double().diagonal().mean()) * np.eye(in_features)
+    inverse = np.linalg.inv(hessian)
+    left, quantized = weight.double().numpy().copy(), np.zeros(weight.shape)
+    order = np.argsort(-np.diag(gram.numpy()), kind="stable") if act_order else np.arange(in_features)
+    scale = grid.scale.double().numpy().repeat(in_features // grid.scale.shape[1], axis=1)
+    zero = np.zeros_like(scale)
+    if grid.zero_point is not None:
+        zero = grid.zero_point.double().numpy().repeat(in_features // grid.scale.shape[1], axis=1)
+    low, high = {"int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127)}[grid.kind]
+    for j in order:
+        codes = np.clip(np.round(left[:, j] / scale[:, j]) + zero[:, j], low, high)
+        quantized[:, j] = (codes - zero[:, j]) * scale[:, j]
+        error = (left[:, j] - quantized[:, j]) / inverse[j, j]
+        left -= np.outer(error, inverse[j])
+        inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    return quantized
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize(("kind", "group"), [("int4", 32), ("uint4", 32), ("int8", None)])
+def test_it_equals_the_naive_method(
+    monkeypatch: pytest.MonkeyPatch, kind: str, group: int | None, act_order: bool
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 24)  # several blocks, a ragged last one, several chunks of rows
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)
+    case = make_case(out_features=24, in_features=64, tokens=256)
+    grid = Grid.of(case.weight, kind, group)
+    expected = optimal_brain_quantizer(case.weight, case.gram, grid, 0.01, act_order)
+    linear = gptq(case.weight.double(), case.gram.double(), grid, damping=0.01, act_order=act_order)
+    assert linear.problem() is None
+    np.testing.assert_allclose(linear.dequantize().numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_factor_is_that_of_the_damped_inverse(case: Case) -> None:
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+    gram = case.gram.double()
+    factor = inverse_factor(gram, order, 0.01)
+    damped = gram[order][:, order] + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+    torch.testing.assert_close(factor, torch.linalg.cholesky(torch.linalg.inv(damped), upper=True))
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_outputs_are_much_nearer_than_rounding_to_nearest_makes_them(kind: str, seed: int) -> None:
+    case = make_case(seed=seed)
+    grid = Grid.of(case.weight, kind, 32)
+    nearest = case.error(grid.round_trip(case.weight))
+    in_order, act_order = (
+        case.error(gptq(case.weight, case.gram, grid, act_order=by_diagonal).dequantize())
+        for by_diagonal in (False, True)
+    )
+    assert act_order < in_order < 0.8 * nearest
+    clipped = clipped_grid(case.weight, kind, 32, case.gram)
+    assert case.error(gptq(case.weight, case.gram, clipped).dequantize()) < act_order
+
+
+def test_few_tokens_give_a_singular_matrix_and_still_a_better_weight() -> None:
+    case = make_case(tokens=16)
+    grid = Grid.of(case.weight, "int4", 32)
+    linear = gptq(case.weight, case.gram, grid, damping=1e-12)
+    assert case.error(linear.dequantize()) < case.error(grid.round_trip(case.weight))
+
+
+def test_without_activations_it_is_rounding_to_nearest(case: Case) -> None:
+    grid = Grid.of(case.weight, "int4", 32)
+    linear = gptq(case.weight, torch.zeros_like(case.gram), grid)
+    assert torch.equal(linear.codes, grid.codes(case.weight))
+
+
+def test_a_dead_channel_is_rounded_to_nearest(case: Case) -> None:
+    case.x[:, 5] = 0
+    grid = Grid.of(case.weight, "int4", 32)
+    linear = gptq(case.weight, case.gram, grid)
+    assert torch.equal(linear.codes[:, 5], grid.codes(case.weight)[:, 5])

@@ -1,0 +1,217 @@
+"""The calibration artifact: what is written is what is read, and nothing damaged is ever read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.errors import BundleError
+from r1v_export.quantization.algorithms.rtn import round_to_nearest
+from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
+from r1v_export.quantization.kv_scales import KVScales
+from r1v_export.quantization.recipe import load, names, parse
+from tests.quantization.calibration_cases import KV_RECIPE, calibrated, files_of, with_weights
+
+LAYER = "language_model.model.layers.1"
+LINEAR = f"{LAYER}.mlp.up_proj"
+UINT4 = parse(load("int4-rtn").to_yaml().replace("type: int4", "type: uint4"), "uint4")
+
+
+@pytest.fixture(scope="module")
+def fp8(synth_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return calibrated(synth_checkpoint, KV_RECIPE, tmp_path_factory.mktemp("fp8") / "out", 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, fp8: dict[str, bytes]) -> Path:
+    """A sound FP8 artifact, to be damaged."""
+    for name, content in fp8.items():
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name).write_bytes(content)
+    return tmp_path / "a"
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_shipped_recipe_gives_an_artifact_that_is_read(
+    synth_checkpoint: Checkpoint, tmp_path: Path, name: str
+) -> None:
+    calibrated(synth_checkpoint, load(name), tmp_path / "out", 1)
+    artifact = Artifact.open(tmp_path / "out", synth_checkpoint)
+    assert artifact.recipe == load(name)
+    for linear_name, linear in artifact.linears():
+        scheme = artifact.schemes[linear_name]
+        assert linear.weight_type == scheme.weights.type
+        assert (linear.input_scale is not None) == (scheme.inputs is not None and scheme.inputs.mode == "static")
+
+
+@pytest.mark.parametrize("recipe", [load("int4-rtn"), UINT4], ids=["int4", "uint4"])
+def test_codes_and_scales_come_back_as_the_algorithm_made_them(
+    synth_checkpoint: Checkpoint, tmp_path: Path, recipe
+) -> None:
+    calibrated(synth_checkpoint, recipe, tmp_path / "out", 1)
+    found = Artifact.open(tmp_path / "out", synth_checkpoint).linear(LINEAR)
+    weights = recipe.rules[0].scheme.weights
+    weight = synth_checkpoint.read(f"{LINEAR}.weight").float()
+    expected = round_to_nearest(weight, weights.type, weights.group_size, weights.clip)
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.scale, expected.scale)
+    assert torch.equal(found.dequantize(), expected.dequantize())
+
+
+def test_four_bit_codes_take_half_a_byte(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibrated(synth_checkpoint, load("int4-rtn"), tmp_path / "out", 1)
+    codes = load_file(tmp_path / "out" / "codes" / f"{LAYER}.safetensors")[f"{LINEAR}.codes"]
+    out_features, in_features = synth_checkpoint.tensors[f"{LINEAR}.weight"].shape
+    assert codes.nbytes == out_features * in_features // 2
+
+
+def test_rewritten_tensors_are_read_by_their_own_names(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibrated(synth_checkpoint, load("int4-awq"), tmp_path / "out", 1)
+    overrides = Artifact.open(tmp_path / "out", synth_checkpoint).overrides
+    assert f"{LAYER}.input_layernorm.weight" in overrides
+    for name, read in overrides.items():
+        assert read().shape == synth_checkpoint.tensors[name].shape
+
+
+def test_cache_scales_belong_to_layers(synth_checkpoint: Checkpoint, folder: Path) -> None:
+    scales = [Artifact.open(folder, synth_checkpoint).kv_scales(layer) for layer in range(2)]
+    stored = load_file(folder / "scales.safetensors")
+    assert scales[1] == KVScales(
+        "fp8", float(stored[f"{LAYER}.self_attn.key_scale"]), float(stored[f"{LAYER}.self_attn.value_scale"])
+    )
+    assert scales[0] != scales[1]
+
+
+def test_an_int8_cache_with_two_scales_is_refused(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibrated(synth_checkpoint, load("int8-kv"), tmp_path / "out", 1)
+    scales = Artifact.open(tmp_path / "out", synth_checkpoint).kv_scales(1)
+    assert scales is not None
+    assert (scales.kind, scales.key) == ("int8", scales.value)
+    change(tmp_path / "out" / "scales.safetensors", lambda t: t[f"{LAYER}.self_attn.value_scale"].mul_(2))
+    with pytest.raises(BundleError, match=r"cache of decoder layer 1 is damaged[\s\S]*one scale, as int8 caches"):
+        Artifact.open(tmp_path / "out", synth_checkpoint)
+
+
+def test_without_a_quantized_cache_there_are_no_cache_scales(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibrated(synth_checkpoint, load("fp8"), tmp_path / "out", 1)
+    assert Artifact.open(tmp_path / "out", synth_checkpoint).kv_scales(0) is None
+
+
+def test_the_record_tells_samples_and_inputs(synth_checkpoint: Checkpoint, folder: Path) -> None:
+    stats = Artifact.open(folder, synth_checkpoint).stats
+    assert [sample.name for sample in stats.samples] == ["built-in 0"]
+    seen = stats.inputs[LINEAR.replace("up_proj", "gate_proj")]
+    assert seen.tokens == stats.samples[0].tokens
+    assert seen.absmax >= seen.median_channel_absmax >= seen.mean > 0
+
+
+def test_nothing_in_it_tells_where_or_when_it_was_made(fp8: dict[str, bytes], tmp_path: Path) -> None:
+    for name, content in fp8.items():
+        assert str(tmp_path.parent.parent).encode() not in content, name
+        assert b"/tmp/" not in content, name
+
+
+def test_fingerprints_tell_checkpoints_apart(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    same = with_weights(synth_checkpoint, tmp_path / "same", {})
+    other = with_weights(synth_checkpoint, tmp_path / "other", {"vision_model.encoder.layers.0.ls1": 0.25})
+    assert checkpoint_fingerprint(same) == checkpoint_fingerprint(synth_checkpoint)
+    assert checkpoint_fingerprint(other) != checkpoint_fingerprint(synth_checkpoint)
+
+
+def test_the_calibration_of_another_checkpoint_is_refused(
+    synth_checkpoint: Checkpoint, folder: Path, tmp_path: Path
+) -> None:
+    other = with_weights(synth_checkpoint, tmp_path / "other", {"vision_model.encoder.layers.0.ls1": 0.25})
+    with pytest.raises(BundleError, match="another checkpoint"):
+        Artifact.open(folder, other)
+
+
+def change(path: Path, edit: Callable[[dict[str, Tensor]], None]) -> None:
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    edit(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+@pytest.mark.parametrize("name", [f"{LINEAR}.weight_scale", f"{LINEAR}.input_scale", f"{LAYER}.self_attn.key_scale"])
+def test_a_scale_that_cannot_be_is_refused(synth_checkpoint: Checkpoint, folder: Path, name: str, value: float) -> None:
+    change(folder / "scales.safetensors", lambda tensors: tensors[name].view(-1)[:1].fill_(value))
+    with pytest.raises(BundleError, match=r"mlp\.up_proj is damaged|decoder layer 1 is damaged"):
+        Artifact.open(folder, synth_checkpoint)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
+    "a missing scale": ("scales", lambda t: t.pop(f"{LINEAR}.weight_scale"), "lacks"),
+    "a missing input scale": ("scales", lambda t: t.pop(f"{LINEAR}.input_scale"), "lacks"),
+    "a missing cache scale": ("scales", lambda t: t.pop(f"{LAYER}.self_attn.value_scale"), "lacks"),
+    "missing codes": (f"codes/{LAYER}", lambda t: t.pop(f"{LINEAR}.codes"), "lacks"),
+    "a scale of no linear": ("scales", lambda t: t.update({"x.weight_scale": torch.ones(1)}), "does not call for"),
+    "a tensor of no model": (f"codes/{LAYER}", lambda t: t.update({"x": torch.ones(1)}), "does not have"),
+    "scales of another shape": (
+        "scales",
+        lambda t: t.update({f"{LINEAR}.weight_scale": t[f"{LINEAR}.weight_scale"][1:].clone()}),
+        "up_proj is damaged",
+    ),
+    "codes of another shape": (
+        f"codes/{LAYER}",
+        lambda t: t.update(
+            {f"{LINEAR}.codes": t[f"{LINEAR}.codes"].view(torch.uint8)[1:].view(t[f"{LINEAR}.codes"].dtype)}
+        ),
+        "up_proj is damaged",
+    ),
+    "codes of another type": (
+        f"codes/{LAYER}",
+        lambda t: t.update({f"{LINEAR}.codes": t[f"{LINEAR}.codes"].view(torch.int8)}),
+        "up_proj is damaged",
+    ),
+    "an override of another shape": (
+        f"codes/{LAYER}",
+        lambda t: t.update({f"{LAYER}.input_layernorm.weight": torch.ones(3)}),
+        "input_layernorm.weight is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_tensors_are_refused(synth_checkpoint: Checkpoint, folder: Path, damage: str) -> None:
+    file, edit, message = DAMAGES[damage]
+    change(folder / f"{file}.safetensors", edit)
+    with pytest.raises(BundleError, match=message):
+        Artifact.open(folder, synth_checkpoint)
+
+
+@pytest.mark.parametrize("name", ["stats.json", "recipe.yaml", "scales.safetensors", f"codes/{LAYER}.safetensors"])
+def test_a_file_that_is_cut_off_or_missing_is_refused(synth_checkpoint: Checkpoint, folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BundleError):
+        Artifact.open(folder, synth_checkpoint)
+    path.unlink()
+    with pytest.raises(BundleError):
+        Artifact.open(folder, synth_checkpoint)
+
+
+def test_a_record_of_another_version_or_with_unknown_fields_is_refused(
+    synth_checkpoint: Checkpoint, folder: Path
+) -> None:
+    path = folder / "stats.json"
+    record = json.loads(path.read_text())
+    for changed in ({"schema_version": 2}, {"surprise": 1}):
+        path.write_text(json.dumps(record | changed))
+        with pytest.raises(BundleError, match="record is damaged"):
+            Artifact.open(folder, synth_checkpoint)
+
+
+def test_files_can_be_read_by_everyone_who_can_read_the_folder(folder: Path, synth_checkpoint, tmp_path: Path) -> None:
+    calibrated(synth_checkpoint, load("int4-rtn"), tmp_path / "out", 1)
+    probe = tmp_path / "probe"
+    probe.touch()
+    for name in files_of(tmp_path / "out"):
+        assert (tmp_path / "out" / name).stat().st_mode == probe.stat().st_mode

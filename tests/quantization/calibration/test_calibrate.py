@@ -1,0 +1,350 @@
+"""Calibration: right scales, memory and stops that do not change them, and every way in which it can be refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.errors import CapabilityError, CheckpointError, InputError, UsageError
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.calibration import blocks
+from r1v_export.quantization.calibration import blockwise_runner as stream
+from r1v_export.quantization.calibration.blockwise_runner import Execution
+from r1v_export.quantization.calibration.calibrate import calibrate
+from r1v_export.quantization.calibration.dataset import Shard
+from r1v_export.quantization.calibration.resume import work_folder
+from r1v_export.quantization.groups import linear_shapes
+from r1v_export.quantization.recipe import Recipe, parse
+from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
+from r1v_export.quantization.statistics.collector import Observation
+from r1v_export.reference.model import Model, load
+from tests.quantization.calibration_cases import (
+    AWQ_RECIPE,
+    KV_RECIPE,
+    RTN_RECIPE,
+    calibrated,
+    files_of,
+    small_set,
+    with_weights,
+)
+
+RECIPES = {"fp8-kv": KV_RECIPE, "int4-awq": AWQ_RECIPE}
+
+
+class Stopped(BaseException):
+    """Stands for a process that ends."""
+
+
+def stop_after(count: int) -> Any:
+    """A progress callback that ends the run at its `count`-th call."""
+    calls = 0
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > count:
+            raise Stopped
+
+    return on_progress
+
+
+@pytest.fixture(scope="module")
+def whole(synth_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """The files of undisturbed runs."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {name: calibrated(synth_checkpoint, recipe, folder / name) for name, recipe in RECIPES.items()}
+
+
+def entering_absmax(model: Model, checkpoint: Checkpoint) -> dict[str, float]:
+    """Largest magnitude that enters each linear of the whole reference model, over the small set."""
+    largest: dict[str, float] = {}
+
+    def hook(name: str) -> Any:
+        def look(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            largest[name] = max(largest.get(name, 0.0), float(args[0].abs().max()))
+
+        return look
+
+    names = list(linear_shapes(model.spec))
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    for sample in small_set(checkpoint).samples:
+        image_embeds = model.image_embeds(torch.from_numpy(sample.pixels())).flatten(0, 1)
+        ids = torch.tensor([sample.token_ids])
+        step = blocks._whole_sequence(ids[..., None])
+        rotary = blocks.rotary_tables(model.spec.language, ids.shape[1])
+        model.language_model(model.embed(ids, image_embeds), rotary, step, None)
+    for handle in handles:
+        handle.remove()
+    return largest
+
+
+def test_static_scales_are_the_largest_inputs_of_the_whole_model(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibrate(synth_checkpoint, KV_RECIPE, small_set(synth_checkpoint), tmp_path / "out")
+    artifact = Artifact.open(tmp_path / "out", synth_checkpoint)
+    expected = entering_absmax(load(synth_checkpoint), synth_checkpoint)
+    for name, linear in artifact.linears():
+        assert linear.input_scale is not None
+        assert float(linear.input_scale) == pytest.approx(expected[name] / 448, rel=1e-4)
+    assert set(artifact.schemes) == set(linear_shapes(synth_checkpoint.spec)) - {"language_model.lm_head"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_memory_limits_do_not_change_a_byte(
+    synth_checkpoint: Checkpoint, tmp_path: Path, whole: dict[str, dict[str, bytes]], recipe: str
+) -> None:
+    for limit in (0, 200_000):
+        out = tmp_path / str(limit)
+        assert calibrated(synth_checkpoint, RECIPES[recipe], out, activation_memory_bytes=limit) == whole[recipe]
+        assert not work_folder(out).exists()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_stopped_at_every_moment_in_turn_it_ends_with_the_same_bytes(
+    synth_checkpoint: Checkpoint, tmp_path: Path, whole: dict[str, dict[str, bytes]], recipe: str, limit: int
+) -> None:
+    calibration, out = small_set(synth_checkpoint), tmp_path / "out"
+    stops = 0
+    # Each run may get a little further than the one before: without memory of the finished blocks it never ends.
+    for allowed in range(2, 60, 4):
+        try:
+            calibrate(
+                synth_checkpoint,
+                RECIPES[recipe],
+                calibration,
+                out,
+                Execution(activation_memory_bytes=limit, on_progress=stop_after(allowed)),
+            )
+            break
+        except Stopped:
+            stops += 1
+            assert not out.exists()
+    assert stops >= 3
+    assert files_of(out) == whole[recipe]
+
+
+def test_a_run_after_a_stop_computes_nothing_twice_when_activations_are_on_disk(
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visited: list[str] = []
+    real = blocks.materialize
+
+    def materialize(block: blocks.Block, *args: Any) -> Any:
+        visited.append(block.name)
+        return real(block, *args)
+
+    monkeypatch.setattr(stream, "materialize", materialize)
+    run = (synth_checkpoint, KV_RECIPE, small_set(synth_checkpoint), tmp_path / "out")
+    with pytest.raises(Stopped):
+        calibrate(*run, Execution(activation_memory_bytes=0, on_progress=stop_after(17)))
+    interrupted = visited[-1]
+    calibrate(*run, Execution(activation_memory_bytes=0))
+    names = [block.name for block in blocks.blocks(synth_checkpoint.spec)][:-1]
+    assert visited == [*names[: names.index(interrupted) + 1], *names[names.index(interrupted) :]]
+
+
+def test_no_block_is_held_when_the_next_is_read(
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    real_materialize, real_statistics = blocks.materialize, Observation.statistics
+
+    def materialize(*args: Any) -> Any:
+        alive.append(sum(ref() is not None for ref in held))
+        module = real_materialize(*args)
+        held.extend(weakref.ref(parameter) for parameter in module.parameters())
+        return module
+
+    def statistics(observation: Observation) -> BlockStatistics:
+        seen = real_statistics(observation)
+        held.extend(weakref.ref(gram) for gram in seen.grams.values())
+        return seen
+
+    monkeypatch.setattr(stream, "materialize", materialize)
+    monkeypatch.setattr(Observation, "statistics", statistics)
+    calibrate(synth_checkpoint, AWQ_RECIPE, small_set(synth_checkpoint, 1), tmp_path / "out")
+    assert len(held) > 40
+    assert alive == [0] * len(alive)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from tests.quantization.calibration_cases import KV_RECIPE, calibrated
+calibrated(Checkpoint.open(sys.argv[1]), KV_RECIPE, Path(sys.argv[2]), activation_memory_bytes=0,
+           on_progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def test_killed_without_warning_it_goes_on_and_ends_with_the_same_bytes(
+    synth_checkpoint: Checkpoint, tmp_path: Path, whole: dict[str, dict[str, bytes]]
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", SCRIPT, str(synth_checkpoint.folder), str(out)]
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(9):
+            assert process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert work_folder(out).exists()
+    assert calibrated(synth_checkpoint, KV_RECIPE, out, activation_memory_bytes=0) == whole["fp8-kv"]
+
+
+def test_a_finished_calibration_is_not_run_again(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibration = small_set(synth_checkpoint)
+    first = calibrate(synth_checkpoint, RTN_RECIPE, calibration, tmp_path / "out")
+    again = calibrate(synth_checkpoint, RTN_RECIPE, calibration, tmp_path / "out", Execution(on_progress=stop_after(0)))
+    assert again == first
+
+
+def test_what_a_calibration_of_another_recipe_left_is_not_used(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibration, out = small_set(synth_checkpoint), tmp_path / "out"
+    with pytest.raises(Stopped):
+        calibrate(synth_checkpoint, KV_RECIPE, calibration, out, Execution(on_progress=stop_after(20)))
+    assert calibrated(synth_checkpoint, RTN_RECIPE, out) == calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("left", [("activations",), (".plan.json.unfinished",), ("records", "scales")])
+def test_a_work_folder_that_was_left_at_a_bad_moment_is_used_anyway(
+    synth_checkpoint: Checkpoint, tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in left:
+        (work / name).touch() if name.startswith(".") else (work / name).mkdir()
+    calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "out", 1, work=work)
+    assert not work.exists()
+
+
+def test_what_is_left_of_a_calibration_that_was_killed_at_its_very_end_is_removed(
+    synth_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    before = calibrated(synth_checkpoint, RTN_RECIPE, out, 1)
+    (work_folder(out) / "scales").mkdir(parents=True)
+    assert calibrated(synth_checkpoint, RTN_RECIPE, out, 1) == before
+    assert not work_folder(out).exists()
+
+
+def test_a_recipe_that_looks_at_weights_alone_sends_no_sample_through(
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks.VisionEmbeddings, "forward", lambda *args: pytest.fail("a sample went through"))
+    calibrate(synth_checkpoint, RTN_RECIPE, small_set(synth_checkpoint), tmp_path / "out")
+    assert set(Artifact.open(tmp_path / "out", synth_checkpoint).schemes) == {
+        name for name in linear_shapes(synth_checkpoint.spec) if name.startswith("language_model.model.layers")
+    }
+
+
+def test_blocks_behind_the_last_that_needs_statistics_are_not_run(
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks.DecoderBlock, "forward", lambda *args: pytest.fail("a sample went through"))
+    recipe = parse(
+        KV_RECIPE.to_yaml().replace("- language_model.*", "").replace("kv_cache: fp8", "kv_cache: null"), "vision only"
+    )
+    calibrate(synth_checkpoint, recipe, small_set(synth_checkpoint), tmp_path / "out")
+
+
+def test_the_head_is_calibrated_where_a_recipe_names_it(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    recipe = parse(KV_RECIPE.to_yaml().replace("- mlp1.*", "- mlp1.*\n  - language_model.lm_head"), "with head")
+    calibrate(synth_checkpoint, recipe, small_set(synth_checkpoint), tmp_path / "out")
+    head = Artifact.open(tmp_path / "out", synth_checkpoint).linear("language_model.lm_head")
+    expected = entering_absmax(load(synth_checkpoint), synth_checkpoint)["language_model.lm_head"]
+    assert head.input_scale is not None
+    assert float(head.input_scale) == pytest.approx(expected / 448, rel=1e-4)
+
+
+def test_progress_grows_to_its_total(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    calibrated(synth_checkpoint, AWQ_RECIPE, tmp_path / "out", on_progress=lambda *call: calls.append(call))
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert len({total for _, total in calls}) == 1
+    assert calls[-1][0] == calls[-1][1]
+
+
+def test_a_full_output_folder_is_refused(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(UsageError, match="not empty"):
+        calibrated(synth_checkpoint, RTN_RECIPE, tmp_path)
+    with pytest.raises(UsageError, match="holds something else"):
+        calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "out", work=tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+def test_a_shard_is_no_calibration(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="merge all shards"):
+        calibrate(synth_checkpoint, KV_RECIPE, small_set(synth_checkpoint, shard=Shard(0, 2)), tmp_path / "out")
+
+
+def test_a_recipe_that_quantizes_nothing_is_refused(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    recipe = Recipe(name="none", description="", rules=({"modules": "*", "scheme": None},))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="quantizes nothing"):
+        calibrated(synth_checkpoint, recipe, tmp_path / "out")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match="no CUDA"):
+        calibrated(synth_checkpoint, KV_RECIPE, tmp_path / "out", device="cuda")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_broken_weight_is_named_and_nothing_is_left_half_written(
+    synth_checkpoint: Checkpoint, tmp_path: Path, value: float
+) -> None:
+    name = "language_model.model.layers.1.self_attn.q_proj.weight"
+    broken = with_weights(synth_checkpoint, tmp_path / "broken", {name: value})
+    for recipe in (KV_RECIPE, RTN_RECIPE):
+        with pytest.raises(CheckpointError, match="NaN or infinite") as caught:
+            calibrated(broken, recipe, tmp_path / "out")
+        assert caught.value.where == name
+        assert not (tmp_path / "out").exists()
+
+
+def test_activations_that_overflow_are_named(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    huge = {f"vision_model.encoder.layers.1.mlp.{name}.weight": 1e30 for name in ("fc1", "fc2")}
+    broken = with_weights(synth_checkpoint, tmp_path / "broken", huge)
+    with pytest.raises(InputError, match="activation is NaN or infinite") as caught:
+        calibrated(broken, KV_RECIPE, tmp_path / "out")
+    assert "vision_model.encoder.layers.1" in str(caught.value)
+    assert "built-in 0" in str(caught.value)
+
+
+def test_activations_of_zeros_are_named(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    dead = {"language_model.model.layers.1.input_layernorm.weight": 0.0}
+    broken = with_weights(synth_checkpoint, tmp_path / "broken", dead)
+    for recipe in (KV_RECIPE, AWQ_RECIPE):
+        with pytest.raises(InputError, match="are zero") as caught:
+            calibrated(broken, recipe, tmp_path / "out")
+        assert caught.value.where == "language_model.model.layers.1.self_attn.q_proj"
+    calibrated(broken, RTN_RECIPE, tmp_path / "out")  # which does not look at activations
+
+
+def test_pictures_that_no_sample_shows_are_missed(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibration = small_set(synth_checkpoint, 1)
+    (shown,) = calibration.samples
+    image = synth_checkpoint.spec.image_token_id
+    tokens = tuple(id_ for id_ in shown.token_ids if id_ != image)
+    text = type(shown)(0, "text", "", tokens, 0, lambda: shown.pixels()[:0])
+    texts = replace(calibration, samples=(text,), total=1)
+    with pytest.raises(InputError, match="No calibration sample reaches") as caught:
+        calibrate(synth_checkpoint, KV_RECIPE, texts, tmp_path / "out")
+    assert caught.value.where == "vision_model.encoder.layers.0.attn.qkv"
+    calibrate(synth_checkpoint, AWQ_RECIPE, texts, tmp_path / "language")  # leaves the vision tower alone

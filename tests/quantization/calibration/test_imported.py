@@ -1,0 +1,192 @@
+"""Quantized checkpoints become calibration artifacts: the same codes, the same scales, the same function."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.synth import synthesize
+from r1v_export.errors import CheckpointError, UsageError
+from r1v_export.quantization.algorithms.rtn import round_to_nearest
+from r1v_export.quantization.apply.torch import apply
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.calibration.calibrate import make_schedule
+from r1v_export.quantization.calibration.imported import import_quantized, imported_recipe
+from r1v_export.quantization.recipe import parse
+from r1v_export.reference.language import CacheStep, DecoderLayer, rotary_tables
+from r1v_export.targets.hf_unified.target import write_unified
+from tests.quantized_checkpoints import AWQ, GPTQ, pack_awq, pack_gptq, quantized_copy, set_quantization
+
+LAYER = "language_model.model.layers.0"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "model"
+    return synthesize(folder, preset="nano", vision_layers=1, language_layers=2)
+
+
+def imported(folder: Path, out: Path) -> Artifact:
+    checkpoint = Checkpoint.open(folder)
+    import_quantized(checkpoint, out)
+    return Artifact.open(out, checkpoint)
+
+
+@pytest.mark.parametrize(("pack", "config"), [(pack_awq, AWQ), (pack_gptq, GPTQ)])
+def test_the_artifact_holds_the_checkpoints_own_codes(source, tmp_path, pack, config):
+    truth = quantized_copy(source, tmp_path / "model", pack, config)
+    artifact = imported(tmp_path / "model", tmp_path / "out")
+    assert set(artifact.schemes) == set(truth)
+    assert not artifact.overrides
+    for name, (codes, scale, zero) in truth.items():
+        linear = artifact.linear(name)
+        assert torch.equal(linear.codes, codes.to(torch.int8))
+        assert torch.equal(linear.scale, scale.float())
+        assert torch.equal(linear.zero_point, zero.to(torch.int8))
+        assert torch.equal(linear.dequantize(), Checkpoint.open(tmp_path / "model").read(f"{name}.weight"))
+
+
+def test_a_symmetric_gptq_checkpoint_is_int4(source, tmp_path):
+    quantized_copy(source, tmp_path / "model", pack_gptq, GPTQ | {"sym": True}, symmetric=True)
+    schemes = imported(tmp_path / "model", tmp_path / "out").schemes
+    assert {(scheme.weights.type, scheme.inputs) for scheme in schemes.values()} == {("int4", None)}
+
+
+def test_an_import_that_was_stopped_goes_on_and_ends_in_the_same_bytes(source, tmp_path, monkeypatch):
+    quantized_copy(source, tmp_path / "model", pack_awq, AWQ)
+    imported(tmp_path / "model", tmp_path / "whole")
+    checkpoint, seen = Checkpoint.open(tmp_path / "model"), []
+
+    def stop(done: int, total: int) -> None:
+        seen.append(done)
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_quantized(checkpoint, tmp_path / "out", on_progress=stop)
+    import_quantized(checkpoint, tmp_path / "out")
+    files = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in tmp_path.glob("[wo]*")]
+    assert len(files) == 2
+    assert files[0] == files[1]
+
+
+def test_its_recipe_cannot_be_calibrated_by(source, tmp_path):
+    quantized_copy(source, tmp_path / "model", pack_awq, AWQ)
+    recipe = imported_recipe(Checkpoint.open(tmp_path / "model"))
+    assert parse(recipe.to_yaml()) == recipe
+    with pytest.raises(UsageError, match="came quantized"):
+        make_schedule(Checkpoint.open(source), recipe)
+
+
+def test_groups_that_no_target_takes_are_refused(source, tmp_path):
+    quantized_copy(source, tmp_path / "model", pack_awq, AWQ)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    for name in [name for name in tensors if name.endswith((".scales", ".qzeros"))]:
+        tensors[name] = tensors[name].repeat_interleave(2, 0)
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    set_quantization(tmp_path / "model", AWQ | {"group_size": 16})
+    with pytest.raises(CheckpointError, match="groups of 32, 64, 128 inputs"):
+        imported_recipe(Checkpoint.open(tmp_path / "model"))
+
+
+def test_nan_in_a_scale_stops_the_import_and_names_the_linear(source, tmp_path):
+    quantized_copy(source, tmp_path / "model", pack_awq, AWQ)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors[f"{LAYER}.mlp.up_proj.scales"][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj"):
+        imported(tmp_path / "model", tmp_path / "out")
+    shutil.rmtree(tmp_path / "model")
+
+
+UNIFIED = {"quant_algo": "W4A16_AWQ", "group_size": 128, "has_zero_point": False, "pre_quant_scale": True}
+
+
+def unified_with_factors(source: Path, out: Path, factors: Mapping[str, Tensor]) -> None:
+    """A unified INT4 copy of layer 0, its linears rounded to nearest; some multiply their input first."""
+    shutil.copytree(source, out)
+    tensors = load_file(out / "model.safetensors")
+    for name in [name for name in tensors if name.startswith(LAYER) and name.endswith("proj.weight")]:
+        linear = round_to_nearest(tensors.pop(name).float(), "int4", 128)
+        stem = name.removesuffix("weight")
+        codes = linear.codes & 0xF
+        tensors[name] = (codes[::2] | codes[1::2] << 4).view(torch.uint8)
+        tensors[stem + "weight_scale"] = linear.scale
+    tensors |= {f"{LAYER}.{linear}.pre_quant_scale": factor for linear, factor in factors.items()}
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, out / "model.safetensors")
+    (out / "hf_quant_config.json").write_text(json.dumps({"quantization": UNIFIED}))
+
+
+def factor(size: int, seed: int) -> Tensor:
+    return torch.rand(size, generator=torch.Generator().manual_seed(seed)) + 0.5
+
+
+def decoder_output(checkpoint: Checkpoint, artifact: Artifact | None) -> Tensor:
+    """What layer 0 gives for some input, with the weights that `checkpoint.read` gives or the artifact's."""
+    spec = checkpoint.spec.language
+    layer = DecoderLayer(spec)
+    prefix = f"{LAYER}."
+    layer.load_state_dict({name: checkpoint.read(prefix + name).float() for name in layer.state_dict()})
+    if artifact is not None:
+        apply(layer, dict(artifact.linears()), {n: read() for n, read in artifact.overrides.items()}, prefix)
+    x = torch.randn(1, 6, spec.hidden_size, generator=torch.Generator().manual_seed(5))
+    positions = torch.arange(6)[None]
+    step = CacheStep(positions, torch.zeros(1, dtype=torch.int64), torch.full((1,), 6))
+    with torch.no_grad():
+        return layer(x, rotary_tables(spec, 6), step, None)[0]
+
+
+def test_factors_on_inputs_move_into_what_makes_them_and_the_layer_computes_the_same(source, tmp_path):
+    spec = Checkpoint.open(source).spec.language
+    shared, repeats = factor(spec.num_kv_heads * spec.head_dim, 1), spec.num_heads // spec.num_kv_heads
+    heads = shared.view(spec.num_kv_heads, 1, spec.head_dim).expand(-1, repeats, -1).reshape(-1)
+    hidden, gated = factor(spec.hidden_size, 2), factor(spec.intermediate_size, 3)
+    factors = {f"self_attn.{name}_proj": hidden for name in "qkv"}
+    factors |= {"self_attn.o_proj": heads, "mlp.down_proj": gated}
+    unified_with_factors(source, tmp_path / "model", factors)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    artifact = imported(tmp_path / "model", tmp_path / "out")
+    assert set(artifact.overrides) == {f"{LAYER}.input_layernorm.weight"}
+    plain = {name: linear.decode() for name, linear in checkpoint.quantized.linears.items()}
+    for name, linear in artifact.linears():
+        assert torch.equal(linear.codes, plain[name].codes)
+        assert torch.equal(linear.scale, plain[name].scale)
+    expected = decoder_output(checkpoint, None)  # read() multiplies the factor into the weight
+    torch.testing.assert_close(decoder_output(checkpoint, artifact), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_factor_that_differs_between_heads_of_one_value_stays_with_its_linear(source, tmp_path):
+    spec = Checkpoint.open(source).spec.language
+    assert spec.num_heads > spec.num_kv_heads
+    own = factor(spec.num_heads * spec.head_dim, 1)
+    unified_with_factors(source, tmp_path / "model", {"self_attn.o_proj": own})
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    artifact = imported(tmp_path / "model", tmp_path / "out")
+    assert not artifact.overrides
+    linear = artifact.linear(f"{LAYER}.self_attn.o_proj")
+    assert torch.equal(linear.input_factor, own)
+    assert [name for name, scheme in artifact.schemes.items() if scheme.multiplies_input] == [
+        f"{LAYER}.self_attn.o_proj"
+    ]
+    expected = decoder_output(checkpoint, None)
+    torch.testing.assert_close(decoder_output(checkpoint, artifact), expected, rtol=1e-4, atol=1e-4)
+    (tmp_path / "again").mkdir()
+    write_unified(checkpoint, artifact, tmp_path / "again")
+    written, given = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "model"))
+    for name in (name for name in given if ".o_proj." in name):
+        assert torch.equal(written[name], given[name])
+
+
+def test_a_factor_that_not_all_readers_of_a_tensor_have_is_refused(source, tmp_path):
+    spec = Checkpoint.open(source).spec.language
+    unified_with_factors(source, tmp_path / "model", {"self_attn.k_proj": factor(spec.hidden_size, 1)})
+    with pytest.raises(CheckpointError, match=r"self_attn\.q_proj"):
+        imported(tmp_path / "model", tmp_path / "out")

@@ -1,0 +1,87 @@
+"""Quantized checkpoints in other people's layouts, packed here by the loops that those formats were published with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+GROUP = 32
+LANGUAGE = "language_model.model.layers."
+Pack = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+Truth = Mapping[str, tuple[Tensor, Tensor, Tensor]]
+"""Linear -> codes 0..15 [out, in], scale float16 [out, groups], zero point [out, groups]."""
+
+
+def random_linear(seed: int, out: int, inputs: int, group: int = GROUP, symmetric: bool = False) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 16, (out, inputs), generator=generator)
+    scale = (torch.rand(out, inputs // group, generator=generator) * 0.01 + 0.002).half()
+    zero = torch.randint(0, 16, scale.shape, generator=generator)
+    return codes, scale, torch.full_like(zero, 8) if symmetric else zero
+
+
+def pack_awq(codes: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
+    """AutoAWQ's WQLinear_GEMM.from_linear: eight output features to an int32, in the order 0, 2, 4, 6, 1, 3, 5, 7."""
+
+    def words(values_IO: Tensor) -> Tensor:
+        packed = torch.zeros(values_IO.shape[0], values_IO.shape[1] // 8, dtype=torch.int64)
+        for column in range(packed.shape[1]):
+            for place, feature in enumerate([0, 2, 4, 6, 1, 3, 5, 7]):
+                packed[:, column] |= values_IO[:, column * 8 + feature].long() << (place * 4)
+        return _int32(packed)
+
+    return {"qweight": words(codes.T), "qzeros": words(zero.T), "scales": scale.T.contiguous()}
+
+
+def pack_gptq(codes: Tensor, scale: Tensor, zero: Tensor, offset: int = 1) -> dict[str, Tensor]:
+    """AutoGPTQ's QuantLinear.pack: eight input features to an int32; zero points are stored minus one."""
+    inputs, out = codes.shape[1], codes.shape[0]
+    qweight = torch.zeros(inputs // 8, out, dtype=torch.int64)
+    for row in range(inputs):
+        qweight[row // 8] |= codes[:, row].long() << (row % 8 * 4)
+    qzeros = torch.zeros(zero.shape[1], out // 8, dtype=torch.int64)
+    for column in range(out):
+        qzeros[:, column // 8] |= ((zero[column].long() - offset) & 15) << (column % 8 * 4)
+    g_idx = torch.arange(inputs, dtype=torch.int32) // (inputs // zero.shape[1])
+    return {"qweight": _int32(qweight), "qzeros": _int32(qzeros), "scales": scale.T.contiguous(), "g_idx": g_idx}
+
+
+def _int32(words: Tensor) -> Tensor:
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def quantized_copy(source: Path, out: Path, pack: Pack, config: dict[str, Any], symmetric: bool = False) -> Truth:
+    """A copy of a checkpoint whose decoder linears are random codes, packed; what they are is returned."""
+    shutil.copytree(source, out)
+    tensors = load_file(out / "model.safetensors")
+    truth = {}
+    for seed, name in enumerate(sorted(n for n in tensors if n.startswith(LANGUAGE) and n.endswith("proj.weight"))):
+        linear = name.removesuffix(".weight")
+        codes, scale, zero = random_linear(seed, *tensors.pop(name).shape, symmetric=symmetric)
+        tensors |= {f"{linear}.{suffix}": tensor for suffix, tensor in pack(codes, scale, zero).items()}
+        truth[linear] = (codes, scale, zero)
+    save_file(tensors, out / "model.safetensors")
+    set_quantization(out, config)
+    return truth
+
+
+def set_quantization(folder: Path, config: dict[str, Any] | None) -> None:
+    """Write config.json's quantization_config."""
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content.pop("quantization_config", None)
+    if config is not None:
+        content["quantization_config"] = config
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+AWQ = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": GROUP, "zero_point": True}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": False, "desc_act": False}

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from r1v_export import contract
+from r1v_export.runner.kv_cache import KVCache
+from r1v_export.runner.scheduler import prefill
+from r1v_export.targets.onnxruntime.runtime import engine as onnxruntime_engine
+
+RNG = np.random.default_rng(0)
+TOLERANCE = 1e-4
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def assert_close(ours: np.ndarray, expected: np.ndarray) -> None:
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE)
+
+
+def prompts(spec, lengths) -> list[np.ndarray]:
+    return [normal(length, spec.language.hidden_size) for length in lengths]
+
+
+def walk(engine, prompts_SE, steps: list[np.ndarray], capacity: int = 48) -> list[np.ndarray]:
+    """Logits of a ragged prefill, of three steps, of a second ragged part behind the filled cache, and of the rest."""
+    cache, batch = KVCache(engine.decoder(len(prompts_SE), capacity)), len(prompts_SE)
+    logits = [prefill_into(cache, prompts_SE)]
+    one_each = np.ones(batch, dtype=np.int64)
+    logits += [cache.append(step, one_each) for step in steps[:3]]
+    logits.append(prefill_into(cache, [prompt[: 2 + row] for row, prompt in enumerate(prompts_SE)]))
+    logits += [cache.append(step, one_each) for step in steps[3:]]
+    return logits
+
+
+def prefill_into(cache: KVCache, prompts_SE) -> np.ndarray:
+    import threading
+
+    return prefill(cache, prompts_SE, threading.Event())
+
+
+@pytest.mark.parametrize("tiles", [1, 3])
+def test_pictures_become_the_references_embeddings(built, tiles):
+    engine, reference = built.open(), built.reference
+    pixels = normal(tiles, 3, built.spec.tiling.tile_size, built.spec.tiling.tile_size)
+    features = reference.vision(pixels)
+    assert_close(engine.vision(pixels), features)
+    assert_close(engine.projector(features), reference.projector(features))
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 8])
+def test_large_tiles_are_looked_at_in_small_groups_with_the_same_result(built, monkeypatch, tokens_at_once):
+    engine, size = built.open(), built.spec.tiling.tile_size
+    pixels = normal(5, 3, size, size)
+    together = engine.vision(pixels)
+    monkeypatch.setattr(onnxruntime_engine, "TOKENS_AT_ONCE", tokens_at_once)
+    session = Counting(engine._vision)
+    engine.__dict__["_vision"] = session
+    assert_close(engine.vision(pixels), together)
+    group = max(1, tokens_at_once // engine.sizes.tokens_per_tile)
+    assert session.tiles == [len(pixels[start : start + group]) for start in range(0, 5, group)]
+
+
+class Counting:
+    """A session that notes how many tiles it is given."""
+
+    def __init__(self, session) -> None:
+        self.session, self.tiles = session, []
+        self.get_inputs = session.get_inputs
+
+    def run(self, names, feeds):
+        self.tiles.append(len(feeds[contract.PIXEL_VALUES]))
+        return self.session.run(names, feeds)
+
+
+def test_tokens_and_pictures_are_embedded_as_in_the_reference(built):
+    spec = built.spec
+    ids = RNG.integers(10, spec.language.vocab_size, (2, 9))
+    ids[0, 2:5] = ids[1, 0] = spec.image_token_id
+    images = normal(4, spec.language.hidden_size)
+    assert_close(built.open().embed(ids, images), built.reference.embed(ids, images))
+    ids[ids == spec.image_token_id] = 11
+    assert_close(built.open().embed(ids, images[:0]), built.reference.embed(ids, images[:0]))
+
+
+@pytest.mark.parametrize("lengths", [[12], [12, 3, 7], [1, 9]])
+def test_the_lowered_and_the_standard_decoder_follow_the_reference_over_ragged_batches(built, lengths):
+    prompts_SE = prompts(built.spec, lengths)
+    steps = [normal(len(lengths), 1, built.spec.language.hidden_size) for _ in range(6)]
+    expected = walk(built.reference, prompts_SE, steps)
+    for engine in (built.open(), built.open_standard()):
+        for ours, wanted in zip(walk(engine, prompts_SE, steps), expected, strict=True):
+            assert_close(ours, wanted)
+
+
+def test_a_row_that_pauses_while_others_go_on_stays_right(r1v):
+    embeds = [normal(3, 1, r1v.spec.language.hidden_size) for _ in range(5)]
+    prompts_SE, results = prompts(r1v.spec, [4, 6, 2]), []
+    for engine in (r1v.reference, r1v.open()):
+        cache = KVCache(engine.decoder(3, 32))
+        prefill_into(cache, prompts_SE)
+        for embed in embeds[:4]:
+            cache.append(embed, np.array([1, 0, 1]))
+        results.append(cache.append(embeds[4], np.array([1, 1, 1])))
+    assert_close(results[1], results[0])
+
+
+def test_two_decoders_of_one_engine_do_not_share_their_caches(r1v):
+    engine, (a, b) = r1v.open(), prompts(r1v.spec, [5, 5])
+    first, second = KVCache(engine.decoder(1, 16)), KVCache(engine.decoder(1, 16))
+    prefill_into(first, [a])
+    prefill_into(second, [b])
+    step, one = normal(1, 1, r1v.spec.language.hidden_size), np.array([1])
+    alone = KVCache(engine.decoder(1, 16))
+    prefill_into(alone, [a])
+    np.testing.assert_array_equal(first.append(step, one), alone.append(step, one))
+
+
+def test_logits_are_the_callers_to_keep(r1v):
+    cache, one = KVCache(r1v.open().decoder(1, 16)), np.array([1])
+    first = cache.append(normal(1, 1, r1v.spec.language.hidden_size), one)
+    kept = first.copy()
+    cache.append(normal(1, 1, r1v.spec.language.hidden_size), one)
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("graphs", ["lowered", "standard"])
+def test_the_cache_is_updated_in_place_and_never_copied(r1v, graphs, capfd):
+    """ONNX Runtime warns on stderr when it copies a cache; and each step writes its slot and leaves all others."""
+    engine = r1v.open() if graphs == "lowered" else r1v.open_standard()
+    decoder = engine.decoder(2, 16)
+    cache = KVCache(decoder)
+    pointers = [value.data_ptr() for value in decoder.cache.values()]
+    prefill_into(cache, prompts(r1v.spec, [5, 3]))
+    before = [value.numpy().copy() for value in decoder.cache.values()]
+    cache.append(normal(2, 1, r1v.spec.language.hidden_size), np.array([1, 1]))
+    for old, value in zip(before, decoder.cache.values(), strict=True):
+        changed = [sorted({slot for _, slot, _ in np.argwhere(row)}) for row in value.numpy() != old]
+        assert changed == [[5], [3]]
+    assert [value.data_ptr() for value in decoder.cache.values()] == pointers
+    assert capfd.readouterr().err == ""
+
+
+def test_onnxruntime_does_warn_of_a_copied_cache(r1v, capfd):
+    """What the test above relies on."""
+    session = r1v.open_standard()._decoder
+    feeds = {
+        value.name: np.zeros([{"batch": 1, "seq": 1, "capacity": 8}.get(dim, dim) for dim in value.shape], dtype)
+        for value in session.get_inputs()
+        for dtype in [np.int64 if value.type == "tensor(int64)" else np.float32]
+    }
+    session.run([contract.LOGITS, contract.present_key(0)], feeds | {contract.CACHE_LENGTH: np.array([1])})
+    assert "copying past_cache" in capfd.readouterr().err

@@ -1,0 +1,108 @@
+"""What ONNX Runtime makes of quantized weights at load, seen in the graph that it then runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+
+from r1v_export.exporters.export import export_graph
+from r1v_export.quantization.apply.onnx import quantizer
+from r1v_export.quantization.apply.torch import apply
+from r1v_export.reference.model import ReferenceEngine
+from r1v_export.targets.onnxruntime.runtime import session
+from r1v_export.targets.onnxruntime.runtime.session import INT4_INPUTS, open_session
+from tests.quantization.apply.test_onnx import rounded, schemes_of
+from tests.tiny_models import checkpoint_of, random_model, tiny_spec
+
+FEATURES = np.random.default_rng(0).standard_normal((2, 4, 256), dtype=np.float32)
+
+
+@pytest.fixture
+def optimized(monkeypatch, tmp_path) -> Path:
+    """Where sessions leave the graph that they run."""
+    path = tmp_path / "optimized.onnx"
+
+    class Saving(ort.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.optimized_model_filepath = str(path)
+
+    monkeypatch.setattr(session.ort, "SessionOptions", Saving)
+    return path
+
+
+def export(folder: Path, kind: str, group_size: int | None, inputs: str | None):
+    """A quantized projector, and what the fake-quantized model says of FEATURES."""
+    spec, model = tiny_spec(), random_model(tiny_spec())
+    schemes = schemes_of(kind, group_size, inputs)
+    linears = rounded(schemes)
+    rewrite = quantizer(spec, schemes, linears.__getitem__, {})
+    path = export_graph("projector", checkpoint_of(model), folder, torch.float32, rewrite=rewrite)
+    apply(model, linears, {})
+    return path, linears, ReferenceEngine(model).projector(FEATURES)
+
+
+def test_fp8_weights_are_dequantized_once_at_load_bit_for_bit(optimized, tmp_path):
+    path, linears, expected = export(tmp_path, "fp8", None, "fp8")
+    result = open_session(path, tmp_path, "cpu", 1).run(None, {"vision_features": FEATURES})[0]
+    np.testing.assert_allclose(result, expected, atol=2e-5)
+    graph = onnx.load(optimized).graph
+    operators = [node.op_type for node in graph.node]
+    assert operators.count("QuantizeLinear") == operators.count("DequantizeLinear") == 2, "of inputs only"
+    weights = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
+    for name, linear in linears.items():
+        if name.startswith("mlp1"):
+            assert any(np.array_equal(weight, linear.dequantize().T.numpy()) for weight in weights)
+
+
+@pytest.mark.parametrize(("inputs", "level"), [("float32", 1), ("int8", 4)])
+def test_int4_weights_stay_packed_and_compute_as_the_build_says(inputs, level, optimized, tmp_path):
+    path, _, expected = export(tmp_path, "int4", 32, None)
+    model = onnx.load(path, load_external_data=False)
+    model.metadata_props.add(key=INT4_INPUTS, value=inputs)
+    path.write_bytes(model.SerializeToString())
+    result = open_session(path, tmp_path, "cpu", 1).run(None, {"vision_features": FEATURES})[0]
+    error = np.abs(result - expected).max() / np.abs(expected).max()
+    assert error < 1e-5 if inputs == "float32" else 1e-5 < error < 3e-2
+    fused = [node for node in onnx.load(optimized).graph.node if node.op_type == "MatMulNBits"]
+    assert [next(a.i for a in node.attribute if a.name == "accuracy_level") for node in fused] == [level, level]
+
+
+def test_int8_towers_run_in_float16_too(tmp_path):
+    """ONNX Runtime moves Q/DQ over reshapes, and takes results to be of the scales' type."""
+    spec, model = tiny_spec(), random_model(tiny_spec())
+    schemes = schemes_of("int8", None, "int8")
+    linears = rounded(schemes)
+    rewrite = quantizer(spec, schemes, linears.__getitem__, {})
+    path = export_graph("vision", checkpoint_of(model), tmp_path, torch.float16, rewrite=rewrite)
+    pixels = np.random.default_rng(1).standard_normal((1, 3, 56, 56), dtype=np.float32)
+    result = open_session(path, tmp_path, "cpu", 1).run(None, {"pixel_values": pixels.astype(np.float16)})[0]
+    apply(model, linears, {})
+    expected = ReferenceEngine(model).vision(pixels)
+    assert np.linalg.norm(result - expected) < 5e-2 * np.linalg.norm(expected)
+
+
+def test_a_gpu_of_several_is_named_to_onnxruntime(monkeypatch, tmp_path):
+    """As far as that is seen without a GPU: what the session is asked for."""
+    asked = []
+
+    class Session:
+        def __init__(self, content: bytes, options: object, providers: list) -> None:
+            asked.append(providers)
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+    monkeypatch.setattr(session.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(session.ort, "InferenceSession", Session)
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])).SerializeToString()
+
+    open_session(model, tmp_path, "cuda", gpu=3)
+
+    assert asked == [[("CUDAExecutionProvider", {"device_id": 3}), "CPUExecutionProvider"]]

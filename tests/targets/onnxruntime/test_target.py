@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import onnx
+import onnxruntime
+import pytest
+
+from r1v_export.config import BuildConfig
+from r1v_export.contract import GRAPHS, graph_contracts
+from r1v_export.errors import BundleError, CapabilityError, GraphError
+from r1v_export.targets.onnxruntime.runtime import session
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeBuilder
+
+
+def test_lowered_graphs_keep_the_contracts_boundary(built):
+    for name, contract in graph_contracts(built.spec.sizes).items():
+        graph = onnx.load(built.engine_folder / f"{name}.onnx", load_external_data=False).graph
+        assert [value.name for value in graph.input] == [tensor.name for tensor in contract.inputs]
+        assert [value.name for value in graph.output] == [tensor.name for tensor in contract.outputs]
+
+
+def test_the_engine_copies_no_weights(built):
+    assert sorted(path.name for path in built.engine_folder.iterdir()) == sorted(f"{name}.onnx" for name in GRAPHS)
+    engine_bytes = sum(path.stat().st_size for path in built.engine_folder.iterdir())
+    weight_bytes = sum(path.stat().st_size for path in built.graphs.glob("*.data"))
+    assert engine_bytes < weight_bytes / 4
+
+
+def test_weights_are_found_by_paths_inside_the_bundle(built):
+    for name in GRAPHS:
+        graph = onnx.load(built.engine_folder / f"{name}.onnx", load_external_data=False).graph
+        locations = {e.value for t in graph.initializer for e in t.external_data if e.key == "location"}
+        assert locations <= {f"graphs/{name}.data"}
+
+
+def test_building_again_gives_the_same_bytes(built, tmp_path):
+    built.build_engine(tmp_path)
+    for name in GRAPHS:
+        file = f"{name}.onnx"
+        assert (tmp_path / file).read_bytes() == (built.engine_folder / file).read_bytes()
+
+
+def test_a_moved_bundle_still_opens(copy):
+    moved = copy.folder.rename(copy.folder.with_name("elsewhere"))
+    engine = OnnxRuntimeBuilder().open(moved / "engines" / "onnxruntime", copy.spec, "cpu")
+    assert engine.decoder(1, 8).capacity == 8
+
+
+def test_a_missing_graph_is_named_before_anything_runs(copy):
+    (copy.engine_folder / "embed.onnx").unlink()
+    with pytest.raises(BundleError, match=r"no embed\.onnx"):
+        copy.open()
+
+
+def test_missing_weights_and_damaged_graphs_are_bundle_errors(copy):
+    (copy.graphs / "decoder.data").unlink()
+    with pytest.raises(BundleError, match=r"decoder\.onnx"):
+        copy.open().decoder(1, 8)
+    (copy.engine_folder / "decoder.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BundleError, match=r"decoder\.onnx"):
+        copy.open().decoder(1, 8)
+
+
+def test_a_bfloat16_graph_is_refused_with_the_precision_to_take(copy):
+    path = copy.graphs / "vision.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CapabilityError, match="--precision fp32") as error:
+        copy.build_engine(copy.engine_folder)
+    assert error.value.found == "bfloat16"
+
+
+def test_a_graph_of_another_shape_is_refused_by_name(copy):
+    path = copy.graphs / "decoder.onnx"
+    model = onnx.load(path, load_external_data=False)
+    scatter = next(node for node in model.graph.node if node.op_type == "TensorScatter")
+    scatter.op_type = "ScatterND"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(GraphError, match="TensorScatter") as error:
+        copy.build_engine(copy.engine_folder)
+    assert error.value.where == "decoder"
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="has CUDA")
+def test_cuda_without_a_cuda_build_of_onnxruntime_is_a_missing_capability(r1v):
+    for attempt in (
+        lambda: OnnxRuntimeBuilder().check(BuildConfig(device="cuda")),
+        lambda: OnnxRuntimeBuilder().open(r1v.engine_folder, r1v.spec, "cuda"),
+    ):
+        with pytest.raises(CapabilityError, match="CUDAExecutionProvider"):
+            attempt()
+
+
+def test_sessions_use_the_physical_cores_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(session.os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr(session.psutil, "cpu_count", lambda logical: 16 if logical else 8)
+    assert session.physical_cores() == 8
+    monkeypatch.setattr(session.os, "sched_getaffinity", lambda _: {1, 5, 6})
+    assert session.physical_cores() == 3

@@ -1,0 +1,101 @@
+"""Lowered graphs compute what the standard ones do, in ONNX Runtime, which runs both."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from r1v_export import contract
+from r1v_export.targets.tensorrt.lower import concatenate_graphs as joined
+from r1v_export.targets.tensorrt.lower import lower
+from r1v_export.targets.tensorrt.lower.explicit_mask import ExplicitMask
+from tests.tiny_models import tiny_spec
+
+CAPACITY = 12
+
+
+@pytest.fixture
+def graphs(copy):
+    return copy.graphs
+
+
+def run(folder, model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    path = folder / "lowered.onnx"
+    ir.save(model, path)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    results = session.run(None, {name: feeds[name] for name in names})
+    return dict(zip([value.name for value in session.get_outputs()], results, strict=True))
+
+
+def test_the_lowered_decoder_gives_the_same_logits_and_cache_for_rows_at_different_places(graphs) -> None:
+    language, random = tiny_spec().language, np.random.default_rng(0)
+    written = np.array([0, 5])
+    cache = (2, language.num_kv_heads, CAPACITY, language.head_dim)
+    names = [name(layer) for layer in range(language.num_layers) for name in (contract.past_key, contract.past_value)]
+    feeds = {
+        contract.INPUTS_EMBEDS: random.standard_normal((2, 3, language.hidden_size), dtype=np.float32),
+        contract.POSITION_IDS: written[:, None] + np.arange(3),
+        contract.CACHE_WRITE_INDEX: written,
+        contract.CACHE_LENGTH: written + 3,
+        contract.LOGITS_INDEX: np.array([2, 1]),
+        **{name: random.standard_normal(cache, dtype=np.float32) for name in names},
+    }
+    standard, lowered = (ir.load(graphs / "decoder.onnx") for _ in range(2))
+    lower(lowered, CAPACITY)
+    expected, found = run(graphs, standard, feeds), run(graphs, lowered, feeds)
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-6, err_msg=name)
+
+
+def test_the_lowered_decoder_has_a_static_cache_and_no_mask_left_to_the_engine(graphs) -> None:
+    model = ir.load(graphs / "decoder.onnx")
+    lower(model, CAPACITY)
+    assert contract.CACHE_LENGTH not in [value.name for value in model.graph.inputs]
+    attentions = [node for node in model.graph if node.op_type == "Attention"]
+    assert all(len(node.inputs) == 4 and "is_causal" not in node.attributes for node in attentions)
+    shapes = [value.shape for value in model.graph.inputs if str(value.name).startswith("past")]
+    assert all(shape[2] == CAPACITY for shape in shapes)
+    masks = [node for node in model.graph if node.op_type == "LessOrEqual"]
+    assert len(masks) == 1
+
+
+def test_a_mask_needs_a_static_cache(graphs) -> None:
+    with pytest.raises(ir.passes.PreconditionError, match="Attention"):
+        ExplicitMask().call(ir.load(graphs / "decoder.onnx"))
+
+
+def test_vision_and_projector_joined_give_both_results(graphs) -> None:
+    pixels = np.random.default_rng(1).standard_normal((2, 3, 56, 56), dtype=np.float32)
+    features = run(graphs, ir.load(graphs / "vision.onnx"), {contract.PIXEL_VALUES: pixels})
+    expected = features | run(graphs, ir.load(graphs / "projector.onnx"), features)
+    both = joined(ir.load(graphs / "vision.onnx"), ir.load(graphs / "projector.onnx"), "vision")
+    found = run(graphs, both, {contract.PIXEL_VALUES: pixels})
+    assert list(found) == [contract.VISION_FEATURES, contract.IMAGE_EMBEDS]
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-5)
+
+
+def test_graphs_that_do_not_follow_each_other_are_not_joined(graphs) -> None:
+    with pytest.raises(ir.passes.PreconditionError, match="inputs"):
+        joined(ir.load(graphs / "projector.onnx"), ir.load(graphs / "decoder.onnx"), "odd")
+
+
+def test_scales_of_four_bit_weights_are_cast_to_what_they_dequantize_to_and_others_stay() -> None:
+    def initializer(name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+    nodes = []
+    for codes in (ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN):
+        scale = initializer(f"{codes.name}.scale", ir.DataType.FLOAT, (1, 8))
+        node = ir.node("DequantizeLinear", [initializer(codes.name, codes, (128, 8)), scale])
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+        nodes.append(node)
+    graph = ir.Graph([], [node.outputs[0] for node in nodes], nodes=nodes, opset_imports={"": contract.OPSET})
+    lower(ir.Model(graph, ir_version=10), CAPACITY)
+    assert [node.op_type for node in graph] == ["Cast", "DequantizeLinear", "DequantizeLinear"]
+    assert nodes[0].inputs[1].dtype == ir.DataType.FLOAT16
+    assert nodes[1].inputs[1].dtype == ir.DataType.FLOAT

@@ -1,0 +1,122 @@
+"""The shipped model, built with the real TensorRT-RTX for GPUs that are not here, the way `build` does it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from r1v_export import contract
+from r1v_export.cli import main
+from r1v_export.config import BuildConfig
+from r1v_export.errors import BundleError, CapabilityError, UsageError
+from r1v_export.manifest import read_manifest
+from r1v_export.pipeline.build import build, plan
+from r1v_export.targets.tensorrt import target as builders
+from r1v_export.targets.tensorrt.build.inspection import engine_facts
+from r1v_export.targets.tensorrt.build.plan import PLAN, read_info
+from r1v_export.targets.tensorrt.library import TENSORRT, TENSORRT_RTX, Library
+from r1v_export.targets.tensorrt.runtime.loading import PLANS
+from r1v_export.targets.tensorrt.target import TensorRTBuilder, TensorRTRTXBuilder
+
+PRODUCTS = {"fp16": "Half x Half", "fp8": "FP8 x FP8", "int4": "Half x Int4"}
+"""What the decoder's matrix products take, by the engine's own layers."""
+
+
+def config(**changes: object) -> BuildConfig:
+    fields = {"precision": "fp16", "targets": [TENSORRT_RTX], "tensorrt": {"sm": [89, 120], "tile_profiles": [[1, 5]]}}
+    return BuildConfig.model_validate({**fields, "calibration": {"samples": 1}, **changes})
+
+
+@pytest.fixture(scope="module", params=["fp16", "fp8", "int4"])
+def bundle(request, library, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp(f"nano-{request.param}") / "out"
+    built = build(config(precision=request.param), out)
+    assert "cuda" in built.manifest.parity[TENSORRT_RTX].lower()
+    return out
+
+
+@pytest.mark.slow
+def test_vision_projector_and_decoder_build_for_ada_and_blackwell(bundle) -> None:
+    engine, precision = bundle / "engines" / TENSORRT_RTX, read_manifest(bundle).precision
+    facts = engine_facts(engine)
+    for name in PLANS:
+        info, content = read_info(engine, name), (engine / f"{name}{PLAN}").read_bytes()
+        assert info.compute_capabilities == (89, 120)
+        assert info.fused_attention
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (info.plan_bytes, info.sha256)
+    assert facts[contract.VISION]["attention"] == "4 fused kernels"
+    products = Counter({kind.partition(" ->")[0]: n for kind, n in facts[contract.DECODER]["products"].items()})
+    assert products.most_common(1)[0][0] == PRODUCTS[precision]
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_build_counts_the_weights_of_all_plans(bundle, tmp_path) -> None:
+    """Kernels, rotary tables and scales come on top; beside the weights of a large model they are next to nothing."""
+    stages = plan(config(precision=read_manifest(bundle).precision), tmp_path / "new")
+    planned = next(stage.size_bytes for stage in stages if stage.name == f"{TENSORRT_RTX}-engine")
+    infos = [read_info(bundle / "engines" / TENSORRT_RTX, name) for name in PLANS]
+    assert planned == pytest.approx(sum(info.weight_bytes for info in infos), rel=0.12)
+    assert planned < sum(info.plan_bytes for info in infos)
+
+
+@pytest.mark.slow
+def test_a_bundle_without_a_gpu_can_be_inspected_and_verified_and_says_what_running_it_needs(bundle, capsys) -> None:
+    assert main.run(["inspect", str(bundle), "--target", TENSORRT_RTX]) == 0
+    assert "fused kernels" in capsys.readouterr().out
+    assert main.run(["inspect", str(bundle), "--roofline", "H100", "--report", str(bundle.parent / "page.html")]) == 0
+    assert (bundle.parent / "page.html").read_text().startswith("<!doctype html>")
+    assert main.run(["verify", str(bundle)]) == 0
+    assert main.run(["run", str(bundle), "What do you see?", "--device", "cuda"]) == 4
+    assert "CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"tensorrt": {"sm": [90]}}, UsageError, "no such GPU"),
+        ({"precision": "fp8", "tensorrt": {"sm": [80, 89]}}, CapabilityError, "float8e4m3fn"),
+        ({"precision": "bf16", "tensorrt": {"sm": [75]}}, CapabilityError, "bfloat16"),
+        ({"tensorrt": {"sm": "current"}}, CapabilityError, "no GPU to build for"),
+        ({"tensorrt": {"strip": True}}, CapabilityError, "without a GPU"),
+        ({"precision": "int4", "targets": ["onnxruntime", TENSORRT_RTX]}, UsageError, "another folder"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_any_work(library, monkeypatch, changes, error, text) -> None:
+    monkeypatch.setattr(builders, "compute_capability", lambda: None)
+    with pytest.raises(error, match=text):
+        TensorRTRTXBuilder().check(config(**changes))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_tensorrt_itself_builds_only_where_its_gpu_is(monkeypatch) -> None:
+    installed = Library(TENSORRT, SimpleNamespace(__version__="10.13.3.9"))
+    monkeypatch.setattr(builders, "load", lambda target: installed)
+    assert "CUDA GPU" in (TensorRTBuilder().missing("cuda") or "")
+    with pytest.raises(CapabilityError, match=r"no GPU to build for[\s\S]*tensorrt 10\.13\.3\.9[\s\S]*tensorrt-rtx"):
+        TensorRTBuilder().check(config(targets=[TENSORRT], tensorrt={}))
+    with pytest.raises(UsageError, match=r"builds ahead of time for no such GPU[\s\S]*current"):
+        TensorRTBuilder().check(config(targets=[TENSORRT], tensorrt={"sm": [89]}))
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="says what happens without TensorRT")
+def test_without_tensorrt_the_command_names_how_to_get_it_and_what_it_conflicts_with(capsys, tmp_path) -> None:
+    assert main.run(["build", "--target", TENSORRT, "-o", str(tmp_path / "out")]) == 4
+    said = capsys.readouterr().err
+    assert "pip install 'tensorrt>=10.13,<12' (not beside tensorrt-llm" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_without_plans_cannot_be_inspected_as_an_engine(tmp_path) -> None:
+    with pytest.raises(BundleError):
+        engine_facts(tmp_path)
+
+
+def test_compute_capabilities_are_numbers(capsys) -> None:
+    assert main.run(["build", "--target", TENSORRT_RTX, "--sm", "ada"]) == 2
+    assert "89,120" in capsys.readouterr().err

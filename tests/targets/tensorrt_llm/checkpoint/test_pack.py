@@ -1,0 +1,70 @@
+"""4-bit packing, against the format's description bit by bit, for any weight."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from r1v_export.targets.tensorrt_llm.checkpoint.decode import undo_interleave
+from r1v_export.targets.tensorrt_llm.checkpoint.pack import interleave, mma_order, pack_outputs
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def codes(seed: int, out_features: int, in_features: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-8, 8, (out_features, in_features), generator=generator, dtype=torch.int8)
+
+
+@given(seeds, st.integers(1, 9), st.integers(1, 33))
+def test_two_neighboring_output_channels_share_a_byte_the_even_one_in_its_low_half(seed, pairs, in_features):
+    weight = codes(seed, 2 * pairs, in_features)
+
+    packed = pack_outputs(weight)
+
+    assert packed.dtype == torch.int8
+    assert packed.shape == (pairs, in_features)
+    for row in range(pairs):
+        for column in range(in_features):
+            byte = int(packed[row, column]) % 256
+            even, odd = int(weight[2 * row, column]) % 16, int(weight[2 * row + 1, column]) % 16
+            assert byte == even + 16 * odd
+
+
+@given(seeds, st.integers(1, 4))
+def test_packing_shards_is_sharding_what_is_packed(seed, ranks):
+    weight = codes(seed, 8 * ranks, 16 * ranks)
+
+    by_outputs = torch.cat([pack_outputs(part) for part in weight.chunk(ranks, 0)], 0)
+    by_inputs = torch.cat([pack_outputs(part) for part in weight.chunk(ranks, 1)], 1)
+
+    assert torch.equal(by_outputs, pack_outputs(weight))
+    assert torch.equal(by_inputs, pack_outputs(weight))
+
+
+@given(seeds, st.integers(1, 3), st.integers(1, 3), st.sampled_from([80, 90]))
+def test_the_reader_finds_every_code_that_the_kernel_would(seed, outputs, inputs, layout):
+    weight = codes(seed, 8 * outputs, 64 * inputs)
+
+    assert torch.equal(undo_interleave(interleave(weight, layout), layout), weight)
+
+
+def test_a_thread_of_the_matrix_instruction_finds_its_eight_inputs_together():
+    """Published for 16-bit activations: thread t multiplies inputs 2t, 2t + 1 of each 8."""
+    assert mma_order()[:8].tolist() == [0, 1, 8, 9, 16, 17, 24, 25]
+    assert mma_order()[8:16].tolist() == [2, 3, 10, 11, 18, 19, 26, 27]
+    assert mma_order().sort().values.tolist() == list(range(32))
+
+
+def test_codes_become_unsigned_with_the_even_ones_of_a_word_in_its_low_half():
+    """One output channel that counts its inputs; on Hopper nothing else is moved."""
+    weight = torch.zeros(8, 64, dtype=torch.int8)
+    weight[0, :32] = torch.arange(32).remainder(16) - 8
+
+    word = interleave(weight, 90).flatten()[:4].tolist()
+
+    unsigned = [int(weight[0, i]) + 8 for i in mma_order()[:8]]
+    nibbles = [half for byte in word for half in (byte & 15, byte >> 4)]
+    assert nibbles == unsigned[0::2] + unsigned[1::2]

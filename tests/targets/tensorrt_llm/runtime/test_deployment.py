@@ -1,0 +1,330 @@
+"""`run` and `bench` with TensorRT-LLM decoding: stand-ins compute with the shipped model, so answers must be those of
+the project's own reader, byte for byte. And whatever is missing or does not go together is told, with its exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from r1v_export.bundle import Bundle
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.cli import main
+from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.pipeline.build import build
+from r1v_export.reference.model import Model, load
+from r1v_export.targets.hf_unified.runtime.reader import open_unified
+from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+from r1v_export.targets.tensorrt_llm.build.engine_plan import ORIGIN
+from r1v_export.targets.tensorrt_llm.runtime import deployment
+from r1v_export.targets.tensorrt_llm.runtime.deployment import open_deployment, open_vision
+from r1v_export.targets.tile_parallel import OnGpu, TileParallelVision
+from tests.targets.tensorrt_llm import stand_in
+from tests.targets.tensorrt_llm.build.test_command import stand_in as stand_in_program
+
+PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
+ASKED = ["--image", str(PICTURES / "05-chart.png"), "How tall is the green bar?"]
+TWO = ["--image", str(PICTURES / "05-chart.png"), "--image", str(PICTURES / "02-shape.png"), "What do you see?"]
+
+
+def built(out: Path, **fields: Any) -> Path:
+    return build(BuildConfig(parity=ParityConfig(enabled=False), **fields), out).out
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("trtllm") / "bundle", targets=("tensorrt-llm",))
+
+
+@pytest.fixture(scope="module")
+def unified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unified") / "bundle"
+    return built(out, precision="int4", recipe="int4-rtn", targets=("hf-unified", "onnxruntime"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load(Checkpoint.open())
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of `r1v-export engine`, with a stand-in for trtllm-build."""
+    folder = tmp_path_factory.mktemp("engine")
+    program = stand_in_program(folder / "environment", "1.2.0")
+    assert main.run(["engine", str(bundle), "-o", str(folder / "engine"), "--program", str(program)]) == 0
+    return folder / "engine"
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]):
+    """Run a command line that must succeed; what it prints."""
+
+    def run(*arguments: str | Path) -> str:
+        capsys.readouterr()
+        assert main.run([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]):
+    """Run a command line that must fail; its exit code and what it says."""
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        code = main.run([str(argument) for argument in arguments])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+class TestExecutor:
+    @pytest.mark.parametrize("asked", [ASKED, TWO, [*ASKED, "--no-think"]], ids=["a picture", "two", "no thought"])
+    def test_run_streams_what_the_project_s_own_reader_answers(
+        self, bundle, engine, model, printed, monkeypatch, asked
+    ):
+        own = printed("run", bundle, *asked, "--max-new-tokens", "80")
+        library = stand_in.install(monkeypatch, model)
+
+        assert (
+            printed("run", bundle, "--target", "tensorrt-llm", "--engine", engine, *asked, "--max-new-tokens", "80")
+            == own
+        )
+
+        ((folder, executor),) = library.executor.opened
+        assert folder == str(engine)
+        assert executor.requests[0].prompt_tuning_config is not None
+        assert executor.working == {}
+
+    def test_the_answer_as_json_is_the_same_token_for_token(self, bundle, engine, model, printed, monkeypatch):
+        own = json.loads(printed("run", bundle, *ASKED, "--format", "json"))
+        stand_in.install(monkeypatch, model)
+
+        deployed = json.loads(printed("run", bundle, "--engine", engine, *ASKED, "--format", "json"))
+
+        assert own.pop("timings").keys() == deployed.pop("timings").keys()
+        assert deployed == own
+        assert own["finish_reason"] == "stop"
+
+    def test_bench_measures_it(self, bundle, engine, model, printed, monkeypatch):
+        stand_in.install(monkeypatch, model)
+        options = ["--tokens", "4", "--runs", "1", "--format", "json"]
+
+        result = json.loads(printed("bench", bundle, "--engine", engine, *options))
+
+        assert (result["engine"], result["new_tokens"]) == ("tensorrt-llm executor", 4)
+        assert result["stages_ms"]["prefill_ms"] > 0
+
+    def test_without_the_library_the_exit_code_is_4(self, bundle, engine, refused):
+        code, said = refused("run", bundle, "--engine", engine, *ASKED)
+
+        assert code == 4
+        assert "TensorRT-LLM is not installed" in said
+
+    def test_without_a_gpu_the_exit_code_is_4(self, bundle, engine, model, refused, monkeypatch):
+        stand_in.install(monkeypatch, model)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+        code, said = refused("run", bundle, "--engine", engine, *ASKED)
+
+        assert code == 4
+        assert "1 CUDA GPU" in said
+
+    def test_a_folder_without_an_engine_is_told(self, bundle, tmp_path, refused):
+        code, said = refused("run", bundle, "--engine", tmp_path / "none", *ASKED)
+
+        assert code == 1
+        assert "none/config.json" in said
+
+    def test_an_engine_with_other_sizes_is_refused(self, bundle, engine, tmp_path, refused):
+        other = Path(shutil.copytree(engine, tmp_path / "engine"))
+        config = json.loads((other / "config.json").read_text())
+        config["build_config"]["max_batch_size"] = 99
+        (other / "config.json").write_text(json.dumps(config))
+
+        code, said = refused("run", bundle, "--engine", other, *ASKED)
+
+        assert code == 1
+        assert "found:    max_batch_size 99" in said
+
+    def test_an_engine_of_another_checkpoint_is_refused(self, bundle, engine, tmp_path, refused):
+        other = Path(shutil.copytree(engine, tmp_path / "engine"))
+        origin = json.loads((other / ORIGIN).read_text())
+        (other / ORIGIN).write_text(json.dumps({path: hash_[::-1] for path, hash_ in origin.items()}))
+
+        code, said = refused("run", bundle, "--engine", other, *ASKED)
+
+        assert code == 1
+        assert "another checkpoint" in said
+
+    def test_an_engine_that_was_built_by_hand_runs(self, bundle, engine, tmp_path, model, printed, monkeypatch):
+        other = Path(shutil.copytree(engine, tmp_path / "engine"))
+        (other / ORIGIN).unlink()
+        stand_in.install(monkeypatch, model)
+
+        assert "</think>\n5\n" in printed("run", bundle, "--engine", other, *ASKED)
+
+    def test_a_bundle_without_such_a_checkpoint_is_told(self, unified, engine, refused):
+        code, said = refused("run", unified, "--engine", engine, *ASKED)
+
+        assert code == 1
+        assert "no tensorrt-llm" in said
+
+    @pytest.mark.parametrize(("target", "asked_for"), [("tensorrt-llm", "llm-api"), ("pytorch", "engine")])
+    def test_target_and_engine_must_go_together(self, bundle, refused, target, asked_for):
+        code, said = refused("run", bundle, "--target", target, "--engine", asked_for, *ASKED)
+
+        assert code == 2
+        assert "do not go together" in said
+
+
+class TestLlmApi:
+    def test_run_answers_as_the_project_s_own_reader(self, unified, printed, monkeypatch):
+        own = printed("run", unified, "--target", "hf-unified", *ASKED)
+        spec = Bundle.open(unified).spec
+        quantized = open_unified(unified / "engines" / "hf-unified", spec, "cpu").model
+        library = stand_in.install(monkeypatch, quantized, "1.3.0", dtype=torch.bfloat16)
+
+        assert printed("run", unified, "--target", "hf-unified", "--engine", "llm-api", *ASKED) == own
+        assert library.loaded == [(str(unified / "engines" / "hf-unified"), 1)]
+
+    def test_pictures_that_the_model_would_not_see_are_refused(self, unified, model, refused, monkeypatch):
+        stand_in.install(monkeypatch, model, takes_embeddings=False)
+
+        code, said = refused("run", unified, "--engine", "llm-api", *ASKED)
+
+        assert code == 4
+        assert "without looking at the pictures" in said
+
+    def test_without_the_library_the_exit_code_is_4(self, unified, refused):
+        code, said = refused("run", unified, "--engine", "llm-api", *ASKED)
+
+        assert code == 4
+        assert "TensorRT-LLM is not installed" in said
+
+
+class TestVision:
+    def test_the_standard_graphs_look_where_the_bundle_has_nothing_better(self, bundle):
+        vision, tiles = open_vision(Bundle.open(bundle), "cpu", gpus=4)
+
+        assert isinstance(vision, OnnxRuntimeEngine)
+        assert (vision.folder, tiles) == (bundle / "graphs", 4)
+
+    def test_the_lowered_graphs_look_where_the_bundle_has_them(self, unified):
+        vision, _ = open_vision(Bundle.open(unified), "cpu", gpus=1)
+
+        assert isinstance(vision, OnnxRuntimeEngine)
+        assert vision.folder == unified / "engines" / "onnxruntime"
+        side = Bundle.open(unified).spec.tiling.tile_size
+        assert np.isfinite(vision.projector(vision.vision(np.zeros((1, 3, side, side), dtype=np.float32)))).all()
+
+    def test_a_plan_is_preferred_where_it_runs(self, bundle, monkeypatch):
+        opened = _with_plans(monkeypatch, {"tensorrt": CapabilityError("no tensorrt"), "tensorrt-rtx": "plan"})
+
+        assert open_vision(Bundle.open(bundle), "cpu", gpus=1)[0] == "plan"
+        assert opened == [
+            ("tensorrt", bundle / "engines" / "tensorrt"),
+            ("tensorrt-rtx", bundle / "engines" / "tensorrt-rtx"),
+        ]
+
+    def test_plans_of_another_gpu_are_passed_over(self, bundle, monkeypatch):
+        _with_plans(monkeypatch, {"tensorrt": BundleError("another GPU"), "tensorrt-rtx": BundleError("another GPU")})
+
+        assert isinstance(open_vision(Bundle.open(bundle), "cpu", gpus=1)[0], OnnxRuntimeEngine)
+
+    def test_a_bundle_that_cannot_look_at_pictures_is_told_what_to_build(self, bundle, tmp_path):
+        blind = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+        shutil.rmtree(blind / "graphs")
+
+        with pytest.raises(BundleError, match="--target hf-unified --target onnxruntime"):
+            open_vision(Bundle.open(blind), "cpu", gpus=1)
+
+    def test_onnxruntime_without_cuda_is_told(self, bundle, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "device", _Current)
+
+        with pytest.raises(CapabilityError, match="cannot use a CUDA GPU"):
+            open_vision(Bundle.open(bundle), "cuda", gpus=1)
+
+    def test_every_gpu_gets_an_engine_of_its_own_and_is_loaded_at_once(self, bundle, monkeypatch):
+        engines = _on_gpus(monkeypatch)
+
+        vision, tiles = open_vision(Bundle.open(bundle), "cuda", gpus=3)
+
+        assert isinstance(vision, TileParallelVision)
+        assert all(isinstance(engine, OnGpu) for engine in vision.engines)
+        assert tiles == 12
+        assert [(engine.gpu, engine.current, engine.looked) for engine in engines] == [(0, 0, 4), (1, 1, 4), (2, 2, 4)]
+
+    def test_vision_is_loaded_before_the_executor_takes_the_memory(self, bundle, engine, model, monkeypatch):
+        library, engines = stand_in.install(monkeypatch, model), _on_gpus(monkeypatch)
+        real = library.executor.Executor
+
+        def open_(*arguments: Any) -> Any:
+            assert [each.looked for each in engines] == [4]
+            return real(*arguments)
+
+        library.executor.Executor = open_
+
+        open_deployment(Bundle.open(bundle), None, str(engine), "cuda")
+
+        assert len(library.executor.opened) == 1
+
+
+class _Current:
+    """`torch.cuda.device` on a machine without one."""
+
+    gpu: int | None = None
+
+    def __init__(self, gpu: int) -> None:
+        self.own = gpu
+
+    def __enter__(self) -> None:
+        _Current.gpu = self.own
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class _Looks:
+    def __init__(self, gpu: int) -> None:
+        self.gpu, self.current, self.looked = gpu, _Current.gpu, 0
+
+    def vision(self, pixel_values: np.ndarray) -> np.ndarray:
+        self.looked += len(pixel_values)
+        return pixel_values
+
+    def projector(self, vision_features: np.ndarray) -> np.ndarray:
+        return vision_features
+
+
+def _on_gpus(monkeypatch: pytest.MonkeyPatch) -> list[_Looks]:
+    """Engines that are opened on GPUs are stand-ins, in this list."""
+    engines: list[_Looks] = []
+    monkeypatch.setattr(torch.cuda, "device", _Current)
+    monkeypatch.setattr(deployment, "_open", lambda bundle, device, gpu: engines.append(_Looks(gpu)) or engines[-1])
+    return engines
+
+
+def _with_plans(monkeypatch: pytest.MonkeyPatch, plans: dict[str, Any]) -> list[tuple[str, Path]]:
+    """A bundle has plans, and opening one gives this or raises it; what was opened."""
+    opened: list[tuple[str, Path]] = []
+
+    class Builder:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def open(self, folder: Path, *_: object) -> Any:
+            opened.append((self.name, folder))
+            if isinstance(plans[self.name], Exception):
+                raise plans[self.name]
+            return plans[self.name]
+
+    monkeypatch.setattr(Bundle, "targets", property(lambda self: tuple(plans)))
+    monkeypatch.setattr(deployment.registry, "builder", Builder)
+    return opened

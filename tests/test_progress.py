@@ -1,0 +1,132 @@
+"""Progress: one line per stage where nobody watches, a redrawn line with the time left on a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from r1v_export import progress
+from r1v_export.progress import Progress, duration, size
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands at its only element."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_pipe_gets_one_plain_line_per_stage(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = Progress(2, stream)
+    with shown.stage("one", 10) as task:
+        for _ in range(10):
+            clock[0] += 1
+            task.advance(1)
+    shown.skip("two", "done before")
+    assert stream.getvalue() == "[1/2] one: 10 s\n[2/2] two: done before\n"
+
+
+def test_a_note_stays_below_its_stage(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = Progress(1, stream)
+    with shown.stage("one"):
+        clock[0] += 1
+    shown.note("warning: keys have outliers")
+    assert stream.getvalue() == "[1/1] one: 1.0 s\n  warning: keys have outliers\n"
+
+
+def test_a_terminal_sees_how_far_and_how_long_still(clock: list[float]) -> None:
+    stream = Terminal()
+    with Progress(1, stream).stage("one", 400) as task:
+        clock[0] += 30
+        task.advance(100)
+    assert "[1/1] one: 25 %, 1 min 30 s left" in stream.getvalue()
+
+
+def test_a_step_that_has_just_begun_is_seen_at_once_and_stays_until_the_next(clock: list[float]) -> None:
+    stream = Terminal()
+    with Progress(1, stream).stage("one", 4) as task:
+        task.advance(1, "reading")
+        assert stream.getvalue().endswith("(reading)")
+        clock[0] += 3
+        task.advance(1)
+        assert stream.getvalue().endswith("50 %, 3.0 s left (reading)")
+        task.advance(0, "compiling")
+        assert stream.getvalue().endswith("50 %, 3.0 s left (compiling)")
+    assert stream.getvalue().endswith("[1/1] one: 3.0 s\n")
+
+
+def test_a_redrawn_line_is_cut_to_the_terminals_width(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = Terminal()
+    with Progress(1, stream).stage("one", 2) as task:
+        task.advance(1, "language_model.model.layers.0.self_attn")
+    lines = [line.removeprefix("\x1b[K") for line in stream.getvalue().rstrip("\n").split("\r")]
+    assert max(map(len, lines)) == 29
+
+
+def test_unknown_work_shows_no_percentage(clock: list[float]) -> None:
+    stream = Terminal()
+    with Progress(1, stream).stage("one") as task:
+        clock[0] += 1
+        task.advance(1)
+    assert "%" not in stream.getvalue()
+
+
+def test_a_stage_that_fails_says_when(clock: list[float]) -> None:
+    stream = io.StringIO()
+
+    def fail() -> None:
+        with Progress(1, stream).stage("one"):
+            clock[0] += 2
+            raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        fail()
+    assert stream.getvalue() == "[1/1] one: stopped after 2.0 s\n"
+
+
+def test_quiet_is_silent_also_on_a_terminal() -> None:
+    stream = Terminal()
+    with Progress(1, stream, quiet=True).stage("one", 1) as task:
+        task.advance(1)
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.7, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599.8, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+    ],
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (9_900_000, "9.9 MB"),
+        (76_780_000_000, "76.8 GB"),
+        (2e12, "2.0 TB"),
+    ],
+)
+def test_sizes_are_decimal(size_bytes: float, text: str) -> None:
+    assert size(size_bytes) == text
