@@ -5,7 +5,7 @@
 PYTHON ?= python3
 PRECISION ?= fp8
 BUNDLE ?= out/demo
-PICTURE ?= examples/pictures/06-count.png
+PICTURE ?= examples/images/06-count.png
 QUESTION ?= How many objects do you see?
 
 VENV := .venv

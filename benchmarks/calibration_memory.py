@@ -27,10 +27,10 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.checkpoint.tensor_file import read_header
-from r1v_export.quantization.calibration.blockwise_runner import Execution
+from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import prepare
-from r1v_export.quantization.calibration.raw_examples import Record
+from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.quantization.recipe import load
 
 TILE = 112
@@ -84,10 +84,12 @@ def make_checkpoint(
 def calibrate_one(folder: Path, recipe: str, out: Path) -> None:
     """What is measured."""
     checkpoint = Checkpoint.open(folder)
-    record = Record(
+    example = RawExample(
         "noise", (lambda: Image.effect_noise((TILE, TILE), 64).convert("RGB"),), "What is this?", answer="Noise."
     )
-    calibrate(checkpoint, load(recipe), prepare([record], checkpoint), out, Execution(activation_memory_bytes=0))
+    calibrate(
+        checkpoint, load(recipe), prepare([example], checkpoint), out, CalibrationOptions(activation_memory_bytes=0)
+    )
 
 
 @click.command(help=__doc__)

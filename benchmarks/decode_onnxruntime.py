@@ -40,8 +40,8 @@ from r1v_export.runner.sampling import Sampler, Sampling
 from r1v_export.runner.scheduler import Row, generate_rows
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.runtime.session import physical_cores
-from r1v_export.targets.onnxruntime.target import OnnxRuntimeBuilder
-from r1v_export.targets.registry import Material
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
+from r1v_export.targets.registry import BuildInputs
 
 OURS, PEER = "r1v-export", "onnxruntime-genai"
 GROUP, HEAD = 128, "language_model.lm_head"
@@ -78,12 +78,12 @@ def prepare(work: Path, variant: Variant) -> Checkpoint:
     shutil.rmtree(engine, ignore_errors=True)
     engine.mkdir(parents=True)
     graphs.mkdir(exist_ok=True)
-    for name in OnnxRuntimeBuilder.graphs:
+    for name in OnnxRuntimeTarget.graphs:
         if not (graphs / f"{name}.onnx").exists():
             rewrite = rounding(checkpoint) if variant.weights == "int4" and name == contract.DECODER else None
             export_graph(name, checkpoint, graphs, torch.float32, rewrite=rewrite)
     config = BuildConfig(onnxruntime=OnnxRuntimeConfig(int4_inputs=variant.inputs))
-    OnnxRuntimeBuilder().build(Material(graphs, checkpoint, None, config), engine, lambda _: None)
+    OnnxRuntimeTarget().build(BuildInputs(graphs, checkpoint, None, config), engine, lambda _: None)
     if not (work / variant.name / "genai_config.json").exists():
         build_genai(checkpoint, work, variant)
     return checkpoint
@@ -124,7 +124,7 @@ def build_genai(checkpoint: Checkpoint, work: Path, variant: Variant) -> None:
 
 
 class Ours:
-    """Our engine, driven as `runner.chain.Runner` drives it."""
+    """Our engine, driven as `runner.chain.EngineRunner` drives it."""
 
     def __init__(self, bundle: Path, checkpoint: Checkpoint, threads: int) -> None:
         engine_folder = bundle / "engines" / "onnxruntime"

@@ -13,7 +13,7 @@ from torch import Tensor
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.nano import dataset
 from r1v_export.quantization.calibration.dataset import Sample, prepare
-from r1v_export.quantization.calibration.raw_examples import Record
+from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import Model
 from r1v_export.reference.prompt import TEMPLATES, Turn, encode
@@ -32,7 +32,7 @@ def held_out(checkpoint: Checkpoint, count: int) -> list[Question]:
     """The first `count` questions that `evaluate.py` asks too, with their right thoughts and answers."""
     spec, tokenizer = checkpoint.spec, Tokenizer.from_folder(checkpoint.folder)
     records = [
-        Record(f"held-out {index}", (partial(_picture, index),), sample.question, sample.thought, sample.answer)
+        RawExample(f"held-out {index}", (partial(_image, index),), sample.question, sample.reasoning, sample.answer)
         for index, sample in enumerate(dataset.samples("eval", count))
     ]
     questions = []
@@ -43,7 +43,7 @@ def held_out(checkpoint: Checkpoint, count: int) -> list[Question]:
     return questions
 
 
-def _picture(index: int) -> Image.Image:
+def _image(index: int) -> Image.Image:
     return dataset.sample("eval", index).image
 
 

@@ -23,7 +23,7 @@ from r1v_export.exporters.bind import save_with_weights
 from r1v_export.exporters.export import SOURCES, trace_graph
 from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.quantization.groups import linear_shapes
-from r1v_export.quantization.quantized_linear import CODE_DTYPES, QuantizedLinear
+from r1v_export.quantization.quantized_linear import QWEIGHT_DTYPES, QuantizedLinear
 from r1v_export.quantization.recipe import Scheme
 
 SCHEMES = {
@@ -84,7 +84,11 @@ def _linear(spec: ModelSpec, precision: str):
         rows, columns = shapes[name]
         groups = (rows,) if weights.group_size is None else (rows, columns // weights.group_size)
         return QuantizedLinear(
-            codes=(3 * _row(name, columns)).clamp(-7, 7).round().to(CODE_DTYPES[weights.type]).expand(rows, columns),
+            qweight=(3 * _row(name, columns))
+            .clamp(-7, 7)
+            .round()
+            .to(QWEIGHT_DTYPES[weights.type])
+            .expand(rows, columns),
             weight_type=weights.type,
             scale=torch.tensor(0.01).expand(groups),
             group_size=weights.group_size,

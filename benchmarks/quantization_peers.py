@@ -34,7 +34,7 @@ from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import CalibrationSet, prepare
-from r1v_export.quantization.calibration.raw_examples import read_records
+from r1v_export.quantization.calibration.raw_examples import read_examples
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.reference.model import Model, load
 
@@ -107,7 +107,7 @@ def _rounded_by_onnxruntime(weight: Tensor) -> Tensor:
 def main(count: int) -> None:
     conditions = machine(("torch", "onnxruntime", "nvidia-modelopt"))
     checkpoint = Checkpoint.open(None)
-    calibration = prepare(read_records(None, SAMPLES), checkpoint)
+    calibration = prepare(read_examples(None, SAMPLES), checkpoint)
     questions = held_out(checkpoint, count)
     original = distributions(load(checkpoint), questions)
     contenders: dict[str, Callable[[], Model]] = {

@@ -20,7 +20,7 @@ from measure import interleaved, machine, write_results
 from torch import Tensor
 
 from r1v_export.quantization.algorithms.awq import search_scale
-from r1v_export.quantization.algorithms.clipping import clipped_grid
+from r1v_export.quantization.algorithms.clipping import clipped_params
 from r1v_export.quantization.algorithms.gptq import gptq
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
 from r1v_export.quantization.quantized_linear import QuantizedLinear
@@ -41,17 +41,17 @@ def activations(in_features: int) -> Tensor:
 def awq_int4(weight: Tensor, gram: Tensor, mean: Tensor) -> QuantizedLinear:
     scale = search_scale([weight], gram, mean, "int4", GROUP)
     scaled = weight * scale
-    grid = clipped_grid(scaled, "int4", GROUP, gram / scale / scale[:, None])
-    return grid.linear(grid.codes(scaled))
+    params = clipped_params(scaled, "int4", GROUP, gram / scale / scale[:, None])
+    return params.linear(params.qweight(scaled))
 
 
 def gptq_int4(weight: Tensor, gram: Tensor) -> QuantizedLinear:
-    return gptq(weight, gram, clipped_grid(weight, "int4", GROUP, gram))
+    return gptq(weight, gram, clipped_params(weight, "int4", GROUP, gram))
 
 
 def timed(quantize: Callable[[], QuantizedLinear]) -> dict[str, float]:
     started = time.process_time()
-    parameters = quantize().codes.numel()
+    parameters = quantize().qweight.numel()
     return {"million_parameters_per_second": parameters / 1e6 / (time.process_time() - started)}
 
 

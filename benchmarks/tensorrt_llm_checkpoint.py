@@ -25,7 +25,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.quantization.quantized_linear import RANGES
 from r1v_export.quantization.recipe import load, parse
-from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 
 PEER = Path(__file__).with_name("modelopt_tensorrt_llm.py")
@@ -52,7 +52,7 @@ def compare(kind: str, tp: int, python: str, work: Path) -> dict[str, Any]:
     folder = work / f"{kind}-{tp}"
     artifact = calibrated(checkpoint, COMPARED[kind], folder / "calibration")
     (folder / "ours").mkdir()
-    write_checkpoint(checkpoint, artifact, folder / "ours", torch.bfloat16, parallel=Parallel(tp))
+    write_checkpoint(checkpoint, artifact, folder / "ours", torch.bfloat16, parallel=Mapping(tp))
     linears = {name.removeprefix(LANGUAGE): linear for name, linear in artifact.linears() if name.startswith(LANGUAGE)}
     # modelopt rounds a division in the weights' dtype. In float32, what was dequantized comes back as the same codes.
     weights = {n.removeprefix(LANGUAGE): checkpoint.read(n).float() for n in checkpoint.tensors if LANGUAGE in n}

@@ -29,13 +29,13 @@ from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import prepare
-from r1v_export.quantization.calibration.raw_examples import read_records
+from r1v_export.quantization.calibration.raw_examples import read_examples
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, Rule, load
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import Model
 from r1v_export.reference.model import load as load_model
-from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import LanguageCheckpoint, read_checkpoint, read_config
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 from r1v_export.targets.tensorrt_llm.runtime.engine import load_language_model
@@ -90,14 +90,14 @@ FORMATS: dict[str, Recipe | torch.dtype] = {
 
 
 @torch.inference_mode()
-def replies(model: Model, questions: Sequence[Question], pictures: Sequence[Tensor]) -> Tensor:
-    """Logits [reply tokens, vocab] that foresee the questions' replies; `pictures` are embedded already."""
+def replies(model: Model, questions: Sequence[Question], images: Sequence[Tensor]) -> Tensor:
+    """Logits [reply tokens, vocab] that foresee the questions' replies; `images` are embedded already."""
     found = []
-    for question, picture in zip(questions, pictures, strict=True):
+    for question, image in zip(questions, images, strict=True):
         ids_BS = torch.tensor([question.sample.token_ids])
         seq = ids_BS.shape[1]
         whole = CacheStep(torch.arange(seq)[None], torch.tensor([0]), torch.tensor([seq]))
-        embeds_BSE, tables = model.embed(ids_BS, picture), rotary_tables(model.spec.language, seq)
+        embeds_BSE, tables = model.embed(ids_BS, image), rotary_tables(model.spec.language, seq)
         logits_BSV, _ = model.language_model(embeds_BSE, tables, whole, cache=None)
         found.append(logits_BSV[0, -question.reply_tokens - 1 : -1])
     return torch.cat(found)
@@ -144,25 +144,25 @@ def written(
     dtype: torch.dtype,
     tp: int,
     questions: Sequence[Question],
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     folder: Path,
 ) -> tuple[LanguageCheckpoint, str | None, Tensor]:
     """A checkpoint as it is read back, what it says it is, and its logits."""
     folder.mkdir(parents=True)
-    write_checkpoint(checkpoint, artifact, folder, dtype, parallel=Parallel(tp))
+    write_checkpoint(checkpoint, artifact, folder, dtype, parallel=Mapping(tp))
     read, config = read_checkpoint(folder), read_config(folder)
-    logits = replies(load_language_model(folder, checkpoint.spec), questions, pictures)
+    logits = replies(load_language_model(folder, checkpoint.spec), questions, images)
     shutil.rmtree(folder)
     return read, config.quantization.quant_algo, logits
 
 
 def rows(model: str, checkpoint: Checkpoint, gpus: Sequence[int], count: int, work: Path) -> list[dict[str, Any]]:
     """One row for each format and number of GPUs."""
-    questions, samples = held_out(checkpoint, count), prepare(read_records(None, SAMPLES), checkpoint)
+    questions, samples = held_out(checkpoint, count), prepare(read_examples(None, SAMPLES), checkpoint)
     float_model, found = load_model(checkpoint), []
     with torch.inference_mode():
         pixels = [torch.from_numpy(question.sample.pixels()) for question in questions]
-        pictures = [float_model.image_embeds(tiles).flatten(0, 1) for tiles in pixels]
+        images = [float_model.image_embeds(tiles).flatten(0, 1) for tiles in pixels]
     for name, form in FORMATS.items():
         reference, artifact, dtype = load_model(checkpoint), None, torch.bfloat16
         if isinstance(form, torch.dtype):
@@ -171,10 +171,10 @@ def rows(model: str, checkpoint: Checkpoint, gpus: Sequence[int], count: int, wo
             calibrate(checkpoint, form, samples, work / name)
             artifact = Artifact.open(work / name, checkpoint)
             fake_quantize(reference, artifact)
-        expected, one = replies(reference, questions, pictures), None
+        expected, one = replies(reference, questions, images), None
         for tp in gpus:
-            read, algorithm, logits = written(checkpoint, artifact, dtype, tp, questions, pictures, work / "written")
-            exact = written(checkpoint, artifact, torch.float32, tp, questions, pictures, work / "written")[2]
+            read, algorithm, logits = written(checkpoint, artifact, dtype, tp, questions, images, work / "written")
+            exact = written(checkpoint, artifact, torch.float32, tp, questions, images, work / "written")[2]
             one = one or read
             row = {"model": model, "format": name, "quant_algo": algorithm, "tp": tp, "as_on_one": same(one, read)}
             row |= distance(expected, logits)

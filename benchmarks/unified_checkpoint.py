@@ -26,7 +26,7 @@ from r1v_export.checkpoint.synth import synthesize
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import CalibrationSet, prepare
-from r1v_export.quantization.calibration.raw_examples import Record
+from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.quantization.quantized_linear import RANGES
 from r1v_export.quantization.recipe import Recipe, load, parse
 from r1v_export.targets.hf_unified.target import write_unified
@@ -54,7 +54,7 @@ RECIPES = {
 
 def noise(checkpoint: Checkpoint) -> CalibrationSet:
     """One question about a picture of noise."""
-    record = Record("noise", (lambda: Image.effect_noise((448, 448), 64).convert("RGB"),), "What?", answer="Noise.")
+    record = RawExample("noise", (lambda: Image.effect_noise((448, 448), 64).convert("RGB"),), "What?", answer="Noise.")
     return prepare([record], checkpoint)
 
 

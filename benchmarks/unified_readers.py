@@ -36,14 +36,14 @@ def weight_args(config: QuantizationConfig, linear: str) -> QuantizationArgs:
 
 
 def dequantized(config: QuantizationConfig, linear: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    codes, scale = tensors[f"{linear}.weight"], tensors[f"{linear}.weight_scale"]
+    qweight, scale = tensors[f"{linear}.weight"], tensors[f"{linear}.weight_scale"]
     args = weight_args(config, linear)
-    if codes.dtype == torch.uint8:
-        codes = torch.stack((codes & 15, codes >> 4), 1).flatten(0, 1).to(torch.int8)
-        codes = torch.where(codes > 7, codes - 16, codes)
+    if qweight.dtype == torch.uint8:
+        qweight = torch.stack((qweight & 15, qweight >> 4), 1).flatten(0, 1).to(torch.int8)
+        qweight = torch.where(qweight > 7, qweight - 16, qweight)
     if args.strategy == "channel":
         scale = scale[:, None]
-    return dequantize(codes, scale, None, args, torch.float32)
+    return dequantize(qweight, scale, None, args, torch.float32)
 
 
 def check(folder: Path) -> dict[str, Any]:

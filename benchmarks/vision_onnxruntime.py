@@ -27,8 +27,8 @@ from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import load
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.runtime.session import physical_cores
-from r1v_export.targets.onnxruntime.target import OnnxRuntimeBuilder
-from r1v_export.targets.registry import Material
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
+from r1v_export.targets.registry import BuildInputs
 
 OURS, EAGER, COMPILED, STANDARD = "r1v-export", "torch eager", "torch.compile", "standard graph"
 QUANTITY = "tiles_per_s"
@@ -49,7 +49,7 @@ def prepare(work: Path, layers: int) -> Checkpoint:
     for name in contract.GRAPHS:
         if not (work / "graphs" / f"{name}.onnx").exists():
             export_graph(name, checkpoint, work / "graphs", torch.float32)
-    OnnxRuntimeBuilder().build(Material(work / "graphs", checkpoint, None, BuildConfig()), engine, lambda _: None)
+    OnnxRuntimeTarget().build(BuildInputs(work / "graphs", checkpoint, None, BuildConfig()), engine, lambda _: None)
     return checkpoint
 
 

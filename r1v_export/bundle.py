@@ -15,7 +15,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, load_config
 from r1v_export.errors import BundleError
 from r1v_export.manifest import Manifest, read_manifest
-from r1v_export.targets.registry import BUILDERS
+from r1v_export.targets.registry import TARGETS
 
 if TYPE_CHECKING:
     from r1v_export.parity.tolerances import Gate
@@ -62,7 +62,7 @@ class Bundle:
     def targets(self) -> tuple[str, ...]:
         """The engines that the bundle holds, in the registry's order."""
         names = {path.split("/")[1] for path in self.manifest.files if path.startswith(f"{ENGINES}/")}
-        return tuple(name for name in BUILDERS if name in names)
+        return tuple(name for name in TARGETS if name in names)
 
     def target(self, name: str | None) -> str:
         """The engine of that name; the first one when None.

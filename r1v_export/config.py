@@ -33,7 +33,7 @@ class ParityConfig(_Config):
     enabled: bool = True
     """False builds engines that nothing vouches for; the manifest says so."""
     questions: PositiveInt = 8
-    """Questions about pictures that reference and engine both answer."""
+    """Questions about images that reference and engine both answer."""
     max_new_tokens: PositiveInt = 64
 
 
@@ -41,7 +41,7 @@ class CalibrationConfig(_Config):
     """What a quantized build learns its scales from."""
 
     data: str | None = None
-    """A folder or .jsonl file of pictures and prompts; generated pictures where left out."""
+    """A folder or .jsonl file of images and prompts; generated images where left out."""
     samples: PositiveInt = 128
     artifact: str | None = None
     """A finished calibration (`r1v-export calibrate`) to build with; `data` and `samples` then say nothing."""

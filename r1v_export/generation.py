@@ -1,7 +1,7 @@
 """From a prompt to its tokens, where a library does the decoding: what is asked of it, and what it gives back.
 
 `contract.Engine` is the other way: its decoder is stepped by our own loop, token by token.
-Shape letters: N tokens of a picture, E hidden size.
+Shape letters: N tokens of an image, E hidden size.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def _require(holds: bool, field: str, expected: str, found: object) -> None:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture's image embeddings [N, E] float32, and what identifies it: a digest of its pixels, say."""
+class EncodedImage:
+    """One image's image embeddings [N, E] float32, and what identifies it: a digest of its pixels, say."""
 
     embeds: np.ndarray
     digest: bytes
 
     @classmethod
-    def of(cls, pixel_values: np.ndarray, embeds: np.ndarray) -> Picture:
+    def of(cls, pixel_values: np.ndarray, embeds: np.ndarray) -> EncodedImage:
         """
         Args:
             pixel_values: its tiles, as they went into the vision graph.
@@ -112,7 +112,7 @@ class Generator(Protocol):
     def generate(
         self,
         token_ids: Sequence[int],
-        pictures: Sequence[Picture],
+        images: Sequence[EncodedImage],
         sampling: Sampling,
         stop_ids: frozenset[int],
         cancel: threading.Event,
@@ -120,7 +120,7 @@ class Generator(Protocol):
         """Begin to answer a prompt.
 
         Args:
-            token_ids: the prompt, an image token for every row of a picture.
+            token_ids: the prompt, an image token for every row of an image.
             sampling: `stop` is not looked at: it is text, and the caller's.
             stop_ids: tokens that end the answer.
             cancel: once set, from any thread, the request is given up.

@@ -148,7 +148,7 @@ def read_manifest(bundle: Path) -> Manifest:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ValidationIssue:
     """One way in which a bundle differs from its manifest."""
 
     path: str
@@ -157,28 +157,28 @@ class Problem:
     found: str | None = None
 
 
-def find_problems(bundle: Path, manifest: Manifest, on_bytes: OnBytes | None = None) -> list[Problem]:
+def find_issues(bundle: Path, manifest: Manifest, on_bytes: OnBytes | None = None) -> list[ValidationIssue]:
     """Compare a bundle with its manifest: links, missing, extra and altered files, in order of their paths."""
     expected, present = manifest.files, dict(_walk(bundle))
-    problems = [Problem(path, "is missing") for path in expected.keys() - present.keys()]
+    problems = [ValidationIssue(path, "is missing") for path in expected.keys() - present.keys()]
     for path, mode in present.items():
         if not stat.S_ISREG(mode):
             kind = "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
-            problems.append(Problem(path, f"is {kind}", "a regular file inside the bundle"))
+            problems.append(ValidationIssue(path, f"is {kind}", "a regular file inside the bundle"))
         elif path not in expected:
-            problems += [] if _is_free(path) else [Problem(path, "is not in the manifest")]
+            problems += [] if _is_free(path) else [ValidationIssue(path, "is not in the manifest")]
         else:
             problems += _compare(bundle, path, expected[path], on_bytes)
     return sorted(problems, key=lambda problem: problem.path)
 
 
-def _compare(bundle: Path, path: str, expected: FileEntry, on_bytes: OnBytes | None) -> list[Problem]:
+def _compare(bundle: Path, path: str, expected: FileEntry, on_bytes: OnBytes | None) -> list[ValidationIssue]:
     size = (bundle / path).stat().st_size
     if size != expected.size:
-        return [Problem(path, "has another size", f"{expected.size} bytes", f"{size} bytes")]
+        return [ValidationIssue(path, "has another size", f"{expected.size} bytes", f"{size} bytes")]
     sha256 = hash_file(bundle / path, on_bytes).sha256
     if sha256 != expected.sha256:
-        return [Problem(path, "is altered", f"sha256 {expected.sha256}", f"sha256 {sha256}")]
+        return [ValidationIssue(path, "is altered", f"sha256 {expected.sha256}", f"sha256 {sha256}")]
     return []
 
 
@@ -193,7 +193,7 @@ def verify(bundle: Path, on_bytes: OnBytes | None = None) -> Manifest:
         BundleError: the manifest is unusable, or a file is missing, extra, altered or a link.
     """
     manifest = read_manifest(bundle)
-    if problems := find_problems(bundle, manifest, on_bytes):
+    if problems := find_issues(bundle, manifest, on_bytes):
         first = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise BundleError(

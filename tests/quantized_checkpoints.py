@@ -22,13 +22,13 @@ Truth = Mapping[str, tuple[Tensor, Tensor, Tensor]]
 
 def random_linear(seed: int, out: int, inputs: int, group: int = GROUP, symmetric: bool = False) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 16, (out, inputs), generator=generator)
+    qweight = torch.randint(0, 16, (out, inputs), generator=generator)
     scale = (torch.rand(out, inputs // group, generator=generator) * 0.01 + 0.002).half()
     zero = torch.randint(0, 16, scale.shape, generator=generator)
-    return codes, scale, torch.full_like(zero, 8) if symmetric else zero
+    return qweight, scale, torch.full_like(zero, 8) if symmetric else zero
 
 
-def pack_awq(codes: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
+def pack_awq(qweight: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
     """AutoAWQ's WQLinear_GEMM.from_linear: eight output features to an int32, in the order 0, 2, 4, 6, 1, 3, 5, 7."""
 
     def words(values_IO: Tensor) -> Tensor:
@@ -38,20 +38,20 @@ def pack_awq(codes: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
                 packed[:, column] |= values_IO[:, column * 8 + feature].long() << (place * 4)
         return _int32(packed)
 
-    return {"qweight": words(codes.T), "qzeros": words(zero.T), "scales": scale.T.contiguous()}
+    return {"qweight": words(qweight.T), "qzeros": words(zero.T), "scales": scale.T.contiguous()}
 
 
-def pack_gptq(codes: Tensor, scale: Tensor, zero: Tensor, offset: int = 1) -> dict[str, Tensor]:
+def pack_gptq(qweight: Tensor, scale: Tensor, zero: Tensor, offset: int = 1) -> dict[str, Tensor]:
     """AutoGPTQ's QuantLinear.pack: eight input features to an int32; zero points are stored minus one."""
-    inputs, out = codes.shape[1], codes.shape[0]
-    qweight = torch.zeros(inputs // 8, out, dtype=torch.int64)
+    inputs, out = qweight.shape[1], qweight.shape[0]
+    words = torch.zeros(inputs // 8, out, dtype=torch.int64)
     for row in range(inputs):
-        qweight[row // 8] |= codes[:, row].long() << (row % 8 * 4)
+        words[row // 8] |= qweight[:, row].long() << (row % 8 * 4)
     qzeros = torch.zeros(zero.shape[1], out // 8, dtype=torch.int64)
     for column in range(out):
         qzeros[:, column // 8] |= ((zero[column].long() - offset) & 15) << (column % 8 * 4)
     g_idx = torch.arange(inputs, dtype=torch.int32) // (inputs // zero.shape[1])
-    return {"qweight": _int32(qweight), "qzeros": _int32(qzeros), "scales": scale.T.contiguous(), "g_idx": g_idx}
+    return {"qweight": _int32(words), "qzeros": _int32(qzeros), "scales": scale.T.contiguous(), "g_idx": g_idx}
 
 
 def _int32(words: Tensor) -> Tensor:
@@ -65,9 +65,9 @@ def quantized_copy(source: Path, out: Path, pack: Pack, config: dict[str, Any], 
     truth = {}
     for seed, name in enumerate(sorted(n for n in tensors if n.startswith(LANGUAGE) and n.endswith("proj.weight"))):
         linear = name.removesuffix(".weight")
-        codes, scale, zero = random_linear(seed, *tensors.pop(name).shape, symmetric=symmetric)
-        tensors |= {f"{linear}.{suffix}": tensor for suffix, tensor in pack(codes, scale, zero).items()}
-        truth[linear] = (codes, scale, zero)
+        qweight, scale, zero = random_linear(seed, *tensors.pop(name).shape, symmetric=symmetric)
+        tensors |= {f"{linear}.{suffix}": tensor for suffix, tensor in pack(qweight, scale, zero).items()}
+        truth[linear] = (qweight, scale, zero)
     save_file(tensors, out / "model.safetensors")
     set_quantization(out, config)
     return truth

@@ -12,7 +12,7 @@ from r1v_export.errors import BundleError
 from r1v_export.manifest import (
     MANIFEST,
     StageEntry,
-    find_problems,
+    find_issues,
     hash_file,
     read_manifest,
     verify,
@@ -45,7 +45,7 @@ def edit(folder: Path, **fields: object) -> None:
 
 
 def problems(folder: Path) -> list[tuple[str, str]]:
-    return [(problem.path, problem.what) for problem in find_problems(folder, read_manifest(folder))]
+    return [(problem.path, problem.what) for problem in find_issues(folder, read_manifest(folder))]
 
 
 def test_an_untouched_bundle_has_no_problems(bundle: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_named_pipe_does_not_hang_the_check(bundle: Path) -> None:
     assert problems(bundle) == [("config.json", "is no regular file")]
 
 
-def test_an_interrupted_build_is_told_from_a_wrong_folder(bundle: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_is_reported_from_a_wrong_folder(bundle: Path, tmp_path: Path) -> None:
     (bundle / MANIFEST).unlink()
     with pytest.raises(BundleError, match="This is not a bundle"):
         verify(bundle)

@@ -72,13 +72,13 @@ class Batches(Dataset[Batch]):
         self,
         folder: Path,
         spec: ModelSpec,
-        pictures: int,
+        images: int,
         count: int,
         single_tile_batches: int = 0,
         crowded_batches: int = 0,
     ) -> None:
         self.tokenizer = Tokenizer.from_folder(folder)
-        self.spec, self.pictures, self.count = spec, pictures, count
+        self.spec, self.images, self.count = spec, images, count
         self.single_tile_batches, self.crowded_batches = single_tile_batches, crowded_batches
 
     def __len__(self) -> int:
@@ -90,13 +90,13 @@ class Batches(Dataset[Batch]):
         one_size = rng.choice(scenes.MANY_TILE_SIZES) if many_tiles else None
         max_objects = scenes.CROWD if number < self.crowded_batches else scenes.MAX_OBJECTS
         images, conversations = [], []
-        for index in range(number * self.pictures, (number + 1) * self.pictures):
-            of_picture = seeded("train", index)
-            size = one_size or of_picture.choice(scenes.SINGLE_TILE_SIZES)
-            scene, asked = scene_and_questions(of_picture, size, kind_at(index), QUESTIONS_PER_PICTURE + 1, max_objects)
+        for index in range(number * self.images, (number + 1) * self.images):
+            of_image = seeded("train", index)
+            size = one_size or of_image.choice(scenes.SINGLE_TILE_SIZES)
+            scene, asked = scene_and_questions(of_image, size, kind_at(index), QUESTIONS_PER_PICTURE + 1, max_objects)
             images.append(scenes.draw(scene))
-            earlier = asked.pop() if of_picture.random() < EARLIER_TURN_SHARE else None
-            think = of_picture.random() >= NO_THOUGHT_SHARE
+            earlier = asked.pop() if of_image.random() < EARLIER_TURN_SHARE else None
+            think = of_image.random() >= NO_THOUGHT_SHARE
             conversations.append(Conversation(earlier, asked[:QUESTIONS_PER_PICTURE], think))
         pixels, tiles = pixel_values(images, self.spec.tiling)
         rows = [self._tokens(conversation, tiles[0]) for conversation in conversations]

@@ -20,7 +20,7 @@ from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
 from r1v_export.runner.answer import Answer
-from r1v_export.runner.engine_runner import Request, Runner
+from r1v_export.runner.engine_runner import EngineRunner, Request
 from r1v_export.runner.sampling import Sampling
 
 
@@ -39,7 +39,7 @@ def answer_all(model: str | Path | None, questions: Sequence[Sample], think: boo
     checkpoint = Checkpoint.open(model)
     spec, tokenizer = checkpoint.spec, Tokenizer.from_folder(checkpoint.folder)
     engine = ReferenceEngine(load(checkpoint, torch.float32))
-    runner = Runner(engine, tokenizer, spec, TEMPLATES[spec.template], checkpoint.generation_config)
+    runner = EngineRunner(engine, tokenizer, spec, TEMPLATES[spec.template], checkpoint.generation_config)
     requests = [Request.ask(sample.question, sample.image, think=think) for sample in questions]
     return runner.answers(requests, Sampling(max_new_tokens=128))
 
@@ -49,18 +49,18 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     questions = list(samples("eval", arguments.count))
     answers = answer_all(arguments.model, questions, think=not arguments.no_think)
-    asked, right, right_thoughts = Counter(), Counter(), 0
+    asked, right, correct_reasoning = Counter(), Counter(), 0
     for sample, answer in zip(questions, answers, strict=True):
         asked[sample.kind] += 1
         right[sample.kind] += answer.text.strip() == sample.answer
-        right_thoughts += answer.thought.strip() == sample.thought
+        correct_reasoning += answer.reasoning.strip() == sample.reasoning
         if arguments.mistakes and answer.text.strip() != sample.answer:
-            print(f"{sample.image.size} {sample.question}\n  right: {sample.thought} -> {sample.answer}")
-            print(f"  found: {answer.thought.strip()} -> {answer.text.strip()}")
+            print(f"{sample.image.size} {sample.question}\n  right: {sample.reasoning} -> {sample.answer}")
+            print(f"  found: {answer.reasoning.strip()} -> {answer.text.strip()}")
     for kind in KINDS:
         print(f"{kind:12} {right[kind]:4} of {asked[kind]:4}  {right[kind] / max(asked[kind], 1):6.1%}")
     print(f"{'all':12} {right.total():4} of {asked.total():4}  {right.total() / asked.total():6.1%}")
-    print(f"thoughts right word for word: {right_thoughts / asked.total():.1%}")
+    print(f"thoughts right word for word: {correct_reasoning / asked.total():.1%}")
 
 
 if __name__ == "__main__":

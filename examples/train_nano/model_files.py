@@ -127,7 +127,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 def _texts(count: int) -> Iterable[str]:
     for sample in samples("train", count):
-        yield f"user\n\n{sample.question}\nassistant\n<think>\n{sample.thought}\n</think>\n\n{sample.answer}"
+        yield f"user\n\n{sample.question}\nassistant\n<think>\n{sample.reasoning}\n</think>\n\n{sample.answer}"
 
 
 def _special_tokens_map() -> dict[str, Any]:

@@ -71,7 +71,7 @@ class LanguageSpec(_Spec):
 
 
 class TilingSpec(_Spec):
-    """How a picture becomes tiles."""
+    """How an image becomes tiles."""
 
     tile_size: PositiveInt
     min_tiles: PositiveInt

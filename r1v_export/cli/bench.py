@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Measure a bundle's engine.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--image", type=click.Path(path_type=Path), help="Ask about this picture. [default: a made-up one]")
+@click.option("--image", type=click.Path(path_type=Path), help="Ask about this image. [default: a made-up one]")
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask.")
 @target_option
 @engine_option
@@ -59,8 +59,8 @@ def command(
 
     peaks = gpu_named(gpu) if gpu else None
     runner = open_runner(bundle, target, model, device, engine)
-    picture = load_image(image) if image else None
-    result = measure(runner, picture, question, tokens, runs, Progress(1, quiet=format_ == "json"))
+    loaded = load_image(image) if image else None
+    result = measure(runner, loaded, question, tokens, runs, Progress(1, quiet=format_ == "json"))
     result["roofline"] = attained(Bundle.open(bundle), result, device, peaks)
     if format_ == "json":
         print_json(result)

@@ -42,7 +42,7 @@ DEFAULT_OUT = Path("out")
     help="A build file, such as a bundle's build.yaml; options win over it.",
 )
 @click.option("--recipe", help="How to quantize: a name of `recipes list`, or a YAML file. [default: the precision's]")
-@click.option("--calib", help="Pictures and prompts to calibrate on: folder or .jsonl. [default: generated]")
+@click.option("--calib", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]")
 @click.option("--budget", help="Choose each module's precision within kl=0.02, for example, or size=20GB.")
 @click.option("--calibrated", help="A finished calibration (`r1v-export calibrate`) to build with.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")

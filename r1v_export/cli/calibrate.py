@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--precision", type=click.Choice(["fp8", "int8", "int4"]), help="Calibrate by this precision's recipe.")
 @click.option("--recipe", help="Calibrate by this recipe: a name of `recipes list`, or a YAML file.")
 @click.option("--budget", help="Find a recipe within kl=0.02, for example, or size=20GB.")
-@click.option("--calib", help="Pictures and prompts to calibrate on: folder or .jsonl. [default: generated]")
+@click.option("--calib", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]")
 @click.option("--samples", type=click.IntRange(min=1), help="How many of them at most. [default: 128]")
 @click.option("--shard", metavar="I/N", help="Only observe the I-th of N parts of the samples, for --merge.")
 @click.option(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "images",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Ask about this picture instead; repeat for several.",
+    help="Ask about this image instead; repeat for several.",
 )
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask about each --image.")
 @click.option("--blocks", is_flag=True, help="Compare each ViT block.")
@@ -101,10 +101,10 @@ def _print(report: ParityReport) -> None:
     click.echo(table(rows, ("boundary", "metric", "value", "limit", "")))
     same = sum(sample.divergence is None for sample in report.samples)
     click.echo(f"\n{same} of {len(report.samples)} answers are the same, token by token")
-    right = [sample for sample in report.samples if sample.reference_right is not None]
-    if right:
-        counts = sum(bool(s.candidate_right) for s in right), sum(bool(s.reference_right) for s in right)
-        click.echo(f"right answers: {report.candidate} {counts[0]}, {report.reference} {counts[1]}, of {len(right)}")
+    scored = [sample for sample in report.samples if sample.reference_correct is not None]
+    if scored:
+        counts = sum(bool(s.candidate_correct) for s in scored), sum(bool(s.reference_correct) for s in scored)
+        click.echo(f"correct answers: {report.candidate} {counts[0]}, {report.reference} {counts[1]}, of {len(scored)}")
     if report.bundles:
         click.echo(f"\n{_side_by_side(report)}")
 
@@ -114,7 +114,7 @@ def _side_by_side(report: ParityReport) -> str:
 
     rows = [
         (b.name, b.precision, size(b.size_bytes), f"{b.mean_kl:.3g}", f"{100 * b.top1_agreement:.2f} %")
-        + ((f"{b.right} of {b.graded}",) if b.graded else ("",))
+        + ((f"{b.correct} of {b.scored}",) if b.scored else ("",))
         for b in report.bundles
     ]
-    return table(rows, ("bundle", "precision", "weights", "mean KL", "top-1", "right"))
+    return table(rows, ("bundle", "precision", "weights", "mean KL", "top-1", "correct"))

@@ -88,11 +88,11 @@ def _version(distribution: str) -> str | None:
 
 
 def _target(name: str) -> dict[str, Any]:
-    """Whether a target's builder is in this version and its packages are here."""
-    from r1v_export.targets.registry import BUILDERS
+    """Whether a target is in this version and its packages are here."""
+    from r1v_export.targets.registry import TARGETS
 
     module, distribution, fix = TARGET_NEEDS[name]
-    if name not in BUILDERS:
+    if name not in TARGETS:
         return {"ready": False, "why": "planned, not in this version", "fix": None}
     if importlib.util.find_spec(module) is None:
         return {"ready": False, "why": f"{distribution} is not installed", "fix": fix}

@@ -1,4 +1,4 @@
-"""`r1v-export run`: ask a bundle about pictures."""
+"""`r1v-export run`: ask a bundle about images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ if TYPE_CHECKING:
     from r1v_export.runner.answer import Answer, TokenEvent
 
 
-@click.command(short_help="Ask a bundle about pictures.")
+@click.command(short_help="Ask a bundle about images.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("question")
-@click.option(
-    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; repeat for several."
-)
+@click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="An image; repeat for several.")
 @target_option
 @engine_option
 @model_option
-@click.option("--no-think", is_flag=True, help="Answer without a thought.")
+@click.option("--no-think", is_flag=True, help="Answer without reasoning.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Longest answer.")
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the likeliest token."
@@ -50,7 +48,7 @@ def command(
     format_: str,
     **sampling: Any,
 ) -> None:
-    """Ask BUNDLE a QUESTION, about pictures if any; the thought and the answer are streamed."""
+    """Ask BUNDLE a QUESTION, about images if any; the reasoning and the answer are streamed."""
     from r1v_export.generation import Sampling
     from r1v_export.pipeline.open_runner import open_runner
     from r1v_export.reference.preprocess import load_image
@@ -66,16 +64,16 @@ def command(
 
 
 def _stream(events: Iterable[TokenEvent]) -> Answer:
-    """Print thought and answer as they come: the thought dimmed on a terminal, inside its tags elsewhere."""
+    """Print reasoning and answer as they come: the reasoning dimmed on a terminal, inside its tags elsewhere."""
     dimmed = sys.stdout.isatty()
     thinking = False
     for event in events:
-        if event.thought:
+        if event.reasoning:
             if not thinking and not dimmed:
                 click.echo("<think>")
             thinking = True
-            thought = printable(event.thought)
-            click.echo(click.style(thought, dim=True) if dimmed else thought, nl=False)
+            reasoning = printable(event.reasoning)
+            click.echo(click.style(reasoning, dim=True) if dimmed else reasoning, nl=False)
         if event.text:
             if thinking:
                 click.echo("\n" if dimmed else "\n</think>")

@@ -111,12 +111,12 @@ def _content(name: str, derived: Mapping[str, Derived], read: Read) -> Tensor:
     return read(name)
 
 
-def _pack_4_bits(codes: Tensor) -> Tensor:
+def _pack_4_bits(qweight: Tensor) -> Tensor:
     """ONNX's layout of 4-bit types: two codes to a byte in row-major order, the first in the low half.
 
     Rows of a chunk hold an even number of codes: group sizes do.
     """
-    pairs = codes.flatten().view(torch.uint8).reshape(-1, 2)
+    pairs = qweight.flatten().view(torch.uint8).reshape(-1, 2)
     return (pairs[:, 0] & 0x0F) | (pairs[:, 1] << 4)
 
 

@@ -23,7 +23,7 @@ class Sample:
 
     image: Image.Image
     question: str
-    thought: str
+    reasoning: str
     answer: str
     kind: str
 
@@ -36,9 +36,9 @@ def samples(split: Split, count: int) -> Iterator[Sample]:
 def sample(split: Split, index: int) -> Sample:
     """Sample `index` of a split, the same on every machine."""
     rng = seeded(split, index)
-    scene, asked = scene_and_questions(rng, scenes.picture_size(rng), kind_at(index), 1)
+    scene, asked = scene_and_questions(rng, scenes.image_size(rng), kind_at(index), 1)
     question = asked[0]
-    return Sample(scenes.draw(scene), question.text, question.thought, question.answer, question.kind)
+    return Sample(scenes.draw(scene), question.text, question.reasoning, question.answer, question.kind)
 
 
 def kind_at(index: int) -> str:

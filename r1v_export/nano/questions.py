@@ -26,7 +26,7 @@ class Question:
     kind: str
 
     @property
-    def thought(self) -> str:
+    def reasoning(self) -> str:
         return f"{self.seen} {self.conclusion}"
 
 

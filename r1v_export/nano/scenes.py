@@ -95,7 +95,7 @@ class ChartScene:
 Scene = ObjectScene | ChartScene
 
 
-def picture_size(rng: Random, many_tile_share: float = MANY_TILE_SHARE) -> tuple[int, int]:
+def image_size(rng: Random, many_tile_share: float = MANY_TILE_SHARE) -> tuple[int, int]:
     """A width and height in pixels."""
     return rng.choice(MANY_TILE_SIZES if rng.random() < many_tile_share else SINGLE_TILE_SIZES)
 

@@ -7,9 +7,9 @@ report.raise_if_failed()
 
 from r1v_export.parity import samples
 from r1v_export.parity.comparison import check
-from r1v_export.parity.endpoints import Side
+from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.report import write_report
 from r1v_export.parity.samples import Sample
 from r1v_export.parity.schema import ParityReport
 
-__all__ = ["ParityReport", "Sample", "Side", "check", "samples", "write_report"]
+__all__ = ["Endpoint", "ParityReport", "Sample", "check", "samples", "write_report"]

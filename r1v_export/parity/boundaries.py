@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, cast, runtime_checkable
 import numpy as np
 
 from r1v_export.contract import Engine
-from r1v_export.parity.endpoints import Inputs, Side
+from r1v_export.parity.endpoints import Endpoint, Inputs
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, TokenStatistics, top1_margin
 from r1v_export.parity.samples import Sample
 from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity
@@ -46,7 +46,7 @@ class Answers(NamedTuple):
 
 
 @dataclass
-class Walk:
+class BoundaryComparator:
     """Compares batch after batch; what it found is in `statistics` (by boundary name) and `steps`.
 
     Args:
@@ -54,8 +54,8 @@ class Walk:
         max_new_tokens: longest answer.
     """
 
-    reference: Side
-    candidate: Side
+    reference: Endpoint
+    candidate: Endpoint
     blocks: bool = False
     max_new_tokens: int = 96
     statistics: dict[str, Statistics] = field(default_factory=dict)
@@ -76,7 +76,9 @@ class Walk:
             ids = np.arange(start, stop, dtype=np.int64)
             # The image token has no row of its own that is ever used; without an image it is not allowed.
             ids_1S = np.where(ids == spec.image_token_id, 0, ids)[None]
-            expected, found = (side.engine.embed(ids_1S, nothing_NE)[0] for side in (self.reference, self.candidate))
+            expected, found = (
+                endpoint.engine.embed(ids_1S, nothing_NE)[0] for endpoint in (self.reference, self.candidate)
+            )
             self.record("embeds", TensorStatistics.of(expected, found, "(every token)", offset=start))
 
     def compare_batch(self, samples: Sequence[Sample]) -> list[Answers]:
@@ -99,7 +101,7 @@ class Walk:
 
     def compare_blocks(self, pixels_T3HW: np.ndarray, sample: str) -> None:
         """Compare the output of every ViT block."""
-        reference, candidate = (cast(VisionBlocks, side.engine) for side in (self.reference, self.candidate))
+        reference, candidate = (cast(VisionBlocks, endpoint.engine) for endpoint in (self.reference, self.candidate))
         for start, tiles_T3HW in _tile_groups(pixels_T3HW):
             pairs = zip(reference.vision_blocks(tiles_T3HW), candidate.vision_blocks(tiles_T3HW), strict=True)
             for block, (expected, found) in enumerate(pairs):
@@ -126,7 +128,9 @@ class Walk:
         return np.concatenate(images), np.concatenate(own_images)
 
     def _compare_embeds(self, input_ids_S: np.ndarray, images_NE: np.ndarray, sample: str) -> np.ndarray:
-        expected, found = (_embed(side.engine, input_ids_S, images_NE) for side in (self.reference, self.candidate))
+        expected, found = (
+            _embed(endpoint.engine, input_ids_S, images_NE) for endpoint in (self.reference, self.candidate)
+        )
         self.record("embeds", TensorStatistics.of(expected, found, sample))
         return expected
 
@@ -137,15 +141,15 @@ class Walk:
 
         Returns the answers, and the reference's logits [B, V] after the prompts.
         """
-        side = self.reference
-        answers, caches = self._start(side, prompts_SE, (side.engine, self.candidate.engine))
+        endpoint = self.reference
+        answers, caches = self._start(endpoint, prompts_SE, (endpoint.engine, self.candidate.engine))
         expected_BV, found_BV = first_logits_BV, _ = [prefill(c, prompts_SE, threading.Event()) for c in caches]
         for row, name in enumerate(names):
             self.record("prefill", _of_row(row, expected_BV, found_BV, name))
         step = 0
-        while answers.accept(expected_BV):
+        while answers.append_token(expected_BV):
             step += 1
-            embeds_B1E = embed_chosen(side.engine, answers.last)
+            embeds_B1E = embed_chosen(endpoint.engine, answers.last)
             expected_BV, found_BV = [cache.append(embeds_B1E, answers.unfinished_B) for cache in caches]
             for row in answers.unfinished:
                 self._record_step(step, _of_row(row, expected_BV, found_BV, names[row], step))
@@ -155,26 +159,28 @@ class Walk:
         self, prompts_SE: Sequence[np.ndarray], first_logits_BV: np.ndarray, names: Sequence[str]
     ) -> GreedyAnswers:
         """The candidate answers greedily, on its own outputs throughout."""
-        side = self.candidate
-        answers, (cache,) = self._start(side, prompts_SE, (side.engine,))
+        endpoint = self.candidate
+        answers, (cache,) = self._start(endpoint, prompts_SE, (endpoint.engine,))
         logits_BV = prefill(cache, prompts_SE, threading.Event())
         for row, name in enumerate(names):
             self.record("end_to_end", _of_row(row, first_logits_BV, logits_BV, name))
-        while answers.accept(logits_BV):
-            embeds_B1E = embed_chosen(side.engine, answers.last)
+        while answers.append_token(logits_BV):
+            embeds_B1E = embed_chosen(endpoint.engine, answers.last)
             logits_BV = cache.append(embeds_B1E, answers.unfinished_B)
         return answers
 
     def _start(
-        self, side: Side, prompts_SE: Sequence[np.ndarray], engines: Sequence[Engine]
+        self, endpoint: Endpoint, prompts_SE: Sequence[np.ndarray], engines: Sequence[Engine]
     ) -> tuple[GreedyAnswers, list[KVCache]]:
         """Empty answers, and a cache that holds prompts and answers for each engine."""
-        positions = side.spec.language.max_position_embeddings
-        budgets = [new_token_budget(len(prompt), self.max_new_tokens, positions) for prompt in prompts_SE]
-        longest = max(len(prompt) + budget for prompt, budget in zip(prompts_SE, budgets, strict=True))
+        positions = endpoint.spec.language.max_position_embeddings
+        max_new_tokens = [new_token_budget(len(prompt), self.max_new_tokens, positions) for prompt in prompts_SE]
+        longest = max(
+            len(prompt) + max_new_tokens for prompt, max_new_tokens in zip(prompts_SE, max_new_tokens, strict=True)
+        )
         capacity = plan_capacity(longest, positions)
         caches = [KVCache(engine.decoder(len(prompts_SE), capacity)) for engine in engines]
-        return GreedyAnswers(budgets, side.stop_ids), caches
+        return GreedyAnswers(max_new_tokens, endpoint.stop_ids), caches
 
     def _record_step(self, step: int, statistics: LogitStatistics) -> None:
         self.record("decode", statistics)
@@ -186,13 +192,13 @@ class Walk:
 class GreedyAnswers:
     """The answers of a batch while they are generated; the most likely token is taken, the first of equals."""
 
-    def __init__(self, budgets: Sequence[int], stop_ids: frozenset[int]) -> None:
-        self.tokens: list[list[int]] = [[] for _ in budgets]
-        self.margins: list[list[float]] = [[] for _ in budgets]
-        self.unfinished_B = np.ones(len(budgets), dtype=np.int64)
-        self._budgets, self._stop_ids = budgets, stop_ids
+    def __init__(self, max_new_tokens: Sequence[int], stop_ids: frozenset[int]) -> None:
+        self.tokens: list[list[int]] = [[] for _ in max_new_tokens]
+        self.margins: list[list[float]] = [[] for _ in max_new_tokens]
+        self.unfinished_B = np.ones(len(max_new_tokens), dtype=np.int64)
+        self._budgets, self._stop_ids = max_new_tokens, stop_ids
 
-    def accept(self, logits_BV: np.ndarray) -> bool:
+    def append_token(self, logits_BV: np.ndarray) -> bool:
         """Take the next token of every unfinished answer; false when all are finished."""
         for row in self.unfinished:
             token = int(logits_BV[row].argmax())

@@ -14,9 +14,9 @@ from PIL import Image
 
 from r1v_export.config import Compute, Precision
 from r1v_export.errors import CapabilityError, InputError, ParityError
-from r1v_export.parity.boundaries import Answers, VisionBlocks, Walk
+from r1v_export.parity.boundaries import Answers, BoundaryComparator, VisionBlocks
 from r1v_export.parity.diagnosis import kind_of, likely_causes, problem
-from r1v_export.parity.endpoints import Side
+from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.latency import TimedEngine, latencies
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
 from r1v_export.parity.samples import Sample
@@ -29,7 +29,7 @@ from r1v_export.parity.schema import (
     StepResult,
     WorstElement,
 )
-from r1v_export.parity.tolerances import Boundary, Gate, Limit, Standard, limits, standard_for
+from r1v_export.parity.tolerances import Boundary, Gate, Tolerance, ToleranceProfile, profile_for, tolerances
 from r1v_export.runner.reasoning import split_reasoning
 
 COMPARED: Mapping[Boundary, str] = {
@@ -47,15 +47,15 @@ COMPARED: Mapping[Boundary, str] = {
 """Boundary -> what is compared there, in data-flow order."""
 
 _WITH_PICTURES = 12
-"""Samples whose pictures the page shows: the first so many, and the first so many that diverge."""
+"""Samples whose images the page shows: the first so many, and the first so many that diverge."""
 
 _THUMBNAIL_PIXELS = 144
 _PACKAGES = ("r1v-export", "torch", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers")
 
 
 def check(
-    reference: Side,
-    candidate: Side,
+    reference: Endpoint,
+    candidate: Endpoint,
     samples: Iterable[Sample],
     *,
     precision: Precision,
@@ -91,9 +91,9 @@ def check(
         CapabilityError: `blocks` with an engine that does not show its ViT blocks.
         InputError: no samples, or one that cannot be used.
     """
-    standard = standard_for(gate, precision, compute, quantized_inputs)
+    profile = profile_for(gate, precision, compute, quantized_inputs)
     _require_one_model(reference, candidate)
-    can_show_blocks = all(isinstance(side.engine, VisionBlocks) for side in (reference, candidate))
+    can_show_blocks = all(isinstance(endpoint.engine, VisionBlocks) for endpoint in (reference, candidate))
     if blocks and not can_show_blocks:
         raise CapabilityError(
             "ViT blocks cannot be compared: an engine does not show them",
@@ -101,21 +101,21 @@ def check(
             found=f"{reference.engine.name}, {candidate.engine.name}",
             fix="compare without blocks",
         )
-    timed = tuple(TimedEngine(side.engine) for side in (reference, candidate)) if measure_latency else ()
+    timed = tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate)) if measure_latency else ()
     if timed:
         reference, candidate = (replace(s, engine=t) for s, t in zip((reference, candidate), timed, strict=True))
 
-    walk = Walk(reference, candidate, blocks, max_new_tokens)
-    walk.compare_vocabulary()
-    results, first_batch = _walk_samples(walk, samples, batch_size, on_progress)
-    boundaries = _judge(walk.statistics, standard)
+    comparator = BoundaryComparator(reference, candidate, blocks, max_new_tokens)
+    comparator.compare_vocabulary()
+    results, first_batch = _compare_samples(comparator, samples, batch_size, on_progress)
+    boundaries = _judge(comparator.statistics, profile)
     first_bad = next((b.name for b in boundaries if not b.passed), None)
     if first_bad == "vision" and can_show_blocks and not blocks:
         # An engine may find only now that its blocks were fused away; then the tower is named as a whole.
         with suppress(CapabilityError):
             for sample in first_batch:
-                walk.compare_blocks(reference.inputs(sample).pixel_values, sample.name)
-        boundaries = _judge(walk.statistics, standard)
+                comparator.compare_blocks(reference.inputs(sample).pixel_values, sample.name)
+        boundaries = _judge(comparator.statistics, profile)
         first_bad = next(b.name for b in boundaries if not b.passed)
     return ParityReport(
         reference=reference.engine.name,
@@ -124,9 +124,9 @@ def check(
         gate=gate,
         max_new_tokens=max_new_tokens,
         first_bad=first_bad,
-        causes=likely_causes(first_bad, walk.statistics[first_bad], reference.tokenizer) if first_bad else (),
+        causes=likely_causes(first_bad, comparator.statistics[first_bad], reference.tokenizer) if first_bad else (),
         boundaries=boundaries,
-        decode_steps=tuple(_step_result(step, walk.steps[step]) for step in sorted(walk.steps)),
+        decode_steps=tuple(_step_result(step, comparator.steps[step]) for step in sorted(comparator.steps)),
         samples=tuple(results),
         environment=environment(),
         latency=latencies(*timed) if timed else (),
@@ -144,7 +144,7 @@ def environment() -> dict[str, str]:
     return versions
 
 
-def _require_one_model(reference: Side, candidate: Side) -> None:
+def _require_one_model(reference: Endpoint, candidate: Endpoint) -> None:
     expected, found = reference.engine.sizes, candidate.engine.sizes
     if expected != found:
         raise ParityError(
@@ -156,8 +156,11 @@ def _require_one_model(reference: Side, candidate: Side) -> None:
         )
 
 
-def _walk_samples(
-    walk: Walk, samples: Iterable[Sample], batch_size: int, on_progress: Callable[[int], None] | None
+def _compare_samples(
+    comparator: BoundaryComparator,
+    samples: Iterable[Sample],
+    batch_size: int,
+    on_progress: Callable[[int], None] | None,
 ) -> tuple[list[SampleResult], list[Sample]]:
     """Every sample through the walk. Returns the results and the first batch."""
     remaining = iter(samples)
@@ -166,11 +169,11 @@ def _walk_samples(
     pictured = 0
     while batch := list(islice(remaining, batch_size)):
         first_batch = first_batch or batch
-        for answers in walk.compare_batch(batch):
+        for answers in comparator.compare_batch(batch):
             diverged = answers.reference != answers.candidate
             shown = len(results) < _WITH_PICTURES or (diverged and pictured < _WITH_PICTURES)
             pictured += diverged and shown
-            results.append(_sample_result(answers, walk.reference, with_pictures=shown))
+            results.append(_sample_result(answers, comparator.reference, with_images=shown))
         if on_progress:
             on_progress(len(results))
     if not results:
@@ -178,9 +181,9 @@ def _walk_samples(
     return results, first_batch
 
 
-def _judge(statistics: dict[str, Statistics], standard: Standard) -> tuple[BoundaryResult, ...]:
+def _judge(statistics: dict[str, Statistics], profile: ToleranceProfile) -> tuple[BoundaryResult, ...]:
     """Hold every boundary to the table, in data-flow order."""
-    return tuple(_judge_one(name, statistics[name], standard) for name in sorted(statistics, key=_position))
+    return tuple(_judge_one(name, statistics[name], profile) for name in sorted(statistics, key=_position))
 
 
 def _position(boundary: str) -> tuple[int, int]:
@@ -188,7 +191,7 @@ def _position(boundary: str) -> tuple[int, int]:
     return list(COMPARED).index(kind_of(boundary)), int(block or 0)
 
 
-def _judge_one(name: str, statistics: Statistics, standard: Standard) -> BoundaryResult:
+def _judge_one(name: str, statistics: Statistics, profile: ToleranceProfile) -> BoundaryResult:
     metrics = statistics.metrics()
     tensor = statistics.tensor if isinstance(statistics, LogitStatistics) else statistics
     worst = tensor.worst if isinstance(tensor, TensorStatistics) else None
@@ -196,13 +199,13 @@ def _judge_one(name: str, statistics: Statistics, standard: Standard) -> Boundar
         name=name,
         compared=COMPARED[kind_of(name)],
         metrics=metrics,
-        checks=tuple(_held(row, metrics[row.metric]) for row in limits(kind_of(name), standard)),
+        checks=tuple(evaluate(row, metrics[row.metric]) for row in tolerances(kind_of(name), profile)),
         worst=WorstElement(**asdict(worst)) if worst else None,
         problem=problem(statistics),
     )
 
 
-def _held(row: Limit, value: float) -> Check:
+def evaluate(row: Tolerance, value: float) -> Check:
     return Check(
         metric=row.metric,
         value=value,
@@ -220,8 +223,8 @@ def _step_result(step: int, statistics: LogitStatistics) -> StepResult:
     )
 
 
-def _sample_result(answers: Answers, side: Side, with_pictures: bool) -> SampleResult:
-    sample, tokenizer = answers.sample, side.tokenizer
+def _sample_result(answers: Answers, endpoint: Endpoint, with_images: bool) -> SampleResult:
+    sample, tokenizer = answers.sample, endpoint.tokenizer
     same = answers.reference == answers.candidate
     text, own_text = (tokenizer.decode(tokens) for tokens in (answers.reference, answers.candidate))
     return SampleResult(
@@ -231,22 +234,22 @@ def _sample_result(answers: Answers, side: Side, with_pictures: bool) -> SampleR
         reference=text,
         candidate=None if same else own_text,
         tokens=len(answers.reference),
-        reference_right=_is_right(text, sample, side),
-        candidate_right=_is_right(own_text, sample, side),
-        divergence=_divergence(answers, side),
-        thumbnails_png=tuple(_thumbnails(sample)) if with_pictures else (),
+        reference_correct=_is_correct(text, sample, endpoint),
+        candidate_correct=_is_correct(own_text, sample, endpoint),
+        divergence=_divergence(answers, endpoint),
+        thumbnails_png=tuple(_thumbnails(sample)) if with_images else (),
     )
 
 
-def _is_right(text: str, sample: Sample, side: Side) -> bool | None:
+def _is_correct(text: str, sample: Sample, endpoint: Endpoint) -> bool | None:
     """Whether the final answer is the expected one, but for case and a full stop; None where that is not known."""
     if sample.answer is None:
         return None
-    answer = split_reasoning(text, thinking=bool(side.template.thinking)).answer
+    answer = split_reasoning(text, thinking=bool(endpoint.template.thinking)).answer
     return answer.strip().rstrip(".").casefold() == sample.answer.strip().rstrip(".").casefold()
 
 
-def _divergence(answers: Answers, side: Side) -> Divergence | None:
+def _divergence(answers: Answers, endpoint: Endpoint) -> Divergence | None:
     expected, found = answers.reference, answers.candidate
     position = first_divergence(expected, found)
     if position is None:
@@ -254,18 +257,18 @@ def _divergence(answers: Answers, side: Side) -> Divergence | None:
     here, rest = slice(position, position + 1), slice(position + 1, None)
     return Divergence(
         position=position,
-        agreed=side.tokenizer.decode(expected[:position]),
-        reference_token=_readable(expected[here], side),
-        candidate_token=_readable(found[here], side),
-        reference_rest=side.tokenizer.decode(expected[rest]),
-        candidate_rest=side.tokenizer.decode(found[rest]),
+        agreed=endpoint.tokenizer.decode(expected[:position]),
+        reference_token=_readable(expected[here], endpoint),
+        candidate_token=_readable(found[here], endpoint),
+        reference_rest=endpoint.tokenizer.decode(expected[rest]),
+        candidate_rest=endpoint.tokenizer.decode(found[rest]),
         margin=answers.margins[position] if position < len(expected) else 0.0,
     )
 
 
-def _readable(ids: list[int], side: Side) -> str:
+def _readable(ids: list[int], endpoint: Endpoint) -> str:
     """Text of one token or none; its id where it has no text or only a part of a character."""
-    text = side.tokenizer.decode(ids)
+    text = endpoint.tokenizer.decode(ids)
     return " ".join(f"⟨token {token}⟩" for token in ids) if not text or "\N{REPLACEMENT CHARACTER}" in text else text
 
 

@@ -87,7 +87,9 @@ def problem(statistics: Statistics) -> str | None:
     if not tensor.nonfinite:
         return None
     counts = {"reference": tensor.nonfinite_reference, "candidate": tensor.nonfinite_candidate}
-    told = " and ".join(f"{count} NaN or infinite values in the {side}" for side, count in counts.items() if count)
+    told = " and ".join(
+        f"{count} NaN or infinite values in the {endpoint}" for endpoint, count in counts.items() if count
+    )
     where = tensor.worst
     return f"{told}, the first at {list(where.index)} of sample {where.sample}" if where else told
 

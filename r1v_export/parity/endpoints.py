@@ -1,4 +1,4 @@
-"""The two sides of a comparison: an engine, with all that turns a question about pictures into its inputs."""
+"""The two sides of a comparison: an engine, with all that turns a question about images into its inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Side:
+class Endpoint:
     """The reference, with the checkpoint's own files, or the candidate, with those of its bundle.
 
     Each side has its own tokenizer, spec and template: a bundle that carries other files than its checkpoint shows at
@@ -43,7 +43,7 @@ class Side:
         return stop_ids(self.tokenizer, self.template, self.generation_config)
 
     def inputs(self, sample: Sample) -> Inputs:
-        """Tile the pictures and encode the question as one user turn."""
+        """Tile the images and encode the question as one user turn."""
         pixels_T3HW, tiles_per_image = pixel_values(sample.images, self.spec.tiling)
         turn = Turn("user", sample.question, images=len(sample.images))
         ids = encode(self.tokenizer, self.template, [turn], tiles_per_image, self.spec.tokens_per_tile)

@@ -207,9 +207,9 @@ def accuracy_by_size(bundles: Sequence[BundleFacts]) -> str | None:
     """Divergence, and right answers where they are known, of several bundles against the size of their weights."""
     if len(bundles) < 2:
         return None
-    graded = any(bundle.graded for bundle in bundles)
-    with _figure(6.4 if graded else 3.6) as figure:
-        panels = figure.subplots(2 if graded else 1, 1, sharex=True, squeeze=False)[:, 0]
+    scored = any(bundle.scored for bundle in bundles)
+    with _figure(6.4 if scored else 3.6) as figure:
+        panels = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
         kls = [bundle.mean_kl for bundle in bundles]
         # Rounding in float32 is a hundred million times less: drawn to scale it would leave the others on one spot.
         floor = max(max(kls), 1e-12) * _SMALLEST_DRAWN
@@ -220,9 +220,9 @@ def accuracy_by_size(bundles: Sequence[BundleFacts]) -> str | None:
         panels[-1].set_ylim(low / 2, high * 3)
         panels[-1].set_title("mean KL divergence from the float32 model, nats; lower edge: less", fontsize=10.5)
         panels[-1].set_xlabel("size of the weights, MB")
-        if graded:
-            shares = [100 * bundle.right / max(1, bundle.graded) for bundle in bundles]
-            labels = [f"{bundle.right} of {bundle.graded}" for bundle in bundles]
+        if scored:
+            shares = [100 * bundle.correct / max(1, bundle.scored) for bundle in bundles]
+            labels = [f"{bundle.correct} of {bundle.scored}" for bundle in bundles]
             _size_points(panels[0], bundles, shares, _ONE, "o", labels)
             panels[0].set_title("right answers, %", fontsize=10.5)
             panels[0].margins(y=0.25)
@@ -239,8 +239,8 @@ def _size_points(
         # To the left of the points in the right half, so that no label leaves the figure.
         left = x > (min(megabytes) + max(megabytes)) / 2
         height = 5 if number % 2 else -12
-        offset, side = ((-9, height), "right") if left else ((9, height), "left")
-        axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=side, fontsize=9.5)
+        offset, endpoint = ((-9, height), "right") if left else ((9, height), "left")
+        axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=endpoint, fontsize=9.5)
     axes.margins(x=0.12)
     axes.grid(axis="both")
 

@@ -14,7 +14,7 @@ from r1v_export import pages
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import kind_of
 from r1v_export.parity.schema import BoundaryResult, Check, ParityReport, SampleResult
-from r1v_export.quantization.mixed_precision.sensitivity import Option, SensitivityTable
+from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
 
 JSON_FILE, HTML_FILE = "parity.json", "parity.html"
 
@@ -38,7 +38,7 @@ _SHOWN_SAMPLES = 12
 
 
 class Stage(NamedTuple):
-    """One row of the table and one box of the data-flow picture; the ViT blocks share one."""
+    """One row of the table and one box of the data-flow image; the ViT blocks share one."""
 
     name: str
     members: list[BoundaryResult]
@@ -91,7 +91,7 @@ def to_html(report: ParityReport) -> str:
         shown=shown_samples(report.samples),
         identical=sum(sample.divergence is None for sample in report.samples),
         tokens=sum(sample.tokens for sample in report.samples),
-        graded=[sample for sample in report.samples if sample.expected is not None],
+        scored=[sample for sample in report.samples if sample.expected is not None],
         modules=modules(report),
         sensitivity_plot=Markup(plots.sensitivity(table) or "") if (table := sensitivity_table(report)) else None,
         sizes_plot=Markup(plots.accuracy_by_size(report.bundles) or ""),
@@ -102,13 +102,13 @@ def sensitivity_table(report: ParityReport) -> SensitivityTable | None:
     return report.calibration.sensitivity if report.calibration else None
 
 
-def modules(report: ParityReport) -> list[tuple[str, str | None, list[Option]]]:
+def modules(report: ParityReport) -> list[tuple[str, str | None, list[Candidate]]]:
     """Each module of the sensitivity table, the precision that was chosen for it, and what it could have had."""
     table = sensitivity_table(report)
     if table is None:
         return []
     chosen = table.selection.precisions if table.selection else {}
-    by_module: dict[str, list[Option]] = {}
+    by_module: dict[str, list[Candidate]] = {}
     for option in table.options:
         by_module.setdefault(option.module, []).append(option)
     return [(module, chosen.get(module), options) for module, options in by_module.items()]
@@ -138,8 +138,8 @@ def _worst(checks: Sequence[Check]) -> Check:
 
 def shown_samples(samples: Sequence[SampleResult]) -> list[SampleResult]:
     """Some samples in full: those that diverge first, then those that agree."""
-    with_pictures = [sample for sample in samples if sample.thumbnails_png] or list(samples)
-    return sorted(with_pictures, key=lambda sample: sample.divergence is None)[:_SHOWN_SAMPLES]
+    with_images = [sample for sample in samples if sample.thumbnails_png] or list(samples)
+    return sorted(with_images, key=lambda sample: sample.divergence is None)[:_SHOWN_SAMPLES]
 
 
 def share(part: float) -> str:

@@ -49,12 +49,12 @@ def synthetic(count: int, tile_size: int) -> Iterator[Sample]:
     """
     for index in range(count):
         rng = np.random.default_rng(index)
-        pictures = 2 if index % 5 == 4 else 1
-        images = tuple(_picture(rng, tile_size, *_SHAPES[(index + n) % len(_SHAPES)]) for n in range(pictures))
+        count = 2 if index % 5 == 4 else 1
+        images = tuple(_image(rng, tile_size, *_SHAPES[(index + n) % len(_SHAPES)]) for n in range(count))
         yield Sample(f"synthetic {index}", images, _QUESTIONS[index % len(_QUESTIONS)])
 
 
-def _picture(rng: np.random.Generator, tile_size: int, wide: float, high: float) -> Image.Image:
+def _image(rng: np.random.Generator, tile_size: int, wide: float, high: float) -> Image.Image:
     """A colour gradient with figures on it, half of it under noise."""
     width, height = round(tile_size * wide), round(tile_size * high)
     corners = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
@@ -62,8 +62,8 @@ def _picture(rng: np.random.Generator, tile_size: int, wide: float, high: float)
     draw = ImageDraw.Draw(image)
     for figure in (draw.ellipse, draw.rectangle, draw.ellipse):
         left, top = rng.uniform(0, 0.7, 2) * (width, height)
-        side = rng.uniform(0.1, 0.3) * min(width, height)
-        figure((left, top, left + side, top + side), fill=tuple(int(c) for c in rng.integers(0, 256, 3)))
+        endpoint = rng.uniform(0.1, 0.3) * min(width, height)
+        figure((left, top, left + endpoint, top + endpoint), fill=tuple(int(c) for c in rng.integers(0, 256, 3)))
     noise = Image.fromarray(rng.integers(0, 256, (height, width // 2, 3), dtype=np.uint8))
     right_half = image.crop((width - width // 2, 0, width, height))
     blended = Image.blend(right_half, noise.filter(ImageFilter.BoxBlur(1)), 0.4)

@@ -100,11 +100,11 @@ class SampleResult(_Part):
     """None where it is the reference's, token by token."""
     tokens: int
     """Tokens that the reference generated."""
-    reference_right: bool | None = None
-    candidate_right: bool | None = None
+    reference_correct: bool | None = None
+    candidate_correct: bool | None = None
     divergence: Divergence | None = None
     thumbnails_png: tuple[bytes, ...] = Field(default=(), exclude=True, repr=False)
-    """Small pictures for the HTML page; not in the JSON file."""
+    """Small images for the HTML page; not in the JSON file."""
 
 
 class Latency(_Part):
@@ -137,8 +137,8 @@ class BundleFacts(_Part):
     mean_kl: Number
     """Of the next token, over all decode steps, nats."""
     top1_agreement: Number
-    right: int
-    graded: int
+    correct: int
+    scored: int
     """Questions whose right answer is known."""
 
 

@@ -2,7 +2,7 @@
 
 One row is one limit on one metric. Rows are looked up by boundary and by standard; standards are for one of two gates:
 
-* `arithmetic`: the same numbers computed by another engine. The reference is the model that the engine was built
+* `numerics`: the same numbers computed by another engine. The reference is the model that the engine was built
   from, in float32 (for a quantized engine: its fake-quantized model); only rounding may differ. What rounds is the
   dtype computed in or, coarser than any, inputs on an 8-bit grid.
 * `quantization`: a quantized model against the float32 original; what quantizing costs, by precision.
@@ -21,7 +21,7 @@ from r1v_export.config import Compute, Precision
 from r1v_export.errors import UsageError
 
 Gate = Literal["arithmetic", "quantization"]
-Standard = Literal["fp32", "fp16", "bf16", "8-bit inputs", "fp8", "int8", "int4"]
+ToleranceProfile = Literal["fp32", "fp16", "bf16", "8-bit inputs", "fp8", "int8", "int4"]
 """The first four hold arithmetic, the others what quantizing costs."""
 Boundary = Literal[
     "pixels", "prompt", "vision_block", "vision", "projector", "embeds", "prefill", "decode", "end_to_end", "tokens"
@@ -30,20 +30,20 @@ Boundary = Literal[
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=20)]
 
 
-class Limit(BaseModel):
+class Tolerance(BaseModel):
     """One limit: exactly one of `at_most` and `at_least`, and the reason for its value."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     boundary: Boundary
-    standard: Standard
+    profile: ToleranceProfile
     metric: str
     at_most: float | None = None
     at_least: float | None = None
     reason: Reason
 
     @model_validator(mode="after")
-    def _one_bound(self) -> Limit:
+    def _one_bound(self) -> Tolerance:
         if (self.at_most is None) == (self.at_least is None):
             raise ValueError("a limit has exactly one of at_most and at_least")
         return self
@@ -63,12 +63,12 @@ class Limit(BaseModel):
         return value <= self.bound if self.relation == "at most" else value >= self.bound
 
 
-def limits(boundary: Boundary, standard: Standard) -> tuple[Limit, ...]:
+def tolerances(boundary: Boundary, profile: ToleranceProfile) -> tuple[Tolerance, ...]:
     """The rows of the table for one boundary."""
-    return tuple(row for row in TABLE if (row.boundary, row.standard) == (boundary, standard))
+    return tuple(row for row in TABLE if (row.boundary, row.profile) == (boundary, profile))
 
 
-def standard_for(gate: Gate, precision: Precision, compute: Compute, quantized_inputs: bool) -> Standard:
+def profile_for(gate: Gate, precision: Precision, compute: Compute, quantized_inputs: bool) -> ToleranceProfile:
     """What an engine is held to.
 
     Args:
@@ -81,7 +81,7 @@ def standard_for(gate: Gate, precision: Precision, compute: Compute, quantized_i
     """
     if gate == "arithmetic":
         return "8-bit inputs" if quantized_inputs else _FLOATS[compute]
-    costs = {row.standard for row in TABLE} - set(ARITHMETIC)
+    costs = {row.profile for row in TABLE} - set(ARITHMETIC)
     if precision not in costs:
         raise UsageError(
             f"Parity has no tolerances for what quantizing to {precision} costs.",
@@ -92,22 +92,22 @@ def standard_for(gate: Gate, precision: Precision, compute: Compute, quantized_i
     return precision
 
 
-_FLOATS: dict[Compute, Standard] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-ARITHMETIC: tuple[Standard, ...] = (*_FLOATS.values(), "8-bit inputs")
+_FLOATS: dict[Compute, ToleranceProfile] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+ARITHMETIC: tuple[ToleranceProfile, ...] = (*_FLOATS.values(), "8-bit inputs")
 """The standards of the arithmetic gate."""
 
 
-def _exact_inputs(standard: Standard) -> Iterable[Limit]:
-    yield Limit(
+def _exact_inputs(profile: ToleranceProfile) -> Iterable[Tolerance]:
+    yield Tolerance(
         boundary="pixels",
-        standard=standard,
+        profile=profile,
         metric="max_abs_error",
         at_most=0.0,
         reason="Tiling and normalizing are the same code on both sides and no engine takes part: nothing may differ.",
     )
-    yield Limit(
+    yield Tolerance(
         boundary="prompt",
-        standard=standard,
+        profile=profile,
         metric="token_agreement",
         at_least=1.0,
         reason="Token ids are whole numbers from the tokenizer files: one other id is another question.",
@@ -115,19 +115,19 @@ def _exact_inputs(standard: Standard) -> Iterable[Limit]:
 
 
 def _same(
-    standard: Standard,
+    profile: ToleranceProfile,
     boundaries: Iterable[Boundary],
     metric: str,
     *,
     at_most: float | None = None,
     at_least: float | None = None,
     reason: str,
-) -> Iterable[Limit]:
+) -> Iterable[Tolerance]:
     """One limit, the same at several boundaries."""
     for boundary in boundaries:
-        yield Limit(
+        yield Tolerance(
             boundary=boundary,
-            standard=standard,
+            profile=profile,
             metric=metric,
             at_most=at_most,
             at_least=at_least,
@@ -148,9 +148,9 @@ _FP32 = (
         reason="Only the order of sums differs: 3e-7 is measured over 4 ViT blocks, 8e-7 over 45. A GELU by tanh "
         "instead of erf (4e-5 to 1e-4) or a wrong epsilon in the tower (9e-5) is outside.",
     ),
-    Limit(
+    Tolerance(
         boundary="embeds",
-        standard="fp32",
+        profile="fp32",
         metric="max_abs_error",
         at_most=0.0,
         reason="A lookup and a copy; bfloat16 and float16 weights widen to float32 without rounding.",
@@ -178,9 +178,9 @@ _FP32 = (
         reason="Given the same history, a greedy choice may only change where the two best logits are closer than "
         "float32 rounding, which trained models do not produce.",
     ),
-    Limit(
+    Tolerance(
         boundary="tokens",
-        standard="fp32",
+        profile="fp32",
         metric="token_agreement",
         at_least=1.0,
         reason="The project's promise for float32: run end to end, the engine writes the same answer, token by token.",
@@ -189,7 +189,7 @@ _FP32 = (
 
 
 def _sixteen_bit(
-    standard: Standard,
+    profile: ToleranceProfile,
     roundoff: str,
     measured: str,
     lookup: float,
@@ -197,12 +197,12 @@ def _sixteen_bit(
     cosine: float,
     kl: float,
     agreement: float,
-) -> tuple[Limit, ...]:
+) -> tuple[Tolerance, ...]:
     """Rows of a 16-bit float: relative limits in features, probabilities instead of raw logits."""
     return (
-        *_exact_inputs(standard),
+        *_exact_inputs(profile),
         *_same(
-            standard,
+            profile,
             _FEATURES,
             "relative_error",
             at_most=feature,
@@ -210,22 +210,22 @@ def _sixteen_bit(
             "rounds its output, and the errors add up like a random walk over the depth.",
         ),
         *_same(
-            standard,
+            profile,
             _FEATURES,
             "min_row_cosine",
             at_least=cosine,
             reason="The worst token, not the average one: an overflow or a naive cast ruins single tokens first "
             "(a naive float16 vision tower was measured at 0.14, a strongly typed one at 0.9997).",
         ),
-        Limit(
+        Tolerance(
             boundary="embeds",
-            standard=standard,
+            profile=profile,
             metric="max_relative_error",
             at_most=lookup,
             reason=f"A lookup and a copy: one rounding to {roundoff} of the image embeddings, none of the table's.",
         ),
         *_same(
-            standard,
+            profile,
             _LOGITS,
             "mean_kl",
             at_most=kl,
@@ -233,7 +233,7 @@ def _sixteen_bit(
             "rounding does to the next token's distribution, and lies well below what quantizing costs.",
         ),
         *_same(
-            standard,
+            profile,
             ("prefill", "decode"),
             "top1_agreement",
             at_least=agreement,
@@ -246,9 +246,9 @@ _FP16 = _sixteen_bit("fp16", "2^-11", "4", lookup=5e-4, feature=1e-2, cosine=0.9
 _BF16 = _sixteen_bit("bf16", "2^-9", "10", lookup=4e-3, feature=4e-2, cosine=0.99, kl=2e-3, agreement=0.98)
 
 
-def _lookup(standard: Standard) -> Iterable[Limit]:
+def _lookup(profile: ToleranceProfile) -> Iterable[Tolerance]:
     return _same(
-        standard,
+        profile,
         ("embeds",),
         "max_relative_error",
         at_most=4e-3,
@@ -288,13 +288,13 @@ _EIGHT_BIT_INPUTS = (
 )
 
 
-def _cost(standard: Standard, kl: float, agreement: float, why: str) -> tuple[Limit, ...]:
+def _cost(profile: ToleranceProfile, kl: float, agreement: float, why: str) -> tuple[Tolerance, ...]:
     """Rows of a quantized engine against the float32 original: what quantizing may cost."""
     return (
-        *_exact_inputs(standard),
-        *_lookup(standard),
+        *_exact_inputs(profile),
+        *_lookup(profile),
         *_same(
-            standard,
+            profile,
             _FEATURES,
             "min_row_cosine",
             at_least=0.98,
@@ -302,7 +302,7 @@ def _cost(standard: Standard, kl: float, agreement: float, why: str) -> tuple[Li
             "turns tokens away long before answers change.",
         ),
         *_same(
-            standard,
+            profile,
             ("prefill", "decode"),
             "mean_kl",
             at_most=kl,
@@ -310,7 +310,7 @@ def _cost(standard: Standard, kl: float, agreement: float, why: str) -> tuple[Li
             "costs whole nats.",
         ),
         *_same(
-            standard,
+            profile,
             ("prefill", "decode"),
             "top1_agreement",
             at_least=agreement,
@@ -323,4 +323,4 @@ _FP8 = _cost("fp8", 5e-2, 0.97, "rounding weights and inputs to FP8")
 _INT8 = _cost("int8", 5e-2, 0.97, "rounding weights and inputs to INT8")
 _INT4 = _cost("int4", 1e-1, 0.95, "rounding weights to 4 bits")
 
-TABLE: tuple[Limit, ...] = (*_FP32, *_FP16, *_BF16, *_EIGHT_BIT_INPUTS, *_FP8, *_INT8, *_INT4)
+TABLE: tuple[Tolerance, ...] = (*_FP32, *_FP16, *_BF16, *_EIGHT_BIT_INPUTS, *_FP8, *_INT8, *_INT4)

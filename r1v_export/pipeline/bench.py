@@ -25,16 +25,16 @@ def measure(
     """Ask once to warm up, then `runs` times.
 
     Args:
-        image: the picture; a made-up one when None.
+        image: the image; a made-up one when None.
         tokens: new tokens of every answer, whatever the model would like: stop tokens do not stop it.
 
     Returns:
         Plain values for JSON: medians by stage in milliseconds, time to the first token, tokens per second after it,
         and the peak memory of this process in bytes.
     """
-    picture = image or next(synthetic(1, runner.spec.tiling.tile_size)).images[0]
+    image = image or next(synthetic(1, runner.spec.tiling.tile_size)).images[0]
     runner.stop_ids = frozenset()
-    request, sampling = Request.ask(question, picture), Sampling(max_new_tokens=tokens)
+    request, sampling = Request.ask(question, image), Sampling(max_new_tokens=tokens)
     answers = []
     with progress.stage("bench", runs + 1) as task:
         for _ in range(runs + 1):
@@ -43,7 +43,7 @@ def measure(
     measured = answers[1:]
     return {
         "engine": runner.name,
-        "tiles": len(pixel_values([picture], runner.spec.tiling)[0]),
+        "tiles": len(pixel_values([image], runner.spec.tiling)[0]),
         "prompt_tokens": measured[0].prompt_tokens,
         "new_tokens": len(measured[0].token_ids),
         "runs": runs,

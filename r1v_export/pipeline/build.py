@@ -120,7 +120,7 @@ def _check_before_download(config: BuildConfig) -> None:
 
 def _check_targets(config: BuildConfig) -> None:
     for target in config.targets:
-        registry.builder(target).check(config)
+        registry.get_target(target).check(config)
 
 
 def _require_unchanged(job: Build, sources: Mapping[str, FileEntry], hashes: HashCache) -> None:

@@ -13,7 +13,7 @@ from r1v_export.config import BuildConfig
 from r1v_export.errors import UsageError
 from r1v_export.pipeline.calibration import (
     WORK,
-    as_execution,
+    as_calibration_options,
     calibrate,
     calibration_set,
     chosen_recipe,
@@ -44,14 +44,14 @@ def calibrate_alone(config: BuildConfig, out: Path, progress: Progress, *, offli
     Raises:
         R1VError: as `pipeline.calibration.calibrate`, or `out` holds something else.
     """
-    from r1v_export.quantization.calibration.resume import work_folder
+    from r1v_export.quantization.calibration.resume import resume_folder
 
     recipe = chosen_recipe(config)
     checkpoint = _open(config, offline)
     with progress.stage("calibration", WORK) as task:
-        calibrate(config, recipe, checkpoint, out, work_folder(out), task.advance)
+        calibrate(config, recipe, checkpoint, out, resume_folder(out), task.advance)
     # What a search within a budget tried on its way.
-    shutil.rmtree(work_folder(out), ignore_errors=True)
+    shutil.rmtree(resume_folder(out), ignore_errors=True)
     return _calibrated(out, checkpoint, progress)
 
 
@@ -75,7 +75,7 @@ def observe_shard(
     checkpoint = _open(config, offline)
     with progress.stage(f"shard {shard}", WORK) as task:
         samples = calibration_set(config, checkpoint, shard)
-        observe(checkpoint, recipe, samples, out, as_execution(config, None, task.advance))
+        observe(checkpoint, recipe, samples, out, as_calibration_options(config, None, task.advance))
     return Calibrated(out, recipe.name, len(samples.samples), str(shard), linears=0, warnings=())
 
 
@@ -101,7 +101,7 @@ def merge_shards(
 
     checkpoint = _open(config, offline)
     with progress.stage("merge", WORK) as task:
-        merge(checkpoint, find_shards(folders), out, as_execution(config, None, task.advance))
+        merge(checkpoint, find_shards(folders), out, as_calibration_options(config, None, task.advance))
     return _calibrated(out, checkpoint, progress)
 
 

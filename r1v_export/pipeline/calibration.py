@@ -18,9 +18,9 @@ from r1v_export.pipeline.stage import Advance
 
 if TYPE_CHECKING:
     from r1v_export.quantization.artifact.artifact import Artifact
-    from r1v_export.quantization.calibration.blockwise_runner import Execution
+    from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
     from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard
-    from r1v_export.quantization.calibration.raw_examples import Record
+    from r1v_export.quantization.calibration.raw_examples import RawExample
     from r1v_export.quantization.recipe import Recipe
     from r1v_export.reference.model import Model
 
@@ -34,7 +34,7 @@ FP8_PER_TENSOR = frozenset({"hf-unified", "tensorrt-llm"})
 """Targets whose static FP8 has one scale for a weight, not one for each row of it."""
 
 LONGEST_REPLY = 512
-"""Tokens of the model's own reply to a calibration prompt that has none: thoughts are what it will mostly compute."""
+"""Tokens of the model's own reply to a calibration prompt that has none: reasoning are what it will mostly compute."""
 
 
 def chosen_recipe(config: BuildConfig) -> Recipe | None:
@@ -95,7 +95,7 @@ def data_digest(data: str | None) -> str | None:
     path, digest = Path(data), hashlib.sha256()
     if not path.exists():
         raise InputError("There is no such calibration set.", where=path, expected="a folder or a .jsonl file")
-    # A .jsonl file names pictures that lie in its folder.
+    # A .jsonl file names images that lie in its folder.
     folder = path if path.is_dir() else path.parent
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + hash_file(file).sha256.encode())
@@ -109,19 +109,19 @@ def calibration_set(config: BuildConfig, checkpoint: Checkpoint, shard: Shard | 
         InputError: the calibration data cannot be used.
         CapabilityError: a package that it needs is not installed.
     """
-    from r1v_export.quantization.calibration.raw_examples import read_records
+    from r1v_export.quantization.calibration.raw_examples import read_examples
 
-    return _prepared(read_records(config.calibration.data, config.calibration.samples), config, checkpoint, shard)
+    return _prepared(read_examples(config.calibration.data, config.calibration.samples), config, checkpoint, shard)
 
 
 def _prepared(
-    records: Sequence[Record], config: BuildConfig, checkpoint: Checkpoint, shard: Shard | None = None
+    examples: Sequence[RawExample], config: BuildConfig, checkpoint: Checkpoint, shard: Shard | None = None
 ) -> CalibrationSet:
     from r1v_export.quantization.calibration.dataset import prepare
 
-    without_answer = any(record.answer is None for record in records)
-    replies = own_replies(checkpoint, config.device) if without_answer else None
-    return prepare(records, checkpoint, shard=shard, continuation=replies)
+    without_answer = any(example.answer is None for example in examples)
+    replies = self_generated_responses(checkpoint, config.device) if without_answer else None
+    return prepare(examples, checkpoint, shard=shard, continuation=replies)
 
 
 def calibrate(
@@ -145,16 +145,16 @@ def calibrate(
         Artifact.open(Path(config.calibration.artifact), checkpoint)
         shutil.copytree(config.calibration.artifact, out)
         return
-    execution = as_execution(config, work, advance)
+    options = as_calibration_options(config, work, advance)
     if recipe is None:
-        _within_budget(config, checkpoint, out, execution)
+        _within_budget(config, checkpoint, out, options)
     else:
-        run(checkpoint, recipe, calibration_set(config, checkpoint), out, execution)
+        run(checkpoint, recipe, calibration_set(config, checkpoint), out, options)
 
 
-def as_execution(config: BuildConfig, work: Path | None, advance: Advance) -> Execution:
+def as_calibration_options(config: BuildConfig, work: Path | None, advance: Advance) -> CalibrationOptions:
     """How a build's calibration is run: told in `WORK` parts."""
-    from r1v_export.quantization.calibration.blockwise_runner import Execution
+    from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 
     told = 0
 
@@ -164,10 +164,10 @@ def as_execution(config: BuildConfig, work: Path | None, advance: Advance) -> Ex
         advance(parts - told)
         told = parts
 
-    return Execution(device=config.device, work=work, on_progress=on_progress)
+    return CalibrationOptions(device=config.device, work=work, on_progress=on_progress)
 
 
-def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, execution: Execution) -> None:
+def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, options: CalibrationOptions) -> None:
     """Search for a recipe; the calibration by it and the table that it was chosen from become `out`.
 
     Divergences are measured on samples behind those that are calibrated on, where the data has enough of them.
@@ -177,10 +177,10 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, execu
     from r1v_export.quantization.mixed_precision.search import SENSITIVITY, search
 
     assert config.budget is not None
-    assert execution.work is not None
+    assert options.work is not None
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
-    budget, work = Budget.parse(config.budget), execution.work
+    budget, work = Budget.parse(config.budget), options.work
     with_kl = _whole_model_fits(checkpoint)
     if budget.kind == "kl" and not with_kl:
         raise CapabilityError(
@@ -193,7 +193,7 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, execu
         calibration_set(config, checkpoint),
         budget,
         work,
-        execution,
+        options,
         measured=_measured_set(config, checkpoint),
         recipes=budget_candidates(config, checkpoint),
         with_kl=with_kl,
@@ -209,13 +209,13 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, execu
 
 
 def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet | None:
-    """Samples behind those that are calibrated on; None where the data has no more pictures."""
-    from r1v_export.quantization.calibration.raw_examples import read_records
+    """Samples behind those that are calibrated on; None where the data has no more images."""
+    from r1v_export.quantization.calibration.raw_examples import read_examples
     from r1v_export.quantization.mixed_precision.search import MEASURED_SAMPLES
 
     count = config.calibration.samples
-    behind = read_records(config.calibration.data, count + MEASURED_SAMPLES)[count:]
-    return _prepared(behind, config, checkpoint) if any(record.images for record in behind) else None
+    behind = read_examples(config.calibration.data, count + MEASURED_SAMPLES)[count:]
+    return _prepared(behind, config, checkpoint) if any(example.images for example in behind) else None
 
 
 def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, Recipe]:
@@ -233,21 +233,23 @@ def _whole_model_fits(checkpoint: Checkpoint) -> bool:
     return 2 * 4 * parameters < psutil.virtual_memory().total
 
 
-def own_replies(checkpoint: Checkpoint, device: Device) -> Callable[[Sequence[Record]], list[Sequence[int]]]:
-    """The model's own greedy replies, thoughts included, computed by the PyTorch reference."""
+def self_generated_responses(
+    checkpoint: Checkpoint, device: Device
+) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
+    """The model's own greedy replies, reasoning included, computed by the PyTorch reference."""
     from r1v_export.reference.model import ReferenceEngine, load
     from r1v_export.reference.prompt import TEMPLATES
     from r1v_export.reference.tokenizer import Tokenizer
-    from r1v_export.runner.engine_runner import Request, Runner
+    from r1v_export.runner.engine_runner import EngineRunner, Request
     from r1v_export.runner.sampling import Sampling
 
     spec = checkpoint.spec
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     engine = ReferenceEngine(load(checkpoint).to(device))
-    runner = Runner(engine, tokenizer, spec, TEMPLATES[spec.template], checkpoint.generation_config)
+    runner = EngineRunner(engine, tokenizer, spec, TEMPLATES[spec.template], checkpoint.generation_config)
 
-    def reply(records: Sequence[Record]) -> list[Sequence[int]]:
-        requests = [Request.ask(record.prompt, *record.load_images()) for record in records]
+    def reply(examples: Sequence[RawExample]) -> list[Sequence[int]]:
+        requests = [Request.ask(example.prompt, *example.load_images()) for example in examples]
         answers = runner.answers(requests, Sampling(max_new_tokens=LONGEST_REPLY))
         return [answer.token_ids for answer in answers]
 

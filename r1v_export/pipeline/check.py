@@ -10,7 +10,7 @@ from r1v_export.bundle import ENGINES, GRAPHS, Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import Device
 from r1v_export.errors import UsageError
-from r1v_export.parity.endpoints import Side
+from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import Sample
 from r1v_export.parity.schema import BundleFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
@@ -18,11 +18,11 @@ from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.locate_checkpoint import open_source
 from r1v_export.pipeline.parity_gate import (
     calibration_facts,
-    candidate_side,
+    candidate_endpoint,
     compare,
     gates,
     questions,
-    reference_side,
+    reference_endpoint,
     require_calibrated_scales,
     rounding,
 )
@@ -74,7 +74,10 @@ def check_bundle(
     checkpoint = open_source(bundle, model, progress)
     artifact = open_artifact(folder, checkpoint)
     require_calibrated_scales(bundle.graphs, artifact)
-    candidate, limits = candidate_side(folder, target, device), rounding(bundle.config, target, bundle.spec, artifact)
+    candidate, limits = (
+        candidate_endpoint(folder, target, device),
+        rounding(bundle.config, target, bundle.spec, artifact),
+    )
     reports = []
     for gate, reference in gates(checkpoint, artifact, device):
         with progress.stage(gate, len(asked)) as task:
@@ -100,7 +103,7 @@ def check_bundle(
 def _measured(
     bundles: Sequence[Bundle], checkpoint: Checkpoint, asked: Questions, device: Device, progress: Progress
 ) -> Iterator[BundleFacts]:
-    original = reference_side(checkpoint, device)
+    original = reference_endpoint(checkpoint, device)
     for bundle in bundles:
         with progress.stage(bundle.folder.name, len(asked)) as task:
             yield measure(bundle, checkpoint, original, asked, device, task.advance)
@@ -131,7 +134,7 @@ def open_others(own: Bundle, folders: Sequence[Path]) -> list[Bundle]:
 def measure(
     bundle: Bundle,
     checkpoint: Checkpoint,
-    reference: Side,
+    reference: Endpoint,
     asked: Questions,
     device: Device,
     advance: Advance,
@@ -144,7 +147,7 @@ def measure(
     target, artifact = bundle.target(None), open_artifact(bundle.folder, checkpoint)
     gate: Gate = "quantization" if artifact is not None and checkpoint.quantized is None else "arithmetic"
     options = rounding(bundle.config, target, bundle.spec, artifact)
-    candidate = candidate_side(bundle.folder, target, device)
+    candidate = candidate_endpoint(bundle.folder, target, device)
     options |= {"gate": gate, "max_new_tokens": asked.max_new_tokens}
     report = compare(reference, candidate, asked.of(checkpoint), advance, **options)
     return facts(bundle, target, report)
@@ -153,7 +156,7 @@ def measure(
 def facts(bundle: Bundle, target: str, report: ParityReport) -> BundleFacts:
     """A bundle in numbers, from its report against the float32 model."""
     metrics = report.boundary("decode").metrics
-    graded = [sample for sample in report.samples if sample.candidate_right is not None]
+    scored = [sample for sample in report.samples if sample.candidate_correct is not None]
     return BundleFacts(
         name=bundle.folder.resolve().name,
         precision=report.precision,
@@ -161,8 +164,8 @@ def facts(bundle: Bundle, target: str, report: ParityReport) -> BundleFacts:
         size_bytes=weight_bytes(bundle, target),
         mean_kl=metrics["mean_kl"],
         top1_agreement=metrics["top1_agreement"],
-        right=sum(bool(sample.candidate_right) for sample in graded),
-        graded=len(graded),
+        correct=sum(bool(sample.candidate_correct) for sample in scored),
+        scored=len(scored),
     )
 
 

@@ -40,7 +40,7 @@ def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
 
 def precision_of(quantized: Quantized) -> Precision:
     """`int4` where any weight has four bits."""
-    kinds = {linear.layout.codes for linear in quantized.linears.values()}
+    kinds = {linear.layout.qweight_type for linear in quantized.linears.values()}
     return "fp8" if kinds == {"fp8"} else "int4"
 
 

@@ -13,7 +13,7 @@ from r1v_export.progress import Progress
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
 from r1v_export.runner.base import BaseRunner
-from r1v_export.runner.engine_runner import Runner
+from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
 from r1v_export.targets import registry
 
@@ -49,12 +49,12 @@ def open_runner(
         stops = bundle.generation_config
         return GeneratorRunner(generator, vision, tokenizer, bundle.spec, template, stops, tiles)
     opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
-    return Runner(opened, tokenizer, bundle.spec, template, bundle.generation_config)
+    return EngineRunner(opened, tokenizer, bundle.spec, template, bundle.generation_config)
 
 
 def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:
     name = bundle.target(target)
-    return registry.builder(name).open(bundle.folder / ENGINES / name, bundle.spec, device)
+    return registry.get_target(name).open(bundle.folder / ENGINES / name, bundle.spec, device)
 
 
 def _open_reference(bundle: Bundle, model: str | None, device: Device) -> Engine:

@@ -11,7 +11,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.parity.comparison import check
-from r1v_export.parity.endpoints import Side
+from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import Sample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from r1v_export.quantization.artifact.artifact import Artifact
 
 
-def gates(checkpoint: Checkpoint, artifact: Artifact | None, device: Device) -> Iterator[tuple[Gate, Side]]:
+def gates(checkpoint: Checkpoint, artifact: Artifact | None, device: Device) -> Iterator[tuple[Gate, Endpoint]]:
     """What the engines of a bundle are held to: PyTorch computing what the graphs say, and where that is a quantized
     model, also the original one, unless the checkpoint came quantized. Each is loaded when its turn comes."""
-    yield "arithmetic", reference_side(checkpoint, device, artifact)
+    yield "arithmetic", reference_endpoint(checkpoint, device, artifact)
     if artifact is not None and checkpoint.quantized is None:
-        yield "quantization", reference_side(checkpoint, device)
+        yield "quantization", reference_endpoint(checkpoint, device)
 
 
-def reference_side(checkpoint: Checkpoint, device: Device, artifact: Artifact | None = None) -> Side:
+def reference_endpoint(checkpoint: Checkpoint, device: Device, artifact: Artifact | None = None) -> Endpoint:
     """PyTorch in float32, with the checkpoint's own tokenizer and settings; fake-quantized where there is an
     artifact."""
     from r1v_export.reference.model import ReferenceEngine, load
@@ -42,19 +42,19 @@ def reference_side(checkpoint: Checkpoint, device: Device, artifact: Artifact | 
     if artifact is not None:
         fake_quantize(model, artifact)
     tokenizer, template = Tokenizer.from_folder(checkpoint.folder), TEMPLATES[spec.template]
-    return Side(ReferenceEngine(model), tokenizer, spec, template, checkpoint.generation_config)
+    return Endpoint(ReferenceEngine(model), tokenizer, spec, template, checkpoint.generation_config)
 
 
-def candidate_side(folder: Path, target: str, device: Device) -> Side:
+def candidate_endpoint(folder: Path, target: str, device: Device) -> Endpoint:
     """A built engine, with the files of the bundle in `folder`, which need not be finished."""
     spec = read_spec(folder)
-    engine = registry.builder(target).open(folder / ENGINES / target, spec, device)
+    engine = registry.get_target(target).open(folder / ENGINES / target, spec, device)
     tokenizer, template = Tokenizer.from_folder(folder), TEMPLATES[spec.template]
-    return Side(engine, tokenizer, spec, template, read_generation_config(folder))
+    return Endpoint(engine, tokenizer, spec, template, read_generation_config(folder))
 
 
 def questions(checkpoint: Checkpoint, count: int) -> Iterator[Sample]:
-    """What both sides are asked: held-out questions for the shipped model, made-up pictures for all others."""
+    """What both sides are asked: held-out questions for the shipped model, made-up images for all others."""
     if checkpoint.source.kind == "builtin":
         return held_out(count)
     return synthetic(count, checkpoint.spec.tiling.tile_size)
@@ -62,9 +62,9 @@ def questions(checkpoint: Checkpoint, count: int) -> Iterator[Sample]:
 
 def rounding(config: BuildConfig, target: str, spec: ModelSpec, artifact: Artifact | None) -> dict[str, Any]:
     """What `parity.check` chooses the limits of a bundle's engine by."""
-    arithmetic = registry.builder(target).arithmetic(config, spec)
-    quantized_inputs = artifact is not None and (artifact.quantizes_inputs or arithmetic.rounds_inputs)
-    return {"precision": config.precision, "compute": arithmetic.compute, "quantized_inputs": quantized_inputs}
+    numerics = registry.get_target(target).numerics(config, spec)
+    quantized_inputs = artifact is not None and (artifact.quantizes_inputs or numerics.rounds_inputs)
+    return {"precision": config.precision, "compute": numerics.compute, "quantized_inputs": quantized_inputs}
 
 
 def require_calibrated_scales(graphs: Path, artifact: Artifact | None) -> None:
@@ -95,8 +95,8 @@ def calibration_facts(artifact: Artifact | None) -> CalibrationFacts | None:
 
 
 def compare(
-    reference: Side,
-    candidate: Side,
+    reference: Endpoint,
+    candidate: Endpoint,
     samples: Iterable[Sample],
     advance: Advance,
     calibration: CalibrationFacts | None = None,

@@ -92,7 +92,7 @@ class Build:
             UsageError: a target does not take this model, quantized so.
         """
         for target in self.config.targets:
-            registry.builder(target).check_model(self.config, self.checkpoint.spec, self.schemes)
+            registry.get_target(target).check_model(self.config, self.checkpoint.spec, self.schemes)
         stages = [self._model_stage(), *self._calibration_stages(), *self._graph_stages(), *self._engine_stages()]
         checked = [target for target in self.config.targets if self.unchecked(target) is None]
         if checked:
@@ -103,12 +103,12 @@ class Build:
         """Why the parity gate of a target cannot run, or None where it does."""
         if not self.config.parity.enabled:
             return "left out (--no-parity)"
-        return registry.builder(target).missing(self.config.device)
+        return registry.get_target(target).missing(self.config.device)
 
     @cached_property
     def graphs(self) -> tuple[str, ...]:
         """The graphs that the targets are built from, in the order of the data flow."""
-        wanted = {name for target in self.config.targets for name in registry.builder(target).graphs}
+        wanted = {name for target in self.config.targets for name in registry.get_target(target).graphs}
         return tuple(name for name in contract.GRAPHS if name in wanted)
 
     def report_folder(self, target: str) -> Path:
@@ -221,7 +221,7 @@ class Build:
 
     def _engine_stages(self) -> Iterator[Stage]:
         for target in self.config.targets:
-            size_bytes = registry.builder(target).size_bytes(self.config, self.checkpoint.spec, self.schemes)
+            size_bytes = registry.get_target(target).size_bytes(self.config, self.checkpoint.spec, self.schemes)
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),
@@ -238,8 +238,8 @@ class Build:
     def _build_engine(self, target: str, folder: Path, advance: Advance) -> None:
         engine = folder / ENGINES / target
         engine.mkdir(parents=True)
-        material = registry.Material(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
-        registry.builder(target).build(material, engine, advance)
+        inputs = registry.BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
+        registry.get_target(target).build(inputs, engine, advance)
 
     def _parity_stage(self, target: str) -> Stage:
         calibrated = self.config.quantized and self.checkpoint.quantized is None  # and so has an original
@@ -259,7 +259,7 @@ class Build:
         from r1v_export.parity.report import write_report
         from r1v_export.pipeline.parity_gate import (
             calibration_facts,
-            candidate_side,
+            candidate_endpoint,
             compare,
             gates,
             questions,
@@ -269,7 +269,7 @@ class Build:
 
         require_calibrated_scales(self.out / GRAPHS, self.artifact)
         parity, device = self.config.parity, self.config.device
-        candidate = candidate_side(self.out, target, device)
+        candidate = candidate_endpoint(self.out, target, device)
         limits = rounding(self.config, target, self.checkpoint.spec, self.artifact)
         reports = []
         for gate, reference in gates(self.checkpoint, self.artifact, device):
@@ -290,4 +290,4 @@ class Build:
 
 
 def _graph_stages_of(target: str) -> tuple[str, ...]:
-    return tuple(f"{name}-graph" for name in registry.builder(target).graphs)
+    return tuple(f"{name}-graph" for name in registry.get_target(target).graphs)

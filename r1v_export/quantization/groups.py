@@ -22,7 +22,7 @@ _LAYER = re.compile(r"(?P<tower>vision_model\.encoder|language_model\.model)\.la
 
 
 @dataclass(frozen=True)
-class Fold:
+class SmoothLayer:
     """What makes a site's tensor: dividing these by s makes channel i of the tensor s[i] times smaller.
 
     Exact in real numbers: the weight and bias of a norm are per channel; the rows of a linear are the channels of its
@@ -31,25 +31,25 @@ class Fold:
 
     tensors: tuple[str, ...]
     """Names of the weight and, where there is one, the bias."""
-    repeats: int = 1
+    num_kv_groups: int = 1
     """Query heads that share a key-value head: o_proj reads each channel of v_proj this many times."""
     head_dim: int = 1
-    """Size of what repeats; of meaning only with `repeats`."""
-    makes_values: bool = False
+    """Size of what repeats; of meaning only with `num_kv_groups`."""
+    produces_values: bool = False
     """Whether they make the values of a key-value cache, which become smaller too."""
 
     def shared(self, values_I: Tensor) -> Tensor:
         """The mean over the channels that come from one and the same channel, at each of them."""
-        heads = values_I.unflatten(0, (-1, self.repeats, self.head_dim))
+        heads = values_I.unflatten(0, (-1, self.num_kv_groups, self.head_dim))
         return heads.mean(1, keepdim=True).expand_as(heads).flatten()
 
-    def of_source(self, values_I: Tensor) -> Tensor:
+    def to_source_channels(self, values_I: Tensor) -> Tensor:
         """Values that are equal where a channel repeats, once per channel of what makes the tensor."""
-        return values_I.unflatten(0, (-1, self.repeats, self.head_dim))[:, 0].flatten()
+        return values_I.unflatten(0, (-1, self.num_kv_groups, self.head_dim))[:, 0].flatten()
 
 
 @dataclass(frozen=True)
-class Site:
+class LinearGroup:
     """One tensor that linears read."""
 
     name: str
@@ -58,29 +58,31 @@ class Site:
     in_features: int
     block: str
     """The module that is calibrated in one go, `language_model.model.layers.0` for example."""
-    fold: Fold | None
+    smooth_layer: SmoothLayer | None
     """None: what makes the tensor is not linear in any weight (GELU), so no scale can be taken out of it."""
 
 
-def move_scale(site: Site, scale_I: Tensor, tensors: dict[str, Tensor]) -> None:
+def apply_smoothing(group: LinearGroup, scale_I: Tensor, tensors: dict[str, Tensor]) -> None:
     """Take the scale out of what makes the site's tensor and put it into what reads it: W x = (W diag(s)) (x / s).
 
     Args:
         scale_I: [in], positive; equal where the fold's channels repeat.
         tensors: weights and biases by checkpoint name; entries are replaced, tensors not written to.
     """
-    assert site.fold is not None
-    for linear in site.linears:
+    assert group.smooth_layer is not None
+    for linear in group.linears:
         tensors[f"{linear}.weight"] = tensors[f"{linear}.weight"] * scale_I
-    divisor = site.fold.of_source(scale_I)
-    for name in site.fold.tensors:
+    divisor = group.smooth_layer.to_source_channels(scale_I)
+    for name in group.smooth_layer.tensors:
         tensors[name] = tensors[name] / (divisor[:, None] if tensors[name].ndim == 2 else divisor)
 
 
 def linear_shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     """(out features, in features) of every linear by name, in model order, the language-model head included."""
     weights = {n.removesuffix(".weight"): shape for n, shape in expected_tensors(spec).items() if n.endswith(".weight")}
-    return {linear: (weights[linear][0], weights[linear][1]) for site in sites(spec) for linear in site.linears}
+    return {
+        linear: (weights[linear][0], weights[linear][1]) for group in linear_groups(spec) for linear in group.linears
+    }
 
 
 def layer_of(name: str) -> tuple[str, int] | None:
@@ -89,47 +91,47 @@ def layer_of(name: str) -> tuple[str, int] | None:
     return (match["tower"], int(match["index"])) if match else None
 
 
-def sites(spec: ModelSpec) -> tuple[Site, ...]:
+def linear_groups(spec: ModelSpec) -> tuple[LinearGroup, ...]:
     """All sites in model order."""
-    return (*_vision_sites(spec), *_projector_sites(spec), *_language_sites(spec.language))
+    return (*_vision_groups(spec), *_projector_groups(spec), *_language_groups(spec.language))
 
 
-def _vision_sites(spec: ModelSpec) -> Iterator[Site]:
+def _vision_groups(spec: ModelSpec) -> Iterator[LinearGroup]:
     hidden = spec.vision.hidden_size
     parts = ("weight", "bias") if spec.vision.norm == "layer_norm" else ("weight",)
     for index in range(spec.vision.num_layers):
         block = f"vision_model.encoder.layers.{index}"
-        norm1, norm2 = (Fold(tuple(f"{block}.{norm}.{part}" for part in parts)) for norm in ("norm1", "norm2"))
-        yield _site(block, ("attn.qkv",), hidden, norm1)
-        yield _site(block, ("attn.proj",), hidden, None)
-        yield _site(block, ("mlp.fc1",), hidden, norm2)
-        yield _site(block, ("mlp.fc2",), spec.vision.intermediate_size, None)
+        norm1, norm2 = (SmoothLayer(tuple(f"{block}.{norm}.{part}" for part in parts)) for norm in ("norm1", "norm2"))
+        yield _group(block, ("attn.qkv",), hidden, norm1)
+        yield _group(block, ("attn.proj",), hidden, None)
+        yield _group(block, ("mlp.fc1",), hidden, norm2)
+        yield _group(block, ("mlp.fc2",), spec.vision.intermediate_size, None)
 
 
-def _projector_sites(spec: ModelSpec) -> Iterator[Site]:
-    yield _site("mlp1", ("1",), spec.projector.in_features, Fold(("mlp1.0.weight", "mlp1.0.bias")))
-    yield _site("mlp1", ("3",), spec.projector.hidden_size, None)
+def _projector_groups(spec: ModelSpec) -> Iterator[LinearGroup]:
+    yield _group("mlp1", ("1",), spec.projector.in_features, SmoothLayer(("mlp1.0.weight", "mlp1.0.bias")))
+    yield _group("mlp1", ("3",), spec.projector.hidden_size, None)
 
 
-def _language_sites(spec: LanguageSpec) -> Iterator[Site]:
+def _language_groups(spec: LanguageSpec) -> Iterator[LinearGroup]:
     for index in range(spec.num_layers):
         block = f"language_model.model.layers.{index}"
-        v_proj = Fold(
+        v_proj = SmoothLayer(
             (f"{block}.self_attn.v_proj.weight", f"{block}.self_attn.v_proj.bias"),
-            repeats=spec.num_heads // spec.num_kv_heads,
+            num_kv_groups=spec.num_heads // spec.num_kv_heads,
             head_dim=spec.head_dim,
-            makes_values=True,
+            produces_values=True,
         )
         qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        yield _site(block, qkv, spec.hidden_size, Fold((f"{block}.input_layernorm.weight",)))
-        yield _site(block, ("self_attn.o_proj",), spec.num_heads * spec.head_dim, v_proj)
-        norm = Fold((f"{block}.post_attention_layernorm.weight",))
-        yield _site(block, ("mlp.gate_proj", "mlp.up_proj"), spec.hidden_size, norm)
-        up_proj = Fold((f"{block}.mlp.up_proj.weight",))
-        yield _site(block, ("mlp.down_proj",), spec.intermediate_size, up_proj)
-    yield Site(LM_HEAD_LINEAR, (LM_HEAD_LINEAR,), spec.hidden_size, LM_HEAD_LINEAR, None)
+        yield _group(block, qkv, spec.hidden_size, SmoothLayer((f"{block}.input_layernorm.weight",)))
+        yield _group(block, ("self_attn.o_proj",), spec.num_heads * spec.head_dim, v_proj)
+        norm = SmoothLayer((f"{block}.post_attention_layernorm.weight",))
+        yield _group(block, ("mlp.gate_proj", "mlp.up_proj"), spec.hidden_size, norm)
+        up_proj = SmoothLayer((f"{block}.mlp.up_proj.weight",))
+        yield _group(block, ("mlp.down_proj",), spec.intermediate_size, up_proj)
+    yield LinearGroup(LM_HEAD_LINEAR, (LM_HEAD_LINEAR,), spec.hidden_size, LM_HEAD_LINEAR, None)
 
 
-def _site(block: str, linears: tuple[str, ...], in_features: int, fold: Fold | None) -> Site:
+def _group(block: str, linears: tuple[str, ...], in_features: int, smooth_layer: SmoothLayer | None) -> LinearGroup:
     names = tuple(f"{block}.{linear}" for linear in linears)
-    return Site(names[0], names, in_features, block, fold)
+    return LinearGroup(names[0], names, in_features, block, smooth_layer)

@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantParams:
     """scale [O, G] float32 and zero_point [O, G] int8 (uint4) or None (symmetric)."""
 
     kind: WeightType
@@ -26,7 +26,9 @@ class Grid:
     zero_point: Tensor | None
 
     @classmethod
-    def of(cls, weight_OI: Tensor, kind: WeightType, group_size: int | None, shrink: float | Tensor = 1.0) -> Grid:
+    def of(
+        cls, weight_OI: Tensor, kind: WeightType, group_size: int | None, shrink: float | Tensor = 1.0
+    ) -> QuantParams:
         """The grid that just covers each group, or `shrink` (a number, or [O, G]) times as much.
 
         Symmetric: scale = max|w| / largest code. uint4: scale = (max(w, 0) - min(w, 0)) / 15, and the zero point is
@@ -40,29 +42,29 @@ class Grid:
         scale_OG = scale_for(high_OG - low_OG, kind)
         return cls(kind, scale_OG, (-low_OG / scale_OG).round().clamp(*RANGES[kind]).to(torch.int8))
 
-    def rows(self, rows: slice) -> Grid:
-        return Grid(self.kind, self.scale[rows], None if self.zero_point is None else self.zero_point[rows])
+    def rows(self, rows: slice) -> QuantParams:
+        return QuantParams(self.kind, self.scale[rows], None if self.zero_point is None else self.zero_point[rows])
 
-    def codes(self, weight_OI: Tensor) -> Tensor:
+    def qweight(self, weight_OI: Tensor) -> Tensor:
         """The nearest codes, [O, I]."""
         starts = range(0, len(weight_OI), ROWS_AT_ONCE)
-        return torch.cat([self._codes(weight_OI, slice(start, start + ROWS_AT_ONCE)) for start in starts])
+        return torch.cat([self._qweight(weight_OI, slice(start, start + ROWS_AT_ONCE)) for start in starts])
 
-    def _codes(self, weight_OI: Tensor, rows: slice) -> Tensor:
+    def _qweight(self, weight_OI: Tensor, rows: slice) -> Tensor:
         zero_point = None if self.zero_point is None else self.zero_point[rows, :, None]
         weight_OGg = weight_OI[rows].unflatten(1, (self.scale.shape[1], -1))
         return quantize(weight_OGg, self.scale[rows, :, None], self.kind, zero_point).flatten(1)
 
-    def round_trip(self, weight_OI: Tensor) -> Tensor:
+    def quantize_dequantize(self, weight_OI: Tensor) -> Tensor:
         """The nearest values on the grid, [O, I] float32."""
-        return self.linear(self.codes(weight_OI)).dequantize()
+        return self.linear(self.qweight(weight_OI)).dequantize()
 
-    def linear(self, codes_OI: Tensor) -> QuantizedLinear:
+    def linear(self, qweight_OI: Tensor) -> QuantizedLinear:
         """The weight-only quantized linear with these codes."""
         groups = self.scale.shape[1]
         if groups == 1 and self.kind in ("fp8", "int8"):
-            return QuantizedLinear(codes_OI, self.kind, self.scale[:, 0])
-        return QuantizedLinear(codes_OI, self.kind, self.scale, self.zero_point, codes_OI.shape[1] // groups)
+            return QuantizedLinear(qweight_OI, self.kind, self.scale[:, 0])
+        return QuantizedLinear(qweight_OI, self.kind, self.scale, self.zero_point, qweight_OI.shape[1] // groups)
 
 
 def _grouped(weight_OI: Tensor, group_size: int | None) -> Tensor:

@@ -22,7 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Smallest and largest code of each type; fp8 is E4M3FN, which has no infinity."""
 
-CODE_DTYPES: dict[str, torch.dtype] = {
+QWEIGHT_DTYPES: dict[str, torch.dtype] = {
     "fp8": torch.float8_e4m3fn,
     "int8": torch.int8,
     "int4": torch.int8,
@@ -37,7 +37,7 @@ class QuantizedLinear:
     weight[o, i] = (codes[o, i] - zero_point[o, g]) * scale[o, g], where g = i // group_size, or one scale per row.
     """
 
-    codes: Tensor
+    qweight: Tensor
     """[out, in], float8_e4m3fn for fp8, else int8 (4-bit codes unpacked: -8..7 for int4, 0..15 for uint4)."""
     weight_type: WeightType
     scale: Tensor
@@ -50,22 +50,22 @@ class QuantizedLinear:
     """None quantizes the weight only."""
     input_scale: Tensor | None = None
     """float32 scalar, static per tensor. None with `input_type` set is dynamic: one scale per token."""
-    input_factor: Tensor | None = None
+    pre_quant_scale: Tensor | None = None
     """float32 [in], what the input is multiplied by before all else. Only imported checkpoints have it."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out features, in features)."""
-        return self.codes.shape[0], self.codes.shape[1]
+        return self.qweight.shape[0], self.qweight.shape[1]
 
     def dequantize(self) -> Tensor:
         """The weight that the linear computes with, [out, in] float32."""
         if self.group_size is None:
-            return self.codes.float() * self.scale[:, None]
-        codes = self.codes.float().unflatten(1, (-1, self.group_size))
+            return self.qweight.float() * self.scale[:, None]
+        qweight = self.qweight.float().unflatten(1, (-1, self.group_size))
         if self.zero_point is not None:
-            codes = codes - self.zero_point.float()[..., None]
-        return (codes * self.scale[..., None]).flatten(1)
+            qweight = qweight - self.zero_point.float()[..., None]
+        return (qweight * self.scale[..., None]).flatten(1)
 
     def to(self, device: torch.device | str) -> QuantizedLinear:
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -73,23 +73,23 @@ class QuantizedLinear:
 
     def problem(self) -> str | None:
         """What is wrong with it, as an end of the sentence "This quantized linear has ...", or None."""
-        out_features, in_features = self.codes.shape if self.codes.ndim == 2 else (0, 0)
+        out_features, in_features = self.qweight.shape if self.qweight.ndim == 2 else (0, 0)
         groups = () if self.group_size is None else (in_features // self.group_size,)
-        if self.codes.dtype != CODE_DTYPES[self.weight_type] or self.codes.ndim != 2:
-            return f"codes of {self.codes.dtype} {tuple(self.codes.shape)} for {self.weight_type}"
+        if self.qweight.dtype != QWEIGHT_DTYPES[self.weight_type] or self.qweight.ndim != 2:
+            return f"values of {self.qweight.dtype} {tuple(self.qweight.shape)} for {self.weight_type}"
         if self.group_size is not None and in_features % self.group_size:
             return f"{in_features} input features, which groups of {self.group_size} do not divide"
         if tuple(self.scale.shape) != (out_features, *groups):
             return f"scales of shape {tuple(self.scale.shape)} instead of {(out_features, *groups)}"
         if (self.weight_type == "uint4") != (self.zero_point is not None):
-            return "zero points without uint4 codes or uint4 codes without zero points"
+            return "zero points without uint4 weights or uint4 weights without zero points"
         if self.zero_point is not None and self.zero_point.shape != self.scale.shape:
             return f"zero points of shape {tuple(self.zero_point.shape)} instead of {tuple(self.scale.shape)}"
         if self.input_scale is not None and (self.input_type is None or self.input_scale.ndim):
             return "an input scale that is not a scalar, or none of its inputs quantized"
-        if self.input_factor is not None and tuple(self.input_factor.shape) != (in_features,):
-            return f"factors on its input of shape {tuple(self.input_factor.shape)} instead of {(in_features,)}"
-        scales = [scale for scale in (self.scale, self.input_scale, self.input_factor) if scale is not None]
+        if self.pre_quant_scale is not None and tuple(self.pre_quant_scale.shape) != (in_features,):
+            return f"factors on its input of shape {tuple(self.pre_quant_scale.shape)} instead of {(in_features,)}"
+        scales = [scale for scale in (self.scale, self.input_scale, self.pre_quant_scale) if scale is not None]
         if not all(bool((scale.isfinite() & (scale > 0)).all()) for scale in scales):
             return "a scale that is not a positive, finite number"
         return None
@@ -101,16 +101,16 @@ def quantize(values: Tensor, scale: Tensor, kind: str, zero_point: Tensor | None
     NaN stays NaN in fp8 and is 0 in integers: whoever calls has checked for it.
     """
     low, high = RANGES[kind]
-    codes = values / scale
+    qweight = values / scale
     if kind != "fp8":
-        codes.round_()
+        qweight.round_()
     if zero_point is not None:
-        codes += zero_point
+        qweight += zero_point
     # The cast to float8 rounds to nearest even itself but gives NaN, not 448, beyond the range.
-    return codes.clamp_(low, high).to(CODE_DTYPES[kind])
+    return qweight.clamp_(low, high).to(QWEIGHT_DTYPES[kind])
 
 
-def round_trip(values: Tensor, scale: Tensor, kind: str) -> Tensor:
+def quantize_dequantize(values: Tensor, scale: Tensor, kind: str) -> Tensor:
     """`values` quantized and dequantized again, float32: what a Q/DQ pair computes."""
     return quantize(values, scale, kind).float() * scale
 

@@ -21,7 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
-from r1v_export.quantization.groups import LM_HEAD_LINEAR, PATCH_EMBEDDING, Site, layer_of, linear_shapes, sites
+from r1v_export.quantization.groups import (
+    LM_HEAD_LINEAR,
+    PATCH_EMBEDDING,
+    LinearGroup,
+    layer_of,
+    linear_groups,
+    linear_shapes,
+)
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.quantized_linear import InputType, WeightType
 
@@ -104,7 +111,7 @@ class Imported(_Weights):
     """Codes and scales are those that a quantized checkpoint came with; nothing is rounded. Written by imports."""
 
     algorithm: Literal["imported"]
-    input_factor: bool = False
+    pre_quant_scale: bool = False
     """Whether the linear multiplies its input by a factor for each channel first."""
 
 
@@ -124,9 +131,9 @@ class Scheme(_Part):
     inputs: Inputs | None = None
 
     @property
-    def multiplies_input(self) -> bool:
+    def has_pre_quant_scale(self) -> bool:
         """Whether the linear multiplies its input by a factor for each channel before all else."""
-        return isinstance(self.weights, Imported) and self.weights.input_factor
+        return isinstance(self.weights, Imported) and self.weights.pre_quant_scale
 
     @model_validator(mode="after")
     def _inputs_fit_the_weights(self) -> Scheme:
@@ -247,8 +254,8 @@ def resolve(recipe: Recipe, spec: ModelSpec) -> dict[str, Scheme]:
     resolved = {linear: scheme for linear in shapes if (scheme := schemes.get(linear)) is not None}
     for linear, scheme in resolved.items():
         _check_groups(recipe, linear, scheme, shapes[linear][1])
-    for site in sites(spec):
-        _check_site(recipe, site, resolved)
+    for group in linear_groups(spec):
+        _check_group(recipe, group, resolved)
     return resolved
 
 
@@ -276,13 +283,13 @@ def _check_groups(recipe: Recipe, linear: str, scheme: Scheme, in_features: int)
     )
 
 
-def _check_site(recipe: Recipe, site: Site, schemes: dict[str, Scheme]) -> None:
+def _check_group(recipe: Recipe, group: LinearGroup, schemes: dict[str, Scheme]) -> None:
     """A scale that leaves a tensor must be taken up by everything that reads it, in the same way."""
-    found = [schemes.get(linear) for linear in site.linears]
+    found = [schemes.get(linear) for linear in group.linears]
     folds = any(scheme is not None and isinstance(scheme.weights, Awq | SmoothQuant) for scheme in found)
     if folds and any(scheme != found[0] for scheme in found):
         raise UsageError(
-            f"{', '.join(site.linears)} read the same tensor and need the same scheme.",
+            f"{', '.join(group.linears)} read the same tensor and need the same scheme.",
             where=f"recipe {recipe.name}",
             expected="one scheme: awq and smoothquant scale the tensor itself",
             found=", ".join("16-bit" if s is None else f"{s.weights.type} {s.weights.algorithm}" for s in found),

@@ -22,7 +22,7 @@ _GRAPH_PREFIXES = (
     ("language_model.model.embed_tokens.", contract.EMBED),
     ("language_model.", contract.DECODER),
 )
-_CODE_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "uint4": 0.5}
+_QWEIGHT_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "uint4": 0.5}
 _SCALE_BYTES = 2
 
 
@@ -65,4 +65,4 @@ def _bytes_per_parameter(scheme: Scheme | None, compute: Compute) -> float:
     if scheme is None:
         return BYTES_OF[compute]
     group = scheme.weights.group_size
-    return _CODE_BYTES[scheme.weights.type] + (_SCALE_BYTES / group if group else 0)
+    return _QWEIGHT_BYTES[scheme.weights.type] + (_SCALE_BYTES / group if group else 0)

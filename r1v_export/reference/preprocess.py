@@ -1,6 +1,6 @@
-"""Pictures become tiles: InternVL's dynamic tiling, bit-exact with the published code on Pillow 10 to 12.
+"""Images become tiles: InternVL's dynamic tiling, bit-exact with the published code on Pillow 10 to 12.
 
-A picture is resized, without keeping its aspect ratio, to the grid of square tiles nearest to its shape, cut row by
+An image is resized, without keeping its aspect ratio, to the grid of square tiles nearest to its shape, cut row by
 row, and followed by a thumbnail of the whole. Pillow 13 changed the order of its two resize passes for some shapes, and
 with it pixels by up to two levels; the models were trained with the older order, hence `pillow<13` in pyproject.toml.
 
@@ -25,19 +25,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAX_PIXELS = 80_000_000
-"""Largest picture that is decoded, in pixels (about 240 MB as RGB); below the size at which Pillow itself warns."""
+"""Largest image that is decoded, in pixels (about 240 MB as RGB); below the size at which Pillow itself warns."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is opened at all: Pillow's other readers are rarely used, and one of them runs PostScript."""
 
-# Grey with 16 or 32 bits: Pillow clips it to 255 on conversion, and the picture comes out white. (Of 16-bit colour it
+# Grey with 16 or 32 bits: Pillow clips it to 255 on conversion, and the image comes out white. (Of 16-bit colour it
 # keeps the upper bytes, which is right.)
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 ImageSource = str | Path | bytes | BinaryIO
 
 
-class Grid(NamedTuple):
+class TileGrid(NamedTuple):
     """Tiles in a row and in a column."""
 
     cols: int
@@ -45,7 +45,7 @@ class Grid(NamedTuple):
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """Read a picture as the model is given it: first frame, RGB, EXIF orientation not applied, alpha dropped.
+    """Read an image as the model is given it: first frame, RGB, EXIF orientation not applied, alpha dropped.
 
     Args:
         source: path, encoded bytes, or a binary file.
@@ -65,30 +65,30 @@ def load_image(source: ImageSource) -> Image.Image:
         raise InputError("The image cannot be read.", where=source, found=reason, fix=fix) from error
 
 
-def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[Grid, ...]:
+def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[TileGrid, ...]:
     """Every grid of `min_tiles` to `max_tiles` tiles, by number of tiles, then by columns.
 
     The published code leaves the order within one number of tiles to a Python set. With `min_tiles` 1, as in every
     published checkpoint, that order never decides anything; for the rest this is the order of transformers.
     """
     sides = range(1, max_tiles + 1)
-    grids = (Grid(cols, rows) for cols in sides for rows in sides if min_tiles <= cols * rows <= max_tiles)
+    grids = (TileGrid(cols, rows) for cols in sides for rows in sides if min_tiles <= cols * rows <= max_tiles)
     return tuple(sorted(grids, key=lambda grid: grid.cols * grid.rows))
 
 
 _grids = lru_cache(candidate_grids)
 
 
-def choose_grid(width: int, height: int, tiling: TilingSpec) -> Grid:
-    """The grid nearest in aspect ratio to a picture of width x height pixels.
+def choose_grid(width: int, height: int, tiling: TilingSpec) -> TileGrid:
+    """The grid nearest in aspect ratio to an image of width x height pixels.
 
-    Of grids exactly equally near, the one with more tiles is taken only if the picture has more than half the pixels
+    Of grids exactly equally near, the one with more tiles is taken only if the image has more than half the pixels
     of that grid. Without dynamic tiling the grid is 1 x 1.
     """
     if not tiling.dynamic:
-        return Grid(1, 1)
+        return TileGrid(1, 1)
     aspect_ratio = width / height
-    nearest, best = float("inf"), Grid(1, 1)
+    nearest, best = float("inf"), TileGrid(1, 1)
     for grid in _grids(tiling.min_tiles, tiling.max_tiles):
         distance = abs(aspect_ratio - grid.cols / grid.rows)
         fills_grid = width * height > 0.5 * tiling.tile_size**2 * grid.cols * grid.rows
@@ -98,10 +98,10 @@ def choose_grid(width: int, height: int, tiling: TilingSpec) -> Grid:
 
 
 def tile_image(image: Image.Image, tiling: TilingSpec) -> list[Image.Image]:
-    """Cut a picture into RGB tiles of tile_size x tile_size, row by row; a thumbnail comes last if there are several.
+    """Cut an image into RGB tiles of tile_size x tile_size, row by row; a thumbnail comes last if there are several.
 
     Raises:
-        InputError: the picture has no pixels, too many, or more than 8 bits of grey.
+        InputError: the image has no pixels, too many, or more than 8 bits of grey.
     """
     _check_size(image, "image")
     image = _to_rgb(image, "image")
@@ -125,7 +125,7 @@ def normalize(tiles: Sequence[Image.Image]) -> np.ndarray:
 
 
 def pixel_values(images: Sequence[Image.Image], tiling: TilingSpec) -> tuple[np.ndarray, list[int]]:
-    """All tiles of several pictures, float32 [T, 3, S, S], and how many of them belong to each picture.
+    """All tiles of several images, float32 [T, 3, S, S], and how many of them belong to each image.
 
     Raises:
         InputError: as `tile_image`.

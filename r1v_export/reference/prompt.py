@@ -1,7 +1,7 @@
 """Conversations become token ids, with room for the image embeddings.
 
 The templates below are ours, written from the published ones: a chat template that comes with a checkpoint is never
-executed. Only a template and the pictures make special tokens; text, whoever wrote it, is only ever text.
+executed. Only a template and the images make special tokens; text, whoever wrote it, is only ever text.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Template:
     begin: str = ""
     default_system: str = ""
     thinking: str = ""
-    """Opens the thought, at the end of the prompt. `<think>` is plain text where the tokenizer has no such token."""
+    """Opens the reasoning, at the end of the prompt. `<think>` is plain text where the tokenizer has no such token."""
     strip_answer: bool = False
-    """Past answers lose the line breaks in front, which separated them from their thoughts."""
+    """Past answers lose the line breaks in front, which separated them from their reasoning."""
 
 
 _CHATML = Template(
@@ -80,9 +80,9 @@ class Turn:
 
     Attributes:
         role: the system may speak first; then user and assistant alternate, and a user speaks last.
-        text: what was said. A user's pictures stand where the text says `<image>`, and before the text, one to a
+        text: what was said. A user's images stand where the text says `<image>`, and before the text, one to a
             line, where it never does.
-        images: how many pictures a user shows.
+        images: how many images a user shows.
     """
 
     role: Literal["system", "user", "assistant"]
@@ -106,13 +106,13 @@ def encode(
     `</think>`, are left out as the published templates do.
 
     Args:
-        tiles_per_image: tiles of each picture, in the order of the turns.
+        tiles_per_image: tiles of each image, in the order of the turns.
         tokens_per_tile: `<IMG_CONTEXT>` tokens that each tile takes.
-        think: open a thought, if the template has them.
+        think: open reasoning, if the template has them.
         max_length: the model's `max_position_embeddings`.
 
     Raises:
-        InputError: turns out of order or empty, `<image>` placeholders that do not match the pictures, more than
+        InputError: turns out of order or empty, `<image>` placeholders that do not match the images, more than
             `max_length` tokens.
         CheckpointError: the tokenizer lacks a token of the template.
     """
@@ -125,7 +125,7 @@ def encode(
             where=f"{sum(tiles_per_image)} image tiles of {tokens_per_tile} tokens each, and the text",
             expected=f"at most {max_length} tokens",
             found=f"{len(ids)} tokens",
-            fix="use fewer or smaller pictures, or less text",
+            fix="use fewer or smaller images, or less text",
         )
     return ids
 
@@ -145,7 +145,7 @@ def stop_ids(tokenizer: Tokenizer, template: Template, generation_config: Mappin
 
 @dataclass(frozen=True)
 class _Special:
-    """`count` times the id of one added token. Made from templates and pictures, never from what was said."""
+    """`count` times the id of one added token. Made from templates and images, never from what was said."""
 
     token: str
     count: int = 1
@@ -168,11 +168,11 @@ def _check_turns(turns: Sequence[Turn], tiles_per_image: Sequence[int]) -> None:
         if turn.role == "user" and not turn.text.strip() and not turn.images:
             raise InputError("The user neither shows nor asks anything.", where=f"turn {number}", fix="ask a question")
         if turn.role != "user" and turn.images:
-            raise InputError("Only a user can show pictures.", where=f"turn {number}", found=f"role {turn.role}")
+            raise InputError("Only a user can show images.", where=f"turn {number}", found=f"role {turn.role}")
     shown = sum(turn.images for turn in turns)
     if shown != len(tiles_per_image):
         raise InputError(
-            "The pictures do not match the turns.", expected=f"{shown} pictures", found=f"{len(tiles_per_image)}"
+            "The images do not match the turns.", expected=f"{shown} images", found=f"{len(tiles_per_image)}"
         )
 
 
@@ -212,11 +212,11 @@ def _user_pieces(turn: Turn, image_lengths: Iterator[int]) -> Iterator[_Piece]:
     placeholders = turn.text.count(IMAGE_PLACEHOLDER)
     if placeholders not in (0, turn.images):
         raise InputError(
-            "The text's image placeholders do not match the pictures.",
+            "The text's image placeholders do not match the images.",
             where=IMAGE_PLACEHOLDER,
             expected=f"{turn.images} placeholders, or none",
             found=placeholders,
-            fix="write one <image> for each picture, or leave them out: the pictures then come first",
+            fix="write one <image> for each image, or leave them out: the images then come first",
         )
     text = turn.text if placeholders else f"{IMAGE_PLACEHOLDER}\n" * turn.images + turn.text
     first, *rest = text.split(IMAGE_PLACEHOLDER)

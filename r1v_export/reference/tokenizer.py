@@ -24,7 +24,7 @@ _QWEN2_PATTERN = (
 )
 
 _VISIBLE_TOKENS = frozenset({"<think>", "</think>"})
-"""Kept in decoded text even where a tokenizer declares them special: they separate the thought from the answer."""
+"""Kept in decoded text even where a tokenizer declares them special: they separate the reasoning from the answer."""
 
 
 @dataclass(frozen=True)

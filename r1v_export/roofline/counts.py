@@ -89,9 +89,9 @@ class _Counter:
         x, weight = _required(node, 0), _required(node, 1)
         rows = math.prod(self._shape(x)[:-1])
         features_in, features_out = self._shape(weight)[-2:]
-        operand, codes = _before_dequantizing(x), _before_dequantizing(weight)
-        both_quantized = operand.dtype in _QUANTIZED and codes.dtype in _QUANTIZED
-        arithmetic = codes.dtype if both_quantized else node.outputs[0].dtype or weight.dtype
+        operand, qweight = _before_dequantizing(x), _before_dequantizing(weight)
+        both_quantized = operand.dtype in _QUANTIZED and qweight.dtype in _QUANTIZED
+        arithmetic = qweight.dtype if both_quantized else node.outputs[0].dtype or weight.dtype
         return self._made(
             node,
             arithmetic,

@@ -1,4 +1,4 @@
-"""What a model is judged on: one large picture, its prompt, and one more token."""
+"""What a model is judged on: one large image, its prompt, and one more token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from r1v_export.errors import BundleError
 from r1v_export.roofline.counts import LENGTH, Cost, count
 
 _TEXT_TOKENS = 64
-"""Of a question around its picture."""
+"""Of a question around its image."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Workload:
 
 
 def workloads(spec: ModelSpec, context: int | None = None) -> list[Workload]:
-    """Vision, prefill and one step of decoding for a picture of as many tiles as the model allows.
+    """Vision, prefill and one step of decoding for an image of as many tiles as the model allows.
 
     Args:
         context: tokens before the step of decoding; those of the prompt where left out.

@@ -37,7 +37,7 @@ class Timings:
 
     @property
     def first_token_ms(self) -> float:
-        """From picture and text to the first token."""
+        """From image and text to the first token."""
         return self.preprocess_ms + self.vision_ms + self.projector_ms + self.embed_ms + self.prefill_ms
 
     @property
@@ -51,18 +51,18 @@ class Answer:
     """A finished answer.
 
     Attributes:
-        thought: text inside `<think>`, "" where thinking was off.
-        text: the answer proper; "" if the thought was never closed.
-        thought_complete: false if the answer ended inside the thought.
+        reasoning: text inside `<think>`, "" where thinking was off.
+        text: the answer proper; "" if the reasoning was never closed.
+        reasoning_complete: false if the answer ended inside the reasoning.
         token_ids: all generated tokens, a stop token included.
         finish_reason: "stop" (a stop token or string), "length" (the token limit) or "cancelled".
         prompt_tokens: tokens of the prompt, image tokens included.
         reused_tokens: of these, taken from the cache of an earlier turn.
     """
 
-    thought: str
+    reasoning: str
     text: str
-    thought_complete: bool
+    reasoning_complete: bool
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
@@ -81,31 +81,31 @@ class TokenEvent:
     Attributes:
         request: index of the request.
         token_id: the new token; None in a last event that brings none, as that of a cancelled answer.
-        thought, text: what became certain of thought and answer; each may be "".
+        reasoning, text: what became certain of reasoning and answer; each may be "".
         answer: the whole answer, with the request's last event only.
     """
 
     request: int
     token_id: int | None
-    thought: str
+    reasoning: str
     text: str
     answer: Answer | None = None
 
 
 @dataclass
 class AnswerText:
-    """One answer's way from tokens to thought and text.
+    """One answer's way from tokens to reasoning and text.
 
     Args:
         decode: token ids -> text.
         stops: stop strings.
-        thinking: the prompt has opened a thought.
+        thinking: the prompt has opened reasoning.
     """
 
     decode: Callable[[Sequence[int]], str]
     stops: Sequence[str]
     thinking: bool
-    thought: str = field(default="", init=False)
+    reasoning: str = field(default="", init=False)
     text: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
@@ -119,21 +119,21 @@ class AnswerText:
         return self._stop_strings.stopped
 
     @property
-    def in_thought(self) -> bool:
-        return self._splitter.in_thought
+    def in_reasoning(self) -> bool:
+        return self._splitter.in_reasoning
 
     def push(self, token_id: int) -> Piece:
-        """The thought and text that a token makes certain."""
+        """The reasoning and text that a token makes certain."""
         return self._keep(self._splitter.push(self._stop_strings.push(self._detokenizer.push(token_id))))
 
     def flush(self) -> Piece:
         """The rest, at the end of the answer."""
         rest = self._stop_strings.push(self._detokenizer.flush()) + self._stop_strings.flush()
         certain, last = self._splitter.push(rest), self._splitter.flush()
-        return self._keep(Piece(certain.thought + last.thought, certain.answer + last.answer))
+        return self._keep(Piece(certain.reasoning + last.reasoning, certain.answer + last.answer))
 
     def _keep(self, piece: Piece) -> Piece:
-        self.thought += piece.thought
+        self.reasoning += piece.reasoning
         self.text += piece.answer
         return piece
 
@@ -168,24 +168,24 @@ class AnswerStream:
 
     def push(self, token_id: int | None, finish_reason: FinishReason | None) -> TokenEvent:
         """The event of the next token, or of an end that comes without one. A stop string ends the answer too."""
-        thought = text = ""
+        reasoning = text = ""
         if token_id is not None:
             self.token_ids.append(token_id)
             if token_id not in self.stop_ids:
-                thought, text = self.text.push(token_id)
+                reasoning, text = self.text.push(token_id)
         self.finish_reason = "stop" if self.text.stopped else finish_reason
         if self.finish_reason is None:
-            return TokenEvent(self.index, token_id, thought, text)
+            return TokenEvent(self.index, token_id, reasoning, text)
         last = self.text.flush()
         answer = self._answer(self.finish_reason)
-        return TokenEvent(self.index, token_id, thought + last.thought, text + last.answer, answer)
+        return TokenEvent(self.index, token_id, reasoning + last.reasoning, text + last.answer, answer)
 
     def _answer(self, finish_reason: FinishReason) -> Answer:
         self.timings.decode_steps = max(len(self.token_ids) - 1, 0)
         return Answer(
-            thought=self.text.thought,
+            reasoning=self.text.reasoning,
             text=self.text.text,
-            thought_complete=not self.text.in_thought,
+            reasoning_complete=not self.text.in_reasoning,
             token_ids=tuple(self.token_ids),
             finish_reason=finish_reason,
             prompt_tokens=self.prompt_tokens,

@@ -1,6 +1,6 @@
 """What runners share: a request up to where decoding begins, and requests answered in batches.
 
-Shape letters: T tiles, S tile size, N image tokens of all pictures.
+Shape letters: T tiles, S tile size, N image tokens of all images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Request:
 
     Attributes:
         turns: the last is the user's; turns that are not are as `reference.prompt` says.
-        images: the pictures of all turns, in order.
+        images: the images of all turns, in order.
         think: let the model think before it answers, if its template knows how.
     """
 
@@ -50,20 +50,20 @@ class Request:
 
     @classmethod
     def ask(cls, question: str, *images: Image.Image, think: bool = True) -> Request:
-        """A single question about any number of pictures."""
+        """A single question about any number of images."""
         return cls((Turn("user", question, images=len(images)),), images, think)
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A request whose pictures were looked at.
+class EncodedImages:
+    """A request whose images were looked at.
 
     Attributes:
         token_ids: the whole prompt, an image token for each row of `image_embeds`.
-        pixels: tiles of all pictures [T, 3, S, S] float32.
-        tiles_per_image: how many of them are each picture's.
+        pixels: tiles of all images [T, 3, S, S] float32.
+        tiles_per_image: how many of them are each image's.
         image_embeds: [N, hidden] float32.
-        thinking: the prompt has opened a thought.
+        thinking: the prompt has opened reasoning.
     """
 
     token_ids: list[int]
@@ -82,7 +82,7 @@ class BaseRunner(ABC, Generic[Prepared]):
     """Answers questions. Not safe to share between threads, apart from the `cancel` events.
 
     Args:
-        vision: looks at pictures.
+        vision: looks at images.
         tokenizer: the checkpoint's.
         spec: the checkpoint's.
         template: how the family version writes a conversation, usually `TEMPLATES[spec.template]`.
@@ -172,8 +172,8 @@ class BaseRunner(ABC, Generic[Prepared]):
     ) -> Iterator[TokenEvent]:
         """Answer requests together; `indices` are their numbers in the events."""
 
-    def look(self, request: Request, cancel: threading.Event) -> Looked:
-        """Tokens of a request, and embeddings of its pictures.
+    def encode_images(self, request: Request, cancel: threading.Event) -> EncodedImages:
+        """Tokens of a request, and embeddings of its images.
 
         Raises:
             CancelledError: `cancel` was set meanwhile.
@@ -183,8 +183,8 @@ class BaseRunner(ABC, Generic[Prepared]):
             pixels_T3SS, tiles_per_image = pixel_values(request.images, self.spec.tiling)
             token_ids = self.encode(request.turns, tiles_per_image, request.think)
         image_embeds_NE = self.image_embeds(pixels_T3SS, timings, cancel)
-        thinking = self.opens_thought(request.think)
-        return Looked(token_ids, pixels_T3SS, tiles_per_image, image_embeds_NE, thinking, timings)
+        thinking = self.opens_reasoning(request.think)
+        return EncodedImages(token_ids, pixels_T3SS, tiles_per_image, image_embeds_NE, thinking, timings)
 
     def encode(self, turns: Sequence[Turn], tiles_per_image: Sequence[int], think: bool) -> list[int]:
         """Token ids of a conversation, short enough for the model to answer it."""
@@ -193,7 +193,7 @@ class BaseRunner(ABC, Generic[Prepared]):
         new_token_budget(len(token_ids), 1, self.max_positions)
         return token_ids
 
-    def opens_thought(self, think: bool) -> bool:
+    def opens_reasoning(self, think: bool) -> bool:
         return think and bool(self.template.thinking)
 
     def image_embeds(self, pixels_T3SS: np.ndarray, timings: Timings, cancel: threading.Event) -> np.ndarray:

@@ -14,23 +14,23 @@ from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Turn
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Timings, TokenEvent
 from r1v_export.runner.base import CancelledError
-from r1v_export.runner.engine_runner import Prompt, Runner
+from r1v_export.runner.engine_runner import EngineRunner, Prompt
 from r1v_export.runner.kv_cache import KVCache, plan_capacity
 
 
-class _Picture(NamedTuple):
-    """A picture that the model has looked at: its number of tiles and their embeddings [N, hidden]."""
+class _EncodedImage(NamedTuple):
+    """An image that the model has looked at: its number of tiles and their embeddings [N, hidden]."""
 
     tiles: int
     embeds: np.ndarray
 
 
 class Conversation:
-    """Turns with one user, who may show further pictures in any of them.
+    """Turns with one user, who may show further images in any of them.
 
     The key-value cache is kept between turns. Each turn writes the whole conversation anew as tokens, takes what the
-    cache holds as far as the tokens are the same, and computes the rest: templates drop past thoughts, so the cache is
-    usually good up to where the last answer began. A picture is looked at once.
+    cache holds as far as the tokens are the same, and computes the rest: templates drop past reasoning, so the cache is
+    usually good up to where the last answer began. An image is looked at once.
 
     Args:
         runner: answers the turns.
@@ -38,10 +38,10 @@ class Conversation:
         think: let the model think before each answer, if its template knows how.
     """
 
-    def __init__(self, runner: Runner, system: str | None = None, think: bool = True) -> None:
+    def __init__(self, runner: EngineRunner, system: str | None = None, think: bool = True) -> None:
         self.runner, self.think = runner, think
         self.turns: tuple[Turn, ...] = () if system is None else (Turn("system", system),)
-        self._pictures: list[_Picture] = []
+        self._images: list[_EncodedImage] = []
         self._cache: KVCache | None = None
         self._cached_ids: list[int] = []
 
@@ -52,7 +52,7 @@ class Conversation:
         sampling: Sampling | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[TokenEvent]:
-        """Answer the next turn, as `Runner.generate` does for a single request.
+        """Answer the next turn, as `EngineRunner.generate` does for a single request.
 
         The turn becomes part of the conversation with its last event, also if it was cancelled while it was answered.
 
@@ -63,29 +63,31 @@ class Conversation:
         turns = (*self.turns, Turn("user", text, images=len(images)))
         timings = Timings()
         try:
-            pictures = [*self._pictures, *self._look_at(images, timings, cancel)]
+            encoded = [*self._images, *self._encode(images, timings, cancel)]
         except CancelledError:
             yield TokenEvent(0, None, "", "", CANCELLED_BEFORE_START)
             return
-        token_ids = self.runner.encode(turns, [picture.tiles for picture in pictures], self.think)
+        token_ids = self.runner.encode(turns, [image.tiles for image in encoded], self.think)
         cache = self._reserve(len(token_ids), sampling)
-        prompt = self._prompt(token_ids, pictures, timings)
+        prompt = self._prompt(token_ids, encoded, timings)
         cache.truncate(0, prompt.reused_tokens)
         self._cached_ids = token_ids[: prompt.reused_tokens]
         for event in self.runner.decode([prompt], [sampling], cache, [0], cancel):
             if event.answer is not None:
                 self.turns = (*turns, Turn("assistant", event.answer.text))
-                self._pictures = pictures
+                self._images = encoded
                 # The last token was chosen, but not fed to the decoder.
                 held = [*prompt.token_ids, *event.answer.token_ids]
                 self._cached_ids = held[: int(cache.lengths_B[0])]
             yield event
 
-    def _look_at(self, images: Sequence[Image.Image], timings: Timings, cancel: threading.Event) -> Iterator[_Picture]:
+    def _encode(
+        self, images: Sequence[Image.Image], timings: Timings, cancel: threading.Event
+    ) -> Iterator[_EncodedImage]:
         for image in images:
             with timings.measure("preprocess"):
                 pixels_T3SS, (tiles,) = pixel_values([image], self.runner.spec.tiling)
-            yield _Picture(tiles, self.runner.image_embeds(pixels_T3SS, timings, cancel))
+            yield _EncodedImage(tiles, self.runner.image_embeds(pixels_T3SS, timings, cancel))
 
     def _reserve(self, prompt_tokens: int, sampling: Sampling) -> KVCache:
         """The cache, if prompt and answer fit; else a new, empty one with room for further turns."""
@@ -96,17 +98,17 @@ class Conversation:
             self._cache, self._cached_ids = KVCache(runner.engine.decoder(1, capacity)), []
         return self._cache
 
-    def _prompt(self, token_ids: list[int], pictures: Sequence[_Picture], timings: Timings) -> Prompt:
+    def _prompt(self, token_ids: list[int], images: Sequence[_EncodedImage], timings: Timings) -> Prompt:
         """The conversation, with the embeddings of the tokens that the cache does not hold."""
         runner = self.runner
         # At least one token must go through the decoder, for its logits.
         reused = min(_common_prefix(self._cached_ids, token_ids), len(token_ids) - 1)
         reused_images = token_ids[:reused].count(runner.spec.image_token_id)
-        no_pictures = np.zeros((0, runner.spec.language.hidden_size), dtype=np.float32)
-        embeds_NE = np.concatenate([no_pictures, *(picture.embeds for picture in pictures)])
+        no_images = np.zeros((0, runner.spec.language.hidden_size), dtype=np.float32)
+        embeds_NE = np.concatenate([no_images, *(image.embeds for image in images)])
         with timings.measure("embed"):
             inputs_embeds_SE = runner.inputs_embeds(token_ids[reused:], embeds_NE[reused_images:])
-        return Prompt(token_ids, inputs_embeds_SE, runner.opens_thought(self.think), timings, reused)
+        return Prompt(token_ids, inputs_embeds_SE, runner.opens_reasoning(self.think), timings, reused)
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

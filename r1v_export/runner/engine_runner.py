@@ -1,6 +1,6 @@
-"""The whole way from pictures and a question to an answer, over any `contract.Engine`:
+"""The whole way from images and a question to an answer, over any `contract.Engine`:
 
-tiles -> vision -> projector -> embed -> prefill -> decode -> thought and text
+tiles -> vision -> projector -> embed -> prefill -> decode -> reasoning and text
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from r1v_export.runner.answer import AnswerStream, AnswerText, Timings, TokenEve
 from r1v_export.runner.base import BaseRunner, Request, require_finite
 from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity
 from r1v_export.runner.sampling import Sampler
-from r1v_export.runner.scheduler import Row, embed_chosen, generate_rows
+from r1v_export.runner.scheduler import SequenceState, embed_chosen, generate_rows
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Prompt:
         token_ids: the whole prompt.
         reused_tokens: how many of them the cache already holds.
         inputs_embeds: [S, hidden] float32 of the others.
-        thinking: the prompt has opened a thought.
+        thinking: the prompt has opened reasoning.
     """
 
     token_ids: list[int]
@@ -44,7 +44,7 @@ class Prompt:
     reused_tokens: int = 0
 
 
-class Runner(BaseRunner[Prompt]):
+class EngineRunner(BaseRunner[Prompt]):
     """Answers questions with one engine.
 
     Args:
@@ -70,10 +70,10 @@ class Runner(BaseRunner[Prompt]):
         return self.engine.name
 
     def prepare(self, request: Request, cancel: threading.Event) -> Prompt:
-        looked = self.look(request, cancel)
-        with looked.timings.measure("embed"):
-            inputs_embeds_SE = self.inputs_embeds(looked.token_ids, looked.image_embeds)
-        return Prompt(looked.token_ids, inputs_embeds_SE, looked.thinking, looked.timings)
+        encoded = self.encode_images(request, cancel)
+        with encoded.timings.measure("embed"):
+            inputs_embeds_SE = self.inputs_embeds(encoded.token_ids, encoded.image_embeds)
+        return Prompt(encoded.token_ids, inputs_embeds_SE, encoded.thinking, encoded.timings)
 
     def generate_batch(
         self,
@@ -85,7 +85,7 @@ class Runner(BaseRunner[Prompt]):
         yield from self.decode(requests, samplings, self.new_cache(requests, samplings), indices, cancel)
 
     def inputs_embeds(self, token_ids: Sequence[int], image_embeds_NE: np.ndarray) -> np.ndarray:
-        """Embeddings [S, hidden] of prompt tokens, with the pictures' in their places.
+        """Embeddings [S, hidden] of prompt tokens, with the images' in their places.
 
         Raises:
             InputError: there are not as many image embeddings as image tokens.
@@ -94,7 +94,7 @@ class Runner(BaseRunner[Prompt]):
         image_tokens = int((ids_1S == self.spec.image_token_id).sum())
         if image_tokens != len(image_embeds_NE):
             raise InputError(
-                "The prompt's image tokens do not match the pictures.",
+                "The prompt's image tokens do not match the images.",
                 where="embed",
                 expected=f"{len(image_embeds_NE)} image tokens, one for each image embedding",
                 found=image_tokens,
@@ -123,7 +123,7 @@ class Runner(BaseRunner[Prompt]):
         cancel: threading.Event,
     ) -> Iterator[TokenEvent]:
         """Prefill and decode one batch, one event per token; `indices` are the requests' numbers in the events."""
-        jobs = [_Job(self, *each) for each in zip(prompts, samplings, indices, strict=True)]
+        jobs = [RequestState(self, *each) for each in zip(prompts, samplings, indices, strict=True)]
         rows = [job.row for job in jobs]
         steps = generate_rows(cache, rows, partial(embed_chosen, self.engine), cancel)
         stage = "prefill"
@@ -140,13 +140,13 @@ class Runner(BaseRunner[Prompt]):
         yield from (job.event() for job in jobs if not job.done)
 
 
-class _Job:
+class RequestState:
     """One request of a batch: its row in the decoder and its answer."""
 
-    def __init__(self, runner: Runner, prompt: Prompt, sampling: Sampling, index: int) -> None:
-        budget = new_token_budget(len(prompt.token_ids), sampling.max_new_tokens, runner.max_positions)
+    def __init__(self, runner: EngineRunner, prompt: Prompt, sampling: Sampling, index: int) -> None:
+        max_new_tokens = new_token_budget(len(prompt.token_ids), sampling.max_new_tokens, runner.max_positions)
         sampler = Sampler(sampling, prompt.token_ids, runner.spec.language.vocab_size)
-        self.row = Row(prompt.inputs_embeds, sampler, runner.stop_ids, budget)
+        self.row = SequenceState(prompt.inputs_embeds, sampler, runner.stop_ids, max_new_tokens)
         text = AnswerText(runner.tokenizer.decode, sampling.stop, prompt.thinking)
         self.stream = AnswerStream(
             index, text, runner.stop_ids, prompt.timings, len(prompt.token_ids), prompt.reused_tokens

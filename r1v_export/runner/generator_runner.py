@@ -1,6 +1,6 @@
-"""The way from pictures and a question to an answer where a library decodes, over any `generation.Generator`:
+"""The way from images and a question to an answer where a library decodes, over any `generation.Generator`:
 
-tiles -> vision -> projector -> the library -> thought and text
+tiles -> vision -> projector -> the library -> reasoning and text
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError
-from r1v_export.generation import Generated, Generation, Generator, Picture, Sampling
+from r1v_export.generation import EncodedImage, Generated, Generation, Generator, Sampling
 from r1v_export.reference.prompt import Template
 from r1v_export.reference.tokenizer import Tokenizer
 from r1v_export.runner.answer import AnswerStream, AnswerText, Timings, TokenEvent
@@ -27,26 +27,26 @@ from r1v_export.runner.kv_cache import new_token_budget
 
 
 @dataclass
-class PicturePrompt:
+class ImagePrompt:
     """A request on its way to the library.
 
     Attributes:
-        token_ids: the whole prompt, an image token for each row of a picture.
-        thinking: the prompt has opened a thought.
+        token_ids: the whole prompt, an image token for each row of an image.
+        thinking: the prompt has opened reasoning.
     """
 
     token_ids: list[int]
-    pictures: list[Picture]
+    images: list[EncodedImage]
     thinking: bool
     timings: Timings
 
 
-class GeneratorRunner(BaseRunner[PicturePrompt]):
+class GeneratorRunner(BaseRunner[ImagePrompt]):
     """Answers questions with a library's own decoding. Requests of a batch are open at the same time.
 
     Args:
         generator: the language model.
-        vision: looks at pictures.
+        vision: looks at images.
         tiles_per_run: how many tiles that does together: more where it is spread over several GPUs.
 
     The other arguments are `BaseRunner`'s.
@@ -70,19 +70,21 @@ class GeneratorRunner(BaseRunner[PicturePrompt]):
     def name(self) -> str:
         return self.generator.name
 
-    def prepare(self, request: Request, cancel: threading.Event) -> PicturePrompt:
-        looked = self.look(request, cancel)
+    def prepare(self, request: Request, cancel: threading.Event) -> ImagePrompt:
+        encoded = self.encode_images(request, cancel)
         tokens_per_tile = self.spec.tokens_per_tile
-        ends = np.cumsum([0, *looked.tiles_per_image])
-        pictures = [
-            Picture.of(looked.pixels[start:end], looked.image_embeds[start * tokens_per_tile : end * tokens_per_tile])
+        ends = np.cumsum([0, *encoded.tiles_per_image])
+        images = [
+            EncodedImage.of(
+                encoded.pixels[start:end], encoded.image_embeds[start * tokens_per_tile : end * tokens_per_tile]
+            )
             for start, end in pairwise(ends)
         ]
-        return PicturePrompt(looked.token_ids, pictures, looked.thinking, looked.timings)
+        return ImagePrompt(encoded.token_ids, images, encoded.thinking, encoded.timings)
 
     def generate_batch(
         self,
-        requests: Sequence[PicturePrompt],
+        requests: Sequence[ImagePrompt],
         samplings: Sequence[Sampling],
         indices: Sequence[int],
         cancel: threading.Event,
@@ -95,19 +97,19 @@ class GeneratorRunner(BaseRunner[PicturePrompt]):
                 opened.callback(generation.close)
                 text = AnswerText(self.tokenizer.decode, sampling.stop, prompt.thinking)
                 stream = AnswerStream(index, text, self.stop_ids, prompt.timings, len(prompt.token_ids))
-                jobs.append(_Job(generation, stream))
+                jobs.append(RequestState(generation, stream))
             while jobs:
                 for job in jobs:
                     yield from job.events()
                 jobs = [job for job in jobs if not job.stream.done]
 
-    def _begin(self, prompt: PicturePrompt, sampling: Sampling, cancel: threading.Event) -> Generation:
-        budget = new_token_budget(len(prompt.token_ids), sampling.max_new_tokens, self.max_positions)
-        sampling = replace(sampling, max_new_tokens=budget)
-        return self.generator.generate(prompt.token_ids, prompt.pictures, sampling, self.stop_ids, cancel)
+    def _begin(self, prompt: ImagePrompt, sampling: Sampling, cancel: threading.Event) -> Generation:
+        max_new_tokens = new_token_budget(len(prompt.token_ids), sampling.max_new_tokens, self.max_positions)
+        sampling = replace(sampling, max_new_tokens=max_new_tokens)
+        return self.generator.generate(prompt.token_ids, prompt.images, sampling, self.stop_ids, cancel)
 
 
-class _Job:
+class RequestState:
     """One open request and its answer. Its clock starts here: `prefill_ms` is the time to the first token, waiting for
     a place in the library's batch included."""
 

@@ -73,6 +73,6 @@ def new_token_budget(prompt_tokens: int, max_new_tokens: int, max_positions: int
             where="prompt",
             expected=f"fewer than {max_positions} tokens",
             found=f"{prompt_tokens} tokens",
-            fix="use fewer or smaller pictures, fewer tiles per picture, or a shorter text",
+            fix="use fewer or smaller images, fewer tiles per image, or a shorter text",
         )
     return min(max_new_tokens, max_positions - prompt_tokens)

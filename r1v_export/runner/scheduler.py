@@ -21,35 +21,35 @@ PREFILL_CHUNK = 512
 
 
 @dataclass
-class Row:
+class SequenceState:
     """One sequence of a batch while it is generated.
 
     Args:
         inputs_embeds: [S, E] float32, of the prompt tokens that the cache does not hold yet.
         sampler: chooses this row's tokens.
         stop_ids: tokens that end the answer.
-        budget: most tokens to generate.
+        max_new_tokens: most tokens to generate.
     """
 
     inputs_embeds: np.ndarray
     sampler: Sampler
     stop_ids: frozenset[int]
-    budget: int
+    max_new_tokens: int
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
-    def accept(self, token_id: int) -> None:
+    def append_token(self, token_id: int) -> None:
         """Take the next token and notice the end."""
         self.token_ids.append(token_id)
         if token_id in self.stop_ids:
             self.finish_reason = "stop"
-        elif len(self.token_ids) >= self.budget:
+        elif len(self.token_ids) >= self.max_new_tokens:
             self.finish_reason = "length"
 
 
 def generate_rows(
     cache: KVCache,
-    rows: Sequence[Row],
+    rows: Sequence[SequenceState],
     embed_tokens: Callable[[np.ndarray], np.ndarray],
     cancel: threading.Event | None = None,
 ) -> Iterator[int]:
@@ -67,7 +67,7 @@ def generate_rows(
     while not cancel.is_set():
         for index, row in enumerate(rows):
             if row.finish_reason is None:
-                row.accept(row.sampler.next(logits_BV[index]))
+                row.append_token(row.sampler.next(logits_BV[index]))
                 yield index
         active_B = np.array([row.finish_reason is None for row in rows], dtype=np.int64)
         if not active_B.any():

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from r1v_export.quantization.artifact.artifact import Artifact
     from r1v_export.quantization.recipe import Scheme
 
-BUILDERS = {
-    "onnxruntime": "r1v_export.targets.onnxruntime.target:OnnxRuntimeBuilder",
-    "tensorrt": "r1v_export.targets.tensorrt.target:TensorRTBuilder",
-    "tensorrt-rtx": "r1v_export.targets.tensorrt.target:TensorRTRTXBuilder",
-    "tensorrt-llm": "r1v_export.targets.tensorrt_llm.target:TensorRTLLMBuilder",
-    "hf-unified": "r1v_export.targets.hf_unified.target:UnifiedBuilder",
+TARGETS = {
+    "onnxruntime": "r1v_export.targets.onnxruntime.target:OnnxRuntimeTarget",
+    "tensorrt": "r1v_export.targets.tensorrt.target:TensorRTTarget",
+    "tensorrt-rtx": "r1v_export.targets.tensorrt.target:TensorRTRTXTarget",
+    "tensorrt-llm": "r1v_export.targets.tensorrt_llm.target:TensorRTLLMTarget",
+    "hf-unified": "r1v_export.targets.hf_unified.target:HfUnifiedTarget",
 }
-"""Target name -> "module:class" of its Builder. `run` and `check` take a bundle's first, in this order."""
+"""Target name -> "module:class" of its Target. `run` and `check` take a bundle's first, in this order."""
 
 
 @dataclass(frozen=True)
-class Material:
+class BuildInputs:
     """What an engine is made from."""
 
     graphs: Path
-    """Folder with the standard graphs that the builder asked for, and their weights."""
+    """Folder with the standard graphs that the target asked for, and their weights."""
     checkpoint: Checkpoint
     artifact: Artifact | None
     """The calibration; None where nothing is quantized."""
@@ -41,7 +41,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class NumericsSpec:
     """What an engine rounds that parity with PyTorch must allow for."""
 
     compute: Compute
@@ -61,7 +61,7 @@ class Advance(Protocol):
         """
 
 
-class Builder(Protocol):
+class Target(Protocol):
     """Turns a model into one target's engines, and opens them."""
 
     name: str
@@ -82,11 +82,11 @@ class Builder(Protocol):
         """What `build` will write, roughly and at least: weights, where it does not share the graphs'."""
         ...
 
-    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
+    def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         """What the engines round, apart from what the calibration quantizes."""
         ...
 
-    def build(self, material: Material, out: Path, advance: Advance) -> None:
+    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
         """Write engines into the empty folder `out`.
 
         The files come out the same for the same input. `out` is to become `engines/<name>` beside `graphs`, and engines
@@ -113,16 +113,16 @@ class Builder(Protocol):
         ...
 
 
-def builder(name: str) -> Builder:
-    """The builder of a target. Importing it imports what the target needs.
+def get_target(name: str) -> Target:
+    """The target of a name. Importing it imports what the target needs.
 
     Raises:
         UsageError: there is no such target.
         CapabilityError: a package that it needs is not installed.
     """
-    if name not in BUILDERS:
-        raise UsageError("There is no such target.", expected=" or ".join(sorted(BUILDERS)), found=name)
-    module, class_name = BUILDERS[name].split(":")
+    if name not in TARGETS:
+        raise UsageError("There is no such target.", expected=" or ".join(sorted(TARGETS)), found=name)
+    module, class_name = TARGETS[name].split(":")
     try:
         return getattr(importlib.import_module(module), class_name)()
     except ModuleNotFoundError as error:

@@ -24,7 +24,7 @@ INTERNVIT_300M_STYLE = {
 
 
 @pytest.fixture
-def picture_and_prompt(synth_checkpoint):
+def image_and_prompt(synth_checkpoint):
     """Two random tiles, and a prompt with their 2 x 16 image tokens between text."""
     generator = torch.Generator().manual_seed(0)
     pixels_T3HW = torch.randn(2, 3, 112, 112, generator=generator)
@@ -56,40 +56,40 @@ def assert_same_logits(folder, pixels_T3HW, input_ids_BS) -> None:
 
 @pytest.mark.parametrize("style", [{}, INTERNVIT_300M_STYLE], ids=["internvit-6b style", "internvit-300m style"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_native_synthetic_checkpoint_gives_transformers_logits(tmp_path, picture_and_prompt, style, dtype):
+def test_a_native_synthetic_checkpoint_gives_transformers_logits(tmp_path, image_and_prompt, style, dtype):
     synthesize(tmp_path, preset="nano", layout="internvl", overrides=TINY | style, dtype=dtype, shards=2)
-    assert_same_logits(tmp_path, *picture_and_prompt)
+    assert_same_logits(tmp_path, *image_and_prompt)
 
 
-def test_a_cut_vision_tower_gives_transformers_logits(tmp_path, picture_and_prompt):
+def test_a_cut_vision_tower_gives_transformers_logits(tmp_path, image_and_prompt):
     synthesize(tmp_path, preset="nano", layout="internvl", overrides=TINY | {"select_layer": -2}, dtype="float32")
     assert Checkpoint.open(tmp_path).spec.vision.num_layers == 3
-    assert_same_logits(tmp_path, *picture_and_prompt)
+    assert_same_logits(tmp_path, *image_and_prompt)
 
 
-def test_the_dynamic_rope_of_internvl3_gives_transformers_logits(tmp_path, picture_and_prompt):
+def test_the_dynamic_rope_of_internvl3_gives_transformers_logits(tmp_path, image_and_prompt):
     scaled = TINY | {"llm_config.rope_scaling": INTERNVL3_ROPE, "llm_config.max_position_embeddings": 64}
     synthesize(tmp_path, preset="nano", layout="internvl", overrides=scaled, dtype="float32")
     text_config = transformers.AutoConfig.from_pretrained(tmp_path).text_config
     assert text_config.rope_parameters["rope_type"] == "dynamic"
-    assert_same_logits(tmp_path, *picture_and_prompt)
+    assert_same_logits(tmp_path, *image_and_prompt)
 
 
-def test_tied_embeddings_give_transformers_logits(tmp_path, picture_and_prompt):
+def test_tied_embeddings_give_transformers_logits(tmp_path, image_and_prompt):
     tied = TINY | {"llm_config.tie_word_embeddings": True}
     synthesize(tmp_path, preset="nano", layout="internvl", overrides=tied, dtype="float32")
     assert "lm_head.weight" not in read_header(tmp_path / "model.safetensors")
-    assert_same_logits(tmp_path, *picture_and_prompt)
+    assert_same_logits(tmp_path, *image_and_prompt)
 
 
-def test_what_transformers_saves_is_read(tmp_path, picture_and_prompt):
+def test_what_transformers_saves_is_read(tmp_path, image_and_prompt):
     source, saved = tmp_path / "source", tmp_path / "saved"
     synthesize(source, preset="nano", layout="internvl", overrides=TINY, dtype="float32")
     model = transformers.InternVLForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     model.save_pretrained(saved)
     for name in ("tokenizer.json", "preprocessor_config.json"):
         (saved / name).write_bytes((source / name).read_bytes())
-    assert_same_logits(saved, *picture_and_prompt)
+    assert_same_logits(saved, *image_and_prompt)
     assert Checkpoint.open(saved).spec == Checkpoint.open(source).spec
 
 

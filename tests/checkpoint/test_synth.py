@@ -125,7 +125,7 @@ def test_the_tokenizer_has_the_official_ids_and_keeps_any_text(tmp_path, preset)
     for token, token_id in PRESETS[preset].tokens.items():
         assert tokenizer.encode(token).ids == [token_id]
         assert tokenizer.id_to_token(token_id) == token
-    text = "What's in the 3 pictures? 你好 \U0001f600\n\tdéjà vu"
+    text = "What's in the 3 images? 你好 \U0001f600\n\tdéjà vu"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 

@@ -14,7 +14,7 @@ from r1v_export.cli import main
 from r1v_export.manifest import verify
 from r1v_export.parity.schema import ParityReport
 
-PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
+PICTURES = Path(__file__).parents[2] / "examples" / "images"
 ASKED = ["--image", str(PICTURES / "05-chart.png"), "How tall is the green bar?"]
 
 
@@ -30,16 +30,16 @@ def succeed(capsys: pytest.CaptureFixture[str]):
     return run
 
 
-def test_run_prints_the_thought_in_tags_and_then_the_answer(nano_bundle: Path, succeed) -> None:
+def test_run_prints_the_reasoning_in_tags_and_then_the_answer(nano_bundle: Path, succeed) -> None:
     as_json = succeed("run", nano_bundle, *ASKED, "--format", "json")
-    assert as_json["thought"]
-    assert (as_json["finish_reason"], as_json["thought_complete"]) == ("stop", True)
-    assert succeed("run", nano_bundle, *ASKED) == f"<think>\n{as_json['thought']}\n</think>\n{as_json['text']}\n"
+    assert as_json["reasoning"]
+    assert (as_json["finish_reason"], as_json["reasoning_complete"]) == ("stop", True)
+    assert succeed("run", nano_bundle, *ASKED) == f"<think>\n{as_json['reasoning']}\n</think>\n{as_json['text']}\n"
 
 
-def test_run_without_a_thought_prints_the_answer_alone(nano_bundle: Path, succeed) -> None:
+def test_run_without_a_reasoning_prints_the_answer_alone(nano_bundle: Path, succeed) -> None:
     as_json = succeed("run", nano_bundle, *ASKED, "--no-think", "--format", "json")
-    assert as_json["thought"] == ""
+    assert as_json["reasoning"] == ""
     assert succeed("run", nano_bundle, *ASKED, "--no-think") == as_json["text"] + "\n"
 
 
@@ -106,10 +106,10 @@ def test_check_finds_a_changed_weight_and_ends_with_3(
     assert '"error": "ParityError"' in printed
 
 
-def test_check_of_own_pictures_writes_where_it_is_told(nano_bundle: Path, tmp_path: Path, succeed) -> None:
+def test_check_of_own_images_writes_where_it_is_reported(nano_bundle: Path, tmp_path: Path, succeed) -> None:
     report = tmp_path / "report"
-    picture = PICTURES / "02-shape.png"
-    options = ["--image", picture, "--question", "What is it?", "--max-new-tokens", "2", "--report", report]
+    image = PICTURES / "02-shape.png"
+    options = ["--image", image, "--question", "What is it?", "--max-new-tokens", "2", "--report", report]
     result = succeed("check", nano_bundle, *options, "--format", "json")
     assert [sample["question"] for sample in result["samples"]] == ["What is it?"]
     assert {path.name for path in report.iterdir()} == {"parity.json", "parity.html"}

@@ -21,7 +21,7 @@ def test_no_line_ends_in_spaces() -> None:
 
 
 def events(*pieces: tuple[str, str]) -> Iterator[TokenEvent]:
-    """Pieces of (thought, text), and the end."""
+    """Pieces of (reasoning, text), and the end."""
     yield from (TokenEvent(0, 1, *piece) for piece in pieces)
     yield TokenEvent(0, 2, "", "", Answer("", "", True, (), "stop", 0, 0, Timings()))
 
@@ -29,12 +29,12 @@ def events(*pieces: tuple[str, str]) -> Iterator[TokenEvent]:
 STREAMED = (("I see ", ""), ("two", ""), ("", "2"))
 
 
-def test_a_pipe_gets_the_thought_in_tags(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_gets_the_reasoning_in_tags(capsys: pytest.CaptureFixture[str]) -> None:
     _stream(events(*STREAMED))
     assert capsys.readouterr().out == "<think>\nI see two\n</think>\n2\n"
 
 
-def test_a_terminal_gets_the_thought_dimmed(
+def test_a_terminal_gets_the_reasoning_dimmed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

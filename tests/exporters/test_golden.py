@@ -17,7 +17,7 @@ from r1v_export.checkpoint.synth import synthesize
 from r1v_export.exporters.export import SOURCES, trace_graph
 from r1v_export.exporters.golden import dump
 from r1v_export.quantization.apply.onnx import QuantizeLinears
-from r1v_export.quantization.groups import sites
+from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.recipe import PRESETS, load, resolve
 
 GRAPHS = Path(__file__).parents[2] / "graphs"
@@ -43,8 +43,8 @@ def specs(tmp_path_factory) -> dict[str, ModelSpec]:
 
 def quantized(traced: ir.Model, spec: ModelSpec, precision: str) -> None:
     """As the precision's recipe says. The pass needs no scale: those are bound afterwards, as weights are."""
-    site_of = {name: site.name for site in sites(spec) for name in site.linears}
-    QuantizeLinears(resolve(load(PRESETS[precision]), spec), site_of)(traced)
+    group_of = {name: group.name for group in linear_groups(spec) for name in group.linears}
+    QuantizeLinears(resolve(load(PRESETS[precision]), spec), group_of)(traced)
 
 
 @pytest.mark.parametrize(("model", "precision", "graph"), CASES)

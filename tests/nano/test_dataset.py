@@ -20,33 +20,33 @@ def test_a_sample_is_the_same_each_time_and_however_it_is_reached():
     for index, of_stream in enumerate(samples("eval", 12)):
         alone = sample("eval", index)
         assert alone.image.tobytes() == of_stream.image.tobytes()
-        assert (alone.question, alone.thought, alone.answer, alone.kind) == (
+        assert (alone.question, alone.reasoning, alone.answer, alone.kind) == (
             of_stream.question,
-            of_stream.thought,
+            of_stream.reasoning,
             of_stream.answer,
             of_stream.kind,
         )
 
 
 def test_the_held_out_questions_stay_what_they_were():
-    texts = [f"{s.image.size} {s.question} {s.thought} {s.answer}\n" for s in samples("eval", 100)]
+    texts = [f"{s.image.size} {s.question} {s.reasoning} {s.answer}\n" for s in samples("eval", 100)]
     assert hashlib.sha256("".join(texts).encode()).hexdigest() == FIRST_100_HELD_OUT
 
 
-def test_splits_share_no_picture():
-    pictures = {
+def test_splits_share_no_image():
+    images = {
         split: {hashlib.sha256(s.image.tobytes()).digest() for s in samples(split, 300)}
         for split in ("train", "eval", "calibration")
     }
-    assert all(len(digests) == 300 for digests in pictures.values())
-    assert len(set.union(*pictures.values())) == 900
+    assert all(len(digests) == 300 for digests in images.values())
+    assert len(set.union(*images.values())) == 900
 
 
 def test_kinds_take_turns():
     assert Counter(s.kind for s in samples("calibration", 60)) == dict.fromkeys(KINDS, 10)
 
 
-def test_a_real_share_of_the_pictures_needs_several_tiles():
+def test_a_real_share_of_the_images_needs_several_tiles():
     many = sum(s.image.size in MANY_TILE_SIZES for s in samples("eval", 300))
     assert 90 <= many <= 150
 

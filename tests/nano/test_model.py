@@ -65,7 +65,7 @@ def test_transformers_tokenizes_a_prompt_into_the_same_ids(nano: Checkpoint, tok
 
 def test_all_texts_of_the_generator_survive_the_tokenizer(tokenizer: Tokenizer):
     for sample in samples("eval", 60):
-        for text in (sample.question, sample.thought, sample.answer):
+        for text in (sample.question, sample.reasoning, sample.answer):
             assert tokenizer.decode(tokenizer.encode_text(text)) == text
 
 

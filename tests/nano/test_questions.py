@@ -99,9 +99,9 @@ def test_every_answer_is_right_for_its_scene(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_thought_lists_what_is_seen_first(kind: str):
+def test_every_reasoning_lists_what_is_seen_first(kind: str):
     for scene, question in asked(kind, 50):
-        assert question.thought.startswith(describe(scene) + " ")
+        assert question.reasoning.startswith(describe(scene) + " ")
 
 
 def test_every_answer_of_a_kind_turns_up():

@@ -119,6 +119,6 @@ def test_the_bars_of_a_chart_have_different_colours_and_heights_that_fit():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_picture_has_the_size_of_its_scene(size: tuple[int, int]):
+def test_a_image_has_the_size_of_its_scene(size: tuple[int, int]):
     assert draw(object_scene(Random(0), size)).size == size
     assert draw(chart_scene(Random(0), size)).size == size

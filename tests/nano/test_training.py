@@ -24,7 +24,7 @@ from r1v_export.reference.tokenizer import Tokenizer  # noqa: E402
 @pytest.fixture(scope="module")
 def data(nano: Checkpoint) -> batches.Batches:
     return batches.Batches(
-        nano.folder, nano.spec, pictures=train.PICTURES, count=20, single_tile_batches=10, crowded_batches=5
+        nano.folder, nano.spec, images=train.PICTURES, count=20, single_tile_batches=10, crowded_batches=5
     )
 
 
@@ -58,7 +58,7 @@ def test_conclusions_are_what_is_learned_after_the_list_of_what_is_seen(nano: Ch
         assert seen.count(".") == seen.count("I see")
 
 
-def test_pictures_are_crowded_at_the_start_only(data: batches.Batches, monkeypatch):
+def test_images_are_crowded_at_the_start_only(data: batches.Batches, monkeypatch):
     asked = []
     monkeypatch.setattr(batches, "scene_and_questions", lambda *a: asked.append(a[-1]) or scene_and_questions(*a))
     for number in (4, 5):
@@ -87,11 +87,11 @@ def test_an_image_token_stands_for_every_row_of_image_embeddings(nano: Checkpoin
     for number in (0, 12, 15, 18):
         batch = data[number]
         image_tokens = (batch.ids == nano.spec.image_token_id).sum(dim=1)
-        tiles_per_picture = batch.pixels.shape[0] // train.PICTURES
-        assert image_tokens.tolist() == [tiles_per_picture * nano.spec.tokens_per_tile] * len(batch.ids)
+        tiles_per_image = batch.pixels.shape[0] // train.PICTURES
+        assert image_tokens.tolist() == [tiles_per_image * nano.spec.tokens_per_tile] * len(batch.ids)
 
 
-def test_pictures_of_several_tiles_come_after_the_start(data: batches.Batches):
+def test_images_of_several_tiles_come_after_the_start(data: batches.Batches):
     tiles = [data[number].pixels.shape[0] // train.PICTURES for number in range(20)]
     assert set(tiles[:10]) == {1}
     assert set(tiles[10:]) > {1}

@@ -12,7 +12,7 @@ import torch
 
 import r1v_export
 from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.parity.endpoints import Side
+from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import Sample, synthetic
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.prompt import TEMPLATES
@@ -53,15 +53,15 @@ def model(spec: ModelSpec) -> Model:
 
 
 @pytest.fixture(scope="session")
-def reference(model: Model, spec: ModelSpec, tokenizer: Tokenizer) -> Side:
-    return Side(ReferenceEngine(model), tokenizer, spec, TEMPLATES[spec.template])
+def reference(model: Model, spec: ModelSpec, tokenizer: Tokenizer) -> Endpoint:
+    return Endpoint(ReferenceEngine(model), tokenizer, spec, TEMPLATES[spec.template])
 
 
 @pytest.fixture(scope="session")
-def damaged(reference: Side, model: Model) -> Callable[[Callable[[Model], None]], Side]:
+def damaged(reference: Endpoint, model: Model) -> Callable[[Callable[[Model], None]], Endpoint]:
     """Makes a candidate that is the reference with its weights changed by a function."""
 
-    def make(damage: Callable[[Model], None]) -> Side:
+    def make(damage: Callable[[Model], None]) -> Endpoint:
         candidate = copy.deepcopy(model)
         with torch.no_grad():
             damage(candidate)

@@ -94,9 +94,9 @@ def test_equal_arrays_have_no_error(pair: tuple[np.ndarray, np.ndarray]):
 @given(st.lists(pairs_of_arrays(), min_size=1, max_size=4))
 def test_statistics_of_parts_merge_to_those_of_the_whole(pairs: list[tuple[np.ndarray, np.ndarray]]):
     # Rows of one width, so that the whole is one array too.
-    rows = [tuple(np.resize(side, (max(1, side.size // 4), 4)) for side in pair) for pair in pairs]
+    rows = [tuple(np.resize(endpoint, (max(1, endpoint.size // 4), 4)) for endpoint in pair) for pair in pairs]
     merged = reduce(TensorStatistics.merge, (TensorStatistics.of(a, b) for a, b in rows))
-    whole = TensorStatistics.of(*(np.concatenate(side) for side in zip(*rows, strict=True)))
+    whole = TensorStatistics.of(*(np.concatenate(endpoint) for endpoint in zip(*rows, strict=True)))
     assert merged.elements == whole.elements
     assert merged.metrics() == pytest.approx(whole.metrics(), rel=1e-9)
 
@@ -104,7 +104,7 @@ def test_statistics_of_parts_merge_to_those_of_the_whole(pairs: list[tuple[np.nd
 @settings(deadline=None)
 @given(pairs_of_arrays(), st.floats(0.125, 8))
 def test_relative_error_does_not_depend_on_scale(pair: tuple[np.ndarray, np.ndarray], scale: float):
-    a, b = (side.astype(np.float64) for side in pair)
+    a, b = (endpoint.astype(np.float64) for endpoint in pair)
     once, scaled = TensorStatistics.of(a, b), TensorStatistics.of(a * scale, b * scale)
     assert scaled.relative_error == pytest.approx(once.relative_error, rel=1e-6)
     assert scaled.max_relative_error == pytest.approx(once.max_relative_error, rel=1e-6)
@@ -113,7 +113,7 @@ def test_relative_error_does_not_depend_on_scale(pair: tuple[np.ndarray, np.ndar
 @settings(deadline=None)
 @given(pairs_of_arrays())
 def test_kl_is_never_negative_and_bounded_by_half_the_squared_logit_error(pair: tuple[np.ndarray, np.ndarray]):
-    a, b = (side.reshape(1, -1) for side in pair)
+    a, b = (endpoint.reshape(1, -1) for endpoint in pair)
     divergence = kl_divergence(a, b)[0]
     error = np.abs(a.astype(np.float64) - b).max()
     assert 0 <= divergence <= error**2 / 2 + 1e-9
@@ -137,16 +137,16 @@ def test_the_worst_element_is_found_wherever_it_is():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("side", ["reference", "candidate"])
-def test_a_nan_or_infinity_on_either_side_is_an_infinite_error_and_named(value: float, side: str):
+@pytest.mark.parametrize("endpoint", ["reference", "candidate"])
+def test_a_nan_or_infinity_on_either_side_is_an_infinite_error_and_named(value: float, endpoint: str):
     a, b = noisy_pair(6, 4)
-    (a if side == "reference" else b)[3, 2] = value
+    (a if endpoint == "reference" else b)[3, 2] = value
     statistics = TensorStatistics.of(a, b, "s").merge(TensorStatistics.of(*noisy_pair(6, 4), "t"))
     found = statistics.metrics()
     assert {found[name] for name in ("max_abs_error", "mean_abs_error", "relative_error")} == {math.inf}
     assert (found["min_row_cosine"], found["snr_db"]) == (-1.0, -math.inf)
     assert (statistics.worst.sample, statistics.worst.index) == ("s", (3, 2))
-    assert getattr(statistics, f"nonfinite_{side}") == statistics.nonfinite == 1
+    assert getattr(statistics, f"nonfinite_{endpoint}") == statistics.nonfinite == 1
 
 
 def test_infinities_on_both_sides_do_not_cancel():

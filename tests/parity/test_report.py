@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from r1v_export.parity import ParityReport, Sample, Side, check, write_report
+from r1v_export.parity import Endpoint, ParityReport, Sample, check, write_report
 from r1v_export.parity.report import share, to_html, to_json, visible
 from r1v_export.parity.schema import BundleFacts, CalibrationFacts
-from r1v_export.quantization.mixed_precision.sensitivity import Option, Selection, SensitivityTable
+from r1v_export.quantization.mixed_precision.sensitivity import Candidate, Selection, SensitivityTable
 from r1v_export.reference.model import Model
 
-Damaged = Callable[[Callable[[Model], None]], Side]
+Damaged = Callable[[Callable[[Model], None]], Endpoint]
 
 
 class Page(HTMLParser):
@@ -62,7 +62,7 @@ def rescale_a_little(model: Model) -> None:
 
 
 @pytest.fixture(scope="module")
-def compare(reference: Side, damaged: Damaged, samples: list[Sample]) -> Compare:
+def compare(reference: Endpoint, damaged: Damaged, samples: list[Sample]) -> Compare:
     return lambda damage: check(reference, damaged(damage), samples, precision="fp32", max_new_tokens=40)
 
 
@@ -72,7 +72,7 @@ def failed(compare: Compare) -> ParityReport:
 
 
 @pytest.fixture(scope="module")
-def passed(reference: Side, damaged: Damaged, samples: list[Sample]) -> ParityReport:
+def passed(reference: Endpoint, damaged: Damaged, samples: list[Sample]) -> ParityReport:
     """With latencies, so with every plot."""
     options = {"precision": "fp32", "max_new_tokens": 40, "batch_size": 2, "measure_latency": True}
     return check(reference, damaged(rescale_a_little), samples, **options)
@@ -120,7 +120,7 @@ def told(passed: ParityReport) -> ParityReport:
     costs = {"16-bit": (200, 0.0), "fp8": (100, 1e-4), "int4": (60, 2e-3)}
     modules = ("vision_model.encoder.layers.0.mlp.fc1", "mlp1.1", "language_model.model.layers.0.mlp.gate_proj")
     options = [
-        Option(module=module, precision=precision, size_bytes=size, snr_db=30.0, kl=kl)
+        Candidate(module=module, precision=precision, size_bytes=size, snr_db=30.0, kl=kl)
         for module in modules
         for precision, (size, kl) in costs.items()
     ]
@@ -140,8 +140,8 @@ def told(passed: ParityReport) -> ParityReport:
             size_bytes=size,
             mean_kl=kl,
             top1_agreement=0.99,
-            right=30,
-            graded=32,
+            correct=30,
+            scored=32,
         )
         for name, size, kl in (("int4", 9_900_000, 4.1e-3), ("fp8", 8_900_000, 7.3e-4), ("fp32", 24_500_000, 0.0))
     )
@@ -237,13 +237,13 @@ def test_the_first_diverging_token_is_marked_on_both_sides(failed: ParityReport,
     ]
 
 
-def test_each_shown_sample_has_its_pictures(passed_page: Page, samples: list[Sample]):
-    pictures = [attrs for tag, attrs in passed_page.tags if tag == "img"]
-    assert len(pictures) == sum(len(sample.images) for sample in samples)
-    assert all(attrs["alt"] for attrs in pictures)
+def test_each_shown_sample_has_its_images(passed_page: Page, samples: list[Sample]):
+    images = [attrs for tag, attrs in passed_page.tags if tag == "img"]
+    assert len(images) == sum(len(sample.images) for sample in samples)
+    assert all(attrs["alt"] for attrs in images)
 
 
-def test_text_of_users_and_models_is_never_markup(reference: Side, samples: list[Sample]):
+def test_text_of_users_and_models_is_never_markup(reference: Endpoint, samples: list[Sample]):
     attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     sample = Sample(attack, samples[0].images, attack, answer=attack)
     html = to_html(check(reference, reference, [sample], precision="fp32", max_new_tokens=3))

@@ -16,14 +16,14 @@ def test_held_out_questions_are_the_generators_and_have_answers():
     assert len({s.name for s in ours}) == 5
 
 
-def test_synthetic_pictures_are_the_same_every_time():
+def test_synthetic_images_are_the_same_every_time():
     first, second = (list(synthetic(6, 56)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert a.question == b.question
         assert all(np.array_equal(x, y) for x, y in zip(a.images, b.images, strict=True))
 
 
-def test_synthetic_pictures_differ_in_shape_and_number():
+def test_synthetic_images_differ_in_shape_and_number():
     samples = list(synthetic(5, 112))
     assert len({image.size for sample in samples for image in sample.images}) >= 4
     assert {len(sample.images) for sample in samples} == {1, 2}
@@ -37,7 +37,7 @@ def test_files_are_asked_every_question(tmp_path: Path):
     assert len({sample.name for sample in samples}) == 4
 
 
-def test_a_file_that_is_no_picture_is_named(tmp_path: Path):
+def test_a_file_that_is_no_image_is_named(tmp_path: Path):
     (tmp_path / "no.png").write_text("text")
     with pytest.raises(InputError, match=r"no\.png"):
         list(from_files([tmp_path / "no.png"], ["What?"]))

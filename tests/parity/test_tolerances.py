@@ -12,26 +12,34 @@ from pydantic import ValidationError
 from r1v_export.config import Precision
 from r1v_export.errors import UsageError
 from r1v_export.parity.metrics import LogitStatistics, TokenStatistics
-from r1v_export.parity.tolerances import ARITHMETIC, TABLE, Boundary, Limit, Standard, limits, standard_for
+from r1v_export.parity.tolerances import (
+    ARITHMETIC,
+    TABLE,
+    Boundary,
+    Tolerance,
+    ToleranceProfile,
+    profile_for,
+    tolerances,
+)
 
-ROW = {"boundary": "vision", "standard": "fp32", "metric": "relative_error", "at_most": 1e-5}
+ROW = {"boundary": "vision", "profile": "fp32", "metric": "relative_error", "at_most": 1e-5}
 REASON = "because the sums are in another order"
 
 
 @pytest.mark.parametrize("reason", [None, "", "   ", "because"])
 def test_a_limit_without_a_reason_cannot_be_built(reason: str | None):
     with pytest.raises(ValidationError, match="reason"):
-        Limit(**ROW, **({} if reason is None else {"reason": reason}))
+        Tolerance(**ROW, **({} if reason is None else {"reason": reason}))
 
 
 @pytest.mark.parametrize("bounds", [{}, {"at_most": 1.0, "at_least": 0.0}])
 def test_a_limit_has_exactly_one_bound(bounds: dict[str, float]):
     with pytest.raises(ValidationError, match="exactly one"):
-        Limit(**{key: value for key, value in ROW.items() if key != "at_most"}, **bounds, reason=REASON)
+        Tolerance(**{key: value for key, value in ROW.items() if key != "at_most"}, **bounds, reason=REASON)
 
 
 def test_a_limit_holds_up_to_its_bound_and_never_for_nan():
-    most, least = Limit(**ROW, reason=REASON), Limit(**ROW | {"at_most": None, "at_least": 0.9}, reason=REASON)
+    most, least = Tolerance(**ROW, reason=REASON), Tolerance(**ROW | {"at_most": None, "at_least": 0.9}, reason=REASON)
     assert most.holds(1e-5)
     assert not most.holds(1.1e-5)
     assert least.holds(0.9)
@@ -41,26 +49,26 @@ def test_a_limit_holds_up_to_its_bound_and_never_for_nan():
     assert not most.holds(math.inf)
 
 
-@pytest.mark.parametrize("standard", ARITHMETIC)
+@pytest.mark.parametrize("profile", ARITHMETIC)
 @pytest.mark.parametrize("boundary", get_args(Boundary))
-def test_every_boundary_is_held_to_something(boundary: Boundary, standard: Standard):
+def test_every_boundary_is_held_to_something(boundary: Boundary, profile: ToleranceProfile):
     # Where rounding is coarse, one flipped near tie changes all that is written after it; `decode` holds each choice.
-    free = boundary == "tokens" and standard != "fp32"
-    assert bool(limits(boundary, standard)) != free
+    free = boundary == "tokens" and profile != "fp32"
+    assert bool(tolerances(boundary, profile)) != free
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
 @pytest.mark.parametrize("boundary", [b for b in get_args(Boundary) if b not in ("end_to_end", "tokens")])
 def test_the_cost_of_quantizing_is_held_at_every_boundary(boundary: Boundary, precision: Precision):
-    assert limits(boundary, precision)
+    assert tolerances(boundary, precision)
 
 
 def test_arithmetic_is_held_to_what_rounds_and_quantizing_to_its_precision():
-    assert standard_for("arithmetic", "fp16", "float32", False) == "fp32"
-    assert standard_for("arithmetic", "int4", "float32", False) == "fp32"
-    assert standard_for("arithmetic", "int4", "bfloat16", False) == "bf16"
-    assert standard_for("arithmetic", "int4", "float32", True) == "8-bit inputs"
-    assert standard_for("quantization", "int4", "float32", True) == "int4"
+    assert profile_for("arithmetic", "fp16", "float32", False) == "fp32"
+    assert profile_for("arithmetic", "int4", "float32", False) == "fp32"
+    assert profile_for("arithmetic", "int4", "bfloat16", False) == "bf16"
+    assert profile_for("arithmetic", "int4", "float32", True) == "8-bit inputs"
+    assert profile_for("quantization", "int4", "float32", True) == "int4"
 
 
 def test_every_limit_is_on_a_metric_that_its_boundary_has():
@@ -72,26 +80,26 @@ def test_every_limit_is_on_a_metric_that_its_boundary_has():
 
 
 def test_no_limit_stands_twice():
-    keys = [(row.boundary, row.standard, row.metric) for row in TABLE]
+    keys = [(row.boundary, row.profile, row.metric) for row in TABLE]
     assert len(keys) == len(set(keys))
 
 
 def test_float32_logits_are_held_to_the_promise():
     for boundary in ("prefill", "decode", "end_to_end"):
-        bounds = {row.metric: row.bound for row in limits(boundary, "fp32")}
+        bounds = {row.metric: row.bound for row in tolerances(boundary, "fp32")}
         assert bounds["max_abs_error"] <= 1e-3
-    assert {row.metric: row.bound for row in limits("tokens", "fp32")} == {"token_agreement": 1.0}
+    assert {row.metric: row.bound for row in tolerances("tokens", "fp32")} == {"token_agreement": 1.0}
 
 
 def test_float32_is_stricter_than_float16_and_that_than_bfloat16():
     for metric, boundary in (("relative_error", "vision"), ("relative_error", "projector")):
         bounds = [
-            next(row.bound for row in limits(boundary, standard) if row.metric == metric)
-            for standard in ("fp32", "fp16", "bf16")
+            next(row.bound for row in tolerances(boundary, profile) if row.metric == metric)
+            for profile in ("fp32", "fp16", "bf16")
         ]
         assert bounds == sorted(bounds)
 
 
 def test_a_cost_without_limits_is_refused():
     with pytest.raises(UsageError, match="no tolerances for what quantizing to fp32 costs"):
-        standard_for("quantization", "fp32", "float32", False)
+        profile_for("quantization", "fp32", "float32", False)

@@ -94,7 +94,7 @@ def test_a_budget_that_says_nothing_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_budget_that_no_mix_keeps_is_told_with_the_smallest_that_does(
+def test_a_budget_that_no_mix_keeps_is_reported_with_the_smallest_that_does(
     tiny_config: BuildConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="smaller than the model") as caught:

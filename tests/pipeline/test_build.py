@@ -21,7 +21,7 @@ from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline import build as build_module
 from r1v_export.pipeline.build import build, plan
 from r1v_export.pipeline.locate_checkpoint import open_source
-from r1v_export.pipeline.parity_gate import candidate_side, reference_side
+from r1v_export.pipeline.parity_gate import candidate_endpoint, reference_endpoint
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.progress import Progress
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_changes_under_the_build_makes_no_bundle(
         return folder
 
     monkeypatch.setattr(export, "export_graph", export_and_change)
-    monkeypatch.setattr("r1v_export.targets.onnxruntime.target.OnnxRuntimeBuilder.build", lambda *args: None)
+    monkeypatch.setattr("r1v_export.targets.onnxruntime.target.OnnxRuntimeTarget.build", lambda *args: None)
     config = BuildConfig(model=str(model), parity=ParityConfig(enabled=False))
     with pytest.raises(CheckpointError, match="changed while") as caught:
         build(config, tmp_path / "out")
@@ -230,7 +230,7 @@ def test_two_targets_have_a_report_each(tiny_config: BuildConfig, tmp_path: Path
 
 def test_both_sides_of_the_gate_stop_where_generation_config_says(nano_bundle: Path) -> None:
     checkpoint = Checkpoint.open(None)
-    sides = reference_side(checkpoint, "cpu"), candidate_side(nano_bundle, "onnxruntime", "cpu")
+    sides = reference_endpoint(checkpoint, "cpu"), candidate_endpoint(nano_bundle, "onnxruntime", "cpu")
     for side in sides:
         assert set(checkpoint.generation_config["eos_token_id"]) <= side.stop_ids
 

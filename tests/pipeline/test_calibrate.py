@@ -40,7 +40,7 @@ def shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_merged_shards_hold_the_codes_and_scales_of_one_run(
+def test_merged_shards_hold_the_quantized_values_and_scales_of_one_run(
     tiny_model: Path, whole: Path, shards: Path, tmp_path: Path, tree: Tree, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert calibrate(tiny_model, "--merge", shards, "-o", tmp_path / "merged", "--format", "json") == 0

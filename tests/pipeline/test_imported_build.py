@@ -31,7 +31,7 @@ def gptq(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder, quantized_copy(tiny_model, folder, pack_gptq, GPTQ | {"sym": True}, symmetric=True)
 
 
-def test_awq_codes_are_in_the_graph_and_onnx_runtime_computes_them(awq, tmp_path):
+def test_awq_quantized_values_are_in_the_graph_and_onnx_runtime_computes_them(awq, tmp_path):
     folder, truth = awq
     config = BuildConfig(model=str(folder), parity=ParityConfig(questions=1, max_new_tokens=4))
     built = build(config, tmp_path / "out")
@@ -39,8 +39,8 @@ def test_awq_codes_are_in_the_graph_and_onnx_runtime_computes_them(awq, tmp_path
     assert built.manifest.parity == {"onnxruntime": "passed"}
     assert not (built.out / "report" / "quantization").exists()  # there is no original to be held to
     graph = load_graph(tmp_path / "out" / "graphs" / "decoder.onnx").graph
-    for linear, (codes, scale, zero) in truth.items():
-        for part, expected in (("codes", codes), ("scale", scale), ("zero_point", zero)):
+    for linear, (qweight, scale, zero) in truth.items():
+        for part, expected in (("qweight", qweight), ("scale", scale), ("zero_point", zero)):
             stored = graph.initializers[f"{linear}.weight.T.{part}"].const_value.numpy()
             assert (stored.astype("float32") == expected.T.float().numpy()).all()
 
@@ -53,9 +53,9 @@ def test_symmetric_gptq_becomes_a_unified_checkpoint_with_the_same_codes(gptq, t
     verify_bundle(built.out, Progress(quiet=True))
     unified = Checkpoint.open(built.out / "engines" / "hf-unified")
     assert unified.quantized.format.method == "modelopt"
-    for linear, (codes, scale, _) in truth.items():
+    for linear, (qweight, scale, _) in truth.items():
         decoded = unified.quantized.linears[linear].decode()
-        assert (decoded.codes == codes - 8).all()
+        assert (decoded.qweight == qweight - 8).all()
         assert (decoded.scale == scale.float()).all()
     artifact = open_artifact(built.out, Checkpoint.open(folder))
     assert set(artifact.schemes) == set(truth)

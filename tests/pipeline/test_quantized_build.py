@@ -19,7 +19,7 @@ from r1v_export.errors import ParityError
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
 from r1v_export.pipeline.check import Questions, check_bundle
-from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions, reference_side, rounding
+from r1v_export.pipeline.parity_gate import candidate_endpoint, compare, gates, questions, reference_endpoint, rounding
 from r1v_export.progress import Progress
 from r1v_export.quantization.recipe import load
 
@@ -37,14 +37,14 @@ def bundle(request: pytest.FixtureRequest, tiny_config: BuildConfig, tmp_path_fa
     return build(quantized(tiny_config, request.param), tmp_path_factory.mktemp("quantized") / request.param).out
 
 
-def test_the_graphs_hold_codes_and_the_bundle_its_calibration(bundle: Path) -> None:
+def test_the_graphs_hold_quantized_values_and_the_bundle_its_calibration(bundle: Path) -> None:
     weights = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8, "int4": ir.DataType.INT4}[bundle.name]
     decoder = ir.load(bundle / "graphs" / "decoder.onnx")
-    codes = [v for name, v in decoder.graph.initializers.items() if name.endswith("_proj.weight.T.codes")]
-    assert len(codes) == 7
-    assert {value.dtype for value in codes} == {weights}
+    qweight = [v for name, v in decoder.graph.initializers.items() if name.endswith("_proj.weight.T.qweight")]
+    assert len(qweight) == 7
+    assert {value.dtype for value in qweight} == {weights}
     assert {path.name for path in (bundle / CALIBRATION).iterdir()} == {
-        "codes",
+        "qweight",
         "recipe.yaml",
         "scales.safetensors",
         "stats.json",
@@ -55,7 +55,7 @@ def test_the_engine_computes_what_the_fake_quantized_model_computes(bundle: Path
     checkpoint = Checkpoint.open(tiny_model)
     artifact = open_artifact(bundle, checkpoint)
     gate, reference = next(gates(checkpoint, artifact, "cpu"))
-    candidate = candidate_side(bundle, "onnxruntime", "cpu")
+    candidate = candidate_endpoint(bundle, "onnxruntime", "cpu")
     samples = questions(checkpoint, 2)
     limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact)
     report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
@@ -117,16 +117,16 @@ def test_int4_scales_are_told_by_the_numbers_too(bundle: Path, tiny_model: Path,
     checkpoint = Checkpoint.open(tiny_model)
     artifact = open_artifact(damaged, checkpoint)
     gate, reference = next(gates(checkpoint, artifact, "cpu"))
-    candidate = candidate_side(damaged, "onnxruntime", "cpu")
+    candidate = candidate_endpoint(damaged, "onnxruntime", "cpu")
     limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact)
     samples = questions(checkpoint, 1)
     report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
     assert report.first_bad == "prefill"
 
 
-@pytest.mark.parametrize(("kind", "code_type"), [("fp8", ir.DataType.FLOAT8E4M3FN), ("int8", ir.DataType.INT8)])
+@pytest.mark.parametrize(("kind", "qweight_dtype"), [("fp8", ir.DataType.FLOAT8E4M3FN), ("int8", ir.DataType.INT8)])
 def test_a_quantized_cache_is_computed_by_engine_and_reference_alike(
-    tiny_config: BuildConfig, tmp_path: Path, kind: str, code_type: ir.DataType
+    tiny_config: BuildConfig, tmp_path: Path, kind: str, qweight_dtype: ir.DataType
 ) -> None:
     recipe = tmp_path / "kv.yaml"
     recipe.write_text(load("int4-rtn").to_yaml().replace("kv_cache: null", f"kv_cache: {kind}"))
@@ -134,16 +134,16 @@ def test_a_quantized_cache_is_computed_by_engine_and_reference_alike(
     decoder = ir.load(out / "graphs" / "decoder.onnx").graph
     nodes = [node for node in decoder if node.op_type == "QuantizeLinear"]
     assert [(node.name, node.outputs[0].dtype) for node in nodes] == [
-        (f"language_model.model.layers.0.self_attn.{what}/QuantizeLinear", code_type) for what in ("key", "value")
+        (f"language_model.model.layers.0.self_attn.{what}/QuantizeLinear", qweight_dtype) for what in ("key", "value")
     ]
     checkpoint = Checkpoint.open(tiny_config.model)
     artifact = open_artifact(out, checkpoint)
     assert artifact is not None
     limits = rounding(Bundle.open(out).config, "onnxruntime", checkpoint.spec, artifact)
-    candidate = candidate_side(out, "onnxruntime", "cpu")
+    candidate = candidate_endpoint(out, "onnxruntime", "cpu")
     divergence = {}
     for scales in (artifact.cache_scales, {}):
-        reference = reference_side(checkpoint, "cpu", artifact)
+        reference = reference_endpoint(checkpoint, "cpu", artifact)
         for layer in reference.engine.model.language_model.model.layers if not scales else ():  # type: ignore[attr-defined]
             layer.self_attn.cached_key = layer.self_attn.cached_value = torch.nn.Identity()
         samples = questions(checkpoint, 2)

@@ -13,7 +13,7 @@ from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions
+from r1v_export.pipeline.parity_gate import candidate_endpoint, compare, gates, questions
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +32,18 @@ def test_the_folder_is_a_checkpoint_of_its_own(bundle: Path) -> None:
 
 
 def test_one_wrong_scale_does_not_pass_the_gate(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
-    assert _arithmetic(bundle, tiny_model).passed
+    assert _numerics(bundle, tiny_model).passed
     broken = Path(shutil.copytree(bundle, tmp_path / "broken"))
     weights = broken / "engines" / "hf-unified" / "model.safetensors"
     tensors = load_file(weights)
     tensors["language_model.model.layers.0.mlp.up_proj.weight_scale"][3, 0] *= 2
     save_file(tensors, weights)
-    report = _arithmetic(broken, tiny_model)
+    report = _numerics(broken, tiny_model)
     assert report.first_bad == "prefill"
 
 
-def _arithmetic(bundle: Path, model: Path) -> ParityReport:
+def _numerics(bundle: Path, model: Path) -> ParityReport:
     checkpoint = Checkpoint.open(model)
     _, reference = next(gates(checkpoint, open_artifact(bundle, checkpoint), "cpu"))
-    samples, candidate = questions(checkpoint, 1), candidate_side(bundle, "hf-unified", "cpu")
+    samples, candidate = questions(checkpoint, 1), candidate_endpoint(bundle, "hf-unified", "cpu")
     return compare(reference, candidate, samples, lambda _: None, precision="int4", max_new_tokens=4)

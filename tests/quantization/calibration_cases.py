@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.quantization.calibration.blockwise_runner import Execution
+from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import CalibrationSet, prepare
-from r1v_export.quantization.calibration.raw_examples import read_records
+from r1v_export.quantization.calibration.raw_examples import read_examples
 from r1v_export.quantization.recipe import Recipe, load
 
 KV_RECIPE = load("fp8-kv")
@@ -23,7 +23,7 @@ RTN_RECIPE = load("int4-rtn")
 
 
 def small_set(checkpoint: Checkpoint, count: int = 3, **options: Any) -> CalibrationSet:
-    return prepare(read_records(None, count), checkpoint, **options)
+    return prepare(read_examples(None, count), checkpoint, **options)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -33,7 +33,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def calibrated(checkpoint: Checkpoint, recipe: Recipe, out: Path, count: int = 3, **options: Any) -> dict[str, bytes]:
     """The files of a calibration on the built-in set."""
-    calibrate(checkpoint, recipe, small_set(checkpoint, count), out, Execution(**options))
+    calibrate(checkpoint, recipe, small_set(checkpoint, count), out, CalibrationOptions(**options))
     return files_of(out)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.quantization.groups import layer_of, linear_shapes, move_scale, sites
+from r1v_export.quantization.groups import apply_smoothing, layer_of, linear_groups, linear_shapes
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import Model
 
@@ -52,21 +52,21 @@ def test_every_linear_of_the_model_is_in_one_site(spec: ModelSpec) -> None:
         if isinstance(module, nn.Linear)
     }
     assert linear_shapes(spec) == expected
-    assert sorted(linear for site in sites(spec) for linear in site.linears) == sorted(expected)
-    for site in sites(spec):
-        assert site.name == site.linears[0]
-        assert {expected[linear][1] for linear in site.linears} == {site.in_features}
-        assert all(linear.startswith(site.block) for linear in site.linears)
+    assert sorted(linear for group in linear_groups(spec) for linear in group.linears) == sorted(expected)
+    for group in linear_groups(spec):
+        assert group.name == group.linears[0]
+        assert {expected[linear][1] for linear in group.linears} == {group.in_features}
+        assert all(linear.startswith(group.block) for linear in group.linears)
 
 
-def test_the_linears_of_a_site_read_one_tensor(spec: ModelSpec) -> None:
+def test_the_linears_of_a_group_read_one_tensor(spec: ModelSpec) -> None:
     model, read = random_model(spec), {}
     for name in linear_shapes(spec):
         model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: read.update({name: args[0]}))
     run(model, spec)
-    for site in sites(spec):
-        assert len({id(read[linear]) for linear in site.linears}) == 1, site.name
-    assert len({id(tensor) for tensor in read.values()}) == len(sites(spec))
+    for group in linear_groups(spec):
+        assert len({id(read[linear]) for linear in group.linears}) == 1, group.name
+    assert len({id(tensor) for tensor in read.values()}) == len(linear_groups(spec))
 
 
 @hypothesis.settings(
@@ -78,10 +78,10 @@ def test_moving_scales_leaves_the_function_unchanged(spec: ModelSpec, seed: int)
     before = run(model, spec)
     generator = torch.Generator().manual_seed(seed)
     tensors = dict(model.state_dict())
-    for site in sites(spec):
-        if site.fold is not None:
-            scale = torch.empty(site.in_features).uniform_(0.1, 10, generator=generator)
-            move_scale(site, site.fold.shared(scale), tensors)
+    for group in linear_groups(spec):
+        if group.smooth_layer is not None:
+            scale = torch.empty(group.in_features).uniform_(0.1, 10, generator=generator)
+            apply_smoothing(group, group.smooth_layer.shared(scale), tensors)
     assert sum(not torch.equal(tensors[name], value) for name, value in model.state_dict().items()) > 10
     model.load_state_dict(tensors)
     for found, expected in zip(run(model, spec), before, strict=True):
@@ -89,7 +89,7 @@ def test_moving_scales_leaves_the_function_unchanged(spec: ModelSpec, seed: int)
 
 
 def test_what_cannot_take_a_scale_has_no_fold(spec: ModelSpec) -> None:
-    without = {site.name.rpartition("layers.")[2] for site in sites(spec) if site.fold is None}
+    without = {group.name.rpartition("layers.")[2] for group in linear_groups(spec) if group.smooth_layer is None}
     blocks = range(spec.vision.num_layers)
     vision = {f"{i}.{linear}" for i in blocks for linear in ("attn.proj", "mlp.fc2")}
     assert without == vision | {"mlp1.3", "language_model.lm_head"}

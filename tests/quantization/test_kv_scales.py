@@ -20,7 +20,7 @@ def test_keys_and_values_of_an_int8_cache_share_the_scale_of_the_larger() -> Non
         assert found.warning is None
 
 
-def test_what_one_scale_leaves_few_codes_is_warned_about() -> None:
+def test_what_one_scale_leaves_few_quantized_values_is_warned_about() -> None:
     keys, values = torch.full((8,), 100.0), torch.full((8,), 2.0)
     warning = kv_scales(LAYER, "int8", keys, values).warning
     assert warning is not None

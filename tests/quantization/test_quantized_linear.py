@@ -15,7 +15,13 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize, round_trip, scale_for, token_scale
+from r1v_export.quantization.quantized_linear import (
+    QuantizedLinear,
+    quantize,
+    quantize_dequantize,
+    scale_for,
+    token_scale,
+)
 
 ONNX_TYPES = {
     "fp8": onnx.TensorProto.FLOAT8E4M3FN,
@@ -26,7 +32,7 @@ ONNX_TYPES = {
 NUMPY_TYPES = {"fp8": ml_dtypes.float8_e4m3fn, "int8": np.int8, "int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4}
 
 
-def onnx_round_trip(values: np.ndarray, scale: np.ndarray, kind: str) -> np.ndarray:
+def onnx_quantize_dequantize(values: np.ndarray, scale: np.ndarray, kind: str) -> np.ndarray:
     """What QuantizeLinear and DequantizeLinear make of `values`, by onnx's own reference evaluator."""
     zero_point = oh.make_tensor("zero_point", ONNX_TYPES[kind], [], [0])
     nodes = [
@@ -46,8 +52,8 @@ def onnx_round_trip(values: np.ndarray, scale: np.ndarray, kind: str) -> np.ndar
     scale=st.floats(2**-10, 2**10, width=32),
 )
 def test_rounding_is_that_of_onnx(kind: str, values: np.ndarray, scale: float) -> None:
-    expected = onnx_round_trip(values, np.float32(scale), kind)
-    found = round_trip(torch.from_numpy(values), torch.tensor(scale), kind)
+    expected = onnx_quantize_dequantize(values, np.float32(scale), kind)
+    found = quantize_dequantize(torch.from_numpy(values), torch.tensor(scale), kind)
     np.testing.assert_array_equal(found.numpy(), expected)
 
 
@@ -76,12 +82,12 @@ def test_ties_go_to_even_and_overflow_saturates(kind: str, value: float, rounded
 def test_groups_dequantize_as_onnx_does_with_a_block_size(kind: str) -> None:
     generator = np.random.default_rng(0)
     low = -8 if kind == "int4" else 0
-    codes = generator.integers(low, low + 16, (6, 64)).astype(np.int8)
+    qweight = generator.integers(low, low + 16, (6, 64)).astype(np.int8)
     scale = generator.uniform(0.01, 1, (6, 2)).astype(np.float32)
     zero_point = None if kind == "int4" else generator.integers(0, 16, (6, 2)).astype(np.int8)
     inputs = ["codes", "scale"] + ([] if zero_point is None else ["zero_point"])
     node = oh.make_node("DequantizeLinear", inputs, ["y"], axis=1, block_size=32)
-    feeds = {"codes": codes.astype(NUMPY_TYPES[kind]), "scale": scale}
+    feeds = {"codes": qweight.astype(NUMPY_TYPES[kind]), "scale": scale}
     if zero_point is not None:
         feeds["zero_point"] = zero_point.astype(NUMPY_TYPES[kind])
     infos = [
@@ -92,7 +98,7 @@ def test_groups_dequantize_as_onnx_does_with_a_block_size(kind: str) -> None:
     model = oh.make_model(oh.make_graph([node], "dq", infos, [output]), opset_imports=[oh.make_opsetid("", 24)])
     expected = ReferenceEvaluator(model).run(None, feeds)[0]
     zero_points = None if zero_point is None else torch.from_numpy(zero_point)
-    linear = QuantizedLinear(torch.from_numpy(codes), kind, torch.from_numpy(scale), zero_points, 32)
+    linear = QuantizedLinear(torch.from_numpy(qweight), kind, torch.from_numpy(scale), zero_points, 32)
     np.testing.assert_array_equal(linear.dequantize().numpy(), expected)
 
 
@@ -106,8 +112,8 @@ def test_a_threshold_of_zero_has_scale_one() -> None:
 
 
 def sound() -> QuantizedLinear:
-    codes, zero_point = torch.zeros(4, 64, dtype=torch.int8), torch.zeros(4, 2, dtype=torch.int8)
-    return QuantizedLinear(codes, "uint4", torch.ones(4, 2), zero_point, 32, "fp8", torch.tensor(0.5))
+    qweight, zero_point = torch.zeros(4, 64, dtype=torch.int8), torch.zeros(4, 2, dtype=torch.int8)
+    return QuantizedLinear(qweight, "uint4", torch.ones(4, 2), zero_point, 32, "fp8", torch.tensor(0.5))
 
 
 def test_a_sound_linear_has_no_problem() -> None:
@@ -117,10 +123,10 @@ def test_a_sound_linear_has_no_problem() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"codes": torch.zeros(4, 64)}, "codes of torch.float32"),
-        ({"codes": torch.zeros(4, 65, dtype=torch.int8)}, "groups of 32 do not divide"),
+        ({"qweight": torch.zeros(4, 64)}, "values of torch.float32"),
+        ({"qweight": torch.zeros(4, 65, dtype=torch.int8)}, "groups of 32 do not divide"),
         ({"scale": torch.ones(4)}, "scales of shape"),
-        ({"zero_point": None}, "uint4 codes without zero points"),
+        ({"zero_point": None}, "uint4 weights without zero points"),
         ({"zero_point": torch.zeros(4, 1, dtype=torch.int8)}, "zero points of shape"),
         ({"scale": torch.zeros(4, 2)}, "not a positive, finite number"),
         ({"scale": -torch.ones(4, 2)}, "not a positive, finite number"),

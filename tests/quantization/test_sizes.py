@@ -14,7 +14,7 @@ from tests.tiny_models import tiny_spec
 @pytest.mark.parametrize(
     ("recipe", "bytes_per_weight"), [("fp8", 1.0), ("int8-smoothquant", 1.0), ("int4-rtn", 0.5 + 2 / 128)]
 )
-def test_quantized_linears_weigh_their_codes_and_the_scales_of_groups(recipe: str, bytes_per_weight: float) -> None:
+def test_quantized_linears_take_the_bytes_of_their_values_and_scales(recipe: str, bytes_per_weight: float) -> None:
     spec = tiny_spec(language={"hidden_size": 128, "head_dim": 32}, projector={"hidden_size": 128})
     schemes = resolve(load(recipe), spec)
     shapes = linear_shapes(spec)

@@ -30,7 +30,7 @@ def test_image_tokens_take_the_image_embeddings_in_order_row_by_row(embed):
     assert torch.equal(embed(ids, images), expected)
 
 
-def test_a_row_without_pictures_leaves_the_others_in_order(embed):
+def test_a_row_without_images_leaves_the_others_in_order(embed):
     ids = torch.tensor([[IMAGE, 1], [2, 4], [5, IMAGE]])
     images = torch.tensor([[1.0] * 4, [2.0] * 4])
     out = embed(ids, images)
@@ -38,6 +38,6 @@ def test_a_row_without_pictures_leaves_the_others_in_order(embed):
     assert torch.equal(out[1], embed.embed_tokens.weight[ids[1]])
 
 
-def test_a_prompt_may_be_all_picture(embed):
+def test_a_prompt_may_be_all_image(embed):
     images = torch.randn(4, 4)
     assert torch.equal(embed(torch.full((1, 4), IMAGE), images)[0], images)

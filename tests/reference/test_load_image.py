@@ -1,4 +1,4 @@
-"""Pictures of every kind, and things that are no pictures."""
+"""Images of every kind, and things that are no images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
 def test_a_lossless_file_gives_its_pixels(kind, tmp_path):
-    file = tmp_path / "picture"
+    file = tmp_path / "image"
     file.write_bytes(encoded(picture(), kind))
     for source in (file, str(file), file.read_bytes(), io.BytesIO(file.read_bytes())):
         image = load_image(source)
@@ -83,7 +83,7 @@ def test_a_missing_file_is_named():
         load_image("no/such.png")
 
 
-def test_a_folder_is_no_picture(tmp_path):
+def test_a_folder_is_no_image(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         load_image(tmp_path)
 
@@ -94,9 +94,9 @@ def test_a_name_with_a_null_byte_is_refused():
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a picture", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+    "content", [b"", b"not an image", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
 )
-def test_a_file_that_is_no_picture_is_refused(content, tmp_path):
+def test_a_file_that_is_no_image_is_refused(content, tmp_path):
     file = tmp_path / "notes.png"
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"(?s)not an image.*notes\.png"):
@@ -116,7 +116,7 @@ def test_a_truncated_file_is_refused(kind):
     st.integers(0, 10_000),
     st.binary(min_size=1, max_size=8),
 )
-def test_damaged_bytes_give_a_picture_or_an_input_error(kind, position, garbage):
+def test_damaged_bytes_give_a_image_or_an_input_error(kind, position, garbage):
     data = bytearray(encoded(picture(), kind))
     position %= len(data)
     data[position : position + len(garbage)] = garbage
@@ -149,7 +149,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
             load_image(png(*size, 8, b"\0" * 100))
 
 
-def test_a_picture_at_the_pixel_limit_is_read(monkeypatch):
+def test_a_image_at_the_pixel_limit_is_read(monkeypatch):
     monkeypatch.setattr(preprocess, "MAX_PIXELS", 20 * 12)
     load_image(encoded(picture(20, 12), "PNG"))
     with pytest.raises(InputError, match="too large"):
@@ -157,6 +157,6 @@ def test_a_picture_at_the_pixel_limit_is_read(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])
-def test_a_picture_without_pixels_is_refused(size):
+def test_a_image_without_pixels_is_refused(size):
     with pytest.raises(InputError):
         load_image(png(*size, 8, b"\0" * 100))

@@ -72,7 +72,7 @@ def test_an_internvit_300m_has_its_biases_and_no_qk_norm(make_spec, model):
 
 
 @torch.no_grad()
-def test_logits_of_a_prompt_with_pictures_equal_those_of_transformers(
+def test_logits_of_a_prompt_with_images_equal_those_of_transformers(
     model, engine, pixels, input_ids, transformers_twin
 ):
     expected = transformers_twin(model)(

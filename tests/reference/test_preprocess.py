@@ -105,7 +105,7 @@ def test_a_square_takes_the_next_grid_once_it_has_more_than_half_its_pixels(side
 
 @settings(max_examples=60)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 12))
-def test_tiles_equal_the_published_codes_bit_for_bit(width, height, max_tiles):
+def test_tiles_equal_the_published_quantized_values_bit_for_bit(width, height, max_tiles):
     image = noise(width, height)
     ours = tile(image, tiling(max_tiles=max_tiles))
     published = published_tiles(image, 1, max_tiles, 28)
@@ -156,7 +156,7 @@ def test_the_thumbnail_can_be_switched_off():
     assert len(tile(noise(56, 28), tiling(use_thumbnail=False))) == 2
 
 
-def test_without_dynamic_tiling_a_picture_is_one_resized_tile():
+def test_without_dynamic_tiling_a_image_is_one_resized_tile():
     image = noise(300, 100)
     (only,) = tile(image, tiling(dynamic=False))
     assert only.tobytes() == image.resize((28, 28)).tobytes()
@@ -169,7 +169,7 @@ def test_extreme_shapes_are_tiled(size):
     assert len(tiles) in (1, 13)
 
 
-def test_tiles_of_several_pictures_follow_each_other():
+def test_tiles_of_several_images_follow_each_other():
     images = [noise(56, 28, seed=1), noise(28, 28, seed=2), noise(28, 84, seed=3)]
     pixels, tiles_per_image = pixel_values(images, tiling())
     assert tiles_per_image == [3, 1, 4]
@@ -178,18 +178,18 @@ def test_tiles_of_several_pictures_follow_each_other():
     np.testing.assert_array_equal(pixels[3:4], alone)
 
 
-def test_no_pictures_give_no_tiles():
+def test_no_images_give_no_tiles():
     pixels, tiles_per_image = pixel_values([], tiling())
     assert pixels.shape == (0, 3, 28, 28)
     assert tiles_per_image == []
 
 
-def test_a_picture_without_pixels_is_refused():
+def test_a_image_without_pixels_is_refused():
     with pytest.raises(InputError, match="no pixels"):
         tile(Image.new("RGB", (0, 5)), tiling())
 
 
-def test_a_picture_over_the_pixel_limit_is_refused(monkeypatch):
+def test_a_image_over_the_pixel_limit_is_refused(monkeypatch):
     monkeypatch.setattr(preprocess, "MAX_PIXELS", 99)
     tile(noise(11, 9), tiling())
     with pytest.raises(InputError, match="too large"):

@@ -51,14 +51,14 @@ CONVERSATIONS = {
         Turn("assistant", "Left."),
         Turn("user", "Sure?"),
     ],
-    "pictures": [
+    "images": [
         Turn("user", "What differs?", images=2),
         Turn("assistant", "Nothing."),
         Turn("user", "And here?", images=1),
     ],
-    "placed pictures": [Turn("user", "Is <image> left of\n<image>?", images=2)],
+    "placed images": [Turn("user", "Is <image> left of\n<image>?", images=2)],
 }
-TILES = {"pictures": [1, 3, 2], "placed pictures": [2, 1]}
+TILES = {"images": [1, 3, 2], "placed images": [2, 1]}
 TOKENS_PER_TILE = 4
 
 any_text = st.text(max_size=80).filter(lambda text: text.strip() and "<image>" not in text)
@@ -166,7 +166,7 @@ def test_a_system_turn_replaces_or_removes_the_default_one(nano, nano_oracle, sy
 
 
 @pytest.mark.parametrize("name", ["r1v1", "r1v2", "r1v3"])
-def test_with_thinking_off_the_prompt_only_lacks_the_opened_thought(deepseek, name):
+def test_with_thinking_off_the_prompt_only_lacks_the_opened_reasoning(deepseek, name):
     tokenizer, oracle = deepseek
     turns = [Turn("user", "Why?")]
     on = encode(tokenizer, TEMPLATES[name], turns, [], TOKENS_PER_TILE)
@@ -226,7 +226,7 @@ def test_a_users_text_arrives_unchanged_up_to_nfc(nano, text):
     assert nano.decode(with_text) == unicodedata.normalize("NFC", f"user\n{text}\nassistant\n<think>\n")
 
 
-def test_each_picture_takes_its_tiles_tokens(nano):
+def test_each_image_takes_its_tiles_tokens(nano):
     ids = encode(nano, R1V3, [Turn("user", "x", images=2)], [1, 13], 256)
     start, context, end = (nano.special_id(token) for token in ("<img>", "<IMG_CONTEXT>", "</img>"))
     first, second = (i for i, id_ in enumerate(ids) if id_ == start)
@@ -235,18 +235,18 @@ def test_each_picture_takes_its_tiles_tokens(nano):
     assert ids.count(context) == 14 * 256
 
 
-def test_a_picture_needs_no_text(nano, nano_oracle):
+def test_a_image_needs_no_text(nano, nano_oracle):
     expected = "<|im_start|>user\n<img><IMG_CONTEXT></img>\n<|im_end|>\n<|im_start|>assistant\n<think>\n"
     assert encode(nano, R1V3, [Turn("user", "", images=1)], [1], 1) == nano_oracle.encode(expected)
 
 
 @pytest.mark.parametrize(("text", "images"), [("<image>", 0), ("<image><image>", 1), ("<image> or", 2)])
-def test_placeholders_that_do_not_match_the_pictures_are_refused(nano, text, images):
+def test_placeholders_that_do_not_match_the_images_are_refused(nano, text, images):
     with pytest.raises(InputError, match=r"placeholders do not match"):
         encode(nano, R1V3, [Turn("user", text, images)], [1] * images, TOKENS_PER_TILE)
 
 
-def test_only_a_users_placeholder_means_a_picture(nano):
+def test_only_a_users_placeholder_means_a_image(nano):
     turns = [Turn("system", "<image>"), Turn("user", "a"), Turn("assistant", "<image>"), Turn("user", "b", images=1)]
     ids = encode(nano, R1V3, turns, [1], TOKENS_PER_TILE)
     assert ids.count(nano.special_id("<img>")) == 1
@@ -277,17 +277,17 @@ def test_a_user_who_neither_shows_nor_asks_is_refused(nano, text):
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
-def test_only_users_show_pictures(nano, role):
+def test_only_users_show_images(nano, role):
     turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")]
     turns = [Turn("system", "s"), *turns]
     turns = [Turn(t.role, t.text, images=int(t.role == role)) for t in turns]
-    with pytest.raises(InputError, match="Only a user can show pictures"):
+    with pytest.raises(InputError, match="Only a user can show images"):
         encode(nano, R1V3, turns, [1], TOKENS_PER_TILE)
 
 
 @pytest.mark.parametrize("tiles", [[], [1, 1]])
-def test_pictures_that_do_not_match_the_turns_are_refused(nano, tiles):
-    with pytest.raises(InputError, match=r"(?s)do not match the turns.*1 pictures"):
+def test_images_that_do_not_match_the_turns_are_refused(nano, tiles):
+    with pytest.raises(InputError, match=r"(?s)do not match the turns.*1 images"):
         encode(nano, R1V3, [Turn("user", "a", images=1)], tiles, TOKENS_PER_TILE)
 
 

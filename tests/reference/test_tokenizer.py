@@ -40,7 +40,7 @@ TEXTS = [
     "日本語と中文，한국어 العربية हिन्दी",
     "emoji 🙂👩‍👩‍👧‍👦🇩🇪 and \U0001f9ff",
     "\u200b\u00a0\ufeff\u2028\u0000\u001f",
-    "<think>a thought</think>\n\nan answer",
+    "<think>reasoning</think>\n\nan answer",
     '{"json": [1, 2, {"a": null}]}',
 ]
 
@@ -146,7 +146,7 @@ def test_no_text_makes_an_added_token(folder, edit, special):
     assert tokenizer.decode(ids) == text
 
 
-def test_a_thought_stays_visible_although_its_tags_are_special(folder, edit):
+def test_a_reasoning_stays_visible_although_its_tags_are_special(folder, edit):
     for id_, tag in ((506, "<think>"), (507, "</think>")):
         edit(
             "tokenizer_config.json",

@@ -9,7 +9,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import AddedToken, Tokenizer
-from r1v_export.runner.engine_runner import Runner
+from r1v_export.runner.engine_runner import EngineRunner
 from tests.tiny_models import tiny_spec
 
 IMAGE_TOKEN = 260
@@ -42,5 +42,5 @@ def byte_tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def runner(engine) -> Runner:
-    return Runner(engine, byte_tokenizer(), engine.model.spec, TEMPLATES["r1v3"])
+def runner(engine) -> EngineRunner:
+    return EngineRunner(engine, byte_tokenizer(), engine.model.spec, TEMPLATES["r1v3"])

@@ -11,7 +11,7 @@ from r1v_export.reference.prompt import Turn
 from r1v_export.runner.conversation import Conversation
 from r1v_export.runner.engine_runner import Request
 from r1v_export.runner.sampling import Sampling
-from tests.runner.test_engine_runner import picture
+from tests.runner.test_engine_runner import image
 
 SHORT = Sampling(max_new_tokens=10)
 
@@ -22,7 +22,7 @@ def ask(conversation, text, *images, sampling=SHORT, cancel=None):
 
 def test_each_turn_is_answered_as_the_whole_conversation_would_be(runner):
     conversation, images, turns = Conversation(runner), (), ()
-    for text, new in [("What is this?", (picture(60, 60),)), ("And this?", (picture(120, 56, 3),)), ("Sure?", ())]:
+    for text, new in [("What is this?", (image(60, 60),)), ("And this?", (image(120, 56, 3),)), ("Sure?", ())]:
         images, turns = (*images, *new), (*turns, Turn("user", text, images=len(new)))
         expected = runner.answer(Request(turns, images), SHORT)
         answer = ask(conversation, text, *new)
@@ -32,16 +32,16 @@ def test_each_turn_is_answered_as_the_whole_conversation_would_be(runner):
         assert conversation.turns == turns
 
 
-def test_later_turns_reuse_the_cache_and_look_at_no_picture_twice(runner, monkeypatch):
+def test_later_turns_reuse_the_cache_and_look_at_no_image_twice(runner, monkeypatch):
     looked_at = []
     real = runner.engine.vision
     monkeypatch.setattr(runner.engine, "vision", lambda tiles: looked_at.append(len(tiles)) or real(tiles))
     conversation = Conversation(runner)
-    first = ask(conversation, "What is this?", picture(60, 60))
+    first = ask(conversation, "What is this?", image(60, 60))
     second = ask(conversation, "Sure?")
     assert looked_at == [1]
     assert first.reused_tokens == 0
-    # All of the first prompt but its opened thought, which is not repeated in later prompts.
+    # All of the first prompt but its opened reasoning, which is not repeated in later prompts.
     assert second.reused_tokens == first.prompt_tokens - len("<think>\n")
 
 
@@ -70,11 +70,11 @@ def test_a_turn_that_cannot_be_used_changes_nothing(runner):
 
 def test_an_abandoned_answer_is_forgotten(runner):
     conversation = Conversation(runner)
-    ask(conversation, "One?", picture(60, 60))
+    ask(conversation, "One?", image(60, 60))
     before = conversation.turns
-    next(conversation.ask("Two?", [picture(60, 60, 9)], SHORT))
+    next(conversation.ask("Two?", [image(60, 60, 9)], SHORT))
     assert conversation.turns == before
-    turns, images = (*before, Turn("user", "Three?", images=1)), (picture(60, 60), picture(60, 60, 7))
+    turns, images = (*before, Turn("user", "Three?", images=1)), (image(60, 60), image(60, 60, 7))
     expected = runner.answer(Request(turns, images), SHORT)
     assert ask(conversation, "Three?", images[1]).token_ids == expected.token_ids
 
@@ -96,7 +96,7 @@ def test_a_cancelled_answer_stays_in_the_conversation_as_far_as_it_came(runner):
 def test_a_turn_cancelled_before_it_began_is_no_part_of_the_conversation(runner):
     conversation, cancel = Conversation(runner), threading.Event()
     cancel.set()
-    assert ask(conversation, "Hi?", picture(60, 60), cancel=cancel).finish_reason == "cancelled"
+    assert ask(conversation, "Hi?", image(60, 60), cancel=cancel).finish_reason == "cancelled"
     assert conversation.turns == ()
 
 

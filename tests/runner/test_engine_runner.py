@@ -13,25 +13,25 @@ from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Turn, encode
 from r1v_export.runner import base
 from r1v_export.runner.answer import AnswerText
-from r1v_export.runner.engine_runner import Request, Runner
+from r1v_export.runner.engine_runner import EngineRunner, Request
 from r1v_export.runner.sampling import Sampling
 
 SHORT = Sampling(max_new_tokens=16)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def image(width: int, height: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 REQUESTS = [
-    Request.ask("How many?", picture(60, 56)),
-    Request.ask("Left or right of the other picture?", picture(120, 56, 1), picture(56, 170, 2)),
-    Request.ask("No picture here. " * 10, think=False),
+    Request.ask("How many?", image(60, 56)),
+    Request.ask("Left or right of the other image?", image(120, 56, 1), image(56, 170, 2)),
+    Request.ask("No image here. " * 10, think=False),
 ]
 
 
-def greedy_tokens(runner: Runner, request: Request, count: int) -> list[int]:
+def greedy_tokens(runner: EngineRunner, request: Request, count: int) -> list[int]:
     """The model run on the whole text for each token, pixels to logits, without any code of the runner's."""
     model, spec = runner.engine.model, runner.spec
     pixels, tiles = pixel_values(request.images, spec.tiling)
@@ -77,15 +77,15 @@ def test_the_events_of_a_request_add_up_to_its_answer(runner):
         answer = own[-1].answer
         assert [event.answer for event in own[:-1]] == [None] * (len(own) - 1)
         assert tuple(event.token_id for event in own) == answer.token_ids
-        assert "".join(event.thought for event in own) == answer.thought
+        assert "".join(event.reasoning for event in own) == answer.reasoning
         assert "".join(event.text for event in own) == answer.text
 
 
 def test_thinking_decides_where_an_unclosed_text_belongs(runner):
     thinking = runner.answer(REQUESTS[0], SHORT)
-    assert (thinking.thought != "", thinking.text, thinking.thought_complete) == (True, "", False)
+    assert (thinking.reasoning != "", thinking.text, thinking.reasoning_complete) == (True, "", False)
     plain = runner.answer(REQUESTS[2], SHORT)
-    assert (plain.thought, plain.text != "", plain.thought_complete) == ("", True, True)
+    assert (plain.reasoning, plain.text != "", plain.reasoning_complete) == ("", True, True)
 
 
 def test_each_request_may_have_its_own_sampling(runner):
@@ -106,7 +106,7 @@ def test_a_stop_string_ends_the_answer_before_it(runner):
 
 def test_a_stop_token_ends_the_answer_and_is_not_in_its_text(engine, runner):
     tokens = runner.answer(REQUESTS[2], SHORT).token_ids
-    stopping = Runner(engine, runner.tokenizer, runner.spec, runner.template, {"eos_token_id": [tokens[6]]})
+    stopping = EngineRunner(engine, runner.tokenizer, runner.spec, runner.template, {"eos_token_id": [tokens[6]]})
     answer = stopping.answer(REQUESTS[2], SHORT)
     first = tokens.index(tokens[6])
     assert answer.token_ids == tokens[: first + 1]
@@ -127,7 +127,7 @@ def test_cancelling_keeps_the_answer_so_far(runner):
         assert answer.token_ids == full.token_ids[:4]
 
 
-def test_cancelling_before_the_pictures_are_looked_at_gives_empty_answers(runner):
+def test_cancelling_before_the_images_are_encoded_gives_empty_answers(runner):
     cancel = threading.Event()
     cancel.set()
     assert [a.finish_reason for a in runner.answers(REQUESTS, SHORT, cancel)] == ["cancelled"] * 3
@@ -170,7 +170,7 @@ def test_a_stage_that_gives_nan_is_named(runner, monkeypatch, stage):
     assert error.value.where == stage
 
 
-def test_thought_and_answer_are_told_apart_over_tokens_of_any_size():
+def test_reasoning_and_answer_are_told_apart_over_tokens_of_any_size():
     pieces = [b"it is \xe7", b"\xba\xa2", b"</th", b"ink>\n", b"\nred", b" one STO", b"P!"]
 
     def decode(ids):
@@ -178,11 +178,11 @@ def test_thought_and_answer_are_told_apart_over_tokens_of_any_size():
 
     text = AnswerText(decode, ("STOP",), thinking=True)
     streamed = [text.push(i) for i in range(len(pieces))]
-    assert [piece.thought for piece in streamed] == ["it is", " 红", "", "", "", "", ""]
+    assert [piece.reasoning for piece in streamed] == ["it is", " 红", "", "", "", "", ""]
     assert [piece.answer for piece in streamed] == ["", "", "", "", "red", " one", ""]
     assert text.stopped
     text.flush()
-    assert (text.thought, text.text, text.in_thought) == ("it is 红", "red one", False)
+    assert (text.reasoning, text.text, text.in_reasoning) == ("it is 红", "red one", False)
 
 
 def test_turns_out_of_order_are_refused(runner):

@@ -15,13 +15,13 @@ from r1v_export.generation import Generated, Sampling
 from r1v_export.reference.prompt import Turn
 from r1v_export.runner.answer import TokenEvent
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner, Request
-from r1v_export.runner.engine_runner import Runner
+from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
 from r1v_export.targets.tensorrt_llm.build.command import EngineSizes
 from r1v_export.targets.tensorrt_llm.runtime import prompt_table
 from r1v_export.targets.tensorrt_llm.runtime.executor import ExecutorSession
 from r1v_export.targets.tensorrt_llm.runtime.llm_api import LlmApiSession
-from tests.runner.test_engine_runner import REQUESTS, picture
+from tests.runner.test_engine_runner import REQUESTS, image
 from tests.targets.tensorrt_llm import stand_in
 
 SHORT = Sampling(max_new_tokens=16)
@@ -29,16 +29,18 @@ SIZES = EngineSizes(max_batch_size=4, max_input_len=900, max_seq_len=1000, max_n
 
 
 @pytest.fixture
-def executor(runner: Runner) -> stand_in.Executor:
+def executor(runner: EngineRunner) -> stand_in.Executor:
     return stand_in.Executor(runner.engine.model)
 
 
 @pytest.fixture
-def llm(runner: Runner) -> stand_in.Llm:
+def llm(runner: EngineRunner) -> stand_in.Llm:
     return stand_in.Llm(runner.engine.model)
 
 
-def over_executor(runner: Runner, executor: stand_in.Executor, stops: dict[str, Any] | None = None) -> GeneratorRunner:
+def over_executor(
+    runner: EngineRunner, executor: stand_in.Executor, stops: dict[str, Any] | None = None
+) -> GeneratorRunner:
     spec = runner.spec
     sizes = {"vocab_size": spec.language.vocab_size, "hidden_size": spec.language.hidden_size}
     config: Any = SimpleNamespace(dtype="float32", **sizes)
@@ -47,7 +49,7 @@ def over_executor(runner: Runner, executor: stand_in.Executor, stops: dict[str, 
     return GeneratorRunner(session, runner.engine, runner.tokenizer, spec, runner.template, stops)
 
 
-def over_llm_api(runner: Runner, llm: stand_in.Llm, stops: dict[str, Any] | None = None) -> GeneratorRunner:
+def over_llm_api(runner: EngineRunner, llm: stand_in.Llm, stops: dict[str, Any] | None = None) -> GeneratorRunner:
     session = LlmApiSession(llm, stand_in, torch.float32, 1000)
     return GeneratorRunner(session, runner.engine, runner.tokenizer, runner.spec, runner.template, stops)
 
@@ -67,26 +69,26 @@ def library(request, runner, executor, llm):
 def told(runner: BaseRunner[Any], requests: list[Request], sampling: Any, index: int = 0) -> list[TokenEvent]:
     """What one request's events say, times aside."""
     return [
-        (event.token_id, event.thought, event.text, event.answer and told_answer(event.answer))
+        (event.token_id, event.reasoning, event.text, event.answer and told_answer(event.answer))
         for event in runner.generate(requests, sampling)
         if event.request == index
     ]
 
 
 def told_answer(answer: Any) -> tuple[Any, ...]:
-    fields = ("thought", "text", "thought_complete", "token_ids", "finish_reason", "prompt_tokens", "reused_tokens")
+    fields = ("reasoning", "text", "reasoning_complete", "token_ids", "finish_reason", "prompt_tokens", "reused_tokens")
     return tuple(getattr(answer, field) for field in fields)
 
 
 @pytest.mark.parametrize("index", range(len(REQUESTS)))
-def test_events_are_those_of_our_own_loop_with_no_several_and_one_picture(runner, library, index):
+def test_events_are_those_of_our_own_loop_with_no_several_and_one_image(runner, library, index):
     assert told(library(), REQUESTS, SHORT, index) == told(runner, REQUESTS, SHORT, index)
 
 
 def test_a_stop_token_ends_the_answer_as_in_our_own_loop(engine, runner, library):
     token = runner.answer(REQUESTS[2], SHORT).token_ids[6]
     for stops in ({"eos_token_id": [token]}, {"eos_token_id": [token, 299]}, {"eos_token_id": [0, token]}):
-        own = Runner(engine, runner.tokenizer, runner.spec, runner.template, stops)
+        own = EngineRunner(engine, runner.tokenizer, runner.spec, runner.template, stops)
         expected = told(own, [REQUESTS[2]], SHORT)
 
         assert told(library(stops), [REQUESTS[2]], SHORT) == expected
@@ -132,8 +134,8 @@ def test_each_request_may_have_its_own_length(runner, library):
     assert [len(answer.token_ids) for answer in library().answers(REQUESTS, samplings)] == [3, 5, 7]
 
 
-def test_another_picture_of_the_same_size_is_not_answered_from_the_first_one_s_cache(runner, executor):
-    requests = [Request.ask("How many?", picture(60, 56, seed)) for seed in (0, 5, 0)]
+def test_another_image_of_the_same_size_is_not_answered_from_the_first_one_s_cache(runner, executor):
+    requests = [Request.ask("How many?", image(60, 56, seed)) for seed in (0, 5, 0)]
     expected = [answer.token_ids for answer in runner.answers(requests, SHORT)]
     assert expected[0] != expected[1]
 
@@ -142,23 +144,23 @@ def test_another_picture_of_the_same_size_is_not_answered_from_the_first_one_s_c
     assert [deployed.answer(request, SHORT).token_ids for request in requests] == expected
 
 
-def test_the_stand_in_would_notice_pictures_that_are_not_told_apart(runner, executor, monkeypatch):
-    monkeypatch.setattr(prompt_table, "extra_id", lambda picture: 1)
+def test_the_stand_in_would_notice_images_that_are_not_told_apart(runner, executor, monkeypatch):
+    monkeypatch.setattr(prompt_table, "extra_id", lambda image: 1)
     deployed = over_executor(runner, executor)
-    requests = [Request.ask("How many?", picture(60, 56, seed)) for seed in (0, 5)]
+    requests = [Request.ask("How many?", image(60, 56, seed)) for seed in (0, 5)]
 
     first, second = (deployed.answer(request, SHORT).token_ids for request in requests)
 
     assert first == second
 
 
-def test_pictures_of_several_turns_stand_in_their_places(runner, library):
+def test_images_of_several_turns_stand_in_their_places(runner, library):
     turns = (
         Turn("user", "And this?", images=1),
         Turn("assistant", "Red."),
         Turn("user", "<image> or <image>?", images=2),
     )
-    request = Request(turns, (picture(60, 56), picture(120, 56, 1), picture(56, 56, 2)))
+    request = Request(turns, (image(60, 56), image(120, 56, 1), image(56, 56, 2)))
 
     assert library().answer(request, SHORT).token_ids == runner.answer(request, SHORT).token_ids
 
@@ -177,7 +179,7 @@ def test_cancelling_keeps_the_answers_so_far_and_frees_the_requests(runner, exec
     assert executor.working == {}
 
 
-def test_cancelling_before_the_pictures_are_looked_at_asks_nothing(runner, executor):
+def test_cancelling_before_the_images_are_encoded_asks_nothing(runner, executor):
     cancel = threading.Event()
     cancel.set()
 
@@ -208,7 +210,7 @@ def test_a_failure_frees_the_other_requests(runner, executor):
     assert executor.working == {}
 
 
-def test_a_library_that_ends_without_a_reason_is_told(runner):
+def test_a_library_that_ends_without_a_reason_is_reported(runner):
     class Silent:
         """Makes one token, and is its own generation."""
 
@@ -253,14 +255,14 @@ def test_an_answer_tells_its_times(runner, library):
     assert timings.decode_steps == 15
 
 
-def test_as_many_tiles_are_looked_at_together_as_there_are_places(runner, executor, monkeypatch):
-    looked: list[int] = []
+def test_as_many_tiles_are_encoded_together_as_there_are_places(runner, executor, monkeypatch):
+    encoded: list[int] = []
     real = runner.engine.vision
-    monkeypatch.setattr(runner.engine, "vision", lambda tiles: looked.append(len(tiles)) or real(tiles))
+    monkeypatch.setattr(runner.engine, "vision", lambda tiles: encoded.append(len(tiles)) or real(tiles))
     deployed = over_executor(runner, executor)
     deployed.tiles_per_run = 8
 
     deployed.answer(REQUESTS[1], SHORT)
 
-    assert len(looked) == 1
-    assert looked[0] > TILES_PER_RUN
+    assert len(encoded) == 1
+    assert encoded[0] > TILES_PER_RUN

@@ -8,7 +8,7 @@ from r1v_export.runner.reasoning import ReasoningSplitter, split_reasoning
 
 
 @pytest.mark.parametrize(
-    ("text", "thought", "answer", "complete"),
+    ("text", "reasoning", "answer", "complete"),
     [
         ("two red circles\n</think>\n\nTwo.", "two red circles", "Two.", True),
         ("</think>Two.", "", "Two.", True),
@@ -26,13 +26,13 @@ from r1v_export.runner.reasoning import ReasoningSplitter, split_reasoning
         ("多少？</think>三个", "多少？", "三个", True),
     ],
 )
-def test_a_text_that_starts_in_the_thought(text, thought, answer, complete):
+def test_a_text_that_starts_in_the_reasoning(text, reasoning, answer, complete):
     result = split_reasoning(text)
-    assert (result.thought, result.answer, result.complete) == (thought, answer, complete)
+    assert (result.reasoning, result.answer, result.complete) == (reasoning, answer, complete)
 
 
 @pytest.mark.parametrize(
-    ("text", "thought", "answer", "complete"),
+    ("text", "reasoning", "answer", "complete"),
     [
         ("Two.", "", "Two.", True),
         ("\n Two <think> b\n", "", "Two <think> b", True),
@@ -42,9 +42,9 @@ def test_a_text_that_starts_in_the_thought(text, thought, answer, complete):
         ("<thin", "", "<thin", True),
     ],
 )
-def test_a_text_with_thinking_off(text, thought, answer, complete):
+def test_a_text_with_thinking_off(text, reasoning, answer, complete):
     result = split_reasoning(text, thinking=False)
-    assert (result.thought, result.answer, result.complete) == (thought, answer, complete)
+    assert (result.reasoning, result.answer, result.complete) == (reasoning, answer, complete)
 
 
 def test_the_result_does_not_depend_on_how_the_text_is_cut():
@@ -54,20 +54,20 @@ def test_the_result_does_not_depend_on_how_the_text_is_cut():
         text = "".join(rng.choice(parts) for _ in range(rng.randrange(9)))
         thinking = rng.random() < 0.6
         whole = split_reasoning(text, thinking)
-        splitter, thought, answer, at = ReasoningSplitter(thinking), "", "", 0
+        splitter, reasoning, answer, at = ReasoningSplitter(thinking), "", "", 0
         while at < len(text):
             size = rng.randrange(1, 4)
             piece = splitter.push(text[at : at + size])
-            thought, answer, at = thought + piece.thought, answer + piece.answer, at + size
+            reasoning, answer, at = reasoning + piece.reasoning, answer + piece.answer, at + size
         piece = splitter.flush()
-        assert (thought + piece.thought, answer + piece.answer) == (whole.thought, whole.answer)
-        assert splitter.in_thought is not whole.complete
+        assert (reasoning + piece.reasoning, answer + piece.answer) == (whole.reasoning, whole.answer)
+        assert splitter.in_reasoning is not whole.complete
 
 
 def test_certain_text_is_not_held_back():
     splitter = ReasoningSplitter()
-    assert splitter.push("I see <").thought == "I see"
-    assert splitter.push("3 circles").thought == " <3 circles"
+    assert splitter.push("I see <").reasoning == "I see"
+    assert splitter.push("3 circles").reasoning == " <3 circles"
     assert splitter.push("</thi") == ("", "")
     assert splitter.push("nk>\n\nThree") == ("", "Three")
     assert splitter.push(" of them").answer == " of them"

@@ -11,7 +11,7 @@ from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.runner import scheduler
 from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity
 from r1v_export.runner.sampling import Sampler, Sampling
-from r1v_export.runner.scheduler import Row, generate_rows
+from r1v_export.runner.scheduler import SequenceState, generate_rows
 
 NO_STOP: frozenset[int] = frozenset()
 PROMPTS = [[7, 8, 9], list(range(20, 60)), [100], list(range(200, 217))]
@@ -22,9 +22,9 @@ def embed_tokens(engine):
     return lambda ids: engine.embed(ids, np.zeros((ids.size, engine.sizes.hidden), dtype=np.float32))
 
 
-def row(engine, prompt, budget=12, stop_ids=NO_STOP, **sampling) -> Row:
+def row(engine, prompt, max_new_tokens=12, stop_ids=NO_STOP, **sampling) -> SequenceState:
     embeds = embed_tokens(engine)(np.array([prompt], dtype=np.int64))[0]
-    return Row(embeds, Sampler(Sampling(**sampling), prompt, engine.sizes.vocab), stop_ids, budget)
+    return SequenceState(embeds, Sampler(Sampling(**sampling), prompt, engine.sizes.vocab), stop_ids, max_new_tokens)
 
 
 def run(engine, rows, capacity=128, cancel=None):
@@ -72,7 +72,7 @@ def test_rows_end_by_themselves_at_a_stop_token_or_their_budget(engine):
     expected = greedy_without_cache(engine, PROMPTS[0], 12)
     rows = [
         row(engine, PROMPTS[0], stop_ids=frozenset({expected[4]})),
-        row(engine, PROMPTS[0], budget=7),
+        row(engine, PROMPTS[0], max_new_tokens=7),
         row(engine, PROMPTS[0]),
     ]
     run(engine, rows)
@@ -92,7 +92,7 @@ def test_a_row_that_the_caller_finished_takes_no_more_tokens(engine):
 
 def test_cancelling_keeps_the_tokens_so_far(engine):
     cancel = threading.Event()
-    rows = [row(engine, PROMPTS[0]), row(engine, PROMPTS[1], budget=2)]
+    rows = [row(engine, PROMPTS[0]), row(engine, PROMPTS[1], max_new_tokens=2)]
     cache = KVCache(engine.decoder(2, 128))
     for _ in generate_rows(cache, rows, embed_tokens(engine), cancel):
         if len(rows[0].token_ids) == 5:

@@ -15,8 +15,8 @@ from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import ReferenceEngine
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
-from r1v_export.targets.onnxruntime.target import OnnxRuntimeBuilder
-from r1v_export.targets.registry import Material
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
+from r1v_export.targets.registry import BuildInputs
 from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
 
@@ -38,11 +38,11 @@ class Built:
 
     def build_engine(self, out: Path) -> None:
         """From the graphs in this bundle, whoever has changed them."""
-        material = Material(self.graphs, checkpoint_of(self.reference.model), None, BuildConfig())
-        OnnxRuntimeBuilder().build(material, out, lambda _: None)
+        inputs = BuildInputs(self.graphs, checkpoint_of(self.reference.model), None, BuildConfig())
+        OnnxRuntimeTarget().build(inputs, out, lambda _: None)
 
     def open(self) -> OnnxRuntimeEngine:
-        return OnnxRuntimeBuilder().open(self.engine_folder, self.spec, "cpu")
+        return OnnxRuntimeTarget().open(self.engine_folder, self.spec, "cpu")
 
     def open_standard(self) -> OnnxRuntimeEngine:
         """The graphs as exported, without any lowering."""

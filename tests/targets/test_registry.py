@@ -9,14 +9,14 @@ from r1v_export.errors import UsageError
 from r1v_export.targets import registry
 
 
-@pytest.mark.parametrize("name", registry.BUILDERS)
-def test_every_registered_builder_can_be_made_and_knows_its_name(name):
-    assert registry.builder(name).name == name
+@pytest.mark.parametrize("name", registry.TARGETS)
+def test_every_registered_target_can_be_made_and_knows_its_name(name):
+    assert registry.get_target(name).name == name
 
 
 def test_an_unknown_target_lists_the_known_ones():
     with pytest.raises(UsageError, match="onnxruntime") as error:
-        registry.builder("openvino")
+        registry.get_target("openvino")
     assert error.value.found == "openvino"
 
 

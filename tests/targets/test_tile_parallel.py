@@ -27,7 +27,7 @@ class Double:
 
 
 @pytest.mark.parametrize(("tiles", "gpus"), [(13, 1), (13, 2), (13, 4), (13, 8), (3, 8), (1, 2)])
-def test_every_tile_is_looked_at_once_and_gpus_by_turns(tiles, gpus):
+def test_every_tile_is_encoded_once_and_gpus_by_turns(tiles, gpus):
     shares = tile_shares(tiles, gpus)
     sizes = [share.stop - share.start for share in shares]
 

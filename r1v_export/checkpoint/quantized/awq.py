@@ -49,7 +49,7 @@ class Awq:
 def decode(tensors: Mapping[str, Tensor]) -> Decoded:
     """Codes, scales and zero points as they are, output features first."""
     return Decoded(
-        codes=unpack(tensors["qweight"], 1, ORDER).t().contiguous(),
+        qweight=unpack(tensors["qweight"], 1, ORDER).t().contiguous(),
         scale=tensors["scales"].float().t().contiguous(),
         zero_point=unpack(tensors["qzeros"], 1, ORDER).t().contiguous(),
     )

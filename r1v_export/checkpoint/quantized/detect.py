@@ -9,11 +9,11 @@ from r1v_export.checkpoint.config_section import Section, read_json_object
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.quantized.awq import Awq
 from r1v_export.checkpoint.quantized.gptq import Gptq
-from r1v_export.checkpoint.quantized.layout import Format
+from r1v_export.checkpoint.quantized.layout import QuantFormat
 from r1v_export.checkpoint.quantized.unified import METHOD, QUANT_CONFIG, Unified
 from r1v_export.errors import CheckpointError
 
-METHODS: dict[str, Callable[[Section], Format]] = {"awq": Awq.read, "gptq": Gptq.read, METHOD: Unified.read}
+METHODS: dict[str, Callable[[Section], QuantFormat]] = {"awq": Awq.read, "gptq": Gptq.read, METHOD: Unified.read}
 """`quant_method` -> the reader of its settings."""
 
 QUANTIZE_CONFIG = "quantize_config.json"
@@ -23,7 +23,7 @@ _SUFFIXES = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
 _MODELS = ("llm_config", "text_config")
 
 
-def read_format(folder: Path, tensors: Collection[str]) -> Format | None:
+def read_format(folder: Path, tensors: Collection[str]) -> QuantFormat | None:
     """The format of the folder's quantized linears; None where no tensor is packed or scaled, whatever it declares.
 
     Args:

@@ -58,7 +58,7 @@ class Gptq:
         kind = "symmetric" if self.symmetric else "asymmetric"
         return LinearLayout(
             name=f"GPTQ, {kind}, in groups of {self.group_size}",
-            codes="int4" if self.symmetric else "uint4",
+            qweight_type="int4" if self.symmetric else "uint4",
             per_tensor=False,
             group_size=self.group_size,
             inputs=None,
@@ -73,15 +73,15 @@ def decode(settings: Gptq, tensors: Mapping[str, Tensor]) -> Decoded:
     Raises:
         ValueError: groups that are not neighbors, or zero points in a symmetric checkpoint.
     """
-    codes_OI = unpack(tensors["qweight"], 0, ORDER).t().contiguous()
+    qweight_OI = unpack(tensors["qweight"], 0, ORDER).t().contiguous()
     zero_point_OG = unpack(tensors["qzeros"], 1, ORDER).t().contiguous() + settings.zero_offset & 0xF
-    _require_neighbors(tensors.get("g_idx"), codes_OI.shape[1], settings.group_size)
+    _require_neighbors(tensors.get("g_idx"), qweight_OI.shape[1], settings.group_size)
     scale_OG = tensors["scales"].float().t().contiguous()
     if not settings.symmetric:
-        return Decoded(codes_OI, scale_OG, zero_point_OG)
+        return Decoded(qweight_OI, scale_OG, zero_point_OG)
     if bool((zero_point_OG != SYMMETRIC_ZERO).any()):
         raise ValueError(f"zero points other than {SYMMETRIC_ZERO}, although config.json says sym: true")
-    return Decoded(codes_OI - SYMMETRIC_ZERO, scale_OG)
+    return Decoded(qweight_OI - SYMMETRIC_ZERO, scale_OG)
 
 
 def _require_neighbors(group_I: Tensor | None, in_features: int, group_size: int) -> None:

@@ -18,5 +18,5 @@ def unpack(words: Tensor, axis: int, order: Sequence[int]) -> Tensor:
         axis: along which the codes of a word follow each other.
         order: code `order[i]` of a word's lies in its i-th four bits, counted from the lowest.
     """
-    codes = [(words >> BITS * order.index(code)) & 0xF for code in range(len(order))]
-    return torch.stack([code.to(torch.int8) for code in codes], dim=axis + 1).flatten(axis, axis + 1)
+    qweight = [(words >> BITS * order.index(code)) & 0xF for code in range(len(order))]
+    return torch.stack([code.to(torch.int8) for code in qweight], dim=axis + 1).flatten(axis, axis + 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.errors import CheckpointError
 
-CodeType = Literal["fp8", "int4", "uint4"]
+QWeightType = Literal["fp8", "int4", "uint4"]
 Inputs = Literal["fp8 static", "fp8 dynamic"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -47,7 +47,7 @@ class TensorRule:
 class Decoded:
     """A linear's codes and scales: weight[o, i] = (codes[o, i] - zero_point[o, g]) * scale[o, g] * pre_scale[i]."""
 
-    codes: Tensor
+    qweight: Tensor
     """[O, I]: float8_e4m3fn, or int8 with -8..7 (int4) or 0..15 (uint4)."""
     scale: Tensor
     """float32, [O], [O, G], or a scalar of the whole weight."""
@@ -55,20 +55,20 @@ class Decoded:
     """int8 [O, G]; uint4 only."""
     input_scale: Tensor | None = None
     """float32 scalar."""
-    pre_scale: Tensor | None = None
+    pre_quant_scale: Tensor | None = None
     """float32 [I], what the input is multiplied by before anything else; None is ones."""
 
     def weight(self) -> Tensor:
         """The weight that the linear computes with, [O, I] float32."""
-        codes = self.codes.float()
+        qweight = self.qweight.float()
         if self.scale.ndim == 2:
-            codes_OGg = codes.unflatten(1, (self.scale.shape[1], -1))
+            qweight_OGg = qweight.unflatten(1, (self.scale.shape[1], -1))
             if self.zero_point is not None:
-                codes_OGg = codes_OGg - self.zero_point.float()[..., None]
-            weight = (codes_OGg * self.scale[..., None]).flatten(1)
+                qweight_OGg = qweight_OGg - self.zero_point.float()[..., None]
+            weight = (qweight_OGg * self.scale[..., None]).flatten(1)
         else:
-            weight = codes * (self.scale[:, None] if self.scale.ndim else self.scale)
-        return weight if self.pre_scale is None else weight * self.pre_scale
+            weight = qweight * (self.scale[:, None] if self.scale.ndim else self.scale)
+        return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class LinearLayout:
 
     name: str
     """For messages: "AWQ in groups of 128"."""
-    codes: CodeType
+    qweight_type: QWeightType
     per_tensor: bool
     """One scale for the whole weight."""
     group_size: int | None
@@ -88,7 +88,7 @@ class LinearLayout:
     """Raises ValueError, its text the end of "This linear holds ...", for contents that the format does not allow."""
 
 
-class Format(Protocol):
+class QuantFormat(Protocol):
     """A quantized checkpoint's format, with its settings."""
 
     method: str
@@ -122,8 +122,8 @@ class StoredLinear:
         """
         return _joined([self._decode(part) for part in self.parts], self.parts[0])
 
-    def pre_scale(self) -> Tensor | None:
-        """`Decoded.pre_scale`, without reading anything else.
+    def pre_quant_scale(self) -> Tensor | None:
+        """`Decoded.pre_quant_scale`, without reading anything else.
 
         Raises:
             CheckpointError: it is not positive and finite, or parts have different ones.
@@ -144,10 +144,10 @@ class StoredLinear:
             decoded = self.layout.decode({suffix: tensor.read() for suffix, tensor in part.items()})
         except ValueError as error:
             raise _damaged(part, str(error), f"what {self.layout.name} allows") from error
-        for scale in (decoded.scale, decoded.input_scale, decoded.pre_scale):
+        for scale in (decoded.scale, decoded.input_scale, decoded.pre_quant_scale):
             if scale is not None and not bool((scale.isfinite() & (scale > 0)).all()):
                 raise _damaged(part, f"{int((~scale.isfinite() | (scale <= 0)).sum())} that are not", "positive scales")
-        if self.layout.codes == "fp8" and not bool(decoded.codes.float().isfinite().all()):
+        if self.layout.qweight_type == "fp8" and not bool(decoded.qweight.float().isfinite().all()):
             raise _damaged(part, "codes that are NaN", "finite codes")
         return decoded
 
@@ -157,16 +157,16 @@ def _joined(parts: list[Decoded], stored: Mapping[str, StoredTensor]) -> Decoded
     first = parts[0]
     if len(parts) == 1:
         return first
-    shared = [(p.scale if p.scale.ndim == 0 else None, p.input_scale, p.pre_scale) for p in parts]
+    shared = [(p.scale if p.scale.ndim == 0 else None, p.input_scale, p.pre_quant_scale) for p in parts]
     if not all(_same(a, b) for part in shared for a, b in zip(part, shared[0], strict=True)):
         raise _damaged(stored, "scales of their own", "one scale for parts that the model joins")
     zero_points = [part.zero_point for part in parts if part.zero_point is not None]
     return Decoded(
-        codes=torch.cat([part.codes for part in parts]),
+        qweight=torch.cat([part.qweight for part in parts]),
         scale=first.scale if first.scale.ndim == 0 else torch.cat([part.scale for part in parts]),
         zero_point=torch.cat(zero_points) if zero_points else None,
         input_scale=first.input_scale,
-        pre_scale=first.pre_scale,
+        pre_quant_scale=first.pre_quant_scale,
     )
 
 

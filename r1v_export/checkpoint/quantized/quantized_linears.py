@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from r1v_export.checkpoint.names import expected_tensors
-from r1v_export.checkpoint.quantized.layout import FLOATS, Format, LinearLayout, StoredLinear
+from r1v_export.checkpoint.quantized.layout import FLOATS, LinearLayout, QuantFormat, StoredLinear
 from r1v_export.checkpoint.quantized.unified import K_SCALE, V_SCALE, Unified
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor
@@ -21,7 +21,7 @@ _COPY = "download or copy the checkpoint again, or check its quantization settin
 class Quantized:
     """What of a checkpoint is quantized."""
 
-    format: Format
+    format: QuantFormat
     linears: Mapping[str, StoredLinear]
     """By canonical name of the linear, in model order."""
     cache_scales: tuple[tuple[StoredTensor, StoredTensor], ...]
@@ -35,7 +35,10 @@ class Quantized:
 
 
 def find_quantized(
-    form: Format, spec: ModelSpec, wanted: Mapping[str, tuple[str, ...]], stored: Mapping[str, StoredTensor]
+    quant_format: QuantFormat,
+    spec: ModelSpec,
+    wanted: Mapping[str, tuple[str, ...]],
+    stored: Mapping[str, StoredTensor],
 ) -> Quantized:
     """
     Args:
@@ -49,19 +52,21 @@ def find_quantized(
     linears: dict[str, StoredLinear] = {}
     for canonical, shape in expected_tensors(spec).items():
         names = [name.removesuffix(".weight") for name in wanted[canonical]]
-        marked = [f"{name}.{form.marker}" in stored for name in names]
+        marked = [f"{name}.{quant_format.marker}" in stored for name in names]
         if not canonical.endswith(".weight") or len(shape) != 2 or not any(marked):
             continue
         if not all(marked):
-            missing = [f"{name}.{form.marker}" for name in names if f"{name}.{form.marker}" not in stored]
-            raise _missing(canonical, missing, form.method)
-        layouts = [form.layout(name) for name in names]
+            missing = [
+                f"{name}.{quant_format.marker}" for name in names if f"{name}.{quant_format.marker}" not in stored
+            ]
+            raise _missing(canonical, missing, quant_format.method)
+        layouts = [quant_format.layout(name) for name in names]
         if any(layout.name != layouts[0].name for layout in layouts):
             raise _error("Parts of one linear are quantized in different ways.", canonical, None, layouts)
         part_shape = (shape[0] // len(names), shape[1])
         parts = tuple(_part(name, layout, part_shape, stored) for name, layout in zip(names, layouts, strict=True))
         linears[canonical.removesuffix(".weight")] = StoredLinear(layouts[0], parts, (shape[0], shape[1]))
-    return Quantized(form, linears, _cache_scales(form, spec, wanted, stored))
+    return Quantized(quant_format, linears, _cache_scales(quant_format, spec, wanted, stored))
 
 
 def _part(
@@ -107,9 +112,12 @@ def _refuse_both(linear: str, layout: LinearLayout, stored: Mapping[str, StoredT
 
 
 def _cache_scales(
-    form: Format, spec: ModelSpec, wanted: Mapping[str, tuple[str, ...]], stored: Mapping[str, StoredTensor]
+    quant_format: QuantFormat,
+    spec: ModelSpec,
+    wanted: Mapping[str, tuple[str, ...]],
+    stored: Mapping[str, StoredTensor],
 ) -> tuple[tuple[StoredTensor, StoredTensor], ...]:
-    if not isinstance(form, Unified) or not form.kv_cache:
+    if not isinstance(quant_format, Unified) or not quant_format.kv_cache:
         return ()
     pairs = []
     for layer in range(spec.language.num_layers):
@@ -131,8 +139,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _missing(what: str, names: Collection[str], form: str) -> CheckpointError:
-    return _error("A quantized linear is not whole.", what, ", ".join(names), f"none of that name, in {form}")
+def _missing(what: str, names: Collection[str], quant_format: str) -> CheckpointError:
+    return _error("A quantized linear is not whole.", what, ", ".join(names), f"none of that name, in {quant_format}")
 
 
 def _error(what: str, where: str, expected: object, found: object) -> CheckpointError:

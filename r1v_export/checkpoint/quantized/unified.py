@@ -19,7 +19,7 @@ from torch import Tensor
 
 from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.quantized.int4_packing import unpack
-from r1v_export.checkpoint.quantized.layout import FLOATS, CodeType, Decoded, Inputs, LinearLayout, TensorRule
+from r1v_export.checkpoint.quantized.layout import FLOATS, Decoded, Inputs, LinearLayout, QWeightType, TensorRule
 
 QUANT_CONFIG = "hf_quant_config.json"
 METHOD = "modelopt"
@@ -28,7 +28,7 @@ Algorithm = Literal["FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4A16_AWQ", "W4A8_AWQ"]
 MIXED = "MIXED_PRECISION"
 
 WEIGHT, SCALE, SCALE_2 = "weight", "weight_scale", "weight_scale_2"
-INPUT_SCALE, PRE_SCALE = "input_scale", "pre_quant_scale"
+INPUT_SCALE, PRE_QUANT_SCALE = "input_scale", "pre_quant_scale"
 K_SCALE, V_SCALE = "self_attn.k_proj.k_scale", "self_attn.v_proj.v_scale"
 """Of a decoder layer's FP8 cache: float32 scalars."""
 
@@ -37,7 +37,7 @@ _FP8 = TensorRule(("O", "I"), (torch.float8_e4m3fn,))
 _INT4 = {
     WEIGHT: TensorRule(("O/2", "I"), (torch.uint8,)),
     SCALE: TensorRule(("O", "G"), FLOATS),
-    PRE_SCALE: TensorRule(("I",), FLOATS, optional=True),
+    PRE_QUANT_SCALE: TensorRule(("I",), FLOATS, optional=True),
 }
 
 
@@ -45,7 +45,7 @@ _INT4 = {
 class AlgorithmLayout:
     """What one algorithm stores of a linear."""
 
-    codes: CodeType
+    qweight_type: QWeightType
     per_tensor: bool
     grouped: bool
     inputs: Inputs | None
@@ -58,12 +58,14 @@ def _decode_fp8(tensors: Mapping[str, Tensor]) -> Decoded:
 
 
 def _decode_int4(tensors: Mapping[str, Tensor]) -> Decoded:
-    pre_scale = tensors.get(PRE_SCALE)
+    pre_quant_scale = tensors.get(PRE_QUANT_SCALE)
     return Decoded(
-        codes=(unpack(tensors[WEIGHT], 0, (0, 1)) ^ 8) - 8,
+        qweight=(unpack(tensors[WEIGHT], 0, (0, 1)) ^ 8) - 8,
         scale=tensors[SCALE].float(),
         input_scale=tensors.get(INPUT_SCALE),
-        pre_scale=None if pre_scale is None or bool((pre_scale == 1).all()) else pre_scale.float(),
+        pre_quant_scale=None
+        if pre_quant_scale is None or bool((pre_quant_scale == 1).all())
+        else pre_quant_scale.float(),
     )
 
 
@@ -112,7 +114,7 @@ class Unified:
         group_size = _group_size(section) if known.grouped else None
         name = algorithm if group_size is None else f"{algorithm} in groups of {group_size}"
         inputs, per_tensor = known.inputs, known.per_tensor
-        return LinearLayout(name, known.codes, per_tensor, group_size, inputs, known.tensors, known.decode)
+        return LinearLayout(name, known.qweight_type, per_tensor, group_size, inputs, known.tensors, known.decode)
 
     def _entry(self, linear: str) -> tuple[Section, Algorithm]:
         section = self.config

@@ -7,7 +7,7 @@ activations are large. As in the paper
 
 The expectation is computed exactly and without activations: with D = Q(W diag(s)) diag(s)^-1 - W and the Gram matrix
 H = sum x x^T, it is tr(D H D^T) / N. alpha = 0 is s = 1: the search never does worse than rounding to nearest.
-x / s is folded into what makes x (`sites.Fold`), so nothing is added at run time.
+x / s is folded into what makes x (`groups.SmoothLayer`), so nothing is added at run time.
 Shape letters: O output features, I input features.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from r1v_export.quantization.algorithms.rtn import output_error
-from r1v_export.quantization.quant_params import Grid
+from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_linear import WeightType
 
 SEARCH_ROWS = 512
@@ -59,5 +59,5 @@ def scale_of(mean_I: Tensor, alpha: float) -> Tensor:
 
 def _loss(rows_OI: Tensor, scale_I: Tensor, gram_II: Tensor, kind: WeightType, group_size: int | None) -> Tensor:
     scaled_OI = rows_OI * scale_I
-    quantized_OI = Grid.of(scaled_OI, kind, group_size).round_trip(scaled_OI) / scale_I
+    quantized_OI = QuantParams.of(scaled_OI, kind, group_size).quantize_dequantize(scaled_OI) / scale_I
     return output_error(rows_OI, quantized_OI, gram_II)

@@ -14,25 +14,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from r1v_export.quantization.quant_params import ROWS_AT_ONCE, Grid
+from r1v_export.quantization.quant_params import ROWS_AT_ONCE, QuantParams
 from r1v_export.quantization.quantized_linear import WeightType
 
 SHRINKS = tuple(1 - step / 20 for step in range(11))
 """Fractions of the full range that are tried, 1 to 0.5."""
 
 
-def clipped_grid(weight_OI: Tensor, kind: WeightType, group_size: int | None, gram_II: Tensor | None = None) -> Grid:
+def clipped_params(
+    weight_OI: Tensor, kind: WeightType, group_size: int | None, gram_II: Tensor | None = None
+) -> QuantParams:
     """The grid whose range, per row and group, is the best of SHRINKS times the full one."""
     blocks_Ggg = None if gram_II is None else _diagonal_blocks(gram_II, group_size or weight_OI.shape[1])
     shrink_OG = torch.cat([_best_shrink(rows, kind, group_size, blocks_Ggg) for rows in weight_OI.split(ROWS_AT_ONCE)])
-    return Grid.of(weight_OI, kind, group_size, shrink_OG)
+    return QuantParams.of(weight_OI, kind, group_size, shrink_OG)
 
 
 def _best_shrink(weight_OI: Tensor, kind: WeightType, group_size: int | None, blocks_Ggg: Tensor | None) -> Tensor:
     best_OG, best_loss_OG = None, None
     for shrink in SHRINKS:
-        grid = Grid.of(weight_OI, kind, group_size, shrink)
-        error_OGg = (grid.round_trip(weight_OI) - weight_OI).unflatten(1, (grid.scale.shape[1], -1))
+        params = QuantParams.of(weight_OI, kind, group_size, shrink)
+        error_OGg = (params.quantize_dequantize(weight_OI) - weight_OI).unflatten(1, (params.scale.shape[1], -1))
         loss_OG = _loss(error_OGg, blocks_Ggg)
         if best_OG is None or best_loss_OG is None:
             best_OG, best_loss_OG = torch.ones_like(loss_OG), loss_OG

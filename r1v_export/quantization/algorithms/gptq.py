@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from r1v_export.quantization.quant_params import Grid
-from r1v_export.quantization.quantized_linear import CODE_DTYPES, QuantizedLinear, quantize
+from r1v_export.quantization.quant_params import QuantParams
+from r1v_export.quantization.quantized_linear import QWEIGHT_DTYPES, QuantizedLinear, quantize
 
 BLOCK = 128
 """Columns of a block."""
@@ -27,14 +27,14 @@ ROWS_AT_ONCE = 1024
 
 
 def gptq(
-    weight_OI: Tensor, gram_II: Tensor, grid: Grid, damping: float = 0.01, act_order: bool = True
+    weight_OI: Tensor, gram_II: Tensor, params: QuantParams, damping: float = 0.01, act_order: bool = True
 ) -> QuantizedLinear:
-    """The weight on the points of `grid`, chosen so that tr(D H D^T) is small.
+    """The weight on the points of `params`, chosen so that tr(D H D^T) is small.
 
     Args:
         weight_OI: [out, in] float32.
         gram_II: sum of x x^T over tokens. All zeros give rounding to nearest.
-        grid: one of int4, uint4 or int8 for the weight.
+        params: one of int4, uint4 or int8 for the weight.
         damping: what is added to the diagonal of H, as a fraction of its mean; ten times as much, and so on, where H
             is too singular for a factorization.
     """
@@ -42,11 +42,11 @@ def gptq(
     order_I = diagonal_I.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal_I))
     order_I = order_I.to(weight_OI.device)
     factor_II = inverse_factor(gram_II, order_I, damping)
-    codes = []
+    qweight = []
     for start in range(0, len(weight_OI), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        codes.append(_round_rows(weight_OI[rows], factor_II, grid.rows(rows), order_I))
-    return grid.linear(torch.cat(codes))
+        qweight.append(_round_rows(weight_OI[rows], factor_II, params.rows(rows), order_I))
+    return params.linear(torch.cat(qweight))
 
 
 def inverse_factor(gram_II: Tensor, order_I: Tensor, damping: float) -> Tensor:
@@ -70,23 +70,25 @@ def inverse_factor(gram_II: Tensor, order_I: Tensor, damping: float) -> Tensor:
     return torch.linalg.solve_triangular(lower_II.flip(0, 1), identity_II, upper=True)
 
 
-def _round_rows(weight_OI: Tensor, factor_II: Tensor, grid: Grid, order_I: Tensor) -> Tensor:
+def _round_rows(weight_OI: Tensor, factor_II: Tensor, params: QuantParams, order_I: Tensor) -> Tensor:
     """Codes [O, I] of some rows. Works on transposes: a column of the weight is contiguous there."""
     remaining_IO = weight_OI[:, order_I].T.contiguous()
-    scale_GO = grid.scale.T.contiguous()
-    zero_point_GO = torch.zeros_like(scale_GO) if grid.zero_point is None else grid.zero_point.T.float().contiguous()
-    codes_IO = torch.empty_like(remaining_IO, dtype=CODE_DTYPES[grid.kind])
+    scale_GO = params.scale.T.contiguous()
+    zero_point_GO = (
+        torch.zeros_like(scale_GO) if params.zero_point is None else params.zero_point.T.float().contiguous()
+    )
+    qweight_IO = torch.empty_like(remaining_IO, dtype=QWEIGHT_DTYPES[params.kind])
     groups = (order_I // (len(order_I) // len(scale_GO))).tolist()
     for start in range(0, len(remaining_IO), BLOCK):
         end = min(start + BLOCK, len(remaining_IO))
         error_BO = torch.empty_like(remaining_IO[start:end])
         for column in range(start, end):
             scale_O, zero_point_O = scale_GO[groups[column]], zero_point_GO[groups[column]]
-            codes_O = quantize(remaining_IO[column], scale_O, grid.kind, zero_point_O)
-            codes_IO[column] = codes_O
+            qweight_O = quantize(remaining_IO[column], scale_O, params.kind, zero_point_O)
+            qweight_IO[column] = qweight_O
             error_O = error_BO[column - start]
-            torch.sub(remaining_IO[column], (codes_O.float() - zero_point_O) * scale_O, out=error_O)
+            torch.sub(remaining_IO[column], (qweight_O.float() - zero_point_O) * scale_O, out=error_O)
             error_O /= factor_II[column, column]
             remaining_IO[column + 1 : end].addr_(factor_II[column, column + 1 : end], error_O, alpha=-1)
         remaining_IO[end:].addmm_(factor_II[start:end, end:].T, error_BO, alpha=-1)
-    return codes_IO.T[:, order_I.argsort()].contiguous()
+    return qweight_IO.T[:, order_I.argsort()].contiguous()

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from r1v_export.errors import CheckpointError
 from r1v_export.quantization.algorithms.awq import search_scale
-from r1v_export.quantization.algorithms.clipping import clipped_grid
+from r1v_export.quantization.algorithms.clipping import clipped_params
 from r1v_export.quantization.algorithms.gptq import gptq
 from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
 from r1v_export.quantization.algorithms.smoothquant import smoothing_scale
-from r1v_export.quantization.groups import Fold, Site, move_scale
+from r1v_export.quantization.groups import LinearGroup, SmoothLayer, apply_smoothing
 from r1v_export.quantization.kv_scales import CacheType, KVScales, kv_scales
-from r1v_export.quantization.quant_params import Grid
+from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, all_finite, scale_for
 from r1v_export.quantization.recipe import Awq, Gptq, Observer, RoundToNearest, Scheme, SmoothQuant
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
@@ -53,7 +53,7 @@ def value_name(block: str) -> str:
 
 
 def quantize_block(
-    sites: Sequence[Site],
+    groups: Sequence[LinearGroup],
     schemes: Mapping[str, Scheme],
     tensors: Mapping[str, Tensor],
     statistics: BlockStatistics,
@@ -63,7 +63,7 @@ def quantize_block(
     """Quantize the linears of one block, on the device that its tensors are on.
 
     Args:
-        sites: the block's, of `sites.sites`.
+        groups: the block's, of `groups.linear_groups`.
         schemes: of `recipe.resolve`; linears without one stay as they are.
         tensors: the block's weights, biases and norms by checkpoint name, any floating dtype; not written to.
         statistics: by site name; Gram matrices where `needs_gram`. Empty for schemes that need none.
@@ -75,27 +75,29 @@ def quantize_block(
         CheckpointError: a weight is NaN or infinite.
     """
     work = {name: tensor.float() for name, tensor in tensors.items()}
-    _check_finite(work, sites, schemes)
-    folded = _fold_scales(sites, schemes, work, statistics)
+    _check_finite(work, groups, schemes)
+    folded = _apply_smoothing_scales(groups, schemes, work, statistics)
     linears: dict[str, QuantizedLinear] = {}
-    for site in sites:
-        quantized = [linear for linear in site.linears if linear in schemes]
+    for group in groups:
+        quantized = [linear for linear in group.linears if linear in schemes]
         if not quantized:
             continue
         largest = torch.stack([absmax(work[f"{linear}.weight"]) for linear in quantized]).max()
-        gram = _rescaled_gram(statistics, site, folded.get(site.name))
+        gram = _rescaled_gram(statistics, group, folded.get(group.name))
         for linear in quantized:
             scheme = schemes[linear]
             rounded = _round(work[f"{linear}.weight"], scheme, gram, largest)
-            linears[linear] = _with_input(rounded, scheme, site, statistics, folded.get(site.name), observer)
-    rewritten = {name for site in sites if site.name in folded and site.fold for name in site.fold.tensors}
+            linears[linear] = _with_input(rounded, scheme, group, statistics, folded.get(group.name), observer)
+    rewritten = {
+        name for group in groups if group.name in folded and group.smooth_layer for name in group.smooth_layer.tensors
+    }
     overrides = {name: work[name] for name in sorted(rewritten) if name.removesuffix(".weight") not in linears}
-    return QuantizedBlock(linears, overrides, _cache_scales(sites, statistics, folded, kv_cache))
+    return QuantizedBlock(linears, overrides, _cache_scales(groups, statistics, folded, kv_cache))
 
 
-def _check_finite(work: Mapping[str, Tensor], sites: Sequence[Site], schemes: Mapping[str, Scheme]) -> None:
-    names = {f"{linear}.weight" for site in sites for linear in site.linears if linear in schemes}
-    names |= {name for site in sites if site.fold for name in site.fold.tensors}
+def _check_finite(work: Mapping[str, Tensor], groups: Sequence[LinearGroup], schemes: Mapping[str, Scheme]) -> None:
+    names = {f"{linear}.weight" for group in groups for linear in group.linears if linear in schemes}
+    names |= {name for group in groups if group.smooth_layer for name in group.smooth_layer.tensors}
     for name in sorted(names):
         if not all_finite(work[name]):
             raise CheckpointError(
@@ -107,34 +109,38 @@ def _check_finite(work: Mapping[str, Tensor], sites: Sequence[Site], schemes: Ma
             )
 
 
-def _fold_scales(
-    sites: Sequence[Site], schemes: Mapping[str, Scheme], work: dict[str, Tensor], statistics: BlockStatistics
+def _apply_smoothing_scales(
+    groups: Sequence[LinearGroup], schemes: Mapping[str, Scheme], work: dict[str, Tensor], statistics: BlockStatistics
 ) -> dict[str, Tensor]:
     """Find the scales of AWQ and SmoothQuant, move them in `work`, and return them by site name."""
     folded: dict[str, Tensor] = {}
-    for site in sites:
-        scheme = schemes.get(site.linears[0])
-        if site.fold is None or scheme is None or not isinstance(scheme.weights, Awq | SmoothQuant):
+    for group in groups:
+        scheme = schemes.get(group.linears[0])
+        if group.smooth_layer is None or scheme is None or not isinstance(scheme.weights, Awq | SmoothQuant):
             continue
-        weights = [work[f"{linear}.weight"] for linear in site.linears]
-        folded[site.name] = _site_scale(site, site.fold, scheme.weights, weights, statistics)
-        move_scale(site, folded[site.name], work)
+        weights = [work[f"{linear}.weight"] for linear in group.linears]
+        folded[group.name] = _smoothing_scale(group, group.smooth_layer, scheme.weights, weights, statistics)
+        apply_smoothing(group, folded[group.name], work)
     return folded
 
 
-def _site_scale(
-    site: Site, fold: Fold, options: Awq | SmoothQuant, weights: list[Tensor], statistics: BlockStatistics
+def _smoothing_scale(
+    group: LinearGroup,
+    smooth_layer: SmoothLayer,
+    options: Awq | SmoothQuant,
+    weights: list[Tensor],
+    statistics: BlockStatistics,
 ) -> Tensor:
-    observed, device = statistics.activations[site.name], weights[0].device
+    observed, device = statistics.activations[group.name], weights[0].device
     if isinstance(options, SmoothQuant):
-        return fold.shared(smoothing_scale(weights, observed.channel_absmax.to(device), options.alpha))
-    mean_I = fold.shared(observed.channel_mean.to(device))
-    gram_II = statistics.grams[site.name].to(device)
+        return smooth_layer.shared(smoothing_scale(weights, observed.channel_absmax.to(device), options.alpha))
+    mean_I = smooth_layer.shared(observed.channel_mean.to(device))
+    gram_II = statistics.grams[group.name].to(device)
     return search_scale(weights, gram_II, mean_I, options.type, options.group_size, options.grid)
 
 
-def _rescaled_gram(statistics: BlockStatistics, site: Site, scale_I: Tensor | None) -> Tensor | None:
-    gram_II = statistics.grams.get(site.name)
+def _rescaled_gram(statistics: BlockStatistics, group: LinearGroup, scale_I: Tensor | None) -> Tensor | None:
+    gram_II = statistics.grams.get(group.name)
     if gram_II is None or scale_I is None:
         return gram_II
     return (gram_II.to(scale_I.device) / scale_I).div_(scale_I[:, None])
@@ -147,10 +153,10 @@ def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor)
         assert gram is not None, "the caller calibrates with Gram matrices where needs_gram says so"
         gram = gram.to(weight.device)
         clip, arguments = options.clip, (weight, options.type, options.group_size)
-        grid = clipped_grid(*arguments, gram) if clip else Grid.of(*arguments)
+        params = clipped_params(*arguments, gram) if clip else QuantParams.of(*arguments)
         if isinstance(options, Gptq):
-            return gptq(weight, gram, grid, options.damping, options.act_order)
-        return grid.linear(grid.codes(weight))
+            return gptq(weight, gram, params, options.damping, options.act_order)
+        return params.linear(params.qweight(weight))
     if options.granularity == "tensor":
         return round_to_one_scale(weight, options.type, largest)
     clip = isinstance(options, RoundToNearest) and options.clip
@@ -160,7 +166,7 @@ def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor)
 def _with_input(
     linear: QuantizedLinear,
     scheme: Scheme,
-    site: Site,
+    group: LinearGroup,
     statistics: BlockStatistics,
     scale_I: Tensor | None,
     observer: Observer,
@@ -170,7 +176,7 @@ def _with_input(
         return linear
     if scheme.inputs.mode == "dynamic":
         return replace(linear, input_type=scheme.inputs.type)
-    observed = statistics.activations[site.name]
+    observed = statistics.activations[group.name]
     if scale_I is None:
         largest = torch.tensor(threshold(observed, observer, scheme.inputs.type))
     else:
@@ -180,14 +186,16 @@ def _with_input(
 
 
 def _cache_scales(
-    sites: Sequence[Site], statistics: BlockStatistics, folded: Mapping[str, Tensor], kind: CacheType | None
+    groups: Sequence[LinearGroup], statistics: BlockStatistics, folded: Mapping[str, Tensor], kind: CacheType | None
 ) -> KVScales | None:
     """Scales of the block's cache, if it has one; values are as much smaller as the rows of v_proj have become."""
-    block = sites[0].block
+    block = groups[0].block
     if kind is None or key_name(block) not in statistics.activations:
         return None
     value_absmax = statistics.activations[value_name(block)].channel_absmax
-    for site in sites:
-        if site.fold is not None and site.fold.makes_values and site.name in folded:
-            value_absmax = value_absmax / site.fold.of_source(folded[site.name]).to(value_absmax.device)
+    for group in groups:
+        if group.smooth_layer is not None and group.smooth_layer.produces_values and group.name in folded:
+            value_absmax = value_absmax / group.smooth_layer.to_source_channels(folded[group.name]).to(
+                value_absmax.device
+            )
     return kv_scales(block, kind, statistics.activations[key_name(block)].channel_absmax, value_absmax)

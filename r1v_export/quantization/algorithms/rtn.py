@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from r1v_export.quantization.algorithms.clipping import clipped_grid
-from r1v_export.quantization.quant_params import Grid
+from r1v_export.quantization.algorithms.clipping import clipped_params
+from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_linear import QuantizedLinear, WeightType, scale_for
 
 
@@ -19,8 +19,8 @@ def round_to_nearest(
         weight_OI: [out, in] float32.
         clip: shrink each scale to where the squared error of the weights is least, see `clipping`.
     """
-    grid = clipped_grid(weight_OI, kind, group_size) if clip else Grid.of(weight_OI, kind, group_size)
-    return grid.linear(grid.codes(weight_OI))
+    params = clipped_params(weight_OI, kind, group_size) if clip else QuantParams.of(weight_OI, kind, group_size)
+    return params.linear(params.qweight(weight_OI))
 
 
 def round_to_one_scale(weight_OI: Tensor, kind: WeightType, absmax: Tensor) -> QuantizedLinear:
@@ -29,8 +29,8 @@ def round_to_one_scale(weight_OI: Tensor, kind: WeightType, absmax: Tensor) -> Q
     Args:
         absmax: scalar; the largest magnitude of this weight and of those that engines fuse it with.
     """
-    grid = Grid(kind, scale_for(absmax, kind).expand(weight_OI.shape[0], 1).contiguous(), None)
-    return grid.linear(grid.codes(weight_OI))
+    params = QuantParams(kind, scale_for(absmax, kind).expand(weight_OI.shape[0], 1).contiguous(), None)
+    return params.linear(params.qweight(weight_OI))
 
 
 def output_error(weight_OI: Tensor, quantized: Tensor, gram_II: Tensor) -> Tensor:

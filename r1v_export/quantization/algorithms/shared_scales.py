@@ -15,14 +15,14 @@ from torch import Tensor
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
-from r1v_export.quantization.groups import sites
-from r1v_export.quantization.quant_params import Grid
+from r1v_export.quantization.groups import linear_groups
+from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize
 
 
 def fused_groups(spec: ModelSpec) -> tuple[tuple[str, ...], ...]:
     """Names of the linears that engines fuse, group by group in model order: q, k, v and gate, up of each layer."""
-    return tuple(site.linears for site in sites(spec) if len(site.linears) > 1)
+    return tuple(group.linears for group in linear_groups(spec) if len(group.linears) > 1)
 
 
 def has_one_scale(linears: Sequence[QuantizedLinear]) -> bool:
@@ -62,10 +62,10 @@ def share_weight_scale(
 
 def _rescaled(linear: QuantizedLinear, shared: Tensor, weight: Tensor | None) -> QuantizedLinear:
     other = linear.scale != shared
-    codes = linear.codes.clone()
-    rows = linear.codes[other].float() * linear.scale[other, None] if weight is None else weight[other].float()
-    codes[other] = quantize(rows, shared, linear.weight_type)
-    return replace(linear, codes=codes, scale=shared.expand_as(linear.scale).contiguous())
+    qweight = linear.qweight.clone()
+    rows = linear.qweight[other].float() * linear.scale[other, None] if weight is None else weight[other].float()
+    qweight[other] = quantize(rows, shared, linear.weight_type)
+    return replace(linear, qweight=qweight, scale=shared.expand_as(linear.scale).contiguous())
 
 
 def share_input_scale(names: Sequence[str], linears: Sequence[QuantizedLinear]) -> tuple[QuantizedLinear, ...]:
@@ -122,8 +122,8 @@ def _resmoothed(linear: QuantizedLinear, own_I: Tensor, shared_I: Tensor) -> Qua
     if torch.equal(own_I, shared_I):
         return linear
     weight_OI = linear.dequantize() * (own_I / shared_I)
-    grid = Grid.of(weight_OI, linear.weight_type, linear.group_size)
-    rounded = grid.linear(grid.codes(weight_OI))
+    params = QuantParams.of(weight_OI, linear.weight_type, linear.group_size)
+    rounded = params.linear(params.qweight(weight_OI))
     return replace(rounded, input_type=linear.input_type, input_scale=linear.input_scale)
 
 

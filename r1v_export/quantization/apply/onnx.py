@@ -22,14 +22,14 @@ from r1v_export.contract import past_key, past_value
 from r1v_export.errors import UsageError
 from r1v_export.exporters.graph import Derived, Rewrite
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
-from r1v_export.quantization.groups import sites
+from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import CacheType, KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Scheme
 
-CODES, SCALE, ZERO_POINT, INPUT_SCALE = ".codes", ".scale", ".zero_point", ".input_scale"
+QWEIGHT, SCALE, ZERO_POINT, INPUT_SCALE = ".qweight", ".scale", ".zero_point", ".input_scale"
 """Suffixes of what a linear's `weight.T` turns into, and of the scale of a site's input."""
-INPUT_FACTOR = ".input_factor"
+PRE_QUANT_SCALE = ".pre_quant_scale"
 """Suffix of what an imported linear multiplies its input by."""
 
 TYPES = {
@@ -55,14 +55,14 @@ def quantizer(
         overrides: readers of the other tensors that calibration rewrote, by checkpoint name.
         cache_scales: of cached keys and values, by the attention's checkpoint name.
     """
-    site_of = {name: site.name for site in sites(spec) for name in site.linears}
+    group_of = {name: group.name for group in linear_groups(spec) for name in group.linears}
 
     def rewrite(model: ir.Model) -> dict[str, Derived]:
-        insertion = QuantizeLinears(schemes, site_of)
+        insertion = QuantizeLinears(schemes, group_of)
         insertion(model)
         derived: dict[str, Derived] = {name: _ignoring_read(read) for name, read in overrides.items()}
         for name in insertion.quantized:
-            derived |= _linear_tensors(name, site_of[name], linear)
+            derived |= _linear_tensors(name, group_of[name], linear)
         if cache_scales:
             QuantizeCache({name: scales.kind for name, scales in cache_scales.items()})(model)
             derived |= _cache_tensors(cache_scales)
@@ -75,15 +75,15 @@ def _ignoring_read(read: Callable[[], Tensor]) -> Derived:
     return lambda _: read()
 
 
-def _linear_tensors(name: str, site: str, linear: Callable[[str], QuantizedLinear]) -> dict[str, Derived]:
+def _linear_tensors(name: str, group: str, linear: Callable[[str], QuantizedLinear]) -> dict[str, Derived]:
     """How each tensor of a quantized linear is made, in the graph's [in, out] order."""
     weight = f"{name}.weight{TRANSPOSED}"
     return {
-        weight + CODES: lambda _: linear(name).codes.t(),
+        weight + QWEIGHT: lambda _: linear(name).qweight.t(),
         weight + SCALE: lambda _: linear(name).scale.t(),
         weight + ZERO_POINT: lambda _: _required(linear(name).zero_point, name).t(),
-        site + INPUT_SCALE: lambda _: _required(linear(name).input_scale, name),
-        name + INPUT_FACTOR: lambda _: _required(linear(name).input_factor, name),
+        group + INPUT_SCALE: lambda _: _required(linear(name).input_scale, name),
+        name + PRE_QUANT_SCALE: lambda _: _required(linear(name).pre_quant_scale, name),
     }
 
 
@@ -115,9 +115,9 @@ class QuantizeLinears(ir.passes.InPlacePass):
         quantized: the linears that this graph holds, after the pass ran.
     """
 
-    def __init__(self, schemes: Mapping[str, Scheme], site_of: Mapping[str, str]) -> None:
+    def __init__(self, schemes: Mapping[str, Scheme], group_of: Mapping[str, str]) -> None:
         super().__init__()
-        self.schemes, self.site_of = schemes, site_of
+        self.schemes, self.group_of = schemes, group_of
         self.quantized: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -132,13 +132,13 @@ class QuantizeLinears(ir.passes.InPlacePass):
             assert weight is not None
             node.replace_input_with(1, self._dequantized_weight(graph, node, weight, scheme))
             graph.initializers.pop(weight.name)
-            if scheme.multiplies_input:
+            if scheme.has_pre_quant_scale:
                 node.replace_input_with(0, self._multiplied_input(graph, node, name))
             if scheme.inputs is not None:
-                site = self.site_of[name]
-                if site not in inputs:
-                    inputs[site] = self._round_tripped_input(graph, node, site, scheme)
-                node.replace_input_with(0, inputs[site])
+                group = self.group_of[name]
+                if group not in inputs:
+                    inputs[group] = self._round_tripped_input(graph, node, group, scheme)
+                node.replace_input_with(0, inputs[group])
             self.quantized.append(name)
         return ir.passes.PassResult(model, bool(self.quantized))
 
@@ -157,36 +157,36 @@ class QuantizeLinears(ir.passes.InPlacePass):
         else:
             scale_shape = (features_in // weights.group_size, features_out)
             attributes = {"axis": 0, "block_size": weights.group_size}
-        code_type = TYPES[weights.type]
+        qweight_dtype = TYPES[weights.type]
         operands = [
-            _unbound(graph, f"{weight.name}{CODES}", code_type, (features_in, features_out)),
+            _unbound(graph, f"{weight.name}{QWEIGHT}", qweight_dtype, (features_in, features_out)),
             _unbound(graph, f"{weight.name}{SCALE}", ir.DataType.FLOAT, scale_shape),
         ]
         if weights.type == "uint4":
-            operands.append(_unbound(graph, f"{weight.name}{ZERO_POINT}", code_type, scale_shape))
+            operands.append(_unbound(graph, f"{weight.name}{ZERO_POINT}", qweight_dtype, scale_shape))
         return _insert(graph, node, "DequantizeLinear", operands, attributes, weight.dtype, weight.shape, weight.name)
 
     def _multiplied_input(self, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
         x, weight = node.inputs
         assert x is not None
         assert weight is not None
-        factor = _unbound(graph, f"{name}{INPUT_FACTOR}", x.dtype, (weight.shape.numpy()[0],))
+        factor = _unbound(graph, f"{name}{PRE_QUANT_SCALE}", x.dtype, (weight.shape.numpy()[0],))
         return _insert(graph, node, "Mul", [x, factor], {}, x.dtype, x.shape, f"{name}.multiplied")
 
-    def _round_tripped_input(self, graph: ir.Graph, node: ir.Node, site: str, scheme: Scheme) -> ir.Value:
+    def _round_tripped_input(self, graph: ir.Graph, node: ir.Node, group: str, scheme: Scheme) -> ir.Value:
         assert scheme.inputs is not None
         if scheme.inputs.mode == "dynamic":
             raise UsageError(
                 "A graph cannot quantize a linear's input per token.",
-                where=site,
+                where=group,
                 expected="static input scales",
                 found="inputs: {mode: dynamic}",
                 fix="take a static recipe such as fp8; dynamic inputs are for TensorRT-LLM checkpoints",
             )
         x = node.inputs[0]
         assert x is not None
-        return _round_tripped(
-            graph, node, x, f"{site}{INPUT_SCALE}", TYPES[scheme.inputs.type], (site, f"{site}.input")
+        return _quantize_dequantize(
+            graph, node, x, f"{group}{INPUT_SCALE}", TYPES[scheme.inputs.type], (group, f"{group}.input")
         )
 
 
@@ -215,21 +215,21 @@ class QuantizeCache(ir.passes.InPlacePass):
             past, new = node.inputs[:2]
             assert past is not None
             assert new is not None
-            name, code_type = written[past.name or ""]
+            name, qweight_dtype = written[past.name or ""]
             names = (name, f"{name}.cached")
-            node.replace_input_with(1, _round_tripped(graph, node, new, f"{name}{SCALE}", code_type, names))
+            node.replace_input_with(1, _quantize_dequantize(graph, node, new, f"{name}{SCALE}", qweight_dtype, names))
         return ir.passes.PassResult(model, bool(writes))
 
 
-def _round_tripped(
-    graph: ir.Graph, before: ir.Node, x: ir.Value, scale_name: str, code_type: ir.DataType, names: tuple[str, str]
+def _quantize_dequantize(
+    graph: ir.Graph, before: ir.Node, x: ir.Value, scale_name: str, qweight_dtype: ir.DataType, names: tuple[str, str]
 ) -> ir.Value:
     """x through a Q/DQ pair with one scale, whose content is bound later; `names` are those of the two nodes."""
     scale = _unbound(graph, scale_name, ir.DataType.FLOAT, ())
     quantized, dequantized = names
-    output = {"output_dtype": int(code_type)}
-    codes = _insert(graph, before, "QuantizeLinear", [x, scale], output, code_type, x.shape, quantized)
-    return _insert(graph, before, "DequantizeLinear", [codes, scale], {}, x.dtype, x.shape, dequantized)
+    output = {"output_dtype": int(qweight_dtype)}
+    qweight = _insert(graph, before, "QuantizeLinear", [x, scale], output, qweight_dtype, x.shape, quantized)
+    return _insert(graph, before, "DequantizeLinear", [qweight, scale], {}, x.dtype, x.shape, dequantized)
 
 
 def _linear_name(node: ir.Node) -> str | None:

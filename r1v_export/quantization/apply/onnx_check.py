@@ -16,7 +16,7 @@ from r1v_export.errors import ParityError
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
 from r1v_export.quantization.apply.onnx import INPUT_SCALE, SCALE
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.quantization.groups import sites
+from r1v_export.quantization.groups import linear_groups
 
 
 def require_calibrated_scales(graphs: Path, artifact: Artifact) -> None:
@@ -47,12 +47,12 @@ def require_calibrated_scales(graphs: Path, artifact: Artifact) -> None:
 
 def _scales(artifact: Artifact) -> Iterator[tuple[str, str, np.ndarray]]:
     """Name in the graph, whose it is, and value of every scale, [groups, out] where a weight has several."""
-    site_of = {linear: site.name for site in sites(artifact.spec) for linear in site.linears}
+    group_of = {linear: group.name for group in linear_groups(artifact.spec) for linear in group.linears}
     for name in artifact.schemes:
         weight, inputs = artifact.scales(name)
         yield f"{name}.weight{TRANSPOSED}{SCALE}", name, weight.t().numpy()
         if inputs is not None:
-            yield f"{site_of[name]}{INPUT_SCALE}", name, inputs.numpy()
+            yield f"{group_of[name]}{INPUT_SCALE}", name, inputs.numpy()
     for name, scales in artifact.cache_scales.items():
         for what, scale in scales.items():
             yield f"{name}.{what}{SCALE}", f"{name}, cached {what}s", np.array(scale, dtype=np.float32)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1v_export.quantization.kv_scales import CacheType, KVScales
-from r1v_export.quantization.quantized_linear import QuantizedLinear, round_trip, token_scale
+from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize_dequantize, token_scale
 
 Entry = TypeVar("Entry")
 
@@ -24,7 +24,7 @@ class FakeQuantLinear(nn.Module):
     weight: Tensor
     bias: Tensor | None
     input_scale: Tensor | None
-    input_factor: Tensor | None
+    pre_quant_scale: Tensor | None
 
     def __init__(self, linear: QuantizedLinear, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class FakeQuantLinear(nn.Module):
         self.register_buffer("weight", linear.dequantize())
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         self.register_buffer("input_scale", linear.input_scale)
-        self.register_buffer("input_factor", linear.input_factor)
+        self.register_buffer("pre_quant_scale", linear.pre_quant_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.input_factor is not None:
-            x = x * self.input_factor
+        if self.pre_quant_scale is not None:
+            x = x * self.pre_quant_scale
         if self.input_type is not None:
             scale = token_scale(x, self.input_type) if self.input_scale is None else self.input_scale
-            x = round_trip(x, scale, self.input_type)
+            x = quantize_dequantize(x, scale, self.input_type)
         return F.linear(x, self.weight, self.bias)
 
 
@@ -54,7 +54,7 @@ class FakeQuantCache(nn.Module):
         self.register_buffer("scale", torch.tensor(scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        return round_trip(x, self.scale, self.kind)
+        return quantize_dequantize(x, self.scale, self.kind)
 
 
 def apply(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from r1v_export.errors import ParityError
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.quantization.groups import sites
+from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear, quantize
 from r1v_export.quantization.recipe import RoundToNearest
 
@@ -32,7 +32,7 @@ def require_own_scales(model: nn.Module, artifact: Artifact) -> None:
     """
     if artifact.overrides:
         return
-    site_of = {linear: site.name for site in sites(artifact.spec) for linear in site.linears}
+    group_of = {linear: group.name for group in linear_groups(artifact.spec) for linear in group.linears}
     for name, scheme in artifact.schemes.items():
         weights = scheme.weights
         if not isinstance(weights, RoundToNearest) or weights.clip:
@@ -41,7 +41,7 @@ def require_own_scales(model: nn.Module, artifact: Artifact) -> None:
         wrong = _wrong_rows(linear, original)
         if wrong:
             raise _wrong(artifact, name, "weight scales that give the original's codes", f"{wrong} rows of others")
-        seen = artifact.stats.inputs.get(site_of[name])
+        seen = artifact.stats.inputs.get(group_of[name])
         if linear.input_scale is not None and seen is not None and artifact.recipe.observer.kind == "absmax":
             expected = seen.absmax / RANGES[linear.input_type or "fp8"][1]
             if not math.isclose(float(linear.input_scale), expected, rel_tol=1e-3):
@@ -52,12 +52,12 @@ def _wrong_rows(linear: QuantizedLinear, original: Tensor) -> int:
     """Output channels most of whose codes are not those of the original weight."""
     weight, scale, zero_point = original.detach().float().cpu(), linear.scale, linear.zero_point
     if linear.group_size is None:
-        codes = quantize(weight, scale[:, None], linear.weight_type)
+        qweight = quantize(weight, scale[:, None], linear.weight_type)
     else:
         groups = weight.unflatten(1, (-1, linear.group_size))
         point = None if zero_point is None else zero_point.float()[..., None]
-        codes = quantize(groups, scale[..., None], linear.weight_type, point).flatten(1)
-    differing = (codes.float() != linear.codes.float()).float().mean(1)
+        qweight = quantize(groups, scale[..., None], linear.weight_type, point).flatten(1)
+    differing = (qweight.float() != linear.qweight.float()).float().mean(1)
     return int((differing > _ROW_TOLERANCE).sum())
 
 

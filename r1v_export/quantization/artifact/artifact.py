@@ -2,9 +2,9 @@
 
     stats.json          where the numbers come from: checkpoint, samples, and what was seen at every input
     recipe.yaml         the recipe, with every default written out
-    scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .input_factor,
+    scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .pre_quant_scale,
                         {layer}.self_attn.key_scale .value_scale
-    codes/{block}.safetensors   {linear}.codes (4-bit codes two to a byte), and tensors that an algorithm rewrote,
+    qweight/{block}.safetensors {linear}.qweight (4-bit values two to a byte), and tensors that an algorithm rewrote,
                                 under their own names; for the graph stage only
 
 The same input gives the same bytes.
@@ -33,10 +33,10 @@ from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock, ke
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.int4_packing import pack, unpack
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales
-from r1v_export.quantization.quantized_linear import CODE_DTYPES, QuantizedLinear
+from r1v_export.quantization.quantized_linear import QWEIGHT_DTYPES, QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, Scheme, parse, resolve
 
-STATS, RECIPE, SCALES, CODES = "stats.json", "recipe.yaml", "scales.safetensors", "codes"
+STATS, RECIPE, SCALES, QWEIGHT = "stats.json", "recipe.yaml", "scales.safetensors", "qweight"
 SCHEMA_VERSION: Literal[1] = 1
 
 _FOUR_BITS = ("int4", "uint4")
@@ -105,13 +105,13 @@ def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def code_tensors(block: QuantizedBlock) -> dict[str, Tensor]:
-    """What goes into a block's file of codes."""
-    codes = {
-        f"{name}.codes": pack(linear.codes) if linear.weight_type in _FOUR_BITS else linear.codes
+def qweight_tensors(block: QuantizedBlock) -> dict[str, Tensor]:
+    """What goes into a block's file of quantized values."""
+    qweight = {
+        f"{name}.qweight": pack(linear.qweight) if linear.weight_type in _FOUR_BITS else linear.qweight
         for name, linear in block.linears.items()
     }
-    return {name: tensor.cpu().contiguous() for name, tensor in (codes | block.overrides).items()}
+    return {name: tensor.cpu().contiguous() for name, tensor in (qweight | block.overrides).items()}
 
 
 def scale_tensors(name: str, block: QuantizedBlock) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ def scale_tensors(name: str, block: QuantizedBlock) -> dict[str, Tensor]:
         tensors[f"{linear_name}.weight_scale"] = linear.scale
         tensors[f"{linear_name}.weight_zero_point"] = linear.zero_point
         tensors[f"{linear_name}.input_scale"] = linear.input_scale
-        tensors[f"{linear_name}.input_factor"] = linear.input_factor
+        tensors[f"{linear_name}.pre_quant_scale"] = linear.pre_quant_scale
     if block.kv is not None:
         tensors[f"{key_name(name)}_scale"] = torch.tensor(block.kv.key)
         tensors[f"{value_name(name)}_scale"] = torch.tensor(block.kv.value)
@@ -139,7 +139,7 @@ class Artifact:
     schemes: Mapping[str, Scheme]
     """Of every quantized linear, in model order."""
     _scales: Mapping[str, StoredTensor]
-    _codes: Mapping[str, StoredTensor]
+    _qweight: Mapping[str, StoredTensor]
 
     @classmethod
     def open(cls, folder: Path, checkpoint: Checkpoint) -> Artifact:
@@ -151,11 +151,11 @@ class Artifact:
         """
         stats = require_origin(folder, checkpoint)
         recipe = read_recipe(folder)
-        codes: dict[str, StoredTensor] = {}
-        for path in sorted((folder / CODES).glob("*.safetensors")):
-            codes |= _header(path)
+        qweight: dict[str, StoredTensor] = {}
+        for path in sorted((folder / QWEIGHT).glob("*.safetensors")):
+            qweight |= _header(path)
         schemes = resolve(recipe, checkpoint.spec)
-        artifact = cls(folder, checkpoint.spec, stats, recipe, schemes, _header(folder / SCALES), codes)
+        artifact = cls(folder, checkpoint.spec, stats, recipe, schemes, _header(folder / SCALES), qweight)
         artifact._check()
         return artifact
 
@@ -165,25 +165,25 @@ class Artifact:
         return self.recipe.kv_cache is not None or any(scheme.inputs for scheme in self.schemes.values())
 
     def linear(self, name: str) -> QuantizedLinear:
-        """A quantized linear by its checkpoint name, its codes unpacked."""
-        codes, kind = self._codes[f"{name}.codes"].read(), self.schemes[name].weights.type
-        return self._linear(name, unpack(codes, signed=kind == "int4") if kind in _FOUR_BITS else codes)
+        """A quantized linear by its checkpoint name, its quantized values unpacked."""
+        qweight, kind = self._qweight[f"{name}.qweight"].read(), self.schemes[name].weights.type
+        return self._linear(name, unpack(qweight, signed=kind == "int4") if kind in _FOUR_BITS else qweight)
 
-    def _linear(self, name: str, codes: Tensor) -> QuantizedLinear:
+    def _linear(self, name: str, qweight: Tensor) -> QuantizedLinear:
         scheme = self.schemes[name]
         return QuantizedLinear(
-            codes=codes,
+            qweight=qweight,
             weight_type=scheme.weights.type,
             scale=self._scales[f"{name}.weight_scale"].read(),
             zero_point=self._optional(f"{name}.weight_zero_point"),
             group_size=scheme.weights.group_size,
             input_type=scheme.inputs.type if scheme.inputs else None,
             input_scale=self._optional(f"{name}.input_scale"),
-            input_factor=self._optional(f"{name}.input_factor"),
+            pre_quant_scale=self._optional(f"{name}.pre_quant_scale"),
         )
 
     def scales(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """A linear's weight and static input scales, without reading its codes."""
+        """A linear's weight and static input scales, without reading its quantized values."""
         return self._scales[f"{name}.weight_scale"].read(), self._optional(f"{name}.input_scale")
 
     def linears(self) -> Iterator[tuple[str, QuantizedLinear]]:
@@ -193,7 +193,7 @@ class Artifact:
     @cached_property
     def overrides(self) -> dict[str, Callable[[], Tensor]]:
         """Readers of the tensors that an algorithm rewrote, whole and float32, by checkpoint name."""
-        return {name: stored.read for name, stored in self._codes.items() if not name.endswith(".codes")}
+        return {name: stored.read for name, stored in self._qweight.items() if not name.endswith(".qweight")}
 
     def kv_scales(self, layer: int) -> KVScales | None:
         """Scales of the keys and values that a decoder layer caches; None where the cache is not quantized."""
@@ -218,16 +218,16 @@ class Artifact:
         self._check_names()
         shapes, tensors = linear_shapes(self.spec), expected_tensors(self.spec)
         for name, scheme in self.schemes.items():
-            stored = self._codes[f"{name}.codes"]
+            stored = self._qweight[f"{name}.qweight"]
             out_features, in_features = shapes[name]
             packed = scheme.weights.type in _FOUR_BITS
             shape = (out_features, in_features // 2) if packed else (out_features, in_features)
-            dtype = torch.uint8 if packed else CODE_DTYPES[scheme.weights.type]
+            dtype = torch.uint8 if packed else QWEIGHT_DTYPES[scheme.weights.type]
             if (stored.shape, stored.dtype) != (shape, dtype):
-                raise self._bad(name, f"codes {dtype} {shape}", f"{stored.dtype} {stored.shape}")
-            # Of codes, type and shape are all there is to be wrong: they stay in their file.
-            codes = torch.empty(shapes[name], dtype=CODE_DTYPES[scheme.weights.type], device="meta")
-            if problem := self._linear(name, codes).problem():
+                raise self._bad(name, f"quantized values {dtype} {shape}", f"{stored.dtype} {stored.shape}")
+            # Of quantized values, type and shape are all there is to be wrong: they stay in their file.
+            qweight = torch.empty(shapes[name], dtype=QWEIGHT_DTYPES[scheme.weights.type], device="meta")
+            if problem := self._linear(name, qweight).problem():
                 raise self._bad(name, "what the recipe says, with positive, finite scales", problem)
         for name, read in self.overrides.items():
             tensor = read()
@@ -248,21 +248,23 @@ class Artifact:
             raise self._bad(what, f"one scale, as {cache.kind} caches have", f"{cache.key:g} and {cache.value:g}")
 
     def _check_names(self) -> None:
-        scales, codes = set[str](), {f"{name}.codes" for name in self.schemes}
+        scales, qweight = set[str](), {f"{name}.qweight" for name in self.schemes}
         for name, scheme in self.schemes.items():
             scales.add(f"{name}.weight_scale")
             scales |= {f"{name}.weight_zero_point"} if scheme.weights.type == "uint4" else set()
             scales |= {f"{name}.input_scale"} if scheme.inputs and scheme.inputs.mode == "static" else set()
-            scales |= {f"{name}.input_factor"} if scheme.multiplies_input else set()
+            scales |= {f"{name}.pre_quant_scale"} if scheme.has_pre_quant_scale else set()
         if self.recipe.kv_cache:
             blocks = [f"language_model.model.layers.{layer}" for layer in range(self.spec.language.num_layers)]
             scales |= {f"{name(block)}_scale" for block in blocks for name in (key_name, value_name)}
-        known = codes | set(expected_tensors(self.spec))
+        known = qweight | set(expected_tensors(self.spec))
         _refuse(
-            "lacks tensors that its recipe calls for", (scales - set(self._scales)) | (codes - set(self._codes)), self
+            "lacks tensors that its recipe calls for",
+            (scales - set(self._scales)) | (qweight - set(self._qweight)),
+            self,
         )
         _refuse("holds tensors that its recipe does not call for", set(self._scales) - scales, self)
-        _refuse("holds tensors that the model does not have", set(self._codes) - known, self)
+        _refuse("holds tensors that the model does not have", set(self._qweight) - known, self)
 
     def _bad(self, what: str, expected: object, found: object) -> BundleError:
         return BundleError(

@@ -21,7 +21,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import CheckpointError
 from r1v_export.quantization.algorithms.quantize_block import key_name, value_name
 from r1v_export.quantization.calibration.dataset import Sample
-from r1v_export.quantization.groups import LM_HEAD_LINEAR, Site, sites
+from r1v_export.quantization.groups import LM_HEAD_LINEAR, LinearGroup, linear_groups
 from r1v_export.quantization.quantized_linear import all_finite
 from r1v_export.reference import operators, vision
 from r1v_export.reference.embed import Embed
@@ -40,12 +40,12 @@ class Block(ABC):
 
     Attributes:
         name: that of its module in the checkpoint.
-        sites: what can be quantized in it; none in embeddings.
+        groups: what can be quantized in it; none in embeddings.
     """
 
     def __init__(self, name: str, spec: ModelSpec) -> None:
         self.name, self.spec = name, spec
-        self.sites: tuple[Site, ...] = tuple(site for site in sites(spec) if site.block == name)
+        self.groups: tuple[LinearGroup, ...] = tuple(group for group in linear_groups(spec) if group.block == name)
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -240,7 +240,7 @@ def _to_module(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _in_chunks(module: nn.Module, x: Tensor) -> Tensor:
-    """A module over [T, ...], a few tiles at a time; a sample without pictures has none and gives none."""
+    """A module over [T, ...], a few tiles at a time; a sample without images has none and gives none."""
     chunks = [module(_to_module(module, chunk)) for chunk in x.split(TILES_AT_ONCE)]
     return torch.cat(chunks)
 

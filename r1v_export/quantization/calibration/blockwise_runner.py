@@ -15,14 +15,14 @@ from r1v_export.quantization.artifact.artifact import Compute
 from r1v_export.quantization.calibration.activations import Activations
 from r1v_export.quantization.calibration.blocks import Block, materialize
 from r1v_export.quantization.calibration.dataset import Sample
-from r1v_export.quantization.calibration.key import Schedule
+from r1v_export.quantization.calibration.key import CalibrationPlan
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import not_finite, observe
 
 OnProgress = Callable[[int, int], None]
 """Told how much of this run's work is done and how much there is, in a unit of no meaning."""
 
-Handle = Callable[[Block, nn.Module, BlockStatistics], None]
+BlockCallback = Callable[[Block, nn.Module, BlockStatistics], None]
 """Takes a block's module, and what was observed in it; a block that nobody had to observe has no statistics."""
 
 NOTHING_SEEN = BlockStatistics({}, {})
@@ -32,7 +32,7 @@ ACTIVATION_MEMORY_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
-class Execution:
+class CalibrationOptions:
     """How a calibration is run. Nothing but the device changes a number of its result.
 
     Attributes:
@@ -50,7 +50,7 @@ class Execution:
     on_progress: OnProgress = lambda done, total: None
 
 
-DEFAULT = Execution()
+DEFAULT_OPTIONS = CalibrationOptions()
 
 
 def compute_dtype(checkpoint: Checkpoint, device: str) -> Compute:
@@ -66,7 +66,7 @@ def compute_dtype(checkpoint: Checkpoint, device: str) -> Compute:
     return checkpoint.spec.dtype
 
 
-class Stream:
+class BlockwiseRunner:
     """One checkpoint, one set of samples, one device.
 
     Args:
@@ -76,19 +76,19 @@ class Stream:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        schedule: Schedule,
+        plan: CalibrationPlan,
         samples: Sequence[Sample],
         folder: Path,
-        execution: Execution,
+        options: CalibrationOptions,
     ) -> None:
-        self.checkpoint, self.schedule, self.samples = checkpoint, schedule, samples
-        self.device = torch.device(execution.device)
-        self.dtype = getattr(torch, compute_dtype(checkpoint, execution.device))
-        self.activations = Activations(folder, execution.activation_memory_bytes)
-        self.on_progress = execution.on_progress
+        self.checkpoint, self.plan, self.samples = checkpoint, plan, samples
+        self.device = torch.device(options.device)
+        self.dtype = getattr(torch, compute_dtype(checkpoint, options.device))
+        self.activations = Activations(folder, options.activation_memory_bytes)
+        self.on_progress = options.on_progress
         self._done = self._total = 0
 
-    def run(self, finished: int, handle: Handle, on_finished: Callable[[Block], None], *, rounds: bool) -> None:
+    def run(self, finished: int, handle: BlockCallback, on_finished: Callable[[Block], None], *, rounds: bool) -> None:
         """Take every block after the first `finished` ones in turn.
 
         The samples go through as far as anything is to be observed; where an earlier run left no activations to start
@@ -99,45 +99,45 @@ class Stream:
             on_finished: called for every block, after `handle`.
             rounds: whether `handle` quantizes; for the time left.
         """
-        schedule, last = self.schedule, self.schedule.last_observed
+        plan, last = self.plan, self.plan.last_observed
         start = self.activations.resume_at(finished) if finished <= last else finished
-        self._plan_work(start, finished, rounds)
-        for index in range(start, len(schedule.blocks)):
-            block, module, seen = schedule.blocks[index], None, NOTHING_SEEN
+        self._plan_progress(start, finished, rounds)
+        for index in range(start, len(plan.blocks)):
+            block, module, seen = plan.blocks[index], None, NOTHING_SEEN
             if index <= last:
                 module = materialize(block, self.checkpoint, self.dtype, self.device)
                 seen = self._through(index, block, module, observed=index >= finished)
             if index >= finished:
-                if schedule.is_quantized(block):
+                if plan.is_quantized(block):
                     handle(block, module or materialize(block, self.checkpoint, self.dtype, self.device), seen)
                 on_finished(block)
-                self._advance(schedule.rounding_work(index) if rounds else 0)
+                self._advance(plan.rounding_work(index) if rounds else 0)
             if index <= last:
                 self.activations.advance()
 
     @torch.no_grad()
     def _through(self, index: int, block: Block, module: nn.Module, observed: bool) -> BlockStatistics:
-        schedule = self.schedule
-        sites = schedule.observed_sites(block) if observed else []
-        outputs = observed and schedule.has_cache_scales(block)
-        with observe(block, module, sites, schedule.gram_sites(block), outputs) as observation:
+        plan = self.plan
+        groups = plan.observed_groups(block) if observed else []
+        outputs = observed and plan.has_cache_scales(block)
+        with observe(block, module, groups, plan.gram_groups(block), outputs) as observation:
             for sample in self.samples:
                 observation.where = sample.name
                 given = self.activations.take(sample.index) if index else None
                 result = block.forward(module, sample, given)
                 if not result.isfinite().all():
                     raise not_finite(f"the output of {block.name}", sample.name)
-                if index < schedule.last_observed:
+                if index < plan.last_observed:
                     self.activations.put(sample.index, result)
-                self._advance(schedule.streaming_work(index, len(sample.token_ids), sample.tiles))
+                self._advance(plan.streaming_work(index, len(sample.token_ids), sample.tiles))
         return observation.statistics()
 
-    def _plan_work(self, start: int, finished: int, rounds: bool) -> None:
-        blocks, schedule = range(start, len(self.schedule.blocks)), self.schedule
+    def _plan_progress(self, start: int, finished: int, rounds: bool) -> None:
+        blocks, plan = range(start, len(self.plan.blocks)), self.plan
         samples = [(len(sample.token_ids), sample.tiles) for sample in self.samples]
         self._done = 0
-        self._total = sum(schedule.streaming_work(index, *sample) for index in blocks for sample in samples)
-        self._total += sum(schedule.rounding_work(index) for index in blocks if rounds and index >= finished)
+        self._total = sum(plan.streaming_work(index, *sample) for index in blocks for sample in samples)
+        self._total += sum(plan.rounding_work(index) for index in blocks if rounds and index >= finished)
 
     def _advance(self, work: int) -> None:
         self._done += work

@@ -27,15 +27,20 @@ from r1v_export.quantization.artifact.artifact import (
     InputEntry,
     Stats,
     checkpoint_fingerprint,
-    code_tensors,
+    qweight_tensors,
     read_stats,
     scale_tensors,
 )
 from r1v_export.quantization.calibration.blocks import Block
-from r1v_export.quantization.calibration.blockwise_runner import DEFAULT, Execution, Stream, compute_dtype
+from r1v_export.quantization.calibration.blockwise_runner import (
+    DEFAULT_OPTIONS,
+    BlockwiseRunner,
+    CalibrationOptions,
+    compute_dtype,
+)
 from r1v_export.quantization.calibration.dataset import CalibrationSet
-from r1v_export.quantization.calibration.key import Plan, Schedule, make_plan
-from r1v_export.quantization.calibration.resume import BlockRecord, Work, work_folder, write_text
+from r1v_export.quantization.calibration.key import CalibrationKey, CalibrationPlan, make_key
+from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, resume_folder, write_text
 from r1v_export.quantization.recipe import Imported, Recipe
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, BlockStatistics
 
@@ -45,7 +50,7 @@ def calibrate(
     recipe: Recipe,
     calibration: CalibrationSet,
     out: Path,
-    execution: Execution = DEFAULT,
+    options: CalibrationOptions = DEFAULT_OPTIONS,
 ) -> Stats:
     """Quantize a checkpoint's linears as a recipe says, and write the result as an `artifact.Artifact`.
 
@@ -61,26 +66,26 @@ def calibrate(
     """
     if calibration.shard.count > 1:
         raise UsageError("One shard is no calibration.", found=f"shard {calibration.shard}", fix="merge all shards")
-    compute = compute_dtype(checkpoint, execution.device)
-    plan = make_plan(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
-    schedule = make_schedule(checkpoint, recipe)
-    done, unfinished = is_done(plan, out), Work(execution.work or work_folder(out), plan)
+    compute = compute_dtype(checkpoint, options.device)
+    key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
+    plan = make_plan(checkpoint, recipe)
+    done, unfinished = is_done(key, out), ResumeState(options.work or resume_folder(out), key)
     if done:
         unfinished.clear()
         return read_stats(out)
-    quantization = Quantization(schedule, unfinished)
-    stream = Stream(checkpoint, schedule, calibration.samples, unfinished.activations, execution)
-    stream.run(quantization.finished, quantization.quantize, quantization.finish_block, rounds=True)
+    quantization = Quantization(plan, unfinished)
+    runner = BlockwiseRunner(checkpoint, plan, calibration.samples, unfinished.activations, options)
+    runner.run(quantization.finished, quantization.quantize, quantization.finish_block, rounds=True)
     return quantization.finish(out)
 
 
-def make_schedule(checkpoint: Checkpoint, recipe: Recipe) -> Schedule:
+def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> CalibrationPlan:
     """
     Raises:
         UsageError: the recipe does not fit the model, or leaves it as it is.
     """
-    schedule = Schedule(checkpoint.spec, recipe)
-    imported = [name for name, scheme in schedule.schemes.items() if isinstance(scheme.weights, Imported)]
+    plan = CalibrationPlan(checkpoint.spec, recipe)
+    imported = [name for name, scheme in plan.schemes.items() if isinstance(scheme.weights, Imported)]
     if imported:
         raise UsageError(
             "The recipe describes a checkpoint that came quantized: nothing can be calibrated by it.",
@@ -89,17 +94,17 @@ def make_schedule(checkpoint: Checkpoint, recipe: Recipe) -> Schedule:
             found=f"algorithm: imported at {shorten(imported)}",
             fix="build that checkpoint without --recipe",
         )
-    if not schedule.schemes:
+    if not plan.schemes:
         raise UsageError(
             "The recipe quantizes nothing.",
             where=f"recipe {recipe.name}",
             expected="a rule with a scheme",
             fix="build with --precision bf16, which needs no calibration",
         )
-    return schedule
+    return plan
 
 
-def is_done(plan: Plan, out: Path) -> bool:
+def is_done(key: CalibrationKey, out: Path) -> bool:
     """Whether `out` holds the result of this plan already.
 
     Raises:
@@ -107,7 +112,7 @@ def is_done(plan: Plan, out: Path) -> bool:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    if (out / STATS).is_file() and read_stats(out).fingerprint == plan.fingerprint:
+    if (out / STATS).is_file() and read_stats(out).fingerprint == key.fingerprint:
         return True
     raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
 
@@ -115,14 +120,14 @@ def is_done(plan: Plan, out: Path) -> bool:
 class Quantization:
     """Blocks becoming files, one after the other."""
 
-    def __init__(self, schedule: Schedule, work: Work) -> None:
-        self.schedule, self.work = schedule, work
+    def __init__(self, plan: CalibrationPlan, work: ResumeState) -> None:
+        self.plan, self.work = plan, work
         self._record = BlockRecord()
 
     @property
     def finished(self) -> int:
         """How many blocks, from the first on, are done."""
-        names = [block.name for block in self.schedule.blocks]
+        names = [block.name for block in self.plan.blocks]
         return next((i for i, name in enumerate(names) if self.work.record(name) is None), len(names))
 
     def quantize(self, block: Block, module: nn.Module, seen: BlockStatistics) -> None:
@@ -131,18 +136,18 @@ class Quantization:
         Raises:
             InputError: nothing, or nothing but zeros, was seen where an algorithm needs to have seen something.
         """
-        for site in self.schedule.observed_sites(block):
-            _require_seen(site.name, seen.activations[site.name])
+        for group in self.plan.observed_groups(block):
+            _require_seen(group.name, seen.activations[group.name])
         tensors: Mapping[str, Tensor] = {block.checkpoint_name(k): v for k, v in module.state_dict().items()}
-        recipe = self.schedule.recipe
-        quantized = quantize_block(block.sites, self.schedule.schemes, tensors, seen, recipe.observer, recipe.kv_cache)
+        recipe = self.plan.recipe
+        quantized = quantize_block(block.groups, self.plan.schemes, tensors, seen, recipe.observer, recipe.kv_cache)
         warning = quantized.kv.warning if quantized.kv else None
         inputs = {name: summary(statistics) for name, statistics in seen.activations.items()}
         self.keep(block, quantized, BlockRecord(inputs=inputs, warnings=(warning,) if warning else ()))
 
     def keep(self, block: Block, quantized: QuantizedBlock, record: BlockRecord) -> None:
         """Write what becomes of a block's linears."""
-        self.work.write_block(block.name, code_tensors(quantized), scale_tensors(block.name, quantized))
+        self.work.write_block(block.name, qweight_tensors(quantized), scale_tensors(block.name, quantized))
         self._record = record
 
     def finish_block(self, block: Block) -> None:
@@ -151,19 +156,19 @@ class Quantization:
 
     def finish(self, out: Path) -> Stats:
         """Write what concerns all blocks, and move the result to `out`."""
-        plan, work = self.work.plan, self.work
-        records = [record for block in self.schedule.blocks if (record := work.record(block.name))]
+        key, work = self.work.key, self.work
+        records = [record for block in self.plan.blocks if (record := work.record(block.name))]
         stats = Stats(
-            fingerprint=plan.fingerprint,
-            checkpoint=plan.checkpoint,
-            compute=plan.compute,
-            samples=plan.samples,
+            fingerprint=key.fingerprint,
+            checkpoint=key.checkpoint,
+            compute=key.compute,
+            samples=key.samples,
             inputs={name: entry for record in records for name, entry in record.inputs.items()},
             warnings=tuple(warning for record in records for warning in record.warnings),
         )
-        quantized = [block.name for block in self.schedule.blocks if self.schedule.is_quantized(block)]
+        quantized = [block.name for block in self.plan.blocks if self.plan.is_quantized(block)]
         work.join_scales(quantized, work.result / SCALES)
-        write_text(work.result / RECIPE, plan.recipe.to_yaml())
+        write_text(work.result / RECIPE, key.recipe.to_yaml())
         write_text(work.result / STATS, to_json(stats.model_dump(mode="json")))
         work.finish(out)
         return stats
@@ -184,7 +189,7 @@ def _require_seen(name: str, statistics: ActivationStatistics) -> None:
         raise InputError(
             "No calibration sample reaches a linear that the recipe quantizes.",
             where=name,
-            expected="samples with pictures for vision tower and projector",
+            expected="samples with images for vision tower and projector",
             fix="add such samples, or leave this linear out of the recipe",
         )
     if statistics.absmax == 0:

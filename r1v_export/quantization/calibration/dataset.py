@@ -1,13 +1,13 @@
-"""Calibration samples: pictures and texts through the real tiler and prompt template, in a fixed order, each hashed.
+"""Calibration samples: images and texts through the real tiler and prompt template, in a fixed order, each hashed.
 
 A calibration set is one of
-* nothing: the built-in generator's calibration pictures and questions, for r1v-nano;
+* nothing: the built-in generator's calibration images and questions, for r1v-nano;
 * a `.jsonl` file, or a folder that holds one: a line is `{"image": "a.png", "prompt": "...", "answer": "..."}`, with
-  `images` (a list) for several pictures, none for text alone, and optionally `thought`; paths are relative to the file;
+  `images` (a list) for several images, none for text alone, and optionally `reasoning`; paths are relative to the file;
 * a folder saved with Hugging Face `datasets`, with columns of the same names (`question` stands for `prompt` too).
 
 Where there is no answer the model's own greedy continuation takes its place: a reasoning model spends most of its
-tokens on its thought, so it has to be calibrated on thoughts.
+tokens on its reasoning, so it has to be calibrated on reasoning.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from PIL import Image
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import InputError, UsageError
 from r1v_export.manifest import to_json
-from r1v_export.quantization.calibration.raw_examples import Record
+from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.reference.preprocess import pixel_values, tile_image
 from r1v_export.reference.prompt import TEMPLATES, THOUGHT_END, Template, Turn, encode
 from r1v_export.reference.tokenizer import Tokenizer
 
-Continuation = Callable[[Sequence[Record]], Sequence[Sequence[int]]]
+ResponseGenerator = Callable[[Sequence[RawExample]], Sequence[Sequence[int]]]
 """Gives the token ids of the model's greedy answer to each record, its stop token included."""
 
 _CONTINUED_AT_ONCE = 8
@@ -72,9 +72,9 @@ class Sample:
     Attributes:
         index: position in the whole calibration set, whatever the shard.
         name: where it comes from, without a path.
-        sha256: hash of its token ids and of its pictures' pixels.
+        sha256: hash of its token ids and of its images' pixels.
         token_ids: prompt, image tokens and reply.
-        tiles: number of tiles of all its pictures.
+        tiles: number of tiles of all its images.
         pixels: makes its tiles, normalized, float32 [tiles, 3, S, S].
     """
 
@@ -97,15 +97,15 @@ class CalibrationSet:
 
 
 def prepare(
-    records: Sequence[Record],
+    examples: Sequence[RawExample],
     checkpoint: Checkpoint,
     *,
     shard: Shard | None = None,
-    continuation: Continuation | None = None,
+    continuation: ResponseGenerator | None = None,
     max_tokens: int | None = None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> CalibrationSet:
-    """Make samples of records: decode every picture once, tile and tokenize; nothing but hashes and tokens is kept.
+    """Make samples of records: decode every image once, tile and tokenize; nothing but hashes and tokens is kept.
 
     Args:
         shard: the part to prepare; the whole set where left out.
@@ -114,46 +114,48 @@ def prepare(
         on_sample: called after each.
 
     Raises:
-        InputError: no records, no pictures in any of them, a picture that cannot be used, a prompt too long.
+        InputError: no records, no images in any of them, an image that cannot be used, a prompt too long.
     """
     shard = shard or Shard()
-    _require_pictures(records)
-    if shard.count > len(records):
+    _require_images(examples)
+    if shard.count > len(examples):
         raise InputError(
-            "There are more shards than calibration samples.", expected=f"at most {len(records)}", found=shard.count
+            "There are more shards than calibration samples.", expected=f"at most {len(examples)}", found=shard.count
         )
     context = checkpoint.spec.language.max_position_embeddings
     maker = _SampleMaker(checkpoint, min(max_tokens or context, context))
-    indices = range(shard.index, len(records), shard.count)
-    replies = _own_replies([records[index] for index in indices], continuation)
+    indices = range(shard.index, len(examples), shard.count)
+    replies = _self_generated_responses([examples[index] for index in indices], continuation)
     samples = []
     for index, reply in zip(indices, replies, strict=True):
-        samples.append(maker.make(index, records[index], reply))
+        samples.append(maker.make(index, examples[index], reply))
         on_sample()
-    return CalibrationSet(tuple(samples), shard, len(records), _texts_sha256(records))
+    return CalibrationSet(tuple(samples), shard, len(examples), _texts_sha256(examples))
 
 
-def _require_pictures(records: Sequence[Record]) -> None:
-    if not records:
+def _require_images(examples: Sequence[RawExample]) -> None:
+    if not examples:
         raise InputError("The calibration set is empty.", expected="at least one sample", found="none")
-    if not any(record.images for record in records):
+    if not any(example.images for example in examples):
         raise InputError(
-            "No sample of the calibration set shows a picture.",
-            expected="pictures and prompts, as the model will be used",
-            found=f"{len(records)} texts alone",
-            fix="name pictures under `image`; without them vision tower and projector cannot be calibrated",
+            "No sample of the calibration set shows an image.",
+            expected="images and prompts, as the model will be used",
+            found=f"{len(examples)} texts alone",
+            fix="name images under `image`; without them vision tower and projector cannot be calibrated",
         )
 
 
-def _own_replies(records: Sequence[Record], continuation: Continuation | None) -> list[Sequence[int] | None]:
+def _self_generated_responses(
+    examples: Sequence[RawExample], continuation: ResponseGenerator | None
+) -> list[Sequence[int] | None]:
     """The model's own reply to each record without an answer, None for the others."""
-    replies: list[Sequence[int] | None] = [None] * len(records)
+    replies: list[Sequence[int] | None] = [None] * len(examples)
     if continuation is None:
         return replies
-    unanswered = [index for index, record in enumerate(records) if record.answer is None]
+    unanswered = [index for index, example in enumerate(examples) if example.answer is None]
     for start in range(0, len(unanswered), _CONTINUED_AT_ONCE):
         batch = unanswered[start : start + _CONTINUED_AT_ONCE]
-        for index, reply in zip(batch, continuation([records[index] for index in batch]), strict=True):
+        for index, reply in zip(batch, continuation([examples[index] for index in batch]), strict=True):
             replies[index] = reply
     return replies
 
@@ -166,20 +168,20 @@ class _SampleMaker:
         self.tokenizer = Tokenizer.from_folder(checkpoint.folder)
         self.template: Template = TEMPLATES[self.spec.template]
 
-    def make(self, index: int, record: Record, reply: Sequence[int] | None) -> Sample:
-        images = record.load_images()
+    def make(self, index: int, example: RawExample, reply: Sequence[int] | None) -> Sample:
+        images = example.load_images()
         tiling = self.spec.tiling
         tiles = [len(tile_image(image, tiling)) for image in images]
-        token_ids = tuple(self._prompt_ids(record, tiles) + self._reply_ids(record, reply))[: self.max_tokens]
+        token_ids = tuple(self._prompt_ids(example, tiles) + self._reply_ids(example, reply))[: self.max_tokens]
 
         def pixels() -> np.ndarray:
-            return pixel_values(record.load_images(), tiling)[0]
+            return pixel_values(example.load_images(), tiling)[0]
 
-        return Sample(index, record.name, _sha256(token_ids, images), token_ids, sum(tiles), pixels)
+        return Sample(index, example.name, _sha256(token_ids, images), token_ids, sum(tiles), pixels)
 
-    def _prompt_ids(self, record: Record, tiles_per_image: Sequence[int]) -> list[int]:
-        turn = Turn("user", record.prompt, images=len(tiles_per_image))
-        think = record.answer is None or record.thought is not None or THOUGHT_END in record.answer
+    def _prompt_ids(self, example: RawExample, tiles_per_image: Sequence[int]) -> list[int]:
+        turn = Turn("user", example.prompt, images=len(tiles_per_image))
+        think = example.answer is None or example.reasoning is not None or THOUGHT_END in example.answer
         tokens_per_tile = self.spec.tokens_per_tile
         try:
             return encode(
@@ -193,30 +195,32 @@ class _SampleMaker:
             )
         except InputError as error:
             raise InputError(
-                error.what, where=record.name, expected=error.expected, found=error.found, fix=error.fix
+                error.what, where=example.name, expected=error.expected, found=error.found, fix=error.fix
             ) from error
 
-    def _reply_ids(self, record: Record, own_reply: Sequence[int] | None) -> list[int]:
-        if record.answer is None:
+    def _reply_ids(self, example: RawExample, own_reply: Sequence[int] | None) -> list[int]:
+        if example.answer is None:
             return list(own_reply or ())
-        thought = "" if record.thought is None else f"{record.thought}\n{THOUGHT_END}\n\n"
+        reasoning = "" if example.reasoning is None else f"{example.reasoning}\n{THOUGHT_END}\n\n"
         stop = self.tokenizer.special_id(self.template.stop_tokens[0])
-        return [*self._encode_reply(thought + record.answer), stop]
+        return [*self._encode_reply(reasoning + example.answer), stop]
 
     def _encode_reply(self, text: str) -> list[int]:
-        """Ids of a reply, the end of its thought being one token where the tokenizer has it."""
+        """Ids of a reply, the end of its reasoning being one token where the tokenizer has it."""
         end = self.tokenizer.token_id(THOUGHT_END)
         if end is None:
             return self.tokenizer.encode_text(text)
-        thought, *rest = text.split(THOUGHT_END)
-        ids = self.tokenizer.encode_text(thought)
+        reasoning, *rest = text.split(THOUGHT_END)
+        ids = self.tokenizer.encode_text(reasoning)
         for part in rest:
             ids += [end, *self.tokenizer.encode_text(part)]
         return ids
 
 
-def _texts_sha256(records: Sequence[Record]) -> str:
-    texts = [(record.name, len(record.images), record.prompt, record.thought, record.answer) for record in records]
+def _texts_sha256(examples: Sequence[RawExample]) -> str:
+    texts = [
+        (example.name, len(example.images), example.prompt, example.reasoning, example.answer) for example in examples
+    ]
     return hashlib.sha256(to_json(texts).encode()).hexdigest()
 
 

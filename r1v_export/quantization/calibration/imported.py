@@ -24,9 +24,9 @@ from r1v_export.quantization.artifact.artifact import Stats, checkpoint_fingerpr
 from r1v_export.quantization.calibration.blocks import Block
 from r1v_export.quantization.calibration.blockwise_runner import OnProgress
 from r1v_export.quantization.calibration.calibrate import Quantization, is_done
-from r1v_export.quantization.calibration.key import Plan, Schedule
-from r1v_export.quantization.calibration.resume import BlockRecord, Work, work_folder
-from r1v_export.quantization.groups import Site, sites
+from r1v_export.quantization.calibration.key import CalibrationKey, CalibrationPlan
+from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, resume_folder
+from r1v_export.quantization.groups import LinearGroup, linear_groups
 from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import GROUP_SIZES, Imported, Inputs, Recipe, Rule, Scheme
@@ -43,7 +43,12 @@ def imported_recipe(checkpoint: Checkpoint) -> Recipe:
     """
     quantized = checkpoint.quantized
     assert quantized is not None, "the caller imports quantized checkpoints only"
-    kept = {name for site in sites(checkpoint.spec) if _keeps_factor(site, quantized) for name in site.linears}
+    kept = {
+        name
+        for group in linear_groups(checkpoint.spec)
+        if _keeps_pre_quant_scale(group, quantized)
+        for name in group.linears
+    }
     rules: dict[tuple[str, bool], tuple[Scheme, list[str]]] = {}
     for name, linear in quantized.linears.items():
         scheme = _scheme(linear.layout, name in kept)
@@ -56,26 +61,26 @@ def imported_recipe(checkpoint: Checkpoint) -> Recipe:
     )
 
 
-def _keeps_factor(site: Site, quantized: Quantized) -> bool:
+def _keeps_pre_quant_scale(group: LinearGroup, quantized: Quantized) -> bool:
     """Whether what a site's input is multiplied by must stay there: nothing before it could take it up, or only the
     scales of another quantized linear, which are to stay as they came."""
-    factor_I, fold = _factor(site, quantized), site.fold
-    if factor_I is None or fold is None:
-        return factor_I is not None
-    from_quantized = any(name.removesuffix(".weight") in quantized.linears for name in fold.tensors)
-    return from_quantized or not torch.equal(fold.shared(factor_I), factor_I)
+    pre_quant_scale_I, smooth_layer = _pre_quant_scale(group, quantized), group.smooth_layer
+    if pre_quant_scale_I is None or smooth_layer is None:
+        return pre_quant_scale_I is not None
+    from_quantized = any(name.removesuffix(".weight") in quantized.linears for name in smooth_layer.tensors)
+    return from_quantized or not torch.equal(smooth_layer.shared(pre_quant_scale_I), pre_quant_scale_I)
 
 
-def _factor(site: Site, quantized: Quantized) -> Tensor | None:
+def _pre_quant_scale(group: LinearGroup, quantized: Quantized) -> Tensor | None:
     """What all linears of a site multiply their input by, [in]; None where that is nothing but ones."""
-    linears = {name: quantized.linears.get(name) for name in site.linears}
-    found = {name: linear.pre_scale() if linear else None for name, linear in linears.items()}
+    linears = {name: quantized.linears.get(name) for name in group.linears}
+    found = {name: linear.pre_quant_scale() if linear else None for name, linear in linears.items()}
     first = next((scale for scale in found.values() if scale is not None), None)
     apart = [name for name, own in found.items() if first is not None and (own is None or not torch.equal(own, first))]
     if apart:
         raise CheckpointError(
             "Linears that read one tensor multiply it by factors of their own (pre_quant_scale).",
-            where=", ".join(site.linears),
+            where=", ".join(group.linears),
             expected="the same for all of them",
             found=f"another, or none, at {', '.join(apart)}",
             fix=_ORIGINAL,
@@ -83,7 +88,7 @@ def _factor(site: Site, quantized: Quantized) -> Tensor | None:
     return first
 
 
-def _scheme(layout: LinearLayout, input_factor: bool) -> Scheme:
+def _scheme(layout: LinearLayout, pre_quant_scale: bool) -> Scheme:
     if layout.group_size not in (None, *GROUP_SIZES):
         raise CheckpointError(
             "The checkpoint's groups are of a size that no target takes.",
@@ -95,11 +100,11 @@ def _scheme(layout: LinearLayout, input_factor: bool) -> Scheme:
     granularity: Literal["tensor", "channel", "group"]
     granularity = "group" if layout.group_size else "tensor" if layout.per_tensor else "channel"
     weights = Imported(
-        type=layout.codes,
+        type=layout.qweight_type,
         granularity=granularity,
         group_size=layout.group_size,
         algorithm="imported",
-        input_factor=input_factor,
+        pre_quant_scale=pre_quant_scale,
     )
     mode = {"fp8 static": "static", "fp8 dynamic": "dynamic"}.get(layout.inputs or "")
     return Scheme(weights=weights, inputs=Inputs.model_validate({"type": "fp8", "mode": mode}) if mode else None)
@@ -126,22 +131,22 @@ def import_quantized(
     quantized = checkpoint.quantized
     assert quantized is not None, "the caller imports quantized checkpoints only"
     recipe = imported_recipe(checkpoint)
-    plan = Plan(
+    key = CalibrationKey(
         checkpoint=checkpoint_fingerprint(checkpoint), recipe=recipe, compute="float32", shard="1/1", samples=()
     )
-    done, unfinished = is_done(plan, out), Work(work or work_folder(out), plan)
+    done, unfinished = is_done(key, out), ResumeState(work or resume_folder(out), key)
     if done:
         unfinished.clear()
         return read_stats(out)
-    schedule = Schedule(checkpoint.spec, recipe)
-    quantization = Quantization(schedule, unfinished)
+    plan = CalibrationPlan(checkpoint.spec, recipe)
+    quantization = Quantization(plan, unfinished)
     finished = quantization.finished
-    for index, block in enumerate(schedule.blocks):
+    for index, block in enumerate(plan.blocks):
         if index >= finished:
-            if schedule.is_quantized(block):
+            if plan.is_quantized(block):
                 quantization.keep(block, *_import_block(block, checkpoint, quantized))
             quantization.finish_block(block)
-        on_progress(index + 1, len(schedule.blocks))
+        on_progress(index + 1, len(plan.blocks))
     return quantization.finish(out)
 
 
@@ -158,26 +163,26 @@ class _BlockImport:
 
 def _import_block(block: Block, checkpoint: Checkpoint, quantized: Quantized) -> tuple[QuantizedBlock, BlockRecord]:
     state = _BlockImport()
-    for site in block.sites:
-        names = [name for name in site.linears if name in quantized.linears]
+    for group in block.groups:
+        names = [name for name in group.linears if name in quantized.linears]
         decoded = {name: quantized.linears[name].decode() for name in names}
         linears = [_linear(decoded[name], quantized.linears[name].layout) for name in names]
-        state.linears |= zip(names, _with_one_input_scale(site, names, linears, state), strict=True)
-    for site in block.sites:
-        factor_I = _factor(site, quantized)
-        if factor_I is not None and _keeps_factor(site, quantized):
-            state.linears |= {n: replace(state.linears[n], input_factor=factor_I) for n in site.linears}
-        elif factor_I is not None:
-            _move_factor(site, factor_I, state, checkpoint)
+        state.linears |= zip(names, _with_one_input_scale(group, names, linears, state), strict=True)
+    for group in block.groups:
+        pre_quant_scale_I = _pre_quant_scale(group, quantized)
+        if pre_quant_scale_I is not None and _keeps_pre_quant_scale(group, quantized):
+            state.linears |= {n: replace(state.linears[n], pre_quant_scale=pre_quant_scale_I) for n in group.linears}
+        elif pre_quant_scale_I is not None:
+            _apply_pre_quant_scale(group, pre_quant_scale_I, state, checkpoint)
     kv = _cache_scales(block, quantized, state.largest_value_factor)
     return QuantizedBlock(state.linears, state.overrides, kv), BlockRecord(warnings=tuple(state.warnings))
 
 
 def _linear(decoded: Decoded, layout: LinearLayout) -> QuantizedLinear:
-    scale = decoded.scale.expand(decoded.codes.shape[0]).contiguous() if decoded.scale.ndim == 0 else decoded.scale
+    scale = decoded.scale.expand(decoded.qweight.shape[0]).contiguous() if decoded.scale.ndim == 0 else decoded.scale
     return QuantizedLinear(
-        codes=decoded.codes,
-        weight_type=layout.codes,
+        qweight=decoded.qweight,
+        weight_type=layout.qweight_type,
         scale=scale,
         zero_point=decoded.zero_point,
         group_size=layout.group_size,
@@ -187,7 +192,7 @@ def _linear(decoded: Decoded, layout: LinearLayout) -> QuantizedLinear:
 
 
 def _with_one_input_scale(
-    site: Site, names: Sequence[str], linears: Sequence[QuantizedLinear], state: _BlockImport
+    group: LinearGroup, names: Sequence[str], linears: Sequence[QuantizedLinear], state: _BlockImport
 ) -> Sequence[QuantizedLinear]:
     """Linears that read one tensor round it once, by the largest of their scales."""
     scales = {float(linear.input_scale) for linear in linears if linear.input_scale is not None}
@@ -198,14 +203,16 @@ def _with_one_input_scale(
     return share_input_scale(names, linears)
 
 
-def _move_factor(site: Site, factor_I: Tensor, state: _BlockImport, checkpoint: Checkpoint) -> None:
+def _apply_pre_quant_scale(
+    group: LinearGroup, pre_quant_scale_I: Tensor, state: _BlockImport, checkpoint: Checkpoint
+) -> None:
     """Put the factor of a site's input into what makes the input."""
-    fold = site.fold
-    assert fold is not None, "_keeps_factor says so"
-    factor_O = fold.of_source(factor_I)
-    for name in fold.tensors:
+    smooth_layer = group.smooth_layer
+    assert smooth_layer is not None, "_keeps_factor says so"
+    factor_O = smooth_layer.to_source_channels(pre_quant_scale_I)
+    for name in smooth_layer.tensors:
         _multiply(name, factor_O, state, checkpoint)
-    if fold.makes_values:
+    if smooth_layer.produces_values:
         state.largest_value_factor = max(1.0, float(factor_O.max()))
 
 

@@ -16,14 +16,14 @@ from r1v_export.quantization.algorithms.quantize_block import needs_gram
 from r1v_export.quantization.artifact.artifact import Compute, SampleEntry
 from r1v_export.quantization.calibration.blocks import Block, DecoderBlock, blocks
 from r1v_export.quantization.calibration.dataset import CalibrationSet
-from r1v_export.quantization.groups import Site
+from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.recipe import Recipe, Scheme, SmoothQuant, resolve
 
 _ROUNDING_ROWS = {"rtn": 50, "smoothquant": 50, "awq": 3000, "gptq": 6000, "imported": 0}
 """Quantizing a block takes about as long as sending so many vectors through it; for the time left."""
 
 
-class Plan(BaseModel):
+class CalibrationKey(BaseModel):
     """Everything that decides the numbers: two calibrations of the same plan give the same files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,12 +42,12 @@ class Plan(BaseModel):
         return hashlib.sha256(to_json(self.model_dump(mode="json")).encode()).hexdigest()
 
 
-def make_plan(checkpoint: str, recipe: Recipe, compute: Compute, calibration: CalibrationSet) -> Plan:
+def make_key(checkpoint: str, recipe: Recipe, compute: Compute, calibration: CalibrationSet) -> CalibrationKey:
     """The plan of calibrating a checkpoint (by its fingerprint) on a set, or on one shard of it."""
     entries = tuple(
         SampleEntry(name=s.name, sha256=s.sha256, tokens=len(s.token_ids), tiles=s.tiles) for s in calibration.samples
     )
-    return Plan(
+    return CalibrationKey(
         checkpoint=checkpoint,
         recipe=recipe,
         compute=compute,
@@ -58,7 +58,7 @@ def make_plan(checkpoint: str, recipe: Recipe, compute: Compute, calibration: Ca
 
 
 @dataclass(frozen=True)
-class Schedule:
+class CalibrationPlan:
     """Which block is sent through, observed and quantized.
 
     Attributes:
@@ -80,22 +80,22 @@ class Schedule:
 
     def is_quantized(self, block: Block) -> bool:
         """Whether the block has anything to be written for it."""
-        return self.has_cache_scales(block) or any(linear in self.schemes for s in block.sites for linear in s.linears)
+        return self.has_cache_scales(block) or any(linear in self.schemes for s in block.groups for linear in s.linears)
 
     def has_cache_scales(self, block: Block) -> bool:
         return self.recipe.kv_cache is not None and isinstance(block, DecoderBlock)
 
-    def observed_sites(self, block: Block) -> list[Site]:
+    def observed_groups(self, block: Block) -> list[LinearGroup]:
         """Sites whose statistics an algorithm or a static scale needs."""
-        return [s for s in block.sites if any(needs_statistics(self.schemes.get(linear)) for linear in s.linears)]
+        return [s for s in block.groups if any(needs_statistics(self.schemes.get(linear)) for linear in s.linears)]
 
-    def gram_sites(self, block: Block) -> set[str]:
+    def gram_groups(self, block: Block) -> set[str]:
         """Names of the sites whose Gram matrix an algorithm needs."""
-        schemes = {site.name: [self.schemes.get(linear) for linear in site.linears] for site in block.sites}
+        schemes = {group.name: [self.schemes.get(linear) for linear in group.linears] for group in block.groups}
         return {name for name, found in schemes.items() if any(s is not None and needs_gram(s) for s in found)}
 
     def is_observed(self, block: Block) -> bool:
-        return self.has_cache_scales(block) or bool(self.observed_sites(block))
+        return self.has_cache_scales(block) or bool(self.observed_groups(block))
 
     @cached_property
     def last_observed(self) -> int:
@@ -110,7 +110,7 @@ class Schedule:
     def rounding_work(self, index: int) -> int:
         """What it takes to quantize a block, in the unit of `streaming_work`."""
         block = self.blocks[index]
-        found = [self.schemes[linear] for site in block.sites for linear in site.linears if linear in self.schemes]
+        found = [self.schemes[linear] for group in block.groups for linear in group.linears if linear in self.schemes]
         most = max((_ROUNDING_ROWS[scheme.weights.algorithm] for scheme in found), default=0)
         return self._parameters[block.name] * most
 
@@ -120,7 +120,7 @@ class Schedule:
         tensors = expected_tensors(self.spec)
         counts = dict.fromkeys((block.name for block in self.blocks), 0)
         for block in self.blocks:
-            for shape in (tensors[f"{linear}.weight"] for site in block.sites for linear in site.linears):
+            for shape in (tensors[f"{linear}.weight"] for group in block.groups for linear in group.linears):
                 counts[block.name] += shape[0] * shape[1]
         return counts
 

@@ -1,4 +1,4 @@
-"""Where calibration samples come from: what was asked about which pictures, before any model has seen it."""
+"""Where calibration samples come from: what was asked about which images, before any model has seen it."""
 
 from __future__ import annotations
 
@@ -20,54 +20,54 @@ _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One question about any number of pictures.
+class RawExample:
+    """One question about any number of images.
 
     Attributes:
         name: where it comes from, without a path.
-        images: makes each picture when called.
+        images: makes each image when called.
         prompt: what the user asks.
-        thought: the model's reasoning, where it is known.
+        reasoning: the model's reasoning, where it is known.
         answer: the model's answer; None where it is for the model to say.
     """
 
     name: str
     images: tuple[Callable[[], Image.Image], ...]
     prompt: str
-    thought: str | None = None
+    reasoning: str | None = None
     answer: str | None = None
 
     def load_images(self) -> list[Image.Image]:
         return [load() for load in self.images]
 
 
-def read_records(source: str | Path | None, count: int) -> list[Record]:
+def read_examples(source: str | Path | None, count: int) -> list[RawExample]:
     """The first `count` records of a calibration set (all of them, where it has fewer), in their order.
 
     Args:
         source: None for the built-in generator, else a `.jsonl` file or a folder, see `quantization.dataset`.
 
     Raises:
-        InputError: there is no such set, or a record of it is not as it should be. Pictures are not looked at yet.
+        InputError: there is no such set, or a record of it is not as it should be. Images are not looked at yet.
         CapabilityError: a `datasets` folder, and that package is not installed.
     """
     if source is None:
-        return builtin_records(count)
+        return builtin_examples(count)
     path = Path(source)
     if path.is_dir() and any((path / name).exists() for name in _SAVED_DATASET_FILES):
-        return dataset_records(path, count)
-    return jsonl_records(_find_jsonl(path), count)
+        return dataset_examples(path, count)
+    return jsonl_examples(_find_jsonl(path), count)
 
 
-def builtin_records(count: int) -> list[Record]:
-    """Generated pictures, questions, thoughts and answers: the calibration split, disjoint from training and test."""
+def builtin_examples(count: int) -> list[RawExample]:
+    """Generated images, questions, reasoning and answers: the calibration split, disjoint from training and test."""
     from r1v_export.nano import dataset
 
     def image(index: int) -> Image.Image:
         return dataset.sample("calibration", index).image
 
     return [
-        Record(f"built-in {index}", (partial(image, index),), sample.question, sample.thought, sample.answer)
+        RawExample(f"built-in {index}", (partial(image, index),), sample.question, sample.reasoning, sample.answer)
         for index, sample in enumerate(dataset.samples("calibration", count))
     ]
 
@@ -94,7 +94,7 @@ class _Fields(BaseModel):
     image: str | None = None
     images: list[str] = []
     prompt: str
-    thought: str | None = None
+    reasoning: str | None = None
     answer: str | None = None
 
     @field_validator("prompt", "answer")
@@ -105,39 +105,39 @@ class _Fields(BaseModel):
         return text
 
     @model_validator(mode="after")
-    def _thought_leads_to_an_answer(self) -> _Fields:
-        if self.thought is not None and self.answer is None:
-            raise ValueError("a thought needs the answer that it leads to")
+    def _reasoning_leads_to_an_answer(self) -> _Fields:
+        if self.reasoning is not None and self.answer is None:
+            raise ValueError("reasoning needs the answer that it leads to")
         return self
 
 
-def jsonl_records(path: Path, count: int) -> list[Record]:
+def jsonl_examples(path: Path, count: int) -> list[RawExample]:
     """Records of a `.jsonl` file, one to a line; empty lines are passed over."""
-    records: list[Record] = []
+    examples: list[RawExample] = []
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
-                if len(records) == count:
+                if len(examples) == count:
                     break
                 if line.strip():
-                    records.append(_jsonl_record(path, number, line))
+                    examples.append(_jsonl_example(path, number, line))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("The calibration set cannot be read.", where=path, found=error) from error
-    return records
+    return examples
 
 
-def _jsonl_record(path: Path, number: int, line: str) -> Record:
+def _jsonl_example(path: Path, number: int, line: str) -> RawExample:
     where = f"{path}, line {number}"
     try:
         fields = _Fields.model_validate_json(line)
     except ValidationError as error:
-        raise _bad_record(where, error) from error
+        raise _invalid_example(where, error) from error
     files = ([] if fields.image is None else [fields.image]) + fields.images
     images = tuple(partial(_load, path.parent / file, f"{where}: {file}") for file in files)
-    return Record(f"{path.name}, line {number}", images, fields.prompt, fields.thought, fields.answer)
+    return RawExample(f"{path.name}, line {number}", images, fields.prompt, fields.reasoning, fields.answer)
 
 
-def _bad_record(where: str, error: ValidationError) -> InputError:
+def _invalid_example(where: str, error: ValidationError) -> InputError:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     return InputError(
@@ -149,21 +149,21 @@ def _bad_record(where: str, error: ValidationError) -> InputError:
 
 
 def _load(source: ImageSource, where: str) -> Image.Image:
-    """A picture, with the record named in the error."""
+    """An image, with the record named in the error."""
     try:
         return load_image(source)
     except InputError as error:
         raise InputError(error.what, where=where, expected=error.expected, found=error.found, fix=error.fix) from error
 
 
-def dataset_records(folder: Path, count: int) -> list[Record]:
+def dataset_examples(folder: Path, count: int) -> list[RawExample]:
     """Records of a folder that was saved with Hugging Face `datasets`; further columns are passed over."""
     rows = _open_dataset(folder)
-    return [_dataset_record(rows, folder, index) for index in range(min(count, len(rows)))]
+    return [_dataset_example(rows, folder, index) for index in range(min(count, len(rows)))]
 
 
 def _open_dataset(folder: Path) -> Any:
-    """The dataset, its pictures left encoded: they are decoded by `load_image`, under its limits."""
+    """The dataset, its images left encoded: they are decoded by `load_image`, under its limits."""
     if importlib.util.find_spec("datasets") is None:
         raise CapabilityError(
             "The calibration set needs a package that is not installed.",
@@ -192,37 +192,37 @@ def _open_dataset(folder: Path) -> Any:
     return rows
 
 
-def _dataset_record(rows: Any, folder: Path, index: int) -> Record:
+def _dataset_example(rows: Any, folder: Path, index: int) -> RawExample:
     where, row = f"{folder}, row {index}", rows[index]
     texts = {
         "prompt": row.get("prompt", row.get("question")),
-        "thought": row.get("thought"),
+        "reasoning": row.get("reasoning"),
         "answer": row.get("answer"),
     }
     try:
         fields = _Fields.model_validate({name: text for name, text in texts.items() if text is not None})
     except ValidationError as error:
-        raise _bad_record(where, error) from error
-    pictures = len(_encoded_pictures(row, where))
+        raise _invalid_example(where, error) from error
+    count = len(_encoded_images(row, where))
 
-    def picture(number: int) -> Image.Image:
-        return _load(_encoded_pictures(rows[index], where)[number], f"{where}, picture {number + 1}")
+    def image(number: int) -> Image.Image:
+        return _load(_encoded_images(rows[index], where)[number], f"{where}, image {number + 1}")
 
-    images = tuple(partial(picture, number) for number in range(pictures))
-    return Record(f"{folder.name}, row {index}", images, fields.prompt, fields.thought, fields.answer)
+    images = tuple(partial(image, number) for number in range(count))
+    return RawExample(f"{folder.name}, row {index}", images, fields.prompt, fields.reasoning, fields.answer)
 
 
-def _encoded_pictures(row: Mapping[str, Any], where: str) -> Sequence[ImageSource]:
-    """Bytes or paths of a row's pictures."""
+def _encoded_images(row: Mapping[str, Any], where: str) -> Sequence[ImageSource]:
+    """Bytes or paths of a row's images."""
     columns = [row.get("image"), *(row.get("images") or ())]
-    pictures = [picture for picture in columns if picture is not None]
-    sources = [p.get("bytes") or p.get("path") if isinstance(p, dict) else p for p in pictures]
+    images = [image for image in columns if image is not None]
+    sources = [p.get("bytes") or p.get("path") if isinstance(p, dict) else p for p in images]
     known = [source for source in sources if isinstance(source, str | bytes)]
     if len(known) < len(sources):
         raise InputError(
-            "A picture of the calibration set is in no known form.",
+            "An image of the calibration set is in no known form.",
             where=where,
             expected="a column `image` or `images` of datasets.Image, or of paths",
-            found=", ".join(sorted({type(picture).__name__ for picture in pictures})),
+            found=", ".join(sorted({type(image).__name__ for image in images})),
         )
     return known

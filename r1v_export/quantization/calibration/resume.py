@@ -3,7 +3,7 @@
 WORK/plan.json                        what is being calibrated; work of another plan is thrown away
 WORK/activations/                     between two blocks, see `activations`
 WORK/result/                          what becomes OUT when all is done
-WORK/result/{codes,statistics}/BLOCK.safetensors, WORK/scales/BLOCK.safetensors
+WORK/result/{qweight,statistics}/BLOCK.safetensors, WORK/scales/BLOCK.safetensors
 WORK/records/BLOCK.json               written last: the block is done
 """
 
@@ -22,16 +22,16 @@ from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.errors import UsageError
 from r1v_export.files import sync_folder, write_atomically
 from r1v_export.manifest import to_json
-from r1v_export.quantization.artifact.artifact import CODES, InputEntry
-from r1v_export.quantization.calibration.key import Plan
+from r1v_export.quantization.artifact.artifact import QWEIGHT, InputEntry
+from r1v_export.quantization.calibration.key import CalibrationKey
 
-PLAN = "plan.json"
+KEY = "plan.json"
 
-_OURS = {PLAN, f".{PLAN}.unfinished", "activations", "records", "result", "scales", "scratch"}
+_OURS = {KEY, f".{KEY}.unfinished", "activations", "records", "result", "scales", "scratch"}
 """All that a work folder can hold, at whatever moment it was left."""
 
 
-def work_folder(out: Path) -> Path:
+def resume_folder(out: Path) -> Path:
     """Where an unfinished calibration is kept unless told otherwise: beside its result."""
     return out.with_name(f".{out.name}.work")
 
@@ -45,19 +45,19 @@ class BlockRecord(BaseModel):
     warnings: tuple[str, ...] = ()
 
 
-class Work:
+class ResumeState:
     """The unfinished calibration of one plan.
 
     Args:
         folder: made if it is not there; must be on the file system of the result.
-        plan: of the calibration; what is left of another one is removed.
+        key: of the calibration; what is left of another one is removed.
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder, plan
+    def __init__(self, folder: Path, key: CalibrationKey) -> None:
+        self.folder, self.key = folder, key
         self.result = folder / "result"
-        text = to_json(plan.model_dump(mode="json"))
-        path = folder / PLAN
+        text = to_json(key.model_dump(mode="json"))
+        path = folder / KEY
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             if folder.exists() and not {entry.name for entry in folder.iterdir()} <= _OURS:
                 raise UsageError("The work folder holds something else.", where=folder, fix="name another one")
@@ -73,9 +73,9 @@ class Work:
         path = self._record(block)
         return BlockRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
 
-    def write_block(self, block: str, codes: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
+    def write_block(self, block: str, qweight: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
         """Keep what a quantized block consists of."""
-        self.save(self.result / CODES / f"{block}.safetensors", codes)
+        self.save(self.result / QWEIGHT / f"{block}.safetensors", qweight)
         self.save(self._scales(block), scales)
 
     def finish_block(self, block: str, record: BlockRecord) -> None:

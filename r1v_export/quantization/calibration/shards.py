@@ -1,6 +1,6 @@
 """Calibration shared out: several runs observe a part of the samples each, and one merges what they saw.
 
-A shard is a folder with `plan.json` and `statistics/BLOCK.safetensors`. Maxima, counts and histograms of the merged
+A shard is a folder with `key.json` and `statistics/BLOCK.safetensors`. Maxima, counts and histograms of the merged
 shards are those of a single run bit for bit; sums (means, and the Gram matrices of AWQ and GPTQ) up to the rounding of
 another order of addition.
 """
@@ -21,11 +21,16 @@ from r1v_export.errors import BundleError, CheckpointError, UsageError
 from r1v_export.manifest import to_json
 from r1v_export.quantization.artifact.artifact import Stats, checkpoint_fingerprint, read_stats
 from r1v_export.quantization.calibration.blocks import Block, materialize
-from r1v_export.quantization.calibration.blockwise_runner import DEFAULT, Execution, Stream, compute_dtype
-from r1v_export.quantization.calibration.calibrate import Quantization, is_done, make_schedule
+from r1v_export.quantization.calibration.blockwise_runner import (
+    DEFAULT_OPTIONS,
+    BlockwiseRunner,
+    CalibrationOptions,
+    compute_dtype,
+)
+from r1v_export.quantization.calibration.calibrate import Quantization, is_done, make_plan
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard
-from r1v_export.quantization.calibration.key import Plan, Schedule, make_plan
-from r1v_export.quantization.calibration.resume import PLAN, BlockRecord, Work, work_folder, write_text
+from r1v_export.quantization.calibration.key import CalibrationKey, CalibrationPlan, make_key
+from r1v_export.quantization.calibration.resume import KEY, BlockRecord, ResumeState, resume_folder, write_text
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.quantization.statistics.activation_statistics import (
     BlockStatistics,
@@ -51,30 +56,30 @@ def observe_shard(
     recipe: Recipe,
     calibration: CalibrationSet,
     out: Path,
-    execution: Execution = DEFAULT,
+    options: CalibrationOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Observe one shard of a calibration set, for `merge`. Arguments and errors are those of `calibrate.calibrate`.
 
     Takes disk for the statistics, and for AWQ and GPTQ for in-features squared times 4 bytes of every input: about 4 GB
     for each layer of a 32B model.
     """
-    compute = compute_dtype(checkpoint, execution.device)
-    plan = make_plan(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
-    schedule = make_schedule(checkpoint, recipe)
-    done, unfinished = _is_done(plan, out), Work(execution.work or work_folder(out), plan)
+    compute = compute_dtype(checkpoint, options.device)
+    key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
+    plan = make_plan(checkpoint, recipe)
+    done, unfinished = _is_done(key, out), ResumeState(options.work or resume_folder(out), key)
     if done:
         unfinished.clear()
         return
-    names = [block.name for block in schedule.blocks]
+    names = [block.name for block in plan.blocks]
     finished = next((i for i, name in enumerate(names) if unfinished.record(name) is None), len(names))
 
     def keep(block: Block, module: nn.Module, seen: BlockStatistics) -> None:
         if seen.activations:
             unfinished.save(unfinished.result / STATISTICS / f"{block.name}.safetensors", to_tensors(seen))
 
-    stream = Stream(checkpoint, schedule, calibration.samples, unfinished.activations, execution)
-    stream.run(finished, keep, lambda block: unfinished.finish_block(block.name, BlockRecord()), rounds=False)
-    write_text(unfinished.result / PLAN, to_json(plan.model_dump(mode="json")))
+    runner = BlockwiseRunner(checkpoint, plan, calibration.samples, unfinished.activations, options)
+    runner.run(finished, keep, lambda block: unfinished.finish_block(block.name, BlockRecord()), rounds=False)
+    write_text(unfinished.result / KEY, to_json(key.model_dump(mode="json")))
     unfinished.finish(out)
 
 
@@ -82,7 +87,7 @@ def merge(
     checkpoint: Checkpoint,
     shards: Sequence[Path],
     out: Path,
-    execution: Execution = DEFAULT,
+    options: CalibrationOptions = DEFAULT_OPTIONS,
 ) -> Stats:
     """Quantize a checkpoint from the statistics of all shards of a calibration set.
 
@@ -96,29 +101,29 @@ def merge(
         InputError: as in `calibrate.calibrate`.
     """
     shards = sorted(dict.fromkeys(folder.resolve() for folder in shards))
-    plans = {folder: _read_plan(folder) for folder in shards}
-    plan = _join_plans(plans)
-    if plan.checkpoint != checkpoint_fingerprint(checkpoint):
+    plans = {folder: _read_key(folder) for folder in shards}
+    key = _join_plans(plans)
+    if key.checkpoint != checkpoint_fingerprint(checkpoint):
         raise BundleError(
             "These are the statistics of another checkpoint.",
             where=shards[0],
             fix="name the checkpoint that the shards were observed on",
         )
-    schedule = make_schedule(checkpoint, plan.recipe)
-    done, unfinished = is_done(plan, out), Work(execution.work or work_folder(out), plan)
+    plan = make_plan(checkpoint, key.recipe)
+    done, unfinished = is_done(key, out), ResumeState(options.work or resume_folder(out), key)
     if done:
         unfinished.clear()
         return read_stats(out)
-    quantization = Quantization(schedule, unfinished)
+    quantization = Quantization(plan, unfinished)
     folders = sorted(shards, key=lambda folder: Shard.parse(plans[folder].shard).index)
-    dtype, first = getattr(torch, plan.compute), quantization.finished
-    costs = [schedule.rounding_work(index) for index in range(first, len(schedule.blocks))]
-    for number, (block, cost) in enumerate(zip(schedule.blocks[first:], costs, strict=True)):
-        if schedule.is_quantized(block):
-            seen = _merged(schedule, block, folders)
-            quantization.quantize(block, materialize(block, checkpoint, dtype, torch.device(execution.device)), seen)
+    dtype, first = getattr(torch, key.compute), quantization.finished
+    costs = [plan.rounding_work(index) for index in range(first, len(plan.blocks))]
+    for number, (block, cost) in enumerate(zip(plan.blocks[first:], costs, strict=True)):
+        if plan.is_quantized(block):
+            seen = _merged(plan, block, folders)
+            quantization.quantize(block, materialize(block, checkpoint, dtype, torch.device(options.device)), seen)
         quantization.finish_block(block)
-        execution.on_progress(sum(costs[:number]) + cost, sum(costs))
+        options.on_progress(sum(costs[:number]) + cost, sum(costs))
     return quantization.finish(out)
 
 
@@ -126,31 +131,29 @@ def find_shards(folders: Sequence[Path]) -> list[Path]:
     """The shards among folders and, where a folder is none itself, among those directly in it."""
     found: list[Path] = []
     for folder in folders:
-        inside = sorted(path.parent for path in folder.glob(f"*/{PLAN}")) if not (folder / PLAN).exists() else []
+        inside = sorted(path.parent for path in folder.glob(f"*/{KEY}")) if not (folder / KEY).exists() else []
         # An unfinished shard's work folder holds a plan too.
         found += [path for path in inside if not path.name.startswith(".")] or [folder]
     return found
 
 
-def _is_done(plan: Plan, out: Path) -> bool:
+def _is_done(key: CalibrationKey, out: Path) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    if (out / PLAN).is_file() and _read_plan(out) == plan:
+    if (out / KEY).is_file() and _read_key(out) == key:
         return True
     raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
 
 
-def _read_plan(folder: Path) -> Plan:
-    path = folder / PLAN
+def _read_key(folder: Path) -> CalibrationKey:
+    path = folder / KEY
     try:
-        plan = Plan.model_validate_json(path.read_bytes())
-        Shard.parse(plan.shard)
-        return plan
+        key = CalibrationKey.model_validate_json(path.read_bytes())
+        Shard.parse(key.shard)
+        return key
     except OSError as error:
         fix = "name folders that were written with --shard; an interrupted shard has to be run to its end first"
-        raise BundleError(
-            "This is no finished shard of a calibration.", where=folder, expected=PLAN, fix=fix
-        ) from error
+        raise BundleError("This is no finished shard of a calibration.", where=folder, expected=KEY, fix=fix) from error
     except ValidationError as error:
         found = error.errors()[0]["msg"]
         raise BundleError("The record of a shard is damaged.", where=path, found=found, fix=_AGAIN) from error
@@ -158,15 +161,15 @@ def _read_plan(folder: Path) -> Plan:
         raise BundleError("The record of a shard is damaged.", where=path, found=error.found, fix=_AGAIN) from error
 
 
-def _join_plans(plans: dict[Path, Plan]) -> Plan:
+def _join_plans(plans: dict[Path, CalibrationKey]) -> CalibrationKey:
     """The plan that the shards are shares of."""
     first = next(iter(plans.values()))
-    for folder, plan in plans.items():
+    for folder, key in plans.items():
         for field, name in _SHARED.items():
-            if getattr(plan, field) != getattr(first, field):
+            if getattr(key, field) != getattr(first, field):
                 what = f"The shards are not of one calibration: {name} differs."
                 raise UsageError(what, where=folder, fix="observe all shards in the same way")
-    shards = sorted(Shard.parse(plan.shard) for plan in plans.values())
+    shards = sorted(Shard.parse(key.shard) for key in plans.values())
     if shards != [Shard(index, shards[0].count) for index in range(shards[0].count)]:
         raise UsageError(
             "These are not all shards of a calibration, each once.",
@@ -174,7 +177,7 @@ def _join_plans(plans: dict[Path, Plan]) -> Plan:
             found=", ".join(map(str, shards)),
             fix="run those that are missing; a stopped one goes on where it was",
         )
-    by_shard = [plan.samples for plan in sorted(plans.values(), key=lambda plan: Shard.parse(plan.shard))]
+    by_shard = [key.samples for key in sorted(plans.values(), key=lambda key: Shard.parse(key.shard))]
     total = sum(map(len, by_shard))
     if [len(samples) for samples in by_shard] != [len(range(i, total, len(by_shard))) for i in range(len(by_shard))]:
         raise UsageError("The shards were cut from calibration sets of different sizes.", fix="observe all of one set")
@@ -182,8 +185,8 @@ def _join_plans(plans: dict[Path, Plan]) -> Plan:
     return first.model_copy(update={"shard": str(Shard()), "samples": samples})
 
 
-def _merged(schedule: Schedule, block: Block, folders: Sequence[Path]) -> BlockStatistics:
-    if not schedule.is_observed(block):
+def _merged(plan: CalibrationPlan, block: Block, folders: Sequence[Path]) -> BlockStatistics:
+    if not plan.is_observed(block):
         return BlockStatistics({}, {})
     return reduce(merge_blocks, (_read_statistics(folder, block) for folder in folders))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from r1v_export.errors import UsageError
-from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, Option, SensitivityTable
+from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, Candidate, SensitivityTable
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SYNTAX = "kl=0.02 or size=20GB"
@@ -46,7 +46,7 @@ class Budget:
         return f"kl={self.limit:g}" if self.kind == "kl" else f"size={self.limit:.0f}B"
 
 
-class Choice(NamedTuple):
+class Assignment(NamedTuple):
     """A precision for every module, and what it is predicted to come to."""
 
     precisions: dict[str, str]
@@ -55,7 +55,7 @@ class Choice(NamedTuple):
     """Summed divergence; without one in the table, summed noise-to-signal ratio."""
 
 
-def choose(table: SensitivityTable, budget: Budget) -> Choice:
+def choose(table: SensitivityTable, budget: Budget) -> Assignment:
     """A precision for every module of a table.
 
     Starts with every module in the precision that loses least and takes, one after the other, the steps down that save
@@ -66,7 +66,7 @@ def choose(table: SensitivityTable, budget: Budget) -> Choice:
         UsageError: the smallest precisions together are larger than the budget, or the table has no divergences for a
             budget of them.
     """
-    by_module: dict[str, list[Option]] = {}
+    by_module: dict[str, list[Candidate]] = {}
     for option in table.options:
         by_module.setdefault(option.module, []).append(option)
     if budget.kind == "kl" and any(option.kl is None for option in table.options):
@@ -102,7 +102,7 @@ def choose(table: SensitivityTable, budget: Budget) -> Choice:
     return _choice(table, by_module, precisions)
 
 
-def loss_of(option: Option) -> float:
+def loss_of(option: Candidate) -> float:
     """Divergence, or else the noise-to-signal ratio."""
     if option.kl is not None:
         return option.kl
@@ -120,11 +120,11 @@ class _Step(NamedTuple):
     saved_bytes: int
 
 
-def _best(options: Sequence[Option]) -> Option:
+def _best(options: Sequence[Candidate]) -> Candidate:
     return min(options, key=lambda option: (loss_of(option), option.size_bytes))
 
 
-def _steps(options: Sequence[Option]) -> list[_Step]:
+def _steps(options: Sequence[Candidate]) -> list[_Step]:
     """From the best option to the smallest along the lower convex hull; each step loses more per byte than the last."""
     steps: list[_Step] = []
     current = _best(options)
@@ -133,7 +133,7 @@ def _steps(options: Sequence[Option]) -> list[_Step]:
         if not smaller:
             return steps
 
-        def loss_per_byte(entry: tuple[int, Option], current: Option = current) -> tuple[float, int]:
+        def loss_per_byte(entry: tuple[int, Candidate], current: Candidate = current) -> tuple[float, int]:
             option = entry[1]
             saved = current.size_bytes - option.size_bytes
             return (loss_of(option) - loss_of(current)) / saved, option.size_bytes
@@ -145,8 +145,8 @@ def _steps(options: Sequence[Option]) -> list[_Step]:
 
 
 def _spend_the_rest(
-    table: SensitivityTable, by_module: Mapping[str, Sequence[Option]], precisions: dict[str, str], limit: float
-) -> Choice:
+    table: SensitivityTable, by_module: Mapping[str, Sequence[Candidate]], precisions: dict[str, str], limit: float
+) -> Assignment:
     """Use what the last, large step left of a budget of size: the better options that still fit, best gain first."""
     choice = _choice(table, by_module, precisions)
     while True:
@@ -165,10 +165,10 @@ def _spend_the_rest(
 
 
 def _choice(
-    table: SensitivityTable, by_module: Mapping[str, Sequence[Option]], precisions: Mapping[str, str]
-) -> Choice:
+    table: SensitivityTable, by_module: Mapping[str, Sequence[Candidate]], precisions: Mapping[str, str]
+) -> Assignment:
     chosen = [
         option for module, options in by_module.items() for option in options if option.precision == precisions[module]
     ]
     size = table.fixed_bytes + sum(option.size_bytes for option in chosen)
-    return Choice(dict(precisions), size, sum(map(loss_of, chosen)))
+    return Assignment(dict(precisions), size, sum(map(loss_of, chosen)))

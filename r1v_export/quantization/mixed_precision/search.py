@@ -11,13 +11,18 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.manifest import to_json
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
-from r1v_export.quantization.calibration.blockwise_runner import DEFAULT, Execution, OnProgress, compute_dtype
+from r1v_export.quantization.calibration.blockwise_runner import (
+    DEFAULT_OPTIONS,
+    CalibrationOptions,
+    OnProgress,
+    compute_dtype,
+)
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import CalibrationSet
-from r1v_export.quantization.calibration.key import make_plan
+from r1v_export.quantization.calibration.key import make_key
 from r1v_export.quantization.calibration.resume import write_text
-from r1v_export.quantization.groups import LM_HEAD_LINEAR, linear_shapes, sites
-from r1v_export.quantization.mixed_precision.budget import Budget, Choice, choose
+from r1v_export.quantization.groups import LM_HEAD_LINEAR, linear_groups, linear_shapes
+from r1v_export.quantization.mixed_precision.budget import Assignment, Budget, choose
 from r1v_export.quantization.mixed_precision.sensitivity import (
     FLOAT,
     Selection,
@@ -53,7 +58,7 @@ _MARGIN = 0.9
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A recipe within a budget.
 
     Attributes:
@@ -63,7 +68,7 @@ class Found:
 
     recipe: Recipe
     table: SensitivityTable
-    choice: Choice
+    choice: Assignment
     kl: float | None
     folder: Path
 
@@ -106,9 +111,9 @@ def mixed_recipe(checkpoint: Checkpoint, precisions: Mapping[str, str], recipes:
     schemes = {precision: resolve(recipe, checkpoint.spec) for precision, recipe in recipes.items()}
     modules: dict[str, list[str]] = {}
     scheme_of: dict[str, Scheme] = {}
-    for site in sites(checkpoint.spec):
-        precision = precisions.get(site.name, FLOAT)
-        for linear in site.linears if precision != FLOAT else ():
+    for group in linear_groups(checkpoint.spec):
+        precision = precisions.get(group.name, FLOAT)
+        for linear in group.linears if precision != FLOAT else ():
             if scheme := schemes[precision].get(linear):
                 key = scheme.model_dump_json()
                 scheme_of[key] = scheme
@@ -128,12 +133,12 @@ def search(
     calibration: CalibrationSet,
     budget: Budget,
     folder: Path,
-    execution: Execution = DEFAULT,
+    options: CalibrationOptions = DEFAULT_OPTIONS,
     *,
     measured: CalibrationSet | None = None,
     recipes: Mapping[str, Recipe] | None = None,
     with_kl: bool = True,
-) -> Found:
+) -> SearchResult:
     """Find a recipe within a budget, and calibrate by it.
 
     A budget of divergence is held to: where the model quantized by the chosen recipe diverges more than modules alone
@@ -153,11 +158,11 @@ def search(
         raise UsageError("A budget of divergence needs divergences.", fix="measure with kl, or give a budget of size")
     recipes, measured = recipes or candidates(checkpoint), measured or calibration
     measured = replace(measured, samples=measured.samples[:MEASURED_SAMPLES])
-    folder /= _digest(checkpoint, (calibration, measured), execution, recipes, with_kl)
-    progress = _Progress(execution.on_progress, steps=len(recipes) + 3)
+    folder /= _digest(checkpoint, (calibration, measured), options, recipes, with_kl)
+    progress = _Progress(options.on_progress, steps=len(recipes) + 3)
     artifacts = {}
     for precision, recipe in recipes.items():
-        calibrate(checkpoint, recipe, calibration, folder / precision, _told(execution, progress.step()))
+        calibrate(checkpoint, recipe, calibration, folder / precision, _reported(options, progress.step()))
         artifacts[precision] = Artifact.open(folder / precision, checkpoint)
     table = _table(checkpoint, measured, artifacts, folder / SENSITIVITY, with_kl, progress.step(2))
     limit, told = budget.limit, progress.step()
@@ -165,11 +170,11 @@ def search(
         choice = choose(table, Budget(budget.kind, limit))
         recipe = mixed_recipe(checkpoint, choice.precisions, recipes)
         out = folder / f"mixed-{attempt}"
-        calibrate(checkpoint, recipe, calibration, out, _told(execution, told))
+        calibrate(checkpoint, recipe, calibration, out, _reported(options, told))
         kl = divergence(checkpoint, measured, Artifact.open(out, checkpoint)) if with_kl else None
         if budget.kind == "size" or kl is None or kl <= budget.limit:
             selection = Selection(budget=str(budget), precisions=choice.precisions, size_bytes=choice.size_bytes, kl=kl)
-            return Found(recipe, table.model_copy(update={"selection": selection}), choice, kl, out)
+            return SearchResult(recipe, table.model_copy(update={"selection": selection}), choice, kl, out)
         limit = _MARGIN * min(limit, choice.loss) * budget.limit / kl
     raise UsageError(
         "No mix of precisions stays within this divergence.",
@@ -199,18 +204,18 @@ def _table(
 def _digest(
     checkpoint: Checkpoint,
     sets: Sequence[CalibrationSet],
-    execution: Execution,
+    options: CalibrationOptions,
     recipes: Mapping[str, Recipe],
     with_kl: bool,
 ) -> str:
     """Tells searches of different models, samples and recipes apart: what one left is nothing to another."""
-    origin, compute = checkpoint_fingerprint(checkpoint), compute_dtype(checkpoint, execution.device)
-    plans = [make_plan(origin, recipe, compute, samples).fingerprint for recipe in recipes.values() for samples in sets]
+    origin, compute = checkpoint_fingerprint(checkpoint), compute_dtype(checkpoint, options.device)
+    plans = [make_key(origin, recipe, compute, samples).fingerprint for recipe in recipes.values() for samples in sets]
     return hashlib.sha256(to_json([*plans, with_kl]).encode()).hexdigest()[:16]
 
 
-def _told(execution: Execution, on_progress: OnProgress) -> Execution:
-    return replace(execution, work=None, on_progress=on_progress)
+def _reported(options: CalibrationOptions, on_progress: OnProgress) -> CalibrationOptions:
+    return replace(options, work=None, on_progress=on_progress)
 
 
 class _Progress:
@@ -220,7 +225,7 @@ class _Progress:
 
     def __init__(self, on_progress: OnProgress, steps: int) -> None:
         self.on_progress, self.steps, self.done = on_progress, steps, 0
-        self._told = 0
+        self._reported = 0
 
     def step(self, weight: int = 1) -> OnProgress:
         """The next step's callback; a step counts as many as its weight."""
@@ -230,7 +235,7 @@ class _Progress:
         def on_progress(done: int, total: int) -> None:
             parts = self._PARTS * (before + weight * done / max(1, total)) / self.steps
             # A second attempt at a step tells nothing new.
-            self._told = max(self._told, int(parts))
-            self.on_progress(self._told, self._PARTS)
+            self._reported = max(self._reported, int(parts))
+            self.on_progress(self._reported, self._PARTS)
 
         return on_progress

@@ -7,7 +7,7 @@ precision. Two measures are taken, each on the calibration samples:
     kl       mean KL divergence of the next-token distributions from the float model's, in nats: needs all blocks behind
              the module, so the whole model has to fit into memory
 
-Tokens in front of a sample's last picture count for nothing in `kl`: nobody samples from their distributions.
+Tokens in front of a sample's last image count for nothing in `kl`: nobody samples from their distributions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from r1v_export.quantization.apply import torch as fake
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
 from r1v_export.quantization.calibration.blocks import Block, blocks, materialize
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Sample
-from r1v_export.quantization.groups import Site
+from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 
@@ -45,7 +45,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Option(_Part):
+class Candidate(_Part):
     """One module in one precision, all others in float."""
 
     module: str
@@ -78,7 +78,7 @@ class SensitivityTable(_Part):
     samples: int
     fixed_bytes: int
     """Of everything that no option is about, in 16 bits: embeddings, norms, biases, the head."""
-    options: tuple[Option, ...]
+    options: tuple[Candidate, ...]
     """In model order; each module has one of `FLOAT`."""
     selection: Selection | None = None
     """Where precisions were chosen from it."""
@@ -119,23 +119,23 @@ def measure(
     cpu = torch.device("cpu")
     held = [materialize(block, checkpoint, torch.float32, cpu) for block in chain] if with_kl else None
     reference = _answers(chain, held, 0, samples, [None] * len(samples)) if held else None
-    options: list[Option] = []
+    options: list[Candidate] = []
     given: Sequence[Tensor | None] = [None] * len(samples)
     for index, block in enumerate(chain):
         module = held[index] if held else materialize(block, checkpoint, torch.float32, cpu)
         outputs = _forward(block, module, samples, given)
-        for site in block.sites:
+        for group in block.groups:
             found = []
             for precision, artifact in artifacts.items():
-                quantized = {name: artifact.linear(name) for name in site.linears if name in artifact.schemes}
+                quantized = {name: artifact.linear(name) for name in group.linears if name in artifact.schemes}
                 if quantized:
                     noisy = _forward(block, _with(block, module, quantized), samples, given)
                     kl = (
                         _kl(reference, _answers(chain, held, index + 1, samples, noisy)) if held and reference else None
                     )
-                    found.append(_option(site, precision, quantized, checkpoint.spec, _snr_db(outputs, noisy), kl))
+                    found.append(_option(group, precision, quantized, checkpoint.spec, _snr_db(outputs, noisy), kl))
             if found:
-                unchanged = _option(site, FLOAT, {}, checkpoint.spec, _LARGEST_SNR_DB, 0.0 if with_kl else None)
+                unchanged = _option(group, FLOAT, {}, checkpoint.spec, _LARGEST_SNR_DB, 0.0 if with_kl else None)
                 options += [unchanged, *found]
         given = outputs
         on_progress(index + 1, len(chain))
@@ -143,7 +143,7 @@ def measure(
     return SensitivityTable(
         checkpoint=checkpoint_fingerprint(checkpoint),
         samples=len(samples),
-        fixed_bytes=_fixed_bytes(checkpoint.spec, [s for block in chain for s in block.sites if s.name in modules]),
+        fixed_bytes=_fixed_bytes(checkpoint.spec, [s for block in chain for s in block.groups if s.name in modules]),
         options=tuple(options),
     )
 
@@ -157,7 +157,7 @@ def divergence(checkpoint: Checkpoint, calibration: CalibrationSet, artifact: Ar
         for block in chain:
             module = materialize(block, checkpoint, torch.float32, torch.device("cpu"))
             if quantized:
-                linears = {n: artifact.linear(n) for s in block.sites for n in s.linears if n in artifact.schemes}
+                linears = {n: artifact.linear(n) for s in block.groups for n in s.linears if n in artifact.schemes}
                 names = {block.checkpoint_name(parameter) for parameter in module.state_dict()}
                 overrides = {name: read() for name, read in artifact.overrides.items() if name in names}
                 caches = {n: s for n, s in artifact.cache_scales.items() if n.startswith(f"{block.name}.")}
@@ -242,17 +242,17 @@ def _snr_db(clean: Sequence[Tensor], noisy: Sequence[Tensor]) -> float:
 
 
 def _option(
-    site: Site,
+    group: LinearGroup,
     precision: str,
     quantized: Mapping[str, QuantizedLinear],
     spec: ModelSpec,
     snr_db: float,
     kl: float | None,
-) -> Option:
+) -> Candidate:
     shapes = expected_tensors(spec)
-    weights = {name: shapes[f"{name}.weight"] for name in site.linears}
+    weights = {name: shapes[f"{name}.weight"] for name in group.linears}
     size = sum(_size_bytes(quantized.get(name), shape) for name, shape in weights.items())
-    return Option(module=site.name, precision=precision, size_bytes=size, snr_db=snr_db, kl=kl)
+    return Candidate(module=group.name, precision=precision, size_bytes=size, snr_db=snr_db, kl=kl)
 
 
 def _size_bytes(linear: QuantizedLinear | None, shape: tuple[int, ...]) -> int:
@@ -261,9 +261,9 @@ def _size_bytes(linear: QuantizedLinear | None, shape: tuple[int, ...]) -> int:
         return 2 * math.prod(shape)
     bits = 4 if linear.weight_type in ("int4", "uint4") else 8
     points = 0 if linear.zero_point is None else linear.zero_point.numel()
-    return (linear.codes.numel() + points) * bits // 8 + linear.scale.nbytes
+    return (linear.qweight.numel() + points) * bits // 8 + linear.scale.nbytes
 
 
-def _fixed_bytes(spec: ModelSpec, modules: Sequence[Site]) -> int:
-    chosen = {f"{linear}.weight" for site in modules for linear in site.linears}
+def _fixed_bytes(spec: ModelSpec, modules: Sequence[LinearGroup]) -> int:
+    chosen = {f"{linear}.weight" for group in modules for linear in group.linears}
     return sum(2 * math.prod(shape) for name, shape in expected_tensors(spec).items() if name not in chosen)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from r1v_export.errors import InputError
 from r1v_export.quantization.calibration.blocks import Block
-from r1v_export.quantization.groups import Site
+from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.statistics.activation_statistics import (
     ActivationStatistics,
     BlockStatistics,
@@ -20,7 +20,7 @@ from r1v_export.quantization.statistics.activation_statistics import (
 )
 
 
-class Observation:
+class StatisticsCollector:
     """Statistics of one block, growing with every sample that goes through it.
 
     Attributes:
@@ -56,22 +56,22 @@ class Observation:
 
 @contextmanager
 def observe(
-    block: Block, module: nn.Module, sites: Collection[Site], with_gram: Collection[str], with_outputs: bool
-) -> Iterator[Observation]:
+    block: Block, module: nn.Module, groups: Collection[LinearGroup], with_gram: Collection[str], with_outputs: bool
+) -> Iterator[StatisticsCollector]:
     """Collect statistics of a block's tensors while it computes.
 
     Args:
-        sites: those to look at, of `block.sites`.
+        groups: those to look at, of `block.groups`.
         with_gram: names of the sites whose Gram matrix is needed.
         with_outputs: look at `block.observed_outputs` too.
     """
-    observation = Observation()
+    observation = StatisticsCollector()
     device = next(module.parameters()).device
     hooks = []
-    for site in sites:
-        observation.expect(site.name, site.in_features, device if site.name in with_gram else None)
-        linear = module.get_submodule(block.module_name(site.linears[0]))
-        hooks.append(linear.register_forward_pre_hook(_input_hook(observation, site.name)))
+    for group in groups:
+        observation.expect(group.name, group.in_features, device if group.name in with_gram else None)
+        linear = module.get_submodule(block.module_name(group.linears[0]))
+        hooks.append(linear.register_forward_pre_hook(_input_hook(observation, group.name)))
     for path, (name, transform) in block.observed_outputs().items() if with_outputs else ():
         observation.expect(name, module.get_parameter(f"{path}.weight").shape[0], None)
         hooks.append(module.get_submodule(path).register_forward_hook(_output_hook(observation, name, transform)))
@@ -82,14 +82,14 @@ def observe(
             hook.remove()
 
 
-def _input_hook(observation: Observation, name: str) -> Any:
+def _input_hook(observation: StatisticsCollector, name: str) -> Any:
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         observation.add(name, args[0])
 
     return hook
 
 
-def _output_hook(observation: Observation, name: str, transform: Any) -> Any:
+def _output_hook(observation: StatisticsCollector, name: str, transform: Any) -> Any:
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         observation.add(name, transform(output))
 

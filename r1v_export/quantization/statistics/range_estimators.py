@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from r1v_export.quantization.quantized_linear import InputType, round_trip, scale_for
+from r1v_export.quantization.quantized_linear import InputType, quantize_dequantize, scale_for
 from r1v_export.quantization.recipe import Observer
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, bin_edges
 
@@ -59,7 +59,10 @@ def _points(histogram: Tensor, absmax: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mean_square(points: Tensor, mass: Tensor, width: Tensor, candidate: float, kind: InputType) -> float:
-    error = round_trip(points, scale_for(torch.tensor(candidate, dtype=torch.float64), kind).double(), kind) - points
+    error = (
+        quantize_dequantize(points, scale_for(torch.tensor(candidate, dtype=torch.float64), kind).double(), kind)
+        - points
+    )
     return float((mass * error.square()).sum())
 
 
@@ -71,7 +74,7 @@ def _divergence(points: Tensor, mass: Tensor, width: Tensor, candidate: float, k
         return float("inf")
     p, width = mass[inside].clone(), width[inside]
     scale = scale_for(torch.tensor(candidate, dtype=torch.float64), kind).double()
-    _, code = round_trip(points[inside], scale, kind).unique(return_inverse=True)
+    _, code = quantize_dequantize(points[inside], scale, kind).unique(return_inverse=True)
     mass_of_code = torch.zeros(int(code.max()) + 1, dtype=torch.float64).index_add(0, code, p)
     width_of_code = torch.zeros_like(mass_of_code).index_add(0, code, width)
     q = mass_of_code[code] * width / width_of_code[code]

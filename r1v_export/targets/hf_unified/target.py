@@ -28,7 +28,7 @@ from r1v_export.targets.hf_unified.write.formats import (
     quant_config,
 )
 from r1v_export.targets.hf_unified.write.tensors import unified_tensors
-from r1v_export.targets.registry import Advance, Arithmetic, Material
+from r1v_export.targets.registry import Advance, BuildInputs, NumericsSpec
 
 SHARD_BYTES = 5_000_000_000
 _HUNDREDTHS = 100
@@ -36,7 +36,7 @@ _MODELS = ("llm_config", "text_config")
 _PRECISIONS = ("fp8", "int4")
 
 
-class UnifiedBuilder:
+class HfUnifiedTarget:
     """Writes a folder that is a checkpoint of its own: weights, configuration, tokenizer."""
 
     name = "hf-unified"
@@ -71,13 +71,13 @@ class UnifiedBuilder:
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
         return checkpoint_bytes(spec, schemes, spec.dtype)
 
-    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
+    def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         """The checkpoint is read back in float32: nothing but what it stores is rounded."""
-        return Arithmetic("float32")
+        return NumericsSpec("float32")
 
-    def build(self, material: Material, out: Path, advance: Advance) -> None:
-        assert material.artifact is not None, "check refuses builds that quantize nothing"
-        write_unified(material.checkpoint, material.artifact, out, advance)
+    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+        assert inputs.artifact is not None, "check refuses builds that quantize nothing"
+        write_unified(inputs.checkpoint, inputs.artifact, out, advance)
 
     def missing(self, device: Device) -> str | None:
         return None

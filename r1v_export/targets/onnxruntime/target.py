@@ -15,7 +15,7 @@ from r1v_export.errors import BundleError, CapabilityError, GraphError
 from r1v_export.targets.onnxruntime.lower import lower
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.runtime.session import INT4_INPUTS, check_device
-from r1v_export.targets.registry import Advance, Arithmetic, Material
+from r1v_export.targets.registry import Advance, BuildInputs, NumericsSpec
 from r1v_export.targets.shared_weights import point_weights_to
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "floa
 """What ONNX Runtime's kernels for these graphs take; there are none for bfloat16 on the CPU."""
 
 
-class OnnxRuntimeBuilder:
+class OnnxRuntimeTarget:
     """Writes `<graph>.onnx` for each of the contract's graphs.
 
     Weights are not copied: the lowered graphs refer to those of the standard ones, by paths relative to the bundle
@@ -48,11 +48,11 @@ class OnnxRuntimeBuilder:
         """Weights are the graphs' own."""
         return 0
 
-    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
-        return Arithmetic(config.compute, rounds_inputs=config.onnxruntime.int4_inputs == "int8")
+    def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
+        return NumericsSpec(config.compute, rounds_inputs=config.onnxruntime.int4_inputs == "int8")
 
-    def build(self, material: Material, out: Path, advance: Advance) -> None:
-        graphs, device = material.graphs, material.config.device
+    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+        graphs, device = inputs.graphs, inputs.config.device
         check_device(device)
         for name in self.graphs:
             model = ir.load(graphs / f"{name}.onnx")
@@ -69,7 +69,7 @@ class OnnxRuntimeBuilder:
                     fix="export the graph again with this version",
                 ) from error
             point_weights_to(model, graphs.name)
-            model.metadata_props[INT4_INPUTS] = material.config.onnxruntime.int4_inputs
+            model.metadata_props[INT4_INPUTS] = inputs.config.onnxruntime.int4_inputs
             ir.save(model, out / f"{name}.onnx")
 
     def missing(self, device: Device) -> str | None:

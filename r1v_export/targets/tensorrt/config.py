@@ -18,7 +18,7 @@ class TensorRTConfig(BaseModel):
     """Compute capabilities (89 is 8.9) that one engine serves, or `current`: the GPU that is there. Left out:
     current for tensorrt; Ada and consumer Blackwell (89, 120) for tensorrt-rtx."""
     tile_profiles: tuple[Tiles, ...] = ((1, 1), (2, 4), (5, 7), (8, 13), (14, 26))
-    """Ranges of tiles of a run, each with kernels of its own; a picture is up to 13 tiles, more are batches."""
+    """Ranges of tiles of a run, each with kernels of its own; an image is up to 13 tiles, more are batches."""
     max_batch: PositiveInt = 4
     """Sequences that the decoder computes side by side."""
     capacity: PositiveInt = 8192
@@ -33,10 +33,10 @@ class TensorRTConfig(BaseModel):
     @model_validator(mode="after")
     def _tile_profiles_leave_no_gap(self) -> TensorRTConfig:
         expected = 1
-        for fewest, most in self.tile_profiles:
-            if fewest != expected or most < fewest:
-                raise ValueError(f"tile profiles must follow each other from 1 tile on; found {fewest} to {most}")
-            expected = most + 1
+        for fewest, max in self.tile_profiles:
+            if fewest != expected or max < fewest:
+                raise ValueError(f"tile profiles must follow each other from 1 tile on; found {fewest} to {max}")
+            expected = max + 1
         if expected == 1:
             raise ValueError("there must be at least one tile profile")
         return self

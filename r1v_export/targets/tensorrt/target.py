@@ -14,13 +14,14 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import CapabilityError, GraphError, UsageError
 from r1v_export.quantization.sizes import weight_bytes
-from r1v_export.targets.registry import Advance, Arithmetic, Material
+from r1v_export.targets.registry import Advance, BuildInputs, NumericsSpec
 from r1v_export.targets.shared_weights import point_weights_to
 from r1v_export.targets.tensorrt.build.compile import Job, compile_plan, lacks_type
 from r1v_export.targets.tensorrt.build.ep_context import save_context_model
 from r1v_export.targets.tensorrt.build.plan import GRAPH, PlanInfo
 from r1v_export.targets.tensorrt.build.profiles import Profile, decoder_capacity, decoder_profiles, tile_profiles
 from r1v_export.targets.tensorrt.build.progress import Shares, Tell
+from r1v_export.targets.tensorrt.concatenate_graphs import concatenate_graphs
 from r1v_export.targets.tensorrt.device import compute_capability, no_gpu
 from r1v_export.targets.tensorrt.library import (
     DISTRIBUTIONS,
@@ -30,7 +31,6 @@ from r1v_export.targets.tensorrt.library import (
     Library,
     load,
 )
-from r1v_export.targets.tensorrt.lower import concatenate_graphs as joined
 from r1v_export.targets.tensorrt.lower import lower
 from r1v_export.targets.tensorrt.runtime.engine import TensorRTEngine
 from r1v_export.targets.tensorrt.runtime.loading import open_engine
@@ -57,7 +57,7 @@ PARTS = (
 that come from elsewhere. The look-up of embeddings is no plan: it reads rows of the bundle's own weights."""
 
 
-class TensorRTBuilder:
+class TensorRTTarget:
     """Writes for each part its plan, a description, the plan's layers, the lowered graph on the bundle's weights, and
     a model by which ONNX Runtime runs the plan."""
 
@@ -129,17 +129,17 @@ class TensorRTBuilder:
             sizes[graph] * (decoders if graph == contract.DECODER else 1) for part in PARTS for graph in part.graphs
         )
 
-    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
-        return Arithmetic(config.compute)
+    def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
+        return NumericsSpec(config.compute)
 
-    def build(self, material: Material, out: Path, advance: Advance) -> None:
+    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
         library = load(self.name)
-        config, spec = material.config, material.checkpoint.spec
+        config, spec = inputs.config, inputs.checkpoint.spec
         positions = spec.language.max_position_embeddings
         sm, shares = self.sm(library, config), Shares(advance)
         for part in PARTS:
             with shares.part(part.name, part.share) as tell:
-                compiled(library, part, material.graphs, config, positions, sm, out, tell)
+                compiled(library, part, inputs.graphs, config, positions, sm, out, tell)
 
     def missing(self, device: Device) -> str | None:
         try:
@@ -154,7 +154,7 @@ class TensorRTBuilder:
         return open_engine(load(self.name), engine, spec, device)
 
 
-class TensorRTRTXBuilder(TensorRTBuilder):
+class TensorRTRTXTarget(TensorRTTarget):
     """The same on TensorRT-RTX, which builds on machines without a GPU."""
 
     name = TENSORRT_RTX
@@ -214,7 +214,7 @@ def _lowered(graphs: Path, part: Part, capacity: int) -> ir.Model:
     try:
         first, *others = (ir.load(graphs / f"{name}.onnx") for name in part.graphs)
         for other in others:
-            first = joined(first, other, part.name)
+            first = concatenate_graphs(first, other, part.name)
         lower(first, capacity)
     except ir.passes.PassError as error:
         raise GraphError(

@@ -19,9 +19,9 @@ class TensorRTLLMConfig(BaseModel):
     """Groups of such GPUs that share the layers."""
     max_batch_size: PositiveInt = 4
     images_per_request: PositiveInt = 1
-    """Pictures of a request, each cut into as many tiles as the model allows."""
+    """Images of a request, each cut into as many tiles as the model allows."""
     max_input_len: PositiveInt = 8192
-    """Tokens of a prompt, those of its pictures included."""
+    """Tokens of a prompt, those of its images included."""
     max_seq_len: PositiveInt = 32768
     """Tokens of a prompt and its answer."""
     max_num_tokens: PositiveInt = 8192

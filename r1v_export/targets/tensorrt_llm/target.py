@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections import abc
 from pathlib import Path
 
 import torch
@@ -14,10 +14,10 @@ from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import CapabilityError
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.sizes import weight_bytes
-from r1v_export.targets.registry import Advance, Arithmetic, Material
+from r1v_export.targets.registry import Advance, BuildInputs, NumericsSpec
 from r1v_export.targets.tensorrt_llm.build.command import engine_sizes
-from r1v_export.targets.tensorrt_llm.checkpoint.formats import language_schemes, module_formats
-from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel, check_parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.formats import language_schemes, module_quant_formats
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping, check_mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 from r1v_export.targets.tensorrt_llm.runtime.engine import CheckpointEngine, load_language_model
 
@@ -27,7 +27,7 @@ GRAPHS = "graphs"
 """The bundle's folder with the standard graphs."""
 
 
-class TensorRTLLMBuilder:
+class TensorRTLLMTarget:
     """Writes the language model as a TensorRT-LLM checkpoint. Needs no TensorRT-LLM; engines are built from it on a
     machine that has it, see `r1v-export engine`."""
 
@@ -45,31 +45,31 @@ class TensorRTLLMBuilder:
                 fix="--no-parity builds it unchecked",
             )
 
-    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
+    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: abc.Mapping[str, Scheme]) -> None:
         options = config.tensorrt_llm
-        formats = module_formats(spec.language, language_schemes(schemes))
-        check_parallel(spec.language, formats, Parallel(options.tp, options.pp))
+        quant_formats = module_quant_formats(spec.language, language_schemes(schemes))
+        check_mapping(spec.language, quant_formats, Mapping(options.tp, options.pp))
         engine_sizes(options, spec)
 
-    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
+    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: abc.Mapping[str, Scheme]) -> int:
         """The language model; its embedding is whole on every GPU."""
         sizes = weight_bytes(spec, schemes, _compute(config, spec))
         return sizes[contract.DECODER] + config.tensorrt_llm.tp * sizes[contract.EMBED]
 
-    def arithmetic(self, config: BuildConfig, spec: ModelSpec) -> Arithmetic:
-        return Arithmetic(_compute(config, spec))
+    def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
+        return NumericsSpec(_compute(config, spec))
 
-    def build(self, material: Material, out: Path, advance: Advance) -> None:
-        config, options = material.config, material.config.tensorrt_llm
-        dtype = getattr(torch, _compute(config, material.checkpoint.spec))
+    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+        config, options = inputs.config, inputs.config.tensorrt_llm
+        dtype = getattr(torch, _compute(config, inputs.checkpoint.spec))
         folder = out / CHECKPOINT
         folder.mkdir()
         write_checkpoint(
-            material.checkpoint,
-            material.artifact,
+            inputs.checkpoint,
+            inputs.artifact,
             folder,
             dtype,
-            parallel=Parallel(options.tp, options.pp),
+            parallel=Mapping(options.tp, options.pp),
             layout=options.kernel_layout,
             advance=advance,
         )

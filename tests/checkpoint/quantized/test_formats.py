@@ -37,19 +37,19 @@ def gptq(pristine: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_codes_scales_and_zero_points_are_read_bit_for_bit(pristine, tmp_path, name):
+def test_quantized_values_scales_and_zero_points_are_read_bit_for_bit(pristine, tmp_path, name):
     pack, config, symmetric = FORMATS[name]
     truth = quantized_copy(pristine, tmp_path / "model", pack, config, symmetric)
     checkpoint = Checkpoint.open(tmp_path / "model")
     assert set(checkpoint.quantized.linears) == set(truth)
-    for linear, (codes, scale, zero) in truth.items():
+    for linear, (qweight, scale, zero) in truth.items():
         decoded = checkpoint.quantized.linears[linear].decode()
         assert torch.equal(decoded.scale, scale.float())
         if symmetric:
-            assert torch.equal(decoded.codes, (codes - 8).to(torch.int8))
+            assert torch.equal(decoded.qweight, (qweight - 8).to(torch.int8))
             assert decoded.zero_point is None
         else:
-            assert torch.equal(decoded.codes, codes.to(torch.int8))
+            assert torch.equal(decoded.qweight, qweight.to(torch.int8))
             assert torch.equal(decoded.zero_point, zero.to(torch.int8))
 
 
@@ -58,12 +58,12 @@ def test_a_quantized_weight_reads_dequantized(pristine, tmp_path, name):
     pack, config, symmetric = FORMATS[name]
     truth = quantized_copy(pristine, tmp_path / "model", pack, config, symmetric)
     checkpoint = Checkpoint.open(tmp_path / "model")
-    codes, scale, zero = truth[LINEAR]
-    group = codes.shape[1] // scale.shape[1]
-    expected = (codes - zero.repeat_interleave(group, 1)) * scale.float().repeat_interleave(group, 1)
+    qweight, scale, zero = truth[LINEAR]
+    group = qweight.shape[1] // scale.shape[1]
+    expected = (qweight - zero.repeat_interleave(group, 1)) * scale.float().repeat_interleave(group, 1)
     assert torch.equal(checkpoint.read(f"{LINEAR}.weight"), expected)
     info = checkpoint.tensors[f"{LINEAR}.weight"]
-    assert (info.dtype, info.shape, info.nbytes) == (torch.float32, tuple(codes.shape), 4 * codes.numel())
+    assert (info.dtype, info.shape, info.nbytes) == (torch.float32, tuple(qweight.shape), 4 * qweight.numel())
 
 
 def test_the_settings_may_stand_in_the_language_models_section(awq):

@@ -5,9 +5,9 @@ import torch
 
 from r1v_export.quantization.algorithms import awq
 from r1v_export.quantization.algorithms.awq import scale_of, search_scale
-from r1v_export.quantization.algorithms.clipping import clipped_grid
+from r1v_export.quantization.algorithms.clipping import clipped_params
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
-from r1v_export.quantization.quant_params import Grid
+from r1v_export.quantization.quant_params import QuantParams
 from tests.quantization.conftest import Case, make_case
 
 
@@ -21,7 +21,7 @@ def test_the_search_finds_what_running_the_linear_finds(case: Case, kind: str) -
 
     def loss(alpha: float) -> float:
         scale = scale_of(mean_magnitude(case), alpha)
-        quantized = Grid.of(case.weight * scale, kind, 32).round_trip(case.weight * scale)
+        quantized = QuantParams.of(case.weight * scale, kind, 32).quantize_dequantize(case.weight * scale)
         return float(((case.x / scale) @ quantized.T - case.x @ case.weight.T).square().sum())
 
     best = min((index / 20 for index in range(21)), key=loss)
@@ -37,8 +37,8 @@ def test_outputs_are_nearer_than_rounding_to_nearest_makes_them(kind: str, seed:
     scale = search_scale([case.weight], case.gram, mean_magnitude(case), kind, 32)
     scaled, gram = case.weight * scale, case.gram / scale / scale[:, None]
     nearest = case.error(round_to_nearest(case.weight, kind, 32).dequantize())
-    only_scaled = case.error(Grid.of(scaled, kind, 32).round_trip(scaled) / scale)
-    clipped = case.error(clipped_grid(scaled, kind, 32, gram).round_trip(scaled) / scale)
+    only_scaled = case.error(QuantParams.of(scaled, kind, 32).quantize_dequantize(scaled) / scale)
+    clipped = case.error(clipped_params(scaled, kind, 32, gram).quantize_dequantize(scaled) / scale)
     assert clipped < only_scaled < 0.95 * nearest
 
 
@@ -51,8 +51,8 @@ def test_even_activations_need_no_scale() -> None:
 def test_linears_of_one_tensor_share_the_scale_that_is_best_for_their_sum(case: Case) -> None:
     other = make_case(out_features=64, seed=5).weight
     together = search_scale([case.weight, other], case.gram, mean_magnitude(case), "int4", 32)
-    joined = search_scale([torch.cat((case.weight, other))], case.gram, mean_magnitude(case), "int4", 32)
-    assert torch.equal(together, joined)
+    concatenated = search_scale([torch.cat((case.weight, other))], case.gram, mean_magnitude(case), "int4", 32)
+    assert torch.equal(together, concatenated)
 
 
 def test_a_sample_of_the_rows_gives_nearly_the_best_scale(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,9 @@ def test_a_sample_of_the_rows_gives_nearly_the_best_scale(monkeypatch: pytest.Mo
     def error(rows: int) -> float:
         monkeypatch.setattr(awq, "SEARCH_ROWS", rows)
         scale = search_scale([case.weight], case.gram, mean_magnitude(case), "int4", 32)
-        return case.error(Grid.of(case.weight * scale, "int4", 32).round_trip(case.weight * scale) / scale)
+        return case.error(
+            QuantParams.of(case.weight * scale, "int4", 32).quantize_dequantize(case.weight * scale) / scale
+        )
 
     assert error(rows=96) < 1.02 * error(rows=768)
 

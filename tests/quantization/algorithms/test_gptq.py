@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from r1v_export.quantization.algorithms import gptq as module
-from r1v_export.quantization.algorithms.clipping import clipped_grid
+from r1v_export.quantization.algorithms.clipping import clipped_params
 from r1v_export.quantization.algorithms.gptq import gptq, inverse_factor
-from r1v_export.quantization.quant_params import Grid
+from r1v_export.quantization.quant_params import QuantParams
 from tests.quantization.conftest import Case, make_case
 
 
-def optimal_brain_quantizer(weight: Tensor, gram: Tensor, grid: Grid, damping: float, act_order: bool) -> np.ndarray:
+def optimal_brain_quantizer(
+    weight: Tensor, gram: Tensor, params: QuantParams, damping: float, act_order: bool
+) -> np.ndarray:
     """The method as the paper derives it, slow and plain: the inverse Hessian of the columns that are left is formed
     anew after every column, by Gaussian elimination of the one that was rounded. Returns the quantized weights."""
     in_features = weight.shape[1]
@@ -20,14 +22,14 @@ def optimal_brain_quantizer(weight: Tensor, gram: Tensor, grid: Grid, damping: f
     inverse = np.linalg.inv(hessian)
     left, quantized = weight.double().numpy().copy(), np.zeros(weight.shape)
     order = np.argsort(-np.diag(gram.numpy()), kind="stable") if act_order else np.arange(in_features)
-    scale = grid.scale.double().numpy().repeat(in_features // grid.scale.shape[1], axis=1)
+    scale = params.scale.double().numpy().repeat(in_features // params.scale.shape[1], axis=1)
     zero = np.zeros_like(scale)
-    if grid.zero_point is not None:
-        zero = grid.zero_point.double().numpy().repeat(in_features // grid.scale.shape[1], axis=1)
-    low, high = {"int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127)}[grid.kind]
+    if params.zero_point is not None:
+        zero = params.zero_point.double().numpy().repeat(in_features // params.scale.shape[1], axis=1)
+    low, high = {"int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127)}[params.kind]
     for j in order:
-        codes = np.clip(np.round(left[:, j] / scale[:, j]) + zero[:, j], low, high)
-        quantized[:, j] = (codes - zero[:, j]) * scale[:, j]
+        qweight = np.clip(np.round(left[:, j] / scale[:, j]) + zero[:, j], low, high)
+        quantized[:, j] = (qweight - zero[:, j]) * scale[:, j]
         error = (left[:, j] - quantized[:, j]) / inverse[j, j]
         left -= np.outer(error, inverse[j])
         inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
@@ -42,9 +44,9 @@ def test_it_equals_the_naive_method(
     monkeypatch.setattr(module, "BLOCK", 24)  # several blocks, a ragged last one, several chunks of rows
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)
     case = make_case(out_features=24, in_features=64, tokens=256)
-    grid = Grid.of(case.weight, kind, group)
-    expected = optimal_brain_quantizer(case.weight, case.gram, grid, 0.01, act_order)
-    linear = gptq(case.weight.double(), case.gram.double(), grid, damping=0.01, act_order=act_order)
+    params = QuantParams.of(case.weight, kind, group)
+    expected = optimal_brain_quantizer(case.weight, case.gram, params, 0.01, act_order)
+    linear = gptq(case.weight.double(), case.gram.double(), params, damping=0.01, act_order=act_order)
     assert linear.problem() is None
     np.testing.assert_allclose(linear.dequantize().numpy(), expected, rtol=0, atol=1e-6)
 
@@ -61,32 +63,32 @@ def test_the_factor_is_that_of_the_damped_inverse(case: Case) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_outputs_are_much_nearer_than_rounding_to_nearest_makes_them(kind: str, seed: int) -> None:
     case = make_case(seed=seed)
-    grid = Grid.of(case.weight, kind, 32)
-    nearest = case.error(grid.round_trip(case.weight))
+    params = QuantParams.of(case.weight, kind, 32)
+    nearest = case.error(params.quantize_dequantize(case.weight))
     in_order, act_order = (
-        case.error(gptq(case.weight, case.gram, grid, act_order=by_diagonal).dequantize())
+        case.error(gptq(case.weight, case.gram, params, act_order=by_diagonal).dequantize())
         for by_diagonal in (False, True)
     )
     assert act_order < in_order < 0.8 * nearest
-    clipped = clipped_grid(case.weight, kind, 32, case.gram)
+    clipped = clipped_params(case.weight, kind, 32, case.gram)
     assert case.error(gptq(case.weight, case.gram, clipped).dequantize()) < act_order
 
 
 def test_few_tokens_give_a_singular_matrix_and_still_a_better_weight() -> None:
     case = make_case(tokens=16)
-    grid = Grid.of(case.weight, "int4", 32)
-    linear = gptq(case.weight, case.gram, grid, damping=1e-12)
-    assert case.error(linear.dequantize()) < case.error(grid.round_trip(case.weight))
+    params = QuantParams.of(case.weight, "int4", 32)
+    linear = gptq(case.weight, case.gram, params, damping=1e-12)
+    assert case.error(linear.dequantize()) < case.error(params.quantize_dequantize(case.weight))
 
 
 def test_without_activations_it_is_rounding_to_nearest(case: Case) -> None:
-    grid = Grid.of(case.weight, "int4", 32)
-    linear = gptq(case.weight, torch.zeros_like(case.gram), grid)
-    assert torch.equal(linear.codes, grid.codes(case.weight))
+    params = QuantParams.of(case.weight, "int4", 32)
+    linear = gptq(case.weight, torch.zeros_like(case.gram), params)
+    assert torch.equal(linear.qweight, params.qweight(case.weight))
 
 
 def test_a_dead_channel_is_rounded_to_nearest(case: Case) -> None:
     case.x[:, 5] = 0
-    grid = Grid.of(case.weight, "int4", 32)
-    linear = gptq(case.weight, case.gram, grid)
-    assert torch.equal(linear.codes[:, 5], grid.codes(case.weight)[:, 5])
+    params = QuantParams.of(case.weight, "int4", 32)
+    linear = gptq(case.weight, case.gram, params)
+    assert torch.equal(linear.qweight[:, 5], params.qweight(case.weight)[:, 5])

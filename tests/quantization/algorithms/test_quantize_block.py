@@ -15,7 +15,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import CheckpointError
 from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock, key_name, quantize_block, value_name
 from r1v_export.quantization.apply.torch import apply
-from r1v_export.quantization.groups import Site, sites
+from r1v_export.quantization.groups import LinearGroup, linear_groups
 from r1v_export.quantization.recipe import Observer, Scheme, load, parse, resolve
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, BlockStatistics
 from r1v_export.reference.language import CacheStep, DecoderLayer, rotary_tables
@@ -36,8 +36,8 @@ class Block:
     x: Tensor
 
     @property
-    def sites(self) -> list[Site]:
-        return [site for site in sites(self.checkpoint.spec) if site.block == self.name]
+    def groups(self) -> list[LinearGroup]:
+        return [group for group in linear_groups(self.checkpoint.spec) if group.block == self.name]
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -57,10 +57,10 @@ class Block:
         """What every site reads."""
         module, read = module or self.module, dict[str, Tensor]()
         hooks = [
-            module.get_submodule(site.name.removeprefix(f"{self.name}.")).register_forward_pre_hook(
-                lambda _, args, name=site.name: read.update({name: args[0]})
+            module.get_submodule(group.name.removeprefix(f"{self.name}.")).register_forward_pre_hook(
+                lambda _, args, name=group.name: read.update({name: args[0]})
             )
-            for site in self.sites
+            for group in self.groups
         ]
         self.run(module)
         for hook in hooks:
@@ -88,7 +88,7 @@ class Block:
         return resolve(load(recipe) if "\n" not in recipe else parse(recipe), self.checkpoint.spec)
 
     def quantize(self, recipe: str, observer: Observer | None = None, **options: Any) -> QuantizedBlock:
-        arguments = (self.sites, self.schemes(recipe), self.tensors, self.statistics, observer or Observer())
+        arguments = (self.groups, self.schemes(recipe), self.tensors, self.statistics, observer or Observer())
         return quantize_block(*arguments, **options)
 
     def quantized(self, result: QuantizedBlock) -> nn.Module:
@@ -137,7 +137,7 @@ def weights(kind: str, algorithm: str, more: str = "") -> str:
 @pytest.mark.parametrize("recipe", ["fp8", "fp8-rowwise", "int8-smoothquant"])
 def test_8_bit_blocks_stay_near_the_float_block(block: Block, recipe: str) -> None:
     result = block.quantize(recipe)
-    assert set(result.linears) == {linear for site in block.sites for linear in site.linears}
+    assert set(result.linears) == {linear for group in block.groups for linear in group.linears}
     assert all(linear.problem() is None for linear in result.linears.values())
     assert block.error(recipe) < 0.08
 
@@ -182,7 +182,7 @@ def test_static_input_scales_are_those_of_what_the_quantized_block_reads(decoder
     result = decoder.quantize("w4a8")
     module = copy.deepcopy(decoder.module)
     apply(module, {}, result.overrides, f"{DECODER}.")
-    first = {site.name: site for site in decoder.sites}[f"{DECODER}.self_attn.q_proj"]
+    first = {group.name: group for group in decoder.groups}[f"{DECODER}.self_attn.q_proj"]
     read = decoder.inputs(module)[first.name]
     for linear in first.linears:
         assert result.linears[linear].input_type == "fp8"
@@ -199,7 +199,7 @@ def test_the_observer_chooses_the_range_of_static_inputs(decoder: Block) -> None
 def test_dynamic_inputs_and_plain_weights_need_no_statistics(decoder: Block) -> None:
     empty = BlockStatistics({}, {})
     for recipe in ("fp8-rowwise", "int4-rtn"):
-        result = quantize_block(decoder.sites, decoder.schemes(recipe), decoder.tensors, empty, Observer())
+        result = quantize_block(decoder.groups, decoder.schemes(recipe), decoder.tensors, empty, Observer())
         assert all(linear.input_scale is None for linear in result.linears.values())
 
 
@@ -238,7 +238,7 @@ def test_blocks_without_a_cache_have_no_cache_scales(synth_checkpoint: Checkpoin
 def test_the_given_tensors_stay_as_they_are(decoder: Block) -> None:
     tensors = {name: tensor.bfloat16() for name, tensor in decoder.tensors.items()}
     before = copy.deepcopy(tensors)
-    quantize_block(decoder.sites, decoder.schemes("int4-awq"), tensors, decoder.statistics, Observer())
+    quantize_block(decoder.groups, decoder.schemes("int4-awq"), tensors, decoder.statistics, Observer())
     assert all(torch.equal(tensors[name], before[name]) for name in before)
 
 
@@ -248,4 +248,4 @@ def test_a_weight_that_is_no_number_is_named(decoder: Block, bad: float) -> None
     tensors = copy.deepcopy(decoder.tensors)
     tensors[name][3, 5] = bad
     with pytest.raises(CheckpointError, match=r"NaN or infinite(.|\n)*mlp\.up_proj\.weight(.|\n)*1 that are not"):
-        quantize_block(decoder.sites, decoder.schemes("int4-rtn"), tensors, decoder.statistics, Observer())
+        quantize_block(decoder.groups, decoder.schemes("int4-rtn"), tensors, decoder.statistics, Observer())

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from r1v_export.quantization.algorithms.clipping import SHRINKS, clipped_grid
+from r1v_export.quantization.algorithms.clipping import SHRINKS, clipped_params
 from r1v_export.quantization.algorithms.rtn import output_error, round_to_nearest, round_to_one_scale
-from r1v_export.quantization.quant_params import Grid
+from r1v_export.quantization.quant_params import QuantParams
 from tests.quantization.conftest import Case
 
 
 def test_the_largest_weight_of_a_channel_is_the_largest_fp8_code(case: Case) -> None:
     linear = round_to_nearest(case.weight, "fp8")
     assert linear.problem() is None
-    assert (linear.codes.float().abs().amax(1) == 448).all()
+    assert (linear.qweight.float().abs().amax(1) == 448).all()
     torch.testing.assert_close(linear.scale, case.weight.abs().amax(1) / 448)
 
 
@@ -28,7 +28,7 @@ def test_symmetric_integers_are_within_half_a_step(case: Case, kind: str, larges
     group = 32 if kind == "int4" else None
     linear = round_to_nearest(case.weight, kind, group)
     assert linear.problem() is None
-    assert int(linear.codes.abs().max()) == largest
+    assert int(linear.qweight.abs().max()) == largest
     step = linear.scale if group is None else linear.scale.repeat_interleave(group, 1)
     error = (linear.dequantize() - case.weight).abs()
     assert (error <= step.reshape(len(error), -1) * 0.50001).all()
@@ -41,7 +41,7 @@ def test_uint4_uses_the_groups_own_range_and_represents_zero_exactly() -> None:
     assert linear.scale.item() == pytest.approx(0.1)
     assert linear.zero_point is not None
     assert linear.zero_point.item() == 1
-    assert {int(linear.codes.min()), int(linear.codes.max())} == {0, 15}
+    assert {int(linear.qweight.min()), int(linear.qweight.max())} == {0, 15}
     assert (linear.dequantize() - weight).abs().max() <= 0.05001
     zeros = round_to_nearest(torch.cat((weight, torch.zeros(1, 32))), "uint4", 32).dequantize()[1]
     assert (zeros == 0).all()
@@ -63,12 +63,12 @@ def test_the_output_error_is_that_of_the_outputs(case: Case) -> None:
 @pytest.mark.parametrize("kind", ["int4", "uint4"])
 def test_clipping_finds_what_a_search_over_the_outputs_finds(case: Case, kind: str) -> None:
     group = 32
-    found = clipped_grid(case.weight, kind, group, case.gram)
+    found = clipped_params(case.weight, kind, group, case.gram)
     for row, index in [(0, 0), (17, 1), (95, 3)]:
         columns = slice(index * group, (index + 1) * group)
         weight, x = case.weight[row : row + 1, columns], case.x[:, columns]
-        grids = [Grid.of(weight, kind, group, shrink) for shrink in SHRINKS]
-        losses = [float((x @ (grid.round_trip(weight) - weight).T).square().sum()) for grid in grids]
+        grids = [QuantParams.of(weight, kind, group, shrink) for shrink in SHRINKS]
+        losses = [float((x @ (params.quantize_dequantize(weight) - weight).T).square().sum()) for params in grids]
         assert found.scale[row, index] == grids[int(np.argmin(losses))].scale.squeeze()
 
 
@@ -84,9 +84,9 @@ def test_clipping_never_makes_the_weights_worse(case: Case, kind: str) -> None:
 
 
 def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
-    whole = clipped_grid(case.weight, "int4", 32, case.gram)
+    whole = clipped_params(case.weight, "int4", 32, case.gram)
     monkeypatch.setattr("r1v_export.quantization.algorithms.clipping.ROWS_AT_ONCE", 7)
-    torch.testing.assert_close(clipped_grid(case.weight, "int4", 32, case.gram).scale, whole.scale, rtol=0, atol=0)
+    torch.testing.assert_close(clipped_params(case.weight, "int4", 32, case.gram).scale, whole.scale, rtol=0, atol=0)
 
 
 def test_all_zero_weights_keep_usable_scales() -> None:

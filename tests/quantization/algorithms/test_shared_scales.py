@@ -63,7 +63,7 @@ def test_the_row_with_the_largest_scale_keeps_its_codes():
 
     largest = int(linears[2].scale.argmax())
     assert shared[2].scale[0] == linears[2].scale.max()
-    assert torch.equal(shared[2].codes[largest].view(torch.uint8), linears[2].codes[largest].view(torch.uint8))
+    assert torch.equal(shared[2].qweight[largest].view(torch.uint8), linears[2].qweight[largest].view(torch.uint8))
 
 
 def test_linears_that_share_a_scale_already_come_back_bit_for_bit():
@@ -71,7 +71,7 @@ def test_linears_that_share_a_scale_already_come_back_bit_for_bit():
     linears = [round_to_one_scale(weight, "fp8", absmax) for weight in weights()]
 
     for before, after in zip(linears, share_weight_scale(NAMES, linears), strict=True):
-        assert torch.equal(before.codes.view(torch.uint8), after.codes.view(torch.uint8))
+        assert torch.equal(before.qweight.view(torch.uint8), after.qweight.view(torch.uint8))
         assert torch.equal(before.scale, after.scale)
 
 

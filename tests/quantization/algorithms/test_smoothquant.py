@@ -4,14 +4,14 @@ import torch
 
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
 from r1v_export.quantization.algorithms.smoothquant import smoothing_scale
-from r1v_export.quantization.quantized_linear import round_trip, scale_for
+from r1v_export.quantization.quantized_linear import quantize_dequantize, scale_for
 from tests.quantization.conftest import Case
 
 
 def int8_error(case: Case, scale: torch.Tensor) -> float:
     """Squared error of the outputs with INT8 weights and inputs of one static scale."""
     x = case.x / scale
-    rounded = round_trip(x, scale_for(x.abs().max(), "int8"), "int8")
+    rounded = quantize_dequantize(x, scale_for(x.abs().max(), "int8"), "int8")
     weight = round_to_nearest(case.weight * scale, "int8").dequantize()
     return float((rounded @ weight.T - case.x @ case.weight.T).square().sum())
 

@@ -17,7 +17,7 @@ from r1v_export.exporters.export import export_graph, trace_graph
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
 from r1v_export.quantization.apply.onnx import QuantizeLinears, quantizer
 from r1v_export.quantization.apply.torch import apply
-from r1v_export.quantization.groups import sites
+from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, Scheme, load, resolve
 from r1v_export.reference.model import ReferenceEngine
@@ -95,11 +95,17 @@ def test_the_graph_computes_what_the_fake_quant_model_computes(graph, kind, grou
 
 @pytest.mark.parametrize("inputs", [None, "fp8"])
 def test_an_imported_linear_multiplies_its_input_first(inputs, tmp_path):
-    weights = {"type": "int4", "granularity": "group", "group_size": 32, "algorithm": "imported", "input_factor": True}
+    weights = {
+        "type": "int4",
+        "granularity": "group",
+        "group_size": 32,
+        "algorithm": "imported",
+        "pre_quant_scale": True,
+    }
     scheme = Scheme.model_validate({"weights": weights, "inputs": inputs and {"type": inputs, "mode": "static"}})
     schemes = {"mlp1.3": scheme}
     factor = torch.rand(SPEC.projector.hidden_size, generator=torch.Generator().manual_seed(0)) + 0.5
-    linears = {name: replace(linear, input_factor=factor) for name, linear in rounded(schemes).items()}
+    linears = {name: replace(linear, pre_quant_scale=factor) for name, linear in rounded(schemes).items()}
     fake = copy.deepcopy(MODEL)
     apply(fake, linears, {})
     rewrite = quantizer(SPEC, schemes, linears.__getitem__, {})
@@ -107,7 +113,7 @@ def test_an_imported_linear_multiplies_its_input_first(inputs, tmp_path):
     onnx.checker.check_model(path, full_check=True)
     expected = ReferenceEngine(fake).projector(*INPUTS["projector"].values())
     np.testing.assert_allclose(run(path, INPUTS["projector"]), expected, atol=2e-5)
-    apply(fake, {name: replace(linear, input_factor=None) for name, linear in linears.items()}, {})
+    apply(fake, {name: replace(linear, pre_quant_scale=None) for name, linear in linears.items()}, {})
     assert np.abs(expected - ReferenceEngine(fake).projector(*INPUTS["projector"].values())).max() > 1e-2
 
 
@@ -121,7 +127,7 @@ def test_rewritten_tensors_take_the_place_of_the_checkpoints(tmp_path):
 
 def pass_over(graph: str, schemes: dict[str, Scheme], compute=torch.float32) -> ir.Model:
     model = trace_graph(graph, SPEC, compute)
-    QuantizeLinears(schemes, {name: site.name for site in sites(SPEC) for name in site.linears})(model)
+    QuantizeLinears(schemes, {name: group.name for group in linear_groups(SPEC) for name in group.linears})(model)
     return model
 
 

@@ -52,16 +52,16 @@ def test_a_static_fp8_linear_computes_what_its_graph_does() -> None:
     weight, bias = torch.randn(8, 32, generator=generator), torch.randn(8, generator=generator)
     x = torch.randn(5, 32, generator=generator) * 3
     linear = round_to_nearest(weight, "fp8")
-    static = QuantizedLinear(linear.codes, "fp8", linear.scale, input_type="fp8", input_scale=torch.tensor(4 / 448))
-    codes = linear.codes.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
-    expected = qdq_matmul(x.numpy(), codes, linear.scale.numpy(), 4 / 448, bias.numpy())
+    static = QuantizedLinear(linear.qweight, "fp8", linear.scale, input_type="fp8", input_scale=torch.tensor(4 / 448))
+    qweight = linear.qweight.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
+    expected = qdq_matmul(x.numpy(), qweight, linear.scale.numpy(), 4 / 448, bias.numpy())
     np.testing.assert_allclose(FakeQuantLinear(static, bias)(x).numpy(), expected, rtol=1e-6, atol=1e-5)
 
 
 def test_a_dynamic_linear_does_not_depend_on_the_scale_of_a_token() -> None:
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     weight_only = round_to_nearest(torch.eye(32), "fp8")
-    dynamic = FakeQuantLinear(QuantizedLinear(weight_only.codes, "fp8", weight_only.scale, input_type="fp8"))
+    dynamic = FakeQuantLinear(QuantizedLinear(weight_only.qweight, "fp8", weight_only.scale, input_type="fp8"))
     torch.testing.assert_close(dynamic(x * 1024), dynamic(x) * 1024)
     assert not torch.equal(dynamic(x), x)
 
@@ -73,13 +73,13 @@ def test_a_weight_only_linear_leaves_its_input_alone() -> None:
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("fp8", ml_dtypes.float8_e4m3fn), ("int8", np.int8)])
-def test_a_cache_holds_codes_of_its_type(kind: CacheType, dtype: type) -> None:
+def test_a_cache_holds_quantized_values_of_its_type(kind: CacheType, dtype: type) -> None:
     x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(2))
     scale = np.float32(float(x.abs().max()) / {"fp8": 448, "int8": 127}[kind])
     scaled = x.numpy() / scale
-    codes = (np.rint(scaled) if kind == "int8" else scaled).astype(dtype)
+    qweight = (np.rint(scaled) if kind == "int8" else scaled).astype(dtype)
     found = FakeQuantCache(float(scale), kind)(x)
-    np.testing.assert_array_equal(found.numpy(), codes.astype(np.float32) * scale)
+    np.testing.assert_array_equal(found.numpy(), qweight.astype(np.float32) * scale)
     assert not torch.equal(found, x)
     assert len(found.unique()) > 50
 

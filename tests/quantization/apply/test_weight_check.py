@@ -51,7 +51,7 @@ def doubled(scale: Tensor) -> Tensor:
         ("input_scale", doubled, "an input scale of"),
     ],
 )
-def test_a_scale_that_is_mixed_up_or_corrupted_is_told_with_its_linear(
+def test_a_scale_that_is_mixed_up_or_corrupted_is_reported_with_its_linear(
     synth_checkpoint: Checkpoint,
     model: Model,
     tmp_path: Path,

@@ -52,7 +52,7 @@ def test_every_shipped_recipe_gives_an_artifact_that_is_read(
 
 
 @pytest.mark.parametrize("recipe", [load("int4-rtn"), UINT4], ids=["int4", "uint4"])
-def test_codes_and_scales_come_back_as_the_algorithm_made_them(
+def test_quantized_values_and_scales_come_back_as_the_algorithm_made_them(
     synth_checkpoint: Checkpoint, tmp_path: Path, recipe
 ) -> None:
     calibrated(synth_checkpoint, recipe, tmp_path / "out", 1)
@@ -60,16 +60,16 @@ def test_codes_and_scales_come_back_as_the_algorithm_made_them(
     weights = recipe.rules[0].scheme.weights
     weight = synth_checkpoint.read(f"{LINEAR}.weight").float()
     expected = round_to_nearest(weight, weights.type, weights.group_size, weights.clip)
-    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.qweight, expected.qweight)
     assert torch.equal(found.scale, expected.scale)
     assert torch.equal(found.dequantize(), expected.dequantize())
 
 
-def test_four_bit_codes_take_half_a_byte(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_four_bit_quantized_values_take_half_a_byte(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
     calibrated(synth_checkpoint, load("int4-rtn"), tmp_path / "out", 1)
-    codes = load_file(tmp_path / "out" / "codes" / f"{LAYER}.safetensors")[f"{LINEAR}.codes"]
+    qweight = load_file(tmp_path / "out" / "qweight" / f"{LAYER}.safetensors")[f"{LINEAR}.qweight"]
     out_features, in_features = synth_checkpoint.tensors[f"{LINEAR}.weight"].shape
-    assert codes.nbytes == out_features * in_features // 2
+    assert qweight.nbytes == out_features * in_features // 2
 
 
 def test_rewritten_tensors_are_read_by_their_own_names(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ DAMAGES: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
     "a missing scale": ("scales", lambda t: t.pop(f"{LINEAR}.weight_scale"), "lacks"),
     "a missing input scale": ("scales", lambda t: t.pop(f"{LINEAR}.input_scale"), "lacks"),
     "a missing cache scale": ("scales", lambda t: t.pop(f"{LAYER}.self_attn.value_scale"), "lacks"),
-    "missing codes": (f"codes/{LAYER}", lambda t: t.pop(f"{LINEAR}.codes"), "lacks"),
+    "missing codes": (f"codes/{LAYER}", lambda t: t.pop(f"{LINEAR}.qweight"), "lacks"),
     "a scale of no linear": ("scales", lambda t: t.update({"x.weight_scale": torch.ones(1)}), "does not call for"),
     "a tensor of no model": (f"codes/{LAYER}", lambda t: t.update({"x": torch.ones(1)}), "does not have"),
     "scales of another shape": (
@@ -162,13 +162,13 @@ DAMAGES: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
     "codes of another shape": (
         f"codes/{LAYER}",
         lambda t: t.update(
-            {f"{LINEAR}.codes": t[f"{LINEAR}.codes"].view(torch.uint8)[1:].view(t[f"{LINEAR}.codes"].dtype)}
+            {f"{LINEAR}.qweight": t[f"{LINEAR}.qweight"].view(torch.uint8)[1:].view(t[f"{LINEAR}.qweight"].dtype)}
         ),
         "up_proj is damaged",
     ),
     "codes of another type": (
         f"codes/{LAYER}",
-        lambda t: t.update({f"{LINEAR}.codes": t[f"{LINEAR}.codes"].view(torch.int8)}),
+        lambda t: t.update({f"{LINEAR}.qweight": t[f"{LINEAR}.qweight"].view(torch.int8)}),
         "up_proj is damaged",
     ),
     "an override of another shape": (

@@ -14,7 +14,7 @@ from r1v_export.errors import CheckpointError, InputError
 from r1v_export.quantization.algorithms.quantize_block import key_name, value_name
 from r1v_export.quantization.calibration.blocks import Block, blocks, materialize
 from r1v_export.quantization.calibration.dataset import Sample
-from r1v_export.quantization.groups import sites
+from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.statistics.collector import observe
 from r1v_export.reference import language
 from r1v_export.reference.model import Model, load
@@ -68,9 +68,9 @@ def test_blocks_hold_every_tensor_of_the_checkpoint_once(synth_checkpoint: Check
     assert sorted(names) == sorted(expected_tensors(synth_checkpoint.spec))
 
 
-def test_blocks_hold_every_site_once(synth_checkpoint: Checkpoint) -> None:
+def test_blocks_hold_every_group_once(synth_checkpoint: Checkpoint) -> None:
     spec = synth_checkpoint.spec
-    assert [site for block in blocks(spec) for site in block.sites] == list(sites(spec))
+    assert [group for block in blocks(spec) for group in block.groups] == list(linear_groups(spec))
 
 
 def test_what_is_observed_is_what_enters_the_models_linears(
@@ -81,23 +81,25 @@ def test_what_is_observed_is_what_enters_the_models_linears(
         model.get_submodule(linear).register_forward_pre_hook(
             lambda module, args, linear=linear: entered.update({linear: args[0].detach().flatten(0, -2)})
         )
-        for site in sites(model.spec)
-        for linear in site.linears
+        for group in linear_groups(model.spec)
+        for linear in group.linears
     ]
     logits(model, sample)
     for hook in hooks:
         hook.remove()
     for block, module, x in chain(synth_checkpoint, sample):
-        with observe(block, module, block.sites, {site.name for site in block.sites}, True) as observation:
+        with observe(block, module, block.groups, {group.name for group in block.groups}, True) as observation:
             block.forward(module, sample, x)
         seen = observation.statistics()
-        for site in block.sites:
-            for linear in site.linears:
+        for group in block.groups:
+            for linear in group.linears:
                 inputs_NI = entered[linear]
                 close = {"rtol": 1e-4, "atol": 1e-5}
-                torch.testing.assert_close(seen.activations[site.name].channel_absmax, inputs_NI.abs().amax(0), **close)
-                torch.testing.assert_close(seen.grams[site.name], inputs_NI.T @ inputs_NI, rtol=1e-3, atol=1e-3)
-                assert seen.activations[site.name].rows == len(inputs_NI)
+                torch.testing.assert_close(
+                    seen.activations[group.name].channel_absmax, inputs_NI.abs().amax(0), **close
+                )
+                torch.testing.assert_close(seen.grams[group.name], inputs_NI.T @ inputs_NI, rtol=1e-3, atol=1e-3)
+                assert seen.activations[group.name].rows == len(inputs_NI)
 
 
 def test_observed_keys_and_values_are_what_the_cache_holds(
@@ -120,14 +122,14 @@ def test_observed_keys_and_values_are_what_the_cache_holds(
             torch.testing.assert_close(found, expected)
 
 
-def test_a_sample_without_pictures_passes_through_the_vision_tower(synth_checkpoint: Checkpoint) -> None:
+def test_a_sample_without_images_passes_through_the_vision_tower(synth_checkpoint: Checkpoint) -> None:
     sample = small_set(synth_checkpoint, 1).samples[0]
     image = synth_checkpoint.spec.image_token_id
     tokens = tuple(id_ for id_ in sample.token_ids if id_ != image)
     side = synth_checkpoint.spec.tiling.tile_size
     text = Sample(0, "text", "", tokens, 0, lambda: torch.zeros(0, 3, side, side).numpy())
     for block, module, x in chain(synth_checkpoint, text):
-        with observe(block, module, block.sites, set(), False) as observation:
+        with observe(block, module, block.groups, set(), False) as observation:
             result = block.forward(module, text, x)
         rows = {int(seen.rows) for seen in observation.statistics().activations.values()}
         assert rows <= {len(tokens) if block.name.startswith("language_model") else 0}
@@ -136,7 +138,7 @@ def test_a_sample_without_pictures_passes_through_the_vision_tower(synth_checkpo
 
 def test_rows_counts_what_enters_the_linears(synth_checkpoint: Checkpoint, sample: Sample) -> None:
     for block, module, x in chain(synth_checkpoint, sample):
-        with observe(block, module, block.sites, set(), False) as observation:
+        with observe(block, module, block.groups, set(), False) as observation:
             block.forward(module, sample, x)
         for seen in observation.statistics().activations.values():
             assert seen.rows == block.rows(len(sample.token_ids), sample.tiles)
@@ -144,7 +146,7 @@ def test_rows_counts_what_enters_the_linears(synth_checkpoint: Checkpoint, sampl
 
 def test_hooks_are_gone_afterwards(synth_checkpoint: Checkpoint, sample: Sample) -> None:
     for block, module, x in chain(synth_checkpoint, sample):
-        with observe(block, module, block.sites, set(), True) as observation:
+        with observe(block, module, block.groups, set(), True) as observation:
             pass
         block.forward(module, sample, x)
         assert all(seen.rows == 0 for seen in observation.statistics().activations.values())
@@ -167,7 +169,7 @@ def test_an_activation_that_is_not_finite_is_named_with_its_sample(
     module = materialize(block, synth_checkpoint, torch.float32, CPU)
     module.get_parameter("norm2.weight").data.fill_(float("inf"))
     hidden = torch.randn(sample.tiles, 65, synth_checkpoint.spec.vision.hidden_size)
-    with observe(block, module, block.sites, set(), False) as observation:
+    with observe(block, module, block.groups, set(), False) as observation:
         observation.where = "built-in 7"
         with pytest.raises(InputError, match="NaN or infinite") as caught:
             block.forward(module, sample, hidden)

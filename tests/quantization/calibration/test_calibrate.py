@@ -18,15 +18,15 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import CapabilityError, CheckpointError, InputError, UsageError
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration import blocks
-from r1v_export.quantization.calibration import blockwise_runner as stream
-from r1v_export.quantization.calibration.blockwise_runner import Execution
+from r1v_export.quantization.calibration import blockwise_runner as runner
+from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import Shard
-from r1v_export.quantization.calibration.resume import work_folder
+from r1v_export.quantization.calibration.resume import resume_folder
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.recipe import Recipe, parse
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
-from r1v_export.quantization.statistics.collector import Observation
+from r1v_export.quantization.statistics.collector import StatisticsCollector
 from r1v_export.reference.model import Model, load
 from tests.quantization.calibration_cases import (
     AWQ_RECIPE,
@@ -105,7 +105,7 @@ def test_memory_limits_do_not_change_a_byte(
     for limit in (0, 200_000):
         out = tmp_path / str(limit)
         assert calibrated(synth_checkpoint, RECIPES[recipe], out, activation_memory_bytes=limit) == whole[recipe]
-        assert not work_folder(out).exists()
+        assert not resume_folder(out).exists()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -123,7 +123,7 @@ def test_stopped_at_every_moment_in_turn_it_ends_with_the_same_bytes(
                 RECIPES[recipe],
                 calibration,
                 out,
-                Execution(activation_memory_bytes=limit, on_progress=stop_after(allowed)),
+                CalibrationOptions(activation_memory_bytes=limit, on_progress=stop_after(allowed)),
             )
             break
         except Stopped:
@@ -143,12 +143,12 @@ def test_a_run_after_a_stop_computes_nothing_twice_when_activations_are_on_disk(
         visited.append(block.name)
         return real(block, *args)
 
-    monkeypatch.setattr(stream, "materialize", materialize)
+    monkeypatch.setattr(runner, "materialize", materialize)
     run = (synth_checkpoint, KV_RECIPE, small_set(synth_checkpoint), tmp_path / "out")
     with pytest.raises(Stopped):
-        calibrate(*run, Execution(activation_memory_bytes=0, on_progress=stop_after(17)))
+        calibrate(*run, CalibrationOptions(activation_memory_bytes=0, on_progress=stop_after(17)))
     interrupted = visited[-1]
-    calibrate(*run, Execution(activation_memory_bytes=0))
+    calibrate(*run, CalibrationOptions(activation_memory_bytes=0))
     names = [block.name for block in blocks.blocks(synth_checkpoint.spec)][:-1]
     assert visited == [*names[: names.index(interrupted) + 1], *names[names.index(interrupted) :]]
 
@@ -158,7 +158,7 @@ def test_no_block_is_held_when_the_next_is_read(
 ) -> None:
     held: list[weakref.ref[Any]] = []
     alive: list[int] = []
-    real_materialize, real_statistics = blocks.materialize, Observation.statistics
+    real_materialize, real_statistics = blocks.materialize, StatisticsCollector.statistics
 
     def materialize(*args: Any) -> Any:
         alive.append(sum(ref() is not None for ref in held))
@@ -166,13 +166,13 @@ def test_no_block_is_held_when_the_next_is_read(
         held.extend(weakref.ref(parameter) for parameter in module.parameters())
         return module
 
-    def statistics(observation: Observation) -> BlockStatistics:
+    def statistics(observation: StatisticsCollector) -> BlockStatistics:
         seen = real_statistics(observation)
         held.extend(weakref.ref(gram) for gram in seen.grams.values())
         return seen
 
-    monkeypatch.setattr(stream, "materialize", materialize)
-    monkeypatch.setattr(Observation, "statistics", statistics)
+    monkeypatch.setattr(runner, "materialize", materialize)
+    monkeypatch.setattr(StatisticsCollector, "statistics", statistics)
     calibrate(synth_checkpoint, AWQ_RECIPE, small_set(synth_checkpoint, 1), tmp_path / "out")
     assert len(held) > 40
     assert alive == [0] * len(alive)
@@ -193,7 +193,7 @@ def test_killed_without_warning_it_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-c", SCRIPT, str(synth_checkpoint.folder), str(out)]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = os.environ | {"PYTHONPATH": str(root)}
     with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -202,21 +202,23 @@ def test_killed_without_warning_it_goes_on_and_ends_with_the_same_bytes(
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not out.exists()
-    assert work_folder(out).exists()
+    assert resume_folder(out).exists()
     assert calibrated(synth_checkpoint, KV_RECIPE, out, activation_memory_bytes=0) == whole["fp8-kv"]
 
 
 def test_a_finished_calibration_is_not_run_again(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
     calibration = small_set(synth_checkpoint)
     first = calibrate(synth_checkpoint, RTN_RECIPE, calibration, tmp_path / "out")
-    again = calibrate(synth_checkpoint, RTN_RECIPE, calibration, tmp_path / "out", Execution(on_progress=stop_after(0)))
+    again = calibrate(
+        synth_checkpoint, RTN_RECIPE, calibration, tmp_path / "out", CalibrationOptions(on_progress=stop_after(0))
+    )
     assert again == first
 
 
 def test_what_a_calibration_of_another_recipe_left_is_not_used(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
     calibration, out = small_set(synth_checkpoint), tmp_path / "out"
     with pytest.raises(Stopped):
-        calibrate(synth_checkpoint, KV_RECIPE, calibration, out, Execution(on_progress=stop_after(20)))
+        calibrate(synth_checkpoint, KV_RECIPE, calibration, out, CalibrationOptions(on_progress=stop_after(20)))
     assert calibrated(synth_checkpoint, RTN_RECIPE, out) == calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "fresh")
 
 
@@ -237,9 +239,9 @@ def test_what_is_left_of_a_calibration_that_was_killed_at_its_very_end_is_remove
 ) -> None:
     out = tmp_path / "out"
     before = calibrated(synth_checkpoint, RTN_RECIPE, out, 1)
-    (work_folder(out) / "scales").mkdir(parents=True)
+    (resume_folder(out) / "scales").mkdir(parents=True)
     assert calibrated(synth_checkpoint, RTN_RECIPE, out, 1) == before
-    assert not work_folder(out).exists()
+    assert not resume_folder(out).exists()
 
 
 def test_a_recipe_that_looks_at_weights_alone_sends_no_sample_through(
@@ -337,7 +339,7 @@ def test_activations_of_zeros_are_named(synth_checkpoint: Checkpoint, tmp_path: 
     calibrated(broken, RTN_RECIPE, tmp_path / "out")  # which does not look at activations
 
 
-def test_pictures_that_no_sample_shows_are_missed(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_images_that_no_sample_shows_are_missed(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
     calibration = small_set(synth_checkpoint, 1)
     (shown,) = calibration.samples
     image = synth_checkpoint.spec.image_token_id

@@ -15,30 +15,30 @@ from PIL import Image
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import CapabilityError, InputError, UsageError
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard, prepare
-from r1v_export.quantization.calibration.raw_examples import Record, read_records
+from r1v_export.quantization.calibration.raw_examples import RawExample, read_examples
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import TEMPLATES, Turn, encode
 from r1v_export.reference.tokenizer import Tokenizer
 
 
-def write_set(folder: Path, *records: dict[str, Any] | str) -> Path:
+def write_set(folder: Path, *examples: dict[str, Any] | str) -> Path:
     """A folder with red.png, blue.png (which needs two tiles) and a JSONL file of the given lines."""
     Image.new("RGB", (112, 112), "red").save(folder / "red.png")
     Image.new("RGB", (224, 112), "blue").save(folder / "blue.png")
-    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    lines = [example if isinstance(example, str) else json.dumps(example) for example in examples]
     (folder / "set.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 
 def prepared(folder: Path, checkpoint: Checkpoint, **options: Any) -> CalibrationSet:
-    return prepare(read_records(folder, 100), checkpoint, **options)
+    return prepare(read_examples(folder, 100), checkpoint, **options)
 
 
 RED = {"image": "red.png", "prompt": "Which colour?", "answer": "red"}
 
 
-def test_a_sample_is_prompt_pictures_reply_and_stop_token(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
-    asked = {"images": ["blue.png", "red.png"], "prompt": "Same?", "thought": "Blue, red.", "answer": "no"}
+def test_a_sample_is_prompt_images_reply_and_stop_token(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
+    asked = {"images": ["blue.png", "red.png"], "prompt": "Same?", "reasoning": "Blue, red.", "answer": "no"}
     (sample,) = prepared(write_set(tmp_path, asked), synth_checkpoint).samples
     spec, tokenizer = synth_checkpoint.spec, Tokenizer.from_folder(synth_checkpoint.folder)
     turns = [Turn("user", "Same?", images=2)]
@@ -50,13 +50,13 @@ def test_a_sample_is_prompt_pictures_reply_and_stop_token(tmp_path: Path, synth_
     assert np.array_equal(sample.pixels(), pixel_values(images, spec.tiling)[0])
 
 
-def test_without_a_thought_none_is_opened(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
+def test_without_a_reasoning_none_is_opened(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
     (sample,) = prepared(write_set(tmp_path, RED), synth_checkpoint).samples
     text = Tokenizer.from_folder(synth_checkpoint.folder).decode(sample.token_ids)
     assert text.endswith("assistant\nred")
 
 
-def test_the_end_of_a_thought_is_one_token_where_the_tokenizer_has_it(
+def test_the_end_of_a_reasoning_is_one_token_where_the_tokenizer_has_it(
     tmp_path: Path, synth_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = "Red.\n</think>\n\nred"
@@ -72,9 +72,9 @@ def test_where_there_is_no_answer_the_model_continues(tmp_path: Path, synth_chec
     folder = write_set(tmp_path, {"image": "red.png", "prompt": "What?"}, RED, {"prompt": "Why?"})
     asked: list[str] = []
 
-    def continuation(records: Sequence[Record]) -> list[list[int]]:
-        asked.extend(record.prompt for record in records)
-        return [[7, 8, 9] for _ in records]
+    def continuation(examples: Sequence[RawExample]) -> list[list[int]]:
+        asked.extend(example.prompt for example in examples)
+        return [[7, 8, 9] for _ in examples]
 
     alone = prepared(folder, synth_checkpoint).samples
     continued = prepared(folder, synth_checkpoint, continuation=continuation).samples
@@ -100,9 +100,9 @@ def test_order_and_hashes_are_the_same_every_time_and_tell_samples_apart(
 def test_one_changed_pixel_changes_the_hash(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
     folder = write_set(tmp_path, RED)
     before = prepared(folder, synth_checkpoint).samples[0].sha256
-    picture = Image.open(folder / "red.png")
-    picture.putpixel((5, 5), (254, 0, 0))
-    picture.save(folder / "red.png")
+    image = Image.open(folder / "red.png")
+    image.putpixel((5, 5), (254, 0, 0))
+    image.save(folder / "red.png")
     assert prepared(folder, synth_checkpoint).samples[0].sha256 != before
 
 
@@ -117,12 +117,12 @@ def test_shards_share_the_set_out_without_a_sample_left_or_doubled(
     assert {shard.total for shard in shards} == {7}
 
 
-def test_the_built_in_set_is_questions_with_thoughts(synth_checkpoint: Checkpoint) -> None:
-    records = read_records(None, 6)
-    assert [record.name for record in records] == [f"built-in {n}" for n in range(6)]
-    samples = prepare(records, synth_checkpoint).samples
+def test_the_built_in_set_is_questions_with_reasoning(synth_checkpoint: Checkpoint) -> None:
+    examples = read_examples(None, 6)
+    assert [example.name for example in examples] == [f"built-in {n}" for n in range(6)]
+    samples = prepare(examples, synth_checkpoint).samples
     text = Tokenizer.from_folder(synth_checkpoint.folder).decode(samples[0].token_ids)
-    assert f"{records[0].thought}\n</think>\n\n{records[0].answer}" in text
+    assert f"{examples[0].reasoning}\n</think>\n\n{examples[0].answer}" in text
 
 
 def test_a_long_reply_is_cut_but_not_a_long_prompt(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
@@ -142,19 +142,19 @@ def test_a_long_reply_is_cut_but_not_a_long_prompt(tmp_path: Path, synth_checkpo
         ('{"image": "red.png", "prompt": " "}', "prompt: Value error, is empty"),
         ('{"image": "red.png", "prompt": 7}', "prompt: Input should be a valid string"),
         ('{"image": "red.png", "prompt": "?", "answer": ""}', "answer: Value error, is empty"),
-        ('{"image": "red.png", "prompt": "?", "thought": "t"}', "needs the answer"),
+        ('{"image": "red.png", "prompt": "?", "reasoning": "t"}', "needs the answer"),
         ('{"image": "red.png", "prompt": "?", "awnser": "red"}', "awnser: Extra inputs"),
     ],
 )
 def test_a_record_that_is_not_as_it_should_be_is_named(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        read_records(write_set(tmp_path, RED, line), 10)
+        read_examples(write_set(tmp_path, RED, line), 10)
     assert message in str(caught.value)
     assert "set.jsonl, line 2" in str(caught.value)
 
 
 def test_records_beyond_the_wanted_number_are_not_read(tmp_path: Path) -> None:
-    assert len(read_records(write_set(tmp_path, RED, "", RED, "broken"), 2)) == 2
+    assert len(read_examples(write_set(tmp_path, RED, "", RED, "broken"), 2)) == 2
 
 
 def make_truncated(path: Path) -> None:
@@ -176,7 +176,7 @@ BAD_PICTURES = {
 
 
 @pytest.mark.parametrize("kind", BAD_PICTURES)
-def test_a_bad_picture_is_named_with_its_line(tmp_path: Path, synth_checkpoint: Checkpoint, kind: str) -> None:
+def test_a_bad_image_is_named_with_its_line(tmp_path: Path, synth_checkpoint: Checkpoint, kind: str) -> None:
     make, message = BAD_PICTURES[kind]
     make(tmp_path / "bad.png")
     with pytest.raises(InputError, match=message) as caught:
@@ -184,18 +184,18 @@ def test_a_bad_picture_is_named_with_its_line(tmp_path: Path, synth_checkpoint: 
     assert "set.jsonl, line 2: bad.png" in str(caught.value)
 
 
-def test_a_set_without_any_picture_is_refused(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
-    with pytest.raises(InputError, match="No sample of the calibration set shows a picture"):
+def test_a_set_without_any_image_is_refused(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
+    with pytest.raises(InputError, match="No sample of the calibration set shows an image"):
         prepared(write_set(tmp_path, {"prompt": "Hello?", "answer": "Hi"}), synth_checkpoint)
 
 
-def test_texts_among_pictures_are_welcome(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
+def test_texts_among_images_are_welcome(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
     text = prepared(write_set(tmp_path, RED, {"prompt": "Hello?", "answer": "Hi"}), synth_checkpoint).samples[1]
     assert text.tiles == 0
     assert text.pixels().shape == (0, 3, 112, 112)
 
 
-def test_placeholders_that_do_not_match_the_pictures_are_named_with_their_line(
+def test_placeholders_that_do_not_match_the_images_are_named_with_their_line(
     tmp_path: Path, synth_checkpoint: Checkpoint
 ) -> None:
     with pytest.raises(InputError, match=r"placeholders(.|\n)*set\.jsonl, line 1"):
@@ -212,15 +212,15 @@ def test_a_folder_without_one_jsonl_file_is_refused(tmp_path: Path, files: Seque
     for name in files:
         (tmp_path / name).write_text("{}")
     with pytest.raises(InputError, match="no calibration set here"):
-        read_records(tmp_path, 1)
+        read_examples(tmp_path, 1)
     with pytest.raises(InputError, match="no calibration set here"):
-        read_records(tmp_path / "nowhere", 1)
+        read_examples(tmp_path / "nowhere", 1)
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read"):
-        read_records(tmp_path, 1)
+        read_examples(tmp_path, 1)
 
 
 def test_more_shards_than_samples_are_refused(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
@@ -243,7 +243,7 @@ def test_a_saved_dataset_needs_its_package(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "state.json").write_text("{}")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CapabilityError, match="datasets"):
-        read_records(tmp_path, 1)
+        read_examples(tmp_path, 1)
 
 
 class TestSavedDatasets:
@@ -257,7 +257,7 @@ class TestSavedDatasets:
         datasets.Dataset.from_dict(columns).save_to_disk(folder)
         return folder
 
-    def test_pictures_questions_and_answers_are_read(
+    def test_images_questions_and_answers_are_read(
         self, datasets: Any, tmp_path: Path, synth_checkpoint: Checkpoint
     ) -> None:
         red = Image.new("RGB", (112, 112), "red")
@@ -271,33 +271,33 @@ class TestSavedDatasets:
             ),
         )
         rows.save_to_disk(tmp_path / "rows")
-        records = read_records(tmp_path / "rows", 10)
-        assert [(r.prompt, r.answer, len(r.images)) for r in records] == [("Which?", "red", 1), ("Hello?", None, 0)]
-        assert records[0].load_images()[0].getpixel((3, 3)) == (255, 0, 0)
+        examples = read_examples(tmp_path / "rows", 10)
+        assert [(r.prompt, r.answer, len(r.images)) for r in examples] == [("Which?", "red", 1), ("Hello?", None, 0)]
+        assert examples[0].load_images()[0].getpixel((3, 3)) == (255, 0, 0)
         from_jsonl = prepared(write_set(tmp_path, {**RED, "prompt": "Which?"}), synth_checkpoint)
-        assert prepare(records, synth_checkpoint).samples[0].sha256 == from_jsonl.samples[0].sha256
+        assert prepare(examples, synth_checkpoint).samples[0].sha256 == from_jsonl.samples[0].sha256
 
-    def test_a_truncated_picture_is_named_with_its_row(self, datasets: Any, tmp_path: Path) -> None:
+    def test_a_truncated_image_is_named_with_its_row(self, datasets: Any, tmp_path: Path) -> None:
         make_truncated(tmp_path / "bad.png")
-        picture = {"bytes": (tmp_path / "bad.png").read_bytes(), "path": None}
-        rows = datasets.Dataset.from_dict({"image": [picture], "prompt": ["?"]})
+        image = {"bytes": (tmp_path / "bad.png").read_bytes(), "path": None}
+        rows = datasets.Dataset.from_dict({"image": [image], "prompt": ["?"]})
         rows.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "rows")
-        (record,) = read_records(tmp_path / "rows", 10)
-        with pytest.raises(InputError, match=r"damaged(.|\n)*row 0, picture 1"):
-            record.load_images()
+        (example,) = read_examples(tmp_path / "rows", 10)
+        with pytest.raises(InputError, match=r"damaged(.|\n)*row 0, image 1"):
+            example.load_images()
 
     def test_several_splits_are_told(self, datasets: Any, tmp_path: Path) -> None:
         datasets.DatasetDict(train=datasets.Dataset.from_dict({"prompt": ["?"]})).save_to_disk(tmp_path / "rows")
         with pytest.raises(InputError, match=r"several splits(.|\n)*rows/train"):
-            read_records(tmp_path / "rows", 1)
+            read_examples(tmp_path / "rows", 1)
 
     def test_rows_without_a_prompt_are_named(self, datasets: Any, tmp_path: Path) -> None:
         folder = self.saved(datasets, tmp_path / "rows", text=["?"])
         with pytest.raises(InputError, match=r"row 0(.|\n)*prompt"):
-            read_records(folder, 1)
+            read_examples(folder, 1)
 
     def test_a_damaged_folder_is_refused(self, datasets: Any, tmp_path: Path) -> None:
         folder = self.saved(datasets, tmp_path / "rows", prompt=["?"])
         (folder / "dataset_info.json").write_text("{")
         with pytest.raises(InputError, match="cannot be read"):
-            read_records(folder, 1)
+            read_examples(folder, 1)

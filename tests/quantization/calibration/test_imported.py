@@ -18,7 +18,7 @@ from r1v_export.errors import CheckpointError, UsageError
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.quantization.calibration.calibrate import make_schedule
+from r1v_export.quantization.calibration.calibrate import make_plan
 from r1v_export.quantization.calibration.imported import import_quantized, imported_recipe
 from r1v_export.quantization.recipe import parse
 from r1v_export.reference.language import CacheStep, DecoderLayer, rotary_tables
@@ -46,9 +46,9 @@ def test_the_artifact_holds_the_checkpoints_own_codes(source, tmp_path, pack, co
     artifact = imported(tmp_path / "model", tmp_path / "out")
     assert set(artifact.schemes) == set(truth)
     assert not artifact.overrides
-    for name, (codes, scale, zero) in truth.items():
+    for name, (qweight, scale, zero) in truth.items():
         linear = artifact.linear(name)
-        assert torch.equal(linear.codes, codes.to(torch.int8))
+        assert torch.equal(linear.qweight, qweight.to(torch.int8))
         assert torch.equal(linear.scale, scale.float())
         assert torch.equal(linear.zero_point, zero.to(torch.int8))
         assert torch.equal(linear.dequantize(), Checkpoint.open(tmp_path / "model").read(f"{name}.weight"))
@@ -83,7 +83,7 @@ def test_its_recipe_cannot_be_calibrated_by(source, tmp_path):
     recipe = imported_recipe(Checkpoint.open(tmp_path / "model"))
     assert parse(recipe.to_yaml()) == recipe
     with pytest.raises(UsageError, match="came quantized"):
-        make_schedule(Checkpoint.open(source), recipe)
+        make_plan(Checkpoint.open(source), recipe)
 
 
 def test_groups_that_no_target_takes_are_refused(source, tmp_path):
@@ -117,8 +117,8 @@ def unified_with_factors(source: Path, out: Path, factors: Mapping[str, Tensor])
     for name in [name for name in tensors if name.startswith(LAYER) and name.endswith("proj.weight")]:
         linear = round_to_nearest(tensors.pop(name).float(), "int4", 128)
         stem = name.removesuffix("weight")
-        codes = linear.codes & 0xF
-        tensors[name] = (codes[::2] | codes[1::2] << 4).view(torch.uint8)
+        qweight = linear.qweight & 0xF
+        tensors[name] = (qweight[::2] | qweight[1::2] << 4).view(torch.uint8)
         tensors[stem + "weight_scale"] = linear.scale
     tensors |= {f"{LAYER}.{linear}.pre_quant_scale": factor for linear, factor in factors.items()}
     save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, out / "model.safetensors")
@@ -146,8 +146,8 @@ def decoder_output(checkpoint: Checkpoint, artifact: Artifact | None) -> Tensor:
 
 def test_factors_on_inputs_move_into_what_makes_them_and_the_layer_computes_the_same(source, tmp_path):
     spec = Checkpoint.open(source).spec.language
-    shared, repeats = factor(spec.num_kv_heads * spec.head_dim, 1), spec.num_heads // spec.num_kv_heads
-    heads = shared.view(spec.num_kv_heads, 1, spec.head_dim).expand(-1, repeats, -1).reshape(-1)
+    shared, num_kv_groups = factor(spec.num_kv_heads * spec.head_dim, 1), spec.num_heads // spec.num_kv_heads
+    heads = shared.view(spec.num_kv_heads, 1, spec.head_dim).expand(-1, num_kv_groups, -1).reshape(-1)
     hidden, gated = factor(spec.hidden_size, 2), factor(spec.intermediate_size, 3)
     factors = {f"self_attn.{name}_proj": hidden for name in "qkv"}
     factors |= {"self_attn.o_proj": heads, "mlp.down_proj": gated}
@@ -157,7 +157,7 @@ def test_factors_on_inputs_move_into_what_makes_them_and_the_layer_computes_the_
     assert set(artifact.overrides) == {f"{LAYER}.input_layernorm.weight"}
     plain = {name: linear.decode() for name, linear in checkpoint.quantized.linears.items()}
     for name, linear in artifact.linears():
-        assert torch.equal(linear.codes, plain[name].codes)
+        assert torch.equal(linear.qweight, plain[name].qweight)
         assert torch.equal(linear.scale, plain[name].scale)
     expected = decoder_output(checkpoint, None)  # read() multiplies the factor into the weight
     torch.testing.assert_close(decoder_output(checkpoint, artifact), expected, rtol=1e-4, atol=1e-4)
@@ -172,8 +172,8 @@ def test_a_factor_that_differs_between_heads_of_one_value_stays_with_its_linear(
     artifact = imported(tmp_path / "model", tmp_path / "out")
     assert not artifact.overrides
     linear = artifact.linear(f"{LAYER}.self_attn.o_proj")
-    assert torch.equal(linear.input_factor, own)
-    assert [name for name, scheme in artifact.schemes.items() if scheme.multiplies_input] == [
+    assert torch.equal(linear.pre_quant_scale, own)
+    assert [name for name, scheme in artifact.schemes.items() if scheme.has_pre_quant_scale] == [
         f"{LAYER}.self_attn.o_proj"
     ]
     expected = decoder_output(checkpoint, None)

@@ -13,7 +13,7 @@ import torch
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.quantization.artifact.artifact import SCALES, Artifact
-from r1v_export.quantization.calibration.blockwise_runner import Execution
+from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import Shard
 from r1v_export.quantization.calibration.shards import STATISTICS, merge, observe_shard
@@ -27,7 +27,7 @@ SAMPLES = 4
 
 def observe(checkpoint: Checkpoint, recipe: Recipe, folder: Path, index: int, **options: Any) -> Path:
     calibration = small_set(checkpoint, SAMPLES, shard=Shard(index, COUNT))
-    observe_shard(checkpoint, recipe, calibration, folder / str(index), Execution(**options))
+    observe_shard(checkpoint, recipe, calibration, folder / str(index), CalibrationOptions(**options))
     return folder / str(index)
 
 
@@ -92,7 +92,7 @@ def test_an_interrupted_merge_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     merge(synth_checkpoint, shards, tmp_path / "whole")
     with pytest.raises(Stopped):
-        merge(synth_checkpoint, shards, tmp_path / "merged", Execution(on_progress=stop_after(3)))
+        merge(synth_checkpoint, shards, tmp_path / "merged", CalibrationOptions(on_progress=stop_after(3)))
     assert not (tmp_path / "merged").exists()
     merge(synth_checkpoint, shards, tmp_path / "merged")
     assert files_of(tmp_path / "merged") == files_of(tmp_path / "whole")
@@ -132,11 +132,11 @@ def damage_remove(folder: Path) -> None:
     (folder / STATISTICS / "mlp1.safetensors").unlink()
 
 
-def damage_plan(folder: Path) -> None:
+def damage_key(folder: Path) -> None:
     (folder / "plan.json").write_text("{}")
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_remove, damage_plan])
+@pytest.mark.parametrize("damage", [damage_truncate, damage_remove, damage_key])
 def test_a_damaged_shard_is_named(
     synth_checkpoint: Checkpoint, tmp_path: Path, shards: Sequence[Path], damage: Any
 ) -> None:

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from r1v_export.errors import UsageError
 from r1v_export.quantization.mixed_precision.budget import Budget, choose, loss_of
-from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, Option, SensitivityTable
+from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, Candidate, SensitivityTable
 
 FIXED = 1000
 
 
-def table(options: list[Option]) -> SensitivityTable:
+def table(options: list[Candidate]) -> SensitivityTable:
     return SensitivityTable(checkpoint="c", samples=1, fixed_bytes=FIXED, options=tuple(options))
 
 
-def module(name: str, size: int, fp8: float | None, int4: float | None, snr: float = 20.0) -> list[Option]:
+def module(name: str, size: int, fp8: float | None, int4: float | None, snr: float = 20.0) -> list[Candidate]:
     measured = ((FLOAT, 16, 0.0 if fp8 is not None else None), ("fp8", 8, fp8), ("int4", 4, int4))
     return [
-        Option(module=name, precision=precision, size_bytes=size * bits, snr_db=snr * bits / 8, kl=kl)
+        Candidate(module=name, precision=precision, size_bytes=size * bits, snr_db=snr * bits / 8, kl=kl)
         for precision, bits, kl in measured
     ]
 
@@ -31,7 +31,7 @@ def module(name: str, size: int, fp8: float | None, int4: float | None, snr: flo
 @st.composite
 def tables(draw: st.DrawFn, most_modules: int = 5) -> SensitivityTable:
     losses = st.floats(0, 1, allow_subnormal=False)
-    options: list[Option] = []
+    options: list[Candidate] = []
     for index in range(draw(st.integers(1, most_modules))):
         options += module(f"m{index}", draw(st.integers(1, 50)), draw(losses), draw(losses))
     return table(options)

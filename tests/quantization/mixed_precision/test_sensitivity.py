@@ -14,7 +14,7 @@ from r1v_export.manifest import to_json
 from r1v_export.quantization.apply import torch as fake
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.calibrate import calibrate
-from r1v_export.quantization.groups import LM_HEAD_LINEAR, sites
+from r1v_export.quantization.groups import LM_HEAD_LINEAR, linear_groups
 from r1v_export.quantization.mixed_precision.budget import Budget
 from r1v_export.quantization.mixed_precision.search import candidates, mixed_recipe, search
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, SensitivityTable, divergence, measure, read_table
@@ -42,7 +42,7 @@ def table(synth_checkpoint: Checkpoint, artifacts: dict[str, Artifact]) -> Sensi
 
 
 def reference_kl(checkpoint: Checkpoint, artifact: Artifact, linears: tuple[str, ...]) -> float:
-    """Mean KL over the tokens behind the picture, from two whole reference models."""
+    """Mean KL over the tokens behind the image, from two whole reference models."""
     clean, noisy = load(checkpoint), load(checkpoint)
     fake.apply(noisy, {name: artifact.linear(name) for name in linears}, {})
     divergences = []
@@ -59,15 +59,15 @@ def reference_kl(checkpoint: Checkpoint, artifact: Artifact, linears: tuple[str,
 def test_a_modules_divergence_is_that_of_the_whole_model_with_it_quantized(
     synth_checkpoint: Checkpoint, artifacts: dict[str, Artifact], table: SensitivityTable, module: str
 ) -> None:
-    (site,) = (site for site in sites(synth_checkpoint.spec) if site.name == module)
+    (group,) = (group for group in linear_groups(synth_checkpoint.spec) if group.name == module)
     for option in table.options:
         if option.module == module and option.precision != FLOAT:
-            expected = reference_kl(synth_checkpoint, artifacts[option.precision], site.linears)
+            expected = reference_kl(synth_checkpoint, artifacts[option.precision], group.linears)
             assert option.kl == pytest.approx(expected, rel=1e-3)
 
 
 def test_every_module_has_every_precision_and_none(synth_checkpoint: Checkpoint, table: SensitivityTable) -> None:
-    expected = [site.name for site in sites(synth_checkpoint.spec) if site.name != LM_HEAD_LINEAR]
+    expected = [group.name for group in linear_groups(synth_checkpoint.spec) if group.name != LM_HEAD_LINEAR]
     for precision in (FLOAT, "fp8", "int4"):
         assert [option.module for option in table.options if option.precision == precision] == expected
 
@@ -127,15 +127,15 @@ def test_a_table_survives_its_file_and_a_damaged_one_is_refused(table: Sensitivi
 
 
 def test_a_mix_becomes_a_recipe_that_says_the_same(synth_checkpoint: Checkpoint) -> None:
-    names = [site.name for site in sites(synth_checkpoint.spec) if site.name != LM_HEAD_LINEAR]
+    names = [group.name for group in linear_groups(synth_checkpoint.spec) if group.name != LM_HEAD_LINEAR]
     precisions = {name: ("fp8", "int4", FLOAT)[index % 3] for index, name in enumerate(names)}
     recipes = candidates(synth_checkpoint)
     resolved = resolve(mixed_recipe(synth_checkpoint, precisions, recipes), synth_checkpoint.spec)
-    for site in sites(synth_checkpoint.spec):
-        for linear in site.linears:
+    for group in linear_groups(synth_checkpoint.spec):
+        for linear in group.linears:
             scheme = resolved.get(linear)
             found = FLOAT if scheme is None else scheme.weights.type
-            assert found == precisions.get(site.name, FLOAT)
+            assert found == precisions.get(group.name, FLOAT)
     with pytest.raises(UsageError, match="nothing is quantized"):
         mixed_recipe(synth_checkpoint, {}, recipes)
 

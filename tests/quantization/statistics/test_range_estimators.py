@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from r1v_export.quantization.quantized_linear import round_trip, scale_for
+from r1v_export.quantization.quantized_linear import quantize_dequantize, scale_for
 from r1v_export.quantization.recipe import Observer
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics
 from r1v_export.quantization.statistics.range_estimators import threshold
@@ -24,7 +24,7 @@ def observed(x: Tensor, kind: str, of: str = "int8", **options: float) -> float:
 
 
 def mean_square(x: Tensor, at: float, kind: str) -> float:
-    return float((round_trip(x, scale_for(torch.tensor(at), kind), kind) - x).square().mean())
+    return float((quantize_dequantize(x, scale_for(torch.tensor(at), kind), kind) - x).square().mean())
 
 
 def divergence(x: Tensor, at: float, bins: int = 8192, levels: int = 128) -> float:

@@ -22,7 +22,7 @@ from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.recipe import load as load_recipe
 from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.targets.hf_unified.runtime.reader import UnifiedFiles, dequantized, open_unified
-from r1v_export.targets.hf_unified.target import UnifiedBuilder, write_unified
+from r1v_export.targets.hf_unified.target import HfUnifiedTarget, write_unified
 from r1v_export.targets.hf_unified.write.formats import algorithm_of
 
 ALGORITHM = {
@@ -61,7 +61,7 @@ def test_it_computes_what_the_fake_quantized_model_computes(written):
     model = load(written.checkpoint)
     fake_quantize(model, written.artifact)
     reference = ReferenceEngine(model)
-    engine = UnifiedBuilder().open(written.folder, written.checkpoint.spec, "cpu")
+    engine = HfUnifiedTarget().open(written.folder, written.checkpoint.spec, "cpu")
     tile = written.checkpoint.spec.tiling.tile_size
     pixels = torch.rand(1, 3, tile, tile, generator=torch.Generator().manual_seed(0)).numpy()
     features = reference.vision(pixels)
@@ -92,14 +92,14 @@ def test_cached_keys_and_values_are_rounded_by_the_scales_in_the_file(source, ma
     assert abs(logits[0] - logits[1]).max() > 1e-3 * abs(logits[0]).max()
 
 
-def test_imported_again_it_has_the_same_codes_and_scales_and_is_written_in_the_same_bytes(written, tmp_path):
+def test_imported_again_it_has_the_same_quantized_values_and_scales_and_is_written_in_the_same_bytes(written, tmp_path):
     again = Checkpoint.open(written.folder)
     import_quantized(again, tmp_path / "calibration")
     artifact = Artifact.open(tmp_path / "calibration", again)
     assert list(artifact.schemes) == list(written.artifact.schemes)
     for name, linear in written.artifact.linears():
         other = artifact.linear(name)
-        assert other.codes.view(torch.int8).equal(linear.codes.view(torch.int8))
+        assert other.qweight.view(torch.int8).equal(linear.qweight.view(torch.int8))
         assert torch.equal(other.scale, linear.scale)
         assert (other.input_type, other.group_size) == (linear.input_type, linear.group_size)
         assert (other.input_scale is None) == (linear.input_scale is None)
@@ -207,14 +207,14 @@ def test_what_the_layout_does_not_hold_is_refused(weights, inputs, named):
 )
 def test_what_it_cannot_hold_is_refused_before_any_work(fields, what):
     with pytest.raises(UsageError, match=what):
-        UnifiedBuilder().check(BuildConfig(targets=("hf-unified",), **fields))
+        HfUnifiedTarget().check(BuildConfig(targets=("hf-unified",), **fields))
 
 
 def test_an_int8_cache_is_refused_before_any_work(source, make, tmp_path):
     recipe = tmp_path / "kv.yaml"
     recipe.write_text(load_recipe("int4-rtn").to_yaml().replace("kv_cache: null", "kv_cache: int8"))
     with pytest.raises(UsageError, match=r"no INT8 key-value cache[\s\S]*fp8, or null[\s\S]*tensorrt-llm"):
-        UnifiedBuilder().check(BuildConfig(precision="int4", recipe=str(recipe), targets=("hf-unified",)))
+        HfUnifiedTarget().check(BuildConfig(precision="int4", recipe=str(recipe), targets=("hf-unified",)))
 
     calibrated = make(source, "int4-rtn")
     changed = replace(calibrated.artifact, recipe=calibrated.artifact.recipe.model_copy(update={"kv_cache": "int8"}))
@@ -226,7 +226,7 @@ def test_an_int8_cache_is_refused_before_any_work(source, make, tmp_path):
 @pytest.mark.parametrize("recipe", ["fp8-tensor", "fp8-rowwise", "int4-awq", "int4-gptq", "int4-rtn", "w4a8", "mixed"])
 def test_every_shipped_recipe_of_its_formats_is_taken(recipe):
     precision = "fp8" if recipe.startswith("fp8") else "int4"
-    UnifiedBuilder().check(BuildConfig(precision=precision, recipe=recipe, targets=("hf-unified",)))
+    HfUnifiedTarget().check(BuildConfig(precision=precision, recipe=recipe, targets=("hf-unified",)))
 
 
 @pytest.mark.parametrize("name", ["hf_quant_config.json", "model.safetensors"])

@@ -8,7 +8,7 @@ from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS, graph_contracts
 from r1v_export.errors import BundleError, CapabilityError, GraphError
 from r1v_export.targets.onnxruntime.runtime import session
-from r1v_export.targets.onnxruntime.target import OnnxRuntimeBuilder
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 
 
 def test_lowered_graphs_keep_the_contracts_boundary(built):
@@ -41,7 +41,7 @@ def test_building_again_gives_the_same_bytes(built, tmp_path):
 
 def test_a_moved_bundle_still_opens(copy):
     moved = copy.folder.rename(copy.folder.with_name("elsewhere"))
-    engine = OnnxRuntimeBuilder().open(moved / "engines" / "onnxruntime", copy.spec, "cpu")
+    engine = OnnxRuntimeTarget().open(moved / "engines" / "onnxruntime", copy.spec, "cpu")
     assert engine.decoder(1, 8).capacity == 8
 
 
@@ -84,8 +84,8 @@ def test_a_graph_of_another_shape_is_refused_by_name(copy):
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="has CUDA")
 def test_cuda_without_a_cuda_build_of_onnxruntime_is_a_missing_capability(r1v):
     for attempt in (
-        lambda: OnnxRuntimeBuilder().check(BuildConfig(device="cuda")),
-        lambda: OnnxRuntimeBuilder().open(r1v.engine_folder, r1v.spec, "cuda"),
+        lambda: OnnxRuntimeTarget().check(BuildConfig(device="cuda")),
+        lambda: OnnxRuntimeTarget().open(r1v.engine_folder, r1v.spec, "cuda"),
     ):
         with pytest.raises(CapabilityError, match="CUDAExecutionProvider"):
             attempt()

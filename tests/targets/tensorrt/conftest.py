@@ -20,12 +20,12 @@ from r1v_export import contract
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig
 from r1v_export.reference.model import ReferenceEngine
-from r1v_export.targets.registry import Material
+from r1v_export.targets.registry import BuildInputs
 from r1v_export.targets.tensorrt.build.plan import GRAPH, PlanInfo, read_info
 from r1v_export.targets.tensorrt.library import TENSORRT_RTX, Library, load
 from r1v_export.targets.tensorrt.runtime.engine import TensorRTEngine
 from r1v_export.targets.tensorrt.runtime.session import Session
-from r1v_export.targets.tensorrt.target import TensorRTRTXBuilder
+from r1v_export.targets.tensorrt.target import TensorRTRTXTarget
 from tests.tiny_models import checkpoint_of
 
 SIZES = {
@@ -70,9 +70,9 @@ def fp32(r1v, tmp_path_factory, library) -> Built:
     shutil.copytree(r1v.graphs, built.folder / "graphs")
     built.engine_folder.mkdir(parents=True)
     config = BuildConfig.model_validate({"precision": "fp32", "targets": [TENSORRT_RTX], "tensorrt": SIZES})
-    material = Material(built.folder / "graphs", checkpoint_of(r1v.reference.model), None, config)
-    TensorRTRTXBuilder().build(
-        material, built.engine_folder, lambda hundredths, doing="": built.told.append((hundredths, doing))
+    inputs = BuildInputs(built.folder / "graphs", checkpoint_of(r1v.reference.model), None, config)
+    TensorRTRTXTarget().build(
+        inputs, built.engine_folder, lambda hundredths, doing="": built.told.append((hundredths, doing))
     )
     return built
 

@@ -17,12 +17,12 @@ from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError, CapabilityError, UsageError
 from r1v_export.manifest import read_manifest
 from r1v_export.pipeline.build import build, plan
-from r1v_export.targets.tensorrt import target as builders
+from r1v_export.targets.tensorrt import target as tensorrt_target
 from r1v_export.targets.tensorrt.build.inspection import engine_facts
 from r1v_export.targets.tensorrt.build.plan import PLAN, read_info
 from r1v_export.targets.tensorrt.library import TENSORRT, TENSORRT_RTX, Library
 from r1v_export.targets.tensorrt.runtime.loading import PLANS
-from r1v_export.targets.tensorrt.target import TensorRTBuilder, TensorRTRTXBuilder
+from r1v_export.targets.tensorrt.target import TensorRTRTXTarget, TensorRTTarget
 
 PRODUCTS = {"fp16": "Half x Half", "fp8": "FP8 x FP8", "int4": "Half x Int4"}
 """What the decoder's matrix products take, by the engine's own layers."""
@@ -88,20 +88,20 @@ def test_a_bundle_without_a_gpu_can_be_inspected_and_verified_and_says_what_runn
     ],
 )
 def test_what_cannot_be_built_is_refused_before_any_work(library, monkeypatch, changes, error, text) -> None:
-    monkeypatch.setattr(builders, "compute_capability", lambda: None)
+    monkeypatch.setattr(tensorrt_target, "compute_capability", lambda: None)
     with pytest.raises(error, match=text):
-        TensorRTRTXBuilder().check(config(**changes))
+        TensorRTRTXTarget().check(config(**changes))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_tensorrt_itself_builds_only_where_its_gpu_is(monkeypatch) -> None:
     installed = Library(TENSORRT, SimpleNamespace(__version__="10.13.3.9"))
-    monkeypatch.setattr(builders, "load", lambda target: installed)
-    assert "CUDA GPU" in (TensorRTBuilder().missing("cuda") or "")
+    monkeypatch.setattr(tensorrt_target, "load", lambda target: installed)
+    assert "CUDA GPU" in (TensorRTTarget().missing("cuda") or "")
     with pytest.raises(CapabilityError, match=r"no GPU to build for[\s\S]*tensorrt 10\.13\.3\.9[\s\S]*tensorrt-rtx"):
-        TensorRTBuilder().check(config(targets=[TENSORRT], tensorrt={}))
+        TensorRTTarget().check(config(targets=[TENSORRT], tensorrt={}))
     with pytest.raises(UsageError, match=r"builds ahead of time for no such GPU[\s\S]*current"):
-        TensorRTBuilder().check(config(targets=[TENSORRT], tensorrt={"sm": [89]}))
+        TensorRTTarget().check(config(targets=[TENSORRT], tensorrt={"sm": [89]}))
 
 
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="says what happens without TensorRT")

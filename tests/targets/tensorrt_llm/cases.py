@@ -13,17 +13,17 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock
 from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
 from r1v_export.quantization.artifact.artifact import (
-    CODES,
+    QWEIGHT,
     RECIPE,
     SCALES,
     STATS,
     Artifact,
     Stats,
     checkpoint_fingerprint,
-    code_tensors,
+    qweight_tensors,
     scale_tensors,
 )
-from r1v_export.quantization.groups import sites
+from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, Scheme, parse, resolve
@@ -60,13 +60,13 @@ def of(scheme: str, kv_cache: str = "null") -> Recipe:
 def make_artifact(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Artifact:
     """A calibration of a checkpoint, as far as its files go."""
     schemes = resolve(recipe, checkpoint.spec)
-    (folder / CODES).mkdir(parents=True)
+    (folder / QWEIGHT).mkdir(parents=True)
     scales: dict[str, torch.Tensor] = {}
-    for name in dict.fromkeys(site.block for site in sites(checkpoint.spec)):
+    for name in dict.fromkeys(group.block for group in linear_groups(checkpoint.spec)):
         block = _block(checkpoint, name, schemes, recipe)
         scales |= scale_tensors(name, block)
         if block.linears:
-            save_file(code_tensors(block), folder / CODES / f"{name}.safetensors")
+            save_file(qweight_tensors(block), folder / QWEIGHT / f"{name}.safetensors")
     save_file(scales, folder / SCALES)
     (folder / RECIPE).write_text(recipe.to_yaml())
     stats = Stats(
@@ -83,8 +83,8 @@ def make_artifact(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Artif
 
 def _block(checkpoint: Checkpoint, name: str, schemes: dict[str, Scheme], recipe: Recipe) -> QuantizedBlock:
     linears: dict[str, QuantizedLinear] = {}
-    for number, site in enumerate(site for site in sites(checkpoint.spec) if site.block == name):
-        found = [linear for linear in site.linears if linear in schemes]
+    for number, group in enumerate(group for group in linear_groups(checkpoint.spec) if group.block == name):
+        found = [linear for linear in group.linears if linear in schemes]
         weights = {linear: checkpoint.read(f"{linear}.weight").float() for linear in found}
         for linear in found:
             absmax = torch.stack([weight.abs().max() for weight in weights.values()]).max()

@@ -15,7 +15,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.errors import BundleError, CheckpointError, UsageError
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel, check_parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping, check_mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import read_checkpoint
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 from r1v_export.targets.tensorrt_llm.runtime.engine import load_language_model
@@ -29,7 +29,7 @@ LAYER = "transformer.layers.0"
 def small(synth_checkpoint, tmp_path) -> Callable[..., Path]:
     """Writes the small model (4 heads, 2 key-value heads) in a format."""
 
-    def write(scheme: str | None = None, parallel: Parallel | None = None, *rules: str, kv_cache: str = "null") -> Path:
+    def write(scheme: str | None = None, parallel: Mapping | None = None, *rules: str, kv_cache: str = "null") -> Path:
         artifact = None
         if scheme or rules:
             wanted = recipe(*rules) if rules else of(scheme, kv_cache)
@@ -52,9 +52,9 @@ def change(folder: Path, changes: dict[str, torch.Tensor | None], rank: int = 0)
 @pytest.mark.parametrize(
     ("parallel", "expected"),
     [
-        (Parallel(4), r"4 GPUs cannot share this model's key-value heads evenly[\s\S]*tp: 2"),
-        (Parallel(8), r"8 GPUs cannot share this model's attention heads evenly[\s\S]*a divisor of 4"),
-        (Parallel(1, 3), r"more pipeline stages than layers[\s\S]*at most 2"),
+        (Mapping(4), r"4 GPUs cannot share this model's key-value heads evenly[\s\S]*tp: 2"),
+        (Mapping(8), r"8 GPUs cannot share this model's attention heads evenly[\s\S]*a divisor of 4"),
+        (Mapping(1, 3), r"more pipeline stages than layers[\s\S]*at most 2"),
     ],
 )
 def test_gpus_that_cannot_share_the_model(small, parallel, expected):
@@ -66,7 +66,7 @@ def test_gpus_that_cannot_share_the_mlp(wide):
     spec = wide.spec.language.model_copy(update={"intermediate_size": 1026})
 
     with pytest.raises(UsageError, match=r"8 GPUs cannot share this model's intermediate features[\s\S]*tp: 2"):
-        check_parallel(spec, {}, Parallel(8))
+        check_mapping(spec, {}, Mapping(8))
 
 
 def test_a_group_across_two_gpus(tmp_path):
@@ -77,7 +77,7 @@ def test_a_group_across_two_gpus(tmp_path):
     artifact = make_artifact(checkpoint, of("int4"), tmp_path / "artifact")
 
     with pytest.raises(UsageError, match=r"group would lie across two GPUs[\s\S]*whole groups of 64[\s\S]*32 of 256"):
-        write_checkpoint(checkpoint, artifact, tmp_path / "a", torch.bfloat16, parallel=Parallel(8))
+        write_checkpoint(checkpoint, artifact, tmp_path / "a", torch.bfloat16, parallel=Mapping(8))
 
 
 def test_kernels_that_would_need_padding(tmp_path):
@@ -88,7 +88,7 @@ def test_kernels_that_would_need_padding(tmp_path):
     artifact = make_artifact(checkpoint, of("int4"), tmp_path / "artifact")
 
     with pytest.raises(UsageError, match=r"need padding[\s\S]*qkv with tp 2[\s\S]*multiples of 128[\s\S]*320 and 256"):
-        write_checkpoint(checkpoint, artifact, tmp_path / "a", torch.bfloat16, parallel=Parallel(2))
+        write_checkpoint(checkpoint, artifact, tmp_path / "a", torch.bfloat16, parallel=Mapping(2))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_stages_that_are_quantized_differently(small):
     rules = (f"language_model.*: {SCHEMES['fp8']}", "language_model.model.layers.1.*: null")
 
     with pytest.raises(UsageError, match=r"stages of one checkpoint must be quantized alike[\s\S]*layers 0 and 1"):
-        small(None, Parallel(1, 2), *rules)
+        small(None, Mapping(1, 2), *rules)
 
 
 def test_another_model_s_calibration(synth_checkpoint, wide, tmp_path):
@@ -177,7 +177,7 @@ def test_a_weight_that_the_engine_s_dtype_cannot_hold(synth_checkpoint, tmp_path
 
 
 def test_a_missing_rank_is_named(small):
-    folder = small(None, Parallel(2))
+    folder = small(None, Mapping(2))
     (folder / "rank1.safetensors").unlink()
 
     with pytest.raises(BundleError, match=r"rank1\.safetensors"):
@@ -247,7 +247,7 @@ def test_a_missing_cache_scale_is_named(small):
 
 
 def test_gpus_that_disagree_about_a_cache(small):
-    folder = small("int8", Parallel(2), kv_cache="int8")
+    folder = small("int8", Mapping(2), kv_cache="int8")
     change(folder, {f"{LAYER}.attention.kv_cache_scaling_factor": torch.tensor([0.5])}, rank=1)
 
     with pytest.raises(BundleError, match=r"kv_cache_scaling_factor[\s\S]*the same numbers on every GPU"):
@@ -275,7 +275,7 @@ def test_an_unknown_algorithm(small):
 
 
 def test_gpus_that_disagree(small):
-    folder = small("fp8", Parallel(2))
+    folder = small("fp8", Mapping(2))
     change(folder, {f"{LAYER}.mlp.proj.weights_scaling_factor": torch.tensor([0.5])}, rank=1)
 
     with pytest.raises(BundleError, match=r"disagree[\s\S]*mlp\.proj"):
@@ -283,7 +283,7 @@ def test_gpus_that_disagree(small):
 
 
 def test_a_norm_that_differs_between_gpus(small):
-    folder = small(None, Parallel(2))
+    folder = small(None, Mapping(2))
     change(folder, {"transformer.ln_f.weight": torch.zeros(256, dtype=torch.bfloat16)}, rank=1)
 
     with pytest.raises(BundleError, match=r"ln_f[\s\S]*the same numbers on every GPU"):

@@ -6,7 +6,7 @@ import pytest
 
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.errors import CapabilityError
-from r1v_export.targets.registry import builder
+from r1v_export.targets.registry import get_target
 
 TARGET = ("tensorrt-llm",)
 
@@ -24,14 +24,14 @@ TARGET = ("tensorrt-llm",)
 def test_around_quantized_linears_the_checkpoint_keeps_its_own_16_bits(synth_checkpoint, precision, stored, compute):
     spec = synth_checkpoint.spec.model_copy(update={"dtype": stored})
 
-    arithmetic = builder("tensorrt-llm").arithmetic(BuildConfig(precision=precision, targets=TARGET), spec)
+    numerics = get_target("tensorrt-llm").numerics(BuildConfig(precision=precision, targets=TARGET), spec)
 
-    assert (arithmetic.compute, arithmetic.rounds_inputs) == (compute, False)
+    assert (numerics.compute, numerics.rounds_inputs) == (compute, False)
 
 
 def test_a_bfloat16_build_says_beforehand_that_it_cannot_be_checked():
     with pytest.raises(CapabilityError, match="--no-parity"):
-        builder("tensorrt-llm").check(BuildConfig(precision="bf16", targets=TARGET))
+        get_target("tensorrt-llm").check(BuildConfig(precision="bf16", targets=TARGET))
 
     unchecked = BuildConfig(precision="bf16", targets=TARGET, parity=ParityConfig(enabled=False))
-    builder("tensorrt-llm").check(unchecked)
+    get_target("tensorrt-llm").check(unchecked)

@@ -41,7 +41,7 @@ def algorithm_of(linear: str, scheme: Scheme) -> Algorithm:
     weights, inputs = scheme.weights, scheme.inputs
     wanted = (weights.type, weights.granularity == "tensor", inputs and f"{inputs.type} {inputs.mode}")
     for name, layout in ALGORITHMS.items():
-        if (layout.codes, layout.per_tensor, layout.inputs) == wanted:
+        if (layout.qweight_type, layout.per_tensor, layout.inputs) == wanted:
             return name
     found = f"{weights.type} weights per {weights.granularity}"
     found += f", {inputs.type} inputs, {inputs.mode}" if inputs else ""

@@ -18,7 +18,7 @@ from r1v_export.checkpoint.quantized.unified import (
     ALGORITHMS,
     INPUT_SCALE,
     K_SCALE,
-    PRE_SCALE,
+    PRE_QUANT_SCALE,
     SCALE,
     SCALE_2,
     V_SCALE,
@@ -28,7 +28,7 @@ from r1v_export.checkpoint.quantized.unified import (
 from r1v_export.checkpoint.tensor_writer import NewTensor
 from r1v_export.quantization.algorithms.shared_scales import has_one_scale
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.quantization.groups import linear_shapes, sites
+from r1v_export.quantization.groups import linear_groups, linear_shapes
 from r1v_export.quantization.int4_packing import pack
 from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear
 from r1v_export.targets.hf_unified.write.formats import algorithms, stored_linears
@@ -78,7 +78,7 @@ class _Linears:
         self.spec, self.artifact = checkpoint.spec, artifact
         self.algorithms = algorithms(checkpoint.spec, artifact.schemes)
         self._shapes = linear_shapes(checkpoint.spec)
-        self._site_of = {linear: site.linears for site in sites(checkpoint.spec) for linear in site.linears}
+        self._group_of = {linear: group.linears for group in linear_groups(checkpoint.spec) for linear in group.linears}
         self._compute = getattr(torch, checkpoint.spec.dtype)
         self._encoded: tuple[str, dict[str, Tensor]] = ("", {})
         self._scale_2: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
@@ -90,11 +90,11 @@ class _Linears:
         out_features, in_features = self._shapes[linear]
         for index, name in enumerate(names):
             for suffix, rule in layout.tensors.items():
-                if suffix == PRE_SCALE and len(self._site_of[linear]) > 1:
+                if suffix == PRE_QUANT_SCALE and len(self._group_of[linear]) > 1:
                     continue
                 shape = rule.shape_for(out_features // len(names), in_features, group_size)
                 dtype = rule.dtypes[-1]
-                if suffix == PRE_SCALE and not self.artifact.schemes[linear].multiplies_input:
+                if suffix == PRE_QUANT_SCALE and not self.artifact.schemes[linear].has_pre_quant_scale:
                     dtype = self._compute  # ones
                 chunks = partial(self._chunks, linear, suffix, index, len(names))
                 yield NewTensor(f"{name}.{suffix}", dtype, shape, chunks)
@@ -103,7 +103,7 @@ class _Linears:
         if self._encoded[0] != linear:
             self._encoded = (linear, self._encode(linear))
         tensor = self._encoded[1][suffix]
-        if suffix in (INPUT_SCALE, SCALE_2, PRE_SCALE) or not tensor.ndim:
+        if suffix in (INPUT_SCALE, SCALE_2, PRE_QUANT_SCALE) or not tensor.ndim:
             return [tensor.flatten()]
         return _part(lambda: tensor, index, parts)
 
@@ -111,10 +111,10 @@ class _Linears:
         quantized, algorithm = self.artifact.linear(linear), self.algorithms[linear]
         tensors = encode(quantized, algorithm)
         if algorithm == "W4A8_AWQ":
-            tensors[SCALE_2] = self._shared_scale_2(self._site_of[linear])
-        if PRE_SCALE in ALGORITHMS[algorithm].tensors:
-            factor = quantized.input_factor
-            tensors[PRE_SCALE] = torch.ones(quantized.shape[1]) if factor is None else factor
+            tensors[SCALE_2] = self._shared_scale_2(self._group_of[linear])
+        if PRE_QUANT_SCALE in ALGORITHMS[algorithm].tensors:
+            factor = quantized.pre_quant_scale
+            tensors[PRE_QUANT_SCALE] = torch.ones(quantized.shape[1]) if factor is None else factor
         return tensors
 
     def _shared_scale_2(self, linears: tuple[str, ...]) -> Tensor:
@@ -127,9 +127,9 @@ class _Linears:
 
 def encode(linear: QuantizedLinear, algorithm: Algorithm) -> dict[str, Tensor]:
     """What the layout has of a linear itself, by suffix."""
-    tensors: dict[str, Tensor] = {WEIGHT: linear.codes, SCALE: linear.scale}
+    tensors: dict[str, Tensor] = {WEIGHT: linear.qweight, SCALE: linear.scale}
     if ALGORITHMS[algorithm].grouped:
-        tensors[WEIGHT] = pack(linear.codes.T).T.contiguous()
+        tensors[WEIGHT] = pack(linear.qweight.T).T.contiguous()
     if ALGORITHMS[algorithm].per_tensor:
         assert has_one_scale([linear]), "a scheme of granularity `tensor` has one scale"
         tensors[SCALE] = linear.scale[0]
@@ -140,8 +140,8 @@ def encode(linear: QuantizedLinear, algorithm: Algorithm) -> dict[str, Tensor]:
 
 def _absmax(linear: QuantizedLinear) -> Tensor:
     """The largest magnitude of a weight in groups."""
-    codes_OG = linear.codes.unflatten(1, (linear.scale.shape[1], -1)).abs().amax(-1)
-    return (codes_OG * linear.scale).max()
+    qweight_OG = linear.qweight.unflatten(1, (linear.scale.shape[1], -1)).abs().amax(-1)
+    return (qweight_OG * linear.scale).max()
 
 
 def _cache_scales(checkpoint: Checkpoint, artifact: Artifact) -> Iterator[NewTensor]:

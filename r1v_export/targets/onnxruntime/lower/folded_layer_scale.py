@@ -15,11 +15,11 @@ class FoldedLayerScale(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        folded = [_fold(node) for node in list(model.graph) if node.op_type == "Mul"]
+        folded = [_smooth_layer(node) for node in list(model.graph) if node.op_type == "Mul"]
         return ir.passes.PassResult(model, modified=any(folded))
 
 
-def _fold(scaling: ir.Node) -> bool:
+def _smooth_layer(scaling: ir.Node) -> bool:
     scale, scaled = scaling.inputs
     add = maker(scaled, "Add")
     matmul = maker(add.inputs[0], "MatMul") if add else None

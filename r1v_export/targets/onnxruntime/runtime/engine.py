@@ -36,7 +36,7 @@ class OnnxRuntimeEngine:
         sizes: of the model.
         device: "cpu" or "cuda".
         threads: that one operator may use on the CPU; the number of physical cores if None.
-        gpu: which one looks at pictures, of several; the decoder is on the first.
+        gpu: which one looks at images, of several; the decoder is on the first.
     """
 
     name = "onnxruntime"

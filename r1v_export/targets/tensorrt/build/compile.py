@@ -186,9 +186,7 @@ def _refused(library: Library, job: Job, messages: Messages) -> GraphError:
 def _describe(library: Library, job: Job, attempt: _Attempt) -> PlanInfo:
     assert attempt.writer is not None
     graph = job.model.graph
-    ranges = (
-        {symbol: (each.least, each.best, each.most) for symbol, each in profile.items()} for profile in job.profiles
-    )
+    ranges = ({symbol: (each.min, each.opt, each.max) for symbol, each in profile.items()} for profile in job.profiles)
     return PlanInfo(
         library=library.target,
         version=library.version,

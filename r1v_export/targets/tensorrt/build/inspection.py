@@ -61,7 +61,7 @@ def _product_type(layer: dict[str, Any]) -> str:
 
 
 def _profile_text(profile: dict[str, tuple[int, int, int]]) -> str:
-    return ", ".join(f"{symbol} {least} to {most}" for symbol, (least, _, most) in profile.items())
+    return ", ".join(f"{symbol} {min} to {max}" for symbol, (min, _, max) in profile.items())
 
 
 def _layers(path: Path) -> list[dict[str, Any]]:

@@ -15,11 +15,11 @@ VISION_SYMBOL, BATCH, SEQ = "tiles", "batch", "seq"
 
 @dataclass(frozen=True)
 class Range:
-    """Sizes that one symbol takes within a profile; kernels are chosen for `best`."""
+    """Sizes that one symbol takes within a profile; kernels are chosen for `opt`."""
 
-    least: int
-    best: int
-    most: int
+    min: int
+    opt: int
+    max: int
 
 
 Profile = Mapping[str, Range]
@@ -28,7 +28,7 @@ Profile = Mapping[str, Range]
 
 def tile_profiles(config: TensorRTConfig) -> list[Profile]:
     """One for each range of tile counts, at its best where the range is full."""
-    return [{VISION_SYMBOL: Range(least, most, most)} for least, most in config.tile_profiles]
+    return [{VISION_SYMBOL: Range(min, max, max)} for min, max in config.tile_profiles]
 
 
 def decoder_profiles(config: TensorRTConfig, max_positions: int) -> list[Profile]:
@@ -52,9 +52,9 @@ def shapes(profile: Profile, dims: Sequence[str | int], where: str) -> tuple[Sha
     """
     ranges = [Range(dim, dim, dim) if isinstance(dim, int) else _range(profile, dim, where) for dim in dims]
     return (
-        tuple(each.least for each in ranges),
-        tuple(each.best for each in ranges),
-        tuple(each.most for each in ranges),
+        tuple(each.min for each in ranges),
+        tuple(each.opt for each in ranges),
+        tuple(each.max for each in ranges),
     )
 
 
@@ -67,12 +67,12 @@ def _range(profile: Profile, symbol: str, where: str) -> Range:
             expected=f"a range for {symbol}",
             found=", ".join(profile) or "no range at all",
         )
-    if not 1 <= found.least <= found.best <= found.most:
+    if not 1 <= found.min <= found.opt <= found.max:
         raise UsageError(
             "A profile's range is out of order.",
             where=f"{where}: {symbol}",
             expected="1 <= least <= best <= most",
-            found=f"{found.least}, {found.best}, {found.most}",
+            found=f"{found.min}, {found.opt}, {found.max}",
         )
     return found
 
@@ -80,8 +80,8 @@ def _range(profile: Profile, symbol: str, where: str) -> Range:
 def profile_for(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int | None:
     """The number of the narrowest profile that takes these sizes; None where there is none."""
     fitting = [
-        (sum(each.most - each.least for each in profile.values()), index)
+        (sum(each.max - each.min for each in profile.values()), index)
         for index, profile in enumerate(profiles)
-        if all(each.least <= sizes[symbol] <= each.most for symbol, each in profile.items())
+        if all(each.min <= sizes[symbol] <= each.max for symbol, each in profile.items())
     ]
     return min(fitting)[1] if fitting else None

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from r1v_export.targets.tensorrt.lower.concatenate_graphs import joined
 from r1v_export.targets.tensorrt.lower.explicit_mask import ExplicitMask
 from r1v_export.targets.tensorrt.lower.scale_types import ScaleTypes
 from r1v_export.targets.tensorrt.lower.static_capacity import StaticCapacity
 
-__all__ = ["joined", "lower"]
+__all__ = ["lower"]
 
 
 def lower(model: ir.Model, capacity: int) -> None:
-    """Lower one of the contract's graphs, or several joined, in place.
+    """Lower one of the contract's graphs, or several concatenated, in place.
 
     Args:
         capacity: slots of a decoder's cache; of no meaning for other graphs.

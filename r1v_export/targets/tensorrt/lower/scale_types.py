@@ -20,9 +20,9 @@ class ScaleTypes(ir.passes.InPlacePass):
 
 
 def _cast_scale(graph: ir.Graph, node: ir.Node) -> bool:
-    codes, scale = node.inputs[:2]
+    qweight, scale = node.inputs[:2]
     dtype = node.outputs[0].dtype
-    if codes.dtype not in _FOUR_BITS or dtype is None or scale.dtype == dtype:
+    if qweight.dtype not in _FOUR_BITS or dtype is None or scale.dtype == dtype:
         return False
     cast = ir.node("Cast", [scale], {"to": int(dtype)}, name=f"{scale.name}/Cast")
     result = cast.outputs[0]

@@ -56,7 +56,7 @@ class TensorRTDecoder:
         seq = inputs_embeds.shape[1]
         if seq == 1:
             return self._decode(inputs_embeds, position_ids, cache_write_index, logits_index)
-        piece = self.session.most[SEQ]
+        piece = self.session.max[SEQ]
         logits_BV = np.empty(tuple(self._logits.shape), dtype=np.float32)
         for start in range(0, seq, piece):
             part = slice(start, min(start + piece, seq))
@@ -97,7 +97,7 @@ class TensorRTDecoder:
 
     def _require_built_for(self, batch: int, capacity: int) -> None:
         past = next(binding for binding in self.session.info.inputs if binding.name == contract.past_key(0))
-        slots, rows = past.shape[2], self.session.most[BATCH]
+        slots, rows = past.shape[2], self.session.max[BATCH]
         assert isinstance(slots, int)
         if capacity > slots or batch > rows:
             raise UsageError(

@@ -38,10 +38,10 @@ class TensorRTEngine:
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         """Features of all tiles; more tiles than the plan takes run in several goes. The plan computes the projector's
         result too, which `projector` then hands out for these very features."""
-        most = self._vision.most[VISION_SYMBOL]
+        max = self._vision.max[VISION_SYMBOL]
         parts = [
-            self._run(self._vision, {contract.PIXEL_VALUES: pixel_values[start : start + most]})
-            for start in range(0, len(pixel_values), most)
+            self._run(self._vision, {contract.PIXEL_VALUES: pixel_values[start : start + max]})
+            for start in range(0, len(pixel_values), max)
         ]
         features, embeds = (
             np.concatenate([part[name] for part in parts]) for name in (contract.VISION_FEATURES, contract.IMAGE_EMBEDS)
@@ -52,13 +52,13 @@ class TensorRTEngine:
     def projector(self, vision_features: np.ndarray) -> np.ndarray:
         if self._joined is not None and self._joined[0] is vision_features:
             return self._joined[1]
-        most = self._projector.most[VISION_SYMBOL]
+        max = self._projector.max[VISION_SYMBOL]
         return np.concatenate(
             [
-                self._run(self._projector, {contract.VISION_FEATURES: vision_features[start : start + most]})[
+                self._run(self._projector, {contract.VISION_FEATURES: vision_features[start : start + max]})[
                     contract.IMAGE_EMBEDS
                 ]
-                for start in range(0, len(vision_features), most)
+                for start in range(0, len(vision_features), max)
             ]
         )
 

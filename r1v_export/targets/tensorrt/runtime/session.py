@@ -41,10 +41,10 @@ class Session:
         self._saved_contexts = 0
 
     @property
-    def most(self) -> Mapping[str, int]:
+    def max(self) -> Mapping[str, int]:
         """The largest size of each symbol, over all profiles."""
         symbols = {symbol for profile in self.info.ranges for symbol in profile}
-        return {symbol: max(p[symbol].most for p in self.info.ranges if symbol in p) for symbol in symbols}
+        return {symbol: max(p[symbol].max for p in self.info.ranges if symbol in p) for symbol in symbols}
 
     def outputs(self, sizes: Mapping[str, int], names: Sequence[str]) -> dict[str, Tensor]:
         """New tensors on the device for some of the plan's outputs."""
@@ -66,7 +66,7 @@ class Session:
         number = profile_for(self.info.ranges, sizes)
         if number is None:
             ranges = (
-                ", ".join(f"{symbol} {each.least} to {each.most}" for symbol, each in profile.items())
+                ", ".join(f"{symbol} {each.min} to {each.max}" for symbol, each in profile.items())
                 for profile in self.info.ranges
             )
             raise UsageError(

@@ -20,7 +20,7 @@ IMAGE = "TENSORRT_LLM_IMAGE"
 """Variable of the shell that names NVIDIA's TensorRT-LLM release container."""
 
 TEXT_TOKENS = 64
-"""Tokens of a prompt that are no picture's, at least: template and a short question."""
+"""Tokens of a prompt that are no image's, at least: template and a short question."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def engine_sizes(options: TensorRTLLMConfig, spec: ModelSpec) -> EngineSizes:
     """The sizes of a build's config, cut to the model's positions.
 
     Raises:
-        UsageError: a request's pictures do not fit into its prompt.
+        UsageError: a request's images do not fit into its prompt.
     """
     positions = spec.language.max_position_embeddings
     max_seq_len = min(options.max_seq_len, positions)
@@ -47,9 +47,9 @@ def engine_sizes(options: TensorRTLLMConfig, spec: ModelSpec) -> EngineSizes:
     visual = options.images_per_request * visual_tokens(spec)
     if visual + TEXT_TOKENS > max_input_len:
         raise UsageError(
-            "The pictures of a request do not fit into its prompt.",
+            "The images of a request do not fit into its prompt.",
             where="tensorrt_llm.max_input_len",
-            expected=f"at least {visual + TEXT_TOKENS} tokens: {options.images_per_request} pictures of up to "
+            expected=f"at least {visual + TEXT_TOKENS} tokens: {options.images_per_request} images of up to "
             f"{visual_tokens(spec)}, and {TEXT_TOKENS} of text",
             found=max_input_len,
             fix="raise max_input_len, or lower images_per_request",
@@ -60,7 +60,7 @@ def engine_sizes(options: TensorRTLLMConfig, spec: ModelSpec) -> EngineSizes:
 
 
 def visual_tokens(spec: ModelSpec) -> int:
-    """Tokens of a picture cut into as many tiles as the model allows, its thumbnail included: 13 * 256 for R1V."""
+    """Tokens of an image cut into as many tiles as the model allows, its thumbnail included: 13 * 256 for R1V."""
     tiles = spec.tiling.max_tiles if spec.tiling.dynamic else 1
     return (tiles + (spec.tiling.use_thumbnail and tiles > 1)) * spec.tokens_per_tile
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import abc
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ import torch
 import r1v_export
 from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.quantization.kv_scales import CacheType
-from r1v_export.targets.tensorrt_llm.checkpoint.formats import MIXED, PRE_QUANT_SCALES, Algorithm, Format
-from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.formats import MIXED, PRE_QUANT_SCALES, Algorithm, QuantFormat
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.pack import KernelLayout
 
 CONFIG, QUANTIZED_LAYERS = "config.json", "quant_cfg.json"
@@ -21,13 +21,13 @@ HEAD = "lm_head"
 KV_CACHE: dict[CacheType, str] = {"fp8": "FP8", "int8": "INT8"}
 """A recipe's cache type -> TensorRT-LLM's."""
 
-Formats = Mapping[tuple[int, str], Format | None]
+QuantFormats = abc.Mapping[tuple[int, str], QuantFormat | None]
 
 
 def checkpoint_config(
     spec: LanguageSpec,
-    formats: Formats,
-    parallel: Parallel,
+    quant_formats: QuantFormats,
+    parallel: Mapping,
     dtype: torch.dtype,
     kv_cache: CacheType | None,
     layout: KernelLayout = 80,
@@ -69,57 +69,59 @@ def checkpoint_config(
         "moe_intermediate_size": 0,
         "moe_shared_expert_intermediate_size": 0,
         "mapping": {"world_size": parallel.world, "tp_size": parallel.tp, "pp_size": parallel.pp},
-        "quantization": quantization(formats, parallel.layers(0, spec.num_layers), kv_cache),
+        "quantization": quantization(quant_formats, parallel.layers(0, spec.num_layers), kv_cache),
         "runtime_defaults": None,
     }
 
 
-def quantization(formats: Formats, layers: range, kv_cache: CacheType | None) -> dict[str, Any]:
+def quantization(quant_formats: QuantFormats, layers: range, kv_cache: CacheType | None) -> dict[str, Any]:
     """The quantization of the whole model.
 
     Args:
         layers: of the first pipeline stage; the others are like it.
     """
-    algorithm = overall(formats)
+    algorithm = overall(quant_formats)
     cache = KV_CACHE[kv_cache] if kv_cache else None
     if algorithm is None:
         return {"quant_algo": None, "kv_cache_quant_algo": cache}
     if algorithm == MIXED:
         return {"quant_algo": MIXED, "kv_cache_quant_algo": cache}
-    form = next(form for form in formats.values() if form is not None)
-    plain = [_name(layer, module) for (layer, module), other in formats.items() if other is None and layer in layers]
-    return {**_entry(form), "kv_cache_quant_algo": cache, "exclude_modules": [HEAD, *plain]}
+    quant_format = next(quant_format for quant_format in quant_formats.values() if quant_format is not None)
+    plain = [
+        _name(layer, module) for (layer, module), other in quant_formats.items() if other is None and layer in layers
+    ]
+    return {**_entry(quant_format), "kv_cache_quant_algo": cache, "exclude_modules": [HEAD, *plain]}
 
 
-def layer_config(formats: Formats, layers: range, kv_cache: CacheType | None) -> dict[str, Any] | None:
+def layer_config(quant_formats: QuantFormats, layers: range, kv_cache: CacheType | None) -> dict[str, Any] | None:
     """`quant_cfg.json`: the quantization linear by linear, where it differs; None where one algorithm is enough."""
-    if overall(formats) != MIXED:
+    if overall(quant_formats) != MIXED:
         return None
     quantized = {
-        _name(layer, module): _entry(form)
-        for (layer, module), form in formats.items()
-        if form is not None and layer in layers
+        _name(layer, module): _entry(quant_format)
+        for (layer, module), quant_format in quant_formats.items()
+        if quant_format is not None and layer in layers
     }
-    return {**quantization(formats, layers, kv_cache), "quantized_layers": quantized}
+    return {**quantization(quant_formats, layers, kv_cache), "quantized_layers": quantized}
 
 
-def overall(formats: Formats) -> Algorithm | None:
+def overall(quant_formats: QuantFormats) -> Algorithm | None:
     """The one algorithm (with one group size) that the quantized linears have, or that they are mixed."""
-    found = {form for form in formats.values() if form is not None}
+    found = {quant_format for quant_format in quant_formats.values() if quant_format is not None}
     if len(found) > 1:
         return MIXED
-    return next((form.algorithm for form in found), None)
+    return next((quant_format.algorithm for quant_format in found), None)
 
 
-def _entry(form: Format) -> dict[str, Any]:
+def _entry(quant_format: QuantFormat) -> dict[str, Any]:
     return {
-        "quant_algo": form.algorithm,
-        "group_size": form.group_size or 128,
+        "quant_algo": quant_format.algorithm,
+        "group_size": quant_format.group_size or 128,
         "smoothquant_val": 0.5,
         "clamp_val": None,
         "use_meta_recipe": False,
-        "has_zero_point": form.algorithm == "W4A16_GPTQ",
-        "pre_quant_scale": form.algorithm in PRE_QUANT_SCALES,
+        "has_zero_point": quant_format.algorithm == "W4A16_GPTQ",
+        "pre_quant_scale": quant_format.algorithm in PRE_QUANT_SCALES,
         "exclude_modules": [HEAD],
     }
 

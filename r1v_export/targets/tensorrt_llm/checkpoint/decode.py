@@ -69,7 +69,7 @@ def decode(
     except (RuntimeError, IndexError) as error:
         raise BundleError("A linear's tensors do not fit each other.", where=where, found=error) from error
     if "prequant_scaling_factor" in found and isinstance(weight, QuantizedLinear):
-        weight = _with_factor(weight, found["prequant_scaling_factor"])
+        weight = _with_pre_quant_scale(weight, found["prequant_scaling_factor"])
     return Shard(weight, found.get("bias"))
 
 
@@ -142,17 +142,17 @@ def _groups(found: Mapping[str, Tensor], group_size: int) -> QuantizedLinear:
     """Rows 2j and 2j + 1 in byte j of a column, the first in the low half, two's complement."""
     packed = found["weight"]
     low, high = (packed << 4) >> 4, packed >> 4  # int8: both shifts keep the sign
-    codes_OI = torch.stack((low, high), dim=1).flatten(0, 1)
-    return QuantizedLinear(codes_OI, "int4", found["weights_scaling_factor"].float(), group_size=group_size)
+    qweight_OI = torch.stack((low, high), dim=1).flatten(0, 1)
+    return QuantizedLinear(qweight_OI, "int4", found["weights_scaling_factor"].float(), group_size=group_size)
 
 
 def _groups_with_zeros(found: Mapping[str, Tensor], group_size: int, kernel_layout: int) -> QuantizedLinear:
-    codes_OI = undo_interleave(found["weight"], kernel_layout) + 8
+    qweight_OI = undo_interleave(found["weight"], kernel_layout) + 8
     scale_OG = found["weights_scaling_factor"].float().T.contiguous()
     zero_OG = found["zero"].float().T
     # zero = (8 - zero_point) * scale, both rounded to the model's dtype: whole numbers come back exactly.
     zero_point_OG = (8 - zero_OG / scale_OG).round().to(torch.int8)
-    return QuantizedLinear(codes_OI, "uint4", scale_OG, zero_point_OG, group_size)
+    return QuantizedLinear(qweight_OI, "uint4", scale_OG, zero_point_OG, group_size)
 
 
 def undo_interleave(weight: Tensor, kernel_layout: int) -> Tensor:
@@ -178,9 +178,11 @@ def undo_interleave(weight: Tensor, kernel_layout: int) -> Tensor:
     return strips.view(out_features, in_features)
 
 
-def _with_factor(weight: QuantizedLinear, factor_I: Tensor) -> QuantizedLinear:
+def _with_pre_quant_scale(weight: QuantizedLinear, pre_quant_scale_I: Tensor) -> QuantizedLinear:
     """Ones are nothing: scales that are folded into what makes the input leave them."""
-    return weight if bool((factor_I == 1).all()) else replace(weight, input_factor=factor_I.float())
+    return (
+        weight if bool((pre_quant_scale_I == 1).all()) else replace(weight, pre_quant_scale=pre_quant_scale_I.float())
+    )
 
 
 def split_outputs(shard: Shard, rows: Sequence[int]) -> list[Shard]:
@@ -193,13 +195,13 @@ def split_outputs(shard: Shard, rows: Sequence[int]) -> list[Shard]:
     else:
         whole = shard.weight
         zeros = [None] * len(rows) if whole.zero_point is None else list(whole.zero_point.split(sections))
-        pairs = zip(_split(whole.codes, sections), whole.scale.split(sections), zeros, strict=True)
-        weights = [replace(whole, codes=codes, scale=scale, zero_point=zero) for codes, scale, zero in pairs]
+        pairs = zip(_split(whole.qweight, sections), whole.scale.split(sections), zeros, strict=True)
+        weights = [replace(whole, qweight=qweight, scale=scale, zero_point=zero) for qweight, scale, zero in pairs]
     return [Shard(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
 
-def _split(codes: Tensor, sections: list[int]) -> list[Tensor]:
-    return [part.contiguous() for part in codes.split(sections)]
+def _split(qweight: Tensor, sections: list[int]) -> list[Tensor]:
+    return [part.contiguous() for part in qweight.split(sections)]
 
 
 def join(name: str, shards: Sequence[Shard], inputs: bool) -> Shard:
@@ -225,8 +227,8 @@ def join(name: str, shards: Sequence[Shard], inputs: bool) -> Shard:
     return Shard(
         replace(
             whole,
-            input_factor=_join_factors(name, linears, inputs),
-            codes=torch.cat([linear.codes for linear in linears], axis),
+            pre_quant_scale=_join_pre_quant_scales(name, linears, inputs),
+            qweight=torch.cat([linear.qweight for linear in linears], axis),
             scale=torch.cat([linear.scale for linear in linears], axis) if cut_scale else whole.scale,
             zero_point=torch.cat(zeros, axis) if zeros else None,
         ),
@@ -234,9 +236,9 @@ def join(name: str, shards: Sequence[Shard], inputs: bool) -> Shard:
     )
 
 
-def _join_factors(name: str, linears: Sequence[QuantizedLinear], inputs: bool) -> Tensor | None:
+def _join_pre_quant_scales(name: str, linears: Sequence[QuantizedLinear], inputs: bool) -> Tensor | None:
     """What the input is multiplied by: each GPU has that of its own inputs. Where it has none, ones."""
-    factors = [linear.input_factor for linear in linears]
+    factors = [linear.pre_quant_scale for linear in linears]
     if all(factor is None for factor in factors):
         return None
     whole = [torch.ones(q.shape[1]) if f is None else f for q, f in zip(linears, factors, strict=True)]

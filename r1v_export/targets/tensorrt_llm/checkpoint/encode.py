@@ -13,7 +13,7 @@ from torch import Tensor
 
 from r1v_export.errors import UsageError
 from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear
-from r1v_export.targets.tensorrt_llm.checkpoint.formats import PRE_QUANT_SCALES, Format
+from r1v_export.targets.tensorrt_llm.checkpoint.formats import PRE_QUANT_SCALES, QuantFormat
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import CUT_ALONG_INPUTS
 from r1v_export.targets.tensorrt_llm.checkpoint.pack import KernelLayout, interleave, pack_outputs
 
@@ -45,7 +45,7 @@ def encode_plain(weight_OI: Tensor) -> Parts:
     return {WEIGHT: Part(weight_OI, 0, 1)}
 
 
-def encode(linear: QuantizedLinear, form: Format, dtype: torch.dtype) -> Parts:
+def encode(linear: QuantizedLinear, quant_format: QuantFormat, dtype: torch.dtype) -> Parts:
     """A quantized linear. Scales stay float32: the loader casts them to the model's dtype where a kernel wants that.
 
     Args:
@@ -59,12 +59,12 @@ def encode(linear: QuantizedLinear, form: Format, dtype: torch.dtype) -> Parts:
         "W4A8_AWQ": _groups_with_inputs,
         "W4A16_GPTQ": _groups_with_zeros,
     }
-    parts = encoders[form.algorithm](linear)
-    if form.algorithm in PRE_QUANT_SCALES:
-        factor_I = torch.ones(linear.shape[1], dtype=dtype, device=linear.codes.device)
-        if linear.input_factor is not None:
-            factor_I = linear.input_factor.to(dtype)
-        parts = {**parts, PRE_QUANT_SCALE: Part(factor_I, inputs=0)}
+    parts = encoders[quant_format.algorithm](linear)
+    if quant_format.algorithm in PRE_QUANT_SCALES:
+        pre_quant_scale_I = torch.ones(linear.shape[1], dtype=dtype, device=linear.qweight.device)
+        if linear.pre_quant_scale is not None:
+            pre_quant_scale_I = linear.pre_quant_scale.to(dtype)
+        parts = {**parts, PRE_QUANT_SCALE: Part(pre_quant_scale_I, inputs=0)}
     return parts
 
 
@@ -79,26 +79,26 @@ def _input_scale(linear: QuantizedLinear) -> Part:
 
 def _per_tensor(linear: QuantizedLinear) -> Parts:
     return {
-        WEIGHT: Part(linear.codes, 0, 1),
+        WEIGHT: Part(linear.qweight, 0, 1),
         SCALE: _scalar(linear.scale[0]),
         INPUT_SCALE: _input_scale(linear),
     }
 
 
 def _per_row(linear: QuantizedLinear) -> Parts:
-    return {WEIGHT: Part(linear.codes, 0, 1), ROW_SCALE: Part(linear.scale, 0)}
+    return {WEIGHT: Part(linear.qweight, 0, 1), ROW_SCALE: Part(linear.scale, 0)}
 
 
 def _smooth_quant(linear: QuantizedLinear) -> Parts:
     return {
-        WEIGHT: Part(linear.codes, 0, 1),
+        WEIGHT: Part(linear.qweight, 0, 1),
         SCALE: Part(linear.scale, 0),
         INPUT_SCALE: _input_scale(linear),
     }
 
 
 def _groups(linear: QuantizedLinear) -> Parts:
-    return {WEIGHT: Part(linear.codes, 0, 1), SCALE: Part(linear.scale, 0, 1)}
+    return {WEIGHT: Part(linear.qweight, 0, 1), SCALE: Part(linear.scale, 0, 1)}
 
 
 def _groups_with_inputs(linear: QuantizedLinear) -> Parts:
@@ -112,7 +112,7 @@ def _groups_with_zeros(linear: QuantizedLinear) -> Parts:
     assert linear.zero_point is not None
     zero_OG = (8 - linear.zero_point.float()) * linear.scale
     return {
-        WEIGHT: Part(linear.codes - 8, 0, 1),
+        WEIGHT: Part(linear.qweight - 8, 0, 1),
         SCALE: Part(linear.scale.T, 1, 0),
         ZERO: Part(zero_OG.T, 1, 0),
     }
@@ -155,12 +155,14 @@ def shard(part: Part, module: str, rank: int, ranks: int) -> Part:
     return replace(part, tensor=part.tensor.narrow(axis, rank * size, size))
 
 
-def stored(suffix: str, part: Part, form: Format | None, dtype: torch.dtype, layout: KernelLayout) -> Tensor:
+def stored(
+    suffix: str, part: Part, quant_format: QuantFormat | None, dtype: torch.dtype, layout: KernelLayout
+) -> Tensor:
     """A GPU's tensor as it goes into the file: contiguous, 4-bit weights packed."""
     tensor = part.tensor
-    if form is not None and suffix == WEIGHT and form.algorithm in ("W4A16_AWQ", "W4A8_AWQ"):
+    if quant_format is not None and suffix == WEIGHT and quant_format.algorithm in ("W4A16_AWQ", "W4A8_AWQ"):
         return pack_outputs(tensor)
-    if form is not None and form.algorithm == "W4A16_GPTQ":
+    if quant_format is not None and quant_format.algorithm == "W4A16_GPTQ":
         # The loader takes these as they are, in the types that the kernel reads.
         return interleave(tensor, layout).view(dtype) if suffix == WEIGHT else tensor.to(dtype).contiguous()
     return tensor.contiguous()

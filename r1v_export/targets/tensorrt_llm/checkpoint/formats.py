@@ -56,14 +56,14 @@ _SUPPORTED = (
 
 
 @dataclass(frozen=True)
-class Format:
+class QuantFormat:
     """How one linear is stored."""
 
     algorithm: Algorithm
     group_size: int | None
 
 
-def format_of(linear: str, scheme: Scheme | None) -> Format | None:
+def format_of(linear: str, scheme: Scheme | None) -> QuantFormat | None:
     """How TensorRT-LLM stores a linear of this scheme; None is 16 bits.
 
     Raises:
@@ -84,7 +84,7 @@ def format_of(linear: str, scheme: Scheme | None) -> Format | None:
     algorithm = algorithms.get((weights.type, weights.granularity, mode))
     if algorithm is None or (algorithm == "W4A8_AWQ" and weights.group_size != 128):
         raise _unsupported(linear, scheme)
-    return Format(algorithm, weights.group_size)
+    return QuantFormat(algorithm, weights.group_size)
 
 
 def _unsupported(linear: str, scheme: Scheme) -> UsageError:
@@ -106,7 +106,9 @@ def language_schemes(schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
     return {name: scheme for name, scheme in schemes.items() if name.startswith("language_model.")}
 
 
-def module_formats(spec: LanguageSpec, schemes: Mapping[str, Scheme]) -> dict[tuple[int, str], Format | None]:
+def module_quant_formats(
+    spec: LanguageSpec, schemes: Mapping[str, Scheme]
+) -> dict[tuple[int, str], QuantFormat | None]:
     """The format of every linear of TensorRT-LLM's, by layer and name, in order.
 
     Raises:
@@ -120,14 +122,14 @@ def module_formats(spec: LanguageSpec, schemes: Mapping[str, Scheme]) -> dict[tu
             found=f"a rule that quantizes it to {schemes[LM_HEAD_LINEAR].weights.type}",
             fix="a recipe without that rule",
         )
-    formats: dict[tuple[int, str], Format | None] = {}
+    quant_formats: dict[tuple[int, str], QuantFormat | None] = {}
     for layer in range(spec.num_layers):
         for module, parts in MODULES.items():
             linears = [f"language_model.model.layers.{layer}.{part}" for part in parts]
-            formats[layer, module] = _same(linears, [schemes.get(linear) for linear in linears])
+            quant_formats[layer, module] = _same(linears, [schemes.get(linear) for linear in linears])
         gate_up = [f"language_model.model.layers.{layer}.{MODULES[module][0]}" for module in FUSED_MLP]
         _same(gate_up, [schemes.get(linear) for linear in gate_up])
-    found = {fmt.algorithm if fmt else None for fmt in formats.values()}
+    found = {fmt.algorithm if fmt else None for fmt in quant_formats.values()}
     if ROWWISE in found and len(found) > 1:
         raise UsageError(
             "Row-wise FP8 in TensorRT-LLM is for all linears of the language model or for none.",
@@ -135,17 +137,17 @@ def module_formats(spec: LanguageSpec, schemes: Mapping[str, Scheme]) -> dict[tu
             found=", ".join(sorted(name or "16 bits" for name in found)),
             fix="--recipe fp8-rowwise, or static FP8 (fp8-tensor) for the quantized part",
         )
-    return formats
+    return quant_formats
 
 
-def _same(linears: list[str], schemes: list[Scheme | None]) -> Format | None:
-    formats = [format_of(linear, scheme) for linear, scheme in zip(linears, schemes, strict=True)]
-    if any(fmt != formats[0] for fmt in formats):
+def _same(linears: list[str], schemes: list[Scheme | None]) -> QuantFormat | None:
+    quant_formats = [format_of(linear, scheme) for linear, scheme in zip(linears, schemes, strict=True)]
+    if any(fmt != quant_formats[0] for fmt in quant_formats):
         raise UsageError(
             "Linears that TensorRT-LLM runs as one product are quantized in different ways.",
             where=", ".join(linears),
             expected="one way for all of them",
-            found=", ".join(fmt.algorithm if fmt else "16 bits" for fmt in formats),
+            found=", ".join(fmt.algorithm if fmt else "16 bits" for fmt in quant_formats),
             fix="one rule of the recipe for all of them",
         )
-    return formats[0]
+    return quant_formats[0]

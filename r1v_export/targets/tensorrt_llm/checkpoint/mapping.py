@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import abc
 from dataclasses import dataclass
 
 from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.errors import UsageError
-from r1v_export.targets.tensorrt_llm.checkpoint.formats import FOUR_BITS, Format
+from r1v_export.targets.tensorrt_llm.checkpoint.formats import FOUR_BITS, QuantFormat
 
 CUT_ALONG_INPUTS = ("attention.dense", "mlp.proj")
 """Linears whose input features are shared out, their products summed over GPUs; of all others it is the outputs."""
@@ -18,7 +18,7 @@ to pad them, and does not for quantized checkpoints."""
 
 
 @dataclass(frozen=True)
-class Parallel:
+class Mapping:
     """`tp` GPUs share each layer, `pp` groups of them share the layers."""
 
     tp: int = 1
@@ -53,7 +53,9 @@ def module_features(spec: LanguageSpec) -> dict[str, tuple[int, int]]:
     }
 
 
-def check_parallel(spec: LanguageSpec, formats: Mapping[tuple[int, str], Format | None], parallel: Parallel) -> None:
+def check_mapping(
+    spec: LanguageSpec, quant_formats: abc.Mapping[tuple[int, str], QuantFormat | None], parallel: Mapping
+) -> None:
     """
     Raises:
         UsageError: heads, features or quantization groups cannot be shared out so, or pipeline stages differ in their
@@ -82,30 +84,34 @@ def check_parallel(spec: LanguageSpec, formats: Mapping[tuple[int, str], Format 
             found=parallel.pp,
         )
     features = module_features(spec)
-    grouped = {(module, form) for (_, module), form in formats.items() if form and form.algorithm in FOUR_BITS}
+    grouped = {
+        (module, quant_format)
+        for (_, module), quant_format in quant_formats.items()
+        if quant_format and quant_format.algorithm in FOUR_BITS
+    }
     for check in (_check_groups, _check_kernels):
         for module in features:
-            for form in (form for name, form in grouped if name == module):
-                check(module, features[module], form, parallel.tp)
-    _check_stages(spec, formats, parallel)
+            for quant_format in (quant_format for name, quant_format in grouped if name == module):
+                check(module, features[module], quant_format, parallel.tp)
+    _check_stages(spec, quant_formats, parallel)
 
 
-def _check_groups(module: str, features: tuple[int, int], form: Format, tp: int) -> None:
-    assert form.group_size is not None
+def _check_groups(module: str, features: tuple[int, int], quant_format: QuantFormat, tp: int) -> None:
+    assert quant_format.group_size is not None
     own = features[1] // tp if module in CUT_ALONG_INPUTS else features[1]
-    if own % form.group_size:
+    if own % quant_format.group_size:
         raise UsageError(
             "A quantization group would lie across two GPUs.",
             where=f"{module} with tp {tp}",
-            expected=f"input features of each GPU in whole groups of {form.group_size}",
+            expected=f"input features of each GPU in whole groups of {quant_format.group_size}",
             found=f"{own} of {features[1]} input features on each",
             fix="a smaller tp, or a smaller group_size in the recipe",
         )
 
 
-def _check_kernels(module: str, features: tuple[int, int], form: Format, tp: int) -> None:
-    assert form.group_size is not None
-    multiple = max(KERNEL_COLUMNS[form.algorithm], form.group_size) * tp
+def _check_kernels(module: str, features: tuple[int, int], quant_format: QuantFormat, tp: int) -> None:
+    assert quant_format.group_size is not None
+    multiple = max(KERNEL_COLUMNS[quant_format.algorithm], quant_format.group_size) * tp
     if any(count % multiple for count in features):
         raise UsageError(
             "TensorRT-LLM's 4-bit kernels would need padding, which it has not for quantized checkpoints.",
@@ -116,21 +122,23 @@ def _check_kernels(module: str, features: tuple[int, int], form: Format, tp: int
         )
 
 
-def _check_stages(spec: LanguageSpec, formats: Mapping[tuple[int, str], Format | None], parallel: Parallel) -> None:
+def _check_stages(
+    spec: LanguageSpec, quant_formats: abc.Mapping[tuple[int, str], QuantFormat | None], parallel: Mapping
+) -> None:
     """Each stage numbers its layers from 0, so what config.json says of layer 0 is said of that of every stage."""
     for stage in range(1, parallel.pp):
         first, layers = parallel.layers(0, spec.num_layers), parallel.layers(stage, spec.num_layers)
         for ours, theirs in zip(layers, first, strict=False):
-            for layer, module in formats:
-                if layer == ours and formats[ours, module] != formats[theirs, module]:
+            for layer, module in quant_formats:
+                if layer == ours and quant_formats[ours, module] != quant_formats[theirs, module]:
                     raise UsageError(
                         "Pipeline stages of one checkpoint must be quantized alike: TensorRT-LLM numbers the layers of "
                         "each stage from 0.",
                         where=f"{module} of layers {theirs} and {ours}, both the {theirs + 1}. of their stage",
-                        found=f"{_name(formats[theirs, module])} and {_name(formats[ours, module])}",
+                        found=f"{_name(quant_formats[theirs, module])} and {_name(quant_formats[ours, module])}",
                         fix="pp: 1 with a larger tp, or a recipe that treats these layers alike",
                     )
 
 
-def _name(form: Format | None) -> str:
-    return "16 bits" if form is None else form.algorithm
+def _name(quant_format: QuantFormat | None) -> str:
+    return "16 bits" if quant_format is None else quant_format.algorithm

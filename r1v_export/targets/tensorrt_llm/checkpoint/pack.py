@@ -26,9 +26,9 @@ ROWS_PER_TILE = 64
 COLUMNS_TOGETHER = 4
 
 
-def pack_outputs(codes_OI: Tensor) -> Tensor:
+def pack_outputs(qweight_OI: Tensor) -> Tensor:
     """int8 codes [out, in], -8..7 -> int8 [out / 2, in]."""
-    return pack(codes_OI.T).T.contiguous().view(torch.int8)
+    return pack(qweight_OI.T).T.contiguous().view(torch.int8)
 
 
 def mma_order() -> Tensor:
@@ -38,7 +38,7 @@ def mma_order() -> Tensor:
     return pairs.transpose(0, 1).reshape(-1)
 
 
-def interleave(codes_OI: Tensor, layout: KernelLayout) -> Tensor:
+def interleave(qweight_OI: Tensor, layout: KernelLayout) -> Tensor:
     """int8 codes [out, in], -8..7 -> uint8 [in, out / 2] as the 16-bit-activation kernel reads them.
 
     Input channels are ordered by `mma_order` within each 32, the weight is laid out by output channel, before Hopper
@@ -47,8 +47,8 @@ def interleave(codes_OI: Tensor, layout: KernelLayout) -> Tensor:
 
     `in` is a multiple of 64, `out` of 8.
     """
-    out_features, in_features = codes_OI.shape
-    ordered_OI = codes_OI.unflatten(1, (-1, ROWS_PER_MMA))[:, :, mma_order()].flatten(1)
+    out_features, in_features = qweight_OI.shape
+    ordered_OI = qweight_OI.unflatten(1, (-1, ROWS_PER_MMA))[:, :, mma_order()].flatten(1)
     if layout != 90:
         tiles = ordered_OI.view(out_features // COLUMNS_TOGETHER, COLUMNS_TOGETHER, -1, ROWS_PER_TILE)
         ordered_OI = tiles.transpose(1, 2).reshape(out_features, in_features)

@@ -15,7 +15,8 @@ one linear with its shard is in memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import abc
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ from r1v_export.targets.tensorrt_llm.checkpoint.config import (
     layer_config,
 )
 from r1v_export.targets.tensorrt_llm.checkpoint.encode import Parts, fuse, shard, stored
-from r1v_export.targets.tensorrt_llm.checkpoint.formats import language_schemes, module_formats
-from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel, check_parallel, pad_vocabulary
+from r1v_export.targets.tensorrt_llm.checkpoint.formats import language_schemes, module_quant_formats
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping, check_mapping, pad_vocabulary
 from r1v_export.targets.tensorrt_llm.checkpoint.pack import KernelLayout
 from r1v_export.targets.tensorrt_llm.checkpoint.weights import Weights
 
@@ -53,7 +54,7 @@ def write_checkpoint(
     out: Path,
     dtype: torch.dtype,
     *,
-    parallel: Parallel | None = None,
+    parallel: Mapping | None = None,
     layout: KernelLayout = 80,
     advance: Advance = lambda hundredths: None,
 ) -> None:
@@ -70,28 +71,28 @@ def write_checkpoint(
         BundleError: the calibration does not fit its recipe.
         CheckpointError: a weight is NaN, infinite or too large for `dtype`.
     """
-    parallel, spec = parallel or Parallel(), checkpoint.spec.language
+    parallel, spec = parallel or Mapping(), checkpoint.spec.language
     schemes = artifact.schemes if artifact else {}
-    formats = module_formats(spec, language_schemes(schemes))
-    check_parallel(spec, formats, parallel)
+    quant_formats = module_quant_formats(spec, language_schemes(schemes))
+    check_mapping(spec, quant_formats, parallel)
     kv_cache = artifact.recipe.kv_cache if artifact else None
-    _write_json(out / CONFIG, checkpoint_config(spec, formats, parallel, dtype, kv_cache, layout))
-    layers = layer_config(formats, parallel.layers(0, spec.num_layers), kv_cache)
+    _write_json(out / CONFIG, checkpoint_config(spec, quant_formats, parallel, dtype, kv_cache, layout))
+    layers = layer_config(quant_formats, parallel.layers(0, spec.num_layers), kv_cache)
     if layers is not None:
         _write_json(out / QUANTIZED_LAYERS, layers)
-    writer = _Writer(Weights(checkpoint, artifact, formats, dtype), parallel, layout)
+    writer = _Writer(Weights(checkpoint, artifact, quant_formats, dtype), parallel, layout)
     told = 0
     for share in writer.write(out):
         advance(int(100 * share) - told)
         told = int(100 * share)
 
 
-def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
+def _write_json(path: Path, fields: abc.Mapping[str, Any]) -> None:
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 class _Writer:
-    def __init__(self, weights: Weights, parallel: Parallel, layout: KernelLayout) -> None:
+    def __init__(self, weights: Weights, parallel: Mapping, layout: KernelLayout) -> None:
         self.weights, self.parallel, self.layout = weights, parallel, layout
         self.spec = weights.checkpoint.spec.language
 
@@ -172,7 +173,7 @@ class _Writer:
         """One GPU's share of a tensor, as it is stored: of q, k and v each, then joined."""
         parts = [shard(linear[suffix], module, rank, self.parallel.tp) for linear in linears]
         fused = fuse(f"layer {layer} {module}", suffix, parts)
-        return stored(suffix, fused, self.weights.formats[layer, module], self.weights.dtype, self.layout)
+        return stored(suffix, fused, self.weights.quant_formats[layer, module], self.weights.dtype, self.layout)
 
 
 def _new(name: str, blank: Tensor, chunks: Callable[[], Any]) -> NewTensor:

@@ -1,4 +1,4 @@
-"""A bundle's language model in TensorRT-LLM's hands, and whatever of the bundle looks at pictures beside it."""
+"""A bundle's language model in TensorRT-LLM's hands, and whatever of the bundle looks at images beside it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LLM_API = "llm-api"
 
 LLM_API_TARGET = "hf-unified"
 PLANS = (TENSORRT, TENSORRT_RTX)
-"""Targets whose plans look at pictures; preferred to ONNX Runtime."""
+"""Targets whose plans look at images; preferred to ONNX Runtime."""
 ONNXRUNTIME = "onnxruntime"
 
 
@@ -43,12 +43,12 @@ def open_deployment(bundle: Bundle, target: str | None, engine: str, device: Dev
     Args:
         target: that the bundle is asked for; None where `engine` says it all.
         engine: a folder of `r1v-export engine`, or `LLM_API`.
-        device: where pictures are looked at.
+        device: where images are looked at.
 
     Raises:
         UsageError: engine and target do not go together.
         BundleError: the bundle has no such checkpoint, or the engine is another one's.
-        CapabilityError: TensorRT-LLM, a GPU, or what looks at pictures is missing.
+        CapabilityError: TensorRT-LLM, a GPU, or what looks at images is missing.
     """
     needed = LLM_API_TARGET if engine == LLM_API else TARGET
     if target not in (None, needed):
@@ -82,11 +82,11 @@ def _llm_api(bundle: Bundle, checkpoint: Path, device: Device) -> Deployment:
 
 
 def open_vision(bundle: Bundle, device: Device, gpus: int) -> tuple[VisionEngine, int]:
-    """What looks at a bundle's pictures, and how many tiles at once: a plan that runs here, else ONNX Runtime on the
+    """What looks at a bundle's images, and how many tiles at once: a plan that runs here, else ONNX Runtime on the
     graphs that it has; on as many GPUs as the language model takes, and then loaded whole when this returns.
 
     Raises:
-        BundleError: the bundle has nothing that looks at pictures.
+        BundleError: the bundle has nothing that looks at images.
         CapabilityError: ONNX Runtime is needed and not here, or has no such device.
     """
     if device == "cpu":
@@ -105,14 +105,14 @@ def _open(bundle: Bundle, device: Device, gpu: int) -> VisionEngine:
     for name in PLANS:
         if name in bundle.targets:
             try:
-                return registry.builder(name).open(bundle.folder / ENGINES / name, bundle.spec, device)
+                return registry.get_target(name).open(bundle.folder / ENGINES / name, bundle.spec, device)
             except (CapabilityError, BundleError):
                 continue  # Of another library, version or GPU: what comes next computes the same.
     lowered = bundle.folder.resolve() / ENGINES / ONNXRUNTIME
     folder, weights = (lowered, lowered.parents[1]) if ONNXRUNTIME in bundle.targets else (bundle.graphs, bundle.graphs)
     if not folder.is_dir():
         raise BundleError(
-            "The bundle has nothing that looks at pictures beside the language model.",
+            "The bundle has nothing that looks at images beside the language model.",
             where=bundle.folder,
             expected=f"an engine of {', '.join(PLANS)} or {ONNXRUNTIME}, or graphs",
             found=", ".join(bundle.targets),
@@ -123,7 +123,7 @@ def _open(bundle: Bundle, device: Device, gpu: int) -> VisionEngine:
         from r1v_export.targets.onnxruntime.runtime.session import check_device
     except ModuleNotFoundError as error:
         raise CapabilityError(
-            "ONNX Runtime looks at pictures here, and is not installed.",
+            "ONNX Runtime looks at images here, and is not installed.",
             expected=error.name,
             fix=f"pip install 'r1v-export[{ONNXRUNTIME}]'",
         ) from error

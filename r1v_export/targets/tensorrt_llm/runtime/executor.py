@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from r1v_export.errors import CapabilityError, GraphError, InputError, UsageError
-from r1v_export.generation import FinishReason, Generated, Picture, Sampling
+from r1v_export.generation import EncodedImage, FinishReason, Generated, Sampling
 from r1v_export.targets.tensorrt_llm import library as tensorrt_llm
 from r1v_export.targets.tensorrt_llm.build.command import EngineSizes, reuses_blocks
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import Config
@@ -79,7 +79,7 @@ class ExecutorSession:
         bindings: the module that it comes from.
         config: of the checkpoint that the engine was built from.
         sizes: that it was built for.
-        image_token_id: what stands for a row of a picture in prompts.
+        image_token_id: what stands for a row of an image in prompts.
     """
 
     name = "tensorrt-llm executor"
@@ -93,13 +93,13 @@ class ExecutorSession:
     def generate(
         self,
         token_ids: Sequence[int],
-        pictures: Sequence[Picture],
+        images: Sequence[EncodedImage],
         sampling: Sampling,
         stop_ids: frozenset[int],
         cancel: threading.Event,
     ) -> ExecutorGeneration:
         config = self.config
-        prompt = TablePrompt.of(token_ids, pictures, self.image_token_id, config.vocab_size, config.hidden_size)
+        prompt = TablePrompt.of(token_ids, images, self.image_token_id, config.vocab_size, config.hidden_size)
         self._check(prompt, sampling)
         # The executor knows one end token; the others are stop words of one token.
         ends: list[int | None] = [*sorted(stop_ids)] or [None]

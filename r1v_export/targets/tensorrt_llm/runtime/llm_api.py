@@ -4,7 +4,7 @@ What is used of it follows tensorrt_llm/llmapi/llm.py of 1.2, and of main as far
 
 * Without a tokenizer of its own (we tokenize) a request must name its end token, -1 for none.
 * Image embeddings beside token ids reach the model only where its input processor says that it takes token ids
-  (`supports_token_id_mm_expansion`, after 1.2). Elsewhere they are dropped without a word, so pictures are refused.
+  (`supports_token_id_mm_expansion`, after 1.2). Elsewhere they are dropped without a word, so images are refused.
 * That backend has no model of this family up to its 1.3 pre-releases (TensorRT-LLM's issue 4225): `open_llm` says so.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Protocol, get_args
 import torch
 
 from r1v_export.errors import CapabilityError, GraphError, UsageError
-from r1v_export.generation import FinishReason, Generated, Picture, Sampling
+from r1v_export.generation import EncodedImage, FinishReason, Generated, Sampling
 from r1v_export.targets.tensorrt_llm import library as tensorrt_llm
 from r1v_export.targets.tensorrt_llm.runtime.open_request import OpenRequest
 
@@ -50,15 +50,15 @@ class LlmApiSession:
     def generate(
         self,
         token_ids: Sequence[int],
-        pictures: Sequence[Picture],
+        images: Sequence[EncodedImage],
         sampling: Sampling,
         stop_ids: frozenset[int],
         cancel: threading.Event,
     ) -> LlmApiGeneration:
-        self._check(pictures, sampling)
+        self._check(images, sampling)
         request: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
-        if pictures:
-            embeds = [torch.from_numpy(picture.embeds).to(self.dtype) for picture in pictures]
+        if images:
+            embeds = [torch.from_numpy(image.embeds).to(self.dtype) for image in images]
             request["multi_modal_embeddings"] = {"image": embeds}
         end_id, *others = sorted(stop_ids) or [_NO_END]
         try:
@@ -67,15 +67,15 @@ class LlmApiSession:
             raise GraphError("TensorRT-LLM refuses a request.", where="LLM", found=error) from error
         return LlmApiGeneration(output, end_id, cancel)
 
-    def _check(self, pictures: Sequence[Picture], sampling: Sampling) -> None:
+    def _check(self, images: Sequence[EncodedImage], sampling: Sampling) -> None:
         processor = getattr(self.llm, "input_processor", None)
-        if pictures and not getattr(processor, "supports_token_id_mm_expansion", False):
+        if images and not getattr(processor, "supports_token_id_mm_expansion", False):
             raise CapabilityError(
-                "This TensorRT-LLM would answer without looking at the pictures.",
+                "This TensorRT-LLM would answer without looking at the images.",
                 where="LLM API",
                 expected="a model whose input processor takes image embeddings beside token ids",
                 found=type(processor).__name__,
-                fix="build an engine (--target tensorrt-llm, r1v-export engine), or ask without pictures",
+                fix="build an engine (--target tensorrt-llm, r1v-export engine), or ask without images",
             )
         if sampling.repetition_penalty != 1:
             # Of 1.2's two samplers the default one leaves it out.

@@ -43,7 +43,7 @@ def prefill_into(cache: KVCache, prompts_SE) -> np.ndarray:
 
 
 @pytest.mark.parametrize("tiles", [1, 3])
-def test_pictures_become_the_references_embeddings(built, tiles):
+def test_images_become_the_references_embeddings(built, tiles):
     engine, reference = built.open(), built.reference
     pixels = normal(tiles, 3, built.spec.tiling.tile_size, built.spec.tiling.tile_size)
     features = reference.vision(pixels)
@@ -52,7 +52,7 @@ def test_pictures_become_the_references_embeddings(built, tiles):
 
 
 @pytest.mark.parametrize("tokens_at_once", [1, 8])
-def test_large_tiles_are_looked_at_in_small_groups_with_the_same_result(built, monkeypatch, tokens_at_once):
+def test_large_tiles_are_encoded_in_small_groups_with_the_same_result(built, monkeypatch, tokens_at_once):
     engine, size = built.open(), built.spec.tiling.tile_size
     pixels = normal(5, 3, size, size)
     together = engine.vision(pixels)
@@ -76,7 +76,7 @@ class Counting:
         return self.session.run(names, feeds)
 
 
-def test_tokens_and_pictures_are_embedded_as_in_the_reference(built):
+def test_tokens_and_images_are_embedded_as_in_the_reference(built):
     spec = built.spec
     ids = RNG.integers(10, spec.language.vocab_size, (2, 9))
     ids[0, 2:5] = ids[1, 0] = spec.image_token_id

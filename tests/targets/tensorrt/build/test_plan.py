@@ -15,7 +15,7 @@ from r1v_export import contract
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.targets.tensorrt.build.plan import DESCRIPTION, PLAN, PlanWriter, read_info, require_runs_here
 from r1v_export.targets.tensorrt.runtime.loading import deserialize
-from r1v_export.targets.tensorrt.target import TensorRTRTXBuilder
+from r1v_export.targets.tensorrt.target import TensorRTRTXTarget
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def folder(fp32, tmp_path) -> Path:
 
 
 def open_it(fp32, folder: Path) -> None:
-    TensorRTRTXBuilder().open(folder, fp32.spec, "cpu")
+    TensorRTRTXTarget().open(folder, fp32.spec, "cpu")
 
 
 def test_a_sound_engine_gets_as_far_as_the_gpu_that_it_lacks(fp32, folder) -> None:

@@ -10,7 +10,7 @@ from r1v_export.targets.tensorrt.build.profiles import Range, decoder_profiles, 
 from r1v_export.targets.tensorrt.config import TensorRTConfig
 
 
-def test_a_picture_of_any_number_of_tiles_has_a_profile_and_the_narrowest_one_is_taken() -> None:
+def test_a_image_of_any_number_of_tiles_has_a_profile_and_the_narrowest_one_is_taken() -> None:
     profiles = tile_profiles(TensorRTConfig())
     assert [profile_for(profiles, {"tiles": tiles}) for tiles in (1, 2, 4, 5, 13, 14, 26)] == [0, 1, 1, 2, 3, 4, 4]
     assert profile_for(profiles, {"tiles": 27}) is None
@@ -20,7 +20,7 @@ def test_one_token_of_each_row_takes_the_decode_profile_and_a_cache_ends_where_p
     profiles = decoder_profiles(TensorRTConfig(max_batch=4, decode_profile=True), max_positions=1024)
     assert profile_for(profiles, {"batch": 3, "seq": 1}) == 1
     assert profile_for(profiles, {"batch": 3, "seq": 2}) == 0
-    assert profiles[0]["seq"].most == 1024
+    assert profiles[0]["seq"].max == 1024
 
 
 def test_one_profile_takes_steps_of_any_length_unless_decoding_is_to_have_its_own() -> None:

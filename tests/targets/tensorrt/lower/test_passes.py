@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from r1v_export import contract
-from r1v_export.targets.tensorrt.lower import concatenate_graphs as joined
+from r1v_export.targets.tensorrt.concatenate_graphs import concatenate_graphs
 from r1v_export.targets.tensorrt.lower import lower
 from r1v_export.targets.tensorrt.lower.explicit_mask import ExplicitMask
 from tests.tiny_models import tiny_spec
@@ -72,7 +72,7 @@ def test_vision_and_projector_joined_give_both_results(graphs) -> None:
     pixels = np.random.default_rng(1).standard_normal((2, 3, 56, 56), dtype=np.float32)
     features = run(graphs, ir.load(graphs / "vision.onnx"), {contract.PIXEL_VALUES: pixels})
     expected = features | run(graphs, ir.load(graphs / "projector.onnx"), features)
-    both = joined(ir.load(graphs / "vision.onnx"), ir.load(graphs / "projector.onnx"), "vision")
+    both = concatenate_graphs(ir.load(graphs / "vision.onnx"), ir.load(graphs / "projector.onnx"), "vision")
     found = run(graphs, both, {contract.PIXEL_VALUES: pixels})
     assert list(found) == [contract.VISION_FEATURES, contract.IMAGE_EMBEDS]
     for name, array in expected.items():
@@ -81,7 +81,7 @@ def test_vision_and_projector_joined_give_both_results(graphs) -> None:
 
 def test_graphs_that_do_not_follow_each_other_are_not_joined(graphs) -> None:
     with pytest.raises(ir.passes.PreconditionError, match="inputs"):
-        joined(ir.load(graphs / "projector.onnx"), ir.load(graphs / "decoder.onnx"), "odd")
+        concatenate_graphs(ir.load(graphs / "projector.onnx"), ir.load(graphs / "decoder.onnx"), "odd")
 
 
 def test_scales_of_four_bit_weights_are_cast_to_what_they_dequantize_to_and_others_stay() -> None:
@@ -89,9 +89,9 @@ def test_scales_of_four_bit_weights_are_cast_to_what_they_dequantize_to_and_othe
         return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
     nodes = []
-    for codes in (ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN):
-        scale = initializer(f"{codes.name}.scale", ir.DataType.FLOAT, (1, 8))
-        node = ir.node("DequantizeLinear", [initializer(codes.name, codes, (128, 8)), scale])
+    for qweight in (ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN):
+        scale = initializer(f"{qweight.name}.scale", ir.DataType.FLOAT, (1, 8))
+        node = ir.node("DequantizeLinear", [initializer(qweight.name, qweight, (128, 8)), scale])
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
         nodes.append(node)
     graph = ir.Graph([], [node.outputs[0] for node in nodes], nodes=nodes, opset_imports={"": contract.OPSET})

@@ -19,7 +19,7 @@ from r1v_export.targets.tensorrt_llm.build.command import (
     engine_sizes,
     visual_tokens,
 )
-from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import Config, read_config
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
@@ -48,7 +48,7 @@ build["max_prompt_embedding_table_size"] = int(flags["--max_multimodal_len"])
 def checkpoint(wide, quantized, tmp_path) -> Path:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    write_checkpoint(wide, quantized("fp8-kv"), folder, torch.bfloat16, parallel=Parallel(2, 2))
+    write_checkpoint(wide, quantized("fp8-kv"), folder, torch.bfloat16, parallel=Mapping(2, 2))
     return folder
 
 
@@ -133,7 +133,7 @@ def _with(config: Config, quantization: object) -> Config:
     return config.model_copy(update={"quantization": quantization})
 
 
-def test_r1v_s_picture_takes_up_to_3328_rows_of_the_table(tmp_path):
+def test_r1v_s_image_takes_up_to_3328_rows_of_the_table(tmp_path):
     spec = Checkpoint.open(
         synthesize(tmp_path / "38b", preset="r1v3-38b", vision_layers=1, language_layers=1, sparse=True)
     ).spec
@@ -151,7 +151,7 @@ def test_sizes_beyond_the_model_s_positions_are_cut(wide):
     assert (sizes.max_seq_len, sizes.max_input_len) == (positions, positions - 1)
 
 
-def test_pictures_that_do_not_fit_into_the_prompt_are_refused(wide):
+def test_images_that_do_not_fit_into_the_prompt_are_refused(wide):
     with pytest.raises(UsageError, match="raise max_input_len") as raised:
         engine_sizes(TensorRTLLMConfig(max_input_len=100, images_per_request=3), wide.spec)
 
@@ -169,7 +169,7 @@ def test_the_container_gets_the_same_command_with_its_own_paths(checkpoint, tmp_
     assert f"-v {tmp_path}:/bundle:ro" in recipe
 
 
-def test_a_run_is_told_of_in_hundredths_and_its_engine_is_looked_at(checkpoint, program, tmp_path):
+def test_a_run_is_reported_of_in_hundredths_and_its_engine_is_encoded(checkpoint, program, tmp_path):
     out, config = tmp_path / "engine", read_config(checkpoint)
     out.mkdir()
     told: list[int] = []

@@ -17,7 +17,7 @@ from r1v_export.errors import BundleError, UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.parity_gate import candidate_side, compare, gates, questions, rounding
+from r1v_export.pipeline.parity_gate import candidate_endpoint, compare, gates, questions, rounding
 from r1v_export.targets.tensorrt_llm.build.engine_plan import plan_engine
 from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
 
@@ -77,7 +77,7 @@ def test_the_gate_notices_one_wrong_scale(bundle: Path, tiny_model: Path, tmp_pa
     gate, reference = next(gates(checkpoint, artifact, "cpu"))
 
     limits = rounding(Bundle.open(broken).config, "tensorrt-llm", checkpoint.spec, artifact)
-    candidate = candidate_side(broken, "tensorrt-llm", "cpu")
+    candidate = candidate_endpoint(broken, "tensorrt-llm", "cpu")
     samples = questions(checkpoint, 1)
     report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=2, **limits)
 
@@ -98,7 +98,7 @@ def test_the_engine_s_command_follows_from_the_build(bundle: Path, tmp_path: Pat
     assert not (tmp_path / "engine").exists()
 
 
-def test_without_trtllm_build_the_exit_code_is_4_and_the_recipe_is_told(
+def test_without_trtllm_build_the_exit_code_is_4_and_the_recipe_is_reported(
     bundle: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -19,31 +19,31 @@ from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.reference.language import CacheStep, LanguageModel, rotary_tables
 from r1v_export.reference.model import load
 from r1v_export.targets.tensorrt_llm.checkpoint.encode import encode
-from r1v_export.targets.tensorrt_llm.checkpoint.formats import Format
-from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Parallel
+from r1v_export.targets.tensorrt_llm.checkpoint.formats import QuantFormat
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import LanguageCheckpoint, read_checkpoint
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 from r1v_export.targets.tensorrt_llm.runtime.engine import load_language_model
 from tests.targets.tensorrt_llm.cases import SCHEMES, make_artifact, recipe
 
 FORMATS = ("bf16", *SCHEMES)
-LAYOUTS = (Parallel(1), Parallel(2), Parallel(4), Parallel(8), Parallel(1, 2), Parallel(2, 2))
+LAYOUTS = (Mapping(1), Mapping(2), Mapping(4), Mapping(8), Mapping(1, 2), Mapping(2, 2))
 
 
-def write(checkpoint, artifact, folder: Path, parallel: Parallel, dtype=torch.bfloat16, **options) -> Path:
+def write(checkpoint, artifact, folder: Path, parallel: Mapping, dtype=torch.bfloat16, **options) -> Path:
     folder.mkdir()
     write_checkpoint(checkpoint, artifact, folder, dtype, parallel=parallel, **options)
     return folder
 
 
-def written(wide, quantized, name: str, folder: Path, parallel: Parallel, **options) -> LanguageCheckpoint:
+def written(wide, quantized, name: str, folder: Path, parallel: Mapping, **options) -> LanguageCheckpoint:
     artifact = None if name == "bf16" else quantized(name)
     return read_checkpoint(write(wide, artifact, folder, parallel, **options))
 
 
 def same(a: QuantizedLinear, b: QuantizedLinear) -> bool:
     """Bit for bit."""
-    pairs = [(vars(a)[field], vars(b)[field]) for field in ("codes", "scale", "zero_point", "input_scale")]
+    pairs = [(vars(a)[field], vars(b)[field]) for field in ("qweight", "scale", "zero_point", "input_scale")]
     kinds = [(x.weight_type, x.input_type, x.group_size) for x in (a, b)]
     bits = all((x is None and y is None) or torch.equal(_bits(x), _bits(y)) for x, y in pairs)
     return bits and kinds[0] == kinds[1]
@@ -80,21 +80,21 @@ def test_the_numbers_of_calibration_come_back_bit_for_bit(wide, quantized, tmp_p
         assert torch.equal(tensor, original.to(torch.bfloat16)), linear
 
 
-@pytest.mark.parametrize("parallel", [Parallel(2), Parallel(8), Parallel(2, 2)], ids=lambda p: f"tp{p.tp}pp{p.pp}")
+@pytest.mark.parametrize("parallel", [Mapping(2), Mapping(8), Mapping(2, 2)], ids=lambda p: f"tp{p.tp}pp{p.pp}")
 def test_weights_with_zero_points_agree_over_gpus_bit_for_bit(wide, quantized, tmp_path, parallel):
-    one = written(wide, quantized, "uint4", tmp_path / "one", Parallel())
+    one = written(wide, quantized, "uint4", tmp_path / "one", Mapping())
     many = written(wide, quantized, "uint4", tmp_path / "many", parallel)
 
     assert all(same(one.linears[name], many.linears[name]) for name in one.linears)
 
 
 @pytest.mark.parametrize("layout", [80, 90])
-def test_weights_with_zero_points_keep_codes_and_zero_points_and_round_scales(wide, quantized, tmp_path, layout):
-    found = written(wide, quantized, "uint4", tmp_path / "a", Parallel(2), layout=layout)
+def test_weights_with_zero_points_keep_values_and_zero_points_and_round_scales(wide, quantized, tmp_path, layout):
+    found = written(wide, quantized, "uint4", tmp_path / "a", Mapping(2), layout=layout)
 
     for name, expected in quantized("uint4").linears():
         linear = found.linears[name.removeprefix("language_model.")]
-        assert torch.equal(linear.codes, expected.codes)
+        assert torch.equal(linear.qweight, expected.qweight)
         assert torch.equal(linear.zero_point, expected.zero_point)
         # The loader takes these scales as they are, so they are in the model's dtype.
         assert torch.equal(linear.scale, expected.scale.to(torch.bfloat16).float())
@@ -103,7 +103,7 @@ def test_weights_with_zero_points_keep_codes_and_zero_points_and_round_scales(wi
 @pytest.mark.parametrize("name", FORMATS)
 def test_logits_are_those_of_the_fake_quantized_model(wide, quantized, tmp_path, name):
     artifact = None if name == "bf16" else quantized(name)
-    folder = write(wide, artifact, tmp_path / "a", Parallel(2))
+    folder = write(wide, artifact, tmp_path / "a", Mapping(2))
     reference = load(wide)
     if artifact is not None:
         fake_quantize(reference, artifact)
@@ -120,7 +120,7 @@ def test_logits_are_those_of_the_fake_quantized_model(wide, quantized, tmp_path,
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
 def test_a_quantized_cache_is_computed_with_its_one_scale(wide, quantized, tmp_path, kind):
     """Of FP8, keys' scale is twice the values' here, which an engine must round with the larger one."""
-    folder = write(wide, quantized(f"{kind}-kv"), tmp_path / "kv", Parallel(2), dtype=torch.float32)
+    folder = write(wide, quantized(f"{kind}-kv"), tmp_path / "kv", Mapping(2), dtype=torch.float32)
     reference = load(wide)
     fake_quantize(reference, quantized(f"{kind}-kv"))
     for layer in reference.language_model.model.layers:
@@ -129,14 +129,14 @@ def test_a_quantized_cache_is_computed_with_its_one_scale(wide, quantized, tmp_p
     found = logits(load_language_model(folder, wide.spec).language_model)
 
     assert torch.equal(found, logits(reference.language_model))
-    without = write(wide, quantized(kind), tmp_path / "without", Parallel(), dtype=torch.float32)
+    without = write(wide, quantized(kind), tmp_path / "without", Mapping(), dtype=torch.float32)
     assert not torch.equal(found, logits(load_language_model(without, wide.spec).language_model))
 
 
 def test_in_float32_logits_are_the_reference_s_exactly(wide, quantized, tmp_path):
     """Nothing at all is rounded then: the proof that every number is in its place."""
     for name in ("fp8", "fp8-rowwise", "int8", "int4", "w4a8"):
-        folder = write(wide, quantized(name), tmp_path / name, Parallel(4), dtype=torch.float32)
+        folder = write(wide, quantized(name), tmp_path / name, Mapping(4), dtype=torch.float32)
         reference = load(wide)
         fake_quantize(reference, quantized(name))
         found = logits(load_language_model(folder, wide.spec).language_model)
@@ -144,8 +144,8 @@ def test_in_float32_logits_are_the_reference_s_exactly(wide, quantized, tmp_path
 
 
 def test_the_same_input_gives_the_same_bytes(wide, quantized, tmp_path):
-    first = write(wide, quantized("int4"), tmp_path / "a", Parallel(2))
-    second = write(wide, quantized("int4"), tmp_path / "b", Parallel(2))
+    first = write(wide, quantized("int4"), tmp_path / "a", Mapping(2))
+    second = write(wide, quantized("int4"), tmp_path / "b", Mapping(2))
 
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes()
@@ -153,7 +153,7 @@ def test_the_same_input_gives_the_same_bytes(wide, quantized, tmp_path):
 
 
 def test_files_have_the_names_shapes_and_dtypes_of_the_format(wide, quantized, tmp_path):
-    folder = write(wide, quantized("int4"), tmp_path / "a", Parallel(2))
+    folder = write(wide, quantized("int4"), tmp_path / "a", Mapping(2))
 
     with safe_open(folder / "rank1.safetensors", "pt") as file:
         found = {
@@ -182,7 +182,7 @@ def test_files_have_the_names_shapes_and_dtypes_of_the_format(wide, quantized, t
 
 
 def test_the_vocabulary_is_padded_with_zeros_to_a_multiple_of_the_gpus(wide, tmp_path):
-    folder = write(wide, None, tmp_path / "a", Parallel(8))
+    folder = write(wide, None, tmp_path / "a", Mapping(8))
 
     last = load_file(folder / "rank7.safetensors")["lm_head.weight"]
     assert last.shape == (66, 1024)
@@ -193,7 +193,7 @@ def test_the_vocabulary_is_padded_with_zeros_to_a_multiple_of_the_gpus(wide, tmp
 
 
 def test_the_activated_half_of_the_mlp_is_called_fc(wide, tmp_path):
-    tensors = load_file(write(wide, None, tmp_path / "a", Parallel()) / "rank0.safetensors")
+    tensors = load_file(write(wide, None, tmp_path / "a", Mapping()) / "rank0.safetensors")
 
     layer = "language_model.model.layers.0.mlp"
     assert torch.equal(tensors["transformer.layers.0.mlp.fc.weight"], wide.read(f"{layer}.gate_proj.weight"))
@@ -201,7 +201,7 @@ def test_the_activated_half_of_the_mlp_is_called_fc(wide, tmp_path):
 
 
 def test_each_stage_numbers_its_layers_from_zero_and_has_its_ends_only(wide, tmp_path):
-    folder = write(wide, None, tmp_path / "a", Parallel(1, 2))
+    folder = write(wide, None, tmp_path / "a", Mapping(1, 2))
     first, second = (set(load_file(folder / f"rank{rank}.safetensors")) for rank in range(2))
 
     assert "transformer.vocab_embedding.weight" in first - second
@@ -219,7 +219,7 @@ def test_scales_that_one_product_must_share_are_shared_by_rounding_again(wide, q
     save_file(scales, folder / "scales.safetensors")
     artifact = Artifact.open(folder, wide)
 
-    found = read_checkpoint(write(wide, artifact, tmp_path / "a", Parallel(2))).linears
+    found = read_checkpoint(write(wide, artifact, tmp_path / "a", Mapping(2))).linears
 
     fellow = name.replace("k_proj", "q_proj").replace("up_proj", "gate_proj")
     for linear in (name, fellow):
@@ -229,10 +229,12 @@ def test_scales_that_one_product_must_share_are_shared_by_rounding_again(wide, q
         expected = artifact.linear(linear).dequantize()
         # The coarser grid's rounding: half of an eighth.
         assert bool(((ours.dequantize() - expected).abs() <= expected.abs() / 16 + ours.scale[0] * 2**-9).all())
-    assert torch.equal(found[name.removeprefix("language_model.")].codes.float(), artifact.linear(name).codes.float())
+    assert torch.equal(
+        found[name.removeprefix("language_model.")].qweight.float(), artifact.linear(name).qweight.float()
+    )
 
 
-@pytest.mark.parametrize("parallel", [Parallel(1), Parallel(2)], ids=["tp1", "tp2"])
+@pytest.mark.parametrize("parallel", [Mapping(1), Mapping(2)], ids=["tp1", "tp2"])
 def test_factors_on_inputs_come_back(wide, quantized, tmp_path, parallel):
     """As imported AWQ checkpoints have them, where nothing could take them up."""
     factors = torch.linspace(0.5, 2, 1024).to(torch.bfloat16)
@@ -250,16 +252,17 @@ def test_factors_on_inputs_come_back(wide, quantized, tmp_path, parallel):
 
     layer = "model.layers.0"
     for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"):
-        assert torch.equal(found[f"{layer}.{name}"].input_factor, factors.float())
-    assert found[f"{layer}.mlp.up_proj"].input_factor is None
+        assert torch.equal(found[f"{layer}.{name}"].pre_quant_scale, factors.float())
+    assert found[f"{layer}.mlp.up_proj"].pre_quant_scale is None
 
 
 def test_the_writer_stores_factors_on_inputs(wide, quantized):
     linear = replace(
-        quantized("int4").linear("language_model.model.layers.0.mlp.down_proj"), input_factor=torch.full((1024,), 0.75)
+        quantized("int4").linear("language_model.model.layers.0.mlp.down_proj"),
+        pre_quant_scale=torch.full((1024,), 0.75),
     )
 
-    parts = encode(linear, Format("W4A16_AWQ", 64), torch.bfloat16)
+    parts = encode(linear, QuantFormat("W4A16_AWQ", 64), torch.bfloat16)
 
     assert torch.equal(parts["prequant_scaling_factor"].tensor, torch.full((1024,), 0.75, dtype=torch.bfloat16))
     assert parts["prequant_scaling_factor"].inputs == 0
@@ -279,7 +282,7 @@ def test_the_cache_s_scale_is_that_of_the_larger_of_keys_and_values(wide, quanti
 
 
 def test_w4a8_s_second_scale_keeps_weights_within_fp8(wide, quantized, tmp_path):
-    tensors = load_file(write(wide, quantized("w4a8"), tmp_path / "a", Parallel()) / "rank0.safetensors")
+    tensors = load_file(write(wide, quantized("w4a8"), tmp_path / "a", Mapping()) / "rank0.safetensors")
 
     name = "transformer.layers.0.mlp.proj"
     largest = 8 * tensors[f"{name}.weights_scaling_factor"] / tensors[f"{name}.weights_scaling_factor_2"]
@@ -295,7 +298,7 @@ class TestMixed:
 
     def test_comes_back_bit_for_bit(self, wide, tmp_path):
         artifact = make_artifact(wide, recipe(*self.RULES), tmp_path / "artifact")
-        found = read_checkpoint(write(wide, artifact, tmp_path / "a", Parallel(2)))
+        found = read_checkpoint(write(wide, artifact, tmp_path / "a", Mapping(2)))
 
         for name, expected in artifact.linears():
             assert same(found.linears[name.removeprefix("language_model.")], expected)
@@ -303,7 +306,7 @@ class TestMixed:
 
     def test_says_how_each_linear_is_quantized(self, wide, tmp_path):
         artifact = make_artifact(wide, recipe(*self.RULES), tmp_path / "artifact")
-        folder = write(wide, artifact, tmp_path / "a", Parallel())
+        folder = write(wide, artifact, tmp_path / "a", Mapping())
 
         config = json.loads((folder / "config.json").read_text())["quantization"]
         layers = json.loads((folder / "quant_cfg.json").read_text())["quantized_layers"]
@@ -316,7 +319,7 @@ class TestMixed:
     def test_linears_in_16_bits_are_excluded_by_name_where_all_others_are_alike(self, wide, tmp_path):
         rules = (f"language_model.*: {SCHEMES['fp8']}", "*.mlp.down_proj: null")
         artifact = make_artifact(wide, recipe(*rules), tmp_path / "artifact")
-        folder = write(wide, artifact, tmp_path / "a", Parallel())
+        folder = write(wide, artifact, tmp_path / "a", Mapping())
 
         quantization = json.loads((folder / "config.json").read_text())["quantization"]
         assert quantization["quant_algo"] == "FP8"

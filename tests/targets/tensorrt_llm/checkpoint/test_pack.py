@@ -13,14 +13,14 @@ from r1v_export.targets.tensorrt_llm.checkpoint.pack import interleave, mma_orde
 seeds = st.integers(0, 2**31 - 1)
 
 
-def codes(seed: int, out_features: int, in_features: int) -> Tensor:
+def qweight(seed: int, out_features: int, in_features: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-8, 8, (out_features, in_features), generator=generator, dtype=torch.int8)
 
 
 @given(seeds, st.integers(1, 9), st.integers(1, 33))
 def test_two_neighboring_output_channels_share_a_byte_the_even_one_in_its_low_half(seed, pairs, in_features):
-    weight = codes(seed, 2 * pairs, in_features)
+    weight = qweight(seed, 2 * pairs, in_features)
 
     packed = pack_outputs(weight)
 
@@ -35,7 +35,7 @@ def test_two_neighboring_output_channels_share_a_byte_the_even_one_in_its_low_ha
 
 @given(seeds, st.integers(1, 4))
 def test_packing_shards_is_sharding_what_is_packed(seed, ranks):
-    weight = codes(seed, 8 * ranks, 16 * ranks)
+    weight = qweight(seed, 8 * ranks, 16 * ranks)
 
     by_outputs = torch.cat([pack_outputs(part) for part in weight.chunk(ranks, 0)], 0)
     by_inputs = torch.cat([pack_outputs(part) for part in weight.chunk(ranks, 1)], 1)
@@ -46,7 +46,7 @@ def test_packing_shards_is_sharding_what_is_packed(seed, ranks):
 
 @given(seeds, st.integers(1, 3), st.integers(1, 3), st.sampled_from([80, 90]))
 def test_the_reader_finds_every_code_that_the_kernel_would(seed, outputs, inputs, layout):
-    weight = codes(seed, 8 * outputs, 64 * inputs)
+    weight = qweight(seed, 8 * outputs, 64 * inputs)
 
     assert torch.equal(undo_interleave(interleave(weight, layout), layout), weight)
 
@@ -58,7 +58,7 @@ def test_a_thread_of_the_matrix_instruction_finds_its_eight_inputs_together():
     assert mma_order().sort().values.tolist() == list(range(32))
 
 
-def test_codes_become_unsigned_with_the_even_ones_of_a_word_in_its_low_half():
+def test_quantized_values_become_unsigned_with_the_even_ones_of_a_word_in_its_low_half():
     """One output channel that counts its inputs; on Hopper nothing else is moved."""
     weight = torch.zeros(8, 64, dtype=torch.int8)
     weight[0, :32] = torch.arange(32).remainder(16) - 8

@@ -28,7 +28,7 @@ from r1v_export.targets.tile_parallel import OnGpu, TileParallelVision
 from tests.targets.tensorrt_llm import stand_in
 from tests.targets.tensorrt_llm.build.test_command import stand_in as stand_in_program
 
-PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
+PICTURES = Path(__file__).parents[4] / "examples" / "images"
 ASKED = ["--image", str(PICTURES / "05-chart.png"), "How tall is the green bar?"]
 TWO = ["--image", str(PICTURES / "05-chart.png"), "--image", str(PICTURES / "02-shape.png"), "What do you see?"]
 
@@ -86,7 +86,7 @@ def refused(capsys: pytest.CaptureFixture[str]):
 
 
 class TestExecutor:
-    @pytest.mark.parametrize("asked", [ASKED, TWO, [*ASKED, "--no-think"]], ids=["a picture", "two", "no thought"])
+    @pytest.mark.parametrize("asked", [ASKED, TWO, [*ASKED, "--no-think"]], ids=["an image", "two", "no reasoning"])
     def test_run_streams_what_the_project_s_own_reader_answers(
         self, bundle, engine, model, printed, monkeypatch, asked
     ):
@@ -137,7 +137,7 @@ class TestExecutor:
         assert code == 4
         assert "1 CUDA GPU" in said
 
-    def test_a_folder_without_an_engine_is_told(self, bundle, tmp_path, refused):
+    def test_a_folder_without_an_engine_is_reported(self, bundle, tmp_path, refused):
         code, said = refused("run", bundle, "--engine", tmp_path / "none", *ASKED)
 
         assert code == 1
@@ -171,7 +171,7 @@ class TestExecutor:
 
         assert "</think>\n5\n" in printed("run", bundle, "--engine", other, *ASKED)
 
-    def test_a_bundle_without_such_a_checkpoint_is_told(self, unified, engine, refused):
+    def test_a_bundle_without_such_a_checkpoint_is_reported(self, unified, engine, refused):
         code, said = refused("run", unified, "--engine", engine, *ASKED)
 
         assert code == 1
@@ -195,13 +195,13 @@ class TestLlmApi:
         assert printed("run", unified, "--target", "hf-unified", "--engine", "llm-api", *ASKED) == own
         assert library.loaded == [(str(unified / "engines" / "hf-unified"), 1)]
 
-    def test_pictures_that_the_model_would_not_see_are_refused(self, unified, model, refused, monkeypatch):
+    def test_images_that_the_model_would_not_see_are_refused(self, unified, model, refused, monkeypatch):
         stand_in.install(monkeypatch, model, takes_embeddings=False)
 
         code, said = refused("run", unified, "--engine", "llm-api", *ASKED)
 
         assert code == 4
-        assert "without looking at the pictures" in said
+        assert "without looking at the images" in said
 
     def test_without_the_library_the_exit_code_is_4(self, unified, refused):
         code, said = refused("run", unified, "--engine", "llm-api", *ASKED)
@@ -239,14 +239,14 @@ class TestVision:
 
         assert isinstance(open_vision(Bundle.open(bundle), "cpu", gpus=1)[0], OnnxRuntimeEngine)
 
-    def test_a_bundle_that_cannot_look_at_pictures_is_told_what_to_build(self, bundle, tmp_path):
+    def test_a_bundle_that_cannot_look_at_images_is_reported_what_to_build(self, bundle, tmp_path):
         blind = Path(shutil.copytree(bundle, tmp_path / "bundle"))
         shutil.rmtree(blind / "graphs")
 
         with pytest.raises(BundleError, match="--target hf-unified --target onnxruntime"):
             open_vision(Bundle.open(blind), "cpu", gpus=1)
 
-    def test_onnxruntime_without_cuda_is_told(self, bundle, monkeypatch):
+    def test_onnxruntime_without_cuda_is_reported(self, bundle, monkeypatch):
         monkeypatch.setattr(torch.cuda, "device", _Current)
 
         with pytest.raises(CapabilityError, match="cannot use a CUDA GPU"):
@@ -315,7 +315,7 @@ def _with_plans(monkeypatch: pytest.MonkeyPatch, plans: dict[str, Any]) -> list[
     """A bundle has plans, and opening one gives this or raises it; what was opened."""
     opened: list[tuple[str, Path]] = []
 
-    class Builder:
+    class Target:
         def __init__(self, name: str) -> None:
             self.name = name
 
@@ -326,5 +326,5 @@ def _with_plans(monkeypatch: pytest.MonkeyPatch, plans: dict[str, Any]) -> list[
             return plans[self.name]
 
     monkeypatch.setattr(Bundle, "targets", property(lambda self: tuple(plans)))
-    monkeypatch.setattr(deployment.registry, "builder", Builder)
+    monkeypatch.setattr(deployment.registry, "get_target", Target)
     return opened

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from r1v_export.errors import CapabilityError, GraphError, InputError, UsageError
-from r1v_export.generation import Generated, Picture, Sampling
+from r1v_export.generation import EncodedImage, Generated, Sampling
 from r1v_export.reference.model import Model
 from r1v_export.targets.tensorrt_llm.build.command import EngineSizes
 from r1v_export.targets.tensorrt_llm.runtime.executor import ExecutorSession, open_executor
@@ -47,16 +47,16 @@ def session(executor: stand_in.Executor) -> ExecutorSession:
     return ExecutorSession(executor, stand_in.bindings(executor.model), config(), SIZES, IMAGE)
 
 
-def picture(seed: int = 0, rows: int = 3) -> Picture:
+def image(seed: int = 0, rows: int = 3) -> EncodedImage:
     random = np.random.default_rng(seed)
-    return Picture.of(random.random((1, 3, 4, 4)), random.standard_normal((rows, HIDDEN)).astype(np.float32))
+    return EncodedImage.of(random.random((1, 3, 4, 4)), random.standard_normal((rows, HIDDEN)).astype(np.float32))
 
 
 def ask(
-    session: ExecutorSession, *pictures: Picture, sampling: Sampling = GREEDY, stops: frozenset[int] = frozenset()
+    session: ExecutorSession, *images: EncodedImage, sampling: Sampling = GREEDY, stops: frozenset[int] = frozenset()
 ) -> list[Generated]:
-    ids = [1, 2] + [IMAGE] * sum(len(p.embeds) for p in pictures) + [3]
-    generation = session.generate(ids, pictures, sampling, stops, threading.Event())
+    ids = [1, 2] + [IMAGE] * sum(len(p.embeds) for p in images) + [3]
+    generation = session.generate(ids, images, sampling, stops, threading.Event())
     return [step for step in generation if step.token_ids or step.finish_reason]
 
 
@@ -65,7 +65,7 @@ def tokens_of(steps: list[Generated]) -> list[int]:
 
 
 def test_tokens_stream_until_there_are_as_many_as_may_be(session, executor):
-    steps = ask(session, picture())
+    steps = ask(session, image())
 
     assert [len(step.token_ids) for step in steps] == [1] * 6
     assert [step.finish_reason for step in steps] == [None] * 5 + ["length"]
@@ -75,16 +75,16 @@ def test_tokens_stream_until_there_are_as_many_as_may_be(session, executor):
 
 @pytest.mark.parametrize("others", [(), (0,), (98,)], ids=["alone", "a lower one", "a higher one"])
 def test_the_token_that_stops_is_the_last_whether_the_library_tells_it_or_not(session, others):
-    tokens = tokens_of(ask(session, picture()))
+    tokens = tokens_of(ask(session, image()))
     place = next(index for index in range(1, len(tokens)) if tokens[index] not in (*tokens[:index], *others))
 
-    steps = ask(session, picture(), stops=frozenset({tokens[place], *others}))
+    steps = ask(session, image(), stops=frozenset({tokens[place], *others}))
 
     assert tokens_of(steps) == tokens[: place + 1]
     assert steps[-1].finish_reason == "stop"
 
 
-def test_every_stop_token_is_told(session, executor):
+def test_every_stop_token_is_reported(session, executor):
     ask(session, stops=frozenset({9, 11, 90}))
 
     (request,) = executor.requests
@@ -106,7 +106,7 @@ def test_the_table_is_of_the_engine_s_dtype(model):
     executor = stand_in.Executor(model, torch.bfloat16)
     session = ExecutorSession(executor, stand_in.bindings(model), config("bfloat16"), SIZES, IMAGE)
 
-    assert len(tokens_of(ask(session, picture()))) == 6
+    assert len(tokens_of(ask(session, image()))) == 6
 
 
 def test_temperature_0_takes_the_most_likely_token(session, executor):
@@ -181,14 +181,14 @@ def test_a_finished_request_is_not_given_up(session, executor):
     assert executor.cancelled == []
 
 
-def test_what_the_engine_says_of_a_failure_is_told(session, executor):
+def test_what_the_engine_says_of_a_failure_is_reported(session, executor):
     executor.fail = "out of blocks"
 
     with pytest.raises(GraphError, match="out of blocks"):
         ask(session)
 
 
-def test_what_the_library_refuses_is_told(session, executor):
+def test_what_the_library_refuses_is_reported(session, executor):
     executor.refuse = "prompt embedding table of another size"
 
     with pytest.raises(GraphError, match="another size"):
@@ -204,10 +204,10 @@ def test_what_the_library_refuses_is_told(session, executor):
     ],
 )
 def test_what_the_engine_was_not_built_for_is_refused_before_it_is_asked(session, executor, ids, rows, new, what):
-    pictures = [picture(rows=rows)] if rows else []
+    images = [image(rows=rows)] if rows else []
 
     with pytest.raises(InputError, match=f"more {what} than"):
-        session.generate([1] * (ids - rows) + [IMAGE] * rows, pictures, Sampling(new), frozenset(), threading.Event())
+        session.generate([1] * (ids - rows) + [IMAGE] * rows, images, Sampling(new), frozenset(), threading.Event())
     assert executor.requests == []
 
 
@@ -267,7 +267,7 @@ class TestOpening:
         with pytest.raises(CapabilityError, match=r"1\.0, 1\.1 or 1\.2[\s\S]*found: +" + version):
             open_executor(engine, config())
 
-    def test_an_engine_that_the_library_does_not_open_is_told(self, monkeypatch, model, engine):
+    def test_an_engine_that_the_library_does_not_open_is_reported(self, monkeypatch, model, engine):
         library = stand_in.install(monkeypatch, model)
 
         def refuse(*_: Any) -> None:
@@ -282,7 +282,7 @@ class TestOpening:
         with pytest.raises(CapabilityError, match="TensorRT-LLM is not installed"):
             open_executor(engine, config())
 
-    def test_a_library_that_does_not_load_is_told(self, monkeypatch, engine):
+    def test_a_library_that_does_not_load_is_reported(self, monkeypatch, engine):
         def fail(name: str) -> None:
             raise OSError(f"{name}: libcuda.so.1: cannot open shared object file")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from r1v_export.errors import CapabilityError, GraphError, UsageError
-from r1v_export.generation import Generated, Picture, Sampling
+from r1v_export.generation import EncodedImage, Generated, Sampling
 from r1v_export.reference.model import Model
 from r1v_export.targets.tensorrt_llm.runtime.llm_api import LlmApiSession, open_llm
 from tests.targets.tensorrt_llm import stand_in
@@ -34,14 +34,16 @@ def session(llm: stand_in.Llm) -> LlmApiSession:
     return LlmApiSession(llm, stand_in, torch.float32, 256)
 
 
-def picture(rows: int = 3) -> Picture:
+def image(rows: int = 3) -> EncodedImage:
     random = np.random.default_rng(0)
-    return Picture.of(random.random((1, 3, 4, 4)), random.standard_normal((rows, HIDDEN)).astype(np.float32))
+    return EncodedImage.of(random.random((1, 3, 4, 4)), random.standard_normal((rows, HIDDEN)).astype(np.float32))
 
 
-def ask(session: LlmApiSession, *pictures: Picture, sampling: Sampling = GREEDY, stops=frozenset()) -> list[Generated]:
-    ids = [1, 2] + [IMAGE] * sum(len(p.embeds) for p in pictures) + [3]
-    return list(session.generate(ids, pictures, sampling, stops, threading.Event()))
+def ask(
+    session: LlmApiSession, *images: EncodedImage, sampling: Sampling = GREEDY, stops=frozenset()
+) -> list[Generated]:
+    ids = [1, 2] + [IMAGE] * sum(len(p.embeds) for p in images) + [3]
+    return list(session.generate(ids, images, sampling, stops, threading.Event()))
 
 
 def tokens_of(steps: list[Generated]) -> list[int]:
@@ -49,7 +51,7 @@ def tokens_of(steps: list[Generated]) -> list[int]:
 
 
 def test_tokens_stream_once_each(session):
-    steps = ask(session, picture())
+    steps = ask(session, image())
 
     assert [len(step.token_ids) for step in steps] == [1] * 6
     assert steps[-1].finish_reason == "length"
@@ -57,10 +59,10 @@ def test_tokens_stream_once_each(session):
 
 @pytest.mark.parametrize("others", [(), (0,), (98,)], ids=["alone", "a lower one", "a higher one"])
 def test_the_token_that_stops_is_the_last_although_the_library_leaves_it_out(session, others):
-    tokens = tokens_of(ask(session, picture()))
+    tokens = tokens_of(ask(session, image()))
     place = next(index for index in range(1, len(tokens)) if tokens[index] not in (*tokens[:index], *others))
 
-    steps = ask(session, picture(), stops=frozenset({tokens[place], *others}))
+    steps = ask(session, image(), stops=frozenset({tokens[place], *others}))
 
     assert tokens_of(steps) == tokens[: place + 1]
     assert steps[-1].finish_reason == "stop"
@@ -78,21 +80,21 @@ def test_without_stop_tokens_only_length_ends_an_answer(session, llm):
     assert (llm.asked[0][1].end_id, llm.asked[0][1].stop_token_ids) == (-1, None)
 
 
-def test_embeddings_are_those_of_each_picture_in_the_model_s_dtype(model):
+def test_embeddings_are_those_of_each_image_in_the_model_s_dtype(model):
     llm = stand_in.Llm(model, dtype=torch.bfloat16)
 
-    ask(LlmApiSession(llm, stand_in, torch.bfloat16, 256), picture(), picture(rows=2))
+    ask(LlmApiSession(llm, stand_in, torch.bfloat16, 256), image(), image(rows=2))
 
     embeds = llm.asked[0][0]["multi_modal_embeddings"]["image"]
     assert [tuple(each.shape) for each in embeds] == [(3, HIDDEN), (2, HIDDEN)]
 
 
-def test_a_model_that_would_not_see_the_pictures_is_not_asked_about_them(model):
+def test_a_model_that_would_not_see_the_images_is_not_asked_about_them(model):
     llm = stand_in.Llm(model, takes_embeddings=False)
     session = LlmApiSession(llm, stand_in, torch.float32, 256)
 
-    with pytest.raises(CapabilityError, match="without looking at the pictures"):
-        ask(session, picture())
+    with pytest.raises(CapabilityError, match="without looking at the images"):
+        ask(session, image())
     assert llm.asked == []
     assert len(tokens_of(ask(session))) == 6
 
@@ -139,7 +141,7 @@ def test_closing_aborts_what_is_not_finished(session, llm):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a worker died"), ValueError("more than max_num_tokens")])
-def test_what_the_library_refuses_is_told(session, llm, monkeypatch, error):
+def test_what_the_library_refuses_is_reported(session, llm, monkeypatch, error):
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -162,7 +164,7 @@ class TestOpening:
 
         assert library.loaded == [(str(checkpoint), 2)]
 
-    def test_a_backend_without_a_model_of_this_family_is_told_with_what_to_do(self, monkeypatch, model, checkpoint):
+    def test_a_backend_without_a_model_of_this_family_is_reported_with_what_to_do(self, monkeypatch, model, checkpoint):
         library = stand_in.install(monkeypatch, model)
 
         def refuse(**_: object) -> None:

@@ -1,6 +1,6 @@
-"""Ask a bundle about the ten pictures of `examples/pictures`, none of which r1v-nano was trained on.
+"""Ask a bundle about the ten pictures of `examples/images`, none of which r1v-nano was trained on.
 
-python examples/ten_pictures.py out/demo
+python examples/ten_images.py out/demo
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from r1v_export.pipeline.open_runner import open_runner
 from r1v_export.reference.preprocess import load_image
 from r1v_export.runner.engine_runner import Request
 
-PICTURES = Path(__file__).parent / "pictures"
+PICTURES = Path(__file__).parent / "images"
 
 
 def main(bundle: Path) -> None:

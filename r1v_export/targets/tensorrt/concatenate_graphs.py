@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 
-def joined(first: ir.Model, second: ir.Model, name: str) -> ir.Model:
+def concatenate_graphs(first: ir.Model, second: ir.Model, name: str) -> ir.Model:
     """`first`, whose outputs are the inputs of `second`, and `second` behind it, as one model; both are used up.
 
     The boundary between them stays an output, so that parity can still be held there.
