@@ -9,7 +9,7 @@ from typing import Any
 
 from r1v_export.errors import CheckpointError
 
-_LARGEST_SIZE = 2**31 - 1
+LARGEST_SIZE = 2**31 - 1
 _MOST_LAYERS = 1000
 UNSUPPORTED = "this variant is not supported; see the support matrix in README.md"
 
@@ -69,7 +69,7 @@ class Section:
                 return Section(value, f"{self.path}: {key}", defaults)
         return None
 
-    def size(self, key: str, at_most: int = _LARGEST_SIZE) -> int:
+    def size(self, key: str, at_most: int = LARGEST_SIZE) -> int:
         """A positive integer. The bounds keep a broken configuration from asking for endless tensors."""
         value = self.get(key)
         if type(value) is not int or not 0 < value <= at_most:
@@ -91,7 +91,7 @@ class Section:
         value = self.get(key)
         if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
-        if type(value) is not int or not 0 < value <= _LARGEST_SIZE:
+        if type(value) is not int or not 0 < value <= LARGEST_SIZE:
             raise self.wrong(key, "a positive integer, or two equal ones", self.get(key))
         return value
 

@@ -1,17 +1,12 @@
-"""`llm_config` or `text_config` -> LanguageSpec: Qwen2, with attention over everything before.
-
-Rope scaling of type `dynamic`, which InternVL3's configurations declare, changes nothing up to
-`max_position_embeddings` (its base is theta * (factor * length / max - (factor - 1)) ** ..., a factor of one), and
-nothing here goes beyond: rotary tables end there. All other scalings change every position and are refused.
-"""
+"""`llm_config` or `text_config` -> LanguageSpec: Qwen2, with attention over everything before."""
 
 from __future__ import annotations
 
 from r1v_export.checkpoint.config_section import UNSUPPORTED, Section
+from r1v_export.checkpoint.rope_config import read_rope
 from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.errors import CheckpointError
 
-_UNSCALED_ROPES = ("default", "dynamic")
 _QWEN2 = ("Qwen2ForCausalLM", "Qwen2Model", "qwen2")
 
 
@@ -31,6 +26,7 @@ def read_language(llm: Section, *, tied: bool) -> LanguageSpec:
     head_dim = llm.size("head_dim") if llm.has("head_dim") else hidden_size // num_heads
     if head_dim % 2 or (hidden_size % num_heads and not llm.has("head_dim")):
         raise llm.wrong("num_attention_heads", f"heads of an even size in {hidden_size} features", num_heads)
+    rope = read_rope(llm)
     return LanguageSpec(
         hidden_size=hidden_size,
         num_layers=llm.layers("num_hidden_layers"),
@@ -40,8 +36,9 @@ def read_language(llm: Section, *, tied: bool) -> LanguageSpec:
         intermediate_size=llm.size("intermediate_size"),
         vocab_size=llm.size("vocab_size"),
         rms_norm_eps=llm.number("rms_norm_eps"),
-        rope_theta=_rope_theta(llm),
-        max_position_embeddings=llm.size("max_position_embeddings"),
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
+        max_position_embeddings=rope.positions,
         tie_word_embeddings=tied,
     )
 
@@ -57,21 +54,6 @@ def _check_architecture(llm: Section) -> None:
             found=named,
             fix="use a family member with a Qwen2.5 language model",
         )
-
-
-def _rope_theta(llm: Section) -> float:
-    """Base of the rotary angles; transformers 5 keeps it inside `rope_parameters`."""
-    theta = llm
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = llm.section(key)
-        if rope is None:
-            continue
-        kind = rope.get("rope_type") or rope.get("type") or "default"
-        if kind not in _UNSCALED_ROPES:
-            raise llm.wrong(key, f"none, or of type {' or '.join(_UNSCALED_ROPES)}", rope.values, UNSUPPORTED)
-        if rope.has("rope_theta"):
-            theta = rope
-    return theta.number("rope_theta")
 
 
 def _check_full_attention(llm: Section) -> None:

@@ -54,6 +54,23 @@ class ProjectorSpec(_Spec):
     norm_eps: PositiveFloat = 1e-5
 
 
+class RopeScaling(_Spec):
+    """How the rotary angles differ from position * rope_theta^(-2i/D); see `reference.rotary`."""
+
+    type: Literal["linear", "dynamic", "yarn"]
+    factor: PositiveFloat
+    original_max_position_embeddings: PositiveInt | None = None
+    """YaRN: context that the model was pretrained for."""
+    attention_factor: PositiveFloat = 1.0
+    """YaRN: cos and sin are multiplied by it."""
+    beta_fast: PositiveFloat = 32.0
+    """YaRN: dimensions that turn more often than this over the original context keep their frequency."""
+    beta_slow: PositiveFloat = 1.0
+    """YaRN: dimensions that turn less often than this have their frequency divided by the factor."""
+    truncate: bool = True
+    """YaRN: round the bounds of the ramp between the two to whole dimensions."""
+
+
 class LanguageSpec(_Spec):
     """A Qwen2 decoder: grouped-query attention with q/k/v biases, RMSNorm, SwiGLU, rotary positions."""
 
@@ -66,7 +83,9 @@ class LanguageSpec(_Spec):
     vocab_size: PositiveInt
     rms_norm_eps: PositiveFloat
     rope_theta: PositiveFloat
+    rope_scaling: RopeScaling | None = None
     max_position_embeddings: PositiveInt
+    """Longest sequence: config.json's, or what YaRN extends it to."""
     tie_word_embeddings: bool
 
 

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1v_export.checkpoint.spec import LanguageSpec
+from r1v_export.errors import CapabilityError
 from r1v_export.reference import operators
+from r1v_export.reference.rotary import inverse_frequencies
 from r1v_export.reference.vision import RMSNorm
 
 
@@ -47,11 +49,24 @@ class Rotary(NamedTuple):
 
 
 def rotary_tables(spec: LanguageSpec, positions: int) -> Rotary:
-    """Angles position * theta^(-2i/D), computed in float32 as transformers does."""
-    exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.int64).float() / spec.head_dim
-    inverse_frequencies = 1.0 / (spec.rope_theta**exponents)
-    angles = torch.outer(torch.arange(positions).float(), inverse_frequencies)
-    return Rotary(angles.cos(), angles.sin())
+    """Angles position * inverse frequency, computed in float32 as transformers does.
+
+    Raises:
+        CapabilityError: more positions than `max_position_embeddings` under dynamic scaling, whose angles then depend
+            on the length of each sequence, so that no table holds them.
+    """
+    scaling = spec.rope_scaling
+    if scaling is not None and scaling.type == "dynamic" and positions > spec.max_position_embeddings:
+        raise CapabilityError(
+            "Dynamic rope scaling changes every angle with the length of a sequence beyond max_position_embeddings.",
+            where="llm_config.rope_scaling",
+            expected=f"at most {spec.max_position_embeddings} positions",
+            found=positions,
+            fix="use a shorter context",
+        )
+    angles = torch.outer(torch.arange(positions).float(), inverse_frequencies(spec))
+    factor = 1.0 if scaling is None else scaling.attention_factor
+    return Rotary(angles.cos() * factor, angles.sin() * factor)
 
 
 class Attention(nn.Module):

@@ -67,11 +67,20 @@ def test_a_cut_vision_tower_gives_transformers_logits(tmp_path, image_and_prompt
     assert_same_logits(tmp_path, *image_and_prompt)
 
 
-def test_the_dynamic_rope_of_internvl3_gives_transformers_logits(tmp_path, image_and_prompt):
-    scaled = TINY | {"llm_config.rope_scaling": INTERNVL3_ROPE, "llm_config.max_position_embeddings": 64}
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        INTERNVL3_ROPE,
+        {"type": "linear", "factor": 2.0},
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    ],
+    ids=lambda scaling: scaling["type"],
+)
+def test_a_scaled_rope_gives_transformers_logits(tmp_path, image_and_prompt, scaling):
+    scaled = TINY | {"llm_config.rope_scaling": scaling, "llm_config.max_position_embeddings": 64}
     synthesize(tmp_path, preset="nano", layout="internvl", overrides=scaled, dtype="float32")
     text_config = transformers.AutoConfig.from_pretrained(tmp_path).text_config
-    assert text_config.rope_parameters["rope_type"] == "dynamic"
+    assert text_config.rope_parameters["rope_type"] == scaling["type"]
     assert_same_logits(tmp_path, *image_and_prompt)
 
 

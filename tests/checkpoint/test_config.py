@@ -166,9 +166,8 @@ def test_another_language_model_is_refused_by_name(tiny, named):
         ("llm_config.hidden_act", "gelu", "silu"),
         ("llm_config.num_key_value_heads", 3, "a divisor of 4 heads"),
         ("llm_config.num_attention_heads", 64, "heads of an even size"),
-        ("llm_config.rope_scaling", {"type": "yarn", "factor": 4.0}, "none, or of type default or dynamic"),
-        ("llm_config.rope_scaling", {"rope_type": "linear", "factor": 2.0}, "none, or of type default or dynamic"),
-        ("llm_config.rope_parameters", {"rope_type": "mrope"}, "none, or of type default"),
+        ("llm_config.rope_scaling", {"type": "longrope", "factor": 2.0}, "default or linear or dynamic or yarn"),
+        ("llm_config.rope_scaling", {"rope_type": "mrope"}, "default or linear or dynamic or yarn"),
         ("llm_config.rope_theta", -1, "a positive number"),
         ("llm_config.rms_norm_eps", "1e-6", "a positive number"),
         ("llm_config.layer_types", ["full_attention", "sliding_attention"], "full_attention throughout"),
@@ -183,6 +182,40 @@ def test_a_value_that_cannot_be_used_is_named(tiny, key, value, message):
     error = refusal(tiny)
     assert key.split(".")[-1] in str(error)
     assert "config.json" in str(error.where)
+    assert message in error.expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "message"),
+    [
+        ({"rope_scaling": {"mrope_section": [8, 12, 12], "type": "default"}}, "mrope_section", "keys of type default"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling: type", "default or linear or dynamic or yarn"),
+        ({"rope_scaling": {"rope_type": "default", "type": "yarn", "factor": 4.0}}, "rope_type", "the same as type"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 512}},
+            "original_max_position_embeddings",
+            "max_position_embeddings 1024, or none",
+        ),
+        ({"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}}, "alpha", "keys of type dynamic"),
+        ({"rope_scaling": {"type": "linear"}}, "factor", "a positive number"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor", "at least 1"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 1, "beta_slow": 2}}, "beta_fast", "beta_slow"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e9}}, "factor", "a context up to"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1.0}, "rope_theta", "more than 1"),
+        ({"rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor", "1"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor", "1"),
+        (
+            {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "rope_scaling",
+            "the same as rope_parameters",
+        ),
+    ],
+)
+def test_a_rope_that_has_no_single_meaning_is_refused(tiny, changes, where, message):
+    for key, value in changes.items():
+        set_key(tiny, f"llm_config.{key}", value)
+    error = refusal(tiny)
+    assert where in str(error.where)
     assert message in error.expected
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from r1v_export import contract
+from r1v_export.checkpoint.spec import RopeScaling
 from r1v_export.exporters.export import SOURCES, export_graph
 from r1v_export.reference.model import Model, ReferenceEngine
 from tests.tiny_models import checkpoint_of, random_model, tiny_spec
@@ -71,9 +72,16 @@ def test_embed_takes_a_single_text_token_without_images(model, tmp_path):
     np.testing.assert_array_equal(embeds[0, 0], model.language_model.model.embed_tokens.weight[11].detach())
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["own lm_head", "tied embeddings"])
-def test_decoder_matches_pytorch_for_ragged_prompts_decode_steps_and_later_turns(tied, tmp_path):
-    model = random_model(tiny_spec(tie_word_embeddings=tied))
+YARN = RopeScaling(type="yarn", factor=4, original_max_position_embeddings=16, attention_factor=1.1386)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_word_embeddings": True}, {"rope_scaling": YARN, "rope_theta": 1e4}],
+    ids=["own lm_head", "tied embeddings", "YaRN"],
+)
+def test_decoder_matches_pytorch_for_ragged_prompts_decode_steps_and_later_turns(changes, tmp_path):
+    model = random_model(tiny_spec(language=changes))
     graph = session(contract.DECODER, model, tmp_path)
     spec, capacity = model.spec, 32
     reference = ReferenceEngine(model).decoder(batch=2, capacity=capacity)

@@ -16,6 +16,7 @@ from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.sizes import weight_bytes
 from r1v_export.targets.registry import Advance, BuildInputs, NumericsSpec
 from r1v_export.targets.tensorrt_llm.build.command import engine_sizes
+from r1v_export.targets.tensorrt_llm.checkpoint.config import rotary_scaling
 from r1v_export.targets.tensorrt_llm.checkpoint.formats import language_schemes, module_quant_formats
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping, check_mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
@@ -47,6 +48,7 @@ class TensorRTLLMTarget:
 
     def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: abc.Mapping[str, Scheme]) -> None:
         options = config.tensorrt_llm
+        rotary_scaling(spec.language)
         quant_formats = module_quant_formats(spec.language, language_schemes(schemes))
         check_mapping(spec.language, quant_formats, Mapping(options.tp, options.pp))
         engine_sizes(options, spec)

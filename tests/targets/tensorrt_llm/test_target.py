@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+import torch
+
+from r1v_export.checkpoint.spec import RopeScaling
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.errors import CapabilityError
+from r1v_export.reference.language import rotary_tables
 from r1v_export.targets.registry import get_target
+from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping
+from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
+from r1v_export.targets.tensorrt_llm.runtime.engine import load_language_model
+from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
 TARGET = ("tensorrt-llm",)
 
@@ -35,3 +44,31 @@ def test_a_bfloat16_build_says_beforehand_that_it_cannot_be_checked():
 
     unchecked = BuildConfig(precision="bf16", targets=TARGET, parity=ParityConfig(enabled=False))
     get_target("tensorrt-llm").check(unchecked)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "written"),
+    [
+        (RopeScaling(type="dynamic", factor=2), None),
+        (RopeScaling(type="linear", factor=2), {"type": "linear", "factor": 2.0}),
+    ],
+    ids=["dynamic", "linear"],
+)
+def test_the_checkpoint_holds_the_rope_scaling_and_its_reader_computes_it(tmp_path, scaling, written):
+    language = tiny_spec().language.model_copy(update={"rope_scaling": scaling})
+    spec = tiny_spec().model_copy(update={"language": language})
+    model = random_model(spec)
+    write_checkpoint(checkpoint_of(model), None, tmp_path, torch.float32, parallel=Mapping(2))
+
+    assert json.loads((tmp_path / "config.json").read_text())["rotary_scaling"] == written
+    read = load_language_model(tmp_path, spec)
+    expected, found = (rotary_tables(each.language_model.spec, 64) for each in (model, read))
+    assert torch.equal(expected.cos, found.cos)
+
+
+def test_yarn_is_refused_before_anything_is_computed():
+    scaling = RopeScaling(type="yarn", factor=4, original_max_position_embeddings=64)
+    language = tiny_spec().language.model_copy(update={"rope_scaling": scaling})
+    spec = tiny_spec().model_copy(update={"language": language})
+    with pytest.raises(CapabilityError, match="yarn"):
+        get_target("tensorrt-llm").check_model(BuildConfig(targets=TARGET), spec, {})

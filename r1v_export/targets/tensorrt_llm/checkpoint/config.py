@@ -9,6 +9,7 @@ import torch
 
 import r1v_export
 from r1v_export.checkpoint.spec import LanguageSpec
+from r1v_export.errors import CapabilityError
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.targets.tensorrt_llm.checkpoint.formats import MIXED, PRE_QUANT_SCALES, Algorithm, QuantFormat
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping
@@ -51,7 +52,7 @@ def checkpoint_config(
         "norm_epsilon": spec.rms_norm_eps,
         "position_embedding_type": "rope_gpt_neox",
         "rotary_base": spec.rope_theta,
-        "rotary_scaling": None,
+        "rotary_scaling": rotary_scaling(spec),
         "rotary_embedding_dim": spec.head_dim,
         "qwen_type": "qwen2",
         "qk_layernorm": False,
@@ -72,6 +73,26 @@ def checkpoint_config(
         "quantization": quantization(quant_formats, parallel.layers(0, spec.num_layers), kv_cache),
         "runtime_defaults": None,
     }
+
+
+def rotary_scaling(spec: LanguageSpec) -> dict[str, Any] | None:
+    """`rotary_scaling`. Dynamic scaling does nothing up to `max_position_embeddings`, where engines end.
+
+    Raises:
+        CapabilityError: YaRN, which TensorRT-LLM's attention of Qwen2 would leave out.
+    """
+    scaling = spec.rope_scaling
+    if scaling is None or scaling.type == "dynamic":
+        return None
+    if scaling.type == "linear":
+        return {"type": "linear", "factor": scaling.factor}
+    raise CapabilityError(
+        "A TensorRT-LLM checkpoint of a Qwen2 model cannot hold this rope scaling.",
+        where="llm_config.rope_scaling",
+        expected="none, linear or dynamic",
+        found=scaling.type,
+        fix="build for onnxruntime, tensorrt or hf-unified",
+    )
 
 
 def quantization(quant_formats: QuantFormats, layers: range, kv_cache: CacheType | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from r1v_export.checkpoint.spec import LanguageSpec
+from r1v_export.checkpoint.spec import LanguageSpec, RopeScaling
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError
 from r1v_export.quantization.kv_scales import CacheType, KVScales
@@ -54,6 +54,13 @@ class _Mapping(_Part):
     pp_size: int = Field(ge=1)
 
 
+class _LinearScaling(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["linear"]
+    factor: float = Field(ge=1)
+
+
 class Config(_Part):
     """The fields of `config.json` that decide what is computed. None of them has a default here: an engine must not
     depend on the library's."""
@@ -73,7 +80,7 @@ class Config(_Part):
     norm_epsilon: float
     position_embedding_type: Literal["rope_gpt_neox"]
     rotary_base: float
-    rotary_scaling: None
+    rotary_scaling: _LinearScaling | None
     max_position_embeddings: int
     mapping: _Mapping
     quantization: Quantization
@@ -266,9 +273,14 @@ class _Reader:
             vocab_size=config.vocab_size,
             rms_norm_eps=config.norm_epsilon,
             rope_theta=config.rotary_base,
+            rope_scaling=self._rope_scaling(),
             max_position_embeddings=config.max_position_embeddings,
             tie_word_embeddings=False,
         )
+
+    def _rope_scaling(self) -> RopeScaling | None:
+        scaling = self.config.rotary_scaling
+        return None if scaling is None else RopeScaling(type="linear", factor=scaling.factor)
 
     def _bad(self, where: str, expected: object, found: object) -> BundleError:
         what = "The TensorRT-LLM checkpoint is not whole."

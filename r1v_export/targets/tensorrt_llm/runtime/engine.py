@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -44,9 +44,11 @@ def load_language_model(folder: Path, spec: ModelSpec) -> Model:
 
 
 def _require_spec(found: LanguageSpec, expected: LanguageSpec, folder: Path) -> None:
-    tied = {"tie_word_embeddings": False}  # The head is written out.
-    if found != expected.model_copy(update=tied):
-        ours, theirs = expected.model_dump() | tied, found.model_dump()
+    written: dict[str, Any] = {"tie_word_embeddings": False}  # The head is written out.
+    if expected.rope_scaling is not None and expected.rope_scaling.type == "dynamic":
+        written["rope_scaling"] = None  # It does nothing up to max_position_embeddings.
+    if found != expected.model_copy(update=written):
+        ours, theirs = expected.model_dump() | written, found.model_dump()
         differing = [name for name in ours if ours[name] != theirs[name]]
         raise BundleError(
             "The TensorRT-LLM checkpoint is of another model.",
