@@ -58,14 +58,36 @@ def _int32(words: Tensor) -> Tensor:
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 
-def quantized_copy(source: Path, out: Path, pack: Pack, config: dict[str, Any], symmetric: bool = False) -> Truth:
-    """A copy of a checkpoint whose decoder linears are random codes, packed; what they are is returned."""
+def rounded_linear(weight: Tensor, group: int, symmetric: bool = False) -> tuple[Tensor, ...]:
+    """A weight rounded to nearest as GPTQ's own quantizer does it (`Quantizer.find_params`): codes, scale, zero."""
+    grouped = weight.float().unflatten(1, (-1, group))
+    low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    scale = ((high - low) / 15).half()
+    zero = torch.full_like(scale, 8) if symmetric else (-low / scale).round()
+    qweight = ((grouped / scale[..., None]).round() + zero[..., None]).clamp(0, 15)
+    return qweight.flatten(1).long(), scale, zero.long()
+
+
+def quantized_copy(
+    source: Path, out: Path, pack: Pack, config: dict[str, Any], symmetric: bool = False, *, rounded: bool = False
+) -> Truth:
+    """A copy of a checkpoint whose decoder linears are random codes, or its own weights rounded, packed in the
+    config's groups (-1: one for each row); what they are is returned."""
     shutil.copytree(source, out)
     tensors = load_file(out / "model.safetensors")
     truth = {}
     for seed, name in enumerate(sorted(n for n in tensors if n.startswith(LANGUAGE) and n.endswith("proj.weight"))):
         linear = name.removesuffix(".weight")
-        qweight, scale, zero = random_linear(seed, *tensors.pop(name).shape, symmetric=symmetric)
+        weight = tensors.pop(name)
+        group = weight.shape[1] if config["group_size"] == -1 else config["group_size"]
+        qweight, scale, zero = (
+            rounded_linear(weight, group, symmetric)
+            if rounded
+            else random_linear(seed, *weight.shape, group=group, symmetric=symmetric)
+        )
         tensors |= {f"{linear}.{suffix}": tensor for suffix, tensor in pack(qweight, scale, zero).items()}
         truth[linear] = (qweight, scale, zero)
     save_file(tensors, out / "model.safetensors")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.quantized.int4_packing import unpack
-from r1v_export.checkpoint.quantized.layout import FLOATS, Decoded, LinearLayout, TensorRule
+from r1v_export.checkpoint.quantized.layout import FLOATS, Decoded, LinearLayout, StoredLinear, TensorRule, unsupported
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Output features of a word, from its lowest four bits up."""
@@ -27,6 +27,7 @@ class Awq:
     """`quant_method: awq`; the same for every linear."""
 
     group_size: int
+    warnings: tuple[str, ...] = ()
     method = "awq"
     marker = "qweight"
 
@@ -37,13 +38,17 @@ class Awq:
             CheckpointError: not 4 bits in groups, or in another layout than gemm.
         """
         config.choice("version", "gemm", "GEMM")
-        if config.size("bits") != 4:
-            raise config.wrong("bits", "4", config.get("bits"))
+        bits = config.size("bits")
+        if bits != 4:
+            raise unsupported(f"AWQ with {bits} bits is not supported.", f"{config.path}: bits", "4", bits)
         return cls(config.size("group_size"))
 
-    def layout(self, linear: str) -> LinearLayout:
+    def layout(self, linear: str, in_features: int) -> LinearLayout:
         name = f"AWQ in groups of {self.group_size}"
         return LinearLayout(name, "uint4", False, self.group_size, None, TENSORS, decode)
+
+    def settle(self, linears: Mapping[str, StoredLinear]) -> Awq:
+        return self
 
 
 def decode(tensors: Mapping[str, Tensor]) -> Decoded:

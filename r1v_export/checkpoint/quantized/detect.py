@@ -9,7 +9,7 @@ from r1v_export.checkpoint.config_section import Section, read_json_object
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.quantized.awq import Awq
 from r1v_export.checkpoint.quantized.gptq import Gptq
-from r1v_export.checkpoint.quantized.layout import QuantFormat
+from r1v_export.checkpoint.quantized.layout import ORIGINAL, QuantFormat
 from r1v_export.checkpoint.quantized.unified import METHOD, QUANT_CONFIG, Unified
 from r1v_export.errors import CheckpointError
 
@@ -62,5 +62,5 @@ def _unknown(folder: Path, found: str) -> CheckpointError:
         where=folder,
         expected=f"quant_method {', '.join(sorted(METHODS))}, or float32, float16 or bfloat16 weights",
         found=found,
-        fix="use the checkpoint it was quantized from, and quantize with `r1v-export build --precision`",
+        fix=ORIGINAL,
     )

@@ -1,7 +1,11 @@
 """GPTQ's layout: 4-bit codes, eight input features to a word.
 
 Zero points of `checkpoint_format: gptq` (all but the newest checkpoints) are stored minus one, modulo 16; `gptq_v2`
-stores them as they are. Symmetric checkpoints have 8 everywhere: their codes minus 8 are int4.
+stores them as they are. Symmetric checkpoints have 8 everywhere: their codes minus 8 are int4. Files that store the
+one and declare the other exist, so the convention is read from the codes where they show it (`zero_points`).
+
+`group_size: -1` is one scale for each output feature. Every target has groups, so such a scale is repeated for groups
+of 128, 64 or 32 inputs: the same weight, bit for bit.
 
 With act-order, input feature i may belong to any group, `g_idx[i]`. Groups of neighbors are what every target has, and
 the input of most linears cannot be reordered (the residual stream is read by others too): such weights are refused.
@@ -10,7 +14,7 @@ the input of most linears cannot be reordered (the residual stream is read by ot
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,10 +22,13 @@ from torch import Tensor
 
 from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.quantized.int4_packing import unpack
-from r1v_export.checkpoint.quantized.layout import FLOATS, Decoded, LinearLayout, TensorRule
+from r1v_export.checkpoint.quantized.layout import FLOATS, Decoded, LinearLayout, StoredLinear, TensorRule, unsupported
+from r1v_export.checkpoint.quantized.zero_points import SYMMETRIC_ZERO, VERSIONS, stored_offset
+from r1v_export.checkpoint.tensor_file import StoredTensor
 
 ORDER = (0, 1, 2, 3, 4, 5, 6, 7)
-SYMMETRIC_ZERO = 8
+SPLIT_GROUPS = (128, 64, 32)
+"""Groups that one scale for each output feature may be repeated for, the preferred one first."""
 
 TENSORS = {
     "qweight": TensorRule(("I/8", "O"), (torch.int32,)),
@@ -35,9 +42,16 @@ TENSORS = {
 class Gptq:
     """`quant_method: gptq`; the same for every linear."""
 
-    group_size: int
+    group_size: int | None
+    """None: one scale for each output feature."""
     symmetric: bool
     zero_offset: int
+    """What is added to stored zero points."""
+    declared: str | None
+    """`checkpoint_format`, None where the configuration does not say it and 'gptq' is meant."""
+    act_order: bool = False
+    """`desc_act`: the order of the groups must then be stored."""
+    warnings: tuple[str, ...] = ()
     method = "gptq"
     marker = "qweight"
 
@@ -45,49 +59,89 @@ class Gptq:
     def read(cls, config: Section) -> Gptq:
         """
         Raises:
-            CheckpointError: not 4 bits in groups, or an unknown convention for zero points.
+            CheckpointError: not 4 bits, or an unknown convention for zero points.
         """
-        if config.size("bits") != 4:
-            raise config.wrong("bits", "4", config.get("bits"))
-        version = "gptq"
-        if config.has("checkpoint_format"):
-            version = config.choice("checkpoint_format", "gptq", "gptq_v2")
-        return cls(config.size("group_size"), config.flag("sym"), 1 if version == "gptq" else 0)
+        bits = config.size("bits")
+        if bits != 4:
+            where = f"{config.path}: bits"
+            raise unsupported(f"GPTQ with {bits} bits is not supported.", where, "4", bits)
+        declared = config.choice("checkpoint_format", *VERSIONS) if config.has("checkpoint_format") else None
+        group_size = None if config.get("group_size") == -1 else config.size("group_size")
+        act_order = config.get("desc_act") is True
+        return cls(group_size, config.flag("sym"), VERSIONS[declared or "gptq"], declared, act_order)
 
-    def layout(self, linear: str) -> LinearLayout:
+    def layout(self, linear: str, in_features: int) -> LinearLayout:
         kind = "symmetric" if self.symmetric else "asymmetric"
+        groups = "one group" if self.group_size is None else f"groups of {self.group_size}"
         return LinearLayout(
-            name=f"GPTQ, {kind}, in groups of {self.group_size}",
+            name=f"GPTQ, {kind}, in {groups}",
             qweight_type="int4" if self.symmetric else "uint4",
             per_tensor=False,
-            group_size=self.group_size,
+            group_size=self.group_size or _split_size(in_features),
             inputs=None,
             tensors=TENSORS,
             decode=partial(decode, self),
+            one_group=self.group_size is None,
         )
+
+    def settle(self, linears: Mapping[str, StoredLinear]) -> Gptq:
+        """The same with the zero points' convention that the codes show, and a warning where it is not the declared.
+
+        Raises:
+            CheckpointError: groups in act-order, or zero points that a symmetric checkpoint does not have.
+        """
+        for linear in linears.values():
+            for part in linear.parts:
+                self._require_neighbors(part, linear.shape[1])
+        offset = stored_offset(linears, self.symmetric)
+        if offset is None or offset == self.zero_offset:
+            return self
+        return replace(self, zero_offset=offset, warnings=(_other_convention(self.declared, offset),))
+
+    def _require_neighbors(self, part: Mapping[str, StoredTensor], in_features: int) -> None:
+        group_I = part["g_idx"].read().long() if "g_idx" in part else None
+        if group_I is None:
+            neighbors, found = not self.act_order, "desc_act: true without g_idx, the order of the groups"
+        else:
+            in_order_I = torch.arange(in_features) // (self.group_size or in_features)
+            neighbors, found = torch.equal(group_I, in_order_I), "inputs of one group that do not lie side by side"
+        if not neighbors:
+            tensor = part.get("g_idx", part["qweight"])
+            where = f"{tensor.name} in {tensor.file.name}"
+            expected = "groups of neighbors, as desc_act: false or static_groups: true make them"
+            raise unsupported("GPTQ with act-order is not supported.", where, expected, found)
 
 
 def decode(settings: Gptq, tensors: Mapping[str, Tensor]) -> Decoded:
     """Codes, scales and zero points, output features first.
 
     Raises:
-        ValueError: groups that are not neighbors, or zero points in a symmetric checkpoint.
+        ValueError: zero points in a symmetric checkpoint.
     """
     qweight_OI = unpack(tensors["qweight"], 0, ORDER).t().contiguous()
     zero_point_OG = unpack(tensors["qzeros"], 1, ORDER).t().contiguous() + settings.zero_offset & 0xF
-    _require_neighbors(tensors.get("g_idx"), qweight_OI.shape[1], settings.group_size)
     scale_OG = tensors["scales"].float().t().contiguous()
+    if settings.group_size is None:
+        in_features = qweight_OI.shape[1]
+        groups = in_features // (_split_size(in_features) or in_features)
+        scale_OG, zero_point_OG = (values.repeat_interleave(groups, 1) for values in (scale_OG, zero_point_OG))
     if not settings.symmetric:
         return Decoded(qweight_OI, scale_OG, zero_point_OG)
     if bool((zero_point_OG != SYMMETRIC_ZERO).any()):
-        raise ValueError(f"zero points other than {SYMMETRIC_ZERO}, although config.json says sym: true")
+        raise ValueError(f"zero points other than {SYMMETRIC_ZERO}, although the configuration says sym: true")
     return Decoded(qweight_OI - SYMMETRIC_ZERO, scale_OG)
 
 
-def _require_neighbors(group_I: Tensor | None, in_features: int, group_size: int) -> None:
-    if group_I is None or torch.equal(group_I.long(), torch.arange(in_features) // group_size):
-        return
-    raise ValueError(
-        "groups in act-order (g_idx): inputs of one group do not lie side by side. "
-        "Use a checkpoint made with desc_act: false or static_groups: true"
+def _split_size(in_features: int) -> int | None:
+    """What groups one scale for each output feature is repeated for; None where none divides the inputs."""
+    return next((size for size in SPLIT_GROUPS if in_features % size == 0), None)
+
+
+def _other_convention(declared: str | None, offset: int) -> str:
+    found = next(version for version, added in VERSIONS.items() if added == offset)
+    said = f"checkpoint_format says {declared}" if declared else "checkpoint_format is not given, which means gptq"
+    lies = "as they are" if offset == 0 else "minus one"
+    return (
+        f"{said}, but the codes show zero points stored {lies}: read as {found}. "
+        f"To silence this, set checkpoint_format: {found} in the quantization settings."
     )

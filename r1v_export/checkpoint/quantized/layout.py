@@ -20,6 +20,9 @@ Inputs = Literal["fp8 static", "fp8 dynamic"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
+ORIGINAL = "use the checkpoint it was quantized from, and quantize with `r1v-export build --precision`"
+"""What always helps where a quantized checkpoint cannot be used."""
+
 Axis = Literal["O", "I", "G", "O/2", "O/8", "I/8"]
 
 
@@ -86,6 +89,8 @@ class LinearLayout:
     """By suffix of the linear's name."""
     decode: Callable[[Mapping[str, Tensor]], Decoded]
     """Raises ValueError, its text the end of "This linear holds ...", for contents that the format does not allow."""
+    one_group: bool = False
+    """Stored with one scale for each output feature, whatever `group_size` it is read in."""
 
 
 class QuantFormat(Protocol):
@@ -96,11 +101,24 @@ class QuantFormat(Protocol):
     marker: str
     """Suffix of a tensor that every quantized linear has, and no other does."""
 
-    def layout(self, linear: str) -> LinearLayout:
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Where the checkpoint is not read as it declares itself."""
+        ...
+
+    def layout(self, linear: str, in_features: int) -> LinearLayout:
         """Of one linear, by its stored name.
 
         Raises:
             CheckpointError: the configuration does not say how it is stored.
+        """
+        ...
+
+    def settle(self, linears: Mapping[str, StoredLinear]) -> QuantFormat:
+        """The format with what only the tensors' contents say; itself where that is nothing.
+
+        Raises:
+            CheckpointError: contents that are not supported.
         """
         ...
 
@@ -172,6 +190,11 @@ def _joined(parts: list[Decoded], stored: Mapping[str, StoredTensor]) -> Decoded
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return (a is None) == (b is None) and (a is None or b is None or torch.equal(a, b))
+
+
+def unsupported(what: str, where: object, expected: object, found: object, fix: str | None = None) -> CheckpointError:
+    """The error for a variant of a format that this program does not read."""
+    return CheckpointError(what, where=where, expected=expected, found=found, fix=fix or ORIGINAL)
 
 
 def _damaged(stored: Mapping[str, StoredTensor], found: str, expected: str) -> CheckpointError:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from r1v_export.checkpoint.names import expected_tensors
-from r1v_export.checkpoint.quantized.layout import FLOATS, LinearLayout, QuantFormat, StoredLinear
+from r1v_export.checkpoint.quantized.layout import FLOATS, LinearLayout, QuantFormat, StoredLinear, unsupported
 from r1v_export.checkpoint.quantized.unified import K_SCALE, V_SCALE, Unified
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor
@@ -60,18 +60,30 @@ def find_quantized(
                 f"{name}.{quant_format.marker}" for name in names if f"{name}.{quant_format.marker}" not in stored
             ]
             raise _missing(canonical, missing, quant_format.method)
-        layouts = [quant_format.layout(name) for name in names]
+        layouts = [quant_format.layout(name, shape[1]) for name in names]
         if any(layout.name != layouts[0].name for layout in layouts):
             raise _error("Parts of one linear are quantized in different ways.", canonical, None, layouts)
         part_shape = (shape[0] // len(names), shape[1])
         parts = tuple(_part(name, layout, part_shape, stored) for name, layout in zip(names, layouts, strict=True))
         linears[canonical.removesuffix(".weight")] = StoredLinear(layouts[0], parts, (shape[0], shape[1]))
-    return Quantized(quant_format, linears, _cache_scales(quant_format, spec, wanted, stored))
+    settled = quant_format.settle(linears)
+    if settled is not quant_format:
+        linears = {
+            name: replace(linear, layout=settled.layout(name, linear.shape[1])) for name, linear in linears.items()
+        }
+    return Quantized(settled, linears, _cache_scales(quant_format, spec, wanted, stored))
 
 
 def _part(
     linear: str, layout: LinearLayout, shape: tuple[int, int], stored: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
+    if layout.one_group and layout.group_size is None:
+        raise unsupported(
+            "One scale for each output feature is not supported for this linear.",
+            linear,
+            "in-features that are a multiple of 32",
+            shape[1],
+        )
     if layout.group_size is not None and shape[1] % layout.group_size:
         groups = f"in-features that are a multiple of {layout.group_size}"
         raise _error("Groups do not divide a linear's inputs.", linear, groups, f"{shape[1]} in-features")
@@ -83,7 +95,7 @@ def _part(
     part = {suffix: stored[f"{linear}.{suffix}"] for suffix in layout.tensors if f"{linear}.{suffix}" in stored}
     for suffix, tensor in part.items():
         rule = layout.tensors[suffix]
-        expected = rule.shape_for(*shape, layout.group_size)
+        expected = rule.shape_for(*shape, None if layout.one_group else layout.group_size)
         if tensor.shape != expected or tensor.dtype not in rule.dtypes:
             dtypes = " or ".join(_name(dtype) for dtype in rule.dtypes)
             raise _error(

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.quantized.int4_packing import unpack
-from r1v_export.checkpoint.quantized.layout import FLOATS, Decoded, Inputs, LinearLayout, QWeightType, TensorRule
+from r1v_export.checkpoint.quantized.layout import (
+    FLOATS,
+    Decoded,
+    Inputs,
+    LinearLayout,
+    QWeightType,
+    StoredLinear,
+    TensorRule,
+)
 
 QUANT_CONFIG = "hf_quant_config.json"
 METHOD = "modelopt"
@@ -89,6 +97,7 @@ class Unified:
 
     config: Section
     kv_cache: bool
+    warnings: tuple[str, ...] = ()
     method = METHOD
     marker = SCALE
 
@@ -108,13 +117,16 @@ class Unified:
             config.choice("kv_cache_quant_algo", "FP8")
         return cls(config, config.has("kv_cache_quant_algo") or config.has("kv_cache_scheme"))
 
-    def layout(self, linear: str) -> LinearLayout:
+    def layout(self, linear: str, in_features: int) -> LinearLayout:
         section, algorithm = self._entry(linear)
         known = ALGORITHMS[algorithm]
         group_size = _group_size(section) if known.grouped else None
         name = algorithm if group_size is None else f"{algorithm} in groups of {group_size}"
         inputs, per_tensor = known.inputs, known.per_tensor
         return LinearLayout(name, known.qweight_type, per_tensor, group_size, inputs, known.tensors, known.decode)
+
+    def settle(self, linears: Mapping[str, StoredLinear]) -> Unified:
+        return self
 
     def _entry(self, linear: str) -> tuple[Section, Algorithm]:
         section = self.config

@@ -154,8 +154,8 @@ class Quantization:
         self.work.finish_block(block.name, self._record)
         self._record = BlockRecord()
 
-    def finish(self, out: Path) -> Stats:
-        """Write what concerns all blocks, and move the result to `out`."""
+    def finish(self, out: Path, warnings: tuple[str, ...] = ()) -> Stats:
+        """Write what concerns all blocks, and move the result to `out`; `warnings` are of the whole checkpoint."""
         key, work = self.work.key, self.work
         records = [record for block in self.plan.blocks if (record := work.record(block.name))]
         stats = Stats(
@@ -164,7 +164,7 @@ class Quantization:
             compute=key.compute,
             samples=key.samples,
             inputs={name: entry for record in records for name, entry in record.inputs.items()},
-            warnings=tuple(warning for record in records for warning in record.warnings),
+            warnings=(*warnings, *(warning for record in records for warning in record.warnings)),
         )
         quantized = [block.name for block in self.plan.blocks if self.plan.is_quantized(block)]
         work.join_scales(quantized, work.result / SCALES)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.quantized.layout import Decoded, LinearLayout
+from r1v_export.checkpoint.quantized.layout import ORIGINAL, Decoded, LinearLayout
 from r1v_export.checkpoint.quantized.quantized_linears import Quantized
 from r1v_export.errors import CheckpointError
 from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock
@@ -30,8 +30,6 @@ from r1v_export.quantization.groups import LinearGroup, linear_groups
 from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import GROUP_SIZES, Imported, Inputs, Recipe, Rule, Scheme
-
-_ORIGINAL = "use the checkpoint it was quantized from, and quantize with `r1v-export build --precision`"
 
 
 def imported_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -83,7 +81,7 @@ def _pre_quant_scale(group: LinearGroup, quantized: Quantized) -> Tensor | None:
             where=", ".join(group.linears),
             expected="the same for all of them",
             found=f"another, or none, at {', '.join(apart)}",
-            fix=_ORIGINAL,
+            fix=ORIGINAL,
         )
     return first
 
@@ -95,7 +93,7 @@ def _scheme(layout: LinearLayout, pre_quant_scale: bool) -> Scheme:
             where=layout.name,
             expected=f"groups of {', '.join(map(str, GROUP_SIZES))} inputs",
             found=layout.group_size,
-            fix=_ORIGINAL,
+            fix=ORIGINAL,
         )
     granularity: Literal["tensor", "channel", "group"]
     granularity = "group" if layout.group_size else "tensor" if layout.per_tensor else "channel"
@@ -147,7 +145,7 @@ def import_quantized(
                 quantization.keep(block, *_import_block(block, checkpoint, quantized))
             quantization.finish_block(block)
         on_progress(index + 1, len(plan.blocks))
-    return quantization.finish(out)
+    return quantization.finish(out, quantized.format.warnings)
 
 
 @dataclass

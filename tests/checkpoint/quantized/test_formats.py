@@ -129,9 +129,7 @@ def test_an_unknown_method_is_named_with_those_that_are_known(awq, method, named
     ("config", "key"),
     [
         (AWQ | {"version": "gemv"}, "version"),
-        (AWQ | {"bits": 8}, "bits"),
         (AWQ | {"group_size": -1}, "group_size"),
-        (GPTQ | {"bits": 3}, "bits"),
         (GPTQ | {"checkpoint_format": "marlin"}, "checkpoint_format"),
         ({k: v for k, v in GPTQ.items() if k != "sym"}, "sym"),
     ],
@@ -141,16 +139,40 @@ def test_settings_that_are_not_supported_are_named(awq, config, key):
     assert refusal(awq).where == f"config.json: quantization_config: {key}"
 
 
-def test_act_order_is_refused_with_what_to_look_for(gptq):
+def test_act_order_is_refused_at_open_with_what_to_look_for(gptq):
     edit_tensors(gptq / WEIGHTS, lambda tensors: tensors[f"{LINEAR}.g_idx"].copy_(tensors[f"{LINEAR}.g_idx"].flip(0)))
-    with pytest.raises(CheckpointError, match="static_groups: true"):
-        Checkpoint.open(gptq).read(f"{LINEAR}.weight")
+    error = refusal(gptq)
+    assert error.what == "GPTQ with act-order is not supported."
+    assert f"{LINEAR}.g_idx" in error.where
+    assert "static_groups: true" in error.expected
+    assert "quantized from" in error.fix
 
 
-def test_zero_points_in_a_symmetric_checkpoint_are_refused(gptq):
-    set_quantization(gptq, GPTQ | {"sym": True})
-    with pytest.raises(CheckpointError, match="sym: true"):
-        Checkpoint.open(gptq).read(f"{LINEAR}.weight")
+def test_act_order_whose_order_is_not_stored_is_refused(gptq):
+    set_quantization(gptq, GPTQ | {"desc_act": True})
+    Checkpoint.open(gptq)  # the groups of this one lie side by side
+    edit_tensors(gptq / WEIGHTS, lambda tensors: tensors.pop(f"{LINEAR}.g_idx"))
+    assert "without g_idx" in refusal(gptq).found
+
+
+@pytest.mark.parametrize(("config", "method"), [(AWQ, "AWQ"), (GPTQ, "GPTQ")])
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_other_numbers_of_bits_are_refused_at_open_as_not_supported(awq, config, method, bits):
+    set_quantization(awq, config | {"bits": bits})
+    error = refusal(awq)
+    assert error.what == f"{method} with {bits} bits is not supported."
+    assert "config.json against" not in error.fix
+
+
+def test_one_scale_for_each_output_feature_is_read_as_groups_with_equal_scales(pristine, tmp_path):
+    truth = quantized_copy(pristine, tmp_path / "model", pack_gptq, GPTQ | {"group_size": -1})
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    qweight, scale, zero = truth[LINEAR]
+    assert scale.shape[1] == 1
+    assert torch.equal(checkpoint.read(f"{LINEAR}.weight"), (qweight - zero) * scale.float())
+    assert checkpoint.quantized.linears[LINEAR].decode().scale.shape == (96, 1)  # of 64 inputs
+    down = checkpoint.quantized.linears[LINEAR.replace("gate", "down")]
+    assert (down.shape, down.layout.group_size) == ((64, 96), 32)
 
 
 def test_a_group_size_that_is_not_the_tensors_is_refused(gptq):
