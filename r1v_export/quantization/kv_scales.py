@@ -42,6 +42,16 @@ class KVScales:
         return ("key", self.key), ("value", self.value)
 
 
+def key_name(block: str) -> str:
+    """The key of the statistics of a decoder layer's cached keys, after the rotary embedding."""
+    return f"{block}.self_attn.key"
+
+
+def value_name(block: str) -> str:
+    """The key of the statistics of a decoder layer's cached values."""
+    return f"{block}.self_attn.value"
+
+
 def kv_scales(block: str, kind: CacheType, key_absmax: Tensor, value_absmax: Tensor) -> KVScales:
     """Scales from the largest magnitudes per channel, [kv_heads * head_dim] each.
 

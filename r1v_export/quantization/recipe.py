@@ -31,6 +31,7 @@ from r1v_export.quantization.groups import (
 )
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.quantized_linear import InputType, WeightType
+from r1v_export.quantization.statistics.range_estimators import Observer
 
 FOLDER = Path(__file__).parent / "recipes"
 """The shipped recipes; a link to calibration/recipes in a checkout, a plain folder in an installed package."""
@@ -165,13 +166,6 @@ class Rule(_Part):
             return True
         place = layer_of(linear)
         return place is not None and bool({place[1], place[1] - layers_of[place[0]]} & set(self.layers))
-
-
-class Observer(_Part):
-    """How the range of a static input scale is chosen, see `observers`."""
-
-    kind: Literal["absmax", "percentile", "mse", "entropy"] = "absmax"
-    percentile: float = Field(default=99.99, gt=50, le=100)
 
 
 class Recipe(_Part):

@@ -7,7 +7,7 @@ the same function as before. Then every linear is rounded, with the statistics o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,37 +19,18 @@ from r1v_export.quantization.algorithms.gptq import gptq
 from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
 from r1v_export.quantization.algorithms.smoothquant import smoothing_scale
 from r1v_export.quantization.groups import LinearGroup, SmoothLayer, apply_smoothing
-from r1v_export.quantization.kv_scales import CacheType, KVScales, kv_scales
+from r1v_export.quantization.kv_scales import CacheType, KVScales, key_name, kv_scales, value_name
 from r1v_export.quantization.quant_params import QuantParams
+from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, all_finite, scale_for
-from r1v_export.quantization.recipe import Awq, Gptq, Observer, RoundToNearest, Scheme, SmoothQuant
+from r1v_export.quantization.recipe import Awq, Gptq, RoundToNearest, Scheme, SmoothQuant
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
-from r1v_export.quantization.statistics.range_estimators import threshold
-
-
-@dataclass(frozen=True)
-class QuantizedBlock:
-    """What becomes of one block."""
-
-    linears: dict[str, QuantizedLinear]
-    overrides: dict[str, Tensor]
-    """Other tensors that took up a scale, whole, float32, by checkpoint name: norms, biases, unquantized linears."""
-    kv: KVScales | None
+from r1v_export.quantization.statistics.range_estimators import Observer, estimate_range
 
 
 def needs_gram(scheme: Scheme) -> bool:
     """Whether the scheme's algorithm needs the Gram matrix of its input."""
     return isinstance(scheme.weights, Awq | Gptq)
-
-
-def key_name(block: str) -> str:
-    """The key of the statistics of a decoder layer's cached keys, after the rotary embedding."""
-    return f"{block}.self_attn.key"
-
-
-def value_name(block: str) -> str:
-    """The key of the statistics of a decoder layer's cached values."""
-    return f"{block}.self_attn.value"
 
 
 def quantize_block(
@@ -178,7 +159,7 @@ def _with_input(
         return replace(linear, input_type=scheme.inputs.type)
     observed = statistics.activations[group.name]
     if scale_I is None:
-        largest = torch.tensor(threshold(observed, observer, scheme.inputs.type))
+        largest = torch.tensor(estimate_range(observed, observer, scheme.inputs.type))
     else:
         largest = (observed.channel_absmax.to(scale_I.device) / scale_I).max()
     scale = scale_for(largest, scheme.inputs.type).to(linear.scale.device)

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -29,61 +29,19 @@ from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError, R1VError
-from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock, key_name, value_name
+from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.int4_packing import pack, unpack
-from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales
+from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name
+from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QWEIGHT_DTYPES, QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, Scheme, parse, resolve
 
 STATS, RECIPE, SCALES, QWEIGHT = "stats.json", "recipe.yaml", "scales.safetensors", "qweight"
-SCHEMA_VERSION: Literal[1] = 1
 
 _FOUR_BITS = ("int4", "uint4")
 _SAMPLED_BYTES = 1 << 16
 _AGAIN = "calibrate again: r1v-export build --force"
-
-
-Compute = Literal["float32", "float16", "bfloat16"]
-"""What the model was run in while it was observed."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SampleEntry(_Part):
-    """One calibration sample."""
-
-    name: str
-    sha256: str
-    tokens: int
-    tiles: int
-
-
-class InputEntry(_Part):
-    """What was seen at one input, or of a layer's cached keys or values."""
-
-    tokens: int
-    absmax: float
-    mean: float
-    """Of magnitudes."""
-    median_channel_absmax: float
-    """An absmax far above it means that few channels are outliers."""
-
-
-class Stats(_Part):
-    """`stats.json`."""
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    fingerprint: str
-    """Of everything that decides the numbers."""
-    checkpoint: str
-    """`checkpoint_fingerprint` of the model."""
-    compute: Compute
-    samples: tuple[SampleEntry, ...]
-    inputs: dict[str, InputEntry]
-    warnings: tuple[str, ...]
 
 
 def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:

@@ -10,7 +10,6 @@ Shape letters as in `reference`: T tiles, P positions, N tokens per tile, S sequ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,11 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import CheckpointError
-from r1v_export.quantization.algorithms.quantize_block import key_name, value_name
 from r1v_export.quantization.calibration.dataset import Sample
 from r1v_export.quantization.groups import LM_HEAD_LINEAR, LinearGroup, linear_groups
+from r1v_export.quantization.kv_scales import key_name, value_name
 from r1v_export.quantization.quantized_linear import all_finite
+from r1v_export.quantization.statistics.collector import Outputs
 from r1v_export.reference import operators, vision
 from r1v_export.reference.embed import Embed
 from r1v_export.reference.language import CacheStep, DecoderLayer, Rotary, rotary_tables
@@ -30,9 +30,6 @@ from r1v_export.reference.projector import Projector
 
 TILES_AT_ONCE = 4
 """Tiles that go through the vision tower together; bounds the memory of its activations."""
-
-Outputs = Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]
-"""Module whose output is observed -> name of the statistics, and what is done to the output before."""
 
 
 class Block(ABC):

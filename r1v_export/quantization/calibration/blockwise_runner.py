@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import Compute
 from r1v_export.errors import CapabilityError
-from r1v_export.quantization.artifact.artifact import Compute
 from r1v_export.quantization.calibration.activations import Activations
 from r1v_export.quantization.calibration.blocks import Block, materialize
 from r1v_export.quantization.calibration.dataset import Sample
 from r1v_export.quantization.calibration.key import CalibrationPlan
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
-from r1v_export.quantization.statistics.collector import not_finite, observe
+from r1v_export.quantization.statistics.collector import collect_statistics, not_finite
 
 OnProgress = Callable[[int, int], None]
 """Told how much of this run's work is done and how much there is, in a unit of no meaning."""
@@ -119,10 +119,11 @@ class BlockwiseRunner:
     def _through(self, index: int, block: Block, module: nn.Module, observed: bool) -> BlockStatistics:
         plan = self.plan
         groups = plan.observed_groups(block) if observed else []
-        outputs = observed and plan.has_cache_scales(block)
-        with observe(block, module, groups, plan.gram_groups(block), outputs) as observation:
+        inputs = {block.module_name(group.linears[0]): group for group in groups}
+        outputs = block.observed_outputs() if observed and plan.has_cache_scales(block) else {}
+        with collect_statistics(module, inputs, plan.gram_groups(block), outputs) as collector:
             for sample in self.samples:
-                observation.where = sample.name
+                collector.sample = sample.name
                 given = self.activations.take(sample.index) if index else None
                 result = block.forward(module, sample, given)
                 if not result.isfinite().all():
@@ -130,7 +131,7 @@ class BlockwiseRunner:
                 if index < plan.last_observed:
                     self.activations.put(sample.index, result)
                 self._advance(plan.streaming_work(index, len(sample.token_ids), sample.tiles))
-        return observation.statistics()
+        return collector.statistics()
 
     def _plan_progress(self, start: int, finished: int, rounds: bool) -> None:
         blocks, plan = range(start, len(self.plan.blocks)), self.plan

@@ -19,13 +19,11 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.errors import InputError, UsageError
 from r1v_export.manifest import to_json
-from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock, quantize_block
+from r1v_export.quantization.algorithms.quantize_block import quantize_block
 from r1v_export.quantization.artifact.artifact import (
     RECIPE,
     SCALES,
     STATS,
-    InputEntry,
-    Stats,
     checkpoint_fingerprint,
     qweight_tensors,
     read_stats,
@@ -41,6 +39,8 @@ from r1v_export.quantization.calibration.blockwise_runner import (
 from r1v_export.quantization.calibration.dataset import CalibrationSet
 from r1v_export.quantization.calibration.key import CalibrationKey, CalibrationPlan, make_key
 from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, resume_folder, write_text
+from r1v_export.quantization.calibration_stats import InputEntry, Stats
+from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.recipe import Imported, Recipe
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, BlockStatistics
 

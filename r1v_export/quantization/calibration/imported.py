@@ -18,16 +18,17 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.quantized.layout import ORIGINAL, Decoded, LinearLayout
 from r1v_export.checkpoint.quantized.quantized_linears import Quantized
 from r1v_export.errors import CheckpointError
-from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock
 from r1v_export.quantization.algorithms.shared_scales import share_input_scale
-from r1v_export.quantization.artifact.artifact import Stats, checkpoint_fingerprint, read_stats
+from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint, read_stats
 from r1v_export.quantization.calibration.blocks import Block
 from r1v_export.quantization.calibration.blockwise_runner import OnProgress
 from r1v_export.quantization.calibration.calibrate import Quantization, is_done
 from r1v_export.quantization.calibration.key import CalibrationKey, CalibrationPlan
 from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, resume_folder
+from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import LinearGroup, linear_groups
 from r1v_export.quantization.kv_scales import KVScales
+from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import GROUP_SIZES, Imported, Inputs, Recipe, Rule, Scheme
 

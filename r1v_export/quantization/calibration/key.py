@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict
 import r1v_export
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import Compute
 from r1v_export.manifest import to_json
 from r1v_export.quantization.algorithms.quantize_block import needs_gram
-from r1v_export.quantization.artifact.artifact import Compute, SampleEntry
 from r1v_export.quantization.calibration.blocks import Block, DecoderBlock, blocks
 from r1v_export.quantization.calibration.dataset import CalibrationSet
+from r1v_export.quantization.calibration_stats import SampleEntry
 from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.recipe import Recipe, Scheme, SmoothQuant, resolve
 

@@ -22,8 +22,9 @@ from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.errors import UsageError
 from r1v_export.files import sync_folder, write_atomically
 from r1v_export.manifest import to_json
-from r1v_export.quantization.artifact.artifact import QWEIGHT, InputEntry
+from r1v_export.quantization.artifact.artifact import QWEIGHT
 from r1v_export.quantization.calibration.key import CalibrationKey
+from r1v_export.quantization.calibration_stats import InputEntry
 
 KEY = "plan.json"
 

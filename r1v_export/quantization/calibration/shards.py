@@ -19,7 +19,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.errors import BundleError, CheckpointError, UsageError
 from r1v_export.manifest import to_json
-from r1v_export.quantization.artifact.artifact import Stats, checkpoint_fingerprint, read_stats
+from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint, read_stats
 from r1v_export.quantization.calibration.blocks import Block, materialize
 from r1v_export.quantization.calibration.blockwise_runner import (
     DEFAULT_OPTIONS,
@@ -31,6 +31,7 @@ from r1v_export.quantization.calibration.calibrate import Quantization, is_done,
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard
 from r1v_export.quantization.calibration.key import CalibrationKey, CalibrationPlan, make_key
 from r1v_export.quantization.calibration.resume import KEY, BlockRecord, ResumeState, resume_folder, write_text
+from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.quantization.statistics.activation_statistics import (
     BlockStatistics,

@@ -73,7 +73,7 @@ class ActivationStatistics:
         )
 
     @classmethod
-    def of(cls, x: Tensor) -> ActivationStatistics:
+    def from_activations(cls, x: Tensor) -> ActivationStatistics:
         """Statistics of activations [..., I] of any floating dtype on any device; the result lies on the CPU.
 
         A NaN or infinity among them shows as one in `channel_absmax`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from r1v_export.errors import InputError
-from r1v_export.quantization.calibration.blocks import Block
 from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.statistics.activation_statistics import (
     ActivationStatistics,
@@ -19,16 +18,19 @@ from r1v_export.quantization.statistics.activation_statistics import (
     merge,
 )
 
+Outputs = Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]
+"""Path of a module -> name of its output's statistics, and what is done to the output before it is added to them."""
+
 
 class StatisticsCollector:
-    """Statistics of one block, growing with every sample that goes through it.
+    """Statistics of one block, accumulated over the samples that go through it.
 
     Attributes:
-        where: the sample being looked at, for messages.
+        sample: name of the current sample, for error messages.
     """
 
     def __init__(self) -> None:
-        self.where = ""
+        self.sample = ""
         self._activations: dict[str, ActivationStatistics] = {}
         self._grams: dict[str, Tensor] = {}
 
@@ -36,62 +38,66 @@ class StatisticsCollector:
         return BlockStatistics(self._activations, self._grams)
 
     def expect(self, name: str, channels: int, gram_device: torch.device | None) -> None:
-        """Start with statistics of nothing, so that what no sample reaches is there too."""
+        """Start with empty statistics, so that inputs that no sample reaches have an entry too.
+
+        Args:
+            gram_device: also accumulate a Gram matrix, on this device.
+        """
         self._activations[name] = ActivationStatistics.empty(channels)
         if gram_device is not None:
             self._grams[name] = torch.zeros(channels, channels, device=gram_device)
 
     def add(self, name: str, x: Tensor) -> None:
-        """
+        """Add activations [..., channels] to the statistics of this name.
+
         Raises:
             InputError: a value is NaN or infinite.
         """
-        seen = ActivationStatistics.of(x)
-        if not seen.is_finite:
-            raise not_finite(name, self.where)
-        self._activations[name] = merge(self._activations[name], seen)
+        added = ActivationStatistics.from_activations(x)
+        if not added.is_finite:
+            raise not_finite(name, self.sample)
+        self._activations[name] = merge(self._activations[name], added)
         if name in self._grams:
             add_gram(self._grams[name], x)
 
 
 @contextmanager
-def observe(
-    block: Block, module: nn.Module, groups: Collection[LinearGroup], with_gram: Collection[str], with_outputs: bool
+def collect_statistics(
+    module: nn.Module, inputs: Mapping[str, LinearGroup], with_gram: Collection[str], outputs: Outputs
 ) -> Iterator[StatisticsCollector]:
-    """Collect statistics of a block's tensors while it computes.
+    """Collect statistics of a module's tensors while it computes.
 
     Args:
-        groups: those to look at, of `block.groups`.
-        with_gram: names of the sites whose Gram matrix is needed.
-        with_outputs: look at `block.observed_outputs` too.
+        inputs: groups whose input is collected, by the path of one of their linears in the module.
+        with_gram: names of the groups whose Gram matrix is needed.
+        outputs: outputs of linears that are collected too.
     """
-    observation = StatisticsCollector()
+    collector = StatisticsCollector()
     device = next(module.parameters()).device
     hooks = []
-    for group in groups:
-        observation.expect(group.name, group.in_features, device if group.name in with_gram else None)
-        linear = module.get_submodule(block.module_name(group.linears[0]))
-        hooks.append(linear.register_forward_pre_hook(_input_hook(observation, group.name)))
-    for path, (name, transform) in block.observed_outputs().items() if with_outputs else ():
-        observation.expect(name, module.get_parameter(f"{path}.weight").shape[0], None)
-        hooks.append(module.get_submodule(path).register_forward_hook(_output_hook(observation, name, transform)))
+    for path, group in inputs.items():
+        collector.expect(group.name, group.in_features, device if group.name in with_gram else None)
+        hooks.append(module.get_submodule(path).register_forward_pre_hook(_input_hook(collector, group.name)))
+    for path, (name, transform) in outputs.items():
+        collector.expect(name, module.get_parameter(f"{path}.weight").shape[0], None)
+        hooks.append(module.get_submodule(path).register_forward_hook(_output_hook(collector, name, transform)))
     try:
-        yield observation
+        yield collector
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _input_hook(observation: StatisticsCollector, name: str) -> Any:
+def _input_hook(collector: StatisticsCollector, name: str) -> Any:
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        observation.add(name, args[0])
+        collector.add(name, args[0])
 
     return hook
 
 
-def _output_hook(observation: StatisticsCollector, name: str, transform: Any) -> Any:
+def _output_hook(collector: StatisticsCollector, name: str, transform: Callable[[Tensor], Tensor]) -> Any:
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        observation.add(name, transform(output))
+        collector.add(name, transform(output))
 
     return hook
 

@@ -12,11 +12,13 @@ the steps of int8 near the threshold, so each bin counts as many points evenly s
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from r1v_export.quantization.quantized_linear import InputType, quantize_dequantize, scale_for
-from r1v_export.quantization.recipe import Observer
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, bin_edges
 
 POINTS_PER_BIN = 16
@@ -24,7 +26,16 @@ CANDIDATES = 96
 """Thresholds that are tried, 16 to each halving."""
 
 
-def threshold(statistics: ActivationStatistics, observer: Observer, kind: InputType) -> float:
+class Observer(BaseModel):
+    """How the range of a static input scale is chosen: a recipe's `observer`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["absmax", "percentile", "mse", "entropy"] = "absmax"
+    percentile: float = Field(default=99.99, gt=50, le=100)
+
+
+def estimate_range(statistics: ActivationStatistics, observer: Observer, kind: InputType) -> float:
     """The magnitude to put on the largest code; 0 where all activations are 0."""
     absmax = statistics.absmax
     if observer.kind == "absmax" or absmax == 0:

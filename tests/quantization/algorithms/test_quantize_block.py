@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import CheckpointError
-from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock, key_name, quantize_block, value_name
+from r1v_export.quantization.algorithms.quantize_block import quantize_block
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.groups import LinearGroup, linear_groups
-from r1v_export.quantization.recipe import Observer, Scheme, load, parse, resolve
+from r1v_export.quantization.kv_scales import key_name, value_name
+from r1v_export.quantization.quantized_block import QuantizedBlock
+from r1v_export.quantization.recipe import Scheme, load, parse, resolve
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, BlockStatistics
+from r1v_export.quantization.statistics.range_estimators import Observer
 from r1v_export.reference.language import CacheStep, DecoderLayer, rotary_tables
 from r1v_export.reference.model import Model
 
@@ -70,10 +73,10 @@ class Block:
     @cached_property
     def statistics(self) -> BlockStatistics:
         read = {name: x.flatten(0, -2) for name, x in self.inputs().items()}
-        activations = {name: ActivationStatistics.of(x) for name, x in read.items()}
+        activations = {name: ActivationStatistics.from_activations(x) for name, x in read.items()}
         if isinstance(self.module, DecoderLayer):
-            activations |= {key_name(self.name): ActivationStatistics.of(self.values("k_proj"))}
-            activations |= {value_name(self.name): ActivationStatistics.of(self.values("v_proj"))}
+            activations |= {key_name(self.name): ActivationStatistics.from_activations(self.values("k_proj"))}
+            activations |= {value_name(self.name): ActivationStatistics.from_activations(self.values("v_proj"))}
         return BlockStatistics(activations, {name: x.T @ x for name, x in read.items()})
 
     def values(self, linear: str, module: nn.Module | None = None) -> Tensor:

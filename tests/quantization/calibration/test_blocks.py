@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.errors import CheckpointError, InputError
-from r1v_export.quantization.algorithms.quantize_block import key_name, value_name
 from r1v_export.quantization.calibration.blocks import Block, blocks, materialize
 from r1v_export.quantization.calibration.dataset import Sample
 from r1v_export.quantization.groups import linear_groups
-from r1v_export.quantization.statistics.collector import observe
+from r1v_export.quantization.kv_scales import key_name, value_name
+from r1v_export.quantization.statistics.collector import StatisticsCollector, collect_statistics
 from r1v_export.reference import language
 from r1v_export.reference.model import Model, load
 from tests.quantization.calibration_cases import small_set, with_weights
@@ -40,6 +41,13 @@ def chain(checkpoint: Checkpoint, sample: Sample) -> Iterator[tuple[Block, nn.Mo
         module = materialize(block, checkpoint, torch.float32, CPU)
         yield block, module, x
         x = block.forward(module, sample, x)
+
+
+def collect(block: Block, module: nn.Module, with_gram: bool = False) -> AbstractContextManager[StatisticsCollector]:
+    """Statistics of everything that can be collected in a block."""
+    inputs = {block.module_name(group.linears[0]): group for group in block.groups}
+    names = {group.name for group in block.groups} if with_gram else set[str]()
+    return collect_statistics(module, inputs, names, block.observed_outputs())
 
 
 def logits(model: Model, sample: Sample) -> Tensor:
@@ -88,9 +96,9 @@ def test_what_is_observed_is_what_enters_the_models_linears(
     for hook in hooks:
         hook.remove()
     for block, module, x in chain(synth_checkpoint, sample):
-        with observe(block, module, block.groups, {group.name for group in block.groups}, True) as observation:
+        with collect(block, module, with_gram=True) as collector:
             block.forward(module, sample, x)
-        seen = observation.statistics()
+        seen = collector.statistics()
         for group in block.groups:
             for linear in group.linears:
                 inputs_NI = entered[linear]
@@ -109,7 +117,7 @@ def test_observed_keys_and_values_are_what_the_cache_holds(
     for block, module, x in chain(synth_checkpoint, sample):
         if not block.observed_outputs():
             continue
-        with observe(block, module, [], set(), True) as observation:
+        with collect(block, module) as collector:
             block.forward(module, sample, x)
         index = int(block.name.rpartition(".")[2])
         empty = model.language_model.empty_cache(1, seq)[0]
@@ -118,7 +126,7 @@ def test_observed_keys_and_values_are_what_the_cache_holds(
         _, cache = model.language_model.model.layers[index](x, rotary, step, empty)
         for name, cached_1KSD in ((key_name, cache.key), (value_name, cache.value)):
             expected = cached_1KSD[0].abs().amax(1).flatten()
-            found = observation.statistics().activations[name(block.name)].channel_absmax
+            found = collector.statistics().activations[name(block.name)].channel_absmax
             torch.testing.assert_close(found, expected)
 
 
@@ -129,27 +137,27 @@ def test_a_sample_without_images_passes_through_the_vision_tower(synth_checkpoin
     side = synth_checkpoint.spec.tiling.tile_size
     text = Sample(0, "text", "", tokens, 0, lambda: torch.zeros(0, 3, side, side).numpy())
     for block, module, x in chain(synth_checkpoint, text):
-        with observe(block, module, block.groups, set(), False) as observation:
+        with collect(block, module) as collector:
             result = block.forward(module, text, x)
-        rows = {int(seen.rows) for seen in observation.statistics().activations.values()}
+        rows = {int(seen.rows) for seen in collector.statistics().activations.values()}
         assert rows <= {len(tokens) if block.name.startswith("language_model") else 0}
     assert result.shape[:2] == (1, len(tokens))
 
 
 def test_rows_counts_what_enters_the_linears(synth_checkpoint: Checkpoint, sample: Sample) -> None:
     for block, module, x in chain(synth_checkpoint, sample):
-        with observe(block, module, block.groups, set(), False) as observation:
+        with collect(block, module) as collector:
             block.forward(module, sample, x)
-        for seen in observation.statistics().activations.values():
+        for seen in collector.statistics().activations.values():
             assert seen.rows == block.rows(len(sample.token_ids), sample.tiles)
 
 
 def test_hooks_are_gone_afterwards(synth_checkpoint: Checkpoint, sample: Sample) -> None:
     for block, module, x in chain(synth_checkpoint, sample):
-        with observe(block, module, block.groups, set(), True) as observation:
+        with collect(block, module) as collector:
             pass
         block.forward(module, sample, x)
-        assert all(seen.rows == 0 for seen in observation.statistics().activations.values())
+        assert all(seen.rows == 0 for seen in collector.statistics().activations.values())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -169,8 +177,8 @@ def test_an_activation_that_is_not_finite_is_named_with_its_sample(
     module = materialize(block, synth_checkpoint, torch.float32, CPU)
     module.get_parameter("norm2.weight").data.fill_(float("inf"))
     hidden = torch.randn(sample.tiles, 65, synth_checkpoint.spec.vision.hidden_size)
-    with observe(block, module, block.groups, set(), False) as observation:
-        observation.where = "built-in 7"
+    with collect(block, module) as collector:
+        collector.sample = "built-in 7"
         with pytest.raises(InputError, match="NaN or infinite") as caught:
             block.forward(module, sample, hidden)
     assert caught.value.where == "vision_model.encoder.layers.0.mlp.fc1, sample built-in 7"

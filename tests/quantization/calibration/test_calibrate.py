@@ -166,8 +166,8 @@ def test_no_block_is_held_when_the_next_is_read(
         held.extend(weakref.ref(parameter) for parameter in module.parameters())
         return module
 
-    def statistics(observation: StatisticsCollector) -> BlockStatistics:
-        seen = real_statistics(observation)
+    def statistics(collector: StatisticsCollector) -> BlockStatistics:
+        seen = real_statistics(collector)
         held.extend(weakref.ref(gram) for gram in seen.grams.values())
         return seen
 

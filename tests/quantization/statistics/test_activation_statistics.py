@@ -42,7 +42,7 @@ def activations(rows: int, seed: int = 0) -> Tensor:
 
 
 def merged(parts: Sequence[Tensor]) -> ActivationStatistics:
-    return reduce(merge, map(ActivationStatistics.of, parts), ActivationStatistics.empty(CHANNELS))
+    return reduce(merge, map(ActivationStatistics.from_activations, parts), ActivationStatistics.empty(CHANNELS))
 
 
 def assert_same(a: ActivationStatistics, b: ActivationStatistics) -> None:
@@ -55,7 +55,7 @@ def assert_same(a: ActivationStatistics, b: ActivationStatistics) -> None:
 
 def test_maxima_means_and_counts_are_those_of_numpy() -> None:
     x_NI = activations(1000)
-    statistics = ActivationStatistics.of(x_NI)
+    statistics = ActivationStatistics.from_activations(x_NI)
     absolute = np.abs(x_NI.numpy())
     assert np.array_equal(statistics.channel_absmax.numpy(), absolute.max(0))
     assert statistics.absmax == absolute.max()
@@ -66,7 +66,7 @@ def test_maxima_means_and_counts_are_those_of_numpy() -> None:
 def test_the_histogram_is_numpys_over_the_same_edges() -> None:
     absolute = activations(5000).abs()
     expected, _ = np.histogram(absolute.double().numpy(), bins=bin_edges().numpy())
-    assert np.array_equal(ActivationStatistics.of(absolute).histogram.numpy(), expected)
+    assert np.array_equal(ActivationStatistics.from_activations(absolute).histogram.numpy(), expected)
 
 
 @settings(deadline=None)
@@ -93,41 +93,47 @@ def test_merging_shards_in_any_order_gives_what_one_run_gives(cuts: list[int], o
     x_NI = activations(200)
     parts = list(torch.tensor_split(x_NI, sorted(cuts)))
     order.shuffle(parts)
-    assert_same(merged(parts), ActivationStatistics.of(x_NI))
+    assert_same(merged(parts), ActivationStatistics.from_activations(x_NI))
 
 
 def test_large_activations_are_taken_in_chunks_without_changing_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     x_NI = activations(333)
-    whole = ActivationStatistics.of(x_NI)
+    whole = ActivationStatistics.from_activations(x_NI)
     monkeypatch.setattr("r1v_export.quantization.statistics.activation_statistics._CHUNK_ELEMENTS", 64)
-    assert_same(ActivationStatistics.of(x_NI), whole)
+    assert_same(ActivationStatistics.from_activations(x_NI), whole)
 
 
 def test_leading_axes_are_rows() -> None:
     x_NI = activations(24)
-    assert_same(ActivationStatistics.of(x_NI.view(2, 3, 4, CHANNELS)), ActivationStatistics.of(x_NI))
+    assert_same(
+        ActivationStatistics.from_activations(x_NI.view(2, 3, 4, CHANNELS)), ActivationStatistics.from_activations(x_NI)
+    )
 
 
 def test_half_precision_activations_are_measured_exactly() -> None:
     x_NI = activations(100).bfloat16()
-    assert_same(ActivationStatistics.of(x_NI), ActivationStatistics.of(x_NI.float()))
+    assert_same(ActivationStatistics.from_activations(x_NI), ActivationStatistics.from_activations(x_NI.float()))
 
 
 def test_no_rows_are_the_neutral_element() -> None:
     x_NI = activations(10)
-    nothing = ActivationStatistics.of(x_NI[:0])
+    nothing = ActivationStatistics.from_activations(x_NI[:0])
     assert_same(nothing, ActivationStatistics.empty(CHANNELS))
-    assert_same(merge(nothing, ActivationStatistics.of(x_NI)), ActivationStatistics.of(x_NI))
+    assert_same(
+        merge(nothing, ActivationStatistics.from_activations(x_NI)), ActivationStatistics.from_activations(x_NI)
+    )
     assert nothing.channel_mean.tolist() == [0] * CHANNELS
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_value_that_is_not_finite_shows(value: float) -> None:
     x_NI = activations(10)
-    assert ActivationStatistics.of(x_NI).is_finite
+    assert ActivationStatistics.from_activations(x_NI).is_finite
     x_NI[7, 2] = value
-    assert not ActivationStatistics.of(x_NI).is_finite
-    assert not merge(ActivationStatistics.of(x_NI), ActivationStatistics.of(activations(3))).is_finite
+    assert not ActivationStatistics.from_activations(x_NI).is_finite
+    assert not merge(
+        ActivationStatistics.from_activations(x_NI), ActivationStatistics.from_activations(activations(3))
+    ).is_finite
 
 
 def test_statistics_of_other_channels_cannot_be_merged() -> None:
@@ -144,7 +150,8 @@ def test_the_gram_matrix_gives_the_squared_error_of_any_weight_change() -> None:
 def block(seed: int) -> BlockStatistics:
     x_NI = activations(20, seed)
     return BlockStatistics(
-        {"a": ActivationStatistics.of(x_NI), "a.b": ActivationStatistics.of(2 * x_NI)}, {"a": gram(x_NI)}
+        {"a": ActivationStatistics.from_activations(x_NI), "a.b": ActivationStatistics.from_activations(2 * x_NI)},
+        {"a": gram(x_NI)},
     )
 
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from r1v_export.quantization.quantized_linear import quantize_dequantize, scale_for
-from r1v_export.quantization.recipe import Observer
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics
-from r1v_export.quantization.statistics.range_estimators import threshold
+from r1v_export.quantization.statistics.range_estimators import Observer, estimate_range
 
 
 def heavy_tailed(count: int = 200_000) -> Tensor:
@@ -20,7 +19,7 @@ def heavy_tailed(count: int = 200_000) -> Tensor:
 
 
 def observed(x: Tensor, kind: str, of: str = "int8", **options: float) -> float:
-    return threshold(ActivationStatistics.of(x), Observer(kind=kind, **options), of)
+    return estimate_range(ActivationStatistics.from_activations(x), Observer(kind=kind, **options), of)
 
 
 def mean_square(x: Tensor, at: float, kind: str) -> float:

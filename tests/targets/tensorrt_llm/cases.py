@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.quantization.algorithms.quantize_block import QuantizedBlock
 from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
 from r1v_export.quantization.artifact.artifact import (
     QWEIGHT,
@@ -25,6 +24,7 @@ from r1v_export.quantization.artifact.artifact import (
 )
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import KVScales
+from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, Scheme, parse, resolve
 

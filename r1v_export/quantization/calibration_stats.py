@@ -1,0 +1,51 @@
+"""The models of `stats.json`: what a calibration was made from, and a summary of the activations it saw."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from r1v_export.config import Compute
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SampleEntry(_Part):
+    """One calibration sample."""
+
+    name: str
+    sha256: str
+    """Of its token ids and of its images' pixels."""
+    tokens: int
+    tiles: int
+
+
+class InputEntry(_Part):
+    """Summary of the activations at one input, or of a layer's cached keys or values."""
+
+    tokens: int
+    absmax: float
+    mean: float
+    """Of magnitudes."""
+    median_channel_absmax: float
+    """An absmax far above it means that few channels are outliers."""
+
+
+class Stats(_Part):
+    """`stats.json`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    fingerprint: str
+    """Of everything that decides the numbers: `CalibrationKey.fingerprint`."""
+    checkpoint: str
+    """`checkpoint_fingerprint` of the model."""
+    compute: Compute
+    """The dtype that the model ran in during calibration."""
+    samples: tuple[SampleEntry, ...]
+    inputs: dict[str, InputEntry]
+    warnings: tuple[str, ...]
