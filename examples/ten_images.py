@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from r1v_export.pipeline.open_runner import open_runner
-from r1v_export.reference.preprocess import load_image
+from r1v_export.reference.load_image import load_image
 from r1v_export.runner.engine_runner import Request
 
 PICTURES = Path(__file__).parent / "images"

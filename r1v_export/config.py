@@ -18,6 +18,8 @@ BUILTIN_MODEL = "r1v-nano"
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 Device = Literal["cpu", "cuda"]
 Compute = Literal["float32", "float16", "bfloat16"]
+ImagePolicy = Literal["as_displayed", "published"]
+"""How image files become RGB, see `reference.image_policy`."""
 
 COMPUTE_OF: dict[str, Compute] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precisions that need no calibration, and the dtype that their graphs compute in."""
@@ -72,6 +74,8 @@ class BuildConfig(_Config):
     targets: tuple[str, ...] = Field(default=("onnxruntime",), min_length=1)
     device: Device = "cpu"
     """Where the engines run and the parity gate is computed."""
+    image_policy: ImagePolicy = "as_displayed"
+    """How images become RGB wherever the bundle reads one: what viewers show, or the published code bit for bit."""
     parity: ParityConfig = ParityConfig()
     onnxruntime: OnnxRuntimeConfig = OnnxRuntimeConfig()
     tensorrt: TensorRTConfig = TensorRTConfig()
@@ -138,6 +142,7 @@ class BuildConfig(_Config):
             sm = self.tensorrt.sm if self.tensorrt.sm == "current" else ",".join(map(str, self.tensorrt.sm))
             words += ["--sm", sm]
         words += ["--device", self.device] if self.device != "cpu" else []
+        words += ["--image-policy", self.image_policy] if self.image_policy != "as_displayed" else []
         words += [] if self.parity.enabled else ["--no-parity"]
         return " ".join(words)
 

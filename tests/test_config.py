@@ -39,6 +39,13 @@ def test_one_nested_option_leaves_its_neighbors_alone(tmp_path: Path) -> None:
     assert config.parity == ParityConfig(enabled=False, questions=3)
 
 
+def test_the_image_policy_is_saved_and_part_of_the_command(tmp_path: Path) -> None:
+    config = BuildConfig(image_policy="published")
+    assert load_config(write(tmp_path / "build.yaml", config.to_yaml()), {}).image_policy == "published"
+    assert "--image-policy published" in config.command
+    assert BuildConfig().image_policy == "as_displayed"
+
+
 def test_targets_are_a_set(tmp_path: Path) -> None:
     assert BuildConfig(targets=("b", "a", "b")).targets == ("a", "b")
 

@@ -54,12 +54,12 @@ def command(
     from r1v_export.pipeline.open_runner import open_runner
     from r1v_export.pipeline.roofline_report import attained
     from r1v_export.progress import Progress
-    from r1v_export.reference.preprocess import load_image
+    from r1v_export.reference.load_image import load_image
     from r1v_export.roofline.devices import device as gpu_named
 
     peaks = gpu_named(gpu) if gpu else None
     runner = open_runner(bundle, target, model, device, engine)
-    loaded = load_image(image) if image else None
+    loaded = load_image(image, runner.image_policy) if image else None
     result = measure(runner, loaded, question, tokens, runs, Progress(1, quiet=format_ == "json"))
     result["roofline"] = attained(Bundle.open(bundle), result, device, peaks)
     if format_ == "json":

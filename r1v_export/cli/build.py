@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, print_json, table
+from r1v_export.cli.output import common_options, image_policy_option, print_json, table
 
 if TYPE_CHECKING:
     from r1v_export.pipeline.build import Built, PlannedStage
@@ -48,6 +48,7 @@ DEFAULT_OUT = Path("out")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where engines run and are checked. [default: cpu]")
+@image_policy_option
 @click.option("--sm", metavar="89,120", help="Compute capabilities that TensorRT engines are for, or `current`.")
 @click.option("--no-parity", is_flag=True, help="Leave the parity gate out.")
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
@@ -66,6 +67,7 @@ def command(
     revision: str | None,
     offline: bool,
     device: str | None,
+    image_policy: str | None,
     sm: str | None,
     no_parity: bool,
     dry_run: bool,
@@ -90,6 +92,7 @@ def command(
         "calibration": {name: value for name, value in calibration.items() if value} or None,
         "revision": revision,
         "device": device,
+        "image_policy": image_policy,
         "tensorrt": {"sm": _compute_capabilities(sm)} if sm else None,
         "parity": {"enabled": False} if no_parity else None,
     }

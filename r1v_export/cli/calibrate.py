@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, device_option, print_json
+from r1v_export.cli.output import common_options, device_option, image_policy_option, print_json
 
 if TYPE_CHECKING:
     from r1v_export.config import BuildConfig, Device
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--budget", help="Find a recipe within kl=0.02, for example, or size=20GB.")
 @click.option("--calib", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]")
 @click.option("--samples", type=click.IntRange(min=1), help="How many of them at most. [default: 128]")
+@image_policy_option
 @click.option("--shard", metavar="I/N", help="Only observe the I-th of N parts of the samples, for --merge.")
 @click.option(
     "--merge",
@@ -43,6 +44,7 @@ def command(
     budget: str | None,
     calib: str | None,
     samples: int | None,
+    image_policy: str | None,
     shard: str | None,
     merged: tuple[Path, ...],
     out: Path,
@@ -66,6 +68,7 @@ def command(
         "--budget": budget,
         "--calib": calib,
         "--samples": samples,
+        "--image-policy": image_policy,
         "--shard": shard,
     }
     _require_one_way(how, merging=bool(merged))
@@ -110,6 +113,7 @@ def _config(model: dict[str, Any], how: dict[str, Any]) -> BuildConfig:
         "precision": how["--precision"] or "int4",
         "recipe": how["--recipe"],
         "budget": how["--budget"],
+        "image_policy": how["--image-policy"],
         "calibration": {name: value for name, value in calibration.items() if value is not None},
     }
     return load_config(None, {name: value for name, value in fields.items() if value is not None})

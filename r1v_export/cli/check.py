@@ -64,14 +64,15 @@ def command(
     Writes parity.json and parity.html with latencies; exits with 3 when a boundary is out of tolerance. With --against,
     other bundles of the same checkpoint answer the same questions, and the report shows which loses what.
     """
-    from r1v_export.bundle import REPORT_FOLDERS
+    from r1v_export.bundle import REPORT_FOLDERS, Bundle
     from r1v_export.manifest import LOCAL_REPORTS
     from r1v_export.parity.report import write_report
     from r1v_export.parity.samples import from_files
     from r1v_export.pipeline.check import Questions, check_bundle
     from r1v_export.progress import Progress
 
-    asked = Questions(count, tuple(from_files(images, [question])) if images else (), max_new_tokens)
+    policy = Bundle.open(bundle).config.image_policy
+    asked = Questions(count, tuple(from_files(images, [question], policy)), max_new_tokens)
     progress = Progress(quiet=format_ == "json")
     results = check_bundle(bundle, target, model, asked, against, device, progress, blocks=blocks)
     for result in results:

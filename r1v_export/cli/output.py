@@ -24,6 +24,11 @@ def common_options(function: Function) -> Function:
 device_option = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs."
 )
+image_policy_option = click.option(
+    "--image-policy",
+    type=click.Choice(["as_displayed", "published"]),
+    help="Read images as viewers show them, or bit for bit as the published code does. [default: as_displayed]",
+)
 target_option = click.option("--target", help="Engine, or pytorch. [default: the bundle's first]")
 engine_option = click.option(
     "--engine", metavar="DIR|llm-api", help="TensorRT-LLM decodes: an engine's folder; llm-api for hf-unified."

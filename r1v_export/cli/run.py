@@ -49,13 +49,15 @@ def command(
     **sampling: Any,
 ) -> None:
     """Ask BUNDLE a QUESTION, about images if any; the reasoning and the answer are streamed."""
+    from r1v_export.bundle import Bundle
     from r1v_export.generation import Sampling
     from r1v_export.pipeline.open_runner import open_runner
-    from r1v_export.reference.preprocess import load_image
+    from r1v_export.reference.load_image import load_image
     from r1v_export.runner.base import Request
 
     chosen = Sampling(**sampling)
-    request = Request.ask(question, *map(load_image, images), think=not no_think)
+    policy = Bundle.open(bundle).config.image_policy
+    request = Request.ask(question, *(load_image(image, policy) for image in images), think=not no_think)
     runner = open_runner(bundle, target, model, device, engine)
     events = runner.generate([request], chosen)
     answer = _collect(events) if format_ == "json" else _stream(events)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from r1v_export.reference.preprocess import load_image
+from r1v_export.config import ImagePolicy
+from r1v_export.reference.load_image import load_image
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,18 @@ def _image(rng: np.random.Generator, tile_size: int, wide: float, high: float) -
     return image
 
 
-def from_files(paths: Sequence[str | Path], questions: Iterable[str]) -> Iterator[Sample]:
-    """Every question about every picture.
+def from_files(
+    paths: Sequence[str | Path], questions: Iterable[str], policy: ImagePolicy = "as_displayed"
+) -> Iterator[Sample]:
+    """Every question about every image.
+
+    Args:
+        policy: how the files become RGB; the samples above are generated as RGB, the same with any policy.
 
     Raises:
-        InputError: a file that cannot be read as a picture.
+        InputError: a file that cannot be read as an image.
     """
     questions = tuple(questions)
     for path in paths:
-        image = load_image(path)
+        image = load_image(path, policy)
         yield from (Sample(f"{Path(path).name}, question {n}", (image,), q) for n, q in enumerate(questions, start=1))

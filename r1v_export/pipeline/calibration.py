@@ -111,7 +111,8 @@ def calibration_set(config: BuildConfig, checkpoint: Checkpoint, shard: Shard | 
     """
     from r1v_export.quantization.calibration.raw_examples import read_examples
 
-    return _prepared(read_examples(config.calibration.data, config.calibration.samples), config, checkpoint, shard)
+    examples = read_examples(config.calibration.data, config.calibration.samples, config.image_policy)
+    return _prepared(examples, config, checkpoint, shard)
 
 
 def _prepared(
@@ -214,7 +215,7 @@ def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet
     from r1v_export.quantization.mixed_precision.search import MEASURED_SAMPLES
 
     count = config.calibration.samples
-    behind = read_examples(config.calibration.data, count + MEASURED_SAMPLES)[count:]
+    behind = read_examples(config.calibration.data, count + MEASURED_SAMPLES, config.image_policy)[count:]
     return _prepared(behind, config, checkpoint) if any(example.images for example in behind) else None
 
 

@@ -120,6 +120,14 @@ def open_others(own: Bundle, folders: Sequence[Path]) -> list[Bundle]:
     for other in others:
         if other.folder.resolve() == own.folder.resolve():
             raise UsageError("A bundle cannot be put beside itself.", where=other.folder, fix="name other bundles")
+        if other.config.image_policy != own.config.image_policy:
+            raise UsageError(
+                "The bundles read images by different policies.",
+                where=other.folder,
+                expected=own.config.image_policy,
+                found=other.config.image_policy,
+                fix="name bundles of the same --image-policy",
+            )
         if other.manifest.source.files != own.manifest.source.files:
             raise UsageError(
                 "The bundles were built from different checkpoints.",

@@ -42,14 +42,15 @@ def open_runner(
     """
     bundle = Bundle.open(folder)
     tokenizer, template = Tokenizer.from_folder(folder), TEMPLATES[bundle.spec.template]
+    policy = bundle.config.image_policy
     if engine is not None:
         from r1v_export.targets.tensorrt_llm.runtime.deployment import open_deployment
 
         generator, vision, tiles = open_deployment(bundle, target, engine, device)
         stops = bundle.generation_config
-        return GeneratorRunner(generator, vision, tokenizer, bundle.spec, template, stops, tiles)
+        return GeneratorRunner(generator, vision, tokenizer, bundle.spec, template, stops, tiles, policy)
     opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
-    return EngineRunner(opened, tokenizer, bundle.spec, template, bundle.generation_config)
+    return EngineRunner(opened, tokenizer, bundle.spec, template, bundle.generation_config, policy)
 
 
 def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:

@@ -154,6 +154,7 @@ class Build:
                 "budget": self.config.budget,
                 "samples": calibration.samples,
                 "data": data_digest(calibration.data),
+                "image_policy": self.config.image_policy,
                 "device": device,
             }
             seconds = parameters * calibration.samples * _CALIBRATION_S * (4 if self.config.budget else 1)

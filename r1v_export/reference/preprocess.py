@@ -9,32 +9,21 @@ Source: `dynamic_preprocess` and `build_transform` of the InternVL and Skywork-R
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from r1v_export.checkpoint.spec import TilingSpec
+from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError
+from r1v_export.reference.image_policy import POLICY_KEY, to_rgb
+from r1v_export.reference.load_image import check_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-MAX_PIXELS = 80_000_000
-"""Largest image that is decoded, in pixels (about 240 MB as RGB); below the size at which Pillow itself warns."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is opened at all: Pillow's other readers are rarely used, and one of them runs PostScript."""
-
-# Grey with 16 or 32 bits: Pillow clips it to 255 on conversion, and the image comes out white. (Of 16-bit colour it
-# keeps the upper bytes, which is right.)
-_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-
-ImageSource = str | Path | bytes | BinaryIO
 
 
 class TileGrid(NamedTuple):
@@ -42,27 +31,6 @@ class TileGrid(NamedTuple):
 
     cols: int
     rows: int
-
-
-def load_image(source: ImageSource) -> Image.Image:
-    """Read an image as the model is given it: first frame, RGB, EXIF orientation not applied, alpha dropped.
-
-    Args:
-        source: path, encoded bytes, or a binary file.
-
-    Raises:
-        InputError: missing, unreadable, not one of `FORMATS`, damaged, empty, over `MAX_PIXELS`, or of deep grey.
-    """
-    if not isinstance(source, str | Path):
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        return _decode(file, getattr(source, "name", "image data"))
-    try:
-        with Path(source).open("rb") as file:
-            return _decode(file, source)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name.
-        reason = getattr(error, "strerror", None) or error
-        fix = "give the path of an image file"
-        raise InputError("The image cannot be read.", where=source, found=reason, fix=fix) from error
 
 
 def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[TileGrid, ...]:
@@ -97,14 +65,18 @@ def choose_grid(width: int, height: int, tiling: TilingSpec) -> TileGrid:
     return best
 
 
-def tile_image(image: Image.Image, tiling: TilingSpec) -> list[Image.Image]:
+def tile_image(image: Image.Image, tiling: TilingSpec, policy: ImagePolicy | None = None) -> list[Image.Image]:
     """Cut an image into RGB tiles of tile_size x tile_size, row by row; a thumbnail comes last if there are several.
 
+    Args:
+        policy: how an image that `load_image` did not load becomes RGB (`as_displayed` if omitted), and the one that
+            a loaded image must have been loaded with (any if omitted).
+
     Raises:
-        InputError: the image has no pixels, too many, or more than 8 bits of grey.
+        InputError: the image has no pixels, is too large, was loaded with another policy, or cannot become RGB.
     """
-    _check_size(image, "image")
-    image = _to_rgb(image, "image")
+    check_size(image, "image")
+    image = _as_rgb(image, policy)
     size = tiling.tile_size
     grid = choose_grid(*image.size, tiling)
     resized = image.resize((size * grid.cols, size * grid.rows))
@@ -124,56 +96,34 @@ def normalize(tiles: Sequence[Image.Image]) -> np.ndarray:
     return np.ascontiguousarray(pixels_THW3.transpose(0, 3, 1, 2))
 
 
-def pixel_values(images: Sequence[Image.Image], tiling: TilingSpec) -> tuple[np.ndarray, list[int]]:
+def pixel_values(
+    images: Sequence[Image.Image], tiling: TilingSpec, policy: ImagePolicy | None = None
+) -> tuple[np.ndarray, list[int]]:
     """All tiles of several images, float32 [T, 3, S, S], and how many of them belong to each image.
+
+    Args:
+        policy: as for `tile_image`.
 
     Raises:
         InputError: as `tile_image`.
     """
-    tiles_by_image = [tile_image(image, tiling) for image in images]
+    tiles_by_image = [tile_image(image, tiling, policy) for image in images]
     tiles_per_image = [len(tiles) for tiles in tiles_by_image]
     if not images:
         return np.empty((0, 3, tiling.tile_size, tiling.tile_size), np.float32), tiles_per_image
     return normalize([tile for tiles in tiles_by_image for tile in tiles]), tiles_per_image
 
 
-def _decode(file: BinaryIO, where: object) -> Image.Image:
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            _check_size(image, where)
-            image.load()
-            return _to_rgb(image, where)
-    except InputError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(where, error) from error
-    except Image.UnidentifiedImageError as error:
-        formats = " ".join(FORMATS)
-        raise InputError("The file is not an image of a known format.", where=where, expected=formats) from error
-    except Exception as error:  # Pillow's decoders answer damaged data with a dozen kinds of exception.
-        raise InputError("The image is damaged or cut off.", where=where, found=error) from error
-
-
-def _check_size(image: Image.Image, where: object) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise InputError("The image has no pixels.", where=where, found=f"{width} x {height}")
-    if width * height > MAX_PIXELS:
-        raise _too_large(where, f"{width} x {height} pixels")
-
-
-def _too_large(where: object, found: object) -> InputError:
-    limit = f"at most {MAX_PIXELS // 1_000_000} megapixels"
-    return InputError("The image is too large.", where=where, expected=limit, found=found, fix="scale it down first")
-
-
-def _to_rgb(image: Image.Image, where: object) -> Image.Image:
-    if image.mode in _DEEP_MODES:
+def _as_rgb(image: Image.Image, policy: ImagePolicy | None) -> Image.Image:
+    loaded_with = image.info.get(POLICY_KEY)
+    if loaded_with is None:
+        return to_rgb(image, policy or "as_displayed", "image")
+    if policy is not None and policy != loaded_with:
         raise InputError(
-            "The image has more than 8 bits per sample.",
-            where=where,
-            expected="8 bits per sample",
-            found=f"Pillow mode {image.mode}",
-            fix="convert it to an 8-bit PNG or JPEG first",
+            "The image was loaded with another policy than the bundle was built with.",
+            where="image",
+            expected=policy,
+            found=loaded_with,
+            fix="load it with the runner's own: load_image(source, runner.image_policy)",
         )
-    return image.convert("RGB")
+    return image

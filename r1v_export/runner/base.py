@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import ImagePolicy
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError, UsageError
 from r1v_export.generation import Sampling
@@ -89,6 +90,7 @@ class BaseRunner(ABC, Generic[Prepared]):
         generation_config: the checkpoint's generation_config.json, for its stop tokens.
         max_positions: tokens of a prompt and its answer, at most.
         tiles_per_run: how many tiles are looked at together.
+        image_policy: how images become RGB; one that was loaded with another is refused.
     """
 
     def __init__(
@@ -100,10 +102,12 @@ class BaseRunner(ABC, Generic[Prepared]):
         generation_config: Mapping[str, Any] | None,
         max_positions: int,
         tiles_per_run: int = TILES_PER_RUN,
+        image_policy: ImagePolicy = "as_displayed",
     ) -> None:
         self.vision, self.tokenizer, self.spec, self.template = vision, tokenizer, spec, template
         self.stop_ids = stop_ids(tokenizer, template, generation_config or {})
         self.max_positions, self.tiles_per_run = max_positions, tiles_per_run
+        self.image_policy: ImagePolicy = image_policy
 
     @property
     @abstractmethod
@@ -180,7 +184,7 @@ class BaseRunner(ABC, Generic[Prepared]):
         """
         timings = Timings()
         with timings.measure("preprocess"):
-            pixels_T3SS, tiles_per_image = pixel_values(request.images, self.spec.tiling)
+            pixels_T3SS, tiles_per_image = pixel_values(request.images, self.spec.tiling, self.image_policy)
             token_ids = self.encode(request.turns, tiles_per_image, request.think)
         image_embeds_NE = self.image_embeds(pixels_T3SS, timings, cancel)
         thinking = self.opens_reasoning(request.think)

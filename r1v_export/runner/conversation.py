@@ -86,7 +86,7 @@ class Conversation:
     ) -> Iterator[_EncodedImage]:
         for image in images:
             with timings.measure("preprocess"):
-                pixels_T3SS, (tiles,) = pixel_values([image], self.runner.spec.tiling)
+                pixels_T3SS, (tiles,) = pixel_values([image], self.runner.spec.tiling, self.runner.image_policy)
             yield _EncodedImage(tiles, self.runner.image_embeds(pixels_T3SS, timings, cancel))
 
     def _reserve(self, prompt_tokens: int, sampling: Sampling) -> KVCache:

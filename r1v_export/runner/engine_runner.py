@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import ImagePolicy
 from r1v_export.contract import Engine
 from r1v_export.errors import InputError
 from r1v_export.generation import Sampling
@@ -60,9 +61,10 @@ class EngineRunner(BaseRunner[Prompt]):
         spec: ModelSpec,
         template: Template,
         generation_config: Mapping[str, Any] | None = None,
+        image_policy: ImagePolicy = "as_displayed",
     ) -> None:
         positions = spec.language.max_position_embeddings
-        super().__init__(engine, tokenizer, spec, template, generation_config, positions)
+        super().__init__(engine, tokenizer, spec, template, generation_config, positions, image_policy=image_policy)
         self.engine = engine
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.config import ImagePolicy
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError
 from r1v_export.generation import EncodedImage, Generated, Generation, Generator, Sampling
@@ -61,9 +62,10 @@ class GeneratorRunner(BaseRunner[ImagePrompt]):
         template: Template,
         generation_config: Mapping[str, Any] | None = None,
         tiles_per_run: int = TILES_PER_RUN,
+        image_policy: ImagePolicy = "as_displayed",
     ) -> None:
         positions = min(generator.max_tokens, spec.language.max_position_embeddings)
-        super().__init__(vision, tokenizer, spec, template, generation_config, positions, tiles_per_run)
+        super().__init__(vision, tokenizer, spec, template, generation_config, positions, tiles_per_run, image_policy)
         self.generator = generator
 
     @property

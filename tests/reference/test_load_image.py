@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from r1v_export.errors import InputError
-from r1v_export.reference import preprocess
-from r1v_export.reference.preprocess import load_image
+from r1v_export.reference import load_image as load_image_module
+from r1v_export.reference.load_image import load_image
 
 
 def picture(width: int = 20, height: int = 12) -> Image.Image:
@@ -45,19 +46,7 @@ def test_a_lossy_file_gives_what_pillow_decodes(kind):
     assert load_image(data).tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
 
 
-def test_the_orientation_in_exif_is_not_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees
-    assert load_image(encoded(picture(20, 12), "JPEG", exif=exif)).size == (20, 12)
-
-
-def test_alpha_is_dropped_not_blended():
-    transparent = picture().copy()
-    transparent.putalpha(0)
-    assert load_image(encoded(transparent, "PNG")).tobytes() == picture().tobytes()
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
 def test_other_color_modes_are_converted_as_pillow_does(mode):
     image = picture().convert(mode)
     kind = "TIFF" if mode == "CMYK" else "PNG"
@@ -70,22 +59,17 @@ def test_an_animation_gives_its_first_frame():
     assert load_image(data).getpixel((4, 4)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_grey_with_more_than_eight_bits_is_refused(mode):
-    data = encoded(Image.new(mode, (4, 4)), "TIFF")
-    with pytest.raises(InputError, match="more than 8 bits") as caught:
-        load_image(data)
-    assert mode in str(caught.value)
-
-
 def test_a_missing_file_is_named():
     with pytest.raises(InputError, match=r"(?s)cannot be read.*no/such\.png.*No such file"):
         load_image("no/such.png")
 
 
-def test_a_folder_is_no_image(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
-        load_image(tmp_path)
+def test_a_folder_a_pipe_and_a_device_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for path, kind in ((tmp_path, "folder"), (tmp_path / "pipe", "named pipe"), (tmp_path / "link", "device")):
+        with pytest.raises(InputError, match=rf"(?s)cannot be read.*a {kind} and not a regular file"):
+            load_image(path)
 
 
 def test_a_name_with_a_null_byte_is_refused():
@@ -150,10 +134,16 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
 
 
 def test_a_image_at_the_pixel_limit_is_read(monkeypatch):
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 20 * 12)
+    monkeypatch.setattr(load_image_module, "MAX_PIXELS", 20 * 12)
     load_image(encoded(picture(20, 12), "PNG"))
     with pytest.raises(InputError, match="too large"):
         load_image(encoded(picture(20, 13), "PNG"))
+
+
+@pytest.mark.parametrize("size", [(65_536, 1), (1, 80_000_000)])
+def test_a_side_over_the_limit_is_refused_before_it_is_decoded(size):
+    with pytest.raises(InputError, match=r"(?s)too large.*65535 pixels on a side.*found"):
+        load_image(png(*size, 8, b"\0" * 100))
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])

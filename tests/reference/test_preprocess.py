@@ -11,7 +11,7 @@ from transformers.models.got_ocr2 import image_processing_pil_got_ocr2 as got_oc
 
 from r1v_export.checkpoint.spec import TilingSpec
 from r1v_export.errors import InputError
-from r1v_export.reference import preprocess
+from r1v_export.reference import load_image
 from r1v_export.reference.preprocess import IMAGENET_MEAN, IMAGENET_STD, candidate_grids, choose_grid, pixel_values
 from r1v_export.reference.preprocess import tile_image as tile
 
@@ -190,10 +190,24 @@ def test_a_image_without_pixels_is_refused():
 
 
 def test_a_image_over_the_pixel_limit_is_refused(monkeypatch):
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 99)
+    monkeypatch.setattr(load_image, "MAX_PIXELS", 99)
     tile(noise(11, 9), tiling())
     with pytest.raises(InputError, match="too large"):
         tile(noise(10, 10), tiling())
+
+
+def test_an_image_that_was_not_loaded_becomes_rgb_as_displayed_unless_published_is_asked_for():
+    image = Image.new("RGBA", (28, 28), (0, 0, 0, 0))
+    assert tile(image, tiling())[0].getpixel((0, 0)) == (255, 255, 255)
+    assert tile(image, tiling(), "published")[0].getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_an_image_loaded_with_one_policy_is_refused_by_the_other(tmp_path):
+    noise(28, 28).save(tmp_path / "image.png")
+    image = load_image.load_image(tmp_path / "image.png", "published")
+    assert len(tile(image, tiling(), "published")) == len(tile(image, tiling())) == 1
+    with pytest.raises(InputError, match=r"(?s)another policy.*as_displayed.*published"):
+        tile(image, tiling(), "as_displayed")
 
 
 def test_pillow_resizes_horizontally_first():

@@ -12,8 +12,9 @@ from typing import Any
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from r1v_export.config import ImagePolicy
 from r1v_export.errors import CapabilityError, InputError
-from r1v_export.reference.preprocess import ImageSource, load_image
+from r1v_export.reference.load_image import ImageSource, load_image
 
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 """What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder."""
@@ -41,11 +42,12 @@ class RawExample:
         return [load() for load in self.images]
 
 
-def read_examples(source: str | Path | None, count: int) -> list[RawExample]:
+def read_examples(source: str | Path | None, count: int, policy: ImagePolicy = "as_displayed") -> list[RawExample]:
     """The first `count` records of a calibration set (all of them, where it has fewer), in their order.
 
     Args:
         source: None for the built-in generator, else a `.jsonl` file or a folder, see `quantization.dataset`.
+        policy: how image files become RGB; generated images are RGB already.
 
     Raises:
         InputError: there is no such set, or a record of it is not as it should be. Images are not looked at yet.
@@ -55,8 +57,8 @@ def read_examples(source: str | Path | None, count: int) -> list[RawExample]:
         return builtin_examples(count)
     path = Path(source)
     if path.is_dir() and any((path / name).exists() for name in _SAVED_DATASET_FILES):
-        return dataset_examples(path, count)
-    return jsonl_examples(_find_jsonl(path), count)
+        return dataset_examples(path, count, policy)
+    return jsonl_examples(_find_jsonl(path), count, policy)
 
 
 def builtin_examples(count: int) -> list[RawExample]:
@@ -111,7 +113,7 @@ class _Fields(BaseModel):
         return self
 
 
-def jsonl_examples(path: Path, count: int) -> list[RawExample]:
+def jsonl_examples(path: Path, count: int, policy: ImagePolicy = "as_displayed") -> list[RawExample]:
     """Records of a `.jsonl` file, one to a line; empty lines are passed over."""
     examples: list[RawExample] = []
     try:
@@ -120,20 +122,20 @@ def jsonl_examples(path: Path, count: int) -> list[RawExample]:
                 if len(examples) == count:
                     break
                 if line.strip():
-                    examples.append(_jsonl_example(path, number, line))
+                    examples.append(_jsonl_example(path, number, line, policy))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("The calibration set cannot be read.", where=path, found=error) from error
     return examples
 
 
-def _jsonl_example(path: Path, number: int, line: str) -> RawExample:
+def _jsonl_example(path: Path, number: int, line: str, policy: ImagePolicy) -> RawExample:
     where = f"{path}, line {number}"
     try:
         fields = _Fields.model_validate_json(line)
     except ValidationError as error:
         raise _invalid_example(where, error) from error
     files = ([] if fields.image is None else [fields.image]) + fields.images
-    images = tuple(partial(_load, path.parent / file, f"{where}: {file}") for file in files)
+    images = tuple(partial(_load, path.parent / file, policy, f"{where}: {file}") for file in files)
     return RawExample(f"{path.name}, line {number}", images, fields.prompt, fields.reasoning, fields.answer)
 
 
@@ -148,18 +150,18 @@ def _invalid_example(where: str, error: ValidationError) -> InputError:
     )
 
 
-def _load(source: ImageSource, where: str) -> Image.Image:
+def _load(source: ImageSource, policy: ImagePolicy, where: str) -> Image.Image:
     """An image, with the record named in the error."""
     try:
-        return load_image(source)
+        return load_image(source, policy)
     except InputError as error:
         raise InputError(error.what, where=where, expected=error.expected, found=error.found, fix=error.fix) from error
 
 
-def dataset_examples(folder: Path, count: int) -> list[RawExample]:
+def dataset_examples(folder: Path, count: int, policy: ImagePolicy = "as_displayed") -> list[RawExample]:
     """Records of a folder that was saved with Hugging Face `datasets`; further columns are passed over."""
     rows = _open_dataset(folder)
-    return [_dataset_example(rows, folder, index) for index in range(min(count, len(rows)))]
+    return [_dataset_example(rows, folder, index, policy) for index in range(min(count, len(rows)))]
 
 
 def _open_dataset(folder: Path) -> Any:
@@ -192,7 +194,7 @@ def _open_dataset(folder: Path) -> Any:
     return rows
 
 
-def _dataset_example(rows: Any, folder: Path, index: int) -> RawExample:
+def _dataset_example(rows: Any, folder: Path, index: int, policy: ImagePolicy) -> RawExample:
     where, row = f"{folder}, row {index}", rows[index]
     texts = {
         "prompt": row.get("prompt", row.get("question")),
@@ -206,7 +208,7 @@ def _dataset_example(rows: Any, folder: Path, index: int) -> RawExample:
     count = len(_encoded_images(row, where))
 
     def image(number: int) -> Image.Image:
-        return _load(_encoded_images(rows[index], where)[number], f"{where}, image {number + 1}")
+        return _load(_encoded_images(rows[index], where)[number], policy, f"{where}, image {number + 1}")
 
     images = tuple(partial(image, number) for number in range(count))
     return RawExample(f"{folder.name}, row {index}", images, fields.prompt, fields.reasoning, fields.answer)

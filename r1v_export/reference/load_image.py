@@ -1,0 +1,81 @@
+"""Image files become RGB images, under limits that are checked before anything is decoded."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from r1v_export.config import ImagePolicy
+from r1v_export.errors import InputError
+from r1v_export.files import open_regular
+from r1v_export.reference.image_policy import to_rgb
+
+MAX_PIXELS = 80_000_000
+"""Largest image that is decoded, in pixels (about 240 MB as RGB); below the size at which Pillow itself warns."""
+
+MAX_SIDE = 65_535
+"""Longest side in pixels, which is JPEG's own limit: resizing a longer, narrow image takes gigabytes."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is opened at all: Pillow's other readers are rarely used, and one of them runs PostScript."""
+
+ImageSource = str | Path | bytes | BinaryIO
+
+
+def load_image(source: ImageSource, policy: ImagePolicy = "as_displayed") -> Image.Image:
+    """Read an image as the model is given it: the first frame, 8-bit RGB.
+
+    Args:
+        source: path, encoded bytes, or a binary file.
+        policy: how it becomes RGB, see `reference.image_policy`; a bundle's own is `BaseRunner.image_policy`.
+
+    Raises:
+        InputError: missing, unreadable, no regular file, not one of `FORMATS`, damaged, empty, over `MAX_PIXELS` or
+            `MAX_SIDE`, or of samples that the policy has no rule for.
+    """
+    if not isinstance(source, str | Path):
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        return _decode(file, policy, getattr(source, "name", "image data"))
+    try:
+        with open_regular(source) as file:
+            return _decode(file, policy, source)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name.
+        reason = getattr(error, "strerror", None) or error
+        fix = "give the path of an image file"
+        raise InputError("The image cannot be read.", where=source, found=reason, fix=fix) from error
+
+
+def check_size(image: Image.Image, where: object) -> None:
+    """
+    Raises:
+        InputError: no pixels, more than `MAX_PIXELS`, or a side longer than `MAX_SIDE`.
+    """
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise InputError("The image has no pixels.", where=where, found=f"{width} x {height}")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise _too_large(where, f"{width} x {height} pixels")
+
+
+def _decode(file: BinaryIO, policy: ImagePolicy, where: object) -> Image.Image:
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            check_size(image, where)
+            return to_rgb(image, policy, where)
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(where, error) from error
+    except Image.UnidentifiedImageError as error:
+        formats = " ".join(FORMATS)
+        raise InputError("The file is not an image of a known format.", where=where, expected=formats) from error
+    except Exception as error:  # Pillow's decoders answer damaged data with a dozen kinds of exception.
+        raise InputError("The image is damaged or cut off.", where=where, found=error) from error
+
+
+def _too_large(where: object, found: object) -> InputError:
+    limit = f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels on a side"
+    return InputError("The image is too large.", where=where, expected=limit, found=found, fix="scale it down first")
