@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +12,7 @@ import pytest
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.exporters import export
 from r1v_export.pipeline.build import build
 
 # The same examples on every run, and no time limits: a busy machine must not fail a test.
@@ -21,6 +24,18 @@ hypothesis.settings.load_profile("suite")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden texts of graphs/ anew")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Trace each graph once per suite: a trace takes seconds and depends on the spec and the compute type alone.
+
+    Every export gets a copy of its own. `tests/exporters` imports `trace_graph` itself and so traces for real.
+    """
+    traced = cache(export.trace_graph)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "trace_graph", lambda name, spec, compute: traced(name, spec, compute).clone())
+        yield
 
 
 @pytest.fixture(scope="session")
