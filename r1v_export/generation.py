@@ -16,8 +16,11 @@ import numpy as np
 
 from r1v_export.errors import UsageError
 
-FinishReason = Literal["stop", "length", "cancelled"]
-"""Why an answer ended: a stop token or string, the token limit, or the caller."""
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+"""Why an answer ended: a stop token or string, `max_new_tokens`, no position of the model left, or the caller.
+
+The OpenAI API calls both `length` and `context` "length".
+"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Sampling:
         top_k: draw from this many likeliest tokens (and those equal to the last); 0 is off.
         repetition_penalty: divides positive and multiplies negative logits of tokens already in prompt or answer.
         seed: of this answer's own random stream; None takes fresh entropy.
-        stop: the answer ends before the first of these strings.
+        stop: the answer ends before the first of these strings; reasoning, and white space behind it, is not searched.
+        stop_in_reasoning: search all generated text for `stop`, tags and white space included.
     """
 
     max_new_tokens: int = 512
@@ -41,6 +45,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = 0
     stop: tuple[str, ...] = ()
+    stop_in_reasoning: bool = False
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from r1v_export.config import Device
     from r1v_export.runner.answer import Answer, TokenEvent
 
+CUT_OFF = {
+    "length": "cut off by --max-new-tokens",
+    "context": "cut off: prompt and answer fill the model's context",
+}
+"""By finish reason, what is said of an answer that did not end by itself."""
+
 
 @click.command(short_help="Ask a bundle about images.")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -83,8 +89,8 @@ def _stream(events: Iterable[TokenEvent]) -> Answer:
             click.echo(printable(event.text), nl=False)
         if event.answer is not None:
             click.echo()
-            if event.answer.finish_reason == "length":
-                click.echo("(cut off by --max-new-tokens)", err=True)
+            if reason := CUT_OFF.get(event.answer.finish_reason):
+                click.echo(f"({reason})", err=True)
             return event.answer
     raise AssertionError("a generation ends with an answer")
 

@@ -27,6 +27,21 @@ _VISIBLE_TOKENS = frozenset({"<think>", "</think>"})
 """Kept in decoded text even where a tokenizer declares them special: they separate the reasoning from the answer."""
 
 
+def _byte_characters() -> Iterator[tuple[str, int]]:
+    """The character that stands for each byte in a byte-level vocabulary, as GPT-2 numbered them: printable Latin-1
+    stands for itself, the other bytes follow from U+0100 on."""
+    others = 256
+    for byte in range(256):
+        if chr(byte).isprintable() and chr(byte) != " ":
+            yield chr(byte), byte
+        else:
+            yield chr(others), byte
+            others += 1
+
+
+_BYTE_OF = dict(_byte_characters())
+
+
 @dataclass(frozen=True)
 class AddedToken:
     """A token beside the BPE's own, matched as a whole by its name."""
@@ -87,6 +102,16 @@ class Tokenizer:
         """
         tokens = [self._text_of[id_] for id_ in ids if id_ in self._text_of and id_ not in self._hidden]
         return self._plain.decoder.decode(tokens)
+
+    def token_bytes(self, id_: int) -> bytes:
+        """What a token adds to decoded text: `decode` is these bytes of all ids, joined and read as UTF-8."""
+        if id_ not in self._text_of or id_ in self._hidden:
+            return b""
+        token = self._text_of[id_]
+        try:
+            return bytes(_BYTE_OF[character] for character in token)
+        except KeyError:  # An added token may hold characters that stand for no byte.
+            return token.encode()
 
     def token_id(self, token: str) -> int | None:
         """Id of an added token, None if this tokenizer has none of that name."""

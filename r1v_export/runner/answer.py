@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from r1v_export.generation import FinishReason
+from r1v_export.generation import FinishReason, Sampling
 from r1v_export.runner.reasoning import Piece, ReasoningSplitter
 from r1v_export.runner.streaming import Detokenizer, StopStrings
 
@@ -55,7 +55,8 @@ class Answer:
         text: the answer proper; "" if the reasoning was never closed.
         reasoning_complete: false if the answer ended inside the reasoning.
         token_ids: all generated tokens, a stop token included.
-        finish_reason: "stop" (a stop token or string), "length" (the token limit) or "cancelled".
+        finish_reason: "stop" (a stop token or string), "length" (`max_new_tokens`), "context" (the model has no
+            position left) or "cancelled".
         prompt_tokens: tokens of the prompt, image tokens included.
         reused_tokens: of these, taken from the cache of an earlier turn.
     """
@@ -97,26 +98,27 @@ class AnswerText:
     """One answer's way from tokens to reasoning and text.
 
     Args:
-        decode: token ids -> text.
-        stops: stop strings.
+        token_bytes: token id -> its bytes.
+        sampling: for its stop strings.
         thinking: the prompt has opened reasoning.
     """
 
-    decode: Callable[[Sequence[int]], str]
-    stops: Sequence[str]
+    token_bytes: Callable[[int], bytes]
+    sampling: Sampling
     thinking: bool
     reasoning: str = field(default="", init=False)
     text: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        self._detokenizer = Detokenizer(self.decode)
-        self._stop_strings = StopStrings(self.stops)
-        self._splitter = ReasoningSplitter(self.thinking)
+        everywhere = self.sampling.stop_in_reasoning
+        self._detokenizer = Detokenizer(self.token_bytes)
+        self._stop_strings = StopStrings(self.sampling.stop if everywhere else ())
+        self._splitter = ReasoningSplitter(self.thinking, () if everywhere else self.sampling.stop)
 
     @property
     def stopped(self) -> bool:
         """A stop string came up."""
-        return self._stop_strings.stopped
+        return self._stop_strings.stopped or self._splitter.stopped
 
     @property
     def in_reasoning(self) -> bool:
@@ -144,6 +146,7 @@ class AnswerStream:
     Args:
         index: of the request, for its events.
         stop_ids: tokens that end the answer and are no text.
+        max_new_tokens: what was asked for; an answer whose length ends it earlier has filled the model's context.
         prompt_tokens, reused_tokens: as in `Answer`.
         timings: of the request; whoever runs the decoder goes on measuring into it.
     """
@@ -153,11 +156,13 @@ class AnswerStream:
         index: int,
         text: AnswerText,
         stop_ids: frozenset[int],
+        max_new_tokens: int,
         timings: Timings,
         prompt_tokens: int,
         reused_tokens: int = 0,
     ) -> None:
         self.index, self.text, self.stop_ids, self.timings = index, text, stop_ids, timings
+        self.max_new_tokens = max_new_tokens
         self.prompt_tokens, self.reused_tokens = prompt_tokens, reused_tokens
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
@@ -167,12 +172,18 @@ class AnswerStream:
         return self.finish_reason is not None
 
     def push(self, token_id: int | None, finish_reason: FinishReason | None) -> TokenEvent:
-        """The event of the next token, or of an end that comes without one. A stop string ends the answer too."""
+        """The event of the next token, or of an end that comes without one. A stop string ends the answer too.
+
+        Args:
+            finish_reason: of the decoder, which knows one limit only and calls it "length".
+        """
         reasoning = text = ""
         if token_id is not None:
             self.token_ids.append(token_id)
             if token_id not in self.stop_ids:
                 reasoning, text = self.text.push(token_id)
+        if finish_reason == "length" and len(self.token_ids) < self.max_new_tokens:
+            finish_reason = "context"
         self.finish_reason = "stop" if self.text.stopped else finish_reason
         if self.finish_reason is None:
             return TokenEvent(self.index, token_id, reasoning, text)

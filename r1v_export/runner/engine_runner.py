@@ -149,9 +149,15 @@ class RequestState:
         max_new_tokens = new_token_budget(len(prompt.token_ids), sampling.max_new_tokens, runner.max_positions)
         sampler = Sampler(sampling, prompt.token_ids, runner.spec.language.vocab_size)
         self.row = SequenceState(prompt.inputs_embeds, sampler, runner.stop_ids, max_new_tokens)
-        text = AnswerText(runner.tokenizer.decode, sampling.stop, prompt.thinking)
+        text = AnswerText(runner.tokenizer.token_bytes, sampling, prompt.thinking)
         self.stream = AnswerStream(
-            index, text, runner.stop_ids, prompt.timings, len(prompt.token_ids), prompt.reused_tokens
+            index,
+            text,
+            runner.stop_ids,
+            sampling.max_new_tokens,
+            prompt.timings,
+            len(prompt.token_ids),
+            prompt.reused_tokens,
         )
 
     @property

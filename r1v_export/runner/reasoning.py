@@ -6,10 +6,11 @@ in text, not in token ids: R1V3's tokenizer has no tokens for them and spells th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from r1v_export.runner.streaming import partial_tag_length
+from r1v_export.runner.streaming import StopStrings, TrailingSpace, partial_tag_length
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -37,17 +38,31 @@ class ReasoningSplitter:
     * `<think>` counts only at the start of reasoning (a repetition of the prompt's, dropped) or at the start of the
       answer (the model thinks although it was not asked to, or once more); anywhere else it is text.
     * The first `</think>` inside reasoning ends it; in the answer it is text.
-    * White space around reasoning and answer is dropped, so white space is held back until text follows it.
+    * White space around reasoning and answer is dropped, so white space is held back until text follows it. Between two
+      stretches of reasoning it is kept.
+
+    Args:
+        thinking: the prompt has opened reasoning.
+        stops: the answer ends before the first of these strings. Reasoning, the tags and the white space before the
+            answer are not searched.
     """
 
-    def __init__(self, thinking: bool = True) -> None:
+    def __init__(self, thinking: bool = True, stops: Sequence[str] = ()) -> None:
         self._channel: Literal["reasoning", "answer"] = "reasoning" if thinking else "answer"
         self._at_start = True
         self._held = ""
+        self._stop_strings = StopStrings(stops)
+        self._reasoning_end, self._answer_end = TrailingSpace(), TrailingSpace()
+        self._has_reasoning = False
 
     @property
     def in_reasoning(self) -> bool:
         return self._channel == "reasoning"
+
+    @property
+    def stopped(self) -> bool:
+        """The answer reached a stop string."""
+        return self._stop_strings.stopped
 
     def push(self, text: str) -> Piece:
         """What `text` makes certain."""
@@ -56,41 +71,50 @@ class ReasoningSplitter:
         while True:
             channel, certain, switched = self._channel, *self._advance()
             if channel == "reasoning":
-                reasoning += certain
+                reasoning += self._reasoning_text(certain)
             else:
-                answer += certain
+                answer += self._answer_end.push(self._stop_strings.push(certain))
             if not switched:
                 return Piece(reasoning, answer)
 
     def flush(self) -> Piece:
         """The rest, at the end of the text: an unfinished tag is text, white space at the end is dropped."""
-        rest, self._held = self._held.strip() if self._at_start else self._held.rstrip(), ""
-        return Piece(reasoning=rest) if self.in_reasoning else Piece(answer=rest)
+        rest, self._held = self._held, ""
+        if self.in_reasoning:
+            return Piece(reasoning=self._reasoning_text(rest))
+        rest = self._stop_strings.push(rest.lstrip() if self._at_start else rest) + self._stop_strings.flush()
+        return Piece(answer=self._answer_end.push(rest))
+
+    def _reasoning_text(self, certain: str) -> str:
+        text = self._reasoning_end.push(certain if self._has_reasoning else certain.lstrip())
+        self._has_reasoning = self._has_reasoning or bool(text)
+        return text
 
     def _advance(self) -> tuple[str, bool]:
-        """One move of the state machine: the certain text, and whether a tag was passed."""
-        if self._at_start and not self._pass_start():
-            return "", False
-        if self._at_start and self._held.startswith(OPEN):
-            self._held, self._channel = self._held[len(OPEN) :], "reasoning"
-            return "", True
-        self._at_start = False
-        if self.in_reasoning and (end := self._held.find(CLOSE)) >= 0:
-            certain, self._held = self._held[:end].rstrip(), self._held[end + len(CLOSE) :]
+        """One move of the state machine: the certain text of the channel it began in, and whether a tag was passed."""
+        if self._at_start:
+            body = self._held.lstrip()
+            if body.startswith(OPEN):
+                return self._pass_open(space=self._held[: -len(body)])
+            if OPEN.startswith(body):  # Nothing yet, or what may still become the tag.
+                return "", False
+            self._at_start = False
+            self._held = self._held if self.in_reasoning else body
+        if not self.in_reasoning:
+            certain, self._held = self._held, ""
+            return certain, False
+        if (end := self._held.find(CLOSE)) >= 0:
+            certain, self._held = self._held[:end], self._held[end + len(CLOSE) :]
             self._channel, self._at_start = "answer", True
             return certain, True
-        return self._take_certain(), False
+        safe = len(self._held) - partial_tag_length(self._held, (CLOSE,))
+        certain, self._held = self._held[:safe], self._held[safe:]
+        return certain, False
 
-    def _pass_start(self) -> bool:
-        """Drop white space at the start; false while what follows may still become `<think>`."""
-        self._held = self._held.lstrip()
-        return bool(self._held) and (self._held.startswith(OPEN) or not OPEN.startswith(self._held))
-
-    def _take_certain(self) -> str:
-        uncertain = partial_tag_length(self._held, (CLOSE,)) if self.in_reasoning else 0
-        certain = self._held[: len(self._held) - uncertain].rstrip()
-        self._held = self._held[len(certain) :]
-        return certain
+    def _pass_open(self, space: str) -> tuple[str, bool]:
+        """Enter reasoning. White space before the tag is put behind it: it parts this reasoning from any before it."""
+        self._held, self._channel = space + self._held[len(space) + len(OPEN) :], "reasoning"
+        return "", True
 
 
 def split_reasoning(text: str, thinking: bool = True) -> Reasoning:

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterable, Sequence
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What a decoder makes of bytes that are no UTF-8, a character's first bytes among them."""
 
 
 class Detokenizer:
     """Tokens in, text out; a character whose bytes are spread over several tokens comes out once it is whole.
 
+    Bytes that are not UTF-8 become U+FFFD. The time is linear in the number of tokens, whatever bytes they are.
+
     Args:
-        decode: token ids -> text, concatenating the tokens' bytes (byte-level BPE).
+        token_bytes: token id -> its bytes (byte-level BPE).
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
-        self._decode = decode
-        self._pending: list[int] = []
-        self._emitted = 0  # characters of the pending tokens' text that are already out
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes; empty while a character is unfinished."""
-        self._pending.append(token_id)
-        text = self._decode(self._pending)
-        if not text.endswith(REPLACEMENT):
-            return self._emit_all(text)
-        # Only the last character can still change: an unfinished one shows as a single replacement character.
-        fresh = text[self._emitted : -1]
-        self._emitted += len(fresh)
-        return fresh
+        return self._decoder.decode(self._token_bytes(token_id))
 
     def flush(self) -> str:
-        """What is held back at the end: replacement characters for bytes that never became a character."""
-        return self._emit_all(self._decode(self._pending)) if self._pending else ""
-
-    def _emit_all(self, text: str) -> str:
-        fresh = text[self._emitted :]
-        self._pending, self._emitted = [], 0
-        return fresh
+        """U+FFFD if the text ends inside a character, else nothing."""
+        return self._decoder.decode(b"", final=True)
 
 
 class StopStrings:
@@ -66,6 +53,20 @@ class StopStrings:
         """What is held back at the end."""
         held, self._held = self._held, ""
         return held
+
+
+class TrailingSpace:
+    """Holds back white space until text follows it, so that a text does not end in it."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text up to its last character that is not white space."""
+        text = self._held + text
+        certain = text.rstrip()
+        self._held = text[len(certain) :]
+        return certain
 
 
 def partial_tag_length(text: str, tags: Iterable[str]) -> int:

@@ -97,6 +97,12 @@ def test_any_ids_decode_as_in_transformers(nano, oracle, ids):
     assert nano.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
 
 
+@given(ids=st.lists(st.integers(0, 505), max_size=40))
+def test_the_bytes_of_ids_read_together_are_their_text_as_transformers_decodes_it(nano, oracle, ids):
+    text = b"".join(map(nano.token_bytes, ids)).decode("utf-8", errors="replace")
+    assert text == oracle.decode(ids, skip_special_tokens=True)
+
+
 def test_ids_without_a_token_decode_to_nothing(nano):
     hello = nano.encode_text("hello")
     assert nano.decode([nano.vocab_size, *hello, 10**6]) == "hello"

@@ -172,17 +172,47 @@ def test_a_stage_that_gives_nan_is_named(runner, monkeypatch, stage):
 
 def test_reasoning_and_answer_are_told_apart_over_tokens_of_any_size():
     pieces = [b"it is \xe7", b"\xba\xa2", b"</th", b"ink>\n", b"\nred", b" one STO", b"P!"]
-
-    def decode(ids):
-        return b"".join(pieces[i] for i in ids).decode("utf-8", errors="replace")
-
-    text = AnswerText(decode, ("STOP",), thinking=True)
+    text = AnswerText(pieces.__getitem__, Sampling(stop=("STOP",)), thinking=True)
     streamed = [text.push(i) for i in range(len(pieces))]
     assert [piece.reasoning for piece in streamed] == ["it is", " 红", "", "", "", "", ""]
     assert [piece.answer for piece in streamed] == ["", "", "", "", "red", " one", ""]
     assert text.stopped
     text.flush()
     assert (text.reasoning, text.text, text.in_reasoning) == ("it is 红", "red one", False)
+
+
+def answer_text(text: str, sampling: Sampling, thinking: bool = True) -> tuple[str, str, bool]:
+    """Reasoning, answer and whether a stop string ended it, of a text that comes character by character."""
+    answer = AnswerText(lambda id_: chr(id_).encode(), sampling, thinking)
+    for character in text:
+        answer.push(ord(character))
+        if answer.stopped:
+            break
+    answer.flush()
+    return answer.reasoning, answer.text, answer.stopped
+
+
+def test_stop_strings_do_not_end_the_reasoning():
+    sampling = Sampling(stop=("\n\n", "END"))
+    text = "one END\n\ntwo</think>\n\nThree\nEND four"
+    assert answer_text(text, sampling) == ("one END\n\ntwo", "Three", True)
+    assert answer_text("One.\n\nTwo.", sampling, thinking=False) == ("", "One.", True)
+    assert answer_text("\n\n<think>a\n\nb</think>\n\nc", sampling, thinking=False) == ("a\n\nb", "c", False)
+
+
+def test_stop_strings_end_the_reasoning_where_that_is_asked_for():
+    sampling = Sampling(stop=("\n\n",), stop_in_reasoning=True)
+    assert answer_text("one\n\ntwo</think>Three", sampling) == ("one", "", True)
+    assert answer_text("one</think>\n\nThree", sampling) == ("one", "", True)
+
+
+def test_an_answer_that_fills_the_models_context_says_so(runner):
+    request = Request.ask("word " * 190)
+    answer = runner.answer(request, Sampling(max_new_tokens=5000))
+    assert answer.finish_reason == "context"
+    assert answer.prompt_tokens + len(answer.token_ids) == runner.max_positions
+    fitting = len(answer.token_ids)
+    assert runner.answer(request, Sampling(max_new_tokens=fitting)).finish_reason == "length"
 
 
 def test_turns_out_of_order_are_refused(runner):

@@ -237,7 +237,7 @@ def test_answers_end_where_the_engine_s_room_does(runner, executor):
     request = Request.ask("x" * 850)
     answer = over_executor(runner, executor).answer(request, Sampling(max_new_tokens=512))
 
-    assert answer.finish_reason == "length"
+    assert answer.finish_reason == "context"
     assert answer.prompt_tokens + len(answer.token_ids) == SIZES.max_seq_len
 
 

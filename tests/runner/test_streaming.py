@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from r1v_export.runner.streaming import REPLACEMENT, Detokenizer, StopStrings, partial_tag_length
+from r1v_export.runner.streaming import Detokenizer, StopStrings, TrailingSpace, partial_tag_length
 
 SAMPLES = [
     "plain text",
@@ -17,19 +17,14 @@ SAMPLES = [
 ]
 
 
-def decode_bytes(ids) -> str:
+def one_byte(id_: int) -> bytes:
     """A byte-level vocabulary at its finest: token i is byte i."""
-    return bytes(ids).decode("utf-8", errors="replace")
-
-
-def decode_chunks(chunks: list[bytes]):
-    """A vocabulary of byte strings: token i is chunks[i]."""
-    return lambda ids: b"".join(chunks[i] for i in ids).decode("utf-8", errors="replace")
+    return bytes([id_])
 
 
 @pytest.mark.parametrize("text", SAMPLES)
 def test_the_stream_is_the_text_and_no_unfinished_character_is_emitted(text):
-    detokenizer = Detokenizer(decode_bytes)
+    detokenizer = Detokenizer(one_byte)
     pieces = [detokenizer.push(byte) for byte in text.encode()]
     pieces.append(detokenizer.flush())
     assert "".join(pieces) == text
@@ -45,16 +40,34 @@ def test_random_bytes_cut_at_random_stream_to_what_decoding_all_at_once_gives():
         data = rng.choice([text, text + noise, noise + text, text[: len(text) // 2] + noise + text])
         cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(8)))
         chunks = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-        detokenizer = Detokenizer(decode_chunks(chunks))
+        detokenizer = Detokenizer(chunks.__getitem__)
         streamed = "".join(detokenizer.push(i) for i in range(len(chunks))) + detokenizer.flush()
         assert streamed == data.decode("utf-8", errors="replace")
 
 
 def test_a_character_that_is_cut_off_at_the_end_comes_out_as_one_replacement():
-    detokenizer = Detokenizer(decode_bytes)
+    detokenizer = Detokenizer(one_byte)
     assert "".join(detokenizer.push(byte) for byte in "好".encode()[:2]) == ""
-    assert detokenizer.flush() == REPLACEMENT
+    assert detokenizer.flush() == "\N{REPLACEMENT CHARACTER}"
     assert detokenizer.flush() == ""
+
+
+def test_each_token_is_read_once_however_many_bytes_are_invalid():
+    asked: list[int] = []
+
+    def token_bytes(id_: int) -> bytes:
+        asked.append(id_)
+        return b"\xff"
+
+    detokenizer = Detokenizer(token_bytes)
+    pieces = [detokenizer.push(id_) for id_ in range(10_000)]
+    assert pieces == ["\N{REPLACEMENT CHARACTER}"] * 10_000
+    assert asked == list(range(10_000))
+
+
+def test_white_space_comes_out_once_text_follows_it():
+    trailing = TrailingSpace()
+    assert [trailing.push(piece) for piece in ("a ", "\n", " b", "\n\n")] == ["a", "", " \n b", ""]
 
 
 def test_a_stop_string_that_arrives_in_pieces_cuts_the_text_before_it():
