@@ -12,7 +12,7 @@ from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.nano import dataset
-from r1v_export.quantization.calibration.dataset import Sample, prepare
+from r1v_export.quantization.calibration.dataset import CalibrationSample, prepare
 from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import Model
@@ -24,7 +24,7 @@ from r1v_export.reference.tokenizer import Tokenizer
 class Question:
     """A held-out question with its right thought and answer; the reply's tokens are the last `reply_tokens` ones."""
 
-    sample: Sample
+    sample: CalibrationSample
     reply_tokens: int
 
 
@@ -48,7 +48,7 @@ def _image(index: int) -> Image.Image:
 
 
 @torch.inference_mode()
-def run(model: Model, sample: Sample) -> Tensor:
+def run(model: Model, sample: CalibrationSample) -> Tensor:
     """Logits [tokens, vocab] of one sequence."""
     image_embeds_TNE = model.image_embeds(torch.from_numpy(sample.pixels()))
     ids_BS = torch.tensor([sample.token_ids])

@@ -23,7 +23,7 @@ from r1v_export.errors import BundleError
 SCHEMA_VERSION = 2
 PASSED = "passed"
 MANIFEST = "manifest.json"
-WORK = ".work"
+WORK_FOLDER = ".work"
 """Folder of an unfinished build inside its output folder."""
 LOCAL_REPORTS = "report/local"
 """Folder of what `check` and `bench` measured on this machine: not part of the product, not hashed."""
@@ -122,7 +122,7 @@ def read_manifest(bundle: Path) -> Manifest:
     path = bundle / MANIFEST
     rebuild = "build it again with: r1v-export build -o FOLDER"
     if not path.is_file():
-        unfinished = (bundle / WORK).is_dir()
+        unfinished = (bundle / WORK_FOLDER).is_dir()
         raise BundleError(
             "This build is not finished." if unfinished else "This is not a bundle.",
             where=bundle,

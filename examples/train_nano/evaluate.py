@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.nano.dataset import Sample, samples
+from r1v_export.nano.dataset import GeneratedSample, samples
 from r1v_export.nano.questions import KINDS
 from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.reference.prompt import TEMPLATES
@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def answer_all(model: str | Path | None, questions: Sequence[Sample], think: bool) -> list[Answer]:
+def answer_all(model: str | Path | None, questions: Sequence[GeneratedSample], think: bool) -> list[Answer]:
     """Greedy answers of the PyTorch reference."""
     checkpoint = Checkpoint.open(model)
     spec, tokenizer = checkpoint.spec, Tokenizer.from_folder(checkpoint.folder)

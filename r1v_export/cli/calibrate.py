@@ -77,7 +77,7 @@ def command(
     if merged:
         done = calibrate.merge_shards(config, merged, out, progress, offline=offline)
     elif shard is not None:
-        done = calibrate.observe_shard(config, Shard.parse(shard), out, progress, offline=offline)
+        done = calibrate.collect_shard(config, Shard.parse(shard), out, progress, offline=offline)
     else:
         done = calibrate.calibrate_alone(config, out, progress, offline=offline)
     _print(done, format_)

@@ -18,7 +18,7 @@ _KINDS_OF_OTHERS = (*questions.KINDS, "colour", "shape", "colour", "shape")
 
 
 @dataclass(frozen=True)
-class Sample:
+class GeneratedSample:
     """A picture, a question about it, the thought and the answer that are right, and the question's kind."""
 
     image: Image.Image
@@ -28,17 +28,17 @@ class Sample:
     kind: str
 
 
-def samples(split: Split, count: int) -> Iterator[Sample]:
+def samples(split: Split, count: int) -> Iterator[GeneratedSample]:
     """The first `count` samples of a split; kinds take turns."""
     return (sample(split, index) for index in range(count))
 
 
-def sample(split: Split, index: int) -> Sample:
+def sample(split: Split, index: int) -> GeneratedSample:
     """Sample `index` of a split, the same on every machine."""
     rng = seeded(split, index)
     scene, asked = scene_and_questions(rng, scenes.image_size(rng), kind_at(index), 1)
     question = asked[0]
-    return Sample(scenes.draw(scene), question.text, question.reasoning, question.answer, question.kind)
+    return GeneratedSample(scenes.draw(scene), question.text, question.reasoning, question.answer, question.kind)
 
 
 def kind_at(index: int) -> str:

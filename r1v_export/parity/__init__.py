@@ -9,7 +9,7 @@ from r1v_export.parity import samples
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.report import write_report
-from r1v_export.parity.samples import Sample
+from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import ParityReport
 
-__all__ = ["Endpoint", "ParityReport", "Sample", "check", "samples", "write_report"]
+__all__ = ["Endpoint", "ParityReport", "ParitySample", "check", "samples", "write_report"]

@@ -19,7 +19,7 @@ import numpy as np
 from r1v_export.contract import Engine
 from r1v_export.parity.endpoints import Endpoint, Inputs
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, TokenStatistics, top1_margin
-from r1v_export.parity.samples import Sample
+from r1v_export.parity.samples import ParitySample
 from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity
 from r1v_export.runner.scheduler import embed_chosen, prefill
 
@@ -39,7 +39,7 @@ class VisionBlocks(Protocol):
 class Answers(NamedTuple):
     """Greedy answers to one sample; `margins` are the reference's top-1 margins, one for each of its tokens."""
 
-    sample: Sample
+    sample: ParitySample
     reference: list[int]
     candidate: list[int]
     margins: list[float]
@@ -81,7 +81,7 @@ class BoundaryComparator:
             )
             self.record("embeds", TensorStatistics.of(expected, found, "(every token)", offset=start))
 
-    def compare_batch(self, samples: Sequence[Sample]) -> list[Answers]:
+    def compare_batch(self, samples: Sequence[ParitySample]) -> list[Answers]:
         """Take a batch through all boundaries."""
         prompts_SE, own_prompts_SE = [], []
         for sample in samples:

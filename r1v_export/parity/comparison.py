@@ -19,7 +19,7 @@ from r1v_export.parity.diagnosis import kind_of, likely_causes, problem
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.latency import TimedEngine, latencies
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
-from r1v_export.parity.samples import Sample
+from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import (
     BoundaryResult,
     Check,
@@ -56,7 +56,7 @@ _PACKAGES = ("r1v-export", "torch", "onnxruntime", "onnxruntime-gpu", "numpy", "
 def check(
     reference: Endpoint,
     candidate: Endpoint,
-    samples: Iterable[Sample],
+    samples: Iterable[ParitySample],
     *,
     precision: Precision,
     compute: Compute = "float32",
@@ -158,14 +158,14 @@ def _require_one_model(reference: Endpoint, candidate: Endpoint) -> None:
 
 def _compare_samples(
     comparator: BoundaryComparator,
-    samples: Iterable[Sample],
+    samples: Iterable[ParitySample],
     batch_size: int,
     on_progress: Callable[[int], None] | None,
-) -> tuple[list[SampleResult], list[Sample]]:
+) -> tuple[list[SampleResult], list[ParitySample]]:
     """Every sample through the walk. Returns the results and the first batch."""
     remaining = iter(samples)
     results: list[SampleResult] = []
-    first_batch: list[Sample] = []
+    first_batch: list[ParitySample] = []
     pictured = 0
     while batch := list(islice(remaining, batch_size)):
         first_batch = first_batch or batch
@@ -241,7 +241,7 @@ def _sample_result(answers: Answers, endpoint: Endpoint, with_images: bool) -> S
     )
 
 
-def _is_correct(text: str, sample: Sample, endpoint: Endpoint) -> bool | None:
+def _is_correct(text: str, sample: ParitySample, endpoint: Endpoint) -> bool | None:
     """Whether the final answer is the expected one, but for case and a full stop; None where that is not known."""
     if sample.answer is None:
         return None
@@ -272,7 +272,7 @@ def _readable(ids: list[int], endpoint: Endpoint) -> str:
     return " ".join(f"⟨token {token}⟩" for token in ids) if not text or "\N{REPLACEMENT CHARACTER}" in text else text
 
 
-def _thumbnails(sample: Sample) -> Iterator[bytes]:
+def _thumbnails(sample: ParitySample) -> Iterator[bytes]:
     for image in sample.images:
         small = image.convert("RGB")
         small.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)

@@ -10,7 +10,7 @@ import numpy as np
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.contract import Engine
-from r1v_export.parity.samples import Sample
+from r1v_export.parity.samples import ParitySample
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Template, Turn, encode, stop_ids
 from r1v_export.reference.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ class Endpoint:
     def stop_ids(self) -> frozenset[int]:
         return stop_ids(self.tokenizer, self.template, self.generation_config)
 
-    def inputs(self, sample: Sample) -> Inputs:
+    def inputs(self, sample: ParitySample) -> Inputs:
         """Tile the images and encode the question as one user turn."""
         pixels_T3HW, tiles_per_image = pixel_values(sample.images, self.spec.tiling)
         turn = Turn("user", sample.question, images=len(sample.images))

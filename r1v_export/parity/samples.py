@@ -14,7 +14,7 @@ from r1v_export.reference.load_image import load_image
 
 
 @dataclass(frozen=True)
-class Sample:
+class ParitySample:
     """One question about any number of pictures; `answer` is the right one, where it is known."""
 
     name: str
@@ -23,12 +23,12 @@ class Sample:
     answer: str | None = None
 
 
-def held_out(count: int) -> Iterator[Sample]:
+def held_out(count: int) -> Iterator[ParitySample]:
     """The first `count` held-out questions of the built-in generator: for r1v-nano, which was trained on its others."""
     from r1v_export.nano import dataset
 
     for index, sample in enumerate(dataset.samples("eval", count)):
-        yield Sample(f"{sample.kind} {index}", (sample.image,), sample.question, sample.answer)
+        yield ParitySample(f"{sample.kind} {index}", (sample.image,), sample.question, sample.answer)
 
 
 _QUESTIONS = (
@@ -43,7 +43,7 @@ _QUESTIONS = (
 _SHAPES = ((1.0, 1.0), (2.0, 1.0), (0.7, 2.1), (3.1, 1.2), (1.4, 1.4))
 
 
-def synthetic(count: int, tile_size: int) -> Iterator[Sample]:
+def synthetic(count: int, tile_size: int) -> Iterator[ParitySample]:
     """Made-up pictures of several shapes (gradients, noise, figures): for any model, when there is nothing better.
 
     The same on every machine. Every fifth question has two pictures.
@@ -52,7 +52,7 @@ def synthetic(count: int, tile_size: int) -> Iterator[Sample]:
         rng = np.random.default_rng(index)
         count = 2 if index % 5 == 4 else 1
         images = tuple(_image(rng, tile_size, *_SHAPES[(index + n) % len(_SHAPES)]) for n in range(count))
-        yield Sample(f"synthetic {index}", images, _QUESTIONS[index % len(_QUESTIONS)])
+        yield ParitySample(f"synthetic {index}", images, _QUESTIONS[index % len(_QUESTIONS)])
 
 
 def _image(rng: np.random.Generator, tile_size: int, wide: float, high: float) -> Image.Image:
@@ -74,7 +74,7 @@ def _image(rng: np.random.Generator, tile_size: int, wide: float, high: float) -
 
 def from_files(
     paths: Sequence[str | Path], questions: Iterable[str], policy: ImagePolicy = "as_displayed"
-) -> Iterator[Sample]:
+) -> Iterator[ParitySample]:
     """Every question about every image.
 
     Args:
@@ -86,4 +86,6 @@ def from_files(
     questions = tuple(questions)
     for path in paths:
         image = load_image(path, policy)
-        yield from (Sample(f"{Path(path).name}, question {n}", (image,), q) for n, q in enumerate(questions, start=1))
+        yield from (
+            ParitySample(f"{Path(path).name}, question {n}", (image,), q) for n, q in enumerate(questions, start=1)
+        )

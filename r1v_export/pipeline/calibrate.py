@@ -12,9 +12,9 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import UsageError
 from r1v_export.pipeline.calibration import (
-    WORK,
-    as_calibration_options,
+    PROGRESS_UNITS,
     calibrate,
+    calibration_options,
     calibration_set,
     chosen_recipe,
 )
@@ -44,18 +44,18 @@ def calibrate_alone(config: BuildConfig, out: Path, progress: Progress, *, offli
     Raises:
         R1VError: as `pipeline.calibration.calibrate`, or `out` holds something else.
     """
-    from r1v_export.quantization.calibration.resume import resume_folder
+    from r1v_export.quantization.calibration.resume import default_resume_folder
 
     recipe = chosen_recipe(config)
     checkpoint = _open(config, offline)
-    with progress.stage("calibration", WORK) as task:
-        calibrate(config, recipe, checkpoint, out, resume_folder(out), task.advance)
+    with progress.stage("calibration", PROGRESS_UNITS) as task:
+        calibrate(config, recipe, checkpoint, out, default_resume_folder(out), task.advance)
     # What a search within a budget tried on its way.
-    shutil.rmtree(resume_folder(out), ignore_errors=True)
+    shutil.rmtree(default_resume_folder(out), ignore_errors=True)
     return _calibrated(out, checkpoint, progress)
 
 
-def observe_shard(
+def collect_shard(
     config: BuildConfig, shard: Shard, out: Path, progress: Progress, *, offline: bool = False
 ) -> Calibrated:
     """Write one shard's statistics into `out`, for `merge_shards`.
@@ -63,7 +63,7 @@ def observe_shard(
     Raises:
         R1VError: as `calibrate_alone`; a budget has no shards.
     """
-    from r1v_export.quantization.calibration.shards import observe_shard as observe
+    from r1v_export.quantization.calibration.shards import collect_shard as observe
 
     recipe = chosen_recipe(config)
     if recipe is None:
@@ -73,9 +73,9 @@ def observe_shard(
             fix="leave one of them out",
         )
     checkpoint = _open(config, offline)
-    with progress.stage(f"shard {shard}", WORK) as task:
+    with progress.stage(f"shard {shard}", PROGRESS_UNITS) as task:
         samples = calibration_set(config, checkpoint, shard)
-        observe(checkpoint, recipe, samples, out, as_calibration_options(config, None, task.advance))
+        observe(checkpoint, recipe, samples, out, calibration_options(config, None, task.advance))
     return Calibrated(out, recipe.name, len(samples.samples), str(shard), linears=0, warnings=())
 
 
@@ -100,8 +100,8 @@ def merge_shards(
     from r1v_export.quantization.calibration.shards import find_shards, merge
 
     checkpoint = _open(config, offline)
-    with progress.stage("merge", WORK) as task:
-        merge(checkpoint, find_shards(folders), out, as_calibration_options(config, None, task.advance))
+    with progress.stage("merge", PROGRESS_UNITS) as task:
+        merge(checkpoint, find_shards(folders), out, calibration_options(config, None, task.advance))
     return _calibrated(out, checkpoint, progress)
 
 

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 CALIBRATION = "calibration"
 """The calibration artifact's folder in a bundle."""
 
-WORK = 1000
+PROGRESS_UNITS = 1000
 """How much `calibrate` tells of in all, whatever the model."""
 
 FP8_PER_TENSOR = frozenset({"hf-unified", "tensorrt-llm"})
 """Targets whose static FP8 has one scale for a weight, not one for each row of it."""
 
-LONGEST_REPLY = 512
+MAX_RESPONSE_TOKENS = 512
 """Tokens of the model's own reply to a calibration prompt that has none: reasoning are what it will mostly compute."""
 
 
@@ -121,8 +121,8 @@ def _prepared(
     from r1v_export.quantization.calibration.dataset import prepare
 
     without_answer = any(example.answer is None for example in examples)
-    replies = self_generated_responses(checkpoint, config.device) if without_answer else None
-    return prepare(examples, checkpoint, shard=shard, continuation=replies)
+    responses = response_generator(checkpoint, config.device) if without_answer else None
+    return prepare(examples, checkpoint, shard=shard, generate_responses=responses)
 
 
 def calibrate(
@@ -146,26 +146,26 @@ def calibrate(
         Artifact.open(Path(config.calibration.artifact), checkpoint)
         shutil.copytree(config.calibration.artifact, out)
         return
-    options = as_calibration_options(config, work, advance)
+    options = calibration_options(config, work, advance)
     if recipe is None:
         _within_budget(config, checkpoint, out, options)
     else:
         run(checkpoint, recipe, calibration_set(config, checkpoint), out, options)
 
 
-def as_calibration_options(config: BuildConfig, work: Path | None, advance: Advance) -> CalibrationOptions:
-    """How a build's calibration is run: told in `WORK` parts."""
+def calibration_options(config: BuildConfig, work: Path | None, advance: Advance) -> CalibrationOptions:
+    """How a build's calibration is run: told in `PROGRESS_UNITS` parts."""
     from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 
     told = 0
 
     def on_progress(done: int, total: int) -> None:
         nonlocal told
-        parts = WORK * done // max(1, total)
+        parts = PROGRESS_UNITS * done // max(1, total)
         advance(parts - told)
         told = parts
 
-    return CalibrationOptions(device=config.device, work=work, on_progress=on_progress)
+    return CalibrationOptions(device=config.device, resume_folder=work, on_progress=on_progress)
 
 
 def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, options: CalibrationOptions) -> None:
@@ -178,10 +178,10 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, optio
     from r1v_export.quantization.mixed_precision.search import SENSITIVITY, search
 
     assert config.budget is not None
-    assert options.work is not None
+    assert options.resume_folder is not None
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
-    budget, work = Budget.parse(config.budget), options.work
+    budget, work = Budget.parse(config.budget), options.resume_folder
     with_kl = _whole_model_fits(checkpoint)
     if budget.kind == "kl" and not with_kl:
         raise CapabilityError(
@@ -234,9 +234,7 @@ def _whole_model_fits(checkpoint: Checkpoint) -> bool:
     return 2 * 4 * parameters < psutil.virtual_memory().total
 
 
-def self_generated_responses(
-    checkpoint: Checkpoint, device: Device
-) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
+def response_generator(checkpoint: Checkpoint, device: Device) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
     """The model's own greedy replies, reasoning included, computed by the PyTorch reference."""
     from r1v_export.reference.model import ReferenceEngine, load
     from r1v_export.reference.prompt import TEMPLATES
@@ -249,12 +247,12 @@ def self_generated_responses(
     engine = ReferenceEngine(load(checkpoint).to(device))
     runner = EngineRunner(engine, tokenizer, spec, TEMPLATES[spec.template], checkpoint.generation_config)
 
-    def reply(examples: Sequence[RawExample]) -> list[Sequence[int]]:
+    def generate(examples: Sequence[RawExample]) -> list[Sequence[int]]:
         requests = [Request.ask(example.prompt, *example.load_images()) for example in examples]
-        answers = runner.answers(requests, Sampling(max_new_tokens=LONGEST_REPLY))
+        answers = runner.answers(requests, Sampling(max_new_tokens=MAX_RESPONSE_TOKENS))
         return [answer.token_ids for answer in answers]
 
-    return reply
+    return generate
 
 
 def open_artifact(folder: Path, checkpoint: Checkpoint) -> Artifact | None:

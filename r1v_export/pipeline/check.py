@@ -11,7 +11,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import Device
 from r1v_export.errors import UsageError
 from r1v_export.parity.endpoints import Endpoint
-from r1v_export.parity.samples import Sample
+from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import BundleFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import open_artifact
@@ -35,10 +35,10 @@ class Questions:
     """What both sides are asked: so many of the model's own questions, or the samples where there are any."""
 
     count: int
-    samples: tuple[Sample, ...]
+    samples: tuple[ParitySample, ...]
     max_new_tokens: int
 
-    def of(self, checkpoint: Checkpoint) -> Iterable[Sample]:
+    def of(self, checkpoint: Checkpoint) -> Iterable[ParitySample]:
         return self.samples or questions(checkpoint, self.count)
 
     def __len__(self) -> int:

@@ -62,4 +62,4 @@ def import_calibration(checkpoint: Checkpoint, out: Path, work: Path, advance: A
         advance(work_units * done // total - told)
         told = work_units * done // total
 
-    import_quantized(checkpoint, out, work=work, on_progress=on_progress)
+    import_quantized(checkpoint, out, resume_folder=work, on_progress=on_progress)

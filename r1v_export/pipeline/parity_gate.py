@@ -12,7 +12,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
-from r1v_export.parity.samples import Sample, held_out, synthetic
+from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import fake_quantize
@@ -53,7 +53,7 @@ def candidate_endpoint(folder: Path, target: str, device: Device) -> Endpoint:
     return Endpoint(engine, tokenizer, spec, template, read_generation_config(folder))
 
 
-def questions(checkpoint: Checkpoint, count: int) -> Iterator[Sample]:
+def questions(checkpoint: Checkpoint, count: int) -> Iterator[ParitySample]:
     """What both sides are asked: held-out questions for the shipped model, made-up images for all others."""
     if checkpoint.source.kind == "builtin":
         return held_out(count)
@@ -97,7 +97,7 @@ def calibration_facts(artifact: Artifact | None) -> CalibrationFacts | None:
 def compare(
     reference: Endpoint,
     candidate: Endpoint,
-    samples: Iterable[Sample],
+    samples: Iterable[ParitySample],
     advance: Advance,
     calibration: CalibrationFacts | None = None,
     **options: Any,

@@ -13,10 +13,11 @@ from r1v_export import contract
 from r1v_export.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT, REPORT_FOLDERS
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
-from r1v_export.manifest import WORK
+from r1v_export.manifest import WORK_FOLDER
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import (
     CALIBRATION,
+    PROGRESS_UNITS,
     budget_candidates,
     calibrate,
     calibration_warnings,
@@ -25,7 +26,6 @@ from r1v_export.pipeline.calibration import (
     open_artifact,
     require_origin,
 )
-from r1v_export.pipeline.calibration import WORK as CALIBRATION_WORK
 from r1v_export.pipeline.estimate import TRACE_S, WRITE_BYTES_PER_S, graph_parameters, require_memory
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.stage import Advance, Stage
@@ -165,16 +165,16 @@ class Build:
             tools=(*provenance.TRACING_TOOLS, *provenance.INPUT_TOOLS),
             settings=settings,
             sources=tuple(self.source_files()),
-            work=CALIBRATION_WORK,
+            work=PROGRESS_UNITS,
             size_bytes=parameters,
             seconds=seconds,
             notes=calibration_warnings,
         )
 
     def _calibrate(self, folder: Path, advance: Advance) -> None:
-        work = self.out / WORK / "calibrated-blocks"
+        work = self.out / WORK_FOLDER / "calibrated-blocks"
         if self.checkpoint.quantized is not None:
-            import_calibration(self.checkpoint, folder / CALIBRATION, work, advance, CALIBRATION_WORK)
+            import_calibration(self.checkpoint, folder / CALIBRATION, work, advance, PROGRESS_UNITS)
             return
         calibrate(self.config, self.recipe, self.checkpoint, folder / CALIBRATION, work, advance)
 

@@ -28,7 +28,7 @@ from r1v_export.files import sync_file, sync_folder, write_atomically
 from r1v_export.manifest import (
     LOCAL_REPORTS,
     MANIFEST,
-    WORK,
+    WORK_FOLDER,
     FileEntry,
     Manifest,
     OnBytes,
@@ -43,7 +43,7 @@ class Workspace:
     """One output folder, locked. Made by `open_workspace`."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.work = out, out / WORK
+        self.out, self.work = out, out / WORK_FOLDER
         self.hashes = HashCache(self.work / "hashes.json")
         self.manifest = read_manifest(out) if (out / MANIFEST).is_file() else None
         self._done = dict(self.manifest.stages) if self.manifest else dict(self._read_records())
@@ -182,7 +182,7 @@ def open_workspace(out: Path) -> Iterator[Workspace]:
     """
     if out.exists() and not out.is_dir():
         raise UsageError("The output is not a folder.", where=out, fix="choose another one with -o FOLDER")
-    is_ours = (out / MANIFEST).is_file() or (out / WORK).is_dir()
+    is_ours = (out / MANIFEST).is_file() or (out / WORK_FOLDER).is_dir()
     if out.is_dir() and not is_ours and any(out.iterdir()):
         raise UsageError(
             "The output folder holds something else.",
@@ -196,7 +196,7 @@ def open_workspace(out: Path) -> Iterator[Workspace]:
 
 def _lock(out: Path) -> TextIO:
     """Take the lock, which dies with the process; the file's text, a process id, is for the message only."""
-    path = out / WORK / "lock"
+    path = out / WORK_FOLDER / "lock"
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -226,5 +226,5 @@ def _write_text(path: Path, text: str) -> None:
 
 def _remove_empty_folders(root: Path) -> None:
     for path in sorted(root.rglob("*"), reverse=True):
-        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()) and WORK not in path.parts:
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()) and WORK_FOLDER not in path.parts:
             path.rmdir()

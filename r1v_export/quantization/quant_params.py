@@ -26,7 +26,7 @@ class QuantParams:
     zero_point: Tensor | None
 
     @classmethod
-    def of(
+    def from_weight(
         cls, weight_OI: Tensor, kind: WeightType, group_size: int | None, shrink: float | Tensor = 1.0
     ) -> QuantParams:
         """The grid that just covers each group, or `shrink` (a number, or [O, G]) times as much.

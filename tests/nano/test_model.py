@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.nano.dataset import Sample, samples
+from r1v_export.nano.dataset import GeneratedSample, samples
 from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import TEMPLATES, Turn, encode
@@ -69,7 +69,7 @@ def test_all_texts_of_the_generator_survive_the_tokenizer(tokenizer: Tokenizer):
             assert tokenizer.decode(tokenizer.encode_text(text)) == text
 
 
-def reply_to(sample: Sample, engine: ReferenceEngine, tokenizer: Tokenizer) -> str:
+def reply_to(sample: GeneratedSample, engine: ReferenceEngine, tokenizer: Tokenizer) -> str:
     """Greedy decoding in its plainest form, one sequence, one token at a time."""
     spec = engine.model.spec
     pixels, tiles = pixel_values([sample.image], spec.tiling)

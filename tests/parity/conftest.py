@@ -13,7 +13,7 @@ import torch
 import r1v_export
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.parity.endpoints import Endpoint
-from r1v_export.parity.samples import Sample, synthetic
+from r1v_export.parity.samples import ParitySample, synthetic
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
@@ -73,5 +73,5 @@ def damaged(reference: Endpoint, model: Model) -> Callable[[Callable[[Model], No
 
 
 @pytest.fixture(scope="session")
-def samples() -> list[Sample]:
+def samples() -> list[ParitySample]:
     return list(synthetic(5, TILE))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import CapabilityError, InputError, ParityError, UsageError
-from r1v_export.parity import Endpoint, ParityReport, Sample, check
+from r1v_export.parity import Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.comparison import COMPARED
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.prompt import TEMPLATES
@@ -25,7 +25,7 @@ from r1v_export.reference.tokenizer import Tokenizer
 Damaged = Callable[[Callable[[Model], None]], Endpoint]
 
 
-def compare(reference: Endpoint, candidate: Endpoint, samples: list[Sample], **options) -> ParityReport:
+def compare(reference: Endpoint, candidate: Endpoint, samples: list[ParitySample], **options) -> ParityReport:
     return check(reference, candidate, samples, **{"precision": "fp32", "max_new_tokens": 10, **options})
 
 
@@ -33,7 +33,7 @@ def nothing(model: Model) -> None:
     pass
 
 
-def test_identical_engines_pass_with_zeros(reference: Endpoint, damaged: Damaged, samples: list[Sample]):
+def test_identical_engines_pass_with_zeros(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]):
     report = compare(reference, damaged(nothing), samples, blocks=True)
     assert report.passed
     assert report.causes == ()
@@ -45,7 +45,9 @@ def test_identical_engines_pass_with_zeros(reference: Endpoint, damaged: Damaged
     assert all(sample.divergence is None and sample.candidate is None for sample in report.samples)
 
 
-def test_boundaries_come_in_the_order_of_the_data_flow(reference: Endpoint, damaged: Damaged, samples: list[Sample]):
+def test_boundaries_come_in_the_order_of_the_data_flow(
+    reference: Endpoint, damaged: Damaged, samples: list[ParitySample]
+):
     names = [b.name for b in compare(reference, damaged(nothing), samples, blocks=True).boundaries]
     blocks = ["vision_block.0", "vision_block.1", "vision_block.2"]
     kinds = list(COMPARED)
@@ -98,7 +100,7 @@ def lm_head(model: Model) -> None:
     ],
 )
 def test_a_damaged_weight_is_caught_where_it_is(
-    reference: Endpoint, damaged: Damaged, samples: list[Sample], damage: Callable[[Model], None], boundary: str
+    reference: Endpoint, damaged: Damaged, samples: list[ParitySample], damage: Callable[[Model], None], boundary: str
 ):
     report = compare(reference, damaged(damage), samples)
     assert report.first_bad == boundary
@@ -107,14 +109,18 @@ def test_a_damaged_weight_is_caught_where_it_is(
     assert caught.value.exit_code == 3
 
 
-def test_a_damaged_stage_does_not_taint_the_later_ones(reference: Endpoint, damaged: Damaged, samples: list[Sample]):
+def test_a_damaged_stage_does_not_taint_the_later_ones(
+    reference: Endpoint, damaged: Damaged, samples: list[ParitySample]
+):
     report = compare(reference, damaged(vit_block), samples)
     failed = {b.name for b in report.boundaries if not b.passed}
     assert {"vision_block.1", "vision_block.2", "vision", "end_to_end"} <= failed
     assert failed.isdisjoint({"pixels", "prompt", "vision_block.0", "projector", "embeds", "prefill", "decode"})
 
 
-def test_a_damaged_embedding_row_is_named_with_its_token(reference: Endpoint, damaged: Damaged, samples: list[Sample]):
+def test_a_damaged_embedding_row_is_named_with_its_token(
+    reference: Endpoint, damaged: Damaged, samples: list[ParitySample]
+):
     report = compare(reference, damaged(embedding_row_that_no_sample_uses), samples)
     text = reference.tokenizer.decode([417])
     assert f"token 417 ({text!r})" in report.causes[0]
@@ -122,7 +128,7 @@ def test_a_damaged_embedding_row_is_named_with_its_token(reference: Endpoint, da
 
 
 def test_a_damaged_row_of_lm_head_is_reported_from_a_damaged_layer(
-    reference: Endpoint, damaged: Damaged, samples: list[Sample]
+    reference: Endpoint, damaged: Damaged, samples: list[ParitySample]
 ):
     causes = [compare(reference, damaged(damage), samples).causes for damage in (lm_head, decoder_layer)]
     assert causes[0][0].startswith("only 1 of ")
@@ -130,7 +136,7 @@ def test_a_damaged_row_of_lm_head_is_reported_from_a_damaged_layer(
     assert not any("lm_head" in cause for cause in causes[1])
 
 
-def test_a_nan_weight_is_named_as_such(reference: Endpoint, damaged: Damaged, samples: list[Sample]):
+def test_a_nan_weight_is_named_as_such(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]):
     def nan_weight(model: Model) -> None:
         model.mlp1[3].weight[2, 2] = math.nan
 
@@ -143,7 +149,7 @@ def test_a_nan_weight_is_named_as_such(reference: Endpoint, damaged: Damaged, sa
     assert "NaN" in str(json.loads(report.model_dump_json())["boundaries"])
 
 
-def test_float16_overflow_is_caught_and_explained(reference: Endpoint, damaged: Damaged, samples: list[Sample]):
+def test_float16_overflow_is_caught_and_explained(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]):
     def overflowing(model: Model) -> None:
         model.vision_model.encoder.layers[2].mlp.fc2.bias[4] = 1e5
         model.half()
@@ -171,7 +177,7 @@ def broken_cache(endpoint: Endpoint) -> Endpoint:
     return replace(endpoint, engine=Engine(endpoint.engine.model))
 
 
-def test_a_wrong_cache_slot_shows_at_decode(reference: Endpoint, samples: list[Sample]):
+def test_a_wrong_cache_slot_shows_at_decode(reference: Endpoint, samples: list[ParitySample]):
     report = compare(reference, broken_cache(reference), samples)
     assert report.first_bad == "decode"
     assert "cache_write_index" in report.causes[-1]
@@ -196,14 +202,14 @@ def spellbound(endpoint: Endpoint) -> Endpoint:
     return replace(endpoint, engine=Engine(endpoint.engine.model))
 
 
-def test_a_model_that_writes_image_tokens_is_compared_to_the_end(reference: Endpoint, samples: list[Sample]):
+def test_a_model_that_writes_image_tokens_is_compared_to_the_end(reference: Endpoint, samples: list[ParitySample]):
     report = compare(spellbound(reference), spellbound(reference), samples)
     assert report.passed
     assert [sample.tokens for sample in report.samples] == [10] * len(samples)
 
 
 def test_a_changed_merge_in_the_tokenizer_shows_at_the_prompt(
-    reference: Endpoint, samples: list[Sample], tokenizer_files: Path, tmp_path: Path
+    reference: Endpoint, samples: list[ParitySample], tokenizer_files: Path, tmp_path: Path
 ):
     shutil.copytree(tokenizer_files, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     file = tmp_path / "model" / "tokenizer.json"
@@ -215,12 +221,12 @@ def test_a_changed_merge_in_the_tokenizer_shows_at_the_prompt(
     assert report.boundary("prompt").metrics["token_agreement"] < 1
 
 
-def test_another_template_shows_at_the_prompt(reference: Endpoint, samples: list[Sample]):
+def test_another_template_shows_at_the_prompt(reference: Endpoint, samples: list[ParitySample]):
     report = compare(reference, replace(reference, template=TEMPLATES["internvl2_5"]), samples)
     assert report.first_bad == "prompt"
 
 
-def test_other_tiling_shows_at_the_pixels(reference: Endpoint, spec: ModelSpec, samples: list[Sample]):
+def test_other_tiling_shows_at_the_pixels(reference: Endpoint, spec: ModelSpec, samples: list[ParitySample]):
     tiling = spec.tiling.model_copy(update={"max_tiles": 2})
     candidate = replace(reference, spec=spec.model_copy(update={"tiling": tiling}))
     report = compare(reference, candidate, samples)
@@ -228,7 +234,9 @@ def test_other_tiling_shows_at_the_pixels(reference: Endpoint, spec: ModelSpec, 
     assert "shapes differ" in report.boundary("pixels").problem
 
 
-def test_a_diverging_answer_tells_where_and_how_narrowly(reference: Endpoint, damaged: Damaged, samples: list[Sample]):
+def test_a_diverging_answer_tells_where_and_how_narrowly(
+    reference: Endpoint, damaged: Damaged, samples: list[ParitySample]
+):
     report = compare(reference, damaged(vit_block), samples, max_new_tokens=40)
     parted = [sample for sample in report.samples if sample.divergence]
     assert parted
@@ -239,7 +247,7 @@ def test_a_diverging_answer_tells_where_and_how_narrowly(reference: Endpoint, da
         assert sample.reference.startswith(parting.agreed.rstrip("\N{REPLACEMENT CHARACTER}"))
 
 
-def test_answers_are_graded_where_the_right_one_is_known(reference: Endpoint, samples: list[Sample]):
+def test_answers_are_graded_where_the_right_one_is_known(reference: Endpoint, samples: list[ParitySample]):
     plain = replace(reference, template=replace(reference.template, thinking=""))
     written = compare(plain, plain, samples[:1]).samples[0].reference
     scored = [replace(samples[0], answer=answer) for answer in (f" {written.upper()}.", "something else", None)]
@@ -247,7 +255,7 @@ def test_answers_are_graded_where_the_right_one_is_known(reference: Endpoint, sa
     assert correct == [True, False, None]
 
 
-def test_batches_do_not_change_the_answers(reference: Endpoint, samples: list[Sample]):
+def test_batches_do_not_change_the_answers(reference: Endpoint, samples: list[ParitySample]):
     answers = [
         [sample.reference for sample in compare(reference, reference, samples, batch_size=size).samples]
         for size in (1, 2, 16)
@@ -256,12 +264,12 @@ def test_batches_do_not_change_the_answers(reference: Endpoint, samples: list[Sa
 
 
 def test_a_question_without_a_image_is_compared_too(reference: Endpoint, damaged: Damaged):
-    report = compare(reference, damaged(lm_head), [Sample("text only", (), "What is a square?")])
+    report = compare(reference, damaged(lm_head), [ParitySample("text only", (), "What is a square?")])
     assert report.first_bad == "prefill"
     assert "vision" not in [boundary.name for boundary in report.boundaries]
 
 
-def test_answers_stop_at_the_stop_token(reference: Endpoint, damaged: Damaged, samples: list[Sample]):
+def test_answers_stop_at_the_stop_token(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]):
     stop = max(reference.stop_ids)
 
     def stops_at_once(model: Model) -> None:
@@ -276,14 +284,14 @@ def test_answers_stop_at_the_stop_token(reference: Endpoint, damaged: Damaged, s
     assert report.decode_steps == ()
 
 
-def test_engines_of_different_models_are_refused(reference: Endpoint, spec: ModelSpec, samples: list[Sample]):
+def test_engines_of_different_models_are_refused(reference: Endpoint, spec: ModelSpec, samples: list[ParitySample]):
     language = spec.language.model_copy(update={"num_layers": 2})
     smaller = spec.model_copy(update={"language": language})
     with pytest.raises(ParityError, match="different models"):
         compare(reference, replace(reference, engine=ReferenceEngine(Model(smaller)), spec=smaller), samples)
 
 
-def test_blocks_need_engines_that_show_them(reference: Endpoint, samples: list[Sample]):
+def test_blocks_need_engines_that_show_them(reference: Endpoint, samples: list[ParitySample]):
     class Opaque:
         def __init__(self, engine: ReferenceEngine) -> None:
             self.name, self.sizes, self.vision, self.projector = "opaque", engine.sizes, engine.vision, engine.projector
@@ -296,7 +304,7 @@ def test_blocks_need_engines_that_show_them(reference: Endpoint, samples: list[S
 
 
 def test_a_vision_tower_whose_blocks_were_fused_away_is_named_as_a_whole(
-    reference: Endpoint, damaged: Damaged, samples: list[Sample]
+    reference: Endpoint, damaged: Damaged, samples: list[ParitySample]
 ):
     class Fused(ReferenceEngine):
         def vision_blocks(self, pixel_values):
@@ -312,25 +320,25 @@ def test_a_check_of_nothing_is_refused(reference: Endpoint):
 
 
 def test_a_precision_without_limits_is_refused_before_any_work(reference: Endpoint):
-    never_looked_at = [Sample("never looked at", (Image.new("RGB", (1, 1)),), "?")]
+    never_looked_at = [ParitySample("never looked at", (Image.new("RGB", (1, 1)),), "?")]
     with pytest.raises(UsageError, match="fp32"):
         compare(reference, reference, never_looked_at, gate="quantization")
 
 
-def test_progress_is_reported_after_each_batch(reference: Endpoint, samples: list[Sample]):
+def test_progress_is_reported_after_each_batch(reference: Endpoint, samples: list[ParitySample]):
     told: list[int] = []
     compare(reference, reference, samples, batch_size=2, max_new_tokens=2, on_progress=told.append)
     assert told == [2, 4, 5]
 
 
-def test_every_stage_that_ran_often_enough_is_timed(reference: Endpoint, damaged: Damaged, samples: list[Sample]):
+def test_every_stage_that_ran_often_enough_is_timed(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]):
     report = compare(reference, damaged(nothing), samples, batch_size=2, measure_latency=True)
     assert [latency.stage for latency in report.latency] == ["vision", "projector", "embed", "prefill", "decode"]
     assert all(latency.reference_ms > 0 and latency.candidate_ms > 0 for latency in report.latency)
 
 
 def test_sixteen_bit_rounding_is_within_its_own_tolerances_and_not_within_float32s(
-    reference: Endpoint, damaged: Damaged, samples: list[Sample]
+    reference: Endpoint, damaged: Damaged, samples: list[ParitySample]
 ):
     candidate = damaged(Model.half)
     assert not compare(reference, candidate, samples).passed
@@ -339,7 +347,7 @@ def test_sixteen_bit_rounding_is_within_its_own_tolerances_and_not_within_float3
     assert {"vision_block.2", "vision", "projector", "embeds"} <= within
 
 
-def test_the_reference_agrees_with_its_own_prompt_run_at_once(reference: Endpoint, samples: list[Sample]):
+def test_the_reference_agrees_with_its_own_prompt_run_at_once(reference: Endpoint, samples: list[ParitySample]):
     """The walk's prefill logits are those of the plain model over the whole prompt, without cache or padding."""
     model = reference.engine.model
     inputs = reference.inputs(samples[1])

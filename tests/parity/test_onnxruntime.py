@@ -15,7 +15,7 @@ import torch
 from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS
 from r1v_export.exporters.export import export_graph
-from r1v_export.parity import Endpoint, ParityReport, Sample, check
+from r1v_export.parity import Endpoint, ParityReport, ParitySample, check
 from r1v_export.reference.model import Model
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.targets.registry import BuildInputs
@@ -43,7 +43,7 @@ def candidate(reference: Endpoint, bundle: Path) -> Endpoint:
     return replace(reference, engine=engine)
 
 
-def compare(reference: Endpoint, bundle: Path, samples: list[Sample], **options) -> ParityReport:
+def compare(reference: Endpoint, bundle: Path, samples: list[ParitySample], **options) -> ParityReport:
     return check(reference, candidate(reference, bundle), samples, precision="fp32", max_new_tokens=12, **options)
 
 
@@ -58,7 +58,7 @@ def change_weight(bundle: Path, graph: str, initializer: str, change: Change) ->
     weight.flush()
 
 
-def test_a_built_engine_passes_at_every_boundary(reference: Endpoint, bundle: Path, samples: list[Sample]):
+def test_a_built_engine_passes_at_every_boundary(reference: Endpoint, bundle: Path, samples: list[ParitySample]):
     report = compare(reference, bundle, samples, blocks=True)
     report.raise_if_failed()
     assert report.boundary("tokens").metrics["token_agreement"] == 1.0
@@ -84,7 +84,7 @@ def add_a_little(weight: np.ndarray) -> None:
 def test_a_damaged_weight_file_is_caught_where_it_is(
     reference: Endpoint,
     bundle: Path,
-    samples: list[Sample],
+    samples: list[ParitySample],
     tmp_path: Path,
     graph: str,
     initializer: str,
@@ -95,7 +95,9 @@ def test_a_damaged_weight_file_is_caught_where_it_is(
     assert compare(reference, tmp_path / "bundle", samples).first_bad == boundary
 
 
-def test_a_damaged_row_of_lm_head_is_named(reference: Endpoint, bundle: Path, samples: list[Sample], tmp_path: Path):
+def test_a_damaged_row_of_lm_head_is_named(
+    reference: Endpoint, bundle: Path, samples: list[ParitySample], tmp_path: Path
+):
     shutil.copytree(bundle, tmp_path / "bundle")
     change_weight(tmp_path / "bundle", "decoder", "language_model.lm_head.weight.T", add_a_little)
     report = compare(reference, tmp_path / "bundle", samples)
@@ -103,6 +105,6 @@ def test_a_damaged_row_of_lm_head_is_named(reference: Endpoint, bundle: Path, sa
     assert "token 5 " in report.causes[0]
 
 
-def test_two_checks_of_one_engine_give_the_same_report(reference: Endpoint, bundle: Path, samples: list[Sample]):
+def test_two_checks_of_one_engine_give_the_same_report(reference: Endpoint, bundle: Path, samples: list[ParitySample]):
     first, second = (compare(reference, bundle, samples).model_dump_json() for _ in range(2))
     assert first == second

@@ -78,8 +78,8 @@ def without_the_second(shards: Path, folder: Path) -> list[Path]:
 
 
 def with_one_of_other_samples(shards: Path, folder: Path) -> list[Path]:
-    plan = json.loads((shards / "3" / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps({**plan, "data": "0" * 64}))
+    plan = json.loads((shards / "3" / "key.json").read_text())
+    (folder / "key.json").write_text(json.dumps({**plan, "data": "0" * 64}))
     return [shards / "1", shards / "2", folder]
 
 

@@ -1,4 +1,4 @@
-"""4-bit codes in the words that formats pack them into."""
+"""4-bit values in the bytes and words that they are packed into."""
 
 from __future__ import annotations
 
@@ -11,12 +11,30 @@ BITS = 4
 
 
 def unpack(words: Tensor, axis: int, order: Sequence[int]) -> Tensor:
-    """int8 codes 0..15, `len(order)` times as many along `axis`.
+    """Unpack 4-bit values from words: int8, 0..15, `len(order)` times as many along `axis`.
 
     Args:
         words: [a, b] integers, each `4 * len(order)` bits wide.
-        axis: along which the codes of a word follow each other.
-        order: code `order[i]` of a word's lies in its i-th four bits, counted from the lowest.
+        axis: along which the values of a word follow each other.
+        order: value `order[i]` of a word lies in its i-th four bits, counted from the lowest.
     """
     qweight = [(words >> BITS * order.index(code)) & 0xF for code in range(len(order))]
     return torch.stack([code.to(torch.int8) for code in qweight], dim=axis + 1).flatten(axis, axis + 1)
+
+
+def pack_pairs(qweight: Tensor) -> Tensor:
+    """Pack two 4-bit values into each byte, along the last axis, the even one in the low half.
+
+    Args:
+        qweight: int8 [out, in], -8..7 or 0..15; `in` is even.
+
+    Returns: uint8 [out, in / 2].
+    """
+    nibbles = qweight.to(torch.uint8) & 0xF
+    return nibbles[:, ::2] | nibbles[:, 1::2] << BITS
+
+
+def unpack_pairs(packed: Tensor, signed: bool) -> Tensor:
+    """The inverse of `pack_pairs`: uint8 [out, in / 2] -> int8 [out, in], -8..7 if signed, else 0..15."""
+    qweight = unpack(packed, 1, (0, 1))
+    return (qweight ^ 8) - 8 if signed else qweight

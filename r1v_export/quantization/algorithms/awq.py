@@ -59,5 +59,5 @@ def scale_of(mean_I: Tensor, alpha: float) -> Tensor:
 
 def _loss(rows_OI: Tensor, scale_I: Tensor, gram_II: Tensor, kind: WeightType, group_size: int | None) -> Tensor:
     scaled_OI = rows_OI * scale_I
-    quantized_OI = QuantParams.of(scaled_OI, kind, group_size).quantize_dequantize(scaled_OI) / scale_I
+    quantized_OI = QuantParams.from_weight(scaled_OI, kind, group_size).quantize_dequantize(scaled_OI) / scale_I
     return output_error(rows_OI, quantized_OI, gram_II)

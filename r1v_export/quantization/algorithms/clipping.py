@@ -27,13 +27,13 @@ def clipped_params(
     """The grid whose range, per row and group, is the best of SHRINKS times the full one."""
     blocks_Ggg = None if gram_II is None else _diagonal_blocks(gram_II, group_size or weight_OI.shape[1])
     shrink_OG = torch.cat([_best_shrink(rows, kind, group_size, blocks_Ggg) for rows in weight_OI.split(ROWS_AT_ONCE)])
-    return QuantParams.of(weight_OI, kind, group_size, shrink_OG)
+    return QuantParams.from_weight(weight_OI, kind, group_size, shrink_OG)
 
 
 def _best_shrink(weight_OI: Tensor, kind: WeightType, group_size: int | None, blocks_Ggg: Tensor | None) -> Tensor:
     best_OG, best_loss_OG = None, None
     for shrink in SHRINKS:
-        params = QuantParams.of(weight_OI, kind, group_size, shrink)
+        params = QuantParams.from_weight(weight_OI, kind, group_size, shrink)
         error_OGg = (params.quantize_dequantize(weight_OI) - weight_OI).unflatten(1, (params.scale.shape[1], -1))
         loss_OG = _loss(error_OGg, blocks_Ggg)
         if best_OG is None or best_loss_OG is None:

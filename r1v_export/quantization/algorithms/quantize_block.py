@@ -134,7 +134,7 @@ def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor)
         assert gram is not None, "the caller calibrates with Gram matrices where needs_gram says so"
         gram = gram.to(weight.device)
         clip, arguments = options.clip, (weight, options.type, options.group_size)
-        params = clipped_params(*arguments, gram) if clip else QuantParams.of(*arguments)
+        params = clipped_params(*arguments, gram) if clip else QuantParams.from_weight(*arguments)
         if isinstance(options, Gptq):
             return gptq(weight, gram, params, options.damping, options.act_order)
         return params.linear(params.qweight(weight))

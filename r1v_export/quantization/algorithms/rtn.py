@@ -19,7 +19,9 @@ def round_to_nearest(
         weight_OI: [out, in] float32.
         clip: shrink each scale to where the squared error of the weights is least, see `clipping`.
     """
-    params = clipped_params(weight_OI, kind, group_size) if clip else QuantParams.of(weight_OI, kind, group_size)
+    params = (
+        clipped_params(weight_OI, kind, group_size) if clip else QuantParams.from_weight(weight_OI, kind, group_size)
+    )
     return params.linear(params.qweight(weight_OI))
 
 

@@ -13,16 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
-from r1v_export.quantization.groups import linear_groups
-from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize
-
-
-def fused_groups(spec: ModelSpec) -> tuple[tuple[str, ...], ...]:
-    """Names of the linears that engines fuse, group by group in model order: q, k, v and gate, up of each layer."""
-    return tuple(group.linears for group in linear_groups(spec) if len(group.linears) > 1)
 
 
 def has_one_scale(linears: Sequence[QuantizedLinear]) -> bool:
@@ -81,50 +73,6 @@ def share_input_scale(names: Sequence[str], linears: Sequence[QuantizedLinear]) 
     if not scales:
         return tuple(linears)
     return tuple(replace(linear, input_scale=torch.stack(scales).max()) for linear in linears)
-
-
-def share_pre_quant_scale(
-    names: Sequence[str], linears: Sequence[QuantizedLinear], scales: Sequence[Tensor]
-) -> tuple[tuple[QuantizedLinear, ...], Tensor]:
-    """AWQ linears that multiply their common input by scales of their own, made to multiply it by one.
-
-    W (x * own) = (W * own / shared) (x * shared), with shared = the mean of all, and the weight rounded again on a
-    grid that covers it. Linears whose scale is the shared one come back as they are.
-
-    Args:
-        names: of the linears, for errors.
-        linears: 4-bit, in groups.
-        scales: of the input, [in] each, positive and finite.
-
-    Returns the linears, and the shared scale [in] float32.
-
-    Raises:
-        UsageError: they are not quantized alike, or a scale is not a positive, finite number for each input.
-    """
-    check_alike(names, linears)
-    for name, linear, scale_I in zip(names, linears, scales, strict=True):
-        if tuple(scale_I.shape) != linear.shape[1:] or not bool((scale_I.isfinite() & (scale_I > 0)).all()):
-            raise UsageError(
-                "The scales of a linear's input cannot be used.",
-                where=name,
-                expected=f"{linear.shape[1]} positive, finite numbers",
-                found=f"shape {tuple(scale_I.shape)}, from {float(scale_I.min()):g} to {float(scale_I.max()):g}",
-            )
-    first = scales[0].float()
-    if all(torch.equal(scale_I.float(), first) for scale_I in scales):
-        return tuple(linears), first
-    shared_I = torch.stack([scale_I.float() for scale_I in scales]).mean(0)
-    pairs = zip(linears, scales, strict=True)
-    return tuple(_resmoothed(linear, scale_I.float(), shared_I) for linear, scale_I in pairs), shared_I
-
-
-def _resmoothed(linear: QuantizedLinear, own_I: Tensor, shared_I: Tensor) -> QuantizedLinear:
-    if torch.equal(own_I, shared_I):
-        return linear
-    weight_OI = linear.dequantize() * (own_I / shared_I)
-    params = QuantParams.of(weight_OI, linear.weight_type, linear.group_size)
-    rounded = params.linear(params.qweight(weight_OI))
-    return replace(rounded, input_type=linear.input_type, input_scale=linear.input_scale)
 
 
 def check_alike(names: Sequence[str], linears: Sequence[QuantizedLinear]) -> None:

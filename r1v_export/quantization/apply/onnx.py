@@ -137,7 +137,7 @@ class QuantizeLinears(ir.passes.InPlacePass):
             if scheme.inputs is not None:
                 group = self.group_of[name]
                 if group not in inputs:
-                    inputs[group] = self._round_tripped_input(graph, node, group, scheme)
+                    inputs[group] = self._quantized_input(graph, node, group, scheme)
                 node.replace_input_with(0, inputs[group])
             self.quantized.append(name)
         return ir.passes.PassResult(model, bool(self.quantized))
@@ -173,7 +173,7 @@ class QuantizeLinears(ir.passes.InPlacePass):
         factor = _unbound(graph, f"{name}{PRE_QUANT_SCALE}", x.dtype, (weight.shape.numpy()[0],))
         return _insert(graph, node, "Mul", [x, factor], {}, x.dtype, x.shape, f"{name}.multiplied")
 
-    def _round_tripped_input(self, graph: ir.Graph, node: ir.Node, group: str, scheme: Scheme) -> ir.Value:
+    def _quantized_input(self, graph: ir.Graph, node: ir.Node, group: str, scheme: Scheme) -> ir.Value:
         assert scheme.inputs is not None
         if scheme.inputs.mode == "dynamic":
             raise UsageError(

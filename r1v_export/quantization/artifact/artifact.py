@@ -26,12 +26,12 @@ from torch import Tensor
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import expected_tensors
+from r1v_export.checkpoint.quantized.int4_packing import pack_pairs, unpack_pairs
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError, R1VError
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
-from r1v_export.quantization.int4_packing import pack, unpack
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QWEIGHT_DTYPES, QuantizedLinear
@@ -66,7 +66,7 @@ def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
 def qweight_tensors(block: QuantizedBlock) -> dict[str, Tensor]:
     """What goes into a block's file of quantized values."""
     qweight = {
-        f"{name}.qweight": pack(linear.qweight) if linear.weight_type in _FOUR_BITS else linear.qweight
+        f"{name}.qweight": pack_pairs(linear.qweight) if linear.weight_type in _FOUR_BITS else linear.qweight
         for name, linear in block.linears.items()
     }
     return {name: tensor.cpu().contiguous() for name, tensor in (qweight | block.overrides).items()}
@@ -125,7 +125,7 @@ class Artifact:
     def linear(self, name: str) -> QuantizedLinear:
         """A quantized linear by its checkpoint name, its quantized values unpacked."""
         qweight, kind = self._qweight[f"{name}.qweight"].read(), self.schemes[name].weights.type
-        return self._linear(name, unpack(qweight, signed=kind == "int4") if kind in _FOUR_BITS else qweight)
+        return self._linear(name, unpack_pairs(qweight, signed=kind == "int4") if kind in _FOUR_BITS else qweight)
 
     def _linear(self, name: str, qweight: Tensor) -> QuantizedLinear:
         scheme = self.schemes[name]
@@ -174,6 +174,7 @@ class Artifact:
 
     def _check(self) -> None:
         self._check_names()
+        self._check_scale_shapes()
         shapes, tensors = linear_shapes(self.spec), expected_tensors(self.spec)
         for name, scheme in self.schemes.items():
             stored = self._qweight[f"{name}.qweight"]
@@ -185,8 +186,13 @@ class Artifact:
                 raise self._bad(name, f"quantized values {dtype} {shape}", f"{stored.dtype} {stored.shape}")
             # Of quantized values, type and shape are all there is to be wrong: they stay in their file.
             qweight = torch.empty(shapes[name], dtype=QWEIGHT_DTYPES[scheme.weights.type], device="meta")
-            if problem := self._linear(name, qweight).problem():
+            linear = self._linear(name, qweight)
+            if problem := linear.problem():
                 raise self._bad(name, "what the recipe says, with positive, finite scales", problem)
+            if scheme.weights.granularity == "tensor" and bool((linear.scale != linear.scale[0]).any()):
+                lowest, highest = float(linear.scale.min()), float(linear.scale.max())
+                where = f"{self.folder / SCALES}: {name}.weight_scale"
+                raise self._bad(name, "one scale for the whole weight", f"{lowest:g} to {highest:g}", where)
         for name, read in self.overrides.items():
             tensor = read()
             if tuple(tensor.shape) != tensors[name] or tensor.dtype != torch.float32 or not tensor.isfinite().all():
@@ -206,15 +212,7 @@ class Artifact:
             raise self._bad(what, f"one scale, as {cache.kind} caches have", f"{cache.key:g} and {cache.value:g}")
 
     def _check_names(self) -> None:
-        scales, qweight = set[str](), {f"{name}.qweight" for name in self.schemes}
-        for name, scheme in self.schemes.items():
-            scales.add(f"{name}.weight_scale")
-            scales |= {f"{name}.weight_zero_point"} if scheme.weights.type == "uint4" else set()
-            scales |= {f"{name}.input_scale"} if scheme.inputs and scheme.inputs.mode == "static" else set()
-            scales |= {f"{name}.pre_quant_scale"} if scheme.has_pre_quant_scale else set()
-        if self.recipe.kv_cache:
-            blocks = [f"language_model.model.layers.{layer}" for layer in range(self.spec.language.num_layers)]
-            scales |= {f"{name(block)}_scale" for block in blocks for name in (key_name, value_name)}
+        scales, qweight = set(self._expected_scales()), {f"{name}.qweight" for name in self.schemes}
         known = qweight | set(expected_tensors(self.spec))
         _refuse(
             "lacks tensors that its recipe calls for",
@@ -224,10 +222,44 @@ class Artifact:
         _refuse("holds tensors that its recipe does not call for", set(self._scales) - scales, self)
         _refuse("holds tensors that the model does not have", set(self._qweight) - known, self)
 
-    def _bad(self, what: str, expected: object, found: object) -> BundleError:
+    def _check_scale_shapes(self) -> None:
+        for name, (owner, dtype, shape) in self._expected_scales().items():
+            stored = self._scales[name]
+            if (stored.dtype, stored.shape) != (dtype, shape):
+                where = f"{self.folder / SCALES}: {name}"
+                raise self._bad(owner, _describe(dtype, shape), _describe(stored.dtype, stored.shape), where)
+
+    def _expected_scales(self) -> dict[str, tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Every scale tensor that the recipe calls for, by name: what it belongs to, its dtype and its shape."""
+        expected: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {}
+        shapes = linear_shapes(self.spec)
+        for name, scheme in self.schemes.items():
+            (out_features, in_features), size = shapes[name], scheme.weights.group_size
+            shape = (out_features,) if size is None else (out_features, in_features // size)
+            expected[f"{name}.weight_scale"] = (name, torch.float32, shape)
+            if scheme.weights.type == "uint4":
+                expected[f"{name}.weight_zero_point"] = (name, torch.int8, shape)
+            if scheme.inputs is not None and scheme.inputs.mode == "static":
+                expected[f"{name}.input_scale"] = (name, torch.float32, ())
+            if scheme.has_pre_quant_scale:
+                expected[f"{name}.pre_quant_scale"] = (name, torch.float32, (in_features,))
+        if self.recipe.kv_cache is None:
+            return expected
+        for layer in range(self.spec.language.num_layers):
+            for cached_name in (key_name, value_name):
+                name = f"{cached_name(f'language_model.model.layers.{layer}')}_scale"
+                expected[name] = (f"the key-value cache of decoder layer {layer}", torch.float32, ())
+        return expected
+
+    def _bad(self, what: str, expected: object, found: object, where: object = None) -> BundleError:
+        where = where or self.folder
         return BundleError(
-            f"The calibration of {what} is damaged.", where=self.folder, expected=expected, found=found, fix=_AGAIN
+            f"The calibration of {what} is damaged.", where=where, expected=expected, found=found, fix=_AGAIN
         )
+
+
+def _describe(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} of shape {list(shape)}"
 
 
 def _refuse(what: str, names: set[str], artifact: Artifact) -> None:

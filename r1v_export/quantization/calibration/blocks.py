@@ -18,7 +18,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import CheckpointError
-from r1v_export.quantization.calibration.dataset import Sample
+from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.groups import LM_HEAD_LINEAR, LinearGroup, linear_groups
 from r1v_export.quantization.kv_scales import key_name, value_name
 from r1v_export.quantization.quantized_linear import all_finite
@@ -49,7 +49,7 @@ class Block(ABC):
         """The module, its weights still to come."""
 
     @abstractmethod
-    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+    def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
         """A sample's way through the block, on the module's device.
 
         Args:
@@ -66,7 +66,7 @@ class Block(ABC):
         """The inverse of `checkpoint_name`."""
         return checkpoint_name.removeprefix(f"{self.name}.")
 
-    def observed_outputs(self) -> Outputs:
+    def collected_outputs(self) -> Outputs:
         """Outputs whose statistics are kept beside those of the sites' inputs."""
         return {}
 
@@ -124,7 +124,7 @@ class VisionEmbeddings(Block):
     def build(self) -> nn.Module:
         return vision.Embeddings(self.spec)
 
-    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+    def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
         return _in_chunks(module, torch.from_numpy(sample.pixels()))
 
 
@@ -137,7 +137,7 @@ class VisionBlock(Block):
     def rows(self, tokens: int, tiles: int) -> int:
         return tiles * (1 + self.spec.tile_patches**2)
 
-    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+    def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
         return _in_chunks(module, _given(x))
 
 
@@ -155,7 +155,7 @@ class ProjectorBlock(Block):
     def rows(self, tokens: int, tiles: int) -> int:
         return tiles * self.spec.tokens_per_tile
 
-    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+    def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
         return _in_chunks(module, self._to_features(_given(x)))
 
 
@@ -172,7 +172,7 @@ class TokenEmbeddings(Block):
         assert parameter == "embed_tokens.weight"
         return EMBED_TOKENS
 
-    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+    def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
         # Where the table is narrower than the image embeddings, the sum of both takes the embeddings' dtype.
         embeds_BSE = module(torch.tensor([sample.token_ids]), _given(x).flatten(0, 1))
         return embeds_BSE.to(_given(x).dtype)
@@ -184,11 +184,11 @@ class DecoderBlock(Block):
     def build(self) -> nn.Module:
         return DecoderLayer(self.spec.language)
 
-    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+    def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
         h_1SE = _to_module(module, _given(x))
         return module(h_1SE, self._rotary(h_1SE), _whole_sequence(h_1SE), None)[0]
 
-    def observed_outputs(self) -> Outputs:
+    def collected_outputs(self) -> Outputs:
         return {
             "self_attn.k_proj": (key_name(self.name), self._cached_keys),
             "self_attn.v_proj": (value_name(self.name), lambda v_BSE: v_BSE),
@@ -222,7 +222,7 @@ class Head(Block):
         assert checkpoint_name == LM_HEAD_LINEAR
         return "1"
 
-    def forward(self, module: nn.Module, sample: Sample, x: Tensor | None) -> Tensor:
+    def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
         return module(_to_module(module, _given(x)))
 
 

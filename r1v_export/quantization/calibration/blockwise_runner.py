@@ -14,8 +14,8 @@ from r1v_export.config import Compute
 from r1v_export.errors import CapabilityError
 from r1v_export.quantization.calibration.activations import Activations
 from r1v_export.quantization.calibration.blocks import Block, materialize
-from r1v_export.quantization.calibration.dataset import Sample
-from r1v_export.quantization.calibration.key import CalibrationPlan
+from r1v_export.quantization.calibration.dataset import CalibrationSample
+from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import collect_statistics, not_finite
 
@@ -25,7 +25,7 @@ OnProgress = Callable[[int, int], None]
 BlockCallback = Callable[[Block, nn.Module, BlockStatistics], None]
 """Takes a block's module, and what was observed in it; a block that nobody had to observe has no statistics."""
 
-NOTHING_SEEN = BlockStatistics({}, {})
+NO_STATISTICS = BlockStatistics({}, {})
 
 ACTIVATION_MEMORY_BYTES = 4 << 30
 """Activations between blocks that are kept in memory before they are spilled to disk."""
@@ -46,7 +46,7 @@ class CalibrationOptions:
 
     device: str = "cpu"
     activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES
-    work: Path | None = None
+    resume_folder: Path | None = None
     on_progress: OnProgress = lambda done, total: None
 
 
@@ -77,7 +77,7 @@ class BlockwiseRunner:
         self,
         checkpoint: Checkpoint,
         plan: CalibrationPlan,
-        samples: Sequence[Sample],
+        samples: Sequence[CalibrationSample],
         folder: Path,
         options: CalibrationOptions,
     ) -> None:
@@ -99,11 +99,11 @@ class BlockwiseRunner:
             on_finished: called for every block, after `handle`.
             rounds: whether `handle` quantizes; for the time left.
         """
-        plan, last = self.plan, self.plan.last_observed
+        plan, last = self.plan, self.plan.last_collected
         start = self.activations.resume_at(finished) if finished <= last else finished
         self._plan_progress(start, finished, rounds)
         for index in range(start, len(plan.blocks)):
-            block, module, seen = plan.blocks[index], None, NOTHING_SEEN
+            block, module, seen = plan.blocks[index], None, NO_STATISTICS
             if index <= last:
                 module = materialize(block, self.checkpoint, self.dtype, self.device)
                 seen = self._through(index, block, module, observed=index >= finished)
@@ -111,16 +111,16 @@ class BlockwiseRunner:
                 if plan.is_quantized(block):
                     handle(block, module or materialize(block, self.checkpoint, self.dtype, self.device), seen)
                 on_finished(block)
-                self._advance(plan.rounding_work(index) if rounds else 0)
+                self._advance(plan.rounding_cost(index) if rounds else 0)
             if index <= last:
                 self.activations.advance()
 
     @torch.no_grad()
     def _through(self, index: int, block: Block, module: nn.Module, observed: bool) -> BlockStatistics:
         plan = self.plan
-        groups = plan.observed_groups(block) if observed else []
+        groups = plan.collected_groups(block) if observed else []
         inputs = {block.module_name(group.linears[0]): group for group in groups}
-        outputs = block.observed_outputs() if observed and plan.has_cache_scales(block) else {}
+        outputs = block.collected_outputs() if observed and plan.has_cache_scales(block) else {}
         with collect_statistics(module, inputs, plan.gram_groups(block), outputs) as collector:
             for sample in self.samples:
                 collector.sample = sample.name
@@ -128,17 +128,17 @@ class BlockwiseRunner:
                 result = block.forward(module, sample, given)
                 if not result.isfinite().all():
                     raise not_finite(f"the output of {block.name}", sample.name)
-                if index < plan.last_observed:
+                if index < plan.last_collected:
                     self.activations.put(sample.index, result)
-                self._advance(plan.streaming_work(index, len(sample.token_ids), sample.tiles))
+                self._advance(plan.forward_cost(index, len(sample.token_ids), sample.tiles))
         return collector.statistics()
 
     def _plan_progress(self, start: int, finished: int, rounds: bool) -> None:
         blocks, plan = range(start, len(self.plan.blocks)), self.plan
         samples = [(len(sample.token_ids), sample.tiles) for sample in self.samples]
         self._done = 0
-        self._total = sum(plan.streaming_work(index, *sample) for index in blocks for sample in samples)
-        self._total += sum(plan.rounding_work(index) for index in blocks if rounds and index >= finished)
+        self._total = sum(plan.forward_cost(index, *sample) for index in blocks for sample in samples)
+        self._total += sum(plan.rounding_cost(index) for index in blocks if rounds and index >= finished)
 
     def _advance(self, work: int) -> None:
         self._done += work

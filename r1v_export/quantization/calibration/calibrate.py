@@ -37,8 +37,9 @@ from r1v_export.quantization.calibration.blockwise_runner import (
     compute_dtype,
 )
 from r1v_export.quantization.calibration.dataset import CalibrationSet
-from r1v_export.quantization.calibration.key import CalibrationKey, CalibrationPlan, make_key
-from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, resume_folder, write_text
+from r1v_export.quantization.calibration.key import CalibrationKey, make_key
+from r1v_export.quantization.calibration.plan import CalibrationPlan
+from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, default_resume_folder, write_text
 from r1v_export.quantization.calibration_stats import InputEntry, Stats
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.recipe import Imported, Recipe
@@ -69,7 +70,7 @@ def calibrate(
     compute = compute_dtype(checkpoint, options.device)
     key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
     plan = make_plan(checkpoint, recipe)
-    done, unfinished = is_done(key, out), ResumeState(options.work or resume_folder(out), key)
+    done, unfinished = is_done(key, out), ResumeState(options.resume_folder or default_resume_folder(out), key)
     if done:
         unfinished.clear()
         return read_stats(out)
@@ -136,7 +137,7 @@ class Quantization:
         Raises:
             InputError: nothing, or nothing but zeros, was seen where an algorithm needs to have seen something.
         """
-        for group in self.plan.observed_groups(block):
+        for group in self.plan.collected_groups(block):
             _require_seen(group.name, seen.activations[group.name])
         tensors: Mapping[str, Tensor] = {block.checkpoint_name(k): v for k, v in module.state_dict().items()}
         recipe = self.plan.recipe

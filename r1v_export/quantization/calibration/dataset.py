@@ -6,7 +6,7 @@ A calibration set is one of
   `images` (a list) for several images, none for text alone, and optionally `reasoning`; paths are relative to the file;
 * a folder saved with Hugging Face `datasets`, with columns of the same names (`question` stands for `prompt` too).
 
-Where there is no answer the model's own greedy continuation takes its place: a reasoning model spends most of its
+Where there is no answer the model's own greedy generate_responses takes its place: a reasoning model spends most of its
 tokens on its reasoning, so it has to be calibrated on reasoning.
 """
 
@@ -30,7 +30,7 @@ from r1v_export.reference.tokenizer import Tokenizer
 ResponseGenerator = Callable[[Sequence[RawExample]], Sequence[Sequence[int]]]
 """Gives the token ids of the model's greedy answer to each record, its stop token included."""
 
-_CONTINUED_AT_ONCE = 8
+_RESPONSES_PER_BATCH = 8
 
 
 @dataclass(frozen=True, order=True)
@@ -66,14 +66,14 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Sample:
+class CalibrationSample:
     """One sequence that goes through the model.
 
     Attributes:
         index: position in the whole calibration set, whatever the shard.
         name: where it comes from, without a path.
         sha256: hash of its token ids and of its images' pixels.
-        token_ids: prompt, image tokens and reply.
+        token_ids: prompt, image tokens and response.
         tiles: number of tiles of all its images.
         pixels: makes its tiles, normalized, float32 [tiles, 3, S, S].
     """
@@ -90,7 +90,7 @@ class Sample:
 class CalibrationSet:
     """The samples of one shard, of `total` in the whole set; `sha256` is of the whole set's names and texts."""
 
-    samples: tuple[Sample, ...]
+    samples: tuple[CalibrationSample, ...]
     shard: Shard
     total: int
     sha256: str
@@ -101,7 +101,7 @@ def prepare(
     checkpoint: Checkpoint,
     *,
     shard: Shard | None = None,
-    continuation: ResponseGenerator | None = None,
+    generate_responses: ResponseGenerator | None = None,
     max_tokens: int | None = None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> CalibrationSet:
@@ -109,8 +109,8 @@ def prepare(
 
     Args:
         shard: the part to prepare; the whole set where left out.
-        continuation: the model's own answers to records that have none; left out, their prompts stand alone.
-        max_tokens: a longer sample loses the end of its reply; the model's context length where left out.
+        generate_responses: the model's own answers to records that have none; left out, their prompts stand alone.
+        max_tokens: a longer sample loses the end of its response; the model's context length where left out.
         on_sample: called after each.
 
     Raises:
@@ -125,10 +125,10 @@ def prepare(
     context = checkpoint.spec.language.max_position_embeddings
     maker = _SampleMaker(checkpoint, min(max_tokens or context, context))
     indices = range(shard.index, len(examples), shard.count)
-    replies = _self_generated_responses([examples[index] for index in indices], continuation)
+    responses = _self_generated_responses([examples[index] for index in indices], generate_responses)
     samples = []
-    for index, reply in zip(indices, replies, strict=True):
-        samples.append(maker.make(index, examples[index], reply))
+    for index, response in zip(indices, responses, strict=True):
+        samples.append(maker.make(index, examples[index], response))
         on_sample()
     return CalibrationSet(tuple(samples), shard, len(examples), _texts_sha256(examples))
 
@@ -146,18 +146,18 @@ def _require_images(examples: Sequence[RawExample]) -> None:
 
 
 def _self_generated_responses(
-    examples: Sequence[RawExample], continuation: ResponseGenerator | None
+    examples: Sequence[RawExample], generate_responses: ResponseGenerator | None
 ) -> list[Sequence[int] | None]:
-    """The model's own reply to each record without an answer, None for the others."""
-    replies: list[Sequence[int] | None] = [None] * len(examples)
-    if continuation is None:
-        return replies
+    """The model's own response to each record without an answer, None for the others."""
+    responses: list[Sequence[int] | None] = [None] * len(examples)
+    if generate_responses is None:
+        return responses
     unanswered = [index for index, example in enumerate(examples) if example.answer is None]
-    for start in range(0, len(unanswered), _CONTINUED_AT_ONCE):
-        batch = unanswered[start : start + _CONTINUED_AT_ONCE]
-        for index, reply in zip(batch, continuation([examples[index] for index in batch]), strict=True):
-            replies[index] = reply
-    return replies
+    for start in range(0, len(unanswered), _RESPONSES_PER_BATCH):
+        batch = unanswered[start : start + _RESPONSES_PER_BATCH]
+        for index, response in zip(batch, generate_responses([examples[index] for index in batch]), strict=True):
+            responses[index] = response
+    return responses
 
 
 class _SampleMaker:
@@ -168,16 +168,16 @@ class _SampleMaker:
         self.tokenizer = Tokenizer.from_folder(checkpoint.folder)
         self.template: Template = TEMPLATES[self.spec.template]
 
-    def make(self, index: int, example: RawExample, reply: Sequence[int] | None) -> Sample:
+    def make(self, index: int, example: RawExample, response: Sequence[int] | None) -> CalibrationSample:
         images = example.load_images()
         tiling = self.spec.tiling
         tiles = [len(tile_image(image, tiling)) for image in images]
-        token_ids = tuple(self._prompt_ids(example, tiles) + self._reply_ids(example, reply))[: self.max_tokens]
+        token_ids = tuple(self._prompt_ids(example, tiles) + self._response_ids(example, response))[: self.max_tokens]
 
         def pixels() -> np.ndarray:
             return pixel_values(example.load_images(), tiling)[0]
 
-        return Sample(index, example.name, _sha256(token_ids, images), token_ids, sum(tiles), pixels)
+        return CalibrationSample(index, example.name, _sha256(token_ids, images), token_ids, sum(tiles), pixels)
 
     def _prompt_ids(self, example: RawExample, tiles_per_image: Sequence[int]) -> list[int]:
         turn = Turn("user", example.prompt, images=len(tiles_per_image))
@@ -198,15 +198,15 @@ class _SampleMaker:
                 error.what, where=example.name, expected=error.expected, found=error.found, fix=error.fix
             ) from error
 
-    def _reply_ids(self, example: RawExample, own_reply: Sequence[int] | None) -> list[int]:
+    def _response_ids(self, example: RawExample, response: Sequence[int] | None) -> list[int]:
         if example.answer is None:
-            return list(own_reply or ())
+            return list(response or ())
         reasoning = "" if example.reasoning is None else f"{example.reasoning}\n{THOUGHT_END}\n\n"
         stop = self.tokenizer.special_id(self.template.stop_tokens[0])
-        return [*self._encode_reply(reasoning + example.answer), stop]
+        return [*self._encode_response(reasoning + example.answer), stop]
 
-    def _encode_reply(self, text: str) -> list[int]:
-        """Ids of a reply, the end of its reasoning being one token where the tokenizer has it."""
+    def _encode_response(self, text: str) -> list[int]:
+        """Ids of a response, the end of its reasoning being one token where the tokenizer has it."""
         end = self.tokenizer.token_id(THOUGHT_END)
         if end is None:
             return self.tokenizer.encode_text(text)

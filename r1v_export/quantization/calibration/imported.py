@@ -23,8 +23,9 @@ from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint, re
 from r1v_export.quantization.calibration.blocks import Block
 from r1v_export.quantization.calibration.blockwise_runner import OnProgress
 from r1v_export.quantization.calibration.calibrate import Quantization, is_done
-from r1v_export.quantization.calibration.key import CalibrationKey, CalibrationPlan
-from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, resume_folder
+from r1v_export.quantization.calibration.key import CalibrationKey
+from r1v_export.quantization.calibration.plan import CalibrationPlan
+from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, default_resume_folder
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import LinearGroup, linear_groups
 from r1v_export.quantization.kv_scales import KVScales
@@ -113,7 +114,7 @@ def import_quantized(
     checkpoint: Checkpoint,
     out: Path,
     *,
-    work: Path | None = None,
+    resume_folder: Path | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Stats:
     """Write a quantized checkpoint's codes and scales as an `artifact.Artifact`, one block at a time.
@@ -133,7 +134,7 @@ def import_quantized(
     key = CalibrationKey(
         checkpoint=checkpoint_fingerprint(checkpoint), recipe=recipe, compute="float32", shard="1/1", samples=()
     )
-    done, unfinished = is_done(key, out), ResumeState(work or resume_folder(out), key)
+    done, unfinished = is_done(key, out), ResumeState(resume_folder or default_resume_folder(out), key)
     if done:
         unfinished.clear()
         return read_stats(out)
@@ -207,7 +208,7 @@ def _apply_pre_quant_scale(
 ) -> None:
     """Put the factor of a site's input into what makes the input."""
     smooth_layer = group.smooth_layer
-    assert smooth_layer is not None, "_keeps_factor says so"
+    assert smooth_layer is not None, "_keeps_pre_quant_scale says so"
     factor_O = smooth_layer.to_source_channels(pre_quant_scale_I)
     for name in smooth_layer.tensors:
         _multiply(name, factor_O, state, checkpoint)

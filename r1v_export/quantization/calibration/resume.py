@@ -1,6 +1,6 @@
 """The folder of a calibration that is not finished: what is done for each block, so that it can go on after a stop.
 
-WORK/plan.json                        what is being calibrated; work of another plan is thrown away
+WORK/key.json                        what is being calibrated; work of another plan is thrown away
 WORK/activations/                     between two blocks, see `activations`
 WORK/result/                          what becomes OUT when all is done
 WORK/result/{qweight,statistics}/BLOCK.safetensors, WORK/scales/BLOCK.safetensors
@@ -26,13 +26,13 @@ from r1v_export.quantization.artifact.artifact import QWEIGHT
 from r1v_export.quantization.calibration.key import CalibrationKey
 from r1v_export.quantization.calibration_stats import InputEntry
 
-KEY = "plan.json"
+KEY = "key.json"
 
 _OURS = {KEY, f".{KEY}.unfinished", "activations", "records", "result", "scales", "scratch"}
 """All that a work folder can hold, at whatever moment it was left."""
 
 
-def resume_folder(out: Path) -> Path:
+def default_resume_folder(out: Path) -> Path:
     """Where an unfinished calibration is kept unless told otherwise: beside its result."""
     return out.with_name(f".{out.name}.work")
 

@@ -29,8 +29,9 @@ from r1v_export.quantization.calibration.blockwise_runner import (
 )
 from r1v_export.quantization.calibration.calibrate import Quantization, is_done, make_plan
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard
-from r1v_export.quantization.calibration.key import CalibrationKey, CalibrationPlan, make_key
-from r1v_export.quantization.calibration.resume import KEY, BlockRecord, ResumeState, resume_folder, write_text
+from r1v_export.quantization.calibration.key import CalibrationKey, make_key
+from r1v_export.quantization.calibration.plan import CalibrationPlan
+from r1v_export.quantization.calibration.resume import KEY, BlockRecord, ResumeState, default_resume_folder, write_text
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.quantization.statistics.activation_statistics import (
@@ -52,7 +53,7 @@ _SHARED = {
 """What all shards of a calibration have in common, by the plan's field."""
 
 
-def observe_shard(
+def collect_shard(
     checkpoint: Checkpoint,
     recipe: Recipe,
     calibration: CalibrationSet,
@@ -67,7 +68,7 @@ def observe_shard(
     compute = compute_dtype(checkpoint, options.device)
     key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
     plan = make_plan(checkpoint, recipe)
-    done, unfinished = _is_done(key, out), ResumeState(options.work or resume_folder(out), key)
+    done, unfinished = _is_done(key, out), ResumeState(options.resume_folder or default_resume_folder(out), key)
     if done:
         unfinished.clear()
         return
@@ -93,7 +94,7 @@ def merge(
     """Quantize a checkpoint from the statistics of all shards of a calibration set.
 
     Args:
-        shards: folders of `observe_shard`, in any order; one named twice counts once, a copy of one is refused.
+        shards: folders of `collect_shard`, in any order; one named twice counts once, a copy of one is refused.
         out, execution: as in `calibrate.calibrate`.
 
     Raises:
@@ -103,7 +104,7 @@ def merge(
     """
     shards = sorted(dict.fromkeys(folder.resolve() for folder in shards))
     plans = {folder: _read_key(folder) for folder in shards}
-    key = _join_plans(plans)
+    key = _join_keys(plans)
     if key.checkpoint != checkpoint_fingerprint(checkpoint):
         raise BundleError(
             "These are the statistics of another checkpoint.",
@@ -111,14 +112,14 @@ def merge(
             fix="name the checkpoint that the shards were observed on",
         )
     plan = make_plan(checkpoint, key.recipe)
-    done, unfinished = is_done(key, out), ResumeState(options.work or resume_folder(out), key)
+    done, unfinished = is_done(key, out), ResumeState(options.resume_folder or default_resume_folder(out), key)
     if done:
         unfinished.clear()
         return read_stats(out)
     quantization = Quantization(plan, unfinished)
     folders = sorted(shards, key=lambda folder: Shard.parse(plans[folder].shard).index)
     dtype, first = getattr(torch, key.compute), quantization.finished
-    costs = [plan.rounding_work(index) for index in range(first, len(plan.blocks))]
+    costs = [plan.rounding_cost(index) for index in range(first, len(plan.blocks))]
     for number, (block, cost) in enumerate(zip(plan.blocks[first:], costs, strict=True)):
         if plan.is_quantized(block):
             seen = _merged(plan, block, folders)
@@ -162,7 +163,7 @@ def _read_key(folder: Path) -> CalibrationKey:
         raise BundleError("The record of a shard is damaged.", where=path, found=error.found, fix=_AGAIN) from error
 
 
-def _join_plans(plans: dict[Path, CalibrationKey]) -> CalibrationKey:
+def _join_keys(plans: dict[Path, CalibrationKey]) -> CalibrationKey:
     """The plan that the shards are shares of."""
     first = next(iter(plans.values()))
     for folder, key in plans.items():
@@ -187,7 +188,7 @@ def _join_plans(plans: dict[Path, CalibrationKey]) -> CalibrationKey:
 
 
 def _merged(plan: CalibrationPlan, block: Block, folders: Sequence[Path]) -> BlockStatistics:
-    if not plan.is_observed(block):
+    if not plan.is_collected(block):
         return BlockStatistics({}, {})
     return reduce(merge_blocks, (_read_statistics(folder, block) for folder in folders))
 

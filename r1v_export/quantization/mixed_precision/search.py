@@ -215,7 +215,7 @@ def _digest(
 
 
 def _reported(options: CalibrationOptions, on_progress: OnProgress) -> CalibrationOptions:
-    return replace(options, work=None, on_progress=on_progress)
+    return replace(options, resume_folder=None, on_progress=on_progress)
 
 
 class _Progress:

@@ -29,7 +29,7 @@ from r1v_export.errors import BundleError, UsageError
 from r1v_export.quantization.apply import torch as fake
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
 from r1v_export.quantization.calibration.blocks import Block, blocks, materialize
-from r1v_export.quantization.calibration.dataset import CalibrationSet, Sample
+from r1v_export.quantization.calibration.dataset import CalibrationSample, CalibrationSet
 from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
@@ -198,7 +198,7 @@ def _with(
 
 @torch.no_grad()
 def _forward(
-    block: Block, module: nn.Module, samples: Sequence[Sample], given: Sequence[Tensor | None]
+    block: Block, module: nn.Module, samples: Sequence[CalibrationSample], given: Sequence[Tensor | None]
 ) -> list[Tensor]:
     return [block.forward(module, sample, x) for sample, x in zip(samples, given, strict=True)]
 
@@ -207,7 +207,7 @@ def _answers(
     chain: Sequence[Block],
     modules: Sequence[nn.Module],
     start: int,
-    samples: Sequence[Sample],
+    samples: Sequence[CalibrationSample],
     given: Sequence[Tensor | None],
 ) -> list[Tensor]:
     """Logits [tokens that count, vocab] of each sample, from what enters block `start`."""

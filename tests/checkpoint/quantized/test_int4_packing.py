@@ -1,11 +1,13 @@
-"""Unpacking 4-bit codes, held to a loop over single codes."""
+"""Packed 4-bit values, compared with a loop over single values; packing loses nothing."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from r1v_export.checkpoint.quantized.int4_packing import unpack
+from r1v_export.checkpoint.quantized.int4_packing import pack_pairs, unpack, unpack_pairs
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -25,3 +27,20 @@ def test_each_code_comes_from_its_four_bits(axis, order):
 
 def test_bytes_hold_two_codes():
     assert unpack(torch.tensor([[0xF1]], dtype=torch.uint8), 0, (0, 1)).tolist() == [[1], [15]]
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 5), pairs=st.integers(1, 40), signed=st.booleans(), seed=st.integers(0, 2**31))
+def test_packed_quantized_values_come_back_as_they_were(rows: int, pairs: int, signed: bool, seed: int) -> None:
+    low, high = (-8, 8) if signed else (0, 16)
+    generator = torch.Generator().manual_seed(seed)
+    qweight = torch.randint(low, high, (rows, 2 * pairs), generator=generator, dtype=torch.int8)
+    packed = pack_pairs(qweight)
+    assert packed.shape == (rows, pairs)
+    assert packed.dtype == torch.uint8
+    assert torch.equal(unpack_pairs(packed, signed), qweight)
+
+
+@pytest.mark.parametrize(("qweight", "byte"), [((1, 2), 0x21), ((-1, -8), 0x8F), ((15, 0), 0x0F)])
+def test_the_even_value_is_the_low_half(qweight: tuple[int, int], byte: int) -> None:
+    assert pack_pairs(torch.tensor([qweight], dtype=torch.int8)).item() == byte

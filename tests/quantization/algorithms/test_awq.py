@@ -21,7 +21,7 @@ def test_the_search_finds_what_running_the_linear_finds(case: Case, kind: str) -
 
     def loss(alpha: float) -> float:
         scale = scale_of(mean_magnitude(case), alpha)
-        quantized = QuantParams.of(case.weight * scale, kind, 32).quantize_dequantize(case.weight * scale)
+        quantized = QuantParams.from_weight(case.weight * scale, kind, 32).quantize_dequantize(case.weight * scale)
         return float(((case.x / scale) @ quantized.T - case.x @ case.weight.T).square().sum())
 
     best = min((index / 20 for index in range(21)), key=loss)
@@ -37,7 +37,7 @@ def test_outputs_are_nearer_than_rounding_to_nearest_makes_them(kind: str, seed:
     scale = search_scale([case.weight], case.gram, mean_magnitude(case), kind, 32)
     scaled, gram = case.weight * scale, case.gram / scale / scale[:, None]
     nearest = case.error(round_to_nearest(case.weight, kind, 32).dequantize())
-    only_scaled = case.error(QuantParams.of(scaled, kind, 32).quantize_dequantize(scaled) / scale)
+    only_scaled = case.error(QuantParams.from_weight(scaled, kind, 32).quantize_dequantize(scaled) / scale)
     clipped = case.error(clipped_params(scaled, kind, 32, gram).quantize_dequantize(scaled) / scale)
     assert clipped < only_scaled < 0.95 * nearest
 
@@ -62,7 +62,7 @@ def test_a_sample_of_the_rows_gives_nearly_the_best_scale(monkeypatch: pytest.Mo
         monkeypatch.setattr(awq, "SEARCH_ROWS", rows)
         scale = search_scale([case.weight], case.gram, mean_magnitude(case), "int4", 32)
         return case.error(
-            QuantParams.of(case.weight * scale, "int4", 32).quantize_dequantize(case.weight * scale) / scale
+            QuantParams.from_weight(case.weight * scale, "int4", 32).quantize_dequantize(case.weight * scale) / scale
         )
 
     assert error(rows=96) < 1.02 * error(rows=768)

@@ -44,7 +44,7 @@ def test_it_equals_the_naive_method(
     monkeypatch.setattr(module, "BLOCK", 24)  # several blocks, a ragged last one, several chunks of rows
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)
     case = make_case(out_features=24, in_features=64, tokens=256)
-    params = QuantParams.of(case.weight, kind, group)
+    params = QuantParams.from_weight(case.weight, kind, group)
     expected = optimal_brain_quantizer(case.weight, case.gram, params, 0.01, act_order)
     linear = gptq(case.weight.double(), case.gram.double(), params, damping=0.01, act_order=act_order)
     assert linear.problem() is None
@@ -63,7 +63,7 @@ def test_the_factor_is_that_of_the_damped_inverse(case: Case) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_outputs_are_much_nearer_than_rounding_to_nearest_makes_them(kind: str, seed: int) -> None:
     case = make_case(seed=seed)
-    params = QuantParams.of(case.weight, kind, 32)
+    params = QuantParams.from_weight(case.weight, kind, 32)
     nearest = case.error(params.quantize_dequantize(case.weight))
     in_order, act_order = (
         case.error(gptq(case.weight, case.gram, params, act_order=by_diagonal).dequantize())
@@ -76,19 +76,19 @@ def test_outputs_are_much_nearer_than_rounding_to_nearest_makes_them(kind: str, 
 
 def test_few_tokens_give_a_singular_matrix_and_still_a_better_weight() -> None:
     case = make_case(tokens=16)
-    params = QuantParams.of(case.weight, "int4", 32)
+    params = QuantParams.from_weight(case.weight, "int4", 32)
     linear = gptq(case.weight, case.gram, params, damping=1e-12)
     assert case.error(linear.dequantize()) < case.error(params.quantize_dequantize(case.weight))
 
 
 def test_without_activations_it_is_rounding_to_nearest(case: Case) -> None:
-    params = QuantParams.of(case.weight, "int4", 32)
+    params = QuantParams.from_weight(case.weight, "int4", 32)
     linear = gptq(case.weight, torch.zeros_like(case.gram), params)
     assert torch.equal(linear.qweight, params.qweight(case.weight))
 
 
 def test_a_dead_channel_is_rounded_to_nearest(case: Case) -> None:
     case.x[:, 5] = 0
-    params = QuantParams.of(case.weight, "int4", 32)
+    params = QuantParams.from_weight(case.weight, "int4", 32)
     linear = gptq(case.weight, case.gram, params)
     assert torch.equal(linear.qweight[:, 5], params.qweight(case.weight)[:, 5])

@@ -67,7 +67,7 @@ def test_clipping_finds_what_a_search_over_the_outputs_finds(case: Case, kind: s
     for row, index in [(0, 0), (17, 1), (95, 3)]:
         columns = slice(index * group, (index + 1) * group)
         weight, x = case.weight[row : row + 1, columns], case.x[:, columns]
-        grids = [QuantParams.of(weight, kind, group, shrink) for shrink in SHRINKS]
+        grids = [QuantParams.from_weight(weight, kind, group, shrink) for shrink in SHRINKS]
         losses = [float((x @ (params.quantize_dequantize(weight) - weight).T).square().sum()) for params in grids]
         assert found.scale[row, index] == grids[int(np.argmin(losses))].scale.squeeze()
 

@@ -13,14 +13,11 @@ from r1v_export.errors import UsageError
 from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
 from r1v_export.quantization.algorithms.shared_scales import (
     check_alike,
-    fused_groups,
     has_one_scale,
     share_input_scale,
-    share_pre_quant_scale,
     share_weight_scale,
 )
 from r1v_export.quantization.quantized_linear import QuantizedLinear
-from tests.quantization.conftest import make_case
 
 NAMES = ("q", "k", "v")
 
@@ -33,15 +30,6 @@ def weights(seed: int = 0, out_features: int = 16, in_features: int = 64) -> lis
 
 def per_row(seed: int = 0) -> list[QuantizedLinear]:
     return [round_to_nearest(weight, "fp8") for weight in weights(seed)]
-
-
-def test_the_groups_are_the_projections_that_read_one_tensor(synth_checkpoint):
-    groups = fused_groups(synth_checkpoint.spec)
-
-    layer = "language_model.model.layers.0"
-    assert groups[0] == tuple(f"{layer}.self_attn.{name}_proj" for name in "qkv")
-    assert groups[1] == (f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj")
-    assert len(groups) == 2 * synth_checkpoint.spec.language.num_layers
 
 
 @given(st.integers(0, 1000))
@@ -98,41 +86,6 @@ def test_inputs_share_the_largest_scale():
 def test_linears_without_input_scales_come_back_as_they_are():
     linears = per_row()
     assert share_input_scale(NAMES, linears) == tuple(linears)
-
-
-def test_a_shared_pre_quant_scale_changes_what_is_computed_by_rounding_only():
-    case = make_case(out_features=32, in_features=128)
-    own = [torch.linspace(0.5, 2, 128), torch.linspace(2, 0.5, 128)]
-    # Stored as AWQ stores them: the linear computes W (x * own), so W is divided by its own scale.
-    linears = [round_to_nearest(case.weight / scale, "int4", 32) for scale in own]
-
-    shared, scale = share_pre_quant_scale(NAMES[:2], linears, own)
-
-    exact = case.x @ case.weight.T
-    for before, after, own_scale in zip(linears, shared, own, strict=True):
-        separate = (case.x * own_scale) @ before.dequantize().T
-        together = (case.x * scale) @ after.dequantize().T
-        assert (together - exact).norm() < 2.5 * (separate - exact).norm()
-        assert (together - separate).norm() > 0
-    assert torch.equal(scale, torch.stack(own).mean(0))
-
-
-def test_equal_pre_quant_scales_change_nothing():
-    linears = [round_to_nearest(weight, "int4", 32) for weight in weights()]
-    ones = [torch.ones(64)] * 3
-
-    shared, scale = share_pre_quant_scale(NAMES, linears, ones)
-
-    assert shared == tuple(linears)
-    assert torch.equal(scale, ones[0])
-
-
-@pytest.mark.parametrize("bad", [torch.zeros(64), torch.full((64,), float("nan")), torch.ones(63)])
-def test_a_pre_quant_scale_that_cannot_be_is_named(bad):
-    linears = [round_to_nearest(weight, "int4", 32) for weight in weights()]
-
-    with pytest.raises(UsageError, match="64 positive, finite numbers"):
-        share_pre_quant_scale(NAMES, linears, [torch.ones(64), bad, torch.ones(64)])
 
 
 def test_linears_of_different_kinds_are_refused_with_what_they_are():

@@ -147,32 +147,52 @@ def test_a_scale_that_cannot_be_is_refused(synth_checkpoint: Checkpoint, folder:
         Artifact.open(folder, synth_checkpoint)
 
 
+@pytest.mark.parametrize("name", [f"{LINEAR}.input_scale", f"{LAYER}.self_attn.key_scale"])
+def test_a_per_tensor_scale_of_two_elements_is_refused_by_name_and_shape(
+    synth_checkpoint: Checkpoint, folder: Path, name: str
+) -> None:
+    change(folder / "scales.safetensors", lambda tensors: tensors.update({name: tensors[name].repeat(2)}))
+    with pytest.raises(BundleError) as caught:
+        Artifact.open(folder, synth_checkpoint)
+    assert str(caught.value.where).endswith(f"scales.safetensors: {name}")
+    assert (caught.value.expected, caught.value.found) == ("float32 of shape []", "float32 of shape [2]")
+
+
+def test_a_weight_with_one_scale_per_tensor_cannot_have_two(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibrated(synth_checkpoint, load("fp8-tensor"), tmp_path / "out", 1)
+    Artifact.open(tmp_path / "out", synth_checkpoint)
+    change(tmp_path / "out" / "scales.safetensors", lambda tensors: tensors[f"{LINEAR}.weight_scale"][0].mul_(2))
+    with pytest.raises(BundleError, match="one scale for the whole weight") as caught:
+        Artifact.open(tmp_path / "out", synth_checkpoint)
+    assert f"{LINEAR}.weight_scale" in str(caught.value.where)
+
+
 DAMAGES: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
     "a missing scale": ("scales", lambda t: t.pop(f"{LINEAR}.weight_scale"), "lacks"),
     "a missing input scale": ("scales", lambda t: t.pop(f"{LINEAR}.input_scale"), "lacks"),
     "a missing cache scale": ("scales", lambda t: t.pop(f"{LAYER}.self_attn.value_scale"), "lacks"),
-    "missing codes": (f"codes/{LAYER}", lambda t: t.pop(f"{LINEAR}.qweight"), "lacks"),
+    "missing quantized values": (f"qweight/{LAYER}", lambda t: t.pop(f"{LINEAR}.qweight"), "lacks"),
     "a scale of no linear": ("scales", lambda t: t.update({"x.weight_scale": torch.ones(1)}), "does not call for"),
-    "a tensor of no model": (f"codes/{LAYER}", lambda t: t.update({"x": torch.ones(1)}), "does not have"),
+    "a tensor of no model": (f"qweight/{LAYER}", lambda t: t.update({"x": torch.ones(1)}), "does not have"),
     "scales of another shape": (
         "scales",
         lambda t: t.update({f"{LINEAR}.weight_scale": t[f"{LINEAR}.weight_scale"][1:].clone()}),
         "up_proj is damaged",
     ),
-    "codes of another shape": (
-        f"codes/{LAYER}",
+    "quantized values of another shape": (
+        f"qweight/{LAYER}",
         lambda t: t.update(
             {f"{LINEAR}.qweight": t[f"{LINEAR}.qweight"].view(torch.uint8)[1:].view(t[f"{LINEAR}.qweight"].dtype)}
         ),
         "up_proj is damaged",
     ),
-    "codes of another type": (
-        f"codes/{LAYER}",
+    "quantized values of another type": (
+        f"qweight/{LAYER}",
         lambda t: t.update({f"{LINEAR}.qweight": t[f"{LINEAR}.qweight"].view(torch.int8)}),
         "up_proj is damaged",
     ),
     "an override of another shape": (
-        f"codes/{LAYER}",
+        f"qweight/{LAYER}",
         lambda t: t.update({f"{LAYER}.input_layernorm.weight": torch.ones(3)}),
         "input_layernorm.weight is damaged",
     ),
@@ -187,7 +207,7 @@ def test_damaged_tensors_are_refused(synth_checkpoint: Checkpoint, folder: Path,
         Artifact.open(folder, synth_checkpoint)
 
 
-@pytest.mark.parametrize("name", ["stats.json", "recipe.yaml", "scales.safetensors", f"codes/{LAYER}.safetensors"])
+@pytest.mark.parametrize("name", ["stats.json", "recipe.yaml", "scales.safetensors", f"qweight/{LAYER}.safetensors"])
 def test_a_file_that_is_cut_off_or_missing_is_refused(synth_checkpoint: Checkpoint, folder: Path, name: str) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

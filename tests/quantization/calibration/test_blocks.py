@@ -13,7 +13,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.errors import CheckpointError, InputError
 from r1v_export.quantization.calibration.blocks import Block, blocks, materialize
-from r1v_export.quantization.calibration.dataset import Sample
+from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import key_name, value_name
 from r1v_export.quantization.statistics.collector import StatisticsCollector, collect_statistics
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def sample(synth_checkpoint: Checkpoint) -> Sample:
+def sample(synth_checkpoint: Checkpoint) -> CalibrationSample:
     return small_set(synth_checkpoint, 1).samples[0]
 
 
@@ -34,7 +34,7 @@ def model(synth_checkpoint: Checkpoint) -> Model:
     return load(synth_checkpoint)
 
 
-def chain(checkpoint: Checkpoint, sample: Sample) -> Iterator[tuple[Block, nn.Module, Tensor | None]]:
+def chain(checkpoint: Checkpoint, sample: CalibrationSample) -> Iterator[tuple[Block, nn.Module, Tensor | None]]:
     """Every block with its module and what comes in."""
     x: Tensor | None = None
     for block in blocks(checkpoint.spec):
@@ -47,10 +47,10 @@ def collect(block: Block, module: nn.Module, with_gram: bool = False) -> Abstrac
     """Statistics of everything that can be collected in a block."""
     inputs = {block.module_name(group.linears[0]): group for group in block.groups}
     names = {group.name for group in block.groups} if with_gram else set[str]()
-    return collect_statistics(module, inputs, names, block.observed_outputs())
+    return collect_statistics(module, inputs, names, block.collected_outputs())
 
 
-def logits(model: Model, sample: Sample) -> Tensor:
+def logits(model: Model, sample: CalibrationSample) -> Tensor:
     """Of every token, by the reference's own way through the whole model; with a cache, unlike the chain."""
     image_embeds = model.image_embeds(torch.from_numpy(sample.pixels()))
     ids = torch.tensor([sample.token_ids])
@@ -62,7 +62,9 @@ def logits(model: Model, sample: Sample) -> Tensor:
     return model.language_model(embeds, rotary, step, cache)[0]
 
 
-def test_the_chain_ends_with_the_models_logits(synth_checkpoint: Checkpoint, model: Model, sample: Sample) -> None:
+def test_the_chain_ends_with_the_models_logits(
+    synth_checkpoint: Checkpoint, model: Model, sample: CalibrationSample
+) -> None:
     for block, module, x in chain(synth_checkpoint, sample):
         last = block.forward(module, sample, x)
     torch.testing.assert_close(last, logits(model, sample), rtol=1e-5, atol=1e-5)
@@ -82,7 +84,7 @@ def test_blocks_hold_every_group_once(synth_checkpoint: Checkpoint) -> None:
 
 
 def test_what_is_observed_is_what_enters_the_models_linears(
-    synth_checkpoint: Checkpoint, model: Model, sample: Sample
+    synth_checkpoint: Checkpoint, model: Model, sample: CalibrationSample
 ) -> None:
     entered: dict[str, Tensor] = {}
     hooks = [
@@ -111,11 +113,11 @@ def test_what_is_observed_is_what_enters_the_models_linears(
 
 
 def test_observed_keys_and_values_are_what_the_cache_holds(
-    synth_checkpoint: Checkpoint, model: Model, sample: Sample
+    synth_checkpoint: Checkpoint, model: Model, sample: CalibrationSample
 ) -> None:
     seq = len(sample.token_ids)
     for block, module, x in chain(synth_checkpoint, sample):
-        if not block.observed_outputs():
+        if not block.collected_outputs():
             continue
         with collect(block, module) as collector:
             block.forward(module, sample, x)
@@ -135,7 +137,7 @@ def test_a_sample_without_images_passes_through_the_vision_tower(synth_checkpoin
     image = synth_checkpoint.spec.image_token_id
     tokens = tuple(id_ for id_ in sample.token_ids if id_ != image)
     side = synth_checkpoint.spec.tiling.tile_size
-    text = Sample(0, "text", "", tokens, 0, lambda: torch.zeros(0, 3, side, side).numpy())
+    text = CalibrationSample(0, "text", "", tokens, 0, lambda: torch.zeros(0, 3, side, side).numpy())
     for block, module, x in chain(synth_checkpoint, text):
         with collect(block, module) as collector:
             result = block.forward(module, text, x)
@@ -144,7 +146,7 @@ def test_a_sample_without_images_passes_through_the_vision_tower(synth_checkpoin
     assert result.shape[:2] == (1, len(tokens))
 
 
-def test_rows_counts_what_enters_the_linears(synth_checkpoint: Checkpoint, sample: Sample) -> None:
+def test_rows_counts_what_enters_the_linears(synth_checkpoint: Checkpoint, sample: CalibrationSample) -> None:
     for block, module, x in chain(synth_checkpoint, sample):
         with collect(block, module) as collector:
             block.forward(module, sample, x)
@@ -152,7 +154,7 @@ def test_rows_counts_what_enters_the_linears(synth_checkpoint: Checkpoint, sampl
             assert seen.rows == block.rows(len(sample.token_ids), sample.tiles)
 
 
-def test_hooks_are_gone_afterwards(synth_checkpoint: Checkpoint, sample: Sample) -> None:
+def test_hooks_are_gone_afterwards(synth_checkpoint: Checkpoint, sample: CalibrationSample) -> None:
     for block, module, x in chain(synth_checkpoint, sample):
         with collect(block, module) as collector:
             pass
@@ -171,7 +173,7 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path, synth_checkpoint: Checkp
 
 
 def test_an_activation_that_is_not_finite_is_named_with_its_sample(
-    synth_checkpoint: Checkpoint, sample: Sample
+    synth_checkpoint: Checkpoint, sample: CalibrationSample
 ) -> None:
     block = blocks(synth_checkpoint.spec)[1]
     module = materialize(block, synth_checkpoint, torch.float32, CPU)

@@ -22,7 +22,7 @@ from r1v_export.quantization.calibration import blockwise_runner as runner
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import Shard
-from r1v_export.quantization.calibration.resume import resume_folder
+from r1v_export.quantization.calibration.resume import default_resume_folder
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.recipe import Recipe, parse
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
@@ -105,7 +105,7 @@ def test_memory_limits_do_not_change_a_byte(
     for limit in (0, 200_000):
         out = tmp_path / str(limit)
         assert calibrated(synth_checkpoint, RECIPES[recipe], out, activation_memory_bytes=limit) == whole[recipe]
-        assert not resume_folder(out).exists()
+        assert not default_resume_folder(out).exists()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -202,7 +202,7 @@ def test_killed_without_warning_it_goes_on_and_ends_with_the_same_bytes(
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not out.exists()
-    assert resume_folder(out).exists()
+    assert default_resume_folder(out).exists()
     assert calibrated(synth_checkpoint, KV_RECIPE, out, activation_memory_bytes=0) == whole["fp8-kv"]
 
 
@@ -222,7 +222,7 @@ def test_what_a_calibration_of_another_recipe_left_is_not_used(synth_checkpoint:
     assert calibrated(synth_checkpoint, RTN_RECIPE, out) == calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("left", [("activations",), (".plan.json.unfinished",), ("records", "scales")])
+@pytest.mark.parametrize("left", [("activations",), (".key.json.unfinished",), ("records", "scales")])
 def test_a_work_folder_that_was_left_at_a_bad_moment_is_used_anyway(
     synth_checkpoint: Checkpoint, tmp_path: Path, left: tuple[str, ...]
 ) -> None:
@@ -230,7 +230,7 @@ def test_a_work_folder_that_was_left_at_a_bad_moment_is_used_anyway(
     work.mkdir()
     for name in left:
         (work / name).touch() if name.startswith(".") else (work / name).mkdir()
-    calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "out", 1, work=work)
+    calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "out", 1, resume_folder=work)
     assert not work.exists()
 
 
@@ -239,9 +239,9 @@ def test_what_is_left_of_a_calibration_that_was_killed_at_its_very_end_is_remove
 ) -> None:
     out = tmp_path / "out"
     before = calibrated(synth_checkpoint, RTN_RECIPE, out, 1)
-    (resume_folder(out) / "scales").mkdir(parents=True)
+    (default_resume_folder(out) / "scales").mkdir(parents=True)
     assert calibrated(synth_checkpoint, RTN_RECIPE, out, 1) == before
-    assert not resume_folder(out).exists()
+    assert not default_resume_folder(out).exists()
 
 
 def test_a_recipe_that_looks_at_weights_alone_sends_no_sample_through(
@@ -286,7 +286,7 @@ def test_a_full_output_folder_is_refused(synth_checkpoint: Checkpoint, tmp_path:
     with pytest.raises(UsageError, match="not empty"):
         calibrated(synth_checkpoint, RTN_RECIPE, tmp_path)
     with pytest.raises(UsageError, match="holds something else"):
-        calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "out", work=tmp_path)
+        calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "out", resume_folder=tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep me"
 
 

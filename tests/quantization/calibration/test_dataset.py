@@ -72,12 +72,12 @@ def test_where_there_is_no_answer_the_model_continues(tmp_path: Path, synth_chec
     folder = write_set(tmp_path, {"image": "red.png", "prompt": "What?"}, RED, {"prompt": "Why?"})
     asked: list[str] = []
 
-    def continuation(examples: Sequence[RawExample]) -> list[list[int]]:
+    def generate_responses(examples: Sequence[RawExample]) -> list[list[int]]:
         asked.extend(example.prompt for example in examples)
         return [[7, 8, 9] for _ in examples]
 
     alone = prepared(folder, synth_checkpoint).samples
-    continued = prepared(folder, synth_checkpoint, continuation=continuation).samples
+    continued = prepared(folder, synth_checkpoint, generate_responses=generate_responses).samples
     assert asked == ["What?", "Why?"]
     assert [c.token_ids[len(a.token_ids) :] for a, c in zip(alone, continued, strict=True)] == [
         (7, 8, 9),

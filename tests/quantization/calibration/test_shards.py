@@ -16,7 +16,7 @@ from r1v_export.quantization.artifact.artifact import SCALES, Artifact
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import Shard
-from r1v_export.quantization.calibration.shards import STATISTICS, merge, observe_shard
+from r1v_export.quantization.calibration.shards import STATISTICS, collect_shard, merge
 from r1v_export.quantization.recipe import Recipe
 from tests.quantization.calibration.test_calibrate import Stopped, stop_after
 from tests.quantization.calibration_cases import AWQ_RECIPE, KV_RECIPE, files_of, small_set, with_weights
@@ -27,7 +27,7 @@ SAMPLES = 4
 
 def observe(checkpoint: Checkpoint, recipe: Recipe, folder: Path, index: int, **options: Any) -> Path:
     calibration = small_set(checkpoint, SAMPLES, shard=Shard(index, COUNT))
-    observe_shard(checkpoint, recipe, calibration, folder / str(index), CalibrationOptions(**options))
+    collect_shard(checkpoint, recipe, calibration, folder / str(index), CalibrationOptions(**options))
     return folder / str(index)
 
 
@@ -133,7 +133,7 @@ def damage_remove(folder: Path) -> None:
 
 
 def damage_key(folder: Path) -> None:
-    (folder / "plan.json").write_text("{}")
+    (folder / "key.json").write_text("{}")
 
 
 @pytest.mark.parametrize("damage", [damage_truncate, damage_remove, damage_key])

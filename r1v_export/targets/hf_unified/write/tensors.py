@@ -14,6 +14,7 @@ from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors, stored_names
+from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
 from r1v_export.checkpoint.quantized.unified import (
     ALGORITHMS,
     INPUT_SCALE,
@@ -29,7 +30,6 @@ from r1v_export.checkpoint.tensor_writer import NewTensor
 from r1v_export.quantization.algorithms.shared_scales import has_one_scale
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.groups import linear_groups, linear_shapes
-from r1v_export.quantization.int4_packing import pack
 from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear
 from r1v_export.targets.hf_unified.write.formats import algorithms, stored_linears
 
@@ -129,7 +129,7 @@ def encode(linear: QuantizedLinear, algorithm: Algorithm) -> dict[str, Tensor]:
     """What the layout has of a linear itself, by suffix."""
     tensors: dict[str, Tensor] = {WEIGHT: linear.qweight, SCALE: linear.scale}
     if ALGORITHMS[algorithm].grouped:
-        tensors[WEIGHT] = pack(linear.qweight.T).T.contiguous()
+        tensors[WEIGHT] = pack_pairs(linear.qweight.T).T.contiguous()
     if ALGORITHMS[algorithm].per_tensor:
         assert has_one_scale([linear]), "a scheme of granularity `tensor` has one scale"
         tensors[SCALE] = linear.scale[0]

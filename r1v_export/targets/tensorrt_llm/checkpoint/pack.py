@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from r1v_export.quantization.int4_packing import pack
+from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
 
 KernelLayout = Literal[80, 90]
 """Compute capability that weights are laid out for: 90 is Hopper, 80 everything else that TensorRT-LLM runs on."""
@@ -28,7 +28,7 @@ COLUMNS_TOGETHER = 4
 
 def pack_outputs(qweight_OI: Tensor) -> Tensor:
     """int8 codes [out, in], -8..7 -> int8 [out / 2, in]."""
-    return pack(qweight_OI.T).T.contiguous().view(torch.int8)
+    return pack_pairs(qweight_OI.T).T.contiguous().view(torch.int8)
 
 
 def mma_order() -> Tensor:

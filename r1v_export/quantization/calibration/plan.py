@@ -1,0 +1,92 @@
+"""Which blocks of a model a calibration runs, collects statistics of and quantizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from r1v_export.checkpoint.names import expected_tensors
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.quantization.algorithms.quantize_block import needs_gram
+from r1v_export.quantization.calibration.blocks import Block, DecoderBlock, blocks
+from r1v_export.quantization.groups import LinearGroup
+from r1v_export.quantization.recipe import Recipe, Scheme, SmoothQuant, resolve
+
+_ROUNDING_ROWS = {"rtn": 50, "smoothquant": 50, "awq": 3000, "gptq": 6000, "imported": 0}
+"""Quantizing a block takes about as long as sending so many vectors through it; for the time left."""
+
+
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """Which block is sent through, observed and quantized.
+
+    Attributes:
+        spec: the model.
+        recipe: what becomes of it.
+    """
+
+    spec: ModelSpec
+    recipe: Recipe
+
+    @cached_property
+    def schemes(self) -> dict[str, Scheme]:
+        """Of every linear that is quantized."""
+        return resolve(self.recipe, self.spec)
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        return blocks(self.spec)
+
+    def is_quantized(self, block: Block) -> bool:
+        """Whether the block has anything to be written for it."""
+        return self.has_cache_scales(block) or any(linear in self.schemes for s in block.groups for linear in s.linears)
+
+    def has_cache_scales(self, block: Block) -> bool:
+        return self.recipe.kv_cache is not None and isinstance(block, DecoderBlock)
+
+    def collected_groups(self, block: Block) -> list[LinearGroup]:
+        """Sites whose statistics an algorithm or a static scale needs."""
+        return [s for s in block.groups if any(needs_statistics(self.schemes.get(linear)) for linear in s.linears)]
+
+    def gram_groups(self, block: Block) -> set[str]:
+        """Names of the sites whose Gram matrix an algorithm needs."""
+        schemes = {group.name: [self.schemes.get(linear) for linear in group.linears] for group in block.groups}
+        return {name for name, found in schemes.items() if any(s is not None and needs_gram(s) for s in found)}
+
+    def is_collected(self, block: Block) -> bool:
+        return self.has_cache_scales(block) or bool(self.collected_groups(block))
+
+    @cached_property
+    def last_collected(self) -> int:
+        """Index of the last block that samples must go through; -1 where the recipe looks at weights alone."""
+        return max((i for i, block in enumerate(self.blocks) if self.is_collected(block)), default=-1)
+
+    def forward_cost(self, index: int, tokens: int, tiles: int) -> int:
+        """What it takes to send a sample through a block, in multiplications."""
+        block = self.blocks[index]
+        return self._parameters[block.name] * block.rows(tokens, tiles) if index <= self.last_collected else 0
+
+    def rounding_cost(self, index: int) -> int:
+        """What it takes to quantize a block, in the unit of `forward_cost`."""
+        block = self.blocks[index]
+        found = [self.schemes[linear] for group in block.groups for linear in group.linears if linear in self.schemes]
+        most = max((_ROUNDING_ROWS[scheme.weights.algorithm] for scheme in found), default=0)
+        return self._parameters[block.name] * most
+
+    @cached_property
+    def _parameters(self) -> dict[str, int]:
+        """Weights of the linears of each block."""
+        tensors = expected_tensors(self.spec)
+        counts = dict.fromkeys((block.name for block in self.blocks), 0)
+        for block in self.blocks:
+            for shape in (tensors[f"{linear}.weight"] for group in block.groups for linear in group.linears):
+                counts[block.name] += shape[0] * shape[1]
+        return counts
+
+
+def needs_statistics(scheme: Scheme | None) -> bool:
+    """Whether a linear's scheme needs to know what enters it."""
+    if scheme is None:
+        return False
+    static_inputs = scheme.inputs is not None and scheme.inputs.mode == "static"
+    return static_inputs or needs_gram(scheme) or isinstance(scheme.weights, SmoothQuant)
