@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, load_config
 from r1v_export.errors import BundleError
 from r1v_export.manifest import Manifest, read_manifest
+from r1v_export.strict import parse_json
 from r1v_export.targets.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -108,10 +107,10 @@ def read_spec(folder: Path) -> ModelSpec:
     Raises:
         BundleError: it is missing or malformed.
     """
-    path = folder / MODEL_SPEC
+    path, fix = folder / MODEL_SPEC, f"r1v-export verify {folder}"
     try:
-        return ModelSpec.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        found = " ".join(str(error).split())[:200]
-        what = "The bundle's model description cannot be used."
-        raise BundleError(what, where=path, found=found, fix=f"r1v-export verify {folder}") from error
+        text = path.read_bytes()
+    except OSError as error:
+        what = "The bundle's model description cannot be read."
+        raise BundleError(what, where=path, found=error, fix=fix) from error
+    return parse_json(ModelSpec, text, BundleError, "The bundle's model description is invalid", where=path, fix=fix)

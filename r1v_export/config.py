@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from r1v_export.errors import UsageError
+from r1v_export.strict import StrictModel, parse_fields, parse_yaml
 from r1v_export.targets.tensorrt.config import TensorRTConfig
 from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
 
@@ -25,11 +26,7 @@ COMPUTE_OF: dict[str, Compute] = {"fp32": "float32", "fp16": "float16", "bf16": 
 """Precisions that need no calibration, and the dtype that their graphs compute in."""
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ParityConfig(_Config):
+class ParityConfig(StrictModel):
     """The parity gate at the end of a build."""
 
     enabled: bool = True
@@ -39,7 +36,7 @@ class ParityConfig(_Config):
     max_new_tokens: PositiveInt = 64
 
 
-class CalibrationConfig(_Config):
+class CalibrationConfig(StrictModel):
     """What a quantized build learns its scales from."""
 
     data: str | None = None
@@ -49,7 +46,7 @@ class CalibrationConfig(_Config):
     """A finished calibration (`r1v-export calibrate`) to build with; `data` and `samples` then say nothing."""
 
 
-class OnnxRuntimeConfig(_Config):
+class OnnxRuntimeConfig(StrictModel):
     """The onnxruntime target."""
 
     int4_inputs: Literal["float32", "int8"] = "float32"
@@ -57,7 +54,7 @@ class OnnxRuntimeConfig(_Config):
     which is faster. Part of the build, so that its gate judges it."""
 
 
-class BuildConfig(_Config):
+class BuildConfig(StrictModel):
     """One build. Left-out fields are filled with their defaults in the saved file."""
 
     model: str = BUILTIN_MODEL
@@ -173,10 +170,8 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> BuildConfig:
         UsageError: the file is unreadable or not YAML, or a field is unknown or has a wrong value.
     """
     fields = _merged(_read_yaml(path) if path else {}, overrides)
-    try:
-        return BuildConfig.model_validate(fields)
-    except ValidationError as error:
-        raise _usage_error(error, path) from error
+    what = "The build file is invalid" if path else "The options are invalid"
+    return parse_fields(BuildConfig, fields, UsageError, what, where=path)
 
 
 def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -190,11 +185,10 @@ def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("The build file cannot be read.", where=path, found=error) from error
-    except yaml.YAMLError as error:
-        raise UsageError("The build file is not YAML.", where=path, found=" ".join(str(error).split())) from error
+    fields = parse_yaml(text, UsageError, "The build file is invalid", where=path)
     if not isinstance(fields, dict):
         raise UsageError(
             "The build file is not a mapping of fields.",
@@ -203,13 +197,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             found=type(fields).__name__,
         )
     return fields
-
-
-def _usage_error(error: ValidationError, path: Path | None) -> UsageError:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    where = path or "options"
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(BuildConfig.model_fields)
-        return UsageError(f"A build has no field {name!r}.", where=where, expected=f"one of {known}", found=name)
-    return UsageError(f"{name}: {first['msg']}.", where=where, found=repr(first["input"]))

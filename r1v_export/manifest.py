@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, Field, NonNegativeInt
 
 from r1v_export.errors import BundleError
+from r1v_export.strict import StrictModel, parse_fields
 
 SCHEMA_VERSION = 2
 PASSED = "passed"
@@ -45,18 +46,14 @@ def _inside(path: str) -> str:
 RelativePath = Annotated[str, AfterValidator(_inside)]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileEntry(_Entry):
+class FileEntry(StrictModel):
     """One file: its SHA-256 in hex and its size in bytes."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     size: NonNegativeInt
 
 
-class SourceEntry(_Entry):
+class SourceEntry(StrictModel):
     """The checkpoint that was built."""
 
     kind: str
@@ -66,14 +63,14 @@ class SourceEntry(_Entry):
     files: dict[RelativePath, FileEntry]
 
 
-class StageEntry(_Entry):
+class StageEntry(StrictModel):
     """One stage of the build: the fingerprint of all that went in, and the files that came out."""
 
     fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     files: dict[RelativePath, FileEntry]
 
 
-class Manifest(_Entry):
+class Manifest(StrictModel):
     """`manifest.json`."""
 
     schema_version: int = SCHEMA_VERSION
@@ -139,12 +136,7 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleError(
             "The bundle is of another schema version.", where=path, expected=SCHEMA_VERSION, found=version, fix=rebuild
         )
-    try:
-        return Manifest.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{path}: {'.'.join(str(part) for part in first['loc'])}"
-        raise BundleError("The manifest is malformed.", where=where, found=first["msg"], fix=rebuild) from error
+    return parse_fields(Manifest, fields, BundleError, "The manifest is malformed", where=path, fix=rebuild)
 
 
 @dataclass(frozen=True)

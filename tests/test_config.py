@@ -76,8 +76,8 @@ def test_a_recipe_and_its_data_are_saved_without_their_paths() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("precison: fp32", "no field 'precison'"),
-        ("parity: {question: 3}", "no field 'parity.question'"),
+        ("precison: fp32", "unknown field precison"),
+        ("parity: {question: 3}", "unknown field parity.question"),
         ("precision: fp7", "precision"),
         ("targets: []", "targets"),
         ("parity: {questions: 0}", "questions"),

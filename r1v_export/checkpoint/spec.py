@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from r1v_export.contract import Sizes
+from r1v_export.strict import StrictModel
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class VisionSpec(_Spec):
+class VisionSpec(StrictModel):
     """An InternViT: pre-norm blocks with LayerScale, no final norm."""
 
     hidden_size: PositiveInt
@@ -43,7 +40,7 @@ class VisionSpec(_Spec):
         return 1 + (self.image_size // self.patch_size) ** 2
 
 
-class ProjectorSpec(_Spec):
+class ProjectorSpec(StrictModel):
     """Pixel shuffle followed by LayerNorm, Linear, GELU, Linear (`mlp1`)."""
 
     shuffle: PositiveInt
@@ -54,7 +51,7 @@ class ProjectorSpec(_Spec):
     norm_eps: PositiveFloat = 1e-5
 
 
-class RopeScaling(_Spec):
+class RopeScaling(StrictModel):
     """How the rotary angles differ from position * rope_theta^(-2i/D); see `reference.rotary`."""
 
     type: Literal["linear", "dynamic", "yarn"]
@@ -71,7 +68,7 @@ class RopeScaling(_Spec):
     """YaRN: round the bounds of the ramp between the two to whole dimensions."""
 
 
-class LanguageSpec(_Spec):
+class LanguageSpec(StrictModel):
     """A Qwen2 decoder: grouped-query attention with q/k/v biases, RMSNorm, SwiGLU, rotary positions."""
 
     hidden_size: PositiveInt
@@ -89,7 +86,7 @@ class LanguageSpec(_Spec):
     tie_word_embeddings: bool
 
 
-class TilingSpec(_Spec):
+class TilingSpec(StrictModel):
     """How an image becomes tiles."""
 
     tile_size: PositiveInt
@@ -99,7 +96,7 @@ class TilingSpec(_Spec):
     dynamic: bool
 
 
-class ModelSpec(_Spec):
+class ModelSpec(StrictModel):
     """One checkpoint's model."""
 
     layout: Literal["internvl_chat", "internvl"]

@@ -61,17 +61,13 @@ def command(folder: Path, settings: tuple[str, ...], format_: str, **options: An
 
 def _parse(setting: str) -> tuple[str, Any]:
     """`a.b=2` -> ("a.b", 2); the value is YAML."""
-    import yaml
-
     from r1v_export.errors import UsageError
+    from r1v_export.strict import parse_yaml
 
     key, equals, value = setting.partition("=")
     if not key or not equals:
         raise UsageError("A setting has no value.", expected="KEY=VALUE", found=setting)
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError("A setting's value is not YAML.", where=key, found=value) from error
+    parsed = parse_yaml(value, UsageError, "A setting has an invalid value", where=key)
     # YAML 1.1 takes 1e6 for text.
     return key, _number(parsed) if isinstance(parsed, str) else parsed
 

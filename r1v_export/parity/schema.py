@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from r1v_export.config import Precision
 from r1v_export.errors import ParityError
 from r1v_export.parity.tolerances import Gate
 from r1v_export.quantization.mixed_precision.sensitivity import SensitivityTable
+from r1v_export.strict import StrictModel
 
 
 def _round_significant(value: float) -> float:
@@ -23,8 +24,8 @@ def _round_significant(value: float) -> float:
 Number = Annotated[float, AfterValidator(_round_significant)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+class _Part(StrictModel):
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
 class Check(_Part):

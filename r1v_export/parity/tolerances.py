@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
+from pydantic import StringConstraints, model_validator
 
 from r1v_export.config import Compute, Precision
 from r1v_export.errors import UsageError
+from r1v_export.strict import StrictModel
 
 Gate = Literal["arithmetic", "quantization"]
 ToleranceProfile = Literal["fp32", "fp16", "bf16", "8-bit inputs", "fp8", "int8", "int4"]
@@ -30,10 +31,8 @@ Boundary = Literal[
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=20)]
 
 
-class Tolerance(BaseModel):
+class Tolerance(StrictModel):
     """One limit: exactly one of `at_most` and `at_least`, and the reason for its value."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     boundary: Boundary
     profile: ToleranceProfile

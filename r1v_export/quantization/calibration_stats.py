@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from r1v_export.config import Compute
+from r1v_export.strict import StrictModel
 
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SampleEntry(_Part):
+class SampleEntry(StrictModel):
     """One calibration sample."""
 
     name: str
@@ -25,7 +20,7 @@ class SampleEntry(_Part):
     tiles: int
 
 
-class InputEntry(_Part):
+class InputEntry(StrictModel):
     """Summary of the activations at one input, or of a layer's cached keys or values."""
 
     tokens: int
@@ -36,7 +31,7 @@ class InputEntry(_Part):
     """An absmax far above it means that few channels are outliers."""
 
 
-class Stats(_Part):
+class Stats(StrictModel):
     """`stats.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

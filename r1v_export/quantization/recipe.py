@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
@@ -32,6 +32,7 @@ from r1v_export.quantization.groups import (
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.quantized_linear import InputType, WeightType
 from r1v_export.quantization.statistics.range_estimators import Observer
+from r1v_export.strict import StrictModel, parse_fields, parse_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
 """The shipped recipes; a link to calibration/recipes in a checkout, a plain folder in an installed package."""
@@ -44,11 +45,7 @@ GROUP_SIZES = (32, 64, 128)
 """How many inputs can share a scale."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Weights(_Part):
+class _Weights(StrictModel):
     type: WeightType
     granularity: Literal["tensor", "channel", "group"]
     """What shares a scale: the tensor (and what engines fuse it with), an output channel, or a group of inputs."""
@@ -119,13 +116,13 @@ class Imported(_Weights):
 Weights = Annotated[RoundToNearest | Awq | Gptq | SmoothQuant | Imported, Field(discriminator="algorithm")]
 
 
-class Inputs(_Part):
+class Inputs(StrictModel):
     type: InputType
     mode: Literal["static", "dynamic"]
     """One scale per tensor from calibration, or one per token at run time."""
 
 
-class Scheme(_Part):
+class Scheme(StrictModel):
     """How one linear is quantized."""
 
     weights: Weights
@@ -146,7 +143,7 @@ class Scheme(_Part):
         return self
 
 
-class Rule(_Part):
+class Rule(StrictModel):
     modules: tuple[str, ...] = Field(min_length=1)
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     scheme: Scheme | None
@@ -168,7 +165,7 @@ class Rule(_Part):
         return place is not None and bool({place[1], place[1] - layers_of[place[0]]} & set(self.layers))
 
 
-class Recipe(_Part):
+class Recipe(StrictModel):
     name: str
     description: str
     rules: tuple[Rule, ...] = Field(min_length=1)
@@ -219,15 +216,8 @@ def parse(text: str, where: object = "recipe") -> Recipe:
     Raises:
         UsageError: not YAML, or a field is unknown, missing or has a wrong value.
     """
-    try:
-        return Recipe.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UsageError("The recipe is not YAML.", where=where, found=" ".join(str(error).split())) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{field or 'The recipe'}: {message}.", where=where, found=repr(first["input"])) from error
+    what = "The recipe is invalid"
+    return parse_fields(Recipe, parse_yaml(text, UsageError, what, where=where), UsageError, what, where=where)
 
 
 def resolve(recipe: Recipe, spec: ModelSpec) -> dict[str, Scheme]:

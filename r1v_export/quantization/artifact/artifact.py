@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -36,6 +35,7 @@ from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, val
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QWEIGHT_DTYPES, QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, Scheme, parse, resolve
+from r1v_export.strict import parse_json
 
 STATS, RECIPE, SCALES, QWEIGHT = "stats.json", "recipe.yaml", "scales.safetensors", "qweight"
 
@@ -291,15 +291,8 @@ def read_stats(folder: Path) -> Stats:
         BundleError: missing, damaged, or of another version.
     """
     path = folder / STATS
-    text = _read_text(path)
-    try:
-        return Stats.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{path}: {'.'.join(str(part) for part in first['loc'])}"
-        raise BundleError(
-            "The calibration's record is damaged.", where=where, found=first["msg"], fix=_AGAIN
-        ) from error
+    what = "The calibration's record is damaged"
+    return parse_json(Stats, _read_text(path), BundleError, what, where=path, fix=_AGAIN)
 
 
 def read_recipe(folder: Path) -> Recipe:

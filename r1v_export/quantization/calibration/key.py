@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 
-from pydantic import BaseModel, ConfigDict
-
 import r1v_export
 from r1v_export.config import Compute
 from r1v_export.manifest import to_json
 from r1v_export.quantization.calibration.dataset import CalibrationSet
 from r1v_export.quantization.calibration_stats import SampleEntry
 from r1v_export.quantization.recipe import Recipe
+from r1v_export.strict import StrictModel
 
 
-class CalibrationKey(BaseModel):
+class CalibrationKey(StrictModel):
     """Everything that decides the numbers: two calibrations with equal keys give the same files."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     producer: str = f"r1v-export {r1v_export.__version__}"
     checkpoint: str

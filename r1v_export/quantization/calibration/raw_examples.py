@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import CapabilityError, InputError
 from r1v_export.reference.load_image import ImageSource, load_image
+from r1v_export.strict import StrictModel, parse_fields, parse_json
 
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 """What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder."""
+
+_INVALID = "Invalid calibration record"
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,11 @@ def _find_jsonl(path: Path) -> Path:
     )
 
 
-class _Fields(BaseModel):
+class _Fields(StrictModel, strict=True):
     """The fields of one record."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     image: str | None = None
-    images: list[str] = []
+    images: list[str] = Field(default_factory=list)
     prompt: str
     reasoning: str | None = None
     answer: str | None = None
@@ -130,24 +131,10 @@ def jsonl_examples(path: Path, count: int, policy: ImagePolicy = "as_displayed")
 
 def _jsonl_example(path: Path, number: int, line: str, policy: ImagePolicy) -> RawExample:
     where = f"{path}, line {number}"
-    try:
-        fields = _Fields.model_validate_json(line)
-    except ValidationError as error:
-        raise _invalid_example(where, error) from error
+    fields = parse_json(_Fields, line, InputError, _INVALID, where=where)
     files = ([] if fields.image is None else [fields.image]) + fields.images
     images = tuple(partial(_load, path.parent / file, policy, f"{where}: {file}") for file in files)
     return RawExample(f"{path.name}, line {number}", images, fields.prompt, fields.reasoning, fields.answer)
-
-
-def _invalid_example(where: str, error: ValidationError) -> InputError:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    return InputError(
-        "A calibration record is not as it should be.",
-        where=where,
-        expected=f"an object with {', '.join(_Fields.model_fields)}; only prompt must be there",
-        found=f"{field}: {first['msg']}" if field else first["msg"],
-    )
 
 
 def _load(source: ImageSource, policy: ImagePolicy, where: str) -> Image.Image:
@@ -201,10 +188,8 @@ def _dataset_example(rows: Any, folder: Path, index: int, policy: ImagePolicy) -
         "reasoning": row.get("reasoning"),
         "answer": row.get("answer"),
     }
-    try:
-        fields = _Fields.model_validate({name: text for name, text in texts.items() if text is not None})
-    except ValidationError as error:
-        raise _invalid_example(where, error) from error
+    given = {name: text for name, text in texts.items() if text is not None}
+    fields = parse_fields(_Fields, given, InputError, _INVALID, where=where)
     count = len(_encoded_images(row, where))
 
     def image(number: int) -> Image.Image:

@@ -14,17 +14,18 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from torch import Tensor
 
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
-from r1v_export.errors import UsageError
+from r1v_export.errors import BundleError, UsageError
 from r1v_export.files import sync_folder, write_atomically
 from r1v_export.manifest import to_json
 from r1v_export.quantization.artifact.artifact import QWEIGHT
 from r1v_export.quantization.calibration.key import CalibrationKey
 from r1v_export.quantization.calibration_stats import InputEntry
+from r1v_export.strict import StrictModel, parse_json
 
 KEY = "key.json"
 
@@ -37,12 +38,10 @@ def default_resume_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.work")
 
 
-class BlockRecord(BaseModel):
+class BlockRecord(StrictModel):
     """What is told of a finished block."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    inputs: dict[str, InputEntry] = {}
+    inputs: dict[str, InputEntry] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -72,7 +71,10 @@ class ResumeState:
     def record(self, block: str) -> BlockRecord | None:
         """What was told of a block when it was finished; None where it is still to be done."""
         path = self._record(block)
-        return BlockRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        what, fix = "The record of a block is damaged", f"remove {self.folder} and calibrate again"
+        return parse_json(BlockRecord, path.read_bytes(), BundleError, what, where=path, fix=fix)
 
     def write_block(self, block: str, qweight: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
         """Keep what a quantized block consists of."""

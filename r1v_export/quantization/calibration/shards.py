@@ -12,7 +12,6 @@ from functools import reduce
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -40,6 +39,7 @@ from r1v_export.quantization.statistics.activation_statistics import (
     merge_blocks,
     to_tensors,
 )
+from r1v_export.strict import parse_json
 
 STATISTICS = "statistics"
 _AGAIN = "observe this shard again"
@@ -150,17 +150,16 @@ def _is_done(key: CalibrationKey, out: Path) -> bool:
 def _read_key(folder: Path) -> CalibrationKey:
     path = folder / KEY
     try:
-        key = CalibrationKey.model_validate_json(path.read_bytes())
-        Shard.parse(key.shard)
-        return key
+        text = path.read_bytes()
     except OSError as error:
         fix = "name folders that were written with --shard; an interrupted shard has to be run to its end first"
         raise BundleError("This is no finished shard of a calibration.", where=folder, expected=KEY, fix=fix) from error
-    except ValidationError as error:
-        found = error.errors()[0]["msg"]
-        raise BundleError("The record of a shard is damaged.", where=path, found=found, fix=_AGAIN) from error
+    key = parse_json(CalibrationKey, text, BundleError, "The record of a shard is damaged", where=path, fix=_AGAIN)
+    try:
+        Shard.parse(key.shard)
     except UsageError as error:
         raise BundleError("The record of a shard is damaged.", where=path, found=error.found, fix=_AGAIN) from error
+    return key
 
 
 def _join_keys(plans: dict[Path, CalibrationKey]) -> CalibrationKey:

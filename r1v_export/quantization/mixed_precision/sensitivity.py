@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -33,6 +32,7 @@ from r1v_export.quantization.calibration.dataset import CalibrationSample, Calib
 from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
+from r1v_export.strict import StrictModel, parse_json
 
 FLOAT = "16-bit"
 """The precision of a module that is left as it is."""
@@ -41,11 +41,7 @@ _LARGEST_SNR_DB = 200.0
 """Written where there is no noise at all."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Candidate(_Part):
+class Candidate(StrictModel):
     """One module in one precision, all others in float."""
 
     module: str
@@ -57,7 +53,7 @@ class Candidate(_Part):
     """None where only the signal-to-noise ratio was measured."""
 
 
-class Selection(_Part):
+class Selection(StrictModel):
     """What was chosen from a table."""
 
     budget: str
@@ -69,7 +65,7 @@ class Selection(_Part):
     """Measured, of the model with all of them; None where the table has none."""
 
 
-class SensitivityTable(_Part):
+class SensitivityTable(StrictModel):
     """`sensitivity.json`."""
 
     schema_version: int = 1
@@ -90,9 +86,10 @@ def read_table(path: Path) -> SensitivityTable:
         BundleError: missing or damaged.
     """
     try:
-        return SensitivityTable.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        text = path.read_bytes()
+    except OSError as error:
         raise BundleError("The sensitivity table cannot be read.", where=path, found=error) from error
+    return parse_json(SensitivityTable, text, BundleError, "The sensitivity table is invalid", where=path)
 
 
 def measure(

@@ -15,21 +15,20 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from r1v_export.quantization.quantized_linear import InputType, quantize_dequantize, scale_for
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, bin_edges
+from r1v_export.strict import StrictModel
 
 POINTS_PER_BIN = 16
 CANDIDATES = 96
 """Thresholds that are tried, 16 to each halving."""
 
 
-class Observer(BaseModel):
+class Observer(StrictModel):
     """How the range of a static input scale is chosen: a recipe's `observer`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["absmax", "percentile", "mse", "entropy"] = "absmax"
     percentile: float = Field(default=99.99, gt=50, le=100)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
+
+from r1v_export.strict import StrictModel
 
 Tiles = Annotated[tuple[PositiveInt, PositiveInt], Field(description="fewest and most tiles")]
 
 
-class TensorRTConfig(BaseModel):
+class TensorRTConfig(StrictModel):
     """GPUs, and the sizes that engines take. Sizes beyond the model's positions are cut to them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sm: tuple[PositiveInt, ...] | Literal["current"] | None = None
     """Compute capabilities (89 is 8.9) that one engine serves, or `current`: the GPU that is there. Left out:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
+
+from r1v_export.strict import StrictModel
 
 
-class TensorRTLLMConfig(BaseModel):
+class TensorRTLLMConfig(StrictModel):
     """GPUs that share the model, and the sizes that an engine is built for. Sizes beyond the model's positions are cut
     to them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tp: Literal[1, 2, 4, 8] = 1
     """GPUs that share each layer."""

@@ -12,9 +12,10 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import NonNegativeInt
 
 from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.strict import StrictModel, parse_json
 from r1v_export.targets.tensorrt.build.profiles import Profile, Range
 from r1v_export.targets.tensorrt.library import Library
 
@@ -24,11 +25,7 @@ PLAN, DESCRIPTION, GRAPH, LAYERS = ".plan", ".json", ".onnx", ".layers.json"
 _CHUNK_BYTES = 64 << 20
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Binding(_Entry):
+class Binding(StrictModel):
     """One input or output; sizes that profiles decide are symbols."""
 
     name: str
@@ -38,7 +35,7 @@ class Binding(_Entry):
     shape: tuple[str | int, ...]
 
 
-class PlanInfo(_Entry):
+class PlanInfo(StrictModel):
     """What a plan is."""
 
     library: str
@@ -141,13 +138,11 @@ def read_info(folder: Path, name: str) -> PlanInfo:
     path, plan = folder / f"{name}{DESCRIPTION}", folder / f"{name}{PLAN}"
     fix = "build the bundle again"
     try:
-        info = PlanInfo.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
         found_bytes = plan.stat().st_size
     except OSError as error:
         raise BundleError("A TensorRT engine is not whole.", where=path, found=error, fix=fix) from error
-    except ValidationError as error:
-        found = " ".join(str(error).split())[:200]
-        raise BundleError("A plan's description cannot be used.", where=path, found=found, fix=fix) from error
+    info = parse_json(PlanInfo, text, BundleError, "A plan's description is invalid", where=path, fix=fix)
     if found_bytes != info.plan_bytes:
         raise BundleError(
             "A plan is cut short." if found_bytes < info.plan_bytes else "A plan is not the one that was built.",

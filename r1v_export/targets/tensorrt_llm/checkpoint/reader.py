@@ -7,15 +7,14 @@ Shape letters: O output features, I input features, G groups.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from r1v_export.checkpoint.spec import LanguageSpec, RopeScaling
@@ -23,6 +22,7 @@ from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError
 from r1v_export.quantization.kv_scales import CacheType, KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
+from r1v_export.strict import StrictModel, parse_fields, parse_json
 from r1v_export.targets.tensorrt_llm.checkpoint.decode import Shard, decode, join, split_outputs
 
 _AGAIN = "build the bundle again"
@@ -31,8 +31,8 @@ CACHES: dict[str, CacheType] = {"FP8": "fp8", "INT8": "int8"}
 """What `kv_cache_quant_algo` says that the cache holds, times `kv_cache_scaling_factor`; float8 is E4M3."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+class _Part(StrictModel, extra="ignore"):
+    """Of TensorRT-LLM's fields those that are read here; the library has many more."""
 
 
 class Quantization(_Part):
@@ -42,6 +42,12 @@ class Quantization(_Part):
     kv_cache_quant_algo: Literal["FP8", "INT8"] | None = None
     group_size: int = 128
     exclude_modules: tuple[str, ...] = ()
+
+
+class _LayerConfig(_Part):
+    """`quant_cfg.json` of a model whose linears are quantized differently."""
+
+    quantized_layers: dict[str, Quantization]
 
 
 class _Producer(_Part):
@@ -54,9 +60,7 @@ class _Mapping(_Part):
     pp_size: int = Field(ge=1)
 
 
-class _LinearScaling(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _LinearScaling(StrictModel):
     type: Literal["linear"]
     factor: float = Field(ge=1)
 
@@ -115,15 +119,10 @@ def read_checkpoint(folder: Path) -> LanguageCheckpoint:
 def read_config(folder: Path) -> Config:
     path = folder / "config.json"
     try:
-        return Config.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         raise BundleError("The checkpoint has no config.json.", where=path, found=error.strerror, fix=_AGAIN) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise BundleError(
-            "The checkpoint's config cannot be used.", where=f"{path}: {field}", found=first["msg"], fix=_AGAIN
-        ) from error
+    return parse_json(Config, text, BundleError, "The checkpoint's config is invalid", where=path, fix=_AGAIN)
 
 
 class _Reader:
@@ -234,14 +233,13 @@ class _Reader:
 
     @cached_property
     def _layers(self) -> dict[str, Quantization]:
-        path = self.folder / "quant_cfg.json"
+        path, what = self.folder / "quant_cfg.json", "The quantization of a mixed checkpoint"
         try:
-            fields: Any = json.loads(path.read_bytes())
-            return {name: Quantization.model_validate(entry) for name, entry in fields["quantized_layers"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(
-                "The quantization of a mixed checkpoint cannot be read.", where=path, found=error, fix=_AGAIN
-            ) from error
+            text = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{what} cannot be read.", where=path, found=error, fix=_AGAIN) from error
+        config = parse_json(_LayerConfig, text, BundleError, f"{what} is invalid", where=path, fix=_AGAIN)
+        return config.quantized_layers
 
     def _same(self, ranks: range, name: str) -> Tensor:
         """A tensor that all these GPUs hold whole."""
@@ -263,20 +261,22 @@ class _Reader:
 
     def _spec(self) -> LanguageSpec:
         config = self.config
-        return LanguageSpec(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_size,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            rms_norm_eps=config.norm_epsilon,
-            rope_theta=config.rotary_base,
-            rope_scaling=self._rope_scaling(),
-            max_position_embeddings=config.max_position_embeddings,
-            tie_word_embeddings=False,
-        )
+        fields = {
+            "hidden_size": config.hidden_size,
+            "num_layers": config.num_hidden_layers,
+            "num_heads": config.num_attention_heads,
+            "num_kv_heads": config.num_key_value_heads,
+            "head_dim": config.head_size,
+            "intermediate_size": config.intermediate_size,
+            "vocab_size": config.vocab_size,
+            "rms_norm_eps": config.norm_epsilon,
+            "rope_theta": config.rotary_base,
+            "rope_scaling": self._rope_scaling(),
+            "max_position_embeddings": config.max_position_embeddings,
+            "tie_word_embeddings": False,
+        }
+        path, what = self.folder / "config.json", "The checkpoint's config is invalid"
+        return parse_fields(LanguageSpec, fields, BundleError, what, where=path, fix=_AGAIN)
 
     def _rope_scaling(self) -> RopeScaling | None:
         scaling = self.config.rotary_scaling

@@ -1,0 +1,133 @@
+"""What a user reads about a wrong field, and that no input makes it long, slow or unreadable."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from r1v_export.config import BuildConfig, load_config
+from r1v_export.errors import BundleError, R1VError, UsageError
+from r1v_export.manifest import Manifest
+from r1v_export.quantization import recipe
+from r1v_export.strict import StrictModel, parse_fields, parse_json, parse_yaml, shorten_value
+
+ALIAS_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30)
+)
+MERGE_BOMB = "a0: &a0 {x: 1, y: 2}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 30)
+)
+
+
+def refusal(fields: Any, model: type[StrictModel] = BuildConfig) -> R1VError:
+    with pytest.raises(UsageError) as caught:
+        parse_fields(model, fields, UsageError, "The build file is invalid", where="build.yaml")
+    return caught.value
+
+
+def test_a_misspelled_field_is_named_with_the_fields_that_there_are() -> None:
+    error = refusal({"parity": {"question": 3}})
+    assert error.what == "The build file is invalid: unknown field parity.question."
+    assert (error.where, error.expected) == ("build.yaml", "one of enabled, questions, max_new_tokens")
+    assert error.fix == "write questions"
+
+
+def test_a_wrong_choice_is_named_with_the_choices() -> None:
+    error = refusal({"precision": "fp7"})
+    assert error.what == "The build file is invalid: wrong value of precision."
+    assert error.expected == "'fp32', 'fp16', 'bf16', 'fp8', 'int8' or 'int4'"
+    assert error.found == "'fp7'"
+
+
+def test_the_branches_of_a_union_are_one_expectation() -> None:
+    error = refusal({"tensorrt": {"sm": "newest"}})
+    assert error.what == "The build file is invalid: wrong value of tensorrt.sm."
+    assert error.expected == "a valid tuple or 'current'"
+
+
+def test_errors_after_the_first_are_counted() -> None:
+    assert "(and 1 more)" in refusal({"precision": "fp7", "device": "tpu"}).what
+
+
+def test_the_fields_of_a_chosen_algorithm_are_the_known_ones() -> None:
+    weights = {"type": "int8", "granularity": "channel", "algorithm": "rtn", "alpha": 1}
+    fields = {"name": "a", "description": "b", "rules": [{"modules": "*", "scheme": {"weights": weights}}]}
+    error = refusal(fields, recipe.Recipe)
+    assert error.what == "The build file is invalid: unknown field rules.0.scheme.weights.alpha."
+    assert error.expected == "one of type, granularity, group_size, algorithm, clip"
+
+
+def test_an_unknown_algorithm_is_named_with_the_known_ones() -> None:
+    weights = {"type": "int8", "granularity": "channel", "algorithm": "magic"}
+    fields = {"name": "a", "description": "b", "rules": [{"modules": "*", "scheme": {"weights": weights}}]}
+    error = refusal(fields, recipe.Recipe)
+    assert error.what == "The build file is invalid: wrong value of rules.0.scheme.weights.algorithm."
+    assert (error.expected, error.found) == ("one of 'rtn', 'awq', 'gptq', 'smoothquant', 'imported'", "'magic'")
+
+
+def test_a_missing_field_is_named() -> None:
+    error = refusal({"name": "a", "description": "b"}, recipe.Recipe)
+    assert error.what == "The build file is invalid: missing field rules."
+
+
+@pytest.mark.parametrize(("text", "complaint"), [("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[]", "wrong type")])
+def test_what_is_no_json_object_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(BundleError, match=complaint):
+        parse_json(Manifest, text, BundleError, "The manifest is malformed")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a: [", "not YAML"),
+        ("a: 1\na: 2", "given twice"),
+        (f"a: {'9' * 5000}", "not YAML"),
+        ("a: 2026-99-99", "not YAML"),
+        ("[" * 20_000, "nested too deeply"),
+        (MERGE_BOMB, "too many fields"),
+    ],
+    ids=["open", "twice", "huge integer", "no date", "deep", "merge bomb"],
+)
+def test_yaml_that_cannot_be_used_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        parse_yaml(text, UsageError, "The build file is invalid")
+
+
+def test_merge_keys_of_usual_size_work() -> None:
+    text = "base: &base {a: 1, b: 2}\nother: {<<: *base, b: 3}"
+    assert parse_yaml(text, UsageError, "")["other"] == {"a": 1, "b": 3}
+
+
+@pytest.mark.parametrize("field", ["a29", "model", "targets", "precision", "parity", "tensorrt"])
+def test_an_alias_bomb_is_refused_at_once_and_briefly(tmp_path, field: str) -> None:
+    path = tmp_path / "build.yaml"
+    path.write_text(ALIAS_BOMB.replace("a29:", f"{field}:"))
+    start = time.perf_counter()
+    with pytest.raises(UsageError) as caught:
+        load_config(path, {})
+    assert len(str(caught.value)) < 2000
+    assert time.perf_counter() - start < 5
+    chained = caught.value.__cause__, caught.value.__context__
+    assert not any(isinstance(error, ValidationError) for error in chained), "a traceback would print the whole input"
+
+
+def test_values_are_short_visible_and_never_followed_forever() -> None:
+    recursive: list[Any] = []
+    recursive.append(recursive)
+    values = [
+        recursive,
+        "x" * 10_000,
+        {"k" * 500: "v" * 500},
+        10**5000,
+        list(range(10_000)),
+        object(),
+        "\x1b[31m\u202e\n",
+    ]
+    for value in values:
+        shown = shorten_value(value)
+        assert len(shown) <= 200
+        assert shown.isprintable()
+    assert shorten_value({"a": [None, True, 1.5, "b"]}) == "{a: [null, true, 1.5, 'b']}"
