@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, load_config
 from r1v_export.errors import BundleError
+from r1v_export.files import read_regular_bytes, read_regular_text
 from r1v_export.manifest import Manifest, read_manifest
 from r1v_export.strict import parse_json
 from r1v_export.targets.registry import TARGETS
@@ -95,7 +96,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_regular_text(path))
     except (OSError, ValueError) as error:
         raise BundleError("The generation config is not JSON.", where=path, found=error) from error
     return fields if isinstance(fields, dict) else {}
@@ -109,7 +110,7 @@ def read_spec(folder: Path) -> ModelSpec:
     """
     path, fix = folder / MODEL_SPEC, f"r1v-export verify {folder}"
     try:
-        text = path.read_bytes()
+        text = read_regular_bytes(path)
     except OSError as error:
         what = "The bundle's model description cannot be read."
         raise BundleError(what, where=path, found=error, fix=fix) from error

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from r1v_export.errors import UsageError
+from r1v_export.files import read_regular_text
 from r1v_export.strict import StrictModel, parse_fields, parse_yaml
 from r1v_export.targets.tensorrt.config import TensorRTConfig
 from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
@@ -185,7 +186,7 @@ def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("The build file cannot be read.", where=path, found=error) from error
     fields = parse_yaml(text, UsageError, "The build file is invalid", where=path)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+
+from r1v_export.errors import CapabilityError, R1VError
 
 TEXT_LIMIT_BYTES = 256 << 20
 """Largest file that is read into memory as text or JSON; the largest published tokenizer.json has 35 MB."""
+
+GRAPH_LIMIT_BYTES = 4 << 30
+"""The same for a graph: protobuf ends at 2 GiB; weights lie apart."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -21,7 +28,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | Path, limit_bytes: int | None = None) -> BinaryIO:
+def open_regular(path: str | Path, limit_bytes: int | None = None) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading; never wait for a pipe or read a device without end.
 
     Raises:
@@ -60,6 +67,15 @@ def read_regular_text(path: str | Path, limit_bytes: int = TEXT_LIMIT_BYTES) -> 
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def require_regular(path: str | Path) -> None:
+    """For files that a library opens by their name.
+
+    Raises:
+        OSError: it is missing, or no regular file.
+    """
+    _require_regular(path, os.stat(path), None)  # noqa: PTH116
+
+
 def _require_regular(path: str | Path, status: os.stat_result, limit_bytes: int | None) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
@@ -67,6 +83,36 @@ def _require_regular(path: str | Path, status: os.stat_result, limit_bytes: int 
         raise OSError(number, f"{kind} and not a regular file", str(path))
     if limit_bytes is not None and status.st_size > limit_bytes:
         raise OSError(errno.EFBIG, f"{status.st_size} bytes, more than the limit of {limit_bytes}", str(path))
+
+
+@contextmanager
+def explain_full_disk(where: Path) -> Iterator[None]:
+    """Turn what writing to a full disk raises, here or in a library, into an error that names path and bytes.
+
+    Args:
+        where: what is written, for errors that do not name their file.
+
+    Raises:
+        CapabilityError: the disk or the user's quota is full.
+    """
+    try:
+        yield
+    except R1VError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in (errno.ENOSPC, errno.EDQUOT) and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        path = Path(error.filename) if isinstance(error, OSError) and error.filename else where
+        folder = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+        usage = shutil.disk_usage(folder)
+        quota = "the quota is used up; " if number == errno.EDQUOT else ""
+        raise CapabilityError(
+            "The disk is full.",
+            where=path,
+            found=f"{quota}{usage.free} of {usage.total} bytes are free in {folder}",
+            fix="make room, or choose a folder on another disk, and run the same command again",
+        ) from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, NonNegativeInt
 
 from r1v_export.errors import BundleError
+from r1v_export.files import open_regular, read_regular_text
 from r1v_export.strict import StrictModel, parse_fields
 
 SCHEMA_VERSION = 2
@@ -101,7 +102,7 @@ def to_json(value: Any) -> str:
 def hash_file(path: Path, on_bytes: OnBytes | None = None) -> FileEntry:
     """SHA-256 and size of a file, read in pieces."""
     digest, size, buffer = hashlib.sha256(), 0, bytearray(_CHUNK_BYTES)
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while count := file.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
             size += count
@@ -128,7 +129,7 @@ def read_manifest(bundle: Path) -> Manifest:
             fix="run the same build command again; it goes on where it stopped" if unfinished else rebuild,
         )
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_regular_text(path))
     except (ValueError, RecursionError) as error:
         raise BundleError("The manifest is not JSON.", where=path, found=error, fix=rebuild) from error
     version = fields.get("schema_version") if isinstance(fields, dict) else None

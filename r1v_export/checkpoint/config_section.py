@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export.errors import CheckpointError
+from r1v_export.files import read_regular_text
 
 LARGEST_SIZE = 2**31 - 1
 _MOST_LAYERS = 1000
@@ -22,7 +23,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     fix = f"copy {path.name} again from where the checkpoint came from"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"The checkpoint has no {path.name}.", where=path.parent, fix=fix) from error
     except OSError as error:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 from r1v_export.errors import CheckpointError
+from r1v_export.files import open_regular
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -62,7 +63,7 @@ class StoredTensor:
             return torch.empty(self.shape, dtype=self.dtype)
         lead = self.offset % mmap.ALLOCATIONGRANULARITY
         try:
-            with self.file.open("rb") as file:
+            with open_regular(self.file) as file:
                 mapped = mmap.mmap(
                     file.fileno(), lead + self.nbytes, access=mmap.ACCESS_COPY, offset=self.offset - lead
                 )
@@ -85,7 +86,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """
     try:
         file_bytes = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length_field = file.read(_LENGTH_BYTES)
             if length_field == _LFS_POINTER_START:
                 _fail(path, "is a Git LFS pointer, not the weights", "a safetensors file", "a text file", _PULL)

@@ -13,6 +13,7 @@ from typing import Any
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import CheckpointError
+from r1v_export.files import read_regular_bytes
 
 INDEX_NAME = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -88,7 +89,7 @@ def _open_shards(folder: Path, index_path: Path, weight_files: list[Path]) -> di
 def _read_index(path: Path) -> dict[str, str]:
     """The index's map from tensor name to shard file name."""
     try:
-        index: Any = json.loads(path.read_bytes())
+        index: Any = json.loads(read_regular_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             "The weight index is not JSON.", where=path, found=error, fix="download or copy it again"

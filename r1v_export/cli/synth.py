@@ -43,6 +43,7 @@ from r1v_export.cli.output import common_options, print_json
 def command(folder: Path, settings: tuple[str, ...], format_: str, **options: Any) -> None:
     """Write a random checkpoint into FOLDER."""
     from r1v_export.checkpoint.synth import synthesize
+    from r1v_export.files import explain_full_disk
     from r1v_export.progress import Progress, size
 
     with Progress(1, quiet=format_ == "json").stage("weights") as task:
@@ -51,7 +52,8 @@ def command(folder: Path, settings: tuple[str, ...], format_: str, **options: An
             task.total = total_bytes
             task.advance(done_bytes - task.done)
 
-        synthesize(folder, overrides=dict(map(_parse, settings)), progress=on_progress, **options)
+        with explain_full_disk(folder):
+            synthesize(folder, overrides=dict(map(_parse, settings)), progress=on_progress, **options)
         task.outcome = size(task.total)
     if format_ == "json":
         print_json({"checkpoint": str(folder), "size_bytes": task.total})

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from r1v_export import pages
+from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import kind_of
 from r1v_export.parity.schema import BoundaryResult, Check, ParityReport, SampleResult
@@ -53,10 +54,11 @@ class Stage(NamedTuple):
 
 def write_report(report: ParityReport, folder: Path) -> list[Path]:
     """Write both files into a folder, which is made if need be. Returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     contents = {JSON_FILE: to_json(report), HTML_FILE: to_html(report)}
-    for name, text in contents.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    with explain_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return [folder / name for name in contents]
 
 

@@ -10,6 +10,7 @@ from r1v_export import __version__
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import CheckpointError, ParityError, R1VError
+from r1v_export.files import explain_full_disk
 from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageEntry
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
@@ -66,7 +67,7 @@ def build(
     stages = job.stages()
     progress = progress or Progress(quiet=True)
     progress.stages = len(stages) + 1
-    with open_workspace(out) as workspace:
+    with explain_full_disk(out), open_workspace(out) as workspace:
         sources = _hash_sources(job, workspace.hashes, progress)
         workspace.hashes.save()
         finished, ran = run_stages(stages, sources, workspace, progress, force)
@@ -193,7 +194,9 @@ def _hash_sources(job: Build, hashes: HashCache, progress: Progress) -> dict[str
 def _run(stage: Stage, digest: str, workspace: Workspace, progress: Progress) -> StageEntry:
     with progress.stage(stage.name, stage.work) as task:
         try:
-            stage.make(workspace.begin(stage.name), task.advance)
+            folder = workspace.begin(stage.name)
+            with explain_full_disk(folder):
+                stage.make(folder, task.advance)
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
         entry = workspace.commit(stage.name, digest)

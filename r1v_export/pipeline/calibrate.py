@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import UsageError
+from r1v_export.files import explain_full_disk
 from r1v_export.pipeline.calibration import (
     PROGRESS_UNITS,
     calibrate,
@@ -48,7 +49,7 @@ def calibrate_alone(config: BuildConfig, out: Path, progress: Progress, *, offli
 
     recipe = chosen_recipe(config)
     checkpoint = _open(config, offline)
-    with progress.stage("calibration", PROGRESS_UNITS) as task:
+    with explain_full_disk(out), progress.stage("calibration", PROGRESS_UNITS) as task:
         calibrate(config, recipe, checkpoint, out, default_resume_folder(out), task.advance)
     # What a search within a budget tried on its way.
     shutil.rmtree(default_resume_folder(out), ignore_errors=True)
@@ -73,7 +74,7 @@ def collect_shard(
             fix="leave one of them out",
         )
     checkpoint = _open(config, offline)
-    with progress.stage(f"shard {shard}", PROGRESS_UNITS) as task:
+    with explain_full_disk(out), progress.stage(f"shard {shard}", PROGRESS_UNITS) as task:
         samples = calibration_set(config, checkpoint, shard)
         observe(checkpoint, recipe, samples, out, calibration_options(config, None, task.advance))
     return Calibrated(out, recipe.name, len(samples.samples), str(shard), linears=0, warnings=())
@@ -100,7 +101,7 @@ def merge_shards(
     from r1v_export.quantization.calibration.shards import find_shards, merge
 
     checkpoint = _open(config, offline)
-    with progress.stage("merge", PROGRESS_UNITS) as task:
+    with explain_full_disk(out), progress.stage("merge", PROGRESS_UNITS) as task:
         merge(checkpoint, find_shards(folders), out, calibration_options(config, None, task.advance))
     return _calibrated(out, checkpoint, progress)
 

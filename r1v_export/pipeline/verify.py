@@ -7,6 +7,7 @@ from pathlib import Path
 from r1v_export import contract
 from r1v_export.bundle import BUILD_CONFIG, Bundle
 from r1v_export.errors import GraphError
+from r1v_export.files import require_regular
 from r1v_export.manifest import Manifest, read_manifest, verify
 from r1v_export.progress import Progress
 
@@ -41,6 +42,7 @@ def check_graphs(bundle: Bundle) -> None:
         if path.relative_to(bundle.folder).as_posix() not in bundle.manifest.files:
             continue
         try:
+            require_regular(path)
             model = ir.load(path)
         except Exception as error:  # protobuf, file system and onnx-ir each raise their own
             raise GraphError("A graph cannot be read.", where=path, found=error) from error

@@ -24,7 +24,7 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from r1v_export.errors import UsageError
-from r1v_export.files import sync_file, sync_folder, write_atomically
+from r1v_export.files import read_regular_bytes, read_regular_text, sync_file, sync_folder, write_atomically
 from r1v_export.manifest import (
     LOCAL_REPORTS,
     MANIFEST,
@@ -139,7 +139,7 @@ class Workspace:
     def _read_records(self) -> Iterator[tuple[str, StageEntry]]:
         for path in sorted((self.work / "done").glob("*.json")):
             try:
-                yield path.stem, StageEntry.model_validate_json(path.read_bytes())
+                yield path.stem, StageEntry.model_validate_json(read_regular_bytes(path))
             except ValidationError:
                 continue  # of another version of this program: the stage runs again
 
@@ -150,7 +150,7 @@ class HashCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.known: dict[str, list[int | str]] = json.loads(path.read_text(encoding="utf-8"))
+            self.known: dict[str, list[int | str]] = json.loads(read_regular_text(path))
         except (OSError, ValueError):
             self.known = {}
 

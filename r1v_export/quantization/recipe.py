@@ -21,6 +21,7 @@ from pydantic import Field, field_validator, model_validator
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
+from r1v_export.files import read_regular_text
 from r1v_export.quantization.groups import (
     LM_HEAD_LINEAR,
     PATCH_EMBEDDING,
@@ -205,7 +206,7 @@ def load(name_or_path: str | Path) -> Recipe:
             )
         path = FOLDER / f"{name_or_path}.yaml"
     try:
-        return parse(path.read_text(encoding="utf-8"), path)
+        return parse(read_regular_text(path), path)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("The recipe cannot be read.", where=path, found=error) from error
 

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from r1v_export.errors import CheckpointError, InputError
+from r1v_export.files import read_regular_text
 
 # Qwen2's split pattern, for folders without a tokenizer.json. Source: transformers, tokenization_qwen2.py.
 _QWEN2_PATTERN = (
@@ -176,7 +177,7 @@ def _read_definition(folder: Path) -> dict[str, Any]:
 
 def _read_merges(file: Path) -> list[tuple[str, str]]:
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = read_regular_text(file).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _corrupt(file, error) from error
     merges = []
@@ -284,7 +285,7 @@ def _read_optional_json(file: Path) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise _corrupt(file, error) from error
     if not isinstance(content, dict):

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from r1v_export import contract
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError
+from r1v_export.files import require_regular
 from r1v_export.roofline.counts import LENGTH, Cost, count
 
 _TEXT_TOKENS = 64
@@ -53,6 +54,7 @@ def workloads(spec: ModelSpec, context: int | None = None) -> list[Workload]:
 
 def _load(path: Path) -> ir.Model:
     try:
+        require_regular(path)
         return ir.load(path)
     except Exception as error:  # a missing file, or whatever protobuf makes of another one
         raise BundleError(

@@ -29,6 +29,7 @@ from r1v_export.checkpoint.quantized.int4_packing import pack_pairs, unpack_pair
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError, R1VError
+from r1v_export.files import read_regular_text
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name
@@ -309,7 +310,7 @@ def read_recipe(folder: Path) -> Recipe:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError("A file of the calibration cannot be read.", where=path, found=error, fix=_AGAIN) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import CapabilityError, InputError
+from r1v_export.files import open_regular
 from r1v_export.reference.load_image import ImageSource, load_image
 from r1v_export.strict import StrictModel, parse_fields, parse_json
 
@@ -118,7 +120,7 @@ def jsonl_examples(path: Path, count: int, policy: ImagePolicy = "as_displayed")
     """Records of a `.jsonl` file, one to a line; empty lines are passed over."""
     examples: list[RawExample] = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if len(examples) == count:
                     break

@@ -20,7 +20,7 @@ from torch import Tensor
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.errors import BundleError, UsageError
-from r1v_export.files import sync_folder, write_atomically
+from r1v_export.files import read_regular_bytes, read_regular_text, sync_folder, write_atomically
 from r1v_export.manifest import to_json
 from r1v_export.quantization.artifact.artifact import QWEIGHT
 from r1v_export.quantization.calibration.key import CalibrationKey
@@ -58,7 +58,7 @@ class ResumeState:
         self.result = folder / "result"
         text = to_json(key.model_dump(mode="json"))
         path = folder / KEY
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        if not path.is_file() or read_regular_text(path) != text:
             if folder.exists() and not {entry.name for entry in folder.iterdir()} <= _OURS:
                 raise UsageError("The work folder holds something else.", where=folder, fix="name another one")
             shutil.rmtree(folder, ignore_errors=True)
@@ -74,7 +74,7 @@ class ResumeState:
         if not path.is_file():
             return None
         what, fix = "The record of a block is damaged", f"remove {self.folder} and calibrate again"
-        return parse_json(BlockRecord, path.read_bytes(), BundleError, what, where=path, fix=fix)
+        return parse_json(BlockRecord, read_regular_bytes(path), BundleError, what, where=path, fix=fix)
 
     def write_block(self, block: str, qweight: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
         """Keep what a quantized block consists of."""

@@ -17,6 +17,7 @@ from torch import nn
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.errors import BundleError, CheckpointError, UsageError
+from r1v_export.files import read_regular_bytes
 from r1v_export.manifest import to_json
 from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint, read_stats
 from r1v_export.quantization.calibration.blocks import Block, materialize
@@ -150,7 +151,7 @@ def _is_done(key: CalibrationKey, out: Path) -> bool:
 def _read_key(folder: Path) -> CalibrationKey:
     path = folder / KEY
     try:
-        text = path.read_bytes()
+        text = read_regular_bytes(path)
     except OSError as error:
         fix = "name folders that were written with --shard; an interrupted shard has to be run to its end first"
         raise BundleError("This is no finished shard of a calibration.", where=folder, expected=KEY, fix=fix) from error

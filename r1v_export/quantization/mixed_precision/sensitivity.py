@@ -25,6 +25,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError, UsageError
+from r1v_export.files import read_regular_bytes
 from r1v_export.quantization.apply import torch as fake
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
 from r1v_export.quantization.calibration.blocks import Block, blocks, materialize
@@ -86,7 +87,7 @@ def read_table(path: Path) -> SensitivityTable:
         BundleError: missing or damaged.
     """
     try:
-        text = path.read_bytes()
+        text = read_regular_bytes(path)
     except OSError as error:
         raise BundleError("The sensitivity table cannot be read.", where=path, found=error) from error
     return parse_json(SensitivityTable, text, BundleError, "The sensitivity table is invalid", where=path)

@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from r1v_export.errors import CapabilityError
+from r1v_export.files import open_regular
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 
@@ -146,7 +147,7 @@ class Library:
         """What the library finds wrong in a plan's first bytes, before it is read; None also where it cannot look."""
         if not hasattr(runtime, "get_engine_validity"):
             return None
-        with plan.open("rb") as file:
+        with open_regular(plan) as file:
             header = file.read(runtime.engine_header_size)
         validity, diagnostics = runtime.get_engine_validity(header)
         if validity != self.module.EngineValidity.INVALID:

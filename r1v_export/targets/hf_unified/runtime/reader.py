@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from r1v_export.checkpoint.names import stored_names
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError
+from r1v_export.files import read_regular_text
 from r1v_export.reference.model import Model, ReferenceEngine
 
 _PLAIN = ("BF16", "F16", "F32")
@@ -174,7 +175,7 @@ def _hook(rounding: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Te
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_regular_text(path))
 
 
 def _unusable(folder: Path, found: object) -> BundleError:

@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from r1v_export.config import Device
 from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 INT4_INPUTS = "r1v.int4_inputs"
@@ -65,7 +66,7 @@ def open_session(
     options.intra_op_num_threads = threads or physical_cores()
     options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights_root))
     try:
-        content = model if isinstance(model, bytes) else model.read_bytes()
+        content = model if isinstance(model, bytes) else read_regular_bytes(model, GRAPH_LIMIT_BYTES)
         for name, value in _quantization_entries(content).items():
             options.add_session_config_entry(name, value)
         session = ort.InferenceSession(content, options, providers=_providers(device, gpu))

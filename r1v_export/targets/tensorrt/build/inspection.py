@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export.errors import BundleError
+from r1v_export.files import read_regular_text
 from r1v_export.targets.tensorrt.build.plan import LAYERS, PlanInfo, read_info
 from r1v_export.targets.tensorrt.runtime.loading import PLANS
 
@@ -66,7 +67,7 @@ def _profile_text(profile: dict[str, tuple[int, int, int]]) -> str:
 
 def _layers(path: Path) -> list[dict[str, Any]]:
     try:
-        layers = json.loads(path.read_text(encoding="utf-8"))
+        layers = json.loads(read_regular_text(path))
         fields = {"name", "kind", "inputs", "constants", "outputs", "nodes"}
         if all(isinstance(layer, dict) and fields <= layer.keys() for layer in layers):
             return list(layers)

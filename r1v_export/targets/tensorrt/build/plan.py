@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import NonNegativeInt
 
 from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.files import read_regular_bytes
 from r1v_export.strict import StrictModel, parse_json
 from r1v_export.targets.tensorrt.build.profiles import Profile, Range
 from r1v_export.targets.tensorrt.library import Library
@@ -138,7 +139,7 @@ def read_info(folder: Path, name: str) -> PlanInfo:
     path, plan = folder / f"{name}{DESCRIPTION}", folder / f"{name}{PLAN}"
     fix = "build the bundle again"
     try:
-        text = path.read_bytes()
+        text = read_regular_bytes(path)
         found_bytes = plan.stat().st_size
     except OSError as error:
         raise BundleError("A TensorRT engine is not whole.", where=path, found=error, fix=fix) from error

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from r1v_export.files import read_regular_bytes
 from r1v_export.targets.tensorrt.build.plan import PlanInfo
 from r1v_export.targets.tensorrt.library import Library
 
@@ -23,7 +24,7 @@ class TimingCache:
 
     def __init__(self, library: Library, config: Any) -> None:
         self.path = folder() / f"{file_name(library.target, library.version, _gpu())}.cache"
-        content = self.path.read_bytes() if self.path.is_file() else b""
+        content = read_regular_bytes(self.path) if self.path.is_file() else b""
         cache = config.create_timing_cache(content) or config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
 
@@ -47,7 +48,8 @@ class RuntimeCache:
         self.config = engine.create_runtime_config()
         self._cache = self.config.create_runtime_cache()
         if self.path.is_file():
-            self._cache.deserialize(self.path.read_bytes())  # False, and an empty cache, where the file does not do
+            # False, and an empty cache, if the file is unsuitable.
+            self._cache.deserialize(read_regular_bytes(self.path))
         self.config.set_runtime_cache(self._cache)
 
     def save(self) -> None:

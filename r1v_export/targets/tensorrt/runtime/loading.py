@@ -12,6 +12,7 @@ from r1v_export import contract
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import Device
 from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.files import GRAPH_LIMIT_BYTES, open_regular, read_regular_bytes
 from r1v_export.targets.tensorrt.build.plan import GRAPH, PLAN, PlanInfo, read_info, require_runs_here
 from r1v_export.targets.tensorrt.device import Accelerator, Cuda, compute_capability, no_gpu
 from r1v_export.targets.tensorrt.library import Library
@@ -70,7 +71,7 @@ def deserialize(library: Library, runtime: Any, plan: Path) -> Any:
     Raises:
         BundleError: the library refuses the plan.
     """
-    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with open_regular(plan) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         raise BundleError(
@@ -91,7 +92,7 @@ def refit(library: Library, engine: Any, graph: Path, weights_root: Path) -> Non
     logger = library.logger(_print_errors)
     refitter = library.module.Refitter(engine, logger)
     parser = library.module.OnnxParserRefitter(refitter, logger)
-    fits = parser.refit_from_bytes(graph.read_bytes(), str(weights_root / graph.name))
+    fits = parser.refit_from_bytes(read_regular_bytes(graph, GRAPH_LIMIT_BYTES), str(weights_root / graph.name))
     if not fits or not refitter.refit_cuda_engine():
         raise BundleError("The bundle's weights do not fit its engine.", where=graph, fix="build the bundle again")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from r1v_export.bundle import BUILD_CONFIG, ENGINES, Bundle
 from r1v_export.config import load_config
 from r1v_export.errors import BundleError, UsageError
+from r1v_export.files import read_regular_bytes
 from r1v_export.progress import Progress, size
 from r1v_export.targets.tensorrt_llm.build import trtllm_build
 from r1v_export.targets.tensorrt_llm.build.command import EngineSizes, build_arguments, container_recipe, engine_sizes
@@ -90,7 +91,7 @@ def require_built(plan: EnginePlan) -> None:
     trtllm_build.check_engine(plan.out, plan.config, plan.sizes)
     path = plan.out / ORIGIN
     try:
-        found = json.loads(path.read_bytes()) if path.is_file() else plan.origin
+        found = json.loads(read_regular_bytes(path)) if path.is_file() else plan.origin
     except (OSError, ValueError) as error:
         raise BundleError("What an engine was built from cannot be read.", where=path, found=error) from error
     if found != plan.origin:

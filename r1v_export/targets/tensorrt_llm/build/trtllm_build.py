@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export.errors import BundleError, CapabilityError, GraphError
+from r1v_export.files import read_regular_bytes
 from r1v_export.targets.tensorrt_llm.build.command import PROGRAM, EngineSizes
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import Config
 from r1v_export.targets.tensorrt_llm.library import ENGINES, ENGINES_TEXT, version_number, within
@@ -138,7 +139,7 @@ def check_engine(out: Path, config: Config, sizes: EngineSizes) -> None:
 
 def _read_engine(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        found: dict[str, Any] = json.loads(read_regular_bytes(path))
         model, build = found["pretrained_config"], found["build_config"]
         return {
             **{name: model[name] for name in ("architecture", "dtype", "vocab_size")},

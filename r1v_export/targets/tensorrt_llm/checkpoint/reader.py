@@ -20,6 +20,7 @@ from torch import Tensor
 from r1v_export.checkpoint.spec import LanguageSpec, RopeScaling
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError
+from r1v_export.files import read_regular_bytes
 from r1v_export.quantization.kv_scales import CacheType, KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.strict import StrictModel, parse_fields, parse_json
@@ -119,7 +120,7 @@ def read_checkpoint(folder: Path) -> LanguageCheckpoint:
 def read_config(folder: Path) -> Config:
     path = folder / "config.json"
     try:
-        text = path.read_bytes()
+        text = read_regular_bytes(path)
     except OSError as error:
         raise BundleError("The checkpoint has no config.json.", where=path, found=error.strerror, fix=_AGAIN) from error
     return parse_json(Config, text, BundleError, "The checkpoint's config is invalid", where=path, fix=_AGAIN)
@@ -235,7 +236,7 @@ class _Reader:
     def _layers(self) -> dict[str, Quantization]:
         path, what = self.folder / "quant_cfg.json", "The quantization of a mixed checkpoint"
         try:
-            text = path.read_bytes()
+            text = read_regular_bytes(path)
         except OSError as error:
             raise BundleError(f"{what} cannot be read.", where=path, found=error, fix=_AGAIN) from error
         config = parse_json(_LayerConfig, text, BundleError, f"{what} is invalid", where=path, fix=_AGAIN)

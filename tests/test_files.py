@@ -1,0 +1,154 @@
+"""Files that are no files are refused at once, in the place of any input; a full disk is named."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.cli import main
+from r1v_export.errors import CapabilityError, CheckpointError, InputError, R1VError, UsageError
+from r1v_export.files import explain_full_disk, open_regular, read_regular_bytes, read_regular_text
+from r1v_export.reference.tokenizer import Tokenizer
+
+Special = Callable[[Path], None]
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_link_to_zeros(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+SPECIALS = [make_pipe, make_link_to_zeros, Path.mkdir]
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("make", SPECIALS)
+def test_what_is_no_regular_file_is_refused_without_waiting(make: Special, tmp_path: Path) -> None:
+    make(tmp_path / "input")
+    for read in (open_regular, read_regular_bytes, read_regular_text):
+        with pytest.raises(OSError, match="not a regular file"):
+            read(tmp_path / "input")
+
+
+def test_a_socket_is_refused(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "input"))
+        with pytest.raises(OSError, match="a socket and not a regular file"):
+            open_regular(tmp_path / "input")
+
+
+def test_a_link_to_a_file_is_read_with_universal_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes("a\r\nb\rü".encode())
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular_text(tmp_path / "link") == (tmp_path / "file").read_text(encoding="utf-8") == "a\nb\nü"
+
+
+def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="1099511627776 bytes, more than the limit") as caught:
+        read_regular_bytes(tmp_path / "huge")
+    assert caught.value.errno == errno.EFBIG
+
+
+def test_no_descriptor_is_left_behind_by_a_refusal(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with pytest.raises(OSError, match="named pipe"):
+            open_regular(tmp_path / "pipe")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.fixture
+def checkpoint(synth_checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(synth_checkpoint.folder, tmp_path / "checkpoint"))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", SPECIALS)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
+def test_a_checkpoint_with_a_file_that_is_none_is_refused(make: Special, name: str, checkpoint: Path) -> None:
+    (checkpoint / name).unlink()
+    make(checkpoint / name)
+    with pytest.raises(CheckpointError):
+        _ = Checkpoint.open(checkpoint).generation_config
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", SPECIALS)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json"])
+def test_a_tokenizer_with_a_file_that_is_none_is_refused(make: Special, name: str, checkpoint: Path) -> None:
+    (checkpoint / name).unlink()
+    make(checkpoint / name)
+    with pytest.raises(CheckpointError):
+        Tokenizer.from_folder(checkpoint)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", SPECIALS)
+def test_settings_and_calibration_sets_that_are_no_files_are_refused(make: Special, tmp_path: Path) -> None:
+    from r1v_export.config import load_config
+    from r1v_export.quantization.calibration.raw_examples import jsonl_examples
+    from r1v_export.quantization.recipe import load
+
+    make(tmp_path / "input.yaml")
+    with pytest.raises(UsageError, match="not a regular file"):
+        load_config(tmp_path / "input.yaml", {})
+    with pytest.raises(UsageError):
+        load(str(tmp_path / "input.yaml"))
+    with pytest.raises(InputError, match="not a regular file"):
+        jsonl_examples(tmp_path / "input.yaml", 1)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("make", SPECIALS)
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "model.json", "build.yaml", "tokenizer.json", "engines/onnxruntime/decoder.onnx"]
+)
+def test_a_bundle_with_a_file_that_is_none_is_refused(
+    make: Special, name: str, nano_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(nano_bundle, tmp_path / "bundle", copy_function=os.link))
+    (bundle / name).unlink()
+    make(bundle / name)
+    assert main.run(["run", str(bundle), "What is it?"]) != 0
+    printed = capsys.readouterr().err
+    assert Path(name).name in printed
+    assert "Traceback" not in printed
+    assert main.run(["verify", str(bundle)]) != 0
+
+
+def test_a_full_disk_names_path_and_bytes_and_is_a_lack_of_the_machine(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CapabilityError, match=r"(?s)disk is full.*out.*of \d+ bytes are free") as caught,
+        explain_full_disk(tmp_path / "out"),
+        Path("/dev/full").open("wb", buffering=0) as file,
+    ):
+        file.write(b"x")
+    assert caught.value.exit_code == 4
+
+
+def test_a_library_that_meets_a_full_disk_in_its_own_words_is_understood(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    with pytest.raises(CapabilityError, match="disk is full"), explain_full_disk(tmp_path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), PermissionError(errno.EACCES, "no"), InputError("no")])
+def test_other_errors_pass_through(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as caught, explain_full_disk(tmp_path):
+        raise error
+    assert caught.value is error
+    assert not isinstance(error, R1VError) or error.exit_code == 1
