@@ -100,6 +100,8 @@ def _print(report: ParityReport) -> None:
                     (boundary.name, check.metric, f"{check.value:.3g}", limit, "ok" if check.passed else "FAIL")
                 )
     click.echo(table(rows, ("boundary", "metric", "value", "limit", "")))
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}")
     same = sum(sample.divergence is None for sample in report.samples)
     click.echo(f"\n{same} of {len(report.samples)} answers are the same, token by token")
     scored = [sample for sample in report.samples if sample.reference_correct is not None]

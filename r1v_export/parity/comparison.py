@@ -19,6 +19,7 @@ from r1v_export.parity.diagnosis import kind_of, likely_causes, problem
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.latency import TimedEngine, latencies
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
+from r1v_export.parity.ranges import range_facts, recorder
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import (
     BoundaryResult,
@@ -82,7 +83,8 @@ def check(
             to name the block.
         max_new_tokens: longest greedy answer.
         batch_size: samples decoded together.
-        measure_latency: time each stage of both engines. The report is then not the same twice.
+        measure_latency: time each stage of both engines. The report is then not the same twice. For a float16
+            engine, the reference's times include recording how large its tensors become.
         on_progress: is told the number of samples done, after each batch.
 
     Raises:
@@ -101,13 +103,15 @@ def check(
             found=f"{reference.engine.name}, {candidate.engine.name}",
             fix="compare without blocks",
         )
+    recording = recorder(reference.engine, compute if gate == "arithmetic" else "float32")
     timed = tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate)) if measure_latency else ()
     if timed:
         reference, candidate = (replace(s, engine=t) for s, t in zip((reference, candidate), timed, strict=True))
 
     comparator = BoundaryComparator(reference, candidate, blocks, max_new_tokens)
-    comparator.compare_vocabulary()
-    results, first_batch = _compare_samples(comparator, samples, batch_size, on_progress)
+    with recording as magnitudes:
+        comparator.compare_vocabulary()
+        results, first_batch = _compare_samples(comparator, samples, batch_size, on_progress)
     boundaries = _judge(comparator.statistics, profile)
     first_bad = next((b.name for b in boundaries if not b.passed), None)
     if first_bad == "vision" and can_show_blocks and not blocks:
@@ -129,6 +133,7 @@ def check(
         decode_steps=tuple(_step_result(step, comparator.steps[step]) for step in sorted(comparator.steps)),
         samples=tuple(results),
         environment=environment(),
+        ranges=range_facts(magnitudes, compute),
         latency=latencies(*timed) if timed else (),
     )
 

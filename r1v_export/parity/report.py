@@ -14,7 +14,7 @@ from r1v_export import pages
 from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import kind_of
-from r1v_export.parity.schema import BoundaryResult, Check, ParityReport, SampleResult
+from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, SampleResult
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
 
 JSON_FILE, HTML_FILE = "parity.json", "parity.html"
@@ -36,6 +36,7 @@ METRICS = {
 
 _SHARES = frozenset({"top1_agreement", "token_agreement", "sequence_agreement"})
 _SHOWN_SAMPLES = 12
+_SHOWN_LAYERS = 12
 
 
 class Stage(NamedTuple):
@@ -60,6 +61,11 @@ def write_report(report: ParityReport, folder: Path) -> list[Path]:
         for name, text in contents.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return [folder / name for name in contents]
+
+
+def read_report(folder: Path) -> ParityReport:
+    """The report that `write_report` wrote into a folder."""
+    return ParityReport.model_validate_json((folder / JSON_FILE).read_text(encoding="utf-8"))
 
 
 def to_json(report: ParityReport) -> str:
@@ -95,6 +101,7 @@ def to_html(report: ParityReport) -> str:
         tokens=sum(sample.tokens for sample in report.samples),
         scored=[sample for sample in report.samples if sample.expected is not None],
         modules=modules(report),
+        largest_layers=largest_layers(report),
         sensitivity_plot=Markup(plots.sensitivity(table) or "") if (table := sensitivity_table(report)) else None,
         sizes_plot=Markup(plots.accuracy_by_size(report.bundles) or ""),
     )
@@ -102,6 +109,12 @@ def to_html(report: ParityReport) -> str:
 
 def sensitivity_table(report: ParityReport) -> SensitivityTable | None:
     return report.calibration.sensitivity if report.calibration else None
+
+
+def largest_layers(report: ParityReport) -> list[LayerRange]:
+    """The layers that are nearest to the end of the engine's type, the nearest first."""
+    layers = report.ranges.layers if report.ranges else ()
+    return sorted(layers, key=lambda layer: -layer.magnitude)[:_SHOWN_LAYERS]
 
 
 def modules(report: ParityReport) -> list[tuple[str, str | None, list[Candidate]]]:

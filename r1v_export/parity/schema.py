@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from r1v_export.config import Precision
+from r1v_export.config import Compute, Precision
 from r1v_export.errors import ParityError
 from r1v_export.parity.tolerances import Gate
 from r1v_export.quantization.mixed_precision.sensitivity import SensitivityTable
@@ -143,6 +143,57 @@ class BundleFacts(_Part):
     """Questions whose right answer is known."""
 
 
+class LayerRange(_Part):
+    """How large a layer's tensors become."""
+
+    layer: str
+    tensor: str
+    """The one with the largest magnitude."""
+    magnitude: Number
+    """Infinite where it was NaN."""
+
+
+class RangeFacts(_Part):
+    """How large the reference's tensors become, for an engine that computes in a type of less range."""
+
+    dtype: Compute
+    largest: Number
+    """Finite number of the type."""
+    layers: tuple[LayerRange, ...]
+    """In the order of computation."""
+
+    @property
+    def beyond(self) -> tuple[LayerRange, ...]:
+        """Layers that the type does not hold."""
+        return tuple(layer for layer in self.layers if not layer.magnitude <= self.largest)
+
+    @property
+    def close(self) -> tuple[LayerRange, ...]:
+        """Layers that the type holds, with less than a factor of two to spare."""
+        return tuple(layer for layer in self.layers if self.largest / 2 < layer.magnitude <= self.largest)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each layer that is close."""
+        return tuple(
+            f"{layer.tensor} reaches {layer.magnitude:.4g}, more than half of what {self.dtype} holds "
+            f"({self.largest:g}): other inputs may overflow"
+            for layer in self.close
+        )
+
+    def error(self) -> ParityError:
+        """That of the first layer beyond the type's range."""
+        first = self.beyond[0]
+        more = f", and {len(self.beyond) - 1} more layers" if len(self.beyond) > 1 else ""
+        return ParityError(
+            f"The model overflows in {self.dtype}: PyTorch's own tensors leave its range.",
+            where=first.tensor,
+            expected=f"magnitudes of at most {self.largest:g}",
+            found=f"{first.magnitude:.4g}{more}",
+            fix="build with --precision bf16 or fp32",
+        )
+
+
 class ParityReport(_Part):
     """A candidate engine held to a reference engine."""
 
@@ -162,12 +213,19 @@ class ParityReport(_Part):
     environment: dict[str, str]
     latency: tuple[Latency, ...] = ()
     calibration: CalibrationFacts | None = None
+    ranges: RangeFacts | None = None
+    """Where the engine's type has a range that a model may leave."""
     bundles: tuple[BundleFacts, ...] = ()
     """This one first, where others were asked for."""
 
     @property
     def passed(self) -> bool:
-        return self.first_bad is None
+        return self.first_bad is None and not (self.ranges and self.ranges.beyond)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What people should know although nothing failed."""
+        return self.ranges.warnings if self.ranges else ()
 
     def boundary(self, name: str) -> BoundaryResult:
         """
@@ -179,8 +237,11 @@ class ParityReport(_Part):
     def raise_if_failed(self) -> None:
         """
         Raises:
-            ParityError: a boundary is out of tolerance; the error names the first one.
+            ParityError: a tensor leaves the range of the engine's type, or a boundary is out of tolerance; the error
+                names the first one.
         """
+        if self.ranges and self.ranges.beyond:
+            raise self.ranges.error()
         if self.first_bad is None:
             return
         boundary = self.boundary(self.first_bad)

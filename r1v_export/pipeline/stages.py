@@ -254,7 +254,13 @@ class Build:
             after=("model-files", *self._after_calibration, *_graph_stages_of(target), f"{target}-engine"),
             work=self.config.parity.questions * (2 if calibrated else 1),
             seconds=_PARITY_S,
+            notes=partial(self._parity_warnings, target),
         )
+
+    def _parity_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
+        from r1v_export.parity.report import read_report
+
+        return read_report(bundle / self.report_folder(target)).warnings
 
     def _check_parity(self, target: str, folder: Path, advance: Advance) -> None:
         from r1v_export.parity.report import write_report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.reference.embed import Embed
 from r1v_export.reference.language import CacheStep, LanguageModel, rotary_tables
+from r1v_export.reference.magnitudes import Magnitudes, recorded
 from r1v_export.reference.projector import Projector
 from r1v_export.reference.vision import VisionModel
 
@@ -68,6 +70,10 @@ class ReferenceEngine:
         for block in self.model.vision_model.encoder.layers:
             hidden = block(hidden)
             yield self._array(hidden)
+
+    def recorded(self) -> AbstractContextManager[Magnitudes]:
+        """Record the largest magnitude of every tensor inside the model in the meantime."""
+        return recorded(self.model)
 
     def projector(self, vision_features: np.ndarray) -> np.ndarray:
         return self._array(self.model.mlp1(self._tensor(vision_features)))

@@ -1,0 +1,49 @@
+"""Whether what an engine computes in can hold what the model reaches inside, whatever this machine's kernels do.
+
+ONNX Runtime's CPU computes float16 graphs in float32: an activation of 4e5 passes every boundary there, and is infinite
+on a GPU. So the reference's own tensors are held to the type's range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, runtime_checkable
+
+from r1v_export.config import Compute
+from r1v_export.contract import Engine
+from r1v_export.parity.schema import LayerRange, RangeFacts
+
+LARGEST: Mapping[Compute, float] = {"float16": 65504.0}
+"""Types that end before a model may; bfloat16 and float32 end at 3.4e38."""
+
+
+class Magnitudes(Protocol):
+    def by_layer(self) -> dict[str, tuple[str, float]]:
+        """Layer -> its tensor with the largest magnitude, and that; infinite where one was NaN."""
+        ...
+
+
+@runtime_checkable
+class RecordsMagnitudes(Protocol):
+    """An engine that can record how large its own tensors become."""
+
+    def recorded(self) -> AbstractContextManager[Magnitudes]: ...
+
+
+def recorder(engine: Engine, compute: Compute) -> AbstractContextManager[Magnitudes | None]:
+    """Records while it is open, where the type has a range to be held to and the engine shows its tensors."""
+    if compute in LARGEST and isinstance(engine, RecordsMagnitudes):
+        return engine.recorded()
+    return nullcontext()
+
+
+def range_facts(magnitudes: Magnitudes | None, compute: Compute) -> RangeFacts | None:
+    """What was recorded, None where nothing was."""
+    if magnitudes is None:
+        return None
+    layers = tuple(
+        LayerRange(layer=layer, tensor=tensor, magnitude=magnitude)
+        for layer, (tensor, magnitude) in magnitudes.by_layer().items()
+    )
+    return RangeFacts(dtype=compute, largest=LARGEST[compute], layers=layers)
