@@ -60,6 +60,16 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    def __str__(self) -> str:
+        """In words, as `run` prints it: `temperature 0.6, top_p 0.95, seed 0`; only what has an effect."""
+        drawn = [("temperature", self.temperature), ("top_p", self.top_p), ("top_k", self.top_k), ("seed", self.seed)]
+        off = {"top_p": 1, "top_k": 0}
+        fields = [] if self.greedy else [(name, value) for name, value in drawn if off.get(name) != value]
+        if self.repetition_penalty != 1:
+            fields.append(("repetition_penalty", self.repetition_penalty))
+        words = (f"{name} {value if value is not None else 'random'}" for name, value in fields)
+        return ", ".join(["greedy"] * self.greedy + [*words, f"max_new_tokens {self.max_new_tokens}"])
+
 
 def _require(holds: bool, field: str, expected: str, found: object) -> None:
     if not holds:

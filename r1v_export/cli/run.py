@@ -3,111 +3,146 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, device_option, engine_option, model_option, print_json, target_option
+from r1v_export.cli.answers import print_answer, stream
+from r1v_export.cli.chat import chat as converse
+from r1v_export.cli.output import common_options, device_option, engine_option, model_option, target_option
+from r1v_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from r1v_export.config import Device
-    from r1v_export.runner.answer import Answer, TokenEvent
+    from PIL import Image
 
-CUT_OFF = {
-    "length": "cut off by --max-new-tokens",
-    "context": "cut off: prompt and answer fill the model's context",
-}
-"""By finish reason, what is said of an answer that did not end by itself."""
+    from r1v_export.config import Device
+    from r1v_export.generation import Sampling
+    from r1v_export.runner.answer import TokenEvent
+    from r1v_export.runner.base import BaseRunner
+
+MAX_QUESTION_BYTES = 1 << 20
 
 
 @click.command(short_help="Ask a bundle about images.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("question")
+@click.argument("question", required=False)
 @click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="An image; repeat for several.")
 @target_option
 @engine_option
 @model_option
 @click.option("--no-think", is_flag=True, help="Answer without reasoning.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Longest answer.")
+@click.option("--answer-only", is_flag=True, help="Do not print the reasoning.")
+@click.option("--chat", is_flag=True, help="Hold a conversation; questions come line by line from stdin.")
+@click.option("--greedy", is_flag=True, help="Take the likeliest token, whatever the checkpoint recommends.")
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the likeliest token."
+    "--max-new-tokens", type=click.IntRange(min=1), help="Longest answer. [default: the checkpoint's, or 512]"
 )
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from this much probability.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Draw from this many tokens; 0 is off.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1 repeats less.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy. [default: the checkpoint's, or 0]")
+@click.option("--top-p", type=float, help="Draw from this much probability. [default: the checkpoint's, or 1]")
+@click.option("--top-k", type=int, help="Draw from this many tokens; 0 is off. [default: the checkpoint's]")
+@click.option("--repetition-penalty", type=float, help="Above 1 repeats less. [default: the checkpoint's, or 1]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeat for several.")
+@click.option("--stop-in-reasoning", is_flag=True, help="Search the reasoning for --stop too.")
 @device_option
 @common_options
 def command(
     bundle: Path,
-    question: str,
+    question: str | None,
     images: tuple[Path, ...],
     target: str | None,
     engine: str | None,
     model: str | None,
     no_think: bool,
+    answer_only: bool,
+    chat: bool,
+    greedy: bool,
     device: Device,
     format_: str,
     **sampling: Any,
 ) -> None:
-    """Ask BUNDLE a QUESTION, about images if any; the reasoning and the answer are streamed."""
+    """Ask BUNDLE a QUESTION, about images if any; the reasoning and the answer are streamed.
+
+    A QUESTION of - is read from stdin. Tokens are sampled as the checkpoint's generation_config.json recommends, field
+    by field where no option says otherwise; the sampling in use is printed on stderr.
+    """
     from r1v_export.bundle import Bundle
-    from r1v_export.generation import Sampling
     from r1v_export.pipeline.open_runner import open_runner
     from r1v_export.reference.load_image import load_image
     from r1v_export.runner.base import Request
 
-    chosen = Sampling(**sampling)
-    policy = Bundle.open(bundle).config.image_policy
-    request = Request.ask(question, *(load_image(image, policy) for image in images), think=not no_think)
-    runner = open_runner(bundle, target, model, device, engine)
-    events = runner.generate([request], chosen)
-    answer = _collect(events) if format_ == "json" else _stream(events)
+    text = _question(question, chat)
+    opened = Bundle.open(bundle)
+    chosen = _sampling(opened.generation_config, greedy, sampling)
+    load = partial(load_image, policy=opened.config.image_policy)
+    loaded = [load(image) for image in images]
     if format_ == "json":
-        print_json(_as_json(answer))
+        show = partial(print_answer, sampling=chosen, answer_only=answer_only, lines=chat)
+    else:
+        show = partial(stream, answer_only=answer_only)
+    runner = open_runner(bundle, target, model, device, engine)
+    if chat:
+        converse(_asking(runner, chosen, not no_think), lambda path: load(Path(path)), show, loaded)
+    else:
+        show(runner.generate([Request.ask(text, *loaded, think=not no_think)], chosen))
 
 
-def _stream(events: Iterable[TokenEvent]) -> Answer:
-    """Print reasoning and answer as they come: the reasoning dimmed on a terminal, inside its tags elsewhere."""
-    dimmed = sys.stdout.isatty()
-    thinking = False
-    for event in events:
-        if event.reasoning:
-            if not thinking and not dimmed:
-                click.echo("<think>")
-            thinking = True
-            reasoning = printable(event.reasoning)
-            click.echo(click.style(reasoning, dim=True) if dimmed else reasoning, nl=False)
-        if event.text:
-            if thinking:
-                click.echo("\n" if dimmed else "\n</think>")
-                thinking = False
-            click.echo(printable(event.text), nl=False)
-        if event.answer is not None:
-            click.echo()
-            if reason := CUT_OFF.get(event.answer.finish_reason):
-                click.echo(f"({reason})", err=True)
-            return event.answer
-    raise AssertionError("a generation ends with an answer")
+def _question(question: str | None, chat: bool) -> str:
+    """The text to ask; nothing for a conversation, whose questions come from stdin."""
+    if chat:
+        if question is not None:
+            raise UsageError("A conversation takes its questions from stdin.", found=question[:80], fix="omit QUESTION")
+        return ""
+    if question is None:
+        raise click.UsageError("Missing argument 'QUESTION'.", click.get_current_context())
+    if question != "-":
+        return question
+    content = sys.stdin.buffer.read(MAX_QUESTION_BYTES + 1)
+    if len(content) > MAX_QUESTION_BYTES:
+        raise InputError("The question is too long.", where="stdin", expected=f"at most {MAX_QUESTION_BYTES} bytes")
+    try:
+        text = content.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            "The question is not UTF-8.", where=f"stdin, byte {error.start}", found=error.reason
+        ) from error
+    if not text:
+        raise InputError("There is no question.", where="stdin", expected="text")
+    return text
 
 
-def printable(text: str) -> str:
-    """Text without control characters: a model may have been taught to write what a terminal takes for commands."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def _sampling(config: dict[str, Any], greedy: bool, options: dict[str, Any]) -> Sampling:
+    """The checkpoint's sampling, and options in its place; says on stderr what is in use."""
+    from r1v_export.runner.generation_config import NAME, default_sampling, unused_fields
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if greedy and given.get("temperature"):
+        raise UsageError(
+            "Greedy sampling has no temperature.", where="--greedy --temperature", fix="pass one of the two options"
+        )
+    chosen = replace(default_sampling(config, greedy=greedy), **given)
+    click.echo(f"sampling: {chosen}", err=True)
+    if unused := unused_fields(config):
+        click.echo(f"sampling: not used of {NAME}: {', '.join(unused)}", err=True)
+    return chosen
 
 
-def _collect(events: Iterable[TokenEvent]) -> Answer:
-    return next(event.answer for event in events if event.answer is not None)
+def _asking(
+    runner: BaseRunner[Any], sampling: Sampling, think: bool
+) -> Callable[[str, list[Image.Image]], Iterator[TokenEvent]]:
+    """A conversation's way to ask.
 
+    Raises:
+        UsageError: a library decodes, and keeps no cache for us.
+    """
+    from r1v_export.runner.conversation import Conversation
+    from r1v_export.runner.engine_runner import EngineRunner
 
-def _as_json(answer: Answer) -> dict[str, Any]:
-    fields = asdict(answer)
-    return {
-        **fields,
-        "token_ids": list(answer.token_ids),
-        "timings": {k: round(v, 3) for k, v in fields["timings"].items()},
-    }
+    if not isinstance(runner, EngineRunner):
+        raise UsageError("A conversation needs an engine of the bundle.", found=runner.name, fix="omit --engine")
+    conversation = Conversation(runner, think=think)
+    return lambda text, images: conversation.ask(text, images, sampling)

@@ -23,6 +23,7 @@ from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Template, Turn, encode, stop_ids
 from r1v_export.reference.tokenizer import Tokenizer
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, Timings, TokenEvent
+from r1v_export.runner.generation_config import default_sampling
 from r1v_export.runner.kv_cache import new_token_budget
 
 TILES_PER_RUN = 4
@@ -87,7 +88,7 @@ class BaseRunner(ABC, Generic[Prepared]):
         tokenizer: the checkpoint's.
         spec: the checkpoint's.
         template: how the family version writes a conversation, usually `TEMPLATES[spec.template]`.
-        generation_config: the checkpoint's generation_config.json, for its stop tokens.
+        generation_config: the checkpoint's generation_config.json, for its stop tokens and its sampling.
         max_positions: tokens of a prompt and its answer, at most.
         tiles_per_run: how many tiles are looked at together.
         image_policy: how images become RGB; one that was loaded with another is refused.
@@ -105,7 +106,8 @@ class BaseRunner(ABC, Generic[Prepared]):
         image_policy: ImagePolicy = "as_displayed",
     ) -> None:
         self.vision, self.tokenizer, self.spec, self.template = vision, tokenizer, spec, template
-        self.stop_ids = stop_ids(tokenizer, template, generation_config or {})
+        self.generation_config = generation_config or {}
+        self.stop_ids = stop_ids(tokenizer, template, self.generation_config)
         self.max_positions, self.tiles_per_run = max_positions, tiles_per_run
         self.image_policy: ImagePolicy = image_policy
 
@@ -140,14 +142,15 @@ class BaseRunner(ABC, Generic[Prepared]):
         """Answer requests in batches, token by token.
 
         Args:
-            sampling: for all requests, or one for each; greedy where left out.
+            sampling: for all requests, or one for each; `default_sampling` of the checkpoint if omitted.
             cancel: once set, from any thread, every unfinished answer ends with what it has.
 
         Raises:
             InputError: a request that cannot be used.
+            BundleError: no sampling is given, and generation_config.json has none that can be used.
             GraphError: a stage gives numbers that are not finite, or fails.
         """
-        samplings = _one_each(sampling or Sampling(), len(requests))
+        samplings = _one_each(sampling or default_sampling(self.generation_config), len(requests))
         cancel = cancel or threading.Event()
         for first in range(0, len(requests), MAX_BATCH):
             batch = range(first, min(first + MAX_BATCH, len(requests)))

@@ -15,6 +15,7 @@ from r1v_export.reference.prompt import Turn
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Timings, TokenEvent
 from r1v_export.runner.base import CancelledError
 from r1v_export.runner.engine_runner import EngineRunner, Prompt
+from r1v_export.runner.generation_config import default_sampling
 from r1v_export.runner.kv_cache import KVCache, plan_capacity
 
 
@@ -59,7 +60,7 @@ class Conversation:
         Raises:
             InputError: the turn cannot be used; the conversation then is as before.
         """
-        sampling, cancel = sampling or Sampling(), cancel or threading.Event()
+        sampling, cancel = sampling or default_sampling(self.runner.generation_config), cancel or threading.Event()
         turns = (*self.turns, Turn("user", text, images=len(images)))
         timings = Timings()
         try:

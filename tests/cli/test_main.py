@@ -31,8 +31,8 @@ OPTIONS = {
     "check": "BUNDLE --target --model --questions --image --question --blocks --against --max-new-tokens --report "
     "--device",
     "verify": "BUNDLE",
-    "run": "BUNDLE QUESTION --image --target --engine --model --no-think --max-new-tokens --temperature --top-p "
-    "--top-k --repetition-penalty --seed --device",
+    "run": "BUNDLE QUESTION --image --target --engine --model --no-think --answer-only --chat --greedy "
+    "--max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --stop --stop-in-reasoning --device",
     "bench": "BUNDLE --image --question --target --engine --model --tokens --runs --roofline --device",
     "inspect": "MODEL --target --roofline --report --revision --offline",
     "recipes list": "",

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from r1v_export.cli.answers import stream
 from r1v_export.cli.output import table
-from r1v_export.cli.run import _stream
 from r1v_export.runner.answer import Answer, Timings, TokenEvent
 
 
@@ -30,7 +30,7 @@ STREAMED = (("I see ", ""), ("two", ""), ("", "2"))
 
 
 def test_a_pipe_gets_the_reasoning_in_tags(capsys: pytest.CaptureFixture[str]) -> None:
-    _stream(events(*STREAMED))
+    stream(events(*STREAMED), answer_only=False)
     assert capsys.readouterr().out == "<think>\nI see two\n</think>\n2\n"
 
 
@@ -39,10 +39,10 @@ def test_a_terminal_gets_the_reasoning_dimmed(
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr("click._compat.isatty", lambda stream: True)
-    _stream(events(*STREAMED))
+    stream(events(*STREAMED), answer_only=False)
     assert capsys.readouterr().out == "\x1b[2mI see \x1b[0m\x1b[2mtwo\x1b[0m\n\n2\n"
 
 
 def test_an_answer_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    _stream(events(("", "a\x1b]0;title\x07b\n\u009b2Jc\td")))
+    stream(events(("", "a\x1b]0;title\x07b\n\u009b2Jc\td")), answer_only=False)
     assert capsys.readouterr().out == "a\ufffd]0;title\ufffdb\n\ufffd2Jc\td\n"

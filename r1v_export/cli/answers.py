@@ -1,0 +1,76 @@
+"""How `run` shows answers: streamed as text, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from r1v_export.cli.output import print_json
+
+if TYPE_CHECKING:
+    from r1v_export.generation import Sampling
+    from r1v_export.runner.answer import Answer, TokenEvent
+
+
+def stream(events: Iterable[TokenEvent], *, answer_only: bool) -> None:
+    """Print reasoning and answer as they come: the reasoning dimmed on a terminal, inside its tags elsewhere."""
+    dimmed = sys.stdout.isatty()
+    thinking = False
+    for event in events:
+        if event.reasoning and not answer_only:
+            if not thinking and not dimmed:
+                click.echo("<think>")
+            thinking = True
+            reasoning = printable(event.reasoning)
+            click.echo(click.style(reasoning, dim=True) if dimmed else reasoning, nl=False)
+        if event.text:
+            if thinking:
+                click.echo("\n" if dimmed else "\n</think>")
+                thinking = False
+            click.echo(printable(event.text), nl=False)
+        if event.answer is not None:
+            click.echo()
+            if remark := end_remark(event.answer):
+                click.echo(f"({remark})", err=True)
+
+
+def print_answer(events: Iterable[TokenEvent], sampling: Sampling, *, answer_only: bool, lines: bool) -> None:
+    """Print the finished answer as JSON, on one line if `lines`."""
+    answer = next(event.answer for event in events if event.answer is not None)
+    fields = {**_as_json(answer), "sampling": {**asdict(sampling), "stop": list(sampling.stop)}}
+    if answer_only:
+        del fields["reasoning"]
+    if lines:
+        click.echo(json.dumps(fields, ensure_ascii=False))
+    else:
+        print_json(fields)
+
+
+def end_remark(answer: Answer) -> str | None:
+    """Why an answer ended that did not end by itself, or what it lacks."""
+    if answer.finish_reason == "length":
+        return f"cut off after {len(answer.token_ids)} tokens by --max-new-tokens"
+    if answer.finish_reason == "context":
+        tokens = answer.prompt_tokens + len(answer.token_ids)
+        return f"cut off: prompt and answer fill the model's context of {tokens} tokens"
+    return None if answer.reasoning_complete else "the model stopped inside its reasoning: there is no answer"
+
+
+def printable(text: str) -> str:
+    """Text without control characters: a model may have been taught to write what a terminal takes for commands."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _as_json(answer: Answer) -> dict[str, Any]:
+    fields = asdict(answer)
+    return {
+        **fields,
+        "token_ids": list(answer.token_ids),
+        "timings": {k: round(v, 3) for k, v in fields["timings"].items()},
+    }

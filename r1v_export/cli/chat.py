@@ -1,0 +1,96 @@
+"""`r1v-export run --chat`: a conversation, read from a terminal or a pipe."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from r1v_export.errors import R1VError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from r1v_export.runner.answer import TokenEvent
+
+COMMANDS = "/image PATH shows an image with the next question; /exit or the end of the input ends"
+PROMPT = "> "
+
+
+def chat(
+    ask: Callable[[str, list[Image.Image]], Iterator[TokenEvent]],
+    load_image: Callable[[str], Image.Image],
+    show: Callable[[Iterator[TokenEvent]], None],
+    images: list[Image.Image],
+) -> None:
+    """Answer one line after the other.
+
+    On a terminal an error or Ctrl-C ends the turn; elsewhere it ends the conversation.
+
+    Args:
+        ask: answers a turn, as `Conversation.ask`.
+        show: prints a turn's answer.
+        images: shown with the first question.
+
+    Raises:
+        UsageError: a line begins with a command that there is not.
+        InputError: an image or a turn cannot be used.
+    """
+    interactive = sys.stdin.isatty()
+    for line in _lines(interactive):
+        try:
+            if path := image_command(line):
+                images = [*images, load_image(path)]
+            else:
+                asked, images = images, []
+                show(ask(line, asked))
+        except R1VError as error:
+            if not interactive:
+                raise
+            click.echo(f"error: {error}", err=True)
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            click.echo("\n(stopped; this turn is not part of the conversation)", err=True)
+
+
+def image_command(line: str) -> str | None:
+    """The path of `/image PATH`, None for a line that is no command.
+
+    Raises:
+        UsageError: an unknown command, or no path. What only begins with a slash, such as a path, is a question.
+    """
+    command = re.match(r"/([a-z]+)(?:\s+(.*))?$", line)
+    if command is None:
+        return None
+    if command[1] != "image" or not command[2]:
+        raise UsageError("This is no command of a conversation.", expected=COMMANDS, found=line[:80])
+    return command[2]
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    """The lines that are not empty, up to `/exit`."""
+    if interactive:
+        click.echo(COMMANDS, err=True)
+    for line in map(str.strip, _prompted() if interactive else sys.stdin):
+        if line == "/exit":
+            return
+        if line:
+            yield line
+
+
+def _prompted() -> Iterator[str]:
+    import readline  # noqa: F401  input() then edits the line and remembers earlier ones
+
+    while True:
+        try:
+            # A prompt must not come between the answers of a redirected stdout.
+            shown = sys.stdout.isatty()
+            click.echo("" if shown else PROMPT, nl=False, err=True)
+            yield input(PROMPT if shown else "")
+        except EOFError:
+            click.echo(err=True)
+            return

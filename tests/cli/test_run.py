@@ -1,0 +1,161 @@
+"""`run` as people use it: sampling of the checkpoint, stop strings, questions from stdin, conversations."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1v_export.cli import main
+from r1v_export.cli.chat import image_command
+from r1v_export.errors import UsageError
+
+IMAGES = Path(__file__).parents[2] / "examples" / "images"
+CHART = str(IMAGES / "05-chart.png")
+GREEN, BLUE = "How tall is the green bar?", "How tall is the blue bar?"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Run `run`, with text on stdin: exit code, stdout, stderr."""
+
+    def run(*arguments: str | Path, stdin: str | bytes = "") -> tuple[int, str, str]:
+        content = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+        code = main.run(["run", *map(str, arguments)])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def recommending(nano_bundle: Path, tmp_path: Path):
+    """The bundle, by links, with further fields in its generation_config.json."""
+
+    def recommending(**fields: Any) -> Path:
+        folder = tmp_path / "recommending"
+        folder.mkdir()
+        for path in nano_bundle.iterdir():
+            (folder / path.name).symlink_to(path)
+        config = folder / "generation_config.json"
+        content = json.loads(config.read_text()) | fields
+        config.unlink()
+        config.write_text(json.dumps(content))
+        return folder
+
+    return recommending
+
+
+def test_the_checkpoint_s_own_sampling_is_used_and_printed(recommending, run) -> None:
+    bundle = recommending(do_sample=True, temperature=5.0, top_k=40, num_beams=2)
+    _, out, err = run(bundle, "--image", CHART, GREEN, "--max-new-tokens", 12, "--format", "json")
+    answer = json.loads(out)
+    assert "sampling: temperature 5.0, top_k 40, seed 0, max_new_tokens 12" in err
+    assert "not used of generation_config.json: num_beams" in err
+    assert (answer["sampling"]["temperature"], answer["sampling"]["top_k"]) == (5.0, 40)
+    options = ("--temperature", 5, "--top-k", 40, "--max-new-tokens", 12, "--format", "json")
+    same = run(bundle, "--greedy", "--image", CHART, GREEN, "--max-new-tokens", 12, "--format", "json")[1]
+    assert json.loads(same)["sampling"]["temperature"] == 0
+    assert json.loads(same)["token_ids"] != answer["token_ids"]
+    explicit = json.loads(run(bundle, "--image", CHART, GREEN, *options)[1])
+    assert explicit["token_ids"] == answer["token_ids"]
+
+
+def test_an_option_replaces_one_field_of_the_checkpoint_s_sampling(recommending, run) -> None:
+    bundle = recommending(do_sample=True, temperature=0.6, top_p=0.95, max_new_tokens=3)
+    _, _, err = run(bundle, "--image", CHART, GREEN, "--top-p", 0.5)
+    assert "sampling: temperature 0.6, top_p 0.5, top_k 50, seed 0, max_new_tokens 3" in err
+    assert "cut off after 3 tokens" in err
+
+
+def test_a_recommendation_out_of_range_ends_before_the_model_is_loaded(recommending, run) -> None:
+    code, _, err = run(recommending(do_sample=True, temperature="hot"), "?")
+    assert code == 1
+    assert "temperature is out of range" in err
+    assert "--greedy" in err
+
+
+def test_greedy_and_a_temperature_exclude_each_other(nano_bundle: Path, run) -> None:
+    assert run(nano_bundle, "?", "--greedy", "--temperature", "1")[0] == 2
+
+
+def test_a_stop_string_ends_the_answer_and_not_the_reasoning(nano_bundle: Path, run) -> None:
+    asked = (nano_bundle, "--image", CHART, GREEN, "--format", "json")
+    whole = json.loads(run(*asked)[1])
+    word = whole["reasoning"].split()[2]
+    assert json.loads(run(*asked, "--stop", word)[1])["text"] == whole["text"]
+    cut = json.loads(run(*asked, "--stop", word, "--stop-in-reasoning")[1])
+    assert cut["reasoning"] == whole["reasoning"][: whole["reasoning"].index(word)].rstrip()
+    assert json.loads(run(*asked, "--stop", "\n\n", "--stop", whole["text"])[1])["text"] == ""
+
+
+def test_answer_only_prints_the_answer_alone(nano_bundle: Path, run) -> None:
+    asked = (nano_bundle, "--image", CHART, GREEN, "--answer-only")
+    assert run(*asked)[1] == "5\n"
+    assert "reasoning" not in json.loads(run(*asked, "--format", "json")[1])
+
+
+def test_the_question_is_read_from_stdin(nano_bundle: Path, run) -> None:
+    asked = (nano_bundle, "--image", CHART, "--answer-only")
+    assert run(*asked, "-", stdin=f"{GREEN}\n")[1] == run(*asked, GREEN)[1]
+
+
+@pytest.mark.parametrize(("stdin", "what"), [("\n", "no question"), (b"\xff", "not UTF-8"), ("a" * 2**21, "too long")])
+def test_a_question_on_stdin_that_cannot_be_used_is_refused(nano_bundle: Path, run, stdin, what) -> None:
+    code, _, err = run(nano_bundle, "-", stdin=stdin)
+    assert code == 1
+    assert what in err
+
+
+def test_a_conversation_is_read_line_by_line_and_keeps_its_cache(nano_bundle: Path, run) -> None:
+    lines = f"/image {CHART}\n{GREEN}\n\n{BLUE}\n/exit\nnever asked\n"
+    code, out, _ = run(nano_bundle, "--chat", "--format", "json", stdin=lines)
+    assert code == 0
+    first, second = map(json.loads, out.splitlines())
+    assert first["text"] == json.loads(run(nano_bundle, "--image", CHART, GREEN, "--format", "json")[1])["text"]
+    assert first["reused_tokens"] == 0
+    assert second["reused_tokens"] > first["prompt_tokens"] // 2
+    shown = run(nano_bundle, "--chat", "--answer-only", "--image", CHART, stdin=f"{GREEN}\n{BLUE}\n")[1]
+    assert shown == f"{first['text']}\n{second['text']}\n"
+
+
+def test_a_conversation_ends_at_a_wrong_line_of_a_pipe(nano_bundle: Path, run) -> None:
+    code, _, err = run(nano_bundle, "--chat", stdin="/image no-such.png\n")
+    assert (code, "no-such.png" in err) == (1, True)
+    code, _, err = run(nano_bundle, "--chat", stdin="/quit\n")
+    assert (code, "/exit" in err) == (2, True)
+    assert run(nano_bundle, "--chat", "question", stdin="")[0] == 2
+
+
+def test_a_terminal_s_conversation_goes_on_after_a_wrong_line(nano_bundle: Path) -> None:
+    """On a pseudo-terminal, as a person types it."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "r1v_export.cli.main", "run", str(nano_bundle), "--chat", "--answer-only"]
+    process = subprocess.Popen(
+        [*command, "--image", CHART], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    os.close(theirs)
+    os.write(ours, f"/image no-such.png\n{GREEN}\n/exit\n".encode())
+    out, err = process.communicate(timeout=120)
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"no-such.png" in err
+    assert out.decode().replace("> ", "").strip() == "5"
+
+
+@pytest.mark.parametrize("line", ["What is /image about?", "/usr/bin is what?", "/"])
+def test_a_line_that_only_looks_like_a_command_is_a_question(line: str) -> None:
+    assert image_command(line) is None
+
+
+def test_the_path_of_an_image_may_hold_spaces() -> None:
+    assert image_command("/image my photos/a b.png") == "my photos/a b.png"
+    with pytest.raises(UsageError):
+        image_command("/image")
