@@ -37,7 +37,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.targets.hf_unified.target import write_unified
+from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 
 SMALL_TOWER = {

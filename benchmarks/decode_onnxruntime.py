@@ -28,7 +28,7 @@ from measure import RESULTS, interleaved, machine, ratio, write_results
 from r1v_export import contract
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
-from r1v_export.config import BuildConfig, OnnxRuntimeConfig
+from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.exporters.graph import Rewrite
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
@@ -38,10 +38,10 @@ from r1v_export.quantization.recipe import Recipe, resolve
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.runner.sampling import Sampler, Sampling
 from r1v_export.runner.scheduler import Row, generate_rows
+from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.runtime.session import physical_cores
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
-from r1v_export.targets.registry import BuildInputs
 
 OURS, PEER = "r1v-export", "onnxruntime-genai"
 GROUP, HEAD = 128, "language_model.lm_head"
@@ -82,7 +82,7 @@ def prepare(work: Path, variant: Variant) -> Checkpoint:
         if not (graphs / f"{name}.onnx").exists():
             rewrite = rounding(checkpoint) if variant.weights == "int4" and name == contract.DECODER else None
             export_graph(name, checkpoint, graphs, torch.float32, rewrite=rewrite)
-    config = BuildConfig(onnxruntime=OnnxRuntimeConfig(int4_inputs=variant.inputs))
+    config = BuildConfig(targets={OnnxRuntimeTarget.name: {"int4_inputs": variant.inputs}})
     OnnxRuntimeTarget().build(BuildInputs(graphs, checkpoint, None, config), engine, lambda _: None)
     if not (work / variant.name / "genai_config.json").exists():
         build_genai(checkpoint, work, variant)

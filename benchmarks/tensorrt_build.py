@@ -30,8 +30,9 @@ from measure import RESULTS, machine, write_results
 from r1v_export import contract
 from r1v_export.config import BuildConfig
 from r1v_export.errors import R1VError
+from r1v_export.targets.tensorrt.build.parts import PARTS, compiled
+from r1v_export.targets.tensorrt.config import TensorRTConfig
 from r1v_export.targets.tensorrt.library import TENSORRT_RTX, load
-from r1v_export.targets.tensorrt.target import PARTS, compiled
 
 PACKAGES = ("torch", "onnx", "onnx-ir", "tensorrt-rtx-cu13")
 DEPTH_PRECISIONS = ("int4", "fp8", "fp16")
@@ -96,11 +97,11 @@ def _measure(graph: str, precision: str, layers: int, work: Path) -> dict[str, A
 @click.argument("work", type=click.Path(path_type=Path))
 def one(graph: str, work: Path) -> None:
     """Build one plan; the process whose memory is measured."""
-    config = BuildConfig.model_validate({"precision": "fp16", "targets": [TENSORRT_RTX], "tensorrt": DEPTH_SIZES})
+    options = TensorRTConfig.model_validate(DEPTH_SIZES)
     part = next(part for part in PARTS if part.name == graph)
     started = time.monotonic()
     positions = int((work / "positions").read_text())
-    compiled(load(TENSORRT_RTX), part, work / "graphs", config, positions, (89,), work, lambda fraction, doing: None)
+    compiled(load(TENSORRT_RTX), part, work / "graphs", options, positions, (89,), work, lambda fraction, doing: None)
     (work / "seconds").write_text(f"{time.monotonic() - started:.2f}")
 
 
@@ -146,9 +147,8 @@ def matrix(work: Path, samples: int, results: Path | None) -> None:
         config = BuildConfig.model_validate(
             {
                 "precision": precision,
-                "targets": [TENSORRT_RTX],
+                "targets": {TENSORRT_RTX: {"sm": [120], "tile_profiles": [[1, 13]]}},
                 "calibration": {"samples": samples},
-                "tensorrt": {"sm": [120], "tile_profiles": [[1, 13]]},
             }
         )
         for sm in library.compute_capabilities:
@@ -177,7 +177,8 @@ def _build(library: Any, part: Any, graphs: Path, config: BuildConfig, sm: int, 
     out.mkdir(parents=True)
     started = time.monotonic()
     try:
-        info = compiled(library, part, graphs, config, 4096, (sm,), out, lambda fraction, doing: None)
+        options = config.options(TENSORRT_RTX, TensorRTConfig)
+        info = compiled(library, part, graphs, options, 4096, (sm,), out, lambda fraction, doing: None)
     except R1VError as error:
         return {"builds": False, "why": error.what}
     return {

@@ -29,7 +29,7 @@ from r1v_export.quantization.calibration.dataset import CalibrationSet, prepare
 from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.quantization.quantized_linear import RANGES
 from r1v_export.quantization.recipe import Recipe, load, parse
-from r1v_export.targets.hf_unified.target import write_unified
+from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 
 PEER = Path(__file__).with_name("modelopt_export.py")
 LANGUAGE = "language_model."

@@ -25,10 +25,10 @@ from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import load
+from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.runtime.session import physical_cores
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
-from r1v_export.targets.registry import BuildInputs
 
 OURS, EAGER, COMPILED, STANDARD = "r1v-export", "torch eager", "torch.compile", "standard graph"
 QUANTITY = "tiles_per_s"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, load_config
@@ -15,10 +14,6 @@ from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_bytes, read_regular_text
 from r1v_export.manifest import Manifest, read_manifest
 from r1v_export.strict import parse_json
-from r1v_export.targets.registry import TARGETS
-
-if TYPE_CHECKING:
-    from r1v_export.parity.tolerances import Gate
 
 MODEL_SPEC = "model.json"
 """The ModelSpec that was built, resolved."""
@@ -26,8 +21,6 @@ BUILD_CONFIG = "build.yaml"
 GRAPHS = "graphs"
 ENGINES = "engines"
 REPORT = "report"
-REPORT_FOLDERS: Mapping[Gate, str] = {"arithmetic": ".", "quantization": "quantization"}
-"""Where in the report's folder each gate's is."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +53,9 @@ class Bundle:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The engines that the bundle holds, in the registry's order."""
+        """The engines that the bundle holds, in order of preference, which is that of its build file."""
         names = {path.split("/")[1] for path in self.manifest.files if path.startswith(f"{ENGINES}/")}
-        return tuple(name for name in TARGETS if name in names)
+        return tuple(name for name in self.config.targets if name in names)
 
     def target(self, name: str | None) -> str:
         """The engine of that name; the first one when None.
@@ -77,7 +70,7 @@ class Bundle:
                 f"The bundle has no {name or 'engine'}.",
                 where=self.folder,
                 expected=", ".join(self.targets) or None,
-                fix=f"build one with: r1v-export build --target {name or 'onnxruntime'} -o FOLDER",
+                fix=f"build one with: r1v-export build --target {name or 'TARGET'} -o FOLDER",
             )
         return name
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
@@ -11,8 +12,6 @@ from pydantic import BaseModel, Field, PositiveInt, field_validator, model_valid
 from r1v_export.errors import UsageError
 from r1v_export.files import read_regular_text
 from r1v_export.strict import StrictModel, parse_fields, parse_yaml
-from r1v_export.targets.tensorrt.config import TensorRTConfig
-from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
 
 BUILTIN_MODEL = "r1v-nano"
 """The trained model that the package carries; what a build takes when no MODEL is named."""
@@ -25,6 +24,8 @@ ImagePolicy = Literal["as_displayed", "published"]
 
 COMPUTE_OF: dict[str, Compute] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precisions that need no calibration, and the dtype that their graphs compute in."""
+
+Options = TypeVar("Options", bound=BaseModel)
 
 
 class ParityConfig(StrictModel):
@@ -47,16 +48,12 @@ class CalibrationConfig(StrictModel):
     """A finished calibration (`r1v-export calibrate`) to build with; `data` and `samples` then say nothing."""
 
 
-class OnnxRuntimeConfig(StrictModel):
-    """The onnxruntime target."""
-
-    int4_inputs: Literal["float32", "int8"] = "float32"
-    """What 4-bit weights are multiplied with on the CPU: inputs as the graph has them, or rounded to 8 bits in blocks,
-    which is faster. Part of the build, so that its gate judges it."""
-
-
 class BuildConfig(StrictModel):
-    """One build. Left-out fields are filled with their defaults in the saved file."""
+    """One build. Left-out fields are filled with their defaults in the saved file.
+
+    What targets there are, and what their blocks hold, is the registry's: `targets.registry.resolved` validates the
+    blocks and fills them in.
+    """
 
     model: str = BUILTIN_MODEL
     """Hub id, folder, or `r1v-nano`. Saved without its folder's path: a bundle holds no absolute path."""
@@ -69,20 +66,30 @@ class BuildConfig(StrictModel):
     recipe: str | None = None
     """Name of a shipped recipe or path of one, for a quantized precision; that precision's own where left out."""
     calibration: CalibrationConfig = CalibrationConfig()
-    targets: tuple[str, ...] = Field(default=("onnxruntime",), min_length=1)
+    targets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Target -> its options, plain values as its own config class has them; a list of names gives each its defaults.
+    If omitted, the registry's default target."""
     device: Device = "cpu"
     """Where the engines run and the parity gate is computed."""
     image_policy: ImagePolicy = "as_displayed"
     """How images become RGB wherever the bundle reads one: what viewers show, or the published code bit for bit."""
     parity: ParityConfig = ParityConfig()
-    onnxruntime: OnnxRuntimeConfig = OnnxRuntimeConfig()
-    tensorrt: TensorRTConfig = TensorRTConfig()
-    tensorrt_llm: TensorRTLLMConfig = TensorRTLLMConfig()
 
-    @field_validator("targets")
+    @field_validator("targets", mode="before")
     @classmethod
-    def _targets_once_and_sorted(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(set(targets)))
+    def _a_block_for_each_target(cls, targets: Any) -> Any:
+        if isinstance(targets, Sequence) and not isinstance(targets, str):
+            if not all(isinstance(name, str) for name in targets):
+                raise ValueError("targets are names, or a mapping of names to options")
+            if not targets:
+                raise ValueError("there must be at least one target")
+            targets = dict.fromkeys(targets)
+        if not isinstance(targets, Mapping):
+            return targets
+        return {
+            name: block.model_dump(mode="json") if isinstance(block, BaseModel) else {} if block is None else block
+            for name, block in targets.items()
+        }
 
     @model_validator(mode="before")
     @classmethod
@@ -111,18 +118,14 @@ class BuildConfig(StrictModel):
         """Whether the build calibrates."""
         return self.precision not in COMPUTE_OF
 
-    @property
-    def compute(self) -> Compute:
-        """The dtype that the graphs compute in, around what is quantized."""
-        if not self.quantized:
-            return COMPUTE_OF[self.precision]
-        # ONNX Runtime's quantized kernels on the CPU know float32 only.
-        return "float32" if self.device == "cpu" and "onnxruntime" in self.targets else "float16"
+    def options(self, target: str, config_class: type[Options]) -> Options:
+        """A target's own block, with its defaults filled in.
 
-    def options(self, target: str) -> dict[str, Any]:
-        """A target's own block, as plain values; nothing where it has none."""
-        block = getattr(self, "tensorrt" if target == "tensorrt-rtx" else target.replace("-", "_"), None)
-        return block.model_dump(mode="json") if isinstance(block, BaseModel) else {}
+        Raises:
+            UsageError: the block has an unknown field or a wrong value.
+        """
+        what = f"The options of the target {target} are invalid"
+        return parse_fields(config_class, self.targets.get(target, {}), UsageError, what, where=f"targets.{target}")
 
     @property
     def command(self) -> str:
@@ -136,8 +139,8 @@ class BuildConfig(StrictModel):
         words += ["--calibrated", self.calibration.artifact] if self.calibration.artifact else []
         for target in self.targets:
             words += ["--target", target]
-        if self.tensorrt.sm is not None:
-            sm = self.tensorrt.sm if self.tensorrt.sm == "current" else ",".join(map(str, self.tensorrt.sm))
+        # The one option of targets' blocks that the command line has.
+        for sm in {_typed(block["sm"]): None for block in self.targets.values() if block.get("sm") is not None}:
             words += ["--sm", sm]
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--image-policy", self.image_policy] if self.image_policy != "as_displayed" else []
@@ -175,12 +178,20 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> BuildConfig:
     return parse_fields(BuildConfig, fields, UsageError, what, where=path)
 
 
+def _typed(value: Any) -> str:
+    """An option's value as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Both; of nested mappings, both too."""
+    """Both; of nested mappings, both too. Targets that are named keep the options that the file has for them."""
     merged = {**fields, **overrides}
     for name in fields.keys() & overrides.keys():
         if isinstance(fields[name], dict) and isinstance(overrides[name], dict):
             merged[name] = {**fields[name], **overrides[name]}
+    blocks, named = fields.get("targets"), overrides.get("targets")
+    if isinstance(blocks, dict) and isinstance(named, tuple):
+        merged["targets"] = {name: blocks.get(name) for name in named}
     return merged
 
 

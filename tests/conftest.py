@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -50,3 +51,37 @@ def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model, built in fp32 for ONNX Runtime, parity gate passed. Not to be written to."""
     config = BuildConfig(parity=ParityConfig(questions=4))
     return build(config, tmp_path_factory.mktemp("bundles") / "nano").out
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with one ViT block and one decoder layer."""
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-model"
+    return synthesize(folder, preset="nano", vision_layers=1, language_layers=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_model: Path) -> BuildConfig:
+    return BuildConfig(model=str(tiny_model), parity=ParityConfig(enabled=False))
+
+
+@pytest.fixture(scope="session")
+def tiny_built(tiny_config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle. Not to be written to."""
+    return build(tiny_config, tmp_path_factory.mktemp("bundles") / "tiny").out
+
+
+@pytest.fixture
+def tiny_bundle(tiny_built: Path, tmp_path: Path) -> Path:
+    """A copy of its bundle, to be changed."""
+    return Path(shutil.copytree(tiny_built, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def tree() -> Callable[[Path], dict[str, bytes]]:
+    """Path -> content of every file below a folder."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    return read

@@ -18,7 +18,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_nothing_given_is_the_shipped_model_in_fp32() -> None:
     config = load_config(None, {})
-    assert (config.model, config.precision, config.targets) == (BUILTIN_NAME, "fp32", ("onnxruntime",))
+    assert (config.model, config.precision, config.targets) == (BUILTIN_NAME, "fp32", {})
     assert BUILTIN_MODEL == BUILTIN_NAME
 
 
@@ -46,8 +46,16 @@ def test_the_image_policy_is_saved_and_part_of_the_command(tmp_path: Path) -> No
     assert BuildConfig().image_policy == "as_displayed"
 
 
-def test_targets_are_a_set(tmp_path: Path) -> None:
-    assert BuildConfig(targets=("b", "a", "b")).targets == ("a", "b")
+def test_a_list_of_targets_gives_each_its_defaults_once() -> None:
+    assert BuildConfig.model_validate({"targets": ["b", "a", "b"]}).targets == {"b": {}, "a": {}}
+    assert BuildConfig.model_validate({"targets": {"b": None}}).targets == {"b": {}}
+
+
+def test_targets_that_are_typed_keep_the_options_that_the_file_has_for_them(tmp_path: Path) -> None:
+    file = write(tmp_path / "build.yaml", "targets: {a: {sm: [89, 120]}, b: {}}\n")
+    config = load_config(file, {"targets": ("a", "c")})
+    assert config.targets == {"a": {"sm": [89, 120]}, "c": {}}
+    assert config.command.endswith("--target a --target c --sm 89,120")
 
 
 def test_a_folder_is_saved_without_its_path(tmp_path: Path) -> None:
@@ -58,13 +66,7 @@ def test_a_folder_is_saved_without_its_path(tmp_path: Path) -> None:
 
 def test_a_hub_model_is_saved_with_the_commit_that_was_built() -> None:
     saved = BuildConfig(model="owner/name", revision="main").saved("hub", "c" * 40)
-    assert saved.command == f"r1v-export build owner/name --revision {'c' * 40} --precision fp32 --target onnxruntime"
-
-
-@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
-def test_around_what_is_quantized_graphs_compute_in_what_the_device_knows(precision: str) -> None:
-    assert load_config(None, {"precision": precision}).compute == "float32"
-    assert load_config(None, {"precision": precision, "device": "cuda"}).compute == "float16"
+    assert saved.command == f"r1v-export build owner/name --revision {'c' * 40} --precision fp32"
 
 
 def test_a_recipe_and_its_data_are_saved_without_their_paths() -> None:
@@ -80,6 +82,9 @@ def test_a_recipe_and_its_data_are_saved_without_their_paths() -> None:
         ("parity: {question: 3}", "unknown field parity.question"),
         ("precision: fp7", "precision"),
         ("targets: []", "targets"),
+        ("targets: onnxruntime", "targets"),
+        ("targets: [1]", "targets"),
+        ("targets: {a: 1}", "targets"),
         ("parity: {questions: 0}", "questions"),
         ("- a list", "not a mapping"),
         ("a: [", "not YAML"),

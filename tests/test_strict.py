@@ -13,6 +13,8 @@ from r1v_export.errors import BundleError, R1VError, UsageError
 from r1v_export.manifest import Manifest
 from r1v_export.quantization import recipe
 from r1v_export.strict import StrictModel, parse_fields, parse_json, parse_yaml, shorten_value
+from r1v_export.targets.registry import resolved
+from r1v_export.targets.tensorrt.config import TensorRTConfig
 
 ALIAS_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30)
@@ -43,8 +45,8 @@ def test_a_wrong_choice_is_named_with_the_choices() -> None:
 
 
 def test_the_branches_of_a_union_are_one_expectation() -> None:
-    error = refusal({"tensorrt": {"sm": "newest"}})
-    assert error.what == "The build file is invalid: wrong value of tensorrt.sm."
+    error = refusal({"sm": "newest"}, TensorRTConfig)
+    assert error.what == "The build file is invalid: wrong value of sm."
     assert error.expected == "a valid tuple or 'current'"
 
 
@@ -101,7 +103,7 @@ def test_merge_keys_of_usual_size_work() -> None:
     assert parse_yaml(text, UsageError, "")["other"] == {"a": 1, "b": 3}
 
 
-@pytest.mark.parametrize("field", ["a29", "model", "targets", "precision", "parity", "tensorrt"])
+@pytest.mark.parametrize("field", ["a29", "model", "targets", "precision", "parity", "calibration"])
 def test_an_alias_bomb_is_refused_at_once_and_briefly(tmp_path, field: str) -> None:
     path = tmp_path / "build.yaml"
     path.write_text(ALIAS_BOMB.replace("a29:", f"{field}:"))
@@ -112,6 +114,17 @@ def test_an_alias_bomb_is_refused_at_once_and_briefly(tmp_path, field: str) -> N
     assert time.perf_counter() - start < 5
     chained = caught.value.__cause__, caught.value.__context__
     assert not any(isinstance(error, ValidationError) for error in chained), "a traceback would print the whole input"
+
+
+def test_an_alias_bomb_in_a_target_s_options_is_refused_at_once(tmp_path) -> None:
+    path = tmp_path / "build.yaml"
+    path.write_text(ALIAS_BOMB + "targets: {onnxruntime: {int4_inputs: *a29}}\n")
+    fields = parse_yaml(path.read_text(), UsageError, "")
+    start = time.perf_counter()
+    with pytest.raises(UsageError, match="int4_inputs") as caught:
+        resolved(parse_fields(BuildConfig, {"targets": fields["targets"]}, UsageError, ""))
+    assert len(str(caught.value)) < 2000
+    assert time.perf_counter() - start < 5
 
 
 def test_values_are_short_visible_and_never_followed_forever() -> None:

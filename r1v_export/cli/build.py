@@ -24,7 +24,7 @@ DEFAULT_OUT = Path("out")
     "targets",
     multiple=True,
     metavar="NAME",
-    help="Engine to build; repeat for several. [default: onnxruntime]",
+    help="Engine to build, one of `doctor`; repeat for several.",
 )
 @click.option(
     "-o",
@@ -49,7 +49,7 @@ DEFAULT_OUT = Path("out")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where engines run and are checked. [default: cpu]")
 @image_policy_option
-@click.option("--sm", metavar="89,120", help="Compute capabilities that TensorRT engines are for, or `current`.")
+@click.option("--sm", metavar="89,120", help="Compute capabilities to build for, or `current`, where a target asks.")
 @click.option("--no-parity", is_flag=True, help="Leave the parity gate out.")
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
 @click.option("--force", is_flag=True, help="Run every stage, also those that are done.")
@@ -93,10 +93,13 @@ def command(
         "revision": revision,
         "device": device,
         "image_policy": image_policy,
-        "tensorrt": {"sm": _compute_capabilities(sm)} if sm else None,
         "parity": {"enabled": False} if no_parity else None,
     }
     config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
+    if sm is not None:
+        from r1v_export.targets.registry import with_option
+
+        config = with_option(config, "sm", _compute_capabilities(sm), f"--sm {sm}")
     if dry_run:
         _print_plan(plan(config, out, force=force, offline=offline), format_)
         return

@@ -64,9 +64,9 @@ def command(
     Writes parity.json and parity.html with latencies; exits with 3 when a boundary is out of tolerance. With --against,
     other bundles of the same checkpoint answer the same questions, and the report shows which loses what.
     """
-    from r1v_export.bundle import REPORT_FOLDERS, Bundle
+    from r1v_export.bundle import Bundle
     from r1v_export.manifest import LOCAL_REPORTS
-    from r1v_export.parity.report import write_report
+    from r1v_export.parity.report import REPORT_FOLDERS, write_report
     from r1v_export.parity.samples import from_files
     from r1v_export.pipeline.check import Questions, check_bundle
     from r1v_export.progress import Progress

@@ -15,19 +15,6 @@ from r1v_export.cli.output import common_options, print_json, table
 
 CORE = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors", "tokenizers", "numpy", "pillow", "pydantic")
 
-TARGET_NEEDS: dict[str, tuple[str, str, str]] = {
-    "onnxruntime": ("onnxruntime", "onnxruntime", "pip install 'r1v-export[onnxruntime]'"),
-    "tensorrt": ("tensorrt", "tensorrt", "pip install 'r1v-export[tensorrt]' (not beside tensorrt-llm)"),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx-cu13", "pip install 'r1v-export[tensorrt-rtx]'"),
-    "tensorrt-llm": (
-        "tensorrt_llm",
-        "tensorrt-llm",
-        "checkpoints are written without it; engines: pip install 'r1v-export[tensorrt-llm]' in an environment of its "
-        "own (it pins TensorRT 10.13)",
-    ),
-}
-"""Target -> module it imports, distribution, and how to get it."""
-
 
 @click.command(short_help="Show what this machine has.")
 @common_options
@@ -39,7 +26,7 @@ def command(format_: str) -> None:
         return
     click.echo(table(facts["machine"].items()))
     click.echo("\npackages\n" + table(facts["packages"].items()))
-    rows = [(name, "ready" if t["ready"] else t["why"], t["fix"] or "") for name, t in facts["targets"].items()]
+    rows = [(name, *_status(target)) for name, target in facts["targets"].items()]
     click.echo("\ntargets\n" + table(rows))
 
 
@@ -48,7 +35,7 @@ def collect() -> dict[str, Any]:
     return {
         "machine": _machine(),
         "packages": {name: _version(name) or "missing" for name in CORE},
-        "targets": {name: _target(name) for name in TARGET_NEEDS},
+        "targets": _targets(),
     }
 
 
@@ -87,21 +74,27 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _target(name: str) -> dict[str, Any]:
-    """Whether a target is in this version and its packages are here."""
-    from r1v_export.targets.registry import TARGETS
+def _targets() -> dict[str, dict[str, Any]]:
+    """Every target that the registry knows: what it finds here, and what it lacks."""
+    from r1v_export.errors import R1VError
+    from r1v_export.targets import registry
 
-    module, distribution, fix = TARGET_NEEDS[name]
-    if name not in TARGETS:
-        return {"ready": False, "why": "planned, not in this version", "fix": None}
-    if importlib.util.find_spec(module) is None:
-        return {"ready": False, "why": f"{distribution} is not installed", "fix": fix}
-    return {"ready": True, "why": None, "fix": None, "providers": _providers(name)}
+    facts: dict[str, dict[str, Any]] = {}
+    for name in registry.names():
+        try:
+            found = registry.get_target(name).readiness()
+        except R1VError as error:
+            facts[name] = {"ready": False, "why": f"{error.what} {error.found}", "fix": error.fix, "found": {}}
+        else:
+            facts[name] = {
+                "ready": found.lacks is None,
+                "why": found.lacks,
+                "fix": found.fix,
+                "found": dict(found.found),
+            }
+    return facts
 
 
-def _providers(name: str) -> list[str]:
-    if name != "onnxruntime":
-        return []
-    import onnxruntime
-
-    return list(onnxruntime.get_available_providers())
+def _status(target: dict[str, Any]) -> tuple[str, str]:
+    found = "; ".join(f"{name} {value}" for name, value in target["found"].items())
+    return ("ready", found) if target["ready"] else (target["why"], target["fix"] or found)

@@ -1,4 +1,4 @@
-"""`r1v-export engine`: a TensorRT-LLM engine from the checkpoint of a bundle."""
+"""`r1v-export engine`: an engine from what a bundle holds for a target that compiles with a program of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from r1v_export.cli.output import common_options, print_json
 
 
-@click.command(short_help="Build a TensorRT-LLM engine from a bundle.")
+@click.command(short_help="Build an engine from a bundle's checkpoint.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -21,24 +21,26 @@ from r1v_export.cli.output import common_options, print_json
     help="Folder of the engine; new or empty.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="GPUs to build on at a time. [default: one for each rank]")
-@click.option("--program", type=click.Path(path_type=Path), help="The trtllm-build to use. [default: the one on PATH]")
+@click.option("--program", type=click.Path(path_type=Path), help="The library's program. [default: the one on PATH]")
 @click.option("--print-command", is_flag=True, help="Show the command, also for a container; build nothing.")
 @common_options
 def command(
     bundle: Path, output: Path, workers: int | None, program: Path | None, print_command: bool, format_: str
 ) -> None:
-    """Build the TensorRT-LLM checkpoint of BUNDLE into an engine with trtllm-build, for the GPUs of this machine."""
+    """Build the checkpoint of BUNDLE into an engine with the library's own program, for the GPUs of this machine."""
+    from r1v_export.bundle import Bundle
     from r1v_export.progress import Progress
-    from r1v_export.targets.tensorrt_llm.build.engine_plan import build_engine, plan_engine
+    from r1v_export.targets.registry import engine_compiler
 
-    plan = plan_engine(bundle, output, workers)
+    target = engine_compiler(Bundle.open(bundle))
+    plan = target.plan_engine(bundle, output, workers)
     if print_command:
         if format_ == "json":
             print_json({"command": plan.arguments, "container": plan.recipe})
         else:
             click.echo(f"{shlex.join(plan.arguments)}\n\n{plan.recipe}")
         return
-    build_engine(plan, program, Progress(1, quiet=format_ == "json"))
+    target.build_engine(plan, program, Progress(1, quiet=format_ == "json"))
     if format_ == "json":
         print_json({"engine": str(output), "command": plan.arguments})
     else:

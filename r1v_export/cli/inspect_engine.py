@@ -2,68 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from r1v_export.cli.output import print_json, table
 from r1v_export.errors import UsageError
 
+if TYPE_CHECKING:
+    from r1v_export.targets.interface import EngineDescription
+
 _SHOWN_LAYERS = 12
 
 
 def show_engine(folder: Path, target: str, format_: str) -> None:
-    """Print the plans of a TensorRT engine.
+    """Print what is known of the parts of an engine.
 
     Raises:
-        UsageError: the target's engines have no plans to look into.
+        UsageError: the target's engines cannot be looked into.
     """
     from r1v_export.bundle import ENGINES, Bundle
-    from r1v_export.targets.tensorrt.build.inspection import engine_facts
-    from r1v_export.targets.tensorrt.library import DISTRIBUTIONS
+    from r1v_export.targets.registry import engine_describer
 
-    name = Bundle.open(folder).target(target)
-    if name not in DISTRIBUTIONS:
-        raise UsageError(
-            f"An engine of {name} is graphs and files that other tools read.",
-            where=folder / ENGINES / name,
-            expected=" or ".join(DISTRIBUTIONS),
-            found=name,
-        )
-    facts = engine_facts(folder / ENGINES / name)
+    describer = engine_describer(Bundle.open(folder), target)
+    parts = describer.describe(folder / ENGINES / describer.name)
     if format_ == "json":
-        print_json(facts)
+        print_json({name: part.facts for name, part in parts.items()})
     else:
-        click.echo("\n\n".join(_plan_text(plan, values) for plan, values in facts.items()))
+        click.echo("\n\n".join(_part_text(name, part) for name, part in parts.items()))
 
 
-def _plan_text(name: str, facts: dict[str, Any]) -> str:
-    from r1v_export.progress import size
-
-    rows = [
-        ("library", facts["library"]),
-        ("GPUs", "compute capability " + ", ".join(map(str, facts["compute_capabilities"]))),
-        ("plan", f"{size(facts['plan_bytes'])}, {facts['plan_over_weights']} times its weights"),
-        ("profiles", "; ".join(facts["profiles"])),
-        ("attention", facts["attention"]),
-        ("products", _counts(facts["products"])),
-        ("kernels", f"{_counts(facts['kernels'])}; {facts['fused_nodes']} nodes fused away"),
-    ]
-    layers = facts["layers"]
-    shown = [f"  {layer['kind']:16} {_nodes(layer['nodes']) or layer['name']}" for layer in layers[:_SHOWN_LAYERS]]
-    more = [f"  ... {len(layers) - len(shown)} more with --format json"] if len(layers) > len(shown) else []
-    return "\n".join([name, table(rows), *shown, *more])
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
-
-
-def _nodes(nodes: Iterable[str]) -> str:
-    names = list(nodes)
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+def _part_text(name: str, part: EngineDescription) -> str:
+    shown = [f"  {kind:16} {layer}" for kind, layer in part.layers[:_SHOWN_LAYERS]]
+    hidden = len(part.layers) - len(shown)
+    more = [f"  ... {hidden} more with --format json"] if hidden else []
+    return "\n".join([name, table(part.rows), *shown, *more])
 
 
 def show_roofline(folder: Path, device_name: str, report: Path | None, format_: str) -> None:

@@ -31,7 +31,7 @@ image_policy_option = click.option(
 )
 target_option = click.option("--target", help="Engine, or pytorch. [default: the bundle's first]")
 engine_option = click.option(
-    "--engine", metavar="DIR|llm-api", help="TensorRT-LLM decodes: an engine's folder; llm-api for hf-unified."
+    "--engine", metavar="DIR|llm-api", help="A target's own library decodes: an engine's folder, or llm-api."
 )
 model_option = click.option("--model", help="The checkpoint, where the bundle was built from a folder.")
 

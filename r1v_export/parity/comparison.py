@@ -32,6 +32,7 @@ from r1v_export.parity.schema import (
 )
 from r1v_export.parity.tolerances import Boundary, Gate, Tolerance, ToleranceProfile, profile_for, tolerances
 from r1v_export.runner.reasoning import split_reasoning
+from r1v_export.targets import registry
 
 COMPARED: Mapping[Boundary, str] = {
     "pixels": "normalized tiles, made with each side's tiling settings",
@@ -51,7 +52,7 @@ _WITH_PICTURES = 12
 """Samples whose images the page shows: the first so many, and the first so many that diverge."""
 
 _THUMBNAIL_PIXELS = 144
-_PACKAGES = ("r1v-export", "torch", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers")
+_PACKAGES = ("r1v-export", "torch", "numpy", "pillow", "tokenizers")
 
 
 def check(
@@ -141,7 +142,7 @@ def check(
 def environment() -> dict[str, str]:
     """Versions that the numbers may depend on."""
     versions = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *registry.all_tools()):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

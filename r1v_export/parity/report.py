@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +15,12 @@ from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import kind_of
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, SampleResult
+from r1v_export.parity.tolerances import Gate
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
 
 JSON_FILE, HTML_FILE = "parity.json", "parity.html"
+REPORT_FOLDERS: Mapping[Gate, str] = {"arithmetic": ".", "quantization": "quantization"}
+"""Where in the report's folder each gate's is."""
 
 METRICS = {
     "max_abs_error": "max abs error",

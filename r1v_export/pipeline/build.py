@@ -99,6 +99,7 @@ def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool =
 
 def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
     """Refuse what cannot be built before a checkpoint is downloaded, and the checkpoint before anything is written."""
+    config = registry.resolved(config)
     _check_before_download(config)
     chosen_recipe(config)
     checkpoint = Checkpoint.open(config.model, revision=config.revision, offline=offline)
@@ -219,7 +220,8 @@ def _with_report(error: ParityError, report: Path | None) -> ParityError:
 
 def _manifest(job: Build, sources: Mapping[str, FileEntry], stages: Mapping[str, StageEntry]) -> Manifest:
     config, source = job.saved_config, job.checkpoint.source
-    tools = (*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS, *provenance.INPUT_TOOLS)
+    of_targets = (tool for target in config.targets for tool in registry.tools(target))
+    tools = (*provenance.TRACING_TOOLS, *of_targets, *provenance.INPUT_TOOLS)
     return Manifest(
         producer=f"r1v-export {__version__}",
         command=config.command,

@@ -14,7 +14,8 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import CapabilityError, InputError, UsageError
 from r1v_export.manifest import hash_file, to_json
-from r1v_export.pipeline.stage import Advance
+from r1v_export.targets import registry
+from r1v_export.targets.interface import Advance
 
 if TYPE_CHECKING:
     from r1v_export.quantization.artifact.artifact import Artifact
@@ -29,9 +30,6 @@ CALIBRATION = "calibration"
 
 PROGRESS_UNITS = 1000
 """How much `calibrate` tells of in all, whatever the model."""
-
-FP8_PER_TENSOR = frozenset({"hf-unified", "tensorrt-llm"})
-"""Targets whose static FP8 has one scale for a weight, not one for each row of it."""
 
 MAX_RESPONSE_TOKENS = 512
 """Tokens of the model's own reply to a calibration prompt that has none: reasoning are what it will mostly compute."""
@@ -55,7 +53,8 @@ def chosen_recipe(config: BuildConfig) -> Recipe | None:
         return None
     if config.calibration.artifact is not None:
         return _recipe_of_artifact(Path(config.calibration.artifact), config)
-    needs_one_scale = config.precision == "fp8" and not FP8_PER_TENSOR.isdisjoint(config.targets)
+    per_tensor = any(registry.get_target(target).fp8_per_tensor for target in config.targets)
+    needs_one_scale = config.precision == "fp8" and per_tensor
     return load(config.recipe or ("fp8-tensor" if needs_one_scale else PRESETS[config.precision]))
 
 

@@ -26,8 +26,8 @@ from r1v_export.pipeline.parity_gate import (
     require_calibrated_scales,
     rounding,
 )
-from r1v_export.pipeline.stage import Advance
 from r1v_export.progress import Progress
+from r1v_export.targets.interface import Advance
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Precision
 from r1v_export.errors import UsageError
-from r1v_export.pipeline.stage import Advance
+from r1v_export.targets.interface import Advance
 
 if TYPE_CHECKING:
     from r1v_export.checkpoint.quantized.quantized_linears import Quantized

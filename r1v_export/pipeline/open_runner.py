@@ -12,7 +12,7 @@ from r1v_export.pipeline.locate_checkpoint import open_source
 from r1v_export.progress import Progress
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
-from r1v_export.runner.base import BaseRunner
+from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
 from r1v_export.targets import registry
@@ -28,12 +28,12 @@ def open_runner(
     device: Device = "cpu",
     engine: str | None = None,
 ) -> BaseRunner[Any]:
-    """A runner over one of the bundle's engines, over PyTorch, or over TensorRT-LLM.
+    """A runner over one of the bundle's engines, over PyTorch, or over a library that decodes by itself.
 
     Args:
         target: an engine of the bundle, or `pytorch`; its first engine when None.
         model: where the checkpoint is, for `pytorch`, when the bundle was built from a folder.
-        engine: lets TensorRT-LLM decode: a folder of `r1v-export engine`, or `llm-api` for a unified checkpoint.
+        engine: lets a target's own library decode: a folder of `r1v-export engine`, or `llm-api`.
 
     Raises:
         UsageError: target and engine do not go together.
@@ -44,9 +44,7 @@ def open_runner(
     tokenizer, template = Tokenizer.from_folder(folder), TEMPLATES[bundle.spec.template]
     policy = bundle.config.image_policy
     if engine is not None:
-        from r1v_export.targets.tensorrt_llm.runtime.deployment import open_deployment
-
-        generator, vision, tiles = open_deployment(bundle, target, engine, device)
+        generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         stops = bundle.generation_config
         return GeneratorRunner(generator, vision, tokenizer, bundle.spec, template, stops, tiles, policy)
     opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)

@@ -16,10 +16,10 @@ from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import fake_quantize
-from r1v_export.pipeline.stage import Advance
 from r1v_export.reference.prompt import TEMPLATES
 from r1v_export.reference.tokenizer import Tokenizer
 from r1v_export.targets import registry
+from r1v_export.targets.interface import Advance
 
 if TYPE_CHECKING:
     from r1v_export.quantization.artifact.artifact import Artifact

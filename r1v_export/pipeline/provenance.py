@@ -11,9 +11,8 @@ from pathlib import Path
 import r1v_export
 
 TRACING_TOOLS = ("onnx", "onnx-ir", "onnxscript", "torch")
-ENGINE_TOOLS = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-llm")
 INPUT_TOOLS = ("jinja2", "numpy", "pillow", "tokenizers")
-"""Distributions whose version can change what the stages write."""
+"""Distributions whose version can change what the stages write; those of a target are its own `tools`."""
 
 _CODE = {".py", ".j2", ".yaml"}
 

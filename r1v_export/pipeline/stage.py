@@ -10,7 +10,7 @@ from typing import Any
 
 from r1v_export.manifest import FileEntry, StageEntry, to_json
 from r1v_export.pipeline.provenance import code_digest, tool_versions
-from r1v_export.targets.registry import Advance
+from r1v_export.targets.interface import Advance
 
 Make = Callable[[Path, Advance], None]
 """Writes a stage's files below a folder, in the bundle's layout."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1v_export import contract
-from r1v_export.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT, REPORT_FOLDERS
+from r1v_export.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.config import BuildConfig
+from r1v_export.config import BuildConfig, Compute
 from r1v_export.manifest import WORK_FOLDER
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import (
@@ -28,9 +28,10 @@ from r1v_export.pipeline.calibration import (
 )
 from r1v_export.pipeline.estimate import TRACE_S, WRITE_BYTES_PER_S, graph_parameters, require_memory
 from r1v_export.pipeline.imported import import_calibration
-from r1v_export.pipeline.stage import Advance, Stage
+from r1v_export.pipeline.stage import Stage
 from r1v_export.quantization.sizes import weight_bytes
 from r1v_export.targets import registry
+from r1v_export.targets.interface import Advance, BuildInputs
 
 if TYPE_CHECKING:
     from r1v_export.exporters.graph import Rewrite
@@ -53,6 +54,7 @@ class Build:
     """What the stages of one build work on."""
 
     config: BuildConfig
+    """Of `registry.resolved`."""
     checkpoint: Checkpoint
     out: Path
 
@@ -104,6 +106,11 @@ class Build:
         if not self.config.parity.enabled:
             return "left out (--no-parity)"
         return registry.get_target(target).missing(self.config.device)
+
+    @cached_property
+    def compute(self) -> Compute:
+        """The dtype that the graphs compute in, around what is quantized."""
+        return registry.compute_dtype(self.config)
 
     @cached_property
     def graphs(self) -> tuple[str, ...]:
@@ -184,7 +191,7 @@ class Build:
 
     def _graph_stages(self) -> Iterator[Stage]:
         sources = tuple(path.name for path in self.checkpoint.files())
-        sizes = weight_bytes(self.checkpoint.spec, self.schemes, self.config.compute)
+        sizes = weight_bytes(self.checkpoint.spec, self.schemes, self.compute)
         for name in self.graphs:
             size_bytes = sizes[name]
             yield Stage(
@@ -192,7 +199,7 @@ class Build:
                 partial(self._export, name),
                 code=(*_TRACED_CODE, "quantization") if self.config.quantized else _TRACED_CODE,
                 tools=provenance.TRACING_TOOLS,
-                settings={"compute": self.config.compute, "spec": self.checkpoint.spec.model_dump(mode="json")},
+                settings={"compute": self.compute, "spec": self.checkpoint.spec.model_dump(mode="json")},
                 sources=sources,
                 after=self._after_calibration,
                 work=size_bytes,
@@ -206,7 +213,7 @@ class Build:
         from r1v_export.exporters.export import export_graph
 
         (folder / GRAPHS).mkdir()
-        compute = getattr(torch, self.config.compute)
+        compute = getattr(torch, self.compute)
         export_graph(name, self.checkpoint, folder / GRAPHS, compute, advance, self._quantizer())
 
     def _quantizer(self) -> Rewrite | None:
@@ -227,8 +234,8 @@ class Build:
                 f"{target}-engine",
                 partial(self._build_engine, target),
                 code=(*_TRACED_CODE, "targets"),
-                tools=(*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS),
-                settings={"device": self.config.device, "options": self.config.options(target)},
+                tools=(*provenance.TRACING_TOOLS, *registry.tools(target)),
+                settings={"device": self.config.device, "options": self.config.targets[target]},
                 sources=tuple(path.name for path in self.checkpoint.files()),
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 work=100,
@@ -239,7 +246,7 @@ class Build:
     def _build_engine(self, target: str, folder: Path, advance: Advance) -> None:
         engine = folder / ENGINES / target
         engine.mkdir(parents=True)
-        inputs = registry.BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
+        inputs = BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
         registry.get_target(target).build(inputs, engine, advance)
 
     def _parity_stage(self, target: str) -> Stage:
@@ -248,7 +255,7 @@ class Build:
             f"{target}-parity",
             partial(self._check_parity, target),
             code=_RUN_CODE,
-            tools=(*provenance.TRACING_TOOLS, *provenance.ENGINE_TOOLS, *provenance.INPUT_TOOLS),
+            tools=(*provenance.TRACING_TOOLS, *registry.tools(target), *provenance.INPUT_TOOLS),
             settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
             sources=tuple(self.source_files()),
             after=("model-files", *self._after_calibration, *_graph_stages_of(target), f"{target}-engine"),
@@ -263,7 +270,7 @@ class Build:
         return read_report(bundle / self.report_folder(target)).warnings
 
     def _check_parity(self, target: str, folder: Path, advance: Advance) -> None:
-        from r1v_export.parity.report import write_report
+        from r1v_export.parity.report import REPORT_FOLDERS, write_report
         from r1v_export.pipeline.parity_gate import (
             calibration_facts,
             candidate_endpoint,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from r1v_export import contract
-from r1v_export.bundle import BUILD_CONFIG, Bundle
+from r1v_export.bundle import Bundle
 from r1v_export.errors import GraphError
 from r1v_export.files import require_regular
 from r1v_export.manifest import Manifest, read_manifest, verify
@@ -32,11 +32,11 @@ def check_graphs(bundle: Bundle) -> None:
     import onnx_ir as ir
     import torch
 
-    from r1v_export.config import load_config
     from r1v_export.exporters.bind import DTYPES
     from r1v_export.exporters.check import check_graph
+    from r1v_export.targets.registry import compute_dtype
 
-    compute = DTYPES[getattr(torch, load_config(bundle.folder / BUILD_CONFIG, {}).compute)]
+    compute = DTYPES[getattr(torch, compute_dtype(bundle.config))]
     for name, graph in contract.graph_contracts(bundle.spec.sizes).items():
         path = bundle.graphs / f"{name}.onnx"
         if path.relative_to(bundle.folder).as_posix() not in bundle.manifest.files:

@@ -1,133 +1,220 @@
-"""The targets that a build can have, by name, each imported when it is asked for."""
+"""The targets that there are, by name: those of this package, and those that other packages bring.
+
+A package brings a target by an entry point of the group `r1v_export.targets`: the target's name, and "module:class" of
+a `Target`. Nothing of it is imported before the target is asked for.
+"""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from r1v_export.config import BuildConfig, Compute, Device
-from r1v_export.contract import Engine
-from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.bundle import Bundle
+from r1v_export.config import COMPUTE_OF, BuildConfig, Compute, Device
+from r1v_export.errors import BundleError, CapabilityError, UsageError
+from r1v_export.targets.interface import CompilesEngines, Decodes, Deployment, DescribesEngines, Target
 
-if TYPE_CHECKING:
-    from r1v_export.checkpoint.checkpoint import Checkpoint
-    from r1v_export.checkpoint.spec import ModelSpec
-    from r1v_export.quantization.artifact.artifact import Artifact
-    from r1v_export.quantization.recipe import Scheme
+GROUP = "r1v_export.targets"
+DEFAULT = "onnxruntime"
+"""The target of a build that names none."""
 
-TARGETS = {
-    "onnxruntime": "r1v_export.targets.onnxruntime.target:OnnxRuntimeTarget",
-    "tensorrt": "r1v_export.targets.tensorrt.target:TensorRTTarget",
-    "tensorrt-rtx": "r1v_export.targets.tensorrt.target:TensorRTRTXTarget",
-    "tensorrt-llm": "r1v_export.targets.tensorrt_llm.target:TensorRTLLMTarget",
-    "hf-unified": "r1v_export.targets.hf_unified.target:HfUnifiedTarget",
-}
-"""Target name -> "module:class" of its Target. `run` and `check` take a bundle's first, in this order."""
-
-
-@dataclass(frozen=True)
-class BuildInputs:
-    """What an engine is made from."""
-
-    graphs: Path
-    """Folder with the standard graphs that the target asked for, and their weights."""
-    checkpoint: Checkpoint
-    artifact: Artifact | None
-    """The calibration; None where nothing is quantized."""
-    config: BuildConfig
+_PACKAGE = "r1v_export.targets"
+BUILT_IN = tuple(
+    EntryPoint(name, f"{_PACKAGE}.{value}", GROUP)
+    for name, value in (
+        ("onnxruntime", "onnxruntime.target:OnnxRuntimeTarget"),
+        ("tensorrt", "tensorrt.target:TensorRTTarget"),
+        ("tensorrt-rtx", "tensorrt.target:TensorRTRTXTarget"),
+        ("tensorrt-llm", "tensorrt_llm.target:TensorRTLLMTarget"),
+        ("hf-unified", "hf_unified.target:HfUnifiedTarget"),
+    )
+)
+"""Written here and not in pyproject.toml, so that they are there in a source tree that is not installed."""
 
 
-@dataclass(frozen=True)
-class NumericsSpec:
-    """What an engine rounds that parity with PyTorch must allow for."""
-
-    compute: Compute
-    """The dtype of whatever is not quantized."""
-    rounds_inputs: bool = False
-    """Whether inputs are rounded to 8 bits although the calibration leaves them alone."""
-
-
-class Advance(Protocol):
-    """Is told what was done of a piece of work since the last call."""
-
-    def __call__(self, amount: int, doing: str = "") -> None:
-        """
-        Args:
-            amount: in the unit of the work; for engines, hundredths.
-            doing: what is at work now, in a few words for people; where empty, what was said before holds.
-        """
-
-
-class Target(Protocol):
-    """Turns a model into one target's engines, and opens them."""
-
-    name: str
-    graphs: tuple[str, ...]
-    """The contract's graphs that it builds from; empty where checkpoint and calibration are enough."""
-
-    def check(self, config: BuildConfig) -> None:
-        """Raise CapabilityError or UsageError unless this machine can build that for this target."""
-
-    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
-        """Raise UsageError unless this model, quantized so, can become engines; before any weight is read.
-
-        Args:
-            schemes: of every quantized linear; empty where that is still to be found.
-        """
-
-    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
-        """What `build` will write, roughly and at least: weights, where it does not share the graphs'."""
-        ...
-
-    def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
-        """What the engines round, apart from what the calibration quantizes."""
-        ...
-
-    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
-        """Write engines into the empty folder `out`.
-
-        The files come out the same for the same input. `out` is to become `engines/<name>` beside `graphs`, and engines
-        may refer to the weights there.
-
-        Args:
-            advance: told how many hundredths of the work were done since the last call.
-
-        Raises:
-            CapabilityError: the device cannot compute what the graphs ask for.
-            GraphError: a graph that the target refuses.
-        """
-
-    def missing(self, device: Device) -> str | None:
-        """What this machine lacks to run the engines on `device`; None where it runs them."""
-
-    def open(self, engine: Path, spec: ModelSpec, device: Device) -> Engine:
-        """The engines in a bundle's folder `engines/<name>`.
-
-        Raises:
-            CapabilityError: this machine lacks the device.
-            BundleError: engine files are missing or unusable.
-        """
-        ...
+def names() -> tuple[str, ...]:
+    """Every target, in order of preference: `run` and `check` take the first that a bundle has."""
+    return tuple(dict.fromkeys(point.name for point in _points()))
 
 
 def get_target(name: str) -> Target:
-    """The target of a name. Importing it imports what the target needs.
+    """The target of a name.
 
     Raises:
-        UsageError: there is no such target.
-        CapabilityError: a package that it needs is not installed.
+        UsageError: there is no such target, or two packages bring it.
+        CapabilityError: the package that brings it cannot be imported, or brings something else.
     """
-    if name not in TARGETS:
-        raise UsageError("There is no such target.", expected=" or ".join(sorted(TARGETS)), found=name)
-    module, class_name = TARGETS[name].split(":")
+    found = [point for point in _points() if point.name == name]
+    if not found:
+        raise UsageError(
+            "There is no such target.",
+            expected=" or ".join(names()),
+            found=name,
+            fix="name one of these, or install the package that brings it",
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"Two packages bring the target {name}.",
+            expected="one",
+            found=", ".join(point.value for point in found),
+            fix="uninstall one of them",
+        )
+    return _load(found[0])
+
+
+def loadable() -> Iterator[Target]:
+    """Every target that can be imported; `doctor` says why another cannot."""
+    for name in names():
+        try:
+            yield get_target(name)
+        except (CapabilityError, UsageError):
+            continue
+
+
+def resolved(config: BuildConfig) -> BuildConfig:
+    """The config with every target's block validated and filled with its defaults, in order of preference.
+
+    Raises:
+        UsageError: there is no such target, or a block has an unknown field or a wrong value.
+        CapabilityError: the package that brings a target cannot be imported.
+    """
+    chosen = {name: get_target(name) for name in config.targets or (DEFAULT,)}
+    blocks = {
+        name: config.options(name, chosen[name].config_class).model_dump(mode="json")
+        for name in names()
+        if name in chosen
+    }
+    return config.model_copy(update={"targets": blocks})
+
+
+def with_option(config: BuildConfig, field: str, value: Any, where: str) -> BuildConfig:
+    """The config with one option set in the block of every target that has it.
+
+    Args:
+        where: what the user typed, for the error.
+
+    Raises:
+        UsageError: no target of the build has such an option.
+    """
+    config = resolved(config)
+    takers = [name for name in config.targets if field in get_target(name).config_class.model_fields]
+    if not takers:
+        offering = [target.name for target in loadable() if field in target.config_class.model_fields]
+        raise UsageError(
+            f"No target of this build has the option {field}.",
+            where=where,
+            expected=" or ".join(offering) or None,
+            found=", ".join(config.targets),
+            fix="leave it out, or name such a target with --target",
+        )
+    blocks = {name: {**block, field: value} if name in takers else block for name, block in config.targets.items()}
+    return resolved(config.model_copy(update={"targets": blocks}))
+
+
+def compute_dtype(config: BuildConfig) -> Compute:
+    """The dtype that the graphs of a build compute in, around what is quantized."""
+    if not config.quantized:
+        return COMPUTE_OF[config.precision]
+    asked = {get_target(name).quantized_compute(config.device) for name in config.targets or (DEFAULT,)}
+    return "float32" if "float32" in asked else sorted(asked)[-1]
+
+
+def tools(name: str) -> tuple[str, ...]:
+    """Distributions whose version can change what a target writes or computes."""
+    target = get_target(name)
+    brought = [point.dist.name for point in _points() if point.name == name and point.dist is not None]
+    return (*target.tools, *brought)
+
+
+def all_tools() -> tuple[str, ...]:
+    """Those of every target that can be imported."""
+    return tuple(dict.fromkeys(tool for target in loadable() for tool in tools(target.name)))
+
+
+def open_generator(bundle: Bundle, target: str | None, engine: str, device: Device, tiles_per_gpu: int) -> Deployment:
+    """A bundle's language model decoded by a target's own library.
+
+    Args:
+        target: the target that is asked for; None if `engine` says it all.
+        engine: what `--engine` was given.
+        device: where images are encoded.
+        tiles_per_gpu: tiles that a GPU encodes at once.
+
+    Raises:
+        UsageError: engine and target do not go together.
+        BundleError, CapabilityError: as `Decodes.open_generator`.
+    """
+    offering = [each for each in loadable() if isinstance(each, Decodes)]
+    chosen = next((each for each in offering if each.takes_engine(engine) and target in (None, each.name)), None)
+    if chosen is None:
+        raise UsageError(
+            "This target and this engine do not go together.",
+            where=f"--engine {engine}" + (f" --target {target}" if target else ""),
+            expected=", ".join(f"{each.engine_syntax} for {each.name}" for each in offering),
+        )
+    return chosen.open_generator(bundle, engine, device, tiles_per_gpu)
+
+
+def engine_compiler(bundle: Bundle) -> CompilesEngines:
+    """The bundle's target whose engines are made by a program of the library.
+
+    Raises:
+        BundleError: the bundle has none.
+    """
+    offering = [each for each in loadable() if isinstance(each, CompilesEngines)]
+    for name in bundle.targets:
+        for target in offering:
+            if target.name == name:
+                return target
+    raise BundleError(
+        "The bundle has nothing that an engine is built from.",
+        where=bundle.folder,
+        expected=" or ".join(each.name for each in offering),
+        found=", ".join(bundle.targets) or None,
+        fix=f"build one with: r1v-export build --target {offering[0].name} -o FOLDER",
+    )
+
+
+def engine_describer(bundle: Bundle, target: str | None) -> DescribesEngines:
+    """The bundle's target of that name, or its first, if its engines can be looked into.
+
+    Raises:
+        BundleError: the bundle has no such engine.
+        UsageError: the target's engines cannot be looked into.
+    """
+    name = bundle.target(target)
+    found = get_target(name)
+    if not isinstance(found, DescribesEngines):
+        raise UsageError(
+            f"An engine of {name} is graphs and files that other tools read.",
+            where=bundle.folder,
+            expected=" or ".join(each.name for each in loadable() if isinstance(each, DescribesEngines)),
+            found=name,
+        )
+    return found
+
+
+def _points() -> list[EntryPoint]:
+    others = sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
+    return [*BUILT_IN, *others]
+
+
+def _load(point: EntryPoint) -> Target:
     try:
-        return getattr(importlib.import_module(module), class_name)()
-    except ModuleNotFoundError as error:
+        target = point.load()()
+    except Exception as error:  # Whatever the code of another package raises.
         raise CapabilityError(
-            f"The target {name} needs a package that is not installed.",
-            expected=error.name,
-            fix=f"pip install 'r1v-export[{name}]'",
+            f"The target {point.name} cannot be imported.",
+            where=point.value,
+            found=error,
+            fix="install what it needs, or uninstall the package that brings it",
         ) from error
+    if not isinstance(target, Target):
+        raise CapabilityError(
+            f"What brings the target {point.name} is not a target.",
+            where=point.value,
+            expected="a class derived from r1v_export.targets.interface.Target",
+            found=type(target).__name__,
+        )
+    return target

@@ -159,7 +159,8 @@ def test_inspect_tells_checkpoint_and_bundle_apart_and_agrees_on_the_model(nano_
 def test_doctor_knows_what_is_ready_and_how_to_get_the_rest(succeed) -> None:
     facts = succeed("doctor", "--format", "json")
     assert facts["targets"]["onnxruntime"]["ready"]
-    assert "CPUExecutionProvider" in facts["targets"]["onnxruntime"]["providers"]
+    assert "CPUExecutionProvider" in facts["targets"]["onnxruntime"]["found"]["providers"]
+    assert facts["targets"]["hf-unified"]["ready"]
     assert facts["machine"]["memory"].endswith("free")
     assert "onnxruntime" in succeed("doctor")
 
@@ -167,7 +168,7 @@ def test_doctor_knows_what_is_ready_and_how_to_get_the_rest(succeed) -> None:
 def test_doctor_says_what_to_install_for_a_missing_package(succeed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     target = succeed("doctor", "--format", "json")["targets"]["onnxruntime"]
-    assert (target["ready"], target["fix"]) == (False, "pip install 'r1v-export[onnxruntime]'")
+    assert (target["ready"], target["fix"]) == (False, "pip install 'onnxruntime>=1.32'")
 
 
 def test_synth_writes_a_checkpoint_that_opens(tmp_path: Path, succeed) -> None:

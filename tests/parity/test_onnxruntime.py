@@ -17,8 +17,8 @@ from r1v_export.contract import GRAPHS
 from r1v_export.exporters.export import export_graph
 from r1v_export.parity import Endpoint, ParityReport, ParitySample, check
 from r1v_export.reference.model import Model
+from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
-from r1v_export.targets.registry import BuildInputs
 from tests.tiny_models import checkpoint_of
 
 Change = Callable[[np.ndarray], object]

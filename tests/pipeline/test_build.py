@@ -173,7 +173,7 @@ def test_a_reference_that_does_not_fit_into_memory_is_said_before_a_stage_runs(
     [
         ({"precision": "int4", "recipe": "no-such"}, UsageError),
         ({"precision": "bf16"}, CapabilityError),
-        ({"targets": ("tensorrt-9",)}, UsageError),
+        ({"targets": {"tensorrt-9": {}}}, UsageError),
         ({"device": "cuda"}, CapabilityError),
     ],
 )
@@ -222,9 +222,11 @@ def test_the_checkpoint_of_a_bundle_is_found_again_only_if_it_is_the_same(
 
 
 def test_two_targets_have_a_report_each(tiny_config: BuildConfig, tmp_path: Path) -> None:
-    job = build_module.Build(tiny_config.model_copy(update={"targets": ("onnxruntime", "other")}), None, tmp_path)  # type: ignore[arg-type]
+    two = tiny_config.model_copy(update={"targets": {"onnxruntime": {}, "other": {}}})
+    job = build_module.Build(two, None, tmp_path)  # type: ignore[arg-type]
     assert job.report_folder("other").as_posix() == "report/other"
-    job = build_module.Build(tiny_config, None, tmp_path)  # type: ignore[arg-type]
+    one = tiny_config.model_copy(update={"targets": {"other": {}}})
+    job = build_module.Build(one, None, tmp_path)  # type: ignore[arg-type]
     assert job.report_folder("onnxruntime").as_posix() == "report"
 
 

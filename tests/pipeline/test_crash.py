@@ -15,9 +15,10 @@ import pytest
 
 from r1v_export.manifest import MANIFEST, verify
 from r1v_export.pipeline.build import run_stages
-from r1v_export.pipeline.stage import Advance, Stage
+from r1v_export.pipeline.stage import Stage
 from r1v_export.pipeline.workspace import open_workspace
 from r1v_export.progress import Progress
+from r1v_export.targets.interface import Advance
 from tests.manifests import manifest_of
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")

@@ -18,7 +18,7 @@ ROTARY_BYTES = 150_000
 
 
 def config_of(tiny_config: BuildConfig, precision: str, target: str) -> BuildConfig:
-    changes = {"precision": precision, "targets": (target,), "calibration": CalibrationConfig(samples=1)}
+    changes = {"precision": precision, "targets": {target: {}}, "calibration": CalibrationConfig(samples=1)}
     return tiny_config.model_copy(update=changes)
 
 

@@ -19,7 +19,7 @@ from r1v_export.pipeline.parity_gate import candidate_endpoint, compare, gates, 
 @pytest.fixture(scope="module")
 def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without the gates of the build: what quantizing costs random weights may be too much."""
-    fields = {"precision": "int4", "recipe": "int4-rtn", "targets": ("hf-unified",)}
+    fields = {"precision": "int4", "recipe": "int4-rtn", "targets": {"hf-unified": {}}}
     config = BuildConfig(model=str(tiny_model), parity=ParityConfig(enabled=False), **fields)
     return build(config, tmp_path_factory.mktemp("unified") / "out").out
 

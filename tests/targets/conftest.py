@@ -14,9 +14,9 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig
 from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import ReferenceEngine
+from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
-from r1v_export.targets.registry import BuildInputs
 from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
 

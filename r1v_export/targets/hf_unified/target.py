@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.config_section import read_json_object
-from r1v_export.checkpoint.quantized.detect import QUANTIZE_CONFIG
-from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
+from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.checkpoint.tensor_writer import write_tensors
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import UsageError
-from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.recipe import Scheme, load
 from r1v_export.quantization.sizes import checkpoint_bytes
+from r1v_export.targets.hf_unified import doctor
+from r1v_export.targets.hf_unified.config import HfUnifiedConfig
 from r1v_export.targets.hf_unified.runtime.reader import UnifiedEngine, open_unified
-from r1v_export.targets.hf_unified.write.formats import (
-    algorithm_of,
-    algorithms,
-    cache_algorithm,
-    mirrored,
-    quant_config,
-)
-from r1v_export.targets.hf_unified.write.tensors import unified_tensors
-from r1v_export.targets.registry import Advance, BuildInputs, NumericsSpec
+from r1v_export.targets.hf_unified.write.checkpoint import write_unified
+from r1v_export.targets.hf_unified.write.formats import algorithm_of, algorithms, cache_algorithm
+from r1v_export.targets.interface import Advance, BuildInputs, Deployment, NumericsSpec, Readiness, Target
+from r1v_export.targets.tensorrt_llm.runtime.deployment import LLM_API, open_llm_api
 
-SHARD_BYTES = 5_000_000_000
-_HUNDREDTHS = 100
-_MODELS = ("llm_config", "text_config")
 _PRECISIONS = ("fp8", "int4")
 
 
-class HfUnifiedTarget:
+class HfUnifiedTarget(Target):
     """Writes a folder that is a checkpoint of its own: weights, configuration, tokenizer."""
 
     name = "hf-unified"
-    graphs: tuple[str, ...] = ()
+    config_class = HfUnifiedConfig
+    fp8_per_tensor = True
+    engine_syntax = LLM_API
+
+    def readiness(self) -> Readiness:
+        return doctor.readiness()
 
     def check(self, config: BuildConfig) -> None:
         if not config.quantized:
@@ -85,32 +76,11 @@ class HfUnifiedTarget:
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> UnifiedEngine:
         return open_unified(engine, spec, device)
 
+    def takes_engine(self, engine: str) -> bool:
+        return engine == LLM_API
 
-def write_unified(
-    checkpoint: Checkpoint, artifact: Artifact, out: Path, advance: Callable[[int], None] = lambda _: None
-) -> None:
-    """Write a unified checkpoint into the empty folder `out`, one tensor in memory at a time.
-
-    Raises:
-        UsageError: the layout does not hold one of the linears, or the cache.
-    """
-    config = quant_config(checkpoint.spec, artifact.schemes, artifact.recipe.kv_cache)
-    tensors = unified_tensors(checkpoint, artifact)
-    total = sum(tensor.nbytes for tensor in tensors)
-    told = 0
-    for written in write_tensors(out, tensors, shards=math.ceil(total / SHARD_BYTES)):
-        advance(_HUNDREDTHS * written // total - told)
-        told = _HUNDREDTHS * written // total
-    for path in checkpoint.auxiliary_files():
-        if path.name not in (QUANT_CONFIG, QUANTIZE_CONFIG):
-            shutil.copyfile(path, out / path.name)
-    _write_json(out / QUANT_CONFIG, config)
-    model_config = read_json_object(checkpoint.folder / "config.json")
-    for part in (model_config, *(model_config.get(key) for key in _MODELS)):
-        if isinstance(part, dict):
-            part.pop("quantization_config", None)
-    _write_json(out / "config.json", model_config | {"quantization_config": mirrored(config)})
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    def open_generator(self, bundle: Bundle, engine: str, device: Device, tiles_per_gpu: int) -> Deployment:
+        """TensorRT-LLM's LLM API on the checkpoint."""
+        checkpoint = bundle.folder / ENGINES / bundle.target(self.name)
+        tp = bundle.config.options(self.name, HfUnifiedConfig).tp
+        return open_llm_api(bundle, self.name, checkpoint, tp, device, tiles_per_gpu)

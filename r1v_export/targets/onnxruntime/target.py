@@ -1,4 +1,4 @@
-"""From a bundle's standard graphs to graphs lowered for ONNX Runtime, on the same weights."""
+"""The target `onnxruntime`: from a bundle's standard graphs to graphs lowered for ONNX Runtime, on the same weights."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from r1v_export import contract
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
-from r1v_export.errors import BundleError, CapabilityError, GraphError
-from r1v_export.targets.onnxruntime.lower import lower
-from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
-from r1v_export.targets.onnxruntime.runtime.session import INT4_INPUTS, check_device
-from r1v_export.targets.registry import Advance, BuildInputs, NumericsSpec
-from r1v_export.targets.shared_weights import point_weights_to
+from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.targets import registry
+from r1v_export.targets.interface import Advance, BuildInputs, NumericsSpec, Readiness, Target
+from r1v_export.targets.onnxruntime import doctor
+from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
 
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
-
-COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
-"""What ONNX Runtime's kernels for these graphs take; there are none for bfloat16 on the CPU."""
+    from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
 
-class OnnxRuntimeTarget:
+class OnnxRuntimeTarget(Target):
     """Writes `<graph>.onnx` for each of the contract's graphs.
 
     Weights are not copied: the lowered graphs refer to those of the standard ones, by paths relative to the bundle
@@ -35,42 +30,38 @@ class OnnxRuntimeTarget:
 
     name = "onnxruntime"
     graphs = contract.GRAPHS
+    config_class = OnnxRuntimeConfig
+    tools = doctor.DISTRIBUTIONS
+
+    def readiness(self) -> Readiness:
+        return doctor.readiness()
+
+    def quantized_compute(self, device: Device) -> Compute:
+        """Quantized kernels on the CPU know float32 only."""
+        return "float32" if device == "cpu" else "float16"
 
     def check(self, config: BuildConfig) -> None:
         check_device(config.device)
-        if config.compute not in COMPUTE_TYPES:
-            raise _no_kernels(config.compute)
+        from r1v_export.targets.onnxruntime.write.graphs import COMPUTE_TYPES, no_kernels
 
-    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
-        """Any model will do."""
+        compute = registry.compute_dtype(config)
+        if compute not in COMPUTE_TYPES:
+            raise no_kernels(compute)
 
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
         """Weights are the graphs' own."""
         return 0
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
-        return NumericsSpec(config.compute, rounds_inputs=config.onnxruntime.int4_inputs == "int8")
+        rounds_inputs = config.options(self.name, OnnxRuntimeConfig).int4_inputs == "int8"
+        return NumericsSpec(registry.compute_dtype(config), rounds_inputs)
 
     def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
-        graphs, device = inputs.graphs, inputs.config.device
-        check_device(device)
-        for name in self.graphs:
-            model = ir.load(graphs / f"{name}.onnx")
-            compute = model.graph.outputs[0].dtype
-            if compute not in COMPUTE_TYPES.values():
-                raise _no_kernels(compute.name.lower() if compute else None, where=name)
-            try:
-                lower(model, device)
-            except ir.passes.PassError as error:
-                raise GraphError(
-                    "A graph cannot be lowered for ONNX Runtime.",
-                    where=name,
-                    found=error.__cause__ or error,
-                    fix="export the graph again with this version",
-                ) from error
-            point_weights_to(model, graphs.name)
-            model.metadata_props[INT4_INPUTS] = inputs.config.onnxruntime.int4_inputs
-            ir.save(model, out / f"{name}.onnx")
+        check_device(inputs.config.device)
+        from r1v_export.targets.onnxruntime.write.graphs import write_graphs
+
+        options = inputs.config.options(self.name, OnnxRuntimeConfig)
+        write_graphs(inputs.graphs, self.graphs, inputs.config.device, options.int4_inputs, out)
 
     def missing(self, device: Device) -> str | None:
         try:
@@ -90,15 +81,18 @@ class OnnxRuntimeTarget:
                 found=f"no {', no '.join(missing)}",
                 fix="build the bundle again",
             )
+        from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+
         bundle = engine.resolve().parents[1]
         return OnnxRuntimeEngine(engine, bundle, spec.sizes, device)
 
 
-def _no_kernels(compute: str | None, where: str | None = None) -> CapabilityError:
-    return CapabilityError(
-        "ONNX Runtime has no kernels for what this graph computes in.",
-        where=where,
-        expected=" or ".join(COMPUTE_TYPES),
-        found=compute,
-        fix="build with --precision fp32; bfloat16 weights keep their values in it",
-    )
+def check_device(device: Device) -> None:
+    """
+    Raises:
+        CapabilityError: ONNX Runtime is not installed, or does not run on this device.
+    """
+    doctor.require()
+    from r1v_export.targets.onnxruntime.runtime.session import check_device as check
+
+    check(device)

@@ -1,4 +1,4 @@
-"""What TensorRT engines are built for: `tensorrt` in a build file, for the targets tensorrt and tensorrt-rtx."""
+"""What TensorRT engines are built for: the block of tensorrt or tensorrt-rtx in the build file."""
 
 from __future__ import annotations
 

@@ -35,21 +35,28 @@ class Distribution:
     """How one of the two libraries is had."""
 
     module: str
-    package: str
+    distribution: str
+    versions: str
+    """Those that fit, as pip takes them."""
     oldest: tuple[int, ...]
     builds_without_gpu: bool
     default_sm: tuple[int, ...]
     """Compute capabilities where none are asked for; empty: the GPU that is there."""
 
     @property
+    def requirement(self) -> str:
+        return f"{self.distribution}{self.versions}"
+
+    @property
     def install(self) -> str:
-        beside = " (not beside tensorrt-llm, which pins TensorRT 10)" if self.module == "tensorrt" else ""
-        return f"pip install {self.package}{beside}"
+        """What to type to get it."""
+        beside = " (not next to tensorrt-llm, which pins TensorRT 10)" if self.module == "tensorrt" else ""
+        return f"pip install '{self.requirement}'{beside}"
 
 
 DISTRIBUTIONS = {
-    TENSORRT: Distribution("tensorrt", "'tensorrt>=10.13,<12'", (10, 13), False, ()),
-    TENSORRT_RTX: Distribution("tensorrt_rtx", "'tensorrt-rtx-cu13>=1.7,<2'", (1, 7), True, (89, 120)),
+    TENSORRT: Distribution("tensorrt", "tensorrt", ">=10.13,<12", (10, 13), False, ()),
+    TENSORRT_RTX: Distribution("tensorrt_rtx", "tensorrt-rtx-cu13", ">=1.7,<2", (1, 7), True, (89, 120)),
 }
 """Target -> its library."""
 
@@ -170,7 +177,7 @@ def load(target: str) -> Library:
         raise CapabilityError(
             f"The target {target} needs a library that cannot be loaded.",
             where=distribution.module,
-            expected=distribution.package.strip("'"),
+            expected=distribution.requirement,
             found=error,
             fix=distribution.install,
         ) from error

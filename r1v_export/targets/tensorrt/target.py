@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,17 +11,17 @@ import onnx_ir as ir
 from r1v_export import contract
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
-from r1v_export.errors import CapabilityError, GraphError, UsageError
+from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.quantization.sizes import weight_bytes
-from r1v_export.targets.registry import Advance, BuildInputs, NumericsSpec
-from r1v_export.targets.shared_weights import point_weights_to
-from r1v_export.targets.tensorrt.build.compile import Job, compile_plan, lacks_type
-from r1v_export.targets.tensorrt.build.ep_context import save_context_model
-from r1v_export.targets.tensorrt.build.plan import GRAPH, PlanInfo
-from r1v_export.targets.tensorrt.build.profiles import Profile, decoder_capacity, decoder_profiles, tile_profiles
-from r1v_export.targets.tensorrt.build.progress import Shares, Tell
-from r1v_export.targets.tensorrt.concatenate_graphs import concatenate_graphs
+from r1v_export.targets import registry
+from r1v_export.targets.interface import Advance, BuildInputs, EngineDescription, NumericsSpec, Readiness, Target
+from r1v_export.targets.tensorrt.build.compile import lacks_type
+from r1v_export.targets.tensorrt.build.inspection import describe_plans
+from r1v_export.targets.tensorrt.build.parts import PARTS, compiled
+from r1v_export.targets.tensorrt.build.progress import Shares
+from r1v_export.targets.tensorrt.config import TensorRTConfig
 from r1v_export.targets.tensorrt.device import compute_capability, no_gpu
+from r1v_export.targets.tensorrt.doctor import readiness
 from r1v_export.targets.tensorrt.library import (
     DISTRIBUTIONS,
     OLDEST_COMPUTE_CAPABILITY,
@@ -31,7 +30,6 @@ from r1v_export.targets.tensorrt.library import (
     Library,
     load,
 )
-from r1v_export.targets.tensorrt.lower import lower
 from r1v_export.targets.tensorrt.runtime.engine import TensorRTEngine
 from r1v_export.targets.tensorrt.runtime.loading import open_engine
 
@@ -39,34 +37,22 @@ if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
 
 
-@dataclass(frozen=True)
-class Part:
-    """One plan of an engine: the graphs that it joins, and its share of the work."""
-
-    name: str
-    graphs: tuple[str, ...]
-    share: float
-
-
-PARTS = (
-    Part(contract.VISION, (contract.VISION, contract.PROJECTOR), 0.45),
-    Part(contract.PROJECTOR, (contract.PROJECTOR,), 0.05),
-    Part(contract.DECODER, (contract.DECODER,), 0.5),
-)
-"""Vision and projector are one plan, and give both results. The projector is there once more by itself, for features
-that come from elsewhere. The look-up of embeddings is no plan: it reads rows of the bundle's own weights."""
-
-
-class TensorRTTarget:
+class TensorRTTarget(Target):
     """Writes for each part its plan, a description, the plan's layers, the lowered graph on the bundle's weights, and
     a model by which ONNX Runtime runs the plan."""
 
     name = TENSORRT
     graphs = contract.GRAPHS
+    config_class = TensorRTConfig
+    tools = (DISTRIBUTIONS[TENSORRT].distribution,)
+
+    def readiness(self) -> Readiness:
+        return readiness(self.name)
 
     def check(self, config: BuildConfig) -> None:
         library = load(self.name)
-        if config.quantized and config.compute == "float32":
+        compute = registry.compute_dtype(config)
+        if config.quantized and compute == "float32":
             raise UsageError(
                 "TensorRT does not compute in float32 around quantized weights, as onnxruntime on the CPU needs it.",
                 where=f"--precision {config.precision}",
@@ -78,15 +64,18 @@ class TensorRTTarget:
         numbers = sm or (compute_capability(),)
         if config.precision == "fp8":
             _require(numbers, ir.DataType.FLOAT8E4M3FN)
-        if config.compute == "bfloat16":
+        if compute == "bfloat16":
             _require(numbers, ir.DataType.BFLOAT16)
-        if config.tensorrt.strip and compute_capability() is None:
+        if self.options(config).strip and compute_capability() is None:
             raise CapabilityError(
                 "Plans without weights cannot be built on a machine without a GPU.",
-                where="tensorrt: {strip: true}",
+                where=f"targets: {{{self.name}: {{strip: true}}}}",
                 found=no_gpu(),
                 fix="leave `strip` out; the plans then hold their weights",
             )
+
+    def options(self, config: BuildConfig) -> TensorRTConfig:
+        return config.options(self.name, TensorRTConfig)
 
     def sm(self, library: Library, config: BuildConfig) -> tuple[int, ...]:
         """The compute capabilities to build for; empty: the GPU that is there.
@@ -95,7 +84,7 @@ class TensorRTTarget:
             UsageError: the library does not know one.
             CapabilityError: it builds for the GPU that is there only, and there is none.
         """
-        asked = config.tensorrt.sm
+        asked = self.options(config).sm
         numbers = DISTRIBUTIONS[self.name].default_sm if asked is None else () if asked == "current" else asked
         known = library.compute_capabilities
         if not numbers and compute_capability() is None:
@@ -116,30 +105,30 @@ class TensorRTTarget:
             )
         return tuple(sorted(set(numbers)))
 
-    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
-        """Any model will do."""
-
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
         """Plans weigh what their weights do; see docs/tensorrt.md for decoders with two profiles."""
-        if config.tensorrt.strip:
+        options = self.options(config)
+        if options.strip:
             return 0
-        sizes = weight_bytes(spec, schemes, config.compute)
-        decoders = 2 if config.tensorrt.decode_profile else 1
+        sizes = weight_bytes(spec, schemes, registry.compute_dtype(config))
+        decoders = 2 if options.decode_profile else 1
         return sum(
             sizes[graph] * (decoders if graph == contract.DECODER else 1) for part in PARTS for graph in part.graphs
         )
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
-        return NumericsSpec(config.compute)
+        return NumericsSpec(registry.compute_dtype(config))
 
     def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
         library = load(self.name)
-        config, spec = inputs.config, inputs.checkpoint.spec
-        positions = spec.language.max_position_embeddings
-        sm, shares = self.sm(library, config), Shares(advance)
+        positions = inputs.checkpoint.spec.language.max_position_embeddings
+        options, sm, shares = self.options(inputs.config), self.sm(library, inputs.config), Shares(advance)
         for part in PARTS:
             with shares.part(part.name, part.share) as tell:
-                compiled(library, part, inputs.graphs, config, positions, sm, out, tell)
+                compiled(library, part, inputs.graphs, options, positions, sm, out, tell)
+
+    def describe(self, engine: Path) -> dict[str, EngineDescription]:
+        return describe_plans(engine)
 
     def missing(self, device: Device) -> str | None:
         try:
@@ -158,38 +147,7 @@ class TensorRTRTXTarget(TensorRTTarget):
     """The same on TensorRT-RTX, which builds on machines without a GPU."""
 
     name = TENSORRT_RTX
-
-
-def compiled(
-    library: Library,
-    part: Part,
-    graphs: Path,
-    config: BuildConfig,
-    max_positions: int,
-    sm: tuple[int, ...],
-    out: Path,
-    tell: Tell,
-) -> PlanInfo:
-    """Write everything about one part into `out`.
-
-    Raises:
-        CapabilityError: a GPU lacks a type of the graph; the disk is full.
-        GraphError: the graph is not as our exporters write it, or TensorRT refuses it.
-    """
-    model = _lowered(graphs, part, decoder_capacity(config.tensorrt, max_positions))
-    ir.save(model, out / f"{part.name}{GRAPH}")
-    job = Job(
-        name=part.name,
-        model=model,
-        profiles=_profiles(part, config, max_positions),
-        weights_root=graphs.parent,
-        sm=sm,
-        current=None if sm else compute_capability(),
-        strip=config.tensorrt.strip,
-    )
-    info = compile_plan(library, job, out, tell)
-    save_context_model(info, out, part.name)
-    return info
+    tools = (DISTRIBUTIONS[TENSORRT_RTX].distribution,)
 
 
 def _require(numbers: tuple[int | None, ...], dtype: ir.DataType) -> None:
@@ -197,31 +155,3 @@ def _require(numbers: tuple[int | None, ...], dtype: ir.DataType) -> None:
     lacking = [number for number in numbers if number is not None and number < oldest]
     if lacking:
         raise lacks_type(dtype.name.lower(), oldest, lacking, "--sm")
-
-
-def _profiles(part: Part, config: BuildConfig, positions: int) -> list[Profile]:
-    if part.name == contract.DECODER:
-        return decoder_profiles(config.tensorrt, positions)
-    return tile_profiles(config.tensorrt)
-
-
-def _lowered(graphs: Path, part: Part, capacity: int) -> ir.Model:
-    """The part's graph, lowered, its weights' locations relative to the bundle.
-
-    Raises:
-        GraphError: it is not as our exporters write it.
-    """
-    try:
-        first, *others = (ir.load(graphs / f"{name}.onnx") for name in part.graphs)
-        for other in others:
-            first = concatenate_graphs(first, other, part.name)
-        lower(first, capacity)
-    except ir.passes.PassError as error:
-        raise GraphError(
-            "A graph cannot be lowered for TensorRT.",
-            where=part.name,
-            found=error.__cause__ or error,
-            fix="export the graph again with this version",
-        ) from error
-    point_weights_to(first, graphs.name)
-    return first

@@ -1,4 +1,4 @@
-"""What a TensorRT-LLM build is made for: `tensorrt_llm` in a build file."""
+"""What a TensorRT-LLM build is made for: its block of the build file."""
 
 from __future__ import annotations
 

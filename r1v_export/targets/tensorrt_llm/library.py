@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from r1v_export.errors import CapabilityError
+from r1v_export.targets.tensorrt_llm.doctor import INSTALL
 
 ENGINES = ((1, 0), (1, 3))
 """Versions that build and run engines, and that the checkpoints are written for: below the last."""
@@ -40,17 +41,16 @@ def load(supported: Range, expected: str) -> Any:
     Raises:
         CapabilityError: it is not installed, does not load here, or is of another version.
     """
-    fix = "use an environment of its own, or NVIDIA's container: pip install 'r1v-export[tensorrt-llm]'"
     try:
         library = importlib.import_module("tensorrt_llm")
     except ModuleNotFoundError as error:
-        raise CapabilityError("TensorRT-LLM is not installed.", expected=expected, found=error, fix=fix) from error
+        raise CapabilityError("TensorRT-LLM is not installed.", expected=expected, found=error, fix=INSTALL) from error
     except (ImportError, OSError, RuntimeError) as error:  # Without a driver its libraries do not load.
         found = str(error).splitlines()[0] if str(error) else repr(error)
         raise CapabilityError("TensorRT-LLM does not load here.", expected="a CUDA GPU", found=found) from error
     if not within(version_number(library.__version__), supported):
         raise CapabilityError(
-            "This version of TensorRT-LLM cannot be used.", expected=expected, found=library.__version__, fix=fix
+            "This version of TensorRT-LLM cannot be used.", expected=expected, found=library.__version__, fix=INSTALL
         )
     return library
 

@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import abc
 from pathlib import Path
 
 import torch
 
 from r1v_export import contract
+from r1v_export.bundle import GRAPHS, Bundle
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import CapabilityError
+from r1v_export.progress import Progress
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.sizes import weight_bytes
-from r1v_export.targets.registry import Advance, BuildInputs, NumericsSpec
+from r1v_export.targets import registry
+from r1v_export.targets.installed import version_of
+from r1v_export.targets.interface import Advance, BuildInputs, Deployment, NumericsSpec, Readiness, Target
+from r1v_export.targets.onnxruntime.doctor import DISTRIBUTIONS as ONNX_RUNTIME
+from r1v_export.targets.onnxruntime.doctor import INSTALL as INSTALL_ONNX_RUNTIME
+from r1v_export.targets.tensorrt_llm import doctor
+from r1v_export.targets.tensorrt_llm.build import engine_plan
 from r1v_export.targets.tensorrt_llm.build.command import engine_sizes
+from r1v_export.targets.tensorrt_llm.build.engine_plan import CHECKPOINT, EnginePlan
 from r1v_export.targets.tensorrt_llm.checkpoint.config import rotary_scaling
 from r1v_export.targets.tensorrt_llm.checkpoint.formats import language_schemes, module_quant_formats
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping, check_mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
+from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
+from r1v_export.targets.tensorrt_llm.runtime.deployment import LLM_API, open_deployment
 from r1v_export.targets.tensorrt_llm.runtime.engine import CheckpointEngine, load_language_model
 
-CHECKPOINT = "checkpoint"
-"""Folder in the engine's with what `trtllm-build` reads."""
-GRAPHS = "graphs"
-"""The bundle's folder with the standard graphs."""
 
-
-class TensorRTLLMTarget:
+class TensorRTLLMTarget(Target):
     """Writes the language model as a TensorRT-LLM checkpoint. Needs no TensorRT-LLM; engines are built from it on a
     machine that has it, see `r1v-export engine`."""
 
-    name = "tensorrt-llm"
-    graphs: tuple[str, ...] = (contract.VISION, contract.PROJECTOR)
+    name = engine_plan.TARGET
+    graphs = (contract.VISION, contract.PROJECTOR)
+    config_class = TensorRTLLMConfig
+    tools = (doctor.DISTRIBUTION, *ONNX_RUNTIME)
+    fp8_per_tensor = True
+    engine_syntax = "a folder of `r1v-export engine`"
+
+    def readiness(self) -> Readiness:
+        return doctor.readiness()
 
     def check(self, config: BuildConfig) -> None:
         """What can be told without the model."""
-        if config.compute == "bfloat16" and config.parity.enabled:
+        if registry.compute_dtype(config) == "bfloat16" and config.parity.enabled:
             raise CapabilityError(
                 "A bfloat16 build cannot be checked: ONNX Runtime has no such kernels for the vision graph.",
                 where="tensorrt-llm",
@@ -47,7 +59,7 @@ class TensorRTLLMTarget:
             )
 
     def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: abc.Mapping[str, Scheme]) -> None:
-        options = config.tensorrt_llm
+        options = self._options(config)
         rotary_scaling(spec.language)
         quant_formats = module_quant_formats(spec.language, language_schemes(schemes))
         check_mapping(spec.language, quant_formats, Mapping(options.tp, options.pp))
@@ -56,13 +68,13 @@ class TensorRTLLMTarget:
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: abc.Mapping[str, Scheme]) -> int:
         """The language model; its embedding is whole on every GPU."""
         sizes = weight_bytes(spec, schemes, _compute(config, spec))
-        return sizes[contract.DECODER] + config.tensorrt_llm.tp * sizes[contract.EMBED]
+        return sizes[contract.DECODER] + self._options(config).tp * sizes[contract.EMBED]
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         return NumericsSpec(_compute(config, spec))
 
     def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
-        config, options = inputs.config, inputs.config.tensorrt_llm
+        config, options = inputs.config, self._options(inputs.config)
         dtype = getattr(torch, _compute(config, inputs.checkpoint.spec))
         folder = out / CHECKPOINT
         folder.mkdir()
@@ -77,7 +89,7 @@ class TensorRTLLMTarget:
         )
 
     def missing(self, device: Device) -> str | None:
-        if importlib.util.find_spec("onnxruntime") is None:
+        if version_of("onnxruntime", *ONNX_RUNTIME) is None:
             return "onnxruntime is not installed: it runs the vision graph beside the checkpoint"
         return None
 
@@ -85,17 +97,32 @@ class TensorRTLLMTarget:
         """The checkpoint computed by PyTorch, vision by ONNX Runtime."""
         missing = self.missing(device)
         if missing is not None:
-            raise CapabilityError("The checkpoint cannot be run here.", found=missing, fix="pip install onnxruntime")
+            raise CapabilityError("The checkpoint cannot be run here.", found=missing, fix=INSTALL_ONNX_RUNTIME)
         from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
         graphs = engine.resolve().parents[1] / GRAPHS
         vision = OnnxRuntimeEngine(graphs, graphs, spec.sizes, device)
         return CheckpointEngine(load_language_model(engine / CHECKPOINT, spec), vision, device)
 
+    def plan_engine(self, bundle: Path, out: Path, workers: int | None) -> EnginePlan:
+        return engine_plan.plan_engine(bundle, out, workers)
+
+    def build_engine(self, plan: EnginePlan, program: Path | None, progress: Progress) -> None:
+        engine_plan.build_engine(plan, program, progress)
+
+    def takes_engine(self, engine: str) -> bool:
+        return engine != LLM_API
+
+    def open_generator(self, bundle: Bundle, engine: str, device: Device, tiles_per_gpu: int) -> Deployment:
+        return open_deployment(bundle, Path(engine), device, tiles_per_gpu)
+
+    def _options(self, config: BuildConfig) -> TensorRTLLMConfig:
+        return config.options(self.name, TensorRTLLMConfig)
+
 
 def _compute(config: BuildConfig, spec: ModelSpec) -> Compute:
     """What is asked for; around quantized linears the checkpoint's own 16 bits: R1V's activations need the range of its
     bfloat16."""
     if not config.quantized:
-        return config.compute
+        return registry.compute_dtype(config)
     return "float16" if spec.dtype == "float32" else spec.dtype

@@ -22,7 +22,7 @@ from r1v_export.quantization.calibration.calibrate import make_plan
 from r1v_export.quantization.calibration.imported import import_quantized, imported_recipe
 from r1v_export.quantization.recipe import parse
 from r1v_export.reference.language import CacheStep, DecoderLayer, rotary_tables
-from r1v_export.targets.hf_unified.target import write_unified
+from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from tests.quantized_checkpoints import AWQ, GPTQ, pack_awq, pack_gptq, quantized_copy, set_quantization
 
 LAYER = "language_model.model.layers.0"

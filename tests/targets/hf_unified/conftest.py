@@ -11,7 +11,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.recipe import Recipe, load, parse
-from r1v_export.targets.hf_unified.target import write_unified
+from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from tests.quantization.calibration_cases import calibrated
 
 KV = load("fp8-tensor").model_copy(update={"kv_cache": "fp8"})

@@ -22,7 +22,8 @@ from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.recipe import load as load_recipe
 from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.targets.hf_unified.runtime.reader import UnifiedFiles, dequantized, open_unified
-from r1v_export.targets.hf_unified.target import HfUnifiedTarget, write_unified
+from r1v_export.targets.hf_unified.target import HfUnifiedTarget
+from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from r1v_export.targets.hf_unified.write.formats import algorithm_of
 
 ALGORITHM = {

@@ -20,7 +20,7 @@ from r1v_export import contract
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig
 from r1v_export.reference.model import ReferenceEngine
-from r1v_export.targets.registry import BuildInputs
+from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.tensorrt.build.plan import GRAPH, PlanInfo, read_info
 from r1v_export.targets.tensorrt.library import TENSORRT_RTX, Library, load
 from r1v_export.targets.tensorrt.runtime.engine import TensorRTEngine
@@ -69,7 +69,7 @@ def fp32(r1v, tmp_path_factory, library) -> Built:
     built = Built(tmp_path_factory.mktemp("trt-fp32"), r1v.spec, r1v.reference, [])
     shutil.copytree(r1v.graphs, built.folder / "graphs")
     built.engine_folder.mkdir(parents=True)
-    config = BuildConfig.model_validate({"precision": "fp32", "targets": [TENSORRT_RTX], "tensorrt": SIZES})
+    config = BuildConfig.model_validate({"precision": "fp32", "targets": {TENSORRT_RTX: SIZES}})
     inputs = BuildInputs(built.folder / "graphs", checkpoint_of(r1v.reference.model), None, config)
     TensorRTRTXTarget().build(
         inputs, built.engine_folder, lambda hundredths, doing="": built.told.append((hundredths, doing))

@@ -28,9 +28,12 @@ PRODUCTS = {"fp16": "Half x Half", "fp8": "FP8 x FP8", "int4": "Half x Int4"}
 """What the decoder's matrix products take, by the engine's own layers."""
 
 
+OPTIONS = {"sm": [89, 120], "tile_profiles": [[1, 5]]}
+
+
 def config(**changes: object) -> BuildConfig:
-    fields = {"precision": "fp16", "targets": [TENSORRT_RTX], "tensorrt": {"sm": [89, 120], "tile_profiles": [[1, 5]]}}
-    return BuildConfig.model_validate({**fields, "calibration": {"samples": 1}, **changes})
+    fields = {"precision": "fp16", "targets": {TENSORRT_RTX: OPTIONS}, "calibration": {"samples": 1}}
+    return BuildConfig.model_validate({**fields, **changes})
 
 
 @pytest.fixture(scope="module", params=["fp16", "fp8", "int4"])
@@ -79,11 +82,11 @@ def test_a_bundle_without_a_gpu_can_be_inspected_and_verified_and_says_what_runn
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"tensorrt": {"sm": [90]}}, UsageError, "no such GPU"),
-        ({"precision": "fp8", "tensorrt": {"sm": [80, 89]}}, CapabilityError, "float8e4m3fn"),
-        ({"precision": "bf16", "tensorrt": {"sm": [75]}}, CapabilityError, "bfloat16"),
-        ({"tensorrt": {"sm": "current"}}, CapabilityError, "no GPU to build for"),
-        ({"tensorrt": {"strip": True}}, CapabilityError, "without a GPU"),
+        ({"targets": {TENSORRT_RTX: {"sm": [90]}}}, UsageError, "no such GPU"),
+        ({"precision": "fp8", "targets": {TENSORRT_RTX: {"sm": [80, 89]}}}, CapabilityError, "float8e4m3fn"),
+        ({"precision": "bf16", "targets": {TENSORRT_RTX: {"sm": [75]}}}, CapabilityError, "bfloat16"),
+        ({"targets": {TENSORRT_RTX: {"sm": "current"}}}, CapabilityError, "no GPU to build for"),
+        ({"targets": {TENSORRT_RTX: {"strip": True}}}, CapabilityError, "without a GPU"),
         ({"precision": "int4", "targets": ["onnxruntime", TENSORRT_RTX]}, UsageError, "another folder"),
     ],
 )

@@ -6,9 +6,8 @@ import pytest
 
 from benchmarks.hollow import export_hollow, spec_38b
 from r1v_export import contract
-from r1v_export.config import BuildConfig
-from r1v_export.targets.tensorrt.library import TENSORRT_RTX
-from r1v_export.targets.tensorrt.target import PARTS, compiled
+from r1v_export.targets.tensorrt.build.parts import PARTS, compiled
+from r1v_export.targets.tensorrt.config import TensorRTConfig
 
 SIZES = {"sm": [89, 120], "tile_profiles": [[1, 13]], "capacity": 4096, "max_prefill": 1024, "max_batch": 1}
 
@@ -21,9 +20,9 @@ def test_two_layers_of_the_38b_build_with_fused_attention_and_plans_hold_weights
     (tmp_path / "graphs").mkdir()
     for name in part.graphs:
         export_hollow(name, spec, "int4", tmp_path / "graphs")
-    config = BuildConfig.model_validate({"precision": "int4", "targets": [TENSORRT_RTX], "tensorrt": SIZES})
+    options = TensorRTConfig.model_validate(SIZES)
     info = compiled(
-        library, part, tmp_path / "graphs", config, 32768, (89, 120), tmp_path, lambda fraction, doing: None
+        library, part, tmp_path / "graphs", options, 32768, (89, 120), tmp_path, lambda fraction, doing: None
     )
     assert info.fused_attention
     assert info.plan_bytes < 1.25 * info.weight_bytes

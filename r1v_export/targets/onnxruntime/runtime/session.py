@@ -14,6 +14,7 @@ from onnx import TensorProto
 from r1v_export.config import Device
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
+from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 INT4_INPUTS = "r1v.int4_inputs"
@@ -35,7 +36,7 @@ def check_device(device: Device) -> None:
             where=f"onnxruntime {ort.__version__}",
             expected="CUDAExecutionProvider",
             found=", ".join(available),
-            fix="pip install 'r1v-export[onnxruntime-gpu]' on a machine with a CUDA GPU, or use --device cpu",
+            fix=f"{INSTALL_GPU} on a machine with a CUDA GPU, or use --device cpu",
         )
 
 

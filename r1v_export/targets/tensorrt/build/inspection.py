@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_text
+from r1v_export.progress import size
+from r1v_export.targets.interface import EngineDescription
 from r1v_export.targets.tensorrt.build.plan import LAYERS, PlanInfo, read_info
 from r1v_export.targets.tensorrt.runtime.loading import PLANS
 
@@ -23,6 +26,37 @@ def engine_facts(folder: Path) -> dict[str, Any]:
         BundleError: a file is missing or malformed.
     """
     return {name: _plan_facts(folder, name) for name in PLANS}
+
+
+def describe_plans(folder: Path) -> dict[str, EngineDescription]:
+    """The same of each plan, for `inspect`.
+
+    Raises:
+        BundleError: a file is missing or malformed.
+    """
+    return {name: _description(facts) for name, facts in engine_facts(folder).items()}
+
+
+def _description(facts: dict[str, Any]) -> EngineDescription:
+    rows = [
+        ("library", facts["library"]),
+        ("GPUs", "compute capability " + ", ".join(map(str, facts["compute_capabilities"]))),
+        ("plan", f"{size(facts['plan_bytes'])}, {facts['plan_over_weights']} times its weights"),
+        ("profiles", "; ".join(facts["profiles"])),
+        ("attention", facts["attention"]),
+        ("products", _counts(facts["products"])),
+        ("kernels", f"{_counts(facts['kernels'])}; {facts['fused_nodes']} nodes fused away"),
+    ]
+    layers = [(layer["kind"], _nodes(layer["nodes"]) or layer["name"]) for layer in facts["layers"]]
+    return EngineDescription(facts, rows, layers)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+
+def _nodes(nodes: Sequence[str]) -> str:
+    return nodes[0] + (f" and {len(nodes) - 1} more" if len(nodes) > 1 else "") if nodes else ""
 
 
 def _plan_facts(folder: Path, name: str) -> dict[str, Any]:

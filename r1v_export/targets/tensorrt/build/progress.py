@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from r1v_export.targets.registry import Advance
+from r1v_export.targets.interface import Advance
 from r1v_export.targets.tensorrt.library import Library
 
 Tell = Callable[[float, str], None]

@@ -7,17 +7,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1v_export.bundle import BUILD_CONFIG, ENGINES, Bundle
-from r1v_export.config import load_config
+from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.files import read_regular_bytes
 from r1v_export.progress import Progress, size
 from r1v_export.targets.tensorrt_llm.build import trtllm_build
 from r1v_export.targets.tensorrt_llm.build.command import EngineSizes, build_arguments, container_recipe, engine_sizes
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import Config, read_config
-from r1v_export.targets.tensorrt_llm.target import CHECKPOINT
+from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
 
 TARGET = "tensorrt-llm"
+CHECKPOINT = "checkpoint"
+"""Folder in the target's of a bundle with what `trtllm-build` reads."""
 ORIGIN = "r1v_export.json"
 """File of an engine's folder with the hashes of the checkpoint that it was built from."""
 
@@ -51,7 +52,7 @@ def plan_engine(bundle: Path, out: Path, workers: int | None = None) -> EnginePl
     opened = Bundle.open(bundle)
     checkpoint = bundle.resolve() / ENGINES / opened.target(TARGET) / CHECKPOINT
     config = read_config(checkpoint)
-    options = load_config(bundle / BUILD_CONFIG, {}).tensorrt_llm
+    options = opened.config.options(TARGET, TensorRTLLMConfig)
     sizes = engine_sizes(options, opened.spec)
     ranks = config.mapping.world_size
     arguments = build_arguments(checkpoint, out.resolve(), config, sizes, workers or ranks)

@@ -14,11 +14,11 @@ import pytest
 
 from r1v_export import contract
 from r1v_export.errors import BundleError
+from r1v_export.targets.tensorrt.build.parts import PARTS
 from r1v_export.targets.tensorrt.build.plan import DESCRIPTION, GRAPH, PLAN, read_info
 from r1v_export.targets.tensorrt.library import TENSORRT_RTX, Library
 from r1v_export.targets.tensorrt.runtime import loading
 from r1v_export.targets.tensorrt.runtime.engine import TensorRTEngine
-from r1v_export.targets.tensorrt.target import PARTS
 from tests.targets.tensorrt.conftest import Host, StandInEngine
 
 

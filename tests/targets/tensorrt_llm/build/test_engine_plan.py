@@ -19,7 +19,6 @@ from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.parity_gate import candidate_endpoint, compare, gates, questions, rounding
 from r1v_export.targets.tensorrt_llm.build.engine_plan import plan_engine
-from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
 
 CHECKPOINT = "engines/tensorrt-llm/checkpoint"
 
@@ -29,10 +28,9 @@ def bundle(tiny_config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -
     config = tiny_config.model_copy(
         update={
             "precision": "fp8",
-            "targets": ("tensorrt-llm",),
+            "targets": {"tensorrt-llm": {"tp": 2, "max_batch_size": 3, "max_input_len": 1000}},
             "calibration": CalibrationConfig(samples=2),
             "parity": ParityConfig(questions=1, max_new_tokens=4),
-            "tensorrt_llm": TensorRTLLMConfig(tp=2, max_batch_size=3, max_input_len=1000),
         }
     )
     return build(config, tmp_path_factory.mktemp("trtllm") / "bundle").out
@@ -54,7 +52,7 @@ def test_an_int8_cache_passes_the_gate(tiny_config: BuildConfig, tmp_path: Path)
     changes = {
         "precision": "int8",
         "recipe": "int8-kv",
-        "targets": ("tensorrt-llm",),
+        "targets": {"tensorrt-llm": {}},
         "calibration": CalibrationConfig(samples=2),
         "parity": ParityConfig(questions=1, max_new_tokens=4),
     }
@@ -113,7 +111,7 @@ def test_a_bundle_without_a_checkpoint_has_no_engine(tiny_built: Path, tmp_path:
 
 
 def test_gpus_that_cannot_share_the_model_are_refused_before_any_work(tiny_config: BuildConfig, tmp_path: Path) -> None:
-    changes = {"precision": "fp8", "targets": ("tensorrt-llm",), "tensorrt_llm": TensorRTLLMConfig(tp=8)}
+    changes = {"precision": "fp8", "targets": {"tensorrt-llm": {"tp": 8}}}
 
     with pytest.raises(UsageError, match="8 GPUs cannot share"):
         build(tiny_config.model_copy(update=changes), tmp_path / "bundle")
@@ -123,7 +121,7 @@ def test_gpus_that_cannot_share_the_model_are_refused_before_any_work(tiny_confi
 def test_a_recipe_that_tensorrt_llm_has_no_format_for_is_refused_before_any_work(
     tiny_config: BuildConfig, tmp_path: Path
 ) -> None:
-    changes = {"precision": "fp8", "recipe": "fp8", "targets": ("tensorrt-llm",)}
+    changes = {"precision": "fp8", "recipe": "fp8", "targets": {"tensorrt-llm": {}}}
 
     with pytest.raises(UsageError, match="fp8-tensor"):
         build(tiny_config.model_copy(update=changes), tmp_path / "bundle")

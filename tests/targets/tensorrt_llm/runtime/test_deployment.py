@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,15 +15,12 @@ from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cli import main
 from r1v_export.config import BuildConfig, ParityConfig
-from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.pipeline.build import build
 from r1v_export.reference.model import Model, load
 from r1v_export.targets.hf_unified.runtime.reader import open_unified
-from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.tensorrt_llm.build.engine_plan import ORIGIN
-from r1v_export.targets.tensorrt_llm.runtime import deployment
-from r1v_export.targets.tensorrt_llm.runtime.deployment import open_deployment, open_vision
-from r1v_export.targets.tile_parallel import OnGpu, TileParallelVision
+from r1v_export.targets.tensorrt_llm.runtime.deployment import open_deployment
+from tests.targets.gpu_stand_ins import on_gpus
 from tests.targets.tensorrt_llm import stand_in
 from tests.targets.tensorrt_llm.build.test_command import stand_in as stand_in_program
 
@@ -184,6 +180,20 @@ class TestExecutor:
         assert code == 2
         assert "do not go together" in said
 
+    def test_vision_is_loaded_before_the_executor_takes_the_memory(self, bundle, engine, model, monkeypatch):
+        library, engines = stand_in.install(monkeypatch, model), on_gpus(monkeypatch)
+        real = library.executor.Executor
+
+        def open_(*arguments: Any) -> Any:
+            assert [each.looked for each in engines] == [4]
+            return real(*arguments)
+
+        library.executor.Executor = open_
+
+        open_deployment(Bundle.open(bundle), engine, "cuda", tiles_per_gpu=4)
+
+        assert len(library.executor.opened) == 1
+
 
 class TestLlmApi:
     def test_run_answers_as_the_project_s_own_reader(self, unified, printed, monkeypatch):
@@ -208,123 +218,3 @@ class TestLlmApi:
 
         assert code == 4
         assert "TensorRT-LLM is not installed" in said
-
-
-class TestVision:
-    def test_the_standard_graphs_look_where_the_bundle_has_nothing_better(self, bundle):
-        vision, tiles = open_vision(Bundle.open(bundle), "cpu", gpus=4)
-
-        assert isinstance(vision, OnnxRuntimeEngine)
-        assert (vision.folder, tiles) == (bundle / "graphs", 4)
-
-    def test_the_lowered_graphs_look_where_the_bundle_has_them(self, unified):
-        vision, _ = open_vision(Bundle.open(unified), "cpu", gpus=1)
-
-        assert isinstance(vision, OnnxRuntimeEngine)
-        assert vision.folder == unified / "engines" / "onnxruntime"
-        side = Bundle.open(unified).spec.tiling.tile_size
-        assert np.isfinite(vision.projector(vision.vision(np.zeros((1, 3, side, side), dtype=np.float32)))).all()
-
-    def test_a_plan_is_preferred_where_it_runs(self, bundle, monkeypatch):
-        opened = _with_plans(monkeypatch, {"tensorrt": CapabilityError("no tensorrt"), "tensorrt-rtx": "plan"})
-
-        assert open_vision(Bundle.open(bundle), "cpu", gpus=1)[0] == "plan"
-        assert opened == [
-            ("tensorrt", bundle / "engines" / "tensorrt"),
-            ("tensorrt-rtx", bundle / "engines" / "tensorrt-rtx"),
-        ]
-
-    def test_plans_of_another_gpu_are_passed_over(self, bundle, monkeypatch):
-        _with_plans(monkeypatch, {"tensorrt": BundleError("another GPU"), "tensorrt-rtx": BundleError("another GPU")})
-
-        assert isinstance(open_vision(Bundle.open(bundle), "cpu", gpus=1)[0], OnnxRuntimeEngine)
-
-    def test_a_bundle_that_cannot_look_at_images_is_reported_what_to_build(self, bundle, tmp_path):
-        blind = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-        shutil.rmtree(blind / "graphs")
-
-        with pytest.raises(BundleError, match="--target hf-unified --target onnxruntime"):
-            open_vision(Bundle.open(blind), "cpu", gpus=1)
-
-    def test_onnxruntime_without_cuda_is_reported(self, bundle, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "device", _Current)
-
-        with pytest.raises(CapabilityError, match="cannot use a CUDA GPU"):
-            open_vision(Bundle.open(bundle), "cuda", gpus=1)
-
-    def test_every_gpu_gets_an_engine_of_its_own_and_is_loaded_at_once(self, bundle, monkeypatch):
-        engines = _on_gpus(monkeypatch)
-
-        vision, tiles = open_vision(Bundle.open(bundle), "cuda", gpus=3)
-
-        assert isinstance(vision, TileParallelVision)
-        assert all(isinstance(engine, OnGpu) for engine in vision.engines)
-        assert tiles == 12
-        assert [(engine.gpu, engine.current, engine.looked) for engine in engines] == [(0, 0, 4), (1, 1, 4), (2, 2, 4)]
-
-    def test_vision_is_loaded_before_the_executor_takes_the_memory(self, bundle, engine, model, monkeypatch):
-        library, engines = stand_in.install(monkeypatch, model), _on_gpus(monkeypatch)
-        real = library.executor.Executor
-
-        def open_(*arguments: Any) -> Any:
-            assert [each.looked for each in engines] == [4]
-            return real(*arguments)
-
-        library.executor.Executor = open_
-
-        open_deployment(Bundle.open(bundle), None, str(engine), "cuda")
-
-        assert len(library.executor.opened) == 1
-
-
-class _Current:
-    """`torch.cuda.device` on a machine without one."""
-
-    gpu: int | None = None
-
-    def __init__(self, gpu: int) -> None:
-        self.own = gpu
-
-    def __enter__(self) -> None:
-        _Current.gpu = self.own
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class _Looks:
-    def __init__(self, gpu: int) -> None:
-        self.gpu, self.current, self.looked = gpu, _Current.gpu, 0
-
-    def vision(self, pixel_values: np.ndarray) -> np.ndarray:
-        self.looked += len(pixel_values)
-        return pixel_values
-
-    def projector(self, vision_features: np.ndarray) -> np.ndarray:
-        return vision_features
-
-
-def _on_gpus(monkeypatch: pytest.MonkeyPatch) -> list[_Looks]:
-    """Engines that are opened on GPUs are stand-ins, in this list."""
-    engines: list[_Looks] = []
-    monkeypatch.setattr(torch.cuda, "device", _Current)
-    monkeypatch.setattr(deployment, "_open", lambda bundle, device, gpu: engines.append(_Looks(gpu)) or engines[-1])
-    return engines
-
-
-def _with_plans(monkeypatch: pytest.MonkeyPatch, plans: dict[str, Any]) -> list[tuple[str, Path]]:
-    """A bundle has plans, and opening one gives this or raises it; what was opened."""
-    opened: list[tuple[str, Path]] = []
-
-    class Target:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def open(self, folder: Path, *_: object) -> Any:
-            opened.append((self.name, folder))
-            if isinstance(plans[self.name], Exception):
-                raise plans[self.name]
-            return plans[self.name]
-
-    monkeypatch.setattr(Bundle, "targets", property(lambda self: tuple(plans)))
-    monkeypatch.setattr(deployment.registry, "get_target", Target)
-    return opened

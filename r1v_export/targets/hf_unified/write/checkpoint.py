@@ -1,0 +1,52 @@
+"""A quantized Hugging Face checkpoint in the unified layout: weights, configuration, tokenizer."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.config_section import read_json_object
+from r1v_export.checkpoint.quantized.detect import QUANTIZE_CONFIG
+from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
+from r1v_export.checkpoint.tensor_writer import write_tensors
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.targets.hf_unified.write.formats import mirrored, quant_config
+from r1v_export.targets.hf_unified.write.tensors import unified_tensors
+
+SHARD_BYTES = 5_000_000_000
+_HUNDREDTHS = 100
+_MODELS = ("llm_config", "text_config")
+
+
+def write_unified(
+    checkpoint: Checkpoint, artifact: Artifact, out: Path, advance: Callable[[int], None] = lambda _: None
+) -> None:
+    """Write a unified checkpoint into the empty folder `out`, one tensor in memory at a time.
+
+    Raises:
+        UsageError: the layout does not hold one of the linears, or the cache.
+    """
+    config = quant_config(checkpoint.spec, artifact.schemes, artifact.recipe.kv_cache)
+    tensors = unified_tensors(checkpoint, artifact)
+    total = sum(tensor.nbytes for tensor in tensors)
+    told = 0
+    for written in write_tensors(out, tensors, shards=math.ceil(total / SHARD_BYTES)):
+        advance(_HUNDREDTHS * written // total - told)
+        told = _HUNDREDTHS * written // total
+    for path in checkpoint.auxiliary_files():
+        if path.name not in (QUANT_CONFIG, QUANTIZE_CONFIG):
+            shutil.copyfile(path, out / path.name)
+    _write_json(out / QUANT_CONFIG, config)
+    model_config = read_json_object(checkpoint.folder / "config.json")
+    for part in (model_config, *(model_config.get(key) for key in _MODELS)):
+        if isinstance(part, dict):
+            part.pop("quantization_config", None)
+    _write_json(out / "config.json", model_config | {"quantization_config": mirrored(config)})
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

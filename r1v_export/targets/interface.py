@@ -1,0 +1,258 @@
+"""What a target is: `Target`, and three protocols for what only some targets offer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import BaseModel
+
+from r1v_export.config import BuildConfig, Compute, Device
+from r1v_export.contract import Engine, VisionEngine
+from r1v_export.strict import StrictModel
+
+if TYPE_CHECKING:
+    from r1v_export.bundle import Bundle
+    from r1v_export.checkpoint.checkpoint import Checkpoint
+    from r1v_export.checkpoint.spec import ModelSpec
+    from r1v_export.generation import Generator
+    from r1v_export.progress import Progress
+    from r1v_export.quantization.artifact.artifact import Artifact
+    from r1v_export.quantization.recipe import Scheme
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """What an engine is made from."""
+
+    graphs: Path
+    """Folder with the standard graphs that the target asked for, and their weights."""
+    checkpoint: Checkpoint
+    artifact: Artifact | None
+    """The calibration; None where nothing is quantized."""
+    config: BuildConfig
+
+
+@dataclass(frozen=True)
+class NumericsSpec:
+    """What an engine rounds that parity with PyTorch must allow for."""
+
+    compute: Compute
+    """The dtype of whatever is not quantized."""
+    rounds_inputs: bool = False
+    """Whether inputs are rounded to 8 bits although the calibration leaves them alone."""
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What a target finds on this machine, for `doctor`."""
+
+    lacks: str | None = None
+    """What keeps it from building here; None if it builds."""
+    fix: str | None = None
+    """What to type to get what is missing."""
+    found: Mapping[str, str] = field(default_factory=dict)
+    """What is here: a package and its version, or another fact."""
+
+
+class Advance(Protocol):
+    """Is told what was done of a piece of work since the last call."""
+
+    def __call__(self, amount: int, doing: str = "") -> None:
+        """
+        Args:
+            amount: in the unit of the work; for engines, hundredths.
+            doing: what is at work now, in a few words for people; where empty, what was said before holds.
+        """
+
+
+class NoOptions(StrictModel):
+    """The block in a build file of a target that has no options."""
+
+
+class Target(ABC):
+    """Turns a model into one target's engines, and opens them.
+
+    The module of a target must import where the target's library is not installed: methods import the library.
+    """
+
+    name: ClassVar[str]
+    graphs: ClassVar[tuple[str, ...]] = ()
+    """The contract's graphs that it builds from; empty if checkpoint and calibration are enough."""
+    config_class: ClassVar[type[BaseModel]] = NoOptions
+    """Its block of the build file, `targets: {<name>: ...}`: strict and frozen, every field with a default."""
+    tools: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version can change what it writes or computes. The one that brings the target is added."""
+    fp8_per_tensor: ClassVar[bool] = False
+    """Whether its static FP8 has one scale for a weight, not one for each row of it."""
+
+    def readiness(self) -> Readiness:
+        """What it needs on a machine and what of that is found here. Raises nothing."""
+        return Readiness()
+
+    def quantized_compute(self, device: Device) -> Compute:
+        """The dtype that the graphs are to compute in around quantized linears."""
+        return "float16"
+
+    @abstractmethod
+    def check(self, config: BuildConfig) -> None:
+        """Refuse a build that this machine or this target cannot do, before a checkpoint is downloaded.
+
+        Raises:
+            CapabilityError: this machine lacks something.
+            UsageError: the config asks for what the target does not have.
+        """
+
+    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:  # noqa: B027
+        """Refuse a model that cannot become engines, before any weight is read. As it stands, any model will do.
+
+        Args:
+            schemes: of every quantized linear; empty where that is still to be found.
+
+        Raises:
+            UsageError: this model, quantized so, cannot become engines.
+        """
+
+    @abstractmethod
+    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
+        """What `build` will write, roughly and at least: weights, where it does not share the graphs'."""
+
+    @abstractmethod
+    def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
+        """What the engines round, apart from what the calibration quantizes."""
+
+    @abstractmethod
+    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+        """Write engines into the empty folder `out`.
+
+        The files come out the same for the same input. `out` is to become `engines/<name>` next to `graphs`, and
+        engines may refer to the weights there.
+
+        Args:
+            advance: told how many hundredths of the work were done since the last call.
+
+        Raises:
+            CapabilityError: the device cannot compute what the graphs ask for.
+            GraphError: a graph that the target refuses.
+        """
+
+    @abstractmethod
+    def missing(self, device: Device) -> str | None:
+        """Why the parity gate cannot run the engines on `device` here; None if it can."""
+
+    @abstractmethod
+    def open(self, engine: Path, spec: ModelSpec, device: Device) -> Engine:
+        """The engines in a bundle's folder `engines/<name>`.
+
+        Raises:
+            CapabilityError: this machine lacks the library or the device, or nothing here runs such engines.
+            BundleError: engine files are missing or unusable.
+        """
+
+
+class Deployment(NamedTuple):
+    """What a runner over a library that decodes by itself is made of."""
+
+    generator: Generator
+    vision: VisionEngine
+    tiles_per_run: int
+    """Tiles that `vision` takes at once."""
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """A target whose own library decodes: `run --engine`."""
+
+    name: ClassVar[str]
+    engine_syntax: ClassVar[str]
+    """What `--engine` takes for it, in words."""
+
+    def takes_engine(self, engine: str) -> bool:
+        """Whether `--engine ENGINE` means this target where none is named."""
+        ...
+
+    def open_generator(self, bundle: Bundle, engine: str, device: Device, tiles_per_gpu: int) -> Deployment:
+        """
+        Args:
+            engine: as typed.
+            device: where images are encoded.
+            tiles_per_gpu: tiles that a GPU encodes at once.
+
+        Raises:
+            BundleError: the bundle was not built for this target, or the engine is another bundle's.
+            CapabilityError: the library, a GPU, or what encodes images is missing.
+        """
+        ...
+
+
+class EnginePlan(Protocol):
+    """A command that makes an engine of what is in a bundle."""
+
+    arguments: list[str]
+    """The words of the command."""
+    recipe: str
+    """Shell lines that run it in a container."""
+
+    @property
+    def ranks(self) -> int:
+        """GPUs that the engine runs on."""
+
+
+@runtime_checkable
+class CompilesEngines(Protocol):
+    """A target whose engines are made from the bundle's by a program of the library: `r1v-export engine`."""
+
+    name: ClassVar[str]
+
+    def plan_engine(self, bundle: Path, out: Path, workers: int | None) -> EnginePlan:
+        """The command; nothing is run.
+
+        Args:
+            workers: GPUs to build on at a time; one for each rank if None.
+
+        Raises:
+            BundleError: the bundle is not whole.
+            UsageError: the sizes of its build's config do not fit the model.
+        """
+        ...
+
+    def build_engine(self, plan: Any, program: Path | None, progress: Progress) -> None:
+        """Run the command and compare the engine with what was asked for.
+
+        Raises:
+            CapabilityError: there is no supported program here; says how to build elsewhere.
+            UsageError: the output folder is not empty.
+            GraphError: the program fails.
+            BundleError: the engine is not what was asked for.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class EngineDescription:
+    """What one file of an engine is."""
+
+    facts: Mapping[str, Any]
+    """Plain JSON values, `layers` among them."""
+    rows: Sequence[tuple[str, str]]
+    """The same in brief, for people."""
+    layers: Sequence[tuple[str, str]]
+    """Kind and name of every layer."""
+
+
+@runtime_checkable
+class DescribesEngines(Protocol):
+    """A target whose engines can be looked into: `inspect BUNDLE --target`."""
+
+    name: ClassVar[str]
+
+    def describe(self, engine: Path) -> Mapping[str, EngineDescription]:
+        """Each part of the engine in a bundle's folder `engines/<name>`; needs neither the library nor a GPU.
+
+        Raises:
+            BundleError: a file is missing or malformed.
+        """
+        ...

@@ -1,0 +1,57 @@
+"""The engine's files: the standard graphs, lowered, on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from r1v_export.config import Compute, Device
+from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.targets.onnxruntime.lower import lower
+from r1v_export.targets.onnxruntime.runtime.session import INT4_INPUTS
+from r1v_export.targets.shared_weights import point_weights_to
+
+COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+"""What ONNX Runtime's kernels for these graphs take; there are none for bfloat16 on the CPU."""
+
+
+def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs: str, out: Path) -> None:
+    """Write `<graph>.onnx` for each of the named graphs into `out`, its weights' locations relative to the bundle.
+
+    Args:
+        int4_inputs: of `OnnxRuntimeConfig`.
+
+    Raises:
+        CapabilityError: ONNX Runtime has no kernels for what a graph computes in.
+        GraphError: a graph is not as our exporters write it.
+    """
+    for name in names:
+        model = ir.load(graphs / f"{name}.onnx")
+        compute = model.graph.outputs[0].dtype
+        if compute not in COMPUTE_TYPES.values():
+            raise no_kernels(compute.name.lower() if compute else None, where=name)
+        try:
+            lower(model, device)
+        except ir.passes.PassError as error:
+            raise GraphError(
+                "A graph cannot be lowered for ONNX Runtime.",
+                where=name,
+                found=error.__cause__ or error,
+                fix="export the graph again with this version",
+            ) from error
+        point_weights_to(model, graphs.name)
+        model.metadata_props[INT4_INPUTS] = int4_inputs
+        ir.save(model, out / f"{name}.onnx")
+
+
+def no_kernels(compute: str | None, where: str | None = None) -> CapabilityError:
+    """The error for a dtype that ONNX Runtime does not compute in."""
+    return CapabilityError(
+        "ONNX Runtime has no kernels for what this graph computes in.",
+        where=where,
+        expected=" or ".join(COMPUTE_TYPES),
+        found=compute,
+        fix="build with --precision fp32; bfloat16 weights keep their values in it",
+    )
