@@ -1,4 +1,4 @@
-"""`r1v-export calibrate`: scales and codes apart from a bundle, on one machine or on several."""
+"""`r1v-export calibrate`: calibrate without building a bundle, on one machine or on several."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.option("--calib", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]")
 @click.option("--samples", type=click.IntRange(min=1), help="How many of them at most. [default: 128]")
 @image_policy_option
-@click.option("--shard", metavar="I/N", help="Only observe the I-th of N parts of the samples, for --merge.")
+@click.option(
+    "--shard", metavar="I/N", help="Only collect statistics of the I-th of N parts of the samples, for --merge."
+)
 @click.option(
     "--merge",
     "merged",
@@ -55,8 +57,8 @@ def command(
 ) -> None:
     """Calibrate MODEL (hub id or folder; the small one in the package if left out), for `build --calibrated`.
 
-    Stopped at any moment, the same command goes on where it was. On several machines: each observes one --shard, then
-    one of them --merges the shards.
+    After an interruption, the same command continues where it stopped. On several machines: each runs one --shard,
+    then one of them --merges the shards.
     """
     from r1v_export.pipeline import calibrate
     from r1v_export.progress import Progress
@@ -89,27 +91,26 @@ def _require_one_way(how: dict[str, Any], merging: bool) -> None:
     given = [option for option, value in how.items() if value is not None]
     if merging and given:
         raise UsageError(
-            "Shards that are merged say themselves how they were observed.",
+            "Cannot combine --merge with other settings; the shards hold them.",
             expected="--merge without other settings",
             found=", ".join(given),
-            fix="leave these options out",
+            fix="omit these options",
         )
     if not merging and not {"--precision", "--recipe", "--budget"} & set(given):
         raise UsageError(
-            "It is not said what to calibrate for.",
-            expected="--precision, --recipe or --budget",
-            fix="give --precision fp8, for example",
+            "Pass --precision, --recipe or --budget.",
+            fix="--precision fp8, for example",
         )
 
 
 def _config(model: dict[str, Any], how: dict[str, Any]) -> BuildConfig:
-    """What a build would be told."""
+    """The build's configuration that these options stand for."""
     from r1v_export.config import load_config
 
     calibration = {"data": how["--calib"], "samples": how["--samples"]}
     fields = {
         **model,
-        # Where a recipe or the shards say how, the precision says nothing.
+        # A recipe or the shards decide; the precision is then unused.
         "precision": how["--precision"] or "int4",
         "recipe": how["--recipe"],
         "budget": how["--budget"],

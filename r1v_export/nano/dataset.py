@@ -1,4 +1,4 @@
-"""Generated questions about generated pictures, in three disjoint splits; any sample is found by (split, index)."""
+"""Generated questions about generated images, in three disjoint splits; any sample is found by (split, index)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from r1v_export.nano import questions, scenes
 
 Split = Literal["train", "eval", "calibration"]
 _KINDS_OF_OTHERS = (*questions.KINDS, "colour", "shape", "colour", "shape")
-"""Kinds of the further questions about a picture: looking things up comes three times as often."""
+"""Kinds of the further questions about an image: looking things up comes three times as often."""
 
 
 @dataclass(frozen=True)
 class GeneratedSample:
-    """A picture, a question about it, the thought and the answer that are right, and the question's kind."""
+    """An image, a question about it, the correct reasoning and answer, and the question's kind."""
 
     image: Image.Image
     question: str
@@ -47,7 +47,7 @@ def kind_at(index: int) -> str:
 
 
 def seeded(split: Split, index: int) -> Random:
-    """The random numbers of one sample: a hash of split and index, so splits never share a picture."""
+    """The random numbers of one sample: a hash of split and index, so splits never share an image."""
     if split not in get_args(Split):
         raise ValueError(f"split is one of {get_args(Split)}, not {split!r}")
     return Random(int.from_bytes(hashlib.sha256(f"r1v-nano/{split}/{index}".encode()).digest()[:8], "big"))
@@ -56,7 +56,7 @@ def seeded(split: Split, index: int) -> Random:
 def scene_and_questions(
     rng: Random, size: tuple[int, int], kind: str, count: int, max_objects: int = scenes.MAX_OBJECTS
 ) -> tuple[scenes.Scene, list[questions.Question]]:
-    """A scene that has a question of the wanted kind, which comes first, then others about the same picture."""
+    """A scene that has a question of the wanted kind, which comes first, then others about the same image."""
     while True:
         scene = scenes.chart_scene(rng, size) if kind == "chart" else scenes.object_scene(rng, size, max_objects)
         first = questions.ask(scene, kind, rng)

@@ -1,7 +1,7 @@
-"""Questions about a scene, each with a short thought and a final answer.
+"""Questions about a scene, each with short reasoning and a final answer.
 
-The thought first lists what is seen, in reading order, then repeats word for word what the question is about: a model
-that learns to write it has to look at the whole picture, whatever it is asked, and then has only to look things up.
+The reasoning first lists what is seen, in reading order, then repeats word for word what the question is about: a model
+that learns to write it has to read the whole image, whatever it is asked, and then has only to look things up.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def describe(scene: Scene) -> str:
     return f"I see {', '.join(f'a {item}' for item in scene.objects)}."
 
 
-# What a maker of questions returns: the question, the conclusion of the thought, the answer.
+# What a maker of questions returns: the question, the conclusion of the reasoning, the answer.
 _Asked = tuple[str, str, str]
 
 

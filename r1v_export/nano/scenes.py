@@ -1,6 +1,6 @@
-"""Generated pictures: coloured shapes on a loose grid, and small bar charts.
+"""Generated images: colored shapes on a loose grid, and small bar charts.
 
-A scene says exactly what is in a picture, so the right answer to any question about it is known. Everything comes
+A scene says exactly what is in an image, so the right answer to any question about it is known. Everything comes
 from the `random.Random` that is passed in; nothing depends on fonts, on the machine or on the time.
 """
 
@@ -24,13 +24,13 @@ ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
 MAX_OBJECTS = 4
 CROWD = 6
-"""The most objects in a crowded picture: only training shows such."""
+"""The most objects in a crowded image: only training shows such."""
 MAX_BAR_HEIGHT = 5
 
 SINGLE_TILE_SIZES = ((112, 112), (112, 112), (112, 112), (128, 96), (96, 128))
-"""Width and height of pictures that make one tile; a repeated size is drawn that much more often."""
+"""Width and height of images that make one tile; a repeated size is drawn that much more often."""
 MANY_TILE_SIZES = ((224, 112), (112, 224), (224, 224))
-"""Width and height of pictures that make several tiles and a thumbnail."""
+"""Width and height of images that make several tiles and a thumbnail."""
 MANY_TILE_SHARE = 0.4
 
 _BACKGROUNDS = ((255, 255, 255), (244, 244, 240), (236, 240, 246))
@@ -40,7 +40,7 @@ _SUPERSAMPLING = 2
 
 @dataclass(frozen=True)
 class Object:
-    """One coloured shape in a cell of the 3 x 3 grid; `box` is left, top, side in pixels."""
+    """One colored shape in a cell of the 3 x 3 grid; `box` is left, top, side in pixels."""
 
     shape: str
     colour: str
@@ -130,7 +130,7 @@ def chart_scene(rng: Random, size: tuple[int, int]) -> ChartScene:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture, drawn at twice its size and averaged down, so that edges are smooth."""
+    """The scene as an RGB image, drawn at twice its size and averaged down, so that edges are smooth."""
     width, height = (side * _SUPERSAMPLING for side in scene.size)
     image = Image.new("RGB", (width, height), scene.background)
     canvas = ImageDraw.Draw(image)

@@ -40,7 +40,7 @@ class Calibrated:
 def calibrate_alone(config: BuildConfig, out: Path, progress: Progress, *, offline: bool = False) -> Calibrated:
     """Write a calibration into `out`, by what of a build's config says how.
 
-    Stopped at any moment, the same call goes on where it was.
+    After an interruption, the same call continues where it stopped.
 
     Raises:
         R1VError: as `pipeline.calibration.calibrate`, or `out` holds something else.
@@ -64,19 +64,19 @@ def collect_shard(
     Raises:
         R1VError: as `calibrate_alone`; a budget has no shards.
     """
-    from r1v_export.quantization.calibration.shards import collect_shard as observe
+    from r1v_export.quantization.calibration.shards import collect_shard as collect
 
     recipe = chosen_recipe(config)
     if recipe is None:
         raise UsageError(
-            "A search within a budget measures whole models: it cannot be shared out.",
+            "A search within a budget measures whole models and cannot be split into shards.",
             found=f"--shard {shard} with --budget {config.budget}",
-            fix="leave one of them out",
+            fix="omit one of them",
         )
     checkpoint = _open(config, offline)
     with explain_full_disk(out), progress.stage(f"shard {shard}", PROGRESS_UNITS) as task:
         samples = calibration_set(config, checkpoint, shard)
-        observe(checkpoint, recipe, samples, out, calibration_options(config, None, task.advance))
+        collect(checkpoint, recipe, samples, out, calibration_options(config, None, task.advance))
     return Calibrated(out, recipe.name, len(samples.samples), str(shard), linears=0, warnings=())
 
 

@@ -1,4 +1,5 @@
-"""Calibration as part of a build: which recipe, which samples, and the model that the quantized engines are held to."""
+"""Calibration as part of a build: which recipe, which samples, and the model that the quantized engines are compared
+with."""
 
 from __future__ import annotations
 
@@ -29,10 +30,10 @@ CALIBRATION = "calibration"
 """The calibration artifact's folder in a bundle."""
 
 PROGRESS_UNITS = 1000
-"""How much `calibrate` tells of in all, whatever the model."""
+"""Units of progress that `calibrate` reports in all, whatever the model."""
 
 MAX_RESPONSE_TOKENS = 512
-"""Tokens of the model's own reply to a calibration prompt that has none: reasoning are what it will mostly compute."""
+"""Tokens of a self-generated response to a calibration prompt without an answer; most of them are reasoning."""
 
 
 def chosen_recipe(config: BuildConfig) -> Recipe | None:
@@ -102,7 +103,7 @@ def data_digest(data: str | None) -> str | None:
 
 
 def calibration_set(config: BuildConfig, checkpoint: Checkpoint, shard: Shard | None = None) -> CalibrationSet:
-    """The samples that a model is calibrated on, with its own replies where they have none.
+    """The samples that a model is calibrated on, with self-generated responses where they have no answer.
 
     Raises:
         InputError: the calibration data cannot be used.
@@ -153,16 +154,16 @@ def calibrate(
 
 
 def calibration_options(config: BuildConfig, work: Path | None, advance: Advance) -> CalibrationOptions:
-    """How a build's calibration is run: told in `PROGRESS_UNITS` parts."""
+    """How a build's calibration is run; progress is reported in `PROGRESS_UNITS`."""
     from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 
-    told = 0
+    reported = 0
 
     def on_progress(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal reported
         parts = PROGRESS_UNITS * done // max(1, total)
-        advance(parts - told)
-        told = parts
+        advance(parts - reported)
+        reported = parts
 
     return CalibrationOptions(device=config.device, resume_folder=work, on_progress=on_progress)
 
@@ -234,7 +235,7 @@ def _whole_model_fits(checkpoint: Checkpoint) -> bool:
 
 
 def response_generator(checkpoint: Checkpoint, device: Device) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
-    """The model's own greedy replies, reasoning included, computed by the PyTorch reference."""
+    """Generates the model's own greedy responses, reasoning included, with the PyTorch reference."""
     from r1v_export.reference.model import ReferenceEngine, load
     from r1v_export.reference.prompt import TEMPLATES
     from r1v_export.reference.tokenizer import Tokenizer
@@ -274,7 +275,7 @@ def require_origin(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def calibration_warnings(bundle: Path) -> tuple[str, ...]:
-    """What calibration warned of, from the bundle's record of it."""
+    """The warnings of a bundle's calibration."""
     from r1v_export.quantization.artifact.artifact import read_stats
 
     return read_stats(bundle / CALIBRATION).warnings

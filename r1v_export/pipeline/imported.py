@@ -1,4 +1,4 @@
-"""Builds of checkpoints that are quantized already: their own codes in the place of a calibration."""
+"""Builds of checkpoints that are quantized already: their own quantized values in place of a calibration."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def precision_of(quantized: Quantized) -> Precision:
 
 
 def import_calibration(checkpoint: Checkpoint, out: Path, work: Path, advance: Advance, work_units: int) -> None:
-    """Write the checkpoint's codes and scales as a calibration into `out`.
+    """Write the checkpoint's quantized values and scales as a calibration into `out`.
 
     Args:
-        work_units: how much `advance` is told in all.
+        work_units: units of progress that `advance` is called with in all.
 
     Raises:
-        CheckpointError: codes or scales are not what the format allows.
+        CheckpointError: quantized values or scales are not what the format allows.
     """
     from r1v_export.quantization.calibration.imported import import_quantized
 
-    told = 0
+    reported = 0
 
     def on_progress(done: int, total: int) -> None:
-        nonlocal told
-        advance(work_units * done // total - told)
-        told = work_units * done // total
+        nonlocal reported
+        advance(work_units * done // total - reported)
+        reported = work_units * done // total
 
     import_quantized(checkpoint, out, resume_folder=work, on_progress=on_progress)

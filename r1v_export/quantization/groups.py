@@ -23,10 +23,11 @@ _LAYER = re.compile(r"(?P<tower>vision_model\.encoder|language_model\.model)\.la
 
 @dataclass(frozen=True)
 class SmoothLayer:
-    """What makes a site's tensor: dividing these by s makes channel i of the tensor s[i] times smaller.
+    """The layer that produces a group's input: dividing its tensors by s makes channel i of the input s[i] times
+    smaller.
 
     Exact in real numbers: the weight and bias of a norm are per channel; the rows of a linear are the channels of its
-    output, which reach the site through nothing but weighted sums over tokens (attention) or a product (SwiGLU).
+    output, which reach the group through nothing but weighted sums over tokens (attention) or a product (SwiGLU).
     """
 
     tensors: tuple[str, ...]
@@ -36,21 +37,21 @@ class SmoothLayer:
     head_dim: int = 1
     """Size of what repeats; of meaning only with `num_kv_groups`."""
     produces_values: bool = False
-    """Whether they make the values of a key-value cache, which become smaller too."""
+    """Whether it produces the values of a key-value cache, which become smaller too."""
 
     def shared(self, values_I: Tensor) -> Tensor:
-        """The mean over the channels that come from one and the same channel, at each of them."""
+        """The mean over the input channels that come from the same source channel, [in] -> [in]."""
         heads = values_I.unflatten(0, (-1, self.num_kv_groups, self.head_dim))
         return heads.mean(1, keepdim=True).expand_as(heads).flatten()
 
     def to_source_channels(self, values_I: Tensor) -> Tensor:
-        """Values that are equal where a channel repeats, once per channel of what makes the tensor."""
+        """One value per source channel, [in] -> [source channels]; values are equal where a channel repeats."""
         return values_I.unflatten(0, (-1, self.num_kv_groups, self.head_dim))[:, 0].flatten()
 
 
 @dataclass(frozen=True)
 class LinearGroup:
-    """One tensor that linears read."""
+    """The linears that read one tensor."""
 
     name: str
     """That of its first linear; the key of its statistics."""
@@ -63,10 +64,10 @@ class LinearGroup:
 
 
 def apply_smoothing(group: LinearGroup, scale_I: Tensor, tensors: dict[str, Tensor]) -> None:
-    """Take the scale out of what makes the site's tensor and put it into what reads it: W x = (W diag(s)) (x / s).
+    """Move a scale from the layer that produces a group's input into the group's weights: W x = (W diag(s)) (x / s).
 
     Args:
-        scale_I: [in], positive; equal where the fold's channels repeat.
+        scale_I: [in], positive; equal where channels of the smooth layer repeat.
         tensors: weights and biases by checkpoint name; entries are replaced, tensors not written to.
     """
     assert group.smooth_layer is not None
@@ -92,7 +93,7 @@ def layer_of(name: str) -> tuple[str, int] | None:
 
 
 def linear_groups(spec: ModelSpec) -> tuple[LinearGroup, ...]:
-    """All sites in model order."""
+    """All groups of a model, in model order."""
     return (*_vision_groups(spec), *_projector_groups(spec), *_language_groups(spec.language))
 
 

@@ -4,7 +4,7 @@ The one place that knows which types a cache can be stored in and what they ask 
 
     fp8     E4M3; keys and values each have their own scale
     int8    keys and values share that of the larger: the engines that store it (TensorRT-LLM) have one, and on an even
-            grid a scale that grows later costs the smaller of the two as many bits as it grows by
+            quantization a scale that grows later costs the smaller of the two as many bits as it grows by
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ONE_SCALE: frozenset[CacheType] = frozenset({"int8"})
 OUTLIER_RATIO = 16.0
 """How far a key channel may stand above the median one, and with one scale keys above values. FP8 has three bits of
 mantissa, so its rounding error grows with the value: a channel this large adds more noise to every attention score than
-all of 200 ordinary ones together. INT8 leaves the ordinary channels 8 codes on either side of zero."""
+all of 200 ordinary ones together. INT8 leaves the ordinary channels 8 values on either side of zero."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class KVScales:
     key: float
     value: float
     warning: str | None = field(default=None, compare=False)
-    """Sentences where such a cache may cost accuracy (seen with Qwen2.5's last layers)."""
+    """Set if such a cache may cost accuracy (as in Qwen2.5's last layers)."""
 
     def items(self) -> tuple[tuple[str, float], tuple[str, float]]:
         """Both, with the names that they have everywhere."""
@@ -78,15 +78,15 @@ def _outliers(block: str, kind: CacheType, key_absmax: Tensor) -> str | None:
     ratio = f"{largest / median:.0f} times the median channel's" if median else "all others being near zero"
     return (
         f"Keys of {block} reach {largest:.3g} in channel {int(key_absmax.argmax())}, {ratio}: "
-        f"an {kind.upper()} key-value cache may cost accuracy here; look at its parity, or build with kv_cache: null."
+        f"an {kind.upper()} key-value cache may cost accuracy here; check its parity, or build with kv_cache: null."
     )
 
 
 def _dwarfed(block: str, kind: CacheType, key: float, value: float) -> str | None:
-    """With one scale, what is much smaller has few codes left."""
+    """With one scale, the smaller of the two has few quantized values left."""
     if max(key, value) <= OUTLIER_RATIO * min(key, value):
         return None
     return (
         f"Keys of {block} reach {key:.3g}, values {value:.3g}, and an {kind.upper()} cache has one scale for both: "
-        "the smaller ones keep few codes; look at its parity, or build with kv_cache: null."
+        "the smaller ones keep few quantized values; check its parity, or build with kv_cache: null."
     )

@@ -1,4 +1,4 @@
-"""The points that a weight's values are rounded to: a scale, and for uint4 a zero point, per row and group.
+"""The parameters that a weight is quantized with: a scale, and for uint4 a zero point, per row and group.
 
 One form for every weight type. A scale per output channel is one group as wide as the row.
 Shape letters: O output features, I input features, G groups, g inputs of a group.
@@ -29,10 +29,11 @@ class QuantParams:
     def from_weight(
         cls, weight_OI: Tensor, kind: WeightType, group_size: int | None, shrink: float | Tensor = 1.0
     ) -> QuantParams:
-        """The grid that just covers each group, or `shrink` (a number, or [O, G]) times as much.
+        """Parameters whose range just covers each group of a weight [O, I], or `shrink` (a number, or [O, G]) times as
+        much.
 
-        Symmetric: scale = max|w| / largest code. uint4: scale = (max(w, 0) - min(w, 0)) / 15, and the zero point is
-        the code of 0, so that 0 is always on the grid.
+        Symmetric: scale = max|w| / largest quantized value. uint4: scale = (max(w, 0) - min(w, 0)) / 15, and the zero
+        point is the quantized value of 0, so that 0 is represented exactly.
         """
         weight_OGg = _grouped(weight_OI, group_size)
         if kind != "uint4":
@@ -43,10 +44,11 @@ class QuantParams:
         return cls(kind, scale_OG, (-low_OG / scale_OG).round().clamp(*RANGES[kind]).to(torch.int8))
 
     def rows(self, rows: slice) -> QuantParams:
+        """The parameters of some rows."""
         return QuantParams(self.kind, self.scale[rows], None if self.zero_point is None else self.zero_point[rows])
 
     def qweight(self, weight_OI: Tensor) -> Tensor:
-        """The nearest codes, [O, I]."""
+        """The nearest quantized values of a weight, [O, I]."""
         starts = range(0, len(weight_OI), ROWS_AT_ONCE)
         return torch.cat([self._qweight(weight_OI, slice(start, start + ROWS_AT_ONCE)) for start in starts])
 
@@ -56,11 +58,11 @@ class QuantParams:
         return quantize(weight_OGg, self.scale[rows, :, None], self.kind, zero_point).flatten(1)
 
     def quantize_dequantize(self, weight_OI: Tensor) -> Tensor:
-        """The nearest values on the grid, [O, I] float32."""
+        """The weight quantized and dequantized, [O, I] float32."""
         return self.linear(self.qweight(weight_OI)).dequantize()
 
     def linear(self, qweight_OI: Tensor) -> QuantizedLinear:
-        """The weight-only quantized linear with these codes."""
+        """The weight-only quantized linear with these quantized values, [O, I]."""
         groups = self.scale.shape[1]
         if groups == 1 and self.kind in ("fp8", "int8"):
             return QuantizedLinear(qweight_OI, self.kind, self.scale[:, 0])

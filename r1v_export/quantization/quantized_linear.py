@@ -20,7 +20,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "int4": (-8.0, 7.0),
     "uint4": (0.0, 15.0),
 }
-"""Smallest and largest code of each type; fp8 is E4M3FN, which has no infinity."""
+"""Smallest and largest quantized value of each type; fp8 is E4M3FN, which has no infinity."""
 
 QWEIGHT_DTYPES: dict[str, torch.dtype] = {
     "fp8": torch.float8_e4m3fn,
@@ -32,13 +32,13 @@ QWEIGHT_DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """A linear's weight as codes and scales, and how its input is quantized. The bias stays as it is.
+    """A linear's quantized weight with its scales, and how its input is quantized. The bias stays as it is.
 
-    weight[o, i] = (codes[o, i] - zero_point[o, g]) * scale[o, g], where g = i // group_size, or one scale per row.
+    weight[o, i] = (qweight[o, i] - zero_point[o, g]) * scale[o, g], where g = i // group_size, or one scale per row.
     """
 
     qweight: Tensor
-    """[out, in], float8_e4m3fn for fp8, else int8 (4-bit codes unpacked: -8..7 for int4, 0..15 for uint4)."""
+    """[out, in], float8_e4m3fn for fp8, else int8 (4-bit values unpacked: -8..7 for int4, 0..15 for uint4)."""
     weight_type: WeightType
     scale: Tensor
     """float32, [out] (per output channel) or [out, in / group_size]."""
@@ -68,11 +68,12 @@ class QuantizedLinear:
         return (qweight * self.scale[..., None]).flatten(1)
 
     def to(self, device: torch.device | str) -> QuantizedLinear:
+        """A copy with its tensors on a device."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
-    def problem(self) -> str | None:
-        """What is wrong with it, as an end of the sentence "This quantized linear has ...", or None."""
+    def validate(self) -> str | None:
+        """What is wrong with it, as the end of the sentence "This quantized linear has ...", or None."""
         out_features, in_features = self.qweight.shape if self.qweight.ndim == 2 else (0, 0)
         groups = () if self.group_size is None else (in_features // self.group_size,)
         if self.qweight.dtype != QWEIGHT_DTYPES[self.weight_type] or self.qweight.ndim != 2:
@@ -88,7 +89,7 @@ class QuantizedLinear:
         if self.input_scale is not None and (self.input_type is None or self.input_scale.ndim):
             return "an input scale that is not a scalar, or none of its inputs quantized"
         if self.pre_quant_scale is not None and tuple(self.pre_quant_scale.shape) != (in_features,):
-            return f"factors on its input of shape {tuple(self.pre_quant_scale.shape)} instead of {(in_features,)}"
+            return f"a pre_quant_scale of shape {tuple(self.pre_quant_scale.shape)} instead of {(in_features,)}"
         scales = [scale for scale in (self.scale, self.input_scale, self.pre_quant_scale) if scale is not None]
         if not all(bool((scale.isfinite() & (scale > 0)).all()) for scale in scales):
             return "a scale that is not a positive, finite number"
@@ -96,9 +97,9 @@ class QuantizedLinear:
 
 
 def quantize(values: Tensor, scale: Tensor, kind: str, zero_point: Tensor | None = None) -> Tensor:
-    """Codes of `values` on the grid of `scale` and `zero_point` (broadcast against them), in CODE_DTYPES[kind].
+    """Quantize values with a scale and a zero point (broadcast against them); the result is of QWEIGHT_DTYPES[kind].
 
-    NaN stays NaN in fp8 and is 0 in integers: whoever calls has checked for it.
+    NaN stays NaN in fp8 and is 0 in integers: callers check for it.
     """
     low, high = RANGES[kind]
     qweight = values / scale
@@ -116,7 +117,7 @@ def quantize_dequantize(values: Tensor, scale: Tensor, kind: str) -> Tensor:
 
 
 def token_scale(values: Tensor, kind: str) -> Tensor:
-    """Dynamic scales, one per token: the largest magnitude of the last axis over the type's largest code."""
+    """Dynamic scales, one per token: the largest magnitude of the last axis over the type's largest quantized value."""
     return scale_for(values.abs().amax(-1, keepdim=True), kind)
 
 
@@ -132,5 +133,5 @@ def all_finite(values: Tensor) -> bool:
 
 
 def scale_for(threshold: Tensor, kind: str) -> Tensor:
-    """The symmetric scale that puts `threshold` on the largest code; 1 where the threshold is 0 (nothing to scale)."""
+    """The symmetric scale that maps `threshold` to the largest quantized value; 1 where the threshold is 0."""
     return torch.where(threshold > 0, threshold.float() / RANGES[kind][1], 1.0)

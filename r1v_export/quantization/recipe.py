@@ -60,12 +60,12 @@ class _Weights(StrictModel):
             raise ValueError(f"{self.type} weights need granularity {wanted}, not {self.granularity}")
         if self.group_size not in (GROUP_SIZES if four_bits else (None,)):
             sizes = ", ".join(map(str, GROUP_SIZES))
-            raise ValueError(f"group_size is one of {sizes} with granularity group, and left out otherwise")
+            raise ValueError(f"group_size is one of {sizes} with granularity group, and omitted otherwise")
         return self
 
 
 class RoundToNearest(_Weights):
-    """The nearest code. With `clip`, each scale is shrunk to where it loses least (mean square)."""
+    """Round to nearest. With `clip`, each scale is shrunk to the least mean squared error of the weights."""
 
     algorithm: Literal["rtn"]
     clip: bool = False
@@ -78,7 +78,7 @@ class RoundToNearest(_Weights):
 
 
 class Awq(_Weights):
-    """Activation-aware scales, folded into what precedes the linear, then clipping."""
+    """Activation-aware scales, applied to the layer before the linear, then clipping."""
 
     type: Literal["int4", "uint4"]
     algorithm: Literal["awq"]
@@ -88,18 +88,18 @@ class Awq(_Weights):
 
 
 class Gptq(_Weights):
-    """Column by column, each one's rounding error made good in the columns after it."""
+    """Round column by column and compensate each column's error in the columns after it."""
 
     type: Literal["int4", "uint4", "int8"]
     algorithm: Literal["gptq"]
     act_order: bool = True
     damping: float = Field(0.01, gt=0, le=1)
-    """What is added to the Gram matrix' diagonal, as a fraction of its mean."""
+    """Added to the diagonal of the Gram matrix, as a fraction of its mean."""
     clip: bool = True
 
 
 class SmoothQuant(_Weights):
-    """Part of the activations' range moved into the weights, folded into the norm before."""
+    """Move part of the activations' range into the weights; the inverse scale goes into the norm before."""
 
     type: Literal["int8"]
     algorithm: Literal["smoothquant"]
@@ -107,11 +107,11 @@ class SmoothQuant(_Weights):
 
 
 class Imported(_Weights):
-    """Codes and scales are those that a quantized checkpoint came with; nothing is rounded. Written by imports."""
+    """Keep the quantized values and scales of a quantized checkpoint. Written by imports only."""
 
     algorithm: Literal["imported"]
     pre_quant_scale: bool = False
-    """Whether the linear multiplies its input by a factor for each channel first."""
+    """Whether the linear first multiplies its input by a scale per channel."""
 
 
 Weights = Annotated[RoundToNearest | Awq | Gptq | SmoothQuant | Imported, Field(discriminator="algorithm")]
@@ -131,7 +131,7 @@ class Scheme(StrictModel):
 
     @property
     def has_pre_quant_scale(self) -> bool:
-        """Whether the linear multiplies its input by a factor for each channel before all else."""
+        """Whether the linear first multiplies its input by a scale per channel."""
         return isinstance(self.weights, Imported) and self.weights.pre_quant_scale
 
     @model_validator(mode="after")
@@ -222,11 +222,11 @@ def parse(text: str, where: object = "recipe") -> Recipe:
 
 
 def resolve(recipe: Recipe, spec: ModelSpec) -> dict[str, Scheme]:
-    """The scheme of every linear that is quantized, by name and in model order; everything checked before any work.
+    """The scheme of every linear that is quantized, by name and in model order; checked before anything is computed.
 
     Raises:
         UsageError: a rule matches nothing, a group size does not divide a linear's inputs, or linears that share an
-            input do not share an algorithm that folds scales into what makes that input.
+            input do not share an algorithm that moves scales into the layer before it.
     """
     shapes = linear_shapes(spec)
     layers_of = {"vision_model.encoder": spec.vision.num_layers, "language_model.model": spec.language.num_layers}
@@ -271,8 +271,8 @@ def _check_groups(recipe: Recipe, linear: str, scheme: Scheme, in_features: int)
 def _check_group(recipe: Recipe, group: LinearGroup, schemes: dict[str, Scheme]) -> None:
     """A scale that leaves a tensor must be taken up by everything that reads it, in the same way."""
     found = [schemes.get(linear) for linear in group.linears]
-    folds = any(scheme is not None and isinstance(scheme.weights, Awq | SmoothQuant) for scheme in found)
-    if folds and any(scheme != found[0] for scheme in found):
+    smoothed = any(scheme is not None and isinstance(scheme.weights, Awq | SmoothQuant) for scheme in found)
+    if smoothed and any(scheme != found[0] for scheme in found):
         raise UsageError(
             f"{', '.join(group.linears)} read the same tensor and need the same scheme.",
             where=f"recipe {recipe.name}",

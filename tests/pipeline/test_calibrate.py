@@ -55,14 +55,14 @@ def test_merged_shards_hold_the_quantized_values_and_scales_of_one_run(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ((), "not said what to calibrate for"),
+        ((), "Pass --precision, --recipe or --budget"),
         (("--precision", "fp8", "--recipe", "none"), "no recipe 'none'"),
         (("--precision", "fp8", "--shard", "4/3"), "no such shard"),
-        (("--precision", "fp8", "--shard", "first"), "shard is not understood"),
-        (("--budget", "kl=0.02", "--shard", "1/2"), "cannot be shared out"),
-        (("--budget", "small"), "budget is not understood"),
+        (("--precision", "fp8", "--shard", "first"), "Invalid --shard"),
+        (("--budget", "kl=0.02", "--shard", "1/2"), "cannot be split into shards"),
+        (("--budget", "small"), "Invalid --budget"),
         (("--budget", "kl=0.02", "--recipe", "fp8"), "does not go with a recipe"),
-        (("--merge", "x", "--precision", "fp8"), "say themselves how"),
+        (("--merge", "x", "--precision", "fp8"), "Cannot combine --merge"),
     ],
 )
 def test_settings_that_do_not_go_together_are_usage_errors(
@@ -92,7 +92,7 @@ def with_an_unfinished_one(shards: Path, folder: Path) -> list[Path]:
     [
         (without_the_second, 2, "found:    1/3, 3/3"),
         (with_one_of_other_samples, 2, "the calibration set differs"),
-        (with_an_unfinished_one, 1, "no finished shard"),
+        (with_an_unfinished_one, 1, "not a finished shard"),
     ],
 )
 def test_shards_that_do_not_make_a_calibration_are_told_and_nothing_is_written(

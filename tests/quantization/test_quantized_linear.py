@@ -117,7 +117,7 @@ def sound() -> QuantizedLinear:
 
 
 def test_a_sound_linear_has_no_problem() -> None:
-    assert sound().problem() is None
+    assert sound().validate() is None
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_a_sound_linear_has_no_problem() -> None:
     ],
 )
 def test_problems_are_found(change: dict[str, object], problem: str) -> None:
-    assert problem in (dataclasses.replace(sound(), **change).problem() or "")
+    assert problem in (dataclasses.replace(sound(), **change).validate() or "")

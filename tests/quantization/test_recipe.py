@@ -81,7 +81,7 @@ def test_the_head_is_quantized_only_where_it_is_named(spec: ModelSpec) -> None:
         ("{type: int8, granularity: group, group_size: 128, algorithm: rtn}", "need granularity channel or tensor"),
         ("{type: int4, granularity: group, algorithm: rtn}", "group_size is one of 32, 64, 128"),
         ("{type: int4, granularity: group, group_size: 48, algorithm: rtn}", "group_size is one of 32, 64, 128"),
-        ("{type: fp8, granularity: channel, group_size: 128, algorithm: rtn}", "left out otherwise"),
+        ("{type: fp8, granularity: channel, group_size: 128, algorithm: rtn}", "omitted otherwise"),
         ("{type: int8, granularity: channel, algorithm: smoothquant}", "smoothquant is for quantized inputs"),
         ("{type: int8, granularity: tensor, algorithm: rtn, clip: true}", "clip"),
     ],

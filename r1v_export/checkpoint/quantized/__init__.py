@@ -1,6 +1,7 @@
-"""Checkpoints whose linears are stored as codes and scales: one file per format, each with a table of its tensors.
+"""Checkpoints whose linears are stored as quantized values and scales: one file per format, each with a table of its
+tensors.
 
 `declared.read_format` says which format a folder is in, `linears.stored_linears` finds and checks its linears from
-headers, and `StoredLinear.decode` reads one. Whatever the layout, a decoded linear has its codes in the shape
-[out, in] and its scales in float32, bit for bit as they were stored.
+headers, and `StoredLinear.decode` reads one. Whatever the layout, a decoded linear has its quantized values in the
+shape [out, in] and its scales in float32, bit for bit as they were stored.
 """

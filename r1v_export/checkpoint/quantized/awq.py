@@ -1,4 +1,4 @@
-"""AutoAWQ's `gemm` layout: unsigned 4-bit codes with zero points, inputs first, eight output features to a word."""
+"""AutoAWQ's `gemm` layout: unsigned 4-bit values with zero points, inputs first, eight output features to a word."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Awq:
 
 
 def decode(tensors: Mapping[str, Tensor]) -> Decoded:
-    """Codes, scales and zero points as they are, output features first."""
+    """Quantized values, scales and zero points as they are, output features first."""
     return Decoded(
         qweight=unpack(tensors["qweight"], 1, ORDER).t().contiguous(),
         scale=tensors["scales"].float().t().contiguous(),

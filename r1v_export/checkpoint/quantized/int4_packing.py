@@ -18,8 +18,8 @@ def unpack(words: Tensor, axis: int, order: Sequence[int]) -> Tensor:
         axis: along which the values of a word follow each other.
         order: value `order[i]` of a word lies in its i-th four bits, counted from the lowest.
     """
-    qweight = [(words >> BITS * order.index(code)) & 0xF for code in range(len(order))]
-    return torch.stack([code.to(torch.int8) for code in qweight], dim=axis + 1).flatten(axis, axis + 1)
+    qweight = [(words >> BITS * order.index(value)) & 0xF for value in range(len(order))]
+    return torch.stack([value.to(torch.int8) for value in qweight], dim=axis + 1).flatten(axis, axis + 1)
 
 
 def pack_pairs(qweight: Tensor) -> Tensor:

@@ -48,7 +48,10 @@ class TensorRule:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A linear's codes and scales: weight[o, i] = (codes[o, i] - zero_point[o, g]) * scale[o, g] * pre_scale[i]."""
+    """A linear's quantized values and scales.
+
+    weight[o, i] = (qweight[o, i] - zero_point[o, g]) * scale[o, g] * pre_quant_scale[i]
+    """
 
     qweight: Tensor
     """[O, I]: float8_e4m3fn, or int8 with -8..7 (int4) or 0..15 (uint4)."""
@@ -136,7 +139,8 @@ class StoredLinear:
         """Read it.
 
         Raises:
-            CheckpointError: a scale is not a positive, finite number, or the codes are not what the format allows.
+            CheckpointError: a scale is not a positive, finite number, or the quantized values are not what the format
+                allows.
         """
         return _joined([self._decode(part) for part in self.parts], self.parts[0])
 
@@ -151,7 +155,7 @@ class StoredLinear:
             stored = part.get("pre_quant_scale")
             scale = None if stored is None else stored.read().float()
             if scale is not None and not bool((scale.isfinite() & (scale > 0)).all()):
-                raise _damaged(part, "factors on its input that are not", "positive scales")
+                raise _damaged(part, "pre_quant_scale values that are not", "positive scales")
             found.append(None if scale is None or bool((scale == 1).all()) else scale)
         if not all(_same(scale, found[0]) for scale in found):
             raise _damaged(self.parts[0], "scales of their own", "one scale for parts that the model joins")
@@ -166,7 +170,7 @@ class StoredLinear:
             if scale is not None and not bool((scale.isfinite() & (scale > 0)).all()):
                 raise _damaged(part, f"{int((~scale.isfinite() | (scale <= 0)).sum())} that are not", "positive scales")
         if self.layout.qweight_type == "fp8" and not bool(decoded.qweight.float().isfinite().all()):
-            raise _damaged(part, "codes that are NaN", "finite codes")
+            raise _damaged(part, "quantized values that are NaN", "finite values")
         return decoded
 
 

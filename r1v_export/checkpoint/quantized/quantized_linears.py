@@ -1,4 +1,5 @@
-"""Quantized linears of a checkpoint, found by their tensors and held to their format's table, from headers alone."""
+"""Quantized linears of a checkpoint, found by their tensors and checked against their format's table, from headers
+alone."""
 
 from __future__ import annotations
 
@@ -99,7 +100,7 @@ def _part(
         if tensor.shape != expected or tensor.dtype not in rule.dtypes:
             dtypes = " or ".join(_name(dtype) for dtype in rule.dtypes)
             raise _error(
-                f"A tensor of a quantized linear ({layout.name}) is not as it should be.",
+                f"A tensor of a quantized linear ({layout.name}) has the wrong shape or dtype.",
                 f"{tensor.name} in {tensor.file.name}",
                 f"{dtypes} {list(expected)}",
                 f"{_name(tensor.dtype)} {list(tensor.shape)}",
@@ -108,7 +109,7 @@ def _part(
 
 
 def _refuse_both(linear: str, layout: LinearLayout, stored: Mapping[str, StoredTensor]) -> None:
-    """A weight in 16 bits beside codes, or in place of them: which of the two is meant cannot be known."""
+    """Refuse a 16-bit weight next to quantized values, or in place of them: which of the two is meant is unknown."""
     weight = stored.get(f"{linear}.weight")
     if weight is None or weight.dtype not in FLOATS:
         return
@@ -142,7 +143,7 @@ def _cache_scales(
         for name in (key, value):
             if stored[name].shape not in ((), (1,)) or stored[name].dtype != torch.float32:
                 found = f"{_name(stored[name].dtype)} {list(stored[name].shape)}"
-                raise _error("A scale of the key-value cache is not as it should be.", name, "float32 []", found)
+                raise _error("A scale of the key-value cache has the wrong shape or dtype.", name, "float32 []", found)
         pairs.append((stored[key], stored[value]))
     return tuple(pairs)
 

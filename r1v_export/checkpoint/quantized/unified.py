@@ -1,10 +1,10 @@
-"""NVIDIA's unified layout (`quant_method: modelopt`): `hf_quant_config.json` beside the weights, or its mirror in
+"""NVIDIA's unified layout (`quant_method: modelopt`): `hf_quant_config.json` next to the weights, or its mirror in
 config.json. One table of its algorithms, for reading and for writing.
 
     FP8                         one scale for the weight, one for its input
     FP8_PER_CHANNEL_PER_TOKEN   one scale per output feature; inputs are scaled per token at run time
     W4A16_AWQ                   int4 in groups, two output features to a byte, the even one in the low half
-    W4A8_AWQ                    as above, and FP8 inputs; `weight_scale_2` brings code * weight_scale into FP8's range
+    W4A8_AWQ                    as above, and FP8 inputs; `weight_scale_2` scales qweight * weight_scale to FP8's range
     MIXED_PRECISION             one of these for each linear, by name
 """
 

@@ -7,7 +7,7 @@ activations are large. As in the paper
 
 The expectation is computed exactly and without activations: with D = Q(W diag(s)) diag(s)^-1 - W and the Gram matrix
 H = sum x x^T, it is tr(D H D^T) / N. alpha = 0 is s = 1: the search never does worse than rounding to nearest.
-x / s is folded into what makes x (`groups.SmoothLayer`), so nothing is added at run time.
+x / s is computed by the layer that produces x (`groups.SmoothLayer`), so nothing is added at run time.
 Shape letters: O output features, I input features.
 """
 
@@ -23,8 +23,8 @@ from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_linear import WeightType
 
 SEARCH_ROWS = 512
-"""Output rows that the search looks at, evenly spread over the linears: the loss is a sum over rows, and the best alpha
-of this many is that of all; all of them would cost as much as the forward pass for each alpha."""
+"""Output rows that the search evaluates, evenly spread over the linears: the loss is a sum over rows, and the best
+alpha of this many is that of all; all of them would cost as much as the forward pass for each alpha."""
 
 _SMALLEST = 1e-4
 """Mean magnitudes count as at least this fraction of the largest one, so that dead channels get no absurd scales."""

@@ -1,4 +1,4 @@
-"""Where to clip weights: a grid that leaves the largest ones out is finer for all others.
+"""Where to clip weights: a scale that saturates the largest ones is finer for all others.
 
 The search of AWQ (Lin et al. 2023, arXiv:2306.00978, `auto_clip` of its code), with the loss in closed form. Group g of
 row o has the error d = Q(w) - w over its inputs and costs
@@ -24,7 +24,7 @@ SHRINKS = tuple(1 - step / 20 for step in range(11))
 def clipped_params(
     weight_OI: Tensor, kind: WeightType, group_size: int | None, gram_II: Tensor | None = None
 ) -> QuantParams:
-    """The grid whose range, per row and group, is the best of SHRINKS times the full one."""
+    """Parameters whose range, per row and group, is the best of SHRINKS times the full one."""
     blocks_Ggg = None if gram_II is None else _diagonal_blocks(gram_II, group_size or weight_OI.shape[1])
     shrink_OG = torch.cat([_best_shrink(rows, kind, group_size, blocks_Ggg) for rows in weight_OI.split(ROWS_AT_ONCE)])
     return QuantParams.from_weight(weight_OI, kind, group_size, shrink_OG)

@@ -1,13 +1,14 @@
-"""GPTQ (Frantar et al. 2022, arXiv:2210.17323): columns are rounded one after the other, and the error of each is made
-good, as far as it can be, in the columns that are still to come.
+"""GPTQ (Frantar et al. 2022, arXiv:2210.17323): columns are rounded one after the other, and the error of each is
+compensated, as far as possible, in the columns after it.
 
 With H = sum x x^T + damping and H^-1 = C^T C, C upper triangular, the step for column j of every row is
 
     q = Q(w_j),   e = (w_j - q) / C_jj,   w_k -= e C_jk  for k > j
 
-`act_order` takes the columns by falling diagonal of H: those that matter most are rounded while there are still many to
-make good in. The grid is fixed beforehand from the original weights, so that a group stays in / group_size neighboring
-inputs whatever the order. Columns go in blocks: within one, they are updated one by one; those after it in one product.
+`act_order` takes the columns by falling diagonal of H: those that matter most are rounded while many columns are left
+to compensate in. The parameters are fixed beforehand from the original weights, so that a group stays in / group_size
+neighboring inputs whatever the order. Columns go in blocks: within one, they are updated one by one; those after it in
+one product.
 Shape letters: O output features, I input features, B columns of a block.
 """
 
@@ -29,7 +30,7 @@ ROWS_AT_ONCE = 1024
 def gptq(
     weight_OI: Tensor, gram_II: Tensor, params: QuantParams, damping: float = 0.01, act_order: bool = True
 ) -> QuantizedLinear:
-    """The weight on the points of `params`, chosen so that tr(D H D^T) is small.
+    """Quantize a weight with `params` so that tr(D H D^T) is small.
 
     Args:
         weight_OI: [out, in] float32.
@@ -71,7 +72,7 @@ def inverse_factor(gram_II: Tensor, order_I: Tensor, damping: float) -> Tensor:
 
 
 def _round_rows(weight_OI: Tensor, factor_II: Tensor, params: QuantParams, order_I: Tensor) -> Tensor:
-    """Codes [O, I] of some rows. Works on transposes: a column of the weight is contiguous there."""
+    """Quantized values [O, I] of some rows. Works on transposes: a column of the weight is contiguous there."""
     remaining_IO = weight_OI[:, order_I].T.contiguous()
     scale_GO = params.scale.T.contiguous()
     zero_point_GO = (

@@ -1,7 +1,7 @@
-"""One block's linears quantized as the recipe says, from its weights and what was observed at their inputs.
+"""One block's linears quantized as the recipe says, from its weights and the statistics of their inputs.
 
-First AWQ's and SmoothQuant's scales, taken out of what makes a tensor and put into what reads it: the block computes
-the same function as before. Then every linear is rounded, with the statistics of its rescaled input.
+First AWQ's and SmoothQuant's scales, moved from the layer that produces a tensor into the weights that read it: the
+block computes the same function as before. Then every linear is rounded, with the statistics of its rescaled input.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def quantize_block(
         groups: the block's, of `groups.linear_groups`.
         schemes: of `recipe.resolve`; linears without one stay as they are.
         tensors: the block's weights, biases and norms by checkpoint name, any floating dtype; not written to.
-        statistics: by site name; Gram matrices where `needs_gram`. Empty for schemes that need none.
+        statistics: by group name; Gram matrices where `needs_gram`. Empty for schemes that need none.
         observer: how ranges of static inputs are chosen. Inputs that were rescaled take absmax: a histogram cannot be
             rescaled channel by channel.
         kv_cache: what a decoder layer's cache is stored in; None leaves it as it is.
@@ -55,54 +55,57 @@ def quantize_block(
     Raises:
         CheckpointError: a weight is NaN or infinite.
     """
-    work = {name: tensor.float() for name, tensor in tensors.items()}
-    _check_finite(work, groups, schemes)
-    folded = _apply_smoothing_scales(groups, schemes, work, statistics)
+    rescaled = {name: tensor.float() for name, tensor in tensors.items()}
+    _check_finite(rescaled, groups, schemes)
+    smoothed = _apply_smoothing_scales(groups, schemes, rescaled, statistics)
     linears: dict[str, QuantizedLinear] = {}
     for group in groups:
         quantized = [linear for linear in group.linears if linear in schemes]
         if not quantized:
             continue
-        largest = torch.stack([absmax(work[f"{linear}.weight"]) for linear in quantized]).max()
-        gram = _rescaled_gram(statistics, group, folded.get(group.name))
+        largest = torch.stack([absmax(rescaled[f"{linear}.weight"]) for linear in quantized]).max()
+        gram = _rescaled_gram(statistics, group, smoothed.get(group.name))
         for linear in quantized:
             scheme = schemes[linear]
-            rounded = _round(work[f"{linear}.weight"], scheme, gram, largest)
-            linears[linear] = _with_input(rounded, scheme, group, statistics, folded.get(group.name), observer)
+            rounded = _round(rescaled[f"{linear}.weight"], scheme, gram, largest)
+            linears[linear] = _quantize_input(rounded, scheme, group, statistics, smoothed.get(group.name), observer)
     rewritten = {
-        name for group in groups if group.name in folded and group.smooth_layer for name in group.smooth_layer.tensors
+        name for group in groups if group.name in smoothed and group.smooth_layer for name in group.smooth_layer.tensors
     }
-    overrides = {name: work[name] for name in sorted(rewritten) if name.removesuffix(".weight") not in linears}
-    return QuantizedBlock(linears, overrides, _cache_scales(groups, statistics, folded, kv_cache))
+    overrides = {name: rescaled[name] for name in sorted(rewritten) if name.removesuffix(".weight") not in linears}
+    return QuantizedBlock(linears, overrides, _cache_scales(groups, statistics, smoothed, kv_cache))
 
 
-def _check_finite(work: Mapping[str, Tensor], groups: Sequence[LinearGroup], schemes: Mapping[str, Scheme]) -> None:
+def _check_finite(rescaled: Mapping[str, Tensor], groups: Sequence[LinearGroup], schemes: Mapping[str, Scheme]) -> None:
     names = {f"{linear}.weight" for group in groups for linear in group.linears if linear in schemes}
     names |= {name for group in groups if group.smooth_layer for name in group.smooth_layer.tensors}
     for name in sorted(names):
-        if not all_finite(work[name]):
+        if not all_finite(rescaled[name]):
             raise CheckpointError(
                 "A weight is NaN or infinite: it cannot be quantized.",
                 where=name,
                 expected="finite numbers",
-                found=f"{int((~work[name].isfinite()).sum())} that are not",
+                found=f"{int((~rescaled[name].isfinite()).sum())} that are not",
                 fix="use another copy of the checkpoint, or leave this linear out of the recipe",
             )
 
 
 def _apply_smoothing_scales(
-    groups: Sequence[LinearGroup], schemes: Mapping[str, Scheme], work: dict[str, Tensor], statistics: BlockStatistics
+    groups: Sequence[LinearGroup],
+    schemes: Mapping[str, Scheme],
+    rescaled: dict[str, Tensor],
+    statistics: BlockStatistics,
 ) -> dict[str, Tensor]:
-    """Find the scales of AWQ and SmoothQuant, move them in `work`, and return them by site name."""
-    folded: dict[str, Tensor] = {}
+    """Find the scales of AWQ and SmoothQuant, move them in `rescaled`, and return them by group name."""
+    smoothed: dict[str, Tensor] = {}
     for group in groups:
         scheme = schemes.get(group.linears[0])
         if group.smooth_layer is None or scheme is None or not isinstance(scheme.weights, Awq | SmoothQuant):
             continue
-        weights = [work[f"{linear}.weight"] for linear in group.linears]
-        folded[group.name] = _smoothing_scale(group, group.smooth_layer, scheme.weights, weights, statistics)
-        apply_smoothing(group, folded[group.name], work)
-    return folded
+        weights = [rescaled[f"{linear}.weight"] for linear in group.linears]
+        smoothed[group.name] = _smoothing_scale(group, group.smooth_layer, scheme.weights, weights, statistics)
+        apply_smoothing(group, smoothed[group.name], rescaled)
+    return smoothed
 
 
 def _smoothing_scale(
@@ -112,10 +115,10 @@ def _smoothing_scale(
     weights: list[Tensor],
     statistics: BlockStatistics,
 ) -> Tensor:
-    observed, device = statistics.activations[group.name], weights[0].device
+    collected, device = statistics.activations[group.name], weights[0].device
     if isinstance(options, SmoothQuant):
-        return smooth_layer.shared(smoothing_scale(weights, observed.channel_absmax.to(device), options.alpha))
-    mean_I = smooth_layer.shared(observed.channel_mean.to(device))
+        return smooth_layer.shared(smoothing_scale(weights, collected.channel_absmax.to(device), options.alpha))
+    mean_I = smooth_layer.shared(collected.channel_mean.to(device))
     gram_II = statistics.grams[group.name].to(device)
     return search_scale(weights, gram_II, mean_I, options.type, options.group_size, options.grid)
 
@@ -128,7 +131,7 @@ def _rescaled_gram(statistics: BlockStatistics, group: LinearGroup, scale_I: Ten
 
 
 def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor) -> QuantizedLinear:
-    """The weight rounded by the scheme's algorithm; `largest` is the largest magnitude of the site's weights."""
+    """The weight rounded by the scheme's algorithm; `largest` is the largest magnitude of the group's weights."""
     options = scheme.weights
     if isinstance(options, Awq | Gptq):
         assert gram is not None, "the caller calibrates with Gram matrices where needs_gram says so"
@@ -144,7 +147,7 @@ def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor)
     return round_to_nearest(weight, options.type, options.group_size, clip)
 
 
-def _with_input(
+def _quantize_input(
     linear: QuantizedLinear,
     scheme: Scheme,
     group: LinearGroup,
@@ -157,17 +160,17 @@ def _with_input(
         return linear
     if scheme.inputs.mode == "dynamic":
         return replace(linear, input_type=scheme.inputs.type)
-    observed = statistics.activations[group.name]
+    collected = statistics.activations[group.name]
     if scale_I is None:
-        largest = torch.tensor(estimate_range(observed, observer, scheme.inputs.type))
+        largest = torch.tensor(estimate_range(collected, observer, scheme.inputs.type))
     else:
-        largest = (observed.channel_absmax.to(scale_I.device) / scale_I).max()
+        largest = (collected.channel_absmax.to(scale_I.device) / scale_I).max()
     scale = scale_for(largest, scheme.inputs.type).to(linear.scale.device)
     return replace(linear, input_type=scheme.inputs.type, input_scale=scale)
 
 
 def _cache_scales(
-    groups: Sequence[LinearGroup], statistics: BlockStatistics, folded: Mapping[str, Tensor], kind: CacheType | None
+    groups: Sequence[LinearGroup], statistics: BlockStatistics, smoothed: Mapping[str, Tensor], kind: CacheType | None
 ) -> KVScales | None:
     """Scales of the block's cache, if it has one; values are as much smaller as the rows of v_proj have become."""
     block = groups[0].block
@@ -175,8 +178,8 @@ def _cache_scales(
         return None
     value_absmax = statistics.activations[value_name(block)].channel_absmax
     for group in groups:
-        if group.smooth_layer is not None and group.smooth_layer.produces_values and group.name in folded:
-            value_absmax = value_absmax / group.smooth_layer.to_source_channels(folded[group.name]).to(
+        if group.smooth_layer is not None and group.smooth_layer.produces_values and group.name in smoothed:
+            value_absmax = value_absmax / group.smooth_layer.to_source_channels(smoothed[group.name]).to(
                 value_absmax.device
             )
     return kv_scales(block, kind, statistics.activations[key_name(block)].channel_absmax, value_absmax)

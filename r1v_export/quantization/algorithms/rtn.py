@@ -1,4 +1,4 @@
-"""Round to nearest: every weight becomes the nearest point of its grid, looking at nothing but weights."""
+"""Round to nearest: every weight becomes the nearest representable value, from the weights alone."""
 
 from __future__ import annotations
 

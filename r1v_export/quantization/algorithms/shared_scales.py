@@ -2,7 +2,7 @@
 
 A fused product has one scale for its input, and in FP8 one for its weights. What calibration rounds with
 `granularity: tensor` shares them already; what was rounded apart, or comes from elsewhere, is rounded again here:
-giving a weight another scale without new codes would change the weight.
+with another scale but the same quantized values the weight would change.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def share_weight_scale(
 ) -> tuple[QuantizedLinear, ...]:
     """The linears with one scale for all their rows: the largest that any of them has.
 
-    Rows that have it keep their codes bit for bit; the others are rounded again, and lose what a coarser grid costs.
+    Rows that have it keep their quantized values bit for bit; the others are rounded again, with a coarser scale.
 
     Args:
         names: of the linears, for errors.
         linears: FP8 or INT8, a scale per row or one per tensor (equal scales of all rows).
-        weights: what they were rounded from, [out, in] each; rounds once instead of twice. Their codes are rounded
-            where it is None.
+        weights: what they were rounded from, [out, in] each; rounds once instead of twice. If None, their
+            dequantized values are rounded.
 
     Raises:
         UsageError: they are not quantized alike, or in groups.
@@ -76,7 +76,11 @@ def share_input_scale(names: Sequence[str], linears: Sequence[QuantizedLinear]) 
 
 
 def check_alike(names: Sequence[str], linears: Sequence[QuantizedLinear]) -> None:
-    """Raise UsageError unless one fused product can hold all these linears."""
+    """Require linears that one fused product can hold.
+
+    Raises:
+        UsageError: they are quantized in different ways.
+    """
     kinds = [describe(linear) for linear in linears]
     if len(set(kinds)) > 1:
         raise UsageError(

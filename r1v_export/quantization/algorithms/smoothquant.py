@@ -2,8 +2,9 @@
 
     W x = (W diag(s)) (x / s),   s_j = max|x_j| ^ alpha / max|W_j| ^ (1 - alpha)
 
-x / s has smaller outliers, so one scale for the whole tensor loses less; x / s is folded into the norm before. The
-paper stops there; here also rows of v_proj and up_proj take up scales, which their per-channel scales absorb exactly.
+x / s has smaller outliers, so one scale for the whole tensor loses less; the division by s goes into the norm before.
+The paper stops there; here also rows of v_proj and up_proj take up scales, which their per-channel scales absorb
+exactly.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Nothing is traced again: precision is what this pass writes, from a recipe's schemes, and weights follow from the
 calibration artifact when the graph is bound. A quantized linear becomes
 
-    x -> QuantizeLinear -> DequantizeLinear -> MatMul(., DequantizeLinear(codes, scale[, zero_point])) -> + bias
+    x -> QuantizeLinear -> DequantizeLinear -> MatMul(., DequantizeLinear(qweight, scale[, zero_point])) -> + bias
 
 with the Q/DQ on x only where its inputs are quantized, one pair per tensor however many linears read it. A quantized
 key-value cache is one pair on what each layer writes into its cache: the cache holds what FP8 or INT8 can hold.
@@ -28,7 +28,7 @@ from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Scheme
 
 QWEIGHT, SCALE, ZERO_POINT, INPUT_SCALE = ".qweight", ".scale", ".zero_point", ".input_scale"
-"""Suffixes of what a linear's `weight.T` turns into, and of the scale of a site's input."""
+"""Suffixes of what a linear's `weight.T` turns into, and of the scale of a group's input."""
 PRE_QUANT_SCALE = ".pre_quant_scale"
 """Suffix of what an imported linear multiplies its input by."""
 
@@ -98,7 +98,7 @@ def _cache_tensors(cache_scales: Mapping[str, KVScales]) -> dict[str, Derived]:
 def _required(tensor: Tensor | None, name: str) -> Tensor:
     if tensor is None:
         raise UsageError(
-            "The calibration does not hold what the recipe asks for.",
+            "The calibration lacks a tensor that the recipe requires.",
             where=name,
             expected="a zero point and an input scale as the recipe's scheme says",
             fix="calibrate again with this recipe",
@@ -107,7 +107,7 @@ def _required(tensor: Tensor | None, name: str) -> Tensor:
 
 
 class QuantizeLinears(ir.passes.InPlacePass):
-    """Put Q/DQ at the MatMuls of the linears that have a scheme; the new initializers wait for their content.
+    """Put Q/DQ at the MatMuls of the linears that have a scheme; the new initializers are bound later.
 
     Ensures that no quantized linear's 16-bit weight is left.
 
@@ -170,8 +170,8 @@ class QuantizeLinears(ir.passes.InPlacePass):
         x, weight = node.inputs
         assert x is not None
         assert weight is not None
-        factor = _unbound(graph, f"{name}{PRE_QUANT_SCALE}", x.dtype, (weight.shape.numpy()[0],))
-        return _insert(graph, node, "Mul", [x, factor], {}, x.dtype, x.shape, f"{name}.multiplied")
+        pre_quant_scale = _unbound(graph, f"{name}{PRE_QUANT_SCALE}", x.dtype, (weight.shape.numpy()[0],))
+        return _insert(graph, node, "Mul", [x, pre_quant_scale], {}, x.dtype, x.shape, f"{name}.multiplied")
 
     def _quantized_input(self, graph: ir.Graph, node: ir.Node, group: str, scheme: Scheme) -> ir.Value:
         assert scheme.inputs is not None
@@ -181,7 +181,7 @@ class QuantizeLinears(ir.passes.InPlacePass):
                 where=group,
                 expected="static input scales",
                 found="inputs: {mode: dynamic}",
-                fix="take a static recipe such as fp8; dynamic inputs are for TensorRT-LLM checkpoints",
+                fix="use a static recipe such as fp8; dynamic inputs are for TensorRT-LLM checkpoints",
             )
         x = node.inputs[0]
         assert x is not None
@@ -191,7 +191,7 @@ class QuantizeLinears(ir.passes.InPlacePass):
 
 
 class QuantizeCache(ir.passes.InPlacePass):
-    """Put Q/DQ on the keys and values that decoder layers write; the scales wait for their content.
+    """Put Q/DQ on the keys and values that decoder layers write; the scales are bound later.
 
     The cache itself stays in the graph's dtype, as the contract says.
 

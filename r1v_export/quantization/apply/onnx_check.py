@@ -1,7 +1,7 @@
-"""A quantized graph held to its calibration: every scale in it, bit for bit.
+"""Compare every scale of a quantized graph with its calibration, bit for bit.
 
-What a wrong scale does to an answer can drown: static 8-bit inputs amplify rounding, so their limits on logits are
-wide, and one linear's shuffled scales stay within them. The scales themselves leave no doubt, and name the linear.
+The parity gate can miss a wrong scale: static 8-bit inputs amplify rounding, so their tolerances on logits are wide,
+and one linear's shuffled scales stay within them. Comparing the scales themselves names the linear.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A calibration held to the weights it was made from, where its algorithm leaves no freedom.
+"""Compare a calibration with the weights it was made from, where its algorithm leaves no freedom.
 
-Rounding to nearest has one right answer: the codes of the original weight at the calibration's scale. Static input
-scales that follow from the largest value seen have one, too. What moves scales between tensors (AWQ, SmoothQuant) or
-makes errors good elsewhere (GPTQ) has none, and is left to the limits on numbers.
+Rounding to nearest has one correct result: the original weight quantized with the calibration's scale. Static input
+scales from the largest magnitude have one, too. Algorithms that move scales between tensors (AWQ, SmoothQuant) or
+compensate errors (GPTQ) have none; the tolerances of the parity gate cover them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear, qu
 from r1v_export.quantization.recipe import RoundToNearest
 
 _ROW_TOLERANCE = 0.1
-"""Part of a row's codes that may differ: a code on the edge falls on either side on another device; a wrong scale
-moves most of a row."""
+"""Fraction of a row's quantized values that may differ: another device can round a value halfway between two neighbors
+to the other one; a wrong scale changes most of a row."""
 
 
 def require_own_scales(model: nn.Module, artifact: Artifact) -> None:
-    """
+    """Require scales that follow from the weights and the calibration statistics.
+
     Args:
         model: with the checkpoint's own weights.
 
     Raises:
-        ParityError: a scale is not that of its weight or of what was seen; the error names the linear.
+        ParityError: a scale does not; the error names the linear.
     """
     if artifact.overrides:
         return
@@ -40,16 +41,19 @@ def require_own_scales(model: nn.Module, artifact: Artifact) -> None:
         linear, original = artifact.linear(name), model.get_submodule(name).get_parameter("weight")
         wrong = _wrong_rows(linear, original)
         if wrong:
-            raise _wrong(artifact, name, "weight scales that give the original's codes", f"{wrong} rows of others")
-        seen = artifact.stats.inputs.get(group_of[name])
-        if linear.input_scale is not None and seen is not None and artifact.recipe.observer.kind == "absmax":
-            expected = seen.absmax / RANGES[linear.input_type or "fp8"][1]
+            raise _wrong(
+                artifact, name, "weight scales that give the original's quantized values", f"{wrong} rows of others"
+            )
+        inputs = artifact.stats.inputs.get(group_of[name])
+        if linear.input_scale is not None and inputs is not None and artifact.recipe.observer.kind == "absmax":
+            expected = inputs.absmax / RANGES[linear.input_type or "fp8"][1]
             if not math.isclose(float(linear.input_scale), expected, rel_tol=1e-3):
                 raise _wrong(artifact, name, f"an input scale of {expected:.4g}", f"{float(linear.input_scale):.4g}")
 
 
 def _wrong_rows(linear: QuantizedLinear, original: Tensor) -> int:
-    """Output channels most of whose codes are not those of the original weight."""
+    """How many output channels differ from the original weight in more than the allowed fraction of quantized
+    values."""
     weight, scale, zero_point = original.detach().float().cpu(), linear.scale, linear.zero_point
     if linear.group_size is None:
         qweight = quantize(weight, scale[:, None], linear.weight_type)
@@ -67,5 +71,5 @@ def _wrong(artifact: Artifact, name: str, expected: str, found: str) -> ParityEr
         where=artifact.folder,
         expected=expected,
         found=found,
-        fix="a scale was changed or mixed up after calibration: calibrate again",
+        fix="calibrate again; a scale was changed after calibration",
     )

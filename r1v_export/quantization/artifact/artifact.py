@@ -1,6 +1,6 @@
 """What calibration leaves behind, and its strict reader.
 
-    stats.json          where the numbers come from: checkpoint, samples, and what was seen at every input
+    stats.json          where the numbers come from: checkpoint, samples, and a summary of every input's activations
     recipe.yaml         the recipe, with every default written out
     scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .pre_quant_scale,
                         {layer}.self_attn.key_scale .value_scale
@@ -46,7 +46,8 @@ _AGAIN = "calibrate again: r1v-export build --force"
 
 
 def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 of every tensor's name, dtype, shape and first 64 KiB: tells models apart without reading all of them."""
+    """SHA-256 of every tensor's name, dtype, shape and first 64 KiB: tells models apart without reading whole
+    tensors."""
     digest = hashlib.sha256()
 
     def add(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -185,10 +186,10 @@ class Artifact:
             dtype = torch.uint8 if packed else QWEIGHT_DTYPES[scheme.weights.type]
             if (stored.shape, stored.dtype) != (shape, dtype):
                 raise self._bad(name, f"quantized values {dtype} {shape}", f"{stored.dtype} {stored.shape}")
-            # Of quantized values, type and shape are all there is to be wrong: they stay in their file.
+            # Any quantized value is valid, so only dtype and shape are checked; the values stay in their file.
             qweight = torch.empty(shapes[name], dtype=QWEIGHT_DTYPES[scheme.weights.type], device="meta")
             linear = self._linear(name, qweight)
-            if problem := linear.problem():
+            if problem := linear.validate():
                 raise self._bad(name, "what the recipe says, with positive, finite scales", problem)
             if scheme.weights.granularity == "tensor" and bool((linear.scale != linear.scale[0]).any()):
                 lowest, highest = float(linear.scale.min()), float(linear.scale.max())
@@ -269,7 +270,7 @@ def _refuse(what: str, names: set[str], artifact: Artifact) -> None:
 
 
 def require_origin(folder: Path, checkpoint: Checkpoint) -> Stats:
-    """The record of a calibration, which must be this checkpoint's.
+    """Read the stats of a calibration, which must be of this checkpoint.
 
     Raises:
         BundleError: missing, damaged, of another version, or of another checkpoint.
@@ -287,17 +288,19 @@ def require_origin(folder: Path, checkpoint: Checkpoint) -> Stats:
 
 
 def read_stats(folder: Path) -> Stats:
-    """
+    """Read `stats.json`.
+
     Raises:
         BundleError: missing, damaged, or of another version.
     """
     path = folder / STATS
-    what = "The calibration's record is damaged"
+    what = "The calibration's stats.json is invalid"
     return parse_json(Stats, _read_text(path), BundleError, what, where=path, fix=_AGAIN)
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """
+    """Read `recipe.yaml`.
+
     Raises:
         BundleError: missing or damaged.
     """

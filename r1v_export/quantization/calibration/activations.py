@@ -19,10 +19,10 @@ _KEY = "activations"
 
 
 class Activations:
-    """What every sample brings to the current block, while the next block's is being put beside it.
+    """The inputs of the current block, one tensor per sample, and those of the next block as they are computed.
 
     Args:
-        folder: of the spilled files; what an earlier, stopped run left there is used by `resume_at`, else removed.
+        folder: of the spilled files; files of an earlier, interrupted run are used by `resume_at`, else removed.
         limit_bytes: tensors that do not fit into this much memory go to files; 0 puts them all there, which makes a
             stopped calibration resume without computing anything twice.
     """
@@ -43,7 +43,7 @@ class Activations:
         return self.block
 
     def take(self, sample: int) -> Tensor:
-        """A sample's activations, on the CPU; to be taken once, and given back to no one."""
+        """Remove and return a sample's activations, on the CPU."""
         held = self._held.pop((self.block, sample), None)
         if held is None:
             return load_file(self._path(self.block, sample))[_KEY]
@@ -73,6 +73,7 @@ class Activations:
         shutil.rmtree(self._path(finished, 0).parent, ignore_errors=True)
 
     def clear(self) -> None:
+        """Drop all activations, in memory and on disk."""
         self._held.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -67,7 +67,7 @@ class Block(ABC):
         return checkpoint_name.removeprefix(f"{self.name}.")
 
     def collected_outputs(self) -> Outputs:
-        """Outputs whose statistics are kept beside those of the sites' inputs."""
+        """Outputs whose statistics are collected in addition to those of the groups' inputs."""
         return {}
 
     def rows(self, tokens: int, tiles: int) -> int:
@@ -138,7 +138,7 @@ class VisionBlock(Block):
         return tiles * (1 + self.spec.tile_patches**2)
 
     def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
-        return _in_chunks(module, _given(x))
+        return _in_chunks(module, _required(x))
 
 
 class ProjectorBlock(Block):
@@ -156,7 +156,7 @@ class ProjectorBlock(Block):
         return tiles * self.spec.tokens_per_tile
 
     def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
-        return _in_chunks(module, self._to_features(_given(x)))
+        return _in_chunks(module, self._to_features(_required(x)))
 
 
 class TokenEmbeddings(Block):
@@ -174,8 +174,8 @@ class TokenEmbeddings(Block):
 
     def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
         # Where the table is narrower than the image embeddings, the sum of both takes the embeddings' dtype.
-        embeds_BSE = module(torch.tensor([sample.token_ids]), _given(x).flatten(0, 1))
-        return embeds_BSE.to(_given(x).dtype)
+        embeds_BSE = module(torch.tensor([sample.token_ids]), _required(x).flatten(0, 1))
+        return embeds_BSE.to(_required(x).dtype)
 
 
 class DecoderBlock(Block):
@@ -185,7 +185,7 @@ class DecoderBlock(Block):
         return DecoderLayer(self.spec.language)
 
     def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
-        h_1SE = _to_module(module, _given(x))
+        h_1SE = _to_module(module, _required(x))
         return module(h_1SE, self._rotary(h_1SE), _whole_sequence(h_1SE), None)[0]
 
     def collected_outputs(self) -> Outputs:
@@ -223,10 +223,10 @@ class Head(Block):
         return "1"
 
     def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
-        return module(_to_module(module, _given(x)))
+        return module(_to_module(module, _required(x)))
 
 
-def _given(x: Tensor | None) -> Tensor:
+def _required(x: Tensor | None) -> Tensor:
     assert x is not None
     return x
 

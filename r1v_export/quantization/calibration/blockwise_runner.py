@@ -20,10 +20,10 @@ from r1v_export.quantization.statistics.activation_statistics import BlockStatis
 from r1v_export.quantization.statistics.collector import collect_statistics, not_finite
 
 OnProgress = Callable[[int, int], None]
-"""Told how much of this run's work is done and how much there is, in a unit of no meaning."""
+"""Called with how much of this run is done and how much there is, in an arbitrary unit."""
 
 BlockCallback = Callable[[Block, nn.Module, BlockStatistics], None]
-"""Takes a block's module, and what was observed in it; a block that nobody had to observe has no statistics."""
+"""Called with a block's module and its statistics, which are empty if the recipe needs none."""
 
 NO_STATISTICS = BlockStatistics({}, {})
 
@@ -37,10 +37,10 @@ class CalibrationOptions:
 
     Attributes:
         device: "cpu" computes in float32, "cuda" in the checkpoint's dtype.
-        activation_memory_bytes: with 0 all activations between blocks go to disk, and a run that follows a stopped one
+        activation_memory_bytes: with 0 all activations between blocks go to disk, and a run after an interrupted one
             computes nothing twice; otherwise it sends the samples through the finished blocks again.
-        work: folder that keeps what is done until the end, for a run that follows a stopped one; beside the result
-            where left out.
+        resume_folder: keeps finished blocks until the end, for a run after an interrupted one; next to the result if
+            omitted.
         on_progress: called after every sample in every block.
     """
 
@@ -88,39 +88,41 @@ class BlockwiseRunner:
         self.on_progress = options.on_progress
         self._done = self._total = 0
 
-    def run(self, finished: int, handle: BlockCallback, on_finished: Callable[[Block], None], *, rounds: bool) -> None:
+    def run(
+        self, finished: int, on_block: BlockCallback, on_finished: Callable[[Block], None], *, rounds: bool
+    ) -> None:
         """Take every block after the first `finished` ones in turn.
 
-        The samples go through as far as anything is to be observed; where an earlier run left no activations to start
-        from, they first go through the finished blocks again.
+        The samples go through the blocks up to the last one whose statistics are needed. If an earlier run left no
+        activations to start from, they first go through the finished blocks again.
 
         Args:
-            handle: called for every block that the recipe quantizes.
-            on_finished: called for every block, after `handle`.
-            rounds: whether `handle` quantizes; for the time left.
+            on_block: called for every block that the recipe quantizes.
+            on_finished: called for every block, after `on_block`.
+            rounds: whether `on_block` quantizes; for the time left.
         """
         plan, last = self.plan, self.plan.last_collected
         start = self.activations.resume_at(finished) if finished <= last else finished
         self._plan_progress(start, finished, rounds)
         for index in range(start, len(plan.blocks)):
-            block, module, seen = plan.blocks[index], None, NO_STATISTICS
+            block, module, statistics = plan.blocks[index], None, NO_STATISTICS
             if index <= last:
                 module = materialize(block, self.checkpoint, self.dtype, self.device)
-                seen = self._through(index, block, module, observed=index >= finished)
+                statistics = self._run_block(index, block, module, collect=index >= finished)
             if index >= finished:
                 if plan.is_quantized(block):
-                    handle(block, module or materialize(block, self.checkpoint, self.dtype, self.device), seen)
+                    on_block(block, module or materialize(block, self.checkpoint, self.dtype, self.device), statistics)
                 on_finished(block)
                 self._advance(plan.rounding_cost(index) if rounds else 0)
             if index <= last:
                 self.activations.advance()
 
     @torch.no_grad()
-    def _through(self, index: int, block: Block, module: nn.Module, observed: bool) -> BlockStatistics:
+    def _run_block(self, index: int, block: Block, module: nn.Module, collect: bool) -> BlockStatistics:
         plan = self.plan
-        groups = plan.collected_groups(block) if observed else []
+        groups = plan.collected_groups(block) if collect else []
         inputs = {block.module_name(group.linears[0]): group for group in groups}
-        outputs = block.collected_outputs() if observed and plan.has_cache_scales(block) else {}
+        outputs = block.collected_outputs() if collect and plan.has_cache_scales(block) else {}
         with collect_statistics(module, inputs, plan.gram_groups(block), outputs) as collector:
             for sample in self.samples:
                 collector.sample = sample.name
@@ -140,6 +142,6 @@ class BlockwiseRunner:
         self._total = sum(plan.forward_cost(index, *sample) for index in blocks for sample in samples)
         self._total += sum(plan.rounding_cost(index) for index in blocks if rounds and index >= finished)
 
-    def _advance(self, work: int) -> None:
-        self._done += work
+    def _advance(self, cost: int) -> None:
+        self._done += cost
         self.on_progress(self._done, self._total)

@@ -1,11 +1,12 @@
-"""Calibration: samples stream through the model block by block, and every block is quantized as soon as it was seen.
+"""Calibration: samples stream through the model block by block, and every block is quantized as soon as its statistics
+are complete.
 
 At any time one block's weights are held, one sample's activations within it, and of those between blocks as many as
 the caller allows; so memory does not grow with the depth of the model. A block that is done is written down: killed
-anywhere and started again, a calibration goes on with the next one and ends with the same bytes.
+anywhere and started again, a calibration continues with the next block and writes the same bytes.
 
-The model runs in float throughout: what a block sees does not depend on how those before it were quantized, which is
-what lets shards of the samples be observed on several machines and merged, see `shards`.
+The model runs in float throughout: a block's inputs do not depend on how those before it were quantized, which is
+what lets shards of the samples run on several machines and be merged, see `shards`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def calibrate(
         CapabilityError: there is no such device.
     """
     if calibration.shard.count > 1:
-        raise UsageError("One shard is no calibration.", found=f"shard {calibration.shard}", fix="merge all shards")
+        raise UsageError(
+            "Cannot calibrate from a single shard; merge all shards first.", found=f"shard {calibration.shard}"
+        )
     compute = compute_dtype(checkpoint, options.device)
     key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
     plan = make_plan(checkpoint, recipe)
@@ -81,9 +84,10 @@ def calibrate(
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> CalibrationPlan:
-    """
+    """The plan of calibrating a checkpoint by a recipe.
+
     Raises:
-        UsageError: the recipe does not fit the model, or leaves it as it is.
+        UsageError: the recipe does not fit the model, or quantizes nothing.
     """
     plan = CalibrationPlan(checkpoint.spec, recipe)
     imported = [name for name, scheme in plan.schemes.items() if isinstance(scheme.weights, Imported)]
@@ -106,7 +110,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> CalibrationPlan:
 
 
 def is_done(key: CalibrationKey, out: Path) -> bool:
-    """Whether `out` holds the result of this plan already.
+    """Whether `out` holds the result of this key already.
 
     Raises:
         UsageError: it holds anything else.
@@ -119,46 +123,48 @@ def is_done(key: CalibrationKey, out: Path) -> bool:
 
 
 class Quantization:
-    """Blocks becoming files, one after the other."""
+    """Quantizes blocks one after the other and writes each to the resume folder."""
 
-    def __init__(self, plan: CalibrationPlan, work: ResumeState) -> None:
-        self.plan, self.work = plan, work
+    def __init__(self, plan: CalibrationPlan, state: ResumeState) -> None:
+        self.plan, self.state = plan, state
         self._record = BlockRecord()
 
     @property
     def finished(self) -> int:
         """How many blocks, from the first on, are done."""
         names = [block.name for block in self.plan.blocks]
-        return next((i for i, name in enumerate(names) if self.work.record(name) is None), len(names))
+        return next((i for i, name in enumerate(names) if self.state.record(name) is None), len(names))
 
-    def quantize(self, block: Block, module: nn.Module, seen: BlockStatistics) -> None:
+    def quantize(self, block: Block, module: nn.Module, collected: BlockStatistics) -> None:
         """Quantize a block's linears and write what becomes of them.
 
         Raises:
-            InputError: nothing, or nothing but zeros, was seen where an algorithm needs to have seen something.
+            InputError: an input whose statistics are needed has none, or only zeros.
         """
         for group in self.plan.collected_groups(block):
-            _require_seen(group.name, seen.activations[group.name])
+            _require_statistics(group.name, collected.activations[group.name])
         tensors: Mapping[str, Tensor] = {block.checkpoint_name(k): v for k, v in module.state_dict().items()}
         recipe = self.plan.recipe
-        quantized = quantize_block(block.groups, self.plan.schemes, tensors, seen, recipe.observer, recipe.kv_cache)
+        quantized = quantize_block(
+            block.groups, self.plan.schemes, tensors, collected, recipe.observer, recipe.kv_cache
+        )
         warning = quantized.kv.warning if quantized.kv else None
-        inputs = {name: summary(statistics) for name, statistics in seen.activations.items()}
+        inputs = {name: summary(statistics) for name, statistics in collected.activations.items()}
         self.keep(block, quantized, BlockRecord(inputs=inputs, warnings=(warning,) if warning else ()))
 
     def keep(self, block: Block, quantized: QuantizedBlock, record: BlockRecord) -> None:
         """Write what becomes of a block's linears."""
-        self.work.write_block(block.name, qweight_tensors(quantized), scale_tensors(block.name, quantized))
+        self.state.write_block(block.name, qweight_tensors(quantized), scale_tensors(block.name, quantized))
         self._record = record
 
     def finish_block(self, block: Block) -> None:
-        self.work.finish_block(block.name, self._record)
+        self.state.finish_block(block.name, self._record)
         self._record = BlockRecord()
 
     def finish(self, out: Path, warnings: tuple[str, ...] = ()) -> Stats:
         """Write what concerns all blocks, and move the result to `out`; `warnings` are of the whole checkpoint."""
-        key, work = self.work.key, self.work
-        records = [record for block in self.plan.blocks if (record := work.record(block.name))]
+        key, state = self.state.key, self.state
+        records = [record for block in self.plan.blocks if (record := state.record(block.name))]
         stats = Stats(
             fingerprint=key.fingerprint,
             checkpoint=key.checkpoint,
@@ -168,15 +174,15 @@ class Quantization:
             warnings=(*warnings, *(warning for record in records for warning in record.warnings)),
         )
         quantized = [block.name for block in self.plan.blocks if self.plan.is_quantized(block)]
-        work.join_scales(quantized, work.result / SCALES)
-        write_text(work.result / RECIPE, key.recipe.to_yaml())
-        write_text(work.result / STATS, to_json(stats.model_dump(mode="json")))
-        work.finish(out)
+        state.join_scales(quantized, state.result / SCALES)
+        write_text(state.result / RECIPE, key.recipe.to_yaml())
+        write_text(state.result / STATS, to_json(stats.model_dump(mode="json")))
+        state.finish(out)
         return stats
 
 
 def summary(statistics: ActivationStatistics) -> InputEntry:
-    """What people want to know of an input's statistics."""
+    """The summary of an input's statistics for `stats.json`."""
     return InputEntry(
         tokens=int(statistics.rows),
         absmax=statistics.absmax,
@@ -185,7 +191,7 @@ def summary(statistics: ActivationStatistics) -> InputEntry:
     )
 
 
-def _require_seen(name: str, statistics: ActivationStatistics) -> None:
+def _require_statistics(name: str, statistics: ActivationStatistics) -> None:
     if statistics.rows == 0:
         raise InputError(
             "No calibration sample reaches a linear that the recipe quantizes.",

@@ -28,7 +28,7 @@ from r1v_export.reference.prompt import TEMPLATES, THOUGHT_END, Template, Turn, 
 from r1v_export.reference.tokenizer import Tokenizer
 
 ResponseGenerator = Callable[[Sequence[RawExample]], Sequence[Sequence[int]]]
-"""Gives the token ids of the model's greedy answer to each record, its stop token included."""
+"""Gives the token ids of the model's greedy answer to each example, its stop token included."""
 
 _RESPONSES_PER_BATCH = 8
 
@@ -58,7 +58,7 @@ class Shard:
         """
         index, _, count = text.partition("/")
         if not (index.isdecimal() and count.isdecimal()):
-            raise UsageError("The shard is not understood.", expected="such as 2/8", found=text)
+            raise UsageError("Invalid --shard.", expected="such as 2/8", found=text)
         return cls(int(index) - 1, int(count))
 
     def __str__(self) -> str:
@@ -105,16 +105,16 @@ def prepare(
     max_tokens: int | None = None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> CalibrationSet:
-    """Make samples of records: decode every image once, tile and tokenize; nothing but hashes and tokens is kept.
+    """Make samples from examples: decode, tile and tokenize; only hashes and tokens are kept.
 
     Args:
-        shard: the part to prepare; the whole set where left out.
-        generate_responses: the model's own answers to records that have none; left out, their prompts stand alone.
-        max_tokens: a longer sample loses the end of its response; the model's context length where left out.
+        shard: the part to prepare; the whole set if omitted.
+        generate_responses: generates responses to examples without an answer; if omitted, their prompts are used alone.
+        max_tokens: a longer sample loses the end of its response; the model's context length if omitted.
         on_sample: called after each.
 
     Raises:
-        InputError: no records, no images in any of them, an image that cannot be used, a prompt too long.
+        InputError: no examples, no images in any of them, an image that cannot be used, a prompt too long.
     """
     shard = shard or Shard()
     _require_images(examples)
@@ -148,7 +148,7 @@ def _require_images(examples: Sequence[RawExample]) -> None:
 def _self_generated_responses(
     examples: Sequence[RawExample], generate_responses: ResponseGenerator | None
 ) -> list[Sequence[int] | None]:
-    """The model's own response to each record without an answer, None for the others."""
+    """The model's own response to each example without an answer, None for the others."""
     responses: list[Sequence[int] | None] = [None] * len(examples)
     if generate_responses is None:
         return responses
@@ -161,7 +161,7 @@ def _self_generated_responses(
 
 
 class _SampleMaker:
-    """One checkpoint's tokenizer, template and tiling, applied to records."""
+    """One checkpoint's tokenizer, template and tiling, applied to examples."""
 
     def __init__(self, checkpoint: Checkpoint, max_tokens: int) -> None:
         self.spec, self.max_tokens = checkpoint.spec, max_tokens

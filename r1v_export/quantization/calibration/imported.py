@@ -1,7 +1,7 @@
-"""A quantized checkpoint as the artifact that calibration would have made: its own codes and scales, bit for bit.
+"""A quantized checkpoint as a calibration artifact: its own quantized values and scales, bit for bit.
 
-A factor on a linear's input (`pre_quant_scale`) moves into the norm, or the unquantized linear, that makes the input.
-Else it stays with the linear.
+A `pre_quant_scale` moves into the norm, or the unquantized linear, that produces the input, or else stays with the
+linear.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def imported_recipe(checkpoint: Checkpoint) -> Recipe:
     """What a quantized checkpoint's linears are, as a recipe: one rule for each way of quantizing.
 
     Raises:
-        CheckpointError: groups of a size that no target has, or factors on inputs that only some readers of a tensor
+        CheckpointError: groups of a size that no target has, or a pre_quant_scale that only some readers of a tensor
             have.
     """
     quantized = checkpoint.quantized
@@ -62,8 +62,8 @@ def imported_recipe(checkpoint: Checkpoint) -> Recipe:
 
 
 def _keeps_pre_quant_scale(group: LinearGroup, quantized: Quantized) -> bool:
-    """Whether what a site's input is multiplied by must stay there: nothing before it could take it up, or only the
-    scales of another quantized linear, which are to stay as they came."""
+    """Whether a group's pre_quant_scale stays with its linears: no layer before them can take it up, or only another
+    quantized linear, whose scales stay as they are."""
     pre_quant_scale_I, smooth_layer = _pre_quant_scale(group, quantized), group.smooth_layer
     if pre_quant_scale_I is None or smooth_layer is None:
         return pre_quant_scale_I is not None
@@ -72,14 +72,14 @@ def _keeps_pre_quant_scale(group: LinearGroup, quantized: Quantized) -> bool:
 
 
 def _pre_quant_scale(group: LinearGroup, quantized: Quantized) -> Tensor | None:
-    """What all linears of a site multiply their input by, [in]; None where that is nothing but ones."""
+    """The pre_quant_scale of a group's linears, [in]; None if there is none or it is all ones."""
     linears = {name: quantized.linears.get(name) for name in group.linears}
     found = {name: linear.pre_quant_scale() if linear else None for name, linear in linears.items()}
     first = next((scale for scale in found.values() if scale is not None), None)
     apart = [name for name, own in found.items() if first is not None and (own is None or not torch.equal(own, first))]
     if apart:
         raise CheckpointError(
-            "Linears that read one tensor multiply it by factors of their own (pre_quant_scale).",
+            "Linears that read one tensor have different pre_quant_scale tensors.",
             where=", ".join(group.linears),
             expected="the same for all of them",
             found=f"another, or none, at {', '.join(apart)}",
@@ -117,16 +117,16 @@ def import_quantized(
     resume_folder: Path | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Stats:
-    """Write a quantized checkpoint's codes and scales as an `artifact.Artifact`, one block at a time.
+    """Write a quantized checkpoint's values and scales as an `artifact.Artifact`, one block at a time.
 
     Args:
         out: must not exist or be empty.
-        work: keeps what is done until the end, for a run that follows a stopped one; beside `out` where left out.
+        resume_folder: keeps finished blocks, for a run after an interrupted one; next to `out` if omitted.
         on_progress: called after every block.
 
     Raises:
         UsageError: `out` holds something.
-        CheckpointError: a scale is not a positive, finite number, or codes are not what the format allows.
+        CheckpointError: a scale is not a positive, finite number, or quantized values are not what the format allows.
     """
     quantized = checkpoint.quantized
     assert quantized is not None, "the caller imports quantized checkpoints only"
@@ -152,13 +152,13 @@ def import_quantized(
 
 @dataclass
 class _BlockImport:
-    """One block on its way."""
+    """One block while it is imported."""
 
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
     overrides: dict[str, Tensor] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    largest_value_factor: float = 1.0
-    """How much larger cached values may become by a factor that moves into v_proj."""
+    largest_value_scale: float = 1.0
+    """How much larger cached values may become by a pre_quant_scale that moves into v_proj."""
 
 
 def _import_block(block: Block, checkpoint: Checkpoint, quantized: Quantized) -> tuple[QuantizedBlock, BlockRecord]:
@@ -167,14 +167,14 @@ def _import_block(block: Block, checkpoint: Checkpoint, quantized: Quantized) ->
         names = [name for name in group.linears if name in quantized.linears]
         decoded = {name: quantized.linears[name].decode() for name in names}
         linears = [_linear(decoded[name], quantized.linears[name].layout) for name in names]
-        state.linears |= zip(names, _with_one_input_scale(group, names, linears, state), strict=True)
+        state.linears |= zip(names, _share_input_scale(group, names, linears, state), strict=True)
     for group in block.groups:
         pre_quant_scale_I = _pre_quant_scale(group, quantized)
         if pre_quant_scale_I is not None and _keeps_pre_quant_scale(group, quantized):
             state.linears |= {n: replace(state.linears[n], pre_quant_scale=pre_quant_scale_I) for n in group.linears}
         elif pre_quant_scale_I is not None:
             _apply_pre_quant_scale(group, pre_quant_scale_I, state, checkpoint)
-    kv = _cache_scales(block, quantized, state.largest_value_factor)
+    kv = _cache_scales(block, quantized, state.largest_value_scale)
     return QuantizedBlock(state.linears, state.overrides, kv), BlockRecord(warnings=tuple(state.warnings))
 
 
@@ -191,7 +191,7 @@ def _linear(decoded: Decoded, layout: LinearLayout) -> QuantizedLinear:
     )
 
 
-def _with_one_input_scale(
+def _share_input_scale(
     group: LinearGroup, names: Sequence[str], linears: Sequence[QuantizedLinear], state: _BlockImport
 ) -> Sequence[QuantizedLinear]:
     """Linears that read one tensor round it once, by the largest of their scales."""
@@ -206,23 +206,23 @@ def _with_one_input_scale(
 def _apply_pre_quant_scale(
     group: LinearGroup, pre_quant_scale_I: Tensor, state: _BlockImport, checkpoint: Checkpoint
 ) -> None:
-    """Put the factor of a site's input into what makes the input."""
+    """Move a group's pre_quant_scale into the layer that produces its input."""
     smooth_layer = group.smooth_layer
     assert smooth_layer is not None, "_keeps_pre_quant_scale says so"
-    factor_O = smooth_layer.to_source_channels(pre_quant_scale_I)
+    scale_O = smooth_layer.to_source_channels(pre_quant_scale_I)
     for name in smooth_layer.tensors:
-        _multiply(name, factor_O, state, checkpoint)
+        _multiply(name, scale_O, state, checkpoint)
     if smooth_layer.produces_values:
-        state.largest_value_factor = max(1.0, float(factor_O.max()))
+        state.largest_value_scale = max(1.0, float(scale_O.max()))
 
 
-def _multiply(name: str, factor_O: Tensor, state: _BlockImport, checkpoint: Checkpoint) -> None:
+def _multiply(name: str, scale_O: Tensor, state: _BlockImport, checkpoint: Checkpoint) -> None:
     """Make the rows of an unquantized linear, or the channels of a bias or a norm, as many times larger."""
     tensor = state.overrides[name] if name in state.overrides else checkpoint.read(name).float()
-    state.overrides[name] = tensor * (factor_O[:, None] if tensor.ndim == 2 else factor_O)
+    state.overrides[name] = tensor * (scale_O[:, None] if tensor.ndim == 2 else scale_O)
 
 
-def _cache_scales(block: Block, quantized: Quantized, value_factor: float) -> KVScales | None:
+def _cache_scales(block: Block, quantized: Quantized, value_scale: float) -> KVScales | None:
     index = _decoder_layer(block)
     if index is None or not quantized.cache_scales:
         return None
@@ -235,7 +235,7 @@ def _cache_scales(block: Block, quantized: Quantized, value_factor: float) -> KV
             found=f"{key:g} and {value:g}",
             fix="download or copy the checkpoint again",
         )
-    return KVScales("fp8", key=key, value=value * value_factor)
+    return KVScales("fp8", key=key, value=value * value_scale)
 
 
 def _decoder_layer(block: Block) -> int | None:

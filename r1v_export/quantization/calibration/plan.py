@@ -18,11 +18,11 @@ _ROUNDING_ROWS = {"rtn": 50, "smoothquant": 50, "awq": 3000, "gptq": 6000, "impo
 
 @dataclass(frozen=True)
 class CalibrationPlan:
-    """Which block is sent through, observed and quantized.
+    """Which blocks run, which are collected from and which are quantized.
 
     Attributes:
         spec: the model.
-        recipe: what becomes of it.
+        recipe: how it is quantized.
     """
 
     spec: ModelSpec
@@ -45,11 +45,11 @@ class CalibrationPlan:
         return self.recipe.kv_cache is not None and isinstance(block, DecoderBlock)
 
     def collected_groups(self, block: Block) -> list[LinearGroup]:
-        """Sites whose statistics an algorithm or a static scale needs."""
+        """Groups whose statistics an algorithm or a static scale needs."""
         return [s for s in block.groups if any(needs_statistics(self.schemes.get(linear)) for linear in s.linears)]
 
     def gram_groups(self, block: Block) -> set[str]:
-        """Names of the sites whose Gram matrix an algorithm needs."""
+        """Names of the groups whose Gram matrix an algorithm needs."""
         schemes = {group.name: [self.schemes.get(linear) for linear in group.linears] for group in block.groups}
         return {name for name, found in schemes.items() if any(s is not None and needs_gram(s) for s in found)}
 
@@ -58,16 +58,16 @@ class CalibrationPlan:
 
     @cached_property
     def last_collected(self) -> int:
-        """Index of the last block that samples must go through; -1 where the recipe looks at weights alone."""
+        """Index of the last block that samples must go through; -1 if the recipe needs weights alone."""
         return max((i for i, block in enumerate(self.blocks) if self.is_collected(block)), default=-1)
 
     def forward_cost(self, index: int, tokens: int, tiles: int) -> int:
-        """What it takes to send a sample through a block, in multiplications."""
+        """Cost of running a sample through a block, in multiplications; for progress."""
         block = self.blocks[index]
         return self._parameters[block.name] * block.rows(tokens, tiles) if index <= self.last_collected else 0
 
     def rounding_cost(self, index: int) -> int:
-        """What it takes to quantize a block, in the unit of `forward_cost`."""
+        """Cost of quantizing a block, in the unit of `forward_cost`."""
         block = self.blocks[index]
         found = [self.schemes[linear] for group in block.groups for linear in group.linears if linear in self.schemes]
         most = max((_ROUNDING_ROWS[scheme.weights.algorithm] for scheme in found), default=0)

@@ -1,4 +1,4 @@
-"""Where calibration samples come from: what was asked about which images, before any model has seen it."""
+"""Read calibration examples, images and texts, from the generator, a `.jsonl` file or a saved dataset."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class RawExample:
 
 
 def read_examples(source: str | Path | None, count: int, policy: ImagePolicy = "as_displayed") -> list[RawExample]:
-    """The first `count` records of a calibration set (all of them, where it has fewer), in their order.
+    """The first `count` examples of a calibration set, in order; all of them if it has fewer.
 
     Args:
-        source: None for the built-in generator, else a `.jsonl` file or a folder, see `quantization.dataset`.
+        source: None for the built-in generator, else a `.jsonl` file or a folder, see `calibration.dataset`.
         policy: how image files become RGB; generated images are RGB already.
 
     Raises:
-        InputError: there is no such set, or a record of it is not as it should be. Images are not looked at yet.
+        InputError: there is no such set, or an example in it is invalid. Images are not read yet.
         CapabilityError: a `datasets` folder, and that package is not installed.
     """
     if source is None:
@@ -94,7 +94,7 @@ def _find_jsonl(path: Path) -> Path:
 
 
 class _Fields(StrictModel, strict=True):
-    """The fields of one record."""
+    """The fields of one example."""
 
     image: str | None = None
     images: list[str] = Field(default_factory=list)
@@ -117,7 +117,7 @@ class _Fields(StrictModel, strict=True):
 
 
 def jsonl_examples(path: Path, count: int, policy: ImagePolicy = "as_displayed") -> list[RawExample]:
-    """Records of a `.jsonl` file, one to a line; empty lines are passed over."""
+    """Examples of a `.jsonl` file, one per line; empty lines are skipped."""
     examples: list[RawExample] = []
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
@@ -140,7 +140,7 @@ def _jsonl_example(path: Path, number: int, line: str, policy: ImagePolicy) -> R
 
 
 def _load(source: ImageSource, policy: ImagePolicy, where: str) -> Image.Image:
-    """An image, with the record named in the error."""
+    """Load an image; errors name its example."""
     try:
         return load_image(source, policy)
     except InputError as error:
@@ -148,7 +148,7 @@ def _load(source: ImageSource, policy: ImagePolicy, where: str) -> Image.Image:
 
 
 def dataset_examples(folder: Path, count: int, policy: ImagePolicy = "as_displayed") -> list[RawExample]:
-    """Records of a folder that was saved with Hugging Face `datasets`; further columns are passed over."""
+    """Examples of a folder that was saved with Hugging Face `datasets`; further columns are ignored."""
     rows = _open_dataset(folder)
     return [_dataset_example(rows, folder, index, policy) for index in range(min(count, len(rows)))]
 
@@ -209,7 +209,7 @@ def _encoded_images(row: Mapping[str, Any], where: str) -> Sequence[ImageSource]
     known = [source for source in sources if isinstance(source, str | bytes)]
     if len(known) < len(sources):
         raise InputError(
-            "An image of the calibration set is in no known form.",
+            "An image of the calibration set has an unknown format.",
             where=where,
             expected="a column `image` or `images` of datasets.Image, or of paths",
             found=", ".join(sorted({type(image).__name__ for image in images})),

@@ -1,10 +1,10 @@
 """The folder of a calibration that is not finished: what is done for each block, so that it can go on after a stop.
 
-WORK/key.json                        what is being calibrated; work of another plan is thrown away
-WORK/activations/                     between two blocks, see `activations`
-WORK/result/                          what becomes OUT when all is done
-WORK/result/{qweight,statistics}/BLOCK.safetensors, WORK/scales/BLOCK.safetensors
-WORK/records/BLOCK.json               written last: the block is done
+RESUME/key.json                       the calibration's key; the state of another key is removed
+RESUME/activations/                   between two blocks, see `activations`
+RESUME/result/                        what becomes OUT when all is done
+RESUME/result/{qweight,statistics}/BLOCK.safetensors, RESUME/scales/BLOCK.safetensors
+RESUME/records/BLOCK.json             written last: the block is done
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from r1v_export.strict import StrictModel, parse_json
 KEY = "key.json"
 
 _OURS = {KEY, f".{KEY}.unfinished", "activations", "records", "result", "scales", "scratch"}
-"""All that a work folder can hold, at whatever moment it was left."""
+"""Everything that a resume folder can hold, whenever the run was interrupted."""
 
 
 def default_resume_folder(out: Path) -> Path:
-    """Where an unfinished calibration is kept unless told otherwise: beside its result."""
+    """Where an unfinished calibration is kept by default: next to its result."""
     return out.with_name(f".{out.name}.work")
 
 
 class BlockRecord(StrictModel):
-    """What is told of a finished block."""
+    """What `stats.json` will say of a finished block."""
 
     inputs: dict[str, InputEntry] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
 class ResumeState:
-    """The unfinished calibration of one plan.
+    """The unfinished calibration of one key.
 
     Args:
         folder: made if it is not there; must be on the file system of the result.
@@ -60,7 +60,7 @@ class ResumeState:
         path = folder / KEY
         if not path.is_file() or read_regular_text(path) != text:
             if folder.exists() and not {entry.name for entry in folder.iterdir()} <= _OURS:
-                raise UsageError("The work folder holds something else.", where=folder, fix="name another one")
+                raise UsageError("The resume folder holds other files.", where=folder, fix="name another one")
             shutil.rmtree(folder, ignore_errors=True)
             write_text(path, text)
 
@@ -69,7 +69,7 @@ class ResumeState:
         return self.folder / "activations"
 
     def record(self, block: str) -> BlockRecord | None:
-        """What was told of a block when it was finished; None where it is still to be done."""
+        """The record of a finished block; None if it is not finished."""
         path = self._record(block)
         if not path.is_file():
             return None
@@ -82,7 +82,7 @@ class ResumeState:
         self.save(self._scales(block), scales)
 
     def finish_block(self, block: str, record: BlockRecord) -> None:
-        """Remember that a block is done."""
+        """Record that a block is finished."""
         write_text(self._record(block), to_json(record.model_dump(mode="json")))
 
     def join_scales(self, blocks: Sequence[str], path: Path) -> None:
@@ -113,6 +113,7 @@ class ResumeState:
         self.clear()
 
     def clear(self) -> None:
+        """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _record(self, block: str) -> Path:

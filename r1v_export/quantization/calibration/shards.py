@@ -1,4 +1,4 @@
-"""Calibration shared out: several runs observe a part of the samples each, and one merges what they saw.
+"""Distributed calibration: several runs collect statistics of a part of the samples each, and one merges them.
 
 A shard is a folder with `key.json` and `statistics/BLOCK.safetensors`. Maxima, counts and histograms of the merged
 shards are those of a single run bit for bit; sums (means, and the Gram matrices of AWQ and GPTQ) up to the rounding of
@@ -43,7 +43,7 @@ from r1v_export.quantization.statistics.activation_statistics import (
 from r1v_export.strict import parse_json
 
 STATISTICS = "statistics"
-_AGAIN = "observe this shard again"
+_AGAIN = "run this shard again"
 _SHARED = {
     "producer": "the version of r1v-export",
     "checkpoint": "the checkpoint",
@@ -51,7 +51,7 @@ _SHARED = {
     "compute": "the dtype of the device",
     "data": "the calibration set",
 }
-"""What all shards of a calibration have in common, by the plan's field."""
+"""What all shards of a calibration have in common, by the key's field."""
 
 
 def collect_shard(
@@ -61,7 +61,8 @@ def collect_shard(
     out: Path,
     options: CalibrationOptions = DEFAULT_OPTIONS,
 ) -> None:
-    """Observe one shard of a calibration set, for `merge`. Arguments and errors are those of `calibrate.calibrate`.
+    """Collect the statistics of one shard of a calibration set, for `merge`. Arguments and errors are those of
+    `calibrate.calibrate`.
 
     Takes disk for the statistics, and for AWQ and GPTQ for in-features squared times 4 bytes of every input: about 4 GB
     for each layer of a 32B model.
@@ -76,9 +77,9 @@ def collect_shard(
     names = [block.name for block in plan.blocks]
     finished = next((i for i, name in enumerate(names) if unfinished.record(name) is None), len(names))
 
-    def keep(block: Block, module: nn.Module, seen: BlockStatistics) -> None:
-        if seen.activations:
-            unfinished.save(unfinished.result / STATISTICS / f"{block.name}.safetensors", to_tensors(seen))
+    def keep(block: Block, module: nn.Module, statistics: BlockStatistics) -> None:
+        if statistics.activations:
+            unfinished.save(unfinished.result / STATISTICS / f"{block.name}.safetensors", to_tensors(statistics))
 
     runner = BlockwiseRunner(checkpoint, plan, calibration.samples, unfinished.activations, options)
     runner.run(finished, keep, lambda block: unfinished.finish_block(block.name, BlockRecord()), rounds=False)
@@ -96,7 +97,7 @@ def merge(
 
     Args:
         shards: folders of `collect_shard`, in any order; one named twice counts once, a copy of one is refused.
-        out, execution: as in `calibrate.calibrate`.
+        out, options: as in `calibrate.calibrate`.
 
     Raises:
         UsageError: a shard is missing or there twice, or they are not of one calibration.
@@ -104,13 +105,13 @@ def merge(
         InputError: as in `calibrate.calibrate`.
     """
     shards = sorted(dict.fromkeys(folder.resolve() for folder in shards))
-    plans = {folder: _read_key(folder) for folder in shards}
-    key = _join_keys(plans)
+    keys = {folder: _read_key(folder) for folder in shards}
+    key = _join_keys(keys)
     if key.checkpoint != checkpoint_fingerprint(checkpoint):
         raise BundleError(
             "These are the statistics of another checkpoint.",
             where=shards[0],
-            fix="name the checkpoint that the shards were observed on",
+            fix="name the checkpoint that the shards were calibrated on",
         )
     plan = make_plan(checkpoint, key.recipe)
     done, unfinished = is_done(key, out), ResumeState(options.resume_folder or default_resume_folder(out), key)
@@ -118,13 +119,15 @@ def merge(
         unfinished.clear()
         return read_stats(out)
     quantization = Quantization(plan, unfinished)
-    folders = sorted(shards, key=lambda folder: Shard.parse(plans[folder].shard).index)
+    folders = sorted(shards, key=lambda folder: Shard.parse(keys[folder].shard).index)
     dtype, first = getattr(torch, key.compute), quantization.finished
     costs = [plan.rounding_cost(index) for index in range(first, len(plan.blocks))]
     for number, (block, cost) in enumerate(zip(plan.blocks[first:], costs, strict=True)):
         if plan.is_quantized(block):
-            seen = _merged(plan, block, folders)
-            quantization.quantize(block, materialize(block, checkpoint, dtype, torch.device(options.device)), seen)
+            statistics = _merged(plan, block, folders)
+            quantization.quantize(
+                block, materialize(block, checkpoint, dtype, torch.device(options.device)), statistics
+            )
         quantization.finish_block(block)
         options.on_progress(sum(costs[:number]) + cost, sum(costs))
     return quantization.finish(out)
@@ -135,7 +138,7 @@ def find_shards(folders: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for folder in folders:
         inside = sorted(path.parent for path in folder.glob(f"*/{KEY}")) if not (folder / KEY).exists() else []
-        # An unfinished shard's work folder holds a plan too.
+        # An unfinished shard's resume folder holds a key too.
         found += [path for path in inside if not path.name.startswith(".")] or [folder]
     return found
 
@@ -154,35 +157,39 @@ def _read_key(folder: Path) -> CalibrationKey:
         text = read_regular_bytes(path)
     except OSError as error:
         fix = "name folders that were written with --shard; an interrupted shard has to be run to its end first"
-        raise BundleError("This is no finished shard of a calibration.", where=folder, expected=KEY, fix=fix) from error
-    key = parse_json(CalibrationKey, text, BundleError, "The record of a shard is damaged", where=path, fix=_AGAIN)
+        raise BundleError(
+            "This is not a finished shard of a calibration.", where=folder, expected=KEY, fix=fix
+        ) from error
+    key = parse_json(CalibrationKey, text, BundleError, "The key of a shard is damaged", where=path, fix=_AGAIN)
     try:
         Shard.parse(key.shard)
     except UsageError as error:
-        raise BundleError("The record of a shard is damaged.", where=path, found=error.found, fix=_AGAIN) from error
+        raise BundleError("The key of a shard is damaged.", where=path, found=error.found, fix=_AGAIN) from error
     return key
 
 
-def _join_keys(plans: dict[Path, CalibrationKey]) -> CalibrationKey:
-    """The plan that the shards are shares of."""
-    first = next(iter(plans.values()))
-    for folder, key in plans.items():
+def _join_keys(keys: dict[Path, CalibrationKey]) -> CalibrationKey:
+    """The key of the calibration that the shards are parts of."""
+    first = next(iter(keys.values()))
+    for folder, key in keys.items():
         for field, name in _SHARED.items():
             if getattr(key, field) != getattr(first, field):
                 what = f"The shards are not of one calibration: {name} differs."
-                raise UsageError(what, where=folder, fix="observe all shards in the same way")
-    shards = sorted(Shard.parse(key.shard) for key in plans.values())
+                raise UsageError(what, where=folder, fix="run all shards in the same way")
+    shards = sorted(Shard.parse(key.shard) for key in keys.values())
     if shards != [Shard(index, shards[0].count) for index in range(shards[0].count)]:
         raise UsageError(
             "These are not all shards of a calibration, each once.",
             expected=", ".join(str(Shard(index, shards[0].count)) for index in range(shards[0].count)),
             found=", ".join(map(str, shards)),
-            fix="run those that are missing; a stopped one goes on where it was",
+            fix="run those that are missing; an interrupted one continues where it stopped",
         )
-    by_shard = [key.samples for key in sorted(plans.values(), key=lambda key: Shard.parse(key.shard))]
+    by_shard = [key.samples for key in sorted(keys.values(), key=lambda key: Shard.parse(key.shard))]
     total = sum(map(len, by_shard))
     if [len(samples) for samples in by_shard] != [len(range(i, total, len(by_shard))) for i in range(len(by_shard))]:
-        raise UsageError("The shards were cut from calibration sets of different sizes.", fix="observe all of one set")
+        raise UsageError(
+            "The shards were cut from calibration sets of different sizes.", fix="run all shards on one set"
+        )
     samples = tuple(by_shard[index % len(by_shard)][index // len(by_shard)] for index in range(total))
     return first.model_copy(update={"shard": str(Shard()), "samples": samples})
 

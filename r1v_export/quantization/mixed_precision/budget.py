@@ -36,10 +36,10 @@ class Budget:
         match = re.fullmatch(r"(?P<kind>kl|size)=(?P<number>\d+(\.\d+)?(e-?\d+)?)(?P<unit>[A-Za-z]*)", text.strip())
         units = {"": 1} if match and match["kind"] == "kl" else _UNITS
         if match is None or match["unit"] not in units:
-            raise UsageError("The budget is not understood.", expected=_SYNTAX, found=text)
+            raise UsageError("Invalid --budget.", expected=_SYNTAX, found=text)
         limit = float(match["number"]) * units[match["unit"]]
         if not 0 < limit < math.inf:
-            raise UsageError("The budget must be above zero.", expected=_SYNTAX, found=text)
+            raise UsageError("--budget must be above zero.", expected=_SYNTAX, found=text)
         return cls("kl" if match["kind"] == "kl" else "size", limit)
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ def choose(table: SensitivityTable, budget: Budget) -> Assignment:
 
     Starts with every module in the precision that loses least and takes, one after the other, the steps down that save
     most bytes for what they lose; steps that no later one makes better (the lower convex hull of each module's
-    options) are all that is looked at. With a budget of divergence, a step that does not fit is left out.
+    options) are the only ones considered. With a budget of divergence, a step that does not fit is skipped.
 
     Raises:
         UsageError: the smallest precisions together are larger than the budget, or the table has no divergences for a
@@ -99,7 +99,7 @@ def choose(table: SensitivityTable, budget: Budget) -> Assignment:
     precisions = {module: option.precision for module, option in chosen.items()}
     if budget.kind == "size":
         return _spend_the_rest(table, by_module, precisions, budget.limit)
-    return _choice(table, by_module, precisions)
+    return _assignment(table, by_module, precisions)
 
 
 def loss_of(option: Candidate) -> float:
@@ -148,23 +148,23 @@ def _spend_the_rest(
     table: SensitivityTable, by_module: Mapping[str, Sequence[Candidate]], precisions: dict[str, str], limit: float
 ) -> Assignment:
     """Use what the last, large step left of a budget of size: the better options that still fit, best gain first."""
-    choice = _choice(table, by_module, precisions)
+    assignment = _assignment(table, by_module, precisions)
     while True:
         fitting = []
         for module, options in by_module.items():
             current = next(option for option in options if option.precision == precisions[module])
             for option in options:
                 gain = loss_of(current) - loss_of(option)
-                if gain > 0 and choice.size_bytes - current.size_bytes + option.size_bytes <= limit:
+                if gain > 0 and assignment.size_bytes - current.size_bytes + option.size_bytes <= limit:
                     fitting.append((-gain, module, option.precision))
         if not fitting:
-            return choice
+            return assignment
         _, module, precision = min(fitting)
         precisions = precisions | {module: precision}
-        choice = _choice(table, by_module, precisions)
+        assignment = _assignment(table, by_module, precisions)
 
 
-def _choice(
+def _assignment(
     table: SensitivityTable, by_module: Mapping[str, Sequence[Candidate]], precisions: Mapping[str, str]
 ) -> Assignment:
     chosen = [

@@ -1,4 +1,4 @@
-"""Automatic mixed precision: every module measured in every precision, a choice within a budget, held to it."""
+"""Automatic mixed precision: measure every module in every precision, choose within a budget, measure the choice."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from r1v_export.quantization.mixed_precision.sensitivity import (
 from r1v_export.quantization.recipe import Recipe, Rule, Scheme, resolve
 
 SENSITIVITY = "sensitivity.json"
-"""The table's file, beside the artifact that was chosen by it."""
+"""The table's file, next to the artifact that was chosen by it."""
 
 MEASURED_SAMPLES = 16
 """Each module in each precision sends all of them through the blocks behind it."""
@@ -105,7 +105,7 @@ def mixed_recipe(checkpoint: Checkpoint, precisions: Mapping[str, str], recipes:
     """The recipe that gives every module its precision.
 
     Args:
-        precisions: by site name; `FLOAT` leaves a module as it is.
+        precisions: by group name; `FLOAT` leaves a module as it is.
         recipes: what each precision stands for.
     """
     schemes = {precision: resolve(recipe, checkpoint.spec) for precision, recipe in recipes.items()}
@@ -141,14 +141,14 @@ def search(
 ) -> SearchResult:
     """Find a recipe within a budget, and calibrate by it.
 
-    A budget of divergence is held to: where the model quantized by the chosen recipe diverges more than modules alone
+    A budget of divergence is checked: where the model quantized by the chosen recipe diverges more than modules alone
     let expect, the choice is made again with a smaller budget.
 
     Args:
-        folder: for the calibrations on the way; a run that follows a stopped one goes on from what is there.
-        measured: samples that divergences are measured on; those of the calibration where left out, which flatters
+        folder: for the calibrations on the way; a run after an interrupted one continues from there.
+        measured: samples that divergences are measured on; those of the calibration if omitted, which flatters
             algorithms that fit weights to them (GPTQ).
-        recipes: what to choose between, by precision; `candidates` where left out.
+        recipes: what to choose between, by precision; `candidates` if omitted.
         with_kl: see `sensitivity.measure`; without, nothing is measured but the noise of single blocks.
 
     Raises:
@@ -162,15 +162,15 @@ def search(
     progress = _Progress(options.on_progress, steps=len(recipes) + 3)
     artifacts = {}
     for precision, recipe in recipes.items():
-        calibrate(checkpoint, recipe, calibration, folder / precision, _reported(options, progress.step()))
+        calibrate(checkpoint, recipe, calibration, folder / precision, _with_progress(options, progress.step()))
         artifacts[precision] = Artifact.open(folder / precision, checkpoint)
     table = _table(checkpoint, measured, artifacts, folder / SENSITIVITY, with_kl, progress.step(2))
-    limit, told = budget.limit, progress.step()
+    limit, on_progress = budget.limit, progress.step()
     for attempt in range(_TRIES):
         choice = choose(table, Budget(budget.kind, limit))
         recipe = mixed_recipe(checkpoint, choice.precisions, recipes)
         out = folder / f"mixed-{attempt}"
-        calibrate(checkpoint, recipe, calibration, out, _reported(options, told))
+        calibrate(checkpoint, recipe, calibration, out, _with_progress(options, on_progress))
         kl = divergence(checkpoint, measured, Artifact.open(out, checkpoint)) if with_kl else None
         if budget.kind == "size" or kl is None or kl <= budget.limit:
             selection = Selection(budget=str(budget), precisions=choice.precisions, size_bytes=choice.size_bytes, kl=kl)
@@ -214,12 +214,12 @@ def _digest(
     return hashlib.sha256(to_json([*plans, with_kl]).encode()).hexdigest()[:16]
 
 
-def _reported(options: CalibrationOptions, on_progress: OnProgress) -> CalibrationOptions:
+def _with_progress(options: CalibrationOptions, on_progress: OnProgress) -> CalibrationOptions:
     return replace(options, resume_folder=None, on_progress=on_progress)
 
 
 class _Progress:
-    """Steps of one piece of work, told as parts of the whole."""
+    """The progress of several steps, reported as parts of the whole."""
 
     _PARTS = 1000
 
@@ -234,7 +234,7 @@ class _Progress:
 
         def on_progress(done: int, total: int) -> None:
             parts = self._PARTS * (before + weight * done / max(1, total)) / self.steps
-            # A second attempt at a step tells nothing new.
+            # A second attempt at a step reports no progress.
             self._reported = max(self._reported, int(parts))
             self.on_progress(self._reported, self._PARTS)
 

@@ -1,7 +1,7 @@
 """Sensitivity: how much the model's answers change when one module alone is quantized.
 
-A module here is a site: the linears that read one tensor (q/k/v, gate/up), which engines fuse and so must agree on a
-precision. Two measures are taken, each on the calibration samples:
+A module here is a linear group: the linears that read one tensor (q/k/v, gate/up), which engines fuse and so must agree
+on a precision. Two measures are taken, each on the calibration samples:
 
     snr_db   signal to noise of the output of the module's block, in decibels: needs that block alone
     kl       mean KL divergence of the next-token distributions from the float model's, in nats: needs all blocks behind
@@ -46,7 +46,7 @@ class Candidate(StrictModel):
     """One module in one precision, all others in float."""
 
     module: str
-    """Name of the site: its first linear."""
+    """Name of the group: its first linear."""
     precision: str
     size_bytes: int
     snr_db: float
@@ -107,7 +107,7 @@ def measure(
         artifacts: by precision: a calibration in which the modules have that precision.
         with_kl: also measure the divergence of the model's answers, holding the whole model in float32; otherwise
             one block is held at a time.
-        on_progress: told how many of the blocks are done.
+        on_progress: called after every block, with how many are done and how many there are.
 
     Raises:
         UsageError: an artifact whose modules cannot be quantized alone (AWQ, SmoothQuant).
@@ -127,13 +127,13 @@ def measure(
             for precision, artifact in artifacts.items():
                 quantized = {name: artifact.linear(name) for name in group.linears if name in artifact.schemes}
                 if quantized:
-                    noisy = _forward(block, _with(block, module, quantized), samples, given)
+                    noisy = _forward(block, _quantized_copy(block, module, quantized), samples, given)
                     kl = (
                         _kl(reference, _answers(chain, held, index + 1, samples, noisy)) if held and reference else None
                     )
-                    found.append(_option(group, precision, quantized, checkpoint.spec, _snr_db(outputs, noisy), kl))
+                    found.append(_candidate(group, precision, quantized, checkpoint.spec, _snr_db(outputs, noisy), kl))
             if found:
-                unchanged = _option(group, FLOAT, {}, checkpoint.spec, _LARGEST_SNR_DB, 0.0 if with_kl else None)
+                unchanged = _candidate(group, FLOAT, {}, checkpoint.spec, _LARGEST_SNR_DB, 0.0 if with_kl else None)
                 options += [unchanged, *found]
         given = outputs
         on_progress(index + 1, len(chain))
@@ -159,7 +159,7 @@ def divergence(checkpoint: Checkpoint, calibration: CalibrationSet, artifact: Ar
                 names = {block.checkpoint_name(parameter) for parameter in module.state_dict()}
                 overrides = {name: read() for name, read in artifact.overrides.items() if name in names}
                 caches = {n: s for n, s in artifact.cache_scales.items() if n.startswith(f"{block.name}.")}
-                module = _with(block, module, linears, overrides, caches)
+                module = _quantized_copy(block, module, linears, overrides, caches)
             modules.append(module)
         answers.append(_answers(chain, modules, 0, samples, [None] * len(samples)))
     return _kl(*answers)
@@ -176,7 +176,7 @@ def _require_independent(artifacts: Mapping[str, Artifact]) -> None:
             )
 
 
-def _with(
+def _quantized_copy(
     block: Block,
     module: nn.Module,
     linears: Mapping[str, QuantizedLinear],
@@ -239,7 +239,7 @@ def _snr_db(clean: Sequence[Tensor], noisy: Sequence[Tensor]) -> float:
     return min(10 * math.log10(signal / noise), _LARGEST_SNR_DB)
 
 
-def _option(
+def _candidate(
     group: LinearGroup,
     precision: str,
     quantized: Mapping[str, QuantizedLinear],
@@ -254,7 +254,7 @@ def _option(
 
 
 def _size_bytes(linear: QuantizedLinear | None, shape: tuple[int, ...]) -> int:
-    """Codes, scales and zero points; of a linear that is not quantized, its weight in 16 bits."""
+    """Bytes of quantized values, scales and zero points; of a linear that is not quantized, its weight in 16 bits."""
     if linear is None:
         return 2 * math.prod(shape)
     bits = 4 if linear.weight_type in ("int4", "uint4") else 8

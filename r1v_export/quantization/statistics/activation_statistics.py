@@ -1,7 +1,7 @@
-"""What calibration remembers of the activations that enter a linear.
+"""Statistics of the activations that enter a linear.
 
 Everything is mergeable: maxima, counts and sums of disjoint sets of samples give those of their union. Maxima and
-counts do so bit for bit, however the samples were shared out and in whatever order; sums are kept in float64.
+counts do so bit for bit, however the samples are distributed and in any order; sums are kept in float64.
 
 Shape letters: N rows (tokens of all samples), I input channels.
 """
@@ -22,7 +22,7 @@ BINS = (_HIGHEST_EXPONENT - _LOWEST_EXPONENT) << _MANTISSA_BITS
 """Bins of a histogram of magnitudes: 16 to each octave from 2**-40 to 2**24."""
 
 _CHUNK_ELEMENTS = 1 << 22
-"""Activations are looked at this many at a time, which bounds the float64 copies made of them."""
+"""Activations are processed this many at a time, which bounds the float64 copies made of them."""
 
 
 def bin_edges() -> Tensor:
@@ -99,7 +99,7 @@ class ActivationStatistics:
 
     @property
     def channel_mean(self) -> Tensor:
-        """Mean magnitude of each channel, float32; zero where there was nothing to look at."""
+        """Mean magnitude of each channel, float32; zero without activations."""
         return (self.channel_sum / self.rows.clamp(min=1)).float()
 
     @property
@@ -108,7 +108,11 @@ class ActivationStatistics:
 
 
 def merge(a: ActivationStatistics, b: ActivationStatistics) -> ActivationStatistics:
-    """Statistics of the union of two disjoint sets of activations of the same channels."""
+    """Statistics of the union of two disjoint sets of activations of the same channels.
+
+    Raises:
+        ValueError: the numbers of channels differ.
+    """
     if a.channel_absmax.shape != b.channel_absmax.shape:
         raise ValueError(
             f"statistics of {len(a.channel_absmax)} and of {len(b.channel_absmax)} channels cannot be merged"
@@ -132,11 +136,11 @@ def add_gram(total_II: Tensor, x: Tensor) -> None:
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """Everything that was observed in one block.
+    """All statistics of one block.
 
     Attributes:
-        activations: by the name of what was observed: an input (named after the first linear it enters, see
-            `blocks.Block.inputs`), or the keys and values that a decoder layer caches.
+        activations: by name: those of an input (named after the first linear it enters, see
+            `groups.LinearGroup`), or the keys and values that a decoder layer caches.
         grams: Gram matrices of inputs, float32, by the same names, of those alone for which an algorithm needs it.
     """
 
@@ -145,7 +149,11 @@ class BlockStatistics:
 
 
 def merge_blocks(a: BlockStatistics, b: BlockStatistics) -> BlockStatistics:
-    """Statistics of one block over the union of two disjoint sets of samples."""
+    """Statistics of one block over the union of two disjoint sets of samples.
+
+    Raises:
+        ValueError: they are of different blocks.
+    """
     if a.activations.keys() != b.activations.keys() or a.grams.keys() != b.grams.keys():
         raise ValueError("statistics of different blocks cannot be merged")
     return BlockStatistics(
@@ -161,8 +169,8 @@ _GRAM = "gram_II"
 def to_tensors(statistics: BlockStatistics) -> dict[str, Tensor]:
     """A block's statistics as flat, named tensors, for a safetensors file: `{name}/{field}`."""
     tensors = {
-        f"{name}/{field}": getattr(observed, field)
-        for name, observed in statistics.activations.items()
+        f"{name}/{field}": getattr(collected, field)
+        for name, collected in statistics.activations.items()
         for field in _FIELDS
     }
     return tensors | {f"{name}/{_GRAM}": gram_II for name, gram_II in statistics.grams.items()}

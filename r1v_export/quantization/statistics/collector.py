@@ -103,6 +103,7 @@ def _output_hook(collector: StatisticsCollector, name: str, transform: Callable[
 
 
 def not_finite(name: str, sample: str) -> InputError:
+    """The error of an activation that is NaN or infinite."""
     return InputError(
         "An activation is NaN or infinite.",
         where=f"{name}, sample {sample}",

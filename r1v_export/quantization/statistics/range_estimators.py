@@ -1,10 +1,10 @@
-"""Observers: from statistics of activations to the largest magnitude that a static scale still represents.
+"""Range estimators: from activation statistics to the largest magnitude that a static scale represents.
 
-    absmax      the largest magnitude seen: nothing is ever clipped
+    absmax      the largest magnitude: nothing is clipped
     percentile  the magnitude below which so many per cent of all values lie
-    mse         the threshold with the least mean squared error of quantized against observed values
+    mse         the threshold with the least mean squared error of quantized against original values
     entropy     the threshold with the least Kullback-Leibler divergence of the distribution after quantization from the
-                observed one (Migacz 2017, "8-bit inference with TensorRT")
+                original one (Migacz 2017, "8-bit inference with TensorRT")
 
 The last two try thresholds down to 1/64 of the largest magnitude. They see the histogram, whose bins are wide against
 the steps of int8 near the threshold, so each bin counts as many points evenly spread over it.
@@ -35,7 +35,7 @@ class Observer(StrictModel):
 
 
 def estimate_range(statistics: ActivationStatistics, observer: Observer, kind: InputType) -> float:
-    """The magnitude to put on the largest code; 0 where all activations are 0."""
+    """The magnitude that the largest quantized value represents; 0 if all activations are 0."""
     absmax = statistics.absmax
     if observer.kind == "absmax" or absmax == 0:
         return absmax
@@ -77,17 +77,17 @@ def _mean_square(points: Tensor, mass: Tensor, width: Tensor, candidate: float, 
 
 
 def _divergence(points: Tensor, mass: Tensor, width: Tensor, candidate: float, kind: InputType) -> float:
-    """KL(P || Q) below the threshold: P has what is clipped added to its last interval; Q has the mass of each code
-    spread evenly over the values that the code stands for."""
+    """KL(P || Q) below the threshold: P has the clipped mass added to its last interval; Q has the mass of each
+    quantized value spread evenly over the magnitudes that round to it."""
     inside = points <= candidate
     if not inside.any():
         return float("inf")
     p, width = mass[inside].clone(), width[inside]
     scale = scale_for(torch.tensor(candidate, dtype=torch.float64), kind).double()
-    _, code = quantize_dequantize(points[inside], scale, kind).unique(return_inverse=True)
-    mass_of_code = torch.zeros(int(code.max()) + 1, dtype=torch.float64).index_add(0, code, p)
-    width_of_code = torch.zeros_like(mass_of_code).index_add(0, code, width)
-    q = mass_of_code[code] * width / width_of_code[code]
+    _, value_index = quantize_dequantize(points[inside], scale, kind).unique(return_inverse=True)
+    mass_of_value = torch.zeros(int(value_index.max()) + 1, dtype=torch.float64).index_add(0, value_index, p)
+    width_of_value = torch.zeros_like(mass_of_value).index_add(0, value_index, width)
+    q = mass_of_value[value_index] * width / width_of_value[value_index]
     p[-1] += mass[~inside].sum()
     q = q / q.sum()
     return float((p * (p / q).log()).sum())

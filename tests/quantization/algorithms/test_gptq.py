@@ -47,7 +47,7 @@ def test_it_equals_the_naive_method(
     params = QuantParams.from_weight(case.weight, kind, group)
     expected = optimal_brain_quantizer(case.weight, case.gram, params, 0.01, act_order)
     linear = gptq(case.weight.double(), case.gram.double(), params, damping=0.01, act_order=act_order)
-    assert linear.problem() is None
+    assert linear.validate() is None
     np.testing.assert_allclose(linear.dequantize().numpy(), expected, rtol=0, atol=1e-6)
 
 

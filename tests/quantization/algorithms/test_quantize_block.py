@@ -141,7 +141,7 @@ def weights(kind: str, algorithm: str, more: str = "") -> str:
 def test_8_bit_blocks_stay_near_the_float_block(block: Block, recipe: str) -> None:
     result = block.quantize(recipe)
     assert set(result.linears) == {linear for group in block.groups for linear in group.linears}
-    assert all(linear.problem() is None for linear in result.linears.values())
+    assert all(linear.validate() is None for linear in result.linears.values())
     assert block.error(recipe) < 0.08
 
 

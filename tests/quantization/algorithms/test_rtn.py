@@ -12,7 +12,7 @@ from tests.quantization.conftest import Case
 
 def test_the_largest_weight_of_a_channel_is_the_largest_fp8_code(case: Case) -> None:
     linear = round_to_nearest(case.weight, "fp8")
-    assert linear.problem() is None
+    assert linear.validate() is None
     assert (linear.qweight.float().abs().amax(1) == 448).all()
     torch.testing.assert_close(linear.scale, case.weight.abs().amax(1) / 448)
 
@@ -27,7 +27,7 @@ def test_fp8_weights_are_within_half_a_step_of_three_mantissa_bits(case: Case) -
 def test_symmetric_integers_are_within_half_a_step(case: Case, kind: str, largest: int) -> None:
     group = 32 if kind == "int4" else None
     linear = round_to_nearest(case.weight, kind, group)
-    assert linear.problem() is None
+    assert linear.validate() is None
     assert int(linear.qweight.abs().max()) == largest
     step = linear.scale if group is None else linear.scale.repeat_interleave(group, 1)
     error = (linear.dequantize() - case.weight).abs()
@@ -37,7 +37,7 @@ def test_symmetric_integers_are_within_half_a_step(case: Case, kind: str, larges
 def test_uint4_uses_the_groups_own_range_and_represents_zero_exactly() -> None:
     weight = torch.linspace(-0.1, 1.4, 32)[None]
     linear = round_to_nearest(weight, "uint4", 32)
-    assert linear.problem() is None
+    assert linear.validate() is None
     assert linear.scale.item() == pytest.approx(0.1)
     assert linear.zero_point is not None
     assert linear.zero_point.item() == 1
@@ -51,7 +51,7 @@ def test_uint4_uses_the_groups_own_range_and_represents_zero_exactly() -> None:
 def test_one_scale_serves_all_channels(case: Case, kind: str) -> None:
     absmax = 2 * case.weight.abs().max()  # a fused neighbor has the larger weights
     linear = round_to_one_scale(case.weight, kind, absmax)
-    assert linear.problem() is None
+    assert linear.validate() is None
     assert linear.scale.unique().tolist() == pytest.approx([float(absmax) / {"fp8": 448, "int8": 127}[kind]])
 
 
@@ -92,5 +92,5 @@ def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch, case:
 def test_all_zero_weights_keep_usable_scales() -> None:
     for kind, group in (("fp8", None), ("int8", None), ("int4", 32), ("uint4", 32)):
         linear = round_to_nearest(torch.zeros(4, 64), kind, group, clip=True)
-        assert linear.problem() is None
+        assert linear.validate() is None
         assert (linear.dequantize() == 0).all()

@@ -46,7 +46,7 @@ def doubled(scale: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("kind", "change", "complaint"),
     [
-        ("weight_scale", reversed_, "original's codes"),
+        ("weight_scale", reversed_, "original's quantized values"),
         ("weight_scale", one_sixteen_times, "1 rows of others"),
         ("input_scale", doubled, "an input scale of"),
     ],

@@ -285,7 +285,7 @@ def test_a_full_output_folder_is_refused(synth_checkpoint: Checkpoint, tmp_path:
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(UsageError, match="not empty"):
         calibrated(synth_checkpoint, RTN_RECIPE, tmp_path)
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="resume folder holds other files"):
         calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "out", resume_folder=tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep me"
 

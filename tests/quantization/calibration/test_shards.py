@@ -1,4 +1,4 @@
-"""Calibration shared out: the merge of all shards is the calibration of the whole set."""
+"""Distributed calibration: the merge of all shards is the calibration of the whole set."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_interrupted_shard_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     with pytest.raises(Stopped):
         observe(synth_checkpoint, KV_RECIPE, tmp_path, 1, on_progress=stop_after(6))
-    with pytest.raises(BundleError, match="no finished shard"):
+    with pytest.raises(BundleError, match="not a finished shard"):
         merge(synth_checkpoint, [shards[0], tmp_path / "1", shards[2]], tmp_path / "merged")
     assert files_of(observe(synth_checkpoint, KV_RECIPE, tmp_path, 1)) == files_of(shards[1])
     observe(synth_checkpoint, KV_RECIPE, tmp_path, 1, on_progress=stop_after(0))  # which is done already

@@ -1,4 +1,4 @@
-"""Activation statistics: right against numpy, and the same however the samples are shared out."""
+"""Activation statistics: equal to numpy's, and the same however the samples are distributed."""
 
 from __future__ import annotations
 

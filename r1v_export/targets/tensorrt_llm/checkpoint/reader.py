@@ -220,7 +220,7 @@ class _Reader:
         algorithm, group_size = quantization.quant_algo, quantization.group_size
         dtype, layout = getattr(torch, self.config.dtype), self.config.producer.kernel_layout
         shard = decode(where, found, algorithm, group_size, dtype, layout)
-        problem = shard.weight.problem() if isinstance(shard.weight, QuantizedLinear) else None
+        problem = shard.weight.validate() if isinstance(shard.weight, QuantizedLinear) else None
         if problem is not None:
             raise self._bad(f"rank{rank}: {name}", "codes with positive, finite scales", problem)
         return shard

@@ -116,7 +116,7 @@ class Weights:
     def _calibrated(self, name: str, quant_format: QuantFormat) -> QuantizedLinear:
         assert self.artifact is not None
         linear = self.artifact.linear(name)
-        problem = linear.problem()
+        problem = linear.validate()
         if problem is None and linear.pre_quant_scale is not None and quant_format.algorithm not in PRE_QUANT_SCALES:
             problem = f"a factor on its input, which {quant_format.algorithm} has not"
         if problem:
