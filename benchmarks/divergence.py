@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.nano import dataset
 from r1v_export.quantization.calibration.dataset import CalibrationSample, prepare
 from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import Model
-from r1v_export.reference.prompt import TEMPLATES, Turn, encode
-from r1v_export.reference.tokenizer import Tokenizer
+from r1v_export.reference.prompt import Turn, encode, template_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def held_out(checkpoint: Checkpoint, count: int) -> list[Question]:
     questions = []
     for record, sample in zip(records, prepare(records, checkpoint).samples, strict=True):
         turn = Turn("user", record.prompt, images=1)
-        prompt = encode(tokenizer, TEMPLATES[spec.template], [turn], [sample.tiles], spec.tokens_per_tile, think=True)
+        prompt = encode(tokenizer, template_of(spec), [turn], [sample.tiles], spec.tokens_per_tile, think=True)
         questions.append(Question(sample, len(sample.token_ids) - len(prompt)))
     return questions
 

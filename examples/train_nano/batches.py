@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.nano import scenes
 from r1v_export.nano.dataset import kind_at, scene_and_questions, seeded
 from r1v_export.nano.questions import Question
 from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import TEMPLATES, Turn, encode
-from r1v_export.reference.tokenizer import Tokenizer
+from r1v_export.reference.prompt import Turn, encode, template_of
 
 QUESTIONS_PER_PICTURE = 3
 """Asked one after the other in one conversation. Its earlier thoughts stay in place, unlike when the model is used: the
@@ -103,7 +103,7 @@ class Batches(Dataset[Batch]):
         return Batch(torch.from_numpy(pixels), *_padded(rows))
 
     def _tokens(self, conversation: Conversation, tiles: int) -> list[Token]:
-        template, think = TEMPLATES[self.spec.template], conversation.think
+        template, think = template_of(self.spec), conversation.think
         first, *others = conversation.questions
         turns = [Turn("user", first.text, images=1)]
         if conversation.earlier is not None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.nano.dataset import GeneratedSample, samples
 from r1v_export.nano.questions import KINDS
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.reference.prompt import TEMPLATES
-from r1v_export.reference.tokenizer import Tokenizer
+from r1v_export.reference.prompt import template_of
 from r1v_export.runner.answer import Answer
 from r1v_export.runner.engine_runner import EngineRunner, Request
 from r1v_export.runner.sampling import Sampling
@@ -39,7 +39,7 @@ def answer_all(model: str | Path | None, questions: Sequence[GeneratedSample], t
     checkpoint = Checkpoint.open(model)
     spec, tokenizer = checkpoint.spec, Tokenizer.from_folder(checkpoint.folder)
     engine = ReferenceEngine(load(checkpoint, torch.float32))
-    runner = EngineRunner(engine, tokenizer, spec, TEMPLATES[spec.template], checkpoint.generation_config)
+    runner = EngineRunner(engine, tokenizer, spec, template_of(spec), checkpoint.generation_config)
     requests = [Request.ask(sample.question, sample.image, think=think) for sample in questions]
     return runner.answers(requests, Sampling(max_new_tokens=128))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 import torch
 
-from r1v_export.checkpoint.config import DType, read_configuration
+from r1v_export.checkpoint.config import Configuration, DType, read_configuration
 from r1v_export.checkpoint.config_section import read_json_object
+from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import (
     expected_tensors,
     has_older_prefixes,
@@ -27,7 +29,11 @@ from r1v_export.checkpoint.resolve import Source, resolve
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.checkpoint.tensor_store import INDEX_NAME, open_tensors
+from r1v_export.checkpoint.tokenizer import eos_token_ids
+from r1v_export.checkpoint.training_files import refuse_adapter_folder, unused_files, unwrap
 from r1v_export.checkpoint.validate import check_tensors
+
+_LOG = logging.getLogger(__name__)
 
 AUXILIARY_FILES = (
     "config.json",
@@ -63,6 +69,8 @@ class Checkpoint:
     Attributes:
         quantized: its linears that are stored as codes and scales; None where there are none. Their weights can be
             read as all others can, and come dequantized.
+        template_reason: why `spec.template` was chosen.
+        warnings: what its files say or hold that is not used, a sentence each.
     """
 
     def __init__(
@@ -72,9 +80,12 @@ class Checkpoint:
         spec: ModelSpec,
         stored: Mapping[str, tuple[StoredTensor, ...]],
         quantized: Quantized | None = None,
+        template_reason: str = "",
+        warnings: tuple[str, ...] = (),
     ) -> None:
         self.folder, self.source, self.spec = folder, source, spec
         self._stored, self.quantized = stored, quantized
+        self.template_reason, self.warnings = template_reason, warnings
 
     @classmethod
     def open(cls, model: str | Path | None = None, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
@@ -90,12 +101,14 @@ class Checkpoint:
                 is not as it should be.
         """
         folder, source = resolve(model, revision=revision, offline=offline)
+        refuse_adapter_folder(folder)
         read_json_object(folder / "config.json")
-        tensors = open_tensors(folder)
+        tensors, renamed = unwrap(open_tensors(folder))
         form = read_format(folder, tensors)
-        spec, unused_layers = read_configuration(
+        configuration = read_configuration(
             folder, stores_lm_head=stores_lm_head(tensors), stored_dtype=_main_dtype(tensors.values())
         )
+        spec, unused_layers = configuration.spec, configuration.unused_vision_layers
         older = has_older_prefixes(tensors)
         wanted = {name: stored_names(name, spec, older) for name in expected_tensors(spec)}
         quantized = find_quantized(form, spec, wanted, tensors) if form else None
@@ -105,12 +118,22 @@ class Checkpoint:
         superfluous = set(tensors).difference(known, *wanted.values())
         check_tensors(spec, wanted, tensors, {name for name in superfluous if not is_unused(name, unused_layers)})
         stored = {name: tuple(tensors[s] for s in names) for name, names in wanted.items()}
-        return cls(folder, source, spec, stored, quantized)
+        unused = (*renamed, *_unused(configuration, unused_files(folder, {tensor.file for tensor in tensors.values()})))
+        checkpoint = cls(folder, source, spec, stored, quantized, configuration.template_reason, unused)
+        eos_token_ids(checkpoint.generation_config, spec.language.vocab_size)
+        for note in checkpoint.notes:
+            _LOG.info("%s", note)
+        return checkpoint
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor of the model by canonical name. Tied embeddings appear under both of their names."""
         return {name: self._info(name, shape) for name, shape in expected_tensors(self.spec).items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What someone who builds from the checkpoint should see: how it was read, and what was not used."""
+        return f"template {self.spec.template}: {self.template_reason}", *self.warnings
 
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         parts = self._stored.get(name)
@@ -148,6 +171,13 @@ class Checkpoint:
         """generation_config.json, or nothing."""
         path = self.folder / "generation_config.json"
         return read_json_object(path) if path.exists() else {}
+
+
+def _unused(configuration: Configuration, files: list[str]) -> Iterator[str]:
+    if configuration.unused_keys:
+        yield f"config.json: not used: {shorten(configuration.unused_keys)}"
+    if files:
+        yield f"files that are no part of the model: {shorten(files)}"
 
 
 def _main_dtype(tensors: Iterable[StoredTensor]) -> DType:

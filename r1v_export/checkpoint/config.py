@@ -5,16 +5,18 @@ Everything that changes a number is read; what this program has no code for is r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from r1v_export.checkpoint import config_defaults as defaults
+from r1v_export.checkpoint.config_keys import Part, unused_keys
 from r1v_export.checkpoint.config_section import UNSUPPORTED, Section, read_json_object
 from r1v_export.checkpoint.language_config import read_language
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.spec import ModelSpec, ProjectorSpec, TilingSpec, VisionSpec
 from r1v_export.checkpoint.template import choose_template
-from r1v_export.checkpoint.tokens import IMAGE_TOKEN, added_tokens
+from r1v_export.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer
 from r1v_export.errors import CheckpointError
 
 Layout = Literal["internvl_chat", "internvl"]
@@ -53,6 +55,10 @@ class Configuration(NamedTuple):
     spec: ModelSpec
     unused_vision_layers: range
     """ViT blocks that are declared, and may be stored, but that `select_layer` leaves out."""
+    template_reason: str
+    """Why `spec.template` was chosen."""
+    unused_keys: tuple[str, ...]
+    """Keys that are set in config.json and that nothing here reads, dotted."""
 
 
 def read_configuration(folder: Path, *, stores_lm_head: bool, stored_dtype: DType) -> Configuration:
@@ -69,11 +75,13 @@ def read_configuration(folder: Path, *, stores_lm_head: bool, stored_dtype: DTyp
     """
     config = Section(read_json_object(folder / "config.json"), "config.json")
     architecture = _architecture(config)
-    tokens = added_tokens(folder)
     layout = ARCHITECTURES[architecture]
     parts = _native_parts(folder, config) if layout == "internvl" else _chat_parts(config)
     language = read_language(parts.language, tied=parts.may_tie and not stores_lm_head)
     _check_grid(parts)
+    _check_adapters(config)
+    tokenizer = Tokenizer.from_folder(folder)
+    template = choose_template(config, tokenizer.added_tokens)
     spec = ModelSpec(
         layout=layout,
         architecture=architecture,
@@ -86,11 +94,14 @@ def read_configuration(folder: Path, *, stores_lm_head: bool, stored_dtype: DTyp
         ),
         language=language,
         tiling=parts.tiling,
-        image_token_id=_image_token_id(folder, config, tokens, language.vocab_size),
-        template=choose_template(config, tokens),
+        image_token_id=_image_token_id(folder, config, tokenizer, language.vocab_size),
+        template=template.name,
+        system_message=_system_message(config),
         dtype=_declared_dtype(config, parts.language) or stored_dtype,
     )
-    return Configuration(spec, range(parts.vision.num_layers, parts.declared_vision_layers))
+    _check_vocabulary(folder, tokenizer, language.vocab_size)
+    unused_layers = range(parts.vision.num_layers, parts.declared_vision_layers)
+    return Configuration(spec, unused_layers, template.reason, tuple(_unused_keys(config)))
 
 
 def _architecture(config: Section) -> str:
@@ -199,6 +210,8 @@ def _processor_tile_size(processor: Section) -> int | None:
 
 def _vision(vit: Section, num_layers: int, qk_norm_key: str, qkv_bias_key: str) -> VisionSpec:
     vit.choice("hidden_act", "gelu")
+    if vit.flag("use_moe"):
+        raise vit.wrong("use_moe", "false", True, UNSUPPORTED)
     if vit.size("num_channels") != 3:
         raise vit.wrong("num_channels", "3", vit.get("num_channels"), UNSUPPORTED)
     hidden_size, num_heads = vit.size("hidden_size"), vit.size("num_attention_heads")
@@ -256,17 +269,53 @@ def _check_grid(parts: _Parts) -> None:
         )
 
 
-def _image_token_id(folder: Path, config: Section, tokens: dict[str, int], vocab_size: int) -> int:
+def _check_adapters(config: Section) -> None:
+    """The published classes put LoRA adapters around the linears where these ranks are not zero."""
+    for key in ("use_backbone_lora", "use_llm_lora"):
+        rank = config.integer(key) if config.has(key) else 0
+        if rank:
+            fix = "merge the adapters into the weights and save the model with this key at 0"
+            raise config.wrong(key, "0: no LoRA adapters", rank, fix)
+
+
+def _system_message(config: Section) -> str | None:
+    message = config.get("system_message")
+    if message is not None and not isinstance(message, str):
+        raise config.wrong("system_message", "a text", message)
+    return message
+
+
+def _check_vocabulary(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            "The tokenizer has tokens that the model has no embedding for.",
+            where=folder,
+            expected=f"ids below vocab_size {vocab_size}",
+            found=f"ids up to {tokenizer.vocab_size - 1}",
+            fix="copy config.json and the tokenizer files again; two versions may be mixed",
+        )
+
+
+def _unused_keys(config: Section) -> Iterator[str]:
+    parts: dict[str, Part] = {"vision_config": "vision", "llm_config": "language", "text_config": "language"}
+    yield from unused_keys("top", config.values)
+    for name, part in parts.items():
+        section = config.section(name)
+        if section is not None:
+            yield from (f"{name}.{key}" for key in unused_keys(part, section.values))
+
+
+def _image_token_id(folder: Path, config: Section, tokenizer: Tokenizer, vocab_size: int) -> int:
     """Id of `<IMG_CONTEXT>`: by the tokenizer, and by config.json where it says (native layout)."""
     key = "image_token_id" if config.has("image_token_id") else "image_token_index"
     declared = config.integer(key) if config.has(key) else None
-    found = tokens.get(IMAGE_TOKEN, declared)
+    found = tokenizer.token_id(IMAGE_TOKEN)
     if found is None:
         raise CheckpointError(
             f"The tokenizer has no {IMAGE_TOKEN} token.",
             where=folder,
             expected=f"{IMAGE_TOKEN} in tokenizer.json, tokenizer_config.json or added_tokens.json",
-            found=shorten(sorted(tokens)),
+            found=shorten(sorted(tokenizer.added_tokens)),
             fix="copy the tokenizer files from where the checkpoint came from",
         )
     if declared is not None and declared != found:

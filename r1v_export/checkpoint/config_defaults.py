@@ -33,6 +33,7 @@ CHAT_VISION = {
     "qkv_bias": False,
     "qk_normalization": True,
     "hidden_act": "gelu",
+    "use_moe": False,
     "norm_type": "rms_norm",
     "layer_norm_eps": 1e-6,
 }
@@ -58,6 +59,7 @@ NATIVE_VISION = {
     "attention_bias": False,
     "use_qk_norm": False,
     "hidden_act": "gelu",
+    "use_moe": False,
     "norm_type": "layer_norm",
     "layer_norm_eps": 1e-6,
     "use_absolute_position_embeddings": True,
@@ -85,7 +87,7 @@ QWEN2 = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "use_sliding_window": False,
-    "max_window_layers": 28,
+    "sliding_window": 4096,
     "tie_word_embeddings": False,
 }
 """transformers' Qwen2Config."""

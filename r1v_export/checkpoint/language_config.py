@@ -18,7 +18,10 @@ def read_language(llm: Section, *, tied: bool) -> LanguageSpec:
     """
     _check_architecture(llm)
     llm.choice("hidden_act", "silu")
-    _check_full_attention(llm)
+    if llm.has("moe_config"):
+        raise llm.wrong("moe_config", "none", llm.get("moe_config"), UNSUPPORTED)
+    rope = read_rope(llm)
+    _check_full_attention(llm, rope.positions)
     hidden_size, num_heads = llm.size("hidden_size"), llm.size("num_attention_heads")
     num_kv_heads = llm.size("num_key_value_heads") if llm.has("num_key_value_heads") else num_heads
     if num_heads % num_kv_heads:
@@ -26,7 +29,6 @@ def read_language(llm: Section, *, tied: bool) -> LanguageSpec:
     head_dim = llm.size("head_dim") if llm.has("head_dim") else hidden_size // num_heads
     if head_dim % 2 or (hidden_size % num_heads and not llm.has("head_dim")):
         raise llm.wrong("num_attention_heads", f"heads of an even size in {hidden_size} features", num_heads)
-    rope = read_rope(llm)
     return LanguageSpec(
         hidden_size=hidden_size,
         num_layers=llm.layers("num_hidden_layers"),
@@ -56,11 +58,16 @@ def _check_architecture(llm: Section) -> None:
         )
 
 
-def _check_full_attention(llm: Section) -> None:
-    """Every layer attends to everything before it."""
-    sliding = llm.flag("use_sliding_window") and llm.integer("max_window_layers") < llm.layers("num_hidden_layers")
-    if sliding:
-        raise llm.wrong("use_sliding_window", "false, or max_window_layers at the number of layers", True, UNSUPPORTED)
+def _check_full_attention(llm: Section, positions: int) -> None:
+    """Every layer attends to everything before it.
+
+    Whether `max_window_layers` counts the layers with the window or those without has changed in transformers, so that
+    only a window as long as the context is without effect.
+    """
+    if llm.flag("use_sliding_window") and llm.size("sliding_window") < positions:
+        found = f"true, with a sliding_window of {llm.size('sliding_window')}"
+        raise llm.wrong("use_sliding_window", f"false, or a window of the context's {positions}", found, UNSUPPORTED)
     kinds = llm.get("layer_types") or []
-    if any(kind != "full_attention" for kind in kinds):
-        raise llm.wrong("layer_types", "full_attention throughout", sorted({str(kind) for kind in kinds}), UNSUPPORTED)
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        found_kinds = sorted({str(kind) for kind in kinds}) if isinstance(kinds, list) else kinds
+        raise llm.wrong("layer_types", "full_attention throughout", found_kinds, UNSUPPORTED)

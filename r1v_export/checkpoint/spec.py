@@ -111,6 +111,8 @@ class ModelSpec(StrictModel):
     """Id of `<IMG_CONTEXT>`, looked up in the checkpoint's tokenizer."""
     template: str
     """Prompt template name, see `reference.prompt.TEMPLATES`."""
+    system_message: str | None = None
+    """Default system message of the checkpoint; None for the template's own."""
     dtype: Literal["float32", "float16", "bfloat16"]
 
     @property

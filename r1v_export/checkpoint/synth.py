@@ -76,7 +76,8 @@ def synthesize(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UsageError("The folder is not empty.", where=folder, fix="name a new one")
-    spec, unused_layers = _write_and_read(folder, config, preset, layout)
+    configuration = _write_and_read(folder, config, preset, layout)
+    spec, unused_layers = configuration.spec, configuration.unused_vision_layers
     all_layers = spec.vision.model_copy(update={"num_layers": spec.vision.num_layers + len(unused_layers)})
     tensors = _new_tensors(spec.model_copy(update={"vision": all_layers}), getattr(torch, dtype), seed)
     total = sum(tensor.nbytes for tensor in tensors)

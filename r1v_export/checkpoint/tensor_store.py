@@ -12,6 +12,7 @@ from typing import Any
 
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
+from r1v_export.checkpoint.training_files import SIDE_FILE
 from r1v_export.errors import CheckpointError
 from r1v_export.files import read_regular_bytes
 
@@ -30,7 +31,7 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
         CheckpointError: no safetensors files, or files and index that do not belong together.
     """
     index_path = folder / INDEX_NAME
-    weight_files = sorted(path for path in folder.glob("*.safetensors"))
+    weight_files = sorted(path for path in folder.glob("*.safetensors") if not SIDE_FILE.fullmatch(path.name))
     if index_path.exists():
         return _open_shards(folder, index_path, weight_files)
     if not weight_files:

@@ -64,6 +64,7 @@ def _checkpoint_facts(model: str, revision: str | None, offline: bool) -> dict[s
         "kind": checkpoint.source.kind,
         "revision": checkpoint.source.revision,
         **({"quantized": _quantized(checkpoint.quantized)} if checkpoint.quantized else {}),
+        "notes": list(checkpoint.notes),
         **_model_facts(checkpoint.spec),
         "files": {name: size for name, size in files.items() if name != MANIFEST},
     }
@@ -116,9 +117,10 @@ def _as_text(facts: dict[str, Any]) -> str:
     rows = [*parameters.items(), ("all", sum(parameters.values()))]
     spec = [(part, _one_line(values)) for part, values in facts["spec"].items()]
     files = [(size(size_bytes), name) for name, size_bytes in facts["files"].items()]
+    notes = [f"note: {note}" for note in facts.get("notes", ())]
     return "\n\n".join(
         (
-            table(plain),
+            "\n".join((table(plain), *notes)),
             "parameters\n" + table((name, f"{count:,}") for name, count in rows),
             "model\n" + table(spec),
             "files\n" + "\n".join(f"{text:>9}  {name}" for text, name in files),

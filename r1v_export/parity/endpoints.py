@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.contract import Engine
 from r1v_export.parity.samples import ParitySample
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Template, Turn, encode, stop_ids
-from r1v_export.reference.tokenizer import Tokenizer
 
 
 class Inputs(NamedTuple):

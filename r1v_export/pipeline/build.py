@@ -67,6 +67,8 @@ def build(
     stages = job.stages()
     progress = progress or Progress(quiet=True)
     progress.stages = len(stages) + 1
+    for note in job.checkpoint.notes:
+        progress.note(note)
     with explain_full_disk(out), open_workspace(out) as workspace:
         sources = _hash_sources(job, workspace.hashes, progress)
         workspace.hashes.save()

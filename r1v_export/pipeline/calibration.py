@@ -236,16 +236,16 @@ def _whole_model_fits(checkpoint: Checkpoint) -> bool:
 
 def response_generator(checkpoint: Checkpoint, device: Device) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
     """Generates the model's own greedy responses, reasoning included, with the PyTorch reference."""
+    from r1v_export.checkpoint.tokenizer import Tokenizer
     from r1v_export.reference.model import ReferenceEngine, load
-    from r1v_export.reference.prompt import TEMPLATES
-    from r1v_export.reference.tokenizer import Tokenizer
+    from r1v_export.reference.prompt import template_of
     from r1v_export.runner.engine_runner import EngineRunner, Request
     from r1v_export.runner.sampling import Sampling
 
     spec = checkpoint.spec
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     engine = ReferenceEngine(load(checkpoint).to(device))
-    runner = EngineRunner(engine, tokenizer, spec, TEMPLATES[spec.template], checkpoint.generation_config)
+    runner = EngineRunner(engine, tokenizer, spec, template_of(spec), checkpoint.generation_config)
 
     def generate(examples: Sequence[RawExample]) -> list[Sequence[int]]:
         requests = [Request.ask(example.prompt, *example.load_images()) for example in examples]

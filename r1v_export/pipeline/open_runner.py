@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export.bundle import ENGINES, Bundle
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import Device
 from r1v_export.contract import Engine
 from r1v_export.pipeline.locate_checkpoint import open_source
 from r1v_export.progress import Progress
-from r1v_export.reference.prompt import TEMPLATES
-from r1v_export.reference.tokenizer import Tokenizer
+from r1v_export.reference.prompt import template_of
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
@@ -41,7 +41,7 @@ def open_runner(
         CapabilityError: what the engine needs is not here.
     """
     bundle = Bundle.open(folder)
-    tokenizer, template = Tokenizer.from_folder(folder), TEMPLATES[bundle.spec.template]
+    tokenizer, template = Tokenizer.from_folder(folder), template_of(bundle.spec)
     policy = bundle.config.image_policy
     if engine is not None:
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer, eos_token_ids
 from r1v_export.errors import InputError
-from r1v_export.reference.tokenizer import Tokenizer
 
 IMAGE_PLACEHOLDER = "<image>"
-IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
+IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", IMAGE_TOKEN, "</img>"
 THOUGHT_START, THOUGHT_END = "<think>", "</think>"
 
 
@@ -72,6 +73,12 @@ _INTERNVL2_5 = replace(
 
 TEMPLATES: Mapping[str, Template] = {template.name: template for template in (_R1V1, _R1V2, _R1V3, _INTERNVL2_5)}
 """Prompt templates by the names that `ModelSpec.template` takes."""
+
+
+def template_of(spec: ModelSpec) -> Template:
+    """A checkpoint's template, with the checkpoint's own system message where it has one."""
+    template = TEMPLATES[spec.template]
+    return template if spec.system_message is None else replace(template, default_system=spec.system_message)
 
 
 @dataclass(frozen=True)
@@ -134,11 +141,10 @@ def stop_ids(tokenizer: Tokenizer, template: Template, generation_config: Mappin
     """Ids that end an answer: the template's stop tokens and the `eos_token_id` of generation_config.json.
 
     Raises:
-        CheckpointError: the tokenizer lacks the template's stop token.
+        CheckpointError: the tokenizer lacks the template's stop token, or `eos_token_id` is no id and no list of ids.
     """
     required, *optional = template.stop_tokens
-    eos = generation_config.get("eos_token_id") or []
-    configured = eos if isinstance(eos, list) else [eos]
+    configured = eos_token_ids(generation_config)
     found = (tokenizer.token_id(token) for token in optional)
     return frozenset({tokenizer.special_id(required), *configured, *(id_ for id_ in found if id_ is not None)})
 

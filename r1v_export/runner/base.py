@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import ImagePolicy
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError, UsageError
 from r1v_export.generation import Sampling
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Template, Turn, encode, stop_ids
-from r1v_export.reference.tokenizer import Tokenizer
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, Timings, TokenEvent
 from r1v_export.runner.generation_config import default_sampling
 from r1v_export.runner.kv_cache import new_token_budget
@@ -87,7 +87,7 @@ class BaseRunner(ABC, Generic[Prepared]):
         vision: looks at images.
         tokenizer: the checkpoint's.
         spec: the checkpoint's.
-        template: how the family version writes a conversation, usually `TEMPLATES[spec.template]`.
+        template: how the family version writes a conversation, usually `template_of(spec)`.
         generation_config: the checkpoint's generation_config.json, for its stop tokens and its sampling.
         max_positions: tokens of a prompt and its answer, at most.
         tiles_per_run: how many tiles are looked at together.

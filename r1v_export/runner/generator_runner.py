@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import ImagePolicy
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError
 from r1v_export.generation import EncodedImage, Generated, Generation, Generator, Sampling
 from r1v_export.reference.prompt import Template
-from r1v_export.reference.tokenizer import Tokenizer
 from r1v_export.runner.answer import AnswerStream, AnswerText, Timings, TokenEvent
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner, Request
 from r1v_export.runner.kv_cache import new_token_budget

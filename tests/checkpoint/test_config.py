@@ -8,7 +8,9 @@ import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.errors import CheckpointError
+from r1v_export.reference.prompt import Turn, encode, template_of
 from tests.checkpoint.conftest import TINY, edit_json, refusal, set_key
 
 
@@ -157,6 +159,11 @@ def test_another_language_model_is_refused_by_name(tiny, named):
         ("vision_config", ..., "an object"),
         ("vision_config", [], "an object"),
         ("pad2square", True, "false"),
+        ("use_llm_lora", 16, "no LoRA"),
+        ("use_backbone_lora", 8, "no LoRA"),
+        ("system_message", ["You"], "a text"),
+        ("vision_config.use_moe", True, "false"),
+        ("llm_config.moe_config", {"num_experts": 4}, "none"),
         ("llm_config", ..., "an object"),
         ("vision_config.hidden_act", "quick_gelu", "gelu"),
         ("vision_config.norm_type", "batch_norm", "rms_norm or layer_norm"),
@@ -171,7 +178,7 @@ def test_another_language_model_is_refused_by_name(tiny, named):
         ("llm_config.rope_theta", -1, "a positive number"),
         ("llm_config.rms_norm_eps", "1e-6", "a positive number"),
         ("llm_config.layer_types", ["full_attention", "sliding_attention"], "full_attention throughout"),
-        ("template", "vicuna", "r1v1"),
+        ("template", "vicuna", "internvl2_5"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(tiny, key, value, message):
@@ -219,12 +226,33 @@ def test_a_rope_that_has_no_single_meaning_is_refused(tiny, changes, where, mess
     assert message in error.expected
 
 
-def test_an_active_sliding_window_is_refused_and_an_inactive_one_is_not(tiny):
+def test_a_sliding_window_must_cover_the_context(tiny):
+    """transformers turned the meaning of max_window_layers round, so that it cannot say which layers have a window."""
     set_key(tiny, "llm_config.use_sliding_window", True)
     set_key(tiny, "llm_config.max_window_layers", 2)
+    set_key(tiny, "llm_config.sliding_window", 1024)
     assert spec_of(tiny).language.num_layers == 2
-    set_key(tiny, "llm_config.max_window_layers", 1)
+    set_key(tiny, "llm_config.sliding_window", 1023)
     assert "use_sliding_window" in refusal(tiny).what
+
+
+def test_a_key_that_is_not_used_is_listed_once_and_those_of_published_configurations_are_not(tiny):
+    assert Checkpoint.open(tiny).warnings == ()
+    for key in ("logit_scale", "llm_config.query_pre_attn_scalar", "vision_config.window_size"):
+        set_key(tiny, key, 1)
+    set_key(tiny, "llm_config.attention_sink", None)
+    expected = "config.json: not used: logit_scale, vision_config.window_size, llm_config.query_pre_attn_scalar"
+    assert Checkpoint.open(tiny).warnings == (expected,)
+
+
+def test_the_system_message_of_a_checkpoint_replaces_the_templates(tiny):
+    assert spec_of(tiny).system_message is None
+    set_key(tiny, "system_message", "You are a radiologist.")
+    spec = spec_of(tiny)
+    assert spec.system_message == "You are a radiologist."
+    tokenizer = Tokenizer.from_folder(tiny)
+    text = tokenizer.decode(encode(tokenizer, template_of(spec), [Turn("user", "Hi")], [], 1))
+    assert text == "system\nYou are a radiologist.\nuser\nHi\nassistant\n<think>\n"
 
 
 @pytest.mark.parametrize(
@@ -272,12 +300,24 @@ def test_as_many_key_value_heads_as_heads_need_no_key(tmp_path):
     assert spec_of(folder).language.num_kv_heads == 4
 
 
-def test_a_native_image_token_may_stand_in_the_configuration_alone(native):
+def test_an_image_token_in_the_configuration_alone_makes_no_prompt(native):
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
-        (native / name).unlink()
-    set_key(native, "image_token_index", 517)
-    set_key(native, "image_token_id", ...)
-    assert spec_of(native).image_token_id == 517
+        edit_json(native / name, lambda content: without_token(content, "<IMG_CONTEXT>"))
+    assert "no <IMG_CONTEXT> token" in refusal(native).what
+
+
+def without_token(content, token):
+    """A tokenizer file's content without one of its tokens."""
+    if isinstance(content, dict):
+        kept = {key: value for key, value in content.items() if key != token and not is_token(value, token)}
+        return {key: without_token(value, token) for key, value in kept.items()}
+    if isinstance(content, list):
+        return [without_token(value, token) for value in content if not is_token(value, token)]
+    return content
+
+
+def is_token(value, token):
+    return isinstance(value, dict) and value.get("content") == token
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])

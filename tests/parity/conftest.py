@@ -12,11 +12,11 @@ import torch
 
 import r1v_export
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample, synthetic
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.prompt import TEMPLATES
-from r1v_export.reference.tokenizer import Tokenizer
 from tests.tiny_models import tiny_spec
 
 TILE = 56

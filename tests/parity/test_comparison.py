@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.errors import CapabilityError, InputError, ParityError, UsageError
 from r1v_export.parity import Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.comparison import COMPARED
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.prompt import TEMPLATES
-from r1v_export.reference.tokenizer import Tokenizer
 
 Damaged = Callable[[Callable[[Model], None]], Endpoint]
 

@@ -6,9 +6,9 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 
 from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.checkpoint.tokenizer import AddedToken, Tokenizer
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.prompt import TEMPLATES
-from r1v_export.reference.tokenizer import AddedToken, Tokenizer
 from r1v_export.runner.engine_runner import EngineRunner
 from tests.tiny_models import tiny_spec
 

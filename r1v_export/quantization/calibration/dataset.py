@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.errors import InputError, UsageError
 from r1v_export.manifest import to_json
 from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.reference.preprocess import pixel_values, tile_image
-from r1v_export.reference.prompt import TEMPLATES, THOUGHT_END, Template, Turn, encode
-from r1v_export.reference.tokenizer import Tokenizer
+from r1v_export.reference.prompt import THOUGHT_END, Template, Turn, encode, template_of
 
 ResponseGenerator = Callable[[Sequence[RawExample]], Sequence[Sequence[int]]]
 """Gives the token ids of the model's greedy answer to each example, its stop token included."""
@@ -166,7 +166,7 @@ class _SampleMaker:
     def __init__(self, checkpoint: Checkpoint, max_tokens: int) -> None:
         self.spec, self.max_tokens = checkpoint.spec, max_tokens
         self.tokenizer = Tokenizer.from_folder(checkpoint.folder)
-        self.template: Template = TEMPLATES[self.spec.template]
+        self.template: Template = template_of(self.spec)
 
     def make(self, index: int, example: RawExample, response: Sequence[int] | None) -> CalibrationSample:
         images = example.load_images()

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.errors import CapabilityError, InputError, UsageError
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard, prepare
 from r1v_export.quantization.calibration.raw_examples import RawExample, read_examples
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import TEMPLATES, Turn, encode
-from r1v_export.reference.tokenizer import Tokenizer
 
 
 def write_set(folder: Path, *examples: dict[str, Any] | str) -> Path:

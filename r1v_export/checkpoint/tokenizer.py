@@ -7,14 +7,18 @@ Text is tokenized with no added token recognized in it, special or not, so no te
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from r1v_export.checkpoint.config_section import read_json_object
 from r1v_export.errors import CheckpointError, InputError
 from r1v_export.files import read_regular_text
 
@@ -23,6 +27,15 @@ _QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+IMAGE_TOKEN = "<IMG_CONTEXT>"
+"""Its positions are replaced by image embeddings."""
+
+_MAX_ID = 2**24
+"""Bound of token ids; the library allocates memory for all ids up to the largest."""
+
+_PROBE = unicodedata.normalize("NFC", f"  {''.join(map(chr, range(1, 1024)))}\u4e2d\uff5c\U0001f642 a  b\r\n\n c \n")
+"""Text that comes back unchanged from a tokenizer that can be used: 1, 2, 3 and 4 bytes a character."""
 
 _VISIBLE_TOKENS = frozenset({"<think>", "</think>"})
 """Kept in decoded text even where a tokenizer declares them special: they separate the reasoning from the answer."""
@@ -72,12 +85,17 @@ class Tokenizer:
         """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the added tokens of every tokenizer file.
 
         Raises:
-            CheckpointError: a file is missing, damaged, contradicts another, or is not a byte-level BPE.
+            CheckpointError: a file is missing, damaged, contradicts another, is not a byte-level BPE, or does not give
+                text back unchanged.
         """
         folder = Path(folder)
         definition = _read_definition(folder)
         added = _read_added_tokens(folder, definition)
-        return cls(_without_added_tokens(definition, added, folder), added)
+        file = folder / ("tokenizer.json" if (folder / "tokenizer.json").exists() else "vocab.json")
+        tokenizer = cls(_without_added_tokens(definition, added, file), added)
+        with _library_errors(file):
+            _check_round_trip(tokenizer, file)
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -136,11 +154,33 @@ class Tokenizer:
         return id_
 
 
+def eos_token_ids(generation_config: Mapping[str, Any], vocab_size: int = _MAX_ID) -> tuple[int, ...]:
+    """`eos_token_id` of a generation_config.json: none, one or several.
+
+    Args:
+        vocab_size: ids lie below it.
+
+    Raises:
+        CheckpointError: it is neither an id nor a list of ids.
+    """
+    declared = generation_config.get("eos_token_id")
+    ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    if not all(type(id_) is int and 0 <= id_ < vocab_size for id_ in ids):
+        raise CheckpointError(
+            "The eos_token_id cannot be used.",
+            where="generation_config.json: eos_token_id",
+            expected=f"an id from 0 to {vocab_size - 1}, or a list of ids",
+            found=_short(repr(declared)),
+            fix="copy generation_config.json from where the checkpoint came from",
+        )
+    return tuple(ids)
+
+
 def _read_definition(folder: Path) -> dict[str, Any]:
     """The content of `tokenizer.json`, or the same made from the older pair of files."""
     file = folder / "tokenizer.json"
     if file.exists():
-        return _read_json(file)
+        return read_json_object(file)
     vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
     if missing := [f.name for f in (vocab_file, merges_file) if not f.exists()]:
         raise CheckpointError(
@@ -159,20 +199,19 @@ def _read_definition(folder: Path) -> dict[str, Any]:
             found=tokenizer_class,
             fix="add the checkpoint's tokenizer.json",
         )
-    vocab, merges = _read_json(vocab_file), _read_merges(merges_file)
-    try:
+    vocab, merges = read_json_object(vocab_file), _read_merges(merges_file)
+    _check_ids(vocab, vocab_file)
+    with _library_errors(vocab_file):
         qwen2 = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    except Exception as error:  # The tokenizers library raises bare Exceptions and TypeErrors.
-        raise _corrupt(vocab_file, error) from error
-    qwen2.normalizer = normalizers.NFC()
-    qwen2.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QWEN2_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    qwen2.decoder = decoders.ByteLevel()
-    return json.loads(qwen2.to_str())
+        qwen2.normalizer = normalizers.NFC()
+        qwen2.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_QWEN2_PATTERN), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        qwen2.decoder = decoders.ByteLevel()
+        return json.loads(qwen2.to_str())
 
 
 def _read_merges(file: Path) -> list[tuple[str, str]]:
@@ -190,7 +229,8 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
                 "A merge is not a pair of tokens.",
                 where=f"{file}, line {number}",
                 expected="two tokens",
-                found=repr(line),
+                found=_short(repr(line)),
+                fix="download the file again",
             )
         merges.append((parts[0], parts[1]))
     return merges
@@ -203,7 +243,7 @@ def _read_added_tokens(folder: Path, definition: Mapping[str, Any]) -> dict[str,
     try:
         declared = list(_declared_tokens(folder, definition, config))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _corrupt(folder, f"no name or no id for an added token ({error!r})") from error
+        raise _corrupt(folder, f"no name or no id for an added token ({_short(repr(error))})") from error
     added: dict[str, AddedToken] = {}
     for file, name, id_, special in declared:
         known = added.get(name, AddedToken(id_, name in special_names))
@@ -223,12 +263,24 @@ def _declared_tokens(
     folder: Path, definition: Mapping[str, Any], config: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, int, bool]]:
     """(file, name, id, special) of every added token; a file that tells nothing of specialness says False."""
-    for token in definition.get("added_tokens", []):
-        yield "tokenizer.json", token["content"], int(token["id"]), token["special"]
-    for id_, token in config.get("added_tokens_decoder", {}).items():
-        yield "tokenizer_config.json", token["content"], int(id_), token.get("special", False)
+    for token in definition.get("added_tokens") or []:
+        yield "tokenizer.json", _name(token["content"]), _id(token["id"]), bool(token.get("special", False))
+    for id_, token in (config.get("added_tokens_decoder") or {}).items():
+        yield "tokenizer_config.json", _name(token["content"]), _id(int(id_)), bool(token.get("special", False))
     for name, id_ in _read_optional_json(folder / "added_tokens.json").items():
-        yield "added_tokens.json", name, int(id_), False
+        yield "added_tokens.json", name, _id(id_), False
+
+
+def _name(content: object) -> str:
+    if not isinstance(content, str) or not content:
+        raise ValueError(f"{content!r} is no name")
+    return content
+
+
+def _id(value: object) -> int:
+    if type(value) is not int or not 0 <= value < _MAX_ID:
+        raise ValueError(f"{value!r} is no id from 0 to {_MAX_ID - 1}")
+    return value
 
 
 def _special_names(config: Mapping[str, Any]) -> set[str]:
@@ -241,10 +293,9 @@ def _special_names(config: Mapping[str, Any]) -> set[str]:
 
 
 def _without_added_tokens(
-    definition: Mapping[str, Any], added: Mapping[str, AddedToken], folder: Path
+    definition: Mapping[str, Any], added: Mapping[str, AddedToken], file: Path
 ) -> tokenizers.Tokenizer:
     """The bare BPE. Added tokens leave the vocabulary too, so that no merge can ever make one."""
-    file = folder / "tokenizer.json"
     model = definition.get("model")
     model = model if isinstance(model, dict) else {}
     vocab = model.get("vocab")
@@ -253,44 +304,89 @@ def _without_added_tokens(
             "The tokenizer is not a byte-level BPE.",
             where=file,
             expected="a BPE vocabulary with one token for each of the 256 bytes",
-            found=f"model type {model.get('type')}",
+            found=f"model type {_short(str(model.get('type')))}",
+            fix="use the tokenizer files that were published with the checkpoint",
         )
+    # The library panics on some prefixes, and no byte-level BPE has either.
+    affixes = {key: model[key] for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)}
+    if affixes:
+        raise _corrupt(file, f"model: {_short(str(affixes))}")
+    _check_ids(vocab, file)
     vocab = {token: id_ for token, id_ in vocab.items() if token not in added}
     _check_ids_are_distinct(vocab, added, file)
     # No truncation, padding or post-processor: they would change text behind the caller's back.
     off: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
     plain = {**definition, **off, "model": {**model, "vocab": vocab}}
-    try:
+    with _library_errors(file):
         return tokenizers.Tokenizer.from_str(json.dumps(plain))
-    except Exception as error:  # The tokenizers library raises bare Exceptions.
-        raise _corrupt(file, error) from error
+
+
+@contextmanager
+def _library_errors(file: Path) -> Iterator[None]:
+    """Errors of the tokenizers library, bare Exceptions and panics (no Exceptions at all), as errors of ours."""
+    try:
+        yield
+    except (CheckpointError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise _corrupt(file, _short(f"{type(error).__name__}: {error}")) from error
+
+
+def _check_ids(vocab: Mapping[str, object], file: Path) -> None:
+    """Ids are bounded before the library sees them: it allocates memory for all up to the largest."""
+    for token, id_ in vocab.items():
+        if type(id_) is not int or not 0 <= id_ < _MAX_ID:
+            raise CheckpointError(
+                "A token's id cannot be used.",
+                where=f"{file}: {_short(repr(token))}",
+                expected=f"an integer from 0 to {_MAX_ID - 1}",
+                found=_short(repr(id_)),
+                fix="download the file again",
+            )
+
+
+def _check_round_trip(tokenizer: Tokenizer, file: Path) -> None:
+    found = tokenizer.decode(tokenizer.encode_text(_PROBE))
+    if found != _PROBE:
+        at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(found, _PROBE, strict=False)))
+        raise CheckpointError(
+            "The tokenizer does not give text back as it was.",
+            where=file,
+            expected=repr(_PROBE[at : at + 10]),
+            found=repr(found[at : at + 10]),
+            fix="use the tokenizer files that were published with the checkpoint",
+        )
 
 
 def _check_ids_are_distinct(vocab: Mapping[str, int], added: Mapping[str, AddedToken], file: Path) -> None:
     """Were an added token's id also a word's, ordinary text could make a special token after all."""
     owner = {id_: token for token, id_ in vocab.items()}
+    if len(owner) < len(vocab):
+        twice = next(token for token, id_ in vocab.items() if owner[id_] != token)
+        raise CheckpointError(
+            "Two tokens share one id.",
+            where=file,
+            expected=f"id {vocab[twice]} for one token",
+            found=f"{_short(twice)} and {_short(owner[vocab[twice]])}",
+            fix="download the file again",
+        )
     for name, token in added.items():
         if owner.setdefault(token.id, name) != name:
             raise CheckpointError(
                 "Two tokens share one id.",
                 where=file,
                 expected=f"id {token.id} for {name} alone",
-                found=owner[token.id],
+                found=_short(owner[token.id]),
+                fix="use the tokenizer files of one checkpoint",
             )
 
 
 def _read_optional_json(file: Path) -> dict[str, Any]:
-    return _read_json(file) if file.exists() else {}
+    return read_json_object(file) if file.exists() else {}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_regular_text(file))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _corrupt(file, error) from error
-    if not isinstance(content, dict):
-        raise _corrupt(file, f"a JSON {type(content).__name__} instead of an object")
-    return content
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _corrupt(file: Path, found: object) -> CheckpointError:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 import r1v_export
+from r1v_export.checkpoint.tokenizer import Tokenizer, eos_token_ids
 from r1v_export.errors import CheckpointError, InputError
-from r1v_export.reference.tokenizer import Tokenizer
 
 NANO = Path(r1v_export.__file__).parent / "nano/model"
 TOKENIZER_FILES = (
@@ -246,7 +246,7 @@ def test_a_damaged_file_is_refused(folder, name, content):
 
 def test_a_file_that_is_not_text_is_named(folder):
     (folder / "tokenizer.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CheckpointError, match=r"(?s)damaged.*tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not JSON"):
         Tokenizer.from_folder(folder)
 
 
@@ -309,3 +309,66 @@ def test_another_tokenizer_class_needs_its_tokenizer_json(folder, edit):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"(?s)Only a Qwen2 tokenizer.*LlamaTokenizer"):
         Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("id_", [True, 1.5, "5", None, [496], {"a": 1}, -1, 2**24, 2**31 - 1, 10**30], ids=repr)
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.json", "added_tokens.json"])
+def test_ids_are_bounded_before_the_library_sees_them(folder, edit, file, id_):
+    if file == "vocab.json":
+        (folder / "tokenizer.json").unlink()
+    word = "<img>" if file == "added_tokens.json" else "the"
+    edit(file, lambda c: (c["model"]["vocab"] if "model" in c else c).update({word: id_}))
+    with pytest.raises(CheckpointError, match=file if file != "added_tokens.json" else "no id for an added token"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("affix", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_an_affix_that_the_library_panics_on_is_refused(folder, edit, affix):
+    edit("tokenizer.json", lambda c: c["model"].update({affix: "torch.float32"}))
+    with pytest.raises(CheckpointError, match=rf"(?s)damaged.*{affix}"):
+        Tokenizer.from_folder(folder)
+
+
+def test_a_panic_of_the_library_is_an_error_of_ours(folder, monkeypatch):
+    class PanicException(BaseException):
+        """What pyo3 raises; it is no Exception."""
+
+    def panic(*_):
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("tokenizers.Tokenizer.from_str", panic)
+    with pytest.raises(CheckpointError, match=r"(?s)damaged.*PanicException: index out of bounds"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("normalizer", {"type": "Lowercase"}),
+        ("normalizer", {"type": "Strip", "strip_left": True, "strip_right": True}),
+        ("pre_tokenizer", {"type": "Whitespace"}),
+        ("decoder", {"type": "Fuse"}),
+    ],
+)
+def test_a_tokenizer_that_changes_text_is_refused(folder, edit, key, value):
+    edit("tokenizer.json", lambda c: c.update({key: value}))
+    with pytest.raises(CheckpointError, match="does not give text back"):
+        Tokenizer.from_folder(folder)
+
+
+def test_two_words_of_one_id_are_refused(folder, edit):
+    edit("tokenizer.json", lambda c: c["model"]["vocab"].update({"the": c["model"]["vocab"]["low"]}))
+    with pytest.raises(CheckpointError, match=r"(?s)share one id.*low and the"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "value", [True, "0", 0.5, [0.5], [None], [[496]], [True], -1, 506, {"a": 1}, float("inf"), 10**30], ids=repr
+)
+def test_an_eos_token_id_of_another_kind_is_refused(value):
+    with pytest.raises(CheckpointError, match=r"(?s)eos_token_id cannot be used.*from 0 to 505"):
+        eos_token_ids({"eos_token_id": value}, 506)
+
+
+def test_an_eos_token_id_is_none_one_or_several():
+    assert [eos_token_ids({"eos_token_id": each}, 506) for each in (None, 0, [], [3, 505])] == [(), (0,), (), (3, 505)]
