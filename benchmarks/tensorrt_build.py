@@ -30,6 +30,7 @@ from measure import RESULTS, machine, write_results
 from r1v_export import contract
 from r1v_export.config import BuildConfig
 from r1v_export.errors import R1VError
+from r1v_export.progress import ignore_progress
 from r1v_export.targets.tensorrt.build.parts import PARTS, compiled
 from r1v_export.targets.tensorrt.config import TensorRTConfig
 from r1v_export.targets.tensorrt.library import TENSORRT_RTX, load
@@ -101,7 +102,7 @@ def one(graph: str, work: Path) -> None:
     part = next(part for part in PARTS if part.name == graph)
     started = time.monotonic()
     positions = int((work / "positions").read_text())
-    compiled(load(TENSORRT_RTX), part, work / "graphs", options, positions, (89,), work, lambda fraction, doing: None)
+    compiled(load(TENSORRT_RTX), part, work / "graphs", options, positions, (89,), work, ignore_progress)
     (work / "seconds").write_text(f"{time.monotonic() - started:.2f}")
 
 
@@ -178,7 +179,7 @@ def _build(library: Any, part: Any, graphs: Path, config: BuildConfig, sm: int, 
     started = time.monotonic()
     try:
         options = config.options(TENSORRT_RTX, TensorRTConfig)
-        info = compiled(library, part, graphs, options, 4096, (sm,), out, lambda fraction, doing: None)
+        info = compiled(library, part, graphs, options, 4096, (sm,), out, ignore_progress)
     except R1VError as error:
         return {"builds": False, "why": error.what}
     return {

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt
 
 from r1v_export.errors import BundleError
 from r1v_export.files import open_regular, read_regular_text
+from r1v_export.progress import ProgressCallback, ignore_progress, subrange
 from r1v_export.strict import StrictModel, parse_fields
 
 SCHEMA_VERSION = 2
@@ -31,9 +32,6 @@ LOCAL_REPORTS = "report/local"
 """Folder of what `check` and `bench` measured on this machine: not part of the product, not hashed."""
 
 _CHUNK_BYTES = 4 << 20
-
-OnBytes = Callable[[int], None]
-"""Is told the number of bytes read since the last call."""
 
 
 def _inside(path: str) -> str:
@@ -99,16 +97,30 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def hash_file(path: Path, on_bytes: OnBytes | None = None) -> FileEntry:
+def hash_file(path: Path, on_progress: ProgressCallback = ignore_progress) -> FileEntry:
     """SHA-256 and size of a file, read in pieces."""
     digest, size, buffer = hashlib.sha256(), 0, bytearray(_CHUNK_BYTES)
+    total = path.stat().st_size
     with open_regular(path) as file:
         while count := file.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
             size += count
-            if on_bytes:
-                on_bytes(count)
+            on_progress(size, total)
     return FileEntry(sha256=digest.hexdigest(), size=size)
+
+
+def hash_files(
+    paths: Mapping[str, Path],
+    on_progress: ProgressCallback = ignore_progress,
+    hash_one: Callable[[Path, ProgressCallback], FileEntry] = hash_file,
+) -> dict[str, FileEntry]:
+    """`hash_one` of every file, by the same names."""
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    total, before, entries = max(1, sum(sizes.values())), 0, {}
+    for name, path in paths.items():
+        entries[name] = hash_one(path, subrange(on_progress, before / total, (before + sizes[name]) / total))
+        before += sizes[name]
+    return entries
 
 
 def read_manifest(bundle: Path) -> Manifest:
@@ -150,9 +162,12 @@ class ValidationIssue:
     found: str | None = None
 
 
-def find_issues(bundle: Path, manifest: Manifest, on_bytes: OnBytes | None = None) -> list[ValidationIssue]:
+def find_issues(
+    bundle: Path, manifest: Manifest, on_progress: ProgressCallback = ignore_progress
+) -> list[ValidationIssue]:
     """Compare a bundle with its manifest: links, missing, extra and altered files, in order of their paths."""
     expected, present = manifest.files, dict(_walk(bundle))
+    total, before = max(1, sum(entry.size for entry in expected.values())), 0
     problems = [ValidationIssue(path, "is missing") for path in expected.keys() - present.keys()]
     for path, mode in present.items():
         if not stat.S_ISREG(mode):
@@ -161,32 +176,34 @@ def find_issues(bundle: Path, manifest: Manifest, on_bytes: OnBytes | None = Non
         elif path not in expected:
             problems += [] if _is_free(path) else [ValidationIssue(path, "is not in the manifest")]
         else:
-            problems += _compare(bundle, path, expected[path], on_bytes)
+            end = before + expected[path].size
+            problems += _compare(bundle, path, expected[path], subrange(on_progress, before / total, end / total))
+            before = end
     return sorted(problems, key=lambda problem: problem.path)
 
 
-def _compare(bundle: Path, path: str, expected: FileEntry, on_bytes: OnBytes | None) -> list[ValidationIssue]:
+def _compare(bundle: Path, path: str, expected: FileEntry, on_progress: ProgressCallback) -> list[ValidationIssue]:
     size = (bundle / path).stat().st_size
     if size != expected.size:
         return [ValidationIssue(path, "has another size", f"{expected.size} bytes", f"{size} bytes")]
-    sha256 = hash_file(bundle / path, on_bytes).sha256
+    sha256 = hash_file(bundle / path, on_progress).sha256
     if sha256 != expected.sha256:
         return [ValidationIssue(path, "is altered", f"sha256 {expected.sha256}", f"sha256 {sha256}")]
     return []
 
 
-def verify(bundle: Path, on_bytes: OnBytes | None = None) -> Manifest:
+def verify(bundle: Path, on_progress: ProgressCallback = ignore_progress) -> Manifest:
     """Recompute every hash of a bundle.
 
     Args:
         bundle: the folder.
-        on_bytes: told about progress; the total is the sum of the sizes in the manifest.
+        on_progress: called as bytes are hashed.
 
     Raises:
         BundleError: the manifest is unusable, or a file is missing, extra, altered or a link.
     """
     manifest = read_manifest(bundle)
-    if problems := find_issues(bundle, manifest, on_bytes):
+    if problems := find_issues(bundle, manifest, on_progress):
         first = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise BundleError(

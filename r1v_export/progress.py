@@ -10,9 +10,39 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 _REDRAW_S = 0.1
+
+
+class ProgressCallback(Protocol):
+    """Is called as work is done."""
+
+    def __call__(self, done: float, total: float, status: str = "") -> None:
+        """
+        Args:
+            done: how much is done, in any unit.
+            total: how much there is, in the same unit; 0 if unknown.
+            status: the step that runs, in a few words for people; if empty, the last one still runs.
+        """
+
+
+def ignore_progress(done: float, total: float, status: str = "") -> None:
+    """A ProgressCallback for callers without one."""
+
+
+def subrange(on_progress: ProgressCallback, begin: float, end: float, name: str = "") -> ProgressCallback:
+    """A callback for one of several pieces of work: it reports from `begin` to `end`, fractions of the whole.
+
+    Args:
+        name: of the piece; put before each status.
+    """
+
+    def report(done: float, total: float, status: str = "") -> None:
+        fraction = begin + (end - begin) * (done / total if total else 0.0)
+        on_progress(min(fraction, 1.0), 1.0, f"{name}: {status}" if name and status else status)
+
+    return report
 
 
 class Progress:
@@ -20,7 +50,7 @@ class Progress:
 
     Args:
         stages: how many there will be; may be set later.
-        stream: where to, stderr unless told.
+        stream: where to, stderr by default.
         quiet: show nothing.
     """
 
@@ -31,9 +61,9 @@ class Progress:
         self.live = self.stream.isatty() and not quiet
 
     @contextmanager
-    def stage(self, name: str, total: int = 0) -> Iterator[Task]:
-        """Show a stage while it runs; `total` is its work in any unit, 0 when unknown."""
-        task = Task(self, self._next_title(name), total)
+    def stage(self, name: str) -> Iterator[Task]:
+        """Show a stage while it runs; the task's `report` is its ProgressCallback."""
+        task = Task(self, self._next_title(name))
         task.draw()
         try:
             yield task
@@ -65,15 +95,16 @@ class Progress:
 
 
 class Task:
-    """The running stage: `advance` as its work is done; `outcome` replaces the time taken in the last line.
+    """The running stage: `report` is called as its work is done; `outcome` replaces the time taken in the last line.
 
     Attributes:
-        doing: the step that runs, if it says; seen only while it runs.
+        fraction: of its work that is done; it never shrinks, also when a step is tried again.
+        status: the step that runs, if it is reported; seen only while it runs.
     """
 
-    def __init__(self, progress: Progress, title: str, total: int) -> None:
-        self.progress, self.title, self.total = progress, title, total
-        self.done, self.doing = 0, ""
+    def __init__(self, progress: Progress, title: str) -> None:
+        self.progress, self.title = progress, title
+        self.fraction, self.status = 0.0, ""
         self.outcome: str | None = None
         self.started, self._drawn = time.monotonic(), 0.0
 
@@ -85,24 +116,24 @@ class Task:
     def elapsed(self) -> str:
         return duration(self.elapsed_s)
 
-    def advance(self, amount: int, doing: str = "") -> None:
-        """A new step is drawn at once: it may take long, and tell nothing meanwhile."""
-        self.done += amount
-        is_new = doing not in ("", self.doing)
-        self.doing = doing or self.doing
+    def report(self, done: float, total: float, status: str = "") -> None:
+        """A ProgressCallback. A new status is drawn at once: its step may take long, and report nothing meanwhile."""
+        self.fraction = max(self.fraction, min(1.0, done / total if total else 0.0))
+        is_new = status not in ("", self.status)
+        self.status = status or self.status
         if is_new or time.monotonic() - self._drawn >= _REDRAW_S:
             self.draw()
 
     def draw(self) -> None:
         self._drawn = time.monotonic()
-        doing = f" ({self.doing})" if self.doing else ""
-        self.progress.write(f"{self.title}{self._state()}{doing}", last=False)
+        status = f" ({self.status})" if self.status else ""
+        self.progress.write(f"{self.title}{self._state()}{status}", last=False)
 
     def _state(self) -> str:
-        if not self.done or self.done > self.total:
+        if not self.fraction:
             return " ..."
-        left_s = self.elapsed_s * (self.total - self.done) / self.done
-        return f": {100 * self.done // self.total} %, {duration(left_s)} left"
+        left_s = self.elapsed_s * (1 - self.fraction) / self.fraction
+        return f": {100 * self.fraction:.0f} %, {duration(left_s)} left"
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from r1v_export import progress
-from r1v_export.progress import Progress, duration, size
+from r1v_export.progress import Progress, duration, size, subrange
 
 
 class Terminal(io.StringIO):
@@ -26,10 +26,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_pipe_gets_one_plain_line_per_stage(clock: list[float]) -> None:
     stream = io.StringIO()
     shown = Progress(2, stream)
-    with shown.stage("one", 10) as task:
-        for _ in range(10):
+    with shown.stage("one") as task:
+        for done in range(10):
             clock[0] += 1
-            task.advance(1)
+            task.report(done + 1, 10)
     shown.skip("two", "done before")
     assert stream.getvalue() == "[1/2] one: 10 s\n[2/2] two: done before\n"
 
@@ -45,21 +45,21 @@ def test_a_note_stays_below_its_stage(clock: list[float]) -> None:
 
 def test_a_terminal_sees_how_far_and_how_long_still(clock: list[float]) -> None:
     stream = Terminal()
-    with Progress(1, stream).stage("one", 400) as task:
+    with Progress(1, stream).stage("one") as task:
         clock[0] += 30
-        task.advance(100)
+        task.report(100, 400)
     assert "[1/1] one: 25 %, 1 min 30 s left" in stream.getvalue()
 
 
 def test_a_step_that_has_just_begun_is_seen_at_once_and_stays_until_the_next(clock: list[float]) -> None:
     stream = Terminal()
-    with Progress(1, stream).stage("one", 4) as task:
-        task.advance(1, "reading")
+    with Progress(1, stream).stage("one") as task:
+        task.report(1, 4, "reading")
         assert stream.getvalue().endswith("(reading)")
         clock[0] += 3
-        task.advance(1)
+        task.report(2, 4)
         assert stream.getvalue().endswith("50 %, 3.0 s left (reading)")
-        task.advance(0, "compiling")
+        task.report(2, 4, "compiling")
         assert stream.getvalue().endswith("50 %, 3.0 s left (compiling)")
     assert stream.getvalue().endswith("[1/1] one: 3.0 s\n")
 
@@ -67,17 +67,42 @@ def test_a_step_that_has_just_begun_is_seen_at_once_and_stays_until_the_next(clo
 def test_a_redrawn_line_is_cut_to_the_terminals_width(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     stream = Terminal()
-    with Progress(1, stream).stage("one", 2) as task:
-        task.advance(1, "language_model.model.layers.0.self_attn")
+    with Progress(1, stream).stage("one") as task:
+        task.report(1, 2, "language_model.model.layers.0.self_attn")
     lines = [line.removeprefix("\x1b[K") for line in stream.getvalue().rstrip("\n").split("\r")]
     assert max(map(len, lines)) == 29
+
+
+def test_a_step_that_is_tried_again_takes_nothing_back(clock: list[float]) -> None:
+    with Progress(1, Terminal()).stage("one") as task:
+        task.report(3, 4)
+        task.report(1, 4)
+        assert task.fraction == 0.75
+
+
+def test_pieces_of_a_whole_report_one_after_the_other() -> None:
+    reported: list[tuple[float, float, str]] = []
+    pieces = [("vision", 0.0, 0.25), ("decoder", 0.25, 1.0)]
+    for name, begin, end in pieces:
+        report = subrange(lambda done, total, status="": reported.append((done, total, status)), begin, end, name)
+        report(1, 2, "compiling")
+        report(2, 2)
+        report(5, 0)
+    assert reported == [
+        (0.125, 1.0, "vision: compiling"),
+        (0.25, 1.0, ""),
+        (0.0, 1.0, ""),
+        (0.625, 1.0, "decoder: compiling"),
+        (1.0, 1.0, ""),
+        (0.25, 1.0, ""),
+    ]
 
 
 def test_unknown_work_shows_no_percentage(clock: list[float]) -> None:
     stream = Terminal()
     with Progress(1, stream).stage("one") as task:
         clock[0] += 1
-        task.advance(1)
+        task.report(1, 0)
     assert "%" not in stream.getvalue()
 
 
@@ -96,8 +121,8 @@ def test_a_stage_that_fails_says_when(clock: list[float]) -> None:
 
 def test_quiet_is_silent_also_on_a_terminal() -> None:
     stream = Terminal()
-    with Progress(1, stream, quiet=True).stage("one", 1) as task:
-        task.advance(1)
+    with Progress(1, stream, quiet=True).stage("one") as task:
+        task.report(1, 1)
     assert stream.getvalue() == ""
 
 

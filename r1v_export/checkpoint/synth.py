@@ -10,7 +10,7 @@ import hashlib
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.synth_files import write_auxiliary_files, write_native_files
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.progress import ProgressCallback, ignore_progress
 
 SHARD_BYTES = 5_000_000_000
 _CHUNK = 1 << 24  # elements made at a time
@@ -43,7 +44,7 @@ def synthesize(
     shards: int | None = None,
     sparse: bool = False,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: ProgressCallback = ignore_progress,
 ) -> Path:
     """Write a random checkpoint: weights, configuration and tokenizer.
 
@@ -59,7 +60,7 @@ def synthesize(
         shards: number of weight files; by default files of about 5 GB.
         sparse: files of the true size whose data are holes: all weights zero, no disk taken.
         seed: another seed, other weights.
-        progress: called with the bytes written so far and in all.
+        on_progress: called with the bytes written so far and in all.
 
     Returns:
         The folder.
@@ -84,8 +85,7 @@ def synthesize(
     if not sparse:
         _check_disk(folder, total)
     for done in write_tensors(folder, tensors, shards=shards or math.ceil(total / SHARD_BYTES), sparse=sparse):
-        if progress is not None:
-            progress(done, total)
+        on_progress(done, total)
     return folder
 
 

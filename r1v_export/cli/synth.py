@@ -47,18 +47,14 @@ def command(folder: Path, settings: tuple[str, ...], format_: str, **options: An
     from r1v_export.progress import Progress, size
 
     with Progress(1, quiet=format_ == "json").stage("weights") as task:
-
-        def on_progress(done_bytes: int, total_bytes: int) -> None:
-            task.total = total_bytes
-            task.advance(done_bytes - task.done)
-
         with explain_full_disk(folder):
-            synthesize(folder, overrides=dict(map(_parse, settings)), progress=on_progress, **options)
-        task.outcome = size(task.total)
+            synthesize(folder, overrides=dict(map(_parse, settings)), on_progress=task.report, **options)
+        size_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        task.outcome = size(size_bytes)
     if format_ == "json":
-        print_json({"checkpoint": str(folder), "size_bytes": task.total})
+        print_json({"checkpoint": str(folder), "size_bytes": size_bytes})
     else:
-        click.echo(f"{folder}: {size(task.total)} of random weights")
+        click.echo(f"{folder}: {size(size_bytes)} of random weights")
 
 
 def _parse(setting: str) -> tuple[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,6 +13,7 @@ from torch import Tensor
 from r1v_export.errors import CheckpointError
 from r1v_export.exporters.graph import Derived, Read
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
+from r1v_export.progress import ProgressCallback, ignore_progress
 
 ALIGNMENT_BYTES = 4096
 """Every tensor starts on a page, so that engines can map the file."""
@@ -37,14 +38,15 @@ def save_with_weights(
     derived: Mapping[str, Derived],
     read: Read,
     path: Path,
-    on_bytes: Callable[[int], None] = lambda written: None,
+    on_progress: ProgressCallback = ignore_progress,
 ) -> None:
     """Write `path` (the graph) and its `.data` (the weights, in the order of the graph's initializers).
 
     Every unbound initializer is made by its entry of `derived`, or read under its own name, and cast to its type in
-    the graph: one tensor at a time is held, cast in chunks. `on_bytes` is told of every chunk written.
+    the graph: one tensor at a time is held, cast in chunks. `on_progress` is called after every chunk, with bytes.
     """
     data_path = path.with_suffix(".data")
+    total, written = weight_bytes(model), 0
     layout = _lay_out(model, data_path.name)
     ir.save(model, path)
     with data_path.open("wb") as file:
@@ -52,7 +54,8 @@ def save_with_weights(
             file.write(b"\0" * (external.offset - file.tell()))
             for chunk in _chunks(external, derived, read):
                 file.write(chunk)
-                on_bytes(len(chunk))
+                written += len(chunk)
+                on_progress(written, total)
 
 
 def unbound(model: ir.Model) -> list[ir.Value]:

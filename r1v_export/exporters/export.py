@@ -16,6 +16,7 @@ from r1v_export.exporters.bind import DTYPES, save_with_weights
 from r1v_export.exporters.check import check_graph
 from r1v_export.exporters.graph import GraphSource, Rewrite
 from r1v_export.exporters.trace import trace
+from r1v_export.progress import ProgressCallback, ignore_progress
 
 SOURCES: dict[str, Callable[[ModelSpec], GraphSource]] = {
     contract.VISION: vision.source,
@@ -38,7 +39,7 @@ def export_graph(
     checkpoint: Checkpoint,
     folder: Path,
     compute: torch.dtype,
-    on_bytes: Callable[[int], None] = lambda written: None,
+    on_progress: ProgressCallback = ignore_progress,
     rewrite: Rewrite | None = None,
 ) -> Path:
     """Write `folder/<name>.onnx` and `<name>.data`; returns the former.
@@ -52,5 +53,5 @@ def export_graph(
         derived |= rewrite(model)
         check_graph(model, contract.graph_contracts(checkpoint.spec.sizes)[name], DTYPES[compute])
     path = folder / f"{name}.onnx"
-    save_with_weights(model, derived, checkpoint.read, path, on_bytes)
+    save_with_weights(model, derived, checkpoint.read, path, on_progress)
     return path

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
+from operator import length_hint
 
 from PIL import Image
 
@@ -31,6 +32,7 @@ from r1v_export.parity.schema import (
     WorstElement,
 )
 from r1v_export.parity.tolerances import Boundary, Gate, Tolerance, ToleranceProfile, profile_for, tolerances
+from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.runner.reasoning import split_reasoning
 from r1v_export.targets import registry
 
@@ -68,7 +70,7 @@ def check(
     max_new_tokens: int = 96,
     batch_size: int = 16,
     measure_latency: bool = False,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: ProgressCallback = ignore_progress,
 ) -> ParityReport:
     """Compare two engines boundary by boundary and end to end.
 
@@ -86,7 +88,7 @@ def check(
         batch_size: samples decoded together.
         measure_latency: time each stage of both engines. The report is then not the same twice. For a float16
             engine, the reference's times include recording how large its tensors become.
-        on_progress: is told the number of samples done, after each batch.
+        on_progress: called with the number of samples done, after each batch.
 
     Raises:
         UsageError: the table has no limits for such an engine.
@@ -166,7 +168,7 @@ def _compare_samples(
     comparator: BoundaryComparator,
     samples: Iterable[ParitySample],
     batch_size: int,
-    on_progress: Callable[[int], None] | None,
+    on_progress: ProgressCallback,
 ) -> tuple[list[SampleResult], list[ParitySample]]:
     """Every sample through the walk. Returns the results and the first batch."""
     remaining = iter(samples)
@@ -180,8 +182,7 @@ def _compare_samples(
             shown = len(results) < _WITH_PICTURES or (diverged and pictured < _WITH_PICTURES)
             pictured += diverged and shown
             results.append(_sample_result(answers, comparator.reference, with_images=shown))
-        if on_progress:
-            on_progress(len(results))
+        on_progress(len(results), length_hint(samples))
     if not results:
         raise InputError("There is nothing to compare.", expected="at least one sample", found="none")
     return results, first_batch

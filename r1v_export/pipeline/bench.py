@@ -36,10 +36,10 @@ def measure(
     runner.stop_ids = frozenset()
     request, sampling = Request.ask(question, image), Sampling(max_new_tokens=tokens)
     answers = []
-    with progress.stage("bench", runs + 1) as task:
-        for _ in range(runs + 1):
+    with progress.stage("bench") as task:
+        for done in range(1, runs + 2):
             answers.append(runner.answer(request, sampling))
-            task.advance(1)
+            task.report(done, runs + 1)
     measured = answers[1:]
     return {
         "engine": runner.name,

@@ -11,7 +11,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import CheckpointError, ParityError, R1VError
 from r1v_export.files import explain_full_disk
-from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageEntry
+from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageEntry, hash_files
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.estimate import HASH_BYTES_PER_S, require_disk
@@ -188,18 +188,18 @@ def finished_stages(
 def _hash_sources(job: Build, hashes: HashCache, progress: Progress) -> dict[str, FileEntry]:
     paths = job.source_files()
     total = sum(path.stat().st_size for path in paths.values())
-    with progress.stage(HASHING, total) as task:
-        entries = {name: hashes.get(path, task.advance) for name, path in paths.items()}
+    with progress.stage(HASHING) as task:
+        entries = hash_files(paths, task.report, hashes.get)
         task.outcome = size(total)
     return entries
 
 
 def _run(stage: Stage, digest: str, workspace: Workspace, progress: Progress) -> StageEntry:
-    with progress.stage(stage.name, stage.work) as task:
+    with progress.stage(stage.name) as task:
         try:
             folder = workspace.begin(stage.name)
             with explain_full_disk(folder):
-                stage.make(folder, task.advance)
+                stage.make(folder, task.report)
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
         entry = workspace.commit(stage.name, digest)

@@ -13,7 +13,6 @@ from r1v_export.config import BuildConfig
 from r1v_export.errors import UsageError
 from r1v_export.files import explain_full_disk
 from r1v_export.pipeline.calibration import (
-    PROGRESS_UNITS,
     calibrate,
     calibration_options,
     calibration_set,
@@ -49,8 +48,8 @@ def calibrate_alone(config: BuildConfig, out: Path, progress: Progress, *, offli
 
     recipe = chosen_recipe(config)
     checkpoint = _open(config, offline)
-    with explain_full_disk(out), progress.stage("calibration", PROGRESS_UNITS) as task:
-        calibrate(config, recipe, checkpoint, out, default_resume_folder(out), task.advance)
+    with explain_full_disk(out), progress.stage("calibration") as task:
+        calibrate(config, recipe, checkpoint, out, default_resume_folder(out), task.report)
     # What a search within a budget tried on its way.
     shutil.rmtree(default_resume_folder(out), ignore_errors=True)
     return _calibrated(out, checkpoint, progress)
@@ -74,9 +73,9 @@ def collect_shard(
             fix="omit one of them",
         )
     checkpoint = _open(config, offline)
-    with explain_full_disk(out), progress.stage(f"shard {shard}", PROGRESS_UNITS) as task:
+    with explain_full_disk(out), progress.stage(f"shard {shard}") as task:
         samples = calibration_set(config, checkpoint, shard)
-        collect(checkpoint, recipe, samples, out, calibration_options(config, None, task.advance))
+        collect(checkpoint, recipe, samples, out, calibration_options(config, None, task.report))
     return Calibrated(out, recipe.name, len(samples.samples), str(shard), linears=0, warnings=())
 
 
@@ -101,8 +100,8 @@ def merge_shards(
     from r1v_export.quantization.calibration.shards import find_shards, merge
 
     checkpoint = _open(config, offline)
-    with explain_full_disk(out), progress.stage("merge", PROGRESS_UNITS) as task:
-        merge(checkpoint, find_shards(folders), out, calibration_options(config, None, task.advance))
+    with explain_full_disk(out), progress.stage("merge") as task:
+        merge(checkpoint, find_shards(folders), out, calibration_options(config, None, task.report))
     return _calibrated(out, checkpoint, progress)
 
 

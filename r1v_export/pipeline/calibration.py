@@ -15,8 +15,8 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import CapabilityError, InputError, UsageError
 from r1v_export.manifest import hash_file, to_json
+from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
-from r1v_export.targets.interface import Advance
 
 if TYPE_CHECKING:
     from r1v_export.quantization.artifact.artifact import Artifact
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 CALIBRATION = "calibration"
 """The calibration artifact's folder in a bundle."""
 
-PROGRESS_UNITS = 1000
-"""Units of progress that `calibrate` reports in all, whatever the model."""
 
 MAX_RESPONSE_TOKENS = 512
 """Tokens of a self-generated response to a calibration prompt without an answer; most of them are reasoning."""
@@ -126,7 +124,12 @@ def _prepared(
 
 
 def calibrate(
-    config: BuildConfig, recipe: Recipe | None, checkpoint: Checkpoint, out: Path, work: Path, advance: Advance
+    config: BuildConfig,
+    recipe: Recipe | None,
+    checkpoint: Checkpoint,
+    out: Path,
+    work: Path,
+    on_progress: ProgressCallback,
 ) -> None:
     """Write the calibration artifact into `out`; `work` keeps what is done for a build that follows a stopped one.
 
@@ -146,24 +149,16 @@ def calibrate(
         Artifact.open(Path(config.calibration.artifact), checkpoint)
         shutil.copytree(config.calibration.artifact, out)
         return
-    options = calibration_options(config, work, advance)
+    options = calibration_options(config, work, on_progress)
     if recipe is None:
         _within_budget(config, checkpoint, out, options)
     else:
         run(checkpoint, recipe, calibration_set(config, checkpoint), out, options)
 
 
-def calibration_options(config: BuildConfig, work: Path | None, advance: Advance) -> CalibrationOptions:
-    """How a build's calibration is run; progress is reported in `PROGRESS_UNITS`."""
+def calibration_options(config: BuildConfig, work: Path | None, on_progress: ProgressCallback) -> CalibrationOptions:
+    """How a build's calibration is run."""
     from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
-
-    reported = 0
-
-    def on_progress(done: int, total: int) -> None:
-        nonlocal reported
-        parts = PROGRESS_UNITS * done // max(1, total)
-        advance(parts - reported)
-        reported = parts
 
     return CalibrationOptions(device=config.device, resume_folder=work, on_progress=on_progress)
 

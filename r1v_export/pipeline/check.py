@@ -17,17 +17,16 @@ from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.locate_checkpoint import open_source
 from r1v_export.pipeline.parity_gate import (
+    GeneratedQuestions,
     calibration_facts,
     candidate_endpoint,
     compare,
     gates,
-    questions,
     reference_endpoint,
     require_calibrated_scales,
     rounding,
 )
-from r1v_export.progress import Progress
-from r1v_export.targets.interface import Advance
+from r1v_export.progress import Progress, ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Questions:
     max_new_tokens: int
 
     def of(self, checkpoint: Checkpoint) -> Iterable[ParitySample]:
-        return self.samples or questions(checkpoint, self.count)
+        return self.samples or GeneratedQuestions(checkpoint, self.count)
 
     def __len__(self) -> int:
         return len(self.samples) or self.count
@@ -80,12 +79,12 @@ def check_bundle(
     )
     reports = []
     for gate, reference in gates(checkpoint, artifact, device):
-        with progress.stage(gate, len(asked)) as task:
+        with progress.stage(gate) as task:
             report = compare(
                 reference,
                 candidate,
                 asked.of(checkpoint),
-                task.advance,
+                task.report,
                 calibration_facts(artifact),
                 gate=gate,
                 blocks=blocks,
@@ -105,8 +104,8 @@ def _measured(
 ) -> Iterator[BundleFacts]:
     original = reference_endpoint(checkpoint, device)
     for bundle in bundles:
-        with progress.stage(bundle.folder.name, len(asked)) as task:
-            yield measure(bundle, checkpoint, original, asked, device, task.advance)
+        with progress.stage(bundle.folder.name) as task:
+            yield measure(bundle, checkpoint, original, asked, device, task.report)
 
 
 def open_others(own: Bundle, folders: Sequence[Path]) -> list[Bundle]:
@@ -145,7 +144,7 @@ def measure(
     reference: Endpoint,
     asked: Questions,
     device: Device,
-    advance: Advance,
+    on_progress: ProgressCallback,
 ) -> BundleFacts:
     """Hold a bundle's first engine to the float32 model.
 
@@ -157,7 +156,7 @@ def measure(
     options = rounding(bundle.config, target, bundle.spec, artifact)
     candidate = candidate_endpoint(bundle.folder, target, device)
     options |= {"gate": gate, "max_new_tokens": asked.max_new_tokens}
-    report = compare(reference, candidate, asked.of(checkpoint), advance, **options)
+    report = compare(reference, candidate, asked.of(checkpoint), on_progress, **options)
     return facts(bundle, target, report)
 
 

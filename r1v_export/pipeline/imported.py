@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Precision
 from r1v_export.errors import UsageError
-from r1v_export.targets.interface import Advance
+from r1v_export.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from r1v_export.checkpoint.quantized.quantized_linears import Quantized
@@ -44,22 +44,12 @@ def precision_of(quantized: Quantized) -> Precision:
     return "fp8" if kinds == {"fp8"} else "int4"
 
 
-def import_calibration(checkpoint: Checkpoint, out: Path, work: Path, advance: Advance, work_units: int) -> None:
+def import_calibration(checkpoint: Checkpoint, out: Path, work: Path, on_progress: ProgressCallback) -> None:
     """Write the checkpoint's quantized values and scales as a calibration into `out`.
-
-    Args:
-        work_units: units of progress that `advance` is called with in all.
 
     Raises:
         CheckpointError: quantized values or scales are not what the format allows.
     """
     from r1v_export.quantization.calibration.imported import import_quantized
-
-    reported = 0
-
-    def on_progress(done: int, total: int) -> None:
-        nonlocal reported
-        advance(work_units * done // total - reported)
-        reported = work_units * done // total
 
     import_quantized(checkpoint, out, resume_folder=work, on_progress=on_progress)

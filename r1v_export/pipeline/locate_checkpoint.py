@@ -5,7 +5,7 @@ from __future__ import annotations
 from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import UsageError
-from r1v_export.manifest import hash_file
+from r1v_export.manifest import hash_files
 from r1v_export.progress import Progress
 
 
@@ -29,9 +29,8 @@ def open_source(bundle: Bundle, model: str | None, progress: Progress, offline: 
     revision = source.revision if model is None else None
     checkpoint = Checkpoint.open(model or source.name, revision=revision, offline=offline)
     files = {path.name: path for path in (*checkpoint.files(), *checkpoint.auxiliary_files())}
-    total = sum(path.stat().st_size for path in files.values())
-    with progress.stage("checkpoint-hash", total) as task:
-        found = {name: hash_file(path, task.advance) for name, path in files.items()}
+    with progress.stage("checkpoint-hash") as task:
+        found = hash_files(files, task.report)
     if found != source.files:
         differing = sorted(
             name for name in found.keys() | source.files.keys() if found.get(name) != source.files.get(name)

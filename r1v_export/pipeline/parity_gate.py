@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import fake_quantize
+from r1v_export.progress import ProgressCallback
 from r1v_export.reference.prompt import template_of
 from r1v_export.targets import registry
-from r1v_export.targets.interface import Advance
 
 if TYPE_CHECKING:
     from r1v_export.quantization.artifact.artifact import Artifact
@@ -53,11 +54,20 @@ def candidate_endpoint(folder: Path, target: str, device: Device) -> Endpoint:
     return Endpoint(engine, tokenizer, spec, template, read_generation_config(folder))
 
 
-def questions(checkpoint: Checkpoint, count: int) -> Iterator[ParitySample]:
+@dataclass(frozen=True)
+class GeneratedQuestions:
     """What both sides are asked: held-out questions for the shipped model, made-up images for all others."""
-    if checkpoint.source.kind == "builtin":
-        return held_out(count)
-    return synthetic(count, checkpoint.spec.tiling.tile_size)
+
+    checkpoint: Checkpoint
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[ParitySample]:
+        if self.checkpoint.source.kind == "builtin":
+            return held_out(self.count)
+        return synthetic(self.count, self.checkpoint.spec.tiling.tile_size)
 
 
 def rounding(config: BuildConfig, target: str, spec: ModelSpec, artifact: Artifact | None) -> dict[str, Any]:
@@ -98,17 +108,10 @@ def compare(
     reference: Endpoint,
     candidate: Endpoint,
     samples: Iterable[ParitySample],
-    advance: Advance,
+    on_progress: ProgressCallback,
     calibration: CalibrationFacts | None = None,
     **options: Any,
 ) -> ParityReport:
-    """`parity.check`, with progress as stages tell it: `advance` by the samples done since the last call."""
-    done = 0
-
-    def on_progress(samples_done: int) -> None:
-        nonlocal done
-        advance(samples_done - done)
-        done = samples_done
-
+    """`parity.check`, with what the page says of the calibration."""
     report = check(reference, candidate, samples, on_progress=on_progress, **options)
     return report.model_copy(update={"calibration": calibration})

@@ -10,9 +10,9 @@ from typing import Any
 
 from r1v_export.manifest import FileEntry, StageEntry, to_json
 from r1v_export.pipeline.provenance import code_digest, tool_versions
-from r1v_export.targets.interface import Advance
+from r1v_export.progress import ProgressCallback
 
-Make = Callable[[Path, Advance], None]
+Make = Callable[[Path, ProgressCallback], None]
 """Writes a stage's files below a folder, in the bundle's layout."""
 
 
@@ -26,7 +26,6 @@ class Stage:
     tools: distributions that it computes with.
     sources: the checkpoint's files that it reads, by name.
     after: earlier stages whose files it reads.
-    work: how much `make` will tell `advance`, in any unit; 0 when it tells nothing.
     size_bytes, seconds: what it will write and take, roughly, for the plan.
     notes: sentences that people should read once it is done, from the bundle's folder.
     """
@@ -38,7 +37,6 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
-    work: int = 0
     size_bytes: int = 0
     seconds: float = 0.0
     notes: Callable[[Path], Sequence[str]] = lambda bundle: ()

@@ -17,7 +17,6 @@ from r1v_export.manifest import WORK_FOLDER
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import (
     CALIBRATION,
-    PROGRESS_UNITS,
     budget_candidates,
     calibrate,
     calibration_warnings,
@@ -29,9 +28,10 @@ from r1v_export.pipeline.calibration import (
 from r1v_export.pipeline.estimate import TRACE_S, WRITE_BYTES_PER_S, graph_parameters, require_memory
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.stage import Stage
+from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.sizes import weight_bytes
 from r1v_export.targets import registry
-from r1v_export.targets.interface import Advance, BuildInputs
+from r1v_export.targets.interface import BuildInputs
 
 if TYPE_CHECKING:
     from r1v_export.exporters.graph import Rewrite
@@ -130,7 +130,7 @@ class Build:
         auxiliary = self.checkpoint.auxiliary_files()
         config, spec = self.saved_config, self.checkpoint.spec
 
-        def make(folder: Path, advance: Advance) -> None:
+        def make(folder: Path, on_progress: ProgressCallback) -> None:
             for path in auxiliary:
                 shutil.copyfile(path, folder / path.name)
             (folder / MODEL_SPEC).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -172,18 +172,17 @@ class Build:
             tools=(*provenance.TRACING_TOOLS, *provenance.INPUT_TOOLS),
             settings=settings,
             sources=tuple(self.source_files()),
-            work=PROGRESS_UNITS,
             size_bytes=parameters,
             seconds=seconds,
             notes=calibration_warnings,
         )
 
-    def _calibrate(self, folder: Path, advance: Advance) -> None:
+    def _calibrate(self, folder: Path, on_progress: ProgressCallback) -> None:
         work = self.out / WORK_FOLDER / "calibrated-blocks"
         if self.checkpoint.quantized is not None:
-            import_calibration(self.checkpoint, folder / CALIBRATION, work, advance, PROGRESS_UNITS)
+            import_calibration(self.checkpoint, folder / CALIBRATION, work, on_progress)
             return
-        calibrate(self.config, self.recipe, self.checkpoint, folder / CALIBRATION, work, advance)
+        calibrate(self.config, self.recipe, self.checkpoint, folder / CALIBRATION, work, on_progress)
 
     @property
     def _after_calibration(self) -> tuple[str, ...]:
@@ -202,19 +201,18 @@ class Build:
                 settings={"compute": self.compute, "spec": self.checkpoint.spec.model_dump(mode="json")},
                 sources=sources,
                 after=self._after_calibration,
-                work=size_bytes,
                 size_bytes=size_bytes,
                 seconds=TRACE_S + size_bytes / WRITE_BYTES_PER_S,
             )
 
-    def _export(self, name: str, folder: Path, advance: Advance) -> None:
+    def _export(self, name: str, folder: Path, on_progress: ProgressCallback) -> None:
         import torch
 
         from r1v_export.exporters.export import export_graph
 
         (folder / GRAPHS).mkdir()
         compute = getattr(torch, self.compute)
-        export_graph(name, self.checkpoint, folder / GRAPHS, compute, advance, self._quantizer())
+        export_graph(name, self.checkpoint, folder / GRAPHS, compute, on_progress, self._quantizer())
 
     def _quantizer(self) -> Rewrite | None:
         """What quantizes a traced graph, from the calibration that is in the bundle by now."""
@@ -238,19 +236,17 @@ class Build:
                 settings={"device": self.config.device, "options": self.config.targets[target]},
                 sources=tuple(path.name for path in self.checkpoint.files()),
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
-                work=100,
                 size_bytes=size_bytes,
                 seconds=_ENGINE_S + size_bytes / WRITE_BYTES_PER_S,
             )
 
-    def _build_engine(self, target: str, folder: Path, advance: Advance) -> None:
+    def _build_engine(self, target: str, folder: Path, on_progress: ProgressCallback) -> None:
         engine = folder / ENGINES / target
         engine.mkdir(parents=True)
         inputs = BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
-        registry.get_target(target).build(inputs, engine, advance)
+        registry.get_target(target).build(inputs, engine, on_progress)
 
     def _parity_stage(self, target: str) -> Stage:
-        calibrated = self.config.quantized and self.checkpoint.quantized is None  # and so has an original
         return Stage(
             f"{target}-parity",
             partial(self._check_parity, target),
@@ -259,7 +255,6 @@ class Build:
             settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
             sources=tuple(self.source_files()),
             after=("model-files", *self._after_calibration, *_graph_stages_of(target), f"{target}-engine"),
-            work=self.config.parity.questions * (2 if calibrated else 1),
             seconds=_PARITY_S,
             notes=partial(self._parity_warnings, target),
         )
@@ -269,14 +264,14 @@ class Build:
 
         return read_report(bundle / self.report_folder(target)).warnings
 
-    def _check_parity(self, target: str, folder: Path, advance: Advance) -> None:
+    def _check_parity(self, target: str, folder: Path, on_progress: ProgressCallback) -> None:
         from r1v_export.parity.report import REPORT_FOLDERS, write_report
         from r1v_export.pipeline.parity_gate import (
+            GeneratedQuestions,
             calibration_facts,
             candidate_endpoint,
             compare,
             gates,
-            questions,
             require_calibrated_scales,
             rounding,
         )
@@ -286,12 +281,13 @@ class Build:
         candidate = candidate_endpoint(self.out, target, device)
         limits = rounding(self.config, target, self.checkpoint.spec, self.artifact)
         reports = []
-        for gate, reference in gates(self.checkpoint, self.artifact, device):
+        count = 2 if self.config.quantized and self.checkpoint.quantized is None else 1
+        for index, (gate, reference) in enumerate(gates(self.checkpoint, self.artifact, device)):
             report = compare(
                 reference,
                 candidate,
-                questions(self.checkpoint, parity.questions),
-                advance,
+                GeneratedQuestions(self.checkpoint, parity.questions),
+                subrange(on_progress, index / count, (index + 1) / count),
                 calibration_facts(self.artifact),
                 gate=gate,
                 max_new_tokens=parity.max_new_tokens,

@@ -8,7 +8,7 @@ from r1v_export import contract
 from r1v_export.bundle import Bundle
 from r1v_export.errors import GraphError
 from r1v_export.files import require_regular
-from r1v_export.manifest import Manifest, read_manifest, verify
+from r1v_export.manifest import Manifest, verify
 from r1v_export.progress import Progress
 
 
@@ -19,9 +19,8 @@ def verify_bundle(folder: Path, progress: Progress) -> Manifest:
         BundleError: a file is missing, extra, altered or a link; the manifest is unusable.
         GraphError: a graph's boundary or operators are not the contract's.
     """
-    total = sum(entry.size for entry in read_manifest(folder).files.values())
-    with progress.stage("hashes", total) as task:
-        manifest = verify(folder, task.advance)
+    with progress.stage("hashes") as task:
+        manifest = verify(folder, task.report)
     with progress.stage("graphs"):
         check_graphs(Bundle(folder, manifest))
     return manifest

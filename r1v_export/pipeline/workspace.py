@@ -31,12 +31,12 @@ from r1v_export.manifest import (
     WORK_FOLDER,
     FileEntry,
     Manifest,
-    OnBytes,
     StageEntry,
     hash_file,
     read_manifest,
     to_json,
 )
+from r1v_export.progress import ProgressCallback, ignore_progress
 
 
 class Workspace:
@@ -53,7 +53,7 @@ class Workspace:
         """Whether anything was ever finished here."""
         return bool(self._done)
 
-    def done(self, stage: str, fingerprint: str, on_bytes: OnBytes | None = None) -> StageEntry | None:
+    def done(self, stage: str, fingerprint: str) -> StageEntry | None:
         """The stage's files when it finished with this fingerprint and they are as it left them, else None."""
         entry = self._done.get(stage)
         if entry is None or entry.fingerprint != fingerprint:
@@ -61,7 +61,7 @@ class Workspace:
         paths = {path: self.out / path for path in entry.files}
         if any(path.is_symlink() or not path.is_file() for path in paths.values()):
             return None
-        found = {name: self.hashes.get(path, on_bytes) for name, path in paths.items()}
+        found = {name: self.hashes.get(path) for name, path in paths.items()}
         return entry if found == entry.files else None
 
     def begin_changes(self) -> None:
@@ -81,13 +81,13 @@ class Workspace:
         folder.mkdir(parents=True)
         return folder
 
-    def commit(self, stage: str, fingerprint: str, on_bytes: OnBytes | None = None) -> StageEntry:
+    def commit(self, stage: str, fingerprint: str) -> StageEntry:
         """Move what the stage wrote into the bundle and remember it as done."""
         folder = self.work / stage
         files = {}
         for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
             sync_file(path)
-            files[path.relative_to(folder).as_posix()] = hash_file(path, on_bytes)
+            files[path.relative_to(folder).as_posix()] = hash_file(path)
         if before := self._done.get(stage):
             self._remove(before.files.keys() - files.keys())
         for name, file in files.items():
@@ -154,15 +154,14 @@ class HashCache:
         except (OSError, ValueError):
             self.known = {}
 
-    def get(self, path: Path, on_bytes: OnBytes | None = None) -> FileEntry:
+    def get(self, path: Path, on_progress: ProgressCallback = ignore_progress) -> FileEntry:
         """Hash of a file, computed when it is not known."""
         stat = path.stat()
         match self.known.get(str(path.absolute())):
             case [stat.st_size, stat.st_mtime_ns, str(sha256)]:
-                if on_bytes:
-                    on_bytes(stat.st_size)
+                on_progress(stat.st_size, stat.st_size)
                 return FileEntry(sha256=sha256, size=stat.st_size)
-        entry = hash_file(path, on_bytes)
+        entry = hash_file(path, on_progress)
         self.put(path, entry)
         return entry
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.contract import Engine, VisionEngine
+from r1v_export.progress import ProgressCallback
 from r1v_export.strict import StrictModel
 
 if TYPE_CHECKING:
@@ -56,17 +57,6 @@ class Readiness:
     """What to type to get what is missing."""
     found: Mapping[str, str] = field(default_factory=dict)
     """What is here: a package and its version, or another fact."""
-
-
-class Advance(Protocol):
-    """Is told what was done of a piece of work since the last call."""
-
-    def __call__(self, amount: int, doing: str = "") -> None:
-        """
-        Args:
-            amount: in the unit of the work; for engines, hundredths.
-            doing: what is at work now, in a few words for people; where empty, what was said before holds.
-        """
 
 
 class NoOptions(StrictModel):
@@ -125,14 +115,14 @@ class Target(ABC):
         """What the engines round, apart from what the calibration quantizes."""
 
     @abstractmethod
-    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+    def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         """Write engines into the empty folder `out`.
 
         The files come out the same for the same input. `out` is to become `engines/<name>` next to `graphs`, and
         engines may refer to the weights there.
 
         Args:
-            advance: told how many hundredths of the work were done since the last call.
+            on_progress: called as work is done.
 
         Raises:
             CapabilityError: the device cannot compute what the graphs ask for.

@@ -155,7 +155,7 @@ def test_writing_holds_one_chunk_and_not_the_tensor(tmp_path):
 
 def test_progress_counts_every_byte(tmp_path):
     calls = []
-    synthesize(tmp_path, preset="nano", overrides=TINY, progress=lambda done, total: calls.append((done, total)))
+    synthesize(tmp_path, preset="nano", overrides=TINY, on_progress=lambda done, total: calls.append((done, total)))
     total = sum(info.nbytes for info in Checkpoint.open(tmp_path).tensors.values())
     assert calls[-1] == (total, total)
     assert calls == sorted(calls)

@@ -326,9 +326,11 @@ def test_a_precision_without_limits_is_refused_before_any_work(reference: Endpoi
 
 
 def test_progress_is_reported_after_each_batch(reference: Endpoint, samples: list[ParitySample]):
-    told: list[int] = []
-    compare(reference, reference, samples, batch_size=2, max_new_tokens=2, on_progress=told.append)
-    assert told == [2, 4, 5]
+    reported: list[tuple[float, float]] = []
+    compare(
+        reference, reference, samples, batch_size=2, max_new_tokens=2, on_progress=lambda *call: reported.append(call)
+    )
+    assert reported == [(2, 5), (4, 5), (5, 5)]
 
 
 def test_every_stage_that_ran_often_enough_is_timed(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]):

@@ -200,7 +200,7 @@ def test_a_graph_that_left_the_contract_does_not_verify(tiny_bundle: Path, monke
     verify_bundle(tiny_bundle, Progress(quiet=True))
     swapped = tiny_bundle / "graphs/vision.onnx"
     swapped.write_bytes((tiny_bundle / "graphs/projector.onnx").read_bytes())
-    monkeypatch.setattr("r1v_export.pipeline.verify.verify", lambda folder, advance: read_manifest(folder))
+    monkeypatch.setattr("r1v_export.pipeline.verify.verify", lambda folder, on_progress: read_manifest(folder))
     with pytest.raises(Exception, match="contract"):
         verify_bundle(tiny_bundle, Progress(quiet=True))
 

@@ -17,8 +17,7 @@ from r1v_export.manifest import MANIFEST, verify
 from r1v_export.pipeline.build import run_stages
 from r1v_export.pipeline.stage import Stage
 from r1v_export.pipeline.workspace import open_workspace
-from r1v_export.progress import Progress
-from r1v_export.targets.interface import Advance
+from r1v_export.progress import Progress, ProgressCallback
 from tests.manifests import manifest_of
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
@@ -31,8 +30,8 @@ def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def writes(**files: str) -> Callable[[Path, Advance], None]:
-    def make(folder: Path, advance: Advance) -> None:
+def writes(**files: str) -> Callable[[Path, ProgressCallback], None]:
+    def make(folder: Path, on_progress: ProgressCallback) -> None:
         for name, text in files.items():
             path = folder / name.replace("_", "/")
             path.parent.mkdir(parents=True, exist_ok=True)

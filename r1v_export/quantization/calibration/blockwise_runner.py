@@ -12,15 +12,13 @@ from torch import nn
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import Compute
 from r1v_export.errors import CapabilityError
+from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.calibration.activations import Activations
 from r1v_export.quantization.calibration.blocks import Block, materialize
 from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import collect_statistics, not_finite
-
-OnProgress = Callable[[int, int], None]
-"""Called with how much of this run is done and how much there is, in an arbitrary unit."""
 
 BlockCallback = Callable[[Block, nn.Module, BlockStatistics], None]
 """Called with a block's module and its statistics, which are empty if the recipe needs none."""
@@ -47,7 +45,7 @@ class CalibrationOptions:
     device: str = "cpu"
     activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES
     resume_folder: Path | None = None
-    on_progress: OnProgress = lambda done, total: None
+    on_progress: ProgressCallback = ignore_progress
 
 
 DEFAULT_OPTIONS = CalibrationOptions()
@@ -113,7 +111,7 @@ class BlockwiseRunner:
                 if plan.is_quantized(block):
                     on_block(block, module or materialize(block, self.checkpoint, self.dtype, self.device), statistics)
                 on_finished(block)
-                self._advance(plan.rounding_cost(index) if rounds else 0)
+                self._report(plan.rounding_cost(index) if rounds else 0)
             if index <= last:
                 self.activations.advance()
 
@@ -132,7 +130,7 @@ class BlockwiseRunner:
                     raise not_finite(f"the output of {block.name}", sample.name)
                 if index < plan.last_collected:
                     self.activations.put(sample.index, result)
-                self._advance(plan.forward_cost(index, len(sample.token_ids), sample.tiles))
+                self._report(plan.forward_cost(index, len(sample.token_ids), sample.tiles))
         return collector.statistics()
 
     def _plan_progress(self, start: int, finished: int, rounds: bool) -> None:
@@ -142,6 +140,6 @@ class BlockwiseRunner:
         self._total = sum(plan.forward_cost(index, *sample) for index in blocks for sample in samples)
         self._total += sum(plan.rounding_cost(index) for index in blocks if rounds and index >= finished)
 
-    def _advance(self, cost: int) -> None:
+    def _report(self, cost: int) -> None:
         self._done += cost
         self.on_progress(self._done, self._total)

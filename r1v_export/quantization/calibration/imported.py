@@ -18,10 +18,10 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.quantized.layout import ORIGINAL, Decoded, LinearLayout
 from r1v_export.checkpoint.quantized.quantized_linears import Quantized
 from r1v_export.errors import CheckpointError
+from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.algorithms.shared_scales import share_input_scale
 from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint, read_stats
 from r1v_export.quantization.calibration.blocks import Block
-from r1v_export.quantization.calibration.blockwise_runner import OnProgress
 from r1v_export.quantization.calibration.calibrate import Quantization, is_done
 from r1v_export.quantization.calibration.key import CalibrationKey
 from r1v_export.quantization.calibration.plan import CalibrationPlan
@@ -115,7 +115,7 @@ def import_quantized(
     out: Path,
     *,
     resume_folder: Path | None = None,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: ProgressCallback = ignore_progress,
 ) -> Stats:
     """Write a quantized checkpoint's values and scales as an `artifact.Artifact`, one block at a time.
 

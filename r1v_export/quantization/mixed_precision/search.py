@@ -10,11 +10,11 @@ from pathlib import Path
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.manifest import to_json
+from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
 from r1v_export.quantization.calibration.blockwise_runner import (
     DEFAULT_OPTIONS,
     CalibrationOptions,
-    OnProgress,
     compute_dtype,
 )
 from r1v_export.quantization.calibration.calibrate import calibrate
@@ -159,18 +159,21 @@ def search(
     recipes, measured = recipes or candidates(checkpoint), measured or calibration
     measured = replace(measured, samples=measured.samples[:MEASURED_SAMPLES])
     folder /= _digest(checkpoint, (calibration, measured), options, recipes, with_kl)
-    progress = _Progress(options.on_progress, steps=len(recipes) + 3)
+    steps = len(recipes) + 3  # Measuring counts as two.
+    parts = [subrange(options.on_progress, index / steps, (index + 1) / steps) for index in range(len(recipes))]
+    measuring = subrange(options.on_progress, len(recipes) / steps, (len(recipes) + 2) / steps)
+    mixing = subrange(options.on_progress, (steps - 1) / steps, 1.0)
     artifacts = {}
-    for precision, recipe in recipes.items():
-        calibrate(checkpoint, recipe, calibration, folder / precision, _with_progress(options, progress.step()))
+    for (precision, recipe), part in zip(recipes.items(), parts, strict=True):
+        calibrate(checkpoint, recipe, calibration, folder / precision, _with_progress(options, part))
         artifacts[precision] = Artifact.open(folder / precision, checkpoint)
-    table = _table(checkpoint, measured, artifacts, folder / SENSITIVITY, with_kl, progress.step(2))
-    limit, on_progress = budget.limit, progress.step()
+    table = _table(checkpoint, measured, artifacts, folder / SENSITIVITY, with_kl, measuring)
+    limit = budget.limit
     for attempt in range(_TRIES):
         choice = choose(table, Budget(budget.kind, limit))
         recipe = mixed_recipe(checkpoint, choice.precisions, recipes)
         out = folder / f"mixed-{attempt}"
-        calibrate(checkpoint, recipe, calibration, out, _with_progress(options, on_progress))
+        calibrate(checkpoint, recipe, calibration, out, _with_progress(options, mixing))
         kl = divergence(checkpoint, measured, Artifact.open(out, checkpoint)) if with_kl else None
         if budget.kind == "size" or kl is None or kl <= budget.limit:
             selection = Selection(budget=str(budget), precisions=choice.precisions, size_bytes=choice.size_bytes, kl=kl)
@@ -190,7 +193,7 @@ def _table(
     artifacts: Mapping[str, Artifact],
     path: Path,
     with_kl: bool,
-    on_progress: OnProgress,
+    on_progress: ProgressCallback,
 ) -> SensitivityTable:
     """The table, from its file where an earlier run got as far."""
     try:
@@ -214,28 +217,5 @@ def _digest(
     return hashlib.sha256(to_json([*plans, with_kl]).encode()).hexdigest()[:16]
 
 
-def _with_progress(options: CalibrationOptions, on_progress: OnProgress) -> CalibrationOptions:
+def _with_progress(options: CalibrationOptions, on_progress: ProgressCallback) -> CalibrationOptions:
     return replace(options, resume_folder=None, on_progress=on_progress)
-
-
-class _Progress:
-    """The progress of several steps, reported as parts of the whole."""
-
-    _PARTS = 1000
-
-    def __init__(self, on_progress: OnProgress, steps: int) -> None:
-        self.on_progress, self.steps, self.done = on_progress, steps, 0
-        self._reported = 0
-
-    def step(self, weight: int = 1) -> OnProgress:
-        """The next step's callback; a step counts as many as its weight."""
-        before = self.done
-        self.done += weight
-
-        def on_progress(done: int, total: int) -> None:
-            parts = self._PARTS * (before + weight * done / max(1, total)) / self.steps
-            # A second attempt at a step reports no progress.
-            self._reported = max(self._reported, int(parts))
-            self.on_progress(self._reported, self._PARTS)
-
-        return on_progress

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.files import read_regular_bytes
+from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.apply import torch as fake
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
 from r1v_export.quantization.calibration.blocks import Block, blocks, materialize
@@ -99,7 +100,7 @@ def measure(
     artifacts: Mapping[str, Artifact],
     *,
     with_kl: bool = True,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: ProgressCallback = ignore_progress,
 ) -> SensitivityTable:
     """Quantize every module alone, in every precision.
 

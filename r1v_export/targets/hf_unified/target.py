@@ -9,6 +9,7 @@ from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import UsageError
+from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.recipe import Scheme, load
 from r1v_export.quantization.sizes import checkpoint_bytes
 from r1v_export.targets.hf_unified import doctor
@@ -16,7 +17,7 @@ from r1v_export.targets.hf_unified.config import HfUnifiedConfig
 from r1v_export.targets.hf_unified.runtime.reader import UnifiedEngine, open_unified
 from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from r1v_export.targets.hf_unified.write.formats import algorithm_of, algorithms, cache_algorithm
-from r1v_export.targets.interface import Advance, BuildInputs, Deployment, NumericsSpec, Readiness, Target
+from r1v_export.targets.interface import BuildInputs, Deployment, NumericsSpec, Readiness, Target
 from r1v_export.targets.tensorrt_llm.runtime.deployment import LLM_API, open_llm_api
 
 _PRECISIONS = ("fp8", "int4")
@@ -66,9 +67,9 @@ class HfUnifiedTarget(Target):
         """The checkpoint is read back in float32: nothing but what it stores is rounded."""
         return NumericsSpec("float32")
 
-    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+    def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         assert inputs.artifact is not None, "check refuses builds that quantize nothing"
-        write_unified(inputs.checkpoint, inputs.artifact, out, advance)
+        write_unified(inputs.checkpoint, inputs.artifact, out, on_progress)
 
     def missing(self, device: Device) -> str | None:
         return None

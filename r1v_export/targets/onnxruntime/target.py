@@ -10,8 +10,9 @@ from r1v_export import contract
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
-from r1v_export.targets.interface import Advance, BuildInputs, NumericsSpec, Readiness, Target
+from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.onnxruntime import doctor
 from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
 
@@ -56,7 +57,7 @@ class OnnxRuntimeTarget(Target):
         rounds_inputs = config.options(self.name, OnnxRuntimeConfig).int4_inputs == "int8"
         return NumericsSpec(registry.compute_dtype(config), rounds_inputs)
 
-    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+    def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         check_device(inputs.config.device)
         from r1v_export.targets.onnxruntime.write.graphs import write_graphs
 

@@ -12,13 +12,13 @@ from r1v_export import contract
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.sizes import weight_bytes
 from r1v_export.targets import registry
-from r1v_export.targets.interface import Advance, BuildInputs, EngineDescription, NumericsSpec, Readiness, Target
+from r1v_export.targets.interface import BuildInputs, EngineDescription, NumericsSpec, Readiness, Target
 from r1v_export.targets.tensorrt.build.compile import lacks_type
 from r1v_export.targets.tensorrt.build.inspection import describe_plans
 from r1v_export.targets.tensorrt.build.parts import PARTS, compiled
-from r1v_export.targets.tensorrt.build.progress import Shares
 from r1v_export.targets.tensorrt.config import TensorRTConfig
 from r1v_export.targets.tensorrt.device import compute_capability, no_gpu
 from r1v_export.targets.tensorrt.doctor import readiness
@@ -119,13 +119,15 @@ class TensorRTTarget(Target):
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         return NumericsSpec(registry.compute_dtype(config))
 
-    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+    def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         library = load(self.name)
         positions = inputs.checkpoint.spec.language.max_position_embeddings
-        options, sm, shares = self.options(inputs.config), self.sm(library, inputs.config), Shares(advance)
+        options, sm, begin = self.options(inputs.config), self.sm(library, inputs.config), 0.0
         for part in PARTS:
-            with shares.part(part.name, part.share) as tell:
-                compiled(library, part, inputs.graphs, options, positions, sm, out, tell)
+            report = subrange(on_progress, begin, begin + part.share, part.name)
+            compiled(library, part, inputs.graphs, options, positions, sm, out, report)
+            report(1.0, 1.0, "done")
+            begin += part.share
 
     def describe(self, engine: Path) -> dict[str, EngineDescription]:
         return describe_plans(engine)

@@ -12,12 +12,12 @@ from r1v_export.bundle import GRAPHS, Bundle
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import CapabilityError
-from r1v_export.progress import Progress
+from r1v_export.progress import Progress, ProgressCallback
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.sizes import weight_bytes
 from r1v_export.targets import registry
 from r1v_export.targets.installed import version_of
-from r1v_export.targets.interface import Advance, BuildInputs, Deployment, NumericsSpec, Readiness, Target
+from r1v_export.targets.interface import BuildInputs, Deployment, NumericsSpec, Readiness, Target
 from r1v_export.targets.onnxruntime.doctor import DISTRIBUTIONS as ONNX_RUNTIME
 from r1v_export.targets.onnxruntime.doctor import INSTALL as INSTALL_ONNX_RUNTIME
 from r1v_export.targets.tensorrt_llm import doctor
@@ -73,7 +73,7 @@ class TensorRTLLMTarget(Target):
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         return NumericsSpec(_compute(config, spec))
 
-    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+    def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         config, options = inputs.config, self._options(inputs.config)
         dtype = getattr(torch, _compute(config, inputs.checkpoint.spec))
         folder = out / CHECKPOINT
@@ -85,7 +85,7 @@ class TensorRTLLMTarget(Target):
             dtype,
             parallel=Mapping(options.tp, options.pp),
             layout=options.kernel_layout,
-            advance=advance,
+            on_progress=on_progress,
         )
 
     def missing(self, device: Device) -> str | None:

@@ -46,8 +46,8 @@ class Built:
     folder: Path
     spec: ModelSpec
     reference: ReferenceEngine
-    told: list[tuple[int, str]]
-    """What the build said of its progress: hundredths, and what was at work."""
+    reported: list[tuple[float, str]]
+    """What the build reported of its progress: the fraction done, and its status."""
 
     @property
     def engine_folder(self) -> Path:
@@ -72,7 +72,7 @@ def fp32(r1v, tmp_path_factory, library) -> Built:
     config = BuildConfig.model_validate({"precision": "fp32", "targets": {TENSORRT_RTX: SIZES}})
     inputs = BuildInputs(built.folder / "graphs", checkpoint_of(r1v.reference.model), None, config)
     TensorRTRTXTarget().build(
-        inputs, built.engine_folder, lambda hundredths, doing="": built.told.append((hundredths, doing))
+        inputs, built.engine_folder, lambda done, total, status="": built.reported.append((done / total, status))
     )
     return built
 

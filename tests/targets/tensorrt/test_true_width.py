@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.hollow import export_hollow, spec_38b
 from r1v_export import contract
+from r1v_export.progress import ignore_progress
 from r1v_export.targets.tensorrt.build.parts import PARTS, compiled
 from r1v_export.targets.tensorrt.config import TensorRTConfig
 
@@ -21,8 +22,6 @@ def test_two_layers_of_the_38b_build_with_fused_attention_and_plans_hold_weights
     for name in part.graphs:
         export_hollow(name, spec, "int4", tmp_path / "graphs")
     options = TensorRTConfig.model_validate(SIZES)
-    info = compiled(
-        library, part, tmp_path / "graphs", options, 32768, (89, 120), tmp_path, lambda fraction, doing: None
-    )
+    info = compiled(library, part, tmp_path / "graphs", options, 32768, (89, 120), tmp_path, ignore_progress)
     assert info.fused_attention
     assert info.plan_bytes < 1.25 * info.weight_bytes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -13,17 +12,17 @@ from r1v_export.checkpoint.config_section import read_json_object
 from r1v_export.checkpoint.quantized.detect import QUANTIZE_CONFIG
 from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
 from r1v_export.checkpoint.tensor_writer import write_tensors
+from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.targets.hf_unified.write.formats import mirrored, quant_config
 from r1v_export.targets.hf_unified.write.tensors import unified_tensors
 
 SHARD_BYTES = 5_000_000_000
-_HUNDREDTHS = 100
 _MODELS = ("llm_config", "text_config")
 
 
 def write_unified(
-    checkpoint: Checkpoint, artifact: Artifact, out: Path, advance: Callable[[int], None] = lambda _: None
+    checkpoint: Checkpoint, artifact: Artifact, out: Path, on_progress: ProgressCallback = ignore_progress
 ) -> None:
     """Write a unified checkpoint into the empty folder `out`, one tensor in memory at a time.
 
@@ -33,10 +32,8 @@ def write_unified(
     config = quant_config(checkpoint.spec, artifact.schemes, artifact.recipe.kv_cache)
     tensors = unified_tensors(checkpoint, artifact)
     total = sum(tensor.nbytes for tensor in tensors)
-    told = 0
     for written in write_tensors(out, tensors, shards=math.ceil(total / SHARD_BYTES)):
-        advance(_HUNDREDTHS * written // total - told)
-        told = _HUNDREDTHS * written // total
+        on_progress(written, total)
     for path in checkpoint.auxiliary_files():
         if path.name not in (QUANT_CONFIG, QUANTIZE_CONFIG):
             shutil.copyfile(path, out / path.name)

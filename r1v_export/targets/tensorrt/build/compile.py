@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.progress import ProgressCallback
 from r1v_export.targets.tensorrt.build.network import Messages, Network, mentioned_node, module_hint, parse
 from r1v_export.targets.tensorrt.build.plan import (
     DESCRIPTION,
@@ -24,7 +25,7 @@ from r1v_export.targets.tensorrt.build.plan import (
     stream_writer,
 )
 from r1v_export.targets.tensorrt.build.profiles import Profile, shapes
-from r1v_export.targets.tensorrt.build.progress import Tell, monitor
+from r1v_export.targets.tensorrt.build.progress import monitor
 from r1v_export.targets.tensorrt.library import OLDEST_COMPUTE_CAPABILITY, Library
 from r1v_export.targets.tensorrt.runtime.caches import TimingCache
 
@@ -55,14 +56,14 @@ class _Attempt:
     messages: Messages = field(default_factory=Messages)
 
 
-def compile_plan(library: Library, job: Job, out: Path, tell: Tell) -> PlanInfo:
+def compile_plan(library: Library, job: Job, out: Path, on_progress: ProgressCallback) -> PlanInfo:
     """Write `<name>.plan`, its description and its layers into the folder `out`.
 
     Attention is built as one fused kernel. Where TensorRT has none for it, the build is tried again with attention as
     several kernels, and the description says so.
 
     Args:
-        tell: told how much of the work is done, and what is at work.
+        on_progress: called as the builder's phases run.
 
     Raises:
         CapabilityError: a GPU that the plan is for lacks a type of the graph; the disk is full.
@@ -71,9 +72,9 @@ def compile_plan(library: Library, job: Job, out: Path, tell: Tell) -> PlanInfo:
     require_types(job.model, job.sm or ((job.current,) if job.current else ()), job.name)
     if not job.strip:
         _require_disk(job.model, out)
-    attempt = _build(library, job, out, tell, fused_attention=True)
+    attempt = _build(library, job, out, on_progress, fused_attention=True)
     if attempt.writer is None and library.lacks_fused_attention(attempt.messages.errors):
-        attempt = _build(library, job, out, tell, fused_attention=False)
+        attempt = _build(library, job, out, on_progress, fused_attention=False)
     if attempt.writer is None:
         raise _refused(library, job, attempt.messages)
     info = _describe(library, job, attempt)
@@ -121,12 +122,15 @@ def lacks_type(dtype: str, oldest: int, lacking: Sequence[int], where: str) -> C
     )
 
 
-def _build(library: Library, job: Job, out: Path, tell: Tell, fused_attention: bool) -> _Attempt:
-    network = parse(library, job.model, job.weights_root, job.name, lambda module: tell(0.0, f"reading {module}"))
+def _build(library: Library, job: Job, out: Path, on_progress: ProgressCallback, fused_attention: bool) -> _Attempt:
+    def reading(module: str) -> None:
+        on_progress(0.0, 1.0, f"reading {module}")
+
+    network = parse(library, job.model, job.weights_root, job.name, reading)
     attempt = _Attempt(fused_attention, messages=network.messages)
     attentions = library.set_decomposable(network.definition, not fused_attention)
     attempt.fused_attention = fused_attention or not attentions
-    config = _configure(library, network, job, tell)
+    config = _configure(library, network, job, on_progress)
     cache = TimingCache(library, config) if library.times_kernels else None
     path = out / f"{job.name}{PLAN}"
     with path.open("wb", buffering=0) as file:
@@ -142,11 +146,11 @@ def _build(library: Library, job: Job, out: Path, tell: Tell, fused_attention: b
     return attempt
 
 
-def _configure(library: Library, network: Network, job: Job, tell: Tell) -> Any:
+def _configure(library: Library, network: Network, job: Job, on_progress: ProgressCallback) -> Any:
     config = network.builder.create_builder_config()
     library.set_compute_capabilities(config, job.sm)
     config.profiling_verbosity = library.module.ProfilingVerbosity.DETAILED
-    config.progress_monitor = monitor(library, tell)
+    config.progress_monitor = monitor(library, on_progress)
     if job.strip:
         library.strip_plan(config)
     dims = {value.name: _dims(value) for value in job.model.graph.inputs}

@@ -9,12 +9,12 @@ import onnx_ir as ir
 
 from r1v_export import contract
 from r1v_export.errors import GraphError
+from r1v_export.progress import ProgressCallback
 from r1v_export.targets.shared_weights import point_weights_to
 from r1v_export.targets.tensorrt.build.compile import Job, compile_plan
 from r1v_export.targets.tensorrt.build.ep_context import save_context_model
 from r1v_export.targets.tensorrt.build.plan import GRAPH, PlanInfo
 from r1v_export.targets.tensorrt.build.profiles import Profile, decoder_capacity, decoder_profiles, tile_profiles
-from r1v_export.targets.tensorrt.build.progress import Tell
 from r1v_export.targets.tensorrt.concatenate_graphs import concatenate_graphs
 from r1v_export.targets.tensorrt.config import TensorRTConfig
 from r1v_export.targets.tensorrt.device import compute_capability
@@ -48,7 +48,7 @@ def compiled(
     max_positions: int,
     sm: tuple[int, ...],
     out: Path,
-    tell: Tell,
+    on_progress: ProgressCallback,
 ) -> PlanInfo:
     """Write everything about one part into `out`.
 
@@ -67,7 +67,7 @@ def compiled(
         current=None if sm else compute_capability(),
         strip=options.strip,
     )
-    info = compile_plan(library, job, out, tell)
+    info = compile_plan(library, job, out, on_progress)
     save_context_model(info, out, part.name)
     return info
 

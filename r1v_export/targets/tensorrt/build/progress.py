@@ -1,44 +1,15 @@
-"""The builder's phases as hundredths of a stage's work, and in words."""
+"""The builder's nested phases as a fraction of its work, and in words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from r1v_export.targets.interface import Advance
+from r1v_export.progress import ProgressCallback
 from r1v_export.targets.tensorrt.library import Library
 
-Tell = Callable[[float, str], None]
-"""Is told how much of a plan's work is done, 0 to 1, and what is at work now."""
 
-
-class Shares:
-    """Turns parts of a whole, each with its own share, into whole hundredths that never exceed 100."""
-
-    def __init__(self, advance: Advance) -> None:
-        self._advance = advance
-        self._told, self._doing = 0, ""
-        self._begun, self._share, self._name = 0.0, 1.0, ""
-
-    @contextmanager
-    def part(self, name: str, share: float) -> Iterator[Tell]:
-        """Within it, what it yields is to be told of the part's progress."""
-        begun, self._share, self._name = self._begun, share, name
-        yield self.tell
-        self.tell(1.0, "done")
-        self._begun = begun + share
-
-    def tell(self, fraction: float, doing: str) -> None:
-        hundredths = min(100, round(100 * (self._begun + self._share * min(fraction, 1.0))))
-        more, doing = max(0, hundredths - self._told), f"{self._name}: {doing}"
-        if more or doing != self._doing:
-            self._advance(more, doing)
-            self._told, self._doing = self._told + more, doing
-
-
-def monitor(library: Library, tell: Tell) -> Any:
-    """An IProgressMonitor that tells how much of a build is done, and which phase runs.
+def monitor(library: Library, on_progress: ProgressCallback) -> Any:
+    """An IProgressMonitor that reports how much of a build is done, and which phase runs.
 
     Phases are nested; a phase's steps share its parent's current step evenly.
     """
@@ -50,11 +21,11 @@ def monitor(library: Library, tell: Tell) -> Any:
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.phases.start(phase_name, parent_phase, num_steps)
-            tell(self.phases.fraction, phase_name)
+            on_progress(self.phases.fraction, 1.0, phase_name)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self.phases.step(phase_name, step)
-            tell(self.phases.fraction, self.phases.innermost)
+            on_progress(self.phases.fraction, 1.0, self.phases.innermost)
             return True
 
         def phase_finish(self, phase_name: str) -> None:

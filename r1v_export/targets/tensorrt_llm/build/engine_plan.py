@@ -75,8 +75,8 @@ def build_engine(plan: EnginePlan, program: Path | None, progress: Progress) -> 
     if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
         raise UsageError("The output folder is not empty.", where=plan.out, fix="name a new one with -o")
     plan.out.mkdir(parents=True, exist_ok=True)
-    with progress.stage("trtllm-build", 100) as task:
-        trtllm_build.run(found, plan.arguments, plan.ranks, task.advance)
+    with progress.stage("trtllm-build") as task:
+        trtllm_build.run(found, plan.arguments, plan.ranks, task.report)
         trtllm_build.check_engine(plan.out, plan.config, plan.sizes)
         (plan.out / ORIGIN).write_text(json.dumps(plan.origin, indent=2) + "\n", encoding="utf-8")
         task.outcome = size(sum(path.stat().st_size for path in plan.out.iterdir()))

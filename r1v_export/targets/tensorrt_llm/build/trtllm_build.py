@@ -6,13 +6,14 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from r1v_export.errors import BundleError, CapabilityError, GraphError
 from r1v_export.files import read_regular_bytes
+from r1v_export.progress import ProgressCallback
 from r1v_export.targets.tensorrt_llm.build.command import PROGRAM, EngineSizes
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import Config
 from r1v_export.targets.tensorrt_llm.library import ENGINES, ENGINES_TEXT, version_number, within
@@ -24,7 +25,7 @@ _STEPS = (
     (re.compile(r"Total time of building .*(?<!all engines): "), 90),
     (re.compile(r"Engine serialized"), 100),
 )
-"""Lines of its log -> hundredths of one rank's work that are then done."""
+"""Lines of its log -> percent of one rank's work that are then done."""
 
 _TAIL = 15
 
@@ -69,19 +70,19 @@ def _version(program: Path) -> tuple[int, ...] | None:
     return version_number(asked.stdout)
 
 
-def run(program: Path, arguments: Sequence[str], ranks: int, advance: Callable[[int], None]) -> None:
-    """Run the command, telling of its progress.
+def run(program: Path, arguments: Sequence[str], ranks: int, on_progress: ProgressCallback) -> None:
+    """Run the command and report its progress.
 
     Args:
         arguments: of `command.build_arguments`.
         ranks: engines that come out.
-        advance: told how many hundredths of all engines were done since the last call.
+        on_progress: called with percent of all engines.
 
     Raises:
         GraphError: it fails; with the end of its log.
     """
     tail: list[str] = []
-    progress = _Progress(ranks, advance)
+    progress = _Progress(ranks, on_progress)
     with subprocess.Popen(
         [program, *arguments[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
@@ -100,22 +101,22 @@ def run(program: Path, arguments: Sequence[str], ranks: int, advance: Callable[[
 
 
 class _Progress:
-    """Hundredths of all engines, from lines of the log. Ranks that are built side by side log in any order, so a line
+    """Percent of all engines, from lines of the log. Ranks that are built side by side log in any order, so a line
     counts for whichever of them has not got that far."""
 
-    def __init__(self, ranks: int, advance: Callable[[int], None]) -> None:
-        self._ranks, self._advance, self._told = ranks, advance, 0
-        self._reached = dict.fromkeys((hundredths for _, hundredths in _STEPS), 0)
+    def __init__(self, ranks: int, on_progress: ProgressCallback) -> None:
+        self._ranks, self._on_progress, self._reported = ranks, on_progress, 0
+        self._reached = dict.fromkeys((percent for _, percent in _STEPS), 0)
 
     def read(self, line: str) -> None:
-        for pattern, hundredths in _STEPS:
+        for pattern, percent in _STEPS:
             if pattern.search(line):
-                self._reached[hundredths] = min(self._ranks, self._reached[hundredths] + 1)
+                self._reached[percent] = min(self._ranks, self._reached[percent] + 1)
         steps = [0, *self._reached]
         done = sum((here - before) * self._reached[here] for before, here in pairwise(steps))
-        if done // self._ranks > self._told:
-            self._advance(done // self._ranks - self._told)
-            self._told = done // self._ranks
+        if done // self._ranks > self._reported:
+            self._reported = done // self._ranks
+            self._on_progress(self._reported, 100)
 
 
 def check_engine(out: Path, config: Config, sizes: EngineSizes) -> None:

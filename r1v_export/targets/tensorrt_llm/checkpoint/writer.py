@@ -27,6 +27,7 @@ from torch import Tensor
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
+from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.targets.tensorrt_llm.checkpoint.config import (
     CONFIG,
@@ -44,9 +45,6 @@ FINAL_NORM = "language_model.model.norm.weight"
 CHUNK_ROWS = 4096
 """Rows of an embedding table that are converted at a time."""
 
-Advance = Callable[[int], None]
-"""Told how many hundredths of the work were done since the last call."""
-
 
 def write_checkpoint(
     checkpoint: Checkpoint,
@@ -56,7 +54,7 @@ def write_checkpoint(
     *,
     parallel: Mapping | None = None,
     layout: KernelLayout = 80,
-    advance: Advance = lambda hundredths: None,
+    on_progress: ProgressCallback = ignore_progress,
 ) -> None:
     """Write a language model into the empty folder `out`; the same input gives the same bytes.
 
@@ -81,10 +79,8 @@ def write_checkpoint(
     if layers is not None:
         _write_json(out / QUANTIZED_LAYERS, layers)
     writer = _Writer(Weights(checkpoint, artifact, quant_formats, dtype), parallel, layout)
-    told = 0
     for share in writer.write(out):
-        advance(int(100 * share) - told)
-        told = int(100 * share)
+        on_progress(share, 1.0)
 
 
 def _write_json(path: Path, fields: abc.Mapping[str, Any]) -> None:

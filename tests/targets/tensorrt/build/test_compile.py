@@ -15,6 +15,7 @@ import torch
 
 from r1v_export import contract
 from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.progress import ignore_progress
 from r1v_export.targets.tensorrt.build.compile import Job, compile_plan, layer_facts, require_types
 from r1v_export.targets.tensorrt.build.plan import GRAPH, PLAN
 from r1v_export.targets.tensorrt.build.profiles import Range
@@ -45,7 +46,7 @@ def test_an_operator_that_the_parser_does_not_know_is_named_with_the_module_it_c
     model = lowered(fp32)
     node = change(model, "Gelu", "Bernoulli")
     with pytest.raises(GraphError) as caught:
-        compile_plan(library, job(fp32, model), tmp_path, lambda fraction, doing: None)
+        compile_plan(library, job(fp32, model), tmp_path, ignore_progress)
     assert "Bernoulli" in caught.value.what
     assert node in str(caught.value.where)
     assert "vision_model.encoder.layers.1.mlp" in str(caught.value.fix)
@@ -71,7 +72,7 @@ def test_fp8_is_refused_for_gpus_before_ada(fp32) -> None:
 def test_a_disk_without_room_for_the_weights_is_said_before_the_build(fp32, library, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(CapabilityError, match="no room for a plan"):
-        compile_plan(library, job(fp32, lowered(fp32)), tmp_path, lambda fraction, doing: None)
+        compile_plan(library, job(fp32, lowered(fp32)), tmp_path, ignore_progress)
     assert not list(tmp_path.iterdir())
 
 
@@ -88,14 +89,14 @@ def test_a_disk_that_fills_up_while_a_real_plan_is_written_ends_in_one_message(
     monkeypatch.setattr(type(library), "streams", streams)
     (tmp_path / f"{contract.PROJECTOR}{PLAN}").symlink_to("/dev/full")
     with pytest.raises(CapabilityError, match=r"no room for a plan[\s\S]*projector\.plan[\s\S]*-o FOLDER") as caught:
-        compile_plan(library, projector_job(fp32), tmp_path, lambda fraction, doing: None)
+        compile_plan(library, projector_job(fp32), tmp_path, ignore_progress)
     assert caught.value.exit_code == 4
 
 
 def test_a_library_that_does_not_stream_gives_the_same_kind_of_plan(fp32, library, tmp_path, monkeypatch) -> None:
     """As older ones of TensorRT do; the module is TensorRT-RTX's, whose interface is the same."""
     monkeypatch.setattr(type(library), "streams", False)
-    info = compile_plan(library, projector_job(fp32), tmp_path, lambda fraction, doing: None)
+    info = compile_plan(library, projector_job(fp32), tmp_path, ignore_progress)
     content = (tmp_path / f"{contract.PROJECTOR}{PLAN}").read_bytes()
     assert (len(content), hashlib.sha256(content).hexdigest()) == (info.plan_bytes, info.sha256)
     assert info.bindings == fp32.info(contract.PROJECTOR).bindings
@@ -104,9 +105,9 @@ def test_a_library_that_does_not_stream_gives_the_same_kind_of_plan(fp32, librar
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a driver")
 def test_a_plan_without_weights_asks_for_a_gpu_which_is_why_it_is_refused_without_one(fp32, library, tmp_path) -> None:
     whole = projector_job(fp32)
-    compile_plan(library, whole, tmp_path, lambda fraction, doing: None)
+    compile_plan(library, whole, tmp_path, ignore_progress)
     with pytest.raises(GraphError, match="CUDA_SUCCESS"):
-        compile_plan(library, replace(whole, strip=True), tmp_path, lambda fraction, doing: None)
+        compile_plan(library, replace(whole, strip=True), tmp_path, ignore_progress)
 
 
 def test_a_layer_of_the_builders_log_says_types_and_nodes() -> None:

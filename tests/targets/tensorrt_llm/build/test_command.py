@@ -11,6 +11,7 @@ import torch
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.errors import BundleError, CapabilityError, GraphError, UsageError
+from r1v_export.progress import ignore_progress
 from r1v_export.targets.tensorrt_llm.build import trtllm_build
 from r1v_export.targets.tensorrt_llm.build.command import (
     EngineSizes,
@@ -169,17 +170,20 @@ def test_the_container_gets_the_same_command_with_its_own_paths(checkpoint, tmp_
     assert f"-v {tmp_path}:/bundle:ro" in recipe
 
 
-def test_a_run_is_reported_of_in_hundredths_and_its_engine_is_encoded(checkpoint, program, tmp_path):
+def test_a_run_is_reported_in_percent_and_its_engine_is_encoded(checkpoint, program, tmp_path):
     out, config = tmp_path / "engine", read_config(checkpoint)
     out.mkdir()
-    told: list[int] = []
+    reported: list[float] = []
 
     arguments = build_arguments(checkpoint, out, config, SIZES, workers=4)
-    trtllm_build.run(trtllm_build.find_program(program, ""), arguments, 4, told.append)
+    trtllm_build.run(
+        trtllm_build.find_program(program, ""), arguments, 4, lambda done, total: reported.append(done / total)
+    )
     trtllm_build.check_engine(out, config, SIZES)
 
-    assert sum(told) == 100
-    assert len(told) == 12
+    assert reported == sorted(reported)
+    assert reported[-1] == 1.0
+    assert len(reported) == 12
 
 
 def test_a_failed_run_shows_the_end_of_its_log(checkpoint, tmp_path):
@@ -188,7 +192,7 @@ def test_a_failed_run_shows_the_end_of_its_log(checkpoint, tmp_path):
     arguments = build_arguments(checkpoint, tmp_path / "engine", read_config(checkpoint), SIZES, workers=1)
 
     with pytest.raises(GraphError, match=r"exit code 7[\s\S]*out of memory"):
-        trtllm_build.run(program, arguments, 4, lambda _: None)
+        trtllm_build.run(program, arguments, 4, ignore_progress)
 
 
 @pytest.mark.parametrize("version", ["0.21.0", "1.3.0rc20", "2.0.0", ""])
@@ -211,7 +215,7 @@ def test_no_program_is_a_missing_capability_with_the_recipe(tmp_path, monkeypatc
 def test_an_engine_of_other_sizes_is_named(checkpoint, program, tmp_path):
     out, config = tmp_path / "engine", read_config(checkpoint)
     out.mkdir()
-    trtllm_build.run(program, build_arguments(checkpoint, out, config, SIZES, workers=1), 4, lambda _: None)
+    trtllm_build.run(program, build_arguments(checkpoint, out, config, SIZES, workers=1), 4, ignore_progress)
     (out / "rank3.engine").unlink()
 
     asked = EngineSizes(2, 512, 4096, 2048, 640)
