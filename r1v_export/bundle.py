@@ -13,6 +13,9 @@ from r1v_export.config import BuildConfig, load_config
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_bytes, read_regular_text
 from r1v_export.manifest import Manifest, read_manifest
+from r1v_export.serialized.contract import CONTRACT_FILE, ContractDocument
+from r1v_export.serialized.document import read_document
+from r1v_export.serialized.pipeline import PIPELINE_FILE, PipelineDocument
 from r1v_export.strict import parse_json
 
 MODEL_SPEC = "model.json"
@@ -47,6 +50,11 @@ class Bundle:
         """What it was built as."""
         return load_config(self.folder / BUILD_CONFIG, {})
 
+    @cached_property
+    def contract(self) -> ContractDocument:
+        """Its graphs and tensors."""
+        return read_document(ContractDocument, self.folder / CONTRACT_FILE)
+
     @property
     def graphs(self) -> Path:
         return self.folder / GRAPHS
@@ -74,9 +82,10 @@ class Bundle:
             )
         return name
 
-    @property
-    def generation_config(self) -> dict[str, Any]:
-        return read_generation_config(self.folder)
+    @cached_property
+    def pipeline(self) -> PipelineDocument:
+        """How images and a conversation become its graphs' inputs, and tokens an answer."""
+        return read_document(PipelineDocument, self.folder / PIPELINE_FILE)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:

@@ -36,20 +36,29 @@ OPSET = 24
 
 Dim = str | int
 
+SYMBOLS: Mapping[str, str] = {
+    "tiles": "tiles of all images together",
+    "image_tokens": "tiles x tokens of a tile: the rows of all images' embeddings, in order",
+    "batch": "sequences, independent of each other",
+    "seq": "new tokens of each sequence in this step, padding included",
+    "capacity": "slots of each sequence's key-value cache",
+}
+"""What the symbols in shapes count."""
 
-def past_key(layer: int) -> str:
+
+def past_key(layer: int | str) -> str:
     return f"past_key_values.{layer}.key"
 
 
-def past_value(layer: int) -> str:
+def past_value(layer: int | str) -> str:
     return f"past_key_values.{layer}.value"
 
 
-def present_key(layer: int) -> str:
+def present_key(layer: int | str) -> str:
     return f"present.{layer}.key"
 
 
-def present_value(layer: int) -> str:
+def present_value(layer: int | str) -> str:
     return f"present.{layer}.value"
 
 

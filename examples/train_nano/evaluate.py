@@ -18,7 +18,7 @@ from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.nano.dataset import GeneratedSample, samples
 from r1v_export.nano.questions import KINDS
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.reference.prompt import template_of
+from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.runner.answer import Answer
 from r1v_export.runner.engine_runner import EngineRunner, Request
 from r1v_export.runner.sampling import Sampling
@@ -37,9 +37,10 @@ def parse_arguments() -> argparse.Namespace:
 def answer_all(model: str | Path | None, questions: Sequence[GeneratedSample], think: bool) -> list[Answer]:
     """Greedy answers of the PyTorch reference."""
     checkpoint = Checkpoint.open(model)
-    spec, tokenizer = checkpoint.spec, Tokenizer.from_folder(checkpoint.folder)
+    tokenizer = Tokenizer.from_folder(checkpoint.folder)
     engine = ReferenceEngine(load(checkpoint, torch.float32))
-    runner = EngineRunner(engine, tokenizer, spec, template_of(spec), checkpoint.generation_config)
+    pipeline = describe_pipeline(checkpoint.spec, tokenizer, checkpoint.generation_config)
+    runner = EngineRunner(engine, tokenizer, pipeline)
     requests = [Request.ask(sample.question, sample.image, think=think) for sample in questions]
     return runner.answers(requests, Sampling(max_new_tokens=128))
 

@@ -95,6 +95,12 @@ class TilingSpec(StrictModel):
     use_thumbnail: bool
     dynamic: bool
 
+    @property
+    def max_tiles_per_image(self) -> int:
+        """The most tiles that an image becomes, its thumbnail included."""
+        cut = self.max_tiles if self.dynamic else 1
+        return cut + (self.use_thumbnail and cut > 1)
+
 
 class ModelSpec(StrictModel):
     """One checkpoint's model."""

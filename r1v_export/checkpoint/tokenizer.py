@@ -78,7 +78,7 @@ class Tokenizer:
         self.added_tokens = dict(added_tokens)
         self._text_of = {id_: token for token, id_ in plain.get_vocab().items()}
         self._text_of |= {token.id: name for name, token in added_tokens.items()}
-        self._hidden = {t.id for name, t in added_tokens.items() if t.special and name not in _VISIBLE_TOKENS}
+        self._hidden = {token.id for name, token in added_tokens.items() if self.hides(name)}
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -131,6 +131,22 @@ class Tokenizer:
             return bytes(_BYTE_OF[character] for character in token)
         except KeyError:  # An added token may hold characters that stand for no byte.
             return token.encode()
+
+    def hides(self, token: str) -> bool:
+        """Whether an added token is left out of decoded text."""
+        return self.added_tokens[token].special and token not in _VISIBLE_TOKENS
+
+    def definition(self) -> dict[str, Any]:
+        """Content of a tokenizer.json, which `from_folder` reads as this tokenizer."""
+        content: dict[str, Any] = json.loads(self._plain.to_str())
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        content["added_tokens"] = [
+            {"id": token.id, "content": name, **flags, "special": token.special}
+            for name, token in sorted(self.added_tokens.items(), key=lambda item: item[1].id)
+        ]
+        # In the vocabulary too: other readers of such files would give the added tokens ids of their own.
+        content["model"]["vocab"] |= {name: token.id for name, token in self.added_tokens.items()}
+        return content
 
     def token_id(self, token: str) -> int | None:
         """Id of an added token, None if this tokenizer has none of that name."""

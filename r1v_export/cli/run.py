@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,9 +76,9 @@ def command(
     from r1v_export.runner.base import Request
 
     text = _question(question, chat)
-    opened = Bundle.open(bundle)
-    chosen = _sampling(opened.generation_config, greedy, sampling)
-    load = partial(load_image, policy=opened.config.image_policy)
+    pipeline = Bundle.open(bundle).pipeline
+    chosen = _sampling(pipeline.generation_config, greedy, sampling)
+    load = partial(load_image, policy=pipeline.image_policy)
     loaded = [load(image) for image in images]
     if format_ == "json":
         show = partial(print_answer, sampling=chosen, answer_only=answer_only, lines=chat)
@@ -115,7 +115,7 @@ def _question(question: str | None, chat: bool) -> str:
     return text
 
 
-def _sampling(config: dict[str, Any], greedy: bool, options: dict[str, Any]) -> Sampling:
+def _sampling(config: Mapping[str, Any], greedy: bool, options: dict[str, Any]) -> Sampling:
     """The checkpoint's sampling, and options in its place; says on stderr what is in use."""
     from r1v_export.runner.generation_config import NAME, default_sampling, unused_fields
 

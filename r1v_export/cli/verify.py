@@ -17,7 +17,7 @@ def command(bundle: Path, format_: str) -> None:
     from r1v_export.pipeline.verify import verify_bundle
     from r1v_export.progress import Progress, size
 
-    manifest = verify_bundle(bundle, Progress(2, quiet=format_ == "json"))
+    manifest = verify_bundle(bundle, Progress(3, quiet=format_ == "json"))
     size_bytes = sum(entry.size for entry in manifest.files.values())
     if format_ == "json":
         print_json({"ok": True, "files": len(manifest.files), "size_bytes": size_bytes, "command": manifest.command})

@@ -69,13 +69,13 @@ class BoundaryComparator:
 
     def compare_vocabulary(self) -> None:
         """Look up every token: an embedding row that no sample uses may be wrong too."""
-        spec = self.reference.spec
+        vocab, image_token_id = self.reference.engine.sizes.vocab, self.reference.pipeline.image_token_id
         nothing_NE = _no_images(self.reference.engine)
-        for start in range(0, spec.language.vocab_size, VOCABULARY_ROWS_AT_ONCE):
-            stop = min(start + VOCABULARY_ROWS_AT_ONCE, spec.language.vocab_size)
+        for start in range(0, vocab, VOCABULARY_ROWS_AT_ONCE):
+            stop = min(start + VOCABULARY_ROWS_AT_ONCE, vocab)
             ids = np.arange(start, stop, dtype=np.int64)
             # The image token has no row of its own that is ever used; without an image it is not allowed.
-            ids_1S = np.where(ids == spec.image_token_id, 0, ids)[None]
+            ids_1S = np.where(ids == image_token_id, 0, ids)[None]
             expected, found = (
                 endpoint.engine.embed(ids_1S, nothing_NE)[0] for endpoint in (self.reference, self.candidate)
             )
@@ -173,7 +173,7 @@ class BoundaryComparator:
         self, endpoint: Endpoint, prompts_SE: Sequence[np.ndarray], engines: Sequence[Engine]
     ) -> tuple[GreedyAnswers, list[KVCache]]:
         """Empty answers, and a cache that holds prompts and answers for each engine."""
-        positions = endpoint.spec.language.max_position_embeddings
+        positions = endpoint.pipeline.positions.max_positions
         max_new_tokens = [new_token_budget(len(prompt), self.max_new_tokens, positions) for prompt in prompts_SE]
         longest = max(
             len(prompt) + max_new_tokens for prompt, max_new_tokens in zip(prompts_SE, max_new_tokens, strict=True)

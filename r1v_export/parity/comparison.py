@@ -252,7 +252,7 @@ def _is_correct(text: str, sample: ParitySample, endpoint: Endpoint) -> bool | N
     """Whether the final answer is the expected one, but for case and a full stop; None where that is not known."""
     if sample.answer is None:
         return None
-    answer = split_reasoning(text, thinking=bool(endpoint.template.thinking)).answer
+    answer = split_reasoning(text, thinking=bool(endpoint.pipeline.prompt.thinking)).answer
     return answer.strip().rstrip(".").casefold() == sample.answer.strip().rstrip(".").casefold()
 
 

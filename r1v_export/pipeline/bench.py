@@ -32,7 +32,7 @@ def measure(
         Plain values for JSON: medians by stage in milliseconds, time to the first token, tokens per second after it,
         and the peak memory of this process in bytes.
     """
-    image = image or next(synthetic(1, runner.spec.tiling.tile_size)).images[0]
+    image = image or next(synthetic(1, runner.tiling.tile_size)).images[0]
     runner.stop_ids = frozenset()
     request, sampling = Request.ask(question, image), Sampling(max_new_tokens=tokens)
     answers = []
@@ -43,7 +43,7 @@ def measure(
     measured = answers[1:]
     return {
         "engine": runner.name,
-        "tiles": len(pixel_values([image], runner.spec.tiling)[0]),
+        "tiles": len(pixel_values([image], runner.tiling)[0]),
         "prompt_tokens": measured[0].prompt_tokens,
         "new_tokens": len(measured[0].token_ids),
         "runs": runs,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.config import BuildConfig, Device
+from r1v_export.config import BuildConfig
 from r1v_export.errors import CapabilityError, InputError, UsageError
 from r1v_export.manifest import hash_file, to_json
 from r1v_export.progress import ProgressCallback
@@ -119,7 +119,7 @@ def _prepared(
     from r1v_export.quantization.calibration.dataset import prepare
 
     without_answer = any(example.answer is None for example in examples)
-    responses = response_generator(checkpoint, config.device) if without_answer else None
+    responses = response_generator(checkpoint, config) if without_answer else None
     return prepare(examples, checkpoint, shard=shard, generate_responses=responses)
 
 
@@ -229,18 +229,22 @@ def _whole_model_fits(checkpoint: Checkpoint) -> bool:
     return 2 * 4 * parameters < psutil.virtual_memory().total
 
 
-def response_generator(checkpoint: Checkpoint, device: Device) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
+def response_generator(
+    checkpoint: Checkpoint, config: BuildConfig
+) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
     """Generates the model's own greedy responses, reasoning included, with the PyTorch reference."""
     from r1v_export.checkpoint.tokenizer import Tokenizer
     from r1v_export.reference.model import ReferenceEngine, load
-    from r1v_export.reference.prompt import template_of
+    from r1v_export.reference.pipeline_document import describe_pipeline
     from r1v_export.runner.engine_runner import EngineRunner, Request
     from r1v_export.runner.sampling import Sampling
 
-    spec = checkpoint.spec
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
-    engine = ReferenceEngine(load(checkpoint).to(device))
-    runner = EngineRunner(engine, tokenizer, spec, template_of(spec), checkpoint.generation_config)
+    engine = ReferenceEngine(load(checkpoint).to(config.device))
+    pipeline = describe_pipeline(
+        checkpoint.spec, tokenizer, checkpoint.generation_config, image_policy=config.image_policy
+    )
+    runner = EngineRunner(engine, tokenizer, pipeline)
 
     def generate(examples: Sequence[RawExample]) -> list[Sequence[int]]:
         requests = [Request.ask(example.prompt, *example.load_images()) for example in examples]

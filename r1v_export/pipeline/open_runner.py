@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export.bundle import ENGINES, Bundle
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import Device
 from r1v_export.contract import Engine
+from r1v_export.pipeline.bundle_files import open_files
 from r1v_export.pipeline.locate_checkpoint import open_source
 from r1v_export.progress import Progress
-from r1v_export.reference.prompt import template_of
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
@@ -41,14 +40,12 @@ def open_runner(
         CapabilityError: what the engine needs is not here.
     """
     bundle = Bundle.open(folder)
-    tokenizer, template = Tokenizer.from_folder(folder), template_of(bundle.spec)
-    policy = bundle.config.image_policy
+    tokenizer, pipeline = open_files(folder)
     if engine is not None:
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
-        stops = bundle.generation_config
-        return GeneratorRunner(generator, vision, tokenizer, bundle.spec, template, stops, tiles, policy)
+        return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
     opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
-    return EngineRunner(opened, tokenizer, bundle.spec, template, bundle.generation_config, policy)
+    return EngineRunner(opened, tokenizer, pipeline)
 
 
 def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1v_export.bundle import ENGINES, read_generation_config, read_spec
+from r1v_export.bundle import ENGINES, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tokenizer import Tokenizer
@@ -17,9 +17,10 @@ from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
+from r1v_export.pipeline.bundle_files import open_files
 from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.progress import ProgressCallback
-from r1v_export.reference.prompt import template_of
+from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.targets import registry
 
 if TYPE_CHECKING:
@@ -42,16 +43,16 @@ def reference_endpoint(checkpoint: Checkpoint, device: Device, artifact: Artifac
     spec, model = checkpoint.spec, load(checkpoint).to(device)
     if artifact is not None:
         fake_quantize(model, artifact)
-    tokenizer, template = Tokenizer.from_folder(checkpoint.folder), template_of(spec)
-    return Endpoint(ReferenceEngine(model), tokenizer, spec, template, checkpoint.generation_config)
+    tokenizer = Tokenizer.from_folder(checkpoint.folder)
+    pipeline = describe_pipeline(spec, tokenizer, checkpoint.generation_config)
+    return Endpoint(ReferenceEngine(model), tokenizer, pipeline)
 
 
 def candidate_endpoint(folder: Path, target: str, device: Device) -> Endpoint:
     """A built engine, with the files of the bundle in `folder`, which need not be finished."""
     spec = read_spec(folder)
     engine = registry.get_target(target).open(folder / ENGINES / target, spec, device)
-    tokenizer, template = Tokenizer.from_folder(folder), template_of(spec)
-    return Endpoint(engine, tokenizer, spec, template, read_generation_config(folder))
+    return Endpoint(engine, *open_files(folder))
 
 
 @dataclass(frozen=True)

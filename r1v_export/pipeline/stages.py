@@ -39,14 +39,16 @@ if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Recipe, Scheme
 
 CALIBRATION_STAGE = "calibration"
+DOCUMENTS_STAGE = "documents"
 
 _ENGINE_S, _PARITY_S = 2.0, 60.0
 _CALIBRATION_S = 1e-9
 """Per parameter and sample, on two cores. All rough, for the plan."""
 
 _TRACED_CODE = ("checkpoint", "contract.py", "exporters", "reference")
+_DOCUMENTS_CODE = ("serialized", "pipeline/bundle_files.py")
 _CALIBRATION_CODE = ("checkpoint", "reference", "quantization", "nano", "runner", "pipeline/calibration.py")
-_RUN_CODE = (*_TRACED_CODE, "targets", "runner", "parity", "nano", "pipeline/parity_gate.py")
+_RUN_CODE = (*_TRACED_CODE, *_DOCUMENTS_CODE, "targets", "runner", "parity", "nano", "pipeline/parity_gate.py")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,13 @@ class Build:
         """
         for target in self.config.targets:
             registry.get_target(target).check_model(self.config, self.checkpoint.spec, self.schemes)
-        stages = [self._model_stage(), *self._calibration_stages(), *self._graph_stages(), *self._engine_stages()]
+        stages = [
+            self._model_stage(),
+            *self._calibration_stages(),
+            *self._graph_stages(),
+            *self._engine_stages(),
+            self._documents_stage(),
+        ]
         checked = [target for target in self.config.targets if self.unchecked(target) is None]
         if checked:
             require_memory(sum(graph_parameters(self.checkpoint.spec).values()))
@@ -246,6 +254,26 @@ class Build:
         inputs = BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
         registry.get_target(target).build(inputs, engine, on_progress)
 
+    def _documents_stage(self) -> Stage:
+        engines = tuple(f"{target}-engine" for target in self.config.targets)
+
+        def make(folder: Path, on_progress: ProgressCallback) -> None:
+            from r1v_export.pipeline.bundle_files import write_files
+
+            write_files(self.out, self.graphs, self.config, self.checkpoint.spec, folder)
+
+        return Stage(
+            DOCUMENTS_STAGE,
+            make,
+            code=("checkpoint", "contract.py", "reference", *_DOCUMENTS_CODE, "targets"),
+            settings={
+                "compute": self.compute,
+                "spec": self.checkpoint.spec.model_dump(mode="json"),
+                "image_policy": self.config.image_policy,
+            },
+            after=("model-files", *(f"{name}-graph" for name in self.graphs), *engines),
+        )
+
     def _parity_stage(self, target: str) -> Stage:
         return Stage(
             f"{target}-parity",
@@ -254,7 +282,13 @@ class Build:
             tools=(*provenance.TRACING_TOOLS, *registry.tools(target), *provenance.INPUT_TOOLS),
             settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
             sources=tuple(self.source_files()),
-            after=("model-files", *self._after_calibration, *_graph_stages_of(target), f"{target}-engine"),
+            after=(
+                "model-files",
+                *self._after_calibration,
+                *_graph_stages_of(target),
+                f"{target}-engine",
+                DOCUMENTS_STAGE,
+            ),
             seconds=_PARITY_S,
             notes=partial(self._parity_warnings, target),
         )

@@ -1,4 +1,4 @@
-"""A bundle against its manifest, and its graphs against the contract."""
+"""A bundle compared with its manifest, its graphs and documents with the contract."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from r1v_export.bundle import Bundle
 from r1v_export.errors import GraphError
 from r1v_export.files import require_regular
 from r1v_export.manifest import Manifest, verify
+from r1v_export.pipeline.bundle_files import check_files
 from r1v_export.progress import Progress
 
 
 def verify_bundle(folder: Path, progress: Progress) -> Manifest:
-    """Two stages: hashes, graphs. No weight is loaded.
+    """Three stages: hashes, documents, graphs. No weight is loaded.
 
     Raises:
-        BundleError: a file is missing, extra, altered or a link; the manifest is unusable.
+        BundleError: a file is missing, extra, altered or a link; the manifest is unusable; `contract.json` or
+            `pipeline.json` contradicts the rest of the bundle.
         GraphError: a graph's boundary or operators are not the contract's.
     """
     with progress.stage("hashes") as task:
         manifest = verify(folder, task.report)
+    bundle = Bundle(folder, manifest)
+    with progress.stage("documents"):
+        check_files(bundle)
     with progress.stage("graphs"):
-        check_graphs(Bundle(folder, manifest))
+        check_graphs(bundle)
     return manifest
 
 

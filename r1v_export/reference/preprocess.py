@@ -47,17 +47,20 @@ def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[TileGrid, ...]:
 _grids = lru_cache(candidate_grids)
 
 
+def grids(tiling: TilingSpec) -> tuple[TileGrid, ...]:
+    """The grids that an image may be cut into, in the order in which `choose_grid` compares them."""
+    return _grids(tiling.min_tiles, tiling.max_tiles) if tiling.dynamic else (TileGrid(1, 1),)
+
+
 def choose_grid(width: int, height: int, tiling: TilingSpec) -> TileGrid:
     """The grid nearest in aspect ratio to an image of width x height pixels.
 
     Of grids exactly equally near, the one with more tiles is taken only if the image has more than half the pixels
     of that grid. Without dynamic tiling the grid is 1 x 1.
     """
-    if not tiling.dynamic:
-        return TileGrid(1, 1)
     aspect_ratio = width / height
     nearest, best = float("inf"), TileGrid(1, 1)
-    for grid in _grids(tiling.min_tiles, tiling.max_tiles):
+    for grid in grids(tiling):
         distance = abs(aspect_ratio - grid.cols / grid.rows)
         fills_grid = width * height > 0.5 * tiling.tile_size**2 * grid.cols * grid.rows
         if distance < nearest or (distance == nearest and fills_grid):

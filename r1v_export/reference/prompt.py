@@ -38,6 +38,14 @@ class Template:
     """Opens the reasoning, at the end of the prompt. `<think>` is plain text where the tokenizer has no such token."""
     strip_answer: bool = False
     """Past answers lose the line breaks in front, which separated them from their reasoning."""
+    image_tokens: tuple[str, str, str] = (IMAGE_START, IMAGE_CONTEXT, IMAGE_END)
+    """Before an image, in the place of each row of its embeddings, after it."""
+    reasoning_tags: tuple[str, str] = (THOUGHT_START, THOUGHT_END)
+    """What reasoning stands between."""
+
+    def is_optional(self, token: str) -> bool:
+        """Whether it is text for a tokenizer that has no such token."""
+        return token == self.reasoning_tags[0]
 
 
 _CHATML = Template(
@@ -125,7 +133,7 @@ def encode(
     """
     _check_turns(turns, tiles_per_image)
     pieces = _render(template, turns, tiles_per_image, tokens_per_tile, think)
-    ids = _to_ids(tokenizer, pieces)
+    ids = _to_ids(tokenizer, template, pieces)
     if max_length is not None and len(ids) > max_length:
         raise InputError(
             "The prompt is longer than the model's context.",
@@ -150,14 +158,14 @@ def stop_ids(tokenizer: Tokenizer, template: Template, generation_config: Mappin
 
 
 @dataclass(frozen=True)
-class _Special:
+class SpecialToken:
     """`count` times the id of one added token. Made from templates and images, never from what was said."""
 
     token: str
     count: int = 1
 
 
-_Piece = str | _Special
+_Piece = str | SpecialToken
 
 
 def _check_turns(turns: Sequence[Turn], tiles_per_image: Sequence[int]) -> None:
@@ -188,7 +196,7 @@ def _render(
     """The conversation as text and special tokens, in order."""
 
     def frame(text: str) -> Iterator[_Piece]:
-        return _split_special(text, (*template.special_tokens, THOUGHT_START))
+        return split_special(text, template)
 
     image_lengths = iter([tiles * tokens_per_tile for tiles in tiles_per_image])
     if turns[0].role != "system":
@@ -200,21 +208,22 @@ def _render(
         before, after = getattr(template, turn.role)
         yield from frame(before)
         if turn.role == "user":
-            yield from _user_pieces(turn, image_lengths)
+            yield from _user_pieces(turn, image_lengths, template)
         else:
             yield _past_answer(turn.text, template) if turn.role == "assistant" else turn.text
         yield from frame(after)
     yield from frame(template.assistant[0] + (template.thinking if think else ""))
 
 
-def _split_special(text: str, tokens: Iterable[str]) -> Iterator[_Piece]:
-    """Cut a template's own text at its special tokens."""
+def split_special(text: str, template: Template) -> Iterator[str | SpecialToken]:
+    """Cut a template's own text at its special tokens; the texts between them may be empty."""
+    tokens = (*template.special_tokens, template.reasoning_tags[0])
     pattern = "|".join(re.escape(token) for token in tokens)
     for index, part in enumerate(re.split(f"({pattern})", text)):
-        yield _Special(part) if index % 2 else part
+        yield SpecialToken(part) if index % 2 else part
 
 
-def _user_pieces(turn: Turn, image_lengths: Iterator[int]) -> Iterator[_Piece]:
+def _user_pieces(turn: Turn, image_lengths: Iterator[int], template: Template) -> Iterator[_Piece]:
     placeholders = turn.text.count(IMAGE_PLACEHOLDER)
     if placeholders not in (0, turn.images):
         raise InputError(
@@ -226,25 +235,26 @@ def _user_pieces(turn: Turn, image_lengths: Iterator[int]) -> Iterator[_Piece]:
         )
     text = turn.text if placeholders else f"{IMAGE_PLACEHOLDER}\n" * turn.images + turn.text
     first, *rest = text.split(IMAGE_PLACEHOLDER)
+    start, context, end = template.image_tokens
     yield first
     for part in rest:
-        yield from (_Special(IMAGE_START), _Special(IMAGE_CONTEXT, next(image_lengths)), _Special(IMAGE_END), part)
+        yield from (SpecialToken(start), SpecialToken(context, next(image_lengths)), SpecialToken(end), part)
 
 
 def _past_answer(text: str, template: Template) -> str:
-    answer = text.rsplit(THOUGHT_END, maxsplit=1)[-1]
+    answer = text.rsplit(template.reasoning_tags[1], maxsplit=1)[-1]
     return answer.lstrip("\n") if template.strip_answer else answer
 
 
-def _to_ids(tokenizer: Tokenizer, pieces: Iterable[_Piece]) -> list[int]:
+def _to_ids(tokenizer: Tokenizer, template: Template, pieces: Iterable[_Piece]) -> list[int]:
     """Tokenize each stretch of text between special tokens as one, as a tokenizer does with a rendered prompt."""
     ids: list[int] = []
     text = ""
     for piece in pieces:
         if isinstance(piece, str):
             text += piece
-        elif piece.token == THOUGHT_START and tokenizer.token_id(THOUGHT_START) is None:
-            text += THOUGHT_START
+        elif template.is_optional(piece.token) and tokenizer.token_id(piece.token) is None:
+            text += piece.token
         else:
             ids += tokenizer.encode_text(text)
             ids += [tokenizer.special_id(piece.token)] * piece.count

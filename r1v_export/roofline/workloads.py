@@ -40,7 +40,7 @@ def workloads(spec: ModelSpec, context: int | None = None) -> list[Workload]:
     Args:
         context: tokens before the step of decoding; those of the prompt where left out.
     """
-    tiles = spec.tiling.max_tiles + (1 if spec.tiling.use_thumbnail and spec.tiling.max_tiles > 1 else 0)
+    tiles = spec.tiling.max_tiles_per_image
     positions = spec.language.max_position_embeddings
     prompt = min(tiles * spec.tokens_per_tile + _TEXT_TOKENS, positions)
     length = min(context or prompt + 1, positions)

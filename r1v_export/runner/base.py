@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tokenizer import Tokenizer
-from r1v_export.config import ImagePolicy
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError, UsageError
 from r1v_export.generation import Sampling
+from r1v_export.reference.pipeline_document import document_template
 from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import Template, Turn, encode, stop_ids
+from r1v_export.reference.prompt import Turn, encode
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, Timings, TokenEvent
 from r1v_export.runner.generation_config import default_sampling
 from r1v_export.runner.kv_cache import new_token_budget
+from r1v_export.serialized.pipeline import PipelineDocument
 
 TILES_PER_RUN = 4
 """Tiles that go through the vision graph at once: bounds the memory its activations take."""
@@ -86,30 +86,26 @@ class BaseRunner(ABC, Generic[Prepared]):
     Args:
         vision: looks at images.
         tokenizer: the checkpoint's.
-        spec: the checkpoint's.
-        template: how the family version writes a conversation, usually `template_of(spec)`.
-        generation_config: the checkpoint's generation_config.json, for its stop tokens and its sampling.
+        pipeline: the bundle's `pipeline.json`, or `describe_pipeline` of a checkpoint.
+        hidden: size of an image token's embedding.
         max_positions: tokens of a prompt and its answer, at most.
         tiles_per_run: how many tiles are looked at together.
-        image_policy: how images become RGB; one that was loaded with another is refused.
     """
 
     def __init__(
         self,
         vision: VisionEngine,
         tokenizer: Tokenizer,
-        spec: ModelSpec,
-        template: Template,
-        generation_config: Mapping[str, Any] | None,
+        pipeline: PipelineDocument,
+        hidden: int,
         max_positions: int,
         tiles_per_run: int = TILES_PER_RUN,
-        image_policy: ImagePolicy = "as_displayed",
     ) -> None:
-        self.vision, self.tokenizer, self.spec, self.template = vision, tokenizer, spec, template
-        self.generation_config = generation_config or {}
-        self.stop_ids = stop_ids(tokenizer, template, self.generation_config)
+        self.vision, self.tokenizer, self.pipeline, self.hidden = vision, tokenizer, pipeline, hidden
+        self.template, self.tiling, self.stop_ids = document_template(pipeline), pipeline.tiling.spec, pipeline.stop_ids
+        self.generation_config = pipeline.generation_config
         self.max_positions, self.tiles_per_run = max_positions, tiles_per_run
-        self.image_policy: ImagePolicy = image_policy
+        self.image_policy = pipeline.image_policy
 
     @property
     @abstractmethod
@@ -187,7 +183,7 @@ class BaseRunner(ABC, Generic[Prepared]):
         """
         timings = Timings()
         with timings.measure("preprocess"):
-            pixels_T3SS, tiles_per_image = pixel_values(request.images, self.spec.tiling, self.image_policy)
+            pixels_T3SS, tiles_per_image = pixel_values(request.images, self.tiling, self.image_policy)
             token_ids = self.encode(request.turns, tiles_per_image, request.think)
         image_embeds_NE = self.image_embeds(pixels_T3SS, timings, cancel)
         thinking = self.opens_reasoning(request.think)
@@ -195,7 +191,7 @@ class BaseRunner(ABC, Generic[Prepared]):
 
     def encode(self, turns: Sequence[Turn], tiles_per_image: Sequence[int], think: bool) -> list[int]:
         """Token ids of a conversation, short enough for the model to answer it."""
-        tokens_per_tile = self.spec.tokens_per_tile
+        tokens_per_tile = self.pipeline.tokens_per_tile
         token_ids = encode(self.tokenizer, self.template, turns, tiles_per_image, tokens_per_tile, think=think)
         new_token_budget(len(token_ids), 1, self.max_positions)
         return token_ids
@@ -205,8 +201,7 @@ class BaseRunner(ABC, Generic[Prepared]):
 
     def image_embeds(self, pixels_T3SS: np.ndarray, timings: Timings, cancel: threading.Event) -> np.ndarray:
         """Tiles [T, 3, S, S] -> the embeddings of their tokens [T * tokens_per_tile, hidden], a few tiles at a time."""
-        hidden = self.spec.language.hidden_size
-        embeds_NE = [np.zeros((0, hidden), dtype=np.float32)]
+        embeds_NE = [np.zeros((0, self.hidden), dtype=np.float32)]
         for start in range(0, len(pixels_T3SS), self.tiles_per_run):
             if cancel.is_set():
                 raise CancelledError
@@ -216,7 +211,7 @@ class BaseRunner(ABC, Generic[Prepared]):
             with timings.measure("projector"):
                 embeds_TNE = self.vision.projector(features)
             require_finite(embeds_TNE, "projector")
-            embeds_NE.append(embeds_TNE.reshape(-1, hidden))
+            embeds_NE.append(embeds_TNE.reshape(-1, self.hidden))
         return np.concatenate(embeds_NE)
 
 

@@ -87,7 +87,7 @@ class Conversation:
     ) -> Iterator[_EncodedImage]:
         for image in images:
             with timings.measure("preprocess"):
-                pixels_T3SS, (tiles,) = pixel_values([image], self.runner.spec.tiling, self.runner.image_policy)
+                pixels_T3SS, (tiles,) = pixel_values([image], self.runner.tiling, self.runner.image_policy)
             yield _EncodedImage(tiles, self.runner.image_embeds(pixels_T3SS, timings, cancel))
 
     def _reserve(self, prompt_tokens: int, sampling: Sampling) -> KVCache:
@@ -104,8 +104,8 @@ class Conversation:
         runner = self.runner
         # At least one token must go through the decoder, for its logits.
         reused = min(_common_prefix(self._cached_ids, token_ids), len(token_ids) - 1)
-        reused_images = token_ids[:reused].count(runner.spec.image_token_id)
-        no_images = np.zeros((0, runner.spec.language.hidden_size), dtype=np.float32)
+        reused_images = token_ids[:reused].count(runner.pipeline.image_token_id)
+        no_images = np.zeros((0, runner.hidden), dtype=np.float32)
         embeds_NE = np.concatenate([no_images, *(image.embeds for image in images)])
         with timings.measure("embed"):
             inputs_embeds_SE = runner.inputs_embeds(token_ids[reused:], embeds_NE[reused_images:])

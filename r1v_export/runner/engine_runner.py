@@ -6,25 +6,22 @@ tiles -> vision -> projector -> embed -> prefill -> decode -> reasoning and text
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tokenizer import Tokenizer
-from r1v_export.config import ImagePolicy
 from r1v_export.contract import Engine
 from r1v_export.errors import InputError
 from r1v_export.generation import Sampling
-from r1v_export.reference.prompt import Template
 from r1v_export.runner.answer import AnswerStream, AnswerText, Timings, TokenEvent
 from r1v_export.runner.base import BaseRunner, Request, require_finite
 from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity
 from r1v_export.runner.sampling import Sampler
 from r1v_export.runner.scheduler import SequenceState, embed_chosen, generate_rows
+from r1v_export.serialized.pipeline import PipelineDocument
 
 
 @dataclass
@@ -54,17 +51,8 @@ class EngineRunner(BaseRunner[Prompt]):
     The other arguments are `BaseRunner`'s.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        spec: ModelSpec,
-        template: Template,
-        generation_config: Mapping[str, Any] | None = None,
-        image_policy: ImagePolicy = "as_displayed",
-    ) -> None:
-        positions = spec.language.max_position_embeddings
-        super().__init__(engine, tokenizer, spec, template, generation_config, positions, image_policy=image_policy)
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, pipeline: PipelineDocument) -> None:
+        super().__init__(engine, tokenizer, pipeline, engine.sizes.hidden, pipeline.positions.max_positions)
         self.engine = engine
 
     @property
@@ -93,7 +81,7 @@ class EngineRunner(BaseRunner[Prompt]):
             InputError: there are not as many image embeddings as image tokens.
         """
         ids_1S = np.array([token_ids], dtype=np.int64)
-        image_tokens = int((ids_1S == self.spec.image_token_id).sum())
+        image_tokens = int((ids_1S == self.pipeline.image_token_id).sum())
         if image_tokens != len(image_embeds_NE):
             raise InputError(
                 "The prompt's image tokens do not match the images.",
@@ -147,7 +135,7 @@ class RequestState:
 
     def __init__(self, runner: EngineRunner, prompt: Prompt, sampling: Sampling, index: int) -> None:
         max_new_tokens = new_token_budget(len(prompt.token_ids), sampling.max_new_tokens, runner.max_positions)
-        sampler = Sampler(sampling, prompt.token_ids, runner.spec.language.vocab_size)
+        sampler = Sampler(sampling, prompt.token_ids, runner.engine.sizes.vocab)
         self.row = SequenceState(prompt.inputs_embeds, sampler, runner.stop_ids, max_new_tokens)
         text = AnswerText(runner.tokenizer.token_bytes, sampling, prompt.thinking)
         self.stream = AnswerStream(

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tokenizer import Tokenizer
-from r1v_export.config import ImagePolicy
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError
 from r1v_export.generation import EncodedImage, Generated, Generation, Generator, Sampling
-from r1v_export.reference.prompt import Template
 from r1v_export.runner.answer import AnswerStream, AnswerText, Timings, TokenEvent
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner, Request
 from r1v_export.runner.kv_cache import new_token_budget
+from r1v_export.serialized.pipeline import PipelineDocument
 
 
 @dataclass
@@ -58,14 +55,12 @@ class GeneratorRunner(BaseRunner[ImagePrompt]):
         generator: Generator,
         vision: VisionEngine,
         tokenizer: Tokenizer,
-        spec: ModelSpec,
-        template: Template,
-        generation_config: Mapping[str, Any] | None = None,
+        pipeline: PipelineDocument,
+        hidden: int,
         tiles_per_run: int = TILES_PER_RUN,
-        image_policy: ImagePolicy = "as_displayed",
     ) -> None:
-        positions = min(generator.max_tokens, spec.language.max_position_embeddings)
-        super().__init__(vision, tokenizer, spec, template, generation_config, positions, tiles_per_run, image_policy)
+        positions = min(generator.max_tokens, pipeline.positions.max_positions)
+        super().__init__(vision, tokenizer, pipeline, hidden, positions, tiles_per_run)
         self.generator = generator
 
     @property
@@ -74,7 +69,7 @@ class GeneratorRunner(BaseRunner[ImagePrompt]):
 
     def prepare(self, request: Request, cancel: threading.Event) -> ImagePrompt:
         encoded = self.encode_images(request, cancel)
-        tokens_per_tile = self.spec.tokens_per_tile
+        tokens_per_tile = self.pipeline.tokens_per_tile
         ends = np.cumsum([0, *encoded.tiles_per_image])
         images = [
             EncodedImage.of(

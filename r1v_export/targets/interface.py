@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.contract import Engine, VisionEngine
 from r1v_export.progress import ProgressCallback
+from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.strict import StrictModel
 
 if TYPE_CHECKING:
@@ -128,6 +129,14 @@ class Target(ABC):
             CapabilityError: the device cannot compute what the graphs ask for.
             GraphError: a graph that the target refuses.
         """
+
+    def engine_document(self, engine: Path) -> EngineDocument:
+        """What a runtime other than this package opens, and how, for `pipeline.json`. Needs neither library nor GPU.
+
+        Args:
+            engine: the bundle's folder `engines/<name>`, built.
+        """
+        return EngineDocument(files={}, options={})
 
     @abstractmethod
     def missing(self, device: Device) -> str | None:

@@ -37,17 +37,18 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def recommending(nano_bundle: Path, tmp_path: Path):
-    """The bundle, by links, with further fields in its generation_config.json."""
+    """The bundle, by links, with further fields of generation_config.json in its pipeline.json."""
 
     def recommending(**fields: Any) -> Path:
         folder = tmp_path / "recommending"
         folder.mkdir()
         for path in nano_bundle.iterdir():
             (folder / path.name).symlink_to(path)
-        config = folder / "generation_config.json"
-        content = json.loads(config.read_text()) | fields
-        config.unlink()
-        config.write_text(json.dumps(content))
+        pipeline = folder / "pipeline.json"
+        content = json.loads(pipeline.read_text())
+        content["generation_config"] |= fields
+        pipeline.unlink()
+        pipeline.write_text(json.dumps(content))
         return folder
 
     return recommending

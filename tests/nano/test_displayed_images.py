@@ -11,7 +11,7 @@ from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import ImagePolicy
 from r1v_export.reference.load_image import load_image
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.reference.prompt import TEMPLATES
+from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.runner.engine_runner import EngineRunner, Request
 
 IMAGES = Path(__file__).parents[1] / "data" / "images"
@@ -25,8 +25,9 @@ def engine(nano: Checkpoint) -> ReferenceEngine:
 
 
 def answer(nano: Checkpoint, engine: ReferenceEngine, name: str, question: str, policy: ImagePolicy) -> str:
-    template, tokenizer = TEMPLATES[nano.spec.template], Tokenizer.from_folder(nano.folder)
-    runner = EngineRunner(engine, tokenizer, nano.spec, template, nano.generation_config, policy)
+    tokenizer = Tokenizer.from_folder(nano.folder)
+    pipeline = describe_pipeline(nano.spec, tokenizer, nano.generation_config, image_policy=policy)
+    runner = EngineRunner(engine, tokenizer, pipeline)
     return runner.answer(Request.ask(question, load_image(IMAGES / name, policy))).text
 
 

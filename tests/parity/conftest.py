@@ -16,7 +16,7 @@ from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample, synthetic
 from r1v_export.reference.model import Model, ReferenceEngine
-from r1v_export.reference.prompt import TEMPLATES
+from r1v_export.reference.pipeline_document import describe_pipeline
 from tests.tiny_models import tiny_spec
 
 TILE = 56
@@ -54,7 +54,7 @@ def model(spec: ModelSpec) -> Model:
 
 @pytest.fixture(scope="session")
 def reference(model: Model, spec: ModelSpec, tokenizer: Tokenizer) -> Endpoint:
-    return Endpoint(ReferenceEngine(model), tokenizer, spec, TEMPLATES[spec.template])
+    return Endpoint(ReferenceEngine(model), tokenizer, describe_pipeline(spec, tokenizer, {}))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,8 @@ from r1v_export.errors import CapabilityError, InputError, ParityError, UsageErr
 from r1v_export.parity import Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.comparison import COMPARED
 from r1v_export.reference.model import Model, ReferenceEngine
-from r1v_export.reference.prompt import TEMPLATES
+from r1v_export.reference.pipeline_document import describe_pipeline
+from r1v_export.serialized.pipeline import PipelineDocument
 
 Damaged = Callable[[Callable[[Model], None]], Endpoint]
 
@@ -192,7 +193,7 @@ def spellbound(endpoint: Endpoint) -> Endpoint:
 
         def step(self, *inputs):
             logits_BV = self.decoder.step(*inputs)
-            logits_BV[:, endpoint.spec.image_token_id] += 1e4
+            logits_BV[:, endpoint.pipeline.image_token_id] += 1e4
             return logits_BV
 
     class Engine(ReferenceEngine):
@@ -221,14 +222,24 @@ def test_a_changed_merge_in_the_tokenizer_shows_at_the_prompt(
     assert report.boundary("prompt").metrics["token_agreement"] < 1
 
 
-def test_another_template_shows_at_the_prompt(reference: Endpoint, samples: list[ParitySample]):
-    report = compare(reference, replace(reference, template=TEMPLATES["internvl2_5"]), samples)
+@pytest.fixture
+def described(tokenizer: Tokenizer) -> Callable[..., PipelineDocument]:
+    """The pipeline of a spec, and of a generation config if any."""
+    return lambda spec, generation_config=None: describe_pipeline(spec, tokenizer, generation_config or {})
+
+
+def test_another_template_shows_at_the_prompt(
+    reference: Endpoint, spec: ModelSpec, described, samples: list[ParitySample]
+):
+    report = compare(
+        reference, replace(reference, pipeline=described(spec.model_copy(update={"template": "internvl2_5"}))), samples
+    )
     assert report.first_bad == "prompt"
 
 
-def test_other_tiling_shows_at_the_pixels(reference: Endpoint, spec: ModelSpec, samples: list[ParitySample]):
+def test_other_tiling_shows_at_the_pixels(reference: Endpoint, spec: ModelSpec, described, samples: list[ParitySample]):
     tiling = spec.tiling.model_copy(update={"max_tiles": 2})
-    candidate = replace(reference, spec=spec.model_copy(update={"tiling": tiling}))
+    candidate = replace(reference, pipeline=described(spec.model_copy(update={"tiling": tiling})))
     report = compare(reference, candidate, samples)
     assert report.first_bad == "pixels"
     assert "shapes differ" in report.boundary("pixels").problem
@@ -248,7 +259,8 @@ def test_a_diverging_answer_tells_where_and_how_narrowly(
 
 
 def test_answers_are_graded_where_the_right_one_is_known(reference: Endpoint, samples: list[ParitySample]):
-    plain = replace(reference, template=replace(reference.template, thinking=""))
+    prompt = reference.pipeline.prompt.model_copy(update={"thinking": ()})
+    plain = replace(reference, pipeline=reference.pipeline.model_copy(update={"prompt": prompt}))
     written = compare(plain, plain, samples[:1]).samples[0].reference
     scored = [replace(samples[0], answer=answer) for answer in (f" {written.upper()}.", "something else", None)]
     correct = [sample.reference_correct for sample in compare(plain, plain, scored).samples]
@@ -269,7 +281,9 @@ def test_a_question_without_a_image_is_compared_too(reference: Endpoint, damaged
     assert "vision" not in [boundary.name for boundary in report.boundaries]
 
 
-def test_answers_stop_at_the_stop_token(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]):
+def test_answers_stop_at_the_stop_token(
+    reference: Endpoint, spec: ModelSpec, described, damaged: Damaged, samples: list[ParitySample]
+):
     stop = max(reference.stop_ids)
 
     def stops_at_once(model: Model) -> None:
@@ -278,7 +292,7 @@ def test_answers_stop_at_the_stop_token(reference: Endpoint, damaged: Damaged, s
 
     candidate = damaged(stops_at_once)
     # All logits are equal, the first token of the vocabulary wins: make that the stop token.
-    stopping = replace(candidate, generation_config={"eos_token_id": [0, stop]})
+    stopping = replace(candidate, pipeline=described(spec, {"eos_token_id": [0, stop]}))
     report = compare(stopping, stopping, samples, max_new_tokens=30)
     assert {sample.tokens for sample in report.samples} == {1}
     assert report.decode_steps == ()
@@ -288,7 +302,7 @@ def test_engines_of_different_models_are_refused(reference: Endpoint, spec: Mode
     language = spec.language.model_copy(update={"num_layers": 2})
     smaller = spec.model_copy(update={"language": language})
     with pytest.raises(ParityError, match="different models"):
-        compare(reference, replace(reference, engine=ReferenceEngine(Model(smaller)), spec=smaller), samples)
+        compare(reference, replace(reference, engine=ReferenceEngine(Model(smaller))), samples)
 
 
 def test_blocks_need_engines_that_show_them(reference: Endpoint, samples: list[ParitySample]):

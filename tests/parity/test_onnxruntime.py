@@ -39,7 +39,7 @@ def bundle(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def candidate(reference: Endpoint, bundle: Path) -> Endpoint:
-    engine = OnnxRuntimeTarget().open(bundle / "engines" / "onnxruntime", reference.spec, "cpu")
+    engine = OnnxRuntimeTarget().open(bundle / "engines" / "onnxruntime", reference.engine.model.spec, "cpu")
     return replace(reference, engine=engine)
 
 

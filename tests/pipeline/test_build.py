@@ -24,6 +24,7 @@ from r1v_export.pipeline.locate_checkpoint import open_source
 from r1v_export.pipeline.parity_gate import candidate_endpoint, reference_endpoint
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.progress import Progress
+from r1v_export.serialized.pipeline import EngineDocument
 
 Tree = Callable[[Path], dict[str, bytes]]
 GRAPHS = [f"graphs/{name}.{kind}" for name in ("decoder", "embed", "projector", "vision") for kind in ("data", "onnx")]
@@ -139,7 +140,9 @@ def test_a_checkpoint_that_changes_under_the_build_makes_no_bundle(
         return folder
 
     monkeypatch.setattr(export, "export_graph", export_and_change)
-    monkeypatch.setattr("r1v_export.targets.onnxruntime.target.OnnxRuntimeTarget.build", lambda *args: None)
+    target = "r1v_export.targets.onnxruntime.target.OnnxRuntimeTarget"
+    monkeypatch.setattr(f"{target}.build", lambda *args: None)
+    monkeypatch.setattr(f"{target}.engine_document", lambda *args: EngineDocument(files={}, options={}))
     config = BuildConfig(model=str(model), parity=ParityConfig(enabled=False))
     with pytest.raises(CheckpointError, match="changed while") as caught:
         build(config, tmp_path / "out")

@@ -8,7 +8,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tokenizer import AddedToken, Tokenizer
 from r1v_export.reference.model import Model, ReferenceEngine
-from r1v_export.reference.prompt import TEMPLATES
+from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.runner.engine_runner import EngineRunner
 from tests.tiny_models import tiny_spec
 
@@ -43,4 +43,5 @@ def byte_tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def runner(engine) -> EngineRunner:
-    return EngineRunner(engine, byte_tokenizer(), engine.model.spec, TEMPLATES["r1v3"])
+    tokenizer = byte_tokenizer()
+    return EngineRunner(engine, tokenizer, describe_pipeline(engine.model.spec, tokenizer, {}))

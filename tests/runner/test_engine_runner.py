@@ -9,6 +9,7 @@ from PIL import Image
 
 from r1v_export.errors import GraphError, InputError, UsageError
 from r1v_export.reference.language import CacheStep, rotary_tables
+from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Turn, encode
 from r1v_export.runner import base
@@ -33,7 +34,7 @@ REQUESTS = [
 
 def greedy_tokens(runner: EngineRunner, request: Request, count: int) -> list[int]:
     """The model run on the whole text for each token, pixels to logits, without any code of the runner's."""
-    model, spec = runner.engine.model, runner.spec
+    model, spec = runner.engine.model, runner.engine.model.spec
     pixels, tiles = pixel_values(request.images, spec.tiling)
     ids = encode(runner.tokenizer, runner.template, request.turns, tiles, spec.tokens_per_tile, think=request.think)
     generated: list[int] = []
@@ -106,7 +107,11 @@ def test_a_stop_string_ends_the_answer_before_it(runner):
 
 def test_a_stop_token_ends_the_answer_and_is_not_in_its_text(engine, runner):
     tokens = runner.answer(REQUESTS[2], SHORT).token_ids
-    stopping = EngineRunner(engine, runner.tokenizer, runner.spec, runner.template, {"eos_token_id": [tokens[6]]})
+    stopping = EngineRunner(
+        engine,
+        runner.tokenizer,
+        describe_pipeline(engine.model.spec, runner.tokenizer, {"eos_token_id": [tokens[6]]}),
+    )
     answer = stopping.answer(REQUESTS[2], SHORT)
     first = tokens.index(tokens[6])
     assert answer.token_ids == tokens[: first + 1]
@@ -135,7 +140,7 @@ def test_cancelling_before_the_images_are_encoded_gives_empty_answers(runner):
 
 def test_an_answer_tells_its_tokens_and_times(runner):
     answer = runner.answer(REQUESTS[0], SHORT)
-    tokens = encode(runner.tokenizer, runner.template, REQUESTS[0].turns, [1], runner.spec.tokens_per_tile)
+    tokens = encode(runner.tokenizer, runner.template, REQUESTS[0].turns, [1], runner.pipeline.tokens_per_tile)
     assert (answer.prompt_tokens, answer.reused_tokens) == (len(tokens), 0)
     timings = answer.timings
     assert timings.decode_steps == len(answer.token_ids) - 1
@@ -152,7 +157,7 @@ def test_a_prompt_longer_than_the_models_positions_is_refused(runner):
 
 def test_image_tokens_without_an_embedding_are_refused(runner):
     with pytest.raises(InputError, match="do not match"):
-        runner.inputs_embeds([1, runner.spec.image_token_id], np.zeros((0, 64), dtype=np.float32))
+        runner.inputs_embeds([1, runner.pipeline.image_token_id], np.zeros((0, 64), dtype=np.float32))
 
 
 @pytest.mark.parametrize("stage", ["vision", "projector", "embed"])

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from r1v_export.errors import GraphError, InputError
-from r1v_export.generation import Generated, Sampling
+from r1v_export.generation import Generated, Generator, Sampling
+from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.reference.prompt import Turn
 from r1v_export.runner.answer import TokenEvent
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner, Request
@@ -38,20 +39,25 @@ def llm(runner: EngineRunner) -> stand_in.Llm:
     return stand_in.Llm(runner.engine.model)
 
 
+def over(session: Generator, runner: EngineRunner, stops: dict[str, Any] | None = None) -> GeneratorRunner:
+    pipeline = describe_pipeline(runner.engine.model.spec, runner.tokenizer, stops or {})
+    return GeneratorRunner(session, runner.engine, runner.tokenizer, pipeline, runner.hidden)
+
+
 def over_executor(
     runner: EngineRunner, executor: stand_in.Executor, stops: dict[str, Any] | None = None
 ) -> GeneratorRunner:
-    spec = runner.spec
+    spec = runner.engine.model.spec
     sizes = {"vocab_size": spec.language.vocab_size, "hidden_size": spec.language.hidden_size}
     config: Any = SimpleNamespace(dtype="float32", **sizes)
     bindings = stand_in.bindings(executor.model)
     session = ExecutorSession(executor, bindings, config, SIZES, spec.image_token_id)
-    return GeneratorRunner(session, runner.engine, runner.tokenizer, spec, runner.template, stops)
+    return over(session, runner, stops)
 
 
 def over_llm_api(runner: EngineRunner, llm: stand_in.Llm, stops: dict[str, Any] | None = None) -> GeneratorRunner:
     session = LlmApiSession(llm, stand_in, torch.float32, 1000)
-    return GeneratorRunner(session, runner.engine, runner.tokenizer, runner.spec, runner.template, stops)
+    return over(session, runner, stops)
 
 
 @pytest.fixture(params=["executor", "llm-api"])
@@ -88,7 +94,7 @@ def test_events_are_those_of_our_own_loop_with_no_several_and_one_image(runner, 
 def test_a_stop_token_ends_the_answer_as_in_our_own_loop(engine, runner, library):
     token = runner.answer(REQUESTS[2], SHORT).token_ids[6]
     for stops in ({"eos_token_id": [token]}, {"eos_token_id": [token, 299]}, {"eos_token_id": [0, token]}):
-        own = EngineRunner(engine, runner.tokenizer, runner.spec, runner.template, stops)
+        own = EngineRunner(engine, runner.tokenizer, describe_pipeline(engine.model.spec, runner.tokenizer, stops))
         expected = told(own, [REQUESTS[2]], SHORT)
 
         assert told(library(stops), [REQUESTS[2]], SHORT) == expected
@@ -227,7 +233,7 @@ def test_a_library_that_ends_without_a_reason_is_reported(runner):
 
         def close(self) -> None: ...
 
-    deployed = GeneratorRunner(Silent(), runner.engine, runner.tokenizer, runner.spec, runner.template)
+    deployed = over(Silent(), runner)
 
     with pytest.raises(GraphError, match="without saying why"):
         deployed.answer(REQUESTS[2], SHORT)

@@ -12,6 +12,7 @@ from r1v_export.errors import UsageError
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.recipe import Scheme, load
 from r1v_export.quantization.sizes import checkpoint_bytes
+from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets.hf_unified import doctor
 from r1v_export.targets.hf_unified.config import HfUnifiedConfig
 from r1v_export.targets.hf_unified.runtime.reader import UnifiedEngine, open_unified
@@ -70,6 +71,9 @@ class HfUnifiedTarget(Target):
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         assert inputs.artifact is not None, "check refuses builds that quantize nothing"
         write_unified(inputs.checkpoint, inputs.artifact, out, on_progress)
+
+    def engine_document(self, engine: Path) -> EngineDocument:
+        return EngineDocument(files={"checkpoint": "."}, options={})
 
     def missing(self, device: Device) -> str | None:
         return None

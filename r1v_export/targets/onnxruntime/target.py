@@ -11,6 +11,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.progress import ProgressCallback
+from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets import registry
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.onnxruntime import doctor
@@ -63,6 +64,12 @@ class OnnxRuntimeTarget(Target):
 
         options = inputs.config.options(self.name, OnnxRuntimeConfig)
         write_graphs(inputs.graphs, self.graphs, inputs.config.device, options.int4_inputs, out)
+
+    def engine_document(self, engine: Path) -> EngineDocument:
+        from r1v_export.targets.onnxruntime.session_options import engine_options
+
+        files = {name: f"{name}.onnx" for name in self.graphs}
+        return EngineDocument(files=files, options=engine_options(engine, files))
 
     def missing(self, device: Device) -> str | None:
         try:

@@ -14,11 +14,13 @@ from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.sizes import weight_bytes
+from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets import registry
 from r1v_export.targets.interface import BuildInputs, EngineDescription, NumericsSpec, Readiness, Target
 from r1v_export.targets.tensorrt.build.compile import lacks_type
 from r1v_export.targets.tensorrt.build.inspection import describe_plans
 from r1v_export.targets.tensorrt.build.parts import PARTS, compiled
+from r1v_export.targets.tensorrt.build.plan import DESCRIPTION, PLAN
 from r1v_export.targets.tensorrt.config import TensorRTConfig
 from r1v_export.targets.tensorrt.device import compute_capability, no_gpu
 from r1v_export.targets.tensorrt.doctor import readiness
@@ -131,6 +133,16 @@ class TensorRTTarget(Target):
 
     def describe(self, engine: Path) -> dict[str, EngineDescription]:
         return describe_plans(engine)
+
+    def engine_document(self, engine: Path) -> EngineDocument:
+        """The plans; each one's description says which GPU and TensorRT it is for, and its profiles."""
+        return EngineDocument(
+            files={part.name: f"{part.name}{PLAN}" for part in PARTS},
+            options={
+                "descriptions": {part.name: f"{part.name}{DESCRIPTION}" for part in PARTS},
+                "graphs": {part.name: list(part.graphs) for part in PARTS},
+            },
+        )
 
     def missing(self, device: Device) -> str | None:
         try:

@@ -15,6 +15,7 @@ from r1v_export.errors import CapabilityError
 from r1v_export.progress import Progress, ProgressCallback
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.sizes import weight_bytes
+from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets import registry
 from r1v_export.targets.installed import version_of
 from r1v_export.targets.interface import BuildInputs, Deployment, NumericsSpec, Readiness, Target
@@ -87,6 +88,9 @@ class TensorRTLLMTarget(Target):
             layout=options.kernel_layout,
             on_progress=on_progress,
         )
+
+    def engine_document(self, engine: Path) -> EngineDocument:
+        return EngineDocument(files={CHECKPOINT: CHECKPOINT}, options={})
 
     def missing(self, device: Device) -> str | None:
         if version_of("onnxruntime", *ONNX_RUNTIME) is None:

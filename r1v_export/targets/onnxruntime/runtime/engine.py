@@ -15,16 +15,13 @@ from r1v_export.config import Device
 from r1v_export.contract import Sizes
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.runtime.vision_blocks import with_vision_blocks
+from r1v_export.targets.onnxruntime.session_options import EMBED_THREADS, TOKENS_AT_ONCE
 
 ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
 }
 """What graphs may compute in here, by ONNX Runtime's name."""
-
-TOKENS_AT_ONCE = 256
-"""Image tokens whose tiles a CPU looks at together: activations of more leave its caches. InternViT's tiles, of 256
-tokens each, go one by one, which measured 4 % faster than four together; smaller ones gain from company."""
 
 
 class OnnxRuntimeEngine:
@@ -95,7 +92,7 @@ class OnnxRuntimeEngine:
     def _embed(self) -> ort.InferenceSession:
         # A look-up gains nothing from threads, and a second pool's threads, spinning for work between two decoder
         # steps, would take the cores that the decoder needs.
-        return self._open(contract.EMBED, threads=1)
+        return self._open(contract.EMBED, threads=EMBED_THREADS)
 
     @cached_property
     def _decoder(self) -> ort.InferenceSession:

@@ -6,25 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnxruntime as ort
 import psutil
-from onnx import TensorProto
 
 from r1v_export.config import Device
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
 from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
-
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-INT4_INPUTS = "r1v.int4_inputs"
-"""Metadata of an engine's graph: `OnnxRuntimeConfig.int4_inputs` of its build."""
-_INT4_ARITHMETIC = "session.qdq_matmulnbits_accuracy_level"
-_ACCURACY_LEVELS = {"float32": "1", "int8": "4"}
-_DEQUANTIZE_AT_LOAD = "session.disable_quant_qdq"
-_FP8 = {TensorProto.FLOAT8E4M3FN}
-_FOUR_BITS = {TensorProto.INT4, TensorProto.UINT4}
-_INT8_IN_FLOAT16 = {TensorProto.INT8, TensorProto.FLOAT16}
+from r1v_export.targets.onnxruntime.session_options import WEIGHTS_FOLDER, quantization_entries
 
 
 def check_device(device: Device) -> None:
@@ -65,10 +54,10 @@ def open_session(
     where = weights_root if isinstance(model, bytes) else model
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
-    options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights_root))
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(weights_root))
     try:
         content = model if isinstance(model, bytes) else read_regular_bytes(model, GRAPH_LIMIT_BYTES)
-        for name, value in _quantization_entries(content).items():
+        for name, value in quantization_entries(content).items():
             options.add_session_config_entry(name, value)
         session = ort.InferenceSession(content, options, providers=_providers(device, gpu))
     except OSError as error:
@@ -91,22 +80,6 @@ def open_session(
             fix="check the GPU's driver and the CUDA and cuDNN libraries, or use --device cpu",
         )
     return session
-
-
-def _quantization_entries(content: bytes) -> dict[str, str]:
-    """How this graph's quantized weights are computed with, as entries of a session's configuration.
-
-    4-bit weights stay packed, in a fused kernel. There is none for FP8 weights: they are dequantized once, at load, and
-    not at every step, which takes sixteen times as long; ONNX Runtime does so only where it fuses nothing quantized.
-    In float16 it cannot fuse INT8: it takes results to be of the scales' type, float32, and refuses its own graph.
-    """
-    model = onnx.load_model_from_string(content)
-    kinds = {weight.data_type for weight in model.graph.initializer}
-    inputs = next((entry.value for entry in model.metadata_props if entry.key == INT4_INPUTS), "float32")
-    entries = {_INT4_ARITHMETIC: _ACCURACY_LEVELS[inputs]}
-    if (kinds & _FP8 and not kinds & _FOUR_BITS) or kinds >= _INT8_IN_FLOAT16:
-        entries[_DEQUANTIZE_AT_LOAD] = "1"
-    return entries
 
 
 def _providers(device: Device, gpu: int) -> list[Any]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from r1v_export.config import Compute, Device
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.targets.onnxruntime.lower import lower
-from r1v_export.targets.onnxruntime.runtime.session import INT4_INPUTS
+from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
 from r1v_export.targets.shared_weights import point_weights_to
 
 COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}

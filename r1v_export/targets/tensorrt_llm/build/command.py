@@ -61,8 +61,7 @@ def engine_sizes(options: TensorRTLLMConfig, spec: ModelSpec) -> EngineSizes:
 
 def visual_tokens(spec: ModelSpec) -> int:
     """Tokens of an image cut into as many tiles as the model allows, its thumbnail included: 13 * 256 for R1V."""
-    tiles = spec.tiling.max_tiles if spec.tiling.dynamic else 1
-    return (tiles + (spec.tiling.use_thumbnail and tiles > 1)) * spec.tokens_per_tile
+    return spec.tiling.max_tiles_per_image * spec.tokens_per_tile
 
 
 def build_arguments(checkpoint: Path, out: Path, config: Config, sizes: EngineSizes, workers: int) -> list[str]:

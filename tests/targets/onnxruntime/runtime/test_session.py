@@ -16,7 +16,8 @@ from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.reference.model import ReferenceEngine
 from r1v_export.targets.onnxruntime.runtime import session
-from r1v_export.targets.onnxruntime.runtime.session import INT4_INPUTS, open_session
+from r1v_export.targets.onnxruntime.runtime.session import open_session
+from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
 from tests.quantization.apply.test_onnx import rounded, schemes_of
 from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 

@@ -1,0 +1,209 @@
+"""What tokenizer, prompt and preprocessing do for one checkpoint, as `pipeline.json`, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from r1v_export.checkpoint.spec import ModelSpec, TilingSpec
+from r1v_export.checkpoint.tokenizer import Tokenizer
+from r1v_export.config import ImagePolicy
+from r1v_export.errors import BundleError
+from r1v_export.reference import preprocess
+from r1v_export.reference.load_image import MAX_PIXELS, MAX_SIDE
+from r1v_export.reference.prompt import IMAGE_PLACEHOLDER, Template, split_special, stop_ids, template_of
+from r1v_export.serialized.pipeline import (
+    AddedTokenDocument,
+    EngineDocument,
+    Frame,
+    Grid,
+    ImageTokens,
+    PastAnswer,
+    Pieces,
+    PipelineDocument,
+    PositionRule,
+    PromptDocument,
+    ReasoningTags,
+    StopToken,
+    TextPiece,
+    TilingDocument,
+    TokenizerDocument,
+    TokenPiece,
+)
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def describe_pipeline(
+    spec: ModelSpec,
+    tokenizer: Tokenizer,
+    generation_config: Mapping[str, Any],
+    engines: Mapping[str, EngineDocument] | None = None,
+    image_policy: ImagePolicy = "as_displayed",
+) -> PipelineDocument:
+    """The document of a checkpoint.
+
+    Args:
+        generation_config: content of its generation_config.json.
+        engines: of the bundle; none for a checkpoint that is run as it is.
+        image_policy: how images become RGB.
+
+    Raises:
+        CheckpointError: the tokenizer lacks a token of the template.
+    """
+    template = template_of(spec)
+    names = {token.id: name for name, token in tokenizer.added_tokens.items()}
+    start, end = template.reasoning_tags
+    return PipelineDocument(
+        tokenizer=_describe_tokenizer(tokenizer),
+        prompt=_describe_prompt(template, tokenizer, spec.tokens_per_tile),
+        stop_tokens=tuple(
+            StopToken(id=id_, token=names.get(id_)) for id_ in sorted(stop_ids(tokenizer, template, generation_config))
+        ),
+        reasoning=ReasoningTags(start=start, end=end),
+        tiling=_describe_tiling(spec.tiling),
+        image_policy=image_policy,
+        positions=PositionRule(max_positions=spec.language.max_position_embeddings),
+        generation_config=dict(generation_config),
+        engines=dict(engines or {}),
+    )
+
+
+def document_template(document: PipelineDocument) -> Template:
+    """The template that a document holds."""
+    prompt = document.prompt
+    frames = (prompt.system, prompt.user, prompt.assistant)
+    images = prompt.images
+    return Template(
+        name="pipeline.json",
+        special_tokens=tuple(piece.token for piece in _token_pieces(prompt)),
+        system=_texts(frames[0]),
+        user=_texts(frames[1]),
+        assistant=_texts(frames[2]),
+        stop_tokens=tuple(stop.token for stop in document.stop_tokens if stop.token is not None),
+        begin=_text(prompt.begin),
+        default_system=prompt.default_system,
+        thinking=_text(prompt.thinking),
+        strip_answer=bool(prompt.past_answer.strip_leading),
+        image_tokens=(images.start.token, images.context.token, images.end.token),
+        reasoning_tags=(document.reasoning.start, document.reasoning.end),
+    )
+
+
+def check_pipeline(document: PipelineDocument, tokenizer: Tokenizer, where: object) -> None:
+    """Compare a bundle's document with its tokenizer and with what this version can do.
+
+    Raises:
+        BundleError: an id is not the tokenizer's, or a rule is not followed by this version.
+    """
+    prompt = document.prompt
+    images = (prompt.images.start, prompt.images.context, prompt.images.end)
+    differences: list[tuple[str, object, object]] = [
+        (f"id of {piece.token}", tokenizer.token_id(piece.token), piece.id)
+        for piece in chain(_token_pieces(prompt), images)
+        if tokenizer.token_id(piece.token) != piece.id
+    ]
+    pairs = (
+        ("tokenizer", _describe_tokenizer(tokenizer), document.tokenizer),
+        ("tiling", _describe_tiling(document.tiling.spec), document.tiling),
+        ("prompt", _describe_prompt(document_template(document), tokenizer, document.tokens_per_tile), prompt),
+    )
+    differences += [(name, expected, found) for name, expected, found in pairs if expected != found]
+    if differences:
+        name, expected, found = differences[0]
+        raise BundleError(
+            "pipeline.json asks for what this version does not do with this bundle's tokenizer.",
+            where=f"{where}: {name}",
+            expected=str(expected)[:200],
+            found=str(found)[:200],
+            fix="run r1v-export verify on the bundle; if it passes, build the bundle again with this version",
+        )
+
+
+def _describe_tokenizer(tokenizer: Tokenizer) -> TokenizerDocument:
+    added = sorted(tokenizer.added_tokens.items(), key=lambda item: item[1].id)
+    return TokenizerDocument(
+        definition=TOKENIZER_FILE,
+        added_tokens=tuple(
+            AddedTokenDocument(token=name, id=token.id, hidden=tokenizer.hides(name)) for name, token in added
+        ),
+    )
+
+
+def _describe_prompt(template: Template, tokenizer: Tokenizer, tokens_per_tile: int) -> PromptDocument:
+    def pieces(text: str) -> Pieces:
+        return tuple(_pieces(text, template, tokenizer))
+
+    def frame(texts: tuple[str, str]) -> Frame:
+        return Frame(before=pieces(texts[0]), after=pieces(texts[1]))
+
+    start, context, end = (TokenPiece(token=token, id=tokenizer.special_id(token)) for token in template.image_tokens)
+    return PromptDocument(
+        begin=pieces(template.begin),
+        system=frame(template.system),
+        user=frame(template.user),
+        assistant=frame(template.assistant),
+        default_system=template.default_system,
+        thinking=pieces(template.thinking),
+        past_answer=PastAnswer(
+            starts_after=template.reasoning_tags[1], strip_leading="\n" if template.strip_answer else ""
+        ),
+        images=ImageTokens(
+            placeholder=IMAGE_PLACEHOLDER,
+            default_position=f"{IMAGE_PLACEHOLDER}\n",
+            start=start,
+            context=context,
+            end=end,
+            tokens_per_tile=tokens_per_tile,
+        ),
+    )
+
+
+def _pieces(text: str, template: Template, tokenizer: Tokenizer) -> Iterator[TextPiece | TokenPiece]:
+    """A template's own text, cut at its special tokens; a reasoning tag that is no token stays text."""
+    held = ""
+    for part in split_special(text, template):
+        if isinstance(part, str):
+            held += part
+        elif template.is_optional(part.token) and tokenizer.token_id(part.token) is None:
+            held += part.token
+        else:
+            if held:
+                yield TextPiece(text=held)
+            held = ""
+            yield TokenPiece(token=part.token, id=tokenizer.special_id(part.token))
+    if held:
+        yield TextPiece(text=held)
+
+
+def _describe_tiling(tiling: TilingSpec) -> TilingDocument:
+    grids = preprocess.grids(tiling)
+    mean, std = preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD
+    return TilingDocument(
+        tile_size=tiling.tile_size,
+        dynamic=tiling.dynamic,
+        min_tiles=tiling.min_tiles,
+        max_tiles=tiling.max_tiles,
+        thumbnail=tiling.use_thumbnail,
+        max_tiles_per_image=tiling.max_tiles_per_image,
+        grids=tuple(Grid(cols=grid.cols, rows=grid.rows) for grid in grids),
+        mean=mean,
+        std=std,
+        max_pixels=MAX_PIXELS,
+        max_side=MAX_SIDE,
+    )
+
+
+def _token_pieces(prompt: PromptDocument) -> Iterator[TokenPiece]:
+    frames = (prompt.system, prompt.user, prompt.assistant)
+    texts = (prompt.begin, *(pieces for frame in frames for pieces in (frame.before, frame.after)), prompt.thinking)
+    return (piece for pieces in texts for piece in pieces if isinstance(piece, TokenPiece))
+
+
+def _text(pieces: Pieces) -> str:
+    return "".join(piece.token if isinstance(piece, TokenPiece) else piece.text for piece in pieces)
+
+
+def _texts(frame: Frame) -> tuple[str, str]:
+    return _text(frame.before), _text(frame.after)

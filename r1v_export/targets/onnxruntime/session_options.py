@@ -1,0 +1,79 @@
+"""How sessions on the engine's graphs are opened, and run, beyond ONNX Runtime's defaults: for our own runtime, and as
+data for others. Needs no ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+from pydantic import JsonValue
+
+from r1v_export import contract
+from r1v_export.errors import BundleError
+from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
+
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+INT4_INPUTS = "r1v.int4_inputs"
+"""Metadata of an engine's graph: `OnnxRuntimeConfig.int4_inputs` of its build."""
+_INT4_ARITHMETIC = "session.qdq_matmulnbits_accuracy_level"
+_ACCURACY_LEVELS = {"float32": "1", "int8": "4"}
+_DEQUANTIZE_AT_LOAD = "session.disable_quant_qdq"
+_FP8 = {TensorProto.FLOAT8E4M3FN}
+_FOUR_BITS = {TensorProto.INT4, TensorProto.UINT4}
+_INT8_IN_FLOAT16 = {TensorProto.INT8, TensorProto.FLOAT16}
+
+TOKENS_AT_ONCE = 256
+"""Image tokens whose tiles a CPU looks at together: activations of more leave its caches. InternViT's tiles, of 256
+tokens each, go one by one, which measured 4 % faster than four together; smaller ones gain from company."""
+
+EMBED_THREADS = 1
+"""Of the embed graph's session: a look-up gains nothing from more."""
+
+PROMPT_ROWS = 1
+"""Rows of a batch that one run of the decoder takes with several new tokens each, see `OnnxRuntimeDecoder`."""
+
+
+def engine_options(engine: Path, files: Mapping[str, str]) -> dict[str, JsonValue]:
+    """The options in `pipeline.json`, see docs/bundle.md.
+
+    Args:
+        engine: folder with the lowered graphs.
+        files: graph -> file in it.
+
+    Raises:
+        BundleError: a graph cannot be read.
+    """
+    entries: dict[str, JsonValue] = {}
+    for name, file in files.items():
+        try:
+            entries[name] = {**quantization_entries(read_regular_bytes(engine / file, GRAPH_LIMIT_BYTES))}
+        except Exception as error:  # protobuf's own, and the file system's
+            fix = "build the bundle again"
+            raise BundleError("An engine cannot be read.", where=engine / file, found=error, fix=fix) from error
+    return {
+        "weights_root": "../..",
+        "weights_root_entry": WEIGHTS_FOLDER,
+        "session_entries": entries,
+        "threads": {name: EMBED_THREADS if name == contract.EMBED else "physical_cores" for name in files},
+        "image_tokens_per_run": TOKENS_AT_ONCE,
+        "rows_per_prompt_run": PROMPT_ROWS,
+        "cache_in_place": True,
+    }
+
+
+def quantization_entries(content: bytes) -> dict[str, str]:
+    """How this graph's quantized weights are computed with, as entries of a session's configuration.
+
+    4-bit weights stay packed, in a fused kernel. There is none for FP8 weights: they are dequantized once, at load, and
+    not at every step, which takes sixteen times as long; ONNX Runtime does so only where it fuses nothing quantized.
+    In float16 it cannot fuse INT8: it takes results to be of the scales' type, float32, and refuses its own graph.
+    """
+    model = onnx.load_model_from_string(content)
+    kinds = {weight.data_type for weight in model.graph.initializer}
+    inputs = next((entry.value for entry in model.metadata_props if entry.key == INT4_INPUTS), "float32")
+    entries = {_INT4_ARITHMETIC: _ACCURACY_LEVELS[inputs]}
+    if (kinds & _FP8 and not kinds & _FOUR_BITS) or kinds >= _INT8_IN_FLOAT16:
+        entries[_DEQUANTIZE_AT_LOAD] = "1"
+    return entries
