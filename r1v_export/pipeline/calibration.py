@@ -264,7 +264,8 @@ def open_artifact(folder: Path, checkpoint: Checkpoint) -> Artifact | None:
 
 
 def require_origin(folder: Path, checkpoint: Checkpoint) -> None:
-    """
+    """Require that a calibration is of this checkpoint.
+
     Raises:
         BundleError: the calibration in `folder` cannot be read, or is another checkpoint's.
     """

@@ -33,7 +33,8 @@ class Awq:
 
     @classmethod
     def read(cls, config: Section) -> Awq:
-        """
+        """Read the settings of an AWQ checkpoint.
+
         Raises:
             CheckpointError: not 4 bits in groups, or in another layout than gemm.
         """

@@ -57,7 +57,8 @@ class Gptq:
 
     @classmethod
     def read(cls, config: Section) -> Gptq:
-        """
+        """Read the settings of a GPTQ checkpoint.
+
         Raises:
             CheckpointError: not 4 bits, or an unknown convention for zero points.
         """

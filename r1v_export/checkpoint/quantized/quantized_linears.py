@@ -41,7 +41,8 @@ def find_quantized(
     wanted: Mapping[str, tuple[str, ...]],
     stored: Mapping[str, StoredTensor],
 ) -> Quantized:
-    """
+    """Find a checkpoint's quantized linears and check them against their format.
+
     Args:
         wanted: canonical name -> the stored names that it would be joined from, were it not quantized.
         stored: everything that the files hold, by stored name.

@@ -103,7 +103,8 @@ class Unified:
 
     @classmethod
     def read(cls, config: Section) -> Unified:
-        """
+        """Read the settings of a unified checkpoint.
+
         Args:
             config: `quantization` of hf_quant_config.json, or `quantization_config` of config.json.
 

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import CapabilityError, InputError
 from r1v_export.files import open_regular
+from r1v_export.nano import dataset
 from r1v_export.reference.load_image import ImageSource, load_image
 from r1v_export.strict import StrictModel, parse_fields, parse_json
 
@@ -68,7 +69,6 @@ def read_examples(source: str | Path | None, count: int, policy: ImagePolicy = "
 
 def builtin_examples(count: int) -> list[RawExample]:
     """Generated images, questions, reasoning and answers: the calibration split, disjoint from training and test."""
-    from r1v_export.nano import dataset
 
     def image(index: int) -> Image.Image:
         return dataset.sample("calibration", index).image

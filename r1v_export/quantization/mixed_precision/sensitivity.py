@@ -83,7 +83,8 @@ class SensitivityTable(StrictModel):
 
 
 def read_table(path: Path) -> SensitivityTable:
-    """
+    """Read `sensitivity.json`.
+
     Raises:
         BundleError: missing or damaged.
     """

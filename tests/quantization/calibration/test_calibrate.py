@@ -222,28 +222,6 @@ def test_what_a_calibration_of_another_recipe_left_is_not_used(synth_checkpoint:
     assert calibrated(synth_checkpoint, RTN_RECIPE, out) == calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("left", [("activations",), (".key.json.unfinished",), ("records", "scales")])
-def test_a_work_folder_that_was_left_at_a_bad_moment_is_used_anyway(
-    synth_checkpoint: Checkpoint, tmp_path: Path, left: tuple[str, ...]
-) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    for name in left:
-        (work / name).touch() if name.startswith(".") else (work / name).mkdir()
-    calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "out", 1, resume_folder=work)
-    assert not work.exists()
-
-
-def test_what_is_left_of_a_calibration_that_was_killed_at_its_very_end_is_removed(
-    synth_checkpoint: Checkpoint, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    before = calibrated(synth_checkpoint, RTN_RECIPE, out, 1)
-    (default_resume_folder(out) / "scales").mkdir(parents=True)
-    assert calibrated(synth_checkpoint, RTN_RECIPE, out, 1) == before
-    assert not default_resume_folder(out).exists()
-
-
 def test_a_recipe_that_looks_at_weights_alone_sends_no_sample_through(
     synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,8 +263,6 @@ def test_a_full_output_folder_is_refused(synth_checkpoint: Checkpoint, tmp_path:
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(UsageError, match="not empty"):
         calibrated(synth_checkpoint, RTN_RECIPE, tmp_path)
-    with pytest.raises(UsageError, match="resume folder holds other files"):
-        calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "out", resume_folder=tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep me"
 
 

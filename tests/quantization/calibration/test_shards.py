@@ -25,7 +25,7 @@ COUNT = 3
 SAMPLES = 4
 
 
-def observe(checkpoint: Checkpoint, recipe: Recipe, folder: Path, index: int, **options: Any) -> Path:
+def collected_shard(checkpoint: Checkpoint, recipe: Recipe, folder: Path, index: int, **options: Any) -> Path:
     calibration = small_set(checkpoint, SAMPLES, shard=Shard(index, COUNT))
     collect_shard(checkpoint, recipe, calibration, folder / str(index), CalibrationOptions(**options))
     return folder / str(index)
@@ -35,7 +35,7 @@ def observe(checkpoint: Checkpoint, recipe: Recipe, folder: Path, index: int, **
 def shards(synth_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Not to be written to."""
     folder = tmp_path_factory.mktemp("shards")
-    return [observe(synth_checkpoint, KV_RECIPE, folder, index) for index in range(COUNT)]
+    return [collected_shard(synth_checkpoint, KV_RECIPE, folder, index) for index in range(COUNT)]
 
 
 def copied(shard: Path, folder: Path) -> Path:
@@ -68,7 +68,7 @@ def test_merged_gram_matrices_give_the_same_awq_scales_up_to_rounding(
     synth_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     calibrate(synth_checkpoint, AWQ_RECIPE, small_set(synth_checkpoint, SAMPLES), tmp_path / "whole")
-    folders = [observe(synth_checkpoint, AWQ_RECIPE, tmp_path, index) for index in range(COUNT)]
+    folders = [collected_shard(synth_checkpoint, AWQ_RECIPE, tmp_path, index) for index in range(COUNT)]
     merge(synth_checkpoint, folders, tmp_path / "merged")
     whole, merged = (Artifact.open(tmp_path / name, synth_checkpoint) for name in ("whole", "merged"))
     for name, linear in whole.linears():
@@ -80,11 +80,11 @@ def test_an_interrupted_shard_goes_on_and_ends_with_the_same_bytes(
     synth_checkpoint: Checkpoint, tmp_path: Path, shards: Sequence[Path]
 ) -> None:
     with pytest.raises(Stopped):
-        observe(synth_checkpoint, KV_RECIPE, tmp_path, 1, on_progress=stop_after(6))
+        collected_shard(synth_checkpoint, KV_RECIPE, tmp_path, 1, on_progress=stop_after(6))
     with pytest.raises(BundleError, match="not a finished shard"):
         merge(synth_checkpoint, [shards[0], tmp_path / "1", shards[2]], tmp_path / "merged")
-    assert files_of(observe(synth_checkpoint, KV_RECIPE, tmp_path, 1)) == files_of(shards[1])
-    observe(synth_checkpoint, KV_RECIPE, tmp_path, 1, on_progress=stop_after(0))  # which is done already
+    assert files_of(collected_shard(synth_checkpoint, KV_RECIPE, tmp_path, 1)) == files_of(shards[1])
+    collected_shard(synth_checkpoint, KV_RECIPE, tmp_path, 1, on_progress=stop_after(0))  # which is done already
 
 
 def test_an_interrupted_merge_goes_on_and_ends_with_the_same_bytes(
@@ -110,7 +110,7 @@ def test_shards_that_are_missing_or_doubled_are_told(
 
 
 def test_shards_of_other_recipes_are_told(synth_checkpoint: Checkpoint, tmp_path: Path, shards: Sequence[Path]) -> None:
-    other = observe(synth_checkpoint, AWQ_RECIPE, tmp_path, 1)
+    other = collected_shard(synth_checkpoint, AWQ_RECIPE, tmp_path, 1)
     with pytest.raises(UsageError, match="the recipe differs"):
         merge(synth_checkpoint, [shards[0], other, shards[2]], tmp_path / "merged")
 

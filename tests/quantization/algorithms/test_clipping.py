@@ -1,0 +1,41 @@
+"""Clipping: the best of the tried ranges, for every group on its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from r1v_export.quantization.algorithms.clipping import SHRINKS, clipped_params
+from r1v_export.quantization.algorithms.rtn import round_to_nearest
+from r1v_export.quantization.quant_params import QuantParams
+from tests.quantization.conftest import Case
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+def test_clipping_finds_what_a_search_over_the_outputs_finds(case: Case, kind: str) -> None:
+    group = 32
+    found = clipped_params(case.weight, kind, group, case.gram)
+    for row, index in [(0, 0), (17, 1), (95, 3)]:
+        columns = slice(index * group, (index + 1) * group)
+        weight, x = case.weight[row : row + 1, columns], case.x[:, columns]
+        grids = [QuantParams.from_weight(weight, kind, group, shrink) for shrink in SHRINKS]
+        losses = [float((x @ (params.quantize_dequantize(weight) - weight).T).square().sum()) for params in grids]
+        assert found.scale[row, index] == grids[int(np.argmin(losses))].scale.squeeze()
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4", "int8", "fp8"])
+def test_clipping_never_makes_the_weights_worse(case: Case, kind: str) -> None:
+    group = 64 if "4" in kind else None
+
+    def error(clip: bool) -> float:
+        return float((round_to_nearest(case.weight, kind, group, clip).dequantize() - case.weight).square().sum())
+
+    assert error(clip=True) <= error(clip=False)
+    assert kind not in ("int4", "uint4") or error(clip=True) < 0.97 * error(clip=False)
+
+
+def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    whole = clipped_params(case.weight, "int4", 32, case.gram)
+    monkeypatch.setattr("r1v_export.quantization.algorithms.clipping.ROWS_AT_ONCE", 7)
+    torch.testing.assert_close(clipped_params(case.weight, "int4", 32, case.gram).scale, whole.scale, rtol=0, atol=0)
