@@ -212,7 +212,7 @@ def _load(point: EntryPoint) -> Target:
         ) from error
     if not isinstance(target, Target):
         raise CapabilityError(
-            f"What brings the target {point.name} is not a target.",
+            f"The target {point.name} is not a target class.",
             where=point.value,
             expected="a class derived from r1v_export.targets.interface.Target",
             found=type(target).__name__,
