@@ -160,7 +160,7 @@ def _open_dataset(folder: Path) -> Any:
             "The calibration set needs a package that is not installed.",
             where=folder,
             expected="Hugging Face datasets",
-            fix="pip install 'r1v-export[datasets]', or write the samples as a .jsonl file",
+            fix="pip install 'datasets>=3', or write the samples as a .jsonl file",
         )
     import datasets
 

@@ -38,7 +38,7 @@ def test_only_one_file_imports_the_library_or_names_its_flags() -> None:
 
 @pytest.mark.parametrize(
     ("target", "command"),
-    [(TENSORRT, "not beside tensorrt-llm"), (TENSORRT_RTX, "pip install 'tensorrt-rtx-cu13>=1.7,<2'")],
+    [(TENSORRT, "not next to tensorrt-llm"), (TENSORRT_RTX, "pip install 'tensorrt-rtx-cu13>=1.7,<2'")],
 )
 def test_a_library_that_is_not_there_is_named_with_the_command_that_gets_it(target, command, monkeypatch) -> None:
     def missing(name: str) -> None:

@@ -55,9 +55,6 @@ class Network:
     parser: Any
     """Held because the network refers to weights that the parser has mapped."""
 
-    def input(self, index: int) -> Any:
-        return self.definition.get_input(index)
-
     @property
     def inputs(self) -> list[Any]:
         return [self.definition.get_input(index) for index in range(self.definition.num_inputs)]
