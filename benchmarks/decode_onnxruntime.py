@@ -29,6 +29,7 @@ from r1v_export import contract
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig
+from r1v_export.cpus import thread_count
 from r1v_export.exporters.export import export_graph
 from r1v_export.exporters.graph import Rewrite
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
@@ -40,7 +41,6 @@ from r1v_export.runner.sampling import Sampler, Sampling
 from r1v_export.runner.scheduler import Row, generate_rows
 from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
-from r1v_export.targets.onnxruntime.runtime.session import physical_cores
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 
 OURS, PEER = "r1v-export", "onnxruntime-genai"
@@ -183,7 +183,7 @@ def readings(moments: list[float], prompt_tokens: int) -> dict[str, float]:
 @click.option("--new-tokens", default=48, show_default=True)
 @click.option("--capacity", "capacities", multiple=True, type=int, default=(576, 4096), show_default=True)
 @click.option("--repeats", default=5, show_default=True)
-@click.option("--threads", default=physical_cores(), show_default=True)
+@click.option("--threads", default=thread_count().count, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-benchmark-decode"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(

@@ -23,11 +23,11 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.presets import INTERNVIT_300M
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig
+from r1v_export.cpus import thread_count
 from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import load
 from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
-from r1v_export.targets.onnxruntime.runtime.session import physical_cores
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 
 OURS, EAGER, COMPILED, STANDARD = "r1v-export", "torch eager", "torch.compile", "standard graph"
@@ -78,7 +78,7 @@ def contenders(work: Path, checkpoint: Checkpoint, threads: int, compile_: bool)
 @click.option("--layers", default=6, show_default=True)
 @click.option("--tiles", "tile_counts", multiple=True, type=int, default=(1, 4), show_default=True)
 @click.option("--repeats", default=5, show_default=True)
-@click.option("--threads", default=physical_cores(), show_default=True)
+@click.option("--threads", default=thread_count().count, show_default=True)
 @click.option("--compile/--no-compile", "compile_", default=True, help="Compare with torch.compile too.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-benchmark-vision"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -165,31 +165,57 @@ class ValidationIssue:
 def find_issues(
     bundle: Path, manifest: Manifest, on_progress: ProgressCallback = ignore_progress
 ) -> list[ValidationIssue]:
-    """Compare a bundle with its manifest: links, missing, extra and altered files, in order of their paths."""
-    expected, present = manifest.files, dict(_walk(bundle))
+    """Compare a bundle with its manifest: missing, extra and altered files, in order of their paths.
+
+    A file may be a link, or lie in a linked folder, as in a hub's cache: its content is what is compared.
+    """
+    expected, issues = manifest.files, list[ValidationIssue]()
     total, before = max(1, sum(entry.size for entry in expected.values())), 0
-    problems = [ValidationIssue(path, "is missing") for path in expected.keys() - present.keys()]
-    for path, mode in present.items():
-        if not stat.S_ISREG(mode):
-            kind = "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
-            problems.append(ValidationIssue(path, f"is {kind}", "a regular file inside the bundle"))
-        elif path not in expected:
-            problems += [] if _is_free(path) else [ValidationIssue(path, "is not in the manifest")]
-        else:
-            end = before + expected[path].size
-            problems += _compare(bundle, path, expected[path], subrange(on_progress, before / total, end / total))
-            before = end
-    return sorted(problems, key=lambda problem: problem.path)
+    for path, entry in expected.items():
+        end = before + entry.size
+        issues += _compare(bundle, path, entry, subrange(on_progress, before / total, end / total))
+        before = end
+    for path, mode in _extra(bundle, expected):
+        is_file = stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)
+        issues.append(ValidationIssue(path, "is not in the manifest" if is_file else "is no regular file"))
+    return sorted(issues, key=lambda issue: issue.path)
 
 
 def _compare(bundle: Path, path: str, expected: FileEntry, on_progress: ProgressCallback) -> list[ValidationIssue]:
-    size = (bundle / path).stat().st_size
-    if size != expected.size:
-        return [ValidationIssue(path, "has another size", f"{expected.size} bytes", f"{size} bytes")]
-    sha256 = hash_file(bundle / path, on_progress).sha256
+    file = bundle / path
+    try:
+        status = file.stat()
+    except OSError as error:  # missing, a link to nothing, or links in a circle
+        found = f"a link to {str(file.readlink())!r}"[:300] if file.is_symlink() else None
+        return [ValidationIssue(path, "is missing", found=found and f"{found}: {error.strerror}")]
+    if not stat.S_ISREG(status.st_mode):
+        return [ValidationIssue(path, "is no regular file")]
+    if status.st_size != expected.size:
+        return [ValidationIssue(path, "has another size", f"{expected.size} bytes", f"{status.st_size} bytes")]
+    sha256 = hash_file(file, on_progress).sha256
     if sha256 != expected.sha256:
         return [ValidationIssue(path, "is altered", f"sha256 {expected.sha256}", f"sha256 {sha256}")]
     return []
+
+
+def _extra(bundle: Path, expected: Collection[str]) -> list[tuple[str, int]]:
+    """Path and mode of all that the manifest does not name, folders aside.
+
+    Links are not followed, but for folders that lead to expected files: what else lies directly in one is extra.
+    """
+    folders = {parent.as_posix() for path in expected for parent in PurePosixPath(path).parents}
+    found: dict[str, int] = {}
+    for folder, subfolders, files in os.walk(bundle):
+        found |= _modes(bundle, (Path(folder, name) for name in (*files, *subfolders)))
+    real = {path for path, mode in found.items() if stat.S_ISDIR(mode)} | {"."}
+    for folder in folders - real:
+        found |= _modes(bundle, (bundle / folder).iterdir() if (bundle / folder).is_dir() else ())
+    known = {*expected, *folders, *real}
+    return [(path, mode) for path, mode in found.items() if path not in known and not _is_free(path)]
+
+
+def _modes(bundle: Path, paths: Iterable[Path]) -> dict[str, int]:
+    return {path.relative_to(bundle).as_posix(): path.lstat().st_mode for path in paths}
 
 
 def verify(bundle: Path, on_progress: ProgressCallback = ignore_progress) -> Manifest:
@@ -200,7 +226,7 @@ def verify(bundle: Path, on_progress: ProgressCallback = ignore_progress) -> Man
         on_progress: called as bytes are hashed.
 
     Raises:
-        BundleError: the manifest is unusable, or a file is missing, extra, altered or a link.
+        BundleError: the manifest is unusable, or a file is missing, extra or altered.
     """
     manifest = read_manifest(bundle)
     if problems := find_issues(bundle, manifest, on_progress):
@@ -214,15 +240,6 @@ def verify(bundle: Path, on_progress: ProgressCallback = ignore_progress) -> Man
             fix="fetch the bundle again, or build it again",
         )
     return manifest
-
-
-def _walk(bundle: Path) -> Iterator[tuple[str, int]]:
-    """Path and mode of all below a folder that is not itself a folder; links are not followed."""
-    for folder, folders, files in os.walk(bundle):
-        for path in (Path(folder, name) for name in (*files, *folders)):
-            mode = path.lstat().st_mode
-            if not stat.S_ISDIR(mode):
-                yield path.relative_to(bundle).as_posix(), mode
 
 
 def _is_free(path: str) -> bool:

@@ -106,18 +106,41 @@ def test_all_other_reports_are_hashed(bundle: Path) -> None:
     assert problems(bundle) == [("report/parity.html", "is not in the manifest")]
 
 
-def test_a_link_to_the_right_content_is_still_refused(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "outside").write_bytes(FILES["config.json"])
-    (bundle / "config.json").unlink()
-    (bundle / "config.json").symlink_to(tmp_path / "outside")
-    assert problems(bundle) == [("config.json", "is a symbolic link")]
+def test_a_bundle_behind_a_hub_cache_s_links_is_whole(bundle: Path, tmp_path: Path) -> None:
+    for name in FILES:
+        blob = tmp_path / "blobs" / hash_file(bundle / name).sha256
+        blob.parent.mkdir(exist_ok=True)
+        (bundle / name).rename(blob)
+        (bundle / name).symlink_to(os.path.relpath(blob, (bundle / name).parent))
+    assert problems(bundle) == []
+    blob.write_bytes(bytes(len(blob.read_bytes())) + b"!")
+    assert problems(bundle) == [("graphs/vision.data", "has another size")]
 
 
-def test_a_linked_folder_is_refused_and_not_followed(bundle: Path, tmp_path: Path) -> None:
+def test_a_linked_folder_is_compared_like_any_other(bundle: Path, tmp_path: Path) -> None:
     graphs = (bundle / "graphs").rename(tmp_path / "graphs")
     (bundle / "graphs").symlink_to(graphs)
-    assert ("graphs", "is a symbolic link") in problems(bundle)
-    assert ("graphs/vision.onnx", "is missing") in problems(bundle)
+    assert problems(bundle) == []
+    (graphs / "extra").write_text("?")
+    (graphs / "vision.onnx").write_bytes(b"altered")
+    assert problems(bundle) == [
+        ("graphs/extra", "is not in the manifest"),
+        ("graphs/vision.onnx", "has another size"),
+    ]
+
+
+def test_a_link_that_leads_to_no_regular_file_is_refused(bundle: Path) -> None:
+    (bundle / "config.json").unlink()
+    (bundle / "config.json").symlink_to("/dev/zero")
+    assert problems(bundle) == [("config.json", "is no regular file")]
+    (bundle / "config.json").unlink()
+    (bundle / "config.json").symlink_to("config.json")
+    assert problems(bundle) == [("config.json", "is missing")]
+
+
+def test_a_link_that_the_manifest_does_not_name_is_extra_and_not_followed(bundle: Path) -> None:
+    (bundle / "everything").symlink_to("/")
+    assert problems(bundle) == [("everything", "is not in the manifest")]
 
 
 def test_a_named_pipe_does_not_hang_the_check(bundle: Path) -> None:

@@ -15,6 +15,7 @@ from r1v_export.cli.output import (
     print_json,
     table,
     target_option,
+    threads_option,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--roofline", "gpu", metavar="GPU", help="Compare with H100, ... [default: the GPU that it runs on]")
 @device_option
+@threads_option
 @common_options
 def command(
     bundle: Path,
@@ -74,7 +76,8 @@ def _print(result: dict[str, Any]) -> None:
     rows = [(name.removesuffix("_ms"), f"{ms:.2f}") for name, ms in result["stages_ms"].items()]
     click.echo(table(rows, ("stage", "ms")))
     click.echo(
-        f"\n{result['engine']}: {result['prompt_tokens']} prompt tokens ({result['tiles']} tiles), "
+        f"\n{result['engine']}, {result['threads']['count']} CPU threads ({result['threads']['source']}): "
+        f"{result['prompt_tokens']} prompt tokens ({result['tiles']} tiles), "
         f"{result['new_tokens']} new tokens, median of {result['runs']} runs\n"
         f"first token after {result['first_token_ms']:.1f} ms, then {result['tokens_per_s']:.1f} tokens/s; "
         f"peak memory {size(result['peak_memory_bytes'])}\n"

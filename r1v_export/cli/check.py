@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from r1v_export.cli.output import common_options, device_option, model_option, print_json, table
+from r1v_export.cli.output import common_options, device_option, model_option, print_json, table, threads_option
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=96, show_default=True, help="Longest answer.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. [default: BUNDLE/report/local]")
 @device_option
+@threads_option
 @common_options
 def command(
     bundle: Path,

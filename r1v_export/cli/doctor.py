@@ -42,6 +42,7 @@ def collect() -> dict[str, Any]:
 def _machine() -> dict[str, str]:
     import psutil
 
+    from r1v_export.cpus import thread_count
     from r1v_export.pipeline.provenance import device_name
     from r1v_export.progress import size
 
@@ -50,6 +51,7 @@ def _machine() -> dict[str, str]:
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "cpu": f"{device_name('cpu').removeprefix('cpu: ')}, {psutil.cpu_count()} cores",
+        "threads": str(thread_count()),
         "memory": f"{size(memory.available)} of {size(memory.total)} free",
         "disk": f"{size(disk.free)} of {size(disk.total)} free in {Path.cwd()}",
         "gpu": _gpu(),

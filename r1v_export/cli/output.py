@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from r1v_export.cpus import use_threads
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -32,6 +34,13 @@ image_policy_option = click.option(
 target_option = click.option("--target", help="Engine, or pytorch. [default: the bundle's first]")
 engine_option = click.option(
     "--engine", metavar="DIR|llm-api", help="A target's own library decodes: an engine's folder, or llm-api."
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    expose_value=False,
+    callback=lambda _context, _option, value: use_threads(value),
+    help="CPU threads of an operator. [default: OMP_NUM_THREADS, or by cores and quota]",
 )
 model_option = click.option("--model", help="The checkpoint, where the bundle was built from a folder.")
 

@@ -13,7 +13,14 @@ import click
 
 from r1v_export.cli.answers import print_answer, stream
 from r1v_export.cli.chat import chat as converse
-from r1v_export.cli.output import common_options, device_option, engine_option, model_option, target_option
+from r1v_export.cli.output import (
+    common_options,
+    device_option,
+    engine_option,
+    model_option,
+    target_option,
+    threads_option,
+)
 from r1v_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +56,7 @@ MAX_QUESTION_BYTES = 1 << 20
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeat for several.")
 @click.option("--stop-in-reasoning", is_flag=True, help="Search the reasoning for --stop too.")
 @device_option
+@threads_option
 @common_options
 def command(
     bundle: Path,

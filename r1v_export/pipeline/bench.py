@@ -6,10 +6,12 @@ import resource
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from PIL import Image
 
+from r1v_export.cpus import thread_count
 from r1v_export.generation import Sampling
 from r1v_export.parity.samples import synthetic
 from r1v_export.progress import Progress
@@ -43,6 +45,7 @@ def measure(
     measured = answers[1:]
     return {
         "engine": runner.name,
+        "threads": asdict(thread_count()),
         "tiles": len(pixel_values([image], runner.tiling)[0]),
         "prompt_tokens": measured[0].prompt_tokens,
         "new_tokens": len(measured[0].token_ids),

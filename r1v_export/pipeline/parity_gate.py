@@ -12,6 +12,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import BuildConfig, Device
+from r1v_export.cpus import thread_count
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample, held_out, synthetic
@@ -38,8 +39,11 @@ def gates(checkpoint: Checkpoint, artifact: Artifact | None, device: Device) -> 
 def reference_endpoint(checkpoint: Checkpoint, device: Device, artifact: Artifact | None = None) -> Endpoint:
     """PyTorch in float32, with the checkpoint's own tokenizer and settings; fake-quantized where there is an
     artifact."""
+    import torch
+
     from r1v_export.reference.model import ReferenceEngine, load
 
+    torch.set_num_threads(thread_count().count)
     spec, model = checkpoint.spec, load(checkpoint).to(device)
     if artifact is not None:
         fake_quantize(model, artifact)

@@ -17,7 +17,7 @@ def verify_bundle(folder: Path, progress: Progress) -> Manifest:
     """Three stages: hashes, documents, graphs. No weight is loaded.
 
     Raises:
-        BundleError: a file is missing, extra, altered or a link; the manifest is unusable; `contract.json` or
+        BundleError: a file is missing, extra or altered; the manifest is unusable; `contract.json` or
             `pipeline.json` contradicts the rest of the bundle.
         GraphError: a graph's boundary or operators are not the contract's.
     """

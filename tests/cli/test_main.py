@@ -29,11 +29,12 @@ OPTIONS = {
     "calibrate": "MODEL --precision --recipe --budget --calib --samples --shard --merge --output --revision --offline "
     "--device",
     "check": "BUNDLE --target --model --questions --image --question --blocks --against --max-new-tokens --report "
-    "--device",
+    "--device --threads",
     "verify": "BUNDLE",
     "run": "BUNDLE QUESTION --image --target --engine --model --no-think --answer-only --chat --greedy "
-    "--max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --stop --stop-in-reasoning --device",
-    "bench": "BUNDLE --image --question --target --engine --model --tokens --runs --roofline --device",
+    "--max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --stop --stop-in-reasoning --device "
+    "--threads",
+    "bench": "BUNDLE --image --question --target --engine --model --tokens --runs --roofline --device --threads",
     "inspect": "MODEL --target --roofline --report --revision --offline",
     "recipes list": "",
     "recipes show": "RECIPE",

@@ -48,7 +48,8 @@ def engine_options(engine: Path, files: Mapping[str, str]) -> dict[str, JsonValu
     entries: dict[str, JsonValue] = {}
     for name, file in files.items():
         try:
-            entries[name] = {**quantization_entries(read_regular_bytes(engine / file, GRAPH_LIMIT_BYTES))}
+            content = read_regular_bytes(engine / file, GRAPH_LIMIT_BYTES)
+            entries[name] = {**quantization_entries(onnx.load_model_from_string(content))}
         except Exception as error:  # protobuf's own, and the file system's
             fix = "build the bundle again"
             raise BundleError("An engine cannot be read.", where=engine / file, found=error, fix=fix) from error
@@ -63,14 +64,13 @@ def engine_options(engine: Path, files: Mapping[str, str]) -> dict[str, JsonValu
     }
 
 
-def quantization_entries(content: bytes) -> dict[str, str]:
+def quantization_entries(model: onnx.ModelProto) -> dict[str, str]:
     """How this graph's quantized weights are computed with, as entries of a session's configuration.
 
     4-bit weights stay packed, in a fused kernel. There is none for FP8 weights: they are dequantized once, at load, and
     not at every step, which takes sixteen times as long; ONNX Runtime does so only where it fuses nothing quantized.
     In float16 it cannot fuse INT8: it takes results to be of the scales' type, float32, and refuses its own graph.
     """
-    model = onnx.load_model_from_string(content)
     kinds = {weight.data_type for weight in model.graph.initializer}
     inputs = next((entry.value for entry in model.metadata_props if entry.key == INT4_INPUTS), "float32")
     entries = {_INT4_ARITHMETIC: _ACCURACY_LEVELS[inputs]}

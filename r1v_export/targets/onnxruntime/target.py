@@ -91,7 +91,7 @@ class OnnxRuntimeTarget(Target):
             )
         from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
-        bundle = engine.resolve().parents[1]
+        bundle = engine.absolute().parents[1]
         return OnnxRuntimeEngine(engine, bundle, spec.sizes, device)
 
 

@@ -7,7 +7,6 @@ import pytest
 from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS, graph_contracts
 from r1v_export.errors import BundleError, CapabilityError, GraphError
-from r1v_export.targets.onnxruntime.runtime import session
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 
 
@@ -89,11 +88,3 @@ def test_cuda_without_a_cuda_build_of_onnxruntime_is_a_missing_capability(r1v):
     ):
         with pytest.raises(CapabilityError, match="CUDAExecutionProvider"):
             attempt()
-
-
-def test_sessions_use_the_physical_cores_this_process_may_use(monkeypatch):
-    monkeypatch.setattr(session.os, "sched_getaffinity", lambda _: set(range(12)))
-    monkeypatch.setattr(session.psutil, "cpu_count", lambda logical: 16 if logical else 8)
-    assert session.physical_cores() == 8
-    monkeypatch.setattr(session.os, "sched_getaffinity", lambda _: {1, 5, 6})
-    assert session.physical_cores() == 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -13,15 +12,10 @@ import onnxruntime as ort
 from r1v_export import contract
 from r1v_export.config import Device
 from r1v_export.contract import Sizes
+from r1v_export.targets.onnxruntime.runtime.run import ELEMENT_TYPES, naming, refusing_overflow, run_graph
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.runtime.vision_blocks import with_vision_blocks
 from r1v_export.targets.onnxruntime.session_options import EMBED_THREADS, TOKENS_AT_ONCE
-
-ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-}
-"""What graphs may compute in here, by ONNX Runtime's name."""
 
 
 class OnnxRuntimeEngine:
@@ -32,7 +26,7 @@ class OnnxRuntimeEngine:
         weights_root: what the graphs' weight locations are relative to.
         sizes: of the model.
         device: "cpu" or "cuda".
-        threads: that one operator may use on the CPU; the number of physical cores if None.
+        threads: that one operator may use on the CPU; `cpus.thread_count()` if None.
         gpu: which one looks at images, of several; the decoder is on the first.
     """
 
@@ -52,10 +46,12 @@ class OnnxRuntimeEngine:
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         if self.device != "cpu":
-            return _run(self._vision, pixel_values)
+            return _run(contract.VISION, self._vision, pixel_values)
         tiles = max(1, TOKENS_AT_ONCE // self.sizes.tokens_per_tile)
         starts = range(0, max(1, len(pixel_values)), tiles)
-        return np.concatenate([_run(self._vision, pixel_values[start : start + tiles]) for start in starts])
+        return np.concatenate(
+            [_run(contract.VISION, self._vision, pixel_values[start : start + tiles]) for start in starts]
+        )
 
     def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
         """Output of each ViT block in turn, [tiles, positions, vit_hidden], for parity. Loads the vision graph again.
@@ -63,14 +59,14 @@ class OnnxRuntimeEngine:
         Raises:
             CapabilityError: the graph was lowered so that blocks are no longer there to see.
         """
-        for block in _run_all(self._vision_blocks, pixel_values)[1:]:
+        for block in run_graph(contract.VISION, self._vision_blocks, pixel_values)[1:]:
             yield block.astype(np.float32, copy=False)
 
     def projector(self, vision_features: np.ndarray) -> np.ndarray:
-        return _run(self._projector, vision_features)
+        return _run(contract.PROJECTOR, self._projector, vision_features)
 
     def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
-        return _run(self._embed, input_ids, image_embeds)
+        return _run(contract.EMBED, self._embed, input_ids, image_embeds)
 
     def decoder(self, batch: int, capacity: int) -> OnnxRuntimeDecoder:
         return OnnxRuntimeDecoder(self._decoder, self.sizes, batch, capacity, self.device)
@@ -103,20 +99,10 @@ class OnnxRuntimeEngine:
         return open_session(model, self.weights_root, self.device, threads, self.gpu)
 
 
-def _run(session: ort.InferenceSession, *arrays: np.ndarray) -> np.ndarray:
+def _run(graph: str, session: ort.InferenceSession, *arrays: np.ndarray) -> np.ndarray:
     """The single output of a graph, float32, for its inputs in order."""
-    (result,) = _run_all(session, *arrays)
+    (result,) = run_graph(graph, session, *arrays)
     return result.astype(np.float32, copy=False)
-
-
-def _run_all(session: ort.InferenceSession, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Every output of a graph, for its inputs in order."""
-    inputs = session.get_inputs()
-    feeds = {
-        value.name: array.astype(ELEMENT_TYPES.get(value.type, array.dtype), copy=False)
-        for value, array in zip(inputs, arrays, strict=True)
-    }
-    return session.run(None, feeds)
 
 
 class OnnxRuntimeDecoder:
@@ -200,11 +186,13 @@ class _BoundStep:
 
     def run(self, *arrays: np.ndarray) -> np.ndarray:
         """Logits [rows, vocab] float32 for the inputs in the contract's order."""
-        for buffer, array in zip(self._inputs.values(), arrays, strict=True):
-            np.copyto(buffer, array, casting="same_kind")
-        if not self._on_cpu:
-            self._bind_inputs()  # Binding is what copies to a GPU; on the CPU the buffers themselves are read.
-        self._session.run_with_iobinding(self._binding)
+        for (name, buffer), array in zip(self._inputs.items(), arrays, strict=True):
+            with refusing_overflow(contract.DECODER, name, buffer.dtype):
+                np.copyto(buffer, array, casting="same_kind")
+        with naming(contract.DECODER, self._inputs):
+            if not self._on_cpu:
+                self._bind_inputs()  # Binding is what copies to a GPU; on the CPU the buffers themselves are read.
+            self._session.run_with_iobinding(self._binding)
         return self._logits.astype(np.float32)
 
     def _bind_inputs(self) -> None:

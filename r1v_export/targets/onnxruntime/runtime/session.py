@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime as ort
-import psutil
 
 from r1v_export.config import Device
-from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.cpus import thread_count
+from r1v_export.errors import BundleError, CapabilityError, R1VError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
 from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
+from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
 from r1v_export.targets.onnxruntime.session_options import WEIGHTS_FOLDER, quantization_entries
+
+_LOG = logging.getLogger(__name__)
+_FATAL, _WARNING, _INFO = 4, 2, 1
+"""ONNX Runtime's severities."""
 
 
 def check_device(device: Device) -> None:
@@ -29,21 +35,15 @@ def check_device(device: Device) -> None:
         )
 
 
-def physical_cores() -> int:
-    """Cores this process may use, without hyper-threads: what suits dense arithmetic best."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, psutil.cpu_count(logical=False) or allowed)
-
-
 def open_session(
     model: Path | bytes, weights_root: Path, device: Device, threads: int | None = None, gpu: int = 0
 ) -> ort.InferenceSession:
-    """A session on `model`, whose weights' locations are relative to `weights_root`.
+    """A session on `model`, whose weights' locations are relative to `weights_root`; any of the files may be a link.
 
     Args:
         model: an ONNX file or its content.
-        threads: that one operator may use, `physical_cores()` if None. (ONNX Runtime's own default halves the cores of
-            a machine without hyper-threads.)
+        threads: that one operator may use, `thread_count()` if None. (ONNX Runtime's own default halves the cores of a
+            machine without hyper-threads, and knows no quotas.)
         gpu: which one, of several.
 
     Raises:
@@ -53,13 +53,19 @@ def open_session(
     check_device(device)
     where = weights_root if isinstance(model, bytes) else model
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or physical_cores()
-    options.add_session_config_entry(WEIGHTS_FOLDER, str(weights_root))
+    options.intra_op_num_threads = threads or thread_count().count
+    options.log_severity_level = _log_severity()
+    ort.set_default_logger_severity(options.log_severity_level)
     try:
         content = model if isinstance(model, bytes) else read_regular_bytes(model, GRAPH_LIMIT_BYTES)
-        for name, value in quantization_entries(content).items():
+        proto = onnx.load_model_from_string(content)
+        folder = follow_links(proto, weights_root)
+        content = content if folder == weights_root else proto.SerializeToString()
+        for name, value in {WEIGHTS_FOLDER: str(folder), **quantization_entries(proto)}.items():
             options.add_session_config_entry(name, value)
         session = ort.InferenceSession(content, options, providers=_providers(device, gpu))
+    except R1VError:
+        raise
     except OSError as error:
         raise BundleError(
             "An engine cannot be read.", where=where, found=error, fix="build the bundle again"
@@ -80,6 +86,13 @@ def open_session(
             fix="check the GPU's driver and the CUDA and cuDNN libraries, or use --device cpu",
         )
     return session
+
+
+def _log_severity() -> int:
+    """What ONNX Runtime may write to stderr by itself: its errors are raised too, and its warnings are for `-v`."""
+    if _LOG.isEnabledFor(logging.DEBUG):
+        return _INFO
+    return _WARNING if _LOG.isEnabledFor(logging.INFO) else _FATAL
 
 
 def _providers(device: Device, gpu: int) -> list[Any]:

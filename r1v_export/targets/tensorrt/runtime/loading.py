@@ -52,7 +52,7 @@ def open_engine(library: Library, folder: Path, spec: ModelSpec, device: Device)
     def load(name: str) -> Session:
         return _load(library, runtime, folder, name, infos[name], accelerator)
 
-    bundle = folder.resolve().parents[1]
+    bundle = folder.absolute().parents[1]
     return TensorRTEngine(library.target, spec, load, bundle / "graphs" / f"{contract.EMBED}.onnx")
 
 
@@ -60,7 +60,7 @@ def _load(library: Library, runtime: Any, folder: Path, name: str, info: PlanInf
     plan = folder / f"{name}{PLAN}"
     engine = deserialize(library, runtime, plan)
     if info.stripped:
-        refit(library, engine, folder / f"{name}{GRAPH}", folder.resolve().parents[1])
+        refit(library, engine, folder / f"{name}{GRAPH}", folder.absolute().parents[1])
     cache = RuntimeCache(library, engine, info) if library.compiles_kernels else None
     return Session(engine, info, accelerator, str(plan), cache)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -128,8 +130,9 @@ def test_logits_are_the_callers_to_keep(r1v):
 
 
 @pytest.mark.parametrize("graphs", ["lowered", "standard"])
-def test_the_cache_is_updated_in_place_and_never_copied(r1v, graphs, capfd):
+def test_the_cache_is_updated_in_place_and_never_copied(r1v, graphs, capfd, caplog):
     """ONNX Runtime warns on stderr when it copies a cache; and each step writes its slot and leaves all others."""
+    caplog.set_level(logging.INFO, logger="r1v_export")
     engine = r1v.open() if graphs == "lowered" else r1v.open_standard()
     decoder = engine.decoder(2, 16)
     cache = KVCache(decoder)
@@ -144,8 +147,9 @@ def test_the_cache_is_updated_in_place_and_never_copied(r1v, graphs, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_onnxruntime_does_warn_of_a_copied_cache(r1v, capfd):
+def test_onnxruntime_does_warn_of_a_copied_cache(r1v, capfd, caplog):
     """What the test above relies on."""
+    caplog.set_level(logging.INFO, logger="r1v_export")
     session = r1v.open_standard()._decoder
     feeds = {
         value.name: np.zeros([{"batch": 1, "seq": 1, "capacity": 8}.get(dim, dim) for dim in value.shape], dtype)

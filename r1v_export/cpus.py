@@ -1,0 +1,125 @@
+"""How many threads an operator gets on the CPU: what the user says, else what this process may use.
+
+Respected are the physical cores, the CPU affinity, and the CPU quota of a container: `cpu.max` of cgroup v2,
+`cpu.cfs_quota_us` of cgroup v1, of the process's own cgroup and of every one above it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class ThreadCount:
+    """A number of threads, and what decided it."""
+
+    count: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.count} ({self.source})"
+
+
+class _Asked:
+    """What `--threads` says, for the whole process."""
+
+    count: int | None = None
+
+
+def use_threads(count: int | None) -> None:
+    """Let `thread_count` be `count` in this process; None lets it be found out again."""
+    _Asked.count = count
+
+
+def thread_count(root: Path = ROOT) -> ThreadCount:
+    """Threads for one operator: `use_threads`, else OMP_NUM_THREADS, else the CPUs that this process may use.
+
+    A quota of 1.5 CPUs gives two threads, as the JVM and Go round. As in OpenMP itself, a value of OMP_NUM_THREADS that
+    is no positive number counts for nothing.
+
+    Args:
+        root: of the file system that holds /proc and the cgroups.
+    """
+    if _Asked.count is not None:
+        return ThreadCount(_Asked.count, "--threads")
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if said.isascii() and said.isdecimal() and len(said) < 6 and int(said) > 0:
+        return ThreadCount(int(said), "OMP_NUM_THREADS")
+    # The first of equals is named.
+    return min(_limits(root), key=lambda limit: limit.count)
+
+
+def _limits(root: Path) -> Iterator[ThreadCount]:
+    import psutil
+
+    logical = os.cpu_count() or 1
+    yield ThreadCount(psutil.cpu_count(logical=False) or logical, "physical cores")
+    if hasattr(os, "sched_getaffinity"):
+        yield ThreadCount(len(os.sched_getaffinity(0)), "CPU affinity")
+    if (quota := cpu_quota(root)) is not None:
+        yield ThreadCount(max(1, math.ceil(quota)), f"CPU quota of {quota:g}")
+
+
+def cpu_quota(root: Path = ROOT) -> float | None:
+    """The CPUs' worth of time that the cgroups of this process allow, None without a limit."""
+    return min(filter(None, map(_quota, _cgroup_folders(root))), default=None)
+
+
+def _quota(folder: Path) -> float | None:
+    """The limit that one cgroup sets."""
+    if fields := _read(folder / "cpu.max").split():
+        quota, period = (fields[0], fields[1]) if len(fields) > 1 else (fields[0], "100000")
+    else:
+        quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+    if not (quota.isdecimal() and period.isdecimal() and int(period)):
+        return None  # "max" in version 2, -1 in version 1, or no such files
+    return int(quota) / int(period)
+
+
+def _cgroup_folders(root: Path) -> Iterator[Path]:
+    """The folder of this process's cgroup in every hierarchy that limits CPU time, and those above it."""
+    paths = dict(_cgroup_paths(_read(root / "proc/self/cgroup")))
+    for version, mount_root, mount_point in _cgroup_mounts(_read(root / "proc/self/mountinfo")):
+        if version not in paths:
+            continue
+        path = PurePosixPath(paths[version])
+        # In a cgroup namespace, or where the container shows its own cgroup only, the path is not below the mount's.
+        below = path.relative_to(mount_root) if path.is_relative_to(mount_root) else PurePosixPath()
+        below = below if ".." not in below.parts else PurePosixPath()
+        top = root / mount_point.lstrip("/")
+        yield from (top / folder for folder in (below, *below.parents))
+
+
+def _cgroup_paths(content: str) -> Iterator[tuple[int, str]]:
+    """(version, path) of the lines of /proc/self/cgroup that are about CPU time."""
+    for line in content.splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            yield 2, path
+        elif "cpu" in controllers.split(","):
+            yield 1, path
+
+
+def _cgroup_mounts(content: str) -> Iterator[tuple[int, str, str]]:
+    """(version, root within the hierarchy, mount point) of such hierarchies, from /proc/self/mountinfo."""
+    for line in content.splitlines():
+        mount, _, filesystem = line.partition(" - ")
+        fields, kind = mount.split(" "), filesystem.split(" ")
+        if len(fields) < 5 or len(kind) < 3:
+            continue
+        if kind[0] == "cgroup2" or (kind[0] == "cgroup" and "cpu" in kind[2].split(",")):
+            yield 2 if kind[0] == "cgroup2" else 1, fields[3], fields[4].replace("\\040", " ")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,72 @@
+"""Running a graph: inputs in the graph's types, and ONNX Runtime's errors as ours, with the graph and its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from r1v_export.errors import GraphError
+
+ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
+"""What graphs may compute in here, by ONNX Runtime's name."""
+
+
+def run_graph(graph: str, session: ort.InferenceSession, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Every output of a graph, for its inputs in order.
+
+    Raises:
+        GraphError: ONNX Runtime fails, or an input leaves the range of the graph's type.
+    """
+    feeds: dict[str, np.ndarray] = {}
+    for value, array in zip(session.get_inputs(), arrays, strict=True):
+        dtype = ELEMENT_TYPES.get(value.type, array.dtype)
+        with refusing_overflow(graph, value.name, dtype):
+            feeds[value.name] = array.astype(dtype, copy=False)
+    with naming(graph, feeds):
+        return session.run(None, feeds)
+
+
+@contextmanager
+def naming(graph: str, inputs: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """Errors of ONNX Runtime in the block name the graph and the inputs' shapes.
+
+    Raises:
+        GraphError: instead of whatever ONNX Runtime raises.
+    """
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime raises a dozen classes that share no base.
+        shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in inputs.items())
+        raise GraphError(
+            f"ONNX Runtime fails in the {graph} graph.",
+            where=f"{graph}, with {shapes}",
+            found=f"onnxruntime {ort.__version__}: {' '.join(str(error).split())[:600]}",
+            fix="with less memory than it takes, ask for fewer tokens, tiles or answers at once; else run "
+            "`r1v-export verify`, and build again with this onnxruntime",
+        ) from error
+
+
+@contextmanager
+def refusing_overflow(graph: str, name: str, dtype: np.dtype[Any]) -> Iterator[None]:
+    """A cast to `dtype` in the block gives no infinity.
+
+    Raises:
+        GraphError: a number is beyond the type's range.
+    """
+    try:
+        with np.errstate(over="raise"):
+            yield
+    except FloatingPointError as error:
+        raise GraphError(
+            f"An input of the {graph} graph is beyond the range of {dtype}.",
+            where=f"{graph}: {name}",
+            expected=f"numbers of at most {np.finfo(dtype).max:g}",
+            fix="build with --precision fp32",
+        ) from error

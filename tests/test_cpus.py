@@ -1,0 +1,125 @@
+"""Thread counts, in made-up file systems with the files that Docker, Kubernetes and systemd give a process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from r1v_export.cpus import ThreadCount, cpu_quota, thread_count, use_threads
+
+V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
+V1 = "31 24 0:27 {root} /sys/fs/cgroup/cpu,cpuacct ro shared:9 - cgroup cgroup rw,cpu,cpuacct"
+OTHER = "29 24 0:25 / /sys/fs/cgroup/memory ro shared:8 - cgroup cgroup rw,memory\n22 1 8:1 / / rw - ext4 /dev/root rw"
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """12 logical CPUs on 8 cores, nothing said."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 12 if logical else 8)
+    use_threads(None)
+    yield
+    use_threads(None)
+
+
+def write(root: Path, **files: str) -> Path:
+    """Files below `root`; two underscores in a name are a slash, `cgroup` is where cgroups are mounted."""
+    for name, content in files.items():
+        path = root / name.replace("__", "/").replace("cgroup/", "sys/fs/cgroup/", 1).replace("max", "cpu.max")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+def v2(root: Path, path: str, **limits: str) -> Path:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"0::{path}\n")
+    (root / "proc/self/mountinfo").write_text(f"{OTHER}\n{V2}\n")
+    return write(root, **limits)
+
+
+def v1(root: Path, path: str, mount_root: str, folder: str, quota: str) -> Path:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"5:memory:/other\n4:cpu,cpuacct:{path}\n")
+    (root / "proc/self/mountinfo").write_text(f"{OTHER}\n{V1.format(root=mount_root)}\n")
+    cgroup = root / "sys/fs/cgroup/cpu,cpuacct" / folder
+    cgroup.mkdir(parents=True)
+    (cgroup / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (cgroup / "cpu.cfs_period_us").write_text("100000\n")
+    return root
+
+
+def test_without_a_limit_the_physical_cores_count(tmp_path: Path) -> None:
+    assert thread_count(tmp_path) == ThreadCount(8, "physical cores")
+    assert thread_count(v2(tmp_path / "a", "/", cgroup__max="max 100000")) == ThreadCount(8, "physical cores")
+
+
+def test_an_affinity_below_the_cores_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 6})
+    assert thread_count(tmp_path) == ThreadCount(3, "CPU affinity")
+
+
+@pytest.mark.parametrize(("limit", "count"), [("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1)])
+def test_docker_s_quota_counts(limit: str, count: int, tmp_path: Path) -> None:
+    found = thread_count(v2(tmp_path, "/", cgroup__max=f"{limit}\n"))
+    assert found.count == count
+    assert found.source.startswith("CPU quota of ")
+
+
+def test_a_quota_above_the_cores_changes_nothing(tmp_path: Path) -> None:
+    assert thread_count(v2(tmp_path, "/", cgroup__max="6400000 100000")).count == 8
+
+
+def test_the_tightest_of_nested_cgroups_counts(tmp_path: Path) -> None:
+    limits = {
+        "cgroup__kubepods__max": "600000 100000",
+        "cgroup__kubepods__pod1__max": "300000 100000",
+        "cgroup__kubepods__pod1__c__max": "max 100000",
+        "cgroup__kubepods__pod2__max": "100000 100000",
+    }
+    assert cpu_quota(v2(tmp_path, "/kubepods/pod1/c", **limits)) == 3
+
+
+def test_a_cgroup_namespace_shows_its_own_top(tmp_path: Path) -> None:
+    assert cpu_quota(v2(tmp_path, "/../../user.slice", cgroup__max="250000 100000")) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("path", "mount_root", "folder"),
+    [
+        ("/docker/abc", "/", "docker/abc"),
+        ("/docker/abc", "/docker/abc", "."),
+        ("/docker/abc/inner", "/docker/abc", "."),
+    ],
+)
+def test_quotas_of_version_1_count(path: str, mount_root: str, folder: str, tmp_path: Path) -> None:
+    assert cpu_quota(v1(tmp_path, path, mount_root, folder, "350000")) == 3.5
+
+
+def test_minus_one_is_no_quota_in_version_1(tmp_path: Path) -> None:
+    assert cpu_quota(v1(tmp_path, "/", "/", ".", "-1")) is None
+
+
+def test_what_the_user_says_counts_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = v2(tmp_path, "/", cgroup__max="100000 100000")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
+    assert thread_count(root) == ThreadCount(5, "OMP_NUM_THREADS")
+    use_threads(11)
+    assert thread_count(root) == ThreadCount(11, "--threads")
+
+
+@pytest.mark.parametrize("value", ["", "0", "-2", "many", "9" * 5000])
+def test_an_omp_num_threads_that_is_no_number_counts_for_nothing(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert thread_count(tmp_path).source == "physical cores"
+
+
+def test_this_machine_has_a_thread_count() -> None:
+    assert thread_count().count >= 1
