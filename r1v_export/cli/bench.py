@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from r1v_export.cli.images import SOURCE, allow_url_option, image_opener
 from r1v_export.cli.output import (
     common_options,
     device_option,
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Measure a bundle's engine.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--image", type=click.Path(path_type=Path), help="Ask about this image. [default: a made-up one]")
+@click.option("--image", metavar=SOURCE, help="Ask about this image. [default: a made-up one]")
+@allow_url_option
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask.")
 @target_option
 @engine_option
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 @common_options
 def command(
     bundle: Path,
-    image: Path | None,
+    image: str | None,
+    allow_url: bool,
     question: str,
     target: str | None,
     engine: str | None,
@@ -56,12 +59,11 @@ def command(
     from r1v_export.pipeline.open_runner import open_runner
     from r1v_export.pipeline.roofline_report import attained
     from r1v_export.progress import Progress
-    from r1v_export.reference.load_image import load_image
     from r1v_export.roofline.devices import device as gpu_named
 
     peaks = gpu_named(gpu) if gpu else None
     runner = open_runner(bundle, target, model, device, engine)
-    loaded = load_image(image, runner.image_policy) if image else None
+    loaded = image_opener(runner.image_policy, allow_url)(image) if image else None
     result = measure(runner, loaded, question, tokens, runs, Progress(1, quiet=format_ == "json"))
     result["roofline"] = attained(Bundle.open(bundle), result, device, peaks)
     if format_ == "json":

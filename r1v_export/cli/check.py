@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from r1v_export.cli.images import SOURCE, allow_url_option, image_opener, require_stdin_once
 from r1v_export.cli.output import common_options, device_option, model_option, print_json, table, threads_option
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
     "--image",
     "images",
     multiple=True,
-    type=click.Path(path_type=Path),
+    metavar=SOURCE,
     help="Ask about this image instead; repeat for several.",
 )
+@allow_url_option
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask about each --image.")
 @click.option("--blocks", is_flag=True, help="Compare each ViT block.")
 @click.option(
@@ -51,7 +53,8 @@ def command(
     target: str | None,
     model: str | None,
     count: int,
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
+    allow_url: bool,
     question: str,
     blocks: bool,
     against: tuple[Path, ...],
@@ -72,8 +75,9 @@ def command(
     from r1v_export.pipeline.check import Questions, check_bundle
     from r1v_export.progress import Progress
 
-    policy = Bundle.open(bundle).config.image_policy
-    asked = Questions(count, tuple(from_files(images, [question], policy)), max_new_tokens)
+    require_stdin_once(images)
+    load = image_opener(Bundle.open(bundle).pipeline.image_policy, allow_url)
+    asked = Questions(count, tuple(from_files(images, [question], load)), max_new_tokens)
     progress = Progress(quiet=format_ == "json")
     results = check_bundle(bundle, target, model, asked, against, device, progress, blocks=blocks)
     for result in results:

@@ -13,6 +13,7 @@ import click
 
 from r1v_export.cli.answers import print_answer, stream
 from r1v_export.cli.chat import chat as converse
+from r1v_export.cli.images import STDIN, allow_url_option, image_opener, image_option, require_stdin_once
 from r1v_export.cli.output import (
     common_options,
     device_option,
@@ -26,18 +27,23 @@ from r1v_export.errors import InputError, UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from r1v_export.bundle import Bundle
     from r1v_export.config import Device
     from r1v_export.generation import Sampling
     from r1v_export.runner.answer import TokenEvent
     from r1v_export.runner.base import BaseRunner
 
 MAX_QUESTION_BYTES = 1 << 20
+MAX_VIDEO_FRAMES = 4096
 
 
 @click.command(short_help="Ask a bundle about images.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("question", required=False)
-@click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="An image; repeat for several.")
+@image_option
+@allow_url_option
+@click.option("--video", type=click.Path(path_type=Path), help="Ask about frames of this video or animation.")
+@click.option("--frames", type=click.IntRange(1, MAX_VIDEO_FRAMES), help="How many of them. [default: 8]")
 @target_option
 @engine_option
 @model_option
@@ -61,7 +67,10 @@ MAX_QUESTION_BYTES = 1 << 20
 def command(
     bundle: Path,
     question: str | None,
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
+    allow_url: bool,
+    video: Path | None,
+    frames: int | None,
     target: str | None,
     engine: str | None,
     model: str | None,
@@ -80,21 +89,23 @@ def command(
     """
     from r1v_export.bundle import Bundle
     from r1v_export.pipeline.open_runner import open_runner
-    from r1v_export.reference.load_image import load_image
     from r1v_export.runner.base import Request
 
+    _require_one_source(images, video, frames, chat=chat, question=question)
     text = _question(question, chat)
-    pipeline = Bundle.open(bundle).pipeline
-    chosen = _sampling(pipeline.generation_config, greedy, sampling)
-    load = partial(load_image, policy=pipeline.image_policy)
+    opened = Bundle.open(bundle)
+    chosen = _sampling(opened.pipeline.generation_config, greedy, sampling)
+    load = image_opener(opened.pipeline.image_policy, allow_url)
     loaded = [load(image) for image in images]
+    if video is not None:
+        text, loaded = _about_video(opened, text, video, frames)
     if format_ == "json":
         show = partial(print_answer, sampling=chosen, answer_only=answer_only, lines=chat)
     else:
         show = partial(stream, answer_only=answer_only)
     runner = open_runner(bundle, target, model, device, engine)
     if chat:
-        converse(_asking(runner, chosen, not no_think), lambda path: load(Path(path)), show, loaded)
+        converse(_asking(runner, chosen, not no_think), _by_name(load), show, loaded)
     else:
         show(runner.generate([Request.ask(text, *loaded, think=not no_think)], chosen))
 
@@ -121,6 +132,40 @@ def _question(question: str | None, chat: bool) -> str:
     if not text:
         raise InputError("There is no question.", where="stdin", expected="text")
     return text
+
+
+def _require_one_source(
+    images: tuple[str, ...], video: Path | None, frames: int | None, *, chat: bool, question: str | None
+) -> None:
+    """
+    Raises:
+        UsageError: options that name images do not go together.
+    """
+    require_stdin_once(images, stdin_is_taken=chat or question == STDIN)
+    if video is None and frames is not None:
+        raise UsageError("--frames is for videos.", fix="add --video FILE")
+    if video is not None and (images or chat):
+        other = "--image" if images else "--chat"
+        raise UsageError(f"--video and {other} do not go together.", fix="omit one of them")
+
+
+def _about_video(bundle: Bundle, question: str, video: Path, frames: int | None) -> tuple[str, list[Image.Image]]:
+    """The question with a placeholder for each frame, and the frames."""
+    from r1v_export.reference.video import DEFAULT_FRAMES, load_frames, with_frame_placeholders
+
+    count, tile_size = frames or DEFAULT_FRAMES, bundle.spec.tiling.tile_size
+    text = with_frame_placeholders(question, count)
+    return text, load_frames(video, count, tile_size, bundle.pipeline.image_policy)
+
+
+def _by_name(load: Callable[[str], Image.Image]) -> Callable[[str], Image.Image]:
+    """`load` for a conversation, whose questions come from stdin."""
+
+    def checked(source: str) -> Image.Image:
+        require_stdin_once([source], stdin_is_taken=True)
+        return load(source)
+
+    return checked
 
 
 def _sampling(config: Mapping[str, Any], greedy: bool, options: dict[str, Any]) -> Sampling:

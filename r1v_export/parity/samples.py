@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from r1v_export.config import ImagePolicy
 from r1v_export.reference.load_image import load_image
 
 
@@ -72,20 +71,23 @@ def _image(rng: np.random.Generator, tile_size: int, wide: float, high: float) -
     return image
 
 
+_NAME_CHARACTERS = 200
+"""A data URL may be long."""
+
+
 def from_files(
-    paths: Sequence[str | Path], questions: Iterable[str], policy: ImagePolicy = "as_displayed"
+    sources: Sequence[str | Path], questions: Iterable[str], load: Callable[[str], Image.Image] = load_image
 ) -> Iterator[ParitySample]:
     """Every question about every image.
 
     Args:
-        policy: how the files become RGB; the samples above are generated as RGB, the same with any policy.
+        sources: paths, or whatever else `load` takes.
+        load: opens an image by the bundle's policy. The samples above are generated as RGB, the same with any policy.
 
     Raises:
         InputError: a file that cannot be read as an image.
     """
     questions = tuple(questions)
-    for path in paths:
-        image = load_image(path, policy)
-        yield from (
-            ParitySample(f"{Path(path).name}, question {n}", (image,), q) for n, q in enumerate(questions, start=1)
-        )
+    for source in map(str, sources):
+        image, name = load(source), Path(source[:_NAME_CHARACTERS]).name
+        yield from (ParitySample(f"{name}, question {n}", (image,), q) for n, q in enumerate(questions, start=1))

@@ -61,7 +61,7 @@ def _published(image: Image.Image, where: object) -> Image.Image:
 
 
 def _displayed(image: Image.Image, where: object) -> Image.Image:
-    if getattr(image, "default_image", False):
+    if getattr(image, "default_image", False) and image.tell() == 0:
         image.seek(1)  # The first image of such an APNG is for viewers that cannot animate, and no frame.
     raw_mode, covered = _raw_mode(image), _covered(image)
     image.load()
@@ -84,8 +84,11 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _covered(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """The part of a GIF that its first frame covers; a viewer shows its background around it. None: all of it."""
-    if image.format != "GIF" or not isinstance(image, ImageFile.ImageFile) or not image.tile:
+    """The part of a GIF that its first frame covers; a viewer shows its background around it. None: all of it.
+
+    Later frames are drawn by Pillow over those before them.
+    """
+    if image.format != "GIF" or not isinstance(image, ImageFile.ImageFile) or not image.tile or image.tell() > 0:
         return None
     box = image.tile[0][1]
     return None if box is None or tuple(box) == (0, 0, *image.size) else box

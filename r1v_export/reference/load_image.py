@@ -53,7 +53,14 @@ def check_size(image: Image.Image, where: object) -> None:
     Raises:
         InputError: no pixels, more than `MAX_PIXELS`, or a side longer than `MAX_SIDE`.
     """
-    width, height = image.size
+    require_size(*image.size, where)
+
+
+def require_size(width: int, height: int, where: object) -> None:
+    """
+    Raises:
+        InputError: as `check_size`.
+    """
     if width < 1 or height < 1:
         raise InputError("The image has no pixels.", where=where, found=f"{width} x {height}")
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:

@@ -1,0 +1,46 @@
+"""Options that name images, shared by the commands that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from r1v_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from r1v_export.config import ImagePolicy
+
+STDIN = "-"
+SOURCE = "FILE|-|URL"
+
+allow_url_option = click.option("--allow-url", is_flag=True, help="Fetch images that are http(s) URLs.")
+image_option = click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar=SOURCE,
+    help="An image: file, - for stdin, data URL, or http(s) URL with --allow-url; repeat for several.",
+)
+
+
+def image_opener(policy: ImagePolicy, allow_url: bool) -> Callable[[str], Image.Image]:
+    """What opens an image by its name, as the bundle's policy says."""
+    from r1v_export.reference.image_source import open_image
+
+    return partial(open_image, policy=policy, allow_url=allow_url)
+
+
+def require_stdin_once(sources: Sequence[str], stdin_is_taken: bool = False) -> None:
+    """
+    Raises:
+        UsageError: more than one thing is to be read from stdin.
+    """
+    if sources.count(STDIN) + stdin_is_taken > 1:
+        raise UsageError(
+            "Standard input can be read once.", where="--image -", fix="give the other images, or the question, by name"
+        )
