@@ -105,6 +105,10 @@ def _print(report: ParityReport) -> None:
                     (boundary.name, check.metric, f"{check.value:.3g}", limit, "ok" if check.passed else "FAIL")
                 )
     click.echo(table(rows, ("boundary", "metric", "value", "limit", "")))
+    if report.texts and report.texts.not_gated is None:
+        verdict = "ok" if report.texts.passed else "FAIL"
+        limit = f"at most {report.texts.unigram_nll:.3g}"
+        click.echo(f"replies to calibration questions: {report.texts.nll:.3g} nats per token, {limit}: {verdict}")
     for warning in report.warnings:
         click.echo(f"warning: {warning}")
     same = sum(sample.divergence is None for sample in report.samples)

@@ -89,9 +89,9 @@ class BoundaryComparator:
             self._compare_inputs(inputs, own_inputs, sample.name)
             images_NE, own_images_NE = self._compare_vision(inputs.pixel_values, sample.name)
             if not np.array_equal(inputs.pixel_values, own_inputs.pixel_values):
-                own_images_NE = _image_embeds(self.candidate.engine, own_inputs.pixel_values)
+                own_images_NE = image_embeds(self.candidate.engine, own_inputs.pixel_values)
             prompts_SE.append(self._compare_embeds(inputs.input_ids, images_NE, sample.name))
-            own_prompts_SE.append(_embed(self.candidate.engine, own_inputs.input_ids, own_images_NE))
+            own_prompts_SE.append(embed_prompt(self.candidate.engine, own_inputs.input_ids, own_images_NE))
         names = [sample.name for sample in samples]
         expected, first_logits_BV = self._decode_together(prompts_SE, names)
         found = self._decode_alone(own_prompts_SE, first_logits_BV, names)
@@ -129,7 +129,7 @@ class BoundaryComparator:
 
     def _compare_embeds(self, input_ids_S: np.ndarray, images_NE: np.ndarray, sample: str) -> np.ndarray:
         expected, found = (
-            _embed(endpoint.engine, input_ids_S, images_NE) for endpoint in (self.reference, self.candidate)
+            embed_prompt(endpoint.engine, input_ids_S, images_NE) for endpoint in (self.reference, self.candidate)
         )
         self.record("embeds", TensorStatistics.of(expected, found, sample))
         return expected
@@ -231,13 +231,13 @@ def _tile_groups(pixels_T3HW: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     )
 
 
-def _image_embeds(engine: Engine, pixels_T3HW: np.ndarray) -> np.ndarray:
+def image_embeds(engine: Engine, pixels_T3HW: np.ndarray) -> np.ndarray:
     """Image embeddings [N, E] of an engine on its own."""
     parts = [_flat(engine.projector(engine.vision(tiles))) for _, tiles in _tile_groups(pixels_T3HW)]
     return np.concatenate([_no_images(engine), *parts])
 
 
-def _embed(engine: Engine, input_ids_S: np.ndarray, images_NE: np.ndarray) -> np.ndarray:
+def embed_prompt(engine: Engine, input_ids_S: np.ndarray, images_NE: np.ndarray) -> np.ndarray:
     """Embeddings [S, E] of one prompt."""
     return engine.embed(input_ids_S[None], images_NE)[0]
 

@@ -143,6 +143,10 @@ class BundleFacts(_Part):
     """Questions whose right answer is known."""
 
 
+FEWEST_TEXT_TOKENS = 100
+"""Of fewer, token frequencies are no measure: each token is then nearly its own most frequent."""
+
+
 class LayerRange(_Part):
     """How large a layer's tensors become."""
 
@@ -194,6 +198,43 @@ class RangeFacts(_Part):
         )
 
 
+class TextFacts(_Part):
+    """How likely the reference finds right replies to calibration questions; nats per token."""
+
+    texts: int
+    tokens: int
+    nll: Number
+    """Negative log-likelihood of the replies' tokens, each given all before it."""
+    unigram_nll: Number
+    """The same by the replies' own token frequencies, without any model: the limit."""
+    prediction_entropy: Number
+    """How undecided the model's predictions are."""
+    uniform_nll: Number
+    """log(vocabulary): where all tokens are equally likely."""
+
+    @property
+    def not_gated(self) -> str | None:
+        """Why the limit says nothing of this model, or None where it does."""
+        if self.tokens < FEWEST_TEXT_TOKENS:
+            return f"only {self.tokens} tokens of text"
+        undecided = self.prediction_entropy >= 0.9 * self.uniform_nll and self.nll <= 1.1 * self.uniform_nll
+        return "its predictions are as good as uniform, as those of a model without training are" if undecided else None
+
+    @property
+    def passed(self) -> bool:
+        return self.not_gated is not None or self.nll <= self.unigram_nll
+
+    def error(self) -> ParityError:
+        return ParityError(
+            "The quantized checkpoint does not model text as it was read.",
+            where=f"{self.texts} right replies to calibration questions, {self.tokens} tokens, rated by PyTorch",
+            expected=f"at most {self.unigram_nll:.3g} nats per token, what the replies' own token frequencies give",
+            found=f"{self.nll:.3g} nats per token",
+            fix="check the quantization settings in config.json (checkpoint_format, sym, version, group_size) against "
+            "how the checkpoint was made",
+        )
+
+
 class ParityReport(_Part):
     """A candidate engine held to a reference engine."""
 
@@ -215,17 +256,23 @@ class ParityReport(_Part):
     calibration: CalibrationFacts | None = None
     ranges: RangeFacts | None = None
     """Where the engine's type has a range that a model may leave."""
+    texts: TextFacts | None = None
+    """Where the checkpoint came quantized: then both sides decode its codes in the same way."""
     bundles: tuple[BundleFacts, ...] = ()
     """This one first, where others were asked for."""
 
     @property
     def passed(self) -> bool:
-        return self.first_bad is None and not (self.ranges and self.ranges.beyond)
+        overflows, misread = self.ranges and self.ranges.beyond, self.texts and not self.texts.passed
+        return self.first_bad is None and not overflows and not misread
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What people should know although nothing failed."""
-        return self.ranges.warnings if self.ranges else ()
+        ranges = self.ranges.warnings if self.ranges else ()
+        reason = self.texts.not_gated if self.texts else None
+        texts = (f"whether the codes are read rightly was not checked on texts: {reason}",) if reason else ()
+        return (*ranges, *texts)
 
     def boundary(self, name: str) -> BoundaryResult:
         """
@@ -237,12 +284,14 @@ class ParityReport(_Part):
     def raise_if_failed(self) -> None:
         """
         Raises:
-            ParityError: a tensor leaves the range of the engine's type, or a boundary is out of tolerance; the error
-                names the first one.
+            ParityError: a tensor leaves the range of the engine's type, a boundary is out of tolerance (the error names
+                the first one), or a checkpoint that came quantized does not model text.
         """
         if self.ranges and self.ranges.beyond:
             raise self.ranges.error()
         if self.first_bad is None:
+            if self.texts and not self.texts.passed:
+                raise self.texts.error()
             return
         boundary = self.boundary(self.first_bad)
         failed = [check for check in boundary.checks if not check.passed]

@@ -25,6 +25,7 @@ from r1v_export.pipeline.parity_gate import (
     reference_endpoint,
     require_calibrated_scales,
     rounding,
+    texts,
 )
 from r1v_export.progress import Progress, ProgressCallback
 
@@ -86,6 +87,7 @@ def check_bundle(
                 asked.of(checkpoint),
                 task.report,
                 calibration_facts(artifact),
+                texts(checkpoint),
                 gate=gate,
                 blocks=blocks,
                 max_new_tokens=asked.max_new_tokens,

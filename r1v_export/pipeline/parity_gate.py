@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
+from r1v_export.parity.texts import Text, score_texts
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.bundle_files import open_files
 from r1v_export.pipeline.calibration import fake_quantize
@@ -26,6 +27,7 @@ from r1v_export.targets import registry
 
 if TYPE_CHECKING:
     from r1v_export.quantization.artifact.artifact import Artifact
+    from r1v_export.quantization.calibration.dataset import CalibrationSample
 
 
 def gates(checkpoint: Checkpoint, artifact: Artifact | None, device: Device) -> Iterator[tuple[Gate, Endpoint]]:
@@ -75,6 +77,21 @@ class GeneratedQuestions:
         return synthetic(self.count, self.checkpoint.spec.tiling.tile_size)
 
 
+TEXTS = 8
+"""Replies that a checkpoint that came quantized is held to."""
+
+
+def texts(checkpoint: Checkpoint) -> tuple[CalibrationSample, ...]:
+    """Right replies to generated questions, for a checkpoint that came quantized: no other model shows whether its
+    codes are read rightly. Nothing for others."""
+    if checkpoint.quantized is None:
+        return ()
+    from r1v_export.quantization.calibration.dataset import prepare
+    from r1v_export.quantization.calibration.raw_examples import read_examples
+
+    return prepare(read_examples(None, TEXTS), checkpoint).samples
+
+
 def rounding(config: BuildConfig, target: str, spec: ModelSpec, artifact: Artifact | None) -> dict[str, Any]:
     """What `parity.check` chooses the limits of a bundle's engine by."""
     numerics = registry.get_target(target).numerics(config, spec)
@@ -115,8 +132,13 @@ def compare(
     samples: Iterable[ParitySample],
     on_progress: ProgressCallback,
     calibration: CalibrationFacts | None = None,
+    texts: Sequence[Text] = (),
     **options: Any,
 ) -> ParityReport:
-    """`parity.check`, with what the page says of the calibration."""
+    """`parity.check`, with what the page says of the calibration.
+
+    Args:
+        texts: replies that the reference must find likely as well, `texts(checkpoint)`.
+    """
     report = check(reference, candidate, samples, on_progress=on_progress, **options)
-    return report.model_copy(update={"calibration": calibration})
+    return report.model_copy(update={"calibration": calibration, "texts": score_texts(reference, texts)})

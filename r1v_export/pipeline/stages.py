@@ -308,6 +308,7 @@ class Build:
             gates,
             require_calibrated_scales,
             rounding,
+            texts,
         )
 
         require_calibrated_scales(self.out / GRAPHS, self.artifact)
@@ -323,6 +324,7 @@ class Build:
                 GeneratedQuestions(self.checkpoint, parity.questions),
                 subrange(on_progress, index / count, (index + 1) / count),
                 calibration_facts(self.artifact),
+                texts(self.checkpoint),
                 gate=gate,
                 max_new_tokens=parity.max_new_tokens,
                 **limits,

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from onnx_ir import load as load_graph
 
+import r1v_export
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, ParityConfig
-from r1v_export.errors import UsageError
+from r1v_export.errors import ParityError, UsageError
+from r1v_export.manifest import LOCAL_REPORTS
+from r1v_export.parity.report import read_report
 from r1v_export.pipeline.build import build, plan
-from r1v_export.pipeline.calibration import open_artifact
+from r1v_export.pipeline.calibration import calibration_warnings, open_artifact
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.progress import Progress
 from tests.quantized_checkpoints import AWQ, GPTQ, Truth, pack_awq, pack_gptq, quantized_copy
 
+NANO = Path(r1v_export.__file__).parent / "nano" / "model"
 NO_PARITY = ParityConfig(enabled=False)
 
 
@@ -79,3 +84,25 @@ def test_another_precision_or_a_recipe_is_refused_before_any_work(awq, tmp_path,
 def test_its_own_precision_may_be_named(awq, tmp_path):
     stages = plan(BuildConfig(model=str(awq[0]), precision="int4"), tmp_path / "out")
     assert "calibration" in [stage.name for stage in stages]
+
+
+def test_zero_points_of_the_other_convention_are_read_right_and_the_build_warns(tmp_path):
+    config = GPTQ | {"checkpoint_format": "gptq"}
+    quantized_copy(NANO, tmp_path / "model", partial(pack_gptq, offset=0), config, rounded=True)
+    parity = ParityConfig(questions=2, max_new_tokens=32)
+    built = build(BuildConfig(model=str(tmp_path / "model"), parity=parity), tmp_path / "out")
+    report = read_report(built.out / "report")
+    assert report.texts.nll < report.texts.unigram_nll / 10
+    assert any("read as gptq_v2" in warning for warning in report.calibration.warnings)
+    assert any("read as gptq_v2" in warning for warning in calibration_warnings(built.out))
+
+
+def test_codes_that_make_no_sense_fail_the_gate_although_both_sides_agree(tmp_path):
+    quantized_copy(NANO, tmp_path / "model", pack_awq, AWQ)  # random codes in a trained model
+    parity = ParityConfig(questions=1, max_new_tokens=4)
+    with pytest.raises(ParityError, match="does not model text") as caught:
+        build(BuildConfig(model=str(tmp_path / "model"), parity=parity), tmp_path / "out")
+    assert caught.value.exit_code == 3
+    report = read_report(tmp_path / "out" / LOCAL_REPORTS)
+    assert report.first_bad is None
+    assert "does not model text" in (tmp_path / "out" / LOCAL_REPORTS / "parity.html").read_text()

@@ -74,6 +74,7 @@ class CalibrationSample:
         name: where it comes from, without a path.
         sha256: hash of its token ids and of its images' pixels.
         token_ids: prompt, image tokens and response.
+        prompt_tokens: how many of them come before the response.
         tiles: number of tiles of all its images.
         pixels: makes its tiles, normalized, float32 [tiles, 3, S, S].
     """
@@ -82,6 +83,7 @@ class CalibrationSample:
     name: str
     sha256: str
     token_ids: tuple[int, ...]
+    prompt_tokens: int
     tiles: int
     pixels: Callable[[], np.ndarray]
 
@@ -172,12 +174,14 @@ class _SampleMaker:
         images = example.load_images()
         tiling = self.spec.tiling
         tiles = [len(tile_image(image, tiling)) for image in images]
-        token_ids = tuple(self._prompt_ids(example, tiles) + self._response_ids(example, response))[: self.max_tokens]
+        prompt_ids = self._prompt_ids(example, tiles)
+        token_ids = tuple(prompt_ids + self._response_ids(example, response))[: self.max_tokens]
+        sha256 = _sha256(token_ids, images)
 
         def pixels() -> np.ndarray:
             return pixel_values(example.load_images(), tiling)[0]
 
-        return CalibrationSample(index, example.name, _sha256(token_ids, images), token_ids, sum(tiles), pixels)
+        return CalibrationSample(index, example.name, sha256, token_ids, len(prompt_ids), sum(tiles), pixels)
 
     def _prompt_ids(self, example: RawExample, tiles_per_image: Sequence[int]) -> list[int]:
         turn = Turn("user", example.prompt, images=len(tiles_per_image))

@@ -53,7 +53,7 @@ def test_a_sample_without_images_passes_through_the_vision_tower(synth_checkpoin
     image = synth_checkpoint.spec.image_token_id
     tokens = tuple(id_ for id_ in sample.token_ids if id_ != image)
     side = synth_checkpoint.spec.tiling.tile_size
-    text = CalibrationSample(0, "text", "", tokens, 0, lambda: torch.zeros(0, 3, side, side).numpy())
+    text = CalibrationSample(0, "text", "", tokens, len(tokens), 0, lambda: torch.zeros(0, 3, side, side).numpy())
     for block, module, x in chain(synth_checkpoint, text):
         with collect(block, module) as collector:
             result = block.forward(module, text, x)

@@ -1,0 +1,84 @@
+"""Whether a model that came quantized still models text: what no comparison of two engines with the same codes can say.
+
+A layout that is decoded wrongly is decoded wrongly on both sides of the gate. So the reference is asked how likely the
+right replies to calibration questions are, and held to what needs no model: the replies' own token frequencies.
+
+Shape letters: B replies, S tokens, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from r1v_export.parity.boundaries import embed_prompt, image_embeds
+from r1v_export.parity.endpoints import Endpoint
+from r1v_export.parity.metrics import log_softmax
+from r1v_export.parity.schema import TextFacts
+from r1v_export.runner.kv_cache import KVCache, plan_capacity
+from r1v_export.runner.scheduler import prefill
+
+
+class Text(Protocol):
+    """A question about images with its right reply: a `CalibrationSample`."""
+
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    def pixels(self) -> np.ndarray: ...
+
+
+def score_texts(endpoint: Endpoint, texts: Sequence[Text]) -> TextFacts | None:
+    """How likely an engine finds the replies, token by token, given what comes before; None where there are none.
+
+    Args:
+        texts: decoded together.
+    """
+    texts = [text for text in texts if len(text.token_ids) > text.prompt_tokens]
+    if not texts:
+        return None
+    replies = [text.token_ids[text.prompt_tokens :] for text in texts]
+    embeds_SE = [_embeds(endpoint, text) for text in texts]
+    prompts_SE = [embeds[: text.prompt_tokens] for embeds, text in zip(embeds_SE, texts, strict=True)]
+    longest = max(len(text.token_ids) for text in texts)
+    capacity = plan_capacity(longest, endpoint.pipeline.positions.max_positions)
+    cache = KVCache(endpoint.engine.decoder(len(texts), capacity))
+    logits_BV = prefill(cache, prompts_SE, threading.Event())
+    nll = entropy = 0.0
+    for step in range(max(map(len, replies))):
+        rows = [row for row, reply in enumerate(replies) if step < len(reply)]
+        log_p = log_softmax(logits_BV[rows])
+        nll -= float(log_p[range(len(rows)), [replies[row][step] for row in rows]].sum())
+        entropy -= float((np.exp(log_p) * log_p).sum())
+        goes_on_B = np.array([step + 1 < len(reply) for reply in replies], dtype=np.int64)
+        if goes_on_B.any():
+            latest = [min(text.prompt_tokens + step, len(text.token_ids) - 1) for text in texts]
+            embeds_B1E = np.stack([e[at : at + 1] for e, at in zip(embeds_SE, latest, strict=True)])
+            logits_BV = cache.append(embeds_B1E, goes_on_B)
+    tokens = sum(map(len, replies))
+    return TextFacts(
+        texts=len(texts),
+        tokens=tokens,
+        nll=nll / tokens,
+        unigram_nll=_entropy(Counter(token for reply in replies for token in reply)),
+        prediction_entropy=entropy / tokens,
+        uniform_nll=math.log(endpoint.engine.sizes.vocab),
+    )
+
+
+def _embeds(endpoint: Endpoint, text: Text) -> np.ndarray:
+    """Embeddings [S, E] of prompt and reply."""
+    images_NE = image_embeds(endpoint.engine, text.pixels())
+    return embed_prompt(endpoint.engine, np.array(text.token_ids, dtype=np.int64), images_NE)
+
+
+def _entropy(counts: Counter[int]) -> float:
+    """In nats: what the best predictor without any context needs for each token."""
+    total = counts.total()
+    return -sum(count / total * math.log(count / total) for count in counts.values())
