@@ -121,8 +121,11 @@ class Checkpoint:
         unused = (*renamed, *_unused(configuration, unused_files(folder, {tensor.file for tensor in tensors.values()})))
         checkpoint = cls(folder, source, spec, stored, quantized, configuration.template_reason, unused)
         eos_token_ids(checkpoint.generation_config, spec.language.vocab_size)
+        _LOG.info("opened %s (%s): %s, %d tensors", folder, source.kind, spec.architecture, len(tensors))
         for note in checkpoint.notes:
             _LOG.info("%s", note)
+        for file in checkpoint.files():
+            _LOG.debug("weights: %s, %d bytes", file.name, file.stat().st_size)
         return checkpoint
 
     @cached_property

@@ -8,16 +8,18 @@ from typing import Any, TypeVar
 
 import click
 
+from r1v_export.cli.logs import logging_options
 from r1v_export.cpus import use_threads
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def common_options(function: Function) -> Function:
-    """`--format` (given to the command as `format_`) and `--debug` (seen by `main`)."""
+    """`--format` (given to the command as `format_`), those of `logs`, and `--debug` (seen by `main`)."""
     function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(
         function
     )
+    function = logging_options(function)
     return click.option(
         "--format", "format_", type=click.Choice(["text", "json"]), default="text", help="How to print the result."
     )(function)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from r1v_export.progress import Progress, size
 from r1v_export.targets import registry
 
 HASHING = "checkpoint-hash"
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,14 @@ def run_stages(
         # What a stage waited for may have turned out as it was: then it is done although that had to run.
         entry = done.get(stage.name) or (None if force else workspace.done(stage.name, digest))
         if entry:
+            _LOG.info("%s: done before, fingerprint %s", stage.name, digest[:12])
             progress.skip(stage.name, "done before")
         else:
             workspace.begin_changes()
+            inputs = [sources[name] for name in stage.sources]
+            inputs += [file for name in stage.after for file in finished[name].files.values()]
+            reads = size(sum(file.size for file in inputs))
+            _LOG.info("%s: begins, may read %d files of %s", stage.name, len(inputs), reads)
             entry = _run(stage, digest, workspace, progress)
             ran.append(stage.name)
         finished[stage.name] = entry
@@ -203,7 +211,11 @@ def _run(stage: Stage, digest: str, workspace: Workspace, progress: Progress) ->
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
         entry = workspace.commit(stage.name, digest)
-        task.outcome = f"{size(sum(file.size for file in entry.files.values()))} in {task.elapsed}"
+        written = size(sum(file.size for file in entry.files.values()))
+        task.outcome = f"{written} in {task.elapsed}"
+        _LOG.info("%s: wrote %d files of %s in %.1f s", stage.name, len(entry.files), written, task.elapsed_s)
+    for name, file in entry.files.items():
+        _LOG.debug("%s: %s, %d bytes, sha256 %s", stage.name, name, file.size, file.sha256)
     for note in stage.notes(workspace.out):
         progress.note(f"warning: {note}")
     return entry

@@ -43,6 +43,8 @@ OPTIONS = {
 }
 """Every argument and option, frozen: a change here is a change that users see, and goes into the changelog."""
 
+COMMON = "--format --verbose --log-file --log-format --debug"
+
 
 def run_in_child(*arguments: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "r1v_export.cli.main", *arguments]
@@ -74,7 +76,7 @@ def test_the_commands_are_frozen() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_options_of_a_command_are_frozen(name: str) -> None:
-    assert [_spelling(p) for p in find(name).params] == [*OPTIONS[name].split(), "--format", "--debug"]
+    assert [_spelling(p) for p in find(name).params] == [*OPTIONS[name].split(), *COMMON.split()]
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -22,6 +22,7 @@ from onnxscript.rewriter.rules.common import collapse_slice2_rule, collapse_slic
 from r1v_export.exporters.passes.constant_shapes import ConstantShapes
 from r1v_export.exporters.passes.module_names import ModuleNames
 from r1v_export.exporters.passes.order_of_use import OrderOfUse
+from r1v_export.exporters.passes.run_passes import run_passes
 from r1v_export.exporters.passes.transposed_weights import TransposedWeights
 
 
@@ -29,7 +30,8 @@ def clean(model: ir.Model, prefix: str, value_names: dict[str, str]) -> None:
     """Run every pass on a freshly traced model, in place."""
     optimizer.fold_constants_ir(model)
     RewriteRuleSet([collapse_slice_rule, collapse_slice2_rule]).apply_to_model(model)
-    ir.passes.Sequential(
+    run_passes(
+        model,
         ConstantShapes(),
         TransposedWeights(),
         IdentityEliminationPass(),
@@ -41,4 +43,4 @@ def clean(model: ir.Model, prefix: str, value_names: dict[str, str]) -> None:
         ShapeInferencePass(),
         ModuleNames(prefix, value_names),
         OrderOfUse(),
-    )(model)
+    )

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from r1v_export.config import Device
+from r1v_export.exporters.passes.run_passes import run_passes
 from r1v_export.targets.onnxruntime.lower.folded_layer_scale import FoldedLayerScale
 from r1v_export.targets.onnxruntime.lower.grouped_query_attention import GroupQueryAttention
 from r1v_export.targets.onnxruntime.lower.multi_head_attention import MultiHeadAttention
@@ -31,4 +32,4 @@ def lower(model: ir.Model, device: Device) -> None:
     if device == "cpu" or half:
         passes += [GroupQueryAttention(), PackedProjections()]  # whose CUDA kernel takes no float32
     passes += [RemoveUnusedNodesPass(), TopologicalSortPass()]
-    ir.passes.Sequential(*passes)(model)
+    run_passes(model, *passes)

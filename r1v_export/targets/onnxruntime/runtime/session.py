@@ -85,6 +85,7 @@ def open_session(
             found=", ".join(session.get_providers()),
             fix="check the GPU's driver and the CUDA and cuDNN libraries, or use --device cpu",
         )
+    _LOG.info("%s: %s, %d threads", where, ", ".join(session.get_providers()), options.intra_op_num_threads)
     return session
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.targets.onnxruntime.lower import lower
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
 from r1v_export.targets.shared_weights import point_weights_to
+
+_LOG = logging.getLogger(__name__)
 
 COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 """What ONNX Runtime's kernels for these graphs take; there are none for bfloat16 on the CPU."""
@@ -41,6 +44,7 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
                 found=error.__cause__ or error,
                 fix="export the graph again with this version",
             ) from error
+        _LOG.info("%s: lowered for %s, computes in %s", name, device, model.graph.outputs[0].dtype)
         point_weights_to(model, graphs.name)
         model.metadata_props[INT4_INPUTS] = int4_inputs
         ir.save(model, out / f"{name}.onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ from r1v_export.targets.tensorrt.build.profiles import Profile, shapes
 from r1v_export.targets.tensorrt.build.progress import monitor
 from r1v_export.targets.tensorrt.library import OLDEST_COMPUTE_CAPABILITY, Library
 from r1v_export.targets.tensorrt.runtime.caches import TimingCache
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,12 @@ def compile_plan(library: Library, job: Job, out: Path, on_progress: ProgressCal
         _require_disk(job.model, out)
     attempt = _build(library, job, out, on_progress, fused_attention=True)
     if attempt.writer is None and library.lacks_fused_attention(attempt.messages.errors):
+        _LOG.info("%s: no fused attention kernel; built again with attention as several kernels", job.name)
         attempt = _build(library, job, out, on_progress, fused_attention=False)
     if attempt.writer is None:
         raise _refused(library, job, attempt.messages)
     info = _describe(library, job, attempt)
+    _LOG.info("%s: for compute capabilities %s, %d bytes", job.name, info.compute_capabilities, info.plan_bytes)
     (out / f"{job.name}{DESCRIPTION}").write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
     layers = [layer_facts(line) for line in attempt.messages.layers]
     (out / f"{job.name}{LAYERS}").write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")

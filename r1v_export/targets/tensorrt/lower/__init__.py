@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from r1v_export.exporters.passes.run_passes import run_passes
 from r1v_export.targets.tensorrt.lower.explicit_mask import ExplicitMask
 from r1v_export.targets.tensorrt.lower.scale_types import ScaleTypes
 from r1v_export.targets.tensorrt.lower.static_capacity import StaticCapacity
@@ -23,4 +24,4 @@ def lower(model: ir.Model, capacity: int) -> None:
     Raises:
         PassError: the graph is not as our exporters write it.
     """
-    ir.passes.Sequential(StaticCapacity(capacity), ExplicitMask(), ScaleTypes())(model)
+    run_passes(model, StaticCapacity(capacity), ExplicitMask(), ScaleTypes())

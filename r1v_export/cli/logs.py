@@ -1,0 +1,94 @@
+"""Where log records go: to stderr with -v, to a file with --log-file, as text or as JSON lines."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from r1v_export.errors import UsageError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PACKAGE = logging.getLogger("r1v_export")
+_TEXT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def logging_options(function: Function) -> Function:
+    """`-v`, `--log-file` and `--log-format`, applied before the command runs and undone after it."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, verbose: int, log_file: Path | None, log_format: str, **options: Any) -> Any:
+        handlers = _handlers(verbose, log_file, log_format)
+        level_before = PACKAGE.level
+        try:
+            for handler in handlers:
+                PACKAGE.addHandler(handler)
+            if handlers:
+                PACKAGE.setLevel(_level(verbose))
+            return function(*args, **options)
+        finally:
+            PACKAGE.setLevel(level_before)
+            for handler in handlers:
+                PACKAGE.removeHandler(handler)
+                handler.close()
+
+    decorated: Any = wrapper
+    decorated = click.option(
+        "--log-format", type=click.Choice(["text", "json"]), default="text", help="How to write the log."
+    )(decorated)
+    decorated = click.option("--log-file", type=click.Path(path_type=Path), help="Append the log to this file.")(
+        decorated
+    )
+    verbose = click.option("-v", "--verbose", count=True, help="Log to stderr what is decided and done; -vv for more.")
+    return verbose(decorated)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object for each record: time, level, logger, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{record.msecs:03.0f}",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+class TerminalHandler(logging.StreamHandler[Any]):
+    """Writes to stderr; on a terminal, over the line that shows progress, which is drawn again below."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return ("\r\x1b[K" if self.stream.isatty() else "") + super().format(record)
+
+
+def _level(verbose: int) -> int:
+    return logging.DEBUG if verbose > 1 else logging.INFO
+
+
+def _handlers(verbose: int, log_file: Path | None, log_format: str) -> list[logging.Handler]:
+    handlers: list[logging.Handler] = [TerminalHandler()] if verbose else []
+    if log_file is not None:
+        try:
+            handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        except OSError as error:
+            fix = "name a file in a folder that exists and can be written"
+            raise UsageError(
+                "The log file cannot be written.", where=log_file, found=error.strerror, fix=fix
+            ) from error
+    for handler in handlers:
+        handler.setFormatter(JsonFormatter() if log_format == "json" else _TEXT)
+    return handlers

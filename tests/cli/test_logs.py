@@ -1,0 +1,94 @@
+"""The log: nothing without -v, text on stderr with it, JSON lines in a file, and never in the way of progress."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import click
+import onnx_ir as ir
+import pytest
+
+from r1v_export.cli import main
+from r1v_export.cli.logs import PACKAGE, TerminalHandler, logging_options
+from r1v_export.exporters.passes.run_passes import run_passes
+
+
+@pytest.fixture
+def speaking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command `speak` that logs a note and a detail."""
+
+    @click.command()
+    @logging_options
+    def speak() -> None:
+        logging.getLogger("r1v_export.stage").info("wrote %d files", 3)
+        logging.getLogger("r1v_export.stage").debug("wrote a.onnx")
+        click.echo("result")
+
+    monkeypatch.setattr(main, "cli", click.Group(commands={"speak": speak}))
+
+
+def test_without_v_nothing_is_logged(speaking: None, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["speak"]) == 0
+    assert capfd.readouterr() == ("result\n", "")
+
+
+@pytest.mark.parametrize(("option", "details"), [("-v", False), ("-vv", True), ("--verbose", False)])
+def test_v_logs_to_stderr(speaking: None, capfd: pytest.CaptureFixture[str], option: str, details: bool) -> None:
+    assert main.run(["speak", option]) == 0
+    out, err = capfd.readouterr()
+    assert out == "result\n"
+    assert "INFO r1v_export.stage: wrote 3 files" in err
+    assert ("wrote a.onnx" in err) == details
+
+
+def test_a_log_file_holds_json_lines_and_is_appended_to(
+    speaking: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "build.log"
+    for _ in range(2):
+        assert main.run(["speak", "--log-file", str(file), "--log-format", "json"]) == 0
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(r["level"], r["logger"], r["message"]) for r in records] == [
+        ("info", "r1v_export.stage", "wrote 3 files")
+    ] * 2
+    assert capfd.readouterr().err == ""
+
+
+def test_a_log_file_that_cannot_be_written_is_refused(
+    speaking: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["speak", "--log-file", str(tmp_path / "no" / "folder")]) == 2
+    assert "The log file cannot be written." in capfd.readouterr().err
+
+
+def test_nothing_is_left_behind(speaking: None, tmp_path: Path) -> None:
+    before = list(PACKAGE.handlers), PACKAGE.level
+    main.run(["speak", "-v", "--log-file", str(tmp_path / "log")])
+    assert (PACKAGE.handlers, PACKAGE.level) == before
+
+
+def test_on_a_terminal_a_record_replaces_the_line_that_shows_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    TerminalHandler().emit(logging.LogRecord("r1v_export", logging.INFO, "", 0, "note", (), None))
+    assert terminal.getvalue() == "\r\x1b[Knote\n"
+
+
+def test_a_pass_logs_what_it_changed(caplog: pytest.LogCaptureFixture) -> None:
+    class DropFirst(ir.passes.InPlacePass):
+        def call(self, model: ir.Model) -> ir.passes.PassResult:
+            model.graph.remove(model.graph[0])
+            return ir.passes.PassResult(model, modified=True)
+
+    nodes = [ir.node("Relu", []), ir.node("Exp", [])]
+    model = ir.Model(ir.Graph([], [], nodes=nodes, name="vision"), ir_version=10)
+    with caplog.at_level(logging.INFO, "r1v_export"):
+        run_passes(model, DropFirst())
+    assert caplog.messages == ["vision, DropFirst: -1 Relu; 2 -> 1 nodes, 0 -> 0 initializers"]
