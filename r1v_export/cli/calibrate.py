@@ -55,7 +55,7 @@ def command(
     device: Device,
     format_: str,
 ) -> None:
-    """Calibrate MODEL (hub id or folder; the small one in the package if left out), for `build --calibrated`.
+    """Calibrate MODEL (hub id or folder; the small one in the package if omitted), for `build --calibrated`.
 
     After an interruption, the same command continues where it stopped. On several machines: each runs one --shard,
     then one of them --merges the shards.

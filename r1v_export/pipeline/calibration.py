@@ -128,10 +128,10 @@ def calibrate(
     recipe: Recipe | None,
     checkpoint: Checkpoint,
     out: Path,
-    work: Path,
+    resume_folder: Path,
     on_progress: ProgressCallback,
 ) -> None:
-    """Write the calibration artifact into `out`; `work` keeps what is done for a build that follows a stopped one.
+    """Write the calibration artifact into `out`; `resume_folder` keeps finished blocks until then.
 
     Args:
         recipe: `chosen_recipe`.
@@ -149,18 +149,20 @@ def calibrate(
         Artifact.open(Path(config.calibration.artifact), checkpoint)
         shutil.copytree(config.calibration.artifact, out)
         return
-    options = calibration_options(config, work, on_progress)
+    options = calibration_options(config, resume_folder, on_progress)
     if recipe is None:
         _within_budget(config, checkpoint, out, options)
     else:
         run(checkpoint, recipe, calibration_set(config, checkpoint), out, options)
 
 
-def calibration_options(config: BuildConfig, work: Path | None, on_progress: ProgressCallback) -> CalibrationOptions:
+def calibration_options(
+    config: BuildConfig, resume_folder: Path | None, on_progress: ProgressCallback
+) -> CalibrationOptions:
     """How a build's calibration is run."""
     from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 
-    return CalibrationOptions(device=config.device, resume_folder=work, on_progress=on_progress)
+    return CalibrationOptions(device=config.device, resume_folder=resume_folder, on_progress=on_progress)
 
 
 def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, options: CalibrationOptions) -> None:
@@ -176,7 +178,7 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, optio
     assert options.resume_folder is not None
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
-    budget, work = Budget.parse(config.budget), options.resume_folder
+    budget, resume_folder = Budget.parse(config.budget), options.resume_folder
     with_kl = _whole_model_fits(checkpoint)
     if budget.kind == "kl" and not with_kl:
         raise CapabilityError(
@@ -188,13 +190,13 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, optio
         checkpoint,
         calibration_set(config, checkpoint),
         budget,
-        work,
+        resume_folder,
         options,
         measured=_measured_set(config, checkpoint),
         recipes=budget_candidates(config, checkpoint),
         with_kl=with_kl,
     )
-    result = work / "result"
+    result = resume_folder / "result"
     shutil.rmtree(result, ignore_errors=True)
     shutil.copytree(found.folder, result)
     write_text(result / SENSITIVITY, to_json(found.table.model_dump(mode="json")))

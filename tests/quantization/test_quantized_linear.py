@@ -36,8 +36,8 @@ def onnx_quantize_dequantize(values: np.ndarray, scale: np.ndarray, kind: str) -
     """What QuantizeLinear and DequantizeLinear make of `values`, by onnx's own reference evaluator."""
     zero_point = oh.make_tensor("zero_point", ONNX_TYPES[kind], [], [0])
     nodes = [
-        oh.make_node("QuantizeLinear", ["x", "scale", "zero_point"], ["codes"]),
-        oh.make_node("DequantizeLinear", ["codes", "scale", "zero_point"], ["y"]),
+        oh.make_node("QuantizeLinear", ["x", "scale", "zero_point"], ["qweight"]),
+        oh.make_node("DequantizeLinear", ["qweight", "scale", "zero_point"], ["y"]),
     ]
     floats = [oh.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "scale", "y")]
     graph = oh.make_graph(nodes, "qdq", floats[:2], floats[2:], [zero_point])
@@ -85,9 +85,9 @@ def test_groups_dequantize_as_onnx_does_with_a_block_size(kind: str) -> None:
     qweight = generator.integers(low, low + 16, (6, 64)).astype(np.int8)
     scale = generator.uniform(0.01, 1, (6, 2)).astype(np.float32)
     zero_point = None if kind == "int4" else generator.integers(0, 16, (6, 2)).astype(np.int8)
-    inputs = ["codes", "scale"] + ([] if zero_point is None else ["zero_point"])
+    inputs = ["qweight", "scale"] + ([] if zero_point is None else ["zero_point"])
     node = oh.make_node("DequantizeLinear", inputs, ["y"], axis=1, block_size=32)
-    feeds = {"codes": qweight.astype(NUMPY_TYPES[kind]), "scale": scale}
+    feeds = {"qweight": qweight.astype(NUMPY_TYPES[kind]), "scale": scale}
     if zero_point is not None:
         feeds["zero_point"] = zero_point.astype(NUMPY_TYPES[kind])
     infos = [

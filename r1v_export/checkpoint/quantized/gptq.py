@@ -1,8 +1,8 @@
-"""GPTQ's layout: 4-bit codes, eight input features to a word.
+"""GPTQ's layout: 4-bit values, eight input features to a word.
 
 Zero points of `checkpoint_format: gptq` (all but the newest checkpoints) are stored minus one, modulo 16; `gptq_v2`
-stores them as they are. Symmetric checkpoints have 8 everywhere: their codes minus 8 are int4. Files that store the
-one and declare the other exist, so the convention is read from the codes where they show it (`zero_points`).
+stores them as they are. Symmetric checkpoints have 8 everywhere: their values minus 8 are int4. Files that store the
+one and declare the other exist, so the convention is read from the quantized values where they show it (`zero_points`).
 
 `group_size: -1` is one scale for each output feature. Every target has groups, so such a scale is repeated for groups
 of 128, 64 or 32 inputs: the same weight, bit for bit.
@@ -86,7 +86,7 @@ class Gptq:
         )
 
     def settle(self, linears: Mapping[str, StoredLinear]) -> Gptq:
-        """The same with the zero points' convention that the codes show, and a warning where it is not the declared.
+        """This format with the zero point convention that the values show, and a warning if another is declared.
 
         Raises:
             CheckpointError: groups in act-order, or zero points that a symmetric checkpoint does not have.
@@ -114,7 +114,7 @@ class Gptq:
 
 
 def decode(settings: Gptq, tensors: Mapping[str, Tensor]) -> Decoded:
-    """Codes, scales and zero points, output features first.
+    """Quantized values, scales and zero points, output features first.
 
     Raises:
         ValueError: zero points in a symmetric checkpoint.
@@ -143,6 +143,6 @@ def _other_convention(declared: str | None, offset: int) -> str:
     said = f"checkpoint_format says {declared}" if declared else "checkpoint_format is not given, which means gptq"
     lies = "as they are" if offset == 0 else "minus one"
     return (
-        f"{said}, but the codes show zero points stored {lies}: read as {found}. "
+        f"{said}, but the quantized values show zero points stored {lies}: read as {found}. "
         f"To silence this, set checkpoint_format: {found} in the quantization settings."
     )

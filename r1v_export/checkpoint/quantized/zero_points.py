@@ -1,9 +1,9 @@
-"""Which of GPTQ's two conventions for stored zero points a checkpoint's codes show.
+"""Which of GPTQ's two conventions for stored zero points a checkpoint's values show.
 
-Weights scatter around zero: within a group, the mean of code minus zero point is the group's mean weight in steps of
+Weights scatter around zero: within a group, the mean of value minus zero point is the group's mean weight in steps of
 its scale, a fraction of one. Under the wrong convention every zero point is one step off, and so is every mean. So in
 each linear the groups vote for the convention under which their mean is nearer to zero, and the median of those means
-must lie near zero. A linear that shows neither (random codes, weights far from zero on average) does not count; a
+must lie near zero. A linear that shows neither (random values, weights far from zero on average) does not count; a
 checkpoint is read against its declaration only where nearly all linears agree.
 
 Shape letters: O output features, I input features, G groups, g inputs of a group.
@@ -28,9 +28,9 @@ _ORDER = tuple(range(8))
 LINEARS = 24
 """How many linears are read, evenly over the model."""
 VALUES = 1 << 18
-"""How many codes of each: 2,000 groups of 128."""
+"""How many values of each: 2,000 groups of 128."""
 SHARE = 0.6
-"""Of a linear's groups that must vote the same way: means of 32 codes scatter by 0.7 steps, so 0.75 do; random codes
+"""Of a linear's groups that must vote the same way: means of 32 values scatter by 0.7 steps, so 0.75 do; random values
 and zero points give 0.5."""
 CENTER = 0.3
 """How far the median of a linear's means may lie from zero, in steps: the other convention's is 1 from there."""
@@ -39,7 +39,7 @@ AGREEMENT = 0.75
 
 
 def stored_offset(linears: Mapping[str, StoredLinear], symmetric: bool) -> int | None:
-    """What must be added to stored zero points, as the codes show it; None where they do not.
+    """What must be added to stored zero points, as the quantized values show it; None where they do not.
 
     Raises:
         CheckpointError: a symmetric checkpoint with other zero points than 8.
@@ -59,7 +59,7 @@ def offset_of(qweight_OGg: Tensor, stored_OG: Tensor) -> int | None:
     """What one linear shows.
 
     Args:
-        qweight_OGg: codes 0..15.
+        qweight_OGg: quantized values, 0..15.
         stored_OG: zero points as they are stored.
     """
     mean_OG = qweight_OGg.float().mean(-1)
@@ -72,7 +72,7 @@ def offset_of(qweight_OGg: Tensor, stored_OG: Tensor) -> int | None:
 
 
 def _read(part: Mapping[str, StoredTensor]) -> tuple[Tensor, Tensor]:
-    """Codes [O, G, g] and stored zero points [O, G] of the first groups of a linear."""
+    """Quantized values [O, G, g] and stored zero points [O, G] of the first groups of a linear."""
     qweight, qzeros = part["qweight"].read(), part["qzeros"].read()
     words = qweight.shape[0] // qzeros.shape[0]
     groups = max(1, VALUES // (8 * words * qweight.shape[1]))

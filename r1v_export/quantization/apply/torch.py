@@ -71,7 +71,7 @@ def apply(
         quantized: linears by checkpoint name.
         overrides: full replacements of other tensors (norm weights, biases), by checkpoint name.
         prefix: checkpoint name of `module` with a dot at its end; empty for the whole model. Entries that belong
-            elsewhere in the model are left out.
+            elsewhere in the model are ignored.
         cache_scales: of cached keys and values, by the attention's checkpoint name; none where the cache is not
             quantized.
     """

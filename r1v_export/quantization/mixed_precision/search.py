@@ -1,4 +1,4 @@
-"""Automatic mixed precision: measure every module in every precision, choose within a budget, measure the choice."""
+"""Automatic mixed precision: measure every module in every precision, choose within a budget, measure the result."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SearchResult:
 
     recipe: Recipe
     table: SensitivityTable
-    choice: Assignment
+    assignment: Assignment
     kl: float | None
     folder: Path
 
@@ -142,7 +142,7 @@ def search(
     """Find a recipe within a budget, and calibrate by it.
 
     A budget of divergence is checked: where the model quantized by the chosen recipe diverges more than modules alone
-    let expect, the choice is made again with a smaller budget.
+    predict, precisions are chosen again with a smaller budget.
 
     Args:
         folder: for the calibrations on the way; a run after an interrupted one continues from there.
@@ -170,15 +170,17 @@ def search(
     table = _table(checkpoint, measured, artifacts, folder / SENSITIVITY, with_kl, measuring)
     limit = budget.limit
     for attempt in range(_TRIES):
-        choice = choose(table, Budget(budget.kind, limit))
-        recipe = mixed_recipe(checkpoint, choice.precisions, recipes)
+        assignment = choose(table, Budget(budget.kind, limit))
+        recipe = mixed_recipe(checkpoint, assignment.precisions, recipes)
         out = folder / f"mixed-{attempt}"
         calibrate(checkpoint, recipe, calibration, out, _with_progress(options, mixing))
         kl = divergence(checkpoint, measured, Artifact.open(out, checkpoint)) if with_kl else None
         if budget.kind == "size" or kl is None or kl <= budget.limit:
-            selection = Selection(budget=str(budget), precisions=choice.precisions, size_bytes=choice.size_bytes, kl=kl)
-            return SearchResult(recipe, table.model_copy(update={"selection": selection}), choice, kl, out)
-        limit = _MARGIN * min(limit, choice.loss) * budget.limit / kl
+            selection = Selection(
+                budget=str(budget), precisions=assignment.precisions, size_bytes=assignment.size_bytes, kl=kl
+            )
+            return SearchResult(recipe, table.model_copy(update={"selection": selection}), assignment, kl, out)
+        limit = _MARGIN * min(limit, assignment.loss) * budget.limit / kl
     raise UsageError(
         "No mix of precisions stays within this divergence.",
         expected=f"kl of {budget.limit:g}",

@@ -84,8 +84,8 @@ def test_the_graph_computes_what_the_fake_quant_model_computes(graph, kind, grou
     expected = getattr(ReferenceEngine(fake), graph)(*INPUTS[graph].values())
     result = run(path, INPUTS[graph])
     if graph == "vision" and inputs:
-        # An input on the edge between two codes falls on either side for a 1e-7 difference before it: through two
-        # blocks that is noise of the size of one code here and there, not of a wrong scale (see docs of parity).
+        # An input halfway between two quantized values rounds to either one for a 1e-7 difference before it: in two
+        # blocks that is noise of the size of one step here and there, not of a wrong scale (see docs of parity).
         assert np.linalg.norm(result - expected) < 2e-2 * np.linalg.norm(expected)
     else:
         np.testing.assert_allclose(result, expected, atol=2e-5)
@@ -104,8 +104,8 @@ def test_an_imported_linear_multiplies_its_input_first(inputs, tmp_path):
     }
     scheme = Scheme.model_validate({"weights": weights, "inputs": inputs and {"type": inputs, "mode": "static"}})
     schemes = {"mlp1.3": scheme}
-    factor = torch.rand(SPEC.projector.hidden_size, generator=torch.Generator().manual_seed(0)) + 0.5
-    linears = {name: replace(linear, pre_quant_scale=factor) for name, linear in rounded(schemes).items()}
+    pre_quant_scale = torch.rand(SPEC.projector.hidden_size, generator=torch.Generator().manual_seed(0)) + 0.5
+    linears = {name: replace(linear, pre_quant_scale=pre_quant_scale) for name, linear in rounded(schemes).items()}
     fake = copy.deepcopy(MODEL)
     apply(fake, linears, {})
     rewrite = quantizer(SPEC, schemes, linears.__getitem__, {})

@@ -1,4 +1,4 @@
-"""Quantized checkpoints become calibration artifacts: the same codes, the same scales, the same function."""
+"""Quantized checkpoints become calibration artifacts: the same quantized values, the same scales, the same function."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_nan_in_a_scale_stops_the_import_and_names_the_linear(source, tmp_path):
 UNIFIED = {"quant_algo": "W4A16_AWQ", "group_size": 128, "has_zero_point": False, "pre_quant_scale": True}
 
 
-def unified_with_factors(source: Path, out: Path, factors: Mapping[str, Tensor]) -> None:
+def unified_with_pre_quant_scales(source: Path, out: Path, scales: Mapping[str, Tensor]) -> None:
     """A unified INT4 copy of layer 0, its linears rounded to nearest; some multiply their input first."""
     shutil.copytree(source, out)
     tensors = load_file(out / "model.safetensors")
@@ -120,12 +120,12 @@ def unified_with_factors(source: Path, out: Path, factors: Mapping[str, Tensor])
         qweight = linear.qweight & 0xF
         tensors[name] = (qweight[::2] | qweight[1::2] << 4).view(torch.uint8)
         tensors[stem + "weight_scale"] = linear.scale
-    tensors |= {f"{LAYER}.{linear}.pre_quant_scale": factor for linear, factor in factors.items()}
+    tensors |= {f"{LAYER}.{linear}.pre_quant_scale": scale for linear, scale in scales.items()}
     save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, out / "model.safetensors")
     (out / "hf_quant_config.json").write_text(json.dumps({"quantization": UNIFIED}))
 
 
-def factor(size: int, seed: int) -> Tensor:
+def random_scale(size: int, seed: int) -> Tensor:
     return torch.rand(size, generator=torch.Generator().manual_seed(seed)) + 0.5
 
 
@@ -144,14 +144,14 @@ def decoder_output(checkpoint: Checkpoint, artifact: Artifact | None) -> Tensor:
         return layer(x, rotary_tables(spec, 6), step, None)[0]
 
 
-def test_factors_on_inputs_move_into_what_makes_them_and_the_layer_computes_the_same(source, tmp_path):
+def test_pre_quant_scales_move_into_the_layer_before_and_the_layer_computes_the_same(source, tmp_path):
     spec = Checkpoint.open(source).spec.language
-    shared, num_kv_groups = factor(spec.num_kv_heads * spec.head_dim, 1), spec.num_heads // spec.num_kv_heads
+    shared, num_kv_groups = random_scale(spec.num_kv_heads * spec.head_dim, 1), spec.num_heads // spec.num_kv_heads
     heads = shared.view(spec.num_kv_heads, 1, spec.head_dim).expand(-1, num_kv_groups, -1).reshape(-1)
-    hidden, gated = factor(spec.hidden_size, 2), factor(spec.intermediate_size, 3)
-    factors = {f"self_attn.{name}_proj": hidden for name in "qkv"}
-    factors |= {"self_attn.o_proj": heads, "mlp.down_proj": gated}
-    unified_with_factors(source, tmp_path / "model", factors)
+    hidden, gated = random_scale(spec.hidden_size, 2), random_scale(spec.intermediate_size, 3)
+    scales = {f"self_attn.{name}_proj": hidden for name in "qkv"}
+    scales |= {"self_attn.o_proj": heads, "mlp.down_proj": gated}
+    unified_with_pre_quant_scales(source, tmp_path / "model", scales)
     checkpoint = Checkpoint.open(tmp_path / "model")
     artifact = imported(tmp_path / "model", tmp_path / "out")
     assert set(artifact.overrides) == {f"{LAYER}.input_layernorm.weight"}
@@ -159,15 +159,15 @@ def test_factors_on_inputs_move_into_what_makes_them_and_the_layer_computes_the_
     for name, linear in artifact.linears():
         assert torch.equal(linear.qweight, plain[name].qweight)
         assert torch.equal(linear.scale, plain[name].scale)
-    expected = decoder_output(checkpoint, None)  # read() multiplies the factor into the weight
+    expected = decoder_output(checkpoint, None)  # read() multiplies the scale into the weight
     torch.testing.assert_close(decoder_output(checkpoint, artifact), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_factor_that_differs_between_heads_of_one_value_stays_with_its_linear(source, tmp_path):
+def test_a_pre_quant_scale_that_differs_between_heads_of_one_value_stays_with_its_linear(source, tmp_path):
     spec = Checkpoint.open(source).spec.language
     assert spec.num_heads > spec.num_kv_heads
-    own = factor(spec.num_heads * spec.head_dim, 1)
-    unified_with_factors(source, tmp_path / "model", {"self_attn.o_proj": own})
+    own = random_scale(spec.num_heads * spec.head_dim, 1)
+    unified_with_pre_quant_scales(source, tmp_path / "model", {"self_attn.o_proj": own})
     checkpoint = Checkpoint.open(tmp_path / "model")
     artifact = imported(tmp_path / "model", tmp_path / "out")
     assert not artifact.overrides
@@ -185,8 +185,8 @@ def test_a_factor_that_differs_between_heads_of_one_value_stays_with_its_linear(
         assert torch.equal(written[name], given[name])
 
 
-def test_a_factor_that_not_all_readers_of_a_tensor_have_is_refused(source, tmp_path):
+def test_a_pre_quant_scale_that_not_all_readers_of_a_tensor_have_is_refused(source, tmp_path):
     spec = Checkpoint.open(source).spec.language
-    unified_with_factors(source, tmp_path / "model", {"self_attn.k_proj": factor(spec.hidden_size, 1)})
+    unified_with_pre_quant_scales(source, tmp_path / "model", {"self_attn.k_proj": random_scale(spec.hidden_size, 1)})
     with pytest.raises(CheckpointError, match=r"self_attn\.q_proj"):
         imported(tmp_path / "model", tmp_path / "out")

@@ -42,7 +42,7 @@ def test_a_search_keeps_its_budget_of_divergence(
     found = search(synth_checkpoint, calibration, Budget("kl", limit), tmp_path)
     assert found.kl is not None
     assert found.kl <= limit
-    assert {"fp8", "int4"} & set(found.choice.precisions.values())
+    assert {"fp8", "int4"} & set(found.assignment.precisions.values())
     out = tmp_path / "again"
     calibrate(synth_checkpoint, found.recipe, calibration, out)
     assert divergence(synth_checkpoint, calibration, Artifact.open(out, synth_checkpoint)) == found.kl
@@ -53,5 +53,5 @@ def test_a_search_keeps_its_budget_of_size(
 ) -> None:
     limit = table.fixed_bytes + sum(o.size_bytes for o in table.options if o.precision == "fp8")
     found = search(synth_checkpoint, small_set(synth_checkpoint, SAMPLES), Budget("size", limit), tmp_path)
-    assert found.choice.size_bytes <= limit
+    assert found.assignment.size_bytes <= limit
     assert found.kl is not None

@@ -67,7 +67,7 @@ def test_the_hundredth_percentile_is_absmax() -> None:
 
 @pytest.mark.parametrize(("of", "tolerance"), [("int8", 1.02), ("fp8", 1.2)])
 def test_the_mse_threshold_is_about_as_good_as_the_best_for_the_values_themselves(of: str, tolerance: float) -> None:
-    """In fp8 the error is that of the twenty outliers, whose places between two codes no histogram knows."""
+    """In fp8 the error is that of the twenty outliers, whose places between two quantized values no histogram knows."""
     x = heavy_tailed()
     absmax = float(x.abs().max())
     best = min(mean_square(x, absmax * 2 ** (-index / 16), of) for index in range(97))
