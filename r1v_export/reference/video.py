@@ -94,7 +94,7 @@ def _from_pyav(file: BinaryIO, count: int, policy: ImagePolicy, where: object) -
             "Reading a video file needs a package that is not installed.",
             where=where,
             expected="PyAV",
-            fix="pip install 'r1v-export[video]', or give an animated GIF, WebP or PNG",
+            fix="pip install 'av>=14', or give an animated GIF, WebP or PNG",
         )
     import av
 

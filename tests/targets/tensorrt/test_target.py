@@ -102,16 +102,16 @@ def test_tensorrt_itself_builds_only_where_its_gpu_is(monkeypatch) -> None:
     monkeypatch.setattr(tensorrt_target, "load", lambda target: installed)
     assert "CUDA GPU" in (TensorRTTarget().missing("cuda") or "")
     with pytest.raises(CapabilityError, match=r"no GPU to build for[\s\S]*tensorrt 10\.13\.3\.9[\s\S]*tensorrt-rtx"):
-        TensorRTTarget().check(config(targets=[TENSORRT], tensorrt={}))
+        TensorRTTarget().check(config(targets=[TENSORRT]))
     with pytest.raises(UsageError, match=r"builds ahead of time for no such GPU[\s\S]*current"):
-        TensorRTTarget().check(config(targets=[TENSORRT], tensorrt={"sm": [89]}))
+        TensorRTTarget().check(config(targets={TENSORRT: {"sm": [89]}}))
 
 
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="says what happens without TensorRT")
 def test_without_tensorrt_the_command_names_how_to_get_it_and_what_it_conflicts_with(capsys, tmp_path) -> None:
     assert main.run(["build", "--target", TENSORRT, "-o", str(tmp_path / "out")]) == 4
     said = capsys.readouterr().err
-    assert "pip install 'tensorrt>=10.13,<12' (not beside tensorrt-llm" in said
+    assert "pip install 'tensorrt>=10.13,<12' (not next to tensorrt-llm" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -48,6 +48,8 @@ def test_its_bundle_passes_the_parity_gate_and_names_the_package(bundle: Path) -
     assert opened.targets == (NAME,)
     assert opened.manifest.parity == {NAME: PASSED}
     assert opened.manifest.tools["r1v-numpy-archive"] == "1.0"
+    document = json.loads((bundle / "pipeline.json").read_text())
+    assert document["engines"][NAME]["files"] == {"weights": "weights.npz"}
 
 
 def test_its_options_decide_what_is_written_and_are_saved(bundle: Path) -> None:

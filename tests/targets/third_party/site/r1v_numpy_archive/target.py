@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1v_export.errors import UsageError
+from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_numpy_archive import doctor
 from r1v_numpy_archive.config import NumpyArchiveConfig
 from r1v_numpy_archive.runtime.engine import open_archive
-from r1v_numpy_archive.write.archive import write_archive
+from r1v_numpy_archive.write.archive import ARCHIVE, write_archive
 
 if TYPE_CHECKING:
     from r1v_export.checkpoint.spec import ModelSpec
     from r1v_export.config import BuildConfig, Device
+    from r1v_export.progress import ProgressCallback
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.reference.model import ReferenceEngine
-    from r1v_export.targets.interface import Advance
 
 
 class NumpyArchiveTarget(Target):
@@ -43,8 +44,12 @@ class NumpyArchiveTarget(Target):
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         return NumericsSpec("float32")
 
-    def build(self, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+    def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         write_archive(inputs.checkpoint, out, inputs.config.options(self.name, NumpyArchiveConfig).compress)
+        on_progress(1, 1, "written")
+
+    def engine_document(self, engine: Path) -> EngineDocument:
+        return EngineDocument(files={"weights": ARCHIVE}, options={})
 
     def missing(self, device: Device) -> str | None:
         return None if device == "cpu" else "it is computed on the CPU"
