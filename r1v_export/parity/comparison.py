@@ -6,7 +6,7 @@ import importlib.metadata
 import io
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from operator import length_hint
@@ -20,7 +20,7 @@ from r1v_export.parity.diagnosis import kind_of, likely_causes, problem
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.latency import TimedEngine, latencies
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
-from r1v_export.parity.ranges import range_facts, recorder
+from r1v_export.parity.ranges import range_facts, recorder, saturations
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import (
     BoundaryResult,
@@ -86,8 +86,8 @@ def check(
             to name the block.
         max_new_tokens: longest greedy answer.
         batch_size: samples decoded together.
-        measure_latency: time each stage of both engines. The report is then not the same twice. For a float16
-            engine, the reference's times include recording how large its tensors become.
+        measure_latency: time each stage of both engines. The report is then not the same twice. For float16 or
+            quantized inputs, the reference's times include recording how large its tensors become.
         on_progress: called with the number of samples done, after each batch.
 
     Raises:
@@ -106,7 +106,7 @@ def check(
             found=f"{reference.engine.name}, {candidate.engine.name}",
             fix="compare without blocks",
         )
-    recording = recorder(reference.engine, compute if gate == "arithmetic" else "float32")
+    recording = recorder(reference.engine, compute, quantized_inputs) if gate == "arithmetic" else nullcontext()
     timed = tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate)) if measure_latency else ()
     if timed:
         reference, candidate = (replace(s, engine=t) for s, t in zip((reference, candidate), timed, strict=True))
@@ -137,6 +137,7 @@ def check(
         samples=tuple(results),
         environment=environment(),
         ranges=range_facts(magnitudes, compute),
+        saturations=saturations(magnitudes),
         latency=latencies(*timed) if timed else (),
     )
 

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from r1v_export.config import Compute
 from r1v_export.contract import Engine
-from r1v_export.parity.schema import LayerRange, RangeFacts
+from r1v_export.parity.schema import LayerRange, RangeFacts, Saturation
 
 LARGEST: Mapping[Compute, float] = {"float16": 65504.0}
 """Types that end before a model may; bfloat16 and float32 end at 3.4e38."""
@@ -23,6 +23,10 @@ class Magnitudes(Protocol):
         """Layer -> its tensor with the largest magnitude, and that; infinite where one was NaN."""
         ...
 
+    def saturations(self) -> dict[str, float]:
+        """Linear -> its input's largest magnitude over what its static scale represents."""
+        ...
+
 
 @runtime_checkable
 class RecordsMagnitudes(Protocol):
@@ -31,19 +35,25 @@ class RecordsMagnitudes(Protocol):
     def recorded(self) -> AbstractContextManager[Magnitudes]: ...
 
 
-def recorder(engine: Engine, compute: Compute) -> AbstractContextManager[Magnitudes | None]:
-    """Records while it is open, where the type has a range to be held to and the engine shows its tensors."""
-    if compute in LARGEST and isinstance(engine, RecordsMagnitudes):
+def recorder(engine: Engine, compute: Compute, quantized_inputs: bool) -> AbstractContextManager[Magnitudes | None]:
+    """Records while it is open, where there is a range to be held to and the engine shows its tensors."""
+    if (compute in LARGEST or quantized_inputs) and isinstance(engine, RecordsMagnitudes):
         return engine.recorded()
     return nullcontext()
 
 
 def range_facts(magnitudes: Magnitudes | None, compute: Compute) -> RangeFacts | None:
-    """What was recorded, None where nothing was."""
-    if magnitudes is None:
+    """How near the tensors come to the end of the type; None where it ends no earlier than float32."""
+    if magnitudes is None or compute not in LARGEST:
         return None
     layers = tuple(
         LayerRange(layer=layer, tensor=tensor, magnitude=magnitude)
         for layer, (tensor, magnitude) in magnitudes.by_layer().items()
     )
     return RangeFacts(dtype=compute, largest=LARGEST[compute], layers=layers)
+
+
+def saturations(magnitudes: Magnitudes | None) -> tuple[Saturation, ...]:
+    """Linears whose static input scale does not represent all that they were given."""
+    found = magnitudes.saturations() if magnitudes else {}
+    return tuple(Saturation(linear=linear, ratio=ratio) for linear, ratio in found.items() if ratio > 1)

@@ -198,6 +198,23 @@ class RangeFacts(_Part):
         )
 
 
+class Saturation(_Part):
+    """A linear whose input is quantized by a static scale, and was larger than that scale represents: it is clipped."""
+
+    linear: str
+    ratio: Number
+    """Largest magnitude over the largest that the scale represents."""
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence where most of the input's range is clipped; a little beyond a calibration's maximum is usual."""
+        if self.ratio <= 2:
+            return None
+        return (
+            f"inputs of {self.linear} reach {self.ratio:.3g} times what their static scale represents, and are clipped"
+        )
+
+
 class TextFacts(_Part):
     """How likely the reference finds right replies to calibration questions; nats per token."""
 
@@ -256,6 +273,8 @@ class ParityReport(_Part):
     calibration: CalibrationFacts | None = None
     ranges: RangeFacts | None = None
     """Where the engine's type has a range that a model may leave."""
+    saturations: tuple[Saturation, ...] = ()
+    """Where inputs are quantized by static scales."""
     texts: TextFacts | None = None
     """Where the checkpoint came quantized: then both sides decode its codes in the same way."""
     bundles: tuple[BundleFacts, ...] = ()
@@ -272,7 +291,7 @@ class ParityReport(_Part):
         ranges = self.ranges.warnings if self.ranges else ()
         reason = self.texts.not_gated if self.texts else None
         texts = (f"whether the codes are read rightly was not checked on texts: {reason}",) if reason else ()
-        return (*ranges, *texts)
+        return (*ranges, *(s.warning for s in self.saturations if s.warning), *texts)
 
     def boundary(self, name: str) -> BoundaryResult:
         """

@@ -1,7 +1,8 @@
 """The largest magnitude of every tensor inside the model while it computes: what a type of less range must hold.
 
 Recorded are the inputs and outputs of every linear, norm, convolution and activation, the residual stream behind every
-block, and attention scores (q k / sqrt(D), before the softmax).
+block, and attention scores (q k / sqrt(D), before the softmax). Of linears whose inputs are quantized by a static
+scale, also how far an input lies beyond what that scale represents.
 
 Shape letters: T tiles, P positions, B batch, S new tokens, C cache capacity, H heads, K key-value heads, D head dim.
 """
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +32,20 @@ class Magnitudes:
 
     _largest: dict[str, Tensor] = field(default_factory=dict)
     """Scalars; they stay on their device until they are read, so that nothing waits for it."""
+    _saturation: dict[str, Tensor] = field(default_factory=dict)
 
     def record(self, name: str, values: Tensor) -> None:
-        if not values.is_floating_point() or not values.numel():
-            return
-        low, high = torch.aminmax(values)
-        largest = torch.maximum(-low, high).float()
-        self._largest[name] = torch.maximum(self._largest[name], largest) if name in self._largest else largest
+        if values.is_floating_point() and values.numel():
+            low, high = torch.aminmax(values)
+            _keep_largest(self._largest, name, torch.maximum(-low, high).float())
+
+    def record_saturation(self, name: str, ratio: Tensor | None) -> None:
+        if ratio is not None:
+            _keep_largest(self._saturation, name, ratio)
+
+    def saturations(self) -> dict[str, float]:
+        """Linear -> its input's largest magnitude over what its static scale represents."""
+        return {name: float(ratio) for name, ratio in self._saturation.items()}
 
     def by_tensor(self) -> dict[str, float]:
         """Name of each tensor ("...mlp.down_proj: input") -> its largest magnitude; infinite where one was NaN."""
@@ -52,6 +60,17 @@ class Magnitudes:
             if layer not in layers or magnitude > layers[layer][1]:
                 layers[layer] = (tensor, magnitude)
         return layers
+
+
+def _keep_largest(found: dict[str, Tensor], name: str, value: Tensor) -> None:
+    found[name] = torch.maximum(found[name], value) if name in found else value
+
+
+@runtime_checkable
+class StaticInputs(Protocol):
+    """A linear that may quantize its input by a static scale."""
+
+    def saturation(self, x: Tensor) -> Tensor | None: ...
 
 
 @contextmanager
@@ -84,6 +103,8 @@ def _in_and_out(name: str, magnitudes: Magnitudes) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         magnitudes.record(f"{name}: input", args[0])
         magnitudes.record(f"{name}: output", output[0] if isinstance(output, tuple) else output)
+        if isinstance(module, StaticInputs):
+            magnitudes.record_saturation(name, module.saturation(args[0]))
 
     return hook
 

@@ -15,6 +15,8 @@ from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.report import to_html
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import LayerRange, ParityReport, RangeFacts
+from r1v_export.quantization.algorithms.rtn import round_to_nearest
+from r1v_export.quantization.apply.torch import FakeQuantLinear
 from r1v_export.reference import operators
 from r1v_export.reference.language import CacheStep, LayerCache, rotary_tables
 from r1v_export.reference.magnitudes import recorded
@@ -142,3 +144,29 @@ def test_a_nan_counts_as_infinite(model):
         magnitudes.record("x", torch.tensor([1.0, float("nan")]))
         magnitudes.record("x", torch.tensor([2.0]))
     assert magnitudes.by_tensor() == {"x": float("inf")}
+
+
+@pytest.mark.parametrize(("shrink", "warned"), [(1.0, False), (1.5, False), (4.0, True)])
+def test_inputs_beyond_what_a_static_scale_represents_are_listed_and_warned_of_beyond_twice(
+    model, reference, samples, shrink, warned
+):
+    name = f"{LAYER}.mlp.gate_proj"
+    with recorded(model) as magnitudes:
+        check(reference, reference, samples[:1], precision="fp32", max_new_tokens=2)
+    largest = magnitudes.by_tensor()[f"{name}: input"]
+    quantized = copy.deepcopy(model)
+    linear = replace(
+        round_to_nearest(model.get_submodule(name).weight.detach(), "fp8"),
+        input_type="fp8",
+        input_scale=torch.tensor(largest / 448 / shrink),
+    )
+    quantized.set_submodule(name, FakeQuantLinear(linear))
+    endpoint = replace(reference, engine=ReferenceEngine(quantized))
+    report = check(endpoint, endpoint, samples[:1], precision="fp8", quantized_inputs=True, max_new_tokens=2)
+    assert report.passed
+    assert report.ranges is None
+    expected = {} if shrink == 1.0 else {name: pytest.approx(shrink, rel=1e-4)}
+    found = {s.linear: s.ratio for s in report.saturations}
+    assert {k: v for k, v in found.items() if v > 1.0001} == expected
+    assert bool(report.warnings) == warned
+    assert not warned or (name in report.warnings[0] and name in to_html(report))

@@ -46,6 +46,8 @@ def stored_offset(linears: Mapping[str, StoredLinear], symmetric: bool) -> int |
     """
     every = max(1, len(linears) // LINEARS)
     parts = [part for linear in list(linears.values())[::every] for part in linear.parts]
+    if not parts:
+        return None
     if symmetric:
         return _symmetric_offset(parts)
     shown = [offset_of(*_read(part)) for part in parts]

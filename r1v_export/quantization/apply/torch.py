@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1v_export.quantization.kv_scales import CacheType, KVScales
-from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize_dequantize, token_scale
+from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear, absmax, quantize_dequantize, token_scale
 
 Entry = TypeVar("Entry")
 
@@ -33,6 +33,14 @@ class FakeQuantLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         self.register_buffer("input_scale", linear.input_scale)
         self.register_buffer("pre_quant_scale", linear.pre_quant_scale)
+
+    def saturation(self, x: Tensor) -> Tensor | None:
+        """The largest magnitude of an input over the largest that its static scale represents, a scalar; None where
+        scales are dynamic or inputs are not quantized."""
+        if self.input_type is None or self.input_scale is None:
+            return None
+        scaled = x if self.pre_quant_scale is None else x * self.pre_quant_scale
+        return absmax(scaled) / (self.input_scale * RANGES[self.input_type][1])
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pre_quant_scale is not None:

@@ -12,8 +12,8 @@ from torch import Tensor
 import r1v_export
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.quantized.zero_points import offset_of
-from tests.checkpoint.conftest import refusal
-from tests.quantized_checkpoints import GPTQ, pack_gptq, quantized_copy, random_linear, rounded_linear
+from tests.checkpoint.conftest import edit_tensors, refusal
+from tests.quantized_checkpoints import GPTQ, pack_gptq, quantized_copy, random_linear, rounded_linear, set_quantization
 
 NANO = Path(r1v_export.__file__).parent / "nano" / "model"
 FORMATS = {1: "gptq", 0: "gptq_v2"}
@@ -92,3 +92,14 @@ def test_symmetric_with_zero_points_of_its_own_is_refused_at_open_with_the_cure(
     error = refusal(tmp_path / "model")
     assert "not supported" in error.what
     assert "sym: false" in error.fix
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_packed_tensors_of_no_linear_of_the_model_are_refused_as_missing_weights(tiny, symmetric):
+    def rename(tensors):
+        for name in [name for name in tensors if ".mlp.up_proj.weight" in name]:
+            tensors[name.replace("up_proj.weight", "other.qweight")] = tensors.pop(name)
+
+    edit_tensors(tiny / "model.safetensors", rename)
+    set_quantization(tiny, GPTQ | {"sym": symmetric})
+    assert "up_proj" in str(refusal(tiny))
