@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from r1v_export.checkpoint.byte_level import BYTE_OF
 from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.presets import Preset
 from r1v_export.checkpoint.spec import ModelSpec
@@ -91,7 +92,7 @@ def byte_tokenizer(tokens: Mapping[str, int]) -> dict[str, Any]:
 
     The added tokens stand in the model's vocabulary too: that alone lets them have ids far beyond the others.
     """
-    vocab = {character: byte for byte, character in enumerate(_byte_characters())}
+    vocab = dict(BYTE_OF)
     return {
         "version": "1.0",
         "truncation": None,
@@ -111,13 +112,6 @@ def byte_tokenizer(tokens: Mapping[str, int]) -> dict[str, Any]:
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         "model": {"type": "BPE", "vocab": vocab | dict(tokens), "merges": []},
     }
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(_BYTES) if byte not in printable]
-    return [chr(byte if byte in printable else _BYTES + others.index(byte)) for byte in range(_BYTES)]
 
 
 def _native_config(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:

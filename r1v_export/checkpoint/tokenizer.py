@@ -18,6 +18,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from r1v_export.checkpoint.byte_level import BYTE_OF
 from r1v_export.checkpoint.config_section import read_json_object
 from r1v_export.errors import CheckpointError, InputError
 from r1v_export.files import read_regular_text
@@ -39,21 +40,6 @@ _PROBE = unicodedata.normalize("NFC", f"  {''.join(map(chr, range(1, 1024)))}\u4
 
 _VISIBLE_TOKENS = frozenset({"<think>", "</think>"})
 """Kept in decoded text even where a tokenizer declares them special: they separate the reasoning from the answer."""
-
-
-def _byte_characters() -> Iterator[tuple[str, int]]:
-    """The character that stands for each byte in a byte-level vocabulary, as GPT-2 numbered them: printable Latin-1
-    stands for itself, the other bytes follow from U+0100 on."""
-    others = 256
-    for byte in range(256):
-        if chr(byte).isprintable() and chr(byte) != " ":
-            yield chr(byte), byte
-        else:
-            yield chr(others), byte
-            others += 1
-
-
-_BYTE_OF = dict(_byte_characters())
 
 
 @dataclass(frozen=True)
@@ -128,7 +114,7 @@ class Tokenizer:
             return b""
         token = self._text_of[id_]
         try:
-            return bytes(_BYTE_OF[character] for character in token)
+            return bytes(BYTE_OF[character] for character in token)
         except KeyError:  # An added token may hold characters that stand for no byte.
             return token.encode()
 
