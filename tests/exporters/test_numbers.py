@@ -66,10 +66,11 @@ def test_embed_puts_image_embeddings_where_the_image_tokens_are(model, tmp_path)
     np.testing.assert_array_equal(embeds, ReferenceEngine(model).embed(ids, images))
 
 
-def test_embed_takes_a_single_text_token_without_images(model, tmp_path):
+def test_embed_takes_a_single_token_without_images(model, tmp_path):
     graph = session(contract.EMBED, model, tmp_path)
-    embeds = run(graph, input_ids=np.array([[11]]), image_embeds=np.zeros((0, 64), np.float32))
-    np.testing.assert_array_equal(embeds[0, 0], model.language_model.model.embed_tokens.weight[11].detach())
+    for token in (11, model.spec.image_token_id):
+        embeds = run(graph, input_ids=np.array([[token]]), image_embeds=np.zeros((0, 64), np.float32))
+        np.testing.assert_array_equal(embeds[0, 0], model.language_model.model.embed_tokens.weight[token].detach())
 
 
 YARN = RopeScaling(type="yarn", factor=4, original_max_position_embeddings=16, attention_factor=1.1386)

@@ -38,6 +38,17 @@ def test_a_row_without_images_leaves_the_others_in_order(embed):
     assert torch.equal(out[1], embed.embed_tokens.weight[ids[1]])
 
 
+def test_an_image_token_without_an_image_takes_its_own_row(embed):
+    """As in the published code, which replaces embeddings of the prompt only: a model may write an image token."""
+    ids = torch.tensor([[1, IMAGE, IMAGE, 2, IMAGE]])
+    images = torch.tensor([[1.0] * 4, [2.0] * 4])
+    own = embed.embed_tokens.weight[ids]
+    assert torch.equal(embed(ids, torch.empty(0, 4)), own)
+    out = embed(ids, images)
+    assert torch.equal(out[0, 1:3], images)
+    assert torch.equal(out[0, [0, 3, 4]], own[0, [0, 3, 4]])
+
+
 def test_a_prompt_may_be_all_image(embed):
     images = torch.randn(4, 4)
     assert torch.equal(embed(torch.full((1, 4), IMAGE), images)[0], images)
