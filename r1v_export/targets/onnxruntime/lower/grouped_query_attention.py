@@ -15,6 +15,10 @@ from r1v_export.targets.onnxruntime.lower.pattern import (
 )
 
 
+_HEAD_SIZE_MULTIPLE = 16
+"""ONNX Runtime, group_query_attention_helper.h: of 8, and of 16 with do_rotary."""
+
+
 class GroupQueryAttention(ir.passes.InPlacePass):
     """RotaryEmbedding, TensorScatter and Attention over the cache -> one com.microsoft GroupQueryAttention.
 
@@ -29,7 +33,7 @@ class GroupQueryAttention(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         cached = [node for node in graph if node.op_type == "Attention" and len(node.inputs) == 7]
-        layers = [node for node in cached if not _rounds_its_cache(node)]
+        layers = [node for node in cached if _fits_the_kernel(node) and not _rounds_its_cache(node)]
         if not layers:
             return ir.passes.PassResult(model, modified=False)
         lengths = _lengths(graph, before=graph[0])
@@ -37,6 +41,11 @@ class GroupQueryAttention(ir.passes.InPlacePass):
             _fuse(attention, *lengths)
         model.opset_imports[MICROSOFT] = 1
         return ir.passes.PassResult(model, modified=True)
+
+
+def _fits_the_kernel(attention: ir.Node) -> bool:
+    """Whether heads are of a size that the fused operator takes where it rotates them itself."""
+    return attention.inputs[0].shape[3] % _HEAD_SIZE_MULTIPLE == 0
 
 
 def _rounds_its_cache(attention: ir.Node) -> bool:

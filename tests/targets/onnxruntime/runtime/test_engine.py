@@ -9,6 +9,8 @@ from r1v_export import contract
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.runner.scheduler import prefill
 from r1v_export.targets.onnxruntime.runtime import engine as onnxruntime_engine
+from tests.targets.conftest import build
+from tests.tiny_models import tiny_spec
 
 RNG = np.random.default_rng(0)
 TOLERANCE = 1e-4
@@ -158,3 +160,14 @@ def test_onnxruntime_does_warn_of_a_copied_cache(r1v, capfd, caplog):
     }
     session.run([contract.LOGITS, contract.present_key(0)], feeds | {contract.CACHE_LENGTH: np.array([1])})
     assert "copying past_cache" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("head_dim", [4, 8, 12, 16, 20, 24, 40])
+def test_heads_of_any_even_size_follow_the_reference(tmp_path, head_dim):
+    """ONNX Runtime's fused attention takes multiples of 16 only; others keep the standard operator."""
+    built = build(tiny_spec(language={"head_dim": head_dim}), tmp_path)
+    prompts_SE = prompts(built.spec, [7, 3])
+    steps = [normal(2, 1, built.spec.language.hidden_size) for _ in range(6)]
+    expected = walk(built.reference, prompts_SE, steps)
+    for ours, wanted in zip(walk(built.open(), prompts_SE, steps), expected, strict=True):
+        assert_close(ours, wanted)
