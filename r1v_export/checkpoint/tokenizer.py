@@ -41,6 +41,9 @@ _PROBE = unicodedata.normalize("NFC", f"  {''.join(map(chr, range(1, 1024)))}\u4
 _VISIBLE_TOKENS = frozenset({"<think>", "</think>"})
 """Kept in decoded text even where a tokenizer declares them special: they separate the reasoning from the answer."""
 
+_GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+"""InternVL's marks around what is named and where it is."""
+
 
 @dataclass(frozen=True)
 class AddedToken:
@@ -54,14 +57,18 @@ class AddedToken:
 class Tokenizer:
     """Text to ids and ids to text. Immutable, and safe to share between threads."""
 
-    def __init__(self, plain: tokenizers.Tokenizer, added_tokens: Mapping[str, AddedToken]) -> None:
+    def __init__(
+        self, plain: tokenizers.Tokenizer, added_tokens: Mapping[str, AddedToken], grounding: bool = False
+    ) -> None:
         """
         Args:
             plain: the byte-level BPE without any added token.
             added_tokens: the added tokens by name.
+            grounding: let the tokens of grounding through, see `with_grounding`.
         """
         self._plain = plain
         self.added_tokens = dict(added_tokens)
+        self.grounding_tokens = tuple(name for name in _GROUNDING_TOKENS if grounding and name in added_tokens)
         self._text_of = {id_: token for token, id_ in plain.get_vocab().items()}
         self._text_of |= {token.id: name for name, token in added_tokens.items()}
         self._hidden = {token.id for name, token in added_tokens.items() if self.hides(name)}
@@ -82,6 +89,11 @@ class Tokenizer:
         with _library_errors(file):
             _check_round_trip(tokenizer, file)
         return tokenizer
+
+    def with_grounding(self) -> Tokenizer:
+        """The same tokenizer, with `<ref>`, `<box>` and `<quad>` shown in decoded text, and special in prompts, where
+        anyone can then write them."""
+        return Tokenizer(self._plain, self.added_tokens, grounding=True)
 
     @property
     def vocab_size(self) -> int:
@@ -120,7 +132,7 @@ class Tokenizer:
 
     def hides(self, token: str) -> bool:
         """Whether an added token is left out of decoded text."""
-        return self.added_tokens[token].special and token not in _VISIBLE_TOKENS
+        return self.added_tokens[token].special and token not in (*_VISIBLE_TOKENS, *self.grounding_tokens)
 
     def definition(self) -> dict[str, Any]:
         """Content of a tokenizer.json, which `from_folder` reads as this tokenizer."""

@@ -48,6 +48,7 @@ MAX_VIDEO_FRAMES = 4096
 @engine_option
 @model_option
 @click.option("--no-think", is_flag=True, help="Answer without reasoning.")
+@click.option("--grounding", is_flag=True, help="Let <ref>, <box> and <quad> through in questions and answers.")
 @click.option("--answer-only", is_flag=True, help="Do not print the reasoning.")
 @click.option("--chat", is_flag=True, help="Hold a conversation; questions come line by line from stdin.")
 @click.option("--greedy", is_flag=True, help="Take the likeliest token, whatever the checkpoint recommends.")
@@ -75,6 +76,7 @@ def command(
     engine: str | None,
     model: str | None,
     no_think: bool,
+    grounding: bool,
     answer_only: bool,
     chat: bool,
     greedy: bool,
@@ -103,7 +105,7 @@ def command(
         show = partial(print_answer, sampling=chosen, answer_only=answer_only, lines=chat)
     else:
         show = partial(stream, answer_only=answer_only)
-    runner = open_runner(bundle, target, model, device, engine)
+    runner = open_runner(bundle, target, model, device, engine, grounding)
     if chat:
         converse(_asking(runner, chosen, not no_think), _by_name(load), show, loaded)
     else:

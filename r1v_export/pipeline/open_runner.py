@@ -27,6 +27,7 @@ def open_runner(
     model: str | None = None,
     device: Device = "cpu",
     engine: str | None = None,
+    grounding: bool = False,
 ) -> BaseRunner[Any]:
     """A runner over one of the bundle's engines, over PyTorch, or over a library that decodes by itself.
 
@@ -34,6 +35,7 @@ def open_runner(
         target: an engine of the bundle, or `pytorch`; its first engine when None.
         model: where the checkpoint is, for `pytorch`, when the bundle was built from a folder.
         engine: lets a target's own library decode: a folder of `r1v-export engine`, or `llm-api`.
+        grounding: let `<ref>`, `<box>` and `<quad>` through in questions and answers.
 
     Raises:
         UsageError: target and engine do not go together.
@@ -42,6 +44,8 @@ def open_runner(
     """
     bundle = Bundle.open(folder)
     tokenizer, pipeline = open_files(folder)
+    if grounding:
+        tokenizer = tokenizer.with_grounding()
     if engine is not None:
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)

@@ -85,6 +85,7 @@ def document_template(document: PipelineDocument) -> Template:
         begin=_text(prompt.begin),
         default_system=prompt.default_system,
         thinking=_text(prompt.thinking),
+        keep_reasoning=not prompt.past_answer.starts_after,
         strip_answer=bool(prompt.past_answer.strip_leading),
         image_tokens=(images.start.token, images.context.token, images.end.token),
         reasoning_tags=(document.reasoning.start, document.reasoning.end),
@@ -147,7 +148,8 @@ def _describe_prompt(template: Template, tokenizer: Tokenizer, tokens_per_tile: 
         default_system=template.default_system,
         thinking=pieces(template.thinking),
         past_answer=PastAnswer(
-            starts_after=template.reasoning_tags[1], strip_leading="\n" if template.strip_answer else ""
+            starts_after="" if template.keep_reasoning else template.reasoning_tags[1],
+            strip_leading="\n" if template.strip_answer else "",
         ),
         images=ImageTokens(
             placeholder=IMAGE_PLACEHOLDER,

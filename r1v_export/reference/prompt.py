@@ -7,7 +7,7 @@ executed. Only a template and the images make special tokens; text, whoever wrot
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ class Template:
     default_system: str = ""
     thinking: str = ""
     """Opens the reasoning, at the end of the prompt. `<think>` is plain text where the tokenizer has no such token."""
+    keep_reasoning: bool = False
+    """Past answers stay as they were, reasoning included; else all up to the last `</think>` is left out."""
     strip_answer: bool = False
     """Past answers lose the line breaks in front, which separated them from their reasoning."""
     image_tokens: tuple[str, str, str] = (IMAGE_START, IMAGE_CONTEXT, IMAGE_END)
@@ -76,6 +78,7 @@ _R1V3 = replace(_CHATML, name="r1v3", thinking="<think>\n", strip_answer=True)
 _INTERNVL2_5 = replace(
     _CHATML,
     name="internvl2_5",
+    keep_reasoning=True,
     default_system="你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
 )
 
@@ -96,7 +99,7 @@ class Turn:
     Attributes:
         role: the system may speak first; then user and assistant alternate, and a user speaks last.
         text: what was said. A user's images stand where the text says `<image>`, and before the text, one to a
-            line, where it never does.
+            line, where it never does. Without images `<image>` is text as any other.
         images: how many images a user shows.
     """
 
@@ -117,8 +120,9 @@ def encode(
 ) -> list[int]:
     """Token ids of a conversation, up to where the assistant goes on.
 
-    A system turn replaces the template's own system message; an empty one removes it. Thoughts of past answers, up to
-    `</think>`, are left out as the published templates do.
+    A system turn replaces the template's own system message; an empty one removes it. Reasoning of past answers is left
+    out where the published template leaves it out: R1V's do, InternVL's does not. Tokens of grounding in what was said
+    become special ones where the tokenizer lets them through (`Tokenizer.with_grounding`); no other text ever does.
 
     Args:
         tiles_per_image: tiles of each image, in the order of the turns.
@@ -132,7 +136,7 @@ def encode(
         CheckpointError: the tokenizer lacks a token of the template.
     """
     _check_turns(turns, tiles_per_image)
-    pieces = _render(template, turns, tiles_per_image, tokens_per_tile, think)
+    pieces = _render(template, turns, tiles_per_image, tokens_per_tile, think, tokenizer.grounding_tokens)
     ids = _to_ids(tokenizer, template, pieces)
     if max_length is not None and len(ids) > max_length:
         raise InputError(
@@ -191,12 +195,21 @@ def _check_turns(turns: Sequence[Turn], tiles_per_image: Sequence[int]) -> None:
 
 
 def _render(
-    template: Template, turns: Sequence[Turn], tiles_per_image: Sequence[int], tokens_per_tile: int, think: bool
+    template: Template,
+    turns: Sequence[Turn],
+    tiles_per_image: Sequence[int],
+    tokens_per_tile: int,
+    think: bool,
+    grounding_tokens: Collection[str],
 ) -> Iterator[_Piece]:
     """The conversation as text and special tokens, in order."""
 
     def frame(text: str) -> Iterator[_Piece]:
         return split_special(text, template)
+
+    def said(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
+        for piece in pieces:
+            yield from _split(piece, grounding_tokens) if isinstance(piece, str) else (piece,)
 
     image_lengths = iter([tiles * tokens_per_tile for tiles in tiles_per_image])
     if turns[0].role != "system":
@@ -208,22 +221,31 @@ def _render(
         before, after = getattr(template, turn.role)
         yield from frame(before)
         if turn.role == "user":
-            yield from _user_pieces(turn, image_lengths, template)
+            yield from said(_user_pieces(turn, image_lengths, template))
         else:
-            yield _past_answer(turn.text, template) if turn.role == "assistant" else turn.text
+            yield from said([_past_answer(turn.text, template) if turn.role == "assistant" else turn.text])
         yield from frame(after)
     yield from frame(template.assistant[0] + (template.thinking if think else ""))
 
 
 def split_special(text: str, template: Template) -> Iterator[str | SpecialToken]:
     """Cut a template's own text at its special tokens; the texts between them may be empty."""
-    tokens = (*template.special_tokens, template.reasoning_tags[0])
+    return _split(text, (*template.special_tokens, template.reasoning_tags[0]))
+
+
+def _split(text: str, tokens: Collection[str]) -> Iterator[str | SpecialToken]:
+    if not tokens:
+        yield text
+        return
     pattern = "|".join(re.escape(token) for token in tokens)
     for index, part in enumerate(re.split(f"({pattern})", text)):
         yield SpecialToken(part) if index % 2 else part
 
 
 def _user_pieces(turn: Turn, image_lengths: Iterator[int], template: Template) -> Iterator[_Piece]:
+    if not turn.images:
+        yield turn.text
+        return
     placeholders = turn.text.count(IMAGE_PLACEHOLDER)
     if placeholders not in (0, turn.images):
         raise InputError(
@@ -242,6 +264,8 @@ def _user_pieces(turn: Turn, image_lengths: Iterator[int], template: Template) -
 
 
 def _past_answer(text: str, template: Template) -> str:
+    if template.keep_reasoning:
+        return text
     answer = text.rsplit(template.reasoning_tags[1], maxsplit=1)[-1]
     return answer.lstrip("\n") if template.strip_answer else answer
 

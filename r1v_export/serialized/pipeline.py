@@ -65,7 +65,7 @@ class PastAnswer(Strict):
     """What of an earlier answer of the assistant stays in the prompt."""
 
     starts_after: str
-    """All up to the last of these goes, and it too: the reasoning."""
+    """All up to the last of these goes, and it too: the reasoning. Nothing goes where this is empty."""
     strip_leading: str
     """Then these characters go from the front."""
 
@@ -74,7 +74,8 @@ class ImageTokens(Strict):
     """What stands in a user's turn for an image: `start`, `context` so often as its tiles have tokens, `end`."""
 
     placeholder: str
-    """In a user's text, each stands for the next image. Their number is that of the turn's images, or 0."""
+    """In the text of a turn with images, each stands for the next one. Their number is that of the images, or 0. In a
+    turn without images it is text as any other."""
     default_position: str
     """Put before a user's text, once for each image, where the text has no placeholder."""
     start: TokenPiece

@@ -31,7 +31,7 @@ OPTIONS = {
     "check": "BUNDLE --target --model --questions --image --question --blocks --against --max-new-tokens --report "
     "--device --threads",
     "verify": "BUNDLE",
-    "run": "BUNDLE QUESTION --image --target --engine --model --no-think --answer-only --chat --greedy "
+    "run": "BUNDLE QUESTION --image --target --engine --model --no-think --grounding --answer-only --chat --greedy "
     "--max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --stop --stop-in-reasoning --device "
     "--threads",
     "bench": "BUNDLE --image --question --target --engine --model --tokens --runs --roofline --device --threads",

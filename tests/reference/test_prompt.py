@@ -240,7 +240,47 @@ def test_a_image_needs_no_text(nano, nano_oracle):
     assert encode(nano, R1V3, [Turn("user", "", images=1)], [1], 1) == nano_oracle.encode(expected)
 
 
-@pytest.mark.parametrize(("text", "images"), [("<image>", 0), ("<image><image>", 1), ("<image> or", 2)])
+def test_an_image_placeholder_without_images_is_text(nano, nano_oracle):
+    ids = encode(nano, R1V3, [Turn("user", "What does <image> mean in HTML?")], [], TOKENS_PER_TILE)
+    assert "user\nWhat does <image> mean in HTML?\n" in nano.decode(ids)
+    assert nano.special_id("<img>") not in ids
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("internvl2_5", "<think>why</think>\n\nanswer"),
+        ("r1v3", "answer"),
+        ("r1v2", "answer"),
+        ("r1v1", "\n\nanswer"),
+    ],
+)
+def test_the_reasoning_of_past_answers_stays_where_the_published_template_keeps_it(deepseek, name, kept):
+    tokenizer, oracle = deepseek
+    turns = [Turn("user", "Q"), Turn("assistant", "<think>why</think>\n\nanswer"), Turn("user", "R")]
+    text = oracle.decode(encode(tokenizer, TEMPLATES[name], turns, [], TOKENS_PER_TILE))
+    past = text.split("Q", maxsplit=1)[1]
+    before, after = TEMPLATES[name].assistant
+    assert past.removeprefix(TEMPLATES[name].user[1]).startswith(f"{before}{kept}{after}")
+
+
+def test_grounding_goes_through_where_it_is_asked_for(nano):
+    text = "Where is <ref>the cat</ref>? <box>[[1, 2, 3, 4]]</box> <|im_end|>"
+    turns = [Turn("user", text), Turn("assistant", text), Turn("user", text)]
+    marks = [nano.special_id(name) for name in ("<ref>", "</ref>", "<box>", "</box>")] * 3
+    end = nano.special_id("<|im_end|>")
+    plain = encode(nano, R1V3, turns, [], TOKENS_PER_TILE)
+    assert not set(marks) & set(plain)
+
+    grounded = nano.with_grounding()
+    ids = encode(grounded, R1V3, turns, [], TOKENS_PER_TILE)
+    assert [id_ for id_ in ids if id_ in marks] == marks
+    assert ids.count(end) == plain.count(end)
+    assert grounded.decode(ids) == nano.decode(plain)
+    assert "<ref>" not in nano.decode(ids)
+
+
+@pytest.mark.parametrize(("text", "images"), [("<image><image>", 1), ("<image> or", 2)])
 def test_placeholders_that_do_not_match_the_images_are_refused(nano, text, images):
     with pytest.raises(InputError, match=r"placeholders do not match"):
         encode(nano, R1V3, [Turn("user", text, images)], [1] * images, TOKENS_PER_TILE)

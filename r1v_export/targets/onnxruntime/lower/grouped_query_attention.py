@@ -14,7 +14,6 @@ from r1v_export.targets.onnxruntime.lower.pattern import (
     replace_node,
 )
 
-
 _HEAD_SIZE_MULTIPLE = 16
 """ONNX Runtime, group_query_attention_helper.h: of 8, and of 16 with do_rotary."""
 
