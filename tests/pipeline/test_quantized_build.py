@@ -19,7 +19,14 @@ from r1v_export.errors import ParityError
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
 from r1v_export.pipeline.check import Questions, check_bundle
-from r1v_export.pipeline.parity_gate import candidate_endpoint, compare, gates, questions, reference_endpoint, rounding
+from r1v_export.pipeline.parity_gate import (
+    GeneratedQuestions,
+    candidate_endpoint,
+    compare,
+    gates,
+    reference_endpoint,
+    rounding,
+)
 from r1v_export.progress import Progress
 from r1v_export.quantization.recipe import load
 
@@ -56,7 +63,7 @@ def test_the_engine_computes_what_the_fake_quantized_model_computes(bundle: Path
     artifact = open_artifact(bundle, checkpoint)
     gate, reference = next(gates(checkpoint, artifact, "cpu"))
     candidate = candidate_endpoint(bundle, "onnxruntime", "cpu")
-    samples = questions(checkpoint, 2)
+    samples = GeneratedQuestions(checkpoint, 2)
     limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact)
     report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
     assert report.passed, report.first_bad
@@ -119,7 +126,7 @@ def test_int4_scales_are_told_by_the_numbers_too(bundle: Path, tiny_model: Path,
     gate, reference = next(gates(checkpoint, artifact, "cpu"))
     candidate = candidate_endpoint(damaged, "onnxruntime", "cpu")
     limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact)
-    samples = questions(checkpoint, 1)
+    samples = GeneratedQuestions(checkpoint, 1)
     report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
     assert report.first_bad == "prefill"
 
@@ -146,7 +153,7 @@ def test_a_quantized_cache_is_computed_by_engine_and_reference_alike(
         reference = reference_endpoint(checkpoint, "cpu", artifact)
         for layer in reference.engine.model.language_model.model.layers if not scales else ():  # type: ignore[attr-defined]
             layer.self_attn.cached_key = layer.self_attn.cached_value = torch.nn.Identity()
-        samples = questions(checkpoint, 2)
+        samples = GeneratedQuestions(checkpoint, 2)
         report = compare(
             reference, candidate, samples, lambda done: None, gate="arithmetic", max_new_tokens=8, **limits
         )

@@ -13,7 +13,7 @@ from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.parity_gate import candidate_endpoint, compare, gates, questions
+from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, compare, gates
 
 
 @pytest.fixture(scope="module")
@@ -45,5 +45,5 @@ def test_one_wrong_scale_does_not_pass_the_gate(bundle: Path, tiny_model: Path, 
 def _numerics(bundle: Path, model: Path) -> ParityReport:
     checkpoint = Checkpoint.open(model)
     _, reference = next(gates(checkpoint, open_artifact(bundle, checkpoint), "cpu"))
-    samples, candidate = questions(checkpoint, 1), candidate_endpoint(bundle, "hf-unified", "cpu")
+    samples, candidate = GeneratedQuestions(checkpoint, 1), candidate_endpoint(bundle, "hf-unified", "cpu")
     return compare(reference, candidate, samples, lambda _: None, precision="int4", max_new_tokens=4)
