@@ -14,6 +14,7 @@ import torch
 
 from r1v_export.checkpoint.config import Configuration, DType, read_configuration
 from r1v_export.checkpoint.config_section import read_json_object
+from r1v_export.checkpoint.foreign_formats import refuse_foreign_formats
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import (
     expected_tensors,
@@ -104,6 +105,7 @@ class Checkpoint:
         refuse_adapter_folder(folder)
         read_json_object(folder / "config.json")
         tensors, renamed = unwrap(open_tensors(folder))
+        refuse_foreign_formats(folder, tensors)
         form = read_format(folder, tensors)
         configuration = read_configuration(
             folder, stores_lm_head=stores_lm_head(tensors), stored_dtype=_main_dtype(tensors.values())
