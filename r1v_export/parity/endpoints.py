@@ -45,5 +45,6 @@ class Endpoint:
         pixels_T3HW, tiles_per_image = pixel_values(sample.images, self.pipeline.tiling.spec)
         turn = Turn("user", sample.question, images=len(sample.images))
         template, tokens_per_tile = document_template(self.pipeline), self.pipeline.tokens_per_tile
-        ids = encode(self.tokenizer, template, [turn], tiles_per_image, tokens_per_tile)
+        max_length = self.pipeline.positions.max_positions
+        ids = encode(self.tokenizer, template, [turn], tiles_per_image, tokens_per_tile, max_length=max_length)
         return Inputs(pixels_T3HW, np.array(ids, dtype=np.int64))

@@ -18,6 +18,9 @@ from r1v_export.errors import InputError
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", IMAGE_TOKEN, "</img>"
 THOUGHT_START, THOUGHT_END = "<think>", "</think>"
+MAX_BYTES_PER_TOKEN = 16
+"""Bytes of text for each token of a context that are tokenized at all. Text has 3 to 5 bytes to a token; only long runs
+of one character have more than this."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ def encode(
         tiles_per_image: tiles of each image, in the order of the turns.
         tokens_per_tile: `<IMG_CONTEXT>` tokens that each tile takes.
         think: open reasoning, if the template has them.
-        max_length: the model's `max_position_embeddings`.
+        max_length: the model's `max_position_embeddings`. Text of more than `MAX_BYTES_PER_TOKEN` times as many
+            bytes is refused before it is tokenized, which takes some 230 bytes of memory for each of its own.
 
     Raises:
         InputError: turns out of order or empty, `<image>` placeholders that do not match the images, more than
@@ -136,6 +140,8 @@ def encode(
         CheckpointError: the tokenizer lacks a token of the template.
     """
     _check_turns(turns, tiles_per_image)
+    if max_length is not None:
+        require_tokenizable(turns, sum(tiles_per_image) * tokens_per_tile, max_length)
     pieces = _render(template, turns, tiles_per_image, tokens_per_tile, think, tokenizer.grounding_tokens)
     ids = _to_ids(tokenizer, template, pieces)
     if max_length is not None and len(ids) > max_length:
@@ -147,6 +153,29 @@ def encode(
             fix="use fewer or smaller images, or less text",
         )
     return ids
+
+
+def require_tokenizable(turns: Sequence[Turn], image_tokens: int, max_length: int) -> None:
+    """Refuse what cannot fit into the context before any work is spent on it.
+
+    Raises:
+        InputError: more image tokens than `max_length`, or more than `MAX_BYTES_PER_TOKEN` bytes of text for each.
+    """
+    limit_bytes = MAX_BYTES_PER_TOKEN * max_length
+    text_bytes = sum(len(turn.text.encode("utf-8", "replace")) for turn in turns)
+    if image_tokens > max_length:
+        found = f"{image_tokens} tokens of images alone"
+    elif text_bytes > limit_bytes:
+        found = f"{text_bytes} bytes of text"
+    else:
+        return
+    raise InputError(
+        "The prompt is longer than the model's context.",
+        where="images and text",
+        expected=f"at most {max_length} tokens, of at most {limit_bytes} bytes of text",
+        found=found,
+        fix="use fewer or smaller images, or less text",
+    )
 
 
 def stop_ids(tokenizer: Tokenizer, template: Template, generation_config: Mapping[str, Any]) -> frozenset[int]:

@@ -20,7 +20,7 @@ from r1v_export.errors import GraphError, UsageError
 from r1v_export.generation import Sampling
 from r1v_export.reference.pipeline_document import document_template
 from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import Turn, encode
+from r1v_export.reference.prompt import Turn, encode, require_tokenizable
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, Timings, TokenEvent
 from r1v_export.runner.generation_config import default_sampling
 from r1v_export.runner.kv_cache import new_token_budget
@@ -192,6 +192,7 @@ class BaseRunner(ABC, Generic[Prepared]):
     def encode(self, turns: Sequence[Turn], tiles_per_image: Sequence[int], think: bool) -> list[int]:
         """Token ids of a conversation, short enough for the model to answer it."""
         tokens_per_tile = self.pipeline.tokens_per_tile
+        require_tokenizable(turns, sum(tiles_per_image) * tokens_per_tile, self.max_positions)
         token_ids = encode(self.tokenizer, self.template, turns, tiles_per_image, tokens_per_tile, think=think)
         new_token_budget(len(token_ids), 1, self.max_positions)
         return token_ids

@@ -341,6 +341,23 @@ def test_a_prompt_may_fill_the_context_but_not_exceed_it(nano):
         encode(nano, R1V3, turns, [5], TOKENS_PER_TILE, max_length=length - 1)
 
 
+@pytest.mark.parametrize("text", ["a b " * 2_500_000, "汉" * 3_400_000], ids=["latin", "han"])
+def test_text_far_beyond_the_context_is_refused_before_it_is_tokenized(nano, text, monkeypatch):
+    monkeypatch.setattr(type(nano), "encode_text", lambda *_: pytest.fail("tokenized"))
+    with pytest.raises(InputError, match=r"(?s)longer than the model's context.*65536 bytes.*10\d{6} bytes of text"):
+        encode(nano, R1V3, [Turn("user", text)], [], TOKENS_PER_TILE, max_length=4096)
+
+
+def test_images_beyond_the_context_are_refused_before_their_tokens_are_made(nano):
+    with pytest.raises(InputError, match="tokens of images alone"):
+        encode(nano, R1V3, [Turn("user", "a", images=1)], [10**15], TOKENS_PER_TILE, max_length=4096)
+
+
+def test_text_at_the_limit_of_bytes_is_counted_in_tokens(nano):
+    with pytest.raises(InputError, match=r"(?s)longer than the model's context.*found: +\d+ tokens"):
+        encode(nano, R1V3, [Turn("user", "x" * 16 * 64)], [], TOKENS_PER_TILE, max_length=64)
+
+
 def test_a_tokenizer_without_the_templates_tokens_is_refused(nano):
     with pytest.raises(CheckpointError, match=r"no token <｜begin▁of▁sentence｜>"):
         encode(nano, TEMPLATES["r1v1"], [Turn("user", "a")], [], TOKENS_PER_TILE)
