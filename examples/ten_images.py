@@ -9,9 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from r1v_export.pipeline.open_runner import open_runner
-from r1v_export.reference.load_image import load_image
-from r1v_export.runner.engine_runner import Request
+from r1v_export import Request, load_image, open_runner
 
 PICTURES = Path(__file__).parent / "images"
 

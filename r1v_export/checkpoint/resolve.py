@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import r1v_export
 from r1v_export.errors import CheckpointError, UsageError
 
 BUILTIN_NAME = "r1v-nano"
@@ -67,7 +66,7 @@ def _local(model: str | Path | None) -> tuple[Path | None, Literal["builtin", "f
             "MODEL is a file.", where=model, expected="a folder", found="a file", fix="name the folder it lies in"
         )
     if model is None or str(model) == BUILTIN_NAME:
-        return Path(r1v_export.__file__).parent / "nano" / "model", "builtin"
+        return Path(__file__).parents[1] / "nano" / "model", "builtin"
     return None, "folder"
 
 

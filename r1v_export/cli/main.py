@@ -14,8 +14,8 @@ from itertools import pairwise
 
 import click
 
-from r1v_export import __version__
 from r1v_export.errors import R1VError, UsageError
+from r1v_export.version import VERSION
 
 COMMANDS = ("build", "engine", "calibrate", "check", "verify", "run", "bench", "inspect", "recipes", "doctor", "synth")
 """In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`."""
@@ -36,7 +36,7 @@ class Commands(click.Group):
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="r1v-export")
+@click.version_option(VERSION, prog_name="r1v-export")
 def cli() -> None:
     """Skywork-R1V-class models: from checkpoint to proven production engines.
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1v_export import __version__
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import CheckpointError, ParityError, R1VError
@@ -22,6 +21,7 @@ from r1v_export.pipeline.stages import Build
 from r1v_export.pipeline.workspace import HashCache, Workspace, open_workspace
 from r1v_export.progress import Progress, size
 from r1v_export.targets import registry
+from r1v_export.version import VERSION
 
 HASHING = "checkpoint-hash"
 
@@ -237,7 +237,7 @@ def _manifest(job: Build, sources: Mapping[str, FileEntry], stages: Mapping[str,
     of_targets = (tool for target in config.targets for tool in registry.tools(target))
     tools = (*provenance.TRACING_TOOLS, *of_targets, *provenance.INPUT_TOOLS)
     return Manifest(
-        producer=f"r1v-export {__version__}",
+        producer=f"r1v-export {VERSION}",
         command=config.command,
         source=SourceEntry(kind=source.kind, name=config.model, revision=source.revision, files=dict(sources)),
         precision=config.precision,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-import r1v_export
+from r1v_export.version import VERSION
 
 TRACING_TOOLS = ("onnx", "onnx-ir", "onnxscript", "torch")
 INPUT_TOOLS = ("jinja2", "numpy", "pillow", "tokenizers")
@@ -19,7 +19,7 @@ _CODE = {".py", ".j2", ".yaml"}
 
 def tool_versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of Python, of this package, and of those of the named distributions that are installed."""
-    versions = {"python": platform.python_version(), "r1v-export": r1v_export.__version__}
+    versions = {"python": platform.python_version(), "r1v-export": VERSION}
     for name in names:
         try:
             versions[name] = metadata.version(name)
@@ -33,7 +33,7 @@ def code_digest(parts: Iterable[str]) -> str:
 
     A version number alone would let a bundle that was built before a change of the code pass as up to date.
     """
-    root, digest = Path(r1v_export.__file__).parent, hashlib.sha256()
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
     for part in sorted(parts):
         path = root / part
         files = [file for file in path.rglob("*") if file.suffix in _CODE] if path.is_dir() else [path]

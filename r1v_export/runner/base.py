@@ -9,6 +9,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError, UsageError
 from r1v_export.generation import Sampling
+from r1v_export.reference.load_image import load_image
 from r1v_export.reference.pipeline_document import document_template
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Turn, encode, require_tokenizable
@@ -111,6 +113,13 @@ class BaseRunner(ABC, Generic[Prepared]):
     @abstractmethod
     def name(self) -> str:
         """Of what answers."""
+
+    def ask(
+        self, question: str, *images: Image.Image | str | Path, think: bool = True, sampling: Sampling | None = None
+    ) -> Answer:
+        """The answer to a single question; images given by their path are read by the bundle's policy."""
+        loaded = (image if isinstance(image, Image.Image) else load_image(image, self.image_policy) for image in images)
+        return self.answer(Request.ask(question, *loaded, think=think), sampling)
 
     def answer(
         self, request: Request, sampling: Sampling | None = None, cancel: threading.Event | None = None

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 
-import r1v_export
 from r1v_export.config import Compute
 from r1v_export.manifest import to_json
 from r1v_export.quantization.calibration.dataset import CalibrationSet
 from r1v_export.quantization.calibration_stats import SampleEntry
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.strict import StrictModel
+from r1v_export.version import VERSION
 
 
 class CalibrationKey(StrictModel):
     """Everything that decides the numbers: two calibrations with equal keys give the same files."""
 
-    producer: str = f"r1v-export {r1v_export.__version__}"
+    producer: str = f"r1v-export {VERSION}"
     checkpoint: str
     recipe: Recipe
     compute: Compute

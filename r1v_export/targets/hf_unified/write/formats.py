@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from r1v_export import __version__
 from r1v_export.checkpoint.names import stored_names
 from r1v_export.checkpoint.quantized.unified import ALGORITHMS, METHOD, MIXED, Algorithm
 from r1v_export.checkpoint.spec import ModelSpec
@@ -17,6 +16,7 @@ from r1v_export.errors import UsageError
 from r1v_export.quantization.groups import LM_HEAD_LINEAR, PATCH_EMBEDDING, linear_shapes
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
+from r1v_export.version import VERSION
 
 LAYOUT_VERSION = "0.47.0"
 """Of nvidia-modelopt, whose layout this is. Loaders know a unified checkpoint by the producer's name `modelopt`."""
@@ -110,7 +110,7 @@ def quant_config(spec: ModelSpec, schemes: Mapping[str, Scheme], kv_cache: Cache
         quantization["quantized_layers"] = layers
     return {
         "producer": {"name": METHOD, "version": LAYOUT_VERSION},
-        "written_by": {"name": "r1v-export", "version": __version__},
+        "written_by": {"name": "r1v-export", "version": VERSION},
         "quantization": quantization,
     }
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-import r1v_export
 from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.errors import CapabilityError
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.targets.tensorrt_llm.checkpoint.formats import MIXED, PRE_QUANT_SCALES, Algorithm, QuantFormat
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.pack import KernelLayout
+from r1v_export.version import VERSION
 
 CONFIG, QUANTIZED_LAYERS = "config.json", "quant_cfg.json"
 ARCHITECTURE = "Qwen2ForCausalLM"
@@ -36,7 +36,7 @@ def checkpoint_config(
     """What TensorRT-LLM must know of the model. `rotary_base` and `qwen_type` are always there: the first has a default
     of 10000 that would silently be taken, and without the second the model is a Qwen of the first generation."""
     return {
-        "producer": {"name": "r1v-export", "version": r1v_export.__version__, "kernel_layout": layout},
+        "producer": {"name": "r1v-export", "version": VERSION, "kernel_layout": layout},
         "architecture": ARCHITECTURE,
         "dtype": str(dtype).removeprefix("torch."),
         "logits_dtype": "float32",
