@@ -7,11 +7,12 @@ import io
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from r1v_export.errors import CapabilityError, R1VError
+from r1v_export.errors import CapabilityError, R1VError, UsageError
 
 TEXT_LIMIT_BYTES = 256 << 20
 """Largest file that is read into memory as text or JSON; the largest published tokenizer.json has 35 MB."""
@@ -138,3 +139,26 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_writable(folder: Path, fix: str) -> None:
+    """Make a folder, if need be, and find out that files can be written to it, before any work is done for them.
+
+    Args:
+        fix: what to do if not.
+
+    Raises:
+        UsageError: it is a file, lies below one, or this user or file system refuses to write.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error, fix) from error
+
+
+def unwritable(folder: Path, error: OSError, fix: str) -> R1VError:
+    """The error for a folder that cannot be written to."""
+    found = error.strerror or str(error)
+    return UsageError("The output folder cannot be written to.", where=folder, found=found, fix=fix)

@@ -15,7 +15,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.cli import main
 from r1v_export.errors import CapabilityError, CheckpointError, InputError, R1VError, UsageError
-from r1v_export.files import explain_full_disk, open_regular, read_regular_bytes, read_regular_text
+from r1v_export.files import explain_full_disk, open_regular, read_regular_bytes, read_regular_text, require_writable
 
 Special = Callable[[Path], None]
 
@@ -152,3 +152,37 @@ def test_other_errors_pass_through(error: Exception, tmp_path: Path) -> None:
         raise error
     assert caught.value is error
     assert not isinstance(error, R1VError) or error.exit_code == 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+@pytest.mark.parametrize("command", ["build -o", "calibrate --precision fp8 -o", "synth", "check BUNDLE --report"])
+def test_an_output_folder_that_cannot_be_written_is_named_before_any_work(
+    command: str, place: str, nano_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    out = str(tmp_path / place)
+    assert main.run([*command.replace("BUNDLE", str(nano_bundle)).split(), out]) == 2
+    err = capsys.readouterr().err
+    assert out in err
+    assert "Errno" not in err
+    assert err.splitlines()[-1].startswith("  fix: ")
+
+
+def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    require_writable(tmp_path / "a" / "b", "?")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_check_prints_its_table_before_it_writes_the_report(
+    nano_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("r1v_export.parity.report.write_report", full)
+    options = ["--questions", "1", "--max-new-tokens", "2", "--report", str(tmp_path)]
+    assert main.run(["check", str(nano_bundle), *options]) == 2
+    printed = capsys.readouterr()
+    assert "1 of 1 answers are the same" in printed.out
+    assert "Read-only file system" in printed.err
+    assert "--report" in printed.err

@@ -24,6 +24,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.synth_files import write_auxiliary_files, write_native_files
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.files import require_writable
 from r1v_export.progress import ProgressCallback, ignore_progress
 
 SHARD_BYTES = 5_000_000_000
@@ -74,7 +75,7 @@ def synthesize(
     config = _resolve_config(preset, vision_layers, language_layers, overrides or {}, dtype)
     with tempfile.TemporaryDirectory() as scratch:
         _write_and_read(Path(scratch), config, preset, layout)  # refuses overrides that make no model
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder, "name another one")
     if any(folder.iterdir()):
         raise UsageError("The folder is not empty.", where=folder, fix="name a new one")
     configuration = _write_and_read(folder, config, preset, layout)

@@ -60,6 +60,7 @@ def command(
     After an interruption, the same command continues where it stopped. On several machines: each runs one --shard,
     then one of them --merges the shards.
     """
+    from r1v_export.files import require_writable
     from r1v_export.pipeline import calibrate
     from r1v_export.progress import Progress
     from r1v_export.quantization.calibration.dataset import Shard
@@ -74,6 +75,7 @@ def command(
         "--shard": shard,
     }
     _require_one_way(how, merging=bool(merged))
+    require_writable(out, "choose another one with -o FOLDER")
     config = _config({"model": model, "revision": revision, "device": device}, how)
     progress = Progress(1, quiet=format_ == "json")
     if merged:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from r1v_export.config import Device
     from r1v_export.parity.schema import ParityReport
 
+ELSEWHERE = "pass --report DIR, a folder that can be written to"
+
 
 @click.command(short_help="Compare a bundle's engine with PyTorch.")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -65,29 +67,37 @@ def command(
 ) -> None:
     """Compare BUNDLE's engine with PyTorch at every boundary.
 
-    Writes parity.json and parity.html with latencies; exits with 3 when a boundary is out of tolerance. With --against,
-    other bundles of the same checkpoint answer the same questions, and the report shows which loses what.
+    Prints a table, then writes parity.json and parity.html with latencies; exits with 3 when a boundary is out of
+    tolerance. With --against, other bundles of the same checkpoint answer the same questions, and the report shows
+    which loses what.
     """
     from r1v_export.bundle import Bundle
+    from r1v_export.files import require_writable, unwritable
     from r1v_export.manifest import LOCAL_REPORTS
     from r1v_export.parity.report import REPORT_FOLDERS, write_report
     from r1v_export.parity.samples import from_files
     from r1v_export.pipeline.check import Questions, check_bundle
     from r1v_export.progress import Progress
 
+    folder = report or bundle / LOCAL_REPORTS
     require_stdin_once(images)
     load = image_opener(Bundle.open(bundle).pipeline.image_policy, allow_url)
     asked = Questions(count, tuple(from_files(images, [question], load)), max_new_tokens)
+    require_writable(folder, ELSEWHERE)
     progress = Progress(quiet=format_ == "json")
     results = check_bundle(bundle, target, model, asked, against, device, progress, blocks=blocks)
-    for result in results:
-        written = write_report(result, (report or bundle / LOCAL_REPORTS) / REPORT_FOLDERS[result.gate])
-        if format_ == "text":
-            _print(result)
-            click.echo(f"report: {written[-1]}")
     if format_ == "json":
         reports = {result.gate: result.model_dump(mode="json") for result in results}
         print_json(reports if len(reports) > 1 else results[0].model_dump(mode="json"))
+    for result in results:
+        if format_ == "text":
+            _print(result)
+        try:
+            written = write_report(result, folder / REPORT_FOLDERS[result.gate])
+        except OSError as error:
+            raise unwritable(folder, error, ELSEWHERE) from error
+        if format_ == "text":
+            click.echo(f"report: {written[-1]}")
     for result in results:
         result.raise_if_failed()
 

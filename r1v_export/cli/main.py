@@ -62,10 +62,22 @@ def run(arguments: Sequence[str]) -> int:
             arguments,
             UserInterruptError("Interrupted.", fix="run the same command again; a build goes on where it was"),
         )
+    except OSError as error:
+        return _report(arguments, _of_file_system(error))
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return _report(arguments, R1VError(what, fix="run with --debug for the traceback"))
     return 0
+
+
+def _of_file_system(error: OSError) -> R1VError:
+    """An error of the system that no command expects."""
+    return R1VError(
+        "A file or folder cannot be used.",
+        where=error.filename,
+        found=error.strerror or error,
+        fix="check the path, its permissions and its disk; --debug shows the traceback",
+    )
 
 
 class UserInterruptError(R1VError):

@@ -24,7 +24,14 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from r1v_export.errors import UsageError
-from r1v_export.files import read_regular_bytes, read_regular_text, sync_file, sync_folder, write_atomically
+from r1v_export.files import (
+    read_regular_bytes,
+    read_regular_text,
+    require_writable,
+    sync_file,
+    sync_folder,
+    write_atomically,
+)
 from r1v_export.manifest import (
     LOCAL_REPORTS,
     MANIFEST,
@@ -189,6 +196,7 @@ def open_workspace(out: Path) -> Iterator[Workspace]:
             expected="an empty folder, a bundle or an unfinished build",
             fix="choose another one with -o FOLDER",
         )
+    require_writable(out, "choose another one with -o FOLDER")
     with _lock(out):
         yield Workspace(out)
 

@@ -50,8 +50,11 @@ class Sampler:
         if penalty == 1:
             return logits_V
         logits_V = logits_V.copy()
-        seen = logits_V[self._seen_V]
-        logits_V[self._seen_V] = np.where(seen < 0, seen * penalty, seen / penalty)
+        seen, numbers = logits_V[self._seen_V], np.finfo(logits_V.dtype)
+        limit, penalty = numbers.max, min(max(penalty, float(numbers.tiny)), float(numbers.max))
+        with np.errstate(over="ignore"):  # Beyond the type's range a penalized logit stays at its end.
+            penalized = np.where(seen < 0, seen * penalty, seen / penalty)
+        logits_V[self._seen_V] = penalized.clip(-limit, limit)
         return logits_V
 
     def _choose(self, logits_V: np.ndarray) -> int:
@@ -69,8 +72,10 @@ def candidates(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np
     if 0 < sampling.top_k < logits_V.size:
         kth_largest = np.partition(logits_V, -sampling.top_k)[-sampling.top_k]
         tokens = np.flatnonzero(logits_V >= kth_largest)
-    scaled = logits_V[tokens].astype(np.float64) / sampling.temperature
-    probabilities = np.exp(scaled - scaled.max())
+    below_best = logits_V[tokens].astype(np.float64)
+    below_best -= below_best.max()
+    with np.errstate(over="ignore"):  # At the lowest temperatures the others' probability is 0.
+        probabilities = np.exp(below_best / sampling.temperature)
     probabilities /= probabilities.sum()
     if sampling.top_p < 1:
         nucleus = _nucleus(probabilities, sampling.top_p)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -123,3 +125,19 @@ def test_logits_that_are_not_finite_name_the_decoder(bad):
 def test_a_setting_out_of_range_is_named(field, value):
     with pytest.raises(UsageError, match=field):
         Sampling(**{field: value})
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
+@pytest.mark.parametrize("penalty", [1.0, 1e-300, 1e300])
+def test_extreme_settings_draw_a_token_and_no_warning_of_numpy(temperature, penalty):
+    logits = np.array([3e38, 1, -1, -3e38, -np.inf], np.float32)
+    with warnings.catch_warnings(action="error"):
+        sampling = Sampling(temperature=temperature, repetition_penalty=penalty, seed=1)
+        token = Sampler(sampling, [0, 3], logits.size).next(logits)
+    assert token in range(4)
+
+
+def test_the_lowest_temperature_takes_the_likeliest_token():
+    logits = np.array([1, 3, 2], np.float32)
+    with warnings.catch_warnings(action="error"):
+        assert Sampler(Sampling(temperature=5e-324), [], 3).next(logits) == 1

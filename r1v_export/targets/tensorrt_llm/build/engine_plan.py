@@ -9,7 +9,7 @@ from pathlib import Path
 
 from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.errors import BundleError, UsageError
-from r1v_export.files import read_regular_bytes
+from r1v_export.files import read_regular_bytes, require_writable
 from r1v_export.progress import Progress, size
 from r1v_export.targets.tensorrt_llm.build import trtllm_build
 from r1v_export.targets.tensorrt_llm.build.command import EngineSizes, build_arguments, container_recipe, engine_sizes
@@ -74,7 +74,7 @@ def build_engine(plan: EnginePlan, program: Path | None, progress: Progress) -> 
     found = trtllm_build.find_program(program, plan.recipe)
     if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
         raise UsageError("The output folder is not empty.", where=plan.out, fix="name a new one with -o")
-    plan.out.mkdir(parents=True, exist_ok=True)
+    require_writable(plan.out, "name another one with -o")
     with progress.stage("trtllm-build") as task:
         trtllm_build.run(found, plan.arguments, plan.ranks, task.report)
         trtllm_build.check_engine(plan.out, plan.config, plan.sizes)
