@@ -17,7 +17,8 @@ from r1v_export.errors import BundleError, UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.parity_gate import candidate_endpoint, compare, gates, questions, rounding
+from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, compare, gates, rounding
+from r1v_export.progress import ignore_progress
 from r1v_export.targets.tensorrt_llm.build.engine_plan import plan_engine
 
 CHECKPOINT = "engines/tensorrt-llm/checkpoint"
@@ -76,8 +77,8 @@ def test_the_gate_notices_one_wrong_scale(bundle: Path, tiny_model: Path, tmp_pa
 
     limits = rounding(Bundle.open(broken).config, "tensorrt-llm", checkpoint.spec, artifact)
     candidate = candidate_endpoint(broken, "tensorrt-llm", "cpu")
-    samples = questions(checkpoint, 1)
-    report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=2, **limits)
+    samples = GeneratedQuestions(checkpoint, 1)
+    report = compare(reference, candidate, samples, ignore_progress, gate=gate, max_new_tokens=2, **limits)
 
     assert not report.passed
     assert report.first_bad in ("prefill", "decode")
