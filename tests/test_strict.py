@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+import r1v_export
 from r1v_export.config import BuildConfig, load_config
 from r1v_export.errors import BundleError, R1VError, UsageError
 from r1v_export.manifest import Manifest
@@ -22,6 +24,14 @@ ALIAS_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 MERGE_BOMB = "a0: &a0 {x: 1, y: 2}\n" + "".join(
     f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 30)
 )
+
+
+def test_files_are_read_by_the_functions_of_strict_only() -> None:
+    root = Path(r1v_export.__file__).parent
+    alone = {root / "strict.py", root / "pipeline" / "workspace.py"}  # the latter ignores records of other versions
+    words = ("model_validate_json(", "yaml.safe_load(", "yaml.load(", "except ValidationError")
+    texts = {path: path.read_text() for path in root.rglob("*.py") if path not in alone}
+    assert [str(path) for path, text in texts.items() if any(word in text for word in words)] == []
 
 
 def refusal(fields: Any, model: type[StrictModel] = BuildConfig) -> R1VError:

@@ -11,12 +11,14 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from r1v_export import pages
+from r1v_export.errors import BundleError
 from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import kind_of
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, SampleResult
 from r1v_export.parity.tolerances import Gate
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
+from r1v_export.strict import parse_json
 
 JSON_FILE, HTML_FILE = "parity.json", "parity.html"
 REPORT_FOLDERS: Mapping[Gate, str] = {"arithmetic": ".", "quantization": "quantization"}
@@ -68,7 +70,8 @@ def write_report(report: ParityReport, folder: Path) -> list[Path]:
 
 def read_report(folder: Path) -> ParityReport:
     """The report that `write_report` wrote into a folder."""
-    return ParityReport.model_validate_json((folder / JSON_FILE).read_text(encoding="utf-8"))
+    path = folder / JSON_FILE
+    return parse_json(ParityReport, path.read_bytes(), BundleError, "The parity report is invalid", where=path)
 
 
 def to_json(report: ParityReport) -> str:
