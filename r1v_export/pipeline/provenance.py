@@ -10,6 +10,8 @@ from pathlib import Path
 
 from r1v_export.version import VERSION
 
+PACKAGE = Path(__file__).parents[1]
+
 TRACING_TOOLS = ("onnx", "onnx-ir", "onnxscript", "torch")
 INPUT_TOOLS = ("jinja2", "numpy", "pillow", "tokenizers")
 """Distributions whose version can change what the stages write; those of a target are its own `tools`."""
@@ -33,7 +35,7 @@ def code_digest(parts: Iterable[str]) -> str:
 
     A version number alone would let a bundle that was built before a change of the code pass as up to date.
     """
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    root, digest = PACKAGE, hashlib.sha256()
     for part in sorted(parts):
         path = root / part
         files = [file for file in path.rglob("*") if file.suffix in _CODE] if path.is_dir() else [path]

@@ -72,7 +72,7 @@ def test_another_version_of_a_tool_makes_another_fingerprint(monkeypatch: pytest
 
 
 def test_code_counts_by_content_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance.r1v_export, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
     (tmp_path / "part").mkdir()
     source = tmp_path / "part" / "a.py"
     source.write_text("x = 1")
