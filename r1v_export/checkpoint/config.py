@@ -274,7 +274,7 @@ def _check_adapters(config: Section) -> None:
     for key in ("use_backbone_lora", "use_llm_lora"):
         rank = config.integer(key) if config.has(key) else 0
         if rank:
-            fix = "merge the adapters into the weights and save the model with this key at 0"
+            fix = "merge the adapters into the weights with: r1v-export merge-lora MODEL -o FOLDER"
             raise config.wrong(key, "0: no LoRA adapters", rank, fix)
 
 

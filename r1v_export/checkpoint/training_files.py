@@ -19,10 +19,8 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", 
 _ADAPTER_TENSOR = re.compile(r"(.*\.)?(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)(\..*)?")
 _COMPILED = "_orig_mod."
 _PARALLEL = "module."
-_MERGE = (
-    "merge it into the weights: load model and adapter with peft, call merge_and_unload(), and save the result with "
-    "save_pretrained(folder)"
-)
+_MERGE = "merge it into the weights with: r1v-export merge-lora MODEL -o FOLDER"
+_MERGE_INTO_BASE = "merge it into the model of its training: r1v-export merge-lora MODEL --adapter FOLDER -o FOLDER"
 
 
 class Unwrapped(NamedTuple):
@@ -42,7 +40,7 @@ def refuse_adapter_folder(folder: Path) -> None:
             where=folder,
             expected="config.json and the weights of a whole model",
             found=ADAPTER_CONFIG,
-            fix=_MERGE,
+            fix=_MERGE_INTO_BASE,
         )
 
 

@@ -17,8 +17,11 @@ import click
 from r1v_export.errors import R1VError, UsageError
 from r1v_export.version import VERSION
 
-COMMANDS = ("build", "engine", "calibrate", "check", "verify", "run", "bench", "inspect", "recipes", "doctor", "synth")
-"""In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`."""
+COMMANDS = (
+    *("build", "engine", "calibrate", "check", "verify", "run", "bench", "inspect", "recipes", "doctor", "synth"),
+    "merge-lora",
+)
+"""In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`, with _ for -."""
 
 
 class Commands(click.Group):
@@ -30,7 +33,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"r1v_export.cli.{cmd_name}").command
+        command = importlib.import_module(f"r1v_export.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

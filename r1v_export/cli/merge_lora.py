@@ -1,0 +1,35 @@
+"""`r1v-export merge-lora`: a LoRA adapter becomes part of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from r1v_export.cli.output import common_options, print_json
+
+
+@click.command(short_help="Merge a LoRA adapter into its weights.")
+@click.argument("model")
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="Folder of the new model.")
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Folder of an adapter of peft. [default: the adapters within MODEL]",
+)
+@common_options
+def command(model: str, out: Path, adapter: Path | None, format_: str) -> None:
+    """Write MODEL with its LoRA adapters merged: W + scale * B A, in float32, then in the weights' own type."""
+    from r1v_export.checkpoint.merge_lora import merge_lora
+    from r1v_export.files import explain_full_disk
+    from r1v_export.progress import Progress
+
+    with (
+        Progress(1, quiet=format_ == "json").stage("weights") as task,
+        explain_full_disk(out),
+    ):
+        checkpoint = merge_lora(model, out, adapter, task.report)
+    if format_ == "json":
+        print_json({"checkpoint": str(out), "notes": list(checkpoint.notes)})
+    else:
+        click.echo(f"{out}: merged and checked; build it with: r1v-export build {out} -o BUNDLE")
