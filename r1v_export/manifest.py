@@ -2,7 +2,8 @@
 
 Hashed is everything in the folder but two things: `manifest.json` itself, and `report/local/`, where `check` and
 `bench` leave what they measured on this machine. Nothing in a manifest depends on the time, the user or a path, so
-that the same build gives the same bytes.
+that the same build gives the same bytes. What is computed (the parity report, a calibration)
+also depends on the machine and on the number of threads, which order floating-point sums.
 """
 
 from __future__ import annotations
