@@ -172,7 +172,7 @@ def _by_name(load: Callable[[str], Image.Image]) -> Callable[[str], Image.Image]
 
 def _sampling(config: Mapping[str, Any], greedy: bool, options: dict[str, Any]) -> Sampling:
     """The checkpoint's sampling, and options in its place; says on stderr what is in use."""
-    from r1v_export.runner.generation_config import NAME, default_sampling, unused_fields
+    from r1v_export.reference.generation_config import NAME, default_sampling, unused_fields
 
     given = {name: value for name, value in options.items() if value is not None}
     if greedy and given.get("temperature"):

@@ -253,7 +253,8 @@ def _is_correct(text: str, sample: ParitySample, endpoint: Endpoint) -> bool | N
     """Whether the final answer is the expected one, but for case and a full stop; None where that is not known."""
     if sample.answer is None:
         return None
-    answer = split_reasoning(text, thinking=bool(endpoint.pipeline.prompt.thinking)).answer
+    pipeline = endpoint.pipeline
+    answer = split_reasoning(text, bool(pipeline.prompt.thinking), pipeline.reasoning.pair).answer
     return answer.strip().rstrip(".").casefold() == sample.answer.strip().rstrip(".").casefold()
 
 

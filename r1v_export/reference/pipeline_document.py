@@ -11,10 +11,12 @@ from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import BundleError
 from r1v_export.reference import preprocess
+from r1v_export.reference.generation_config import default_sampling
 from r1v_export.reference.load_image import MAX_PIXELS, MAX_SIDE
 from r1v_export.reference.prompt import IMAGE_PLACEHOLDER, Template, split_special, stop_ids, template_of
 from r1v_export.serialized.pipeline import (
     AddedTokenDocument,
+    DefaultSampling,
     EngineDocument,
     Frame,
     Grid,
@@ -65,6 +67,7 @@ def describe_pipeline(
         tiling=_describe_tiling(spec.tiling),
         image_policy=image_policy,
         positions=PositionRule(max_positions=spec.language.max_position_embeddings),
+        default_sampling=_default_sampling(generation_config),
         generation_config=dict(generation_config),
         engines=dict(engines or {}),
     )
@@ -88,7 +91,7 @@ def document_template(document: PipelineDocument) -> Template:
         keep_reasoning=not prompt.past_answer.starts_after,
         strip_answer=bool(prompt.past_answer.strip_leading),
         image_tokens=(images.start.token, images.context.token, images.end.token),
-        reasoning_tags=(document.reasoning.start, document.reasoning.end),
+        reasoning_tags=document.reasoning.pair,
     )
 
 
@@ -108,6 +111,7 @@ def check_pipeline(document: PipelineDocument, tokenizer: Tokenizer, where: obje
     pairs = (
         ("tokenizer", _describe_tokenizer(tokenizer), document.tokenizer),
         ("tiling", _describe_tiling(document.tiling.spec), document.tiling),
+        ("default_sampling", _default_sampling(document.generation_config), document.default_sampling),
         ("prompt", _describe_prompt(document_template(document), tokenizer, document.tokens_per_tile), prompt),
     )
     differences += [(name, expected, found) for name, expected, found in pairs if expected != found]
@@ -195,6 +199,14 @@ def _describe_tiling(tiling: TilingSpec) -> TilingDocument:
         max_pixels=MAX_PIXELS,
         max_side=MAX_SIDE,
     )
+
+
+def _default_sampling(generation_config: Mapping[str, Any]) -> DefaultSampling | None:
+    try:
+        sampling = default_sampling(generation_config)
+    except BundleError:
+        return None
+    return DefaultSampling(**{name: getattr(sampling, name) for name in DefaultSampling.model_fields})
 
 
 def _token_pieces(prompt: PromptDocument) -> Iterator[TokenPiece]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from r1v_export.generation import FinishReason, Sampling
-from r1v_export.runner.reasoning import Piece, ReasoningSplitter
+from r1v_export.runner.reasoning import TAGS, Piece, ReasoningSplitter
 from r1v_export.runner.streaming import Detokenizer, StopStrings
 
 
@@ -101,11 +101,13 @@ class AnswerText:
         token_bytes: token id -> its bytes.
         sampling: for its stop strings.
         thinking: the prompt has opened reasoning.
+        tags: what opens and ends reasoning.
     """
 
     token_bytes: Callable[[int], bytes]
     sampling: Sampling
     thinking: bool
+    tags: tuple[str, str] = TAGS
     reasoning: str = field(default="", init=False)
     text: str = field(default="", init=False)
 
@@ -113,7 +115,7 @@ class AnswerText:
         everywhere = self.sampling.stop_in_reasoning
         self._detokenizer = Detokenizer(self.token_bytes)
         self._stop_strings = StopStrings(self.sampling.stop if everywhere else ())
-        self._splitter = ReasoningSplitter(self.thinking, () if everywhere else self.sampling.stop)
+        self._splitter = ReasoningSplitter(self.thinking, () if everywhere else self.sampling.stop, self.tags)
 
     @property
     def stopped(self) -> bool:

@@ -19,12 +19,12 @@ from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError, UsageError
 from r1v_export.generation import Sampling
+from r1v_export.reference.generation_config import default_sampling
 from r1v_export.reference.load_image import load_image
 from r1v_export.reference.pipeline_document import document_template
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Turn, encode, require_tokenizable
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, Timings, TokenEvent
-from r1v_export.runner.generation_config import default_sampling
 from r1v_export.runner.kv_cache import new_token_budget
 from r1v_export.serialized.pipeline import PipelineDocument
 

@@ -137,7 +137,7 @@ class RequestState:
         max_new_tokens = new_token_budget(len(prompt.token_ids), sampling.max_new_tokens, runner.max_positions)
         sampler = Sampler(sampling, prompt.token_ids, runner.engine.sizes.vocab)
         self.row = SequenceState(prompt.inputs_embeds, sampler, runner.stop_ids, max_new_tokens)
-        text = AnswerText(runner.tokenizer.token_bytes, sampling, prompt.thinking)
+        text = AnswerText(runner.tokenizer.token_bytes, sampling, prompt.thinking, runner.pipeline.reasoning.pair)
         self.stream = AnswerStream(
             index,
             text,

@@ -92,7 +92,7 @@ class GeneratorRunner(BaseRunner[ImagePrompt]):
             for prompt, sampling, index in zip(requests, samplings, indices, strict=True):
                 generation = self._begin(prompt, sampling, cancel)
                 opened.callback(generation.close)
-                text = AnswerText(self.tokenizer.token_bytes, sampling, prompt.thinking)
+                text = AnswerText(self.tokenizer.token_bytes, sampling, prompt.thinking, self.pipeline.reasoning.pair)
                 tokens = sampling.max_new_tokens, prompt.timings, len(prompt.token_ids)
                 stream = AnswerStream(index, text, self.stop_ids, *tokens)
                 jobs.append(RequestState(generation, stream))

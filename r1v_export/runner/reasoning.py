@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 
 from r1v_export.runner.streaming import StopStrings, TrailingSpace, partial_tag_length
 
-OPEN, CLOSE = "<think>", "</think>"
+TAGS = ("<think>", "</think>")
+"""What opens and ends reasoning, in every family so far; a bundle's `pipeline.json` names its own."""
 
 
 class Piece(NamedTuple):
@@ -45,9 +46,11 @@ class ReasoningSplitter:
         thinking: the prompt has opened reasoning.
         stops: the answer ends before the first of these strings. Reasoning, the tags and the white space before the
             answer are not searched.
+        tags: what opens and ends reasoning.
     """
 
-    def __init__(self, thinking: bool = True, stops: Sequence[str] = ()) -> None:
+    def __init__(self, thinking: bool = True, stops: Sequence[str] = (), tags: tuple[str, str] = TAGS) -> None:
+        self._open, self._close = tags
         self._channel: Literal["reasoning", "answer"] = "reasoning" if thinking else "answer"
         self._at_start = True
         self._held = ""
@@ -94,32 +97,32 @@ class ReasoningSplitter:
         """One move of the state machine: the certain text of the channel it began in, and whether a tag was passed."""
         if self._at_start:
             body = self._held.lstrip()
-            if body.startswith(OPEN):
+            if body.startswith(self._open):
                 return self._pass_open(space=self._held[: -len(body)])
-            if OPEN.startswith(body):  # Nothing yet, or what may still become the tag.
+            if self._open.startswith(body):  # Nothing yet, or what may still become the tag.
                 return "", False
             self._at_start = False
             self._held = self._held if self.in_reasoning else body
         if not self.in_reasoning:
             certain, self._held = self._held, ""
             return certain, False
-        if (end := self._held.find(CLOSE)) >= 0:
-            certain, self._held = self._held[:end], self._held[end + len(CLOSE) :]
+        if (end := self._held.find(self._close)) >= 0:
+            certain, self._held = self._held[:end], self._held[end + len(self._close) :]
             self._channel, self._at_start = "answer", True
             return certain, True
-        safe = len(self._held) - partial_tag_length(self._held, (CLOSE,))
+        safe = len(self._held) - partial_tag_length(self._held, (self._close,))
         certain, self._held = self._held[:safe], self._held[safe:]
         return certain, False
 
     def _pass_open(self, space: str) -> tuple[str, bool]:
         """Enter reasoning. White space before the tag is put behind it: it parts this reasoning from any before it."""
-        self._held, self._channel = space + self._held[len(space) + len(OPEN) :], "reasoning"
+        self._held, self._channel = space + self._held[len(space) + len(self._open) :], "reasoning"
         return "", True
 
 
-def split_reasoning(text: str, thinking: bool = True) -> Reasoning:
+def split_reasoning(text: str, thinking: bool = True, tags: tuple[str, str] = TAGS) -> Reasoning:
     """The reasoning and the answer of a finished text."""
-    splitter = ReasoningSplitter(thinking)
+    splitter = ReasoningSplitter(thinking, tags=tags)
     pieces = (splitter.push(text), splitter.flush())
     reasoning, answer = ("".join(part) for part in zip(*pieces, strict=True))
     return Reasoning(reasoning, answer, complete=not splitter.in_reasoning)

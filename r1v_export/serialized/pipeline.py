@@ -122,6 +122,10 @@ class ReasoningTags(Strict):
     start: str
     end: str
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.start, self.end
+
 
 class Grid(Strict):
     """Tiles in a row and in a column."""
@@ -177,6 +181,21 @@ class PositionRule(Strict):
     """Tokens of a prompt and its answer, at most."""
 
 
+class DefaultSampling(Strict):
+    """What the checkpoint recommends, as transformers' `generate` applies it, in this order: repetition penalty,
+    temperature, top-k, top-p."""
+
+    temperature: float
+    """Divides the logits; 0 takes the likeliest token, and top-p and top-k do nothing."""
+    top_p: float
+    """Of the smallest set of likeliest tokens with this much probability; 1 is off."""
+    top_k: int
+    """Of this many likeliest tokens; 0 is off."""
+    repetition_penalty: float
+    """Divides positive and multiplies negative logits of tokens that are in the prompt or the answer."""
+    max_new_tokens: PositiveInt
+
+
 class EngineDocument(Strict):
     """What of the bundle one target runs, and how it is to be opened. Paths are relative to `engines/<target>`."""
 
@@ -199,8 +218,11 @@ class PipelineDocument(Document):
     """How a decoded image becomes RGB. "as_displayed": EXIF orientation applied, transparency on white, the upper 8 of
     16 bits. "published": orientation ignored, transparency dropped, as Pillow's `convert("RGB")` does."""
     positions: PositionRule
+    default_sampling: DefaultSampling | None
+    """How tokens are chosen where the caller does not say; null where generation_config.json has a value out of its
+    range, and the caller has to say it."""
     generation_config: dict[str, JsonValue]
-    """Content of the checkpoint's generation_config.json; how it decides the default sampling: docs/bundle.md."""
+    """Content of the checkpoint's generation_config.json, from which `default_sampling` and `stop_tokens` come."""
     engines: dict[str, EngineDocument]
     """Target -> its engine."""
 

@@ -12,9 +12,14 @@ from typing import Any
 
 import pytest
 
+from r1v_export.bundle import read_generation_config, read_spec
+from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.cli import main
 from r1v_export.cli.chat import image_command
 from r1v_export.errors import UsageError
+from r1v_export.reference.pipeline_document import describe_pipeline
+from r1v_export.serialized.document import read_document
+from r1v_export.serialized.pipeline import PipelineDocument
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 CHART = str(IMAGES / "05-chart.png")
@@ -44,11 +49,11 @@ def recommending(nano_bundle: Path, tmp_path: Path):
         folder.mkdir()
         for path in nano_bundle.iterdir():
             (folder / path.name).symlink_to(path)
-        pipeline = folder / "pipeline.json"
-        content = json.loads(pipeline.read_text())
-        content["generation_config"] |= fields
-        pipeline.unlink()
-        pipeline.write_text(json.dumps(content))
+        path, tokenizer = folder / "pipeline.json", Tokenizer.from_folder(nano_bundle)
+        engines = read_document(PipelineDocument, path).engines
+        config = read_generation_config(nano_bundle) | fields
+        path.unlink()
+        path.write_text(describe_pipeline(read_spec(nano_bundle), tokenizer, config, engines).to_json())
         return folder
 
     return recommending

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from r1v_export.runner.reasoning import ReasoningSplitter, split_reasoning
+from r1v_export.runner.reasoning import Reasoning, ReasoningSplitter, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,9 @@ def test_certain_text_is_not_held_back():
     assert splitter.push("</thi") == ("", "")
     assert splitter.push("nk>\n\nThree") == ("", "Three")
     assert splitter.push(" of them").answer == " of them"
+
+
+def test_other_tags_separate_as_well():
+    assert split_reasoning("why [end] so", tags=("[begin]", "[end]")) == Reasoning("why", "so", complete=True)
+    assert split_reasoning("[begin] why [end]so", thinking=False, tags=("[begin]", "[end]")).answer == "so"
+    assert split_reasoning("a </think> b", tags=("[begin]", "[end]")).complete is False

@@ -26,6 +26,7 @@ CONVERSATIONS: dict[str, list[Turn]] = {
     "image alone": [Turn("user", "", images=1)],
     "system": [Turn("system", "Be brief."), Turn("user", " Why? ")],
     "no system": [Turn("system", ""), Turn("user", "Why?")],
+    "placeholder without an image": [Turn("user", "What does <image> mean?")],
     "past answers": [
         Turn("user", "a", images=1),
         Turn("assistant", "<think>\nlong</think> no </think>\n\nb"),
@@ -63,12 +64,12 @@ def render(
         text, frame, images = turn.text, rules[turn.role], rules["images"]
         if turn.role == "assistant":
             past = rules["past_answer"]
-            text = text.split(past["starts_after"])[-1]
+            text = text.split(past["starts_after"])[-1] if past["starts_after"] else text
             while past["strip_leading"] and text.startswith(tuple(past["strip_leading"])):
                 text = text[1:]
         if turn.images and images["placeholder"] not in text:
             text = images["default_position"] * turn.images + text
-        first, *rest = text.split(images["placeholder"]) if turn.role == "user" else [text]
+        first, *rest = text.split(images["placeholder"]) if turn.images else [text]
         pieces += [*frame["before"], {"text": first}]
         for part in rest:
             context = [images["context"]] * (next(shown) * images["tokens_per_tile"])
@@ -133,3 +134,12 @@ def test_a_tokenizer_json_made_of_the_older_files_reads_as_the_same_tokenizer(tm
     for text in ("How many? 123 naïve 你好 \n\n x", "<think>a</think>"):
         assert same.encode_text(text) == tokenizer.encode_text(text)
         assert same.decode(same.encode_text(text)) == text
+
+
+def test_the_default_sampling_is_that_of_generation_config(family) -> None:
+    spec, tokenizer = family
+    recommended = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+    sampling = describe_pipeline(spec, tokenizer, recommended).default_sampling
+    assert sampling is not None
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 0.95, 50)
+    assert describe_pipeline(spec, tokenizer, {"do_sample": True, "temperature": -1}).default_sampling is None
