@@ -101,7 +101,7 @@ def parse_yaml(text: str, raises: type[R1VError], what: str, *, where: object = 
 class _Loader(yaml.SafeLoader):
     """Plain values only, each key once, merge keys (`<<`) within bounds."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
