@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, load_config
 from r1v_export.errors import BundleError
-from r1v_export.files import read_regular_bytes, read_regular_text
+from r1v_export.files import read_regular_bytes
 from r1v_export.manifest import Manifest, read_manifest
 from r1v_export.serialized.contract import CONTRACT_FILE, ContractDocument
 from r1v_export.serialized.document import read_document
 from r1v_export.serialized.pipeline import PIPELINE_FILE, PipelineDocument
-from r1v_export.strict import parse_json
+from r1v_export.strict import load_json, parse_json
 
 MODEL_SPEC = "model.json"
 """The ModelSpec that was built, resolved."""
@@ -97,10 +96,12 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
+    what = "The bundle's generation config cannot be used"
     try:
-        fields = json.loads(read_regular_text(path))
-    except (OSError, ValueError) as error:
-        raise BundleError("The generation config is not JSON.", where=path, found=error) from error
+        text = read_regular_bytes(path)
+    except OSError as error:
+        raise BundleError(f"{what}.", where=path, found=error) from error
+    fields = load_json(text, BundleError, what, where=path)
     return fields if isinstance(fields, dict) else {}
 
 

@@ -5,6 +5,11 @@ The command line prints these without a traceback and exits with `exit_code`.
 
 from __future__ import annotations
 
+from r1v_export.quoting import json_bytes, show
+
+MAX_ERROR_BYTES = 3600
+"""Of an error's texts together, in JSON and ASCII: the whole error, with its names and indents, is below 4 kB."""
+
 
 class R1VError(Exception):
     """Base of all errors that are the user's to fix (bad input, missing capability, failed gate).
@@ -14,7 +19,9 @@ class R1VError(Exception):
         where: file, tensor, node or stage it happened in.
         expected: what the program needed.
         found: what it got instead.
-        fix: what to do or type next.
+        fix: what to do or type next; the only field that may have several lines.
+
+    The values may come from outside, of any kind and size: they are shown short and escaped, see `quoting`.
     """
 
     exit_code = 1
@@ -32,15 +39,26 @@ class R1VError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        details = {"where": self.where, "expected": self.expected, "found": self.found, "fix": self.fix}
-        lines = [self.what, *(f"  {name + ':':9} {text}" for name, text in details.items() if text is not None)]
-        return "\n".join(lines)
+        what, *details = self._shown().items()
+        return "\n".join([what[1], *(f"  {name + ':':9} {text}" for name, text in details)])
 
     def as_dict(self) -> dict[str, str | int | None]:
         """The same, for `--format json`."""
-        fields = ("what", "where", "expected", "found", "fix")
-        values = {name: None if (v := getattr(self, name)) is None else str(v) for name in fields}
-        return {"error": type(self).__name__, "exit_code": self.exit_code, **values}
+        shown = self._shown()
+        fields = {name: shown.get(name) for name in ("what", "where", "expected", "found", "fix")}
+        return {"error": type(self).__name__, "exit_code": self.exit_code, **fields}
+
+    def _shown(self) -> dict[str, str]:
+        """Its fields as text that any terminal and file can take; where they are too long, the longest are cut."""
+        details = {"where": self.where, "expected": self.expected, "found": self.found, "fix": self.fix}
+        given = {"what": self.what, **{name: value for name, value in details.items() if value is not None}}
+        texts = {name: show(value, MAX_ERROR_BYTES, keep_lines=name == "fix") for name, value in given.items()}
+        left = MAX_ERROR_BYTES
+        shortest_first = sorted(texts, key=lambda name: json_bytes(texts[name]))
+        for waiting, name in zip(range(len(texts), 0, -1), shortest_first, strict=True):
+            texts[name] = show(texts[name], left // waiting, keep_lines=name == "fix")
+            left -= json_bytes(texts[name])
+        return texts
 
 
 class UsageError(R1VError):

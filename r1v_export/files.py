@@ -14,8 +14,9 @@ from pathlib import Path
 
 from r1v_export.errors import CapabilityError, R1VError, UsageError
 
-TEXT_LIMIT_BYTES = 256 << 20
-"""Largest file that is read into memory as text or JSON; the largest published tokenizer.json has 35 MB."""
+TEXT_LIMIT_BYTES = 64 << 20
+"""Largest file that is read into memory as text or JSON, whose values take up to thirty times as much; the largest
+published tokenizer.json has 35 MB."""
 
 GRAPH_LIMIT_BYTES = 4 << 30
 """The same for a graph: protobuf ends at 2 GiB; weights lie apart."""

@@ -20,9 +20,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, NonNegativeInt
 
 from r1v_export.errors import BundleError
-from r1v_export.files import open_regular, read_regular_text
+from r1v_export.files import open_regular, read_regular_bytes
 from r1v_export.progress import ProgressCallback, ignore_progress, subrange
-from r1v_export.strict import StrictModel, parse_fields
+from r1v_export.strict import StrictModel, load_json, parse_fields
 
 SCHEMA_VERSION = 2
 PASSED = "passed"
@@ -142,9 +142,11 @@ def read_manifest(bundle: Path) -> Manifest:
             fix="run the same build command again; it goes on where it stopped" if unfinished else rebuild,
         )
     try:
-        fields = json.loads(read_regular_text(path))
-    except (ValueError, RecursionError) as error:
-        raise BundleError("The manifest is not JSON.", where=path, found=error, fix=rebuild) from error
+        text = read_regular_bytes(path)
+    except OSError as error:
+        what = "The manifest cannot be read."
+        raise BundleError(what, where=path, found=error.strerror or error, fix=rebuild) from error
+    fields = load_json(text, BundleError, "The manifest is malformed", where=path, fix=rebuild)
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(

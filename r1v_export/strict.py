@@ -6,20 +6,28 @@ Input is not trusted: a value is never printed whole, since a few lines of YAML 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from r1v_export.errors import R1VError
+from r1v_export.quoting import MAX_VALUE_CHARACTERS, shorten_text, shorten_value
 
-MAX_VALUE_CHARACTERS = 200
-"""How much of a value an error message shows."""
+MAX_LEVELS = 64
+"""Of lists and objects in each other."""
 
-_SHOWN_ITEMS = 6
-_SHOWN_LEVELS = 3
+MAX_DIGITS = 100
+"""Of one number. Published tokenizers have one of 31: a `model_max_length` of 1e30 stands for none."""
+
+MAX_YAML_CHARACTERS = 1 << 19
+"""Of one file: the reader takes seconds for a megabyte, and a recipe with a rule for each linear of a 38B has 60 kB."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_MERGED_FIELDS = 1000
 _MAX_EXPECTED_CHARACTERS = 1000
 
@@ -70,15 +78,57 @@ def parse_json(
     fix: str | None = None,
 ) -> Model:
     """`parse_fields` of a JSON text."""
+    fields = load_json(text, raises, what, where=where, fix=fix)
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError):
-            fields = None
         failure = validation_error(error, model, fields, raises, what, where=where, fix=fix)
     raise failure
+
+
+def load_json(
+    text: str | bytes,
+    raises: type[R1VError],
+    what: str,
+    *,
+    where: object = None,
+    fix: str | None = None,
+    unique_keys: bool = False,
+) -> Any:
+    """The plain values of a JSON text. Every JSON that a user can touch is read here or by `parse_json`.
+
+    Args:
+        what: as of `parse_fields`.
+        unique_keys: refuse an object that has a key twice; otherwise the last one counts.
+
+    Raises:
+        R1VError: of class `raises`: not JSON (NaN and Infinity are none), nested deeper than `MAX_LEVELS`, a number
+            beyond float64 or `MAX_DIGITS`, or text that is not Unicode.
+    """
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        content = json.loads(
+            text,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_unique if unique_keys else None,
+        )
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
+        if _is_deeper_than(MAX_LEVELS, content):
+            raise RecursionError
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        failure = raises(f"{what}: not JSON.", where=where, found=shorten_text(str(error)), fix=fix)
+    except UnicodeEncodeError:
+        failure = raises(f"{what}: a text holds a lone surrogate.", where=where, expected="Unicode", fix=fix)
+    except ValueError as error:
+        failure = raises(f"{what}: {error}.", where=where, fix=fix)
+    except RecursionError:
+        failure = raises(f"{what}: nested too deeply.", where=where, expected=f"at most {MAX_LEVELS} levels", fix=fix)
+    else:
+        return content
+    raise failure  # Outside of the handler: the chained error would hold the whole text.
 
 
 def parse_yaml(text: str, raises: type[R1VError], what: str, *, where: object = None) -> Any:
@@ -88,14 +138,57 @@ def parse_yaml(text: str, raises: type[R1VError], what: str, *, where: object = 
         what: as of `parse_fields`.
 
     Raises:
-        R1VError: of class `raises`: not YAML, nested too deeply, or growing without bound by its merge keys.
+        R1VError: of class `raises`: not YAML, too long, nested too deeply, growing without bound by its merge keys, or
+            with a number that is not finite or has more than `MAX_DIGITS`.
     """
+    if len(text) > MAX_YAML_CHARACTERS:
+        found = f"{len(text)} characters"
+        raise raises(f"{what}: too long.", where=where, expected=f"at most {MAX_YAML_CHARACTERS}", found=found)
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise raises(f"{what}: not YAML.", where=where, found=shorten_text(" ".join(str(error).split()))) from error
+        content = yaml.load(text, Loader=_Loader)
+        if _is_deeper_than(MAX_LEVELS, content):
+            raise RecursionError
     except RecursionError:
-        raise raises(f"{what}: nested too deeply.", where=where) from None
+        failure = raises(f"{what}: nested too deeply.", where=where, expected=f"at most {MAX_LEVELS} levels")
+    except Exception as error:  # PyYAML's constructors of dates, binary data and sets raise all kinds
+        failure = raises(f"{what}: not YAML.", where=where, found=shorten_text(" ".join(str(error).split())))
+    else:
+        return content
+    raise failure
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if len(digits) > MAX_DIGITS or not math.isfinite(number := float(digits)):
+        raise ValueError(f"the number {shorten_text(digits, 40)} is beyond float64")
+    return number
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return unique
+
+
+def _is_deeper_than(levels: int, content: Any) -> bool:
+    """Whether lists and mappings lie deeper in each other; aliases are followed once a level."""
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(levels):
+        if not level:
+            return False
+        inner = (child for item in level for child in (item.values() if isinstance(item, dict) else item))
+        level = list({id(child): child for child in inner if isinstance(child, dict | list)}.values())
+    return bool(level)
 
 
 class _Loader(yaml.SafeLoader):
@@ -103,16 +196,32 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
+        seen: set[str] = set()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in seen:
+                what = f"'{shorten_text(key)}' is given twice"
+                raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+            seen.add(key)
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         if len(node.value) > _MAX_MERGED_FIELDS:
             raise yaml.constructor.ConstructorError(None, None, "a mapping has too many fields", node.start_mark)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MAX_DIGITS:
+            raise ValueError(f"a number of {len(node.value)} digits")
+        return int(super().construct_yaml_int(node))
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        if len(node.value) > MAX_DIGITS or not math.isfinite(number := super().construct_yaml_float(node)):
+            raise ValueError(f"{shorten_text(node.value, 40)} is no finite number")
+        return float(number)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def validation_error(
@@ -165,54 +274,6 @@ def validation_error(
     more = sum(other != location[: len(other)] for other in others)
     problem += f" (and {more} more)" if more else ""
     return raises(f"{what}: {problem}.", where=where, expected=expected, found=found, fix=fix)
-
-
-def shorten_value(value: Any) -> str:
-    """A value in the notation of JSON, cut to `MAX_VALUE_CHARACTERS`; safe for recursive and huge ones."""
-    return shorten_text(_render(value, _SHOWN_LEVELS))
-
-
-def shorten_text(text: str, limit: int = MAX_VALUE_CHARACTERS) -> str:
-    """One line of a text: control characters are escaped, and what is beyond the limit is left out."""
-    visible = "".join(char if char.isprintable() else _escaped(char) for char in text[: limit + 1])
-    return visible if len(visible) <= limit else f"{visible[: limit - 3]}..."
-
-
-def _render(value: Any, levels: int) -> str:
-    match value:
-        case None | True | False:
-            return json.dumps(value)
-        case int():
-            return str(value) if value.bit_length() <= 256 else f"an integer of {value.bit_length()} bits"
-        case float():
-            return str(value)
-        case str():
-            return f"'{shorten_text(value)}'"
-        case Mapping() if levels:
-            return f"{{{_items(_fields(value, levels - 1), len(value))}}}"
-        case list() | tuple() if levels:
-            return f"[{_items((_render(item, levels - 1) for item in value), len(value))}]"
-        case Mapping() | list() | tuple():
-            return "..."
-        case _:
-            return f"a {type(value).__name__}"
-
-
-def _fields(value: Mapping[Any, Any], levels: int) -> Iterator[str]:
-    return (
-        f"{shorten_text(str(key)) if isinstance(key, str) else _render(key, 0)}: {_render(item, levels)}"
-        for key, item in value.items()
-    )
-
-
-def _items(items: Iterator[str], count: int) -> str:
-    """The first items; rendered one at a time, so that the rest costs nothing."""
-    shown = [item for _, item in zip(range(_SHOWN_ITEMS), items, strict=False)]
-    return ", ".join(shown if count <= _SHOWN_ITEMS else [*shown, "..."])
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def _expected(message: str) -> str:

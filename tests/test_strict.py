@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from r1v_export.config import BuildConfig, load_config
 from r1v_export.errors import BundleError, R1VError, UsageError
 from r1v_export.manifest import Manifest
 from r1v_export.quantization import recipe
-from r1v_export.strict import StrictModel, parse_fields, parse_json, parse_yaml, shorten_value
+from r1v_export.quoting import shorten_value
+from r1v_export.strict import StrictModel, load_json, parse_fields, parse_json, parse_yaml
 from r1v_export.targets.registry import resolved
 from r1v_export.targets.tensorrt.config import TensorRTConfig
 
@@ -85,7 +87,9 @@ def test_a_missing_field_is_named() -> None:
     assert error.what == "The build file is invalid: missing field rules."
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[]", "wrong type")])
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("{", "not JSON"), ("[" * 100_000, "nested too deeply"), ("[]", "wrong type")]
+)
 def test_what_is_no_json_object_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(BundleError, match=complaint):
         parse_json(Manifest, text, BundleError, "The manifest is malformed")
@@ -154,3 +158,52 @@ def test_values_are_short_visible_and_never_followed_forever() -> None:
         assert len(shown) <= 200
         assert shown.isprintable()
     assert shorten_value({"a": [None, True, 1.5, "b"]}) == "{a: [null, true, 1.5, 'b']}"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[NaN]", "NaN is no number"),
+        ("-Infinity", "-Infinity is no number"),
+        ("1e999", "1e999 is beyond float64"),
+        ("9" * 400, "a number of 400 digits"),
+        ("-" + "9" * 10_000, "a number of 10001 digits"),
+        (f"1e{'9' * 10_000}", "beyond float64"),
+        ("[" * 5000, "nested too deeply"),
+        ("[" * 65 + "]" * 65, "nested too deeply"),
+        ('{"a":' * 800 + "1" + "}" * 800, "nested too deeply"),
+        (r'"\ud800"', "lone surrogate"),
+        (b'"\xed\xa0\x80"', "not JSON"),
+        (b"\xff", "not JSON"),
+        ("", "not JSON"),
+    ],
+    ids=repr,
+)
+def test_json_that_cannot_be_used_is_refused(text: str | bytes, complaint: str) -> None:
+    for parse in (load_json, lambda *arguments: parse_json(Manifest, *arguments)):
+        with pytest.raises(BundleError, match=complaint) as caught:
+            parse(text, BundleError, "The file cannot be used")
+        assert len(str(caught.value)) < 400
+
+
+def test_json_of_usual_files_is_read_as_python_does() -> None:
+    text = json.dumps({"model_max_length": int(1e30), "a": [1.5, -2, True, None, "\U0001f642 \u4e2d"], "b": {"c": []}})
+    assert load_json(text, BundleError, "") == json.loads(text)
+    assert load_json("[" * 64 + "]" * 64, BundleError, "")
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1.0e+999", "9" * 400, "1:" * 60 + "0", "!!float x"])
+def test_yaml_numbers_are_finite_and_of_usual_length(value: str) -> None:
+    with pytest.raises(UsageError, match="not YAML"):
+        parse_yaml(f"a: {value}", UsageError, "The build file is invalid")
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "&a {b: *a}"], ids=["list", "mapping"])
+def test_yaml_that_holds_itself_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="nested too deeply"):
+        parse_yaml(text, UsageError, "The build file is invalid")
+
+
+def test_yaml_of_a_megabyte_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="too long"):
+        parse_yaml("a: 1 # " * 200_000, UsageError, "The build file is invalid")

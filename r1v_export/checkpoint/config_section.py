@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from r1v_export.errors import CheckpointError
-from r1v_export.files import read_regular_text
+from r1v_export.files import read_regular_bytes
+from r1v_export.quoting import shorten_value
+from r1v_export.strict import load_json
 
 LARGEST_SIZE = 2**31 - 1
 _MOST_LAYERS = 1000
@@ -23,15 +24,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     fix = f"copy {path.name} again from where the checkpoint came from"
     try:
-        content = json.loads(read_regular_text(path))
+        text = read_regular_bytes(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"The checkpoint has no {path.name}.", where=path.parent, fix=fix) from error
     except OSError as error:
         raise CheckpointError(
             f"{path.name} cannot be read.", where=path, found=error.strerror, fix="check its permissions"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not JSON.", where=path, found=error, fix=fix) from error
+    content = load_json(text, CheckpointError, f"{path.name} cannot be used", where=path, fix=fix)
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path.name} is not a JSON object.", where=path, expected="{...}", found=type(content).__name__, fix=fix
@@ -122,6 +122,6 @@ class Section:
             f"The configuration's {key} cannot be used.",
             where=f"{self.path}: {key}",
             expected=expected,
-            found="nothing" if found is None else repr(found),
+            found="nothing" if found is None else shorten_value(found),
             fix=fix or "check config.json against the one the checkpoint was published with",
         )

@@ -6,7 +6,6 @@ which the tensors lie end to end with no holes. See https://github.com/huggingfa
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import torch
 
 from r1v_export.errors import CheckpointError
 from r1v_export.files import open_regular
+from r1v_export.quoting import shorten_text, shorten_value
+from r1v_export.strict import load_json
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -97,7 +98,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 )
             if header_bytes > _MAX_HEADER_BYTES:
                 _fail(path, "has an impossible header length", f"at most {_MAX_HEADER_BYTES}", header_bytes)
-            header = _parse_json(path, file.read(header_bytes))
+            header = _parse_header(path, file.read(header_bytes))
     except OSError as error:
         raise CheckpointError(
             "A weight file cannot be read.",
@@ -112,17 +113,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        unique = dict(pairs)
-        if len(unique) < len(pairs):
-            raise ValueError("a name occurs twice")
-        return unique
-
-    try:
-        header = json.loads(raw, object_pairs_hook=refuse_duplicates)
-    except (ValueError, RecursionError) as error:
-        _fail(path, "has a header that is not JSON", "a JSON object", error)
+def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
+    what = f"Weight file {path.name} has a header that is not usable"
+    header = load_json(raw, CheckpointError, what, where=path, fix=_REPLACE, unique_keys=True)
     if not isinstance(header, dict):
         _fail(path, "has a header that is not JSON", "a JSON object", type(header).__name__)
     return header
@@ -130,14 +123,15 @@ def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
 
 def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     """One header entry, checked against the bytes it claims."""
-    what = f"describes tensor {name!r} wrongly"
+    what = f"describes tensor {_quoted(name)} wrongly"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _fail(path, what, "dtype, shape and data_offsets", entry)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        _fail(path, f"holds tensor {name!r} in an unknown dtype", ", ".join(DTYPES), dtype)
+        _fail(path, f"holds tensor {_quoted(name)} in an unknown dtype", ", ".join(DTYPES), dtype)
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        _fail(path, what, "non-negative integers", f"shape {shape}, data_offsets {offsets}")
+        found = f"shape {shorten_value(shape)}, data_offsets {shorten_value(offsets)}"
+        _fail(path, what, "non-negative integers", found)
     begin, end = offsets
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != nbytes:
@@ -160,9 +154,8 @@ def _check_layout(path: Path, tensors: dict[str, StoredTensor], data_start: int,
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != position:
             problem = "overlap" if tensor.offset < position else "leave a hole"
-            _fail(
-                path, f"has tensors that {problem}, at {tensor.name!r}", f"offset {position}", f"offset {tensor.offset}"
-            )
+            what = f"has tensors that {problem}, at {_quoted(tensor.name)}"
+            _fail(path, what, f"offset {position}", f"offset {tensor.offset}")
         position += tensor.nbytes
     if position != file_bytes:
         problem = "is truncated" if file_bytes < position else "has bytes after its last tensor"
@@ -170,11 +163,8 @@ def _check_layout(path: Path, tensors: dict[str, StoredTensor], data_start: int,
 
 
 def _fail(path: Path, problem: str, expected: object, found: object, fix: str = _REPLACE) -> NoReturn:
-    shown = str(found)
-    raise CheckpointError(
-        f"Weight file {path.name} {problem}.",
-        where=path,
-        expected=expected,
-        found=shown if len(shown) <= 200 else shown[:200] + "...",
-        fix=fix,
-    )
+    raise CheckpointError(f"Weight file {path.name} {problem}.", where=path, expected=expected, found=found, fix=fix)
+
+
+def _quoted(name: str) -> str:
+    return f"'{shorten_text(name)}'"

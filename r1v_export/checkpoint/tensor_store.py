@@ -5,7 +5,6 @@ Either a single `model.safetensors` or shards with `model.safetensors.index.json
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.checkpoint.training_files import SIDE_FILE
 from r1v_export.errors import CheckpointError
 from r1v_export.files import read_regular_bytes
+from r1v_export.strict import load_json
 
 INDEX_NAME = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -90,11 +90,13 @@ def _open_shards(folder: Path, index_path: Path, weight_files: list[Path]) -> di
 def _read_index(path: Path) -> dict[str, str]:
     """The index's map from tensor name to shard file name."""
     try:
-        index: Any = json.loads(read_regular_bytes(path))
-    except (OSError, ValueError, RecursionError) as error:
+        text = read_regular_bytes(path)
+    except OSError as error:
         raise CheckpointError(
-            "The weight index is not JSON.", where=path, found=error, fix="download or copy it again"
+            "The weight index cannot be read.", where=path, found=error.strerror, fix="check its permissions"
         ) from error
+    fix = "download or copy it again"
+    index = load_json(text, CheckpointError, "The weight index cannot be used", where=path, fix=fix)
     shard_of = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(s, str) for s in shard_of.values()):
         raise CheckpointError(
@@ -102,7 +104,7 @@ def _read_index(path: Path) -> dict[str, str]:
             where=path,
             expected='{"weight_map": {tensor name: shard file name, ...}}',
             found=sorted(index) if isinstance(index, dict) else type(index).__name__,
-            fix="download or copy it again",
+            fix=fix,
         )
     _refuse(
         "The index names files outside the checkpoint's folder.",

@@ -22,6 +22,7 @@ from r1v_export.checkpoint.byte_level import BYTE_OF
 from r1v_export.checkpoint.config_section import read_json_object
 from r1v_export.errors import CheckpointError, InputError
 from r1v_export.files import read_regular_text
+from r1v_export.quoting import shorten_text, shorten_value
 
 # Qwen2's split pattern, for folders without a tokenizer.json. Source: transformers, tokenization_qwen2.py.
 _QWEN2_PATTERN = (
@@ -184,7 +185,7 @@ def eos_token_ids(generation_config: Mapping[str, Any], vocab_size: int = _MAX_I
             "The eos_token_id cannot be used.",
             where="generation_config.json: eos_token_id",
             expected=f"an id from 0 to {vocab_size - 1}, or a list of ids",
-            found=_short(repr(declared)),
+            found=shorten_value(declared),
             fix="copy generation_config.json from where the checkpoint came from",
         )
     return tuple(ids)
@@ -243,7 +244,7 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
                 "A merge is not a pair of tokens.",
                 where=f"{file}, line {number}",
                 expected="two tokens",
-                found=_short(repr(line)),
+                found=shorten_value(line),
                 fix="download the file again",
             )
         merges.append((parts[0], parts[1]))
@@ -257,7 +258,7 @@ def _read_added_tokens(folder: Path, definition: Mapping[str, Any]) -> dict[str,
     try:
         declared = list(_declared_tokens(folder, definition, config))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _corrupt(folder, f"no name or no id for an added token ({_short(repr(error))})") from error
+        raise _corrupt(folder, f"no name or no id for an added token ({shorten_text(repr(error))})") from error
     added: dict[str, AddedToken] = {}
     for file, name, id_, special in declared:
         known = added.get(name, AddedToken(id_, name in special_names))
@@ -287,13 +288,13 @@ def _declared_tokens(
 
 def _name(content: object) -> str:
     if not isinstance(content, str) or not content:
-        raise ValueError(f"{content!r} is no name")
+        raise ValueError(f"{shorten_value(content)} is no name")
     return content
 
 
 def _id(value: object) -> int:
     if type(value) is not int or not 0 <= value < _MAX_ID:
-        raise ValueError(f"{value!r} is no id from 0 to {_MAX_ID - 1}")
+        raise ValueError(f"{shorten_value(value)} is no id from 0 to {_MAX_ID - 1}")
     return value
 
 
@@ -318,13 +319,13 @@ def _without_added_tokens(
             "The tokenizer is not a byte-level BPE.",
             where=file,
             expected="a BPE vocabulary with one token for each of the 256 bytes",
-            found=f"model type {_short(str(model.get('type')))}",
+            found=f"model type {shorten_value(model.get('type'))}",
             fix="use the tokenizer files that were published with the checkpoint",
         )
     # The library panics on some prefixes, and no byte-level BPE has either.
     affixes = {key: model[key] for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)}
     if affixes:
-        raise _corrupt(file, f"model: {_short(str(affixes))}")
+        raise _corrupt(file, f"model: {shorten_value(affixes)}")
     _check_ids(vocab, file)
     vocab = {token: id_ for token, id_ in vocab.items() if token not in added}
     _check_ids_are_distinct(vocab, added, file)
@@ -343,7 +344,7 @@ def _library_errors(file: Path) -> Iterator[None]:
     except (CheckpointError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise _corrupt(file, _short(f"{type(error).__name__}: {error}")) from error
+        raise _corrupt(file, shorten_text(f"{type(error).__name__}: {error}")) from error
 
 
 def _check_ids(vocab: Mapping[str, object], file: Path) -> None:
@@ -352,9 +353,9 @@ def _check_ids(vocab: Mapping[str, object], file: Path) -> None:
         if type(id_) is not int or not 0 <= id_ < _MAX_ID:
             raise CheckpointError(
                 "A token's id cannot be used.",
-                where=f"{file}: {_short(repr(token))}",
+                where=f"{file}: {shorten_value(token)}",
                 expected=f"an integer from 0 to {_MAX_ID - 1}",
-                found=_short(repr(id_)),
+                found=shorten_value(id_),
                 fix="download the file again",
             )
 
@@ -381,7 +382,7 @@ def _check_ids_are_distinct(vocab: Mapping[str, int], added: Mapping[str, AddedT
             "Two tokens share one id.",
             where=file,
             expected=f"id {vocab[twice]} for one token",
-            found=f"{_short(twice)} and {_short(owner[vocab[twice]])}",
+            found=f"{shorten_text(twice)} and {shorten_text(owner[vocab[twice]])}",
             fix="download the file again",
         )
     for name, token in added.items():
@@ -390,17 +391,13 @@ def _check_ids_are_distinct(vocab: Mapping[str, int], added: Mapping[str, AddedT
                 "Two tokens share one id.",
                 where=file,
                 expected=f"id {token.id} for {name} alone",
-                found=_short(owner[token.id]),
+                found=shorten_text(owner[token.id]),
                 fix="use the tokenizer files of one checkpoint",
             )
 
 
 def _read_optional_json(file: Path) -> dict[str, Any]:
     return read_json_object(file) if file.exists() else {}
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _corrupt(file: Path, found: object) -> CheckpointError:

@@ -44,6 +44,7 @@ from r1v_export.manifest import (
     to_json,
 )
 from r1v_export.progress import ProgressCallback, ignore_progress
+from r1v_export.strict import load_json
 
 
 class Workspace:
@@ -157,9 +158,10 @@ class HashCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.known: dict[str, list[int | str]] = json.loads(read_regular_text(path))
-        except (OSError, ValueError):
-            self.known = {}
+            known = load_json(read_regular_text(path), UsageError, "The hashes of a build cannot be read", where=path)
+        except (OSError, ValueError, UsageError):
+            known = None  # hashed again
+        self.known: dict[str, list[int | str]] = known if isinstance(known, dict) else {}
 
     def get(self, path: Path, on_progress: ProgressCallback = ignore_progress) -> FileEntry:
         """Hash of a file, computed when it is not known."""

@@ -72,7 +72,7 @@ def test_shards_without_an_index_are_refused(sharded):
 def test_an_index_that_is_not_json_is_refused(sharded, content):
     (sharded / INDEX_NAME).write_bytes(content)
     error = refusal(sharded)
-    assert "index is not JSON" in error.what
+    assert "The weight index cannot be used" in error.what
     assert INDEX_NAME in str(error.where)
 
 

@@ -246,7 +246,7 @@ def test_a_damaged_file_is_refused(folder, name, content):
 
 def test_a_file_that_is_not_text_is_named(folder):
     (folder / "tokenizer.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be used: not JSON"):
         Tokenizer.from_folder(folder)
 
 

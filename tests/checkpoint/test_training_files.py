@@ -77,7 +77,7 @@ def test_files_beside_a_whole_model_are_ignored_and_named(tiny, sharded, name):
         assert name not in {path.name for path in (*checkpoint.files(), *checkpoint.auxiliary_files())}
 
 
-@pytest.mark.parametrize("value", [True, "0", [0.5], [None], [[496]], [640], float("inf"), -1], ids=repr)
+@pytest.mark.parametrize("value", [True, "0", [0.5], [None], [[496]], [640], -1], ids=repr)
 def test_an_eos_token_id_of_another_kind_is_refused_when_the_checkpoint_opens(tiny, value):
     path = tiny / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": value}))

@@ -6,7 +6,6 @@ inputs are rounded here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_text
 from r1v_export.reference.model import Model, ReferenceEngine
+from r1v_export.strict import load_json
 
 _PLAIN = ("BF16", "F16", "F32")
 _LARGEST = 448.0
@@ -175,7 +175,7 @@ def _hook(rounding: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Te
 
 
 def _json(path: Path) -> Any:
-    return json.loads(read_regular_text(path))
+    return load_json(read_regular_text(path), BundleError, "The unified checkpoint cannot be used", where=path)
 
 
 def _unusable(folder: Path, found: object) -> BundleError:

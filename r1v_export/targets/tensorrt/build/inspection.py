@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_text
 from r1v_export.progress import size
+from r1v_export.strict import load_json
 from r1v_export.targets.interface import EngineDescription
 from r1v_export.targets.tensorrt.build.plan import LAYERS, PlanInfo, read_info
 from r1v_export.targets.tensorrt.runtime.loading import PLANS
@@ -101,7 +101,7 @@ def _profile_text(profile: dict[str, tuple[int, int, int]]) -> str:
 
 def _layers(path: Path) -> list[dict[str, Any]]:
     try:
-        layers = json.loads(read_regular_text(path))
+        layers = load_json(read_regular_text(path), BundleError, "An engine's layers cannot be read", where=path)
         fields = {"name", "kind", "inputs", "constants", "outputs", "nodes"}
         if all(isinstance(layer, dict) and fields <= layer.keys() for layer in layers):
             return list(layers)

@@ -11,6 +11,7 @@ from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.files import read_regular_bytes, require_writable
 from r1v_export.progress import Progress, size
+from r1v_export.strict import load_json
 from r1v_export.targets.tensorrt_llm.build import trtllm_build
 from r1v_export.targets.tensorrt_llm.build.command import EngineSizes, build_arguments, container_recipe, engine_sizes
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import Config, read_config
@@ -91,10 +92,12 @@ def require_built(plan: EnginePlan) -> None:
     """
     trtllm_build.check_engine(plan.out, plan.config, plan.sizes)
     path = plan.out / ORIGIN
+    what = "What an engine was built from cannot be read"
     try:
-        found = json.loads(read_regular_bytes(path)) if path.is_file() else plan.origin
-    except (OSError, ValueError) as error:
-        raise BundleError("What an engine was built from cannot be read.", where=path, found=error) from error
+        text = read_regular_bytes(path) if path.is_file() else None
+    except OSError as error:
+        raise BundleError(f"{what}.", where=path, found=error) from error
+    found = plan.origin if text is None else load_json(text, BundleError, what, where=path)
     if found != plan.origin:
         raise BundleError(
             "The engine was built from another checkpoint.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 from r1v_export.errors import BundleError, CapabilityError, GraphError
 from r1v_export.files import read_regular_bytes
 from r1v_export.progress import ProgressCallback
+from r1v_export.strict import load_json
 from r1v_export.targets.tensorrt_llm.build.command import PROGRAM, EngineSizes
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import Config
 from r1v_export.targets.tensorrt_llm.library import ENGINES, ENGINES_TEXT, version_number, within
@@ -95,7 +95,7 @@ def run(program: Path, arguments: Sequence[str], ranks: int, on_progress: Progre
             f"{PROGRAM} failed.",
             where=program,
             expected="exit code 0",
-            found=f"exit code {process.returncode}\n" + "\n".join(tail),
+            found=f"exit code {process.returncode}: {' / '.join(tail)}",
             fix="the lines above say why; a smaller max_batch_size or max_num_tokens takes less memory",
         )
 
@@ -140,7 +140,7 @@ def check_engine(out: Path, config: Config, sizes: EngineSizes) -> None:
 
 def _read_engine(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(read_regular_bytes(path))
+        found = load_json(read_regular_bytes(path), BundleError, "The engine's config cannot be read", where=path)
         model, build = found["pretrained_config"], found["build_config"]
         return {
             **{name: model[name] for name in ("architecture", "dtype", "vocab_size")},
@@ -150,7 +150,7 @@ def _read_engine(path: Path) -> dict[str, Any]:
             **{name: build[name] for name in ("max_batch_size", "max_input_len", "max_seq_len")},
             "max_prompt_embedding_table_size": build["max_prompt_embedding_table_size"],
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         what = "The engine's config cannot be read."
         raise BundleError(what, where=path, found=repr(error), fix="build it again") from error
 
