@@ -72,3 +72,19 @@ def test_yarn_extends_the_context_by_its_factor():
 def test_dynamic_scaling_has_no_table_beyond_the_trained_context():
     with pytest.raises(CapabilityError, match="at most 512 positions"):
         rotary_tables(spec_of({"type": "dynamic", "factor": 2.0}), POSITIONS + 1)
+
+
+def test_a_cosine_that_the_math_library_gets_wrong_is_corrected(monkeypatch):
+    expected = rotary_tables(spec_of(None), POSITIONS)
+    cosine = torch.Tensor.cos
+
+    def imprecise(x):
+        values = cosine(x)
+        if x.dtype == torch.float32:
+            values[: POSITIONS // 2] += 1.5e-4
+        return values
+
+    monkeypatch.setattr(torch.Tensor, "cos", imprecise)
+    found = rotary_tables(spec_of(None), POSITIONS)
+    torch.testing.assert_close(found.cos, expected.cos, rtol=0, atol=2**-23)
+    assert torch.equal(found.cos[POSITIONS // 2 :], expected.cos[POSITIONS // 2 :])
