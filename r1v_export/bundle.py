@@ -34,7 +34,8 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """
+        """Open a bundle and read its manifest.
+
         Raises:
             BundleError: not a whole bundle of this schema version.
         """
@@ -42,6 +43,7 @@ class Bundle:
 
     @cached_property
     def spec(self) -> ModelSpec:
+        """The model that the bundle was built from."""
         return read_spec(self.folder)
 
     @cached_property
@@ -56,6 +58,7 @@ class Bundle:
 
     @property
     def graphs(self) -> Path:
+        """Folder of the standard ONNX graphs."""
         return self.folder / GRAPHS
 
     @property

@@ -160,6 +160,7 @@ class BuildConfig(StrictModel):
         )
 
     def to_yaml(self) -> str:
+        """Serialize the config as YAML that `build` can read."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 

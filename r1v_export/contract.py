@@ -47,18 +47,22 @@ SYMBOLS: Mapping[str, str] = {
 
 
 def past_key(layer: int | str) -> str:
+    """Name of the decoder's input that holds a layer's cached keys."""
     return f"past_key_values.{layer}.key"
 
 
 def past_value(layer: int | str) -> str:
+    """Name of the decoder's input that holds a layer's cached values."""
     return f"past_key_values.{layer}.value"
 
 
 def present_key(layer: int | str) -> str:
+    """Name of the decoder's output that holds a layer's updated keys."""
     return f"present.{layer}.key"
 
 
 def present_value(layer: int | str) -> str:
+    """Name of the decoder's output that holds a layer's updated values."""
     return f"present.{layer}.value"
 
 
@@ -167,9 +171,13 @@ class VisionEngine(Protocol):
     """The graphs that look at images, runnable. Floating-point arrays are float32 at this boundary, whatever the
     engine computes in."""
 
-    def vision(self, pixel_values: np.ndarray) -> np.ndarray: ...
+    def vision(self, pixel_values: np.ndarray) -> np.ndarray:
+        """Compute vision_features from pixel_values [tiles, 3, size, size], float32 in and out."""
+        ...
 
-    def projector(self, vision_features: np.ndarray) -> np.ndarray: ...
+    def projector(self, vision_features: np.ndarray) -> np.ndarray:
+        """Compute image_embeds [tiles, tokens, hidden] from vision_features, float32 in and out."""
+        ...
 
 
 class Engine(VisionEngine, Protocol):
@@ -179,6 +187,10 @@ class Engine(VisionEngine, Protocol):
     name: str
     sizes: Sizes
 
-    def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray: ...
+    def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
+        """Compute inputs_embeds [batch, tokens, hidden] from input_ids [batch, tokens] and image_embeds [N, hidden]."""
+        ...
 
-    def decoder(self, batch: int, capacity: int) -> Decoder: ...
+    def decoder(self, batch: int, capacity: int) -> Decoder:
+        """Open a decoder for `batch` sequences with an empty cache of `capacity` slots each."""
+        ...

@@ -58,6 +58,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
         return self.temperature == 0
 
     def __str__(self) -> str:
@@ -85,7 +86,8 @@ class EncodedImage:
 
     @classmethod
     def of(cls, pixel_values: np.ndarray, embeds: np.ndarray) -> EncodedImage:
-        """
+        """Make an encoded image, whose digest is the SHA-256 of its pixels.
+
         Args:
             pixel_values: its tiles, as they went into the vision graph.
             embeds: what came out of the projector, [tiles, tokens, E] or [N, E].

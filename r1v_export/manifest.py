@@ -71,7 +71,7 @@ class StageEntry(StrictModel):
 
 
 class Manifest(StrictModel):
-    """`manifest.json`."""
+    """Contents of `manifest.json`."""
 
     schema_version: int = SCHEMA_VERSION
     producer: str
@@ -90,6 +90,7 @@ class Manifest(StrictModel):
         return {path: entry for stage in self.stages.values() for path, entry in stage.files.items()}
 
     def to_json(self) -> str:
+        """Serialize the manifest as JSON."""
         return to_json(self.model_dump(mode="json"))
 
 

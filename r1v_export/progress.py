@@ -85,6 +85,7 @@ class Progress:
         return f"[{self.number}/{self.stages}] {name}"
 
     def write(self, line: str, last: bool) -> None:
+        """Show a line: redrawn in place on a terminal, otherwise printed only if it is the last of its task."""
         if self.live:
             # A line that is redrawn must not wrap: what it wraps to is never erased.
             shown = line if last else line[: shutil.get_terminal_size().columns - 1]
@@ -110,10 +111,12 @@ class Task:
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds since the task began."""
         return time.monotonic() - self.started
 
     @property
     def elapsed(self) -> str:
+        """Time since the task began, formatted."""
         return duration(self.elapsed_s)
 
     def report(self, done: float, total: float, status: str = "") -> None:
@@ -125,6 +128,7 @@ class Task:
             self.draw()
 
     def draw(self) -> None:
+        """Redraw the task's line."""
         self._drawn = time.monotonic()
         status = f" ({self.status})" if self.status else ""
         self.progress.write(f"{self.title}{self._state()}{status}", last=False)

@@ -82,6 +82,7 @@ class Section:
         return self.size(key, at_most=_MOST_LAYERS)
 
     def integer(self, key: str) -> int:
+        """Return a required integer."""
         value = self.get(key)
         if type(value) is not int:
             raise self.wrong(key, "an integer", value)
@@ -104,6 +105,7 @@ class Section:
         return float(value)
 
     def flag(self, key: str) -> bool:
+        """Return a required boolean."""
         value = self.get(key)
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false", value)

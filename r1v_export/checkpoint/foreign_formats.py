@@ -21,7 +21,8 @@ _FIXES = {
 
 
 def refuse_foreign_formats(folder: Path, tensors: Collection[str]) -> None:
-    """
+    """Refuse checkpoints in quantized formats that cannot be imported.
+
     Args:
         tensors: the stored names.
 

@@ -24,6 +24,8 @@ class Source(NamedTuple):
 
 
 class Resolved(NamedTuple):
+    """A checkpoint folder and where it came from."""
+
     folder: Path
     source: Source
 

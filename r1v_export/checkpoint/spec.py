@@ -32,6 +32,7 @@ class VisionSpec(StrictModel):
 
     @property
     def head_dim(self) -> int:
+        """Size of one attention head."""
         return self.hidden_size // self.num_heads
 
     @property
@@ -128,6 +129,7 @@ class ModelSpec(StrictModel):
 
     @property
     def tokens_per_tile(self) -> int:
+        """Number of image tokens that one tile becomes."""
         return (self.tile_patches // self.projector.shuffle) ** 2
 
     @property

@@ -27,6 +27,7 @@ class NewTensor:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 

@@ -24,13 +24,16 @@ _MERGE_INTO_BASE = "merge it into the model of its training: r1v-export merge-lo
 
 
 class Unwrapped(NamedTuple):
+    """Tensors under the model's own names, without prefixes added by training."""
+
     tensors: dict[str, StoredTensor]
     """By the names that the model gave them."""
     warnings: tuple[str, ...]
 
 
 def refuse_adapter_folder(folder: Path) -> None:
-    """
+    """Refuse a folder that contains a LoRA adapter without its base model.
+
     Raises:
         CheckpointError: the folder holds an adapter and no model.
     """

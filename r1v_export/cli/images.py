@@ -36,7 +36,8 @@ def image_opener(policy: ImagePolicy, allow_url: bool) -> Callable[[str], Image.
 
 
 def require_stdin_once(sources: Sequence[str], stdin_is_taken: bool = False) -> None:
-    """
+    """Refuse options that read standard input more than once.
+
     Raises:
         UsageError: more than one thing is to be read from stdin.
     """

@@ -48,6 +48,7 @@ def cli() -> None:
 
 
 def main() -> None:
+    """Run the command line and exit with its code."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -84,7 +85,7 @@ def _of_file_system(error: OSError) -> R1VError:
 
 
 class UserInterruptError(R1VError):
-    """Ctrl-C."""
+    """The user interrupted the command, with Ctrl-C."""
 
     exit_code = 130
 

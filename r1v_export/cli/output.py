@@ -48,6 +48,7 @@ model_option = click.option("--model", help="The checkpoint, where the bundle wa
 
 
 def print_json(value: Any) -> None:
+    """Print a value as indented JSON on stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 

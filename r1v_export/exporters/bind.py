@@ -30,7 +30,7 @@ _TORCH_DTYPES = {onnx_dtype: torch_dtype for torch_dtype, onnx_dtype in DTYPES.i
     ir.DataType.INT4: torch.int8,
     ir.DataType.UINT4: torch.int8,
 }
-"""What a chunk of each type is held as; 4-bit codes are packed as they are written."""
+"""How a chunk of each type is held in memory; 4-bit values are packed when they are written."""
 
 
 def save_with_weights(
@@ -115,9 +115,9 @@ def _content(name: str, derived: Mapping[str, Derived], read: Read) -> Tensor:
 
 
 def _pack_4_bits(qweight: Tensor) -> Tensor:
-    """ONNX's layout of 4-bit types: two codes to a byte in row-major order, the first in the low half.
+    """ONNX's layout of 4-bit types: two values per byte in row-major order, the first in the low half.
 
-    Rows of a chunk hold an even number of codes: group sizes do.
+    A chunk's rows have an even number of values, because group sizes are even.
     """
     pairs = qweight.flatten().view(torch.uint8).reshape(-1, 2)
     return (pairs[:, 0] & 0x0F) | (pairs[:, 1] << 4)

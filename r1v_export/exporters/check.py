@@ -13,7 +13,11 @@ SEQUENCE_TYPES = {"SequenceConstruct", "SequenceAt", "SplitToSequence", "ConcatF
 
 
 def check_graph(model: ir.Model, contract: GraphContract, compute: ir.DataType) -> None:
-    """Raise GraphError unless the graph keeps its contract and uses standard operators of the project's opset only."""
+    """Check that a graph keeps its contract and uses only standard operators of the project's opset.
+
+    Raises:
+        GraphError: it does not.
+    """
     _check_boundary("inputs", model.graph.inputs, contract.inputs, contract.name, compute)
     _check_boundary("outputs", model.graph.outputs, contract.outputs, contract.name, compute)
     if dict(model.opset_imports) != {"": OPSET}:

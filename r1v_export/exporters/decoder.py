@@ -40,6 +40,7 @@ class DecoderGraph(LanguageModel):
 
 
 def source(spec: ModelSpec) -> GraphSource:
+    """Return the decoder's module, the prefix of its weights, and the rotary tables computed from the spec."""
     language = spec.language
 
     def tables() -> Rotary:

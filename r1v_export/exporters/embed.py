@@ -10,6 +10,7 @@ from r1v_export.reference.embed import Embed
 
 
 def source(spec: ModelSpec) -> GraphSource:
+    """Return the embed graph's module and the prefix of its weights."""
     language = spec.language
     return GraphSource(
         module=lambda: Embed(nn.Embedding(language.vocab_size, language.hidden_size), spec.image_token_id),

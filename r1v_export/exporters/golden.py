@@ -55,7 +55,7 @@ def _type(value: ir.Value) -> str:
 def _fold_layers(lines: list[tuple[str, str]]) -> Iterator[str]:
     """Print the runs of lines of equal layers once: layer i stands for all that differ in their number only.
 
-    lines: (text, name) pairs; the name tells the layer.
+    lines: (text, name) pairs; the name contains the layer.
     """
     runs = [(layer, [text for text, _ in run]) for layer, run in itertools.groupby(lines, key=lambda p: _layer(p[1]))]
     for _, group in itertools.groupby(runs, key=lambda run: _template(*run)):

@@ -19,24 +19,29 @@ def _onnx(op_type: str, *inputs: Tensor | None, like: Tensor, **attributes: Any)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Emit RMSNormalization over the last axis of x [..., E] with a weight [E]."""
     return _onnx("RMSNormalization", x, weight, like=x, axis=-1, epsilon=eps)
 
 
 def rotary_embedding(x_BHSD: Tensor, cos: Tensor, sin: Tensor, position_ids_BS: Tensor) -> Tensor:
+    """Emit RotaryEmbedding of x_BHSD with tables cos and sin [positions, D / 2]."""
     tables = (cos.to(x_BHSD.dtype), sin.to(x_BHSD.dtype))
     return _onnx("RotaryEmbedding", x_BHSD, *tables, position_ids_BS, like=x_BHSD)
 
 
 def update_cache(cache_BKCD: Tensor, new_BKSD: Tensor, write_index_B: Tensor) -> Tensor:
+    """Emit TensorScatter, which writes the new keys or values into the cache at `write_index_B`."""
     return _onnx("TensorScatter", cache_BKCD, new_BKSD, write_index_B, like=cache_BKCD, axis=2)
 
 
 def cached_attention(q_BHSD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, cache_length_B: Tensor) -> Tensor:
+    """Emit causal Attention over the first `cache_length_B` slots of the cache."""
     no_mask_or_past = (None, None, None)
     return _onnx("Attention", q_BHSD, k_BKCD, v_BKCD, *no_mask_or_past, cache_length_B, like=q_BHSD, is_causal=1)
 
 
 def take_token(h_BSE: Tensor, index_B: Tensor) -> Tensor:
+    """Emit GatherND, which takes one token [B, E] of each sequence."""
     return _onnx("GatherND", h_BSE, index_B[:, None], like=h_BSE[:, 0], batch_dims=1)
 
 

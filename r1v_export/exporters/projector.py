@@ -8,4 +8,5 @@ from r1v_export.reference.projector import Projector
 
 
 def source(spec: ModelSpec) -> GraphSource:
+    """Return the projector's module and the prefix of its weights."""
     return GraphSource(module=lambda: Projector(spec.projector), prefix="mlp1.")

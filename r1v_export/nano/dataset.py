@@ -56,7 +56,7 @@ def seeded(split: Split, index: int) -> Random:
 def scene_and_questions(
     rng: Random, size: tuple[int, int], kind: str, count: int, max_objects: int = scenes.MAX_OBJECTS
 ) -> tuple[scenes.Scene, list[questions.Question]]:
-    """A scene that has a question of the wanted kind, which comes first, then others about the same image."""
+    """A scene that has a question of the requested kind, which comes first, then others about the same image."""
     while True:
         scene = scenes.chart_scene(rng, size) if kind == "chart" else scenes.object_scene(rng, size, max_objects)
         first = questions.ask(scene, kind, rng)

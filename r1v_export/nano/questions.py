@@ -27,6 +27,7 @@ class Question:
 
     @property
     def reasoning(self) -> str:
+        """The whole reasoning: what is seen, then the conclusion."""
         return f"{self.seen} {self.conclusion}"
 
 
@@ -73,7 +74,7 @@ def _shape(scene: ObjectScene, rng: Random) -> _Asked:
 
 
 def _one_object(scene: ObjectScene, rng: Random, by: str) -> tuple[Object, str]:
-    """An object and words that mean it alone: its shape or colour where no other has it, else its place."""
+    """An object and words that identify it: its shape or color if unique, otherwise its place."""
     item = rng.choice(scene.objects)
     if sum(getattr(other, by) == getattr(item, by) for other in scene.objects) == 1 and rng.random() < 0.7:
         return item, item.shape if by == "shape" else f"{item.colour} object"

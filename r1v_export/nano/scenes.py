@@ -50,10 +50,12 @@ class Object:
 
     @property
     def name(self) -> str:
+        """Color and shape, as in "red circle"."""
         return f"{self.colour} {self.shape}"
 
     @property
     def place(self) -> str:
+        """Row and column, as in "top left"."""
         return f"{ROWS[self.row]} {COLUMNS[self.column]}"
 
     def __str__(self) -> str:
@@ -120,7 +122,7 @@ def _object(rng: Random, size: tuple[int, int], shape: str, colour: str, cell: i
 
 
 def chart_scene(rng: Random, size: tuple[int, int]) -> ChartScene:
-    """Two to four bars of different colours, one to five grid lines tall."""
+    """Two to four bars of different colors, one to five grid lines tall."""
     colours = rng.sample(list(COLOURS), rng.randint(2, 4))
     bars = tuple(Bar(colour, rng.randint(1, MAX_BAR_HEIGHT)) for colour in colours)
     width, height = size

@@ -1,4 +1,4 @@
-"""The walk along the data flow: both sides compute, every boundary is compared, statistics are merged.
+"""The comparison along the data flow: both endpoints compute, every boundary is compared, statistics are merged.
 
 Up to `decode`, each stage of the candidate is fed what the reference fed its own, so an error is counted where it
 arises and nowhere after. `end_to_end` and `tokens` then run the candidate on its own outputs, from its own pixels and
@@ -33,7 +33,9 @@ VOCABULARY_ROWS_AT_ONCE = 1024
 class VisionBlocks(Protocol):
     """An engine that also shows the output of each ViT block in turn, float32 [T, positions, vit_hidden]."""
 
-    def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]: ...
+    def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the hidden states after each block for pixel_values [tiles, 3, size, size]."""
+        ...
 
 
 class Answers(NamedTuple):
@@ -63,6 +65,7 @@ class BoundaryComparator:
     """Teacher-forced logits by decode step, from 1; step 0 is the prefill."""
 
     def record(self, boundary: str, statistics: Statistics) -> None:
+        """Merge statistics into those of a boundary."""
         known = self.statistics.get(boundary)
         # A boundary's statistics are all of one class.
         self.statistics[boundary] = known.merge(statistics) if known else statistics  # type: ignore[arg-type]
@@ -212,7 +215,7 @@ class GreedyAnswers:
 
     @property
     def last(self) -> np.ndarray:
-        """The latest token of each row; a finished row goes on with its last one, and nobody looks."""
+        """The latest token of each row; a finished row repeats its last one, and its results are ignored."""
         return np.array([[tokens[-1]] for tokens in self.tokens], dtype=np.int64)
 
 

@@ -1,4 +1,4 @@
-"""`check`: hold a candidate engine to a reference engine."""
+"""`check`: compare a candidate engine with a reference engine."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def check(
     """Compare two engines boundary by boundary and end to end.
 
     Args:
-        reference: the truth: PyTorch, with the checkpoint's own files.
+        reference: what is taken as correct: PyTorch, with the checkpoint's own files.
         candidate: the engine under test, with the files of its bundle.
         samples: compared in this order; drawn from as needed, `batch_size` at a time.
         precision: that the candidate was built in; with the next three it chooses the limits, see `parity.tolerances`.
@@ -171,7 +171,7 @@ def _compare_samples(
     batch_size: int,
     on_progress: ProgressCallback,
 ) -> tuple[list[SampleResult], list[ParitySample]]:
-    """Every sample through the walk. Returns the results and the first batch."""
+    """Compare every sample at every boundary. Returns the results and the first batch."""
     remaining = iter(samples)
     results: list[SampleResult] = []
     first_batch: list[ParitySample] = []
@@ -190,7 +190,7 @@ def _compare_samples(
 
 
 def _judge(statistics: dict[str, Statistics], profile: ToleranceProfile) -> tuple[BoundaryResult, ...]:
-    """Hold every boundary to the table, in data-flow order."""
+    """Evaluate every boundary against the tolerance table, in data-flow order."""
     return tuple(_judge_one(name, statistics[name], profile) for name in sorted(statistics, key=_position))
 
 
@@ -214,6 +214,7 @@ def _judge_one(name: str, statistics: Statistics, profile: ToleranceProfile) -> 
 
 
 def evaluate(row: Tolerance, value: float) -> Check:
+    """Compare a measured value with its tolerance."""
     return Check(
         metric=row.metric,
         value=value,

@@ -87,11 +87,11 @@ def problem(statistics: Statistics) -> str | None:
     if not tensor.nonfinite:
         return None
     counts = {"reference": tensor.nonfinite_reference, "candidate": tensor.nonfinite_candidate}
-    told = " and ".join(
+    nonfinite = " and ".join(
         f"{count} NaN or infinite values in the {endpoint}" for endpoint, count in counts.items() if count
     )
     where = tensor.worst
-    return f"{told}, the first at {list(where.index)} of sample {where.sample}" if where else told
+    return f"{nonfinite}, the first at {list(where.index)} of sample {where.sample}" if where else nonfinite
 
 
 def _tensor(statistics: Statistics) -> TensorStatistics | None:

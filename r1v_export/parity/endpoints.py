@@ -38,6 +38,7 @@ class Endpoint:
 
     @property
     def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
         return self.pipeline.stop_ids
 
     def inputs(self, sample: ParitySample) -> Inputs:

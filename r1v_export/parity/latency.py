@@ -26,6 +26,8 @@ class Stopwatch:
     _started: set[str] = field(default_factory=set)
 
     def call(self, stage: str, units: int, function: Callable[..., np.ndarray], *args: Any) -> np.ndarray:
+        """Call a function and add its time and units to the stage; a stage's first call is warm-up and is not
+        counted."""
         begin = time.perf_counter()
         result = function(*args)
         elapsed = time.perf_counter() - begin

@@ -5,7 +5,7 @@ and gives its metrics as properties; so a comparison streams over samples and ke
 comes first. Sums are float64. A row is a vector along the last axis: one token's features, one token's logits.
 
 NaN and infinity, on either side, are an infinite error: every metric then takes its worst value, and `worst` names
-the first such element. So does a pair of arrays of different shapes, which `shape_mismatch` then tells.
+the first such element. So does a pair of arrays of different shapes, which `shape_mismatch` then describes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TensorStatistics:
 
     @classmethod
     def of(cls, reference: np.ndarray, candidate: np.ndarray, sample: str = "", offset: int = 0) -> TensorStatistics:
-        """Compare two float arrays.
+        """Compare two float arrays [...] of the same shape.
 
         Args:
             sample: names them in `worst`.
@@ -66,6 +66,7 @@ class TensorStatistics:
         return reduce(cls.merge, parts, cls())
 
     def merge(self, other: TensorStatistics) -> TensorStatistics:
+        """Combine with the statistics of other elements of the same tensor."""
         return TensorStatistics(
             elements=self.elements + other.elements,
             max_abs_error=max(self.max_abs_error, other.max_abs_error),
@@ -82,10 +83,12 @@ class TensorStatistics:
 
     @property
     def nonfinite(self) -> int:
+        """Number of NaN and infinite elements on both sides."""
         return self.nonfinite_reference + self.nonfinite_candidate
 
     @property
     def mean_abs_error(self) -> float:
+        """Mean absolute error over all elements; 0 if there are none."""
         return self.sum_abs_error / self.elements if self.elements else 0.0
 
     @property
@@ -217,6 +220,7 @@ class LogitStatistics:
         )
 
     def merge(self, other: LogitStatistics) -> LogitStatistics:
+        """Combine with the statistics of other rows."""
         columns = [s.error_by_token for s in (self, other) if s.error_by_token is not None]
         return LogitStatistics(
             self.tensor.merge(other.tensor),
@@ -267,6 +271,7 @@ class TokenStatistics:
 
     @classmethod
     def of(cls, reference: Sequence[int], candidate: Sequence[int]) -> TokenStatistics:
+        """Compare two token sequences position by position."""
         return cls(
             sequences=1,
             identical_sequences=int(list(reference) == list(candidate)),
@@ -275,6 +280,7 @@ class TokenStatistics:
         )
 
     def merge(self, other: TokenStatistics) -> TokenStatistics:
+        """Combine with the statistics of other sequences."""
         return replace(
             self,
             sequences=self.sequences + other.sequences,
@@ -284,6 +290,7 @@ class TokenStatistics:
         )
 
     def metrics(self) -> dict[str, float]:
+        """Metric name -> value; both are 1 if nothing was compared."""
         return {
             "token_agreement": self.agreeing_tokens / self.tokens if self.tokens else 1.0,
             "sequence_agreement": self.identical_sequences / self.sequences if self.sequences else 1.0,

@@ -1,7 +1,7 @@
 """Plots of a parity report as SVG text to stand inside an HTML page.
 
-The same report gives the same bytes: no date, fixed ids, matplotlib's own defaults whatever the user's are. Colours
-are variables of the page's style sheet, so the plots follow its light or dark scheme; what matters is also told by
+The same report gives the same bytes: no date, fixed ids, matplotlib's own defaults whatever the user's are. Colors
+are variables of the page's style sheet, so the plots follow its light or dark scheme; what matters is also shown by
 marker, hatch and label.
 """
 
@@ -24,7 +24,7 @@ from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, Parit
 from r1v_export.quantization.mixed_precision.budget import loss_of
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, SensitivityTable
 
-# Stand-ins that matplotlib accepts as colours -> variables of the page's style sheet.
+# Stand-ins that matplotlib accepts as colors -> variables of the page's style sheet.
 _INK, _FAINT, _ONE, _TWO, _BAD = "#010101", "#020202", "#030303", "#040404", "#050505"
 _CSS = {_INK: "--ink", _FAINT: "--line", _ONE: "--series-1", _TWO: "--series-2", _BAD: "--bad"}
 
@@ -78,9 +78,9 @@ def errors_by_boundary(report: ParityReport) -> str | None:
 
 
 def _error_row(axes: Axes, row: int, boundary: BoundaryResult, error: float, low: float) -> None:
-    colour = _ONE if boundary.passed else _BAD
-    axes.plot([low, error], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-    axes.plot(error, row, marker="o" if boundary.passed else "X", markersize=7, color=colour, clip_on=False)
+    color = _ONE if boundary.passed else _BAD
+    axes.plot([low, error], [row, row], color=color, linewidth=2, solid_capstyle="butt")
+    axes.plot(error, row, marker="o" if boundary.passed else "X", markersize=7, color=color, clip_on=False)
     text = "exact" if boundary.metrics["relative_error"] == 0 else short(boundary.metrics["relative_error"])
     verdict = "" if boundary.passed else "  out of tolerance"
     axes.annotate(text + verdict, (error, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9.5)
@@ -114,9 +114,9 @@ def errors_by_step(report: ParityReport) -> str | None:
         return _svg(figure, "steps", "Logit error and KL divergence by decode step; the numbers are in parity.json.")
 
 
-def _step_line(axes: Axes, steps: Sequence[StepResult], values: Sequence[float], colour: str, marker: str) -> None:
+def _step_line(axes: Axes, steps: Sequence[StepResult], values: Sequence[float], color: str, marker: str) -> None:
     finite = [value if 0 < value < math.inf else math.nan for value in values]
-    axes.plot([step.step for step in steps], finite, marker=marker, markersize=3.5, linewidth=1.3, color=colour)
+    axes.plot([step.step for step in steps], finite, marker=marker, markersize=3.5, linewidth=1.3, color=color)
     axes.grid(axis="y")
     if any(value > 0 for value in finite):
         axes.set_yscale("log")
@@ -148,8 +148,8 @@ def latency_by_stage(report: ParityReport) -> str | None:
 
 def _latency_bars(axes: Axes, row: int, latency: Latency) -> None:
     bars = ((latency.reference_ms, -0.19, _ONE, None), (latency.candidate_ms, 0.19, _TWO, "////"))
-    for milliseconds, offset, colour, hatch in bars:
-        axes.barh(row + offset, milliseconds, height=0.34, color=colour, hatch=hatch, edgecolor=_INK, linewidth=0.5)
+    for milliseconds, offset, color, hatch in bars:
+        axes.barh(row + offset, milliseconds, height=0.34, color=color, hatch=hatch, edgecolor=_INK, linewidth=0.5)
         text = short(milliseconds)
         if hatch and milliseconds:
             text += f"   ({latency.reference_ms / milliseconds:.2g} x as fast)"
@@ -168,11 +168,11 @@ def sensitivity(table: SensitivityTable) -> str | None:
     measure = "mean KL divergence of the next token, nats" if _has_kl(table) else "noise to signal"
     with _figure(4.6) as figure:
         axes = figure.subplots()
-        for precision, colour, marker in zip(precisions, (_ONE, _TWO), "os", strict=False):
+        for precision, color, marker in zip(precisions, (_ONE, _TWO), "os", strict=False):
             options = {option.module: option for option in table.options if option.precision == precision}
             points = [(x, max(loss_of(options[m]), min(losses))) for x, m in enumerate(modules) if m in options]
             taken = [point for point in points if chosen.get(modules[point[0]]) == precision]
-            style: dict[str, Any] = {"marker": marker, "color": colour, "markersize": 5}
+            style: dict[str, Any] = {"marker": marker, "color": color, "markersize": 5}
             axes.plot(*zip(*points, strict=True), linewidth=0.7, fillstyle="none", **style)
             label = f"{precision}, chosen for {len(taken)} of {len(modules)}"
             axes.plot([x for x, _ in taken], [y for _, y in taken], linestyle="none", label=label, **style)
@@ -230,10 +230,10 @@ def accuracy_by_size(bundles: Sequence[BundleFacts]) -> str | None:
 
 
 def _size_points(
-    axes: Axes, bundles: Sequence[BundleFacts], values: Sequence[float], colour: str, marker: str, labels: Sequence[str]
+    axes: Axes, bundles: Sequence[BundleFacts], values: Sequence[float], color: str, marker: str, labels: Sequence[str]
 ) -> None:
     megabytes = [bundle.size_bytes / 1e6 for bundle in bundles]
-    axes.plot(megabytes, values, marker=marker, linestyle="none", markersize=8, color=colour)
+    axes.plot(megabytes, values, marker=marker, linestyle="none", markersize=8, color=color)
     for number, (bundle, x, y, label) in enumerate(zip(bundles, megabytes, values, labels, strict=True)):
         text = f"{bundle.name}: {label}"
         # To the left of the points in the right half, so that no label leaves the figure.
@@ -273,6 +273,6 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for colour, variable in _CSS.items():
-        svg = svg.replace(colour, f"var({variable})")
+    for color, variable in _CSS.items():
+        svg = svg.replace(color, f"var({variable})")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)

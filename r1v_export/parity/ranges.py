@@ -1,7 +1,7 @@
 """Whether what an engine computes in can hold what the model reaches inside, whatever this machine's kernels do.
 
 ONNX Runtime's CPU computes float16 graphs in float32: an activation of 4e5 passes every boundary there, and is infinite
-on a GPU. So the reference's own tensors are held to the type's range.
+on a GPU. So the reference's own tensors are compared with the type's range.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ LARGEST: Mapping[Compute, float] = {"float16": 65504.0}
 
 
 class Magnitudes(Protocol):
+    """Largest magnitudes recorded during a forward pass."""
+
     def by_layer(self) -> dict[str, tuple[str, float]]:
         """Layer -> its tensor with the largest magnitude, and that; infinite where one was NaN."""
         ...
@@ -32,11 +34,13 @@ class Magnitudes(Protocol):
 class RecordsMagnitudes(Protocol):
     """An engine that can record how large its own tensors become."""
 
-    def recorded(self) -> AbstractContextManager[Magnitudes]: ...
+    def recorded(self) -> AbstractContextManager[Magnitudes]:
+        """Record the magnitudes of all tensors while the context is open."""
+        ...
 
 
 def recorder(engine: Engine, compute: Compute, quantized_inputs: bool) -> AbstractContextManager[Magnitudes | None]:
-    """Records while it is open, where there is a range to be held to and the engine shows its tensors."""
+    """Record magnitudes while the context is open, if the type has a limit and the engine can record its tensors."""
     if (compute in LARGEST or quantized_inputs) and isinstance(engine, RecordsMagnitudes):
         return engine.recorded()
     return nullcontext()

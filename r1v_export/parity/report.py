@@ -55,6 +55,7 @@ class Stage(NamedTuple):
 
     @property
     def passed(self) -> bool:
+        """Whether all boundaries of the stage passed."""
         return all(member.passed for member in self.members)
 
 
@@ -75,6 +76,7 @@ def read_report(folder: Path) -> ParityReport:
 
 
 def to_json(report: ParityReport) -> str:
+    """Serialize a report as indented JSON that ends with a newline."""
     return report.model_dump_json(indent=2) + "\n"
 
 
@@ -114,6 +116,7 @@ def to_html(report: ParityReport) -> str:
 
 
 def sensitivity_table(report: ParityReport) -> SensitivityTable | None:
+    """Return the sensitivities of a calibration that measured them, otherwise None."""
     return report.calibration.sensitivity if report.calibration else None
 
 
@@ -176,6 +179,7 @@ def value(number: float, metric: str) -> str:
 
 
 def megabytes(size_bytes: int) -> str:
+    """Format a size in megabytes (10**6 bytes)."""
     return f"{size_bytes / 1e6:.3f}" if size_bytes < 1e6 else f"{size_bytes / 1e6:.1f}"
 
 
@@ -185,4 +189,5 @@ def visible(text: str) -> str:
 
 
 def data_uri(png: bytes) -> str:
+    """Encode a PNG as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

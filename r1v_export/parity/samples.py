@@ -1,4 +1,4 @@
-"""What is compared: questions about pictures."""
+"""What is compared: questions about images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from r1v_export.reference.load_image import load_image
 
 @dataclass(frozen=True)
 class ParitySample:
-    """One question about any number of pictures; `answer` is the right one, where it is known."""
+    """One question about any number of images; `answer` is the correct one, if known."""
 
     name: str
     images: tuple[Image.Image, ...]
@@ -43,9 +43,9 @@ _SHAPES = ((1.0, 1.0), (2.0, 1.0), (0.7, 2.1), (3.1, 1.2), (1.4, 1.4))
 
 
 def synthetic(count: int, tile_size: int) -> Iterator[ParitySample]:
-    """Made-up pictures of several shapes (gradients, noise, figures): for any model, when there is nothing better.
+    """Synthetic images of several shapes (gradients, noise, figures), for any model.
 
-    The same on every machine. Every fifth question has two pictures.
+    The same on every machine. Every fifth question has two images.
     """
     for index in range(count):
         rng = np.random.default_rng(index)
@@ -55,7 +55,7 @@ def synthetic(count: int, tile_size: int) -> Iterator[ParitySample]:
 
 
 def _image(rng: np.random.Generator, tile_size: int, wide: float, high: float) -> Image.Image:
-    """A colour gradient with figures on it, half of it under noise."""
+    """A color gradient with figures on it, half of it under noise."""
     width, height = round(tile_size * wide), round(tile_size * high)
     corners = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
     image = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)

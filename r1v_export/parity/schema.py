@@ -29,7 +29,7 @@ class _Part(StrictModel):
 
 
 class Check(_Part):
-    """One metric held to one limit of the tolerance table."""
+    """One metric compared with one limit of the tolerance table."""
 
     metric: str
     value: Number
@@ -62,6 +62,7 @@ class BoundaryResult(_Part):
 
     @property
     def passed(self) -> bool:
+        """Whether all metrics are within their limits."""
         return all(check.passed for check in self.checks)
 
 
@@ -82,7 +83,7 @@ class Divergence(_Part):
     agreed: str
     reference_token: str
     candidate_token: str
-    """Empty where that side's answer has ended."""
+    """Empty after that endpoint's answer has ended."""
     candidate_rest: str
     reference_rest: str
     margin: Number
@@ -128,7 +129,7 @@ class CalibrationFacts(_Part):
 
 
 class BundleFacts(_Part):
-    """One of several bundles of a checkpoint, held to the float32 model on the same questions."""
+    """One of several bundles of a checkpoint, compared with the float32 model on the same questions."""
 
     name: str
     precision: Precision
@@ -239,9 +240,12 @@ class TextFacts(_Part):
 
     @property
     def passed(self) -> bool:
+        """Whether the replies are at least as likely as their token frequencies make them, or the check was not
+        gated."""
         return self.not_gated is not None or self.nll <= self.unigram_nll
 
     def error(self) -> ParityError:
+        """Return the error to raise if the check failed."""
         return ParityError(
             "The quantized checkpoint does not model text as it was read.",
             where=f"{self.texts} right replies to calibration questions, {self.tokens} tokens, rated by PyTorch",
@@ -253,7 +257,7 @@ class TextFacts(_Part):
 
 
 class ParityReport(_Part):
-    """A candidate engine held to a reference engine."""
+    """A candidate engine compared with a reference engine."""
 
     schema_version: Literal[1] = 1
     reference: str
@@ -276,12 +280,13 @@ class ParityReport(_Part):
     saturations: tuple[Saturation, ...] = ()
     """Where inputs are quantized by static scales."""
     texts: TextFacts | None = None
-    """Where the checkpoint came quantized: then both sides decode its codes in the same way."""
+    """Of a checkpoint that was quantized already: both endpoints decode its quantized values in the same way."""
     bundles: tuple[BundleFacts, ...] = ()
     """This one first, where others were asked for."""
 
     @property
     def passed(self) -> bool:
+        """Whether all boundaries, the range check and the text check passed."""
         overflows, misread = self.ranges and self.ranges.beyond, self.texts and not self.texts.passed
         return self.first_bad is None and not overflows and not misread
 
@@ -290,18 +295,22 @@ class ParityReport(_Part):
         """What people should know although nothing failed."""
         ranges = self.ranges.warnings if self.ranges else ()
         reason = self.texts.not_gated if self.texts else None
-        texts = (f"whether the codes are read rightly was not checked on texts: {reason}",) if reason else ()
+        texts = (
+            (f"whether the quantized values are read correctly was not checked on texts: {reason}",) if reason else ()
+        )
         return (*ranges, *(s.warning for s in self.saturations if s.warning), *texts)
 
     def boundary(self, name: str) -> BoundaryResult:
-        """
+        """Return the result of a boundary.
+
         Raises:
             KeyError: that boundary was not compared.
         """
         return {boundary.name: boundary for boundary in self.boundaries}[name]
 
     def raise_if_failed(self) -> None:
-        """
+        """Raise the error that the report stands for, if any check failed.
+
         Raises:
             ParityError: a tensor leaves the range of the engine's type, a boundary is out of tolerance (the error names
                 the first one), or a checkpoint that came quantized does not model text.

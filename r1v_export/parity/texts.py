@@ -1,7 +1,8 @@
-"""Whether a model that came quantized still models text: what no comparison of two engines with the same codes can say.
+"""Whether an imported quantized model still models text, which two engines with the same values cannot show.
 
-A layout that is decoded wrongly is decoded wrongly on both sides of the gate. So the reference is asked how likely the
-right replies to calibration questions are, and held to what needs no model: the replies' own token frequencies.
+A layout that is decoded incorrectly is decoded so by both endpoints of the gate. So the likelihood that the reference
+gives to correct replies to calibration questions is compared with what needs no model: the replies' own token
+frequencies.
 
 Shape letters: B replies, S tokens, E hidden size, V vocabulary.
 """
@@ -28,14 +29,22 @@ class Text(Protocol):
     """A question about images with its right reply: a `CalibrationSample`."""
 
     @property
-    def token_ids(self) -> Sequence[int]: ...
+    def token_ids(self) -> Sequence[int]:
+        """Token ids of prompt and reply, in order."""
+        ...
+
     @property
-    def prompt_tokens(self) -> int: ...
-    def pixels(self) -> np.ndarray: ...
+    def prompt_tokens(self) -> int:
+        """Number of tokens of the prompt; the reply follows."""
+        ...
+
+    def pixels(self) -> np.ndarray:
+        """pixel_values [tiles, 3, size, size]."""
+        ...
 
 
 def score_texts(endpoint: Endpoint, texts: Sequence[Text]) -> TextFacts | None:
-    """How likely an engine finds the replies, token by token, given what comes before; None where there are none.
+    """Measure how likely an engine finds the replies, token by token; None if there are none.
 
     Args:
         texts: decoded together.

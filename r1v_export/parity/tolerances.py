@@ -49,6 +49,7 @@ class Tolerance(StrictModel):
 
     @property
     def relation(self) -> Literal["at most", "at least"]:
+        """How a value is compared with the bound: "at least" for a lower one, otherwise "at most"."""
         return "at least" if self.at_most is None else "at most"
 
     @property
@@ -68,7 +69,7 @@ def tolerances(boundary: Boundary, profile: ToleranceProfile) -> tuple[Tolerance
 
 
 def profile_for(gate: Gate, precision: Precision, compute: Compute, quantized_inputs: bool) -> ToleranceProfile:
-    """What an engine is held to.
+    """Return the limits for an engine.
 
     Args:
         precision: that the engine was built in.
@@ -76,7 +77,7 @@ def profile_for(gate: Gate, precision: Precision, compute: Compute, quantized_in
         quantized_inputs: whether any linear rounds its input to 8 bits too.
 
     Raises:
-        UsageError: the table has no such rows, so there is nothing to hold an engine to.
+        UsageError: the table has no such rows, so the engine cannot be evaluated.
     """
     if gate == "arithmetic":
         return "8-bit inputs" if quantized_inputs else _FLOATS[compute]
@@ -229,7 +230,7 @@ def _sixteen_bit(
             "mean_kl",
             at_most=kl,
             reason="Logits round to 16 bits, so raw errors grow with their size and say little; this is what the "
-            "rounding does to the next token's distribution, and lies well below what quantizing costs.",
+            "rounding does to the next token's distribution, and is well below what quantizing costs.",
         ),
         *_same(
             profile,
@@ -263,7 +264,7 @@ _EIGHT_BIT_INPUTS = (
         _FEATURES,
         "relative_error",
         at_most=3e-2,
-        reason="An input that lies on the edge between two codes falls on either side for a 1e-7 difference "
+        reason="An input on the edge between two quantized values falls on either side for a 1e-7 difference "
         "before it, and the blocks behind it carry that on: the same FP8 model in float32 and in float64 differs "
         "by 7e-5 after one ViT block, 2e-3 after four. A wrong scale moves it by more than 1e-1.",
     ),
@@ -281,7 +282,7 @@ _EIGHT_BIT_INPUTS = (
         ("prefill", "decode"),
         "top1_agreement",
         at_least=0.98,
-        reason="Given the same history, a code that falls on the other side may flip a greedy choice only at "
+        reason="Given the same history, a value that is rounded the other way may flip a greedy choice only at "
         "near ties.",
     ),
 )

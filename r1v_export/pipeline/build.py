@@ -38,6 +38,7 @@ class Built:
 
     @property
     def size_bytes(self) -> int:
+        """Total size of the bundle's files in bytes."""
         return sum(entry.size for entry in self.manifest.files.values())
 
 

@@ -61,7 +61,8 @@ def collect_shard(
     """Write one shard's statistics into `out`, for `merge_shards`.
 
     Raises:
-        R1VError: as `calibrate_alone`; a budget has no shards.
+        UsageError: the calibration has a budget, which cannot be split into shards.
+        R1VError: as `calibrate_alone`.
     """
     from r1v_export.quantization.calibration.shards import collect_shard as collect
 

@@ -39,6 +39,7 @@ class Questions:
     max_new_tokens: int
 
     def of(self, checkpoint: Checkpoint) -> Iterable[ParitySample]:
+        """Return the given samples, or generate questions for the checkpoint."""
         return self.samples or GeneratedQuestions(checkpoint, self.count)
 
     def __len__(self) -> int:

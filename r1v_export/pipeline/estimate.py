@@ -29,7 +29,8 @@ def graph_parameters(spec: ModelSpec) -> dict[str, int]:
 
 
 def require_disk(out: Path, stages: Iterable[Stage]) -> None:
-    """
+    """Check that the disk has room for what the stages write.
+
     Raises:
         CapabilityError: the disk of `out` has no room for what the stages will write.
     """
@@ -47,7 +48,8 @@ def require_disk(out: Path, stages: Iterable[Stage]) -> None:
 
 
 def require_memory(parameters: int) -> None:
-    """
+    """Check that the parity gate's reference model fits into memory.
+
     Raises:
         CapabilityError: the parity gate's reference model, in float32, does not fit into memory.
     """

@@ -100,7 +100,8 @@ def rounding(config: BuildConfig, target: str, spec: ModelSpec, artifact: Artifa
 
 
 def require_calibrated_scales(graphs: Path, artifact: Artifact | None) -> None:
-    """
+    """Check that the graphs hold the scales of the calibration, if there is one.
+
     Raises:
         ParityError: a graph holds another scale than the calibration; the error names the linear.
     """

@@ -86,6 +86,7 @@ class Build:
 
     @property
     def saved_config(self) -> BuildConfig:
+        """The config as it is saved in the bundle, with the checkpoint's source and revision."""
         source = self.checkpoint.source
         return self.config.saved(source.kind, source.revision)
 

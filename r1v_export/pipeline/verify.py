@@ -32,7 +32,11 @@ def verify_bundle(folder: Path, progress: Progress) -> Manifest:
 
 
 def check_graphs(bundle: Bundle) -> None:
-    """Hold each graph of a bundle to the contract, reading structure only. Some targets are built without graphs."""
+    """Compare each graph of a bundle with the contract, reading structure only. Some targets are built without graphs.
+
+    Raises:
+        GraphError: a graph cannot be read or does not match the contract.
+    """
     import onnx_ir as ir
     import torch
 

@@ -132,6 +132,7 @@ class Workspace:
         self.clear()
 
     def clear(self) -> None:
+        """Remove the work folder."""
         shutil.rmtree(self.work)
 
     def _remove(self, names: Iterable[str]) -> None:
@@ -175,9 +176,11 @@ class HashCache:
         return entry
 
     def put(self, path: Path, entry: FileEntry) -> None:
+        """Remember a file's hash for its current size and modification time."""
         self.known[str(path.absolute())] = [entry.size, path.stat().st_mtime_ns, entry.sha256]
 
     def save(self) -> None:
+        """Write the cache to its file."""
         _write_text(self.path, json.dumps(self.known))
 
 

@@ -32,7 +32,7 @@ class InputEntry(StrictModel):
 
 
 class Stats(StrictModel):
-    """`stats.json`."""
+    """Contents of `stats.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     fingerprint: str

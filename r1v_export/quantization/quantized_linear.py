@@ -112,26 +112,26 @@ def quantize(values: Tensor, scale: Tensor, kind: str, zero_point: Tensor | None
 
 
 def quantize_dequantize(values: Tensor, scale: Tensor, kind: str) -> Tensor:
-    """`values` quantized and dequantized again, float32: what a Q/DQ pair computes."""
+    """Quantize and dequantize values [...], float32: what a Q/DQ pair computes. `scale` broadcasts."""
     return quantize(values, scale, kind).float() * scale
 
 
 def token_scale(values: Tensor, kind: str) -> Tensor:
-    """Dynamic scales, one per token: the largest magnitude of the last axis over the type's largest quantized value."""
+    """Dynamic scales [..., 1] of values [..., I]: the largest magnitude per token over the type's largest value."""
     return scale_for(values.abs().amax(-1, keepdim=True), kind)
 
 
 def absmax(values: Tensor, dim: int | None = None) -> Tensor:
-    """The largest magnitude, of all values or along an axis; NaN where one is. One pass, without the copy of `abs`."""
+    """Largest magnitude of values [...] over all axes or one; NaN propagates. One pass, without the copy of `abs`."""
     low, high = torch.aminmax(values, dim=dim)
     return torch.maximum(-low, high)
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether nothing is NaN or infinite; a ninth of the time of `isfinite().all()`, and no masks in memory."""
+    """Whether values [...] are finite; a ninth of the time of `isfinite().all()`, and no masks in memory."""
     return bool(absmax(values).isfinite())
 
 
 def scale_for(threshold: Tensor, kind: str) -> Tensor:
-    """The symmetric scale that maps `threshold` to the largest quantized value; 1 where the threshold is 0."""
+    """The symmetric scales that map thresholds [...] to the largest quantized value; 1 where the threshold is 0."""
     return torch.where(threshold > 0, threshold.float() / RANGES[kind][1], 1.0)

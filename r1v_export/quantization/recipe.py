@@ -118,6 +118,8 @@ Weights = Annotated[RoundToNearest | Awq | Gptq | SmoothQuant | Imported, Field(
 
 
 class Inputs(StrictModel):
+    """How the input of a linear is quantized."""
+
     type: InputType
     mode: Literal["static", "dynamic"]
     """One scale per tensor from calibration, or one per token at run time."""
@@ -145,6 +147,8 @@ class Scheme(StrictModel):
 
 
 class Rule(StrictModel):
+    """The scheme of the linears that a rule's patterns match."""
+
     modules: tuple[str, ...] = Field(min_length=1)
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     scheme: Scheme | None
@@ -167,6 +171,8 @@ class Rule(StrictModel):
 
 
 class Recipe(StrictModel):
+    """A quantization recipe: rules for linears, the cache type, and how input ranges are estimated."""
+
     name: str
     description: str
     rules: tuple[Rule, ...] = Field(min_length=1)

@@ -32,7 +32,7 @@ _TRANSPOSE_OF_ORIENTATION = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Gray samples of fewer than 8 bits are scaled up on decoding, but the transparent value beside them is not.
+# Gray samples of fewer than 8 bits are scaled up on decoding, but the transparent value next to them is not.
 _KEY_SCALE_OF_RAW_MODE = {"L;2": 85, "L;4": 17}
 
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")

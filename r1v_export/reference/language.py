@@ -80,6 +80,8 @@ def _checked(values: Tensor, exact: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Grouped-query attention with rotary embedding and an optional static cache."""
+
     def __init__(self, spec: LanguageSpec) -> None:
         super().__init__()
         self.head_dim = spec.head_dim
@@ -113,6 +115,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU feed-forward network on x [..., hidden]."""
+
     def __init__(self, spec: LanguageSpec) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
@@ -124,6 +128,8 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Pre-norm layer: attention, then MLP, each with a residual connection."""
+
     def __init__(self, spec: LanguageSpec) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
@@ -161,6 +167,8 @@ class LanguageModel(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def empty_cache(self, batch: int, capacity: int) -> list[LayerCache]:
+        """Allocate a zeroed key and value cache [batch, kv heads, capacity, head_dim] per layer, of the weights'
+        dtype."""
         shape = (batch, self.spec.num_kv_heads, capacity, self.spec.head_dim)
         like = self.lm_head.weight
         return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.model.layers]

@@ -49,7 +49,8 @@ def load_image(source: ImageSource, policy: ImagePolicy = "as_displayed") -> Ima
 
 
 def check_size(image: Image.Image, where: object) -> None:
-    """
+    """Refuse a decoded image that is empty or too large.
+
     Raises:
         InputError: no pixels, more than `MAX_PIXELS`, or a side longer than `MAX_SIDE`.
     """
@@ -57,7 +58,8 @@ def check_size(image: Image.Image, where: object) -> None:
 
 
 def require_size(width: int, height: int, where: object) -> None:
-    """
+    """Refuse an image size in pixels that is zero or too large.
+
     Raises:
         InputError: as `check_size`.
     """

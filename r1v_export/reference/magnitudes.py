@@ -2,7 +2,7 @@
 
 Recorded are the inputs and outputs of every linear, norm, convolution and activation, the residual stream behind every
 block, and attention scores (q k / sqrt(D), before the softmax). Of linears whose inputs are quantized by a static
-scale, also how far an input lies beyond what that scale represents.
+scale, also how far an input exceeds what that scale represents.
 
 Shape letters: T tiles, P positions, B batch, S new tokens, C cache capacity, H heads, K key-value heads, D head dim.
 """
@@ -35,11 +35,13 @@ class Magnitudes:
     _saturation: dict[str, Tensor] = field(default_factory=dict)
 
     def record(self, name: str, values: Tensor) -> None:
+        """Keep the largest magnitude of values [...] under a name; integer and empty tensors are ignored."""
         if values.is_floating_point() and values.numel():
             low, high = torch.aminmax(values)
             _keep_largest(self._largest, name, torch.maximum(-low, high).float())
 
     def record_saturation(self, name: str, ratio: Tensor | None) -> None:
+        """Keep the largest saturation ratio [] of a linear; None is ignored."""
         if ratio is not None:
             _keep_largest(self._saturation, name, ratio)
 
@@ -70,7 +72,10 @@ def _keep_largest(found: dict[str, Tensor], name: str, value: Tensor) -> None:
 class StaticInputs(Protocol):
     """A linear that may quantize its input by a static scale."""
 
-    def saturation(self, x: Tensor) -> Tensor | None: ...
+    def saturation(self, x: Tensor) -> Tensor | None:
+        """Return the largest magnitude of x [..., features] over what the static scale represents; None without a
+        static scale."""
+        ...
 
 
 @contextmanager
@@ -145,7 +150,7 @@ def _with_scores(
 
 
 def _layer_of(tensor: str) -> str:
-    """The numbered layer of a tensor; its module where that lies outside the layers."""
+    """The numbered layer of a tensor; its module if that is outside the layers."""
     module = tensor.partition(":")[0]
     match = _LAYER.match(module)
     return match[0] if match else module

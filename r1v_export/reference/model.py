@@ -1,4 +1,4 @@
-"""The whole model in PyTorch, and the same model as an `Engine`: the truth that every built engine is held to."""
+"""The whole model in PyTorch, and the same model as an `Engine`: what every built engine is compared with."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Model(nn.Module):
 
     @property
     def embed(self) -> Embed:
+        """The embed module, which shares the language model's embedding table."""
         return Embed(self.language_model.model.embed_tokens, self.spec.image_token_id)
 
 

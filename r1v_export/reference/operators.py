@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last axis: in float32, cast back to x's dtype, *then* times the weight."""
+    """Root-mean-square norm of x [..., E]: in float32, cast back to the dtype of x, *then* times the weight."""
     x_fp32 = x.float()
     normed = x_fp32 * torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps)
     return normed.to(x.dtype) * weight

@@ -48,7 +48,7 @@ def describe_pipeline(
 
     Args:
         generation_config: content of its generation_config.json.
-        engines: of the bundle; none for a checkpoint that is run as it is.
+        engines: of the bundle; none for a checkpoint that is run directly.
         image_policy: how images become RGB.
 
     Raises:
@@ -118,7 +118,7 @@ def check_pipeline(document: PipelineDocument, tokenizer: Tokenizer, where: obje
     if differences:
         name, expected, found = differences[0]
         raise BundleError(
-            "pipeline.json asks for what this version does not do with this bundle's tokenizer.",
+            "pipeline.json describes behavior that this version does not implement for this bundle's tokenizer.",
             where=f"{where}: {name}",
             expected=str(expected)[:200],
             found=str(found)[:200],

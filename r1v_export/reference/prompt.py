@@ -40,7 +40,7 @@ class Template:
     thinking: str = ""
     """Opens the reasoning, at the end of the prompt. `<think>` is plain text where the tokenizer has no such token."""
     keep_reasoning: bool = False
-    """Past answers stay as they were, reasoning included; else all up to the last `</think>` is left out."""
+    """Past answers stay as they were, reasoning included; otherwise everything up to the last `</think>` is omitted."""
     strip_answer: bool = False
     """Past answers lose the line breaks in front, which separated them from their reasoning."""
     image_tokens: tuple[str, str, str] = (IMAGE_START, IMAGE_CONTEXT, IMAGE_END)
@@ -101,7 +101,7 @@ class Turn:
 
     Attributes:
         role: the system may speak first; then user and assistant alternate, and a user speaks last.
-        text: what was said. A user's images stand where the text says `<image>`, and before the text, one to a
+        text: the message. A user's images stand where the text says `<image>`, and before the text, one to a
             line, where it never does. Without images `<image>` is text as any other.
         images: how many images a user shows.
     """
@@ -121,11 +121,11 @@ def encode(
     think: bool = True,
     max_length: int | None = None,
 ) -> list[int]:
-    """Token ids of a conversation, up to where the assistant goes on.
+    """Token ids of a conversation, up to where the assistant continues.
 
-    A system turn replaces the template's own system message; an empty one removes it. Reasoning of past answers is left
-    out where the published template leaves it out: R1V's do, InternVL's does not. Tokens of grounding in what was said
-    become special ones where the tokenizer lets them through (`Tokenizer.with_grounding`); no other text ever does.
+    A system turn replaces the template's own system message; an empty one removes it. Reasoning of past answers is
+    omitted if the published template omits it, as those of R1V do and InternVL's does not. Grounding tokens in messages
+    become special tokens if the tokenizer allows it (`Tokenizer.with_grounding`); no other text does.
 
     Args:
         tiles_per_image: tiles of each image, in the order of the turns.
@@ -192,7 +192,7 @@ def stop_ids(tokenizer: Tokenizer, template: Template, generation_config: Mappin
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """`count` times the id of one added token. Made from templates and images, never from what was said."""
+    """`count` times the id of one added token. Made from templates and images, never from the text of a message."""
 
     token: str
     count: int = 1
@@ -236,7 +236,7 @@ def _render(
     def frame(text: str) -> Iterator[_Piece]:
         return split_special(text, template)
 
-    def said(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
+    def literal(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
         for piece in pieces:
             yield from _split(piece, grounding_tokens) if isinstance(piece, str) else (piece,)
 
@@ -250,9 +250,9 @@ def _render(
         before, after = getattr(template, turn.role)
         yield from frame(before)
         if turn.role == "user":
-            yield from said(_user_pieces(turn, image_lengths, template))
+            yield from literal(_user_pieces(turn, image_lengths, template))
         else:
-            yield from said([_past_answer(turn.text, template) if turn.role == "assistant" else turn.text])
+            yield from literal([_past_answer(turn.text, template) if turn.role == "assistant" else turn.text])
         yield from frame(after)
     yield from frame(template.assistant[0] + (template.thinking if think else ""))
 

@@ -15,6 +15,8 @@ from r1v_export.reference import operators
 
 
 class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis of x [..., E]."""
+
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -81,6 +83,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linears with GELU between them, on x [..., E]."""
+
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.fc1 = nn.Linear(spec.hidden_size, spec.intermediate_size)
@@ -91,6 +95,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Pre-norm layer with layer scale: attention, then MLP, each with a residual connection."""
+
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.norm1, self.attn = _norm(spec), Attention(spec)
@@ -104,6 +110,8 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
+    """The encoder's layers, under the published name `layers`."""
+
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))

@@ -40,6 +40,7 @@ class Cost:
 
     @property
     def bytes(self) -> int:
+        """All bytes read and written: weights, activations and cache."""
         return self.weight_bytes + self.activation_bytes + self.cache_bytes
 
     @property
@@ -149,7 +150,7 @@ class _Counter:
         return Cost(module, node.op_type, name, flops, weight_bytes, activation_bytes, cache_bytes)
 
     def _weight_bytes(self, weight: ir.Value) -> int:
-        """Of a weight as it is stored, its scales and zero points included; 0 for what the graph itself computes."""
+        """Bytes of a stored weight, with its scales and zero points; 0 for what the graph itself computes."""
         node = weight.producer()
         stored = [weight] if node is None else [value for value in node.inputs if value is not None]
         return sum(self._bytes(value) for value in stored if value.is_initializer())
@@ -183,7 +184,7 @@ def _required(node: ir.Node, index: int) -> ir.Value:
 
 
 def _before_dequantizing(value: ir.Value) -> ir.Value:
-    """The codes that a value is dequantized from; the value itself where it is not."""
+    """The quantized values that a value is dequantized from; otherwise the value itself."""
     node = value.producer()
     if node is None or node.op_type != "DequantizeLinear":
         return value

@@ -26,10 +26,12 @@ class DeviceSpec:
     driver_names: tuple[str, ...] = ()
 
     def flops_per_s(self, arithmetic: str) -> float:
+        """Peak rate for an arithmetic; that of float16 if the device has no rate for it."""
         return self.tflops.get(arithmetic, self.tflops["float16"]) * 1e12
 
     @property
     def bytes_per_s(self) -> float:
+        """Peak memory bandwidth in bytes per second."""
         return self.memory_gb_per_s * 1e9
 
 

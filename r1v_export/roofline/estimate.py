@@ -29,6 +29,7 @@ class LayerTime:
 
     @property
     def bound(self) -> str:
+        """What limits the layer: "compute" or "memory"."""
         return "compute" if self.compute_s > self.memory_s else "memory"
 
 

@@ -52,6 +52,7 @@ def amount(value: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
+    """Format seconds as milliseconds with three significant digits."""
     return f"{1e3 * seconds:.3g}"
 
 

@@ -38,7 +38,7 @@ def workloads(spec: ModelSpec, context: int | None = None) -> list[Workload]:
     """Vision, prefill and one step of decoding for an image of as many tiles as the model allows.
 
     Args:
-        context: tokens before the step of decoding; those of the prompt where left out.
+        context: tokens before the step of decoding; those of the prompt if omitted.
     """
     tiles = spec.tiling.max_tiles_per_image
     positions = spec.language.max_position_embeddings

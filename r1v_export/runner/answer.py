@@ -124,6 +124,7 @@ class AnswerText:
 
     @property
     def in_reasoning(self) -> bool:
+        """Whether the next text belongs to the reasoning."""
         return self._splitter.in_reasoning
 
     def push(self, token_id: int) -> Piece:
@@ -171,6 +172,7 @@ class AnswerStream:
 
     @property
     def done(self) -> bool:
+        """Whether the answer has ended."""
         return self.finish_reason is not None
 
     def push(self, token_id: int | None, finish_reason: FinishReason | None) -> TokenEvent:

@@ -207,6 +207,7 @@ class BaseRunner(ABC, Generic[Prepared]):
         return token_ids
 
     def opens_reasoning(self, think: bool) -> bool:
+        """Whether the prompt ends by opening the reasoning."""
         return think and bool(self.template.thinking)
 
     def image_embeds(self, pixels_T3SS: np.ndarray, timings: Timings, cancel: threading.Event) -> np.ndarray:
@@ -233,7 +234,8 @@ def _one_each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[S
 
 
 def require_finite(array: np.ndarray, stage: str) -> None:
-    """
+    """Check that an engine's output [...] has only finite numbers.
+
     Raises:
         GraphError: NaN or infinity among the numbers.
     """

@@ -150,6 +150,7 @@ class RequestState:
 
     @property
     def done(self) -> bool:
+        """Whether the answer has ended."""
         return self.stream.done
 
     def add_time(self, timings: Timings) -> None:

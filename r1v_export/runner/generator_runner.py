@@ -116,7 +116,11 @@ class RequestState:
         self._clock = time.perf_counter()
 
     def events(self) -> Iterator[TokenEvent]:
-        """Those of what came next; nothing may have come."""
+        """Yield the events of the next tokens; there may be none.
+
+        Raises:
+            GraphError: the library ended the answer without a reason.
+        """
         generated = next(self.generation, None)
         if generated is None:
             raise GraphError("The library ended an answer without saying why.", where="decoder")

@@ -60,6 +60,7 @@ class ReasoningSplitter:
 
     @property
     def in_reasoning(self) -> bool:
+        """Whether the next text belongs to the reasoning."""
         return self._channel == "reasoning"
 
     @property

@@ -85,7 +85,7 @@ class SizesDocument(Strict):
 
 
 class ContractDocument(Document):
-    """`contract.json`."""
+    """Contents of `contract.json`."""
 
     schema_version: Literal[1] = 1
     opset: PositiveInt

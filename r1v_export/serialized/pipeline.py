@@ -163,6 +163,7 @@ class TilingDocument(Strict):
 
     @property
     def spec(self) -> TilingSpec:
+        """Return the tiling settings as a TilingSpec."""
         return TilingSpec(
             tile_size=self.tile_size,
             min_tiles=self.min_tiles,
@@ -206,7 +207,7 @@ class EngineDocument(Strict):
 
 
 class PipelineDocument(Document):
-    """`pipeline.json`."""
+    """Contents of `pipeline.json`."""
 
     schema_version: Literal[1] = 1
     tokenizer: TokenizerDocument
@@ -228,12 +229,15 @@ class PipelineDocument(Document):
 
     @property
     def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
         return frozenset(token.id for token in self.stop_tokens)
 
     @property
     def tokens_per_tile(self) -> int:
+        """Number of image tokens that one tile becomes."""
         return self.prompt.images.tokens_per_tile
 
     @property
     def image_token_id(self) -> int:
+        """Id of the token that stands for one row of image embeddings."""
         return self.prompt.images.context.id

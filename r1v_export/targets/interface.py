@@ -174,7 +174,8 @@ class Decodes(Protocol):
         ...
 
     def open_generator(self, bundle: Bundle, engine: str, device: Device, tiles_per_gpu: int) -> Deployment:
-        """
+        """Open an engine that decodes by itself.
+
         Args:
             engine: as typed.
             device: where images are encoded.

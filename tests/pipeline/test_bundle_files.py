@@ -94,14 +94,14 @@ def test_a_document_that_breaks_its_schema_is_refused(
 
 def test_a_runner_refuses_ids_that_are_not_the_tokenizer_s(tiny_bundle: Path) -> None:
     tamper(tiny_bundle, "pipeline.json", set_to("prompt", "images", "context", "id", 3))
-    with pytest.raises(BundleError, match="does not do") as caught:
+    with pytest.raises(BundleError, match="does not implement") as caught:
         open_files(tiny_bundle)
     assert "id of <IMG_CONTEXT>" in str(caught.value.where)
 
 
 def test_a_runner_refuses_a_rule_that_it_does_not_follow(tiny_bundle: Path) -> None:
     tamper(tiny_bundle, "pipeline.json", set_to("tiling", "mean", [0.5, 0.5, 0.5]))
-    with pytest.raises(BundleError, match="does not do"):
+    with pytest.raises(BundleError, match="does not implement"):
         open_files(tiny_bundle)
 
 

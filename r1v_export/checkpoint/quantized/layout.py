@@ -35,6 +35,7 @@ class TensorRule:
     optional: bool = False
 
     def shape_for(self, out_features: int, in_features: int, group_size: int | None) -> tuple[int, ...]:
+        """Return the stored shape for a linear [out_features, in_features] with groups of `group_size` inputs."""
         sizes = {
             "O": out_features,
             "I": in_features,

@@ -61,8 +61,8 @@ def offset_of(qweight_OGg: Tensor, stored_OG: Tensor) -> int | None:
     """What one linear shows.
 
     Args:
-        qweight_OGg: quantized values, 0..15.
-        stored_OG: zero points as they are stored.
+        qweight_OGg: quantized values [out, groups, group size], 0..15.
+        stored_OG: zero points [out, groups] as stored.
     """
     mean_OG = qweight_OGg.float().mean(-1)
     residual = {offset: mean_OG - ((stored_OG + offset) & 0xF).float() for offset in VERSIONS.values()}

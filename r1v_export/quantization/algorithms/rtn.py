@@ -29,13 +29,13 @@ def round_to_one_scale(weight_OI: Tensor, kind: WeightType, absmax: Tensor) -> Q
     """One scale for the whole weight, for engines that take no more; stored as equal scales of all channels.
 
     Args:
-        absmax: scalar; the largest magnitude of this weight and of those that engines fuse it with.
+        absmax: scalar []; the largest magnitude of this weight and of those that engines fuse it with.
     """
     params = QuantParams(kind, scale_for(absmax, kind).expand(weight_OI.shape[0], 1).contiguous(), None)
     return params.linear(params.qweight(weight_OI))
 
 
 def output_error(weight_OI: Tensor, quantized: Tensor, gram_II: Tensor) -> Tensor:
-    """tr(D H D^T) with D = quantized - weight: the summed squared error of the outputs over the tokens of H."""
+    """tr(D H D^T) with D = quantized - weight [O, I]: the summed squared error of the outputs over the tokens of H."""
     error_OI = quantized - weight_OI
     return torch.sum((error_OI @ gram_II) * error_OI)

@@ -16,7 +16,7 @@ Entry = TypeVar("Entry")
 
 
 class FakeQuantLinear(nn.Module):
-    """Quantize and dequantize the input, multiply by the dequantized weight, add the bias.
+    """Quantize and dequantize the input [..., I], multiply by the dequantized weight, add the bias.
 
     The weight is dequantized once, when the module is made; the input at every call.
     """
@@ -35,8 +35,8 @@ class FakeQuantLinear(nn.Module):
         self.register_buffer("pre_quant_scale", linear.pre_quant_scale)
 
     def saturation(self, x: Tensor) -> Tensor | None:
-        """The largest magnitude of an input over the largest that its static scale represents, a scalar; None where
-        scales are dynamic or inputs are not quantized."""
+        """The largest magnitude of an input [..., I] over the largest that its static scale represents, a scalar; None
+        if scales are dynamic or inputs are not quantized."""
         if self.input_type is None or self.input_scale is None:
             return None
         scaled = x if self.pre_quant_scale is None else x * self.pre_quant_scale
@@ -52,7 +52,7 @@ class FakeQuantLinear(nn.Module):
 
 
 class FakeQuantCache(nn.Module):
-    """Keys or values as a cache of 8 bits gives them back."""
+    """Keys or values [B, K, S, D], quantized and dequantized as in a cache of 8 bits."""
 
     scale: Tensor
 

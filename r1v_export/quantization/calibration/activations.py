@@ -51,7 +51,7 @@ class Activations:
         return held
 
     def put(self, sample: int, tensor: Tensor) -> None:
-        """Keep what a sample brings to the next block."""
+        """Keep the activations [...] that a sample brings to the next block."""
         tensor = tensor.cpu().contiguous()
         if self._held_bytes + tensor.nbytes <= self.limit_bytes:
             self._held[self.block + 1, sample] = tensor

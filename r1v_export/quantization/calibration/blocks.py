@@ -55,7 +55,7 @@ class Block(ABC):
         Args:
             module: of `materialize`.
             sample: for what does not come out of the block before: pixels and tokens.
-            x: what the block before gave, on the CPU; None for the first block.
+            x: output [..., hidden] of the previous block, on the CPU; None for the first block.
         """
 
     def checkpoint_name(self, parameter: str) -> str:

@@ -158,6 +158,7 @@ class Quantization:
         self._record = record
 
     def finish_block(self, block: Block) -> None:
+        """Save the results of a finished block and begin the next record."""
         self.state.finish_block(block.name, self._record)
         self._record = BlockRecord()
 

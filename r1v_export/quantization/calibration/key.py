@@ -27,6 +27,7 @@ class CalibrationKey(StrictModel):
 
     @property
     def fingerprint(self) -> str:
+        """SHA-256 of the key as JSON, in hexadecimal."""
         return hashlib.sha256(to_json(self.model_dump(mode="json")).encode()).hexdigest()
 
 

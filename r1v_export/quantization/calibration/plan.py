@@ -35,6 +35,7 @@ class CalibrationPlan:
 
     @cached_property
     def blocks(self) -> list[Block]:
+        """All blocks of the model, in order."""
         return blocks(self.spec)
 
     def is_quantized(self, block: Block) -> bool:
@@ -42,6 +43,7 @@ class CalibrationPlan:
         return self.has_cache_scales(block) or any(linear in self.schemes for s in block.groups for linear in s.linears)
 
     def has_cache_scales(self, block: Block) -> bool:
+        """Whether a block needs scales for a quantized key-value cache."""
         return self.recipe.kv_cache is not None and isinstance(block, DecoderBlock)
 
     def collected_groups(self, block: Block) -> list[LinearGroup]:
@@ -54,6 +56,7 @@ class CalibrationPlan:
         return {name for name, found in schemes.items() if any(s is not None and needs_gram(s) for s in found)}
 
     def is_collected(self, block: Block) -> bool:
+        """Whether statistics of a block are collected."""
         return self.has_cache_scales(block) or bool(self.collected_groups(block))
 
     @cached_property

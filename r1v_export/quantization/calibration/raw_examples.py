@@ -45,6 +45,7 @@ class RawExample:
     answer: str | None = None
 
     def load_images(self) -> list[Image.Image]:
+        """Load the example's images."""
         return [load() for load in self.images]
 
 
@@ -117,7 +118,11 @@ class _Fields(StrictModel, strict=True):
 
 
 def jsonl_examples(path: Path, count: int, policy: ImagePolicy = "as_displayed") -> list[RawExample]:
-    """Examples of a `.jsonl` file, one per line; empty lines are skipped."""
+    """Read examples from a `.jsonl` file, one per line; empty lines are skipped.
+
+    Raises:
+        InputError: the file cannot be read, or a line is invalid.
+    """
     examples: list[RawExample] = []
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:

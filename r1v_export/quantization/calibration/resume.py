@@ -66,6 +66,7 @@ class ResumeState:
 
     @property
     def activations(self) -> Path:
+        """Folder of the activations between blocks."""
         return self.folder / "activations"
 
     def record(self, block: str) -> BlockRecord | None:

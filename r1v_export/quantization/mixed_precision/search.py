@@ -105,8 +105,11 @@ def mixed_recipe(checkpoint: Checkpoint, precisions: Mapping[str, str], recipes:
     """The recipe that gives every module its precision.
 
     Args:
-        precisions: by group name; `FLOAT` leaves a module as it is.
+        precisions: by group name; `FLOAT` leaves a module unchanged.
         recipes: what each precision stands for.
+
+    Raises:
+        UsageError: no module is quantized.
     """
     schemes = {precision: resolve(recipe, checkpoint.spec) for precision, recipe in recipes.items()}
     modules: dict[str, list[str]] = {}

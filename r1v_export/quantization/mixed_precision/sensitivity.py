@@ -68,7 +68,7 @@ class Selection(StrictModel):
 
 
 class SensitivityTable(StrictModel):
-    """`sensitivity.json`."""
+    """Contents of `sensitivity.json`."""
 
     schema_version: int = 1
     checkpoint: str

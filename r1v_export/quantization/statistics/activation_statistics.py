@@ -37,7 +37,7 @@ def bin_edges() -> Tensor:
 
 
 def bin_index(magnitudes: Tensor) -> Tensor:
-    """The bin of each magnitude (float32, not negative), int32 of the same shape.
+    """The bin of each magnitude [...] (float32, not negative), int32 of the same shape.
 
     The bin is read off the float's own bits, exponent and four bits of mantissa: exact on every device.
     """
@@ -104,6 +104,7 @@ class ActivationStatistics:
 
     @property
     def is_finite(self) -> bool:
+        """Whether no activation was NaN or infinite."""
         return bool(self.channel_absmax.isfinite().all())
 
 

@@ -35,6 +35,7 @@ class StatisticsCollector:
         self._grams: dict[str, Tensor] = {}
 
     def statistics(self) -> BlockStatistics:
+        """Return the statistics collected so far."""
         return BlockStatistics(self._activations, self._grams)
 
     def expect(self, name: str, channels: int, gram_device: torch.device | None) -> None:

@@ -23,7 +23,8 @@ def readiness() -> Readiness:
 
 
 def require() -> None:
-    """
+    """Check that ONNX Runtime is installed.
+
     Raises:
         CapabilityError: ONNX Runtime is not installed.
     """

@@ -96,7 +96,8 @@ class OnnxRuntimeTarget(Target):
 
 
 def check_device(device: Device) -> None:
-    """
+    """Check that ONNX Runtime is installed and can run on a device.
+
     Raises:
         CapabilityError: ONNX Runtime is not installed, or does not run on this device.
     """

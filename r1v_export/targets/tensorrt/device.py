@@ -53,7 +53,7 @@ class Cuda:
 
 
 def copy(source: Tensor, target: Tensor) -> None:
-    """Fill `target` with `source`, cast to its type, and wait for it."""
+    """Fill `target` [...] with `source` of the same shape, cast to its type, and wait for it."""
     target.copy_(source)
     if target.is_cuda:
         torch.cuda.current_stream(target.device).synchronize()

@@ -45,6 +45,7 @@ class Distribution:
 
     @property
     def requirement(self) -> str:
+        """The pip requirement: distribution and versions."""
         return f"{self.distribution}{self.versions}"
 
     @property
@@ -75,6 +76,7 @@ class Library:
 
     @property
     def version(self) -> str:
+        """Version of the installed library."""
         return str(self.module.__version__)
 
     @property

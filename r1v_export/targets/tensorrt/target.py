@@ -77,6 +77,7 @@ class TensorRTTarget(Target):
             )
 
     def options(self, config: BuildConfig) -> TensorRTConfig:
+        """Return this target's block of the build config."""
         return config.options(self.name, TensorRTConfig)
 
     def sm(self, library: Library, config: BuildConfig) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ def version_number(text: str) -> tuple[int, ...] | None:
 
 
 def within(version: tuple[int, ...] | None, supported: Range) -> bool:
+    """Whether a version is known and in the half-open range."""
     return version is not None and supported[0] <= version[:2] < supported[1]
 
 
@@ -56,7 +57,8 @@ def load(supported: Range, expected: str) -> Any:
 
 
 def require_gpus(count: int) -> None:
-    """
+    """Check that there are enough CUDA GPUs.
+
     Raises:
         CapabilityError: there are fewer.
     """

@@ -49,7 +49,7 @@ class TensorRTLLMTarget(Target):
         return doctor.readiness()
 
     def check(self, config: BuildConfig) -> None:
-        """What can be told without the model."""
+        """Check what the config alone shows."""
         if registry.compute_dtype(config) == "bfloat16" and config.parity.enabled:
             raise CapabilityError(
                 "A bfloat16 build cannot be checked: ONNX Runtime has no such kernels for the vision graph.",
@@ -118,6 +118,7 @@ class TensorRTLLMTarget(Target):
         return engine != LLM_API
 
     def open_generator(self, bundle: Bundle, engine: str, device: Device, tiles_per_gpu: int) -> Deployment:
+        """Open an engine with TensorRT-LLM, and the vision graphs for images."""
         return open_deployment(bundle, Path(engine), device, tiles_per_gpu)
 
     def _options(self, config: BuildConfig) -> TensorRTLLMConfig:

@@ -52,6 +52,7 @@ class UnifiedFiles:
             raise _unusable(folder, error) from error
 
     def has(self, name: str) -> bool:
+        """Whether the checkpoint contains a tensor of that name."""
         return name in self._file_of
 
     def read(self, name: str) -> Tensor:
@@ -88,7 +89,8 @@ class UnifiedFiles:
 
 
 def open_unified(folder: Path, spec: ModelSpec, device: str) -> UnifiedEngine:
-    """
+    """Open a unified checkpoint as an engine computed by PyTorch.
+
     Raises:
         BundleError: a file is missing or damaged, a tensor is not there, or a scale is not a positive, finite number.
     """

@@ -35,7 +35,8 @@ from r1v_export.targets.hf_unified.write.formats import algorithms, stored_linea
 
 
 def unified_tensors(checkpoint: Checkpoint, artifact: Artifact) -> list[NewTensor]:
-    """
+    """List the tensors of a unified checkpoint, in model order.
+
     Raises:
         UsageError: the layout does not hold one of the linears.
     """

@@ -23,7 +23,11 @@ _FATAL, _WARNING, _INFO = 4, 2, 1
 
 
 def check_device(device: Device) -> None:
-    """Raise CapabilityError unless the installed ONNX Runtime can run on `device`."""
+    """Check that the installed ONNX Runtime can run on a device.
+
+    Raises:
+        CapabilityError: it cannot.
+    """
     available = ort.get_available_providers()
     if device == "cuda" and "CUDAExecutionProvider" not in available:
         raise CapabilityError(

@@ -90,7 +90,8 @@ def compile_plan(library: Library, job: Job, out: Path, on_progress: ProgressCal
 
 
 def require_types(model: ir.Model, sm: Sequence[int], name: str) -> None:
-    """
+    """Check that all GPUs of the engine can compute with the graph's types.
+
     Raises:
         CapabilityError: a GPU that the engine is for cannot compute with a type of the graph.
     """
@@ -118,6 +119,7 @@ def _require_disk(model: ir.Model, out: Path) -> None:
 
 
 def lacks_type(dtype: str, oldest: int, lacking: Sequence[int], where: str) -> CapabilityError:
+    """Return the error for GPUs that cannot compute with a type."""
     return CapabilityError(
         f"A GPU that the engine is for does not compute with {dtype}.",
         where=where,

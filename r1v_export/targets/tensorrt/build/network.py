@@ -29,6 +29,7 @@ class Messages:
     """Told from which module of the reference the node comes that is parsed now."""
 
     def add(self, severity: str, message: str) -> None:
+        """Record a message of the library, or report progress from it."""
         if _NO_DRIVER in message:
             return
         if severity in ("ERROR", "INTERNAL_ERROR"):
@@ -57,10 +58,12 @@ class Network:
 
     @property
     def inputs(self) -> list[Any]:
+        """The network's input tensors."""
         return [self.definition.get_input(index) for index in range(self.definition.num_inputs)]
 
     @property
     def outputs(self) -> list[Any]:
+        """The network's output tensors."""
         return [self.definition.get_output(index) for index in range(self.definition.num_outputs)]
 
 

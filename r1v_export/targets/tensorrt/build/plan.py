@@ -56,14 +56,17 @@ class PlanInfo(StrictModel):
 
     @property
     def ranges(self) -> list[Profile]:
+        """The optimization profiles with named minimum, optimum and maximum."""
         return [{symbol: Range(*sizes) for symbol, sizes in profile.items()} for profile in self.profiles]
 
     @property
     def inputs(self) -> tuple[Binding, ...]:
+        """Bindings that are inputs."""
         return tuple(binding for binding in self.bindings if binding.is_input)
 
     @property
     def outputs(self) -> tuple[Binding, ...]:
+        """Bindings that are outputs."""
         return tuple(binding for binding in self.bindings if not binding.is_input)
 
 
@@ -99,10 +102,12 @@ class PlanWriter:
 
     @property
     def sha256(self) -> str:
+        """SHA-256 of what was written so far, in hexadecimal."""
         return self._hash.hexdigest()
 
     def raise_error(self, path: Path) -> None:
-        """
+        """Raise the error that writing met, if any.
+
         Raises:
             CapabilityError: the disk is full, or refused the plan otherwise.
         """
@@ -156,7 +161,8 @@ def read_info(folder: Path, name: str) -> PlanInfo:
 
 
 def require_runs_here(info: PlanInfo, library: Library, plan: Path, compute_capability: int | None) -> None:
-    """
+    """Check that a plan was built for the installed library and this GPU.
+
     Args:
         compute_capability: of the GPU that is there; None where there is none, which is then not looked at.
 

@@ -41,6 +41,7 @@ def decoder_profiles(config: TensorRTConfig, max_positions: int) -> list[Profile
 
 
 def decoder_capacity(config: TensorRTConfig, max_positions: int) -> int:
+    """Cache slots per sequence: those of the config, at most the model's positions."""
     return min(config.capacity, max_positions)
 
 

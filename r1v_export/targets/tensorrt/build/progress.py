@@ -48,6 +48,7 @@ class Phases:
         return next(reversed(self._phases), "")
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
+        """Begin a phase as one step of its parent."""
         begin, end = 0.0, 1.0
         if parent in self._phases:
             parent_begin, parent_end, parent_steps = self._phases[parent]
@@ -61,5 +62,6 @@ class Phases:
             self.fraction = max(self.fraction, begin + (end - begin) * (step + 1) / max(1, steps))
 
     def finish(self, name: str) -> None:
+        """End a phase and advance the fraction to its end."""
         if name in self._phases:
             self.fraction = max(self.fraction, self._phases.pop(name)[1])

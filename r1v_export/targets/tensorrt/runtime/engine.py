@@ -36,8 +36,8 @@ class TensorRTEngine:
         self._joined: tuple[np.ndarray, np.ndarray] | None = None
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Features of all tiles; more tiles than the plan takes run in several goes. The plan computes the projector's
-        result too, which `projector` then hands out for these very features."""
+        """Features of all tiles [tiles, 3, size, size]; more tiles than the plan takes run in several calls. The plan
+        also computes the projector's result, which `projector` returns for these features."""
         max = self._vision.max[VISION_SYMBOL]
         parts = [
             self._run(self._vision, {contract.PIXEL_VALUES: pixel_values[start : start + max]})

@@ -52,6 +52,7 @@ class Session:
         return {binding.name: self.empty(binding, sizes) for binding in wanted}
 
     def empty(self, binding: Binding, sizes: Mapping[str, int]) -> Tensor:
+        """Allocate a zeroed tensor for a binding, with the given sizes of its symbols."""
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in binding.shape]
         return torch.zeros(shape, dtype=DTYPES[binding.dtype], device=self.accelerator.device)
 

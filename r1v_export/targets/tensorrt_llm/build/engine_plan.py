@@ -40,6 +40,7 @@ class EnginePlan:
 
     @property
     def ranks(self) -> int:
+        """Number of GPUs of the engine."""
         return self.config.mapping.world_size
 
 

@@ -53,7 +53,8 @@ def decode(
     dtype: torch.dtype,
     kernel_layout: int = 80,
 ) -> Shard:
-    """
+    """Decode the stored tensors of one linear.
+
     Args:
         where: the linear, for errors.
         found: its tensors by suffix.

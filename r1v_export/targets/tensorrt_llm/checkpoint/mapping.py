@@ -26,6 +26,7 @@ class Mapping:
 
     @property
     def world(self) -> int:
+        """Number of GPUs."""
         return self.tp * self.pp
 
     def layers(self, stage: int, count: int) -> range:
@@ -56,7 +57,8 @@ def module_features(spec: LanguageSpec) -> dict[str, tuple[int, int]]:
 def check_mapping(
     spec: LanguageSpec, quant_formats: abc.Mapping[tuple[int, str], QuantFormat | None], parallel: Mapping
 ) -> None:
-    """
+    """Check that a model can be split over the GPUs of a mapping.
+
     Raises:
         UsageError: heads, features or quantization groups cannot be shared out so, or pipeline stages differ in their
             formats.

@@ -109,7 +109,8 @@ class LanguageCheckpoint:
 
 
 def read_checkpoint(folder: Path) -> LanguageCheckpoint:
-    """
+    """Read a checkpoint and check its tensors.
+
     Raises:
         BundleError: a file is missing or damaged, a linear lacks scales or has those of another algorithm, a scale is
             not a positive number, an algorithm is unknown, or GPUs disagree about what they all hold.
@@ -118,6 +119,11 @@ def read_checkpoint(folder: Path) -> LanguageCheckpoint:
 
 
 def read_config(folder: Path) -> Config:
+    """Read config.json of a checkpoint.
+
+    Raises:
+        BundleError: it is missing or invalid.
+    """
     path = folder / "config.json"
     try:
         text = read_regular_bytes(path)

@@ -18,7 +18,8 @@ from r1v_export.targets.tensorrt_llm.checkpoint.formats import FUSED_MLP, MODULE
 
 
 class Weights:
-    """
+    """Weights of a language model in TensorRT-LLM's layout, produced one at a time.
+
     Args:
         checkpoint: the model.
         artifact: its calibration, or None.
@@ -47,7 +48,8 @@ class Weights:
         return self.cast(name, self.map(name))
 
     def cast(self, name: str, tensor: Tensor) -> Tensor:
-        """
+        """Cast a tensor [...] to the engine's dtype.
+
         Raises:
             CheckpointError: it is NaN or infinite, or becomes so.
         """

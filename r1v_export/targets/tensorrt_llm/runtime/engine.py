@@ -68,7 +68,8 @@ def _require_whole(model: Model, checkpoint: LanguageCheckpoint, folder: Path) -
 
 
 class CheckpointEngine(ReferenceEngine):
-    """
+    """An engine that computes the checkpoint with PyTorch and the vision graphs with ONNX Runtime.
+
     Args:
         model: of `load_language_model`.
         vision: runs the standard vision and projector graphs.

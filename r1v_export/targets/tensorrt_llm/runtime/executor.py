@@ -63,11 +63,17 @@ class Bindings(Protocol):
 class Executor(Protocol):
     """What is used of its `Executor`."""
 
-    def enqueue_request(self, request: Any) -> int: ...
+    def enqueue_request(self, request: Any) -> int:
+        """Enqueue a request and return its id."""
+        ...
 
-    def await_responses(self, id: int, timeout: timedelta) -> Sequence[Any]: ...
+    def await_responses(self, id: int, timeout: timedelta) -> Sequence[Any]:
+        """Return the responses of a request that arrive within `timeout`."""
+        ...
 
-    def cancel_request(self, id: int) -> None: ...
+    def cancel_request(self, id: int) -> None:
+        """Cancel a request."""
+        ...
 
 
 class ExecutorSession:
@@ -164,7 +170,8 @@ class ExecutorSession:
 
 
 class ExecutorGeneration(OpenRequest):
-    """
+    """The answer to one request, read from the executor as it is generated.
+
     Args:
         end_id: the token that ends the answer without being among its tokens.
     """

@@ -27,7 +27,8 @@ def extra_id(image: EncodedImage) -> int:
 
 @dataclass(frozen=True)
 class TablePrompt:
-    """
+    """A prompt whose image tokens are ids of rows in a table of embeddings.
+
     Attributes:
         token_ids: below the vocabulary's size a token, from there on a row of the table.
         extra_ids: one for each token id.
@@ -42,7 +43,8 @@ class TablePrompt:
     def of(
         cls, token_ids: Sequence[int], images: Sequence[EncodedImage], image_token_id: int, vocab_size: int, hidden: int
     ) -> TablePrompt:
-        """
+        """Build the table and replace each image token by the id of its row.
+
         Args:
             token_ids: the prompt, an image token for every row of an image.
 
