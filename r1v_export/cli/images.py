@@ -24,7 +24,7 @@ image_option = click.option(
     "images",
     multiple=True,
     metavar=SOURCE,
-    help="An image: file, - for stdin, data URL, or http(s) URL with --allow-url; repeat for several.",
+    help="Image: file, - for stdin, data URL, or http(s) URL with --allow-url; repeatable.",
 )
 
 

@@ -31,7 +31,7 @@ device_option = click.option(
 image_policy_option = click.option(
     "--image-policy",
     type=click.Choice(["as_displayed", "published"]),
-    help="Read images as viewers show them, or bit for bit as the published code does. [default: as_displayed]",
+    help="Read images as viewers show them, or as the published code does. [default: as_displayed]",
 )
 target_option = click.option("--target", help="Engine, or pytorch. [default: the bundle's first]")
 engine_option = click.option(

@@ -21,14 +21,14 @@ def verify_bundle(folder: Path, progress: Progress) -> Manifest:
             `pipeline.json` contradicts the rest of the bundle.
         GraphError: a graph's boundary or operators are not the contract's.
     """
+    bundle = Bundle.open(folder)
     with progress.stage("hashes") as task:
-        manifest = verify(folder, task.report)
-    bundle = Bundle(folder, manifest)
+        verify(folder, task.report)
     with progress.stage("documents"):
         check_files(bundle)
     with progress.stage("graphs"):
         check_graphs(bundle)
-    return manifest
+    return bundle.manifest
 
 
 def check_graphs(bundle: Bundle) -> None:

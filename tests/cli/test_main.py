@@ -23,18 +23,18 @@ HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", 
 
 OPTIONS = {
     "build": "MODEL --precision --target --output --config --recipe --calib --budget --calibrated --revision --offline "
-    "--device --sm --no-parity "
-    "--dry-run --force",
+    "--device --image-policy --sm --no-parity --dry-run --force",
     "engine": "BUNDLE --output --workers --program --print-command",
-    "calibrate": "MODEL --precision --recipe --budget --calib --samples --shard --merge --output --revision --offline "
-    "--device",
-    "check": "BUNDLE --target --model --questions --image --question --blocks --against --max-new-tokens --report "
-    "--device --threads",
+    "calibrate": "MODEL --precision --recipe --budget --calib --samples --image-policy --shard --merge --output "
+    "--revision --offline --device",
+    "check": "BUNDLE --target --model --questions --image --allow-url --question --blocks --against --max-new-tokens "
+    "--report --device --threads",
     "verify": "BUNDLE",
-    "run": "BUNDLE QUESTION --image --target --engine --model --no-think --grounding --answer-only --chat --greedy "
-    "--max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --stop --stop-in-reasoning --device "
+    "run": "BUNDLE QUESTION --image --allow-url --video --frames --target --engine --model --no-think --grounding "
+    "--answer-only --chat --greedy --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed "
+    "--stop --stop-in-reasoning --device --threads",
+    "bench": "BUNDLE --image --allow-url --question --target --engine --model --tokens --runs --roofline --device "
     "--threads",
-    "bench": "BUNDLE --image --question --target --engine --model --tokens --runs --roofline --device --threads",
     "inspect": "MODEL --target --roofline --report --revision --offline",
     "recipes list": "",
     "recipes show": "RECIPE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -219,7 +220,7 @@ def test_the_checkpoint_of_a_bundle_is_found_again_only_if_it_is_the_same(
         open_source(bundle, None, quiet)
     other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
     config = yaml.safe_load((other / "generation_config.json").read_text())
-    (other / "generation_config.json").write_text(str({**config, "max_new_tokens": 1}).replace("'", '"'))
+    (other / "generation_config.json").write_text(json.dumps({**config, "max_new_tokens": 1}))
     with pytest.raises(UsageError, match="not the checkpoint"):
         open_source(bundle, str(other), quiet)
 

@@ -27,7 +27,7 @@ from r1v_export.pipeline.parity_gate import (
     reference_endpoint,
     rounding,
 )
-from r1v_export.progress import Progress
+from r1v_export.progress import Progress, ignore_progress
 from r1v_export.quantization.recipe import load
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -65,7 +65,7 @@ def test_the_engine_computes_what_the_fake_quantized_model_computes(bundle: Path
     candidate = candidate_endpoint(bundle, "onnxruntime", "cpu")
     samples = GeneratedQuestions(checkpoint, 2)
     limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact)
-    report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
+    report = compare(reference, candidate, samples, ignore_progress, gate=gate, max_new_tokens=4, **limits)
     assert report.passed, report.first_bad
 
 
@@ -127,7 +127,7 @@ def test_int4_scales_are_told_by_the_numbers_too(bundle: Path, tiny_model: Path,
     candidate = candidate_endpoint(damaged, "onnxruntime", "cpu")
     limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact)
     samples = GeneratedQuestions(checkpoint, 1)
-    report = compare(reference, candidate, samples, lambda done: None, gate=gate, max_new_tokens=4, **limits)
+    report = compare(reference, candidate, samples, ignore_progress, gate=gate, max_new_tokens=4, **limits)
     assert report.first_bad == "prefill"
 
 
@@ -154,9 +154,7 @@ def test_a_quantized_cache_is_computed_by_engine_and_reference_alike(
         for layer in reference.engine.model.language_model.model.layers if not scales else ():  # type: ignore[attr-defined]
             layer.self_attn.cached_key = layer.self_attn.cached_value = torch.nn.Identity()
         samples = GeneratedQuestions(checkpoint, 2)
-        report = compare(
-            reference, candidate, samples, lambda done: None, gate="arithmetic", max_new_tokens=8, **limits
-        )
+        report = compare(reference, candidate, samples, ignore_progress, gate="arithmetic", max_new_tokens=8, **limits)
         assert report.passed or not scales
         divergence[bool(scales)] = report.boundary("decode").metrics["mean_kl"]
     assert divergence[True] < divergence[False] / 20

@@ -14,6 +14,7 @@ from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, compare, gates
+from r1v_export.progress import ignore_progress
 
 
 @pytest.fixture(scope="module")
@@ -46,4 +47,4 @@ def _numerics(bundle: Path, model: Path) -> ParityReport:
     checkpoint = Checkpoint.open(model)
     _, reference = next(gates(checkpoint, open_artifact(bundle, checkpoint), "cpu"))
     samples, candidate = GeneratedQuestions(checkpoint, 1), candidate_endpoint(bundle, "hf-unified", "cpu")
-    return compare(reference, candidate, samples, lambda _: None, precision="int4", max_new_tokens=4)
+    return compare(reference, candidate, samples, ignore_progress, precision="int4", max_new_tokens=4)

@@ -320,7 +320,7 @@ def test_images_that_no_sample_shows_are_missed(synth_checkpoint: Checkpoint, tm
     (shown,) = calibration.samples
     image = synth_checkpoint.spec.image_token_id
     tokens = tuple(id_ for id_ in shown.token_ids if id_ != image)
-    text = type(shown)(0, "text", "", tokens, 0, lambda: shown.pixels()[:0])
+    text = replace(shown, token_ids=tokens, prompt_tokens=0, tiles=0, pixels=lambda: shown.pixels()[:0])
     texts = replace(calibration, samples=(text,), total=1)
     with pytest.raises(InputError, match="No calibration sample reaches") as caught:
         calibrate(synth_checkpoint, KV_RECIPE, texts, tmp_path / "out")
