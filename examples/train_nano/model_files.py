@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from r1v_export.checkpoint.hub_files import (
+    image_processor_config,
+    readable_config,
+    write_configuration_code,
+    write_json,
+)
 from r1v_export.nano.dataset import samples
 
 ORDINARY_TOKENS = 494
@@ -99,11 +104,14 @@ def write_model_files(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    _write_json(folder / "added_tokens.json", ids)
-    _write_json(folder / "special_tokens_map.json", _special_tokens_map())
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(ids))
-    _write_json(folder / "config.json", _config(tokenizer.get_vocab_size(), ids))
-    _write_json(folder / "generation_config.json", _generation_config(ids))
+    write_json(folder / "added_tokens.json", ids)
+    write_json(folder / "special_tokens_map.json", _special_tokens_map())
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(ids))
+    config = readable_config(_config(tokenizer.get_vocab_size(), ids))
+    write_json(folder / "config.json", config)
+    write_configuration_code(folder, config)
+    write_json(folder / "preprocessor_config.json", image_processor_config(VISION_CONFIG["image_size"]))
+    write_json(folder / "generation_config.json", _generation_config(ids))
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
@@ -158,7 +166,7 @@ def _tokenizer_config(ids: dict[str, int]) -> dict[str, Any]:
 
 def _config(vocab_size: int, ids: dict[str, int]) -> dict[str, Any]:
     return {
-        "architectures": ["SkyworkChatModel"],
+        "architectures": ["SkyworkR1VChatModel"],
         "downsample_ratio": 0.5,
         "dynamic_image_size": True,
         "force_image_size": 112,
@@ -185,10 +193,6 @@ def _generation_config(ids: dict[str, int]) -> dict[str, Any]:
         "max_new_tokens": 256,
         "pad_token_id": ids["<|endoftext|>"],
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

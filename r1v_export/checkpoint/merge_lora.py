@@ -6,7 +6,6 @@ Shape letters: O output features, I input features, R rank.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -19,6 +18,7 @@ import torch
 
 from r1v_export.checkpoint.checkpoint import AUXILIARY_FILES, Checkpoint
 from r1v_export.checkpoint.config_section import Section, read_json_object
+from r1v_export.checkpoint.hub_files import readable_config, write_configuration_code, write_json
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.resolve import resolve
 from r1v_export.checkpoint.synth import SHARD_BYTES
@@ -91,8 +91,9 @@ def merge_lora(
     for name in AUXILIARY_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
-    config = read_json_object(folder / "config.json") | dict.fromkeys(_RANKS, 0)
-    (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    config = readable_config(read_json_object(folder / "config.json")) | dict.fromkeys(_RANKS, 0)
+    write_json(out / "config.json", config)
+    write_configuration_code(out, config)
     total = sum(tensor.nbytes for tensor in tensors)
     for done in write_tensors(out, tensors, shards=math.ceil(total / SHARD_BYTES)):
         on_progress(done, total)

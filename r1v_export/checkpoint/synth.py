@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from r1v_export.checkpoint.config import Configuration, DType, Layout, read_configuration
+from r1v_export.checkpoint.hub_files import write_configuration_code
 from r1v_export.checkpoint.names import expected_tensors, stored_names
 from r1v_export.checkpoint.presets import PRESETS
 from r1v_export.checkpoint.spec import ModelSpec
@@ -118,6 +119,7 @@ def _write_and_read(folder: Path, config: dict[str, Any], preset: str, layout: L
     tied = bool(config["llm_config"]["tie_word_embeddings"])
     configuration = read_configuration(folder, stores_lm_head=not tied, stored_dtype="bfloat16")
     if layout == "internvl_chat":
+        write_configuration_code(folder, config)
         return configuration
     write_native_files(folder, config, configuration.spec)
     return read_configuration(folder, stores_lm_head=not tied, stored_dtype="bfloat16")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from r1v_export.checkpoint.byte_level import BYTE_OF
 from r1v_export.checkpoint.config_section import Section
+from r1v_export.checkpoint.hub_files import image_processor_config, readable_config, write_json
 from r1v_export.checkpoint.presets import Preset
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
@@ -28,6 +28,7 @@ def write_auxiliary_files(folder: Path, config: dict[str, Any], preset: Preset) 
         config: config.json.
         preset: names the added tokens; they move down where the vocabulary is too small for their official ids.
     """
+    config = readable_config(config)
     llm = Section(config["llm_config"], "config.json: llm_config")
     tokens = _fit_tokens(preset.tokens, llm.size("vocab_size"))
     files = {
@@ -44,10 +45,12 @@ def write_auxiliary_files(folder: Path, config: dict[str, Any], preset: Preset) 
             "tokenizer_class": "Qwen2Tokenizer",
             "eos_token": preset.end_token,
             "added_tokens_decoder": {str(token_id): _added_token(token) for token, token_id in tokens.items()},
+            "chat_template": _chat_template(config["model_type"], preset),
         },
         "added_tokens.json": tokens,
+        "preprocessor_config.json": image_processor_config(config["force_image_size"]),
     }
-    _write_json(folder, files)
+    _write_files(folder, files)
 
 
 def write_native_files(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> None:
@@ -59,12 +62,25 @@ def write_native_files(folder: Path, config: Mapping[str, Any], spec: ModelSpec)
         spec: what it describes.
     """
     files = {"config.json": _native_config(config, spec), "preprocessor_config.json": _image_processor_config(spec)}
-    _write_json(folder, files)
+    _write_files(folder, files)
 
 
-def _write_json(folder: Path, files: Mapping[str, Any]) -> None:
+def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / name, content)
+
+
+def _chat_template(model_type: str, preset: Preset) -> str:
+    """The family version's prompt for runtimes that render it themselves; this package has templates of its own."""
+    reasoning = "<think>\\n" if model_type == "skywork_chat" else ""
+    if "<｜User｜>" in preset.tokens:
+        turn = "{{ ('<｜User｜>\\n' if message['role'] == 'user' else '<｜Assistant｜>') + message['content'] }}"
+        start = "<｜Assistant｜>"
+    else:
+        turn = "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+        start = "<|im_start|>assistant\\n"
+    opening = "{% if add_generation_prompt %}{{ '" + start + reasoning + "' }}{% endif %}"
+    return "{% for message in messages %}" + turn + "{% endfor %}" + opening
 
 
 def _fit_tokens(tokens: Mapping[str, int], vocab_size: int) -> dict[str, int]:

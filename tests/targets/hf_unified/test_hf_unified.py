@@ -139,8 +139,14 @@ def test_the_sources_configuration_and_tokenizer_are_shipped(source, make):
     config = json.loads((written.folder / "config.json").read_text())
     config.pop("quantization_config")
     assert config == json.loads((source.folder / "config.json").read_text())
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "preprocessor_config.json"):
         assert (written.folder / name).read_bytes() == (source.folder / name).read_bytes()
+
+
+def test_the_code_that_reads_the_configuration_is_written_for_the_layout_that_needs_it(source, make):
+    written = make(source, "fp8")
+    code = [path.name for path in written.folder.glob("*.py")]
+    assert code == (["configuration_skywork_chat.py"] if source.spec.layout == "internvl_chat" else [])
 
 
 def test_linears_that_runtimes_fuse_have_equal_scales(source, make):

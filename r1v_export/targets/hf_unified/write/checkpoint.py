@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.config_section import read_json_object
+from r1v_export.checkpoint.hub_files import readable_config, write_configuration_code, write_json
 from r1v_export.checkpoint.quantized.detect import QUANTIZE_CONFIG
 from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
 from r1v_export.checkpoint.tensor_writer import write_tensors
@@ -37,13 +37,10 @@ def write_unified(
     for path in checkpoint.auxiliary_files():
         if path.name not in (QUANT_CONFIG, QUANTIZE_CONFIG):
             shutil.copyfile(path, out / path.name)
-    _write_json(out / QUANT_CONFIG, config)
+    write_json(out / QUANT_CONFIG, config)
     model_config = read_json_object(checkpoint.folder / "config.json")
     for part in (model_config, *(model_config.get(key) for key in _MODELS)):
         if isinstance(part, dict):
             part.pop("quantization_config", None)
-    _write_json(out / "config.json", model_config | {"quantization_config": mirrored(config)})
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / "config.json", readable_config(model_config) | {"quantization_config": mirrored(config)})
+    write_configuration_code(out, model_config)
