@@ -74,7 +74,7 @@ def test_public_functions_name_the_errors_that_they_raise() -> None:
 
 def _has_summary(text: str) -> bool:
     first = text.strip().partition("\n")[0]
-    return len(first.split()) > 1 and not _SECTION.match(first)
+    return bool(first) and not _SECTION.match(first)
 
 
 def _public() -> Iterator[Documented]:

@@ -85,7 +85,7 @@ class SizesDocument(Strict):
 
 
 class ContractDocument(Document):
-    """Contents of `contract.json`."""
+    """`contract.json`."""
 
     schema_version: Literal[1] = 1
     opset: PositiveInt

@@ -207,7 +207,7 @@ class EngineDocument(Strict):
 
 
 class PipelineDocument(Document):
-    """Contents of `pipeline.json`."""
+    """`pipeline.json`."""
 
     schema_version: Literal[1] = 1
     tokenizer: TokenizerDocument
