@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -54,6 +57,27 @@ def pack_gptq(qweight: Tensor, scale: Tensor, zero: Tensor, offset: int = 1) -> 
     return {"qweight": _int32(words), "qzeros": _int32(qzeros), "scales": scale.T.contiguous(), "g_idx": g_idx}
 
 
+def act_order_groups(linear: str, inputs: int, group: int) -> Tensor:
+    """`g_idx` as AutoGPTQ makes it with desc_act: the group of each input, in an order that activations decide; here a
+    random one, the same for linears that read the same tensor."""
+    shared = re.sub("[qkv]_proj", "qkv", re.sub("(gate|up)_proj", "gate_up", linear))
+    order = torch.randperm(inputs, generator=torch.Generator().manual_seed(zlib.crc32(shared.encode())))
+    g_idx = torch.arange(inputs, dtype=torch.int32) // group
+    return g_idx[order.argsort()]
+
+
+def autogptq_weight(tensors: Mapping[str, Tensor], linear: str, bits: int = 4, offset: int = 1) -> np.ndarray:
+    """AutoGPTQ's QuantLinear.forward without its CUDA kernel: the weight [in, out] that it multiplies by, as
+    scales[g_idx] * (weight - zeros[g_idx])."""
+    qweight, qzeros, scales, g_idx = (
+        tensors[f"{linear}.{suffix}"].numpy() for suffix in ("qweight", "qzeros", "scales", "g_idx")
+    )
+    shifts, mask = np.arange(0, 32, bits), (1 << bits) - 1
+    weight = (qweight[:, None, :] >> shifts[None, :, None] & mask).reshape(-1, qweight.shape[1])
+    zeros = (qzeros[:, :, None] >> shifts[None, None, :] & mask).reshape(qzeros.shape[0], -1) + offset & mask
+    return scales.astype(np.float32)[g_idx] * (weight - zeros[g_idx]).astype(np.float32)
+
+
 def _int32(words: Tensor) -> Tensor:
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
@@ -75,7 +99,7 @@ def quantized_copy(
     source: Path, out: Path, pack: Pack, config: dict[str, Any], symmetric: bool = False, *, rounded: bool = False
 ) -> Truth:
     """A copy of a checkpoint whose decoder linears are random codes, or its own weights rounded, packed in the
-    config's groups (-1: one for each row); what they are is returned."""
+    config's groups (-1: one for each row; desc_act: of inputs that are not neighbors); what they are is returned."""
     shutil.copytree(source, out)
     tensors = load_file(out / "model.safetensors")
     truth = {}
@@ -83,12 +107,17 @@ def quantized_copy(
         linear = name.removesuffix(".weight")
         weight = tensors.pop(name)
         group = weight.shape[1] if config["group_size"] == -1 else config["group_size"]
+        g_idx = act_order_groups(linear, weight.shape[1], group) if config.get("desc_act") else None
+        columns = slice(None) if g_idx is None else g_idx.argsort(stable=True)
         qweight, scale, zero = (
-            rounded_linear(weight, group, symmetric)
+            rounded_linear(weight[:, columns], group, symmetric)
             if rounded
             else random_linear(seed, *weight.shape, group=group, symmetric=symmetric)
         )
+        qweight[:, columns] = qweight.clone()
         tensors |= {f"{linear}.{suffix}": tensor for suffix, tensor in pack(qweight, scale, zero).items()}
+        if g_idx is not None:
+            tensors[f"{linear}.g_idx"] = g_idx
         truth[linear] = (qweight, scale, zero)
     save_file(tensors, out / "model.safetensors")
     set_quantization(out, config)

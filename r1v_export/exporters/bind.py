@@ -27,6 +27,7 @@ DTYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, 
 _TORCH_DTYPES = {onnx_dtype: torch_dtype for torch_dtype, onnx_dtype in DTYPES.items()} | {
     ir.DataType.FLOAT8E4M3FN: torch.float8_e4m3fn,
     ir.DataType.INT8: torch.int8,
+    ir.DataType.INT32: torch.int32,
     ir.DataType.INT4: torch.int8,
     ir.DataType.UINT4: torch.int8,
 }

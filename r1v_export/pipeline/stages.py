@@ -231,7 +231,12 @@ class Build:
 
         artifact = self.artifact
         return quantizer(
-            self.checkpoint.spec, artifact.schemes, artifact.linear, artifact.overrides, artifact.cache_scales
+            self.checkpoint.spec,
+            artifact.schemes,
+            artifact.linear,
+            artifact.overrides,
+            artifact.cache_scales,
+            artifact.input_orders,
         )
 
     def _engine_stages(self) -> Iterator[Stage]:

@@ -35,6 +35,7 @@ class QuantizedLinear:
     """A linear's quantized weight with its scales, and how its input is quantized. The bias stays as it is.
 
     weight[o, i] = (qweight[o, i] - zero_point[o, g]) * scale[o, g], where g = i // group_size, or one scale per row.
+    Column i belongs to input feature i, or to `input_order[i]`.
     """
 
     qweight: Tensor
@@ -52,6 +53,9 @@ class QuantizedLinear:
     """float32 scalar, static per tensor. None with `input_type` set is dynamic: one scale per token."""
     pre_quant_scale: Tensor | None = None
     """float32 [in], what the input is multiplied by before all else. Only imported checkpoints have it."""
+    input_order: Tensor | None = None
+    """int32 [in], the input feature of each column of `qweight`; None is their own order. GPTQ with act-order: columns
+    are sorted by their group."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,7 +63,11 @@ class QuantizedLinear:
         return self.qweight.shape[0], self.qweight.shape[1]
 
     def dequantize(self) -> Tensor:
-        """The weight that the linear computes with, [out, in] float32."""
+        """The weight that the linear computes with, [out, in] float32, columns in the order of its input features."""
+        weight = self._dequantize_columns()
+        return weight if self.input_order is None else weight[:, self.input_order.argsort()]
+
+    def _dequantize_columns(self) -> Tensor:
         if self.group_size is None:
             return self.qweight.float() * self.scale[:, None]
         qweight = self.qweight.float().unflatten(1, (-1, self.group_size))
@@ -90,10 +98,18 @@ class QuantizedLinear:
             return "an input scale that is not a scalar, or none of its inputs quantized"
         if self.pre_quant_scale is not None and tuple(self.pre_quant_scale.shape) != (in_features,):
             return f"a pre_quant_scale of shape {tuple(self.pre_quant_scale.shape)} instead of {(in_features,)}"
+        if self.input_order is not None and not is_permutation(self.input_order, in_features):
+            return "an input order that does not name each of its input features once"
         scales = [scale for scale in (self.scale, self.input_scale, self.pre_quant_scale) if scale is not None]
         if not all(bool((scale.isfinite() & (scale > 0)).all()) for scale in scales):
             return "a scale that is not a positive, finite number"
         return None
+
+
+def is_permutation(order: Tensor, size: int) -> bool:
+    """Whether `order` holds each of 0 .. size - 1 once."""
+    numbers = torch.arange(size, dtype=order.dtype, device=order.device)
+    return order.shape == numbers.shape and bool((order.sort().values == numbers).all())
 
 
 def quantize(values: Tensor, scale: Tensor, kind: str, zero_point: Tensor | None = None) -> Tensor:

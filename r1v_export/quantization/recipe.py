@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
@@ -112,6 +112,12 @@ class Imported(_Weights):
     algorithm: Literal["imported"]
     pre_quant_scale: bool = False
     """Whether the linear first multiplies its input by a scale per channel."""
+    act_order: bool = False
+    """Whether the weight's columns are in an order of their own, which the calibration holds. Not written if False."""
+
+    @model_serializer(mode="wrap")
+    def _only_true_act_order(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in fields(self).items() if key != "act_order" or value}
 
 
 Weights = Annotated[RoundToNearest | Awq | Gptq | SmoothQuant | Imported, Field(discriminator="algorithm")]
@@ -135,6 +141,11 @@ class Scheme(StrictModel):
     def has_pre_quant_scale(self) -> bool:
         """Whether the linear first multiplies its input by a scale per channel."""
         return isinstance(self.weights, Imported) and self.weights.pre_quant_scale
+
+    @property
+    def has_input_order(self) -> bool:
+        """Whether the weight's columns are in another order than the input's features."""
+        return isinstance(self.weights, Imported) and self.weights.act_order
 
     @model_validator(mode="after")
     def _inputs_fit_the_weights(self) -> Scheme:

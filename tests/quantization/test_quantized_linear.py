@@ -102,6 +102,18 @@ def test_groups_dequantize_as_onnx_does_with_a_block_size(kind: str) -> None:
     np.testing.assert_array_equal(linear.dequantize().numpy(), expected)
 
 
+def test_columns_in_an_order_of_their_own_multiply_the_input_in_that_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    qweight = torch.randint(-8, 8, (6, 64), generator=generator, dtype=torch.int8)
+    order = torch.randperm(64, generator=generator).to(torch.int32)
+    in_order = QuantizedLinear(qweight, "int4", torch.rand(6, 2, generator=generator) + 0.1, group_size=32)
+    linear = dataclasses.replace(in_order, input_order=order)
+    assert linear.validate() is None
+    x = torch.randn(5, 64, generator=generator, dtype=torch.float64)
+    expected = x.numpy()[:, order.numpy()] @ in_order.dequantize().double().numpy().T
+    np.testing.assert_allclose((x @ linear.dequantize().double().T).numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_each_token_has_its_own_dynamic_scale() -> None:
     x = torch.tensor([[1.0, -448.0], [0.0, 0.0], [0.5, 0.25]])
     assert token_scale(x, "fp8").flatten().tolist() == pytest.approx([1.0, 1.0, 0.5 / 448])
@@ -134,6 +146,9 @@ def test_a_sound_linear_has_no_problem() -> None:
         ({"input_scale": torch.tensor(torch.inf)}, "not a positive, finite number"),
         ({"input_scale": torch.ones(4)}, "not a scalar"),
         ({"input_type": None}, "none of its inputs quantized"),
+        ({"input_order": torch.arange(63, dtype=torch.int32)}, "each of its input features once"),
+        ({"input_order": torch.zeros(64, dtype=torch.int32)}, "each of its input features once"),
+        ({"input_order": torch.arange(1, 65, dtype=torch.int32)}, "each of its input features once"),
     ],
 )
 def test_problems_are_found(change: dict[str, object], problem: str) -> None:

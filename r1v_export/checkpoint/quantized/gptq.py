@@ -7,8 +7,8 @@ one and declare the other exist, so the convention is read from the quantized va
 `group_size: -1` is one scale for each output feature. Every target has groups, so such a scale is repeated for groups
 of 128, 64 or 32 inputs: the same weight, bit for bit.
 
-With act-order, input feature i may belong to any group, `g_idx[i]`. Groups of neighbors are what every target has, and
-the input of most linears cannot be reordered (the residual stream is read by others too): such weights are refused.
+With act-order, input feature i may belong to any group, `g_idx[i]`. Groups of neighbors are what every target has, so
+columns are sorted by their group, and the input is gathered in the same order: W x = W[:, order] x[order].
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from torch import Tensor
 
 from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.quantized.int4_packing import unpack
-from r1v_export.checkpoint.quantized.layout import FLOATS, Decoded, LinearLayout, StoredLinear, TensorRule, unsupported
+from r1v_export.checkpoint.quantized.layout import (
+    FLOATS,
+    Decoded,
+    LinearLayout,
+    StoredLinear,
+    TensorRule,
+    order_by_group,
+    unsupported,
+)
 from r1v_export.checkpoint.quantized.zero_points import SYMMETRIC_ZERO, VERSIONS, stored_offset
 from r1v_export.checkpoint.tensor_file import StoredTensor
 
@@ -89,28 +97,33 @@ class Gptq:
         """This format with the zero point convention that the values show, and a warning if another is declared.
 
         Raises:
-            CheckpointError: groups in act-order, or zero points that a symmetric checkpoint does not have.
+            CheckpointError: groups that are not known or not of one size, inputs of parts in different orders, or zero
+                points that a symmetric checkpoint does not have.
         """
         for linear in linears.values():
             for part in linear.parts:
-                self._require_neighbors(part, linear.shape[1])
+                self._require_groups(part, linear.shape[1])
+            linear.input_order()
         offset = stored_offset(linears, self.symmetric)
         if offset is None or offset == self.zero_offset:
             return self
         return replace(self, zero_offset=offset, warnings=(_other_convention(self.declared, offset),))
 
-    def _require_neighbors(self, part: Mapping[str, StoredTensor], in_features: int) -> None:
-        group_I = part["g_idx"].read().long() if "g_idx" in part else None
-        if group_I is None:
-            neighbors, found = not self.act_order, "desc_act: true without g_idx, the order of the groups"
+    def _require_groups(self, part: Mapping[str, StoredTensor], in_features: int) -> None:
+        """Require the group of every input to be known, and as many inputs in each group."""
+        size = self.group_size or in_features
+        if "g_idx" in part:
+            tensor = part["g_idx"]
+            expected, found = f"each of 0 to {in_features // size - 1} {size} times", "groups of other sizes"
+            sizes = torch.arange(in_features, dtype=torch.int64) // size
+            known = torch.equal(tensor.read().long().sort().values, sizes)
         else:
-            in_order_I = torch.arange(in_features) // (self.group_size or in_features)
-            neighbors, found = torch.equal(group_I, in_order_I), "inputs of one group that do not lie side by side"
-        if not neighbors:
-            tensor = part.get("g_idx", part["qweight"])
-            where = f"{tensor.name} in {tensor.file.name}"
-            expected = "groups of neighbors, as desc_act: false or static_groups: true make them"
-            raise unsupported("GPTQ with act-order is not supported.", where, expected, found)
+            tensor = part["qweight"]
+            expected, found = "g_idx, the group of each input", "desc_act: true without g_idx"
+            known = not self.act_order
+        if not known:
+            what = "GPTQ whose groups of inputs are not known or not of one size is not supported."
+            raise unsupported(what, f"{tensor.name} in {tensor.file.name}", expected, found)
 
 
 def decode(settings: Gptq, tensors: Mapping[str, Tensor]) -> Decoded:
@@ -120,6 +133,9 @@ def decode(settings: Gptq, tensors: Mapping[str, Tensor]) -> Decoded:
         ValueError: zero points in a symmetric checkpoint.
     """
     qweight_OI = unpack(tensors["qweight"], 0, ORDER).t().contiguous()
+    input_order_I = order_by_group(tensors["g_idx"]) if "g_idx" in tensors else None
+    if input_order_I is not None:
+        qweight_OI = qweight_OI.index_select(1, input_order_I)
     zero_point_OG = unpack(tensors["qzeros"], 1, ORDER).t().contiguous() + settings.zero_offset & 0xF
     scale_OG = tensors["scales"].float().t().contiguous()
     if settings.group_size is None:
@@ -127,10 +143,10 @@ def decode(settings: Gptq, tensors: Mapping[str, Tensor]) -> Decoded:
         groups = in_features // (_split_size(in_features) or in_features)
         scale_OG, zero_point_OG = (values.repeat_interleave(groups, 1) for values in (scale_OG, zero_point_OG))
     if not settings.symmetric:
-        return Decoded(qweight_OI, scale_OG, zero_point_OG)
+        return Decoded(qweight_OI, scale_OG, zero_point_OG, input_order=input_order_I)
     if bool((zero_point_OG != SYMMETRIC_ZERO).any()):
         raise ValueError(f"zero points other than {SYMMETRIC_ZERO}, although the configuration says sym: true")
-    return Decoded(qweight_OI - SYMMETRIC_ZERO, scale_OG)
+    return Decoded(qweight_OI - SYMMETRIC_ZERO, scale_OG, input_order=input_order_I)
 
 
 def _split_size(in_features: int) -> int | None:

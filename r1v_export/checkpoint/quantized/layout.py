@@ -52,6 +52,8 @@ class Decoded:
     """A linear's quantized values and scales.
 
     weight[o, i] = (qweight[o, i] - zero_point[o, g]) * scale[o, g] * pre_quant_scale[i]
+
+    where column i of qweight belongs to input feature i, or to input_order[i].
     """
 
     qweight: Tensor
@@ -64,9 +66,11 @@ class Decoded:
     """float32 scalar."""
     pre_quant_scale: Tensor | None = None
     """float32 [I], what the input is multiplied by before anything else; None is ones."""
+    input_order: Tensor | None = None
+    """int32 [I], the input feature of each column of `qweight`; None is their own order."""
 
     def weight(self) -> Tensor:
-        """The weight that the linear computes with, [O, I] float32."""
+        """The weight that the linear computes with, [O, I] float32, columns in the order of its input features."""
         qweight = self.qweight.float()
         if self.scale.ndim == 2:
             qweight_OGg = qweight.unflatten(1, (self.scale.shape[1], -1))
@@ -75,6 +79,8 @@ class Decoded:
             weight = (qweight_OGg * self.scale[..., None]).flatten(1)
         else:
             weight = qweight * (self.scale[:, None] if self.scale.ndim else self.scale)
+        if self.input_order is not None:
+            weight = weight[:, self.input_order.argsort()]
         return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale
 
 
@@ -162,6 +168,24 @@ class StoredLinear:
             raise _damaged(self.parts[0], "scales of their own", "one scale for parts that the model joins")
         return found[0]
 
+    def input_order(self) -> Tensor | None:
+        """`Decoded.input_order`, without reading anything else.
+
+        Raises:
+            CheckpointError: parts have different ones.
+        """
+        groups = [part["g_idx"].read() if "g_idx" in part else None for part in self.parts]
+        orders = [None if group_I is None else order_by_group(group_I) for group_I in groups]
+        if not all(_same(order, orders[0]) for order in orders):
+            tensor = self.parts[0]["g_idx"]
+            raise unsupported(
+                "Parts of one linear are in different orders of their inputs.",
+                f"{tensor.name} in {tensor.file.name}",
+                "the same g_idx for parts that the model joins",
+                "a g_idx of their own",
+            )
+        return orders[0]
+
     def _decode(self, part: Mapping[str, StoredTensor]) -> Decoded:
         try:
             decoded = self.layout.decode({suffix: tensor.read() for suffix, tensor in part.items()})
@@ -190,7 +214,19 @@ def _joined(parts: list[Decoded], stored: Mapping[str, StoredTensor]) -> Decoded
         zero_point=torch.cat(zero_points) if zero_points else None,
         input_scale=first.input_scale,
         pre_quant_scale=first.pre_quant_scale,
+        input_order=first.input_order,
     )
+
+
+def order_by_group(group_I: Tensor) -> Tensor | None:
+    """The input features sorted by their group, int32 [I]; None where they lie so already.
+
+    Args:
+        group_I: the group of each input feature.
+    """
+    if bool((group_I[1:] >= group_I[:-1]).all()):
+        return None
+    return group_I.argsort(stable=True).to(torch.int32)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

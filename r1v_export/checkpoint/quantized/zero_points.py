@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from r1v_export.checkpoint.quantized.int4_packing import unpack
-from r1v_export.checkpoint.quantized.layout import StoredLinear, unsupported
+from r1v_export.checkpoint.quantized.layout import StoredLinear, order_by_group, unsupported
 from r1v_export.checkpoint.tensor_file import StoredTensor
 
 VERSIONS = {"gptq": 1, "gptq_v2": 0}
@@ -79,8 +79,13 @@ def _read(part: Mapping[str, StoredTensor]) -> tuple[Tensor, Tensor]:
     words = qweight.shape[0] // qzeros.shape[0]
     groups = max(1, VALUES // (8 * words * qweight.shape[1]))
     outputs = max(1, min(qzeros.shape[1], VALUES // (8 * 8 * words)))
-    qweight, qzeros = qweight[: groups * words, : 8 * outputs], qzeros[:groups, :outputs]
-    qweight_IO, stored_GO = unpack(qweight, 0, _ORDER), unpack(qzeros, 1, _ORDER)
+    qweight, qzeros = qweight[:, : 8 * outputs], qzeros[:groups, :outputs]
+    order_I = order_by_group(part["g_idx"].read()) if "g_idx" in part else None
+    if order_I is None:
+        qweight_IO = unpack(qweight[: groups * words], 0, _ORDER)
+    else:
+        qweight_IO = unpack(qweight, 0, _ORDER)[order_I[: groups * words * 8]]
+    stored_GO = unpack(qzeros, 1, _ORDER)
     return qweight_IO.t().unflatten(1, (stored_GO.shape[0], -1)), stored_GO.t()
 
 

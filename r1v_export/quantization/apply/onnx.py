@@ -5,8 +5,10 @@ calibration artifact when the graph is bound. A quantized linear becomes
 
     x -> QuantizeLinear -> DequantizeLinear -> MatMul(., DequantizeLinear(qweight, scale[, zero_point])) -> + bias
 
-with the Q/DQ on x only where its inputs are quantized, one pair per tensor however many linears read it. A quantized
-key-value cache is one pair on what each layer writes into its cache: the cache holds what FP8 or INT8 can hold.
+with the Q/DQ on x only where its inputs are quantized, one pair per tensor however many linears read it. Where the
+columns of the weight are in another order than x (GPTQ with act-order), a Gather puts x in that order, once for linears
+that share both. A quantized key-value cache is one pair on what each layer writes into its cache: the cache holds what
+FP8 or INT8 can hold.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ QWEIGHT, SCALE, ZERO_POINT, INPUT_SCALE = ".qweight", ".scale", ".zero_point", "
 """Suffixes of what a linear's `weight.T` turns into, and of the scale of a group's input."""
 PRE_QUANT_SCALE = ".pre_quant_scale"
 """Suffix of what an imported linear multiplies its input by."""
+INPUT_ORDER = ".input_order"
+"""Suffix of the order that an imported linear's input is gathered in; the first of the linears that share it has it."""
 
 TYPES = {
     "fp8": ir.DataType.FLOAT8E4M3FN,
@@ -46,6 +50,7 @@ def quantizer(
     linear: Callable[[str], QuantizedLinear],
     overrides: Mapping[str, Callable[[], Tensor]],
     cache_scales: Mapping[str, KVScales] | None = None,
+    input_orders: Mapping[str, Tensor] | None = None,
 ) -> Rewrite:
     """The rewrite that quantizes a traced graph.
 
@@ -54,21 +59,31 @@ def quantizer(
         linear: reads one quantized linear of the calibration artifact.
         overrides: readers of the other tensors that calibration rewrote, by checkpoint name.
         cache_scales: of cached keys and values, by the attention's checkpoint name.
+        input_orders: `QuantizedLinear.input_order` of every linear that has one, by checkpoint name.
     """
     group_of = {name: group.name for group in linear_groups(spec) for name in group.linears}
+    orders = input_orders or {}
+    order_of = _shared_orders(orders, group_of)
 
     def rewrite(model: ir.Model) -> dict[str, Derived]:
-        insertion = QuantizeLinears(schemes, group_of)
+        insertion = QuantizeLinears(schemes, group_of, order_of)
         insertion(model)
         derived: dict[str, Derived] = {name: _ignoring_read(read) for name, read in overrides.items()}
         for name in insertion.quantized:
             derived |= _linear_tensors(name, group_of[name], linear)
+        derived |= {f"{name}{INPUT_ORDER}": lambda _, order=order: order for name, order in orders.items()}  # type: ignore[misc]
         if cache_scales:
             QuantizeCache({name: scales.kind for name, scales in cache_scales.items()})(model)
             derived |= _cache_tensors(cache_scales)
         return {name: make for name, make in derived.items() if name in model.graph.initializers}
 
     return rewrite
+
+
+def _shared_orders(orders: Mapping[str, Tensor], group_of: Mapping[str, str]) -> dict[str, str]:
+    """Linear -> the first linear that reads the same tensor in the same order."""
+    first: dict[tuple[str, bytes], str] = {}
+    return {name: first.setdefault((group_of[name], order.numpy().tobytes()), name) for name, order in orders.items()}
 
 
 def _ignoring_read(read: Callable[[], Tensor]) -> Derived:
@@ -111,18 +126,26 @@ class QuantizeLinears(ir.passes.InPlacePass):
 
     Ensures that no quantized linear's 16-bit weight is left.
 
+    Args:
+        schemes: of every quantized linear, by checkpoint name.
+        group_of: linear -> the name of its group.
+        order_of: linear whose input is gathered -> the linear that the order is named after.
+
     Attributes:
         quantized: the linears that this graph holds, after the pass ran.
     """
 
-    def __init__(self, schemes: Mapping[str, Scheme], group_of: Mapping[str, str]) -> None:
+    def __init__(
+        self, schemes: Mapping[str, Scheme], group_of: Mapping[str, str], order_of: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__()
-        self.schemes, self.group_of = schemes, group_of
+        self.schemes, self.group_of, self.order_of = schemes, group_of, order_of or {}
         self.quantized: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         inputs: dict[str, ir.Value] = {}
+        gathered: dict[str, ir.Value] = {}
         for node in list(graph):
             name = _linear_name(node)
             if name is None or name not in self.schemes:
@@ -139,6 +162,11 @@ class QuantizeLinears(ir.passes.InPlacePass):
                 if group not in inputs:
                     inputs[group] = self._quantized_input(graph, node, group, scheme)
                 node.replace_input_with(0, inputs[group])
+            if scheme.has_input_order:
+                order = self.order_of[name]
+                if order not in gathered:
+                    gathered[order] = self._gathered_input(graph, node, order)
+                node.replace_input_with(0, gathered[order])
             self.quantized.append(name)
         return ir.passes.PassResult(model, bool(self.quantized))
 
@@ -172,6 +200,13 @@ class QuantizeLinears(ir.passes.InPlacePass):
         assert weight is not None
         pre_quant_scale = _unbound(graph, f"{name}{PRE_QUANT_SCALE}", x.dtype, (weight.shape.numpy()[0],))
         return _insert(graph, node, "Mul", [x, pre_quant_scale], {}, x.dtype, x.shape, f"{name}.multiplied")
+
+    def _gathered_input(self, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
+        x, weight = node.inputs
+        assert x is not None
+        assert weight is not None
+        order = _unbound(graph, f"{name}{INPUT_ORDER}", ir.DataType.INT32, (weight.shape.numpy()[0],))
+        return _insert(graph, node, "Gather", [x, order], {"axis": -1}, x.dtype, x.shape, f"{name}.input")
 
     def _quantized_input(self, graph: ir.Graph, node: ir.Node, group: str, scheme: Scheme) -> ir.Value:
         assert scheme.inputs is not None

@@ -2,7 +2,7 @@
 
     stats.json          where the numbers come from: checkpoint, samples, and a summary of every input's activations
     recipe.yaml         the recipe, with every default written out
-    scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .pre_quant_scale,
+    scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .pre_quant_scale .input_order,
                         {layer}.self_attn.key_scale .value_scale
     qweight/{block}.safetensors {linear}.qweight (4-bit values two to a byte), and tensors that an algorithm rewrote,
                                 under their own names; for the graph stage only
@@ -82,6 +82,7 @@ def scale_tensors(name: str, block: QuantizedBlock) -> dict[str, Tensor]:
         tensors[f"{linear_name}.weight_zero_point"] = linear.zero_point
         tensors[f"{linear_name}.input_scale"] = linear.input_scale
         tensors[f"{linear_name}.pre_quant_scale"] = linear.pre_quant_scale
+        tensors[f"{linear_name}.input_order"] = linear.input_order
     if block.kv is not None:
         tensors[f"{key_name(name)}_scale"] = torch.tensor(block.kv.key)
         tensors[f"{value_name(name)}_scale"] = torch.tensor(block.kv.value)
@@ -140,6 +141,7 @@ class Artifact:
             input_type=scheme.inputs.type if scheme.inputs else None,
             input_scale=self._optional(f"{name}.input_scale"),
             pre_quant_scale=self._optional(f"{name}.pre_quant_scale"),
+            input_order=self._optional(f"{name}.input_order"),
         )
 
     def scales(self, name: str) -> tuple[Tensor, Tensor | None]:
@@ -149,6 +151,12 @@ class Artifact:
     def linears(self) -> Iterator[tuple[str, QuantizedLinear]]:
         """Every quantized linear, in model order."""
         return ((name, self.linear(name)) for name in self.schemes)
+
+    @cached_property
+    def input_orders(self) -> dict[str, Tensor]:
+        """`QuantizedLinear.input_order` of the linears that have one, by name."""
+        names = [name for name, scheme in self.schemes.items() if scheme.has_input_order]
+        return {name: self._scales[f"{name}.input_order"].read() for name in names}
 
     @cached_property
     def overrides(self) -> dict[str, Callable[[], Tensor]]:
@@ -245,6 +253,8 @@ class Artifact:
                 expected[f"{name}.input_scale"] = (name, torch.float32, ())
             if scheme.has_pre_quant_scale:
                 expected[f"{name}.pre_quant_scale"] = (name, torch.float32, (in_features,))
+            if scheme.has_input_order:
+                expected[f"{name}.input_order"] = (name, torch.int32, (in_features,))
         if self.recipe.kv_cache is None:
             return expected
         for layer in range(self.spec.language.num_layers):

@@ -49,13 +49,14 @@ def imported_recipe(checkpoint: Checkpoint) -> Recipe:
         if _keeps_pre_quant_scale(group, quantized)
         for name in group.linears
     }
-    rules: dict[tuple[str, bool], tuple[Scheme, list[str]]] = {}
+    rules: dict[tuple[str, bool, bool], tuple[Scheme, list[str]]] = {}
     for name, linear in quantized.linears.items():
-        scheme = _scheme(linear.layout, name in kept)
-        rules.setdefault((linear.layout.name, name in kept), (scheme, []))[1].append(name)
+        pre_quant_scale, act_order = name in kept, linear.input_order() is not None
+        scheme = _scheme(linear.layout, pre_quant_scale, act_order)
+        rules.setdefault((linear.layout.name, pre_quant_scale, act_order), (scheme, []))[1].append(name)
     return Recipe(
         name=f"imported-{quantized.format.method}",
-        description=f"As the checkpoint came: {'; '.join(dict.fromkeys(name for name, _ in rules))}.",
+        description=f"As the checkpoint came: {'; '.join(dict.fromkeys(name for name, *_ in rules))}.",
         rules=tuple(Rule(modules=tuple(names), scheme=scheme) for scheme, names in rules.values()),
         kv_cache="fp8" if quantized.cache_scales else None,
     )
@@ -88,7 +89,7 @@ def _pre_quant_scale(group: LinearGroup, quantized: Quantized) -> Tensor | None:
     return first
 
 
-def _scheme(layout: LinearLayout, pre_quant_scale: bool) -> Scheme:
+def _scheme(layout: LinearLayout, pre_quant_scale: bool, act_order: bool) -> Scheme:
     if layout.group_size not in (None, *GROUP_SIZES):
         raise CheckpointError(
             "The checkpoint's groups are of a size that no target takes.",
@@ -105,6 +106,7 @@ def _scheme(layout: LinearLayout, pre_quant_scale: bool) -> Scheme:
         group_size=layout.group_size,
         algorithm="imported",
         pre_quant_scale=pre_quant_scale,
+        act_order=act_order,
     )
     mode = {"fp8 static": "static", "fp8 dynamic": "dynamic"}.get(layout.inputs or "")
     return Scheme(weights=weights, inputs=Inputs.model_validate({"type": "fp8", "mode": mode}) if mode else None)
@@ -188,6 +190,7 @@ def _linear(decoded: Decoded, layout: LinearLayout) -> QuantizedLinear:
         group_size=layout.group_size,
         input_type="fp8" if layout.inputs else None,
         input_scale=decoded.input_scale,
+        input_order=decoded.input_order,
     )
 
 

@@ -5,13 +5,24 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import CheckpointError
 from tests.checkpoint.conftest import edit_tensors, refusal, set_key
-from tests.quantized_checkpoints import AWQ, GPTQ, pack_awq, pack_gptq, quantized_copy, set_quantization
+from tests.quantized_checkpoints import (
+    AWQ,
+    GPTQ,
+    GROUP,
+    autogptq_weight,
+    pack_awq,
+    pack_gptq,
+    quantized_copy,
+    set_quantization,
+)
 
 WEIGHTS = "model.safetensors"
 LINEAR = "language_model.model.layers.1.mlp.gate_proj"
@@ -139,12 +150,32 @@ def test_settings_that_are_not_supported_are_named(awq, config, key):
     assert refusal(awq).where == f"config.json: quantization_config: {key}"
 
 
-def test_act_order_is_refused_at_open_with_what_to_look_for(gptq):
-    edit_tensors(gptq / WEIGHTS, lambda tensors: tensors[f"{LINEAR}.g_idx"].copy_(tensors[f"{LINEAR}.g_idx"].flip(0)))
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_columns_in_act_order_are_sorted_by_their_group_and_read_as_autogptq_does(pristine, tmp_path, symmetric):
+    config = GPTQ | {"desc_act": True, "sym": symmetric}
+    truth = quantized_copy(pristine, tmp_path / "model", pack_gptq, config, symmetric)
+    checkpoint, stored = Checkpoint.open(tmp_path / "model"), load_file(tmp_path / "model" / WEIGHTS)
+    for linear, (qweight, scale, _) in truth.items():
+        decoded = checkpoint.quantized.linears[linear].decode()
+        order, g_idx = decoded.input_order.long(), stored[f"{linear}.g_idx"].long()
+        assert torch.equal(g_idx[order], torch.arange(len(order)) // GROUP)
+        assert torch.equal(decoded.qweight, (qweight - 8 * symmetric)[:, order].to(torch.int8))
+        assert torch.equal(decoded.scale, scale.float())
+        expected = autogptq_weight(stored, linear).T
+        np.testing.assert_array_equal(checkpoint.read(f"{linear}.weight").numpy(), expected)
+
+
+def test_g_idx_of_neighbors_in_order_is_no_act_order(gptq):
+    assert Checkpoint.open(gptq).quantized.linears[LINEAR].decode().input_order is None
+
+
+@pytest.mark.parametrize("group", [1, -1, 7])
+def test_groups_of_unequal_size_are_refused_at_open(gptq, group):
+    edit_tensors(gptq / WEIGHTS, lambda tensors: tensors[f"{LINEAR}.g_idx"][:1].fill_(group))
     error = refusal(gptq)
-    assert error.what == "GPTQ with act-order is not supported."
+    assert "not of one size" in error.what
     assert f"{LINEAR}.g_idx" in error.where
-    assert "static_groups: true" in error.expected
+    assert error.expected == "each of 0 to 1 32 times"
     assert "quantized from" in error.fix
 
 

@@ -76,6 +76,17 @@ def test_r1v_nano_in_either_convention_is_read_right_whatever_is_declared(tmp_pa
         assert warned[0] in warning
 
 
+@pytest.mark.parametrize("stored", [0, 1])
+@pytest.mark.parametrize("group", [32, 128])
+def test_columns_in_act_order_show_their_convention_too(tmp_path, group, stored):
+    config = GPTQ | {"desc_act": True, "group_size": group, "checkpoint_format": FORMATS[1 - stored]}
+    truth = quantized_copy(NANO, tmp_path / "model", partial(pack_gptq, offset=stored), config, rounded=True)
+    quantized = Checkpoint.open(tmp_path / "model").quantized
+    assert f"read as {FORMATS[stored]}" in quantized.format.warnings[0]
+    for name, (_, _, zero) in truth.items():
+        assert torch.equal(quantized.linears[name].decode().zero_point, zero.to(torch.int8))
+
+
 @pytest.mark.parametrize("declared", ["gptq", "gptq_v2"])
 def test_where_the_codes_show_nothing_the_declaration_is_taken(pristine: Path, tmp_path, declared):
     offset = {"gptq": 1, "gptq_v2": 0}[declared]

@@ -117,6 +117,50 @@ def test_an_imported_linear_multiplies_its_input_first(inputs, tmp_path):
     assert np.abs(expected - ReferenceEngine(fake).projector(*INPUTS["projector"].values())).max() > 1e-2
 
 
+def in_act_order(linears: dict[str, QuantizedLinear], seeds: dict[str, int]) -> dict[str, QuantizedLinear]:
+    """The linears with columns in a random order, equal where the seed and the size are."""
+    orders = {
+        name: torch.randperm(linear.shape[1], generator=torch.Generator().manual_seed(seeds[name])).to(torch.int32)
+        for name, linear in linears.items()
+    }
+    return {name: replace(linear, input_order=orders[name]) for name, linear in linears.items()}
+
+
+def act_order_schemes(*names: str) -> dict[str, Scheme]:
+    weights = {"type": "int4", "granularity": "group", "group_size": 32, "algorithm": "imported", "act_order": True}
+    return dict.fromkeys(names, Scheme.model_validate({"weights": weights}))
+
+
+def orders_of(linears: dict[str, QuantizedLinear]) -> dict[str, torch.Tensor]:
+    return {name: linear.input_order for name, linear in linears.items()}
+
+
+def test_columns_in_an_order_of_their_own_have_their_input_gathered(tmp_path):
+    schemes = act_order_schemes("mlp1.1", "mlp1.3")
+    linears = in_act_order(rounded(schemes), {"mlp1.1": 1, "mlp1.3": 2})
+    fake = copy.deepcopy(MODEL)
+    apply(fake, linears, {})
+    rewrite = quantizer(SPEC, schemes, linears.__getitem__, {}, input_orders=orders_of(linears))
+    path = export_graph("projector", CHECKPOINT, tmp_path, torch.float32, rewrite=rewrite)
+    onnx.checker.check_model(path, full_check=True)
+    expected = ReferenceEngine(fake).projector(*INPUTS["projector"].values())
+    np.testing.assert_allclose(run(path, INPUTS["projector"]), expected, atol=2e-5)
+    apply(fake, {name: replace(linear, input_order=None) for name, linear in linears.items()}, {})
+    assert np.abs(expected - ReferenceEngine(fake).projector(*INPUTS["projector"].values())).max() > 1e-2
+
+
+def test_linears_that_read_one_tensor_in_one_order_share_its_gather():
+    layer = "language_model.model.layers.0"
+    names = [f"{layer}.self_attn.{part}_proj" for part in "qkvo"]
+    schemes = act_order_schemes(*names)
+    linears = in_act_order(rounded(schemes), dict(zip(names, (1, 2, 1, 1), strict=True)))
+    model = trace_graph("decoder", SPEC, torch.float32)
+    quantizer(SPEC, schemes, linears.__getitem__, {}, input_orders=orders_of(linears))(model)
+    gathers = [node for node in model.graph if node.op_type == "Gather" and "input_order" in node.inputs[1].name]
+    readers = [[user.inputs[1].name.split(".")[-3] for user in node.outputs[0].consumers()] for node in gathers]
+    assert sorted(readers) == [["k_proj"], ["o_proj"], ["q_proj", "v_proj"]]
+
+
 def test_rewritten_tensors_take_the_place_of_the_checkpoints(tmp_path):
     name = "mlp1.0.weight"
     doubled = {name: lambda: CHECKPOINT.tensors[name] * 2}

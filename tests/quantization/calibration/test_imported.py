@@ -14,7 +14,7 @@ from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
-from r1v_export.errors import CheckpointError, UsageError
+from r1v_export.errors import BundleError, CheckpointError, UsageError
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.artifact.artifact import Artifact
@@ -23,7 +23,15 @@ from r1v_export.quantization.calibration.imported import import_quantized, impor
 from r1v_export.quantization.recipe import parse
 from r1v_export.reference.language import CacheStep, DecoderLayer, rotary_tables
 from r1v_export.targets.hf_unified.write.checkpoint import write_unified
-from tests.quantized_checkpoints import AWQ, GPTQ, pack_awq, pack_gptq, quantized_copy, set_quantization
+from tests.quantized_checkpoints import (
+    AWQ,
+    GPTQ,
+    autogptq_weight,
+    pack_awq,
+    pack_gptq,
+    quantized_copy,
+    set_quantization,
+)
 
 LAYER = "language_model.model.layers.0"
 
@@ -76,6 +84,52 @@ def test_an_import_that_was_stopped_goes_on_and_ends_in_the_same_bytes(source, t
     files = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in tmp_path.glob("[wo]*")]
     assert len(files) == 2
     assert files[0] == files[1]
+
+
+def test_columns_in_act_order_keep_their_quantized_values_and_compute_the_same(source, tmp_path):
+    truth = quantized_copy(source, tmp_path / "model", pack_gptq, GPTQ | {"desc_act": True})
+    artifact = imported(tmp_path / "model", tmp_path / "out")
+    assert all(scheme.has_input_order for scheme in artifact.schemes.values())
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    shutil.copytree(source, tmp_path / "float")
+    floats = load_file(source / "model.safetensors")
+    for name, (qweight, _, _) in truth.items():
+        linear = artifact.linear(name)
+        order = stored[f"{name}.g_idx"].argsort(stable=True)
+        assert torch.equal(linear.input_order, order.to(torch.int32))
+        assert torch.equal(linear.qweight, qweight[:, order].to(torch.int8))
+        floats[f"{name}.weight"] = torch.from_numpy(autogptq_weight(stored, name).T.copy())
+        assert torch.equal(linear.dequantize(), floats[f"{name}.weight"])
+    save_file(floats, tmp_path / "float" / "model.safetensors")
+    expected = decoder_output(Checkpoint.open(tmp_path / "float"), None)
+    found = decoder_output(Checkpoint.open(tmp_path / "model"), artifact)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_only_columns_in_act_order_add_to_the_recipe(source, tmp_path):
+    quantized_copy(source, tmp_path / "model", pack_gptq, GPTQ)
+    assert "act_order" not in imported_recipe(Checkpoint.open(tmp_path / "model")).to_yaml()
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors[f"{LAYER}.mlp.up_proj.g_idx"] = tensors[f"{LAYER}.mlp.up_proj.g_idx"].flip(0).contiguous()
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    recipe = imported_recipe(Checkpoint.open(tmp_path / "model"))
+    assert parse(recipe.to_yaml()) == recipe
+    assert [rule.modules for rule in recipe.rules if "act_order" in rule.model_dump()["scheme"]["weights"]] == [
+        (f"{LAYER}.mlp.up_proj",)
+    ]
+
+
+@pytest.mark.parametrize("damage", ["lost", "repeated"])
+def test_an_artifact_whose_input_order_is_damaged_is_refused(source, tmp_path, damage):
+    quantized_copy(source, tmp_path / "model", pack_gptq, GPTQ | {"desc_act": True})
+    imported(tmp_path / "model", tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "scales.safetensors")
+    order = tensors.pop(f"{LAYER}.mlp.up_proj.input_order")
+    if damage == "repeated":
+        tensors[f"{LAYER}.mlp.up_proj.input_order"] = torch.cat((order[1:], order[1:2]))
+    save_file(tensors, tmp_path / "out" / "scales.safetensors")
+    with pytest.raises(BundleError, match="up_proj"):
+        Artifact.open(tmp_path / "out", Checkpoint.open(tmp_path / "model"))
 
 
 def test_its_recipe_cannot_be_calibrated_by(source, tmp_path):

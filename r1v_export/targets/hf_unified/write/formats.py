@@ -39,6 +39,14 @@ def algorithm_of(linear: str, scheme: Scheme) -> Algorithm:
         UsageError: none does.
     """
     weights, inputs = scheme.weights, scheme.inputs
+    if scheme.has_input_order:
+        raise UsageError(
+            "The unified layout has no order of inputs, as GPTQ with act-order needs.",
+            where=linear,
+            expected="groups of neighboring inputs",
+            found="g_idx in an order of its own",
+            fix="--target onnxruntime or tensorrt, whose graphs put the inputs in that order",
+        )
     wanted = (weights.type, weights.granularity == "tensor", inputs and f"{inputs.type} {inputs.mode}")
     for name, layout in ALGORITHMS.items():
         if (layout.qweight_type, layout.per_tensor, layout.inputs) == wanted:

@@ -31,11 +31,11 @@ class PackedProjections(ir.passes.InPlacePass):
 def _pack(attention: ir.Node) -> bool:
     adds = [producer(value, "Add") for value in attention.inputs[:3]]
     matmuls = [producer(add.inputs[0], "MatMul") for add in adds]
+    if not all(matmul.inputs[1] is not None and matmul.inputs[1].is_initializer() for matmul in matmuls):
+        return False
     source = matmuls[0].inputs[0]
     if any(matmul.inputs[0] is not source for matmul in matmuls):
         raise ir.passes.PreconditionError(f"{attention.name}: query, key and value are not projected from one input")
-    if not all(matmul.inputs[1] is not None and matmul.inputs[1].is_initializer() for matmul in matmuls):
-        return False
     weight = _concatenated([matmul.inputs[1] for matmul in matmuls], axis=1)
     bias = _concatenated([add.inputs[1] for add in adds], axis=0)
     matmul = ir.node("MatMul", [source, weight.outputs[0]], name=f"{attention.name}/qkv_proj/MatMul")

@@ -71,6 +71,14 @@ def format_of(linear: str, scheme: Scheme | None) -> QuantFormat | None:
     """
     if scheme is None:
         return None
+    if scheme.has_input_order:
+        raise UsageError(
+            "TensorRT-LLM has no format for GPTQ with act-order.",
+            where=linear,
+            expected="groups of neighboring inputs",
+            found="g_idx in an order of its own",
+            fix="--target onnxruntime or tensorrt, whose graphs put the inputs in that order",
+        )
     weights, inputs = scheme.weights, scheme.inputs
     mode = (inputs.type, inputs.mode) if inputs else None
     algorithms: dict[tuple[str, str, tuple[str, str] | None], Algorithm] = {

@@ -32,6 +32,18 @@ def test_what_is_concatenated_are_the_published_weights_in_order(decoder):
     assert [value.name for value in biases.inputs] == [f"{prefix}{p}_proj.bias" for p in "qkv"]
 
 
+def test_quantized_projections_stay_as_they_are_also_where_each_gathers_its_input_in_its_own_order(decoder):
+    graph = decoder.graph
+    for attention in [node for node in graph if node.op_type == "GroupQueryAttention"]:
+        for value in attention.inputs[:3]:
+            matmul = value.producer().inputs[0].producer()
+            source, weight = matmul.inputs
+            for index, changed in enumerate((ir.node("Gather", [source, graph.inputs[0]]), ir.node("Cast", [weight]))):
+                graph.insert_before(matmul, changed)
+                matmul.replace_input_with(index, changed.outputs[0])
+    assert not PackedProjections()(decoder).modified
+
+
 def test_projections_of_different_inputs_are_refused(decoder):
     attention = next(node for node in decoder.graph if node.op_type == "GroupQueryAttention")
     matmul = attention.inputs[1].producer().inputs[0].producer()

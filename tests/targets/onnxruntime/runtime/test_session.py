@@ -18,7 +18,7 @@ from r1v_export.reference.model import ReferenceEngine
 from r1v_export.targets.onnxruntime.runtime import session
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
-from tests.quantization.apply.test_onnx import rounded, schemes_of
+from tests.quantization.apply.test_onnx import act_order_schemes, in_act_order, orders_of, rounded, schemes_of
 from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
 FEATURES = np.random.default_rng(0).standard_normal((2, 4, 256), dtype=np.float32)
@@ -73,6 +73,20 @@ def test_int4_weights_stay_packed_and_compute_as_the_build_says(inputs, level, o
     assert error < 1e-5 if inputs == "float32" else 1e-5 < error < 3e-2
     fused = [node for node in onnx.load(optimized).graph.node if node.op_type == "MatMulNBits"]
     assert [next(a.i for a in node.attribute if a.name == "accuracy_level") for node in fused] == [level, level]
+
+
+def test_int4_weights_in_act_order_stay_packed_behind_a_gather(optimized, tmp_path):
+    spec, model = tiny_spec(), random_model(tiny_spec())
+    schemes = act_order_schemes("mlp1.1", "mlp1.3")
+    linears = in_act_order(rounded(schemes), {"mlp1.1": 1, "mlp1.3": 2})
+    rewrite = quantizer(spec, schemes, linears.__getitem__, {}, input_orders=orders_of(linears))
+    path = export_graph("projector", checkpoint_of(model), tmp_path, torch.float32, rewrite=rewrite)
+    result = open_session(path, tmp_path, "cpu", 1).run(None, {"vision_features": FEATURES})[0]
+    apply(model, linears, {})
+    expected = ReferenceEngine(model).projector(FEATURES)
+    assert np.abs(result - expected).max() < 1e-5 * np.abs(expected).max()
+    operators = [node.op_type for node in onnx.load(optimized).graph.node]
+    assert (operators.count("MatMulNBits"), operators.count("DequantizeLinear")) == (2, 0)
 
 
 def test_int8_towers_run_in_float16_too(tmp_path):
