@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, NonNegativeInt
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt
 
 from r1v_export.errors import BundleError
 from r1v_export.files import open_regular, read_regular_bytes
@@ -46,14 +46,20 @@ def _inside(path: str) -> str:
 RelativePath = Annotated[str, AfterValidator(_inside)]
 
 
-class FileEntry(StrictModel):
+class _Entry(StrictModel):
+    """A part of the manifest: values of the declared types only, nothing converted."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class FileEntry(_Entry):
     """One file: its SHA-256 in hex and its size in bytes."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     size: NonNegativeInt
 
 
-class SourceEntry(StrictModel):
+class SourceEntry(_Entry):
     """The checkpoint that was built."""
 
     kind: str
@@ -63,14 +69,14 @@ class SourceEntry(StrictModel):
     files: dict[RelativePath, FileEntry]
 
 
-class StageEntry(StrictModel):
+class StageEntry(_Entry):
     """One stage of the build: the fingerprint of all that went in, and the files that came out."""
 
     fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     files: dict[RelativePath, FileEntry]
 
 
-class Manifest(StrictModel):
+class Manifest(_Entry):
     """Contents of `manifest.json`."""
 
     schema_version: int = SCHEMA_VERSION
@@ -149,7 +155,7 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleError(what, where=path, found=error.strerror or error, fix=rebuild) from error
     fields = load_json(text, BundleError, "The manifest is malformed", where=path, fix=rebuild)
     version = fields.get("schema_version") if isinstance(fields, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise BundleError(
             "The bundle is of another schema version.", where=path, expected=SCHEMA_VERSION, found=version, fix=rebuild
         )

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from r1v_export.quoting import visible
+
 _REDRAW_S = 0.1
 
 
@@ -86,6 +88,7 @@ class Progress:
 
     def write(self, line: str, last: bool) -> None:
         """Show a line: redrawn in place on a terminal, otherwise printed only if it is the last of its task."""
+        line = visible(line)
         if self.live:
             # A line that is redrawn must not wrap: what it wraps to is never erased.
             shown = line if last else line[: shutil.get_terminal_size().columns - 1]

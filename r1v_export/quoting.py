@@ -26,7 +26,7 @@ def shorten_value(value: Any) -> str:
 
 def shorten_text(text: str, limit: int = MAX_VALUE_CHARACTERS) -> str:
     """One line of a text: control characters are escaped, and what is beyond the limit is left out."""
-    return _cut(_visible(text[: limit + 1]), limit, len)
+    return _cut(visible(text[: limit + 1]), limit, len)
 
 
 def show(value: object, limit_bytes: int, *, keep_lines: bool = False) -> str:
@@ -38,7 +38,7 @@ def show(value: object, limit_bytes: int, *, keep_lines: bool = False) -> str:
     """
     text = _text(value)[: limit_bytes + 1]
     parts = text.split("\n") if keep_lines else [text]
-    return _cut("\n".join(_visible(part) for part in parts), limit_bytes, json_bytes)
+    return _cut("\n".join(visible(part) for part in parts), limit_bytes, json_bytes)
 
 
 def json_bytes(text: str) -> int:
@@ -70,7 +70,8 @@ def _cut(text: str, limit: int, cost: Callable[[str], int]) -> str:
     return text[:fits] + _OMISSION
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """A text without line ends, terminal escapes, marks of direction and other characters that are not to be seen."""
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 

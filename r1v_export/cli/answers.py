@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1v_export.cli.output import print_json
+from r1v_export.cli.streams import json_text
 
 if TYPE_CHECKING:
     from r1v_export.generation import Sampling
@@ -47,7 +47,7 @@ def print_answer(events: Iterable[TokenEvent], sampling: Sampling, *, answer_onl
     if answer_only:
         del fields["reasoning"]
     if lines:
-        click.echo(json.dumps(fields, ensure_ascii=False))
+        click.echo(json_text(fields, indent=None))
     else:
         print_json(fields)
 

@@ -75,6 +75,13 @@ class TerminalHandler(logging.StreamHandler[Any]):
         return ("\r\x1b[K" if self.stream.isatty() else "") + super().format(record)
 
 
+class LogFileHandler(logging.FileHandler):
+    """Appends to a file; a full disk ends the command instead of the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
+        raise
+
+
 def _level(verbose: int) -> int:
     return logging.DEBUG if verbose > 1 else logging.INFO
 
@@ -83,7 +90,7 @@ def _handlers(verbose: int, log_file: Path | None, log_format: str) -> list[logg
     handlers: list[logging.Handler] = [TerminalHandler()] if verbose else []
     if log_file is not None:
         try:
-            handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+            handlers.append(LogFileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             fix = "name a file in a folder that exists and can be written"
             raise UsageError(

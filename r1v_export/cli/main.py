@@ -5,8 +5,9 @@ A command's module is imported when it is asked for, and imports torch and the r
 
 from __future__ import annotations
 
+import errno
 import importlib
-import json
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from itertools import pairwise
 
 import click
 
-from r1v_export.errors import R1VError, UsageError
+from r1v_export.cli.streams import discard_stdout, json_text, prepare_streams
+from r1v_export.errors import CapabilityError, R1VError, UsageError
 from r1v_export.version import VERSION
 
 COMMANDS = (
@@ -22,6 +24,9 @@ COMMANDS = (
     "merge-lora",
 )
 """In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`, with _ for -."""
+
+BROKEN_PIPE = 141
+"""Exit code of a command whose reader went away, as of programs that SIGPIPE ends."""
 
 
 class Commands(click.Group):
@@ -43,12 +48,15 @@ class Commands(click.Group):
 def cli() -> None:
     """Skywork-R1V-class models: from checkpoint to proven production engines.
 
-    Exit codes: 0 ok, 1 failed, 2 usage, 3 parity failed, 4 something this machine lacks, 130 interrupted.
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 parity failed, 4 something this machine lacks, 130 interrupted, 141 nobody
+    reads the output.
     """
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    prepare_streams()
+    logging.raiseExceptions = False  # No traceback on stderr where a record cannot be written there.
     sys.exit(run(sys.argv[1:]))
 
 
@@ -56,6 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line, report its error if it has one, and return the exit code."""
     try:
         cli.main(args=list(arguments), prog_name="r1v-export", standalone_mode=False)
+        sys.stdout.flush()
     except R1VError as error:
         return _report(arguments, error)
     except click.ClickException as error:
@@ -66,16 +75,29 @@ def run(arguments: Sequence[str]) -> int:
             arguments,
             UserInterruptError("Interrupted.", fix="run the same command again; a build goes on where it was"),
         )
+    except (BrokenPipeError, SystemExit):  # click exits where an output's reader went away, and only there
+        discard_stdout()
+        return BROKEN_PIPE
     except OSError as error:
         return _report(arguments, _of_file_system(error))
-    except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return _report(arguments, R1VError(what, fix="run with --debug for the traceback"))
+    except MemoryError:
+        fix = "close other programs, or run it on a machine with more memory"
+        return _report(arguments, CapabilityError("The memory is used up.", fix=fix))
+    except BaseException as error:  # Panics of libraries in Rust are no Exceptions.
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        return _report(arguments, R1VError(what[:300], fix="run with --debug for the traceback"))
     return 0
 
 
 def _of_file_system(error: OSError) -> R1VError:
     """An error of the system that no command expects."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CapabilityError(
+            "The disk is full.",
+            where=error.filename or "standard output, or a file that the system does not name",
+            found=error.strerror,
+            fix="make room, or choose another disk, and run the same command again",
+        )
     return R1VError(
         "A file or folder cannot be used.",
         where=error.filename,
@@ -98,10 +120,14 @@ def _report(arguments: Sequence[str], error: R1VError) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
     if "--format=json" in arguments or ("--format", "json") in pairwise(arguments):
-        print(json.dumps(error.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(str(error), err=True)
+        try:
+            click.echo(json_text(error.as_dict()))
+            sys.stdout.flush()
+            return error.exit_code
+        except OSError:
+            discard_stdout()  # Then it goes to stderr, as text.
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(str(error), err=True)
     return error.exit_code
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from r1v_export.cli.logs import logging_options
+from r1v_export.cli.streams import json_text
 from r1v_export.cpus import use_threads
+from r1v_export.quoting import visible
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -49,12 +50,12 @@ model_option = click.option("--model", help="The checkpoint, where the bundle wa
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json_text(value))
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
-    """Columns aligned with spaces; numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in (*([header] if header else ()), *rows)]
+    """Columns aligned with spaces; numbers to the right; control characters, as of names in files, made visible."""
+    cells = [[visible(str(cell)) for cell in row] for row in (*([header] if header else ()), *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     numeric = [all(_is_number(row[i]) for row in cells[bool(header) :]) for i in range(len(widths))]
     lines = (

@@ -62,6 +62,7 @@ MAX_VIDEO_FRAMES = 4096
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeat for several.")
 @click.option("--stop-in-reasoning", is_flag=True, help="Search the reasoning for --stop too.")
+@click.option("--verify", is_flag=True, help="First check the bundle's hashes and graphs, as verify does.")
 @device_option
 @threads_option
 @common_options
@@ -80,6 +81,7 @@ def command(
     answer_only: bool,
     chat: bool,
     greedy: bool,
+    verify: bool,
     device: Device,
     format_: str,
     **sampling: Any,
@@ -88,13 +90,19 @@ def command(
 
     A QUESTION of - is read from stdin. Tokens are sampled as the checkpoint's generation_config.json recommends, field
     by field where no option says otherwise; the sampling in use is printed on stderr.
+
+    The bundle's hashes are not computed: that is `verify`'s, or --verify's. What is read is checked as it is opened.
     """
     from r1v_export.bundle import Bundle
     from r1v_export.pipeline.open_runner import open_runner
+    from r1v_export.pipeline.verify import verify_bundle
+    from r1v_export.progress import Progress
     from r1v_export.runner.base import Request
 
     _require_one_source(images, video, frames, chat=chat, question=question)
     text = _question(question, chat)
+    if verify:
+        verify_bundle(bundle, Progress(3, quiet=format_ == "json"))
     opened = Bundle.open(bundle)
     chosen = _sampling(opened.pipeline.generation_config, greedy, sampling)
     load = image_opener(opened.pipeline.image_policy, allow_url)

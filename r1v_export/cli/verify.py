@@ -16,10 +16,11 @@ def command(bundle: Path, format_: str) -> None:
     """Recompute a bundle's hashes and check its graphs against the contract."""
     from r1v_export.pipeline.verify import verify_bundle
     from r1v_export.progress import Progress, size
+    from r1v_export.quoting import visible
 
     manifest = verify_bundle(bundle, Progress(3, quiet=format_ == "json"))
     size_bytes = sum(entry.size for entry in manifest.files.values())
     if format_ == "json":
         print_json({"ok": True, "files": len(manifest.files), "size_bytes": size_bytes, "command": manifest.command})
     else:
-        click.echo(f"ok: {len(manifest.files)} files, {size(size_bytes)}, as built by {manifest.producer}")
+        click.echo(f"ok: {len(manifest.files)} files, {size(size_bytes)}, as built by {visible(manifest.producer)}")

@@ -19,7 +19,7 @@ def verify_bundle(folder: Path, progress: Progress) -> Manifest:
     Raises:
         BundleError: a file is missing, extra or altered; the manifest is unusable; `contract.json` or
             `pipeline.json` contradicts the rest of the bundle.
-        GraphError: a graph's boundary or operators are not the contract's.
+        GraphError: a graph's boundary or operators are not the contract's, or its weights are not all in the bundle.
     """
     bundle = Bundle.open(folder)
     with progress.stage("hashes") as task:
@@ -27,8 +27,23 @@ def verify_bundle(folder: Path, progress: Progress) -> Manifest:
     with progress.stage("documents"):
         check_files(bundle)
     with progress.stage("graphs"):
+        check_weights(bundle)
         check_graphs(bundle)
     return bundle.manifest
+
+
+def check_weights(bundle: Bundle) -> None:
+    """Check where each graph of the bundle, those of its engines included, has its tensors' bytes.
+
+    Raises:
+        GraphError: a graph cannot be read, or a tensor's bytes lie outside the bundle, beyond the end of their file, or
+            are not as many as its shape and type need.
+    """
+    from r1v_export.exporters.stored_tensors import check_stored_tensors
+
+    for path in bundle.manifest.files:
+        if path.endswith(".onnx"):
+            check_stored_tensors(bundle.folder, path, bundle.manifest.files)
 
 
 def check_graphs(bundle: Bundle) -> None:

@@ -32,7 +32,7 @@ OPTIONS = {
     "verify": "BUNDLE",
     "run": "BUNDLE QUESTION --image --allow-url --video --frames --target --engine --model --no-think --grounding "
     "--answer-only --chat --greedy --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed "
-    "--stop --stop-in-reasoning --device --threads",
+    "--stop --stop-in-reasoning --verify --device --threads",
     "bench": "BUNDLE --image --allow-url --question --target --engine --model --tokens --runs --roofline --device "
     "--threads",
     "inspect": "MODEL --target --roofline --report --revision --offline",
@@ -226,7 +226,7 @@ def test_a_folder_that_is_no_bundle_is_one_message(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run([command, str(tmp_path / "nowhere")]) == 1
-    assert capsys.readouterr().err.startswith("error: Th")
+    assert "error: Th" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -259,3 +259,32 @@ def test_a_model_that_is_not_there_is_said_before_a_folder_is_made(
     assert main.run(["build", str(tmp_path / "none"), "-o", str(tmp_path / "out")]) == 1
     assert "no such checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+class Panic(BaseException):
+    """As of a library in Rust."""
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "what"),
+    [
+        (MemoryError(), 4, "The memory is used up."),
+        (OSError(28, "No space left on device"), 4, "The disk is full."),
+        (RecursionError("maximum recursion depth exceeded"), 1, "RecursionError: maximum recursion depth exceeded"),
+        (OverflowError("int too large"), 1, "OverflowError: int too large"),
+        (Panic("called unwrap"), 1, "Panic: called unwrap"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+    ],
+    ids=repr,
+)
+def test_what_no_command_expects_is_one_message(
+    error: BaseException,
+    exit_code: int,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_with(error, monkeypatch, "--format", "json") == exit_code
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["what"] == what
+    assert not printed.err.strip()

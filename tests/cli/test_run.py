@@ -165,3 +165,14 @@ def test_the_path_of_an_image_may_hold_spaces() -> None:
     assert image_command("/image my photos/a b.png") == "my photos/a b.png"
     with pytest.raises(UsageError):
         image_command("/image")
+
+
+def test_run_computes_hashes_only_if_asked_to(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tiny_bundle / "graphs" / "extra.txt").write_text("not in the manifest")
+    options = ["run", str(tiny_bundle), "How many?", "--max-new-tokens", "1"]
+    assert main.run(options) == 0
+    capsys.readouterr()
+    assert main.run([*options, "--verify"]) == 1
+    assert "graphs/extra.txt is not in the manifest." in capsys.readouterr().err
