@@ -252,7 +252,12 @@ class Build:
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 size_bytes=size_bytes,
                 seconds=_ENGINE_S + size_bytes / WRITE_BYTES_PER_S,
+                notes=partial(self._target_warnings, target),
             )
+
+    def _target_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
+        schemes = self.schemes if self.artifact is None else self.artifact.schemes
+        return registry.get_target(target).warnings(self.checkpoint.spec, schemes)
 
     def _build_engine(self, target: str, folder: Path, on_progress: ProgressCallback) -> None:
         engine = folder / ENGINES / target

@@ -107,6 +107,10 @@ class Target(ABC):
             UsageError: this model, quantized so, cannot become engines.
         """
 
+    def warnings(self, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
+        """What people should know of engines of this model, quantized so, a sentence each."""
+        return ()
+
     @abstractmethod
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
         """What `build` will write, roughly and at least: weights, where it does not share the graphs'."""

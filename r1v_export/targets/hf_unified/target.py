@@ -19,6 +19,7 @@ from r1v_export.targets.hf_unified.runtime.reader import UnifiedEngine, open_uni
 from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from r1v_export.targets.hf_unified.write.formats import algorithm_of, algorithms, cache_algorithm
 from r1v_export.targets.interface import BuildInputs, Deployment, NumericsSpec, Readiness, Target
+from r1v_export.targets.readers import warnings_for
 from r1v_export.targets.tensorrt_llm.runtime.deployment import LLM_API, open_llm_api
 
 _PRECISIONS = ("fp8", "int4")
@@ -60,6 +61,9 @@ class HfUnifiedTarget(Target):
 
     def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
         algorithms(spec, schemes)
+
+    def warnings(self, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
+        return warnings_for(self.name, set(algorithms(spec, schemes).values()))
 
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
         return checkpoint_bytes(spec, schemes, spec.dtype)

@@ -21,19 +21,20 @@ from r1v_export.quantization.calibration.imported import import_quantized
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.recipe import load as load_recipe
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.targets.hf_unified.runtime.reader import UnifiedFiles, dequantized, open_unified
+from r1v_export.targets.hf_unified.runtime.reader import UnifiedFiles, open_unified
 from r1v_export.targets.hf_unified.target import HfUnifiedTarget
 from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from r1v_export.targets.hf_unified.write.formats import algorithm_of
 
 ALGORITHM = {
-    "fp8": "FP8",
-    "fp8-kv": "FP8",
-    "fp8-rowwise": "FP8_PER_CHANNEL_PER_TOKEN",
+    "fp8": "MIXED_PRECISION",  # the vision tower is quantized: vLLM reads it only where each linear is named
+    "fp8-kv": "MIXED_PRECISION",
+    "fp8-rowwise": "MIXED_PRECISION",
     "int4-awq": "W4A16_AWQ",
     "int4-rtn": "W4A16_AWQ",
     "w4a8": "MIXED_PRECISION",
 }
+PER_LINEAR = {"fp8": "FP8", "fp8-kv": "FP8", "fp8-rowwise": "FP8_PER_CHANNEL_PER_TOKEN"}
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -44,7 +45,7 @@ def test_every_weight_is_the_artifacts_bit_for_bit(written):
     files, spec = UnifiedFiles(written.folder), written.checkpoint.spec
     for name, linear in written.artifact.linears():
         parts = [part.removesuffix(".weight") for part in stored_names(f"{name}.weight", spec)]
-        assert torch.equal(torch.cat([dequantized(files, part) for part in parts]), linear.dequantize())
+        assert torch.equal(torch.cat([files.dequantized(part) for part in parts]), linear.dequantize())
 
 
 def test_what_is_not_quantized_is_the_sources_bit_for_bit(written):
@@ -126,7 +127,10 @@ def test_its_configuration_says_what_it_is(source, make, name):
     assert head in config["exclude_modules"]
     vision_is_out = any("vision" in pattern and pattern.endswith("*") for pattern in config["exclude_modules"])
     assert vision_is_out == name.startswith("int4")
-    if name == "w4a8":
+    if name in PER_LINEAR:
+        assert {layer["quant_algo"] for layer in config["quantized_layers"].values()} == {PER_LINEAR[name]}
+        assert len(mirror["config_groups"]) == 1
+    elif name == "w4a8":
         kinds = {layer["quant_algo"] for layer in config["quantized_layers"].values()}
         assert kinds == {"FP8", "W4A8_AWQ"}
         assert len(mirror["config_groups"]) == 2

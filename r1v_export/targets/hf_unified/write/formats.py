@@ -9,21 +9,22 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from r1v_export.checkpoint.names import stored_names
 from r1v_export.checkpoint.quantized.unified import ALGORITHMS, METHOD, MIXED, Algorithm
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
 from r1v_export.quantization.groups import LM_HEAD_LINEAR, PATCH_EMBEDDING, linear_shapes
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
+from r1v_export.targets.hub_folder import stored_linears
 from r1v_export.version import VERSION
 
 LAYOUT_VERSION = "0.47.0"
 """Of nvidia-modelopt, whose layout this is. Loaders know a unified checkpoint by the producer's name `modelopt`."""
 
+VISION = "vision_model."
 TOWERS = {
-    "internvl_chat": {"vision_model.": "vision_model*", "mlp1.": "mlp1*"},
-    "internvl": {"vision_model.": "model.vision_tower*", "mlp1.": "model.multi_modal_projector*"},
+    "internvl_chat": {VISION: "vision_model*", "mlp1.": "mlp1*"},
+    "internvl": {VISION: "model.vision_tower*", "mlp1.": "model.multi_modal_projector*"},
 }
 """Checkpoint layout -> prefix of canonical names -> the wildcard for a tower of which nothing is quantized."""
 
@@ -78,11 +79,6 @@ def algorithms(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> dict[str, Algo
     return {linear: algorithm_of(linear, scheme) for linear, scheme in schemes.items()}
 
 
-def stored_linears(linear: str, spec: ModelSpec) -> tuple[str, ...]:
-    """Under which names a linear is stored; several share its rows."""
-    return tuple(name.removesuffix(".weight") for name in stored_names(f"{linear}.weight", spec))
-
-
 def cache_algorithm(kind: CacheType | None) -> str | None:
     """How the layout stores such a key-value cache; None in 16 bits.
 
@@ -111,10 +107,12 @@ def quant_config(spec: ModelSpec, schemes: Mapping[str, Scheme], kv_cache: Cache
         entry = _entry(algorithm, schemes[linear].weights.group_size)
         layers |= dict.fromkeys(stored_linears(linear, spec), entry)
     kinds = {json.dumps(entry, sort_keys=True) for entry in layers.values()}
-    quantization: dict[str, Any] = {"quant_algo": MIXED} if len(kinds) > 1 else dict(next(iter(layers.values())))
+    # With one algorithm for all, vLLM takes every linear of a vision tower for unquantized.
+    by_name = len(kinds) > 1 or any(linear.startswith(VISION) for linear in schemes)
+    quantization: dict[str, Any] = {"quant_algo": MIXED} if by_name else dict(next(iter(layers.values())))
     quantization["kv_cache_quant_algo"] = cache_algorithm(kv_cache)
     quantization["exclude_modules"] = excluded(spec, schemes)
-    if len(kinds) > 1:
+    if by_name:
         quantization["quantized_layers"] = layers
     return {
         "producer": {"name": METHOD, "version": LAYOUT_VERSION},

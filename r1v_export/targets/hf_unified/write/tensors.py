@@ -1,19 +1,15 @@
-"""Every tensor of a unified checkpoint, in model order, each made when it is written.
-
-What the source stores in 16 bits is copied bit for bit. What calibration rewrote (norms and biases that took up AWQ's
-or SmoothQuant's scales) stays float32: loaders cast it, and nothing is lost on the way.
-"""
+"""Every tensor of a unified checkpoint, in model order, each made when it is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.names import expected_tensors, stored_names
+from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
 from r1v_export.checkpoint.quantized.unified import (
     ALGORITHMS,
@@ -31,7 +27,8 @@ from r1v_export.quantization.algorithms.shared_scales import has_one_scale
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.groups import linear_groups, linear_shapes
 from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear
-from r1v_export.targets.hf_unified.write.formats import algorithms, stored_linears
+from r1v_export.targets.hf_unified.write.formats import algorithms
+from r1v_export.targets.hub_folder import cache_scales, part_of, plain_tensors, stored_linears
 
 
 def unified_tensors(checkpoint: Checkpoint, artifact: Artifact) -> list[NewTensor]:
@@ -44,32 +41,16 @@ def unified_tensors(checkpoint: Checkpoint, artifact: Artifact) -> list[NewTenso
     tensors: dict[str, NewTensor] = {}
     for name, shape in expected_tensors(checkpoint.spec).items():
         linear = name.removesuffix(".weight")
-        made = linears.tensors(linear) if linear in linears.algorithms else _plain(checkpoint, artifact, name, shape)
+        made = (
+            linears.tensors(linear)
+            if linear in linears.algorithms
+            else plain_tensors(checkpoint, artifact, name, shape)
+        )
         for tensor in made:
             tensors.setdefault(tensor.name, tensor)  # tied embeddings occur twice
-    for tensor in _cache_scales(checkpoint, artifact):
+    for tensor in cache_scales(checkpoint, artifact, K_SCALE, V_SCALE):
         tensors[tensor.name] = tensor
     return list(tensors.values())
-
-
-def _plain(checkpoint: Checkpoint, artifact: Artifact, name: str, shape: tuple[int, ...]) -> Iterator[NewTensor]:
-    """A tensor that is not quantized, cut along its rows where the layout has parts of it."""
-    rewritten = name in artifact.overrides
-    read = artifact.overrides[name] if rewritten else partial(checkpoint.read, name)
-    dtype = torch.float32 if rewritten else checkpoint.tensors[name].dtype
-    names = stored_names(name, checkpoint.spec)
-    for index, stored in enumerate(names):
-        yield NewTensor(stored, dtype, _rows(shape, len(names)), partial(_part, read, index, len(names)))
-
-
-def _rows(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
-    return (shape[0] // parts, *shape[1:])
-
-
-def _part(read: Callable[[], Tensor], index: int, parts: int) -> list[Tensor]:
-    tensor = read()
-    rows = tensor.shape[0] // parts
-    return [tensor[index * rows : (index + 1) * rows].flatten()]
 
 
 class _Linears:
@@ -106,7 +87,7 @@ class _Linears:
         tensor = self._encoded[1][suffix]
         if suffix in (INPUT_SCALE, SCALE_2, PRE_QUANT_SCALE) or not tensor.ndim:
             return [tensor.flatten()]
-        return _part(lambda: tensor, index, parts)
+        return part_of(lambda: tensor, index, parts)
 
     def _encode(self, linear: str) -> dict[str, Tensor]:
         quantized, algorithm = self.artifact.linear(linear), self.algorithms[linear]
@@ -143,19 +124,3 @@ def _absmax(linear: QuantizedLinear) -> Tensor:
     """The largest magnitude of a weight in groups."""
     qweight_OG = linear.qweight.unflatten(1, (linear.scale.shape[1], -1)).abs().amax(-1)
     return (qweight_OG * linear.scale).max()
-
-
-def _cache_scales(checkpoint: Checkpoint, artifact: Artifact) -> Iterator[NewTensor]:
-    for layer in range(checkpoint.spec.language.num_layers):
-        scales = artifact.kv_scales(layer)
-        if scales is None:
-            continue
-        (norm,) = stored_names(f"language_model.model.layers.{layer}.input_layernorm.weight", checkpoint.spec)
-        prefix = norm.removesuffix("input_layernorm.weight")
-        named: Mapping[str, float] = {prefix + K_SCALE: scales.key, prefix + V_SCALE: scales.value}
-        for name, scale in named.items():
-            yield NewTensor(name, torch.float32, (), partial(_scalar, scale))
-
-
-def _scalar(value: float) -> list[Tensor]:
-    return [torch.tensor([value])]

@@ -1,0 +1,159 @@
+"""Quantized Hugging Face folders computed by PyTorch, from their files alone: what the readers of layouts share.
+
+They prove what was written, so nothing here is shared with the writers but the names of tensors: the safetensors
+library reads, weights are dequantized by the layout's reader, inputs are rounded here.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from r1v_export.checkpoint.names import stored_names
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.errors import BundleError
+from r1v_export.files import read_regular_text
+from r1v_export.reference.model import Model
+
+LARGEST = 448.0
+"""Of float8_e4m3fn."""
+
+Rounding = Callable[[Tensor], Tensor]
+
+
+class QuantizedFolder(ABC):
+    """The tensors of a folder by stored name, and how its linears are quantized.
+
+    Raises:
+        BundleError: a file is missing or damaged.
+    """
+
+    expected: ClassVar[str]
+    """What such a folder holds, for errors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.quantization = self.read_settings()
+            index = folder / "model.safetensors.index.json"
+            files = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
+            self._open = {file: safe_open(folder / file, framework="pt") for file in sorted(files)}
+            self._file_of = {name: file for file, content in self._open.items() for name in content.keys()}  # noqa: SIM118
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise self.unusable(error) from error
+
+    @abstractmethod
+    def read_settings(self) -> dict[str, Any]:
+        """The folder's own description of its quantization."""
+
+    @abstractmethod
+    def is_quantized(self, linear: str) -> bool:
+        """Whether a linear, by its stored name, is quantized."""
+
+    @abstractmethod
+    def dequantized(self, linear: str) -> Tensor:
+        """The weight of a quantized linear, [out, in] float32."""
+
+    @abstractmethod
+    def input_rounding(self, linear: str) -> Rounding | None:
+        """What happens to a quantized linear's input before the product."""
+
+    @abstractmethod
+    def cache_scales(self, attention: str) -> tuple[str, str] | None:
+        """Names of the scales of the keys and values that an attention caches; None where they are not quantized."""
+
+    def has(self, name: str) -> bool:
+        return name in self._file_of
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as it is stored."""
+        try:
+            return self._open[self._file_of[name]].get_tensor(name)
+        except KeyError as error:
+            raise self.unusable(f"no tensor {name}") from error
+
+    def scales(self, name: str) -> Tensor:
+        """A tensor of scales in float32.
+
+        Raises:
+            BundleError: it is not there, or not all of them are positive, finite numbers.
+        """
+        scale = self.read(name).float()
+        if not bool((scale.isfinite() & (scale > 0)).all()):
+            raise self.unusable(f"{name} is not all positive, finite numbers")
+        return scale
+
+    def dtype(self, name: str) -> str:
+        """As the file says it: BF16, F8_E4M3 ..."""
+        return str(self._open[self._file_of[name]].get_slice(name).get_dtype())
+
+    def unusable(self, found: object) -> BundleError:
+        return BundleError(
+            "The quantized checkpoint cannot be used.",
+            where=self.folder,
+            expected=self.expected,
+            found=found,
+            fix="build the bundle again",
+        )
+
+
+def open_model(files: QuantizedFolder, spec: ModelSpec, device: str) -> Model:
+    """The whole model, vision tower included, in float32 on dequantized weights.
+
+    Raises:
+        BundleError: a tensor is not there, or a scale is not a positive, finite number.
+    """
+    with torch.device("meta"):
+        model = Model(spec)
+    weights: dict[str, Tensor] = {}
+    roundings: dict[str, Rounding | None] = {}
+    for name in model.state_dict():
+        stored = stored_names(name, spec)
+        linears = [part.removesuffix(".weight") for part in stored]
+        if name.endswith(".weight") and files.is_quantized(linears[0]):
+            weights[name] = torch.cat([files.dequantized(linear) for linear in linears])
+            roundings[name.removesuffix(".weight")] = files.input_rounding(linears[0])
+        else:
+            parts = [files.read(part).float() for part in stored]
+            weights[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    model.load_state_dict(weights, assign=True)
+    model.to(device)
+    roundings |= _cache_rounding(files, spec)
+    for module, rounding in roundings.items():
+        if rounding is not None:
+            model.get_submodule(module).register_forward_pre_hook(_hook(rounding))
+    return model
+
+
+def _cache_rounding(files: QuantizedFolder, spec: ModelSpec) -> dict[str, Rounding]:
+    """What happens to keys and values on their way into an FP8 cache, by the module that they pass."""
+    found: dict[str, Rounding] = {}
+    for layer in range(spec.language.num_layers):
+        attention = f"language_model.model.layers.{layer}.self_attn"
+        (stored,) = stored_names(f"{attention}.k_proj.weight", spec)
+        names = files.cache_scales(stored.removesuffix(".k_proj.weight"))
+        for module, name in zip(("cached_key", "cached_value"), names or (), strict=False):
+            found[f"{attention}.{module}"] = partial(round_fp8, scale=files.scales(name))
+    return found
+
+
+def round_fp8(x: Tensor, scale: Tensor) -> Tensor:
+    """`x` rounded to E4M3 multiples of `scale`, which broadcasts."""
+    scale = scale.to(x.device)
+    return (x / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).float() * scale
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(read_regular_text(path))
+
+
+def _hook(rounding: Rounding) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    return lambda _, inputs: (rounding(inputs[0]),)
