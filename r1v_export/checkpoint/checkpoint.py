@@ -33,6 +33,7 @@ from r1v_export.checkpoint.tensor_store import INDEX_NAME, open_tensors
 from r1v_export.checkpoint.tokenizer import eos_token_ids
 from r1v_export.checkpoint.training_files import refuse_adapter_folder, unused_files, unwrap
 from r1v_export.checkpoint.validate import check_tensors
+from r1v_export.log_event import log_event
 
 _LOG = logging.getLogger(__name__)
 
@@ -123,11 +124,14 @@ class Checkpoint:
         unused = (*renamed, *_unused(configuration, unused_files(folder, {tensor.file for tensor in tensors.values()})))
         checkpoint = cls(folder, source, spec, stored, quantized, configuration.template_reason, unused)
         eos_token_ids(checkpoint.generation_config, spec.language.vocab_size)
-        _LOG.info("opened %s (%s): %s, %d tensors", folder, source.kind, spec.architecture, len(tensors))
+        message = "opened %(checkpoint)s (%(kind)s): %(architecture)s, %(tensors)d tensors"
+        facts = {"checkpoint": str(folder), "kind": source.kind, "architecture": spec.architecture}
+        log_event(_LOG, logging.INFO, message, **facts, tensors=len(tensors))
         for note in checkpoint.notes:
             _LOG.info("%s", note)
         for file in checkpoint.files():
-            _LOG.debug("weights: %s, %d bytes", file.name, file.stat().st_size)
+            message = "weights: %(file)s, %(size_bytes)d bytes"
+            log_event(_LOG, logging.DEBUG, message, file=file.name, size_bytes=file.stat().st_size)
         return checkpoint
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from r1v_export.errors import UsageError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PACKAGE = logging.getLogger("r1v_export")
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""Attributes that every record has; all others are fields of its event."""
+
 _TEXT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
@@ -51,10 +55,10 @@ def logging_options(function: Function) -> Function:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object for each record: time, level, logger, message."""
+    """One JSON object for each record: time, level, logger, message, and the fields of its event."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = {
+        fields: dict[str, Any] = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{record.msecs:03.0f}",
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -62,7 +66,14 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)
+        known = _STANDARD | fields.keys()
+        fields |= {name: _finite(value) for name, value in vars(record).items() if name not in known}
+        return json.dumps(fields, ensure_ascii=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    """A number that JSON knows, or its name."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class TerminalHandler(logging.StreamHandler[Any]):

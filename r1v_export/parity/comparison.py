@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import logging
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from itertools import islice
@@ -15,6 +16,7 @@ from PIL import Image
 
 from r1v_export.config import Compute, Precision
 from r1v_export.errors import CapabilityError, InputError, ParityError
+from r1v_export.log_event import log_event
 from r1v_export.parity.boundaries import Answers, BoundaryComparator, VisionBlocks
 from r1v_export.parity.diagnosis import kind_of, likely_causes, problem
 from r1v_export.parity.endpoints import Endpoint
@@ -35,6 +37,8 @@ from r1v_export.parity.tolerances import Boundary, Gate, Tolerance, TolerancePro
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.runner.reasoning import split_reasoning
 from r1v_export.targets import registry
+
+_LOG = logging.getLogger(__name__)
 
 COMPARED: Mapping[Boundary, str] = {
     "pixels": "normalized tiles, made with each side's tiling settings",
@@ -106,6 +110,9 @@ def check(
             found=f"{reference.engine.name}, {candidate.engine.name}",
             fix="compare without blocks",
         )
+    message = "gate %(gate)s: %(candidate)s against %(reference)s, limits of %(precision)s computed in %(compute)s"
+    names = {"candidate": candidate.engine.name, "reference": reference.engine.name}
+    log_event(_LOG, logging.INFO, message, gate=gate, precision=precision, compute=compute, **names)
     recording = recorder(reference.engine, compute, quantized_inputs) if gate == "arithmetic" else nullcontext()
     timed = tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate)) if measure_latency else ()
     if timed:
@@ -124,6 +131,7 @@ def check(
                 comparator.compare_blocks(reference.inputs(sample).pixel_values, sample.name)
         boundaries = _judge(comparator.statistics, profile)
         first_bad = next(b.name for b in boundaries if not b.passed)
+    _log_boundaries(gate, boundaries, len(results), first_bad)
     return ParityReport(
         reference=reference.engine.name,
         candidate=candidate.engine.name,
@@ -139,6 +147,22 @@ def check(
         ranges=range_facts(magnitudes, compute),
         saturations=saturations(magnitudes),
         latency=latencies(*timed) if timed else (),
+    )
+
+
+def _log_boundaries(gate: Gate, boundaries: Sequence[BoundaryResult], samples: int, first_bad: str | None) -> None:
+    for boundary in boundaries:
+        for row in boundary.checks:
+            message = f"%(boundary)s: %(metric)s %(value).3g, %(relation)s %(limit)g{'' if row.passed else ': failed'}"
+            fields = {name: getattr(row, name) for name in ("metric", "value", "relation", "limit", "passed")}
+            log_event(_LOG, logging.DEBUG, message, gate=gate, boundary=boundary.name, **fields)
+    log_event(
+        _LOG,
+        logging.INFO,
+        "gate %(gate)s: %(samples)d samples, first bad boundary: %(first_bad)s",
+        gate=gate,
+        samples=samples,
+        first_bad=first_bad or "none",
     )
 
 

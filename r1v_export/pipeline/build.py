@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import CheckpointError, ParityError, R1VError
 from r1v_export.files import explain_full_disk
+from r1v_export.log_event import log_event
 from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageEntry, hash_files
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
@@ -167,14 +169,15 @@ def run_stages(
         # What a stage waited for may have turned out as it was: then it is done although that had to run.
         entry = done.get(stage.name) or (None if force else workspace.done(stage.name, digest))
         if entry:
-            _LOG.info("%s: done before, fingerprint %s", stage.name, digest[:12])
+            message = "%(stage)s: done before, fingerprint %(fingerprint)s"
+            log_event(_LOG, logging.INFO, message, stage=stage.name, fingerprint=digest[:12])
             progress.skip(stage.name, "done before")
         else:
             workspace.begin_changes()
             inputs = [sources[name] for name in stage.sources]
             inputs += [file for name in stage.after for file in finished[name].files.values()]
-            reads = size(sum(file.size for file in inputs))
-            _LOG.info("%s: begins, may read %d files of %s", stage.name, len(inputs), reads)
+            reads, message = _sizes(inputs), "%(stage)s: begins, may read %(files)d files of %(size)s"
+            log_event(_LOG, logging.INFO, message, stage=stage.name, **reads)
             entry = _run(stage, digest, workspace, progress)
             ran.append(stage.name)
         finished[stage.name] = entry
@@ -212,14 +215,22 @@ def _run(stage: Stage, digest: str, workspace: Workspace, progress: Progress) ->
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
         entry = workspace.commit(stage.name, digest)
-        written = size(sum(file.size for file in entry.files.values()))
-        task.outcome = f"{written} in {task.elapsed}"
-        _LOG.info("%s: wrote %d files of %s in %.1f s", stage.name, len(entry.files), written, task.elapsed_s)
+        written = _sizes(entry.files.values())
+        task.outcome = f"{written['size']} in {task.elapsed}"
+        message = "%(stage)s: wrote %(files)d files of %(size)s in %(seconds).1f s"
+        log_event(_LOG, logging.INFO, message, stage=stage.name, **written, seconds=round(task.elapsed_s, 3))
     for name, file in entry.files.items():
-        _LOG.debug("%s: %s, %d bytes, sha256 %s", stage.name, name, file.size, file.sha256)
+        message = "%(stage)s: %(file)s, %(size_bytes)d bytes, sha256 %(sha256)s"
+        log_event(_LOG, logging.DEBUG, message, stage=stage.name, file=name, size_bytes=file.size, sha256=file.sha256)
     for note in stage.notes(workspace.out):
         progress.note(f"warning: {note}")
     return entry
+
+
+def _sizes(files: Collection[FileEntry]) -> dict[str, Any]:
+    """Number and size of files, for the log."""
+    total = sum(file.size for file in files)
+    return {"files": len(files), "size": size(total), "size_bytes": total}
 
 
 def _with_report(error: ParityError, report: Path | None) -> ParityError:

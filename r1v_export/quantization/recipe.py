@@ -238,6 +238,14 @@ def parse(text: str, where: object = "recipe") -> Recipe:
     return parse_fields(Recipe, parse_yaml(text, UsageError, what, where=where), UsageError, what, where=where)
 
 
+def describe(scheme: Scheme) -> str:
+    """A scheme in words: "int4 in groups of 128 by awq", "fp8 per channel by rtn, fp8 dynamic inputs"."""
+    weights, inputs = scheme.weights, scheme.inputs
+    places = f"in groups of {weights.group_size}" if weights.group_size else f"per {weights.granularity}"
+    rounded_inputs = f", {inputs.type} {inputs.mode} inputs" if inputs else ""
+    return f"{weights.type} {places} by {weights.algorithm}{rounded_inputs}"
+
+
 def resolve(recipe: Recipe, spec: ModelSpec) -> dict[str, Scheme]:
     """The scheme of every linear that is quantized, by name and in model order; checked before anything is computed.
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from r1v_export.generation import FinishReason, Sampling
+from r1v_export.log_event import log_event
 from r1v_export.runner.reasoning import TAGS, Piece, ReasoningSplitter
 from r1v_export.runner.streaming import Detokenizer, StopStrings
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -197,6 +201,12 @@ class AnswerStream:
 
     def _answer(self, finish_reason: FinishReason) -> Answer:
         self.timings.decode_steps = max(len(self.token_ids) - 1, 0)
+        message = "request %(request)d: %(tokens)d tokens, ended by %(finish_reason)s"
+        tokens = len(self.token_ids)
+        log_event(_LOG, logging.INFO, message, request=self.index, tokens=tokens, finish_reason=finish_reason)
+        times = {stage: round(value, 3) for stage, value in asdict(self.timings).items()}
+        message = "request %(request)d: " + ", ".join(f"{stage} %({stage})g" for stage in times)
+        log_event(_LOG, logging.DEBUG, message, request=self.index, **times)
         return Answer(
             reasoning=self.text.reasoning,
             text=self.text.text,

@@ -5,6 +5,7 @@ Shape letters: T tiles, S tile size, N image tokens of all images.
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError, UsageError
 from r1v_export.generation import Sampling
+from r1v_export.log_event import log_event
 from r1v_export.reference.generation_config import default_sampling
 from r1v_export.reference.load_image import load_image
 from r1v_export.reference.pipeline_document import document_template
@@ -27,6 +29,8 @@ from r1v_export.reference.prompt import Turn, encode, require_tokenizable
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, Timings, TokenEvent
 from r1v_export.runner.kv_cache import new_token_budget
 from r1v_export.serialized.pipeline import PipelineDocument
+
+_LOG = logging.getLogger(__name__)
 
 TILES_PER_RUN = 4
 """Tiles that go through the vision graph at once: bounds the memory its activations take."""
@@ -194,6 +198,7 @@ class BaseRunner(ABC, Generic[Prepared]):
         with timings.measure("preprocess"):
             pixels_T3SS, tiles_per_image = pixel_values(request.images, self.tiling, self.image_policy)
             token_ids = self.encode(request.turns, tiles_per_image, request.think)
+        log_prompt(len(token_ids), tiles_per_image)
         image_embeds_NE = self.image_embeds(pixels_T3SS, timings, cancel)
         thinking = self.opens_reasoning(request.think)
         return EncodedImages(token_ids, pixels_T3SS, tiles_per_image, image_embeds_NE, thinking, timings)
@@ -224,6 +229,19 @@ class BaseRunner(ABC, Generic[Prepared]):
             require_finite(embeds_TNE, "projector")
             embeds_NE.append(embeds_TNE.reshape(-1, self.hidden))
         return np.concatenate(embeds_NE)
+
+
+def log_prompt(tokens: int, tiles_per_image: Sequence[int], reused_tokens: int = 0) -> None:
+    """Log the size of a prompt, never its content."""
+    log_event(
+        _LOG,
+        logging.INFO,
+        "prompt: %(tokens)d tokens, %(reused_tokens)d of them in the cache; %(images)d images in %(tiles)d tiles",
+        tokens=tokens,
+        reused_tokens=reused_tokens,
+        images=len(tiles_per_image),
+        tiles=sum(tiles_per_image),
+    )
 
 
 def _one_each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[Sampling]:

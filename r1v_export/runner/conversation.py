@@ -14,7 +14,7 @@ from r1v_export.reference.generation_config import default_sampling
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Turn
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Timings, TokenEvent
-from r1v_export.runner.base import CancelledError
+from r1v_export.runner.base import CancelledError, log_prompt
 from r1v_export.runner.engine_runner import EngineRunner, Prompt
 from r1v_export.runner.kv_cache import KVCache, plan_capacity
 
@@ -71,6 +71,7 @@ class Conversation:
         token_ids = self.runner.encode(turns, [image.tiles for image in encoded], self.think)
         cache = self._reserve(len(token_ids), sampling)
         prompt = self._prompt(token_ids, encoded, timings)
+        log_prompt(len(token_ids), [image.tiles for image in encoded], prompt.reused_tokens)
         cache.truncate(0, prompt.reused_tokens)
         self._cached_ids = token_ids[: prompt.reused_tokens]
         for event in self.runner.decode([prompt], [sampling], cache, [0], cancel):

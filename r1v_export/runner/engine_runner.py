@@ -5,6 +5,7 @@ tiles -> vision -> projector -> embed -> prefill -> decode -> reasoning and text
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.contract import Engine
 from r1v_export.errors import InputError
 from r1v_export.generation import Sampling
+from r1v_export.log_event import log_event
 from r1v_export.runner.answer import AnswerStream, AnswerText, Timings, TokenEvent
 from r1v_export.runner.base import BaseRunner, Request, require_finite
 from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity
 from r1v_export.runner.sampling import Sampler
 from r1v_export.runner.scheduler import SequenceState, embed_chosen, generate_rows
 from r1v_export.serialized.pipeline import PipelineDocument
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -98,7 +102,10 @@ class EngineRunner(BaseRunner[Prompt]):
         """A cache just large enough for prompts and answers."""
         lengths = [len(prompt.token_ids) for prompt in prompts]
         tokens = max(self.tokens_needed(*each) for each in zip(lengths, samplings, strict=True))
-        return KVCache(self.engine.decoder(len(prompts), plan_capacity(tokens, self.max_positions)))
+        capacity = plan_capacity(tokens, self.max_positions)
+        message = "cache: %(rows)d rows of %(capacity)d tokens"
+        log_event(_LOG, logging.DEBUG, message, rows=len(prompts), capacity=capacity)
+        return KVCache(self.engine.decoder(len(prompts), capacity))
 
     def tokens_needed(self, prompt_tokens: int, sampling: Sampling) -> int:
         """Cache slots that a prompt and its answer may come to take."""

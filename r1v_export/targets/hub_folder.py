@@ -6,6 +6,7 @@ or SmoothQuant's scales) stays float32: loaders cast it, and nothing is lost on 
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +25,11 @@ from r1v_export.checkpoint.quantized.detect import QUANTIZE_CONFIG
 from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
+from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.artifact.artifact import Artifact
+
+_LOG = logging.getLogger(__name__)
 
 SHARD_BYTES = 5_000_000_000
 _MODELS = ("llm_config", "text_config")
@@ -44,8 +48,11 @@ def write_folder(
         quantization_config: of config.json; the source's own are left out.
     """
     total = sum(tensor.nbytes for tensor in tensors)
-    for written in write_tensors(out, tensors, shards=math.ceil(total / SHARD_BYTES)):
+    shards = math.ceil(total / SHARD_BYTES)
+    for written in write_tensors(out, tensors, shards=shards):
         on_progress(written, total)
+    message = "checkpoint: %(tensors)d tensors, %(size_bytes)d bytes in %(files)d files"
+    log_event(_LOG, logging.INFO, message, tensors=len(tensors), size_bytes=total, files=shards)
     for path in checkpoint.auxiliary_files():
         if path.name not in (QUANT_CONFIG, QUANTIZE_CONFIG):
             shutil.copyfile(path, out / path.name)

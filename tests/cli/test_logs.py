@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from r1v_export.cli import main
-from r1v_export.cli.logs import PACKAGE, TerminalHandler, logging_options
+from r1v_export.cli.logs import PACKAGE, JsonFormatter, TerminalHandler, _handlers, logging_options
 from r1v_export.exporters.passes.run_passes import run_passes
 
 
@@ -92,3 +92,31 @@ def test_a_pass_logs_what_it_changed(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "r1v_export"):
         run_passes(model, DropFirst())
     assert caplog.messages == ["vision, DropFirst: -1 Relu; 2 -> 1 nodes, 0 -> 0 initializers"]
+
+
+def test_json_lines_carry_the_fields_of_an_event() -> None:
+    record = logging.makeLogRecord({"name": "r1v_export.stage", "levelno": logging.INFO, "levelname": "INFO"})
+    record.msg, record.args = "%(stage)s: %(files)d files", {"stage": "vision", "files": 2}
+    vars(record).update(stage="vision", files=2, kl=float("nan"), level="mine")
+    line = json.loads(JsonFormatter().format(record), parse_constant=lambda name: pytest.fail(name))
+    assert line.pop("time")
+    assert line == {
+        "level": "info",
+        "logger": "r1v_export.stage",
+        "message": "vision: 2 files",
+        "stage": "vision",
+        "files": 2,
+        "kl": "nan",
+    }
+
+
+def test_a_log_file_takes_names_that_are_no_text(
+    tmp_path: Path, speaking: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record = logging.makeLogRecord({"name": "r1v_export", "msg": "opened \udcff.png"})
+    file = tmp_path / "log"
+    (handler,) = _handlers(0, file, "json")
+    handler.emit(record)
+    handler.close()
+    assert json.loads(file.read_text())["message"] == "opened \udcff.png"
+    assert capfd.readouterr().err == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -53,6 +54,17 @@ def test_boundaries_come_in_the_order_of_the_data_flow(
     blocks = ["vision_block.0", "vision_block.1", "vision_block.2"]
     kinds = list(COMPARED)
     assert names == [*kinds[:2], *blocks, *kinds[3:]]
+
+
+def test_a_gate_logs_its_limits_and_the_first_bad_boundary(
+    reference: Endpoint, damaged: Damaged, samples: list[ParitySample], caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.DEBUG, "r1v_export.parity"):
+        report = compare(reference, damaged(patch_embedding), samples)
+    begin, *rows, end = [vars(record) for record in caplog.records]
+    assert (begin["gate"], begin["precision"], begin["compute"]) == ("arithmetic", "fp32", "float32")
+    assert next(row["boundary"] for row in rows if not row["passed"]) == report.first_bad == end["first_bad"]
+    assert end["samples"] == len(samples)
 
 
 def patch_embedding(model: Model) -> None:

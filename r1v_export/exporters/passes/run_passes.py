@@ -7,6 +7,8 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from r1v_export.log_event import log_event
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -33,12 +35,13 @@ class _Logged(ir.passes.InPlacePass):
         result = self._inner(model)
         after = _operators(model), len(model.graph.initializers)
         changed = result.modified or before != after
-        _LOG.log(
+        log_event(
+            _LOG,
             logging.INFO if changed else logging.DEBUG,
-            "%s, %s: %s",
-            model.graph.name or "graph",
-            type(self._inner).__name__,
-            _difference(before, after) if changed else "nothing to change",
+            "%(graph)s, %(transform)s: %(changes)s",
+            graph=model.graph.name or "graph",
+            transform=type(self._inner).__name__,
+            changes=_difference(before, after) if changed else "nothing to change",
         )
         return result
 

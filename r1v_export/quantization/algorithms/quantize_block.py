@@ -6,13 +6,16 @@ block computes the same function as before. Then every linear is rounded, with t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from r1v_export.errors import CheckpointError
+from r1v_export.log_event import log_event
 from r1v_export.quantization.algorithms.awq import search_scale
 from r1v_export.quantization.algorithms.clipping import clipped_params
 from r1v_export.quantization.algorithms.gptq import gptq
@@ -22,10 +25,12 @@ from r1v_export.quantization.groups import LinearGroup, SmoothLayer, apply_smoot
 from r1v_export.quantization.kv_scales import CacheType, KVScales, key_name, kv_scales, value_name
 from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_block import QuantizedBlock
-from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, all_finite, scale_for
+from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear, absmax, all_finite, scale_for
 from r1v_export.quantization.recipe import Awq, Gptq, RoundToNearest, Scheme, SmoothQuant
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.range_estimators import Observer, estimate_range
+
+_LOG = logging.getLogger(__name__)
 
 
 def needs_gram(scheme: Scheme) -> bool:
@@ -69,11 +74,31 @@ def quantize_block(
             scheme = schemes[linear]
             rounded = _round(rescaled[f"{linear}.weight"], scheme, gram, largest)
             linears[linear] = _quantize_input(rounded, scheme, group, statistics, smoothed.get(group.name), observer)
+        _log_group(group, {linear: linears[linear] for linear in quantized}, statistics, smoothed.get(group.name))
     rewritten = {
         name for group in groups if group.name in smoothed and group.smooth_layer for name in group.smooth_layer.tensors
     }
     overrides = {name: rescaled[name] for name in sorted(rewritten) if name.removesuffix(".weight") not in linears}
     return QuantizedBlock(linears, overrides, _cache_scales(groups, statistics, smoothed, kv_cache))
+
+
+def _log_group(
+    group: LinearGroup, linears: Mapping[str, QuantizedLinear], statistics: BlockStatistics, scale_I: Tensor | None
+) -> None:
+    """Log what became of a group: its smoothing scale, and the range of its input against the largest magnitude."""
+    if not _LOG.isEnabledFor(logging.DEBUG):
+        return
+    fields: dict[str, Any] = {"group": group.name, "linears": len(linears)}
+    message = "%(group)s: %(linears)d linears"
+    if scale_I is not None:
+        message += ", smoothing scales from %(smallest_scale).3g to %(largest_scale).3g"
+        fields |= {"smallest_scale": float(scale_I.min()), "largest_scale": float(scale_I.max())}
+    first = next(iter(linears.values()))
+    if first.input_type is not None and first.input_scale is not None:
+        message += ", input range %(input_range).4g, largest input before smoothing %(input_absmax).4g"
+        fields["input_range"] = float(first.input_scale) * RANGES[first.input_type][1]
+        fields["input_absmax"] = statistics.activations[group.name].absmax
+    log_event(_LOG, logging.DEBUG, message, **fields)
 
 
 def _check_finite(rescaled: Mapping[str, Tensor], groups: Sequence[LinearGroup], schemes: Mapping[str, Scheme]) -> None:

@@ -7,6 +7,7 @@ with another scale but the same quantized values the weight would change.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor
 
 from r1v_export.errors import UsageError
+from r1v_export.log_event import log_event
 from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize
+
+_LOG = logging.getLogger(__name__)
 
 
 def has_one_scale(linears: Sequence[QuantizedLinear]) -> bool:
@@ -48,6 +52,8 @@ def share_weight_scale(
             found=f"{linears[0].weight_type} in groups of {linears[0].group_size}",
         )
     shared = torch.stack([linear.scale.max() for linear in linears]).max()
+    message = "one weight scale for %(linears)s: %(scale).4g"
+    log_event(_LOG, logging.INFO, message, linears=", ".join(names), scale=float(shared))
     originals = [None] * len(linears) if weights is None else weights
     return tuple(_rescaled(linear, shared, weight) for linear, weight in zip(linears, originals, strict=True))
 
@@ -72,7 +78,11 @@ def share_input_scale(names: Sequence[str], linears: Sequence[QuantizedLinear]) 
     scales = [linear.input_scale for linear in linears if linear.input_scale is not None]
     if not scales:
         return tuple(linears)
-    return tuple(replace(linear, input_scale=torch.stack(scales).max()) for linear in linears)
+    shared = torch.stack(scales).max()
+    if any(bool(scale != shared) for scale in scales):
+        message = "one input scale for %(linears)s: %(scale).4g"
+        log_event(_LOG, logging.INFO, message, linears=", ".join(names), scale=float(shared))
+    return tuple(replace(linear, input_scale=shared) for linear in linears)
 
 
 def check_alike(names: Sequence[str], linears: Sequence[QuantizedLinear]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from torch import nn
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import Compute
 from r1v_export.errors import CapabilityError
+from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.calibration.activations import Activations
 from r1v_export.quantization.calibration.blocks import Block, materialize
@@ -19,6 +22,8 @@ from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import collect_statistics, not_finite
+
+_LOG = logging.getLogger(__name__)
 
 BlockCallback = Callable[[Block, nn.Module, BlockStatistics], None]
 """Called with a block's module and its statistics, which are empty if the recipe needs none."""
@@ -120,6 +125,7 @@ class BlockwiseRunner:
         plan = self.plan
         groups = plan.collected_groups(block) if collect else []
         inputs = {block.module_name(group.linears[0]): group for group in groups}
+        started = time.perf_counter()
         outputs = block.collected_outputs() if collect and plan.has_cache_scales(block) else {}
         with collect_statistics(module, inputs, plan.gram_groups(block), outputs) as collector:
             for sample in self.samples:
@@ -131,6 +137,13 @@ class BlockwiseRunner:
                 if index < plan.last_collected:
                     self.activations.put(sample.index, result)
                 self._report(plan.forward_cost(index, len(sample.token_ids), sample.tiles))
+        grams = len(plan.gram_groups(block)) if collect else 0
+        message = "%(block)s: %(samples)d samples in %(seconds).1f s; statistics of %(inputs)d inputs"
+        counts = {"samples": len(self.samples), "inputs": len(inputs) + len(outputs), "grams": grams}
+        seconds = round(time.perf_counter() - started, 3)
+        log_event(
+            _LOG, logging.INFO, f"{message}, %(grams)d Gram matrices", block=block.name, **counts, seconds=seconds
+        )
         return collector.statistics()
 
     def _plan_progress(self, start: int, finished: int, rounds: bool) -> None:

@@ -11,6 +11,8 @@ what lets shards of the samples run on several machines and be merged, see `shar
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.errors import InputError, UsageError
+from r1v_export.log_event import log_event
 from r1v_export.manifest import to_json
 from r1v_export.quantization.algorithms.quantize_block import quantize_block
 from r1v_export.quantization.artifact.artifact import (
@@ -43,8 +46,10 @@ from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, default_resume_folder, write_text
 from r1v_export.quantization.calibration_stats import InputEntry, Stats
 from r1v_export.quantization.quantized_block import QuantizedBlock
-from r1v_export.quantization.recipe import Imported, Recipe
+from r1v_export.quantization.recipe import Imported, Recipe, describe
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, BlockStatistics
+
+_LOG = logging.getLogger(__name__)
 
 
 def calibrate(
@@ -74,13 +79,28 @@ def calibrate(
     key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
     plan = make_plan(checkpoint, recipe)
     done, unfinished = is_done(key, out), ResumeState(options.resume_folder or default_resume_folder(out), key)
+    _log_plan(plan, key)
     if done:
+        _LOG.info("the calibration was done before")
         unfinished.clear()
         return read_stats(out)
     quantization = Quantization(plan, unfinished)
     runner = BlockwiseRunner(checkpoint, plan, calibration.samples, unfinished.activations, options)
     runner.run(quantization.finished, quantization.quantize, quantization.finish_block, rounds=True)
     return quantization.finish(out)
+
+
+def _log_plan(plan: CalibrationPlan, key: CalibrationKey) -> None:
+    log_event(
+        _LOG,
+        logging.INFO,
+        "calibration by %(recipe)s: %(samples)d samples, %(blocks)d blocks, %(linears)d linears, in %(compute)s",
+        recipe=plan.recipe.name,
+        samples=len(key.samples),
+        blocks=len(plan.blocks),
+        linears=len(plan.schemes),
+        compute=key.compute,
+    )
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> CalibrationPlan:
@@ -143,6 +163,7 @@ class Quantization:
         """
         for group in self.plan.collected_groups(block):
             _require_statistics(group.name, collected.activations[group.name])
+        started = time.perf_counter()
         tensors: Mapping[str, Tensor] = {block.checkpoint_name(k): v for k, v in module.state_dict().items()}
         recipe = self.plan.recipe
         quantized = quantize_block(
@@ -150,6 +171,17 @@ class Quantization:
         )
         warning = quantized.kv.warning if quantized.kv else None
         inputs = {name: summary(statistics) for name, statistics in collected.activations.items()}
+        schemes = [self.plan.schemes[linear] for linear in quantized.linears]
+        log_event(
+            _LOG,
+            logging.INFO,
+            "%(block)s: %(linears)d linears quantized (%(quantization)s) in %(seconds).1f s",
+            block=block.name,
+            linears=len(quantized.linears),
+            quantization=", ".join(dict.fromkeys(describe(scheme) for scheme in schemes)) or "cache alone",
+            overrides=len(quantized.overrides),
+            seconds=round(time.perf_counter() - started, 3),
+        )
         self.keep(block, quantized, BlockRecord(inputs=inputs, warnings=(warning,) if warning else ()))
 
     def keep(self, block: Block, quantized: QuantizedBlock, record: BlockRecord) -> None:

@@ -6,6 +6,7 @@ linear.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.quantized.layout import ORIGINAL, Decoded, LinearLayout
 from r1v_export.checkpoint.quantized.quantized_linears import Quantized
 from r1v_export.errors import CheckpointError
+from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.algorithms.shared_scales import share_input_scale
 from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint, read_stats
@@ -32,6 +34,8 @@ from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import GROUP_SIZES, Imported, Inputs, Recipe, Rule, Scheme
+
+_LOG = logging.getLogger(__name__)
 
 
 def imported_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -146,7 +150,11 @@ def import_quantized(
     for index, block in enumerate(plan.blocks):
         if index >= finished:
             if plan.is_quantized(block):
-                quantization.keep(block, *_import_block(block, checkpoint, quantized))
+                result, record = _import_block(block, checkpoint, quantized)
+                message = "%(block)s: %(linears)d quantized linears imported, %(overrides)d tensors rewritten"
+                counts = {"linears": len(result.linears), "overrides": len(result.overrides)}
+                log_event(_LOG, logging.INFO, message, block=block.name, **counts)
+                quantization.keep(block, result, record)
             quantization.finish_block(block)
         on_progress(index + 1, len(plan.blocks))
     return quantization.finish(out, quantized.format.warnings)

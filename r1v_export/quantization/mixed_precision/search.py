@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import BundleError, UsageError
+from r1v_export.log_event import log_event
 from r1v_export.manifest import to_json
 from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
@@ -32,6 +35,8 @@ from r1v_export.quantization.mixed_precision.sensitivity import (
     read_table,
 )
 from r1v_export.quantization.recipe import Recipe, Rule, Scheme, resolve
+
+_LOG = logging.getLogger(__name__)
 
 SENSITIVITY = "sensitivity.json"
 """The table's file, next to the artifact that was chosen by it."""
@@ -178,6 +183,17 @@ def search(
         out = folder / f"mixed-{attempt}"
         calibrate(checkpoint, recipe, calibration, out, _with_progress(options, mixing))
         kl = divergence(checkpoint, measured, Artifact.open(out, checkpoint)) if with_kl else None
+        counts = Counter(assignment.precisions.values())
+        log_event(
+            _LOG,
+            logging.INFO,
+            "mix %(attempt)d of at most %(limit)g: %(precisions)s; %(size_bytes)d bytes, divergence %(kl)s",
+            attempt=attempt + 1,
+            limit=limit,
+            precisions=", ".join(f"{count} modules {precision}" for precision, count in sorted(counts.items())),
+            size_bytes=assignment.size_bytes,
+            kl="not measured" if kl is None else round(kl, 6),
+        )
         if budget.kind == "size" or kl is None or kl <= budget.limit:
             selection = Selection(
                 budget=str(budget), precisions=assignment.precisions, size_bytes=assignment.size_bytes, kl=kl

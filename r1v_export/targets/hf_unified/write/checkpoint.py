@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from pathlib import Path
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.hub_files import write_json
 from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
+from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.targets.hf_unified.write.formats import mirrored, quant_config
+from r1v_export.targets.hf_unified.write.formats import algorithms, mirrored, quant_config
 from r1v_export.targets.hf_unified.write.tensors import unified_tensors
 from r1v_export.targets.hub_folder import write_folder
+
+_LOG = logging.getLogger(__name__)
 
 
 def write_unified(
@@ -23,5 +28,15 @@ def write_unified(
         UsageError: the layout does not hold one of the linears, or the cache.
     """
     config = quant_config(checkpoint.spec, artifact.schemes, artifact.recipe.kv_cache)
+    _log_formats(checkpoint, artifact)
     write_folder(checkpoint, unified_tensors(checkpoint, artifact), mirrored(config), out, on_progress)
     write_json(out / QUANT_CONFIG, config)
+
+
+def _log_formats(checkpoint: Checkpoint, artifact: Artifact) -> None:
+    formats = algorithms(checkpoint.spec, artifact.schemes)
+    for algorithm, count in sorted(Counter(formats.values()).items()):
+        message = "unified checkpoint: %(linears)d linears in %(algorithm)s"
+        log_event(_LOG, logging.INFO, message, linears=count, algorithm=algorithm)
+    for linear, algorithm in formats.items():
+        log_event(_LOG, logging.DEBUG, "%(linear)s: %(algorithm)s", linear=linear, algorithm=algorithm)

@@ -13,6 +13,7 @@ from r1v_export.config import Device
 from r1v_export.cpus import thread_count
 from r1v_export.errors import BundleError, CapabilityError, R1VError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
+from r1v_export.log_event import log_event
 from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
 from r1v_export.targets.onnxruntime.session_options import WEIGHTS_FOLDER, quantization_entries
@@ -89,7 +90,9 @@ def open_session(
             found=", ".join(session.get_providers()),
             fix="check the GPU's driver and the CUDA and cuDNN libraries, or use --device cpu",
         )
-    _LOG.info("%s: %s, %d threads", where, ", ".join(session.get_providers()), options.intra_op_num_threads)
+    message, providers = "%(graph)s: %(providers)s, %(threads)d threads", ", ".join(session.get_providers())
+    threads = options.intra_op_num_threads
+    log_event(_LOG, logging.INFO, message, graph=where, providers=providers, threads=threads)
     return session
 
 

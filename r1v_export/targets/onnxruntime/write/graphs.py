@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from r1v_export.config import Compute, Device
 from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.log_event import log_event
 from r1v_export.targets.onnxruntime.lower import lower
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
 from r1v_export.targets.shared_weights import point_weights_to
@@ -44,7 +45,8 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
                 found=error.__cause__ or error,
                 fix="export the graph again with this version",
             ) from error
-        _LOG.info("%s: lowered for %s, computes in %s", name, device, model.graph.outputs[0].dtype)
+        message, compute = "%(graph)s: lowered for %(device)s, computes in %(compute)s", model.graph.outputs[0].dtype
+        log_event(_LOG, logging.INFO, message, graph=name, device=device, compute=str(compute))
         point_weights_to(model, graphs.name)
         model.metadata_props[INT4_INPUTS] = int4_inputs
         ir.save(model, out / f"{name}.onnx")

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets.tensorrt.build.network import Messages, Network, mentioned_node, module_hint, parse
 from r1v_export.targets.tensorrt.build.plan import (
@@ -77,12 +78,17 @@ def compile_plan(library: Library, job: Job, out: Path, on_progress: ProgressCal
         _require_disk(job.model, out)
     attempt = _build(library, job, out, on_progress, fused_attention=True)
     if attempt.writer is None and library.lacks_fused_attention(attempt.messages.errors):
-        _LOG.info("%s: no fused attention kernel; built again with attention as several kernels", job.name)
+        message = "%(graph)s: no fused attention kernel; built again with attention as several kernels"
+        log_event(_LOG, logging.INFO, message, graph=job.name)
         attempt = _build(library, job, out, on_progress, fused_attention=False)
     if attempt.writer is None:
         raise _refused(library, job, attempt.messages)
     info = _describe(library, job, attempt)
-    _LOG.info("%s: for compute capabilities %s, %d bytes", job.name, info.compute_capabilities, info.plan_bytes)
+    message = "%(graph)s: for compute capabilities %(compute_capabilities)s, %(size_bytes)d bytes"
+    capabilities = info.compute_capabilities
+    log_event(
+        _LOG, logging.INFO, message, graph=job.name, compute_capabilities=capabilities, size_bytes=info.plan_bytes
+    )
     (out / f"{job.name}{DESCRIPTION}").write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
     layers = [layer_facts(line) for line in attempt.messages.layers]
     (out / f"{job.name}{LAYERS}").write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")

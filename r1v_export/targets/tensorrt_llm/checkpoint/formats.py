@@ -63,6 +63,14 @@ class QuantFormat:
     group_size: int | None
 
 
+def describe(quant_format: QuantFormat | None) -> str:
+    """A format's name for people: "W4A16_AWQ in groups of 64"."""
+    if quant_format is None:
+        return "16 bits"
+    groups = f" in groups of {quant_format.group_size}" if quant_format.group_size else ""
+    return f"{quant_format.algorithm}{groups}"
+
+
 def format_of(linear: str, scheme: Scheme | None) -> QuantFormat | None:
     """How TensorRT-LLM stores a linear of this scheme; None is 16 bits.
 

@@ -15,7 +15,8 @@ one linear with its shard is in memory.
 from __future__ import annotations
 
 import json
-from collections import abc
+import logging
+from collections import Counter, abc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
+from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.targets.tensorrt_llm.checkpoint.config import (
@@ -36,10 +38,17 @@ from r1v_export.targets.tensorrt_llm.checkpoint.config import (
     layer_config,
 )
 from r1v_export.targets.tensorrt_llm.checkpoint.encode import Parts, fuse, shard, stored
-from r1v_export.targets.tensorrt_llm.checkpoint.formats import language_schemes, module_quant_formats
+from r1v_export.targets.tensorrt_llm.checkpoint.formats import (
+    QuantFormat,
+    describe,
+    language_schemes,
+    module_quant_formats,
+)
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping, check_mapping, pad_vocabulary
 from r1v_export.targets.tensorrt_llm.checkpoint.pack import KernelLayout
 from r1v_export.targets.tensorrt_llm.checkpoint.weights import Weights
+
+_LOG = logging.getLogger(__name__)
 
 FINAL_NORM = "language_model.model.norm.weight"
 CHUNK_ROWS = 4096
@@ -79,8 +88,22 @@ def write_checkpoint(
     if layers is not None:
         _write_json(out / QUANTIZED_LAYERS, layers)
     writer = _Writer(Weights(checkpoint, artifact, quant_formats, dtype), parallel, layout)
+    _log_formats(quant_formats)
     for share in writer.write(out):
         on_progress(share, 1.0)
+    for file in sorted(out.iterdir()):
+        message = "TensorRT-LLM checkpoint: %(file)s, %(size_bytes)d bytes"
+        log_event(_LOG, logging.INFO, message, file=file.name, size_bytes=file.stat().st_size)
+
+
+def _log_formats(quant_formats: abc.Mapping[tuple[int, str], QuantFormat | None]) -> None:
+    names = {place: describe(quant_format) for place, quant_format in quant_formats.items()}
+    for name, count in sorted(Counter(names.values()).items()):
+        message = "TensorRT-LLM checkpoint: %(linears)d linears in %(format)s"
+        log_event(_LOG, logging.INFO, message, linears=count, format=name)
+    for (layer, linear), name in names.items():
+        message = "layer %(layer)d, %(linear)s: %(format)s"
+        log_event(_LOG, logging.DEBUG, message, layer=layer, linear=linear, format=name)
 
 
 def _write_json(path: Path, fields: abc.Mapping[str, Any]) -> None:
