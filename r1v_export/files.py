@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -143,7 +144,7 @@ def sync_folder(path: Path) -> None:
 
 
 def require_writable(folder: Path, fix: str) -> None:
-    """Make a folder, if need be, and find out that files can be written to it, before any work is done for them.
+    """Find out whether files can be written to a folder, before any work is done for them. Nothing is left behind.
 
     Args:
         fix: what to do if not.
@@ -151,12 +152,17 @@ def require_writable(folder: Path, fix: str) -> None:
     Raises:
         UsageError: it is a file, lies below one, or this user or file system refuses to write.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise unwritable(folder, error, fix) from error
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):  # not made, or used by another process by now
+                made.rmdir()
 
 
 def unwritable(folder: Path, error: OSError, fix: str) -> R1VError:

@@ -77,6 +77,7 @@ def synthesize(
     with tempfile.TemporaryDirectory() as scratch:
         _write_and_read(Path(scratch), config, preset, layout)  # refuses overrides that make no model
     require_writable(folder, "name another one")
+    folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UsageError("The folder is not empty.", where=folder, fix="name a new one")
     configuration = _write_and_read(folder, config, preset, layout)

@@ -77,6 +77,7 @@ def build_engine(plan: EnginePlan, program: Path | None, progress: Progress) -> 
     if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
         raise UsageError("The output folder is not empty.", where=plan.out, fix="name a new one with -o")
     require_writable(plan.out, "name another one with -o")
+    plan.out.mkdir(parents=True, exist_ok=True)
     with progress.stage("trtllm-build") as task:
         trtllm_build.run(found, plan.arguments, plan.ranks, task.report)
         trtllm_build.check_engine(plan.out, plan.config, plan.sizes)
