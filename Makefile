@@ -1,11 +1,11 @@
-# make demo    build the shipped model, check it against PyTorch, ask it about a picture
+# make demo    build the shipped model, check it against PyTorch, ask it about an image
 # make test    the whole test suite (no network, no GPU)
 # make lint    ruff, mypy, import-linter
 
 PYTHON ?= python3
 PRECISION ?= fp8
 BUNDLE ?= out/demo
-PICTURE ?= examples/images/06-count.png
+IMAGE ?= examples/images/06-count.png
 QUESTION ?= How many objects do you see?
 
 VENV := .venv
@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/r1v-export build --precision $(PRECISION) -o $(BUNDLE)
 	$(BIN)/r1v-export check $(BUNDLE)
-	$(BIN)/r1v-export run $(BUNDLE) --image $(PICTURE) "$(QUESTION)"
+	$(BIN)/r1v-export run $(BUNDLE) --image $(IMAGE) "$(QUESTION)"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TESTS)

@@ -1,7 +1,7 @@
 """Peak memory of a calibration against the number of layers, at the 38B's true width.
 
 Checkpoints with that many ViT blocks and decoder layers (InternViT-6B and Qwen2-32B width), calibrated on one small
-picture and quantized, each in a process of its own, all activations between blocks on disk. Tiles have 112 pixels: that
+image and quantized, each in a process of its own, all activations between blocks on disk. Tiles have 112 pixels: that
 makes the run short and changes nothing about weights, statistics and quantization, which is what memory goes to. Needs
 free disk of about 2 GB a layer.
 

@@ -3,7 +3,7 @@
     python benchmarks/checkpoint_export.py --modelopt peer/bin/python [--layers 2 --layers 4 ...] [--format int4 ...]
 
 The slice is a language model of Qwen2-32B's width (decoder layers, embeddings, head) behind a vision tower too small to
-count. Both round to nearest and look at as many tokens; each step of ours, and each run of modelopt's, is a process of
+count. Both round to nearest and process as many tokens; each step of ours, and each run of modelopt's, is a process of
 its own, and none of them may take more memory than was free (modelopt's 8 layers may not fit). Seconds are those of the
 steps themselves, without imports, and without a disk: checkpoints go into memory (`--out`), because throttled writes
 were half of the time and varied threefold. Every finished row is kept: the same command goes on where it was stopped.

@@ -2,7 +2,7 @@
 
 A random Qwen2.5-0.5B-shaped decoder (`synth --preset internvl3-1b`), greedy, one sequence. Ours is the whole path of
 the runner: embed graph, decoder graph, choosing the token. In float32 the two must generate the same tokens. In int4
-both round every linear and the head to the nearest of symmetric 4-bit codes in groups of 128, and compute with inputs
+both round every linear and the head to the nearest of symmetric 4-bit values in groups of 128, and compute with inputs
 in float32 (exactly) or rounded to 8 bits.
 
     python benchmarks/decode_onnxruntime.py [--weights int4 --inputs int8] [--prompt 512] [--new-tokens 48]

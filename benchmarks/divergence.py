@@ -22,14 +22,14 @@ from r1v_export.reference.prompt import Turn, encode, template_of
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out question with its right thought and answer; the reply's tokens are the last `reply_tokens` ones."""
+    """A held-out question with its correct reasoning and answer; the last `reply_tokens` tokens are the reply."""
 
     sample: CalibrationSample
     reply_tokens: int
 
 
 def held_out(checkpoint: Checkpoint, count: int) -> list[Question]:
-    """The first `count` questions that `evaluate.py` asks too, with their right thoughts and answers."""
+    """The first `count` questions that `evaluate.py` asks too, with their correct reasoning and answers."""
     spec, tokenizer = checkpoint.spec, Tokenizer.from_folder(checkpoint.folder)
     records = [
         RawExample(f"held-out {index}", (partial(_image, index),), sample.question, sample.reasoning, sample.answer)

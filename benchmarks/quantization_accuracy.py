@@ -2,7 +2,7 @@
 
 Every row is a bundle as `r1v-export build` makes it, calibrated on 128 generated samples. Its ONNX Runtime engine
 answers the held-out questions greedily; the divergence is that of its fake-quantized model, which the parity gate
-holds the engine to, over the right replies to the same questions.
+compares the engine with, over the right replies to the same questions.
 
     python benchmarks/quantization_accuracy.py [--questions 500] [--row fp8 --row int4-gptq ...]
 """

@@ -42,7 +42,7 @@ LAYERS_38B = {contract.VISION: 45, contract.DECODER: 64}
 DEPTH_SIZES = {"sm": [89], "tile_profiles": [[1, 13]], "capacity": 4096, "max_prefill": 2048, "max_batch": 1}
 VOCABULARY = 1024
 MEMORY_OVER_WEIGHTS = 2.8
-"""What a build in fp16 peaks at, seen at 2 and 4 layers; a row that would not fit is left out, and that is said."""
+"""What a build in fp16 peaks at, seen at 2 and 4 layers; a row that would not fit is omitted and reported as such."""
 
 
 @click.group()
@@ -75,7 +75,7 @@ def _measure(graph: str, precision: str, layers: int, work: Path) -> dict[str, A
         weight_bytes = sum(path.stat().st_size for path in (work / "graphs").glob("*.data"))
         free = psutil.virtual_memory().available
         if weight_bytes * MEMORY_OVER_WEIGHTS > free:
-            return {"left_out": f"{weight_bytes / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB of free memory"}
+            return {"omitted": f"{weight_bytes / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB of free memory"}
         (work / "positions").write_text(str(spec.language.max_position_embeddings))
         started = time.monotonic()
         peak_bytes = peak_of([sys.executable, __file__, "one", graph, str(work)])
@@ -197,7 +197,7 @@ class Rows:
     def __init__(self, what: str, path: Path | None) -> None:
         self.what, self.conditions = what, machine(PACKAGES)
         before = json.loads(path.read_text())["rows"] if path and path.exists() else []
-        self.rows: list[dict[str, Any]] = [row for row in before if "left_out" not in row]
+        self.rows: list[dict[str, Any]] = [row for row in before if "omitted" not in row]
 
     def has(self, key: dict[str, Any]) -> bool:
         return any(key.items() <= row.items() for row in self.rows)

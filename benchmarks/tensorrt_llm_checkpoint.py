@@ -54,7 +54,7 @@ def compare(kind: str, tp: int, python: str, work: Path) -> dict[str, Any]:
     (folder / "ours").mkdir()
     write_checkpoint(checkpoint, artifact, folder / "ours", torch.bfloat16, parallel=Mapping(tp))
     linears = {name.removeprefix(LANGUAGE): linear for name, linear in artifact.linears() if name.startswith(LANGUAGE)}
-    # modelopt rounds a division in the weights' dtype. In float32, what was dequantized comes back as the same codes.
+    # modelopt rounds a division in the weights' dtype. In float32, dequantized weights give the same values again.
     weights = {n.removeprefix(LANGUAGE): checkpoint.read(n).float() for n in checkpoint.tensors if LANGUAGE in n}
     weights |= {f"{name}.weight": linear.dequantize() for name, linear in linears.items()}
     ranges = {}

@@ -53,13 +53,13 @@ RECIPES = {
 
 
 def noise(checkpoint: Checkpoint) -> CalibrationSet:
-    """One question about a picture of noise."""
+    """One question about an image of noise."""
     record = RawExample("noise", (lambda: Image.effect_noise((448, 448), 64).convert("RGB"),), "What?", answer="Noise.")
     return prepare([record], checkpoint)
 
 
 def calibrated(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> Artifact:
-    """Calibrated on that; rounding to nearest looks at none."""
+    """Calibrated on that; rounding to nearest uses none."""
     calibrate(checkpoint, recipe, noise(checkpoint), out)
     return Artifact.open(out, checkpoint)
 
@@ -92,7 +92,7 @@ def compare(kind: str, python: str, work: Path) -> dict[str, Any]:
         for name, tensor in load_file(work / kind / "ours" / "model.safetensors").items()
         if name.startswith(LANGUAGE)
     }
-    # modelopt rounds a division in the weights' dtype. In float32, what was dequantized comes back as the same codes.
+    # modelopt rounds a division in the weights' dtype. In float32, dequantized weights give the same values again.
     linears = {name.removeprefix(LANGUAGE): linear for name, linear in artifact.linears() if name.startswith(LANGUAGE)}
     weights = {
         name.removeprefix(LANGUAGE): checkpoint.read(name).float()

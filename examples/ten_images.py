@@ -1,4 +1,4 @@
-"""Ask a bundle about the ten pictures of `examples/images`, none of which r1v-nano was trained on.
+"""Ask a bundle about the ten images of `examples/images`, none of which r1v-nano was trained on.
 
 python examples/ten_images.py out/demo
 """
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from r1v_export import Request, load_image, open_runner
 
-PICTURES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parent / "images"
 
 
 def main(bundle: Path) -> None:
-    rows = [json.loads(line) for line in (PICTURES / "questions.jsonl").read_text().splitlines()]
-    requests = [Request.ask(row["question"], load_image(PICTURES / row["image"])) for row in rows]
+    rows = [json.loads(line) for line in (IMAGES / "questions.jsonl").read_text().splitlines()]
+    requests = [Request.ask(row["question"], load_image(IMAGES / row["image"])) for row in rows]
     answers = open_runner(bundle).answers(requests)
     right = 0
     for row, answer in zip(rows, answers, strict=True):

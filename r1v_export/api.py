@@ -100,7 +100,7 @@ def open_runner(
         engine: a folder of `r1v-export engine`, or `llm-api`: a target's own library decodes.
 
     Raises:
-        UsageError: target and engine do not go together.
+        UsageError: target and engine do not match.
         BundleError: no whole bundle, or it has no such engine.
         CapabilityError: this machine lacks what the engine needs.
     """

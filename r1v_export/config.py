@@ -42,7 +42,7 @@ class CalibrationConfig(StrictModel):
     """What a quantized build learns its scales from."""
 
     data: str | None = None
-    """A folder or .jsonl file of images and prompts; generated images where left out."""
+    """A folder or .jsonl file of images and prompts; generated images if omitted."""
     samples: PositiveInt = 128
     artifact: str | None = None
     """A finished calibration (`r1v-export calibrate`) to build with; `data` and `samples` then say nothing."""
@@ -60,11 +60,11 @@ class BuildConfig(StrictModel):
     revision: str | None = None
     """Branch, tag or commit of a hub model; saved as the commit that was built."""
     precision: Precision = "fp32"
-    """With a budget the smallest that a module may get, and int4 where left out."""
+    """With a budget the smallest that a module may get; int4 if omitted."""
     budget: str | None = None
     """`kl=0.02` or `size=20GB`: every module's precision is chosen by what quantizing it costs, within this budget."""
     recipe: str | None = None
-    """Name of a shipped recipe or path of one, for a quantized precision; that precision's own where left out."""
+    """Name of a shipped recipe or path of one, for a quantized precision; that precision's own if omitted."""
     calibration: CalibrationConfig = CalibrationConfig()
     targets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Target -> its options, plain values as its own config class has them; a list of names gives each its defaults.

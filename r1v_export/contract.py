@@ -168,7 +168,7 @@ class Decoder(Protocol):
 
 
 class VisionEngine(Protocol):
-    """The graphs that look at images, runnable. Floating-point arrays are float32 at this boundary, whatever the
+    """The graphs that encode images, runnable. Floating-point arrays are float32 at this boundary, whatever the
     engine computes in."""
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:

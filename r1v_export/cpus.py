@@ -48,9 +48,9 @@ def thread_count(root: Path = ROOT) -> ThreadCount:
     """
     if _Asked.count is not None:
         return ThreadCount(_Asked.count, "--threads")
-    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if said.isascii() and said.isdecimal() and len(said) < 6 and int(said) > 0:
-        return ThreadCount(int(said), "OMP_NUM_THREADS")
+    setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if setting.isascii() and setting.isdecimal() and len(setting) < 6 and int(setting) > 0:
+        return ThreadCount(int(setting), "OMP_NUM_THREADS")
     # The first of equals is named.
     return min(_limits(root), key=lambda limit: limit.count)
 

@@ -119,7 +119,7 @@ def explain_full_disk(where: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under a temporary name beside `path`, sync it, and rename it to `path`."""
+    """Let `write` make a file under a temporary name next to `path`, sync it, and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     write(unfinished)
@@ -150,7 +150,7 @@ def require_writable(folder: Path, fix: str) -> None:
         fix: what to do if not.
 
     Raises:
-        UsageError: it is a file, lies below one, or this user or file system refuses to write.
+        UsageError: it is a file, is below one, or this user or file system refuses to write.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

@@ -138,7 +138,7 @@ class Generator(Protocol):
 
         Args:
             token_ids: the prompt, an image token for every row of an image.
-            sampling: `stop` is not looked at: it is text, and the caller's.
+            sampling: `stop` is ignored: the caller applies it to the text.
             stop_ids: tokens that end the answer.
             cancel: once set, from any thread, the request is given up.
 

@@ -211,7 +211,7 @@ def _compare(bundle: Path, path: str, expected: FileEntry, on_progress: Progress
 def _extra(bundle: Path, expected: Collection[str]) -> list[tuple[str, int]]:
     """Path and mode of all that the manifest does not name, folders aside.
 
-    Links are not followed, but for folders that lead to expected files: what else lies directly in one is extra.
+    Links are not followed, but for folders that lead to expected files: anything else directly in one is extra.
     """
     folders = {parent.as_posix() for path in expected for parent in PurePosixPath(path).parents}
     found: dict[str, int] = {}

@@ -20,7 +20,7 @@ LANGUAGE = "language_model.model.layers."
 Pack = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 Truth = Mapping[str, tuple[Tensor, Tensor, Tensor]]
-"""Linear -> codes 0..15 [out, in], scale float16 [out, groups], zero point [out, groups]."""
+"""Linear -> quantized values 0..15 [out, in], scale float16 [out, groups], zero point [out, groups]."""
 
 
 def random_linear(seed: int, out: int, inputs: int, group: int = GROUP, symmetric: bool = False) -> tuple[Tensor, ...]:
@@ -83,7 +83,7 @@ def _int32(words: Tensor) -> Tensor:
 
 
 def rounded_linear(weight: Tensor, group: int, symmetric: bool = False) -> tuple[Tensor, ...]:
-    """A weight rounded to nearest as GPTQ's own quantizer does it (`Quantizer.find_params`): codes, scale, zero."""
+    """A weight rounded to nearest as GPTQ's own quantizer does it (`Quantizer.find_params`): values, scale, zero."""
     grouped = weight.float().unflatten(1, (-1, group))
     low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
     if symmetric:

@@ -94,8 +94,8 @@ def test_readme_docs_and_examples_import_the_face_only() -> None:
     texts = [(PROJECT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/api.md")]
     blocks = [block for text in texts for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
     assert len(blocks) >= 2
-    codes = [*blocks, *(path.read_text(encoding="utf-8") for path in (PROJECT / "examples").glob("*.py"))]
-    ours = {name for code in codes for name in _imports(code) if name.startswith("r1v_export")}
+    sources = [*blocks, *(path.read_text(encoding="utf-8") for path in (PROJECT / "examples").glob("*.py"))]
+    ours = {name for code in sources for name in _imports(code) if name.startswith("r1v_export")}
     assert ours == {"r1v_export"}
 
 
@@ -124,8 +124,8 @@ def test_a_bundle_is_opened_asked_and_verified_by_the_face(nano_bundle: Path) ->
     bundle = r1v_export.open_bundle(str(nano_bundle))
     image = PROJECT / "examples" / "images" / "05-chart.png"
     answers = [
-        r1v_export.open_runner(source).ask("How tall is the green bar?", picture)
-        for source, picture in ((bundle, str(image)), (str(nano_bundle), r1v_export.load_image(image)))
+        r1v_export.open_runner(source).ask("How tall is the green bar?", image_source)
+        for source, image_source in ((bundle, str(image)), (str(nano_bundle), r1v_export.load_image(image)))
     ]
     assert answers[0].text == answers[1].text != ""
     assert r1v_export.verify(bundle) == bundle.manifest

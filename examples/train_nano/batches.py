@@ -1,4 +1,4 @@
-"""Training batches: a few pictures with the same number of tiles, a conversation about each.
+"""Training batches: a few images with the same number of tiles, a conversation about each.
 
 A batch is a function of its number alone, so a resumed run sees exactly what an undisturbed one would.
 """
@@ -22,19 +22,19 @@ from r1v_export.nano.questions import Question
 from r1v_export.reference.preprocess import pixel_values
 from r1v_export.reference.prompt import Turn, encode, template_of
 
-QUESTIONS_PER_PICTURE = 3
-"""Asked one after the other in one conversation. Its earlier thoughts stay in place, unlike when the model is used: the
-model then learns early to look up what was said before, and each picture is shown once for several questions."""
+QUESTIONS_PER_IMAGE = 3
+"""Asked one after the other in one conversation. Its earlier reasoning stays in place, unlike when the model is used:
+the model then learns early to look up what came before, and each image is shown once for several questions."""
 EARLIER_TURN_SHARE = 0.15
-"""Share of conversations that begin with a question whose answer has lost its thought, as when the model is used."""
-NO_THOUGHT_SHARE = 0.1
-"""Share of conversations with thinking off: the prompts open no thought and the replies are the answers alone."""
+"""Share of conversations that begin with a question whose answer has lost its reasoning, as when the model is used."""
+NO_REASONING_SHARE = 0.1
+"""Share of conversations with thinking off: the prompts open no reasoning and the replies are the answers alone."""
 IGNORED = -100
 """Label of a token that is not learned: the prompt's, and padding."""
 
 
 class Batch(NamedTuple):
-    """`pixels` [tiles, 3, S, S]; the others [pictures, tokens]: one conversation about each picture.
+    """`pixels` [tiles, 3, S, S]; the others [images, tokens]: one conversation about each image.
 
     `labels` are learned from the replies; `conclusions` are those among them that come after what is seen.
     """
@@ -54,7 +54,7 @@ class Token(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """Questions about one picture. `earlier`, if any, comes before them, without its thought."""
+    """Questions about one image. `earlier`, if any, comes before them, without its reasoning."""
 
     earlier: Question | None
     questions: list[Question]
@@ -64,7 +64,7 @@ class Conversation(NamedTuple):
 class Batches(Dataset[Batch]):
     """Batch `number`.
 
-    The first `single_tile_batches` show small pictures only: they are quicker to learn from. The first
+    The first `single_tile_batches` show small images only: they are quicker to learn from. The first
     `crowded_batches` show more objects than will ever be asked about: they teach to look things up.
     """
 
@@ -93,11 +93,11 @@ class Batches(Dataset[Batch]):
         for index in range(number * self.images, (number + 1) * self.images):
             of_image = seeded("train", index)
             size = one_size or of_image.choice(scenes.SINGLE_TILE_SIZES)
-            scene, asked = scene_and_questions(of_image, size, kind_at(index), QUESTIONS_PER_PICTURE + 1, max_objects)
+            scene, asked = scene_and_questions(of_image, size, kind_at(index), QUESTIONS_PER_IMAGE + 1, max_objects)
             images.append(scenes.draw(scene))
             earlier = asked.pop() if of_image.random() < EARLIER_TURN_SHARE else None
-            think = of_image.random() >= NO_THOUGHT_SHARE
-            conversations.append(Conversation(earlier, asked[:QUESTIONS_PER_PICTURE], think))
+            think = of_image.random() >= NO_REASONING_SHARE
+            conversations.append(Conversation(earlier, asked[:QUESTIONS_PER_IMAGE], think))
         pixels, tiles = pixel_values(images, self.spec.tiling)
         rows = [self._tokens(conversation, tiles[0]) for conversation in conversations]
         return Batch(torch.from_numpy(pixels), *_padded(rows))

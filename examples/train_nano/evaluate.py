@@ -26,9 +26,9 @@ from r1v_export.runner.sampling import Sampling
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder of the model; the shipped one if left out")
+    parser.add_argument("--model", help="folder of the model; the shipped one if omitted")
     parser.add_argument("--count", type=int, default=500, help="held-out questions")
-    parser.add_argument("--no-think", action="store_true", help="ask for the answer without a thought")
+    parser.add_argument("--no-think", action="store_true", help="ask for the answer without reasoning")
     parser.add_argument("--mistakes", action="store_true", help="print every wrong answer")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -61,7 +61,7 @@ def main() -> None:
     for kind in KINDS:
         print(f"{kind:12} {right[kind]:4} of {asked[kind]:4}  {right[kind] / max(asked[kind], 1):6.1%}")
     print(f"{'all':12} {right.total():4} of {asked.total():4}  {right.total() / asked.total():6.1%}")
-    print(f"thoughts right word for word: {correct_reasoning / asked.total():.1%}")
+    print(f"reasoning correct word for word: {correct_reasoning / asked.total():.1%}")
 
 
 if __name__ == "__main__":

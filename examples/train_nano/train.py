@@ -28,8 +28,8 @@ from r1v_export.reference.model import Model
 
 MODEL_FOLDER = Path(__file__).parents[2] / "r1v_export/nano/model"
 PROCESSES = 2
-PICTURES = 12
-"""Pictures per process and step; a multiple of the number of question kinds."""
+IMAGES = 12
+"""Images per process and step; a multiple of the number of question kinds."""
 CYCLES = (2100, 3000, 3400)
 """Steps after which the learning rate has fallen to zero. Each cycle begins where its own line of decay is by then."""
 STRESSED_STEPS = CYCLES[0]
@@ -39,9 +39,9 @@ WARMUP_STEPS = 50
 DECAY_SHARE = 0.67
 """The learning rate falls linearly to zero over this last share of a cycle's steps."""
 SINGLE_TILE_STEPS = 300
-"""The first steps show small pictures only."""
+"""The first steps show small images only."""
 CROWDED_STEPS = 1100
-"""Until then pictures may be crowded."""
+"""Until then images may be crowded."""
 MATRIX_LEARNING_RATE = 5e-3
 OTHER_LEARNING_RATE = 2e-3
 LOOKING_BACK_LAYERS, LOOKING_BACK_PAIRS, LOOKING_BACK_SIZE = 2, 6, 4.0
@@ -156,7 +156,7 @@ def train(rank: int, arguments: argparse.Namespace, spec: ModelSpec) -> None:
     batches = Batches(
         arguments.output,
         spec,
-        PICTURES,
+        IMAGES,
         count=CYCLES[-1] * PROCESSES,
         single_tile_batches=SINGLE_TILE_STEPS * PROCESSES,
         crowded_batches=CROWDED_STEPS * PROCESSES,

@@ -69,8 +69,8 @@ class Checkpoint:
     """One checkpoint folder. Make it with `Checkpoint.open`; the constructor trusts its arguments.
 
     Attributes:
-        quantized: its linears that are stored as codes and scales; None where there are none. Their weights can be
-            read as all others can, and come dequantized.
+        quantized: its linears that are stored as quantized values and scales; None if there are none. Their weights
+            are read like all others, and are then dequantized.
         template_reason: why `spec.template` was chosen.
         warnings: what its files say or hold that is not used, a sentence each.
     """

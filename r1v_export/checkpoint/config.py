@@ -54,7 +54,7 @@ class Configuration(NamedTuple):
 
     spec: ModelSpec
     unused_vision_layers: range
-    """ViT blocks that are declared, and may be stored, but that `select_layer` leaves out."""
+    """ViT blocks that are declared, and may be stored, but that `select_layer` excludes."""
     template_reason: str
     """Why `spec.template` was chosen."""
     unused_keys: tuple[str, ...]
@@ -322,7 +322,7 @@ def _image_token_id(folder: Path, config: Section, tokenizer: Tokenizer, vocab_s
         raise config.wrong(key, f"{found}, as in the tokenizer", declared)
     if not 0 <= found < vocab_size:
         raise CheckpointError(
-            f"The id of {IMAGE_TOKEN} lies outside the vocabulary.",
+            f"The id of {IMAGE_TOKEN} is outside the vocabulary.",
             where=folder,
             expected=f"an id below vocab_size {vocab_size}",
             found=found,

@@ -182,7 +182,7 @@ _HARMLESS: Mapping[Part, frozenset[str]] = {
         ]
     ),
     "vision": frozenset(
-        # The experts' settings stand in InternVL2's configurations beside `use_moe: false`.
+        # InternVL2's configurations have the experts' settings next to `use_moe: false`.
         [
             "capacity_factor",
             "drop_path_rate",

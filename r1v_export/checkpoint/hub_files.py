@@ -1,6 +1,6 @@
 """What other runtimes need next to the weights of an `internvl_chat` checkpoint: transformers has no class for it.
 
-config.json names a configuration class of a file beside it (`auto_map`), which runtimes load with `trust_remote_code`.
+config.json names a configuration class of a file next to it (`auto_map`), which runtimes load with `trust_remote_code`.
 The file is `hub_code/configuration_chat.py`, ours; nothing here runs it.
 """
 

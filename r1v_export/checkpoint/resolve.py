@@ -65,7 +65,7 @@ def _local(model: str | Path | None) -> tuple[Path | None, Literal["builtin", "f
         return Path(model), "folder"
     if model is not None and Path(model).is_file():
         raise CheckpointError(
-            "MODEL is a file.", where=model, expected="a folder", found="a file", fix="name the folder it lies in"
+            "MODEL is a file.", where=model, expected="a folder", found="a file", fix="pass the folder that contains it"
         )
     if model is None or str(model) == BUILTIN_NAME:
         return Path(__file__).parents[1] / "nano" / "model", "builtin"

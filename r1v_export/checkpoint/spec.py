@@ -1,6 +1,6 @@
 """ModelSpec: everything the toolchain needs to know of a model, strict, frozen, and read from `config.json` alone.
 
-`config.py` of this folder fills it from each of the published layouts; nothing downstream looks at raw configs.
+`config.py` of this folder fills it from each of the published layouts; nothing downstream reads raw configs.
 """
 
 from __future__ import annotations

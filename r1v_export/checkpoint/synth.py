@@ -156,11 +156,11 @@ def _random_chunks(canonical: str, elements: int, begin: int, end: int, seed: in
 
     Every chunk has a generator of its own, so that parts of a tensor (q, k, v) can be made without the rest.
     """
-    centre, std = _distribution(canonical)
+    center, std = _distribution(canonical)
     for start in range(begin - begin % _CHUNK, end, _CHUNK):
         digest = hashlib.sha256(f"{seed}:{canonical}:{start}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        chunk = torch.randn(min(_CHUNK, elements - start), generator=generator).mul_(std).add_(centre)
+        chunk = torch.randn(min(_CHUNK, elements - start), generator=generator).mul_(std).add_(center)
         yield chunk[max(begin - start, 0) : end - start]
 
 

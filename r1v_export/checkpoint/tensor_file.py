@@ -45,7 +45,7 @@ _PULL = "run `git lfs pull` in the checkpoint's folder"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: `nbytes` bytes at `offset` of `file`, in row-major order."""
+    """Where one tensor is stored: `nbytes` bytes at `offset` of `file`, in row-major order."""
 
     file: Path
     name: str

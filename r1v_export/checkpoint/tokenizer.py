@@ -75,7 +75,7 @@ class Tokenizer:
         file = folder / ("tokenizer.json" if (folder / "tokenizer.json").exists() else "vocab.json")
         tokenizer = cls(_without_added_tokens(definition, added, file), added)
         with library_errors(file):
-            _check_round_trip(tokenizer, file)
+            _check_decodes_what_it_encoded(tokenizer, file)
         return tokenizer
 
     def with_grounding(self) -> Tokenizer:
@@ -119,7 +119,7 @@ class Tokenizer:
             return token.encode()
 
     def hides(self, token: str) -> bool:
-        """Whether an added token is left out of decoded text."""
+        """Whether an added token is omitted from decoded text."""
         return self.added_tokens[token].special and token not in (*_VISIBLE_TOKENS, *self.grounding_tokens)
 
     def definition(self) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _without_added_tokens(
         return tokenizers.Tokenizer.from_str(json.dumps(plain))
 
 
-def _check_round_trip(tokenizer: Tokenizer, file: Path) -> None:
+def _check_decodes_what_it_encoded(tokenizer: Tokenizer, file: Path) -> None:
     found = tokenizer.decode(tokenizer.encode_text(_PROBE))
     if found != _PROBE:
         at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(found, _PROBE, strict=False)))

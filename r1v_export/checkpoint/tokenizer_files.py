@@ -29,15 +29,19 @@ MAX_ID = 2**24
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token beside the BPE's own, matched as a whole by its name."""
+    """A token added to the BPE's own, matched as a whole by its name."""
 
     id: int
     special: bool
-    """Left out of decoded text."""
+    """Omitted from decoded text."""
 
 
 def read_definition(folder: Path) -> dict[str, Any]:
-    """The content of `tokenizer.json`, or the same made from the older pair of files."""
+    """Read `tokenizer.json`, or make the same definition from `vocab.json` and `merges.txt`.
+
+    Raises:
+        CheckpointError: the files are missing, damaged, or of another tokenizer class.
+    """
     file = folder / "tokenizer.json"
     if file.exists():
         return read_json_object(file)
@@ -97,7 +101,11 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
 
 
 def read_added_tokens(folder: Path, definition: Mapping[str, Any]) -> dict[str, AddedToken]:
-    """Added tokens of all tokenizer files; what two files both tell must agree."""
+    """Read the added tokens of all tokenizer files.
+
+    Raises:
+        CheckpointError: a file is damaged, or two files disagree about a token.
+    """
     config = _read_optional_json(folder / "tokenizer_config.json")
     special_names = _special_names(config) | _special_names(_read_optional_json(folder / "special_tokens_map.json"))
     try:
@@ -122,7 +130,7 @@ def read_added_tokens(folder: Path, definition: Mapping[str, Any]) -> dict[str, 
 def _declared_tokens(
     folder: Path, definition: Mapping[str, Any], config: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, int, bool]]:
-    """(file, name, id, special) of every added token; a file that tells nothing of specialness says False."""
+    """(file, name, id, special) of every added token; a file that does not say whether it is special gives False."""
     for token in definition.get("added_tokens") or []:
         yield "tokenizer.json", _name(token["content"]), _id(token["id"]), bool(token.get("special", False))
     for id_, token in (config.get("added_tokens_decoder") or {}).items():
@@ -164,7 +172,11 @@ def library_errors(file: Path) -> Iterator[None]:
 
 
 def check_ids(vocab: Mapping[str, object], file: Path) -> None:
-    """Ids are bounded before the library sees them: it allocates memory for all up to the largest."""
+    """Check the ids before the library sees them: it allocates memory for all up to the largest.
+
+    Raises:
+        CheckpointError: an id is not an integer from 0 to `MAX_ID` - 1.
+    """
     for token, id_ in vocab.items():
         if type(id_) is not int or not 0 <= id_ < MAX_ID:
             raise CheckpointError(
@@ -181,5 +193,6 @@ def _read_optional_json(file: Path) -> dict[str, Any]:
 
 
 def corrupt_file(file: Path, found: object) -> CheckpointError:
+    """Return the error for a damaged tokenizer file."""
     fix = "download the file again"
     return CheckpointError("A tokenizer file is damaged.", where=file, found=found, fix=fix)

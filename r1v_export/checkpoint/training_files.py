@@ -13,7 +13,7 @@ from r1v_export.errors import CheckpointError
 
 ADAPTER_CONFIG = "adapter_config.json"
 SIDE_FILE = re.compile(r"(adapter|consolidated|optimizer|scheduler|training).*\.safetensors")
-"""Weight files that are no part of a model which lies beside them."""
+"""Weight files that are not part of the model in the same folder."""
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf")
 _ADAPTER_TENSOR = re.compile(r"(.*\.)?(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)(\..*)?")

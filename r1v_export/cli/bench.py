@@ -88,7 +88,7 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _roofline(facts: dict[str, Any]) -> str:
-    """What share of a GPU's peak rates was reached, or why nothing can be said."""
+    """What share of a GPU's peak rates was reached, or why it is unknown."""
     if facts["gpu"] is None:
         return f"no roofline: {facts['why']}; --roofline GPU compares with one of them"
     rows = [

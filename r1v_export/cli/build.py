@@ -74,7 +74,7 @@ def command(
     force: bool,
     format_: str,
 ) -> None:
-    """Turn MODEL (hub id or folder; the small one in the package if left out) into a bundle.
+    """Turn MODEL (hub id or folder; the small one in the package if omitted) into a bundle.
 
     Stopped at any moment, the same command goes on where it was.
     """

@@ -115,7 +115,7 @@ class UserInterruptError(R1VError):
 def _report(arguments: Sequence[str], error: R1VError) -> int:
     """Show an error, to people on stderr or as JSON on stdout, and return its exit code.
 
-    The arguments are looked at as typed, because the error may be that they cannot be parsed.
+    The arguments are examined as typed, because the error may be that they cannot be parsed.
     """
     if "--debug" in arguments:
         traceback.print_exc()

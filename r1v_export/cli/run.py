@@ -149,14 +149,14 @@ def _require_one_source(
 ) -> None:
     """
     Raises:
-        UsageError: options that name images do not go together.
+        UsageError: options that name images exclude each other.
     """
     require_stdin_once(images, stdin_is_taken=chat or question == STDIN)
     if video is None and frames is not None:
         raise UsageError("--frames is for videos.", fix="add --video FILE")
     if video is not None and (images or chat):
         other = "--image" if images else "--chat"
-        raise UsageError(f"--video and {other} do not go together.", fix="omit one of them")
+        raise UsageError(f"--video and {other} exclude each other.", fix="omit one of them")
 
 
 def _about_video(bundle: Bundle, question: str, video: Path, frames: int | None) -> tuple[str, list[Image.Image]]:

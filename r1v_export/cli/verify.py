@@ -1,4 +1,4 @@
-"""`r1v-export verify`: recompute every hash of a bundle, and hold its graphs to the contract."""
+"""`r1v-export verify`: recompute every hash of a bundle, and compare its graphs with the contract."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ COMPARED: Mapping[Boundary, str] = {
 }
 """Boundary -> what is compared there, in data-flow order."""
 
-_WITH_PICTURES = 12
+_WITH_IMAGES = 12
 """Samples whose images the page shows: the first so many, and the first so many that diverge."""
 
 _THUMBNAIL_PIXELS = 144
@@ -199,13 +199,13 @@ def _compare_samples(
     remaining = iter(samples)
     results: list[SampleResult] = []
     first_batch: list[ParitySample] = []
-    pictured = 0
+    with_images = 0
     while batch := list(islice(remaining, batch_size)):
         first_batch = first_batch or batch
         for answers in comparator.compare_batch(batch):
             diverged = answers.reference != answers.candidate
-            shown = len(results) < _WITH_PICTURES or (diverged and pictured < _WITH_PICTURES)
-            pictured += diverged and shown
+            shown = len(results) < _WITH_IMAGES or (diverged and with_images < _WITH_IMAGES)
+            with_images += diverged and shown
             results.append(_sample_result(answers, comparator.reference, with_images=shown))
         on_progress(len(results), length_hint(samples))
     if not results:

@@ -313,7 +313,7 @@ class ParityReport(_Part):
 
         Raises:
             ParityError: a tensor leaves the range of the engine's type, a boundary is out of tolerance (the error names
-                the first one), or a checkpoint that came quantized does not model text.
+                the first one), or an imported quantized checkpoint does not model text.
         """
         if self.ranges and self.ranges.beyond:
             raise self.ranges.error()

@@ -136,7 +136,7 @@ def _check_targets(config: BuildConfig) -> None:
 def _require_unchanged(job: Build, sources: Mapping[str, FileEntry], hashes: HashCache) -> None:
     """
     Raises:
-        CheckpointError: a file is not what the stages were told they read.
+        CheckpointError: a file changed after its hash was passed to the stages.
     """
     paths = job.source_files()
     changed = sorted(name for name in sources if not paths[name].is_file() or hashes.get(paths[name]) != sources[name])

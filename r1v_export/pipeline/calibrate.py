@@ -113,7 +113,7 @@ def _open(config: BuildConfig, offline: bool) -> Checkpoint:
             "The checkpoint is quantized already: there is nothing to calibrate.",
             where=checkpoint.folder,
             found=checkpoint.quantized.format.method,
-            fix="build it as it is: r1v-export build MODEL",
+            fix="build it directly: r1v-export build MODEL",
         )
     return checkpoint
 

@@ -1,4 +1,4 @@
-"""`check`: a finished bundle's engine held to PyTorch on this machine, alone or beside other bundles."""
+"""`check`: a finished bundle's engine compared with PyTorch on this machine, alone or together with other bundles."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def check_bundle(
     *,
     blocks: bool,
 ) -> list[ParityReport]:
-    """One report for each gate; where there are bundles to put beside this one, the last report has them too.
+    """One report for each gate; if there are other bundles to compare with, the last report includes them.
 
     Args:
-        target: an engine of the bundle; its first where left out.
+        target: an engine of the bundle; its first if omitted.
         model: where the checkpoint is, when the bundle was built from a folder.
         against: other bundles of the same checkpoint.
         blocks: compare each ViT block.
@@ -112,7 +112,7 @@ def _measured(
 
 
 def open_others(own: Bundle, folders: Sequence[Path]) -> list[Bundle]:
-    """The bundles to put beside `own`, checked before any of them is measured.
+    """The bundles to compare with `own`, checked before any of them is measured.
 
     Raises:
         BundleError: one is not a whole bundle.
@@ -121,7 +121,7 @@ def open_others(own: Bundle, folders: Sequence[Path]) -> list[Bundle]:
     others = [Bundle.open(folder) for folder in folders]
     for other in others:
         if other.folder.resolve() == own.folder.resolve():
-            raise UsageError("A bundle cannot be put beside itself.", where=other.folder, fix="name other bundles")
+            raise UsageError("A bundle cannot be compared with itself.", where=other.folder, fix="name other bundles")
         if other.config.image_policy != own.config.image_policy:
             raise UsageError(
                 "The bundles read images by different policies.",
@@ -149,7 +149,7 @@ def measure(
     device: Device,
     on_progress: ProgressCallback,
 ) -> BundleFacts:
-    """Hold a bundle's first engine to the float32 model.
+    """Compare a bundle's first engine with the float32 model.
 
     Raises:
         CapabilityError: this machine cannot run the engine.

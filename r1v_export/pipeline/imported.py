@@ -19,7 +19,7 @@ IMPORTED_PRECISIONS: tuple[Precision, ...] = ("fp8", "int4")
 
 
 def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
-    """The config with the precision of a quantized checkpoint, where none was named; any other checkpoint's as it is.
+    """The config with the precision of a quantized checkpoint, if none was given; any other checkpoint's unchanged.
 
     Raises:
         UsageError: another precision, or another way to quantize, was named.
@@ -27,7 +27,7 @@ def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
     if checkpoint.quantized is None:
         return config
     own = precision_of(checkpoint.quantized)
-    what = f"The checkpoint is quantized already ({checkpoint.quantized.format.method}): it is built as it is."
+    what = f"The checkpoint is quantized already ({checkpoint.quantized.format.method}): its quantized values are kept."
     ways = {"--recipe": config.recipe, "--budget": config.budget, "--calibrated": config.calibration.artifact}
     for option, value in ways.items():
         if value is not None:

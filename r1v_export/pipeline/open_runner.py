@@ -38,7 +38,7 @@ def open_runner(
         grounding: let `<ref>`, `<box>` and `<quad>` through in questions and answers.
 
     Raises:
-        UsageError: target and engine do not go together.
+        UsageError: target and engine do not match.
         BundleError: no whole bundle, or it has no such engine.
         CapabilityError: what the engine needs is not here.
     """

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 def gates(checkpoint: Checkpoint, artifact: Artifact | None, device: Device) -> Iterator[tuple[Gate, Endpoint]]:
-    """What the engines of a bundle are held to: PyTorch computing what the graphs say, and where that is a quantized
-    model, also the original one, unless the checkpoint came quantized. Each is loaded when its turn comes."""
+    """What the engines of a bundle are compared with: PyTorch computing what the graphs say, and for a quantized model
+    also the original one, unless the checkpoint was quantized already. Each is loaded when it is needed."""
     yield "arithmetic", reference_endpoint(checkpoint, device, artifact)
     if artifact is not None and checkpoint.quantized is None:
         yield "quantization", reference_endpoint(checkpoint, device)
@@ -78,12 +78,12 @@ class GeneratedQuestions:
 
 
 TEXTS = 8
-"""Replies that a checkpoint that came quantized is held to."""
+"""Number of replies by which an imported quantized checkpoint is rated."""
 
 
 def texts(checkpoint: Checkpoint) -> tuple[CalibrationSample, ...]:
-    """Right replies to generated questions, for a checkpoint that came quantized: no other model shows whether its
-    codes are read rightly. Nothing for others."""
+    """Correct replies to generated questions, for an imported quantized checkpoint: no other model shows whether its
+    quantized values are read correctly. Nothing for other checkpoints."""
     if checkpoint.quantized is None:
         return ()
     from r1v_export.quantization.calibration.dataset import prepare

@@ -21,7 +21,7 @@ VISION_PROJECTOR, PREFILL, DECODE = "vision and projector", "prefill", "decode"
 def attained(
     bundle: Bundle, measured: Mapping[str, Any], ran_on: Device, peaks: DeviceSpec | None = None
 ) -> dict[str, Any]:
-    """What `bench` measured, stage by stage, beside the least time that the device needs for the bundle's graphs.
+    """What `bench` measured, stage by stage, with the least time that the device needs for the bundle's graphs.
 
     Vision and projector are one row, for some engines compute both at once; `embed` is a look-up and has none. Decoding
     is measured with embedding and choosing tokens, for which people wait too.

@@ -113,7 +113,7 @@ class Build:
     def unchecked(self, target: str) -> str | None:
         """Why the parity gate of a target cannot run, or None where it does."""
         if not self.config.parity.enabled:
-            return "left out (--no-parity)"
+            return "omitted (--no-parity)"
         return registry.get_target(target).missing(self.config.device)
 
     @cached_property

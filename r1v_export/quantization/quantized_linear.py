@@ -32,7 +32,7 @@ QWEIGHT_DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """A linear's quantized weight with its scales, and how its input is quantized. The bias stays as it is.
+    """A linear's quantized weight with its scales, and how its input is quantized. The bias is unchanged.
 
     weight[o, i] = (qweight[o, i] - zero_point[o, g]) * scale[o, g], where g = i // group_size, or one scale per row.
     Column i belongs to input feature i, or to `input_order[i]`.

@@ -47,7 +47,7 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "top_h": (),
     "typical_p": (1,),
 }
-"""Fields that change tokens and are not supported -> values, beside null, that change nothing."""
+"""Fields that change tokens and are not supported -> values, other than null, that change nothing."""
 
 
 def default_sampling(config: Mapping[str, Any], *, greedy: bool = False) -> Sampling:

@@ -17,7 +17,7 @@ from r1v_export.errors import InputError
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", IMAGE_TOKEN, "</img>"
-THOUGHT_START, THOUGHT_END = "<think>", "</think>"
+REASONING_START, REASONING_END = "<think>", "</think>"
 MAX_BYTES_PER_TOKEN = 16
 """Bytes of text for each token of a context that are tokenized at all. Text has 3 to 5 bytes to a token; only long runs
 of one character have more than this."""
@@ -45,7 +45,7 @@ class Template:
     """Past answers lose the line breaks in front, which separated them from their reasoning."""
     image_tokens: tuple[str, str, str] = (IMAGE_START, IMAGE_CONTEXT, IMAGE_END)
     """Before an image, in the place of each row of its embeddings, after it."""
-    reasoning_tags: tuple[str, str] = (THOUGHT_START, THOUGHT_END)
+    reasoning_tags: tuple[str, str] = (REASONING_START, REASONING_END)
     """What reasoning stands between."""
 
     def is_optional(self, token: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a generation hands out: events while it runs, an answer at its end."""
+"""What a generation yields: events while it runs, an answer at its end."""
 
 from __future__ import annotations
 

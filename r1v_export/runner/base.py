@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """A request whose images were looked at.
+    """A request whose images are encoded.
 
     Attributes:
         token_ids: the whole prompt, an image token for each row of `image_embeds`.
@@ -90,12 +90,12 @@ class BaseRunner(ABC, Generic[Prepared]):
     """Answers questions. Not safe to share between threads, apart from the `cancel` events.
 
     Args:
-        vision: looks at images.
+        vision: encodes images.
         tokenizer: the checkpoint's.
         pipeline: the bundle's `pipeline.json`, or `describe_pipeline` of a checkpoint.
         hidden: size of an image token's embedding.
         max_positions: tokens of a prompt and its answer, at most.
-        tiles_per_run: how many tiles are looked at together.
+        tiles_per_run: how many tiles are encoded together.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from r1v_export.runner.kv_cache import KVCache, plan_capacity
 
 
 class _EncodedImage(NamedTuple):
-    """An image that the model has looked at: its number of tiles and their embeddings [N, hidden]."""
+    """An encoded image: its number of tiles and their embeddings [N, hidden]."""
 
     tiles: int
     embeds: np.ndarray
@@ -31,7 +31,7 @@ class Conversation:
 
     The key-value cache is kept between turns. Each turn writes the whole conversation anew as tokens, takes what the
     cache holds as far as the tokens are the same, and computes the rest: templates drop past reasoning, so the cache is
-    usually good up to where the last answer began. An image is looked at once.
+    usually good up to where the last answer began. An image is encoded once.
 
     Args:
         runner: answers the turns.

@@ -44,7 +44,7 @@ class GeneratorRunner(BaseRunner[ImagePrompt]):
 
     Args:
         generator: the language model.
-        vision: looks at images.
+        vision: encodes images.
         tiles_per_run: how many tiles that does together: more where it is spread over several GPUs.
 
     The other arguments are `BaseRunner`'s.

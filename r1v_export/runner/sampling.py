@@ -32,7 +32,7 @@ class Sampler:
         Raises:
             GraphError: the logits hold NaN or infinity.
         """
-        # NaN sorts above everything in argmax, so looking at one element finds any NaN and +inf.
+        # NaN sorts above everything in argmax, so checking one element finds any NaN and +inf.
         if not np.isfinite(logits_V[logits_V.argmax()]):
             raise GraphError(
                 "The decoder's logits are not finite.",

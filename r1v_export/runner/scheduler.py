@@ -55,8 +55,8 @@ def generate_rows(
 ) -> Iterator[int]:
     """Yield a row's index each time it took a token, until all rows are finished.
 
-    The caller may set a row's `finish_reason` between tokens (a stop string), and `cancel` at any time: it is looked
-    at before each decoder step, and unfinished rows then end as "cancelled" with the tokens they have.
+    The caller may set a row's `finish_reason` between tokens (a stop string), and `cancel` at any time: it is checked
+    before each decoder step, and unfinished rows then end as "cancelled" with the tokens they have.
 
     Args:
         cache: of a decoder with one row for each of `rows`; may already hold the beginning of the prompts.

@@ -23,7 +23,7 @@ class AddedTokenDocument(Strict):
     token: str
     id: NonNegativeInt
     hidden: bool
-    """Left out of decoded text."""
+    """Omitted from decoded text."""
 
 
 class TokenizerDocument(Strict):
@@ -97,7 +97,7 @@ class PromptDocument(Strict):
     user: Frame
     assistant: Frame
     default_system: str
-    """The system turn of a conversation that has none. An empty system turn is left out, frame and all."""
+    """The system turn of a conversation that has none. An empty system turn is omitted with its frame."""
     thinking: Pieces
     """Empty where the family does not think."""
     past_answer: PastAnswer
@@ -124,6 +124,7 @@ class ReasoningTags(Strict):
 
     @property
     def pair(self) -> tuple[str, str]:
+        """Start and end tag."""
         return self.start, self.end
 
 

@@ -142,14 +142,14 @@ def open_generator(bundle: Bundle, target: str | None, engine: str, device: Devi
         tiles_per_gpu: tiles that a GPU encodes at once.
 
     Raises:
-        UsageError: engine and target do not go together.
+        UsageError: engine and target do not match.
         BundleError, CapabilityError: as `Decodes.open_generator`.
     """
     offering = [each for each in loadable() if isinstance(each, Decodes)]
     chosen = next((each for each in offering if each.takes_engine(engine) and target in (None, each.name)), None)
     if chosen is None:
         raise UsageError(
-            "This target and this engine do not go together.",
+            "This engine was not built for this target.",
             where=f"--engine {engine}" + (f" --target {target}" if target else ""),
             expected=", ".join(f"{each.engine_syntax} for {each.name}" for each in offering),
         )

@@ -1,4 +1,4 @@
-"""The vision tower on the GPUs that a language model is spread over: each looks at a share of the tiles.
+"""The vision tower on the GPUs that a language model is spread over: each encodes a share of the tiles.
 
 The tower is copied, not cut: its 25 heads cannot be shared by 2, 4 or 8 GPUs, and tiles do not know of each other.
 """
@@ -57,7 +57,7 @@ class TileParallelVision:
         return features
 
     def projector(self, vision_features: np.ndarray) -> np.ndarray:
-        # An engine that has both in one plan knows its own features again, and hands out what it has.
+        # An engine with both in one plan recognizes its own features and returns the stored result.
         features, parts = self._last
         shares = parts if features is vision_features else self._shares(vision_features)
         return np.concatenate(self._spread([engine.projector for engine in self.engines], shares))

@@ -73,7 +73,7 @@ def test_neither_a_folder_nor_a_hub_id_is_refused(model, tmp_path, monkeypatch):
 
 
 def test_a_file_is_refused_in_favor_of_its_folder(tiny):
-    assert "folder it lies in" in refused(str(tiny / "config.json")).fix
+    assert "folder that contains it" in refused(str(tiny / "config.json")).fix
 
 
 def test_a_revision_goes_with_a_hub_id_only(tiny):

@@ -87,8 +87,8 @@ def test_no_two_tensors_are_alike_and_their_scale_is_sane(tmp_path):
     assert len({hashlib.sha256(t.numpy().tobytes()).digest() for t in tensors.values()}) == len(tensors)
     for name, tensor in tensors.items():
         is_norm_weight = "norm" in name or name == "mlp1.0.weight"
-        centre = 1.0 if is_norm_weight else 0.1 if name.endswith((".ls1", ".ls2")) else 0.0
-        assert abs(tensor.mean() - centre) < 0.01, name
+        center = 1.0 if is_norm_weight else 0.1 if name.endswith((".ls1", ".ls2")) else 0.0
+        assert abs(tensor.mean() - center) < 0.01, name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -144,7 +144,7 @@ def test_many_problems_are_counted_and_five_are_shown(sharded):
 
 
 def test_opening_reads_headers_only(sharded, monkeypatch):
-    """Whatever the weights' bytes are, they are not looked at."""
+    """Whatever the weights' bytes are, they are not checked."""
     import mmap
 
     monkeypatch.setattr(mmap, "mmap", lambda *args, **kwargs: pytest.fail("a weight was read"))

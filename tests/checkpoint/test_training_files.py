@@ -69,7 +69,7 @@ SIDE_FILES = ["adapter_model.safetensors", "consolidated.00.safetensors", "optim
 
 
 @pytest.mark.parametrize("name", [*SIDE_FILES, "adapter_config.json"])
-def test_files_beside_a_whole_model_are_ignored_and_named(tiny, sharded, name):
+def test_files_next_to_a_whole_model_are_ignored_and_named(tiny, sharded, name):
     for folder in (tiny, sharded):
         (folder / name).write_bytes(b"{}")
         checkpoint = Checkpoint.open(folder)

@@ -14,8 +14,8 @@ from r1v_export.cli import main
 from r1v_export.manifest import verify
 from r1v_export.parity.schema import ParityReport
 
-PICTURES = Path(__file__).parents[2] / "examples" / "images"
-ASKED = ["--image", str(PICTURES / "05-chart.png"), "How tall is the green bar?"]
+IMAGES = Path(__file__).parents[2] / "examples" / "images"
+ASKED = ["--image", str(IMAGES / "05-chart.png"), "How tall is the green bar?"]
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_check_finds_a_changed_weight_and_ends_with_3(
 
 def test_check_of_own_images_writes_where_it_is_reported(nano_bundle: Path, tmp_path: Path, succeed) -> None:
     report = tmp_path / "report"
-    image = PICTURES / "02-shape.png"
+    image = IMAGES / "02-shape.png"
     options = ["--image", image, "--question", "What is it?", "--max-new-tokens", "2", "--report", report]
     result = succeed("check", nano_bundle, *options, "--format", "json")
     assert [sample["question"] for sample in result["samples"]] == ["What is it?"]

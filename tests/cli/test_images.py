@@ -74,12 +74,12 @@ def test_frames_of_an_animation_are_asked_about(run: Run, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--video", "a.gif", "--image", "a.png", "?"], "do not go together"),
-        (["--video", "a.gif", "--chat"], "do not go together"),
+        (["--video", "a.gif", "--image", "a.png", "?"], "exclude each other"),
+        (["--video", "a.gif", "--chat"], "exclude each other"),
         (["--frames", "2", "?"], "--frames is for videos"),
     ],
 )
-def test_options_about_videos_that_do_not_go_together(run: Run, arguments: list[str], what: str) -> None:
+def test_options_about_videos_that_exclude_each_other(run: Run, arguments: list[str], what: str) -> None:
     code, _, err = run(*arguments)
     assert code == 2
     assert what in err

@@ -1,4 +1,4 @@
-"""What a scene says is what its picture shows."""
+"""What a scene says is what its image shows."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from r1v_export.reference.prompt import TEMPLATES, Turn, encode  # noqa: E402
 @pytest.fixture(scope="module")
 def data(nano: Checkpoint) -> batches.Batches:
     return batches.Batches(
-        nano.folder, nano.spec, images=train.PICTURES, count=20, single_tile_batches=10, crowded_batches=5
+        nano.folder, nano.spec, images=train.IMAGES, count=20, single_tile_batches=10, crowded_batches=5
     )
 
 
@@ -40,7 +40,7 @@ def test_only_replies_are_learned_and_each_label_is_the_next_input(nano: Checkpo
     for ids, labels in zip(data[0].ids, data[0].labels, strict=True):
         learned = labels != batches.IGNORED
         starts = [i for i in range(1, len(ids)) if learned[i] and not learned[i - 1]]
-        assert len(starts) == batches.QUESTIONS_PER_PICTURE == (labels == end).sum()
+        assert len(starts) == batches.QUESTIONS_PER_IMAGE == (labels == end).sum()
         for start in starts:
             assert tokenizer.decode(ids[: start + 1].tolist()).endswith(("assistant\n<think>\n", "assistant\n"))
             stop = start + labels[start:].tolist().index(end)
@@ -53,7 +53,7 @@ def test_conclusions_are_what_is_learned_after_the_list_of_what_is_seen(nano: Ch
         concluding = conclusions != batches.IGNORED
         assert torch.equal(conclusions[concluding], labels[concluding])
         seen = tokenizer.decode(labels[(labels != batches.IGNORED) & ~concluding].tolist())
-        assert seen.count("I see") in (0, batches.QUESTIONS_PER_PICTURE)
+        assert seen.count("I see") in (0, batches.QUESTIONS_PER_IMAGE)
         assert "I see" not in tokenizer.decode(conclusions[concluding].tolist())
         assert seen.count(".") == seen.count("I see")
 
@@ -63,19 +63,19 @@ def test_images_are_crowded_at_the_start_only(data: batches.Batches, monkeypatch
     monkeypatch.setattr(batches, "scene_and_questions", lambda *a: asked.append(a[-1]) or scene_and_questions(*a))
     for number in (4, 5):
         data[number]
-    assert set(asked[: train.PICTURES]) == {scenes.CROWD}
-    assert set(asked[train.PICTURES :]) == {scenes.MAX_OBJECTS}
+    assert set(asked[: train.IMAGES]) == {scenes.CROWD}
+    assert set(asked[train.IMAGES :]) == {scenes.MAX_OBJECTS}
 
 
 def test_a_first_question_is_put_as_a_user_puts_it(nano: Checkpoint, data: batches.Batches):
     tokenizer = Tokenizer.from_folder(nano.folder)
     batch = data[0]
-    tiles = batch.pixels.shape[0] // train.PICTURES
+    tiles = batch.pixels.shape[0] // train.IMAGES
     alone = 0
     for index, ids in enumerate(batch.ids.tolist()):
         rng = seeded("train", index)
         size = rng.choice(scenes.SINGLE_TILE_SIZES)
-        asked = scene_and_questions(rng, size, kind_at(index), batches.QUESTIONS_PER_PICTURE + 1, scenes.CROWD)[1]
+        asked = scene_and_questions(rng, size, kind_at(index), batches.QUESTIONS_PER_IMAGE + 1, scenes.CROWD)[1]
         question = asked[0]
         turns = [Turn("user", question.text, images=1)]
         prompt = encode(tokenizer, TEMPLATES["r1v3"], turns, [tiles], nano.spec.tokens_per_tile)
@@ -87,12 +87,12 @@ def test_an_image_token_stands_for_every_row_of_image_embeddings(nano: Checkpoin
     for number in (0, 12, 15, 18):
         batch = data[number]
         image_tokens = (batch.ids == nano.spec.image_token_id).sum(dim=1)
-        tiles_per_image = batch.pixels.shape[0] // train.PICTURES
+        tiles_per_image = batch.pixels.shape[0] // train.IMAGES
         assert image_tokens.tolist() == [tiles_per_image * nano.spec.tokens_per_tile] * len(batch.ids)
 
 
 def test_images_of_several_tiles_come_after_the_start(data: batches.Batches):
-    tiles = [data[number].pixels.shape[0] // train.PICTURES for number in range(20)]
+    tiles = [data[number].pixels.shape[0] // train.IMAGES for number in range(20)]
     assert set(tiles[:10]) == {1}
     assert set(tiles[10:]) > {1}
 

@@ -346,9 +346,9 @@ def test_a_check_of_nothing_is_refused(reference: Endpoint):
 
 
 def test_a_precision_without_limits_is_refused_before_any_work(reference: Endpoint):
-    never_looked_at = [ParitySample("never looked at", (Image.new("RGB", (1, 1)),), "?")]
+    never_encoded = [ParitySample("never encoded", (Image.new("RGB", (1, 1)),), "?")]
     with pytest.raises(UsageError, match="fp32"):
-        compare(reference, reference, never_looked_at, gate="quantization")
+        compare(reference, reference, never_encoded, gate="quantization")
 
 
 def test_progress_is_reported_after_each_batch(reference: Endpoint, samples: list[ParitySample]):

@@ -161,7 +161,7 @@ def test_logits_with_a_nan_have_infinite_kl_and_no_agreement():
     assert (found["mean_kl"], found["max_kl"], found["top1_agreement"]) == (math.inf, math.inf, 0.0)
 
 
-def test_other_shapes_are_an_infinite_error_and_told():
+def test_other_shapes_are_an_infinite_error_and_reported():
     statistics = TensorStatistics.of(np.zeros((2, 3)), np.zeros((3, 2)), "s")
     assert statistics.metrics()["max_abs_error"] == math.inf
     assert statistics.shape_mismatch == "s: [2, 3] in the reference, [3, 2] in the candidate"

@@ -1,4 +1,4 @@
-"""What a model reaches inside is held to the range of the engine's type, whatever computed it here."""
+"""Magnitudes inside a model are compared with the range of the engine's type, whatever computed it here."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_recorded_magnitudes_are_those_of_the_tensors(model):
         assert found[f"{name}: output"] == pytest.approx(float(block(hidden).abs().max()), rel=1e-5)
 
 
-def test_scores_of_cached_attention_leave_out_slots_that_are_not_in_use(model, spec):
+def test_scores_of_cached_attention_omit_slots_that_are_not_in_use(model, spec):
     attention = model.language_model.model.layers[0].self_attn
     (cache, *_) = model.language_model.empty_cache(1, 8)
     cache = LayerCache(cache.key + 1e6, cache.value)

@@ -115,7 +115,7 @@ def test_json_reads_back_as_the_report(failed: ParityReport):
 
 
 @pytest.fixture(scope="module")
-def told(passed: ParityReport) -> ParityReport:
+def detailed(passed: ParityReport) -> ParityReport:
     """With everything that a report can say of calibration, and with bundles side by side."""
     costs = {"16-bit": (200, 0.0), "fp8": (100, 1e-4), "int4": (60, 2e-3)}
     modules = ("vision_model.encoder.layers.0.mlp.fc1", "mlp1.1", "language_model.model.layers.0.mlp.gate_proj")
@@ -148,8 +148,8 @@ def told(passed: ParityReport) -> ParityReport:
     return passed.model_copy(update={"calibration": calibration, "bundles": bundles})
 
 
-def test_a_page_tells_of_calibration_sensitivity_and_other_bundles(told: ParityReport, passed_page: Page):
-    html = to_html(told)
+def test_a_page_shows_calibration_sensitivity_and_other_bundles(detailed: ParityReport, passed_page: Page):
+    html = to_html(detailed)
     page = Page(html)
     for text in (
         "Keys of <b>layer 3</b> reach 120 in channel 7",

@@ -1,4 +1,4 @@
-"""A checkpoint that came quantized is held to texts: codes that are read wrongly on both sides show there."""
+"""An imported quantized checkpoint is rated on texts: values that both endpoints read incorrectly show there."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def scored(checkpoint: Checkpoint) -> TextFacts:
 
 
 def read_with_offset(folder: Path, offset: int) -> Checkpoint:
-    """The checkpoint with its zero points read by another convention than its codes show."""
+    """The checkpoint with its zero points read by another convention than its quantized values show."""
     checkpoint = Checkpoint.open(folder)
     assert checkpoint.quantized is not None
     other = replace(checkpoint.quantized.format, zero_offset=offset)
@@ -93,13 +93,13 @@ def test_zero_points_one_step_off_fail(quantized_nano, offset):
     assert "checkpoint_format" in raised.value.fix
 
 
-def test_codes_in_the_wrong_order_fail(quantized_nano, monkeypatch):
+def test_quantized_values_in_the_wrong_order_fail(quantized_nano, monkeypatch):
     checkpoint = Checkpoint.open(quantized_nano)
     monkeypatch.setattr(gptq, "ORDER", (1, 0, 3, 2, 5, 4, 7, 6))
     assert not scored(checkpoint).passed
 
 
-def test_a_trained_model_with_random_codes_fails(tmp_path):
+def test_a_trained_model_with_random_quantized_values_fails(tmp_path):
     quantized_copy(NANO, tmp_path / "model", pack_gptq, GPTQ)
     assert not scored(Checkpoint.open(tmp_path / "model")).passed
 
@@ -112,7 +112,7 @@ def test_a_model_without_training_is_not_gated_and_says_why(tmp_path):
     assert "uniform" in facts.not_gated
 
 
-def test_a_checkpoint_that_is_not_quantized_is_held_to_no_texts():
+def test_a_checkpoint_that_is_not_quantized_is_not_rated_on_texts():
     checkpoint = Checkpoint.open(NANO)
     assert texts(checkpoint) == ()
     assert score_texts(reference_endpoint(checkpoint, "cpu"), ()) is None

@@ -51,7 +51,7 @@ def test_a_limit_holds_up_to_its_bound_and_never_for_nan():
 
 @pytest.mark.parametrize("profile", ARITHMETIC)
 @pytest.mark.parametrize("boundary", get_args(Boundary))
-def test_every_boundary_is_held_to_something(boundary: Boundary, profile: ToleranceProfile):
+def test_every_boundary_has_a_tolerance(boundary: Boundary, profile: ToleranceProfile):
     # Where rounding is coarse, one flipped near tie changes all that is written after it; `decode` holds each choice.
     free = boundary == "tokens" and profile != "fp32"
     assert bool(tolerances(boundary, profile)) != free
@@ -63,7 +63,7 @@ def test_the_cost_of_quantizing_is_held_at_every_boundary(boundary: Boundary, pr
     assert tolerances(boundary, precision)
 
 
-def test_arithmetic_is_held_to_what_rounds_and_quantizing_to_its_precision():
+def test_arithmetic_has_the_tolerances_of_what_rounds_and_quantizing_those_of_its_precision():
     assert profile_for("arithmetic", "fp16", "float32", False) == "fp32"
     assert profile_for("arithmetic", "int4", "float32", False) == "fp32"
     assert profile_for("arithmetic", "int4", "bfloat16", False) == "bf16"
@@ -84,7 +84,7 @@ def test_no_limit_stands_twice():
     assert len(keys) == len(set(keys))
 
 
-def test_float32_logits_are_held_to_the_promise():
+def test_float32_logits_have_the_promised_tolerance():
     for boundary in ("prefill", "decode", "end_to_end"):
         bounds = {row.metric: row.bound for row in tolerances(boundary, "fp32")}
         assert bounds["max_abs_error"] <= 1e-3

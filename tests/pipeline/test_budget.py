@@ -1,4 +1,4 @@
-"""Builds within a budget: precisions chosen per module, told and reproducible."""
+"""Builds within a budget: precisions chosen per module, reported and reproducible."""
 
 from __future__ import annotations
 
@@ -112,6 +112,6 @@ def test_a_budget_that_no_mix_keeps_is_reported_with_the_smallest_that_does(
         ({"calibration": {"artifact": "x"}}, "a finished calibration is for quantized precisions"),
     ],
 )
-def test_two_ways_to_quantize_do_not_go_together(fields: dict[str, object], complaint: str) -> None:
+def test_two_ways_to_quantize_exclude_each_other(fields: dict[str, object], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         load_config(None, fields)

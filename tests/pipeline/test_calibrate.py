@@ -65,7 +65,7 @@ def test_merged_shards_hold_the_quantized_values_and_scales_of_one_run(
         (("--merge", "x", "--precision", "fp8"), "Cannot combine --merge"),
     ],
 )
-def test_settings_that_do_not_go_together_are_usage_errors(
+def test_settings_that_exclude_each_other_are_usage_errors(
     tiny_model: Path, tmp_path: Path, options: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert calibrate(tiny_model, *options, "-o", tmp_path / "out") == 2
@@ -95,7 +95,7 @@ def with_an_unfinished_one(shards: Path, folder: Path) -> list[Path]:
         (with_an_unfinished_one, 1, "not a finished shard"),
     ],
 )
-def test_shards_that_do_not_make_a_calibration_are_told_and_nothing_is_written(
+def test_shards_that_do_not_make_a_calibration_are_reported_and_nothing_is_written(
     tiny_model: Path,
     shards: Path,
     tmp_path: Path,

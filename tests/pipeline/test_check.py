@@ -23,9 +23,9 @@ def test_bundles_side_by_side_are_measured_on_the_same_questions(
     other = shutil.copytree(tiny_bundle, tmp_path / "other")
     options = ("--model", tiny_model, "--against", other, "--questions", 1, "--max-new-tokens", 3)
     assert main.run(["check", str(tiny_bundle), *map(str, options), "--format", "json"]) == 0
-    own, beside = json.loads(capsys.readouterr().out)["bundles"]
-    assert (own.pop("name"), beside.pop("name")) == (tiny_bundle.name, "other")
-    assert own == beside
+    own, other = json.loads(capsys.readouterr().out)["bundles"]
+    assert (own.pop("name"), other.pop("name")) == (tiny_bundle.name, "other")
+    assert own == other
     assert own["precision"] == "fp32"
     assert own["size_bytes"] == sum(path.stat().st_size for path in (tiny_bundle / "graphs").iterdir())
     assert own["mean_kl"] < 1e-6
@@ -39,5 +39,5 @@ def test_bundles_of_different_checkpoints_are_not_put_side_by_side(
     other = build(tiny_config.model_copy(update={"model": str(model)}), tmp_path / "other").out
     with pytest.raises(UsageError, match="different checkpoints"):
         open_others(Bundle.open(tiny_bundle), [other])
-    with pytest.raises(UsageError, match="beside itself"):
+    with pytest.raises(UsageError, match="with itself"):
         open_others(Bundle.open(tiny_bundle), [tiny_bundle])

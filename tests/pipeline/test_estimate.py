@@ -1,4 +1,4 @@
-"""What a plan says that stages will write, held to what they write; and the disk that is refused for it."""
+"""The estimate of what stages write is compared with what they write; a disk that is too small is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from r1v_export.pipeline.build import build, plan
 
 WEIGHTS = (".data", ".safetensors")
 ROTARY_BYTES = 150_000
-"""A table of the decoder's graph that is no weight: much beside a tiny model, nothing beside a large one."""
+"""A table of the decoder's graph that is no weight: large next to a tiny model, negligible next to a large one."""
 
 
 def config_of(tiny_config: BuildConfig, precision: str, target: str) -> BuildConfig:

@@ -1,4 +1,4 @@
-"""Builds from checkpoints that came quantized: the same codes in every target, and a precision of their own."""
+"""Builds from checkpoints that were quantized already: the same values in every target, and their own precision."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_awq_quantized_values_are_in_the_graph_and_onnx_runtime_computes_them(aw
     built = build(config, tmp_path / "out")
     assert built.manifest.precision == "int4"
     assert built.manifest.parity == {"onnxruntime": "passed"}
-    assert not (built.out / "report" / "quantization").exists()  # there is no original to be held to
+    assert not (built.out / "report" / "quantization").exists()  # there is no original to compare with
     graph = load_graph(tmp_path / "out" / "graphs" / "decoder.onnx").graph
     for linear, (qweight, scale, zero) in truth.items():
         for part, expected in (("qweight", qweight), ("scale", scale), ("zero_point", zero)):
@@ -52,7 +52,7 @@ def test_awq_quantized_values_are_in_the_graph_and_onnx_runtime_computes_them(aw
             assert (stored.astype("float32") == expected.T.float().numpy()).all()
 
 
-def test_symmetric_gptq_becomes_a_unified_checkpoint_with_the_same_codes(gptq, tmp_path):
+def test_symmetric_gptq_becomes_a_unified_checkpoint_with_the_same_quantized_values(gptq, tmp_path):
     folder, truth = gptq
     parity = ParityConfig(questions=1, max_new_tokens=4)
     built = build(BuildConfig(model=str(folder), parity=parity, targets=("hf-unified",)), tmp_path / "out")
@@ -118,8 +118,8 @@ def test_zero_points_of_the_other_convention_are_read_right_and_the_build_warns(
     assert any("read as gptq_v2" in warning for warning in calibration_warnings(built.out))
 
 
-def test_codes_that_make_no_sense_fail_the_gate_although_both_sides_agree(tmp_path):
-    quantized_copy(NANO, tmp_path / "model", pack_awq, AWQ)  # random codes in a trained model
+def test_meaningless_quantized_values_fail_the_gate_although_both_endpoints_agree(tmp_path):
+    quantized_copy(NANO, tmp_path / "model", pack_awq, AWQ)  # random values in a trained model
     parity = ParityConfig(questions=1, max_new_tokens=4)
     with pytest.raises(ParityError, match="does not model text") as caught:
         build(BuildConfig(model=str(tmp_path / "model"), parity=parity), tmp_path / "out")

@@ -116,7 +116,7 @@ def test_a_wrong_scale_is_caught_by_the_check_of_the_bundle_and_its_linear_named
     assert "differ, by factors of" in str(caught.value.found)
 
 
-def test_int4_scales_are_told_by_the_numbers_too(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_wrong_int4_scales_show_in_the_numbers_too(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
     if bundle.name != "int4":
         pytest.skip("8-bit inputs amplify rounding: their limits are wider than what one wrong scale does")
     damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))

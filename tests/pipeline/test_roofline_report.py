@@ -33,7 +33,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
     return pretend
 
 
-def test_a_known_gpu_is_found_by_its_drivers_name_and_every_stage_held_to_its_roofline(tiny_built: Path, gpu) -> None:
+def test_a_known_gpu_is_found_by_its_drivers_name_and_every_stage_compared_with_its_roofline(
+    tiny_built: Path, gpu
+) -> None:
     gpu("NVIDIA H100 80GB HBM3")
     facts = attained(Bundle.open(tiny_built), MEASURED, "cuda")
     assert (facts["gpu"], facts["source"]) == ("H100", device("H100").source)
@@ -69,7 +71,7 @@ def test_a_device_with_other_rates_has_no_roofline_unless_one_is_named(tiny_buil
     assert attained(bundle, MEASURED, "cuda", device("L4"))["gpu"] == "L4"
 
 
-def test_stages_whose_graph_the_bundle_does_not_hold_are_left_out(tiny_built: Path, tmp_path: Path) -> None:
+def test_stages_whose_graph_the_bundle_does_not_hold_are_omitted(tiny_built: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_built, tmp_path / "bundle"))
     bundle = Bundle.open(folder)
     (bundle.graphs / "decoder.onnx").unlink()

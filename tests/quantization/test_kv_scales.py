@@ -8,7 +8,7 @@ from r1v_export.quantization.kv_scales import OUTLIER_RATIO, CacheType, kv_scale
 LAYER = "language_model.model.layers.63"
 
 
-def test_the_largest_key_and_value_are_the_largest_codes() -> None:
+def test_the_largest_key_and_value_are_the_largest_quantized_values() -> None:
     found = kv_scales(LAYER, "fp8", torch.tensor([1.0, 8.96, 2.0]), torch.tensor([0.1, 0.2, 4.48]))
     assert (found.key, found.value) == pytest.approx((0.02, 0.01))
 

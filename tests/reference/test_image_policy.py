@@ -17,7 +17,7 @@ ORIENTATION = 0x0112
 ORIENTATIONS = range(1, 9)
 
 
-def picture(width: int = 20, height: int = 12, channels: int = 3) -> Image.Image:
+def sample_image(width: int = 20, height: int = 12, channels: int = 3) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8))
 
 
@@ -31,7 +31,7 @@ def oriented(kind: str, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
-    return encoded(picture(), kind, exif=exif, **options)
+    return encoded(sample_image(), kind, exif=exif, **options)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -44,7 +44,7 @@ def test_the_orientation_is_applied_as_imageops_does(kind, orientation):
 
 
 def test_orientation_6_turns_the_stored_rows_clockwise():
-    stored, shown = np.asarray(picture()), np.asarray(load_image(oriented("PNG", 6)))
+    stored, shown = np.asarray(sample_image()), np.asarray(load_image(oriented("PNG", 6)))
     np.testing.assert_array_equal(shown, np.rot90(stored, k=-1))
 
 
@@ -58,7 +58,7 @@ def test_the_published_policy_applies_no_orientation(kind):
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0"])
 def test_damaged_exif_leaves_the_image_as_stored(exif):
-    assert load_image(encoded(picture(), "JPEG", exif=exif)).size == (20, 12)
+    assert load_image(encoded(sample_image(), "JPEG", exif=exif)).size == (20, 12)
 
 
 def test_a_loaded_image_is_turned_once_only(tmp_path):
@@ -75,14 +75,14 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_transparency_is_composed_on_white(kind):
-    rgba = picture(channels=4)
+    rgba = sample_image(channels=4)
     data = encoded(rgba, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
     np.testing.assert_allclose(np.asarray(load_image(data)), on_white(np.asarray(rgba)), atol=1)
     assert load_image(data, "published").tobytes() == rgba.convert("RGB").tobytes()
 
 
 def test_gray_with_alpha_is_composed_on_white():
-    gray = picture(channels=2)
+    gray = sample_image(channels=2)
     assert gray.mode == "LA"
     expected = on_white(np.asarray(gray.convert("RGBA")))
     np.testing.assert_allclose(np.asarray(load_image(encoded(gray, "PNG"))), expected, atol=1)
@@ -91,7 +91,7 @@ def test_gray_with_alpha_is_composed_on_white():
 def test_colors_multiplied_by_their_alpha_are_divided_again():
     from r1v_export.reference.image_policy import to_rgb
 
-    rgba = picture(channels=4)
+    rgba = sample_image(channels=4)
     shown = np.asarray(to_rgb(rgba.convert("RGBa"), "as_displayed", "image")).astype(float)
     np.testing.assert_allclose(shown, on_white(np.asarray(rgba)), atol=2)
     gray = Image.fromarray(np.array([[[100, 255], [60, 120], [0, 0]]], np.uint8))

@@ -20,7 +20,7 @@ from r1v_export.reference import load_image as load_image_module
 from r1v_export.reference.load_image import load_image
 
 
-def picture(width: int = 20, height: int = 12) -> Image.Image:
+def sample_image(width: int = 20, height: int = 12) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -33,22 +33,22 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
 def test_a_lossless_file_gives_its_pixels(kind, tmp_path):
     file = tmp_path / "image"
-    file.write_bytes(encoded(picture(), kind))
+    file.write_bytes(encoded(sample_image(), kind))
     for source in (file, str(file), file.read_bytes(), io.BytesIO(file.read_bytes())):
         image = load_image(source)
         assert image.mode == "RGB"
-        assert image.tobytes() == picture().tobytes()
+        assert image.tobytes() == sample_image().tobytes()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF"])
 def test_a_lossy_file_gives_what_pillow_decodes(kind):
-    data = encoded(picture(), kind)
+    data = encoded(sample_image(), kind)
     assert load_image(data).tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
 def test_other_color_modes_are_converted_as_pillow_does(mode):
-    image = picture().convert(mode)
+    image = sample_image().convert(mode)
     kind = "TIFF" if mode == "CMYK" else "PNG"
     assert load_image(encoded(image, kind)).tobytes() == image.convert("RGB").tobytes()
 
@@ -89,7 +89,7 @@ def test_a_file_that_is_no_image_is_refused(content, tmp_path):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_a_truncated_file_is_refused(kind):
-    data = encoded(picture(64, 64), kind)
+    data = encoded(sample_image(64, 64), kind)
     with pytest.raises(InputError, match=r"damaged or cut off|not an image"):
         load_image(data[: len(data) * 2 // 3])
 
@@ -101,7 +101,7 @@ def test_a_truncated_file_is_refused(kind):
     st.binary(min_size=1, max_size=8),
 )
 def test_damaged_bytes_give_a_image_or_an_input_error(kind, position, garbage):
-    data = bytearray(encoded(picture(), kind))
+    data = bytearray(encoded(sample_image(), kind))
     position %= len(data)
     data[position : position + len(garbage)] = garbage
     with warnings.catch_warnings(), contextlib.suppress(InputError):
@@ -135,9 +135,9 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
 
 def test_a_image_at_the_pixel_limit_is_read(monkeypatch):
     monkeypatch.setattr(load_image_module, "MAX_PIXELS", 20 * 12)
-    load_image(encoded(picture(20, 12), "PNG"))
+    load_image(encoded(sample_image(20, 12), "PNG"))
     with pytest.raises(InputError, match="too large"):
-        load_image(encoded(picture(20, 13), "PNG"))
+        load_image(encoded(sample_image(20, 13), "PNG"))
 
 
 @pytest.mark.parametrize("size", [(65_536, 1), (1, 80_000_000)])

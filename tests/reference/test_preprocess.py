@@ -76,7 +76,7 @@ def test_candidate_grids_are_those_of_transformers(first, second):
 
 @settings(max_examples=150)
 @given(sides, sides, st.integers(1, 12), st.sampled_from([28, 112, 448]))
-def test_the_grid_is_the_published_codes(width, height, max_tiles, size):
+def test_the_grid_is_that_of_the_published_code(width, height, max_tiles, size):
     spec = tiling(tile_size=size, max_tiles=max_tiles)
     assert choose_grid(width, height, spec) == published_grid(width, height, 1, max_tiles, size)
 
@@ -137,12 +137,12 @@ def test_normalization_is_scale_then_mean_then_std_per_channel():
 
 
 def test_tiles_run_row_by_row_and_the_thumbnail_comes_last():
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255)]
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255)]
     image = Image.new("RGB", (84, 56))
-    for index, colour in enumerate(colours):
-        image.paste(colour, (28 * (index % 3), 28 * (index // 3), 28 * (index % 3) + 28, 28 * (index // 3) + 28))
+    for index, color in enumerate(colors):
+        image.paste(color, (28 * (index % 3), 28 * (index // 3), 28 * (index % 3) + 28, 28 * (index // 3) + 28))
     tiles = tile(image, tiling())
-    assert [t.getpixel((14, 14)) for t in tiles[:6]] == colours
+    assert [t.getpixel((14, 14)) for t in tiles[:6]] == colors
     assert len(tiles) == 7
     assert tiles[6].tobytes() == image.resize((28, 28)).tobytes()
 

@@ -66,7 +66,7 @@ def test_frames_of_an_animation_become_one_tile_each(kind, tmp_path):
     np.testing.assert_allclose(pixels, normalize(expected), atol=0.03 if kind == "GIF" else 0)
 
 
-def test_the_default_image_of_an_apng_that_is_no_frame_is_left_out(tmp_path):
+def test_the_default_image_of_an_apng_that_is_no_frame_is_omitted(tmp_path):
     still, *frames = moving(5)
     (tmp_path / "a.png").write_bytes(animation("PNG", [still, *frames], default_image=True))
     loaded = load_frames(tmp_path / "a.png", 2, TILE)

@@ -32,14 +32,14 @@ def test_each_turn_is_answered_as_the_whole_conversation_would_be(runner):
         assert conversation.turns == turns
 
 
-def test_later_turns_reuse_the_cache_and_look_at_no_image_twice(runner, monkeypatch):
-    looked_at = []
+def test_later_turns_reuse_the_cache_and_encode_no_image_twice(runner, monkeypatch):
+    encoded = []
     real = runner.engine.vision
-    monkeypatch.setattr(runner.engine, "vision", lambda tiles: looked_at.append(len(tiles)) or real(tiles))
+    monkeypatch.setattr(runner.engine, "vision", lambda tiles: encoded.append(len(tiles)) or real(tiles))
     conversation = Conversation(runner)
     first = ask(conversation, "What is this?", image(60, 60))
     second = ask(conversation, "Sure?")
-    assert looked_at == [1]
+    assert encoded == [1]
     assert first.reused_tokens == 0
     # All of the first prompt but its opened reasoning, which is not repeated in later prompts.
     assert second.reused_tokens == first.prompt_tokens - len("<think>\n")

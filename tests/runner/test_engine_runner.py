@@ -175,7 +175,7 @@ def test_a_stage_that_gives_nan_is_named(runner, monkeypatch, stage):
     assert error.value.where == stage
 
 
-def test_reasoning_and_answer_are_told_apart_over_tokens_of_any_size():
+def test_reasoning_and_answer_are_separated_over_tokens_of_any_size():
     pieces = [b"it is \xe7", b"\xba\xa2", b"</th", b"ink>\n", b"\nred", b" one STO", b"P!"]
     text = AnswerText(pieces.__getitem__, Sampling(stop=("STOP",)), thinking=True)
     streamed = [text.push(i) for i in range(len(pieces))]

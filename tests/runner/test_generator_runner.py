@@ -72,32 +72,32 @@ def library(request, runner, executor, llm):
     return made
 
 
-def told(runner: BaseRunner[Any], requests: list[Request], sampling: Any, index: int = 0) -> list[TokenEvent]:
+def events_of(runner: BaseRunner[Any], requests: list[Request], sampling: Any, index: int = 0) -> list[TokenEvent]:
     """What one request's events say, times aside."""
     return [
-        (event.token_id, event.reasoning, event.text, event.answer and told_answer(event.answer))
+        (event.token_id, event.reasoning, event.text, event.answer and facts_of(event.answer))
         for event in runner.generate(requests, sampling)
         if event.request == index
     ]
 
 
-def told_answer(answer: Any) -> tuple[Any, ...]:
+def facts_of(answer: Any) -> tuple[Any, ...]:
     fields = ("reasoning", "text", "reasoning_complete", "token_ids", "finish_reason", "prompt_tokens", "reused_tokens")
     return tuple(getattr(answer, field) for field in fields)
 
 
 @pytest.mark.parametrize("index", range(len(REQUESTS)))
 def test_events_are_those_of_our_own_loop_with_no_several_and_one_image(runner, library, index):
-    assert told(library(), REQUESTS, SHORT, index) == told(runner, REQUESTS, SHORT, index)
+    assert events_of(library(), REQUESTS, SHORT, index) == events_of(runner, REQUESTS, SHORT, index)
 
 
 def test_a_stop_token_ends_the_answer_as_in_our_own_loop(engine, runner, library):
     token = runner.answer(REQUESTS[2], SHORT).token_ids[6]
     for stops in ({"eos_token_id": [token]}, {"eos_token_id": [token, 299]}, {"eos_token_id": [0, token]}):
         own = EngineRunner(engine, runner.tokenizer, describe_pipeline(engine.model.spec, runner.tokenizer, stops))
-        expected = told(own, [REQUESTS[2]], SHORT)
+        expected = events_of(own, [REQUESTS[2]], SHORT)
 
-        assert told(library(stops), [REQUESTS[2]], SHORT) == expected
+        assert events_of(library(stops), [REQUESTS[2]], SHORT) == expected
         assert expected[-1][3][4] == "stop"
 
 
@@ -105,7 +105,9 @@ def test_a_stop_string_ends_the_answer_as_in_our_own_loop_and_frees_the_request(
     full = runner.answer(REQUESTS[2], Sampling(max_new_tokens=24))
     sampling = Sampling(max_new_tokens=24, stop=(full.text[3:5],))
 
-    assert told(over_executor(runner, executor), [REQUESTS[2]], sampling) == told(runner, [REQUESTS[2]], sampling)
+    assert events_of(over_executor(runner, executor), [REQUESTS[2]], sampling) == events_of(
+        runner, [REQUESTS[2]], sampling
+    )
     assert (len(executor.cancelled), executor.working) == (1, {})
 
 
@@ -150,7 +152,7 @@ def test_another_image_of_the_same_size_is_not_answered_from_the_first_one_s_cac
     assert [deployed.answer(request, SHORT).token_ids for request in requests] == expected
 
 
-def test_the_stand_in_would_notice_images_that_are_not_told_apart(runner, executor, monkeypatch):
+def test_the_stand_in_would_notice_images_that_are_confused(runner, executor, monkeypatch):
     monkeypatch.setattr(prompt_table, "extra_id", lambda image: 1)
     deployed = over_executor(runner, executor)
     requests = [Request.ask("How many?", image(60, 56, seed)) for seed in (0, 5)]

@@ -71,7 +71,7 @@ def test_plans_of_another_gpu_are_passed_over(bundle, monkeypatch):
     assert isinstance(opened(Bundle.open(bundle), "cpu", 1)[0], OnnxRuntimeEngine)
 
 
-def test_a_bundle_that_cannot_look_at_images_is_reported_what_to_build(bundle, tmp_path):
+def test_a_bundle_that_cannot_encode_images_says_what_to_build(bundle, tmp_path):
     blind = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     shutil.rmtree(blind / "graphs")
 

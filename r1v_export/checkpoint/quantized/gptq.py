@@ -156,9 +156,11 @@ def _split_size(in_features: int) -> int | None:
 
 def _other_convention(declared: str | None, offset: int) -> str:
     found = next(version for version, added in VERSIONS.items() if added == offset)
-    said = f"checkpoint_format says {declared}" if declared else "checkpoint_format is not given, which means gptq"
-    lies = "as they are" if offset == 0 else "minus one"
+    declaration = (
+        f"checkpoint_format says {declared}" if declared else "checkpoint_format is not given, which means gptq"
+    )
+    convention = "as they are" if offset == 0 else "minus one"
     return (
-        f"{said}, but the quantized values show zero points stored {lies}: read as {found}. "
+        f"{declaration}, but the quantized values show zero points stored {convention}: read as {found}. "
         f"To silence this, set checkpoint_format: {found} in the quantization settings."
     )

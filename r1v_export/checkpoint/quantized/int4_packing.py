@@ -16,7 +16,7 @@ def unpack(words: Tensor, axis: int, order: Sequence[int]) -> Tensor:
     Args:
         words: [a, b] integers, each `4 * len(order)` bits wide.
         axis: along which the values of a word follow each other.
-        order: value `order[i]` of a word lies in its i-th four bits, counted from the lowest.
+        order: value `order[i]` of a word is in its i-th four bits, counted from the lowest.
     """
     qweight = [(words >> BITS * order.index(value)) & 0xF for value in range(len(order))]
     return torch.stack([value.to(torch.int8) for value in qweight], dim=axis + 1).flatten(axis, axis + 1)
@@ -30,8 +30,8 @@ def pack_pairs(qweight: Tensor) -> Tensor:
 
     Returns: uint8 [out, in / 2].
     """
-    nibbles = qweight.to(torch.uint8) & 0xF
-    return nibbles[:, ::2] | nibbles[:, 1::2] << BITS
+    values = qweight.to(torch.uint8) & 0xF
+    return values[:, ::2] | values[:, 1::2] << BITS
 
 
 def unpack_pairs(packed: Tensor, signed: bool) -> Tensor:

@@ -55,7 +55,7 @@ def quantize_block(
         statistics: by group name; Gram matrices where `needs_gram`. Empty for schemes that need none.
         observer: how ranges of static inputs are chosen. Inputs that were rescaled take absmax: a histogram cannot be
             rescaled channel by channel.
-        kv_cache: what a decoder layer's cache is stored in; None leaves it as it is.
+        kv_cache: what a decoder layer's cache is stored in; None leaves it unchanged.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.

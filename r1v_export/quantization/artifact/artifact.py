@@ -46,7 +46,7 @@ _AGAIN = "calibrate again: r1v-export build --force"
 
 
 def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 of every tensor's name, dtype, shape and first 64 KiB: tells models apart without reading whole
+    """SHA-256 of every tensor's name, dtype, shape and first 64 KiB: distinguishes models without reading whole
     tensors."""
     digest = hashlib.sha256()
 

@@ -113,7 +113,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> CalibrationPlan:
     imported = [name for name, scheme in plan.schemes.items() if isinstance(scheme.weights, Imported)]
     if imported:
         raise UsageError(
-            "The recipe describes a checkpoint that came quantized: nothing can be calibrated by it.",
+            "The recipe describes a checkpoint that was quantized already and cannot be used for calibration.",
             where=f"recipe {recipe.name}",
             expected="algorithm: rtn, awq, gptq or smoothquant",
             found=f"algorithm: imported at {shorten(imported)}",

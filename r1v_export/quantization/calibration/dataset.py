@@ -25,7 +25,7 @@ from r1v_export.errors import InputError, UsageError
 from r1v_export.manifest import to_json
 from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.reference.preprocess import pixel_values, tile_image
-from r1v_export.reference.prompt import THOUGHT_END, Template, Turn, encode, template_of
+from r1v_export.reference.prompt import REASONING_END, Template, Turn, encode, template_of
 
 ResponseGenerator = Callable[[Sequence[RawExample]], Sequence[Sequence[int]]]
 """Gives the token ids of the model's greedy answer to each example, its stop token included."""
@@ -185,7 +185,7 @@ class _SampleMaker:
 
     def _prompt_ids(self, example: RawExample, tiles_per_image: Sequence[int]) -> list[int]:
         turn = Turn("user", example.prompt, images=len(tiles_per_image))
-        think = example.answer is None or example.reasoning is not None or THOUGHT_END in example.answer
+        think = example.answer is None or example.reasoning is not None or REASONING_END in example.answer
         tokens_per_tile = self.spec.tokens_per_tile
         try:
             return encode(
@@ -205,16 +205,16 @@ class _SampleMaker:
     def _response_ids(self, example: RawExample, response: Sequence[int] | None) -> list[int]:
         if example.answer is None:
             return list(response or ())
-        reasoning = "" if example.reasoning is None else f"{example.reasoning}\n{THOUGHT_END}\n\n"
+        reasoning = "" if example.reasoning is None else f"{example.reasoning}\n{REASONING_END}\n\n"
         stop = self.tokenizer.special_id(self.template.stop_tokens[0])
         return [*self._encode_response(reasoning + example.answer), stop]
 
     def _encode_response(self, text: str) -> list[int]:
         """Ids of a response, the end of its reasoning being one token where the tokenizer has it."""
-        end = self.tokenizer.token_id(THOUGHT_END)
+        end = self.tokenizer.token_id(REASONING_END)
         if end is None:
             return self.tokenizer.encode_text(text)
-        reasoning, *rest = text.split(THOUGHT_END)
+        reasoning, *rest = text.split(REASONING_END)
         ids = self.tokenizer.encode_text(reasoning)
         for part in rest:
             ids += [end, *self.tokenizer.encode_text(part)]

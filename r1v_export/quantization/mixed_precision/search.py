@@ -232,7 +232,7 @@ def _digest(
     recipes: Mapping[str, Recipe],
     with_kl: bool,
 ) -> str:
-    """Tells searches of different models, samples and recipes apart: what one left is nothing to another."""
+    """Distinguishes searches of different models, samples and recipes, whose intermediate results cannot be mixed."""
     origin, compute = checkpoint_fingerprint(checkpoint), compute_dtype(checkpoint, options.device)
     plans = [make_key(origin, recipe, compute, samples).fingerprint for recipe in recipes.values() for samples in sets]
     return hashlib.sha256(to_json([*plans, with_kl]).encode()).hexdigest()[:16]

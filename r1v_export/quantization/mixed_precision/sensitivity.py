@@ -37,7 +37,7 @@ from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.strict import StrictModel, parse_json
 
 FLOAT = "16-bit"
-"""The precision of a module that is left as it is."""
+"""The precision of a module that is not quantized."""
 
 _LARGEST_SNR_DB = 200.0
 """Written where there is no noise at all."""

@@ -74,7 +74,7 @@ class ActivationStatistics:
 
     @classmethod
     def from_activations(cls, x: Tensor) -> ActivationStatistics:
-        """Statistics of activations [..., I] of any floating dtype on any device; the result lies on the CPU.
+        """Statistics of activations [..., I] of any floating dtype on any device; the result is on the CPU.
 
         A NaN or infinity among them shows as one in `channel_absmax`.
         """

@@ -25,8 +25,8 @@ _FOUR_BITS = {TensorProto.INT4, TensorProto.UINT4}
 _INT8_IN_FLOAT16 = {TensorProto.INT8, TensorProto.FLOAT16}
 
 TOKENS_AT_ONCE = 256
-"""Image tokens whose tiles a CPU looks at together: activations of more leave its caches. InternViT's tiles, of 256
-tokens each, go one by one, which measured 4 % faster than four together; smaller ones gain from company."""
+"""Image tokens whose tiles a CPU encodes together: activations of more do not fit into its caches. InternViT's
+tiles, of 256 tokens each, are encoded one by one: 4 % faster than four together. Smaller ones gain from batching."""
 
 EMBED_THREADS = 1
 """Of the embed graph's session: a look-up gains nothing from more."""

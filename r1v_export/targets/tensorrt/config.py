@@ -15,7 +15,7 @@ class TensorRTConfig(StrictModel):
     """GPUs, and the sizes that engines take. Sizes beyond the model's positions are cut to them."""
 
     sm: tuple[PositiveInt, ...] | Literal["current"] | None = None
-    """Compute capabilities (89 is 8.9) that one engine serves, or `current`: the GPU that is there. Left out:
+    """Compute capabilities (89 is 8.9) that one engine serves, or `current`: the installed GPU. If omitted:
     current for tensorrt; Ada and consumer Blackwell (89, 120) for tensorrt-rtx."""
     tile_profiles: tuple[Tiles, ...] = ((1, 1), (2, 4), (5, 7), (8, 13), (14, 26))
     """Ranges of tiles of a run, each with kernels of its own; an image is up to 13 tiles, more are batches."""

@@ -51,8 +51,8 @@ class Distribution:
     @property
     def install(self) -> str:
         """What to type to get it."""
-        beside = " (not next to tensorrt-llm, which pins TensorRT 10)" if self.module == "tensorrt" else ""
-        return f"pip install '{self.requirement}'{beside}"
+        conflict = " (not next to tensorrt-llm, which pins TensorRT 10)" if self.module == "tensorrt" else ""
+        return f"pip install '{self.requirement}'{conflict}"
 
 
 DISTRIBUTIONS = {
@@ -88,7 +88,7 @@ class Library:
 
     @property
     def streams(self) -> bool:
-        """Whether a plan can be written as it is made, instead of being handed back whole."""
+        """Whether a plan can be written while it is built, instead of being returned whole."""
         return hasattr(self.module, "IStreamWriter") and hasattr(
             self.module.Builder, "build_serialized_network_to_stream"
         )

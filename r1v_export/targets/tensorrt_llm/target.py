@@ -94,7 +94,7 @@ class TensorRTLLMTarget(Target):
 
     def missing(self, device: Device) -> str | None:
         if version_of("onnxruntime", *ONNX_RUNTIME) is None:
-            return "onnxruntime is not installed: it runs the vision graph beside the checkpoint"
+            return "onnxruntime is not installed: it runs the vision graph"
         return None
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> CheckpointEngine:

@@ -25,7 +25,7 @@ def test_each_code_comes_from_its_four_bits(axis, order):
                 assert int(found) == expected
 
 
-def test_bytes_hold_two_codes():
+def test_bytes_hold_two_values():
     assert unpack(torch.tensor([[0xF1]], dtype=torch.uint8), 0, (0, 1)).tolist() == [[1], [15]]
 
 

@@ -1,4 +1,4 @@
-"""Which convention stored zero points follow is read from the codes; a declaration that they contradict is not used."""
+"""The convention of stored zero points is read from the quantized values, which overrule a wrong declaration."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_rounded_weight_shows_its_own_convention_or_none(name, group, offset):
 
 
 @pytest.mark.parametrize("offset", [0, 1])
-def test_random_codes_and_weights_far_from_zero_show_nothing(offset):
+def test_random_values_and_weights_far_from_zero_show_nothing(offset):
     qweight, _, zero = random_linear(1, 64, 512)
     assert shown(qweight, zero, offset) is None
     for shift in (2.0, -2.0):
@@ -88,7 +88,7 @@ def test_columns_in_act_order_show_their_convention_too(tmp_path, group, stored)
 
 
 @pytest.mark.parametrize("declared", ["gptq", "gptq_v2"])
-def test_where_the_codes_show_nothing_the_declaration_is_taken(pristine: Path, tmp_path, declared):
+def test_where_the_values_show_nothing_the_declaration_is_taken(pristine: Path, tmp_path, declared):
     offset = {"gptq": 1, "gptq_v2": 0}[declared]
     config = GPTQ | {"checkpoint_format": declared}
     truth = quantized_copy(pristine, tmp_path / "model", partial(pack_gptq, offset=offset), config)

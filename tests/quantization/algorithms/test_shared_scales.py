@@ -45,7 +45,7 @@ def test_weights_are_rounded_again_not_only_given_another_scale(seed):
         assert bool((error <= allowed * 1.0001).all())
 
 
-def test_the_row_with_the_largest_scale_keeps_its_codes():
+def test_the_row_with_the_largest_scale_keeps_its_quantized_values():
     linears = per_row()
     shared = share_weight_scale(NAMES, linears)
 

@@ -34,8 +34,8 @@ def qdq_matmul(
         onh.from_array(bias, "bias"),
     ]
     nodes = [
-        oh.make_node("QuantizeLinear", ["x", "input_scale", "zero"], ["x_codes"]),
-        oh.make_node("DequantizeLinear", ["x_codes", "input_scale"], ["x_rounded"]),
+        oh.make_node("QuantizeLinear", ["x", "input_scale", "zero"], ["x_quantized"]),
+        oh.make_node("DequantizeLinear", ["x_quantized", "input_scale"], ["x_rounded"]),
         oh.make_node("DequantizeLinear", ["weight", "scale"], ["weight_rounded"], axis=0),
         oh.make_node("Transpose", ["weight_rounded"], ["weight_T"], perm=[1, 0]),
         oh.make_node("MatMul", ["x_rounded", "weight_T"], ["product"]),

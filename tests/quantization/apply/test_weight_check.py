@@ -1,4 +1,4 @@
-"""Artifacts held to the weights that they were made from."""
+"""Artifacts compared with the weights that they were made from."""
 
 from __future__ import annotations
 

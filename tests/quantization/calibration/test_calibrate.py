@@ -222,7 +222,7 @@ def test_what_a_calibration_of_another_recipe_left_is_not_used(synth_checkpoint:
     assert calibrated(synth_checkpoint, RTN_RECIPE, out) == calibrated(synth_checkpoint, RTN_RECIPE, tmp_path / "fresh")
 
 
-def test_a_recipe_that_looks_at_weights_alone_sends_no_sample_through(
+def test_a_recipe_that_reads_weights_alone_sends_no_sample_through(
     synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks.VisionEmbeddings, "forward", lambda *args: pytest.fail("a sample went through"))
@@ -312,7 +312,7 @@ def test_activations_of_zeros_are_named(synth_checkpoint: Checkpoint, tmp_path: 
         with pytest.raises(InputError, match="are zero") as caught:
             calibrated(broken, recipe, tmp_path / "out")
         assert caught.value.where == "language_model.model.layers.1.self_attn.q_proj"
-    calibrated(broken, RTN_RECIPE, tmp_path / "out")  # which does not look at activations
+    calibrated(broken, RTN_RECIPE, tmp_path / "out")  # which does not use activations
 
 
 def test_images_that_no_sample_shows_are_missed(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def imported(folder: Path, out: Path) -> Artifact:
 
 
 @pytest.mark.parametrize(("pack", "config"), [(pack_awq, AWQ), (pack_gptq, GPTQ)])
-def test_the_artifact_holds_the_checkpoints_own_codes(source, tmp_path, pack, config):
+def test_the_artifact_holds_the_checkpoints_own_quantized_values(source, tmp_path, pack, config):
     truth = quantized_copy(source, tmp_path / "model", pack, config)
     artifact = imported(tmp_path / "model", tmp_path / "out")
     assert set(artifact.schemes) == set(truth)
@@ -136,7 +136,7 @@ def test_its_recipe_cannot_be_calibrated_by(source, tmp_path):
     quantized_copy(source, tmp_path / "model", pack_awq, AWQ)
     recipe = imported_recipe(Checkpoint.open(tmp_path / "model"))
     assert parse(recipe.to_yaml()) == recipe
-    with pytest.raises(UsageError, match="came quantized"):
+    with pytest.raises(UsageError, match="quantized already"):
         make_plan(Checkpoint.open(source), recipe)
 
 

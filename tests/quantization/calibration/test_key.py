@@ -1,4 +1,4 @@
-"""The key of a calibration tells apart everything that decides its numbers."""
+"""The key of a calibration distinguishes everything that decides its numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_field_changes_the_fingerprint(key: CalibrationKey, change: dict[s
     assert key.model_copy(update=change).fingerprint != key.fingerprint
 
 
-def test_no_field_is_left_out_of_that_test(key: CalibrationKey) -> None:
+def test_no_field_is_missing_from_that_test(key: CalibrationKey) -> None:
     assert set(type(key).model_fields) == {"producer", "checkpoint", "recipe", "compute", "data", "shard", "samples"}
 
 

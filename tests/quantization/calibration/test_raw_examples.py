@@ -104,7 +104,7 @@ class TestSavedDatasets:
         with pytest.raises(InputError, match=r"damaged(.|\n)*row 0, image 1"):
             example.load_images()
 
-    def test_several_splits_are_told(self, datasets: Any, tmp_path: Path) -> None:
+    def test_several_splits_are_reported(self, datasets: Any, tmp_path: Path) -> None:
         datasets.DatasetDict(train=datasets.Dataset.from_dict({"prompt": ["?"]})).save_to_disk(tmp_path / "rows")
         with pytest.raises(InputError, match=r"several splits(.|\n)*rows/train"):
             read_examples(tmp_path / "rows", 1)

@@ -99,7 +99,7 @@ def test_an_interrupted_merge_goes_on_and_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("chosen", [(0, 1), (0, 1, 1), (1,), (0, 1, 2, 2)])
-def test_shards_that_are_missing_or_doubled_are_told(
+def test_shards_that_are_missing_or_doubled_are_reported(
     synth_checkpoint: Checkpoint, tmp_path: Path, shards: Sequence[Path], chosen: Sequence[int]
 ) -> None:
     folders = [copied(shards[index], tmp_path / str(n)) for n, index in enumerate(chosen)]
@@ -109,7 +109,9 @@ def test_shards_that_are_missing_or_doubled_are_told(
     assert caught.value.found == ", ".join(f"{index + 1}/3" for index in chosen)
 
 
-def test_shards_of_other_recipes_are_told(synth_checkpoint: Checkpoint, tmp_path: Path, shards: Sequence[Path]) -> None:
+def test_shards_of_other_recipes_are_reported(
+    synth_checkpoint: Checkpoint, tmp_path: Path, shards: Sequence[Path]
+) -> None:
     other = collected_shard(synth_checkpoint, AWQ_RECIPE, tmp_path, 1)
     with pytest.raises(UsageError, match="the recipe differs"):
         merge(synth_checkpoint, [shards[0], other, shards[2]], tmp_path / "merged")

@@ -1,7 +1,7 @@
 """A tiny model built with the real TensorRT-RTX on whatever machine this is, and a stand-in for the GPU to run it on.
 
 The stand-in has TensorRT's interface of engines and contexts and computes the lowered graph, at the addresses that it
-is given, with ONNX Runtime: sessions are then held to PyTorch without a GPU.
+is given, with ONNX Runtime: sessions are then compared with PyTorch without a GPU.
 """
 
 from __future__ import annotations

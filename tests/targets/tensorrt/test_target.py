@@ -60,7 +60,7 @@ def test_vision_projector_and_decoder_build_for_ada_and_blackwell(bundle) -> Non
 
 @pytest.mark.slow
 def test_the_plan_of_a_build_counts_the_weights_of_all_plans(bundle, tmp_path) -> None:
-    """Kernels, rotary tables and scales come on top; beside the weights of a large model they are next to nothing."""
+    """Kernels, rotary tables and scales come on top; they are negligible next to the weights of a large model."""
     stages = plan(config(precision=read_manifest(bundle).precision), tmp_path / "new")
     planned = next(stage.size_bytes for stage in stages if stage.name == f"{TENSORRT_RTX}-engine")
     infos = [read_info(bundle / "engines" / TENSORRT_RTX, name) for name in PLANS]

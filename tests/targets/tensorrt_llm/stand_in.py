@@ -7,7 +7,7 @@ Written from what the library's sources say (1.0 to 1.2), apart from our adapter
   table; blocks of the cache are found again by ids and extra ids; a response brings new tokens only, without the end
   token and with the stop word.
 * `Llm`: tensorrt_llm/llmapi/llm.py. It wants an end token where it has no tokenizer, tells all tokens with every step,
-  and drops image embeddings beside token ids unless its input processor takes them.
+  and drops image embeddings with token ids unless its input processor takes them.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ class Llm:
     """`tensorrt_llm.LLM`.
 
     Args:
-        takes_embeddings: whether its input processor takes image embeddings beside token ids.
+        takes_embeddings: whether its input processor takes image embeddings with token ids.
     """
 
     def __init__(self, model: Model, takes_embeddings: bool = True, dtype: torch.dtype = torch.float32) -> None:

@@ -30,7 +30,7 @@ class UnifiedFiles(QuantizedFolder):
         return read_json(self.folder / "hf_quant_config.json")["quantization"]
 
     def is_quantized(self, linear: str) -> bool:
-        """Whether a linear has scales, or codes that need them."""
+        """Whether a linear has scales, or quantized values that need them."""
         weight = f"{linear}.weight"
         return self.has(f"{weight}_scale") or (self.has(weight) and not self.dtype(weight).startswith(_PLAIN))
 

@@ -53,7 +53,7 @@ def _rounds_its_cache(attention: ir.Node) -> bool:
 
 
 def _lengths(graph: ir.Graph, before: ir.Node) -> tuple[ir.Value, ir.Value]:
-    """`seqlens_k` [batch] int32, which GroupQueryAttention wants less one, and the largest length, a scalar."""
+    """`seqlens_k` [batch] int32, lengths less one as GroupQueryAttention expects, and the largest length, a scalar."""
     cache_length = next(value for value in graph.inputs if value.name == CACHE_LENGTH)
     one = ir.Value(name="one", const_value=ir.tensor([1], dtype=ir.DataType.INT32, name="one"))
     graph.register_initializer(one)

@@ -27,7 +27,7 @@ class OnnxRuntimeEngine:
         sizes: of the model.
         device: "cpu" or "cuda".
         threads: that one operator may use on the CPU; `cpus.thread_count()` if None.
-        gpu: which one looks at images, of several; the decoder is on the first.
+        gpu: which one of several encodes images; the decoder is on the first.
     """
 
     name = "onnxruntime"

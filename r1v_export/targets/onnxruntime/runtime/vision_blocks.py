@@ -1,4 +1,4 @@
-"""The vision graph with the output of each ViT block as a further output, for parity to look at."""
+"""The vision graph with the output of each ViT block as a further output, for the parity gate."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """An ONNX model that holds nothing but a plan, for ONNX Runtime's TensorRT and NV-TensorRT-RTX execution providers.
 
-ONNX Runtime loads it like any model; its one node, `EPContext`, names the plan beside it.
+ONNX Runtime loads it like any model; its one node, `EPContext`, names the plan next to it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _IR_VERSION = 10
 
 
 def save_context_model(info: PlanInfo, folder: Path, name: str) -> Path:
-    """Write `<name>_ctx.onnx` beside `<name>.plan`. The plan is referred to by its bare name: the providers follow no
+    """Write `<name>_ctx.onnx` next to `<name>.plan`. The plan is referred to by its bare name: the providers follow no
     path that leaves the model's folder."""
     bindings = {
         binding.name: ir.Value(

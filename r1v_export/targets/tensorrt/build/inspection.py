@@ -1,4 +1,4 @@
-"""What an engine is, read from the files beside its plans: no TensorRT and no GPU are needed."""
+"""What an engine is, read from the files next to its plans: no TensorRT and no GPU are needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ATTENTION_KERNEL = "mha"
 
 
 def engine_facts(folder: Path) -> dict[str, Any]:
-    """Of each plan: its description, its layers, and what can be said of them in a line.
+    """Of each plan: its description, its layers, and a one-line summary.
 
     Raises:
         BundleError: a file is missing or malformed.

@@ -26,7 +26,7 @@ class Messages:
     layers: list[str] = field(default_factory=list)
     """One line per layer of the finished engine, as its verbose log describes them."""
     on_module: Callable[[str], None] = lambda module: None
-    """Told from which module of the reference the node comes that is parsed now."""
+    """Called with the module of the reference from which the currently parsed node comes."""
 
     def add(self, severity: str, message: str) -> None:
         """Record a message of the library, or report progress from it."""
@@ -79,7 +79,7 @@ def parse(
     Args:
         model: its weights' locations are relative to `weights_root`.
         name: of the graph, for messages.
-        on_module: told from which module of the reference the node comes that is parsed now.
+        on_module: called with the module of the reference from which the currently parsed node comes.
 
     Raises:
         GraphError: the parser refuses an operator, which is named with the module that it comes from.

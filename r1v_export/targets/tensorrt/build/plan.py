@@ -1,4 +1,4 @@
-"""A plan file and the small JSON file beside it, which says what the plan is before TensorRT has to be asked.
+"""A plan file and the small JSON file next to it, which describes the plan without TensorRT.
 
 TensorRT's own answer to a plan of another version, for another GPU, or cut short is an error without words, or worse.
 """
@@ -164,7 +164,7 @@ def require_runs_here(info: PlanInfo, library: Library, plan: Path, compute_capa
     """Check that a plan was built for the installed library and this GPU.
 
     Args:
-        compute_capability: of the GPU that is there; None where there is none, which is then not looked at.
+        compute_capability: of the GPU; None if there is none, which skips that check.
 
     Raises:
         BundleError: the plan is of another library, version, or GPU.

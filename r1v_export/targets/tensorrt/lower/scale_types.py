@@ -8,7 +8,7 @@ _FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4)
 
 
 class ScaleTypes(ir.passes.InPlacePass):
-    """DequantizeLinear(4-bit codes, float32 scale) -> the same with the scale cast first.
+    """DequantizeLinear(4-bit values, float32 scale) -> the same with the scale cast first.
 
     TensorRT finds no type for blocked 4-bit weights whose scales are wider than what they dequantize to. It folds the
     cast when it builds; a group's scale is its largest weight over 7, which 16 bits hold to three digits.

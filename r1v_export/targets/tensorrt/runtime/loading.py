@@ -66,7 +66,7 @@ def _load(library: Library, runtime: Any, folder: Path, name: str, info: PlanInf
 
 
 def deserialize(library: Library, runtime: Any, plan: Path) -> Any:
-    """An ICudaEngine. The plan is mapped: it takes no memory of the host beside what the library copies.
+    """An ICudaEngine. The plan is mapped: it takes no host memory except what the library copies.
 
     Raises:
         BundleError: the library refuses the plan.

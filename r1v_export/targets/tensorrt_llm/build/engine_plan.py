@@ -1,5 +1,5 @@
 """From a bundle's TensorRT-LLM checkpoint to an engine. Engines belong to one kind of GPU and one version, so they lie
-beside a bundle, not in it."""
+next to a bundle, not in it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def plan_engine(bundle: Path, out: Path, workers: int | None = None) -> EnginePl
 
 
 def build_engine(plan: EnginePlan, program: Path | None, progress: Progress) -> None:
-    """Run the command and hold the engine's own config to it.
+    """Run the command and compare the engine's own config with it.
 
     Raises:
         CapabilityError: no supported trtllm-build here; says how to build elsewhere.
@@ -86,8 +86,8 @@ def build_engine(plan: EnginePlan, program: Path | None, progress: Progress) -> 
 
 
 def require_built(plan: EnginePlan) -> None:
-    """Hold a finished engine to the bundle. One that was not built by `build_engine` does not say what weights it has;
-    then only its sizes and formats are known to be right.
+    """Compare a finished engine with the bundle. One that was not built by `build_engine` does not record its
+    weights; then only its sizes and formats are checked.
 
     Raises:
         BundleError: files are missing, or the engine is of another checkpoint, or of other sizes or formats.

@@ -1,4 +1,4 @@
-"""Runs `trtllm-build` and looks at what came out."""
+"""Run `trtllm-build` and check its result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TAIL = 15
 def find_program(path: Path | None, recipe: str) -> Path:
     """`trtllm-build` of a supported version: the one given, or the one on PATH.
 
-    It usually lies in an environment of its own, whose Python knows the version.
+    It is usually installed in an environment of its own, whose Python knows the version.
 
     Args:
         recipe: how to build elsewhere, for the error.
@@ -55,7 +55,7 @@ def find_program(path: Path | None, recipe: str) -> Path:
             f"{PROGRAM} is of another version than the checkpoint is written for.",
             where=found,
             expected=ENGINES_TEXT,
-            found=".".join(map(str, version)) if version else "no version that its Python can tell",
+            found=".".join(map(str, version)) if version else "no version that its Python knows",
             fix=f"use an environment with a supported version, or the container:\n{recipe}",
         )
     return Path(found)
@@ -120,7 +120,7 @@ class _Progress:
 
 
 def check_engine(out: Path, config: Config, sizes: EngineSizes) -> None:
-    """Hold an engine's own config to what was asked for.
+    """Compare an engine's own config with the request.
 
     Raises:
         BundleError: files are missing, or the engine is another one.

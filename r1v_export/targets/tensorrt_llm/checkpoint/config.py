@@ -79,7 +79,7 @@ def rotary_scaling(spec: LanguageSpec) -> dict[str, Any] | None:
     """`rotary_scaling`. Dynamic scaling does nothing up to `max_position_embeddings`, where engines end.
 
     Raises:
-        CapabilityError: YaRN, which TensorRT-LLM's attention of Qwen2 would leave out.
+        CapabilityError: YaRN, which TensorRT-LLM's attention of Qwen2 would ignore.
     """
     scaling = spec.rope_scaling
     if scaling is None or scaling.type == "dynamic":

@@ -34,7 +34,7 @@ TENSORS: dict[str | None, frozenset[str]] = {
     ),
     "W4A16_GPTQ": frozenset({"weight", "weights_scaling_factor", "zero"}),
 }
-"""Tensors of a linear under each algorithm, beside its bias."""
+"""Tensors of a linear under each algorithm, except its bias."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ def _groups_with_zeros(found: Mapping[str, Tensor], group_size: int, kernel_layo
 
 
 def undo_interleave(weight: Tensor, kernel_layout: int) -> Tensor:
-    """Codes [out, in], -8..7, of a weight that lies as the kernel reads it.
+    """Quantized values [out, in], -8..7, of a weight in the kernel's layout.
 
-    Follows the kernel: walks over the half bytes of memory, and says which output and input channel each is.
+    Follows the kernel: iterates over the half bytes of memory, and computes which output and input channel each is.
     """
     memory = weight.view(torch.uint8)
     in_features, out_features = memory.shape[0], memory.shape[1] * 2
@@ -167,8 +167,8 @@ def undo_interleave(weight: Tensor, kernel_layout: int) -> Tensor:
     # Before Hopper, four output channels lie together, in turn for every 64 inputs.
     together, run = (1, in_features) if kernel_layout == 90 else (4, 64)
     place = torch.arange(together * in_features)
-    word, nibble = place // 8, place % 8
-    position = 8 * word + torch.where(nibble < 4, 2 * nibble, 2 * (nibble - 4) + 1)  # evens first, then odds
+    word, half_byte = place // 8, place % 8
+    position = 8 * word + torch.where(half_byte < 4, 2 * half_byte, 2 * (half_byte - 4) + 1)  # evens first, then odds
     tile, rest = position // (together * run), position % (together * run)
     output, step = rest // run, run * tile + rest % run
     block, within = step // 32, step % 32

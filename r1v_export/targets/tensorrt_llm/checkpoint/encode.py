@@ -46,7 +46,7 @@ def encode_plain(weight_OI: Tensor) -> Parts:
 
 
 def encode(linear: QuantizedLinear, quant_format: QuantFormat, dtype: torch.dtype) -> Parts:
-    """A quantized linear. Scales stay float32: the loader casts them to the model's dtype where a kernel wants that.
+    """A quantized linear. Scales stay float32: the loader casts them to the model's dtype where a kernel expects it.
 
     Args:
         dtype: that the model computes in.

@@ -127,7 +127,7 @@ def _check_kernels(module: str, features: tuple[int, int], quant_format: QuantFo
 def _check_stages(
     spec: LanguageSpec, quant_formats: abc.Mapping[tuple[int, str], QuantFormat | None], parallel: Mapping
 ) -> None:
-    """Each stage numbers its layers from 0, so what config.json says of layer 0 is said of that of every stage."""
+    """Each stage numbers its layers from 0, so the entry for layer 0 in config.json applies to each stage's first."""
     for stage in range(1, parallel.pp):
         first, layers = parallel.layers(0, spec.num_layers), parallel.layers(stage, spec.num_layers)
         for ours, theirs in zip(layers, first, strict=False):

@@ -27,7 +27,7 @@ COLUMNS_TOGETHER = 4
 
 
 def pack_outputs(qweight_OI: Tensor) -> Tensor:
-    """int8 codes [out, in], -8..7 -> int8 [out / 2, in]."""
+    """int8 values [out, in], -8..7 -> int8 [out / 2, in]."""
     return pack_pairs(qweight_OI.T).T.contiguous().view(torch.int8)
 
 
@@ -39,10 +39,10 @@ def mma_order() -> Tensor:
 
 
 def interleave(qweight_OI: Tensor, layout: KernelLayout) -> Tensor:
-    """int8 codes [out, in], -8..7 -> uint8 [in, out / 2] as the 16-bit-activation kernel reads them.
+    """int8 values [out, in], -8..7 -> uint8 [in, out / 2] as the 16-bit-activation kernel reads them.
 
     Input channels are ordered by `mma_order` within each 32, the weight is laid out by output channel, before Hopper
-    with tiles of 64 input channels of 4 output channels in turn, and codes are made unsigned (+8), the even ones of
+    with tiles of 64 input channels of 4 output channels in turn, and values are made unsigned (+8), the even ones of
     each eight in the low halves of a word: the order in which the kernel turns them into floats.
 
     `in` is a multiple of 64, `out` of 8.
@@ -52,6 +52,6 @@ def interleave(qweight_OI: Tensor, layout: KernelLayout) -> Tensor:
     if layout != 90:
         tiles = ordered_OI.view(out_features // COLUMNS_TOGETHER, COLUMNS_TOGETHER, -1, ROWS_PER_TILE)
         ordered_OI = tiles.transpose(1, 2).reshape(out_features, in_features)
-    words = (ordered_OI + 8).to(torch.uint8).view(-1, 4, 2)  # eight codes of a word: pair, member
+    words = (ordered_OI + 8).to(torch.uint8).view(-1, 4, 2)  # eight values of a word: pair, member
     packed = words.transpose(1, 2).reshape(-1, 8)  # evens, then odds
     return (packed[:, ::2] | packed[:, 1::2] << 4).view(in_features, out_features // 2)

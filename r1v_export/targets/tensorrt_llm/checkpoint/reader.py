@@ -228,7 +228,7 @@ class _Reader:
         shard = decode(where, found, algorithm, group_size, dtype, layout)
         problem = shard.weight.validate() if isinstance(shard.weight, QuantizedLinear) else None
         if problem is not None:
-            raise self._bad(f"rank{rank}: {name}", "codes with positive, finite scales", problem)
+            raise self._bad(f"rank{rank}: {name}", "quantized values with positive, finite scales", problem)
         return shard
 
     def _quantization(self, name: str) -> Quantization:

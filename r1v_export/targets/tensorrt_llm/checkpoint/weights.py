@@ -1,4 +1,4 @@
-"""The weights of a language model as TensorRT-LLM wants them, over all GPUs: read, quantized, fused; one at a time."""
+"""The weights of a language model as TensorRT-LLM expects them, on all GPUs: read, quantized, fused; one at a time."""
 
 from __future__ import annotations
 

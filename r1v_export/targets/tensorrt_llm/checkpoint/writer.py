@@ -70,7 +70,7 @@ def write_checkpoint(
     Args:
         artifact: the model's calibration; None stores everything in `dtype`.
         dtype: that the engine computes in.
-        parallel: over how many GPUs; one where left out.
+        parallel: over how many GPUs; one if omitted.
         layout: of the GPUs' kernels, for weights with zero points.
 
     Raises:
@@ -189,7 +189,7 @@ class _Writer:
         return [self._shard(self.weights.linear(layer, module), layer, module, suffix, rank)]
 
     def _shard(self, linears: Sequence[Parts], layer: int, module: str, suffix: str, rank: int) -> Tensor:
-        """One GPU's share of a tensor, as it is stored: of q, k and v each, then joined."""
+        """One GPU's share of a tensor, as stored: of q, k and v each, then joined."""
         parts = [shard(linear[suffix], module, rank, self.parallel.tp) for linear in linears]
         fused = fuse(f"layer {layer} {module}", suffix, parts)
         return stored(suffix, fused, self.weights.quant_formats[layer, module], self.weights.dtype, self.layout)

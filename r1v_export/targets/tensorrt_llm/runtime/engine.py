@@ -1,6 +1,6 @@
 """A TensorRT-LLM checkpoint as the contract's engine, without TensorRT-LLM: PyTorch computes what the rank files say.
 
-It is what the parity gate looks at: language model and embeddings out of the rank files of all GPUs, vision and
+The parity gate runs it: language model and embeddings out of the rank files of all GPUs, vision and
 projector out of the bundle's standard graphs, which is what a deployment's vision engine is built from.
 """
 

@@ -30,7 +30,7 @@ from r1v_export.targets.tensorrt_llm.runtime.open_request import OpenRequest
 from r1v_export.targets.tensorrt_llm.runtime.prompt_table import TablePrompt
 
 WAIT = timedelta(milliseconds=50)
-"""How long a response is waited for before `cancel`, or another request, is looked at."""
+"""How long to wait for a response before checking `cancel` or another request."""
 
 MOST_TOP_K = 1024
 """The library clips larger ones without saying so."""
@@ -110,7 +110,7 @@ class ExecutorSession:
         # The executor knows one end token; the others are stop words of one token.
         ends: list[int | None] = [*sorted(stop_ids)] or [None]
         end_id, *others = ends
-        with _told():
+        with _library_errors():
             request = self.bindings.Request(
                 input_token_ids=prompt.token_ids,
                 max_tokens=sampling.max_new_tokens,
@@ -182,7 +182,7 @@ class ExecutorGeneration(OpenRequest):
 
     def _next(self) -> Generated:
         tokens: list[int] = []
-        with _told():
+        with _library_errors():
             for response in self._executor.await_responses(self._id, timeout=WAIT):
                 if response.has_error():
                     self._finished = True
@@ -205,8 +205,8 @@ class ExecutorGeneration(OpenRequest):
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """The library's errors, all of which come as RuntimeError or ValueError, told as ours."""
+def _library_errors() -> Iterator[None]:
+    """Convert the library's errors, all of which are RuntimeError or ValueError, into ours."""
     try:
         yield
     except (RuntimeError, ValueError) as error:

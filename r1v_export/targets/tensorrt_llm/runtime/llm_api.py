@@ -3,7 +3,7 @@
 What is used of it follows tensorrt_llm/llmapi/llm.py of 1.2, and of main as far as it could be read:
 
 * Without a tokenizer of its own (we tokenize) a request must name its end token, -1 for none.
-* Image embeddings beside token ids reach the model only where its input processor says that it takes token ids
+* Image embeddings passed with token ids reach the model only where its input processor says that it takes token ids
   (`supports_token_id_mm_expansion`, after 1.2). Elsewhere they are dropped without a word, so images are refused.
 * That backend has no model of this family up to its 1.3 pre-releases (TensorRT-LLM's issue 4225): `open_llm` says so.
 """
@@ -71,9 +71,9 @@ class LlmApiSession:
         processor = getattr(self.llm, "input_processor", None)
         if images and not getattr(processor, "supports_token_id_mm_expansion", False):
             raise CapabilityError(
-                "This TensorRT-LLM would answer without looking at the images.",
+                "This TensorRT-LLM would ignore the images.",
                 where="LLM API",
-                expected="a model whose input processor takes image embeddings beside token ids",
+                expected="a model whose input processor takes image embeddings with token ids",
                 found=type(processor).__name__,
                 fix="build an engine (--target tensorrt-llm, r1v-export engine), or ask without images",
             )
@@ -101,13 +101,13 @@ class LlmApiSession:
 
 
 class LlmApiGeneration(OpenRequest):
-    """Each step waits for the next token, however long that takes, and `cancel` is looked at between them."""
+    """Each step waits for the next token, however long that takes, and `cancel` is checked between them."""
 
     def __init__(self, output: Any, end_id: int, cancel: threading.Event) -> None:
         super().__init__(cancel)
         self._output, self._end_id = output, end_id
         self._steps = iter(output)
-        self._told = 0
+        self._reported = 0
 
     def _next(self) -> Generated:
         try:
@@ -115,8 +115,8 @@ class LlmApiGeneration(OpenRequest):
         except (RuntimeError, ValueError) as error:
             self._finished = True
             raise GraphError("TensorRT-LLM failed on a request.", where="LLM", found=error) from error
-        tokens = [int(token) for token in answer.token_ids[self._told :]]
-        self._told = len(answer.token_ids)
+        tokens = [int(token) for token in answer.token_ids[self._reported :]]
+        self._reported = len(answer.token_ids)
         if answer.finish_reason is None:
             return Generated(tokens)
         return self._last(tokens, answer)
@@ -126,7 +126,7 @@ class LlmApiGeneration(OpenRequest):
         reason: FinishReason = answer.finish_reason
         if reason not in get_args(FinishReason):
             raise GraphError("TensorRT-LLM gave a request up.", where="LLM", found=reason)
-        # A stop token is told apart; the end token may be left out.
+        # A stop token is reported as such; the end token may be omitted.
         stopped_by = answer.stop_reason if isinstance(answer.stop_reason, int) else self._end_id
         if reason == "stop" and stopped_by != _NO_END and tokens[-1:] != [stopped_by]:
             tokens.append(stopped_by)

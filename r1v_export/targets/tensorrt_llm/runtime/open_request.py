@@ -40,4 +40,4 @@ class OpenRequest(ABC):
 
     @abstractmethod
     def _give_up(self) -> None:
-        """Tell the library that nobody waits any more."""
+        """Cancel the request in the library."""

@@ -5,7 +5,7 @@
     extra ids   0      0   0   0      | h      h       ...  h    | 0      ...     h: of the image
 
 Blocks of the key-value cache are found again by their ids. Those of two images are the same numbers, so each carries
-its image's hash beside them: without it the second image would be answered from the first one's cache.
+its image's hash next to them: without it the second image would be answered from the first one's cache.
 Shape letters: N rows of the table, E hidden size.
 """
 

@@ -1,4 +1,4 @@
-"""What TensorRT refuses, and how it is told: with the real parser and builder of TensorRT-RTX."""
+"""What TensorRT refuses, and how it is reported: with the real parser and builder of TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_attention_without_a_fused_kernel_is_built_as_several_and_the_descriptio
 
 
 def test_fp8_is_refused_for_gpus_before_ada(fp32) -> None:
-    qweight = ir.tensor(np.zeros(1, ir.DataType.FLOAT8E4M3FN.numpy()), name="codes")
-    value = ir.Value(name="codes", shape=ir.Shape([1]), type=ir.TensorType(qweight.dtype), const_value=qweight)
+    qweight = ir.tensor(np.zeros(1, ir.DataType.FLOAT8E4M3FN.numpy()), name="qweight")
+    value = ir.Value(name="qweight", shape=ir.Shape([1]), type=ir.TensorType(qweight.dtype), const_value=qweight)
     model = ir.Model(ir.Graph([], [], nodes=[], initializers=[value]), ir_version=10)
     require_types(model, (89, 120), "x")
     with pytest.raises(CapabilityError, match=r"float8e4m3fn[\s\S]*89 or newer[\s\S]*80"):

@@ -1,4 +1,4 @@
-"""The model by which ONNX Runtime runs a plan: it names the plan beside it, and ONNX Runtime knows its operator."""
+"""The model by which ONNX Runtime runs a plan: it names the plan next to it, and ONNX Runtime knows its operator."""
 
 from __future__ import annotations
 

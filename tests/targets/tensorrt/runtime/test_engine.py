@@ -1,4 +1,4 @@
-"""Sessions on plans, held to PyTorch: a stand-in computes what the plan was built from."""
+"""Sessions on plans, compared with PyTorch: a stand-in computes what the plan was built from."""
 
 from __future__ import annotations
 

@@ -66,5 +66,5 @@ def test_quantized_values_become_unsigned_with_the_even_ones_of_a_word_in_its_lo
     word = interleave(weight, 90).flatten()[:4].tolist()
 
     unsigned = [int(weight[0, i]) + 8 for i in mma_order()[:8]]
-    nibbles = [half for byte in word for half in (byte & 15, byte >> 4)]
-    assert nibbles == unsigned[0::2] + unsigned[1::2]
+    halves = [half for byte in word for half in (byte & 15, byte >> 4)]
+    assert halves == unsigned[0::2] + unsigned[1::2]

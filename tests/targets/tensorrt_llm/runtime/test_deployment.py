@@ -1,5 +1,5 @@
 """`run` and `bench` with TensorRT-LLM decoding: stand-ins compute with the shipped model, so answers must be those of
-the project's own reader, byte for byte. And whatever is missing or does not go together is told, with its exit code."""
+the project's own reader, byte for byte. Whatever is missing or does not match is reported, with its exit code."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tests.targets.gpu_stand_ins import on_gpus
 from tests.targets.tensorrt_llm import stand_in
 from tests.targets.tensorrt_llm.build.test_command import stand_in as stand_in_program
 
-PICTURES = Path(__file__).parents[4] / "examples" / "images"
-ASKED = ["--image", str(PICTURES / "05-chart.png"), "How tall is the green bar?"]
-TWO = ["--image", str(PICTURES / "05-chart.png"), "--image", str(PICTURES / "02-shape.png"), "What do you see?"]
+IMAGES = Path(__file__).parents[4] / "examples" / "images"
+ASKED = ["--image", str(IMAGES / "05-chart.png"), "How tall is the green bar?"]
+TWO = ["--image", str(IMAGES / "05-chart.png"), "--image", str(IMAGES / "02-shape.png"), "What do you see?"]
 
 
 def built(out: Path, **fields: Any) -> Path:
@@ -178,7 +178,7 @@ class TestExecutor:
         code, said = refused("run", bundle, "--target", target, "--engine", asked_for, *ASKED)
 
         assert code == 2
-        assert "do not go together" in said
+        assert "not built for this target" in said
 
     def test_vision_is_loaded_before_the_executor_takes_the_memory(self, bundle, engine, model, monkeypatch):
         library, engines = stand_in.install(monkeypatch, model), on_gpus(monkeypatch)
@@ -211,7 +211,7 @@ class TestLlmApi:
         code, said = refused("run", unified, "--engine", "llm-api", *ASKED)
 
         assert code == 4
-        assert "without looking at the images" in said
+        assert "would ignore the images" in said
 
     def test_without_the_library_the_exit_code_is_4(self, unified, refused):
         code, said = refused("run", unified, "--engine", "llm-api", *ASKED)

@@ -68,7 +68,7 @@ def test_the_token_that_stops_is_the_last_although_the_library_leaves_it_out(ses
     assert steps[-1].finish_reason == "stop"
 
 
-def test_stop_tokens_and_length_are_told(session, llm):
+def test_stop_tokens_and_length_are_reported(session, llm):
     ask(session, stops=frozenset({9, 11, 90}), sampling=Sampling(1))
 
     (_, params) = llm.asked[0]
@@ -93,7 +93,7 @@ def test_a_model_that_would_not_see_the_images_is_not_asked_about_them(model):
     llm = stand_in.Llm(model, takes_embeddings=False)
     session = LlmApiSession(llm, stand_in, torch.float32, 256)
 
-    with pytest.raises(CapabilityError, match="without looking at the images"):
+    with pytest.raises(CapabilityError, match="would ignore the images"):
         ask(session, image())
     assert llm.asked == []
     assert len(tokens_of(ask(session))) == 6
@@ -114,7 +114,7 @@ def test_how_tokens_are_chosen_is_passed_on(session, llm, sampling, expected):
     assert {name: getattr(passed, name) for name in expected} == expected
 
 
-def test_a_repetition_penalty_is_refused_and_not_left_out(session, llm):
+def test_a_repetition_penalty_is_refused_and_not_ignored(session, llm):
     with pytest.raises(UsageError, match="repetition penalty"):
         ask(session, sampling=Sampling(2, repetition_penalty=1.1))
     assert llm.asked == []
