@@ -42,7 +42,7 @@ UNUSABLE = ("torchaudio", "torchcodec")
 MAX_TOKENS = 96
 NANO = Path(r1v_export.__file__).parent / "nano/model"
 
-SITECUSTOMIZE = '''"""torchvision lacks its compiled operators beside torch's CPU build: empty ones come before it."""
+SITECUSTOMIZE = '''"""torchvision lacks its compiled operators with torch's CPU build: empty ones are defined first."""
 
 import sys
 

@@ -25,7 +25,7 @@ def shorten_value(value: Any) -> str:
 
 
 def shorten_text(text: str, limit: int = MAX_VALUE_CHARACTERS) -> str:
-    """One line of a text: control characters are escaped, and what is beyond the limit is left out."""
+    """One line of a text: control characters are escaped, and what exceeds the limit is omitted."""
     return _cut(visible(text[: limit + 1]), limit, len)
 
 

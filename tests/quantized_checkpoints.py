@@ -98,7 +98,7 @@ def rounded_linear(weight: Tensor, group: int, symmetric: bool = False) -> tuple
 def quantized_copy(
     source: Path, out: Path, pack: Pack, config: dict[str, Any], symmetric: bool = False, *, rounded: bool = False
 ) -> Truth:
-    """A copy of a checkpoint whose decoder linears are random codes, or its own weights rounded, packed in the
+    """A copy of a checkpoint whose decoder linears are random values, or its own weights rounded, packed in the
     config's groups (-1: one for each row; desc_act: of inputs that are not neighbors); what they are is returned."""
     shutil.copytree(source, out)
     tensors = load_file(out / "model.safetensors")

@@ -9,12 +9,15 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import r1v_export
 from r1v_export.errors import R1VError
 
 ROOT = Path(r1v_export.__file__).parent
+OF_CHECKPOINTS = (ROOT / "checkpoint" / "hub_code", ROOT / "nano" / "model")
+"""Python files that ship in checkpoints, for transformers: no modules of the package."""
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes):")
@@ -78,9 +81,7 @@ def _has_summary(text: str) -> bool:
 
 
 def _public() -> Iterator[Documented]:
-    for path in sorted(ROOT.rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
-        module = importlib.import_module(name)
+    for path, module in _modules():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
             if not isinstance(node, ast.ClassDef | _Function) or node.name.startswith("_"):
@@ -97,13 +98,19 @@ def _public() -> Iterator[Documented]:
 @functools.cache
 def _protocols() -> tuple[type, ...]:
     """The package's protocols: what implements all of one's members need not document them again."""
-    found = []
+    classes = (value for _, module in _modules() for value in vars(module).values() if inspect.isclass(value))
+    return tuple({each: None for each in classes if each.__module__.startswith("r1v_export.") and _is_protocol(each)})
+
+
+def _modules() -> Iterator[tuple[Path, ModuleType]]:
     for path in sorted(ROOT.rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
-        for value in vars(importlib.import_module(name)).values():
-            if inspect.isclass(value) and value.__module__ == name and getattr(value, "_is_protocol", False):
-                found.append(value)
-    return tuple(found)
+        if path.parent not in OF_CHECKPOINTS:
+            name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+            yield path, importlib.import_module(name)
+
+
+def _is_protocol(found: type) -> bool:
+    return bool(getattr(found, "_is_protocol", False))
 
 
 def _implements(owner: type, protocol: type) -> bool:

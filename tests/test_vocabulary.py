@@ -33,7 +33,7 @@ BANNED = {
     "does not do": "is unsuitable, does not implement",
     "thoughts?": "reasoning",
     "pictures?": "image",
-    "(?<!exit )(?<!error )(?<!source )codes": "quantized values, qweight",
+    "(?<!exit.)(?<!error.)(?<!source.)codes": "quantized values, qweight",
     "came quantized": "was quantized already",
     "read rightly": "read correctly",
     "hands? out": "return, yield",

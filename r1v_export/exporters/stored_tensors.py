@@ -81,8 +81,8 @@ def _inside(location: str, folder: str, files: Mapping[str, FileEntry]) -> str |
     parts = PurePosixPath(location.replace("\\", "/"))
     if not location or parts.is_absolute() or ".." in parts.parts:
         return None
-    beside = f"{folder}/{location}" if folder else location
-    return beside if beside in files else location if folder.startswith("engines/") and location in files else None
+    own = f"{folder}/{location}" if folder else location
+    return own if own in files else location if folder.startswith("engines/") and location in files else None
 
 
 def _number(text: str) -> int | None:

@@ -107,7 +107,7 @@ class QuantizedLinear:
 
 
 def is_permutation(order: Tensor, size: int) -> bool:
-    """Whether `order` holds each of 0 .. size - 1 once."""
+    """Whether `order` [size] has each of 0 .. size - 1 once."""
     numbers = torch.arange(size, dtype=order.dtype, device=order.device)
     return order.shape == numbers.shape and bool((order.sort().values == numbers).all())
 

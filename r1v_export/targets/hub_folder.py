@@ -45,7 +45,7 @@ def write_folder(
     """Write weights, configuration and tokenizer into the empty folder `out`, one tensor in memory at a time.
 
     Args:
-        quantization_config: of config.json; the source's own are left out.
+        quantization_config: of config.json; the source's own are omitted.
     """
     total = sum(tensor.nbytes for tensor in tensors)
     shards = math.ceil(total / SHARD_BYTES)

@@ -71,10 +71,11 @@ class QuantizedFolder(ABC):
         """Names of the scales of the keys and values that an attention caches; None where they are not quantized."""
 
     def has(self, name: str) -> bool:
+        """Whether the folder contains a tensor of that name."""
         return name in self._file_of
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored."""
+        """A tensor as stored."""
         try:
             return self._open[self._file_of[name]].get_tensor(name)
         except KeyError as error:
@@ -96,6 +97,7 @@ class QuantizedFolder(ABC):
         return str(self._open[self._file_of[name]].get_slice(name).get_dtype())
 
     def unusable(self, found: object) -> BundleError:
+        """Return the error for a folder that cannot be used."""
         return BundleError(
             "The quantized checkpoint cannot be used.",
             where=self.folder,
@@ -146,12 +148,13 @@ def _cache_rounding(files: QuantizedFolder, spec: ModelSpec) -> dict[str, Roundi
 
 
 def round_fp8(x: Tensor, scale: Tensor) -> Tensor:
-    """`x` rounded to E4M3 multiples of `scale`, which broadcasts."""
+    """Round x [...] to E4M3 multiples of `scale`, which broadcasts."""
     scale = scale.to(x.device)
     return (x / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).float() * scale
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file."""
     return json.loads(read_regular_text(path))
 
 

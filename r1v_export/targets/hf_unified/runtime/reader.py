@@ -1,4 +1,4 @@
-"""A unified checkpoint computed by PyTorch, read from its files alone: the proof of what was written."""
+"""A unified checkpoint computed by PyTorch, read from its files alone: a check of what was written."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class UnifiedFiles(QuantizedFolder):
         if settings["quant_algo"] == "FP8_PER_CHANNEL_PER_TOKEN":
             return torch.stack([row.float() * factor for row, factor in zip(stored, scale, strict=True)])
         weight = torch.empty(2 * stored.shape[0], stored.shape[1])
-        for half, nibbles in enumerate((stored % 16, stored // 16)):  # even output features in the low half
-            signed = nibbles.float()
+        for half, unsigned in enumerate((stored % 16, stored // 16)):  # even output features in the low half
+            signed = unsigned.float()
             weight[half::2] = torch.where(signed > 7, signed - 16, signed)
         return weight * scale.repeat_interleave(settings["group_size"], dim=1)
 
@@ -78,7 +78,8 @@ class UnifiedFiles(QuantizedFolder):
 
 
 def open_unified(folder: Path, spec: ModelSpec, device: str) -> UnifiedEngine:
-    """
+    """Open a unified checkpoint as an engine computed by PyTorch.
+
     Raises:
         BundleError: a file is missing or damaged, a tensor is not there, or a scale is not a positive, finite number.
     """
