@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer, eos_token_ids
-from r1v_export.errors import InputError
+from r1v_export.errors import CheckpointError, InputError
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", IMAGE_TOKEN, "</img>"
@@ -90,8 +90,20 @@ TEMPLATES: Mapping[str, Template] = {template.name: template for template in (_R
 
 
 def template_of(spec: ModelSpec) -> Template:
-    """A checkpoint's template, with the checkpoint's own system message where it has one."""
-    template = TEMPLATES[spec.template]
+    """A checkpoint's template, with the checkpoint's own system message where it has one.
+
+    Raises:
+        CheckpointError: a model description, as of a bundle, names a template that there is not.
+    """
+    template = TEMPLATES.get(spec.template)
+    if template is None:
+        raise CheckpointError(
+            "The model description names an unknown prompt template.",
+            where="model.json: template",
+            expected=" or ".join(TEMPLATES),
+            found=spec.template,
+            fix="fetch the bundle again, or build it again with this version",
+        )
     return template if spec.system_message is None else replace(template, default_system=spec.system_message)
 
 
