@@ -194,8 +194,9 @@ def _is_deeper_than(levels: int, content: Any) -> bool:
 class _Loader(yaml.SafeLoader):
     """Plain values only, each key once, merge keys (`<<`) within bounds."""
 
+    # `anchor` is a name or None; published stubs have it wrong.
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key in seen:

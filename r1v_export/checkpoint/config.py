@@ -21,6 +21,7 @@ from r1v_export.errors import CheckpointError
 
 Layout = Literal["internvl_chat", "internvl"]
 DType = Literal["float32", "float16", "bfloat16"]
+_DTYPES: tuple[DType, ...] = get_args(DType)
 
 ARCHITECTURES: dict[str, Layout] = {
     "SkyworkR1VChatModel": "internvl_chat",
@@ -335,7 +336,7 @@ def _declared_dtype(*sections: Section) -> DType | None:
     """dtype of the weights by the configuration, under the key of transformers 5 or of those before."""
     for section in sections:
         declared = str(section.get("dtype") or section.get("torch_dtype")).removeprefix("torch.")
-        for dtype in get_args(DType):
+        for dtype in _DTYPES:
             if declared == dtype:
                 return dtype
     return None

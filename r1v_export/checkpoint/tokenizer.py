@@ -106,7 +106,8 @@ class Tokenizer:
         Bytes that are not UTF-8, such as the first half of a character, become U+FFFD.
         """
         tokens = [self._text_of[id_] for id_ in ids if id_ in self._text_of and id_ not in self._hidden]
-        return self._plain.decoder.decode(tokens)
+        text: str = self._plain.decoder.decode(tokens)
+        return text
 
     def token_bytes(self, id_: int) -> bytes:
         """What a token adds to decoded text: `decode` is these bytes of all ids, joined and read as UTF-8."""

@@ -75,7 +75,8 @@ def read_definition(folder: Path) -> dict[str, Any]:
             ]
         )
         qwen2.decoder = decoders.ByteLevel()
-        return json.loads(qwen2.to_str())
+        document: dict[str, Any] = json.loads(qwen2.to_str())
+    return document
 
 
 def _read_merges(file: Path) -> list[tuple[str, str]]:

@@ -51,7 +51,8 @@ def logging_options(function: Function) -> Function:
         decorated
     )
     verbose = click.option("-v", "--verbose", count=True, help="Log to stderr what is decided and done; -vv for more.")
-    return verbose(decorated)
+    result: Function = verbose(decorated)
+    return result
 
 
 class JsonFormatter(logging.Formatter):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from r1v_export.errors import CheckpointError
 from r1v_export.exporters.graph import Derived, Read
+from r1v_export.exporters.graph_values import dtype_of, name_of, shape_of
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
 from r1v_export.progress import ProgressCallback, ignore_progress
 
@@ -52,7 +53,7 @@ def save_with_weights(
     ir.save(model, path)
     with data_path.open("wb") as file:
         for external in layout:
-            file.write(b"\0" * (external.offset - file.tell()))
+            file.write(b"\0" * ((external.offset or 0) - file.tell()))
             for chunk in _chunks(external, derived, read):
                 file.write(chunk)
                 written += len(chunk)
@@ -70,16 +71,14 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def _bytes(value: ir.Value) -> int:
-    assert value.shape is not None
-    assert value.dtype is not None
-    return math.ceil(math.prod(value.shape.numpy()) * value.dtype.bitwidth / 8)
+    return math.ceil(math.prod(shape_of(value).numpy()) * dtype_of(value).bitwidth / 8)
 
 
 def _lay_out(model: ir.Model, location: str) -> list[ir.ExternalTensor]:
     layout, offset = [], 0
     for value in unbound(model):
-        length = _bytes(value)
-        external = ir.ExternalTensor(location, offset, length, value.dtype, shape=value.shape, name=value.name)
+        length, dtype = _bytes(value), dtype_of(value)
+        external = ir.ExternalTensor(location, offset, length, dtype, shape=shape_of(value), name=name_of(value))
         value.const_value = external
         layout.append(external)
         offset = -(-(offset + length) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

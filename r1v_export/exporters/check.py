@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 import onnx_ir as ir
 
@@ -44,7 +46,7 @@ def check_graph(model: ir.Model, contract: GraphContract, compute: ir.DataType) 
 
 def _check_boundary(
     side: str,
-    values: list[ir.Value],
+    values: Sequence[ir.Value],
     tensors: tuple[TensorContract, ...],
     graph: str,
     compute: ir.DataType,

@@ -240,7 +240,8 @@ def image_embeds(engine: Engine, pixels_T3HW: np.ndarray) -> np.ndarray:
 
 def embed_prompt(engine: Engine, input_ids_S: np.ndarray, images_NE: np.ndarray) -> np.ndarray:
     """Embeddings [S, E] of one prompt."""
-    return engine.embed(input_ids_S[None], images_NE)[0]
+    embeds_SE: np.ndarray = engine.embed(input_ids_S[None], images_NE)[0]
+    return embeds_SE
 
 
 def _no_images(engine: Engine) -> np.ndarray:

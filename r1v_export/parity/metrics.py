@@ -244,13 +244,15 @@ class LogitStatistics:
 def kl_divergence(reference_RV: np.ndarray, candidate_RV: np.ndarray) -> np.ndarray:
     """KL(softmax(reference) || softmax(candidate)) of each row, in nats and float64; never negative. Returns [rows]."""
     log_p, log_q = log_softmax(reference_RV), log_softmax(candidate_RV)
-    return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0.0)
+    kl_R: np.ndarray = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0.0)
+    return kl_R
 
 
 def log_softmax(logits_RV: np.ndarray) -> np.ndarray:
     """Logarithms of each row's probabilities, float64 [rows, vocab]."""
-    shifted = logits_RV.astype(np.float64) - logits_RV.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    shifted: np.ndarray = logits_RV.astype(np.float64) - logits_RV.max(-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted
 
 
 def top1_margin(logits_V: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -24,11 +24,14 @@ from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, Parit
 from r1v_export.quantization.mixed_precision.budget import loss_of
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, SensitivityTable
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 # Stand-ins that matplotlib accepts as colors -> variables of the page's style sheet.
 _INK, _FAINT, _ONE, _TWO, _BAD = "#010101", "#020202", "#030303", "#040404", "#050505"
 _CSS = {_INK: "--ink", _FAINT: "--line", _ONE: "--series-1", _TWO: "--series-2", _BAD: "--bad"}
 
-_STYLE = {
+_STYLE: dict[RcKeyType, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "r1v-export",
     "font.family": "sans-serif",

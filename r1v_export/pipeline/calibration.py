@@ -236,10 +236,11 @@ def response_generator(
 ) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
     """Generates the model's own greedy responses, reasoning included, with the PyTorch reference."""
     from r1v_export.checkpoint.tokenizer import Tokenizer
+    from r1v_export.generation import Sampling
     from r1v_export.reference.model import ReferenceEngine, load
     from r1v_export.reference.pipeline_document import describe_pipeline
-    from r1v_export.runner.engine_runner import EngineRunner, Request
-    from r1v_export.runner.sampling import Sampling
+    from r1v_export.runner.base import Request
+    from r1v_export.runner.engine_runner import EngineRunner
 
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     engine = ReferenceEngine(load(checkpoint).to(config.device))

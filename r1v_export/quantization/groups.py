@@ -41,12 +41,17 @@ class SmoothLayer:
 
     def shared(self, values_I: Tensor) -> Tensor:
         """The mean over the input channels that come from the same source channel, [in] -> [in]."""
-        heads = values_I.unflatten(0, (-1, self.num_kv_groups, self.head_dim))
+        heads = self._by_head(values_I)
         return heads.mean(1, keepdim=True).expand_as(heads).flatten()
 
     def to_source_channels(self, values_I: Tensor) -> Tensor:
         """One value per source channel, [in] -> [source channels]; values are equal where a channel repeats."""
-        return values_I.unflatten(0, (-1, self.num_kv_groups, self.head_dim))[:, 0].flatten()
+        return self._by_head(values_I)[:, 0].flatten()
+
+    def _by_head(self, values_I: Tensor) -> Tensor:
+        """[in] -> [key-value heads, query heads of each, channels]."""
+        heads: Tensor = values_I.unflatten(0, (-1, self.num_kv_groups, self.head_dim))
+        return heads
 
 
 @dataclass(frozen=True)

@@ -70,4 +70,5 @@ class QuantParams:
 
 
 def _grouped(weight_OI: Tensor, group_size: int | None) -> Tensor:
-    return weight_OI.unflatten(1, (-1, weight_OI.shape[1] if group_size is None else group_size))
+    weight_OGg: Tensor = weight_OI.unflatten(1, (-1, weight_OI.shape[1] if group_size is None else group_size))
+    return weight_OGg

@@ -73,7 +73,8 @@ class QuantizedLinear:
         qweight = self.qweight.float().unflatten(1, (-1, self.group_size))
         if self.zero_point is not None:
             qweight = qweight - self.zero_point.float()[..., None]
-        return (qweight * self.scale[..., None]).flatten(1)
+        weight_OI: Tensor = (qweight * self.scale[..., None]).flatten(1)
+        return weight_OI
 
     def to(self, device: torch.device | str) -> QuantizedLinear:
         """A copy with its tensors on a device."""

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError
@@ -78,7 +78,7 @@ def _decode(file: BinaryIO, policy: ImagePolicy, where: object) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(where, error) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         formats = " ".join(FORMATS)
         raise InputError("The file is not an image of a known format.", where=where, expected=formats) from error
     except Exception as error:  # Pillow's decoders answer damaged data with a dozen kinds of exception.

@@ -30,7 +30,8 @@ class Model(nn.Module):
 
     def image_embeds(self, pixels_T3HW: Tensor) -> Tensor:
         """Normalized tiles -> image embeddings [T, N, E]."""
-        return self.mlp1(self.vision_model(pixels_T3HW))
+        embeds_TNE: Tensor = self.mlp1(self.vision_model(pixels_T3HW))
+        return embeds_TNE
 
     @property
     def embed(self) -> Embed:

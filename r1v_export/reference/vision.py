@@ -27,8 +27,9 @@ class RMSNorm(nn.Module):
 
 
 def _norm(spec: VisionSpec) -> nn.Module:
-    kinds = {"rms_norm": RMSNorm, "layer_norm": nn.LayerNorm}
-    return kinds[spec.norm](spec.hidden_size, eps=spec.norm_eps)
+    if spec.norm == "rms_norm":
+        return RMSNorm(spec.hidden_size, spec.norm_eps)
+    return nn.LayerNorm(spec.hidden_size, spec.norm_eps)
 
 
 class Embeddings(nn.Module):
@@ -76,10 +77,12 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(
             self._split_heads(self.q_norm(q_TPE)), self._split_heads(self.k_norm(k_TPE)), self._split_heads(v_TPE)
         )
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        output_TPE: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        return output_TPE
 
     def _split_heads(self, x_TPE: Tensor) -> Tensor:
-        return x_TPE.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads: Tensor = x_TPE.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return heads
 
 
 class MLP(nn.Module):
@@ -91,7 +94,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(spec.intermediate_size, spec.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        output: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return output
 
 
 class Block(nn.Module):
@@ -106,7 +110,8 @@ class Block(nn.Module):
 
     def forward(self, h_TPE: Tensor) -> Tensor:
         h_TPE = h_TPE + self.ls1 * self.attn(self.norm1(h_TPE))
-        return h_TPE + self.ls2 * self.mlp(self.norm2(h_TPE))
+        mlp_TPE: Tensor = self.mlp(self.norm2(h_TPE))
+        return h_TPE + self.ls2 * mlp_TPE
 
 
 class Encoder(nn.Module):

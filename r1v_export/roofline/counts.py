@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from r1v_export.errors import GraphError
+from r1v_export.exporters.graph_values import dtype_of, input_of, shape_of
 
 LENGTH = "length"
 """Size that says how many cache slots are in use after the step; the capacity where it is not given."""
@@ -87,7 +88,7 @@ class _Counter:
         return counters[node.op_type](node) if node.op_type in counters else None
 
     def _matmul(self, node: ir.Node) -> Cost:
-        x, weight = _required(node, 0), _required(node, 1)
+        x, weight = input_of(node, 0), input_of(node, 1)
         rows = math.prod(self._shape(x)[:-1])
         features_in, features_out = self._shape(weight)[-2:]
         operand, qweight = _before_dequantizing(x), _before_dequantizing(weight)
@@ -102,7 +103,7 @@ class _Counter:
         )
 
     def _conv(self, node: ir.Node) -> Cost:
-        x, weight, result = _required(node, 0), _required(node, 1), node.outputs[0]
+        x, weight, result = input_of(node, 0), input_of(node, 1), node.outputs[0]
         per_output = math.prod(self._shape(weight)[1:])
         return self._made(
             node,
@@ -115,10 +116,11 @@ class _Counter:
     def _attention(self, node: ir.Node) -> Cost:
         """Attention over a cache (`TensorScatter` made its keys) reads the slots in use, and each query sees those up
         to its own; other attention is not masked."""
-        q, k, v, result = (*(_required(node, index) for index in range(3)), node.outputs[0])
+        q, k, v, result = (*(input_of(node, index) for index in range(3)), node.outputs[0])
         batch, heads, seq, dim = self._shape(q)
         kv_heads, slots = self._shape(k)[1:3]
-        cached = k.producer() is not None and k.producer().op_type == "TensorScatter"
+        maker = k.producer()
+        cached = maker is not None and maker.op_type == "TensorScatter"
         length = min(self.sizes.get(LENGTH, slots), slots) if cached else slots
         pairs = seq * length - (seq * (seq - 1) // 2 if cached else 0)
         read = math.ceil(batch * kv_heads * length * (dim + self._shape(v)[3]) * _width(k))
@@ -132,7 +134,7 @@ class _Counter:
 
     def _scatter(self, node: ir.Node) -> Cost:
         """The cache is written in place: only the new slots move."""
-        new = _required(node, 1)
+        new = input_of(node, 1)
         return self._made(node, new.dtype, flops=0, cache_bytes=self._bytes(new))
 
     def _made(
@@ -159,14 +161,12 @@ class _Counter:
         return math.ceil(math.prod(self._shape(value)) * _width(value))
 
     def _shape(self, value: ir.Value) -> tuple[int, ...]:
-        if value.shape is None:
-            raise GraphError("A value of the graph has no shape.", where=value.name, fix="export the graph again")
-        return tuple(self._size(dim, value) for dim in value.shape)
+        return tuple(self._size(dim, value) for dim in shape_of(value))
 
     def _size(self, dim: int | ir.SymbolicDim, value: ir.Value) -> int:
         if isinstance(dim, int):
             return dim
-        if dim.value not in self.sizes:
+        if dim.value is None or dim.value not in self.sizes:
             raise GraphError(
                 "A dimension of the graph has no size to count with.",
                 where=value.name,
@@ -176,23 +176,14 @@ class _Counter:
         return self.sizes[dim.value]
 
 
-def _required(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    if value is None:
-        raise GraphError("An operator lacks an input.", where=node.name, expected=f"input {index}")
-    return value
-
-
 def _before_dequantizing(value: ir.Value) -> ir.Value:
     """The quantized values that a value is dequantized from; otherwise the value itself."""
     node = value.producer()
     if node is None or node.op_type != "DequantizeLinear":
         return value
-    return _required(node, 0)
+    return input_of(node, 0)
 
 
 def _width(value: ir.Value) -> float:
     """Bytes per element."""
-    if value.dtype is None:
-        raise GraphError("A value of the graph has no type.", where=value.name, fix="export the graph again")
-    return value.dtype.bitwidth / 8
+    return dtype_of(value).bitwidth / 8

@@ -94,7 +94,7 @@ class EngineRunner(BaseRunner[Prompt]):
                 found=image_tokens,
                 fix="check that image_token_id is the tokenizer's <IMG_CONTEXT>",
             )
-        embeds_SE = self.engine.embed(ids_1S, image_embeds_NE)[0]
+        embeds_SE: np.ndarray = self.engine.embed(ids_1S, image_embeds_NE)[0]
         require_finite(embeds_SE, "embed")
         return embeds_SE
 

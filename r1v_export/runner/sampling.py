@@ -90,4 +90,5 @@ def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
     ordered = likely[np.argsort(-probabilities[likely], kind="stable")]
     mass = probabilities[ordered]
     # The likeliest always stays: nothing comes before it.
-    return ordered[mass.cumsum() - mass < top_p]
+    nucleus: np.ndarray = ordered[mass.cumsum() - mass < top_p]
+    return nucleus

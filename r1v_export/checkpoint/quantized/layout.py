@@ -73,7 +73,7 @@ class Decoded:
         """The weight that the linear computes with, [O, I] float32, columns in the order of its input features."""
         qweight = self.qweight.float()
         if self.scale.ndim == 2:
-            qweight_OGg = qweight.unflatten(1, (self.scale.shape[1], -1))
+            qweight_OGg: Tensor = qweight.unflatten(1, (self.scale.shape[1], -1))
             if self.zero_point is not None:
                 qweight_OGg = qweight_OGg - self.zero_point.float()[..., None]
             weight = (qweight_OGg * self.scale[..., None]).flatten(1)

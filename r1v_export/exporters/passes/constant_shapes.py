@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import input_of
+
 
 class ConstantShapes(ir.passes.InPlacePass):
     """Give every Reshape a constant target shape, if its dimensions are sizes, kept from the input, or one unknown.
@@ -16,9 +18,9 @@ class ConstantShapes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for node in list(model.graph):
-            if node.op_type != "Reshape" or node.domain or node.inputs[1].const_value is not None:
+            if node.op_type != "Reshape" or node.domain or input_of(node, 1).const_value is not None:
                 continue
-            target = _constant_target(node.inputs[0].shape, node.outputs[0].shape)
+            target = _constant_target(input_of(node, 0).shape, node.outputs[0].shape)
             if target is None:
                 continue
             constant = ir.node("Constant", [], {"value": ir.tensor(np.array(target, dtype=np.int64))})

@@ -7,6 +7,8 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import name_of
+
 CONSTANT = "const "
 """Prefix of the name of an initializer that is a constant of the graph, not a weight; its content follows."""
 
@@ -64,6 +66,6 @@ def _constant_name(tensor: ir.TensorProtocol) -> str:
 
 
 def _rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    graph.initializers.pop(value.name)
+    graph.initializers.pop(name_of(value))
     value.name = name
     graph.initializers[name] = value

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import name_of
+
 
 class OrderOfUse(ir.passes.InPlacePass):
     """Sort the initializers by first use: weights then stream from checkpoint to file nearly sequentially, layer by
@@ -16,5 +18,5 @@ class OrderOfUse(ir.passes.InPlacePass):
         modified = [value.name for value in ordered] != list(initializers)
         initializers.clear()
         for value in ordered:
-            initializers[value.name] = value
+            initializers[name_of(value)] = value
         return ir.passes.PassResult(model, modified)

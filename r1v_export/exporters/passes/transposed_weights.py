@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import input_of, is_initializer, name_of, shape_of
+
 TRANSPOSED = ".T"
 """Suffix of an initializer that holds its checkpoint tensor transposed."""
 
@@ -21,31 +23,29 @@ class TransposedWeights(ir.passes.InPlacePass):
         for node in list(graph):
             if node.domain:
                 continue
-            if node.op_type == "Transpose" and node.inputs[0].is_initializer():
-                weight = node.inputs[0]
+            if node.op_type == "Transpose" and is_initializer(weight := node.inputs[0]):
                 transposed = _transposed(graph, weight)
                 ir.convenience.replace_all_uses_with(node.outputs[0], transposed)
                 graph.remove(node, safe=True)
-            elif node.op_type == "Gemm" and node.inputs[1].is_initializer():
-                weight = node.inputs[1]
+            elif node.op_type == "Gemm" and is_initializer(weight := node.inputs[1]):
                 _gemm_to_matmul(graph, node)
             else:
                 continue
             if not weight.uses():
-                graph.initializers.pop(weight.name)
+                graph.initializers.pop(name_of(weight))
             modified = True
         return ir.passes.PassResult(model, modified)
 
     def ensures(self, model: ir.Model) -> None:
         for node in model.graph:
-            if node.op_type == "Transpose" and node.inputs[0].is_initializer():
-                raise ir.passes.PostconditionError(f"{node.inputs[0].name} is still transposed at run time")
+            if node.op_type == "Transpose" and is_initializer(weight := node.inputs[0]):
+                raise ir.passes.PostconditionError(f"{weight.name} is still transposed at run time")
 
 
 def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     name = f"{weight.name}{TRANSPOSED}"
     if name not in graph.initializers:
-        value = ir.Value(name=name, shape=ir.Shape(reversed(weight.shape)), type=weight.type)
+        value = ir.Value(name=name, shape=ir.Shape(reversed(shape_of(weight))), type=weight.type)
         graph.initializers[name] = value
     return graph.initializers[name]
 
@@ -54,7 +54,6 @@ def _gemm_to_matmul(graph: ir.Graph, gemm: ir.Node) -> None:
     """A linear over a 2-D input comes as Gemm with transB=1 and no bias in every model of this family."""
     if len(gemm.inputs) > 2 or gemm.attributes.get_int("transB", 0) != 1:
         raise ir.passes.PreconditionError(f"{gemm.name}: expected Gemm(x, weight, transB=1) without bias")
-    x, weight = gemm.inputs
-    matmul = ir.node("MatMul", [x, _transposed(graph, weight)])
+    matmul = ir.node("MatMul", [gemm.inputs[0], _transposed(graph, input_of(gemm, 1))])
     matmul.metadata_props.update(gemm.metadata_props)
     ir.convenience.replace_nodes_and_values(graph, gemm, [gemm], [matmul], gemm.outputs, matmul.outputs)

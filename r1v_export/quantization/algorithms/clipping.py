@@ -54,4 +54,5 @@ def _loss(error_OGg: Tensor, blocks_Ggg: Tensor | None) -> Tensor:
 
 def _diagonal_blocks(gram_II: Tensor, size: int) -> Tensor:
     groups = gram_II.shape[0] // size
-    return gram_II.unflatten(1, (groups, size)).unflatten(0, (groups, size)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    blocks_GgGg: Tensor = gram_II.unflatten(1, (groups, size)).unflatten(0, (groups, size))
+    return blocks_GgGg.diagonal(dim1=0, dim2=2).permute(2, 0, 1)

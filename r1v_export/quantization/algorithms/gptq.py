@@ -68,7 +68,8 @@ def inverse_factor(gram_II: Tensor, order_I: Tensor, damping: float) -> Tensor:
         damping, more = 10 * damping, 9 * damping * mean
     del reversed_II
     identity_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device)
-    return torch.linalg.solve_triangular(lower_II.flip(0, 1), identity_II, upper=True)
+    factor_II: Tensor = torch.linalg.solve_triangular(lower_II.flip(0, 1), identity_II, upper=True)
+    return factor_II
 
 
 def _round_rows(weight_OI: Tensor, factor_II: Tensor, params: QuantParams, order_I: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.contract import past_key, past_value
 from r1v_export.errors import UsageError
 from r1v_export.exporters.graph import Derived, Rewrite
+from r1v_export.exporters.graph_values import dtype_of, input_of, is_initializer, name_of, shape_of, size_of
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import CacheType, KVScales
@@ -151,10 +152,9 @@ class QuantizeLinears(ir.passes.InPlacePass):
             if name is None or name not in self.schemes:
                 continue
             scheme = self.schemes[name]
-            weight = node.inputs[1]
-            assert weight is not None
+            weight = input_of(node, 1)
             node.replace_input_with(1, self._dequantized_weight(graph, node, weight, scheme))
-            graph.initializers.pop(weight.name)
+            graph.initializers.pop(name_of(weight))
             if scheme.has_pre_quant_scale:
                 node.replace_input_with(0, self._multiplied_input(graph, node, name))
             if scheme.inputs is not None:
@@ -177,7 +177,7 @@ class QuantizeLinears(ir.passes.InPlacePass):
 
     def _dequantized_weight(self, graph: ir.Graph, node: ir.Node, weight: ir.Value, scheme: Scheme) -> ir.Value:
         weights = scheme.weights
-        features_in, features_out = weight.shape.numpy()
+        features_in, features_out = shape_of(weight).numpy()
         scale_shape: tuple[int, ...]
         attributes: dict[str, int]
         if weights.group_size is None:
@@ -195,10 +195,8 @@ class QuantizeLinears(ir.passes.InPlacePass):
         return _insert(graph, node, "DequantizeLinear", operands, attributes, weight.dtype, weight.shape, weight.name)
 
     def _multiplied_input(self, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
-        x, weight = node.inputs
-        assert x is not None
-        assert weight is not None
-        pre_quant_scale = _unbound(graph, f"{name}{PRE_QUANT_SCALE}", x.dtype, (weight.shape.numpy()[0],))
+        x, weight = input_of(node, 0), input_of(node, 1)
+        pre_quant_scale = _unbound(graph, f"{name}{PRE_QUANT_SCALE}", dtype_of(x), (size_of(weight, 0),))
         return _insert(graph, node, "Mul", [x, pre_quant_scale], {}, x.dtype, x.shape, f"{name}.multiplied")
 
     def _gathered_input(self, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
@@ -218,10 +216,13 @@ class QuantizeLinears(ir.passes.InPlacePass):
                 found="inputs: {mode: dynamic}",
                 fix="use a static recipe such as fp8; dynamic inputs are for TensorRT-LLM checkpoints",
             )
-        x = node.inputs[0]
-        assert x is not None
         return _quantize_dequantize(
-            graph, node, x, f"{group}{INPUT_SCALE}", TYPES[scheme.inputs.type], (group, f"{group}.input")
+            graph,
+            node,
+            input_of(node, 0),
+            f"{group}{INPUT_SCALE}",
+            TYPES[scheme.inputs.type],
+            (group, f"{group}.input"),
         )
 
 
@@ -273,9 +274,9 @@ def _linear_name(node: ir.Node) -> str | None:
         return None
     weight = node.inputs[1]
     suffix = f".weight{TRANSPOSED}"
-    if weight is None or not weight.is_initializer() or not (weight.name or "").endswith(suffix):
+    if not is_initializer(weight) or not name_of(weight).endswith(suffix):
         return None
-    return (weight.name or "").removesuffix(suffix)
+    return name_of(weight).removesuffix(suffix)
 
 
 def _unbound(graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:

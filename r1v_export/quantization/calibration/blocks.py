@@ -174,7 +174,7 @@ class TokenEmbeddings(Block):
 
     def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
         # Where the table is narrower than the image embeddings, the sum of both takes the embeddings' dtype.
-        embeds_BSE = module(torch.tensor([sample.token_ids]), _required(x).flatten(0, 1))
+        embeds_BSE: Tensor = module(torch.tensor([sample.token_ids]), _required(x).flatten(0, 1))
         return embeds_BSE.to(_required(x).dtype)
 
 
@@ -186,7 +186,8 @@ class DecoderBlock(Block):
 
     def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
         h_1SE = _to_module(module, _required(x))
-        return module(h_1SE, self._rotary(h_1SE), _whole_sequence(h_1SE), None)[0]
+        output_1SE: Tensor = module(h_1SE, self._rotary(h_1SE), _whole_sequence(h_1SE), None)[0]
+        return output_1SE
 
     def collected_outputs(self) -> Outputs:
         return {
@@ -223,7 +224,8 @@ class Head(Block):
         return "1"
 
     def forward(self, module: nn.Module, sample: CalibrationSample, x: Tensor | None) -> Tensor:
-        return module(_to_module(module, _required(x)))
+        logits: Tensor = module(_to_module(module, _required(x)))
+        return logits
 
 
 def _required(x: Tensor | None) -> Tensor:

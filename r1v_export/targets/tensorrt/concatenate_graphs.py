@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import name_of
+
 
 def concatenate_graphs(first: ir.Model, second: ir.Model, name: str) -> ir.Model:
     """`first`, whose outputs are the inputs of `second`, and `second` behind it, as one model; both are used up.
@@ -18,7 +20,7 @@ def concatenate_graphs(first: ir.Model, second: ir.Model, name: str) -> ir.Model
     if [value.name for value in other.inputs] != list(boundary):
         raise ir.passes.PreconditionError(f"{other.name}: its inputs are not the outputs of {graph.name}")
     for initializer in list(other.initializers.values()):
-        other.initializers.pop(initializer.name)
+        other.initializers.pop(name_of(initializer))
         _add_initializer(graph, initializer)
     for value in other.inputs:
         ir.convenience.replace_all_uses_with(value, boundary[value.name], replace_graph_outputs=False)
@@ -34,10 +36,11 @@ def concatenate_graphs(first: ir.Model, second: ir.Model, name: str) -> ir.Model
 
 def _add_initializer(graph: ir.Graph, value: ir.Value) -> None:
     """Constants of the graphs may have the same name, and then the same content; weights do not."""
-    there = graph.initializers.get(value.name)
+    name = name_of(value)
+    there = graph.initializers.get(name)
     if there is None:
-        graph.initializers[value.name] = value
+        graph.initializers[name] = value
         return
     if isinstance(value.const_value, ir.ExternalTensor):
-        raise ir.passes.PreconditionError(f"both graphs have a weight {value.name}")
+        raise ir.passes.PreconditionError(f"both graphs have a weight {name}")
     ir.convenience.replace_all_uses_with(value, there)

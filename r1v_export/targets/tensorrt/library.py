@@ -108,7 +108,7 @@ class Library:
         """An ILogger that passes on (severity, message), the severity by its name."""
         module = self.module
 
-        class Logger(module.ILogger):  # type: ignore[name-defined]
+        class Logger(module.ILogger):  # type: ignore[name-defined,misc]
             def log(self, severity: Any, message: str) -> None:
                 on_message(severity.name, message)
 

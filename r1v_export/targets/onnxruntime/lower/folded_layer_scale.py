@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import graph_of, is_initializer
 from r1v_export.targets.onnxruntime.lower.pattern import maker, replace_node
 
 
@@ -23,16 +24,16 @@ def _smooth_layer(scaling: ir.Node) -> bool:
     scale, scaled = scaling.inputs
     add = maker(scaled, "Add")
     matmul = maker(add.inputs[0], "MatMul") if add else None
-    if add is None or matmul is None or len(scaled.uses()) > 1:
+    if scaled is None or add is None or matmul is None or len(scaled.uses()) > 1:
         return False
     x, weight = matmul.inputs
     bias = add.inputs[1]
-    if not all(value.is_initializer() for value in (scale, weight, bias)):
+    if not (is_initializer(scale) and is_initializer(weight) and is_initializer(bias)):
         return False
     scaled_weight, scaled_bias = _product(weight, scale), _product(bias, scale)
     product = ir.node("MatMul", [x, scaled_weight.outputs[0]], name=matmul.name)
     result = ir.node("Add", [product.outputs[0], scaled_bias.outputs[0]])
-    scaling.graph.insert_before(scaling, [scaled_weight, scaled_bias, product])
+    graph_of(scaling).insert_before(scaling, [scaled_weight, scaled_bias, product])
     replace_node(scaling, result, [scaling.outputs[0]])
     return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from r1v_export.contract import CACHE_LENGTH
+from r1v_export.exporters.graph_values import input_of, size_of
 from r1v_export.targets.onnxruntime.lower.pattern import (
     MICROSOFT,
     after_heads,
@@ -44,7 +45,7 @@ class GroupQueryAttention(ir.passes.InPlacePass):
 
 def _fits_the_kernel(attention: ir.Node) -> bool:
     """Whether heads are of a size that the fused operator takes where it rotates them itself."""
-    return attention.inputs[0].shape[3] % _HEAD_SIZE_MULTIPLE == 0
+    return size_of(input_of(attention, 0), 3) % _HEAD_SIZE_MULTIPLE == 0
 
 
 def _rounds_its_cache(attention: ir.Node) -> bool:
@@ -68,7 +69,7 @@ def _fuse(attention: ir.Node, seqlens_k: ir.Value, total_length: ir.Value) -> No
     rotate_query = producer(attention.inputs[0], "RotaryEmbedding")
     scatter_key, scatter_value = (producer(value, "TensorScatter") for value in attention.inputs[1:3])
     rotate_key = producer(scatter_key.inputs[1], "RotaryEmbedding")
-    heads, kv_heads = (attention.inputs[i].shape[1] for i in (0, 1))
+    heads, kv_heads = (size_of(input_of(attention, index), 1) for index in (0, 1))
     merged = after_heads(attention.outputs[0])
     fused = ir.node(
         "GroupQueryAttention",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import input_of, size_of
 from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, after_heads, before_heads, replace_node
 
 
@@ -24,7 +25,7 @@ class MultiHeadAttention(ir.passes.InPlacePass):
 
 
 def _fuse(attention: ir.Node) -> None:
-    heads = attention.inputs[0].shape[1]
+    heads = size_of(input_of(attention, 0), 1)
     fused = ir.node(
         "MultiHeadAttention",
         [before_heads(value) for value in attention.inputs],

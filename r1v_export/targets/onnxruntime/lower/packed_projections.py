@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import graph_of
 from r1v_export.targets.onnxruntime.lower.pattern import producer
 
 
@@ -40,9 +41,7 @@ def _pack(attention: ir.Node) -> bool:
     bias = _concatenated([add.inputs[1] for add in adds], axis=0)
     matmul = ir.node("MatMul", [source, weight.outputs[0]], name=f"{attention.name}/qkv_proj/MatMul")
     add = ir.node("Add", [matmul.outputs[0], bias.outputs[0]], name=f"{attention.name}/qkv_proj/Add")
-    graph = attention.graph
-    assert graph is not None
-    graph.insert_before(attention, [weight, bias, matmul, add])
+    graph_of(attention).insert_before(attention, [weight, bias, matmul, add])
     attention.replace_input_with(0, add.outputs[0])
     attention.replace_input_with(1, None)
     attention.replace_input_with(2, None)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import graph_of, input_of
+
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's contrib operators."""
 
@@ -35,10 +37,8 @@ def replace_node(old: ir.Node, new: ir.Node, results: Sequence[ir.Value | None])
 
     The nodes that made the results so far are left for `RemoveUnusedNodesPass`.
     """
-    graph = old.graph
-    assert graph is not None
     new.name = old.name
-    graph.insert_after(old, new)
+    graph_of(old).insert_after(old, new)
     for output, result in zip(new.outputs, results, strict=True):
         if result is None:
             continue
@@ -50,7 +50,7 @@ def replace_node(old: ir.Node, new: ir.Node, results: Sequence[ir.Value | None])
 def before_heads(heads_BHSD: ir.Value | None) -> ir.Value:
     """The [batch, seq, heads * head_dim] value that was split into heads."""
     transpose = producer(heads_BHSD, "Transpose")
-    return producer(transpose.inputs[0], "Reshape").inputs[0]
+    return input_of(producer(transpose.inputs[0], "Reshape"), 0)
 
 
 def after_heads(attended_BHSD: ir.Value) -> ir.Value:

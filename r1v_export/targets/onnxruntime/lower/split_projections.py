@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import graph_of, is_initializer
 from r1v_export.targets.onnxruntime.lower.pattern import maker, producer, replace_node
 
 _PARTS = 3
@@ -33,7 +34,7 @@ def _split(reshape: ir.Node) -> bool:
         return False
     source, weight = matmul.inputs
     bias = add.inputs[1] if add else None
-    if not all(constant.is_initializer() for constant in (weight, bias) if constant is not None):
+    if not is_initializer(weight) or not (bias is None or is_initializer(bias)):
         return False
     weights = _pieces(reshape, weight, axis=1)
     biases = _pieces(reshape, bias, axis=0)
@@ -41,7 +42,7 @@ def _split(reshape: ir.Node) -> bool:
         part = _part(squeeze)
         result = ir.node("MatMul", [source, weights[part]])
         if biases:
-            squeeze.graph.insert_before(squeeze, result)
+            graph_of(squeeze).insert_before(squeeze, result)
             result = ir.node("Add", [result.outputs[0], biases[part]])
         replace_node(squeeze, result, [squeeze.outputs[0]])
     return True
@@ -68,5 +69,5 @@ def _pieces(before: ir.Node, constant: ir.Value | None, axis: int) -> list[ir.Va
         return []
     attributes = {"axis": axis, "num_outputs": _PARTS}
     node = ir.node("Split", [constant], attributes, num_outputs=_PARTS, name=f"{constant.name}/Split")
-    before.graph.insert_before(before, node)
+    graph_of(before).insert_before(before, node)
     return list(node.outputs)

@@ -30,7 +30,8 @@ def run_graph(graph: str, session: ort.InferenceSession, *arrays: np.ndarray) ->
         with refusing_overflow(graph, value.name, dtype):
             feeds[value.name] = array.astype(dtype, copy=False)
     with naming(graph, feeds):
-        return session.run(None, feeds)
+        outputs: list[np.ndarray] = session.run(None, feeds)
+    return outputs
 
 
 @contextmanager

@@ -18,7 +18,7 @@ def with_vision_blocks(model: Path) -> bytes:
     Raises:
         CapabilityError: the graph has no value named as a block's output.
     """
-    proto = onnx.load_model_from_string(read_regular_bytes(model, GRAPH_LIMIT_BYTES))
+    proto: onnx.ModelProto = onnx.load_model_from_string(read_regular_bytes(model, GRAPH_LIMIT_BYTES))
     values = {value.name: value for value in proto.graph.value_info}
     names = list(takewhile(values.__contains__, map(contract.vision_block, count())))
     if not names:
@@ -29,4 +29,5 @@ def with_vision_blocks(model: Path) -> bytes:
             fix="compare without blocks",
         )
     proto.graph.output.extend(values[name] for name in names)
-    return proto.SerializeToString()
+    data: bytes = proto.SerializeToString()
+    return data

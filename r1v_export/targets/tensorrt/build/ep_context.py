@@ -32,10 +32,11 @@ def save_context_model(info: PlanInfo, folder: Path, name: str) -> Path:
         )
         for binding in info.bindings
     }
+    inputs = [bindings[binding.name] for binding in info.inputs]
     node = ir.Node(
         _DOMAIN,
         _OPERATOR,
-        [bindings[binding.name] for binding in info.inputs],
+        inputs,
         [
             ir.AttrInt64("main_context", 1),
             ir.AttrInt64("embed_mode", 0),
@@ -50,7 +51,7 @@ def save_context_model(info: PlanInfo, folder: Path, name: str) -> Path:
         name=name,
     )
     imports = {"": OPSET, _DOMAIN: 1}
-    graph = ir.Graph(list(node.inputs), list(node.outputs), nodes=[node], opset_imports=imports, name=name)
+    graph = ir.Graph(inputs, list(node.outputs), nodes=[node], opset_imports=imports, name=name)
     path = folder / f"{name}{CONTEXT}"
     ir.save(ir.Model(graph, ir_version=_IR_VERSION), path)
     return path

@@ -125,7 +125,7 @@ class PlanWriter:
 def stream_writer(library: Library, writer: PlanWriter) -> Any:
     """An IStreamWriter that hands what it gets to `writer`."""
 
-    class StreamWriter(library.module.IStreamWriter):  # type: ignore[name-defined]
+    class StreamWriter(library.module.IStreamWriter):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
             library.module.IStreamWriter.__init__(self)
 

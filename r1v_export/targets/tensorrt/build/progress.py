@@ -14,7 +14,7 @@ def monitor(library: Library, on_progress: ProgressCallback) -> Any:
     Phases are nested; a phase's steps share its parent's current step evenly.
     """
 
-    class Monitor(library.module.IProgressMonitor):  # type: ignore[name-defined]
+    class Monitor(library.module.IProgressMonitor):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
             library.module.IProgressMonitor.__init__(self)
             self.phases = Phases()

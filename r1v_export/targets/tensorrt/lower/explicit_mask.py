@@ -38,7 +38,7 @@ class ExplicitMask(ir.passes.InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         for node in model.graph:
-            if node.op_type == "Attention" and node.attributes.get_int("is_causal", 0):
+            if node.op_type == "Attention" and node.attributes.get_int("is_causal", 0) != 0:
                 raise ir.passes.PostconditionError(f"{node.name} still leaves its causal mask to the engine")
 
 
@@ -70,6 +70,8 @@ def _visible_slots(graph: ir.Graph, capacity: int) -> ir.Value:
 
 def _constant(graph: ir.Graph, name: str, content: np.ndarray) -> ir.Value:
     tensor = ir.tensor(content.astype(np.int64), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(ir.DataType.INT64), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(content.shape), type=ir.TensorType(ir.DataType.INT64), const_value=tensor
+    )
     graph.initializers[name] = value
     return value

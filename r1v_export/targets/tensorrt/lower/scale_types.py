@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from r1v_export.exporters.graph_values import input_of
+
 _FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4)
 
 
@@ -20,7 +22,7 @@ class ScaleTypes(ir.passes.InPlacePass):
 
 
 def _cast_scale(graph: ir.Graph, node: ir.Node) -> bool:
-    qweight, scale = node.inputs[:2]
+    qweight, scale = input_of(node, 0), input_of(node, 1)
     dtype = node.outputs[0].dtype
     if qweight.dtype not in _FOUR_BITS or dtype is None or scale.dtype == dtype:
         return False

@@ -66,7 +66,8 @@ class TensorRTEngine:
         table = self._embed.embed_tokens.weight
         images = torch.from_numpy(np.ascontiguousarray(image_embeds)).to(table.dtype)
         with torch.inference_mode():
-            return self._embed(torch.from_numpy(np.ascontiguousarray(input_ids)), images).float().numpy()
+            embeds: Tensor = self._embed(torch.from_numpy(np.ascontiguousarray(input_ids)), images)
+        return embeds.float().numpy()
 
     def decoder(self, batch: int, capacity: int) -> TensorRTDecoder:
         return TensorRTDecoder(self._decoder, self.sizes, batch, capacity)
@@ -109,9 +110,8 @@ def mapped_table(embed_graph: Path) -> Tensor:
         BundleError: the graph or its weights are missing or malformed.
     """
     try:
-        graph = ir.load(embed_graph).graph
-        table = next(value for value in graph.initializers.values() if isinstance(value.const_value, ir.ExternalTensor))
-        external = table.const_value
+        tensors = [value.const_value for value in ir.load(embed_graph).graph.initializers.values()]
+        external = next(tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
         shape, dtype = tuple(external.shape.numpy()), DTYPES[_torch_name(external.dtype)]
         path = embed_graph.parent / external.location
         mapped = np.memmap(path, np.uint8, mode="c", offset=external.offset or 0, shape=(external.nbytes,))

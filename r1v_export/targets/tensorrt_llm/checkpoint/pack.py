@@ -54,4 +54,5 @@ def interleave(qweight_OI: Tensor, layout: KernelLayout) -> Tensor:
         ordered_OI = tiles.transpose(1, 2).reshape(out_features, in_features)
     words = (ordered_OI + 8).to(torch.uint8).view(-1, 4, 2)  # eight values of a word: pair, member
     packed = words.transpose(1, 2).reshape(-1, 8)  # evens, then odds
-    return (packed[:, ::2] | packed[:, 1::2] << 4).view(in_features, out_features // 2)
+    pairs: Tensor = packed[:, ::2] | packed[:, 1::2] << 4
+    return pairs.view(in_features, out_features // 2)

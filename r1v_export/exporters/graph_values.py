@@ -1,0 +1,78 @@
+"""Names, shapes, types and inputs, which `onnx_ir` lets be missing and a whole graph has."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import onnx_ir as ir
+
+from r1v_export.errors import GraphError
+
+_FIX = "export the graph again"
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value:
+    """
+    Raises:
+        GraphError: the input is left out.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise GraphError("An operator lacks an input.", where=node.name, expected=f"input {index}", fix=_FIX)
+    return value
+
+
+def name_of(value: ir.Value) -> str:
+    """
+    Raises:
+        GraphError: the value has no name.
+    """
+    if value.name is None:
+        raise GraphError("A value of the graph has no name.", where=value.producer(), fix=_FIX)
+    return value.name
+
+
+def shape_of(value: ir.Value) -> ir.Shape:
+    """
+    Raises:
+        GraphError: the value has no shape.
+    """
+    if value.shape is None:
+        raise GraphError("A value of the graph has no shape.", where=value.name, fix=_FIX)
+    return value.shape
+
+
+def size_of(value: ir.Value, axis: int) -> int:
+    """A dimension that the graph fixes.
+
+    Raises:
+        GraphError: the dimension is a symbol, or the value has no shape.
+    """
+    size = shape_of(value)[axis]
+    if not isinstance(size, int):
+        raise GraphError(f"Axis {axis} of a value is not static.", where=value.name, found=size, fix=_FIX)
+    return size
+
+
+def dtype_of(value: ir.Value) -> ir.DataType:
+    """
+    Raises:
+        GraphError: the value has no type.
+    """
+    if value.dtype is None:
+        raise GraphError("A value of the graph has no type.", where=value.name, fix=_FIX)
+    return value.dtype
+
+
+def graph_of(node: ir.Node) -> ir.Graph:
+    """
+    Raises:
+        GraphError: the node was taken out of its graph.
+    """
+    if node.graph is None:
+        raise GraphError("An operator is in no graph.", where=node.name)
+    return node.graph
+
+
+def is_initializer(value: ir.Value | None) -> TypeGuard[ir.Value]:
+    return value is not None and value.is_initializer()
