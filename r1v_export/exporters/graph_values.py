@@ -1,4 +1,4 @@
-"""Names, shapes, types and inputs, which `onnx_ir` lets be missing and a whole graph has."""
+"""Names, shapes, types and inputs of a graph, which `onnx_ir` declares as optional."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _FIX = "export the graph again"
 
 
 def input_of(node: ir.Node, index: int) -> ir.Value:
-    """
+    """An input of an operator, by its position.
+
     Raises:
         GraphError: the input is left out.
     """
@@ -23,7 +24,8 @@ def input_of(node: ir.Node, index: int) -> ir.Value:
 
 
 def name_of(value: ir.Value) -> str:
-    """
+    """The name of a value.
+
     Raises:
         GraphError: the value has no name.
     """
@@ -33,7 +35,8 @@ def name_of(value: ir.Value) -> str:
 
 
 def shape_of(value: ir.Value) -> ir.Shape:
-    """
+    """The shape of a value.
+
     Raises:
         GraphError: the value has no shape.
     """
@@ -43,7 +46,7 @@ def shape_of(value: ir.Value) -> ir.Shape:
 
 
 def size_of(value: ir.Value, axis: int) -> int:
-    """A dimension that the graph fixes.
+    """The static size of a value along an axis.
 
     Raises:
         GraphError: the dimension is a symbol, or the value has no shape.
@@ -55,7 +58,8 @@ def size_of(value: ir.Value, axis: int) -> int:
 
 
 def dtype_of(value: ir.Value) -> ir.DataType:
-    """
+    """The element type of a value.
+
     Raises:
         GraphError: the value has no type.
     """
@@ -65,7 +69,8 @@ def dtype_of(value: ir.Value) -> ir.DataType:
 
 
 def graph_of(node: ir.Node) -> ir.Graph:
-    """
+    """The graph that an operator is part of.
+
     Raises:
         GraphError: the node was taken out of its graph.
     """
@@ -75,4 +80,5 @@ def graph_of(node: ir.Node) -> ir.Graph:
 
 
 def is_initializer(value: ir.Value | None) -> TypeGuard[ir.Value]:
+    """Whether an input is there and is an initializer of the graph."""
     return value is not None and value.is_initializer()

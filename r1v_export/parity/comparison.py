@@ -7,14 +7,13 @@ import io
 import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from operator import length_hint
 
 from PIL import Image
 
-from r1v_export.config import Compute, Precision
 from r1v_export.errors import CapabilityError, InputError, ParityError
 from r1v_export.log_event import log_event
 from r1v_export.parity.boundaries import Answers, BoundaryComparator, VisionBlocks
@@ -22,6 +21,7 @@ from r1v_export.parity.diagnosis import kind_of, likely_causes, problem
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.latency import TimedEngine, latencies
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
+from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.ranges import range_facts, recorder, saturations
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import (
@@ -33,7 +33,7 @@ from r1v_export.parity.schema import (
     StepResult,
     WorstElement,
 )
-from r1v_export.parity.tolerances import Boundary, Gate, Tolerance, ToleranceProfile, profile_for, tolerances
+from r1v_export.parity.tolerances import Boundary, Tolerance, ToleranceProfile, tolerances
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.runner.reasoning import split_reasoning
 from r1v_export.targets import registry
@@ -65,15 +65,7 @@ def check(
     reference: Endpoint,
     candidate: Endpoint,
     samples: Iterable[ParitySample],
-    *,
-    precision: Precision,
-    compute: Compute = "float32",
-    quantized_inputs: bool = False,
-    gate: Gate = "arithmetic",
-    blocks: bool = False,
-    max_new_tokens: int = 96,
-    batch_size: int = 16,
-    measure_latency: bool = False,
+    options: CheckOptions,
     on_progress: ProgressCallback = ignore_progress,
 ) -> ParityReport:
     """Compare two engines boundary by boundary and end to end.
@@ -81,29 +73,20 @@ def check(
     Args:
         reference: what is taken as correct: PyTorch, with the checkpoint's own files.
         candidate: the engine under test, with the files of its bundle.
-        samples: compared in this order; drawn from as needed, `batch_size` at a time.
-        precision: that the candidate was built in; with the next three it chooses the limits, see `parity.tolerances`.
-        compute: what the candidate computes in.
-        quantized_inputs: whether any of its linears rounds its input to 8 bits.
-        gate: whether the reference computes the same numbers, or is the original of a quantized candidate.
-        blocks: also compare each ViT block. Without, this is done only when the vision features are out of tolerance,
-            to name the block.
-        max_new_tokens: longest greedy answer.
-        batch_size: samples decoded together.
-        measure_latency: time each stage of both engines. The report is then not the same twice. For float16 or
-            quantized inputs, the reference's times include recording how large its tensors become.
+        samples: compared in this order; drawn from as needed, `options.batch_size` at a time.
+        options: what is compared, and by which limits.
         on_progress: called with the number of samples done, after each batch.
 
     Raises:
         UsageError: the table has no limits for such an engine.
         ParityError: the engines are of different models, so that nothing can be compared.
-        CapabilityError: `blocks` with an engine that does not show its ViT blocks.
+        CapabilityError: `options.blocks` with an engine that does not show its ViT blocks.
         InputError: no samples, or one that cannot be used.
     """
-    profile = profile_for(gate, precision, compute, quantized_inputs)
+    profile = options.profile
     _require_one_model(reference, candidate)
     can_show_blocks = all(isinstance(endpoint.engine, VisionBlocks) for endpoint in (reference, candidate))
-    if blocks and not can_show_blocks:
+    if options.blocks and not can_show_blocks:
         raise CapabilityError(
             "ViT blocks cannot be compared: an engine does not show them",
             expected="vision_blocks in both engines",
@@ -111,20 +94,22 @@ def check(
             fix="compare without blocks",
         )
     message = "gate %(gate)s: %(candidate)s against %(reference)s, limits of %(precision)s computed in %(compute)s"
+    facts = {"gate": options.gate, "precision": options.precision, "compute": options.compute}
     names = {"candidate": candidate.engine.name, "reference": reference.engine.name}
-    log_event(_LOG, logging.INFO, message, gate=gate, precision=precision, compute=compute, **names)
-    recording = recorder(reference.engine, compute, quantized_inputs) if gate == "arithmetic" else nullcontext()
-    timed = tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate)) if measure_latency else ()
+    log_event(_LOG, logging.INFO, message, **facts, **names)
+    timed = (
+        tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate)) if options.measure_latency else ()
+    )
     if timed:
         reference, candidate = (replace(s, engine=t) for s, t in zip((reference, candidate), timed, strict=True))
 
-    comparator = BoundaryComparator(reference, candidate, blocks, max_new_tokens)
-    with recording as magnitudes:
+    comparator = BoundaryComparator(reference, candidate, options.blocks, options.max_new_tokens)
+    with recorder(reference.engine, options) as magnitudes:
         comparator.compare_vocabulary()
-        results, first_batch = _compare_samples(comparator, samples, batch_size, on_progress)
+        results, first_batch = _compare_samples(comparator, samples, options.batch_size, on_progress)
     boundaries = _judge(comparator.statistics, profile)
     first_bad = next((b.name for b in boundaries if not b.passed), None)
-    if first_bad == "vision" and can_show_blocks and not blocks:
+    if first_bad == "vision" and can_show_blocks and not options.blocks:
         # An engine may find only now that its blocks were fused away; then the tower is named as a whole.
         with suppress(CapabilityError):
             for sample in first_batch:
@@ -135,16 +120,16 @@ def check(
     return ParityReport(
         reference=reference.engine.name,
         candidate=candidate.engine.name,
-        precision=precision,
-        gate=gate,
-        max_new_tokens=max_new_tokens,
+        precision=options.precision,
+        gate=options.gate,
+        max_new_tokens=options.max_new_tokens,
         first_bad=first_bad,
         causes=likely_causes(first_bad, comparator.statistics[first_bad], reference.tokenizer) if first_bad else (),
         boundaries=boundaries,
         decode_steps=tuple(_step_result(step, comparator.steps[step]) for step in sorted(comparator.steps)),
         samples=tuple(results),
         environment=environment(),
-        ranges=range_facts(magnitudes, compute),
+        ranges=range_facts(magnitudes, options.compute),
         saturations=saturations(magnitudes),
         latency=latencies(*timed) if timed else (),
     )

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from r1v_export.config import Compute
 from r1v_export.contract import Engine
+from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.schema import LayerRange, RangeFacts, Saturation
 
 LARGEST: Mapping[Compute, float] = {"float16": 65504.0}
@@ -39,9 +40,10 @@ class RecordsMagnitudes(Protocol):
         ...
 
 
-def recorder(engine: Engine, compute: Compute, quantized_inputs: bool) -> AbstractContextManager[Magnitudes | None]:
+def recorder(engine: Engine, options: CheckOptions) -> AbstractContextManager[Magnitudes | None]:
     """Record magnitudes while the context is open, if the type has a limit and the engine can record its tensors."""
-    if (compute in LARGEST or quantized_inputs) and isinstance(engine, RecordsMagnitudes):
+    ends = options.compute in LARGEST or options.quantized_inputs
+    if options.gate == "arithmetic" and ends and isinstance(engine, RecordsMagnitudes):
         return engine.recorded()
     return nullcontext()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r1v_export.bundle import ENGINES, GRAPHS, Bundle
@@ -20,11 +20,11 @@ from r1v_export.pipeline.parity_gate import (
     GeneratedQuestions,
     calibration_facts,
     candidate_endpoint,
+    check_options,
     compare,
     gates,
     reference_endpoint,
     require_calibrated_scales,
-    rounding,
     texts,
 )
 from r1v_export.progress import Progress, ProgressCallback
@@ -75,10 +75,9 @@ def check_bundle(
     checkpoint = open_source(bundle, model, progress)
     artifact = open_artifact(folder, checkpoint)
     require_calibrated_scales(bundle.graphs, artifact)
-    candidate, limits = (
-        candidate_endpoint(folder, target, device),
-        rounding(bundle.config, target, bundle.spec, artifact),
-    )
+    candidate = candidate_endpoint(folder, target, device)
+    options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.max_new_tokens)
+    options = replace(options, blocks=blocks, measure_latency=True)
     reports = []
     for gate, reference in gates(checkpoint, artifact, device):
         with progress.stage(gate) as task:
@@ -86,14 +85,10 @@ def check_bundle(
                 reference,
                 candidate,
                 asked.of(checkpoint),
+                replace(options, gate=gate),
                 task.report,
                 calibration_facts(artifact),
                 texts(checkpoint),
-                gate=gate,
-                blocks=blocks,
-                max_new_tokens=asked.max_new_tokens,
-                measure_latency=True,
-                **limits,
             )
         reports.append(report)
     if others:
@@ -156,10 +151,9 @@ def measure(
     """
     target, artifact = bundle.target(None), open_artifact(bundle.folder, checkpoint)
     gate: Gate = "quantization" if artifact is not None and checkpoint.quantized is None else "arithmetic"
-    options = rounding(bundle.config, target, bundle.spec, artifact)
+    options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.max_new_tokens)
     candidate = candidate_endpoint(bundle.folder, target, device)
-    options |= {"gate": gate, "max_new_tokens": asked.max_new_tokens}
-    report = compare(reference, candidate, asked.of(checkpoint), on_progress, **options)
+    report = compare(reference, candidate, asked.of(checkpoint), replace(options, gate=gate), on_progress)
     return facts(bundle, target, report)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from r1v_export.bundle import ENGINES, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -15,6 +15,7 @@ from r1v_export.config import BuildConfig, Device
 from r1v_export.cpus import thread_count
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
+from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.texts import Text, score_texts
@@ -92,11 +93,13 @@ def texts(checkpoint: Checkpoint) -> tuple[CalibrationSample, ...]:
     return prepare(read_examples(None, TEXTS), checkpoint).samples
 
 
-def rounding(config: BuildConfig, target: str, spec: ModelSpec, artifact: Artifact | None) -> dict[str, Any]:
-    """What `parity.check` chooses the limits of a bundle's engine by."""
+def check_options(
+    config: BuildConfig, target: str, spec: ModelSpec, artifact: Artifact | None, *, max_new_tokens: int
+) -> CheckOptions:
+    """What chooses the limits of a bundle's engine, for the arithmetic gate."""
     numerics = registry.get_target(target).numerics(config, spec)
     quantized_inputs = artifact is not None and (artifact.quantizes_inputs or numerics.rounds_inputs)
-    return {"precision": config.precision, "compute": numerics.compute, "quantized_inputs": quantized_inputs}
+    return CheckOptions(config.precision, numerics.compute, quantized_inputs, max_new_tokens=max_new_tokens)
 
 
 def require_calibrated_scales(graphs: Path, artifact: Artifact | None) -> None:
@@ -131,15 +134,15 @@ def compare(
     reference: Endpoint,
     candidate: Endpoint,
     samples: Iterable[ParitySample],
+    options: CheckOptions,
     on_progress: ProgressCallback,
     calibration: CalibrationFacts | None = None,
     texts: Sequence[Text] = (),
-    **options: Any,
 ) -> ParityReport:
     """`parity.check`, with what the page says of the calibration.
 
     Args:
         texts: replies that the reference must find likely as well, `texts(checkpoint)`.
     """
-    report = check(reference, candidate, samples, on_progress=on_progress, **options)
+    report = check(reference, candidate, samples, options, on_progress)
     return report.model_copy(update={"calibration": calibration, "texts": score_texts(reference, texts)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,17 +315,19 @@ class Build:
             GeneratedQuestions,
             calibration_facts,
             candidate_endpoint,
+            check_options,
             compare,
             gates,
             require_calibrated_scales,
-            rounding,
             texts,
         )
 
         require_calibrated_scales(self.out / GRAPHS, self.artifact)
         parity, device = self.config.parity, self.config.device
         candidate = candidate_endpoint(self.out, target, device)
-        limits = rounding(self.config, target, self.checkpoint.spec, self.artifact)
+        options = check_options(
+            self.config, target, self.checkpoint.spec, self.artifact, max_new_tokens=parity.max_new_tokens
+        )
         reports = []
         count = 2 if self.config.quantized and self.checkpoint.quantized is None else 1
         for index, (gate, reference) in enumerate(gates(self.checkpoint, self.artifact, device)):
@@ -333,12 +335,10 @@ class Build:
                 reference,
                 candidate,
                 GeneratedQuestions(self.checkpoint, parity.questions),
+                replace(options, gate=gate),
                 subrange(on_progress, index / count, (index + 1) / count),
                 calibration_facts(self.artifact),
                 texts(self.checkpoint),
-                gate=gate,
-                max_new_tokens=parity.max_new_tokens,
-                **limits,
             )
             write_report(report, folder / self.report_folder(target) / REPORT_FOLDERS[gate])
             reports.append(report)

@@ -18,7 +18,7 @@ from PIL import Image
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.errors import CapabilityError, InputError, ParityError, UsageError
-from r1v_export.parity import Endpoint, ParityReport, ParitySample, check
+from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.comparison import COMPARED
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.pipeline_document import describe_pipeline
@@ -28,7 +28,7 @@ Damaged = Callable[[Callable[[Model], None]], Endpoint]
 
 
 def compare(reference: Endpoint, candidate: Endpoint, samples: list[ParitySample], **options) -> ParityReport:
-    return check(reference, candidate, samples, **{"precision": "fp32", "max_new_tokens": 10, **options})
+    return check(reference, candidate, samples, CheckOptions(**{"precision": "fp32", "max_new_tokens": 10, **options}))
 
 
 def nothing(model: Model) -> None:
@@ -353,9 +353,8 @@ def test_a_precision_without_limits_is_refused_before_any_work(reference: Endpoi
 
 def test_progress_is_reported_after_each_batch(reference: Endpoint, samples: list[ParitySample]):
     reported: list[tuple[float, float]] = []
-    compare(
-        reference, reference, samples, batch_size=2, max_new_tokens=2, on_progress=lambda *call: reported.append(call)
-    )
+    options = CheckOptions("fp32", batch_size=2, max_new_tokens=2)
+    check(reference, reference, samples, options, lambda *call: reported.append(call))
     assert reported == [(2, 5), (4, 5), (5, 5)]
 
 

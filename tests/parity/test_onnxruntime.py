@@ -15,7 +15,7 @@ import torch
 from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS
 from r1v_export.exporters.export import export_graph
-from r1v_export.parity import Endpoint, ParityReport, ParitySample, check
+from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.reference.model import Model
 from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
@@ -44,7 +44,7 @@ def candidate(reference: Endpoint, bundle: Path) -> Endpoint:
 
 
 def compare(reference: Endpoint, bundle: Path, samples: list[ParitySample], **options) -> ParityReport:
-    return check(reference, candidate(reference, bundle), samples, precision="fp32", max_new_tokens=12, **options)
+    return check(reference, candidate(reference, bundle), samples, CheckOptions("fp32", max_new_tokens=12, **options))
 
 
 def change_weight(bundle: Path, graph: str, initializer: str, change: Change) -> None:

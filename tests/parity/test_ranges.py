@@ -12,6 +12,7 @@ import torch
 from r1v_export.errors import ParityError
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
+from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.report import to_html
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import LayerRange, ParityReport, RangeFacts
@@ -39,9 +40,7 @@ def scaled(model: Model, factor: float) -> Model:
 def compare(model: Model, reference: Endpoint, samples: list[ParitySample]) -> Callable[..., ParityReport]:
     def run(factor: float, compute: str, precision: str) -> ParityReport:
         endpoint = replace(reference, engine=ReferenceEngine(scaled(model, factor)))
-        return check(
-            endpoint, endpoint, samples[:2], precision=precision, compute=compute, max_new_tokens=4, batch_size=2
-        )
+        return check(endpoint, endpoint, samples[:2], CheckOptions(precision, compute, max_new_tokens=4, batch_size=2))
 
     return run
 
@@ -152,7 +151,7 @@ def test_inputs_beyond_what_a_static_scale_represents_are_listed_and_warned_of_b
 ):
     name = f"{LAYER}.mlp.gate_proj"
     with recorded(model) as magnitudes:
-        check(reference, reference, samples[:1], precision="fp32", max_new_tokens=2)
+        check(reference, reference, samples[:1], CheckOptions("fp32", max_new_tokens=2))
     largest = magnitudes.by_tensor()[f"{name}: input"]
     quantized = copy.deepcopy(model)
     linear = replace(
@@ -162,7 +161,8 @@ def test_inputs_beyond_what_a_static_scale_represents_are_listed_and_warned_of_b
     )
     quantized.set_submodule(name, FakeQuantLinear(linear))
     endpoint = replace(reference, engine=ReferenceEngine(quantized))
-    report = check(endpoint, endpoint, samples[:1], precision="fp8", quantized_inputs=True, max_new_tokens=2)
+    options = CheckOptions("fp8", quantized_inputs=True, max_new_tokens=2)
+    report = check(endpoint, endpoint, samples[:1], options)
     assert report.passed
     assert report.ranges is None
     expected = {} if shrink == 1.0 else {name: pytest.approx(shrink, rel=1e-4)}

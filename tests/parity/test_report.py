@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from r1v_export.parity import Endpoint, ParityReport, ParitySample, check, write_report
+from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check, write_report
 from r1v_export.parity.report import share, to_html, to_json, visible
 from r1v_export.parity.schema import BundleFacts, CalibrationFacts
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, Selection, SensitivityTable
@@ -63,7 +63,7 @@ def rescale_a_little(model: Model) -> None:
 
 @pytest.fixture(scope="module")
 def compare(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]) -> Compare:
-    return lambda damage: check(reference, damaged(damage), samples, precision="fp32", max_new_tokens=40)
+    return lambda damage: check(reference, damaged(damage), samples, CheckOptions("fp32", max_new_tokens=40))
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def failed(compare: Compare) -> ParityReport:
 @pytest.fixture(scope="module")
 def passed(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]) -> ParityReport:
     """With latencies, so with every plot."""
-    options = {"precision": "fp32", "max_new_tokens": 40, "batch_size": 2, "measure_latency": True}
-    return check(reference, damaged(rescale_a_little), samples, **options)
+    options = CheckOptions("fp32", max_new_tokens=40, batch_size=2, measure_latency=True)
+    return check(reference, damaged(rescale_a_little), samples, options)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_each_shown_sample_has_its_images(passed_page: Page, samples: list[Parit
 def test_text_of_users_and_models_is_never_markup(reference: Endpoint, samples: list[ParitySample]):
     attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     sample = ParitySample(attack, samples[0].images, attack, answer=attack)
-    html = to_html(check(reference, reference, [sample], precision="fp32", max_new_tokens=3))
+    html = to_html(check(reference, reference, [sample], CheckOptions("fp32", max_new_tokens=3)))
     page = Page(html)
     assert "script" not in {tag for tag, _ in page.tags}
     assert not page.attributes("onerror")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,10 @@ from r1v_export.pipeline.check import Questions, check_bundle
 from r1v_export.pipeline.parity_gate import (
     GeneratedQuestions,
     candidate_endpoint,
+    check_options,
     compare,
     gates,
     reference_endpoint,
-    rounding,
 )
 from r1v_export.progress import Progress, ignore_progress
 from r1v_export.quantization.recipe import load
@@ -64,8 +65,8 @@ def test_the_engine_computes_what_the_fake_quantized_model_computes(bundle: Path
     gate, reference = next(gates(checkpoint, artifact, "cpu"))
     candidate = candidate_endpoint(bundle, "onnxruntime", "cpu")
     samples = GeneratedQuestions(checkpoint, 2)
-    limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact)
-    report = compare(reference, candidate, samples, ignore_progress, gate=gate, max_new_tokens=4, **limits)
+    options = check_options(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact, max_new_tokens=4)
+    report = compare(reference, candidate, samples, replace(options, gate=gate), ignore_progress)
     assert report.passed, report.first_bad
 
 
@@ -125,9 +126,9 @@ def test_wrong_int4_scales_show_in_the_numbers_too(bundle: Path, tiny_model: Pat
     artifact = open_artifact(damaged, checkpoint)
     gate, reference = next(gates(checkpoint, artifact, "cpu"))
     candidate = candidate_endpoint(damaged, "onnxruntime", "cpu")
-    limits = rounding(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact)
+    options = check_options(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact, max_new_tokens=4)
     samples = GeneratedQuestions(checkpoint, 1)
-    report = compare(reference, candidate, samples, ignore_progress, gate=gate, max_new_tokens=4, **limits)
+    report = compare(reference, candidate, samples, replace(options, gate=gate), ignore_progress)
     assert report.first_bad == "prefill"
 
 
@@ -146,7 +147,7 @@ def test_a_quantized_cache_is_computed_by_engine_and_reference_alike(
     checkpoint = Checkpoint.open(tiny_config.model)
     artifact = open_artifact(out, checkpoint)
     assert artifact is not None
-    limits = rounding(Bundle.open(out).config, "onnxruntime", checkpoint.spec, artifact)
+    options = check_options(Bundle.open(out).config, "onnxruntime", checkpoint.spec, artifact, max_new_tokens=8)
     candidate = candidate_endpoint(out, "onnxruntime", "cpu")
     divergence = {}
     for scales in (artifact.cache_scales, {}):
@@ -154,7 +155,7 @@ def test_a_quantized_cache_is_computed_by_engine_and_reference_alike(
         for layer in reference.engine.model.language_model.model.layers if not scales else ():  # type: ignore[attr-defined]
             layer.self_attn.cached_key = layer.self_attn.cached_value = torch.nn.Identity()
         samples = GeneratedQuestions(checkpoint, 2)
-        report = compare(reference, candidate, samples, ignore_progress, gate="arithmetic", max_new_tokens=8, **limits)
+        report = compare(reference, candidate, samples, options, ignore_progress)
         assert report.passed or not scales
         divergence[bool(scales)] = report.boundary("decode").metrics["mean_kl"]
     assert divergence[True] < divergence[False] / 20

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
@@ -47,4 +48,4 @@ def _numerics(bundle: Path, model: Path) -> ParityReport:
     checkpoint = Checkpoint.open(model)
     _, reference = next(gates(checkpoint, open_artifact(bundle, checkpoint), "cpu"))
     samples, candidate = GeneratedQuestions(checkpoint, 1), candidate_endpoint(bundle, "hf-unified", "cpu")
-    return compare(reference, candidate, samples, ignore_progress, precision="int4", max_new_tokens=4)
+    return compare(reference, candidate, samples, CheckOptions("int4", max_new_tokens=4), ignore_progress)

@@ -1,0 +1,41 @@
+"""What decides how two engines are compared, and the limits that the candidate must keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from r1v_export.config import Compute, Precision
+from r1v_export.parity.tolerances import Gate, ToleranceProfile, profile_for
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How `check` compares a candidate with a reference. The first four choose the limits, see `parity.tolerances`."""
+
+    precision: Precision
+    """That the candidate was built in."""
+    compute: Compute = "float32"
+    """What the candidate computes in."""
+    quantized_inputs: bool = False
+    """Whether any of the candidate's linears rounds its input to 8 bits."""
+    gate: Gate = "arithmetic"
+    """Whether the reference computes the same numbers, or is the original of a quantized candidate."""
+    blocks: bool = False
+    """Also compare each ViT block. Without, this is done only when the vision features are out of tolerance, to name
+    the block."""
+    max_new_tokens: int = 96
+    """Longest greedy answer."""
+    batch_size: int = 16
+    """Samples decoded together."""
+    measure_latency: bool = False
+    """Time each stage of both engines. The report is then not the same twice. For float16 or quantized inputs, the
+    reference's times include recording how large its tensors become."""
+
+    @property
+    def profile(self) -> ToleranceProfile:
+        """The limits.
+
+        Raises:
+            UsageError: the table has none for such an engine.
+        """
+        return profile_for(self.gate, self.precision, self.compute, self.quantized_inputs)
