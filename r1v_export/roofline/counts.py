@@ -32,7 +32,6 @@ class Cost:
     """
 
     module: str
-    operator: str
     arithmetic: str
     flops: int
     weight_bytes: int
@@ -149,7 +148,7 @@ class _Counter:
         module = (node.name or "").rpartition("/")[0]
         name = arithmetic.name.lower() if arithmetic else "float32"
         name = {"float": "float32"}.get(name, name)
-        return Cost(module, node.op_type, name, flops, weight_bytes, activation_bytes, cache_bytes)
+        return Cost(module, name, flops, weight_bytes, activation_bytes, cache_bytes)
 
     def _weight_bytes(self, weight: ir.Value) -> int:
         """Bytes of a stored weight, with its scales and zero points; 0 for what the graph itself computes."""

@@ -17,7 +17,7 @@ import numpy as np
 from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError
-from r1v_export.generation import EncodedImage, Generated, Generation, Generator, Sampling
+from r1v_export.generation import EncodedImage, Generation, Generator, Sampling
 from r1v_export.runner.answer import AnswerStream, AnswerText, Timings, TokenEvent
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner, Request
 from r1v_export.runner.kv_cache import new_token_budget
@@ -124,7 +124,7 @@ class RequestState:
         generated = next(self.generation, None)
         if generated is None:
             raise GraphError("The library ended an answer without saying why.", where="decoder")
-        self._measure(generated)
+        self._measure()
         tokens: list[int | None] = [*generated.token_ids]
         if generated.finish_reason is not None and not tokens:
             tokens = [None]
@@ -134,7 +134,7 @@ class RequestState:
                 self.generation.close()
                 return
 
-    def _measure(self, generated: Generated) -> None:
+    def _measure(self) -> None:
         now, timings = time.perf_counter(), self.stream.timings
         passed_ms = (now - self._clock) * 1000
         if self.stream.token_ids:

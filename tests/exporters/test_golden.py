@@ -15,10 +15,10 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.exporters.export import SOURCES, trace_graph
-from r1v_export.exporters.golden import dump
 from r1v_export.quantization.apply.onnx import QuantizeLinears
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.recipe import PRESETS, load, resolve
+from tests.exporters.graph_text import dump
 
 GRAPHS = Path(__file__).parents[2] / "graphs"
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float32, "int4": torch.float32}

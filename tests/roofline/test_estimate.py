@@ -15,7 +15,7 @@ GPU = DeviceSpec("GPU", 90, {"float16": 1.0, "float8e4m3fn": 2.0}, 1, 1.0, "made
 
 
 def cost(module: str, flops: int, weight_bytes: int = 0, arithmetic: str = "float16") -> Cost:
-    return Cost(module, "MatMul", arithmetic, flops, weight_bytes, 0, 0)
+    return Cost(module, arithmetic, flops, weight_bytes, 0, 0)
 
 
 def test_a_layer_takes_the_sum_of_what_bounds_each_operator() -> None:

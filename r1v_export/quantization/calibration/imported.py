@@ -177,7 +177,7 @@ def _import_block(block: Block, checkpoint: Checkpoint, quantized: Quantized) ->
         names = [name for name in group.linears if name in quantized.linears]
         decoded = {name: quantized.linears[name].decode() for name in names}
         linears = [_linear(decoded[name], quantized.linears[name].layout) for name in names]
-        state.linears |= zip(names, _share_input_scale(group, names, linears, state), strict=True)
+        state.linears |= zip(names, _share_input_scale(names, linears, state), strict=True)
     for group in block.groups:
         pre_quant_scale_I = _pre_quant_scale(group, quantized)
         if pre_quant_scale_I is not None and _keeps_pre_quant_scale(group, quantized):
@@ -203,7 +203,7 @@ def _linear(decoded: Decoded, layout: LinearLayout) -> QuantizedLinear:
 
 
 def _share_input_scale(
-    group: LinearGroup, names: Sequence[str], linears: Sequence[QuantizedLinear], state: _BlockImport
+    names: Sequence[str], linears: Sequence[QuantizedLinear], state: _BlockImport
 ) -> Sequence[QuantizedLinear]:
     """Linears that read one tensor round it once, by the largest of their scales."""
     scales = {float(linear.input_scale) for linear in linears if linear.input_scale is not None}

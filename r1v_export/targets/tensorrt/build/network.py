@@ -91,11 +91,11 @@ def parse(
     content = ir.to_proto(model).SerializeToString()
     parsed = parser.parse(content, str(weights_root / f"{name}.onnx"))
     if not parsed or parser.num_errors:
-        raise _refused(library, name, model, [parser.get_error(index) for index in range(parser.num_errors)], messages)
+        raise _refused(library, name, [parser.get_error(index) for index in range(parser.num_errors)], messages)
     return Network(library, name, model, builder, definition, messages, parser)
 
 
-def _refused(library: Library, graph: str, model: ir.Model, errors: list[Any], messages: Messages) -> GraphError:
+def _refused(library: Library, graph: str, errors: list[Any], messages: Messages) -> GraphError:
     where = f"{library.target} {library.version}: {graph}"
     if not errors:
         found = messages.errors[-1] if messages.errors else "no reason given"

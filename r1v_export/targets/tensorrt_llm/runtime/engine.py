@@ -18,7 +18,7 @@ from r1v_export.config import Device
 from r1v_export.errors import BundleError
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.reference.model import Model, ReferenceEngine
-from r1v_export.targets.tensorrt_llm.checkpoint.reader import LanguageCheckpoint, read_checkpoint
+from r1v_export.targets.tensorrt_llm.checkpoint.reader import read_checkpoint
 
 if TYPE_CHECKING:
     from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
@@ -39,7 +39,7 @@ def load_language_model(folder: Path, spec: ModelSpec) -> Model:
     caches = {f"model.layers.{layer}.self_attn": scales for layer, scales in checkpoint.kv_scales.items()}
     # On the CPU, whatever device the parts without weights are on.
     apply(model.language_model, checkpoint.linears, {}, cache_scales=caches)
-    _require_whole(model, checkpoint, folder)
+    _require_whole(model, folder)
     return model
 
 
@@ -59,7 +59,7 @@ def _require_spec(found: LanguageSpec, expected: LanguageSpec, folder: Path) -> 
         )
 
 
-def _require_whole(model: Model, checkpoint: LanguageCheckpoint, folder: Path) -> None:
+def _require_whole(model: Model, folder: Path) -> None:
     missing = [name for name, tensor in model.language_model.state_dict().items() if tensor.is_meta]
     if missing:
         raise BundleError(
