@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +21,8 @@ from r1v_export.cli.output import (
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
+    from r1v_export.pipeline.bench import Measurement
+    from r1v_export.pipeline.roofline_report import NoRoofline, RooflineFacts
 
 
 @click.command(short_help="Measure a bundle's engine.")
@@ -65,14 +67,15 @@ def command(
     runner = open_runner(bundle, target, model, device, engine)
     loaded = image_opener(runner.image_policy, allow_url)(image) if image else None
     result = measure(runner, loaded, question, tokens, runs, Progress(1, quiet=format_ == "json"))
-    result["roofline"] = attained(Bundle.open(bundle), result, device, peaks)
+    roofline = attained(Bundle.open(bundle), result, device, peaks)
     if format_ == "json":
-        print_json(result)
+        print_json({**result, "roofline": roofline})
     else:
         _print(result)
+        click.echo(_roofline(roofline))
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print(result: Measurement) -> None:
     from r1v_export.progress import size
 
     rows = [(name.removesuffix("_ms"), f"{ms:.2f}") for name, ms in result["stages_ms"].items()]
@@ -84,16 +87,19 @@ def _print(result: dict[str, Any]) -> None:
         f"first token after {result['first_token_ms']:.1f} ms, then {result['tokens_per_s']:.1f} tokens/s; "
         f"peak memory {size(result['peak_memory_bytes'])}\n"
     )
-    click.echo(_roofline(result["roofline"]))
 
 
-def _roofline(facts: dict[str, Any]) -> str:
+def _roofline(facts: RooflineFacts | NoRoofline) -> str:
     """What share of a GPU's peak rates was reached, or why it is unknown."""
     if facts["gpu"] is None:
         return f"no roofline: {facts['why']}; --roofline GPU compares with one of them"
     rows = [
-        (stage, f"{row['measured_ms']:.2f}", f"{row['roofline_ms']:.3g}", f"{100 * row['fraction']:.3g} %")
+        (stage, f"{row['measured_ms']:.2f}", f"{row['roofline_ms']:.3g}", _percent(row["fraction"]))
         for stage, row in facts["stages"].items()
     ]
     title = f"roofline of {facts['gpu']} ({facts['source']}); measured on {facts['ran_on']}"
     return title + "\n" + table(rows, ("stage", "ms", "roofline ms", "reached"))
+
+
+def _percent(fraction: float | None) -> str:
+    return "not measured" if fraction is None else f"{100 * fraction:.3g} %"

@@ -7,13 +7,30 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import click
 
 from r1v_export.cli.output import common_options, print_json, table
 
 CORE = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors", "tokenizers", "numpy", "pillow", "pydantic")
+
+
+class TargetFacts(TypedDict):
+    """What a target finds on this machine, and what it lacks."""
+
+    ready: bool
+    why: str | None
+    fix: str | None
+    found: dict[str, str]
+
+
+class MachineFacts(TypedDict):
+    """All that `doctor` shows."""
+
+    machine: dict[str, str]
+    packages: dict[str, str]
+    targets: dict[str, TargetFacts]
 
 
 @click.command(short_help="Show what this machine has.")
@@ -30,7 +47,7 @@ def command(format_: str) -> None:
     click.echo("\ntargets\n" + table(rows))
 
 
-def collect() -> dict[str, Any]:
+def collect() -> MachineFacts:
     """Facts of this machine; a missing package is a fact and no error."""
     return {
         "machine": _machine(),
@@ -76,12 +93,12 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _targets() -> dict[str, dict[str, Any]]:
+def _targets() -> dict[str, TargetFacts]:
     """Every target that the registry knows: what it finds here, and what it lacks."""
     from r1v_export.errors import R1VError
     from r1v_export.targets import registry
 
-    facts: dict[str, dict[str, Any]] = {}
+    facts: dict[str, TargetFacts] = {}
     for name in registry.names():
         try:
             found = registry.get_target(name).readiness()
@@ -97,6 +114,6 @@ def _targets() -> dict[str, dict[str, Any]]:
     return facts
 
 
-def _status(target: dict[str, Any]) -> tuple[str, str]:
+def _status(target: TargetFacts) -> tuple[str, str]:
     found = "; ".join(f"{name} {value}" for name, value in target["found"].items())
-    return ("ready", found) if target["ready"] else (target["why"], target["fix"] or found)
+    return ("ready", found) if target["ready"] else (target["why"] or "", target["fix"] or found)

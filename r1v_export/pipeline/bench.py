@@ -7,7 +7,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypedDict
 
 from PIL import Image
 
@@ -21,18 +21,33 @@ from r1v_export.runner.base import BaseRunner, Request
 STAGES = ("preprocess_ms", "vision_ms", "projector_ms", "embed_ms", "prefill_ms", "decode_ms")
 
 
+class Measurement(TypedDict):
+    """Medians of some runs, as plain values for JSON."""
+
+    engine: str
+    threads: dict[str, Any]
+    """Of `cpus.thread_count`."""
+    tiles: int
+    prompt_tokens: int
+    new_tokens: int
+    runs: int
+    stages_ms: dict[str, float]
+    """By name of STAGES."""
+    first_token_ms: float
+    tokens_per_s: float
+    """After the first token."""
+    peak_memory_bytes: int
+    """Of this process."""
+
+
 def measure(
     runner: BaseRunner[Any], image: Image.Image | None, question: str, tokens: int, runs: int, progress: Progress
-) -> dict[str, Any]:
+) -> Measurement:
     """Ask once to warm up, then `runs` times.
 
     Args:
         image: the image; a made-up one when None.
         tokens: new tokens of every answer, whatever the model would like: stop tokens do not stop it.
-
-    Returns:
-        Plain values for JSON: medians by stage in milliseconds, time to the first token, tokens per second after it,
-        and the peak memory of this process in bytes.
     """
     image = image or next(synthetic(1, runner.tiling.tile_size)).images[0]
     runner.stop_ids = frozenset()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from r1v_export import contract
 from r1v_export.bundle import Bundle
 from r1v_export.config import Device
+from r1v_export.pipeline.bench import Measurement
 from r1v_export.pipeline.provenance import device_name
 from r1v_export.roofline.counts import LENGTH
 from r1v_export.roofline.devices import DEVICES, DeviceSpec, named_by_driver
@@ -18,9 +18,35 @@ from r1v_export.roofline.workloads import Workload
 VISION_PROJECTOR, PREFILL, DECODE = "vision and projector", "prefill", "decode"
 
 
+class StageFacts(TypedDict):
+    """One stage beside its roofline."""
+
+    measured_ms: float
+    roofline_ms: float
+    fraction: float | None
+    """The latter over the former; None where nothing was measured."""
+
+
+class RooflineFacts(TypedDict):
+    """What an engine attains, as plain values for JSON."""
+
+    gpu: str
+    source: str
+    """Of the GPU's peak rates."""
+    ran_on: str
+    stages: dict[str, StageFacts]
+
+
+class NoRoofline(TypedDict):
+    """Why there is nothing to compare with."""
+
+    gpu: None
+    why: str
+
+
 def attained(
-    bundle: Bundle, measured: Mapping[str, Any], ran_on: Device, peaks: DeviceSpec | None = None
-) -> dict[str, Any]:
+    bundle: Bundle, measured: Measurement, ran_on: Device, peaks: DeviceSpec | None = None
+) -> RooflineFacts | NoRoofline:
     """What `bench` measured, stage by stage, with the least time that the device needs for the bundle's graphs.
 
     Vision and projector are one row, for some engines compute both at once; `embed` is a look-up and has none. Decoding
@@ -29,10 +55,6 @@ def attained(
     Args:
         measured: the result of `bench.measure`.
         peaks: of the GPU to compare with; the one that it ran on when None.
-
-    Returns:
-        Plain values for JSON: the GPU (None where its peak rates are not known, and then `why`), and per stage the
-        milliseconds measured, those of the roofline, and the latter over the former.
     """
     found = device_name(ran_on)
     peaks = peaks or named_by_driver(found.partition(": ")[2])
@@ -41,7 +63,7 @@ def attained(
     work = {stage: done for stage, done in _workloads(measured).items() if _holds(bundle.graphs, done[0])}
     if not work:
         return {"gpu": None, "why": "the bundle holds no graphs to count in"}
-    stages = {}
+    stages: dict[str, StageFacts] = {}
     for stage, (workload, runs, measured_ms) in work.items():
         roofline_ms = 1000 * runs * total(layer_times(workload.costs(bundle.graphs), peaks)).seconds
         stages[stage] = {
@@ -52,7 +74,7 @@ def attained(
     return {"gpu": peaks.name, "source": peaks.source, "ran_on": found, "stages": stages}
 
 
-def _workloads(measured: Mapping[str, Any]) -> dict[str, tuple[Workload, int, float]]:
+def _workloads(measured: Measurement) -> dict[str, tuple[Workload, int, float]]:
     """Stage -> what it computes once, how often, and how long all of it took.
 
     A step's cost grows evenly with the tokens before it: all steps cost what as many in the middle would.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cli import main
 from r1v_export.manifest import verify
 from r1v_export.parity.schema import ParityReport
+from r1v_export.pipeline.bench import Measurement, measure
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 ASKED = ["--image", str(IMAGES / "05-chart.png"), "How tall is the green bar?"]
@@ -143,6 +145,19 @@ def test_bench_compares_with_the_gpu_that_is_named(nano_bundle: Path, succeed, c
     assert "roofline of H100" in succeed(*options, "--roofline", "H100")
     assert main.run([*map(str, options), "--roofline", "H1000"]) == 2
     assert "RTX PRO 6000" in capsys.readouterr().err
+
+
+def test_bench_says_which_stage_was_not_measured(nano_bundle: Path, succeed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that decodes by itself may give all tokens at once."""
+
+    def all_at_once(*args) -> Measurement:
+        measured = measure(*args)
+        measured["stages_ms"]["decode_ms"] = 0.0
+        return measured
+
+    monkeypatch.setattr("r1v_export.pipeline.bench.measure", all_at_once)
+    text = succeed("bench", nano_bundle, "--tokens", "2", "--runs", "1", "--roofline", "H100")
+    assert re.search(r"decode +0\.00 +\S+ +not measured", text)
 
 
 def test_inspect_tells_checkpoint_and_bundle_apart_and_agrees_on_the_model(nano_bundle: Path, succeed) -> None:
