@@ -77,9 +77,10 @@ class QuantizedFolder(ABC):
     def read(self, name: str) -> Tensor:
         """A tensor as stored."""
         try:
-            return self._open[self._file_of[name]].get_tensor(name)
+            tensor: Tensor = self._open[self._file_of[name]].get_tensor(name)
         except KeyError as error:
             raise self.unusable(f"no tensor {name}") from error
+        return tensor
 
     def scales(self, name: str) -> Tensor:
         """A tensor of scales in float32.

@@ -200,10 +200,8 @@ class QuantizeLinears(ir.passes.InPlacePass):
         return _insert(graph, node, "Mul", [x, pre_quant_scale], {}, x.dtype, x.shape, f"{name}.multiplied")
 
     def _gathered_input(self, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
-        x, weight = node.inputs
-        assert x is not None
-        assert weight is not None
-        order = _unbound(graph, f"{name}{INPUT_ORDER}", ir.DataType.INT32, (weight.shape.numpy()[0],))
+        x, weight = input_of(node, 0), input_of(node, 1)
+        order = _unbound(graph, f"{name}{INPUT_ORDER}", ir.DataType.INT32, (size_of(weight, 0),))
         return _insert(graph, node, "Gather", [x, order], {"axis": -1}, x.dtype, x.shape, f"{name}.input")
 
     def _quantized_input(self, graph: ir.Graph, node: ir.Node, group: str, scheme: Scheme) -> ir.Value:
@@ -216,14 +214,8 @@ class QuantizeLinears(ir.passes.InPlacePass):
                 found="inputs: {mode: dynamic}",
                 fix="use a static recipe such as fp8; dynamic inputs are for TensorRT-LLM checkpoints",
             )
-        return _quantize_dequantize(
-            graph,
-            node,
-            input_of(node, 0),
-            f"{group}{INPUT_SCALE}",
-            TYPES[scheme.inputs.type],
-            (group, f"{group}.input"),
-        )
+        x, names = input_of(node, 0), (group, f"{group}.input")
+        return _quantize_dequantize(graph, node, x, f"{group}{INPUT_SCALE}", TYPES[scheme.inputs.type], names)
 
 
 class QuantizeCache(ir.passes.InPlacePass):

@@ -27,7 +27,8 @@ class UnifiedFiles(QuantizedFolder):
     expected = "hf_quant_config.json and the weights that it describes"
 
     def read_settings(self) -> dict[str, Any]:
-        return read_json(self.folder / "hf_quant_config.json")["quantization"]
+        settings: dict[str, Any] = read_json(self.folder / "hf_quant_config.json")["quantization"]
+        return settings
 
     def is_quantized(self, linear: str) -> bool:
         """Whether a linear has scales, or quantized values that need them."""

@@ -123,4 +123,5 @@ def encode(linear: QuantizedLinear, algorithm: Algorithm) -> dict[str, Tensor]:
 def _absmax(linear: QuantizedLinear) -> Tensor:
     """The largest magnitude of a weight in groups."""
     qweight_OG = linear.qweight.unflatten(1, (linear.scale.shape[1], -1)).abs().amax(-1)
-    return (qweight_OG * linear.scale).max()
+    absmax: Tensor = (qweight_OG * linear.scale).max()
+    return absmax
