@@ -33,7 +33,7 @@ from r1v_export.parity.schema import (
     StepResult,
     WorstElement,
 )
-from r1v_export.parity.tolerances import Boundary, Tolerance, ToleranceProfile, tolerances
+from r1v_export.parity.tolerances import Boundary, Gate, Tolerance, ToleranceProfile, tolerances
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.runner.reasoning import split_reasoning
 from r1v_export.targets import registry
@@ -97,14 +97,14 @@ def check(
     facts = {"gate": options.gate, "precision": options.precision, "compute": options.compute}
     names = {"candidate": candidate.engine.name, "reference": reference.engine.name}
     log_event(_LOG, logging.INFO, message, **facts, **names)
-    timed = (
-        tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate)) if options.measure_latency else ()
-    )
-    if timed:
+    recording = recorder(reference.engine, options)
+    timed: tuple[TimedEngine, ...] = ()
+    if options.measure_latency:
+        timed = tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate))
         reference, candidate = (replace(s, engine=t) for s, t in zip((reference, candidate), timed, strict=True))
 
     comparator = BoundaryComparator(reference, candidate, options.blocks, options.max_new_tokens)
-    with recorder(reference.engine, options) as magnitudes:
+    with recording as magnitudes:
         comparator.compare_vocabulary()
         results, first_batch = _compare_samples(comparator, samples, options.batch_size, on_progress)
     boundaries = _judge(comparator.statistics, profile)
@@ -116,7 +116,7 @@ def check(
                 comparator.compare_blocks(reference.inputs(sample).pixel_values, sample.name)
         boundaries = _judge(comparator.statistics, profile)
         first_bad = next(b.name for b in boundaries if not b.passed)
-    _log_boundaries(gate, boundaries, len(results), first_bad)
+    _log_boundaries(options.gate, boundaries, len(results), first_bad)
     return ParityReport(
         reference=reference.engine.name,
         candidate=candidate.engine.name,
