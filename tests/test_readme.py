@@ -1,73 +1,65 @@
-"""README.md: its code runs, and the output that it shows is the real one."""
+"""README.md and docs/: their code runs, and the output that they show is the real one."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-SKIP = "<!-- not run by the tests: installs -->"
+from r1v_export.config import load_config
+from r1v_export.targets import registry
+from tests.documents import PROJECT, Block, blocks_of, make_clone, run, runnable
 
-_BLOCK = re.compile(r"(?P<skip><!-- not run[^\n]*-->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+README = blocks_of(PROJECT / "README.md")
+DOCUMENTS = (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")))
+ALL = [block for document in DOCUMENTS for block in blocks_of(document)]
+BUILDS = [block for block in ALL if block.document == "api.md"]
+"""Blocks that change out/demo; they come last."""
 
-
-class Block(NamedTuple):
-    language: str
-    code: str
-    skipped: bool
-
-
-BLOCKS = [Block(match["language"], match["code"], bool(match["skip"])) for match in _BLOCK.finditer(README)]
+REASONS = ("installs", "needs TensorRT", "needs a GPU")
+"""What an unattended machine may lack: why a block may be left out."""
 
 
 @pytest.fixture(scope="module")
 def clone(nano_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader has after `make demo`, as far as the blocks need it."""
-    folder = tmp_path_factory.mktemp("clone")
-    shutil.copytree(nano_bundle, folder / "out" / "demo")
-    shutil.copytree(PROJECT / "examples", folder / "examples", ignore=shutil.ignore_patterns("train_nano"))
-    return folder
-
-
-def run(block: Block, folder: Path) -> str:
-    shell = {"bash": ["bash", "-e", "-c"], "python": [sys.executable, "-c"]}[block.language]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [*shell, block.code], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return make_clone(nano_bundle, tmp_path_factory.mktemp("clone"))
 
 
 @pytest.mark.parametrize(
     "block",
-    [block for block in BLOCKS if block.language in ("bash", "python") and not block.skipped],
-    ids=lambda block: block.code.split("\n")[0],
+    sorted(runnable(ALL, "bash", "python"), key=lambda block: block in BUILDS),
+    ids=lambda block: block.title,
 )
 def test_a_code_block_runs_in_a_fresh_clone(block: Block, clone: Path) -> None:
     run(block, clone)
 
 
 def test_the_answer_shown_is_the_answer_given(clone: Path) -> None:
-    asked = next(i for i, block in enumerate(BLOCKS) if block.code.startswith("r1v-export run"))
-    assert run(BLOCKS[asked], clone) == BLOCKS[asked + 1].code
+    asked = next(i for i, block in enumerate(README) if block.code.startswith("r1v-export run"))
+    assert run(README[asked], clone) == README[asked + 1].code
 
 
-def test_only_what_installs_is_not_run() -> None:
-    skipped = [block.code for block in BLOCKS if block.skipped]
+@pytest.mark.parametrize("block", runnable(ALL, "yaml"), ids=lambda block: block.title)
+def test_a_build_file_shown_is_one(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "build.yaml"
+    file.write_text(block.code, encoding="utf-8")
+    config = registry.resolved(load_config(file, {}))
+    assert config.targets
+
+
+def test_only_what_a_machine_may_lack_is_not_run() -> None:
+    skipped = [block for block in ALL if block.skip]
     assert skipped
-    assert all("make " in code for code in skipped)
+    assert [block for block in skipped if not block.skip.startswith(REASONS)] == []
+    assert all("make " in block.code for block in README if block.skip)
 
 
-def test_every_file_that_it_links_to_exists() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    assert [link for link in links if not (PROJECT / link).exists()] == []
+def test_every_block_names_its_language() -> None:
+    assert [block.title for block in ALL if not block.language] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_file_that_it_links_to_exists(document: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8"))
+    assert [link for link in links if not (document.parent / link).exists()] == []
