@@ -6,7 +6,7 @@ The slice is a language model of Qwen2-32B's width (decoder layers, embeddings, 
 count. Both round to nearest and process as many tokens; each step of ours, and each run of modelopt's, is a process of
 its own, and none of them may take more memory than was free (modelopt's 8 layers may not fit). Seconds are those of the
 steps themselves, without imports, and without a disk: checkpoints go into memory (`--out`), because throttled writes
-were half of the time and varied threefold. Every finished row is kept: the same command goes on where it was stopped.
+were half of the time and varied threefold. Every finished row is kept: the same command resumes.
 For modelopt's environment see `unified_checkpoint.py`. Needs about 3 GB of disk a layer, and 10 GB.
 """
 

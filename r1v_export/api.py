@@ -36,7 +36,7 @@ def build(
 ) -> Bundle:
     """Turn a checkpoint into a bundle of engines, ending with the parity gate; `r1v-export build`.
 
-    A build that was stopped goes on where it was.
+    An interrupted build resumes.
 
     Args:
         model: hub id or folder; r1v-nano, which the package carries, by default.

@@ -146,7 +146,7 @@ def read_manifest(bundle: Path) -> Manifest:
             where=bundle,
             expected=MANIFEST,
             found="an unfinished build" if unfinished else "no such file" if bundle.is_dir() else "no such folder",
-            fix="run the same build command again; it goes on where it stopped" if unfinished else rebuild,
+            fix="run the same build command again; it resumes" if unfinished else rebuild,
         )
     try:
         text = read_regular_bytes(path)

@@ -27,7 +27,7 @@ BANNED = {
     "held to": "compared with",
     "told": "reported, shown, known",
     "look(s|ed|ing)? at": "encode, read, examine",
-    "left out|leaves? out": "omitted",
+    "left out|leav(e|es|ing) (it |them )?out": "omit, exclude",
     "beside": "next to, with",
     "(do|does) not go together": "exclude each other, do not match",
     "does not do": "is unsuitable, does not implement",
@@ -37,6 +37,8 @@ BANNED = {
     "came quantized": "was quantized already",
     "read rightly": "read correctly",
     "hands? out": "return, yield",
+    "goes on where": "resumes",
+    "made up (image|one|picture)s?": "synthetic",
 }
 
 # Files that keep a word, and why.

@@ -1,7 +1,7 @@
 """Train r1v-nano from nothing: `python examples/train_nano/train.py`.
 
 Two processes of one thread each share every step, which on a small CPU is faster than one process of two threads.
-The result depends on the options only; an interrupted run goes on where it was last saved.
+The result depends on the options only; an interrupted run resumes from its last save.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _HUB_ARCHITECTURES = {"skywork_chat": "SkyworkR1VChatModel", "internvl_chat": "I
 def readable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with the architecture and the `auto_map` that other runtimes read it by.
 
-    In transformers' own `internvl` layout it is returned as it is. An `auto_map` that names the checkpoint's own Python
+    In transformers' own `internvl` layout it is returned unchanged. An `auto_map` of the checkpoint's own Python
     files is replaced: they are not copied.
     """
     model_type = _chat_type(config)

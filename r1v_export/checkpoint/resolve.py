@@ -45,7 +45,7 @@ def resolve(model: str | Path | None, *, revision: str | None = None, offline: b
     folder, kind = _local(model)
     if folder is not None:
         if revision is not None:
-            raise UsageError("A revision goes with a hub id only.", found=f"--revision {revision}", fix="leave it out")
+            raise UsageError("A revision requires a hub id.", found=f"--revision {revision}", fix="omit it")
         return Resolved(folder, Source(kind, BUILTIN_NAME if kind == "builtin" else str(model), None))
     name = str(model)
     if not _HUB_ID.fullmatch(name):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Measure a bundle's engine.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--image", metavar=SOURCE, help="Ask about this image. [default: a made-up one]")
+@click.option("--image", metavar=SOURCE, help="Ask about this image. [default: a synthetic one]")
 @allow_url_option
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask.")
 @target_option

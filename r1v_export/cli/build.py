@@ -50,7 +50,7 @@ DEFAULT_OUT = Path("out")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where engines run and are checked. [default: cpu]")
 @image_policy_option
 @click.option("--sm", metavar="89,120", help="Compute capabilities to build for, or `current`, where a target asks.")
-@click.option("--no-parity", is_flag=True, help="Leave the parity gate out.")
+@click.option("--no-parity", is_flag=True, help="Skip the parity gate.")
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
 @click.option("--force", is_flag=True, help="Run every stage, also those that are done.")
 @common_options
@@ -76,7 +76,7 @@ def command(
 ) -> None:
     """Turn MODEL (hub id or folder; the small one in the package if omitted) into a bundle.
 
-    Stopped at any moment, the same command goes on where it was.
+    If interrupted at any moment, the same command resumes.
     """
     from r1v_export.config import load_config
     from r1v_export.pipeline.build import build, plan

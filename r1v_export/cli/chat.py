@@ -67,7 +67,7 @@ def image_command(line: str) -> str | None:
     if command is None:
         return None
     if command[1] != "image" or not command[2]:
-        raise UsageError("This is no command of a conversation.", expected=COMMANDS, found=line[:80])
+        raise UsageError("Unknown conversation command.", expected=COMMANDS, found=line[:80])
     return command[2]
 
 

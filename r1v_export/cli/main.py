@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _report(
             arguments,
-            UserInterruptError("Interrupted.", fix="run the same command again; a build goes on where it was"),
+            UserInterruptError("Interrupted.", fix="run the same command again; a build resumes"),
         )
     except (BrokenPipeError, SystemExit):  # click exits where an output's reader went away, and only there
         discard_stdout()
@@ -82,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
         return _report(arguments, _of_file_system(error))
     except MemoryError:
         fix = "close other programs, or run it on a machine with more memory"
-        return _report(arguments, CapabilityError("The memory is used up.", fix=fix))
+        return _report(arguments, CapabilityError("Out of memory.", fix=fix))
     except BaseException as error:  # Panics of libraries in Rust are no Exceptions.
         what = " ".join(f"{type(error).__name__}: {error}".split())
         return _report(arguments, R1VError(what[:300], fix="run with --debug for the traceback"))

@@ -232,7 +232,7 @@ class TextFacts(_Part):
 
     @property
     def not_gated(self) -> str | None:
-        """Why the limit says nothing of this model, or None where it does."""
+        """Why the limit does not apply to this model; None if it does."""
         if self.tokens < FEWEST_TEXT_TOKENS:
             return f"only {self.tokens} tokens of text"
         undecided = self.prediction_entropy >= 0.9 * self.uniform_nll and self.nll <= 1.1 * self.uniform_nll

@@ -46,7 +46,7 @@ def measure(
     """Ask once to warm up, then `runs` times.
 
     Args:
-        image: the image; a made-up one when None.
+        image: the image; a synthetic one if None.
         tokens: new tokens of every answer, whatever the model would like: stop tokens do not stop it.
     """
     image = image or next(synthetic(1, runner.tiling.tile_size)).images[0]

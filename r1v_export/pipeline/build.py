@@ -60,7 +60,7 @@ def build(
     """Make or complete the bundle in `out`.
 
     All that can be known beforehand is checked before the first weight is read. Killed at any moment, a build with
-    the same config goes on where it was, and ends in the same bytes.
+    the same config resumes, and ends in the same bytes.
 
     Args:
         force: run every stage, also those that are done.

@@ -69,7 +69,7 @@ def _recipe_of_artifact(folder: Path, config: BuildConfig) -> Recipe:
             where=folder / RECIPE,
             expected=config.recipe,
             found=recipe.name,
-            fix="leave --recipe out to build by the calibration's own, or calibrate by this one",
+            fix="omit --recipe to build by the calibration's own, or calibrate by this one",
         )
     if config.recipe is None and recipe.precision != config.precision:
         raise UsageError(

@@ -31,10 +31,10 @@ def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
     ways = {"--recipe": config.recipe, "--budget": config.budget, "--calibrated": config.calibration.artifact}
     for option, value in ways.items():
         if value is not None:
-            raise UsageError(what, where=checkpoint.folder, found=f"{option} {value}", fix="leave it out")
+            raise UsageError(what, where=checkpoint.folder, found=f"{option} {value}", fix="omit it")
     if "precision" in config.model_fields_set and config.precision != own:
         found = f"--precision {config.precision}"
-        raise UsageError(what, where=checkpoint.folder, expected=f"--precision {own}", found=found, fix="leave it out")
+        raise UsageError(what, where=checkpoint.folder, expected=f"--precision {own}", found=found, fix="omit it")
     return config.model_copy(update={"precision": own})
 
 

@@ -64,7 +64,7 @@ def candidate_endpoint(folder: Path, target: str, device: Device) -> Endpoint:
 
 @dataclass(frozen=True)
 class GeneratedQuestions:
-    """What both sides are asked: held-out questions for the shipped model, made-up images for all others."""
+    """The questions: held-out ones for the shipped model, synthetic images for all others."""
 
     checkpoint: Checkpoint
     count: int

@@ -196,7 +196,7 @@ def open_workspace(out: Path) -> Iterator[Workspace]:
     is_ours = (out / MANIFEST).is_file() or (out / WORK_FOLDER).is_dir()
     if out.is_dir() and not is_ours and any(out.iterdir()):
         raise UsageError(
-            "The output folder holds something else.",
+            "The output folder contains other files.",
             where=out,
             expected="an empty folder, a bundle or an unfinished build",
             fix="choose another one with -o FOLDER",
@@ -221,7 +221,7 @@ def _lock(out: Path) -> TextIO:
         except BlockingIOError:
             file.seek(0)
             raise UsageError(
-                "Another build is at work in this folder.",
+                "Another build is running in this folder.",
                 where=out,
                 found=f"process {file.read().strip()}",
                 fix="wait for it, or choose another folder with -o FOLDER",

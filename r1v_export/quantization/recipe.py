@@ -271,7 +271,7 @@ def resolve(recipe: Recipe, spec: ModelSpec) -> dict[str, Scheme]:
 
 def _matches_nothing(recipe: Recipe, rule: Rule) -> UsageError:
     if PATCH_EMBEDDING in rule.modules:
-        what, fix = "The patch embedding is a convolution: it is never quantized.", "leave it out of the recipe"
+        what, fix = "The patch embedding is a convolution: it is never quantized.", "exclude it from the recipe"
     else:
         what, fix = "A rule of the recipe matches no linear of this model.", "r1v-export inspect lists the linears"
     modules = ", ".join(rule.modules)

@@ -294,7 +294,7 @@ def _user_pieces(turn: Turn, image_lengths: Iterator[int], template: Template) -
             where=IMAGE_PLACEHOLDER,
             expected=f"{turn.images} placeholders, or none",
             found=placeholders,
-            fix="write one <image> for each image, or leave them out: the images then come first",
+            fix="write one <image> for each image, or omit them: the images then come first",
         )
     text = turn.text if placeholders else f"{IMAGE_PLACEHOLDER}\n" * turn.images + turn.text
     first, *rest = text.split(IMAGE_PLACEHOLDER)

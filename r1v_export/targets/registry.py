@@ -51,11 +51,11 @@ def get_target(name: str) -> Target:
             "There is no such target.",
             expected=" or ".join(names()),
             found=name,
-            fix="name one of these, or install the package that brings it",
+            fix="pass one of these, or install the package that provides it",
         )
     if len(found) > 1:
         raise UsageError(
-            f"Two packages bring the target {name}.",
+            f"Two packages provide the target {name}.",
             expected="one",
             found=", ".join(point.value for point in found),
             fix="uninstall one of them",
@@ -106,7 +106,7 @@ def with_option(config: BuildConfig, field: str, value: Any, where: str) -> Buil
             where=where,
             expected=" or ".join(offering) or None,
             found=", ".join(config.targets),
-            fix="leave it out, or name such a target with --target",
+            fix="omit it, or pass such a target with --target",
         )
     blocks = {name: {**block, field: value} if name in takers else block for name, block in config.targets.items()}
     return resolved(config.model_copy(update={"targets": blocks}))
@@ -208,7 +208,7 @@ def _load(point: EntryPoint) -> Target:
             f"The target {point.name} cannot be imported.",
             where=point.value,
             found=error,
-            fix="install what it needs, or uninstall the package that brings it",
+            fix="install what it needs, or uninstall the package that provides it",
         ) from error
     if not isinstance(target, Target):
         raise CapabilityError(

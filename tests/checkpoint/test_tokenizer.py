@@ -257,7 +257,7 @@ def test_a_model_other_than_a_byte_level_bpe_is_refused(folder, edit):
 
 
 def test_a_vocabulary_without_some_byte_is_refused(folder, edit):
-    """The tokenizers library would leave such characters out of the text without a word."""
+    """The tokenizers library would omit such characters from the text silently."""
     edit("tokenizer.json", lambda c: c["model"]["vocab"].pop("~"))
     with pytest.raises(CheckpointError, match="not a byte-level BPE"):
         Tokenizer.from_folder(folder)

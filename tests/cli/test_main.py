@@ -268,7 +268,7 @@ class Panic(BaseException):
 @pytest.mark.parametrize(
     ("error", "exit_code", "what"),
     [
-        (MemoryError(), 4, "The memory is used up."),
+        (MemoryError(), 4, "Out of memory."),
         (OSError(28, "No space left on device"), 4, "The disk is full."),
         (RecursionError("maximum recursion depth exceeded"), 1, "RecursionError: maximum recursion depth exceeded"),
         (OverflowError("int too large"), 1, "OverflowError: int too large"),

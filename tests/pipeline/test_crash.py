@@ -1,4 +1,4 @@
-"""Killed at any moment, a build goes on where it was and ends in the same bytes.
+"""Killed at any moment, a build resumes and ends in the same bytes.
 
 Here: three small stages, killed at every single file operation in turn. `test_resume.py` kills a real build.
 """

@@ -98,7 +98,7 @@ def test_r1v_nano_in_act_order_passes_its_gates_and_answers_what_the_chart_shows
 def test_another_precision_or_a_recipe_is_refused_before_any_work(awq, tmp_path, fields):
     with pytest.raises(UsageError, match="quantized already") as caught:
         plan(BuildConfig(model=str(awq[0]), **fields), tmp_path / "out")
-    assert caught.value.fix == "leave it out"
+    assert caught.value.fix == "omit it"
     assert not (tmp_path / "out").exists()
 
 

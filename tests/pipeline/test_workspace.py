@@ -130,7 +130,7 @@ def test_a_damaged_memory_makes_the_stage_run_again(tmp_path: Path) -> None:
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UsageError, match="something else"), open_workspace(tmp_path):
+    with pytest.raises(UsageError, match="other files"), open_workspace(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

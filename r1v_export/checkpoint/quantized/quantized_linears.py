@@ -154,7 +154,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _missing(what: str, names: Collection[str], quant_format: str) -> CheckpointError:
-    return _error("A quantized linear is not whole.", what, ", ".join(names), f"none of that name, in {quant_format}")
+    return _error("A quantized linear is incomplete.", what, ", ".join(names), f"none of that name, in {quant_format}")
 
 
 def _error(what: str, where: str, expected: object, found: object) -> CheckpointError:

@@ -111,7 +111,7 @@ def _check_finite(rescaled: Mapping[str, Tensor], groups: Sequence[LinearGroup],
                 where=name,
                 expected="finite numbers",
                 found=f"{int((~rescaled[name].isfinite()).sum())} that are not",
-                fix="use another copy of the checkpoint, or leave this linear out of the recipe",
+                fix="use another copy of the checkpoint, or exclude this linear from the recipe",
             )
 
 

@@ -230,7 +230,7 @@ def _require_statistics(name: str, statistics: ActivationStatistics) -> None:
             "No calibration sample reaches a linear that the recipe quantizes.",
             where=name,
             expected="samples with images for vision tower and projector",
-            fix="add such samples, or leave this linear out of the recipe",
+            fix="add such samples, or exclude this linear from the recipe",
         )
     if statistics.absmax == 0:
         raise InputError(
@@ -238,5 +238,5 @@ def _require_statistics(name: str, statistics: ActivationStatistics) -> None:
             where=name,
             found=f"{int(statistics.rows)} vectors of zeros",
             fix="use other samples; if all of them give zeros, the checkpoint is damaged (a norm of zeros?), or "
-            "leave this linear out of the recipe",
+            "exclude this linear from the recipe",
         )

@@ -179,7 +179,7 @@ def _join_keys(keys: dict[Path, CalibrationKey]) -> CalibrationKey:
     shards = sorted(Shard.parse(key.shard) for key in keys.values())
     if shards != [Shard(index, shards[0].count) for index in range(shards[0].count)]:
         raise UsageError(
-            "These are not all shards of a calibration, each once.",
+            "The shards of a calibration are incomplete or repeated.",
             expected=", ".join(str(Shard(index, shards[0].count)) for index in range(shards[0].count)),
             found=", ".join(map(str, shards)),
             fix="run those that are missing; an interrupted one continues where it stopped",

@@ -83,7 +83,7 @@ class OnnxRuntimeTarget(Target):
         missing = [f"{name}.onnx" for name in self.graphs if not (engine / f"{name}.onnx").is_file()]
         if missing:
             raise BundleError(
-                "An ONNX Runtime engine is not whole.",
+                "An ONNX Runtime engine is incomplete.",
                 where=engine,
                 expected=", ".join(f"{name}.onnx" for name in self.graphs),
                 found=f"no {', no '.join(missing)}",

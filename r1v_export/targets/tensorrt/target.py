@@ -73,7 +73,7 @@ class TensorRTTarget(Target):
                 "Plans without weights cannot be built on a machine without a GPU.",
                 where=f"targets: {{{self.name}: {{strip: true}}}}",
                 found=no_gpu(),
-                fix="leave `strip` out; the plans then hold their weights",
+                fix="omit `strip`; the plans then contain their weights",
             )
 
     def options(self, config: BuildConfig) -> TensorRTConfig:
@@ -101,7 +101,7 @@ class TensorRTTarget(Target):
         unknown = [number for number in numbers if number not in known]
         if unknown:
             raise UsageError(
-                f"{self.name} builds ahead of time for no such GPU.",
+                f"{self.name} cannot build ahead of time for this GPU.",
                 where="--sm",
                 expected=", ".join(map(str, known)) or "current",
                 found=", ".join(map(str, unknown)),

@@ -48,7 +48,7 @@ def load(supported: Range, expected: str) -> Any:
         raise CapabilityError("TensorRT-LLM is not installed.", expected=expected, found=error, fix=INSTALL) from error
     except (ImportError, OSError, RuntimeError) as error:  # Without a driver its libraries do not load.
         found = str(error).splitlines()[0] if str(error) else repr(error)
-        raise CapabilityError("TensorRT-LLM does not load here.", expected="a CUDA GPU", found=found) from error
+        raise CapabilityError("TensorRT-LLM cannot be imported.", expected="a CUDA GPU", found=found) from error
     if not within(version_number(library.__version__), supported):
         raise CapabilityError(
             "This version of TensorRT-LLM cannot be used.", expected=expected, found=library.__version__, fix=INSTALL

@@ -92,7 +92,7 @@ def test_a_declaration_without_quantized_tensors_changes_nothing(tiny):
 def test_missing_scales_are_named(awq, suffix):
     edit_tensors(awq / WEIGHTS, lambda tensors: tensors.pop(f"{LINEAR}.{suffix}"))
     error = refusal(awq)
-    assert error.what == "A quantized linear is not whole."
+    assert error.what == "A quantized linear is incomplete."
     assert error.expected == f"{LINEAR}.{suffix}"
 
 

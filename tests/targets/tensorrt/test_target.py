@@ -82,7 +82,7 @@ def test_a_bundle_without_a_gpu_can_be_inspected_and_verified_and_says_what_runn
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"targets": {TENSORRT_RTX: {"sm": [90]}}}, UsageError, "no such GPU"),
+        ({"targets": {TENSORRT_RTX: {"sm": [90]}}}, UsageError, "cannot build ahead of time"),
         ({"precision": "fp8", "targets": {TENSORRT_RTX: {"sm": [80, 89]}}}, CapabilityError, "float8e4m3fn"),
         ({"precision": "bf16", "targets": {TENSORRT_RTX: {"sm": [75]}}}, CapabilityError, "bfloat16"),
         ({"targets": {TENSORRT_RTX: {"sm": "current"}}}, CapabilityError, "no GPU to build for"),
@@ -103,7 +103,7 @@ def test_tensorrt_itself_builds_only_where_its_gpu_is(monkeypatch) -> None:
     assert "CUDA GPU" in (TensorRTTarget().missing("cuda") or "")
     with pytest.raises(CapabilityError, match=r"no GPU to build for[\s\S]*tensorrt 10\.13\.3\.9[\s\S]*tensorrt-rtx"):
         TensorRTTarget().check(config(targets=[TENSORRT]))
-    with pytest.raises(UsageError, match=r"builds ahead of time for no such GPU[\s\S]*current"):
+    with pytest.raises(UsageError, match=r"cannot build ahead of time for this GPU[\s\S]*current"):
         TensorRTTarget().check(config(targets={TENSORRT: {"sm": [89]}}))
 
 

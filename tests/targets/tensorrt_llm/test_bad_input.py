@@ -76,7 +76,9 @@ def test_a_group_across_two_gpus(tmp_path):
     )
     artifact = make_artifact(checkpoint, of("int4"), tmp_path / "artifact")
 
-    with pytest.raises(UsageError, match=r"group would lie across two GPUs[\s\S]*whole groups of 64[\s\S]*32 of 256"):
+    with pytest.raises(
+        UsageError, match=r"group would be split across two GPUs[\s\S]*whole groups of 64[\s\S]*32 of 256"
+    ):
         write_checkpoint(checkpoint, artifact, tmp_path / "a", torch.bfloat16, parallel=Mapping(8))
 
 

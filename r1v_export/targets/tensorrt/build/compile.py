@@ -127,11 +127,11 @@ def _require_disk(model: ir.Model, out: Path) -> None:
 def lacks_type(dtype: str, oldest: int, lacking: Sequence[int], where: str) -> CapabilityError:
     """Return the error for GPUs that cannot compute with a type."""
     return CapabilityError(
-        f"A GPU that the engine is for does not compute with {dtype}.",
+        f"A target GPU does not support {dtype}.",
         where=where,
         expected=f"compute capability {oldest} or newer",
         found=", ".join(map(str, lacking)),
-        fix="leave it out of --sm, or build another precision for it",
+        fix="remove it from --sm, or build another precision for it",
     )
 
 

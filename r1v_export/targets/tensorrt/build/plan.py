@@ -147,7 +147,7 @@ def read_info(folder: Path, name: str) -> PlanInfo:
         text = read_regular_bytes(path)
         found_bytes = plan.stat().st_size
     except OSError as error:
-        raise BundleError("A TensorRT engine is not whole.", where=path, found=error, fix=fix) from error
+        raise BundleError("A TensorRT engine is incomplete.", where=path, found=error, fix=fix) from error
     info = parse_json(PlanInfo, text, BundleError, "A plan's description is invalid", where=path, fix=fix)
     if found_bytes != info.plan_bytes:
         raise BundleError(

@@ -95,7 +95,9 @@ class Session:
             create = self.engine.create_execution_context
             context = create() if self.cache is None else create(self.cache.config)
             if context is None:
-                raise BundleError("TensorRT gives no execution context.", where=self.name, found="out of memory?")
+                raise BundleError(
+                    "TensorRT cannot create an execution context.", where=self.name, found="out of memory?"
+                )
             context.set_optimization_profile_async(number, self.accelerator.stream)
             self.accelerator.synchronize()
             self._contexts[number] = context

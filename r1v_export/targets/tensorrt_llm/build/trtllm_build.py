@@ -44,7 +44,7 @@ def find_program(path: Path | None, recipe: str) -> Path:
     found = str(path) if path else shutil.which(PROGRAM)
     if found is None or not Path(found).is_file():
         raise CapabilityError(
-            f"{PROGRAM} is not here.",
+            f"{PROGRAM} is not installed.",
             where=path or "PATH",
             expected=ENGINES_TEXT,
             fix=f"build on a machine that has it, with a GPU of the kind that the engine is for:\n{recipe}",
@@ -130,7 +130,7 @@ def check_engine(out: Path, config: Config, sizes: EngineSizes) -> None:
     missing = [name for name in _engine_files(config) if not (out / name).is_file() or not (out / name).stat().st_size]
     if differing or missing:
         raise BundleError(
-            "The engine is not the one that was asked for.",
+            "The engine does not match the request.",
             where=out,
             expected=", ".join([f"{name} {expected[name]}" for name in differing] + missing),
             found=", ".join([f"{name} {seen[name]}" for name in differing] + [f"no {name}" for name in missing]),

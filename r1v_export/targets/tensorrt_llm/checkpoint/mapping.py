@@ -103,7 +103,7 @@ def _check_groups(module: str, features: tuple[int, int], quant_format: QuantFor
     own = features[1] // tp if module in CUT_ALONG_INPUTS else features[1]
     if own % quant_format.group_size:
         raise UsageError(
-            "A quantization group would lie across two GPUs.",
+            "A quantization group would be split across two GPUs.",
             where=f"{module} with tp {tp}",
             expected=f"input features of each GPU in whole groups of {quant_format.group_size}",
             found=f"{own} of {features[1]} input features on each",
@@ -116,7 +116,7 @@ def _check_kernels(module: str, features: tuple[int, int], quant_format: QuantFo
     multiple = max(KERNEL_COLUMNS[quant_format.algorithm], quant_format.group_size) * tp
     if any(count % multiple for count in features):
         raise UsageError(
-            "TensorRT-LLM's 4-bit kernels would need padding, which it has not for quantized checkpoints.",
+            "TensorRT-LLM's 4-bit kernels need padding, which it does not support for quantized checkpoints.",
             where=f"{module} with tp {tp}",
             expected=f"multiples of {multiple} output and input features",
             found=f"{features[0]} and {features[1]}",

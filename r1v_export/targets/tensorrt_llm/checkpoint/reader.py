@@ -290,5 +290,5 @@ class _Reader:
         return None if scaling is None else RopeScaling(type="linear", factor=scaling.factor)
 
     def _bad(self, where: str, expected: object, found: object) -> BundleError:
-        what = "The TensorRT-LLM checkpoint is not whole."
+        what = "The TensorRT-LLM checkpoint is incomplete or damaged."
         return BundleError(what, where=f"{self.folder}: {where}", expected=expected, found=found, fix=_AGAIN)

@@ -143,7 +143,7 @@ class ExecutorSession:
                 )
         if not sampling.greedy and sampling.top_k > MOST_TOP_K:
             raise UsageError(
-                "TensorRT-LLM draws from fewer tokens.",
+                "TensorRT-LLM does not support this top_k.",
                 where="sampling.top_k",
                 expected=f"at most {MOST_TOP_K}, or 0 for all",
                 found=sampling.top_k,
@@ -195,7 +195,7 @@ class ExecutorGeneration(OpenRequest):
     def _last(self, tokens: list[int], reason: str) -> Generated:
         self._finished = True
         if reason not in _REASONS:
-            raise GraphError("TensorRT-LLM gave a request up.", where="executor", found=reason)
+            raise GraphError("TensorRT-LLM aborted the request.", where="executor", found=reason)
         if reason == "END_ID" and self._end_id is not None and tokens[-1:] != [self._end_id]:
             tokens.append(self._end_id)
         return Generated(tokens, _REASONS[reason])
@@ -210,7 +210,7 @@ def _library_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        raise GraphError("TensorRT-LLM refuses or fails.", where="executor", found=error) from error
+        raise GraphError("TensorRT-LLM raised an error.", where="executor", found=error) from error
 
 
 def require_executor(config: Config) -> Any:

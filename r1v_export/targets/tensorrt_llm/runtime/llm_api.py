@@ -78,7 +78,7 @@ class LlmApiSession:
                 fix="build an engine (--target tensorrt-llm, r1v-export engine), or ask without images",
             )
         if sampling.repetition_penalty != 1:
-            # Of 1.2's two samplers the default one leaves it out.
+            # Of 1.2's two samplers the default one ignores it.
             raise UsageError(
                 "The LLM API does not take a repetition penalty with its default sampler.",
                 where="sampling.repetition_penalty",
@@ -125,7 +125,7 @@ class LlmApiGeneration(OpenRequest):
         self._finished = True
         reason: FinishReason = answer.finish_reason
         if reason not in get_args(FinishReason):
-            raise GraphError("TensorRT-LLM gave a request up.", where="LLM", found=reason)
+            raise GraphError("TensorRT-LLM aborted the request.", where="LLM", found=reason)
         # A stop token is reported as such; the end token may be omitted.
         stopped_by = answer.stop_reason if isinstance(answer.stop_reason, int) else self._end_id
         if reason == "stop" and stopped_by != _NO_END and tokens[-1:] != [stopped_by]:

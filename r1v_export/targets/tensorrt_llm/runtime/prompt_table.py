@@ -55,7 +55,7 @@ class TablePrompt:
         places = sum(token == image_token_id for token in token_ids)
         if rows != places:
             raise InputError(
-                "The prompt has not as many image tokens as its images have embeddings.",
+                "The number of image tokens in the prompt differs from the number of image embeddings.",
                 where="prompt",
                 expected=f"{rows} image tokens",
                 found=places,

@@ -59,7 +59,7 @@ def test_a_plan_of_the_right_length_that_is_none_is_found_by_its_header(fp32, fo
 @pytest.mark.parametrize("name", [f"{contract.PROJECTOR}{PLAN}", f"{contract.PROJECTOR}{DESCRIPTION}"])
 def test_a_missing_file_is_named(fp32, folder, name) -> None:
     (folder / name).unlink()
-    with pytest.raises(BundleError, match="not whole"):
+    with pytest.raises(BundleError, match="incomplete"):
         open_it(fp32, folder)
 
 

@@ -58,7 +58,7 @@ def test_tokens_stream_once_each(session):
 
 
 @pytest.mark.parametrize("others", [(), (0,), (98,)], ids=["alone", "a lower one", "a higher one"])
-def test_the_token_that_stops_is_the_last_although_the_library_leaves_it_out(session, others):
+def test_the_token_that_stops_is_the_last_although_the_library_omits_it(session, others):
     tokens = tokens_of(ask(session, image()))
     place = next(index for index in range(1, len(tokens)) if tokens[index] not in (*tokens[:index], *others))
 
