@@ -244,7 +244,7 @@ def _blocks_run(config: Section, key: str, vit: Section) -> int:
 
 def _shuffle(config: Section) -> int:
     ratio = config.number("downsample_ratio")
-    shuffle = round(1 / ratio)
+    shuffle = round(1 / max(ratio, 1e-6))  # 1 / 5e-324 is infinite
     if shuffle < 1 or abs(shuffle * ratio - 1) > 1e-6:
         raise config.wrong("downsample_ratio", "1 divided by an integer", ratio)
     return shuffle
