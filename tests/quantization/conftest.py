@@ -1,4 +1,4 @@
-"""Activations to quantize for: correlated, of very different size per channel, as those of real models are."""
+"""A small model with a sample, and activations that are correlated and differ in size per channel, as real ones do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.quantization.calibration.dataset import CalibrationSample
+from r1v_export.reference.model import Model, load
+from tests.quantization.calibration_cases import small_set
 
 
 @dataclass(frozen=True)
@@ -39,3 +44,13 @@ def make_case(out_features: int = 96, in_features: int = 128, tokens: int = 1024
 @pytest.fixture
 def case() -> Case:
     return make_case()
+
+
+@pytest.fixture(scope="module")
+def sample(synth_checkpoint: Checkpoint) -> CalibrationSample:
+    return small_set(synth_checkpoint, 1).samples[0]
+
+
+@pytest.fixture(scope="module")
+def model(synth_checkpoint: Checkpoint) -> Model:
+    return load(synth_checkpoint)

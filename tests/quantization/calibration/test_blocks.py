@@ -11,20 +11,10 @@ from r1v_export.errors import CheckpointError
 from r1v_export.quantization.calibration.blocks import blocks, materialize
 from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.groups import linear_groups
-from r1v_export.reference.model import Model, load
+from r1v_export.reference.model import Model
 from tests.quantization.calibration_cases import chain, collect, logits, small_set, with_weights
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def sample(synth_checkpoint: Checkpoint) -> CalibrationSample:
-    return small_set(synth_checkpoint, 1).samples[0]
-
-
-@pytest.fixture(scope="module")
-def model(synth_checkpoint: Checkpoint) -> Model:
-    return load(synth_checkpoint)
 
 
 def test_the_chain_ends_with_the_models_logits(

@@ -13,20 +13,10 @@ from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import key_name, value_name
 from r1v_export.reference import language
-from r1v_export.reference.model import Model, load
-from tests.quantization.calibration_cases import chain, collect, logits, small_set
+from r1v_export.reference.model import Model
+from tests.quantization.calibration_cases import chain, collect, logits
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def sample(synth_checkpoint: Checkpoint) -> CalibrationSample:
-    return small_set(synth_checkpoint, 1).samples[0]
-
-
-@pytest.fixture(scope="module")
-def model(synth_checkpoint: Checkpoint) -> Model:
-    return load(synth_checkpoint)
 
 
 def test_statistics_are_of_what_enters_the_models_linears(
