@@ -18,7 +18,7 @@ BUILDS = [block for block in ALL if block.document == "api.md"]
 """Blocks that change out/demo; they come last."""
 
 REASONS = ("installs", "needs TensorRT", "needs a GPU")
-"""What an unattended machine may lack: why a block may be left out."""
+"""What an unattended machine may lack: why a block may be skipped."""
 
 
 @pytest.fixture(scope="module")

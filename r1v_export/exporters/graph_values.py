@@ -15,7 +15,7 @@ def input_of(node: ir.Node, index: int) -> ir.Value:
     """An input of an operator, by its position.
 
     Raises:
-        GraphError: the input is left out.
+        GraphError: the input is missing.
     """
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:

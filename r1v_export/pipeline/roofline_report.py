@@ -19,7 +19,7 @@ VISION_PROJECTOR, PREFILL, DECODE = "vision and projector", "prefill", "decode"
 
 
 class StageFacts(TypedDict):
-    """One stage beside its roofline."""
+    """One stage compared with its roofline."""
 
     measured_ms: float
     roofline_ms: float
