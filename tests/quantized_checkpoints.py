@@ -20,15 +20,17 @@ LANGUAGE = "language_model.model.layers."
 Pack = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 Truth = Mapping[str, tuple[Tensor, Tensor, Tensor]]
-"""Linear -> quantized values 0..15 [out, in], scale float16 [out, groups], zero point [out, groups]."""
+"""Linear -> quantized values 0..15, or 0..255 [out, in], scale float16 [out, groups], zero point [out, groups]."""
 
 
-def random_linear(seed: int, out: int, inputs: int, group: int = GROUP, symmetric: bool = False) -> tuple[Tensor, ...]:
+def random_linear(
+    seed: int, out: int, inputs: int, group: int = GROUP, symmetric: bool = False, bits: int = 4
+) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    qweight = torch.randint(0, 16, (out, inputs), generator=generator)
+    qweight = torch.randint(0, 1 << bits, (out, inputs), generator=generator)
     scale = (torch.rand(out, inputs // group, generator=generator) * 0.01 + 0.002).half()
-    zero = torch.randint(0, 16, scale.shape, generator=generator)
-    return qweight, scale, torch.full_like(zero, 8) if symmetric else zero
+    zero = torch.randint(0, 1 << bits, scale.shape, generator=generator)
+    return qweight, scale, torch.full_like(zero, 1 << bits - 1) if symmetric else zero
 
 
 def pack_awq(qweight: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
@@ -44,15 +46,17 @@ def pack_awq(qweight: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
     return {"qweight": words(qweight.T), "qzeros": words(zero.T), "scales": scale.T.contiguous()}
 
 
-def pack_gptq(qweight: Tensor, scale: Tensor, zero: Tensor, offset: int = 1) -> dict[str, Tensor]:
-    """AutoGPTQ's QuantLinear.pack: eight input features to an int32; zero points are stored minus one."""
-    inputs, out = qweight.shape[1], qweight.shape[0]
-    words = torch.zeros(inputs // 8, out, dtype=torch.int64)
+def pack_gptq(qweight: Tensor, scale: Tensor, zero: Tensor, offset: int = 1, bits: int = 4) -> dict[str, Tensor]:
+    """AutoGPTQ's QuantLinear.pack: eight input features to an int32, or four of 8 bits; zero points are stored minus
+    one."""
+    inputs, out, values = qweight.shape[1], qweight.shape[0], 32 // bits
+    words = torch.zeros(inputs // values, out, dtype=torch.int64)
     for row in range(inputs):
-        words[row // 8] |= qweight[:, row].long() << (row % 8 * 4)
-    qzeros = torch.zeros(zero.shape[1], out // 8, dtype=torch.int64)
+        words[row // values] |= qweight[:, row].long() << (row % values * bits)
+    qzeros = torch.zeros(zero.shape[1], out // values, dtype=torch.int64)
     for column in range(out):
-        qzeros[:, column // 8] |= ((zero[column].long() - offset) & 15) << (column % 8 * 4)
+        stored = (zero[column].long() - offset) & (1 << bits) - 1
+        qzeros[:, column // values] |= stored << (column % values * bits)
     g_idx = torch.arange(inputs, dtype=torch.int32) // (inputs // zero.shape[1])
     return {"qweight": _int32(words), "qzeros": _int32(qzeros), "scales": scale.T.contiguous(), "g_idx": g_idx}
 
@@ -82,16 +86,17 @@ def _int32(words: Tensor) -> Tensor:
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 
-def rounded_linear(weight: Tensor, group: int, symmetric: bool = False) -> tuple[Tensor, ...]:
+def rounded_linear(weight: Tensor, group: int, symmetric: bool = False, bits: int = 4) -> tuple[Tensor, ...]:
     """A weight rounded to nearest as GPTQ's own quantizer does it (`Quantizer.find_params`): values, scale, zero."""
     grouped = weight.float().unflatten(1, (-1, group))
     low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
-    scale = ((high - low) / 15).half()
-    zero = torch.full_like(scale, 8) if symmetric else (-low / scale).round()
-    qweight = ((grouped / scale[..., None]).round() + zero[..., None]).clamp(0, 15)
+    largest = (1 << bits) - 1
+    scale = ((high - low) / largest).half()
+    zero = torch.full_like(scale, 1 << bits - 1) if symmetric else (-low / scale).round()
+    qweight = ((grouped / scale[..., None]).round() + zero[..., None]).clamp(0, largest)
     return qweight.flatten(1).long(), scale, zero.long()
 
 
@@ -110,9 +115,9 @@ def quantized_copy(
         g_idx = act_order_groups(linear, weight.shape[1], group) if config.get("desc_act") else None
         columns = slice(None) if g_idx is None else g_idx.argsort(stable=True)
         qweight, scale, zero = (
-            rounded_linear(weight[:, columns], group, symmetric)
+            rounded_linear(weight[:, columns], group, symmetric, config["bits"])
             if rounded
-            else random_linear(seed, *weight.shape, group=group, symmetric=symmetric)
+            else random_linear(seed, *weight.shape, group=group, symmetric=symmetric, bits=config["bits"])
         )
         qweight[:, columns] = qweight.clone()
         tensors |= {f"{linear}.{suffix}": tensor for suffix, tensor in pack(qweight, scale, zero).items()}
@@ -136,3 +141,4 @@ def set_quantization(folder: Path, config: dict[str, Any] | None) -> None:
 
 AWQ = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": GROUP, "zero_point": True}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": False, "desc_act": False}
+GPTQ_8 = GPTQ | {"bits": 8, "sym": True}

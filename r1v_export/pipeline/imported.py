@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from r1v_export.checkpoint.quantized.quantized_linears import Quantized
 
 
-IMPORTED_PRECISIONS: tuple[Precision, ...] = ("fp8", "int4")
+IMPORTED_PRECISIONS: tuple[Precision, ...] = ("fp8", "int8", "int4")
 """Those that a quantized checkpoint can bring."""
 
 
@@ -39,9 +39,9 @@ def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
 
 
 def precision_of(quantized: Quantized) -> Precision:
-    """`int4` where any weight has four bits."""
+    """The fewest bits that any weight has."""
     kinds = {linear.layout.qweight_type for linear in quantized.linears.values()}
-    return "fp8" if kinds == {"fp8"} else "int4"
+    return "int4" if kinds & {"int4", "uint4"} else "int8" if "int8" in kinds else "fp8"
 
 
 def import_calibration(checkpoint: Checkpoint, out: Path, work: Path, on_progress: ProgressCallback) -> None:

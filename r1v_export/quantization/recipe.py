@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -51,14 +51,16 @@ class _Weights(StrictModel):
     granularity: Literal["tensor", "channel", "group"]
     """What shares a scale: the tensor (and what engines fuse it with), an output channel, or a group of inputs."""
     group_size: int | None = None
+    _also_grouped: ClassVar[tuple[WeightType, ...]] = ()
+    """Types of more than four bits that may be in groups."""
 
     @model_validator(mode="after")
     def _groups_are_for_four_bits(self) -> _Weights:
-        four_bits = self.type in ("int4", "uint4")
-        if four_bits != (self.granularity == "group"):
+        four_bits, grouped = self.type in ("int4", "uint4"), self.granularity == "group"
+        if four_bits != grouped and not (grouped and self.type in self._also_grouped):
             wanted = "group" if four_bits else "channel or tensor"
             raise ValueError(f"{self.type} weights need granularity {wanted}, not {self.granularity}")
-        if self.group_size not in (GROUP_SIZES if four_bits else (None,)):
+        if self.group_size not in (GROUP_SIZES if grouped else (None,)):
             sizes = ", ".join(map(str, GROUP_SIZES))
             raise ValueError(f"group_size is one of {sizes} with granularity group, and omitted otherwise")
         return self
@@ -110,6 +112,7 @@ class Imported(_Weights):
     """Keep the quantized values and scales of a quantized checkpoint. Written by imports only."""
 
     algorithm: Literal["imported"]
+    _also_grouped: ClassVar[tuple[WeightType, ...]] = ("int8",)
     pre_quant_scale: bool = False
     """Whether the linear first multiplies its input by a scale per channel."""
     act_order: bool = False

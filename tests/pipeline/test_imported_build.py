@@ -19,7 +19,7 @@ from r1v_export.pipeline.calibration import calibration_warnings, open_artifact
 from r1v_export.pipeline.open_runner import open_runner
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.progress import Progress
-from tests.quantized_checkpoints import AWQ, GPTQ, Truth, pack_awq, pack_gptq, quantized_copy
+from tests.quantized_checkpoints import AWQ, GPTQ, GPTQ_8, Truth, pack_awq, pack_gptq, quantized_copy
 
 NANO = Path(r1v_export.__file__).parent / "nano" / "model"
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
@@ -71,6 +71,24 @@ def test_symmetric_gptq_becomes_a_unified_checkpoint_with_the_same_quantized_val
 def test_zero_points_have_no_place_in_a_unified_checkpoint(awq, tmp_path):
     with pytest.raises(UsageError, match="does not hold this quantization"):
         build(BuildConfig(model=str(awq[0]), parity=NO_PARITY, targets=("hf-unified",)), tmp_path / "out")
+
+
+@pytest.mark.parametrize("target", ["hf-unified", "tensorrt-llm"])
+def test_8_bits_without_8_bit_inputs_have_no_place_in_other_formats(tiny_model, tmp_path, target):
+    quantized_copy(tiny_model, tmp_path / "model", partial(pack_gptq, bits=8), GPTQ_8, symmetric=True)
+    with pytest.raises(UsageError, match=r"layout does not hold|has no format"):
+        plan(BuildConfig(model=str(tmp_path / "model"), parity=NO_PARITY, targets=(target,)), tmp_path / "out")
+
+
+def test_r1v_nano_in_8_bits_and_act_order_passes_its_gates_and_answers_what_the_chart_shows(tmp_path):
+    config = GPTQ_8 | {"desc_act": True, "group_size": 64}
+    quantized_copy(NANO, tmp_path / "model", partial(pack_gptq, bits=8), config, symmetric=True, rounded=True)
+    parity = ParityConfig(questions=2, max_new_tokens=32)
+    built = build(BuildConfig(model=str(tmp_path / "model"), parity=parity), tmp_path / "out")
+    assert (built.manifest.precision, built.manifest.parity) == ("int8", {"onnxruntime": "passed"})
+    report = read_report(built.out / "report")
+    assert report.texts.nll < report.texts.unigram_nll / 10
+    assert open_runner(built.out).ask("How tall is the green bar?", IMAGES / "05-chart.png").text == "5"
 
 
 @pytest.mark.parametrize("target", ["hf-unified", "tensorrt-llm"])

@@ -78,13 +78,13 @@ def test_ties_go_to_even_and_overflow_saturates(kind: str, value: float, rounded
     assert quantize(torch.tensor([value]), torch.tensor(1.0), kind).float().item() == rounded
 
 
-@pytest.mark.parametrize("kind", ["int4", "uint4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "uint4"])
 def test_groups_dequantize_as_onnx_does_with_a_block_size(kind: str) -> None:
     generator = np.random.default_rng(0)
-    low = -8 if kind == "int4" else 0
-    qweight = generator.integers(low, low + 16, (6, 64)).astype(np.int8)
+    low, high = {"int8": (-128, 128), "int4": (-8, 8), "uint4": (0, 16)}[kind]
+    qweight = generator.integers(low, high, (6, 64)).astype(np.int8)
     scale = generator.uniform(0.01, 1, (6, 2)).astype(np.float32)
-    zero_point = None if kind == "int4" else generator.integers(0, 16, (6, 2)).astype(np.int8)
+    zero_point = None if kind != "uint4" else generator.integers(0, 16, (6, 2)).astype(np.int8)
     inputs = ["qweight", "scale"] + ([] if zero_point is None else ["zero_point"])
     node = oh.make_node("DequantizeLinear", inputs, ["y"], axis=1, block_size=32)
     feeds = {"qweight": qweight.astype(NUMPY_TYPES[kind]), "scale": scale}

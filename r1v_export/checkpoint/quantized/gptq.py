@@ -1,11 +1,14 @@
-"""GPTQ's layout: 4-bit values, eight input features to a word.
+"""GPTQ's layout: values of 4 bits, eight input features to a word, or of 8 bits, four to a word.
 
 Zero points of `checkpoint_format: gptq` (all but the newest checkpoints) are stored minus one, modulo 16; `gptq_v2`
 stores them as they are. Symmetric checkpoints have 8 everywhere: their values minus 8 are int4. Files that store the
 one and declare the other exist, so the convention is read from the quantized values where they show it (`zero_points`).
 
-`group_size: -1` is one scale for each output feature. Every target has groups, so such a scale is repeated for groups
-of 128, 64 or 32 inputs: the same weight, bit for bit.
+Values of 8 bits minus 128 are int8. Only symmetric checkpoints are read: weights hardly show a zero point that is one
+of 256 steps off.
+
+`group_size: -1` is one scale for each output feature. Every target has groups of 4-bit values, so such a scale is
+repeated for groups of 128, 64 or 32 inputs: the same weight, bit for bit.
 
 With act-order, input feature i may belong to any group, `g_idx[i]`. Groups of neighbors are what every target has, so
 columns are sorted by their group, and the input is gathered in the same order: W x = W[:, order] x[order].
@@ -31,25 +34,39 @@ from r1v_export.checkpoint.quantized.layout import (
     order_by_group,
     unsupported,
 )
-from r1v_export.checkpoint.quantized.zero_points import SYMMETRIC_ZERO, VERSIONS, stored_offset
+from r1v_export.checkpoint.quantized.zero_points import VERSIONS, stored_offset, symmetric_zero
 from r1v_export.checkpoint.tensor_file import StoredTensor
 
-ORDER = (0, 1, 2, 3, 4, 5, 6, 7)
+ORDERS = {4: (0, 1, 2, 3, 4, 5, 6, 7), 8: (0, 1, 2, 3)}
+"""Number of bits -> the order of values in a word."""
 SPLIT_GROUPS = (128, 64, 32)
 """Groups that one scale for each output feature may be repeated for, the preferred one first."""
 
-TENSORS = {
-    "qweight": TensorRule(("I/8", "O"), (torch.int32,)),
-    "qzeros": TensorRule(("G", "O/8"), (torch.int32,)),
+_SHARED_TENSORS = {
     "scales": TensorRule(("G", "O"), FLOATS),
     "g_idx": TensorRule(("I",), (torch.int32, torch.int64), optional=True),
 }
+TENSORS = {
+    4: {
+        "qweight": TensorRule(("I/8", "O"), (torch.int32,)),
+        "qzeros": TensorRule(("G", "O/8"), (torch.int32,)),
+        **_SHARED_TENSORS,
+    },
+    8: {
+        "qweight": TensorRule(("I/4", "O"), (torch.int32,)),
+        "qzeros": TensorRule(("G", "O/4"), (torch.int32,)),
+        **_SHARED_TENSORS,
+    },
+}
+"""By the number of bits."""
 
 
 @dataclass(frozen=True)
 class Gptq:
     """`quant_method: gptq`; the same for every linear."""
 
+    bits: int
+    """4, or 8 where `symmetric`."""
     group_size: int | None
     """None: one scale for each output feature."""
     symmetric: bool
@@ -68,27 +85,41 @@ class Gptq:
         """Read the settings of a GPTQ checkpoint.
 
         Raises:
-            CheckpointError: not 4 bits, or an unknown convention for zero points.
+            CheckpointError: not 4 bits, or 8 without zero points, or an unknown convention for zero points.
         """
         bits = config.size("bits")
-        if bits != 4:
+        if bits not in TENSORS:
             where = f"{config.path}: bits"
-            raise unsupported(f"GPTQ with {bits} bits is not supported.", where, "4", bits)
+            raise unsupported(f"GPTQ with {bits} bits is not supported.", where, "4 or 8", bits)
+        symmetric = config.flag("sym")
+        if bits == 8 and not symmetric:
+            where = f"{config.path}: sym"
+            raise unsupported("GPTQ with 8 bits and zero points is not supported.", where, "true", "false")
         declared = config.choice("checkpoint_format", *VERSIONS) if config.has("checkpoint_format") else None
         group_size = None if config.get("group_size") == -1 else config.size("group_size")
         act_order = config.get("desc_act") is True
-        return cls(group_size, config.flag("sym"), VERSIONS[declared or "gptq"], declared, act_order)
+        return cls(bits, group_size, symmetric, VERSIONS[declared or "gptq"], declared, act_order)
 
     def layout(self, linear: str, in_features: int) -> LinearLayout:
         kind = "symmetric" if self.symmetric else "asymmetric"
         groups = "one group" if self.group_size is None else f"groups of {self.group_size}"
+        if self.bits == 8:
+            return LinearLayout(
+                name=f"GPTQ, 8 bits, {kind}, in {groups}",
+                qweight_type="int8",
+                per_tensor=False,
+                group_size=self.group_size,
+                inputs=None,
+                tensors=TENSORS[8],
+                decode=partial(decode, self),
+            )
         return LinearLayout(
             name=f"GPTQ, {kind}, in {groups}",
             qweight_type="int4" if self.symmetric else "uint4",
             per_tensor=False,
             group_size=self.group_size or _split_size(in_features),
             inputs=None,
-            tensors=TENSORS,
+            tensors=TENSORS[4],
             decode=partial(decode, self),
             one_group=self.group_size is None,
         )
@@ -104,7 +135,7 @@ class Gptq:
             for part in linear.parts:
                 self._require_groups(part, linear.shape[1])
             linear.input_order()
-        offset = stored_offset(linears, self.symmetric)
+        offset = stored_offset(linears, self.symmetric, self.bits)
         if offset is None or offset == self.zero_offset:
             return self
         return replace(self, zero_offset=offset, warnings=(_other_convention(self.declared, offset),))
@@ -132,21 +163,24 @@ def decode(settings: Gptq, tensors: Mapping[str, Tensor]) -> Decoded:
     Raises:
         ValueError: zero points in a symmetric checkpoint.
     """
-    qweight_OI = unpack(tensors["qweight"], 0, ORDER).t().contiguous()
+    bits, zero = settings.bits, symmetric_zero(settings.bits)
+    qweight_OI = unpack(tensors["qweight"], 0, ORDERS[bits], bits).t().contiguous()
+    zero_point_GO = unpack(tensors["qzeros"], 1, ORDERS[bits], bits) + settings.zero_offset & (1 << bits) - 1
     input_order_I = order_by_group(tensors["g_idx"]) if "g_idx" in tensors else None
     if input_order_I is not None:
         qweight_OI = qweight_OI.index_select(1, input_order_I)
-    zero_point_OG = unpack(tensors["qzeros"], 1, ORDER).t().contiguous() + settings.zero_offset & 0xF
-    scale_OG = tensors["scales"].float().t().contiguous()
+    scale_OG, zero_point_OG = tensors["scales"].float().t().contiguous(), zero_point_GO.t().contiguous()
+    if settings.symmetric and bool((zero_point_OG != zero).any()):
+        raise ValueError(f"zero points other than {zero}, although the configuration says sym: true")
+    if settings.symmetric:
+        qweight_OI = (qweight_OI.to(torch.int16) - zero).to(torch.int8)
+    if settings.group_size is None and bits == 8:
+        return Decoded(qweight_OI, scale_OG[:, 0].contiguous())
     if settings.group_size is None:
         in_features = qweight_OI.shape[1]
         groups = in_features // (_split_size(in_features) or in_features)
         scale_OG, zero_point_OG = (values.repeat_interleave(groups, 1) for values in (scale_OG, zero_point_OG))
-    if not settings.symmetric:
-        return Decoded(qweight_OI, scale_OG, zero_point_OG, input_order=input_order_I)
-    if bool((zero_point_OG != SYMMETRIC_ZERO).any()):
-        raise ValueError(f"zero points other than {SYMMETRIC_ZERO}, although the configuration says sym: true")
-    return Decoded(qweight_OI - SYMMETRIC_ZERO, scale_OG, input_order=input_order_I)
+    return Decoded(qweight_OI, scale_OG, None if settings.symmetric else zero_point_OG, input_order=input_order_I)
 
 
 def _split_size(in_features: int) -> int | None:

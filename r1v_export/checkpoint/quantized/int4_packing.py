@@ -1,4 +1,4 @@
-"""4-bit values in the bytes and words that they are packed into."""
+"""4-bit values in the bytes and words that they are packed into, and 8-bit values in words."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from torch import Tensor
 BITS = 4
 
 
-def unpack(words: Tensor, axis: int, order: Sequence[int]) -> Tensor:
-    """Unpack 4-bit values from words: int8, 0..15, `len(order)` times as many along `axis`.
+def unpack(words: Tensor, axis: int, order: Sequence[int], bits: int = BITS) -> Tensor:
+    """Unpack values from words, `len(order)` times as many along `axis`: int8, 0..15, or uint8 where they have 8 bits.
 
     Args:
-        words: [a, b] integers, each `4 * len(order)` bits wide.
+        words: [a, b] integers, each `bits * len(order)` bits wide.
         axis: along which the values of a word follow each other.
-        order: value `order[i]` of a word is in its i-th four bits, counted from the lowest.
+        order: value `order[i]` of a word is in its i-th `bits` bits, counted from the lowest.
+        bits: 4 or 8.
     """
-    qweight = [(words >> BITS * order.index(value)) & 0xF for value in range(len(order))]
-    return torch.stack([value.to(torch.int8) for value in qweight], dim=axis + 1).flatten(axis, axis + 1)
+    dtype = torch.int8 if bits == BITS else torch.uint8
+    values = [(words >> bits * order.index(value)) & (1 << bits) - 1 for value in range(len(order))]
+    return torch.stack([value.to(dtype) for value in values], dim=axis + 1).flatten(axis, axis + 1)
 
 
 def pack_pairs(qweight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.errors import CheckpointError
 
-QWeightType = Literal["fp8", "int4", "uint4"]
+QWeightType = Literal["fp8", "int8", "int4", "uint4"]
 Inputs = Literal["fp8 static", "fp8 dynamic"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -23,7 +23,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 ORIGINAL = "use the checkpoint it was quantized from, and quantize with `r1v-export build --precision`"
 """What always helps where a quantized checkpoint cannot be used."""
 
-Axis = Literal["O", "I", "G", "O/2", "O/8", "I/8"]
+Axis = Literal["O", "I", "G", "O/2", "O/4", "O/8", "I/4", "I/8"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class TensorRule:
             "I": in_features,
             "G": in_features // (group_size or in_features),
             "O/2": out_features // 2,
+            "O/4": out_features // 4,
             "O/8": out_features // 8,
+            "I/4": in_features // 4,
             "I/8": in_features // 8,
         }
         return tuple(sizes[axis] for axis in self.shape)
@@ -57,7 +59,7 @@ class Decoded:
     """
 
     qweight: Tensor
-    """[O, I]: float8_e4m3fn, or int8 with -8..7 (int4) or 0..15 (uint4)."""
+    """[O, I]: float8_e4m3fn, or int8, with -8..7 for int4 and 0..15 for uint4."""
     scale: Tensor
     """float32, [O], [O, G], or a scalar of the whole weight."""
     zero_point: Tensor | None = None

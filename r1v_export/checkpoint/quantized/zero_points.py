@@ -22,7 +22,6 @@ from r1v_export.checkpoint.tensor_file import StoredTensor
 VERSIONS = {"gptq": 1, "gptq_v2": 0}
 """`checkpoint_format` -> what is added to a stored zero point, modulo 16."""
 
-SYMMETRIC_ZERO = 8
 _ORDER = tuple(range(8))
 
 LINEARS = 24
@@ -38,18 +37,26 @@ AGREEMENT = 0.75
 """Of the linears that must show one convention, and none the other."""
 
 
-def stored_offset(linears: Mapping[str, StoredLinear], symmetric: bool) -> int | None:
+def symmetric_zero(bits: int) -> int:
+    """The zero point of all groups in symmetric checkpoints: 8 of 4 bits, 128 of 8."""
+    return 1 << bits - 1
+
+
+def stored_offset(linears: Mapping[str, StoredLinear], symmetric: bool, bits: int = 4) -> int | None:
     """What must be added to stored zero points, as the quantized values show it; None where they do not.
 
+    Args:
+        bits: of each value; 4, or 8 where `symmetric`.
+
     Raises:
-        CheckpointError: a symmetric checkpoint with other zero points than 8.
+        CheckpointError: a symmetric checkpoint with other zero points than `symmetric_zero`.
     """
     every = max(1, len(linears) // LINEARS)
     parts = [part for linear in list(linears.values())[::every] for part in linear.parts]
     if not parts:
         return None
     if symmetric:
-        return _symmetric_offset(parts)
+        return _symmetric_offset(parts, bits)
     shown = [offset_of(*_read(part)) for part in parts]
     for offset in VERSIONS.values():
         if shown.count(offset) >= AGREEMENT * len(shown) and shown.count(1 - offset) == 0:
@@ -89,17 +96,18 @@ def _read(part: Mapping[str, StoredTensor]) -> tuple[Tensor, Tensor]:
     return qweight_IO.t().unflatten(1, (stored_GO.shape[0], -1)), stored_GO.t()
 
 
-def _symmetric_offset(parts: list[Mapping[str, StoredTensor]]) -> int:
-    """Symmetric zero points are 8, so the stored ones say what must be added."""
-    found = {int(value) for part in parts for value in unpack(part["qzeros"].read(), 1, _ORDER).unique()}
+def _symmetric_offset(parts: list[Mapping[str, StoredTensor]], bits: int) -> int:
+    """Symmetric zero points are known, so the stored ones say what must be added."""
+    order, zero = tuple(range(32 // bits)), symmetric_zero(bits)
+    found = {int(value) for part in parts for value in unpack(part["qzeros"].read(), 1, order, bits).unique()}
     for offset in VERSIONS.values():
-        if found == {SYMMETRIC_ZERO - offset}:
+        if found == {zero - offset}:
             return offset
     tensor = parts[0]["qzeros"]
     raise unsupported(
         "Symmetric GPTQ with zero points of its own is not supported.",
         f"{tensor.name} in {tensor.file.name}",
-        "zero points of 8, stored as 7 (gptq) or 8 (gptq_v2)",
+        f"zero points of {zero}, stored as {zero - 1} (gptq) or {zero} (gptq_v2)",
         f"stored {', '.join(map(str, sorted(found)))}",
-        fix="if it was quantized with zero points, set sym: false in its quantization settings",
+        fix="if it was quantized with zero points, set sym: false in its quantization settings" if bits == 4 else None,
     )

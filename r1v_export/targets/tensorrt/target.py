@@ -76,6 +76,18 @@ class TensorRTTarget(Target):
                 fix="omit `strip`; the plans then contain their weights",
             )
 
+    def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
+        for linear, scheme in schemes.items():
+            if scheme.weights.type == "int8" and scheme.weights.algorithm == "imported":
+                size = scheme.weights.group_size
+                raise UsageError(
+                    "This target is not built from 8-bit GPTQ: TensorRT's INT8 products have INT8 inputs.",
+                    where=linear,
+                    expected="int4 weights, or int8 weights and inputs",
+                    found="int8 weights per channel" if size is None else f"int8 weights in groups of {size}",
+                    fix="--target onnxruntime",
+                )
+
     def options(self, config: BuildConfig) -> TensorRTConfig:
         """Return this target's block of the build config."""
         return config.options(self.name, TensorRTConfig)

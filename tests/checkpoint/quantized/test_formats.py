@@ -16,6 +16,7 @@ from tests.checkpoint.conftest import edit_tensors, refusal, set_key
 from tests.quantized_checkpoints import (
     AWQ,
     GPTQ,
+    GPTQ_8,
     GROUP,
     autogptq_weight,
     pack_awq,
@@ -186,8 +187,36 @@ def test_act_order_whose_order_is_not_stored_is_refused(gptq):
     assert "without g_idx" in refusal(gptq).found
 
 
-@pytest.mark.parametrize(("config", "method"), [(AWQ, "AWQ"), (GPTQ, "GPTQ")])
-@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("group", [32, -1])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_8_bits_are_read_as_autogptq_does_by_the_convention_of_their_zero_points(
+    pristine, tmp_path, group, offset, act_order
+):
+    config = GPTQ_8 | {"group_size": group, "desc_act": act_order}
+    truth = quantized_copy(pristine, tmp_path / "model", partial(pack_gptq, offset=offset, bits=8), config, True)
+    checkpoint, stored = Checkpoint.open(tmp_path / "model"), load_file(tmp_path / "model" / WEIGHTS)
+    assert len(checkpoint.quantized.format.warnings) == (offset == 0)  # nothing is declared, which means minus one
+    for linear, (qweight, scale, _) in truth.items():
+        decoded = checkpoint.quantized.linears[linear].decode()
+        order = stored[f"{linear}.g_idx"].argsort(stable=True)
+        assert torch.equal(decoded.qweight, (qweight - 128)[:, order].to(torch.int8))
+        assert torch.equal(decoded.scale, scale.float() if group > 0 else scale[:, 0].float())
+        expected = autogptq_weight(stored, linear, bits=8, offset=offset).T
+        np.testing.assert_array_equal(checkpoint.read(f"{linear}.weight").numpy(), expected)
+
+
+def test_8_bits_with_zero_points_of_their_own_are_refused_at_open(pristine, tmp_path):
+    pack = partial(pack_gptq, bits=8)
+    quantized_copy(pristine, tmp_path / "model", pack, GPTQ_8 | {"sym": False})
+    assert refusal(tmp_path / "model").what == "GPTQ with 8 bits and zero points is not supported."
+    set_quantization(tmp_path / "model", GPTQ_8)
+    error = refusal(tmp_path / "model")
+    assert error.expected == "zero points of 128, stored as 127 (gptq) or 128 (gptq_v2)"
+    assert "quantized from" in error.fix
+
+
+@pytest.mark.parametrize(("config", "method", "bits"), [(AWQ, "AWQ", 8), (AWQ, "AWQ", 3), (GPTQ, "GPTQ", 3)])
 def test_other_numbers_of_bits_are_refused_at_open_as_not_supported(awq, config, method, bits):
     set_quantization(awq, config | {"bits": bits})
     error = refusal(awq)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +24,15 @@ def test_each_code_comes_from_its_four_bits(axis, order):
                 expected = (int(words[row, column]) & 0xFFFFFFFF) >> (4 * place) & 15
                 found = qweight[row * 8 + code, column] if axis == 0 else qweight[row, column * 8 + code]
                 assert int(found) == expected
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_words_hold_four_values_of_8_bits(axis):
+    words = torch.randint(-(2**31), 2**31, (3, 5), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    held = words.numpy() if axis else words.numpy().T.copy()
+    expected = held.view("<u1")
+    found = unpack(words, axis, (0, 1, 2, 3), bits=8).numpy()
+    np.testing.assert_array_equal(found, expected if axis else expected.T)
 
 
 def test_bytes_hold_two_values():

@@ -117,6 +117,25 @@ def test_an_imported_linear_multiplies_its_input_first(inputs, tmp_path):
     assert np.abs(expected - ReferenceEngine(fake).projector(*INPUTS["projector"].values())).max() > 1e-2
 
 
+def test_imported_int8_weights_in_groups_are_dequantized_by_standard_operators(tmp_path):
+    weights = {"type": "int8", "granularity": "group", "group_size": 32, "algorithm": "imported"}
+    schemes = dict.fromkeys(("mlp1.1", "mlp1.3"), Scheme.model_validate({"weights": weights}))
+    linears = rounded(schemes)
+    fake = copy.deepcopy(MODEL)
+    apply(fake, linears, {})
+    rewrite = quantizer(SPEC, schemes, linears.__getitem__, {})
+    path = export_graph("projector", CHECKPOINT, tmp_path, torch.float32, rewrite=rewrite)
+    onnx.checker.check_model(path, full_check=True)
+    expected = ReferenceEngine(fake).projector(*INPUTS["projector"].values())
+    np.testing.assert_allclose(run(path, INPUTS["projector"]), expected, atol=2e-5)
+    graph = ir.load(path).graph
+    assert {node.domain for node in graph} == {""}
+    for name, linear in linears.items():
+        stored = graph.initializers[f"{name}.weight.T.qweight"].const_value
+        assert stored.dtype == ir.DataType.INT8
+        np.testing.assert_array_equal(stored.numpy(), linear.qweight.T.numpy())
+
+
 def in_act_order(linears: dict[str, QuantizedLinear], seeds: dict[str, int]) -> dict[str, QuantizedLinear]:
     """The linears with columns in a random order, equal where the seed and the size are."""
     orders = {

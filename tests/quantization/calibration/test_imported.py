@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from tests.quantized_checkpoints import (
     AWQ,
     GPTQ,
+    GPTQ_8,
     autogptq_weight,
     pack_awq,
     pack_gptq,
@@ -66,6 +68,20 @@ def test_a_symmetric_gptq_checkpoint_is_int4(source, tmp_path):
     quantized_copy(source, tmp_path / "model", pack_gptq, GPTQ | {"sym": True}, symmetric=True)
     schemes = imported(tmp_path / "model", tmp_path / "out").schemes
     assert {(scheme.weights.type, scheme.inputs) for scheme in schemes.values()} == {("int4", None)}
+
+
+@pytest.mark.parametrize(("group", "act_order"), [(32, False), (32, True), (-1, False)])
+def test_8_bits_keep_their_quantized_values_in_groups_or_per_channel(source, tmp_path, group, act_order):
+    config = GPTQ_8 | {"group_size": group, "desc_act": act_order}
+    truth = quantized_copy(source, tmp_path / "model", partial(pack_gptq, bits=8), config, symmetric=True)
+    artifact = imported(tmp_path / "model", tmp_path / "out")
+    assert artifact.recipe.precision == "int8"
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    for name, (qweight, _, _) in truth.items():
+        linear, order = artifact.linear(name), stored[f"{name}.g_idx"].argsort(stable=True)
+        assert (linear.weight_type, linear.group_size) == ("int8", 32 if group == 32 else None)
+        assert torch.equal(linear.qweight, (qweight - 128)[:, order].to(torch.int8))
+        assert torch.equal(linear.dequantize(), torch.from_numpy(autogptq_weight(stored, name, bits=8).T.copy()))
 
 
 def test_an_import_that_was_stopped_goes_on_and_ends_in_the_same_bytes(source, tmp_path, monkeypatch):

@@ -17,12 +17,14 @@ from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError, CapabilityError, UsageError
 from r1v_export.manifest import read_manifest
 from r1v_export.pipeline.build import build, plan
+from r1v_export.quantization.recipe import Scheme
 from r1v_export.targets.tensorrt import target as tensorrt_target
 from r1v_export.targets.tensorrt.build.inspection import engine_facts
 from r1v_export.targets.tensorrt.build.plan import PLAN, read_info
 from r1v_export.targets.tensorrt.library import TENSORRT, TENSORRT_RTX, Library
 from r1v_export.targets.tensorrt.runtime.loading import PLANS
 from r1v_export.targets.tensorrt.target import TensorRTRTXTarget, TensorRTTarget
+from tests.tiny_models import tiny_spec
 
 PRODUCTS = {"fp16": "Half x Half", "fp8": "FP8 x FP8", "int4": "Half x Int4"}
 """What the decoder's matrix products take, by the engine's own layers."""
@@ -97,6 +99,16 @@ def test_what_cannot_be_built_is_refused_before_any_work(library, monkeypatch, c
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.parametrize(("granularity", "group_size"), [("channel", None), ("group", 32)])
+def test_imported_int8_weights_without_int8_inputs_are_refused(granularity, group_size) -> None:
+    weights = {"type": "int8", "granularity": granularity, "group_size": group_size, "algorithm": "imported"}
+    schemes = {"language_model.model.layers.0.mlp.up_proj": Scheme.model_validate({"weights": weights})}
+    with pytest.raises(UsageError, match="8-bit GPTQ") as caught:
+        TensorRTTarget().check_model(BuildConfig(model="m"), tiny_spec(), schemes)
+    assert "up_proj" in str(caught.value.where)
+    assert caught.value.fix == "--target onnxruntime"
+
+
 def test_tensorrt_itself_builds_only_where_its_gpu_is(monkeypatch) -> None:
     installed = Library(TENSORRT, SimpleNamespace(__version__="10.13.3.9"))
     monkeypatch.setattr(tensorrt_target, "load", lambda target: installed)

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from r1v_export.exporters.export import export_graph
 from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.quantization.apply.torch import apply
+from r1v_export.quantization.recipe import Scheme
 from r1v_export.reference.model import ReferenceEngine
 from r1v_export.targets.onnxruntime.runtime import session
 from r1v_export.targets.onnxruntime.runtime.session import open_session
@@ -87,6 +88,21 @@ def test_int4_weights_in_act_order_stay_packed_behind_a_gather(optimized, tmp_pa
     assert np.abs(result - expected).max() < 1e-5 * np.abs(expected).max()
     operators = [node.op_type for node in onnx.load(optimized).graph.node]
     assert (operators.count("MatMulNBits"), operators.count("DequantizeLinear")) == (2, 0)
+
+
+def test_int8_weights_in_groups_stay_packed_and_compute_in_float32(optimized, tmp_path):
+    spec, model = tiny_spec(), random_model(tiny_spec())
+    weights = {"type": "int8", "granularity": "group", "group_size": 32, "algorithm": "imported"}
+    schemes = dict.fromkeys(("mlp1.1", "mlp1.3"), Scheme.model_validate({"weights": weights}))
+    linears = rounded(schemes)
+    rewrite = quantizer(spec, schemes, linears.__getitem__, {})
+    path = export_graph("projector", checkpoint_of(model), tmp_path, torch.float32, rewrite=rewrite)
+    result = open_session(path, tmp_path, "cpu", 1).run(None, {"vision_features": FEATURES})[0]
+    apply(model, linears, {})
+    expected = ReferenceEngine(model).projector(FEATURES)
+    assert np.abs(result - expected).max() < 1e-5 * np.abs(expected).max()
+    fused = [node for node in onnx.load(optimized).graph.node if node.op_type == "MatMulNBits"]
+    assert [next(a.i for a in node.attribute if a.name == "bits") for node in fused] == [8, 8]
 
 
 def test_int8_towers_run_in_float16_too(tmp_path):
