@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import psutil
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
-from r1v_export.errors import CapabilityError, InputError, UsageError
+from r1v_export.errors import BundleError, CapabilityError, InputError, UsageError
 from r1v_export.manifest import hash_file, to_json
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
@@ -58,11 +59,15 @@ def chosen_recipe(config: BuildConfig) -> Recipe | None:
 
 
 def _recipe_of_artifact(folder: Path, config: BuildConfig) -> Recipe:
-    """A finished calibration's recipe, which must be the one that was asked for, or at least of the precision."""
-    from r1v_export.quantization.artifact.artifact import RECIPE, read_recipe
+    """A finished calibration's recipe, which must be the one that was asked for, or at least of the precision.
+
+    The calibration must have read its images as the build will.
+    """
+    from r1v_export.quantization.artifact.artifact import RECIPE, STATS, read_recipe, read_stats
     from r1v_export.quantization.recipe import load
 
-    recipe = read_recipe(folder)
+    with _given(folder):
+        recipe, policy = read_recipe(folder), read_stats(folder).image_policy
     if config.recipe is not None and load(config.recipe) != recipe:
         raise UsageError(
             "This calibration was made by another recipe.",
@@ -70,6 +75,14 @@ def _recipe_of_artifact(folder: Path, config: BuildConfig) -> Recipe:
             expected=config.recipe,
             found=recipe.name,
             fix="omit --recipe to build by the calibration's own, or calibrate by this one",
+        )
+    if policy not in (None, config.image_policy):
+        raise UsageError(
+            "This calibration read its images by another policy.",
+            where=folder / STATS,
+            expected=f"image_policy {config.image_policy}",
+            found=f"image_policy {policy}",
+            fix=f"build with --image-policy {policy}, or calibrate again with --image-policy {config.image_policy}",
         )
     if config.recipe is None and recipe.precision != config.precision:
         raise UsageError(
@@ -80,6 +93,18 @@ def _recipe_of_artifact(folder: Path, config: BuildConfig) -> Recipe:
             fix=f"build with --precision {recipe.precision}",
         )
     return recipe
+
+
+@contextmanager
+def _given(folder: Path) -> Iterator[None]:
+    """Errors of a calibration that `--calibrated` names say so: building again with --force does not mend it."""
+    try:
+        yield
+    except BundleError as error:
+        fix = (
+            f"name another folder than --calibrated {folder}, or calibrate again: r1v-export calibrate MODEL -o FOLDER"
+        )
+        raise BundleError(error.what, where=error.where, expected=error.expected, found=error.found, fix=fix) from error
 
 
 def data_digest(data: str | None) -> str | None:
@@ -120,7 +145,8 @@ def _prepared(
 
     without_answer = any(example.answer is None for example in examples)
     responses = response_generator(checkpoint, config) if without_answer else None
-    return prepare(examples, checkpoint, shard=shard, generate_responses=responses)
+    policy = config.image_policy
+    return prepare(examples, checkpoint, shard=shard, generate_responses=responses, image_policy=policy)
 
 
 def calibrate(
@@ -146,7 +172,9 @@ def calibrate(
     from r1v_export.quantization.calibration.calibrate import calibrate as run
 
     if config.calibration.artifact is not None:
-        Artifact.open(Path(config.calibration.artifact), checkpoint)
+        folder = Path(config.calibration.artifact)
+        with _given(folder):
+            Artifact.open(folder, checkpoint)
         shutil.copytree(config.calibration.artifact, out)
         return
     options = calibration_options(config, resume_folder, on_progress)
@@ -267,14 +295,15 @@ def open_artifact(folder: Path, checkpoint: Checkpoint) -> Artifact | None:
 
 
 def require_origin(folder: Path, checkpoint: Checkpoint) -> None:
-    """Require that a calibration is of this checkpoint.
+    """Require that the calibration that `--calibrated` names is of this checkpoint.
 
     Raises:
         BundleError: the calibration in `folder` cannot be read, or is another checkpoint's.
     """
     from r1v_export.quantization.artifact.artifact import require_origin as require
 
-    require(folder, checkpoint)
+    with _given(folder):
+        require(folder, checkpoint)
 
 
 def calibration_warnings(bundle: Path) -> tuple[str, ...]:

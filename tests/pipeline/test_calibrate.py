@@ -14,6 +14,7 @@ from r1v_export.config import BuildConfig, CalibrationConfig
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import CALIBRATION
+from r1v_export.quantization.artifact.artifact import read_stats
 
 Tree = Callable[[Path], dict[str, bytes]]
 
@@ -143,6 +144,35 @@ def test_a_calibration_of_another_precision_or_recipe_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_calibration_by_another_image_policy_is_refused_with_both_named(
+    tiny_model: Path, tiny_config: BuildConfig, whole: Path, tmp_path: Path
+) -> None:
+    assert read_stats(whole).image_policy == "as_displayed"
+    with pytest.raises(UsageError, match="another policy") as caught:
+        build(with_calibration(tiny_config, whole, image_policy="published"), tmp_path / "out")
+    assert (caught.value.expected, caught.value.found) == ("image_policy published", "image_policy as_displayed")
+    assert caught.value.fix is not None
+    assert "build with --image-policy as_displayed" in caught.value.fix
+    assert not (tmp_path / "out").exists()
+    assert (
+        calibrate(
+            tiny_model,
+            "--precision",
+            "fp8",
+            "--samples",
+            4,
+            "--image-policy",
+            "published",
+            "-o",
+            tmp_path / "published",
+        )
+        == 0
+    )
+    assert read_stats(tmp_path / "published").image_policy == "published"
+    with pytest.raises(UsageError, match="another policy"):
+        build(with_calibration(tiny_config, tmp_path / "published"), tmp_path / "out")
+
+
 def test_a_calibration_of_another_checkpoint_is_refused_before_anything_is_written(
     tiny_model: Path, tiny_config: BuildConfig, whole: Path, tmp_path: Path
 ) -> None:
@@ -169,6 +199,11 @@ def test_a_damaged_calibration_is_named_and_not_taken_over(
     scales = load_file(damaged / "scales.safetensors")
     scales["mlp1.1.input_scale"].fill_(float("nan"))
     save_file(scales, damaged / "scales.safetensors")
-    with pytest.raises(BundleError, match=r"mlp1\.1"):
+    with pytest.raises(BundleError, match=r"mlp1\.1") as caught:
         build(with_calibration(tiny_config, damaged), tmp_path / "out")
+    assert f"--calibrated {damaged}" in str(caught.value.fix)
+    (damaged / "stats.json").write_text("{")
+    with pytest.raises(BundleError, match=r"stats\.json") as caught:
+        build(with_calibration(tiny_config, damaged), tmp_path / "out")
+    assert f"--calibrated {damaged}" in str(caught.value.fix)
     assert not (tmp_path / "out" / CALIBRATION).exists()

@@ -202,6 +202,7 @@ class Quantization:
             fingerprint=key.fingerprint,
             checkpoint=key.checkpoint,
             compute=key.compute,
+            image_policy=key.image_policy,
             samples=key.samples,
             inputs={name: entry for record in records for name, entry in record.inputs.items()},
             warnings=(*warnings, *(warning for record in records for warning in record.warnings)),

@@ -21,6 +21,7 @@ from PIL import Image
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.tokenizer import Tokenizer
+from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError, UsageError
 from r1v_export.manifest import to_json
 from r1v_export.quantization.calibration.raw_examples import RawExample
@@ -90,12 +91,16 @@ class CalibrationSample:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The samples of one shard, of `total` in the whole set; `sha256` is of the whole set's names and texts."""
+    """The samples of one shard, of `total` in the whole set; `sha256` is of the whole set's names and texts.
+
+    `image_policy` is how image files were read.
+    """
 
     samples: tuple[CalibrationSample, ...]
     shard: Shard
     total: int
     sha256: str
+    image_policy: ImagePolicy = "as_displayed"
 
 
 def prepare(
@@ -106,6 +111,7 @@ def prepare(
     generate_responses: ResponseGenerator | None = None,
     max_tokens: int | None = None,
     on_sample: Callable[[], None] = lambda: None,
+    image_policy: ImagePolicy = "as_displayed",
 ) -> CalibrationSet:
     """Make samples from examples: decode, tile and tokenize; only hashes and tokens are kept.
 
@@ -114,6 +120,7 @@ def prepare(
         generate_responses: generates responses to examples without an answer; if omitted, their prompts are used alone.
         max_tokens: a longer sample loses the end of its response; the model's context length if omitted.
         on_sample: called after each.
+        image_policy: that the examples' image files are read by.
 
     Raises:
         InputError: no examples, no images in any of them, an image that cannot be used, a prompt too long.
@@ -132,7 +139,7 @@ def prepare(
     for index, response in zip(indices, responses, strict=True):
         samples.append(maker.make(index, examples[index], response))
         on_sample()
-    return CalibrationSet(tuple(samples), shard, len(examples), _texts_sha256(examples))
+    return CalibrationSet(tuple(samples), shard, len(examples), _texts_sha256(examples), image_policy)
 
 
 def _require_images(examples: Sequence[RawExample]) -> None:

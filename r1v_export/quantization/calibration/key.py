@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from r1v_export.config import Compute
+from r1v_export.config import Compute, ImagePolicy
 from r1v_export.manifest import to_json
 from r1v_export.quantization.calibration.dataset import CalibrationSet
 from r1v_export.quantization.calibration_stats import SampleEntry
@@ -22,6 +22,8 @@ class CalibrationKey(StrictModel):
     compute: Compute
     data: str = ""
     """`CalibrationSet.sha256`: of the whole set, whatever the shard; empty where there is none."""
+    image_policy: ImagePolicy | None = None
+    """How image files are read; None where there are none."""
     shard: str
     samples: tuple[SampleEntry, ...]
 
@@ -41,6 +43,7 @@ def make_key(checkpoint: str, recipe: Recipe, compute: Compute, calibration: Cal
         recipe=recipe,
         compute=compute,
         data=calibration.sha256,
+        image_policy=calibration.image_policy,
         shard=str(calibration.shard),
         samples=entries,
     )

@@ -50,6 +50,7 @@ _SHARED = {
     "recipe": "the recipe",
     "compute": "the dtype of the device",
     "data": "the calibration set",
+    "image_policy": "the image policy",
 }
 """What all shards of a calibration have in common, by the key's field."""
 

@@ -73,6 +73,7 @@ def make_artifact(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Artif
         fingerprint="",
         checkpoint=checkpoint_fingerprint(checkpoint),
         compute="float32",
+        image_policy=None,
         samples=(),
         inputs={},
         warnings=(),
