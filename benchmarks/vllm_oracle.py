@@ -84,6 +84,13 @@ CASES = (
     Case("hf-unified int4-gptq", "hf-unified", "int4-gptq"),
     Case("hf-unified mixed", "hf-unified", "mixed"),
     Case("hf-unified w4a8", "hf-unified", "w4a8"),
+    Case("compressed-tensors int4-gptq", "compressed-tensors", "int4-gptq"),
+    Case("compressed-tensors int4-awq", "compressed-tensors", "int4-awq"),
+    Case("compressed-tensors fp8-rowwise", "compressed-tensors", "fp8-rowwise"),
+    Case("compressed-tensors fp8-tensor", "compressed-tensors", "fp8-tensor"),
+    Case("compressed-tensors int8-smoothquant", "compressed-tensors", "int8-smoothquant"),
+    Case("compressed-tensors fp8-kv", "compressed-tensors", "fp8-kv", kv_cache_dtype="fp8"),
+    Case("compressed-tensors mixed", "compressed-tensors", "mixed"),
 )
 
 
@@ -165,7 +172,7 @@ def vllm_answers(python: Path, case: Case, folder: Path, asked: list[GeneratedSa
 def compared(case: Case, folder: Path, theirs: dict[str, Any], asked: list[GeneratedSample]) -> dict[str, Any]:
     """A line of the matrix."""
     if "error" in theirs:
-        return {"artifact": case.name, "loads": False, "error": theirs["error"].splitlines()[0][:400]}
+        return {"artifact": case.name, "loads": False, "error": " ".join(theirs["error"].split())[:400]}
     runner = our_runner(case, folder)
     ours = list(our_answers(runner, asked))
     pairs = list(zip(ours, theirs["answers"], strict=True))

@@ -35,8 +35,8 @@ REFUSALS = (
             fix,
         )
         for algorithm, fix in (
-            ("W4A16_AWQ", "Build fp8 for vLLM."),
-            ("W4A8_AWQ", "Build fp8 for vLLM."),
+            ("W4A16_AWQ", "Build --target compressed-tensors: vLLM reads the same quantized values from it."),
+            ("W4A8_AWQ", "Build fp8, or int4 with --target compressed-tensors, for vLLM."),
         )
     ),
 )

@@ -28,6 +28,7 @@ BUILT_IN = tuple(
         ("tensorrt-rtx", "tensorrt.target:TensorRTRTXTarget"),
         ("tensorrt-llm", "tensorrt_llm.target:TensorRTLLMTarget"),
         ("hf-unified", "hf_unified.target:HfUnifiedTarget"),
+        ("compressed-tensors", "compressed_tensors.target:CompressedTensorsTarget"),
     )
 )
 """Written here and not in pyproject.toml, so that they are there in a source tree that is not installed."""

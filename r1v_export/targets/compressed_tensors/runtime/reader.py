@@ -1,0 +1,84 @@
+"""A compressed-tensors checkpoint computed by PyTorch, read from its files alone: the proof of what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.reference.model import ReferenceEngine
+from r1v_export.targets.hub_reader import LARGEST, QuantizedFolder, Rounding, open_model, read_json, round_fp8
+
+
+class CompressedEngine(ReferenceEngine):
+    """The whole model, vision tower included, in float32 on dequantized weights."""
+
+    name = "compressed-tensors"
+
+
+class CompressedFiles(QuantizedFolder):
+    """A folder whose config.json has a `quantization_config` of compressed-tensors."""
+
+    expected = "config.json with a quantization_config, and the weights that it describes"
+
+    def read_settings(self) -> dict[str, Any]:
+        config: dict[str, Any] = read_json(self.folder / "config.json")["quantization_config"]
+        self._group_of = {name: group for group in config["config_groups"].values() for name in group["targets"]}
+        return config
+
+    def is_quantized(self, linear: str) -> bool:
+        return linear in self._group_of
+
+    def dequantized(self, linear: str) -> Tensor:
+        args = self._group_of[linear]["weights"]
+        scale = self.scales(f"{linear}.weight_scale")
+        if args["num_bits"] == 8:
+            return self.read(f"{linear}.weight").float() * scale  # [1] or [out, 1]
+        rows, columns = self.read(f"{linear}.weight_shape").tolist()
+        qweight = _unpacked(self.read(f"{linear}.weight_packed"))[:, :columns].float()
+        zero = torch.full_like(scale, 8.0)
+        if not args["symmetric"]:
+            zero = _unpacked(self.read(f"{linear}.weight_zero_point").T).T[:rows].float()
+        size = args["group_size"]
+        return (qweight - zero.repeat_interleave(size, dim=1)) * scale.repeat_interleave(size, dim=1)
+
+    def input_rounding(self, linear: str) -> Rounding | None:
+        args = self._group_of[linear]["input_activations"]
+        if args is None:
+            return None
+        largest = LARGEST if args["type"] == "float" else 127.0
+        static = None if args["dynamic"] else self.scales(f"{linear}.input_scale")
+
+        def rounding(x: Tensor) -> Tensor:
+            if static is not None:
+                scale = static.to(x.device)
+            else:
+                peak = x.abs().amax(dim=-1, keepdim=True)
+                scale = torch.where(peak > 0, peak / largest, torch.ones_like(peak))
+            if args["type"] == "float":
+                return round_fp8(x, scale)
+            return (x / scale).round().clamp(-128, 127) * scale
+
+        return rounding
+
+    def cache_scales(self, attention: str) -> tuple[str, str] | None:
+        if self.quantization.get("kv_cache_scheme") is None:
+            return None
+        return f"{attention}.k_scale", f"{attention}.v_scale"
+
+
+def open_compressed(folder: Path, spec: ModelSpec, device: str) -> CompressedEngine:
+    """Open a folder as an engine.
+
+    Raises:
+        BundleError: a file is missing or damaged, a tensor is not there, or a scale is not a positive, finite number.
+    """
+    return CompressedEngine(open_model(CompressedFiles(folder), spec, device))
+
+
+def _unpacked(words: Tensor) -> Tensor:
+    """The 4-bit values in int32 words, along the last axis, eight times as many; the lowest first."""
+    return torch.stack([(words >> (4 * place)) & 15 for place in range(8)], dim=-1).flatten(-2)

@@ -1,0 +1,80 @@
+"""One small model, calibrated by every recipe that the layout holds, in both layouts of tensor names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.synth import synthesize
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.recipe import Recipe, load, parse
+from r1v_export.targets.compressed_tensors.write.checkpoint import write_compressed
+from tests.quantization.calibration_cases import calibrated
+
+_INT4 = load("int4-rtn").to_yaml()
+RECIPES: dict[str, Recipe] = {
+    "fp8": load("fp8"),
+    "fp8-tensor": load("fp8-tensor"),
+    "fp8-rowwise": load("fp8-rowwise"),
+    "fp8-kv": load("fp8-kv"),
+    "int8-smoothquant": load("int8-smoothquant"),
+    "int8-dynamic": parse(load("int8-smoothquant").to_yaml().replace("mode: static", "mode: dynamic")),
+    "int4-32": parse(_INT4.replace("group_size: 128", "group_size: 32")),
+    "int4-64": parse(_INT4.replace("group_size: 128", "group_size: 64")),
+    "int4-128": load("int4-awq"),
+    "uint4": parse(_INT4.replace("type: int4", "type: uint4")),
+    "mixed": load("mixed").model_copy(update={"rules": load("mixed").rules[:2]}),
+}
+LAYOUTS = ("internvl_chat", "internvl")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint and what it was made from."""
+
+    folder: Path
+    checkpoint: Checkpoint
+    artifact: Artifact
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """The model in each layout of names."""
+    root = tmp_path_factory.mktemp("compressed")
+    sizes = {"preset": "nano", "vision_layers": 1, "language_layers": 2, "shards": 2}
+    return {layout: Checkpoint.open(synthesize(root / layout, layout=layout, **sizes)) for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory):
+    """Calibrates and writes, once for each checkpoint and recipe."""
+    made: dict[tuple[str, str], Written] = {}
+
+    def of(checkpoint: Checkpoint, name: str) -> Written:
+        key = (checkpoint.spec.layout, name)
+        if key not in made:
+            root = tmp_path_factory.mktemp(name)
+            calibrated(checkpoint, RECIPES[name], root / "calibration", 1)
+            artifact = Artifact.open(root / "calibration", checkpoint)
+            (root / "out").mkdir()
+            write_compressed(checkpoint, artifact, root / "out")
+            made[key] = Written(root / "out", checkpoint, artifact)
+        return made[key]
+
+    return of
+
+
+@pytest.fixture(params=RECIPES)
+def chat(request: pytest.FixtureRequest, sources: dict[str, Checkpoint], make) -> Written:
+    """Every recipe, where stored names are the canonical ones."""
+    return make(sources["internvl_chat"], request.param)
+
+
+@pytest.fixture(params=[("internvl", "fp8-tensor"), ("internvl", "uint4"), ("internvl", "int8-smoothquant")])
+def native(request: pytest.FixtureRequest, sources: dict[str, Checkpoint], make) -> Written:
+    """Where the layout cuts linears along their rows."""
+    layout, recipe = request.param
+    return make(sources[layout], recipe)

@@ -1,0 +1,189 @@
+"""compressed-tensors checkpoints: nothing is lost in them, and what they say of themselves is true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from r1v_export.checkpoint.names import expected_tensors, stored_names
+from r1v_export.config import BuildConfig
+from r1v_export.errors import BundleError, UsageError
+from r1v_export.pipeline.calibration import fake_quantize
+from r1v_export.quantization.groups import linear_shapes
+from r1v_export.quantization.recipe import Scheme
+from r1v_export.reference.model import ReferenceEngine, load
+from r1v_export.targets.compressed_tensors.runtime.reader import CompressedFiles, open_compressed
+from r1v_export.targets.compressed_tensors.target import CompressedTensorsTarget
+from r1v_export.targets.compressed_tensors.write.formats import format_of
+from r1v_export.targets.compressed_tensors.write.tensors import pack
+
+READERS = Path(__file__).parents[1] / "readers"
+PACKAGE = json.loads((READERS / "compressed-tensors-0.17.0.json").read_text())
+
+
+GROUPED = {"type": "int4", "granularity": "group", "group_size": 128}
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
+def require_lossless(written) -> None:
+    files, spec = CompressedFiles(written.folder), written.checkpoint.spec
+    for name, linear in written.artifact.linears():
+        parts = [part.removesuffix(".weight") for part in stored_names(f"{name}.weight", spec)]
+        assert torch.equal(torch.cat([files.dequantized(part) for part in parts]), linear.dequantize()), name
+
+
+def test_every_weight_is_the_artifacts_bit_for_bit(chat):
+    require_lossless(chat)
+
+
+def test_every_part_of_a_weight_is_the_artifacts_bit_for_bit(native):
+    require_lossless(native)
+
+
+def test_what_is_not_quantized_is_the_sources_bit_for_bit(chat):
+    stored, spec, artifact = tensors_of(chat.folder), chat.checkpoint.spec, chat.artifact
+    for name in expected_tensors(spec):
+        if name.removesuffix(".weight") in artifact.schemes:
+            continue
+        expected = artifact.overrides[name]() if name in artifact.overrides else chat.checkpoint.read(name)
+        assert torch.equal(torch.cat([stored[part] for part in stored_names(name, spec)]), expected)
+
+
+def test_it_computes_what_the_fake_quantized_model_computes(chat):
+    model = load(chat.checkpoint)
+    fake_quantize(model, chat.artifact)
+    reference, spec = ReferenceEngine(model), chat.checkpoint.spec
+    engine = CompressedTensorsTarget().open(chat.folder, spec, "cpu")
+    tile = spec.tiling.tile_size
+    pixels = torch.rand(1, 3, tile, tile, generator=torch.Generator().manual_seed(0)).numpy()
+    features = reference.vision(pixels)
+    assert abs(engine.vision(pixels) - features).max() < 1e-2 * abs(features).max()
+    ids = torch.randint(0, 255, (1, 8), generator=torch.Generator().manual_seed(1)).numpy()
+    embeds = reference.embed(ids, torch.zeros(0, spec.language.hidden_size).numpy())
+    positions = torch.arange(8)[None].numpy()
+    zero, eight, last = (torch.tensor([value]).numpy() for value in (0, 8, 7))
+    logits = [e.decoder(1, 16).step(embeds, positions, zero, eight, last) for e in (reference, engine)]
+    assert abs(logits[0] - logits[1]).max() < 1e-2 * abs(logits[0]).max()
+
+
+def test_every_linear_is_named_once_as_quantized_or_as_ignored(chat):
+    config, spec = config_of(chat.folder), chat.checkpoint.spec
+    targets = [name for group in config["config_groups"].values() for name in group["targets"]]
+    stored = [
+        name.removesuffix(".weight")
+        for linear in linear_shapes(spec)
+        for name in stored_names(f"{linear}.weight", spec)
+    ]
+    assert sorted(targets + [name for name in config["ignore"] if name != "lm_head"]) == sorted(stored)
+    assert set(targets) == {f"{name}" for name in chat.artifact.schemes}
+
+
+def test_linears_that_runtimes_fuse_are_in_one_group(chat):
+    for group in config_of(chat.folder)["config_groups"].values():
+        for name in group["targets"]:
+            for fused in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+                prefix, _, own = name.rpartition(".")
+                assert own not in fused or all(f"{prefix}.{other}" in group["targets"] for other in fused)
+
+
+def test_an_fp8_cache_is_declared_and_has_its_scales(sources, make):
+    written = make(sources["internvl_chat"], "fp8-kv")
+    assert config_of(written.folder)["kv_cache_scheme"] == PACKAGE["kv_cache_scheme"]
+    stored = tensors_of(written.folder)
+    for layer in range(2):
+        scales = written.artifact.kv_scales(layer)
+        attention = f"language_model.model.layers.{layer}.self_attn"
+        assert float(stored[f"{attention}.k_scale"]) == pytest.approx(scales.key)
+        assert float(stored[f"{attention}.v_scale"]) == pytest.approx(scales.value)
+
+
+def test_the_packages_own_configuration_takes_every_key(chat):
+    for group in config_of(chat.folder)["config_groups"].values():
+        assert group.keys() <= set(PACKAGE["scheme_fields"])
+        assert group["format"] in PACKAGE["formats"]
+        for arguments in (group["weights"], group["input_activations"]):
+            assert arguments is None or arguments.keys() <= set(PACKAGE["argument_fields"])
+
+
+def test_four_bit_values_are_packed_as_the_package_packs_them():
+    values = torch.tensor(PACKAGE["packing"]["values"], dtype=torch.int8)
+    assert pack(values + 8).tolist() == PACKAGE["packing"]["along_inputs"]
+    assert pack((values + 8).T).T.tolist() == PACKAGE["packing"]["along_outputs"]
+
+
+def test_tensors_have_the_packages_names_and_shapes(sources, make):
+    linear = "language_model.model.layers.0.mlp.down_proj"
+    for recipe, expected in PACKAGE["tensors"].items():
+        stored = tensors_of(make(sources["internvl_chat"], recipe).folder)
+        found = {
+            name.removeprefix(f"{linear}."): [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+            for name, tensor in stored.items()
+            if name.startswith(f"{linear}.")
+        }
+        assert found == expected, recipe
+
+
+@pytest.mark.parametrize(
+    ("weights", "inputs", "named"),
+    [
+        (
+            {"type": "int4", "granularity": "group", "group_size": 128},
+            {"type": "fp8", "mode": "static"},
+            "int4 weights",
+        ),
+        ({"type": "fp8", "granularity": "tensor"}, None, "fp8 weights with 16-bit inputs"),
+        ({"type": "int8", "granularity": "channel"}, None, "int8 weights with 16-bit inputs"),
+    ],
+)
+def test_what_no_format_holds_is_refused(weights, inputs, named):
+    scheme = Scheme.model_validate({"weights": {**weights, "algorithm": "rtn"}, "inputs": inputs})
+    with pytest.raises(UsageError, match=named):
+        format_of("language_model.lm_head", scheme)
+
+
+@pytest.mark.parametrize(
+    ("flag", "what"), [("pre_quant_scale", "no scale of a linear's inputs"), ("act_order", "no longer reads")]
+)
+def test_what_runtimes_could_not_compute_is_refused(flag, what):
+    weights = {**GROUPED, "algorithm": "imported", flag: True}
+    with pytest.raises(UsageError, match=what):
+        format_of("language_model.lm_head", Scheme.model_validate({"weights": weights}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"precision": "bf16"}, "is a quantized one"),
+        ({"precision": "int8", "recipe": "int8-kv"}, "no INT8 key-value cache"),
+        ({"precision": "int4", "recipe": "w4a8"}, "does not hold this quantization"),
+    ],
+)
+def test_what_it_cannot_hold_is_refused_before_any_work(fields, what):
+    with pytest.raises(UsageError, match=what):
+        CompressedTensorsTarget().check(BuildConfig(targets=("compressed-tensors",), **fields))
+
+
+def test_a_missing_scale_is_named(sources, make, tmp_path):
+    from safetensors.torch import save_file
+
+    written = make(sources["internvl_chat"], "int4-128")
+    for path in written.folder.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = tensors_of(written.folder)
+    missing = "language_model.model.layers.1.mlp.up_proj.weight_scale"
+    del tensors[missing]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(BundleError, match=missing.replace(".", r"\.")):
+        open_compressed(tmp_path, written.checkpoint.spec, "cpu")
