@@ -37,6 +37,9 @@ _WITH_PEFT = "merge it with peft: merge_and_unload(), then save_pretrained(FOLDE
 _RANKS = ("use_llm_lora", "use_backbone_lora")
 _UNSUPPORTED = {
     "use_dora": False,
+    "use_qalora": False,
+    "alora_invocation_tokens": None,
+    "layer_replication": None,
     "lora_bias": False,
     "fan_in_fan_out": False,
     "bias": "none",
@@ -46,6 +49,11 @@ _UNSUPPORTED = {
     "trainable_token_indices": None,
 }
 """Keys of an adapter_config.json that change what is computed, with the value that does not."""
+
+
+_KEEP_WEIGHTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Values of `init_lora_weights` that leave the model's weights as they were. PiSSA, OLoRA, CorDA and LoftQ take the
+factors out of them: such an adapter belongs to what remained. Source: peft, LoraConfig."""
 
 
 class Factors(NamedTuple):
@@ -121,6 +129,10 @@ def _peft_factors(adapter: Path) -> dict[str, Factors]:
     for key, harmless in _UNSUPPORTED.items():
         if config.get(key) not in (None, harmless):
             raise config.wrong(key, f"{harmless!r}", config.get(key), _WITH_PEFT)
+    init = config.get("init_lora_weights")
+    if init not in _KEEP_WEIGHTS:
+        fix = f"{_WITH_PEFT}; or, if MODEL has the remaining weights already, set init_lora_weights to true"
+        raise config.wrong("init_lora_weights", "an initialization that keeps the model's weights", init, fix)
     rank, alpha = config.size("r"), config.number("lora_alpha")
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     return _pair(read_header(adapter / _ADAPTER_WEIGHTS), scale)

@@ -13,6 +13,7 @@ from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError
+from r1v_export.quoting import shorten_text
 from r1v_export.reference.pipeline_document import TOKENIZER_FILE, check_pipeline, describe_pipeline
 from r1v_export.serialized.contract import CONTRACT_FILE, ContractDocument, describe_contract
 from r1v_export.serialized.document import Document, read_document
@@ -95,8 +96,8 @@ def _require_equal(found: Document, expected: Document, path: Path) -> None:
         raise BundleError(
             f"{path.name} contradicts the rest of the bundle.",
             where=f"{path}: {field}",
-            expected=str(want)[:200],
-            found=str(have)[:200],
+            expected=shorten_text(str(want)),
+            found=shorten_text(str(have)),
             fix="fetch the bundle again, or build it again with this version",
         )
 

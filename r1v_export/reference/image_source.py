@@ -17,6 +17,7 @@ from PIL import Image
 
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError, UsageError
+from r1v_export.quoting import shorten_text
 from r1v_export.reference.load_image import load_image
 
 STDIN = "-"
@@ -54,7 +55,7 @@ def open_image(
     scheme = found.group().lower() if found else ""
     if not scheme:
         return load_image(source, policy)
-    where = shorten(source)
+    where = _shown(source)
     if scheme == "data":
         return _load_named(read_data_url(source), policy, where)
     if scheme not in ("http", "https"):
@@ -66,9 +67,9 @@ def open_image(
     return _load_named(fetch(source), policy, where)
 
 
-def shorten(source: str) -> str:
+def _shown(source: str) -> str:
     """A name that fits into a message."""
-    return source if len(source) <= _SHOWN_CHARACTERS else source[:_SHOWN_CHARACTERS] + "..."
+    return shorten_text(source, _SHOWN_CHARACTERS)
 
 
 def read_data_url(url: str) -> bytes:
@@ -81,15 +82,18 @@ def read_data_url(url: str) -> bytes:
     if not comma:
         raise _malformed(url, "no comma between its head and its data")
     if len(body) > 3 * MAX_BYTES:  # every byte percent-encoded
-        raise _too_large(shorten(url))
-    content = unquote_to_bytes(body)
+        raise _too_large(_shown(url))
+    try:
+        content = unquote_to_bytes(body)
+    except UnicodeEncodeError as error:  # an argument's bytes that are not UTF-8 are lone surrogates
+        raise _malformed(url, error) from error
     if head.lower().endswith(";base64"):
         try:
             content = base64.b64decode(b"".join(content.split()), validate=True)
         except binascii.Error as error:
             raise _malformed(url, error) from error
     if len(content) > MAX_BYTES:
-        raise _too_large(shorten(url))
+        raise _too_large(_shown(url))
     return content
 
 
@@ -99,7 +103,7 @@ def fetch(url: str) -> bytes:
     Raises:
         InputError: no such host or page, too slow, too many redirects, or larger than `MAX_BYTES`.
     """
-    where = shorten(url)
+    where = _shown(url)
     try:
         _require_host(url)
         request = urllib.request.Request(url, headers={"User-Agent": "r1v-export", "Accept": "image/*"})
@@ -123,7 +127,7 @@ class _HttpRedirects(urllib.request.HTTPRedirectHandler):
 def _require_host(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"not an http or https address: {shorten(url)}")
+        raise ValueError(f"not an http or https address: {_shown(url)}")
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -167,7 +171,7 @@ def _load_named(content: bytes, policy: ImagePolicy, where: str) -> Image.Image:
 
 def _malformed(url: str, found: object) -> InputError:
     expected = "data:[type][;base64],DATA"
-    return InputError("The data URL is malformed.", where=shorten(url), expected=expected, found=found)
+    return InputError("The data URL is malformed.", where=_shown(url), expected=expected, found=found)
 
 
 def _too_large(where: str) -> InputError:

@@ -10,6 +10,7 @@ from r1v_export.checkpoint.spec import ModelSpec, TilingSpec
 from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import BundleError
+from r1v_export.quoting import shorten_text
 from r1v_export.reference import preprocess
 from r1v_export.reference.generation_config import default_sampling
 from r1v_export.reference.load_image import MAX_PIXELS, MAX_SIDE
@@ -120,8 +121,8 @@ def check_pipeline(document: PipelineDocument, tokenizer: Tokenizer, where: obje
         raise BundleError(
             "pipeline.json describes behavior that this version does not implement for this bundle's tokenizer.",
             where=f"{where}: {name}",
-            expected=str(expected)[:200],
-            found=str(found)[:200],
+            expected=shorten_text(str(expected)),
+            found=shorten_text(str(found)),
             fix="run r1v-export verify on the bundle; if it passes, build the bundle again with this version",
         )
 

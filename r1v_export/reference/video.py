@@ -17,7 +17,7 @@ from r1v_export.config import ImagePolicy
 from r1v_export.errors import CapabilityError, InputError, R1VError
 from r1v_export.files import open_regular
 from r1v_export.reference.image_policy import to_rgb
-from r1v_export.reference.load_image import check_size, require_size
+from r1v_export.reference.load_image import FORMATS, check_size, require_size
 from r1v_export.reference.prompt import IMAGE_PLACEHOLDER
 
 DEFAULT_FRAMES = 8
@@ -72,7 +72,7 @@ def load_frames(
 
 def _frames(file: BinaryIO, count: int, policy: ImagePolicy, where: object) -> Iterator[Image.Image]:
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         file.seek(0)
         yield from _from_pyav(file, count, policy, where)
