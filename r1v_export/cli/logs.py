@@ -14,14 +14,13 @@ from typing import Any, TypeVar
 import click
 
 from r1v_export.errors import UsageError
+from r1v_export.quoting import visible
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PACKAGE = logging.getLogger("r1v_export")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """Attributes that every record has; all others are fields of its event."""
-
-_TEXT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def logging_options(function: Function) -> Function:
@@ -53,6 +52,17 @@ def logging_options(function: Function) -> Function:
     verbose = click.option("-v", "--verbose", count=True, help="Log to stderr what is decided and done; -vv for more.")
     result: Function = verbose(decorated)
     return result
+
+
+class TextFormatter(logging.Formatter):
+    """One line for each record, tracebacks aside: names of files and tensors come from outside, and are escaped."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is logging's
+        record.message = visible(record.message)
+        return super().formatMessage(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -109,5 +119,5 @@ def _handlers(verbose: int, log_file: Path | None, log_format: str) -> list[logg
                 "The log file cannot be written.", where=log_file, found=error.strerror, fix=fix
             ) from error
     for handler in handlers:
-        handler.setFormatter(JsonFormatter() if log_format == "json" else _TEXT)
+        handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     return handlers

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from r1v_export.cli import main
-from r1v_export.cli.logs import PACKAGE, JsonFormatter, TerminalHandler, _handlers, logging_options
+from r1v_export.cli.logs import PACKAGE, JsonFormatter, TerminalHandler, TextFormatter, _handlers, logging_options
 from r1v_export.exporters.passes.run_passes import run_passes
 
 
@@ -79,6 +79,13 @@ def test_on_a_terminal_a_record_replaces_the_line_that_shows_progress(monkeypatc
     monkeypatch.setattr("sys.stderr", terminal)
     TerminalHandler().emit(logging.LogRecord("r1v_export", logging.INFO, "", 0, "note", (), None))
     assert terminal.getvalue() == "\r\x1b[Knote\n"
+
+
+def test_a_name_from_outside_cannot_command_the_terminal_or_begin_a_line() -> None:
+    record = logging.makeLogRecord({"msg": "%(file)s", "args": {"file": "a\x1b[2J\nINFO b"}})
+    line = TextFormatter().format(record)
+    assert line.endswith("a\\x1b[2J\\nINFO b")
+    assert line.isprintable()
 
 
 def test_a_pass_logs_what_it_changed(caplog: pytest.LogCaptureFixture) -> None:

@@ -57,7 +57,9 @@ def test_a_data_url_in_capitals_is_one():
     assert open_image("DATA:;BASE64," + base64.b64encode(PNG).decode()).tobytes() == PIXELS
 
 
-@pytest.mark.parametrize("url", ["data:image/png;base64", "data:image/png;base64,%%%", "data:;base64,AAA", "data:,\udcff"])
+@pytest.mark.parametrize(
+    "url", ["data:image/png;base64", "data:image/png;base64,%%%", "data:;base64,AAA", "data:,\udcff"]
+)
 def test_a_malformed_data_url_is_refused(url):
     with pytest.raises(InputError, match="malformed"):
         open_image(url)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from r1v_export.errors import CapabilityError
 from r1v_export.targets import registry
 from r1v_export.targets.onnxruntime import doctor as onnxruntime
 from r1v_export.targets.tensorrt.library import DISTRIBUTIONS
@@ -47,3 +48,13 @@ def test_without_its_library_a_target_says_what_to_type(monkeypatch: pytest.Monk
     assert {name for name, target in found.items() if target.lacks} == {"onnxruntime", "tensorrt", "tensorrt-rtx"}
     assert all(target.fix and target.fix.startswith("pip install") for target in found.values() if target.lacks)
     assert "pip install 'tensorrt-llm" in found["tensorrt-llm"].found["engines"]
+
+
+def test_a_library_that_does_not_load_is_a_fact_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(onnxruntime, "version_of", lambda *names: "1.32.0")
+    found = onnxruntime.readiness()
+    assert found.lacks is not None
+    assert found.lacks.startswith("onnxruntime does not load: ")
+    with pytest.raises(CapabilityError, match="does not load"):
+        onnxruntime.require()

@@ -17,19 +17,21 @@ def readiness() -> Readiness:
     version = version_of("onnxruntime", *DISTRIBUTIONS)
     if version is None:
         return Readiness("onnxruntime is not installed", INSTALL)
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except Exception as error:  # a missing system library or a package of another platform, each with its own class
+        return Readiness(f"onnxruntime does not load: {error}", INSTALL)
     return Readiness(found={"onnxruntime": version, "providers": ", ".join(onnxruntime.get_available_providers())})
 
 
 def require() -> None:
-    """Check that ONNX Runtime is installed.
+    """Check that ONNX Runtime can be used.
 
     Raises:
-        CapabilityError: ONNX Runtime is not installed.
+        CapabilityError: ONNX Runtime is not installed, or does not load.
     """
     found = readiness()
     if found.lacks is not None:
         raise CapabilityError(
-            "The target onnxruntime needs a package that is not installed.", expected=REQUIREMENT, fix=found.fix
+            "The target onnxruntime cannot be used.", expected=REQUIREMENT, found=found.lacks, fix=found.fix
         )
