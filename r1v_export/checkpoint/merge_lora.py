@@ -21,7 +21,6 @@ from r1v_export.checkpoint.config_section import Section, read_json_object
 from r1v_export.checkpoint.hub_files import readable_config, write_configuration_code, write_json
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.resolve import resolve
-from r1v_export.checkpoint.synth import SHARD_BYTES
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.checkpoint.tensor_store import open_tensors
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
@@ -35,7 +34,7 @@ _PUBLISHED_SCALE = 2.0
 """The published class makes its adapters with lora_alpha = 2 * rank."""
 _WITH_PEFT = "merge it with peft: merge_and_unload(), then save_pretrained(FOLDER)"
 _RANKS = ("use_llm_lora", "use_backbone_lora")
-_UNSUPPORTED = {
+_UNSUPPORTED: Mapping[str, Any] = {
     "use_dora": False,
     "use_qalora": False,
     "alora_invocation_tokens": None,
@@ -103,7 +102,7 @@ def merge_lora(
     write_json(out / "config.json", config)
     write_configuration_code(out, config)
     total = sum(tensor.nbytes for tensor in tensors)
-    for done in write_tensors(out, tensors, shards=math.ceil(total / SHARD_BYTES)):
+    for done in write_tensors(out, tensors):
         on_progress(done, total)
     return Checkpoint.open(out)
 

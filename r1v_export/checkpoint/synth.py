@@ -28,7 +28,6 @@ from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.files import require_writable
 from r1v_export.progress import ProgressCallback, ignore_progress
 
-SHARD_BYTES = 5_000_000_000
 _CHUNK = 1 << 24  # elements made at a time
 _STD = 0.02
 _LAYER_SCALE = 0.1
@@ -87,7 +86,7 @@ def synthesize(
     total = sum(tensor.nbytes for tensor in tensors)
     if not sparse:
         _check_disk(folder, total)
-    for done in write_tensors(folder, tensors, shards=shards or math.ceil(total / SHARD_BYTES), sparse=sparse):
+    for done in write_tensors(folder, tensors, shards=shards, sparse=sparse):
         on_progress(done, total)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from r1v_export.checkpoint.tensor_store import INDEX_NAME
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8
+SHARD_BYTES = 5_000_000_000
+"""Size of a weight file, as transformers saves them."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,19 @@ class NewTensor:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def write_tensors(folder: Path, tensors: Sequence[NewTensor], *, shards: int, sparse: bool = False) -> Iterator[int]:
+def write_tensors(
+    folder: Path, tensors: Sequence[NewTensor], *, shards: int | None = None, sparse: bool = False
+) -> Iterator[int]:
     """Write tensors in order into about `shards` files of equal size, with an index where there are several.
 
     Args:
+        shards: as many as keep each below `SHARD_BYTES`, about, if omitted.
         sparse: write headers only and leave the data as holes, which read as zeros and take no disk.
 
     Yields:
         Bytes of weights written so far, after every chunk.
     """
-    groups = _split(tensors, shards)
+    groups = _split(tensors, shards or math.ceil(sum(tensor.nbytes for tensor in tensors) / SHARD_BYTES))
     names = [_file_name(number, len(groups)) for number in range(1, len(groups) + 1)]
     done = 0
     for name, group in zip(names, groups, strict=True):

@@ -61,6 +61,7 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is logging's
+        """Format a record as one line, with what is not printable escaped."""
         record.message = visible(record.message)
         return super().formatMessage(record)
 

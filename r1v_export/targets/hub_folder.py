@@ -7,7 +7,6 @@ or SmoothQuant's scales) stays float32: loaders cast it, and nothing is lost on 
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -31,7 +30,6 @@ from r1v_export.quantization.artifact.artifact import Artifact
 
 _LOG = logging.getLogger(__name__)
 
-SHARD_BYTES = 5_000_000_000
 _MODELS = ("llm_config", "text_config")
 
 
@@ -48,11 +46,12 @@ def write_folder(
         quantization_config: of config.json; the source's own are omitted.
     """
     total = sum(tensor.nbytes for tensor in tensors)
-    shards = math.ceil(total / SHARD_BYTES)
-    for written in write_tensors(out, tensors, shards=shards):
+    for written in write_tensors(out, tensors):
         on_progress(written, total)
     message = "checkpoint: %(tensors)d tensors, %(size_bytes)d bytes in %(files)d files"
-    log_event(_LOG, logging.INFO, message, tensors=len(tensors), size_bytes=total, files=shards)
+    log_event(
+        _LOG, logging.INFO, message, tensors=len(tensors), size_bytes=total, files=len([*out.glob("*.safetensors")])
+    )
     for path in checkpoint.auxiliary_files():
         if path.name not in (QUANT_CONFIG, QUANTIZE_CONFIG):
             shutil.copyfile(path, out / path.name)
