@@ -19,6 +19,9 @@ from r1v_export.quoting import visible
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PACKAGE = logging.getLogger("r1v_export")
+WARNINGS = logging.getLogger("py.warnings")
+"""Where Python puts what libraries warn of (a damaged EXIF, a deprecation): for the log, not for stderr."""
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """Attributes that every record has; all others are fields of its event."""
 
@@ -30,16 +33,20 @@ def logging_options(function: Function) -> Function:
     def wrapper(*args: Any, verbose: int, log_file: Path | None, log_format: str, **options: Any) -> Any:
         handlers = _handlers(verbose, log_file, log_format)
         level_before = PACKAGE.level
+        logging.captureWarnings(True)
         try:
             for handler in handlers:
                 PACKAGE.addHandler(handler)
+                WARNINGS.addHandler(handler)
             if handlers:
                 PACKAGE.setLevel(_level(verbose))
             return function(*args, **options)
         finally:
+            logging.captureWarnings(False)
             PACKAGE.setLevel(level_before)
             for handler in handlers:
                 PACKAGE.removeHandler(handler)
+                WARNINGS.removeHandler(handler)
                 handler.close()
 
     decorated: Any = wrapper

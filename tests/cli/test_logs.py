@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import warnings
 from pathlib import Path
 
 import click
@@ -127,3 +128,23 @@ def test_a_log_file_takes_names_that_are_no_text(
     handler.close()
     assert json.loads(file.read_text())["message"] == "opened \udcff.png"
     assert capfd.readouterr().err == ""
+
+
+def test_what_libraries_warn_of_is_in_the_log_and_not_on_stderr(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    @logging_options
+    def speak() -> None:
+        warnings.warn("Corrupt EXIF data.", stacklevel=1)
+
+    monkeypatch.setattr(main, "cli", click.Group(commands={"speak": speak}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main.run(["speak"]) == 0
+        assert capfd.readouterr() == ("", "")
+        assert main.run(["speak", "--log-file", str(tmp_path / "log"), "--log-format", "json"]) == 0
+    assert capfd.readouterr() == ("", "")
+    (record,) = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert (record["level"], record["logger"]) == ("warning", "py.warnings")
+    assert "UserWarning: Corrupt EXIF data." in record["message"]
