@@ -31,6 +31,7 @@ def test_equal_calibrations_have_equal_fingerprints(synth_checkpoint: Checkpoint
         {"recipe": load("fp8-kv")},
         {"compute": "bfloat16"},
         {"data": "0" * 64},
+        {"image_policy": "published"},
         {"shard": str(Shard(0, 2))},
         {"samples": ()},
     ],
@@ -41,7 +42,8 @@ def test_every_field_changes_the_fingerprint(key: CalibrationKey, change: dict[s
 
 
 def test_no_field_is_missing_from_that_test(key: CalibrationKey) -> None:
-    assert set(type(key).model_fields) == {"producer", "checkpoint", "recipe", "compute", "data", "shard", "samples"}
+    fields = {"producer", "checkpoint", "recipe", "compute", "data", "image_policy", "shard", "samples"}
+    assert set(type(key).model_fields) == fields
 
 
 def test_samples_are_listed_by_name_hash_and_size(synth_checkpoint: Checkpoint, key: CalibrationKey) -> None:
