@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -129,7 +130,7 @@ class BuildConfig(StrictModel):
 
     @property
     def command(self) -> str:
-        """What to type to build a saved config again."""
+        """What to type in a POSIX shell to build a saved config again."""
         words = ["r1v-export", "build", self.model]
         words += ["--revision", self.revision] if self.revision else []
         words += ["--precision", self.precision]
@@ -145,7 +146,7 @@ class BuildConfig(StrictModel):
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--image-policy", self.image_policy] if self.image_policy != "as_displayed" else []
         words += [] if self.parity.enabled else ["--no-parity"]
-        return " ".join(words)
+        return shlex.join(words)
 
     def saved(self, kind: str, revision: str | None) -> BuildConfig:
         """This config as it goes into the bundle: names of files and folders without their path, and the commit that

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from r1v_export.checkpoint.resolve import BUILTIN_NAME
-from r1v_export.config import BUILTIN_MODEL, BuildConfig, ParityConfig, load_config
+from r1v_export.config import BUILTIN_MODEL, BuildConfig, CalibrationConfig, ParityConfig, load_config
 from r1v_export.errors import UsageError
 
 
@@ -44,6 +45,15 @@ def test_the_image_policy_is_saved_and_part_of_the_command(tmp_path: Path) -> No
     assert load_config(write(tmp_path / "build.yaml", config.to_yaml()), {}).image_policy == "published"
     assert "--image-policy published" in config.command
     assert BuildConfig().image_policy == "as_displayed"
+
+
+def test_the_command_is_quoted_where_a_shell_would_split_or_expand_it() -> None:
+    calibration = CalibrationConfig(data="my images; $HOME.jsonl")
+    config = BuildConfig(model="two words", precision="int8", calibration=calibration)
+    printed = subprocess.run(["/bin/sh", "-c", f"printf '%s\\n' {config.command}"], capture_output=True, text=True)
+    words = ["r1v-export", "build", "two words", "--precision", "int8", "--calib", "my images; $HOME.jsonl"]
+    assert printed.stdout.splitlines() == words
+    assert BuildConfig().command == f"r1v-export build {BUILTIN_MODEL} --precision fp32"
 
 
 def test_a_list_of_targets_gives_each_its_defaults_once() -> None:
