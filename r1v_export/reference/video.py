@@ -103,7 +103,9 @@ def _from_pyav(file: BinaryIO, count: int, policy: ImagePolicy, where: object) -
         if stream is None:
             raise InputError("The file has no video stream.", where=where)
         require_size(stream.codec_context.width, stream.codec_context.height, where)
-        total = _limited(sum(1 for packet in container.demux(stream) if packet.size), where)
+        # An edit list, as of a trimmed phone video, marks packets whose frames the decoder drops.
+        shown = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        total = _limited(shown, where)
         container.seek(0)
         yield from _decoded(container, stream, frame_indices(total, count), policy, where)
 

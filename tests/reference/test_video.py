@@ -150,6 +150,21 @@ def test_a_damaged_video_file_is_one_error(tmp_path):
         load_frames(tmp_path / "a.mp4", 2, TILE)
 
 
+@needs_pyav
+@pytest.mark.parametrize("cut", [1, 4, 9])
+def test_frames_that_a_trimmed_video_hides_are_not_counted(cut, tmp_path):
+    frames = moving(10)
+    stored = encoded("mp4", "libx264", frames)  # one key frame, so that the hidden frames have to be decoded
+    place = stored.index(b"elst") + 4 + 8  # behind the name, version, flags and number of entries
+    duration, start = struct.unpack_from(">Ii", stored, place)
+    scale = struct.unpack_from(">I", stored, stored.index(b"mdhd") + 4 + 12)[0]
+    trimmed = struct.pack(">Ii", duration * (10 - cut) // 10, start + cut * scale // 25)
+    (tmp_path / "a.mp4").write_bytes(stored[:place] + trimmed + stored[place + 8 :])
+    loaded = load_frames(tmp_path / "a.mp4", 3, TILE)
+    expected = [frames[cut + index].getpixel((0, 0)) for index in published_indices(25.0, 9 - cut, 3)]
+    np.testing.assert_allclose([frame.getpixel((9, 9)) for frame in loaded], expected, atol=8)
+
+
 IDENTITY = (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 CLOCKWISE = (0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
 """QuickTime's track matrix for a quarter turn: what lay right comes to lie below."""
