@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ _PROBE = unicodedata.normalize("NFC", f"  {''.join(map(chr, range(1, 1024)))}\u4
 _VISIBLE_TOKENS = frozenset({"<think>", "</think>"})
 """Kept in decoded text even where a tokenizer declares them special: they separate the reasoning from the answer."""
 
-_GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 """InternVL's marks around what is named and where it is."""
 
 
@@ -46,17 +46,20 @@ class Tokenizer:
     """Text to ids and ids to text. Immutable, and safe to share between threads."""
 
     def __init__(
-        self, plain: tokenizers.Tokenizer, added_tokens: Mapping[str, AddedToken], grounding: bool = False
+        self,
+        plain: tokenizers.Tokenizer,
+        added_tokens: Mapping[str, AddedToken],
+        grounding_tokens: Collection[str] = (),
     ) -> None:
         """
         Args:
             plain: the byte-level BPE without any added token.
             added_tokens: the added tokens by name.
-            grounding: let the tokens of grounding through, see `with_grounding`.
+            grounding_tokens: names of added tokens to let through, see `with_grounding`.
         """
         self._plain = plain
         self.added_tokens = dict(added_tokens)
-        self.grounding_tokens = tuple(name for name in _GROUNDING_TOKENS if grounding and name in added_tokens)
+        self.grounding_tokens = tuple(grounding_tokens)
         self._text_of = {id_: token for token, id_ in plain.get_vocab().items()}
         self._text_of |= {token.id: name for name, token in added_tokens.items()}
         self._hidden = {token.id for name, token in added_tokens.items() if self.hides(name)}
@@ -78,10 +81,15 @@ class Tokenizer:
             _check_decodes_what_it_encoded(tokenizer, file)
         return tokenizer
 
-    def with_grounding(self) -> Tokenizer:
+    def with_grounding(self, names: Iterable[str] = GROUNDING_TOKENS) -> Tokenizer:
         """The same tokenizer, with `<ref>`, `<box>` and `<quad>` shown in decoded text, and special in prompts, where
-        anyone can then write them."""
-        return Tokenizer(self._plain, self.added_tokens, grounding=True)
+        anyone can then write them.
+
+        Args:
+            names: these tokens instead, as `prompt.grounding_tokens` of pipeline.json lists them; those that the
+                tokenizer does not have stay text.
+        """
+        return Tokenizer(self._plain, self.added_tokens, [name for name in names if name in self.added_tokens])
 
     @property
     def vocab_size(self) -> int:

@@ -45,7 +45,7 @@ def open_runner(
     bundle = Bundle.open(folder)
     tokenizer, pipeline = open_files(folder)
     if grounding:
-        tokenizer = tokenizer.with_grounding()
+        tokenizer = tokenizer.with_grounding(piece.token for piece in pipeline.prompt.grounding_tokens)
     if engine is not None:
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from r1v_export.checkpoint.spec import ModelSpec, TilingSpec
-from r1v_export.checkpoint.tokenizer import Tokenizer
+from r1v_export.checkpoint.tokenizer import GROUNDING_TOKENS, Tokenizer
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import BundleError
 from r1v_export.quoting import shorten_text
@@ -163,6 +163,11 @@ def _describe_prompt(template: Template, tokenizer: Tokenizer, tokens_per_tile: 
             context=context,
             end=end,
             tokens_per_tile=tokens_per_tile,
+        ),
+        grounding_tokens=tuple(
+            TokenPiece(token=name, id=tokenizer.special_id(name))
+            for name in GROUNDING_TOKENS
+            if name in tokenizer.added_tokens
         ),
     )
 

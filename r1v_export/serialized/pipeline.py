@@ -102,6 +102,10 @@ class PromptDocument(Strict):
     """Empty where the family does not think."""
     past_answer: PastAnswer
     images: ImageTokens
+    grounding_tokens: tuple[TokenPiece, ...]
+    """With grounding, which is off unless the caller asks for it: where their names stand in the text of a turn, they
+    are these tokens (what remains of the text around them is text pieces), and decoded text shows them, `hidden` or
+    not. Without it their names are text as any other. Empty where the tokenizer has none."""
 
 
 class StopToken(Strict):

@@ -52,6 +52,11 @@ CHANGES = {
         set_to("prompt", "user", "before", 1, "text", "User\n"),
         "prompt.user.before.1",
     ),
+    "a grounding token": (
+        "pipeline.json",
+        set_to("prompt", "grounding_tokens", [{"token": "<ref>", "id": 3}]),
+        "prompt.grounding_tokens",
+    ),
     "a grid": ("pipeline.json", set_to("tiling", "grids", 0, "cols", 2), "tiling.grids.0.cols"),
     "the image policy": ("pipeline.json", set_to("image_policy", "published"), "image_policy"),
     "an engine's option": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,21 @@ def written(document: PipelineDocument) -> dict[str, Any]:
 
 
 def render(
-    pipeline: dict[str, Any], tokenizer: Tokenizer, turns: Sequence[Turn], tiles: list[int], think: bool
+    pipeline: dict[str, Any],
+    tokenizer: Tokenizer,
+    turns: Sequence[Turn],
+    tiles: list[int],
+    think: bool,
+    grounding: bool = False,
 ) -> list[int]:
     """Ids by the file alone; the tokenizer only tokenizes text."""
+    shown_tokens = {piece["token"]: piece for piece in pipeline["prompt"]["grounding_tokens"] if grounding}
+
+    def literal(text: str) -> list[dict[str, Any]]:
+        pattern = "|".join(map(re.escape, shown_tokens))
+        parts = re.split(f"({pattern})", text) if shown_tokens else [text]
+        return [shown_tokens.get(part, {"text": part}) for part in parts]
+
     rules, shown = pipeline["prompt"], iter(tiles)
     pieces = [*rules["begin"]]
     if turns[0].role != "system":
@@ -70,10 +83,10 @@ def render(
         if turn.images and images["placeholder"] not in text:
             text = images["default_position"] * turn.images + text
         first, *rest = text.split(images["placeholder"]) if turn.images else [text]
-        pieces += [*frame["before"], {"text": first}]
+        pieces += [*frame["before"], *literal(first)]
         for part in rest:
             context = [images["context"]] * (next(shown) * images["tokens_per_tile"])
-            pieces += [images["start"], *context, images["end"], {"text": part}]
+            pieces += [images["start"], *context, images["end"], *literal(part)]
         pieces += frame["after"]
     pieces += [*rules["assistant"]["before"], *(rules["thinking"] if think else [])]
     ids, held = [], ""
@@ -96,6 +109,50 @@ def test_a_prompt_by_the_file_is_the_reference_s(family, turns: list[Turn], thin
     assert render(written(document), tokenizer, turns, tiles, think) == expected
     read = PipelineDocument.model_validate_json(document.to_json())
     assert encode(tokenizer, document_template(read), turns, tiles, read.tokens_per_tile, think=think) == expected
+
+
+GROUNDED = [
+    Turn("system", "Mark <quad>corners</quad>."),
+    Turn("user", "<ref>x</ref> in <image>, <box>[[1, 2]]</box> <|im_end|> <ref >", images=1),
+    Turn("assistant", "<think><ref></think>\n<ref>the cat</ref><box>[[3]]</box>"),
+    Turn("user", "<ref>x</ref>"),
+]
+
+
+@pytest.mark.parametrize("grounding", [True, False], ids=["grounding", "plain"])
+@pytest.mark.parametrize("turns", [GROUNDED, GROUNDED[-1:]], ids=["conversation", "question"])
+def test_grounding_by_the_file_is_the_reference_s(family, turns: list[Turn], grounding: bool) -> None:
+    spec, tokenizer = family
+    pipeline = written(describe_pipeline(spec, tokenizer, {}))
+    listed = {piece["token"]: piece["id"] for piece in pipeline["prompt"]["grounding_tokens"]}
+    used = tokenizer.with_grounding() if grounding else tokenizer
+    tiles = [2] * sum(turn.images for turn in turns)
+    ids = render(pipeline, tokenizer, turns, tiles, True, grounding)
+    assert ids == encode(used, template_of(spec), turns, tiles, spec.tokens_per_tile)
+    marks = [listed[name] for name in ("<ref>", "</ref>") if name in listed]
+    inside = [id_ for id_ in ids if id_ in listed.values()]
+    assert inside[-2:] == (marks if grounding else [])
+    assert bool(inside) == (grounding and bool(listed))
+
+
+def test_with_grounding_decoded_text_shows_the_listed_tokens_and_no_other_hidden_one(family) -> None:
+    spec, tokenizer = family
+    pipeline = written(describe_pipeline(spec, tokenizer, {}))
+    listed = {piece["token"] for piece in pipeline["prompt"]["grounding_tokens"]}
+    grounded = tokenizer.with_grounding()
+    for token in pipeline["tokenizer"]["added_tokens"]:
+        shown = not token["hidden"] or token["token"] in listed
+        assert grounded.decode([token["id"]]) == (token["token"] if shown else "")
+        assert tokenizer.decode([token["id"]]) == ("" if token["hidden"] else token["token"])
+
+
+def test_the_file_lists_grounding_tokens_where_the_tokenizer_has_them(family) -> None:
+    spec, tokenizer = family
+    pipeline = written(describe_pipeline(spec, tokenizer, {}))
+    added = {token["token"]: token["id"] for token in pipeline["tokenizer"]["added_tokens"]}
+    names = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+    expected = [{"token": name, "id": added[name]} for name in names if name in added]
+    assert pipeline["prompt"]["grounding_tokens"] == expected
 
 
 def test_stop_ids_tiling_and_sizes_are_the_checkpoint_s(family) -> None:
