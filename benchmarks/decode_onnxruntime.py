@@ -38,7 +38,7 @@ from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, resolve
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.runner.sampling import Sampler, Sampling
-from r1v_export.runner.scheduler import Row, generate_rows
+from r1v_export.runner.scheduler import SequenceState, generate_rows
 from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
@@ -137,7 +137,7 @@ class Ours:
         cache = KVCache(self.engine.decoder(1, capacity))
         moments = [time.perf_counter()]
         embeds = self.engine.embed(np.array([prompt]), self.no_images)[0]
-        row = Row(embeds, Sampler(Sampling(), prompt, self.vocab), frozenset(), new_tokens)
+        row = SequenceState(embeds, Sampler(Sampling(), prompt, self.vocab), frozenset(), new_tokens)
         for _ in generate_rows(cache, [row], lambda ids: self.engine.embed(ids, self.no_images)):
             moments.append(time.perf_counter())
         return row.token_ids, moments
