@@ -20,7 +20,7 @@ import pytest
 
 from tests.fuzz.pool import Worker
 
-INPUTS_PER_WEIGHT = 40
+INPUTS_PER_WEIGHT = 16
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS = float(os.environ.get("R1V_FUZZ_SECONDS", "0"))
 FIRST_SEED = int(os.environ.get("R1V_FUZZ_SEED", "0"))
