@@ -23,7 +23,8 @@ from r1v_export.exporters.bind import save_with_weights
 from r1v_export.exporters.export import SOURCES, trace_graph
 from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.quantization.groups import linear_shapes
-from r1v_export.quantization.quantized_linear import QWEIGHT_DTYPES, QuantizedLinear
+from r1v_export.quantization.number_formats import QWEIGHT_DTYPES
+from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Scheme
 
 SCHEMES = {

@@ -23,7 +23,7 @@ from unified_checkpoint import LANGUAGE, RECIPES, cache_ranges, calibrated, diff
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
-from r1v_export.quantization.quantized_linear import RANGES
+from r1v_export.quantization.number_formats import RANGES
 from r1v_export.quantization.recipe import load, parse
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint

@@ -27,7 +27,7 @@ from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import CalibrationSet, prepare
 from r1v_export.quantization.calibration.raw_examples import RawExample
-from r1v_export.quantization.quantized_linear import RANGES
+from r1v_export.quantization.number_formats import RANGES
 from r1v_export.quantization.recipe import Recipe, load, parse
 from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear, WeightType, absmax, quantize, scale_for
+from r1v_export.quantization.number_formats import RANGES, WeightType
+from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, quantize, scale_for
 
 ROWS_AT_ONCE = 512
 """Rows that are worked on at a time: temporaries stay small and in cache. Rows are independent of each other."""

@@ -31,7 +31,7 @@ from r1v_export.quantization.groups import (
     linear_shapes,
 )
 from r1v_export.quantization.kv_scales import CacheType
-from r1v_export.quantization.quantized_linear import InputType, WeightType
+from r1v_export.quantization.number_formats import InputType, WeightType
 from r1v_export.quantization.statistics.range_estimators import Observer
 from r1v_export.strict import StrictModel, parse_fields, parse_yaml
 

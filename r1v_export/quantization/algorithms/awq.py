@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from r1v_export.quantization.algorithms.rtn import output_error
+from r1v_export.quantization.number_formats import WeightType
 from r1v_export.quantization.quant_params import QuantParams
-from r1v_export.quantization.quantized_linear import WeightType
 
 SEARCH_ROWS = 512
 """Output rows that the search evaluates, evenly spread over the linears: the loss is a sum over rows, and the best

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from r1v_export.quantization.number_formats import WeightType
 from r1v_export.quantization.quant_params import ROWS_AT_ONCE, QuantParams
-from r1v_export.quantization.quantized_linear import WeightType
 
 SHRINKS = tuple(1 - step / 20 for step in range(11))
 """Fractions of the full range that are tried, 1 to 0.5."""

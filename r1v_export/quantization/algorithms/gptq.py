@@ -17,8 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from r1v_export.quantization.number_formats import QWEIGHT_DTYPES
 from r1v_export.quantization.quant_params import QuantParams
-from r1v_export.quantization.quantized_linear import QWEIGHT_DTYPES, QuantizedLinear, quantize
+from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize
 
 BLOCK = 128
 """Columns of a block."""

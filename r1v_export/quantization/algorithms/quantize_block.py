@@ -23,9 +23,10 @@ from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_on
 from r1v_export.quantization.algorithms.smoothquant import smoothing_scale
 from r1v_export.quantization.groups import LinearGroup, SmoothLayer, apply_smoothing
 from r1v_export.quantization.kv_scales import CacheType, KVScales, key_name, kv_scales, value_name
+from r1v_export.quantization.number_formats import RANGES
 from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_block import QuantizedBlock
-from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear, absmax, all_finite, scale_for
+from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, all_finite, scale_for
 from r1v_export.quantization.recipe import Awq, Gptq, RoundToNearest, Scheme, SmoothQuant
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.range_estimators import Observer, estimate_range

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from r1v_export.quantization.algorithms.clipping import clipped_params
+from r1v_export.quantization.number_formats import WeightType
 from r1v_export.quantization.quant_params import QuantParams
-from r1v_export.quantization.quantized_linear import QuantizedLinear, WeightType, scale_for
+from r1v_export.quantization.quantized_linear import QuantizedLinear, scale_for
 
 
 def round_to_nearest(

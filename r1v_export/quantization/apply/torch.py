@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1v_export.quantization.kv_scales import CacheType, KVScales
-from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear, absmax, quantize_dequantize, token_scale
+from r1v_export.quantization.number_formats import RANGES
+from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, quantize_dequantize, token_scale
 
 Entry = TypeVar("Entry")
 

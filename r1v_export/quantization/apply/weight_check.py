@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from r1v_export.errors import ParityError
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.groups import linear_groups
-from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear, quantize
+from r1v_export.quantization.number_formats import RANGES
+from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize
 from r1v_export.quantization.recipe import RoundToNearest
 
 _ROW_TOLERANCE = 0.1

@@ -33,8 +33,9 @@ from r1v_export.files import read_regular_text
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name
+from r1v_export.quantization.number_formats import QWEIGHT_DTYPES
 from r1v_export.quantization.quantized_block import QuantizedBlock
-from r1v_export.quantization.quantized_linear import QWEIGHT_DTYPES, QuantizedLinear
+from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, Scheme, parse, resolve
 from r1v_export.strict import parse_json
 

@@ -18,7 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from r1v_export.quantization.quantized_linear import InputType, quantize_dequantize, scale_for
+from r1v_export.quantization.number_formats import InputType
+from r1v_export.quantization.quantized_linear import quantize_dequantize, scale_for
 from r1v_export.quantization.statistics.activation_statistics import ActivationStatistics, bin_edges
 from r1v_export.strict import StrictModel
 

@@ -26,7 +26,8 @@ from r1v_export.checkpoint.tensor_writer import NewTensor
 from r1v_export.quantization.algorithms.shared_scales import has_one_scale
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.groups import linear_groups, linear_shapes
-from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear
+from r1v_export.quantization.number_formats import RANGES
+from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.targets.hf_unified.write.formats import algorithms
 from r1v_export.targets.hub_folder import cache_scales, part_of, plain_tensors, stored_linears
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from r1v_export.errors import BundleError
-from r1v_export.quantization.quantized_linear import InputType, QuantizedLinear, WeightType
+from r1v_export.quantization.number_formats import InputType, WeightType
+from r1v_export.quantization.quantized_linear import QuantizedLinear
 
 TENSORS: dict[str | None, frozenset[str]] = {
     None: frozenset({"weight"}),

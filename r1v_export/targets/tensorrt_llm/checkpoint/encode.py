@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from r1v_export.errors import UsageError
-from r1v_export.quantization.quantized_linear import RANGES, QuantizedLinear
+from r1v_export.quantization.number_formats import RANGES
+from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.targets.tensorrt_llm.checkpoint.formats import PRE_QUANT_SCALES, QuantFormat
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import CUT_ALONG_INPUTS
 from r1v_export.targets.tensorrt_llm.checkpoint.pack import KernelLayout, interleave, pack_outputs

@@ -12,7 +12,8 @@ from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.errors import BundleError, CheckpointError
 from r1v_export.quantization.algorithms.shared_scales import has_one_scale, share_input_scale, share_weight_scale
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.quantization.quantized_linear import QWEIGHT_DTYPES, QuantizedLinear, all_finite
+from r1v_export.quantization.number_formats import QWEIGHT_DTYPES
+from r1v_export.quantization.quantized_linear import QuantizedLinear, all_finite
 from r1v_export.targets.tensorrt_llm.checkpoint.encode import BIAS, Part, Parts, encode, encode_plain
 from r1v_export.targets.tensorrt_llm.checkpoint.formats import FUSED_MLP, MODULES, PRE_QUANT_SCALES, QuantFormat
 
