@@ -104,3 +104,13 @@ def test_a_cache_of_an_unknown_type_is_named(damaged):
     folder = damaged("fp8-kv", {}, kv_cache_quant_algo="NVFP4")
     with pytest.raises(CheckpointError, match=r"kv_cache_quant_algo[\s\S]*FP8[\s\S]*NVFP4"):
         Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("name", ["hf_quant_config.json", "model.safetensors"])
+def test_a_folder_that_lacks_a_file_is_refused(source, make, tmp_path, name):
+    written = make(source, "fp8")
+    for path in written.folder.iterdir():
+        if path.name != name:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(BundleError, match="cannot be used"):
+        open_unified(tmp_path, source.spec, "cpu")

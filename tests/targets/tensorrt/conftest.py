@@ -192,3 +192,9 @@ def stand_in(fp32: Built) -> StandIn:
 
     embed = fp32.folder / "graphs" / f"{contract.EMBED}.onnx"
     return StandIn(TensorRTEngine(TENSORRT_RTX, fp32.spec, load_plan, embed), plans, accelerator)
+
+
+@pytest.fixture
+def graphs(copy):
+    """The folder of a bundle's standard graphs."""
+    return copy.graphs

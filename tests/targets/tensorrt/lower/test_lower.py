@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from r1v_export import contract
-from r1v_export.targets.tensorrt.concatenate_graphs import concatenate_graphs
 from r1v_export.targets.tensorrt.lower import lower
 from r1v_export.targets.tensorrt.lower.explicit_mask import ExplicitMask
+from tests.targets.tensorrt.graphs import run
 from tests.tiny_models import tiny_spec
 
 CAPACITY = 12
-
-
-@pytest.fixture
-def graphs(copy):
-    return copy.graphs
-
-
-def run(folder, model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    path = folder / "lowered.onnx"
-    ir.save(model, path)
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    results = session.run(None, {name: feeds[name] for name in names})
-    return dict(zip([value.name for value in session.get_outputs()], results, strict=True))
 
 
 def test_the_lowered_decoder_gives_the_same_logits_and_cache_for_rows_at_different_places(graphs) -> None:
@@ -66,22 +51,6 @@ def test_the_lowered_decoder_has_a_static_cache_and_no_mask_left_to_the_engine(g
 def test_a_mask_needs_a_static_cache(graphs) -> None:
     with pytest.raises(ir.passes.PreconditionError, match="Attention"):
         ExplicitMask().call(ir.load(graphs / "decoder.onnx"))
-
-
-def test_vision_and_projector_joined_give_both_results(graphs) -> None:
-    pixels = np.random.default_rng(1).standard_normal((2, 3, 56, 56), dtype=np.float32)
-    features = run(graphs, ir.load(graphs / "vision.onnx"), {contract.PIXEL_VALUES: pixels})
-    expected = features | run(graphs, ir.load(graphs / "projector.onnx"), features)
-    both = concatenate_graphs(ir.load(graphs / "vision.onnx"), ir.load(graphs / "projector.onnx"), "vision")
-    found = run(graphs, both, {contract.PIXEL_VALUES: pixels})
-    assert list(found) == [contract.VISION_FEATURES, contract.IMAGE_EMBEDS]
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, atol=1e-5)
-
-
-def test_graphs_that_do_not_follow_each_other_are_not_joined(graphs) -> None:
-    with pytest.raises(ir.passes.PreconditionError, match="inputs"):
-        concatenate_graphs(ir.load(graphs / "projector.onnx"), ir.load(graphs / "decoder.onnx"), "odd")
 
 
 def test_scales_of_four_bit_weights_are_cast_to_what_they_dequantize_to_and_others_stay() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors, stored_names
-from r1v_export.config import BuildConfig
-from r1v_export.errors import BundleError, UsageError
 from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.imported import import_quantized
-from r1v_export.quantization.recipe import Scheme
-from r1v_export.quantization.recipe import load as load_recipe
 from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.targets.hf_unified.runtime.reader import UnifiedFiles, open_unified
 from r1v_export.targets.hf_unified.target import HfUnifiedTarget
 from r1v_export.targets.hf_unified.write.checkpoint import write_unified
-from r1v_export.targets.hf_unified.write.formats import algorithm_of
 
 ALGORITHM = {
     "fp8": "MIXED_PRECISION",  # the vision tower is quantized: vLLM reads it only where each linear is named
@@ -188,63 +182,3 @@ def test_nothing_is_read_before_it_is_written(source, make, monkeypatch):
     monkeypatch.setattr(Checkpoint, "read", lambda *_: pytest.fail("read"))
     monkeypatch.setattr(Artifact, "linear", lambda *_: pytest.fail("read"))
     assert sum(tensor.nbytes for tensor in unified_tensors(written.checkpoint, written.artifact)) > 0
-
-
-@pytest.mark.parametrize(
-    ("weights", "inputs", "named"),
-    [
-        ({"type": "uint4", "granularity": "group", "group_size": 128}, None, "uint4"),
-        ({"type": "int8", "granularity": "channel"}, {"type": "int8", "mode": "static"}, "int8"),
-        ({"type": "fp8", "granularity": "channel"}, {"type": "fp8", "mode": "static"}, "fp8 weights per channel"),
-        ({"type": "fp8", "granularity": "tensor"}, None, "fp8 weights per tensor"),
-    ],
-)
-def test_what_the_layout_does_not_hold_is_refused(weights, inputs, named):
-    scheme = Scheme.model_validate({"weights": weights | {"algorithm": "rtn"}, "inputs": inputs})
-    with pytest.raises(UsageError) as caught:
-        algorithm_of("language_model.model.layers.0.mlp.up_proj", scheme)
-    assert named in caught.value.found
-    assert "--recipe" in caught.value.fix or "recipe" in caught.value.fix
-
-
-@pytest.mark.parametrize(
-    ("fields", "what"),
-    [
-        ({"precision": "bf16"}, "a quantized one"),
-        ({"precision": "int8"}, "does not hold this precision"),
-        ({"precision": "fp8", "recipe": "fp8"}, "does not hold this quantization"),
-        ({"precision": "int8", "recipe": "int8-smoothquant"}, "does not hold this quantization"),
-    ],
-)
-def test_what_it_cannot_hold_is_refused_before_any_work(fields, what):
-    with pytest.raises(UsageError, match=what):
-        HfUnifiedTarget().check(BuildConfig(targets=("hf-unified",), **fields))
-
-
-def test_an_int8_cache_is_refused_before_any_work(source, make, tmp_path):
-    recipe = tmp_path / "kv.yaml"
-    recipe.write_text(load_recipe("int4-rtn").to_yaml().replace("kv_cache: null", "kv_cache: int8"))
-    with pytest.raises(UsageError, match=r"no INT8 key-value cache[\s\S]*fp8, or null[\s\S]*tensorrt-llm"):
-        HfUnifiedTarget().check(BuildConfig(precision="int4", recipe=str(recipe), targets=("hf-unified",)))
-
-    calibrated = make(source, "int4-rtn")
-    changed = replace(calibrated.artifact, recipe=calibrated.artifact.recipe.model_copy(update={"kv_cache": "int8"}))
-    with pytest.raises(UsageError, match="no INT8 key-value cache"):
-        write_unified(calibrated.checkpoint, changed, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("recipe", ["fp8-tensor", "fp8-rowwise", "int4-awq", "int4-gptq", "int4-rtn", "w4a8", "mixed"])
-def test_every_shipped_recipe_of_its_formats_is_taken(recipe):
-    precision = "fp8" if recipe.startswith("fp8") else "int4"
-    HfUnifiedTarget().check(BuildConfig(precision=precision, recipe=recipe, targets=("hf-unified",)))
-
-
-@pytest.mark.parametrize("name", ["hf_quant_config.json", "model.safetensors"])
-def test_a_folder_that_lacks_a_file_is_refused(source, make, tmp_path, name):
-    written = make(source, "fp8")
-    for path in written.folder.iterdir():
-        if path.name != name:
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(BundleError, match="cannot be used"):
-        open_unified(tmp_path, source.spec, "cpu")
