@@ -3,9 +3,60 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import onnxruntime as ort
+import pytest
+
+from r1v_export.cli import main
+from r1v_export.errors import CheckpointError
+from r1v_export.manifest import MANIFEST, hash_file
 from r1v_export.pipeline.open_runner import open_runner
+
+
+def rewrite(path: Path, change: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def put_subword_prefix(bundle: Path) -> None:
+    """The tokenizers library panics on it."""
+    prefix = {"continuing_subword_prefix": "torch.float32"}
+    rewrite(bundle / "tokenizer.json", lambda definition: definition["model"].update(prefix))
+
+
+def put_huge_id(bundle: Path) -> None:
+    """The tokenizers library allocates memory for all ids up to it."""
+    (bundle / "tokenizer.json").unlink()
+    rewrite(bundle / "vocab.json", lambda vocab: vocab.update({next(reversed(vocab)): 2**31 - 1}))
+
+
+def fit_manifest(bundle: Path) -> None:
+    """Let the manifest vouch for the files as they are."""
+
+    def fit(manifest: dict[str, Any]) -> None:
+        for stage in manifest["stages"].values():
+            present = [name for name in stage["files"] if (bundle / name).exists()]
+            stage["files"] = {name: hash_file(bundle / name).model_dump(mode="json") for name in present}
+
+    rewrite(bundle / MANIFEST, fit)
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What ONNX Runtime was asked to open; it opens nothing."""
+    opened: list[object] = []
+
+    def refuse(model: object, *_: object, **__: object) -> None:
+        opened.append(model)
+        raise RuntimeError("no session is opened in this test")
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    return opened
 
 
 def test_grounding_lets_through_what_the_bundle_lists(nano_bundle: Path) -> None:
@@ -17,3 +68,39 @@ def test_grounding_lets_through_what_the_bundle_lists(nano_bundle: Path) -> None
     assert grounded.decode(ids) == "<ref></ref>"
     assert plain.grounding_tokens == ()
     assert plain.decode(ids) == ""
+
+
+HOSTILE = {"a subword prefix": (put_subword_prefix, "tokenizer.json"), "a huge id": (put_huge_id, "vocab.json")}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fits", [False, True], ids=["hashes as built", "hashes made to fit"])
+@pytest.mark.parametrize(("change", "file"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_tokenizer_is_refused_before_any_session_opens(
+    change: Callable[[Path], None],
+    file: str,
+    fits: bool,
+    nano_bundle: Path,
+    tmp_path: Path,
+    sessions: list[object],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = Path(shutil.copytree(nano_bundle, tmp_path / "bundle"))
+    change(bundle)
+    if fits:
+        fit_manifest(bundle)
+    with pytest.raises(CheckpointError) as caught:
+        open_runner(bundle)
+    assert str(bundle / file) in str(caught.value.where)
+    for options in ([], ["--verify"]):
+        assert main.run(["run", str(bundle), "What is it?", *options]) == CheckpointError.exit_code
+        printed = capsys.readouterr().err
+        assert "error: " in printed
+        assert "Traceback" not in printed
+        assert file in printed or (options and not fits)  # The hashes are compared first.
+    assert sessions == []
+
+
+def test_an_untouched_bundle_opens_sessions_to_answer(nano_bundle: Path, sessions: list[object]) -> None:
+    assert main.run(["run", str(nano_bundle), "What is it?"]) != 0
+    assert sessions
