@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import socket
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from http.client import HTTPException
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -27,7 +30,7 @@ MAX_REDIRECTS = 5
 CONNECT_TIMEOUT_S = 10.0
 """Longest wait for a connection, and for the next bytes on it."""
 FETCH_TIMEOUT_S = 60.0
-"""Longest time for a whole image."""
+"""Longest time for a whole image, from the first connection on, over all redirects."""
 
 _SCHEME = re.compile(r"data(?=:)|[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
 _CHUNK_BYTES = 1 << 20
@@ -104,16 +107,91 @@ def fetch(url: str) -> bytes:
         InputError: no such host or page, too slow, too many redirects, or larger than `MAX_BYTES`.
     """
     where = _shown(url)
+    with _Deadline(FETCH_TIMEOUT_S) as deadline:
+        try:
+            content = _fetch(url, where, deadline)
+        except InputError:
+            if not deadline.passed:
+                raise
+    if deadline.passed:  # the content may be cut off
+        raise _unreachable(where, f"not finished after {FETCH_TIMEOUT_S:.0f} s")
+    return content
+
+
+def _fetch(url: str, where: str, deadline: _Deadline) -> bytes:
     try:
         _require_host(url)
         request = urllib.request.Request(url, headers={"User-Agent": "r1v-export", "Accept": "image/*"})
-        with _opener().open(request, timeout=CONNECT_TIMEOUT_S) as response:
-            return _read_limited(response, where, deadline=time.monotonic() + FETCH_TIMEOUT_S)
+        with _opener(deadline).open(request, timeout=CONNECT_TIMEOUT_S) as response:
+            return _read_limited(response, where)
     except urllib.error.HTTPError as error:
         error.close()
         raise _unreachable(where, f"{error.code} {error.reason}") from error
     except (OSError, ValueError, HTTPException) as error:  # URLError and time-outs are OSErrors.
         raise _unreachable(where, getattr(error, "reason", None) or error) from error
+
+
+class _Deadline:
+    """Ends every connection of a fetch when its time has passed: a socket's own timeout starts again with each byte."""
+
+    def __init__(self, seconds: float) -> None:
+        self._stopped = False
+        self._end = time.monotonic() + seconds
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._stop)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the time is over, and connections may have been ended."""
+        return self._stopped or time.monotonic() >= self._end
+
+    def remaining_s(self) -> float:
+        """Seconds that are left, above 0: a socket takes 0 as "do not wait"."""
+        return max(self._end - time.monotonic(), 0.001)
+
+    def watch(self, connected: socket.socket) -> None:
+        self._sockets.append(connected)
+        if self.passed:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._stopped = True
+        for connected in self._sockets:
+            with suppress(OSError):  # closed already
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # SSLSocket's own would drop its state in mid-read
+
+
+class _Watched(urllib.request.AbstractHTTPHandler):
+    """Opens connections that a deadline ends, those of redirects too."""
+
+    deadline: _Deadline
+
+    def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
+        deadline = self.deadline
+
+        class Connection(http_class):  # type: ignore[misc]
+            def connect(self) -> None:
+                self.timeout = min(self.timeout, deadline.remaining_s())
+                super().connect()
+                deadline.watch(self.sock)
+
+        return super().do_open(Connection, req, **http_conn_args)
+
+
+class _WatchedHttp(_Watched, urllib.request.HTTPHandler):
+    pass
+
+
+class _WatchedHttps(_Watched, urllib.request.HTTPSHandler):
+    pass
 
 
 class _HttpRedirects(urllib.request.HTTPRedirectHandler):
@@ -130,13 +208,15 @@ def _require_host(url: str) -> None:
         raise ValueError(f"not an http or https address: {_shown(url)}")
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
     """Knows http and https only: neither files nor FTP, whatever a redirect asks for."""
     opener = urllib.request.OpenerDirector()
+    http, https = _WatchedHttp(), _WatchedHttps()
+    http.deadline = https.deadline = deadline
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        http,
+        https,
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.UnknownHandler(),
@@ -146,16 +226,14 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _read_limited(stream: Any, where: str, deadline: float = float("inf")) -> bytes:
-    """All of a stream, in pieces, so that neither its length nor its pace is taken on trust."""
+def _read_limited(stream: Any, where: str) -> bytes:
+    """All of a stream, in pieces, so that its length is not taken on trust."""
     read = getattr(stream, "read1", stream.read)
     content = bytearray()
     while chunk := read(_CHUNK_BYTES):
         content += chunk
         if len(content) > MAX_BYTES:
             raise _too_large(where)
-        if time.monotonic() > deadline:
-            raise _unreachable(where, f"not finished after {FETCH_TIMEOUT_S:.0f} s")
     expected = getattr(stream, "length", None)  # of a response: the bytes that are missing
     if expected:
         raise _unreachable(where, f"the connection ended {expected} bytes early")

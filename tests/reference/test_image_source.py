@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,6 +93,9 @@ def test_more_than_the_limit_is_refused_wherever_it_comes_from(monkeypatch, serv
 
 
 class _Handler(BaseHTTPRequestHandler):
+    left: threading.Event
+    """Set when a client has left a page that drips."""
+
     def do_GET(self) -> None:
         if self.path.startswith("/to/"):
             self.send_response(302)
@@ -118,13 +122,29 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/slow":
             self.send_response(200)
             self.end_headers()
-            try:
-                while not self.server.released.wait(0.05):
-                    self.wfile.write(b"x")
-            except OSError:
-                return
+            self._drip()
+        elif self.path == "/slow-long":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            self._drip()
+        elif self.path == "/slow-header":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: ")
+            self._drip()
+        elif self.path.startswith("/later/"):
+            self.server.released.wait(0.2)
+            self.send_response(302)
+            self.send_header("Location", f"/later/{self.path[7:]}x")
+            self.end_headers()
         else:
             self.send_error(404)
+
+    def _drip(self) -> None:
+        try:
+            while not self.server.released.wait(0.05):
+                self.wfile.write(b"x")
+        except OSError:
+            self.left.set()
 
     def _send(self, body: bytes, length: int) -> None:
         self.send_response(200)
@@ -143,6 +163,7 @@ def server(monkeypatch) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.daemon_threads = True
         server.released = threading.Event()
+        _Handler.left = threading.Event()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.released.set()
@@ -179,11 +200,19 @@ def test_pages_that_give_no_image_say_why(server, path, why):
 @pytest.mark.timeout(15)
 def test_servers_that_are_too_slow_are_left(server, monkeypatch):
     monkeypatch.setattr(image_source, "CONNECT_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(image_source, "FETCH_TIMEOUT_S", 0.5)
     with pytest.raises(InputError, match=r"(?s)cannot be fetched.*timed out"):
         open_image(f"{server}/silent", allow_url=True)
+
+
+@pytest.mark.timeout(15)
+@pytest.mark.parametrize("path", ["/slow", "/slow-long", "/slow-header", "/to//slow-header", "/later/"])
+def test_one_deadline_covers_headers_body_and_redirects(server, monkeypatch, path):
+    monkeypatch.setattr(image_source, "FETCH_TIMEOUT_S", 0.5)
+    started = time.monotonic()
     with pytest.raises(InputError, match=r"(?s)cannot be fetched.*not finished"):
-        open_image(f"{server}/slow", allow_url=True)
+        open_image(server + path, allow_url=True)
+    assert time.monotonic() - started < 5
+    assert path == "/later/" or _Handler.left.wait(5), "the connection stays open"
 
 
 @pytest.mark.parametrize(
