@@ -178,6 +178,8 @@ class _Watched(urllib.request.AbstractHTTPHandler):
         deadline = self.deadline
 
         class Connection(http_class):  # type: ignore[misc]
+            timeout: float
+
             def connect(self) -> None:
                 self.timeout = min(self.timeout, deadline.remaining_s())
                 super().connect()
