@@ -4,6 +4,7 @@ with."""
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,20 +109,27 @@ def _given(folder: Path) -> Iterator[None]:
 
 
 def data_digest(data: str | None) -> str | None:
-    """SHA-256 over a calibration set's files, None for the generated one.
+    """SHA-256 over a calibration set's files and the images elsewhere that its `.jsonl` names; None for the generated
+    one.
 
     Raises:
         InputError: there is no such file or folder.
     """
     if data is None:
         return None
+    from r1v_export.quantization.calibration.raw_examples import named_files
+
     path, digest = Path(data), hashlib.sha256()
     if not path.exists():
         raise InputError("There is no such calibration set.", where=path, expected="a folder or a .jsonl file")
-    # A .jsonl file names images that lie in its folder.
     folder = path if path.is_dir() else path.parent
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + hash_file(file).sha256.encode())
+    inside = {file for file in folder.rglob("*") if file.is_file()}
+    hashed = [(file.relative_to(folder).as_posix(), file) for file in sorted(inside)]
+    # What is missing or not a file is refused when the samples are read. Path.is_file raises where a name is too long.
+    named = ((name, folder / name) for name in sorted(named_files(path)))
+    hashed += [(name, file) for name, file in named if file not in inside and os.path.isfile(file)]  # noqa: PTH113
+    for name, file in hashed:
+        digest.update(name.encode() + b"\0" + hash_file(file).sha256.encode())
     return digest.hexdigest()
 
 

@@ -103,6 +103,11 @@ class _Fields(StrictModel, strict=True):
     reasoning: str | None = None
     answer: str | None = None
 
+    @property
+    def files(self) -> list[str]:
+        """Paths of the example's images, in order."""
+        return ([] if self.image is None else [self.image]) + self.images
+
     @field_validator("prompt", "answer")
     @classmethod
     def _says_something(cls, text: str | None) -> str | None:
@@ -136,11 +141,27 @@ def jsonl_examples(path: Path, count: int, policy: ImagePolicy = "as_displayed")
     return examples
 
 
+def named_files(source: Path) -> set[str]:
+    """The image files that a set's `.jsonl` names, as they are written there; lines that are no example name none.
+
+    Args:
+        source: a `.jsonl` file, or a folder.
+    """
+    names: set[str] = set()
+    for path in [source] if source.is_file() else source.glob("*.jsonl"):
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    names.update(parse_json(_Fields, line, InputError, _INVALID, where=path).files)
+                except InputError:
+                    continue  # Refused if it is among the samples that are read.
+    return names
+
+
 def _jsonl_example(path: Path, number: int, line: str, policy: ImagePolicy) -> RawExample:
     where = f"{path}, line {number}"
     fields = parse_json(_Fields, line, InputError, _INVALID, where=where)
-    files = ([] if fields.image is None else [fields.image]) + fields.images
-    images = tuple(partial(_load, path.parent / file, policy, f"{where}: {file}") for file in files)
+    images = tuple(partial(_load, path.parent / file, policy, f"{where}: {file}") for file in fields.files)
     return RawExample(f"{path.name}, line {number}", images, fields.prompt, fields.reasoning, fields.answer)
 
 
