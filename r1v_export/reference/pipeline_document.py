@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
 from r1v_export.checkpoint.spec import ModelSpec, TilingSpec
-from r1v_export.checkpoint.tokenizer import GROUNDING_TOKENS, Tokenizer
+from r1v_export.checkpoint.tokenizer import GROUNDING_TOKENS, Tokenizer, eos_token_ids
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import BundleError
 from r1v_export.quoting import shorten_text
@@ -56,14 +56,11 @@ def describe_pipeline(
         CheckpointError: the tokenizer lacks a token of the template.
     """
     template = template_of(spec)
-    names = {token.id: name for name, token in tokenizer.added_tokens.items()}
     start, end = template.reasoning_tags
     return PipelineDocument(
         tokenizer=_describe_tokenizer(tokenizer),
         prompt=_describe_prompt(template, tokenizer, spec.tokens_per_tile),
-        stop_tokens=tuple(
-            StopToken(id=id_, token=names.get(id_)) for id_ in sorted(stop_ids(tokenizer, template, generation_config))
-        ),
+        stop_tokens=_describe_stop_tokens(stop_ids(tokenizer, template, generation_config), tokenizer),
         reasoning=ReasoningTags(start=start, end=end),
         tiling=_describe_tiling(spec.tiling),
         image_policy=image_policy,
@@ -112,6 +109,7 @@ def check_pipeline(document: PipelineDocument, tokenizer: Tokenizer, where: obje
     pairs = (
         ("tokenizer", _describe_tokenizer(tokenizer), document.tokenizer),
         ("tiling", _describe_tiling(document.tiling.spec), document.tiling),
+        ("stop_tokens", _describe_stop_tokens(_implied_stop_ids(document, tokenizer), tokenizer), document.stop_tokens),
         ("default_sampling", _default_sampling(document.generation_config), document.default_sampling),
         ("prompt", _describe_prompt(document_template(document), tokenizer, document.tokens_per_tile), prompt),
     )
@@ -135,6 +133,19 @@ def _describe_tokenizer(tokenizer: Tokenizer) -> TokenizerDocument:
             AddedTokenDocument(token=name, id=token.id, hidden=tokenizer.hides(name)) for name, token in added
         ),
     )
+
+
+def _describe_stop_tokens(ids: Iterable[int], tokenizer: Tokenizer) -> tuple[StopToken, ...]:
+    names = {token.id: name for name, token in tokenizer.added_tokens.items()}
+    return tuple(StopToken(id=id_, token=names.get(id_)) for id_ in sorted(ids))
+
+
+def _implied_stop_ids(document: PipelineDocument, tokenizer: Tokenizer) -> set[int]:
+    """Ids of `eos_token_id`, of the token that ends an answer in a prompt, and of the stop tokens that are named."""
+    ending = [piece.token for piece in document.prompt.assistant.after if isinstance(piece, TokenPiece)][:1]
+    named = [stop.token for stop in document.stop_tokens if stop.token is not None]
+    found = (tokenizer.token_id(token) for token in (*ending, *named))
+    return {*eos_token_ids(document.generation_config), *(id_ for id_ in found if id_ is not None)}
 
 
 def _describe_prompt(template: Template, tokenizer: Tokenizer, tokens_per_tile: int) -> PromptDocument:

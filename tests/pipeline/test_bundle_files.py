@@ -104,6 +104,30 @@ def test_a_runner_refuses_ids_that_are_not_the_tokenizer_s(tiny_bundle: Path) ->
     assert "id of <IMG_CONTEXT>" in str(caught.value.where)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_to("stop_tokens", 0, "id", 7),
+        set_to("stop_tokens", 0, {"id": 7, "token": None}),
+        set_to("stop_tokens", 0, "token", "<no such token>"),
+        set_to("stop_tokens", []),
+        set_to("generation_config", "eos_token_id", [7]),
+        lambda content: content["stop_tokens"].append({"id": 7, "token": None}),
+        lambda content: content.update(stop_tokens=[], generation_config={}),
+    ],
+    ids=["id", "other token", "name", "none", "eos_token_id", "one more", "none and no eos_token_id"],
+)
+def test_a_runner_refuses_stop_tokens_that_are_not_the_tokenizer_s_or_lack_one(
+    tiny_bundle: Path, change: Change
+) -> None:
+    tamper(tiny_bundle, "pipeline.json", change)
+    with pytest.raises(BundleError, match="does not implement") as caught:
+        open_files(tiny_bundle)
+    assert "stop_tokens" in str(caught.value.where)
+    with pytest.raises(BundleError, match="contradicts"):
+        verify_bundle(tiny_bundle, Progress(quiet=True))
+
+
 def test_a_runner_refuses_a_rule_that_it_does_not_follow(tiny_bundle: Path) -> None:
     tamper(tiny_bundle, "pipeline.json", set_to("tiling", "mean", [0.5, 0.5, 0.5]))
     with pytest.raises(BundleError, match="does not implement"):
