@@ -28,7 +28,8 @@ def chat(
 ) -> None:
     """Answer one line after the other.
 
-    On a terminal an error or Ctrl-C ends the turn; elsewhere it ends the conversation.
+    On a terminal an error or Ctrl-C ends the turn, and its images are shown with the next question; elsewhere it ends
+    the conversation.
 
     Args:
         ask: answers a turn, as `Conversation.ask`.
@@ -45,8 +46,8 @@ def chat(
             if path := image_command(line):
                 images = [*images, load_image(path)]
             else:
-                asked, images = images, []
-                show(ask(line, asked))
+                show(ask(line, images))
+                images = []
         except R1VError as error:
             if not interactive:
                 raise
