@@ -6,6 +6,7 @@ a `Target`. Nothing of it is imported before the target is asked for.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -196,9 +197,11 @@ def engine_describer(bundle: Bundle, target: str | None) -> DescribesEngines:
     return found
 
 
-def _points() -> list[EntryPoint]:
+@functools.cache
+def _points() -> tuple[EntryPoint, ...]:
+    """Every target's entry point; a package that is installed later is found by the next process."""
     others = sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
-    return [*BUILT_IN, *others]
+    return (*BUILT_IN, *others)
 
 
 def _load(point: EntryPoint) -> Target:

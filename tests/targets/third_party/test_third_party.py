@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -25,7 +26,21 @@ def installed():
     """The package is on the path, with its metadata, as an installation puts it there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SITE)
+        registry._points.cache_clear()
         yield
+    registry._points.cache_clear()
+
+
+@pytest.fixture
+def brought(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Call it with the entry points that other packages have, instead of those that are installed."""
+
+    def bring(*points: EntryPoint) -> None:
+        monkeypatch.setattr(registry, "entry_points", lambda group: points)
+        registry._points.cache_clear()
+
+    yield bring
+    registry._points.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +104,16 @@ def test_doctor_and_the_error_of_an_unknown_target_list_it(capsys: pytest.Captur
 
 
 def test_without_the_package_its_bundle_says_what_is_missing(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: Path, brought: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: [])
+    brought()
     assert main.run(["run", str(bundle), "What?"]) == 2
     assert f"found:    {NAME}" in capsys.readouterr().err
 
 
-def test_a_package_that_brings_a_name_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_brings_a_name_that_is_taken_is_refused(brought: Callable[..., None]) -> None:
     taken = EntryPoint(registry.DEFAULT, "r1v_numpy_archive.target:NumpyArchiveTarget", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [taken])
+    brought(taken)
     with pytest.raises(UsageError, match="Two packages"):
         registry.get_target(registry.DEFAULT)
 
@@ -112,9 +127,9 @@ def test_a_package_that_brings_a_name_that_is_taken_is_refused(monkeypatch: pyte
     ],
 )
 def test_a_package_that_brings_no_target_is_named_and_stops_nothing_else(
-    value: str, complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    value: str, complaint: str, brought: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("broken", value, registry.GROUP)])
+    brought(EntryPoint("broken", value, registry.GROUP))
     with pytest.raises(CapabilityError) as error:
         registry.get_target("broken")
     assert complaint in error.value.what
@@ -122,3 +137,12 @@ def test_a_package_that_brings_no_target_is_named_and_stops_nothing_else(
     targets = json.loads(capsys.readouterr().out)["targets"]
     assert not targets["broken"]["ready"]
     assert targets[registry.DEFAULT]["ready"]
+
+
+def test_installed_packages_are_searched_once(monkeypatch: pytest.MonkeyPatch, brought: Callable[..., None]) -> None:
+    brought()
+    searched: list[str] = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: searched.append(group) or ())
+    for name in registry.names():
+        registry.get_target(name)
+    assert searched == [registry.GROUP]
