@@ -79,6 +79,10 @@ class BundleError(R1VError):
     """A bundle that is incomplete, altered, or of another schema version."""
 
 
+class EngineMismatchError(BundleError):
+    """A sound engine that was built for another version of its library, or another GPU."""
+
+
 class InputError(R1VError):
     """An image, prompt or data set that cannot be used."""
 

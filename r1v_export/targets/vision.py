@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
 from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.config import Device
 from r1v_export.contract import VisionEngine
-from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.errors import BundleError, CapabilityError, EngineMismatchError
+from r1v_export.log_event import log_event
 from r1v_export.targets import registry
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget, check_device
 from r1v_export.targets.tensorrt.library import TENSORRT, TENSORRT_RTX
 from r1v_export.targets.tile_parallel import OnGpu, TileParallelVision
+
+_LOG = logging.getLogger(__name__)
 
 PLANS = (TENSORRT, TENSORRT_RTX)
 """Targets whose plans encode images; preferred to ONNX Runtime."""
@@ -30,7 +35,7 @@ def open_vision(
         language_model: the language model's target, for the error.
 
     Raises:
-        BundleError: the bundle has nothing that encodes images.
+        BundleError: the bundle has nothing that encodes images, or a damaged plan.
         CapabilityError: ONNX Runtime is needed and not here, or has no such device.
     """
     if device == "cpu":
@@ -50,8 +55,10 @@ def _open(bundle: Bundle, device: Device, gpu: int, language_model: str) -> Visi
         if name in bundle.targets:
             try:
                 return registry.get_target(name).open(bundle.folder / ENGINES / name, bundle.spec, device)
-            except (CapabilityError, BundleError):
-                continue  # Of another library, version or GPU: what comes next computes the same.
+            except (CapabilityError, EngineMismatchError) as error:
+                # What comes next computes the same.
+                message = "the plan of %(target)s does not run here, so another engine encodes images: %(reason)s"
+                log_event(_LOG, logging.WARNING, message, target=name, reason=str(error))
     lowered = bundle.folder.resolve() / ENGINES / ONNXRUNTIME
     folder, weights = (lowered, lowered.parents[1]) if ONNXRUNTIME in bundle.targets else (bundle.graphs, bundle.graphs)
     if not folder.is_dir():

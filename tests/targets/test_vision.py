@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from r1v_export.bundle import Bundle
 from r1v_export.config import BuildConfig, Device, ParityConfig
 from r1v_export.contract import VisionEngine
-from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.errors import BundleError, CapabilityError, EngineMismatchError
 from r1v_export.pipeline.build import build
 from r1v_export.targets import vision as vision_of_bundle
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
@@ -65,10 +66,21 @@ def test_a_plan_is_preferred_where_it_runs(bundle, monkeypatch):
     ]
 
 
-def test_plans_of_another_gpu_are_passed_over(bundle, monkeypatch):
-    with_plans(monkeypatch, {"tensorrt": BundleError("another GPU"), "tensorrt-rtx": BundleError("another GPU")})
+def test_plans_that_do_not_run_here_are_passed_over_with_a_warning_each(bundle, monkeypatch, caplog):
+    errors = {"tensorrt": CapabilityError("no library"), "tensorrt-rtx": EngineMismatchError("another GPU")}
+    with_plans(monkeypatch, errors)
 
-    assert isinstance(opened(Bundle.open(bundle), "cpu", 1)[0], OnnxRuntimeEngine)
+    with caplog.at_level(logging.WARNING, "r1v_export"):
+        assert isinstance(opened(Bundle.open(bundle), "cpu", 1)[0], OnnxRuntimeEngine)
+    warnings = [(record.target, record.reason) for record in caplog.records]
+    assert warnings == [("tensorrt", "no library"), ("tensorrt-rtx", "another GPU")]
+
+
+def test_a_damaged_plan_is_an_error_and_no_reason_for_another_engine(bundle, monkeypatch):
+    with_plans(monkeypatch, {"tensorrt": BundleError("cut short"), "tensorrt-rtx": "plan"})
+
+    with pytest.raises(BundleError, match="cut short"):
+        opened(Bundle.open(bundle), "cpu", 1)
 
 
 def test_a_bundle_that_cannot_encode_images_says_what_to_build(bundle, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import NonNegativeInt
 
-from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.errors import BundleError, CapabilityError, EngineMismatchError
 from r1v_export.files import read_regular_bytes
 from r1v_export.strict import StrictModel, parse_json
 from r1v_export.targets.tensorrt.build.profiles import Profile, Range
@@ -167,11 +167,11 @@ def require_runs_here(info: PlanInfo, library: Library, plan: Path, compute_capa
         compute_capability: of the GPU; None if there is none, which skips that check.
 
     Raises:
-        BundleError: the plan is of another library, version, or GPU.
+        EngineMismatchError: the plan is of another library, version, or GPU.
     """
     ours, theirs = f"{library.target} {library.version}", f"{info.library} {info.version}"
     if ours != theirs:
-        raise BundleError(
+        raise EngineMismatchError(
             "A plan is of another version of TensorRT.",
             where=plan,
             expected=ours,
@@ -179,7 +179,7 @@ def require_runs_here(info: PlanInfo, library: Library, plan: Path, compute_capa
             fix=f"build the bundle again, or install {theirs.replace(' ', '==')}",
         )
     if compute_capability is not None and not _serves(info.compute_capabilities, compute_capability):
-        raise BundleError(
+        raise EngineMismatchError(
             "A plan is for another GPU.",
             where=plan,
             expected=f"compute capability {compute_capability}",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from r1v_export import contract
-from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.errors import BundleError, CapabilityError, EngineMismatchError
 from r1v_export.targets.tensorrt.build.plan import DESCRIPTION, PLAN, PlanWriter, read_info, require_runs_here
 from r1v_export.targets.tensorrt.runtime.loading import deserialize
 from r1v_export.targets.tensorrt.target import TensorRTRTXTarget
@@ -72,14 +72,14 @@ def test_a_malformed_description_is_refused(fp32, folder, content) -> None:
 
 def test_a_plan_of_another_version_says_which_two(fp32, library, folder) -> None:
     info = read_info(folder, contract.VISION).model_copy(update={"version": "1.2.0.54"})
-    with pytest.raises(BundleError, match=r"another version[\s\S]*1\.2\.0\.54"):
+    with pytest.raises(EngineMismatchError, match=r"another version[\s\S]*1\.2\.0\.54"):
         require_runs_here(info, library, folder / "vision.plan", None)
 
 
 def test_a_plan_for_another_gpu_says_which_sm_to_build_for(fp32, library, folder) -> None:
     info = read_info(folder, contract.VISION)
     require_runs_here(info, library, folder / "vision.plan", 89)
-    with pytest.raises(BundleError, match=r"another GPU[\s\S]*--sm 120"):
+    with pytest.raises(EngineMismatchError, match=r"another GPU[\s\S]*--sm 120"):
         require_runs_here(info, library, folder / "vision.plan", 120)
 
 
