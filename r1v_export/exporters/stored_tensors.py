@@ -8,20 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import onnx
+import onnx_ir as ir
 
 from r1v_export.errors import GraphError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
 from r1v_export.manifest import FileEntry
 
 _FIX = "do not use this bundle; fetch it again, or build it again"
-_BITS = {
-    **{onnx.TensorProto.DataType.Value(name): 64 for name in ("INT64", "UINT64", "DOUBLE", "COMPLEX64")},
-    **{onnx.TensorProto.DataType.Value(name): 32 for name in ("INT32", "UINT32", "FLOAT")},
-    **{onnx.TensorProto.DataType.Value(name): 16 for name in ("INT16", "UINT16", "FLOAT16", "BFLOAT16")},
-    **{onnx.TensorProto.DataType.Value(name): 8 for name in ("INT8", "UINT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E5M2")},
-    **{onnx.TensorProto.DataType.Value(name): 4 for name in ("INT4", "UINT4", "FLOAT4E2M1")},
-}
-"""Size of an element whose bytes are stored raw; other types are not written by this program."""
+_BITS = {kind.value: kind.bitwidth for kind in ir.DataType if kind not in (ir.DataType.UNDEFINED, ir.DataType.STRING)}
+"""Size of an element whose bytes are stored raw."""
 
 
 def check_stored_tensors(bundle: Path, graph: str, files: Mapping[str, FileEntry]) -> None:

@@ -96,6 +96,15 @@ def test_inline_bytes_are_as_many_as_the_shape_needs(tmp_path: Path) -> None:
         check(graph_of(tensor), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["FLOAT8E4M3FNUZ", "FLOAT8E8M0", "FLOAT4E2M1", "INT2", "UINT2", "COMPLEX128"])
+def test_every_numeric_type_of_onnx_has_its_size(kind: str, tmp_path: Path) -> None:
+    data_type = TensorProto.DataType.Value(kind)
+    values = np.zeros(12, helper.tensor_dtype_to_np_dtype(data_type))
+    tensor = numpy_helper.from_array(values, "w")
+    assert tensor.data_type == data_type
+    check(graph_of(tensor), tmp_path)
+
+
 def test_a_shape_with_a_negative_size_is_refused(tmp_path: Path) -> None:
     tensor = external()
     tensor.dims[:] = [-3, -4]
