@@ -66,6 +66,15 @@ def present_value(layer: int | str) -> str:
     return f"present.{layer}.value"
 
 
+def cache_pairs(layers: int) -> list[tuple[str, str]]:
+    """(past, present) names of every cache tensor, in the order of the decoder's inputs."""
+    return [
+        pair
+        for layer in range(layers)
+        for pair in ((past_key(layer), present_key(layer)), (past_value(layer), present_value(layer)))
+    ]
+
+
 def vision_block(layer: int) -> str:
     """Output of one ViT block [tiles, positions, vit_hidden]; inside the vision graph, exposed only for parity."""
     return f"vision_block.{layer}"

@@ -118,14 +118,7 @@ class OnnxRuntimeDecoder:
         self.session, self.sizes, self.batch, self.capacity, self.device = session, sizes, batch, capacity, device
         self.dtype = ELEMENT_TYPES[session.get_inputs()[0].type]
         shape = (batch, sizes.kv_heads, capacity, sizes.head_dim)
-        names = [
-            pair
-            for layer in range(sizes.layers)
-            for pair in (
-                (contract.past_key(layer), contract.present_key(layer)),
-                (contract.past_value(layer), contract.present_value(layer)),
-            )
-        ]
+        names = contract.cache_pairs(sizes.layers)
         zeros = (np.zeros(shape, self.dtype) for _ in names)
         self.cache = {pair: ort.OrtValue.ortvalue_from_numpy(z, device) for pair, z in zip(names, zeros, strict=True)}
         self._one_token = _BoundStep(self, first_row=0, rows=batch, seq=1)

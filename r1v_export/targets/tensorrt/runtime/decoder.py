@@ -31,14 +31,7 @@ class TensorRTDecoder:
         self.session, self.batch, self.capacity = session, batch, capacity
         self._require_built_for(batch, capacity)
         self._bindings = {binding.name: binding for binding in session.info.bindings}
-        pairs = [
-            pair
-            for layer in range(sizes.layers)
-            for pair in (
-                (contract.past_key(layer), contract.present_key(layer)),
-                (contract.past_value(layer), contract.present_value(layer)),
-            )
-        ]
+        pairs = contract.cache_pairs(sizes.layers)
         self._cache: dict[str, Tensor] = {}
         for past, present in pairs:
             self._cache[past] = self._cache[present] = session.empty(self._bindings[past], {BATCH: batch})
