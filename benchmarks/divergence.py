@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.nano import dataset
+from r1v_export.processing.prompt import Turn, encode, template_of
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.quantization.calibration.dataset import CalibrationSample, prepare
 from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import Model
-from r1v_export.reference.prompt import Turn, encode, template_of
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 from r1v_export import contract
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.exporters.bind import save_with_weights
 from r1v_export.exporters.export import SOURCES, trace_graph
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES

@@ -25,12 +25,12 @@ from measure import machine, write_results
 
 import r1v_export
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.generation import Sampling
 from r1v_export.nano.dataset import GeneratedSample, samples
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.reference.pipeline_document import describe_pipeline
-from r1v_export.reference.preprocess import pixel_values
 from r1v_export.runner.base import BaseRunner, Request
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.reasoning import split_reasoning

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from r1v_export.generation import Sampling
     from r1v_export.manifest import Manifest
     from r1v_export.parity.schema import ParityReport
-    from r1v_export.reference.load_image import load_image
-    from r1v_export.reference.prompt import Turn
+    from r1v_export.processing.load_image import load_image
+    from r1v_export.processing.prompt import Turn
     from r1v_export.runner.answer import Answer, TokenEvent
     from r1v_export.runner.base import BaseRunner, Request
 
@@ -74,8 +74,8 @@ _MODULES = {
     "r1v_export.generation": ("Sampling",),
     "r1v_export.manifest": ("Manifest",),
     "r1v_export.parity.schema": ("ParityReport",),
-    "r1v_export.reference.load_image": ("load_image",),
-    "r1v_export.reference.prompt": ("Turn",),
+    "r1v_export.processing.load_image": ("load_image",),
+    "r1v_export.processing.prompt": ("Turn",),
     "r1v_export.runner.answer": ("Answer", "TokenEvent"),
     "r1v_export.runner.base": ("BaseRunner", "Request"),
 }

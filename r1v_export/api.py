@@ -104,7 +104,7 @@ def open_runner(
         BundleError: no whole bundle, or it has no such engine.
         CapabilityError: this machine lacks what the engine needs.
     """
-    from r1v_export.pipeline.open_runner import open_runner as run
+    from r1v_export.runner.open_runner import open_runner as run
 
     return run(
         _folder(bundle),

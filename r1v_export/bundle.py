@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, load_config
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_bytes
 from r1v_export.manifest import Manifest, read_manifest
+from r1v_export.model_spec import ModelSpec
 from r1v_export.serialized.contract import CONTRACT_FILE, ContractDocument
 from r1v_export.serialized.document import read_document
 from r1v_export.serialized.pipeline import PIPELINE_FILE, PipelineDocument

@@ -21,7 +21,7 @@ Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 Device = Literal["cpu", "cuda"]
 Compute = Literal["float32", "float16", "bfloat16"]
 ImagePolicy = Literal["as_displayed", "published"]
-"""How image files become RGB, see `reference.image_policy`."""
+"""How image files become RGB, see `processing.image_policy`."""
 
 COMPUTE_OF: dict[str, Compute] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precisions that need no calibration, and the dtype that their graphs compute in."""

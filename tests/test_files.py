@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.cli import main
 from r1v_export.errors import CapabilityError, CheckpointError, InputError, R1VError, UsageError
 from r1v_export.files import explain_full_disk, open_regular, read_regular_bytes, read_regular_text, require_writable
+from r1v_export.processing.tokenizer import Tokenizer
 
 Special = Callable[[Path], None]
 

@@ -10,12 +10,12 @@ from PIL import Image
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.log_event import log_event
-from r1v_export.pipeline.open_runner import open_runner
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.recipe import load
 from r1v_export.runner.conversation import Conversation
 from r1v_export.runner.engine_runner import EngineRunner
+from r1v_export.runner.open_runner import open_runner
 from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from tests.quantization.calibration_cases import small_set
 

@@ -30,7 +30,7 @@ EXCEPTIONS = {
     "pipeline/test_quantized_build.py": "whole builds that calibrate",
     "pipeline/test_resume.py": "a whole build in a process that is killed",
     "pipeline/test_unified_build.py": "whole builds of the target hf-unified",
-    "serialized/test_prompt_as_data.py": "pipeline.json against reference/prompt.py",
+    "serialized/test_prompt_as_data.py": "pipeline.json against processing/prompt.py",
     "serialized/test_standalone.py": "a program that reads the documents without the package",
     "targets/test_doctor.py": "doctor.py of every target",
     "targets/test_target_names.py": "reads every source file outside targets/",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.model import Model
 
 _SPEC: dict[str, Any] = {

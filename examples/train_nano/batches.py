@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.checkpoint.tokenizer import Tokenizer
+from r1v_export.model_spec import ModelSpec
 from r1v_export.nano import scenes
 from r1v_export.nano.dataset import kind_at, scene_and_questions, seeded
 from r1v_export.nano.questions import Question
-from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import Turn, encode, template_of
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.prompt import Turn, encode, template_of
+from r1v_export.processing.tokenizer import Tokenizer
 
 QUESTIONS_PER_IMAGE = 3
 """Asked one after the other in one conversation. Its earlier reasoning stays in place, unlike when the model is used:

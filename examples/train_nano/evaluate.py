@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.nano.dataset import GeneratedSample, samples
 from r1v_export.nano.questions import KINDS
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.runner.answer import Answer
 from r1v_export.runner.engine_runner import EngineRunner, Request
 from r1v_export.runner.sampling import Sampling

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from r1v_export.checkpoint.config import read_configuration
-from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec
+from r1v_export.model_spec import LanguageSpec, ModelSpec
 from r1v_export.reference.language import Attention, CacheStep, rotary_tables
 from r1v_export.reference.model import Model
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from r1v_export.checkpoint.config import Configuration, DType, read_configuration
-from r1v_export.checkpoint.config_section import read_json_object
 from r1v_export.checkpoint.foreign_formats import refuse_foreign_formats
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import (
@@ -27,13 +26,14 @@ from r1v_export.checkpoint.quantized.detect import QUANTIZE_CONFIG, read_format
 from r1v_export.checkpoint.quantized.quantized_linears import Quantized, find_quantized
 from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
 from r1v_export.checkpoint.resolve import Source, resolve
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.checkpoint.tensor_store import INDEX_NAME, open_tensors
-from r1v_export.checkpoint.tokenizer import eos_token_ids
 from r1v_export.checkpoint.training_files import refuse_adapter_folder, unused_files, unwrap
 from r1v_export.checkpoint.validate import check_tensors
+from r1v_export.checkpoint_json import read_json_object
 from r1v_export.log_event import log_event
+from r1v_export.model_spec import ModelSpec
+from r1v_export.processing.tokenizer import eos_token_ids
 
 _LOG = logging.getLogger(__name__)
 

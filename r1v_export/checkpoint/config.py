@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from r1v_export.checkpoint import config_defaults as defaults
 from r1v_export.checkpoint.config_keys import Part, unused_keys
-from r1v_export.checkpoint.config_section import UNSUPPORTED, Section, read_json_object
+from r1v_export.checkpoint.config_section import UNSUPPORTED, Section
 from r1v_export.checkpoint.language_config import read_language
 from r1v_export.checkpoint.listing import shorten
-from r1v_export.checkpoint.spec import ModelSpec, ProjectorSpec, TilingSpec, VisionSpec
 from r1v_export.checkpoint.template import choose_template
-from r1v_export.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer
+from r1v_export.checkpoint_json import read_json_object
 from r1v_export.errors import CheckpointError
+from r1v_export.model_spec import ModelSpec, ProjectorSpec, TilingSpec, VisionSpec
+from r1v_export.processing.tokenizer import IMAGE_TOKEN, Tokenizer
 
 Layout = Literal["internvl_chat", "internvl"]
 DType = Literal["float32", "float16", "bfloat16"]

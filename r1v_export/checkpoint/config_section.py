@@ -3,40 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from r1v_export.errors import CheckpointError
-from r1v_export.files import read_regular_bytes
 from r1v_export.quoting import shorten_value
-from r1v_export.strict import load_json
 
 LARGEST_SIZE = 2**31 - 1
 _MOST_LAYERS = 1000
 UNSUPPORTED = "this variant is not supported; see the support matrix in README.md"
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, not JSON, or holds something else.
-    """
-    fix = f"copy {path.name} again from where the checkpoint came from"
-    try:
-        text = read_regular_bytes(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"The checkpoint has no {path.name}.", where=path.parent, fix=fix) from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{path.name} cannot be read.", where=path, found=error.strerror, fix="check its permissions"
-        ) from error
-    content = load_json(text, CheckpointError, f"{path.name} cannot be used", where=path, fix=fix)
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path.name} is not a JSON object.", where=path, expected="{...}", found=type(content).__name__, fix=fix
-        )
-    return content
 
 
 class Section:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from r1v_export.checkpoint.config_section import read_json_object
 from r1v_export.checkpoint.listing import shorten
+from r1v_export.checkpoint_json import read_json_object
 from r1v_export.errors import CheckpointError
 
 _BITSANDBYTES = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".SCB", ".weight_format")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from r1v_export.checkpoint.config_section import UNSUPPORTED, Section
 from r1v_export.checkpoint.rope_config import read_rope
-from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.errors import CheckpointError
+from r1v_export.model_spec import LanguageSpec
 
 _QWEN2 = ("Qwen2ForCausalLM", "Qwen2Model", "qwen2")
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from r1v_export.checkpoint.checkpoint import AUXILIARY_FILES, Checkpoint
-from r1v_export.checkpoint.config_section import Section, read_json_object
+from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.hub_files import readable_config, write_configuration_code, write_json
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.resolve import resolve
@@ -25,6 +25,7 @@ from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.checkpoint.tensor_store import open_tensors
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.checkpoint.training_files import ADAPTER_CONFIG
+from r1v_export.checkpoint_json import read_json_object
 from r1v_export.errors import CheckpointError, UsageError
 
 _FACTOR = re.compile(r"(?P<linear>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
+from r1v_export.model_spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
 
 Shape = tuple[int, ...]
 

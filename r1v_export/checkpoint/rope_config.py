@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from r1v_export.checkpoint.config_section import LARGEST_SIZE, UNSUPPORTED, Section
-from r1v_export.checkpoint.spec import RopeScaling
+from r1v_export.model_spec import RopeScaling
 
 _COMMON_KEYS = frozenset({"type", "rope_type", "rope_theta", "partial_rotary_factor"})
 _KEYS = {

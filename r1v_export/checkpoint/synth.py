@@ -21,11 +21,11 @@ from r1v_export.checkpoint.config import Configuration, DType, Layout, read_conf
 from r1v_export.checkpoint.hub_files import write_configuration_code
 from r1v_export.checkpoint.names import expected_tensors, stored_names
 from r1v_export.checkpoint.presets import PRESETS
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.synth_files import write_auxiliary_files, write_native_files
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.files import require_writable
+from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback, ignore_progress
 
 _CHUNK = 1 << 24  # elements made at a time

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r1v_export.checkpoint.byte_level import BYTE_OF
 from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.hub_files import image_processor_config, readable_config, write_json
 from r1v_export.checkpoint.presets import Preset
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
+from r1v_export.model_spec import ModelSpec
+from r1v_export.processing.byte_level import BYTE_OF
 
 _BYTES = 256
 _CHAT_VISION_KEYS = ("qkv_bias", "qk_normalization")  # called otherwise in the native layout

@@ -20,7 +20,7 @@ class TemplateChoice(NamedTuple):
     """A template and why it was chosen."""
 
     name: str
-    """In `reference.prompt.TEMPLATES`."""
+    """In `processing.prompt.TEMPLATES`."""
     reason: str
 
 

@@ -8,9 +8,9 @@ import torch
 
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import expected_tensors
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.errors import CheckpointError
+from r1v_export.model_spec import ModelSpec
 
 _WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -21,8 +21,8 @@ from r1v_export.cli.output import (
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
-    from r1v_export.pipeline.bench import Measurement
     from r1v_export.pipeline.roofline_report import NoRoofline, RooflineFacts
+    from r1v_export.runner.bench import Measurement
 
 
 @click.command(short_help="Measure a bundle's engine.")
@@ -57,11 +57,11 @@ def command(
 ) -> None:
     """Measure BUNDLE's engine on this machine: medians over some runs of one question."""
     from r1v_export.bundle import Bundle
-    from r1v_export.pipeline.bench import measure
-    from r1v_export.pipeline.open_runner import open_runner
     from r1v_export.pipeline.roofline_report import attained
     from r1v_export.progress import Progress
     from r1v_export.roofline.devices import device as gpu_named
+    from r1v_export.runner.bench import measure
+    from r1v_export.runner.open_runner import open_runner
 
     peaks = gpu_named(gpu) if gpu else None
     runner = open_runner(bundle, target, model, device, engine)

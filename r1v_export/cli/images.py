@@ -30,7 +30,7 @@ image_option = click.option(
 
 def image_opener(policy: ImagePolicy, allow_url: bool) -> Callable[[str], Image.Image]:
     """What opens an image by its name, as the bundle's policy says."""
-    from r1v_export.reference.image_source import open_image
+    from r1v_export.processing.image_source import open_image
 
     return partial(open_image, policy=policy, allow_url=allow_url)
 

@@ -12,7 +12,7 @@ from r1v_export.cli.output import common_options, print_json, table
 
 if TYPE_CHECKING:
     from r1v_export.checkpoint.quantized.quantized_linears import Quantized
-    from r1v_export.checkpoint.spec import ModelSpec
+    from r1v_export.model_spec import ModelSpec
 
 
 @click.command(short_help="Show what a checkpoint, bundle or engine is.")

@@ -94,10 +94,10 @@ def command(
     The bundle's hashes are not computed: that is `verify`'s, or --verify's. What is read is checked as it is opened.
     """
     from r1v_export.bundle import Bundle
-    from r1v_export.pipeline.open_runner import open_runner
     from r1v_export.pipeline.verify import verify_bundle
     from r1v_export.progress import Progress
     from r1v_export.runner.base import Request
+    from r1v_export.runner.open_runner import open_runner
 
     _require_one_source(images, video, frames, chat=chat, question=question)
     text = _question(question, chat)
@@ -161,7 +161,7 @@ def _require_one_source(
 
 def _about_video(bundle: Bundle, question: str, video: Path, frames: int | None) -> tuple[str, list[Image.Image]]:
     """The question with a placeholder for each frame, and the frames."""
-    from r1v_export.reference.video import DEFAULT_FRAMES, load_frames, with_frame_placeholders
+    from r1v_export.processing.video import DEFAULT_FRAMES, load_frames, with_frame_placeholders
 
     count, tile_size = frames or DEFAULT_FRAMES, bundle.spec.tiling.tile_size
     text = with_frame_placeholders(question, count)
@@ -180,7 +180,7 @@ def _by_name(load: Callable[[str], Image.Image]) -> Callable[[str], Image.Image]
 
 def _sampling(config: Mapping[str, Any], greedy: bool, options: dict[str, Any]) -> Sampling:
     """The checkpoint's sampling, and options in its place; says on stderr what is in use."""
-    from r1v_export.reference.generation_config import NAME, default_sampling, unused_fields
+    from r1v_export.processing.generation_config import NAME, default_sampling, unused_fields
 
     given = {name: value for name, value in options.items() if value is not None}
     if greedy and given.get("temperature"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec
 from r1v_export.exporters.graph import GraphSource
+from r1v_export.model_spec import LanguageSpec, ModelSpec
 from r1v_export.reference.language import CacheStep, LanguageModel, LayerCache, Rotary, rotary_tables
 
 PREFIX = "language_model."

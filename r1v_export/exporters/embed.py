@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.exporters.graph import GraphSource
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.embed import Embed
 
 

@@ -10,12 +10,12 @@ import torch
 
 from r1v_export import contract
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.exporters import decoder, embed, projector, vision
 from r1v_export.exporters.bind import DTYPES, save_with_weights
 from r1v_export.exporters.check import check_graph
 from r1v_export.exporters.graph import GraphSource, Rewrite
 from r1v_export.exporters.trace import trace
+from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback, ignore_progress
 
 SOURCES: dict[str, Callable[[ModelSpec], GraphSource]] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.exporters.graph import GraphSource
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.projector import Projector
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.contract import vision_block
 from r1v_export.exporters.graph import GraphSource, Read
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.vision import VisionModel, resize_position_embedding
 
 PREFIX = "vision_model."

@@ -7,9 +7,9 @@ from typing import cast
 
 import numpy as np
 
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics
 from r1v_export.parity.tolerances import Boundary
+from r1v_export.processing.tokenizer import Tokenizer
 
 CAUSES: Mapping[Boundary, tuple[str, ...]] = {
     "pixels": (

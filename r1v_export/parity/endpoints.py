@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.contract import Engine
 from r1v_export.parity.samples import ParitySample
-from r1v_export.reference.pipeline_document import document_template
-from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import Turn, encode
+from r1v_export.processing.pipeline_document import document_template
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.prompt import Turn, encode
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.serialized.pipeline import PipelineDocument
 
 

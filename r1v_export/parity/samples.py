@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
-from r1v_export.reference.load_image import load_image
+from r1v_export.processing.load_image import load_image
+from r1v_export.processing.synthetic_image import synthetic_image
 
 
 @dataclass(frozen=True)
@@ -50,25 +51,9 @@ def synthetic(count: int, tile_size: int) -> Iterator[ParitySample]:
     for index in range(count):
         rng = np.random.default_rng(index)
         count = 2 if index % 5 == 4 else 1
-        images = tuple(_image(rng, tile_size, *_SHAPES[(index + n) % len(_SHAPES)]) for n in range(count))
+        shapes = (_SHAPES[(index + n) % len(_SHAPES)] for n in range(count))
+        images = tuple(synthetic_image(rng, round(tile_size * wide), round(tile_size * high)) for wide, high in shapes)
         yield ParitySample(f"synthetic {index}", images, _QUESTIONS[index % len(_QUESTIONS)])
-
-
-def _image(rng: np.random.Generator, tile_size: int, wide: float, high: float) -> Image.Image:
-    """A color gradient with figures on it, half of it under noise."""
-    width, height = round(tile_size * wide), round(tile_size * high)
-    corners = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
-    image = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
-    draw = ImageDraw.Draw(image)
-    for figure in (draw.ellipse, draw.rectangle, draw.ellipse):
-        left, top = rng.uniform(0, 0.7, 2) * (width, height)
-        endpoint = rng.uniform(0.1, 0.3) * min(width, height)
-        figure((left, top, left + endpoint, top + endpoint), fill=tuple(int(c) for c in rng.integers(0, 256, 3)))
-    noise = Image.fromarray(rng.integers(0, 256, (height, width // 2, 3), dtype=np.uint8))
-    right_half = image.crop((width - width // 2, 0, width, height))
-    blended = Image.blend(right_half, noise.filter(ImageFilter.BoxBlur(1)), 0.4)
-    image.paste(blended, (width - width // 2, 0))
-    return image
 
 
 _NAME_CHARACTERS = 200

@@ -9,12 +9,12 @@ from typing import Any
 
 from r1v_export import contract
 from r1v_export.bundle import ENGINES, GRAPHS, Bundle, read_generation_config
-from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError
+from r1v_export.model_spec import ModelSpec
+from r1v_export.processing.pipeline_document import TOKENIZER_FILE, describe_pipeline
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.quoting import shorten_text
-from r1v_export.reference.pipeline_document import TOKENIZER_FILE, check_pipeline, describe_pipeline
 from r1v_export.serialized.contract import CONTRACT_FILE, ContractDocument, describe_contract
 from r1v_export.serialized.document import Document, read_document
 from r1v_export.serialized.pipeline import PIPELINE_FILE, PipelineDocument
@@ -39,19 +39,6 @@ def write_files(bundle: Path, graphs: Iterable[str], config: BuildConfig, spec: 
     if not (bundle / TOKENIZER_FILE).exists():
         text = json.dumps(tokenizer.definition(), indent=2, ensure_ascii=False) + "\n"
         (folder / TOKENIZER_FILE).write_text(text, encoding="utf-8")
-
-
-def open_files(folder: Path) -> tuple[Tokenizer, PipelineDocument]:
-    """Tokenizer and pipeline of a bundle, which need not be finished.
-
-    Raises:
-        BundleError: `pipeline.json` is missing, malformed, or does not go with the tokenizer.
-        CheckpointError: the tokenizer's files are missing or damaged.
-    """
-    pipeline = read_document(PipelineDocument, folder / PIPELINE_FILE)
-    tokenizer = Tokenizer.from_folder(folder)
-    check_pipeline(pipeline, tokenizer, folder / PIPELINE_FILE)
-    return tokenizer, pipeline
 
 
 def check_files(bundle: Bundle) -> None:

@@ -271,10 +271,10 @@ def response_generator(
     checkpoint: Checkpoint, config: BuildConfig
 ) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
     """Generates the model's own greedy responses, reasoning included, with the PyTorch reference."""
-    from r1v_export.checkpoint.tokenizer import Tokenizer
     from r1v_export.generation import Sampling
+    from r1v_export.processing.pipeline_document import describe_pipeline
+    from r1v_export.processing.tokenizer import Tokenizer
     from r1v_export.reference.model import ReferenceEngine, load
-    from r1v_export.reference.pipeline_document import describe_pipeline
     from r1v_export.runner.base import Request
     from r1v_export.runner.engine_runner import EngineRunner
 

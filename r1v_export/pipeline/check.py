@@ -8,6 +8,7 @@ from pathlib import Path
 
 from r1v_export.bundle import ENGINES, GRAPHS, Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.locate_checkpoint import open_source
 from r1v_export.config import Device
 from r1v_export.errors import UsageError
 from r1v_export.parity.endpoints import Endpoint
@@ -15,7 +16,6 @@ from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import BundleFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.locate_checkpoint import open_source
 from r1v_export.pipeline.parity_gate import (
     GeneratedQuestions,
     calibration_facts,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import CapabilityError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.pipeline.stage import Stage
 from r1v_export.progress import size
 from r1v_export.quantization.sizes import graph_tensors

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from r1v_export.bundle import ENGINES, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import BuildConfig, Device
 from r1v_export.cpus import thread_count
+from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.options import CheckOptions
@@ -20,10 +19,10 @@ from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.texts import Text, score_texts
 from r1v_export.parity.tolerances import Gate
-from r1v_export.pipeline.bundle_files import open_files
 from r1v_export.pipeline.calibration import fake_quantize
+from r1v_export.processing.pipeline_document import describe_pipeline, open_files
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import ProgressCallback
-from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.targets import registry
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import TypedDict
 from r1v_export import contract
 from r1v_export.bundle import Bundle
 from r1v_export.config import Device
-from r1v_export.pipeline.bench import Measurement
 from r1v_export.pipeline.provenance import device_name
 from r1v_export.roofline.counts import LENGTH
 from r1v_export.roofline.devices import DEVICES, DeviceSpec, named_by_driver
 from r1v_export.roofline.estimate import layer_times, total
 from r1v_export.roofline.workloads import Workload
+from r1v_export.runner.bench import Measurement
 
 VISION_PROJECTOR, PREFILL, DECODE = "vision and projector", "prefill", "decode"
 

@@ -45,9 +45,12 @@ _ENGINE_S, _PARITY_S = 2.0, 60.0
 _CALIBRATION_S = 1e-9
 """Per parameter and sample, on two cores. All rough, for the plan."""
 
-_TRACED_CODE = ("checkpoint", "contract.py", "exporters", "reference")
-_DOCUMENTS_CODE = ("serialized", "pipeline/bundle_files.py")
-_CALIBRATION_CODE = ("checkpoint", "reference", "quantization", "nano", "runner", "pipeline/calibration.py")
+_TRACED_CODE = ("checkpoint", "contract.py", "exporters", "model_spec.py", "reference")
+_DOCUMENTS_CODE = ("processing", "serialized", "pipeline/bundle_files.py")
+_CALIBRATION_CODE = (
+    *("checkpoint", "model_spec.py", "processing", "reference"),
+    *("quantization", "nano", "runner", "pipeline/calibration.py"),
+)
 _RUN_CODE = (*_TRACED_CODE, *_DOCUMENTS_CODE, "targets", "runner", "parity", "nano", "pipeline/parity_gate.py")
 
 
@@ -148,7 +151,7 @@ class Build:
         return Stage(
             "model-files",
             make,
-            code=("checkpoint", "config.py"),
+            code=("checkpoint", "config.py", "model_spec.py"),
             settings={"config": config.model_dump(mode="json"), "spec": spec.model_dump(mode="json")},
             sources=tuple(path.name for path in auxiliary),
             size_bytes=sum(path.stat().st_size for path in auxiliary),
@@ -276,7 +279,7 @@ class Build:
         return Stage(
             DOCUMENTS_STAGE,
             make,
-            code=("checkpoint", "contract.py", "reference", *_DOCUMENTS_CODE, "targets"),
+            code=("contract.py", "model_spec.py", *_DOCUMENTS_CODE, "targets"),
             settings={
                 "compute": self.compute,
                 "spec": self.checkpoint.spec.model_dump(mode="json"),

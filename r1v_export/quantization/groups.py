@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from r1v_export.checkpoint.names import LM_HEAD, expected_tensors
-from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec
+from r1v_export.model_spec import LanguageSpec, ModelSpec
 
 LM_HEAD_LINEAR = LM_HEAD.removesuffix(".weight")
 PATCH_EMBEDDING = "vision_model.embeddings.patch_embedding"

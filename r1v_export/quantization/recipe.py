@@ -19,9 +19,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
 from r1v_export.files import read_regular_text
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.groups import (
     LM_HEAD_LINEAR,
     PATCH_EMBEDDING,

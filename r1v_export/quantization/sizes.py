@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from r1v_export import contract
 from r1v_export.checkpoint.names import EMBED_TOKENS, expected_tensors
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import Compute
+from r1v_export.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.errors import CapabilityError
+from r1v_export.model_spec import LanguageSpec
 from r1v_export.reference import operators
 from r1v_export.reference.rotary import inverse_frequencies
 from r1v_export.reference.vision import RMSNorm

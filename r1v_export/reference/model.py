@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.embed import Embed
 from r1v_export.reference.language import CacheStep, LanguageModel, rotary_tables
 from r1v_export.reference.magnitudes import Magnitudes, recorded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from r1v_export.checkpoint.spec import ProjectorSpec
+from r1v_export.model_spec import ProjectorSpec
 
 
 class Projector(nn.Sequential):

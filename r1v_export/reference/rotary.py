@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from r1v_export.checkpoint.spec import LanguageSpec, RopeScaling
+from r1v_export.model_spec import LanguageSpec, RopeScaling
 
 
 def inverse_frequencies(spec: LanguageSpec) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r1v_export.checkpoint.spec import ModelSpec, VisionSpec
+from r1v_export.model_spec import ModelSpec, VisionSpec
 from r1v_export.reference import operators
 
 

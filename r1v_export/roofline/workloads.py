@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from r1v_export import contract
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError
 from r1v_export.files import require_regular
+from r1v_export.model_spec import ModelSpec
 from r1v_export.roofline.counts import LENGTH, Cost, count
 
 _TEXT_TOKENS = 64

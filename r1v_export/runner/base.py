@@ -16,16 +16,16 @@ from typing import Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError, UsageError
 from r1v_export.generation import Sampling
 from r1v_export.log_event import log_event
-from r1v_export.reference.generation_config import default_sampling
-from r1v_export.reference.load_image import load_image
-from r1v_export.reference.pipeline_document import document_template
-from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import Turn, encode, require_tokenizable
+from r1v_export.processing.generation_config import default_sampling
+from r1v_export.processing.load_image import load_image
+from r1v_export.processing.pipeline_document import document_template
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.prompt import Turn, encode, require_tokenizable
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, Timings, TokenEvent
 from r1v_export.runner.kv_cache import new_token_budget
 from r1v_export.serialized.pipeline import PipelineDocument
@@ -47,7 +47,7 @@ class Request:
     """A conversation to be answered.
 
     Attributes:
-        turns: the last is the user's; turns that are not are as `reference.prompt` says.
+        turns: the last is the user's; turns that are not are as `processing.prompt` says.
         images: the images of all turns, in order.
         think: let the model think before it answers, if its template knows how.
     """

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from r1v_export.generation import Sampling
-from r1v_export.reference.generation_config import default_sampling
-from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import Turn
+from r1v_export.processing.generation_config import default_sampling
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.prompt import Turn
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Timings, TokenEvent
 from r1v_export.runner.base import CancelledError, log_prompt
 from r1v_export.runner.engine_runner import EngineRunner, Prompt

@@ -13,11 +13,11 @@ from functools import partial
 
 import numpy as np
 
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.contract import Engine
 from r1v_export.errors import InputError
 from r1v_export.generation import Sampling
 from r1v_export.log_event import log_event
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.answer import AnswerStream, AnswerText, Timings, TokenEvent
 from r1v_export.runner.base import BaseRunner, Request, require_finite
 from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity

@@ -14,10 +14,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError
 from r1v_export.generation import EncodedImage, Generation, Generator, Sampling
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.answer import AnswerStream, AnswerText, Timings, TokenEvent
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner, Request
 from r1v_export.runner.kv_cache import new_token_budget

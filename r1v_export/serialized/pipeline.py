@@ -1,7 +1,7 @@
 """`pipeline.json`: from images and a conversation to the graphs' inputs, and from tokens back to an answer, as data.
 
 A runtime that follows it knows no model family: every text, id and size that differs between families stands here.
-`reference.pipeline_document` fills it; docs/bundle.md says how to follow it.
+`processing.pipeline_document` fills it; docs/bundle.md says how to follow it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import JsonValue, NonNegativeInt, PositiveInt
 
-from r1v_export.checkpoint.spec import TilingSpec
 from r1v_export.config import ImagePolicy
+from r1v_export.model_spec import TilingSpec
 from r1v_export.serialized.document import Document, Strict
 
 PIPELINE_FILE = "pipeline.json"

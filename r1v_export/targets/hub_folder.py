@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.config_section import read_json_object
 from r1v_export.checkpoint.hub_files import readable_config, write_configuration_code, write_json
 from r1v_export.checkpoint.names import stored_names
 from r1v_export.checkpoint.quantized.detect import QUANTIZE_CONFIG
 from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
+from r1v_export.checkpoint_json import read_json_object
 from r1v_export.log_event import log_event
+from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.artifact.artifact import Artifact
 

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from r1v_export.checkpoint.names import stored_names
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_text
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.model import Model
 
 LARGEST = 448.0

@@ -19,8 +19,8 @@ from r1v_export.strict import StrictModel
 if TYPE_CHECKING:
     from r1v_export.bundle import Bundle
     from r1v_export.checkpoint.checkpoint import Checkpoint
-    from r1v_export.checkpoint.spec import ModelSpec
     from r1v_export.generation import Generator
+    from r1v_export.model_spec import ModelSpec
     from r1v_export.progress import Progress
     from r1v_export.quantization.artifact.artifact import Artifact
     from r1v_export.quantization.recipe import Scheme

@@ -8,9 +8,9 @@ import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.errors import CheckpointError
-from r1v_export.reference.prompt import Turn, encode, template_of
+from r1v_export.processing.prompt import Turn, encode, template_of
+from r1v_export.processing.tokenizer import Tokenizer
 from tests.checkpoint.conftest import TINY, edit_json, refusal, set_key
 
 

@@ -10,7 +10,7 @@ from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.presets import DEEPSEEK_TOKENS, INTERNVL_TOKENS, QWQ_TOKENS
 from r1v_export.checkpoint.template import choose_template
 from r1v_export.errors import CheckpointError
-from r1v_export.reference.prompt import TEMPLATES
+from r1v_export.processing.prompt import TEMPLATES
 
 SKYWORK = {"architectures": ["SkyworkR1VChatModel"], "model_type": "skywork_chat"}
 INTERNVL = {"architectures": ["InternVLChatModel"], "model_type": "internvl_chat"}

@@ -14,7 +14,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cli import main
 from r1v_export.manifest import verify
 from r1v_export.parity.schema import ParityReport
-from r1v_export.pipeline.bench import Measurement, measure
+from r1v_export.runner.bench import Measurement, measure
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 ASKED = ["--image", str(IMAGES / "05-chart.png"), "How tall is the green bar?"]
@@ -155,7 +155,7 @@ def test_bench_says_which_stage_was_not_measured(nano_bundle: Path, succeed, mon
         measured["stages_ms"]["decode_ms"] = 0.0
         return measured
 
-    monkeypatch.setattr("r1v_export.pipeline.bench.measure", all_at_once)
+    monkeypatch.setattr("r1v_export.runner.bench.measure", all_at_once)
     text = succeed("bench", nano_bundle, "--tokens", "2", "--runs", "1", "--roofline", "H100")
     assert re.search(r"decode +0\.00 +\S+ +not measured", text)
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from r1v_export.bundle import read_generation_config, read_spec
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.cli import main
 from r1v_export.cli.chat import image_command
 from r1v_export.errors import UsageError
-from r1v_export.reference.pipeline_document import describe_pipeline
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.serialized.document import read_document
 from r1v_export.serialized.pipeline import PipelineDocument
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from r1v_export import contract
-from r1v_export.checkpoint.spec import RopeScaling
 from r1v_export.exporters.export import SOURCES, export_graph
+from r1v_export.model_spec import RopeScaling
 from r1v_export.reference.model import Model, ReferenceEngine
 from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 

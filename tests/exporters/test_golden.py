@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.exporters.export import SOURCES, trace_graph
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.apply.onnx import QuantizeLinears
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.recipe import PRESETS, load, resolve

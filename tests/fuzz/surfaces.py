@@ -21,16 +21,16 @@ from PIL import Image
 from r1v_export.bundle import read_generation_config, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.tensor_file import read_header
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import load_config
 from r1v_export.errors import R1VError
 from r1v_export.manifest import hash_file, read_manifest
-from r1v_export.pipeline.bundle_files import open_files
 from r1v_export.pipeline.verify import verify_bundle
+from r1v_export.processing.load_image import load_image
+from r1v_export.processing.pipeline_document import open_files
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import Progress
 from r1v_export.quantization import recipe
 from r1v_export.quantization.calibration.raw_examples import jsonl_examples
-from r1v_export.reference.load_image import load_image
 from r1v_export.serialized.contract import ContractDocument
 from r1v_export.serialized.document import read_document
 from tests.fuzz.mutators import STRINGS, mutate_bytes, mutate_json, mutate_value

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import ImagePolicy
-from r1v_export.reference.load_image import load_image
+from r1v_export.processing.load_image import load_image
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.runner.engine_runner import EngineRunner, Request
 
 IMAGES = Path(__file__).parents[1] / "data" / "images"

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.nano.dataset import GeneratedSample, samples
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.prompt import TEMPLATES, Turn, encode
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import TEMPLATES, Turn, encode
 
 LARGEST_BYTES = 12_000_000
 CAPACITY = 320

@@ -14,11 +14,11 @@ model_files = pytest.importorskip("model_files")
 train = pytest.importorskip("train")
 
 from r1v_export.checkpoint.checkpoint import Checkpoint  # noqa: E402
-from r1v_export.checkpoint.tokenizer import Tokenizer  # noqa: E402
 from r1v_export.nano import scenes  # noqa: E402
 from r1v_export.nano.dataset import kind_at, scene_and_questions, seeded  # noqa: E402
+from r1v_export.processing.prompt import TEMPLATES, Turn, encode  # noqa: E402
+from r1v_export.processing.tokenizer import Tokenizer  # noqa: E402
 from r1v_export.reference.model import Model  # noqa: E402
-from r1v_export.reference.prompt import TEMPLATES, Turn, encode  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import r1v_export
-from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.checkpoint.tokenizer import Tokenizer
+from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample, synthetic
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import Model, ReferenceEngine
-from r1v_export.reference.pipeline_document import describe_pipeline
 from tests.tiny_models import tiny_spec
 
 TILE = 56

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.errors import CapabilityError, InputError, ParityError, UsageError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.comparison import COMPARED
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import Model, ReferenceEngine
-from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.serialized.pipeline import PipelineDocument
 
 Damaged = Callable[[Callable[[Model], None]], Endpoint]

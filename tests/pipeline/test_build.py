@@ -15,13 +15,13 @@ import yaml
 
 from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.locate_checkpoint import open_source
 from r1v_export.config import BuildConfig, ParityConfig, load_config
 from r1v_export.errors import BundleError, CapabilityError, CheckpointError, ParityError, UsageError
 from r1v_export.manifest import MANIFEST, PASSED, read_manifest, verify
 from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline import build as build_module
 from r1v_export.pipeline.build import build, plan
-from r1v_export.pipeline.locate_checkpoint import open_source
 from r1v_export.pipeline.parity_gate import candidate_endpoint, reference_endpoint
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.progress import Progress

@@ -11,8 +11,8 @@ import pytest
 
 from r1v_export.errors import BundleError
 from r1v_export.manifest import MANIFEST, hash_file
-from r1v_export.pipeline.bundle_files import open_files
 from r1v_export.pipeline.verify import verify_bundle
+from r1v_export.processing.pipeline_document import open_files
 from r1v_export.progress import Progress
 
 Change = Callable[[dict[str, Any]], None]

@@ -16,9 +16,9 @@ from r1v_export.manifest import LOCAL_REPORTS
 from r1v_export.parity.report import read_report
 from r1v_export.pipeline.build import build, plan
 from r1v_export.pipeline.calibration import calibration_warnings, open_artifact
-from r1v_export.pipeline.open_runner import open_runner
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.progress import Progress
+from r1v_export.runner.open_runner import open_runner
 from tests.quantized_checkpoints import AWQ, GPTQ, GPTQ_8, Truth, pack_awq, pack_gptq, quantized_copy
 
 NANO = Path(r1v_export.__file__).parent / "nano" / "model"

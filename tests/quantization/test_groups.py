@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.groups import apply_smoothing, layer_of, linear_groups, linear_shapes
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import Model

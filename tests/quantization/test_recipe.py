@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.recipe import PRESETS, Recipe, load, names, parse, resolve
 
 SHIPPED = Path(__file__).parents[2] / "calibration/recipes"

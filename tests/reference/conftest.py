@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
 
-from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.model import Model
 from tests.tiny_models import tiny_spec
 

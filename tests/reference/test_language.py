@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from r1v_export.checkpoint.spec import LanguageSpec
+from r1v_export.model_spec import LanguageSpec
 from r1v_export.reference.language import CacheStep, LanguageModel, LayerCache, rotary_tables
 
 VARIANTS = {

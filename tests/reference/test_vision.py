@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.model import Model
 from r1v_export.reference.vision import pixel_shuffle, resize_position_embedding
 

@@ -5,11 +5,11 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
 
-from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.checkpoint.tokenizer import Tokenizer
-from r1v_export.checkpoint.tokenizer_files import AddedToken
+from r1v_export.model_spec import ModelSpec
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.tokenizer import Tokenizer
+from r1v_export.processing.tokenizer_files import AddedToken
 from r1v_export.reference.model import Model, ReferenceEngine
-from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.runner.engine_runner import EngineRunner
 from tests.tiny_models import tiny_spec
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from r1v_export.errors import InputError
-from r1v_export.reference.prompt import Turn
+from r1v_export.processing.prompt import Turn
 from r1v_export.runner.conversation import Conversation
 from r1v_export.runner.engine_runner import Request
 from r1v_export.runner.sampling import Sampling

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from r1v_export.errors import GraphError, InputError, UsageError
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.prompt import Turn, encode
 from r1v_export.reference.language import CacheStep, rotary_tables
-from r1v_export.reference.pipeline_document import describe_pipeline
-from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import Turn, encode
 from r1v_export.runner import base
 from r1v_export.runner.answer import AnswerText
 from r1v_export.runner.engine_runner import EngineRunner, Request

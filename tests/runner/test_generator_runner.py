@@ -12,8 +12,8 @@ import torch
 
 from r1v_export.errors import GraphError, InputError
 from r1v_export.generation import Generated, Generator, Sampling
-from r1v_export.reference.pipeline_document import describe_pipeline
-from r1v_export.reference.prompt import Turn
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.prompt import Turn
 from r1v_export.runner.answer import TokenEvent
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner, Request
 from r1v_export.runner.engine_runner import EngineRunner

@@ -1,4 +1,4 @@
-"""What pipeline.json says of prompts is what `reference.prompt` does, for every family version."""
+"""What pipeline.json says of prompts is what `processing.prompt` does, for every family version."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from r1v_export.checkpoint.config import read_configuration
 from r1v_export.checkpoint.presets import PRESETS
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.synth_files import write_auxiliary_files
-from r1v_export.checkpoint.tokenizer import Tokenizer
-from r1v_export.reference.pipeline_document import check_pipeline, describe_pipeline, document_template
-from r1v_export.reference.prompt import Turn, encode, stop_ids, template_of
+from r1v_export.model_spec import ModelSpec
+from r1v_export.processing.pipeline_document import check_pipeline, describe_pipeline, document_template
+from r1v_export.processing.prompt import Turn, encode, stop_ids, template_of
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.serialized.pipeline import PipelineDocument
 
 CONVERSATIONS: dict[str, list[Turn]] = {

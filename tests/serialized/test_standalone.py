@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from r1v_export.generation import Sampling
-from r1v_export.pipeline.open_runner import open_runner
-from r1v_export.reference.load_image import load_image
+from r1v_export.processing.load_image import load_image
 from r1v_export.runner.base import Request
+from r1v_export.runner.open_runner import open_runner
 
 STANDALONE = Path(__file__).with_name("standalone.py")
 IMAGES = Path(__file__).parents[2] / "examples" / "images"

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.generation import Sampling
 from r1v_export.nano.dataset import sample
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.reference.pipeline_document import describe_pipeline
 from r1v_export.runner.base import Request
 from r1v_export.runner.engine_runner import EngineRunner
 

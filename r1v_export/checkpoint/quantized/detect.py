@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from r1v_export.checkpoint.config_section import Section, read_json_object
+from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.quantized.awq import Awq
 from r1v_export.checkpoint.quantized.gptq import Gptq
 from r1v_export.checkpoint.quantized.layout import ORIGINAL, QuantFormat
 from r1v_export.checkpoint.quantized.unified import METHOD, QUANT_CONFIG, Unified
+from r1v_export.checkpoint_json import read_json_object
 from r1v_export.errors import CheckpointError
 
 METHODS: dict[str, Callable[[Section], QuantFormat]] = {"awq": Awq.read, "gptq": Gptq.read, METHOD: Unified.read}

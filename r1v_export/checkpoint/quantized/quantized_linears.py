@@ -11,9 +11,9 @@ import torch
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.quantized.layout import FLOATS, LinearLayout, QuantFormat, StoredLinear, unsupported
 from r1v_export.checkpoint.quantized.unified import K_SCALE, V_SCALE, Unified
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.errors import CheckpointError
+from r1v_export.model_spec import ModelSpec
 
 _COPY = "download or copy the checkpoint again, or check its quantization settings"
 

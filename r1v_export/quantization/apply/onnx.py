@@ -19,12 +19,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.contract import past_key, past_value
 from r1v_export.errors import UsageError
 from r1v_export.exporters.graph import Derived, Rewrite
 from r1v_export.exporters.graph_values import dtype_of, input_of, is_initializer, name_of, shape_of, size_of
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import CacheType, KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear

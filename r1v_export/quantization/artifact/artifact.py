@@ -26,10 +26,10 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.quantized.int4_packing import pack_pairs, unpack_pairs
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError, R1VError
 from r1v_export.files import read_regular_text
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name

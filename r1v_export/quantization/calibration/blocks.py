@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import CheckpointError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.groups import LM_HEAD_LINEAR, LinearGroup, linear_groups
 from r1v_export.quantization.kv_scales import key_name, value_name

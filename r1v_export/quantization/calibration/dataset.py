@@ -20,13 +20,13 @@ import numpy as np
 from PIL import Image
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError, UsageError
 from r1v_export.manifest import to_json
+from r1v_export.processing.preprocess import pixel_values, tile_image
+from r1v_export.processing.prompt import REASONING_END, Template, Turn, encode, template_of
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.quantization.calibration.raw_examples import RawExample
-from r1v_export.reference.preprocess import pixel_values, tile_image
-from r1v_export.reference.prompt import REASONING_END, Template, Turn, encode, template_of
 
 ResponseGenerator = Callable[[Sequence[RawExample]], Sequence[Sequence[int]]]
 """Gives the token ids of the model's greedy answer to each example, its stop token included."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from r1v_export.checkpoint.names import expected_tensors
-from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.algorithms.quantize_block import needs_gram
 from r1v_export.quantization.calibration.blocks import Block, DecoderBlock, blocks
 from r1v_export.quantization.groups import LinearGroup

@@ -17,7 +17,7 @@ from r1v_export.config import ImagePolicy
 from r1v_export.errors import CapabilityError, InputError
 from r1v_export.files import open_regular
 from r1v_export.nano import dataset
-from r1v_export.reference.load_image import ImageSource, load_image
+from r1v_export.processing.load_image import ImageSource, load_image
 from r1v_export.strict import StrictModel, parse_fields, parse_json
 
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.files import read_regular_bytes
+from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.apply import torch as fake
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import UsageError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.recipe import Scheme, load
 from r1v_export.quantization.sizes import checkpoint_bytes

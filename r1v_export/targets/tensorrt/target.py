@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from r1v_export import contract
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.sizes import weight_bytes
 from r1v_export.serialized.pipeline import EngineDocument

@@ -9,9 +9,9 @@ import torch
 
 from r1v_export import contract
 from r1v_export.bundle import GRAPHS, Bundle
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import CapabilityError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import Progress, ProgressCallback
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.sizes import weight_bytes

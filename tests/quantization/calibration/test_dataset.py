@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.errors import InputError, UsageError
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.prompt import TEMPLATES, Turn, encode
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.quantization.calibration.dataset import Shard, prepare
 from r1v_export.quantization.calibration.raw_examples import RawExample, read_examples
-from r1v_export.reference.preprocess import pixel_values
-from r1v_export.reference.prompt import TEMPLATES, Turn, encode
 from tests.quantization.calibration_cases import RED, make_truncated, prepared, write_set
 
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from r1v_export import contract
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.config import BuildConfig
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.model import ReferenceEngine
 from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.tensorrt.build.plan import GRAPH, PlanInfo, read_info

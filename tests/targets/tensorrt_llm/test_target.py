@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from r1v_export.checkpoint.spec import RopeScaling
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.errors import CapabilityError
+from r1v_export.model_spec import RopeScaling
 from r1v_export.reference.language import rotary_tables
 from r1v_export.targets.registry import get_target
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping

@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.groups import LM_HEAD_LINEAR, linear_shapes
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme

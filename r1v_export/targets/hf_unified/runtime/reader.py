@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1v_export.checkpoint.spec import ModelSpec
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.model import ReferenceEngine
 from r1v_export.targets.hub_reader import LARGEST, QuantizedFolder, Rounding, open_model, read_json, round_fp8
 

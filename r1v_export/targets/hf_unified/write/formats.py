@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1v_export.checkpoint.quantized.unified import ALGORITHMS, METHOD, MIXED, Algorithm
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.groups import LM_HEAD_LINEAR, PATCH_EMBEDDING, linear_shapes
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from r1v_export import contract
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.embed import Embed
 from r1v_export.targets.tensorrt.build.profiles import VISION_SYMBOL
 from r1v_export.targets.tensorrt.device import copy

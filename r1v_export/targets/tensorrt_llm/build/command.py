@@ -10,8 +10,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import UsageError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import Config
 from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.errors import CapabilityError
+from r1v_export.model_spec import LanguageSpec
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.targets.tensorrt_llm.checkpoint.formats import MIXED, PRE_QUANT_SCALES, Algorithm, QuantFormat
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.errors import UsageError
+from r1v_export.model_spec import LanguageSpec
 from r1v_export.quantization.groups import LM_HEAD_LINEAR
 from r1v_export.quantization.recipe import Scheme
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import abc
 from dataclasses import dataclass
 
-from r1v_export.checkpoint.spec import LanguageSpec
 from r1v_export.errors import UsageError
+from r1v_export.model_spec import LanguageSpec
 from r1v_export.targets.tensorrt_llm.checkpoint.formats import FOUR_BITS, QuantFormat
 
 CUT_ALONG_INPUTS = ("attention.dense", "mlp.proj")

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from r1v_export.checkpoint.spec import LanguageSpec, RopeScaling
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError
 from r1v_export.files import read_regular_bytes
+from r1v_export.model_spec import LanguageSpec, RopeScaling
 from r1v_export.quantization.kv_scales import CacheType, KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.strict import StrictModel, parse_fields, parse_json

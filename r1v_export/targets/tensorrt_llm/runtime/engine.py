@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from r1v_export.checkpoint.spec import LanguageSpec, ModelSpec
 from r1v_export.config import Device
 from r1v_export.errors import BundleError
+from r1v_export.model_spec import LanguageSpec, ModelSpec
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import read_checkpoint

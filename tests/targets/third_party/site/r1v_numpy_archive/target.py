@@ -15,8 +15,8 @@ from r1v_numpy_archive.runtime.engine import open_archive
 from r1v_numpy_archive.write.archive import ARCHIVE, write_archive
 
 if TYPE_CHECKING:
-    from r1v_export.checkpoint.spec import ModelSpec
     from r1v_export.config import BuildConfig, Device
+    from r1v_export.model_spec import ModelSpec
     from r1v_export.progress import ProgressCallback
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.reference.model import ReferenceEngine

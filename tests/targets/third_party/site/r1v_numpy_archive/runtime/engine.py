@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from r1v_export.checkpoint.spec import ModelSpec
 from r1v_export.errors import BundleError
+from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_numpy_archive.write.archive import ARCHIVE
 

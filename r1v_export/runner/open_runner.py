@@ -8,10 +8,7 @@ from typing import Any
 from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.config import Device
 from r1v_export.contract import Engine
-from r1v_export.cpus import thread_count
-from r1v_export.pipeline.bundle_files import open_files
-from r1v_export.pipeline.locate_checkpoint import open_source
-from r1v_export.progress import Progress
+from r1v_export.processing.pipeline_document import open_files
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
@@ -59,10 +56,6 @@ def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:
 
 
 def _open_reference(bundle: Bundle, model: str | None, device: Device) -> Engine:
-    import torch
+    from r1v_export.reference.open_reference import open_reference
 
-    from r1v_export.reference.model import ReferenceEngine, load
-
-    torch.set_num_threads(thread_count().count)
-    checkpoint = open_source(bundle, model, Progress(1, quiet=True))
-    return ReferenceEngine(load(checkpoint).to(device))
+    return open_reference(bundle, model, device)

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from r1v_export.checkpoint.spec import TilingSpec
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError
-from r1v_export.reference.image_policy import POLICY_KEY, to_rgb
-from r1v_export.reference.load_image import check_size
+from r1v_export.model_spec import TilingSpec
+from r1v_export.processing.image_policy import POLICY_KEY, to_rgb
+from r1v_export.processing.load_image import check_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

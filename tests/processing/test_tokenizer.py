@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 import r1v_export
-from r1v_export.checkpoint.tokenizer import Tokenizer, eos_token_ids
 from r1v_export.errors import CheckpointError, InputError
+from r1v_export.processing.tokenizer import Tokenizer, eos_token_ids
 
 NANO = Path(r1v_export.__file__).parent / "nano/model"
 TOKENIZER_FILES = (

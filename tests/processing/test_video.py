@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r1v_export.checkpoint.spec import TilingSpec
 from r1v_export.errors import CapabilityError, InputError
-from r1v_export.reference import video
-from r1v_export.reference.preprocess import normalize, pixel_values
-from r1v_export.reference.video import frame_indices, load_frames, with_frame_placeholders
+from r1v_export.model_spec import TilingSpec
+from r1v_export.processing import video
+from r1v_export.processing.preprocess import normalize, pixel_values
+from r1v_export.processing.video import frame_indices, load_frames, with_frame_placeholders
 
 TILE = 28
 TILING = TilingSpec(tile_size=TILE, min_tiles=1, max_tiles=12, use_thumbnail=True, dynamic=True)

@@ -8,7 +8,7 @@ import transformers
 
 from r1v_export.errors import BundleError
 from r1v_export.generation import Sampling
-from r1v_export.reference.generation_config import DEFAULTS, default_sampling, unused_fields
+from r1v_export.processing.generation_config import DEFAULTS, default_sampling, unused_fields
 
 PUBLISHED = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "eos_token_id": 1}
 

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TypedDict
 
+import numpy as np
 from PIL import Image
 
 from r1v_export.cpus import thread_count
 from r1v_export.generation import Sampling
-from r1v_export.parity.samples import synthetic
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.synthetic_image import synthetic_image
 from r1v_export.progress import Progress
-from r1v_export.reference.preprocess import pixel_values
 from r1v_export.runner.base import BaseRunner, Request
 
 STAGES = ("preprocess_ms", "vision_ms", "projector_ms", "embed_ms", "prefill_ms", "decode_ms")
@@ -49,7 +50,8 @@ def measure(
         image: the image; a synthetic one if None.
         tokens: new tokens of every answer, whatever the model would like: stop tokens do not stop it.
     """
-    image = image or next(synthetic(1, runner.tiling.tile_size)).images[0]
+    side = runner.tiling.tile_size
+    image = image or synthetic_image(np.random.default_rng(0), side, side)
     runner.stop_ids = frozenset()
     request, sampling = Request.ask(question, image), Sampling(max_new_tokens=tokens)
     answers = []

@@ -20,8 +20,8 @@ from PIL import Image
 
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError, UsageError
+from r1v_export.processing.load_image import load_image
 from r1v_export.quoting import shorten_text
-from r1v_export.reference.load_image import load_image
 
 STDIN = "-"
 MAX_BYTES = 100_000_000

@@ -117,7 +117,7 @@ class ModelSpec(StrictModel):
     image_token_id: int
     """Id of `<IMG_CONTEXT>`, looked up in the checkpoint's tokenizer."""
     template: str
-    """Prompt template name, see `reference.prompt.TEMPLATES`."""
+    """Prompt template name, see `processing.prompt.TEMPLATES`."""
     system_message: str | None = None
     """Default system message of the checkpoint; None for the template's own."""
     dtype: Literal["float32", "float16", "bfloat16"]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from r1v_export.errors import InputError
-from r1v_export.reference.load_image import load_image
+from r1v_export.processing.load_image import load_image
 
 ORIENTATION = 0x0112
 ORIENTATIONS = range(1, 9)
@@ -89,7 +89,7 @@ def test_gray_with_alpha_is_composed_on_white():
 
 
 def test_colors_multiplied_by_their_alpha_are_divided_again():
-    from r1v_export.reference.image_policy import to_rgb
+    from r1v_export.processing.image_policy import to_rgb
 
     rgba = sample_image(channels=4)
     shown = np.asarray(to_rgb(rgba.convert("RGBa"), "as_displayed", "image")).astype(float)

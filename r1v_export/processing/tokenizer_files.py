@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from r1v_export.checkpoint.config_section import read_json_object
+from r1v_export.checkpoint_json import read_json_object
 from r1v_export.errors import CheckpointError
 from r1v_export.files import read_regular_text
 from r1v_export.quoting import shorten_text, shorten_value

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from r1v_export.checkpoint.spec import ModelSpec
-from r1v_export.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer, eos_token_ids
 from r1v_export.errors import CheckpointError, InputError
+from r1v_export.model_spec import ModelSpec
+from r1v_export.processing.tokenizer import IMAGE_TOKEN, Tokenizer, eos_token_ids
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", IMAGE_TOKEN, "</img>"

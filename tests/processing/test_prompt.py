@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import r1v_export
-from r1v_export.checkpoint.tokenizer import Tokenizer
 from r1v_export.errors import CheckpointError, InputError
-from r1v_export.reference.prompt import TEMPLATES, Turn, encode, stop_ids
+from r1v_export.processing.prompt import TEMPLATES, Turn, encode, stop_ids
+from r1v_export.processing.tokenizer import Tokenizer
 
 NANO = Path(r1v_export.__file__).parent / "nano/model"
 R1V3 = TEMPLATES["r1v3"]

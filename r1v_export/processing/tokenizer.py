@@ -1,7 +1,7 @@
 """The checkpoint's byte-level BPE: text to ids and back.
 
 Text is tokenized with no added token recognized in it, special or not, so no text whatsoever becomes `<IMG_CONTEXT>`,
-`<|im_end|>` or QwQ's `<think>`. Those are looked up by name and put between pieces of text by `reference.prompt`.
+`<|im_end|>` or QwQ's `<think>`. Those are looked up by name and put between pieces of text by `processing.prompt`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 import tokenizers
 from tokenizers import pre_tokenizers
 
-from r1v_export.checkpoint.byte_level import BYTE_OF
-from r1v_export.checkpoint.tokenizer_files import (
+from r1v_export.errors import CheckpointError, InputError
+from r1v_export.processing.byte_level import BYTE_OF
+from r1v_export.processing.tokenizer_files import (
     MAX_ID,
     AddedToken,
     check_ids,
@@ -26,7 +27,6 @@ from r1v_export.checkpoint.tokenizer_files import (
     read_added_tokens,
     read_definition,
 )
-from r1v_export.errors import CheckpointError, InputError
 from r1v_export.quoting import shorten_text, shorten_value
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"

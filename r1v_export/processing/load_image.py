@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError
 from r1v_export.files import open_regular
-from r1v_export.reference.image_policy import to_rgb
+from r1v_export.processing.image_policy import to_rgb
 
 MAX_PIXELS = 80_000_000
 """Largest image that is decoded, in pixels (about 240 MB as RGB); below the size at which Pillow itself warns."""
@@ -30,7 +30,7 @@ def load_image(source: ImageSource, policy: ImagePolicy = "as_displayed") -> Ima
 
     Args:
         source: path, encoded bytes, or a binary file.
-        policy: how it becomes RGB, see `reference.image_policy`; a bundle's own is `BaseRunner.image_policy`.
+        policy: how it becomes RGB, see `processing.image_policy`; a bundle's own is `BaseRunner.image_policy`.
 
     Raises:
         InputError: missing, unreadable, no regular file, not one of `FORMATS`, damaged, empty, over `MAX_PIXELS` or

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.got_ocr2 import image_processing_pil_got_ocr2 as got_ocr2
 
-from r1v_export.checkpoint.spec import TilingSpec
 from r1v_export.errors import InputError
-from r1v_export.reference import load_image
-from r1v_export.reference.preprocess import IMAGENET_MEAN, IMAGENET_STD, candidate_grids, choose_grid, pixel_values
-from r1v_export.reference.preprocess import tile_image as tile
+from r1v_export.model_spec import TilingSpec
+from r1v_export.processing import load_image
+from r1v_export.processing.preprocess import IMAGENET_MEAN, IMAGENET_STD, candidate_grids, choose_grid, pixel_values
+from r1v_export.processing.preprocess import tile_image as tile
 
 sides = st.integers(1, 4000)
 limits = st.integers(1, 24)

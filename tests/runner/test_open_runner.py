@@ -14,7 +14,7 @@ import pytest
 from r1v_export.cli import main
 from r1v_export.errors import CheckpointError
 from r1v_export.manifest import MANIFEST, hash_file
-from r1v_export.pipeline.open_runner import open_runner
+from r1v_export.runner.open_runner import open_runner
 
 
 def rewrite(path: Path, change: Callable[[Any], None]) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from r1v_export.checkpoint.spec import ModelSpec, TilingSpec
-from r1v_export.checkpoint.tokenizer import GROUNDING_TOKENS, Tokenizer, eos_token_ids
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import BundleError
+from r1v_export.model_spec import ModelSpec, TilingSpec
+from r1v_export.processing import preprocess
+from r1v_export.processing.generation_config import default_sampling
+from r1v_export.processing.load_image import MAX_PIXELS, MAX_SIDE
+from r1v_export.processing.prompt import IMAGE_PLACEHOLDER, Template, split_special, stop_ids, template_of
+from r1v_export.processing.tokenizer import GROUNDING_TOKENS, Tokenizer, eos_token_ids
 from r1v_export.quoting import shorten_text
-from r1v_export.reference import preprocess
-from r1v_export.reference.generation_config import default_sampling
-from r1v_export.reference.load_image import MAX_PIXELS, MAX_SIDE
-from r1v_export.reference.prompt import IMAGE_PLACEHOLDER, Template, split_special, stop_ids, template_of
+from r1v_export.serialized.document import read_document
 from r1v_export.serialized.pipeline import (
+    PIPELINE_FILE,
     AddedTokenDocument,
     DefaultSampling,
     EngineDocument,
@@ -69,6 +72,19 @@ def describe_pipeline(
         generation_config=dict(generation_config),
         engines=dict(engines or {}),
     )
+
+
+def open_files(folder: Path) -> tuple[Tokenizer, PipelineDocument]:
+    """Tokenizer and pipeline of a bundle, which need not be finished.
+
+    Raises:
+        BundleError: `pipeline.json` is missing, malformed, or does not go with the tokenizer.
+        CheckpointError: the tokenizer's files are missing or damaged.
+    """
+    pipeline = read_document(PipelineDocument, folder / PIPELINE_FILE)
+    tokenizer = Tokenizer.from_folder(folder)
+    check_pipeline(pipeline, tokenizer, folder / PIPELINE_FILE)
+    return tokenizer, pipeline
 
 
 def document_template(document: PipelineDocument) -> Template:

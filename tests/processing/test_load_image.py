@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from r1v_export.errors import InputError
-from r1v_export.reference import load_image as load_image_module
-from r1v_export.reference.load_image import load_image
+from r1v_export.processing import load_image as load_image_module
+from r1v_export.processing.load_image import load_image
 
 
 def sample_image(width: int = 20, height: int = 12) -> Image.Image:

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from r1v_export.errors import InputError, UsageError
-from r1v_export.reference import image_source
-from r1v_export.reference.image_source import open_image, read_data_url
+from r1v_export.processing import image_source
+from r1v_export.processing.image_source import open_image, read_data_url
 
 
 def png() -> bytes:
