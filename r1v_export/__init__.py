@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         GraphError,
         InputError,
         ParityError,
+        QueueFullError,
         R1VError,
         UsageError,
     )
@@ -51,6 +52,7 @@ __all__ = [
     "Manifest",
     "ParityError",
     "ParityReport",
+    "QueueFullError",
     "R1VError",
     "Request",
     "Sampling",

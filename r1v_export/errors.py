@@ -87,6 +87,10 @@ class InputError(R1VError):
     """An image, prompt or data set that cannot be used."""
 
 
+class QueueFullError(R1VError):
+    """A request that was refused because too many are waiting; a later attempt may be taken."""
+
+
 class ParityError(R1VError):
     """An engine whose numbers leave their tolerance against PyTorch."""
 

@@ -1,0 +1,1 @@
+"""Many requests at a time over one model: `BatchingRunner.submit`, see `batching_runner`."""
