@@ -16,7 +16,7 @@
       lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)
 
 * `Submission.cancel` (a client has gone) and `deadline` free a request's row before the next decoder step. Its last
-  event comes as that of any other answer, with the finish reason "cancelled" or "deadline" and what there was until then.
+  event comes as that of any other answer, with the finish reason "cancelled" or "deadline" and what there was.
 * Waiting requests are taken in turns by `client` (an API key, an address; all alike by default), each client's in their
   order, so no client keeps others waiting by sending many.
 * Every answer depends on its own prompt, sampling and seed only.

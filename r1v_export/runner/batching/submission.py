@@ -50,7 +50,7 @@ class Submission:
     def cancel(self) -> None:
         """End the answer with what it has: its last event comes soon, with the finish reason "cancelled".
 
-        Its row and its place in the queue are free from the next decoder step on. May be called again, and after the end.
+        Its row and its place in the queue are free from the next decoder step on. May be called again.
         """
         self.give_up("cancelled")
 
