@@ -28,6 +28,7 @@ from hollow import export_hollow, spec_38b
 from measure import RESULTS, machine, write_results
 
 from r1v_export import contract
+from r1v_export.build_file import config_yaml
 from r1v_export.config import BuildConfig
 from r1v_export.errors import R1VError
 from r1v_export.progress import ignore_progress
@@ -166,7 +167,7 @@ def _nano_graphs(config: BuildConfig, folder: Path, samples: int) -> Path:
     if not (folder / "graphs" / f"{contract.DECODER}.onnx").exists():
         options = folder.with_suffix(".yaml")
         options.parent.mkdir(parents=True, exist_ok=True)
-        options.write_text(config.to_yaml())
+        options.write_text(config_yaml(config))
         command = [sys.executable, "-m", "r1v_export.cli.main", "build", "--config", str(options), "-o", str(folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder / "graphs"

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from r1v_export import build_extra
 from r1v_export.bundle import Bundle
-from r1v_export.config import BuildConfig, Device, Precision, load_config
+from r1v_export.config import BuildConfig, Device, Precision
 from r1v_export.manifest import Manifest
-from r1v_export.parity.schema import ParityReport
 from r1v_export.progress import Progress
 from r1v_export.runner.base import BaseRunner
+
+if TYPE_CHECKING:
+    from r1v_export.parity.schema import ParityReport
 
 AnyPath = str | Path
 
 
+@build_extra.required()
 def build(
     model: AnyPath | None = None,
     *,
@@ -56,6 +60,7 @@ def build(
         CapabilityError: this machine lacks something that the build needs.
         ParityError: an engine's numbers leave their tolerance.
     """
+    from r1v_export.build_file import load_config
     from r1v_export.pipeline.build import build as run
 
     given = {
@@ -84,6 +89,7 @@ def open_bundle(path: AnyPath) -> Bundle:
     return Bundle.open(Path(path))
 
 
+@build_extra.required()
 def open_runner(
     bundle: Bundle | AnyPath,
     *,
@@ -115,6 +121,7 @@ def open_runner(
     )
 
 
+@build_extra.required()
 def check(
     bundle: Bundle | AnyPath,
     *,
@@ -154,6 +161,7 @@ def check(
     )
 
 
+@build_extra.required()
 def verify(bundle: Bundle | AnyPath, *, show_progress: bool = False) -> Manifest:
     """Recompute every hash of a bundle and check its graphs and documents; `r1v-export verify`.
 

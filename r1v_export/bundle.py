@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from r1v_export.config import BuildConfig, load_config
+from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_bytes
 from r1v_export.manifest import Manifest, read_manifest
@@ -49,6 +49,8 @@ class Bundle:
     @cached_property
     def config(self) -> BuildConfig:
         """What it was built as."""
+        from r1v_export.build_file import load_config
+
         return load_config(self.folder / BUILD_CONFIG, {})
 
     @cached_property
@@ -63,9 +65,9 @@ class Bundle:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The engines that the bundle holds, in order of preference, which is that of its build file."""
+        """The engines that the bundle holds, in order of preference, which is that of its pipeline.json."""
         names = {path.split("/")[1] for path in self.manifest.files if path.startswith(f"{ENGINES}/")}
-        return tuple(name for name in self.config.targets if name in names)
+        return tuple(name for name in self.pipeline.engines if name in names)
 
     def target(self, name: str | None) -> str:
         """The engine of that name; the first one when None.

@@ -1,4 +1,4 @@
-"""BuildConfig: everything that decides what a build makes. Strict, frozen, saved as `build.yaml`, and re-runnable."""
+"""BuildConfig: everything that decides what a build makes. Strict, frozen, saved by `build_file`, and re-runnable."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from r1v_export.errors import UsageError
-from r1v_export.files import read_regular_text
-from r1v_export.strict import StrictModel, parse_fields, parse_yaml
+from r1v_export.strict import StrictModel, parse_fields
 
 BUILTIN_MODEL = "r1v-nano"
 """The trained model that the package carries; what a build takes when no MODEL is named."""
@@ -160,54 +158,7 @@ class BuildConfig(StrictModel):
             update={"model": model, "revision": revision, "recipe": recipe, "calibration": calibration}
         )
 
-    def to_yaml(self) -> str:
-        """Serialize the config as YAML that `build` can read."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def load_config(path: Path | None, overrides: dict[str, Any]) -> BuildConfig:
-    """Read a build file (or none), let the given options win over it, and validate the result.
-
-    Args:
-        path: a YAML file with any of BuildConfig's fields.
-        overrides: field -> value of the options that were typed.
-
-    Raises:
-        UsageError: the file is unreadable or not YAML, or a field is unknown or has a wrong value.
-    """
-    fields = _merged(_read_yaml(path) if path else {}, overrides)
-    what = "The build file is invalid" if path else "The options are invalid"
-    return parse_fields(BuildConfig, fields, UsageError, what, where=path)
-
 
 def _typed(value: Any) -> str:
     """An option's value as the command line takes it."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Both; of nested mappings, both too. Targets that are named keep the options that the file has for them."""
-    merged = {**fields, **overrides}
-    for name in fields.keys() & overrides.keys():
-        if isinstance(fields[name], dict) and isinstance(overrides[name], dict):
-            merged[name] = {**fields[name], **overrides[name]}
-    blocks, named = fields.get("targets"), overrides.get("targets")
-    if isinstance(blocks, dict) and isinstance(named, tuple):
-        merged["targets"] = {name: blocks.get(name) for name in named}
-    return merged
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = read_regular_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("The build file cannot be read.", where=path, found=error) from error
-    fields = parse_yaml(text, UsageError, "The build file is invalid", where=path)
-    if not isinstance(fields, dict):
-        raise UsageError(
-            "The build file is not a mapping of fields.",
-            where=path,
-            expected=", ".join(BuildConfig.model_fields),
-            found=type(fields).__name__,
-        )
-    return fields

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from r1v_export.errors import R1VError
@@ -24,11 +23,7 @@ MAX_LEVELS = 64
 MAX_DIGITS = 100
 """Of one number. Published tokenizers have one of 31: a `model_max_length` of 1e30 stands for none."""
 
-MAX_YAML_CHARACTERS = 1 << 19
-"""Of one file: the reader takes seconds for a megabyte, and a recipe with a rule for each linear of a 38B has 60 kB."""
-
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_MAX_MERGED_FIELDS = 1000
 _MAX_EXPECTED_CHARACTERS = 1000
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -116,7 +111,7 @@ def load_json(
         )
         if _SURROGATE.search(text):
             json.dumps(content, ensure_ascii=False).encode()
-        if _is_deeper_than(MAX_LEVELS, content):
+        if is_deeper_than(MAX_LEVELS, content):
             raise RecursionError
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         failure = raises(f"{what}: not JSON.", where=where, found=shorten_text(str(error)), fix=fix)
@@ -129,32 +124,6 @@ def load_json(
     else:
         return content
     raise failure  # Outside of the handler: the chained error would hold the whole text.
-
-
-def parse_yaml(text: str, raises: type[R1VError], what: str, *, where: object = None) -> Any:
-    """The plain values of a YAML text; a key that is given twice is refused.
-
-    Args:
-        what: as of `parse_fields`.
-
-    Raises:
-        R1VError: of class `raises`: not YAML, too long, nested too deeply, growing without bound by its merge keys, or
-            with a number that is not finite or has more than `MAX_DIGITS`.
-    """
-    if len(text) > MAX_YAML_CHARACTERS:
-        found = f"{len(text)} characters"
-        raise raises(f"{what}: too long.", where=where, expected=f"at most {MAX_YAML_CHARACTERS}", found=found)
-    try:
-        content = yaml.load(text, Loader=_Loader)
-        if _is_deeper_than(MAX_LEVELS, content):
-            raise RecursionError
-    except RecursionError:
-        failure = raises(f"{what}: nested too deeply.", where=where, expected=f"at most {MAX_LEVELS} levels")
-    except Exception as error:  # PyYAML's constructors of dates, binary data and sets raise all kinds
-        failure = raises(f"{what}: not YAML.", where=where, found=shorten_text(" ".join(str(error).split())))
-    else:
-        return content
-    raise failure
 
 
 def _integer(digits: str) -> int:
@@ -180,7 +149,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _is_deeper_than(levels: int, content: Any) -> bool:
+def is_deeper_than(levels: int, content: Any) -> bool:
     """Whether lists and mappings lie deeper in each other; aliases are followed once a level."""
     level = [content] if isinstance(content, dict | list) else []
     for _ in range(levels):
@@ -189,40 +158,6 @@ def _is_deeper_than(levels: int, content: Any) -> bool:
         inner = (child for item in level for child in (item.values() if isinstance(item, dict) else item))
         level = list({id(child): child for child in inner if isinstance(child, dict | list)}.values())
     return bool(level)
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values only, each key once, merge keys (`<<`) within bounds."""
-
-    # `anchor` is a name or None; published stubs have it wrong.
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key in seen:
-                what = f"'{shorten_text(key)}' is given twice"
-                raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
-            seen.add(key)
-        return node
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > _MAX_MERGED_FIELDS:
-            raise yaml.constructor.ConstructorError(None, None, "a mapping has too many fields", node.start_mark)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        if len(node.value) > MAX_DIGITS:
-            raise ValueError(f"a number of {len(node.value)} digits")
-        return int(super().construct_yaml_int(node))
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        if len(node.value) > MAX_DIGITS or not math.isfinite(number := super().construct_yaml_float(node)):
-            raise ValueError(f"{shorten_text(node.value, 40)} is no finite number")
-        return float(number)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def validation_error(

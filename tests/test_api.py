@@ -103,6 +103,7 @@ def test_settings_of_a_config_are_kept_and_arguments_win(tmp_path: Path, monkeyp
     from types import SimpleNamespace
 
     from r1v_export import api
+    from r1v_export.build_file import config_yaml
     from r1v_export.config import ParityConfig
 
     seen = []
@@ -114,7 +115,7 @@ def test_settings_of_a_config_are_kept_and_arguments_win(tmp_path: Path, monkeyp
     monkeypatch.setattr("r1v_export.pipeline.build.build", remember)
     monkeypatch.setattr(api, "open_bundle", lambda path: path)
     config = r1v_export.BuildConfig(precision="bf16", parity=ParityConfig(questions=3))
-    (tmp_path / "build.yaml").write_text(config.to_yaml())
+    (tmp_path / "build.yaml").write_text(config_yaml(config))
     for given in (config, tmp_path / "build.yaml", str(tmp_path / "build.yaml")):
         assert r1v_export.build("a/b", out=str(tmp_path), config=given, device="cuda") == tmp_path
     assert [(c.model, c.precision, c.device, c.parity.questions) for c in seen] == [("a/b", "bf16", "cuda", 3)] * 3

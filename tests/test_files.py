@@ -98,7 +98,7 @@ def test_a_tokenizer_with_a_file_that_is_none_is_refused(make: Special, name: st
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("make", SPECIALS)
 def test_settings_and_calibration_sets_that_are_no_files_are_refused(make: Special, tmp_path: Path) -> None:
-    from r1v_export.config import load_config
+    from r1v_export.build_file import load_config
     from r1v_export.quantization.calibration.raw_examples import jsonl_examples
     from r1v_export.quantization.recipe import load
 
@@ -114,7 +114,7 @@ def test_settings_and_calibration_sets_that_are_no_files_are_refused(make: Speci
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("make", SPECIALS)
 @pytest.mark.parametrize(
-    "name", ["manifest.json", "model.json", "build.yaml", "tokenizer.json", "engines/onnxruntime/decoder.onnx"]
+    "name", ["manifest.json", "model.json", "pipeline.json", "tokenizer.json", "engines/onnxruntime/decoder.onnx"]
 )
 def test_a_bundle_with_a_file_that_is_none_is_refused(
     make: Special, name: str, nano_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r1v_export.config import load_config
+from r1v_export.build_file import load_config
 from r1v_export.targets import registry
 from tests.documents import PROJECT, Block, blocks_of, make_clone, run, runnable
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from r1v_export import build_extra
 from r1v_export.cli.images import SOURCE, allow_url_option, image_opener
 from r1v_export.cli.output import (
     common_options,
@@ -63,6 +64,8 @@ def command(
     from r1v_export.runner.bench import measure
     from r1v_export.runner.open_runner import open_runner
 
+    if gpu:
+        build_extra.require()
     peaks = gpu_named(gpu) if gpu else None
     runner = open_runner(bundle, target, model, device, engine)
     loaded = image_opener(runner.image_policy, allow_url)(image) if image else None

@@ -78,7 +78,7 @@ def command(
 
     If interrupted at any moment, the same command resumes.
     """
-    from r1v_export.config import load_config
+    from r1v_export.build_file import load_config
     from r1v_export.pipeline.build import build, plan
     from r1v_export.progress import Progress
 

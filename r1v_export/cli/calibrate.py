@@ -107,7 +107,7 @@ def _require_one_way(how: dict[str, Any], merging: bool) -> None:
 
 def _config(model: dict[str, Any], how: dict[str, Any]) -> BuildConfig:
     """The build's configuration that these options stand for."""
-    from r1v_export.config import load_config
+    from r1v_export.build_file import load_config
 
     calibration = {"data": how["--calib"], "samples": how["--samples"]}
     fields = {

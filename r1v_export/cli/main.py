@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import click
 
+from r1v_export import build_extra
 from r1v_export.cli.streams import discard_stdout, json_text, prepare_streams
 from r1v_export.errors import CapabilityError, R1VError, UsageError
 from r1v_export.version import VERSION
@@ -63,7 +64,8 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line, report its error if it has one, and return the exit code."""
     try:
-        cli.main(args=list(arguments), prog_name="r1v-export", standalone_mode=False)
+        with build_extra.required():
+            cli.main(args=list(arguments), prog_name="r1v-export", standalone_mode=False)
         sys.stdout.flush()
     except R1VError as error:
         return _report(arguments, error)

@@ -94,7 +94,6 @@ def command(
     The bundle's hashes are not computed: that is `verify`'s, or --verify's. What is read is checked as it is opened.
     """
     from r1v_export.bundle import Bundle
-    from r1v_export.pipeline.verify import verify_bundle
     from r1v_export.progress import Progress
     from r1v_export.runner.base import Request
     from r1v_export.runner.open_runner import open_runner
@@ -102,6 +101,8 @@ def command(
     _require_one_source(images, video, frames, chat=chat, question=question)
     text = _question(question, chat)
     if verify:
+        from r1v_export.pipeline.verify import verify_bundle
+
         verify_bundle(bundle, Progress(3, quiet=format_ == "json"))
     opened = Bundle.open(bundle)
     chosen = _sampling(opened.pipeline.generation_config, greedy, sampling)

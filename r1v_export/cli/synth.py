@@ -60,7 +60,7 @@ def command(folder: Path, settings: tuple[str, ...], format_: str, **options: An
 def _parse(setting: str) -> tuple[str, Any]:
     """`a.b=2` -> ("a.b", 2); the value is YAML."""
     from r1v_export.errors import UsageError
-    from r1v_export.strict import parse_yaml
+    from r1v_export.strict_yaml import parse_yaml
 
     key, equals, value = setting.partition("=")
     if not key or not equals:

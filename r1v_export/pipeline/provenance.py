@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import platform
 from collections.abc import Iterable
 from importlib import metadata
@@ -47,6 +48,8 @@ def code_digest(parts: Iterable[str]) -> str:
 def device_name(device: str) -> str:
     """The device as people know it: `cpu: <model>` or `cuda: <model>`."""
     if device == "cuda":
+        if importlib.util.find_spec("torch") is None:
+            return "cuda: unknown (torch is not installed)"
         import torch
 
         return f"cuda: {torch.cuda.get_device_name()}"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from r1v_export import contract
 from r1v_export.bundle import Bundle
 from r1v_export.config import Device
 from r1v_export.pipeline.provenance import device_name
-from r1v_export.roofline.counts import LENGTH
 from r1v_export.roofline.devices import DEVICES, DeviceSpec, named_by_driver
-from r1v_export.roofline.estimate import layer_times, total
-from r1v_export.roofline.workloads import Workload
 from r1v_export.runner.bench import Measurement
+
+if TYPE_CHECKING:
+    from r1v_export.roofline.workloads import Workload
 
 VISION_PROJECTOR, PREFILL, DECODE = "vision and projector", "prefill", "decode"
 
@@ -63,6 +63,8 @@ def attained(
     work = {stage: done for stage, done in _workloads(measured).items() if _holds(bundle.graphs, done[0])}
     if not work:
         return {"gpu": None, "why": "the bundle holds no graphs to count in"}
+    from r1v_export.roofline.estimate import layer_times, total
+
     stages: dict[str, StageFacts] = {}
     for stage, (workload, runs, measured_ms) in work.items():
         roofline_ms = 1000 * runs * total(layer_times(workload.costs(bundle.graphs), peaks)).seconds
@@ -79,6 +81,9 @@ def _workloads(measured: Measurement) -> dict[str, tuple[Workload, int, float]]:
 
     A step's cost grows evenly with the tokens before it: all steps cost what as many in the middle would.
     """
+    from r1v_export.roofline.counts import LENGTH
+    from r1v_export.roofline.workloads import Workload
+
     ms, prompt, steps = measured["stages_ms"], measured["prompt_tokens"], measured["new_tokens"] - 1
     decoder = {"batch": 1, "capacity": prompt + steps}
     vision = Workload(VISION_PROJECTOR, (contract.VISION, contract.PROJECTOR), {"tiles": measured["tiles"]})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1v_export import contract
+from r1v_export.build_file import config_yaml
 from r1v_export.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Compute
@@ -146,12 +147,12 @@ class Build:
             for path in auxiliary:
                 shutil.copyfile(path, folder / path.name)
             (folder / MODEL_SPEC).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            (folder / BUILD_CONFIG).write_text(config.to_yaml(), encoding="utf-8")
+            (folder / BUILD_CONFIG).write_text(config_yaml(config), encoding="utf-8")
 
         return Stage(
             "model-files",
             make,
-            code=("checkpoint", "config.py", "model_spec.py"),
+            code=("build_file.py", "checkpoint", "config.py", "model_spec.py"),
             settings={"config": config.model_dump(mode="json"), "spec": spec.model_dump(mode="json")},
             sources=tuple(path.name for path in auxiliary),
             size_bytes=sum(path.stat().st_size for path in auxiliary),

@@ -33,7 +33,8 @@ from r1v_export.quantization.groups import (
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.number_formats import InputType, WeightType
 from r1v_export.quantization.statistics.range_estimators import Observer
-from r1v_export.strict import StrictModel, parse_fields, parse_yaml
+from r1v_export.strict import StrictModel, parse_fields
+from r1v_export.strict_yaml import parse_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
 """The shipped recipes; a link to calibration/recipes in a checkout, a plain folder in an installed package."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from r1v_export import build_extra
 from r1v_export.bundle import Bundle
 from r1v_export.config import COMPUTE_OF, BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError, UsageError
@@ -148,6 +149,8 @@ def open_generator(bundle: Bundle, target: str | None, engine: str, device: Devi
         BundleError, CapabilityError: as `Decodes.open_generator`.
     """
     offering = [each for each in loadable() if isinstance(each, Decodes)]
+    if not offering:
+        _require_all()
     chosen = next((each for each in offering if each.takes_engine(engine) and target in (None, each.name)), None)
     if chosen is None:
         raise UsageError(
@@ -165,6 +168,8 @@ def engine_compiler(bundle: Bundle) -> CompilesEngines:
         BundleError: the bundle has none.
     """
     offering = [each for each in loadable() if isinstance(each, CompilesEngines)]
+    if not offering:
+        _require_all()
     for name in bundle.targets:
         for target in offering:
             if target.name == name:
@@ -197,6 +202,12 @@ def engine_describer(bundle: Bundle, target: str | None) -> DescribesEngines:
     return found
 
 
+def _require_all() -> None:
+    """Raise the error of the first target that cannot be imported, as most cannot in a runtime-only installation."""
+    for name in names():
+        get_target(name)
+
+
 @functools.cache
 def _points() -> tuple[EntryPoint, ...]:
     """Every target's entry point; a package that is installed later is found by the next process."""
@@ -206,7 +217,10 @@ def _points() -> tuple[EntryPoint, ...]:
 
 def _load(point: EntryPoint) -> Target:
     try:
-        target = point.load()()
+        with build_extra.required():
+            target = point.load()()
+    except CapabilityError:
+        raise
     except Exception as error:  # Whatever the code of another package raises.
         raise CapabilityError(
             f"The target {point.name} cannot be imported.",

@@ -18,10 +18,10 @@ import onnx
 import yaml
 from PIL import Image
 
+from r1v_export.build_file import load_config
 from r1v_export.bundle import read_generation_config, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.tensor_file import read_header
-from r1v_export.config import load_config
 from r1v_export.errors import R1VError
 from r1v_export.manifest import hash_file, read_manifest
 from r1v_export.pipeline.verify import verify_bundle

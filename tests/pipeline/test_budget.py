@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from r1v_export.build_file import load_config
 from r1v_export.bundle import BUILD_CONFIG
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.config import BuildConfig, CalibrationConfig, load_config
+from r1v_export.config import BuildConfig, CalibrationConfig
 from r1v_export.errors import UsageError
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibrate import calibrate_alone

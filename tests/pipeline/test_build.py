@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
+from r1v_export.build_file import load_config
 from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.locate_checkpoint import open_source
-from r1v_export.config import BuildConfig, ParityConfig, load_config
+from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.errors import BundleError, CapabilityError, CheckpointError, ParityError, UsageError
 from r1v_export.manifest import MANIFEST, PASSED, read_manifest, verify
 from r1v_export.parity.schema import ParityReport

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import onnx
-from onnx import TensorProto
 from pydantic import JsonValue
 
 from r1v_export import contract
 from r1v_export.errors import BundleError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
+from r1v_export.targets.onnxruntime.graph_message import FLOAT8E4M3FN, FLOAT16, INT4, INT8, UINT4, parse_model
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 INT4_INPUTS = "r1v.int4_inputs"
@@ -20,9 +20,9 @@ INT4_INPUTS = "r1v.int4_inputs"
 _INT4_ARITHMETIC = "session.qdq_matmulnbits_accuracy_level"
 _ACCURACY_LEVELS = {"float32": "1", "int8": "4"}
 _DEQUANTIZE_AT_LOAD = "session.disable_quant_qdq"
-_FP8 = {TensorProto.FLOAT8E4M3FN}
-_FOUR_BITS = {TensorProto.INT4, TensorProto.UINT4}
-_INT8_IN_FLOAT16 = {TensorProto.INT8, TensorProto.FLOAT16}
+_FP8 = {FLOAT8E4M3FN}
+_FOUR_BITS = {INT4, UINT4}
+_INT8_IN_FLOAT16 = {INT8, FLOAT16}
 
 TOKENS_AT_ONCE = 256
 """Image tokens whose tiles a CPU encodes together: activations of more do not fit into its caches. InternViT's
@@ -49,7 +49,7 @@ def engine_options(engine: Path, files: Mapping[str, str]) -> dict[str, JsonValu
     for name, file in files.items():
         try:
             content = read_regular_bytes(engine / file, GRAPH_LIMIT_BYTES)
-            entries[name] = {**quantization_entries(onnx.load_model_from_string(content))}
+            entries[name] = {**quantization_entries(parse_model(content))}
         except Exception as error:  # protobuf's own, and the file system's
             fix = "build the bundle again"
             raise BundleError("An engine cannot be read.", where=engine / file, found=error, fix=fix) from error
@@ -64,12 +64,15 @@ def engine_options(engine: Path, files: Mapping[str, str]) -> dict[str, JsonValu
     }
 
 
-def quantization_entries(model: onnx.ModelProto) -> dict[str, str]:
+def quantization_entries(model: Any) -> dict[str, str]:
     """How this graph's quantized weights are computed with, as entries of a session's configuration.
 
     4-bit weights stay packed, in a fused kernel. There is none for FP8 weights: they are dequantized once, at load, and
     not at every step, which takes sixteen times as long; ONNX Runtime does so only where it fuses nothing quantized.
     In float16 it cannot fuse INT8: it takes results to be of the scales' type, float32, and refuses its own graph.
+
+    Args:
+        model: of `parse_model`.
     """
     kinds = {weight.data_type for weight in model.graph.initializer}
     inputs = next((entry.value for entry in model.metadata_props if entry.key == INT4_INPUTS), "float32")

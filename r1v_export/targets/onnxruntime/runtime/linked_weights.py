@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-
-import onnx
+from typing import Any
 
 from r1v_export.errors import BundleError
 from r1v_export.files import require_regular
@@ -13,11 +12,11 @@ from r1v_export.files import require_regular
 _LOCATION = "location"
 
 
-def follow_links(model: onnx.ModelProto, root: Path) -> Path:
+def follow_links(model: Any, root: Path) -> Path:
     """Let the weights of `model` be found where the links below `root` lead to; nothing is copied.
 
     Args:
-        model: its locations are rewritten if there are links.
+        model: of `parse_model`; its locations are rewritten if there are links.
         root: what they are relative to.
 
     Returns:

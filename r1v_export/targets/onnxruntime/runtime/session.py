@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnxruntime as ort
 
 from r1v_export.config import Device
@@ -15,6 +14,7 @@ from r1v_export.errors import BundleError, CapabilityError, R1VError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
 from r1v_export.log_event import log_event
 from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
+from r1v_export.targets.onnxruntime.graph_message import parse_model
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
 from r1v_export.targets.onnxruntime.session_options import WEIGHTS_FOLDER, quantization_entries
 
@@ -63,7 +63,7 @@ def open_session(
     ort.set_default_logger_severity(options.log_severity_level)
     try:
         content = model if isinstance(model, bytes) else read_regular_bytes(model, GRAPH_LIMIT_BYTES)
-        proto = onnx.load_model_from_string(content)
+        proto = parse_model(content)
         folder = follow_links(proto, weights_root)
         content = content if folder == weights_root else proto.SerializeToString()
         for name, value in {WEIGHTS_FOLDER: str(folder), **quantization_entries(proto)}.items():

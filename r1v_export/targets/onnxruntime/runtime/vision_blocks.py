@@ -5,11 +5,10 @@ from __future__ import annotations
 from itertools import count, takewhile
 from pathlib import Path
 
-import onnx
-
 from r1v_export import contract
 from r1v_export.errors import CapabilityError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
+from r1v_export.targets.onnxruntime.graph_message import parse_model
 
 
 def with_vision_blocks(model: Path) -> bytes:
@@ -18,7 +17,7 @@ def with_vision_blocks(model: Path) -> bytes:
     Raises:
         CapabilityError: the graph has no value named as a block's output.
     """
-    proto: onnx.ModelProto = onnx.load_model_from_string(read_regular_bytes(model, GRAPH_LIMIT_BYTES))
+    proto = parse_model(read_regular_bytes(model, GRAPH_LIMIT_BYTES))
     values = {value.name: value for value in proto.graph.value_info}
     names = list(takewhile(values.__contains__, map(contract.vision_block, count())))
     if not names:

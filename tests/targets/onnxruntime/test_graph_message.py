@@ -1,0 +1,51 @@
+"""A message of a few fields against the package onnx: what it reads, and that it loses nothing."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from r1v_export.targets.onnxruntime import graph_message
+from r1v_export.targets.onnxruntime.graph_message import parse_model
+
+
+def model() -> onnx.ModelProto:
+    """One of everything that is read, among much that is not."""
+    weight = TensorProto(name="weight", data_type=TensorProto.INT4, dims=[2, 4], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "graphs/decoder.data"), ("offset", "64"), ("length", "4")):
+        weight.external_data.add(key=key, value=value)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "middle", "y")]
+    nodes = [
+        helper.make_node("Gelu", ["x"], ["middle"], approximate="tanh"),
+        helper.make_node("Gemm", ["middle", "weight"], ["y"], alpha=0.5, transB=1),
+    ]
+    graph = helper.make_graph(nodes, "graph", values[:1], values[2:], [weight], value_info=values[1:2])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], producer_name="test")
+    made.metadata_props.add(key="r1v.int4_inputs", value="int8")
+    return made
+
+
+def test_it_reads_what_onnx_reads():
+    expected = model()
+    read = parse_model(expected.SerializeToString())
+    assert [entry.value for entry in read.graph.initializer[0].external_data] == ["graphs/decoder.data", "64", "4"]
+    assert read.graph.initializer[0].data_type == TensorProto.INT4
+    assert [value.name for value in read.graph.value_info] == ["middle"]
+    assert [value.name for value in read.graph.output] == ["y"]
+    assert {entry.key: entry.value for entry in read.metadata_props} == {"r1v.int4_inputs": "int8"}
+
+
+def test_a_change_leaves_the_rest_of_the_file_as_it_was():
+    expected = model()
+    changed = parse_model(expected.SerializeToString())
+    changed.graph.initializer[0].external_data[0].value = "blobs/0"
+    changed.graph.output.append(changed.graph.value_info[0])
+    expected.graph.initializer[0].external_data[0].value = "blobs/0"
+    expected.graph.output.append(expected.graph.value_info[0])
+    assert onnx.load_model_from_string(changed.SerializeToString()) == expected
+
+
+@pytest.mark.parametrize("name", ["FLOAT8E4M3FN", "INT8", "FLOAT16", "UINT4", "INT4"])
+def test_its_numbers_of_element_types_are_those_of_onnx(name):
+    assert getattr(graph_message, name) == TensorProto.DataType.Value(name)
