@@ -134,6 +134,19 @@ def stored_names(canonical: str, spec: ModelSpec, older_prefixes: bool = False) 
     return tuple(_older(name) if older_prefixes else name for name in _native_names(canonical))
 
 
+def names_under_other_prefixes(stored_name: str) -> tuple[str, ...]:
+    """A stored name itself, and what it is under today's and under the older prefixes of the native layout.
+
+    Configurations name modules as the class that wrote them has them, which need not be how it stores them.
+    """
+    renamed = [stored_name]
+    for today, older in OLDER_NATIVE_PREFIXES.items():
+        for prefix, other in ((today, older), (older, today)):
+            if stored_name.startswith(prefix):
+                renamed.append(other + stored_name.removeprefix(prefix))
+    return tuple(dict.fromkeys(renamed))
+
+
 def has_older_prefixes(stored: Collection[str]) -> bool:
     """Whether a native checkpoint's names are those of the first `-hf` checkpoints."""
     return any(name.startswith("vision_tower.") for name in stored)

@@ -29,16 +29,6 @@ def test_bitsandbytes_is_named(tiny, suffixes):
     assert "dequantize()" in error.fix
 
 
-@pytest.mark.parametrize("suffixes", [("weight_packed", "weight_scale", "weight_shape"), ("weight_scale",)])
-@pytest.mark.parametrize("part", ["quantization_config", "llm_config.quantization_config"])
-def test_compressed_tensors_is_named(tiny, suffixes, part):
-    set_key(tiny, part, {"quant_method": "compressed-tensors", "format": "pack-quantized"})
-    edit_tensors(tiny / WEIGHTS, lambda tensors: tensors.update({f"{LINEAR}.{s}": torch.ones(4) for s in suffixes}))
-    error = refusal(tiny)
-    assert error.what == "Checkpoints quantized by compressed-tensors are not read."
-    assert "run_compressed=False" in error.fix
-
-
 def test_a_declaration_without_such_tensors_is_no_quantized_checkpoint(tiny):
     set_key(tiny, "quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True})
     assert Checkpoint.open(tiny).quantized is None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from onnx_ir import load as load_graph
+from torch import Tensor, nn
 
 import r1v_export
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -17,12 +18,18 @@ from r1v_export.parity.report import read_report
 from r1v_export.pipeline.build import build, plan
 from r1v_export.pipeline.calibration import calibration_warnings, open_artifact
 from r1v_export.pipeline.verify import verify_bundle
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import Progress
+from r1v_export.reference.model import Model, ReferenceEngine, load
+from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.open_runner import open_runner
+from tests.compressed_checkpoints import compress
 from tests.quantized_checkpoints import AWQ, GPTQ, GPTQ_8, Truth, pack_awq, pack_gptq, quantized_copy
 
 NANO = Path(r1v_export.__file__).parent / "nano" / "model"
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
+CHART = IMAGES / "05-chart.png"
 NO_PARITY = ParityConfig(enabled=False)
 
 
@@ -88,7 +95,7 @@ def test_r1v_nano_in_8_bits_and_act_order_passes_its_gates_and_answers_what_the_
     assert (built.manifest.precision, built.manifest.parity) == ("int8", {"onnxruntime": "passed"})
     report = read_report(built.out / "report")
     assert report.texts.nll < report.texts.unigram_nll / 10
-    assert open_runner(built.out).ask("How tall is the green bar?", IMAGES / "05-chart.png").text == "5"
+    assert open_runner(built.out).ask("How tall is the green bar?", CHART).text == "5"
 
 
 @pytest.mark.parametrize("target", ["hf-unified", "tensorrt-llm"])
@@ -107,7 +114,61 @@ def test_r1v_nano_in_act_order_passes_its_gates_and_answers_what_the_chart_shows
     assert built.manifest.parity == {"onnxruntime": "passed"}
     report = read_report(built.out / "report")
     assert report.texts.nll < report.texts.unigram_nll / 10
-    assert open_runner(built.out).ask("How tall is the green bar?", IMAGES / "05-chart.png").text == "5"
+    assert open_runner(built.out).ask("How tall is the green bar?", CHART).text == "5"
+
+
+COMPRESSED = {
+    "pack-quantized, zero points": ({"num_bits": 4, "strategy": "group", "group_size": 128, "symmetric": False}, None),
+    "pack-quantized, act-order": ({"num_bits": 4, "strategy": "group", "group_size": 128, "actorder": "group"}, None),
+    "pack-quantized, 8 bits": ({"num_bits": 8, "strategy": "channel"}, None),
+    "float-quantized": (
+        {"num_bits": 8, "type": "float", "strategy": "tensor"},
+        {"num_bits": 8, "type": "float", "strategy": "tensor"},
+    ),
+    "int-quantized": ({"num_bits": 8, "strategy": "channel"}, {"num_bits": 8, "strategy": "tensor"}),
+}
+
+
+def answer(model: Model, checkpoint: Checkpoint, question: str, image: Path) -> str:
+    """What a model answers in PyTorch."""
+    tokenizer = Tokenizer.from_folder(checkpoint.folder)
+    pipeline = describe_pipeline(checkpoint.spec, tokenizer, checkpoint.generation_config)
+    return EngineRunner(ReferenceEngine(model), tokenizer, pipeline).ask(question, image).text
+
+
+@pytest.fixture(scope="module")
+def largest_inputs() -> dict[str, float]:
+    """Linear of r1v-nano -> the largest magnitude of its inputs while it answers a question."""
+    checkpoint, largest = Checkpoint.open(NANO), {}
+    model = load(checkpoint)
+
+    def observe(name: str, x: Tensor) -> None:
+        largest[name] = max(largest.get(name, 0.0), float(x.abs().max()))
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0]))
+    answer(model, checkpoint, "How many bars are there?", CHART)
+    return largest
+
+
+@pytest.mark.parametrize("case", COMPRESSED)
+def test_r1v_nano_compressed_by_compressed_tensors_passes_its_gates_and_answers_as_the_package_decompresses_it(
+    tmp_path, largest_inputs, case
+):
+    weights, inputs = COMPRESSED[case]
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    config = {"config_groups": {"group_0": group}, "ignore": ["re:vision_model.*", "re:mlp1.*", "re:.*lm_head"]}
+    truth = compress(NANO, tmp_path / "model", config, largest_inputs=largest_inputs)
+    parity = ParityConfig(questions=2, max_new_tokens=32)
+    built = build(BuildConfig(model=str(tmp_path / "model"), parity=parity), tmp_path / "out")
+    assert built.manifest.parity == {"onnxruntime": "passed"}
+    decompressed = load(Checkpoint.open(NANO))
+    for name, weight in truth.weights.items():
+        decompressed.get_submodule(name).weight.copy_(weight.float())
+    question = "How tall is the green bar?"
+    found = open_runner(built.out).ask(question, CHART).text
+    assert found == answer(decompressed, Checkpoint.open(NANO), question, CHART) == "5"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ TARGETS = ROOT / "targets"
 FOLDERS = sorted(path.name for path in TARGETS.iterdir() if (path / "target.py").is_file())
 OUTSIDE = sorted(path for path in ROOT.rglob("*.py") if TARGETS not in path.parents)
 
-EXCEPTIONS = {"checkpoint/foreign_formats.py": "compressed-tensors is also what checkpoints call their format"}
+EXCEPTIONS = {
+    "checkpoint/quantized/compressed_tensors.py": "compressed-tensors is also what checkpoints call their format"
+}
 """File -> why it may name a target."""
 
 _NAME = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, [*registry.names(), *FOLDERS]))})(?![\w.-])")

@@ -28,6 +28,7 @@ class Awq:
 
     group_size: int
     warnings: tuple[str, ...] = ()
+    cache_scales: tuple[tuple[str, str], ...] = ()
     method = "awq"
     marker = "qweight"
 

@@ -7,14 +7,21 @@ from pathlib import Path
 
 from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.listing import shorten
+from r1v_export.checkpoint.quantized import compressed_tensors
 from r1v_export.checkpoint.quantized.awq import Awq
+from r1v_export.checkpoint.quantized.compressed_tensors import CompressedTensors
 from r1v_export.checkpoint.quantized.gptq import Gptq
 from r1v_export.checkpoint.quantized.layout import ORIGINAL, QuantFormat
 from r1v_export.checkpoint.quantized.unified import METHOD, QUANT_CONFIG, Unified
 from r1v_export.checkpoint_json import read_json_object
 from r1v_export.errors import CheckpointError
 
-METHODS: dict[str, Callable[[Section], QuantFormat]] = {"awq": Awq.read, "gptq": Gptq.read, METHOD: Unified.read}
+METHODS: dict[str, Callable[[Section], QuantFormat]] = {
+    "awq": Awq.read,
+    "gptq": Gptq.read,
+    METHOD: Unified.read,
+    compressed_tensors.METHOD: CompressedTensors.read,
+}
 """`quant_method` -> the reader of its settings."""
 
 QUANTIZE_CONFIG = "quantize_config.json"

@@ -31,7 +31,10 @@ from r1v_export.checkpoint.quantized.layout import (
     LinearLayout,
     StoredLinear,
     TensorRule,
+    has_equal_groups,
     order_by_group,
+    repeat_for_groups,
+    split_size,
     unsupported,
 )
 from r1v_export.checkpoint.quantized.zero_points import VERSIONS, stored_offset, symmetric_zero
@@ -39,8 +42,6 @@ from r1v_export.checkpoint.tensor_file import StoredTensor
 
 ORDERS = {4: (0, 1, 2, 3, 4, 5, 6, 7), 8: (0, 1, 2, 3)}
 """Number of bits -> the order of values in a word."""
-SPLIT_GROUPS = (128, 64, 32)
-"""Groups that one scale for each output feature may be repeated for, the preferred one first."""
 
 _SHARED_TENSORS = {
     "scales": TensorRule(("G", "O"), FLOATS),
@@ -77,6 +78,7 @@ class Gptq:
     act_order: bool = False
     """`desc_act`: the order of the groups must then be stored."""
     warnings: tuple[str, ...] = ()
+    cache_scales: tuple[tuple[str, str], ...] = ()
     method = "gptq"
     marker = "qweight"
 
@@ -117,7 +119,7 @@ class Gptq:
             name=f"GPTQ, {kind}, in {groups}",
             qweight_type="int4" if self.symmetric else "uint4",
             per_tensor=False,
-            group_size=self.group_size or _split_size(in_features),
+            group_size=self.group_size or split_size(in_features),
             inputs=None,
             tensors=TENSORS[4],
             decode=partial(decode, self),
@@ -146,8 +148,7 @@ class Gptq:
         if "g_idx" in part:
             tensor = part["g_idx"]
             expected, found = f"each of 0 to {in_features // size - 1} {size} times", "groups of other sizes"
-            sizes = torch.arange(in_features, dtype=torch.int64) // size
-            known = torch.equal(tensor.read().long().sort().values, sizes)
+            known = has_equal_groups(tensor.read(), size)
         else:
             tensor = part["qweight"]
             expected, found = "g_idx, the group of each input", "desc_act: true without g_idx"
@@ -177,15 +178,10 @@ def decode(settings: Gptq, tensors: Mapping[str, Tensor]) -> Decoded:
     if settings.group_size is None and bits == 8:
         return Decoded(qweight_OI, scale_OG[:, 0].contiguous())
     if settings.group_size is None:
-        in_features = qweight_OI.shape[1]
-        groups = in_features // (_split_size(in_features) or in_features)
-        scale_OG, zero_point_OG = (values.repeat_interleave(groups, 1) for values in (scale_OG, zero_point_OG))
+        scale_OG, zero_point_OG = (
+            repeat_for_groups(values_O1, qweight_OI.shape[1]) for values_O1 in (scale_OG, zero_point_OG)
+        )
     return Decoded(qweight_OI, scale_OG, None if settings.symmetric else zero_point_OG, input_order=input_order_I)
-
-
-def _split_size(in_features: int) -> int | None:
-    """What groups one scale for each output feature is repeated for; None where none divides the inputs."""
-    return next((size for size in SPLIT_GROUPS if in_features % size == 0), None)
 
 
 def _other_convention(declared: str | None, offset: int) -> str:

@@ -16,14 +16,18 @@ from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.errors import CheckpointError
 
 QWeightType = Literal["fp8", "int8", "int4", "uint4"]
-Inputs = Literal["fp8 static", "fp8 dynamic"]
+Inputs = Literal["fp8 static", "fp8 dynamic", "int8 static", "int8 dynamic"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 ORIGINAL = "use the checkpoint it was quantized from, and quantize with `r1v-export build --precision`"
 """What always helps where a quantized checkpoint cannot be used."""
 
-Axis = Literal["O", "I", "G", "O/2", "O/4", "O/8", "I/4", "I/8"]
+Axis = Literal["O", "I", "G", "O/2", "O/4", "O/8", "I/4", "I/8", "2"]
+"""`O/8` is the number of words that hold one value of 4 bits for each output feature; `2` is two."""
+
+SPLIT_GROUPS = (128, 64, 32)
+"""Groups that one scale for each output feature may be repeated for, the preferred one first."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class TensorRule:
     """One tensor of a linear."""
 
     shape: tuple[Axis, ...]
+    """A scalar may be stored with one axis too."""
     dtypes: tuple[torch.dtype, ...]
     optional: bool = False
 
@@ -40,11 +45,12 @@ class TensorRule:
             "O": out_features,
             "I": in_features,
             "G": in_features // (group_size or in_features),
-            "O/2": out_features // 2,
-            "O/4": out_features // 4,
-            "O/8": out_features // 8,
-            "I/4": in_features // 4,
-            "I/8": in_features // 8,
+            "O/2": -(-out_features // 2),
+            "O/4": -(-out_features // 4),
+            "O/8": -(-out_features // 8),
+            "I/4": -(-in_features // 4),
+            "I/8": -(-in_features // 8),
+            "2": 2,
         }
         return tuple(sizes[axis] for axis in self.shape)
 
@@ -103,6 +109,8 @@ class LinearLayout:
     """Raises ValueError, its text the end of "This linear holds ...", for contents that the format does not allow."""
     one_group: bool = False
     """Stored with one scale for each output feature, whatever `group_size` it is read in."""
+    group_index: str = "g_idx"
+    """Suffix of the tensor that names the group of each input, where there is one."""
 
 
 class QuantFormat(Protocol):
@@ -116,6 +124,11 @@ class QuantFormat(Protocol):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Where the checkpoint is not read as it declares itself."""
+        ...
+
+    @property
+    def cache_scales(self) -> tuple[tuple[str, str], ...]:
+        """Suffixes that the scales of a decoder layer's FP8 keys and values may have; none if they are in 16 bits."""
         ...
 
     def layout(self, linear: str, in_features: int) -> LinearLayout:
@@ -176,21 +189,22 @@ class StoredLinear:
         Raises:
             CheckpointError: parts have different ones.
         """
-        groups = [part["g_idx"].read() if "g_idx" in part else None for part in self.parts]
+        name = self.layout.group_index
+        groups = [part[name].read() if name in part else None for part in self.parts]
         orders = [None if group_I is None else order_by_group(group_I) for group_I in groups]
         if not all(_same(order, orders[0]) for order in orders):
-            tensor = self.parts[0]["g_idx"]
+            tensor = next(part[name] for part in self.parts if name in part)
             raise unsupported(
                 "Parts of one linear are in different orders of their inputs.",
                 f"{tensor.name} in {tensor.file.name}",
-                "the same g_idx for parts that the model joins",
-                "a g_idx of their own",
+                f"the same {name} for parts that the model joins",
+                f"a {name} of their own",
             )
         return orders[0]
 
     def _decode(self, part: Mapping[str, StoredTensor]) -> Decoded:
         try:
-            decoded = self.layout.decode({suffix: tensor.read() for suffix, tensor in part.items()})
+            decoded = self.layout.decode({suffix: self._read(suffix, tensor) for suffix, tensor in part.items()})
         except ValueError as error:
             raise _damaged(part, str(error), f"what {self.layout.name} allows") from error
         for scale in (decoded.scale, decoded.input_scale, decoded.pre_quant_scale):
@@ -199,6 +213,10 @@ class StoredLinear:
         if self.layout.qweight_type == "fp8" and not bool(decoded.qweight.float().isfinite().all()):
             raise _damaged(part, "quantized values that are NaN", "finite values")
         return decoded
+
+    def _read(self, suffix: str, stored: StoredTensor) -> Tensor:
+        tensor = stored.read()
+        return tensor if self.layout.tensors[suffix].shape else tensor.reshape(())
 
 
 def _joined(parts: list[Decoded], stored: Mapping[str, StoredTensor]) -> Decoded:
@@ -229,6 +247,26 @@ def order_by_group(group_I: Tensor) -> Tensor | None:
     if bool((group_I[1:] >= group_I[:-1]).all()):
         return None
     return group_I.argsort(stable=True).to(torch.int32)
+
+
+def has_equal_groups(group_I: Tensor, size: int) -> bool:
+    """Whether each group, from 0 on, has `size` inputs.
+
+    Args:
+        group_I: the group of each input feature.
+    """
+    groups = torch.arange(len(group_I), dtype=torch.int64) // size
+    return torch.equal(group_I.long().sort().values, groups)
+
+
+def split_size(in_features: int) -> int | None:
+    """What groups one scale for each output feature is repeated for; None where none divides the inputs."""
+    return next((size for size in SPLIT_GROUPS if in_features % size == 0), None)
+
+
+def repeat_for_groups(values_O1: Tensor, in_features: int) -> Tensor:
+    """One scale or zero point for each output feature as one for each group of `split_size`, [out, groups]."""
+    return values_O1.repeat_interleave(in_features // (split_size(in_features) or in_features), 1)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -10,7 +10,6 @@ import torch
 
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.quantized.layout import FLOATS, LinearLayout, QuantFormat, StoredLinear, unsupported
-from r1v_export.checkpoint.quantized.unified import K_SCALE, V_SCALE, Unified
 from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.errors import CheckpointError
 from r1v_export.model_spec import ModelSpec
@@ -98,7 +97,7 @@ def _part(
     for suffix, tensor in part.items():
         rule = layout.tensors[suffix]
         expected = rule.shape_for(*shape, None if layout.one_group else layout.group_size)
-        if tensor.shape != expected or tensor.dtype not in rule.dtypes:
+        if tensor.shape not in (expected, expected or (1,)) or tensor.dtype not in rule.dtypes:
             dtypes = " or ".join(_name(dtype) for dtype in rule.dtypes)
             raise _error(
                 f"A tensor of a quantized linear ({layout.name}) has the wrong shape or dtype.",
@@ -131,20 +130,23 @@ def _cache_scales(
     wanted: Mapping[str, tuple[str, ...]],
     stored: Mapping[str, StoredTensor],
 ) -> tuple[tuple[StoredTensor, StoredTensor], ...]:
-    if not isinstance(quant_format, Unified) or not quant_format.kv_cache:
+    pairs: list[tuple[StoredTensor, StoredTensor]] = []
+    if not quant_format.cache_scales:
         return ()
-    pairs = []
     for layer in range(spec.language.num_layers):
         (norm,) = wanted[f"language_model.model.layers.{layer}.input_layernorm.weight"]
         prefix = norm.removesuffix("input_layernorm.weight")
-        key, value = prefix + K_SCALE, prefix + V_SCALE
+        candidates = [(prefix + key, prefix + value) for key, value in quant_format.cache_scales]
+        key, value = next((pair for pair in candidates if pair[0] in stored), candidates[0])
         missing = [name for name in (key, value) if name not in stored]
         if missing:
-            raise _missing(f"the key-value cache of decoder layer {layer}", missing, "kv_cache_quant_algo FP8")
+            where = f"the key-value cache of decoder layer {layer}"
+            raise _missing(where, missing, f"{quant_format.method} with an FP8 key-value cache")
         for name in (key, value):
-            if stored[name].shape not in ((), (1,)) or stored[name].dtype != torch.float32:
+            if stored[name].shape not in ((), (1,)) or stored[name].dtype not in FLOATS:
                 found = f"{_name(stored[name].dtype)} {list(stored[name].shape)}"
-                raise _error("A scale of the key-value cache has the wrong shape or dtype.", name, "float32 []", found)
+                expected = "float32 [], or the same in 16 bits"
+                raise _error("A scale of the key-value cache has the wrong shape or dtype.", name, expected, found)
         pairs.append((stored[key], stored[value]))
     return tuple(pairs)
 

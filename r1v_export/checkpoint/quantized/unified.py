@@ -96,7 +96,7 @@ class Unified:
     """`quant_method: modelopt`: one algorithm for all quantized linears, or one for each by name."""
 
     config: Section
-    kv_cache: bool
+    cache_scales: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...] = ()
     method = METHOD
     marker = SCALE
@@ -116,7 +116,8 @@ class Unified:
             raise config.wrong("quantized_layers", "an object with an algorithm for each linear", None)
         if config.has("kv_cache_quant_algo"):
             config.choice("kv_cache_quant_algo", "FP8")
-        return cls(config, config.has("kv_cache_quant_algo") or config.has("kv_cache_scheme"))
+        kv_cache = config.has("kv_cache_quant_algo") or config.has("kv_cache_scheme")
+        return cls(config, ((K_SCALE, V_SCALE),) if kv_cache else ())
 
     def layout(self, linear: str, in_features: int) -> LinearLayout:
         section, algorithm = self._entry(linear)

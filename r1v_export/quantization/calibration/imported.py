@@ -31,6 +31,7 @@ from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState,
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import LinearGroup, linear_groups
 from r1v_export.quantization.kv_scales import KVScales
+from r1v_export.quantization.number_formats import InputType
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import GROUP_SIZES, Imported, Inputs, Recipe, Rule, Scheme
@@ -53,14 +54,15 @@ def imported_recipe(checkpoint: Checkpoint) -> Recipe:
         if _keeps_pre_quant_scale(group, quantized)
         for name in group.linears
     }
-    rules: dict[tuple[str, bool, bool], tuple[Scheme, list[str]]] = {}
+    rules: dict[tuple[object, ...], tuple[Scheme, list[str]]] = {}
     for name, linear in quantized.linears.items():
         pre_quant_scale, act_order = name in kept, linear.input_order() is not None
-        scheme = _scheme(linear.layout, pre_quant_scale, act_order)
-        rules.setdefault((linear.layout.name, pre_quant_scale, act_order), (scheme, []))[1].append(name)
+        layout, scheme = linear.layout, _scheme(linear.layout, pre_quant_scale, act_order)
+        key = (layout.name, layout.group_size, pre_quant_scale, act_order)
+        rules.setdefault(key, (scheme, []))[1].append(name)
     return Recipe(
         name=f"imported-{quantized.format.method}",
-        description=f"As the checkpoint came: {'; '.join(dict.fromkeys(name for name, *_ in rules))}.",
+        description=f"As the checkpoint came: {'; '.join(dict.fromkeys(str(name) for name, *_ in rules))}.",
         rules=tuple(Rule(modules=tuple(names), scheme=scheme) for scheme, names in rules.values()),
         kv_cache="fp8" if quantized.cache_scales else None,
     )
@@ -112,8 +114,10 @@ def _scheme(layout: LinearLayout, pre_quant_scale: bool, act_order: bool) -> Sch
         pre_quant_scale=pre_quant_scale,
         act_order=act_order,
     )
-    mode = {"fp8 static": "static", "fp8 dynamic": "dynamic"}.get(layout.inputs or "")
-    return Scheme(weights=weights, inputs=Inputs.model_validate({"type": "fp8", "mode": mode}) if mode else None)
+    if layout.inputs is None:
+        return Scheme(weights=weights)
+    kind, mode = layout.inputs.split()
+    return Scheme(weights=weights, inputs=Inputs.model_validate({"type": kind, "mode": mode}))
 
 
 def import_quantized(
@@ -196,10 +200,16 @@ def _linear(decoded: Decoded, layout: LinearLayout) -> QuantizedLinear:
         scale=scale,
         zero_point=decoded.zero_point,
         group_size=layout.group_size,
-        input_type="fp8" if layout.inputs else None,
+        input_type=_input_type(layout),
         input_scale=decoded.input_scale,
         input_order=decoded.input_order,
     )
+
+
+def _input_type(layout: LinearLayout) -> InputType | None:
+    if layout.inputs is None:
+        return None
+    return "fp8" if layout.inputs.startswith("fp8") else "int8"
 
 
 def _share_input_scale(

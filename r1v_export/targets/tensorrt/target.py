@@ -78,13 +78,16 @@ class TensorRTTarget(Target):
 
     def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
         for linear, scheme in schemes.items():
-            if scheme.weights.type == "int8" and scheme.weights.algorithm == "imported":
-                size = scheme.weights.group_size
+            weights, imported = scheme.weights, scheme.weights.algorithm == "imported"
+            if imported and weights.type in ("int8", "fp8") and (scheme.inputs is None or weights.group_size):
+                kind, size = weights.type.upper(), weights.group_size
+                places = f"in groups of {size}" if size else f"per {weights.granularity}"
                 raise UsageError(
-                    "This target is not built from 8-bit GPTQ: TensorRT's INT8 products have INT8 inputs.",
+                    f"This target is not built from such 8-bit weights: TensorRT's {kind} products have {kind} inputs, "
+                    "and one scale for a row at least.",
                     where=linear,
-                    expected="int4 weights, or int8 weights and inputs",
-                    found="int8 weights per channel" if size is None else f"int8 weights in groups of {size}",
+                    expected="int4 weights, or weights and inputs in 8 bits",
+                    found=f"{weights.type} weights {places}{'' if scheme.inputs else ', 16-bit inputs'}",
                     fix="--target onnxruntime",
                 )
 

@@ -125,14 +125,12 @@ def test_a_scale_that_is_no_positive_number_is_refused_when_read(awq, value):
     assert LINEAR in caught.value.where
 
 
-@pytest.mark.parametrize(
-    ("method", "named"), [("fp8", "'fp8'"), ("compressed-tensors", "'compressed-tensors'"), (None, "no quantization")]
-)
+@pytest.mark.parametrize(("method", "named"), [("fp8", "'fp8'"), ("quark", "'quark'"), (None, "no quantization")])
 def test_an_unknown_method_is_named_with_those_that_are_known(awq, method, named):
     set_quantization(awq, method and {"quant_method": method, "bits": 4})
     error = refusal(awq)
     assert error.what == "The checkpoint's quantized format is not supported."
-    assert error.expected.startswith("quant_method awq, gptq, modelopt")
+    assert error.expected.startswith("quant_method awq, compressed-tensors, gptq, modelopt")
     assert named in error.found
     assert "--precision" in error.fix
 

@@ -99,14 +99,22 @@ def test_what_cannot_be_built_is_refused_before_any_work(library, monkeypatch, c
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-@pytest.mark.parametrize(("granularity", "group_size"), [("channel", None), ("group", 32)])
-def test_imported_int8_weights_without_int8_inputs_are_refused(granularity, group_size) -> None:
-    weights = {"type": "int8", "granularity": granularity, "group_size": group_size, "algorithm": "imported"}
+@pytest.mark.parametrize(
+    ("kind", "granularity", "group_size"), [("int8", "channel", None), ("int8", "group", 32), ("fp8", "channel", None)]
+)
+def test_imported_8_bit_weights_without_8_bit_inputs_are_refused(kind, granularity, group_size) -> None:
+    weights = {"type": kind, "granularity": granularity, "group_size": group_size, "algorithm": "imported"}
     schemes = {"language_model.model.layers.0.mlp.up_proj": Scheme.model_validate({"weights": weights})}
-    with pytest.raises(UsageError, match="8-bit GPTQ") as caught:
+    with pytest.raises(UsageError, match=f"{kind.upper()} products have {kind.upper()} inputs") as caught:
         TensorRTTarget().check_model(BuildConfig(model="m"), tiny_spec(), schemes)
     assert "up_proj" in str(caught.value.where)
     assert caught.value.fix == "--target onnxruntime"
+
+
+def test_imported_8_bit_weights_with_static_8_bit_inputs_are_not_refused() -> None:
+    weights = {"type": "int8", "granularity": "channel", "algorithm": "imported"}
+    scheme = Scheme.model_validate({"weights": weights, "inputs": {"type": "int8", "mode": "static"}})
+    TensorRTTarget().check_model(BuildConfig(model="m"), tiny_spec(), {"language_model.lm_head": scheme})
 
 
 def test_tensorrt_itself_builds_only_where_its_gpu_is(monkeypatch) -> None:

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 from safetensors.torch import load_file
+from torch import nn
 
+from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors, stored_names
 from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.quantization.groups import linear_shapes
@@ -16,6 +20,7 @@ from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.targets.compressed_tensors.runtime.reader import CompressedFiles
 from r1v_export.targets.compressed_tensors.target import CompressedTensorsTarget
 from r1v_export.targets.compressed_tensors.write.tensors import pack
+from tests.compressed_checkpoints import our_model
 
 READERS = Path(__file__).parents[2] / "readers"
 PACKAGE = json.loads((READERS / "compressed-tensors-0.17.0.json").read_text())
@@ -42,6 +47,48 @@ def test_every_weight_is_the_artifacts_bit_for_bit(chat):
 
 def test_every_part_of_a_weight_is_the_artifacts_bit_for_bit(native):
     require_lossless(native)
+
+
+def test_the_package_gives_every_linear_its_scheme_and_decompresses_its_weight_to_the_artifacts(chat):
+    model = our_model(chat.checkpoint, torch.float32)
+    apply_quantization_config(model, QuantizationConfig.model_validate(config_of(chat.folder)))
+    stored, found = tensors_of(chat.folder), set()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or not hasattr(module, "quantization_scheme"):
+            continue
+        own = {key.removeprefix(f"{name}."): value for key, value in stored.items() if key.startswith(f"{name}.")}
+        scheme, linear = module.quantization_scheme, chat.artifact.linear(name)
+        weight = BaseCompressor.get_value_from_registry(scheme.format).decompress(own, scheme)["weight"]
+        assert torch.equal(weight, linear.dequantize()), name
+        assert (scheme.input_activations is not None) == (linear.input_type is not None)
+        if linear.input_scale is not None:
+            assert torch.equal(own["input_scale"], linear.input_scale.reshape(module.input_scale.shape))
+        found.add(name)
+    assert found == set(chat.artifact.schemes)
+
+
+def require_the_same_import(written) -> None:
+    checkpoint, artifact = Checkpoint.open(written.folder), written.artifact
+    assert set(checkpoint.quantized.linears) == set(artifact.schemes)
+    for name, linear in artifact.linears():
+        decoded, stored = checkpoint.quantized.linears[name].decode(), checkpoint.quantized.linears[name]
+        assert torch.equal(decoded.qweight, linear.qweight), name
+        assert torch.equal(decoded.scale.expand(linear.scale.shape), linear.scale), name
+        for ours, theirs in ((decoded.zero_point, linear.zero_point), (decoded.input_scale, linear.input_scale)):
+            assert (ours is None and theirs is None) or torch.equal(ours, theirs), name
+        assert stored.layout.qweight_type == linear.weight_type
+        assert (stored.layout.inputs or "").partition(" ")[0] == (linear.input_type or "")
+    for layer, pair in enumerate(checkpoint.quantized.cache_scales):
+        scales = artifact.kv_scales(layer)
+        assert [float(stored.read()) for stored in pair] == [pytest.approx(scales.key), pytest.approx(scales.value)]
+
+
+def test_it_is_imported_again_bit_for_bit(chat):
+    require_the_same_import(chat)
+
+
+def test_linears_in_parts_are_imported_again_bit_for_bit(native):
+    require_the_same_import(native)
 
 
 def test_what_is_not_quantized_is_the_sources_bit_for_bit(chat):
