@@ -41,6 +41,7 @@ SYMBOLS: Mapping[str, str] = {
     "image_tokens": "tiles x tokens of a tile: the rows of all images' embeddings, in order",
     "batch": "sequences, independent of each other",
     "seq": "new tokens of each sequence in this step, padding included",
+    "logit_positions": "new tokens of each sequence whose logits are computed",
     "capacity": "slots of each sequence's key-value cache",
 }
 """What the symbols in shapes count."""
@@ -144,10 +145,13 @@ def graph_contracts(sizes: Sizes) -> Mapping[str, GraphContract]:
             TensorContract(POSITION_IDS, ("batch", "seq"), "int64"),
             TensorContract(CACHE_WRITE_INDEX, ("batch",), "int64"),
             TensorContract(CACHE_LENGTH, ("batch",), "int64"),
-            TensorContract(LOGITS_INDEX, ("batch",), "int64"),
+            TensorContract(LOGITS_INDEX, ("batch", "logit_positions"), "int64"),
             *cache(past_key, past_value),
         ),
-        (TensorContract(LOGITS, ("batch", sizes.vocab), COMPUTE), *cache(present_key, present_value)),
+        (
+            TensorContract(LOGITS, ("batch", "logit_positions", sizes.vocab), COMPUTE),
+            *cache(present_key, present_value),
+        ),
     )
     return {graph.name: graph for graph in (vision, projector, embed, decoder)}
 
@@ -166,13 +170,14 @@ class Decoder(Protocol):
         cache_length: np.ndarray,
         logits_index: np.ndarray,
     ) -> np.ndarray:
-        """Run the decoder graph once, keep the cache, return float32 logits [batch, vocab].
+        """Run the decoder graph once, keep the cache, return float32 logits [batch, logit_positions, vocab].
 
         With S new tokens per row, row b fills cache slots `cache_write_index[b]` ... `cache_length[b] - 1`, where
         `cache_length = cache_write_index + S`; its n-th token sees the slots up to its own (causal, aligned at the
         end). A prompt is right-padded to the longest row: padding sits behind the row's valid tokens, counts in
-        `cache_length`, is never seen by them, and its slots are overwritten by the tokens that come next;
-        `logits_index` points at the row's last valid token.
+        `cache_length`, is never seen by them, and its slots are overwritten by the tokens that come next.
+        `logits_index` [batch, logit_positions] says after which new tokens logits are wanted; the largest of a row
+        is its last valid token. An index may repeat.
         """
 
 

@@ -40,12 +40,13 @@ def cached_attention(q_BHSD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, cache_lengt
     return _onnx("Attention", q_BHSD, k_BKCD, v_BKCD, *no_mask_or_past, cache_length_B, like=q_BHSD, is_causal=1)
 
 
-def take_token(h_BSE: Tensor, index_B: Tensor) -> Tensor:
-    """Emit GatherND, which takes one token [B, E] of each sequence."""
-    return _onnx("GatherND", h_BSE, index_B[:, None], like=h_BSE[:, 0], batch_dims=1)
+def take_tokens(h_BSE: Tensor, index_BP: Tensor) -> Tensor:
+    """Emit GatherND, which takes the tokens [B, P, E] at `index_BP` of each sequence."""
+    taken_BPE = h_BSE.new_empty((*index_BP.shape, h_BSE.shape[-1]))
+    return _onnx("GatherND", h_BSE, index_BP[..., None], like=taken_BPE, batch_dims=1)
 
 
-_TRACED = (rms_norm, rotary_embedding, update_cache, cached_attention, take_token)
+_TRACED = (rms_norm, rotary_embedding, update_cache, cached_attention, take_tokens)
 
 
 @contextmanager

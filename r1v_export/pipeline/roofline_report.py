@@ -85,7 +85,7 @@ def _workloads(measured: Measurement) -> dict[str, tuple[Workload, int, float]]:
     from r1v_export.roofline.workloads import Workload
 
     ms, prompt, steps = measured["stages_ms"], measured["prompt_tokens"], measured["new_tokens"] - 1
-    decoder = {"batch": 1, "capacity": prompt + steps}
+    decoder = {"batch": 1, "logit_positions": 1, "capacity": prompt + steps}
     vision = Workload(VISION_PROJECTOR, (contract.VISION, contract.PROJECTOR), {"tiles": measured["tiles"]})
     prefill = Workload(PREFILL, (contract.DECODER,), {**decoder, "seq": prompt, LENGTH: prompt})
     decode = Workload(DECODE, (contract.DECODER,), {**decoder, "seq": 1, LENGTH: prompt + (steps + 1) // 2})

@@ -25,42 +25,39 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ImageSource = str | Path | bytes | BinaryIO
 
 
-def load_image(
-    source: ImageSource, policy: ImagePolicy = "as_displayed", *, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+def load_image(source: ImageSource, policy: ImagePolicy = "as_displayed") -> Image.Image:
     """Read an image as the model is given it: the first frame, 8-bit RGB.
 
     Args:
         source: path, encoded bytes, or a binary file.
         policy: how it becomes RGB, see `processing.image_policy`; a bundle's own is `BaseRunner.image_policy`.
-        max_pixels: of the image, at most `MAX_PIXELS`.
 
     Raises:
-        InputError: missing, unreadable, no regular file, not one of `FORMATS`, damaged, empty, over `max_pixels` or
+        InputError: missing, unreadable, no regular file, not one of `FORMATS`, damaged, empty, over `MAX_PIXELS` or
             `MAX_SIDE`, or of samples that the policy has no rule for.
     """
     if not isinstance(source, str | Path):
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        return _decode(file, policy, getattr(source, "name", "image data"), max_pixels)
+        return _decode(file, policy, getattr(source, "name", "image data"))
     try:
         with open_regular(source) as file:
-            return _decode(file, policy, source, max_pixels)
+            return _decode(file, policy, source)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name.
         reason = getattr(error, "strerror", None) or error
         fix = "give the path of an image file"
         raise InputError("The image cannot be read.", where=source, found=reason, fix=fix) from error
 
 
-def check_size(image: Image.Image, where: object, max_pixels: int = MAX_PIXELS) -> None:
+def check_size(image: Image.Image, where: object) -> None:
     """Refuse a decoded image that is empty or too large.
 
     Raises:
-        InputError: no pixels, more than `max_pixels`, or a side longer than `MAX_SIDE`.
+        InputError: no pixels, more than `MAX_PIXELS`, or a side longer than `MAX_SIDE`.
     """
-    require_size(*image.size, where, max_pixels)
+    require_size(*image.size, where)
 
 
-def require_size(width: int, height: int, where: object, max_pixels: int = MAX_PIXELS) -> None:
+def require_size(width: int, height: int, where: object) -> None:
     """Refuse an image size in pixels that is zero or too large.
 
     Raises:
@@ -68,14 +65,14 @@ def require_size(width: int, height: int, where: object, max_pixels: int = MAX_P
     """
     if width < 1 or height < 1:
         raise InputError("The image has no pixels.", where=where, found=f"{width} x {height}")
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        raise _too_large(where, f"{width} x {height} pixels", max_pixels)
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise _too_large(where, f"{width} x {height} pixels")
 
 
-def _decode(file: BinaryIO, policy: ImagePolicy, where: object, max_pixels: int) -> Image.Image:
+def _decode(file: BinaryIO, policy: ImagePolicy, where: object) -> Image.Image:
     try:
         with Image.open(file, formats=FORMATS) as image:
-            check_size(image, where, max_pixels)
+            check_size(image, where)
             return to_rgb(image, policy, where)
     except InputError:
         raise
@@ -88,6 +85,6 @@ def _decode(file: BinaryIO, policy: ImagePolicy, where: object, max_pixels: int)
         raise InputError("The image is damaged or cut off.", where=where, found=error) from error
 
 
-def _too_large(where: object, found: object, max_pixels: int = MAX_PIXELS) -> InputError:
-    limit = f"at most {max_pixels / 1_000_000:g} megapixels and {MAX_SIDE} pixels on a side"
+def _too_large(where: object, found: object) -> InputError:
+    limit = f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels on a side"
     return InputError("The image is too large.", where=where, expected=limit, found=found, fix="scale it down first")

@@ -1,7 +1,7 @@
 """Qwen2: the decoder, with an explicit static key-value cache.
 
-Parameter names are the published checkpoints'. Shape letters: B batch, S new tokens, C cache capacity, H heads,
-K key-value heads, D head dim, E hidden size, V vocabulary.
+Parameter names are the published checkpoints'. Shape letters: B batch, S new tokens, P logit positions, C cache
+capacity, H heads, K key-value heads, D head dim, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -180,17 +180,17 @@ class LanguageModel(nn.Module):
         rotary: Rotary,
         step: CacheStep,
         cache: list[LayerCache] | None,
-        logits_index_B: Tensor | None = None,
+        logits_index_BP: Tensor | None = None,
     ) -> tuple[Tensor, list[LayerCache] | None]:
         """One step over S new tokens.
 
         Without a cache the whole sequence is attended causally (training). Returns the logits at
-        `logits_index` of each row [B, V], or of every token [B, S, V] where it is None, and the updated cache.
+        `logits_index` of each row [B, P, V], or of every token [B, S, V] where it is None, and the updated cache.
         """
         h_BSE, present = inputs_embeds_BSE, []
         for index, layer in enumerate(self.model.layers):
             h_BSE, updated = layer(h_BSE, rotary, step, None if cache is None else cache[index])
             present.append(updated)
-        if logits_index_B is not None:
-            h_BSE = operators.take_token(h_BSE, logits_index_B)
+        if logits_index_BP is not None:
+            h_BSE = operators.take_tokens(h_BSE, logits_index_BP)
         return self.lm_head(self.model.norm(h_BSE)), None if cache is None else present

@@ -113,11 +113,11 @@ class ReferenceDecoder:
     ) -> np.ndarray:
         engine = self.engine
         where = (torch.from_numpy(a).to(engine.device) for a in (position_ids, cache_write_index, cache_length))
-        logits_BV, self.cache = self.language_model(
+        logits_BPV, self.cache = self.language_model(
             engine._tensor(inputs_embeds),
             self.rotary,
             CacheStep(*where),
             self.cache,
             torch.from_numpy(logits_index).to(engine.device),
         )
-        return engine._array(logits_BV)
+        return engine._array(logits_BPV)

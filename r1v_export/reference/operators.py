@@ -3,7 +3,7 @@
 Each has one ONNX operator of the default domain as its counterpart; `exporters.operators` puts those in these
 functions' place while a graph is traced, so the modules call them as `operators.name(...)`.
 
-Shape letters: B batch, S new tokens, C cache capacity, H heads, K key-value heads, D head dim.
+Shape letters: B batch, S new tokens, P logit positions, C cache capacity, H heads, K key-value heads, D head dim.
 """
 
 from __future__ import annotations
@@ -50,6 +50,6 @@ def cached_attention(q_BHSD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, cache_lengt
     return F.scaled_dot_product_attention(q_BHSD, k_BKCD, v_BKCD, attn_mask=visible_BSC[:, None], enable_gqa=True)
 
 
-def take_token(h_BSE: Tensor, index_B: Tensor) -> Tensor:
-    """The token at `index` of each row: [B, S, E] -> [B, E]."""
-    return h_BSE[torch.arange(h_BSE.shape[0], device=h_BSE.device), index_B]
+def take_tokens(h_BSE: Tensor, index_BP: Tensor) -> Tensor:
+    """The tokens at `index` of each row: [B, S, E] -> [B, P, E]."""
+    return h_BSE[torch.arange(h_BSE.shape[0], device=h_BSE.device)[:, None], index_BP]

@@ -44,7 +44,7 @@ def workloads(spec: ModelSpec, context: int | None = None) -> list[Workload]:
     positions = spec.language.max_position_embeddings
     prompt = min(tiles * spec.tokens_per_tile + _TEXT_TOKENS, positions)
     length = min(context or prompt + 1, positions)
-    step = {"batch": 1, "capacity": positions}
+    step = {"batch": 1, "logit_positions": 1, "capacity": positions}
     return [
         Workload(f"vision, {tiles} tiles", (contract.VISION, contract.PROJECTOR), {"tiles": tiles}),
         Workload(f"prefill, {prompt} tokens", (contract.DECODER,), {**step, "seq": prompt, LENGTH: prompt}),

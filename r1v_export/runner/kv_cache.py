@@ -45,10 +45,10 @@ class KVCache:
             )
         start_B = self.lengths_B
         position_ids_BS = start_B[:, None] + np.arange(seq)
-        last_valid_B = np.maximum(new_B - 1, 0)
-        logits_BV = self.decoder.step(inputs_embeds_BSE, position_ids_BS, start_B, start_B + seq, last_valid_B)
+        last_valid_B1 = np.maximum(new_B - 1, 0)[:, None]
+        logits_B1V = self.decoder.step(inputs_embeds_BSE, position_ids_BS, start_B, start_B + seq, last_valid_B1)
         self.lengths_B = start_B + new_B
-        return logits_BV
+        return logits_B1V[:, 0]
 
     def truncate(self, row: int, length: int) -> None:
         """Forget a row's tokens from `length` on; their slots are overwritten by the next ones."""

@@ -67,8 +67,10 @@ class CacheDocument(Strict):
     position_ids: str
     """Input: position of each new token, which is its slot."""
     logits_index: str
-    """Input: index among a row's new tokens of the one whose logits are the output, usually its last valid token."""
+    """Input: indices among a row's new tokens of those whose logits are wanted; for the next token one, the row's last
+    valid token."""
     logits: str
+    """Output: logits after each of these tokens."""
 
 
 class SizesDocument(Strict):

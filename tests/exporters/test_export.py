@@ -92,8 +92,8 @@ def test_decoder_matches_pytorch_for_ragged_prompts_decode_steps_and_later_turns
         for layer in range(spec.language.num_layers)
         for name in (contract.past_key, contract.past_value)
     }
-    # A prompt of 9 and 5 tokens, one decode step each, then three more tokens at once.
-    for seq, write, last in ((9, [0, 0], [8, 4]), (1, [9, 5], [0, 0]), (3, [10, 6], [2, 2])):
+    # A prompt of 9 and 5 tokens, one decode step each, then three more tokens at once, with the logits of all three.
+    for seq, write, last in ((9, [0, 0], [[8], [4]]), (1, [9, 5], [[0], [0]]), (3, [10, 6], [[0, 1, 2], [1, 0, 2]])):
         write_index = np.array(write)
         inputs = {
             contract.INPUTS_EMBEDS: RNG.standard_normal((2, seq, 64), dtype=np.float32),

@@ -84,8 +84,8 @@ def reply_to(sample: GeneratedSample, engine: ReferenceEngine, tokenizer: Tokeni
         embeds = engine.embed(np.array([new]), image_embeds if start == 0 else no_image)
         end = start + len(new)
         positions = np.arange(start, end)[None]
-        logits = decoder.step(embeds, positions, np.array([start]), np.array([end]), np.array([len(new) - 1]))
-        new, start = [int(logits[0].argmax())], end
+        logits = decoder.step(embeds, positions, np.array([start]), np.array([end]), np.array([[len(new) - 1]]))
+        new, start = [int(logits[0, 0].argmax())], end
         reply += new
     return tokenizer.decode(reply)
 

@@ -204,9 +204,9 @@ def spellbound(endpoint: Endpoint) -> Endpoint:
             self.decoder, self.batch, self.capacity = decoder, decoder.batch, decoder.capacity
 
         def step(self, *inputs):
-            logits_BV = self.decoder.step(*inputs)
-            logits_BV[:, endpoint.pipeline.image_token_id] += 1e4
-            return logits_BV
+            logits_BPV = self.decoder.step(*inputs)
+            logits_BPV[..., endpoint.pipeline.image_token_id] += 1e4
+            return logits_BPV
 
     class Engine(ReferenceEngine):
         def decoder(self, batch: int, capacity: int):

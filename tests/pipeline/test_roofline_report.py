@@ -53,9 +53,9 @@ def test_a_known_gpu_is_found_by_its_drivers_name_and_every_stage_compared_with_
 def test_decoding_reads_weights_and_the_cache_so_far_in_every_step(tiny_built: Path) -> None:
     bundle = Bundle.open(tiny_built)
     ours = attained(bundle, MEASURED, "cpu", SLOW_MEMORY)["stages"][DECODE]["roofline_ms"]
+    sizes = {"batch": 1, "seq": 1, "logit_positions": 1, "capacity": 44}
     steps = (
-        Workload("step", ("decoder",), {"batch": 1, "seq": 1, "capacity": 44, "length": length}).costs(bundle.graphs)
-        for length in (41, 42, 43, 44)
+        Workload("step", ("decoder",), {**sizes, "length": length}).costs(bundle.graphs) for length in (41, 42, 43, 44)
     )
     by_hand_ms = sum(sum(cost.bytes for cost in costs) for costs in steps) / 1e3
     assert ours == pytest.approx(by_hand_ms, rel=1e-3)

@@ -106,9 +106,9 @@ def test_an_answer_equals_that_of_transformers_generate(model, engine, pixels, i
             start[:, None] + np.arange(seq),
             start,
             start + seq,
-            np.array([seq - 1]),
+            np.array([[seq - 1]]),
         )
-        done, ids = done + seq, logits.argmax(-1)[:, None]
+        done, ids = done + seq, logits.argmax(-1)
         generated.append(int(ids[0, 0]))
     assert generated == expected
 
@@ -117,7 +117,8 @@ def prefill(engine: ReferenceEngine, inputs_embeds: np.ndarray) -> np.ndarray:
     batch, seq, _ = inputs_embeds.shape
     start = np.zeros(batch, np.int64)
     positions = np.tile(np.arange(seq), (batch, 1))
-    return engine.decoder(batch, seq).step(inputs_embeds, positions, start, start + seq, np.full(batch, seq - 1))
+    last = np.full((batch, 1), seq - 1)
+    return engine.decoder(batch, seq).step(inputs_embeds, positions, start, start + seq, last)[:, 0]
 
 
 def test_the_engine_keeps_the_contracts_shapes(engine, model, pixels, input_ids):

@@ -94,13 +94,13 @@ class Runtime:
         while len(generated) < max_new_tokens and not stops & set(generated):
             step = self.run("embed", [new], embeds)["inputs_embeds"]
             end = start + len(new)
-            positions, last = [range(start, end)], [len(new) - 1]
+            positions, last = [range(start, end)], [[len(new) - 1]]
             arrays = {cache["position_ids"]: positions, cache["write_index"]: [start], cache["length"]: [end]}
             arrays |= {cache["logits_index"]: last, **past}
             order = [tensor["name"] for tensor in self.graphs["decoder"]["inputs"]]
             outputs = self.run("decoder", step, *(arrays[name] for name in order if name != "inputs_embeds"))
             past = {p.format(layer=n): outputs[q.format(layer=n)] for n in layers for p, q in pairs}
-            generated.append(int(outputs[cache["logits"]][0].argmax()))
+            generated.append(int(outputs[cache["logits"]][0, 0].argmax()))
             new, start, embeds = generated[-1:], end, embeds[:0]
         return generated
 

@@ -121,7 +121,7 @@ class OnnxRuntimeDecoder:
         names = contract.cache_pairs(sizes.layers)
         zeros = (np.zeros(shape, self.dtype) for _ in names)
         self.cache = {pair: ort.OrtValue.ortvalue_from_numpy(z, device) for pair, z in zip(names, zeros, strict=True)}
-        self._one_token = _BoundStep(self, first_row=0, rows=batch, seq=1)
+        self._one_token = _BoundStep(self, first_row=0, rows=batch, seq=1, positions=1)
 
     def step(
         self,
@@ -131,19 +131,20 @@ class OnnxRuntimeDecoder:
         cache_length: np.ndarray,
         logits_index: np.ndarray,
     ) -> np.ndarray:
-        if inputs_embeds.shape[1] == 1:
+        seq, positions = inputs_embeds.shape[1], logits_index.shape[1]
+        if seq == positions == 1:
             return self._one_token.run(inputs_embeds, position_ids, cache_write_index, cache_length, logits_index)
-        logits_BV = np.empty((self.batch, self.sizes.vocab), dtype=np.float32)
+        logits_BPV = np.empty((self.batch, positions, self.sizes.vocab), dtype=np.float32)
         for row in range(self.batch):
-            here, seq = slice(row, row + 1), int(logits_index[row]) + 1
-            logits_BV[row] = _BoundStep(self, first_row=row, rows=1, seq=seq).run(
+            here, seq = slice(row, row + 1), int(logits_index[row].max()) + 1
+            logits_BPV[row] = _BoundStep(self, first_row=row, rows=1, seq=seq, positions=positions).run(
                 inputs_embeds[here, :seq],
                 position_ids[here, :seq],
                 cache_write_index[here],
                 cache_write_index[here] + seq,
                 logits_index[here],
             )
-        return logits_BV
+        return logits_BPV
 
 
 class _BoundStep:
@@ -153,9 +154,10 @@ class _BoundStep:
         decoder: whose session and cache are used.
         first_row, rows: the part of the cache's batch that takes part.
         seq: new tokens per row.
+        positions: of them whose logits are computed, per row.
     """
 
-    def __init__(self, decoder: OnnxRuntimeDecoder, first_row: int, rows: int, seq: int) -> None:
+    def __init__(self, decoder: OnnxRuntimeDecoder, first_row: int, rows: int, seq: int, positions: int) -> None:
         sizes, self._on_cpu = decoder.sizes, decoder.device == "cpu"
         self._session, self._binding = decoder.session, decoder.session.io_binding()
         self._inputs = {
@@ -163,9 +165,9 @@ class _BoundStep:
             contract.POSITION_IDS: np.zeros((rows, seq), np.int64),
             contract.CACHE_WRITE_INDEX: np.zeros(rows, np.int64),
             contract.CACHE_LENGTH: np.zeros(rows, np.int64),
-            contract.LOGITS_INDEX: np.zeros(rows, np.int64),
+            contract.LOGITS_INDEX: np.zeros((rows, positions), np.int64),
         }
-        self._logits = np.zeros((rows, sizes.vocab), decoder.dtype)
+        self._logits = np.zeros((rows, positions, sizes.vocab), decoder.dtype)
         self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._inputs.values()]
         self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
         self._bind_inputs()
@@ -178,7 +180,7 @@ class _BoundStep:
             self._binding.bind_output(present, *memory)
 
     def run(self, *arrays: np.ndarray) -> np.ndarray:
-        """Logits [rows, vocab] float32 for the inputs in the contract's order."""
+        """Logits [rows, positions, vocab] float32 for the inputs in the contract's order."""
         for (name, buffer), array in zip(self._inputs.items(), arrays, strict=True):
             with refusing_overflow(contract.DECODER, name, buffer.dtype):
                 np.copyto(buffer, array, casting="same_kind")

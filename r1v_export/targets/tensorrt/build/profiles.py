@@ -10,7 +10,7 @@ from r1v_export.targets.tensorrt.config import TensorRTConfig
 
 Shape = tuple[int, ...]
 
-VISION_SYMBOL, BATCH, SEQ = "tiles", "batch", "seq"
+VISION_SYMBOL, BATCH, SEQ, LOGIT_POSITIONS = "tiles", "batch", "seq", "logit_positions"
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ def tile_profiles(config: TensorRTConfig) -> list[Profile]:
 
 def decoder_profiles(config: TensorRTConfig, max_positions: int) -> list[Profile]:
     """Steps of any length, at its best for one full step of a single sequence; and, where asked for, one of its own for
-    decoding, one new token of each sequence."""
+    decoding, one new token of each sequence. Both compute the logits of one token per sequence, all that a runner asks
+    for: a wider range would cost memory and faster kernels."""
     longest = min(config.max_prefill, decoder_capacity(config, max_positions))
-    batch = Range(1, 1, config.max_batch)
-    decode: list[Profile] = [{BATCH: batch, SEQ: Range(1, 1, 1)}] if config.decode_profile else []
-    return [{BATCH: batch, SEQ: Range(1, longest, longest)}, *decode]
+    each = {BATCH: Range(1, 1, config.max_batch), LOGIT_POSITIONS: Range(1, 1, 1)}
+    decode: list[Profile] = [{**each, SEQ: Range(1, 1, 1)}] if config.decode_profile else []
+    return [{**each, SEQ: Range(1, longest, longest)}, *decode]
 
 
 def decoder_capacity(config: TensorRTConfig, max_positions: int) -> int:

@@ -11,12 +11,11 @@ from torch import Tensor
 from r1v_export import contract
 from r1v_export.contract import Sizes
 from r1v_export.errors import UsageError
-from r1v_export.targets.tensorrt.build.profiles import BATCH, SEQ
+from r1v_export.targets.tensorrt.build.profiles import BATCH, LOGIT_POSITIONS, SEQ
 from r1v_export.targets.tensorrt.device import copy
 from r1v_export.targets.tensorrt.runtime.session import Run, Session
 
-_TOKEN_INPUTS = (contract.INPUTS_EMBEDS, contract.POSITION_IDS)
-_ROW_INPUTS = (contract.CACHE_WRITE_INDEX, contract.LOGITS_INDEX)
+_INPUTS = (contract.INPUTS_EMBEDS, contract.POSITION_IDS, contract.CACHE_WRITE_INDEX, contract.LOGITS_INDEX)
 
 
 class TensorRTDecoder:
@@ -28,14 +27,13 @@ class TensorRTDecoder:
     """
 
     def __init__(self, session: Session, sizes: Sizes, batch: int, capacity: int) -> None:
-        self.session, self.batch, self.capacity = session, batch, capacity
+        self.session, self.batch, self.capacity, self.vocab = session, batch, capacity, sizes.vocab
         self._require_built_for(batch, capacity)
         self._bindings = {binding.name: binding for binding in session.info.bindings}
         pairs = contract.cache_pairs(sizes.layers)
         self._cache: dict[str, Tensor] = {}
         for past, present in pairs:
             self._cache[past] = self._cache[present] = session.empty(self._bindings[past], {BATCH: batch})
-        self._logits = session.empty(self._bindings[contract.LOGITS], {BATCH: batch})
         self._one_token: tuple[dict[str, Tensor], Callable[[], None]] | None = None
 
     def step(
@@ -46,47 +44,56 @@ class TensorRTDecoder:
         cache_length: np.ndarray,
         logits_index: np.ndarray,
     ) -> np.ndarray:
-        seq = inputs_embeds.shape[1]
-        if seq == 1:
+        seq, positions = inputs_embeds.shape[1], logits_index.shape[1]
+        if seq == positions == 1:
             return self._decode(inputs_embeds, position_ids, cache_write_index, logits_index)
         piece = self.session.max[SEQ]
-        logits_BV = np.empty(tuple(self._logits.shape), dtype=np.float32)
+        logits_BPV = np.empty((self.batch, positions, self.vocab), dtype=np.float32)
         for start in range(0, seq, piece):
             part = slice(start, min(start + piece, seq))
             tokens = part.stop - start
             index_in_piece = np.clip(logits_index - start, 0, tokens - 1)
             here = (logits_index >= start) & (logits_index < part.stop)
-            inputs = self._inputs(tokens)
-            self._fill(inputs, inputs_embeds[:, part], position_ids[:, part], cache_write_index + start, index_in_piece)
-            self._prepare(inputs, tokens)()
-            logits_BV[here] = self._logits.float().cpu().numpy()[here]
-        return logits_BV
+            tensors = self._tensors(tokens, positions)
+            self._fill(
+                tensors, inputs_embeds[:, part], position_ids[:, part], cache_write_index + start, index_in_piece
+            )
+            self._prepare(tensors, tokens, positions)()
+            logits_BPV[here] = self._logits(tensors)[here]
+        return logits_BPV
 
     def _decode(self, *arrays: np.ndarray) -> np.ndarray:
         if self._one_token is None:
-            inputs = self._inputs(1)
-            self._fill(inputs, *arrays)
-            run = self._prepare(inputs, 1)
+            tensors = self._tensors(1, 1)
+            self._fill(tensors, *arrays)
+            run = self._prepare(tensors, 1, 1)
             run()  # TensorRT may allocate in its first run, which must not be captured; the step again changes nothing.
-            self._one_token = inputs, self.session.accelerator.capture(run.enqueue)
-        inputs, replay = self._one_token
-        self._fill(inputs, *arrays)
+            self._one_token = tensors, self.session.accelerator.capture(run.enqueue)
+        tensors, replay = self._one_token
+        self._fill(tensors, *arrays)
         replay()
         self.session.accelerator.synchronize()
-        return self._logits.float().cpu().numpy()
+        return self._logits(tensors)
 
-    def _inputs(self, seq: int) -> dict[str, Tensor]:
-        sizes = {BATCH: self.batch, SEQ: seq}
-        return {name: self.session.empty(self._bindings[name], sizes) for name in (*_TOKEN_INPUTS, *_ROW_INPUTS)}
+    def _tensors(self, seq: int, positions: int) -> dict[str, Tensor]:
+        """Inputs of a step and its logits; with the cache, all that the plan takes and gives."""
+        sizes = self._step_sizes(seq, positions)
+        return {name: self.session.empty(self._bindings[name], sizes) for name in (*_INPUTS, contract.LOGITS)}
 
     @staticmethod
-    def _fill(inputs: dict[str, Tensor], *arrays: np.ndarray) -> None:
-        for name, array in zip((*_TOKEN_INPUTS, *_ROW_INPUTS), arrays, strict=True):
-            copy(torch.from_numpy(np.ascontiguousarray(array)), inputs[name])
+    def _fill(tensors: dict[str, Tensor], *arrays: np.ndarray) -> None:
+        for name, array in zip(_INPUTS, arrays, strict=True):
+            copy(torch.from_numpy(np.ascontiguousarray(array)), tensors[name])
 
-    def _prepare(self, inputs: dict[str, Tensor], seq: int) -> Run:
-        tensors = {**inputs, **self._cache, contract.LOGITS: self._logits}
-        return self.session.prepare(tensors, {BATCH: self.batch, SEQ: seq})
+    @staticmethod
+    def _logits(tensors: dict[str, Tensor]) -> np.ndarray:
+        return tensors[contract.LOGITS].float().cpu().numpy()
+
+    def _prepare(self, tensors: dict[str, Tensor], seq: int, positions: int) -> Run:
+        return self.session.prepare({**tensors, **self._cache}, self._step_sizes(seq, positions))
+
+    def _step_sizes(self, seq: int, positions: int) -> dict[str, int]:
+        return {BATCH: self.batch, SEQ: seq, LOGIT_POSITIONS: positions}
 
     def _require_built_for(self, batch: int, capacity: int) -> None:
         past = next(binding for binding in self.session.info.inputs if binding.name == contract.past_key(0))

@@ -112,7 +112,7 @@ def test_it_computes_what_the_fake_quantized_model_computes(chat):
     ids = torch.randint(0, 255, (1, 8), generator=torch.Generator().manual_seed(1)).numpy()
     embeds = reference.embed(ids, torch.zeros(0, spec.language.hidden_size).numpy())
     positions = torch.arange(8)[None].numpy()
-    zero, eight, last = (torch.tensor([value]).numpy() for value in (0, 8, 7))
+    zero, eight, last = (torch.tensor(value).numpy() for value in ([0], [8], [[7]]))
     logits = [e.decoder(1, 16).step(embeds, positions, zero, eight, last) for e in (reference, engine)]
     assert abs(logits[0] - logits[1]).max() < 1e-2 * abs(logits[0]).max()
 

@@ -100,6 +100,24 @@ def test_the_lowered_and_the_standard_decoder_follow_the_reference_over_ragged_b
             assert_close(ours, wanted)
 
 
+def test_logits_of_three_tokens_in_a_step_are_those_of_one_token_at_a_time(built):
+    hidden, written = built.spec.language.hidden_size, np.array([6, 4])
+    prompt, tokens = normal(2, 6, hidden), normal(2, 3, hidden)
+    for engine in (built.reference, built.open(), built.open_standard()):
+        logits = []
+        for seq in (3, 1):
+            decoder = engine.decoder(2, 16)
+            decoder.step(prompt, np.tile(np.arange(6), (2, 1)), 0 * written, 0 * written + 6, written[:, None] - 1)
+            wanted = np.tile(np.arange(seq), (2, 1))
+            for start in range(0, 3, seq):
+                slots = written + start
+                new = tokens[:, start : start + seq]
+                logits.append(decoder.step(new, slots[:, None] + np.arange(seq), slots, slots + seq, wanted))
+        together, *one_at_a_time = logits
+        assert together.shape == (2, 3, built.spec.language.vocab_size)
+        assert_close(together, np.concatenate(one_at_a_time, axis=1))
+
+
 def test_a_row_that_pauses_while_others_go_on_stays_right(r1v):
     embeds = [normal(3, 1, r1v.spec.language.hidden_size) for _ in range(5)]
     prompts_SE, results = prompts(r1v.spec, [4, 6, 2]), []
@@ -153,8 +171,9 @@ def test_onnxruntime_does_warn_of_a_copied_cache(r1v, capfd, caplog):
     """What the test above relies on."""
     caplog.set_level(logging.INFO, logger="r1v_export")
     session = r1v.open_standard()._decoder
+    sizes = {"batch": 1, "seq": 1, "logit_positions": 1, "capacity": 8}
     feeds = {
-        value.name: np.zeros([{"batch": 1, "seq": 1, "capacity": 8}.get(dim, dim) for dim in value.shape], dtype)
+        value.name: np.zeros([sizes.get(dim, dim) for dim in value.shape], dtype)
         for value in session.get_inputs()
         for dtype in [np.int64 if value.type == "tensor(int64)" else np.float32]
     }

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
 
+from r1v_export import contract
 from r1v_export.exporters.export import export_graph
 from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.reference.model import ReferenceEngine
+from r1v_export.targets.onnxruntime.lower import lower
 from r1v_export.targets.onnxruntime.runtime import session
+from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
 from tests.quantization.apply.test_onnx import act_order_schemes, in_act_order, orders_of, rounded, schemes_of
@@ -103,6 +107,36 @@ def test_int8_weights_in_groups_stay_packed_and_compute_in_float32(optimized, tm
     assert np.abs(result - expected).max() < 1e-5 * np.abs(expected).max()
     fused = [node for node in onnx.load(optimized).graph.node if node.op_type == "MatMulNBits"]
     assert [next(a.i for a in node.attribute if a.name == "bits") for node in fused] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("kind", "group_size", "inputs", "kernel"),
+    [("int4", 32, None, "MatMulNBits"), ("int8", None, "int8", "MatMul"), ("fp8", None, "fp8", "MatMul")],
+)
+def test_a_quantized_head_keeps_its_kernel_and_gives_three_tokens_logits_like_one_at_a_time(
+    kind, group_size, inputs, kernel, optimized, tmp_path
+):
+    spec, model = tiny_spec(), random_model(tiny_spec())
+    head = "language_model.lm_head"
+    schemes = schemes_of(kind, group_size, inputs)
+    schemes[head] = next(iter(schemes.values()))
+    rewrite = quantizer(spec, schemes, rounded(schemes).__getitem__, {})
+    export_graph("decoder", checkpoint_of(model), tmp_path, torch.float32, rewrite=rewrite)
+    lowered = ir.load(tmp_path / "decoder.onnx")
+    lower(lowered, "cpu")
+    ir.save(lowered, tmp_path / "decoder.onnx")
+    engine = OnnxRuntimeEngine(tmp_path, tmp_path, spec.sizes, "cpu", 1)
+    tokens = np.random.default_rng(0).standard_normal((1, 3, spec.language.hidden_size), dtype=np.float32)
+    where = np.arange(3)[None], np.array([0]), np.array([3])
+    together = engine.decoder(1, 8).step(tokens, *where, np.array([[0, 1, 2]]))
+    decoder = engine.decoder(1, 8)
+    alone = [
+        decoder.step(tokens[:, n : n + 1], np.array([[n]]), np.array([n]), np.array([n + 1]), np.array([[0]]))
+        for n in range(3)
+    ]
+    np.testing.assert_allclose(together, np.concatenate(alone, axis=1), atol=1e-5 * np.abs(together).max())
+    *_, last = onnx.load(optimized).graph.node
+    assert (last.op_type, last.output[0]) == (kernel, contract.LOGITS)
 
 
 def test_int8_towers_run_in_float16_too(tmp_path):

@@ -18,7 +18,7 @@ from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.progress import ignore_progress
 from r1v_export.targets.tensorrt.build.compile import Job, compile_plan, layer_facts, require_types
 from r1v_export.targets.tensorrt.build.plan import GRAPH, PLAN
-from r1v_export.targets.tensorrt.build.profiles import Range
+from r1v_export.targets.tensorrt.build.profiles import BATCH, LOGIT_POSITIONS, SEQ, Range
 
 VISION_PROFILE = [{"tiles": Range(1, 1, 2)}]
 
@@ -100,6 +100,15 @@ def test_a_library_that_does_not_stream_gives_the_same_kind_of_plan(fp32, librar
     content = (tmp_path / f"{contract.PROJECTOR}{PLAN}").read_bytes()
     assert (len(content), hashlib.sha256(content).hexdigest()) == (info.plan_bytes, info.sha256)
     assert info.bindings == fp32.info(contract.PROJECTOR).bindings
+
+
+def test_a_decoder_that_gives_logits_of_several_tokens_is_built(fp32, library, tmp_path) -> None:
+    graph = ir.load(fp32.engine_folder / f"{contract.DECODER}{GRAPH}")
+    profile = {BATCH: Range(1, 1, 2), SEQ: Range(1, 4, 4), LOGIT_POSITIONS: Range(1, 3, 4)}
+    info = compile_plan(library, Job(contract.DECODER, graph, [profile], fp32.folder, (89,)), tmp_path, ignore_progress)
+    assert info.profiles[0][LOGIT_POSITIONS] == (1, 3, 4)
+    shapes = {binding.name: binding.shape for binding in info.bindings}
+    assert shapes[contract.LOGITS] == (BATCH, LOGIT_POSITIONS, fp32.spec.language.vocab_size)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a driver")

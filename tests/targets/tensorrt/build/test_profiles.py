@@ -18,14 +18,15 @@ def test_a_image_of_any_number_of_tiles_has_a_profile_and_the_narrowest_one_is_t
 
 def test_one_token_of_each_row_takes_the_decode_profile_and_a_cache_ends_where_positions_do() -> None:
     profiles = decoder_profiles(TensorRTConfig(max_batch=4, decode_profile=True), max_positions=1024)
-    assert profile_for(profiles, {"batch": 3, "seq": 1}) == 1
-    assert profile_for(profiles, {"batch": 3, "seq": 2}) == 0
+    assert profile_for(profiles, {"batch": 3, "seq": 1, "logit_positions": 1}) == 1
+    assert profile_for(profiles, {"batch": 3, "seq": 2, "logit_positions": 1}) == 0
     assert profiles[0]["seq"].max == 1024
 
 
 def test_one_profile_takes_steps_of_any_length_unless_decoding_is_to_have_its_own() -> None:
     (profile,) = decoder_profiles(TensorRTConfig(max_prefill=512), max_positions=1024)
-    assert profile_for([profile], {"batch": 1, "seq": 1}) == profile_for([profile], {"batch": 4, "seq": 512}) == 0
+    for batch, seq in ((1, 1), (4, 512)):
+        assert profile_for([profile], {"batch": batch, "seq": seq, "logit_positions": 1}) == 0
 
 
 @pytest.mark.parametrize("tiles", [[], [[2, 4]], [[1, 2], [4, 5]], [[1, 4], [3, 6]], [[1, 3], [4, 2]]])

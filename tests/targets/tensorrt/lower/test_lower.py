@@ -25,7 +25,7 @@ def test_the_lowered_decoder_gives_the_same_logits_and_cache_for_rows_at_differe
         contract.POSITION_IDS: written[:, None] + np.arange(3),
         contract.CACHE_WRITE_INDEX: written,
         contract.CACHE_LENGTH: written + 3,
-        contract.LOGITS_INDEX: np.array([2, 1]),
+        contract.LOGITS_INDEX: np.array([[0, 2], [1, 0]]),
         **{name: random.standard_normal(cache, dtype=np.float32) for name in names},
     }
     standard, lowered = (ir.load(graphs / "decoder.onnx") for _ in range(2))

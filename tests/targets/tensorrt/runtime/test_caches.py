@@ -84,7 +84,7 @@ def test_every_context_gets_the_kernels_and_the_first_run_of_each_keeps_them(fp3
     written = []
     for seq in (3, 3, 1, 1):
         embeds = np.zeros((1, seq, fp32.spec.language.hidden_size), np.float32)
-        decoder.step(embeds, np.arange(seq)[None], np.array([0]), np.array([seq]), np.array([seq - 1]))
+        decoder.step(embeds, np.arange(seq)[None], np.array([0]), np.array([seq]), np.array([[seq - 1]]))
         written.append(cache.path.read_bytes())
     assert written == [b"+", b"+", b"++", b"++"]
     assert engine.configs == [cache.config, cache.config]

@@ -7,6 +7,7 @@ import pytest
 
 from r1v_export import contract
 from r1v_export.errors import UsageError
+from r1v_export.targets.tensorrt.build.profiles import LOGIT_POSITIONS
 
 
 @pytest.fixture
@@ -38,13 +39,13 @@ def test_embeddings_are_looked_up_in_the_bundles_own_table(fp32, stand_in) -> No
 def steps(spec) -> list[tuple[np.ndarray, ...]]:
     """A padded prompt of two rows, longer than a step of the plan, and three tokens after it."""
     random = np.random.default_rng(2)
-    lengths, hidden = np.array([9, 6]), spec.language.hidden_size
+    lengths, hidden = np.array([[9], [6]]), spec.language.hidden_size
     prompt = random.standard_normal((2, 9, hidden), dtype=np.float32)
     calls = [(prompt, np.tile(np.arange(9), (2, 1)), np.array([0, 0]), np.array([9, 9]), lengths - 1)]
     for step in range(3):
         token = random.standard_normal((2, 1, hidden), dtype=np.float32)
         slots = lengths + step
-        calls.append((token, slots[:, None], slots, slots + 1, np.array([0, 0])))
+        calls.append((token, slots, slots[:, 0], slots[:, 0] + 1, np.array([[0], [0]])))
     return calls
 
 
@@ -52,6 +53,22 @@ def test_a_prompt_in_pieces_and_the_tokens_after_it_give_pytorchs_logits(fp32, s
     ours, expected = stand_in.engine.decoder(2, 16), fp32.reference.decoder(2, 16)
     for call in steps(fp32.spec):
         np.testing.assert_allclose(ours.step(*call), expected.step(*call), atol=1e-4)
+
+
+def test_a_plan_for_several_logit_positions_gives_those_of_a_prompt_in_pieces(fp32, stand_in) -> None:
+    session = stand_in.engine._decoder
+    profiles = tuple(profile | {LOGIT_POSITIONS: (1, 1, 3)} for profile in session.info.profiles)
+    session.info = session.info.model_copy(update={"profiles": profiles})
+    prompt, *_ = steps(fp32.spec)
+    call = (*prompt[:-1], np.array([[2, 5, 8], [0, 5, 4]]))
+    found, expected = (engine.decoder(2, 16).step(*call) for engine in (stand_in.engine, fp32.reference))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_more_logit_positions_than_a_plan_was_built_for_are_refused(fp32, stand_in) -> None:
+    prompt, *_ = steps(fp32.spec)
+    with pytest.raises(UsageError, match=r"logit_positions 1 to 1[\s\S]*logit_positions 2"):
+        stand_in.engine.decoder(2, 16).step(*prompt[:-1], np.array([[2, 8], [0, 5]]))
 
 
 def test_prefill_and_decode_run_on_profiles_of_their_own_and_decode_is_captured_once(fp32, stand_in) -> None:

@@ -117,7 +117,7 @@ def run_all(engine: TensorRTEngine, fp32) -> np.ndarray:
     features = engine.vision(pixels_of(fp32))
     engine.projector(features.copy())
     prompt = np.zeros((1, 3, fp32.spec.language.hidden_size), np.float32)
-    where = (np.arange(3)[None], np.array([0]), np.array([3]), np.array([2]))
+    where = (np.arange(3)[None], np.array([0]), np.array([3]), np.array([[2]]))
     engine.decoder(1, 8).step(prompt, *where)
     return features
 
