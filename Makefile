@@ -1,6 +1,7 @@
 # make demo    build the shipped model, check it against PyTorch, ask it about an image
 # make test    the whole test suite (no network, no GPU)
 # make lint    ruff, mypy, import-linter
+# make runtime an environment that answers and serves, without torch and the rest of the compiler, in .venv-runtime
 
 PYTHON ?= python3
 PRECISION ?= fp8
@@ -10,9 +11,10 @@ QUESTION ?= How many objects do you see?
 
 VENV := .venv
 BIN := $(VENV)/bin
+RUNTIME := .venv-runtime
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format lock clean
+.PHONY: demo test lint format lock runtime clean
 
 demo: $(INSTALLED)
 	$(BIN)/r1v-export build --precision $(PRECISION) -o $(BUNDLE)
@@ -38,6 +40,12 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+# In the versions of the lock. The old build folder may hold modules that are gone.
+runtime:
+	test -x $(RUNTIME)/bin/python || $(PYTHON) -m venv $(RUNTIME)
+	rm -rf build
+	$(RUNTIME)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock ".[onnxruntime,serve]"
 
 lock:
 	{ echo "# The exact environment of \`make demo\` and \`make test\`; written by \`make lock\`."; \

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from r1v_export import contract
+from r1v_export import build_extra, contract
 from r1v_export.bundle import Bundle
 from r1v_export.errors import GraphError
 from r1v_export.files import require_regular
@@ -17,10 +17,12 @@ def verify_bundle(folder: Path, progress: Progress) -> Manifest:
     """Three stages: hashes, documents, graphs. No weight is loaded.
 
     Raises:
+        CapabilityError: the extra `build` is not installed: the graphs cannot be read.
         BundleError: a file is missing, extra or altered; the manifest is unusable; `contract.json` or
             `pipeline.json` contradicts the rest of the bundle.
         GraphError: a graph's boundary or operators are not the contract's, or its weights are not all in the bundle.
     """
+    build_extra.require()
     bundle = Bundle.open(folder)
     with progress.stage("hashes") as task:
         verify(folder, task.report)
