@@ -76,13 +76,15 @@ def test_a_bundle_is_served(python: Path, nano_bundle: Path) -> None:
     words = [python, "-m", "r1v_export.cli.main", "serve", nano_bundle, "--port", "0", "--format", "json"]
     with subprocess.Popen(words, env=variables(), cwd="/", stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        address = json.loads("".join(takewhile(lambda line: line != "}\n", server.stdout)) + "}")["url"]
-        asked = {"model": "any", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+        facts = json.loads("".join(takewhile(lambda line: line != "}\n", server.stdout)) + "}")
+        asked = {"model": facts["model"], "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
         headers = {"Content-Type": "application/json"}
-        request = Request(f"{address}/v1/chat/completions", json.dumps(asked).encode(), headers)
-        with urlopen(request, timeout=60) as response:
-            answer = json.load(response)
-        server.terminate()
+        request = Request(f"{facts['url']}/v1/chat/completions", json.dumps(asked).encode(), headers)
+        try:
+            with urlopen(request, timeout=60) as response:
+                answer = json.load(response)
+        finally:
+            server.terminate()
     assert answer["choices"][0]["message"]["content"]
     assert server.returncode == 0
 
