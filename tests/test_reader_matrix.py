@@ -46,6 +46,13 @@ def test_a_later_result_replaces_an_earlier_one(tmp_path: Path) -> None:
     assert reader_matrix.rows(tmp_path) == [ROW]
 
 
+def test_another_device_is_a_row_of_its_own(tmp_path: Path) -> None:
+    on_gpu = ROW | {"device": "H100"}
+    save(tmp_path, "2026-01-01-x.json", ROW, on_gpu)
+    assert reader_matrix.rows(tmp_path) == [ROW, on_gpu]
+    assert "vLLM 0.32.0, H100 |" in reader_matrix.table([on_gpu])
+
+
 def test_a_row_of_the_table_says_what_was_measured() -> None:
     computed, refused = reader_matrix.table([ROW, REFUSED]).splitlines()[2:]
     assert computed == "| `compressed-tensors` | r1v-nano int4-awq | vLLM 0.32.0 | yes | yes | 99 of 100 |"

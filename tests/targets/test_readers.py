@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -12,12 +9,22 @@ from r1v_export.checkpoint.config import ARCHITECTURES
 from r1v_export.checkpoint.hub_files import readable_config
 from r1v_export.checkpoint.presets import PRESETS
 from r1v_export.checkpoint.quantized.unified import ALGORITHMS, MIXED
-from r1v_export.quantization.recipe import load, resolve
+from r1v_export.quantization.recipe import Recipe, load, parse, resolve
+from r1v_export.targets.compressed_tensors.write.formats import cache_scheme, quantization_config
 from r1v_export.targets.hf_unified.target import HfUnifiedTarget
 from r1v_export.targets.hf_unified.write.formats import quant_config
 from r1v_export.targets.readers import REFUSALS, VLLM
+from tests.targets.vllm import COMPRESSED, READER, fits, kind, modules, schemes_for
 
-READER = json.loads((Path(__file__).parent / "readers/vllm-0.32.0.json").read_text())
+_INT4 = load("int4-gptq").to_yaml()
+COMPRESSED_RECIPES: dict[str, Recipe] = {
+    **{name: load(name) for name in ("fp8", "fp8-tensor", "fp8-rowwise", "fp8-kv", "int8-smoothquant", "mixed")},
+    **{name: load(name) for name in ("int4-gptq", "int4-awq", "int4-rtn")},
+    "int4 in groups of 32": parse(_INT4.replace("group_size: 128", "group_size: 32")),
+    "int4 in groups of 64": parse(_INT4.replace("group_size: 128", "group_size: 64")),
+    "uint4": parse(_INT4.replace("type: int4", "type: uint4")),
+    "int8 with dynamic inputs": parse(load("int8-smoothquant").to_yaml().replace("mode: static", "mode: dynamic")),
+}
 UNIFIED = ("fp8-tensor", "fp8-rowwise", "int4-awq", "int4-gptq", "int4-rtn", "mixed")
 
 
@@ -57,3 +64,46 @@ def test_a_build_warns_of_exactly_what_vllm_does_not_read(recipe: str):
     int4 = recipe.startswith("int4") or recipe == "mixed"
     assert len(warnings) == int4
     assert all("vLLM 0.32.0 does not read W4A16_AWQ" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("recipe", COMPRESSED_RECIPES.values(), ids=COMPRESSED_RECIPES)
+def test_vllm_has_one_class_for_every_group_of_a_compressed_tensors_checkpoint(recipe: Recipe):
+    spec = Checkpoint.open().spec
+    config = quantization_config(spec, resolve(recipe, spec), recipe.kv_cache)
+    found = {name: schemes_for(group) for name, group in config["config_groups"].items()}
+    assert all(len(classes) == 1 for classes in found.values()), found
+
+
+@pytest.mark.parametrize("order", ["group", "dynamic", "weight"])
+def test_an_order_of_inputs_is_what_vllm_refuses(order: str):
+    spec = Checkpoint.open().spec
+    group = quantization_config(spec, resolve(load("int4-gptq"), spec), None)["config_groups"]["group_0"]
+    group["weights"]["actorder"] = order
+    assert bool(schemes_for(group)) == (order == "weight")
+
+
+def test_vllm_takes_the_cache_scheme_that_is_written():
+    scheme = cache_scheme("fp8")
+    assert scheme is not None
+    assert fits(scheme, COMPRESSED["kv_cache_scheme"])
+
+
+@pytest.mark.parametrize("recipe", ["fp8-tensor", "mixed", "int4-gptq"])
+@pytest.mark.parametrize("layout", ["compressed-tensors", "hf-unified"])
+def test_names_are_those_of_vllms_modules_and_fused_ones_are_whole(recipe: str, layout: str):
+    spec = Checkpoint.open().spec
+    schemes = resolve(load(recipe), spec)
+    if layout == "compressed-tensors":
+        config = quantization_config(spec, schemes, None)
+        quantized = [name for group in config["config_groups"].values() for name in group["targets"]]
+        ignored = config["ignore"]
+    else:
+        config = quant_config(spec, schemes, None)["quantization"]
+        quantized = list(config.get("quantized_layers", schemes))
+        ignored = [name for name in config["exclude_modules"] if not name.endswith("*")]
+    not_linears = {"lm_head", "vision_model.embeddings.patch_embedding"}
+    for names in (quantized, set(ignored) - not_linears):
+        for module, shards in modules(names).items():
+            assert kind(module) in READER["linears"]
+            fused = READER["fused"].get(module.rpartition(".")[2])
+            assert fused is None or shards == set(fused)

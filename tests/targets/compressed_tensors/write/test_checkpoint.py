@@ -21,6 +21,7 @@ from r1v_export.targets.compressed_tensors.runtime.reader import CompressedFiles
 from r1v_export.targets.compressed_tensors.target import CompressedTensorsTarget
 from r1v_export.targets.compressed_tensors.write.tensors import pack
 from tests.compressed_checkpoints import our_model
+from tests.targets import vllm
 
 READERS = Path(__file__).parents[2] / "readers"
 PACKAGE = json.loads((READERS / "compressed-tensors-0.17.0.json").read_text())
@@ -172,3 +173,23 @@ def test_tensors_have_the_packages_names_and_shapes(sources, make):
             if name.startswith(f"{linear}.")
         }
         assert found == expected, recipe
+
+
+def test_tensors_have_the_names_and_dtypes_that_vllm_loads(chat):
+    stored = tensors_of(chat.folder)
+    for group in config_of(chat.folder)["config_groups"].values():
+        expected = vllm.tensors_of(group)
+        for linear in group["targets"]:
+            found = {
+                suffix: str(stored[f"{linear}.{suffix}"].dtype).removeprefix("torch.")
+                for suffix in (name.removeprefix(f"{linear}.") for name in stored if name.startswith(f"{linear}."))
+                if suffix != "bias"
+            }
+            assert found.keys() == expected.keys()
+            assert all(expected[suffix] in (dtype, "any") for suffix, dtype in found.items())
+
+
+def test_scales_of_an_fp8_cache_have_names_that_vllm_loads(sources, make):
+    names = [name for name in tensors_of(make(sources["internvl_chat"], "fp8-kv").folder) if "self_attn.k_s" in name]
+    assert names
+    assert all(name.endswith(tuple(vllm.READER["cache_scales"])) for name in names)

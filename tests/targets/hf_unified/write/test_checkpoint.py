@@ -19,6 +19,7 @@ from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.targets.hf_unified.runtime.reader import UnifiedFiles, open_unified
 from r1v_export.targets.hf_unified.target import HfUnifiedTarget
 from r1v_export.targets.hf_unified.write.checkpoint import write_unified
+from tests.targets import vllm
 
 ALGORITHM = {
     "fp8": "MIXED_PRECISION",  # the vision tower is quantized: vLLM reads it only where each linear is named
@@ -182,3 +183,20 @@ def test_nothing_is_read_before_it_is_written(source, make, monkeypatch):
     monkeypatch.setattr(Checkpoint, "read", lambda *_: pytest.fail("read"))
     monkeypatch.setattr(Artifact, "linear", lambda *_: pytest.fail("read"))
     assert sum(tensor.nbytes for tensor in unified_tensors(written.checkpoint, written.artifact)) > 0
+
+
+@pytest.mark.parametrize("recipe", ["fp8-kv", "fp8-rowwise"])
+def test_tensors_have_the_names_and_dtypes_that_vllm_loads(chat, make, recipe):
+    folder = make(chat, recipe).folder
+    stored = tensors_of(folder)
+    layers = json.loads((folder / "hf_quant_config.json").read_text())["quantization"]["quantized_layers"]
+    for linear, layer in layers.items():
+        own = {name.removeprefix(f"{linear}.") for name in stored if name.startswith(f"{linear}.")}
+        found = {
+            suffix: str(stored[f"{linear}.{suffix}"].dtype).removeprefix("torch.")
+            for suffix in own - {"bias", "k_scale", "v_scale"}
+        }
+        assert found == vllm.READER["modelopt"]["tensors"][layer["quant_algo"]]
+    scales = [name for name in stored if name.endswith(("k_scale", "v_scale"))]
+    assert bool(scales) == (recipe == "fp8-kv")
+    assert all(name.endswith(tuple(vllm.READER["cache_scales"])) for name in scales)

@@ -1,0 +1,174 @@
+"""The folders that vLLM is given: each a recipe, a target, and what the shipped recipe is changed to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r1v_export.quantization.recipe import load, parse
+
+SAMPLES = 32
+"""Calibration samples: enough for answers that are compared with our reader of the same folder."""
+
+LANGUAGE = "language_model.*"
+TOWERS = ["vision_model.*", "mlp1.*"]
+EVERYTHING = [*TOWERS, LANGUAGE]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folder that vLLM is given."""
+
+    target: str
+    """"checkpoint": r1v-nano as it is."""
+    precision: str
+    """A shipped recipe, or a checkpoint's dtype."""
+    note: str = ""
+    """What differs from the shipped recipe, in words."""
+    modules: tuple[str, ...] = ()
+    """Quantize these, not what the recipe does."""
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the recipe's weights that are changed."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    kv_cache: str | None = None
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    """Written into `weights` of config.json afterwards: what no target of ours writes."""
+    dtype: str = "bfloat16"
+    """What vLLM computes in."""
+    amx: bool = False
+    """Whether vLLM may take its kernels for AMX, where the processor has it."""
+
+    @property
+    def artifact(self) -> str:
+        """What the matrix calls it."""
+        return f"r1v-nano {self.precision}" + (f", {self.note}" if self.note else "")
+
+    @property
+    def name(self) -> str:
+        """A file name of its own."""
+        words = f"{self.target} {self.artifact} {self.dtype} {'amx' if self.amx else ''}"
+        return "-".join(words.replace(",", "").replace(":", "").split())
+
+    @property
+    def bundle(self) -> str:
+        """A folder name, the same for cases that read the same bundle."""
+        parts = [self.precision, *self.modules, *self.weights.values(), *self.inputs.values(), self.kv_cache]
+        return "-".join(str(part).strip(".*") for part in parts if part is not None)
+
+    @property
+    def has_fp8_cache(self) -> bool:
+        """Whether the artifact has scales of an FP8 cache."""
+        return self.kv_cache == "fp8" or self.precision == "fp8-kv"
+
+
+def _both(target: str, precision: str, **changes: Any) -> tuple[Case, Case]:
+    """A recipe that quantizes the whole model, and the same for the language model only."""
+    words = changes.pop("note", "")
+    only = f"{words}, vision and projector in 16 bits" if words else "vision and projector in 16 bits"
+    return (
+        Case(target, precision, words, **changes),
+        Case(target, precision, only, modules=(LANGUAGE,), **changes),
+    )
+
+
+HF, CT = "hf-unified", "compressed-tensors"
+CASES = (
+    Case("checkpoint", "bf16"),
+    Case("checkpoint", "bf16", "computed in float32", dtype="float32"),
+    *_both(HF, "fp8-tensor"),
+    *_both(HF, "fp8-rowwise"),
+    Case(HF, "fp8-tensor", "FP8 cache", kv_cache="fp8"),
+    Case(HF, "int4-gptq"),
+    Case(HF, "int4-awq"),
+    Case(HF, "w4a8"),
+    Case(HF, "mixed"),
+    Case(CT, "int4-gptq"),
+    Case(CT, "int4-gptq", "vision and projector too", modules=tuple(EVERYTHING)),
+    Case(CT, "int4-gptq", "groups of 64", weights={"group_size": 64}),
+    Case(CT, "int4-gptq", "groups of 32", weights={"group_size": 32}),
+    Case(CT, "int4-gptq", "asymmetric", weights={"type": "uint4"}),
+    Case(
+        CT,
+        "int4-gptq",
+        "asymmetric, groups of 32, vision and projector too",
+        modules=tuple(EVERYTHING),
+        weights={"type": "uint4", "group_size": 32},
+    ),
+    Case(CT, "int4-gptq", "actorder: group declared", declared={"actorder": "group"}),
+    Case(CT, "int4-awq"),
+    *_both(CT, "fp8-tensor"),
+    *_both(CT, "fp8-rowwise"),
+    *_both(CT, "fp8"),
+    *_both(CT, "fp8-kv"),
+    Case(CT, "fp8-rowwise", "FP8 cache", kv_cache="fp8"),
+    *_both(CT, "int8-smoothquant"),
+    *_both(CT, "int8-smoothquant", note="dynamic inputs", inputs={"mode": "dynamic"}),
+    Case(CT, "mixed"),
+    Case(HF, "fp8-tensor", amx=True),
+    Case(CT, "fp8-tensor", amx=True),
+    Case(CT, "int8-smoothquant", amx=True),
+    Case(CT, "int8-smoothquant", "vision and projector in 16 bits", modules=(LANGUAGE,), amx=True),
+    Case(CT, "int4-gptq", amx=True),
+    Case("checkpoint", "bf16", amx=True),
+)
+
+
+def write_build(case: Case, folder: Path) -> Path:
+    """A build file for every target that has a case of this recipe, and its recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = recipe(case)
+    saved = folder / f"{case.bundle}-recipe.yaml"
+    saved.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    build = {
+        "model": "r1v-nano",
+        "precision": parse(saved.read_text(encoding="utf-8")).precision,
+        "recipe": str(saved),
+        "calibration": {"samples": SAMPLES},
+        "targets": {other.target: {} for other in CASES if other.bundle == case.bundle},
+        "parity": {"enabled": False},
+    }
+    file = folder / f"{case.bundle}.yaml"
+    file.write_text(yaml.safe_dump(build), encoding="utf-8")
+    return file
+
+
+def recipe(case: Case) -> dict[str, Any]:
+    """The shipped recipe with what the case changes."""
+    content: dict[str, Any] = yaml.safe_load(load(case.precision).to_yaml())
+    rule = content["rules"][-1]
+    if case.modules:
+        content["rules"] = [rule]
+        rule["modules"] = list(case.modules)
+    for each in content["rules"]:
+        if each["scheme"] is not None:
+            each["scheme"]["weights"] |= case.weights
+            if case.inputs:
+                each["scheme"]["inputs"] |= case.inputs
+    if case.kv_cache is not None:
+        content["kv_cache"] = case.kv_cache
+    return content
+
+
+def declare(engine: Path, fields: Mapping[str, Any], copy: Path) -> Path:
+    """A copy of a folder whose weights are declared to have `fields` too."""
+    shutil.copytree(engine, copy, dirs_exist_ok=True)
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    for group in config["quantization_config"]["config_groups"].values():
+        group["weights"] |= fields
+    (copy / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return copy
+
+
+def formats(folder: Path) -> list[str]:
+    """The formats in a folder, by the names of r1v_export/targets/readers.py; none in a checkpoint as it is."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config", {})
+    if config.get("quant_method") == CT:
+        return sorted({group["format"] for group in config["config_groups"].values()})
+    layers = config.get("quantized_layers", {})
+    return sorted({layer["quant_algo"] for layer in layers.values()} or {config.get("quant_algo")} - {None})
