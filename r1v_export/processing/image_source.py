@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Collection
 from contextlib import suppress
 from http.client import HTTPException
 from typing import Any, BinaryIO
@@ -100,8 +101,11 @@ def read_data_url(url: str) -> bytes:
     return content
 
 
-def fetch(url: str) -> bytes:
+def fetch(url: str, hosts: Collection[str] | None = None) -> bytes:
     """The body of an http(s) URL. Redirects to other schemes are refused; proxies are those of the environment.
+
+    Args:
+        hosts: names of the only hosts that may be asked, also by a redirect; any if None.
 
     Raises:
         InputError: no such host or page, too slow, too many redirects, or larger than `MAX_BYTES`.
@@ -109,7 +113,7 @@ def fetch(url: str) -> bytes:
     where = _shown(url)
     with _Deadline(FETCH_TIMEOUT_S) as deadline:
         try:
-            content = _fetch(url, where, deadline)
+            content = _fetch(url, where, deadline, hosts)
         except InputError:
             if not deadline.passed:
                 raise
@@ -118,11 +122,11 @@ def fetch(url: str) -> bytes:
     return content
 
 
-def _fetch(url: str, where: str, deadline: _Deadline) -> bytes:
+def _fetch(url: str, where: str, deadline: _Deadline, hosts: Collection[str] | None) -> bytes:
     try:
-        _require_host(url)
+        _require_host(url, hosts)
         request = urllib.request.Request(url, headers={"User-Agent": "r1v-export", "Accept": "image/*"})
-        with _opener(deadline).open(request, timeout=CONNECT_TIMEOUT_S) as response:
+        with _opener(deadline, hosts).open(request, timeout=CONNECT_TIMEOUT_S) as response:
             return _read_limited(response, where)
     except urllib.error.HTTPError as error:
         error.close()
@@ -198,23 +202,27 @@ class _WatchedHttps(_Watched, urllib.request.HTTPSHandler):
 
 class _HttpRedirects(urllib.request.HTTPRedirectHandler):
     max_redirections = MAX_REDIRECTS
+    hosts: Collection[str] | None = None
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        _require_host(newurl)
+        _require_host(newurl, self.hosts)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _require_host(url: str) -> None:
+def _require_host(url: str, hosts: Collection[str] | None) -> None:
     parts = urlsplit(url)
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
         raise ValueError(f"not an http or https address: {_shown(url)}")
+    if hosts is not None and parts.hostname not in hosts:
+        raise ValueError(f"{_shown(parts.hostname)} is not one of the allowed hosts: {', '.join(sorted(hosts))}")
 
 
-def _opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
+def _opener(deadline: _Deadline, hosts: Collection[str] | None) -> urllib.request.OpenerDirector:
     """Knows http and https only: neither files nor FTP, whatever a redirect asks for."""
     opener = urllib.request.OpenerDirector()
-    http, https = _WatchedHttp(), _WatchedHttps()
+    http, https, redirects = _WatchedHttp(), _WatchedHttps(), _HttpRedirects()
     http.deadline = https.deadline = deadline
+    redirects.hosts = hosts
     for handler in (
         urllib.request.ProxyHandler(),
         http,
@@ -222,7 +230,7 @@ def _opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.UnknownHandler(),
-        _HttpRedirects(),
+        redirects,
     ):
         opener.add_handler(handler)
     return opener

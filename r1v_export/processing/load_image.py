@@ -25,39 +25,42 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ImageSource = str | Path | bytes | BinaryIO
 
 
-def load_image(source: ImageSource, policy: ImagePolicy = "as_displayed") -> Image.Image:
+def load_image(
+    source: ImageSource, policy: ImagePolicy = "as_displayed", *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Read an image as the model is given it: the first frame, 8-bit RGB.
 
     Args:
         source: path, encoded bytes, or a binary file.
         policy: how it becomes RGB, see `processing.image_policy`; a bundle's own is `BaseRunner.image_policy`.
+        max_pixels: of the image, at most `MAX_PIXELS`.
 
     Raises:
-        InputError: missing, unreadable, no regular file, not one of `FORMATS`, damaged, empty, over `MAX_PIXELS` or
+        InputError: missing, unreadable, no regular file, not one of `FORMATS`, damaged, empty, over `max_pixels` or
             `MAX_SIDE`, or of samples that the policy has no rule for.
     """
     if not isinstance(source, str | Path):
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        return _decode(file, policy, getattr(source, "name", "image data"))
+        return _decode(file, policy, getattr(source, "name", "image data"), max_pixels)
     try:
         with open_regular(source) as file:
-            return _decode(file, policy, source)
+            return _decode(file, policy, source, max_pixels)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name.
         reason = getattr(error, "strerror", None) or error
         fix = "give the path of an image file"
         raise InputError("The image cannot be read.", where=source, found=reason, fix=fix) from error
 
 
-def check_size(image: Image.Image, where: object) -> None:
+def check_size(image: Image.Image, where: object, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse a decoded image that is empty or too large.
 
     Raises:
-        InputError: no pixels, more than `MAX_PIXELS`, or a side longer than `MAX_SIDE`.
+        InputError: no pixels, more than `max_pixels`, or a side longer than `MAX_SIDE`.
     """
-    require_size(*image.size, where)
+    require_size(*image.size, where, max_pixels)
 
 
-def require_size(width: int, height: int, where: object) -> None:
+def require_size(width: int, height: int, where: object, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image size in pixels that is zero or too large.
 
     Raises:
@@ -65,14 +68,14 @@ def require_size(width: int, height: int, where: object) -> None:
     """
     if width < 1 or height < 1:
         raise InputError("The image has no pixels.", where=where, found=f"{width} x {height}")
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise _too_large(where, f"{width} x {height} pixels")
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise _too_large(where, f"{width} x {height} pixels", max_pixels)
 
 
-def _decode(file: BinaryIO, policy: ImagePolicy, where: object) -> Image.Image:
+def _decode(file: BinaryIO, policy: ImagePolicy, where: object, max_pixels: int) -> Image.Image:
     try:
         with Image.open(file, formats=FORMATS) as image:
-            check_size(image, where)
+            check_size(image, where, max_pixels)
             return to_rgb(image, policy, where)
     except InputError:
         raise
@@ -85,6 +88,6 @@ def _decode(file: BinaryIO, policy: ImagePolicy, where: object) -> Image.Image:
         raise InputError("The image is damaged or cut off.", where=where, found=error) from error
 
 
-def _too_large(where: object, found: object) -> InputError:
-    limit = f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels on a side"
+def _too_large(where: object, found: object, max_pixels: int = MAX_PIXELS) -> InputError:
+    limit = f"at most {max_pixels / 1_000_000:g} megapixels and {MAX_SIDE} pixels on a side"
     return InputError("The image is too large.", where=where, expected=limit, found=found, fix="scale it down first")

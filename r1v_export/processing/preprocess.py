@@ -68,6 +68,13 @@ def choose_grid(width: int, height: int, tiling: TilingSpec) -> TileGrid:
     return best
 
 
+def tile_count(width: int, height: int, tiling: TilingSpec) -> int:
+    """Tiles that `tile_image` cuts an image of width x height pixels into, the thumbnail included."""
+    grid = choose_grid(width, height, tiling)
+    tiles = grid.cols * grid.rows
+    return tiles + (tiling.use_thumbnail and tiles > 1)
+
+
 def tile_image(image: Image.Image, tiling: TilingSpec, policy: ImagePolicy | None = None) -> list[Image.Image]:
     """Cut an image into RGB tiles of tile_size x tile_size, row by row; a thumbnail comes last if there are several.
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from r1v_export.generation import FinishReason, Sampling
 from r1v_export.log_event import log_event
-from r1v_export.runner.reasoning import TAGS, Piece, ReasoningSplitter
+from r1v_export.runner.reasoning import TAGS, Piece, ReasoningSplitter, Unsplit
 from r1v_export.runner.streaming import Detokenizer, StopStrings
 
 _LOG = logging.getLogger(__name__)
@@ -104,22 +104,23 @@ class AnswerText:
     Args:
         token_bytes: token id -> its bytes.
         sampling: for its stop strings.
-        thinking: the prompt has opened reasoning.
+        thinking: the prompt has opened reasoning; None takes the text as it comes, not split at all.
         tags: what opens and ends reasoning.
     """
 
     token_bytes: Callable[[int], bytes]
     sampling: Sampling
-    thinking: bool
+    thinking: bool | None
     tags: tuple[str, str] = TAGS
     reasoning: str = field(default="", init=False)
     text: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        everywhere = self.sampling.stop_in_reasoning
+        everywhere = self.sampling.stop_in_reasoning or self.thinking is None
         self._detokenizer = Detokenizer(self.token_bytes)
         self._stop_strings = StopStrings(self.sampling.stop if everywhere else ())
-        self._splitter = ReasoningSplitter(self.thinking, () if everywhere else self.sampling.stop, self.tags)
+        stops = () if everywhere else self.sampling.stop
+        self._splitter = Unsplit() if self.thinking is None else ReasoningSplitter(self.thinking, stops, self.tags)
 
     @property
     def stopped(self) -> bool:

@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 
 from r1v_export.contract import VisionEngine
-from r1v_export.errors import GraphError, UsageError
+from r1v_export.errors import GraphError, InputError, UsageError
 from r1v_export.generation import Sampling
 from r1v_export.log_event import log_event
 from r1v_export.processing.generation_config import default_sampling
 from r1v_export.processing.load_image import load_image
 from r1v_export.processing.pipeline_document import document_template
-from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.preprocess import pixel_values, tile_count
 from r1v_export.processing.prompt import Turn, encode, require_tokenizable
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, Timings, TokenEvent
@@ -50,16 +50,23 @@ class Request:
         turns: the last is the user's; turns that are not are as `processing.prompt` says.
         images: the images of all turns, in order.
         think: let the model think before it answers, if its template knows how.
+        raw: continue the text of the only turn, without a template around it.
     """
 
     turns: tuple[Turn, ...]
     images: tuple[Image.Image, ...] = ()
     think: bool = True
+    raw: bool = False
 
     @classmethod
     def ask(cls, question: str, *images: Image.Image, think: bool = True) -> Request:
         """A single question about any number of images."""
         return cls((Turn("user", question, images=len(images)),), images, think)
+
+    @classmethod
+    def continuation(cls, text: str) -> Request:
+        """A text that the model continues as it is, without template, images or reasoning."""
+        return cls((Turn("user", text),), think=False, raw=True)
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,14 @@ class EncodedImages:
         pixels: tiles of all images [T, 3, S, S] float32.
         tiles_per_image: how many of them are each image's.
         image_embeds: [N, hidden] float32.
-        thinking: the prompt has opened reasoning.
+        thinking: the prompt has opened reasoning; None for a continuation, which has none.
     """
 
     token_ids: list[int]
     pixels: np.ndarray
     tiles_per_image: Sequence[int]
     image_embeds: np.ndarray
-    thinking: bool
+    thinking: bool | None
     timings: Timings
 
 
@@ -197,11 +204,35 @@ class BaseRunner(ABC, Generic[Prepared]):
         timings = Timings()
         with timings.measure("preprocess"):
             pixels_T3SS, tiles_per_image = pixel_values(request.images, self.tiling, self.image_policy)
-            token_ids = self.encode(request.turns, tiles_per_image, request.think)
+            token_ids = self.encode_request(request, tiles_per_image)
         log_prompt(len(token_ids), tiles_per_image)
         image_embeds_NE = self.image_embeds(pixels_T3SS, timings, cancel)
-        thinking = self.opens_reasoning(request.think)
+        thinking = None if request.raw else self.opens_reasoning(request.think)
         return EncodedImages(token_ids, pixels_T3SS, tiles_per_image, image_embeds_NE, thinking, timings)
+
+    def tokenize(self, request: Request) -> list[int]:
+        """Token ids of a request's prompt, with the image tokens that its images take; nothing is computed for them.
+
+        Raises:
+            InputError: a request that cannot be used.
+        """
+        return self.encode_request(request, [tile_count(*image.size, self.tiling) for image in request.images])
+
+    def encode_request(self, request: Request, tiles_per_image: Sequence[int]) -> list[int]:
+        """Token ids of a request's prompt, short enough for the model to answer it.
+
+        Raises:
+            InputError: a request that cannot be used.
+        """
+        if not request.raw:
+            return self.encode(request.turns, tiles_per_image, request.think)
+        (turn,) = request.turns
+        require_tokenizable(request.turns, 0, self.max_positions)
+        token_ids = self.tokenizer.encode_text(turn.text)
+        if not token_ids:
+            raise InputError("There is no text to continue.", where="prompt", expected="at least one token")
+        new_token_budget(len(token_ids), 1, self.max_positions)
+        return token_ids
 
     def encode(self, turns: Sequence[Turn], tiles_per_image: Sequence[int], think: bool) -> list[int]:
         """Token ids of a conversation, short enough for the model to answer it."""

@@ -36,12 +36,12 @@ class Prompt:
         token_ids: the whole prompt.
         reused_tokens: how many of them the cache already holds.
         inputs_embeds: [S, hidden] float32 of the others.
-        thinking: the prompt has opened reasoning.
+        thinking: the prompt has opened reasoning; None for a continuation, which has none.
     """
 
     token_ids: list[int]
     inputs_embeds: np.ndarray
-    thinking: bool
+    thinking: bool | None
     timings: Timings
     reused_tokens: int = 0
 

@@ -30,12 +30,12 @@ class ImagePrompt:
 
     Attributes:
         token_ids: the whole prompt, an image token for each row of an image.
-        thinking: the prompt has opened reasoning.
+        thinking: the prompt has opened reasoning; None for a continuation, which has none.
     """
 
     token_ids: list[int]
     images: list[EncodedImage]
-    thinking: bool
+    thinking: bool | None
     timings: Timings
 
 

@@ -121,6 +121,21 @@ class ReasoningSplitter:
         return "", True
 
 
+class Unsplit:
+    """Takes the place of `ReasoningSplitter` for a text that has no reasoning: all of it is answer, as it comes."""
+
+    in_reasoning = False
+    stopped = False
+
+    def push(self, text: str) -> Piece:
+        """The text."""
+        return Piece(answer=text)
+
+    def flush(self) -> Piece:
+        """Nothing is held back."""
+        return Piece()
+
+
 def split_reasoning(text: str, thinking: bool = True, tags: tuple[str, str] = TAGS) -> Reasoning:
     """The reasoning and the answer of a finished text."""
     splitter = ReasoningSplitter(thinking, tags=tags)
