@@ -14,15 +14,19 @@ BIN := $(VENV)/bin
 RUNTIME := .venv-runtime
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format lock runtime clean
+.PHONY: demo test lint format lock browser runtime clean
 
 demo: $(INSTALLED)
 	$(BIN)/r1v-export build --precision $(PRECISION) -o $(BUNDLE)
 	$(BIN)/r1v-export check $(BUNDLE)
 	$(BIN)/r1v-export run $(BUNDLE) --image $(IMAGE) "$(QUESTION)"
 
-test: $(INSTALLED)
+test: $(INSTALLED) browser
 	$(BIN)/python -m pytest $(TESTS)
+
+# The browser of the page's tests. Where it cannot be installed they are skipped, and say so.
+browser:
+	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium > /dev/null; } || true
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

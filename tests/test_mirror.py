@@ -31,6 +31,8 @@ EXCEPTIONS = {
     "pipeline/test_quantized_build.py": "whole builds that calibrate",
     "pipeline/test_resume.py": "a whole build in a process that is killed",
     "pipeline/test_unified_build.py": "whole builds of the target hf-unified",
+    "serve/test_openapi.py": "the routes, by requests made from the application's own document",
+    "serve/test_page.py": "serve/static/ in a browser",
     "serialized/test_prompt_as_data.py": "pipeline.json against processing/prompt.py",
     "serialized/test_standalone.py": "a program that reads the documents without the package",
     "targets/test_doctor.py": "doctor.py of every target",

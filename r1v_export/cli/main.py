@@ -21,7 +21,20 @@ from r1v_export.errors import CapabilityError, R1VError, UsageError
 from r1v_export.version import VERSION
 
 COMMANDS = (
-    *("build", "engine", "calibrate", "check", "verify", "run", "bench", "inspect", "recipes", "doctor", "synth"),
+    *(
+        "build",
+        "engine",
+        "calibrate",
+        "check",
+        "verify",
+        "run",
+        "serve",
+        "bench",
+        "inspect",
+        "recipes",
+        "doctor",
+        "synth",
+    ),
     "merge-lora",
 )
 """In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`, with _ for -."""

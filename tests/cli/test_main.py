@@ -33,6 +33,9 @@ OPTIONS = {
     "run": "BUNDLE QUESTION --image --allow-url --video --frames --target --engine --model --no-think --grounding "
     "--answer-only --chat --greedy --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed "
     "--stop --stop-in-reasoning --verify --device --threads",
+    "serve": "BUNDLE --host --port --served-model-name --api-key --allow-image-host --max-rows --max-queued "
+    "--cache-mib --image-cache-mib --max-body-mib --max-images --max-image-pixels --max-new-tokens --max-seconds "
+    "--drain-seconds --access-log --target --engine --model --device --threads",
     "bench": "BUNDLE --image --allow-url --question --target --engine --model --tokens --runs --roofline --device "
     "--threads",
     "inspect": "MODEL --target --roofline --report --revision --offline",

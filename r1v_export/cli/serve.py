@@ -1,0 +1,172 @@
+"""`r1v-export serve`: an OpenAI-compatible server over a bundle."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from r1v_export.cli.logs import JsonFormatter
+from r1v_export.cli.output import (
+    common_options,
+    device_option,
+    engine_option,
+    model_option,
+    print_json,
+    target_option,
+    threads_option,
+)
+from r1v_export.errors import CapabilityError, UsageError
+
+if TYPE_CHECKING:
+    from r1v_export.config import Device
+
+API_KEYS_VARIABLE = "R1V_EXPORT_API_KEYS"
+INSTALL = 'pip install "r1v-export[serve]"'
+_MIB = 1 << 20
+_MAX_ROWS, _MAX_IMAGES = 1024, 1024
+
+
+@click.command(short_help="Serve a bundle to OpenAI clients.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--served-model-name", metavar="NAME", help="The model's name for clients. [default: the bundle's folder]"
+)
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    metavar="KEY",
+    help=f"Let in who sends it. [also ${API_KEYS_VARIABLE}, by commas]",
+)
+@click.option("--allow-image-host", "image_hosts", multiple=True, metavar="HOST", help="Fetch http(s) images from it.")
+@click.option("--max-rows", type=click.IntRange(1, _MAX_ROWS), default=16, show_default=True, help="Answered together.")
+@click.option("--max-queued", type=click.IntRange(min=1), default=256, show_default=True, help="Waiting; more get 429.")
+@click.option(
+    "--cache-mib", type=click.IntRange(min=1), default=2048, show_default=True, help="Of the key-value cache."
+)
+@click.option(
+    "--image-cache-mib", type=click.IntRange(min=0), default=256, show_default=True, help="Of image embeddings."
+)
+@click.option("--max-body-mib", type=click.IntRange(min=1), default=64, show_default=True, help="Of a request.")
+@click.option("--max-images", type=click.IntRange(0, _MAX_IMAGES), default=16, show_default=True, help="Of a request.")
+@click.option(
+    "--max-image-pixels", type=click.IntRange(1, 80_000_000), default=80_000_000, show_default=True, help="Of an image."
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of an answer. [default: the model's context]")
+@click.option("--max-seconds", type=click.FloatRange(min=0.001), default=600.0, show_default=True, help="Of an answer.")
+@click.option("--drain-seconds", type=click.FloatRange(min=0), default=30.0, show_default=True, help="After SIGTERM.")
+@click.option(
+    "--access-log/--no-access-log", default=True, show_default=True, help="A JSON line on stdout for a request."
+)
+@target_option
+@engine_option
+@model_option
+@device_option
+@threads_option
+@common_options
+def command(
+    bundle: Path,
+    host: str,
+    port: int,
+    served_model_name: str | None,
+    api_keys: tuple[str, ...],
+    image_hosts: tuple[str, ...],
+    max_rows: int,
+    max_queued: int,
+    cache_mib: int,
+    image_cache_mib: int,
+    max_body_mib: int,
+    max_images: int,
+    max_image_pixels: int,
+    max_new_tokens: int | None,
+    max_seconds: float,
+    drain_seconds: float,
+    access_log: bool,
+    target: str | None,
+    engine: str | None,
+    model: str | None,
+    device: Device,
+    format_: str,
+) -> None:
+    """Serve BUNDLE over HTTP to OpenAI clients, with a page for people at /.
+
+    \b
+    /v1/chat/completions  /v1/completions  /v1/models  /tokenize
+    /health (alive)  /ready (a real token was produced)  /metrics (Prometheus)
+
+    \f
+    Raises:
+        CapabilityError: a package is missing, or the port is taken.
+    """
+    _require_packages()
+    from r1v_export.runner.batching.batching_runner import BatchingRunner
+    from r1v_export.runner.batching.options import BatchingOptions
+    from r1v_export.runner.open_runner import open_runner
+    from r1v_export.serve.app import create_app
+    from r1v_export.serve.server import run_server
+    from r1v_export.serve.settings import Limits, ServerSettings
+
+    limits = Limits(max_body_mib * _MIB, max_images, max_image_pixels, max_new_tokens, max_seconds)
+    settings = ServerSettings(
+        model=served_model_name or bundle.resolve().name,
+        api_keys=(*api_keys, *filter(None, os.environ.get(API_KEYS_VARIABLE, "").split(","))),
+        image_hosts=tuple(_host(name) for name in image_hosts),
+        limits=limits,
+    )
+    options = BatchingOptions(max_rows, max_queued, cache_mib * _MIB, image_cache_mib * _MIB)
+    runner = BatchingRunner(open_runner(bundle, target, model, device, engine), options)
+
+    def announce(url: str) -> None:
+        if format_ == "json":
+            print_json({"url": url, "model": settings.model})
+        else:
+            click.echo(f"serving {settings.model} at {url} (page), {url}/v1 (OpenAI API)", err=True)
+
+    with _access_log(access_log):
+        listened = run_server(create_app(runner, settings), host, port, announce, drain_seconds)
+    if not listened:
+        raise CapabilityError(
+            "The server cannot listen.", where=f"{host}:{port}", fix="choose another --port, or 0 for a free one"
+        )
+
+
+def _require_packages() -> None:
+    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        raise CapabilityError("The server's packages are not installed.", found=f"no {', '.join(missing)}", fix=INSTALL)
+
+
+def _host(name: str) -> str:
+    """A host as URLs have it."""
+    if re.fullmatch(r"[A-Za-z0-9.-]+|[0-9a-fA-F:]+", name) is None:
+        raise UsageError("This is no host.", where="--allow-image-host", expected="example.com", found=name)
+    return name.lower()
+
+
+@contextmanager
+def _access_log(wanted: bool) -> Iterator[None]:
+    """A line on stdout for each request, while the server runs."""
+    if not wanted:
+        yield
+        return
+    logger, handler = logging.getLogger("r1v_export.serve.gate"), logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonFormatter())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,0 +1,112 @@
+"""What every request passes before its route: an id, the key, the size of its body; and the line in the access log."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from http import HTTPStatus
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from r1v_export.log_event import log_event
+from r1v_export.serve.errors import ServeError
+from r1v_export.serve.metrics import ServerMetrics
+from r1v_export.serve.settings import ServerSettings
+
+_LOG = logging.getLogger(__name__)
+
+OPEN_PATHS = ("/", "/health", "/ready", "/metrics")
+"""Paths that need no key; so do those below `/static/`."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Gate:
+    """ASGI middleware in front of all routes.
+
+    `scope["state"]` gets `request_id`, taken from X-Request-Id where that can be logged, and `client`, by which waiting
+    requests take turns. Routes add what the access log is to say about the answer to `scope["state"]["log"]`: counts,
+    never content.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: ServerMetrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        key, address = _bearer(headers), (scope.get("client") or ("",))[0]
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "client": key or address, "log": {}}
+        start, status = time.monotonic(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            self._admit(scope["path"], headers, key)
+            await self.app(scope, _Limited(receive, self.settings.limits.body_bytes), send_with_id)
+        except ServeError as failure:
+            await failure.response(scope, receive, send_with_id)
+            self.metrics.errors.labels(failure.code).inc()
+        finally:
+            self._record(scope, status, time.monotonic() - start)
+
+    def _admit(self, path: str, headers: dict[str, str], key: str) -> None:
+        keys, limit = self.settings.api_keys, self.settings.limits.body_bytes
+        is_open = path in OPEN_PATHS or path.startswith("/static/")
+        if keys and not is_open and not any(hmac.compare_digest(key.encode(), known.encode()) for known in keys):
+            message = "This server needs an API key: send `Authorization: Bearer KEY`."
+            raise ServeError(HTTPStatus.UNAUTHORIZED, message, "invalid_api_key")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise _too_large(limit)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get("route")
+        path = getattr(route, "path", "other")
+        self.metrics.responses.labels(path, str(status)).inc()
+        fields = {
+            "request_id": scope["state"]["request_id"],
+            "method": scope["method"],
+            "path": path,
+            "status": status,
+            "seconds": round(seconds, 4),
+            **scope["state"]["log"],
+        }
+        log_event(_LOG, logging.INFO, " ".join(f"{name}=%({name})s" for name in fields), **fields)
+
+
+class _Limited:
+    """A request's body, up to a limit of bytes."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._limit, self._bytes = receive, limit, 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > self._limit:
+            raise _too_large(self._limit)
+        return message
+
+
+def _bearer(headers: dict[str, str]) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _too_large(limit: int) -> ServeError:
+    message = f"The request is larger than {limit} bytes, this server's limit. Send smaller or fewer images."
+    return ServeError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, "request_too_large")

@@ -1,0 +1,91 @@
+"""What a server counts, in Prometheus's format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from r1v_export.runner.batching.options import BatchingStats
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1, 2, 5)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class ServerMetrics:
+    """Counters and histograms of requests, and the runner's own numbers at the moment they are read.
+
+    Args:
+        stats: of the runner.
+    """
+
+    def __init__(self, stats: Callable[[], BatchingStats]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_RunnerCollector(stats))
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+        self.seconds = histogram("r1v_request_seconds", "From a request to the end of its answer.", _SECONDS)
+        self.first_token = histogram("r1v_time_to_first_token_seconds", "From a request to its first token.", _SECONDS)
+        self.inter_token = histogram("r1v_inter_token_seconds", "Between two tokens of an answer.", _TOKEN_SECONDS)
+        self.responses = Counter(
+            "r1v_http_responses", "Responses by route and status.", ["route", "status"], registry=self.registry
+        )
+        self.errors = Counter("r1v_errors", "Requests that failed, by kind.", ["code"], registry=self.registry)
+
+    def text(self) -> bytes:
+        """Everything, as `/metrics` shows it."""
+        return generate_latest(self.registry)
+
+
+class _RunnerCollector(Collector):
+    def __init__(self, stats: Callable[[], BatchingStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        gauges = {
+            "r1v_requests_queued": ("Requests that wait for a row of the cache.", stats.queued),
+            "r1v_requests_running": ("Requests that are being answered.", stats.running),
+            "r1v_cache_rows": ("Rows of the key-value cache.", stats.rows),
+            "r1v_cache_rows_kept": ("Rows kept for their prefixes.", stats.kept_rows),
+            "r1v_cache_bytes": ("Size of the key-value cache.", stats.cache_bytes),
+            "r1v_cache_budget_bytes": ("Largest size of the key-value cache.", stats.cache_budget_bytes),
+            "r1v_image_cache_bytes": ("Size of the kept image embeddings.", stats.image_cache_bytes),
+        }
+        counters = {
+            "r1v_requests_refused": ("Requests that met a full queue.", stats.refused),
+            "r1v_prompt_tokens": ("Tokens of prompts.", stats.prompt_tokens),
+            "r1v_prompt_tokens_reused": ("Tokens of prompts that the cache held.", stats.reused_tokens),
+            "r1v_generated_tokens": ("Tokens of answers.", stats.generated_tokens),
+            "r1v_prefix_hits": ("Requests that began behind a kept prefix.", stats.prefix_hits),
+            "r1v_prefix_misses": ("Requests that found no kept prefix.", stats.prefix_misses),
+            "r1v_image_cache_hits": ("Images whose embeddings were kept.", stats.image_cache_hits),
+            "r1v_image_cache_misses": ("Images that were encoded.", stats.image_cache_misses),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(name, text, value=value)
+        for name, (text, value) in counters.items():
+            yield CounterMetricFamily(name, text, value=value)
+        yield _by_label(
+            "r1v_answers",
+            "Answers by finish reason.",
+            "finish_reason",
+            {str(reason): count for reason, count in stats.finished.items()},
+        )
+        sizes = {str(tiles): count for tiles, count in stats.tiles_per_vision_batch.items()}
+        yield _by_label("r1v_vision_batches", "Runs of the vision graph by their tiles.", "tiles", sizes)
+        steps = {str(rows): count for rows, count in stats.rows_per_step.items()}
+        yield _by_label("r1v_decoder_steps", "Decoder steps by their rows.", "rows", steps)
+
+
+def _by_label(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in sorted(counts.items()):
+        family.add_metric([value], count)
+    return family

@@ -1,0 +1,180 @@
+"""What the OpenAI-compatible routes take, as strict models: an unknown field is refused, never ignored.
+
+Source: the OpenAI API reference (chat completions, completions). Fields below "Extensions" are those that vLLM and
+SGLang take too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from r1v_export.strict import StrictModel
+
+MAX_CHOICES = 16
+"""Answers to one request, at most."""
+
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
+
+
+class TextPart(StrictModel):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(StrictModel):
+    """Where an image is: a data URL, or http(s) where the server allows it."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+    """Taken and without effect: tiling is the model's own."""
+
+
+class ImagePart(StrictModel):
+    """An image of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class SystemMessage(StrictModel):
+    """What replaces the template's own system message."""
+
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+class UserMessage(StrictModel):
+    """Text and images, in the order in which the model reads them."""
+
+    role: Literal["user"]
+    content: str | list[ContentPart]
+    name: str | None = None
+
+
+class AssistantMessage(StrictModel):
+    """An earlier answer. A client may send its reasoning back too; whether the model reads it is the template's."""
+
+    role: Literal["assistant"]
+    content: str | list[TextPart] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    name: str | None = None
+    refusal: None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+
+
+class StreamOptions(StrictModel):
+    """Options of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class TemplateOptions(StrictModel):
+    """Options of the prompt's template."""
+
+    enable_thinking: bool = True
+
+
+class SamplingFields(StrictModel):
+    """Fields of both completion routes. What is omitted is the checkpoint's own."""
+
+    model: str
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: PositiveInt | None = None
+    n: Choices = 1
+    seed: NonNegativeInt | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    """Taken and not used; never logged."""
+
+    # Extensions
+    top_k: NonNegativeInt | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end the answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens of an answer, at most, if the caller says."""
+        return self.max_tokens
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(SamplingFields):
+    """Body of `/v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: PositiveInt | None = None
+    metadata: dict[str, str] | None = None
+    """Taken and not used; never logged."""
+    store: Literal[False] | None = None
+
+    # Extensions
+    enable_thinking: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is to reason before it answers, where it knows how."""
+        if self.enable_thinking is not None:
+            return self.enable_thinking
+        return self.chat_template_kwargs is None or self.chat_template_kwargs.enable_thinking
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(SamplingFields):
+    """Body of `/v1/completions`: text without a template is continued."""
+
+    prompt: str
+    echo: Literal[False] = False
+
+
+class TokenizeRequest(StrictModel):
+    """Body of `/tokenize`: either text, or a conversation as the model is given it."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    enable_thinking: bool = True
+
+
+class ErrorFields(StrictModel):
+    """What is wrong with a request."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(StrictModel):
+    """Body of every response that is an error."""
+
+    error: ErrorFields
+
+
+JsonObject = dict[str, Any]
+"""A JSON object of a response."""

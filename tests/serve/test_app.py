@@ -1,0 +1,265 @@
+"""The routes over a tiny model: what they answer, and what they refuse and how."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from r1v_export.generation import Sampling
+from r1v_export.runner.base import Request
+from r1v_export.runner.batching.options import BatchingOptions
+from r1v_export.serve.settings import Limits
+from tests.serve.conftest import MODEL, data_url, serving
+
+CHAT = "/v1/chat/completions"
+QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "What?"}], "max_tokens": 6, "temperature": 0}
+
+
+def image_url(width: int = 40, height: int = 30, color: str = "red") -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), color).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def image_part(**size) -> dict:
+    return {"type": "image_url", "image_url": {"url": image_url(**size)}}
+
+
+def error_of(response) -> dict:
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return error
+
+
+def events(response) -> list[dict]:
+    *lines, done = [line for line in response.text.split("\n\n") if line]
+    assert done == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_an_answer_is_the_runner_s(client, runner):
+    body = client.post(CHAT, json=QUESTION).json()
+    alone = runner.answer(Request.ask("What?"), Sampling(max_new_tokens=6))
+    message = body["choices"][0]["message"]
+    assert (message["reasoning_content"] or "", message["content"]) == (alone.reasoning, alone.text)
+    assert message["reasoning"] == message["reasoning_content"]
+    assert body["usage"]["prompt_tokens"] == alone.prompt_tokens
+    assert body["usage"]["completion_tokens"] == len(alone.token_ids)
+    assert body["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_stream_brings_the_same_in_pieces_and_the_usage_on_request(client):
+    whole = client.post(CHAT, json=QUESTION).json()
+    streamed = events(client.post(CHAT, json={**QUESTION, "stream": True, "stream_options": {"include_usage": True}}))
+    deltas = [event["choices"][0]["delta"] for event in streamed if event["choices"]]
+    message = whole["choices"][0]["message"]
+    assert deltas[0]["role"] == "assistant"
+    assert "".join(delta.get("content") or "" for delta in deltas) == message["content"]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == (message["reasoning_content"] or "")
+    assert streamed[-1]["usage"] == whole["usage"]
+    assert {event["id"] for event in streamed} == {streamed[0]["id"]}
+
+
+def test_several_answers_differ_by_their_seeds_and_come_back_the_same(client):
+    asked = {**QUESTION, "n": 3, "temperature": 1.5, "seed": 7}
+    first, second = (client.post(CHAT, json=asked).json()["choices"] for _ in range(2))
+    assert [choice["index"] for choice in first] == [0, 1, 2]
+    assert first == second
+    assert len({json.dumps(choice["message"]) for choice in first}) > 1
+
+
+def test_images_stand_where_their_messages_show_them(client, runner):
+    parts = [
+        {"type": "text", "text": "Left"},
+        image_part(),
+        {"type": "text", "text": "right"},
+        image_part(color="blue"),
+    ]
+    first = {"role": "user", "content": parts}
+    past = {"role": "assistant", "content": "Yes.", "reasoning_content": "because"}
+    asked = {"messages": [first, past, {"role": "user", "content": [image_part(), {"type": "text", "text": "And?"}]}]}
+    tokens = client.post("/tokenize", json=asked).json()["tokens"]
+    image = runner.pipeline.image_token_id
+    per_tile = runner.pipeline.tokens_per_tile
+    assert tokens.count(image) == 3 * per_tile
+    text = runner.tokenizer.decode([token for token in tokens if token != image])
+    assert "Left\n" in text
+    assert "\nright\n" in text
+    assert "because" not in text  # R1V's template drops reasoning of past answers
+
+
+def test_a_continuation_has_no_template(client, runner):
+    tokens = client.post("/tokenize", json={"prompt": "Once"}).json()
+    assert tokens["tokens"] == runner.tokenizer.encode_text("Once")
+    body = client.post(
+        "/v1/completions", json={"model": MODEL, "prompt": "Once", "max_tokens": 4, "temperature": 0}
+    ).json()
+    assert body["usage"]["prompt_tokens"] == tokens["count"]
+    alone = runner.answer(Request.continuation("Once"), Sampling(max_new_tokens=4))
+    assert body["choices"][0]["text"] == alone.text == runner.tokenizer.decode(alone.token_ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"model": "another"}, 404, "model_not_found"),
+        ({"tools": []}, 400, "unknown_parameter"),
+        ({"messages": []}, 400, "invalid_value"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, 400, "invalid_value"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "invalid_input"),
+        ({"messages": [{"role": "user", "content": ""}]}, 400, "invalid_input"),
+        ({"temperature": -1}, 400, "invalid_value"),
+        ({"top_p": 0}, 400, "invalid_value"),
+        ({"n": 1000}, 400, "invalid_value"),
+        ({"stop": [""]}, 400, "invalid_input"),
+        ({"max_tokens": 0}, 400, "invalid_value"),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "invalid_input"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "invalid_value"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_request_is_refused_in_the_api_s_shape(client, change, status, code, stream):
+    response = client.post(CHAT, json={**QUESTION, **change, "stream": stream})
+    assert response.status_code == status, response.text
+    error = error_of(response)
+    assert error["code"] == code
+    assert error["type"] == "invalid_request_error"
+    assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "http://127.0.0.1:9/x.png",
+        "data:image/png;base64,AAAA",
+        "data:image/png;base64,%%%",
+        "ftp://host/x",
+    ],
+)
+def test_an_image_that_cannot_be_used_is_a_client_s_error(client, url):
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    response = client.post(CHAT, json={**QUESTION, "messages": messages})
+    assert response.status_code == 400
+    assert "root:" not in response.text
+    assert error_of(response)["message"]
+
+
+def test_a_text_with_a_placeholder_and_an_image_is_refused(client):
+    messages = [{"role": "user", "content": [image_part(), {"type": "text", "text": "an <image> tag"}]}]
+    assert "<image>" in error_of(client.post(CHAT, json={**QUESTION, "messages": messages}))["message"]
+
+
+def test_a_body_that_is_no_json_or_nests_deeply_is_refused(client):
+    for body in (b"{", b"\xff", b"[" * 100_000, b"null"):
+        response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+        assert response.status_code == 400
+        error_of(response)
+
+
+@pytest.mark.parametrize(
+    ("limits", "change", "status", "code"),
+    [
+        (Limits(body_bytes=500), {"user": "x" * 600}, 413, "request_too_large"),
+        (Limits(images=1), {"messages": [{"role": "user", "content": [image_part()] * 2}]}, 400, "too_many_images"),
+        (Limits(image_pixels=99), {"messages": [{"role": "user", "content": [image_part()]}]}, 400, "invalid_input"),
+        (Limits(new_tokens=5), {}, 400, "too_many_tokens"),
+        (Limits(seconds=0.001), {"max_tokens": 500}, 504, "timeout"),
+    ],
+    ids=["bytes", "images", "pixels", "tokens", "seconds"],
+)
+def test_each_limit_is_named_by_its_error(runner, limits, change, status, code):
+    with serving(runner, limits) as client:
+        response = client.post(CHAT, json={**QUESTION, **change})
+        assert response.status_code == status, response.text
+        assert error_of(response)["code"] == code
+
+
+def test_a_body_that_does_not_tell_its_size_is_cut_off_too(runner):
+    with serving(runner, Limits(body_bytes=1000)) as client:
+        response = client.post(CHAT, content=iter([b'{"model": "' + b"x" * 600] * 3))
+        assert response.status_code == 413
+
+
+def test_a_full_queue_answers_429_and_when_to_come_again(runner):
+    with serving(runner, options=BatchingOptions(max_rows=1, max_queued=1)) as client:
+        response = client.post(CHAT, json={**QUESTION, "n": 16, "max_tokens": 200})
+        assert response.status_code == 429
+        assert error_of(response)["type"] == "rate_limit_error"
+        assert int(response.headers["Retry-After"]) >= 1
+        assert client.post(CHAT, json=QUESTION).status_code == 200  # what was taken of it is given up
+
+
+def test_a_key_is_needed_where_keys_are_set_but_not_for_probes(runner):
+    with serving(runner, api_keys=("secret", "other")) as client:
+        refused = client.post(CHAT, json=QUESTION)
+        assert refused.status_code == 401
+        assert error_of(refused)["code"] == "invalid_api_key"
+        for key in ("secret", "other"):
+            assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        assert client.get("/v1/models", headers={"Authorization": "Bearer sécret".encode()}).status_code == 401
+        assert [client.get(path).status_code for path in ("/health", "/ready", "/metrics", "/")] == [200] * 4
+
+
+def test_metrics_count_what_happened(client):
+    client.post(CHAT, json=QUESTION)
+    client.post(CHAT, json={**QUESTION, "model": "another"})
+    text = client.get("/metrics").text
+    for line in (
+        "r1v_time_to_first_token_seconds_count 1.0",
+        'r1v_answers_total{finish_reason="length"} 1.0',
+        "r1v_generated_tokens_total 6.0",
+        'r1v_errors_total{code="model_not_found"} 1.0',
+        'r1v_http_responses_total{route="/v1/chat/completions",status="404"} 1.0',
+    ):
+        assert line in text
+
+
+def test_the_access_log_has_ids_and_counts_and_no_content(client, caplog):
+    with caplog.at_level("INFO", "r1v_export.serve.gate"):
+        secret = [{"role": "user", "content": "my secret"}]
+        response = client.post(CHAT, json={**QUESTION, "messages": secret}, headers={"X-Request-Id": "abc-1"})
+    assert response.headers["X-Request-Id"] == "abc-1"
+    record = caplog.records[-1]
+    assert (record.request_id, record.status, record.completion_tokens) == ("abc-1", 200, 6)
+    assert "secret" not in str(vars(record))
+
+
+def test_a_request_id_that_could_forge_a_log_line_is_replaced(client):
+    assert client.get("/health", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"] != "a b"
+
+
+def test_unknown_routes_and_methods_answer_in_the_api_s_shape(client):
+    assert error_of(client.get("/v2/x"))["code"] == "http_error"
+    assert client.get(CHAT).status_code == 405
+
+
+def test_the_page_loads_nothing_from_elsewhere(client):
+    page = client.get("/")
+    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+    assert "http://" not in page.text
+    for path in ("/static/page.js", "/static/page.css"):
+        assert client.get(path).status_code == 200
+
+
+def test_examples_of_images_answer_over_data_urls(client):
+    url = data_url(Path("examples/images/06-count.png"))
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    assert client.post(CHAT, json={**QUESTION, "messages": messages}).status_code == 200
+
+
+def test_the_dashboard_asks_for_metrics_that_exist(client):
+    client.post(CHAT, json={**QUESTION, "messages": [{"role": "user", "content": [image_part()]}]})
+    client.post(CHAT, json={**QUESTION, "model": "another"})
+    exported = set(re.findall(r"^(?:# TYPE )?(r1v_\w+)", client.get("/metrics").text, re.MULTILINE))
+    panels = json.loads(Path("r1v_export/serve/static/grafana.json").read_text("utf-8"))["panels"]
+    asked = {name for panel in panels for query in panel["targets"] for name in re.findall(r"r1v_\w+", query["expr"])}
+    assert len(asked) > 10
+    assert asked - exported == set()

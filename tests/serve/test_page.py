@@ -1,0 +1,81 @@
+"""The page at / in a real browser: drop an image, ask, watch reasoning and answer appear."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+IMAGE = Path("examples/images/06-count.png")
+ANSWER_MS = 60_000
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: `make test` installs it on Debian")
+
+
+@pytest.fixture
+def page(served: str) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: _keep(problems, message))
+        page.goto(served)
+        yield page
+        browser.close()
+        assert problems == []
+
+
+def _keep(problems: list[str], message: ConsoleMessage) -> None:
+    """The browser itself reports answers that are errors, which the page shows."""
+    if message.type == "error" and not message.text.startswith("Failed to load resource"):
+        problems.append(message.text)
+
+
+def test_a_person_asks_about_an_image_and_then_something_else(page):
+    expect(page.locator("#state")).to_have_text("ready", timeout=ANSWER_MS)
+    expect(page.locator("#model")).to_have_text("nano")
+    page.set_input_files("#file", IMAGE)
+    expect(page.locator(".thumbnail img")).to_have_count(1)
+    page.fill("#question", "How many objects do you see?")
+    page.fill("#temperature", "0")
+    page.click("#send")
+    turn = page.locator(".turn").first
+    expect(turn.locator(".usage")).to_contain_text("tokens/s", timeout=ANSWER_MS)
+    expect(turn.locator(".reasoning")).to_contain_text("I see")
+    expect(turn.locator(".answer")).to_have_text("3")
+    expect(page.locator(".thumbnail")).to_have_count(0)
+    page.fill("#question", "What do you see?")
+    page.keyboard.press("Enter")
+    second = page.locator(".turn").nth(1)
+    expect(second.locator(".usage")).to_contain_text("tokens/s", timeout=ANSWER_MS)
+    page.click("#clear")
+    expect(page.locator(".turn")).to_have_count(0)
+
+
+def test_a_dropped_image_is_shown_and_can_be_taken_away(page):
+    page.evaluate(
+        """() => {
+            const data = new DataTransfer();
+            const bytes = Uint8Array.from(atob("R0lGODlhAQABAAAAACwAAAAAAQABAAA="), (c) => c.charCodeAt(0));
+            data.items.add(new File([bytes], "x.gif", { type: "image/gif" }));
+            document.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+        }"""
+    )
+    expect(page.locator(".thumbnail img")).to_have_count(1)
+    page.click(".thumbnail button")
+    expect(page.locator(".thumbnail img")).to_have_count(0)
+
+
+def test_an_error_is_shown_and_the_next_question_is_answered(page):
+    page.fill("#temperature", "0")
+    page.fill("#question", "x" * 70_000)
+    page.click("#send")
+    expect(page.locator(".error")).to_contain_text("longer than the model's context", timeout=ANSWER_MS)
+    page.fill("#question", "What do you see?")
+    page.click("#send")
+    expect(page.locator(".turn").nth(1).locator(".usage")).to_contain_text("tokens/s", timeout=ANSWER_MS)
