@@ -25,9 +25,14 @@ def require() -> None:
     Raises:
         CapabilityError: it is not.
     """
-    for module in sorted(MODULES):
-        if importlib.util.find_spec(module) is None:
-            raise _not_installed(module)
+    module = missing_module()
+    if module is not None:
+        raise _not_installed(module)
+
+
+def missing_module() -> str | None:
+    """The first of `MODULES` that is not installed; None if all are."""
+    return next((module for module in sorted(MODULES) if importlib.util.find_spec(module) is None), None)
 
 
 @contextmanager

@@ -22,6 +22,16 @@ from tests.runtime_environment import EXTRAS, PACKAGE, PROJECT, make_environment
 IMAGE = PACKAGE.parent / "examples/images/06-count.png"
 QUESTION = "How many objects do you see?"
 
+IN_FULL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from r1v_export import build_extra
+from r1v_export.cli.main import run
+assert run(sys.argv[2:]) == 0
+print("of the extra:", sorted(build_extra.MODULES & sys.modules.keys()), file=sys.stderr)
+"""
+"""Runs a command line where everything is installed, and says which modules of the extra it imported."""
+
 Runs = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -56,9 +66,9 @@ def ask(run: Runs, *arguments: str | Path) -> dict[str, Any]:
 
 def test_the_same_tokens_as_in_the_full_installation(runtime: Runs, nano_bundle: Path) -> None:
     arguments = ("run", nano_bundle, "--image", IMAGE, QUESTION)
-    code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); from r1v_export.cli.main import main; main()"
-    full = run_python(sys.executable, "-c", code, *arguments, "--format", "json")
+    full = run_python(sys.executable, "-c", IN_FULL, str(PACKAGE.parent), *arguments, "--format", "json")
     assert full.returncode == 0, full.stderr
+    assert full.stderr.endswith("of the extra: []\n"), "what is installed is not imported either"
     expected, found = json.loads(full.stdout), ask(runtime, *arguments)
     assert found["token_ids"] == expected["token_ids"]
     assert len(found["token_ids"]) > 10
@@ -98,6 +108,7 @@ def test_a_bundle_is_measured(runtime: Runs, nano_bundle: Path) -> None:
 def test_the_machine_is_described(runtime: Runs) -> None:
     facts = ask(runtime, "doctor")
     assert facts["packages"]["torch"] == "missing"
+    assert facts["machine"]["builds"].endswith(build_extra.INSTALL)
     assert facts["targets"]["onnxruntime"]["ready"]
     assert facts["targets"]["tensorrt-llm"]["fix"] == build_extra.INSTALL
 

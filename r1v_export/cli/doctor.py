@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import click
 
+from r1v_export import build_extra
 from r1v_export.cli.output import common_options, print_json, table
 
 CORE = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors", "tokenizers", "numpy", "pillow", "pydantic")
@@ -72,6 +73,7 @@ def _machine() -> dict[str, str]:
         "memory": f"{size(memory.available)} of {size(memory.total)} free",
         "disk": f"{size(disk.free)} of {size(disk.total)} free in {Path.cwd()}",
         "gpu": _gpu(),
+        "builds": "yes" if build_extra.missing_module() is None else f"no, it only answers: {build_extra.INSTALL}",
     }
 
 
