@@ -2,10 +2,10 @@
 
 Two environments are installed with pip, in the versions of the lock: `r1v-export[onnxruntime]`, and
 `r1v-export[onnxruntime,build]`, which is what every installation was before the compiler was an extra. An earlier
-commit runs in the latter, from a copy of its sources. All answer the same question with the same bundle, in processes
-of their own, by turns.
+commit runs in the latter, from a copy of its sources. All answer the same question with the same model (each commit's
+bundle is its own), in processes of their own, by turns.
 
-    python benchmarks/runtime_footprint.py [--before COMMIT] [--repeats 7] [--work FOLDER]
+    python benchmarks/runtime_footprint.py [--before COMMIT] [--repeats 7]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -41,12 +42,11 @@ print(first_token_s, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def install(folder: Path, extras: str) -> Path:
-    """An environment with the package, made once; its interpreter."""
+    """An environment with the package; its interpreter."""
     python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-        pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", "requirements.lock", f".[{extras}]"], cwd=PROJECT, check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", "requirements.lock", f".[{extras}]"], cwd=PROJECT, check=True)
     return python
 
 
@@ -70,10 +70,22 @@ def size_mb(python: Path) -> dict[str, float]:
     return {"all": round(sum(sizes.values()), 1)} | {name: round(sizes[name], 1) for name in largest}
 
 
+def environment(sources: Path | None) -> dict[str, str]:
+    """The variables with which the package is imported from some sources; from what is installed if None."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return variables | ({"PYTHONPATH": str(sources)} if sources else {})
+
+
+def build(python: Path, sources: Path | None, bundle: Path) -> Path:
+    """The shipped model in float32."""
+    command = [python, *MAIN, "build", "-o", bundle, "--no-parity"]
+    subprocess.run(command, check=True, stdout=sys.stderr, env=environment(sources), cwd="/")
+    return bundle
+
+
 def measure(python: Path, sources: Path | None, bundle: Path) -> dict[str, float]:
     """Milliseconds of an import, of the help and until the first token; MB of the process that answers."""
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    variables |= {"PYTHONPATH": str(sources)} if sources else {}
+    variables = environment(sources)
 
     def run(*arguments: str | Path) -> str:
         return subprocess.run(
@@ -100,15 +112,19 @@ def measure(python: Path, sources: Path | None, bundle: Path) -> dict[str, float
 @click.command()
 @click.option("--before", default="ce7648e", show_default=True, help="The commit to compare with.")
 @click.option("--repeats", default=7, show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-runtime-footprint"), show_default=True)
-def main(before: str, repeats: int, work: Path) -> None:
+def main(before: str, repeats: int) -> None:
+    with TemporaryDirectory() as folder:
+        compare(before, repeats, Path(folder))
+
+
+def compare(before: str, repeats: int, work: Path) -> None:
+    """Install, build and measure below `work`, and write the results."""
     conditions = machine(("onnxruntime", "torch", "onnx"))
     pythons = {name: install(work / name, extras) for name, extras in EXTRAS.items()}
-    bundle = work / "bundle"
-    subprocess.run([pythons["full"], *MAIN, "build", "-o", bundle, "--no-parity"], check=True, stdout=sys.stderr)
     old = sources_of(before, work / "before")
+    bundle, old_bundle = build(pythons["full"], None, work / "bundle"), build(pythons["full"], old, work / "old-bundle")
     contenders: Mapping[str, Callable[[], dict[str, float]]] = {
-        "before": partial(measure, pythons["full"], old, bundle),
+        "before": partial(measure, pythons["full"], old, old_bundle),
         "full": partial(measure, pythons["full"], None, bundle),
         "runtime": partial(measure, pythons["runtime"], None, bundle),
     }
