@@ -8,6 +8,8 @@ PRECISION ?= fp8
 BUNDLE ?= out/demo
 IMAGE ?= examples/images/06-count.png
 QUESTION ?= How many objects do you see?
+# Processes of the tests; each may take 1.5 GB. They work on one thread each, so that they do not get in each other's way.
+WORKERS ?= logical --maxprocesses 4
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/r1v-export run $(BUNDLE) --image $(IMAGE) "$(QUESTION)"
 
 test: $(INSTALLED) browser
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # The browser of the page's tests. Where it cannot be installed they are skipped, and say so.
 browser:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -27,11 +30,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden texts of graphs/ anew")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a slow test come first: else one worker of pytest-xdist would begin the longest when others end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collection leave out what stays anyway, and run less often: a trace makes millions of objects."""
+    gc.freeze()
+    gc.set_threshold(10_000)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder once for all workers of pytest-xdist: the first that needs it makes it, each gets a copy."""
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        own = tmp_path_factory.mktemp(name) / name
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            make(own)
+            return own
+        shared = tmp_path_factory.getbasetemp().parent / f"{name}-of-all-workers"
+        with shared.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not shared.exists():
+                make(own)
+                shutil.copytree(own, shared.with_suffix(".unfinished"))
+                shared.with_suffix(".unfinished").rename(shared)
+                return own
+        return Path(shutil.copytree(shared, own))
+
+    return make_once
+
+
 @pytest.fixture(scope="session", autouse=True)
 def traced_once() -> Iterator[None]:
-    """Trace each graph once per suite: a trace takes seconds and depends on the spec and the compute type alone.
+    """Trace each graph once per worker: a trace takes seconds and depends on the spec and the compute type alone.
 
-    Every export gets a copy of its own. `tests/exporters` imports `trace_graph` itself and so traces for real.
+    Every export gets a copy of its own. Tests that want a trace call `export.trace_graph`, so that they share it.
     """
     traced = cache(export.trace_graph)
     with pytest.MonkeyPatch.context() as patch:
@@ -47,10 +84,10 @@ def synth_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nano_bundle(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """The shipped model, built in fp32 for ONNX Runtime, parity gate passed. Not to be written to."""
     config = BuildConfig(parity=ParityConfig(questions=4))
-    return build(config, tmp_path_factory.mktemp("bundles") / "nano").out
+    return made_once("nano", lambda out: build(config, out))
 
 
 @pytest.fixture(scope="session")

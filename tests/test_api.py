@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,11 @@ def main() -> int:
     return 0 if all(report.passed for report in reports) else 1
 """
 
+WRONG = """import r1v_export
+r1v_export.build("r1v-nano", precision="fp7", out="out")
+r1v_export.verify(3)
+"""
+
 
 def test_every_public_name_is_there_and_no_other() -> None:
     assert all(getattr(r1v_export, name) is not None for name in r1v_export.__all__)
@@ -65,23 +71,28 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not {"torch", "numpy", "pydantic", "onnx", "onnxruntime", "PIL", "yaml"} & set(done.stdout.split())
 
 
-def test_the_face_is_typed_for_a_users_strict_mypy(tmp_path: Path) -> None:
-    (tmp_path / "user.py").write_text(USER)
+@pytest.fixture(scope="module")
+def mypy_errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What a user's strict mypy finds in a program that uses the face rightly and in one that does not, by file."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "right.py").write_text(USER)
+    (folder / "wrong.py").write_text(WRONG)
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--ignore-missing-imports"]
-    command += ["--config-file=", f"--cache-dir={tmp_path / 'cache'}", "user.py"]
+    command += ["--config-file=", f"--cache-dir={os.devnull}", "right.py", "wrong.py"]
     environment = {"MYPYPATH": str(PROJECT), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    *errors, summary = done.stdout.splitlines()
+    assert re.fullmatch(r"Found \d+ errors? in 1 file \(checked 2 source files\)", summary), done.stdout + done.stderr
+    return {name: [line for line in errors if line.startswith(name)] for name in ("right.py", "wrong.py")}
 
 
-def test_a_wrong_use_of_the_face_is_found_by_mypy(tmp_path: Path) -> None:
-    wrong = 'import r1v_export\nr1v_export.build("r1v-nano", precision="fp7", out="out")\nr1v_export.verify(3)\n'
-    (tmp_path / "user.py").write_text(wrong)
-    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--ignore-missing-imports", "--config-file="]
-    command += [f"--cache-dir={tmp_path / 'cache'}", "user.py"]
-    environment = {"MYPYPATH": str(PROJECT), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert re.findall(r"user\.py:(\d+): error", done.stdout) == ["2", "3"], done.stdout
+def test_the_face_is_typed_for_a_users_strict_mypy(mypy_errors: dict[str, list[str]]) -> None:
+    assert mypy_errors["right.py"] == []
+
+
+def test_a_wrong_use_of_the_face_is_found_by_mypy(mypy_errors: dict[str, list[str]]) -> None:
+    errors = "\n".join(mypy_errors["wrong.py"])
+    assert re.findall(r"wrong\.py:(\d+): error", errors) == ["2", "3"], errors
 
 
 def _imports(code: str) -> set[str]:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class UnfailingStream(io.TextIOWrapper):
@@ -38,11 +38,14 @@ def prepare_streams() -> None:
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    if isinstance(stderr, io.TextIOWrapper):
-        sys.stderr = UnfailingStream(
-            stderr.buffer, encoding=stderr.encoding, errors="backslashreplace", line_buffering=True
-        )
+    if sys.stderr is None:
+        sys.stderr = _unfailing(open(2, "wb", closefd=False), "utf-8")  # noqa: SIM115
+    elif isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = _unfailing(sys.stderr.buffer, sys.stderr.encoding)
+
+
+def _unfailing(buffer: BinaryIO, encoding: str) -> UnfailingStream:
+    return UnfailingStream(buffer, encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
 def discard_stdout() -> None:

@@ -6,23 +6,26 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-OK = "recipes list --format json"
+OK = "verify $BUNDLE --format json"
 FAILING = "verify nowhere --format json"
 FAILING_TEXT = "verify nowhere"
 
 
-def in_shell(line: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a line of bash in which `$R` is the program."""
-    return subprocess.run(
-        ["bash", "-c", f'R="{sys.executable} -m r1v_export.cli.main"; {line}'],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
-        capture_output=True,
-        timeout=120,
+Shell = Callable[[str], "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def in_shell(tmp_path: Path, tiny_built: Path) -> Shell:
+    """Runs a line of bash in an empty folder; `$R` is the program, `$BUNDLE` a bundle."""
+    program = f"{sys.executable} -m r1v_export.cli.main"
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "R": program, "BUNDLE": str(tiny_built)}
+    return lambda line: subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, timeout=120
     )
 
 
@@ -41,8 +44,10 @@ def in_shell(line: str, tmp_path: Path, **environment: str) -> subprocess.Comple
         ("$R run nowhere - <&-", 1),
     ],
 )
-def test_closed_streams_and_a_full_stderr_change_no_exit_code(line: str, code: int, tmp_path: Path) -> None:
-    done = in_shell(line, tmp_path)
+def test_closed_streams_and_a_full_stderr_change_no_exit_code(
+    line: str, code: int, in_shell: Shell, tmp_path: Path
+) -> None:
+    done = in_shell(line)
     assert done.returncode == code
     assert b"Traceback" not in done.stdout + done.stderr
     assert b"Exception ignored" not in done.stdout + done.stderr
@@ -50,23 +55,23 @@ def test_closed_streams_and_a_full_stderr_change_no_exit_code(line: str, code: i
 
 
 @pytest.mark.parametrize("line", [OK, "--help", "recipes list"])
-def test_output_to_a_full_disk_exits_with_4(line: str, tmp_path: Path) -> None:
-    done = in_shell(f"$R {line} >/dev/full", tmp_path)
+def test_output_to_a_full_disk_exits_with_4(line: str, in_shell: Shell) -> None:
+    done = in_shell(f"$R {line} >/dev/full")
     assert done.returncode == 4
     assert done.stderr.startswith(b"error: The disk is full.\n")
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
 
 
-def test_an_error_whose_json_cannot_be_written_is_printed_on_stderr(tmp_path: Path) -> None:
-    done = in_shell(f"$R {FAILING} >/dev/full", tmp_path)
+def test_an_error_whose_json_cannot_be_written_is_printed_on_stderr(in_shell: Shell) -> None:
+    done = in_shell(f"$R {FAILING} >/dev/full")
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: This is not a bundle.")
     assert b"Exception ignored" not in done.stderr
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path: Path) -> None:
-    done = in_shell(f"($R {OK}; echo $? >&2) | true", tmp_path)
+def test_a_reader_that_goes_away_ends_the_command_quietly(in_shell: Shell) -> None:
+    done = in_shell(f"($R {OK}; echo $? >&2) | true")
     assert done.stderr == b"141\n"
 
 
@@ -90,8 +95,8 @@ def test_errors_about_any_name_are_json_in_any_encoding(
     assert error["where"].isprintable()
 
 
-def test_a_log_that_cannot_be_written_ends_the_command(tmp_path: Path) -> None:
-    done = in_shell("$R verify nowhere --log-file /dev/full -vv", tmp_path)
+def test_a_log_that_cannot_be_written_ends_the_command(in_shell: Shell) -> None:
+    done = in_shell("$R verify nowhere --log-file /dev/full -vv")
     assert done.returncode in (1, 4)
     assert b"Traceback" not in done.stderr
     assert b"Logging error" not in done.stderr

@@ -6,8 +6,8 @@ import torch
 
 from r1v_export.contract import graph_contracts
 from r1v_export.errors import GraphError
+from r1v_export.exporters import export
 from r1v_export.exporters.check import check_graph
-from r1v_export.exporters.export import SOURCES, trace_graph
 from tests.tiny_models import tiny_spec
 
 SPEC = tiny_spec()
@@ -16,16 +16,16 @@ CONTRACTS = graph_contracts(SPEC.sizes)
 
 @pytest.fixture
 def projector() -> ir.Model:
-    return trace_graph("projector", SPEC, torch.float32)
+    return export.trace_graph("projector", SPEC, torch.float32)
 
 
 def check(model: ir.Model) -> None:
     check_graph(model, CONTRACTS["projector"], ir.DataType.FLOAT)
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", export.SOURCES)
 def test_each_exported_graph_keeps_its_contract_and_holds_no_weight(name):
-    model = trace_graph(name, SPEC, torch.float32)
+    model = export.trace_graph(name, SPEC, torch.float32)
     check_graph(model, CONTRACTS[name], ir.DataType.FLOAT)
     held = [v.name for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.size > 8]
     assert held == []

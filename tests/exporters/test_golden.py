@@ -13,7 +13,7 @@ import torch
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
-from r1v_export.exporters.export import SOURCES, trace_graph
+from r1v_export.exporters import export
 from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.apply.onnx import QuantizeLinears
 from r1v_export.quantization.groups import linear_groups
@@ -26,7 +26,7 @@ CASES = [
     *(
         (model, precision, graph)
         for model, precision in (("r1v-nano", "fp32"), ("r1v3-38b", "bf16"))
-        for graph in SOURCES
+        for graph in export.SOURCES
     ),
     # Of quantized builds, the graphs that quantization changes.
     *(("r1v-nano", "fp8", graph) for graph in ("vision", "projector", "decoder")),
@@ -47,10 +47,11 @@ def quantized(traced: ir.Model, spec: ModelSpec, precision: str) -> None:
     QuantizeLinears(resolve(load(PRESETS[precision]), spec), group_of)(traced)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "precision", "graph"), CASES)
 def test_the_graph_is_what_the_golden_text_says(model, precision, graph, specs, request):
     golden = GRAPHS / model / precision / f"{graph}.txt"
-    traced = trace_graph(graph, specs[model], COMPUTE[precision])
+    traced = export.trace_graph(graph, specs[model], COMPUTE[precision])
     if precision in PRESETS:
         quantized(traced, specs[model], precision)
     text = dump(traced)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from r1v_export.manifest import MANIFEST
 
@@ -39,6 +40,7 @@ def build(model: Path, config: Path, out: Path, kill_after_s: float = float("inf
     return child.wait() == 0, taken_s
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_build_ends_in_the_same_bytes(
     tiny_model: Path, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
 ) -> None:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from r1v_export import contract
 from r1v_export.errors import GraphError
-from r1v_export.exporters.export import trace_graph
+from r1v_export.exporters import export
 from r1v_export.pipeline.estimate import graph_parameters
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.roofline.counts import by_layer, count
@@ -22,7 +22,7 @@ ONE_LOGIT = {"batch": 1, "logit_positions": 1, "capacity": CAPACITY}
 @pytest.fixture(scope="module")
 def graphs():
     names = (contract.VISION, contract.PROJECTOR, contract.DECODER)
-    return {name: trace_graph(name, tiny_spec(), torch.float32) for name in names}
+    return {name: export.trace_graph(name, tiny_spec(), torch.float32) for name in names}
 
 
 def flops(work) -> int:

@@ -49,28 +49,42 @@ class Built:
         return OnnxRuntimeEngine(self.graphs, self.graphs, self.spec.sizes)
 
 
-def build(spec: ModelSpec, folder: Path) -> Built:
+def build(spec: ModelSpec, folder: Path, others: Built | None = None) -> Built:
+    """Export the graphs of a random model and build an engine of them.
+
+    Args:
+        others: whose vision, projector and embed graphs to take, where only the decoder matters.
+    """
     model = random_model(spec)
     built = Built(folder, spec, ReferenceEngine(model))
-    built.graphs.mkdir()
+    if others is None:
+        built.graphs.mkdir(parents=True)
+    else:
+        shutil.copytree(others.graphs, built.graphs)
     built.engine_folder.mkdir(parents=True)
-    for name in contract.GRAPHS:
+    for name in contract.GRAPHS if others is None else (contract.DECODER,):
         export_graph(name, checkpoint_of(model), built.graphs, torch.float32)
     built.build_engine(built.engine_folder)
     return built
 
 
+def built_once(made_once, name: str, spec: ModelSpec) -> Built:
+    """The same of all workers of pytest-xdist: a random model is the same in each."""
+    folder = made_once(name, lambda out: build(spec, out))
+    return Built(folder, spec, ReferenceEngine(random_model(spec)))
+
+
 @pytest.fixture(scope="session")
-def r1v(tmp_path_factory) -> Built:
+def r1v(made_once) -> Built:
     """RMS norms and QK-norm in the vision tower, as InternViT-6B."""
-    return build(tiny_spec(), tmp_path_factory.mktemp("r1v"))
+    return built_once(made_once, "r1v", tiny_spec())
 
 
 @pytest.fixture(scope="session")
-def internvl(tmp_path_factory) -> Built:
+def internvl(made_once) -> Built:
     """Layer norms and qkv biases in the vision tower, as InternViT-300M; tied embeddings."""
     spec = tiny_spec(norm="layer_norm", qk_norm=False, qkv_bias=True, tie_word_embeddings=True)
-    return build(spec, tmp_path_factory.mktemp("internvl"))
+    return built_once(made_once, "internvl", spec)
 
 
 @pytest.fixture(params=["r1v", "internvl"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,15 @@ import r1v_export
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.quantized.zero_points import offset_of
 from tests.checkpoint.conftest import edit_tensors, refusal
-from tests.quantized_checkpoints import GPTQ, pack_gptq, quantized_copy, random_linear, rounded_linear, set_quantization
+from tests.quantized_checkpoints import (
+    GPTQ,
+    Truth,
+    pack_gptq,
+    quantized_copy,
+    random_linear,
+    rounded_linear,
+    set_quantization,
+)
 
 NANO = Path(r1v_export.__file__).parent / "nano" / "model"
 FORMATS = {1: "gptq", 0: "gptq_v2"}
@@ -54,21 +65,38 @@ def test_random_values_and_weights_far_from_zero_show_nothing(offset):
         assert shown(qweight, zero, offset) is None
 
 
-@pytest.mark.parametrize("group", [32, 128, -1])
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("stored", [0, 1])
+@dataclass(frozen=True)
+class Packed:
+    """A checkpoint with r1v-nano's own weights in GPTQ: its folder, its configuration, and what was packed."""
+
+    folder: Path
+    stored: int
+    config: dict[str, Any]
+    truth: Truth
+
+
+@pytest.fixture(
+    scope="module", params=itertools.product((0, 1), (False, True), (32, 128, -1)), ids=lambda p: "-".join(map(str, p))
+)
+def packed(request, tmp_path_factory) -> Packed:
+    """In either convention, with and without zero points, in groups of several sizes."""
+    stored, symmetric, group = request.param
+    folder, config = tmp_path_factory.mktemp("packed") / "model", GPTQ | {"sym": symmetric, "group_size": group}
+    pack = partial(pack_gptq, offset=stored)
+    return Packed(folder, stored, config, quantized_copy(NANO, folder, pack, config, symmetric, rounded=True))
+
+
 @pytest.mark.parametrize("declared", ["gptq", "gptq_v2", None])
-def test_r1v_nano_in_either_convention_is_read_right_whatever_is_declared(tmp_path, group, symmetric, stored, declared):
-    config = GPTQ | {"sym": symmetric, "group_size": group, "checkpoint_format": declared}
-    truth = quantized_copy(NANO, tmp_path / "model", partial(pack_gptq, offset=stored), config, symmetric, rounded=True)
-    quantized = Checkpoint.open(tmp_path / "model").quantized
-    for name, (qweight, _, zero) in truth.items():
+def test_r1v_nano_in_either_convention_is_read_right_whatever_is_declared(packed, declared):
+    set_quantization(packed.folder, packed.config | {"checkpoint_format": declared})
+    quantized, symmetric = Checkpoint.open(packed.folder).quantized, packed.config["sym"]
+    for name, (qweight, _, zero) in packed.truth.items():
         decoded = quantized.linears[name].decode()
         assert torch.equal(decoded.qweight, (qweight - 8 * symmetric).to(torch.int8))
         if not symmetric:
             times = decoded.zero_point.shape[1] // zero.shape[1]
             assert torch.equal(decoded.zero_point, zero.repeat_interleave(times, 1).to(torch.int8))
-    right = FORMATS[stored]
+    right = FORMATS[packed.stored]
     warned = [] if (declared or "gptq") == right else [f"read as {right}"]
     assert len(quantized.format.warnings) == len(warned)
     for warning in quantized.format.warnings:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from r1v_export.errors import UsageError
-from r1v_export.exporters.export import export_graph, trace_graph
+from r1v_export.exporters import export
+from r1v_export.exporters.export import export_graph
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
 from r1v_export.quantization.apply.onnx import QuantizeLinears, quantizer
 from r1v_export.quantization.apply.torch import apply
@@ -173,7 +174,7 @@ def test_linears_that_read_one_tensor_in_one_order_share_its_gather():
     names = [f"{layer}.self_attn.{part}_proj" for part in "qkvo"]
     schemes = act_order_schemes(*names)
     linears = in_act_order(rounded(schemes), dict(zip(names, (1, 2, 1, 1), strict=True)))
-    model = trace_graph("decoder", SPEC, torch.float32)
+    model = export.trace_graph("decoder", SPEC, torch.float32)
     quantizer(SPEC, schemes, linears.__getitem__, {}, input_orders=orders_of(linears))(model)
     gathers = [node for node in model.graph if node.op_type == "Gather" and "input_order" in node.inputs[1].name]
     readers = [[user.inputs[1].name.split(".")[-3] for user in node.outputs[0].consumers()] for node in gathers]
@@ -189,7 +190,7 @@ def test_rewritten_tensors_take_the_place_of_the_checkpoints(tmp_path):
 
 
 def pass_over(graph: str, schemes: dict[str, Scheme], compute=torch.float32) -> ir.Model:
-    model = trace_graph(graph, SPEC, compute)
+    model = export.trace_graph(graph, SPEC, compute)
     QuantizeLinears(schemes, {name: group.name for group in linear_groups(SPEC) for name in group.linears})(model)
     return model
 
@@ -219,4 +220,4 @@ def test_16_bit_graphs_keep_float32_scales_and_their_own_type_elsewhere(compute)
 def test_dynamic_inputs_are_refused_with_what_to_take_instead():
     schemes = resolve(load("fp8-rowwise"), SPEC)
     with pytest.raises(UsageError, match=r"(?s)per token.*static recipe"):
-        quantizer(SPEC, schemes, {}.get, {})(trace_graph("projector", SPEC, torch.float32))
+        quantizer(SPEC, schemes, {}.get, {})(export.trace_graph("projector", SPEC, torch.float32))

@@ -182,9 +182,9 @@ def test_onnxruntime_does_warn_of_a_copied_cache(r1v, capfd, caplog):
 
 
 @pytest.mark.parametrize("head_dim", [4, 8, 12, 16, 20, 24, 40])
-def test_heads_of_any_even_size_follow_the_reference(tmp_path, head_dim):
+def test_heads_of_any_even_size_follow_the_reference(r1v, tmp_path, head_dim):
     """ONNX Runtime's fused attention takes multiples of 16 only; others keep the standard operator."""
-    built = build(tiny_spec(language={"head_dim": head_dim}), tmp_path)
+    built = build(tiny_spec(language={"head_dim": head_dim}), tmp_path, others=r1v)
     prompts_SE = prompts(built.spec, [7, 3])
     steps = [normal(2, 1, built.spec.language.hidden_size) for _ in range(6)]
     expected = walk(built.reference, prompts_SE, steps)
