@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from r1v_export.nano import dataset
 from r1v_export.processing.load_image import load_image
 from r1v_export.processing.synthetic_image import synthetic_image
 
@@ -25,8 +26,6 @@ class ParitySample:
 
 def held_out(count: int) -> Iterator[ParitySample]:
     """The first `count` held-out questions of the built-in generator: for r1v-nano, which was trained on its others."""
-    from r1v_export.nano import dataset
-
     for index, sample in enumerate(dataset.samples("eval", count)):
         yield ParitySample(f"{sample.kind} {index}", (sample.image,), sample.question, sample.answer)
 

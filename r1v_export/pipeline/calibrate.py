@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
@@ -19,9 +18,11 @@ from r1v_export.pipeline.calibration import (
     chosen_recipe,
 )
 from r1v_export.progress import Progress
-
-if TYPE_CHECKING:
-    from r1v_export.quantization.calibration.dataset import Shard
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.calibration.dataset import Shard
+from r1v_export.quantization.calibration.resume import default_resume_folder
+from r1v_export.quantization.calibration.shards import collect_shard as collect_statistics
+from r1v_export.quantization.calibration.shards import find_shards, merge
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,6 @@ def calibrate_alone(config: BuildConfig, out: Path, progress: Progress, *, offli
     Raises:
         R1VError: as `pipeline.calibration.calibrate`, or `out` holds something else.
     """
-    from r1v_export.quantization.calibration.resume import default_resume_folder
-
     recipe = chosen_recipe(config)
     checkpoint = _open(config, offline)
     with explain_full_disk(out), progress.stage("calibration") as task:
@@ -64,8 +63,6 @@ def collect_shard(
         UsageError: the calibration has a budget, which cannot be split into shards.
         R1VError: as `calibrate_alone`.
     """
-    from r1v_export.quantization.calibration.shards import collect_shard as collect
-
     recipe = chosen_recipe(config)
     if recipe is None:
         raise UsageError(
@@ -76,7 +73,7 @@ def collect_shard(
     checkpoint = _open(config, offline)
     with explain_full_disk(out), progress.stage(f"shard {shard}") as task:
         samples = calibration_set(config, checkpoint, shard)
-        collect(checkpoint, recipe, samples, out, calibration_options(config, None, task.report))
+        collect_statistics(checkpoint, recipe, samples, out, calibration_options(config, None, task.report))
     return Calibrated(out, recipe.name, len(samples.samples), str(shard), linears=0, warnings=())
 
 
@@ -98,8 +95,6 @@ def merge_shards(
         UsageError: a shard is missing or there twice, they are not of one calibration, or `out` holds something else.
         BundleError: a shard is unfinished, damaged or of another checkpoint.
     """
-    from r1v_export.quantization.calibration.shards import find_shards, merge
-
     checkpoint = _open(config, offline)
     with explain_full_disk(out), progress.stage("merge") as task:
         merge(checkpoint, find_shards(folders), out, calibration_options(config, None, task.report))
@@ -119,8 +114,6 @@ def _open(config: BuildConfig, offline: bool) -> Checkpoint:
 
 
 def _calibrated(out: Path, checkpoint: Checkpoint, progress: Progress) -> Calibrated:
-    from r1v_export.quantization.artifact.artifact import Artifact
-
     artifact = Artifact.open(out, checkpoint)
     stats = artifact.stats
     for warning in stats.warnings:

@@ -9,24 +9,34 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError, CapabilityError, InputError, UsageError
+from r1v_export.generation import Sampling
 from r1v_export.manifest import hash_file, to_json
+from r1v_export.processing.pipeline_document import describe_pipeline
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import ProgressCallback
+from r1v_export.quantization.apply.torch import apply
+from r1v_export.quantization.apply.weight_check import require_own_scales
+from r1v_export.quantization.artifact.artifact import RECIPE, STATS, Artifact, read_recipe, read_stats
+from r1v_export.quantization.artifact.artifact import require_origin as require_artifact_origin
+from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
+from r1v_export.quantization.calibration.calibrate import calibrate as run_calibration
+from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard, prepare
+from r1v_export.quantization.calibration.raw_examples import RawExample, named_files, read_examples
+from r1v_export.quantization.calibration.resume import write_text
+from r1v_export.quantization.mixed_precision.budget import Budget
+from r1v_export.quantization.mixed_precision.search import FP8, MEASURED_SAMPLES, SENSITIVITY, candidates, search
+from r1v_export.quantization.recipe import PRESETS, Recipe, load
+from r1v_export.reference.model import Model, ReferenceEngine
+from r1v_export.reference.model import load as load_reference
+from r1v_export.runner.base import Request
+from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.targets import registry
-
-if TYPE_CHECKING:
-    from r1v_export.quantization.artifact.artifact import Artifact
-    from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
-    from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard
-    from r1v_export.quantization.calibration.raw_examples import RawExample
-    from r1v_export.quantization.recipe import Recipe
-    from r1v_export.reference.model import Model
 
 CALIBRATION = "calibration"
 """The calibration artifact's folder in a bundle."""
@@ -46,9 +56,6 @@ def chosen_recipe(config: BuildConfig) -> Recipe | None:
     """
     if not config.quantized:
         return None
-    from r1v_export.quantization.mixed_precision.budget import Budget
-    from r1v_export.quantization.recipe import PRESETS, load
-
     if config.budget is not None:
         Budget.parse(config.budget)
         return None
@@ -64,9 +71,6 @@ def _recipe_of_artifact(folder: Path, config: BuildConfig) -> Recipe:
 
     The calibration must have read its images as the build will.
     """
-    from r1v_export.quantization.artifact.artifact import RECIPE, STATS, read_recipe, read_stats
-    from r1v_export.quantization.recipe import load
-
     with _given(folder):
         recipe, policy = read_recipe(folder), read_stats(folder).image_policy
     if config.recipe is not None and load(config.recipe) != recipe:
@@ -117,8 +121,6 @@ def data_digest(data: str | None) -> str | None:
     """
     if data is None:
         return None
-    from r1v_export.quantization.calibration.raw_examples import named_files
-
     path, digest = Path(data), hashlib.sha256()
     if not path.exists():
         raise InputError("There is no such calibration set.", where=path, expected="a folder or a .jsonl file")
@@ -140,8 +142,6 @@ def calibration_set(config: BuildConfig, checkpoint: Checkpoint, shard: Shard | 
         InputError: the calibration data cannot be used.
         CapabilityError: a package that it needs is not installed.
     """
-    from r1v_export.quantization.calibration.raw_examples import read_examples
-
     examples = read_examples(config.calibration.data, config.calibration.samples, config.image_policy)
     return _prepared(examples, config, checkpoint, shard)
 
@@ -149,8 +149,6 @@ def calibration_set(config: BuildConfig, checkpoint: Checkpoint, shard: Shard | 
 def _prepared(
     examples: Sequence[RawExample], config: BuildConfig, checkpoint: Checkpoint, shard: Shard | None = None
 ) -> CalibrationSet:
-    from r1v_export.quantization.calibration.dataset import prepare
-
     without_answer = any(example.answer is None for example in examples)
     responses = response_generator(checkpoint, config) if without_answer else None
     policy = config.image_policy
@@ -176,9 +174,6 @@ def calibrate(
         UsageError: the budget cannot be met.
         BundleError: a finished calibration is damaged, or another checkpoint's.
     """
-    from r1v_export.quantization.artifact.artifact import Artifact
-    from r1v_export.quantization.calibration.calibrate import calibrate as run
-
     if config.calibration.artifact is not None:
         folder = Path(config.calibration.artifact)
         with _given(folder):
@@ -189,15 +184,13 @@ def calibrate(
     if recipe is None:
         _within_budget(config, checkpoint, out, options)
     else:
-        run(checkpoint, recipe, calibration_set(config, checkpoint), out, options)
+        run_calibration(checkpoint, recipe, calibration_set(config, checkpoint), out, options)
 
 
 def calibration_options(
     config: BuildConfig, resume_folder: Path | None, on_progress: ProgressCallback
 ) -> CalibrationOptions:
     """How a build's calibration is run."""
-    from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
-
     return CalibrationOptions(device=config.device, resume_folder=resume_folder, on_progress=on_progress)
 
 
@@ -206,10 +199,6 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, optio
 
     Divergences are measured on samples behind those that are calibrated on, where the data has enough of them.
     """
-    from r1v_export.quantization.calibration.resume import write_text
-    from r1v_export.quantization.mixed_precision.budget import Budget
-    from r1v_export.quantization.mixed_precision.search import SENSITIVITY, search
-
     assert config.budget is not None
     assert options.resume_folder is not None
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -244,9 +233,6 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, optio
 
 def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet | None:
     """Samples behind those that are calibrated on; None where the data has no more images."""
-    from r1v_export.quantization.calibration.raw_examples import read_examples
-    from r1v_export.quantization.mixed_precision.search import MEASURED_SAMPLES
-
     count = config.calibration.samples
     behind = read_examples(config.calibration.data, count + MEASURED_SAMPLES, config.image_policy)[count:]
     return _prepared(behind, config, checkpoint) if any(example.images for example in behind) else None
@@ -254,8 +240,6 @@ def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet
 
 def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, Recipe]:
     """What a budget chooses between: FP8 as `--precision fp8` is on these targets, and the build's precision."""
-    from r1v_export.quantization.mixed_precision.search import FP8, candidates
-
     uniform = chosen_recipe(config.model_copy(update={"precision": "fp8", "budget": None}))
     schemes = [rule.scheme for rule in uniform.rules if rule.scheme] if uniform else []
     return candidates(checkpoint, config.precision, schemes[0] if schemes else FP8)
@@ -271,15 +255,8 @@ def response_generator(
     checkpoint: Checkpoint, config: BuildConfig
 ) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
     """Generates the model's own greedy responses, reasoning included, with the PyTorch reference."""
-    from r1v_export.generation import Sampling
-    from r1v_export.processing.pipeline_document import describe_pipeline
-    from r1v_export.processing.tokenizer import Tokenizer
-    from r1v_export.reference.model import ReferenceEngine, load
-    from r1v_export.runner.base import Request
-    from r1v_export.runner.engine_runner import EngineRunner
-
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
-    engine = ReferenceEngine(load(checkpoint).to(config.device))
+    engine = ReferenceEngine(load_reference(checkpoint).to(config.device))
     pipeline = describe_pipeline(
         checkpoint.spec, tokenizer, checkpoint.generation_config, image_policy=config.image_policy
     )
@@ -297,8 +274,6 @@ def open_artifact(folder: Path, checkpoint: Checkpoint) -> Artifact | None:
     """The calibration of the bundle in `folder`, None where it is not quantized."""
     if not (folder / CALIBRATION).is_dir():
         return None
-    from r1v_export.quantization.artifact.artifact import Artifact
-
     return Artifact.open(folder / CALIBRATION, checkpoint)
 
 
@@ -308,16 +283,12 @@ def require_origin(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         BundleError: the calibration in `folder` cannot be read, or is another checkpoint's.
     """
-    from r1v_export.quantization.artifact.artifact import require_origin as require
-
     with _given(folder):
-        require(folder, checkpoint)
+        require_artifact_origin(folder, checkpoint)
 
 
 def calibration_warnings(bundle: Path) -> tuple[str, ...]:
     """The warnings of a bundle's calibration."""
-    from r1v_export.quantization.artifact.artifact import read_stats
-
     return read_stats(bundle / CALIBRATION).warnings
 
 
@@ -327,9 +298,6 @@ def fake_quantize(model: Model, artifact: Artifact) -> None:
     Raises:
         ParityError: a scale of the artifact cannot be that of the weight or input that it is for.
     """
-    from r1v_export.quantization.apply.torch import apply
-    from r1v_export.quantization.apply.weight_check import require_own_scales
-
     require_own_scales(model, artifact)
     overrides = {name: read() for name, read in artifact.overrides.items()}
     apply(model, dict(artifact.linears()), overrides, cache_scales=artifact.cache_scales)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.quantized.quantized_linears import Quantized
 from r1v_export.config import BuildConfig, Precision
 from r1v_export.errors import UsageError
 from r1v_export.progress import ProgressCallback
-
-if TYPE_CHECKING:
-    from r1v_export.checkpoint.quantized.quantized_linears import Quantized
-
+from r1v_export.quantization.calibration.imported import import_quantized
 
 IMPORTED_PRECISIONS: tuple[Precision, ...] = ("fp8", "int8", "int4")
 """Those that a quantized checkpoint can bring."""
@@ -50,6 +47,4 @@ def import_calibration(checkpoint: Checkpoint, out: Path, work: Path, on_progres
     Raises:
         CheckpointError: quantized values or scales are not what the format allows.
     """
-    from r1v_export.quantization.calibration.imported import import_quantized
-
     import_quantized(checkpoint, out, resume_folder=work, on_progress=on_progress)

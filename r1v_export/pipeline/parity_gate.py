@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from r1v_export.bundle import ENGINES, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -23,11 +22,13 @@ from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.processing.pipeline_document import describe_pipeline, open_files
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import ProgressCallback
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.calibration.dataset import CalibrationSample, prepare
+from r1v_export.quantization.calibration.raw_examples import read_examples
+from r1v_export.quantization.mixed_precision.search import SENSITIVITY
+from r1v_export.quantization.mixed_precision.sensitivity import read_table
+from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.targets import registry
-
-if TYPE_CHECKING:
-    from r1v_export.quantization.artifact.artifact import Artifact
-    from r1v_export.quantization.calibration.dataset import CalibrationSample
 
 
 def gates(checkpoint: Checkpoint, artifact: Artifact | None, device: Device) -> Iterator[tuple[Gate, Endpoint]]:
@@ -42,8 +43,6 @@ def reference_endpoint(checkpoint: Checkpoint, device: Device, artifact: Artifac
     """PyTorch in float32, with the checkpoint's own tokenizer and settings; fake-quantized where there is an
     artifact."""
     import torch
-
-    from r1v_export.reference.model import ReferenceEngine, load
 
     torch.set_num_threads(thread_count().count)
     spec, model = checkpoint.spec, load(checkpoint).to(device)
@@ -86,9 +85,6 @@ def texts(checkpoint: Checkpoint) -> tuple[CalibrationSample, ...]:
     quantized values are read correctly. Nothing for other checkpoints."""
     if checkpoint.quantized is None:
         return ()
-    from r1v_export.quantization.calibration.dataset import prepare
-    from r1v_export.quantization.calibration.raw_examples import read_examples
-
     return prepare(read_examples(None, TEXTS), checkpoint).samples
 
 
@@ -117,9 +113,6 @@ def calibration_facts(artifact: Artifact | None) -> CalibrationFacts | None:
     """What a report says of the calibration, None where nothing is quantized."""
     if artifact is None:
         return None
-    from r1v_export.quantization.mixed_precision.search import SENSITIVITY
-    from r1v_export.quantization.mixed_precision.sensitivity import read_table
-
     path = artifact.folder / SENSITIVITY
     return CalibrationFacts(
         recipe=artifact.recipe.name,

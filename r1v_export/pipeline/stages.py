@@ -16,6 +16,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Compute
 from r1v_export.manifest import WORK_FOLDER
 from r1v_export.pipeline import provenance
+from r1v_export.pipeline.bundle_files import write_files
 from r1v_export.pipeline.calibration import (
     CALIBRATION,
     budget_candidates,
@@ -30,6 +31,8 @@ from r1v_export.pipeline.estimate import TRACE_S, WRITE_BYTES_PER_S, graph_param
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.stage import Stage
 from r1v_export.progress import ProgressCallback, subrange
+from r1v_export.quantization.calibration.imported import imported_recipe
+from r1v_export.quantization.recipe import resolve
 from r1v_export.quantization.sizes import weight_bytes
 from r1v_export.targets import registry
 from r1v_export.targets.interface import BuildInputs
@@ -68,8 +71,6 @@ class Build:
     def recipe(self) -> Recipe | None:
         """Checked against the model; None where nothing is quantized, and where a budget has yet to find it."""
         if self.checkpoint.quantized is not None:
-            from r1v_export.quantization.calibration.imported import imported_recipe
-
             return imported_recipe(self.checkpoint)
         return chosen_recipe(self.config)
 
@@ -78,8 +79,6 @@ class Build:
         """How the recipe, checked against the model, quantizes each linear; empty where there is none yet."""
         if self.recipe is None:
             return {}
-        from r1v_export.quantization.recipe import resolve
-
         return resolve(self.recipe, self.checkpoint.spec)
 
     @cached_property
@@ -273,8 +272,6 @@ class Build:
         engines = tuple(f"{target}-engine" for target in self.config.targets)
 
         def make(folder: Path, on_progress: ProgressCallback) -> None:
-            from r1v_export.pipeline.bundle_files import write_files
-
             write_files(self.out, self.graphs, self.config, self.checkpoint.spec, folder)
 
         return Stage(
