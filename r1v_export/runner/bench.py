@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -75,7 +76,14 @@ def measure(
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process had resident."""
+    """The most memory that this process had resident.
+
+    On Linux, `ru_maxrss` would be at least what the process that started this one had resident.
+    """
+    status = Path("/proc/self/status")
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.is_file() else {}
+    if "VmHWM" in fields:
+        return int(fields["VmHWM"].removesuffix("kB")) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

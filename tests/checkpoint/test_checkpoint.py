@@ -153,9 +153,9 @@ def test_a_missing_head_is_missing_where_nothing_ties_it(tiny):
 
 
 MEASURE = """
-import json, resource, sys, torch
+import json, sys, torch
 from r1v_export.checkpoint.checkpoint import Checkpoint
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from r1v_export.runner.bench import peak_memory_bytes as peak
 small, *large = sys.argv[1:]
 Checkpoint.open(small).read("mlp1.0.bias").view(torch.uint8).max()
 before = peak()

@@ -136,9 +136,9 @@ def test_added_tokens_move_down_into_a_small_vocabulary(tmp_path):
 
 
 MEASURE = """
-import resource, sys
+import sys
 from r1v_export.checkpoint.synth import synthesize
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from r1v_export.runner.bench import peak_memory_bytes as peak
 synthesize(sys.argv[1] + "/small", preset="nano", vision_layers=1, language_layers=1)
 before = peak()
 synthesize(sys.argv[1] + "/large", preset="nano", overrides={"llm_config.vocab_size": 150_000})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import sys
 import traceback
 import warnings
@@ -13,6 +12,7 @@ from random import Random
 from typing import Any
 
 from r1v_export.errors import R1VError
+from r1v_export.runner.bench import peak_memory_bytes
 from tests.fuzz.surfaces import Surface, surfaces
 
 MAX_ERROR_BYTES = 4000
@@ -46,8 +46,7 @@ def main(model: str, bundle: str) -> None:
         surface = known[job["surface"]]
         content = _content(surface, job)
         result = open_input(surface, content)
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({**result, "peak_bytes": peak_bytes}), flush=True)
+        print(json.dumps({**result, "peak_bytes": peak_memory_bytes()}), flush=True)
 
 
 if __name__ == "__main__":
