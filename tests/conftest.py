@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let garbage collection leave out what stays anyway, and run less often: a trace makes millions of objects."""
+    """Let garbage collection pass over what stays anyway, and run less often: a trace makes millions of objects."""
     gc.freeze()
     gc.set_threshold(10_000)
 
