@@ -18,7 +18,7 @@ from r1v_export.files import read_regular_text
 from r1v_export.quoting import shorten_text, shorten_value
 
 # Qwen2's split pattern, for folders without a tokenizer.json. Source: transformers, tokenization_qwen2.py.
-_QWEN2_PATTERN = (
+QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -70,7 +70,7 @@ def read_definition(folder: Path) -> dict[str, Any]:
         qwen2.normalizer = normalizers.NFC()
         qwen2.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(_QWEN2_PATTERN), behavior="isolated"),
+                pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )

@@ -31,6 +31,7 @@ BUILT_IN = tuple(
         ("tensorrt-llm", "tensorrt_llm.target:TensorRTLLMTarget"),
         ("hf-unified", "hf_unified.target:HfUnifiedTarget"),
         ("compressed-tensors", "compressed_tensors.target:CompressedTensorsTarget"),
+        ("gguf", "gguf.target:GgufTarget"),
     )
 )
 """Written here and not in pyproject.toml, so that they are there in a source tree that is not installed."""

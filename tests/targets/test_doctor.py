@@ -10,6 +10,7 @@ import pytest
 
 from r1v_export.errors import CapabilityError
 from r1v_export.targets import registry
+from r1v_export.targets.gguf import doctor as gguf
 from r1v_export.targets.onnxruntime import doctor as onnxruntime
 from r1v_export.targets.tensorrt.library import DISTRIBUTIONS
 from r1v_export.targets.tensorrt_llm import doctor as tensorrt_llm
@@ -24,6 +25,7 @@ PROJECT = Path(__file__).parents[2]
 REQUIREMENTS = {
     "onnxruntime": onnxruntime.REQUIREMENT,
     "onnxruntime-gpu": onnxruntime.GPU_REQUIREMENT,
+    "gguf": gguf.REQUIREMENT,
     "tensorrt-llm": tensorrt_llm.REQUIREMENT,
     **{target: distribution.requirement for target, distribution in DISTRIBUTIONS.items()},
 }
@@ -45,7 +47,12 @@ def test_without_its_library_a_target_says_what_to_type(monkeypatch: pytest.Monk
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     found = {name: registry.get_target(name).readiness() for name in registry.names()}
-    assert {name for name, target in found.items() if target.lacks} == {"onnxruntime", "tensorrt", "tensorrt-rtx"}
+    assert {name for name, target in found.items() if target.lacks} == {
+        "onnxruntime",
+        "tensorrt",
+        "tensorrt-rtx",
+        "gguf",
+    }
     assert all(target.fix and target.fix.startswith("pip install") for target in found.values() if target.lacks)
     assert "pip install 'tensorrt-llm" in found["tensorrt-llm"].found["engines"]
 

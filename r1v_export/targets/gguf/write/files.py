@@ -1,0 +1,72 @@
+"""The two files of a model: `model.gguf`, its language model, and `mmproj.gguf`, its tower and projector."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.gguf.names import MMPROJ_FILE, MODEL_FILE
+from r1v_export.config import BuildConfig
+from r1v_export.log_event import log_event
+from r1v_export.progress import ProgressCallback, ignore_progress
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.targets.gguf.write.metadata import add_language, add_vision
+from r1v_export.targets.gguf.write.tensors import GgufTensor, gguf_tensors
+from r1v_export.targets.gguf.write.vocabulary import add_vocabulary
+
+_LOG = logging.getLogger(__name__)
+
+ARCHITECTURES = {MODEL_FILE: gguf.MODEL_ARCH.QWEN2, MMPROJ_FILE: gguf.MODEL_ARCH.MMPROJ}
+
+
+def write_gguf(
+    checkpoint: Checkpoint,
+    artifact: Artifact | None,
+    config: BuildConfig,
+    out: Path,
+    on_progress: ProgressCallback = ignore_progress,
+) -> None:
+    """Write both files into the empty folder `out`, one tensor in memory at a time.
+
+    Raises:
+        UsageError: no type holds one of the linears, or a number is too large for its type.
+        CheckpointError: the tokenizer is none that llama.cpp has.
+    """
+    tensors = gguf_tensors(checkpoint, artifact, config)
+    total, done = sum(tensor.nbytes for tensor in tensors), 0
+    for file, architecture in ARCHITECTURES.items():
+        own = [tensor for tensor in tensors if tensor.file == file]
+        writer = gguf.GGUFWriter(out / file, gguf.MODEL_ARCH_NAMES[architecture])
+        kinds = [tensor.kind for tensor in own if len(tensor.shape) == 2]
+        if file == MODEL_FILE:
+            add_language(writer, checkpoint.spec, kinds)
+            add_vocabulary(writer, checkpoint.folder, checkpoint.spec, checkpoint.generation_config)
+        else:
+            add_vision(writer, checkpoint.spec, kinds)
+        before = done
+        _write(writer, own, lambda written, before=before: on_progress(before + written, total))
+        done += sum(tensor.nbytes for tensor in own)
+        message = "%(file)s: %(tensors)d tensors, %(size_bytes)d bytes"
+        log_event(_LOG, logging.INFO, message, file=file, tensors=len(own), size_bytes=done - before)
+
+
+def _write(writer: gguf.GGUFWriter, tensors: Sequence[GgufTensor], on_written: Callable[[int], None]) -> None:
+    for tensor in tensors:
+        kind = gguf.GGMLQuantizationType[tensor.kind]
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        written = 0
+        for tensor in tensors:
+            writer.write_tensor_data(np.ascontiguousarray(tensor.encode()))
+            written += tensor.nbytes
+            on_written(written)
+    finally:
+        writer.close()

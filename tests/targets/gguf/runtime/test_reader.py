@@ -1,0 +1,87 @@
+"""The files computed as llama.cpp computes them, against the reference; damaged files are refused by name."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from r1v_export.errors import BundleError
+from r1v_export.reference.model import ReferenceEngine, load
+from r1v_export.targets.gguf.runtime.clip import round_inputs
+from r1v_export.targets.gguf.runtime.reader import open_gguf
+
+
+@pytest.fixture
+def tanh_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's GELU in the reference."""
+    gelu = F.gelu
+    monkeypatch.setattr(F, "gelu", lambda x, approximate="tanh": gelu(x, approximate="tanh"))
+
+
+def _pixels(spec) -> np.ndarray:
+    size = spec.tiling.tile_size
+    return np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
+
+
+@pytest.mark.parametrize("model", ["6b", "300m"])
+def test_the_tower_is_the_references_also_where_layer_norm_stands_for_rms_norm(make, model, tanh_gelu) -> None:
+    written = make(model, "fp32")
+    reference = ReferenceEngine(load(written.checkpoint))
+    engine = open_gguf(written.folder, written.checkpoint.spec, "cpu")
+    pixels = _pixels(written.checkpoint.spec)
+    expected = reference.vision(pixels)
+    assert np.abs(engine.vision(pixels) - expected).max() < 2e-6 * np.abs(expected).max()
+    for ours, theirs in zip(engine.vision_blocks(pixels), reference.vision_blocks(pixels), strict=True):
+        assert np.abs(ours - theirs).max() < 2e-6 * np.abs(theirs).max()
+
+
+def test_the_projector_is_the_references_where_its_inputs_have_no_mean(make, tanh_gelu) -> None:
+    written = make("6b", "fp32")
+    reference = ReferenceEngine(load(written.checkpoint))
+    engine = open_gguf(written.folder, written.checkpoint.spec, "cpu")
+    features = np.random.default_rng(1).standard_normal((1, 4, written.checkpoint.spec.projector.in_features))
+    features = (features - features.mean(-1, keepdims=True)).astype(np.float32)
+    expected = reference.projector(features)
+    assert np.abs(engine.projector(features) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_with_a_mean_only_the_scale_of_the_projectors_norm_differs(make, tanh_gelu) -> None:
+    written = make("6b", "fp32")
+    spec = written.checkpoint.spec
+    model = load(written.checkpoint)
+    engine = open_gguf(written.folder, spec, "cpu")
+    features = (
+        torch.from_numpy(np.random.default_rng(1).standard_normal((1, 4, spec.projector.in_features))).float() + 1
+    )
+    norm, first, _, second = model.mlp1
+    centered = features - features.mean(-1, keepdim=True)
+    scaled = centered * torch.rsqrt(features.square().mean(-1, keepdim=True) + norm.eps)
+    expected = second(F.gelu(first(scaled * norm.weight + norm.bias))).numpy()
+    assert np.abs(engine.projector(features.numpy()) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_inputs_are_rounded_as_gguf_py_quantizes_them() -> None:
+    import gguf
+
+    x = np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)
+    q8 = gguf.GGMLQuantizationType.Q8_0
+    expected = gguf.quants.dequantize(gguf.quants.quantize(x, q8), q8)
+    assert np.allclose(round_inputs(torch.from_numpy(x)).numpy(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("file", ["model.gguf", "mmproj.gguf"])
+def test_a_truncated_or_missing_file_is_named(make, tmp_path, file) -> None:
+    written = make("300m", "fp16")
+    shutil.copytree(written.folder, tmp_path, dirs_exist_ok=True)
+    content = (tmp_path / file).read_bytes()
+    for size in (0, 3, 100, len(content) // 2):
+        (tmp_path / file).write_bytes(content[:size])
+        with pytest.raises(BundleError, match=file):
+            open_gguf(tmp_path, written.checkpoint.spec, "cpu")
+    (tmp_path / file).unlink()
+    with pytest.raises(BundleError, match=file):
+        open_gguf(tmp_path, written.checkpoint.spec, "cpu")
