@@ -32,7 +32,8 @@ def round_inputs(x: Tensor) -> Tensor:
     blocks = x.unflatten(-1, (-1, _BLOCK))
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     values = torch.where(scale > 0, blocks / scale, torch.zeros_like(blocks)).round()
-    return (values * scale.half().float()).flatten(-2)
+    rounded: Tensor = (values * scale.half().float()).flatten(-2)
+    return rounded
 
 
 class Clip:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gguf
@@ -49,13 +49,15 @@ def write_gguf(
         else:
             add_vision(writer, checkpoint.spec, kinds)
         before = done
-        _write(writer, own, lambda written, before=before: on_progress(before + written, total))
-        done += sum(tensor.nbytes for tensor in own)
+        for nbytes in _write(writer, own):
+            done += nbytes
+            on_progress(done, total)
         message = "%(file)s: %(tensors)d tensors, %(size_bytes)d bytes"
         log_event(_LOG, logging.INFO, message, file=file, tensors=len(own), size_bytes=done - before)
 
 
-def _write(writer: gguf.GGUFWriter, tensors: Sequence[GgufTensor], on_written: Callable[[int], None]) -> None:
+def _write(writer: gguf.GGUFWriter, tensors: Sequence[GgufTensor]) -> Iterator[int]:
+    """Write a file; yields the bytes of each tensor that is written."""
     for tensor in tensors:
         kind = gguf.GGMLQuantizationType[tensor.kind]
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=kind)
@@ -63,10 +65,8 @@ def _write(writer: gguf.GGUFWriter, tensors: Sequence[GgufTensor], on_written: C
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        written = 0
         for tensor in tensors:
             writer.write_tensor_data(np.ascontiguousarray(tensor.encode()))
-            written += tensor.nbytes
-            on_written(written)
+            yield tensor.nbytes
     finally:
         writer.close()

@@ -60,6 +60,13 @@ _TABLE: dict[str, Widening] = {
 }
 
 
+_FILLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": torch.zeros_like,
+    "ones": torch.ones_like,
+    "negative": torch.neg,
+}
+
+
 def widening_of(name: str) -> Widening:
     """How a tensor is widened, by its canonical name with `attn.qkv` as `attn.q`, `attn.k` and `attn.v`."""
     for pattern, widening in _TABLE.items():
@@ -80,7 +87,7 @@ def widen(tensor: Tensor, widening: Widening, spec: ModelSpec, norm: Callable[[]
         if widening.columns == "sum":
             fill = _column_sums(tensor, norm())[..., None, None].expand_as(parts)
         else:
-            fill = {"zeros": torch.zeros_like, "ones": torch.ones_like, "negative": torch.neg}[widening.columns](parts)
+            fill = _FILLS[widening.columns](parts)
         tensor = torch.cat([parts.to(fill.dtype), fill], dim=-1).flatten(-2)
     return torch.cat([sign * tensor for sign in widening.rows]) if widening.rows != (1,) else tensor
 
