@@ -69,14 +69,14 @@ def encode_blocks(blocks: Blocks, where: str) -> np.ndarray:
     if blocks.kind == "Q8_0":
         parts.append(values.view(np.uint8))
     else:
-        nibbles = (values + (8 if blocks.kind == "Q4_0" else 0)).astype(np.uint8)
-        low, high = nibbles[..., : BLOCK // 2], nibbles[..., BLOCK // 2 :]
+        unsigned = (values + (8 if blocks.kind == "Q4_0" else 0)).astype(np.uint8)
+        low, high = unsigned[..., : BLOCK // 2], unsigned[..., BLOCK // 2 :]
         parts.append(low | (high << 4))
     return np.concatenate(parts, axis=-1).reshape(len(blocks.values), -1)
 
 
 def encode_plain(tensor: Tensor, kind: GgufType, where: str) -> np.ndarray:
-    """The bytes of a plain tensor, converted by gguf-py: uint8, the last axis in bytes.
+    """The bytes of a plain tensor [..., I], converted by gguf-py: uint8 [..., bytes of I values].
 
     Raises:
         UsageError: a value is too large for half precision.

@@ -76,7 +76,7 @@ def widening_of(name: str) -> Widening:
 
 
 def widen(tensor: Tensor, widening: Widening, spec: ModelSpec, norm: Callable[[], Tensor]) -> Tensor:
-    """A plain tensor in the wider tower, float32 where it is computed with.
+    """A plain tensor [...] or [O, ..., I] in the wider tower: up to twice as many of the first and the last axis.
 
     Args:
         norm: reads the weight of the projector's norm, for columns "sum".
@@ -102,9 +102,9 @@ def widen_blocks(blocks: Blocks, widening: Widening, spec: ModelSpec, norm: Call
             sums = _column_sums(blocks.dequantize(), norm())
         # One value for all of a block: as its minimum where it has one, otherwise 7 times a seventh.
         value = 0 if minimum is not None else 7
-        values = _beside(values, torch.full_like(values, value), patches)
-        scale = _beside(scale, (sums / value if value else sums * 0)[:, None].expand_as(scale), patches)
-        minimum = None if minimum is None else _beside(minimum, sums[:, None].expand_as(minimum), patches)
+        values = _join_patches(values, torch.full_like(values, value), patches)
+        scale = _join_patches(scale, (sums / value if value else sums * 0)[:, None].expand_as(scale), patches)
+        minimum = None if minimum is None else _join_patches(minimum, sums[:, None].expand_as(minimum), patches)
     if widening.rows != (1,):
         values = torch.cat([values] * len(widening.rows))
         scale = torch.cat([sign * scale for sign in widening.rows])
@@ -117,7 +117,7 @@ def _patches(columns: int, spec: ModelSpec) -> int:
     return spec.projector.shuffle**2 if columns == spec.projector.in_features else 1
 
 
-def _beside(first: Tensor, second: Tensor, patches: int) -> Tensor:
+def _join_patches(first: Tensor, second: Tensor, patches: int) -> Tensor:
     """Join two tensors along axis 1, patch by patch."""
     return torch.cat([part.unflatten(1, (patches, -1)) for part in (first, second)], dim=2).flatten(1, 2)
 
