@@ -6,7 +6,7 @@ from r1v_export.errors import CapabilityError
 from r1v_export.targets.installed import version_of
 from r1v_export.targets.interface import Readiness
 
-REQUIREMENT, GPU_REQUIREMENT = "onnxruntime>=1.32", "onnxruntime-gpu>=1.32"
+REQUIREMENT, GPU_REQUIREMENT = "onnxruntime>=1.32", "onnxruntime-gpu>=1.31.1"
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 """Both install the module `onnxruntime`; the last one installed wins."""
 INSTALL, INSTALL_GPU = f"pip install '{REQUIREMENT}'", f"pip install '{GPU_REQUIREMENT}'"

@@ -12,11 +12,14 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from r1v_export.config import Device
 from r1v_export.exporters.passes.run_passes import run_passes
+from r1v_export.targets.onnxruntime.lower.block_quantized_fp8 import BlockQuantizedFp8
+from r1v_export.targets.onnxruntime.lower.float32_quantization import Float32Quantization
 from r1v_export.targets.onnxruntime.lower.folded_layer_scale import FoldedLayerScale
 from r1v_export.targets.onnxruntime.lower.grouped_query_attention import GroupQueryAttention
 from r1v_export.targets.onnxruntime.lower.multi_head_attention import MultiHeadAttention
 from r1v_export.targets.onnxruntime.lower.packed_projections import PackedProjections
 from r1v_export.targets.onnxruntime.lower.split_projections import SplitProjections
+from r1v_export.targets.scale_types import ScaleTypes
 
 
 def lower(model: ir.Model, device: Device) -> None:
@@ -27,9 +30,11 @@ def lower(model: ir.Model, device: Device) -> None:
     """
     half = model.graph.outputs[0].dtype == ir.DataType.FLOAT16
     passes: list[ir.passes.InPlacePass] = [MultiHeadAttention(), SplitProjections()]
-    if device == "cuda" or not half:
-        passes += [FoldedLayerScale()]  # whose products ONNX Runtime cannot fold in float16 on the CPU
+    if not half:
+        passes += [FoldedLayerScale()]  # ONNX Runtime folds constants on the CPU, which has no float16 Mul
     if device == "cpu" or half:
         passes += [GroupQueryAttention(), PackedProjections()]  # whose CUDA kernel takes no float32
+    if device == "cuda":
+        passes += [BlockQuantizedFp8(), ScaleTypes(), Float32Quantization()]
     passes += [RemoveUnusedNodesPass(), TopologicalSortPass()]
     run_passes(model, *passes)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from r1v_export.config import Compute, Device
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.log_event import log_event
+from r1v_export.targets.onnxruntime.cuda_kernels import require_kernels
 from r1v_export.targets.onnxruntime.lower import lower
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
 from r1v_export.targets.shared_weights import point_weights_to
@@ -28,7 +29,7 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
         int4_inputs: of `OnnxRuntimeConfig`.
 
     Raises:
-        CapabilityError: ONNX Runtime has no kernels for what a graph computes in.
+        CapabilityError: ONNX Runtime has no kernels for what a graph computes in, or none of CUDA's for a node.
         GraphError: a graph is not as our exporters write it.
     """
     for name in names:
@@ -45,6 +46,8 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
                 found=error.__cause__ or error,
                 fix="export the graph again with this version",
             ) from error
+        if device == "cuda":
+            require_kernels(model, name)
         message, compute = "%(graph)s: lowered for %(device)s, computes in %(compute)s", model.graph.outputs[0].dtype
         log_event(_LOG, logging.INFO, message, graph=name, device=device, compute=str(compute))
         point_weights_to(model, graphs.name)

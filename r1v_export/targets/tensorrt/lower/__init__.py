@@ -8,8 +8,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from r1v_export.exporters.passes.run_passes import run_passes
+from r1v_export.targets.scale_types import ScaleTypes
 from r1v_export.targets.tensorrt.lower.explicit_mask import ExplicitMask
-from r1v_export.targets.tensorrt.lower.scale_types import ScaleTypes
 from r1v_export.targets.tensorrt.lower.static_capacity import StaticCapacity
 
 __all__ = ["lower"]

@@ -12,8 +12,9 @@ _FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4)
 class ScaleTypes(ir.passes.InPlacePass):
     """DequantizeLinear(4-bit values, float32 scale) -> the same with the scale cast first.
 
-    TensorRT finds no type for blocked 4-bit weights whose scales are wider than what they dequantize to. It folds the
-    cast when it builds; a group's scale is its largest weight over 7, which 16 bits hold to three digits.
+    TensorRT finds no type for blocked 4-bit weights whose scales are wider than what they dequantize to, and ONNX
+    Runtime fuses them with float16 inputs into a product that it then refuses. Both fold the cast when they build or
+    load; a group's scale is its largest weight over 7, which 16 bits hold to three digits.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
