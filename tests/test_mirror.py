@@ -41,6 +41,7 @@ EXCEPTIONS = {
     "targets/hf_unified/test_bad_input.py": "damaged folders, for the reader of checkpoints and for the target's own",
     "targets/tensorrt/test_polygraphy.py": "parity/metrics.py against Polygraphy",
     "targets/tensorrt/test_true_width.py": "a graph of the 38B's width through the whole builder",
+    "targets/tensorrt_llm/test_library_rules.py": "what TensorRT-LLM takes, against all that is written for it",
     "targets/tensorrt_llm/test_bad_input.py": "what the checkpoint's writer and its readers refuse",
     "targets/third_party/test_third_party.py": "a target of another package",
 }

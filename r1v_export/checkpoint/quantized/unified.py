@@ -30,6 +30,8 @@ from r1v_export.checkpoint.quantized.layout import (
 )
 
 QUANT_CONFIG = "hf_quant_config.json"
+LAYER_CONFIG = "quant_cfg.json"
+"""Its layers once more, for TensorRT-LLM."""
 METHOD = "modelopt"
 
 Algorithm = Literal["FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4A16_AWQ", "W4A8_AWQ"]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.hub_files import write_json
-from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
+from r1v_export.checkpoint.quantized.unified import LAYER_CONFIG, QUANT_CONFIG
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.targets.hf_unified.write.formats import algorithms, mirrored, quant_config
+from r1v_export.targets.hf_unified.write.formats import algorithms, layer_config, mirrored, quant_config
 from r1v_export.targets.hf_unified.write.tensors import unified_tensors
 from r1v_export.targets.hub_folder import write_folder
 
@@ -31,6 +31,9 @@ def write_unified(
     _log_formats(checkpoint, artifact)
     write_folder(checkpoint, unified_tensors(checkpoint, artifact), mirrored(config), out, on_progress)
     write_json(out / QUANT_CONFIG, config)
+    layers = layer_config(config)
+    if layers is not None:
+        write_json(out / LAYER_CONFIG, layers)
 
 
 def _log_formats(checkpoint: Checkpoint, artifact: Artifact) -> None:

@@ -121,6 +121,17 @@ def quant_config(spec: ModelSpec, schemes: Mapping[str, Scheme], kv_cache: Cache
     }
 
 
+def layer_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The content of quant_cfg.json, where earlier revisions of TensorRT-LLM's PyTorch backend (about 1.1) look for the
+    layers of a mixed model and end if there is no such file; None for a model of one algorithm. Later ones and vLLM
+    read hf_quant_config.json.
+    """
+    quantization = config["quantization"]
+    if quantization["quant_algo"] != MIXED:
+        return None
+    return {name: quantization[name] for name in ("quant_algo", "kv_cache_quant_algo", "quantized_layers")}
+
+
 def _entry(algorithm: Algorithm, group_size: int | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"quant_algo": algorithm}
     if group_size is not None:
