@@ -14,6 +14,7 @@ import torch
 
 from r1v_export.checkpoint.config import Configuration, DType, read_configuration
 from r1v_export.checkpoint.foreign_formats import refuse_foreign_formats
+from r1v_export.checkpoint.gguf.open_gguf import Imported, is_gguf, open_gguf
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import (
     expected_tensors,
@@ -88,24 +89,32 @@ class Checkpoint:
         self.folder, self.source, self.spec = folder, source, spec
         self._stored, self.quantized = stored, quantized
         self.template_reason, self.warnings = template_reason, warnings
+        self._imported: Imported | None = None
+        """Of GGUF files: `folder` is there as long as this is."""
 
     @classmethod
     def open(cls, model: str | Path | None = None, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
         """Find a checkpoint and check all of it before any weight is read.
 
         Args:
-            model: None or "r1v-nano" for the small trained model of the package, a folder, or a hub id.
+            model: None or "r1v-nano" for the small trained model of the package, a folder, a GGUF file with its mmproj
+                file next to it, or a hub id.
             revision: branch, tag or commit of a hub id.
             offline: use the hub's local cache only.
 
         Raises:
+            CapabilityError: a GGUF file, and the package gguf is not installed.
             CheckpointError: configuration, tokenizer, index, file extents, or any tensor's presence, shape or dtype
                 is not as it should be.
         """
-        folder, source = resolve(model, revision=revision, offline=offline)
+        imported = open_gguf(Path(str(model)), revision) if is_gguf(model) else None
+        if imported:
+            folder, source = imported.folder, Source("folder", str(model), None)
+        else:
+            folder, source = resolve(model, revision=revision, offline=offline)
         refuse_adapter_folder(folder)
         read_json_object(folder / "config.json")
-        tensors, renamed = unwrap(open_tensors(folder))
+        tensors, renamed = unwrap(imported.tensors if imported else open_tensors(folder))
         refuse_foreign_formats(folder, tensors)
         form = read_format(folder, tensors)
         configuration = read_configuration(
@@ -123,6 +132,7 @@ class Checkpoint:
         stored = {name: tuple(tensors[s] for s in names) for name, names in wanted.items()}
         unused = (*renamed, *_unused(configuration, unused_files(folder, {tensor.file for tensor in tensors.values()})))
         checkpoint = cls(folder, source, spec, stored, quantized, configuration.template_reason, unused)
+        checkpoint._imported = imported
         eos_token_ids(checkpoint.generation_config, spec.language.vocab_size)
         message = "opened %(checkpoint)s (%(kind)s): %(architecture)s, %(tensors)d tensors"
         facts = {"checkpoint": str(folder), "kind": source.kind, "architecture": spec.architecture}

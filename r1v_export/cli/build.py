@@ -74,7 +74,7 @@ def command(
     force: bool,
     format_: str,
 ) -> None:
-    """Turn MODEL (hub id or folder; the small one in the package if omitted) into a bundle.
+    """Turn MODEL (hub id, folder or GGUF file; the small one in the package if omitted) into a bundle.
 
     If interrupted at any moment, the same command resumes.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +66,30 @@ def read_definition(folder: Path) -> dict[str, Any]:
     vocab, merges = read_json_object(vocab_file), _read_merges(merges_file)
     check_ids(vocab, vocab_file)
     with library_errors(vocab_file):
-        qwen2 = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
-        qwen2.normalizer = normalizers.NFC()
-        qwen2.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        qwen2.decoder = decoders.ByteLevel()
-        document: dict[str, Any] = json.loads(qwen2.to_str())
+        return qwen2_definition(vocab, merges)
+
+
+def qwen2_definition(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added_tokens: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Content of a tokenizer.json of Qwen2's kind.
+
+    Args:
+        vocab: text -> id.
+        added_tokens: `id`, `content` and `special` of each.
+    """
+    qwen2 = tokenizers.Tokenizer(models.BPE(vocab=dict(vocab), merges=list(merges)))
+    qwen2.normalizer = normalizers.NFC()
+    qwen2.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    qwen2.decoder = decoders.ByteLevel()
+    document: dict[str, Any] = json.loads(qwen2.to_str())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    document["added_tokens"] = [{**flags, **token} for token in added_tokens]
     return document
 
 

@@ -22,6 +22,7 @@ from r1v_export.build_file import load_config
 from r1v_export.bundle import read_generation_config, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.tensor_file import read_header
+from r1v_export.config import BuildConfig
 from r1v_export.errors import R1VError
 from r1v_export.manifest import hash_file, read_manifest
 from r1v_export.pipeline.verify import verify_bundle
@@ -33,6 +34,7 @@ from r1v_export.quantization import recipe
 from r1v_export.quantization.calibration.raw_examples import jsonl_examples
 from r1v_export.serialized.contract import ContractDocument
 from r1v_export.serialized.document import read_document
+from r1v_export.targets.gguf.write.files import write_gguf
 from tests.fuzz.mutators import STRINGS, mutate_bytes, mutate_json, mutate_value
 
 TEXT = "What is 3 + 4? Größe 中 \U0001f642\n"
@@ -61,6 +63,7 @@ def surfaces(model: Path, bundle: Path) -> dict[str, Surface]:
     for name in ("vocab.json", "merges.txt"):
         found[name] = _of_older_tokenizer(model, name)
     found["model.safetensors"] = _safetensors(model / "model.safetensors")
+    found["model.gguf"] = _gguf(model)
     for name, weight in (("manifest.json", 2), ("model.json", 1), ("contract.json", 1), ("pipeline.json", 1)):
         found[f"bundle {name}"] = _of_bundle(bundle, name, weight)
     found["bundle tokenizer.json"] = _of_bundle(bundle, "tokenizer.json", 1)
@@ -177,6 +180,28 @@ def _safetensors(path: Path) -> Surface:
         return mutate_bytes(whole, random) if random.randrange(4) == 0 else whole
 
     return Surface(make, sound, _use_safetensors, 3)
+
+
+def _gguf(model: Path) -> Surface:
+    with tempfile.TemporaryDirectory() as folder:
+        write_gguf(Checkpoint.open(model), None, BuildConfig(precision="bf16"), Path(folder))
+        sound, mmproj = ((Path(folder) / name).read_bytes() for name in ("model.gguf", "mmproj.gguf"))
+
+    def make(random: Random) -> bytes:
+        if random.randrange(3) == 0:
+            return mutate_bytes(sound, random)
+        place = random.randrange(min(len(sound), 20_000))  # keys, vocabulary and the list of tensors
+        return sound[:place] + random.randbytes(random.choice((1, 4, 8))) + sound[place + random.choice((1, 4, 8)) :]
+
+    def use(content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, written in (("model.gguf", content), ("mmproj.gguf", mmproj)):
+                (Path(folder) / name).write_bytes(written)
+            checkpoint = Checkpoint.open(Path(folder) / "model.gguf")
+            for name in ("language_model.model.norm.weight", "mlp1.1.weight"):
+                assert tuple(checkpoint.read(name).shape) == checkpoint.tensors[name].shape
+
+    return Surface(make, sound, use, 2)
 
 
 def _use_safetensors(content: bytes) -> None:

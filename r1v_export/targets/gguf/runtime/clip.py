@@ -18,7 +18,7 @@ from torch import Tensor
 from r1v_export.checkpoint.gguf.names import CLASS, PATCH, POSITION, stored_tensors
 from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.vision import pixel_shuffle
-from r1v_export.targets.gguf.runtime.files import EIGHT_BIT, GgufFile
+from r1v_export.targets.gguf.runtime.files import EIGHT_BIT, BundleFile
 
 _PROJECTOR_EPS = 1e-5
 _RMS_TOWER = (3200, 45)
@@ -39,12 +39,12 @@ def round_inputs(x: Tensor) -> Tensor:
 class Clip:
     """What is in the file, by canonical name."""
 
-    def __init__(self, file: GgufFile, spec: ModelSpec, device: str) -> None:
+    def __init__(self, file: BundleFile, spec: ModelSpec, device: str) -> None:
         self.file, self.spec, self.device = file, spec, device
         self.stored = {name: stored.names for name, stored in stored_tensors(spec).items()}
         vision = gguf.Keys.ClipVision
-        self.width, self.blocks = file.value(vision.EMBEDDING_LENGTH), file.value(vision.BLOCK_COUNT)
-        self.heads, self.eps = file.value(vision.Attention.HEAD_COUNT), file.value(vision.Attention.LAYERNORM_EPS)
+        self.width, self.blocks = file.size(vision.EMBEDDING_LENGTH), file.size(vision.BLOCK_COUNT)
+        self.heads, self.eps = file.size(vision.Attention.HEAD_COUNT), file.number(vision.Attention.LAYERNORM_EPS)
 
     def read(self, canonical: str, part: int = 0) -> Tensor:
         """A tensor, or its part of a fused one."""

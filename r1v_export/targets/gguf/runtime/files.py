@@ -1,69 +1,57 @@
-"""The two GGUF files read back with gguf-py: metadata, and tensors dequantized by it."""
+"""The two GGUF files read back with gguf-py, through the reader of checkpoints; errors are a bundle's."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import gguf
-import numpy as np
-import torch
 from torch import Tensor
 
-from r1v_export.errors import BundleError
+from r1v_export.checkpoint.gguf.file import GgufFile
+from r1v_export.errors import BundleError, CheckpointError
 
 EIGHT_BIT = frozenset({"Q8_0", "Q4_0", "Q4_1"})
 """Types whose products llama.cpp computes with inputs of 8 bits, one scale for 32 of them."""
 
 
-class GgufFile:
-    """One file.
+class BundleFile:
+    """One file of a bundle.
 
     Raises:
         BundleError: it is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         try:
-            reader = gguf.GGUFReader(path)
-        except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
-            raise self.unusable(error) from error
-        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._fields = reader.fields
+            self._file = GgufFile(path)
+        except CheckpointError as error:
+            raise _as_bundle_error(error) from error
 
-    def value(self, key: str) -> Any:
-        """A key's value."""
-        if key not in self._fields:
-            raise self.unusable(f"no key {key}")
-        return self._fields[key].contents()
+    def size(self, key: str) -> int:
+        """A key's whole number."""
+        try:
+            return int(self._file.required(key, int))
+        except CheckpointError as error:
+            raise _as_bundle_error(error) from error
+
+    def number(self, key: str) -> float:
+        """A key's number."""
+        try:
+            return float(self._file.required(key, float))
+        except CheckpointError as error:
+            raise _as_bundle_error(error) from error
 
     def kind(self, name: str) -> str:
         """Name of a tensor's type."""
-        return str(self._tensor(name).tensor_type.name)
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a tensor."""
-        return name in self.tensors
+        return self._file.kind(name)
 
     def read(self, name: str) -> Tensor:
         """A tensor in float32, in PyTorch's order of axes."""
-        tensor = self._tensor(name)
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        shape = tuple(int(size) for size in reversed(tensor.shape))
-        return torch.from_numpy(np.ascontiguousarray(values, np.float32).reshape(shape).copy())
+        try:
+            return self._file.read(name).float()
+        except CheckpointError as error:
+            raise _as_bundle_error(error) from error
 
-    def unusable(self, found: object) -> BundleError:
-        """Return the error for a file that cannot be used."""
-        return BundleError(
-            "The GGUF file cannot be used.",
-            where=self.path,
-            expected="the keys and tensors that the target gguf writes",
-            found=found,
-            fix="build the bundle again",
-        )
 
-    def _tensor(self, name: str) -> gguf.ReaderTensor:
-        if name not in self.tensors:
-            raise self.unusable(f"no tensor {name}")
-        return self.tensors[name]
+def _as_bundle_error(error: CheckpointError) -> BundleError:
+    fix = "build the bundle again"
+    return BundleError(error.what, where=error.where, expected=error.expected, found=error.found, fix=fix)

@@ -13,7 +13,7 @@ from r1v_export.checkpoint.gguf.names import MMPROJ_FILE, MODEL_FILE, stored_ten
 from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.targets.gguf.runtime.clip import Clip, ClipProjector, ClipTower, round_inputs
-from r1v_export.targets.gguf.runtime.files import EIGHT_BIT, GgufFile
+from r1v_export.targets.gguf.runtime.files import EIGHT_BIT, BundleFile
 
 
 class GgufEngine(ReferenceEngine):
@@ -43,7 +43,7 @@ def open_gguf(folder: Path, spec: ModelSpec, device: str) -> GgufEngine:
     """
     with torch.device("meta"):
         model = Model(spec)
-    language = GgufFile(folder / MODEL_FILE)
+    language = BundleFile(folder / MODEL_FILE)
     weights: dict[str, Tensor] = {}
     for canonical, stored in stored_tensors(spec).items():
         if stored.file == MODEL_FILE:
@@ -55,7 +55,7 @@ def open_gguf(folder: Path, spec: ModelSpec, device: str) -> GgufEngine:
     if spec.language.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.language_model.load_state_dict(weights, assign=True)
-    return GgufEngine(model, Clip(GgufFile(folder / MMPROJ_FILE), spec, device))
+    return GgufEngine(model, Clip(BundleFile(folder / MMPROJ_FILE), spec, device))
 
 
 def _round_inputs(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -7,14 +7,11 @@ from collections.abc import Iterable
 
 import gguf
 
+from r1v_export.checkpoint.gguf.configuration import SYSTEM_MESSAGE, TEMPLATE, TOWER_CHANNELS, WRITTEN_BY
 from r1v_export.model_spec import ModelSpec
 from r1v_export.processing.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from r1v_export.targets.gguf.check_model import needs_widening
 from r1v_export.version import VERSION
-
-WRITTEN_BY = "r1v_export.version"
-TOWER_CHANNELS = "r1v_export.tower_channels"
-"""Channels of the tower as it was trained; the file's are twice as many where the tower is widened."""
 
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
@@ -48,6 +45,9 @@ def add_language(writer: gguf.GGUFWriter, spec: ModelSpec, kinds: Iterable[str])
     if language.rope_scaling is not None and language.rope_scaling.type == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(language.rope_scaling.factor)
+    writer.add_string(TEMPLATE, spec.template)
+    if spec.system_message is not None:
+        writer.add_string(SYSTEM_MESSAGE, spec.system_message)
     _add_origin(writer, kinds)
 
 
