@@ -125,7 +125,15 @@ COMPRESSED = {
         {"num_bits": 8, "type": "float", "strategy": "tensor"},
         {"num_bits": 8, "type": "float", "strategy": "tensor"},
     ),
+    "float-quantized, per token": (
+        {"num_bits": 8, "type": "float", "strategy": "channel"},
+        {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+    ),
     "int-quantized": ({"num_bits": 8, "strategy": "channel"}, {"num_bits": 8, "strategy": "tensor"}),
+    "int-quantized, per token": (
+        {"num_bits": 8, "strategy": "channel"},
+        {"num_bits": 8, "strategy": "token", "dynamic": True},
+    ),
 }
 
 

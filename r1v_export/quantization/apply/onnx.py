@@ -5,7 +5,8 @@ calibration artifact when the graph is bound. A quantized linear becomes
 
     x -> QuantizeLinear -> DequantizeLinear -> MatMul(., DequantizeLinear(qweight, scale[, zero_point])) -> + bias
 
-with the Q/DQ on x only where its inputs are quantized, one pair per tensor however many linears read it. Where the
+with the Q/DQ on x only where its inputs are quantized, one pair per tensor however many linears read it; dynamic
+inputs are divided by a scale of each token before the pair, and multiplied after it (`onnx_tokens`). Where the
 columns of the weight are in another order than x (GPTQ with act-order), a Gather puts x in that order, once for linears
 that share both. A quantized key-value cache is one pair on what each layer writes into its cache: the cache holds what
 FP8 or INT8 can hold.
@@ -25,6 +26,8 @@ from r1v_export.exporters.graph import Derived, Rewrite
 from r1v_export.exporters.graph_values import dtype_of, input_of, is_initializer, name_of, shape_of, size_of
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
 from r1v_export.model_spec import ModelSpec
+from r1v_export.quantization.apply.onnx_nodes import TYPES, insert_node, quantize_dequantize, unbound_initializer
+from r1v_export.quantization.apply.onnx_tokens import quantize_tokens
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import CacheType, KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
@@ -36,13 +39,6 @@ PRE_QUANT_SCALE = ".pre_quant_scale"
 """Suffix of what an imported linear multiplies its input by."""
 INPUT_ORDER = ".input_order"
 """Suffix of the order that an imported linear's input is gathered in; the first of the linears that share it has it."""
-
-TYPES = {
-    "fp8": ir.DataType.FLOAT8E4M3FN,
-    "int8": ir.DataType.INT8,
-    "int4": ir.DataType.INT4,
-    "uint4": ir.DataType.UINT4,
-}
 
 
 def quantizer(
@@ -187,33 +183,29 @@ class QuantizeLinears(ir.passes.InPlacePass):
             attributes = {"axis": 0, "block_size": weights.group_size}
         qweight_dtype = TYPES[weights.type]
         operands = [
-            _unbound(graph, f"{weight.name}{QWEIGHT}", qweight_dtype, (features_in, features_out)),
-            _unbound(graph, f"{weight.name}{SCALE}", ir.DataType.FLOAT, scale_shape),
+            unbound_initializer(graph, f"{weight.name}{QWEIGHT}", qweight_dtype, (features_in, features_out)),
+            unbound_initializer(graph, f"{weight.name}{SCALE}", ir.DataType.FLOAT, scale_shape),
         ]
         if weights.type == "uint4":
-            operands.append(_unbound(graph, f"{weight.name}{ZERO_POINT}", qweight_dtype, scale_shape))
-        return _insert(graph, node, "DequantizeLinear", operands, attributes, weight.dtype, weight.shape, weight.name)
+            operands.append(unbound_initializer(graph, f"{weight.name}{ZERO_POINT}", qweight_dtype, scale_shape))
+        return insert_node(
+            graph, node, "DequantizeLinear", operands, attributes, weight.dtype, weight.shape, weight.name
+        )
 
     def _multiplied_input(self, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
         x, weight = input_of(node, 0), input_of(node, 1)
-        pre_quant_scale = _unbound(graph, f"{name}{PRE_QUANT_SCALE}", dtype_of(x), (size_of(weight, 0),))
-        return _insert(graph, node, "Mul", [x, pre_quant_scale], {}, x.dtype, x.shape, f"{name}.multiplied")
+        pre_quant_scale = unbound_initializer(graph, f"{name}{PRE_QUANT_SCALE}", dtype_of(x), (size_of(weight, 0),))
+        return insert_node(graph, node, "Mul", [x, pre_quant_scale], {}, x.dtype, x.shape, f"{name}.multiplied")
 
     def _gathered_input(self, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
         x, weight = input_of(node, 0), input_of(node, 1)
-        order = _unbound(graph, f"{name}{INPUT_ORDER}", ir.DataType.INT32, (size_of(weight, 0),))
-        return _insert(graph, node, "Gather", [x, order], {"axis": -1}, x.dtype, x.shape, f"{name}.input")
+        order = unbound_initializer(graph, f"{name}{INPUT_ORDER}", ir.DataType.INT32, (size_of(weight, 0),))
+        return insert_node(graph, node, "Gather", [x, order], {"axis": -1}, x.dtype, x.shape, f"{name}.input")
 
     def _quantized_input(self, graph: ir.Graph, node: ir.Node, group: str, scheme: Scheme) -> ir.Value:
         assert scheme.inputs is not None
         if scheme.inputs.mode == "dynamic":
-            raise UsageError(
-                "A graph cannot quantize a linear's input per token.",
-                where=group,
-                expected="static input scales",
-                found="inputs: {mode: dynamic}",
-                fix="use a static recipe such as fp8; dynamic inputs are for TensorRT-LLM checkpoints",
-            )
+            return quantize_tokens(graph, node, input_of(node, 0), scheme.inputs.type, group)
         x, names = input_of(node, 0), (group, f"{group}.input")
         return _quantize_dequantize(graph, node, x, f"{group}{INPUT_SCALE}", TYPES[scheme.inputs.type], names)
 
@@ -253,11 +245,8 @@ def _quantize_dequantize(
     graph: ir.Graph, before: ir.Node, x: ir.Value, scale_name: str, qweight_dtype: ir.DataType, names: tuple[str, str]
 ) -> ir.Value:
     """x through a Q/DQ pair with one scale, whose content is bound later; `names` are those of the two nodes."""
-    scale = _unbound(graph, scale_name, ir.DataType.FLOAT, ())
-    quantized, dequantized = names
-    output = {"output_dtype": int(qweight_dtype)}
-    qweight = _insert(graph, before, "QuantizeLinear", [x, scale], output, qweight_dtype, x.shape, quantized)
-    return _insert(graph, before, "DequantizeLinear", [qweight, scale], {}, x.dtype, x.shape, dequantized)
+    scale = unbound_initializer(graph, scale_name, ir.DataType.FLOAT, ())
+    return quantize_dequantize(graph, before, x, scale, qweight_dtype, names)
 
 
 def _linear_name(node: ir.Node) -> str | None:
@@ -269,31 +258,3 @@ def _linear_name(node: ir.Node) -> str | None:
     if not is_initializer(weight) or not name_of(weight).endswith(suffix):
         return None
     return name_of(weight).removesuffix(suffix)
-
-
-def _unbound(graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-    graph.initializers[name] = value
-    return value
-
-
-def _insert(
-    graph: ir.Graph,
-    before: ir.Node,
-    op_type: str,
-    inputs: list[ir.Value],
-    attributes: Mapping[str, int],
-    dtype: ir.DataType | None,
-    shape: ir.Shape | None,
-    name: str | None,
-) -> ir.Value:
-    """A node before another one, named `name/op_type` as all nodes are; returns its result."""
-    if op_type == "DequantizeLinear" and dtype != ir.DataType.FLOAT:
-        attributes = {**attributes, "output_dtype": int(dtype or 0)}
-    node = ir.node(op_type, inputs, {key: int(value) for key, value in attributes.items()})
-    node.name = f"{name}/{op_type}"
-    result = node.outputs[0]
-    result.name, result.shape = node.name, shape
-    result.type = ir.TensorType(dtype) if dtype is not None else None
-    graph.insert_before(before, node)
-    return result

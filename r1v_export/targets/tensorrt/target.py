@@ -78,6 +78,14 @@ class TensorRTTarget(Target):
 
     def check_model(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
         for linear, scheme in schemes.items():
+            if scheme.inputs is not None and scheme.inputs.mode == "dynamic":
+                raise UsageError(
+                    "TensorRT quantizes a linear's input by a scale that it knows when it builds.",
+                    where=linear,
+                    expected="static input scales",
+                    found=f"{scheme.inputs.type} inputs with a scale for each token",
+                    fix="use a static recipe such as fp8, or --target onnxruntime",
+                )
             weights, imported = scheme.weights, scheme.weights.algorithm == "imported"
             if imported and weights.type in ("int8", "fp8") and (scheme.inputs is None or weights.group_size):
                 kind, size = weights.type.upper(), weights.group_size

@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 import torch
 
-from r1v_export.errors import UsageError
 from r1v_export.exporters import export
 from r1v_export.exporters.export import export_graph
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
@@ -20,7 +19,7 @@ from r1v_export.quantization.apply.onnx import QuantizeLinears, quantizer
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.quantized_linear import QuantizedLinear
-from r1v_export.quantization.recipe import Recipe, Scheme, load, resolve
+from r1v_export.quantization.recipe import Recipe, Scheme, resolve
 from r1v_export.reference.model import ReferenceEngine
 from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
@@ -217,7 +216,21 @@ def test_16_bit_graphs_keep_float32_scales_and_their_own_type_elsewhere(compute)
     assert model.graph.initializers["mlp1.1.weight.T.scale"].dtype == ir.DataType.FLOAT
 
 
-def test_dynamic_inputs_are_refused_with_what_to_take_instead():
-    schemes = resolve(load("fp8-rowwise"), SPEC)
-    with pytest.raises(UsageError, match=r"(?s)per token.*static recipe"):
-        quantizer(SPEC, schemes, {}.get, {})(export.trace_graph("projector", SPEC, torch.float32))
+@pytest.mark.parametrize("graph", INPUTS)
+@pytest.mark.parametrize(
+    ("kind", "group_size", "inputs"), [("fp8", None, "fp8"), ("int8", None, "int8"), ("int4", 32, "fp8")]
+)
+def test_dynamic_inputs_are_rounded_as_the_fake_quant_model_rounds_them(graph, kind, group_size, inputs, tmp_path):
+    schemes = schemes_of(kind, group_size, inputs, "dynamic")
+    linears = {name: replace(linear, input_scale=None) for name, linear in rounded(schemes).items()}
+    fake = copy.deepcopy(MODEL)
+    apply(fake, linears, {})
+    rewrite = quantizer(SPEC, schemes, linears.__getitem__, {})
+    path = export_graph(graph, CHECKPOINT, tmp_path, torch.float32, rewrite=rewrite)
+    onnx.checker.check_model(path, full_check=True)
+    expected = getattr(ReferenceEngine(fake), graph)(*INPUTS[graph].values())
+    result = run(path, INPUTS[graph])
+    if graph == "vision":  # see above: noise of the size of one step here and there
+        assert np.linalg.norm(result - expected) < 2e-2 * np.linalg.norm(expected)
+    else:
+        np.testing.assert_allclose(result, expected, atol=2e-5)

@@ -117,6 +117,14 @@ def test_imported_8_bit_weights_with_static_8_bit_inputs_are_not_refused() -> No
     TensorRTTarget().check_model(BuildConfig(model="m"), tiny_spec(), {"language_model.lm_head": scheme})
 
 
+def test_a_scale_for_each_token_is_refused() -> None:
+    weights = {"type": "fp8", "granularity": "channel", "algorithm": "rtn"}
+    scheme = Scheme.model_validate({"weights": weights, "inputs": {"type": "fp8", "mode": "dynamic"}})
+    with pytest.raises(UsageError, match="knows when it builds") as caught:
+        TensorRTTarget().check_model(BuildConfig(model="m"), tiny_spec(), {"language_model.lm_head": scheme})
+    assert "static recipe" in caught.value.fix
+
+
 def test_tensorrt_itself_builds_only_where_its_gpu_is(monkeypatch) -> None:
     installed = Library(TENSORRT, SimpleNamespace(__version__="10.13.3.9"))
     monkeypatch.setattr(tensorrt_target, "load", lambda target: installed)
