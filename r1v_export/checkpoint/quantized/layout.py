@@ -220,22 +220,28 @@ class StoredLinear:
 
 
 def _joined(parts: list[Decoded], stored: Mapping[str, StoredTensor]) -> Decoded:
-    """Parts that the model has as one linear, whose input they share."""
+    """Parts that the model has as one linear, whose input they share. Parts with one scale each give it to their rows,
+    unless it is the same for all."""
     first = parts[0]
     if len(parts) == 1:
         return first
-    shared = [(p.scale if p.scale.ndim == 0 else None, p.input_scale, p.pre_quant_scale) for p in parts]
+    one_scale = first.scale.ndim == 0 and all(torch.equal(part.scale, first.scale) for part in parts)
+    shared = [(part.input_scale, part.pre_quant_scale) for part in parts]
     if not all(_same(a, b) for part in shared for a, b in zip(part, shared[0], strict=True)):
         raise _damaged(stored, "scales of their own", "one scale for parts that the model joins")
     zero_points = [part.zero_point for part in parts if part.zero_point is not None]
     return Decoded(
         qweight=torch.cat([part.qweight for part in parts]),
-        scale=first.scale if first.scale.ndim == 0 else torch.cat([part.scale for part in parts]),
+        scale=first.scale if one_scale else torch.cat([_by_row(part) for part in parts]),
         zero_point=torch.cat(zero_points) if zero_points else None,
         input_scale=first.input_scale,
         pre_quant_scale=first.pre_quant_scale,
         input_order=first.input_order,
     )
+
+
+def _by_row(part: Decoded) -> Tensor:
+    return part.scale.expand(len(part.qweight)) if part.scale.ndim == 0 else part.scale
 
 
 def order_by_group(group_I: Tensor) -> Tensor | None:

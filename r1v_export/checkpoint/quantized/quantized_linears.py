@@ -66,7 +66,10 @@ def find_quantized(
             raise _error("Parts of one linear are quantized in different ways.", canonical, None, layouts)
         part_shape = (shape[0] // len(names), shape[1])
         parts = tuple(_part(name, layout, part_shape, stored) for name, layout in zip(names, layouts, strict=True))
-        linears[canonical.removesuffix(".weight")] = StoredLinear(layouts[0], parts, (shape[0], shape[1]))
+        layout = layouts[0]
+        if layout.per_tensor and len({float(part[quant_format.marker].read()) for part in parts}) > 1:
+            layout = replace(layout, name=f"{layout.name}, one for each of {len(parts)} parts", per_tensor=False)
+        linears[canonical.removesuffix(".weight")] = StoredLinear(layout, parts, (shape[0], shape[1]))
     settled = quant_format.settle(linears)
     if settled is not quant_format:
         linears = {

@@ -146,6 +146,19 @@ def test_transformers_own_class_and_names_are_read(tmp_path):
     assert torch.equal(checkpoint.read(f"{LAYER}.mlp.down_proj.weight").to(torch.bfloat16), down)
 
 
+def test_parts_of_one_linear_keep_their_scales(tmp_path):
+    folder = synthesize(tmp_path / "source", preset="nano", layout="internvl", overrides=TINY)
+    model = transformers.InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    settings = CASES["FP8"][0] | {"ignore": ["re:.*lm_head", "re:.*multi_modal_projector.*"]}
+    truth = compress(folder, tmp_path / "model", settings, model=model)
+    linear = Checkpoint.open(tmp_path / "model").quantized.linears["vision_model.encoder.layers.0.attn.qkv"]
+    parts = [f"model.vision_tower.encoder.layer.0.attention.{part}_proj" for part in "qkv"]
+    assert torch.equal(linear.decode().weight(), torch.cat([truth.weights[part] for part in parts]))
+    scales = [truth.stored[f"{part}.weight_scale"].expand(len(truth.weights[part])) for part in parts]
+    assert torch.equal(linear.decode().scale, torch.cat(scales))
+    assert (linear.layout.per_tensor, linear.decode().scale.unique().numel()) == (False, 3)
+
+
 def test_names_in_the_configuration_may_have_the_prefixes_of_another_version(tmp_path):
     folder = synthesize(tmp_path / "source", preset="nano", layout="internvl", overrides=TINY)
     model = transformers.InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
