@@ -25,6 +25,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     parameters.model.path, parameters.mmproj.path = job["model"], job["mmproj"]
     parameters.n_ctx, parameters.n_parallel, parameters.warmup = 2048, 1, False
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1  # its threads spin
+    parameters.verbosity = job.get("verbosity", parameters.verbosity)
     server = xllamacpp.Server(parameters)
 
     def call(path: str, body: dict[str, Any] | None = None) -> Any:
