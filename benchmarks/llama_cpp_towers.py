@@ -2,8 +2,7 @@
 
     PYTHONPATH=. .venv/bin/python benchmarks/llama_cpp_towers.py --environment /tmp/llama --work /tmp/towers
 
-Random weights. InternViT-6B's has its 3200 channels and 45 blocks, by which llama.cpp knows it, and a narrow MLP: 3.7 GB
-of mmproj file.
+Random weights. InternViT-6B's has its 3200 channels and 45 blocks, by which llama.cpp knows it, and a narrow MLP.
 llama.cpp logs the first and the last 16 numbers of an image's first token; they are compared with the reference's.
 Results: benchmarks/results/<date>-llama-cpp-towers.json.
 """
