@@ -37,8 +37,6 @@ from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, resolve
 from r1v_export.runner.kv_cache import KVCache
-from r1v_export.runner.sampling import Sampler, Sampling
-from r1v_export.runner.scheduler import SequenceState, generate_rows
 from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
@@ -124,23 +122,23 @@ def build_genai(checkpoint: Checkpoint, work: Path, variant: Variant) -> None:
 
 
 class Ours:
-    """Our engine, driven as `runner.chain.EngineRunner` drives it."""
+    """Our engine, driven as the runner drives it."""
 
     def __init__(self, bundle: Path, checkpoint: Checkpoint, threads: int) -> None:
         engine_folder = bundle / "engines" / "onnxruntime"
         self.engine = OnnxRuntimeEngine(engine_folder, bundle, checkpoint.spec.sizes, "cpu", threads)
-        self.vocab = checkpoint.spec.language.vocab_size
         self.no_images = np.zeros((0, checkpoint.spec.language.hidden_size), dtype=np.float32)
 
     def generate(self, prompt: list[int], new_tokens: int, capacity: int) -> tuple[list[int], list[float]]:
         """New tokens, and the moments in seconds at which prefill began and each token was there."""
         cache = KVCache(self.engine.decoder(1, capacity))
-        moments = [time.perf_counter()]
-        embeds = self.engine.embed(np.array([prompt]), self.no_images)[0]
-        row = SequenceState(embeds, Sampler(Sampling(), prompt, self.vocab), frozenset(), new_tokens)
-        for _ in generate_rows(cache, [row], lambda ids: self.engine.embed(ids, self.no_images)):
+        tokens, chunk, moments = [], prompt, [time.perf_counter()]
+        while len(tokens) < new_tokens:
+            logits_1V = cache.append(self.engine.embed(np.array([chunk]), self.no_images), np.array([len(chunk)]))
+            tokens.append(int(logits_1V[0].argmax()))
+            chunk = tokens[-1:]
             moments.append(time.perf_counter())
-        return row.token_ids, moments
+        return tokens, moments
 
 
 class GenAI:

@@ -104,7 +104,7 @@ def one_thread() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def our_runner(case: Case, work: Path) -> BaseRunner[Any]:
+def our_runner(case: Case, work: Path) -> BaseRunner:
     """Our own reader of the same folder."""
     if case.target == "checkpoint":
         checkpoint = Checkpoint.open(NANO)
@@ -114,14 +114,14 @@ def our_runner(case: Case, work: Path) -> BaseRunner[Any]:
     return r1v_export.open_runner(work / "bundles" / case.bundle, target=case.target)
 
 
-def our_answers(runner: BaseRunner[Any], asked: list[GeneratedSample]) -> Iterator[dict[str, Any]]:
+def our_answers(runner: BaseRunner, asked: list[GeneratedSample]) -> Iterator[dict[str, Any]]:
     sampling = Sampling(temperature=0.0, max_new_tokens=MAX_TOKENS)
     requests = [Request.ask(sample.question, sample.image) for sample in asked]
     for request, answer in zip(requests, runner.answers(requests, sampling), strict=True):
         yield {"prompt_ids": prompt_ids(runner, request), "tokens": list(answer.token_ids)}
 
 
-def prompt_ids(runner: BaseRunner[Any], request: Request) -> list[int]:
+def prompt_ids(runner: BaseRunner, request: Request) -> list[int]:
     _, tiles = pixel_values(request.images, runner.tiling, runner.image_policy)
     return runner.encode(request.turns, tiles, request.think)
 
@@ -191,7 +191,7 @@ def compared(
     }
 
 
-def right(runner: BaseRunner[Any], answers: list[list[int]], asked: list[GeneratedSample]) -> int:
+def right(runner: BaseRunner, answers: list[list[int]], asked: list[GeneratedSample]) -> int:
     """How many answers are right."""
     texts = [split_reasoning(runner.tokenizer.decode(tokens), thinking=True).answer for tokens in answers]
     return sum(text.strip() == sample.answer for text, sample in zip(texts, asked, strict=True))

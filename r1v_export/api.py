@@ -97,7 +97,7 @@ def open_runner(
     device: Device = "cpu",
     model: AnyPath | None = None,
     engine: AnyPath | None = None,
-) -> BaseRunner[Any]:
+) -> BaseRunner:
     """A runner that answers questions with one of a bundle's engines; `r1v-export run`.
 
     Args:

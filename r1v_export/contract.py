@@ -156,6 +156,21 @@ def graph_contracts(sizes: Sizes) -> Mapping[str, GraphContract]:
     return {graph.name: graph for graph in (vision, projector, embed, decoder)}
 
 
+@dataclass(frozen=True)
+class CacheLimits:
+    """What the key-value caches of an engine can be.
+
+    Attributes:
+        slot_bytes: of one token of one sequence, over all layers.
+        max_rows: sequences of a decoder, at most; None for any number.
+        capacity: slots that every sequence has, however few are asked for; None where they are as many as those.
+    """
+
+    slot_bytes: int
+    max_rows: int | None = None
+    capacity: int | None = None
+
+
 class Decoder(Protocol):
     """A decoder with a key-value cache for `batch` independent sequences of up to `capacity` tokens."""
 
@@ -169,6 +184,7 @@ class Decoder(Protocol):
         cache_write_index: np.ndarray,
         cache_length: np.ndarray,
         logits_index: np.ndarray,
+        first_row: int = 0,
     ) -> np.ndarray:
         """Run the decoder graph once, keep the cache, return float32 logits [batch, logit_positions, vocab].
 
@@ -178,7 +194,19 @@ class Decoder(Protocol):
         `cache_length`, is never seen by them, and its slots are overwritten by the tokens that come next.
         `logits_index` [batch, logit_positions] says after which new tokens logits are wanted; the largest of a row
         is its last valid token. An index may repeat.
+
+        The rows of the inputs may be fewer than `batch`: they are the cache's from `first_row` on, and the others stay
+        as they are.
         """
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` slots of a row to another."""
+
+    def swap_rows(self, a: int, b: int, length: int) -> None:
+        """Exchange the first `length` slots of two rows."""
+
+    def resize(self, batch: int, capacity: int, lengths: np.ndarray) -> None:
+        """Change `batch` and `capacity`; row b of the new batch keeps its first `lengths[b]` slots, int64 [batch]."""
 
 
 class VisionEngine(Protocol):
@@ -207,4 +235,8 @@ class Engine(VisionEngine, Protocol):
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
         """Open a decoder for `batch` sequences with an empty cache of `capacity` slots each."""
+        ...
+
+    def cache_limits(self) -> CacheLimits:
+        """Describe what the caches of its decoders can be."""
         ...

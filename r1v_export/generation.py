@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -24,6 +24,10 @@ The OpenAI API calls both `length` and `context` "length".
 """
 
 
+MOST_PENALTY, MOST_BIAS, MOST_LOGPROBS = 2, 100, 20
+"""The OpenAI API's limits."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the tokens of one answer are chosen and when it ends.
@@ -33,10 +37,17 @@ class Sampling:
         temperature: divides the logits; 0 picks the likeliest token (greedy), and top_p, top_k and seed do nothing.
         top_p: draw from the smallest set of likeliest tokens that holds this much probability; 1 is off.
         top_k: draw from this many likeliest tokens (and those equal to the last); 0 is off.
+        min_p: tokens less likely than this share of the likeliest one's probability are not drawn; 0 is off.
         repetition_penalty: divides positive and multiplies negative logits of tokens already in prompt or answer.
+        presence_penalty: taken off the logits of tokens already in the answer.
+        frequency_penalty: taken off the same for each time that they are in the answer.
+        logit_bias: token id -> what is added to its logit, before all else.
         seed: of this answer's own random stream; None takes fresh entropy.
         stop: the answer ends before the first of these strings; reasoning, and white space behind it, is not searched.
         stop_in_reasoning: search all generated text for `stop`, tags and white space included.
+        max_reasoning_tokens: the reasoning is ended, by its end tag, after this many tokens; None is off.
+        logprobs: report the chosen tokens' log probabilities, and those of this many likeliest ones; None reports none.
+            They are the model's own, before anything of the above.
     """
 
     max_new_tokens: int = 512
@@ -47,13 +58,27 @@ class Sampling:
     seed: int | None = 0
     stop: tuple[str, ...] = ()
     stop_in_reasoning: bool = False
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    max_reasoning_tokens: int | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
         _require(0 <= self.temperature < float("inf"), "temperature", "0 (greedy) or more", self.temperature)
         _require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
         _require(self.top_k >= 0, "top_k", "0 (off) or more", self.top_k)
+        _require(0 <= self.min_p <= 1, "min_p", "0 (off) to 1", self.min_p)
         _require(0 < self.repetition_penalty < float("inf"), "repetition_penalty", "above 0", self.repetition_penalty)
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(abs(getattr(self, name)) <= MOST_PENALTY, name, "-2 to 2", getattr(self, name))
+        for token_id, bias in self.logit_bias.items():
+            _require(token_id >= 0 and abs(bias) <= MOST_BIAS, "logit_bias", "ids -> -100 to 100", {token_id: bias})
+        most = self.max_reasoning_tokens
+        _require(most is None or most >= 0, "max_reasoning_tokens", "0 or more", most)
+        _require(self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS, "logprobs", "0 to 20", self.logprobs)
         _require(self.seed is None or self.seed >= 0, "seed", "0 or more", self.seed)
         _require(all(self.stop), "stop", "strings that are not empty", self.stop)
 
@@ -64,13 +89,33 @@ class Sampling:
 
     def __str__(self) -> str:
         """In words, as `run` prints it: `temperature 0.6, top_p 0.95, seed 0`; only what has an effect."""
-        drawn = [("temperature", self.temperature), ("top_p", self.top_p), ("top_k", self.top_k), ("seed", self.seed)]
-        off = {"top_p": 1, "top_k": 0}
+        drawn: list[tuple[str, float | None]] = [("temperature", self.temperature), ("top_p", self.top_p)]
+        drawn += [("top_k", self.top_k), ("min_p", self.min_p), ("seed", self.seed)]
+        off = {"top_p": 1, "top_k": 0, "min_p": 0}
         fields = [] if self.greedy else [(name, value) for name, value in drawn if off.get(name) != value]
-        if self.repetition_penalty != 1:
-            fields.append(("repetition_penalty", self.repetition_penalty))
+        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "max_reasoning_tokens"):
+            if (value := getattr(self, name)) != getattr(Sampling, name):
+                fields.append((name, value))
         words = (f"{name} {value if value is not None else 'random'}" for name, value in fields)
         return ", ".join(["greedy"] * self.greedy + [*words, f"max_new_tokens {self.max_new_tokens}"])
+
+
+def require_unused(sampling: Sampling, names: Iterable[str], library: str) -> None:
+    """Check that settings are at their defaults, which a library has no equal of.
+
+    Raises:
+        UsageError: one is not.
+    """
+    default = Sampling()
+    for name in names:
+        if (found := getattr(sampling, name)) != getattr(default, name):
+            raise UsageError(
+                f"{library} does not support this sampling setting as it is meant here.",
+                where=f"sampling.{name}",
+                expected=getattr(default, name),
+                found=found,
+                fix="omit it, or use an engine of the bundle",
+            )
 
 
 def _require(holds: bool, field: str, expected: str, found: object) -> None:

@@ -42,8 +42,10 @@ def test_a_conversation_logs_sizes_reuse_and_times_and_no_content(
             assert question not in caplog.text
             assert last.answer.text not in [word for record in caplog.records for word in vars(record).values()]
     first, second = [vars(record) for record in caplog.records if "tiles" in vars(record)]
-    assert (first["images"], first["tiles"], first["reused_tokens"]) == (1, 1, 0)
-    assert second["reused_tokens"] > 0
+    assert (first["images"], first["tiles"]) == (1, 1)
+    reused = [vars(record)["reused_tokens"] for record in caplog.records if "reused_tokens" in vars(record)]
+    assert reused[0] == 0
+    assert reused[1] > 0
     assert second["tokens"] > first["tokens"]
     ends = [vars(record) for record in caplog.records if "finish_reason" in vars(record)]
     assert [end["finish_reason"] for end in ends] == ["stop", "stop"]

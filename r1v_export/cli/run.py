@@ -196,7 +196,7 @@ def _sampling(config: Mapping[str, Any], greedy: bool, options: dict[str, Any]) 
 
 
 def _asking(
-    runner: BaseRunner[Any], sampling: Sampling, think: bool
+    runner: BaseRunner, sampling: Sampling, think: bool
 ) -> Callable[[str, list[Image.Image]], Iterator[TokenEvent]]:
     """A conversation's way to ask.
 

@@ -20,8 +20,7 @@ from r1v_export.contract import Engine
 from r1v_export.parity.endpoints import Endpoint, Inputs
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, TokenStatistics, top1_margin
 from r1v_export.parity.samples import ParitySample
-from r1v_export.runner.kv_cache import KVCache, new_token_budget, plan_capacity
-from r1v_export.runner.scheduler import embed_chosen, prefill
+from r1v_export.runner.kv_cache import KVCache, embed_chosen, new_token_budget, plan_capacity, prefill
 
 TILES_AT_ONCE = 8
 """Tiles per call of the vision graph; their features are dropped before the next call."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from r1v_export.contract import Decoder, Engine
+from r1v_export.contract import CacheLimits, Decoder, Engine
 from r1v_export.parity.schema import Latency
 
 UNITS = {"vision": "tile", "projector": "tile", "embed": "token", "prefill": "token", "decode": "step"}
@@ -61,6 +61,9 @@ class TimedEngine:
     def decoder(self, batch: int, capacity: int) -> TimedDecoder:
         return TimedDecoder(self.engine.decoder(batch, capacity), self.stopwatch)
 
+    def cache_limits(self) -> CacheLimits:
+        return self.engine.cache_limits()
+
     def __getattr__(self, name: str) -> Any:
         """Whatever else the engine offers, such as `vision_blocks`, untimed."""
         return getattr(self.engine, name)
@@ -73,10 +76,29 @@ class TimedDecoder:
         self.decoder, self.stopwatch = decoder, stopwatch
         self.batch, self.capacity = decoder.batch, decoder.capacity
 
-    def step(self, inputs_embeds: np.ndarray, *where: np.ndarray) -> np.ndarray:
+    def step(
+        self,
+        inputs_embeds: np.ndarray,
+        position_ids: np.ndarray,
+        cache_write_index: np.ndarray,
+        cache_length: np.ndarray,
+        logits_index: np.ndarray,
+        first_row: int = 0,
+    ) -> np.ndarray:
         batch, seq = inputs_embeds.shape[:2]
         stage, units = ("prefill", batch * seq) if seq > 1 else ("decode", 1)
+        where = position_ids, cache_write_index, cache_length, logits_index, first_row
         return self.stopwatch.call(stage, units, self.decoder.step, inputs_embeds, *where)
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        self.decoder.copy_row(source, target, length)
+
+    def swap_rows(self, a: int, b: int, length: int) -> None:
+        self.decoder.swap_rows(a, b, length)
+
+    def resize(self, batch: int, capacity: int, lengths: np.ndarray) -> None:
+        self.decoder.resize(batch, capacity, lengths)
+        self.batch, self.capacity = batch, capacity
 
 
 def latencies(reference: TimedEngine, candidate: TimedEngine) -> tuple[Latency, ...]:

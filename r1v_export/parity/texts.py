@@ -21,8 +21,7 @@ from r1v_export.parity.boundaries import embed_prompt, image_embeds
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.metrics import log_softmax
 from r1v_export.parity.schema import TextFacts
-from r1v_export.runner.kv_cache import KVCache, plan_capacity
-from r1v_export.runner.scheduler import prefill
+from r1v_export.runner.kv_cache import KVCache, plan_capacity, prefill
 
 
 class Text(Protocol):

@@ -85,8 +85,7 @@ def tile_image(image: Image.Image, tiling: TilingSpec, policy: ImagePolicy | Non
     Raises:
         InputError: the image has no pixels, is too large, was loaded with another policy, or cannot become RGB.
     """
-    check_size(image, "image")
-    image = _as_rgb(image, policy)
+    image = rgb_image(image, policy)
     size = tiling.tile_size
     grid = choose_grid(*image.size, tiling)
     resized = image.resize((size * grid.cols, size * grid.rows))
@@ -124,7 +123,16 @@ def pixel_values(
     return normalize([tile for tiles in tiles_by_image for tile in tiles]), tiles_per_image
 
 
-def _as_rgb(image: Image.Image, policy: ImagePolicy | None) -> Image.Image:
+def rgb_image(image: Image.Image, policy: ImagePolicy | None = None) -> Image.Image:
+    """An image as it is cut into tiles: RGB, of a size that is taken; itself where it is that already.
+
+    Args:
+        policy: as for `tile_image`.
+
+    Raises:
+        InputError: as `tile_image`.
+    """
+    check_size(image, "image")
     loaded_with = image.info.get(POLICY_KEY)
     if loaded_with is None:
         return to_rgb(image, policy or "as_displayed", "image")

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.contract import CacheLimits
 from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.embed import Embed
-from r1v_export.reference.language import CacheStep, LanguageModel, rotary_tables
+from r1v_export.reference.language import CacheStep, LanguageModel, LayerCache, rotary_tables
 from r1v_export.reference.magnitudes import Magnitudes, recorded
 from r1v_export.reference.projector import Projector
 from r1v_export.reference.vision import VisionModel
@@ -87,6 +88,10 @@ class ReferenceEngine:
     def decoder(self, batch: int, capacity: int) -> ReferenceDecoder:
         return ReferenceDecoder(self, batch, capacity)
 
+    def cache_limits(self) -> CacheLimits:
+        sizes = self.sizes
+        return CacheLimits(2 * sizes.layers * sizes.kv_heads * sizes.head_dim * self.dtype.itemsize)
+
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, self.dtype)
 
@@ -110,14 +115,39 @@ class ReferenceDecoder:
         cache_write_index: np.ndarray,
         cache_length: np.ndarray,
         logits_index: np.ndarray,
+        first_row: int = 0,
     ) -> np.ndarray:
-        engine = self.engine
+        engine, rows = self.engine, slice(first_row, first_row + len(inputs_embeds))
         where = (torch.from_numpy(a).to(engine.device) for a in (position_ids, cache_write_index, cache_length))
-        logits_BPV, self.cache = self.language_model(
+        logits_BPV, updated = self.language_model(
             engine._tensor(inputs_embeds),
             self.rotary,
             CacheStep(*where),
-            self.cache,
+            [LayerCache(layer.key[rows], layer.value[rows]) for layer in self.cache],
             torch.from_numpy(logits_index).to(engine.device),
         )
+        if len(inputs_embeds) == self.batch:
+            self.cache = updated
+        else:
+            for layer, part in zip(self.cache, updated, strict=True):
+                layer.key[rows], layer.value[rows] = part
         return engine._array(logits_BPV)
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        for tensor in self._tensors():
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+    def swap_rows(self, a: int, b: int, length: int) -> None:
+        for tensor in self._tensors():
+            tensor[[a, b], :, :length] = tensor[[b, a], :, :length]
+
+    def resize(self, batch: int, capacity: int, lengths: np.ndarray) -> None:
+        resized = self.language_model.empty_cache(batch, capacity)
+        for old, new in zip(self._tensors(), (tensor for layer in resized for tensor in layer), strict=True):
+            for row, length in enumerate(lengths[: self.batch]):
+                new[row, :, :length] = old[row, :, :length]
+        self.batch, self.capacity, self.cache = batch, capacity, resized
+        self.rotary = rotary_tables(self.language_model.spec, capacity)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return (tensor for layer in self.cache for tensor in layer)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from r1v_export.generation import FinishReason, Sampling
 from r1v_export.log_event import log_event
 from r1v_export.runner.reasoning import TAGS, Piece, ReasoningSplitter, Unsplit
+from r1v_export.runner.sampling import TokenLogprobs
 from r1v_export.runner.streaming import Detokenizer, StopStrings
 
 _LOG = logging.getLogger(__name__)
@@ -18,8 +19,11 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class Timings:
-    """Wall-clock time by stage, in milliseconds. Sequences of one batch share `prefill_ms` and `decode_ms`."""
+    """Wall-clock time by stage, in milliseconds. Requests that are answered
+    together share the time of each step, as `prefill_ms` until their first token, then as `decode_ms`."""
 
+    queue_ms: float = 0.0
+    """Waiting for a row, where requests are submitted to a batching runner."""
     preprocess_ms: float = 0.0
     vision_ms: float = 0.0
     projector_ms: float = 0.0
@@ -41,8 +45,8 @@ class Timings:
 
     @property
     def first_token_ms(self) -> float:
-        """From image and text to the first token."""
-        return self.preprocess_ms + self.vision_ms + self.projector_ms + self.embed_ms + self.prefill_ms
+        """From image and text to the first token, waiting included."""
+        return self.queue_ms + self.preprocess_ms + self.vision_ms + self.projector_ms + self.embed_ms + self.prefill_ms
 
     @property
     def decode_steps_per_s(self) -> float:
@@ -60,9 +64,11 @@ class Answer:
         reasoning_complete: false if the answer ended inside the reasoning.
         token_ids: all generated tokens, a stop token included.
         finish_reason: "stop" (a stop token or string), "length" (`max_new_tokens`), "context" (the model has no
-            position left) or "cancelled".
+            position left), "cancelled" or "deadline".
         prompt_tokens: tokens of the prompt, image tokens included.
-        reused_tokens: of these, taken from the cache of an earlier turn.
+        reused_tokens: of these, taken from the cache of an earlier turn or of another request.
+        reasoning_tokens: of `token_ids`, those that made the reasoning and its end tag.
+        logprobs: of each token, where the sampling asks for them.
     """
 
     reasoning: str
@@ -73,6 +79,8 @@ class Answer:
     prompt_tokens: int
     reused_tokens: int
     timings: Timings
+    reasoning_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 CANCELLED_BEFORE_START = Answer("", "", False, (), "cancelled", 0, 0, Timings())
@@ -88,6 +96,7 @@ class TokenEvent:
         token_id: the new token; None in a last event that brings none, as that of a cancelled answer.
         reasoning, text: what became certain of reasoning and answer; each may be "".
         answer: the whole answer, with the request's last event only.
+        logprobs: of the token, where the sampling asks for them.
     """
 
     request: int
@@ -95,6 +104,7 @@ class TokenEvent:
     reasoning: str
     text: str
     answer: Answer | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass
@@ -173,6 +183,8 @@ class AnswerStream:
         self.max_new_tokens = max_new_tokens
         self.prompt_tokens, self.reused_tokens = prompt_tokens, reused_tokens
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.reasoning_tokens = 0
         self.finish_reason: FinishReason | None = None
 
     @property
@@ -180,14 +192,20 @@ class AnswerStream:
         """Whether the answer has ended."""
         return self.finish_reason is not None
 
-    def push(self, token_id: int | None, finish_reason: FinishReason | None) -> TokenEvent:
+    def push(
+        self, token_id: int | None, finish_reason: FinishReason | None, logprobs: TokenLogprobs | None = None
+    ) -> TokenEvent:
         """The event of the next token, or of an end that comes without one. A stop string ends the answer too.
 
         Args:
             finish_reason: of the decoder, which knows one limit only and calls it "length".
+            logprobs: of the token.
         """
         reasoning = text = ""
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
         if token_id is not None:
+            self.reasoning_tokens += self.text.in_reasoning
             self.token_ids.append(token_id)
             if token_id not in self.stop_ids:
                 reasoning, text = self.text.push(token_id)
@@ -195,10 +213,10 @@ class AnswerStream:
             finish_reason = "context"
         self.finish_reason = "stop" if self.text.stopped else finish_reason
         if self.finish_reason is None:
-            return TokenEvent(self.index, token_id, reasoning, text)
+            return TokenEvent(self.index, token_id, reasoning, text, logprobs=logprobs)
         last = self.text.flush()
         answer = self._answer(self.finish_reason)
-        return TokenEvent(self.index, token_id, reasoning + last.reasoning, text + last.answer, answer)
+        return TokenEvent(self.index, token_id, reasoning + last.reasoning, text + last.answer, answer, logprobs)
 
     def _answer(self, finish_reason: FinishReason) -> Answer:
         self.timings.decode_steps = max(len(self.token_ids) - 1, 0)
@@ -217,4 +235,6 @@ class AnswerStream:
             prompt_tokens=self.prompt_tokens,
             reused_tokens=self.reused_tokens,
             timings=self.timings,
+            reasoning_tokens=self.reasoning_tokens,
+            logprobs=tuple(self.logprobs),
         )

@@ -1,32 +1,32 @@
-"""What runners share: a request up to where decoding begins, and requests answered in batches.
-
-Shape letters: T tiles, S tile size, N image tokens of all images.
-"""
+"""What runners share: a request up to where decoding begins, and requests answered together."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from r1v_export.contract import VisionEngine
-from r1v_export.errors import GraphError, InputError, UsageError
+from r1v_export.errors import InputError, R1VError, UsageError
 from r1v_export.generation import Sampling
 from r1v_export.log_event import log_event
 from r1v_export.processing.generation_config import default_sampling
 from r1v_export.processing.load_image import load_image
 from r1v_export.processing.pipeline_document import document_template
-from r1v_export.processing.preprocess import pixel_values, tile_count
+from r1v_export.processing.preprocess import tile_count
 from r1v_export.processing.prompt import Turn, encode, require_tokenizable
 from r1v_export.processing.tokenizer import Tokenizer
-from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, Timings, TokenEvent
+from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, AnswerStream, AnswerText, Timings, TokenEvent
+from r1v_export.runner.batching.batch import Batch
+from r1v_export.runner.encoded_prompt import EncodedPrompt, OpenPrompt
+from r1v_export.runner.image_encoder import ImageEncoder
 from r1v_export.runner.kv_cache import new_token_budget
 from r1v_export.serialized.pipeline import PipelineDocument
 
@@ -36,10 +36,7 @@ TILES_PER_RUN = 4
 """Tiles that go through the vision graph at once: bounds the memory its activations take."""
 
 MAX_BATCH = 8
-"""Requests decoded together; further ones wait for the next batch."""
-
-Prepared = TypeVar("Prepared")
-"""A request on its way to the decoder, as a runner's decoder takes it."""
+"""Requests decoded together; further ones wait until one ends."""
 
 
 @dataclass(frozen=True)
@@ -69,31 +66,11 @@ class Request:
         return cls((Turn("user", text),), think=False, raw=True)
 
 
-@dataclass(frozen=True)
-class EncodedImages:
-    """A request whose images are encoded.
-
-    Attributes:
-        token_ids: the whole prompt, an image token for each row of `image_embeds`.
-        pixels: tiles of all images [T, 3, S, S] float32.
-        tiles_per_image: how many of them are each image's.
-        image_embeds: [N, hidden] float32.
-        thinking: the prompt has opened reasoning; None for a continuation, which has none.
-    """
-
-    token_ids: list[int]
-    pixels: np.ndarray
-    tiles_per_image: Sequence[int]
-    image_embeds: np.ndarray
-    thinking: bool | None
-    timings: Timings
-
-
 class CancelledError(Exception):
     """The caller's event was set before decoding began."""
 
 
-class BaseRunner(ABC, Generic[Prepared]):
+class BaseRunner(ABC):
     """Answers questions. Not safe to share between threads, apart from the `cancel` events.
 
     Args:
@@ -155,7 +132,7 @@ class BaseRunner(ABC, Generic[Prepared]):
         sampling: Sampling | Sequence[Sampling] | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[TokenEvent]:
-        """Answer requests in batches, token by token.
+        """Answer requests together, token by token.
 
         Args:
             sampling: for all requests, or one for each; `default_sampling` of the checkpoint if omitted.
@@ -167,48 +144,94 @@ class BaseRunner(ABC, Generic[Prepared]):
             GraphError: a stage gives numbers that are not finite, or fails.
         """
         samplings = _one_each(sampling or default_sampling(self.generation_config), len(requests))
-        cancel = cancel or threading.Event()
-        for first in range(0, len(requests), MAX_BATCH):
-            batch = range(first, min(first + MAX_BATCH, len(requests)))
-            try:
-                prepared = [self.prepare(requests[index], cancel) for index in batch]
-            except CancelledError:
-                yield from (TokenEvent(index, None, "", "", CANCELLED_BEFORE_START) for index in batch)
-                continue
-            yield from self.generate_batch(prepared, [samplings[index] for index in batch], batch, cancel)
+        with self.open_batch(MAX_BATCH) as batch:
+            yield from self.drive(batch, self.image_encoder(), requests, samplings, cancel or threading.Event())
+
+    def drive(
+        self,
+        batch: Batch[Any],
+        encoder: ImageEncoder,
+        requests: Sequence[Request],
+        samplings: Sequence[Sampling],
+        cancel: threading.Event,
+    ) -> Iterator[TokenEvent]:
+        """Answer requests with a batch that has no others, as `generate`; whatever happens, none is left in it."""
+        waiting = deque(enumerate(requests))
+        held: EncodedPrompt | None = None
+        try:
+            while waiting or batch.running:
+                while waiting and len(batch.running) < MAX_BATCH and not cancel.is_set():
+                    index, request = waiting[0]
+                    try:
+                        held = held or self.prepare(request, encoder, cancel)
+                    except CancelledError:
+                        break
+                    if batch.admit(held, samplings[index], self.stream(index, held, samplings[index])) is None:
+                        break
+                    held = None
+                    waiting.popleft()
+                if cancel.is_set():
+                    yield from [batch.end(state, "cancelled") for state in [*batch.running]]
+                    yield from (TokenEvent(index, None, "", "", CANCELLED_BEFORE_START) for index, _ in waiting)
+                    return
+                for _, event in batch.step():
+                    if isinstance(event, R1VError):
+                        raise event
+                    yield event
+        finally:
+            for state in [*batch.running]:
+                batch.drop(state)
 
     @abstractmethod
-    def prepare(self, request: Request, cancel: threading.Event) -> Prepared:
+    def open_batch(self, max_rows: int, cache_bytes: int | None = None, keep_prefixes: bool = False) -> Batch[Any]:
+        """Requests that are answered together, none yet.
+
+        Args:
+            max_rows: how many, at most.
+            cache_bytes: of the key-value cache, at most; None for any.
+            keep_prefixes: keep what finished requests leave in the cache, for those that begin alike.
+        """
+
+    def image_encoder(self, cache_bytes: int = 0) -> ImageEncoder:
+        """A new encoder of this runner's images, which keeps `cache_bytes` of embeddings."""
+        return ImageEncoder(self.vision, self.tiling, self.image_policy, self.tiles_per_run, cache_bytes)
+
+    def prepare(self, request: Request, encoder: ImageEncoder, cancel: threading.Event) -> EncodedPrompt:
         """All that comes before the decoder.
 
         Raises:
             CancelledError: `cancel` was set meanwhile.
+            InputError: the request cannot be used.
+            GraphError: an image's numbers are not finite.
         """
+        prompt = self.open_prompt(request, encoder)
+        while not prompt.done:
+            if cancel.is_set():
+                raise CancelledError
+            encoder.run_batch()
+        return prompt.result()
 
-    @abstractmethod
-    def generate_batch(
-        self,
-        requests: Sequence[Prepared],
-        samplings: Sequence[Sampling],
-        indices: Sequence[int],
-        cancel: threading.Event,
-    ) -> Iterator[TokenEvent]:
-        """Answer requests together; `indices` are their numbers in the events."""
-
-    def encode_images(self, request: Request, cancel: threading.Event) -> EncodedImages:
-        """Tokens of a request, and embeddings of its images.
+    def open_prompt(self, request: Request, encoder: ImageEncoder) -> OpenPrompt:
+        """A request's tokens, with images that are still to be encoded.
 
         Raises:
-            CancelledError: `cancel` was set meanwhile.
+            InputError: the request cannot be used.
         """
         timings = Timings()
         with timings.measure("preprocess"):
-            pixels_T3SS, tiles_per_image = pixel_values(request.images, self.tiling, self.image_policy)
-            token_ids = self.encode_request(request, tiles_per_image)
-        log_prompt(len(token_ids), tiles_per_image)
-        image_embeds_NE = self.image_embeds(pixels_T3SS, timings, cancel)
-        thinking = None if request.raw else self.opens_reasoning(request.think)
-        return EncodedImages(token_ids, pixels_T3SS, tiles_per_image, image_embeds_NE, thinking, timings)
+            images = [encoder.open(image) for image in request.images]
+            token_ids = self.encode_request(request, [image.tiles for image in images])
+        message = "prompt: %(tokens)d tokens, %(images)d images in %(tiles)d tiles"
+        sizes = {"tokens": len(token_ids), "images": len(images), "tiles": sum(image.tiles for image in images)}
+        log_event(_LOG, logging.INFO, message, **sizes)
+        thinking = None if request.raw else request.think and bool(self.template.thinking)
+        return OpenPrompt(token_ids, images, thinking, timings)
+
+    def stream(self, index: int, prompt: EncodedPrompt, sampling: Sampling) -> AnswerStream:
+        """The answer to a prompt, which has no token yet."""
+        text = AnswerText(self.tokenizer.token_bytes, sampling, prompt.thinking, self.pipeline.reasoning.pair)
+        tokens = sampling.max_new_tokens, prompt.timings, len(prompt.token_ids)
+        return AnswerStream(index, text, self.stop_ids, *tokens)
 
     def tokenize(self, request: Request) -> list[int]:
         """Token ids of a request's prompt, with the image tokens that its images take; nothing is computed for them.
@@ -242,57 +265,9 @@ class BaseRunner(ABC, Generic[Prepared]):
         new_token_budget(len(token_ids), 1, self.max_positions)
         return token_ids
 
-    def opens_reasoning(self, think: bool) -> bool:
-        """Whether the prompt ends by opening the reasoning."""
-        return think and bool(self.template.thinking)
-
-    def image_embeds(self, pixels_T3SS: np.ndarray, timings: Timings, cancel: threading.Event) -> np.ndarray:
-        """Tiles [T, 3, S, S] -> the embeddings of their tokens [T * tokens_per_tile, hidden], a few tiles at a time."""
-        embeds_NE = [np.zeros((0, self.hidden), dtype=np.float32)]
-        for start in range(0, len(pixels_T3SS), self.tiles_per_run):
-            if cancel.is_set():
-                raise CancelledError
-            with timings.measure("vision"):
-                features = self.vision.vision(pixels_T3SS[start : start + self.tiles_per_run])
-            require_finite(features, "vision")
-            with timings.measure("projector"):
-                embeds_TNE = self.vision.projector(features)
-            require_finite(embeds_TNE, "projector")
-            embeds_NE.append(embeds_TNE.reshape(-1, self.hidden))
-        return np.concatenate(embeds_NE)
-
-
-def log_prompt(tokens: int, tiles_per_image: Sequence[int], reused_tokens: int = 0) -> None:
-    """Log the size of a prompt, never its content."""
-    log_event(
-        _LOG,
-        logging.INFO,
-        "prompt: %(tokens)d tokens, %(reused_tokens)d of them in the cache; %(images)d images in %(tiles)d tiles",
-        tokens=tokens,
-        reused_tokens=reused_tokens,
-        images=len(tiles_per_image),
-        tiles=sum(tiles_per_image),
-    )
-
 
 def _one_each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[Sampling]:
     samplings = [sampling] * count if isinstance(sampling, Sampling) else sampling
     if len(samplings) != count:
         raise UsageError("Give one sampling, or one for each request.", expected=count, found=len(samplings))
     return samplings
-
-
-def require_finite(array: np.ndarray, stage: str) -> None:
-    """Check that an engine's output [...] has only finite numbers.
-
-    Raises:
-        GraphError: NaN or infinity among the numbers.
-    """
-    if not np.isfinite(array).all():
-        raise GraphError(
-            f"The {stage} graph gives numbers that are not finite.",
-            where=stage,
-            expected="finite numbers",
-            found=f"{int((~np.isfinite(array)).sum())} of {array.size} are NaN or infinite",
-            fix="run `r1v-export check` to find the first bad boundary, or build with --precision fp32",
-        )

@@ -43,7 +43,7 @@ class Measurement(TypedDict):
 
 
 def measure(
-    runner: BaseRunner[Any], image: Image.Image | None, question: str, tokens: int, runs: int, progress: Progress
+    runner: BaseRunner, image: Image.Image | None, question: str, tokens: int, runs: int, progress: Progress
 ) -> Measurement:
     """Ask once to warm up, then `runs` times.
 

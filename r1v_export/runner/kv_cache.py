@@ -5,13 +5,19 @@ Shape letters: B batch, S new tokens, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
 import numpy as np
 
-from r1v_export.contract import Decoder
+from r1v_export.contract import Decoder, Engine
 from r1v_export.errors import InputError
 
 CAPACITY_STEP = 64
 """Capacities are rounded up to a multiple of this, so that engines meet few different shapes."""
+
+PREFILL_CHUNK = 512
+"""Prompt tokens per decoder step: bounds the memory that attention takes on long prompts."""
 
 
 class KVCache:
@@ -25,16 +31,20 @@ class KVCache:
         self.decoder = decoder
         self.lengths_B = np.zeros(decoder.batch, dtype=np.int64)
 
-    def append(self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray) -> np.ndarray:
+    def append(self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray, first_row: int = 0) -> np.ndarray:
         """Run the decoder over new tokens and keep them; logits [B, V] after each row's last valid token.
 
         The logits of a row with no valid token mean nothing.
 
+        Args:
+            first_row: of the B rows, one after the other, that take part.
+
         Raises:
             InputError: the tokens do not fit in the cache.
         """
-        seq = inputs_embeds_BSE.shape[1]
-        fullest = int(self.lengths_B.max())
+        rows = slice(first_row, first_row + len(inputs_embeds_BSE))
+        seq, start_B = inputs_embeds_BSE.shape[1], self.lengths_B[rows]
+        fullest = int(start_B.max())
         if fullest + seq > self.decoder.capacity:
             raise InputError(
                 "The key-value cache is full.",
@@ -43,16 +53,35 @@ class KVCache:
                 found=f"{fullest} tokens and {seq} new ones",
                 fix="use a shorter prompt or fewer new tokens",
             )
-        start_B = self.lengths_B
         position_ids_BS = start_B[:, None] + np.arange(seq)
         last_valid_B1 = np.maximum(new_B - 1, 0)[:, None]
-        logits_B1V = self.decoder.step(inputs_embeds_BSE, position_ids_BS, start_B, start_B + seq, last_valid_B1)
-        self.lengths_B = start_B + new_B
+        logits_B1V = self.decoder.step(
+            inputs_embeds_BSE, position_ids_BS, start_B, start_B + seq, last_valid_B1, first_row
+        )
+        self.lengths_B[rows] = start_B + new_B
         return logits_B1V[:, 0]
 
     def truncate(self, row: int, length: int) -> None:
         """Forget a row's tokens from `length` on; their slots are overwritten by the next ones."""
         self.lengths_B[row] = min(length, self.lengths_B[row])
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Let `target` hold the first `length` tokens of `source`, and no others."""
+        self.decoder.copy_row(source, target, length)
+        self.lengths_B[target] = length
+
+    def swap_rows(self, a: int, b: int) -> None:
+        """Exchange what two rows hold."""
+        self.decoder.swap_rows(a, b, int(max(self.lengths_B[a], self.lengths_B[b])))
+        self.lengths_B[[a, b]] = self.lengths_B[[b, a]]
+
+    def resize(self, rows: int, capacity: int) -> None:
+        """Change the number of rows, and of slots of each; tokens that still have a slot stay."""
+        kept = min(rows, len(self.lengths_B))
+        lengths_B = np.zeros(rows, dtype=np.int64)
+        lengths_B[:kept] = np.minimum(self.lengths_B[:kept], capacity)
+        self.decoder.resize(rows, capacity, lengths_B)
+        self.lengths_B = lengths_B
 
 
 def plan_capacity(tokens: int, max_positions: int) -> int:
@@ -76,3 +105,38 @@ def new_token_budget(prompt_tokens: int, max_new_tokens: int, max_positions: int
             fix="use fewer or smaller images, fewer tiles per image, or a shorter text",
         )
     return min(max_new_tokens, max_positions - prompt_tokens)
+
+
+def embed_chosen(engine: Engine, ids_B1: np.ndarray) -> np.ndarray:
+    """Embeddings [B, 1, E] of tokens that a model chose, ids [B, 1] int64.
+
+    Should it choose <IMG_CONTEXT>, the embed graph takes an image row for it: a row of zeros.
+    """
+    no_images_BE = np.zeros((ids_B1.size, engine.sizes.hidden), dtype=np.float32)
+    return engine.embed(ids_B1, no_images_BE)
+
+
+def prefill(cache: KVCache, prompts_SE: Sequence[np.ndarray], cancel: threading.Event) -> np.ndarray:
+    """Put prompts of different lengths into the cache; logits [B, V] after the last token of each.
+
+    Rows are padded on the right to the longest. Stops early, with logits that mean nothing, once `cancel` is set.
+    """
+    lengths_B = np.array([len(prompt) for prompt in prompts_SE], dtype=np.int64)
+    logits_BV = np.empty((0, 0), dtype=np.float32)
+    for start in range(0, int(lengths_B.max()), PREFILL_CHUNK):
+        if cancel.is_set():
+            break
+        chunks = [prompt[start : start + PREFILL_CHUNK] for prompt in prompts_SE]
+        new_B = np.array([len(chunk) for chunk in chunks], dtype=np.int64)
+        latest_BV = cache.append(_pad_right(chunks), new_B)
+        # A row that ended in an earlier chunk keeps the logits it had there.
+        logits_BV = latest_BV if start == 0 else np.where(new_B[:, None] > 0, latest_BV, logits_BV)
+    return logits_BV
+
+
+def _pad_right(rows_SE: Sequence[np.ndarray]) -> np.ndarray:
+    longest = max(len(row) for row in rows_SE)
+    padded_BSE = np.zeros((len(rows_SE), longest, rows_SE[0].shape[1]), dtype=np.float32)
+    for padded_SE, row_SE in zip(padded_BSE, rows_SE, strict=True):
+        padded_SE[: len(row_SE)] = row_SE
+    return padded_BSE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.config import Device
@@ -25,7 +24,7 @@ def open_runner(
     device: Device = "cpu",
     engine: str | None = None,
     grounding: bool = False,
-) -> BaseRunner[Any]:
+) -> BaseRunner:
     """A runner over one of the bundle's engines, over PyTorch, or over a library that decodes by itself.
 
     Args:

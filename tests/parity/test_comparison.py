@@ -179,9 +179,9 @@ def broken_cache(endpoint: Endpoint) -> Endpoint:
         def __init__(self, decoder) -> None:
             self.decoder, self.batch, self.capacity = decoder, decoder.batch, decoder.capacity
 
-        def step(self, inputs_embeds, position_ids, write_index, length, logits_index):
+        def step(self, inputs_embeds, position_ids, write_index, length, *rest):
             late = int(inputs_embeds.shape[1] == 1)
-            return self.decoder.step(inputs_embeds, position_ids, write_index - late, length - late, logits_index)
+            return self.decoder.step(inputs_embeds, position_ids, write_index - late, length - late, *rest)
 
     class Engine(ReferenceEngine):
         def decoder(self, batch: int, capacity: int):

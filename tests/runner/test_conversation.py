@@ -8,8 +8,8 @@ import pytest
 
 from r1v_export.errors import InputError
 from r1v_export.processing.prompt import Turn
+from r1v_export.runner.base import Request
 from r1v_export.runner.conversation import Conversation
-from r1v_export.runner.engine_runner import Request
 from r1v_export.runner.sampling import Sampling
 from tests.runner.test_engine_runner import image
 
@@ -45,13 +45,13 @@ def test_later_turns_reuse_the_cache_and_encode_no_image_twice(runner, monkeypat
     assert second.reused_tokens == first.prompt_tokens - len("<think>\n")
 
 
-def test_a_conversation_that_outgrows_its_cache_starts_a_larger_one(runner):
+def test_a_conversation_that_outgrows_its_cache_gets_a_larger_one(runner):
     conversation = Conversation(runner)
     ask(conversation, "Short?")
-    capacity = conversation._cache.decoder.capacity
+    capacity = conversation.batch.rows.capacity
     turns = (*conversation.turns, Turn("user", "long " * 60))
     answer = ask(conversation, "long " * 60)
-    assert conversation._cache.decoder.capacity > capacity
+    assert conversation.batch.rows.capacity > capacity
     assert answer.token_ids == runner.answer(Request(turns), SHORT).token_ids
 
 

@@ -14,7 +14,8 @@ from r1v_export.processing.prompt import Turn, encode
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.runner import base
 from r1v_export.runner.answer import AnswerText
-from r1v_export.runner.engine_runner import EngineRunner, Request
+from r1v_export.runner.base import Request
+from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.sampling import Sampling
 
 SHORT = Sampling(max_new_tokens=16)
@@ -155,11 +156,6 @@ def test_a_prompt_longer_than_the_models_positions_is_refused(runner):
         runner.answer(Request.ask("word " * 300), SHORT)
 
 
-def test_image_tokens_without_an_embedding_are_refused(runner):
-    with pytest.raises(InputError, match="do not match"):
-        runner.inputs_embeds([1, runner.pipeline.image_token_id], np.zeros((0, 64), dtype=np.float32))
-
-
 @pytest.mark.parametrize("stage", ["vision", "projector", "embed"])
 def test_a_stage_that_gives_nan_is_named(runner, monkeypatch, stage):
     real = getattr(runner.engine, stage)
@@ -223,3 +219,28 @@ def test_an_answer_that_fills_the_models_context_says_so(runner):
 def test_turns_out_of_order_are_refused(runner):
     with pytest.raises(InputError, match="out of order"):
         runner.answer(Request((Turn("assistant", "hello"),)), SHORT)
+
+
+def test_reasoning_ends_after_its_budget_with_the_models_own_tag(runner):
+    end = runner.reasoning_end_ids()
+    plain = runner.answer(REQUESTS[0], Sampling(max_new_tokens=40))
+    assert plain.reasoning_tokens == 40
+    for budget in (0, 5):
+        answer = runner.answer(REQUESTS[0], Sampling(max_new_tokens=40, max_reasoning_tokens=budget))
+        assert answer.token_ids[:budget] == plain.token_ids[:budget]
+        assert list(answer.token_ids[budget : budget + len(end)]) == end
+        assert answer.reasoning_complete
+        assert answer.reasoning_tokens == budget + len(end)
+        assert len(answer.token_ids) == 40
+    unthinking = runner.answer(REQUESTS[2], Sampling(max_new_tokens=12, max_reasoning_tokens=0))
+    assert unthinking.token_ids == runner.answer(REQUESTS[2], Sampling(max_new_tokens=12)).token_ids
+
+
+def test_log_probabilities_come_with_each_token_and_with_the_answer(runner):
+    events = list(runner.generate([REQUESTS[0]], Sampling(max_new_tokens=6, logprobs=3)))
+    answer = events[-1].answer
+    assert [event.logprobs for event in events] == list(answer.logprobs)
+    for event in events:
+        assert event.logprobs.top[0] == (event.token_id, event.logprobs.logprob)
+        assert len(event.logprobs.top) == 3
+    assert runner.answer(REQUESTS[0], SHORT).logprobs == ()

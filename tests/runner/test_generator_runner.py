@@ -72,7 +72,7 @@ def library(request, runner, executor, llm):
     return made
 
 
-def events_of(runner: BaseRunner[Any], requests: list[Request], sampling: Any, index: int = 0) -> list[TokenEvent]:
+def events_of(runner: BaseRunner, requests: list[Request], sampling: Any, index: int = 0) -> list[TokenEvent]:
     """What one request's events say, times aside."""
     return [
         (event.token_id, event.reasoning, event.text, event.answer and facts_of(event.answer))

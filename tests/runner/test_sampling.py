@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -24,14 +26,79 @@ def logits(seed: int = 0, spread: float = 3.0) -> np.ndarray:
 
 
 def transformers_probabilities(logits_V: np.ndarray, seen: list[int], sampling: Sampling) -> np.ndarray:
-    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
+    processors = LogitsProcessorList()
+    if sampling.logit_bias:
+        processors.append(SequenceBiasLogitsProcessor({(id_,): bias for id_, bias in sampling.logit_bias.items()}))
+    processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     processors.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
         processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         processors.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        processors.append(MinPLogitsWarper(sampling.min_p))
     scores = processors(torch.tensor([seen]), torch.from_numpy(logits_V.copy())[None])
     return scores.double().softmax(-1)[0].numpy()
+
+
+def probabilities_of(sampler: Sampler) -> np.ndarray:
+    """What the next token is drawn from."""
+    tokens, probabilities = candidates(sampler._penalized(logits()), sampler.sampling)
+    ours = np.zeros(VOCAB)
+    ours[tokens] = probabilities / probabilities.sum()
+    return ours
+
+
+def assert_same_distribution(ours: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(ours > 0, expected > 0)
+    np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("min_p", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("top_p", [0.8, 1.0])
+@pytest.mark.parametrize("logit_bias", [{}, {17: 4.0, 3: -100.0, 299: 1.5}])
+def test_min_p_and_bias_are_those_of_transformers(min_p, top_p, logit_bias):
+    sampling = Sampling(temperature=1.2, top_p=top_p, min_p=min_p, repetition_penalty=1.1, logit_bias=logit_bias)
+    expected = transformers_probabilities(logits(), [3, 17], sampling)
+    assert_same_distribution(probabilities_of(Sampler(sampling, [3, 17], VOCAB)), expected)
+
+
+def test_presence_and_frequency_penalties_count_the_answer_alone():
+    """The formula of the OpenAI API's documentation: mu[j] - c[j] * frequency - float(c[j] > 0) * presence."""
+    sampling = Sampling(temperature=1.0, presence_penalty=0.7, frequency_penalty=0.4)
+    sampler, counts = Sampler(sampling, [5, 6, 7], VOCAB), np.zeros(VOCAB)
+    for token in (9, 9, 200, 9):
+        assert sampler.next(logits(), forced=token) == token
+        counts[token] += 1
+    penalized = logits() - counts * 0.4 - (counts > 0) * 0.7
+    expected = torch.from_numpy(penalized).double().softmax(-1).numpy()
+    assert_same_distribution(probabilities_of(sampler), expected)
+
+
+def test_penalties_and_bias_choose_the_greedy_token_too():
+    tied = np.zeros(4, dtype=np.float32)
+    assert Sampler(Sampling(logit_bias={2: 0.5}), [], 4).next(tied) == 2
+    sampler = Sampler(Sampling(frequency_penalty=1.0), [0], 4)
+    assert [sampler.next(tied) for _ in range(5)] == [0, 1, 2, 3, 0]
+
+
+def test_a_bias_for_a_token_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match="ids below 300"):
+        Sampler(Sampling(logit_bias={300: 1.0}), [], VOCAB)
+
+
+@pytest.mark.parametrize("count", [0, 5, 20])
+def test_log_probabilities_are_the_models_own(count):
+    sampling = Sampling(temperature=0.2, top_k=2, logit_bias={1: 50.0}, logprobs=count)
+    given = logits()
+    sampler = Sampler(sampling, [], VOCAB)
+    token = sampler.next(given)
+    expected = torch.from_numpy(given).double().log_softmax(-1)
+    found = sampler.logprobs(given, token)
+    assert found.logprob == pytest.approx(float(expected[token]))
+    values, ids = expected.topk(count)
+    assert [id_ for id_, _ in found.top] == ids.tolist()
+    assert [value for _, value in found.top] == pytest.approx(values.tolist())
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.6, 1.0, 2.0])
@@ -43,11 +110,7 @@ def test_probabilities_are_those_of_transformers(temperature, top_k, top_p, repe
     seen = [3, 3, 17, 200, 299]
     expected = transformers_probabilities(logits(), seen, sampling)
     sampler = Sampler(sampling, seen, VOCAB)
-    tokens, probabilities = candidates(sampler._penalised(logits()), sampling)
-    ours = np.zeros(VOCAB)
-    ours[tokens] = probabilities / probabilities.sum()
-    np.testing.assert_array_equal(ours > 0, expected > 0)
-    np.testing.assert_allclose(ours, expected, atol=2e-6)
+    assert_same_distribution(probabilities_of(sampler), expected)
 
 
 def test_tokens_equal_to_the_last_of_top_k_stay_as_in_transformers():
@@ -118,6 +181,13 @@ def test_logits_that_are_not_finite_name_the_decoder(bad):
         ("top_p", 1.1),
         ("top_k", -1),
         ("repetition_penalty", 0.0),
+        ("min_p", 1.5),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", float("nan")),
+        ("logit_bias", {3: 101.0}),
+        ("logit_bias", {-1: 1.0}),
+        ("logprobs", 21),
+        ("max_reasoning_tokens", -1),
         ("seed", -1),
         ("stop", ("",)),
     ],

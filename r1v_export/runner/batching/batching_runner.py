@@ -31,50 +31,52 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
-from typing import Any
 
 from r1v_export.errors import GraphError, QueueFullError, R1VError, UsageError
 from r1v_export.generation import FinishReason, Sampling
 from r1v_export.log_event import log_event
 from r1v_export.processing.generation_config import default_sampling
-from r1v_export.runner.answer import Answer, TokenEvent
+from r1v_export.runner.answer import CANCELLED_BEFORE_START, TokenEvent
 from r1v_export.runner.base import BaseRunner, Request
+from r1v_export.runner.batching.job import Job, JobQueue
 from r1v_export.runner.batching.options import BatchingOptions, BatchingStats
 from r1v_export.runner.batching.submission import Deliver, Submission
 
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass
-class _Job:
-    submission: Submission
-    request: Request
-    sampling: Sampling
-    deadline: float | None
-    cancel: threading.Event
-
-
 class BatchingRunner:
     """Answers the requests of many callers over one model, see the module.
+
+    Two threads: one makes tokens of requests and encodes their images, a few requests ahead; the other decodes.
 
     Args:
         runner: over an engine, or over a library that decodes by itself. Nobody else may use it meanwhile.
         options: limits.
     """
 
-    def __init__(self, runner: BaseRunner[Any], options: BatchingOptions | None = None) -> None:
+    def __init__(self, runner: BaseRunner, options: BatchingOptions | None = None) -> None:
         self.runner, self.options = runner, options or BatchingOptions()
         self._changed = threading.Condition()
-        self._waiting: deque[_Job] = deque()
-        self._running: _Job | None = None
+        self._queue = JobQueue()
+        """Requests that nothing was done for yet."""
+        self._preparing: list[Job] = []
+        self._ready: deque[Job] = deque()
+        self._running: list[Job] = []
         self._closing = False
-        self._refused = self._prompt_tokens = self._generated_tokens = 0
+        self._refused = 0
         self._finished: Counter[FinishReason] = Counter()
         self._errors: Counter[str] = Counter()
-        self._thread = threading.Thread(target=self._loop, name="r1v-decode", daemon=True)
-        self._thread.start()
+        self._encoder = runner.image_encoder(self.options.image_cache_bytes)
+        self._batch = runner.open_batch(self.options.max_rows, self.options.cache_bytes, self.options.keep_prefixes)
+        loops = {"r1v-prepare": self._prepare_loop, "r1v-decode": self._decode_loop}
+        self._threads = [threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops.items()]
+        for thread in self._threads:
+            thread.start()
 
     def submit(
         self,
@@ -101,35 +103,45 @@ class BatchingRunner:
             BundleError: no sampling is given, and generation_config.json has none that can be used.
         """
         sampling = sampling or default_sampling(self.runner.generation_config)
-        cancel = threading.Event()
-        submission = Submission(request_id or uuid.uuid4().hex, deliver, cancel.set)
+        submission = Submission(request_id or uuid.uuid4().hex, deliver, self._wake)
         with self._changed:
             if self._closing:
                 raise UsageError("The runner is closed.", where=submission.request_id)
-            if len(self._waiting) >= self.options.max_queued:
+            if self._queued + len(self._running) >= self.options.max_rows + self.options.max_queued:
                 self._refused += 1
                 raise QueueFullError(
                     "Too many requests are waiting.",
-                    expected=f"at most {self.options.max_queued}",
+                    where=submission.request_id,
+                    expected=f"at most {self.options.max_queued}, and {self.options.max_rows} that run",
                     fix="try again later",
                 )
-            self._waiting.append(_Job(submission, request, sampling, deadline, cancel))
+            self._queue.add(Job(submission, request, sampling, deadline, client))
             self._changed.notify_all()
         return submission
 
     def stats(self) -> BatchingStats:
         """What runs and waits now, and what has been counted."""
+        encoder, counters, usage = self._encoder, self._batch.counters, self._batch.cache_usage()
         with self._changed:
             return BatchingStats(
-                queued=len(self._waiting),
-                running=int(self._running is not None),
-                rows=int(self._running is not None),
+                queued=self._queued,
+                running=len(self._running),
+                **usage._asdict(),
                 cache_budget_bytes=self.options.cache_bytes,
                 refused=self._refused,
                 finished=dict(self._finished),
                 errors=dict(self._errors),
-                prompt_tokens=self._prompt_tokens,
-                generated_tokens=self._generated_tokens,
+                prompt_tokens=counters.prompt_tokens,
+                reused_tokens=counters.reused_tokens,
+                generated_tokens=counters.generated_tokens,
+                prefix_hits=counters.prefix_hits,
+                prefix_misses=counters.prefix_misses,
+                rows_per_step=counters.rows_per_step.copy(),
+                image_cache_hits=encoder.hits,
+                image_cache_misses=encoder.misses,
+                image_cache_bytes=encoder.cache.bytes,
+                image_cache_budget_bytes=self.options.image_cache_bytes,
+                tiles_per_vision_batch=encoder.tiles_per_batch.copy(),
             )
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
@@ -143,12 +155,15 @@ class BatchingRunner:
             self._closing = True
             self._changed.notify_all()
         if drain:
-            self._thread.join(timeout)
+            ends = None if timeout is None else time.monotonic() + timeout
+            for thread in self._threads:
+                thread.join(None if ends is None else max(0.0, ends - time.monotonic()))
         with self._changed:
-            jobs = [*self._waiting, *([self._running] if self._running else [])]
-        for job in jobs:
+            unfinished = [*self._waiting(), *self._running]
+        for job in unfinished:
             job.submission.cancel()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def __enter__(self) -> BatchingRunner:
         return self
@@ -156,44 +171,156 @@ class BatchingRunner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close(drain=error is None)
 
-    def _loop(self) -> None:
-        while True:
+    @property
+    def _queued(self) -> int:
+        return len(self._queue) + len(self._preparing) + len(self._ready)
+
+    def _waiting(self) -> list[Job]:
+        """The requests that have no row."""
+        return [*self._queue, *self._preparing, *self._ready]
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # On the thread that prepares.
+
+    def _prepare_loop(self) -> None:
+        opened: list[Job] = []
+        while self._wait_to_prepare():
+            if (job := self._next_to_prepare()) is not None:
+                with self._failing(job):
+                    job.opened = self.runner.open_prompt(job.request, self._encoder)
+                    opened.append(job)
+            with self._failing(*opened):
+                self._encoder.run_batch()
+            opened = [job for job in opened if not self._pass_on(job)]
+
+    def _wait_to_prepare(self) -> bool:
+        """Wait for something to do; False once nothing will come."""
+        with self._changed:
+            while not self._encoder.busy and not (self._queue and self._has_place()):
+                if self._closing and not self._queue:
+                    return False
+                self._changed.wait()
+        return True
+
+    def _has_place(self) -> bool:
+        """Whether a further request may be prepared; prepared ones take the memory of their images."""
+        return len(self._preparing) + len(self._ready) < self.options.max_rows
+
+    def _next_to_prepare(self) -> Job | None:
+        with self._changed:
+            if not self._queue or not self._has_place():
+                return None
+            job = self._queue.pop()
+            self._preparing.append(job)
+            return job
+
+    def _pass_on(self, job: Job) -> bool:
+        """Give a prepared request to the other thread; whether this one has nothing more to do for it."""
+        assert job.opened is not None
+        if job.submission.done or job not in self._preparing:
+            self._encoder.abandon(job.opened.images)
+            return True
+        if not job.opened.done:
+            return False
+        with self._failing(job):
+            job.encoded = job.opened.result()
             with self._changed:
-                self._running = None
-                while not self._waiting:
-                    if self._closing:
-                        return
-                    self._changed.wait()
-                job = self._running = self._waiting.popleft()
-            try:
-                self._answer(job)
-            except R1VError as error:
-                self._fail(job, error)
-            except Exception as error:
-                _LOG.exception("request %s failed", job.submission.request_id)
-                self._fail(job, GraphError("The runner failed.", where="runner", found=repr(error)))
+                if job in self._preparing:
+                    self._preparing.remove(job)
+                    self._ready.append(job)
+                self._changed.notify_all()
+        return True
 
-    def _answer(self, job: _Job) -> None:
-        for event in self.runner.generate([job.request], job.sampling, job.cancel):
-            if job.deadline is not None and time.monotonic() >= job.deadline:
-                job.submission.give_up("deadline")
-            if event.answer is not None:
-                event = TokenEvent(0, event.token_id, event.reasoning, event.text, self._count(job, event.answer))
+    # On the thread that decodes.
+
+    def _decode_loop(self) -> None:
+        while self._wait_to_decode():
+            self._end_due()
+            self._admit()
+            with self._failing(*self._running):
+                for state, event in self._batch.step():
+                    self._push(next(job for job in self._running if job.state is state), event)
+        self._batch.close()
+
+    def _wait_to_decode(self) -> bool:
+        """Wait for something to do; False once nothing will come."""
+        with self._changed:
+            while not self._running and not self._ready and not any(job.is_due() for job in self._waiting()):
+                if self._closing and not self._queued:
+                    return False
+                deadlines = [job.deadline for job in self._waiting() if job.deadline is not None]
+                self._changed.wait(max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
+        return True
+
+    def _end_due(self) -> None:
+        """End the answers of requests that were cancelled, or whose deadline has passed."""
+        with self._changed:
+            due = [job for job in (*self._waiting(), *self._running) if job.is_due()]
+        for job in due:
+            reason = job.submission.given_up or "cancelled"
+            if job.state is not None:
+                self._push(job, self._batch.end(job.state, reason))
+            else:
+                self._push(job, TokenEvent(0, None, "", "", replace(CANCELLED_BEFORE_START, finish_reason=reason)))
+
+    def _admit(self) -> None:
+        """Give rows to the requests that are ready, in their order, as far as there are."""
+        while self._ready:
+            job = self._ready[0]
+            with self._failing(job):
+                assert job.encoded is not None
+                stream = self.runner.stream(0, job.encoded, job.sampling)
+                job.state = self._batch.admit(job.encoded, job.sampling, stream)
+                if job.state is None:
+                    return
+                job.count_waiting()
+                with self._changed:
+                    self._ready.popleft()
+                    self._running.append(job)
+                    self._changed.notify_all()
+
+    # On either.
+
+    @contextmanager
+    def _failing(self, *jobs: Job) -> Iterator[None]:
+        """Let jobs fail with what is raised in the block. What is no R1VError is a defect, and is logged as one."""
+        try:
+            yield
+        except R1VError as error:
+            for job in jobs:
+                self._push(job, error)
+        except Exception as error:
+            _LOG.exception("requests %s failed", ", ".join(job.submission.request_id for job in jobs))
+            for job in jobs:
+                self._push(job, GraphError("The runner failed.", where="runner", found=repr(error)))
+
+    def _push(self, job: Job, event: TokenEvent | R1VError) -> None:
+        """Give an event to a request's caller; its last one only once, and then the request is gone."""
+        if isinstance(event, TokenEvent) and event.answer is None:
             job.submission.push(event)
-
-    def _count(self, job: _Job, answer: Answer) -> Answer:
-        if answer.finish_reason == "cancelled" and job.submission.given_up == "deadline":
-            answer = Answer(**{**vars(answer), "finish_reason": "deadline"})
+            return
         with self._changed:
-            self._finished[answer.finish_reason] += 1
-            self._prompt_tokens += answer.prompt_tokens
-            self._generated_tokens += len(answer.token_ids)
-        message = "request %(request_id)s: %(tokens)d tokens, ended by %(finish_reason)s"
-        fields = {"tokens": len(answer.token_ids), "finish_reason": answer.finish_reason}
-        log_event(_LOG, logging.DEBUG, message, request_id=job.submission.request_id, **fields)
-        return answer
-
-    def _fail(self, job: _Job, error: R1VError) -> None:
-        with self._changed:
-            self._errors[type(error).__name__] += 1
-        job.submission.push(error)
+            if job in self._running:
+                self._running.remove(job)
+            elif job in self._ready:
+                self._ready.remove(job)
+            elif job in self._preparing:
+                self._preparing.remove(job)
+            elif job in self._queue:
+                self._queue.remove(job)
+            else:
+                return
+            if isinstance(event, R1VError):
+                self._errors[type(event).__name__] += 1
+            elif event.answer is not None:
+                self._finished[event.answer.finish_reason] += 1
+            self._changed.notify_all()
+        if job.state is not None:
+            self._batch.drop(job.state)
+        ended_by = type(event).__name__ if isinstance(event, R1VError) else event.answer and event.answer.finish_reason
+        message, request_id = "request %(request_id)s: ended by %(ended_by)s", job.submission.request_id
+        log_event(_LOG, logging.DEBUG, message, request_id=request_id, ended_by=ended_by)
+        job.submission.push(event)

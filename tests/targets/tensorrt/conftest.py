@@ -89,8 +89,17 @@ class Host:
     def synchronize(self) -> None: ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """As a captured graph: with the shapes and addresses of now, whatever the context is prepared for later."""
         self.captured += 1
-        return work
+        context = work.__self__._context  # type: ignore[attr-defined]
+        state = dict(context.shapes), dict(context.addresses)
+
+        def replay() -> None:
+            later, (context.shapes, context.addresses) = (context.shapes, context.addresses), state
+            work()
+            context.shapes, context.addresses = later
+
+        return replay
 
 
 class StandInEngine:

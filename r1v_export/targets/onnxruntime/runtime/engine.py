@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from r1v_export import contract
 from r1v_export.config import Device
-from r1v_export.contract import Sizes
+from r1v_export.contract import CacheLimits, Sizes
 from r1v_export.targets.onnxruntime.runtime.run import ELEMENT_TYPES, naming, refusing_overflow, run_graph
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.runtime.vision_blocks import with_vision_blocks
@@ -71,6 +71,10 @@ class OnnxRuntimeEngine:
     def decoder(self, batch: int, capacity: int) -> OnnxRuntimeDecoder:
         return OnnxRuntimeDecoder(self._decoder, self.sizes, batch, capacity, self.device)
 
+    def cache_limits(self) -> CacheLimits:
+        sizes, dtype = self.sizes, ELEMENT_TYPES[self._decoder.get_inputs()[0].type]
+        return CacheLimits(2 * sizes.layers * sizes.kv_heads * sizes.head_dim * dtype.itemsize)
+
     @cached_property
     def _vision(self) -> ort.InferenceSession:
         return self._open(contract.VISION)
@@ -109,19 +113,19 @@ class OnnxRuntimeDecoder:
     """The decoder graph with a key-value cache that no step copies.
 
     Past and present of each layer are bound to one buffer [batch, kv_heads, capacity, head_dim], which ONNX Runtime
-    updates in place. One new token per row is a single run, bound once. Several new tokens (a prompt) run row by row,
-    each on its own part of the buffers and without its padding: GroupQueryAttention takes several tokens behind a
-    filled cache for one row only, and computing padding would cost more than batching gains.
+    updates in place. One new token per row is a single run, bound once for the same rows. Several new tokens (a prompt)
+    run row by row, each on its own part of the buffers and without its padding: GroupQueryAttention takes several
+    tokens behind a filled cache for one row only, and computing padding would cost more than batching gains.
     """
 
     def __init__(self, session: ort.InferenceSession, sizes: Sizes, batch: int, capacity: int, device: Device) -> None:
         self.session, self.sizes, self.batch, self.capacity, self.device = session, sizes, batch, capacity, device
         self.dtype = ELEMENT_TYPES[session.get_inputs()[0].type]
-        shape = (batch, sizes.kv_heads, capacity, sizes.head_dim)
-        names = contract.cache_pairs(sizes.layers)
-        zeros = (np.zeros(shape, self.dtype) for _ in names)
-        self.cache = {pair: ort.OrtValue.ortvalue_from_numpy(z, device) for pair, z in zip(names, zeros, strict=True)}
-        self._one_token = _BoundStep(self, first_row=0, rows=batch, seq=1, positions=1)
+        self._arrays: dict[tuple[str, str], np.ndarray] = {}
+        self.cache: dict[tuple[str, str], ort.OrtValue] = {}
+        for pair in contract.cache_pairs(sizes.layers):
+            self._allocate(pair)
+        self._one_token: _BoundStep | None = None
 
     def step(
         self,
@@ -130,14 +134,16 @@ class OnnxRuntimeDecoder:
         cache_write_index: np.ndarray,
         cache_length: np.ndarray,
         logits_index: np.ndarray,
+        first_row: int = 0,
     ) -> np.ndarray:
-        seq, positions = inputs_embeds.shape[1], logits_index.shape[1]
+        (rows, seq), positions = inputs_embeds.shape[:2], logits_index.shape[1]
         if seq == positions == 1:
-            return self._one_token.run(inputs_embeds, position_ids, cache_write_index, cache_length, logits_index)
-        logits_BPV = np.empty((self.batch, positions, self.sizes.vocab), dtype=np.float32)
-        for row in range(self.batch):
+            step = self._one_token_step(first_row, rows)
+            return step.run(inputs_embeds, position_ids, cache_write_index, cache_length, logits_index)
+        logits_BPV = np.empty((rows, positions, self.sizes.vocab), dtype=np.float32)
+        for row in range(rows):
             here, seq = slice(row, row + 1), int(logits_index[row].max()) + 1
-            logits_BPV[row] = _BoundStep(self, first_row=row, rows=1, seq=seq, positions=positions).run(
+            logits_BPV[row] = _BoundStep(self, first_row + row, rows=1, seq=seq, positions=positions).run(
                 inputs_embeds[here, :seq],
                 position_ids[here, :seq],
                 cache_write_index[here],
@@ -145,6 +151,54 @@ class OnnxRuntimeDecoder:
                 logits_index[here],
             )
         return logits_BPV
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        for pair in self.cache:
+            cache_BKCD = self._content(pair)
+            cache_BKCD[target, :, :length] = cache_BKCD[source, :, :length]
+            self._store(pair, cache_BKCD)
+
+    def swap_rows(self, a: int, b: int, length: int) -> None:
+        for pair in self.cache:
+            cache_BKCD = self._content(pair)
+            cache_BKCD[[a, b], :, :length] = cache_BKCD[[b, a], :, :length]
+            self._store(pair, cache_BKCD)
+
+    def resize(self, batch: int, capacity: int, lengths: np.ndarray) -> None:
+        kept = min(batch, self.batch)
+        self.batch, self.capacity, self._one_token = batch, capacity, None
+        for pair in self.cache:
+            # One tensor after the other, so that little is there twice.
+            old_BKCD = self._content(pair)
+            self._allocate(pair)
+            new_BKCD = self._content(pair)
+            for row, length in enumerate(lengths[:kept]):
+                new_BKCD[row, :, :length] = old_BKCD[row, :, :length]
+            self._store(pair, new_BKCD)
+
+    def _allocate(self, pair: tuple[str, str]) -> None:
+        """Make a tensor of the cache anew, of zeros."""
+        shape = (self.batch, self.sizes.kv_heads, self.capacity, self.sizes.head_dim)
+        zeros_BKCD = np.zeros(shape, self.dtype)
+        self.cache[pair] = ort.OrtValue.ortvalue_from_numpy(zeros_BKCD, self.device)
+        if self.device == "cpu":
+            self._arrays[pair] = zeros_BKCD  # The same memory.
+
+    def _content(self, pair: tuple[str, str]) -> np.ndarray:
+        """A tensor of the cache [batch, kv_heads, capacity, head_dim]: itself on the CPU, a copy of a GPU's."""
+        content: np.ndarray = self._arrays[pair] if self.device == "cpu" else self.cache[pair].numpy()
+        return content
+
+    def _store(self, pair: tuple[str, str], content_BKCD: np.ndarray) -> None:
+        """Put a changed copy back."""
+        if self.device != "cpu":
+            self.cache[pair].update_inplace(content_BKCD)
+
+    def _one_token_step(self, first_row: int, rows: int) -> _BoundStep:
+        """The run of one new token for each of some rows; the last one is kept, as the next is mostly the same."""
+        if self._one_token is None or (self._one_token.first_row, self._one_token.rows) != (first_row, rows):
+            self._one_token = _BoundStep(self, first_row, rows, seq=1, positions=1)
+        return self._one_token
 
 
 class _BoundStep:
@@ -159,6 +213,7 @@ class _BoundStep:
 
     def __init__(self, decoder: OnnxRuntimeDecoder, first_row: int, rows: int, seq: int, positions: int) -> None:
         sizes, self._on_cpu = decoder.sizes, decoder.device == "cpu"
+        self.first_row, self.rows = first_row, rows
         self._session, self._binding = decoder.session, decoder.session.io_binding()
         self._inputs = {
             contract.INPUTS_EMBEDS: np.zeros((rows, seq, sizes.hidden), decoder.dtype),

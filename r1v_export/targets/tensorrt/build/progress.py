@@ -57,6 +57,7 @@ class Phases:
         self._phases[name] = (begin, end, steps)
 
     def step(self, name: str, step: int) -> None:
+        """Advance the fraction by one of a phase's steps."""
         if name in self._phases:
             begin, end, steps = self._phases[name]
             self.fraction = max(self.fraction, begin + (end - begin) * (step + 1) / max(1, steps))

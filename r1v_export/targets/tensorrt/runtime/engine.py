@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from r1v_export import contract
+from r1v_export.contract import CacheLimits
 from r1v_export.errors import BundleError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.embed import Embed
-from r1v_export.targets.tensorrt.build.profiles import VISION_SYMBOL
+from r1v_export.targets.tensorrt.build.profiles import BATCH, VISION_SYMBOL
 from r1v_export.targets.tensorrt.device import copy
 from r1v_export.targets.tensorrt.runtime.decoder import TensorRTDecoder
 from r1v_export.targets.tensorrt.runtime.session import DTYPES, Session
@@ -71,6 +72,13 @@ class TensorRTEngine:
 
     def decoder(self, batch: int, capacity: int) -> TensorRTDecoder:
         return TensorRTDecoder(self._decoder, self.sizes, batch, capacity)
+
+    def cache_limits(self) -> CacheLimits:
+        past = next(binding for binding in self._decoder.info.inputs if binding.name == contract.past_key(0))
+        sizes, slots = self.sizes, past.shape[2]
+        assert isinstance(slots, int)
+        slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * DTYPES[past.dtype].itemsize
+        return CacheLimits(slot_bytes, self._decoder.max[BATCH], slots)
 
     @cached_property
     def _vision(self) -> Session:

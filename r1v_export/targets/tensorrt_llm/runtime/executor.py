@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from r1v_export.errors import CapabilityError, GraphError, InputError, UsageError
-from r1v_export.generation import EncodedImage, FinishReason, Generated, Sampling
+from r1v_export.generation import EncodedImage, FinishReason, Generated, Sampling, require_unused
 from r1v_export.targets.tensorrt_llm import library as tensorrt_llm
 from r1v_export.targets.tensorrt_llm.build.command import EngineSizes, reuses_blocks
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import Config
@@ -141,6 +141,9 @@ class ExecutorSession:
                     found=found,
                     fix="ask for less, or build an engine with larger sizes (tensorrt_llm in the build file)",
                 )
+        # Its penalties count the prompt's tokens too.
+        names = ("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "max_reasoning_tokens", "min_p")
+        require_unused(sampling, names, "TensorRT-LLM's executor")
         if not sampling.greedy and sampling.top_k > MOST_TOP_K:
             raise UsageError(
                 "TensorRT-LLM does not support this top_k.",

@@ -17,8 +17,8 @@ from typing import Any, Protocol, get_args
 
 import torch
 
-from r1v_export.errors import CapabilityError, GraphError, UsageError
-from r1v_export.generation import EncodedImage, FinishReason, Generated, Sampling
+from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.generation import EncodedImage, FinishReason, Generated, Sampling, require_unused
 from r1v_export.targets.tensorrt_llm import library as tensorrt_llm
 from r1v_export.targets.tensorrt_llm.runtime.open_request import OpenRequest
 
@@ -77,14 +77,10 @@ class LlmApiSession:
                 found=type(processor).__name__,
                 fix="build an engine (--target tensorrt-llm, r1v-export engine), or ask without images",
             )
-        if sampling.repetition_penalty != 1:
-            # Of 1.2's two samplers the default one ignores it.
-            raise UsageError(
-                "The LLM API does not take a repetition penalty with its default sampler.",
-                where="sampling.repetition_penalty",
-                expected=1.0,
-                found=sampling.repetition_penalty,
-            )
+        # Of 1.2's two samplers the default one ignores the penalties.
+        penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+        names = (*penalties, "logit_bias", "logprobs", "max_reasoning_tokens", "min_p")
+        require_unused(sampling, names, "The LLM API with its default sampler")
 
     def _sampling(self, sampling: Sampling, end_id: int, others: list[int]) -> Any:
         return self.library.SamplingParams(

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from r1v_export import contract
-from r1v_export.runner.kv_cache import KVCache
-from r1v_export.runner.scheduler import prefill
+from r1v_export.runner.kv_cache import KVCache, prefill
 from r1v_export.targets.onnxruntime.runtime import engine as onnxruntime_engine
 from tests.targets.conftest import build
 from tests.tiny_models import tiny_spec
@@ -190,3 +189,62 @@ def test_heads_of_any_even_size_follow_the_reference(r1v, tmp_path, head_dim):
     expected = walk(built.reference, prompts_SE, steps)
     for ours, wanted in zip(walk(built.open(), prompts_SE, steps), expected, strict=True):
         assert_close(ours, wanted)
+
+
+def moving_rows(engine, prompts_SE, token, capacity: int = 16) -> list[np.ndarray]:
+    """Logits of one more token of each row after rows were filled by themselves, exchanged, copied, and the cache grew
+    and shrank."""
+    cache, results = KVCache(engine.decoder(3, capacity)), []
+    for row, prompt_SE in enumerate(prompts_SE):
+        cache.append(prompt_SE[None, :-1], np.array([len(prompt_SE) - 1]), row)
+        results.append(cache.append(prompt_SE[None, -1:], np.array([1]), row))
+
+    def one_more(rows: int) -> None:
+        results.append(cache.append(np.repeat(token, rows, axis=0), np.ones(rows, np.int64)))
+        for row in range(rows):
+            cache.truncate(row, int(cache.lengths_B[row]) - 1)
+
+    one_more(2)
+    cache.swap_rows(0, 2)
+    one_more(3)
+    cache.copy_row(2, 1, 4)
+    one_more(3)
+    cache.resize(4, capacity + 8)
+    cache.copy_row(0, 3, 3)
+    one_more(4)
+    cache.resize(2, capacity)
+    one_more(2)
+    return results
+
+
+@pytest.mark.parametrize("lengths", [[7, 5, 6]])
+def test_rows_that_move_hold_what_the_references_do(built, lengths):
+    prompts_SE, token = prompts(built.spec, lengths), normal(1, 1, built.spec.language.hidden_size)
+    expected = moving_rows(built.reference, prompts_SE, token)
+    for ours, wanted in zip(moving_rows(built.open(), prompts_SE, token), expected, strict=True):
+        assert_close(ours, wanted)
+
+
+def test_a_row_among_others_computes_bit_for_bit_what_it_computes_alone(r1v):
+    """In float32, wherever it lies and however many are decoded with it: answers are then the lone request's."""
+    engine, prompts_SE = r1v.open(), prompts(r1v.spec, [9, 4, 12, 1])
+    steps = [normal(4, 1, r1v.spec.language.hidden_size) for _ in range(4)]
+    together = KVCache(engine.decoder(4, 32))
+    first = [together.append(prompt[None], np.array([len(prompt)]), row) for row, prompt in enumerate(prompts_SE)]
+    for rows in (4, 3, 2, 1):
+        logits_BV = together.append(steps[rows - 1][:rows], np.ones(rows, np.int64))
+        for row in range(rows):
+            alone = KVCache(engine.decoder(1, 48))
+            np.testing.assert_array_equal(
+                alone.append(prompts_SE[row][None], np.array([len(prompts_SE[row])])), first[row]
+            )
+            for earlier in range(4, rows - 1, -1):
+                lone_1V = alone.append(steps[earlier - 1][row : row + 1], np.array([1]))
+            np.testing.assert_array_equal(lone_1V[0], logits_BV[row])
+
+
+def test_an_engine_says_what_its_cache_takes(built):
+    sizes, limits = built.spec.sizes, built.open().cache_limits()
+    assert limits.slot_bytes == 2 * 4 * sizes.layers * sizes.kv_heads * sizes.head_dim
+    cache = built.open().decoder(2, 8).cache
+    assert sum(value.numpy().nbytes for value in cache.values()) == 2 * 8 * limits.slot_bytes

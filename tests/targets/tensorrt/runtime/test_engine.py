@@ -7,6 +7,7 @@ import pytest
 
 from r1v_export import contract
 from r1v_export.errors import UsageError
+from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets.tensorrt.build.profiles import LOGIT_POSITIONS
 
 
@@ -77,6 +78,33 @@ def test_prefill_and_decode_run_on_profiles_of_their_own_and_decode_is_captured_
         decoder.step(*call)
     assert stand_in.plans[contract.DECODER].profiles == [0, 1]
     assert stand_in.accelerator.captured == 1
+
+
+def test_rows_that_move_hold_what_pytorchs_do(fp32, stand_in) -> None:
+    random, hidden = np.random.default_rng(3), fp32.spec.language.hidden_size
+    prompt, token = (random.standard_normal((1, tokens, hidden), dtype=np.float32) for tokens in (6, 1))
+    results = []
+    for engine in (stand_in.engine, fp32.reference):
+        cache = KVCache(engine.decoder(1, 24))
+        cache.append(prompt, np.array([6]))
+        cache.resize(2, 24)
+        cache.append(prompt[:, :3], np.array([3]), 1)
+        cache.swap_rows(0, 1)
+        found = [cache.append(token, np.array([1])).copy()]
+        found.append(cache.append(np.repeat(token, 2, axis=0), np.array([1, 1])).copy())
+        cache.copy_row(1, 0, 5)
+        found.append(cache.append(token, np.array([1])).copy())
+        cache.resize(1, 24)
+        found.append(cache.append(token, np.array([1])).copy())
+        results.append(found)
+    for ours, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_an_engine_says_what_its_cache_takes(fp32, stand_in) -> None:
+    sizes, limits = fp32.spec.sizes, stand_in.engine.cache_limits()
+    assert (limits.max_rows, limits.capacity) == (2, 24)
+    assert limits.slot_bytes == 2 * 4 * sizes.layers * sizes.kv_heads * sizes.head_dim
 
 
 def test_sizes_that_no_profile_takes_are_refused_with_those_that_one_does(stand_in) -> None:

@@ -115,7 +115,7 @@ def test_how_tokens_are_chosen_is_passed_on(session, llm, sampling, expected):
 
 
 def test_a_repetition_penalty_is_refused_and_not_ignored(session, llm):
-    with pytest.raises(UsageError, match="repetition penalty"):
+    with pytest.raises(UsageError, match="does not support this sampling setting"):
         ask(session, sampling=Sampling(2, repetition_penalty=1.1))
     assert llm.asked == []
 

@@ -1,0 +1,225 @@
+"""Rows of a decoder's cache, shared by requests: which holds what, and how large the cache is.
+
+The rows of requests that are decoded are the first ones, so that a step runs on one contiguous part of the cache. A row
+moves when its request begins to be decoded, when one before it ends, and when the cache shrinks; never between.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from r1v_export.contract import CacheLimits, Engine
+from r1v_export.errors import InputError
+from r1v_export.log_event import log_event
+from r1v_export.runner.batching.batch import CacheUsage
+from r1v_export.runner.encoded_prompt import TokenSequence
+from r1v_export.runner.kv_cache import KVCache, plan_capacity
+
+_LOG = logging.getLogger(__name__)
+
+LEAST_PREFIX = 16
+"""Tokens that a prefix must save, to be copied from another row."""
+
+
+@dataclass(eq=False)
+class CacheRow:
+    """One row.
+
+    Attributes:
+        index: where it lies in the cache now.
+        tokens: what it holds.
+        needed: slots that its request may come to take; 0 for a row without a request.
+        last_used: when its request ended, in requests.
+    """
+
+    index: int
+    tokens: TokenSequence = field(default_factory=TokenSequence)
+    needed: int = 0
+    last_used: int = 0
+
+    @property
+    def owned(self) -> bool:
+        """Whether a request has it."""
+        return self.needed > 0
+
+
+class CacheRows:
+    """The rows of one cache that grows and shrinks within a budget.
+
+    Args:
+        engine: whose decoder is opened when the first row is asked for.
+        max_positions: slots of a row, at most.
+        max_rows: rows, at most.
+        budget_bytes: of the whole cache; None for any.
+        keep: keep what finished rows hold, for requests that begin alike.
+    """
+
+    def __init__(
+        self, engine: Engine, max_positions: int, max_rows: int, budget_bytes: int | None = None, keep: bool = False
+    ) -> None:
+        self.engine, self.max_positions, self.keep = engine, max_positions, keep
+        self.max_rows, self.budget_bytes = max_rows, budget_bytes
+        self.decoding = 0
+        """Rows 0 ... decoding - 1 are decoded."""
+        self._limits: CacheLimits | None = None
+        self._cache: KVCache | None = None
+        self._rows: list[CacheRow] = []
+        self._requests = 0
+
+    @property
+    def cache(self) -> KVCache:
+        """The decoder and its cache; there once a row was acquired."""
+        assert self._cache is not None
+        return self._cache
+
+    @property
+    def capacity(self) -> int:
+        """Slots of each row."""
+        return 0 if self._cache is None else self._cache.decoder.capacity
+
+    def usage(self) -> CacheUsage:
+        """How large the cache is now."""
+        rows = len(self._rows)
+        kept = sum(not row.owned and len(row.tokens) > 0 for row in self._rows)
+        slot_bytes = 0 if self._limits is None else self._limits.slot_bytes
+        return CacheUsage(rows, kept, rows * self.capacity * slot_bytes)
+
+    def acquire(self, tokens: TokenSequence, needed: int) -> CacheRow | None:
+        """A row with room for `needed` tokens, which may hold the beginning of `tokens`; None while there is none.
+
+        Raises:
+            InputError: no row that large is within the budget.
+        """
+        plan = self._plan(needed)
+        if plan is None:
+            return None
+        self._resize(*plan)
+        row = self._choose(tokens)
+        row.needed = needed
+        # At least one token must go through the decoder, for its logits.
+        self._truncate(row, min(row.tokens.common_prefix(tokens), len(tokens) - 1))
+        return row
+
+    def reuse(self, row: CacheRow, tokens: TokenSequence) -> None:
+        """Copy what another row holds of the beginning of `tokens` and this one does not, where that saves enough."""
+        if not self.keep:
+            return
+        have = len(row.tokens)
+        shared = [(min(each.tokens.common_prefix(tokens), len(tokens) - 1), each) for each in self._rows]
+        most, source = max(shared, key=lambda pair: pair[0])
+        if most >= have + LEAST_PREFIX:
+            self.cache.copy_row(source.index, row.index, most)
+            row.tokens.take(tokens, most)
+
+    def start(self, row: CacheRow) -> None:
+        """Let a row be decoded, with the others before it."""
+        self._swap(row, self._rows[self.decoding])
+        self.decoding += 1
+
+    def release(self, row: CacheRow) -> None:
+        """Take a row from its request."""
+        if row.index < self.decoding:
+            self.decoding -= 1
+            self._swap(row, self._rows[self.decoding])
+        self._requests += 1
+        row.needed, row.last_used = 0, self._requests
+        if not self.keep:
+            self._truncate(row, 0)
+
+    def clear(self) -> None:
+        """Free the cache."""
+        self._cache, self._rows, self.decoding = None, [], 0
+
+    def _plan(self, needed: int) -> tuple[int, int] | None:
+        """Rows and capacity to have for one more request that needs so many slots; None where the budget is too small
+        for that now."""
+        if self._limits is None:
+            self._limits = self.engine.cache_limits()
+        owned = [row.needed for row in self._rows if row.owned]
+        if self._allowed(self._round(needed)) < 1:
+            raise InputError(
+                "The request is too long for the key-value cache.",
+                where="request",
+                expected=f"at most {self.budget_bytes} bytes, or {self._limits.capacity or self.max_positions} tokens",
+                found=f"{needed} tokens of prompt and answer, {self._limits.slot_bytes} bytes each",
+                fix="use a shorter prompt or fewer new tokens, or raise the budget",
+            )
+        least = self._round(max([needed, *owned]))
+        as_is = [self.capacity] if needed <= self.capacity else [self._round(max(least, 2 * self.capacity))]
+        for capacity in (*as_is, least):
+            if (allowed := self._allowed(capacity)) > len(owned):
+                return self._row_count(allowed), capacity
+        return None
+
+    def _allowed(self, capacity: int) -> int:
+        """Rows of that capacity, at most."""
+        assert self._limits is not None
+        if self._limits.capacity is not None and capacity > self._limits.capacity:
+            return 0
+        limits = [self.max_rows, self._limits.max_rows, None]
+        if self.budget_bytes is not None:
+            limits[2] = self.budget_bytes // (capacity * self._limits.slot_bytes)
+        return min(limit for limit in limits if limit is not None)
+
+    def _round(self, tokens: int) -> int:
+        assert self._limits is not None
+        fixed = self._limits.capacity
+        return plan_capacity(tokens, self.max_positions) if fixed is None else max(tokens, fixed)
+
+    def _row_count(self, allowed: int) -> int:
+        """Rows to have, one of them for a new request: an empty one there is, else twice as many."""
+        rows = len(self._rows)
+        empty = any(not row.owned and len(row.tokens) == 0 for row in self._rows)
+        return min(allowed, rows if empty else max(1, 2 * rows))
+
+    def _resize(self, rows: int, capacity: int) -> None:
+        if self._cache is None:
+            self._cache = KVCache(self.engine.decoder(rows, capacity))
+        elif (rows, capacity) != (len(self._rows), self.capacity):
+            self._evict(rows, capacity)
+            self._cache.resize(rows, capacity)
+        else:
+            return
+        self._rows += [CacheRow(index) for index in range(len(self._rows), rows)]
+        message = "cache: %(rows)d rows of %(capacity)d tokens"
+        log_event(_LOG, logging.DEBUG, message, rows=rows, capacity=capacity)
+
+    def _evict(self, rows: int, capacity: int) -> None:
+        """Bring the rows that stay below `rows`, and what they hold below `capacity`."""
+        by_use = sorted(self._rows, key=lambda row: (row.owned, len(row.tokens) > 0, row.last_used), reverse=True)
+        for row in by_use[rows:]:
+            self._truncate(row, 0)
+        gone = {id(row) for row in by_use[rows:]}
+        holes = [row for row in self._rows[:rows] if id(row) in gone]
+        for row in [row for row in self._rows[rows:] if id(row) not in gone]:
+            self._swap(row, holes.pop())
+        del self._rows[rows:]
+        for row in self._rows:
+            self._truncate(row, min(len(row.tokens), capacity))
+
+    def _choose(self, tokens: TokenSequence) -> CacheRow:
+        """The row for a new request: one that it continues, else an empty one, else that which was not used longest."""
+        unowned = [row for row in self._rows if not row.owned]
+        shared, closest = max(((row.tokens.common_prefix(tokens), row) for row in unowned), key=lambda pair: pair[0])
+        if shared >= LEAST_PREFIX and 2 * shared >= len(closest.tokens):
+            return closest
+        return min(unowned, key=lambda row: (len(row.tokens) > 0, row.last_used, row.index))
+
+    def _truncate(self, row: CacheRow, length: int) -> None:
+        row.tokens.truncate(length)
+        self.cache.truncate(row.index, length)
+
+    def _swap(self, a: CacheRow, b: CacheRow) -> None:
+        if a is b:
+            return
+        self.cache.swap_rows(a.index, b.index)
+        a.index, b.index = b.index, a.index
+        self._rows[a.index], self._rows[b.index] = a, b
+
+
+def ones(count: int) -> np.ndarray:
+    """One new token for each of `count` rows: [count] int64."""
+    return np.ones(count, dtype=np.int64)

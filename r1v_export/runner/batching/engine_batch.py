@@ -1,0 +1,253 @@
+"""Continuous batching over an engine: prompts in chunks, each on its own row, between steps that decode all others.
+
+Shape letters: B rows, S tokens, N image tokens, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from r1v_export.contract import Engine
+from r1v_export.errors import R1VError
+from r1v_export.generation import FinishReason, Sampling
+from r1v_export.log_event import log_event
+from r1v_export.runner.answer import AnswerStream, TokenEvent
+from r1v_export.runner.batching.batch import Batch, CacheUsage, RequestState
+from r1v_export.runner.batching.cache_rows import CacheRow, CacheRows, ones
+from r1v_export.runner.encoded_prompt import EncodedPrompt, TokenSequence
+from r1v_export.runner.finite import require_finite
+from r1v_export.runner.kv_cache import PREFILL_CHUNK, embed_chosen, new_token_budget
+from r1v_export.runner.sampling import Sampler, TokenLogprobs
+
+_LOG = logging.getLogger(__name__)
+
+
+class Choice(NamedTuple):
+    """A token that was chosen for a request."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+Taken = list[tuple["RowState", "Choice | R1VError"]]
+"""Requests that took a token in a step, or failed in it."""
+
+
+class RowState(RequestState):
+    """A request that has a row.
+
+    Args:
+        row: its row, which may hold the beginning of its prompt already.
+        tokens: its prompt.
+        max_new_tokens: as far as the model has positions.
+        end_tag: tokens that end reasoning.
+    """
+
+    def __init__(
+        self,
+        stream: AnswerStream,
+        prompt: EncodedPrompt,
+        tokens: TokenSequence,
+        row: CacheRow,
+        sampler: Sampler,
+        max_new_tokens: int,
+        end_tag: Sequence[int],
+    ) -> None:
+        super().__init__(stream)
+        self._end_tag, self._forced = end_tag, deque[int]()
+        self.tokens, self.row, self.sampler, self.max_new_tokens = tokens, row, sampler, max_new_tokens
+        self.images: Sequence[np.ndarray] = [image.embeds for image in prompt.images]
+        self.computed = 0
+        """Prompt tokens that went through the decoder for this request."""
+        self._embed_ms = stream.timings.embed_ms
+
+    def choose(self, logits_V: np.ndarray) -> Choice | R1VError:
+        """The next token, by the logits [V] or, where its reasoning is to end now, of the end tag; or what is wrong."""
+        limit, stream = self.sampler.sampling.max_reasoning_tokens, self.stream
+        if limit is not None and not self._forced and stream.text.in_reasoning and stream.reasoning_tokens == limit:
+            self._forced.extend(self._end_tag)
+        try:
+            token_id = self.sampler.next(logits_V, self._forced.popleft() if self._forced else None)
+        except R1VError as error:
+            return error
+        wanted = self.sampler.sampling.logprobs is not None
+        return Choice(token_id, self.sampler.logprobs(logits_V, token_id) if wanted else None)
+
+    def take(self, choice: Choice) -> TokenEvent:
+        """Add the next token to the answer."""
+        token_id = choice.token_id
+        reason: FinishReason | None = None
+        if token_id in self.stream.stop_ids:
+            reason = "stop"
+        elif len(self.stream.token_ids) + 1 >= self.max_new_tokens:
+            reason = "length"
+        return self.stream.push(token_id, reason, choice.logprobs)
+
+    def add_time(self, step_ms: float) -> None:
+        """Count a step's time, of which embedding the prompt is a stage of its own."""
+        timings = self.stream.timings
+        step_ms -= timings.embed_ms - self._embed_ms
+        self._embed_ms = timings.embed_ms
+        if self.stream.token_ids:
+            timings.decode_ms += step_ms
+        else:
+            timings.prefill_ms += step_ms
+
+
+class EngineBatch(Batch[RowState]):
+    """Requests over one engine. Each step decodes one token of every request whose prompt is in the cache, and prefills
+    a chunk of the next prompt, or of several short ones; prompts take turns.
+
+    Args:
+        engine: the reference or any built target.
+        image_token_id: stands in prompts for a row of an image.
+        rows: of the engine's cache.
+        prefill_chunk: prompt tokens per step, at most: bounds the memory of attention, and the wait of all others.
+        end_tag: tokens that end reasoning, for `Sampling.max_reasoning_tokens`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        image_token_id: int,
+        rows: CacheRows,
+        prefill_chunk: int = PREFILL_CHUNK,
+        end_tag: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.end_tag = end_tag
+        self.engine, self.image_token_id, self.rows, self.prefill_chunk = engine, image_token_id, rows, prefill_chunk
+        self._prefilling: deque[RowState] = deque()
+        self._decoding: list[RowState] = []
+
+    @property
+    def running(self) -> Sequence[RowState]:
+        return [*self._decoding, *self._prefilling]
+
+    def admit(self, prompt: EncodedPrompt, sampling: Sampling, stream: AnswerStream) -> RowState | None:
+        tokens = TokenSequence.of(prompt, self.image_token_id)
+        max_new_tokens = new_token_budget(len(tokens), sampling.max_new_tokens, self.rows.max_positions)
+        sampler = Sampler(sampling, prompt.token_ids, self.engine.sizes.vocab)
+        row = self.rows.acquire(tokens, len(tokens) + max_new_tokens)
+        if row is None:
+            return None
+        state = RowState(stream, prompt, tokens, row, sampler, max_new_tokens, self.end_tag)
+        self._prefilling.append(state)
+        return state
+
+    def step(self) -> list[tuple[RowState, TokenEvent | R1VError]]:
+        running, clock = self.running, time.perf_counter()
+        taken = self._decode() + self._prefill()
+        step_ms = (time.perf_counter() - clock) * 1000
+        for state in running:
+            state.add_time(step_ms)
+        events: list[tuple[RowState, TokenEvent | R1VError]] = []
+        for state, token in taken:
+            if isinstance(token, R1VError):
+                state.failed = True
+                events.append((state, token))
+            else:
+                self.counters.generated_tokens += 1
+                events.append((state, state.take(token)))
+        for state, _ in taken:
+            if state.done:
+                self.drop(state)
+        return events
+
+    def drop(self, state: RowState) -> None:
+        if state in self._decoding:
+            self._decoding.remove(state)
+        elif state in self._prefilling:
+            self._prefilling.remove(state)
+        else:
+            return
+        self.rows.release(state.row)
+
+    def cache_usage(self) -> CacheUsage:
+        return self.rows.usage()
+
+    def close(self) -> None:
+        super().close()
+        self.rows.clear()
+
+    def _decode(self) -> Taken:
+        states = sorted(self._decoding, key=lambda state: state.row.index)
+        if not states:
+            return []
+        self.counters.rows_per_step[len(states)] += 1
+        last_B1 = np.array([[state.stream.token_ids[-1]] for state in states], dtype=np.int64)
+        try:
+            logits_BV = self.rows.cache.append(embed_chosen(self.engine, last_B1), ones(len(states)))
+        except R1VError as error:
+            return [(state, error) for state in states]
+        for state in states:
+            state.row.tokens.append(state.stream.token_ids[-1])
+        return [(state, state.choose(logits_V)) for state, logits_V in zip(states, logits_BV, strict=True)]
+
+    def _prefill(self) -> Taken:
+        taken: Taken = []
+        room = self.prefill_chunk
+        while self._prefilling:
+            state = self._prefilling[0]
+            self.rows.reuse(state.row, state.tokens)
+            start = len(state.row.tokens)
+            stop = min(start + self.prefill_chunk, len(state.tokens))
+            if stop - start > room:
+                break
+            room -= stop - start
+            # To the back of the queue: prompts take turns.
+            self._prefilling.rotate(-1)
+            try:
+                logits_V = self._append_chunk(state, start, stop)
+            except R1VError as error:
+                taken.append((state, error))
+                break
+            if stop == len(state.tokens):
+                self._start(state)
+                taken.append((state, state.choose(logits_V)))
+        return taken
+
+    def _append_chunk(self, state: RowState, start: int, stop: int) -> np.ndarray:
+        """Put prompt tokens start ... stop - 1 into the row; logits [V] after the last of them."""
+        ids_1S = np.frombuffer(state.tokens.ids, dtype=np.int64)[None, start:stop]
+        embeds_NE = self._image_rows(state, start, stop)
+        with state.stream.timings.measure("embed"):
+            embeds_1SE = self.engine.embed(ids_1S, embeds_NE)
+        require_finite(embeds_1SE, "embed")
+        logits_1V = self.rows.cache.append(embeds_1SE, np.array([stop - start]), state.row.index)
+        state.row.tokens.take(state.tokens, stop)
+        state.computed += stop - start
+        logits_V: np.ndarray = logits_1V[0]
+        return logits_V
+
+    def _image_rows(self, state: RowState, start: int, stop: int) -> np.ndarray:
+        """Embeddings [N, E] of the image tokens among the prompt's tokens start ... stop - 1."""
+        is_image_S = np.frombuffer(state.tokens.ids, dtype=np.int64) == self.image_token_id
+        before, until = int(is_image_S[:start].sum()), int(is_image_S[:stop].sum())
+        none_NE = np.zeros((0, self.engine.sizes.hidden), dtype=np.float32)
+        if before == until:
+            return none_NE
+        rows_NE: np.ndarray = np.concatenate([none_NE, *state.images])[before:until]
+        return rows_NE
+
+    def _start(self, state: RowState) -> None:
+        """Let a request whose prompt is in the cache be decoded."""
+        self._prefilling.remove(state)
+        self._decoding.append(state)
+        self.rows.start(state.row)
+        state.images = ()
+        tokens, counters = len(state.tokens), self.counters
+        reused = state.stream.reused_tokens = tokens - state.computed
+        counters.prompt_tokens += tokens
+        counters.reused_tokens += reused
+        counters.prefix_hits += reused > 0
+        counters.prefix_misses += reused == 0
+        message = "request %(request)d: prompt of %(tokens)d tokens, %(reused_tokens)d of them from the cache"
+        fields = {"request": state.stream.index, "tokens": tokens, "reused_tokens": reused}
+        log_event(_LOG, logging.DEBUG, message, **fields)

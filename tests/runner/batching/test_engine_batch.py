@@ -1,0 +1,283 @@
+"""Continuous batching on the reference: whatever comes when, every answer is that of the plain model."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from r1v_export.errors import GraphError, InputError, R1VError
+from r1v_export.generation import EncodedImage
+from r1v_export.reference.language import CacheStep, rotary_tables
+from r1v_export.runner.answer import AnswerStream, AnswerText, Timings
+from r1v_export.runner.batching.cache_rows import LEAST_PREFIX, CacheRows
+from r1v_export.runner.batching.engine_batch import EngineBatch
+from r1v_export.runner.encoded_prompt import EncodedPrompt
+from r1v_export.runner.kv_cache import embed_chosen
+from r1v_export.runner.sampling import Sampling
+from tests.runner.conftest import IMAGE_TOKEN
+
+NO_STOP: frozenset[int] = frozenset()
+PROMPTS = [[7, 8, 9], list(range(20, 60)), [100], list(range(200, 217))]
+TWELVE = Sampling(max_new_tokens=12)
+
+
+def open_batch(engine, max_rows=4, budget_bytes=None, keep=False, chunk=512) -> EngineBatch:
+    rows = CacheRows(engine, 1024, max_rows, budget_bytes, keep)
+    return EngineBatch(engine, IMAGE_TOKEN, rows, chunk)
+
+
+def admit(batch, prompt, sampling=TWELVE, stop_ids=NO_STOP, images=()):
+    """The state of a request for a prompt of plain tokens, None where there is no room."""
+    encoded = EncodedPrompt([*prompt], [*images], False, Timings())
+    text = AnswerText(lambda token: b"x", sampling, False)
+    stream = AnswerStream(0, text, stop_ids, sampling.max_new_tokens, encoded.timings, len(prompt))
+    return batch.admit(encoded, sampling, stream)
+
+
+def run(batch) -> None:
+    while batch.running:
+        for _, event in batch.step():
+            if isinstance(event, R1VError):
+                raise event
+
+
+def tokens(state) -> list[int]:
+    return state.stream.token_ids
+
+
+def alone(engine, prompt, sampling=TWELVE) -> list[int]:
+    batch = open_batch(engine)
+    state = admit(batch, prompt, sampling)
+    run(batch)
+    return tokens(state)
+
+
+def greedy_without_cache(engine, prompt, count, image_NE=None):
+    """The plain way: the whole text through the model again for each token."""
+    language_model = engine.model.language_model
+    none_NE = np.zeros((0, engine.sizes.hidden), np.float32)
+    embeds = engine.embed(np.array([prompt]), none_NE if image_NE is None else image_NE)
+    generated: list[int] = []
+    for _ in range(count):
+        step = CacheStep(torch.arange(embeds.shape[1])[None], None, None)
+        logits, _ = language_model(torch.from_numpy(embeds), rotary_tables(language_model.spec, 256), step, None)
+        generated.append(int(logits[0, -1].argmax()))
+        embeds = np.concatenate([embeds, embed_chosen(engine, np.array([generated[-1:]]))], axis=1)
+    return generated
+
+
+def test_requests_of_different_lengths_get_what_they_get_alone(engine):
+    batch = open_batch(engine)
+    states = [admit(batch, prompt) for prompt in PROMPTS]
+    run(batch)
+    for prompt, state in zip(PROMPTS, states, strict=True):
+        assert tokens(state) == greedy_without_cache(engine, prompt, 12)
+        assert state.stream.finish_reason == "length"
+    assert len({tuple(tokens(state)) for state in states}) == len(states)
+
+
+def test_requests_join_and_leave_between_steps(engine):
+    batch = open_batch(engine, max_rows=3)
+    waiting = [(prompt, Sampling(max_new_tokens=n)) for prompt, n in zip(PROMPTS * 3, range(3, 15), strict=True)]
+    expected = [greedy_without_cache(engine, prompt, sampling.max_new_tokens) for prompt, sampling in waiting]
+    states, most = [], 0
+    while waiting or batch.running:
+        if waiting and (state := admit(batch, *waiting[0])):
+            states.append(state)
+            waiting.pop(0)
+        most = max(most, len(batch.running))
+        batch.step()
+    assert [tokens(state) for state in states] == expected
+    assert most == 3
+    assert batch.counters.rows_per_step[3] > 0
+
+
+def test_a_long_prompt_stops_the_others_for_no_more_than_a_chunk(engine):
+    batch = open_batch(engine, chunk=8)
+    short = admit(batch, PROMPTS[0])
+    batch.step()
+    long = admit(batch, PROMPTS[1])
+    for step in range(1, 6):
+        batch.step()
+        assert len(tokens(short)) == 1 + step
+        assert len(tokens(long)) == int(step == 5)
+    run(batch)
+    assert tokens(long) == greedy_without_cache(engine, PROMPTS[1], 12)
+    assert tokens(short) == greedy_without_cache(engine, PROMPTS[0], 12)
+
+
+def test_prompts_take_turns(engine):
+    batch = open_batch(engine, chunk=8)
+    long, short = admit(batch, PROMPTS[1]), admit(batch, PROMPTS[0])
+    batch.step()
+    batch.step()
+    assert (len(tokens(long)), len(tokens(short))) == (0, 1)
+
+
+def test_sampled_answers_do_not_depend_on_their_neighbors(engine):
+    sampling = Sampling(max_new_tokens=12, temperature=1.3, top_p=0.9, seed=11, repetition_penalty=1.1)
+    expected = alone(engine, PROMPTS[1], sampling)
+    batch = open_batch(engine)
+    states = [admit(batch, prompt, sampling) for prompt in PROMPTS]
+    run(batch)
+    assert tokens(states[1]) == expected
+
+
+def test_answers_end_by_themselves_at_a_stop_token_or_their_length(engine):
+    expected = greedy_without_cache(engine, PROMPTS[0], 12)
+    batch = open_batch(engine)
+    states = [
+        admit(batch, PROMPTS[0], stop_ids=frozenset({expected[4]})),
+        admit(batch, PROMPTS[0], Sampling(max_new_tokens=7)),
+        admit(batch, PROMPTS[0]),
+    ]
+    run(batch)
+    assert tokens(states[0]) == expected[: expected.index(expected[4]) + 1]
+    assert (tokens(states[1]), tokens(states[2])) == (expected[:7], expected)
+    assert [state.stream.finish_reason for state in states] == ["stop", "length", "length"]
+
+
+def test_an_answer_that_is_ended_frees_its_row_at_once(engine):
+    batch = open_batch(engine, max_rows=2)
+    states = [admit(batch, PROMPTS[0]), admit(batch, PROMPTS[1])]
+    for _ in range(5):
+        batch.step()
+    assert admit(batch, PROMPTS[2]) is None
+    event = batch.end(states[0], "cancelled")
+    assert (event.answer.finish_reason, len(event.answer.token_ids)) == ("cancelled", 5)
+    third = admit(batch, PROMPTS[2])
+    run(batch)
+    assert tokens(states[0]) == greedy_without_cache(engine, PROMPTS[0], 5)
+    assert tokens(states[1]) == greedy_without_cache(engine, PROMPTS[1], 12)
+    assert tokens(third) == greedy_without_cache(engine, PROMPTS[2], 12)
+
+
+def slots(engine, rows: int, capacity: int) -> int:
+    return rows * capacity * engine.cache_limits().slot_bytes
+
+
+def test_the_cache_never_grows_beyond_its_budget(engine):
+    budget = slots(engine, 4, 64)
+    batch = open_batch(engine, max_rows=8, budget_bytes=budget)
+    waiting = [([9] * length, Sampling(max_new_tokens=8)) for length in (10, 20, 30, 40, 100, 10, 56, 12, 200, 9, 30)]
+    expected = [greedy_without_cache(engine, prompt, 8) for prompt, _ in waiting]
+    states, most = [], 0
+    while waiting or batch.running:
+        while waiting and (state := admit(batch, *waiting[0])):
+            states.append(state)
+            waiting.pop(0)
+        assert batch.cache_usage().cache_bytes <= budget
+        most = max(most, len(batch.running))
+        batch.step()
+    assert most == 4
+    assert [tokens(state) for state in states] == expected
+
+
+def test_a_request_beyond_the_whole_budget_is_refused(engine):
+    batch = open_batch(engine, budget_bytes=slots(engine, 1, 64))
+    with pytest.raises(R1VError, match="too long for the key-value cache"):
+        admit(batch, [9] * 60)
+    assert admit(batch, [9] * 50) is not None
+
+
+def test_a_request_starts_behind_what_a_finished_one_left(engine):
+    batch = open_batch(engine, keep=True)
+    first = admit(batch, PROMPTS[1])
+    run(batch)
+    longer = [*PROMPTS[1], *tokens(first), *PROMPTS[3]]
+    second = admit(batch, longer)
+    run(batch)
+    assert tokens(second) == greedy_without_cache(engine, longer, 12)
+    # The last token of an answer is chosen, but not fed to the decoder.
+    assert second.stream.reused_tokens == len(PROMPTS[1]) + 11
+    assert (batch.counters.prefix_hits, batch.counters.prefix_misses) == (1, 1)
+
+
+def test_requests_that_run_share_their_beginning_too(engine):
+    prompt = [*PROMPTS[1], *PROMPTS[3]]
+    batch = open_batch(engine, keep=True, chunk=16)
+    states = [admit(batch, prompt, Sampling(max_new_tokens=12, temperature=1.0, seed=seed)) for seed in range(3)]
+    run(batch)
+    for seed, state in enumerate(states):
+        assert tokens(state) == alone(engine, prompt, Sampling(max_new_tokens=12, temperature=1.0, seed=seed))
+    computed = sum(len(prompt) - state.stream.reused_tokens for state in states)
+    # Fewer tokens than are worth a copy are computed by each.
+    assert computed < len(prompt) + 2 * LEAST_PREFIX
+
+
+def test_a_shared_beginning_does_not_cost_the_row_that_has_it(engine):
+    batch = open_batch(engine, max_rows=4, keep=True)
+    conversation = [*PROMPTS[1], *PROMPTS[3], *PROMPTS[3]]
+    admit(batch, conversation)
+    run(batch)
+    other = admit(batch, [*PROMPTS[1][:30], 1, 2, 3])
+    run(batch)
+    assert other.stream.reused_tokens == 30
+    again = admit(batch, [*conversation, 4])
+    run(batch)
+    assert again.stream.reused_tokens == len(conversation)
+
+
+def image(engine, seed: int) -> EncodedImage:
+    embeds = np.random.default_rng(seed).standard_normal((8, engine.sizes.hidden)).astype(np.float32)
+    return EncodedImage(embeds, hashlib.sha256(embeds.tobytes()).digest())
+
+
+def test_another_image_in_the_same_place_is_not_taken_from_the_cache(engine):
+    prompt = [*range(20, 40), *[IMAGE_TOKEN] * 8, *range(40, 50)]
+    batch = open_batch(engine, keep=True, chunk=25)
+    reused = []
+    for seed in (0, 1, 0):
+        shown = image(engine, seed)
+        state = admit(batch, prompt, images=[shown])
+        run(batch)
+        assert tokens(state) == greedy_without_cache(engine, prompt, 12, shown.embeds)
+        reused.append(state.stream.reused_tokens)
+    assert reused == [0, 20, len(prompt) - 1]
+
+
+def test_image_tokens_without_an_embedding_are_refused(engine):
+    with pytest.raises(InputError, match="do not match"):
+        admit(open_batch(engine), [1, IMAGE_TOKEN])
+
+
+def test_a_prompt_that_fails_leaves_the_others_alone(engine, monkeypatch):
+    batch = open_batch(engine)
+    good, bad = admit(batch, PROMPTS[0]), admit(batch, PROMPTS[1])
+    real = engine.embed
+
+    def broken(ids, images):
+        embeds = real(ids, images)
+        if ids.shape[1] == len(PROMPTS[1]):
+            embeds[0, 3, 3] = np.nan
+        return embeds
+
+    monkeypatch.setattr(engine, "embed", broken)
+    errors = []
+    while batch.running:
+        errors += [(state, event) for state, event in batch.step() if isinstance(event, R1VError)]
+    ((state, error),) = errors
+    assert state is bad
+    assert isinstance(error, GraphError)
+    assert tokens(good) == greedy_without_cache(engine, PROMPTS[0], 12)
+
+
+def test_a_step_that_fails_is_an_error_of_every_request_in_it_and_of_no_later_one(engine, monkeypatch):
+    batch = open_batch(engine)
+    states = [admit(batch, prompt) for prompt in PROMPTS[:2]]
+    batch.step()
+
+    def failing(*_: object) -> None:
+        raise GraphError("No memory.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch.rows.cache.decoder, "step", failing)
+        failed = {id(state) for state, event in batch.step() if isinstance(event, GraphError)}
+    assert failed == {id(state) for state in states}
+    assert not batch.running
+    later = admit(batch, PROMPTS[1])
+    run(batch)
+    assert tokens(later) == greedy_without_cache(engine, PROMPTS[1], 12)
