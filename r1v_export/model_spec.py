@@ -12,6 +12,10 @@ from pydantic import PositiveFloat, PositiveInt
 from r1v_export.contract import Sizes
 from r1v_export.strict import StrictModel
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of the channels red, green, blue in [0, 1]: every model of the family normalizes its pixels with these."""
+
 
 class VisionSpec(StrictModel):
     """An InternViT: pre-norm blocks with LayerScale, no final norm."""

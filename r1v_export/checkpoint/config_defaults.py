@@ -10,6 +10,8 @@ configuration_qwen2.py of transformers.
 
 from __future__ import annotations
 
+from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD
+
 CHAT = {
     "select_layer": -1,
     "downsample_ratio": 0.5,
@@ -70,8 +72,8 @@ NATIVE_VISION = {
 NATIVE_PROCESSOR = {
     "min_patches": 1,
     "max_patches": 12,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
+    "image_mean": list(IMAGENET_MEAN),
+    "image_std": list(IMAGENET_STD),
     "resample": 3,
 }
 """transformers' InternVLProcessor with its GotOcr2ImageProcessor."""

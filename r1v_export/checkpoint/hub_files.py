@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export.checkpoint.config import ARCHITECTURES
+from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD
 
 CODE = Path(__file__).parent / "hub_code" / "configuration_chat.py"
 _CLASSES = {
@@ -57,8 +58,8 @@ def image_processor_config(tile_size: int) -> dict[str, Any]:
         "do_normalize": True,
         "do_resize": True,
         "feature_extractor_type": "CLIPFeatureExtractor",
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
         "resample": 3,
         "size": tile_size,
     }

@@ -10,7 +10,7 @@ from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.hub_files import image_processor_config, readable_config, write_json
 from r1v_export.checkpoint.presets import Preset
 from r1v_export.errors import UsageError
-from r1v_export.model_spec import ModelSpec
+from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from r1v_export.processing.byte_level import BYTE_OF
 
 _BYTES = 256
@@ -166,6 +166,6 @@ def _image_processor_config(spec: ModelSpec) -> dict[str, Any]:
         "crop_to_patches": True,
         "min_patches": spec.tiling.min_tiles,
         "max_patches": spec.tiling.max_tiles,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
     }

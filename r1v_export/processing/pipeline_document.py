@@ -9,7 +9,7 @@ from typing import Any
 
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import BundleError
-from r1v_export.model_spec import ModelSpec, TilingSpec
+from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, TilingSpec
 from r1v_export.processing import preprocess
 from r1v_export.processing.generation_config import default_sampling
 from r1v_export.processing.load_image import MAX_PIXELS, MAX_SIDE
@@ -218,7 +218,7 @@ def _pieces(text: str, template: Template, tokenizer: Tokenizer) -> Iterator[Tex
 
 def _describe_tiling(tiling: TilingSpec) -> TilingDocument:
     grids = preprocess.grids(tiling)
-    mean, std = preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
     return TilingDocument(
         tile_size=tiling.tile_size,
         dynamic=tiling.dynamic,

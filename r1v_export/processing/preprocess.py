@@ -18,12 +18,9 @@ from PIL import Image
 
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError
-from r1v_export.model_spec import TilingSpec
+from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD, TilingSpec
 from r1v_export.processing.image_policy import POLICY_KEY, to_rgb
 from r1v_export.processing.load_image import check_size
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TileGrid(NamedTuple):

@@ -10,9 +10,9 @@ from PIL import Image
 from transformers.models.got_ocr2 import image_processing_pil_got_ocr2 as got_ocr2
 
 from r1v_export.errors import InputError
-from r1v_export.model_spec import TilingSpec
+from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD, TilingSpec
 from r1v_export.processing import load_image
-from r1v_export.processing.preprocess import IMAGENET_MEAN, IMAGENET_STD, candidate_grids, choose_grid, pixel_values
+from r1v_export.processing.preprocess import candidate_grids, choose_grid, pixel_values
 from r1v_export.processing.preprocess import tile_image as tile
 
 sides = st.integers(1, 4000)

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 import gguf
 
 from r1v_export.checkpoint.gguf.configuration import SYSTEM_MESSAGE, TEMPLATE, TOWER_CHANNELS, WRITTEN_BY
-from r1v_export.model_spec import ModelSpec
-from r1v_export.processing.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from r1v_export.targets.gguf.check_model import needs_widening
 from r1v_export.version import VERSION
 
