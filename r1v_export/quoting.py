@@ -75,6 +75,23 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
+_SYMBOLS = {
+    **dict.fromkeys(range(0x80, 0xA0), "\N{REPLACEMENT CHARACTER}"),
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: "\N{SYMBOL FOR DELETE}",
+    **dict.fromkeys(
+        (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\N{REPLACEMENT CHARACTER}"
+    ),
+}
+"""Symbols for control characters, and for marks and overrides of direction (Unicode's Bidi_Control)."""
+
+
+def printable(text: str) -> str:
+    """A text of several lines, as a model or a stranger wrote it: line ends and tabs stay, and symbols stand for what
+    terminals and pages obey, control characters and marks of direction."""
+    return text.translate(_SYMBOLS)
+
+
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 

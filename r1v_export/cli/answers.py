@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 
 from r1v_export.cli.output import print_json
 from r1v_export.cli.streams import json_text
+from r1v_export.quoting import printable
 
 if TYPE_CHECKING:
     from r1v_export.generation import Sampling
@@ -60,11 +60,6 @@ def end_remark(answer: Answer) -> str | None:
         tokens = answer.prompt_tokens + len(answer.token_ids)
         return f"cut off: prompt and answer fill the model's context of {tokens} tokens"
     return None if answer.reasoning_complete else "the model stopped inside its reasoning: there is no answer"
-
-
-def printable(text: str) -> str:
-    """Text without control characters: a model may have been taught to write what a terminal takes for commands."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from r1v_export.parity.diagnosis import kind_of
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, SampleResult
 from r1v_export.parity.tolerances import Gate
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
+from r1v_export.quoting import printable
 from r1v_export.strict import parse_json
 
 JSON_FILE, HTML_FILE = "parity.json", "parity.html"
@@ -87,7 +88,7 @@ def to_html(report: ParityReport) -> str:
         "short": plots.short,
         "share": share,
         "value": value,
-        "visible": visible,
+        "printable": printable,
         "data_uri": data_uri,
         "megabytes": megabytes,
     }
@@ -181,11 +182,6 @@ def value(number: float, metric: str) -> str:
 def megabytes(size_bytes: int) -> str:
     """Format a size in megabytes (10**6 bytes)."""
     return f"{size_bytes / 1e6:.3f}" if size_bytes < 1e6 else f"{size_bytes / 1e6:.1f}"
-
-
-def visible(text: str) -> str:
-    """Text with its control characters, other than line breaks and tabs, as the symbols that stand for them."""
-    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else c for c in text)
 
 
 def data_uri(png: bytes) -> str:

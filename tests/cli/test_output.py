@@ -45,4 +45,4 @@ def test_a_terminal_gets_the_reasoning_dimmed(
 
 def test_an_answer_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     stream(events(("", "a\x1b]0;title\x07b\n\u009b2Jc\td")), answer_only=False)
-    assert capsys.readouterr().out == "a\ufffd]0;title\ufffdb\n\ufffd2Jc\td\n"
+    assert capsys.readouterr().out == "a␛]0;title␇b\n\ufffd2Jc\td\n"

@@ -13,9 +13,10 @@ import pytest
 from pydantic import ValidationError
 
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check, write_report
-from r1v_export.parity.report import share, to_html, to_json, visible
+from r1v_export.parity.report import share, to_html, to_json
 from r1v_export.parity.schema import BundleFacts, CalibrationFacts
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, Selection, SensitivityTable
+from r1v_export.quoting import printable
 from r1v_export.reference.model import Model
 
 Damaged = Callable[[Callable[[Model], None]], Endpoint]
@@ -233,7 +234,7 @@ def test_the_first_diverging_token_is_marked_on_both_sides(failed: ParityReport,
     partings = [sample.divergence for sample in failed.samples if sample.divergence]
     assert partings
     assert failed_page.marked == [
-        visible(token) for parting in partings for token in (parting.reference_token, parting.candidate_token)
+        printable(token) for parting in partings for token in (parting.reference_token, parting.candidate_token)
     ]
 
 
@@ -271,7 +272,3 @@ def test_a_page_can_be_made_of_infinities(compare: Compare):
 @pytest.mark.parametrize(("part", "text"), [(1.0, "100 %"), (0.99999, "99.99 %"), (0.5, "50 %"), (0.0, "0 %")])
 def test_only_all_is_100_percent(part: float, text: str):
     assert share(part) == text
-
-
-def test_control_characters_are_made_visible():
-    assert visible("a\x00b\n\tc") == "a␀b\n\tc"
