@@ -22,6 +22,8 @@ published tokenizer.json has 35 MB."""
 GRAPH_LIMIT_BYTES = 4 << 30
 """The same for a graph: protobuf ends at 2 GiB; weights lie apart."""
 
+_UNFINISHED = ".unfinished"
+
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -126,6 +128,38 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     sync_file(unfinished)
     unfinished.replace(path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def fill_folder(folder: Path, last: str) -> Iterator[Path]:
+    """Yield a folder to write into, within `folder`, whose files move up at the end, and durably; of an error or an
+    interruption nothing remains. A folder that a killed process left unfinished is filled anew.
+
+    Args:
+        folder: made if it is not there; must be empty.
+        last: file that moves last, without which the others are taken for nothing.
+
+    Raises:
+        UsageError: `folder` holds something, or cannot be written to.
+    """
+    require_writable(folder, "name another one")
+    is_new, unfinished = not folder.exists(), folder / _UNFINISHED
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(path != unfinished for path in folder.iterdir()):
+        raise UsageError("The folder is not empty.", where=folder, fix="name a new one")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for path in sorted(unfinished.iterdir(), key=lambda path: path.name == last):
+            sync_file(path)
+            path.replace(folder / path.name)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # it is filled
+                folder.rmdir()
 
 
 def sync_file(path: Path) -> None:

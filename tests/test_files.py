@@ -14,7 +14,14 @@ import pytest
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cli import main
 from r1v_export.errors import CapabilityError, CheckpointError, InputError, R1VError, UsageError
-from r1v_export.files import explain_full_disk, open_regular, read_regular_bytes, read_regular_text, require_writable
+from r1v_export.files import (
+    explain_full_disk,
+    fill_folder,
+    open_regular,
+    read_regular_bytes,
+    read_regular_text,
+    require_writable,
+)
 from r1v_export.processing.tokenizer import Tokenizer
 
 Special = Callable[[Path], None]
@@ -171,6 +178,28 @@ def test_an_output_folder_that_cannot_be_written_is_named_before_any_work(
 def test_trying_a_writable_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     require_writable(tmp_path / "a" / "b", "?")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_filled_at_the_end_and_its_last_file_comes_last(tmp_path: Path, monkeypatch) -> None:
+    moved = []
+    monkeypatch.setattr(Path, "replace", lambda path, target: moved.append(path.name) or path.rename(target))
+    with fill_folder(tmp_path / "new", last="b") as unfinished:
+        for name in "abc":
+            (unfinished / name).write_text(name)
+        assert [path.name for path in (tmp_path / "new").iterdir()] == [unfinished.name]
+    assert sorted(moved[:-1]) == ["a", "c"]
+    assert moved[-1] == "b"
+    assert {path.name: path.read_text() for path in (tmp_path / "new").iterdir()} == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_what_a_killed_process_left_of_a_folder_is_made_anew(tmp_path: Path) -> None:
+    with fill_folder(tmp_path, last="a") as killed:
+        pass
+    killed.mkdir()
+    (killed / "half").write_text("")
+    with fill_folder(tmp_path, last="a") as unfinished:
+        (unfinished / "a").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_check_prints_its_table_before_it_writes_the_report(

@@ -15,6 +15,7 @@ from typing import Any
 from r1v_export.checkpoint.config import ARCHITECTURES
 from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD
 
+CONFIG = "config.json"
 CODE = Path(__file__).parent / "hub_code" / "configuration_chat.py"
 _CLASSES = {
     "skywork_chat": "configuration_skywork_chat.SkyworkChatConfig",

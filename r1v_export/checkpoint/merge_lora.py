@@ -18,7 +18,7 @@ import torch
 
 from r1v_export.checkpoint.checkpoint import AUXILIARY_FILES, Checkpoint
 from r1v_export.checkpoint.config_section import Section
-from r1v_export.checkpoint.hub_files import readable_config, write_configuration_code, write_json
+from r1v_export.checkpoint.hub_files import CONFIG, readable_config, write_configuration_code, write_json
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.resolve import resolve
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
@@ -26,7 +26,8 @@ from r1v_export.checkpoint.tensor_store import open_tensors
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.checkpoint.training_files import ADAPTER_CONFIG
 from r1v_export.checkpoint_json import read_json_object
-from r1v_export.errors import CheckpointError, UsageError
+from r1v_export.errors import CheckpointError
+from r1v_export.files import fill_folder
 
 _FACTOR = re.compile(r"(?P<linear>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
 _PEFT_PREFIX = "base_model.model."
@@ -81,7 +82,7 @@ def merge_lora(
         on_progress: called with the bytes written so far and in all.
 
     Raises:
-        UsageError: `out` holds something.
+        UsageError: `out` holds something, or cannot be written to.
         CheckpointError: there is no adapter, it is of a kind that is not supported, or does not fit the weights.
     """
     folder = resolve(model).folder
@@ -93,18 +94,16 @@ def merge_lora(
         NewTensor(name, tensor.dtype, tensor.shape, partial(_merged, tensor, factors.get(name.removesuffix(".weight"))))
         for name, tensor in weights.items()
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
-        raise UsageError("The folder is not empty.", where=out, fix="name a new one")
-    for name in AUXILIARY_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
-    config = readable_config(read_json_object(folder / "config.json")) | dict.fromkeys(_RANKS, 0)
-    write_json(out / "config.json", config)
-    write_configuration_code(out, config)
-    total = sum(tensor.nbytes for tensor in tensors)
-    for done in write_tensors(out, tensors):
-        on_progress(done, total)
+    with fill_folder(out, last=CONFIG) as unfinished:
+        for name in AUXILIARY_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, unfinished / name)
+        config = readable_config(read_json_object(folder / CONFIG)) | dict.fromkeys(_RANKS, 0)
+        write_json(unfinished / CONFIG, config)
+        write_configuration_code(unfinished, config)
+        total = sum(tensor.nbytes for tensor in tensors)
+        for done in write_tensors(unfinished, tensors):
+            on_progress(done, total)
     return Checkpoint.open(out)
 
 

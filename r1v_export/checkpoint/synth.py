@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from r1v_export.checkpoint.config import Configuration, DType, Layout, read_configuration
-from r1v_export.checkpoint.hub_files import write_configuration_code
+from r1v_export.checkpoint.hub_files import CONFIG, write_configuration_code
 from r1v_export.checkpoint.names import expected_tensors, stored_names
 from r1v_export.checkpoint.presets import PRESETS
 from r1v_export.checkpoint.synth_files import write_auxiliary_files, write_native_files
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.errors import CapabilityError, UsageError
-from r1v_export.files import require_writable
+from r1v_export.files import fill_folder
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback, ignore_progress
 
@@ -75,19 +75,16 @@ def synthesize(
     config = _resolve_config(preset, vision_layers, language_layers, overrides or {}, dtype)
     with tempfile.TemporaryDirectory() as scratch:
         _write_and_read(Path(scratch), config, preset, layout)  # refuses overrides that make no model
-    require_writable(folder, "name another one")
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise UsageError("The folder is not empty.", where=folder, fix="name a new one")
-    configuration = _write_and_read(folder, config, preset, layout)
-    spec, unused_layers = configuration.spec, configuration.unused_vision_layers
-    all_layers = spec.vision.model_copy(update={"num_layers": spec.vision.num_layers + len(unused_layers)})
-    tensors = _new_tensors(spec.model_copy(update={"vision": all_layers}), getattr(torch, dtype), seed)
-    total = sum(tensor.nbytes for tensor in tensors)
-    if not sparse:
-        _check_disk(folder, total)
-    for done in write_tensors(folder, tensors, shards=shards, sparse=sparse):
-        on_progress(done, total)
+    with fill_folder(folder, last=CONFIG) as unfinished:
+        configuration = _write_and_read(unfinished, config, preset, layout)
+        spec, unused_layers = configuration.spec, configuration.unused_vision_layers
+        all_layers = spec.vision.model_copy(update={"num_layers": spec.vision.num_layers + len(unused_layers)})
+        tensors = _new_tensors(spec.model_copy(update={"vision": all_layers}), getattr(torch, dtype), seed)
+        total = sum(tensor.nbytes for tensor in tensors)
+        if not sparse:
+            _check_disk(folder, total)
+        for done in write_tensors(unfinished, tensors, shards=shards, sparse=sparse):
+            on_progress(done, total)
     return folder
 
 

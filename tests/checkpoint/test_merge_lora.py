@@ -118,6 +118,16 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny, tmp_path):
         merge_lora(tiny, tmp_path / "d")
 
 
+def test_an_interruption_leaves_nothing_behind(tiny, tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    adapter = peft_adapter(tmp_path / "adapter", factors(load_file(tiny / WEIGHTS)))
+    with pytest.raises(KeyboardInterrupt):
+        merge_lora(tiny, tmp_path / "merged", adapter, interrupt)
+    assert not (tmp_path / "merged").exists()
+
+
 def test_nothing_is_written_over(tiny, tmp_path):
     adapter = peft_adapter(tmp_path / "adapter", factors(load_file(tiny / WEIGHTS)))
     with pytest.raises(UsageError, match="not empty"):

@@ -173,6 +173,15 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_an_interruption_leaves_nothing_behind(tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(tmp_path / "new", preset="nano", on_progress=interrupt)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_vocabulary_without_room_for_bytes_is_refused(tmp_path):
     with pytest.raises(UsageError, match="vocabulary is too small"):
         synthesize(tmp_path, preset="nano", overrides={"llm_config.vocab_size": 200})
