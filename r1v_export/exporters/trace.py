@@ -25,7 +25,8 @@ from r1v_export.exporters.passes import clean
 def trace(source: GraphSource, contract: GraphContract, compute: torch.dtype) -> ir.Model:
     """The graph of `source` in standard ONNX, cleaned by `passes`.
 
-    Inputs and outputs have the contract's names; initializers are unmaterialized and have their published names.
+    The graph, its inputs and outputs have the contract's names; initializers are unmaterialized and have their
+    published names.
     """
     with FakeTensorMode(), onnx_operators(), _default_dtype(compute), _quiet():
         module = source.module().eval().requires_grad_(False)
@@ -34,6 +35,7 @@ def trace(source: GraphSource, contract: GraphContract, compute: torch.dtype) ->
         program = torch.onnx.export(exported, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
         assert program is not None
         model: ir.Model = program.model
+        model.graph.name = contract.name
         _name_boundary(model, contract)
         _name_initializers(model, source.prefix)
         clean(model, source.prefix, dict(source.value_names))

@@ -112,5 +112,7 @@ def test_every_graph_exports_in_16_bits_and_is_valid_onnx(compute, checkpoint, t
     for name in SOURCES:
         path = export_graph(name, checkpoint, tmp_path, compute)
         onnx.checker.check_model(path, full_check=True)
-        wide = {i.name for i in onnx.load(path, load_external_data=False).graph.initializer if i.data_type == 1}
+        graph = onnx.load(path, load_external_data=False).graph
+        assert graph.name == name
+        wide = {i.name for i in graph.initializer if i.data_type == 1}
         assert not wide, "float32 is left in a 16-bit graph"

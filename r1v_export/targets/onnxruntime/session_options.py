@@ -31,6 +31,9 @@ tiles, of 256 tokens each, are encoded one by one: 4 % faster than four together
 EMBED_THREADS = 1
 """Of the embed graph's session: a look-up gains nothing from more."""
 
+AVAILABLE_CORES = "available_cores"
+"""Of the other sessions, as data: what `cpus.thread_count` counts."""
+
 PROMPT_ROWS = 1
 """Rows of a batch that one run of the decoder takes with several new tokens each, see `OnnxRuntimeDecoder`."""
 
@@ -57,7 +60,7 @@ def engine_options(engine: Path, files: Mapping[str, str]) -> dict[str, JsonValu
         "weights_root": "../..",
         "weights_root_entry": WEIGHTS_FOLDER,
         "session_entries": entries,
-        "threads": {name: EMBED_THREADS if name == contract.EMBED else "physical_cores" for name in files},
+        "threads": {name: EMBED_THREADS if name == contract.EMBED else AVAILABLE_CORES for name in files},
         "image_tokens_per_run": TOKENS_AT_ONCE,
         "rows_per_prompt_run": PROMPT_ROWS,
         "cache_in_place": True,

@@ -6,7 +6,9 @@ import pytest
 
 from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS, graph_contracts
+from r1v_export.cpus import thread_count, use_threads
 from r1v_export.errors import BundleError, CapabilityError, GraphError
+from r1v_export.targets.onnxruntime.session_options import AVAILABLE_CORES
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 
 
@@ -42,6 +44,19 @@ def test_a_moved_bundle_still_opens(copy):
     moved = copy.folder.rename(copy.folder.with_name("elsewhere"))
     engine = OnnxRuntimeTarget().open(moved / "engines" / "onnxruntime", copy.spec, "cpu")
     assert engine.decoder(1, 8).capacity == 8
+
+
+def test_sessions_have_the_threads_that_the_engine_document_says(r1v):
+    threads = OnnxRuntimeTarget().engine_document(r1v.engine_folder).options["threads"]
+    available = 1 + thread_count().count
+    use_threads(available)
+    try:
+        engine = r1v.open()
+        sessions = {name: getattr(engine, f"_{name}") for name in GRAPHS}
+    finally:
+        use_threads(None)
+    found = {name: session.get_session_options().intra_op_num_threads for name, session in sessions.items()}
+    assert found == {name: available if count == AVAILABLE_CORES else count for name, count in threads.items()}
 
 
 def test_a_missing_graph_is_named_before_anything_runs(copy):
