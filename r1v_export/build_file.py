@@ -50,7 +50,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = read_regular_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("The build file cannot be read.", where=path, found=error) from error
+        raise UsageError(
+            "The build file cannot be read.",
+            where=path,
+            expected="a YAML file in UTF-8",
+            found=error.strerror if isinstance(error, OSError) and error.strerror else error,
+            fix="correct the path of --config, or omit it and pass options",
+        ) from error
     fields = parse_yaml(text, UsageError, "The build file is invalid", where=path)
     if not isinstance(fields, dict):
         raise UsageError(

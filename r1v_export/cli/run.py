@@ -128,7 +128,13 @@ def _question(question: str | None, chat: bool) -> str:
             raise UsageError("A conversation takes its questions from stdin.", found=question[:80], fix="omit QUESTION")
         return ""
     if question is None:
-        raise click.UsageError("Missing argument 'QUESTION'.", click.get_current_context())
+        raise UsageError(
+            "There is no question.",
+            where="QUESTION, the argument after BUNDLE",
+            expected="a text, or - to read it from stdin",
+            found="nothing",
+            fix='add one, such as "What do you see?", or pass --chat for a conversation',
+        )
     if question != "-":
         return question
     content = sys.stdin.buffer.read(MAX_QUESTION_BYTES + 1)

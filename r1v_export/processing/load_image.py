@@ -19,6 +19,8 @@ MAX_PIXELS = 80_000_000
 MAX_SIDE = 65_535
 """Longest side in pixels, which is JPEG's own limit: resizing a longer, narrow image takes gigabytes."""
 
+_SHOWN_BYTES = 16
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is opened at all: Pillow's other readers are rarely used, and one of them runs PostScript."""
 
@@ -82,8 +84,15 @@ def _decode(file: BinaryIO, policy: ImagePolicy, where: object, max_pixels: int)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(where, error) from error
     except UnidentifiedImageError as error:
-        formats = " ".join(FORMATS)
-        raise InputError("The file is not an image of a known format.", where=where, expected=formats) from error
+        file.seek(0)
+        head = file.read(_SHOWN_BYTES)
+        raise InputError(
+            "The file is not an image of a known format.",
+            where=where,
+            expected=" ".join(FORMATS),
+            found=f"a file that begins with {head!r}" if head else "an empty file",
+            fix="name another file, or convert it to PNG first",
+        ) from error
     except Exception as error:  # Pillow's decoders answer damaged data with a dozen kinds of exception.
         raise InputError("The image is damaged or cut off.", where=where, found=error) from error
 

@@ -120,6 +120,14 @@ def test_a_question_on_stdin_that_cannot_be_used_is_refused(nano_bundle: Path, r
     assert what in err
 
 
+def test_without_a_question_the_message_says_where_to_put_one(tmp_path: Path, run) -> None:
+    code, _, err = run(tmp_path)
+    assert code == 2
+    assert "no question" in err
+    assert "QUESTION" in err
+    assert "--chat" in err
+
+
 def test_a_conversation_is_read_line_by_line_and_keeps_its_cache(nano_bundle: Path, run) -> None:
     lines = f"/image {CHART}\n{GREEN}\n\n{BLUE}\n/exit\nnever asked\n"
     code, out, _ = run(nano_bundle, "--chat", "--format", "json", stdin=lines)

@@ -82,7 +82,7 @@ def test_a_name_with_a_null_byte_is_refused():
 def test_a_file_that_is_no_image_is_refused(content, tmp_path):
     file = tmp_path / "notes.png"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"(?s)not an image.*notes\.png"):
+    with pytest.raises(InputError, match=r"(?s)not an image.*notes\.png.*PNG.*found.*fix"):
         load_image(file)
 
 
