@@ -150,7 +150,7 @@ def test_writing_holds_one_chunk_and_not_the_tensor(tmp_path):
     """The two largest tensors are 77 MB each, and 154 MB while they are still float32."""
     command = [sys.executable, "-c", MEASURE, tmp_path]
     growth = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert growth < 8 * synth._CHUNK  # one chunk in float32 and in bfloat16, and some slack
+    assert growth < 9 * synth._CHUNK  # a chunk in float32 and in bfloat16 takes 8; a whole tensor would take 13
 
 
 def test_progress_counts_every_byte(tmp_path):
