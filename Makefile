@@ -15,6 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := .venv-runtime
 INSTALLED := $(VENV)/.installed
+TRITON := .venv-triton
 
 .PHONY: demo test lint format lock browser runtime clean
 
@@ -23,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/r1v-export check $(BUNDLE)
 	$(BIN)/r1v-export run $(BUNDLE) --image $(IMAGE) "$(QUESTION)"
 
-test: $(INSTALLED) browser
+test: $(INSTALLED) $(TRITON)/.installed browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # The browser of the page's tests. Where it cannot be installed they are skipped, and say so.
@@ -45,6 +46,14 @@ $(INSTALLED): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# A real tritonserver with its Python backend's packages; the package is taken from here.
+$(TRITON)/.installed: requirements-triton.lock
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-triton.lock
+	$(TRITON)/bin/python -c "import pathlib, sysconfig; \
+	  pathlib.Path(sysconfig.get_path('purelib'), 'r1v-export.pth').write_text('$(CURDIR)')"
 	touch $@
 
 # In the versions of the lock. The old build folder may hold modules that are gone.

@@ -29,6 +29,7 @@ COMMANDS = (
         "verify",
         "run",
         "serve",
+        "deploy",
         "bench",
         "inspect",
         "recipes",

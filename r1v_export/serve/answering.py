@@ -61,18 +61,9 @@ class Answering:
         if limit is not None and (asked or 0) > limit:
             message = f"At most {limit} tokens of an answer are allowed on this server; {asked} were asked for."
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_tokens", "max_tokens")
-        given: dict[str, Any] = {
-            "max_new_tokens": asked or limit,
-            "temperature": fields.temperature,
-            "top_p": fields.top_p,
-            "top_k": fields.top_k,
-            "repetition_penalty": fields.repetition_penalty,
-            "seed": fields.seed,
-            "stop": fields.stops,
-        }
+        default = self._default if limit is None else replace(self._default, max_new_tokens=limit)
         try:
-            asked_for = {name: value for name, value in given.items() if value is not None}
-            sampling = replace(self._default, **asked_for)
+            sampling = replace(default, **fields.changes)
         except R1VError as error:
             raise serve_error(error) from error
         seed = sampling.seed

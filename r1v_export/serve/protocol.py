@@ -15,6 +15,9 @@ from r1v_export.strict import StrictModel
 MAX_CHOICES = 16
 """Answers to one request, at most."""
 
+JsonObject = dict[str, Any]
+"""A JSON object of a response."""
+
 Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 
 
@@ -85,29 +88,18 @@ class TemplateOptions(StrictModel):
     enable_thinking: bool = True
 
 
-class SamplingFields(StrictModel):
-    """Fields of both completion routes. What is omitted is the checkpoint's own."""
+class SamplingOptions(StrictModel):
+    """How one answer is sampled. What is omitted is the checkpoint's own."""
 
-    model: str
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: PositiveInt | None = None
-    n: Choices = 1
     seed: NonNegativeInt | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-    """Taken and not used; never logged."""
 
     # Extensions
     top_k: NonNegativeInt | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Strings that end the answer."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def token_limit(self) -> int | None:
@@ -115,9 +107,41 @@ class SamplingFields(StrictModel):
         return self.max_tokens
 
     @property
+    def changes(self) -> JsonObject:
+        """What is said, as fields of `generation.Sampling`."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        fields = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_new_tokens": self.token_limit,
+            "seed": self.seed,
+            "stop": stop or None,
+            "top_k": self.top_k,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+class SamplingFields(SamplingOptions):
+    """Fields of both completion routes."""
+
+    model: str
+    n: Choices = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    """Taken and not used; never logged."""
+
+    @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+
+class MessagesDocument(StrictModel):
+    """A conversation by itself."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
 
 
 class ChatRequest(SamplingFields):
@@ -174,7 +198,3 @@ class ErrorBody(StrictModel):
     """Body of every response that is an error."""
 
     error: ErrorFields
-
-
-JsonObject = dict[str, Any]
-"""A JSON object of a response."""

@@ -45,6 +45,7 @@ from r1v_export.runner.base import BaseRunner, Request
 from r1v_export.runner.batching.job import Job, JobQueue
 from r1v_export.runner.batching.options import BatchingOptions, BatchingStats
 from r1v_export.runner.batching.submission import Deliver, Submission
+from r1v_export.runner.encoded_prompt import EncodedPrompt
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class BatchingRunner:
 
     def submit(
         self,
-        request: Request,
+        request: Request | EncodedPrompt,
         sampling: Sampling | None = None,
         *,
         deliver: Deliver | None = None,
@@ -91,6 +92,7 @@ class BatchingRunner:
         """Queue a request; any thread may, and it does not block.
 
         Args:
+            request: an encoded prompt, as of another process that encodes images, goes past the queue of its client.
             sampling: `default_sampling` of the checkpoint if omitted.
             deliver: takes the events, on a thread of the runner; without it the submission is iterated.
             deadline: by `time.monotonic`, when the answer ends with what it has.
@@ -115,7 +117,12 @@ class BatchingRunner:
                     expected=f"at most {self.options.max_queued}, and {self.options.max_rows} that run",
                     fix="try again later",
                 )
-            self._queue.add(Job(submission, request, sampling, deadline, client))
+            job = Job(submission, request, sampling, deadline, client)
+            if isinstance(request, EncodedPrompt):
+                job.encoded = request
+                self._ready.append(job)
+            else:
+                self._queue.add(job)
             self._changed.notify_all()
         return submission
 
@@ -190,6 +197,7 @@ class BatchingRunner:
         while self._wait_to_prepare():
             if (job := self._next_to_prepare()) is not None:
                 with self._failing(job):
+                    assert isinstance(job.request, Request)
                     job.opened = self.runner.open_prompt(job.request, self._encoder)
                     opened.append(job)
             with self._failing(*opened):

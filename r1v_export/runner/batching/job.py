@@ -25,7 +25,7 @@ class Job:
     """
 
     submission: Submission
-    request: Request
+    request: Request | EncodedPrompt
     sampling: Sampling
     deadline: float | None
     client: str

@@ -1,0 +1,55 @@
+"""`r1v-export deploy`: a bundle for a server of another kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from r1v_export.cli.output import common_options, device_option, print_json
+
+if TYPE_CHECKING:
+    from r1v_export.config import Device
+
+
+@click.group(name="deploy", short_help="Make a deployment for Triton of a bundle.")
+def command() -> None:
+    """Make a deployment of a bundle."""
+
+
+@command.command(short_help="A Triton model repository, with Dockerfile and Helm chart.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--target", help="Engine of the bundle. [default: its first]")
+@click.option("--max-rows", type=click.IntRange(1, 1024), default=16, show_default=True, help="Answered together.")
+@click.option(
+    "--cache-mib", type=click.IntRange(min=1), default=2048, show_default=True, help="Of the key-value cache."
+)
+@click.option(
+    "--tiles", type=click.IntRange(1, 1024), default=16, show_default=True, help="In a batch of the vision graph."
+)
+@click.option("--preprocessors", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes for images.")
+@device_option
+@common_options
+def triton(
+    bundle: Path,
+    out: Path,
+    target: str | None,
+    max_rows: int,
+    cache_mib: int,
+    tiles: int,
+    preprocessors: int,
+    device: Device,
+    format_: str,
+) -> None:
+    """Write BUNDLE as a model repository for Triton, with a Dockerfile, a compose file, a Helm chart and a README."""
+    from r1v_export.bundle import Bundle
+    from r1v_export.deploy.triton.repository import TritonOptions, write_repository
+
+    options = TritonOptions(target, device, max_rows, cache_mib, tiles, preprocessors)
+    written = write_repository(Bundle.open(bundle), out, options)
+    if format_ == "json":
+        print_json({"folder": str(out), "files": [path.relative_to(out).as_posix() for path in written]})
+    else:
+        click.echo(f"{out}: {len(written)} files and the bundle; README.md says how to start and ask it")

@@ -1,0 +1,194 @@
+"""`r1v_llm`: a prompt and its image embeddings become an answer, token by token; many requests are decoded together."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from r1v_export.contract import IMAGE_EMBEDS, INPUT_IDS
+from r1v_export.deploy.triton.models import python_backend as triton
+from r1v_export.deploy.triton.tensors import (
+    FINISH_REASON,
+    REASONING_OUTPUT,
+    SAMPLING_PARAMETERS,
+    STOP,
+    TEXT_OUTPUT,
+    THINKING,
+    TILES_PER_IMAGE,
+    TOKEN_ID,
+    USAGE,
+)
+from r1v_export.errors import InputError, R1VError
+from r1v_export.generation import EncodedImage, Sampling
+from r1v_export.processing.generation_config import default_sampling
+from r1v_export.runner.answer import Timings, TokenEvent
+from r1v_export.runner.batching.batching_runner import BatchingRunner
+from r1v_export.runner.batching.options import MIB, BatchingOptions, BatchingStats
+from r1v_export.runner.batching.submission import Submission
+from r1v_export.runner.encoded_prompt import EncodedPrompt
+from r1v_export.runner.open_runner import open_runner
+from r1v_export.serve.protocol import SamplingOptions
+from r1v_export.serve.responses import usage
+from r1v_export.strict import parse_json
+
+NO_TOKEN = -1
+
+
+class TritonPythonModel:
+    """Decodes requests with our batching loop; each response has one token and what it made certain of the text."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the bundle's engine and start the loop."""
+        model = triton.ModelArguments(args)
+        runner = open_runner(model.bundle, model.target, device=model.device)
+        options = BatchingOptions(
+            max_rows=int(model.parameters[triton.MAX_ROWS]),
+            cache_bytes=int(model.parameters[triton.CACHE_MIB]) * MIB,
+            image_cache_bytes=0,
+        )
+        self.image_token_id, self.tokens_per_tile = runner.pipeline.image_token_id, runner.pipeline.tokens_per_tile
+        self.default = default_sampling(runner.generation_config)
+        self.batching = BatchingRunner(runner, options)
+        self.metrics = _Metrics()
+        self._lock = threading.Lock()
+        self._running: dict[str, Submission] = {}
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Begin to answer each request, or end the one with the same id; responses come from the loop's thread."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                if triton.flag_input(request, STOP, default=False):
+                    self._stop(request.request_id())
+                    sender.send(flags=triton.FINAL)
+                else:
+                    self._begin(request, sender)
+            except Exception as error:
+                sender.send(triton.error_response(error), flags=triton.FINAL)
+
+    def finalize(self) -> None:
+        """End the loop; unfinished answers end as cancelled."""
+        self.batching.close(drain=False)
+
+    def _begin(self, request: Any, sender: Any) -> None:
+        answer = _Answer(sender, self._count)
+        request_id = request.request_id()
+        prompt, sampling = self._prompt(request), self._sampling(request)
+        submission = self.batching.submit(prompt, sampling, deliver=answer.send, request_id=request_id or None)
+        answer.submission = submission
+        with self._lock:
+            self._running = {name: other for name, other in self._running.items() if not other.done}
+            if request_id:
+                self._running[request_id] = submission
+
+    def _count(self) -> None:
+        self.metrics.show(self.batching.stats())
+
+    def _stop(self, request_id: str) -> None:
+        with self._lock:
+            submission = self._running.pop(request_id, None)
+        if submission is not None:
+            submission.cancel()
+
+    def _prompt(self, request: Any) -> EncodedPrompt:
+        ids = triton.array_input(request, INPUT_IDS)
+        if ids is None or ids.size == 0:
+            raise InputError("The request has no prompt.", where=INPUT_IDS, expected="at least one token")
+        thinking = triton.flag_input(request, THINKING, default=False)
+        return EncodedPrompt([int(id_) for id_ in ids.reshape(-1)], self._images(request), thinking, Timings())
+
+    def _images(self, request: Any) -> list[EncodedImage]:
+        """The embeddings of each image, which are known by their own bytes."""
+        embeds, tiles = triton.array_input(request, IMAGE_EMBEDS), triton.array_input(request, TILES_PER_IMAGE)
+        if embeds is None or tiles is None or len(embeds) == 0:
+            return []
+        if (tiles < 1).any() or tiles.sum() != len(embeds):
+            raise InputError(
+                "The tiles of the images are not those of the embeddings.",
+                where=TILES_PER_IMAGE,
+                expected=f"positive numbers whose sum is {len(embeds)}",
+                found=tiles.tolist(),
+            )
+        if not np.isfinite(embeds).all():
+            raise InputError("Image embeddings are not finite.", where=IMAGE_EMBEDS, expected="finite numbers")
+        ends = np.cumsum([0, *tiles.reshape(-1)])
+        return [EncodedImage.of(embeds[start:end], embeds[start:end]) for start, end in pairwise(ends)]
+
+    def _sampling(self, request: Any) -> Sampling:
+        text = triton.text_input(request, SAMPLING_PARAMETERS)
+        if text is None:
+            return self.default
+        options = parse_json(SamplingOptions, text, InputError, f"{SAMPLING_PARAMETERS} cannot be used")
+        return replace(self.default, **options.changes)
+
+
+class _Metrics:
+    """The loop's counters among Triton's own metrics."""
+
+    def __init__(self) -> None:
+        family, gauge = triton.backend().MetricFamily, triton.backend().MetricFamily.GAUGE
+        texts = {
+            "r1v_requests_running": "Requests that are being answered.",
+            "r1v_requests_queued": "Requests that wait for a row of the cache.",
+            "r1v_cache_bytes": "Size of the key-value cache.",
+            "r1v_generated_tokens": "Tokens of answers since the model was loaded.",
+            "r1v_prompt_tokens": "Tokens of prompts since the model was loaded.",
+            "r1v_prompt_tokens_reused": "Of these, tokens that the cache held.",
+        }
+        families = {name: family(name=name, description=text, kind=gauge) for name, text in texts.items()}
+        self._families = families
+        self._metrics = {name: each.Metric(labels={}) for name, each in families.items()}
+
+    def show(self, stats: BatchingStats) -> None:
+        """Set them to what the loop says."""
+        values = {
+            "r1v_requests_running": stats.running,
+            "r1v_requests_queued": stats.queued,
+            "r1v_cache_bytes": stats.cache_bytes,
+            "r1v_generated_tokens": stats.generated_tokens,
+            "r1v_prompt_tokens": stats.prompt_tokens,
+            "r1v_prompt_tokens_reused": stats.reused_tokens,
+        }
+        for name, value in values.items():
+            self._metrics[name].set(value)
+
+
+class _Answer:
+    """Sends one request's events as responses.
+
+    Args:
+        sender: Triton's, of the request.
+        count: called with each event.
+    """
+
+    def __init__(self, sender: Any, count: Callable[[], None]) -> None:
+        self.sender, self.count = sender, count
+        self.submission: Submission | None = None
+
+    def send(self, event: TokenEvent | R1VError) -> None:
+        """Send one event. Called on the loop's thread."""
+        self.count()
+        if isinstance(event, R1VError):
+            self.sender.send(triton.error_response(event), flags=triton.FINAL)
+            return
+        if event.answer is None and self.sender.is_cancelled() and self.submission is not None:
+            self.submission.cancel()
+        self.sender.send(_response(event), flags=triton.FINAL if event.answer is not None else 0)
+
+
+def _response(event: TokenEvent) -> Any:
+    answer = event.answer
+    outputs: dict[str, str | int] = {
+        TOKEN_ID: NO_TOKEN if event.token_id is None else event.token_id,
+        REASONING_OUTPUT: event.reasoning,
+        TEXT_OUTPUT: event.text,
+        FINISH_REASON: "" if answer is None else answer.finish_reason,
+        USAGE: "" if answer is None else json.dumps(usage([answer])),
+    }
+    return triton.response(**outputs)

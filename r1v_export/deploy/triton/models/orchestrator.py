@@ -1,0 +1,144 @@
+"""`r1v`: a question with its images, or a conversation, becomes a streamed answer through the other models.
+
+Tiles and embeddings stay within the server. Each request has a thread, which waits for its answer: as many as Triton
+lets in.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from r1v_export.contract import IMAGE_EMBEDS, INPUT_IDS, PIXEL_VALUES
+from r1v_export.deploy.triton.models import python_backend as triton
+from r1v_export.deploy.triton.tensors import (
+    ENABLE_THINKING,
+    FINISH_REASON,
+    IMAGE,
+    LLM,
+    MESSAGES,
+    PREPROCESS,
+    REASONING_OUTPUT,
+    SAMPLING_PARAMETERS,
+    STOP,
+    STREAM,
+    TEXT_INPUT,
+    TEXT_OUTPUT,
+    THINKING,
+    TILES_PER_IMAGE,
+    TOKEN_ID,
+    USAGE,
+    VISION,
+)
+
+_ANSWER = (TOKEN_ID, REASONING_OUTPUT, TEXT_OUTPUT, FINISH_REASON, USAGE)
+
+
+class TritonPythonModel:
+    """Leads requests through the other models."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Read the parameters."""
+        self.tiles_at_once = int(triton.ModelArguments(args).parameters[triton.TILES_AT_ONCE])
+        self._threads: list[threading.Thread] = []
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Answer each request on a thread of its own."""
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        for request in requests:
+            thread = threading.Thread(target=self._answer, args=(request,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def finalize(self) -> None:
+        """Wait for what is being answered."""
+        for thread in self._threads:
+            thread.join(timeout=30)
+
+    def _answer(self, request: Any) -> None:
+        sender = request.get_response_sender()
+        try:
+            triton.require_no_parameters(request)
+            prompt = self._call(PREPROCESS, self._passed(request, TEXT_INPUT, MESSAGES, IMAGE, ENABLE_THINKING))
+            embeds = self._image_embeds(prompt[PIXEL_VALUES].as_numpy())
+            responses = self._generate(request, prompt, embeds, sender)
+            if not triton.flag_input(request, STREAM, default=True):
+                responses = iter([_joined(list(responses))])
+            for response in responses:
+                if not sender.is_cancelled():
+                    sender.send(triton.response(**response))
+            sender.send(flags=triton.FINAL)
+        except Exception as error:
+            sender.send(triton.error_response(error), flags=triton.FINAL)
+
+    def _passed(self, request: Any, *names: str) -> list[Any]:
+        """Inputs of a request, as another model takes them."""
+        found = (triton.backend().get_input_tensor_by_name(request, name) for name in names)
+        return [tensor for tensor in found if tensor is not None]
+
+    def _call(self, model: str, inputs: Sequence[Any]) -> dict[str, Any]:
+        """The outputs of a model that answers once."""
+        names = {PREPROCESS: (INPUT_IDS, PIXEL_VALUES, TILES_PER_IMAGE, THINKING), VISION: (IMAGE_EMBEDS,)}[model]
+        request = triton.backend().InferenceRequest(
+            model_name=model, requested_output_names=list(names), inputs=list(inputs)
+        )
+        response = request.exec()
+        if response.has_error():
+            raise triton.TritonModelError(response.error())
+        return {name: triton.backend().get_output_tensor_by_name(response, name) for name in names}
+
+    def _image_embeds(self, pixels_T3SS: np.ndarray) -> np.ndarray | None:
+        """The embeddings of all tiles; None without images."""
+        starts = range(0, len(pixels_T3SS), self.tiles_at_once)
+        parts = [pixels_T3SS[start : start + self.tiles_at_once] for start in starts]
+        encoded = [self._call(VISION, [triton.output(PIXEL_VALUES, part)])[IMAGE_EMBEDS].as_numpy() for part in parts]
+        return np.concatenate(encoded) if encoded else None
+
+    def _generate(
+        self, request: Any, prompt: Mapping[str, Any], embeds: np.ndarray | None, sender: Any
+    ) -> Iterator[dict[str, Any]]:
+        """The responses of `r1v_llm`; a client that has gone stops it."""
+        request_id = uuid4().hex
+        inputs = [prompt[INPUT_IDS], prompt[THINKING], *self._passed(request, SAMPLING_PARAMETERS)]
+        if embeds is not None:
+            inputs += [triton.output(IMAGE_EMBEDS, embeds), prompt[TILES_PER_IMAGE]]
+        stopped, failure = False, None
+        # An iterator that is not read to its end blocks the backend: also after an error.
+        for response in self._exec(request_id, inputs):
+            if response.has_error():
+                failure = failure or triton.TritonModelError(response.error())
+                continue
+            outputs = {
+                name: tensor.as_numpy()
+                for name in _ANSWER
+                if (tensor := triton.backend().get_output_tensor_by_name(response, name)) is not None
+            }
+            if outputs:
+                yield outputs
+            if not stopped and sender.is_cancelled():
+                stopped = True
+                for _ in self._exec(request_id, [triton.output(STOP, np.array([True]))]):
+                    pass
+        if failure is not None:
+            raise failure
+
+    def _exec(self, request_id: str, inputs: Sequence[Any]) -> Iterator[Any]:
+        request = triton.backend().InferenceRequest(
+            request_id=request_id, model_name=LLM, requested_output_names=list(_ANSWER), inputs=list(inputs)
+        )
+        responses: Iterator[Any] = request.exec(decoupled=True)
+        return responses
+
+
+def _joined(responses: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """One response with the whole answer: its texts, and all its tokens' last."""
+    last = responses[-1]
+    texts = {
+        name: b"".join(bytes(response[name][0]) for response in responses).decode()
+        for name in (REASONING_OUTPUT, TEXT_OUTPUT)
+    }
+    return {TOKEN_ID: last[TOKEN_ID], **texts, FINISH_REASON: last[FINISH_REASON], USAGE: last[USAGE]}

@@ -1,0 +1,101 @@
+"""`r1v_preprocess`: a conversation and its images become token ids and tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from r1v_export.contract import INPUT_IDS, PIXEL_VALUES
+from r1v_export.deploy.triton.models import python_backend as triton
+from r1v_export.deploy.triton.tensors import (
+    ENABLE_THINKING,
+    IMAGE,
+    MESSAGES,
+    TEXT_INPUT,
+    THINKING,
+    TILES_PER_IMAGE,
+)
+from r1v_export.errors import InputError
+from r1v_export.processing.image_source import read_data_url
+from r1v_export.processing.load_image import load_image
+from r1v_export.processing.pipeline_document import document_template, open_files
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.prompt import encode
+from r1v_export.runner.base import Request
+from r1v_export.serve.conversation import to_request
+from r1v_export.serve.protocol import MessagesDocument
+from r1v_export.strict import load_json, parse_fields
+
+MAX_IMAGES = 64
+"""Images of a request, at most."""
+
+
+class TritonPythonModel:
+    """Reads requests; its responses are what `r1v_vision` and `r1v_llm` take."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the bundle's tokenizer and pipeline."""
+        self.tokenizer, self.pipeline = open_files(triton.ModelArguments(args).bundle)
+        self.template = document_template(self.pipeline)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer each request on its own: what is wrong with one is no other's concern."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        try:
+            return triton.response(**self._prepare(self._read(request)))
+        except Exception as error:
+            return triton.error_response(error)
+
+    def _prepare(self, request: Request) -> dict[str, np.ndarray]:
+        pixels_T3SS, tiles_per_image = pixel_values(
+            request.images, self.pipeline.tiling.spec, self.pipeline.image_policy
+        )
+        token_ids = encode(
+            self.tokenizer,
+            self.template,
+            request.turns,
+            tiles_per_image,
+            self.pipeline.tokens_per_tile,
+            think=request.think,
+            max_length=self.pipeline.positions.max_positions - 1,  # one position at least is the answer's
+        )
+        return {
+            INPUT_IDS: np.array(token_ids, dtype=np.int64),
+            PIXEL_VALUES: pixels_T3SS,
+            TILES_PER_IMAGE: np.array(tiles_per_image, dtype=np.int64),
+            THINKING: np.array([request.think and bool(self.template.thinking)]),
+        }
+
+    def _read(self, request: Any) -> Request:
+        question, messages = triton.text_input(request, TEXT_INPUT), triton.text_input(request, MESSAGES)
+        images = [image for image in triton.bytes_inputs(request, IMAGE) if image]
+        think = triton.flag_input(request, ENABLE_THINKING, default=True)
+        if len(images) > MAX_IMAGES:
+            raise InputError("The request has too many images.", expected=f"at most {MAX_IMAGES}", found=len(images))
+        if (question is None) == (messages is None) or (messages is not None and images):
+            raise InputError(
+                "The request is no question and no conversation.",
+                expected=f"{TEXT_INPUT}, with {IMAGE} for each image; or {MESSAGES}, with images as data URLs",
+            )
+        if question is not None:
+            return Request.ask(question, *map(self._load, images), think=think)
+        what = f"{MESSAGES} is no conversation"
+        fields = {"messages": load_json(messages or "", InputError, what)}
+        document = parse_fields(MessagesDocument, fields, InputError, what)
+        return to_request(document.messages, self._load_url, think, self.pipeline.reasoning.pair)
+
+    def _load(self, image: bytes) -> Image.Image:
+        """An image from an encoded file, or from a data URL."""
+        if image.startswith(b"data:"):
+            return self._load_url(image.decode("latin-1"))
+        return load_image(image, self.pipeline.image_policy)
+
+    def _load_url(self, url: str) -> Image.Image:
+        if not url.startswith("data:"):
+            raise InputError("An image's URL cannot be used.", expected="a data: URL", found=url[:80])
+        return load_image(read_data_url(url), self.pipeline.image_policy)

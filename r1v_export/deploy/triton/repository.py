@@ -1,0 +1,132 @@
+"""Writes a deployment: the model repository, a copy of the bundle, and what starts it in a container or a cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1v_export.bundle import Bundle
+from r1v_export.config import Device
+from r1v_export.deploy.triton.model_config import ModelConfig
+from r1v_export.deploy.triton.models.python_backend import BUNDLE, CACHE_MIB, DEVICE, MAX_ROWS, TARGET, TILES_AT_ONCE
+from r1v_export.deploy.triton.tensors import LLM, MODELS, ORCHESTRATOR, PREPROCESS, VISION, inputs_of, outputs_of
+from r1v_export.errors import UsageError
+from r1v_export.files import require_writable
+from r1v_export.version import VERSION
+
+MODELS_FOLDER, BUNDLE_FOLDER = "models", "bundle"
+TEMPLATES = Path(__file__).parent / "templates"
+TRITON_RELEASE = "25.10"
+"""Tag of the NGC image. Its Python is 3.12, and its TensorRT 10.13 is the one that the extra `tensorrt-llm` pins."""
+
+_MODULES = {ORCHESTRATOR: "orchestrator", PREPROCESS: "preprocess", VISION: "vision", LLM: "llm"}
+
+_MODEL_FILE = '''"""{name}: see r1v_export/deploy/triton/models/{module}.py."""
+
+from r1v_export.deploy.triton.models.{module} import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How a bundle runs in Triton.
+
+    Attributes:
+        target: an engine of the bundle; its first one by default.
+        device: where engines run.
+        max_rows: requests that are answered together.
+        cache_mib: of the key-value cache.
+        tiles: that go through the vision graph together, of all requests.
+        preprocessors: processes that read images and make tokens.
+    """
+
+    target: str | None = None
+    device: Device = "cpu"
+    max_rows: int = 16
+    cache_mib: int = 2048
+    tiles: int = 16
+    preprocessors: int = 2
+
+
+def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[Path]:
+    """Write a deployment, and return its files but for the bundle's.
+
+    Args:
+        out: a folder that does not exist, or is empty.
+
+    Raises:
+        UsageError: `out` holds something.
+        BundleError: the bundle has no such engine.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError("The folder is not empty.", where=out, fix="name a new one with -o")
+    target = bundle.target(options.target)
+    require_writable(out, "name another one with -o")
+    written = []
+    for config in model_configs(bundle, options, target):
+        folder = out / MODELS_FOLDER / config.name
+        module = _MODULES[config.name]
+        written += [
+            _write(folder / "config.pbtxt", config.pbtxt()),
+            _write(folder / "1" / "model.py", _MODEL_FILE.format(name=config.name, module=module)),
+        ]
+    for template in sorted(TEMPLATES.rglob("*")):
+        if template.is_file():
+            text = template.read_text("utf-8")
+            for name, value in {**_facts(options), "target": target}.items():
+                text = text.replace(f"@{name}@", value)
+            written.append(_write(out / template.relative_to(TEMPLATES), text))
+    shutil.copytree(bundle.folder, out / BUNDLE_FOLDER, copy_function=_link_or_copy)
+    return written
+
+
+def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterator[ModelConfig]:
+    """The configuration of each model. Names and tensors are the same for every target."""
+    sizes = bundle.contract.sizes
+    shared = {BUNDLE: f"../{BUNDLE_FOLDER}", TARGET: target, DEVICE: options.device}
+    own = {
+        ORCHESTRATOR: {TILES_AT_ONCE: str(options.tiles)},
+        LLM: {MAX_ROWS: str(options.max_rows), CACHE_MIB: str(options.cache_mib)},
+    }
+    for name in MODELS:
+        yield ModelConfig(
+            name,
+            inputs_of(name, sizes),
+            outputs_of(name, sizes),
+            max_batch_size=options.tiles if name == VISION else 0,
+            queue_delay_us=2000 if name == VISION else None,
+            decoupled=name in (ORCHESTRATOR, LLM),
+            instances=options.preprocessors if name == PREPROCESS else 1,
+            on_gpu=options.device == "cuda" and name in (VISION, LLM),
+            parameters={**shared, **own.get(name, {})},
+        )
+
+
+def _facts(options: TritonOptions) -> dict[str, str]:
+    """What templates say in the place of @name@."""
+    return {
+        "release": TRITON_RELEASE,
+        "version": VERSION,
+        "extra": "onnxruntime-gpu" if options.device == "cuda" else "onnxruntime",
+        "devices": "[{ driver: nvidia, count: 1, capabilities: [gpu] }]" if options.device == "cuda" else "[]",
+        "gpus": "1" if options.device == "cuda" else "0",
+    }
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """The same file under another name, or a copy where that cannot be: bundles are large and never written to."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)

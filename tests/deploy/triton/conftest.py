@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from r1v_export.bundle import Bundle
+from r1v_export.deploy.triton.repository import MODELS_FOLDER, TritonOptions, write_repository
+from tests.deploy.triton.tritonserver import TritonServer, installed
+
+
+@pytest.fixture(scope="session")
+def deployment(nano_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model as a Triton deployment. Not to be written to."""
+    out = tmp_path_factory.mktemp("triton") / "deployment"
+    write_repository(Bundle.open(nano_bundle), out, TritonOptions(tiles=8, max_rows=4, cache_mib=64))
+    return out
+
+
+@pytest.fixture(scope="session")
+def triton(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    if not installed():
+        pytest.skip("no tritonserver: `make test` installs it")
+    server = TritonServer(deployment / MODELS_FOLDER, tmp_path_factory.mktemp("tritonserver"))
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()

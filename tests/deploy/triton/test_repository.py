@@ -1,0 +1,102 @@
+"""What `deploy triton` writes, read by others: Triton's protobuf, Helm, and Python."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import helm_python
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from r1v_export.bundle import Bundle
+from r1v_export.cli.deploy import command
+from r1v_export.deploy.triton.repository import MODELS_FOLDER, TritonOptions, model_configs
+from r1v_export.deploy.triton.tensors import LLM, MODELS, VISION
+from r1v_export.errors import BundleError, UsageError
+from tests.deploy.triton.tritonserver import ENVIRONMENT, installed
+
+PARSE = """
+import json, sys
+from pathlib import Path
+from google.protobuf import json_format, text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+print(json.dumps({
+    path.parent.name: json_format.MessageToDict(text_format.Parse(path.read_text(), ModelConfig()))
+    for path in Path(sys.argv[1]).glob("*/config.pbtxt")
+}))
+"""
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not installed(), reason="no tritonclient: `make test` installs it")
+def test_triton_s_own_protobuf_reads_the_configurations(deployment, nano_bundle):
+    python = ENVIRONMENT / "bin" / "python"
+    run = subprocess.run([python, "-c", PARSE, deployment / MODELS_FOLDER], capture_output=True, text=True, check=True)
+    configs = json.loads(run.stdout)
+    assert configs.keys() == set(MODELS)
+    sizes = Bundle.open(nano_bundle).contract.sizes
+    (pixels,), (embeds,) = configs[VISION]["input"], configs[VISION]["output"]
+    assert [int(size) for size in pixels["dims"]] == [3, sizes.tile_size, sizes.tile_size]
+    assert [int(size) for size in embeds["dims"]] == [sizes.tokens_per_tile, sizes.hidden]
+    assert configs[LLM]["modelTransactionPolicy"] == {"decoupled": True}
+
+
+def test_every_target_has_the_same_models_and_tensors(nano_bundle):
+    bundle = Bundle.open(nano_bundle)
+    cpu, gpu = (
+        [(each.name, each.inputs, each.outputs) for each in model_configs(bundle, TritonOptions(device=device), target)]
+        for device, target in (("cpu", "onnxruntime"), ("cuda", "tensorrt"))
+    )
+    assert cpu == gpu
+
+
+def test_helm_finds_nothing_to_object_to(deployment):
+    report = helm_python.lint(deployment / "chart", strict=True)
+    assert report["errors"] == []
+    assert [message for message in report["messages"] if message["severity"] > 1] == []
+    for gpus in (0, 1):
+        manifests = helm_python.Chart.load(deployment / "chart").render({"gpus": gpus}, name="r1v")
+        (deployed,) = [text for path, text in manifests.items() if path.endswith("deployment.yaml")]
+        container = yaml.safe_load(deployed)["spec"]["template"]["spec"]["containers"][0]
+        assert ("limits" in container["resources"]) == bool(gpus)
+        assert container["livenessProbe"]["exec"]["command"] == ["python3", "/deployment/probe.py"]
+
+
+def test_the_compose_file_gives_shared_memory(deployment):
+    service = yaml.safe_load((deployment / "compose.yaml").read_text())["services"]["triton"]
+    assert service["shm_size"] == "2gb"
+
+
+def test_every_file_is_complete(deployment):
+    files = [path for path in deployment.rglob("*") if path.is_file() and not {"bundle", "__pycache__"} & {*path.parts}]
+    assert len(files) == 2 * len(MODELS) + 8
+    for path in files:
+        text = path.read_text("utf-8")
+        assert "@version@" not in text
+        if path.suffix == ".py":
+            compile(text, path, "exec")
+
+
+def test_the_bundle_takes_no_further_room(deployment, nano_bundle):
+    largest = max(nano_bundle.rglob("*.data"), key=lambda path: path.stat().st_size)
+    assert largest.samefile(deployment / "bundle" / largest.relative_to(nano_bundle))
+
+
+def test_the_command_refuses_what_it_would_overwrite_and_engines_that_are_not_there(nano_bundle, tmp_path):
+    (tmp_path / "mine").write_text("x")
+    run = CliRunner().invoke(command, ["triton", str(nano_bundle), "-o", str(tmp_path)])
+    assert isinstance(run.exception, UsageError)
+    assert (tmp_path / "mine").read_text() == "x"
+    run = CliRunner().invoke(command, ["triton", str(nano_bundle), "-o", str(tmp_path / "new"), "--target", "tensorrt"])
+    assert isinstance(run.exception, BundleError)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_lists_what_it_wrote(nano_bundle, tmp_path):
+    run = CliRunner().invoke(command, ["triton", str(nano_bundle), "-o", str(tmp_path / "out"), "--format", "json"])
+    files = json.loads(run.output)["files"]
+    assert [Path(name) for name in files if not (tmp_path / "out" / name).is_file()] == []
