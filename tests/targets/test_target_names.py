@@ -15,7 +15,8 @@ FOLDERS = sorted(path.name for path in TARGETS.iterdir() if (path / "target.py")
 OUTSIDE = sorted(path for path in ROOT.rglob("*.py") if TARGETS not in path.parents)
 
 EXCEPTIONS = {
-    "checkpoint/quantized/compressed_tensors.py": "compressed-tensors is also what checkpoints call their format"
+    "checkpoint/gguf/open_gguf.py": "gguf is also the package that reads such files",
+    "checkpoint/quantized/compressed_tensors.py": "compressed-tensors is also what checkpoints call their format",
 }
 """File -> why it may name a target."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from r1v_export.config import BuildConfig, Device
+from r1v_export.config import COMPUTE_OF, BuildConfig, Device
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
@@ -62,7 +62,7 @@ class GgufTarget(Target):
         return warnings(spec)
 
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
-        return checkpoint_bytes(spec, schemes, spec.dtype)
+        return checkpoint_bytes(spec, schemes, COMPUTE_OF.get(config.precision, spec.dtype))
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         """Half precision: that of the scales, and of llama.cpp's table of GELU. Inputs of quantized products are

@@ -42,8 +42,10 @@ def test_every_type_computes_the_model_up_to_its_own_rounding(written) -> None:
     assert error < limits[written.config.precision]
 
 
-def test_the_size_that_a_dry_run_states_is_about_that_of_the_files(make) -> None:
-    written = make("300m", "fp16")
-    stated = GgufTarget().size_bytes(written.config, written.checkpoint.spec, {})
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8-smoothquant"])
+def test_the_size_that_a_dry_run_states_is_about_that_of_the_files(make, precision) -> None:
+    written = make("300m", precision)
+    schemes = written.artifact.schemes if written.artifact else {}
+    stated = GgufTarget().size_bytes(written.config, written.checkpoint.spec, schemes)
     on_disk = sum(path.stat().st_size for path in written.folder.iterdir())
     assert 0.7 * on_disk < stated < 1.1 * on_disk
