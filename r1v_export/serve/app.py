@@ -222,7 +222,8 @@ class Routes:
     async def _respond(
         self, request: Request, samplings: Sequence[Sampling], body: SamplingFields, http: HttpRequest, *, chat: bool
     ) -> Response:
-        head = Head(("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex, self.settings.model, chat)
+        name = ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex
+        head = Head(name, self.settings.model, chat, self.base.tokenizer.token_bytes)
         if body.stream:
             stream = self._stream(head, request, samplings, body.includes_usage, http)
             # What is wrong with a request is known before the status is sent.
@@ -244,6 +245,7 @@ class Routes:
     ) -> AsyncGenerator[str, None]:
         answers: dict[int, Answer] = {}
         opened: set[int] = set()
+        in_answer: set[int] = set()
         state = http.state
         try:
             async with aclosing(self.answering.events(request, samplings, state.request_id, state.client)) as events:
@@ -251,8 +253,10 @@ class Routes:
                     if head.chat and event.request not in opened:
                         opened.add(event.request)
                         yield sse(head.opening(event.request))
-                    if event.reasoning or event.text:
-                        yield sse(head.piece(event.request, event.reasoning, event.text))
+                    if event.text:
+                        in_answer.add(event.request)
+                    if event.reasoning or event.text or event.logprobs is not None:
+                        yield sse(head.piece(event, event.request in in_answer))
                     if event.answer is not None:
                         answers[event.request] = event.answer
                         yield sse(head.ending(event.request, event.answer))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from r1v_export.generation import MOST_BIAS, MOST_LOGPROBS, MOST_PENALTY
 from r1v_export.strict import StrictModel
 
 MAX_CHOICES = 16
@@ -17,6 +18,9 @@ MAX_CHOICES = 16
 
 JsonObject = dict[str, Any]
 """A JSON object of a response."""
+
+TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+"""A token id, as a key of a JSON object."""
 
 Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 
@@ -96,10 +100,21 @@ class SamplingOptions(StrictModel):
     max_tokens: PositiveInt | None = None
     seed: NonNegativeInt | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-MOST_PENALTY, le=MOST_PENALTY)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-MOST_PENALTY, le=MOST_PENALTY)] | None = None
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS)]] | None = None
 
     # Extensions
     top_k: NonNegativeInt | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    thinking_budget: NonNegativeInt | None = None
+    """Tokens of reasoning, at most: then its end tag follows."""
+
+    @property
+    def logprob_count(self) -> int | None:
+        """How many likeliest tokens are reported for each token; None reports no log probabilities at all."""
+        return None
 
     @property
     def token_limit(self) -> int | None:
@@ -110,7 +125,7 @@ class SamplingOptions(StrictModel):
     def changes(self) -> JsonObject:
         """What is said, as fields of `generation.Sampling`."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        fields = {
+        fields: JsonObject = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_new_tokens": self.token_limit,
@@ -118,6 +133,12 @@ class SamplingOptions(StrictModel):
             "stop": stop or None,
             "top_k": self.top_k,
             "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "logit_bias": {int(token): bias for token, bias in (self.logit_bias or {}).items()} or None,
+            "min_p": self.min_p,
+            "max_reasoning_tokens": self.thinking_budget,
+            "logprobs": self.logprob_count,
         }
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -149,6 +170,8 @@ class ChatRequest(SamplingFields):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: PositiveInt | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     metadata: dict[str, str] | None = None
     """Taken and not used; never logged."""
     store: Literal[False] | None = None
@@ -168,12 +191,27 @@ class ChatRequest(SamplingFields):
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def logprob_count(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _require_logprobs(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
 
 class CompletionRequest(SamplingFields):
     """Body of `/v1/completions`: text without a template is continued."""
 
     prompt: str
     echo: Literal[False] = False
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @property
+    def logprob_count(self) -> int | None:
+        return self.logprobs
 
 
 class TokenizeRequest(StrictModel):

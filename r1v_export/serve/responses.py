@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from r1v_export.generation import FinishReason
-from r1v_export.runner.answer import Answer
+from r1v_export.runner.answer import Answer, TokenEvent
+from r1v_export.serve.logprobs import TokenBytes, chat_logprobs, chat_token, text_logprobs
 from r1v_export.serve.protocol import JsonObject
 
 DONE = "data: [DONE]\n\n"
@@ -50,11 +51,13 @@ class Head:
         id: of the completion.
         model: its served name.
         chat: a chat completion, whose answers are messages.
+        token_bytes: token id -> its bytes, for log probabilities.
     """
 
     id: str
     model: str
     chat: bool
+    token_bytes: TokenBytes
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, answers: Sequence[Answer]) -> JsonObject:
@@ -67,14 +70,30 @@ class Head:
         """The first event of a chat answer."""
         return self._chunk(index, {"role": "assistant", "content": ""}, None)
 
-    def piece(self, index: int, reasoning: str, text: str) -> JsonObject:
-        """An event with what is new in an answer."""
+    def piece(self, event: TokenEvent, in_answer: bool) -> JsonObject:
+        """An event with what is new in an answer.
+
+        Args:
+            in_answer: the answer itself has begun, so that the token is not the reasoning's.
+        """
         if not self.chat:
-            return self._chunk(index, {"text": reasoning + text}, None)
-        delta: JsonObject = {"content": text} if text else {}
-        if reasoning:
-            delta |= {"reasoning_content": reasoning, "reasoning": reasoning}
-        return self._chunk(index, delta, None)
+            logprobs = self._text_logprobs(event)
+            return self._chunk(event.request, {"text": event.reasoning + event.text}, None, logprobs)
+        delta: JsonObject = {"content": event.text} if event.text else {}
+        if event.reasoning:
+            delta |= {"reasoning_content": event.reasoning, "reasoning": event.reasoning}
+        return self._chunk(event.request, delta, None, self._chat_logprobs(event, in_answer))
+
+    def _text_logprobs(self, event: TokenEvent) -> JsonObject | None:
+        if event.token_id is None or event.logprobs is None:
+            return None
+        return text_logprobs([event.token_id], [event.logprobs], self.token_bytes)
+
+    def _chat_logprobs(self, event: TokenEvent, in_answer: bool) -> JsonObject | None:
+        if event.token_id is None or event.logprobs is None:
+            return None
+        tokens = [chat_token(event.token_id, event.logprobs, self.token_bytes)]
+        return {"content": tokens if in_answer else [], "reasoning": [] if in_answer else tokens, "refusal": None}
 
     def ending(self, index: int, answer: Answer) -> JsonObject:
         """The last event of an answer."""
@@ -91,16 +110,20 @@ class Head:
     def _fields(self, kind: str) -> JsonObject:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _chunk(self, index: int, delta: JsonObject, reason: str | None) -> JsonObject:
+    def _chunk(
+        self, index: int, delta: JsonObject, reason: str | None, logprobs: JsonObject | None = None
+    ) -> JsonObject:
         content = {"delta": delta} if self.chat else delta
-        choice = {"index": index, **content, "logprobs": None, "finish_reason": reason}
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
         return {**self._fields(self._chunk_kind), "choices": [choice]}
 
     def _choice(self, index: int, answer: Answer) -> JsonObject:
         if not self.chat:
             content: JsonObject = {"text": answer.reasoning + answer.text}
+            logprobs = text_logprobs(answer.token_ids, answer.logprobs, self.token_bytes)
         else:
             reasoning = answer.reasoning or None
             message = {"role": "assistant", "content": answer.text, "refusal": None}
             content = {"message": {**message, "reasoning_content": reasoning, "reasoning": reasoning}}
-        return {"index": index, **content, "logprobs": None, "finish_reason": finish(answer.finish_reason)}
+            logprobs = chat_logprobs(answer, self.token_bytes)
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish(answer.finish_reason)}

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,3 +266,34 @@ def test_the_dashboard_asks_for_metrics_that_exist(client):
     asked = {name for panel in panels for query in panel["targets"] for name in re.findall(r"r1v_\w+", query["expr"])}
     assert len(asked) > 10
     assert asked - exported == set()
+
+
+def test_log_probabilities_are_the_model_s_and_the_same_in_a_stream(client, runner):
+    asked = {**QUESTION, "logprobs": True, "top_logprobs": 2}
+    whole = client.post(CHAT, json=asked).json()["choices"][0]["logprobs"]
+    tokens = whole["reasoning"] + whole["content"]
+    alone = runner.answer(Request.ask("What?"), Sampling(max_new_tokens=6, logprobs=2))
+    assert [token["logprob"] for token in tokens] == [each.logprob for each in alone.logprobs]
+    assert [bytes(token["bytes"]) for token in tokens] == [runner.tokenizer.token_bytes(id_) for id_ in alone.token_ids]
+    for token in tokens:
+        assert token["logprob"] == token["top_logprobs"][0]["logprob"] > token["top_logprobs"][1]["logprob"]
+    streamed = [event["choices"][0]["logprobs"] for event in events(client.post(CHAT, json={**asked, "stream": True}))]
+    again = [token for each in streamed if each for token in each["reasoning"] + each["content"]]
+    assert [token["bytes"] for token in again] == [token["bytes"] for token in tokens]
+    # The second request begins in the first one's cache, whose prompt went through the decoder at once.
+    assert [token["logprob"] for token in again] == pytest.approx([token["logprob"] for token in tokens], abs=1e-4)
+    text = client.post(
+        "/v1/completions", json={"model": MODEL, "prompt": "Once", "max_tokens": 3, "temperature": 0, "logprobs": 1}
+    ).json()["choices"][0]["logprobs"]
+    assert len(text["tokens"]) == len(text["token_logprobs"]) == len(text["text_offset"]) == 3
+    assert error_of(client.post(CHAT, json={**QUESTION, "top_logprobs": 2}))["code"] == "invalid_value"
+
+
+def test_sampling_fields_reach_the_sampler(client, runner):
+    fields = {"min_p": 0.1, "presence_penalty": 0.5, "frequency_penalty": -1, "thinking_budget": 2}
+    asked = {**QUESTION, **fields, "logit_bias": {"65": 100}}
+    message = client.post(CHAT, json=asked).json()["choices"][0]["message"]
+    sampling = Sampling(6, min_p=0.1, presence_penalty=0.5, frequency_penalty=-1, logit_bias={65: 100})
+    alone = runner.answer(Request.ask("What?"), replace(sampling, max_reasoning_tokens=2))
+    assert (message["reasoning_content"] or "", message["content"]) == (alone.reasoning, alone.text)
+    assert error_of(client.post(CHAT, json={**QUESTION, "logit_bias": {"x": 1}}))["code"] == "invalid_value"
