@@ -156,8 +156,9 @@ def _random_chunks(canonical: str, elements: int, begin: int, end: int, seed: in
     for start in range(begin - begin % _CHUNK, end, _CHUNK):
         digest = hashlib.sha256(f"{seed}:{canonical}:{start}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        chunk = torch.randn(min(_CHUNK, elements - start), generator=generator).mul_(std).add_(center)
-        yield chunk[max(begin - start, 0) : end - start]
+        wanted = slice(max(begin - start, 0), end - start)
+        # In no variable: it would be held while the next chunk is made.
+        yield torch.randn(min(_CHUNK, elements - start), generator=generator).mul_(std).add_(center)[wanted]
 
 
 def _distribution(canonical: str) -> tuple[float, float]:

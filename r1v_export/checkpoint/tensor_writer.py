@@ -83,6 +83,7 @@ def _write_file(path: Path, tensors: Sequence[NewTensor], sparse: bool) -> Itera
                 continue
             for chunk in tensor.chunks():
                 yield file.write(chunk.to(tensor.dtype).contiguous().view(torch.uint8).numpy().data)
+                del chunk  # before the next one is made
         file.truncate()
 
 

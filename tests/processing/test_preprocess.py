@@ -189,11 +189,13 @@ def test_a_image_without_pixels_is_refused():
         tile(Image.new("RGB", (0, 5)), tiling())
 
 
-def test_a_image_over_the_pixel_limit_is_refused(monkeypatch):
-    monkeypatch.setattr(load_image, "MAX_PIXELS", 99)
-    tile(noise(11, 9), tiling())
+def test_an_image_over_the_pixel_limit_is_refused():
+    load_image.check_size(noise(11, 9), "an image", max_pixels=99)
     with pytest.raises(InputError, match="too large"):
-        tile(noise(10, 10), tiling())
+        load_image.check_size(noise(10, 10), "an image", max_pixels=99)
+    width = 10_000
+    with pytest.raises(InputError, match="too large"):
+        tile(Image.new("L", (width, load_image.MAX_PIXELS // width + 1)), tiling())
 
 
 def test_an_image_that_was_not_loaded_becomes_rgb_as_displayed_unless_published_is_asked_for():
