@@ -23,6 +23,7 @@ demo: $(INSTALLED)
 	$(BIN)/r1v-export build --precision $(PRECISION) -o $(BUNDLE)
 	$(BIN)/r1v-export check $(BUNDLE)
 	$(BIN)/r1v-export run $(BUNDLE) --image $(IMAGE) "$(QUESTION)"
+	@echo "serve it to OpenAI clients, and to people at http://localhost:8000: $(BIN)/r1v-export serve $(BUNDLE)"
 
 test: $(INSTALLED) $(TRITON)/.installed browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
