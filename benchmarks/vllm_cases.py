@@ -6,12 +6,16 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.recipe import load, parse
+from r1v_export.targets.readers import formats_in
 
 SAMPLES = 32
 """Calibration samples: enough for answers that are compared with our reader of the same folder."""
@@ -19,6 +23,12 @@ SAMPLES = 32
 LANGUAGE = "language_model.*"
 TOWERS = ["vision_model.*", "mlp1.*"]
 EVERYTHING = [*TOWERS, LANGUAGE]
+WITHOUT_KEYS = tuple(f"language_model.*.{name}_proj" for name in ("q", "v", "o", "gate", "up", "down"))
+
+
+Kernels = Literal["CPU", "CPU, AMX kernels", "CPU, FP8 kernels mended"]
+AMX: Kernels = "CPU, AMX kernels"
+MENDED: Kernels = "CPU, FP8 kernels mended"
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,8 @@ class Case:
     """Written into `weights` of config.json afterwards: what no target of ours writes."""
     dtype: str = "bfloat16"
     """What vLLM computes in."""
-    amx: bool = False
-    """Whether vLLM may take its kernels for AMX, where the processor has it."""
+    kernels: Kernels = "CPU"
+    """Which of vLLM's are taken: vllm_reader.py."""
 
     @property
     def artifact(self) -> str:
@@ -52,7 +62,7 @@ class Case:
     @property
     def name(self) -> str:
         """A file name of its own."""
-        words = f"{self.target} {self.artifact} {self.dtype} {'amx' if self.amx else ''}"
+        words = f"{self.target} {self.artifact} {self.dtype} {self.kernels.removeprefix('CPU')}"
         return "-".join(words.replace(",", "").replace(":", "").split())
 
     @property
@@ -77,10 +87,11 @@ def _both(target: str, precision: str, **changes: Any) -> tuple[Case, Case]:
     )
 
 
+IN_FLOAT32 = "computed in float32"
 HF, CT = "hf-unified", "compressed-tensors"
 CASES = (
     Case("checkpoint", "bf16"),
-    Case("checkpoint", "bf16", "computed in float32", dtype="float32"),
+    Case("checkpoint", "bf16", IN_FLOAT32, dtype="float32"),
     *_both(HF, "fp8-tensor"),
     *_both(HF, "fp8-rowwise"),
     Case(HF, "fp8-tensor", "FP8 cache", kv_cache="fp8"),
@@ -101,6 +112,8 @@ CASES = (
         weights={"type": "uint4", "group_size": 32},
     ),
     Case(CT, "int4-gptq", "actorder: group declared", declared={"actorder": "group"}),
+    Case(CT, "int4-gptq", "k_proj in 16 bits", modules=WITHOUT_KEYS),
+    Case(HF, "fp8-tensor", "k_proj in 16 bits", modules=WITHOUT_KEYS),
     Case(CT, "int4-awq"),
     *_both(CT, "fp8-tensor"),
     *_both(CT, "fp8-rowwise"),
@@ -110,12 +123,19 @@ CASES = (
     *_both(CT, "int8-smoothquant"),
     *_both(CT, "int8-smoothquant", note="dynamic inputs", inputs={"mode": "dynamic"}),
     Case(CT, "mixed"),
-    Case(HF, "fp8-tensor", amx=True),
-    Case(CT, "fp8-tensor", amx=True),
-    Case(CT, "int8-smoothquant", amx=True),
-    Case(CT, "int8-smoothquant", "vision and projector in 16 bits", modules=(LANGUAGE,), amx=True),
-    Case(CT, "int4-gptq", amx=True),
-    Case("checkpoint", "bf16", amx=True),
+    *_both(CT, "fp8-tensor", kernels=MENDED),
+    *_both(CT, "fp8", kernels=MENDED),
+    *_both(CT, "fp8-kv", kernels=MENDED),
+    Case(CT, "mixed", kernels=MENDED),
+    Case(HF, "fp8-tensor", kernels=AMX),
+    Case(CT, "fp8-tensor", kernels=AMX),
+    *_both(CT, "int8-smoothquant", kernels=AMX),
+    Case(CT, "int4-gptq", kernels=AMX),
+    Case("checkpoint", "bf16", kernels=AMX),
+    # vLLM's ModelOpt reader and its CPU kernel for INT4 compute in 16 bits only.
+    Case(CT, "fp8-tensor", IN_FLOAT32, dtype="float32", kernels=MENDED),
+    Case(CT, "fp8-rowwise", IN_FLOAT32, dtype="float32"),
+    Case(CT, "int8-smoothquant", IN_FLOAT32, dtype="float32"),
 )
 
 
@@ -165,10 +185,16 @@ def declare(engine: Path, fields: Mapping[str, Any], copy: Path) -> Path:
     return copy
 
 
-def formats(folder: Path) -> list[str]:
-    """The formats in a folder, by the names of r1v_export/targets/readers.py; none in a checkpoint as it is."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config", {})
-    if config.get("quant_method") == CT:
-        return sorted({group["format"] for group in config["config_groups"].values()})
-    layers = config.get("quantized_layers", {})
-    return sorted({layer["quant_algo"] for layer in layers.values()} or {config.get("quant_algo")} - {None})
+def formats(case: Case, folder: Path) -> list[str]:
+    """The formats in a folder, by the names of r1v_export/targets/readers.py; none where no target of ours wrote it."""
+    if case.target == "checkpoint" or case.declared:
+        return []
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    spec = Checkpoint.open().spec
+    if config["quant_method"] == CT:
+        group_of = {name: group for group in config["config_groups"].values() for name in group["targets"]}
+        return sorted(formats_in({name: group["format"] for name, group in group_of.items()}, group_of, spec))
+    one = {"quant_algo": config["quant_algo"]}
+    unnamed = {name: one for name in linear_shapes(spec) if not any(fnmatch(name, each) for each in config["ignore"])}
+    layers = config.get("quantized_layers", unnamed)
+    return sorted(formats_in({name: layer["quant_algo"] for name, layer in layers.items()}, layers, spec))

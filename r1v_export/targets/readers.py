@@ -1,14 +1,21 @@
 """Which formats the runtimes read that checkpoints are written for: one table for warnings, documentation and tests.
 
-Each line was seen on the version that is named (benchmarks/vllm_oracle.py; results in benchmarks/results).
+Each line was seen on the version that is named (benchmarks/vllm_oracle.py; results in benchmarks/results, as a table in
+docs/readers.md). A test holds this table against those results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from r1v_export.model_spec import ModelSpec
+from r1v_export.quantization.groups import linear_groups
+
 VLLM = "vLLM 0.32.0"
+
+UNEQUAL = "different schemes of q, k and v, or of gate and up"
+"""What `formats_in` calls linears that runtimes fuse and that are not quantized alike."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ REFUSALS = (
             VLLM,
             "hf-unified",
             algorithm,
-            "its ModelOpt reader has no such algorithm, and under MIXED_PRECISION takes such linears for unquantized",
+            "its ModelOpt reader has no such algorithm, and under MIXED_PRECISION no parameters for their scales",
             fix,
         )
         for algorithm, fix in (
@@ -39,8 +46,25 @@ REFUSALS = (
             ("W4A8_AWQ", "Build fp8, or int4 with --target compressed-tensors, for vLLM."),
         )
     ),
+    *(
+        Refusal(VLLM, layout, UNEQUAL, "it computes each of the two sets as one linear", "Give each set one scheme.")
+        for layout in ("hf-unified", "compressed-tensors")
+    ),
 )
 """What is not in this table is read by every runtime that knows the layout and a model of this family."""
+
+
+def formats_in(formats: Mapping[str, str], schemes: Mapping[str, object], spec: ModelSpec) -> set[str]:
+    """The formats of a model's linears, by the names of the table.
+
+    Args:
+        formats: linear -> what the layout calls its format, for the quantized ones.
+        schemes: linear -> how it is quantized, likewise: anything that is equal where linears are quantized alike.
+        spec: the model.
+    """
+    groups = [[schemes.get(linear) for linear in group.linears] for group in linear_groups(spec)]
+    unequal = any(scheme != group[0] for group in groups for scheme in group)
+    return {*formats.values(), *([UNEQUAL] if unequal else [])}
 
 
 def warnings_for(layout: str, formats: Collection[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from r1v_export.targets.compressed_tensors.runtime.reader import CompressedEngin
 from r1v_export.targets.compressed_tensors.write.checkpoint import write_compressed
 from r1v_export.targets.compressed_tensors.write.formats import cache_scheme, format_of, formats
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
-from r1v_export.targets.readers import warnings_for
+from r1v_export.targets.readers import formats_in, warnings_for
 
 
 class CompressedTensorsTarget(Target):
@@ -50,7 +50,7 @@ class CompressedTensorsTarget(Target):
         formats(spec, schemes)
 
     def warnings(self, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
-        return warnings_for(self.name, set(formats(spec, schemes).values()))
+        return warnings_for(self.name, formats_in(formats(spec, schemes), schemes, spec))
 
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
         return checkpoint_bytes(spec, schemes, spec.dtype)

@@ -19,7 +19,7 @@ from r1v_export.targets.hf_unified.runtime.reader import UnifiedEngine, open_uni
 from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from r1v_export.targets.hf_unified.write.formats import algorithm_of, algorithms, cache_algorithm
 from r1v_export.targets.interface import BuildInputs, Deployment, NumericsSpec, Readiness, Target
-from r1v_export.targets.readers import warnings_for
+from r1v_export.targets.readers import formats_in, warnings_for
 from r1v_export.targets.tensorrt_llm.runtime.deployment import LLM_API, open_llm_api
 
 _PRECISIONS = ("fp8", "int4")
@@ -63,7 +63,7 @@ class HfUnifiedTarget(Target):
         algorithms(spec, schemes)
 
     def warnings(self, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
-        return warnings_for(self.name, set(algorithms(spec, schemes).values()))
+        return warnings_for(self.name, formats_in(algorithms(spec, schemes), schemes, spec))
 
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
         return checkpoint_bytes(spec, schemes, spec.dtype)
