@@ -7,10 +7,11 @@ Shape letters: N tokens of an image, E hidden size.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -26,6 +27,29 @@ The OpenAI API calls both `length` and `context` "length".
 
 MOST_PENALTY, MOST_BIAS, MOST_LOGPROBS = 2, 100, 20
 """The OpenAI API's limits."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A form that an answer keeps: JSON of a schema, or a regular expression, as text."""
+
+    kind: Literal["json_schema", "regex"]
+    text: str
+
+    @classmethod
+    def json_object(cls) -> Guide:
+        """Any JSON object."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any]) -> Guide:
+        """JSON of a JSON Schema."""
+        return cls("json_schema", json.dumps(schema))
+
+    @classmethod
+    def regex(cls, pattern: str) -> Guide:
+        """Text that a regular expression matches as a whole; of Rust's kind, without look-around."""
+        return cls("regex", pattern)
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,7 @@ class Sampling:
         stop: the answer ends before the first of these strings; reasoning, and white space behind it, is not searched.
         stop_in_reasoning: search all generated text for `stop`, tags and white space included.
         max_reasoning_tokens: the reasoning is ended, by its end tag, after this many tokens; None is off.
+        guide: the form of the answer, from where the reasoning has ended.
         logprobs: report the chosen tokens' log probabilities, and those of this many likeliest ones; None reports none.
             They are the model's own, before anything of the above.
     """
@@ -64,6 +89,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     max_reasoning_tokens: int | None = None
     logprobs: int | None = None
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from r1v_export.generation import FinishReason, Sampling
 from r1v_export.log_event import log_event
+from r1v_export.runner.guided import AnswerGuide
 from r1v_export.runner.reasoning import TAGS, Piece, ReasoningSplitter, Unsplit
 from r1v_export.runner.sampling import TokenLogprobs
 from r1v_export.runner.streaming import Detokenizer, StopStrings
@@ -180,6 +181,7 @@ class AnswerStream:
         reused_tokens: int = 0,
     ) -> None:
         self.index, self.text, self.stop_ids, self.timings = index, text, stop_ids, timings
+        self.guide: AnswerGuide | None = None
         self.max_new_tokens = max_new_tokens
         self.prompt_tokens, self.reused_tokens = prompt_tokens, reused_tokens
         self.token_ids: list[int] = []

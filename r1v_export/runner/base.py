@@ -26,6 +26,7 @@ from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, AnswerStream, AnswerText, Timings, TokenEvent
 from r1v_export.runner.batching.batch import Batch
 from r1v_export.runner.encoded_prompt import EncodedPrompt, OpenPrompt
+from r1v_export.runner.guided import GuideCompiler
 from r1v_export.runner.image_encoder import ImageEncoder
 from r1v_export.runner.kv_cache import new_token_budget
 from r1v_export.serialized.pipeline import PipelineDocument
@@ -96,6 +97,7 @@ class BaseRunner(ABC):
         self.generation_config = pipeline.generation_config
         self.max_positions, self.tiles_per_run = max_positions, tiles_per_run
         self.image_policy = pipeline.image_policy
+        self._guides = GuideCompiler(tokenizer, self.stop_ids)
 
     @property
     @abstractmethod
@@ -228,10 +230,18 @@ class BaseRunner(ABC):
         return OpenPrompt(token_ids, images, thinking, timings)
 
     def stream(self, index: int, prompt: EncodedPrompt, sampling: Sampling) -> AnswerStream:
-        """The answer to a prompt, which has no token yet."""
+        """The answer to a prompt, which has no token yet.
+
+        Raises:
+            InputError: its guide cannot be used.
+            CapabilityError: guides need llguidance, which is not here.
+        """
         text = AnswerText(self.tokenizer.token_bytes, sampling, prompt.thinking, self.pipeline.reasoning.pair)
         tokens = sampling.max_new_tokens, prompt.timings, len(prompt.token_ids)
-        return AnswerStream(index, text, self.stop_ids, *tokens)
+        stream = AnswerStream(index, text, self.stop_ids, *tokens)
+        if sampling.guide is not None:
+            stream.guide = self._guides.compile(sampling.guide)
+        return stream
 
     def tokenize(self, request: Request) -> list[int]:
         """Token ids of a request's prompt, with the image tokens that its images take; nothing is computed for them.

@@ -235,6 +235,7 @@ class BatchingRunner:
             return False
         with self._failing(job):
             job.encoded = job.opened.result()
+            job.stream = self.runner.stream(0, job.encoded, job.sampling)
             with self._changed:
                 if job in self._preparing:
                     self._preparing.remove(job)
@@ -280,8 +281,8 @@ class BatchingRunner:
             job = self._ready[0]
             with self._failing(job):
                 assert job.encoded is not None
-                stream = self.runner.stream(0, job.encoded, job.sampling)
-                job.state = self._batch.admit(job.encoded, job.sampling, stream)
+                assert job.stream is not None
+                job.state = self._batch.admit(job.encoded, job.sampling, job.stream)
                 if job.state is None:
                     return
                 job.count_waiting()

@@ -72,8 +72,12 @@ class RowState(RequestState):
         limit, stream = self.sampler.sampling.max_reasoning_tokens, self.stream
         if limit is not None and not self._forced and stream.text.in_reasoning and stream.reasoning_tokens == limit:
             self._forced.extend(self._end_tag)
+        guide = None if stream.text.in_reasoning else stream.guide
         try:
-            token_id = self.sampler.next(logits_V, self._forced.popleft() if self._forced else None)
+            scores_V = logits_V if guide is None else guide.allowed(logits_V)
+            token_id = self.sampler.next(scores_V, self._forced.popleft() if self._forced else None)
+            if guide is not None:
+                guide.take(token_id)
         except R1VError as error:
             return error
         wanted = self.sampler.sampling.logprobs is not None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from r1v_export.generation import Sampling
+from r1v_export.runner.answer import AnswerStream
 from r1v_export.runner.base import Request
 from r1v_export.runner.batching.batch import RequestState
 from r1v_export.runner.batching.submission import Submission
@@ -20,7 +21,7 @@ class Job:
 
     Attributes:
         opened: its prompt while its images are being encoded.
-        encoded: its prompt, once they are.
+        encoded, stream: its prompt and its answer, once they are.
         state: its answer in the batch.
     """
 
@@ -32,6 +33,7 @@ class Job:
     submitted: float = field(default_factory=time.perf_counter)
     opened: OpenPrompt | None = None
     encoded: EncodedPrompt | None = None
+    stream: AnswerStream | None = None
     state: RequestState | None = None
 
     def is_due(self) -> bool:

@@ -142,7 +142,8 @@ class ExecutorSession:
                     fix="ask for less, or build an engine with larger sizes (tensorrt_llm in the build file)",
                 )
         # Its penalties count the prompt's tokens too.
-        names = ("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "max_reasoning_tokens", "min_p")
+        penalties = ("presence_penalty", "frequency_penalty")
+        names = (*penalties, "logit_bias", "logprobs", "max_reasoning_tokens", "min_p", "guide")
         require_unused(sampling, names, "TensorRT-LLM's executor")
         if not sampling.greedy and sampling.top_k > MOST_TOP_K:
             raise UsageError(

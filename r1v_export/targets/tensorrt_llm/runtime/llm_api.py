@@ -79,7 +79,7 @@ class LlmApiSession:
             )
         # Of 1.2's two samplers the default one ignores the penalties.
         penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-        names = (*penalties, "logit_bias", "logprobs", "max_reasoning_tokens", "min_p")
+        names = (*penalties, "logit_bias", "logprobs", "max_reasoning_tokens", "min_p", "guide")
         require_unused(sampling, names, "The LLM API with its default sampler")
 
     def _sampling(self, sampling: Sampling, end_id: int, others: list[int]) -> Any:
