@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from r1v_export.generation import MOST_BIAS, MOST_LOGPROBS, MOST_PENALTY
+from r1v_export.generation import MOST_BIAS, MOST_LOGPROBS, MOST_PENALTY, Guide
 from r1v_export.strict import StrictModel
 
 MAX_CHOICES = 16
@@ -92,6 +92,39 @@ class TemplateOptions(StrictModel):
     enable_thinking: bool = True
 
 
+class NamedSchema(StrictModel):
+    """A JSON Schema that an answer keeps."""
+
+    name: str
+    schema_: Annotated[JsonObject, Field(alias="schema")]
+    description: str | None = None
+    """Taken and not used: what the model is to write is the prompt's to say."""
+    strict: bool | None = None
+    """Taken and without effect: the schema is always kept."""
+
+
+class TextFormat(StrictModel):
+    """An answer of any form."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(StrictModel):
+    """An answer that is a JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(StrictModel):
+    """An answer that is JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
 class SamplingOptions(StrictModel):
     """How one answer is sampled. What is omitted is the checkpoint's own."""
 
@@ -104,7 +137,11 @@ class SamplingOptions(StrictModel):
     frequency_penalty: Annotated[float, Field(ge=-MOST_PENALTY, le=MOST_PENALTY)] | None = None
     logit_bias: dict[TokenId, Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS)]] | None = None
 
+    response_format: ResponseFormat | None = None
+    """The form of the answer, from where its reasoning has ended."""
+
     # Extensions
+    guided_regex: str | None = None
     top_k: NonNegativeInt | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
@@ -120,6 +157,21 @@ class SamplingOptions(StrictModel):
     def token_limit(self) -> int | None:
         """Tokens of an answer, at most, if the caller says."""
         return self.max_tokens
+
+    @property
+    def guide(self) -> Guide | None:
+        """The form that the answer is to keep, if any."""
+        if self.guided_regex is not None:
+            return Guide.regex(self.guided_regex)
+        if isinstance(self.response_format, JsonSchemaFormat):
+            return Guide.json_schema(self.response_format.json_schema.schema_)
+        return Guide.json_object() if isinstance(self.response_format, JsonObjectFormat) else None
+
+    @model_validator(mode="after")
+    def _require_one_form(self) -> SamplingOptions:
+        if self.guided_regex is not None and self.response_format is not None:
+            raise ValueError("response_format and guided_regex exclude each other")
+        return self
 
     @property
     def changes(self) -> JsonObject:
@@ -139,6 +191,7 @@ class SamplingOptions(StrictModel):
             "min_p": self.min_p,
             "max_reasoning_tokens": self.thinking_budget,
             "logprobs": self.logprob_count,
+            "guide": self.guide,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

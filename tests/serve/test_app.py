@@ -297,3 +297,29 @@ def test_sampling_fields_reach_the_sampler(client, runner):
     alone = runner.answer(Request.ask("What?"), replace(sampling, max_reasoning_tokens=2))
     assert (message["reasoning_content"] or "", message["content"]) == (alone.reasoning, alone.text)
     assert error_of(client.post(CHAT, json={**QUESTION, "logit_bias": {"x": 1}}))["code"] == "invalid_value"
+
+
+def test_an_answer_keeps_its_form_after_the_reasoning(client):
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "count", "schema": schema, "strict": True}}
+    asked = {**QUESTION, "max_tokens": 200, "thinking_budget": 3, "temperature": 1, "seed": 1}
+    choice = client.post(CHAT, json={**asked, "response_format": form}).json()["choices"][0]
+    assert json.loads(choice["message"]["content"])["n"] in (1, 2)
+    choice = client.post(CHAT, json={**asked, "guided_regex": "(red|blue)!"}).json()["choices"][0]
+    assert choice["message"]["content"] in ("red!", "blue!")
+    assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"guided_regex": "("},
+        {"guided_regex": "a", "response_format": {"type": "text"}},
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}},
+    ],
+)
+def test_a_form_that_cannot_be_is_refused(client, change):
+    response = client.post(CHAT, json={**QUESTION, **change})
+    assert response.status_code == 400, response.text
+    assert error_of(response)["message"]
