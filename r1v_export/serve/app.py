@@ -189,10 +189,10 @@ class Routes:
             message = "Give either `prompt`, a text, or `messages`, a conversation."
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "invalid_value", "prompt")
         if body.prompt is not None:
-            ids = await asyncio.to_thread(self.base.tokenize, Request.continuation(body.prompt))
+            request = Request.continuation(body.prompt)
         else:
             request = await self._conversation(body.messages or [], body.enable_thinking)
-            ids = await _ours(asyncio.to_thread(self.base.tokenize, request))
+        ids = await _ours(asyncio.to_thread(self.base.tokenize, request))
         return {"count": len(ids), "max_model_len": self.base.max_positions, "tokens": ids}
 
     def _model(self) -> JsonObject:

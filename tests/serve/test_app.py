@@ -108,6 +108,17 @@ def test_a_continuation_has_no_template(client, runner):
     assert body["choices"][0]["text"] == alone.text == runner.tokenizer.decode(alone.token_ids)
 
 
+@pytest.mark.parametrize("prompt", ["", "\ud800", "a" * 10_000], ids=["empty", "surrogate", "beyond the context"])
+def test_a_text_that_cannot_be_continued_is_refused_by_tokenize_as_by_completions(client, prompt):
+    body = json.dumps({"model": MODEL, "prompt": prompt})  # Escapes the surrogate, which UTF-8 does not have.
+    kind = {"Content-Type": "application/json"}
+    responses = [client.post(route, content=body, headers=kind) for route in ("/tokenize", "/v1/completions")]
+    assert [response.status_code for response in responses] == [400, 400]
+    refusals = [error_of(response) for response in responses]
+    assert refusals[0]["code"] == refusals[1]["code"] == "invalid_input"
+    assert refusals[0]["message"] == refusals[1]["message"]
+
+
 @pytest.mark.parametrize(
     ("change", "status", "code"),
     [
