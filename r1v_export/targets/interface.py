@@ -84,6 +84,10 @@ class Target(ABC):
         """What it needs on a machine and what of that is found here. Raises nothing."""
         return Readiness()
 
+    def runtime_extras(self, device: Device) -> tuple[str, ...]:
+        """The extras of this package that opening its engines takes. Most keep tensors in torch's memory."""
+        return (self.name, "build")
+
     def quantized_compute(self, device: Device) -> Compute:
         """The dtype that the graphs are to compute in around quantized linears."""
         return "float16"

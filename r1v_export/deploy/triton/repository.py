@@ -15,6 +15,7 @@ from r1v_export.deploy.triton.models.python_backend import BUNDLE, CACHE_MIB, DE
 from r1v_export.deploy.triton.tensors import LLM, MODELS, ORCHESTRATOR, PREPROCESS, VISION, inputs_of, outputs_of
 from r1v_export.errors import UsageError
 from r1v_export.files import require_writable
+from r1v_export.targets import registry
 from r1v_export.version import VERSION
 
 MODELS_FOLDER, BUNDLE_FOLDER = "models", "bundle"
@@ -78,7 +79,7 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
     for template in sorted(TEMPLATES.rglob("*")):
         if template.is_file():
             text = template.read_text("utf-8")
-            for name, value in {**_facts(options), "target": target}.items():
+            for name, value in _facts(options, target).items():
                 text = text.replace(f"@{name}@", value)
             written.append(_write(out / template.relative_to(TEMPLATES), text))
     shutil.copytree(bundle.folder, out / BUNDLE_FOLDER, copy_function=_link_or_copy)
@@ -107,12 +108,13 @@ def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterat
         )
 
 
-def _facts(options: TritonOptions) -> dict[str, str]:
+def _facts(options: TritonOptions, target: str) -> dict[str, str]:
     """What templates say in the place of @name@."""
     return {
         "release": TRITON_RELEASE,
         "version": VERSION,
-        "extra": "onnxruntime-gpu" if options.device == "cuda" else "onnxruntime",
+        "target": target,
+        "extras": ",".join(registry.get_target(target).runtime_extras(options.device)),
         "devices": "[{ driver: nvidia, count: 1, capabilities: [gpu] }]" if options.device == "cuda" else "[]",
         "gpus": "1" if options.device == "cuda" else "0",
     }

@@ -78,6 +78,9 @@ class OnnxRuntimeTarget(Target):
             return error.what
         return None
 
+    def runtime_extras(self, device: Device) -> tuple[str, ...]:
+        return ("onnxruntime-gpu" if device == "cuda" else "onnxruntime",)
+
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> OnnxRuntimeEngine:
         check_device(device)
         missing = [f"{name}.onnx" for name in self.graphs if not (engine / f"{name}.onnx").is_file()]

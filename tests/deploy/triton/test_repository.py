@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from r1v_export.bundle import Bundle
 from r1v_export.cli.deploy import command
-from r1v_export.deploy.triton.repository import MODELS_FOLDER, TritonOptions, model_configs
+from r1v_export.deploy.triton.repository import MODELS_FOLDER, TritonOptions, model_configs, write_repository
 from r1v_export.deploy.triton.tensors import LLM, MODELS, VISION
 from r1v_export.errors import BundleError, UsageError
 from tests.deploy.triton.tritonserver import ENVIRONMENT, installed
@@ -64,6 +64,13 @@ def test_helm_finds_nothing_to_object_to(deployment):
         container = yaml.safe_load(deployed)["spec"]["template"]["spec"]["containers"][0]
         assert ("limits" in container["resources"]) == bool(gpus)
         assert container["livenessProbe"]["exec"]["command"] == ["python3", "/deployment/probe.py"]
+
+
+def test_the_image_installs_what_the_engine_takes_and_no_compiler(nano_bundle, tmp_path):
+    for device, extra in (("cpu", "onnxruntime"), ("cuda", "onnxruntime-gpu")):
+        out = tmp_path / device
+        write_repository(Bundle.open(nano_bundle), out, TritonOptions(device=device))
+        assert f".whl[{extra}]" in (out / "Dockerfile").read_text("utf-8")
 
 
 def test_the_compose_file_gives_shared_memory(deployment):
