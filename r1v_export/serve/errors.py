@@ -73,3 +73,9 @@ def too_long(seconds: float) -> ServeError:
     """The failure of a request that takes longer than the server allows."""
     message = f"The answer was not finished within {seconds:g} s, this server's limit for a request."
     return ServeError(HTTPStatus.GATEWAY_TIMEOUT, message, "timeout")
+
+
+def stopping() -> ServeError:
+    """The failure of a request that is unfinished when the server ends."""
+    message = "The server was stopped before the answer was finished. Send the request again."
+    return ServeError(HTTPStatus.SERVICE_UNAVAILABLE, message, "server_stopped")

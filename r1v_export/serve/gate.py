@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import re
@@ -12,8 +13,9 @@ from http import HTTPStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from r1v_export.log_event import log_event
-from r1v_export.serve.errors import ServeError
+from r1v_export.serve.errors import ServeError, stopping
 from r1v_export.serve.metrics import ServerMetrics
+from r1v_export.serve.responses import DONE, sse
 from r1v_export.serve.settings import ServerSettings
 
 _LOG = logging.getLogger(__name__)
@@ -60,6 +62,13 @@ class Gate:
         except ServeError as failure:
             await failure.response(scope, receive, send_with_id)
             self.metrics.errors.labels(failure.code).inc()
+        except asyncio.CancelledError:  # By uvicorn, of what is unfinished when the time to drain is over.
+            stopped = stopping()
+            self.metrics.errors.labels(stopped.code).inc()
+            if status == 0:
+                await stopped.response(scope, receive, send_with_id)
+            else:  # Only streams take long once they have begun.
+                await send({"type": "http.response.body", "body": (sse(stopped.body) + DONE).encode()})
         finally:
             self._record(scope, status, time.monotonic() - start)
 

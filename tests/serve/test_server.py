@@ -139,6 +139,21 @@ def test_sigterm_finishes_what_is_being_answered(start_server):
     assert logged[-1]["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_unfinished_when_the_time_to_drain_is_over_ends_with_an_error(start_server, stream):
+    server = start_server("--drain-seconds", "1")
+    asked = {"model": "nano", "prompt": " a" * 20, "max_tokens": 3500, "temperature": 0, "stream": stream}
+    with ThreadPoolExecutor(16) as pool:
+        url = server.url + "/v1/completions"
+        waiting = [pool.submit(httpx.post, url, json=asked, timeout=60) for _ in range(16)]
+        time.sleep(1)
+        server.stop()  # It also asserts that no traceback is in the log.
+    for response in (each.result() for each in waiting):
+        body = response.text.split("data: ")[-2] if response.status_code == 200 else response.text
+        assert json.loads(body)["error"]["code"] == "server_stopped"
+        assert stream or response.status_code == 503
+
+
 def test_a_port_that_is_taken_is_an_error_of_ours(served, nano_bundle):
     from click.testing import CliRunner
 
