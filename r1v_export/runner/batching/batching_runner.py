@@ -92,7 +92,7 @@ class BatchingRunner:
         """Queue a request; any thread may, and it does not block.
 
         Args:
-            request: an encoded prompt, as of another process that encodes images, goes past the queue of its client.
+            request: or a prompt whose images another process has encoded.
             sampling: `default_sampling` of the checkpoint if omitted.
             deliver: takes the events, on a thread of the runner; without it the submission is iterated.
             deadline: by `time.monotonic`, when the answer ends with what it has.
@@ -117,12 +117,7 @@ class BatchingRunner:
                     expected=f"at most {self.options.max_queued}, and {self.options.max_rows} that run",
                     fix="try again later",
                 )
-            job = Job(submission, request, sampling, deadline, client)
-            if isinstance(request, EncodedPrompt):
-                job.encoded = request
-                self._ready.append(job)
-            else:
-                self._queue.add(job)
+            self._queue.add(Job(submission, request, sampling, deadline, client))
             self._changed.notify_all()
         return submission
 
@@ -197,9 +192,11 @@ class BatchingRunner:
         while self._wait_to_prepare():
             if (job := self._next_to_prepare()) is not None:
                 with self._failing(job):
-                    assert isinstance(job.request, Request)
-                    job.opened = self.runner.open_prompt(job.request, self._encoder)
-                    opened.append(job)
+                    if isinstance(job.request, EncodedPrompt):
+                        self._make_ready(job, job.request)
+                    else:
+                        job.opened = self.runner.open_prompt(job.request, self._encoder)
+                        opened.append(job)
             with self._failing(*opened):
                 self._encoder.run_batch()
             opened = [job for job in opened if not self._pass_on(job)]
@@ -234,14 +231,18 @@ class BatchingRunner:
         if not job.opened.done:
             return False
         with self._failing(job):
-            job.encoded = job.opened.result()
-            job.stream = self.runner.stream(0, job.encoded, job.sampling)
-            with self._changed:
-                if job in self._preparing:
-                    self._preparing.remove(job)
-                    self._ready.append(job)
-                self._changed.notify_all()
+            self._make_ready(job, job.opened.result())
         return True
+
+    def _make_ready(self, job: Job, encoded: EncodedPrompt) -> None:
+        """Give a request with its prompt to the other thread, unless it was given up meanwhile."""
+        job.encoded = encoded
+        job.stream = self.runner.stream(0, encoded, job.sampling)
+        with self._changed:
+            if job in self._preparing:
+                self._preparing.remove(job)
+                self._ready.append(job)
+            self._changed.notify_all()
 
     # On the thread that decodes.
 

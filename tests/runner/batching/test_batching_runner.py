@@ -8,6 +8,7 @@ import time
 import pytest
 
 from r1v_export.errors import InputError, QueueFullError, R1VError, UsageError
+from r1v_export.generation import Guide
 from r1v_export.runner.answer import TokenEvent
 from r1v_export.runner.base import Request
 from r1v_export.runner.batching.batching_runner import BatchingRunner
@@ -130,3 +131,16 @@ def test_stats_count_answers_and_tokens(batching):
 def test_a_limit_of_nothing_is_refused(field):
     with pytest.raises(UsageError, match=field):
         BatchingOptions(**{field: 0})
+
+
+def test_a_prompt_that_is_encoded_elsewhere_is_answered_as_its_request_is(runner, batching):
+    for request in REQUESTS:
+        encoded = runner.prepare(request, runner.image_encoder(), threading.Event())
+        found, expected = (batching.submit(each, SHORT).result(60) for each in (encoded, request))
+        assert found.token_ids == expected.token_ids
+
+
+def test_a_prompt_that_is_encoded_elsewhere_can_be_guided(runner, batching):
+    encoded = runner.prepare(Request.ask("What?", think=False), runner.image_encoder(), threading.Event())
+    answer = batching.submit(encoded, Sampling(max_new_tokens=9, guide=Guide.regex("(red|blue)!"))).result(60)
+    assert answer.text in ("red!", "blue!")
