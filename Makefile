@@ -1,5 +1,5 @@
 # make demo    build the shipped model, check it against PyTorch, ask it about an image
-# make test    the whole test suite (no network, no GPU)
+# make test    the whole test suite (no GPU); installs a tritonserver and, on Debian, Chromium first
 # make lint    ruff, mypy, import-linter
 # make runtime an environment that answers and serves, without torch and the rest of the compiler, in .venv-runtime
 

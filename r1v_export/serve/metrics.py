@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from r1v_export.runner.batching.options import BatchingStats
+from r1v_export.runner.batching.stat_metrics import COUNTERS, GAUGES
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1, 2, 5)
@@ -49,29 +50,10 @@ class _RunnerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
-        gauges = {
-            "r1v_requests_queued": ("Requests that wait for a row of the cache.", stats.queued),
-            "r1v_requests_running": ("Requests that are being answered.", stats.running),
-            "r1v_cache_rows": ("Rows of the key-value cache.", stats.rows),
-            "r1v_cache_rows_kept": ("Rows kept for their prefixes.", stats.kept_rows),
-            "r1v_cache_bytes": ("Size of the key-value cache.", stats.cache_bytes),
-            "r1v_cache_budget_bytes": ("Largest size of the key-value cache.", stats.cache_budget_bytes),
-            "r1v_image_cache_bytes": ("Size of the kept image embeddings.", stats.image_cache_bytes),
-        }
-        counters = {
-            "r1v_requests_refused": ("Requests that met a full queue.", stats.refused),
-            "r1v_prompt_tokens": ("Tokens of prompts.", stats.prompt_tokens),
-            "r1v_prompt_tokens_reused": ("Tokens of prompts that the cache held.", stats.reused_tokens),
-            "r1v_generated_tokens": ("Tokens of answers.", stats.generated_tokens),
-            "r1v_prefix_hits": ("Requests that began behind a kept prefix.", stats.prefix_hits),
-            "r1v_prefix_misses": ("Requests that found no kept prefix.", stats.prefix_misses),
-            "r1v_image_cache_hits": ("Images whose embeddings were kept.", stats.image_cache_hits),
-            "r1v_image_cache_misses": ("Images that were encoded.", stats.image_cache_misses),
-        }
-        for name, (text, value) in gauges.items():
-            yield GaugeMetricFamily(name, text, value=value)
-        for name, (text, value) in counters.items():
-            yield CounterMetricFamily(name, text, value=value)
+        for metric in GAUGES:
+            yield GaugeMetricFamily(metric.name, metric.text, value=getattr(stats, metric.field))
+        for metric in COUNTERS:
+            yield CounterMetricFamily(metric.name, metric.text, value=getattr(stats, metric.field))
         yield _by_label(
             "r1v_answers",
             "Answers by finish reason.",

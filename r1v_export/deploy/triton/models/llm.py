@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -30,6 +31,7 @@ from r1v_export.processing.generation_config import default_sampling
 from r1v_export.runner.answer import Timings, TokenEvent
 from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.options import MIB, BatchingOptions, BatchingStats
+from r1v_export.runner.batching.stat_metrics import COUNTERS, GAUGES
 from r1v_export.runner.batching.submission import Submission
 from r1v_export.runner.encoded_prompt import EncodedPrompt
 from r1v_export.runner.open_runner import open_runner
@@ -38,6 +40,7 @@ from r1v_export.serve.responses import usage
 from r1v_export.strict import parse_json
 
 NO_TOKEN = -1
+METRICS_SECONDS = 0.5
 
 
 class TritonPythonModel:
@@ -87,8 +90,10 @@ class TritonPythonModel:
             if request_id:
                 self._running[request_id] = submission
 
-    def _count(self) -> None:
-        self.metrics.show(self.batching.stats())
+    def _count(self, event: TokenEvent | R1VError) -> None:
+        """Show the loop's counters at the end of each request, and now and then while it runs."""
+        if self.metrics.due or isinstance(event, R1VError) or event.answer is not None:
+            self.metrics.show(self.batching.stats())
 
     def _stop(self, request_id: str) -> None:
         with self._lock:
@@ -129,34 +134,26 @@ class TritonPythonModel:
 
 
 class _Metrics:
-    """The loop's counters among Triton's own metrics."""
+    """The loop's counters among Triton's own metrics. Setting one is a message to the server's process."""
 
     def __init__(self) -> None:
         family, gauge = triton.backend().MetricFamily, triton.backend().MetricFamily.GAUGE
-        texts = {
-            "r1v_requests_running": "Requests that are being answered.",
-            "r1v_requests_queued": "Requests that wait for a row of the cache.",
-            "r1v_cache_bytes": "Size of the key-value cache.",
-            "r1v_generated_tokens": "Tokens of answers since the model was loaded.",
-            "r1v_prompt_tokens": "Tokens of prompts since the model was loaded.",
-            "r1v_prompt_tokens_reused": "Of these, tokens that the cache held.",
-        }
-        families = {name: family(name=name, description=text, kind=gauge) for name, text in texts.items()}
-        self._families = families
-        self._metrics = {name: each.Metric(labels={}) for name, each in families.items()}
+        self._families = [
+            family(name=metric.name, description=metric.text, kind=gauge) for metric in (*GAUGES, *COUNTERS)
+        ]
+        self._metrics = [each.Metric(labels={}) for each in self._families]
+        self._shown = float("-inf")
 
     def show(self, stats: BatchingStats) -> None:
         """Set them to what the loop says."""
-        values = {
-            "r1v_requests_running": stats.running,
-            "r1v_requests_queued": stats.queued,
-            "r1v_cache_bytes": stats.cache_bytes,
-            "r1v_generated_tokens": stats.generated_tokens,
-            "r1v_prompt_tokens": stats.prompt_tokens,
-            "r1v_prompt_tokens_reused": stats.reused_tokens,
-        }
-        for name, value in values.items():
-            self._metrics[name].set(value)
+        self._shown = time.monotonic()
+        for metric, exported in zip((*GAUGES, *COUNTERS), self._metrics, strict=True):
+            exported.set(getattr(stats, metric.field))
+
+    @property
+    def due(self) -> bool:
+        """Whether they are older than `METRICS_SECONDS`."""
+        return time.monotonic() - self._shown >= METRICS_SECONDS
 
 
 class _Answer:
@@ -167,13 +164,13 @@ class _Answer:
         count: called with each event.
     """
 
-    def __init__(self, sender: Any, count: Callable[[], None]) -> None:
+    def __init__(self, sender: Any, count: Callable[[TokenEvent | R1VError], None]) -> None:
         self.sender, self.count = sender, count
         self.submission: Submission | None = None
 
     def send(self, event: TokenEvent | R1VError) -> None:
         """Send one event. Called on the loop's thread."""
-        self.count()
+        self.count(event)
         if isinstance(event, R1VError):
             self.sender.send(triton.error_response(event), flags=triton.FINAL)
             return
