@@ -54,13 +54,17 @@ class Answering:
         """How each of a request's answers is sampled: what it says, in place of the checkpoint's own.
 
         Raises:
-            ServeError: more tokens than the server allows, or values that exclude each other.
+            ServeError: more tokens or answers than the server allows, or values that exclude each other.
         """
         limit = self.settings.limits.new_tokens
         asked = fields.token_limit
         if limit is not None and (asked or 0) > limit:
             message = f"At most {limit} tokens of an answer are allowed on this server; {asked} were asked for."
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_tokens", "max_tokens")
+        options = self.runner.options
+        if fields.n > (most := options.max_rows + options.max_queued):
+            message = f"{fields.n} answers are more than this server takes at a time: {most}, running and waiting."
+            raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_answers", "n")
         default = self._default if limit is None else replace(self._default, max_new_tokens=limit)
         try:
             sampling = replace(default, **fields.changes)

@@ -70,7 +70,9 @@ def create_app(runner: BatchingRunner, settings: ServerSettings) -> FastAPI:
         yield
         await asyncio.to_thread(runner.close, drain=False)
 
-    app = FastAPI(title="r1v-export", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="r1v-export", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.add_middleware(Gate, settings=settings, metrics=metrics)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     _add_error_handlers(app, metrics)
@@ -94,13 +96,20 @@ def _add_error_handlers(app: FastAPI, metrics: ServerMetrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(_: HttpRequest, error: HTTPException) -> Response:
-        return respond(ServeError(HTTPStatus(error.status_code), str(error.detail), "http_error"))
+        return respond(_http_error(HTTPStatus(error.status_code), str(error.detail)))
 
     @app.exception_handler(Exception)
     async def broken(request: HttpRequest, error: Exception) -> Response:
         _LOG.error("request %s failed", request.state.request_id, exc_info=error)
         message = f"The server failed; its log says why, at request {request.state.request_id}."
         return respond(ServeError(HTTPStatus.INTERNAL_SERVER_ERROR, message, "internal_error"))
+
+
+def _http_error(status: HTTPStatus, detail: str) -> ServeError:
+    """The failure that an exception of the framework is: no such path, or a method that a path does not have."""
+    if status is HTTPStatus.BAD_REQUEST:  # FastAPI's, of a body that its JSON reader gave up on.
+        return ServeError(status, "The body is not JSON: it is not UTF-8, or nested too deeply.", "invalid_json")
+    return ServeError(status, detail, status.name.lower())
 
 
 def _invalid_field(error: RequestValidationError) -> ServeError:

@@ -16,7 +16,7 @@ from r1v_export.log_event import log_event
 from r1v_export.serve.errors import ServeError, stopping
 from r1v_export.serve.metrics import ServerMetrics
 from r1v_export.serve.responses import DONE, sse
-from r1v_export.serve.settings import ServerSettings
+from r1v_export.serve.settings import Limits, ServerSettings
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Gate:
 
         try:
             self._admit(scope["path"], headers, key)
-            await self.app(scope, _Limited(receive, self.settings.limits.body_bytes), send_with_id)
+            await self.app(scope, _Limited(receive, self.settings.limits), send_with_id)
         except ServeError as failure:
             await failure.response(scope, receive, send_with_id)
             self.metrics.errors.labels(failure.code).inc()
@@ -98,16 +98,23 @@ class Gate:
 
 
 class _Limited:
-    """A request's body, up to a limit of bytes."""
+    """A request's body, up to a limit of bytes, whose pieces do not keep the server waiting."""
 
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._limit, self._bytes = receive, limit, 0
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive, self._limits = receive, limits
+        self._bytes, self._whole = 0, False
 
     async def __call__(self) -> Message:
-        message = await self._receive()
+        if self._whole:  # What follows is the end of the connection, whenever it comes.
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), self._limits.body_seconds)
+        except TimeoutError:
+            raise _stalled(self._limits.body_seconds) from None
+        self._whole = not message.get("more_body", False)
         self._bytes += len(message.get("body", b""))
-        if self._bytes > self._limit:
-            raise _too_large(self._limit)
+        if self._bytes > self._limits.body_bytes:
+            raise _too_large(self._limits.body_bytes)
         return message
 
 
@@ -119,3 +126,8 @@ def _bearer(headers: dict[str, str]) -> str:
 def _too_large(limit: int) -> ServeError:
     message = f"The request is larger than {limit} bytes, this server's limit. Send smaller or fewer images."
     return ServeError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, "request_too_large")
+
+
+def _stalled(seconds: float) -> ServeError:
+    message = f"No more of the request's body came for {seconds:g} s. Send it without a pause."
+    return ServeError(HTTPStatus.REQUEST_TIMEOUT, message, "request_stalled")

@@ -17,6 +17,7 @@ class Limits:
         image_pixels: of one image, width times height.
         new_tokens: of an answer; None leaves it to the model's context.
         seconds: from a request's arrival to the end of its answer.
+        body_seconds: between two pieces of a request's body.
     """
 
     body_bytes: int = 64 << 20
@@ -24,6 +25,7 @@ class Limits:
     image_pixels: int = MAX_PIXELS
     new_tokens: int | None = None
     seconds: float = 600.0
+    body_seconds: float = 30.0
 
 
 @dataclass(frozen=True)

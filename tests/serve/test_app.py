@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from PIL import Image
 
 from r1v_export.generation import Sampling
 from r1v_export.runner.base import Request
+from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.options import BatchingOptions
-from r1v_export.serve.settings import Limits
+from r1v_export.serve.app import create_app
+from r1v_export.serve.settings import Limits, ServerSettings
 from tests.serve.conftest import MODEL, data_url, serving
 
 CHAT = "/v1/chat/completions"
@@ -175,7 +179,7 @@ def test_a_body_that_is_no_json_or_nests_deeply_is_refused(client):
     for body in (b"{", b"\xff", b"[" * 100_000, b"null"):
         response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
         assert response.status_code == 400
-        error_of(response)
+        assert error_of(response)["code"] == ("invalid_value" if body == b"null" else "invalid_json")
 
 
 @pytest.mark.parametrize(
@@ -203,12 +207,38 @@ def test_a_body_that_does_not_tell_its_size_is_cut_off_too(runner):
 
 
 def test_a_full_queue_answers_429_and_when_to_come_again(runner):
+    with serving(runner, options=BatchingOptions(max_rows=1, max_queued=1)) as client, ThreadPoolExecutor(8) as clients:
+        asked = {**QUESTION, "n": 2, "max_tokens": 200}
+        responses = [*clients.map(lambda _: client.post(CHAT, json=asked), range(8))]
+        assert {response.status_code for response in responses} == {200, 429}
+        refused = next(response for response in responses if response.status_code == 429)
+        assert error_of(refused)["type"] == "rate_limit_error"
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert client.post(CHAT, json=QUESTION).status_code == 200  # what was taken of the refused is given up
+
+
+def test_more_answers_than_the_server_ever_takes_are_no_matter_of_coming_again(runner):
     with serving(runner, options=BatchingOptions(max_rows=1, max_queued=1)) as client:
-        response = client.post(CHAT, json={**QUESTION, "n": 16, "max_tokens": 200})
-        assert response.status_code == 429
-        assert error_of(response)["type"] == "rate_limit_error"
-        assert int(response.headers["Retry-After"]) >= 1
-        assert client.post(CHAT, json=QUESTION).status_code == 200  # what was taken of it is given up
+        response = client.post(CHAT, json={**QUESTION, "n": 3})
+        assert (response.status_code, error_of(response)["code"]) == (400, "too_many_answers")
+
+
+def test_a_body_that_stops_coming_is_given_up(runner):
+    app = create_app(BatchingRunner(runner), ServerSettings(MODEL, limits=Limits(body_seconds=0.05)))
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
+    pieces = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+    sent: list[dict] = []
+
+    async def receive() -> dict:
+        return next(pieces, None) or await asyncio.Event().wait()
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    start, body = sent
+    assert start["status"] == 408
+    assert json.loads(body["body"])["error"]["code"] == "request_stalled"
 
 
 def test_a_key_is_needed_where_keys_are_set_but_not_for_probes(runner):
@@ -251,8 +281,9 @@ def test_a_request_id_that_could_forge_a_log_line_is_replaced(client):
 
 
 def test_unknown_routes_and_methods_answer_in_the_api_s_shape(client):
-    assert error_of(client.get("/v2/x"))["code"] == "http_error"
-    assert client.get(CHAT).status_code == 405
+    assert error_of(client.get("/v2/x"))["code"] == "not_found"
+    assert error_of(client.get(CHAT))["code"] == "method_not_allowed"
+    assert client.post(CHAT + "/", json=QUESTION, follow_redirects=False).status_code == 404
 
 
 def test_the_page_loads_nothing_from_elsewhere(client):
