@@ -1,0 +1,31 @@
+// Files, read only if they are regular files.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "base/error.h"
+
+namespace r1v {
+
+// Largest file that is read into memory as text or JSON (r1v_export/files.py has the same).
+inline constexpr uint64_t kTextLimitBytes = 64ull << 20;
+// The same for a graph: protobuf ends at 2 GiB; weights lie apart.
+inline constexpr uint64_t kGraphLimitBytes = 4ull << 30;
+
+// The content of a regular file, or of a link to one; never waits for a pipe, never reads a device.
+// Throws `code`: it cannot be opened, is no regular file, or is larger than `limit_bytes`.
+std::string read_file(const std::filesystem::path& path, uint64_t limit_bytes = kTextLimitBytes,
+                      Code code = Code::kBundle);
+
+// Calls `take` with the content of a regular file in pieces. Throws `code` as `read_file`.
+void read_pieces(const std::filesystem::path& path, const std::function<void(const char*, size_t)>& take,
+                 Code code = Code::kBundle);
+
+// Whether `path` is what a bundle's documents may name: plain, relative, "/" between its parts, without "..", without
+// a null byte, so that it stays inside the folder.
+bool is_inside(const std::string& path);
+
+}  // namespace r1v

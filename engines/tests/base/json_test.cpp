@@ -1,0 +1,37 @@
+#include "base/json.h"
+
+#include <gtest/gtest.h>
+
+namespace r1v {
+namespace {
+
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Json, WrongFieldsAreNamed) {
+  const Json document = parse_json(R"({"a": {"n": 3, "x": 1.5, "s": "t", "big": 18446744073709551615}})", "file.json");
+  const Fields a = Fields(document, "file.json").object("a");
+  EXPECT_EQ(a.integer("n", 1, 5), 3);
+  EXPECT_EQ(a.number("x"), 1.5);
+  EXPECT_EQ(a.text("s"), "t");
+  for (const char* name : {"x", "s", "big", "missing"}) {
+    EXPECT_NE(error_of([&] { a.integer(name, 0, INT64_MAX); }).find("file.json.a." + std::string(name)),
+              std::string::npos);
+  }
+  EXPECT_NE(error_of([&] { a.integer("n", 4, 5); }).find("from 4 to 5"), std::string::npos);
+}
+
+TEST(Json, WhatIsNoneOrTooDeepIsRefused) {
+  EXPECT_THROW(parse_json("{", "a"), Error);
+  EXPECT_THROW(parse_json("\"\xff\"", "a"), Error);
+  EXPECT_THROW(parse_json(std::string(100000, '[') + std::string(100000, ']'), "a"), Error);
+}
+
+}  // namespace
+}  // namespace r1v
