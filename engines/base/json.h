@@ -26,12 +26,14 @@ Json parse_json(const std::string& text, const std::string& where);
 // A reader of one object: every access names the field in its error.
 class Fields {
  public:
-  // `where` names the object, such as "pipeline.json: tiling". Throws kBundle if `object` is none.
+  // `where` names the object, such as "pipeline.json: tiling". `object` must outlive the reader. Throws kBundle if it
+  // is none.
   Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
     if (!object.is_object()) throw_field(where_, "an object", object);
   }
 
   const std::string& where() const { return where_; }
+  const Json& all() const { return object_; }
   bool has(const std::string& name) const { return object_.contains(name); }
 
   // Any value. Throws kBundle if there is none.

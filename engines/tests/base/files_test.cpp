@@ -3,41 +3,31 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include <fstream>
+#include "tests/temporary_folder.h"
 
 namespace r1v {
 namespace {
 
-class Files : public ::testing::Test {
- protected:
-  void SetUp() override {
-    folder_ =
-        std::filesystem::path(::testing::TempDir()) / ::testing::UnitTest::GetInstance()->current_test_info()->name();
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
-  std::filesystem::path folder_;
-};
-
-TEST_F(Files, AreReadWhole) {
+TEST(Files, AreReadWhole) {
+  const TemporaryFolder folder;
   const std::string content("a\0b", 3);
-  std::ofstream(folder_ / "a", std::ios::binary) << content;
-  EXPECT_EQ(read_file(folder_ / "a"), content);
+  folder.write("a", content);
+  EXPECT_EQ(read_file(folder.path() / "a"), content);
   std::string pieces;
-  read_pieces(folder_ / "a", [&](const char* data, size_t size) { pieces.append(data, size); });
+  read_pieces(folder.path() / "a", [&](const char* data, size_t size) { pieces.append(data, size); });
   EXPECT_EQ(pieces, content);
 }
 
-TEST_F(Files, BeyondTheLimitAreRefused) {
-  std::ofstream(folder_ / "a") << "abc";
-  EXPECT_THROW(read_file(folder_ / "a", 2), Error);
+TEST(Files, BeyondTheLimitAreRefused) {
+  const TemporaryFolder folder;
+  folder.write("a", "abc");
+  EXPECT_THROW(read_file(folder.path() / "a", 2), Error);
 }
 
-TEST_F(Files, PipesAndFoldersAndWhatIsMissingAreRefusedAtOnce) {
-  ASSERT_EQ(::mkfifo((folder_ / "pipe").c_str(), 0600), 0);
-  for (const char* name : {"pipe", ".", "missing"}) EXPECT_THROW(read_file(folder_ / name), Error) << name;
+TEST(Files, PipesAndFoldersAndWhatIsMissingAreRefusedAtOnce) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(::mkfifo((folder.path() / "pipe").c_str(), 0600), 0);
+  for (const char* name : {"pipe", ".", "missing"}) EXPECT_THROW(read_file(folder.path() / name), Error) << name;
 }
 
 TEST(Paths, StayInside) {

@@ -2,17 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/error_message.h"
+
 namespace r1v {
 namespace {
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(Json, WrongFieldsAreNamed) {
   const Json document = parse_json(R"({"a": {"n": 3, "x": 1.5, "s": "t", "big": 18446744073709551615}})", "file.json");
@@ -21,10 +14,10 @@ TEST(Json, WrongFieldsAreNamed) {
   EXPECT_EQ(a.number("x"), 1.5);
   EXPECT_EQ(a.text("s"), "t");
   for (const char* name : {"x", "s", "big", "missing"}) {
-    EXPECT_NE(error_of([&] { a.integer(name, 0, INT64_MAX); }).find("file.json.a." + std::string(name)),
+    EXPECT_NE(error_message([&] { a.integer(name, 0, INT64_MAX); }).find("file.json.a." + std::string(name)),
               std::string::npos);
   }
-  EXPECT_NE(error_of([&] { a.integer("n", 4, 5); }).find("from 4 to 5"), std::string::npos);
+  EXPECT_NE(error_message([&] { a.integer("n", 4, 5); }).find("from 4 to 5"), std::string::npos);
 }
 
 TEST(Json, WhatIsNoneOrTooDeepIsRefused) {
