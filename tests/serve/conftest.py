@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
+from r1v_export.generation import Sampling
+from r1v_export.runner.base import Request
 from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.options import BatchingOptions
+from r1v_export.runner.open_runner import open_runner
 from r1v_export.serve.app import create_app
 from r1v_export.serve.settings import Limits, ServerSettings
 from tests.runner.conftest import engine, runner
@@ -21,6 +25,10 @@ from tests.runner.conftest import engine, runner
 __all__ = ["engine", "runner"]
 
 MODEL = "tiny"
+IMAGES = sorted(Path("examples/images").glob("*.png"))[:6]
+QUESTIONS = ("How many objects do you see?", "What do you see?", "How tall is the green bar?")
+NEW_TOKENS = 64
+"""Of an answer of the shipped model, at most."""
 
 
 @pytest.fixture
@@ -39,6 +47,11 @@ def serving(runner, limits: Limits | None = None, options: BatchingOptions | Non
 
 def data_url(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def messages(image: Path | None, question: str) -> list[dict]:
+    shown = [{"type": "image_url", "image_url": {"url": data_url(image)}}] if image else []
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
 
 
 class Server:
@@ -73,3 +86,19 @@ def served(nano_bundle: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def start_server(nano_bundle: Path) -> Callable[..., Server]:
     return lambda *options: Server(nano_bundle, "--served-model-name", "nano", *options)
+
+
+@pytest.fixture(scope="session")
+def alone(nano_bundle: Path):
+    """Image, question -> reasoning and answer of a lone request to the bundle's runner, greedy."""
+    runner = open_runner(nano_bundle)
+    answers: dict[tuple[Path | None, str], tuple[str, str]] = {}
+
+    def answer(image: Path | None, question: str) -> tuple[str, str]:
+        if (image, question) not in answers:
+            shown = [Image.open(image)] if image else []
+            found = runner.answer(Request.ask(question, *shown), Sampling(max_new_tokens=NEW_TOKENS))
+            answers[image, question] = found.reasoning, found.text
+        return answers[image, question]
+
+    return answer

@@ -12,42 +12,15 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from PIL import Image
 
-from r1v_export.generation import Sampling
-from r1v_export.runner.base import Request
-from r1v_export.runner.open_runner import open_runner
-from tests.serve.conftest import data_url
+from tests.serve.conftest import IMAGES, QUESTIONS, messages
 
-IMAGES = sorted(Path("examples/images").glob("*.png"))[:6]
-QUESTIONS = ("How many objects do you see?", "What do you see?", "How tall is the green bar?")
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 @pytest.fixture(scope="module")
 def client(served: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def alone(nano_bundle: Path):
-    """Image, question -> reasoning and answer of a lone request to the bundle's runner, greedy."""
-    runner = open_runner(nano_bundle)
-    answers: dict[tuple[Path | None, str], tuple[str, str]] = {}
-
-    def answer(image: Path | None, question: str) -> tuple[str, str]:
-        if (image, question) not in answers:
-            shown = [Image.open(image)] if image else []
-            found = runner.answer(Request.ask(question, *shown), Sampling(max_new_tokens=64))
-            answers[image, question] = found.reasoning, found.text
-        return answers[image, question]
-
-    return answer
-
-
-def messages(image: Path | None, question: str) -> list[dict]:
-    shown = [{"type": "image_url", "image_url": {"url": data_url(image)}}] if image else []
-    return [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
 
 
 def ask(client: openai.OpenAI, image: Path | None, question: str) -> tuple[str, str]:
