@@ -9,7 +9,9 @@ BUNDLE ?= out/demo
 IMAGE ?= examples/images/06-count.png
 QUESTION ?= How many objects do you see?
 # Processes of the tests; each may take 1.5 GB. They work on one thread each, so that they do not get in each other's way.
-WORKERS ?= logical --maxprocesses 4
+# One more than there are CPUs, because the server's soak (tests/serve/test_soak.py) mostly sleeps; four CPUs at most.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(1 + min(4, os.cpu_count() or 1))")
+SOAK_SECONDS ?= 300
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +28,7 @@ demo: $(INSTALLED)
 	@echo "serve it to OpenAI clients, and to people at http://localhost:8000: $(BIN)/r1v-export serve $(BUNDLE)"
 
 test: $(INSTALLED) $(TRITON)/.installed browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	R1V_SOAK_SECONDS=$(SOAK_SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # The browser of the page's tests. Where it cannot be installed they are skipped, and say so.
 browser:

@@ -31,9 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a slow test come first: else one worker of pytest-xdist would begin the longest when others end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with a slow test come first, the slowest before all: else one worker of pytest-xdist would begin the
+    longest when others end."""
+    seconds: dict[Path, float] = {}
+    for item in items:
+        if marker := item.get_closest_marker("slow"):
+            seconds[item.path] = max(seconds.get(item.path, 0), *marker.args, 10)
+    items.sort(key=lambda item: -seconds.get(item.path, 0))
 
 
 def pytest_collection_finish() -> None:
