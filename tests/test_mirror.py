@@ -33,6 +33,7 @@ EXCEPTIONS = {
     "pipeline/test_unified_build.py": "whole builds of the target hf-unified",
     "serve/test_openapi.py": "the routes, by requests made from the application's own document",
     "serve/test_page.py": "serve/static/ in a browser",
+    "serve/test_soak.py": "a server process under minutes of load",
     "runner/batching/test_arrivals.py": "whole batches and runners under random arrivals, on a toy engine",
     "serialized/test_prompt_as_data.py": "pipeline.json against processing/prompt.py",
     "serialized/test_standalone.py": "a program that reads the documents without the package",
