@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from r1v_export.cli.output import (
     target_option,
     threads_option,
 )
+from r1v_export.cli.sampling import choose_sampling, sampling_options
 from r1v_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -51,17 +51,7 @@ MAX_VIDEO_FRAMES = 4096
 @click.option("--grounding", is_flag=True, help="Let <ref>, <box> and <quad> through in questions and answers.")
 @click.option("--answer-only", is_flag=True, help="Do not print the reasoning.")
 @click.option("--chat", is_flag=True, help="Hold a conversation; questions come line by line from stdin.")
-@click.option("--greedy", is_flag=True, help="Take the likeliest token, whatever the checkpoint recommends.")
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), help="Longest answer. [default: the checkpoint's, or 512]"
-)
-@click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy. [default: the checkpoint's, or 0]")
-@click.option("--top-p", type=float, help="Draw from this much probability. [default: the checkpoint's, or 1]")
-@click.option("--top-k", type=int, help="Draw from this many tokens; 0 is off. [default: the checkpoint's]")
-@click.option("--repetition-penalty", type=float, help="Above 1 repeats less. [default: the checkpoint's, or 1]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeat for several.")
-@click.option("--stop-in-reasoning", is_flag=True, help="Search the reasoning for --stop too.")
+@sampling_options
 @click.option("--verify", is_flag=True, help="First check the bundle's hashes and graphs, as verify does.")
 @device_option
 @threads_option
@@ -80,7 +70,6 @@ def command(
     grounding: bool,
     answer_only: bool,
     chat: bool,
-    greedy: bool,
     verify: bool,
     device: Device,
     format_: str,
@@ -92,6 +81,10 @@ def command(
     by field where no option says otherwise; the sampling in use is printed on stderr.
 
     The bundle's hashes are not computed: that is `verify`'s, or --verify's. What is read is checked as it is opened.
+
+    \f
+    Raises:
+        UsageError: options exclude each other, or would have no effect.
     """
     from r1v_export.bundle import Bundle
     from r1v_export.progress import Progress
@@ -99,13 +92,15 @@ def command(
     from r1v_export.runner.open_runner import open_runner
 
     _require_one_source(images, video, frames, chat=chat, question=question)
+    if sampling["logprobs"] is not None and format_ != "json":
+        raise UsageError("Log probabilities are printed in JSON only.", where="--logprobs", fix="add --format json")
     text = _question(question, chat)
     if verify:
         from r1v_export.pipeline.verify import verify_bundle
 
         verify_bundle(bundle, Progress(3, quiet=format_ == "json"))
     opened = Bundle.open(bundle)
-    chosen = _sampling(opened.pipeline.generation_config, greedy, sampling)
+    chosen = choose_sampling(opened.pipeline.generation_config, **sampling)
     load = image_opener(opened.pipeline.image_policy, allow_url)
     loaded = [load(image) for image in images]
     if video is not None:
@@ -183,22 +178,6 @@ def _by_name(load: Callable[[str], Image.Image]) -> Callable[[str], Image.Image]
         return load(source)
 
     return checked
-
-
-def _sampling(config: Mapping[str, Any], greedy: bool, options: dict[str, Any]) -> Sampling:
-    """The checkpoint's sampling, and options in its place; says on stderr what is in use."""
-    from r1v_export.processing.generation_config import NAME, default_sampling, unused_fields
-
-    given = {name: value for name, value in options.items() if value is not None}
-    if greedy and given.get("temperature"):
-        raise UsageError(
-            "Greedy sampling has no temperature.", where="--greedy --temperature", fix="pass one of the two options"
-        )
-    chosen = replace(default_sampling(config, greedy=greedy), **given)
-    click.echo(f"sampling: {chosen}", err=True)
-    if unused := unused_fields(config):
-        click.echo(f"sampling: not used of {NAME}: {', '.join(unused)}", err=True)
-    return chosen
 
 
 def _asking(

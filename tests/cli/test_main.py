@@ -31,8 +31,9 @@ OPTIONS = {
     "--report --device --threads",
     "verify": "BUNDLE",
     "run": "BUNDLE QUESTION --image --allow-url --video --frames --target --engine --model --no-think --grounding "
-    "--answer-only --chat --greedy --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed "
-    "--stop --stop-in-reasoning --verify --device --threads",
+    "--answer-only --chat --greedy --max-new-tokens --temperature --top-p --top-k --min-p --repetition-penalty "
+    "--presence-penalty --frequency-penalty --seed --stop --stop-in-reasoning --max-reasoning-tokens --json-schema "
+    "--regex --logprobs --verify --device --threads",
     "serve": "BUNDLE --host --port --served-model-name --api-key --allow-image-host --max-rows --max-queued "
     "--cache-mib --image-cache-mib --max-body-mib --max-images --max-image-pixels --max-new-tokens --max-seconds "
     "--drain-seconds --access-log --target --engine --model --device --threads",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -184,3 +185,47 @@ def test_run_computes_hashes_only_if_asked_to(
     capsys.readouterr()
     assert main.run([*options, "--verify"]) == 1
     assert "graphs/extra.txt is not in the manifest." in capsys.readouterr().err
+
+
+def test_an_answer_keeps_the_form_of_a_regular_expression(nano_bundle: Path, run) -> None:
+    asked = (nano_bundle, "--image", CHART, GREEN, "--format", "json", "--regex", "[a-z]{3} is [0-9]")
+    answer = json.loads(run(*asked)[1])
+    assert re.fullmatch("[a-z]{3} is [0-9]", answer["text"])
+    assert answer["reasoning"]
+
+
+def test_an_answer_keeps_a_json_schema(nano_bundle: Path, run, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["tall", "short"]}')
+    asked = (nano_bundle, "--image", CHART, GREEN, "--answer-only", "--json-schema", schema)
+    assert json.loads(run(*asked)[1]) in ("tall", "short")
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_file_that_is_no_json_schema_is_refused(nano_bundle: Path, run, tmp_path: Path, text: str) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(text)
+    code, _, err = run(nano_bundle, "?", "--json-schema", schema)
+    assert code == 1
+    assert "JSON" in err
+    assert str(schema) in err
+
+
+def test_the_reasoning_ends_after_its_budget(nano_bundle: Path, run) -> None:
+    asked = (nano_bundle, "--image", CHART, GREEN, "--format", "json", "--max-reasoning-tokens", 3)
+    answer = json.loads(run(*asked)[1])
+    assert answer["reasoning_complete"]
+    assert len(answer["reasoning"].split()) <= 3
+
+
+def test_log_probabilities_come_in_json_only(nano_bundle: Path, run) -> None:
+    asked = (nano_bundle, "--image", CHART, GREEN, "--logprobs", 2)
+    answer = json.loads(run(*asked, "--format", "json")[1])
+    assert len(answer["logprobs"]) == len(answer["token_ids"])
+    assert run(*asked)[0] == 2
+
+
+def test_options_reach_the_sampling(nano_bundle: Path, run) -> None:
+    options = ("--temperature", 1, "--min-p", 0.1, "--presence-penalty", 0.5, "--frequency-penalty", -0.5)
+    used = json.loads(run(nano_bundle, "?", "--format", "json", "--max-new-tokens", 1, *options)[1])["sampling"]
+    assert (used["min_p"], used["presence_penalty"], used["frequency_penalty"]) == (0.1, 0.5, -0.5)

@@ -1,0 +1,105 @@
+"""How `run` chooses tokens: its options, and the sampling that they make of the checkpoint's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from r1v_export.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from r1v_export.generation import Guide, Sampling
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+MAX_SCHEMA_BYTES = 1 << 20
+
+_OPTIONS = (
+    click.option("--greedy", is_flag=True, help="Take the likeliest token, whatever the checkpoint recommends."),
+    click.option(
+        "--max-new-tokens", type=click.IntRange(min=1), help="Longest answer. [default: the checkpoint's, or 512]"
+    ),
+    click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy. [default: the checkpoint's, or 0]"),
+    click.option("--top-p", type=float, help="Draw from this much probability. [default: the checkpoint's, or 1]"),
+    click.option("--top-k", type=int, help="Draw from this many tokens; 0 is off. [default: the checkpoint's]"),
+    click.option("--min-p", type=float, help="Draw no token below this share of the likeliest one's probability."),
+    click.option("--repetition-penalty", type=float, help="Above 1 repeats less. [default: the checkpoint's, or 1]"),
+    click.option("--presence-penalty", type=float, help="Taken off the logits of tokens of the answer; -2 to 2."),
+    click.option("--frequency-penalty", type=float, help="The same for each time that they are in it; -2 to 2."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeat for several."),
+    click.option("--stop-in-reasoning", is_flag=True, help="Search the reasoning for --stop too."),
+    click.option(
+        "--max-reasoning-tokens", type=click.IntRange(min=0), help="End the reasoning after this many. [default: never]"
+    ),
+    click.option(
+        "--json-schema", type=click.Path(path_type=Path), help="Let the answer be JSON of the schema in this file."
+    ),
+    click.option("--regex", metavar="PATTERN", help="Let the answer be what this regular expression matches."),
+    click.option(
+        "--logprobs", type=int, metavar="N", help="With --format json: log probabilities, also of the N likeliest."
+    ),
+)
+
+
+def sampling_options(function: Function) -> Function:
+    """The options that say how tokens are chosen and when an answer ends, as keyword arguments of the command."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def choose_sampling(
+    config: Mapping[str, Any],
+    *,
+    greedy: bool,
+    json_schema: Path | None,
+    regex: str | None,
+    **options: Any,
+) -> Sampling:
+    """The checkpoint's sampling, and options in its place; says on stderr what is in use.
+
+    Args:
+        config: of the checkpoint's generation_config.json.
+        options: fields of `Sampling`; None is the checkpoint's.
+
+    Raises:
+        UsageError: options exclude each other, or a value is out of range.
+        InputError: the schema's file cannot be read, or is not JSON.
+    """
+    from r1v_export.processing.generation_config import NAME, default_sampling, unused_fields
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if greedy and given.get("temperature"):
+        raise UsageError(
+            "Greedy sampling has no temperature.", where="--greedy --temperature", fix="pass one of the two options"
+        )
+    chosen = replace(default_sampling(config, greedy=greedy), guide=_guide(json_schema, regex), **given)
+    click.echo(f"sampling: {chosen}", err=True)
+    if unused := unused_fields(config):
+        click.echo(f"sampling: not used of {NAME}: {', '.join(unused)}", err=True)
+    return chosen
+
+
+def _guide(json_schema: Path | None, regex: str | None) -> Guide | None:
+    from r1v_export.generation import Guide
+
+    if json_schema is None:
+        return None if regex is None else Guide.regex(regex)
+    if regex is not None:
+        raise UsageError("--json-schema and --regex exclude each other.", fix="pass one of the two options")
+    return Guide.json_schema(_read_schema(json_schema))
+
+
+def _read_schema(path: Path) -> dict[str, Any]:
+    from r1v_export.files import read_regular_text
+    from r1v_export.strict import load_json
+
+    schema = load_json(read_regular_text(path, MAX_SCHEMA_BYTES), InputError, "The JSON Schema is invalid", where=path)
+    if not isinstance(schema, dict):
+        raise InputError("This is no JSON Schema.", where=path, expected="an object", found=type(schema).__name__)
+    return schema
