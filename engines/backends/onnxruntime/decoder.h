@@ -1,0 +1,65 @@
+// The decoder graph with a key-value cache that no step copies.
+#pragma once
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "backends/engine.h"
+#include "backends/onnxruntime/session.h"
+
+namespace r1v::ort {
+
+// One tensor of the cache, [batch, kv_heads, capacity, head_dim]: zeros on the CPU, or memory of a GPU.
+class CacheTensor {
+ public:
+  CacheTensor(const GraphSession& session, const std::vector<int64_t>& shape, Device device, Allocator* gpu);
+  char* data() const { return data_; }
+
+ private:
+  std::unique_ptr<char, void (*)(void*)> host_{nullptr, std::free};
+  Owned<Value> value_;
+  char* data_ = nullptr;
+};
+
+class BoundStep;
+
+// Past and present of each layer are bound to one buffer, which ONNX Runtime updates in place. One new token per row is
+// a single run, bound once for the same rows. Several new tokens (a prompt) run row by row, each on its own part of the
+// buffers and without its padding: GroupQueryAttention takes several tokens behind a filled cache for one row only.
+class OnnxRuntimeDecoder : public Decoder {
+ public:
+  OnnxRuntimeDecoder(const GraphSession& session, const Sizes& sizes, int64_t batch, int64_t capacity,
+                     const DeviceOptions& device);
+  ~OnnxRuntimeDecoder() override;
+
+  int64_t batch() const override { return batch_; }
+  int64_t capacity() const override { return capacity_; }
+  void step(const DecoderStep& step, float* logits) override;
+  void copy_row(int64_t source, int64_t target, int64_t length) override;
+  void swap_rows(int64_t a, int64_t b, int64_t length) override;
+  void resize(int64_t batch, int64_t capacity, const std::vector<int64_t>& lengths) override;
+
+ private:
+  friend class BoundStep;
+
+  void allocate();
+  void require_host() const;
+  // First byte of a head's slots, on the CPU.
+  char* slots(const CacheTensor& tensor, int64_t row, int64_t head, int64_t capacity) const;
+  size_t slot_bytes() const;
+
+  const GraphSession& session_;
+  const Sizes sizes_;
+  int64_t batch_, capacity_;
+  const DeviceOptions device_;
+  Owned<MemoryInfo> memory_;  // that the cache lies in
+  Owned<Allocator> gpu_;
+  std::vector<std::pair<std::string, std::string>> names_;  // past and present
+  std::vector<CacheTensor> cache_;                          // in the order of names_
+  std::unique_ptr<BoundStep> one_token_;
+};
+
+}  // namespace r1v::ort

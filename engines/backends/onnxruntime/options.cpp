@@ -1,0 +1,62 @@
+#include "backends/onnxruntime/options.h"
+
+#include "bundle/contract.h"
+
+namespace r1v::ort {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kAvailableCores[] = "available_cores";
+constexpr const char* kKnown[] = {"weights_root",         "weights_root_entry",  "session_entries", "threads",
+                                  "image_tokens_per_run", "rows_per_prompt_run", "cache_in_place"};
+
+void require_known(const Fields& options) {
+  for (const auto& [name, value] : options.all().items()) {
+    bool known = false;
+    for (const char* each : kKnown) known = known || name == each;
+    if (!known) throw_field(options.where() + "." + name, "an option that this version knows", value);
+  }
+}
+
+// The folder that the graphs' weights are relative to, absolute.
+std::string weights_root(const Bundle& bundle, const fs::path& folder, const Fields& options) {
+  std::error_code error;
+  const fs::path inside = fs::weakly_canonical(bundle.folder, error);
+  const fs::path root = fs::weakly_canonical(inside / folder / options.text("weights_root"), error);
+  const fs::path relative = root.lexically_relative(inside);
+  if (relative.empty() || *relative.begin() == "..") {
+    throw_field(options.where() + ".weights_root", "a folder of the bundle", options.at("weights_root"));
+  }
+  return root.string();
+}
+
+int64_t threads_of(const Fields& threads, const std::string& graph) {
+  const Json& value = threads.at(graph);
+  return value == kAvailableCores ? 0 : threads.integer(graph, 1, 4096);
+}
+
+}  // namespace
+
+Options parse_options(const Bundle& bundle, const std::string& target) {
+  const EngineDocument& engine = bundle.pipeline.engines.at(target);
+  const Fields options(engine.options, "pipeline.json: engines." + target + ".options");
+  require_known(options);
+  if (!options.flag("cache_in_place")) throw_field(options.where() + ".cache_in_place", "true", false);
+  options.integer("rows_per_prompt_run", 1, INT64_MAX);  // Prompts run row by row, which any value allows.
+  const fs::path folder = fs::path("engines") / target;
+  const std::string root = weights_root(bundle, folder, options), root_entry = options.text("weights_root_entry");
+  const Fields entries = options.object("session_entries"), threads = options.object("threads");
+  Options parsed{{}, options.integer("image_tokens_per_run", 1, INT32_MAX)};
+  for (const char* graph : {contract::kVision, contract::kProjector, contract::kEmbed, contract::kDecoder}) {
+    const auto file = engine.files.find(graph);
+    if (file == engine.files.end()) throw_field("pipeline.json: engines." + target + ".files", graph, "nothing");
+    GraphOptions of_graph{(folder / file->second).generic_string(), {{root_entry, root}}, threads_of(threads, graph)};
+    const Fields of_session = entries.object(graph);
+    for (const auto& [name, value] : of_session.all().items()) of_graph.entries[name] = of_session.text(name);
+    parsed.graphs[graph] = std::move(of_graph);
+  }
+  return parsed;
+}
+
+}  // namespace r1v::ort

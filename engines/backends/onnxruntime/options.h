@@ -1,0 +1,28 @@
+// How the target onnxruntime of a bundle is to be opened: `options` of its engine in pipeline.json (docs/bundle.md).
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "bundle/bundle.h"
+
+namespace r1v::ort {
+
+using Entries = std::map<std::string, std::string>;
+
+struct GraphOptions {
+  std::string file;  // path inside the bundle
+  Entries entries;   // of the session's configuration
+  int64_t threads;   // 0 for the cores that this process may use
+};
+
+struct Options {
+  std::map<std::string, GraphOptions> graphs;
+  int64_t image_tokens_per_run;  // image tokens that the vision graph takes at once on a CPU
+};
+
+// Throws kBundle: an option is missing, wrong or unknown, or leads out of the bundle.
+Options parse_options(const Bundle& bundle, const std::string& target);
+
+}  // namespace r1v::ort

@@ -1,0 +1,24 @@
+// The engine of a bundle, by its target.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "backends/engine.h"
+#include "bundle/bundle.h"
+
+namespace r1v {
+
+struct EngineOptions {
+  std::string target;               // of the bundle; empty for the first that this libr1v can run
+  std::string device = "cpu";       // cpu, cuda or tensorrt: what runs the graphs of the target onnxruntime
+  int gpu = 0;                      // which one of several
+  int threads = 0;                  // that one operator may use on the CPU; 0 for all that this process may use
+  std::string onnxruntime_library;  // path of ONNX Runtime's library, or of its folder; see ort::Library::open
+};
+
+// `bundle` must outlive the engine. Throws kUsage: an unknown device; kCapability: the target is not compiled in, or
+// the library or the device is not here; kBundle: the bundle has no such target, or its engine is refused.
+std::unique_ptr<Engine> open_engine(const Bundle& bundle, const EngineOptions& options);
+
+}  // namespace r1v
