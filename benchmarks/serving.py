@@ -28,6 +28,7 @@ from statistics import median
 from typing import Any
 
 import httpx
+import numpy as np
 from measure import machine, write_results
 
 from r1v_export.bundle import Bundle
@@ -104,17 +105,17 @@ def triton(bundle: Path, environment: Path, max_rows: int):
             server.stop()
 
 
-def openai_request(sample: GeneratedSample, url: str) -> tuple[str, dict[str, Any], Callable[[dict[str, Any]], bool]]:
+def openai_request(sample: GeneratedSample, url: str) -> tuple[str, dict[str, Any], Callable[[dict[str, Any]], int]]:
     parts = [{"type": "image_url", "image_url": {"url": data_url(sample)}}, {"type": "text", "text": sample.question}]
     body = {"model": "m", "messages": [{"role": "user", "content": parts}], "stream": True}
     body |= {"temperature": 0, "max_tokens": NEW_TOKENS, "logprobs": True}  # so that every token is an event
     return f"{url}/v1/chat/completions", body, lambda event: bool(event["choices"][0]["logprobs"])
 
 
-def triton_request(sample: GeneratedSample, url: str) -> tuple[str, dict[str, Any], Callable[[dict[str, Any]], bool]]:
+def triton_request(sample: GeneratedSample, url: str) -> tuple[str, dict[str, Any], Callable[[dict[str, Any]], int]]:
     sampling = json.dumps({"temperature": 0, "max_tokens": NEW_TOKENS})
     body = {"text_input": sample.question, "image": data_url(sample), "sampling_parameters": sampling}
-    return f"{url}/v2/models/r1v/generate_stream", body, lambda event: event["token_id"] >= 0
+    return f"{url}/v2/models/r1v/generate_stream", body, lambda event: np.size(event["token_ids"])
 
 
 async def events(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -130,9 +131,11 @@ async def load(url: str, make: Callable[..., Any], clients: int, asked: list[Gen
 
     async def one(index: int) -> None:
         for number in range(REQUESTS_PER_CLIENT):
-            address, body, is_token = make(asked[(index * REQUESTS_PER_CLIENT + number) % len(asked)], url)
+            address, body, tokens_in = make(asked[(index * REQUESTS_PER_CLIENT + number) % len(asked)], url)
             start = time.perf_counter()
-            arrivals = [time.perf_counter() async for event in events(client, address, body) if is_token(event)]
+            arrivals: list[float] = []
+            async for event in events(client, address, body):  # of Triton, an event may have several tokens
+                arrivals += [time.perf_counter()] * int(tokens_in(event))
             times.add(start, arrivals)
 
     async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None)) as client:

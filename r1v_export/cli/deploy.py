@@ -27,6 +27,9 @@ def command() -> None:
     "--cache-mib", type=click.IntRange(min=1), default=2048, show_default=True, help="Of the key-value cache."
 )
 @click.option(
+    "--image-cache-mib", type=click.IntRange(min=0), default=256, show_default=True, help="Of image embeddings."
+)
+@click.option(
     "--tiles", type=click.IntRange(1, 1024), default=16, show_default=True, help="In a batch of the vision graph."
 )
 @click.option("--preprocessors", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes for images.")
@@ -38,6 +41,7 @@ def triton(
     target: str | None,
     max_rows: int,
     cache_mib: int,
+    image_cache_mib: int,
     tiles: int,
     preprocessors: int,
     device: Device,
@@ -47,7 +51,7 @@ def triton(
     from r1v_export.bundle import Bundle
     from r1v_export.deploy.triton.repository import TritonOptions, write_repository
 
-    options = TritonOptions(target, device, max_rows, cache_mib, tiles, preprocessors)
+    options = TritonOptions(target, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors)
     written = write_repository(Bundle.open(bundle), out, options)
     if format_ == "json":
         print_json({"folder": str(out), "files": [path.relative_to(out).as_posix() for path in written]})

@@ -11,7 +11,15 @@ from pathlib import Path
 from r1v_export.bundle import Bundle
 from r1v_export.config import Device
 from r1v_export.deploy.triton.model_config import ModelConfig
-from r1v_export.deploy.triton.models.python_backend import BUNDLE, CACHE_MIB, DEVICE, MAX_ROWS, TARGET, TILES_AT_ONCE
+from r1v_export.deploy.triton.models.python_backend import (
+    BUNDLE,
+    CACHE_MIB,
+    DEVICE,
+    IMAGE_CACHE_MIB,
+    MAX_ROWS,
+    TARGET,
+    TILES_AT_ONCE,
+)
 from r1v_export.deploy.triton.tensors import LLM, MODELS, ORCHESTRATOR, PREPROCESS, VISION, inputs_of, outputs_of
 from r1v_export.errors import UsageError
 from r1v_export.files import require_writable
@@ -42,6 +50,7 @@ class TritonOptions:
         device: where engines run.
         max_rows: requests that are answered together.
         cache_mib: of the key-value cache.
+        image_cache_mib: of the embeddings that are kept of images shown again.
         tiles: that go through the vision graph together, of all requests.
         preprocessors: processes that read images and make tokens.
     """
@@ -50,6 +59,7 @@ class TritonOptions:
     device: Device = "cpu"
     max_rows: int = 16
     cache_mib: int = 2048
+    image_cache_mib: int = 256
     tiles: int = 16
     preprocessors: int = 2
 
@@ -91,7 +101,7 @@ def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterat
     sizes = bundle.contract.sizes
     shared = {BUNDLE: f"../{BUNDLE_FOLDER}", TARGET: target, DEVICE: options.device}
     own = {
-        ORCHESTRATOR: {TILES_AT_ONCE: str(options.tiles)},
+        ORCHESTRATOR: {TILES_AT_ONCE: str(options.tiles), IMAGE_CACHE_MIB: str(options.image_cache_mib)},
         LLM: {MAX_ROWS: str(options.max_rows), CACHE_MIB: str(options.cache_mib)},
     }
     for name in MODELS:

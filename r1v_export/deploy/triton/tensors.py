@@ -33,21 +33,21 @@ class Tensor:
 TEXT_INPUT, MESSAGES, IMAGE, STREAM = "text_input", "messages", "image", "stream"
 SAMPLING_PARAMETERS, ENABLE_THINKING = "sampling_parameters", "enable_thinking"
 TEXT_OUTPUT, REASONING_OUTPUT = "text_output", "reasoning_output"
-TOKEN_ID, FINISH_REASON, USAGE = "token_id", "finish_reason", "usage"
+TOKEN_IDS, FINISH_REASON, USAGE = "token_ids", "finish_reason", "usage"
 TILES_PER_IMAGE, THINKING, STOP = "tiles_per_image", "thinking", "stop"
 
 ORCHESTRATOR, PREPROCESS, VISION, LLM = MODELS = ("r1v", "r1v_preprocess", "r1v_vision", "r1v_llm")
 """The models, in the order in which a user meets them."""
 
 _ANSWER = (
-    Tensor(TOKEN_ID, "TYPE_INT64", (1,)),
+    Tensor(TOKEN_IDS, "TYPE_INT64", (-1,)),
     Tensor(REASONING_OUTPUT, "TYPE_STRING", (1,)),
     Tensor(TEXT_OUTPUT, "TYPE_STRING", (1,)),
     Tensor(FINISH_REASON, "TYPE_STRING", (1,)),
     Tensor(USAGE, "TYPE_STRING", (1,)),
 )
-"""One response of an answer: its newest token (-1 for none), and what became certain of reasoning and text. The last
-response has a finish reason and the usage as JSON; until then both are empty."""
+"""One response of an answer: its newest tokens, of which there may be several or none, and what became certain of
+reasoning and text. Only the last response has a finish reason and the usage, as JSON."""
 
 _QUESTION = (
     Tensor(TEXT_INPUT, "TYPE_STRING", (1,), optional=True),

@@ -56,12 +56,12 @@ def main() -> None:
             continue
         order.append(response.id)
         answer = answers[response.id]
-        token = int(result.as_numpy("token_id")[0])
-        answer["tokens"] += [token] if token >= 0 else []
+        answer["tokens"].append(result.as_numpy("token_ids").tolist())
         for output, field in (("reasoning_output", "reasoning"), ("text_output", "text")):
             answer[field] += result.as_numpy(output)[0].decode()
         for field in ("finish_reason", "usage"):
-            answer[field] = result.as_numpy(field)[0].decode()
+            if (last := result.as_numpy(field)) is not None:
+                answer[field] = last[0].decode()
         if asked["cancel_after"] is not None and len(order) >= asked["cancel_after"]:
             client.stop_stream(cancel_requests=True)
             break

@@ -83,15 +83,40 @@ def test_generate_gives_the_local_runner_s_answer(triton, alone):
         assert (body["reasoning_output"], body["text_output"]) == (answer.reasoning, answer.text)
         assert body["finish_reason"] == answer.finish_reason
         assert json.loads(body["usage"])["prompt_tokens"] == answer.prompt_tokens
+        assert joined([body["token_ids"]]) == answer.token_ids
 
 
-def test_generate_stream_brings_it_token_by_token(triton, alone):
+def joined(token_ids: list) -> tuple[int, ...]:
+    """The tokens of all responses; in Triton's JSON, one that is alone is no list."""
+    return tuple(id_ for ids in token_ids for id_ in (ids if isinstance(ids, list) else [ids]))
+
+
+def test_generate_stream_brings_it_as_it_is_generated(triton, alone):
     answer = alone[IMAGES[0]]
     body = {"text_input": QUESTION, "image": data_url(IMAGES[0]), "sampling_parameters": json.dumps(GREEDY)}
     response = httpx.post(f"{triton.url}/v2/models/r1v/generate_stream", json=body, timeout=60)
     events = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line]
-    assert tuple(event["token_id"] for event in events) == answer.token_ids
+    assert joined([event["token_ids"] for event in events]) == answer.token_ids
     assert "".join(event["text_output"] for event in events) == answer.text
+    assert len(events) > 5
+    assert ["usage" in event for event in events] == [False] * (len(events) - 1) + [True]
+
+
+def test_an_image_shown_again_is_not_encoded_again(triton, alone, tmp_path):
+    def encoded() -> int:
+        (stats,) = httpx.get(f"{triton.url}/v2/models/r1v_vision/stats").json()["model_stats"]
+        return stats["inference_count"]
+
+    first = IMAGES[0]
+    generate(triton, text_input=QUESTION, image=data_url(first))
+    before = encoded()
+    body = generate(triton, text_input=QUESTION, image=data_url(first)).json()
+    assert (body["reasoning_output"], body["text_output"]) == (alone[first].reasoning, alone[first].text)
+    assert encoded() == before
+    noise = Image.fromarray(np.random.default_rng(before).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    noise.save(path := tmp_path / "noise.png")
+    assert generate(triton, text_input=QUESTION, image=data_url(path)).status_code == 200
+    assert encoded() > before
 
 
 def test_a_conversation_is_answered(triton, runner):
@@ -111,7 +136,7 @@ def test_interleaved_grpc_streams_are_the_lone_answers_token_by_token(triton, al
     found = grpc(triton, *requests)
     for path, answer in alone.items():
         streamed = found["answers"][path.name]
-        assert tuple(streamed["tokens"]) == answer.token_ids
+        assert joined(streamed["tokens"]) == answer.token_ids
         assert (streamed["reasoning"], streamed["text"]) == (answer.reasoning, answer.text)
         assert json.loads(streamed["usage"])["completion_tokens"] == len(answer.token_ids)
     switches = sum(first != second for first, second in zip(found["order"], found["order"][1:], strict=False))

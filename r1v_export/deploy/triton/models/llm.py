@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -14,21 +13,17 @@ import numpy as np
 
 from r1v_export.contract import IMAGE_EMBEDS, INPUT_IDS
 from r1v_export.deploy.triton.models import python_backend as triton
+from r1v_export.deploy.triton.models.answer_sender import AnswerSender, OpenAnswer
 from r1v_export.deploy.triton.tensors import (
-    FINISH_REASON,
-    REASONING_OUTPUT,
     SAMPLING_PARAMETERS,
     STOP,
-    TEXT_OUTPUT,
     THINKING,
     TILES_PER_IMAGE,
-    TOKEN_ID,
-    USAGE,
 )
-from r1v_export.errors import InputError, R1VError
+from r1v_export.errors import InputError
 from r1v_export.generation import EncodedImage, Sampling
 from r1v_export.processing.generation_config import default_sampling
-from r1v_export.runner.answer import Timings, TokenEvent
+from r1v_export.runner.answer import Timings
 from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.options import MIB, BatchingOptions, BatchingStats
 from r1v_export.runner.batching.stat_metrics import COUNTERS, GAUGES
@@ -36,15 +31,13 @@ from r1v_export.runner.batching.submission import Submission
 from r1v_export.runner.encoded_prompt import EncodedPrompt
 from r1v_export.runner.open_runner import open_runner
 from r1v_export.serve.protocol import SamplingOptions
-from r1v_export.serve.responses import usage
 from r1v_export.strict import parse_json
 
-NO_TOKEN = -1
 METRICS_SECONDS = 0.5
 
 
 class TritonPythonModel:
-    """Decodes requests with our batching loop; each response has one token and what it made certain of the text."""
+    """Decodes requests with our batching loop; a response has the tokens since the one before, and their text."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the bundle's engine and start the loop."""
@@ -59,11 +52,12 @@ class TritonPythonModel:
         self.default = default_sampling(runner.generation_config)
         self.batching = BatchingRunner(runner, options)
         self.metrics = _Metrics()
+        self.sender = AnswerSender(self._count)
         self._lock = threading.Lock()
         self._running: dict[str, Submission] = {}
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Begin to answer each request, or end the one with the same id; responses come from the loop's thread."""
+        """Begin to answer each request, or end the one with the same id; responses come from a thread of their own."""
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -78,21 +72,22 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """End the loop; unfinished answers end as cancelled."""
         self.batching.close(drain=False)
+        self.sender.close()
 
     def _begin(self, request: Any, sender: Any) -> None:
-        answer = _Answer(sender, self._count)
+        answer = OpenAnswer(sender, self.sender)
         request_id = request.request_id()
         prompt, sampling = self._prompt(request), self._sampling(request)
-        submission = self.batching.submit(prompt, sampling, deliver=answer.send, request_id=request_id or None)
-        answer.submission = submission
+        submission = self.batching.submit(prompt, sampling, deliver=answer.deliver, request_id=request_id or None)
+        answer.cancel = submission.cancel
         with self._lock:
             self._running = {name: other for name, other in self._running.items() if not other.done}
             if request_id:
                 self._running[request_id] = submission
 
-    def _count(self, event: TokenEvent | R1VError) -> None:
+    def _count(self, ended: bool) -> None:
         """Show the loop's counters at the end of each request, and now and then while it runs."""
-        if self.metrics.due or isinstance(event, R1VError) or event.answer is not None:
+        if ended or self.metrics.due:
             self.metrics.show(self.batching.stats())
 
     def _stop(self, request_id: str) -> None:
@@ -154,38 +149,3 @@ class _Metrics:
     def due(self) -> bool:
         """Whether they are older than `METRICS_SECONDS`."""
         return time.monotonic() - self._shown >= METRICS_SECONDS
-
-
-class _Answer:
-    """Sends one request's events as responses.
-
-    Args:
-        sender: Triton's, of the request.
-        count: called with each event.
-    """
-
-    def __init__(self, sender: Any, count: Callable[[TokenEvent | R1VError], None]) -> None:
-        self.sender, self.count = sender, count
-        self.submission: Submission | None = None
-
-    def send(self, event: TokenEvent | R1VError) -> None:
-        """Send one event. Called on the loop's thread."""
-        self.count(event)
-        if isinstance(event, R1VError):
-            self.sender.send(triton.error_response(event), flags=triton.FINAL)
-            return
-        if event.answer is None and self.sender.is_cancelled() and self.submission is not None:
-            self.submission.cancel()
-        self.sender.send(_response(event), flags=triton.FINAL if event.answer is not None else 0)
-
-
-def _response(event: TokenEvent) -> Any:
-    answer = event.answer
-    outputs: dict[str, str | int] = {
-        TOKEN_ID: NO_TOKEN if event.token_id is None else event.token_id,
-        REASONING_OUTPUT: event.reasoning,
-        TEXT_OUTPUT: event.text,
-        FINISH_REASON: "" if answer is None else answer.finish_reason,
-        USAGE: "" if answer is None else json.dumps(usage([answer])),
-    }
-    return triton.response(**outputs)

@@ -6,6 +6,7 @@ lets in.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -30,12 +31,15 @@ from r1v_export.deploy.triton.tensors import (
     TEXT_OUTPUT,
     THINKING,
     TILES_PER_IMAGE,
-    TOKEN_ID,
+    TOKEN_IDS,
     USAGE,
     VISION,
 )
+from r1v_export.generation import EncodedImage
+from r1v_export.runner.batching.options import MIB
+from r1v_export.runner.image_encoder import ImageCache
 
-_ANSWER = (TOKEN_ID, REASONING_OUTPUT, TEXT_OUTPUT, FINISH_REASON, USAGE)
+_ANSWER = (TOKEN_IDS, REASONING_OUTPUT, TEXT_OUTPUT, FINISH_REASON, USAGE)
 
 
 class TritonPythonModel:
@@ -43,7 +47,10 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read the parameters."""
-        self.tiles_at_once = int(triton.ModelArguments(args).parameters[triton.TILES_AT_ONCE])
+        parameters = triton.ModelArguments(args).parameters
+        self.tiles_at_once = int(parameters[triton.TILES_AT_ONCE])
+        self.images = ImageCache(int(parameters[triton.IMAGE_CACHE_MIB]) * MIB)
+        self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -64,13 +71,13 @@ class TritonPythonModel:
         try:
             triton.require_no_parameters(request)
             prompt = self._call(PREPROCESS, self._passed(request, TEXT_INPUT, MESSAGES, IMAGE, ENABLE_THINKING))
-            embeds = self._image_embeds(prompt[PIXEL_VALUES].as_numpy())
+            pixels_T3SS, tiles_per_image = prompt[PIXEL_VALUES].as_numpy(), prompt[TILES_PER_IMAGE].as_numpy()
+            embeds = self._image_embeds(pixels_T3SS, tiles_per_image)
             responses = self._generate(request, prompt, embeds, sender)
             if not triton.flag_input(request, STREAM, default=True):
                 responses = iter([_joined(list(responses))])
-            for response in responses:
-                if not sender.is_cancelled():
-                    sender.send(triton.response(**response))
+            for tensors in responses:
+                sender.send(triton.backend().InferenceResponse(tensors))
             sender.send(flags=triton.FINAL)
         except Exception as error:
             sender.send(triton.error_response(error), flags=triton.FINAL)
@@ -91,17 +98,38 @@ class TritonPythonModel:
             raise triton.TritonModelError(response.error())
         return {name: triton.backend().get_output_tensor_by_name(response, name) for name in names}
 
-    def _image_embeds(self, pixels_T3SS: np.ndarray) -> np.ndarray | None:
-        """The embeddings of all tiles; None without images."""
+    def _image_embeds(self, pixels_T3SS: np.ndarray, tiles_per_image: np.ndarray) -> np.ndarray | None:
+        """The embeddings of all tiles; None without images. Those of an image shown again may be kept."""
+        if len(pixels_T3SS) == 0:
+            return None
+        images = np.split(pixels_T3SS, np.cumsum(tiles_per_image)[:-1])
+        digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in images]
+        with self._lock:
+            found = [self.images.get(digest) for digest in digests]
+        missing = [image for image, kept in zip(images, found, strict=True) if kept is None]
+        encoded = self._encode(np.concatenate(missing)) if missing else None
+        parts, start = [], 0
+        for image, digest, kept in zip(images, digests, found, strict=True):
+            if kept is not None:
+                parts.append(kept[1].embeds)
+                continue
+            assert encoded is not None
+            parts.append(encoded[start : start + len(image)].copy())
+            start += len(image)
+            with self._lock:
+                self.images.put(len(image), EncodedImage(parts[-1], digest))
+        return np.concatenate(parts)
+
+    def _encode(self, pixels_T3SS: np.ndarray) -> np.ndarray:
         starts = range(0, len(pixels_T3SS), self.tiles_at_once)
         parts = [pixels_T3SS[start : start + self.tiles_at_once] for start in starts]
         encoded = [self._call(VISION, [triton.output(PIXEL_VALUES, part)])[IMAGE_EMBEDS].as_numpy() for part in parts]
-        return np.concatenate(encoded) if encoded else None
+        return np.concatenate(encoded)
 
     def _generate(
         self, request: Any, prompt: Mapping[str, Any], embeds: np.ndarray | None, sender: Any
-    ) -> Iterator[dict[str, Any]]:
-        """The responses of `r1v_llm`; a client that has gone stops it."""
+    ) -> Iterator[list[Any]]:
+        """The tensors of each response of `r1v_llm`; a client that has gone stops it."""
         request_id = uuid4().hex
         inputs = [prompt[INPUT_IDS], prompt[THINKING], *self._passed(request, SAMPLING_PARAMETERS)]
         if embeds is not None:
@@ -112,17 +140,12 @@ class TritonPythonModel:
             if response.has_error():
                 failure = failure or triton.TritonModelError(response.error())
                 continue
-            outputs = {
-                name: tensor.as_numpy()
-                for name in _ANSWER
-                if (tensor := triton.backend().get_output_tensor_by_name(response, name)) is not None
-            }
-            if outputs:
-                yield outputs
             if not stopped and sender.is_cancelled():
                 stopped = True
                 for _ in self._exec(request_id, [triton.output(STOP, np.array([True]))]):
                     pass
+            if not stopped and (tensors := response.output_tensors()):
+                yield tensors
         if failure is not None:
             raise failure
 
@@ -134,11 +157,15 @@ class TritonPythonModel:
         return responses
 
 
-def _joined(responses: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """One response with the whole answer: its texts, and all its tokens' last."""
-    last = responses[-1]
-    texts = {
-        name: b"".join(bytes(response[name][0]) for response in responses).decode()
-        for name in (REASONING_OUTPUT, TEXT_OUTPUT)
-    }
-    return {TOKEN_ID: last[TOKEN_ID], **texts, FINISH_REASON: last[FINISH_REASON], USAGE: last[USAGE]}
+def _joined(responses: Sequence[Sequence[Any]]) -> list[Any]:
+    """The tensors of one response with the whole answer."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for tensors in responses:
+        for tensor in tensors:
+            parts.setdefault(tensor.name(), []).append(tensor.as_numpy())
+    whole: dict[str, np.ndarray | str | int] = {TOKEN_IDS: np.concatenate(parts[TOKEN_IDS])}
+    for name in (REASONING_OUTPUT, TEXT_OUTPUT):
+        whole[name] = b"".join(bytes(text[0]) for text in parts[name]).decode()
+    for name in (FINISH_REASON, USAGE):
+        whole[name] = bytes(parts[name][-1][0]).decode()
+    return [triton.output(name, value) for name, value in whole.items()]

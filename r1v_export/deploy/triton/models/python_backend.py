@@ -22,8 +22,8 @@ BUNDLE, TARGET, DEVICE = "bundle", "target", "device"
 """Parameters that every model has."""
 MAX_ROWS, CACHE_MIB = "max_rows", "cache_mib"
 """Parameters of `r1v_llm`: requests that are answered together, and mebibytes of its key-value cache."""
-TILES_AT_ONCE = "tiles_at_once"
-"""Parameter of `r1v`: tiles that `r1v_vision` takes in one request."""
+TILES_AT_ONCE, IMAGE_CACHE_MIB = "tiles_at_once", "image_cache_mib"
+"""Parameters of `r1v`: tiles that `r1v_vision` takes in one request, and mebibytes of kept image embeddings."""
 
 FINAL = 1
 """Flag of a request's last response, TRITONSERVER_RESPONSE_COMPLETE_FINAL."""
