@@ -1,0 +1,98 @@
+#include "image/resize.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "image/resize_kernels.h"
+
+namespace r1v {
+namespace {
+
+constexpr size_t kSlack = 32;  // bytes behind a row that the kernels may read and write
+
+// The bicubic kernel with a = -0.5.
+double bicubic(double x) {
+  constexpr double a = -0.5;
+  x = std::fabs(x);
+  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
+  return 0.0;
+}
+
+int fixed_point(double weight) {
+  const double scaled = weight * (1 << kWeightBits);
+  return static_cast<int>(weight < 0 ? scaled - 0.5 : scaled + 0.5);
+}
+
+}  // namespace
+
+ResizeAxis::ResizeAxis(int source_size, int target_size) : source(source_size), target(target_size) {
+  const double scale = static_cast<double>(source) / target;
+  const double filter_scale = std::max(scale, 1.0), support = 2.0 * filter_scale;
+  const int most = static_cast<int>(std::ceil(support)) * 2 + 1;
+  taps = std::min(most, source);
+  taps += taps % 2;
+  first.resize(static_cast<size_t>(target));
+  weights.resize(checked_product({static_cast<size_t>(target), static_cast<size_t>(taps)}, "image"));
+  std::vector<double> kernel(static_cast<size_t>(most));
+  for (int i = 0; i < target; ++i) {
+    const double center = (i + 0.5) * scale;
+    const int begin = std::max(static_cast<int>(center - support + 0.5), 0);
+    const int count = std::min(static_cast<int>(center + support + 0.5), source) - begin;
+    double sum = 0.0;
+    for (int k = 0; k < count; ++k) {
+      kernel[static_cast<size_t>(k)] = bicubic((k + begin - center + 0.5) * (1.0 / filter_scale));
+      sum += kernel[static_cast<size_t>(k)];
+    }
+    // All taps lie inside of the source, but for one that makes an odd source even.
+    const int start = std::max(std::min(begin, source - taps), 0);
+    first[static_cast<size_t>(i)] = start;
+    for (int k = 0; k < count; ++k) {
+      const double weight = kernel[static_cast<size_t>(k)];
+      const size_t place = static_cast<size_t>(i) * static_cast<size_t>(taps) + static_cast<size_t>(begin - start + k);
+      weights[place] = fixed_point(sum != 0.0 ? weight / sum : weight);
+    }
+  }
+}
+
+BandResizer::BandResizer(const Pixels& image, const ResizeAxis& across, const ResizeAxis& down)
+    : image_(image), across_(across), down_(down), stride_(static_cast<size_t>(across.target) + kSlack) {
+  pairs_.resize(checked_product({across.weights.size(), 4}, "image"));
+  for (size_t i = 0; i < across.weights.size(); ++i) std::fill_n(pairs_.data() + 4 * i, 4, across.weights[i]);
+  const size_t taps = static_cast<size_t>(down.taps);
+  held_.assign(taps, -1);
+  ring_.resize(checked_product({taps, 3, stride_}, "image"));
+  target_.resize(3 * stride_);
+  rows_.resize(taps);
+}
+
+// A source row, resized across; its place in the ring is taken by the row `taps` further down.
+const uint8_t* BandResizer::source_row(int y) {
+  const size_t place = static_cast<size_t>(y) % held_.size();
+  uint8_t* red = ring_.data() + 3 * stride_ * place;
+  if (held_[place] != y) {
+    held_[place] = y;
+    resize_kernels().across(image_.row(y), across_.first.data(), pairs_.data(), across_.taps / 2, across_.target, red,
+                            red + stride_, red + 2 * stride_);
+  }
+  return red;
+}
+
+void BandResizer::resize(int first, int last, const std::function<void(int, const PlanarRow&)>& take) {
+  const size_t taps = static_cast<size_t>(down_.taps);
+  const PlanarRow row = {{target_.data(), target_.data() + stride_, target_.data() + 2 * stride_}};
+  for (int y = first; y < last; ++y) {
+    const int* weights = down_.weights.data() + static_cast<size_t>(y) * taps;
+    const int start = down_.first[static_cast<size_t>(y)];
+    for (size_t channel = 0; channel < 3; ++channel) {
+      for (size_t tap = 0; tap < taps; ++tap) {
+        const int source = std::min(start + static_cast<int>(tap), image_.height() - 1);
+        rows_[tap] = source_row(source) + channel * stride_;
+      }
+      resize_kernels().down(rows_.data(), weights, down_.taps, across_.target, target_.data() + channel * stride_);
+    }
+    take(y, row);
+  }
+}
+
+}  // namespace r1v

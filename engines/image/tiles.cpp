@@ -1,0 +1,117 @@
+#include "image/tiles.h"
+
+#include <algorithm>
+#include <memory>
+#include <system_error>
+#include <thread>
+
+#include "image/resize.h"
+#include "image/resize_kernels.h"
+
+namespace r1v {
+namespace {
+
+constexpr int kMaxThreads = 4;
+
+// An image resized to a grid of tiles, of which some threads make some rows each.
+class GridResize {
+ public:
+  GridResize(const Pixels& image, const Tiling& tiling, TileGrid grid, float* out)
+      : image_(image),
+        tiling_(tiling),
+        grid_(grid),
+        out_(out),
+        across_(image.width(), tiling.tile_size * grid.cols),
+        down_(image.height(), tiling.tile_size * grid.rows) {}
+
+  // What a thread needs, allocated before it starts.
+  std::unique_ptr<BandResizer> resizer() const { return std::make_unique<BandResizer>(image_, across_, down_); }
+
+  // The rows of part `part` of `parts`.
+  void write(BandResizer* resizer, int part, int parts) const {
+    const int rows = down_.target;
+    const auto edge = [&](int at) { return static_cast<int>(int64_t{rows} * at / parts); };
+    resizer->resize(edge(part), edge(part + 1), [this](int y, const PlanarRow& row) { write_row(y, row); });
+  }
+
+ private:
+  void write_row(int y, const PlanarRow& row) const {
+    const size_t size = static_cast<size_t>(tiling_.tile_size), plane = size * size;
+    const size_t tile_row = static_cast<size_t>(y) / size, line = static_cast<size_t>(y) % size;
+    for (size_t col = 0; col < static_cast<size_t>(grid_.cols); ++col) {
+      float* tile = out_ + (tile_row * static_cast<size_t>(grid_.cols) + col) * 3 * plane;
+      for (size_t channel = 0; channel < 3; ++channel) {
+        resize_kernels().normalize(row.channels[channel] + col * size, tiling_.tile_size, tiling_.mean[channel],
+                                   tiling_.std[channel], tile + channel * plane + line * size);
+      }
+    }
+  }
+
+  const Pixels& image_;
+  const Tiling& tiling_;
+  TileGrid grid_;
+  float* out_;
+  ResizeAxis across_, down_;
+};
+
+// A part of the work: its rows of each resize. Nothing in it throws.
+struct Part {
+  std::vector<std::unique_ptr<BandResizer>> resizers;
+  int number;
+
+  void run(const std::vector<std::unique_ptr<GridResize>>& resizes, int parts) {
+    for (size_t i = 0; i < resizes.size(); ++i) resizes[i]->write(resizers[i].get(), number, parts);
+  }
+};
+
+// Runs the parts, each in a thread of its own but the first; one whose thread cannot be started, in this one.
+void run_parts(const std::vector<std::unique_ptr<GridResize>>& resizes, std::vector<Part>* parts) {
+  const int count = static_cast<int>(parts->size());
+  std::vector<std::thread> threads;
+  threads.reserve(parts->size());
+  std::vector<Part*> own = {&parts->front()};
+  own.reserve(parts->size());
+  for (size_t i = 1; i < parts->size(); ++i) {
+    Part* part = &(*parts)[i];
+    try {
+      threads.emplace_back([&resizes, part, count] { part->run(resizes, count); });
+    } catch (const std::system_error&) {
+      own.push_back(part);
+    }
+  }
+  for (Part* part : own) part->run(resizes, count);
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+
+void write_pixel_values(const Pixels& image, const Tiling& tiling, float* out, int threads) {
+  require_size(image.width(), image.height(), tiling.limits, "image");
+  const TileGrid grid = choose_grid(image.width(), image.height(), tiling);
+  const size_t size = static_cast<size_t>(tiling.tile_size), tiles = tile_count(image.width(), image.height(), tiling);
+  std::vector<std::unique_ptr<GridResize>> resizes;
+  resizes.push_back(std::make_unique<GridResize>(image, tiling, grid, out));
+  if (tiles > static_cast<size_t>(grid.cols) * static_cast<size_t>(grid.rows)) {
+    float* thumbnail = out + (tiles - 1) * 3 * size * size;
+    resizes.push_back(std::make_unique<GridResize>(image, tiling, TileGrid{}, thumbnail));
+  }
+  if (threads <= 0) threads = std::min(static_cast<int>(std::thread::hardware_concurrency()), kMaxThreads);
+  threads = std::max(1, std::min(threads, tiling.tile_size));
+  std::vector<Part> parts(static_cast<size_t>(threads));
+  for (int i = 0; i < threads; ++i) {
+    parts[static_cast<size_t>(i)].number = i;
+    for (const auto& resize : resizes) parts[static_cast<size_t>(i)].resizers.push_back(resize->resizer());
+  }
+  run_parts(resizes, &parts);
+}
+
+std::vector<float> pixel_values(const Pixels& image, const Tiling& tiling, int threads) {
+  require_size(image.width(), image.height(), tiling.limits, "image");
+  const size_t size = static_cast<size_t>(tiling.tile_size);
+  std::vector<float> values(
+      checked_product({tile_count(image.width(), image.height(), tiling), 3, size, size}, "image"));
+  write_pixel_values(image, tiling, values.data(), threads);
+  return values;
+}
+
+}  // namespace r1v
