@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import r1v_export
 from r1v_export.generation import Sampling
 from r1v_export.nano.dataset import samples
 from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.quantization.recipe import load
 from r1v_export.runner.base import Request
 
@@ -55,6 +57,8 @@ class Case:
     precision: str
     recipe: str | None = None
     """Of a shipped recipe; "int4-32" and "uint4-32" are round-to-nearest in groups of 32."""
+    types: str = ""
+    """The block of gguf in the build file, where there is one."""
     asked: str = "grids"
     """Held-out images whose size is that of a grid of tiles, which both cut alike; "others": of other shapes;
     "examples": those of examples/images."""
@@ -71,6 +75,9 @@ CASES = (
     Case("r1v-nano int4-awq (Q4_0)", "int4", "int4-awq"),
     Case("r1v-nano int4-rtn, groups of 32 (Q4_0)", "int4", "int4-32"),
     Case("r1v-nano uint4-rtn, groups of 32 (Q4_1)", "int4", "uint4-32"),
+    Case("r1v-nano Q4_K_M", "fp16", types="model: Q4_K_M"),
+    Case("r1v-nano Q8_0, mmproj Q8_0", "fp16", types="model: Q8_0, mmproj: Q8_0"),
+    Case("r1v-nano int4-awq (Q4_0), all else Q4_K_M", "int4", "int4-awq", types="model: Q4_K_M"),
 )
 
 
@@ -93,12 +100,21 @@ def recipe_of(name: str, work: Path) -> str:
     return str(path)
 
 
+def build_file(types: str, work: Path) -> Path:
+    """A build file with such a block of gguf."""
+    path = work / "build.yaml"
+    path.write_text(f"targets: {{gguf: {{{types}}}}}\n", encoding="utf-8")
+    return path
+
+
 def bundle_of(case: Case, work: Path) -> Path:
     """The bundle; built by the command line, as a user would, where it is not there."""
-    bundle = work / "bundles" / (case.recipe or case.precision)
+    name = " ".join(filter(None, (case.recipe or case.precision, case.types)))
+    bundle = work / "bundles" / re.sub("[^A-Za-z0-9_]+", "-", name)
     if not (bundle / "manifest.json").exists():
         words = ["build", "r1v-nano", "--target", "gguf", "--precision", case.precision, "-o", str(bundle)]
         words += ["--recipe", recipe_of(case.recipe, work)] if case.recipe else []
+        words += ["--config", str(build_file(case.types, work))] if case.types else []
         command = [sys.executable, "-m", "r1v_export.cli.main", *words, "--no-parity"]
         subprocess.run(command, check=True, stdout=sys.stderr)
     return bundle
@@ -156,13 +172,14 @@ def row_of(case: Case, python: Path, work: Path, count: int) -> dict[str, Any]:
     row = {
         "artifact": case.name,
         "target": "gguf",
-        "precision": case.recipe or case.precision,
+        "precision": ", ".join(filter(None, (case.recipe or case.precision, case.types))),
         "reader": "llama.cpp",
         "version": f"xllamacpp {VERSION}",
     }
     found = theirs(python, bundle, asked, work)
     if "error" in found:
         return row | {"loads": False, "computes": False, "equal": None, "of": None, "error": found["error"][:400]}
+    tokenizer = Tokenizer.from_folder(bundle)
     pairs = list(zip(ours(bundle, asked), found["answers"], strict=True))
     return row | {
         "loads": True,
@@ -172,7 +189,13 @@ def row_of(case: Case, python: Path, work: Path, count: int) -> dict[str, Any]:
         "prompts_of_equal_length": sum(len(own["prompt"]) == other["prompt_tokens"] for own, other in pairs),
         "prompts_with_equal_text": sum(_same_text(own["prompt"], other["texts"]) for own, other in pairs),
         "right_ours": sum(own["right"] for own, _ in pairs),
+        "right_theirs": sum(map(is_right, (other["tokens"] for _, other in pairs), asked, repeat(tokenizer))),
     }
+
+
+def is_right(tokens: list[int], question: Question, tokenizer: Tokenizer) -> bool:
+    """Whether tokens give the answer, behind the reasoning."""
+    return tokenizer.decode(tokens).rpartition("</think>")[2].strip() == question.answer
 
 
 def _same_text(prompt: list[int], texts: list[list[int]]) -> bool:

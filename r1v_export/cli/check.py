@@ -74,7 +74,7 @@ def command(
     from r1v_export.bundle import Bundle
     from r1v_export.files import require_writable, unwritable
     from r1v_export.manifest import LOCAL_REPORTS
-    from r1v_export.parity.report import REPORT_FOLDERS, write_report
+    from r1v_export.parity.report import place_of, write_report
     from r1v_export.parity.samples import from_files
     from r1v_export.pipeline.check import Questions, check_bundle
     from r1v_export.progress import Progress
@@ -89,11 +89,12 @@ def command(
     if format_ == "json":
         reports = {result.gate: result.model_dump(mode="json") for result in results}
         print_json(reports if len(reports) > 1 else results[0].model_dump(mode="json"))
+    names = [result.gate for result in results]
     for result in results:
         if format_ == "text":
             _print(result)
         try:
-            written = write_report(result, folder / REPORT_FOLDERS[result.gate])
+            written = write_report(result, folder / place_of(result.gate, names))
         except OSError as error:
             raise unwritable(folder, error, ELSEWHERE) from error
         if format_ == "text":

@@ -10,7 +10,7 @@ from r1v_export.parity.tolerances import Gate, ToleranceProfile, profile_for
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How `check` compares a candidate with a reference. The first four choose the limits, see `parity.tolerances`."""
+    """How `check` compares a candidate with a reference. The first five choose the limits, see `parity.tolerances`."""
 
     precision: Precision
     """That the candidate was built in."""
@@ -20,6 +20,9 @@ class CheckOptions:
     """Whether any of the candidate's linears rounds its input to 8 bits."""
     gate: Gate = "arithmetic"
     """Whether the reference computes the same numbers, or is the original of a quantized candidate."""
+    own_weights: ToleranceProfile | None = None
+    """The limits of what quantizing costs, where the candidate's weights were rounded when it was built, whatever
+    `precision` says."""
     blocks: bool = False
     """Also compare each ViT block. Without, this is done only when the vision features are out of tolerance, to name
     the block."""
@@ -38,4 +41,6 @@ class CheckOptions:
         Raises:
             UsageError: the table has none for such an engine.
         """
+        if self.gate == "quantization" and self.own_weights is not None:
+            return self.own_weights
         return profile_for(self.gate, self.precision, self.compute, self.quantized_inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +22,6 @@ from r1v_export.quoting import printable
 from r1v_export.strict import parse_json
 
 JSON_FILE, HTML_FILE = "parity.json", "parity.html"
-REPORT_FOLDERS: Mapping[Gate, str] = {"arithmetic": ".", "quantization": "quantization"}
-"""Where in the report's folder each gate's is."""
 
 METRICS = {
     "max_abs_error": "max abs error",
@@ -58,6 +56,11 @@ class Stage(NamedTuple):
     def passed(self) -> bool:
         """Whether all boundaries of the stage passed."""
         return all(member.passed for member in self.members)
+
+
+def place_of(gate: Gate, gates: Sequence[Gate]) -> str:
+    """Where in the report's folder a gate's is: the first gate's directly, another's in a folder of its name."""
+    return "." if gate == gates[0] else gate
 
 
 def write_report(report: ParityReport, folder: Path) -> list[Path]:

@@ -22,8 +22,11 @@ from r1v_export.errors import UsageError
 from r1v_export.strict import StrictModel
 
 Gate = Literal["arithmetic", "quantization"]
-ToleranceProfile = Literal["fp32", "fp16", "bf16", "8-bit inputs", "fp8", "int8", "int4"]
-"""The first four hold arithmetic, the others what quantizing costs."""
+ToleranceProfile = Literal[
+    "fp32", "fp16", "bf16", "8-bit inputs", "fp8", "int8", "int4", "8-bit weights", "4-bit weights"
+]
+"""The first four hold arithmetic, the others what quantizing costs; the last two where a target rounds weights by
+itself, embeddings included."""
 Boundary = Literal[
     "pixels", "prompt", "vision_block", "vision", "projector", "embeds", "prefill", "decode", "end_to_end", "tokens"
 ]
@@ -288,11 +291,23 @@ _EIGHT_BIT_INPUTS = (
 )
 
 
-def _cost(profile: ToleranceProfile, kl: float, agreement: float, why: str) -> tuple[Tolerance, ...]:
+def _rounded_lookup(profile: ToleranceProfile, cosine: float, measured: str) -> Iterable[Tolerance]:
+    return _same(
+        profile,
+        ("embeds",),
+        "min_row_cosine",
+        at_least=cosine,
+        reason=f"The worst of all tokens, each a row that was rounded on its own: {measured}.",
+    )
+
+
+def _cost(
+    profile: ToleranceProfile, kl: float, agreement: float, why: str, lookup: Iterable[Tolerance]
+) -> tuple[Tolerance, ...]:
     """Rows of a quantized engine against the float32 original: what quantizing may cost."""
     return (
         *_exact_inputs(profile),
-        *_lookup(profile),
+        *lookup,
         *_same(
             profile,
             _FEATURES,
@@ -319,8 +334,25 @@ def _cost(profile: ToleranceProfile, kl: float, agreement: float, why: str) -> t
     )
 
 
-_FP8 = _cost("fp8", 5e-2, 0.97, "rounding weights and inputs to FP8")
-_INT8 = _cost("int8", 5e-2, 0.97, "rounding weights and inputs to INT8")
-_INT4 = _cost("int4", 1e-1, 0.95, "rounding weights to 4 bits")
+_FP8 = _cost("fp8", 5e-2, 0.97, "rounding weights and inputs to FP8", _lookup("fp8"))
+_INT8 = _cost("int8", 5e-2, 0.97, "rounding weights and inputs to INT8", _lookup("int8"))
+_INT4 = _cost("int4", 1e-1, 0.95, "rounding weights to 4 bits", _lookup("int4"))
+_8_BIT_WEIGHTS = _cost(
+    "8-bit weights",
+    5e-2,
+    0.97,
+    "rounding weights to 8 bits",
+    _rounded_lookup("8-bit weights", 0.9999, "0.99998 is measured in 8 bits, 32 values to a scale"),
+)
+_4_BIT_WEIGHTS = _cost(
+    "4-bit weights",
+    1e-1,
+    0.95,
+    "rounding weights to 4 bits",
+    _rounded_lookup("4-bit weights", 0.98, "0.996 is measured in 4 bits, 32 values to a scale"),
+)
 
-TABLE: tuple[Tolerance, ...] = (*_FP32, *_FP16, *_BF16, *_EIGHT_BIT_INPUTS, *_FP8, *_INT8, *_INT4)
+TABLE: tuple[Tolerance, ...] = (
+    *(*_FP32, *_FP16, *_BF16, *_EIGHT_BIT_INPUTS),
+    *(*_FP8, *_INT8, *_INT4, *_8_BIT_WEIGHTS, *_4_BIT_WEIGHTS),
+)

@@ -14,7 +14,6 @@ from r1v_export.errors import UsageError
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import BundleFacts, ParityReport
-from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.parity_gate import (
     GeneratedQuestions,
@@ -22,8 +21,9 @@ from r1v_export.pipeline.parity_gate import (
     candidate_endpoint,
     check_options,
     compare,
-    gates,
+    gate_names,
     reference_endpoint,
+    reference_of,
     require_calibrated_scales,
     texts,
 )
@@ -79,7 +79,8 @@ def check_bundle(
     options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.max_new_tokens)
     options = replace(options, blocks=blocks, measure_latency=True)
     reports = []
-    for gate, reference in gates(checkpoint, artifact, device):
+    for gate in gate_names(checkpoint, artifact, options):
+        reference = reference_of(gate, checkpoint, artifact, device)
         with progress.stage(gate) as task:
             report = compare(
                 reference,
@@ -150,8 +151,8 @@ def measure(
         CapabilityError: this machine cannot run the engine.
     """
     target, artifact = bundle.target(None), open_artifact(bundle.folder, checkpoint)
-    gate: Gate = "quantization" if artifact is not None and checkpoint.quantized is None else "arithmetic"
     options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.max_new_tokens)
+    gate = gate_names(checkpoint, artifact, options)[-1]
     candidate = candidate_endpoint(bundle.folder, target, device)
     report = compare(reference, candidate, asked.of(checkpoint), replace(options, gate=gate), on_progress)
     return facts(bundle, target, report)

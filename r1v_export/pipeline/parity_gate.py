@@ -31,12 +31,18 @@ from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.targets import registry
 
 
-def gates(checkpoint: Checkpoint, artifact: Artifact | None, device: Device) -> Iterator[tuple[Gate, Endpoint]]:
-    """What the engines of a bundle are compared with: PyTorch computing what the graphs say, and for a quantized model
-    also the original one, unless the checkpoint was quantized already. Each is loaded when it is needed."""
-    yield "arithmetic", reference_endpoint(checkpoint, device, artifact)
-    if artifact is not None and checkpoint.quantized is None:
-        yield "quantization", reference_endpoint(checkpoint, device)
+def gate_names(checkpoint: Checkpoint, artifact: Artifact | None, options: CheckOptions) -> tuple[Gate, ...]:
+    """The gates of an engine: what the graphs say, and for a quantized model also the original one, unless the
+    checkpoint was quantized already. Only the original one where the target rounds weights by itself."""
+    if options.own_weights is not None:
+        return ("quantization",)
+    return ("arithmetic", "quantization") if artifact is not None and checkpoint.quantized is None else ("arithmetic",)
+
+
+def reference_of(gate: Gate, checkpoint: Checkpoint, artifact: Artifact | None, device: Device) -> Endpoint:
+    """What the engines of a bundle are compared with at a gate: PyTorch computing what the graphs say, or the original
+    model."""
+    return reference_endpoint(checkpoint, device, artifact if gate == "arithmetic" else None)
 
 
 def reference_endpoint(checkpoint: Checkpoint, device: Device, artifact: Artifact | None = None) -> Endpoint:
@@ -91,10 +97,16 @@ def texts(checkpoint: Checkpoint) -> tuple[CalibrationSample, ...]:
 def check_options(
     config: BuildConfig, target: str, spec: ModelSpec, artifact: Artifact | None, *, max_new_tokens: int
 ) -> CheckOptions:
-    """What chooses the limits of a bundle's engine, for the arithmetic gate."""
+    """What chooses the limits of a bundle's engine, but for the gate."""
     numerics = registry.get_target(target).numerics(config, spec)
     quantized_inputs = artifact is not None and (artifact.quantizes_inputs or numerics.rounds_inputs)
-    return CheckOptions(config.precision, numerics.compute, quantized_inputs, max_new_tokens=max_new_tokens)
+    return CheckOptions(
+        config.precision,
+        numerics.compute,
+        quantized_inputs,
+        own_weights=numerics.own_weights,
+        max_new_tokens=max_new_tokens,
+    )
 
 
 def require_calibrated_scales(graphs: Path, artifact: Artifact | None) -> None:

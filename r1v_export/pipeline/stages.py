@@ -39,6 +39,7 @@ from r1v_export.targets.interface import BuildInputs
 
 if TYPE_CHECKING:
     from r1v_export.exporters.graph import Rewrite
+    from r1v_export.parity.schema import ParityReport
     from r1v_export.quantization.artifact.artifact import Artifact
     from r1v_export.quantization.recipe import Recipe, Scheme
 
@@ -260,7 +261,7 @@ class Build:
 
     def _target_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
         schemes = self.schemes if self.artifact is None else self.artifact.schemes
-        return registry.get_target(target).warnings(self.checkpoint.spec, schemes)
+        return registry.get_target(target).warnings(self.config, self.checkpoint.spec, schemes)
 
     def _build_engine(self, target: str, folder: Path, on_progress: ProgressCallback) -> None:
         engine = folder / ENGINES / target
@@ -311,14 +312,15 @@ class Build:
         return read_report(bundle / self.report_folder(target)).warnings
 
     def _check_parity(self, target: str, folder: Path, on_progress: ProgressCallback) -> None:
-        from r1v_export.parity.report import REPORT_FOLDERS, write_report
+        from r1v_export.parity.report import place_of, write_report
         from r1v_export.pipeline.parity_gate import (
             GeneratedQuestions,
             calibration_facts,
             candidate_endpoint,
             check_options,
             compare,
-            gates,
+            gate_names,
+            reference_of,
             require_calibrated_scales,
             texts,
         )
@@ -329,19 +331,20 @@ class Build:
         options = check_options(
             self.config, target, self.checkpoint.spec, self.artifact, max_new_tokens=parity.max_new_tokens
         )
-        reports = []
-        count = 2 if self.config.quantized and self.checkpoint.quantized is None else 1
-        for index, (gate, reference) in enumerate(gates(self.checkpoint, self.artifact, device)):
+        reports: list[ParityReport] = []
+        names = gate_names(self.checkpoint, self.artifact, options)
+        for index, gate in enumerate(names):
+            reference = reference_of(gate, self.checkpoint, self.artifact, device)
             report = compare(
                 reference,
                 candidate,
                 GeneratedQuestions(self.checkpoint, parity.questions),
                 replace(options, gate=gate),
-                subrange(on_progress, index / count, (index + 1) / count),
+                subrange(on_progress, index / len(names), (index + 1) / len(names)),
                 calibration_facts(self.artifact),
                 texts(self.checkpoint),
             )
-            write_report(report, folder / self.report_folder(target) / REPORT_FOLDERS[gate])
+            write_report(report, folder / self.report_folder(target) / place_of(gate, names))
             reports.append(report)
         for report in reports:
             report.raise_if_failed()

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -38,6 +38,9 @@ class BuildInputs:
     config: BuildConfig
 
 
+OwnWeights = Literal["8-bit weights", "4-bit weights"]
+
+
 @dataclass(frozen=True)
 class NumericsSpec:
     """What an engine rounds that parity with PyTorch must allow for."""
@@ -46,6 +49,9 @@ class NumericsSpec:
     """The dtype of whatever is not quantized."""
     rounds_inputs: bool = False
     """Whether inputs are rounded to 8 bits although the calibration leaves them alone."""
+    own_weights: OwnWeights | None = None
+    """What the target itself rounds weights to, embeddings included. PyTorch has no such model: the gate compares with
+    the original one, by what that may cost."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Target(ABC):
             UsageError: this model, quantized so, cannot become engines.
         """
 
-    def warnings(self, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
+    def warnings(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
         """What people should know of engines of this model, quantized so, a sentence each."""
         return ()
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from r1v_export.config import Precision
 from r1v_export.errors import UsageError
 from r1v_export.parity.metrics import LogitStatistics, TokenStatistics
+from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.tolerances import (
     ARITHMETIC,
     TABLE,
@@ -57,10 +58,10 @@ def test_every_boundary_has_a_tolerance(boundary: Boundary, profile: TolerancePr
     assert bool(tolerances(boundary, profile)) != free
 
 
-@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
+@pytest.mark.parametrize("profile", ["fp8", "int8", "int4", "8-bit weights", "4-bit weights"])
 @pytest.mark.parametrize("boundary", [b for b in get_args(Boundary) if b not in ("end_to_end", "tokens")])
-def test_the_cost_of_quantizing_is_held_at_every_boundary(boundary: Boundary, precision: Precision):
-    assert tolerances(boundary, precision)
+def test_the_cost_of_quantizing_is_held_at_every_boundary(boundary: Boundary, profile: ToleranceProfile):
+    assert tolerances(boundary, profile)
 
 
 def test_arithmetic_has_the_tolerances_of_what_rounds_and_quantizing_those_of_its_precision():
@@ -69,6 +70,12 @@ def test_arithmetic_has_the_tolerances_of_what_rounds_and_quantizing_those_of_it
     assert profile_for("arithmetic", "int4", "bfloat16", False) == "bf16"
     assert profile_for("arithmetic", "int4", "float32", True) == "8-bit inputs"
     assert profile_for("quantization", "int4", "float32", True) == "int4"
+
+
+def test_weights_that_a_target_rounds_by_itself_have_limits_of_their_own_whatever_the_precision():
+    options = CheckOptions("fp16", "float16", own_weights="4-bit weights")
+    assert replace(options, gate="quantization").profile == "4-bit weights"
+    assert options.profile == "fp16"
 
 
 def test_every_limit_is_on_a_metric_that_its_boundary_has():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,8 @@ from r1v_export.pipeline.parity_gate import (
     candidate_endpoint,
     check_options,
     compare,
-    gates,
     reference_endpoint,
+    reference_of,
 )
 from r1v_export.progress import Progress, ignore_progress
 from r1v_export.quantization.recipe import load
@@ -62,11 +61,11 @@ def test_the_graphs_hold_quantized_values_and_the_bundle_its_calibration(bundle:
 def test_the_engine_computes_what_the_fake_quantized_model_computes(bundle: Path, tiny_model: Path) -> None:
     checkpoint = Checkpoint.open(tiny_model)
     artifact = open_artifact(bundle, checkpoint)
-    gate, reference = next(gates(checkpoint, artifact, "cpu"))
+    reference = reference_of("arithmetic", checkpoint, artifact, "cpu")
     candidate = candidate_endpoint(bundle, "onnxruntime", "cpu")
     samples = GeneratedQuestions(checkpoint, 2)
     options = check_options(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact, max_new_tokens=4)
-    report = compare(reference, candidate, samples, replace(options, gate=gate), ignore_progress)
+    report = compare(reference, candidate, samples, options, ignore_progress)
     assert report.passed, report.first_bad
 
 
@@ -124,11 +123,11 @@ def test_wrong_int4_scales_show_in_the_numbers_too(bundle: Path, tiny_model: Pat
     change_graph(damaged, shuffled)
     checkpoint = Checkpoint.open(tiny_model)
     artifact = open_artifact(damaged, checkpoint)
-    gate, reference = next(gates(checkpoint, artifact, "cpu"))
+    reference = reference_of("arithmetic", checkpoint, artifact, "cpu")
     candidate = candidate_endpoint(damaged, "onnxruntime", "cpu")
     options = check_options(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact, max_new_tokens=4)
     samples = GeneratedQuestions(checkpoint, 1)
-    report = compare(reference, candidate, samples, replace(options, gate=gate), ignore_progress)
+    report = compare(reference, candidate, samples, options, ignore_progress)
     assert report.first_bad == "prefill"
 
 

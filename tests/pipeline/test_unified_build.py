@@ -14,7 +14,7 @@ from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, compare, gates
+from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, compare, reference_of
 from r1v_export.progress import ignore_progress
 
 
@@ -46,6 +46,6 @@ def test_one_wrong_scale_does_not_pass_the_gate(bundle: Path, tiny_model: Path, 
 
 def _numerics(bundle: Path, model: Path) -> ParityReport:
     checkpoint = Checkpoint.open(model)
-    _, reference = next(gates(checkpoint, open_artifact(bundle, checkpoint), "cpu"))
+    reference = reference_of("arithmetic", checkpoint, open_artifact(bundle, checkpoint), "cpu")
     samples, candidate = GeneratedQuestions(checkpoint, 1), candidate_endpoint(bundle, "hf-unified", "cpu")
     return compare(reference, candidate, samples, CheckOptions("int4", max_new_tokens=4), ignore_progress)

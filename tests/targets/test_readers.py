@@ -12,6 +12,7 @@ from r1v_export.checkpoint.config import ARCHITECTURES
 from r1v_export.checkpoint.hub_files import readable_config
 from r1v_export.checkpoint.presets import PRESETS
 from r1v_export.checkpoint.quantized.unified import ALGORITHMS, MIXED
+from r1v_export.config import BuildConfig
 from r1v_export.quantization.recipe import Recipe, load, parse, resolve
 from r1v_export.targets.compressed_tensors.target import CompressedTensorsTarget
 from r1v_export.targets.compressed_tensors.write.formats import cache_scheme, formats, quantization_config
@@ -68,7 +69,7 @@ def test_a_quantized_vision_tower_is_declared_by_name(recipe: str):
 @pytest.mark.parametrize("recipe", UNIFIED)
 def test_a_build_warns_of_exactly_what_vllm_does_not_read(recipe: str):
     spec = Checkpoint.open().spec
-    warnings = HfUnifiedTarget().warnings(spec, resolve(load(recipe), spec))
+    warnings = HfUnifiedTarget().warnings(BuildConfig(), spec, resolve(load(recipe), spec))
     int4 = recipe.startswith("int4") or recipe == "mixed"
     assert len(warnings) == int4
     assert all("vLLM 0.32.0 does not read W4A16_AWQ" in warning for warning in warnings)
@@ -121,9 +122,9 @@ def test_names_are_those_of_vllms_modules_and_fused_ones_are_whole(recipe: str, 
 def test_a_build_warns_of_fused_linears_that_are_not_quantized_alike(target: HfUnifiedTarget | CompressedTensorsTarget):
     spec = Checkpoint.open().spec
     schemes = resolve(load("fp8-tensor"), spec)
-    assert target.warnings(spec, schemes) == ()
+    assert target.warnings(BuildConfig(), spec, schemes) == ()
     del schemes["language_model.model.layers.2.self_attn.k_proj"]
-    (warning,) = target.warnings(spec, schemes)
+    (warning,) = target.warnings(BuildConfig(), spec, schemes)
     assert warning == f"{VLLM} does not read {UNEQUAL}: it computes each of the two sets as one linear. " + (
         "Give each set one scheme."
     )

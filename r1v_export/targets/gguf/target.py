@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from r1v_export.config import COMPUTE_OF, BuildConfig, Device
+from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.recipe import Scheme, load
-from r1v_export.quantization.sizes import checkpoint_bytes
 from r1v_export.reference.model import ReferenceEngine
 from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets.gguf import doctor
 from r1v_export.targets.gguf.check_model import check_model, warnings
 from r1v_export.targets.gguf.config import GgufConfig
 from r1v_export.targets.gguf.write.types import type_of, types_of
-from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
+from r1v_export.targets.interface import BuildInputs, NumericsSpec, OwnWeights, Readiness, Target
 
 
 class GgufTarget(Target):
@@ -39,6 +38,15 @@ class GgufTarget(Target):
                 expected="--precision fp32, fp16, bf16, int8 or int4",
                 found=f"--precision {config.precision}",
             )
+        options = config.options(self.name, GgufConfig)
+        if options.files != "both" and config.parity.enabled:
+            raise UsageError(
+                "The parity gate needs both GGUF files.",
+                where=f"files in the block of {self.name} in the build file",
+                expected="both",
+                found=options.files,
+                fix="pass --no-parity; or build both, which the gate then checks, and use one of them",
+            )
         if config.recipe is None:
             return
         recipe = load(config.recipe)
@@ -58,16 +66,28 @@ class GgufTarget(Target):
         types_of(schemes)
         check_model(spec, schemes)
 
-    def warnings(self, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
-        return warnings(spec)
+    def warnings(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
+        from r1v_export.targets.gguf.write.plan import plan_tensors, plan_warnings
+
+        options = config.options(self.name, GgufConfig)
+        return (*warnings(spec), *plan_warnings(options, plan_tensors(config, spec, schemes)))
 
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
-        return checkpoint_bytes(spec, schemes, COMPUTE_OF.get(config.precision, spec.dtype))
+        from r1v_export.targets.gguf.write.plan import plan_tensors
+
+        return sum(tensor.nbytes for tensor in plan_tensors(config, spec, schemes))
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         """Half precision: that of the scales, and of llama.cpp's table of GELU. Inputs of quantized products are
-        rounded to 8 bits, 32 to a scale."""
-        return NumericsSpec("bfloat16" if config.precision == "bf16" else "float16", rounds_inputs=config.quantized)
+        rounded to 8 bits, 32 or 256 to a scale."""
+        options = config.options(self.name, GgufConfig)
+        own: OwnWeights | None = None
+        if "Q8_0" in (options.model, options.mmproj):
+            own = "8-bit weights"
+        if options.model == "Q4_K_M":
+            own = "4-bit weights"
+        compute: Compute = "bfloat16" if config.precision == "bf16" else "float16"
+        return NumericsSpec(compute, rounds_inputs=config.quantized, own_weights=own)
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         from r1v_export.targets.gguf.write.files import write_gguf
@@ -75,7 +95,10 @@ class GgufTarget(Target):
         write_gguf(inputs.checkpoint, inputs.artifact, inputs.config, out, on_progress)
 
     def engine_document(self, engine: Path) -> EngineDocument:
-        return EngineDocument(files={"model": "model.gguf", "mmproj": "mmproj.gguf"}, options={})
+        files = {name: f"{name}.gguf" for name in ("model", "mmproj")}
+        return EngineDocument(
+            files={name: file for name, file in files.items() if (engine / file).is_file()}, options={}
+        )
 
     def missing(self, device: Device) -> str | None:
         return doctor.readiness().lacks

@@ -25,6 +25,8 @@ RECIPES: dict[str, Recipe | None] = {
     "int4-32": parse(_INT4),
     "uint4-32": parse(_INT4.replace("type: int4", "type: uint4")),
 }
+TYPES = {"Q8_0": {"model": "Q8_0", "mmproj": "Q8_0"}, "Q4_K_M": {"model": "Q4_K_M"}}
+"""Blocks of the build file, of builds in float16; the rows of the models here are 256 and 512 values long."""
 MODELS = ("6b", "300m")
 """RMSNorm with normalized queries and keys, and LayerNorm with biases."""
 
@@ -61,12 +63,13 @@ def make(sources: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactor
 
     def of(model: str, name: str) -> Written:
         if (model, name) not in made:
-            root, checkpoint, recipe = tmp_path_factory.mktemp(name), sources[model], RECIPES[name]
+            root, checkpoint, recipe = tmp_path_factory.mktemp(name), sources[model], RECIPES.get(name)
             artifact = None
             if recipe is not None:
                 calibrated(checkpoint, recipe, root / "calibration", 1)
                 artifact = Artifact.open(root / "calibration", checkpoint)
-            config = BuildConfig(precision=recipe.precision if recipe else name, targets=("gguf",))
+            precision = recipe.precision if recipe else "fp16" if name in TYPES else name
+            config = BuildConfig(precision=precision, targets={"gguf": TYPES.get(name, {})})
             (root / "out").mkdir()
             write_gguf(checkpoint, artifact, config, root / "out")
             made[model, name] = Written(root / "out", checkpoint, artifact, config)
@@ -75,6 +78,6 @@ def make(sources: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactor
     return of
 
 
-@pytest.fixture(params=[(model, name) for model in MODELS for name in RECIPES], ids=":".join)
+@pytest.fixture(params=[(model, name) for model in MODELS for name in (*RECIPES, *TYPES)], ids=":".join)
 def written(request: pytest.FixtureRequest, make) -> Written:
     return make(*request.param)

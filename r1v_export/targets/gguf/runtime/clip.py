@@ -3,7 +3,7 @@
 Nothing is shared with the writer but names of tensors. What llama.cpp does, by its source (tools/mtmd/clip.cpp,
 models/internvl.cpp): the class token stands behind the patches; norms are RMSNorm in a tower of 3200 channels and 45
 blocks and LayerNorm in all others, those of queries and keys over all heads included; GELU is the tanh approximation;
-matrices of quantized types take inputs rounded to 8 bits, 32 to a scale.
+matrices of quantized types take inputs rounded to 8 bits, 32 or, for K-quants, 256 to a scale.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from torch import Tensor
 from r1v_export.checkpoint.gguf.names import CLASS, PATCH, POSITION, stored_tensors
 from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.vision import pixel_shuffle
-from r1v_export.targets.gguf.runtime.files import EIGHT_BIT, BundleFile
+from r1v_export.targets.gguf.runtime.files import INPUTS_PER_SCALE, BundleFile
 
 _PROJECTOR_EPS = 1e-5
 _RMS_TOWER = (3200, 45)
-_BLOCK = 32
 
 Linear = Callable[[Tensor], Tensor]
 
 
-def round_inputs(x: Tensor) -> Tensor:
-    """Round x [..., I] to 8 bits, 32 values to a scale in half precision."""
-    blocks = x.unflatten(-1, (-1, _BLOCK))
+def round_inputs(x: Tensor, per_scale: int = 32) -> Tensor:
+    """Round x [..., I] to 8 bits, `per_scale` values to a scale: in half precision for 32, in float32 for 256."""
+    blocks = x.unflatten(-1, (-1, per_scale))
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     values = torch.where(scale > 0, blocks / scale, torch.zeros_like(blocks)).round()
-    rounded: Tensor = (values * scale.half().float()).flatten(-2)
+    rounded: Tensor = (values * (scale.half().float() if per_scale == 32 else scale)).flatten(-2)
     return rounded
 
 
@@ -56,8 +55,8 @@ class Clip:
         weight = self.read(f"{canonical}.weight", part)
         has_bias = f"{canonical}.bias" in self.stored
         bias = self.read(f"{canonical}.bias", part) if has_bias else None
-        rounds = self.file.kind(name) in EIGHT_BIT
-        return lambda x: F.linear(round_inputs(x) if rounds else x, weight, bias)
+        per_scale = INPUTS_PER_SCALE.get(self.file.kind(name))
+        return lambda x: F.linear(round_inputs(x, per_scale) if per_scale else x, weight, bias)
 
     def norm(self, canonical: str) -> Linear:
         """A norm over the last axis, of the tower's kind."""

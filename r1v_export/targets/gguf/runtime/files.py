@@ -9,8 +9,10 @@ from torch import Tensor
 from r1v_export.checkpoint.gguf.file import GgufFile
 from r1v_export.errors import BundleError, CheckpointError
 
-EIGHT_BIT = frozenset({"Q8_0", "Q4_0", "Q4_1"})
-"""Types whose products llama.cpp computes with inputs of 8 bits, one scale for 32 of them."""
+INPUTS_PER_SCALE = dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"), 32) | dict.fromkeys(
+    ("Q4_K", "Q5_K", "Q6_K"), 256
+)
+"""Types whose products llama.cpp computes with inputs of 8 bits -> how many of them share a scale."""
 
 
 class BundleFile:

@@ -1,4 +1,4 @@
-"""Quantized values as blocks of GGUF's types Q8_0, Q4_0 and Q4_1, and plain tensors as F32, F16 and BF16.
+"""Quantized values as blocks of GGUF's types Q8_0, Q4_0 and Q4_1, and plain tensors in any type.
 
 A block is 32 values of a row with one scale d, in half precision, and in Q4_1 a minimum m: w = d q, d (q - 8), d q + m.
 Values stay bit for bit what the calibration made them. Its scales, float32, are rounded to half precision: by at most
@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import gguf
 import numpy as np
-import torch
 from torch import Tensor
 
-from r1v_export.errors import UsageError
 from r1v_export.quantization.quantized_linear import QuantizedLinear
-from r1v_export.targets.gguf.write.types import BLOCK, QUANTIZED, GgufType
+from r1v_export.targets.gguf.write.half import LARGEST, half, too_large
+from r1v_export.targets.gguf.write.k_quants import encode_k_quants
+from r1v_export.targets.gguf.write.types import BLOCK, K_QUANTS, QUANTIZED, GgufType
 
 _CHUNK_VALUES = 1 << 24
 """Of a plain tensor, converted at a time."""
@@ -62,9 +62,8 @@ def encode_blocks(blocks: Blocks, where: str) -> np.ndarray:
     Raises:
         UsageError: a scale is too large for half precision.
     """
-    parts = [_half(blocks.scale, where)]
-    if blocks.minimum is not None:
-        parts.append(_half(blocks.minimum, where))
+    halves = [blocks.scale] if blocks.minimum is None else [blocks.scale, blocks.minimum]
+    parts: list[np.ndarray] = [half(values, where).half().numpy()[..., None].view(np.uint8) for values in halves]
     values = blocks.values.numpy()
     if blocks.kind == "Q8_0":
         parts.append(values.view(np.uint8))
@@ -76,18 +75,21 @@ def encode_blocks(blocks: Blocks, where: str) -> np.ndarray:
 
 
 def encode_plain(tensor: Tensor, kind: GgufType, where: str) -> np.ndarray:
-    """The bytes of a plain tensor [..., I], converted by gguf-py: uint8 [..., bytes of I values].
+    """The bytes of a plain tensor [..., I], rounded by `k_quants` or by gguf-py: uint8 [..., bytes of I values].
 
     Raises:
         UsageError: a value is too large for half precision.
     """
+    if kind in K_QUANTS:
+        return encode_k_quants(tensor, kind, where)
     qtype = gguf.GGMLQuantizationType[kind]
     flat = tensor.flatten()
     parts = []
     for chunk in flat.split(_CHUNK_VALUES):
         data = chunk.float().numpy()
-        if kind == "F16" and data.size and np.abs(data).max() > np.finfo(np.float16).max:
-            raise _too_large(where, float(np.abs(data).max()))
+        largest = float(np.abs(data).max(initial=0))
+        if kind not in ("F32", "BF16") and not largest <= LARGEST:
+            raise too_large(where, largest)
         parts.append(gguf.quants.quantize(data, qtype).view(np.uint8))
     data = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return data.reshape(*tensor.shape[:-1], -1)
@@ -97,21 +99,3 @@ def _per_block(values: Tensor, count: int) -> Tensor:
     """[R] or [R, groups] -> [R, count]."""
     values = values[:, None] if values.ndim == 1 else values
     return values.repeat_interleave(count // values.shape[1], dim=1)
-
-
-def _half(values: Tensor, where: str) -> np.ndarray:
-    """[R, B] -> uint8 [R, B, 2]."""
-    half = values.to(torch.float16)
-    if not bool(half.isfinite().all()):
-        raise _too_large(where, float(values.abs().max()))
-    return half.numpy()[..., None].view(np.uint8)
-
-
-def _too_large(where: str, found: float) -> UsageError:
-    return UsageError(
-        "A number is too large for half precision.",
-        where=where,
-        expected="at most 65504",
-        found=f"{found:g}",
-        fix="--precision bf16 or fp32",
-    )

@@ -1,8 +1,9 @@
-"""The two files of a model: `model.gguf`, its language model, and `mmproj.gguf`, its tower and projector."""
+"""The files of a model: `model.gguf`, its language model, and `mmproj.gguf`, its tower and projector."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.targets.gguf.write.metadata import add_language, add_vision
-from r1v_export.targets.gguf.write.tensors import GgufTensor, gguf_tensors
+from r1v_export.targets.gguf.write.plan import PlannedTensor, plan_tensors
+from r1v_export.targets.gguf.write.tensors import TensorEncoder
 from r1v_export.targets.gguf.write.vocabulary import add_vocabulary
 
 _LOG = logging.getLogger(__name__)
@@ -31,32 +33,34 @@ def write_gguf(
     out: Path,
     on_progress: ProgressCallback = ignore_progress,
 ) -> None:
-    """Write both files into the empty folder `out`, one tensor in memory at a time.
+    """Write the files that the build asks for into the empty folder `out`, one tensor in memory at a time.
 
     Raises:
         UsageError: no type holds one of the linears, or a number is too large for its type.
         CheckpointError: the tokenizer is none that llama.cpp has.
     """
-    tensors = gguf_tensors(checkpoint, artifact, config)
+    tensors = plan_tensors(config, checkpoint.spec, artifact.schemes if artifact else {})
+    encoder = TensorEncoder(checkpoint, artifact)
     total, done = sum(tensor.nbytes for tensor in tensors), 0
-    for file, architecture in ARCHITECTURES.items():
+    for file in dict.fromkeys(tensor.file for tensor in tensors):
         own = [tensor for tensor in tensors if tensor.file == file]
-        writer = gguf.GGUFWriter(out / file, gguf.MODEL_ARCH_NAMES[architecture])
-        kinds = [tensor.kind for tensor in own if len(tensor.shape) == 2]
+        writer = gguf.GGUFWriter(out / file, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[file]])
+        kinds = [tensor.kind for tensor in own if tensor.is_matrix]
         if file == MODEL_FILE:
             add_language(writer, checkpoint.spec, kinds)
             add_vocabulary(writer, checkpoint.folder, checkpoint.spec, checkpoint.generation_config)
         else:
             add_vision(writer, checkpoint.spec, kinds)
         before = done
-        for nbytes in _write(writer, own):
+        for nbytes in _write(writer, own, encoder):
             done += nbytes
             on_progress(done, total)
-        message = "%(file)s: %(tensors)d tensors, %(size_bytes)d bytes"
-        log_event(_LOG, logging.INFO, message, file=file, tensors=len(own), size_bytes=done - before)
+        types = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
+        message = "%(file)s: %(tensors)d tensors, matrices in %(types)s, %(size_bytes)d bytes"
+        log_event(_LOG, logging.INFO, message, file=file, tensors=len(own), types=types, size_bytes=done - before)
 
 
-def _write(writer: gguf.GGUFWriter, tensors: Sequence[GgufTensor]) -> Iterator[int]:
+def _write(writer: gguf.GGUFWriter, tensors: Sequence[PlannedTensor], encoder: TensorEncoder) -> Iterator[int]:
     """Write a file; yields the bytes of each tensor that is written."""
     for tensor in tensors:
         kind = gguf.GGMLQuantizationType[tensor.kind]
@@ -66,7 +70,7 @@ def _write(writer: gguf.GGUFWriter, tensors: Sequence[GgufTensor]) -> Iterator[i
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors:
-            writer.write_tensor_data(np.ascontiguousarray(tensor.encode()))
+            writer.write_tensor_data(np.ascontiguousarray(encoder.encode(tensor)))
             yield tensor.nbytes
     finally:
         writer.close()

@@ -1,7 +1,7 @@
 """What a tensor is stored as: one table from precisions and schemes to GGUF's types.
 
 Norms, biases, layer scales, embeddings of classes and positions and the patch embedding are F32, which llama.cpp asks
-for or which costs nothing. All other matrices follow the table.
+for or which costs nothing. All other matrices follow the table, or `mixture` where the build file names a type.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from r1v_export.config import Precision
 from r1v_export.errors import UsageError
 from r1v_export.quantization.recipe import Scheme, describe
 
-GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
+GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
 """Names of `gguf.GGMLQuantizationType`."""
 
 PLAIN: dict[Precision, GgufType] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -25,8 +25,12 @@ KEPT: dict[str, GgufType] = {"float32": "F32", "float16": "F16", "bfloat16": "BF
 QUANTIZED: dict[str, GgufType] = {"int8": "Q8_0", "int4": "Q4_0", "uint4": "Q4_1"}
 """Type of a linear's weights -> the type whose blocks hold its quantized values bit for bit."""
 
+K_QUANTS: frozenset[GgufType] = frozenset({"Q4_K", "Q5_K", "Q6_K"})
+
 BLOCK = 32
-"""Inputs that share a scale in each of the quantized types."""
+"""Inputs that share a scale in each of the quantized types that are not K-quants."""
+SUPER_BLOCK = 256
+"""Inputs of a block of a K-quant: 8 or 16 scales of 6 or 8 bits, and a scale of these."""
 
 
 def type_of(linear: str, scheme: Scheme) -> GgufType:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import shutil
 
+import gguf
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.synth import synthesize
+from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError
 from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.targets.gguf.runtime.clip import round_inputs
 from r1v_export.targets.gguf.runtime.reader import open_gguf
+from r1v_export.targets.gguf.write.files import write_gguf
 
 
 @pytest.fixture
@@ -65,12 +70,28 @@ def test_with_a_mean_only_the_scale_of_the_projectors_norm_differs(make, tanh_ge
 
 
 def test_inputs_are_rounded_as_gguf_py_quantizes_them() -> None:
-    import gguf
-
     x = np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)
     q8 = gguf.GGMLQuantizationType.Q8_0
     expected = gguf.quants.dequantize(gguf.quants.quantize(x, q8), q8)
     assert np.allclose(round_inputs(torch.from_numpy(x)).numpy(), expected, atol=1e-7)
+
+
+def test_a_head_that_is_the_token_embedding_takes_rounded_inputs_and_the_embedding_none(tmp_path) -> None:
+    tied = {"llm_config.tie_word_embeddings": True}
+    folder = synthesize(tmp_path / "tied", preset="nano", vision_layers=1, language_layers=1, overrides=tied)
+    checkpoint = Checkpoint.open(folder)
+    (tmp_path / "out").mkdir()
+    config = BuildConfig(precision="fp16", targets={"gguf": {"model": "Q4_K_M"}})
+    write_gguf(checkpoint, None, config, tmp_path / "out")
+    language = open_gguf(tmp_path / "out", checkpoint.spec, "cpu").model.language_model
+    (stored,) = (
+        tensor for tensor in gguf.GGUFReader(tmp_path / "out/model.gguf").tensors if tensor.name == "token_embd.weight"
+    )
+    assert stored.tensor_type.name == "Q6_K"
+    table = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type))
+    x = torch.randn(3, table.shape[1])
+    assert torch.equal(language.lm_head(x), F.linear(round_inputs(x, 256), table))
+    assert torch.equal(language.model.embed_tokens(torch.tensor([5])), table[5:6])
 
 
 @pytest.mark.parametrize("file", ["model.gguf", "mmproj.gguf"])

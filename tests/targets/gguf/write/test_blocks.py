@@ -27,9 +27,9 @@ def test_blocks_that_gguf_py_made_come_out_the_same(kind: str) -> None:
     assert np.array_equal(encode_blocks(Blocks(kind, values, scale, minimum), "w"), expected)
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1"])
 def test_plain_tensors_are_gguf_pys(kind: str) -> None:
-    tensor = torch.randn(3, 7, dtype=torch.bfloat16)
+    tensor = torch.randn(3, 64, dtype=torch.bfloat16)
     qtype = gguf.GGMLQuantizationType[kind]
     expected = gguf.quants.quantize(tensor.float().numpy(), qtype).view(np.uint8)
     assert np.array_equal(encode_plain(tensor, kind, "w"), expected.reshape(3, -1))
@@ -38,6 +38,8 @@ def test_plain_tensors_are_gguf_pys(kind: str) -> None:
 def test_what_half_precision_cannot_hold_is_refused() -> None:
     with pytest.raises(UsageError, match="too large for half precision"):
         encode_plain(torch.tensor([[70000.0]]), "F16", "w")
+    with pytest.raises(UsageError, match="too large for half precision"):
+        encode_plain(torch.full((1, 32), float("nan")), "Q5_0", "w")
     blocks = Blocks("Q8_0", torch.ones(1, 1, 32, dtype=torch.int8), torch.tensor([[70000.0]]))
     with pytest.raises(UsageError, match="too large for half precision"):
         encode_blocks(blocks, "w")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from r1v_export.errors import BundleError, UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, check_options, compare, gates
+from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, check_options, compare, reference_of
 from r1v_export.progress import ignore_progress
 from r1v_export.targets.tensorrt_llm.build.engine_plan import plan_engine
 
@@ -74,12 +73,12 @@ def test_the_gate_notices_one_wrong_scale(bundle: Path, tiny_model: Path, tmp_pa
         save_file(tensors, path)
     checkpoint = Checkpoint.open(tiny_model)
     artifact = open_artifact(broken, checkpoint)
-    gate, reference = next(gates(checkpoint, artifact, "cpu"))
+    reference = reference_of("arithmetic", checkpoint, artifact, "cpu")
 
     options = check_options(Bundle.open(broken).config, "tensorrt-llm", checkpoint.spec, artifact, max_new_tokens=2)
     candidate = candidate_endpoint(broken, "tensorrt-llm", "cpu")
     samples = GeneratedQuestions(checkpoint, 1)
-    report = compare(reference, candidate, samples, replace(options, gate=gate), ignore_progress)
+    report = compare(reference, candidate, samples, options, ignore_progress)
 
     assert not report.passed
     assert report.first_bad in ("prefill", "decode")
