@@ -22,6 +22,7 @@ EXCEPTIONS = {
     "checkpoint/test_against_transformers.py": "the whole checkpoint and reference model against transformers",
     "checkpoint/test_published_configs.py": "one case per published configuration, through the whole of checkpoint/",
     "engines/test_image.py": "engines/image, which is C++",
+    "engines/test_text.py": "engines/text and engines/sampling, which are C++",
     "exporters/test_golden.py": "every graph against graphs/",
     "nano/test_displayed_images.py": "answers of the shipped model, from the image file to the text",
     "nano/test_training.py": "tests examples/train_nano, which is outside the package",

@@ -1,0 +1,93 @@
+// One answer's way from tokens to reasoning and text.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "text/reasoning.h"
+#include "text/streaming.h"
+
+namespace r1v {
+
+// Why an answer ended: a stop token or string, max_new_tokens, no position of the model left, the caller, or its
+// deadline.
+enum class FinishReason { kStop, kLength, kContext, kCancelled, kDeadline };
+
+// "stop", "length", "context", "cancelled" or "deadline".
+const char* finish_reason_name(FinishReason reason);
+
+// The stop strings of an answer, and where they are searched for.
+struct Stops {
+  std::vector<std::string> strings;
+  bool in_reasoning = false;  // in all generated text, tags and white space included
+};
+
+class AnswerText {
+ public:
+  // `thinking`: the prompt has opened reasoning; nothing takes the text as it comes, not split at all.
+  AnswerText(Detokenizer detokenizer, const Stops& stops, std::optional<bool> thinking, const ReasoningTags& tags);
+
+  // The reasoning and text that a token makes certain.
+  AnswerPiece push(int64_t token_id);
+  // The rest, at the end of the answer.
+  AnswerPiece flush();
+
+  // A stop string came up.
+  bool stopped() const { return stop_strings_.stopped() || (splitter_ && splitter_->stopped()); }
+  // Whether the next text belongs to the reasoning.
+  bool in_reasoning() const { return splitter_ && splitter_->in_reasoning(); }
+  const AnswerPiece& whole() const { return whole_; }
+
+ private:
+  AnswerPiece keep(AnswerPiece piece);
+
+  Detokenizer detokenizer_;
+  StopStrings stop_strings_;
+  std::optional<ReasoningSplitter> splitter_;
+  AnswerPiece whole_;
+};
+
+// A finished answer; as r1v_export.Answer, without its times.
+struct Answer {
+  std::string reasoning, text;
+  bool reasoning_complete = false;
+  std::vector<int64_t> token_ids;  // a stop token included
+  FinishReason finish_reason = FinishReason::kCancelled;
+  int64_t reasoning_tokens = 0;  // of `token_ids`, those that made the reasoning and its end tag
+};
+
+// One step of an answer: what became certain, and the whole answer with the last step only.
+struct AnswerEvent {
+  std::optional<int64_t> token_id;
+  AnswerPiece piece;
+  std::optional<Answer> answer;
+};
+
+// One answer while it is made: tokens in, events out.
+class AnswerStream {
+ public:
+  // Args:
+  //   stop_ids: tokens that end the answer and are no text.
+  //   max_new_tokens: what was asked for; an answer whose length ends it earlier has filled the model's context.
+  AnswerStream(AnswerText text, std::vector<int64_t> stop_ids, int64_t max_new_tokens)
+      : text_(std::move(text)), stop_ids_(std::move(stop_ids)), max_new_tokens_(max_new_tokens) {}
+
+  // The event of the next token, or of an end that comes without one. A stop string ends the answer too.
+  // `reason`: of the decoder, which knows one limit only and calls it kLength.
+  AnswerEvent push(std::optional<int64_t> token_id, std::optional<FinishReason> reason);
+
+  bool is_stop(int64_t token_id) const;
+  bool done() const { return done_; }
+  int64_t tokens() const { return static_cast<int64_t>(answer_.token_ids.size()); }
+
+ private:
+  AnswerText text_;
+  std::vector<int64_t> stop_ids_;
+  int64_t max_new_tokens_;
+  Answer answer_;
+  bool done_ = false;
+};
+
+}  // namespace r1v

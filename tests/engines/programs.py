@@ -1,0 +1,33 @@
+"""The test programs of engines/, built for a test and run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def build(folder: Path, *targets: str, options: tuple[str, ...] = ()) -> Path:
+    """Build CMake targets in a folder.
+
+    Args:
+        options: of CMake, such as `-DR1V_SANITIZE=address,undefined`.
+    """
+    _run("cmake", "-S", REPOSITORY, "-B", folder, "-G", "Ninja", *options)
+    _run("ninja", "-C", folder, *targets)
+    return folder
+
+
+def run(program: Path, *arguments: object, golden: Path | None = None) -> str:
+    """Run a program, with golden vectors if it has some, and return what it prints."""
+    environment = os.environ if golden is None else os.environ | {"R1V_GOLDEN_DIR": str(golden)}
+    return _run(program, *arguments, environment=environment)
+
+
+def _run(*command: object, environment: os._Environ[str] | dict[str, str] | None = None) -> str:
+    words = [str(word) for word in command]
+    ran = subprocess.run(words, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    assert ran.returncode == 0, f"{words[0]}: {ran.returncode}\n{ran.stdout[-6000:]}\n{ran.stderr[-6000:]}"
+    return ran.stdout
