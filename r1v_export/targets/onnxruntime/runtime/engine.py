@@ -90,8 +90,7 @@ class OnnxRuntimeEngine:
 
     @cached_property
     def _embed(self) -> ort.InferenceSession:
-        # A look-up gains nothing from threads, and a second pool's threads, spinning for work between two decoder
-        # steps, would take the cores that the decoder needs.
+        # A look-up gains nothing from threads.
         return self._open(contract.EMBED, threads=EMBED_THREADS)
 
     @cached_property
@@ -100,7 +99,11 @@ class OnnxRuntimeEngine:
 
     def _open(self, graph: str, threads: int | None = None) -> ort.InferenceSession:
         model, threads = self.folder / f"{graph}.onnx", threads or self.threads
-        return open_session(model, self.weights_root, self.device, threads, self.gpu)
+        # The decoder's operators are the small ones. Images are encoded at the same time, by operators so large that
+        # waiting for the next one without spinning costs nothing.
+        return open_session(
+            model, self.weights_root, self.device, threads, self.gpu, spinning=graph == contract.DECODER
+        )
 
 
 def _run(graph: str, session: ort.InferenceSession, *arrays: np.ndarray) -> np.ndarray:

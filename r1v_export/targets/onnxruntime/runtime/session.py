@@ -19,6 +19,9 @@ from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
 from r1v_export.targets.onnxruntime.session_options import WEIGHTS_FOLDER, quantization_entries
 
 _LOG = logging.getLogger(__name__)
+_SPINNING = "session.intra_op.allow_spinning"
+_NO_SPINNING_BETWEEN_RUNS = "session.force_spinning_stop"
+"""Else threads that wait for the next step take the cores that sampling, delivering and other graphs need."""
 _FATAL, _WARNING, _INFO = 4, 2, 1
 """ONNX Runtime's severities."""
 
@@ -41,7 +44,12 @@ def check_device(device: Device) -> None:
 
 
 def open_session(
-    model: Path | bytes, weights_root: Path, device: Device, threads: int | None = None, gpu: int = 0
+    model: Path | bytes,
+    weights_root: Path,
+    device: Device,
+    threads: int | None = None,
+    gpu: int = 0,
+    spinning: bool = True,
 ) -> ort.InferenceSession:
     """A session on `model`, whose weights' locations are relative to `weights_root`; any of the files may be a link.
 
@@ -50,6 +58,8 @@ def open_session(
         threads: that one operator may use, `thread_count()` if None. (ONNX Runtime's own default halves the cores of a
             machine without hyper-threads, and knows no quotas.)
         gpu: which one, of several.
+        spinning: let threads wait for the next operator of a run by spinning: faster for small operators, at the cost
+            of what else runs. Between runs they never spin.
 
     Raises:
         CapabilityError: ONNX Runtime has no such device.
@@ -66,7 +76,8 @@ def open_session(
         proto = parse_model(content)
         folder = follow_links(proto, weights_root)
         content = content if folder == weights_root else proto.SerializeToString()
-        for name, value in {WEIGHTS_FOLDER: str(folder), **quantization_entries(proto)}.items():
+        entries = {WEIGHTS_FOLDER: str(folder), _NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning))}
+        for name, value in {**entries, **quantization_entries(proto)}.items():
             options.add_session_config_entry(name, value)
         session = ort.InferenceSession(content, options, providers=_providers(device, gpu))
     except R1VError:
