@@ -32,7 +32,7 @@ class Pixels {
   void clear() { std::memset(bytes_.get(), 0, count() * kBytes); }
 
  private:
-  static constexpr size_t kPadding = 8;  // may be read behind the last pixel
+  static constexpr size_t kPadding = 16;  // may be read behind the last pixel
 
   size_t stride() const { return static_cast<size_t>(width_) * kBytes; }
 

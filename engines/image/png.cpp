@@ -3,10 +3,10 @@
 #include <zlib.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <vector>
 
 #include "image/exif.h"
+#include "image/png_filters.h"
 #include "image/png_stream.h"
 #include "image/raster.h"
 
@@ -24,39 +24,6 @@ constexpr Pass kAdam7[] = {{0, 0, 8, 8}, {4, 0, 8, 8}, {0, 4, 4, 8}, {2, 0, 4, 4
                            {0, 2, 2, 4}, {1, 0, 2, 2}, {0, 1, 1, 2}};
 
 int width_of(const Pass& pass, int width) { return (width - pass.left + pass.step_x - 1) / pass.step_x; }
-
-void unfilter_average(uint8_t* row, const uint8_t* above, size_t bytes, size_t step) {
-  for (size_t i = 0; i < bytes; ++i) {
-    const int left = i < step ? 0 : row[i - step];
-    row[i] = static_cast<uint8_t>(row[i] + (left + above[i]) / 2);
-  }
-}
-
-void unfilter_paeth(uint8_t* row, const uint8_t* above, size_t bytes, size_t step) {
-  for (size_t i = 0; i < std::min(bytes, step); ++i) row[i] = static_cast<uint8_t>(row[i] + above[i]);
-  for (size_t i = step; i < bytes; ++i) {
-    const int a = row[i - step], b = above[i], c = above[i - step];
-    const int to_a = std::abs(b - c), to_b = std::abs(a - c), to_c = std::abs(a + b - 2 * c);
-    const int nearest = to_a <= to_b && to_a <= to_c ? a : to_b <= to_c ? b : c;
-    row[i] = static_cast<uint8_t>(row[i] + nearest);
-  }
-}
-
-// Whether the kind of filter is known.
-bool unfilter(int kind, uint8_t* row, const uint8_t* above, size_t bytes, size_t step) {
-  switch (kind) {
-    case 0: return true;
-    case 1:
-      for (size_t i = step; i < bytes; ++i) row[i] = static_cast<uint8_t>(row[i] + row[i - step]);
-      return true;
-    case 2:
-      for (size_t i = 0; i < bytes; ++i) row[i] = static_cast<uint8_t>(row[i] + above[i]);
-      return true;
-    case 3: unfilter_average(row, above, bytes, step); return true;
-    case 4: unfilter_paeth(row, above, bytes, step); return true;
-    default: return false;
-  }
-}
 
 bool is_palette(PngLayout layout) { return layout >= PngLayout::kIndex1 && layout <= PngLayout::kIndex8; }
 

@@ -30,8 +30,7 @@ ResizeAxis::ResizeAxis(int source_size, int target_size) : source(source_size), 
   const double scale = static_cast<double>(source) / target;
   const double filter_scale = std::max(scale, 1.0), support = 2.0 * filter_scale;
   const int most = static_cast<int>(std::ceil(support)) * 2 + 1;
-  taps = std::min(most, source);
-  taps += taps % 2;
+  taps = (std::min(most, source) + 3) / 4 * 4;
   first.resize(static_cast<size_t>(target));
   weights.resize(checked_product({static_cast<size_t>(target), static_cast<size_t>(taps)}, "image"));
   std::vector<double> kernel(static_cast<size_t>(most));
@@ -44,7 +43,7 @@ ResizeAxis::ResizeAxis(int source_size, int target_size) : source(source_size), 
       kernel[static_cast<size_t>(k)] = bicubic((k + begin - center + 0.5) * (1.0 / filter_scale));
       sum += kernel[static_cast<size_t>(k)];
     }
-    // All taps lie inside of the source, but for one that makes an odd source even.
+    // All taps lie inside of the source, but for up to three where it has fewer samples than taps.
     const int start = std::max(std::min(begin, source - taps), 0);
     first[static_cast<size_t>(i)] = start;
     for (int k = 0; k < count; ++k) {
@@ -56,9 +55,11 @@ ResizeAxis::ResizeAxis(int source_size, int target_size) : source(source_size), 
 }
 
 BandResizer::BandResizer(const Pixels& image, const ResizeAxis& across, const ResizeAxis& down)
-    : image_(image), across_(across), down_(down), stride_(static_cast<size_t>(across.target) + kSlack) {
-  pairs_.resize(checked_product({across.weights.size(), 4}, "image"));
-  for (size_t i = 0; i < across.weights.size(); ++i) std::fill_n(pairs_.data() + 4 * i, 4, across.weights[i]);
+    : image_(image),
+      across_(across),
+      down_(down),
+      stride_(static_cast<size_t>(across.target) + kSlack),
+      packed_(resize_kernels().pack(across.weights, across.taps)) {
   const size_t taps = static_cast<size_t>(down.taps);
   held_.assign(taps, -1);
   ring_.resize(checked_product({taps, 3, stride_}, "image"));
@@ -72,7 +73,7 @@ const uint8_t* BandResizer::source_row(int y) {
   uint8_t* red = ring_.data() + 3 * stride_ * place;
   if (held_[place] != y) {
     held_[place] = y;
-    resize_kernels().across(image_.row(y), across_.first.data(), pairs_.data(), across_.taps / 2, across_.target, red,
+    resize_kernels().across(image_.row(y), across_.first.data(), packed_.data(), across_.taps, across_.target, red,
                             red + stride_, red + 2 * stride_);
   }
   return red;

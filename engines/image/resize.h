@@ -16,7 +16,7 @@ struct ResizeAxis {
   ResizeAxis(int source, int target);
 
   int source, target;
-  int taps = 0;              // samples that are read for each target sample, an even number; some weigh 0
+  int taps = 0;              // samples that are read for each target sample, a multiple of 4; some weigh 0
   std::vector<int> first;    // the first of them, for each target sample
   std::vector<int> weights;  // taps for each target sample, in units of 2^-22
 };
@@ -42,7 +42,7 @@ class BandResizer {
   const ResizeAxis& across_;
   const ResizeAxis& down_;
   size_t stride_;              // between channels of a row
-  std::vector<int> pairs_;     // weights of `across`, a pair of pixels at a time
+  std::vector<int> packed_;    // weights of `across`
   std::vector<int> held_;      // which source row each place of the ring holds
   std::vector<uint8_t> ring_;  // source rows, resized across
   std::vector<uint8_t> target_;

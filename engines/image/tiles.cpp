@@ -4,6 +4,7 @@
 #include <memory>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #include "image/resize.h"
 #include "image/resize_kernels.h"
@@ -105,13 +106,16 @@ void write_pixel_values(const Pixels& image, const Tiling& tiling, float* out, i
   run_parts(resizes, &parts);
 }
 
-std::vector<float> pixel_values(const Pixels& image, const Tiling& tiling, int threads) {
+PixelValues pixel_values(const Pixels& image, const Tiling& tiling, int threads) {
   require_size(image.width(), image.height(), tiling.limits, "image");
   const size_t size = static_cast<size_t>(tiling.tile_size);
-  std::vector<float> values(
-      checked_product({tile_count(image.width(), image.height(), tiling), 3, size, size}, "image"));
-  write_pixel_values(image, tiling, values.data(), threads);
-  return values;
+  PixelValues result;
+  result.tiles = tile_count(image.width(), image.height(), tiling);
+  result.count = checked_product({result.tiles, 3, size, size}, "image");
+  checked_product({result.count, sizeof(float)}, "image");
+  result.values.reset(new float[result.count]);
+  write_pixel_values(image, tiling, result.values.get(), threads);
+  return result;
 }
 
 }  // namespace r1v

@@ -1,7 +1,8 @@
 // Images become tiles: bit-equal to r1v_export/processing/preprocess.py, and so to Pillow below 13 and numpy.
 #pragma once
 
-#include <vector>
+#include <cstddef>
+#include <memory>
 
 #include "image/pixels.h"
 #include "image/tiling.h"
@@ -14,7 +15,14 @@ namespace r1v {
 // too large.
 void write_pixel_values(const Pixels& image, const Tiling& tiling, float* out, int threads = 0);
 
-// The same in a vector.
-std::vector<float> pixel_values(const Pixels& image, const Tiling& tiling, int threads = 0);
+// Tiles of one size S, float32 [T, 3, S, S].
+struct PixelValues {
+  size_t tiles = 0;
+  size_t count = 0;  // of numbers: T x 3 x S x S
+  std::unique_ptr<float[]> values;
+};
+
+// The same in memory of its own.
+PixelValues pixel_values(const Pixels& image, const Tiling& tiling, int threads = 0);
 
 }  // namespace r1v

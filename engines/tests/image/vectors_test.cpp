@@ -41,9 +41,9 @@ std::string difference(const std::filesystem::path& folder, const Json& test_cas
   if (image.width() != expected["width"] || image.height() != expected["height"]) return "another size";
   if (rgb_digest(image) != expected["rgb"]) return "other pixels";
   for (int threads : {1, 3}) {
-    const std::vector<float> values = pixel_values(image, tiling, threads);
-    if (tile_count(image.width(), image.height(), tiling) != expected["tiles"]) return "another number of tiles";
-    if (digest(values.data(), values.size() * sizeof(float)) != expected["pixel_values"]) return "other tiles";
+    const PixelValues tiles = pixel_values(image, tiling, threads);
+    if (tiles.tiles != expected["tiles"]) return "another number of tiles";
+    if (digest(tiles.values.get(), tiles.count * sizeof(float)) != expected["pixel_values"]) return "other tiles";
   }
   return "";
 }
