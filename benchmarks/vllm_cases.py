@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -15,7 +14,7 @@ import yaml
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.recipe import load, parse
-from r1v_export.targets.readers import formats_in
+from r1v_export.targets.readers import GROUP_ORDER, formats_in
 
 SAMPLES = 32
 """Calibration samples: enough for answers that are compared with our reader of the same folder."""
@@ -47,8 +46,6 @@ class Case:
     """Fields of the recipe's weights that are changed."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     kv_cache: str | None = None
-    declared: Mapping[str, Any] = field(default_factory=dict)
-    """Written into `weights` of config.json afterwards: what no target of ours writes."""
     dtype: str = "bfloat16"
     """What vLLM computes in."""
     kernels: Kernels = "CPU"
@@ -111,7 +108,16 @@ CASES = (
         modules=tuple(EVERYTHING),
         weights={"type": "uint4", "group_size": 32},
     ),
-    Case(CT, "int4-gptq", "actorder: group declared", declared={"actorder": "group"}),
+    Case(CT, "int4-gptq", "act_order: none", weights={"act_order": "none"}),
+    Case(CT, "int4-gptq", "act_order: group", weights={"act_order": "group"}),
+    Case(
+        CT,
+        "int4-gptq",
+        "act_order: group, vision and projector too",
+        modules=tuple(EVERYTHING),
+        weights={"act_order": "group"},
+    ),
+    Case(CT, "int4-gptq", "asymmetric, act_order: group", weights={"type": "uint4", "act_order": "group"}),
     Case(CT, "int4-gptq", "k_proj in 16 bits", modules=WITHOUT_KEYS),
     Case(HF, "fp8-tensor", "k_proj in 16 bits", modules=WITHOUT_KEYS),
     Case(CT, "int4-awq"),
@@ -175,25 +181,21 @@ def recipe(case: Case) -> dict[str, Any]:
     return content
 
 
-def declare(engine: Path, fields: Mapping[str, Any], copy: Path) -> Path:
-    """A copy of a folder whose weights are declared to have `fields` too."""
-    shutil.copytree(engine, copy, dirs_exist_ok=True)
-    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
-    for group in config["quantization_config"]["config_groups"].values():
-        group["weights"] |= fields
-    (copy / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return copy
+def format_name(group: Mapping[str, Any]) -> str:
+    """What the table calls the format of a config group."""
+    return GROUP_ORDER if group["weights"].get("actorder") == "group" else group["format"]
 
 
 def formats(case: Case, folder: Path) -> list[str]:
     """The formats in a folder, by the names of r1v_export/targets/readers.py; none where no target of ours wrote it."""
-    if case.target == "checkpoint" or case.declared:
+    if case.target == "checkpoint":
         return []
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
     spec = Checkpoint.open().spec
     if config["quant_method"] == CT:
         group_of = {name: group for group in config["config_groups"].values() for name in group["targets"]}
-        return sorted(formats_in({name: group["format"] for name, group in group_of.items()}, group_of, spec))
+        kinds = {name: format_name(group) for name, group in group_of.items()}
+        return sorted(formats_in(kinds, group_of, spec))
     one = {"quant_algo": config["quant_algo"]}
     unnamed = {name: one for name in linear_shapes(spec) if not any(fnmatch(name, each) for each in config["ignore"])}
     layers = config.get("quantized_layers", unnamed)

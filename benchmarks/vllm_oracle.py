@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from measure import machine, write_results
-from vllm_cases import CASES, Case, declare, formats, write_build
+from vllm_cases import CASES, Case, formats, write_build
 
 import r1v_export
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -95,8 +95,7 @@ def folder_of(case: Case, work: Path) -> Path:
         build = write_build(case, work / "builds")
         command = [sys.executable, "-m", "r1v_export.cli.main", "build", "--config", str(build), "-o", str(bundle)]
         subprocess.run(command, env=one_thread(), check=True, stdout=sys.stderr)
-    engine = bundle / "engines" / case.target
-    return declare(engine, case.declared, bundle / "engines" / "declared") if case.declared else engine
+    return bundle / "engines" / case.target
 
 
 def one_thread() -> dict[str, str]:

@@ -48,8 +48,16 @@ class QuantizedLinear:
 
     def dequantize(self) -> Tensor:
         """The weight that the linear computes with, [out, in] float32, columns in the order of its input features."""
-        weight = self._dequantize_columns()
-        return weight if self.input_order is None else weight[:, self.input_order.argsort()]
+        return self.by_input_feature(self._dequantize_columns())
+
+    def by_input_feature(self, columns_OI: Tensor) -> Tensor:
+        """Columns [rows, in] of such a weight, put in the order of its input features."""
+        return columns_OI if self.input_order is None else columns_OI[:, self.input_order.argsort()]
+
+    def group_index(self) -> Tensor:
+        """The group of each input feature, int32 [in]: AutoGPTQ's and compressed-tensors' `g_idx`."""
+        group_of_column = torch.arange(self.shape[1], dtype=torch.int32) // (self.group_size or self.shape[1])
+        return self.by_input_feature(group_of_column[None])[0]
 
     def _dequantize_columns(self) -> Tensor:
         if self.group_size is None:

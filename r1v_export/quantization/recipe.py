@@ -95,10 +95,18 @@ class Gptq(_Weights):
 
     type: Literal["int4", "uint4", "int8"]
     algorithm: Literal["gptq"]
-    act_order: bool = True
+    act_order: Literal["none", "static", "group"] = "static"
+    """In which order columns are rounded. `none`: their own. `static`: by falling activation, groups stay neighboring
+    inputs. `group`: likewise, and groups follow that order, so that the weight's columns have an order of their own."""
     damping: float = Field(0.01, gt=0, le=1)
     """Added to the diagonal of the Gram matrix, as a fraction of its mean."""
     clip: bool = True
+
+    @model_validator(mode="after")
+    def _ordered_groups_need_groups(self) -> Gptq:
+        if self.act_order == "group" and self.granularity != "group":
+            raise ValueError(f"act_order group needs granularity group, not {self.granularity}: static, or none")
+        return self
 
 
 class SmoothQuant(_Weights):
@@ -149,6 +157,8 @@ class Scheme(StrictModel):
     @property
     def has_input_order(self) -> bool:
         """Whether the weight's columns are in another order than the input's features."""
+        if isinstance(self.weights, Gptq):
+            return self.weights.act_order == "group"
         return isinstance(self.weights, Imported) and self.weights.act_order
 
     @model_validator(mode="after")
@@ -247,7 +257,8 @@ def describe(scheme: Scheme) -> str:
     weights, inputs = scheme.weights, scheme.inputs
     places = f"in groups of {weights.group_size}" if weights.group_size else f"per {weights.granularity}"
     rounded_inputs = f", {inputs.type} {inputs.mode} inputs" if inputs else ""
-    return f"{weights.type} {places} by {weights.algorithm}{rounded_inputs}"
+    order = ", groups in activation order" if scheme.has_input_order else ""
+    return f"{weights.type} {places} by {weights.algorithm}{order}{rounded_inputs}"
 
 
 def resolve(recipe: Recipe, spec: ModelSpec) -> dict[str, Scheme]:

@@ -17,6 +17,9 @@ VLLM = "vLLM 0.32.0"
 UNEQUAL = "different schemes of q, k and v, or of gate and up"
 """What `formats_in` calls linears that runtimes fuse and that are not quantized alike."""
 
+GROUP_ORDER = "actorder: group"
+"""What the target compressed-tensors calls INT4 weights whose groups follow the activations (weight_g_idx)."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -45,6 +48,13 @@ REFUSALS = (
             ("W4A16_AWQ", "Build --target compressed-tensors: vLLM reads the same quantized values from it."),
             ("W4A8_AWQ", "Build fp8, or int4 with --target compressed-tensors, for vLLM."),
         )
+    ),
+    Refusal(
+        VLLM,
+        "compressed-tensors",
+        GROUP_ORDER,
+        "group/dynamic activation ordering is no longer supported there",
+        "Give GPTQ act_order: static for vLLM.",
     ),
     *(
         Refusal(VLLM, layout, UNEQUAL, "it computes each of the two sets as one linear", "Give each set one scheme.")

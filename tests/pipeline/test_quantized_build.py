@@ -69,6 +69,20 @@ def test_the_engine_computes_what_the_fake_quantized_model_computes(bundle: Path
     assert report.passed, report.first_bad
 
 
+def test_groups_in_activation_order_pass_the_gates_of_graphs_and_checkpoints(
+    tiny_config: BuildConfig, tmp_path: Path
+) -> None:
+    recipe, targets = tmp_path / "recipe.yaml", ("onnxruntime", "compressed-tensors")
+    recipe.write_text(load("int4-gptq").to_yaml().replace("act_order: static", "act_order: group"))
+    parity = tiny_config.parity.model_copy(update={"enabled": True, "questions": 1, "max_new_tokens": 4})
+    config = quantized(tiny_config, "int4", recipe=str(recipe), targets={name: {} for name in targets}, parity=parity)
+    built = build(config, tmp_path / "out")
+    assert built.manifest.parity == dict.fromkeys(targets, "passed")
+    graph = ir.load(built.out / "graphs" / "decoder.onnx").graph
+    gathered = [node for node in graph if node.op_type == "Gather" and "input_order" in node.inputs[1].name]
+    assert len(gathered) == 4, "one each for q/k/v, o, gate/up and down"
+
+
 SCALE = "language_model.model.layers.0.mlp.down_proj.weight"
 
 

@@ -84,6 +84,9 @@ def test_the_head_is_quantized_only_where_it_is_named(spec: ModelSpec) -> None:
         ("{type: fp8, granularity: channel, group_size: 128, algorithm: rtn}", "omitted otherwise"),
         ("{type: int8, granularity: channel, algorithm: smoothquant}", "smoothquant is for quantized inputs"),
         ("{type: int8, granularity: tensor, algorithm: rtn, clip: true}", "clip"),
+        ("{type: int8, granularity: channel, algorithm: gptq, act_order: group}", "needs granularity group"),
+        ("{type: int4, granularity: group, group_size: 64, algorithm: gptq, act_order: true}", "'none', 'static'"),
+        ("{type: int4, granularity: group, group_size: 64, algorithm: awq, act_order: group}", "act_order"),
     ],
 )
 def test_weights_that_cannot_be_are_refused(weights: str, message: str) -> None:

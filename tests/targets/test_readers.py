@@ -83,12 +83,16 @@ def test_vllm_has_one_class_for_every_group_of_a_compressed_tensors_checkpoint(r
     assert all(len(classes) == 1 for classes in found.values()), found
 
 
-@pytest.mark.parametrize("order", ["group", "dynamic", "weight"])
-def test_an_order_of_inputs_is_what_vllm_refuses(order: str):
+@pytest.mark.parametrize("order", ["none", "static", "group"])
+def test_groups_in_activation_order_are_what_vllm_refuses_and_a_build_warns_of(order: str):
     spec = Checkpoint.open().spec
-    group = quantization_config(spec, resolve(load("int4-gptq"), spec), None)["config_groups"]["group_0"]
-    group["weights"]["actorder"] = order
-    assert bool(schemes_for(group)) == (order == "weight")
+    schemes = resolve(parse(_INT4.replace("act_order: static", f"act_order: {order}")), spec)
+    group = quantization_config(spec, schemes, None)["config_groups"]["group_0"]
+    assert bool(schemes_for(group)) == (order != "group")
+    warnings = CompressedTensorsTarget().warnings(spec, schemes)
+    assert [warning.partition(":")[0] for warning in warnings] == [f"{VLLM} does not read actorder"] * (
+        order == "group"
+    )
 
 
 def test_vllm_takes_the_cache_scheme_that_is_written():

@@ -7,8 +7,9 @@ With H = sum x x^T + damping and H^-1 = C^T C, C upper triangular, the step for 
 
 `act_order` takes the columns by falling diagonal of H: those that matter most are rounded while many columns are left
 to compensate in. The parameters are fixed beforehand from the original weights, so that a group stays in / group_size
-neighboring inputs whatever the order. Columns go in blocks: within one, they are updated one by one; those after it in
-one product.
+neighboring inputs whatever the order. `grouped_order` is for groups that follow the order: a weight with its columns
+sorted so has groups of like activation. Columns go in blocks: within one, they are updated one by one; those after it
+in one product.
 Shape letters: O output features, I input features, B columns of a block.
 """
 
@@ -40,8 +41,7 @@ def gptq(
         damping: what is added to the diagonal of H, as a fraction of its mean; ten times as much, and so on, where H
             is too singular for a factorization.
     """
-    diagonal_I = gram_II.diagonal()
-    order_I = diagonal_I.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal_I))
+    order_I = _activation_order(gram_II) if act_order else torch.arange(len(gram_II))
     order_I = order_I.to(weight_OI.device)
     factor_II = inverse_factor(gram_II, order_I, damping)
     qweight = []
@@ -49,6 +49,24 @@ def gptq(
         rows = slice(start, start + ROWS_AT_ONCE)
         qweight.append(_round_rows(weight_OI[rows], factor_II, params.rows(rows), order_I))
     return params.linear(torch.cat(qweight))
+
+
+def _activation_order(gram_II: Tensor) -> Tensor:
+    """The input features by falling diagonal of their Gram matrix, int64 [I]."""
+    return gram_II.diagonal().argsort(descending=True, stable=True)
+
+
+def grouped_order(gram_II: Tensor, group_size: int) -> Tensor:
+    """The input features by their group, int64 [I], where groups follow the activation order: the features of largest
+    activation are the first group. Within a group features keep their order, as readers of `g_idx` sort them.
+
+    Args:
+        gram_II: sum of x x^T over tokens.
+        group_size: inputs of a group; divides their number.
+    """
+    order_I = _activation_order(gram_II)
+    grouped_I: Tensor = order_I.unflatten(0, (-1, group_size)).sort(dim=1).values.flatten()
+    return grouped_I
 
 
 def inverse_factor(gram_II: Tensor, order_I: Tensor, damping: float) -> Tensor:

@@ -18,7 +18,7 @@ from r1v_export.errors import CheckpointError
 from r1v_export.log_event import log_event
 from r1v_export.quantization.algorithms.awq import search_scale
 from r1v_export.quantization.algorithms.clipping import clipped_params
-from r1v_export.quantization.algorithms.gptq import gptq
+from r1v_export.quantization.algorithms.gptq import gptq, grouped_order
 from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
 from r1v_export.quantization.algorithms.smoothquant import smoothing_scale
 from r1v_export.quantization.groups import LinearGroup, SmoothLayer, apply_smoothing
@@ -162,15 +162,31 @@ def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor)
     if isinstance(options, Awq | Gptq):
         assert gram is not None, "the caller calibrates with Gram matrices where needs_gram says so"
         gram = gram.to(weight.device)
-        clip, arguments = options.clip, (weight, options.type, options.group_size)
-        params = clipped_params(*arguments, gram) if clip else QuantParams.from_weight(*arguments)
         if isinstance(options, Gptq):
-            return gptq(weight, gram, params, options.damping, options.act_order)
+            return _round_by_gptq(weight, gram, options)
+        params = _params(weight, gram, options)
         return params.linear(params.qweight(weight))
     if options.granularity == "tensor":
         return round_to_one_scale(weight, options.type, largest)
     clip = isinstance(options, RoundToNearest) and options.clip
     return round_to_nearest(weight, options.type, options.group_size, clip)
+
+
+def _round_by_gptq(weight_OI: Tensor, gram_II: Tensor, options: Gptq) -> QuantizedLinear:
+    act_order = options.act_order != "none"
+    if options.act_order != "group":
+        return gptq(weight_OI, gram_II, _params(weight_OI, gram_II, options), options.damping, act_order)
+    assert options.group_size is not None, "the recipe's own check"
+    order_I = grouped_order(gram_II, options.group_size)
+    weight_OI, gram_II = weight_OI[:, order_I], gram_II[order_I][:, order_I]
+    linear = gptq(weight_OI, gram_II, _params(weight_OI, gram_II, options), options.damping, act_order)
+    return replace(linear, input_order=order_I.to(torch.int32))
+
+
+def _params(weight_OI: Tensor, gram_II: Tensor, options: Awq | Gptq) -> QuantParams:
+    if options.clip:
+        return clipped_params(weight_OI, options.type, options.group_size, gram_II)
+    return QuantParams.from_weight(weight_OI, options.type, options.group_size)
 
 
 def _quantize_input(

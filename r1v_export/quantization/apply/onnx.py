@@ -38,7 +38,7 @@ QWEIGHT, SCALE, ZERO_POINT, INPUT_SCALE = ".qweight", ".scale", ".zero_point", "
 PRE_QUANT_SCALE = ".pre_quant_scale"
 """Suffix of what an imported linear multiplies its input by."""
 INPUT_ORDER = ".input_order"
-"""Suffix of the order that an imported linear's input is gathered in; the first of the linears that share it has it."""
+"""Suffix of the order that a linear's input is gathered in; the first of the linears that share it has it."""
 
 
 def quantizer(

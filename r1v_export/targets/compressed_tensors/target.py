@@ -17,6 +17,7 @@ from r1v_export.targets.compressed_tensors.write.checkpoint import write_compres
 from r1v_export.targets.compressed_tensors.write.formats import cache_scheme, format_of, formats
 from r1v_export.targets.hub_target import HubTarget
 from r1v_export.targets.interface import BuildInputs, Readiness
+from r1v_export.targets.readers import GROUP_ORDER
 
 
 class CompressedTensorsTarget(HubTarget):
@@ -36,7 +37,8 @@ class CompressedTensorsTarget(HubTarget):
         format_of(where, scheme)
 
     def formats(self, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> Mapping[str, str]:
-        return formats(spec, schemes)
+        kinds = formats(spec, schemes)
+        return {linear: GROUP_ORDER if schemes[linear].has_input_order else kind for linear, kind in kinds.items()}
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         assert inputs.artifact is not None, "check refuses builds that quantize nothing"

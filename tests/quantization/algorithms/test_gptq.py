@@ -7,7 +7,7 @@ from torch import Tensor
 
 from r1v_export.quantization.algorithms import gptq as module
 from r1v_export.quantization.algorithms.clipping import clipped_params
-from r1v_export.quantization.algorithms.gptq import gptq, inverse_factor
+from r1v_export.quantization.algorithms.gptq import gptq, grouped_order, inverse_factor
 from r1v_export.quantization.quant_params import QuantParams
 from tests.quantization.conftest import Case, make_case
 
@@ -72,6 +72,21 @@ def test_outputs_are_much_nearer_than_rounding_to_nearest_makes_them(kind: str, 
     assert act_order < in_order < 0.8 * nearest
     clipped = clipped_params(case.weight, kind, 32, case.gram)
     assert case.error(gptq(case.weight, case.gram, clipped).dequantize()) < act_order
+
+
+def test_the_features_of_largest_activation_are_the_first_group(case: Case) -> None:
+    order = grouped_order(case.gram, 32).numpy()
+    expected = np.argsort(-np.diag(case.gram.numpy()), kind="stable").reshape(-1, 32)
+    assert [set(group) for group in order.reshape(-1, 32)] == [set(group) for group in expected]
+
+
+def test_features_within_a_group_keep_their_order(case: Case) -> None:
+    order = grouped_order(case.gram, 32).reshape(-1, 32)
+    assert bool((order.diff(dim=1) > 0).all())
+
+
+def test_features_of_equal_activation_stay_where_they_are() -> None:
+    assert grouped_order(torch.zeros(64, 64), 32).tolist() == list(range(64))
 
 
 def test_few_tokens_give_a_singular_matrix_and_still_a_better_weight() -> None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import CheckpointError
+from r1v_export.quantization.algorithms.clipping import clipped_params
+from r1v_export.quantization.algorithms.gptq import gptq
 from r1v_export.quantization.algorithms.quantize_block import quantize_block
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.groups import LinearGroup, linear_groups
@@ -151,6 +153,45 @@ def test_awq_and_gptq_blocks_are_nearer_than_rounding_to_nearest_makes_them(bloc
     assert nearest < 0.15
     assert awq < 0.9 * nearest
     assert gptq < 0.9 * nearest
+
+
+ORDERS = {order: weights("int4", "gptq", f", act_order: {order}") for order in ("none", "static", "group")}
+
+
+def test_groups_in_activation_order_are_gptq_of_the_reordered_weight(decoder: Block) -> None:
+    linears = decoder.quantize(rule(ORDERS["group"])).linears
+    for group in decoder.groups:
+        gram = decoder.statistics.grams[group.name]
+        for name in group.linears:
+            order = linears[name].input_order
+            assert order is not None
+            moved, weight = gram[order][:, order], decoder.tensors[f"{name}.weight"][:, order]
+            expected = gptq(weight, moved, clipped_params(weight, "int4", 64, moved))
+            assert torch.equal(linears[name].qweight, expected.qweight)
+            assert torch.equal(linears[name].scale, expected.scale)
+            assert torch.equal(linears[name].dequantize()[:, order], expected.dequantize())
+
+
+def test_linears_that_read_one_tensor_have_one_order(decoder: Block) -> None:
+    linears = decoder.quantize(rule(ORDERS["group"])).linears
+    for group in decoder.groups:
+        first, *others = (linears[name].input_order for name in group.linears)
+        assert all(torch.equal(first, other) for other in others)
+        activation = decoder.statistics.grams[group.name].diagonal()[first].unflatten(0, (-1, 64))
+        assert bool((activation[:-1].amin(1) >= activation[1:].amax(1)).all())
+
+
+def test_only_groups_in_activation_order_have_an_order_of_their_own(block: Block) -> None:
+    for order, scheme in ORDERS.items():
+        result = block.quantize(rule(scheme))
+        assert all((linear.input_order is not None) == (order == "group") for linear in result.linears.values())
+        assert all(linear.validate() is None for linear in result.linears.values())
+        assert all(scheme.has_input_order == (order == "group") for scheme in block.schemes(rule(scheme)).values())
+
+
+def test_each_order_of_columns_is_nearer_than_rounding_to_nearest_makes_them(block: Block) -> None:
+    nearest = block.error(rule(weights("int4", "rtn")))
+    assert all(block.error(rule(scheme)) < 0.9 * nearest for scheme in ORDERS.values())
 
 
 def test_smoothquant_blocks_are_nearer_than_int8_alone(block: Block) -> None:

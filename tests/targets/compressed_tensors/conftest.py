@@ -9,6 +9,7 @@ from r1v_export.quantization.recipe import Recipe, load, parse
 from r1v_export.targets.compressed_tensors.write.checkpoint import write_compressed
 from tests.targets.hub_checkpoints import Written, sources_in, writer
 
+_GPTQ = load("int4-gptq").to_yaml()
 _INT4 = load("int4-rtn").to_yaml()
 RECIPES: dict[str, Recipe] = {
     "fp8": load("fp8"),
@@ -21,6 +22,15 @@ RECIPES: dict[str, Recipe] = {
     "int4-64": parse(_INT4.replace("group_size: 128", "group_size: 64")),
     "int4-128": load("int4-awq"),
     "uint4": parse(_INT4.replace("type: int4", "type: uint4")),
+    "int4-no-order": parse(_GPTQ.replace("act_order: static", "act_order: none")),
+    "int4-static-order": load("int4-gptq"),
+    "int4-group-order": parse(_GPTQ.replace("act_order: static", "act_order: group")),
+    "uint4-group-order": parse(
+        _GPTQ.replace("act_order: static", "act_order: group").replace("int4", "uint4").replace("size: 128", "size: 32")
+    ),
+    "vision-group-order": parse(
+        _GPTQ.replace("act_order: static", "act_order: group").replace("language_model.*", "vision_model.*")
+    ),
     "mixed": load("mixed").model_copy(update={"rules": load("mixed").rules[:2]}),
 }
 
@@ -43,7 +53,9 @@ def chat(request: pytest.FixtureRequest, sources: dict[str, Checkpoint], make) -
     return make(sources["internvl_chat"], request.param)
 
 
-@pytest.fixture(params=[("internvl", "fp8-tensor"), ("internvl", "uint4"), ("internvl", "int8-smoothquant")])
+@pytest.fixture(
+    params=[("internvl", name) for name in ("fp8-tensor", "uint4", "int8-smoothquant", "vision-group-order")]
+)
 def native(request: pytest.FixtureRequest, sources: dict[str, Checkpoint], make) -> Written:
     """Where the layout cuts linears along their rows."""
     layout, recipe = request.param

@@ -42,8 +42,23 @@ class CompressedFiles(QuantizedFolder):
         zero = torch.full_like(scale, 8.0)
         if not args["symmetric"]:
             zero = _unpacked(self.read(f"{linear}.weight_zero_point").T).T[:rows].float()
-        size = args["group_size"]
-        return (qweight - zero.repeat_interleave(size, dim=1)) * scale.repeat_interleave(size, dim=1)
+        group_I = self._group_index(linear, args, columns)
+        return (qweight - zero[:, group_I]) * scale[:, group_I]
+
+    def _group_index(self, linear: str, args: dict[str, Any], columns: int) -> Tensor:
+        """The group of each input feature, int64 [columns].
+
+        Raises:
+            BundleError: groups are not of the declared size.
+        """
+        if args.get("actorder") != "group":
+            return torch.arange(columns) // int(args["group_size"])
+        name = f"{linear}.weight_g_idx"
+        group_I = self.read(name).long()
+        expected = torch.arange(columns) // int(args["group_size"])
+        if not torch.equal(group_I.sort().values, expected):
+            raise self.unusable(f"{name} does not give each group {args['group_size']} inputs")
+        return group_I
 
     def input_rounding(self, linear: str) -> Rounding | None:
         args = self._group_of[linear]["input_activations"]

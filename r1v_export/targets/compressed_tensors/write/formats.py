@@ -1,6 +1,7 @@
 """How compressed-tensors stores each linear, and the `quantization_config` that says so.
 
-pack-quantized    int4 and uint4 in groups, eight input features to an int32, the first in the lowest bits
+pack-quantized    int4 and uint4 in groups, eight input features to an int32, the first in the lowest bits; groups in
+                  activation order (`actorder: group`) name the group of each input in weight_g_idx
 float-quantized   FP8: weights per tensor or output feature, inputs static per tensor or dynamic per token
 int-quantized     INT8: weights per output feature, inputs likewise
 """
@@ -15,7 +16,7 @@ from r1v_export.errors import UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.groups import LM_HEAD_LINEAR, linear_shapes
 from r1v_export.quantization.kv_scales import CacheType
-from r1v_export.quantization.recipe import Scheme
+from r1v_export.quantization.recipe import Gptq, Scheme
 from r1v_export.targets.hub_folder import stored_linears
 from r1v_export.version import VERSION
 
@@ -40,16 +41,13 @@ def format_of(linear: str, scheme: Scheme) -> Format:
         UsageError: none holds it, or none that runtimes still read.
     """
     weights, inputs = scheme.weights, scheme.inputs
-    if scheme.has_pre_quant_scale or scheme.has_input_order:
-        scaled = scheme.has_pre_quant_scale
+    if scheme.has_pre_quant_scale:
         raise UsageError(
-            "compressed-tensors has no scale of a linear's inputs."
-            if scaled
-            else "vLLM no longer reads compressed-tensors with an order of inputs, as GPTQ with act-order needs.",
+            "compressed-tensors has no scale of a linear's inputs.",
             where=linear,
             expected="weights that compute with the inputs as they come",
-            found="a pre_quant_scale of its own" if scaled else "g_idx in an order of its own",
-            fix="--target hf-unified" if scaled else "--target onnxruntime or tensorrt",
+            found="a pre_quant_scale of its own",
+            fix="--target hf-unified",
         )
     found = _FORMATS.get((weights.type, inputs.type if inputs else None))
     if found is None:
@@ -130,6 +128,14 @@ def ignored(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> list[str]:
     return [*names, *(["lm_head"] if LM_HEAD_LINEAR not in schemes and "lm_head" not in names else [])]
 
 
+def act_order(scheme: Scheme) -> Literal["group", "weight"] | None:
+    """`actorder` of a scheme's weights, in the package's own words; None where columns were rounded as they come, and
+    where an imported checkpoint's groups are neighboring inputs."""
+    if scheme.has_input_order:
+        return "group"
+    return "weight" if isinstance(scheme.weights, Gptq) and scheme.weights.act_order == "static" else None
+
+
 def _group(scheme: Scheme, kind: Format) -> dict[str, Any]:
     weights = scheme.weights
     described: dict[str, Any] = {
@@ -141,6 +147,8 @@ def _group(scheme: Scheme, kind: Format) -> dict[str, Any]:
     }
     if weights.group_size is not None:
         described["group_size"] = weights.group_size
+    if (order := act_order(scheme)) is not None:
+        described["actorder"] = order
     inputs: dict[str, Any] | None = None
     if scheme.inputs is not None:
         static = scheme.inputs.mode == "static"

@@ -71,6 +71,8 @@ class _Linears:
             }
             if scheme.weights.type == "uint4":
                 layout["weight_zero_point"] = (torch.int32, (_words(out_features), groups))
+            if scheme.has_input_order:
+                layout["weight_g_idx"] = (torch.int32, (in_features,))
             return layout
         dtype = torch.float8_e4m3fn if self.formats[linear] == "float-quantized" else torch.int8
         per_tensor = scheme.weights.granularity == "tensor"
@@ -96,12 +98,14 @@ class _Linears:
         if suffix == "weight_scale":
             per_tensor = self.artifact.schemes[linear].weights.granularity == "tensor"
             return [quantized.scale[:1] if per_tensor else quantized.scale[part].flatten()]
+        if suffix == "weight_g_idx":
+            return [quantized.group_index()]
         if suffix == "weight_zero_point":
             assert quantized.zero_point is not None
             return [pack(quantized.zero_point[part].T).T.flatten()]
         if suffix == "weight_packed":
             offset = 8 if quantized.weight_type == "int4" else 0
-            return [pack(quantized.qweight[part] + offset).flatten()]
+            return [pack(quantized.by_input_feature(quantized.qweight[part]) + offset).flatten()]
         return [quantized.qweight[part].flatten()]
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from r1v_export.config import Precision
 from r1v_export.errors import UsageError
 from r1v_export.quantization.recipe import Scheme, describe
+from r1v_export.targets.input_order import refuse_input_order
 
 GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
 """Names of `gguf.GGMLQuantizationType`."""
@@ -39,14 +40,14 @@ def type_of(linear: str, scheme: Scheme) -> GgufType:
     Raises:
         UsageError: no type holds it.
     """
-    if scheme.has_pre_quant_scale or scheme.has_input_order:
-        scaled = scheme.has_pre_quant_scale
+    refuse_input_order("GGUF", linear, scheme)
+    if scheme.has_pre_quant_scale:
         raise UsageError(
-            "GGUF has no scale of a linear's inputs." if scaled else "GGUF has no order of a linear's inputs.",
+            "GGUF has no scale of a linear's inputs.",
             where=linear,
             expected="weights that compute with the inputs as they come",
-            found="a pre_quant_scale of its own" if scaled else "act-order with an order of its own",
-            fix="--target hf-unified" if scaled else "--target onnxruntime or tensorrt",
+            found="a pre_quant_scale of its own",
+            fix="--target hf-unified",
         )
     found = QUANTIZED.get(scheme.weights.type)
     if found is None:

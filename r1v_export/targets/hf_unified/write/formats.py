@@ -16,6 +16,7 @@ from r1v_export.quantization.groups import LM_HEAD_LINEAR, PATCH_EMBEDDING, line
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.targets.hub_folder import stored_linears
+from r1v_export.targets.input_order import refuse_input_order
 from r1v_export.version import VERSION
 
 LAYOUT_VERSION = "0.47.0"
@@ -40,14 +41,7 @@ def algorithm_of(linear: str, scheme: Scheme) -> Algorithm:
         UsageError: none does.
     """
     weights, inputs = scheme.weights, scheme.inputs
-    if scheme.has_input_order:
-        raise UsageError(
-            "The unified layout has no order of inputs, as GPTQ with act-order needs.",
-            where=linear,
-            expected="groups of neighboring inputs",
-            found="g_idx in an order of its own",
-            fix="--target onnxruntime or tensorrt, whose graphs put the inputs in that order",
-        )
+    refuse_input_order("The unified layout", linear, scheme)
     wanted = (weights.type, weights.granularity == "tensor", inputs and f"{inputs.type} {inputs.mode}")
     for name, layout in ALGORITHMS.items():
         if (layout.qweight_type, layout.per_tensor, layout.inputs) == wanted:

@@ -23,6 +23,7 @@ from r1v_export.errors import UsageError
 from r1v_export.model_spec import LanguageSpec
 from r1v_export.quantization.groups import LM_HEAD_LINEAR
 from r1v_export.quantization.recipe import Scheme
+from r1v_export.targets.input_order import refuse_input_order
 
 Algorithm = Literal[
     "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A8_SQ_PER_CHANNEL", "W4A16_AWQ", "W4A8_AWQ", "W4A16_GPTQ", "MIXED_PRECISION"
@@ -79,14 +80,7 @@ def format_of(linear: str, scheme: Scheme | None) -> QuantFormat | None:
     """
     if scheme is None:
         return None
-    if scheme.has_input_order:
-        raise UsageError(
-            "TensorRT-LLM has no format for GPTQ with act-order.",
-            where=linear,
-            expected="groups of neighboring inputs",
-            found="g_idx in an order of its own",
-            fix="--target onnxruntime or tensorrt, whose graphs put the inputs in that order",
-        )
+    refuse_input_order("TensorRT-LLM", linear, scheme)
     weights, inputs = scheme.weights, scheme.inputs
     mode = (inputs.type, inputs.mode) if inputs else None
     algorithms: dict[tuple[str, str, tuple[str, str] | None], Algorithm] = {

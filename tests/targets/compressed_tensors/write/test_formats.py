@@ -6,7 +6,7 @@ import pytest
 
 from r1v_export.errors import UsageError
 from r1v_export.quantization.recipe import Scheme
-from r1v_export.targets.compressed_tensors.write.formats import format_of
+from r1v_export.targets.compressed_tensors.write.formats import act_order, format_of
 
 GROUPED = {"type": "int4", "granularity": "group", "group_size": 128}
 
@@ -29,10 +29,22 @@ def test_what_no_format_holds_is_refused(weights, inputs, named):
         format_of("language_model.lm_head", scheme)
 
 
-@pytest.mark.parametrize(
-    ("flag", "what"), [("pre_quant_scale", "no scale of a linear's inputs"), ("act_order", "no longer reads")]
-)
-def test_what_runtimes_could_not_compute_is_refused(flag, what):
-    weights = {**GROUPED, "algorithm": "imported", flag: True}
-    with pytest.raises(UsageError, match=what):
+def test_what_runtimes_could_not_compute_is_refused():
+    weights = {**GROUPED, "algorithm": "imported", "pre_quant_scale": True}
+    with pytest.raises(UsageError, match="no scale of a linear's inputs"):
         format_of("language_model.lm_head", Scheme.model_validate({"weights": weights}))
+
+
+@pytest.mark.parametrize(
+    ("weights", "declared"),
+    [
+        ({"algorithm": "imported"}, None),
+        ({"algorithm": "imported", "act_order": True}, "group"),
+        ({"algorithm": "rtn"}, None),
+        ({"algorithm": "gptq", "act_order": "none"}, None),
+        ({"algorithm": "gptq"}, "weight"),
+        ({"algorithm": "gptq", "act_order": "group"}, "group"),
+    ],
+)
+def test_an_order_is_declared_where_there_is_one(weights, declared):
+    assert act_order(Scheme.model_validate({"weights": GROUPED | weights})) == declared

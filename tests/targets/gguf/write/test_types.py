@@ -28,7 +28,8 @@ def test_inputs_share_a_scale_as_the_blocks_of_each_quantized_type_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "what"), [({"pre_quant_scale": True}, "no scale of a linear"), ({"act_order": True}, "no order of")]
+    ("fields", "what"),
+    [({"pre_quant_scale": True}, "no scale of a linear"), ({"act_order": True}, "no order of a linear's inputs")],
 )
 def test_inputs_that_do_not_come_as_they_are_are_refused(fields, what) -> None:
     weights = Imported(type="int4", granularity="group", group_size=128, algorithm="imported", **fields)
