@@ -13,6 +13,10 @@ from fastapi import FastAPI
 DRAIN_SECONDS = 30.0
 """How long answers may go on after SIGTERM, unless the caller says."""
 
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection without a request stays open: longer than clients (httpx: 5 s) and load balancers (60 s) keep
+theirs, or else a request could meet a connection that is just being closed, and be lost."""
+
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_start: Callable[[str], None]) -> None:
@@ -47,6 +51,7 @@ def run_server(
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(drain_seconds),
         lifespan="on",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import threading
@@ -94,6 +95,17 @@ def test_errors_are_the_client_s_own_classes(client):
         client.chat.completions.create(model="nano", messages=messages(None, "Hi"), tools=[])
     assert [model.id for model in client.models.list()] == ["nano"]
     assert client.models.retrieve("nano").id == "nano"
+
+
+def test_a_connection_that_rested_longer_than_clients_keep_theirs_takes_a_request(served):
+    connection = http.client.HTTPConnection(served.removeprefix("http://"))
+    connection.request("GET", "/health")
+    connection.getresponse().read()
+    first = connection.sock
+    time.sleep(6)  # httpx, and so the official client, lets a connection rest for 5 s.
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
+    assert connection.sock is first
 
 
 def test_sigterm_finishes_what_is_being_answered(start_server):
