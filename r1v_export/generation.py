@@ -69,6 +69,7 @@ class Sampling:
         seed: of this answer's own random stream; None takes fresh entropy.
         stop: the answer ends before the first of these strings; reasoning, and white space behind it, is not searched.
         stop_in_reasoning: search all generated text for `stop`, tags and white space included.
+        ignore_eos: the model's stop tokens end no answer: for load generators, whose answers all have one length.
         max_reasoning_tokens: the reasoning is ended, by its end tag, after this many tokens; None is off.
         guide: the form of the answer, from where the reasoning has ended.
         logprobs: report the chosen tokens' log probabilities, and those of this many likeliest ones; None reports none.
@@ -90,6 +91,7 @@ class Sampling:
     max_reasoning_tokens: int | None = None
     logprobs: int | None = None
     guide: Guide | None = None
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
@@ -105,6 +107,7 @@ class Sampling:
         most = self.max_reasoning_tokens
         _require(most is None or most >= 0, "max_reasoning_tokens", "0 or more", most)
         _require(self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS, "logprobs", "0 to 20", self.logprobs)
+        _require(not (self.ignore_eos and self.guide), "ignore_eos", "false, for a form ends the answer", True)
         _require(self.seed is None or self.seed >= 0, "seed", "0 or more", self.seed)
         _require(all(self.stop), "stop", "strings that are not empty", self.stop)
 

@@ -238,7 +238,8 @@ class BaseRunner(ABC):
         """
         text = AnswerText(self.tokenizer.token_bytes, sampling, prompt.thinking, self.pipeline.reasoning.pair)
         tokens = sampling.max_new_tokens, prompt.timings, len(prompt.token_ids)
-        stream = AnswerStream(index, text, self.stop_ids, *tokens)
+        stop_ids = frozenset[int]() if sampling.ignore_eos else self.stop_ids
+        stream = AnswerStream(index, text, stop_ids, *tokens)
         if sampling.guide is not None:
             stream.guide = self._guides.compile(sampling.guide)
         return stream

@@ -53,8 +53,7 @@ def measure(
     """
     side = runner.tiling.tile_size
     image = image or synthetic_image(np.random.default_rng(0), side, side)
-    runner.stop_ids = frozenset()
-    request, sampling = Request.ask(question, image), Sampling(max_new_tokens=tokens)
+    request, sampling = Request.ask(question, image), Sampling(max_new_tokens=tokens, ignore_eos=True)
     answers = []
     with progress.stage("bench") as task:
         for done in range(1, runs + 2):

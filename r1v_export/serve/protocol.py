@@ -145,6 +145,8 @@ class SamplingOptions(StrictModel):
     top_k: NonNegativeInt | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    ignore_eos: bool | None = None
+    """The model's stop tokens end no answer: for load generators."""
     thinking_budget: NonNegativeInt | None = None
     """Tokens of reasoning, at most: then its end tag follows."""
 
@@ -192,6 +194,7 @@ class SamplingOptions(StrictModel):
             "max_reasoning_tokens": self.thinking_budget,
             "logprobs": self.logprob_count,
             "guide": self.guide,
+            "ignore_eos": self.ignore_eos,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

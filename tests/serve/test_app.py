@@ -341,6 +341,14 @@ def test_sampling_fields_reach_the_sampler(client, runner):
     assert error_of(client.post(CHAT, json={**QUESTION, "logit_bias": {"x": 1}}))["code"] == "invalid_value"
 
 
+def test_an_answer_that_ignores_stop_tokens_goes_on_to_its_limit(client, runner):
+    (stop, *_) = runner.stop_ids
+    fields = {"max_tokens": 7, "logit_bias": {str(stop): 100}}  # the first token is one that stops
+    for ignored, tokens, reason in [(False, 1, "stop"), (True, 7, "length")]:
+        body = client.post(CHAT, json={**QUESTION, **fields, "ignore_eos": ignored}).json()
+        assert (body["usage"]["completion_tokens"], body["choices"][0]["finish_reason"]) == (tokens, reason)
+
+
 def test_an_answer_keeps_its_form_after_the_reasoning(client):
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "count", "schema": schema, "strict": True}}
@@ -358,6 +366,7 @@ def test_an_answer_keeps_its_form_after_the_reasoning(client):
         {"guided_regex": "("},
         {"guided_regex": "a", "response_format": {"type": "text"}},
         {"response_format": {"type": "xml"}},
+        {"guided_regex": "a", "ignore_eos": True},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}},
     ],
 )
