@@ -1,175 +1,185 @@
-"""Throughput and latency of `serve` and of Triton under load, against one request at a time; peers in the same run.
+"""Throughput and latency under load: `serve` and Triton against one request at a time, vLLM and llama.cpp's server.
 
-    PYTHONPATH=. python benchmarks/serving.py BUNDLE... [--clients 1 4 16 32] [--triton .venv-triton]
+    PYTHONPATH=. .venv/bin/python benchmarks/serving.py --work /tmp/servebench --prepare
+    PYTHONPATH=. .venv/bin/python benchmarks/serving.py --work /tmp/servebench
 
-Each client asks about an image, reads its stream to the end, and asks again; images and questions are of r1v-nano's
-generator, answers are greedy and of a fixed length at most. "one at a time" is the same server with --max-rows 1.
+--prepare makes the model (serving_model.py) and the environments of vLLM (3.5 GB) and llama.cpp, outside the lock;
+.venv-triton is `make test`'s. Then every server runs by itself, one after another, on the same requests: images that it
+has not seen before, answers of one length; and conversations of two turns, whose second prompt begins with the first.
+A server that is measured is not measured again (`--work`'s rows/), so a killed run goes on.
+`--only NAME` takes some servers, `--minutes 25` begins none after that, `--try` asks little and keeps nothing.
+Results: benchmarks/results/<date>-serving-peers.json, and the table of docs/benchmarks.md on stdout.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import base64
-import io
 import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
-import numpy as np
+import llama_cpp_oracle
+import psutil
+import vllm_oracle
 from measure import machine, write_results
+from serving_load import Api, Clients, levels
+from serving_model import Model
+from serving_peers import llama_cpp, served, triton, vllm
 
-from r1v_export.bundle import Bundle
-from r1v_export.deploy.triton.repository import MODELS_FOLDER, TritonOptions, write_repository
-from r1v_export.nano.dataset import GeneratedSample, samples
-
-REQUESTS_PER_CLIENT = 4
-NEW_TOKENS = 48
-TIMEOUT_S = 600
-
-
-@dataclass
-class Times:
-    """What the clients of one run saw, in seconds."""
-
-    first: list[float] = field(default_factory=list)
-    between: list[float] = field(default_factory=list)
-    tokens: int = 0
-
-    def add(self, start: float, arrivals: list[float]) -> None:
-        self.first.append(arrivals[0] - start)
-        self.between += [later - earlier for earlier, later in pairwise(arrivals)]
-        self.tokens += len(arrivals)
-
-    def row(self, seconds: float) -> dict[str, float]:
-        return {
-            "tokens_per_s": round(self.tokens / seconds, 1),
-            **{f"first_token_ms_p{rank}": _ms(self.first, rank) for rank in (50, 95, 99)},
-            **{f"inter_token_ms_p{rank}": _ms(self.between, rank) for rank in (50, 95, 99)},
-        }
+ROWS = 32
+"""Requests that every server may answer together."""
+THREADS = psutil.cpu_count(logical=False)
+"""Of every server; the clients run beside it."""
+CONVERSATIONS = 3
+ALONE = "one at a time"
 
 
-def _ms(values: list[float], rank: int) -> float:
-    ordered = sorted(values)
-    return round(1000 * ordered[min(len(ordered) - 1, rank * len(ordered) // 100)], 2)
+@dataclass(frozen=True)
+class Peer:
+    """A server, and with how many clients it is measured."""
+
+    start: Callable[[], AbstractContextManager[str]]
+    api: Api = "openai"
+    clients: tuple[int, ...] = (1, 4, 16, 32)
 
 
-def data_url(sample: GeneratedSample) -> str:
-    file = io.BytesIO()
-    sample.image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def peers(model: Model, triton_environment: Path) -> dict[str, Peer]:
+    llama = environment(model, "llama", llama_cpp_oracle.make_environment)
+    vllm_python = environment(model, "vllm", vllm_oracle.make_environment)
+    found: dict[str, Peer] = {}
+    for precision in ("int4", "fp32"):
+        bundle = model.bundle(precision)
+        found[f"serve {precision}"] = Peer(partial(served, bundle, ROWS))
+        found[f"{ALONE} {precision}"] = Peer(partial(served, bundle, 1), clients=(1, 16))
+    found["vLLM bf16"] = Peer(partial(vllm, model, vllm_python, ROWS, THREADS))
+    for name, bundle_name in {"Q4_0": "gguf4", "bf16": "gguf16"}.items():
+        found[f"llama.cpp {name}"] = Peer(partial(llama_cpp, model, bundle_name, llama, ROWS, THREADS))
+    for precision in ("int4", "fp32"):
+        found[f"triton {precision}"] = Peer(
+            partial(triton, model.bundle(precision), triton_environment, ROWS), "triton"
+        )
+    return found
 
 
-@contextmanager
-def served(bundle: Path, max_rows: int):
-    """`r1v-export serve` on a free port."""
-    command = [sys.executable, "-m", "r1v_export.cli.main", "serve", str(bundle), "--port", "0", "--no-access-log"]
-    command += ["--served-model-name", "m", "--max-rows", str(max_rows)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        found = re.search(r"http://\S+", process.stderr.readline())
-        assert found, process.stderr.read()
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait(60)
+def environment(model: Model, name: str, make: Callable[[Path], Path]) -> Path:
+    """The Python of a peer's environment."""
+    return make(model.work / "envs" / name)
 
 
-@contextmanager
-def triton(bundle: Path, environment: Path, max_rows: int):
-    """The deployment of a bundle in a real tritonserver."""
-    os.environ["R1V_TRITON_ENVIRONMENT"] = str(environment)
-    from tests.deploy.triton.tritonserver import TritonServer
-
-    with tempfile.TemporaryDirectory() as scratch:
-        deployment = Path(scratch, "deployment")
-        write_repository(Bundle.open(bundle), deployment, TritonOptions(max_rows=max_rows))
-        server = TritonServer(deployment / MODELS_FOLDER, Path(scratch))
-        try:
-            server.wait_until_ready()
-            yield server.url
-        finally:
-            server.stop()
-
-
-def openai_request(sample: GeneratedSample, url: str) -> tuple[str, dict[str, Any], Callable[[dict[str, Any]], int]]:
-    parts = [{"type": "image_url", "image_url": {"url": data_url(sample)}}, {"type": "text", "text": sample.question}]
-    body = {"model": "m", "messages": [{"role": "user", "content": parts}], "stream": True}
-    body |= {"temperature": 0, "max_tokens": NEW_TOKENS, "logprobs": True}  # so that every token is an event
-    return f"{url}/v1/chat/completions", body, lambda event: bool(event["choices"][0]["logprobs"])
-
-
-def triton_request(sample: GeneratedSample, url: str) -> tuple[str, dict[str, Any], Callable[[dict[str, Any]], int]]:
-    sampling = json.dumps({"temperature": 0, "max_tokens": NEW_TOKENS})
-    body = {"text_input": sample.question, "image": data_url(sample), "sampling_parameters": sampling}
-    return f"{url}/v2/models/r1v/generate_stream", body, lambda event: np.size(event["token_ids"])
-
-
-async def events(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    async with client.stream("POST", url, json=body, timeout=TIMEOUT_S) as response:
-        assert response.status_code == 200, await response.aread()
-        async for line in response.aiter_lines():
-            if line.startswith("data: ") and line != "data: [DONE]":
-                yield json.loads(line.removeprefix("data: "))
+def measure(peer: Peer, new_tokens: int, turns: int) -> dict[str, Any]:
+    """Medians of a server's turns at each number of clients, and of conversations' first tokens."""
+    started, load = time.monotonic(), psutil.getloadavg()[0]
+    rows = []
+    with peer.start() as url:
+        clients = Clients(url, peer.api, new_tokens)
+        clients.load(2, 1)  # warm-up
+        clients.two_turns()
+        starting = time.monotonic() - started
+        for count, requests in levels(peer.clients):
+            each = [clients.load(count, requests).row() for _ in range(turns)]
+            middle = {name: round(median(row[name] for row in each), 2) for name in each[0]}
+            rows.append(
+                {
+                    "clients": count,
+                    "requests": requests,
+                    **middle,
+                    "tokens_per_s_all": [r["tokens_per_s"] for r in each],
+                }
+            )
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        asked = [clients.two_turns() for _ in range(CONVERSATIONS)]
+    first, second = (round(1000 * median(turn[i].arrivals[0] for turn in asked), 1) for i in (0, 1))
+    return {
+        "load_average_before": round(load, 2),
+        "seconds": round(time.monotonic() - started),
+        "seconds_to_start_and_warm_up": round(starting),
+        "rows": rows,
+        "prompt_tokens": [turn.usage["prompt_tokens"] for turn in asked[0]],
+        "first_turn_ms": first,
+        "second_turn_ms": second,
+    }
 
 
-async def load(url: str, make: Callable[..., Any], clients: int, asked: list[GeneratedSample]) -> dict[str, float]:
-    times = Times()
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The table of docs/benchmarks.md."""
+    counts = (1, 4, 16, 32)
+    latency = "p50 (p95, p99), ms, at 1; 16"
+    heads = ["server", "tokens/s at 1, 4, 16, 32 clients", f"first token: {latency}", f"between tokens: {latency}"]
+    heads.append("first token of a second turn / of the first")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, found in results.items():
+        rows = {row["clients"]: row for row in found["rows"]}
+        speeds = ", ".join(f"{rows[count]['tokens_per_s']:.1f}" if count in rows else "–" for count in counts)
+        first, between = (_latencies(rows, quantity) for quantity in ("first_token_ms", "inter_token_ms"))
+        share = found["second_turn_ms"] / found["first_turn_ms"]
+        lines.append(f"| {name} | {speeds} | {first} | {between} | {share:.2f} |")
+    return "\n".join(lines)
 
-    async def one(index: int) -> None:
-        for number in range(REQUESTS_PER_CLIENT):
-            address, body, tokens_in = make(asked[(index * REQUESTS_PER_CLIENT + number) % len(asked)], url)
-            start = time.perf_counter()
-            arrivals: list[float] = []
-            async for event in events(client, address, body):  # of Triton, an event may have several tokens
-                arrivals += [time.perf_counter()] * int(tokens_in(event))
-            times.add(start, arrivals)
 
-    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None)) as client:
-        start = time.perf_counter()
-        await asyncio.gather(*(one(index) for index in range(clients)))
-        return times.row(time.perf_counter() - start)
+def _latencies(rows: dict[int, dict[str, float]], quantity: str) -> str:
+    cells = ([rows[count][f"{quantity}_p{rank}"] for rank in (50, 95, 99)] for count in (1, 16) if count in rows)
+    return "; ".join("{:.0f} ({:.0f}, {:.0f})".format(*cell) for cell in cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundles", nargs="+", type=Path)
-    parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16, 32])
-    parser.add_argument("--triton", type=Path, help="environment with a tritonserver")
-    parser.add_argument("--runs", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the model, environments, logs and rows")
+    parser.add_argument(
+        "--prepare", action="store_true", help="make the model and the environments, and measure nothing"
+    )
+    parser.add_argument("--triton", type=Path, default=Path(".venv-triton"), help="environment with a tritonserver")
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", action="append", help="the servers whose name contains this; writes no results")
+    parser.add_argument("--minutes", type=float, default=60, help="after which no further server is begun")
+    parser.add_argument("--try", dest="is_try", action="store_true", help="few short answers, and no results")
     arguments = parser.parse_args()
-    asked = list(samples("eval", max(arguments.clients) * REQUESTS_PER_CLIENT))
-    rows = []
-    for bundle in arguments.bundles:
-        servers = {
-            "serve": (lambda b=bundle: served(b, 16), openai_request),
-            "one at a time": (lambda b=bundle: served(b, 1), openai_request),
-        }
-        if arguments.triton:
-            servers["triton"] = (lambda b=bundle: triton(b, arguments.triton, 16), triton_request)
-        for name, (start, make) in servers.items():
-            with start() as url:
-                asyncio.run(load(url, make, 2, asked))  # warm-up
-                for clients in arguments.clients:
-                    runs = [asyncio.run(load(url, make, clients, asked)) for _ in range(arguments.runs)]
-                    middle = {key: round(median(run[key] for run in runs), 2) for key in runs[0]}
-                    rows.append({"bundle": bundle.name, "server": name, "clients": clients, **middle})
-                    print(json.dumps(rows[-1]), flush=True)
-    settings = {"runs": arguments.runs, "requests_per_client": REQUESTS_PER_CLIENT, "new_tokens": NEW_TOKENS}
-    print(write_results("serving", {**machine(("onnxruntime", "fastapi", "uvicorn")), **settings, "rows": rows}))
+    model = Model(arguments.work)
+    if arguments.prepare:
+        model.prepare()
+    found = peers(model, arguments.triton)
+    if arguments.prepare:
+        return
+    chosen = {
+        name: peer for name, peer in found.items() if not arguments.only or any(n in name for n in arguments.only)
+    }
+    if arguments.is_try:
+        for name, peer in chosen.items():
+            row = measure(Peer(peer.start, peer.api, (1, 2)), 4, 1)
+            print(name, json.dumps(row), flush=True)
+        return
+    results = measure_all(chosen, arguments)
+    print(table(results))
+    settings = {"new_tokens": arguments.new_tokens, "turns": arguments.turns, "rows": ROWS, "threads": THREADS}
+    packages = {"vllm": vllm_oracle.PACKAGES[0], "llama.cpp": llama_cpp_oracle.PACKAGE}
+    content = {**machine(("onnxruntime", "fastapi", "uvicorn")), "peers": packages, **settings, "servers": results}
+    print(write_results("serving-peers", content))
+
+
+def measure_all(chosen: dict[str, Peer], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What was measured now or by an earlier run, by server."""
+    end, results = time.monotonic() + 60 * arguments.minutes, {}
+    for name, peer in chosen.items():
+        saved = arguments.work / "rows" / f"{name}.json"
+        if not saved.exists() and time.monotonic() < end:
+            print(name, file=sys.stderr, flush=True)
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                saved.write_text(json.dumps(measure(peer, arguments.new_tokens, arguments.turns)), encoding="utf-8")
+            except Exception:  # the others are measured all the same
+                saved.unlink(missing_ok=True)
+                print(name, traceback.format_exc(), file=sys.stderr, flush=True)
+        if saved.exists():
+            results[name] = json.loads(saved.read_text(encoding="utf-8"))
+    return results
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""A random model of Qwen2-0.5B's language model with a small vision tower, in every form that the servers read.
+
+The tower is r1v-nano's: 112-pixel tiles of 16 tokens. Embeddings and head, which are tied, are zero but for the ASCII
+letters and digits: so every greedy token is one of those, which every server sends at once as one character, and no
+answer ends before its limit.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from r1v_export.quantization.recipe import load
+
+SETTINGS = {
+    **{f"vision_config.{name}": value for name, value in {"hidden_size": 256, "num_attention_heads": 4}.items()},
+    **{f"vision_config.{name}": value for name, value in {"intermediate_size": 768, "image_size": 112}.items()},
+    "vision_config.initializer_factor": 0.1,  # vLLM reads it
+    "force_image_size": 112,
+    "max_dynamic_patch": 4,
+    "llm_config.rope_scaling": "null",
+    "llm_config.tie_word_embeddings": "true",
+    "tie_word_embeddings": "true",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """Folders of the model.
+
+    Args:
+        work: where they are.
+    """
+
+    work: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.work / "checkpoint"
+
+    def bundle(self, name: str) -> Path:
+        """`fp32` and `int4` for ONNX Runtime; `gguf16`, bfloat16, and `gguf4`, Q4_0, for llama.cpp."""
+        return self.work / name
+
+    def prepare(self) -> None:
+        """Make what is not there. Killed, it goes on where it was."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        if not (self.checkpoint / "config.json").exists():
+            changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+            _r1v_export("synth", self.checkpoint, "--preset", "internvl3-1b", "--vision-layers", "4", *changes)
+        _speak_letters(self.checkpoint)
+        recipe = self.work / "int4-32.yaml"  # llama.cpp's groups
+        recipe.write_text(load("int4-rtn").to_yaml().replace("group_size: 128", "group_size: 32"), encoding="utf-8")
+        gguf = ("--target", "gguf")
+        builds: dict[str, tuple[str | Path, ...]] = {
+            "fp32": ("--precision", "fp32"),
+            "int4": ("--precision", "int4", "--recipe", "int4-rtn"),
+            "gguf16": (*gguf, "--precision", "bf16"),
+            "gguf4": (*gguf, "--precision", "int4", "--recipe", recipe),
+        }
+        for name, options in builds.items():
+            if not (self.bundle(name) / "manifest.json").exists():
+                _r1v_export("build", self.checkpoint, *options, "-o", self.bundle(name), "--no-parity")
+
+
+def _r1v_export(*words: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "r1v_export.cli.main", *words], check=True, stdout=sys.stderr)
+
+
+def _speak_letters(checkpoint: Path) -> None:
+    """Zero the rows of embeddings and head, in place, but for those of letters and digits."""
+    weights = checkpoint / "model.safetensors"
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        tensor = json.loads(file.read(length))["language_model.model.embed_tokens.weight"]
+    begin, shape = 8 + length + tensor["data_offsets"][0], tuple(tensor["shape"])
+    vocabulary = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    spoken = [id_ for token, id_ in vocabulary.items() if len(token) == 1 and token.isascii() and token.isalnum()]
+    rows = np.memmap(weights, np.uint16, "r+", begin, shape)
+    silent = np.ones(len(rows), dtype=bool)
+    silent[spoken] = False
+    rows[silent] = 0
+    rows.flush()
