@@ -35,8 +35,8 @@ CASES = {
         *("--conversation-num", "12", "--conversation-turn-mean", "3", "--conversation-turn-stddev", "0"),
     ),
     "completions, streamed": (
-        *("--endpoint-type", "completions", "--isl", "60", "--osl", "32", "--streaming"),
-        *("--concurrency", "8", "--request-count", "48"),
+        *("--endpoint-type", "completions", "--isl", "60", "--osl", "32", "--extra-inputs", "ignore_eos:true"),
+        *("--streaming", "--concurrency", "8", "--request-count", "48"),
     ),
     "clients who go away": (
         *(*CHAT, *IMAGE, "--streaming", "--concurrency", "8", "--request-count", "48"),
