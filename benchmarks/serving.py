@@ -37,7 +37,7 @@ from serving_peers import llama_cpp, served, triton, vllm
 ROWS = 32
 """Requests that every server may answer together."""
 THREADS = psutil.cpu_count(logical=False)
-"""Of every server; the clients run beside it."""
+"""Of every server; the clients share them."""
 CONVERSATIONS = 3
 ALONE = "one at a time"
 

@@ -48,7 +48,7 @@ class Model:
         return self.work / name
 
     def prepare(self) -> None:
-        """Make what is not there. Killed, it goes on where it was."""
+        """Make what is not there; killed, it resumes."""
         self.work.mkdir(parents=True, exist_ok=True)
         if not (self.checkpoint / "config.json").exists():
             changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]

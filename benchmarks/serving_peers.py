@@ -21,7 +21,7 @@ from r1v_export.deploy.triton.repository import MODELS_FOLDER, TritonOptions, wr
 
 START_S = 300
 CONTEXT = 2048
-"""Tokens of a prompt and its answer, at most, where a server must be told."""
+"""Tokens of a prompt and its answer, at most, where a server takes a limit."""
 
 
 @contextmanager
