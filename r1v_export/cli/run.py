@@ -88,8 +88,8 @@ def command(
     """
     from r1v_export.bundle import Bundle
     from r1v_export.progress import Progress
-    from r1v_export.runner.base import Request
     from r1v_export.runner.open_runner import open_runner
+    from r1v_export.runner.prompt_encoder import Request
 
     _require_one_source(images, video, frames, chat=chat, question=question)
     if sampling["logprobs"] is not None and format_ != "json":

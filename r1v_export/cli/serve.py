@@ -28,11 +28,18 @@ from r1v_export.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
+    from r1v_export.runner.batching.options import BatchingOptions
+    from r1v_export.serve.backend import Backend
 
 API_KEYS_VARIABLE = "R1V_EXPORT_API_KEYS"
 INSTALL = 'pip install "r1v-export[serve]"'
 _MIB = 1 << 20
 _MAX_ROWS, _MAX_IMAGES = 1024, 1024
+_ENGINE_OPTIONS = (
+    *("max_rows", "max_queued", "cache_mib", "image_cache_mib"),
+    *("target", "engine", "model", "device", "threads"),
+)
+"""Parameters that are the engine's."""
 
 
 @click.command(short_help="Serve a bundle to OpenAI clients.")
@@ -69,13 +76,16 @@ _MAX_ROWS, _MAX_IMAGES = 1024, 1024
 @click.option(
     "--access-log/--no-access-log", default=True, show_default=True, help="A JSON line on stdout for a request."
 )
+@click.option("--triton", metavar="URL", help="Let a Triton server answer: grpc://HOST:PORT. [see deploy triton]")
 @target_option
 @engine_option
 @model_option
 @device_option
 @threads_option
 @common_options
+@click.pass_context
 def command(
+    context: click.Context,
     bundle: Path,
     host: str,
     port: int,
@@ -93,6 +103,7 @@ def command(
     max_seconds: float,
     drain_seconds: float,
     access_log: bool,
+    triton: str | None,
     target: str | None,
     engine: str | None,
     model: str | None,
@@ -105,14 +116,16 @@ def command(
     /v1/chat/completions  /v1/completions  /v1/models  /tokenize
     /health (alive)  /ready (a real token was produced)  /metrics (Prometheus)
 
+    With --triton, no engine is opened: BUNDLE is the one that was deployed, or a folder with its pipeline.json and
+    tokenizer files.
+
     \f
     Raises:
+        UsageError: --triton with an option that has no effect then.
         CapabilityError: a package is missing, or the port is taken.
     """
     _require_packages()
-    from r1v_export.runner.batching.batching_runner import BatchingRunner
     from r1v_export.runner.batching.options import BatchingOptions
-    from r1v_export.runner.open_runner import open_runner
     from r1v_export.serve.app import create_app
     from r1v_export.serve.server import run_server
     from r1v_export.serve.settings import Limits, ServerSettings
@@ -124,8 +137,12 @@ def command(
         image_hosts=tuple(_host(name) for name in image_hosts),
         limits=limits,
     )
-    options = BatchingOptions(max_rows, max_queued, cache_mib * _MIB, image_cache_mib * _MIB)
-    runner = BatchingRunner(open_runner(bundle, target, model, device, engine), options)
+    if triton is None:
+        options = BatchingOptions(max_rows, max_queued, cache_mib * _MIB, image_cache_mib * _MIB)
+        backend = _own_loop(bundle, target, model, device, engine, options)
+    else:
+        _refuse_engine_options(context)
+        backend = _triton_backend(bundle, triton)
 
     def announce(url: str) -> None:
         if format_ == "json":
@@ -134,10 +151,42 @@ def command(
             click.echo(f"serving {settings.model} at {url} (page), {url}/v1 (OpenAI API)", err=True)
 
     with _access_log(access_log):
-        listened = run_server(create_app(runner, settings), host, port, announce, drain_seconds)
+        listened = run_server(create_app(backend, settings), host, port, announce, drain_seconds)
     if not listened:
         raise CapabilityError(
             "The server cannot listen.", where=f"{host}:{port}", fix="choose another --port, or 0 for a free one"
+        )
+
+
+def _own_loop(
+    bundle: Path, target: str | None, model: str | None, device: Device, engine: str | None, options: BatchingOptions
+) -> Backend:
+    from r1v_export.runner.batching.batching_runner import BatchingRunner
+    from r1v_export.runner.open_runner import open_runner
+
+    return BatchingRunner(open_runner(bundle, target, model, device, engine), options)
+
+
+def _triton_backend(bundle: Path, url: str) -> Backend:
+    from r1v_export.deploy.triton.backend import TritonBackend
+    from r1v_export.processing.pipeline_document import open_files
+    from r1v_export.runner.prompt_encoder import PromptEncoder
+
+    tokenizer, pipeline = open_files(bundle)
+    return TritonBackend(url, PromptEncoder(tokenizer, pipeline, pipeline.positions.max_positions))
+
+
+def _refuse_engine_options(context: click.Context) -> None:
+    given = [
+        name
+        for name in _ENGINE_OPTIONS
+        if context.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
+    ]
+    if given:
+        raise UsageError(
+            "An option has no effect with --triton, whose server runs the engine.",
+            found=", ".join(f"--{name.replace('_', '-')}" for name in given),
+            fix="omit it; `r1v-export deploy triton` has those of the deployment",
         )
 
 

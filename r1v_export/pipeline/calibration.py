@@ -34,8 +34,8 @@ from r1v_export.quantization.mixed_precision.search import FP8, MEASURED_SAMPLES
 from r1v_export.quantization.recipe import PRESETS, Recipe, load
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.model import load as load_reference
-from r1v_export.runner.base import Request
 from r1v_export.runner.engine_runner import EngineRunner
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.targets import registry
 
 CALIBRATION = "calibration"

@@ -7,28 +7,24 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from r1v_export.contract import VisionEngine
-from r1v_export.errors import InputError, R1VError, UsageError
+from r1v_export.errors import R1VError, UsageError
 from r1v_export.generation import Sampling
 from r1v_export.log_event import log_event
 from r1v_export.processing.generation_config import default_sampling
 from r1v_export.processing.load_image import load_image
-from r1v_export.processing.pipeline_document import document_template
-from r1v_export.processing.preprocess import tile_count
-from r1v_export.processing.prompt import Turn, encode, require_tokenizable
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, AnswerStream, AnswerText, Timings, TokenEvent
 from r1v_export.runner.batching.batch import Batch
 from r1v_export.runner.encoded_prompt import EncodedPrompt, OpenPrompt
 from r1v_export.runner.guided import GuideCompiler
 from r1v_export.runner.image_encoder import ImageEncoder
-from r1v_export.runner.kv_cache import new_token_budget
+from r1v_export.runner.prompt_encoder import PromptEncoder, Request
 from r1v_export.serialized.pipeline import PipelineDocument
 
 _LOG = logging.getLogger(__name__)
@@ -40,38 +36,11 @@ MAX_BATCH = 8
 """Requests decoded together; further ones wait until one ends."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """A conversation to be answered.
-
-    Attributes:
-        turns: the last is the user's; turns that are not are as `processing.prompt` says.
-        images: the images of all turns, in order.
-        think: let the model think before it answers, if its template knows how.
-        raw: continue the text of the only turn, without a template around it.
-    """
-
-    turns: tuple[Turn, ...]
-    images: tuple[Image.Image, ...] = ()
-    think: bool = True
-    raw: bool = False
-
-    @classmethod
-    def ask(cls, question: str, *images: Image.Image, think: bool = True) -> Request:
-        """A single question about any number of images."""
-        return cls((Turn("user", question, images=len(images)),), images, think)
-
-    @classmethod
-    def continuation(cls, text: str) -> Request:
-        """A text that the model continues as it is, without template, images or reasoning."""
-        return cls((Turn("user", text),), think=False, raw=True)
-
-
 class CancelledError(Exception):
     """The caller's event was set before decoding began."""
 
 
-class BaseRunner(ABC):
+class BaseRunner(PromptEncoder, ABC):
     """Answers questions. Not safe to share between threads, apart from the `cancel` events.
 
     Args:
@@ -92,11 +61,9 @@ class BaseRunner(ABC):
         max_positions: int,
         tiles_per_run: int = TILES_PER_RUN,
     ) -> None:
-        self.vision, self.tokenizer, self.pipeline, self.hidden = vision, tokenizer, pipeline, hidden
-        self.template, self.tiling, self.stop_ids = document_template(pipeline), pipeline.tiling.spec, pipeline.stop_ids
-        self.generation_config = pipeline.generation_config
-        self.max_positions, self.tiles_per_run = max_positions, tiles_per_run
-        self.image_policy = pipeline.image_policy
+        super().__init__(tokenizer, pipeline, max_positions)
+        self.vision, self.hidden, self.tiles_per_run = vision, hidden, tiles_per_run
+        self.stop_ids, self.generation_config = pipeline.stop_ids, pipeline.generation_config
         self._guides = GuideCompiler(tokenizer, self.stop_ids)
 
     @property
@@ -243,38 +210,6 @@ class BaseRunner(ABC):
         if sampling.guide is not None:
             stream.guide = self._guides.compile(sampling.guide)
         return stream
-
-    def tokenize(self, request: Request) -> list[int]:
-        """Token ids of a request's prompt, with the image tokens that its images take; nothing is computed for them.
-
-        Raises:
-            InputError: a request that cannot be used.
-        """
-        return self.encode_request(request, [tile_count(*image.size, self.tiling) for image in request.images])
-
-    def encode_request(self, request: Request, tiles_per_image: Sequence[int]) -> list[int]:
-        """Token ids of a request's prompt, short enough for the model to answer it.
-
-        Raises:
-            InputError: a request that cannot be used.
-        """
-        if not request.raw:
-            return self.encode(request.turns, tiles_per_image, request.think)
-        (turn,) = request.turns
-        require_tokenizable(request.turns, 0, self.max_positions)
-        token_ids = self.tokenizer.encode_text(turn.text)
-        if not token_ids:
-            raise InputError("There is no text to continue.", where="prompt", expected="at least one token")
-        new_token_budget(len(token_ids), 1, self.max_positions)
-        return token_ids
-
-    def encode(self, turns: Sequence[Turn], tiles_per_image: Sequence[int], think: bool) -> list[int]:
-        """Token ids of a conversation, short enough for the model to answer it."""
-        tokens_per_tile = self.pipeline.tokens_per_tile
-        require_tokenizable(turns, sum(tiles_per_image) * tokens_per_tile, self.max_positions)
-        token_ids = encode(self.tokenizer, self.template, turns, tiles_per_image, tokens_per_tile, think=think)
-        new_token_budget(len(token_ids), 1, self.max_positions)
-        return token_ids
 
 
 def _one_each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[Sampling]:

@@ -18,7 +18,8 @@ from r1v_export.generation import Sampling
 from r1v_export.processing.preprocess import pixel_values
 from r1v_export.processing.synthetic_image import synthetic_image
 from r1v_export.progress import Progress
-from r1v_export.runner.base import BaseRunner, Request
+from r1v_export.runner.base import BaseRunner
+from r1v_export.runner.prompt_encoder import Request
 
 STAGES = ("preprocess_ms", "vision_ms", "projector_ms", "embed_ms", "prefill_ms", "decode_ms")
 

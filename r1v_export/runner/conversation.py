@@ -11,7 +11,8 @@ from r1v_export.generation import Sampling
 from r1v_export.processing.generation_config import default_sampling
 from r1v_export.processing.prompt import Turn
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, TokenEvent
-from r1v_export.runner.base import BaseRunner, Request
+from r1v_export.runner.base import BaseRunner
+from r1v_export.runner.prompt_encoder import Request
 
 IMAGE_CACHE_BYTES = 1 << 30
 """Of the embeddings of a conversation's images; beyond, they are encoded again."""

@@ -14,9 +14,9 @@ from r1v_export.errors import R1VError
 from r1v_export.generation import Sampling
 from r1v_export.processing.generation_config import default_sampling
 from r1v_export.runner.answer import Answer, TokenEvent
-from r1v_export.runner.base import Request
-from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.submission import Deliver, Submission
+from r1v_export.runner.prompt_encoder import Request
+from r1v_export.serve.backend import Backend
 from r1v_export.serve.errors import ServeError, serve_error, too_long
 from r1v_export.serve.metrics import ServerMetrics
 from r1v_export.serve.protocol import SamplingFields
@@ -32,20 +32,20 @@ class Answering:
     """Answers requests for the routes.
 
     Args:
-        runner: takes the requests.
+        backend: takes the requests.
         generation_config: of the checkpoint, for what a request does not say.
         max_positions: tokens of a prompt and its answer.
     """
 
     def __init__(
         self,
-        runner: BatchingRunner,
+        backend: Backend,
         generation_config: Mapping[str, Any],
         max_positions: int,
         settings: ServerSettings,
         metrics: ServerMetrics,
     ) -> None:
-        self.runner, self.settings, self.metrics = runner, settings, metrics
+        self.backend, self.settings, self.metrics = backend, settings, metrics
         self._default = replace(default_sampling(generation_config), max_new_tokens=max_positions, seed=None)
         self._last_token = float("-inf")
         self._probing = asyncio.Lock()
@@ -61,8 +61,8 @@ class Answering:
         if limit is not None and (asked or 0) > limit:
             message = f"At most {limit} tokens of an answer are allowed on this server; {asked} were asked for."
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_tokens", "max_tokens")
-        options = self.runner.options
-        if fields.n > (most := options.max_rows + options.max_queued):
+        most = self.backend.capacity
+        if most is not None and fields.n > most:
             message = f"{fields.n} answers are more than this server takes at a time: {most}, running and waiting."
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_answers", "n")
         default = self._default if limit is None else replace(self._default, max_new_tokens=limit)
@@ -105,7 +105,7 @@ class Answering:
         try:
             for index, sampling in enumerate(samplings):
                 submissions.append(
-                    self.runner.submit(
+                    self.backend.submit(
                         request,
                         sampling,
                         deliver=deliver_as(index),
@@ -117,7 +117,10 @@ class Answering:
             async for event in self._timed(queue, len(samplings), start):
                 yield event
         except R1VError as error:
-            raise serve_error(error) from error
+            failure = serve_error(error)
+            if failure.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                self._last_token = float("-inf")  # so that /ready does not go by a token from before
+            raise failure from error
         finally:
             for submission in submissions:
                 submission.cancel()
@@ -143,16 +146,17 @@ class Answering:
                 answers -= 1
             yield replace(event, request=index)
 
-    async def produces_tokens(self) -> bool:
-        """Whether a real token was produced just now: by a request within `PROBE_FRESH_SECONDS`, or by a probe."""
+    async def why_not_ready(self) -> str | None:
+        """Why no real token was produced just now, by a request within `PROBE_FRESH_SECONDS` or by a probe; None if one
+        was."""
         async with self._probing:
             if time.monotonic() - self._last_token < PROBE_FRESH_SECONDS:
-                return True
+                return None
             try:
                 (answer,) = await self.answers(_PROBE, [Sampling(max_new_tokens=1)], "probe", "probe")
-            except ServeError:
-                return False
-            return bool(answer.token_ids)
+            except ServeError as failure:
+                return failure.message
+            return None if answer.token_ids else "The answer has no token."
 
 
 def _put(

@@ -22,9 +22,9 @@ from starlette.exceptions import HTTPException
 from r1v_export.errors import R1VError
 from r1v_export.generation import Sampling
 from r1v_export.runner.answer import Answer
-from r1v_export.runner.base import Request
-from r1v_export.runner.batching.batching_runner import BatchingRunner
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.serve.answering import Answering
+from r1v_export.serve.backend import Backend
 from r1v_export.serve.conversation import count_images, to_request
 from r1v_export.serve.errors import ServeError, serve_error
 from r1v_export.serve.gate import Gate
@@ -54,21 +54,21 @@ _CLIENT_GONE = 499
 T = TypeVar("T")
 
 
-def create_app(runner: BatchingRunner, settings: ServerSettings) -> FastAPI:
-    """The application over a runner, which is closed when the application ends.
+def create_app(backend: Backend, settings: ServerSettings) -> FastAPI:
+    """The application over what answers, which is closed when the application ends.
 
     Args:
-        runner: takes the requests.
+        backend: takes the requests.
         settings: of the server.
     """
-    metrics = ServerMetrics(runner.stats)
-    pipeline = runner.runner.pipeline
-    answering = Answering(runner, pipeline.generation_config, pipeline.positions.max_positions, settings, metrics)
+    metrics = ServerMetrics(backend.stats, backend.counted)
+    pipeline = backend.runner.pipeline
+    answering = Answering(backend, pipeline.generation_config, pipeline.positions.max_positions, settings, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(runner.close, drain=False)
+        await asyncio.to_thread(backend.close, drain=False)
 
     app = FastAPI(
         title="r1v-export", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
@@ -134,9 +134,10 @@ def _add_probes(app: FastAPI, answering: Answering, metrics: ServerMetrics) -> N
     @app.get("/ready")
     async def ready() -> Response:
         """A real token was produced just now."""
-        works = await answering.produces_tokens()
-        status = HTTPStatus.OK if works else HTTPStatus.SERVICE_UNAVAILABLE
-        return JSONResponse({"status": "ready" if works else "no token was produced"}, status)
+        cause = await answering.why_not_ready()
+        if cause is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "no token was produced", "cause": cause}, HTTPStatus.SERVICE_UNAVAILABLE)
 
     @app.get("/metrics")
     async def read_metrics() -> Response:
@@ -166,7 +167,7 @@ class Routes:
 
     def __init__(self, answering: Answering, settings: ServerSettings) -> None:
         self.answering, self.settings = answering, settings
-        self.base = answering.runner.runner
+        self.prompts = answering.backend.runner
 
     async def models(self) -> JsonObject:
         """The served model."""
@@ -201,11 +202,11 @@ class Routes:
             request = Request.continuation(body.prompt)
         else:
             request = await self._conversation(body.messages or [], body.enable_thinking)
-        ids = await _ours(asyncio.to_thread(self.base.tokenize, request))
-        return {"count": len(ids), "max_model_len": self.base.max_positions, "tokens": ids}
+        ids = await _ours(asyncio.to_thread(self.prompts.tokenize, request))
+        return {"count": len(ids), "max_model_len": self.prompts.max_positions, "tokens": ids}
 
     def _model(self) -> JsonObject:
-        maximum = self.base.max_positions
+        maximum = self.prompts.max_positions
         return {
             "id": self.settings.model,
             "object": "model",
@@ -224,15 +225,15 @@ class Routes:
         if shown > limit:
             message = f"{shown} images are more than this server allows in one request: {limit}."
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_images", "messages")
-        load = partial(load_request_image, policy=self.base.image_policy, settings=self.settings)
-        tags = self.base.pipeline.reasoning.pair
+        load = partial(load_request_image, policy=self.prompts.image_policy, settings=self.settings)
+        tags = self.prompts.pipeline.reasoning.pair
         return await _ours(asyncio.to_thread(to_request, messages, load, think, tags))
 
     async def _respond(
         self, request: Request, samplings: Sequence[Sampling], body: SamplingFields, http: HttpRequest, *, chat: bool
     ) -> Response:
         name = ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex
-        head = Head(name, self.settings.model, chat, self.base.tokenizer.token_bytes)
+        head = Head(name, self.settings.model, chat, self.prompts.tokenizer.token_bytes)
         if body.stream:
             stream = self._stream(head, request, samplings, body.includes_usage, http)
             # What is wrong with a request is known before the status is sent.

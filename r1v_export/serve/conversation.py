@@ -8,7 +8,7 @@ from PIL import Image
 
 from r1v_export.errors import InputError
 from r1v_export.processing.prompt import IMAGE_PLACEHOLDER, Turn
-from r1v_export.runner.base import Request
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.serve.protocol import (
     AssistantMessage,
     ContentPart,

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 
-from r1v_export.errors import CapabilityError, InputError, QueueFullError, R1VError, UsageError
+from r1v_export.errors import BackendError, CapabilityError, InputError, QueueFullError, R1VError, UsageError
 from r1v_export.serve.protocol import JsonObject
 
 _TYPES = {
@@ -64,6 +64,8 @@ def serve_error(error: R1VError) -> ServeError:
         return ServeError(HTTPStatus.TOO_MANY_REQUESTS, message, "queue_full")
     if isinstance(error, InputError | UsageError):
         return ServeError(HTTPStatus.BAD_REQUEST, message, "invalid_input")
+    if isinstance(error, BackendError):
+        return ServeError(HTTPStatus.SERVICE_UNAVAILABLE, message, "backend_unavailable")
     if isinstance(error, CapabilityError):
         return ServeError(HTTPStatus.SERVICE_UNAVAILABLE, error.what, "unavailable")
     return ServeError(HTTPStatus.INTERNAL_SERVER_ERROR, error.what, "engine_error")

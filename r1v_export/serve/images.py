@@ -10,6 +10,9 @@ from r1v_export.processing.image_source import fetch, read_data_url
 from r1v_export.processing.load_image import load_image
 from r1v_export.serve.settings import ServerSettings
 
+ENCODED = "r1v_encoded"
+"""Key of an image's `info`: the file that it was read from, for whoever passes it on to another server."""
+
 
 def load_request_image(url: str, policy: ImagePolicy, settings: ServerSettings) -> Image.Image:
     """Read an image that a client named; a redirect is followed to an allowed host only.
@@ -25,4 +28,6 @@ def load_request_image(url: str, policy: ImagePolicy, settings: ServerSettings) 
     else:
         hosts = ", or an http(s) URL of " + ", ".join(settings.image_hosts) if settings.image_hosts else ""
         raise InputError("An image's URL cannot be used.", expected=f"a data: URL{hosts}", found=url[:80])
-    return load_image(content, policy, max_pixels=settings.limits.image_pixels)
+    image = load_image(content, policy, max_pixels=settings.limits.image_pixels)
+    image.info[ENCODED] = content
+    return image

@@ -35,6 +35,7 @@ def usage(answers: Sequence[Answer]) -> JsonObject:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": min(answer.reused_tokens for answer in answers)},
+        "completion_tokens_details": {"reasoning_tokens": sum(answer.reasoning_tokens for answer in answers)},
     }
 
 

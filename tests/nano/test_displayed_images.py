@@ -12,8 +12,8 @@ from r1v_export.processing.load_image import load_image
 from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.runner.base import Request
 from r1v_export.runner.engine_runner import EngineRunner
+from r1v_export.runner.prompt_encoder import Request
 
 IMAGES = Path(__file__).parents[1] / "data" / "images"
 LEFT_OR_RIGHT = "Is the green cross left or right of the black triangle?"

@@ -8,8 +8,8 @@ import pytest
 
 from r1v_export.errors import InputError
 from r1v_export.processing.prompt import Turn
-from r1v_export.runner.base import Request
 from r1v_export.runner.conversation import Conversation
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.runner.sampling import Sampling
 from tests.runner.test_engine_runner import image
 

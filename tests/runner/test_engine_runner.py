@@ -14,8 +14,8 @@ from r1v_export.processing.prompt import Turn, encode
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.runner import base
 from r1v_export.runner.answer import AnswerText
-from r1v_export.runner.base import Request
 from r1v_export.runner.engine_runner import EngineRunner
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.runner.sampling import Sampling
 
 SHORT = Sampling(max_new_tokens=16)

@@ -15,9 +15,10 @@ from r1v_export.generation import Generated, Generator, Sampling
 from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.prompt import Turn
 from r1v_export.runner.answer import TokenEvent
-from r1v_export.runner.base import TILES_PER_RUN, BaseRunner, Request
+from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.targets.tensorrt_llm.build.command import EngineSizes
 from r1v_export.targets.tensorrt_llm.runtime import prompt_table
 from r1v_export.targets.tensorrt_llm.runtime.executor import ExecutorSession

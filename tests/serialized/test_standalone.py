@@ -13,8 +13,8 @@ import pytest
 
 from r1v_export.generation import Sampling
 from r1v_export.processing.load_image import load_image
-from r1v_export.runner.base import Request
 from r1v_export.runner.open_runner import open_runner
+from r1v_export.runner.prompt_encoder import Request
 
 STANDALONE = Path(__file__).with_name("standalone.py")
 IMAGES = Path(__file__).parents[2] / "examples" / "images"

@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from r1v_export.generation import Sampling
-from r1v_export.runner.base import Request
 from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.options import BatchingOptions
 from r1v_export.runner.open_runner import open_runner
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.serve.app import create_app
 from r1v_export.serve.settings import Limits, ServerSettings
 from tests.runner.conftest import engine, runner

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from r1v_export.generation import Sampling
-from r1v_export.runner.base import Request
 from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.options import BatchingOptions
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.serve.app import create_app
 from r1v_export.serve.settings import Limits, ServerSettings
 from tests.serve.conftest import MODEL, data_url, serving

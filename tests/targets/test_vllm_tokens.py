@@ -15,8 +15,8 @@ from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.preprocess import pixel_values
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import ReferenceEngine, load
-from r1v_export.runner.base import Request
 from r1v_export.runner.engine_runner import EngineRunner
+from r1v_export.runner.prompt_encoder import Request
 
 GOLDEN = json.loads((Path(__file__).parent / "readers/vllm-0.32.0-answers.json").read_text())
 ANSWERS = GOLDEN["answers"]

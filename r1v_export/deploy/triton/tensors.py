@@ -33,7 +33,7 @@ class Tensor:
 TEXT_INPUT, MESSAGES, IMAGE, STREAM = "text_input", "messages", "image", "stream"
 SAMPLING_PARAMETERS, ENABLE_THINKING = "sampling_parameters", "enable_thinking"
 TEXT_OUTPUT, REASONING_OUTPUT = "text_output", "reasoning_output"
-TOKEN_IDS, FINISH_REASON, USAGE = "token_ids", "finish_reason", "usage"
+TOKEN_IDS, LOGPROBS, FINISH_REASON, USAGE = "token_ids", "logprobs", "finish_reason", "usage"
 TILES_PER_IMAGE, THINKING, STOP = "tiles_per_image", "thinking", "stop"
 
 ORCHESTRATOR, PREPROCESS, VISION, LLM = MODELS = ("r1v", "r1v_preprocess", "r1v_vision", "r1v_llm")
@@ -43,11 +43,13 @@ _ANSWER = (
     Tensor(TOKEN_IDS, "TYPE_INT64", (-1,)),
     Tensor(REASONING_OUTPUT, "TYPE_STRING", (1,)),
     Tensor(TEXT_OUTPUT, "TYPE_STRING", (1,)),
+    Tensor(LOGPROBS, "TYPE_STRING", (1,)),
     Tensor(FINISH_REASON, "TYPE_STRING", (1,)),
     Tensor(USAGE, "TYPE_STRING", (1,)),
 )
 """One response of an answer: its newest tokens, of which there may be several or none, and what became certain of
-reasoning and text. Only the last response has a finish reason and the usage, as JSON."""
+reasoning and text. Only the last response has a finish reason and the usage, as JSON. `logprobs` is there where they
+are asked for: JSON of `sampling_parameters.LogprobsDocument`."""
 
 _QUESTION = (
     Tensor(TEXT_INPUT, "TYPE_STRING", (1,), optional=True),
@@ -59,7 +61,7 @@ _QUESTION = (
 URL."""
 
 _SAMPLING = Tensor(SAMPLING_PARAMETERS, "TYPE_STRING", (1,), optional=True)
-"""JSON of `serve.protocol.SamplingOptions`."""
+"""JSON of `sampling_parameters.SamplingParameters`."""
 
 
 def inputs_of(model: str, sizes: SizesDocument) -> Sequence[Tensor]:

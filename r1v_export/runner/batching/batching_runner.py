@@ -33,7 +33,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import TracebackType
 
 from r1v_export.errors import GraphError, QueueFullError, R1VError, UsageError
@@ -41,13 +41,17 @@ from r1v_export.generation import FinishReason, Sampling
 from r1v_export.log_event import log_event
 from r1v_export.processing.generation_config import default_sampling
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, TokenEvent
-from r1v_export.runner.base import BaseRunner, Request
+from r1v_export.runner.base import BaseRunner
 from r1v_export.runner.batching.job import Job, JobQueue
 from r1v_export.runner.batching.options import BatchingOptions, BatchingStats
 from r1v_export.runner.batching.submission import Deliver, Submission
 from r1v_export.runner.encoded_prompt import EncodedPrompt
+from r1v_export.runner.prompt_encoder import Request
 
 _LOG = logging.getLogger(__name__)
+
+QUEUE_FULL = "Too many requests are waiting."
+"""What a refusal begins with; Triton's errors have no status of its own for it."""
 
 
 class BatchingRunner:
@@ -109,10 +113,10 @@ class BatchingRunner:
         with self._changed:
             if self._closing:
                 raise UsageError("The runner is closed.", where=submission.request_id)
-            if self._queued + len(self._running) >= self.options.max_rows + self.options.max_queued:
+            if self._queued + len(self._running) >= self.capacity:
                 self._refused += 1
                 raise QueueFullError(
-                    "Too many requests are waiting.",
+                    QUEUE_FULL,
                     where=submission.request_id,
                     expected=f"at most {self.options.max_queued}, and {self.options.max_rows} that run",
                     fix="try again later",
@@ -120,6 +124,14 @@ class BatchingRunner:
             self._queue.add(Job(submission, request, sampling, deadline, client))
             self._changed.notify_all()
         return submission
+
+    @property
+    def capacity(self) -> int:
+        """Requests that are taken at a time, running and waiting."""
+        return self.options.max_rows + self.options.max_queued
+
+    counted = tuple(each.name for each in fields(BatchingStats))
+    """What `stats` knows: everything."""
 
     def stats(self) -> BatchingStats:
         """What runs and waits now, and what has been counted."""

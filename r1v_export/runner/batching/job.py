@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from r1v_export.generation import Sampling
 from r1v_export.runner.answer import AnswerStream
-from r1v_export.runner.base import Request
 from r1v_export.runner.batching.batch import RequestState
 from r1v_export.runner.batching.submission import Submission
 from r1v_export.runner.encoded_prompt import EncodedPrompt, OpenPrompt
+from r1v_export.runner.prompt_encoder import Request
 
 
 @dataclass(eq=False)

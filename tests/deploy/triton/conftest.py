@@ -18,13 +18,21 @@ def deployment(nano_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-@pytest.fixture(scope="session")
-def triton(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def start_triton(deployment: Path, scratch: Path) -> TritonServer:
+    """A server of a deployment that is ready."""
     if not installed():
         pytest.skip("no tritonserver: `make test` installs it")
-    server = TritonServer(deployment / MODELS_FOLDER, tmp_path_factory.mktemp("tritonserver"))
+    server = TritonServer(deployment / MODELS_FOLDER, scratch)
     try:
         server.wait_until_ready()
-        yield server
-    finally:
+    except BaseException:
         server.stop()
+        raise
+    return server
+
+
+@pytest.fixture(scope="session")
+def triton(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    server = start_triton(deployment, tmp_path_factory.mktemp("tritonserver"))
+    yield server
+    server.stop()

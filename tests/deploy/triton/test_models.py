@@ -20,8 +20,8 @@ from PIL import Image
 from r1v_export.deploy.triton.tensors import MODELS
 from r1v_export.generation import Sampling
 from r1v_export.processing.preprocess import pixel_values
-from r1v_export.runner.base import Request
 from r1v_export.runner.open_runner import open_runner
+from r1v_export.runner.prompt_encoder import Request
 from tests.deploy.triton.tritonserver import ENVIRONMENT, TritonServer
 
 pytestmark = pytest.mark.triton

@@ -16,13 +16,13 @@ from r1v_export.errors import R1VError
 from r1v_export.generation import Sampling
 from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.runner.answer import AnswerStream, AnswerText, Timings
-from r1v_export.runner.base import Request
 from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.cache_rows import CacheRows
 from r1v_export.runner.batching.engine_batch import EngineBatch
 from r1v_export.runner.batching.options import BatchingOptions
 from r1v_export.runner.encoded_prompt import EncodedPrompt
 from r1v_export.runner.engine_runner import EngineRunner
+from r1v_export.runner.prompt_encoder import Request
 from tests.runner.batching.toy_engine import IMAGE_TOKEN, ToyEngine, answer
 from tests.runner.conftest import byte_tokenizer
 from tests.tiny_models import tiny_spec

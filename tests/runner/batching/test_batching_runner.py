@@ -10,9 +10,9 @@ import pytest
 from r1v_export.errors import InputError, QueueFullError, R1VError, UsageError
 from r1v_export.generation import Guide
 from r1v_export.runner.answer import TokenEvent
-from r1v_export.runner.base import Request
 from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.options import BatchingOptions
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.runner.sampling import Sampling
 from tests.runner.test_engine_runner import REQUESTS
 

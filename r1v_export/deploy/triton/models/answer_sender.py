@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from r1v_export.deploy.triton.models import python_backend as triton
-from r1v_export.deploy.triton.tensors import FINISH_REASON, REASONING_OUTPUT, TEXT_OUTPUT, TOKEN_IDS, USAGE
+from r1v_export.deploy.triton.sampling_parameters import logprobs_json
+from r1v_export.deploy.triton.tensors import FINISH_REASON, LOGPROBS, REASONING_OUTPUT, TEXT_OUTPUT, TOKEN_IDS, USAGE
 from r1v_export.errors import R1VError
 from r1v_export.runner.answer import TokenEvent
 from r1v_export.serve.responses import usage
@@ -131,6 +132,8 @@ def _response(events: Sequence[TokenEvent]) -> Any:
         REASONING_OUTPUT: "".join(event.reasoning for event in events),
         TEXT_OUTPUT: "".join(event.text for event in events),
     }
+    if any(event.logprobs is not None for event in events):
+        outputs[LOGPROBS] = logprobs_json(events)
     answer = events[-1].answer
     if answer is not None:
         outputs |= {FINISH_REASON: answer.finish_reason, USAGE: json.dumps(usage([answer]))}

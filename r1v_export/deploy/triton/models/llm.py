@@ -14,6 +14,7 @@ import numpy as np
 from r1v_export.contract import IMAGE_EMBEDS, INPUT_IDS
 from r1v_export.deploy.triton.models import python_backend as triton
 from r1v_export.deploy.triton.models.answer_sender import AnswerSender, OpenAnswer
+from r1v_export.deploy.triton.sampling_parameters import SamplingParameters
 from r1v_export.deploy.triton.tensors import (
     SAMPLING_PARAMETERS,
     STOP,
@@ -30,7 +31,6 @@ from r1v_export.runner.batching.stat_metrics import COUNTERS, GAUGES
 from r1v_export.runner.batching.submission import Submission
 from r1v_export.runner.encoded_prompt import EncodedPrompt
 from r1v_export.runner.open_runner import open_runner
-from r1v_export.serve.protocol import SamplingOptions
 from r1v_export.strict import parse_json
 
 METRICS_SECONDS = 0.5
@@ -49,7 +49,7 @@ class TritonPythonModel:
             image_cache_bytes=0,
         )
         self.image_token_id, self.tokens_per_tile = runner.pipeline.image_token_id, runner.pipeline.tokens_per_tile
-        self.default = default_sampling(runner.generation_config)
+        self.default = replace(default_sampling(runner.generation_config), seed=None)
         self.batching = BatchingRunner(runner, options)
         self.metrics = _Metrics()
         self.sender = AnswerSender(self._count)
@@ -100,7 +100,9 @@ class TritonPythonModel:
         ids = triton.array_input(request, INPUT_IDS)
         if ids is None or ids.size == 0:
             raise InputError("The request has no prompt.", where=INPUT_IDS, expected="at least one token")
-        thinking = triton.flag_input(request, THINKING, default=False)
+        # Omitted, the prompt is a text that is continued as it is, which has no reasoning.
+        given = triton.array_input(request, THINKING)
+        thinking = None if given is None else bool(given.reshape(-1)[0])
         return EncodedPrompt([int(id_) for id_ in ids.reshape(-1)], self._images(request), thinking, Timings())
 
     def _images(self, request: Any) -> list[EncodedImage]:
@@ -124,7 +126,7 @@ class TritonPythonModel:
         text = triton.text_input(request, SAMPLING_PARAMETERS)
         if text is None:
             return self.default
-        options = parse_json(SamplingOptions, text, InputError, f"{SAMPLING_PARAMETERS} cannot be used")
+        options = parse_json(SamplingParameters, text, InputError, f"{SAMPLING_PARAMETERS} cannot be used")
         return replace(self.default, **options.changes)
 
 

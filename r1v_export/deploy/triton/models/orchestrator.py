@@ -7,6 +7,7 @@ lets in.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from r1v_export.deploy.triton.tensors import (
     FINISH_REASON,
     IMAGE,
     LLM,
+    LOGPROBS,
     MESSAGES,
     PREPROCESS,
     REASONING_OUTPUT,
@@ -39,7 +41,7 @@ from r1v_export.generation import EncodedImage
 from r1v_export.runner.batching.options import MIB
 from r1v_export.runner.image_encoder import ImageCache
 
-_ANSWER = (TOKEN_IDS, REASONING_OUTPUT, TEXT_OUTPUT, FINISH_REASON, USAGE)
+_ANSWER = (TOKEN_IDS, REASONING_OUTPUT, TEXT_OUTPUT, LOGPROBS, FINISH_REASON, USAGE)
 
 
 class TritonPythonModel:
@@ -80,7 +82,7 @@ class TritonPythonModel:
                 sender.send(triton.backend().InferenceResponse(tensors))
             sender.send(flags=triton.FINAL)
         except Exception as error:
-            sender.send(triton.error_response(error), flags=triton.FINAL)
+            sender.send(triton.error_response(error, status_in_text=False), flags=triton.FINAL)
 
     def _passed(self, request: Any, *names: str) -> list[Any]:
         """Inputs of a request, as another model takes them."""
@@ -166,6 +168,9 @@ def _joined(responses: Sequence[Sequence[Any]]) -> list[Any]:
     whole: dict[str, np.ndarray | str | int] = {TOKEN_IDS: np.concatenate(parts[TOKEN_IDS])}
     for name in (REASONING_OUTPUT, TEXT_OUTPUT):
         whole[name] = b"".join(bytes(text[0]) for text in parts[name]).decode()
+    if LOGPROBS in parts:
+        tokens = [token for text in parts[LOGPROBS] for token in json.loads(bytes(text[0]))["tokens"]]
+        whole[LOGPROBS] = json.dumps({"tokens": tokens}, ensure_ascii=False)
     for name in (FINISH_REASON, USAGE):
         whole[name] = bytes(parts[name][-1][0]).decode()
     return [triton.output(name, value) for name, value in whole.items()]

@@ -24,7 +24,7 @@ from r1v_export.processing.load_image import load_image
 from r1v_export.processing.pipeline_document import document_template, open_files
 from r1v_export.processing.preprocess import pixel_values
 from r1v_export.processing.prompt import encode
-from r1v_export.runner.base import Request
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.serve.conversation import to_request
 from r1v_export.serve.protocol import MessagesDocument
 from r1v_export.strict import load_json, parse_fields

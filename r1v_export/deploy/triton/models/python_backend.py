@@ -28,6 +28,8 @@ TILES_AT_ONCE, IMAGE_CACHE_MIB = "tiles_at_once", "image_cache_mib"
 FINAL = 1
 """Flag of a request's last response, TRITONSERVER_RESPONSE_COMPLETE_FINAL."""
 
+_STATUSES = ("INVALID_ARG", "UNAVAILABLE", "INTERNAL")
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -128,27 +130,36 @@ def response(**tensors: np.ndarray | str | int) -> Any:
 
 
 class TritonModelError(Exception):
-    """Another model's error, to be passed on as it is.
+    """Another model's error, to be passed on as it is: Triton gives its text and not its status, which the text begins
+    with.
 
     Args:
         error: Triton's.
     """
 
     def __init__(self, error: Any) -> None:
-        super().__init__(error.message())
-        self.error = error
+        status, _, text = str(error.message()).partition(": ")
+        self.status, self.text = (status, text) if status in _STATUSES else ("INTERNAL", str(error.message()))
+        super().__init__(self.text)
 
 
-def error_response(error: Exception) -> Any:
-    """A response that is an error, with the status that says whose it is."""
-    triton = backend().TritonError
+def error_response(error: Exception, status_in_text: bool = True) -> Any:
+    """A response that is an error, with the status that says whose it is.
+
+    Args:
+        status_in_text: begin the text with the status, for a model that calls this one.
+    """
     if isinstance(error, TritonModelError):
-        return backend().InferenceResponse(output_tensors=[], error=error.error)
-    if isinstance(error, InputError | UsageError):
-        code, message = triton.INVALID_ARG, str(error)
+        status, message = error.status, error.text
+    elif isinstance(error, InputError | UsageError):
+        status, message = "INVALID_ARG", str(error)
     elif isinstance(error, R1VError):
-        code, message = triton.UNAVAILABLE if isinstance(error, QueueFullError) else triton.INTERNAL, str(error)
+        status, message = "UNAVAILABLE" if isinstance(error, QueueFullError) else "INTERNAL", str(error)
     else:
         _LOG.error("a request failed", exc_info=error)
-        code, message = triton.INTERNAL, f"{type(error).__name__}: {error}"
-    return backend().InferenceResponse(output_tensors=[], error=backend().TritonError(" ".join(message.split()), code))
+        status, message = "INTERNAL", f"{type(error).__name__}: {error}"
+    text = " ".join(message.split())
+    code = getattr(backend().TritonError, status)
+    return backend().InferenceResponse(
+        output_tensors=[], error=backend().TritonError(f"{status}: {text}" if status_in_text else text, code)
+    )
