@@ -21,6 +21,7 @@ EXCEPTIONS = {
     "fuzz/test_fuzz.py": "changed inputs for every reader of the package",
     "checkpoint/test_against_transformers.py": "the whole checkpoint and reference model against transformers",
     "checkpoint/test_published_configs.py": "one case per published configuration, through the whole of checkpoint/",
+    "engines/test_fuzzers.py": "engines/fuzz, which is C++",
     "engines/test_image.py": "engines/image, which is C++",
     "engines/test_text.py": "engines/text and engines/sampling, which are C++",
     "exporters/test_golden.py": "every graph against graphs/",

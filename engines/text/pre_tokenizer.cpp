@@ -2,16 +2,13 @@
 
 #include <utility>
 
+#include "text/unsupported.h"
+
 namespace r1v {
 namespace {
 
 // GPT-2's words. Source: tokenizers, pre_tokenizers/byte_level.rs.
 constexpr char kByteLevelPattern[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-
-[[noreturn]] void refuse(const std::string& where, const std::string& expected, const std::string& found) {
-  throw Error(Code::kBundle, "This tokenizer is not supported in C++.",
-              {where, expected, found, "answer with the Python package"});
-}
 
 }  // namespace
 
@@ -25,16 +22,16 @@ PreTokenizer PreTokenizer::from_json(const Json& pre_tokenizer, const std::strin
   } else {
     made.read(pre_tokenizer, where);
   }
-  if (!made.has_byte_level_) refuse(where, "ByteLevel", "none");
+  if (!made.has_byte_level_) throw_unsupported(where, "ByteLevel", "none");
   return made;
 }
 
 void PreTokenizer::read(const Json& part, const std::string& where) {
-  if (has_byte_level_) refuse(where, "nothing behind ByteLevel", part.dump(-1, ' ', true));
+  if (has_byte_level_) throw_unsupported(where, "nothing behind ByteLevel", part.dump(-1, ' ', true));
   const std::string type = Fields(part, where).text("type");
   if (type == "Split") return read_split(part, where);
   if (type == "ByteLevel") return read_byte_level(part, where);
-  refuse(where + ".type", "Split or ByteLevel", type);
+  throw_unsupported(where + ".type", "Split or ByteLevel", type);
 }
 
 void PreTokenizer::read_split(const Json& split, const std::string& where) {
@@ -42,9 +39,10 @@ void PreTokenizer::read_split(const Json& split, const std::string& where) {
   const std::string behavior = fields.text("behavior");
   const bool invert = fields.flag("invert");
   // Removed and inverted: the matches are what stays.
-  if (behavior != "Isolated" && !(behavior == "Removed" && invert)) refuse(where + ".behavior", "Isolated", behavior);
+  if (behavior != "Isolated" && !(behavior == "Removed" && invert))
+    throw_unsupported(where + ".behavior", "Isolated", behavior);
   const Fields pattern = fields.object("pattern");
-  if (!pattern.has("Regex")) refuse(where + ".pattern", "Regex", fields.at("pattern").dump(-1, ' ', true));
+  if (!pattern.has("Regex")) throw_unsupported(where + ".pattern", "Regex", fields.at("pattern").dump(-1, ' ', true));
   steps_.push_back({SplitPattern(pattern.text("Regex"), where + ".pattern"), behavior == "Isolated"});
 }
 

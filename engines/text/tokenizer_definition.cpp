@@ -6,16 +6,12 @@
 #include <unordered_set>
 
 #include "text/byte_level.h"
+#include "text/unsupported.h"
 
 namespace r1v {
 namespace {
 
 using Vocabulary = std::unordered_map<std::string_view, uint32_t>;
-
-[[noreturn]] void refuse(const std::string& where, const std::string& expected, const std::string& found) {
-  throw Error(Code::kBundle, "This tokenizer is not supported in C++.",
-              {where, expected, found, "answer with the Python package"});
-}
 
 [[noreturn]] void throw_damaged(const std::string& what, const std::string& where, const std::string& expected,
                                 const std::string& found) {
@@ -42,21 +38,21 @@ std::string shorten(const Json& value) { return value.dump(-1, ' ', true).substr
 
 void check_supported(const Json& definition, const Json& model, const std::string& file) {
   const Json& type = optional(model, "type");
-  if (type != "BPE" && !type.is_null()) refuse(file + ": model.type", "BPE", shorten(type));
+  if (type != "BPE" && !type.is_null()) throw_unsupported(file + ": model.type", "BPE", shorten(type));
   const Json& dropout = optional(model, "dropout");
-  if (!dropout.is_null() && dropout != 0) refuse(file + ": model.dropout", "none", shorten(dropout));
+  if (!dropout.is_null() && dropout != 0) throw_unsupported(file + ": model.dropout", "none", shorten(dropout));
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const Json& value = optional(model, affix);
-    if (!value.is_null() && value != "") refuse(file + ": model." + affix, "none", shorten(value));
+    if (!value.is_null() && value != "") throw_unsupported(file + ": model." + affix, "none", shorten(value));
   }
   const Json& decoder = optional(definition, "decoder");
-  if (!is_all(decoder, "ByteLevel", "decoders")) refuse(file + ": decoder", "ByteLevel", shorten(decoder));
+  if (!is_all(decoder, "ByteLevel", "decoders")) throw_unsupported(file + ": decoder", "ByteLevel", shorten(decoder));
 }
 
 bool read_normalizer(const Json& definition, const std::string& file) {
   const Json& normalizer = optional(definition, "normalizer");
   const bool is_nfc = is_all(normalizer, "NFC", "normalizers");
-  if (!is_nfc && !normalizer.is_null()) refuse(file + ": normalizer", "NFC or none", shorten(normalizer));
+  if (!is_nfc && !normalizer.is_null()) throw_unsupported(file + ": normalizer", "NFC or none", shorten(normalizer));
   return is_nfc;
 }
 

@@ -7,6 +7,13 @@ import subprocess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+QUICK = (
+    "-DCMAKE_BUILD_TYPE=None",
+    "-DCMAKE_CXX_FLAGS=-O1",
+    "-DCMAKE_UNITY_BUILD=ON",
+    "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0",
+)
+"""Options of a build whose programs run for seconds: each folder is one file to the compiler."""
 
 
 def build(folder: Path, *targets: str, options: tuple[str, ...] = ()) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.engines import golden_sampling, golden_text, programs
 
-OPTIONS = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", "-DR1V_SANITIZE=address,undefined")
+OPTIONS = ("-DR1V_SANITIZE=address,undefined", *programs.QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ std::optional<FinishReason> reason_of(const Json& name) {
   throw Error(Code::kInput, "No such reason.", {name.dump(), "", "", ""});
 }
 
-void compare(const Json& expected, const Tokenizer& tokenizer) {
+void expect_stream(const Json& expected, const Tokenizer& tokenizer) {
   const Detokenizer detokenizer(tokenizer, expected.at("shown").get<std::vector<int64_t>>());
   const Stops stops{expected.at("stop"), expected.at("stop_in_reasoning")};
   const Json& thinking = expected.at("thinking");
@@ -47,7 +47,7 @@ TEST(AnswerStream, EventsAndAnswersAreThoseOfPython) {
                             tokenizer_from_json(golden.at("tokenizer"), "tokenizer"));
   EXPECT_GE(golden.at("cases").size(), 4000u);
   for (const Json& expected : golden.at("cases")) {
-    compare(expected, tokenizer);
+    expect_stream(expected, tokenizer);
     ASSERT_FALSE(testing::Test::HasFailure()) << expected.dump();
   }
 }

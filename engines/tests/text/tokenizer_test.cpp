@@ -13,7 +13,7 @@ namespace r1v {
 namespace {
 
 // The first difference of one tokenizer's golden vectors fails the test.
-void compare(const std::filesystem::path& folder) {
+void expect_tokenizer(const std::filesystem::path& folder) {
   const Json definition = read_golden(folder / "tokenizer.json"), golden = read_golden(folder / "golden.json");
   const Tokenizer tokenizer(definition, tokenizer_from_json(golden.at("tokenizer"), "tokenizer"));
   EXPECT_EQ(tokenizer.vocab_size(), golden.at("vocab_size"));
@@ -41,7 +41,7 @@ TEST(Tokenizer, IdsAndTextAreThoseOfPython) {
   size_t tokenizers = 0;
   for (const auto& folder : std::filesystem::directory_iterator(root / "tokenizers")) {
     SCOPED_TRACE(folder.path().filename().string());
-    compare(folder.path());
+    expect_tokenizer(folder.path());
     ++tokenizers;
   }
   EXPECT_GE(tokenizers, 7u);
