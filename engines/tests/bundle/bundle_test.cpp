@@ -49,12 +49,8 @@ Json pipeline() {
   return Json::parse(R"({
     "schema_version": 1,
     "tokenizer": {"definition": "tokenizer.json"},
-    "prompt": {"thinking": [{"text": "<think>\n"}], "images": {"tokens_per_tile": 16, "context": {"id": 7}}},
-    "stop_tokens": [{"id": 3, "token": null}],
-    "reasoning": {"start": "<think>", "end": "</think>"},
+    "prompt": {"images": {"tokens_per_tile": 16, "context": {"id": 7}}},
     "positions": {"max_positions": 4096},
-    "image_policy": "as_displayed",
-    "default_sampling": {"temperature": 0, "top_p": 1, "top_k": 0, "repetition_penalty": 1, "max_new_tokens": 256},
     "engines": {"onnxruntime": {"files": {"vision": "vision.onnx"}, "options": {}}}
   })");
 }
@@ -83,10 +79,8 @@ TEST(Contract, AbsurdSizesAndUnknownTensorsAreRefused) {
 
 TEST(Pipeline, IsReadWithWhatTheRunnerNeeds) {
   const Pipeline parsed = parse_pipeline(pipeline(), "pipeline.json");
-  EXPECT_EQ(parsed.stop_ids, std::vector<int64_t>{3});
   EXPECT_EQ(parsed.image_token_id, 7);
-  EXPECT_TRUE(parsed.thinks);
-  EXPECT_EQ(parsed.default_sampling->max_new_tokens, 256);
+  EXPECT_EQ(parsed.tokenizer_definition, "tokenizer.json");
   EXPECT_EQ(parsed.engines.at("onnxruntime").files.at("vision"), "vision.onnx");
 }
 

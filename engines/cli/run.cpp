@@ -1,0 +1,120 @@
+#include "cli/run.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <iostream>
+
+#include "cli/show.h"
+
+namespace r1v::cli {
+namespace {
+
+constexpr size_t kMaxQuestionBytes = 1 << 20;
+constexpr char kCommands[] = "/image PATH shows an image with the next question; /exit or the end of the input ends";
+
+std::string stripped(const std::string& text) {
+  const char* space = " \t\n\v\f\r";
+  const size_t first = text.find_first_not_of(space);
+  return first == std::string::npos ? "" : text.substr(first, text.find_last_not_of(space) - first + 1);
+}
+
+std::string question_of(const RunArguments& arguments) {
+  if (arguments.question.empty()) {
+    fail_usage("There is no question: add one, such as \"What do you see?\", or pass --chat for a conversation.");
+  }
+  if (arguments.question != "-") return arguments.question;
+  const std::string text = stripped(read_stdin(kMaxQuestionBytes, "The question"));
+  if (text.empty()) throw Failure{{R1V_INPUT_ERROR, "There is no question.\n  where:    stdin\n  expected: text"}};
+  return text;
+}
+
+void require_stdin_once(const RunArguments& arguments) {
+  const auto images = std::count(arguments.images.begin(), arguments.images.end(), "-");
+  if (images + (arguments.chat || arguments.question == "-") > 1) fail_usage("Standard input can be read once.");
+  if (arguments.chat && !arguments.question.empty())
+    fail_usage("A conversation takes its questions from stdin: omit QUESTION.");
+}
+
+// Asks the last turn, and adds the answer to the turns.
+void ask(api::Engine& engine, std::vector<api::Turn>* turns, const api::RequestOptions& options, bool answer_only) {
+  Show show(answer_only);
+  const api::Answer answer =
+      value_of(engine.answer(*turns, options, [&](const api::Event& event) { show.event(event); }));
+  show.end(answer);
+  turns->push_back({"assistant", answer.text, {}});
+}
+
+// The path of `/image PATH`, nothing for a line that is no command.
+std::string image_command(const std::string& line) {
+  size_t end = 1;
+  while (end < line.size() && line[end] >= 'a' && line[end] <= 'z') ++end;
+  // What only begins with a slash, such as a path, is a question.
+  const bool is_command = line[0] == '/' && end > 1 && (end == line.size() || line[end] == ' ' || line[end] == '\t');
+  if (!is_command) return "";
+  const std::string path = stripped(line.substr(end));
+  if (line.substr(1, end - 1) == "image" && !path.empty()) return path;
+  fail_usage("Unknown conversation command.\n  expected: " + std::string(kCommands) +
+             "\n  found:    " + line.substr(0, 80));
+}
+
+void chat(api::Engine& engine, const api::RequestOptions& options, const RunArguments& arguments,
+          std::vector<api::Image> images) {
+  const bool interactive = isatty(STDIN_FILENO) != 0;
+  std::vector<api::Turn> turns;
+  if (interactive) std::cerr << kCommands << std::endl;
+  for (std::string line; (interactive && std::cerr << "> "), std::getline(std::cin, line);) {
+    line = stripped(line);
+    if (line == "/exit") return;
+    if (line.empty()) continue;
+    const size_t before = turns.size();
+    try {
+      if (const std::string path = image_command(line); !path.empty()) {
+        images.push_back(image_named(path));
+        continue;
+      }
+      turns.push_back({"user", line, images});
+      ask(engine, &turns, options, arguments.answer_only);
+      images.clear();
+    } catch (const Failure& failure) {
+      if (!interactive) throw;
+      turns.resize(before);  // The turn is not part of the conversation, and its images are shown with the next one.
+      std::cerr << "error: " << failure.error.message << std::endl;
+    }
+  }
+}
+
+}  // namespace
+
+void RunArguments::add_to(CLI::App& command) {
+  engine.add_to(command);
+  command.add_option("QUESTION", question, "What to ask; - is read from stdin.");
+  command.add_option("--image", images, "Image: file, or - for stdin; repeatable.")->allow_extra_args(false);
+  command.add_flag("--no-think", no_think, "Answer without reasoning.");
+  command.add_flag("--grounding", grounding, "Let <ref>, <box> and <quad> through in questions and answers.");
+  command.add_flag("--answer-only", answer_only, "Do not print the reasoning.");
+  command.add_flag("--chat", chat, "Hold a conversation; questions come line by line from stdin.");
+  command.add_flag("--verify", engine.verify, "First check the bundle's hashes, as verify does.");
+  sampling.add_to(command);
+}
+
+void run(const RunArguments& arguments) {
+  require_stdin_once(arguments);
+  const std::string question = arguments.chat ? "" : question_of(arguments);
+  api::Engine engine = arguments.engine.open();
+  std::vector<const char*> stops;
+  api::RequestOptions options;
+  options.sampling = arguments.sampling.choose(engine, &stops);
+  options.think = !arguments.no_think;
+  options.grounding = arguments.grounding;
+  std::vector<api::Image> images;
+  for (const std::string& name : arguments.images) images.push_back(image_named(name));
+  if (arguments.chat) {
+    chat(engine, options, arguments, std::move(images));
+    return;
+  }
+  std::vector<api::Turn> turns = {{"user", question, std::move(images)}};
+  ask(engine, &turns, options, arguments.answer_only);
+}
+
+}  // namespace r1v::cli

@@ -1,0 +1,52 @@
+#include "cli/show.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "cli/printable.h"
+
+namespace r1v::cli {
+namespace {
+
+void print(const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+}
+
+std::string end_remark(const api::Answer& answer) {
+  if (answer.finish_reason == R1V_FINISH_LENGTH) {
+    return "cut off after " + std::to_string(answer.token_ids.size()) + " tokens by --max-new-tokens";
+  }
+  if (answer.finish_reason == R1V_FINISH_CONTEXT) {
+    const size_t tokens = static_cast<size_t>(answer.prompt_tokens) + answer.token_ids.size();
+    return "cut off: prompt and answer fill the model's context of " + std::to_string(tokens) + " tokens";
+  }
+  return answer.reasoning_complete ? "" : "the model stopped inside its reasoning: there is no answer";
+}
+
+}  // namespace
+
+Show::Show(bool answer_only) : answer_only_(answer_only), dimmed_(isatty(STDOUT_FILENO) != 0) {}
+
+void Show::event(const api::Event& event) {
+  if (!event.reasoning.empty() && !answer_only_) {
+    if (!thinking_ && !dimmed_) print("<think>\n");
+    thinking_ = true;
+    const std::string reasoning = printable(event.reasoning);
+    print(dimmed_ ? "\x1b[2m" + reasoning + "\x1b[0m" : reasoning);
+  }
+  if (!event.text.empty()) {
+    if (thinking_) print(dimmed_ ? "\n\n" : "\n</think>\n");
+    thinking_ = false;
+    print(printable(event.text));
+  }
+}
+
+void Show::end(const api::Answer& answer) {
+  print("\n");
+  thinking_ = false;
+  if (const std::string remark = end_remark(answer); !remark.empty()) std::fprintf(stderr, "(%s)\n", remark.c_str());
+}
+
+}  // namespace r1v::cli

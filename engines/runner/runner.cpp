@@ -1,0 +1,82 @@
+#include "runner/runner.h"
+
+#include "base/files.h"
+#include "bundle/contract.h"
+
+namespace r1v {
+namespace {
+
+std::string field(const char* name) { return std::string(contract::kPipelineFile) + ": " + name; }
+
+Json tokenizer_definition(const Bundle& bundle) {
+  const std::string& path = bundle.pipeline.tokenizer_definition;
+  return parse_json(bundle.read(path, kTextLimitBytes), (bundle.folder / path).string());
+}
+
+std::vector<int64_t> ids_of(const std::vector<TokenPiece>& tokens) {
+  std::vector<int64_t> ids;
+  for (const TokenPiece& token : tokens) ids.push_back(token.id);
+  return ids;
+}
+
+}  // namespace
+
+Runner::Runner(const std::filesystem::path& bundle, const RunnerOptions& options)
+    : bundle_(open_bundle(bundle, options.verify)) {
+  const Fields pipeline(bundle_.pipeline.document, contract::kPipelineFile);
+  tokenizer_ = std::make_unique<const Tokenizer>(tokenizer_definition(bundle_),
+                                                 tokenizer_from_json(pipeline.at("tokenizer"), field("tokenizer")));
+  prompt_ = prompt_from_json(pipeline.at("prompt"), field("prompt"));
+  tags_ = reasoning_from_json(pipeline.at("reasoning"), field("reasoning"));
+  stop_ids_ = stop_ids_from_json(pipeline.at("stop_tokens"), field("stop_tokens"));
+  image_policy_ = parse_image_policy(pipeline);
+  engine_ = open_engine(bundle_, options.engine);
+  encoder_ = std::make_unique<const ImageEncoder>(*engine_, Tiling::from_json(pipeline.object("tiling")),
+                                                  options.engine.threads);
+}
+
+Sampling Runner::default_sampling() const {
+  const Json& sampling = bundle_.pipeline.document.at("default_sampling");
+  if (!sampling.is_null()) return sampling_from_json(sampling, field("default_sampling"));
+  throw Error(Code::kBundle, "The checkpoint's generation_config.json has a value out of its range.",
+              {field("default_sampling"), "", "", "say how tokens are to be chosen"});
+}
+
+std::unique_ptr<Generation> Runner::start(Request request, const Sampling& sampling) {
+  sampling.validate();
+  Prompt prompt{};
+  {
+    const Measure measure(&prompt.timings.preprocess_ms);
+    prompt.token_ids = encode(request);
+  }
+  prompt.image_token_id = prompt_.images.context.id;
+  AnswerStream answer = stream(request, sampling);
+  prompt.images = std::move(request.images);
+  return std::make_unique<Generation>(Shared{*engine_, *encoder_, decoding_, bundle_.pipeline.max_positions},
+                                      std::move(prompt), sampling, std::move(answer));
+}
+
+std::vector<int64_t> Runner::encode(const Request& request) const {
+  const int64_t max_positions = bundle_.pipeline.max_positions;
+  if (request.raw) {
+    if (request.turns.size() == 1 && request.images.empty()) {
+      return encode_raw(*tokenizer_, request.turns[0].text, max_positions);
+    }
+    throw Error(Code::kInput, "A text that is continued is one turn without images.", {"request", "", "", ""});
+  }
+  std::vector<int64_t> tiles;
+  for (const Pixels& image : request.images) {
+    tiles.push_back(static_cast<int64_t>(tile_count(image.width(), image.height(), encoder_->tiling())));
+  }
+  return encode_prompt(*tokenizer_, prompt_, request.turns, tiles, max_positions, {request.think, request.grounding});
+}
+
+AnswerStream Runner::stream(const Request& request, const Sampling& sampling) const {
+  const std::optional<bool> thinking =
+      request.raw ? std::nullopt : std::optional(request.think && !prompt_.thinking.empty());
+  Detokenizer detokenizer(*tokenizer_, request.grounding ? ids_of(prompt_.grounding_tokens) : std::vector<int64_t>{});
+  return AnswerStream(AnswerText(std::move(detokenizer), {sampling.stop, sampling.stop_in_reasoning}, thinking, tags_),
+                      stop_ids_, sampling.max_new_tokens);
+}
+
+}  // namespace r1v

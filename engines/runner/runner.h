@@ -1,0 +1,71 @@
+// The whole way from images and a question to an answer:
+// tiles -> vision -> projector -> embed -> prefill -> decode -> reasoning and text
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backends/open_engine.h"
+#include "bundle/bundle.h"
+#include "image/load_image.h"
+#include "runner/generation.h"
+#include "runner/image_encoder.h"
+#include "sampling/sampling.h"
+#include "text/prompt.h"
+
+namespace r1v {
+
+// A conversation to be answered.
+struct Request {
+  std::vector<Turn> turns;     // the last is the user's
+  std::vector<Pixels> images;  // the images of all turns, in order
+  bool think = true;           // let the model think before it answers, if its template knows how
+  bool raw = false;            // continue the text of the only turn, without a template around it
+  bool grounding = false;      // names of grounding tokens in messages are those tokens, and answers show them
+};
+
+struct RunnerOptions {
+  EngineOptions engine;
+  bool verify = false;  // first compare every file with the manifest
+};
+
+// Answers questions with the engine of a bundle. Any number of threads may use it at a time.
+class Runner {
+ public:
+  // Throws kBundle, kCapability, kUsage.
+  Runner(const std::filesystem::path& bundle, const RunnerOptions& options);
+
+  const Bundle& bundle() const { return bundle_; }
+  Engine& engine() const { return *engine_; }
+  ImagePolicy image_policy() const { return image_policy_; }
+  const ImageLimits& image_limits() const { return encoder_->tiling().limits; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+
+  // How tokens are chosen where the caller does not say. Throws kBundle: generation_config.json has none that can be
+  // used, and the caller has to say it.
+  Sampling default_sampling() const;
+
+  // Begins to answer a request; its first `next` computes. Throws kInput: the request cannot be used; kUsage: the
+  // sampling cannot.
+  std::unique_ptr<Generation> start(Request request, const Sampling& sampling);
+
+ private:
+  std::vector<int64_t> encode(const Request& request) const;
+  AnswerStream stream(const Request& request, const Sampling& sampling) const;
+
+  const Bundle bundle_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<const Tokenizer> tokenizer_;
+  PromptDocument prompt_;
+  ReasoningTags tags_;
+  std::vector<int64_t> stop_ids_;
+  ImagePolicy image_policy_;
+  std::unique_ptr<const ImageEncoder> encoder_;
+  std::mutex decoding_;  // one step of one answer at a time
+};
+
+}  // namespace r1v
