@@ -1,5 +1,5 @@
 # make demo    build the shipped model, check it against PyTorch, ask it about an image
-# make test    the whole test suite (no GPU); installs a tritonserver and, on Debian, Chromium first
+# make test    the whole test suite (no GPU); installs a tritonserver and, on Debian, Chromium and what libr1v needs first
 # make lint    ruff, mypy, import-linter
 # make runtime an environment that answers and serves, without torch and the rest of the compiler, in .venv-runtime
 
@@ -19,7 +19,7 @@ RUNTIME := .venv-runtime
 INSTALLED := $(VENV)/.installed
 TRITON := .venv-triton
 
-.PHONY: demo test lint format lock browser runtime clean
+.PHONY: demo test lint format lock browser engines runtime clean
 
 demo: $(INSTALLED)
 	$(BIN)/r1v-export build --precision $(PRECISION) -o $(BUNDLE)
@@ -27,12 +27,16 @@ demo: $(INSTALLED)
 	$(BIN)/r1v-export run $(BUNDLE) --image $(IMAGE) "$(QUESTION)"
 	@echo "serve it to OpenAI clients, and to people at http://localhost:8000: $(BIN)/r1v-export serve $(BUNDLE)"
 
-test: $(INSTALLED) $(TRITON)/.installed browser
+test: $(INSTALLED) $(TRITON)/.installed browser engines
 	R1V_SOAK_SECONDS=$(SOAK_SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # The browser of the page's tests. Where it cannot be installed they are skipped, and say so.
 browser:
 	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium > /dev/null; } || true
+
+# What builds libr1v, whose tests build and run it.
+engines:
+	engines/install_debian.sh
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

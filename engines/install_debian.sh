@@ -8,6 +8,11 @@ packages="g++ cmake ninja-build pkg-config
   nlohmann-json3-dev libpcre2-dev libutf8proc-dev libjpeg-dev libpng-dev libwebp-dev libcli11-dev libgtest-dev"
 [ "${1:-}" = --fuzz ] && packages="$packages clang libclang-rt-14-dev"
 
+if ! command -v dpkg-query > /dev/null; then
+  echo "not Debian: install what these packages hold by hand: $packages" >&2
+  exit 0
+fi
+
 missing=""
 for package in $packages; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q "ok installed" || missing="$missing $package"

@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <fstream>
 
+#include "cli/options.h"
+
 namespace r1v::cli {
 namespace {
 
@@ -32,22 +34,10 @@ r1v_answer measure(api::Engine& engine, const std::vector<api::Turn>& turns, con
 
 }  // namespace
 
-void BenchArguments::add_to(CLI::App& command) {
-  engine.add_to(command);
-  command.add_option("--image", image, "Ask about this image. [default: none]");
-  command.add_option("--question", question, "What to ask.")->capture_default_str();
-  command.add_option("--tokens", tokens, "Tokens of each answer, at most.")
-      ->capture_default_str()
-      ->check(CLI::Range(2, 1 << 24));
-  command.add_option("--runs", runs, "Runs after the warm-up; medians count.")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
-}
-
 void bench(const BenchArguments& arguments) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
-  api::Engine engine = arguments.engine.open();
+  api::Engine engine = open(arguments.engine);
   const double open_ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   api::RequestOptions options;
   r1v_sampling sampling;

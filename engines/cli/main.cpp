@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "cli/bench.h"
+#include "cli/options.h"
 #include "cli/run.h"
 
 namespace {
@@ -23,26 +24,15 @@ void verify(const std::string& bundle) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Answers questions about images from a bundle of r1v-export.");
-  app.set_version_flag("--version", std::string("r1v ") + r1v_version());
-  app.require_subcommand(1);
-  RunArguments run_arguments;
-  BenchArguments bench_arguments;
-  std::string verify_bundle;
-  CLI::App* run_command = app.add_subcommand("run", "Ask a bundle about images.");
-  run_arguments.add_to(*run_command);
-  CLI::App* bench_command = app.add_subcommand("bench", "Measure a bundle's engine.");
-  bench_arguments.add_to(*bench_command);
-  CLI::App* verify_command = app.add_subcommand("verify", "Recompute a bundle's hashes.");
-  verify_command->add_option("BUNDLE", verify_bundle, "Folder that r1v-export build wrote.")->required();
+  Arguments arguments;
+  if (const std::optional<int> code = parse(argc, argv, &arguments)) return *code;
   try {
-    app.parse(argc, argv);
-    if (run_command->parsed()) run(run_arguments);
-    if (bench_command->parsed()) bench(bench_arguments);
-    if (verify_command->parsed()) verify(verify_bundle);
+    switch (arguments.command) {
+      case Command::kRun: run(arguments.run); break;
+      case Command::kBench: bench(arguments.bench); break;
+      case Command::kVerify: verify(arguments.verify_bundle); break;
+    }
     return 0;
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
   } catch (const Failure& failure) {
     std::fprintf(stderr, "error: %s\n", failure.error.message.c_str());
     return exit_code(failure.error.status);

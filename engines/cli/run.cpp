@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <iostream>
 
+#include "cli/options.h"
 #include "cli/show.h"
 
 namespace r1v::cli {
@@ -86,25 +87,13 @@ void chat(api::Engine& engine, const api::RequestOptions& options, const RunArgu
 
 }  // namespace
 
-void RunArguments::add_to(CLI::App& command) {
-  engine.add_to(command);
-  command.add_option("QUESTION", question, "What to ask; - is read from stdin.");
-  command.add_option("--image", images, "Image: file, or - for stdin; repeatable.")->allow_extra_args(false);
-  command.add_flag("--no-think", no_think, "Answer without reasoning.");
-  command.add_flag("--grounding", grounding, "Let <ref>, <box> and <quad> through in questions and answers.");
-  command.add_flag("--answer-only", answer_only, "Do not print the reasoning.");
-  command.add_flag("--chat", chat, "Hold a conversation; questions come line by line from stdin.");
-  command.add_flag("--verify", engine.verify, "First check the bundle's hashes, as verify does.");
-  sampling.add_to(command);
-}
-
 void run(const RunArguments& arguments) {
   require_stdin_once(arguments);
   const std::string question = arguments.chat ? "" : question_of(arguments);
-  api::Engine engine = arguments.engine.open();
+  api::Engine engine = open(arguments.engine);
   std::vector<const char*> stops;
   api::RequestOptions options;
-  options.sampling = arguments.sampling.choose(engine, &stops);
+  options.sampling = choose(arguments.sampling, engine, &stops);
   options.think = !arguments.no_think;
   options.grounding = arguments.grounding;
   std::vector<api::Image> images;

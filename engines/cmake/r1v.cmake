@@ -25,6 +25,12 @@ function(r1v_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
   add_library(r1v_${name} STATIC ${ARG_SOURCES})
   target_link_libraries(r1v_${name} PUBLIC r1v_settings ${ARG_LINK})
+  # The JSON library is most of what is compiled: once is enough.
+  if(name STREQUAL base)
+    target_precompile_headers(r1v_${name} PRIVATE <nlohmann/json.hpp>)
+  else()
+    target_precompile_headers(r1v_${name} REUSE_FROM r1v_base)
+  endif()
 endfunction()
 
 # A GoogleTest program r1v_NAME_test, one test of ctest for each of its cases.

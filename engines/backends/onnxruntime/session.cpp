@@ -8,10 +8,14 @@
 #include "base/cpus.h"
 #include "base/files.h"
 #include "base/half.h"
+#include "bundle/contract.h"
 
 namespace r1v::ort {
 namespace {
 
+constexpr char kSpinning[] = "session.intra_op.allow_spinning";
+// Else threads that wait for the next step take the cores that sampling, delivering and other graphs need.
+constexpr char kNoSpinningBetweenRuns[] = "session.force_spinning_stop";
 constexpr char kRefused[] = "ONNX Runtime refuses an engine.";
 constexpr char kRebuild[] =
     "run `r1v-export verify`; if the bundle is sound, build it again with this version of onnxruntime";
@@ -52,7 +56,9 @@ void append_tensorrt(const Library& library, SessionOptions* options, const std:
   check(api.SessionOptionsAppendExecutionProvider_TensorRT_V2(options, tensorrt));
 }
 
-Owned<SessionOptions> session_options(const Library& library, const GraphOptions& graph, const DeviceOptions& device) {
+// `spinning`: threads wait for the next operator of a run by spinning, which small operators gain from.
+Owned<SessionOptions> session_options(const Library& library, const GraphOptions& graph, const DeviceOptions& device,
+                                      bool spinning) {
   const Api& api = library.api();
   const auto check = [&](Status* status) { library.check(status, Code::kBundle, kRefused, graph.file, kRebuild); };
   SessionOptions* options = nullptr;
@@ -62,8 +68,9 @@ Owned<SessionOptions> session_options(const Library& library, const GraphOptions
   const int available = device.threads > 0 ? device.threads : thread_count();
   check(api.SetIntraOpNumThreads(options, fixed ? static_cast<int>(graph.threads) : available));
   check(api.SetSessionLogSeverityLevel(options, kFatal));
-  for (const auto& [name, value] : graph.entries)
-    check(api.AddSessionConfigEntry(options, name.c_str(), value.c_str()));
+  Entries entries = {{kNoSpinningBetweenRuns, "1"}, {kSpinning, spinning ? "1" : "0"}};
+  for (const auto& [name, value] : graph.entries) entries[name] = value;
+  for (const auto& [name, value] : entries) check(api.AddSessionConfigEntry(options, name.c_str(), value.c_str()));
   const std::string gpu = std::to_string(device.gpu);
   if (device.device == Device::kTensorRt) {
     require_provider(library, "TensorrtExecutionProvider");
@@ -138,7 +145,8 @@ GraphSession::GraphSession(const Library& library, const Bundle& bundle, const G
                            const GraphOptions& options, const DeviceOptions& device)
     : library_(library), graph_(graph), memory_(cpu_memory(library)) {
   const std::string content = bundle.read(options.file, kGraphLimitBytes);
-  const Owned<SessionOptions> session_options_ = session_options(library, options, device);
+  const Owned<SessionOptions> session_options_ =
+      session_options(library, options, device, graph.name == contract::kDecoder);
   Session* session = nullptr;
   library.check(library.api().CreateSessionFromArray(library.env(), content.data(), content.size(),
                                                      session_options_.get(), &session),

@@ -1,0 +1,199 @@
+"""r1v.h through ctypes: the layout of every struct, so that a change of the ABI is noticed."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint64, c_void_p, sizeof
+from pathlib import Path
+from typing import Any
+
+OK, USAGE, BUNDLE, INPUT, GRAPH, CAPABILITY = range(6)
+
+
+class EngineOptions(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("target", c_char_p),
+        ("device", c_char_p),
+        ("onnxruntime_library", c_char_p),
+        ("gpu", c_int32),
+        ("threads", c_int32),
+        ("verify", c_int32),
+    )
+
+
+class Image(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("path", c_char_p),
+        ("data", c_char_p),
+        ("size", c_size_t),
+        ("width", c_int32),
+        ("height", c_int32),
+    )
+
+
+class Turn(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("role", c_char_p),
+        ("text", c_char_p),
+        ("images", POINTER(Image)),
+        ("image_count", c_size_t),
+    )
+
+
+class Sampling(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("max_new_tokens", c_int64),
+        ("temperature", c_double),
+        ("top_p", c_double),
+        ("top_k", c_int64),
+        ("min_p", c_double),
+        ("repetition_penalty", c_double),
+        ("presence_penalty", c_double),
+        ("frequency_penalty", c_double),
+        ("seed", c_uint64),
+        ("random_seed", c_int32),
+        ("stop", POINTER(c_char_p)),
+        ("stop_count", c_size_t),
+        ("stop_in_reasoning", c_int32),
+    )
+
+
+class RequestOptions(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("turns", POINTER(Turn)),
+        ("turn_count", c_size_t),
+        ("sampling", POINTER(Sampling)),
+        ("think", c_int32),
+        ("grounding", c_int32),
+        ("raw", c_int32),
+    )
+
+
+class Event(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("token_id", c_int64),
+        ("reasoning", c_char_p),
+        ("reasoning_size", c_size_t),
+        ("text", c_char_p),
+        ("text_size", c_size_t),
+        ("finished", c_int32),
+    )
+
+
+class Answer(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("reasoning", c_char_p),
+        ("text", c_char_p),
+        ("reasoning_complete", c_int32),
+        ("finish_reason", c_int32),
+        ("token_ids", POINTER(c_int64)),
+        ("token_count", c_size_t),
+        ("reasoning_tokens", c_int64),
+        ("prompt_tokens", c_int64),
+        ("preprocess_ms", c_double),
+        ("vision_ms", c_double),
+        ("projector_ms", c_double),
+        ("embed_ms", c_double),
+        ("prefill_ms", c_double),
+        ("decode_ms", c_double),
+    )
+
+
+class StatusError(Exception):
+    """A call of the library that failed."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The library, with the types of its functions."""
+    library = ctypes.CDLL(str(path))
+    for name in ("version", "error_message", "status_name", "engine_description"):
+        getattr(library, f"r1v_{name}").restype = c_char_p
+    library.r1v_engine_description.argtypes = [c_void_p]
+    library.r1v_engine_max_positions.argtypes = [c_void_p]
+    library.r1v_engine_max_positions.restype = c_int64
+    for name in ("engine_options", "image", "turn", "request_options", "event", "answer"):
+        getattr(library, f"r1v_{name}_init").argtypes = [c_void_p, c_size_t]
+    for name in ("sampling_init", "sampling_init_greedy"):
+        getattr(library, f"r1v_{name}").argtypes = [c_void_p, c_void_p, c_size_t]
+    library.r1v_engine_open.argtypes = [c_char_p, c_void_p, c_void_p]
+    library.r1v_verify.argtypes = [c_char_p, c_void_p, c_void_p]
+    library.r1v_request_start.argtypes = [c_void_p, c_void_p, c_void_p]
+    for name in ("next", "answer"):
+        getattr(library, f"r1v_request_{name}").argtypes = [c_void_p, c_void_p]
+    for name in ("engine_free", "request_free", "request_cancel"):
+        getattr(library, f"r1v_{name}").argtypes = [c_void_p]
+    return library
+
+
+class Engine:
+    """An engine of the library."""
+
+    def __init__(self, library: ctypes.CDLL, bundle: Path, **options: Any) -> None:
+        self.library, self.handle = library, c_void_p()
+        given = self.made(EngineOptions, "engine_options", **options)
+        self.check(library.r1v_engine_open(str(bundle).encode(), byref(given), byref(self.handle)))
+
+    def made(self, kind: type[Structure], name: str, **fields: Any) -> Any:
+        """A struct with its defaults, and some fields."""
+        struct = kind()
+        getattr(self.library, f"r1v_{name}_init")(byref(struct), sizeof(struct))
+        for field, value in fields.items():
+            setattr(struct, field, value)
+        return struct
+
+    def check(self, status: int) -> None:
+        """Raise the error of a call."""
+        if status != OK:
+            raise StatusError(status, self.library.r1v_error_message().decode())
+
+    def greedy(self, **fields: Any) -> Sampling:
+        """Greedy sampling."""
+        sampling = Sampling()
+        self.check(self.library.r1v_sampling_init_greedy(self.handle, byref(sampling), sizeof(sampling)))
+        for field, value in fields.items():
+            setattr(sampling, field, value)
+        return sampling
+
+    def start(self, text: str, *images: Image, role: str = "user", **options: Any) -> c_void_p:
+        """Begin to answer a question."""
+        turn = self.made(Turn, "turn", role=role.encode(), text=text.encode())
+        turn.images, turn.image_count = (Image * len(images))(*images), len(images)
+        sampling = options.pop("sampling", None)
+        request = self.made(RequestOptions, "request_options", turn_count=1, **options)
+        request.turns = (Turn * 1)(turn)
+        if sampling is not None:
+            request.sampling = ctypes.pointer(sampling)
+        handle = c_void_p()
+        self.check(self.library.r1v_request_start(self.handle, byref(request), byref(handle)))
+        return handle
+
+    def events(self, request: c_void_p) -> Iterator[tuple[int, str, str]]:
+        """Token, reasoning and text of each event."""
+        finished = False
+        while not finished:
+            event = self.made(Event, "event")
+            self.check(self.library.r1v_request_next(request, byref(event)))
+            finished = bool(event.finished)
+            yield event.token_id, event.reasoning.decode(), event.text.decode()
+
+    def answer(self, request: c_void_p) -> Answer:
+        """The whole answer, once its events are over."""
+        answer = self.made(Answer, "answer")
+        self.check(self.library.r1v_request_answer(request, byref(answer)))
+        return answer
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.library.r1v_engine_free(self.handle)

@@ -1,0 +1,45 @@
+"""libr1v and its programs, built once, and bundles for them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.pipeline.build import build
+from tests.engines import programs
+
+ONNXRUNTIME = Path(onnxruntime.__file__).parent / "capi"
+"""Folder of the library that Python uses, too."""
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory, made_once: MakeOnce) -> Path:
+    """Everything of engines/, built as a release."""
+    return made_once("engines", lambda folder: programs.build(folder))
+
+
+@pytest.fixture(scope="session")
+def int4_bundle(made_once: MakeOnce) -> Path:
+    """The shipped model with int4 weights, rounded to nearest. Not to be written to."""
+    config = BuildConfig(precision="int4", recipe="int4-rtn", parity=ParityConfig(enabled=False))
+    return made_once("nano-int4", lambda out: build(config, out))
+
+
+@pytest.fixture(scope="session")
+def r1v(engines: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the program `r1v` with some arguments, and stdin."""
+
+    def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"R1V_ONNXRUNTIME": str(ONNXRUNTIME)}
+        words = [str(word) for word in (engines / "engines/cli/r1v", *arguments)]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, input=stdin, check=False)
+
+    return run

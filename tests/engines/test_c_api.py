@@ -1,0 +1,255 @@
+"""The C API r1v.h, through ctypes, from C and from an installed package."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import byref, c_int64, c_void_p, sizeof
+
+import pytest
+from PIL import Image as PillowImage
+
+from r1v_export.nano.dataset import samples
+from r1v_export.runner.base import Request
+from r1v_export.runner.open_runner import open_runner
+from r1v_export.version import VERSION
+from tests.engines import c_api, programs
+from tests.engines.conftest import ONNXRUNTIME
+
+COUNT = programs.REPOSITORY / "examples/images/06-count.png"
+HEADER = programs.REPOSITORY / "engines/include/r1v/r1v.h"
+STRUCTS = {
+    "r1v_engine_options": c_api.EngineOptions,
+    "r1v_image": c_api.Image,
+    "r1v_turn": c_api.Turn,
+    "r1v_sampling": c_api.Sampling,
+    "r1v_request_options": c_api.RequestOptions,
+    "r1v_event": c_api.Event,
+    "r1v_answer": c_api.Answer,
+}
+
+
+@pytest.fixture(scope="module")
+def library(engines):
+    return c_api.load(engines / "engines/api/libr1v.so")
+
+
+@pytest.fixture(scope="module")
+def engine(library, nano_bundle):
+    opened = c_api.Engine(library, nano_bundle, onnxruntime_library=str(ONNXRUNTIME).encode())
+    yield opened
+    opened.close()
+
+
+def file_image(engine, path):
+    return engine.made(c_api.Image, "image", path=str(path).encode())
+
+
+def ask(engine, text, *images, **options):
+    request = engine.start(text, *images, **options)
+    try:
+        events = list(engine.events(request))
+        answer = engine.answer(request)
+        tokens = answer.token_ids[: answer.token_count]
+        assert [token for token, _, _ in events if token >= 0] == tokens
+        assert "".join(reasoning for _, reasoning, _ in events) == answer.reasoning.decode()
+        assert "".join(text for _, _, text in events) == answer.text.decode()
+        return answer.reasoning.decode(), answer.text.decode(), tokens, answer.finish_reason
+    finally:
+        engine.library.r1v_request_free(request)
+
+
+def test_structs_lie_in_memory_as_a_c_compiler_has_them(engines, tmp_path):
+    """An engine that was compiled with an older header must find every field where it was: change no line of c_api.py,
+    but for fields that are added at the end of a struct."""
+    prints = "".join(
+        f'printf("{name} %zu", sizeof({name}));'
+        + "".join(f'printf(" %zu", offsetof({name}, {field[0]}));' for field in struct._fields_)
+        + 'printf("\\n");'
+        for name, struct in STRUCTS.items()
+    )
+    source = tmp_path / "layout.c"
+    source.write_text(f'#include <stdio.h>\n#include "r1v/r1v.h"\nint main(void) {{ {prints} return 0; }}\n')
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I", HEADER.parents[1]]
+    subprocess.run(["cc", *flags, source, "-o", tmp_path / "layout"], check=True)
+    found = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout.splitlines()
+    expected = [
+        " ".join(map(str, (name, sizeof(struct), *(getattr(struct, field[0]).offset for field in struct._fields_))))
+        for name, struct in STRUCTS.items()
+    ]
+    assert found == expected
+
+
+def test_the_library_shows_what_the_header_declares_and_nothing_else(engines):
+    listed = subprocess.run(
+        ["nm", "-D", "--defined-only", engines / "engines/api/libr1v.so"], check=True, capture_output=True, text=True
+    ).stdout
+    declared = set(re.findall(r"^R1V_API [^;]*?(r1v_\w+)\(", HEADER.read_text(), re.MULTILINE))
+    assert {line.split()[-1] for line in listed.splitlines()} == declared
+    assert len(declared) > 20
+
+
+def test_the_version_is_the_packages(library):
+    assert library.r1v_version().decode() == VERSION
+
+
+def test_a_question_is_answered_as_python_does(engine, nano_bundle):
+    expected = open_runner(nano_bundle).ask("How many objects do you see?", COUNT)
+    reasoning, text, tokens, reason = ask(engine, "How many objects do you see?", file_image(engine, COUNT))
+    assert (reasoning, text, tokens) == (expected.reasoning, expected.text, list(expected.token_ids))
+    assert reason == 0
+
+
+@pytest.mark.slow(90)
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_tokens_of_generated_questions_are_those_of_python(library, nano_bundle, int4_bundle, precision):
+    bundle = nano_bundle if precision == "fp32" else int4_bundle
+    engine = c_api.Engine(library, bundle, onnxruntime_library=str(ONNXRUNTIME).encode())
+    runner = open_runner(bundle)
+    for sample in samples("eval", 40):
+        expected = runner.answer(Request.ask(sample.question, sample.image))
+        assert ask(engine, sample.question, pixels(engine, sample.image))[2] == list(expected.token_ids)
+    engine.close()
+
+
+def pixels(engine, image):
+    rgb = image.convert("RGB")
+    return engine.made(
+        c_api.Image, "image", data=rgb.tobytes(), size=3 * rgb.width * rgb.height, width=rgb.width, height=rgb.height
+    )
+
+
+def test_an_image_is_a_file_or_its_bytes_or_its_pixels(engine):
+    content = COUNT.read_bytes()
+    images = [
+        file_image(engine, COUNT),
+        engine.made(
+            c_api.Image,
+            "image",
+            data=ctypes.cast(ctypes.create_string_buffer(content, len(content)), ctypes.c_char_p),
+            size=len(content),
+        ),
+        pixels(engine, PillowImage.open(COUNT)),
+    ]
+    answers = [ask(engine, "What do you see?", image) for image in images]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_threads_that_share_an_engine_get_their_own_answers(engine):
+    asked = list(samples("eval", 6))
+    alone = [ask(engine, sample.question, pixels(engine, sample.image)) for sample in asked]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda each: ask(engine, each.question, pixels(engine, each.image)), asked))
+    assert together == alone
+
+
+def test_a_cancelled_answer_ends_with_what_it_has(engine):
+    request = engine.start("Describe the image.", file_image(engine, COUNT))
+    events = engine.events(request)
+    first = [next(events)[0] for _ in range(3)]
+    canceller = threading.Thread(target=engine.library.r1v_request_cancel, args=(request,))
+    canceller.start()
+    canceller.join()
+    assert [token for token, _, _ in events] == [-1]
+    answer = engine.answer(request)
+    assert answer.token_ids[: answer.token_count] == first
+    assert answer.finish_reason == 3
+    engine.library.r1v_request_free(request)
+
+
+def test_a_request_that_is_not_over_may_be_freed(engine):
+    request = engine.start("Describe the image.", file_image(engine, COUNT))
+    next(engine.events(request))
+    engine.library.r1v_request_free(request)
+
+
+def test_what_an_older_caller_does_not_know_is_as_by_default(engine):
+    """A caller whose header has only the first two fields of r1v_sampling."""
+
+    class Old(ctypes.Structure):
+        _fields_ = (("struct_size", ctypes.c_size_t), ("max_new_tokens", c_int64), ("behind", c_int64))
+
+    old = Old(behind=77)
+    engine.check(engine.library.r1v_sampling_init(engine.handle, byref(old), 16))
+    assert (old.struct_size, old.behind) == (16, 77)
+    old.max_new_tokens = 3
+    sampling = ctypes.cast(ctypes.pointer(old), ctypes.POINTER(c_api.Sampling)).contents
+    assert len(ask(engine, "Hello", sampling=sampling)[2]) == 3
+
+
+def test_calls_that_cannot_be_are_errors_with_a_message(engine, library, nano_bundle, tmp_path):
+    def status_of(call):
+        with pytest.raises(c_api.StatusError) as raised:
+            call()
+        assert str(raised.value)
+        return raised.value.status
+
+    assert status_of(lambda: c_api.Engine(library, tmp_path)) == c_api.BUNDLE
+    assert status_of(lambda: c_api.Engine(library, nano_bundle, threads=-1)) == c_api.USAGE
+    assert status_of(lambda: c_api.Engine(library, nano_bundle, onnxruntime_library=b"/no/such")) == c_api.CAPABILITY
+    assert status_of(lambda: engine.start("Hello", role="nobody")) == c_api.USAGE
+    assert status_of(lambda: engine.start("")) == c_api.INPUT
+    assert status_of(lambda: engine.start("Hello", engine.made(c_api.Image, "image"))) == c_api.USAGE
+    assert status_of(lambda: engine.start("Hello", sampling=engine.greedy(top_p=7.0))) == c_api.USAGE
+    assert status_of(lambda: engine.start("Hello", sampling=engine.greedy(struct_size=0))) == c_api.USAGE
+    huge = engine.made(c_api.Image, "image", data=b"x", size=1, width=2**31 - 1, height=2**31 - 1)
+    assert status_of(lambda: engine.start("Hello", huge)) == c_api.INPUT
+    request = engine.start("Hello", sampling=engine.greedy(max_new_tokens=1))
+    assert status_of(lambda: engine.answer(request)) == c_api.USAGE
+    list(engine.events(request))
+    assert status_of(lambda: next(engine.events(request))) == c_api.USAGE
+    library.r1v_request_free(request)
+
+
+def test_null_pointers_are_errors_or_nothing(library):
+    assert library.r1v_engine_open(None, None, byref(c_void_p())) == c_api.USAGE
+    assert library.r1v_engine_open(b"x", None, None) == c_api.USAGE
+    assert library.r1v_verify(None, None, None) == c_api.USAGE
+    assert library.r1v_request_start(None, None, byref(c_void_p())) == c_api.USAGE
+    assert library.r1v_request_next(None, None) == c_api.USAGE
+    assert library.r1v_request_answer(None, None) == c_api.USAGE
+    assert library.r1v_sampling_init(None, None, 8) == c_api.USAGE
+    for name in ("engine_free", "request_free", "request_cancel"):
+        getattr(library, f"r1v_{name}")(None)
+    library.r1v_image_init(None, 8)
+    assert library.r1v_engine_max_positions(None) == 0
+
+
+def test_an_installed_package_is_found_by_cmake_and_pkg_config(engines, nano_bundle, tmp_path):
+    prefix, project, build = tmp_path / "prefix", tmp_path / "project", tmp_path / "build"
+    subprocess.run(["cmake", "--install", engines, "--prefix", prefix], check=True, capture_output=True)
+    project.mkdir()
+    (project / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(consumer CXX)\nfind_package(r1v 0.1 REQUIRED)\n"
+        "add_executable(consumer main.cpp)\ntarget_link_libraries(consumer PRIVATE r1v::r1v)\n"
+    )
+    (project / "main.cpp").write_text(
+        "#include <r1v/r1v.hpp>\n#include <cstdio>\n"
+        "int main(int, char** argv) {\n"
+        "  auto engine = r1v::api::Engine::open(argv[1]);\n"
+        '  if (!engine) return std::fprintf(stderr, "%s\\n", engine.error().message.c_str()), 1;\n'
+        '  auto answer = engine->answer({{"user", argv[3], {{argv[2], {}, 0, 0}}}});\n'
+        '  if (!answer) return std::fprintf(stderr, "%s\\n", answer.error().message.c_str()), 1;\n'
+        '  std::printf("%s\\n", answer->text.c_str());\n'
+        "}\n"
+    )
+    programs.run("cmake", "-S", project, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
+    programs.run("cmake", "--build", build)
+    environment = {"R1V_ONNXRUNTIME": str(ONNXRUNTIME), "LD_LIBRARY_PATH": str(prefix / "lib")}
+    question = "How many objects do you see?"
+    ran = subprocess.run(
+        [build / "consumer", nano_bundle, COUNT, question], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (0, open_runner(nano_bundle).ask(question, COUNT).text + "\n"), ran.stderr
+    (folder,) = prefix.rglob("pkgconfig")
+    shown = subprocess.run(
+        ["pkg-config", "--modversion", "r1v"],
+        env={"PKG_CONFIG_PATH": str(folder), "PATH": "/usr/bin"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert shown.stdout.strip() == VERSION

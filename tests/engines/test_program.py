@@ -1,0 +1,128 @@
+"""The program `r1v` against `r1v-export`: the same bundle, the same questions, the same output byte for byte."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from r1v_export.cli.main import main
+from r1v_export.nano.dataset import samples
+from tests.engines import programs
+
+IMAGES = programs.REPOSITORY / "examples/images"
+COUNT, CHART, SHAPE = IMAGES / "06-count.png", IMAGES / "05-chart.png", IMAGES / "02-shape.png"
+
+
+def python_output(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(word) for word in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Images of other formats and shapes than the examples: some have several tiles."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index, sample in enumerate(samples("eval", 4)):
+        wide = sample.image.resize((sample.image.width * (1 + index % 3), sample.image.height))
+        wide.save(folder / f"{index}.jpg", quality=90)
+        wide.save(folder / f"{index}.webp", lossless=True)
+    return folder
+
+
+@pytest.mark.slow(60)
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_answers_are_those_of_python_byte_for_byte(r1v, nano_bundle, int4_bundle, photos, precision):
+    bundle = nano_bundle if precision == "fp32" else int4_bundle
+    asked = [
+        ["--image", COUNT, "How many objects do you see?"],
+        ["--image", CHART, "--image", SHAPE, "What is in <image> and in <image>?"],
+        ["--image", COUNT, "--image", CHART, "--image", COUNT, "Which image has bars?"],
+        ["--image", photos / "1.jpg", "What do you see?"],
+        ["--image", photos / "2.webp", "--no-think", "What do you see?"],
+        ["--image", photos / "3.jpg", "--max-new-tokens", "7", "What do you see?"],
+        ["--image", COUNT, "--stop", "makes", "--stop-in-reasoning", "How many objects do you see?"],
+        ["--image", COUNT, "--answer-only", "How many objects are there?"],
+        ["--image", COUNT, "--temperature", "0.9", "--top-p", "0.9", "--top-k", "40", "--seed", "7", "What is this?"],
+        ["--image", COUNT, "--repetition-penalty", "1.3", "Describe the image in ünïcödé \U0001f600."],
+        ["Hello, who are you?"],
+    ]
+    for arguments in asked:
+        ran = r1v("run", bundle, *arguments)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout == python_output("run", bundle, *arguments)
+
+
+def test_a_conversation_is_that_of_python(r1v, nano_bundle):
+    lines = f"How many objects are there?\n/image {CHART}\nAnd here?\nThank you.\n"
+    ran = r1v("run", nano_bundle, "--chat", "--image", COUNT, stdin=lines)
+    arguments = [str(word) for word in ("run", nano_bundle, "--chat", "--image", COUNT)]
+    expected = CliRunner().invoke(main, arguments, input=lines, catch_exceptions=False)
+    assert (ran.returncode, ran.stdout) == (0, expected.stdout)
+
+
+def test_stdin_is_an_image_or_a_question(r1v, nano_bundle):
+    asked = r1v("run", nano_bundle, "--image", COUNT, "-", stdin="How many objects do you see?\n")
+    assert asked.stdout == python_output("run", nano_bundle, "--image", COUNT, "How many objects do you see?")
+    assert r1v("run", nano_bundle, "--image", "-", "-").returncode == 2
+
+
+def test_a_bundle_is_verified(r1v, tiny_bundle):
+    assert r1v("verify", tiny_bundle).stdout.startswith("ok: ")
+    weights = tiny_bundle / "graphs/decoder.data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    ran = r1v("verify", tiny_bundle)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: graphs/decoder.data is altered.")
+    assert r1v("run", tiny_bundle, "--verify", "Hello").stderr == ran.stderr
+
+
+@pytest.mark.parametrize(
+    "file", ["pipeline.json", "contract.json", "tokenizer.json", "engines/onnxruntime/decoder.onnx"]
+)
+def test_a_file_that_is_missing_or_altered_is_named(r1v, tiny_bundle, file):
+    path = tiny_bundle / file
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    assert f"{file} is altered." in r1v("run", tiny_bundle, "Hello").stderr
+    path.unlink()
+    assert f"{file} is missing." in r1v("run", tiny_bundle, "Hello").stderr
+
+
+def test_what_cannot_be_is_an_error_with_its_exit_code(r1v, tiny_bundle, tmp_path):
+    assert r1v("run", tmp_path, "Hello").stderr.startswith("error: This is not a bundle.")
+    (tmp_path / "no.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    cases = {
+        ("run", tiny_bundle): 2,
+        ("run", tiny_bundle, "--target", "tensorrt", "Hello"): 1,
+        ("run", tiny_bundle, "--device", "cuda", "Hello"): 4,
+        ("run", tiny_bundle, "--device", "tpu", "Hello"): 2,
+        ("run", tiny_bundle, "--onnxruntime", tmp_path, "Hello"): 4,
+        ("run", tiny_bundle, "--image", tmp_path / "no.png", "Hello"): 1,
+        ("run", tiny_bundle, "--image", "http://example.com/a.png", "Hello"): 2,
+        ("run", tiny_bundle, "--greedy", "--temperature", "1", "Hello"): 2,
+        ("run", tiny_bundle, "--top-p", "7", "Hello"): 2,
+        ("run", tiny_bundle, "--no-such-option", "Hello"): 2,
+        ("run", tiny_bundle, "x" * 400_000): 1,
+    }
+    for arguments, code in cases.items():
+        ran = r1v(*arguments)
+        assert (ran.returncode, ran.stdout) == (code, ""), (arguments[:3], ran.stderr)
+        assert ran.stderr
+
+
+def test_bench_measures_an_answer(r1v, tiny_bundle):
+    ran = r1v("bench", tiny_bundle, "--image", COUNT, "--tokens", "4", "--runs", "1")
+    assert ran.returncode == 0, ran.stderr
+    assert {"vision", "prefill", "decode"} <= {line.split()[0] for line in ran.stdout.splitlines() if line}
+    assert "tokens/s" in ran.stdout
+
+
+def test_a_link_to_a_bundle_is_opened(r1v, tiny_bundle, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tiny_bundle)
+    assert r1v("run", link, "--max-new-tokens", "2", "Hello").returncode == 0
+    shutil.rmtree(tiny_bundle)
+    assert "no such folder" in r1v("run", link, "Hello").stderr
