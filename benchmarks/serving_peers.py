@@ -19,7 +19,8 @@ from serving_model import Model
 from r1v_export.bundle import Bundle
 from r1v_export.deploy.triton.repository import MODELS_FOLDER, TritonOptions, write_repository
 
-START_S = 300
+START_S = 900
+"""vLLM compiles for minutes, the first time."""
 CONTEXT = 2048
 """Tokens of a prompt and its answer, at most, where a server takes a limit."""
 
@@ -79,6 +80,7 @@ def vllm(model: Model, python: Path, max_rows: int, threads: int) -> Iterator[st
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(START_S),
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(model.work / "vllm/modules"),
         "VLLM_CACHE_ROOT": str(model.work / "vllm/cache"),

@@ -211,12 +211,14 @@ def cases(tmp_path_factory, alone) -> list[Case]:
 @pytest.fixture(scope="module")
 def soak(start_server, cases, alone) -> Iterator[Soak]:
     server = start_server("--no-access-log", *SMALL_CACHE)
-    found = asyncio.run(run_soak(server, cases, alone))
-    if results := os.environ.get("R1V_SOAK_RESULTS"):
-        write_results(found, Path(results))
-    yield found
-    if server.process.poll() is None:
-        server.stop()
+    try:
+        found = asyncio.run(run_soak(server, cases, alone))
+        if results := os.environ.get("R1V_SOAK_RESULTS"):
+            write_results(found, Path(results))
+        yield found
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
 
 
 def write_results(soak: Soak, path: Path) -> None:
