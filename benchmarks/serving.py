@@ -8,7 +8,7 @@
 has not seen before, answers of one length; and conversations of two turns, whose second prompt begins with the first.
 A server that is measured is not measured again (`--work`'s rows/), so a killed run goes on.
 `--only NAME` takes some servers, `--minutes 25` begins none after that, `--try` asks little and keeps nothing.
-Results: benchmarks/results/<date>-serving-peers.json, and the table of docs/benchmarks.md on stdout.
+Results: benchmarks/results/<date>-serving-peers.json, and the tables of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -30,7 +30,7 @@ import llama_cpp_oracle
 import psutil
 import vllm_oracle
 from measure import machine, write_results
-from serving_load import Api, Clients, levels
+from serving_load import Api, Clients
 from serving_model import Model
 from serving_peers import llama_cpp, served, triton, vllm
 
@@ -40,29 +40,31 @@ THREADS = psutil.cpu_count(logical=False)
 """Of every server; the clients share them."""
 CONVERSATIONS = 3
 ALONE = "one at a time"
+PRECISIONS = ("int4", "fp32")
+BEGIN, END = "<!-- begin: written by benchmarks/serving.py -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A server, and with how many clients it is measured."""
+    """A server, and how it is measured: numbers of clients -> turns, of which the median is reported."""
 
     start: Callable[[], AbstractContextManager[str]]
     api: Api = "openai"
-    clients: tuple[int, ...] = (1, 4, 16, 32)
+    turns: Mapping[int, int] = field(default_factory=lambda: {1: 3, 4: 1, 16: 3, 32: 1})
 
 
 def peers(model: Model, triton_environment: Path) -> dict[str, Peer]:
     llama = environment(model, "llama", llama_cpp_oracle.make_environment)
     vllm_python = environment(model, "vllm", vllm_oracle.make_environment)
     found: dict[str, Peer] = {}
-    for precision in ("int4", "fp32"):
+    for precision in PRECISIONS:
         bundle = model.bundle(precision)
         found[f"serve {precision}"] = Peer(partial(served, bundle, ROWS))
-        found[f"{ALONE} {precision}"] = Peer(partial(served, bundle, 1), clients=(1, 16))
+        found[f"{ALONE} {precision}"] = Peer(partial(served, bundle, 1), turns={1: 3, 16: 1})
     found["vLLM bf16"] = Peer(partial(vllm, model, vllm_python, ROWS, THREADS))
     for name, bundle_name in {"Q4_0": "gguf4", "bf16": "gguf16"}.items():
         found[f"llama.cpp {name}"] = Peer(partial(llama_cpp, model, bundle_name, llama, ROWS, THREADS))
-    for precision in ("int4", "fp32"):
+    for precision in PRECISIONS:
         found[f"triton {precision}"] = Peer(
             partial(triton, model.bundle(precision), triton_environment, ROWS), "triton"
         )
@@ -74,7 +76,7 @@ def environment(model: Model, name: str, make: Callable[[Path], Path]) -> Path:
     return make(model.work / "envs" / name)
 
 
-def measure(peer: Peer, new_tokens: int, turns: int) -> dict[str, Any]:
+def measure(peer: Peer, new_tokens: int) -> dict[str, Any]:
     """Medians of a server's turns at each number of clients, and of conversations' first tokens."""
     started, load = time.monotonic(), psutil.getloadavg()[0]
     rows = []
@@ -83,13 +85,14 @@ def measure(peer: Peer, new_tokens: int, turns: int) -> dict[str, Any]:
         clients.load(2, 1)  # warm-up
         clients.two_turns()
         starting = time.monotonic() - started
-        for count, requests in levels(peer.clients):
+        for count, turns in peer.turns.items():
+            requests = max(1, 4 // count)  # few clients ask oftener
             each = [clients.load(count, requests).row() for _ in range(turns)]
             middle = {name: round(median(row[name] for row in each), 2) for name in each[0]}
             rows.append(
                 {
                     "clients": count,
-                    "requests": requests,
+                    "requests_per_client": requests,
                     **middle,
                     "tokens_per_s_all": [r["tokens_per_s"] for r in each],
                 }
@@ -108,25 +111,75 @@ def measure(peer: Peer, new_tokens: int, turns: int) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The table of docs/benchmarks.md."""
-    counts = (1, 4, 16, 32)
+def tables(results: dict[str, dict[str, Any]]) -> str:
+    """What docs/benchmarks.md shows between its marks."""
     latency = "p50 (p95, p99), ms, at 1; 16"
     heads = ["server", "tokens/s at 1, 4, 16, 32 clients", f"first token: {latency}", f"between tokens: {latency}"]
-    heads.append("first token of a second turn / of the first")
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for name, found in results.items():
         rows = {row["clients"]: row for row in found["rows"]}
-        speeds = ", ".join(f"{rows[count]['tokens_per_s']:.1f}" if count in rows else "–" for count in counts)
-        first, between = (_latencies(rows, quantity) for quantity in ("first_token_ms", "inter_token_ms"))
-        share = found["second_turn_ms"] / found["first_turn_ms"]
-        lines.append(f"| {name} | {speeds} | {first} | {between} | {share:.2f} |")
-    return "\n".join(lines)
+        speeds = ", ".join(f"{rows[count]['tokens_per_s']:.1f}" if count in rows else "–" for count in (1, 4, 16, 32))
+        lines.append([name, speeds, *(_latencies(rows, kind) for kind in ("first_token_ms", "inter_token_ms"))])
+        lines[-1].append(f"{found['first_turn_ms']:.0f}, {found['second_turn_ms']:.0f}")
+    return _markdown([*heads, "first token of a first, of a second turn, ms"], lines) + "\n\n" + aims(results)
 
 
 def _latencies(rows: dict[int, dict[str, float]], quantity: str) -> str:
     cells = ([rows[count][f"{quantity}_p{rank}"] for rank in (50, 95, 99)] for count in (1, 16) if count in rows)
     return "; ".join("{:.0f} ({:.0f}, {:.0f})".format(*cell) for cell in cells)
+
+
+def aims(results: dict[str, dict[str, Any]]) -> str:
+    """Our ratios to the peers at 16 clients, by precision, each with what we aimed at."""
+
+    def at(name: str, clients: int = 16, quantity: str = "tokens_per_s") -> float:
+        """A reading, or NaN where it was not taken."""
+        rows = results.get(name, {"rows": []})["rows"]
+        return next((float(row[quantity]) for row in rows if row["clients"] == clients), float("nan"))
+
+    lines: list[list[str]] = []
+    for label, peer in {
+        f"tokens/s against {ALONE} (3)": f"{ALONE} {{}}",
+        "tokens/s against vLLM in bfloat16 (1)": "vLLM bf16",
+        "tokens/s against llama.cpp in Q4_0 (1)": "llama.cpp Q4_0",
+        "tokens/s against llama.cpp in bfloat16 (1)": "llama.cpp bf16",
+    }.items():
+        lines.append([label, *(f"{at(f'serve {p}') / at(peer.format(p)):.2f}" for p in PRECISIONS)])
+    slower = [
+        at(f"serve {p}", 16, "inter_token_ms_p95") / at(f"serve {p}", 1, "inter_token_ms_p95") for p in PRECISIONS
+    ]
+    lines.append(
+        [
+            "between tokens, p95, against a lone client's; for each of 16 (2)",
+            *(f"{s:.1f}; {s / 16:.2f}" for s in slower),
+        ]
+    )
+    lines.append(
+        ["Triton's tokens/s of `serve`'s (0.95)", *(f"{at(f'triton {p}') / at(f'serve {p}'):.2f}" for p in PRECISIONS)]
+    )
+    turns = [
+        results.get(f"serve {p}", {"first_turn_ms": float("nan"), "second_turn_ms": float("nan")}) for p in PRECISIONS
+    ]
+    lines.append(
+        [
+            "first token of a second turn of a first's (0.1)",
+            *(f"{t['second_turn_ms'] / t['first_turn_ms']:.2f}" for t in turns),
+        ]
+    )
+    return _markdown(["`serve` at 16 clients, and the aim", *PRECISIONS], lines)
+
+
+def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def write_document(text: str) -> None:
+    """Put the tables between the marks of docs/benchmarks.md."""
+    document = Path(__file__).parents[1] / "docs/benchmarks.md"
+    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    document.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -137,7 +190,6 @@ def main() -> None:
     )
     parser.add_argument("--triton", type=Path, default=Path(".venv-triton"), help="environment with a tritonserver")
     parser.add_argument("--new-tokens", type=int, default=24)
-    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", action="append", help="the servers whose name contains this; writes no results")
     parser.add_argument("--minutes", type=float, default=60, help="after which no further server is begun")
     parser.add_argument("--try", dest="is_try", action="store_true", help="few short answers, and no results")
@@ -153,12 +205,13 @@ def main() -> None:
     }
     if arguments.is_try:
         for name, peer in chosen.items():
-            row = measure(Peer(peer.start, peer.api, (1, 2)), 4, 1)
+            row = measure(Peer(peer.start, peer.api, {1: 1, 2: 1}), 4)
             print(name, json.dumps(row), flush=True)
         return
     results = measure_all(chosen, arguments)
-    print(table(results))
-    settings = {"new_tokens": arguments.new_tokens, "turns": arguments.turns, "rows": ROWS, "threads": THREADS}
+    print(tables(results))
+    write_document(tables(results))
+    settings = {"new_tokens": arguments.new_tokens, "rows": ROWS, "threads": THREADS}
     packages = {"vllm": vllm_oracle.PACKAGES[0], "llama.cpp": llama_cpp_oracle.PACKAGE}
     content = {**machine(("onnxruntime", "fastapi", "uvicorn")), "peers": packages, **settings, "servers": results}
     print(write_results("serving-peers", content))
@@ -173,7 +226,7 @@ def measure_all(chosen: dict[str, Peer], arguments: argparse.Namespace) -> dict[
             print(name, file=sys.stderr, flush=True)
             saved.parent.mkdir(parents=True, exist_ok=True)
             try:
-                saved.write_text(json.dumps(measure(peer, arguments.new_tokens, arguments.turns)), encoding="utf-8")
+                saved.write_text(json.dumps(measure(peer, arguments.new_tokens)), encoding="utf-8")
             except Exception:  # the others are measured all the same
                 saved.unlink(missing_ok=True)
                 print(name, traceback.format_exc(), file=sys.stderr, flush=True)

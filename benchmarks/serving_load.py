@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -151,9 +151,3 @@ async def _events(http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> As
         async for line in response.aiter_lines():
             if line.startswith("data: ") and line != "data: [DONE]":
                 yield json.loads(line.removeprefix("data: "))
-
-
-def levels(clients: list[int]) -> Iterator[tuple[int, int]]:
-    """Clients, and how often each asks: few clients ask oftener."""
-    for count in clients:
-        yield count, max(1, 4 // count)
