@@ -211,7 +211,7 @@ def _write_prompts(folder: Path, name: str) -> None:
     pipeline = describe_pipeline(spec, tokenizer, generation_config)
     template, rng = document_template(pipeline), random.Random(name)
     cases = []
-    for turns in [*CONVERSATIONS.values(), GROUNDED, GROUNDED[-1:], *(_random_turns(rng) for _ in range(60))]:
+    for turns in [*CONVERSATIONS.values(), GROUNDED, GROUNDED[-1:], *(_random_turns(rng) for _ in range(15))]:
         tiles = [rng.randrange(1, 4) for _ in range(sum(turn.images for turn in turns))]
         for think in (True, False):
             for grounding in (True, False):
