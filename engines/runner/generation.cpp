@@ -103,9 +103,8 @@ const std::vector<float>* Generation::prefill() {
 const std::vector<float>& Generation::decode(int64_t token_id) {
   const std::lock_guard<std::mutex> lock(shared_.decoding);
   inputs_embeds_.resize(static_cast<size_t>(shared_.engine.sizes().hidden));
-  // Should the model choose the image token, the embed graph takes an image row for it: a row of zeros.
-  const std::vector<float> no_image(inputs_embeds_.size(), 0.0f);
-  shared_.engine.embed(&token_id, 1, 1, no_image.data(), 1, inputs_embeds_.data());
+  // Without rows of images, an image token that the model chose has the embedding of the table.
+  shared_.engine.embed(&token_id, 1, 1, nullptr, 0, inputs_embeds_.data());
   return cache_->append(inputs_embeds_.data(), 1, {1});
 }
 

@@ -110,10 +110,9 @@ def new_token_budget(prompt_tokens: int, max_new_tokens: int, max_positions: int
 def embed_chosen(engine: Engine, ids_B1: np.ndarray) -> np.ndarray:
     """Embeddings [B, 1, E] of tokens that a model chose, ids [B, 1] int64.
 
-    Should it choose <IMG_CONTEXT>, the embed graph takes an image row for it: a row of zeros.
+    Without rows of images, an <IMG_CONTEXT> that it chose has the embedding of the table, as in transformers.
     """
-    no_images_BE = np.zeros((ids_B1.size, engine.sizes.hidden), dtype=np.float32)
-    return engine.embed(ids_B1, no_images_BE)
+    return engine.embed(ids_B1, np.zeros((0, engine.sizes.hidden), dtype=np.float32))
 
 
 def prefill(cache: KVCache, prompts_SE: Sequence[np.ndarray], cancel: threading.Event) -> np.ndarray:

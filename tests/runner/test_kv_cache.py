@@ -10,6 +10,7 @@ from r1v_export.errors import InputError
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.runner import kv_cache
 from r1v_export.runner.kv_cache import KVCache, embed_chosen, new_token_budget, plan_capacity, prefill
+from tests.runner.conftest import IMAGE_TOKEN
 
 PROMPTS = [[7, 8, 9], list(range(20, 60)), [100], list(range(200, 217))]
 
@@ -40,6 +41,12 @@ def filled(engine, rows: int = 4, capacity: int = 64) -> KVCache:
     for row, prompt in enumerate(PROMPTS[:rows]):
         cache.append(embed(engine, prompt), np.array([len(prompt)]), row)
     return cache
+
+
+def test_an_image_token_that_the_model_chose_has_the_embedding_of_the_table(engine):
+    chosen = embed_chosen(engine, np.array([[IMAGE_TOKEN]]))
+    table = engine.model.language_model.model.embed_tokens.weight.detach().numpy()
+    np.testing.assert_array_equal(chosen[0, 0], table[IMAGE_TOKEN])
 
 
 def test_prompts_of_different_lengths_are_prefilled_together_in_chunks(engine, monkeypatch):
