@@ -92,16 +92,16 @@ class FrameDecoder {
   FrameDecoder(PngStream* stream, Pixels* canvas, const std::string& where)
       : stream_(stream), canvas_(canvas), where_(where), layout_(stream->info().layout) {
     const PngInfo& info = stream->info();
-    if (info.box && ((*info.box)[0] != 0 || (*info.box)[2] != 0)) {  // Pillow takes an empty box at 0 for all of it
-      left_ = static_cast<int>((*info.box)[0]);
-      top_ = static_cast<int>((*info.box)[1]);
-      width_ = static_cast<int>((*info.box)[2]) - left_;
-      height_ = static_cast<int>((*info.box)[3]) - top_;
-    } else {
-      width_ = canvas->width();
-      height_ = canvas->height();
-    }
-    if (width_ < 1 || height_ < 1) throw_damaged(where, "a frame without pixels");
+    const Box box =
+        info.box.value_or(Box{0, 0, static_cast<uint32_t>(canvas->width()), static_cast<uint32_t>(canvas->height())});
+    left_ = static_cast<int>(box[0]);
+    top_ = static_cast<int>(box[1]);
+    width_ = static_cast<int>(box[2]) - left_;
+    height_ = static_cast<int>(box[3]) - top_;
+    // The header may have been another one when the frame was compared with it.
+    const bool is_inside =
+        box[2] <= static_cast<uint32_t>(canvas->width()) && box[3] <= static_cast<uint32_t>(canvas->height());
+    if (width_ < 1 || height_ < 1 || !is_inside) throw_damaged(where, "a frame without pixels or beyond the canvas");
     if (info.interlaced) left_ = top_ = 0;  // as Pillow places it
     const size_t bits = static_cast<size_t>(bits_per_pixel(layout_)) * static_cast<size_t>(width_);
     row_.resize((bits + 7) / 8 + 1);
@@ -178,11 +178,12 @@ uint32_t u16(const std::string& data) {
 
 void read_palette(const PngInfo& info, const std::string& where, Raster* raster) {
   for (size_t i = 3; i < raster->palette.size(); i += 4) raster->palette[i] = 255;
-  const size_t entries = info.palette.size() / 3;
+  const std::string palette = info.palette.value_or("");
+  const size_t entries = palette.size() / 3;
   if (entries > 256) throw_damaged(where, "a palette of " + std::to_string(entries) + " colors");
   for (size_t i = 0; i < entries; ++i) {
     for (size_t channel = 0; channel < 3; ++channel) {
-      raster->palette[4 * i + channel] = static_cast<uint8_t>(info.palette[3 * i + channel]);
+      raster->palette[4 * i + channel] = static_cast<uint8_t>(palette[3 * i + channel]);
     }
   }
 }
@@ -307,6 +308,8 @@ Raster decode_png(const EncodedImage& image, const ImageLimits& limits, bool as_
   if (as_displayed) {
     read_transparency(info, image.where, &raster);
     raster.orientation = orientation_of(info);
+  } else if (is_palette(info.layout) && !info.palette && info.transparency && is_one_index(*info.transparency)) {
+    throw_damaged(image.where, "no palette");  // Pillow looks its transparent color up
   }
   return raster;
 }

@@ -82,6 +82,7 @@ void PngStream::open() {
     if (handled == Handled::kImageData) break;
     check_crc(*chunk, {reinterpret_cast<const char*>(image_.data) + chunk->start, chunk->length});
   }
+  is_open_ = true;
   is_animated_ = info_.frames && (*info_.frames > 1 || info_.default_image);
 }
 
@@ -156,12 +157,16 @@ PngStream::Handled PngStream::handle(const PngChunk& chunk) {
 
 void PngStream::read_header(std::string_view body) {
   if (body.size() < 13) damaged("a header that is cut off");
+  if (body[11] != 0) damaged("an unknown kind of filter");
+  if (is_open_) {  // Its image is decoded: a second header says nothing about that, and would be wrong for a frame.
+    if (is_animated_) damaged("a second header");
+    return;
+  }
   info_.width = u32(body, 0);
   info_.height = u32(body, 4);
   const PngLayout layout = layout_of(static_cast<unsigned char>(body[8]), static_cast<unsigned char>(body[9]));
   if (layout != PngLayout::kNone) info_.layout = layout;
   if (body[12] != 0) info_.interlaced = true;
-  if (body[11] != 0) damaged("an unknown kind of filter");
 }
 
 void PngStream::read_transparency(std::string_view body) {

@@ -41,9 +41,9 @@ struct PngInfo {
   uint32_t width = 0, height = 0;
   PngLayout layout = PngLayout::kNone;
   bool interlaced = false;
-  std::string palette;             // of PLTE, RGB
-  std::optional<uint32_t> frames;  // of an animation, as acTL says
-  std::optional<Box> box;          // of the frame, as fcTL says
+  std::optional<std::string> palette;  // of PLTE, RGB
+  std::optional<uint32_t> frames;      // of an animation, as acTL says
+  std::optional<Box> box;              // of the frame, as fcTL says
   bool blends_over = false;
   bool default_image = false;                // IDAT holds an image that is no frame
   std::optional<std::string> transparency;   // content of tRNS
@@ -101,10 +101,10 @@ class PngStream {
   EncodedImage image_;
   PngInfo info_;
   size_t position_ = 0;
-  size_t data_left_ = 0;                 // of the chunk of image data that is being read
-  std::optional<PngChunk> pushed_back_;  // a chunk whose header was read
-  std::optional<uint32_t> sequence_;     // of the last fcTL or fdAT
-  bool is_animated_ = false;
+  size_t data_left_ = 0;                        // of the chunk of image data that is being read
+  std::optional<PngChunk> pushed_back_;         // a chunk whose header was read
+  std::optional<uint32_t> sequence_;            // of the last fcTL or fdAT
+  bool is_open_ = false, is_animated_ = false;  // after open()
   size_t text_bytes_ = 0;
 };
 

@@ -96,4 +96,21 @@ void BandResizer::resize(int first, int last, const std::function<void(int, cons
   }
 }
 
+bool is_lowered_first(const Pixels& image, int target_height) {
+  return image.height() > int64_t{100} * image.width() && target_height < image.height();
+}
+
+Pixels change_height(const Pixels& image, int target_height) {
+  Pixels result(image.width(), target_height);
+  const ResizeAxis across(image.width(), image.width()), down(image.height(), target_height);
+  BandResizer(image, across, down).resize(0, target_height, [&result](int y, const PlanarRow& row) {
+    uint8_t* pixel = result.row(y);
+    for (int x = 0; x < result.width(); ++x, pixel += Pixels::kBytes) {
+      for (size_t channel = 0; channel < 3; ++channel) pixel[channel] = row.channels[channel][x];
+      pixel[3] = 255;
+    }
+  });
+  return result;
+}
+
 }  // namespace r1v

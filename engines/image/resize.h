@@ -1,6 +1,7 @@
-// Pillow's bicubic resize of RGB, bit for bit, as Pillow below 13 computes it: across, then down, in fixed point.
-// Source: Pillow 12.3, src/libImaging/Resample.c. Pillow 13 changed the order of the passes for some shapes; the models
-// were trained with this one, and pyproject.toml pins pillow<13 for the Python side.
+// Pillow's bicubic resize of RGB, bit for bit, as Pillow below 13 computes it: across, then down, in fixed point; very
+// tall images down first. Source: Pillow 12.3, src/libImaging/Resample.c and Image.resize. Pillow 13 changed the order
+// of the passes for some shapes; the models were trained with this one, and pyproject.toml pins pillow<13 for the
+// Python side.
 #pragma once
 
 #include <cstdint>
@@ -48,5 +49,11 @@ class BandResizer {
   std::vector<uint8_t> target_;
   std::vector<const uint8_t*> rows_;
 };
+
+// Whether Pillow makes an image of this size lower before it changes its width: it is over 100 times as high as wide.
+bool is_lowered_first(const Pixels& image, int target_height);
+
+// The image with another height.
+Pixels change_height(const Pixels& image, int target_height);
 
 }  // namespace r1v

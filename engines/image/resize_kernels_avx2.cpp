@@ -22,7 +22,7 @@ constexpr int kLowerBits = 15;
 
 // For each four taps 32 numbers of 16 bits: lower parts of taps 0 and 1 four times, of taps 2 and 3 four times, then
 // the upper parts in the same way.
-std::vector<int> pack(const std::vector<int>& weights, int taps) {
+std::vector<int> pack_avx2(const std::vector<int>& weights, int taps) {
   (void)taps;
   std::vector<int> packed(weights.size() / 4 * 16);
   int16_t parts[2][4];
@@ -90,14 +90,14 @@ R1V_AVX2 inline void across_groups(const uint8_t* pixels, const int* first, cons
   }
 }
 
-R1V_AVX2 void across(const uint8_t* pixels, const int* first, const int* packed, int taps, int target, uint8_t* red,
-                     uint8_t* green, uint8_t* blue) {
+R1V_AVX2 void across_avx2(const uint8_t* pixels, const int* first, const int* packed, int taps, int target,
+                          uint8_t* red, uint8_t* green, uint8_t* blue) {
   // Enlarging takes up to 8 taps: their loop is unrolled.
   if (taps == 8) return across_groups(pixels, first, packed, 2, target, red, green, blue);
   across_groups(pixels, first, packed, taps / 4, target, red, green, blue);
 }
 
-R1V_AVX2 void down(const uint8_t* const* rows, const int* weights, int taps, int count, uint8_t* out) {
+R1V_AVX2 void down_avx2(const uint8_t* const* rows, const int* weights, int taps, int count, uint8_t* out) {
   for (int x = 0; x < count; x += 32) {
     __m256i sums[4];
     for (__m256i& sum : sums) sum = _mm256_set1_epi32(kHalf);
@@ -117,7 +117,7 @@ R1V_AVX2 void down(const uint8_t* const* rows, const int* weights, int taps, int
   }
 }
 
-R1V_AVX2 void normalize(const uint8_t* bytes, int count, float mean, float std, float* out) {
+R1V_AVX2 void normalize_avx2(const uint8_t* bytes, int count, float mean, float std, float* out) {
   const __m256 most = _mm256_set1_ps(255.0f), means = _mm256_set1_ps(mean), stds = _mm256_set1_ps(std);
   int x = 0;
   for (; x + 8 <= count; x += 8) {
@@ -127,7 +127,7 @@ R1V_AVX2 void normalize(const uint8_t* bytes, int count, float mean, float std, 
   for (; x < count; ++x) out[x] = (static_cast<float>(bytes[x]) / 255.0f - mean) / std;
 }
 
-constexpr ResizeKernels kAvx2 = {pack, across, down, normalize};
+constexpr ResizeKernels kAvx2 = {pack_avx2, across_avx2, down_avx2, normalize_avx2};
 
 }  // namespace
 

@@ -18,12 +18,15 @@ constexpr int kMaxThreads = 4;
 class GridResize {
  public:
   GridResize(const Pixels& image, const Tiling& tiling, TileGrid grid, float* out)
-      : image_(image),
+      : lowered_(is_lowered_first(image, tiling.tile_size * grid.rows)
+                     ? change_height(image, tiling.tile_size * grid.rows)
+                     : Pixels()),
+        image_(lowered_.width() > 0 ? lowered_ : image),
         tiling_(tiling),
         grid_(grid),
         out_(out),
-        across_(image.width(), tiling.tile_size * grid.cols),
-        down_(image.height(), tiling.tile_size * grid.rows) {}
+        across_(image_.width(), tiling.tile_size * grid.cols),
+        down_(image_.height(), tiling.tile_size * grid.rows) {}
 
   // What a thread needs, allocated before it starts.
   std::unique_ptr<BandResizer> resizer() const { return std::make_unique<BandResizer>(image_, across_, down_); }
@@ -48,6 +51,7 @@ class GridResize {
     }
   }
 
+  const Pixels lowered_;  // empty, but for a very tall image
   const Pixels& image_;
   const Tiling& tiling_;
   TileGrid grid_;

@@ -158,7 +158,10 @@ class TilingDocument(Strict):
     """The thumbnail included."""
     grids: tuple[Grid, ...]
     resize: Literal["bicubic"] = "bicubic"
-    """As Pillow (below 13) computes it: with antialiasing, horizontally first, rounded to 8 bits in between."""
+    """As Pillow (below 13) computes it: with antialiasing, horizontally first, rounded to 8 bits in between.
+
+    An image that becomes lower and is over 100 times as high as wide is resized vertically first.
+    """
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     max_pixels: PositiveInt

@@ -23,8 +23,21 @@ from r1v_export.processing.load_image import MAX_PIXELS, MAX_SIDE, load_image
 from r1v_export.processing.preprocess import grids, pixel_values
 
 REPOSITORY = Path(__file__).parents[2]
-SIZES = ((1, 1), (1, 300), (300, 1), (2, 3), (5, 4), (7, 129), (33, 33), (64, 48), (101, 53), (127, 200), (640, 97))
-LARGE_SIZES = ((1600, 1200), (1023, 2049), (3000, 40), (1, 4000), (448, 448), (896, 448))
+SIZES = (
+    (1, 1),
+    (1, 300),
+    (300, 1),
+    (2, 3),
+    (5, 4),
+    (7, 129),
+    (33, 33),
+    (64, 48),
+    (101, 53),
+    (127, 200),
+    (640, 97),
+    (5, 700),
+)
+LARGE_SIZES = ((1600, 1200), (1023, 2049), (3000, 40), (1, 4000), (9, 2055), (448, 448), (896, 448))
 ORIENTATION = 0x0112
 
 
@@ -201,9 +214,10 @@ def damaged_cases(count: int) -> Iterator[EncodedCase]:
 
 
 def file_cases() -> Iterator[EncodedCase]:
-    """The images of the repository's tests."""
-    for path in sorted((REPOSITORY / "tests/data/images").iterdir()):
-        yield EncodedCase(path.name, path.read_bytes())
+    """The images of the repository's tests and fuzzers."""
+    for folder in ("tests/data/images", "engines/fuzz/corpus/image"):
+        for path in sorted((REPOSITORY / folder).iterdir()):
+            yield EncodedCase(path.name, path.read_bytes())
 
 
 def tilings() -> list[TilingSpec]:
@@ -238,7 +252,7 @@ def write(folder: Path, sound: int = 500, damaged: int = 300) -> None:
     specs, cases = tilings(), []
     for number, case in enumerate((*file_cases(), *sound_cases(sound), *damaged_cases(damaged))):
         (folder / case.name).write_bytes(case.data)
-        large = case.name.split("-")[0] in ("jpeg", "png", "webp") and number % 8 == 0
+        large = case.name.split("-")[0] in ("jpeg", "png", "webp") and number % 16 == 0
         tiling = 0 if large else 1 + number % (len(specs) - 1)
         policy: ImagePolicy = "published" if number % 5 == 4 else "as_displayed"
         entry = {"file": case.name, "policy": policy, "tiling": tiling}

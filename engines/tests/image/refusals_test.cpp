@@ -90,6 +90,22 @@ TEST(Refusals, OfUnknownFiltersAndMissingRows) {
   EXPECT_NE(refusal(png(1, 1, std::string("\0\1\2", 3))).find("cut off"), std::string::npos);
 }
 
+// A second header would make room for a frame that the image has not.
+TEST(Refusals, OfFramesBeyondTheImage) {
+  const std::string header = std::string("\x08\x02\0\0\0", 5);
+  const std::string frame = u32(0) + u32(60) + u32(50) + u32(3) + u32(4) + std::string(6, '\0');
+  const std::string rows = deflated(std::string(50 * 181, '\0'));
+  const std::string start = "\x89PNG\r\n\x1a\n" + chunk("IHDR", u32(1) + u32(1) + header) +
+                            chunk("acTL", u32(1) + u32(0)) + chunk("IDAT", deflated(kRow));
+  const std::string end = chunk("fcTL", frame) + chunk("fdAT", u32(1) + rows) + chunk("IEND", "");
+  EXPECT_NE(refusal(start + end).find("beyond the canvas"), std::string::npos);
+  EXPECT_NE(refusal(start + chunk("IHDR", u32(100) + u32(100) + header) + end).find("second header"),
+            std::string::npos);
+  const std::string larger = "\x89PNG\r\n\x1a\n" + chunk("IHDR", u32(100) + u32(100) + header) + chunk("fcTL", frame) +
+                             chunk("IHDR", u32(2) + u32(2) + header) + chunk("IDAT", rows);
+  EXPECT_NE(refusal(larger).find("beyond the canvas"), std::string::npos);
+}
+
 TEST(Refusals, OfTextsThatInflateTooFar) {
   const std::string bomb = chunk("zTXt", std::string("k\0\0", 3) + deflated(std::string(2 << 20, 'a')));
   EXPECT_NE(refusal(png(1, 1, kRow, bomb)).find("too large"), std::string::npos);
