@@ -1,5 +1,9 @@
 #include "runner/runner.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "base/files.h"
 #include "bundle/contract.h"
 
@@ -11,6 +15,13 @@ std::string field(const char* name) { return std::string(contract::kPipelineFile
 Json tokenizer_definition(const Bundle& bundle) {
   const std::string& path = bundle.pipeline.tokenizer_definition;
   return parse_json(bundle.read(path, kTextLimitBytes), (bundle.folder / path).string());
+}
+
+// Gives freed memory back to the system: reading the definition of 152,000 tokens leaves 50 MB, which stays otherwise.
+void return_freed_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 std::vector<int64_t> ids_of(const std::vector<TokenPiece>& tokens) {
@@ -26,6 +37,7 @@ Runner::Runner(const std::filesystem::path& bundle, const RunnerOptions& options
   const Fields pipeline(bundle_.pipeline.document, contract::kPipelineFile);
   tokenizer_ = std::make_unique<const Tokenizer>(tokenizer_definition(bundle_),
                                                  tokenizer_from_json(pipeline.at("tokenizer"), field("tokenizer")));
+  return_freed_memory();
   prompt_ = prompt_from_json(pipeline.at("prompt"), field("prompt"));
   tags_ = reasoning_from_json(pipeline.at("reasoning"), field("reasoning"));
   stop_ids_ = stop_ids_from_json(pipeline.at("stop_tokens"), field("stop_tokens"));

@@ -48,13 +48,9 @@ int64_t Sampler::next(const float* logits) {
   check_finite(logits, seen_.size());
   const float* penalized = penalize(logits);
   const int64_t token = sampling_.greedy() ? static_cast<int64_t>(argmax(penalized, seen_.size())) : draw(penalized);
-  force(token);
-  return token;
-}
-
-void Sampler::force(int64_t token) {
-  see(token);
+  seen_[static_cast<size_t>(token)] = true;
   ++counts_[token];
+  return token;
 }
 
 void Sampler::see(int64_t token) {
@@ -102,23 +98,6 @@ int64_t Sampler::draw(const float* logits) {
   const double drawn = random_.random() * cumulative.back();
   const auto index = std::upper_bound(cumulative.begin(), cumulative.end(), drawn) - cumulative.begin();
   return left.tokens[std::min(static_cast<size_t>(index), left.tokens.size() - 1)];
-}
-
-TokenLogprobs Sampler::logprobs(const float* logits, int64_t token) const {
-  const size_t size = seen_.size();
-  const double best = logits[argmax(logits, size)];
-  std::vector<double> exponentials(size);
-  std::transform(logits, logits + size, exponentials.begin(), [&](float logit) { return std::exp(logit - best); });
-  const double log_sum = std::log(pairwise_sum(exponentials.data(), size));
-  const auto logprob = [&](int64_t id) { return logits[id] - best - log_sum; };
-  const auto count = static_cast<size_t>(std::min<int64_t>(sampling_.logprobs.value_or(0), static_cast<int64_t>(size)));
-  std::vector<int64_t> ids(size);
-  for (size_t id = 0; id < size; ++id) ids[id] = static_cast<int64_t>(id);
-  std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(count), ids.end(),
-                    [&](int64_t a, int64_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
-  TokenLogprobs found{logprob(token), {}};
-  for (size_t index = 0; index < count; ++index) found.top.emplace_back(ids[index], logprob(ids[index]));
-  return found;
 }
 
 }  // namespace r1v

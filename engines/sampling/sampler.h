@@ -4,19 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <utility>
 #include <vector>
 
 #include "sampling/pcg64.h"
 #include "sampling/sampling.h"
 
 namespace r1v {
-
-// How likely the model itself held a token to be, before any setting of the sampling.
-struct TokenLogprobs {
-  double logprob;                               // of the chosen token
-  std::vector<std::pair<int64_t, double>> top;  // id and log probability of the likeliest tokens, the likeliest first
-};
 
 // Chooses the tokens of one sequence, which has its own random stream and draws one number per token. The processors
 // and their order: bias, repetition penalty, presence and frequency penalties, temperature, top-k, top-p, min-p.
@@ -29,12 +22,6 @@ class Sampler {
   // The next token, given the logits [vocab_size] after all tokens so far, which are not changed.
   // Throws kGraph: they hold NaN or infinity.
   int64_t next(const float* logits);
-
-  // Counts a token that is to come, whatever the logits say.
-  void force(int64_t token);
-
-  // Log probabilities of a chosen token, and of the likeliest ones, by the logits it was chosen from.
-  TokenLogprobs logprobs(const float* logits, int64_t token) const;
 
  private:
   void see(int64_t token);

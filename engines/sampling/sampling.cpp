@@ -10,7 +10,6 @@ namespace r1v {
 namespace {
 
 constexpr double kMaxPenalty = 2, kMaxBias = 100;  // the OpenAI API's limits
-constexpr int64_t kMaxLogprobs = 20;
 
 template <typename Value>
 void require(bool holds, const std::string& field, const std::string& expected, const Value& found) {
@@ -38,7 +37,6 @@ void Sampling::validate() const {
   for (const std::string& text : stop) {
     require(!text.empty() && is_utf8(text), "stop", "strings in UTF-8 that are not empty", text.size());
   }
-  require(!logprobs || (*logprobs >= 0 && *logprobs <= kMaxLogprobs), "logprobs", "0 to 20", logprobs.value_or(0));
 }
 
 Sampling sampling_from_json(const Json& json, const std::string& where) {

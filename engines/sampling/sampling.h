@@ -24,7 +24,6 @@ struct Sampling {
   std::optional<uint64_t> seed = 0;                    // of this answer's random stream; nothing takes fresh entropy
   std::vector<std::string> stop;                       // the answer ends before the first of these strings
   bool stop_in_reasoning = false;                      // search all generated text for `stop`
-  std::optional<int64_t> logprobs;  // report the tokens' log probabilities, and those of this many likeliest ones
 
   bool greedy() const { return temperature == 0; }
   // Throws kUsage, naming the field that is out of its range.

@@ -5,17 +5,6 @@
 
 namespace r1v {
 
-const char* finish_reason_name(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kContext: return "context";
-    case FinishReason::kCancelled: return "cancelled";
-    case FinishReason::kDeadline: break;
-  }
-  return "deadline";
-}
-
 AnswerText::AnswerText(Detokenizer detokenizer, const Stops& stops, std::optional<bool> thinking,
                        const ReasoningTags& tags)
     : detokenizer_(std::move(detokenizer)) {

@@ -12,11 +12,8 @@
 namespace r1v {
 
 // Why an answer ended: a stop token or string, max_new_tokens, no position of the model left, the caller, or its
-// deadline.
+// deadline. The numbers are those of the C API.
 enum class FinishReason { kStop, kLength, kContext, kCancelled, kDeadline };
-
-// "stop", "length", "context", "cancelled" or "deadline".
-const char* finish_reason_name(FinishReason reason);
 
 // The stop strings of an answer, and where they are searched for.
 struct Stops {

@@ -7,13 +7,18 @@
 namespace r1v {
 namespace {
 
-std::optional<FinishReason> reason_of(const Json& name) {
-  if (name.is_null()) return std::nullopt;
-  for (const FinishReason reason : {FinishReason::kStop, FinishReason::kLength, FinishReason::kContext,
-                                    FinishReason::kCancelled, FinishReason::kDeadline}) {
-    if (name == finish_reason_name(reason)) return reason;
+const std::pair<const char*, FinishReason> kReasons[] = {{"stop", FinishReason::kStop},
+                                                         {"length", FinishReason::kLength},
+                                                         {"context", FinishReason::kContext},
+                                                         {"cancelled", FinishReason::kCancelled},
+                                                         {"deadline", FinishReason::kDeadline}};
+
+std::optional<FinishReason> reason_of(const Json& expected) {
+  if (expected.is_null()) return std::nullopt;
+  for (const auto& [name, reason] : kReasons) {
+    if (expected == name) return reason;
   }
-  throw Error(Code::kInput, "No such reason.", {name.dump(), "", "", ""});
+  throw Error(Code::kInput, "No such reason.", {expected.dump(), "", "", ""});
 }
 
 void expect_stream(const Json& expected, const Tokenizer& tokenizer) {
@@ -36,7 +41,7 @@ void expect_stream(const Json& expected, const Tokenizer& tokenizer) {
   EXPECT_EQ(answer->reasoning, expected.at("reasoning"));
   EXPECT_EQ(answer->text, expected.at("text"));
   EXPECT_EQ(answer->reasoning_complete, expected.at("complete"));
-  EXPECT_EQ(finish_reason_name(answer->finish_reason), expected.at("finish_reason"));
+  EXPECT_EQ(answer->finish_reason, reason_of(expected.at("finish_reason")));
   EXPECT_EQ(answer->reasoning_tokens, expected.at("reasoning_tokens"));
 }
 
