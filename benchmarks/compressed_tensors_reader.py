@@ -4,8 +4,8 @@
 
 Builds r1v-nano in every format where `--work` does not hold it yet (vllm_oracle.py makes the same bundles). The package
 gives every linear of the model its scheme and decompresses it; its weights are compared with those of this package's
-own reader of the same folder, and of its import, bit for bit. Results:
-benchmarks/results/<date>-compressed-tensors-reader.json.
+own reader of the same folder, and of its import, bit for bit. `--only NAME` reads some; the other rows stay as the
+newest results have them. Results: benchmarks/results/<date>-compressed-tensors-reader.json.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme, apply_quantization_config
-from measure import machine, write_results
+from measure import machine, newest_results, write_results
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen2Config
-from vllm_cases import CASES, Case
+from vllm_cases import CASES, Case, all_rows
 from vllm_oracle import folder_of
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -81,12 +81,16 @@ def row(case: Case, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="where bundles are, or are built")
+    parser.add_argument("--only", action="append", help="the cases whose name contains this")
     arguments = parser.parse_args()
-    cases = {case.artifact: case for case in CASES if case.target == TARGET}
-    found = [row(case, folder_of(case, arguments.work)) for case in cases.values()]
+    cases = [case for case in CASES if (case.target, case.dtype, case.kernels) == (TARGET, "bfloat16", "CPU")]
+    chosen = [case for case in cases if not arguments.only or any(part in case.name for part in arguments.only)]
+    found = [row(case, folder_of(case, arguments.work)) for case in chosen]
     print(json.dumps(found, indent=2))
-    content = {"machine": machine((TARGET, "torch", "transformers")), "matrix": found}
-    write_results("compressed-tensors-reader", content)
+    matrix = all_rows(found, newest_results("compressed-tensors-reader")["matrix"] if arguments.only else (), cases)
+    write_results(
+        "compressed-tensors-reader", {"machine": machine((TARGET, "torch", "transformers")), "matrix": matrix}
+    )
 
 
 if __name__ == "__main__":

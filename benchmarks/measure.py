@@ -63,6 +63,13 @@ def write_results(what: str, content: Mapping[str, Any], folder: Path = RESULTS)
     return path
 
 
+def newest_results(what: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """The content of the newest `<date>-<what>.json`."""
+    path = sorted(folder.glob(f"????-??-??-{what}.json"))[-1]
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
 def _cpu_model() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -179,6 +179,16 @@ def recipe(case: Case) -> dict[str, Any]:
     if case.kv_cache is not None:
         content["kv_cache"] = case.kv_cache
     return content
+
+
+def all_rows(rows: Iterable[dict[str, Any]], earlier: Iterable[dict[str, Any]], cases: Iterable[Case]) -> list[dict]:
+    """A row for each case: the one measured now, else that of earlier results.
+
+    Raises:
+        KeyError: neither has one.
+    """
+    known = {(row["target"], row["artifact"], row.get("device", "CPU")): row for row in (*earlier, *rows)}
+    return [known[case.target, case.artifact, case.kernels] for case in cases]
 
 
 def format_name(group: Mapping[str, Any]) -> str:

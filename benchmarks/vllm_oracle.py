@@ -4,7 +4,8 @@
 
 Makes vLLM's environment where there is none (3.5 GB, outside the lock), builds r1v-nano in every format, lets
 vllm_reader.py answer held-out questions with each, and compares prompt ids and greedy tokens with this package's own
-reader of the same folder. A killed run goes on with the next case. `--only NAME` runs some. Results:
+reader of the same folder. A killed run goes on with the next case. `--only NAME` runs some; the other rows stay as the
+newest results have them. Results:
 benchmarks/results/<date>-vllm-oracle.json, whose rows benchmarks/reader_matrix.py shows, and golden tokens for the
 tests.
 """
@@ -24,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import machine, write_results
-from vllm_cases import CASES, Case, formats, write_build
+from measure import machine, newest_results, write_results
+from vllm_cases import CASES, Case, all_rows, formats, write_build
 
 import r1v_export
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -226,7 +227,7 @@ def main() -> None:
     parser.add_argument("--environment", type=Path, required=True, help="folder of vLLM's Python environment")
     parser.add_argument("--work", type=Path, required=True, help="folder for bundles, images, rows and logs")
     parser.add_argument("--questions", type=int, default=100)
-    parser.add_argument("--only", action="append", help="the cases whose name contains this; writes no results")
+    parser.add_argument("--only", action="append", help="the cases whose name contains this")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -241,9 +242,9 @@ def main() -> None:
             print(case.name, traceback.format_exc(), file=sys.stderr, flush=True)
     if len(rows) < len(chosen):
         sys.exit(f"{len(chosen) - len(rows)} cases failed; no results are written")
-    if not arguments.only:
-        content = {"machine": machine(("torch", "transformers")), "reader": list(PACKAGES), "matrix": rows}
-        print(write_results("vllm-oracle", content))
+    matrix = all_rows(rows, newest_results("vllm-oracle")["matrix"] if arguments.only else (), CASES)
+    content = {"machine": machine(("torch", "transformers")), "reader": list(PACKAGES), "matrix": matrix}
+    print(write_results("vllm-oracle", content))
 
 
 if __name__ == "__main__":

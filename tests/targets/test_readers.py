@@ -89,7 +89,7 @@ def test_groups_in_activation_order_are_what_vllm_refuses_and_a_build_warns_of(o
     schemes = resolve(parse(_INT4.replace("act_order: static", f"act_order: {order}")), spec)
     group = quantization_config(spec, schemes, None)["config_groups"]["group_0"]
     assert bool(schemes_for(group)) == (order != "group")
-    warnings = CompressedTensorsTarget().warnings(spec, schemes)
+    warnings = CompressedTensorsTarget().warnings(BuildConfig(), spec, schemes)
     assert [warning.partition(":")[0] for warning in warnings] == [f"{VLLM} does not read actorder"] * (
         order == "group"
     )
