@@ -12,8 +12,10 @@ from typing import Any, Literal
 import yaml
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.synth import synthesize
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.recipe import load, parse
+from r1v_export.targets.hub_folder import stored_linears
 from r1v_export.targets.readers import GROUP_ORDER, formats_in
 
 SAMPLES = 32
@@ -48,13 +50,16 @@ class Case:
     kv_cache: str | None = None
     dtype: str = "bfloat16"
     """What vLLM computes in."""
+    layout: Literal["internvl_chat", "internvl"] = "internvl_chat"
+    """`internvl`: a random model of nano's sizes in transformers' own layout, of which only loading is seen."""
     kernels: Kernels = "CPU"
     """Which of vLLM's are taken: vllm_reader.py."""
 
     @property
     def artifact(self) -> str:
         """What the matrix calls it."""
-        return f"r1v-nano {self.precision}" + (f", {self.note}" if self.note else "")
+        model = "r1v-nano" if self.layout == "internvl_chat" else "random model in the internvl layout,"
+        return f"{model} {self.precision}" + (f", {self.note}" if self.note else "")
 
     @property
     def name(self) -> str:
@@ -65,7 +70,8 @@ class Case:
     @property
     def bundle(self) -> str:
         """A folder name, the same for cases that read the same bundle."""
-        parts = [self.precision, *self.modules, *self.weights.values(), *self.inputs.values(), self.kv_cache]
+        layout = self.layout if self.layout == "internvl" else None
+        parts = [layout, self.precision, *self.modules, *self.weights.values(), *self.inputs.values(), self.kv_cache]
         return "-".join(str(part).strip(".*") for part in parts if part is not None)
 
     @property
@@ -129,6 +135,8 @@ CASES = (
     *_both(CT, "int8-smoothquant"),
     *_both(CT, "int8-smoothquant", note="dynamic inputs", inputs={"mode": "dynamic"}),
     Case(CT, "mixed"),
+    Case(CT, "fp8-rowwise", layout="internvl"),
+    Case(HF, "fp8-rowwise", layout="internvl"),
     *_both(CT, "fp8-tensor", kernels=MENDED),
     *_both(CT, "fp8", kernels=MENDED),
     *_both(CT, "fp8-kv", kernels=MENDED),
@@ -152,7 +160,7 @@ def write_build(case: Case, folder: Path) -> Path:
     saved = folder / f"{case.bundle}-recipe.yaml"
     saved.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     build = {
-        "model": "r1v-nano",
+        "model": "r1v-nano" if case.layout == "internvl_chat" else str(random_model(folder / "internvl")),
         "precision": parse(saved.read_text(encoding="utf-8")).precision,
         "recipe": str(saved),
         "calibration": {"samples": SAMPLES},
@@ -162,6 +170,11 @@ def write_build(case: Case, folder: Path) -> Path:
     file = folder / f"{case.bundle}.yaml"
     file.write_text(yaml.safe_dump(build), encoding="utf-8")
     return file
+
+
+def random_model(folder: Path) -> Path:
+    """A random model of nano's sizes in the layout of transformers' own class."""
+    return folder if folder.exists() else synthesize(folder, preset="nano", layout="internvl")
 
 
 def recipe(case: Case) -> dict[str, Any]:
@@ -201,12 +214,15 @@ def formats(case: Case, folder: Path) -> list[str]:
     if case.target == "checkpoint":
         return []
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-    spec = Checkpoint.open().spec
+    spec = Checkpoint.open().spec.model_copy(update={"layout": case.layout})
+    stored = {linear: stored_linears(linear, spec)[0] for linear in linear_shapes(spec)}
     if config["quant_method"] == CT:
-        group_of = {name: group for group in config["config_groups"].values() for name in group["targets"]}
+        targets = {name: group for group in config["config_groups"].values() for name in group["targets"]}
+        group_of = {linear: targets[name] for linear, name in stored.items() if name in targets}
         kinds = {name: format_name(group) for name, group in group_of.items()}
         return sorted(formats_in(kinds, group_of, spec))
     one = {"quant_algo": config["quant_algo"]}
-    unnamed = {name: one for name in linear_shapes(spec) if not any(fnmatch(name, each) for each in config["ignore"])}
-    layers = config.get("quantized_layers", unnamed)
+    unnamed = {name: one for name in stored.values() if not any(fnmatch(name, each) for each in config["ignore"])}
+    named = config.get("quantized_layers", unnamed)
+    layers = {linear: named[name] for linear, name in stored.items() if name in named}
     return sorted(formats_in({name: layer["quant_algo"] for name, layer in layers.items()}, layers, spec))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ from r1v_export.processing.byte_level import BYTE_OF
 
 _BYTES = 256
 _CHAT_VISION_KEYS = ("qkv_bias", "qk_normalization")  # called otherwise in the native layout
+_PROCESSOR_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+"""Attributes that transformers' InternVLProcessor asks its tokenizer for."""
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -61,7 +69,12 @@ def write_native_files(folder: Path, config: Mapping[str, Any], spec: ModelSpec)
         config: the configuration in the `internvl_chat` layout.
         spec: what it describes.
     """
-    files = {"config.json": _native_config(config, spec), "preprocessor_config.json": _image_processor_config(spec)}
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    files = {
+        "config.json": _native_config(config, spec),
+        "preprocessor_config.json": _image_processor_config(spec),
+        "tokenizer_config.json": tokenizer_config | {"extra_special_tokens": _PROCESSOR_TOKENS},
+    }
     _write_files(folder, files)
 
 

@@ -20,6 +20,9 @@ UNEQUAL = "different schemes of q, k and v, or of gate and up"
 GROUP_ORDER = "actorder: group"
 """What the target compressed-tensors calls INT4 weights whose groups follow the activations (weight_g_idx)."""
 
+NATIVE_TOWER = "a vision tower or projector quantized in the internvl layout"
+"""What `formats_in` calls quantized linears of transformers' own layout that are outside the language model."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -60,6 +63,16 @@ REFUSALS = (
         Refusal(VLLM, layout, UNEQUAL, "it computes each of the two sets as one linear", "Give each set one scheme.")
         for layout in ("hf-unified", "compressed-tensors")
     ),
+    *(
+        Refusal(
+            VLLM,
+            layout,
+            NATIVE_TOWER,
+            "its class for that layout has attention and projector in 16 bits only",
+            "Quantize the language model alone: a recipe with the rule modules: language_model.*.",
+        )
+        for layout in ("hf-unified", "compressed-tensors")
+    ),
 )
 """What is not in this table is read by every runtime that knows the layout and a model of this family."""
 
@@ -74,7 +87,8 @@ def formats_in(formats: Mapping[str, str], schemes: Mapping[str, object], spec: 
     """
     groups = [[schemes.get(linear) for linear in group.linears] for group in linear_groups(spec)]
     unequal = any(scheme != group[0] for group in groups for scheme in group)
-    return {*formats.values(), *([UNEQUAL] if unequal else [])}
+    tower = spec.layout == "internvl" and any(not linear.startswith("language_model.") for linear in formats)
+    return {*formats.values(), *([UNEQUAL] if unequal else []), *([NATIVE_TOWER] if tower else [])}
 
 
 def warnings_for(layout: str, formats: Collection[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from r1v_export.checkpoint import synth
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -208,6 +209,14 @@ def test_overrides_may_leave_keys_to_their_defaults(tmp_path, layout):
     overrides = TINY | {"force_image_size": None, "min_dynamic_patch": None, "vision_config.qkv_bias": None}
     spec = Checkpoint.open(synthesize(tmp_path, preset="nano", overrides=overrides, layout=layout)).spec
     assert (spec.tiling.tile_size, spec.tiling.min_tiles, spec.vision.qkv_bias) == (112, 1, False)
+
+
+def test_the_native_layouts_tokenizer_has_what_transformers_processor_asks_for(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(synthesize(tmp_path, preset="nano", overrides=TINY, layout="internvl"))
+    tokens = [tokenizer.start_image_token, tokenizer.context_image_token, tokenizer.end_image_token]
+    assert tokens == ["<img>", "<IMG_CONTEXT>", "</img>"]
+    assert tokenizer.video_token == "<video>"
+    assert tokenizer.context_image_token_id == Checkpoint.open(tmp_path).spec.image_token_id
 
 
 def test_an_override_inside_a_number_is_refused(tmp_path):

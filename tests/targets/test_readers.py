@@ -18,7 +18,7 @@ from r1v_export.targets.compressed_tensors.target import CompressedTensorsTarget
 from r1v_export.targets.compressed_tensors.write.formats import cache_scheme, formats, quantization_config
 from r1v_export.targets.hf_unified.target import HfUnifiedTarget
 from r1v_export.targets.hf_unified.write.formats import algorithms, quant_config
-from r1v_export.targets.readers import REFUSALS, UNEQUAL, VLLM
+from r1v_export.targets.readers import NATIVE_TOWER, REFUSALS, UNEQUAL, VLLM
 from tests.documents import PROJECT
 from tests.targets.vllm import COMPRESSED, READER, fits, kind, modules, schemes_for
 
@@ -51,7 +51,9 @@ def test_vllm_has_the_architecture_of_every_checkpoint_that_is_written():
 
 
 def test_the_table_refuses_the_unified_algorithms_that_vllm_lacks():
-    assert refused("hf-unified") - {UNEQUAL} == set(ALGORITHMS) - set(READER["modelopt"]["linear_algorithms"])
+    assert refused("hf-unified") - {UNEQUAL, NATIVE_TOWER} == set(ALGORITHMS) - set(
+        READER["modelopt"]["linear_algorithms"]
+    )
     assert READER["modelopt"]["by_name"] == MIXED
 
 
@@ -132,6 +134,20 @@ def test_a_build_warns_of_fused_linears_that_are_not_quantized_alike(target: HfU
     assert warning == f"{VLLM} does not read {UNEQUAL}: it computes each of the two sets as one linear. " + (
         "Give each set one scheme."
     )
+
+
+@pytest.mark.parametrize("target", [HfUnifiedTarget(), CompressedTensorsTarget()], ids=lambda target: target.name)
+@pytest.mark.parametrize("modules", ["vision_model.*", "mlp1.*", "language_model.*"])
+def test_a_build_warns_of_a_quantized_tower_in_the_native_layout(
+    target: HfUnifiedTarget | CompressedTensorsTarget, modules: str
+):
+    spec = Checkpoint.open().spec
+    recipe = load("fp8-tensor")
+    rules = (recipe.rules[0].model_copy(update={"modules": (modules,)}),)
+    schemes = resolve(recipe.model_copy(update={"rules": rules}), spec)
+    assert target.warnings(BuildConfig(), spec, schemes) == ()
+    warnings = target.warnings(BuildConfig(), spec.model_copy(update={"layout": "internvl"}), schemes)
+    assert [NATIVE_TOWER in warning for warning in warnings] == [True] * (modules != "language_model.*")
 
 
 def test_the_results_are_of_the_version_that_the_table_names():
