@@ -61,6 +61,7 @@ def peers(model: Model, triton_environment: Path) -> dict[str, Peer]:
         bundle = model.bundle(precision)
         found[f"serve {precision}"] = Peer(partial(served, bundle, ROWS))
         found[f"{ALONE} {precision}"] = Peer(partial(served, bundle, 1), turns={1: 3, 16: 1})
+    found["serve int4, int8 inputs"] = Peer(partial(served, model.bundle("int4-int8"), ROWS))
     found["vLLM bf16"] = Peer(partial(vllm, model, vllm_python, ROWS, THREADS))
     for name, bundle_name in {"Q4_0": "gguf4", "bf16": "gguf16"}.items():
         found[f"llama.cpp {name}"] = Peer(partial(llama_cpp, model, bundle_name, llama, ROWS, THREADS))

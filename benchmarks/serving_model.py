@@ -28,6 +28,13 @@ SETTINGS = {
     "tie_word_embeddings": "true",
 }
 
+INT8_INPUTS = """model: {model}
+precision: int4
+recipe: int4-rtn
+targets: {{onnxruntime: {{int4_inputs: int8}}}}
+"""
+"""A build file."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -44,7 +51,9 @@ class Model:
         return self.work / "checkpoint"
 
     def bundle(self, name: str) -> Path:
-        """`fp32` and `int4` for ONNX Runtime; `gguf16`, bfloat16, and `gguf4`, Q4_0, for llama.cpp."""
+        """`fp32`, `int4` and `int4-int8`, whose inputs are rounded to int8, for ONNX Runtime; `gguf16`, bfloat16, and
+        `gguf4`, Q4_0, for llama.cpp.
+        """
         return self.work / name
 
     def prepare(self) -> None:
@@ -56,16 +65,19 @@ class Model:
         _speak_letters(self.checkpoint)
         recipe = self.work / "int4-32.yaml"  # llama.cpp's groups
         recipe.write_text(load("int4-rtn").to_yaml().replace("group_size: 128", "group_size: 32"), encoding="utf-8")
+        rounded = self.work / "int4-int8.yaml"
+        rounded.write_text(INT8_INPUTS.format(model=self.checkpoint.resolve()), encoding="utf-8")
         gguf = ("--target", "gguf")
         builds: dict[str, tuple[str | Path, ...]] = {
-            "fp32": ("--precision", "fp32"),
-            "int4": ("--precision", "int4", "--recipe", "int4-rtn"),
-            "gguf16": (*gguf, "--precision", "bf16"),
-            "gguf4": (*gguf, "--precision", "int4", "--recipe", recipe),
+            "fp32": (self.checkpoint, "--precision", "fp32"),
+            "int4": (self.checkpoint, "--precision", "int4", "--recipe", "int4-rtn"),
+            "int4-int8": ("--config", rounded),
+            "gguf16": (self.checkpoint, *gguf, "--precision", "bf16"),
+            "gguf4": (self.checkpoint, *gguf, "--precision", "int4", "--recipe", recipe),
         }
         for name, options in builds.items():
             if not (self.bundle(name) / "manifest.json").exists():
-                _r1v_export("build", self.checkpoint, *options, "-o", self.bundle(name), "--no-parity")
+                _r1v_export("build", *options, "-o", self.bundle(name), "--no-parity")
 
 
 def _r1v_export(*words: str | Path) -> None:
