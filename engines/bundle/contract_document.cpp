@@ -8,7 +8,8 @@
 namespace r1v {
 namespace {
 
-constexpr int64_t kMostOfASize = 1 << 20;
+constexpr int64_t kMostOfASize = 1 << 20, kMostTileSize = 1 << 14;
+constexpr int64_t kMostCacheNumbers = int64_t{1} << 32;  // of one token, keys and values each
 
 ElementType element_type(const std::string& name, const std::string& field) {
   if (name == "float32") return ElementType::kFloat32;
@@ -20,8 +21,18 @@ ElementType element_type(const std::string& name, const std::string& field) {
 
 Sizes parse_sizes(const Fields& fields) {
   const auto size = [&](const char* name) { return fields.integer(name, 1, kMostOfASize); };
-  return {size("tile_size"), size("tokens_per_tile"), size("vision_features"), size("hidden"),
-          size("vocab"),     size("layers"),          size("kv_heads"),        size("head_dim")};
+  const Sizes sizes = {fields.integer("tile_size", 1, kMostTileSize),
+                       size("tokens_per_tile"),
+                       size("vision_features"),
+                       size("hidden"),
+                       size("vocab"),
+                       size("layers"),
+                       size("kv_heads"),
+                       size("head_dim")};
+  if (sizes.layers * sizes.kv_heads * sizes.head_dim > kMostCacheNumbers) {
+    throw_field(fields.where() + ": layers, kv_heads, head_dim", "a cache that fits into memory", fields.all());
+  }
+  return sizes;
 }
 
 std::vector<TensorContract> parse_tensors(const Json& list, const std::string& where) {

@@ -21,9 +21,25 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory, made_once: MakeOnce) -> Path:
-    """Everything of engines/, built as a release."""
-    return made_once("engines", lambda folder: programs.build(folder))
+def engines(made_once: MakeOnce) -> Path:
+    """Everything of engines/, built as a release; where R1V_ENGINES names a folder, in that, which is kept."""
+    if kept := os.environ.get("R1V_ENGINES"):
+        return programs.build(Path(kept), options=programs.UNITY)
+    return made_once("engines", lambda folder: programs.build(folder, options=programs.UNITY))
+
+
+@pytest.fixture(scope="session")
+def sanitized(made_once: MakeOnce) -> Path:
+    """The tests of engines/, built with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    options = ("-DR1V_SANITIZE=address,undefined", *programs.QUICK)
+    return made_once("sanitized", lambda folder: programs.build(folder, *programs.TESTS, options=options))
+
+
+@pytest.fixture(scope="session")
+def race_checked(made_once: MakeOnce) -> Path:
+    """What threads share, built with ThreadSanitizer."""
+    options = ("-DR1V_SANITIZE=thread", *programs.QUICK)
+    return made_once("race-checked", lambda folder: programs.build(folder, "r1v_api_test", options=options))
 
 
 @pytest.fixture(scope="session")

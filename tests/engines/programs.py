@@ -7,13 +7,12 @@ import subprocess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-QUICK = (
-    "-DCMAKE_BUILD_TYPE=None",
-    "-DCMAKE_CXX_FLAGS=-O1",
-    "-DCMAKE_UNITY_BUILD=ON",
-    "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0",
-)
-"""Options of a build whose programs run for seconds: each folder is one file to the compiler."""
+UNITY = ("-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0")
+"""Options of a build that takes a third of the time: each folder is one file to the compiler."""
+QUICK = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", *UNITY)
+"""The same for programs that run for seconds."""
+TESTS = tuple(f"r1v_{path.parent.name}_test" for path in (REPOSITORY / "engines/tests").glob("*/CMakeLists.txt"))
+"""Targets of all test programs."""
 
 
 def build(folder: Path, *targets: str, options: tuple[str, ...] = ()) -> Path:

@@ -1,9 +1,19 @@
-"""The GoogleTest programs of engines/: all of ctest, and those that need a bundle and ONNX Runtime."""
+"""The GoogleTest programs of engines/: all of ctest, and those that need a bundle and ONNX Runtime, with sanitizers."""
 
 from __future__ import annotations
 
+import pytest
+
 from tests.engines import programs
 from tests.engines.conftest import ONNXRUNTIME
+
+
+@pytest.fixture
+def with_bundle(nano_bundle, monkeypatch):
+    monkeypatch.setenv("R1V_BUNDLE", str(nano_bundle))
+    monkeypatch.setenv("R1V_ONNXRUNTIME", str(ONNXRUNTIME))
+    # What ONNX Runtime keeps for the process's life is no leak of ours.
+    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
 
 
 def test_ctest_passes(engines):
@@ -11,8 +21,14 @@ def test_ctest_passes(engines):
     assert "100% tests passed" in printed
 
 
-def test_graphs_run_on_onnxruntimes_c_api(engines, nano_bundle, monkeypatch):
-    monkeypatch.setenv("R1V_BUNDLE", str(nano_bundle))
-    monkeypatch.setenv("R1V_ONNXRUNTIME", str(ONNXRUNTIME))
-    printed = programs.run(engines / "engines/tests/backends/r1v_backends_test")
+@pytest.mark.slow(60)
+@pytest.mark.parametrize("folder", ["backends", "api", "base", "bundle", "runner"])
+def test_programs_are_clean_under_sanitizers(sanitized, with_bundle, folder):
+    printed = programs.run(sanitized / f"engines/tests/{folder}/r1v_{folder}_test")
+    assert "SKIPPED" not in printed
+
+
+@pytest.mark.slow(60)
+def test_threads_that_share_an_engine_do_not_race(race_checked, with_bundle):
+    printed = programs.run(race_checked / "engines/tests/api/r1v_api_test")
     assert "SKIPPED" not in printed

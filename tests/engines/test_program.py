@@ -126,3 +126,12 @@ def test_a_link_to_a_bundle_is_opened(r1v, tiny_bundle, tmp_path):
     assert r1v("run", link, "--max-new-tokens", "2", "Hello").returncode == 0
     shutil.rmtree(tiny_bundle)
     assert "no such folder" in r1v("run", link, "Hello").stderr
+
+
+def test_weights_behind_links_are_refused_with_what_to_do(r1v, tiny_bundle, tmp_path):
+    weights = tiny_bundle / "graphs/decoder.data"
+    weights.rename(tmp_path / "blob")
+    weights.symlink_to(tmp_path / "blob")
+    ran = r1v("run", tiny_bundle, "Hello")
+    assert ran.returncode == 1
+    assert "cp -rL" in ran.stderr

@@ -19,6 +19,10 @@ constexpr char kNoSpinningBetweenRuns[] = "session.force_spinning_stop";
 constexpr char kRefused[] = "ONNX Runtime refuses an engine.";
 constexpr char kRebuild[] =
     "run `r1v-export verify`; if the bundle is sound, build it again with this version of onnxruntime";
+constexpr char kCopyLinks[] =
+    "files of this bundle are links, which ONNX Runtime does not follow out of the folder: copy it with cp -rL, and "
+    "open "
+    "the copy";
 
 void require_provider(const Library& library, const std::string& provider) {
   const std::vector<std::string> available = library.providers();
@@ -127,6 +131,15 @@ void require_names(const std::vector<TensorContract>& found, const std::vector<T
   }
 }
 
+// Whether a file of the bundle is a link, as in a hub's cache.
+bool has_links(const Bundle& bundle) {
+  std::error_code error;
+  for (const auto& [path, entry] : bundle.manifest.files) {
+    if (std::filesystem::is_symlink(bundle.folder / path, error)) return true;
+  }
+  return false;
+}
+
 size_t count_of(const std::vector<int64_t>& shape) {
   size_t count = 1;
   for (int64_t size : shape) count = checked_product({count, checked_cast<size_t>(size, "shape")}, "shape");
@@ -150,7 +163,8 @@ GraphSession::GraphSession(const Library& library, const Bundle& bundle, const G
   Session* session = nullptr;
   library.check(library.api().CreateSessionFromArray(library.env(), content.data(), content.size(),
                                                      session_options_.get(), &session),
-                Code::kBundle, kRefused, (bundle.folder / options.file).string(), kRebuild);
+                Code::kBundle, kRefused, (bundle.folder / options.file).string(),
+                has_links(bundle) ? kCopyLinks : kRebuild);
   session_ = Owned<Session>(session, library.api().ReleaseSession);
   const std::vector<TensorContract> inputs = session_tensors(library, session, true, options.file);
   const std::vector<TensorContract> outputs = session_tensors(library, session, false, options.file);
