@@ -18,8 +18,8 @@ import numpy as np
 from r1v_export.errors import UsageError
 
 FinishReason = Literal["stop", "length", "context", "cancelled", "deadline"]
-"""Why an answer ended: a stop token or string, `max_new_tokens`, no position of the model left, the caller, or its
-deadline.
+"""Why an answer ended: a stop token or string, `max_new_tokens`, no position of the model or slot of the cache left,
+the caller, or its deadline.
 
 The OpenAI API calls both `length` and `context` "length".
 """

@@ -36,7 +36,7 @@ INSTALL = 'pip install "r1v-export[serve]"'
 _MIB = 1 << 20
 _MAX_ROWS, _MAX_IMAGES = 1024, 1024
 _ENGINE_OPTIONS = (
-    *("max_rows", "max_queued", "cache_mib", "image_cache_mib"),
+    *("max_rows", "max_queued", "cache_mib", "image_cache_mib", "prefill_chunk"),
     *("target", "engine", "model", "device", "threads"),
 )
 """Parameters that are the engine's."""
@@ -64,6 +64,13 @@ _ENGINE_OPTIONS = (
 )
 @click.option(
     "--image-cache-mib", type=click.IntRange(min=0), default=256, show_default=True, help="Of image embeddings."
+)
+@click.option(
+    "--prefill-chunk",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Prompt tokens between two decoder steps, at most; fewer make streams smoother.",
 )
 @click.option("--max-body-mib", type=click.IntRange(min=1), default=64, show_default=True, help="Of a request.")
 @click.option("--max-images", type=click.IntRange(0, _MAX_IMAGES), default=16, show_default=True, help="Of a request.")
@@ -96,6 +103,7 @@ def command(
     max_queued: int,
     cache_mib: int,
     image_cache_mib: int,
+    prefill_chunk: int,
     max_body_mib: int,
     max_images: int,
     max_image_pixels: int,
@@ -138,7 +146,8 @@ def command(
         limits=limits,
     )
     if triton is None:
-        options = BatchingOptions(max_rows, max_queued, cache_mib * _MIB, image_cache_mib * _MIB)
+        bytes_ = cache_mib * _MIB, image_cache_mib * _MIB
+        options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=prefill_chunk)
         backend = _own_loop(bundle, target, model, device, engine, options)
     else:
         _refuse_engine_options(context)

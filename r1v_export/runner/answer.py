@@ -64,8 +64,8 @@ class Answer:
         text: the answer proper; "" if the reasoning was never closed.
         reasoning_complete: false if the answer ended inside the reasoning.
         token_ids: all generated tokens, a stop token included.
-        finish_reason: "stop" (a stop token or string), "length" (`max_new_tokens`), "context" (the model has no
-            position left), "cancelled" or "deadline".
+        finish_reason: "stop" (a stop token or string), "length" (`max_new_tokens`), "context" (no
+            position of the model, or slot of the cache's budget, is left), "cancelled" or "deadline".
         prompt_tokens: tokens of the prompt, image tokens included.
         reused_tokens: of these, taken from the cache of an earlier turn or of another request.
         reasoning_tokens: of `token_ids`, those that made the reasoning and its end tag.

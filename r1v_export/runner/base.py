@@ -24,6 +24,7 @@ from r1v_export.runner.batching.batch import Batch
 from r1v_export.runner.encoded_prompt import EncodedPrompt, OpenPrompt
 from r1v_export.runner.guided import GuideCompiler
 from r1v_export.runner.image_encoder import ImageEncoder
+from r1v_export.runner.kv_cache import PREFILL_CHUNK
 from r1v_export.runner.prompt_encoder import PromptEncoder, Request
 from r1v_export.serialized.pipeline import PipelineDocument
 
@@ -152,13 +153,20 @@ class BaseRunner(PromptEncoder, ABC):
                 batch.drop(state)
 
     @abstractmethod
-    def open_batch(self, max_rows: int, cache_bytes: int | None = None, keep_prefixes: bool = False) -> Batch[Any]:
+    def open_batch(
+        self,
+        max_rows: int,
+        cache_bytes: int | None = None,
+        keep_prefixes: bool = False,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> Batch[Any]:
         """Requests that are answered together, none yet.
 
         Args:
             max_rows: how many, at most.
             cache_bytes: of the key-value cache, at most; None for any.
             keep_prefixes: keep what finished requests leave in the cache, for those that begin alike.
+            prefill_chunk: prompt tokens between two decoder steps, at most.
         """
 
     def image_encoder(self, cache_bytes: int = 0) -> ImageEncoder:

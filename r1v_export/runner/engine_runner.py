@@ -10,6 +10,7 @@ from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.base import BaseRunner
 from r1v_export.runner.batching.cache_rows import CacheRows
 from r1v_export.runner.batching.engine_batch import EngineBatch
+from r1v_export.runner.kv_cache import PREFILL_CHUNK
 from r1v_export.serialized.pipeline import PipelineDocument
 
 
@@ -30,9 +31,15 @@ class EngineRunner(BaseRunner):
     def name(self) -> str:
         return self.engine.name
 
-    def open_batch(self, max_rows: int, cache_bytes: int | None = None, keep_prefixes: bool = False) -> EngineBatch:
+    def open_batch(
+        self,
+        max_rows: int,
+        cache_bytes: int | None = None,
+        keep_prefixes: bool = False,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> EngineBatch:
         rows = CacheRows(self.engine, self.max_positions, max_rows, cache_bytes, keep_prefixes)
-        return EngineBatch(self.engine, self.pipeline.image_token_id, rows, end_tag=self.reasoning_end_ids())
+        return EngineBatch(self.engine, self.pipeline.image_token_id, rows, prefill_chunk, self.reasoning_end_ids())
 
     def reasoning_end_ids(self) -> list[int]:
         """The tokens of the tag that ends reasoning: one of its own, or as many as its text takes."""

@@ -10,6 +10,7 @@ from r1v_export.generation import Generator
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.batching.generator_batch import GeneratorBatch
+from r1v_export.runner.kv_cache import PREFILL_CHUNK
 from r1v_export.serialized.pipeline import PipelineDocument
 
 
@@ -41,6 +42,12 @@ class GeneratorRunner(BaseRunner):
     def name(self) -> str:
         return self.generator.name
 
-    def open_batch(self, max_rows: int, cache_bytes: int | None = None, keep_prefixes: bool = False) -> GeneratorBatch:
-        """Requests in the library together; its cache is its own, whose size and prefixes it manages."""
+    def open_batch(
+        self,
+        max_rows: int,
+        cache_bytes: int | None = None,
+        keep_prefixes: bool = False,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> GeneratorBatch:
+        """Requests in the library together; cache and loop are its own, with their size, prefixes and chunks."""
         return GeneratorBatch(self.generator, self.max_positions, max_rows)

@@ -107,12 +107,12 @@ def new_token_budget(prompt_tokens: int, max_new_tokens: int, max_positions: int
     return min(max_new_tokens, max_positions - prompt_tokens)
 
 
-def embed_chosen(engine: Engine, ids_B1: np.ndarray) -> np.ndarray:
-    """Embeddings [B, 1, E] of tokens that a model chose, ids [B, 1] int64.
+def embed_chosen(engine: Engine, ids_BS: np.ndarray) -> np.ndarray:
+    """Embeddings [B, S, E] of tokens that a model chose, ids [B, S] int64.
 
     Without rows of images, an <IMG_CONTEXT> that it chose has the embedding of the table, as in transformers.
     """
-    return engine.embed(ids_B1, np.zeros((0, engine.sizes.hidden), dtype=np.float32))
+    return engine.embed(ids_BS, np.zeros((0, engine.sizes.hidden), dtype=np.float32))
 
 
 def prefill(cache: KVCache, prompts_SE: Sequence[np.ndarray], cancel: threading.Event) -> np.ndarray:

@@ -35,8 +35,8 @@ OPTIONS = {
     "--presence-penalty --frequency-penalty --seed --stop --stop-in-reasoning --max-reasoning-tokens --json-schema "
     "--regex --logprobs --verify --device --threads",
     "serve": "BUNDLE --host --port --served-model-name --api-key --allow-image-host --max-rows --max-queued "
-    "--cache-mib --image-cache-mib --max-body-mib --max-images --max-image-pixels --max-new-tokens --max-seconds "
-    "--drain-seconds --access-log --triton --target --engine --model --device --threads",
+    "--cache-mib --image-cache-mib --prefill-chunk --max-body-mib --max-images --max-image-pixels --max-new-tokens "
+    "--max-seconds --drain-seconds --access-log --triton --target --engine --model --device --threads",
     "deploy triton": "BUNDLE --output --target --max-rows --cache-mib --image-cache-mib --tiles --preprocessors "
     "--device",
     "bench": "BUNDLE --image --allow-url --question --target --engine --model --tokens --runs --roofline --device "

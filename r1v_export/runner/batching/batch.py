@@ -23,6 +23,7 @@ class BatchCounters:
     generated_tokens: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
+    preempted: int = 0
     rows_per_step: Counter[int] = field(default_factory=Counter)
 
 

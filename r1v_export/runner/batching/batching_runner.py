@@ -77,7 +77,8 @@ class BatchingRunner:
         self._finished: Counter[FinishReason] = Counter()
         self._errors: Counter[str] = Counter()
         self._encoder = runner.image_encoder(self.options.image_cache_bytes)
-        self._batch = runner.open_batch(self.options.max_rows, self.options.cache_bytes, self.options.keep_prefixes)
+        limits = self.options
+        self._batch = runner.open_batch(limits.max_rows, limits.cache_bytes, limits.keep_prefixes, limits.prefill_chunk)
         loops = {"r1v-prepare": self._prepare_loop, "r1v-decode": self._decode_loop}
         self._threads = [threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops.items()]
         for thread in self._threads:
@@ -150,6 +151,7 @@ class BatchingRunner:
                 generated_tokens=counters.generated_tokens,
                 prefix_hits=counters.prefix_hits,
                 prefix_misses=counters.prefix_misses,
+                preempted=counters.preempted,
                 rows_per_step=counters.rows_per_step.copy(),
                 image_cache_hits=encoder.hits,
                 image_cache_misses=encoder.misses,

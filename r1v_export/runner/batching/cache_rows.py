@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from r1v_export.errors import InputError
 from r1v_export.log_event import log_event
 from r1v_export.runner.batching.batch import CacheUsage
 from r1v_export.runner.encoded_prompt import TokenSequence
-from r1v_export.runner.kv_cache import KVCache, plan_capacity
+from r1v_export.runner.kv_cache import CAPACITY_STEP, KVCache, plan_capacity
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class CacheRow:
     Attributes:
         index: where it lies in the cache now.
         tokens: what it holds.
-        needed: slots that its request may come to take; 0 for a row without a request.
+        needed: slots that are reserved for its request; 0 for a row without a request.
         last_used: when its request ended, in requests.
     """
 
@@ -64,7 +65,6 @@ class CacheRows:
         self.max_rows, self.budget_bytes = max_rows, budget_bytes
         self.decoding = 0
         """Rows 0 ... decoding - 1 are decoded."""
-        self._limits: CacheLimits | None = None
         self._cache: KVCache | None = None
         self._rows: list[CacheRow] = []
         self._requests = 0
@@ -84,24 +84,48 @@ class CacheRows:
         """How large the cache is now."""
         rows = len(self._rows)
         kept = sum(not row.owned and len(row.tokens) > 0 for row in self._rows)
-        slot_bytes = 0 if self._limits is None else self._limits.slot_bytes
-        return CacheUsage(rows, kept, rows * self.capacity * slot_bytes)
+        return CacheUsage(rows, kept, rows * self.capacity * self._limits.slot_bytes if rows else 0)
+
+    def room_behind(self, prompt_tokens: int) -> int:
+        """Slots behind a prompt in the largest row that the budget allows; at least 1.
+
+        Raises:
+            InputError: there is none.
+        """
+        room = self._longest - prompt_tokens
+        if room < 1:
+            raise InputError(
+                "The request is too long for the key-value cache.",
+                where="request",
+                expected=f"fewer than {self._longest} tokens, which {self.budget_bytes} bytes hold",
+                found=f"{prompt_tokens} tokens, {self._limits.slot_bytes} bytes each",
+                fix="use a shorter prompt, fewer images or tiles, or raise the budget",
+            )
+        return room
 
     def acquire(self, tokens: TokenSequence, needed: int) -> CacheRow | None:
         """A row with room for `needed` tokens, which may hold the beginning of `tokens`; None while there is none.
 
-        Raises:
-            InputError: no row that large is within the budget.
+        Where no request has a row there is one, if `room_behind` allows that many tokens.
         """
-        plan = self._plan(needed)
-        if plan is None:
+        if not self._resize(self._plan(needed, new_rows=1)):
             return None
-        self._resize(*plan)
         row = self._choose(tokens)
         row.needed = needed
         # At least one token must go through the decoder, for its logits.
         self._truncate(row, min(row.tokens.common_prefix(tokens), len(tokens) - 1))
         return row
+
+    def reserve(self, row: CacheRow, needed: int) -> bool:
+        """Let a request's row have room for `needed` tokens; False while the budget does not allow that.
+
+        For the only request there is it always does, if `room_behind` allows that many tokens.
+        """
+        if needed > row.needed:
+            if not self._resize(self._plan(needed, new_rows=0)):
+                return False
+            row.needed = needed
+        return True
 
     def reuse(self, row: CacheRow, tokens: TokenSequence) -> None:
         """Copy what another row holds of the beginning of `tokens` and this one does not, where that saves enough."""
@@ -133,30 +157,38 @@ class CacheRows:
         """Free the cache."""
         self._cache, self._rows, self.decoding = None, [], 0
 
-    def _plan(self, needed: int) -> tuple[int, int] | None:
-        """Rows and capacity to have for one more request that needs so many slots; None where the budget is too small
-        for that now."""
-        if self._limits is None:
-            self._limits = self.engine.cache_limits()
+    @cached_property
+    def _limits(self) -> CacheLimits:
+        return self.engine.cache_limits()
+
+    @cached_property
+    def _longest(self) -> int:
+        """Slots that a row can have; 0 where there can be none."""
+        fixed = self._limits.capacity
+        if fixed is not None:
+            return min(fixed, self.max_positions) if self._allowed(fixed) else 0
+        if self.budget_bytes is None:
+            return self.max_positions
+        slots = self.budget_bytes // self._limits.slot_bytes
+        return self.max_positions if slots >= self.max_positions else slots // CAPACITY_STEP * CAPACITY_STEP
+
+    def _plan(self, needed: int, new_rows: int) -> tuple[int, int] | None:
+        """Rows and capacity to have for one request that needs so many slots, with all others; None where the budget
+        is too small for that now.
+
+        Args:
+            new_rows: 1 for a request that has no row yet.
+        """
         owned = [row.needed for row in self._rows if row.owned]
-        if self._allowed(self._round(needed)) < 1:
-            raise InputError(
-                "The request is too long for the key-value cache.",
-                where="request",
-                expected=f"at most {self.budget_bytes} bytes, or {self._limits.capacity or self.max_positions} tokens",
-                found=f"{needed} tokens of prompt and answer, {self._limits.slot_bytes} bytes each",
-                fix="use a shorter prompt or fewer new tokens, or raise the budget",
-            )
         least = self._round(max([needed, *owned]))
         as_is = [self.capacity] if needed <= self.capacity else [self._round(max(least, 2 * self.capacity))]
         for capacity in (*as_is, least):
-            if (allowed := self._allowed(capacity)) > len(owned):
-                return self._row_count(allowed), capacity
+            if (allowed := self._allowed(capacity)) >= len(owned) + new_rows:
+                return self._row_count(allowed) if new_rows else min(allowed, len(self._rows)), capacity
         return None
 
     def _allowed(self, capacity: int) -> int:
         """Rows of that capacity, at most."""
-        assert self._limits is not None
         if self._limits.capacity is not None and capacity > self._limits.capacity:
             return 0
         limits = [self.max_rows, self._limits.max_rows, None]
@@ -165,7 +197,6 @@ class CacheRows:
         return min(limit for limit in limits if limit is not None)
 
     def _round(self, tokens: int) -> int:
-        assert self._limits is not None
         fixed = self._limits.capacity
         return plan_capacity(tokens, self.max_positions) if fixed is None else max(tokens, fixed)
 
@@ -175,17 +206,22 @@ class CacheRows:
         empty = any(not row.owned and len(row.tokens) == 0 for row in self._rows)
         return min(allowed, rows if empty else max(1, 2 * rows))
 
-    def _resize(self, rows: int, capacity: int) -> None:
+    def _resize(self, plan: tuple[int, int] | None) -> bool:
+        """Make the cache as planned; whether there is a plan."""
+        if plan is None:
+            return False
+        rows, capacity = plan
         if self._cache is None:
             self._cache = KVCache(self.engine.decoder(rows, capacity))
         elif (rows, capacity) != (len(self._rows), self.capacity):
             self._evict(rows, capacity)
             self._cache.resize(rows, capacity)
         else:
-            return
+            return True
         self._rows += [CacheRow(index) for index in range(len(self._rows), rows)]
         message = "cache: %(rows)d rows of %(capacity)d tokens"
         log_event(_LOG, logging.DEBUG, message, rows=rows, capacity=capacity)
+        return True
 
     def _evict(self, rows: int, capacity: int) -> None:
         """Bring the rows that stay below `rows`, and what they hold below `capacity`."""

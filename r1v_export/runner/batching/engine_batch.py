@@ -22,10 +22,13 @@ from r1v_export.runner.batching.batch import Batch, CacheUsage, RequestState
 from r1v_export.runner.batching.cache_rows import CacheRow, CacheRows, ones
 from r1v_export.runner.encoded_prompt import EncodedPrompt, TokenSequence
 from r1v_export.runner.finite import require_finite
-from r1v_export.runner.kv_cache import PREFILL_CHUNK, embed_chosen, new_token_budget
+from r1v_export.runner.kv_cache import CAPACITY_STEP, PREFILL_CHUNK, embed_chosen, new_token_budget, plan_capacity
 from r1v_export.runner.sampling import Sampler, TokenLogprobs
 
 _LOG = logging.getLogger(__name__)
+
+HEADROOM = CAPACITY_STEP
+"""Slots behind its tokens that a row is given, so that it does not have to give way at once."""
 
 
 class Choice(NamedTuple):
@@ -40,12 +43,12 @@ Taken = list[tuple["RowState", "Choice | R1VError"]]
 
 
 class RowState(RequestState):
-    """A request that has a row.
+    """A request that has a row, or waits for one again.
 
     Args:
         row: its row, which may hold the beginning of its prompt already.
-        tokens: its prompt.
-        max_new_tokens: as far as the model has positions.
+        tokens: its prompt, to which `recall` adds its answer.
+        max_new_tokens: as far as the model has positions, and the cache slots.
         end_tag: tokens that end reasoning.
     """
 
@@ -63,9 +66,22 @@ class RowState(RequestState):
         self._end_tag, self._forced = end_tag, deque[int]()
         self.tokens, self.row, self.sampler, self.max_new_tokens = tokens, row, sampler, max_new_tokens
         self.images: Sequence[np.ndarray] = [image.embeds for image in prompt.images]
+        self.prompt_tokens = len(tokens)
+        self.prefilled = False
+        """Whether all of `tokens` is in the cache, so that the request is decoded."""
         self.computed = 0
         """Prompt tokens that went through the decoder for this request."""
         self._embed_ms = stream.timings.embed_ms
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of its prompt and its longest answer."""
+        return self.prompt_tokens + self.max_new_tokens
+
+    def recall(self) -> None:
+        """Let `tokens` be all that its row has to hold, prompt and answer, for it to be decoded further."""
+        for token_id in self.stream.token_ids[len(self.tokens) - self.prompt_tokens :]:
+            self.tokens.append(token_id)
 
     def choose(self, logits_V: np.ndarray) -> Choice | R1VError:
         """The next token, by the logits [V] or, where its reasoning is to end now, of the end tag; or what is wrong."""
@@ -106,7 +122,12 @@ class RowState(RequestState):
 
 class EngineBatch(Batch[RowState]):
     """Requests over one engine. Each step decodes one token of every request whose prompt is in the cache, and prefills
-    a chunk of the next prompt, or of several short ones; prompts take turns.
+    a chunk of the next prompt, or of several short ones.
+
+    Rows take what is used of the cache, and not what answers may come to: that may be the model's whole context. Where
+    a row needs more than the budget has left, the request that was admitted last gives up its row. It gets one again
+    before any new request does, and its prompt and answer so far are prefilled there. The oldest request never waits,
+    so each one ends.
 
     Args:
         engine: the reference or any built target.
@@ -127,26 +148,34 @@ class EngineBatch(Batch[RowState]):
         super().__init__()
         self.end_tag = end_tag
         self.engine, self.image_token_id, self.rows, self.prefill_chunk = engine, image_token_id, rows, prefill_chunk
-        self._prefilling: deque[RowState] = deque()
-        self._decoding: list[RowState] = []
+        self._holding: list[RowState] = []
+        """Requests with a row, the oldest first."""
+        self._preempted: deque[RowState] = deque()
+        """Requests that gave up their row, the oldest first; all are younger than those that have one."""
+        self._shortest_next = False
 
     @property
     def running(self) -> Sequence[RowState]:
-        return [*self._decoding, *self._prefilling]
+        return [*self._holding, *self._preempted]
 
     def admit(self, prompt: EncodedPrompt, sampling: Sampling, stream: AnswerStream) -> RowState | None:
         tokens = TokenSequence.of(prompt, self.image_token_id)
         max_new_tokens = new_token_budget(len(tokens), sampling.max_new_tokens, self.rows.max_positions)
+        max_new_tokens = min(max_new_tokens, self.rows.room_behind(len(tokens)))
         sampler = Sampler(sampling, prompt.token_ids, self.engine.sizes.vocab)
-        row = self.rows.acquire(tokens, len(tokens) + max_new_tokens)
+        if self._preempted:
+            return None
+        row = self.rows.acquire(tokens, len(tokens) + min(max_new_tokens, HEADROOM))
         if row is None:
             return None
         state = RowState(stream, prompt, tokens, row, sampler, max_new_tokens, self.end_tag)
-        self._prefilling.append(state)
+        self._holding.append(state)
         return state
 
     def step(self) -> list[tuple[RowState, TokenEvent | R1VError]]:
         running, clock = self.running, time.perf_counter()
+        self._make_room()
+        self._resume()
         taken = self._decode() + self._prefill()
         step_ms = (time.perf_counter() - clock) * 1000
         for state in running:
@@ -165,13 +194,10 @@ class EngineBatch(Batch[RowState]):
         return events
 
     def drop(self, state: RowState) -> None:
-        if state in self._decoding:
-            self._decoding.remove(state)
-        elif state in self._prefilling:
-            self._prefilling.remove(state)
-        else:
-            return
-        self.rows.release(state.row)
+        if state in self._preempted:
+            self._preempted.remove(state)
+        elif state in self._holding:
+            self._release(state)
 
     def cache_usage(self) -> CacheUsage:
         return self.rows.usage()
@@ -180,8 +206,36 @@ class EngineBatch(Batch[RowState]):
         super().close()
         self.rows.clear()
 
+    def _release(self, state: RowState) -> None:
+        """Take a request's row."""
+        self._holding.remove(state)
+        state.prefilled = False
+        self.rows.release(state.row)
+
+    def _make_room(self) -> None:
+        """Reserve a slot for the next token of each request that is decoded; the youngest give up theirs for it."""
+        for state in [state for state in self._holding if state.prefilled]:
+            needed = plan_capacity(len(state.row.tokens) + 1, state.most_tokens)
+            while state in self._holding and not self.rows.reserve(state.row, needed):
+                youngest = self._holding[-1]
+                self._release(youngest)
+                youngest.recall()
+                self._preempted.appendleft(youngest)
+                self.counters.preempted += 1
+
+    def _resume(self) -> None:
+        """Give requests that gave up their rows others, as far as there are."""
+        while self._preempted:
+            state = self._preempted[0]
+            row = self.rows.acquire(state.tokens, min(len(state.tokens) + HEADROOM, state.most_tokens))
+            if row is None:
+                return
+            state.row = row
+            self._holding.append(self._preempted.popleft())
+
     def _decode(self) -> Taken:
-        states = sorted(self._decoding, key=lambda state: state.row.index)
+        decoding = (state for state in self._holding if state.prefilled)
+        states = sorted(decoding, key=lambda state: state.row.index)
         if not states:
             return []
         self.counters.rows_per_step[len(states)] += 1
@@ -197,16 +251,14 @@ class EngineBatch(Batch[RowState]):
     def _prefill(self) -> Taken:
         taken: Taken = []
         room = self.prefill_chunk
-        while self._prefilling:
-            state = self._prefilling[0]
+        while (state := self._next_to_prefill()) is not None:
             self.rows.reuse(state.row, state.tokens)
             start = len(state.row.tokens)
             stop = min(start + self.prefill_chunk, len(state.tokens))
             if stop - start > room:
                 break
             room -= stop - start
-            # To the back of the queue: prompts take turns.
-            self._prefilling.rotate(-1)
+            self._shortest_next = not self._shortest_next
             try:
                 logits_V = self._append_chunk(state, start, stop)
             except R1VError as error:
@@ -217,18 +269,36 @@ class EngineBatch(Batch[RowState]):
                 taken.append((state, state.choose(logits_V)))
         return taken
 
+    def _next_to_prefill(self) -> RowState | None:
+        """The oldest prompt and the one with the fewest tokens left, in turns: neither do short prompts wait for a long
+        one, nor does a long one wait for ever, nor do prompts that are alike all wait for the last of them."""
+        prefilling = [state for state in self._holding if not state.prefilled]
+        if self._shortest_next:
+            prefilling.sort(key=lambda state: len(state.tokens) - len(state.row.tokens))
+        return prefilling[0] if prefilling else None
+
     def _append_chunk(self, state: RowState, start: int, stop: int) -> np.ndarray:
         """Put prompt tokens start ... stop - 1 into the row; logits [V] after the last of them."""
-        ids_1S = np.frombuffer(state.tokens.ids, dtype=np.int64)[None, start:stop]
-        embeds_NE = self._image_rows(state, start, stop)
         with state.stream.timings.measure("embed"):
-            embeds_1SE = self.engine.embed(ids_1S, embeds_NE)
+            embeds_1SE = self._embed(state, start, stop)
         require_finite(embeds_1SE, "embed")
         logits_1V = self.rows.cache.append(embeds_1SE, np.array([stop - start]), state.row.index)
         state.row.tokens.take(state.tokens, stop)
         state.computed += stop - start
         logits_V: np.ndarray = logits_1V[0]
         return logits_V
+
+    def _embed(self, state: RowState, start: int, stop: int) -> np.ndarray:
+        """Embeddings [1, S, E] of tokens start ... stop - 1, with the images that the prompt has among them."""
+        ids_1S = np.frombuffer(state.tokens.ids, dtype=np.int64)[None, start:stop]
+        answer = min(max(start, state.prompt_tokens), stop)
+        parts = []
+        if start < answer:
+            images_NE = self._image_rows(state, start, answer)
+            parts.append(self.engine.embed(ids_1S[:, : answer - start], images_NE))
+        if answer < stop:
+            parts.append(embed_chosen(self.engine, ids_1S[:, answer - start :]))
+        return np.concatenate(parts, axis=1)
 
     def _image_rows(self, state: RowState, start: int, stop: int) -> np.ndarray:
         """Embeddings [N, E] of the image tokens among the prompt's tokens start ... stop - 1."""
@@ -242,12 +312,13 @@ class EngineBatch(Batch[RowState]):
 
     def _start(self, state: RowState) -> None:
         """Let a request whose prompt is in the cache be decoded."""
-        self._prefilling.remove(state)
-        self._decoding.append(state)
+        state.prefilled = True
         self.rows.start(state.row)
-        state.images = ()
+        if state.stream.token_ids:
+            return  # It gave up its row, and was counted the first time.
         tokens, counters = len(state.tokens), self.counters
-        reused = state.stream.reused_tokens = tokens - state.computed
+        # What it computed in a row that it gave up is computed once more, and is not reused.
+        reused = state.stream.reused_tokens = max(0, tokens - state.computed)
         counters.prompt_tokens += tokens
         counters.reused_tokens += reused
         counters.prefix_hits += reused > 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from r1v_export.errors import UsageError
 from r1v_export.generation import FinishReason
+from r1v_export.runner.kv_cache import PREFILL_CHUNK
 
 MIB = 1 << 20
 
@@ -22,6 +23,8 @@ class BatchingOptions:
         image_cache_bytes: of image embeddings that are kept for images shown again; 0 keeps none.
         keep_prefixes: keep the caches of finished requests while there is room, and start a request that begins with
             the same tokens and images behind what it has in common with them.
+        prefill_chunk: prompt tokens that are prefilled between two decoder steps, at most. Fewer let answers on their
+            way wait less for others' prompts, at the cost of throughput and of the time to the first token.
     """
 
     max_rows: int = 16
@@ -29,9 +32,11 @@ class BatchingOptions:
     cache_bytes: int = 2048 * MIB
     image_cache_bytes: int = 256 * MIB
     keep_prefixes: bool = True
+    prefill_chunk: int = PREFILL_CHUNK
 
     def __post_init__(self) -> None:
-        for name, least in {"max_rows": 1, "max_queued": 1, "cache_bytes": 1, "image_cache_bytes": 0}.items():
+        positive = dict.fromkeys(("max_rows", "max_queued", "cache_bytes", "prefill_chunk"), 1)
+        for name, least in {**positive, "image_cache_bytes": 0}.items():
             if (found := getattr(self, name)) < least:
                 raise UsageError(f"{name} is out of range.", expected=f"at least {least}", found=found)
 
@@ -53,6 +58,7 @@ class BatchingStats:
         prompt_tokens: of all prompts that were given a row.
         reused_tokens: of these, taken from the cache of another request.
         generated_tokens: of all answers, unfinished ones included.
+        preempted: times that a request gave up its row for an older one, and was computed again.
         prefix_hits, prefix_misses: requests that found a common prefix, and that found none.
         image_cache_hits, image_cache_misses: images whose embeddings were kept, and that were encoded.
         image_cache_bytes: taken now by kept embeddings.
@@ -75,6 +81,7 @@ class BatchingStats:
     generated_tokens: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
+    preempted: int = 0
     image_cache_hits: int = 0
     image_cache_misses: int = 0
     image_cache_bytes: int = 0

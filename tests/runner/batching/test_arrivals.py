@@ -79,13 +79,14 @@ def admit(batch: EngineBatch, arrival: Arrival):
 @given(
     arrivals=ARRIVALS,
     max_rows=st.integers(1, 5),
-    budget_bytes=st.sampled_from([POSITIONS, 2 * POSITIONS, 5 * POSITIONS, None]),
+    budget_bytes=st.sampled_from([320, POSITIONS, 2 * POSITIONS, 5 * POSITIONS, None]),
     keep=st.booleans(),
     chunk=st.sampled_from([1, 7, 32, 512]),
     fixed=st.booleans(),
 )
 def test_every_answer_is_the_lone_requests_and_every_row_is_freed(arrivals, max_rows, budget_bytes, keep, chunk, fixed):
     engine = ToyEngine(3, POSITIONS) if fixed else ToyEngine()
+    budget_bytes = max(budget_bytes, POSITIONS) if fixed and budget_bytes else budget_bytes
     batch = EngineBatch(engine, IMAGE_TOKEN, CacheRows(engine, POSITIONS, max_rows, budget_bytes, keep), chunk)
     coming, waiting, states = deque(arrivals), deque(), []
     pause, steps, events = coming[0].after, 0, {}
@@ -107,8 +108,12 @@ def test_every_answer_is_the_lone_requests_and_every_row_is_freed(arrivals, max_
         usage = batch.cache_usage()
         assert budget_bytes is None or usage.cache_bytes <= budget_bytes
         steps += 1
-        # One chunk and one token of somebody in each step: all is done in bounded time.
-        assert steps <= sum(4 + len(a.prompt) + a.count for a in arrivals) * 2
+        # One chunk and one token of somebody in each step, and what was preempted is computed again: all is done in
+        # bounded time.
+        again = (1 + batch.counters.preempted) * max(len(a.prompt) + a.count for a in arrivals)
+        assert steps <= (sum(4 + len(a.prompt) + a.count for a in arrivals) + again) * 2
+        # A row grows a few times, and each time takes at most the rows of those that came later.
+        assert batch.counters.preempted <= len(arrivals) * max_rows * POSITIONS // 64
     for state, arrival, _ in states:
         whole = answer(arrival.prompt, arrival.count)
         found = state.stream.token_ids

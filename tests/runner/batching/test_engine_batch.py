@@ -176,11 +176,57 @@ def test_the_cache_never_grows_beyond_its_budget(engine):
     assert [tokens(state) for state in states] == expected
 
 
-def test_a_request_beyond_the_whole_budget_is_refused(engine):
+def test_a_prompt_beyond_the_whole_budget_is_refused(engine):
     batch = open_batch(engine, budget_bytes=slots(engine, 1, 64))
-    with pytest.raises(R1VError, match="too long for the key-value cache"):
-        admit(batch, [9] * 60)
-    assert admit(batch, [9] * 50) is not None
+    with pytest.raises(InputError, match="too long for the key-value cache"):
+        admit(batch, [9] * 64)
+    assert admit(batch, [9] * 63) is not None
+
+
+def test_an_answer_ends_where_the_budget_of_the_cache_does(engine):
+    batch = open_batch(engine, budget_bytes=slots(engine, 1, 64))
+    state = admit(batch, [9] * 60)
+    run(batch)
+    assert tokens(state) == greedy_without_cache(engine, [9] * 60, 4)
+    assert state.stream.finish_reason == "context"
+
+
+def test_what_an_answer_may_come_to_costs_no_other_its_row(engine):
+    endless = Sampling(max_new_tokens=10**9)
+    batch = open_batch(engine, budget_bytes=slots(engine, 4, 128))
+    states = [admit(batch, prompt, endless) for prompt in PROMPTS]
+    assert None not in states
+    for _ in range(10):
+        batch.step()
+    assert batch.counters.rows_per_step[4] > 0
+    for prompt, state in zip(PROMPTS, states, strict=True):
+        batch.end(state, "cancelled")
+        assert tokens(state) == greedy_without_cache(engine, prompt, len(tokens(state)))
+    assert batch.counters.preempted == 0
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_request_that_gives_up_its_row_goes_on_as_if_it_had_not(engine, keep):
+    """The image is needed again, and what the answer has of image tokens are none of its."""
+    sampling = Sampling(max_new_tokens=120, temperature=1.3, seed=11, logit_bias={IMAGE_TOKEN: 4})
+    shown = image(engine, 0)
+    prompts = [(PROMPTS[1], ()), ([*range(20, 40), *[IMAGE_TOKEN] * 8, *range(40, 50)], (shown,))]
+    expected = []
+    for prompt, images in prompts:
+        batch = open_batch(engine)
+        expected.append(admit(batch, prompt, sampling, images=images))
+        run(batch)
+    batch = open_batch(engine, budget_bytes=slots(engine, 2, 128), keep=keep)
+    states = [admit(batch, prompt, sampling, images=images) for prompt, images in prompts]
+    for _ in range(100):
+        batch.step()
+    assert batch.counters.preempted == 1
+    assert admit(batch, PROMPTS[0]) is None, "a new request goes before one that gave up its row"
+    run(batch)
+    assert [tokens(state) for state in states] == [tokens(state) for state in expected]
+    assert all(len(tokens(state)) == 120 for state in states)
+    assert IMAGE_TOKEN in tokens(states[1])[:80]
+    assert [state.stream.reused_tokens for state in states] == [0, 20 if keep else 0]
 
 
 def test_a_request_starts_behind_what_a_finished_one_left(engine):
