@@ -56,20 +56,24 @@ class Peer:
 def peers(model: Model, triton_environment: Path) -> dict[str, Peer]:
     llama = environment(model, "llama", llama_cpp_oracle.make_environment)
     vllm_python = environment(model, "vllm", vllm_oracle.make_environment)
-    found: dict[str, Peer] = {}
-    for precision in PRECISIONS:
+    llama_servers = {name: partial(llama_cpp, model, name, llama, ROWS, THREADS) for name in ("gguf4", "gguf16")}
+
+    def ours(precision: str) -> dict[str, Peer]:
         bundle = model.bundle(precision)
-        found[f"serve {precision}"] = Peer(partial(served, bundle, ROWS))
-        found[f"{ALONE} {precision}"] = Peer(partial(served, bundle, 1), turns={1: 3, 16: 1})
-    found["serve int4, int8 inputs"] = Peer(partial(served, model.bundle("int4-int8"), ROWS))
-    found["vLLM bf16"] = Peer(partial(vllm, model, vllm_python, ROWS, THREADS))
-    for name, bundle_name in {"Q4_0": "gguf4", "bf16": "gguf16"}.items():
-        found[f"llama.cpp {name}"] = Peer(partial(llama_cpp, model, bundle_name, llama, ROWS, THREADS))
-    for precision in PRECISIONS:
-        found[f"triton {precision}"] = Peer(
-            partial(triton, model.bundle(precision), triton_environment, ROWS), "triton"
-        )
-    return found
+        return {
+            f"serve {precision}": Peer(partial(served, bundle, ROWS)),
+            f"{ALONE} {precision}": Peer(partial(served, bundle, 1), turns={1: 3, 16: 1}),
+            f"triton {precision}": Peer(partial(triton, bundle, triton_environment, ROWS), "triton"),
+        }
+
+    return {
+        **ours("int4"),
+        "vLLM bf16": Peer(partial(vllm, model, vllm_python, ROWS, THREADS)),
+        "llama.cpp Q4_0": Peer(llama_servers["gguf4"]),
+        "serve int4, int8 inputs": Peer(partial(served, model.bundle("int4-int8"), ROWS)),
+        **ours("fp32"),
+        "llama.cpp bf16": Peer(llama_servers["gguf16"]),
+    }
 
 
 def environment(model: Model, name: str, make: Callable[[Path], Path]) -> Path:
