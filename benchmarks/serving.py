@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 import traceback
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="after which no further server is begun")
     parser.add_argument("--try", dest="is_try", action="store_true", help="few short answers, and no results")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # the servers end, too
     model = Model(arguments.work)
     if arguments.prepare:
         model.prepare()
