@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from r1v_export.cli.output import common_options, device_option, print_json
+from r1v_export.cli.output import (
+    LIBRARY_S_CACHE,
+    common_options,
+    device_option,
+    engine_option,
+    print_json,
+    refuse_given,
+)
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
@@ -22,6 +29,7 @@ def command() -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--target", help="Engine of the bundle. [default: its first]")
+@engine_option
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=16, show_default=True, help="Answered together.")
 @click.option(
     "--cache-mib", type=click.IntRange(min=1), default=2048, show_default=True, help="Of the key-value cache."
@@ -35,10 +43,13 @@ def command() -> None:
 @click.option("--preprocessors", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes for images.")
 @device_option
 @common_options
+@click.pass_context
 def triton(
+    context: click.Context,
     bundle: Path,
     out: Path,
     target: str | None,
+    engine: str | None,
     max_rows: int,
     cache_mib: int,
     image_cache_mib: int,
@@ -51,7 +62,9 @@ def triton(
     from r1v_export.bundle import Bundle
     from r1v_export.deploy.triton.repository import TritonOptions, write_repository
 
-    options = TritonOptions(target, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors)
+    if engine is not None:
+        refuse_given(context, ("cache_mib",), LIBRARY_S_CACHE, "omit it")
+    options = TritonOptions(target, engine, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors)
     written = write_repository(Bundle.open(bundle), out, options)
     if format_ == "json":
         print_json({"folder": str(out), "files": [path.relative_to(out).as_posix() for path in written]})

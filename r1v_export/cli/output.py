@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from r1v_export.cli.logs import logging_options
 from r1v_export.cli.streams import json_text
 from r1v_export.cpus import use_threads
+from r1v_export.errors import UsageError
 from r1v_export.quoting import visible
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -46,6 +48,26 @@ threads_option = click.option(
     help="CPU threads of an operator. [default: OMP_NUM_THREADS, or by cores and quota]",
 )
 model_option = click.option("--model", help="The checkpoint, where the bundle was built from a folder.")
+
+
+LIBRARY_S_CACHE = "with --engine, whose library sizes its cache and its steps itself"
+"""Why an option of the key-value cache or of prefill has no effect."""
+
+
+def refuse_given(context: click.Context, names: Iterable[str], why: str, fix: str) -> None:
+    """Refuse options that would have no effect, if they were typed.
+
+    Args:
+        names: of parameters.
+        why: goes on after "An option has no effect".
+
+    Raises:
+        UsageError: one was.
+    """
+    unused = (None, ParameterSource.DEFAULT)
+    given = [f"--{name.replace('_', '-')}" for name in names if context.get_parameter_source(name) not in unused]
+    if given:
+        raise UsageError(f"An option has no effect {why}.", found=", ".join(given), fix=fix)
 
 
 def print_json(value: Any) -> None:

@@ -183,15 +183,8 @@ def _by_name(load: Callable[[str], Image.Image]) -> Callable[[str], Image.Image]
 def _asking(
     runner: BaseRunner, sampling: Sampling, think: bool
 ) -> Callable[[str, list[Image.Image]], Iterator[TokenEvent]]:
-    """A conversation's way to ask.
-
-    Raises:
-        UsageError: a library decodes, and keeps no cache for us.
-    """
+    """A conversation's way to ask."""
     from r1v_export.runner.conversation import Conversation
-    from r1v_export.runner.engine_runner import EngineRunner
 
-    if not isinstance(runner, EngineRunner):
-        raise UsageError("A conversation needs an engine of the bundle.", found=runner.name, fix="omit --engine")
     conversation = Conversation(runner, think=think)
     return lambda text, images: conversation.ask(text, images, sampling)

@@ -16,11 +16,13 @@ import click
 
 from r1v_export.cli.logs import JsonFormatter
 from r1v_export.cli.output import (
+    LIBRARY_S_CACHE,
     common_options,
     device_option,
     engine_option,
     model_option,
     print_json,
+    refuse_given,
     target_option,
     threads_option,
 )
@@ -145,12 +147,15 @@ def command(
         image_hosts=tuple(_host(name) for name in image_hosts),
         limits=limits,
     )
+    if engine is not None:
+        refuse_given(context, ("cache_mib", "prefill_chunk"), LIBRARY_S_CACHE, "omit it")
     if triton is None:
         bytes_ = cache_mib * _MIB, image_cache_mib * _MIB
         options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=prefill_chunk)
         backend = _own_loop(bundle, target, model, device, engine, options)
     else:
-        _refuse_engine_options(context)
+        fix = "omit it; `r1v-export deploy triton` has those of the deployment"
+        refuse_given(context, _ENGINE_OPTIONS, "with --triton, whose server runs the engine", fix)
         backend = _triton_backend(bundle, triton)
 
     def announce(url: str) -> None:
@@ -183,20 +188,6 @@ def _triton_backend(bundle: Path, url: str) -> Backend:
 
     tokenizer, pipeline = open_files(bundle)
     return TritonBackend(url, PromptEncoder(tokenizer, pipeline, pipeline.positions.max_positions))
-
-
-def _refuse_engine_options(context: click.Context) -> None:
-    given = [
-        name
-        for name in _ENGINE_OPTIONS
-        if context.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
-    ]
-    if given:
-        raise UsageError(
-            "An option has no effect with --triton, whose server runs the engine.",
-            found=", ".join(f"--{name.replace('_', '-')}" for name in given),
-            fix="omit it; `r1v-export deploy triton` has those of the deployment",
-        )
 
 
 def _require_packages() -> None:

@@ -23,7 +23,7 @@ class Conversation:
 
     Each turn is a request for the whole conversation, which takes the row that the turn before it left in the cache, as
     far as the tokens are the same: templates drop past reasoning, so that is usually up to where the last answer began.
-    An image is encoded once.
+    A library that decodes by itself finds in its own cache what it keeps there. An image is encoded once.
 
     Args:
         runner: answers the turns.

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.config import Device
-from r1v_export.contract import Engine
+from r1v_export.contract import Engine, VisionEngine
 from r1v_export.processing.pipeline_document import open_files
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
+from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
 
 PYTORCH = "pytorch"
@@ -47,6 +48,24 @@ def open_runner(
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
     opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
     return EngineRunner(opened, tokenizer, pipeline)
+
+
+def open_vision(
+    folder: Path, target: str | None = None, device: Device = "cpu", engine: str | None = None
+) -> tuple[VisionEngine, PipelineDocument]:
+    """What encodes the bundle's images, without its language model, and the bundle's pipeline.
+
+    Args:
+        target, device, engine: as `open_runner` has them.
+
+    Raises:
+        UsageError, BundleError, CapabilityError: as `open_runner`.
+    """
+    bundle = Bundle.open(folder)
+    _, pipeline = open_files(folder)
+    if engine is None:
+        return _open_engine(bundle, target, device), pipeline
+    return registry.decoding_target(target, engine).open_vision(bundle, device, TILES_PER_RUN), pipeline
 
 
 def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:

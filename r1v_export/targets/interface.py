@@ -187,6 +187,26 @@ class Decodes(Protocol):
         """Whether `--engine ENGINE` means this target where none is named."""
         ...
 
+    def check_engine(self, bundle: Bundle, engine: str) -> int:
+        """Check, without the library, that an engine is of the bundle.
+
+        Returns:
+            GPUs that it runs on.
+
+        Raises:
+            BundleError: the bundle was not built for this target, or the engine is another bundle's, or no engine.
+        """
+        ...
+
+    def open_vision(self, bundle: Bundle, device: Device, tiles_per_gpu: int) -> VisionEngine:
+        """Open what encodes the images and nothing else, on one GPU, for a process of its own.
+
+        Raises:
+            BundleError: the bundle has nothing that encodes images.
+            CapabilityError: what encodes images is missing.
+        """
+        ...
+
     def open_generator(self, bundle: Bundle, engine: str, device: Device, tiles_per_gpu: int) -> Deployment:
         """Open an engine that decodes by itself.
 

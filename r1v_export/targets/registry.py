@@ -149,6 +149,15 @@ def open_generator(bundle: Bundle, target: str | None, engine: str, device: Devi
         UsageError: engine and target do not match.
         BundleError, CapabilityError: as `Decodes.open_generator`.
     """
+    return decoding_target(target, engine).open_generator(bundle, engine, device, tiles_per_gpu)
+
+
+def decoding_target(target: str | None, engine: str) -> Decodes:
+    """The target whose library decodes an engine, as `open_generator` has it.
+
+    Raises:
+        UsageError: engine and target do not match.
+    """
     offering = [each for each in loadable() if isinstance(each, Decodes)]
     if not offering:
         _require_all()
@@ -159,7 +168,7 @@ def open_generator(bundle: Bundle, target: str | None, engine: str, device: Devi
             where=f"--engine {engine}" + (f" --target {target}" if target else ""),
             expected=", ".join(f"{each.engine_syntax} for {each.name}" for each in offering),
         )
-    return chosen.open_generator(bundle, engine, device, tiles_per_gpu)
+    return chosen
 
 
 def engine_compiler(bundle: Bundle) -> CompilesEngines:

@@ -15,6 +15,8 @@ from r1v_export.deploy.triton.models.python_backend import (
     BUNDLE,
     CACHE_MIB,
     DEVICE,
+    ENGINE,
+    ENGINE_FOLDER,
     IMAGE_CACHE_MIB,
     MAX_ROWS,
     TARGET,
@@ -24,6 +26,7 @@ from r1v_export.deploy.triton.tensors import LLM, MODELS, ORCHESTRATOR, PREPROCE
 from r1v_export.errors import UsageError
 from r1v_export.files import require_writable
 from r1v_export.targets import registry
+from r1v_export.targets.interface import Decodes
 from r1v_export.version import VERSION
 
 MODELS_FOLDER, BUNDLE_FOLDER = "models", "bundle"
@@ -47,6 +50,7 @@ class TritonOptions:
 
     Attributes:
         target: an engine of the bundle; its first one by default.
+        engine: lets the target's own library decode: a folder of `r1v-export engine`, or `llm-api`.
         device: where engines run.
         max_rows: requests that are answered together.
         cache_mib: of the key-value cache.
@@ -56,6 +60,7 @@ class TritonOptions:
     """
 
     target: str | None = None
+    engine: str | None = None
     device: Device = "cpu"
     max_rows: int = 16
     cache_mib: int = 2048
@@ -76,7 +81,7 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("The folder is not empty.", where=out, fix="name a new one with -o")
-    target = bundle.target(options.target)
+    target, gpus = _target(bundle, options)
     require_writable(out, "name another one with -o")
     written = []
     for config in model_configs(bundle, options, target):
@@ -89,17 +94,44 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
     for template in sorted(TEMPLATES.rglob("*")):
         if template.is_file():
             text = template.read_text("utf-8")
-            for name, value in _facts(options, target).items():
+            for name, value in _facts(options, target, gpus).items():
                 text = text.replace(f"@{name}@", value)
             written.append(_write(out / template.relative_to(TEMPLATES), text))
     shutil.copytree(bundle.folder, out / BUNDLE_FOLDER, copy_function=_link_or_copy)
+    if options.engine is not None and _is_folder(options.engine):
+        shutil.copytree(options.engine, out / ENGINE_FOLDER, copy_function=_link_or_copy)
     return written
+
+
+def _target(bundle: Bundle, options: TritonOptions) -> tuple[str, int]:
+    """The target that a deployment runs, and how many GPUs it takes.
+
+    Raises:
+        UsageError: a library decodes it by itself, and there is no engine for it; or engine and target do not match.
+        BundleError: the bundle has no such target, or the engine is another bundle's.
+    """
+    if options.engine is not None:
+        decodes = registry.decoding_target(options.target, options.engine)
+        return decodes.name, decodes.check_engine(bundle, options.engine)
+    name = bundle.target(options.target)
+    found = registry.get_target(name)
+    if isinstance(found, Decodes):
+        raise UsageError(
+            f"The library of {name} decodes by itself, from an engine.",
+            where="--engine",
+            expected=found.engine_syntax,
+            found="nothing",
+            fix=f"pass --engine, or another of the bundle's targets with --target: {', '.join(bundle.targets)}",
+        )
+    return name, int(options.device == "cuda")
 
 
 def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterator[ModelConfig]:
     """The configuration of each model. Names and tensors are the same for every target."""
     sizes = bundle.contract.sizes
     shared = {BUNDLE: f"../{BUNDLE_FOLDER}", TARGET: target, DEVICE: options.device}
+    if options.engine is not None:
+        shared[ENGINE] = f"../{ENGINE_FOLDER}" if _is_folder(options.engine) else options.engine
     own = {
         ORCHESTRATOR: {TILES_AT_ONCE: str(options.tiles), IMAGE_CACHE_MIB: str(options.image_cache_mib)},
         LLM: {MAX_ROWS: str(options.max_rows), CACHE_MIB: str(options.cache_mib)},
@@ -113,21 +145,28 @@ def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterat
             queue_delay_us=2000 if name == VISION else None,
             decoupled=name in (ORCHESTRATOR, LLM),
             instances=options.preprocessors if name == PREPROCESS else 1,
-            on_gpu=options.device == "cuda" and name in (VISION, LLM),
+            # A library takes as many GPUs as its engine has ranks, from one process.
+            on_gpu=options.device == "cuda" and (name == VISION or (name == LLM and options.engine is None)),
             parameters={**shared, **own.get(name, {})},
         )
 
 
-def _facts(options: TritonOptions, target: str) -> dict[str, str]:
+def _facts(options: TritonOptions, target: str, gpus: int) -> dict[str, str]:
     """What templates say in the place of @name@."""
     return {
         "release": TRITON_RELEASE,
         "version": VERSION,
         "target": target,
         "extras": ",".join(registry.get_target(target).runtime_extras(options.device)),
-        "devices": "[{ driver: nvidia, count: 1, capabilities: [gpu] }]" if options.device == "cuda" else "[]",
-        "gpus": "1" if options.device == "cuda" else "0",
+        "devices": f"[{{ driver: nvidia, count: {gpus}, capabilities: [gpu] }}]" if gpus else "[]",
+        "gpus": str(gpus),
+        "copy_engine": f"COPY {ENGINE_FOLDER} /deployment/{ENGINE_FOLDER}\n" if _is_folder(options.engine) else "",
     }
+
+
+def _is_folder(engine: str | None) -> bool:
+    """Whether the engine is files; else its name says all."""
+    return engine is not None and Path(engine).is_dir()
 
 
 def _write(path: Path, text: str) -> Path:

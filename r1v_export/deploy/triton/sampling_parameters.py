@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from r1v_export.generation import MOST_LOGPROBS, Guide, Sampling
+from r1v_export.generation import MOST_LOGPROBS, Guide, Sampling, require_unused
 from r1v_export.runner.answer import TokenEvent
 from r1v_export.runner.sampling import TokenLogprobs
 from r1v_export.serve.protocol import SamplingOptions
@@ -47,7 +47,12 @@ class LogprobsDocument(StrictModel):
 
 
 def sampling_json(sampling: Sampling) -> str:
-    """The `sampling_parameters` that say the same; what they omit is not set in `sampling`."""
+    """The `sampling_parameters` that say the same; what they omit is not set in `sampling`.
+
+    Raises:
+        UsageError: a setting that the models do not take.
+    """
+    require_unused(sampling, ("stop_in_reasoning",), "Triton's model")
     fields: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -62,6 +67,7 @@ def sampling_json(sampling: Sampling) -> str:
         "stop": list(sampling.stop) or None,
         "thinking_budget": sampling.max_reasoning_tokens,
         "logprobs": sampling.logprobs,
+        "ignore_eos": sampling.ignore_eos or None,
         **_guide_fields(sampling.guide),
     }
     return json.dumps({name: value for name, value in fields.items() if value is not None})

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from r1v_export.errors import R1VError
 from r1v_export.generation import FinishReason, Sampling
@@ -53,6 +53,9 @@ State = TypeVar("State", bound=RequestState)
 
 class Batch(ABC, Generic[State]):
     """Requests that join and leave between steps. Used by one thread."""
+
+    uncounted: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `BatchingStats` that it knows nothing of."""
 
     def __init__(self) -> None:
         self.counters = BatchCounters()

@@ -131,8 +131,10 @@ class BatchingRunner:
         """Requests that are taken at a time, running and waiting."""
         return self.options.max_rows + self.options.max_queued
 
-    counted = tuple(each.name for each in fields(BatchingStats))
-    """What `stats` knows: everything."""
+    @property
+    def counted(self) -> frozenset[str]:
+        """The fields of `stats` that are known: a library that decodes by itself keeps its cache to itself."""
+        return frozenset(each.name for each in fields(BatchingStats)) - self._batch.uncounted
 
     def stats(self) -> BatchingStats:
         """What runs and waits now, and what has been counted."""

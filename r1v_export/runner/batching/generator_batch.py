@@ -44,6 +44,11 @@ class GeneratorBatch(Batch[OpenState]):
         max_open: requests that are open at a time.
     """
 
+    uncounted = frozenset(
+        {"rows", "kept_rows", "cache_bytes", "cache_budget_bytes", "rows_per_step"}
+        | {"reused_tokens", "prefix_hits", "prefix_misses", "preempted"}
+    )
+
     def __init__(self, generator: Generator, max_positions: int, max_open: int) -> None:
         super().__init__()
         self.generator, self.max_positions, self.max_open = generator, max_positions, max_open

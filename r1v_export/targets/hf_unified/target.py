@@ -7,6 +7,7 @@ from pathlib import Path
 
 from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.config import Device
+from r1v_export.contract import VisionEngine
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.kv_scales import CacheType
@@ -19,6 +20,7 @@ from r1v_export.targets.hf_unified.write.formats import algorithm_of, algorithms
 from r1v_export.targets.hub_target import HubTarget
 from r1v_export.targets.interface import BuildInputs, Deployment, Readiness
 from r1v_export.targets.tensorrt_llm.runtime.deployment import LLM_API, open_llm_api
+from r1v_export.targets.vision import open_vision
 
 
 class HfUnifiedTarget(HubTarget):
@@ -51,6 +53,13 @@ class HfUnifiedTarget(HubTarget):
 
     def takes_engine(self, engine: str) -> bool:
         return engine == LLM_API
+
+    def check_engine(self, bundle: Bundle, engine: str) -> int:
+        bundle.target(self.name)
+        return bundle.config.options(self.name, HfUnifiedConfig).tp
+
+    def open_vision(self, bundle: Bundle, device: Device, tiles_per_gpu: int) -> VisionEngine:
+        return open_vision(bundle, device, 1, tiles_per_gpu, self.name)[0]
 
     def open_generator(self, bundle: Bundle, engine: str, device: Device, tiles_per_gpu: int) -> Deployment:
         """TensorRT-LLM's LLM API on the checkpoint."""

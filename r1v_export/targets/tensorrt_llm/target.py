@@ -10,6 +10,7 @@ import torch
 from r1v_export import contract
 from r1v_export.bundle import GRAPHS, Bundle
 from r1v_export.config import BuildConfig, Compute, Device
+from r1v_export.contract import VisionEngine
 from r1v_export.errors import CapabilityError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import Progress, ProgressCallback
@@ -32,6 +33,7 @@ from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
 from r1v_export.targets.tensorrt_llm.runtime.deployment import LLM_API, open_deployment
 from r1v_export.targets.tensorrt_llm.runtime.engine import CheckpointEngine, load_language_model
+from r1v_export.targets.vision import open_vision
 
 
 class TensorRTLLMTarget(Target):
@@ -114,8 +116,20 @@ class TensorRTLLMTarget(Target):
     def build_engine(self, plan: EnginePlan, program: Path | None, progress: Progress) -> None:
         engine_plan.build_engine(plan, program, progress)
 
+    def runtime_extras(self, device: Device) -> tuple[str, ...]:
+        """ONNX Runtime encodes images."""
+        return (*super().runtime_extras(device), "onnxruntime-gpu" if device == "cuda" else "onnxruntime")
+
     def takes_engine(self, engine: str) -> bool:
         return engine != LLM_API
+
+    def check_engine(self, bundle: Bundle, engine: str) -> int:
+        plan = engine_plan.plan_engine(bundle.folder, Path(engine))
+        engine_plan.require_built(plan)
+        return plan.ranks
+
+    def open_vision(self, bundle: Bundle, device: Device, tiles_per_gpu: int) -> VisionEngine:
+        return open_vision(bundle, device, 1, tiles_per_gpu, self.name)[0]
 
     def open_generator(self, bundle: Bundle, engine: str, device: Device, tiles_per_gpu: int) -> Deployment:
         """Open an engine with TensorRT-LLM, and the vision graphs for images."""

@@ -28,7 +28,7 @@ def image(color: int) -> Image.Image:
 
 def read_back(request: Request) -> Request:
     document = MessagesDocument.model_validate({"messages": list(messages(request))})
-    load = lambda url: load_image(read_data_url(url), "viewer")  # noqa: E731
+    load = lambda url: load_image(read_data_url(url), "as_displayed")  # noqa: E731
     return to_request(document.messages, load, request.think, TAGS)
 
 
@@ -67,7 +67,7 @@ def test_a_question_without_places_has_its_images_before_it():
 def test_an_image_is_passed_on_as_the_file_that_it_was():
     content = Path("examples/images/05-chart.png").read_bytes()
     url = "data:image/png;base64," + base64.b64encode(content).decode()
-    loaded = load_request_image(url, "viewer", ServerSettings("m"))
+    loaded = load_request_image(url, "as_displayed", ServerSettings("m"))
     (message,) = messages(Request.ask("What?", loaded))
     (shown,) = [part for part in message["content"] if part["type"] == "image_url"]
     assert read_data_url(shown["image_url"]["url"]) == content

@@ -103,6 +103,7 @@ class AnswerSender:
             start = time.perf_counter()
             try:
                 answer.send(events)
+                self._on_sent(ends)
             except Exception:
                 _LOG.exception("a response could not be sent, so its answer is cancelled")
                 answer.cancel()
@@ -110,7 +111,6 @@ class AnswerSender:
             with self._changed:
                 self._open -= ends
                 rests = self._open > 1 and not self._closing
-            self._on_sent(ends)
             if rests:
                 time.sleep(min(REST_SHARE * took, MAX_REST_SECONDS))
 

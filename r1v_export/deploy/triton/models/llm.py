@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -42,7 +42,9 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the bundle's engine and start the loop."""
         model = triton.ModelArguments(args)
-        runner = open_runner(model.bundle, model.target, device=model.device)
+        # A library has the GPUs to itself, and what would encode images here is never asked.
+        device = model.device if model.engine is None else "cpu"
+        runner = open_runner(model.bundle, model.target, device=device, engine=model.engine)
         options = BatchingOptions(
             max_rows=int(model.parameters[triton.MAX_ROWS]),
             cache_bytes=int(model.parameters[triton.CACHE_MIB]) * MIB,
@@ -51,7 +53,7 @@ class TritonPythonModel:
         self.image_token_id, self.tokens_per_tile = runner.pipeline.image_token_id, runner.pipeline.tokens_per_tile
         self.default = replace(default_sampling(runner.generation_config), seed=None)
         self.batching = BatchingRunner(runner, options)
-        self.metrics = _Metrics()
+        self.metrics = _Metrics(self.batching.counted)
         self.sender = AnswerSender(self._count)
         self._lock = threading.Lock()
         self._running: dict[str, Submission] = {}
@@ -133,18 +135,17 @@ class TritonPythonModel:
 class _Metrics:
     """The loop's counters among Triton's own metrics. Setting one is a message to the server's process."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: Collection[str]) -> None:
         family, gauge = triton.backend().MetricFamily, triton.backend().MetricFamily.GAUGE
-        self._families = [
-            family(name=metric.name, description=metric.text, kind=gauge) for metric in (*GAUGES, *COUNTERS)
-        ]
+        self._shows = [metric for metric in (*GAUGES, *COUNTERS) if metric.field in counted]
+        self._families = [family(name=each.name, description=each.text, kind=gauge) for each in self._shows]
         self._metrics = [each.Metric(labels={}) for each in self._families]
         self._shown = float("-inf")
 
     def show(self, stats: BatchingStats) -> None:
         """Set them to what the loop says."""
         self._shown = time.monotonic()
-        for metric, exported in zip((*GAUGES, *COUNTERS), self._metrics, strict=True):
+        for metric, exported in zip(self._shows, self._metrics, strict=True):
             exported.set(getattr(stats, metric.field))
 
     @property

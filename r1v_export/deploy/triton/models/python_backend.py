@@ -18,8 +18,10 @@ import numpy as np
 from r1v_export.config import Device
 from r1v_export.errors import InputError, QueueFullError, R1VError, UsageError
 
-BUNDLE, TARGET, DEVICE = "bundle", "target", "device"
-"""Parameters that every model has."""
+BUNDLE, TARGET, DEVICE, ENGINE = "bundle", "target", "device", "engine"
+"""Parameters that every model has; the last only where a library decodes by itself: as `--engine` has it."""
+ENGINE_FOLDER = "engine"
+"""The engine's folder, next to the model repository; `ENGINE` then is its place relative to that."""
 MAX_ROWS, CACHE_MIB = "max_rows", "cache_mib"
 """Parameters of `r1v_llm`: requests that are answered together, and mebibytes of its key-value cache."""
 TILES_AT_ONCE, IMAGE_CACHE_MIB = "tiles_at_once", "image_cache_mib"
@@ -60,6 +62,12 @@ class ModelArguments:
     def target(self) -> str | None:
         """The engine of the bundle, if one is named."""
         return self.parameters.get(TARGET)
+
+    @property
+    def engine(self) -> str | None:
+        """The engine that a library decodes by itself, if there is one."""
+        engine = self.parameters.get(ENGINE)
+        return str((self._model_folder.parent / engine).resolve()) if engine == f"../{ENGINE_FOLDER}" else engine
 
     @property
     def device(self) -> Device:

@@ -12,7 +12,7 @@ from r1v_export.contract import IMAGE_EMBEDS, PIXEL_VALUES
 from r1v_export.deploy.triton.models import python_backend as triton
 from r1v_export.errors import InputError
 from r1v_export.runner.finite import require_finite
-from r1v_export.runner.open_runner import open_runner
+from r1v_export.runner.open_runner import open_vision
 
 
 class TritonPythonModel:
@@ -21,8 +21,8 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the bundle's engine; a graph is loaded when it is first needed, which is here."""
         model = triton.ModelArguments(args)
-        runner = open_runner(model.bundle, model.target, device=model.device)
-        self.engine, tile = runner.vision, runner.pipeline.tiling.tile_size
+        self.engine, pipeline = open_vision(model.bundle, model.target, model.device, model.engine)
+        tile = pipeline.tiling.tile_size
         self._encode(np.zeros((1, 3, tile, tile), np.float32))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

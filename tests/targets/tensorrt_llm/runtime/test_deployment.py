@@ -5,24 +5,45 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from fastapi.testclient import TestClient
+from PIL import Image
 
 from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cli import main
 from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.deploy.triton.models.llm import TritonPythonModel as LlmModel
+from r1v_export.deploy.triton.models.vision import TritonPythonModel as VisionModel
+from r1v_export.deploy.triton.repository import TritonOptions, model_configs, write_repository
+from r1v_export.generation import Sampling
 from r1v_export.pipeline.build import build
+from r1v_export.processing.preprocess import pixel_values
 from r1v_export.reference.model import Model, load
+from r1v_export.runner.batching.batching_runner import BatchingRunner
+from r1v_export.runner.batching.options import BatchingOptions
+from r1v_export.runner.open_runner import open_runner
+from r1v_export.runner.prompt_encoder import Request
+from r1v_export.serve.app import create_app
+from r1v_export.serve.settings import ServerSettings
 from r1v_export.targets.hf_unified.runtime.reader import open_unified
 from r1v_export.targets.tensorrt_llm.build.engine_plan import ORIGIN
 from r1v_export.targets.tensorrt_llm.runtime.deployment import open_deployment
+from tests.deploy.triton.models import stand_in as triton
+from tests.deploy.triton.models.conftest import backend
+from tests.serve.conftest import messages
 from tests.targets.gpu_stand_ins import on_gpus
 from tests.targets.tensorrt_llm import stand_in
 from tests.targets.tensorrt_llm.build.test_command import stand_in as stand_in_program
+
+__all__ = ["backend"]
 
 IMAGES = Path(__file__).parents[4] / "examples" / "images"
 ASKED = ["--image", str(IMAGES / "05-chart.png"), "How tall is the green bar?"]
@@ -108,6 +129,116 @@ class TestExecutor:
         assert own.pop("timings").keys() == deployed.pop("timings").keys()
         assert deployed == own
         assert own["finish_reason"] == "stop"
+
+    def test_a_conversation_is_that_of_our_own_loop(self, bundle, engine, model, monkeypatch):
+        lines = f"/image {IMAGES / '05-chart.png'}\nHow tall is the green bar?\nAnd the blue one?\n"
+
+        def talk(*options: str | Path) -> str:
+            command = ["run", str(bundle), "--chat", "--answer-only", "--max-new-tokens", "60", *map(str, options)]
+            run = CliRunner().invoke(main.cli, command, input=lines)
+            assert run.exit_code == 0, run.output
+            return run.stdout
+
+        own = talk()
+        stand_in.install(monkeypatch, model)
+
+        assert talk("--engine", engine) == own
+        assert len(own.splitlines()) >= 2
+
+    def test_serve_answers_what_our_own_loop_does_and_refuses_what_the_library_lacks(
+        self, bundle, engine, model, monkeypatch
+    ):
+        asked = {"model": "m", "messages": messages(IMAGES / "05-chart.png", "How tall is the green bar?")}
+        asked |= {"temperature": 0, "max_tokens": 60}
+        expected = open_runner(bundle).answer(
+            Request.ask("How tall is the green bar?", Image.open(IMAGES / "05-chart.png")), Sampling(max_new_tokens=60)
+        )
+        library = stand_in.install(monkeypatch, model)
+        runner = BatchingRunner(open_runner(bundle, engine=str(engine)), BatchingOptions(max_rows=2))
+        with TestClient(create_app(runner, ServerSettings("m")), raise_server_exceptions=False) as client:
+            with ThreadPoolExecutor(3) as pool:
+                answers = list(pool.map(lambda _: client.post("/v1/chat/completions", json=asked).json(), range(3)))
+            refused = client.post("/v1/chat/completions", json={**asked, "logprobs": True})
+            metrics = client.get("/metrics").text
+        for answer in answers:
+            message = answer["choices"][0]["message"]
+            assert (message["reasoning"], message["content"]) == (expected.reasoning, expected.text)
+            assert answer["usage"]["completion_tokens"] == len(expected.token_ids)
+        ((_, executor),) = library.executor.opened
+        assert (executor.open_at_once, executor.working) == (2, {})
+        assert refused.status_code == 400
+        assert "logprobs" in refused.json()["error"]["message"]
+        assert "r1v_generated_tokens_total" in metrics
+        assert "r1v_cache_bytes" not in metrics
+
+    def test_a_triton_deployment_has_the_models_and_tensors_of_every_other_and_its_engine(
+        self, bundle, engine, tmp_path
+    ):
+        out = tmp_path / "deployment"
+        write_repository(Bundle.open(bundle), out, TritonOptions(engine=str(engine), device="cuda"))
+        opened = Bundle.open(bundle)
+        other = {each.name: each for each in model_configs(opened, TritonOptions(), "onnxruntime")}
+        ours = {each.name: each for each in model_configs(opened, TritonOptions(engine=str(engine)), "tensorrt-llm")}
+        assert {name: (each.inputs, each.outputs) for name, each in ours.items()} == {
+            name: (each.inputs, each.outputs) for name, each in other.items()
+        }
+        assert (out / "engine" / "rank0.engine").read_bytes() == (engine / "rank0.engine").read_bytes()
+        docker = (out / "Dockerfile").read_text()
+        assert ".whl[tensorrt-llm,build,onnxruntime-gpu]" in docker
+        assert "COPY engine /deployment/engine" in docker
+        assert "KIND_CPU" in (out / "models" / "r1v_llm" / "config.pbtxt").read_text()
+
+    @pytest.mark.usefixtures("backend")
+    def test_its_models_answer_what_our_own_loop_does(self, bundle, engine, model, monkeypatch, tmp_path):
+        out = tmp_path / "deployment"
+        write_repository(Bundle.open(bundle), out, TritonOptions(engine=str(engine), max_rows=2))
+        image = Image.open(IMAGES / "05-chart.png")
+        request = Request.ask("How tall is the green bar?", image)
+        own = open_runner(bundle)
+        expected = own.answer(request, Sampling(max_new_tokens=60))
+        library = stand_in.install(monkeypatch, model)
+        vision, llm = VisionModel(), LlmModel()
+        vision.initialize(triton.arguments(out, "r1v_vision"))
+        llm.initialize(triton.arguments(out, "r1v_llm"))
+        ((folder, executor),) = library.executor.opened
+        assert folder == str((out / "engine").resolve())
+
+        pixels, tiles = pixel_values([image], own.tiling, own.image_policy)
+        (encoded,) = vision.execute([triton.Request(pixel_values=pixels)])
+        asked = {
+            "input_ids": np.array(own.tokenize(request)),
+            "image_embeds": encoded.outputs["image_embeds"],
+            "tiles_per_image": np.array(tiles),
+            "thinking": np.array([True]),
+            "sampling_parameters": np.array([b'{"temperature": 0, "max_tokens": 60}'], dtype=np.object_),
+        }
+        requests = [triton.Request(**asked) for _ in range(3)]
+        llm.execute(requests)
+        for each in requests:
+            assert each.token_ids() == expected.token_ids
+            text = b"".join(response.outputs["text_output"][0] for response in each.responses)
+            assert text.decode() == expected.text
+        refused = triton.Request(**asked | {"sampling_parameters": np.array([b'{"min_p": 0.5}'], dtype=np.object_)})
+        llm.execute([refused])
+        assert refused.ended.wait(60)
+        assert refused.responses[-1].error.code == "INVALID_ARG"
+        assert "min_p" in refused.responses[-1].error.text
+        llm.finalize()
+        assert executor.working == {}
+
+    def test_a_deployment_without_an_engine_or_with_another_s_is_refused(self, bundle, engine, tmp_path, refused):
+        code, said = refused("deploy", "triton", bundle, "-o", tmp_path / "out")
+        assert code == 2
+        assert "a folder of `r1v-export engine`" in said
+        other = Path(shutil.copytree(engine, tmp_path / "engine"))
+        (other / ORIGIN).write_text('{"config.json": "0"}')
+        code, said = refused("deploy", "triton", bundle, "-o", tmp_path / "out", "--engine", other)
+        assert code == 1
+        assert "another checkpoint" in said
+        code, said = refused("deploy", "triton", bundle, "-o", tmp_path / "out", "--engine", engine, "--cache-mib", "9")
+        assert code == 2
+        assert "sizes its cache" in said
+        assert not (tmp_path / "out").exists()
 
     def test_bench_measures_it(self, bundle, engine, model, printed, monkeypatch):
         stand_in.install(monkeypatch, model)
