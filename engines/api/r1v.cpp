@@ -1,7 +1,8 @@
 // The C API: every call catches what it may throw, and keeps its message for the thread.
 #include "r1v/r1v.h"
 
-#include <cstdio>
+#include <algorithm>
+#include <cstring>
 #include <exception>
 #include <new>
 #include <optional>
@@ -32,7 +33,15 @@ namespace {
 // Fixed, so that it can be written where there is no memory.
 thread_local char last_message[4096] = "";
 
-void keep_message(const char* message) { std::snprintf(last_message, sizeof last_message, "%s", message); }
+// Cut at a whole character where it is too long.
+void keep_message(const char* message) {
+  size_t size = std::min(std::strlen(message), sizeof last_message - 1);
+  if (message[size] != '\0') {
+    while (size > 0 && (static_cast<unsigned char>(message[size]) & 0xc0) == 0x80) --size;
+  }
+  std::memcpy(last_message, message, size);
+  last_message[size] = '\0';
+}
 
 static_assert(static_cast<int>(Code::kUsage) == R1V_USAGE_ERROR &&
               static_cast<int>(Code::kInternal) == R1V_INTERNAL_ERROR);
