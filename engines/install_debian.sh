@@ -5,7 +5,7 @@
 set -eu
 
 packages="g++ cmake ninja-build pkg-config
-  nlohmann-json3-dev libpcre2-dev libutf8proc-dev libjpeg-dev zlib1g-dev libwebp-dev libcli11-dev libgtest-dev"
+  nlohmann-json3-dev libpcre2-dev libutf8proc-dev libjpeg-dev zlib1g-dev libdeflate-dev libwebp-dev libcli11-dev libgtest-dev"
 [ "${1:-}" = --fuzz ] && packages="$packages clang libclang-rt-14-dev"
 
 if ! command -v dpkg-query > /dev/null; then

@@ -1,5 +1,5 @@
-// The pixels of a PNG: inflated, unfiltered and placed as Pillow's ZipDecode does it. Checksums of image data are not
-// compared, and what comes after the last row is not read, as there.
+// The pixels of a PNG: inflated, unfiltered and placed as Pillow's ZipDecode does it. Checksums of image data need not
+// be right, and what comes after the last row is not inflated, as there.
 #include <zlib.h>
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 
 #include "image/exif.h"
 #include "image/png_filters.h"
+#include "image/png_inflate.h"
 #include "image/png_stream.h"
 #include "image/raster.h"
 
@@ -106,11 +107,44 @@ class FrameDecoder {
     const size_t bits = static_cast<size_t>(bits_per_pixel(layout_)) * static_cast<size_t>(width_);
     row_.resize((bits + 7) / 8 + 1);
     above_.resize(row_.size());
-    start_pass(0);
   }
 
   // Rows that the data lacks, where it ends after a whole row, stay as they are.
   void decode() {
+    const std::unique_ptr<uint8_t[]> inflated = inflate_at_once(stream_, whole_bytes());
+    if (inflated == nullptr) return decode_pieces();
+    start_pass(0);
+    const uint8_t* above = above_.data();
+    for (uint8_t* row = inflated.get(); take_row(row, above);) {
+      above = is_new_pass_ ? above_.data() : row;
+      row += taken_bytes_;
+    }
+  }
+
+ private:
+  const Pass& pass() const { return stream_->info().interlaced ? kAdam7[pass_] : kDense; }
+
+  void start_pass(int number) {
+    pass_ = number;
+    y_ = pass().top;
+    pass_width_ = width_of(pass(), width_);
+    row_bytes_ = (static_cast<size_t>(bits_per_pixel(layout_)) * static_cast<size_t>(std::max(pass_width_, 0)) + 7) / 8;
+  }
+
+  // Of all rows, with their filters.
+  size_t whole_bytes() {
+    size_t bytes = 0;
+    for (int number = 0; number < (stream_->info().interlaced ? 7 : 1); ++number) {
+      start_pass(number);
+      const int rows = std::max((height_ - pass().top + pass().step_y - 1) / pass().step_y, 0);
+      if (row_bytes_ > 0) bytes += (row_bytes_ + 1) * static_cast<size_t>(rows);
+    }
+    return bytes;
+  }
+
+  // The same with zlib, row by row, as far as the data goes.
+  void decode_pieces() {
+    start_pass(0);
     Inflater inflater;
     size_t held = 0;
     while (true) {
@@ -126,36 +160,27 @@ class FrameDecoder {
         held = row_bytes_ + 1 - inflater->avail_out;
         if (held < row_bytes_ + 1) break;
         held = 0;
-        if (!take_row() || state == Z_STREAM_END) return;
+        if (!take_row(row_.data(), above_.data()) || state == Z_STREAM_END) return;
+        if (is_new_pass_) std::fill(row_.begin(), row_.end(), uint8_t{0});
         std::swap(row_, above_);
       }
     }
   }
 
- private:
-  const Pass& pass() const { return stream_->info().interlaced ? kAdam7[pass_] : kDense; }
-
-  void start_pass(int number) {
-    pass_ = number;
-    y_ = pass().top;
-    pass_width_ = width_of(pass(), width_);
-    row_bytes_ = (static_cast<size_t>(bits_per_pixel(layout_)) * static_cast<size_t>(std::max(pass_width_, 0)) + 7) / 8;
-  }
-
-  // Places a whole row; whether there are more.
-  bool take_row() {
+  // Places a whole row, of which the first byte is the filter; whether there are more.
+  bool take_row(uint8_t* row, const uint8_t* above) {
     const size_t step = static_cast<size_t>((bits_per_pixel(layout_) + 7) / 8);
-    if (!unfilter(row_[0], row_.data() + 1, above_.data() + 1, row_bytes_, step)) {
-      throw_damaged(where_, "an unknown filter of a row");
-    }
-    unpack(layout_, row_.data() + 1, pass_width_, canvas_->at(left_ + pass().left, top_ + y_),
+    if (!unfilter(row[0], row + 1, above + 1, row_bytes_, step)) throw_damaged(where_, "an unknown filter of a row");
+    taken_bytes_ = row_bytes_ + 1;
+    is_new_pass_ = false;
+    unpack(layout_, row + 1, pass_width_, canvas_->at(left_ + pass().left, top_ + y_),
            Pixels::kBytes * static_cast<size_t>(pass().step_x));
     y_ += pass().step_y;
     if (!stream_->info().interlaced) return y_ < height_;
     while (y_ >= height_ || row_bytes_ == 0) {
       if (pass_ == 6) return false;
       start_pass(pass_ + 1);
-      std::fill(row_.begin(), row_.end(), uint8_t{0});
+      is_new_pass_ = true;
     }
     return true;
   }
@@ -166,8 +191,9 @@ class FrameDecoder {
   PngLayout layout_;
   int left_ = 0, top_ = 0, width_ = 0, height_ = 0;
   int pass_ = 0, y_ = 0, pass_width_ = 0;
-  size_t row_bytes_ = 0;
-  std::vector<uint8_t> row_, above_;  // the kind of filter, then samples
+  size_t row_bytes_ = 0, taken_bytes_ = 0;
+  bool is_new_pass_ = false;          // above its first row there is nothing
+  std::vector<uint8_t> row_, above_;  // the kind of filter, then samples; zeros at first
 };
 
 uint8_t low_byte_of_u16(const std::string& data, size_t at) { return static_cast<uint8_t>(data[2 * at + 1]); }
