@@ -35,7 +35,10 @@ Raster decode_webp(const EncodedImage& image, const ImageLimits& limits) {
   const uint32_t height = WebPDemuxGetI(demuxer.get(), WEBP_FF_CANVAS_HEIGHT);
   require_size(width, height, limits, image.where);
 
-  const std::unique_ptr<WebPAnimDecoder, DecoderDeleter> decoder(WebPAnimDecoderNew(&data, nullptr));
+  WebPAnimDecoderOptions options;
+  if (!WebPAnimDecoderOptionsInit(&options)) throw Error(Code::kCapability, "This libwebp is another version.", {});
+  options.use_threads = 1;
+  const std::unique_ptr<WebPAnimDecoder, DecoderDeleter> decoder(WebPAnimDecoderNew(&data, &options));
   uint8_t* canvas = nullptr;
   int timestamp = 0;
   if (!decoder || !WebPAnimDecoderGetNext(decoder.get(), &canvas, &timestamp)) {
