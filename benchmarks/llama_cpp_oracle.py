@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -22,10 +23,15 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
+import torch
 from measure import machine, write_results
 from PIL import Image
+from safetensors.torch import save_file
 
 import r1v_export
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.config import read_configuration
+from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.generation import Sampling
 from r1v_export.nano.dataset import samples
 from r1v_export.processing.preprocess import pixel_values
@@ -59,6 +65,8 @@ class Case:
     """Of a shipped recipe; "int4-32" and "uint4-32" are round-to-nearest in groups of 32."""
     types: str = ""
     """The block of gguf in the build file, where there is one."""
+    padded: bool = False
+    """Of `padded_nano` instead of r1v-nano."""
     asked: str = "grids"
     """Held-out images whose size is that of a grid of tiles, which both cut alike; "others": of other shapes;
     "examples": those of examples/images."""
@@ -78,6 +86,7 @@ CASES = (
     Case("r1v-nano Q4_K_M", "fp16", types="model: Q4_K_M"),
     Case("r1v-nano Q8_0, mmproj Q8_0", "fp16", types="model: Q8_0, mmproj: Q8_0"),
     Case("r1v-nano int4-awq (Q4_0), all else Q4_K_M", "int4", "int4-awq", types="model: Q4_K_M"),
+    Case("r1v-nano with rows of 384 and 544, Q4_K_M (Q5_0, Q8_0)", "fp16", types="model: Q4_K_M", padded=True),
 )
 
 
@@ -100,6 +109,30 @@ def recipe_of(name: str, work: Path) -> str:
     return str(path)
 
 
+def padded_nano(folder: Path) -> Path:
+    """r1v-nano with zeros around its language model's weights: the same function in rows that 256 does not divide."""
+    nano = Checkpoint.open()
+    shutil.copytree(nano.folder, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # Root mean squares of 384 channels, 128 of them 0, are smaller.
+    share = config["llm_config"]["hidden_size"] / 384
+    config["llm_config"] |= {"hidden_size": 384, "num_attention_heads": 6, "num_key_value_heads": 3}
+    config["llm_config"] |= {"intermediate_size": 544, "rms_norm_eps": config["llm_config"]["rms_norm_eps"] * share}
+    for part in (config, config["llm_config"], config["vision_config"]):
+        part["torch_dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    spec = read_configuration(folder, stores_lm_head=True, stored_dtype=torch.float32).spec
+    tensors = {}
+    for name, shape in expected_tensors(spec).items():
+        tensor = nano.read(name).float()
+        added = [(0, size - old) for size, old in zip(shape, tensor.shape, strict=True)]
+        tensors[name] = torch.nn.functional.pad(tensor, [side for axis in reversed(added) for side in axis])
+        if name.startswith("language_model.") and name.endswith("norm.weight"):
+            tensors[name] *= share**0.5
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
 def build_file(types: str, work: Path) -> Path:
     """A build file with such a block of gguf."""
     path = work / "build.yaml"
@@ -109,10 +142,11 @@ def build_file(types: str, work: Path) -> Path:
 
 def bundle_of(case: Case, work: Path) -> Path:
     """The bundle; built by the command line, as a user would, where it is not there."""
-    name = " ".join(filter(None, (case.recipe or case.precision, case.types)))
+    name = " ".join(filter(None, (case.recipe or case.precision, case.types, case.padded and "padded")))
     bundle = work / "bundles" / re.sub("[^A-Za-z0-9_]+", "-", name)
     if not (bundle / "manifest.json").exists():
-        words = ["build", "r1v-nano", "--target", "gguf", "--precision", case.precision, "-o", str(bundle)]
+        model = str(padded_nano(work / "padded-nano")) if case.padded else "r1v-nano"
+        words = ["build", model, "--target", "gguf", "--precision", case.precision, "-o", str(bundle)]
         words += ["--recipe", recipe_of(case.recipe, work)] if case.recipe else []
         words += ["--config", str(build_file(case.types, work))] if case.types else []
         command = [sys.executable, "-m", "r1v_export.cli.main", *words, "--no-parity"]
