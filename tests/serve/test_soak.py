@@ -251,7 +251,8 @@ def test_memory_stays_flat_after_warm_up(soak):
 
 def test_nothing_is_left_of_clients_that_are_gone(soak):
     assert {footprint.rows_in_use for footprint in soak.waves} == {0}
-    assert max(footprint.threads for footprint in soak.waves) <= soak.warm.threads
+    pool = min(32, (os.cpu_count() or 1) + 4)  # asyncio's own, which grows on demand
+    assert max(footprint.threads for footprint in soak.waves) <= soak.start.threads + pool
     assert soak.end.files <= soak.start.files
     assert soak.end.shared_memory == soak.start.shared_memory
 
