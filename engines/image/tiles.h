@@ -11,8 +11,8 @@ namespace r1v {
 
 // The tiles of an image, row by row, then its thumbnail if there are several: float32 [T, 3, S, S], scaled to 0..1 and
 // normalized, written to `out`, which has room for tile_count() x 3 x S x S numbers.
-// `threads`: at most so many work on it; 0 for one per processor, up to 4. Throws kInput: the image has no pixels or is
-// too large.
+// `threads`: at most so many work on it, and 8; 0 for the cores that this process may use. Throws kInput: the image has
+// no pixels or is too large.
 void write_pixel_values(const Pixels& image, const Tiling& tiling, float* out, int threads = 0);
 
 // Tiles of one size S, float32 [T, 3, S, S].
