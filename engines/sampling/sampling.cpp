@@ -1,6 +1,5 @@
 #include "sampling/sampling.h"
 
-#include <algorithm>
 #include <cmath>
 #include <set>
 

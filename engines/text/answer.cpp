@@ -53,7 +53,6 @@ AnswerEvent AnswerStream::push(std::optional<int64_t> token_id, std::optional<Fi
   answer_.reasoning_complete = !text_.in_reasoning();
   answer_.finish_reason = *reason;
   event.answer = answer_;
-  done_ = true;
   return event;
 }
 

@@ -76,7 +76,6 @@ class AnswerStream {
   AnswerEvent push(std::optional<int64_t> token_id, std::optional<FinishReason> reason);
 
   bool is_stop(int64_t token_id) const;
-  bool done() const { return done_; }
   int64_t tokens() const { return static_cast<int64_t>(answer_.token_ids.size()); }
 
  private:
@@ -84,7 +83,6 @@ class AnswerStream {
   std::vector<int64_t> stop_ids_;
   int64_t max_new_tokens_;
   Answer answer_;
-  bool done_ = false;
 };
 
 }  // namespace r1v

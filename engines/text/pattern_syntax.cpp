@@ -67,12 +67,15 @@ class Translator {
   void character_class() {
     copy(ahead(1) == '^' ? 2 : 1);
     if (ahead(0) == ']') refuse(1);  // Empty for the one, a character for the other.
-    bool after_set = false;
+    bool after_set = false, after_dash = false;
     while (ahead(0) != ']') {
       const bool is_escape = ahead(0) == '\\';
       if (at_ >= pattern_.size()) refuse(1);
       if (ahead(0) == '[' || starts_with("&&") || (ahead(0) == '-' && after_set)) refuse(2);
-      after_set = is_escape && std::isalpha(static_cast<unsigned char>(ahead(1))) != 0;
+      const bool is_set = is_escape && std::isalpha(static_cast<unsigned char>(ahead(1))) != 0;
+      if (is_set && after_dash) refuse(2);
+      after_set = is_set;
+      after_dash = ahead(0) == '-';
       if (is_escape) {
         escape(true);
       } else {
@@ -83,11 +86,24 @@ class Translator {
   }
 
   void group() {
+    if (ahead(1) == '*') refuse(2);  // A verb of PCRE2.
     if (ahead(1) != '?') return copy(1);
+    if (starts_with("(?i:")) check_caseless();
     for (const std::string_view opening : kGroups) {
       if (starts_with(opening)) return copy(opening.size());
     }
     refuse(4);
+  }
+
+  // Alternatives of plain text only, without what Oniguruma also finds as one letter: "ss" is the German sharp s.
+  void check_caseless() const {
+    const std::string_view content = pattern_.substr(at_ + 4, pattern_.find(')', at_) - at_ - 4);
+    std::string lower;
+    for (const char letter : content) lower += static_cast<char>(letter >= 'A' && letter <= 'Z' ? letter + 32 : letter);
+    bool is_plain = lower.find_first_not_of("abcdefghijklmnopqrstuvwxyz'| ") == std::string::npos;
+    for (const char* pair : {"ss", "st", "ff", "fi", "fl"})
+      is_plain = is_plain && lower.find(pair) == std::string::npos;
+    if (!is_plain) refuse(content.size() + 5);
   }
 
   // {2}, {1,3} or {1,}; what may follow it means other things to the two.

@@ -1,9 +1,9 @@
 #include "text/tokenizer_definition.h"
 
 #include <algorithm>
+#include <optional>
 #include <string_view>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "text/byte_level.h"
 #include "text/unsupported.h"
@@ -72,6 +72,12 @@ void check_added_tokens(const Json& definition, const std::unordered_map<std::st
   }
 }
 
+bool is_id(const Json& value) {
+  if (!value.is_number_integer()) return false;
+  const auto id = value.get<int64_t>();  // Negative for what is beyond it.
+  return id >= 0 && id <= kMaxTokenId;
+}
+
 Vocabulary read_vocabulary(const Fields& model, const std::unordered_map<std::string_view, int64_t>& added) {
   const Json& vocab = model.at("vocab");
   if (!vocab.is_object()) throw_field(model.where() + ".vocab", "an object", vocab);
@@ -80,23 +86,23 @@ Vocabulary read_vocabulary(const Fields& model, const std::unordered_map<std::st
   for (auto item = vocab.begin(); item != vocab.end(); ++item) {
     const std::string& token = item.key();
     if (added.count(token) != 0) continue;
-    const int64_t id = Fields::integer_of(item.value(), model.where() + ".vocab: " + token, 0, kMaxTokenId);
-    tokens.emplace(token, static_cast<uint32_t>(id));
+    if (!is_id(item.value())) throw_field(model.where() + ".vocab: " + token, "an id below 16777216", item.value());
+    tokens.emplace(token, item.value().get<uint32_t>());
   }
   return tokens;
 }
 
-// A merge's two tokens, written as a pair or with a space between them.
-std::pair<std::string_view, std::string_view> read_pair(const Json& merge, const std::string& where) {
+using Pair = std::pair<std::string_view, std::string_view>;
+
+// A merge's two tokens, written as a pair or with a space between them; nothing if it is neither.
+std::optional<Pair> read_pair(const Json& merge) {
   if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-    return {merge[0].get_ref<const std::string&>(), merge[1].get_ref<const std::string&>()};
+    return Pair(merge[0].get_ref<const std::string&>(), merge[1].get_ref<const std::string&>());
   }
   const std::string_view text = merge.is_string() ? merge.get_ref<const std::string&>() : std::string_view();
   const size_t space = text.find(' ');
-  if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) {
-    throw_field(where, "two tokens", merge);
-  }
-  return {text.substr(0, space), text.substr(space + 1)};
+  if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) return std::nullopt;
+  return Pair(text.substr(0, space), text.substr(space + 1));
 }
 
 std::vector<Merge> read_merges(const Fields& model, const Vocabulary& vocabulary) {
@@ -106,12 +112,13 @@ std::vector<Merge> read_merges(const Fields& model, const Vocabulary& vocabulary
   std::string joined;
   for (const Json& item : list) {
     if (item.is_string() && item.get_ref<const std::string&>().rfind("#version", 0) == 0) continue;
-    const std::string where = model.where() + ".merges." + std::to_string(merges.size());
-    const auto [left, right] = read_pair(item, where);
-    joined.assign(left).append(right);
-    const auto tokens = {vocabulary.find(left), vocabulary.find(right), vocabulary.find(joined)};
+    const auto where = [&] { return model.where() + ".merges." + std::to_string(merges.size()); };
+    const std::optional<Pair> pair = read_pair(item);
+    if (!pair) throw_field(where(), "two tokens", item);
+    joined.assign(pair->first).append(pair->second);
+    const auto tokens = {vocabulary.find(pair->first), vocabulary.find(pair->second), vocabulary.find(joined)};
     if (std::any_of(tokens.begin(), tokens.end(), [&](const auto& token) { return token == vocabulary.end(); })) {
-      throw_damaged("A merge of the tokenizer needs a token that is not in the vocabulary.", where,
+      throw_damaged("A merge of the tokenizer needs a token that is not in the vocabulary.", where(),
                     "tokens of the vocabulary, and none that is an added token", shorten(item));
     }
     const auto* found = tokens.begin();

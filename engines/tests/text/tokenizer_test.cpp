@@ -145,10 +145,12 @@ TEST(Tokenizer, WhatIsDamagedOrNotSupportedIsNamed) {
 }
 
 TEST(SplitPattern, WhatPcre2WouldReadOtherwiseIsRefused) {
-  const char* refused[] = {"",       ".",        "^a",      "a$",     "\\d",     "\\w+",  "\\h",   "\\p{Lu}",
-                           "\\P{L}", "\\p{Han}", "a*",      "(a",     "a)",      "[a",    "[]a]",  "[[:alpha:]]",
-                           "[a&&b]", "[\\S]",    "[\\s-z]", "(?m:a)", "(?<n>a)", "a{2}+", "a{2}?", "a{,3}",
-                           "\\x41",  "\\",       "a|",      "(?i)a",  "\\Ka",    "a{3"};
+  const char* refused[] = {"",        ".",           "^a",       "a$",        "\\d",         "\\w+",     "\\h",
+                           "\\p{Lu}", "\\P{L}",      "\\p{Han}", "a*",        "(a",          "a)",       "[a",
+                           "[]a]",    "[[:alpha:]]", "[a&&b]",   "[\\S]",     "[\\s-z]",     "(?m:a)",   "[\x01-\\s]",
+                           "[-\\s]",  "(*ACCEPT)a",  "(?i:ss)",  "(?i:FI|a)", "(?i:\u00df)", "(?i:(a))", "(?i:a+)",
+                           "(*UTF)a", "(?<n>a)",     "a{2}+",    "a{2}?",     "a{,3}",       "\\x41",    "\\",
+                           "a|",      "(?i)a",       "\\Ka",     "a{3"};
   for (const char* pattern : refused) EXPECT_THROW(SplitPattern(pattern, "pattern"), Error) << pattern;
 }
 
