@@ -1,21 +1,27 @@
-"""engines/text and engines/sampling, with sanitizers: ids, text and tokens are those of `tokenizers` and our Python."""
+"""engines/text and engines/sampling: ids, text and tokens are those of `tokenizers`, of our Python and of numpy."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from tests.engines import golden_sampling, golden_text, programs
 
 
-@pytest.mark.slow
-def test_text_and_ids_are_those_of_python(sanitized, tmp_path):
-    golden_text.write(tmp_path / "text")
-    printed = programs.run(sanitized / "engines/tests/text/r1v_text_test", golden=tmp_path)
-    assert "SKIPPED" not in printed
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("golden")
+    golden_text.write(folder / "text")
+    golden_sampling.write(folder / "sampling")
+    return folder
 
 
 @pytest.mark.slow
-def test_chosen_tokens_are_those_of_python(sanitized, tmp_path):
-    golden_sampling.write(tmp_path / "sampling")
-    printed = programs.run(sanitized / "engines/tests/sampling/r1v_sampling_test", golden=tmp_path)
+@pytest.mark.parametrize("built", ["engines", "sanitized"])
+@pytest.mark.parametrize("name", ["text", "sampling"])
+def test_ids_text_and_tokens_are_those_of_python(request, golden, built, name):
+    folder = request.getfixturevalue(built)
+    printed = programs.run(folder / f"engines/tests/{name}/r1v_{name}_test", golden=golden)
+    assert "PASSED" in printed
     assert "SKIPPED" not in printed
