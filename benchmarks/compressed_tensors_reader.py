@@ -32,6 +32,8 @@ from r1v_export.reference.model import Model
 from r1v_export.targets.compressed_tensors.runtime.reader import CompressedFiles
 
 TARGET = "compressed-tensors"
+WANTED = (TARGET, "internvl_chat", "bfloat16", "CPU")
+"""Target, layout, dtype and kernels of the cases that are taken: each folder once."""
 
 
 def schemes(config: QuantizationConfig, spec: ModelSpec) -> dict[str, QuantizationScheme]:
@@ -83,7 +85,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where bundles are, or are built")
     parser.add_argument("--only", action="append", help="the cases whose name contains this")
     arguments = parser.parse_args()
-    cases = [case for case in CASES if (case.target, case.dtype, case.kernels) == (TARGET, "bfloat16", "CPU")]
+    cases = [case for case in CASES if (case.target, case.layout, case.dtype, case.kernels) == WANTED]
     chosen = [case for case in cases if not arguments.only or any(part in case.name for part in arguments.only)]
     found = [row(case, folder_of(case, arguments.work)) for case in chosen]
     print(json.dumps(found, indent=2))
