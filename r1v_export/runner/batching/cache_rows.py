@@ -108,7 +108,7 @@ class CacheRows:
 
         Where no request has a row there is one, if `room_behind` allows that many tokens.
         """
-        if not self._resize(self._plan(needed, new_rows=1)):
+        if not self._resize(self._plan(needed, tokens)):
             return None
         row = self._choose(tokens)
         row.needed = needed
@@ -122,7 +122,7 @@ class CacheRows:
         For the only request there is it always does, if `room_behind` allows that many tokens.
         """
         if needed > row.needed:
-            if not self._resize(self._plan(needed, new_rows=0)):
+            if not self._resize(self._plan(needed, None)):
                 return False
             row.needed = needed
         return True
@@ -172,19 +172,20 @@ class CacheRows:
         slots = self.budget_bytes // self._limits.slot_bytes
         return self.max_positions if slots >= self.max_positions else slots // CAPACITY_STEP * CAPACITY_STEP
 
-    def _plan(self, needed: int, new_rows: int) -> tuple[int, int] | None:
+    def _plan(self, needed: int, tokens: TokenSequence | None) -> tuple[int, int] | None:
         """Rows and capacity to have for one request that needs so many slots, with all others; None where the budget
         is too small for that now.
 
         Args:
-            new_rows: 1 for a request that has no row yet.
+            tokens: of a request that has no row yet.
         """
         owned = [row.needed for row in self._rows if row.owned]
+        rows = len(owned) + (tokens is not None)
         least = self._round(max([needed, *owned]))
         as_is = [self.capacity] if needed <= self.capacity else [self._round(max(least, 2 * self.capacity))]
         for capacity in (*as_is, least):
-            if (allowed := self._allowed(capacity)) >= len(owned) + new_rows:
-                return self._row_count(allowed) if new_rows else min(allowed, len(self._rows)), capacity
+            if (allowed := self._allowed(capacity)) >= rows:
+                return min(allowed, self._wanted_rows(tokens)), capacity
         return None
 
     def _allowed(self, capacity: int) -> int:
@@ -200,11 +201,13 @@ class CacheRows:
         fixed = self._limits.capacity
         return plan_capacity(tokens, self.max_positions) if fixed is None else max(tokens, fixed)
 
-    def _row_count(self, allowed: int) -> int:
-        """Rows to have, one of them for a new request: an empty one there is, else twice as many."""
+    def _wanted_rows(self, tokens: TokenSequence | None) -> int:
+        """Rows to have: for a new request one that it continues or an empty one, else twice as many."""
         rows = len(self._rows)
         empty = any(not row.owned and len(row.tokens) == 0 for row in self._rows)
-        return min(allowed, rows if empty else max(1, 2 * rows))
+        if tokens is None or empty or self._continued(tokens) is not None:
+            return rows
+        return max(1, 2 * rows)
 
     def _resize(self, plan: tuple[int, int] | None) -> bool:
         """Make the cache as planned; whether there is a plan."""
@@ -238,11 +241,15 @@ class CacheRows:
 
     def _choose(self, tokens: TokenSequence) -> CacheRow:
         """The row for a new request: one that it continues, else an empty one, else that which was not used longest."""
-        unowned = [row for row in self._rows if not row.owned]
-        shared, closest = max(((row.tokens.common_prefix(tokens), row) for row in unowned), key=lambda pair: pair[0])
-        if shared >= LEAST_PREFIX and 2 * shared >= len(closest.tokens):
-            return closest
-        return min(unowned, key=lambda row: (len(row.tokens) > 0, row.last_used, row.index))
+        unowned = (row for row in self._rows if not row.owned)
+        unused = min(unowned, key=lambda row: (len(row.tokens) > 0, row.last_used, row.index))
+        return self._continued(tokens) or unused
+
+    def _continued(self, tokens: TokenSequence) -> CacheRow | None:
+        """The row without a request whose tokens, for the greater part, these begin with."""
+        shared = [(row.tokens.common_prefix(tokens), row) for row in self._rows if not row.owned]
+        most, closest = max(shared, key=lambda pair: pair[0], default=(0, None))
+        return closest if closest and most >= LEAST_PREFIX and 2 * most >= len(closest.tokens) else None
 
     def _truncate(self, row: CacheRow, length: int) -> None:
         row.tokens.truncate(length)

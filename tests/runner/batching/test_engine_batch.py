@@ -237,6 +237,7 @@ def test_a_request_starts_behind_what_a_finished_one_left(engine):
     second = admit(batch, longer)
     run(batch)
     assert tokens(second) == greedy_without_cache(engine, longer, 12)
+    assert batch.cache_usage().rows == 1
     # The last token of an answer is chosen, but not fed to the decoder.
     assert second.stream.reused_tokens == len(PROMPTS[1]) + 11
     assert (batch.counters.prefix_hits, batch.counters.prefix_misses) == (1, 1)
