@@ -21,10 +21,10 @@ from r1v_export.serve.responses import usage
 
 _LOG = logging.getLogger(__name__)
 
-REST_SHARE = 2
+REST_SHARE = 3
 """How long the sender rests after a response, in times that sending it took, while several answers are open. A response
 passes through three processes; without rests, sending would take the processors away from decoding."""
-MAX_REST_SECONDS = 0.002
+MAX_REST_SECONDS = 0.004
 
 
 class OpenAnswer:
