@@ -186,6 +186,7 @@ def compared(
     return found | {
         "equal": sum(a["tokens"] == b["tokens"] for a, b in pairs),
         "of": len(asked),
+        "differing": [index for index, (a, b) in enumerate(pairs) if a["tokens"] != b["tokens"]],
         "prompt_ids_equal": sum(a["prompt_ids"] == b["prompt_ids"] for a, b in pairs),
         "right_ours": right(runner, [answer["tokens"] for answer, _ in pairs], asked),
         "right_reader": right(runner, [answer["tokens"] for _, answer in pairs], asked),
