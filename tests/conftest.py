@@ -18,6 +18,7 @@ from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.exporters import export
 from r1v_export.pipeline.build import build
+from tests.engines import programs
 
 # The same examples on every run, and no time limits: a busy machine must not fail a test.
 hypothesis.settings.register_profile(
@@ -92,6 +93,14 @@ def nano_bundle(made_once: Callable[[str, Callable[[Path], object]], Path]) -> P
     """The shipped model, built in fp32 for ONNX Runtime, parity gate passed. Not to be written to."""
     config = BuildConfig(parity=ParityConfig(questions=4))
     return made_once("nano", lambda out: build(config, out))
+
+
+@pytest.fixture(scope="session")
+def engines(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """Everything of engines/, built as a release; where R1V_ENGINES names a folder, in that, which is kept."""
+    if kept := os.environ.get("R1V_ENGINES"):
+        return programs.build(Path(kept), options=programs.UNITY)
+    return made_once("engines", lambda folder: programs.build(folder, options=programs.UNITY))
 
 
 @pytest.fixture(scope="session")

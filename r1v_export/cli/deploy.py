@@ -20,14 +20,32 @@ if TYPE_CHECKING:
     from r1v_export.config import Device
 
 
-@click.group(name="deploy", short_help="Make a deployment for Triton of a bundle.")
+@click.group(name="deploy", short_help="Make a deployment of a bundle: a C++ project, or for Triton.")
 def command() -> None:
     """Make a deployment of a bundle."""
 
 
+_output_option = click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="A new folder."
+)
+
+
+@command.command(short_help="A C++ project that answers with libr1v.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_output_option
+@common_options
+def cpp(bundle: Path, out: Path, format_: str) -> None:
+    """Write a CMake project whose program asks BUNDLE about an image, with libr1v and without Python."""
+    from r1v_export.bundle import Bundle
+    from r1v_export.deploy.cpp.project import write_project
+
+    written = write_project(Bundle.open(bundle), out)
+    _print(out, written, f"{out}: {len(written)} files; README.md says how to build and run them", format_)
+
+
 @command.command(short_help="A Triton model repository, with Dockerfile and Helm chart.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@_output_option
 @click.option("--target", help="Engine of the bundle. [default: its first]")
 @engine_option
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=16, show_default=True, help="Answered together.")
@@ -66,7 +84,12 @@ def triton(
         refuse_given(context, ("cache_mib",), LIBRARY_S_CACHE, "omit it")
     options = TritonOptions(target, engine, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors)
     written = write_repository(Bundle.open(bundle), out, options)
+    _print(out, written, f"{out}: {len(written)} files and the bundle; README.md says how to start and ask it", format_)
+
+
+def _print(out: Path, written: list[Path], summary: str, format_: str) -> None:
+    """What a deployment consists of: its files in JSON, their number in words."""
     if format_ == "json":
         print_json({"folder": str(out), "files": [path.relative_to(out).as_posix() for path in written]})
     else:
-        click.echo(f"{out}: {len(written)} files and the bundle; README.md says how to start and ask it")
+        click.echo(summary)

@@ -85,6 +85,8 @@ class Target(ABC):
     """Distributions whose version can change what it writes or computes. The one that brings the target is added."""
     fp8_per_tensor: ClassVar[bool] = False
     """Whether its static FP8 has one scale for a weight, not one for each row of it."""
+    runs_in_libr1v: ClassVar[bool] = False
+    """Whether libr1v, the C++ library in engines/, runs its engines."""
 
     def readiness(self) -> Readiness:
         """What it needs on a machine and what of that is found here. Raises nothing."""

@@ -1,4 +1,4 @@
-"""libr1v and its programs, built once, and bundles for them."""
+"""The programs of libr1v, built once, and bundles for them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,6 @@ ONNXRUNTIME = Path(onnxruntime.__file__).parent / "capi"
 """Folder of the library that Python uses, too."""
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
-
-
-@pytest.fixture(scope="session")
-def engines(made_once: MakeOnce) -> Path:
-    """Everything of engines/, built as a release; where R1V_ENGINES names a folder, in that, which is kept."""
-    if kept := os.environ.get("R1V_ENGINES"):
-        return programs.build(Path(kept), options=programs.UNITY)
-    return made_once("engines", lambda folder: programs.build(folder, options=programs.UNITY))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from r1v_export.bundle import Bundle
 from r1v_export.config import Device
+from r1v_export.deploy.folder import fill_templates, require_new, write_text
 from r1v_export.deploy.triton.model_config import ModelConfig
 from r1v_export.deploy.triton.models.python_backend import (
     BUNDLE,
@@ -79,8 +80,7 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
         UsageError: `out` holds something.
         BundleError: the bundle has no such engine.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("The folder is not empty.", where=out, fix="name a new one with -o")
+    require_new(out)
     target, gpus = _target(bundle, options)
     require_writable(out, "name another one with -o")
     written = []
@@ -88,15 +88,10 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
         folder = out / MODELS_FOLDER / config.name
         module = _MODULES[config.name]
         written += [
-            _write(folder / "config.pbtxt", config.pbtxt()),
-            _write(folder / "1" / "model.py", _MODEL_FILE.format(name=config.name, module=module)),
+            write_text(folder / "config.pbtxt", config.pbtxt()),
+            write_text(folder / "1" / "model.py", _MODEL_FILE.format(name=config.name, module=module)),
         ]
-    for template in sorted(TEMPLATES.rglob("*")):
-        if template.is_file():
-            text = template.read_text("utf-8")
-            for name, value in _facts(options, target, gpus).items():
-                text = text.replace(f"@{name}@", value)
-            written.append(_write(out / template.relative_to(TEMPLATES), text))
+    written += fill_templates(TEMPLATES, out, _facts(options, target, gpus))
     shutil.copytree(bundle.folder, out / BUNDLE_FOLDER, copy_function=_link_or_copy)
     if options.engine is not None and _is_folder(options.engine):
         shutil.copytree(options.engine, out / ENGINE_FOLDER, copy_function=_link_or_copy)
@@ -167,12 +162,6 @@ def _facts(options: TritonOptions, target: str, gpus: int) -> dict[str, str]:
 def _is_folder(engine: str | None) -> bool:
     """Whether the engine is files; else its name says all."""
     return engine is not None and Path(engine).is_dir()
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
-    return path
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -34,6 +34,7 @@ class OnnxRuntimeTarget(Target):
     graphs = contract.GRAPHS
     config_class = OnnxRuntimeConfig
     tools = doctor.DISTRIBUTIONS
+    runs_in_libr1v = True
 
     def readiness(self) -> Readiness:
         return doctor.readiness()
