@@ -36,7 +36,7 @@ SMALL_CACHE = ("--image-cache-mib", "1")
 GROWTH_MIB = 24
 """Of the server's memory after warm-up, at most. What every answer leaks is above it within 1,000 answers at 25 kB."""
 
-pytestmark = [pytest.mark.slow(SECONDS), pytest.mark.timeout(900 + SECONDS)]
+pytestmark = [pytest.mark.slow(SECONDS), pytest.mark.timeout(3600 + 2 * SECONDS)]
 
 Case = tuple[Path | None, str]
 Answer = tuple[str, str]
