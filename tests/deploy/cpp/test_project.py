@@ -29,7 +29,7 @@ def test_the_project_builds_against_an_installed_libr1v_and_answers_as_python_do
     shutil.copytree(nano_bundle, bundle, copy_function=os.link)
     write_project(Bundle.open(bundle), project)
     programs.run("cmake", "--install", engines, "--prefix", tmp_path / "prefix")
-    programs.run("cmake", "-S", project, "-B", build, f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}")
+    programs.run("cmake", "-S", project, "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}")
     programs.run("cmake", "--build", build)
 
     def ask(*arguments: object) -> subprocess.CompletedProcess[str]:
