@@ -14,6 +14,7 @@ def with_bundle(nano_bundle, monkeypatch):
     monkeypatch.setenv("R1V_ONNXRUNTIME", str(ONNXRUNTIME))
     # What ONNX Runtime keeps for the process's life is no leak of ours.
     monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
+    monkeypatch.setenv("TSAN_OPTIONS", f"suppressions={programs.REPOSITORY / 'engines/tests/tsan_suppressions.txt'}")
 
 
 def test_ctest_passes(engines):
