@@ -1,5 +1,8 @@
 #include "api/conversions.h"
 
+#include <algorithm>
+#include <chrono>
+
 #include "api/structs.h"
 #include "base/checked.h"
 
@@ -47,7 +50,16 @@ Pixels pixels_of(const r1v_image& given, const Runner& runner) {
 
 }  // namespace
 
-r1v_engine_options default_engine_options() { return r1v_engine_options{}; }
+r1v_engine_options default_engine_options() {
+  const BatchingOptions batching;
+  r1v_engine_options options{};
+  options.max_rows = batching.max_rows;
+  options.max_queued = batching.max_queued;
+  options.cache_bytes = batching.cache_bytes;
+  options.image_cache_bytes = batching.image_cache_bytes;
+  options.prefill_chunk = batching.prefill_chunk;
+  return options;
+}
 
 r1v_request_options default_request_options() {
   r1v_request_options options{};
@@ -65,6 +77,8 @@ RunnerOptions runner_options(const r1v_engine_options* given) {
   options.engine.gpu = whole.gpu;
   options.engine.threads = whole.threads;
   options.verify = whole.verify != 0;
+  options.batching = {whole.max_rows,          whole.max_queued,    whole.cache_bytes,
+                      whole.image_cache_bytes, whole.prefill_chunk, options.batching.keep_prefixes};
   if (whole.threads < 0 || whole.gpu < 0) {
     throw Error(Code::kUsage, "An option of the engine is out of its range.", {"threads, gpu", "0 or more", "", ""});
   }
@@ -102,6 +116,20 @@ Sampling cpp_sampling(const r1v_sampling& given) {
   for (size_t i = 0; i < whole.stop_count; ++i) sampling.stop.push_back(text_of(whole.stop[i], "sampling.stop"));
   sampling.stop_in_reasoning = whole.stop_in_reasoning != 0;
   return sampling;
+}
+
+JobOptions job_options(const r1v_request_options& options) {
+  JobOptions job;
+  if (options.client != nullptr) job.client = options.client;
+  if (options.timeout_ms < 0) {
+    throw Error(Code::kUsage, "A time is out of its range.",
+                {"request_options.timeout_ms", "0 for never, or more", std::to_string(options.timeout_ms), ""});
+  }
+  if (options.timeout_ms > 0) {
+    constexpr int64_t kYearMs = int64_t{365} * 24 * 3600 * 1000;
+    job.deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(std::min(options.timeout_ms, kYearMs));
+  }
+  return job;
 }
 
 Request request_of(const Runner& runner, const r1v_request_options& options) {

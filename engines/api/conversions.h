@@ -14,6 +14,9 @@ RunnerOptions runner_options(const r1v_engine_options* options);
 r1v_sampling c_sampling(const Sampling& sampling);
 Sampling cpp_sampling(const r1v_sampling& sampling);
 
+// Throws kUsage.
+JobOptions job_options(const r1v_request_options& options);
+
 // Reads and decodes the images, too. Throws kInput.
 Request request_of(const Runner& runner, const r1v_request_options& options);
 

@@ -45,7 +45,7 @@ void keep_message(const char* message) {
 }
 
 static_assert(static_cast<int>(Code::kUsage) == R1V_USAGE_ERROR &&
-              static_cast<int>(Code::kInternal) == R1V_INTERNAL_ERROR);
+              static_cast<int>(Code::kQueueFull) == R1V_QUEUE_FULL_ERROR);
 
 template <typename Call>
 r1v_status guarded(const Call& call) noexcept {
@@ -144,6 +144,31 @@ int64_t r1v_engine_max_positions(const r1v_engine* engine) {
   return engine == nullptr ? 0 : engine->runner.bundle().pipeline.max_positions;
 }
 
+void r1v_stats_init(r1v_stats* stats, size_t struct_size) { init(stats, struct_size, r1v_stats{}); }
+
+r1v_status r1v_engine_stats(const r1v_engine* engine, r1v_stats* stats) {
+  return guarded([&] {
+    capi::require_struct(true, required(stats, "stats")->struct_size, "stats");
+    const BatchingStats now = required(engine, "engine")->runner.stats();
+    r1v_stats whole{};
+    whole.queued = now.queued;
+    whole.running = now.running;
+    whole.rows = now.rows;
+    whole.cache_bytes = now.cache_bytes;
+    whole.refused = now.refused;
+    whole.finished = now.finished;
+    whole.failed = now.failed;
+    whole.prompt_tokens = now.prompt_tokens;
+    whole.reused_tokens = now.reused_tokens;
+    whole.generated_tokens = now.generated_tokens;
+    whole.decode_steps = now.decode_steps;
+    whole.decoded_rows = now.decoded_rows;
+    whole.image_hits = now.image_hits;
+    whole.image_misses = now.image_misses;
+    capi::write_struct(whole, stats, stats->struct_size);
+  });
+}
+
 r1v_status r1v_verify(const char* bundle, int64_t* files, int64_t* bytes) {
   return guarded([&] {
     const Bundle opened = open_bundle(required(bundle, "bundle"), true);
@@ -181,7 +206,7 @@ r1v_status r1v_request_start(r1v_engine* engine, const r1v_request_options* opti
     const Sampling sampling =
         whole.sampling == nullptr ? runner.default_sampling() : capi::cpp_sampling(*whole.sampling);
     auto started = std::make_unique<r1v_request>();
-    started->generation = runner.start(capi::request_of(runner, whole), sampling);
+    started->generation = runner.start(capi::request_of(runner, whole), sampling, capi::job_options(whole));
     *request = started.release();
   });
 }

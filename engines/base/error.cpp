@@ -36,6 +36,7 @@ const char* code_name(Code code) {
     case Code::kCapability: return "CapabilityError";
     case Code::kCancelled: return "CancelledError";
     case Code::kMemory: return "MemoryError";
+    case Code::kQueueFull: return "QueueFullError";
     case Code::kInternal: break;
   }
   return "InternalError";

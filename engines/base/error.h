@@ -16,6 +16,7 @@ enum class Code {
   kCancelled = 6,   // the caller asked for the end
   kMemory = 7,      // memory that there is not
   kInternal = 8,    // an error of libr1v itself
+  kQueueFull = 9,   // requests that wait already, as many as may
 };
 
 // Name of a code in the words of the Python package, such as "BundleError".

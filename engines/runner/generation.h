@@ -1,72 +1,37 @@
-// One answer while it is made.
+// One answer while it is made, as its caller sees it.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
-#include <memory>
-#include <mutex>
 #include <optional>
-#include <vector>
 
-#include "runner/image_encoder.h"
-#include "runner/kv_cache.h"
-#include "runner/timings.h"
-#include "sampling/sampler.h"
-#include "text/answer.h"
+#include "runner/batching/batching_loop.h"
 
 namespace r1v {
 
-// What decoding begins with.
-struct Prompt {
-  std::vector<int64_t> token_ids;  // an image token for each row of an image
-  std::vector<Pixels> images;
-  int64_t image_token_id;
-  Timings timings;
-};
-
-// What all answers of a runner share.
-struct Shared {
-  Engine& engine;
-  const ImageEncoder& encoder;
-  std::mutex& decoding;  // held for a step
-  int64_t max_positions;
-};
-
-// The steps of one request, each when the caller asks for it. `next` is for one thread at a time, `cancel` for any.
+// A request of the batching loop. `next` is for one thread at a time, `cancel` for any.
 class Generation {
  public:
-  // Throws kInput: the prompt leaves no room; kUsage: the sampling cannot be used.
-  Generation(Shared shared, Prompt prompt, const Sampling& sampling, AnswerStream stream);
+  // Throws kQueueFull.
+  Generation(BatchingLoop& loop, JobPointer job);
+  // Gives up what has not ended.
+  ~Generation() { cancel(); }
+  Generation(const Generation&) = delete;
+  Generation& operator=(const Generation&) = delete;
 
-  // The next token's event, nothing after the last. Throws kInput, kGraph; the answer has ended then.
-  std::optional<AnswerEvent> next();
+  // Waits for the next token's event, nothing after the last. Throws kInput, kUsage, kGraph, or what else has ended the
+  // answer.
+  std::optional<AnswerEvent> next() { return job_->next(); }
 
-  // Ends the answer with what it has, before its next step.
-  void cancel() { cancelled_ = true; }
+  // Ends the answer with what it has, before its next token.
+  void cancel();
 
-  int64_t prompt_tokens() const { return static_cast<int64_t>(prompt_.token_ids.size()); }
-  // Of the answer so far.
-  const Timings& timings() const { return prompt_.timings; }
+  int64_t prompt_tokens() const { return prompt_tokens_; }
+  // Of the whole answer, once its last event was taken.
+  const Timings& timings() const { return job_->prompt.timings; }
 
  private:
-  AnswerEvent step();
-  AnswerEvent cancelled_event();
-  // Puts the prompt into the cache; the logits after it, nothing if it was cancelled meanwhile.
-  const std::vector<float>* prefill();
-  const std::vector<float>& decode(int64_t token_id);
-  // The embeddings of all image tokens, one row after the other.
-  bool encode_images();
-
-  Shared shared_;
-  Prompt prompt_;
-  Sampler sampler_;
-  AnswerStream stream_;
-  int64_t max_new_tokens_;
-  std::unique_ptr<KVCache> cache_;
-  std::vector<float> image_rows_, inputs_embeds_;
-  std::optional<int64_t> last_token_;
-  bool ended_ = false;
-  std::atomic<bool> cancelled_{false};
+  BatchingLoop& loop_;
+  const JobPointer job_;
+  const int64_t prompt_tokens_;
 };
 
 }  // namespace r1v

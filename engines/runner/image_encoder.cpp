@@ -1,7 +1,9 @@
 #include "runner/image_encoder.h"
 
 #include <algorithm>
-#include <cstring>
+#include <map>
+#include <optional>
+#include <utility>
 
 #include "bundle/contract.h"
 #include "image/tiles.h"
@@ -9,26 +11,6 @@
 
 namespace r1v {
 namespace {
-
-// The fourth byte of a pixel says nothing.
-bool same_pixels(const Pixels& a, const Pixels& b) {
-  if (a.width() != b.width() || a.height() != b.height()) return false;
-  for (size_t i = 0; i < a.count() * Pixels::kBytes; i += Pixels::kBytes) {
-    if (std::memcmp(a.row(0) + i, b.row(0) + i, 3) != 0) return false;
-  }
-  return true;
-}
-
-// For each image, the index of the first one that is equal.
-std::vector<size_t> first_equals(const std::vector<Pixels>& images) {
-  std::vector<size_t> firsts;
-  for (size_t i = 0; i < images.size(); ++i) {
-    size_t first = 0;
-    while (first < i && !(firsts[first] == first && same_pixels(images[first], images[i]))) ++first;
-    firsts.push_back(first);
-  }
-  return firsts;
-}
 
 // Tiles that wait, and the embeddings of those that went through the graphs.
 class TileQueue {
@@ -84,14 +66,21 @@ class TileQueue {
 
 }  // namespace
 
-std::vector<ImageEmbeds> ImageEncoder::encode(const std::vector<Pixels>& images, Timings* timings,
-                                              const std::function<bool()>& stopped) const {
-  const std::vector<size_t> firsts = first_equals(images);
+std::vector<EmbeddedImage> ImageEncoder::encode(const std::vector<Pixels>& images, Timings* timings,
+                                               const std::function<bool()>& stopped) {
+  std::vector<EmbeddedImage> encoded(images.size());
+  std::map<ImageDigest, size_t> firsts;  // index of the first image with these pixels
+  std::vector<std::pair<size_t, size_t>> missing;  // index, and end of its embeddings
   TileQueue queue(engine_, timings);
-  std::vector<size_t> ends(images.size());
   for (size_t i = 0; i < images.size(); ++i) {
-    if (firsts[i] != i) continue;
-    ends[i] = queue.add(images[i], tiling_, threads_);
+    const ImageDigest digest = digest_of(images[i]);
+    encoded[i].digest = digest;
+    if (!firsts.emplace(digest, i).second) continue;
+    if (const std::optional<EmbeddedImage> kept = cache_.get(digest)) {
+      encoded[i] = *kept;
+      continue;
+    }
+    missing.emplace_back(i, queue.add(images[i], tiling_, threads_));
     // The last tiles wait for those of the next image.
     while (queue.waiting() >= static_cast<size_t>(kTilesPerRun)) {
       if (stopped()) return {};
@@ -102,16 +91,13 @@ std::vector<ImageEmbeds> ImageEncoder::encode(const std::vector<Pixels>& images,
     if (stopped()) return {};
     queue.run();
   }
-  std::vector<ImageEmbeds> encoded;
   size_t start = 0;
-  for (size_t i = 0; i < images.size(); ++i) {
-    if (firsts[i] != i) {
-      encoded.push_back(encoded[firsts[i]]);
-      continue;
-    }
-    encoded.push_back(queue.embeds(start, ends[i]));
-    start = ends[i];
+  for (const auto& [image, end] : missing) {
+    encoded[image].embeds = queue.embeds(start, end);
+    cache_.put(encoded[image]);
+    start = end;
   }
+  for (EmbeddedImage& image : encoded) image.embeds = encoded[firsts.at(image.digest)].embeds;
   return encoded;
 }
 

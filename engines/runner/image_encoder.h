@@ -2,12 +2,12 @@
 #pragma once
 
 #include <functional>
-#include <memory>
 #include <vector>
 
 #include "backends/engine.h"
 #include "image/pixels.h"
 #include "image/tiling.h"
+#include "runner/image_cache.h"
 #include "runner/timings.h"
 
 namespace r1v {
@@ -15,27 +15,27 @@ namespace r1v {
 // Tiles that go through the vision graph at once: bounds the memory its activations take.
 inline constexpr int64_t kTilesPerRun = 4;
 
-// An image's embeddings [N, E].
-using ImageEmbeds = std::shared_ptr<const std::vector<float>>;
-
-// Encodes the images of a request. May be shared between threads.
+// Encodes the images of a request, and keeps what it encoded for requests that show the same. Any number of threads may
+// use it.
 class ImageEncoder {
  public:
-  // `engine` must outlive the encoder; `threads` as for write_pixel_values.
-  ImageEncoder(Engine& engine, Tiling tiling, int threads)
-      : engine_(engine), tiling_(std::move(tiling)), threads_(threads) {}
+  // `engine` must outlive the encoder; `threads` as for write_pixel_values; `cache_bytes` of kept embeddings.
+  ImageEncoder(Engine& engine, Tiling tiling, int threads, int64_t cache_bytes = 0)
+      : engine_(engine), tiling_(std::move(tiling)), threads_(threads), cache_(cache_bytes) {}
 
   const Tiling& tiling() const { return tiling_; }
+  const ImageCache& cache() const { return cache_; }
 
-  // Embeddings of each image, in order; images with equal pixels share theirs. `stopped` is asked between runs: the
+  // Each image encoded, in order; images with equal pixels share their embeddings. `stopped` is asked between runs: the
   // result is empty once it is true. Throws kInput, kGraph.
-  std::vector<ImageEmbeds> encode(const std::vector<Pixels>& images, Timings* timings,
-                                  const std::function<bool()>& stopped) const;
+  std::vector<EmbeddedImage> encode(const std::vector<Pixels>& images, Timings* timings,
+                                   const std::function<bool()>& stopped);
 
  private:
   Engine& engine_;
   const Tiling tiling_;
   const int threads_;
+  ImageCache cache_;
 };
 
 }  // namespace r1v

@@ -43,8 +43,9 @@ Runner::Runner(const std::filesystem::path& bundle, const RunnerOptions& options
   stop_ids_ = stop_ids_from_json(pipeline.at("stop_tokens"), field("stop_tokens"));
   image_policy_ = parse_image_policy(pipeline);
   engine_ = open_engine(bundle_, options.engine);
-  encoder_ = std::make_unique<const ImageEncoder>(*engine_, Tiling::from_json(pipeline.object("tiling")),
-                                                  options.engine.threads);
+  encoder_ = std::make_unique<ImageEncoder>(*engine_, Tiling::from_json(pipeline.object("tiling")),
+                                            options.engine.threads, options.batching.image_cache_bytes);
+  loop_ = std::make_unique<BatchingLoop>(*engine_, *encoder_, bundle_.pipeline.max_positions, options.batching);
 }
 
 Sampling Runner::default_sampling() const {
@@ -54,7 +55,7 @@ Sampling Runner::default_sampling() const {
               {field("default_sampling"), "", "", "say how tokens are to be chosen"});
 }
 
-std::unique_ptr<Generation> Runner::start(Request request, const Sampling& sampling) {
+std::unique_ptr<Generation> Runner::start(Request request, const Sampling& sampling, JobOptions options) {
   sampling.validate();
   Prompt prompt{};
   {
@@ -64,8 +65,8 @@ std::unique_ptr<Generation> Runner::start(Request request, const Sampling& sampl
   prompt.image_token_id = prompt_.images.context.id;
   AnswerStream answer = stream(request, sampling);
   prompt.images = std::move(request.images);
-  return std::make_unique<Generation>(Shared{*engine_, *encoder_, decoding_, bundle_.pipeline.max_positions},
-                                      std::move(prompt), sampling, std::move(answer));
+  auto job = std::make_shared<Job>(std::move(prompt), sampling, std::move(answer), std::move(options));
+  return std::make_unique<Generation>(*loop_, std::move(job));
 }
 
 std::vector<int64_t> Runner::encode(const Request& request) const {

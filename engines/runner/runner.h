@@ -4,7 +4,6 @@
 
 #include <filesystem>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,6 +29,7 @@ struct Request {
 
 struct RunnerOptions {
   EngineOptions engine;
+  BatchingOptions batching;
   bool verify = false;  // first compare every file with the manifest
 };
 
@@ -49,9 +49,11 @@ class Runner {
   // used, and the caller has to say it.
   Sampling default_sampling() const;
 
-  // Begins to answer a request; its first `next` computes. Throws kInput: the request cannot be used; kUsage: the
-  // sampling cannot.
-  std::unique_ptr<Generation> start(Request request, const Sampling& sampling);
+  // Begins to answer a request, with all others. Throws kInput: the request cannot be used; kUsage: the sampling cannot;
+  // kQueueFull: as many requests wait as may.
+  std::unique_ptr<Generation> start(Request request, const Sampling& sampling, JobOptions options = {});
+
+  BatchingStats stats() const { return loop_->stats(); }
 
  private:
   std::vector<int64_t> encode(const Request& request) const;
@@ -64,8 +66,8 @@ class Runner {
   ReasoningTags tags_;
   std::vector<int64_t> stop_ids_;
   ImagePolicy image_policy_;
-  std::unique_ptr<const ImageEncoder> encoder_;
-  std::mutex decoding_;  // one step of one answer at a time
+  std::unique_ptr<ImageEncoder> encoder_;
+  std::unique_ptr<BatchingLoop> loop_;  // last: its threads use the others
 };
 
 }  // namespace r1v

@@ -36,7 +36,8 @@ typedef enum r1v_status {
   R1V_CAPABILITY_ERROR = 5, /* what this machine or this build lacks */
   R1V_CANCELLED_ERROR = 6,  /* the caller asked for the end */
   R1V_MEMORY_ERROR = 7,     /* memory that there is not */
-  R1V_INTERNAL_ERROR = 8    /* an error of the library itself */
+  R1V_INTERNAL_ERROR = 8,   /* an error of the library itself */
+  R1V_QUEUE_FULL_ERROR = 9  /* as many requests wait as may: try again later */
 } r1v_status;
 
 typedef enum r1v_finish_reason {
@@ -69,6 +70,11 @@ typedef struct r1v_engine_options {
   int32_t gpu;                     /* which one of several */
   int32_t threads;                 /* of one operator on the CPU; 0 for all cores that this process may use */
   int32_t verify;                  /* not 0: first compare every file with the manifest */
+  int64_t max_rows;                /* requests that are decoded together */
+  int64_t max_queued;              /* requests that wait for a row; one more is refused */
+  int64_t cache_bytes;             /* of the key-value cache, at most */
+  int64_t image_cache_bytes;       /* of embeddings kept for images shown again; 0 keeps none */
+  int64_t prefill_chunk;           /* prompt tokens of a step, at most: bounds the wait of all others */
 } r1v_engine_options;
 
 R1V_API void r1v_engine_options_init(r1v_engine_options* options, size_t struct_size);
@@ -84,6 +90,24 @@ R1V_API const char* r1v_engine_description(const r1v_engine* engine);
 
 /* Tokens of a prompt and its answer, at most. */
 R1V_API int64_t r1v_engine_max_positions(const r1v_engine* engine);
+
+typedef struct r1v_stats {
+  size_t struct_size;
+  int64_t queued, running;   /* requests now */
+  int64_t rows, cache_bytes; /* of the key-value cache now */
+  /* Counted since the engine was opened: */
+  int64_t refused, finished, failed; /* requests */
+  int64_t prompt_tokens;             /* of all prompts that were given a row */
+  int64_t reused_tokens;             /* of these, taken from the cache of another request */
+  int64_t generated_tokens;
+  int64_t decode_steps, decoded_rows; /* their quotient is how many requests were decoded together */
+  int64_t image_hits, image_misses;   /* images whose embeddings were kept, and that were encoded */
+} r1v_stats;
+
+R1V_API void r1v_stats_init(r1v_stats* stats, size_t struct_size);
+
+/* What an engine does now, and has counted. */
+R1V_API r1v_status r1v_engine_stats(const r1v_engine* engine, r1v_stats* stats);
 
 /* Compares every file of a bundle with its manifest. *files and *bytes (may be NULL) are what it has. */
 R1V_API r1v_status r1v_verify(const char* bundle, int64_t* files, int64_t* bytes);
@@ -139,11 +163,13 @@ typedef struct r1v_request_options {
   int32_t think;                /* not 0: let the model think before it answers, if it knows how; set by init */
   int32_t grounding;            /* not 0: let <ref>, <box> and <quad> through in questions and answers */
   int32_t raw;                  /* not 0: continue the text of the only turn, without a template */
+  const char* client;           /* whose turn it is among waiting clients: a key, an address; NULL for nobody's */
+  int64_t timeout_ms;           /* the answer ends then with what it has; 0 for never */
 } r1v_request_options;
 
 R1V_API void r1v_request_options_init(r1v_request_options* options, size_t struct_size);
 
-/* Begins to answer a conversation. What `options` points to need not live on. *request is NULL where this fails. */
+/* Begins to answer a conversation, together with all other requests of the engine. What `options` points to need not live on. *request is NULL where this fails. */
 R1V_API r1v_status r1v_request_start(r1v_engine* engine, const r1v_request_options* options, r1v_request** request);
 
 typedef struct r1v_event {
@@ -158,7 +184,7 @@ typedef struct r1v_event {
 
 R1V_API void r1v_event_init(r1v_event* event, size_t struct_size);
 
-/* Computes and returns the next event; its texts live until the next call. After the last event: R1V_USAGE_ERROR. */
+/* Waits for the next event; its texts live until the next call. After the last event: R1V_USAGE_ERROR. */
 R1V_API r1v_status r1v_request_next(r1v_request* request, r1v_event* event);
 
 /* Ends the answer with what it has, before its next token. */

@@ -96,13 +96,12 @@ class FakeEngine : public Engine {
     }
     return result;
   }
-  // The image token is 0; another token's embedding is its id.
+  // The image token is 0; a token's own embedding is its id.
   void embed(const int64_t* input_ids, int64_t rows, int64_t seq, const float* image_embeds, int64_t image_tokens,
              float* inputs_embeds) override {
     int64_t used = 0;
     for (int64_t token = 0; token < rows * seq; ++token) {
-      const bool is_image = input_ids[token] == 0;
-      if (is_image && used >= image_tokens) throw Error(Code::kGraph, "There are too few image embeddings.");
+      const bool is_image = input_ids[token] == 0 && used < image_tokens;
       const float value = is_image ? image_embeds[used++ * sizes_.hidden] : static_cast<float>(input_ids[token]);
       std::fill_n(inputs_embeds + token * sizes_.hidden, sizes_.hidden, value);
     }

@@ -34,16 +34,38 @@ std::vector<Pixels> images(std::vector<std::pair<int, uint8_t>> widths_and_value
 
 TEST(ImageEncoder, TilesOfSeveralImagesGoTogetherAndEqualImagesOnce) {
   FakeEngine engine;
-  const ImageEncoder encoder(engine, tiling(), 1);
+  ImageEncoder encoder(engine, tiling(), 1);
   Timings timings;
   // Tiles: 4, 1, and none for what is there already.
   const auto encoded = encoder.encode(images({{12, 255}, {4, 51}, {12, 255}, {4, 0}}), &timings, [] { return false; });
   EXPECT_EQ(engine.runs, (std::vector<int64_t>{4, 2}));
   ASSERT_EQ(encoded.size(), 4u);
-  EXPECT_EQ(*encoded[0], std::vector<float>(16, 1.0f));
-  EXPECT_EQ(*encoded[1], std::vector<float>(4, 51.0f / 255));
-  EXPECT_EQ(encoded[2], encoded[0]);
-  EXPECT_EQ(*encoded[3], std::vector<float>(4, 0.0f));
+  EXPECT_EQ(*encoded[0].embeds, std::vector<float>(16, 1.0f));
+  EXPECT_EQ(*encoded[1].embeds, std::vector<float>(4, 51.0f / 255));
+  EXPECT_EQ(encoded[2].embeds, encoded[0].embeds);
+  EXPECT_EQ(*encoded[3].embeds, std::vector<float>(4, 0.0f));
+}
+
+TEST(ImageEncoder, AnImageThatIsShownAgainIsNotEncodedAgain) {
+  FakeEngine engine;
+  ImageEncoder encoder(engine, tiling(), 1, 1 << 20);
+  Timings timings;
+  const auto never = [] { return false; };
+  const auto first = encoder.encode(images({{12, 255}, {4, 51}}), &timings, never);
+  const auto second = encoder.encode(images({{4, 51}, {4, 7}}), &timings, never);
+  EXPECT_EQ(engine.runs, (std::vector<int64_t>{4, 1, 1}));
+  EXPECT_EQ(second[0].embeds, first[1].embeds);
+  EXPECT_EQ(*second[1].embeds, std::vector<float>(4, 7.0f / 255));
+  EXPECT_EQ(encoder.cache().hits(), 1);
+}
+
+TEST(ImageEncoder, KeepsNoMoreThanItMay) {
+  FakeEngine engine;
+  ImageEncoder encoder(engine, tiling(), 1, 2 * 4 * sizeof(float));  // two images of one tile
+  Timings timings;
+  const auto never = [] { return false; };
+  for (const uint8_t shown : {1, 2, 1, 3, 1, 2}) encoder.encode(images({{4, shown}}), &timings, never);
+  EXPECT_EQ(encoder.cache().hits(), 2);  // 1 and 1: 2 had to make room for 3
 }
 
 TEST(ImageEncoder, StopsBetweenRuns) {

@@ -1,0 +1,272 @@
+#include "runner/batching/batching_loop.h"
+
+#include <algorithm>
+#include <string>
+#include <tuple>
+
+#include "base/error.h"
+
+namespace r1v {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+const BatchingOptions& checked(const BatchingOptions& options) {
+  for (const auto& [name, value, least] :
+       {std::tuple<const char*, int64_t, int64_t>{"max_rows", options.max_rows, 1},
+        {"max_queued", options.max_queued, 1},
+        {"cache_bytes", options.cache_bytes, 1},
+        {"image_cache_bytes", options.image_cache_bytes, 0},
+        {"prefill_chunk", options.prefill_chunk, 1}}) {
+    if (value < least) {
+      throw Error(Code::kUsage, "A limit is out of range.",
+                  {name, "at least " + std::to_string(least), std::to_string(value), ""});
+    }
+  }
+  return options;
+}
+
+}  // namespace
+
+BatchingLoop::BatchingLoop(Engine& engine, ImageEncoder& encoder, int64_t max_positions, const BatchingOptions& options)
+    : encoder_(encoder), options_(checked(options)), batch_(engine, max_positions, options) {
+  preparer_ = std::thread([this] { prepare(); });
+  try {
+    decoder_ = std::thread([this] { decode(); });
+  } catch (...) {
+    close();
+    throw;
+  }
+}
+
+BatchingLoop::~BatchingLoop() { close(); }
+
+void BatchingLoop::close() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closing_ = true;
+  }
+  changed_.notify_all();
+  preparer_.join();
+  if (decoder_.joinable()) decoder_.join();
+}
+
+void BatchingLoop::submit(JobPointer job) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (queued() + static_cast<int64_t>(running_.size()) >= options_.max_rows + options_.max_queued) {
+      ++refused_;
+      throw Error(Code::kQueueFull, "Too many requests are waiting.",
+                  {"request",
+                   "at most " + std::to_string(options_.max_queued) + ", and " + std::to_string(options_.max_rows) +
+                       " that run",
+                   "", "try again later"});
+    }
+    queue_.add(std::move(job));
+  }
+  changed_.notify_all();
+}
+
+void BatchingLoop::wake() {
+  { const std::lock_guard<std::mutex> lock(mutex_); }  // so that no thread is between looking and waiting
+  changed_.notify_all();
+}
+
+BatchingStats BatchingLoop::stats() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  BatchingStats stats = batch_stats_;
+  stats.queued = queued();
+  stats.refused = refused_;
+  stats.finished = finished_;
+  stats.failed = failed_;
+  stats.running = static_cast<int64_t>(running_.size());
+  stats.image_hits = encoder_.cache().hits();
+  stats.image_misses = encoder_.cache().misses();
+  return stats;
+}
+
+void BatchingLoop::prepare() {
+  while (const JobPointer job = next_to_prepare()) {
+    std::exception_ptr error;
+    try {
+      encode(job.get());
+    } catch (...) {
+      error = std::current_exception();
+    }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      preparing_.reset();
+      if (!error) ready_.push_back(job);
+    }
+    if (error) push(job, error);
+    changed_.notify_all();
+  }
+}
+
+// Waits for a job that may be prepared; null once the loop ends.
+JobPointer BatchingLoop::next_to_prepare() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  // Prepared jobs take the memory of their images.
+  changed_.wait(lock, [this] { return closing_ || (queue_.size() > 0 && has_place()); });
+  if (closing_) return nullptr;
+  preparing_ = queue_.pop();
+  return preparing_;
+}
+
+void BatchingLoop::encode(Job* job) {
+  Prompt& prompt = job->prompt;
+  const auto stopped = [this, job] {
+    if (job->given_up()) return true;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return closing_;
+  };
+  std::vector<EmbeddedImage> images = encoder_.encode(prompt.images, &prompt.timings, stopped);
+  if (images.size() != prompt.images.size()) return;  // it was given up, and the decoding thread ends it
+  prompt.images.clear();
+  job->encoded = {std::move(prompt.token_ids), std::move(images), prompt.image_token_id};
+}
+
+void BatchingLoop::decode() {
+  while (wait_to_decode()) {
+    end_given_up();
+    admit();
+    step();
+  }
+  std::vector<JobPointer> unfinished;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (queue_.size() > 0) unfinished.push_back(queue_.pop());
+    unfinished.insert(unfinished.end(), ready_.begin(), ready_.end());
+    unfinished.insert(unfinished.end(), running_.begin(), running_.end());
+    if (preparing_) unfinished.push_back(preparing_);
+  }
+  for (const JobPointer& job : unfinished) end(job, FinishReason::kCancelled);
+  batch_.clear();
+}
+
+// Waits for something to do; false once the loop ends.
+bool BatchingLoop::wait_to_decode() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const auto has_work = [this] { return closing_ || !ready_.empty() || !running_.empty(); };
+  // Jobs that wait without a row are looked at now and then, for their deadlines and cancellations.
+  while (!has_work()) {
+    if (queued() == 0) {
+      changed_.wait(lock);
+    } else if (changed_.wait_for(lock, std::chrono::milliseconds(20)) == std::cv_status::timeout) {
+      break;
+    }
+  }
+  return !closing_;
+}
+
+void BatchingLoop::end_given_up() {
+  std::vector<JobPointer> due;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    due = queue_.take_given_up();
+    for (const auto& job : ready_) {
+      if (job->given_up()) due.push_back(job);
+    }
+    for (const auto& job : running_) {
+      if (job->given_up()) due.push_back(job);
+    }
+  }
+  for (const JobPointer& job : due) end(job, *job->given_up());
+}
+
+// Gives rows to the jobs that are ready, in their order, as far as there are.
+void BatchingLoop::admit() {
+  for (;;) {
+    JobPointer job;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (ready_.empty()) return;
+      job = ready_.front();
+    }
+    if (const std::optional<FinishReason> reason = job->given_up()) {  // its images may be missing
+      end(job, *reason);
+      continue;
+    }
+    try {
+      job->row = batch_.admit(job->encoded, job->sampling, &job->stream, &job->prompt.timings);
+    } catch (const Error&) {
+      push(job, std::current_exception());
+      continue;
+    } catch (...) {  // Memory that there is not: the cache may be half changed.
+      push(job, std::current_exception());
+      fail_running(std::current_exception());
+      continue;
+    }
+    if (job->row == nullptr) return;
+    Timings& timings = job->prompt.timings;
+    const double worked_ms = timings.preprocess_ms + timings.vision_ms + timings.projector_ms;
+    timings.queue_ms = std::max(0.0, ms_since(job->submitted) - worked_ms);
+    job->encoded = {};
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      ready_.pop_front();
+      running_.push_back(job);
+    }
+    changed_.notify_all();
+  }
+}
+
+void BatchingLoop::step() {
+  if (batch_.empty()) return;
+  std::vector<EngineBatch::Outcome> outcomes;
+  try {
+    outcomes = batch_.step();
+  } catch (...) {
+    fail_running(std::current_exception());
+    return;
+  }
+  std::vector<JobPointer> running;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    running = running_;
+    batch_stats_ = batch_.stats();
+  }
+  for (EngineBatch::Outcome& outcome : outcomes) {
+    const auto job = std::find_if(running.begin(), running.end(),
+                                  [&](const JobPointer& each) { return each->row == outcome.state; });
+    if (job != running.end()) push(*job, std::move(outcome.result));
+  }
+}
+
+// Ends all running answers with an error, and begins with a new cache.
+void BatchingLoop::fail_running(std::exception_ptr error) {
+  std::vector<JobPointer> running;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    running = running_;
+  }
+  for (const JobPointer& job : running) push(job, error);
+  batch_.clear();
+}
+
+void BatchingLoop::end(const JobPointer& job, FinishReason reason) {
+  if (job->row != nullptr) batch_.drop(job->row);
+  push(job, job->stream.push(std::nullopt, reason));
+}
+
+// Gives a result to a job's caller; after its last one the job is gone.
+void BatchingLoop::push(const JobPointer& job, Job::Result result) {
+  const auto* event = std::get_if<AnswerEvent>(&result);
+  if (event == nullptr || event->answer) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      running_.erase(std::remove(running_.begin(), running_.end(), job), running_.end());
+      ready_.erase(std::remove(ready_.begin(), ready_.end(), job), ready_.end());
+      ++(event == nullptr ? failed_ : finished_);
+      job->row = nullptr;
+    }
+    changed_.notify_all();  // there may be a place now
+  }
+  job->push(std::move(result));
+}
+
+}  // namespace r1v

@@ -1,0 +1,74 @@
+// Many requests at a time over one engine. Two threads: one encodes images, a few requests ahead; the other decodes.
+//
+// Every answer depends on its own prompt, sampling and seed only. What is wrong with a request comes in the place of its
+// events and never touches another request.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "runner/batching/engine_batch.h"
+#include "runner/batching/job.h"
+#include "runner/batching/options.h"
+#include "runner/image_encoder.h"
+
+namespace r1v {
+
+class BatchingLoop {
+ public:
+  // `engine` and `encoder` must outlive the loop. Throws kUsage: a limit is below 1.
+  BatchingLoop(Engine& engine, ImageEncoder& encoder, int64_t max_positions, const BatchingOptions& options);
+  // Ends unfinished answers as cancelled.
+  ~BatchingLoop();
+
+  // Queues a request; any thread may, and it does not block. Throws kQueueFull: as many requests wait as may.
+  void submit(JobPointer job);
+  // Has the loop see that a job was cancelled.
+  void wake();
+
+  BatchingStats stats() const;
+
+ private:
+  void close();
+
+  // On the thread that encodes.
+  void prepare();
+  JobPointer next_to_prepare();
+  void encode(Job* job);
+
+  // On the thread that decodes.
+  void decode();
+  bool wait_to_decode();
+  void end_given_up();
+  void admit();
+  void step();
+  void fail_running(std::exception_ptr error);
+
+  // On either.
+  void end(const JobPointer& job, FinishReason reason);
+  void push(const JobPointer& job, Job::Result result);
+
+  bool has_place() const { return (preparing_ ? 1 : 0) + static_cast<int64_t>(ready_.size()) < options_.max_rows; }
+  int64_t queued() const { return static_cast<int64_t>(queue_.size() + ready_.size()) + (preparing_ ? 1 : 0); }
+
+  ImageEncoder& encoder_;
+  const BatchingOptions options_;
+
+  mutable std::mutex mutex_;  // of all below, but for the batch and the rows of running jobs: the decoding thread's
+  std::condition_variable changed_;
+  JobQueue queue_;         // nothing was done for them yet
+  JobPointer preparing_;   // its images are being encoded
+  std::deque<JobPointer> ready_;
+  std::vector<JobPointer> running_;
+  bool closing_ = false;
+  BatchingStats batch_stats_;  // after the batch's latest step
+  int64_t refused_ = 0, finished_ = 0, failed_ = 0;
+
+  EngineBatch batch_;
+  std::thread preparer_, decoder_;  // last: they use all of the above
+};
+
+}  // namespace r1v

@@ -1,0 +1,93 @@
+// A request on its way through the batching loop, and the queue of those that wait.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "image/pixels.h"
+#include "runner/batching/engine_batch.h"
+#include "sampling/sampling.h"
+
+namespace r1v {
+
+// What decoding begins with.
+struct Prompt {
+  std::vector<int64_t> token_ids;  // an image token for each row of an image
+  std::vector<Pixels> images;
+  int64_t image_token_id;
+  Timings timings;
+};
+
+// What a request is asked to be.
+struct JobOptions {
+  std::string client;  // waiting clients take turns
+  std::optional<std::chrono::steady_clock::time_point> deadline;  // the answer ends then with what it has
+};
+
+// The loop's threads fill it, the caller's takes its events.
+class Job {
+ public:
+  using Result = std::variant<AnswerEvent, std::exception_ptr>;
+
+  Job(Prompt prompt, const Sampling& sampling, AnswerStream stream, JobOptions options)
+      : prompt(std::move(prompt)), sampling(sampling), stream(std::move(stream)), options(std::move(options)) {}
+
+  // Waits for the next event; nothing after the last. Throws what ended the answer instead of an event.
+  std::optional<AnswerEvent> next();
+  // Hands over an event or an error; the last of them only once.
+  void push(Result result);
+
+  // Why the answer is to end although nothing has ended it, if it is.
+  std::optional<FinishReason> given_up() const;
+
+  // Of the loop's threads, until the last event.
+  Prompt prompt;
+  const Sampling sampling;
+  AnswerStream stream;
+  const JobOptions options;
+  EncodedPrompt encoded{};
+  RowState* row = nullptr;
+  std::chrono::steady_clock::time_point submitted = std::chrono::steady_clock::now();
+
+  std::atomic<bool> cancelled{false};
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Result> results_;
+  bool pushed_last_ = false, took_last_ = false;
+};
+
+using JobPointer = std::shared_ptr<Job>;
+
+// Jobs that wait, by client: clients take turns, and each client's jobs come in their order.
+class JobQueue {
+ public:
+  void add(JobPointer job);
+  // The first job of the client whose turn it is; there is one.
+  JobPointer pop();
+  // Takes out the jobs that are given up.
+  std::vector<JobPointer> take_given_up();
+  size_t size() const { return size_; }
+
+ private:
+  struct Client {
+    std::string name;
+    std::deque<JobPointer> jobs;
+  };
+
+  std::list<Client> clients_;  // the next one's turn first
+  size_t size_ = 0;
+};
+
+}  // namespace r1v
