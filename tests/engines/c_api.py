@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 OK, USAGE, BUNDLE, INPUT, GRAPH, CAPABILITY = range(6)
+QUEUE_FULL = 9
 
 
 class EngineOptions(Structure):
@@ -20,6 +21,31 @@ class EngineOptions(Structure):
         ("gpu", c_int32),
         ("threads", c_int32),
         ("verify", c_int32),
+        ("max_rows", c_int64),
+        ("max_queued", c_int64),
+        ("cache_bytes", c_int64),
+        ("image_cache_bytes", c_int64),
+        ("prefill_chunk", c_int64),
+    )
+
+
+class Stats(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("queued", c_int64),
+        ("running", c_int64),
+        ("rows", c_int64),
+        ("cache_bytes", c_int64),
+        ("refused", c_int64),
+        ("finished", c_int64),
+        ("failed", c_int64),
+        ("prompt_tokens", c_int64),
+        ("reused_tokens", c_int64),
+        ("generated_tokens", c_int64),
+        ("decode_steps", c_int64),
+        ("decoded_rows", c_int64),
+        ("image_hits", c_int64),
+        ("image_misses", c_int64),
     )
 
 
@@ -72,6 +98,8 @@ class RequestOptions(Structure):
         ("think", c_int32),
         ("grounding", c_int32),
         ("raw", c_int32),
+        ("client", c_char_p),
+        ("timeout_ms", c_int64),
     )
 
 
@@ -123,15 +151,15 @@ def load(path: Path) -> ctypes.CDLL:
     library.r1v_engine_description.argtypes = [c_void_p]
     library.r1v_engine_max_positions.argtypes = [c_void_p]
     library.r1v_engine_max_positions.restype = c_int64
-    for name in ("engine_options", "image", "turn", "request_options", "event", "answer"):
+    for name in ("engine_options", "image", "turn", "request_options", "event", "answer", "stats"):
         getattr(library, f"r1v_{name}_init").argtypes = [c_void_p, c_size_t]
     for name in ("sampling_init", "sampling_init_greedy"):
         getattr(library, f"r1v_{name}").argtypes = [c_void_p, c_void_p, c_size_t]
     library.r1v_engine_open.argtypes = [c_char_p, c_void_p, c_void_p]
     library.r1v_verify.argtypes = [c_char_p, c_void_p, c_void_p]
     library.r1v_request_start.argtypes = [c_void_p, c_void_p, c_void_p]
-    for name in ("next", "answer"):
-        getattr(library, f"r1v_request_{name}").argtypes = [c_void_p, c_void_p]
+    for name in ("request_next", "request_answer", "engine_stats"):
+        getattr(library, f"r1v_{name}").argtypes = [c_void_p, c_void_p]
     for name in ("engine_free", "request_free", "request_cancel"):
         getattr(library, f"r1v_{name}").argtypes = [c_void_p]
     return library
@@ -193,6 +221,12 @@ class Engine:
         answer = self.made(Answer, "answer")
         self.check(self.library.r1v_request_answer(request, byref(answer)))
         return answer
+
+    def stats(self) -> Stats:
+        """What the engine does, and has counted."""
+        stats = self.made(Stats, "stats")
+        self.check(self.library.r1v_engine_stats(self.handle, byref(stats)))
+        return stats
 
     def close(self) -> None:
         """Free the engine."""

@@ -29,6 +29,7 @@ STRUCTS = {
     "r1v_request_options": c_api.RequestOptions,
     "r1v_event": c_api.Event,
     "r1v_answer": c_api.Answer,
+    "r1v_stats": c_api.Stats,
 }
 
 
@@ -147,17 +148,43 @@ def test_threads_that_share_an_engine_get_their_own_answers(engine):
 
 
 def test_a_cancelled_answer_ends_with_what_it_has(engine):
-    request = engine.start("Describe the image.", file_image(engine, COUNT))
+    # Tokens at random: the answer would go on for long.
+    request = engine.start("Describe.", file_image(engine, COUNT), sampling=engine.greedy(temperature=50.0, seed=1))
     events = engine.events(request)
-    first = [next(events)[0] for _ in range(3)]
+    tokens = [next(events)[0] for _ in range(3)]
     canceller = threading.Thread(target=engine.library.r1v_request_cancel, args=(request,))
     canceller.start()
     canceller.join()
-    assert [token for token, _, _ in events] == [-1]
+    tokens += [token for token, _, _ in events]
     answer = engine.answer(request)
-    assert answer.token_ids[: answer.token_count] == first
+    assert [*answer.token_ids[: answer.token_count], -1] == tokens
     assert answer.finish_reason == 3
     engine.library.r1v_request_free(request)
+
+
+def test_an_answer_whose_time_is_over_ends_with_what_it_has(engine):
+    options = {"sampling": engine.greedy(temperature=50.0, seed=1), "timeout_ms": 1}
+    assert ask(engine, "Describe.", file_image(engine, COUNT), **options)[3] == 4
+
+
+def test_requests_are_decoded_together_and_a_full_queue_refuses(library, nano_bundle):
+    engine = c_api.Engine(
+        library, nano_bundle, onnxruntime_library=str(ONNXRUNTIME).encode(), max_rows=2, max_queued=1
+    )
+    sampling = engine.greedy(temperature=50.0, seed=1, max_new_tokens=300)
+    requests = [engine.start("Describe.", file_image(engine, COUNT), sampling=sampling) for _ in range(3)]
+    with pytest.raises(c_api.StatusError) as refused:
+        engine.start("Describe.")
+    assert refused.value.status == c_api.QUEUE_FULL
+    answers = []
+    for request in requests:
+        answers.append([token for token, _, _ in engine.events(request)])
+        engine.library.r1v_request_free(request)
+    assert answers[0] == answers[1] == answers[2]
+    stats = engine.stats()
+    assert (stats.finished, stats.refused, stats.running, stats.image_misses) == (3, 1, 0, 1)
+    assert stats.decoded_rows > stats.decode_steps
+    engine.close()
 
 
 def test_a_request_that_is_not_over_may_be_freed(engine):

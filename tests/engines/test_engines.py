@@ -30,6 +30,7 @@ def test_programs_are_clean_under_sanitizers(sanitized, with_bundle, folder):
 
 
 @pytest.mark.slow(60)
-def test_threads_that_share_an_engine_do_not_race(race_checked, with_bundle):
-    printed = programs.run(race_checked / "engines/tests/api/r1v_api_test")
+@pytest.mark.parametrize("folder", ["api", "runner"])
+def test_threads_that_share_an_engine_do_not_race(race_checked, with_bundle, folder):
+    printed = programs.run(race_checked / f"engines/tests/{folder}/r1v_{folder}_test")
     assert "SKIPPED" not in printed

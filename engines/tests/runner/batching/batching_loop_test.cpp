@@ -212,7 +212,7 @@ TEST(BatchingLoop, WhatIsUnfinishedAtTheEndEndsAsCancelled) {
       event = job->next();
       ASSERT_TRUE(event);
     }
-    EXPECT_NE(finish_reason_name(event->answer->finish_reason), std::string("deadline"));
+    EXPECT_NE(event->answer->finish_reason, FinishReason::kDeadline);
   }
 }
 
