@@ -67,9 +67,9 @@ class TileQueue {
 }  // namespace
 
 std::vector<EmbeddedImage> ImageEncoder::encode(const std::vector<Pixels>& images, Timings* timings,
-                                               const std::function<bool()>& stopped) {
+                                                const std::function<bool()>& stopped) {
   std::vector<EmbeddedImage> encoded(images.size());
-  std::map<ImageDigest, size_t> firsts;  // index of the first image with these pixels
+  std::map<ImageDigest, size_t> firsts;            // index of the first image with these pixels
   std::vector<std::pair<size_t, size_t>> missing;  // index, and end of its embeddings
   TileQueue queue(engine_, timings);
   for (size_t i = 0; i < images.size(); ++i) {

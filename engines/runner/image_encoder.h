@@ -29,7 +29,7 @@ class ImageEncoder {
   // Each image encoded, in order; images with equal pixels share their embeddings. `stopped` is asked between runs: the
   // result is empty once it is true. Throws kInput, kGraph.
   std::vector<EmbeddedImage> encode(const std::vector<Pixels>& images, Timings* timings,
-                                   const std::function<bool()>& stopped);
+                                    const std::function<bool()>& stopped);
 
  private:
   Engine& engine_;

@@ -49,8 +49,8 @@ class Runner {
   // used, and the caller has to say it.
   Sampling default_sampling() const;
 
-  // Begins to answer a request, with all others. Throws kInput: the request cannot be used; kUsage: the sampling cannot;
-  // kQueueFull: as many requests wait as may.
+  // Begins to answer a request, with all others. Throws kInput: the request cannot be used; kUsage: the sampling
+  // cannot; kQueueFull: as many requests wait as may.
   std::unique_ptr<Generation> start(Request request, const Sampling& sampling, JobOptions options = {});
 
   BatchingStats stats() const { return loop_->stats(); }

@@ -168,9 +168,7 @@ def test_an_answer_whose_time_is_over_ends_with_what_it_has(engine):
 
 
 def test_requests_are_decoded_together_and_a_full_queue_refuses(library, nano_bundle):
-    engine = c_api.Engine(
-        library, nano_bundle, onnxruntime_library=str(ONNXRUNTIME).encode(), max_rows=2, max_queued=1
-    )
+    engine = c_api.Engine(library, nano_bundle, onnxruntime_library=str(ONNXRUNTIME).encode(), max_rows=2, max_queued=1)
     sampling = engine.greedy(temperature=50.0, seed=1, max_new_tokens=300)
     requests = [engine.start("Describe.", file_image(engine, COUNT), sampling=sampling) for _ in range(3)]
     with pytest.raises(c_api.StatusError) as refused:

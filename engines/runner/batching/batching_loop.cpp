@@ -16,12 +16,11 @@ double ms_since(Clock::time_point start) {
 }
 
 const BatchingOptions& checked(const BatchingOptions& options) {
-  for (const auto& [name, value, least] :
-       {std::tuple<const char*, int64_t, int64_t>{"max_rows", options.max_rows, 1},
-        {"max_queued", options.max_queued, 1},
-        {"cache_bytes", options.cache_bytes, 1},
-        {"image_cache_bytes", options.image_cache_bytes, 0},
-        {"prefill_chunk", options.prefill_chunk, 1}}) {
+  for (const auto& [name, value, least] : {std::tuple<const char*, int64_t, int64_t>{"max_rows", options.max_rows, 1},
+                                           {"max_queued", options.max_queued, 1},
+                                           {"cache_bytes", options.cache_bytes, 1},
+                                           {"image_cache_bytes", options.image_cache_bytes, 0},
+                                           {"prefill_chunk", options.prefill_chunk, 1}}) {
     if (value < least) {
       throw Error(Code::kUsage, "A limit is out of range.",
                   {name, "at least " + std::to_string(least), std::to_string(value), ""});

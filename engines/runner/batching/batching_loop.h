@@ -1,7 +1,7 @@
 // Many requests at a time over one engine. Two threads: one encodes images, a few requests ahead; the other decodes.
 //
-// Every answer depends on its own prompt, sampling and seed only. What is wrong with a request comes in the place of its
-// events and never touches another request.
+// Every answer depends on its own prompt, sampling and seed only. What is wrong with a request comes in the place of
+// its events and never touches another request.
 #pragma once
 
 #include <condition_variable>
@@ -59,8 +59,8 @@ class BatchingLoop {
 
   mutable std::mutex mutex_;  // of all below, but for the batch and the rows of running jobs: the decoding thread's
   std::condition_variable changed_;
-  JobQueue queue_;         // nothing was done for them yet
-  JobPointer preparing_;   // its images are being encoded
+  JobQueue queue_;        // nothing was done for them yet
+  JobPointer preparing_;  // its images are being encoded
   std::deque<JobPointer> ready_;
   std::vector<JobPointer> running_;
   bool closing_ = false;

@@ -103,8 +103,8 @@ int64_t CacheRows::round(int64_t tokens) const {
 
 // Rows to have, one of them for a new request: an empty one there is, else twice as many.
 int64_t CacheRows::row_count(int64_t allowed) const {
-  const bool empty = std::any_of(rows_.begin(), rows_.end(),
-                                 [](const auto& row) { return !row->owned() && row->tokens.size() == 0; });
+  const bool empty =
+      std::any_of(rows_.begin(), rows_.end(), [](const auto& row) { return !row->owned() && row->tokens.size() == 0; });
   return std::min(allowed, empty ? rows() : std::max<int64_t>(1, 2 * rows()));
 }
 

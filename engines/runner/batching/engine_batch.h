@@ -41,7 +41,7 @@ class RowState {
   Sampler sampler_;
   const int64_t max_new_tokens_, image_token_id_;
   std::vector<float> image_rows_;  // embeddings of all images, until the prompt is in the cache
-  int64_t computed_ = 0;  // prompt tokens that went through the decoder for this request
+  int64_t computed_ = 0;           // prompt tokens that went through the decoder for this request
   int64_t last_token_ = -1;
   double embed_ms_;  // counted when the step began
 };

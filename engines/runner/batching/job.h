@@ -30,7 +30,7 @@ struct Prompt {
 
 // What a request is asked to be.
 struct JobOptions {
-  std::string client;  // waiting clients take turns
+  std::string client;                                             // waiting clients take turns
   std::optional<std::chrono::steady_clock::time_point> deadline;  // the answer ends then with what it has
 };
 

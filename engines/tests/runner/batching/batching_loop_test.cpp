@@ -67,8 +67,7 @@ Answer whole(Generation* generation) {
 // An engine with its loop.
 struct Server {
   explicit Server(const BatchingOptions& options)
-      : encoder(engine, one_tile(), 1, options.image_cache_bytes),
-        loop(engine, encoder, kMaxPositions, options) {}
+      : encoder(engine, one_tile(), 1, options.image_cache_bytes), loop(engine, encoder, kMaxPositions, options) {}
 
   std::unique_ptr<Generation> start(const Question& question, JobOptions options = {}) {
     return std::make_unique<Generation>(loop, job_of(question, std::move(options)));
@@ -95,7 +94,9 @@ Answer alone(const Question& question) {
 
 // Questions many of which begin alike, some with images.
 Question random_question(std::mt19937* random) {
-  const auto below = [random](int64_t limit) { return static_cast<int64_t>((*random)() % static_cast<uint64_t>(limit)); };
+  const auto below = [random](int64_t limit) {
+    return static_cast<int64_t>((*random)() % static_cast<uint64_t>(limit));
+  };
   Question question;
   const int64_t shared = below(30);
   for (int64_t i = 0; i < shared; ++i) question.ids.push_back(1 + i % 7);
