@@ -19,6 +19,7 @@ struct CacheLimits {
   int64_t slot_bytes;               // of one token of one sequence, over all layers
   std::optional<int64_t> max_rows;  // sequences of a decoder, at most; none for any number
   std::optional<int64_t> capacity;  // slots that every sequence has; none where they are as many as asked for
+  bool movable = true;  // whether a decoder can copy, swap and resize: else it has one row, opened anew to grow
 };
 
 // New tokens of some rows. With S new tokens per row, row b fills the slots cache_write_index[b] ...

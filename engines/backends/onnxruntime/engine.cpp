@@ -81,7 +81,8 @@ std::unique_ptr<Decoder> OnnxRuntimeEngine::decoder(int64_t batch, int64_t capac
 CacheLimits OnnxRuntimeEngine::cache_limits() {
   const auto bytes = static_cast<int64_t>(element_bytes(session(decoder_, contract::kDecoder).compute()));
   const Sizes& size = sizes();
-  return {2 * size.layers * size.kv_heads * size.head_dim * bytes, std::nullopt, std::nullopt};
+  return {2 * size.layers * size.kv_heads * size.head_dim * bytes, std::nullopt, std::nullopt,
+          device_.device == Device::kCpu};
 }
 
 }  // namespace r1v::ort

@@ -92,7 +92,8 @@ std::optional<CacheRows::Plan> CacheRows::plan(int64_t needed) {
 int64_t CacheRows::allowed(int64_t capacity) const {
   if (engine_limits_->capacity && capacity > *engine_limits_->capacity) return 0;
   const int64_t within_budget = limits_.bytes / (capacity * engine_limits_->slot_bytes);
-  const int64_t of_engine = engine_limits_->max_rows.value_or(std::numeric_limits<int64_t>::max());
+  const int64_t any = std::numeric_limits<int64_t>::max();
+  const int64_t of_engine = engine_limits_->movable ? engine_limits_->max_rows.value_or(any) : 1;
   return std::min({limits_.max_rows, of_engine, within_budget});
 }
 
@@ -110,6 +111,7 @@ int64_t CacheRows::row_count(int64_t allowed) const {
 
 void CacheRows::resize(const Plan& plan) {
   const auto [count, slots] = plan;
+  if (cache_ && !engine_limits_->movable && slots != capacity()) clear();  // no request has its row
   if (!cache_) {
     cache_ = std::make_unique<KVCache>(engine_.decoder(count, slots), engine_.sizes().vocab);
   } else if (count != rows() || slots != capacity()) {

@@ -15,7 +15,10 @@ namespace r1v {
 // sees, spread over the vocabulary, so that one wrong slot changes the tokens that follow.
 class FakeDecoder : public Decoder {
  public:
-  FakeDecoder(const Sizes& sizes, int64_t batch, int64_t capacity) : sizes_(sizes) { resize(batch, capacity, {}); }
+  FakeDecoder(const Sizes& sizes, int64_t batch, int64_t capacity, bool movable) : sizes_(sizes) {
+    resize(batch, capacity, {});
+    movable_ = movable;
+  }
 
   int64_t batch() const override { return static_cast<int64_t>(rows_.size()); }
   int64_t capacity() const override { return capacity_; }
@@ -35,13 +38,16 @@ class FakeDecoder : public Decoder {
   }
 
   void copy_row(int64_t source, int64_t target, int64_t length) override {
+    require_movable();
     std::copy_n(rows_.at(static_cast<size_t>(source)).begin(), length, rows_.at(static_cast<size_t>(target)).begin());
   }
   void swap_rows(int64_t a, int64_t b, int64_t length) override {
+    require_movable();
     auto& first = rows_.at(static_cast<size_t>(a));
     std::swap_ranges(first.begin(), first.begin() + length, rows_.at(static_cast<size_t>(b)).begin());
   }
   void resize(int64_t batch, int64_t capacity, const std::vector<int64_t>& lengths) override {
+    require_movable();
     capacity_ = capacity;
     rows_.resize(static_cast<size_t>(batch));
     for (size_t row = 0; row < rows_.size(); ++row) {
@@ -53,6 +59,9 @@ class FakeDecoder : public Decoder {
   }
 
  private:
+  void require_movable() const {
+    if (!movable_) throw Error(Code::kCapability, "The rows of this cache stay where they are.");
+  }
   void write_logits(const std::vector<float>& slots, int64_t last, float* logits) const {
     uint64_t hash = 1469598103934665603ull;
     for (int64_t slot = 0; slot <= last; ++slot) {
@@ -65,6 +74,7 @@ class FakeDecoder : public Decoder {
   }
 
   Sizes sizes_;
+  bool movable_ = true;
   int64_t capacity_ = 0;
   std::vector<std::vector<float>> rows_;
 };
@@ -107,12 +117,13 @@ class FakeEngine : public Engine {
     }
   }
   std::unique_ptr<Decoder> decoder(int64_t batch, int64_t capacity) override {
-    return std::make_unique<FakeDecoder>(sizes_, batch, capacity);
+    return std::make_unique<FakeDecoder>(sizes_, batch, capacity, movable);
   }
-  CacheLimits cache_limits() override { return {2, std::nullopt, std::nullopt}; }
+  CacheLimits cache_limits() override { return {2, std::nullopt, std::nullopt, movable}; }
 
   std::vector<int64_t> runs;  // tiles of each run of the vision graph
   float broken = 0;           // added to the image embeddings
+  bool movable = true;        // of the cache
 
  private:
   std::string name_ = "fake";

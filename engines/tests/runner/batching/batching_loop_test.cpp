@@ -144,6 +144,22 @@ TEST(BatchingLoop, EveryAnswerIsTheLoneOneUnderAnyMixOfArrivals) {
   }
 }
 
+TEST(BatchingLoop, OverACacheThatStaysWhereItIsRequestsComeOneAfterTheOther) {
+  Server server(small(4, 5));
+  server.engine.movable = false;
+  std::mt19937 random(7);
+  std::vector<Question> questions;
+  std::vector<std::unique_ptr<Generation>> answers;
+  for (int i = 0; i < 12; ++i) {
+    questions.push_back(random_question(&random));
+    answers.push_back(server.start(questions.back()));
+  }
+  for (size_t i = 0; i < answers.size(); ++i) {
+    ASSERT_EQ(whole(answers[i].get()).token_ids, alone(questions[i]).token_ids);
+  }
+  EXPECT_EQ(server.loop.stats().decoded_rows, server.loop.stats().decode_steps);
+}
+
 TEST(BatchingLoop, RequestsAreDecodedTogetherAndAPrefixIsComputedOnce) {
   Server server(small(4, 512));
   const Question question{{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20}, {}, 30};
