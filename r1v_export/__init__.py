@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from r1v_export.bundle import Bundle
     from r1v_export.config import BuildConfig
     from r1v_export.errors import (
+        BackendError,
         BundleError,
         CapabilityError,
         CheckpointError,
@@ -41,6 +42,7 @@ __version__ = VERSION
 
 __all__ = [
     "Answer",
+    "BackendError",
     "BaseRunner",
     "BuildConfig",
     "Bundle",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from r1v_export.cli.main import cli
 from r1v_export.nano.dataset import samples
+from tests.documents import PROJECT, blocks_of, run
 from tests.engines import programs
 
 IMAGES = programs.REPOSITORY / "examples/images"
@@ -135,3 +138,15 @@ def test_weights_behind_links_are_refused_with_what_to_do(r1v, tiny_bundle, tmp_
     ran = r1v("run", tiny_bundle, "Hello")
     assert ran.returncode == 1
     assert "cp -rL" in ran.stderr
+
+
+def test_the_readme_s_commands_answer_from_the_build_that_they_make(engines, nano_bundle, tmp_path):
+    (block,) = [block for block in blocks_of(PROJECT / "README.md") if "engines/cli/r1v" in block.code]
+    building, *using = block.code.splitlines(keepends=True)
+    assert "cmake -S . -B build -G Ninja && ninja -C build" in building  # as the fixture does
+    (tmp_path / "out").mkdir()
+    links = {"build": engines, "examples": PROJECT / "examples", "out/demo": nano_bundle, ".venv": Path(sys.prefix)}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    printed = run(block._replace(code="".join(using)), tmp_path)
+    assert printed == python_output("run", nano_bundle, "--image", COUNT, "How many objects do you see?")
