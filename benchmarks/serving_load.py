@@ -21,6 +21,8 @@ from PIL import Image
 Api = Literal["openai", "triton"]
 Messages = list[dict[str, Any]]
 
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+"""A connection for each request: llama.cpp's server closes them after an answer without saying so."""
 TIMEOUT_S = 600
 IMAGE_SIZE = (224, 112)
 QUESTION = "Which of the two halves of this image has more detail, and why?"
@@ -95,7 +97,7 @@ class Clients:
         return asyncio.run(self._load(asked))
 
     async def _load(self, asked: list[list[Messages]]) -> Seen:
-        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=TIMEOUT_S) as http:
+        async with httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT_S) as http:
 
             async def one(conversations: list[Messages]) -> list[Answer]:
                 return [await self._ask(http, messages) for messages in conversations]
@@ -108,7 +110,7 @@ class Clients:
         """A long first turn, and a short second one behind its answer."""
 
         async def both() -> tuple[Answer, Answer]:
-            async with httpx.AsyncClient(timeout=TIMEOUT_S) as http:
+            async with httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT_S) as http:
                 number = next(self._images)
                 messages = first_turn(number, f"{number}. {LONG}")
                 first = await self._ask(http, messages)
