@@ -172,7 +172,8 @@ def aims(results: dict[str, dict[str, Any]]) -> str:
             *(f"{t['second_turn_ms'] / t['first_turn_ms']:.2f}" for t in turns),
         ]
     )
-    return _markdown(["`serve` at 16 clients, and the aim", *PRECISIONS], lines)
+    shown = [[cell.replace("nan", "–") for cell in line] for line in lines]
+    return _markdown(["`serve` at 16 clients, and the aim", *PRECISIONS], shown)
 
 
 def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
