@@ -17,13 +17,13 @@ import re
 import shutil
 import subprocess
 import sys
-import venv
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
+from environments import environment_of
 from measure import machine, write_results
 from PIL import Image
 from safetensors.torch import save_file
@@ -92,11 +92,7 @@ CASES = (
 
 def make_environment(folder: Path) -> Path:
     """The Python of llama.cpp's environment, which is made if it is not there."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", PACKAGE], check=True)
-    return python
+    return environment_of(folder, ("install", "-q", PACKAGE))
 
 
 def recipe_of(name: str, work: Path) -> str:

@@ -13,10 +13,10 @@ import argparse
 import json
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Any
 
+from environments import environment_of
 from measure import machine, write_results
 from serving_peers import served
 
@@ -49,11 +49,7 @@ REPORTED += ("inter_token_latency", "output_token_throughput")
 
 def make_environment(folder: Path) -> Path:
     """The Python of aiperf's environment, which is made if it is not there."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", PACKAGE], check=True)
-    return python
+    return environment_of(folder, ("install", "-q", PACKAGE))
 
 
 def run(python: Path, url: str, bundle: Path, options: tuple[str, ...], out: Path) -> dict[str, Any]:

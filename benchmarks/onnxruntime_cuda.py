@@ -18,11 +18,11 @@ import os
 import re
 import subprocess
 import tempfile
-import venv
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from environments import environment_of
 from measure import machine, write_results
 
 import r1v_export
@@ -58,11 +58,7 @@ CASES: dict[str, tuple[Precision, str | None]] = {
 
 def make_environment(folder: Path) -> dict[str, str]:
     """The environment variables under which `folder`'s Python loads the provider; installs what is not there."""
-    python = folder / "bin/python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", PACKAGES[0]], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[1:]], check=True)
+    environment_of(folder, ("install", "-q", "--no-deps", PACKAGES[0]), ("install", "-q", *PACKAGES[1:]))
     libraries = folder / "stand-in"
     libraries.mkdir(exist_ok=True)
     capi = next((folder / "lib").glob("python3*/site-packages/onnxruntime/capi"))

@@ -19,12 +19,12 @@ import subprocess
 import sys
 import time
 import traceback
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from environments import environment_of
 from measure import machine, newest_results, write_results
 from vllm_cases import CASES, Case, all_rows, formats, write_build
 
@@ -78,11 +78,7 @@ sys.meta_path.insert(0, DefineOperators)
 
 def make_environment(folder: Path) -> Path:
     """The Python of vLLM's environment, which is made if it is not there."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
-        subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *UNUSABLE], check=True)
+    python = environment_of(folder, ("install", "-q", *PACKAGES), ("uninstall", "-q", "-y", *UNUSABLE))
     site = next((folder / "lib").glob("python3*/site-packages"))
     (site / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
     return python

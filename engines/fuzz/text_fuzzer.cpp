@@ -1,8 +1,6 @@
 // Streams of text: the size of the pieces that bytes come in does not change what comes out, and it is UTF-8.
-#include <cstdio>
-#include <cstdlib>
-
 #include "base/utf8.h"
+#include "fuzz/check.h"
 #include "text/nfc.h"
 #include "text/reasoning.h"
 #include "text/streaming.h"
@@ -10,12 +8,6 @@
 namespace {
 
 using namespace r1v;
-
-void check(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "%s\n", what);
-  std::abort();
-}
 
 AnswerPiece stream(const std::string& bytes, size_t step, bool thinking, const std::vector<std::string>& stops) {
   Utf8Decoder decoder;

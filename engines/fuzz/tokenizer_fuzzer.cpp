@@ -2,21 +2,13 @@
 //
 // An input is a JSON merge patch of a small definition, then, behind a null byte, a text. A whole definition is a patch
 // too.
-#include <cstdio>
-#include <cstdlib>
-
+#include "fuzz/check.h"
 #include "tests/text/byte_tokenizer.h"
 #include "text/streaming.h"
 
 namespace {
 
 using namespace r1v;
-
-void check(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "%s\n", what);
-  std::abort();
-}
 
 std::string decode(const Tokenizer& tokenizer, const std::vector<int64_t>& ids) {
   Detokenizer detokenizer(tokenizer);
