@@ -4,7 +4,7 @@
 
 Makes llama.cpp's environment where there is none (34 MB, outside the lock), builds r1v-nano in every type, lets
 llama_cpp_reader.py answer questions with each, and compares greedy tokens and the prompt's tokens with this package's
-own reader of the same files. A case that is done is not run again; `--only NAME` runs some. Results:
+own reader of the same files. A case that is done is not run again; `--only NAME` runs some; the other rows stay. Results:
 benchmarks/results/<date>-llama-cpp-oracle.json, rows of benchmarks/reader_matrix.py.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from environments import environment_of
-from measure import machine, write_results
+from measure import machine, newest_results, write_results
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -252,7 +252,10 @@ def main() -> None:
         print(json.dumps(row), file=sys.stderr, flush=True)
         path.write_text(json.dumps(row), encoding="utf-8")
     matrix = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(done.glob("*.json"))]
-    print(write_results("llama-cpp-oracle", {"machine": machine(("torch", "gguf")), "matrix": matrix}))
+    earlier = newest_results("llama-cpp-oracle")["matrix"] if arguments.only else []
+    rows = {row["artifact"]: row for row in (*earlier, *matrix)}
+    content = {"machine": machine(("torch", "gguf")), "matrix": [*rows.values()]}
+    print(write_results("llama-cpp-oracle", content))
 
 
 if __name__ == "__main__":
