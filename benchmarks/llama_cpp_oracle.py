@@ -4,8 +4,8 @@
 
 Makes llama.cpp's environment where there is none (34 MB, outside the lock), builds r1v-nano in every type, lets
 llama_cpp_reader.py answer questions with each, and compares greedy tokens and the prompt's tokens with this package's
-own reader of the same files. A case that is done is not run again; `--only NAME` runs some; the other rows stay. Results:
-benchmarks/results/<date>-llama-cpp-oracle.json, rows of benchmarks/reader_matrix.py.
+own reader of the same files. A case that is done is not run again; `--only NAME` runs some; the other rows stay.
+Results: benchmarks/results/<date>-llama-cpp-oracle.json, rows of benchmarks/reader_matrix.py.
 """
 
 from __future__ import annotations
