@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,8 @@ namespace r1v {
 // sees, spread over the vocabulary, so that one wrong slot changes the tokens that follow.
 class FakeDecoder : public Decoder {
  public:
-  FakeDecoder(const Sizes& sizes, int64_t batch, int64_t capacity, bool movable) : sizes_(sizes) {
+  FakeDecoder(const Sizes& sizes, int64_t batch, int64_t capacity, bool movable, std::mutex& stepping)
+      : sizes_(sizes), stepping_(stepping) {
     resize(batch, capacity, {});
     movable_ = movable;
   }
@@ -24,6 +26,7 @@ class FakeDecoder : public Decoder {
   int64_t capacity() const override { return capacity_; }
 
   void step(const DecoderStep& step, float* logits) override {
+    const std::lock_guard<std::mutex> lock(stepping_);
     for (int64_t row = 0; row < step.rows; ++row) {
       std::vector<float>& slots = rows_.at(static_cast<size_t>(step.first_row + row));
       for (int64_t token = 0; token < step.seq; ++token) {
@@ -74,6 +77,7 @@ class FakeDecoder : public Decoder {
   }
 
   Sizes sizes_;
+  std::mutex& stepping_;
   bool movable_ = true;
   int64_t capacity_ = 0;
   std::vector<std::vector<float>> rows_;
@@ -117,13 +121,14 @@ class FakeEngine : public Engine {
     }
   }
   std::unique_ptr<Decoder> decoder(int64_t batch, int64_t capacity) override {
-    return std::make_unique<FakeDecoder>(sizes_, batch, capacity, movable);
+    return std::make_unique<FakeDecoder>(sizes_, batch, capacity, movable, stepping);
   }
   CacheLimits cache_limits() override { return {2, std::nullopt, std::nullopt, movable}; }
 
   std::vector<int64_t> runs;  // tiles of each run of the vision graph
   float broken = 0;           // added to the image embeddings
   bool movable = true;        // of the cache
+  std::mutex stepping;        // held by a step of the decoder
 
  private:
   std::string name_ = "fake";

@@ -162,10 +162,14 @@ TEST(BatchingLoop, OverACacheThatStaysWhereItIsRequestsComeOneAfterTheOther) {
 
 TEST(BatchingLoop, RequestsAreDecodedTogetherAndAPrefixIsComputedOnce) {
   Server server(small(4, 512));
-  const Question question{{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20}, {}, 30};
+  const Question question{{5, 0, 0, 6, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20}, {3}, 30};
   whole(server.start(question).get());
   std::vector<std::unique_ptr<Generation>> answers;
-  for (int i = 0; i < 4; ++i) answers.push_back(server.start(question));
+  {
+    const std::lock_guard<std::mutex> no_steps(server.engine.stepping);
+    for (int i = 0; i < 4; ++i) answers.push_back(server.start(question));
+    while (server.loop.stats().image_hits < 4) std::this_thread::yield();  // until the last is nearly prepared
+  }
   for (const auto& answer : answers) whole(answer.get());
   EXPECT_GE(server.loop.stats().reused_tokens, 4 * 19);
   EXPECT_GT(server.loop.stats().decoded_rows, server.loop.stats().decode_steps);
