@@ -9,6 +9,8 @@
 namespace r1v::capi {
 namespace {
 
+constexpr int64_t kNone = -1;
+
 std::string text_of(const char* text, const char* field) {
   if (text != nullptr) return text;
   throw Error(Code::kUsage, "A text is missing.", {field, "a text", "NULL", ""});
@@ -97,6 +99,8 @@ r1v_sampling c_sampling(const Sampling& sampling) {
   whole.frequency_penalty = sampling.frequency_penalty;
   whole.seed = sampling.seed.value_or(0);
   whole.random_seed = !sampling.seed.has_value();
+  whole.max_reasoning_tokens = sampling.max_reasoning_tokens.value_or(kNone);
+  whole.logprobs = sampling.logprobs.value_or(kNone);
   return whole;
 }
 
@@ -115,7 +119,24 @@ Sampling cpp_sampling(const r1v_sampling& given) {
   if (whole.stop_count > 0 && whole.stop == nullptr) text_of(nullptr, "sampling.stop");
   for (size_t i = 0; i < whole.stop_count; ++i) sampling.stop.push_back(text_of(whole.stop[i], "sampling.stop"));
   sampling.stop_in_reasoning = whole.stop_in_reasoning != 0;
+  sampling.ignore_eos = whole.ignore_eos != 0;
+  if (whole.bias_count > 0 && (whole.bias_ids == nullptr || whole.biases == nullptr)) {
+    throw Error(Code::kUsage, "A list is missing.", {"sampling.bias_ids, sampling.biases", "two lists", "NULL", ""});
+  }
+  for (size_t i = 0; i < whole.bias_count; ++i) sampling.logit_bias.emplace_back(whole.bias_ids[i], whole.biases[i]);
+  if (whole.max_reasoning_tokens != kNone) sampling.max_reasoning_tokens = whole.max_reasoning_tokens;
+  if (whole.logprobs != kNone) sampling.logprobs = whole.logprobs;
   return sampling;
+}
+
+LogprobArrays::LogprobArrays(const std::vector<TokenLogprobs>& tokens) {
+  for (const TokenLogprobs& token : tokens) {
+    chosen_.push_back(token.logprob);
+    for (const auto& [id, logprob] : token.top) {
+      top_ids_.push_back(id);
+      top_.push_back(logprob);
+    }
+  }
 }
 
 JobOptions job_options(const r1v_request_options& options) {

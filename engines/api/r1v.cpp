@@ -26,7 +26,9 @@ struct r1v_engine {
 struct r1v_request {
   std::unique_ptr<Generation> generation;
   AnswerPiece piece;             // of the latest event
+  capi::LogprobArrays logprobs;  // of its token
   std::optional<Answer> answer;  // after the last
+  capi::LogprobArrays all_logprobs;
 };
 
 namespace {
@@ -110,6 +112,13 @@ r1v_answer c_answer(const r1v_request& request) {
   whole.embed_ms = timings.embed_ms;
   whole.prefill_ms = timings.prefill_ms;
   whole.decode_ms = timings.decode_ms;
+  whole.queue_ms = timings.queue_ms;
+  whole.decode_steps = timings.decode_steps;
+  whole.reused_tokens = answer.reused_tokens;
+  whole.logprobs = request.all_logprobs.chosen();
+  whole.top_ids = request.all_logprobs.top_ids();
+  whole.top_logprobs = request.all_logprobs.top();
+  whole.top_count = request.all_logprobs.top_count();
   return whole;
 }
 
@@ -220,7 +229,11 @@ r1v_status r1v_request_next(r1v_request* request, r1v_event* event) {
     if (!next)
       throw Error(Code::kUsage, "The answer has ended.", {"r1v_request_next", "", "", "start another request"});
     request->piece = std::move(next->piece);
-    if (next->answer) request->answer = std::move(next->answer);
+    request->logprobs = next->logprobs ? capi::LogprobArrays({*next->logprobs}) : capi::LogprobArrays();
+    if (next->answer) {
+      request->all_logprobs = capi::LogprobArrays(next->answer->logprobs);
+      request->answer = std::move(next->answer);
+    }
     const AnswerPiece& piece = request->piece;
     r1v_event whole{};
     whole.token_id = next->token_id.value_or(-1);
@@ -229,6 +242,10 @@ r1v_status r1v_request_next(r1v_request* request, r1v_event* event) {
     whole.text = piece.answer.c_str();
     whole.text_size = piece.answer.size();
     whole.finished = request->answer.has_value();
+    whole.logprob = request->logprobs.chosen();
+    whole.top_ids = request->logprobs.top_ids();
+    whole.top_logprobs = request->logprobs.top();
+    whole.top_count = request->logprobs.top_count();
     capi::write_struct(whole, event, event->struct_size);
   });
 }

@@ -30,6 +30,8 @@ void add_sampling(CLI::App& command, SamplingArguments& sampling) {
   command.add_option("--stop", sampling.stop, "End the answer before this text; repeat for several.")
       ->allow_extra_args(false);
   command.add_flag("--stop-in-reasoning", sampling.stop_in_reasoning, "Search the reasoning for --stop too.");
+  command.add_option("--max-reasoning-tokens", sampling.max_reasoning_tokens, "End the reasoning after this many.")
+      ->check(CLI::NonNegativeNumber);
 }
 
 void add_run(CLI::App& command, RunArguments& run) {

@@ -18,7 +18,7 @@ struct EngineArguments {
 
 struct SamplingArguments {
   bool greedy = false;
-  std::optional<int64_t> max_new_tokens, top_k;
+  std::optional<int64_t> max_new_tokens, max_reasoning_tokens, top_k;
   std::optional<double> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
   uint64_t seed = 0;
   std::vector<std::string> stop;

@@ -26,6 +26,7 @@ std::string in_words(const r1v_sampling& sampling) {
   add("repetition_penalty", sampling.repetition_penalty, 1);
   add("presence_penalty", sampling.presence_penalty, 0);
   add("frequency_penalty", sampling.frequency_penalty, 0);
+  add("max_reasoning_tokens", static_cast<double>(sampling.max_reasoning_tokens), -1);
   words << "max_new_tokens " << sampling.max_new_tokens;
   return words.str();
 }
@@ -66,6 +67,7 @@ r1v_sampling choose(const SamplingArguments& arguments, const api::Engine& engin
   replace(sampling.repetition_penalty, arguments.repetition_penalty);
   replace(sampling.presence_penalty, arguments.presence_penalty);
   replace(sampling.frequency_penalty, arguments.frequency_penalty);
+  replace(sampling.max_reasoning_tokens, arguments.max_reasoning_tokens);
   sampling.seed = arguments.seed;
   for (const std::string& each : arguments.stop) stops->push_back(each.c_str());
   sampling.stop = stops->data();

@@ -17,6 +17,14 @@ Json tokenizer_definition(const Bundle& bundle) {
   return parse_json(bundle.read(path, kTextLimitBytes), (bundle.folder / path).string());
 }
 
+// The tokens of a tag: one of its own, or as many as its text takes.
+std::vector<int64_t> tag_ids(const Tokenizer& tokenizer, const TokenizerDocument& document, const std::string& tag) {
+  for (const AddedToken& added : document.added_tokens) {
+    if (added.token == tag) return {added.id};
+  }
+  return tokenizer.encode_text(tag);
+}
+
 // Gives freed memory back to the system: reading the definition of 152,000 tokens leaves 50 MB, which stays otherwise.
 void return_freed_memory() {
 #ifdef __GLIBC__
@@ -35,11 +43,12 @@ std::vector<int64_t> ids_of(const std::vector<TokenPiece>& tokens) {
 Runner::Runner(const std::filesystem::path& bundle, const RunnerOptions& options)
     : bundle_(open_bundle(bundle, options.verify)) {
   const Fields pipeline(bundle_.pipeline.document, contract::kPipelineFile);
-  tokenizer_ = std::make_unique<const Tokenizer>(tokenizer_definition(bundle_),
-                                                 tokenizer_from_json(pipeline.at("tokenizer"), field("tokenizer")));
+  const TokenizerDocument document = tokenizer_from_json(pipeline.at("tokenizer"), field("tokenizer"));
+  tokenizer_ = std::make_unique<const Tokenizer>(tokenizer_definition(bundle_), document);
   return_freed_memory();
   prompt_ = prompt_from_json(pipeline.at("prompt"), field("prompt"));
   tags_ = reasoning_from_json(pipeline.at("reasoning"), field("reasoning"));
+  end_tag_ = tag_ids(*tokenizer_, document, tags_.end);
   stop_ids_ = stop_ids_from_json(pipeline.at("stop_tokens"), field("stop_tokens"));
   image_policy_ = parse_image_policy(pipeline);
   engine_ = open_engine(bundle_, options.engine);
@@ -89,7 +98,8 @@ AnswerStream Runner::stream(const Request& request, const Sampling& sampling) co
       request.raw ? std::nullopt : std::optional(request.think && !prompt_.thinking.empty());
   Detokenizer detokenizer(*tokenizer_, request.grounding ? ids_of(prompt_.grounding_tokens) : std::vector<int64_t>{});
   return AnswerStream(AnswerText(std::move(detokenizer), {sampling.stop, sampling.stop_in_reasoning}, thinking, tags_),
-                      stop_ids_, sampling.max_new_tokens);
+                      sampling.ignore_eos ? std::vector<int64_t>{} : stop_ids_, sampling.max_new_tokens,
+                      {sampling.max_reasoning_tokens, end_tag_});
 }
 
 }  // namespace r1v

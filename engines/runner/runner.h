@@ -65,6 +65,7 @@ class Runner {
   PromptDocument prompt_;
   ReasoningTags tags_;
   std::vector<int64_t> stop_ids_;
+  std::vector<int64_t> end_tag_;  // tokens that end reasoning
   ImagePolicy image_policy_;
   std::unique_ptr<ImageEncoder> encoder_;
   std::unique_ptr<BatchingLoop> loop_;  // last: its threads use the others

@@ -44,13 +44,17 @@ Sampler::Sampler(const Sampling& sampling, const std::vector<int64_t>& prompt_id
   for (const int64_t id : prompt_ids) see(id);
 }
 
-int64_t Sampler::next(const float* logits) {
+int64_t Sampler::next(const float* logits, std::optional<int64_t> forced) {
   check_finite(logits, seen_.size());
-  const float* penalized = penalize(logits);
-  const int64_t token = sampling_.greedy() ? static_cast<int64_t>(argmax(penalized, seen_.size())) : draw(penalized);
-  seen_[static_cast<size_t>(token)] = true;
+  const int64_t token = forced ? *forced : choose(penalize(logits));
+  see(token);
   ++counts_[token];
   return token;
+}
+
+std::optional<TokenLogprobs> Sampler::logprobs(const float* logits, int64_t token) const {
+  if (!sampling_.logprobs) return std::nullopt;
+  return token_logprobs(logits, seen_.size(), token, *sampling_.logprobs);
 }
 
 void Sampler::see(int64_t token) {
@@ -88,6 +92,10 @@ void Sampler::penalize_repetition() {
     // Beyond the type's range a penalized logit stays at its end.
     penalized_[id] = std::clamp(logit < 0 ? logit * penalty : logit / penalty, -kMax, kMax);
   }
+}
+
+int64_t Sampler::choose(const float* logits) {
+  return sampling_.greedy() ? static_cast<int64_t>(argmax(logits, seen_.size())) : draw(logits);
 }
 
 int64_t Sampler::draw(const float* logits) {

@@ -6,6 +6,7 @@
 #include <map>
 #include <vector>
 
+#include "sampling/logprobs.h"
 #include "sampling/pcg64.h"
 #include "sampling/sampling.h"
 
@@ -20,14 +21,18 @@ class Sampler {
   Sampler(const Sampling& sampling, const std::vector<int64_t>& prompt_ids, size_t vocab_size);
 
   // The next token, given the logits [vocab_size] after all tokens so far, which are not changed.
-  // Throws kGraph: they hold NaN or infinity.
-  int64_t next(const float* logits);
+  // `forced`: the token that is to come, whatever the logits say.
+  // Throws kGraph: they hold NaN or infinity. Throws kBundle: the model has no such token.
+  int64_t next(const float* logits, std::optional<int64_t> forced = std::nullopt);
+  // Of a token chosen by these logits, where the sampling asks for them.
+  std::optional<TokenLogprobs> logprobs(const float* logits, int64_t token) const;
 
  private:
   void see(int64_t token);
   // The logits with bias and penalties; `logits` itself where there are none.
   const float* penalize(const float* logits);
   void penalize_repetition();
+  int64_t choose(const float* logits);
   int64_t draw(const float* logits);
 
   Sampling sampling_;

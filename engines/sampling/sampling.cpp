@@ -8,7 +8,9 @@
 namespace r1v {
 namespace {
 
-constexpr double kMaxPenalty = 2, kMaxBias = 100;  // the OpenAI API's limits
+// The OpenAI API's limits.
+constexpr double kMaxPenalty = 2, kMaxBias = 100;
+constexpr int64_t kMaxLogprobs = 20;
 
 template <typename Value>
 void require(bool holds, const std::string& field, const std::string& expected, const Value& found) {
@@ -33,6 +35,9 @@ void Sampling::validate() const {
     require(id >= 0 && std::abs(bias) <= kMaxBias, "logit_bias", "ids -> -100 to 100", bias);
     require(biased.insert(id).second, "logit_bias", "each id once", id);
   }
+  const int64_t most_reasoning = max_reasoning_tokens.value_or(0), most_likely = logprobs.value_or(0);
+  require(most_reasoning >= 0, "max_reasoning_tokens", "0 or more", most_reasoning);
+  require(most_likely >= 0 && most_likely <= kMaxLogprobs, "logprobs", "0 to 20", most_likely);
   for (const std::string& text : stop) {
     require(!text.empty() && is_utf8(text), "stop", "strings in UTF-8 that are not empty", text.size());
   }

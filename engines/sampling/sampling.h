@@ -24,6 +24,9 @@ struct Sampling {
   std::optional<uint64_t> seed = 0;                    // of this answer's random stream; nothing takes fresh entropy
   std::vector<std::string> stop;                       // the answer ends before the first of these strings
   bool stop_in_reasoning = false;                      // search all generated text for `stop`
+  bool ignore_eos = false;                             // the model's stop tokens end no answer
+  std::optional<int64_t> max_reasoning_tokens;         // the reasoning is ended, by its end tag, after so many
+  std::optional<int64_t> logprobs;  // report the log probability of each token, and those of so many likeliest ones
 
   bool greedy() const { return temperature == 0; }
   // Throws kUsage, naming the field that is out of its range.

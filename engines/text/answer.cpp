@@ -35,8 +35,17 @@ AnswerPiece AnswerText::keep(AnswerPiece piece) {
   return piece;
 }
 
-AnswerEvent AnswerStream::push(std::optional<int64_t> token_id, std::optional<FinishReason> reason) {
-  AnswerEvent event{token_id, {}, std::nullopt};
+std::optional<int64_t> AnswerStream::take_forced() {
+  if (reasoning_.max_tokens == answer_.reasoning_tokens && text_.in_reasoning() && forced_ == reasoning_.end_tag.size())
+    forced_ = 0;
+  if (forced_ == reasoning_.end_tag.size()) return std::nullopt;
+  return reasoning_.end_tag[forced_++];
+}
+
+AnswerEvent AnswerStream::push(std::optional<int64_t> token_id, std::optional<FinishReason> reason,
+                               std::optional<TokenLogprobs> logprobs) {
+  if (logprobs) answer_.logprobs.push_back(*logprobs);
+  AnswerEvent event{token_id, {}, std::nullopt, std::move(logprobs)};
   if (token_id) {
     answer_.reasoning_tokens += text_.in_reasoning() ? 1 : 0;
     answer_.token_ids.push_back(*token_id);

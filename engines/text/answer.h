@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "sampling/logprobs.h"
 #include "text/reasoning.h"
 #include "text/streaming.h"
 
@@ -52,7 +53,9 @@ struct Answer {
   bool reasoning_complete = false;
   std::vector<int64_t> token_ids;  // a stop token included
   FinishReason finish_reason = FinishReason::kCancelled;
-  int64_t reasoning_tokens = 0;  // of `token_ids`, those that made the reasoning and its end tag
+  int64_t reasoning_tokens = 0;         // of `token_ids`, those that made the reasoning and its end tag
+  int64_t reused_tokens = 0;            // of the prompt, taken from the cache of another request
+  std::vector<TokenLogprobs> logprobs;  // of each token, where the sampling asks for them
 };
 
 // One step of an answer: what became certain, and the whole answer with the last step only.
@@ -60,6 +63,13 @@ struct AnswerEvent {
   std::optional<int64_t> token_id;
   AnswerPiece piece;
   std::optional<Answer> answer;
+  std::optional<TokenLogprobs> logprobs = std::nullopt;  // of the token, where the sampling asks for them
+};
+
+// Where reasoning ends although the model goes on.
+struct ReasoningLimit {
+  std::optional<int64_t> max_tokens;
+  std::vector<int64_t> end_tag;  // the tokens that end it
 };
 
 // One answer while it is made: tokens in, events out.
@@ -68,12 +78,22 @@ class AnswerStream {
   // Args:
   //   stop_ids: tokens that end the answer and are no text.
   //   max_new_tokens: what was asked for; an answer whose length ends it earlier has filled the model's context.
-  AnswerStream(AnswerText text, std::vector<int64_t> stop_ids, int64_t max_new_tokens)
-      : text_(std::move(text)), stop_ids_(std::move(stop_ids)), max_new_tokens_(max_new_tokens) {}
+  AnswerStream(AnswerText text, std::vector<int64_t> stop_ids, int64_t max_new_tokens, ReasoningLimit reasoning = {})
+      : text_(std::move(text)),
+        stop_ids_(std::move(stop_ids)),
+        max_new_tokens_(max_new_tokens),
+        reasoning_(std::move(reasoning)),
+        forced_(reasoning_.end_tag.size()) {}
+
+  // The token that has to come next, whatever the logits say, if there is one: of the end tag, where the reasoning is
+  // to end now. To be called once before each token.
+  std::optional<int64_t> take_forced();
+  void set_reused_tokens(int64_t tokens) { answer_.reused_tokens = tokens; }
 
   // The event of the next token, or of an end that comes without one. A stop string ends the answer too.
   // `reason`: of the decoder, which knows one limit only and calls it kLength.
-  AnswerEvent push(std::optional<int64_t> token_id, std::optional<FinishReason> reason);
+  AnswerEvent push(std::optional<int64_t> token_id, std::optional<FinishReason> reason,
+                   std::optional<TokenLogprobs> logprobs = std::nullopt);
 
   bool is_stop(int64_t token_id) const;
   int64_t tokens() const { return static_cast<int64_t>(answer_.token_ids.size()); }
@@ -82,6 +102,8 @@ class AnswerStream {
   AnswerText text_;
   std::vector<int64_t> stop_ids_;
   int64_t max_new_tokens_;
+  ReasoningLimit reasoning_;
+  size_t forced_;  // how much of the end tag has come, all of it where none has to
   Answer answer_;
 };
 

@@ -22,7 +22,7 @@ class TokenLogprobs(NamedTuple):
 
     Attributes:
         logprob: of the chosen token.
-        top: id and log probability of the likeliest tokens, the likeliest first.
+        top: id and log probability of the likeliest tokens, the likeliest first, equal ones in the order of their ids.
     """
 
     logprob: float
@@ -85,8 +85,9 @@ class Sampler:
         scores_V -= scores_V.max()
         scores_V -= np.log(np.exp(scores_V).sum())
         count = min(self.sampling.logprobs or 0, len(scores_V))
-        likeliest = np.argpartition(-scores_V, count - 1)[:count] if count else np.empty(0, dtype=np.int64)
-        ordered = likeliest[np.argsort(-scores_V[likeliest], kind="stable")]
+        least = np.partition(scores_V, -count)[-count] if count else np.inf
+        likeliest = np.flatnonzero(scores_V >= least)
+        ordered = likeliest[np.argsort(-scores_V[likeliest], kind="stable")][:count]
         return TokenLogprobs(float(scores_V[token]), tuple((int(id_), float(scores_V[id_])) for id_ in ordered))
 
     def _penalized(self, logits_V: np.ndarray) -> np.ndarray:

@@ -86,6 +86,12 @@ class Sampling(Structure):
         ("stop", POINTER(c_char_p)),
         ("stop_count", c_size_t),
         ("stop_in_reasoning", c_int32),
+        ("ignore_eos", c_int32),
+        ("bias_ids", POINTER(c_int64)),
+        ("biases", POINTER(c_double)),
+        ("bias_count", c_size_t),
+        ("max_reasoning_tokens", c_int64),
+        ("logprobs", c_int64),
     )
 
 
@@ -112,6 +118,10 @@ class Event(Structure):
         ("text", c_char_p),
         ("text_size", c_size_t),
         ("finished", c_int32),
+        ("logprob", POINTER(c_double)),
+        ("top_ids", POINTER(c_int64)),
+        ("top_logprobs", POINTER(c_double)),
+        ("top_count", c_size_t),
     )
 
 
@@ -132,7 +142,25 @@ class Answer(Structure):
         ("embed_ms", c_double),
         ("prefill_ms", c_double),
         ("decode_ms", c_double),
+        ("queue_ms", c_double),
+        ("decode_steps", c_int64),
+        ("reused_tokens", c_int64),
+        ("logprobs", POINTER(c_double)),
+        ("top_ids", POINTER(c_int64)),
+        ("top_logprobs", POINTER(c_double)),
+        ("top_count", c_size_t),
     )
+
+
+Logprobs = tuple[float, list[tuple[int, float]]]
+
+
+def logprobs_of(chosen: Any, struct: Any, count: int) -> list[Logprobs]:
+    """Log probabilities of `count` tokens, as `TokenLogprobs` of Python."""
+    size = struct.top_count
+    ids, values = (pointer[: count * size] if size else [] for pointer in (struct.top_ids, struct.top_logprobs))
+    tops = list(zip(ids, values, strict=True))
+    return [(chosen[i], tops[i * size : (i + 1) * size]) for i in range(count)]
 
 
 class StatusError(Exception):
@@ -209,12 +237,17 @@ class Engine:
 
     def events(self, request: c_void_p) -> Iterator[tuple[int, str, str]]:
         """Token, reasoning and text of each event."""
+        return (event[:3] for event in self.all_events(request))
+
+    def all_events(self, request: c_void_p) -> Iterator[tuple[int, str, str, Logprobs | None]]:
+        """The same, and the token's log probabilities."""
         finished = False
         while not finished:
             event = self.made(Event, "event")
             self.check(self.library.r1v_request_next(request, byref(event)))
             finished = bool(event.finished)
-            yield event.token_id, event.reasoning.decode(), event.text.decode()
+            logprobs = logprobs_of(event.logprob, event, 1)[0] if event.logprob else None
+            yield event.token_id, event.reasoning.decode(), event.text.decode(), logprobs
 
     def answer(self, request: c_void_p) -> Answer:
         """The whole answer, once its events are over."""

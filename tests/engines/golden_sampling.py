@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from r1v_export.generation import Sampling
-from r1v_export.runner.sampling import Sampler
+from r1v_export.runner.sampling import Sampler, TokenLogprobs
 
 STEPS = 10
 
@@ -60,9 +61,18 @@ def _case(rng: random.Random, steps_SV: np.ndarray) -> dict[str, Any]:
         "frequency_penalty": rng.choice([0.0, 0.0, 0.3, 2.0]),
         "seed": rng.randrange(2 ** rng.choice([1, 8, 32, 64])),
     }
-    sampling = Sampling(**settings, logit_bias=bias)
+    sampling = Sampling(**settings, logit_bias=bias, logprobs=rng.choice([0, 1, 5, 20]))
     prompt = [rng.randrange(vocab) for _ in range(rng.randrange(6))]
     sampler = Sampler(sampling, prompt, vocab)
     tokens = [sampler.next(logits_V) for logits_V in steps_SV]
+    logprobs = [_logprobs(sampler.logprobs(*step)) for step in zip(steps_SV, tokens, strict=True)]
     listed = [[id_, value] for id_, value in bias.items()]
-    return settings | {"vocab": vocab, "logit_bias": listed, "prompt": prompt, "tokens": tokens}
+    return settings | {
+        "vocab": vocab, "logit_bias": listed, "prompt": prompt, "tokens": tokens, "logprobs": logprobs,
+        "top_count": sampling.logprobs,
+    }  # fmt: skip
+
+
+def _logprobs(token: TokenLogprobs) -> list[Any]:
+    """Id and log probability of the likeliest tokens, and that of the chosen one; null is negative infinity."""
+    return [[id_, value if math.isfinite(value) else None] for id_, value in (*token.top, (-1, token.logprob))]

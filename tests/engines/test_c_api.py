@@ -9,9 +9,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import byref, c_int64, c_void_p, sizeof
 
+import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from r1v_export.generation import Sampling
 from r1v_export.nano.dataset import samples
 from r1v_export.runner.base import Request
 from r1v_export.runner.open_runner import open_runner
@@ -114,6 +116,61 @@ def test_tokens_of_generated_questions_are_those_of_python(library, nano_bundle,
         expected = runner.answer(Request.ask(sample.question, sample.image))
         assert ask(engine, sample.question, pixels(engine, sample.image))[2] == list(expected.token_ids)
     engine.close()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_reasoning_tokens": 0},
+        {"max_reasoning_tokens": 9, "temperature": 0.8, "seed": 3, "top_k": 30, "logprobs": 2},
+        {"logit_bias": {70: -100.0, 12: 2.5}, "logprobs": 0},
+        {"ignore_eos": True, "logprobs": 20},
+        {"min_p": 0.05, "temperature": 1.4, "seed": 5, "presence_penalty": 0.4, "frequency_penalty": -0.2},
+        {"stop": ("top", "E."), "stop_in_reasoning": True, "repetition_penalty": 1.2},
+    ],
+    ids=" ".join,
+)
+def test_every_setting_of_python_gives_its_tokens_and_log_probabilities(engine, nano_bundle, settings):
+    sampling = Sampling(max_new_tokens=60, **settings)
+    question = "How many objects do you see?"
+    expected = open_runner(nano_bundle).ask(question, COUNT, sampling=sampling)
+    request = engine.start(question, file_image(engine, COUNT), sampling=c_sampling(engine, sampling))
+    of_events = [logprobs for *_, logprobs in engine.all_events(request)]
+    answer = engine.answer(request)
+    assert answer.token_ids[: answer.token_count] == list(expected.token_ids)
+    assert (answer.reasoning.decode(), answer.text.decode()) == (expected.reasoning, expected.text)
+    assert (answer.reasoning_tokens, bool(answer.reasoning_complete)) == (
+        expected.reasoning_tokens,
+        expected.reasoning_complete,
+    )
+    assert bool(answer.logprobs) == bool(expected.logprobs)
+    if sampling.logprobs is not None:
+        found = c_api.logprobs_of(answer.logprobs, answer, answer.token_count)
+        assert found == of_events
+        assert [[id_ for id_, _ in top] for _, top in found] == [
+            [id_ for id_, _ in top] for _, top in expected.logprobs
+        ]
+        np.testing.assert_allclose(numbers_of(found), numbers_of(expected.logprobs), atol=1e-5)
+    engine.library.r1v_request_free(request)
+
+
+def c_sampling(engine, sampling):
+    """A sampling of Python as the library's."""
+    given = {**vars(sampling), "guide": None, "stop": [text.encode() for text in sampling.stop]}
+    bias = given.pop("logit_bias")
+    names = {name for name, _ in c_api.Sampling._fields_} - {"stop", "random_seed"}
+    fields = {name: value for name, value in given.items() if name in names and value is not None}
+    assert {*given} - {*fields} <= {"stop", "guide", "logprobs", "max_reasoning_tokens"}
+    lists = {
+        "bias_ids": (c_int64 * len(bias))(*bias),
+        "biases": (ctypes.c_double * len(bias))(*bias.values()),
+        "stop": (ctypes.c_char_p * len(given["stop"]))(*given["stop"]),
+    }
+    return engine.greedy(**fields, **lists, bias_count=len(bias), stop_count=len(given["stop"]))
+
+
+def numbers_of(logprobs):
+    return [number for chosen, top in logprobs for number in (chosen, *(value for _, value in top))]
 
 
 def pixels(engine, image):
@@ -220,6 +277,9 @@ def test_calls_that_cannot_be_are_errors_with_a_message(engine, library, nano_bu
     assert status_of(lambda: engine.start("Hello", engine.made(c_api.Image, "image"))) == c_api.USAGE
     assert status_of(lambda: engine.start("Hello", sampling=engine.greedy(top_p=7.0))) == c_api.USAGE
     assert status_of(lambda: engine.start("Hello", sampling=engine.greedy(struct_size=0))) == c_api.USAGE
+    assert status_of(lambda: engine.start("Hello", sampling=engine.greedy(bias_count=1))) == c_api.USAGE
+    assert status_of(lambda: engine.start("Hello", sampling=engine.greedy(logprobs=21))) == c_api.USAGE
+    assert status_of(lambda: engine.start("Hello", sampling=engine.greedy(max_reasoning_tokens=-7))) == c_api.USAGE
     huge = engine.made(c_api.Image, "image", data=b"x", size=1, width=2**31 - 1, height=2**31 - 1)
     assert status_of(lambda: engine.start("Hello", huge)) == c_api.INPUT
     request = engine.start("Hello", sampling=engine.greedy(max_new_tokens=1))

@@ -47,6 +47,7 @@ def test_answers_are_those_of_python_byte_for_byte(r1v, nano_bundle, int4_bundle
         ["--image", photos / "2.webp", "--no-think", "What do you see?"],
         ["--image", photos / "3.jpg", "--max-new-tokens", "7", "What do you see?"],
         ["--image", COUNT, "--stop", "makes", "--stop-in-reasoning", "How many objects do you see?"],
+        ["--image", COUNT, "--max-reasoning-tokens", "6", "How many objects do you see?"],
         ["--image", COUNT, "--answer-only", "How many objects are there?"],
         ["--image", COUNT, "--temperature", "0.9", "--top-p", "0.9", "--top-k", "40", "--seed", "7", "What is this?"],
         ["--image", COUNT, "--repetition-penalty", "1.3", "Describe the image in ünïcödé \U0001f600."],

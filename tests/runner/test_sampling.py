@@ -101,6 +101,13 @@ def test_log_probabilities_are_the_models_own(count):
     assert [value for _, value in found.top] == pytest.approx(values.tolist())
 
 
+def test_tokens_that_are_equally_likely_come_in_the_order_of_their_ids():
+    sampler = Sampler(Sampling(logprobs=4), [], VOCAB)
+    given = np.zeros(VOCAB, dtype=np.float32)
+    given[[9, 200]] = 3.0
+    assert [id_ for id_, _ in sampler.logprobs(given, 0).top] == [9, 200, 0, 1]
+
+
 @pytest.mark.parametrize("temperature", [0.3, 0.6, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [0, 1, 7, VOCAB + 5])
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 1.0])

@@ -147,6 +147,13 @@ typedef struct r1v_sampling {
   const char* const* stop; /* the answer ends before the first of these */
   size_t stop_count;
   int32_t stop_in_reasoning; /* not 0: search the reasoning for them, too */
+  int32_t ignore_eos;        /* not 0: the model's stop tokens end no answer */
+  const int64_t* bias_ids;   /* tokens, each once, and what is added to their logits before all else: -100 to 100 */
+  const double* biases;
+  size_t bias_count;
+  int64_t max_reasoning_tokens; /* the reasoning is ended then, by its end tag; -1 for never */
+  int64_t logprobs; /* report the log probability of each token, and those of so many likeliest ones, 20 at most; they
+                       are the model's own, before anything of the above; -1 for none */
 } r1v_sampling;
 
 /* Sets what the checkpoint recommends, and seed 0. */
@@ -169,7 +176,8 @@ typedef struct r1v_request_options {
 
 R1V_API void r1v_request_options_init(r1v_request_options* options, size_t struct_size);
 
-/* Begins to answer a conversation, together with all other requests of the engine. What `options` points to need not live on. *request is NULL where this fails. */
+/* Begins to answer a conversation, together with all other requests of the engine. What `options` points to need not
+ * live on. *request is NULL where this fails. */
 R1V_API r1v_status r1v_request_start(r1v_engine* engine, const r1v_request_options* options, r1v_request** request);
 
 typedef struct r1v_event {
@@ -180,6 +188,12 @@ typedef struct r1v_event {
   const char* text;
   size_t text_size;
   int32_t finished; /* not 0: this was the last event; r1v_request_answer has the whole */
+  /* Where the sampling asks for them, log probabilities of the token and of the likeliest ones, the likeliest first;
+     else NULL: */
+  const double* logprob;
+  const int64_t* top_ids;
+  const double* top_logprobs;
+  size_t top_count;
 } r1v_event;
 
 R1V_API void r1v_event_init(r1v_event* event, size_t struct_size);
@@ -202,6 +216,15 @@ typedef struct r1v_answer {
   int64_t prompt_tokens;    /* image tokens included */
   /* Wall-clock time by stage; prefill is up to the first token, decode all steps after it. */
   double preprocess_ms, vision_ms, projector_ms, embed_ms, prefill_ms, decode_ms;
+  double queue_ms;       /* waiting for a row */
+  int64_t decode_steps;  /* after prefill */
+  int64_t reused_tokens; /* of the prompt, taken from the cache of another request */
+  /* Where the sampling asks for them, else NULL, of each token its log probability, and top_count times the likeliest
+     ones: token t has top_ids and top_logprobs t * top_count and the following. */
+  const double* logprobs;
+  const int64_t* top_ids;
+  const double* top_logprobs;
+  size_t top_count;
 } r1v_answer;
 
 R1V_API void r1v_answer_init(r1v_answer* answer, size_t struct_size);

@@ -50,12 +50,21 @@ struct Turn {
   std::vector<Image> images;
 };
 
+// How likely the model held a token to be, and the likeliest ones with their ids, the likeliest first.
+struct TokenLogprobs {
+  double logprob;
+  std::vector<std::pair<int64_t, double>> top;
+};
+
 struct Answer {
   std::string reasoning, text;
   bool reasoning_complete = false;
   r1v_finish_reason finish_reason = R1V_FINISH_CANCELLED;
   std::vector<int64_t> token_ids;
   int64_t prompt_tokens = 0;
+  int64_t reused_tokens = 0;            // of the prompt, taken from the cache of another request
+  int64_t reasoning_tokens = 0;         // of `token_ids`, those that made the reasoning and its end tag
+  std::vector<TokenLogprobs> logprobs;  // of each token, where the sampling asks for them
 };
 
 // Texts that became certain with a token; they live until the next one.
@@ -63,11 +72,26 @@ struct Event {
   std::optional<int64_t> token_id;
   std::string_view reasoning, text;
   bool finished = false;
+  std::optional<TokenLogprobs> logprobs = std::nullopt;  // of the token, where the sampling asks for them
 };
+
+// Of `count` tokens, by the arrays of r1v.h.
+inline std::vector<TokenLogprobs> token_logprobs(const double* logprobs, const int64_t* top_ids,
+                                                 const double* top_logprobs, size_t top_count, size_t count) {
+  std::vector<TokenLogprobs> tokens;
+  for (size_t token = 0; logprobs != nullptr && token < count; ++token) {
+    tokens.push_back({logprobs[token], {}});
+    for (size_t i = token * top_count; i < (token + 1) * top_count; ++i)
+      tokens.back().top.emplace_back(top_ids[i], top_logprobs[i]);
+  }
+  return tokens;
+}
 
 struct RequestOptions {
   bool think = true, grounding = false, raw = false;
-  std::optional<r1v_sampling> sampling;  // the checkpoint's if there is none
+  std::optional<r1v_sampling> sampling;  // the checkpoint's if there is none; its lists must live until the start
+  std::string client;                    // whose turn it is among waiting clients
+  int64_t timeout_ms = 0;                // the answer ends then with what it has; 0 for never
 };
 
 class Request {
@@ -81,6 +105,8 @@ class Request {
     Event next{
         std::nullopt, {event.reasoning, event.reasoning_size}, {event.text, event.text_size}, event.finished != 0};
     if (event.token_id >= 0) next.token_id = event.token_id;
+    if (event.logprob != nullptr)
+      next.logprobs = token_logprobs(event.logprob, event.top_ids, event.top_logprobs, event.top_count, 1).front();
     return next;
   }
 
@@ -103,7 +129,11 @@ class Request {
                   answer->reasoning_complete != 0,
                   answer->finish_reason,
                   {answer->token_ids, answer->token_ids + answer->token_count},
-                  answer->prompt_tokens};
+                  answer->prompt_tokens,
+                  answer->reused_tokens,
+                  answer->reasoning_tokens,
+                  token_logprobs(answer->logprobs, answer->top_ids, answer->top_logprobs, answer->top_count,
+                                 answer->token_count)};
   }
 
  private:
@@ -151,6 +181,8 @@ class Engine {
     request.think = options.think;
     request.grounding = options.grounding;
     request.raw = options.raw;
+    request.client = options.client.empty() ? nullptr : options.client.c_str();
+    request.timeout_ms = options.timeout_ms;
     r1v_request* started = nullptr;
     if (const r1v_status status = r1v_request_start(engine_.get(), &request, &started)) return last_error(status);
     return Request(started);

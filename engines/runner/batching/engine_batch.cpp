@@ -180,12 +180,14 @@ void EngineBatch::start(RowState* state) {
   rows_.start(state->row_);
   state->image_rows_ = {};
   counted_.prompt_tokens += state->tokens_.size();
-  counted_.reused_tokens += state->tokens_.size() - state->computed_;
+  const int64_t reused = state->tokens_.size() - state->computed_;
+  state->stream_.set_reused_tokens(reused);
+  counted_.reused_tokens += reused;
 }
 
 void EngineBatch::take(RowState* state, const float* logits, std::vector<Outcome>* outcomes) {
   try {
-    const int64_t token_id = state->sampler_.next(logits);
+    const int64_t token_id = state->sampler_.next(logits, state->stream_.take_forced());
     std::optional<FinishReason> reason;
     if (state->stream_.is_stop(token_id)) {
       reason = FinishReason::kStop;
@@ -194,7 +196,7 @@ void EngineBatch::take(RowState* state, const float* logits, std::vector<Outcome
     }
     state->last_token_ = token_id;
     ++counted_.generated_tokens;
-    outcomes->push_back({state, state->stream_.push(token_id, reason)});
+    outcomes->push_back({state, state->stream_.push(token_id, reason, state->sampler_.logprobs(logits, token_id))});
   } catch (...) {
     outcomes->push_back({state, std::current_exception()});
   }

@@ -21,8 +21,25 @@ Sampling sampling_of(const Json& json) {
   sampling.presence_penalty = json.at("presence_penalty");
   sampling.frequency_penalty = json.at("frequency_penalty");
   sampling.seed = json.at("seed").get<uint64_t>();
+  sampling.logprobs = json.at("top_count").get<int64_t>();
   for (const Json& bias : json.at("logit_bias")) sampling.logit_bias.emplace_back(bias[0], bias[1]);
   return sampling;
+}
+
+void expect_logprobs(const TokenLogprobs& found, const Json& expected) {
+  std::vector<std::pair<int64_t, double>> all = found.top;
+  all.emplace_back(-1, found.logprob);
+  ASSERT_EQ(all.size(), expected.size());
+  for (size_t i = 0; i < all.size(); ++i) {
+    ASSERT_EQ(all[i].first, expected[i][0]);
+    if (expected[i][1].is_null()) {
+      ASSERT_EQ(all[i].second, -std::numeric_limits<double>::infinity());
+    } else {
+      // numpy's exponential differs by a unit in the last place on some CPUs.
+      const double value = expected[i][1];
+      ASSERT_NEAR(all[i].second, value, 1e-13 * std::max(1.0, std::abs(value)));
+    }
+  }
 }
 
 TEST(Sampler, TokensAreThoseOfPython) {
@@ -37,7 +54,12 @@ TEST(Sampler, TokensAreThoseOfPython) {
     const size_t vocab = expected.at("vocab");
     Sampler sampler(sampling_of(expected), expected.at("prompt").get<std::vector<int64_t>>(), vocab);
     for (size_t step = 0; step < expected.at("tokens").size(); ++step, at += vocab) {
-      ASSERT_EQ(sampler.next(at), expected.at("tokens")[step]) << "step " << step << ": " << expected.dump();
+      const int64_t token = sampler.next(at);
+      ASSERT_EQ(token, expected.at("tokens")[step]) << "step " << step << ": " << expected.dump();
+      const std::optional<TokenLogprobs> logprobs = sampler.logprobs(at, token);
+      ASSERT_TRUE(logprobs);
+      expect_logprobs(*logprobs, expected.at("logprobs")[step]);
+      ASSERT_FALSE(testing::Test::HasFailure()) << "step " << step << ": " << expected.dump();
       ++tokens;
     }
   }
@@ -97,6 +119,9 @@ TEST(Sampler, SettingsOutOfTheirRangeAreNamed) {
        [](Sampling& s) {
          s.logit_bias = {{0, 1.0}, {0, 2.0}};
        }},
+      {"max_reasoning_tokens", [](Sampling& s) { s.max_reasoning_tokens = -2; }},
+      {"logprobs", [](Sampling& s) { s.logprobs = 21; }},
+      {"logprobs", [](Sampling& s) { s.logprobs = -2; }},
       {"stop", [](Sampling& s) { s.stop = {""}; }},
       {"stop", [](Sampling& s) { s.stop = {"\xff"}; }},
   };
@@ -111,6 +136,17 @@ TEST(Sampler, SettingsOutOfTheirRangeAreNamed) {
       EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
     }
   }
+}
+
+TEST(Sampler, AForcedTokenComesWhateverTheLogitsSay) {
+  Sampling sampling;
+  sampling.temperature = 1;
+  Sampler forced(sampling, {}, 3), free(sampling, {}, 3);
+  const float logits[] = {0, 50, 0};
+  EXPECT_EQ(forced.next(logits, 2), 2);
+  const float flat[] = {0, 0, 0};
+  EXPECT_EQ(forced.next(flat), free.next(flat));  // Nothing was drawn for it.
+  EXPECT_THROW(forced.next(logits, 3), Error);
 }
 
 TEST(Sampler, APromptBeyondTheVocabularyIsRefused) {
