@@ -97,6 +97,7 @@ class AnswerStream {
 
   bool is_stop(int64_t token_id) const;
   int64_t tokens() const { return static_cast<int64_t>(answer_.token_ids.size()); }
+  const std::vector<int64_t>& token_ids() const { return answer_.token_ids; }
 
  private:
   AnswerText text_;

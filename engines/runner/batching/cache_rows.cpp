@@ -1,7 +1,6 @@
 #include "runner/batching/cache_rows.h"
 
 #include <algorithm>
-#include <limits>
 #include <string>
 #include <tuple>
 
@@ -17,16 +16,46 @@ int64_t usable_prefix(const CacheRow& row, const TokenSequence& tokens) {
 
 }  // namespace
 
+int64_t CacheRows::kept_rows() const {
+  return std::count_if(rows_.begin(), rows_.end(),
+                       [](const auto& row) { return !row->owned() && row->tokens.size() > 0; });
+}
+
 int64_t CacheRows::bytes() const { return engine_limits_ ? rows() * capacity() * engine_limits_->slot_bytes : 0; }
 
+int64_t CacheRows::room_behind(int64_t prompt_tokens) {
+  const int64_t room = longest() - prompt_tokens;
+  if (room > 0) return room;
+  throw Error(
+      Code::kInput, "The request is too long for the key-value cache.",
+      {"request",
+       "fewer than " + std::to_string(longest()) + " tokens, which " + std::to_string(limits_.bytes) + " bytes hold",
+       std::to_string(prompt_tokens) + " tokens, " + std::to_string(engine_limits().slot_bytes) + " bytes each",
+       "use a shorter prompt, fewer images or tiles, or raise the budget"});
+}
+
+int64_t CacheRows::first_slots(int64_t tokens, int64_t most) {
+  // A cache that stays where it is cannot grow below its request.
+  return engine_limits().movable ? std::min(tokens + kHeadroom, most) : most;
+}
+
 CacheRow* CacheRows::acquire(const TokenSequence& tokens, int64_t needed) {
-  const std::optional<Plan> planned = plan(needed);
-  if (!planned) return nullptr;
-  resize(*planned);
+  const std::optional<int64_t> slots = capacity_for(needed, 1);
+  if (!slots) throw Error(Code::kInternal, "A row was acquired that there is no room for.");
+  resize(std::min(allowed(*slots), wanted_rows(tokens)), *slots);
   CacheRow* row = choose(tokens);
-  truncate(row, usable_prefix(*row, tokens));
   row->needed = needed;
+  truncate(row, usable_prefix(*row, tokens));
   return row;
+}
+
+bool CacheRows::reserve(CacheRow* row, int64_t needed) {
+  if (needed <= row->needed) return true;
+  const std::optional<int64_t> slots = capacity_for(needed, 0);
+  if (!slots) return false;
+  resize(std::min(allowed(*slots), rows()), *slots);
+  row->needed = needed;
+  return true;
 }
 
 void CacheRows::reuse(CacheRow* row, const TokenSequence& tokens) {
@@ -63,67 +92,71 @@ void CacheRows::clear() {
   decoding_ = 0;
 }
 
-// Rows and capacity to have for one more request that needs so many slots; none where the budget is too small for that
-// now.
-std::optional<CacheRows::Plan> CacheRows::plan(int64_t needed) {
+const CacheLimits& CacheRows::engine_limits() {
   if (!engine_limits_) engine_limits_ = engine_.cache_limits();
-  if (allowed(round(needed)) < 1) {
-    throw Error(Code::kInput, "The request is too long for the key-value cache.",
-                {"request", "at most " + std::to_string(limits_.bytes) + " bytes",
-                 std::to_string(needed) + " tokens of prompt and answer, " +
-                     std::to_string(engine_limits_->slot_bytes) + " bytes each",
-                 "use a shorter prompt or fewer new tokens, or raise the budget"});
+  return *engine_limits_;
+}
+
+// Slots that a row can have; 0 where there can be none.
+int64_t CacheRows::longest() {
+  if (const std::optional<int64_t> fixed = engine_limits().capacity) {
+    return allowed(*fixed) > 0 ? std::min(*fixed, limits_.max_positions) : 0;
   }
-  int64_t owned = 0, longest = needed;
+  const int64_t slots = limits_.bytes / engine_limits().slot_bytes;
+  return slots >= limits_.max_positions ? limits_.max_positions : slots / kCapacityStep * kCapacityStep;
+}
+
+// Capacity to have for a request that needs so many slots, with all others and so many new rows; none where the budget
+// is too small for that now.
+std::optional<int64_t> CacheRows::capacity_for(int64_t needed, int64_t new_rows) {
+  int64_t count = new_rows, most = needed;
   for (const auto& row : rows_) {
-    owned += row->owned();
-    longest = std::max(longest, row->needed);
+    count += row->owned();
+    most = std::max(most, row->needed);
   }
-  const int64_t least = round(longest);
+  const int64_t least = round(most);
   const int64_t as_is = needed <= capacity() ? capacity() : round(std::max(least, 2 * capacity()));
   for (const int64_t slots : {as_is, least}) {
-    const int64_t most = allowed(slots);
-    if (most > owned) return Plan{row_count(most), slots};
+    if (allowed(slots) >= count) return slots;
   }
   return std::nullopt;
 }
 
 // Rows of that capacity, at most.
-int64_t CacheRows::allowed(int64_t capacity) const {
-  if (engine_limits_->capacity && capacity > *engine_limits_->capacity) return 0;
-  const int64_t within_budget = limits_.bytes / (capacity * engine_limits_->slot_bytes);
-  const int64_t any = std::numeric_limits<int64_t>::max();
-  const int64_t of_engine = engine_limits_->movable ? engine_limits_->max_rows.value_or(any) : 1;
+int64_t CacheRows::allowed(int64_t capacity) {
+  const CacheLimits& engine = engine_limits();
+  if (engine.capacity && capacity > *engine.capacity) return 0;
+  const int64_t within_budget = limits_.bytes / (capacity * engine.slot_bytes);
+  const int64_t of_engine = engine.movable ? engine.max_rows.value_or(limits_.max_rows) : 1;
   return std::min({limits_.max_rows, of_engine, within_budget});
 }
 
-int64_t CacheRows::round(int64_t tokens) const {
-  const std::optional<int64_t> fixed = engine_limits_->capacity;
+int64_t CacheRows::round(int64_t tokens) {
+  const std::optional<int64_t> fixed = engine_limits().capacity;
   return fixed ? std::max(tokens, *fixed) : plan_capacity(tokens, limits_.max_positions);
 }
 
-// Rows to have, one of them for a new request: an empty one there is, else twice as many.
-int64_t CacheRows::row_count(int64_t allowed) const {
-  const bool empty =
-      std::any_of(rows_.begin(), rows_.end(), [](const auto& row) { return !row->owned() && row->tokens.size() == 0; });
-  return std::min(allowed, empty ? rows() : std::max<int64_t>(1, 2 * rows()));
+// Rows to have for a new request: one that it continues or an empty one, else twice as many.
+int64_t CacheRows::wanted_rows(const TokenSequence& tokens) const {
+  const std::vector<CacheRow*> free = unowned();
+  const bool empty = std::any_of(free.begin(), free.end(), [](const CacheRow* row) { return row->tokens.size() == 0; });
+  if (empty || continued(tokens) != nullptr) return rows();
+  return std::max<int64_t>(1, 2 * rows());
 }
 
-void CacheRows::resize(const Plan& plan) {
-  const auto [count, slots] = plan;
-  if (cache_ && !engine_limits_->movable && slots != capacity()) clear();  // no request has its row
+void CacheRows::resize(int64_t count, int64_t slots) {
+  if (cache_ && !engine_limits().movable && slots != capacity()) clear();  // no request has its row
   if (!cache_) {
     cache_ = std::make_unique<KVCache>(engine_.decoder(count, slots), engine_.sizes().vocab);
   } else if (count != rows() || slots != capacity()) {
-    evict(plan);
+    evict(count, slots);
     cache_->resize(count, slots);
   }
   while (rows() < count) rows_.push_back(std::make_unique<CacheRow>(CacheRow{rows(), {}, 0, 0}));
 }
 
 // Brings the rows that stay below the new count, and what they hold below the new capacity.
-void CacheRows::evict(const Plan& plan) {
-  const auto [count, slots] = plan;
+void CacheRows::evict(int64_t count, int64_t slots) {
   const auto worth = [](const CacheRow* row) {
     return std::make_tuple(row->owned(), row->tokens.size() > 0, row->last_used);
   };
@@ -140,20 +173,33 @@ void CacheRows::evict(const Plan& plan) {
 }
 
 // The row for a new request: one that it continues, else an empty one, else that which was not used longest.
-CacheRow* CacheRows::choose(const TokenSequence& tokens) {
-  std::vector<CacheRow*> free;
-  for (const auto& row : rows_) {
-    if (!row->owned()) free.push_back(row.get());
-  }
-  CacheRow* closest = *std::max_element(free.begin(), free.end(), [&](const CacheRow* a, const CacheRow* b) {
-    return a->tokens.common_prefix(tokens) < b->tokens.common_prefix(tokens);
-  });
-  const int64_t shared = closest->tokens.common_prefix(tokens);
-  if (shared >= kLeastPrefix && 2 * shared >= closest->tokens.size()) return closest;
+CacheRow* CacheRows::choose(const TokenSequence& tokens) const {
+  if (CacheRow* row = continued(tokens)) return row;
+  const std::vector<CacheRow*> free = unowned();
   return *std::min_element(free.begin(), free.end(), [](const CacheRow* a, const CacheRow* b) {
     return std::make_tuple(a->tokens.size() > 0, a->last_used, a->index) <
            std::make_tuple(b->tokens.size() > 0, b->last_used, b->index);
   });
+}
+
+// The row without a request whose tokens, for the greater part, these begin with; null if there is none.
+CacheRow* CacheRows::continued(const TokenSequence& tokens) const {
+  CacheRow* closest = nullptr;
+  int64_t most = 0;
+  for (CacheRow* row : unowned()) {
+    const int64_t shared = row->tokens.common_prefix(tokens);
+    if (shared > most) std::tie(most, closest) = std::make_tuple(shared, row);
+  }
+  return most >= kLeastPrefix && 2 * most >= closest->tokens.size() ? closest : nullptr;
+}
+
+// The rows without a request.
+std::vector<CacheRow*> CacheRows::unowned() const {
+  std::vector<CacheRow*> free;
+  for (const auto& row : rows_) {
+    if (!row->owned()) free.push_back(row.get());
+  }
+  return free;
 }
 
 void CacheRows::truncate(CacheRow* row, int64_t length) {

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <utility>
 #include <vector>
 
 #include "backends/engine.h"
@@ -19,10 +18,13 @@ namespace r1v {
 // Tokens that a prefix must save, to be copied from another row.
 inline constexpr int64_t kLeastPrefix = 16;
 
+// Slots behind its tokens that a row is given, so that it does not have to give way at once.
+inline constexpr int64_t kHeadroom = kCapacityStep;
+
 struct CacheRow {
   int64_t index;          // where it lies in the cache now
   TokenSequence tokens;   // what it holds
-  int64_t needed = 0;     // slots that its request may come to take; 0 for a row without a request
+  int64_t needed = 0;     // slots that are reserved for its request; 0 for a row without a request
   int64_t last_used = 0;  // when its request ended, in requests
 
   bool owned() const { return needed > 0; }
@@ -43,11 +45,23 @@ class CacheRows {
   // The decoder and its cache; there once a row was acquired.
   KVCache& cache() { return *cache_; }
   int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
+  // Rows of finished requests that hold something.
+  int64_t kept_rows() const;
   int64_t bytes() const;
 
-  // A row with room for `needed` tokens, which may hold the beginning of `tokens`; null while there is none.
-  // Throws kInput: no row that large is within the budget.
+  // Slots behind a prompt in the largest row that the budget allows; at least 1. Throws kInput: there is none.
+  int64_t room_behind(int64_t prompt_tokens);
+  // Slots to reserve for a request of so many tokens that may come to `most`.
+  int64_t first_slots(int64_t tokens, int64_t most);
+
+  // Whether the budget allows one more row, with room for `needed` tokens. Where no request has a row it does, if
+  // room_behind allows that many tokens.
+  bool has_room(int64_t needed) { return capacity_for(needed, 1).has_value(); }
+  // A row with room for `needed` tokens, which may hold the beginning of `tokens`; has_room says whether there is one.
   CacheRow* acquire(const TokenSequence& tokens, int64_t needed);
+  // Lets a request's row have room for `needed` tokens; false while the budget does not allow that. For the only
+  // request there is it always does, if room_behind allows that many tokens.
+  bool reserve(CacheRow* row, int64_t needed);
   // Copies what another row holds of the beginning of `tokens` and this one does not, where that saves enough.
   void reuse(CacheRow* row, const TokenSequence& tokens);
   // Lets a row be decoded, with the others before it.
@@ -58,16 +72,18 @@ class CacheRows {
   void clear();
 
  private:
-  using Plan = std::pair<int64_t, int64_t>;  // rows, and slots of each
-
-  std::optional<Plan> plan(int64_t needed);
-  int64_t allowed(int64_t capacity) const;
-  int64_t round(int64_t tokens) const;
-  int64_t row_count(int64_t allowed) const;
+  const CacheLimits& engine_limits();
+  int64_t longest();
+  std::optional<int64_t> capacity_for(int64_t needed, int64_t new_rows);
+  int64_t allowed(int64_t capacity);
+  int64_t round(int64_t tokens);
+  int64_t wanted_rows(const TokenSequence& tokens) const;
   int64_t capacity() const { return cache_ ? cache_->decoder().capacity() : 0; }
-  void resize(const Plan& plan);
-  void evict(const Plan& plan);
-  CacheRow* choose(const TokenSequence& tokens);
+  void resize(int64_t count, int64_t slots);
+  void evict(int64_t count, int64_t slots);
+  CacheRow* choose(const TokenSequence& tokens) const;
+  CacheRow* continued(const TokenSequence& tokens) const;
+  std::vector<CacheRow*> unowned() const;
   void truncate(CacheRow* row, int64_t length);
   void swap(CacheRow* a, CacheRow* b);
 

@@ -18,12 +18,15 @@ struct BatchingOptions {
 struct BatchingStats {
   int64_t queued = 0, running = 0;    // now
   int64_t rows = 0, cache_bytes = 0;  // of the key-value cache now
+  int64_t kept_rows = 0;              // of these rows, those of finished requests that are kept for their prefixes
   int64_t refused = 0, finished = 0, failed = 0;
   int64_t prompt_tokens = 0;  // of all prompts that were given a row
   int64_t reused_tokens = 0;  // of these, taken from the cache of another request
   int64_t generated_tokens = 0;
-  int64_t decode_steps = 0;                  // steps that decoded any row
-  int64_t decoded_rows = 0;                  // rows of all these steps together
+  int64_t prefix_hits = 0, prefix_misses = 0;  // requests that found a common prefix, and that found none
+  int64_t preempted = 0;     // times that a request gave up its row for an older one, and was computed again
+  int64_t decode_steps = 0;  // steps that decoded any row
+  int64_t decoded_rows = 0;  // rows of all these steps together
   int64_t image_hits = 0, image_misses = 0;  // images whose embeddings were kept, and that were encoded
 };
 

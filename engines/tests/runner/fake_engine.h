@@ -12,8 +12,20 @@
 
 namespace r1v {
 
-// Every slot of the cache holds the first number of an embedding. Logits after a token are a hash of all that the token
-// sees, spread over the vocabulary, so that one wrong slot changes the tokens that follow.
+// Logits after the token in a slot: a hash of all that it sees, spread over the vocabulary, so that one wrong slot
+// changes the tokens that follow.
+inline void write_logits(const std::vector<float>& slots, int64_t last, int64_t vocab, float* logits) {
+  uint64_t hash = 1469598103934665603ull;
+  for (int64_t slot = 0; slot <= last; ++slot) {
+    hash =
+        (hash ^ static_cast<uint64_t>(static_cast<int64_t>(slots[static_cast<size_t>(slot)] * 64))) * 1099511628211ull;
+  }
+  for (int64_t token = 0; token < vocab; ++token) {
+    logits[token] = static_cast<float>((hash >> (token % 48)) & 0xff) / 16;
+  }
+}
+
+// Every slot of the cache holds the first number of an embedding.
 class FakeDecoder : public Decoder {
  public:
   FakeDecoder(const Sizes& sizes, int64_t batch, int64_t capacity, bool movable, std::mutex& stepping)
@@ -35,7 +47,7 @@ class FakeDecoder : public Decoder {
       }
       for (int64_t position = 0; position < step.positions; ++position) {
         const int64_t last = step.cache_write_index[row] + step.logits_index[row * step.positions + position];
-        write_logits(slots, last, logits + (row * step.positions + position) * sizes_.vocab);
+        write_logits(slots, last, sizes_.vocab, logits + (row * step.positions + position) * sizes_.vocab);
       }
     }
   }
@@ -64,16 +76,6 @@ class FakeDecoder : public Decoder {
  private:
   void require_movable() const {
     if (!movable_) throw Error(Code::kCapability, "The rows of this cache stay where they are.");
-  }
-  void write_logits(const std::vector<float>& slots, int64_t last, float* logits) const {
-    uint64_t hash = 1469598103934665603ull;
-    for (int64_t slot = 0; slot <= last; ++slot) {
-      hash = (hash ^ static_cast<uint64_t>(static_cast<int64_t>(slots[static_cast<size_t>(slot)] * 64))) *
-             1099511628211ull;
-    }
-    for (int64_t token = 0; token < sizes_.vocab; ++token) {
-      logits[token] = static_cast<float>((hash >> (token % 48)) & 0xff) / 16;
-    }
   }
 
   Sizes sizes_;
@@ -113,6 +115,7 @@ class FakeEngine : public Engine {
   // The image token is 0; a token's own embedding is its id.
   void embed(const int64_t* input_ids, int64_t rows, int64_t seq, const float* image_embeds, int64_t image_tokens,
              float* inputs_embeds) override {
+    if (failing) throw Error(Code::kGraph, "No memory.");
     int64_t used = 0;
     for (int64_t token = 0; token < rows * seq; ++token) {
       const bool is_image = input_ids[token] == 0 && used < image_tokens;
@@ -121,14 +124,15 @@ class FakeEngine : public Engine {
     }
   }
   std::unique_ptr<Decoder> decoder(int64_t batch, int64_t capacity) override {
-    return std::make_unique<FakeDecoder>(sizes_, batch, capacity, movable, stepping);
+    return std::make_unique<FakeDecoder>(sizes_, batch, capacity, limits.movable, stepping);
   }
-  CacheLimits cache_limits() override { return {2, std::nullopt, std::nullopt, movable}; }
+  CacheLimits cache_limits() override { return limits; }
 
   std::vector<int64_t> runs;  // tiles of each run of the vision graph
   float broken = 0;           // added to the image embeddings
-  bool movable = true;        // of the cache
-  std::mutex stepping;        // held by a step of the decoder
+  bool failing = false;       // the embed graph fails
+  CacheLimits limits{2, std::nullopt, std::nullopt, true};
+  std::mutex stepping;  // held by a step of the decoder
 
  private:
   std::string name_ = "fake";

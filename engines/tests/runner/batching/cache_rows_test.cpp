@@ -29,13 +29,19 @@ TEST(CacheRows, GrowWithinTheBudgetAndNoFurther) {
   std::vector<CacheRow*> taken;
   for (int i = 0; i < 3; ++i) taken.push_back(rows.acquire(counting(10), 40));
   EXPECT_EQ(rows.rows(), 3);
-  EXPECT_EQ(rows.acquire(counting(10), 40), nullptr);
-  EXPECT_EQ(rows.acquire(counting(10), 100), nullptr);
-  EXPECT_THROW(rows.acquire(counting(10), 250), Error);
-  for (CacheRow* row : taken) rows.release(row);
-  ASSERT_NE(rows.acquire(counting(10), 100), nullptr);
+  EXPECT_FALSE(rows.has_room(40));
+  EXPECT_FALSE(rows.reserve(taken[1], 65));
+  rows.release(taken[0]);
+  EXPECT_FALSE(rows.reserve(taken[1], 128));
+  rows.release(taken[2]);
+  EXPECT_TRUE(rows.reserve(taken[1], 128));
+  EXPECT_FALSE(rows.has_room(40));  // every row would have 128
+  rows.release(taken[1]);
+  EXPECT_EQ(rows.room_behind(100), 192 - 100);
+  EXPECT_THROW(rows.room_behind(192), Error);
+  EXPECT_EQ(rows.acquire(counting(10), 192)->needed, 192);
   EXPECT_EQ(rows.rows(), 1);
-  EXPECT_EQ(rows.bytes(), 2 * 128);
+  EXPECT_EQ(rows.bytes(), 2 * 192);
 }
 
 TEST(CacheRows, AFinishedRowsBeginningIsTakenOverOrCopied) {
