@@ -116,6 +116,9 @@ class FakeEngine : public Engine {
   void embed(const int64_t* input_ids, int64_t rows, int64_t seq, const float* image_embeds, int64_t image_tokens,
              float* inputs_embeds) override {
     if (failing) throw Error(Code::kGraph, "No memory.");
+    if (image_tokens > 0 && image_tokens != std::count(input_ids, input_ids + rows * seq, 0)) {
+      throw Error(Code::kGraph, "There are more image tokens than embeddings.");
+    }
     int64_t used = 0;
     for (int64_t token = 0; token < rows * seq; ++token) {
       const bool is_image = input_ids[token] == 0 && used < image_tokens;
