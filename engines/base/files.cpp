@@ -20,9 +20,7 @@ class Descriptor {
  public:
   Descriptor(const std::filesystem::path& path, Code code) {
     // Between stat and open the file may become a pipe: O_NONBLOCK opens that at once, to be refused below.
-    struct stat before {};
-    if (::stat(path.c_str(), &before) != 0) fail(code, path, std::strerror(errno));
-    if (!S_ISREG(before.st_mode)) fail(code, path, "no regular file");
+    require_regular(path, code);
     number_ = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (number_ < 0) fail(code, path, std::strerror(errno));
     struct stat status {};
@@ -57,6 +55,12 @@ size_t read_some(const Descriptor& file, char* into, size_t room, const std::fil
 }
 
 }  // namespace
+
+void require_regular(const std::filesystem::path& path, Code code) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0) fail(code, path, std::strerror(errno));
+  if (!S_ISREG(status.st_mode)) fail(code, path, "no regular file");
+}
 
 std::string read_file(const std::filesystem::path& path, uint64_t limit_bytes, Code code) {
   const Descriptor file(path, code);

@@ -20,6 +20,9 @@ inline constexpr uint64_t kGraphLimitBytes = 4ull << 30;
 std::string read_file(const std::filesystem::path& path, uint64_t limit_bytes = kTextLimitBytes,
                       Code code = Code::kBundle);
 
+// For files that a library opens by their name. Throws `code`: it is missing, or no regular file nor a link to one.
+void require_regular(const std::filesystem::path& path, Code code = Code::kBundle);
+
 // Calls `take` with the content of a regular file in pieces. Throws `code` as `read_file`.
 void read_pieces(const std::filesystem::path& path, const std::function<void(const char*, size_t)>& take,
                  Code code = Code::kBundle);

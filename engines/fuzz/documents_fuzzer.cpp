@@ -1,8 +1,10 @@
-// manifest.json, contract.json and pipeline.json: any content is refused with an Error, or is read. The first byte of
-// an input says which it is.
+// manifest.json, contract.json, pipeline.json and the locations of weights in a graph: any content is refused with an
+// Error, or is read. The first byte of an input says which it is.
+#include "backends/onnxruntime/graph_message.h"
 #include "bundle/contract_document.h"
 #include "bundle/manifest.h"
 #include "bundle/pipeline_document.h"
+#include "fuzz/check.h"
 #include "sampling/sampling.h"
 #include "text/documents.h"
 
@@ -11,6 +13,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const std::string text(reinterpret_cast<const char*>(data + 1), size - 1);
   try {
+    if (data[0] == 'g') {
+      const auto same = [](const std::string& location) { return location; };
+      const std::string written = ort::with_locations(text, same, "graph");
+      check(ort::with_locations(written, same, "graph") == written, "a graph that is written is read again");
+      return 0;
+    }
     const Json document = parse_json(text, "document");
     switch (data[0]) {
       case 'm': parse_manifest(document, "manifest.json"); break;

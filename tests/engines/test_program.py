@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -132,13 +133,26 @@ def test_a_link_to_a_bundle_is_opened(r1v, tiny_bundle, tmp_path):
     assert "no such folder" in r1v("run", link, "Hello").stderr
 
 
-def test_weights_behind_links_are_refused_with_what_to_do(r1v, tiny_bundle, tmp_path):
+def test_files_behind_links_are_read_where_they_lie(r1v, tiny_bundle, tmp_path):
+    asked = ("--image", COUNT, "--max-new-tokens", "5", "What do you see?")
+    expected = r1v("run", tiny_bundle, *asked).stdout
+    linked = tmp_path / "folders"
+    linked.mkdir()
+    for path in tiny_bundle.iterdir():
+        (linked / path.name).symlink_to(path)
+    assert r1v("run", linked, *asked).stdout == expected
+    blobs = tmp_path / "elsewhere" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in tiny_bundle.rglob("*") if path.is_file())):
+        path.rename(blobs / f"{number:x}")
+        path.symlink_to(os.path.relpath(blobs / f"{number:x}", path.parent))
+    assert r1v("run", tiny_bundle, "--verify", *asked).stdout == expected
     weights = tiny_bundle / "graphs/decoder.data"
-    weights.rename(tmp_path / "blob")
-    weights.symlink_to(tmp_path / "blob")
-    ran = r1v("run", tiny_bundle, "Hello")
+    weights.unlink()
+    weights.symlink_to("/dev/zero")
+    ran = r1v("run", tiny_bundle, *asked)
     assert ran.returncode == 1
-    assert "cp -rL" in ran.stderr
+    assert f"A file cannot be read.\n  where:    {weights}" in ran.stderr
 
 
 def test_the_readme_s_commands_answer_from_the_build_that_they_make(engines, nano_bundle, tmp_path):

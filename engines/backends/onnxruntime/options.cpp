@@ -19,16 +19,14 @@ void require_known(const Fields& options) {
   }
 }
 
-// The folder that the graphs' weights are relative to, absolute.
-std::string weights_root(const Bundle& bundle, const fs::path& folder, const Fields& options) {
-  std::error_code error;
-  const fs::path inside = fs::weakly_canonical(bundle.folder, error);
-  const fs::path root = fs::weakly_canonical(inside / folder / options.text("weights_root"), error);
-  const fs::path relative = root.lexically_relative(inside);
-  if (relative.empty() || *relative.begin() == "..") {
+// The folder that the graphs' weights are relative to. Its name stays inside the bundle; folders on the way may be
+// links.
+fs::path weights_root(const Bundle& bundle, const fs::path& folder, const Fields& options) {
+  const fs::path root = (folder / options.text("weights_root")).lexically_normal();
+  if (root.is_absolute() || *root.begin() == "..") {
     throw_field(options.where() + ".weights_root", "a folder of the bundle", options.at("weights_root"));
   }
-  return root.string();
+  return (bundle.folder / root).lexically_normal();
 }
 
 int64_t threads_of(const Fields& threads, const std::string& graph) {
@@ -45,13 +43,14 @@ Options parse_options(const Bundle& bundle, const std::string& target) {
   if (!options.flag("cache_in_place")) throw_field(options.where() + ".cache_in_place", "true", false);
   options.integer("rows_per_prompt_run", 1, INT64_MAX);  // Prompts run row by row, which any value allows.
   const fs::path folder = fs::path("engines") / target;
-  const std::string root = weights_root(bundle, folder, options), root_entry = options.text("weights_root_entry");
+  const fs::path root = weights_root(bundle, folder, options);
+  const std::string root_entry = options.text("weights_root_entry");
   const Fields entries = options.object("session_entries"), threads = options.object("threads");
   Options parsed{{}, options.integer("image_tokens_per_run", 1, INT32_MAX)};
   for (const char* graph : {contract::kVision, contract::kProjector, contract::kEmbed, contract::kDecoder}) {
     const auto file = engine.files.find(graph);
     if (file == engine.files.end()) throw_field("pipeline.json: engines." + target + ".files", graph, "nothing");
-    GraphOptions of_graph{(folder / file->second).generic_string(), {{root_entry, root}}, threads_of(threads, graph)};
+    GraphOptions of_graph{(folder / file->second).generic_string(), root, root_entry, {}, threads_of(threads, graph)};
     const Fields of_session = entries.object(graph);
     for (const auto& [name, value] : of_session.all().items()) of_graph.entries[name] = of_session.text(name);
     parsed.graphs[graph] = std::move(of_graph);

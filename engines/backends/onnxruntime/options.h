@@ -12,9 +12,11 @@ namespace r1v::ort {
 using Entries = std::map<std::string, std::string>;
 
 struct GraphOptions {
-  std::string file;  // path inside the bundle
-  Entries entries;   // of the session's configuration
-  int64_t threads;   // 0 for the cores that this process may use
+  std::string file;                    // path inside the bundle
+  std::filesystem::path weights_root;  // what the locations of its weights are relative to
+  std::string weights_root_entry;      // of the session's configuration, which names the folder of the weights
+  Entries entries;                     // of the session's configuration
+  int64_t threads;                     // 0 for the cores that this process may use
 };
 
 struct Options {

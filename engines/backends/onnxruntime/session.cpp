@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/onnxruntime/linked_weights.h"
 #include "base/checked.h"
 #include "base/cpus.h"
 #include "base/files.h"
@@ -19,10 +20,6 @@ constexpr char kNoSpinningBetweenRuns[] = "session.force_spinning_stop";
 constexpr char kRefused[] = "ONNX Runtime refuses an engine.";
 constexpr char kRebuild[] =
     "run `r1v-export verify`; if the bundle is sound, build it again with this version of onnxruntime";
-constexpr char kCopyLinks[] =
-    "files of this bundle are links, which ONNX Runtime does not follow out of the folder: copy it with cp -rL, and "
-    "open "
-    "the copy";
 
 void require_provider(const Library& library, const std::string& provider) {
   const std::vector<std::string> available = library.providers();
@@ -61,7 +58,8 @@ void append_tensorrt(const Library& library, SessionOptions* options, const std:
 }
 
 // `spinning`: threads wait for the next operator of a run by spinning, which small operators gain from.
-Owned<SessionOptions> session_options(const Library& library, const GraphOptions& graph, const DeviceOptions& device,
+Owned<SessionOptions> session_options(const Library& library, const GraphOptions& graph,
+                                      const std::filesystem::path& weights_folder, const DeviceOptions& device,
                                       bool spinning) {
   const Api& api = library.api();
   const auto check = [&](Status* status) { library.check(status, Code::kBundle, kRefused, graph.file, kRebuild); };
@@ -72,7 +70,9 @@ Owned<SessionOptions> session_options(const Library& library, const GraphOptions
   const int available = device.threads > 0 ? device.threads : thread_count();
   check(api.SetIntraOpNumThreads(options, fixed ? static_cast<int>(graph.threads) : available));
   check(api.SetSessionLogSeverityLevel(options, kFatal));
-  Entries entries = {{kNoSpinningBetweenRuns, "1"}, {kSpinning, spinning ? "1" : "0"}};
+  Entries entries = {{graph.weights_root_entry, weights_folder.string()},
+                     {kNoSpinningBetweenRuns, "1"},
+                     {kSpinning, spinning ? "1" : "0"}};
   for (const auto& [name, value] : graph.entries) entries[name] = value;
   for (const auto& [name, value] : entries) check(api.AddSessionConfigEntry(options, name.c_str(), value.c_str()));
   const std::string gpu = std::to_string(device.gpu);
@@ -131,15 +131,6 @@ void require_names(const std::vector<TensorContract>& found, const std::vector<T
   }
 }
 
-// Whether a file of the bundle is a link, as in a hub's cache.
-bool has_links(const Bundle& bundle) {
-  std::error_code error;
-  for (const auto& [path, entry] : bundle.manifest.files) {
-    if (std::filesystem::is_symlink(bundle.folder / path, error)) return true;
-  }
-  return false;
-}
-
 size_t count_of(const std::vector<int64_t>& shape) {
   size_t count = 1;
   for (int64_t size : shape) count = checked_product({count, checked_cast<size_t>(size, "shape")}, "shape");
@@ -157,14 +148,14 @@ std::string shown(const std::vector<int64_t>& shape) {
 GraphSession::GraphSession(const Library& library, const Bundle& bundle, const GraphContract& graph,
                            const GraphOptions& options, const DeviceOptions& device)
     : library_(library), graph_(graph), memory_(cpu_memory(library)) {
-  const std::string content = bundle.read(options.file, kGraphLimitBytes);
+  const PlacedModel model =
+      follow_links(bundle.read(options.file, kGraphLimitBytes), options.weights_root, options.file);
   const Owned<SessionOptions> session_options_ =
-      session_options(library, options, device, graph.name == contract::kDecoder);
+      session_options(library, options, model.weights_folder, device, graph.name == contract::kDecoder);
   Session* session = nullptr;
-  library.check(library.api().CreateSessionFromArray(library.env(), content.data(), content.size(),
+  library.check(library.api().CreateSessionFromArray(library.env(), model.content.data(), model.content.size(),
                                                      session_options_.get(), &session),
-                Code::kBundle, kRefused, (bundle.folder / options.file).string(),
-                has_links(bundle) ? kCopyLinks : kRebuild);
+                Code::kBundle, kRefused, (bundle.folder / options.file).string(), kRebuild);
   session_ = Owned<Session>(session, library.api().ReleaseSession);
   const std::vector<TensorContract> inputs = session_tensors(library, session, true, options.file);
   const std::vector<TensorContract> outputs = session_tensors(library, session, false, options.file);
