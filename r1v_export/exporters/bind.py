@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
 from r1v_export.errors import CheckpointError
 from r1v_export.exporters.graph import Derived, Read
 from r1v_export.exporters.graph_values import dtype_of, name_of, shape_of
@@ -102,7 +103,8 @@ def _chunks(external: ir.ExternalTensor, derived: Mapping[str, Derived], read: R
         chunk = rows_chunk.to(dtype).contiguous()
         if external.dtype in DTYPES.values():
             _require_finite(chunk, external.name)
-        packed = _pack_4_bits(chunk) if external.dtype.bitwidth == 4 else chunk.view(torch.uint8)
+        # 4-bit types: two values per byte in row-major order. Group sizes are even, so that rows are too.
+        packed = pack_pairs(chunk) if external.dtype.bitwidth == 4 else chunk.view(torch.uint8)
         yield packed.flatten().numpy().data
 
 
@@ -112,15 +114,6 @@ def _content(name: str, derived: Mapping[str, Derived], read: Read) -> Tensor:
     if name.endswith(TRANSPOSED):
         return read(name.removesuffix(TRANSPOSED)).t()
     return read(name)
-
-
-def _pack_4_bits(qweight: Tensor) -> Tensor:
-    """ONNX's layout of 4-bit types: two values per byte in row-major order, the first in the low half.
-
-    A chunk's rows have an even number of values, because group sizes are even.
-    """
-    pairs = qweight.flatten().view(torch.uint8).reshape(-1, 2)
-    return (pairs[:, 0] & 0x0F) | (pairs[:, 1] << 4)
 
 
 def _require_finite(chunk: Tensor, name: str) -> None:

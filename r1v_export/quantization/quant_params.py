@@ -1,26 +1,34 @@
 """The parameters that a weight is quantized with: a scale, and for uint4 a zero point, per row and group.
 
 One form for every weight type. A scale per output channel is one group as wide as the row.
-Shape letters: O output features, I input features, G groups, g inputs of a group.
+Shape letters: O output features, r of them at a time, I input features, G groups, g inputs of a group.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from r1v_export.quantization.number_formats import RANGES, WeightType
-from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, quantize, scale_for
+from r1v_export.checkpoint.row_threads import each_part
+from r1v_export.quantization.number_formats import QWEIGHT_DTYPES, RANGES, WeightType
+from r1v_export.quantization.quantized_linear import QuantizedLinear, round_, scale_for
 
-ROWS_AT_ONCE = 512
-"""Rows that are worked on at a time: temporaries stay small and in cache. Rows are independent of each other."""
+BLOCK_VALUES = 1 << 17
+"""Weights that are worked on at a time on the CPU: their float32 copy, and as much memory to compute in, stay in a
+core's cache. A GPU takes `CUDA_BLOCK_VALUES`."""
+CUDA_BLOCK_VALUES = 1 << 26
 
 
 @dataclass(frozen=True)
 class QuantParams:
-    """scale [O, G] float32 and zero_point [O, G] int8 (uint4) or None (symmetric)."""
+    """scale [O, G] float32 and zero_point [O, G] int8 (uint4) or None (symmetric).
+
+    Weights [O, I] may be of any floating dtype, mapped from a file for example: they are read once, a few rows at a
+    time, and no copy of their size is made.
+    """
 
     kind: WeightType
     scale: Tensor
@@ -34,15 +42,50 @@ class QuantParams:
         much.
 
         Symmetric: scale = max|w| / largest quantized value. uint4: scale = (max(w, 0) - min(w, 0)) / 15, and the zero
-        point is the quantized value of 0, so that 0 is represented exactly.
+        point is the quantized value of 0, so that 0 is represented exactly. NaN and infinity make no error here:
+        callers check for them.
         """
-        weight_OGg = _grouped(weight_OI, group_size)
-        if kind != "uint4":
-            return cls(kind, scale_for(absmax(weight_OGg, -1) * shrink, kind), None)
-        low_OG, high_OG = torch.aminmax(weight_OGg, dim=-1)
-        low_OG, high_OG = low_OG.clamp(max=0) * shrink, high_OG.clamp(min=0) * shrink
-        scale_OG = scale_for(high_OG - low_OG, kind)
-        return cls(kind, scale_OG, (-low_OG / scale_OG).round().clamp(*RANGES[kind]).to(torch.int8))
+        params = cls._unset(weight_OI, kind, group_size)
+
+        def fit(part: range) -> None:
+            for rows, values_rGg, spare_rGg in _row_blocks(weight_OI, part, params.scale.shape[1]):
+                params._fit(rows, values_rGg, spare_rGg, shrink if isinstance(shrink, float) else shrink[rows])
+
+        each_part(len(weight_OI), fit)
+        return params
+
+    @classmethod
+    def round_to_nearest(cls, weight_OI: Tensor, kind: WeightType, group_size: int | None) -> QuantizedLinear:
+        """The weight rounded with the parameters of `from_weight`, both in one pass over it."""
+        params = cls._unset(weight_OI, kind, group_size)
+        qweight_OI = torch.empty(weight_OI.shape, dtype=QWEIGHT_DTYPES[kind], device=weight_OI.device)
+
+        def fit_and_round(part: range) -> None:
+            for rows, values_rGg, spare_rGg in _row_blocks(weight_OI, part, params.scale.shape[1]):
+                params._fit(rows, values_rGg, spare_rGg, 1.0)
+                params._round(rows, values_rGg, qweight_OI[rows])
+
+        each_part(len(weight_OI), fit_and_round)
+        return params.linear(qweight_OI)
+
+    @classmethod
+    def _unset(cls, weight_OI: Tensor, kind: WeightType, group_size: int | None) -> QuantParams:
+        """Parameters of a weight's shape, for `_fit` to fill in."""
+        groups = weight_OI.shape[1] // group_size if group_size else 1
+        scale_OG = torch.empty(len(weight_OI), groups, device=weight_OI.device)
+        return cls(kind, scale_OG, torch.empty_like(scale_OG, dtype=torch.int8) if kind == "uint4" else None)
+
+    def _fit(self, rows: slice, values_rGg: Tensor, spare_rGg: Tensor, shrink: float | Tensor) -> None:
+        """Set the parameters of some rows."""
+        if self.zero_point is None:
+            largest_rG = torch.abs(values_rGg, out=spare_rGg).amax(-1)
+            self.scale[rows] = scale_for(largest_rG * shrink, self.kind)
+            return
+        low_rG = values_rGg.amin(-1).clamp(max=0) * shrink
+        high_rG = values_rGg.amax(-1).clamp(min=0) * shrink
+        scale_rG = scale_for(high_rG - low_rG, self.kind)
+        self.scale[rows] = scale_rG
+        self.zero_point[rows] = (-low_rG / scale_rG).round().clamp(*RANGES[self.kind]).to(torch.int8)
 
     def rows(self, rows: slice) -> QuantParams:
         """The parameters of some rows."""
@@ -50,13 +93,20 @@ class QuantParams:
 
     def qweight(self, weight_OI: Tensor) -> Tensor:
         """The nearest quantized values of a weight, [O, I]."""
-        starts = range(0, len(weight_OI), ROWS_AT_ONCE)
-        return torch.cat([self._qweight(weight_OI, slice(start, start + ROWS_AT_ONCE)) for start in starts])
+        qweight_OI = torch.empty(weight_OI.shape, dtype=QWEIGHT_DTYPES[self.kind], device=weight_OI.device)
 
-    def _qweight(self, weight_OI: Tensor, rows: slice) -> Tensor:
-        zero_point = None if self.zero_point is None else self.zero_point[rows, :, None]
-        weight_OGg = weight_OI[rows].unflatten(1, (self.scale.shape[1], -1))
-        return quantize(weight_OGg, self.scale[rows, :, None], self.kind, zero_point).flatten(1)
+        def round_part(part: range) -> None:
+            for rows, values_rGg, _ in _row_blocks(weight_OI, part, self.scale.shape[1]):
+                self._round(rows, values_rGg, qweight_OI[rows])
+
+        each_part(len(weight_OI), round_part)
+        return qweight_OI
+
+    def _round(self, rows: slice, values_rGg: Tensor, qweight_rI: Tensor) -> None:
+        """Write the quantized values of some rows, over `values_rGg` too."""
+        zero_point_rG1 = None if self.zero_point is None else self.zero_point[rows, :, None]
+        rounded_rGg = round_(values_rGg.div_(self.scale[rows, :, None]), self.kind, zero_point_rG1)
+        qweight_rI.copy_(rounded_rGg.flatten(1))
 
     def quantize_dequantize(self, weight_OI: Tensor) -> Tensor:
         """The weight quantized and dequantized, [O, I] float32."""
@@ -70,6 +120,18 @@ class QuantParams:
         return QuantizedLinear(qweight_OI, self.kind, self.scale, self.zero_point, qweight_OI.shape[1] // groups)
 
 
-def _grouped(weight_OI: Tensor, group_size: int | None) -> Tensor:
-    weight_OGg: Tensor = weight_OI.unflatten(1, (-1, weight_OI.shape[1] if group_size is None else group_size))
-    return weight_OGg
+def _row_blocks(weight_OI: Tensor, part: range, groups: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Some rows of a weight, a few of them r at a time: which, their values in float32 [r, G, g], and spare memory of
+    the same shape.
+
+    The memory of both is reused for the next rows: fresh memory would cost more, page by page, than all the arithmetic.
+    """
+    in_features, device = weight_OI.shape[1], weight_OI.device
+    block = BLOCK_VALUES if device.type == "cpu" else CUDA_BLOCK_VALUES
+    rows_at_once = min(len(part), max(1, block // in_features))
+    values_rI, spare_rI = torch.empty(2, rows_at_once, in_features, device=device)
+    for start in part[::rows_at_once]:
+        rows = slice(start, min(start + rows_at_once, part.stop))
+        count = rows.stop - start
+        values_rI[:count] = weight_OI[rows]
+        yield rows, values_rI[:count].unflatten(1, (groups, -1)), spare_rI[:count].unflatten(1, (groups, -1))

@@ -110,14 +110,18 @@ def quantize(values: Tensor, scale: Tensor, kind: str, zero_point: Tensor | None
 
     NaN stays NaN in fp8 and is 0 in integers: callers check for it.
     """
-    low, high = RANGES[kind]
-    qweight = values / scale
+    return round_(values / scale, kind, zero_point).to(QWEIGHT_DTYPES[kind])
+
+
+def round_(quotients: Tensor, kind: str, zero_point: Tensor | None = None) -> Tensor:
+    """Bring values [...] that were divided by their scale to numbers that QWEIGHT_DTYPES[kind] represents, in place;
+    of fp8 only their range, because the cast rounds."""
     if kind != "fp8":
-        qweight.round_()
+        quotients.round_()
     if zero_point is not None:
-        qweight += zero_point
+        quotients += zero_point
     # The cast to float8 rounds to nearest even itself but gives NaN, not 448, beyond the range.
-    return qweight.clamp_(low, high).to(QWEIGHT_DTYPES[kind])
+    return quotients.clamp_(*RANGES[kind])
 
 
 def quantize_dequantize(values: Tensor, scale: Tensor, kind: str) -> Tensor:
@@ -130,9 +134,9 @@ def token_scale(values: Tensor, kind: str) -> Tensor:
     return scale_for(values.abs().amax(-1, keepdim=True), kind)
 
 
-def absmax(values: Tensor, dim: int | None = None) -> Tensor:
-    """Largest magnitude of values [...] over all axes or one; NaN propagates. One pass, without the copy of `abs`."""
-    low, high = torch.aminmax(values, dim=dim)
+def absmax(values: Tensor) -> Tensor:
+    """Largest magnitude of values [...], a scalar; NaN propagates. One pass, without the copy of `abs`."""
+    low, high = torch.aminmax(values)
     return torch.maximum(-low, high)
 
 

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from r1v_export.checkpoint.row_threads import each_part
+
 BITS = 4
+_BLOCK_VALUES = 1 << 17
+"""Values that are packed at a time, so that what is computed from them stays in a core's cache."""
 
 
 def unpack(words: Tensor, axis: int, order: Sequence[int], bits: int = BITS) -> Tensor:
@@ -24,16 +28,41 @@ def unpack(words: Tensor, axis: int, order: Sequence[int], bits: int = BITS) -> 
     return torch.stack([value.to(dtype) for value in values], dim=axis + 1).flatten(axis, axis + 1)
 
 
-def pack_pairs(qweight: Tensor) -> Tensor:
-    """Pack two 4-bit values into each byte, along the last axis, the even one in the low half.
+def pack_pairs(qweight: Tensor, axis: int = 1) -> Tensor:
+    """Pack two 4-bit values, neighbors along an axis, into each byte, the even one in the low half.
 
     Args:
-        qweight: int8 [out, in], -8..7 or 0..15; `in` is even.
+        qweight: int8 [out, in], -8..7 or 0..15; of an even size along `axis`.
+        axis: 0 or 1.
 
-    Returns: uint8 [out, in / 2].
+    Returns: uint8 [out / 2, in] or [out, in / 2].
     """
-    values = qweight.to(torch.uint8) & 0xF
-    return values[:, ::2] | values[:, 1::2] << BITS
+    out_features, in_features = qweight.shape
+    rows_of_one, pack_rows = (2, _pack_rows) if axis == 0 else (1, _pack_columns)
+    shape = (out_features // rows_of_one, in_features * rows_of_one // 2)
+    packed = torch.empty(shape, dtype=torch.uint8, device=qweight.device)
+    rows_at_once = max(1, _BLOCK_VALUES // (rows_of_one * in_features))
+
+    def pack_part(part: range) -> None:
+        for start in part[::rows_at_once]:
+            stop = min(start + rows_at_once, part.stop)
+            packed[start:stop] = pack_rows(qweight[rows_of_one * start : rows_of_one * stop])
+
+    each_part(len(packed), pack_part)
+    return packed
+
+
+def _pack_rows(qweight: Tensor) -> Tensor:
+    packed = qweight[1::2] << BITS
+    return packed.bitwise_or_(qweight[::2] & 0xF).view(torch.uint8)
+
+
+def _pack_columns(qweight: Tensor) -> Tensor:
+    pairs = (
+        qweight.reshape(-1).contiguous().view(torch.int16).view(len(qweight), -1)
+    )  # the even value is in the lower byte
+    packed = (pairs >> BITS).bitwise_and_(0xF0)
+    return packed.bitwise_or_(pairs & 0xF)
 
 
 def unpack_pairs(packed: Tensor, signed: bool) -> Tensor:

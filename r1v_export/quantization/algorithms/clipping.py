@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from r1v_export.quantization.number_formats import WeightType
-from r1v_export.quantization.quant_params import ROWS_AT_ONCE, QuantParams
+from r1v_export.quantization.quant_params import QuantParams
 
 SHRINKS = tuple(1 - step / 20 for step in range(11))
 """Fractions of the full range that are tried, 1 to 0.5."""
+
+
+_ROWS_AT_ONCE = 512
+"""Rows whose losses are computed at a time: temporaries stay small."""
 
 
 def clipped_params(
@@ -26,7 +30,8 @@ def clipped_params(
 ) -> QuantParams:
     """Parameters whose range, per row and group, is the best of SHRINKS times the full one."""
     blocks_Ggg = None if gram_II is None else _diagonal_blocks(gram_II, group_size or weight_OI.shape[1])
-    shrink_OG = torch.cat([_best_shrink(rows, kind, group_size, blocks_Ggg) for rows in weight_OI.split(ROWS_AT_ONCE)])
+    parts = weight_OI.split(_ROWS_AT_ONCE)
+    shrink_OG = torch.cat([_best_shrink(rows.float(), kind, group_size, blocks_Ggg) for rows in parts])
     return QuantParams.from_weight(weight_OI, kind, group_size, shrink_OG)
 
 

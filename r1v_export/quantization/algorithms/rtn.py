@@ -17,12 +17,12 @@ def round_to_nearest(
     """One scale per output channel, or per group of `group_size` inputs.
 
     Args:
-        weight_OI: [out, in] float32.
+        weight_OI: [out, in] of any floating dtype; computed in float32.
         clip: shrink each scale to where the squared error of the weights is least, see `clipping`.
     """
-    params = (
-        clipped_params(weight_OI, kind, group_size) if clip else QuantParams.from_weight(weight_OI, kind, group_size)
-    )
+    if not clip:
+        return QuantParams.round_to_nearest(weight_OI, kind, group_size)
+    params = clipped_params(weight_OI, kind, group_size)
     return params.linear(params.qweight(weight_OI))
 
 

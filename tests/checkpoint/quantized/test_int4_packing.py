@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from r1v_export.checkpoint.quantized import int4_packing
 from r1v_export.checkpoint.quantized.int4_packing import pack_pairs, unpack, unpack_pairs
 
 
@@ -54,3 +55,21 @@ def test_packed_quantized_values_come_back_as_they_were(rows: int, pairs: int, s
 @pytest.mark.parametrize(("qweight", "byte"), [((1, 2), 0x21), ((-1, -8), 0x8F), ((15, 0), 0x0F)])
 def test_the_even_value_is_the_low_half(qweight: tuple[int, int], byte: int) -> None:
     assert pack_pairs(torch.tensor([qweight], dtype=torch.int8)).item() == byte
+
+
+@pytest.mark.parametrize("rows", [2, 6, 130])
+def test_rows_pack_as_their_transposes_columns(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4_packing, "_BLOCK_VALUES", 100)
+    qweight = torch.randint(-8, 8, (rows, 24), generator=torch.Generator().manual_seed(rows), dtype=torch.int8)
+    packed = pack_pairs(qweight, axis=0)
+    assert torch.equal(packed, pack_pairs(qweight.T).T)
+    bytes_ = [
+        [(int(e) & 15) | (int(o) & 15) << 4 for e, o in zip(*pair, strict=True)] for pair in qweight.view(-1, 2, 24)
+    ]
+    assert packed.tolist() == bytes_
+
+
+def test_one_row_packs_whatever_its_strides() -> None:
+    row = torch.arange(8, dtype=torch.int8)[:, None].T
+    assert row.stride(0) == 1
+    assert pack_pairs(row).tolist() == [[0x10, 0x32, 0x54, 0x76]]

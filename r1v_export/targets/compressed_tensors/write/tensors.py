@@ -10,6 +10,7 @@ from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
+from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
 from r1v_export.checkpoint.tensor_writer import NewTensor
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.groups import linear_shapes
@@ -112,9 +113,7 @@ class _Linears:
 def pack(values: Tensor) -> Tensor:
     """Pack 4-bit values, int8 0..15 [a, b], along the last axis: int32 [a, b / 8 rounded up], the first lowest."""
     padding = -values.shape[1] % PER_WORD
-    padded = torch.nn.functional.pad(values, (0, padding)).to(torch.int64).unflatten(1, (-1, PER_WORD))
-    words = (padded << (4 * torch.arange(PER_WORD))).sum(-1)
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+    return pack_pairs(torch.nn.functional.pad(values, (0, padding))).view(torch.int32)
 
 
 def _words(count: int) -> int:

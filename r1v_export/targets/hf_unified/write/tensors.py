@@ -112,7 +112,7 @@ def encode(linear: QuantizedLinear, algorithm: Algorithm) -> dict[str, Tensor]:
     """What the layout has of a linear itself, by suffix."""
     tensors: dict[str, Tensor] = {WEIGHT: linear.qweight, SCALE: linear.scale}
     if ALGORITHMS[algorithm].grouped:
-        tensors[WEIGHT] = pack_pairs(linear.qweight.T).T.contiguous()
+        tensors[WEIGHT] = pack_pairs(linear.qweight, axis=0)
     if ALGORITHMS[algorithm].per_tensor:
         assert has_one_scale([linear]), "a scheme of granularity `tensor` has one scale"
         tensors[SCALE] = linear.scale[0]

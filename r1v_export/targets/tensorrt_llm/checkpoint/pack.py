@@ -28,7 +28,7 @@ COLUMNS_TOGETHER = 4
 
 def pack_outputs(qweight_OI: Tensor) -> Tensor:
     """int8 values [out, in], -8..7 -> int8 [out / 2, in]."""
-    return pack_pairs(qweight_OI.T).T.contiguous().view(torch.int8)
+    return pack_pairs(qweight_OI, axis=0).view(torch.int8)
 
 
 def mma_order() -> Tensor:
