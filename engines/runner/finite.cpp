@@ -7,12 +7,11 @@
 
 namespace r1v {
 
-void require_finite(const std::vector<float>& numbers, const std::string& stage) {
-  const auto count = std::count_if(numbers.begin(), numbers.end(), [](float number) { return !std::isfinite(number); });
-  if (count == 0) return;
+void require_finite(const float* numbers, size_t count, const std::string& stage) {
+  const auto bad = std::count_if(numbers, numbers + count, [](float number) { return !std::isfinite(number); });
+  if (bad == 0) return;
   throw Error(Code::kGraph, "The " + stage + " graph gives numbers that are not finite.",
-              {stage, "finite numbers",
-               std::to_string(count) + " of " + std::to_string(numbers.size()) + " are NaN or infinite",
+              {stage, "finite numbers", std::to_string(bad) + " of " + std::to_string(count) + " are NaN or infinite",
                "run `r1v-export check` to find the first bad boundary, or build with --precision fp32"});
 }
 

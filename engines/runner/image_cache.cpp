@@ -32,7 +32,6 @@ ImageDigest digest_of(const Pixels& image) {
 std::optional<EmbeddedImage> ImageCache::get(const ImageDigest& digest) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = places_.find(digest);
-  ++(found == places_.end() ? misses_ : hits_);
   if (found == places_.end()) return std::nullopt;
   order_.splice(order_.begin(), order_, found->second);
   return *found->second;
@@ -51,14 +50,9 @@ void ImageCache::put(const EmbeddedImage& image) {
   }
 }
 
-int64_t ImageCache::hits() const {
+int64_t ImageCache::bytes() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return hits_;
-}
-
-int64_t ImageCache::misses() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return misses_;
+  return bytes_;
 }
 
 }  // namespace r1v

@@ -22,8 +22,7 @@ class ImageCache {
   std::optional<EmbeddedImage> get(const ImageDigest& digest);
   void put(const EmbeddedImage& image);
 
-  int64_t hits() const;
-  int64_t misses() const;
+  int64_t bytes() const;
 
  private:
   using Order = std::list<EmbeddedImage>;
@@ -32,7 +31,7 @@ class ImageCache {
   mutable std::mutex mutex_;
   Order order_;  // the most recently used first
   std::map<ImageDigest, Order::iterator> places_;
-  int64_t bytes_ = 0, hits_ = 0, misses_ = 0;
+  int64_t bytes_ = 0;
 };
 
 }  // namespace r1v

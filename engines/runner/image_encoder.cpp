@@ -1,7 +1,6 @@
 #include "runner/image_encoder.h"
 
 #include <algorithm>
-#include <map>
 #include <optional>
 #include <utility>
 
@@ -12,93 +11,141 @@
 namespace r1v {
 namespace {
 
-// Tiles that wait, and the embeddings of those that went through the graphs.
-class TileQueue {
- public:
-  TileQueue(Engine& engine, Timings* timings)
-      : engine_(engine),
-        timings_(timings),
-        tile_floats_(static_cast<size_t>(3 * engine.sizes().tile_size * engine.sizes().tile_size)),
-        tile_embeds_(static_cast<size_t>(engine.sizes().tokens_per_tile * engine.sizes().hidden)) {}
-
-  // Cuts an image; the place of its last number among the embeddings.
-  size_t add(const Pixels& image, const Tiling& tiling, int threads) {
-    const Measure measure(&timings_->preprocess_ms);
-    const size_t tiles = tile_count(image.width(), image.height(), tiling);
-    pixels_.resize((waiting_ + tiles) * tile_floats_);
-    write_pixel_values(image, tiling, pixels_.data() + waiting_ * tile_floats_, threads);
-    waiting_ += tiles;
-    return embeds_.size() + waiting_ * tile_embeds_;
+// Keeps what is wrong with a job's part of a stage's numbers.
+void check(ImageJob* job, const float* numbers, size_t count, const char* stage) {
+  try {
+    require_finite(numbers, count, stage);
+  } catch (...) {
+    if (!job->error) job->error = std::current_exception();
   }
-
-  size_t waiting() const { return waiting_; }
-
-  // Encodes the next tiles.
-  void run() {
-    const size_t tiles = std::min(waiting_, static_cast<size_t>(kTilesPerRun));
-    const std::vector<float> features = vision(static_cast<int64_t>(tiles));
-    const Measure measure(&timings_->projector_ms);
-    const std::vector<float> part = engine_.projector(features, static_cast<int64_t>(tiles));
-    require_finite(part, contract::kProjector);
-    embeds_.insert(embeds_.end(), part.begin(), part.end());
-    pixels_.erase(pixels_.begin(), pixels_.begin() + static_cast<ptrdiff_t>(tiles * tile_floats_));
-    waiting_ -= tiles;
-  }
-
-  ImageEmbeds embeds(size_t start, size_t end) const {
-    return std::make_shared<const std::vector<float>>(embeds_.begin() + static_cast<ptrdiff_t>(start),
-                                                      embeds_.begin() + static_cast<ptrdiff_t>(end));
-  }
-
- private:
-  std::vector<float> vision(int64_t tiles) {
-    const Measure measure(&timings_->vision_ms);
-    std::vector<float> features = engine_.vision(pixels_.data(), tiles);
-    require_finite(features, contract::kVision);
-    return features;
-  }
-
-  Engine& engine_;
-  Timings* timings_;
-  size_t tile_floats_, tile_embeds_, waiting_ = 0;
-  std::vector<float> pixels_, embeds_;
-};
+}
 
 }  // namespace
 
-std::vector<EmbeddedImage> ImageEncoder::encode(const std::vector<Pixels>& images, Timings* timings,
-                                                const std::function<bool()>& stopped) {
-  std::vector<EmbeddedImage> encoded(images.size());
-  std::map<ImageDigest, size_t> firsts;            // index of the first image with these pixels
-  std::vector<std::pair<size_t, size_t>> missing;  // index, and end of its embeddings
-  TileQueue queue(engine_, timings);
-  for (size_t i = 0; i < images.size(); ++i) {
-    const ImageDigest digest = digest_of(images[i]);
-    encoded[i].digest = digest;
-    if (!firsts.emplace(digest, i).second) continue;
-    if (const std::optional<EmbeddedImage> kept = cache_.get(digest)) {
-      encoded[i] = *kept;
+ImageJobPointer ImageEncoder::open(Pixels image) {
+  const ImageDigest digest = digest_of(image);
+  const auto pending = std::find_if(pending_.begin(), pending_.end(),
+                                    [&](const ImageJobPointer& job) { return job->image.digest == digest; });
+  if (pending != pending_.end()) {
+    ++hits_;
+    ++(*pending)->users;
+    return *pending;
+  }
+  auto job = std::make_shared<ImageJob>();
+  if (std::optional<EmbeddedImage> kept = cache_.get(digest)) {
+    ++hits_;
+    job->image = std::move(*kept);
+    return job;
+  }
+  ++misses_;
+  job->image.digest = digest;
+  job->tiles = static_cast<int64_t>(tile_count(image.width(), image.height(), tiling_));
+  job->pixels = std::move(image);
+  pending_.push_back(job);
+  return job;
+}
+
+void ImageEncoder::abandon(const std::vector<ImageJobPointer>& jobs) {
+  for (const ImageJobPointer& job : jobs) {
+    if (--job->users == 0) pending_.erase(std::remove(pending_.begin(), pending_.end(), job), pending_.end());
+  }
+}
+
+int64_t ImageEncoder::waiting() const {
+  int64_t tiles = 0;
+  for (const ImageJobPointer& job : pending_) tiles += job->tiles - job->encoded;
+  return tiles;
+}
+
+void ImageEncoder::run_batch() {
+  const std::vector<Share> shares = next_shares();
+  try {
+    if (!shares.empty()) encode(shares);
+  } catch (...) {
+    for (const Share& share : shares) {
+      if (!share.job->error) share.job->error = std::current_exception();
+    }
+  }
+  for (const Share& share : shares) finish(share.job);
+  pending_.erase(std::remove_if(pending_.begin(), pending_.end(), [](const auto& job) { return job->done(); }),
+                 pending_.end());
+}
+
+// Cuts an image, whose tiles take more memory than it does, when the first of them are to be encoded.
+void ImageEncoder::cut(ImageJob* job) {
+  const Measure measure(&job->timings.preprocess_ms);
+  const int64_t size = tiling_.tile_size;
+  job->pixel_values.resize(static_cast<size_t>(job->tiles * 3 * size * size));
+  write_pixel_values(job->pixels, tiling_, job->pixel_values.data(), threads_);
+  job->pixels = {};
+}
+
+// The images whose tiles are encoded next, and how many of each.
+std::vector<ImageEncoder::Share> ImageEncoder::next_shares() {
+  std::vector<Share> shares;
+  int64_t room = kTilesPerRun;
+  for (const ImageJobPointer& job : pending_) {
+    if (room == 0) break;
+    try {
+      if (job->encoded == 0) cut(job.get());
+    } catch (...) {
+      job->error = std::current_exception();
       continue;
     }
-    missing.emplace_back(i, queue.add(images[i], tiling_, threads_));
-    // The last tiles wait for those of the next image.
-    while (queue.waiting() >= static_cast<size_t>(kTilesPerRun)) {
-      if (stopped()) return {};
-      queue.run();
-    }
+    shares.push_back({job.get(), std::min(room, job->tiles - job->encoded)});
+    room -= shares.back().tiles;
   }
-  while (queue.waiting() > 0) {
-    if (stopped()) return {};
-    queue.run();
+  return shares;
+}
+
+void ImageEncoder::encode(const std::vector<Share>& shares) {
+  const Sizes& sizes = engine_.sizes();
+  const int64_t of_tile = 3 * sizes.tile_size * sizes.tile_size;
+  std::vector<float> pixel_values;
+  int64_t tiles = 0;
+  for (const auto& [job, count] : shares) {
+    const auto first = job->pixel_values.begin() + job->encoded * of_tile;
+    pixel_values.insert(pixel_values.end(), first, first + count * of_tile);
+    tiles += count;
   }
-  size_t start = 0;
-  for (const auto& [image, end] : missing) {
-    encoded[image].embeds = queue.embeds(start, end);
-    cache_.put(encoded[image]);
-    start = end;
+  ++runs_;
+  tiles_ += tiles;
+
+  Timings timings;
+  std::vector<float> features, embeds;
+  {
+    const Measure measure(&timings.vision_ms);
+    features = engine_.vision(pixel_values.data(), tiles);
   }
-  for (EmbeddedImage& image : encoded) image.embeds = encoded[firsts.at(image.digest)].embeds;
-  return encoded;
+  {
+    const Measure measure(&timings.projector_ms);
+    embeds = engine_.projector(features, tiles);
+  }
+  const float *next_features = features.data(), *next_embeds = embeds.data();
+  for (const auto& [job, count] : shares) {
+    const int64_t feature_count = count * sizes.tokens_per_tile * sizes.vision_features;
+    const int64_t embed_count = count * sizes.tokens_per_tile * sizes.hidden;
+    check(job, next_features, static_cast<size_t>(feature_count), contract::kVision);
+    check(job, next_embeds, static_cast<size_t>(embed_count), contract::kProjector);
+    job->embeds.insert(job->embeds.end(), next_embeds, next_embeds + embed_count);
+    job->encoded += count;
+    job->timings.vision_ms += timings.vision_ms;
+    job->timings.projector_ms += timings.projector_ms;
+    next_features += feature_count;
+    next_embeds += embed_count;
+  }
+}
+
+// Lets a job be done if its last tile is encoded.
+void ImageEncoder::finish(ImageJob* job) {
+  if (job->error || job->encoded < job->tiles) return;
+  try {
+    job->image.embeds = std::make_shared<const std::vector<float>>(std::move(job->embeds));
+    job->pixel_values = {};
+    cache_.put(job->image);
+  } catch (...) {
+    job->error = std::current_exception();
+  }
 }
 
 }  // namespace r1v

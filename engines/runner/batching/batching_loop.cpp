@@ -1,6 +1,8 @@
 #include "runner/batching/batching_loop.h"
 
 #include <algorithm>
+#include <iterator>
+#include <set>
 #include <string>
 #include <tuple>
 
@@ -27,6 +29,17 @@ const BatchingOptions& checked(const BatchingOptions& options) {
     }
   }
   return options;
+}
+
+// A prompt whose images are encoded, and what they took.
+void finish_prompt(Prompt* prompt, const std::vector<ImageJobPointer>& images, EncodedPrompt* encoded) {
+  *encoded = {std::move(prompt->token_ids), {}, prompt->image_token_id};
+  for (const ImageJobPointer& image : images) encoded->images.push_back(image->image);
+  for (const ImageJobPointer& image : std::set<ImageJobPointer>(images.begin(), images.end())) {
+    prompt->timings.preprocess_ms += image->timings.preprocess_ms;
+    prompt->timings.vision_ms += image->timings.vision_ms;
+    prompt->timings.projector_ms += image->timings.projector_ms;
+  }
 }
 
 }  // namespace
@@ -83,50 +96,76 @@ BatchingStats BatchingLoop::stats() const {
   stats.finished = finished_;
   stats.failed = failed_;
   stats.running = static_cast<int64_t>(running_.size());
-  stats.image_hits = encoder_.cache().hits();
-  stats.image_misses = encoder_.cache().misses();
+  stats.image_hits = encoder_.hits();
+  stats.image_misses = encoder_.misses();
+  stats.image_cache_bytes = encoder_.cache().bytes();
+  stats.vision_runs = encoder_.runs();
+  stats.vision_tiles = encoder_.tiles();
   return stats;
 }
 
 void BatchingLoop::prepare() {
-  while (const JobPointer job = next_to_prepare()) {
-    std::exception_ptr error;
-    try {
-      encode(job.get());
-    } catch (...) {
-      error = std::current_exception();
-    }
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      preparing_.reset();
-      if (!error) ready_.push_back(job);
-    }
-    if (error) push(job, error);
-    changed_.notify_all();
+  std::vector<OpenPrompt> opened;
+  while (wait_to_prepare()) {
+    // One at least, so that a request without new images does not wait for the many of another; and as many as fill a
+    // run of the vision graph.
+    do {
+      OpenPrompt next{next_to_prepare(), {}};
+      if (next.job == nullptr) break;
+      if (open(&next)) opened.push_back(std::move(next));
+    } while (encoder_.waiting() < kTilesPerRun);
+    encoder_.run_batch();
+    opened.erase(std::remove_if(opened.begin(), opened.end(), [&](const OpenPrompt& each) { return pass_on(each); }),
+                 opened.end());
   }
 }
 
-// Waits for a job that may be prepared; null once the loop ends.
-JobPointer BatchingLoop::next_to_prepare() {
+// Waits for something to do; false once the loop ends.
+bool BatchingLoop::wait_to_prepare() {
   std::unique_lock<std::mutex> lock(mutex_);
-  // Prepared jobs take the memory of their images.
-  changed_.wait(lock, [this] { return closing_ || (queue_.size() > 0 && has_place()); });
-  if (closing_) return nullptr;
-  preparing_ = queue_.pop();
-  return preparing_;
+  changed_.wait(lock, [this] { return closing_ || encoder_.waiting() > 0 || (queue_.size() > 0 && has_place()); });
+  return !closing_;
 }
 
-void BatchingLoop::encode(Job* job) {
-  Prompt& prompt = job->prompt;
-  const auto stopped = [this, job] {
-    if (job->given_up()) return true;
+// A job that may be prepared; null if there is none.
+JobPointer BatchingLoop::next_to_prepare() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (queue_.size() == 0 || !has_place()) return nullptr;
+  preparing_.push_back(queue_.pop());
+  return preparing_.back();
+}
+
+// Begins to encode a job's images; false where they cannot be, which ends it.
+bool BatchingLoop::open(OpenPrompt* prompt) {
+  try {
+    for (Pixels& image : prompt->job->prompt.images) prompt->images.push_back(encoder_.open(std::move(image)));
+    return true;
+  } catch (...) {
+    encoder_.abandon(prompt->images);
+    push(prompt->job, std::current_exception());
+    return false;
+  }
+}
+
+// Gives a prepared request to the other thread; whether this one has nothing more to do for it.
+bool BatchingLoop::pass_on(const OpenPrompt& prompt) {
+  const auto& [job, images] = prompt;
+  const auto failed = std::find_if(images.begin(), images.end(), [](const auto& image) { return image->error; });
+  const bool done = failed != images.end() ||
+                    std::all_of(images.begin(), images.end(), [](const auto& image) { return image->done(); });
+  {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return closing_;
-  };
-  std::vector<EmbeddedImage> images = encoder_.encode(prompt.images, &prompt.timings, stopped);
-  if (images.size() != prompt.images.size()) return;  // it was given up, and the decoding thread ends it
-  prompt.images.clear();
-  job->encoded = {std::move(prompt.token_ids), std::move(images), prompt.image_token_id};
+    if (!done && !job->ended) return false;
+    if (!job->ended && failed == images.end()) {
+      finish_prompt(&job->prompt, images, &job->encoded);
+      preparing_.erase(std::find(preparing_.begin(), preparing_.end(), job));
+      ready_.push_back(job);
+    }
+  }
+  encoder_.abandon(images);
+  if (failed != images.end()) push(job, (*failed)->error);
+  changed_.notify_all();
+  return true;
 }
 
 void BatchingLoop::decode() {
@@ -139,9 +178,9 @@ void BatchingLoop::decode() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     while (queue_.size() > 0) unfinished.push_back(queue_.pop());
+    unfinished.insert(unfinished.end(), preparing_.begin(), preparing_.end());
     unfinished.insert(unfinished.end(), ready_.begin(), ready_.end());
     unfinished.insert(unfinished.end(), running_.begin(), running_.end());
-    if (preparing_) unfinished.push_back(preparing_);
   }
   for (const JobPointer& job : unfinished) end(job, FinishReason::kCancelled);
   batch_.clear();
@@ -167,12 +206,10 @@ void BatchingLoop::end_given_up() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     due = queue_.take_given_up();
-    for (const auto& job : ready_) {
-      if (job->given_up()) due.push_back(job);
-    }
-    for (const auto& job : running_) {
-      if (job->given_up()) due.push_back(job);
-    }
+    const auto is_due = [](const JobPointer& job) { return job->given_up().has_value(); };
+    std::copy_if(preparing_.begin(), preparing_.end(), std::back_inserter(due), is_due);
+    std::copy_if(ready_.begin(), ready_.end(), std::back_inserter(due), is_due);
+    std::copy_if(running_.begin(), running_.end(), std::back_inserter(due), is_due);
   }
   for (const JobPointer& job : due) end(job, *job->given_up());
 }
@@ -185,10 +222,6 @@ void BatchingLoop::admit() {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (ready_.empty()) return;
       job = ready_.front();
-    }
-    if (const std::optional<FinishReason> reason = job->given_up()) {  // its images may be missing
-      end(job, *reason);
-      continue;
     }
     try {
       job->row = batch_.admit(job->encoded, job->sampling, &job->stream, &job->prompt.timings);
@@ -252,13 +285,17 @@ void BatchingLoop::end(const JobPointer& job, FinishReason reason) {
   push(job, job->stream.push(std::nullopt, reason));
 }
 
-// Gives a result to a job's caller; after its last one the job is gone.
+// Gives a result to a job's caller; its last one only once, and then the job is gone.
 void BatchingLoop::push(const JobPointer& job, Job::Result result) {
   const auto* event = std::get_if<AnswerEvent>(&result);
   if (event == nullptr || event->answer) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      running_.erase(std::remove(running_.begin(), running_.end(), job), running_.end());
+      if (job->ended) return;
+      job->ended = true;
+      for (std::vector<JobPointer>* jobs : {&preparing_, &running_}) {
+        jobs->erase(std::remove(jobs->begin(), jobs->end(), job), jobs->end());
+      }
       ready_.erase(std::remove(ready_.begin(), ready_.end(), job), ready_.end());
       ++(event == nullptr ? failed_ : finished_);
       job->row = nullptr;

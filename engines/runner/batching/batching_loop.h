@@ -34,10 +34,18 @@ class BatchingLoop {
  private:
   void close();
 
+  // A request while its images are being encoded.
+  struct OpenPrompt {
+    JobPointer job;
+    std::vector<ImageJobPointer> images;
+  };
+
   // On the thread that encodes.
   void prepare();
+  bool wait_to_prepare();
   JobPointer next_to_prepare();
-  void encode(Job* job);
+  bool open(OpenPrompt* prompt);
+  bool pass_on(const OpenPrompt& prompt);
 
   // On the thread that decodes.
   void decode();
@@ -51,16 +59,17 @@ class BatchingLoop {
   void end(const JobPointer& job, FinishReason reason);
   void push(const JobPointer& job, Job::Result result);
 
-  bool has_place() const { return (preparing_ ? 1 : 0) + static_cast<int64_t>(ready_.size()) < options_.max_rows; }
-  int64_t queued() const { return static_cast<int64_t>(queue_.size() + ready_.size()) + (preparing_ ? 1 : 0); }
+  // Whether a further request may be prepared: prepared ones take the memory of their images.
+  bool has_place() const { return static_cast<int64_t>(preparing_.size() + ready_.size()) < options_.max_rows; }
+  int64_t queued() const { return static_cast<int64_t>(queue_.size() + preparing_.size() + ready_.size()); }
 
   ImageEncoder& encoder_;
   const BatchingOptions options_;
 
   mutable std::mutex mutex_;  // of all below, but for the batch and the rows of running jobs: the decoding thread's
   std::condition_variable changed_;
-  JobQueue queue_;        // nothing was done for them yet
-  JobPointer preparing_;  // its images are being encoded
+  JobQueue queue_;                     // nothing was done for them yet
+  std::vector<JobPointer> preparing_;  // their images are being encoded
   std::deque<JobPointer> ready_;
   std::vector<JobPointer> running_;
   bool closing_ = false;

@@ -263,7 +263,7 @@ const float* EngineBatch::append_chunk(RowState* state, int64_t start, int64_t s
     const Measure measure(&state->timings_.embed_ms);
     embed(*state, start, stop);
   }
-  require_finite(embeds_, contract::kEmbed);
+  require_finite(embeds_.data(), embeds_.size(), contract::kEmbed);
   const int64_t count = stop - start;
   const std::vector<float>& logits = rows_.cache().append(embeds_.data(), count, {count}, state->row_->index);
   state->row_->tokens.take(state->tokens_, stop);

@@ -57,6 +57,7 @@ class Job {
   const JobOptions options;
   EncodedPrompt encoded{};
   RowState* row = nullptr;
+  bool ended = false;  // its last event was given
   std::chrono::steady_clock::time_point submitted = std::chrono::steady_clock::now();
 
   std::atomic<bool> cancelled{false};

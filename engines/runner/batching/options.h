@@ -28,6 +28,9 @@ struct BatchingStats {
   int64_t decode_steps = 0;  // steps that decoded any row
   int64_t decoded_rows = 0;  // rows of all these steps together
   int64_t image_hits = 0, image_misses = 0;  // images whose embeddings were kept, and that were encoded
+  int64_t image_cache_bytes = 0;             // taken now by kept embeddings
+  int64_t vision_runs = 0;                   // of the vision graph
+  int64_t vision_tiles = 0;                  // tiles of all these runs together
 };
 
 }  // namespace r1v

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -94,6 +95,7 @@ class FakeEngine : public Engine {
   const Sizes& sizes() const override { return sizes_; }
 
   std::vector<float> vision(const float* pixel_values, int64_t tiles) override {
+    const std::lock_guard<std::mutex> lock(encoding);
     runs.push_back(tiles);
     const int64_t pixels = 3 * sizes_.tile_size * sizes_.tile_size,
                   features = sizes_.tokens_per_tile * sizes_.vision_features;
@@ -107,8 +109,8 @@ class FakeEngine : public Engine {
                   embeds = sizes_.tokens_per_tile * sizes_.hidden;
     std::vector<float> result;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      result.insert(result.end(), static_cast<size_t>(embeds),
-                    vision_features[static_cast<size_t>(tile * features)] + broken);
+      const float value = vision_features[static_cast<size_t>(tile * features)];
+      result.insert(result.end(), static_cast<size_t>(embeds), value > broken_above ? std::nanf("") : value);
     }
     return result;
   }
@@ -132,10 +134,11 @@ class FakeEngine : public Engine {
   CacheLimits cache_limits() override { return limits; }
 
   std::vector<int64_t> runs;  // tiles of each run of the vision graph
-  float broken = 0;           // added to the image embeddings
+  float broken_above = 2;     // image embeddings above it are NaN; those of the brightest image are 1
   bool failing = false;       // the embed graph fails
   CacheLimits limits{2, std::nullopt, std::nullopt, true};
   std::mutex stepping;  // held by a step of the decoder
+  std::mutex encoding;  // held by a run of the vision graph
 
  private:
   std::string name_ = "fake";

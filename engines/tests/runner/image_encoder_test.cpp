@@ -32,63 +32,97 @@ std::vector<Pixels> images(std::vector<std::pair<int, uint8_t>> widths_and_value
   return list;
 }
 
+std::vector<ImageJobPointer> open(ImageEncoder* encoder,
+                                  const std::vector<std::pair<int, uint8_t>>& widths_and_values) {
+  std::vector<ImageJobPointer> jobs;
+  for (Pixels& image : images(widths_and_values)) jobs.push_back(encoder->open(std::move(image)));
+  return jobs;
+}
+
+std::vector<ImageJobPointer> encode(ImageEncoder* encoder,
+                                    const std::vector<std::pair<int, uint8_t>>& widths_and_values) {
+  const std::vector<ImageJobPointer> jobs = open(encoder, widths_and_values);
+  while (encoder->waiting() > 0) encoder->run_batch();
+  return jobs;
+}
+
 TEST(ImageEncoder, TilesOfSeveralImagesGoTogetherAndEqualImagesOnce) {
   FakeEngine engine;
   ImageEncoder encoder(engine, tiling(), 1);
-  Timings timings;
   // Tiles: 4, 1, and none for what is there already.
-  const auto encoded = encoder.encode(images({{12, 255}, {4, 51}, {12, 255}, {4, 0}}), &timings, [] { return false; });
+  const auto jobs = encode(&encoder, {{12, 255}, {4, 51}, {12, 255}, {4, 0}});
   EXPECT_EQ(engine.runs, (std::vector<int64_t>{4, 2}));
-  ASSERT_EQ(encoded.size(), 4u);
-  EXPECT_EQ(*encoded[0].embeds, std::vector<float>(16, 1.0f));
-  EXPECT_EQ(*encoded[1].embeds, std::vector<float>(4, 51.0f / 255));
-  EXPECT_EQ(encoded[2].embeds, encoded[0].embeds);
-  EXPECT_EQ(*encoded[3].embeds, std::vector<float>(4, 0.0f));
+  EXPECT_EQ(encoder.runs(), 2);
+  EXPECT_EQ(encoder.tiles(), 6);
+  EXPECT_EQ(*jobs[0]->image.embeds, std::vector<float>(16, 1.0f));
+  EXPECT_EQ(*jobs[1]->image.embeds, std::vector<float>(4, 51.0f / 255));
+  EXPECT_EQ(jobs[2], jobs[0]);
+  EXPECT_EQ(*jobs[3]->image.embeds, std::vector<float>(4, 0.0f));
+  EXPECT_EQ(encoder.hits(), 1);
+  EXPECT_EQ(encoder.misses(), 3);
 }
 
 TEST(ImageEncoder, AnImageThatIsShownAgainIsNotEncodedAgain) {
   FakeEngine engine;
   ImageEncoder encoder(engine, tiling(), 1, 1 << 20);
-  Timings timings;
-  const auto never = [] { return false; };
-  const auto first = encoder.encode(images({{12, 255}, {4, 51}}), &timings, never);
-  const auto second = encoder.encode(images({{4, 51}, {4, 7}}), &timings, never);
+  const auto first = encode(&encoder, {{12, 255}, {4, 51}});
+  const auto second = encode(&encoder, {{4, 51}, {4, 7}});
   EXPECT_EQ(engine.runs, (std::vector<int64_t>{4, 1, 1}));
-  EXPECT_EQ(second[0].embeds, first[1].embeds);
-  EXPECT_EQ(*second[1].embeds, std::vector<float>(4, 7.0f / 255));
-  EXPECT_EQ(encoder.cache().hits(), 1);
+  EXPECT_EQ(second[0]->image.embeds, first[1]->image.embeds);
+  EXPECT_EQ(*second[1]->image.embeds, std::vector<float>(4, 7.0f / 255));
+  EXPECT_EQ(encoder.hits(), 1);
+  EXPECT_EQ(encoder.cache().bytes(), static_cast<int64_t>((16 + 4 + 4) * sizeof(float)));
 }
 
 TEST(ImageEncoder, KeepsNoMoreThanItMay) {
   FakeEngine engine;
   ImageEncoder encoder(engine, tiling(), 1, 2 * 4 * sizeof(float));  // two images of one tile
-  Timings timings;
-  const auto never = [] { return false; };
-  for (const uint8_t shown : {1, 2, 1, 3, 1, 2}) encoder.encode(images({{4, shown}}), &timings, never);
-  EXPECT_EQ(encoder.cache().hits(), 2);  // 1 and 1: 2 had to make room for 3
+  for (const uint8_t shown : {1, 2, 1, 3, 1, 2}) encode(&encoder, {{4, shown}});
+  EXPECT_EQ(encoder.hits(), 2);  // 1 and 1: 2 had to make room for 3
 }
 
-TEST(ImageEncoder, StopsBetweenRuns) {
+TEST(ImageEncoder, AnImageThatIsGivenUpIsEncodedForThoseWhoStillWantIt) {
   FakeEngine engine;
-  int asked = 0;
-  Timings timings;
-  const auto encoded =
-      ImageEncoder(engine, tiling(), 1).encode(images({{12, 1}, {12, 2}}), &timings, [&] { return ++asked > 1; });
-  EXPECT_TRUE(encoded.empty());
-  EXPECT_EQ(engine.runs.size(), 1u);
+  ImageEncoder encoder(engine, tiling(), 1);
+  const auto first = open(&encoder, {{12, 1}, {12, 2}}), second = open(&encoder, {{12, 2}, {4, 3}});
+  encoder.run_batch();
+  encoder.abandon(first);
+  EXPECT_EQ(encoder.waiting(), 5);
+  encoder.abandon({second[1]});
+  encoder.run_batch();
+  EXPECT_EQ(engine.runs, (std::vector<int64_t>{4, 4}));
+  EXPECT_EQ(*second[0]->image.embeds, std::vector<float>(16, 2.0f / 255));
+  EXPECT_EQ(encoder.waiting(), 0);
 }
 
-TEST(ImageEncoder, NumbersThatAreNotFiniteNameTheirStage) {
+TEST(ImageEncoder, NumbersThatAreNotFiniteNameTheirStageAndAreTheirImagesOwn) {
   FakeEngine engine;
-  engine.broken = std::nanf("");
-  Timings timings;
+  engine.broken_above = 0.5f;
+  ImageEncoder encoder(engine, tiling(), 1, 1 << 20);
+  const auto jobs = encode(&encoder, {{4, 10}, {4, 200}, {4, 20}});
+  EXPECT_EQ(engine.runs, (std::vector<int64_t>{3}));
+  EXPECT_EQ(*jobs[0]->image.embeds, std::vector<float>(4, 10.0f / 255));
+  EXPECT_EQ(*jobs[2]->image.embeds, std::vector<float>(4, 20.0f / 255));
+  ASSERT_TRUE(jobs[1]->error);
   try {
-    ImageEncoder(engine, tiling(), 1).encode(images({{4, 1}}), &timings, [] { return false; });
-    FAIL();
+    std::rethrow_exception(jobs[1]->error);
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), Code::kGraph);
     EXPECT_NE(std::string(error.what()).find("projector"), std::string::npos);
   }
+  engine.broken_above = 2;
+  EXPECT_TRUE(encode(&encoder, {{4, 200}})[0]->image.embeds) << "an image that failed is kept";
+}
+
+TEST(ImageEncoder, AnImageThatCannotBeCutFailsAlone) {
+  FakeEngine engine;
+  Tiling small = tiling();
+  small.limits.max_pixels = 16;
+  ImageEncoder encoder(engine, small, 1);
+  const auto jobs = encode(&encoder, {{4, 1}, {12, 2}, {4, 3}});
+  EXPECT_TRUE(jobs[0]->image.embeds && jobs[2]->image.embeds);
+  EXPECT_TRUE(jobs[1]->error);
+  EXPECT_EQ(engine.runs, (std::vector<int64_t>{2}));
 }
 
 }  // namespace

@@ -67,7 +67,7 @@ BatchingOptions small(int64_t rows, int64_t chunk) {
 
 TEST(BatchingLoop, EveryAnswerIsTheLoneOneUnderAnyMixOfArrivals) {
   int64_t preempted = 0;
-  for (unsigned seed = 0; seed < 60; ++seed) {
+  for (unsigned seed = 0; seed < 40; ++seed) {
     std::mt19937 random(seed);
     BatchingOptions options = small(1 + seed % 5, 1 + static_cast<int64_t>(random() % 40));
     options.cache_bytes = 2 * 320 * (1 + static_cast<int64_t>(random() % 3));  // 2 bytes a slot
@@ -164,13 +164,54 @@ TEST(BatchingLoop, ARequestThatNoRowCanHoldIsRefused) {
   EXPECT_THROW(server.start(question({1, 2, 3}, 20))->next(), Error);
 }
 
-TEST(BatchingLoop, NumbersThatAreNotFiniteEndTheirRequestOnly) {
-  Server server(small(2, 512));
-  server.engine.broken = std::nanf("");
-  const auto wrong = server.start(question({1, 0, 0}, 5, {9}));
-  EXPECT_THROW(wrong->next(), Error);
-  const Question fine = question({1, 2, 3}, 5);
-  EXPECT_EQ(whole(server.start(fine).get()).token_ids, plain_answer(fine));
+TEST(BatchingLoop, TilesOfConcurrentRequestsGoTogether) {
+  Server server(small(8, 512));
+  std::vector<Question> questions;
+  std::vector<std::unique_ptr<Generation>> answers;
+  {
+    const std::lock_guard<std::mutex> no_runs(server.engine.encoding);
+    for (const uint8_t color : {10, 60, 120, 180}) {
+      questions.push_back(question({1, 0, 0, 2}, 5, {color}));
+      answers.push_back(server.start(questions.back()));
+    }
+  }
+  for (size_t i = 0; i < answers.size(); ++i) EXPECT_EQ(whole(answers[i].get()).token_ids, plain_answer(questions[i]));
+  EXPECT_EQ(server.loop.stats().vision_tiles, 4);
+  EXPECT_LE(server.loop.stats().vision_runs, 2);  // the first may have begun before the others came
+}
+
+TEST(BatchingLoop, ARequestThatIsCancelledWhileItsImagesAreEncodedTouchesNoOther) {
+  Server server(small(8, 512));
+  const Question both = question({1, 0, 0, 2, 0, 0}, 5, {60, 120}), own = question({1, 0, 0, 3}, 5, {180});
+  std::unique_ptr<Generation> cancelled, same, other;
+  {
+    const std::lock_guard<std::mutex> no_runs(server.engine.encoding);
+    cancelled = server.start(both);
+    same = server.start(both);
+    other = server.start(own);
+    cancelled->cancel();
+    EXPECT_EQ(whole(cancelled.get()).finish_reason, FinishReason::kCancelled);
+  }
+  EXPECT_EQ(whole(same.get()).token_ids, plain_answer(both));
+  EXPECT_EQ(whole(other.get()).token_ids, plain_answer(own));
+  EXPECT_EQ(server.loop.stats().finished, 3);
+}
+
+TEST(BatchingLoop, AnImageThatFailsEndsItsRequestsOnly) {
+  Server server(small(8, 512));
+  server.engine.broken_above = 0.5f;
+  const Question fine = question({1, 0, 0, 2}, 5, {60}), wrong = question({1, 0, 0, 2, 0, 0}, 5, {60, 200});
+  std::vector<std::unique_ptr<Generation>> answers;
+  {
+    const std::lock_guard<std::mutex> no_runs(server.engine.encoding);
+    for (const Question* asked : {&fine, &wrong, &fine, &wrong}) answers.push_back(server.start(*asked));
+  }
+  EXPECT_EQ(whole(answers[0].get()).token_ids, plain_answer(fine));
+  EXPECT_THROW(answers[1]->next(), Error);
+  EXPECT_EQ(whole(answers[2].get()).token_ids, plain_answer(fine));
+  EXPECT_THROW(answers[3]->next(), Error);
+  EXPECT_EQ(server.loop.stats().failed, 2);
+  EXPECT_EQ(server.loop.stats().finished, 2);
 }
 
 TEST(BatchingLoop, ADeadlineEndsAnAnswerWithWhatItHas) {
