@@ -174,6 +174,13 @@ r1v_status r1v_engine_stats(const r1v_engine* engine, r1v_stats* stats) {
     whole.decoded_rows = now.decoded_rows;
     whole.image_hits = now.image_hits;
     whole.image_misses = now.image_misses;
+    whole.prefix_hits = now.prefix_hits;
+    whole.prefix_misses = now.prefix_misses;
+    whole.preempted = now.preempted;
+    whole.vision_runs = now.vision_runs;
+    whole.vision_tiles = now.vision_tiles;
+    whole.kept_rows = now.kept_rows;
+    whole.image_cache_bytes = now.image_cache_bytes;
     capi::write_struct(whole, stats, stats->struct_size);
   });
 }

@@ -113,9 +113,9 @@ class ImageEncoder:
         self._pending: OrderedDict[bytes, ImageJob] = OrderedDict()
 
     @property
-    def busy(self) -> bool:
-        """Whether tiles wait to be encoded."""
-        return bool(self._pending)
+    def waiting(self) -> int:
+        """Tiles that wait to be encoded."""
+        return sum(len(job.pixels) for job in self._pending.values() if job.pixels is not None)
 
     def open(self, image: Image.Image) -> ImageJob:
         """Begin to encode an image; done already if it is kept, the same job as before if it is under way.

@@ -46,6 +46,13 @@ class Stats(Structure):
         ("decoded_rows", c_int64),
         ("image_hits", c_int64),
         ("image_misses", c_int64),
+        ("prefix_hits", c_int64),
+        ("prefix_misses", c_int64),
+        ("preempted", c_int64),
+        ("vision_runs", c_int64),
+        ("vision_tiles", c_int64),
+        ("kept_rows", c_int64),
+        ("image_cache_bytes", c_int64),
     )
 
 

@@ -238,8 +238,35 @@ def test_requests_are_decoded_together_and_a_full_queue_refuses(library, nano_bu
     assert answers[0] == answers[1] == answers[2]
     stats = engine.stats()
     assert (stats.finished, stats.refused, stats.running, stats.image_misses) == (3, 1, 0, 1)
+    assert stats.vision_tiles >= stats.vision_runs > 0
+    assert stats.image_cache_bytes > 0
     assert stats.decoded_rows > stats.decode_steps
     engine.close()
+
+
+def test_requests_that_give_up_their_rows_get_the_answers_that_they_get_alone(library, nano_bundle):
+    slot_bytes = open_runner(nano_bundle).engine.cache_limits().slot_bytes
+    options = {"onnxruntime_library": str(ONNXRUNTIME).encode(), "max_rows": 4}
+    engines = [
+        c_api.Engine(library, nano_bundle, cache_bytes=slots * slot_bytes, **options) for slots in (3 * 128, 4 * 1024)
+    ]
+    answers = []
+    for engine in engines:
+        sampling = engine.greedy(temperature=50.0, max_new_tokens=280)
+        requests = []
+        for seed in range(6):
+            sampling.seed = seed
+            requests.append(engine.start("Hello", sampling=sampling, raw=1))
+        answers.append([[token for token, _, _ in engine.events(request)] for request in requests])
+        for request in requests:
+            library.r1v_request_free(request)
+    crowded, roomy = (engine.stats() for engine in engines)
+    assert answers[0] == answers[1]
+    assert crowded.preempted > 0
+    assert (roomy.preempted, roomy.prefix_hits + roomy.prefix_misses) == (0, 6)
+    assert crowded.cache_bytes <= 3 * 128 * slot_bytes
+    for engine in engines:
+        engine.close()
 
 
 def test_a_request_that_is_not_over_may_be_freed(engine):

@@ -102,6 +102,12 @@ typedef struct r1v_stats {
   int64_t generated_tokens;
   int64_t decode_steps, decoded_rows; /* their quotient is how many requests were decoded together */
   int64_t image_hits, image_misses;   /* images whose embeddings were kept, and that were encoded */
+  int64_t prefix_hits, prefix_misses; /* requests that found a beginning in the cache, and that found none */
+  int64_t preempted;                  /* times that a request gave up its row for an older one */
+  int64_t vision_runs, vision_tiles;  /* their quotient is how many tiles were encoded together */
+  /* Now: */
+  int64_t kept_rows;         /* rows of finished requests, kept for those that begin alike */
+  int64_t image_cache_bytes; /* of kept embeddings */
 } r1v_stats;
 
 R1V_API void r1v_stats_init(r1v_stats* stats, size_t struct_size);

@@ -206,13 +206,17 @@ class BatchingRunner:
     def _prepare_loop(self) -> None:
         opened: list[Job] = []
         while self._wait_to_prepare():
-            if (job := self._next_to_prepare()) is not None:
+            # One at least, so that a request without new images does not wait for the many of another; and as many as
+            # fill a run of the vision graph.
+            while (job := self._next_to_prepare()) is not None:
                 with self._failing(job):
                     if isinstance(job.request, EncodedPrompt):
                         self._make_ready(job, job.request)
                     else:
                         job.opened = self.runner.open_prompt(job.request, self._encoder)
                         opened.append(job)
+                if self._encoder.waiting >= self._encoder.tiles_per_run:
+                    break
             with self._failing(*opened):
                 self._encoder.run_batch()
             opened = [job for job in opened if not self._pass_on(job)]
@@ -220,7 +224,7 @@ class BatchingRunner:
     def _wait_to_prepare(self) -> bool:
         """Wait for something to do; False once nothing will come."""
         with self._changed:
-            while not self._encoder.busy and not (self._queue and self._has_place()):
+            while not self._encoder.waiting and not (self._queue and self._has_place()):
                 if self._closing and not self._queue:
                     return False
                 self._changed.wait()

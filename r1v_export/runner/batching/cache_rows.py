@@ -103,13 +103,21 @@ class CacheRows:
             )
         return room
 
-    def acquire(self, tokens: TokenSequence, needed: int) -> CacheRow | None:
-        """A row with room for `needed` tokens, which may hold the beginning of `tokens`; None while there is none.
+    def has_room(self, needed: int) -> bool:
+        """Whether the budget allows one more row, with room for `needed` tokens.
 
-        Where no request has a row there is one, if `room_behind` allows that many tokens.
+        Where no request has a row it does, if `room_behind` allows that many tokens.
         """
-        if not self._resize(self._plan(needed, tokens)):
-            return None
+        return self._capacity_for(needed, new_rows=1) is not None
+
+    def acquire(self, tokens: TokenSequence, needed: int) -> CacheRow:
+        """A row with room for `needed` tokens, which may hold the beginning of `tokens`.
+
+        `has_room` says whether there is one.
+        """
+        capacity = self._capacity_for(needed, new_rows=1)
+        assert capacity is not None
+        self._resize(min(self._allowed(capacity), self._wanted_rows(tokens)), capacity)
         row = self._choose(tokens)
         row.needed = needed
         # At least one token must go through the decoder, for its logits.
@@ -121,10 +129,13 @@ class CacheRows:
 
         For the only request there is it always does, if `room_behind` allows that many tokens.
         """
-        if needed > row.needed:
-            if not self._resize(self._plan(needed, None)):
-                return False
-            row.needed = needed
+        if needed <= row.needed:
+            return True
+        capacity = self._capacity_for(needed, new_rows=0)
+        if capacity is None:
+            return False
+        self._resize(min(self._allowed(capacity), len(self._rows)), capacity)
+        row.needed = needed
         return True
 
     def reuse(self, row: CacheRow, tokens: TokenSequence) -> None:
@@ -172,21 +183,13 @@ class CacheRows:
         slots = self.budget_bytes // self._limits.slot_bytes
         return self.max_positions if slots >= self.max_positions else slots // CAPACITY_STEP * CAPACITY_STEP
 
-    def _plan(self, needed: int, tokens: TokenSequence | None) -> tuple[int, int] | None:
-        """Rows and capacity to have for one request that needs so many slots, with all others; None where the budget
-        is too small for that now.
-
-        Args:
-            tokens: of a request that has no row yet.
-        """
+    def _capacity_for(self, needed: int, new_rows: int) -> int | None:
+        """Capacity to have for a request that needs so many slots, with all others and so many new rows; None where the
+        budget is too small for that now."""
         owned = [row.needed for row in self._rows if row.owned]
-        rows = len(owned) + (tokens is not None)
         least = self._round(max([needed, *owned]))
-        as_is = [self.capacity] if needed <= self.capacity else [self._round(max(least, 2 * self.capacity))]
-        for capacity in (*as_is, least):
-            if (allowed := self._allowed(capacity)) >= rows:
-                return min(allowed, self._wanted_rows(tokens)), capacity
-        return None
+        as_is = self.capacity if needed <= self.capacity else self._round(max(least, 2 * self.capacity))
+        return next((each for each in (as_is, least) if self._allowed(each) >= len(owned) + new_rows), None)
 
     def _allowed(self, capacity: int) -> int:
         """Rows of that capacity, at most."""
@@ -201,30 +204,23 @@ class CacheRows:
         fixed = self._limits.capacity
         return plan_capacity(tokens, self.max_positions) if fixed is None else max(tokens, fixed)
 
-    def _wanted_rows(self, tokens: TokenSequence | None) -> int:
-        """Rows to have: for a new request one that it continues or an empty one, else twice as many."""
+    def _wanted_rows(self, tokens: TokenSequence) -> int:
+        """Rows to have for a new request: one that it continues or an empty one, else twice as many."""
         rows = len(self._rows)
         empty = any(not row.owned and len(row.tokens) == 0 for row in self._rows)
-        if tokens is None or empty or self._continued(tokens) is not None:
-            return rows
-        return max(1, 2 * rows)
+        return rows if empty or self._continued(tokens) is not None else max(1, 2 * rows)
 
-    def _resize(self, plan: tuple[int, int] | None) -> bool:
-        """Make the cache as planned; whether there is a plan."""
-        if plan is None:
-            return False
-        rows, capacity = plan
+    def _resize(self, rows: int, capacity: int) -> None:
         if self._cache is None:
             self._cache = KVCache(self.engine.decoder(rows, capacity))
         elif (rows, capacity) != (len(self._rows), self.capacity):
             self._evict(rows, capacity)
             self._cache.resize(rows, capacity)
         else:
-            return True
+            return
         self._rows += [CacheRow(index) for index in range(len(self._rows), rows)]
         message = "cache: %(rows)d rows of %(capacity)d tokens"
         log_event(_LOG, logging.DEBUG, message, rows=rows, capacity=capacity)
-        return True
 
     def _evict(self, rows: int, capacity: int) -> None:
         """Bring the rows that stay below `rows`, and what they hold below `capacity`."""

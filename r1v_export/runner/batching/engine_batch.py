@@ -159,15 +159,15 @@ class EngineBatch(Batch[RowState]):
         return [*self._holding, *self._preempted]
 
     def admit(self, prompt: EncodedPrompt, sampling: Sampling, stream: AnswerStream) -> RowState | None:
+        length = len(prompt.token_ids)
+        max_new_tokens = new_token_budget(length, sampling.max_new_tokens, self.rows.max_positions)
+        max_new_tokens = min(max_new_tokens, self.rows.room_behind(length))
+        needed = length + min(max_new_tokens, HEADROOM)
+        if self._preempted or not self.rows.has_room(needed):
+            return None
         tokens = TokenSequence.of(prompt, self.image_token_id)
-        max_new_tokens = new_token_budget(len(tokens), sampling.max_new_tokens, self.rows.max_positions)
-        max_new_tokens = min(max_new_tokens, self.rows.room_behind(len(tokens)))
         sampler = Sampler(sampling, prompt.token_ids, self.engine.sizes.vocab)
-        if self._preempted:
-            return None
-        row = self.rows.acquire(tokens, len(tokens) + min(max_new_tokens, HEADROOM))
-        if row is None:
-            return None
+        row = self.rows.acquire(tokens, needed)
         state = RowState(stream, prompt, tokens, row, sampler, max_new_tokens, self.end_tag)
         self._holding.append(state)
         return state
@@ -227,10 +227,10 @@ class EngineBatch(Batch[RowState]):
         """Give requests that gave up their rows others, as far as there are."""
         while self._preempted:
             state = self._preempted[0]
-            row = self.rows.acquire(state.tokens, min(len(state.tokens) + HEADROOM, state.most_tokens))
-            if row is None:
+            needed = min(len(state.tokens) + HEADROOM, state.most_tokens)
+            if not self.rows.has_room(needed):
                 return
-            state.row = row
+            state.row = self.rows.acquire(state.tokens, needed)
             self._holding.append(self._preempted.popleft())
 
     def _decode(self) -> Taken:

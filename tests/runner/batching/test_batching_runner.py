@@ -14,7 +14,7 @@ from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.options import BatchingOptions
 from r1v_export.runner.prompt_encoder import Request
 from r1v_export.runner.sampling import Sampling
-from tests.runner.test_engine_runner import REQUESTS
+from tests.runner.test_engine_runner import REQUESTS, image
 
 SHORT = Sampling(max_new_tokens=12)
 LONG = Sampling(max_new_tokens=400)
@@ -31,6 +31,20 @@ def test_submitted_requests_get_the_answers_they_get_alone(runner):
     with BatchingRunner(runner) as batching:
         submissions = [batching.submit(request, SHORT) for request in REQUESTS]
         assert [submission.result(60).token_ids for submission in submissions] == expected
+
+
+def test_tiles_of_concurrent_requests_go_through_the_vision_graph_together(runner, monkeypatch):
+    requests = [Request.ask("What is it?", image(28, 28, seed)) for seed in range(4)]
+    expected = [answer.token_ids for answer in runner.answers(requests, SHORT)]
+    submitted, vision = threading.Event(), runner.vision.vision
+    monkeypatch.setattr(runner.vision, "vision", lambda pixels: submitted.wait(60) and vision(pixels))
+    with BatchingRunner(runner) as batching:
+        submissions = [batching.submit(request, SHORT) for request in requests]
+        submitted.set()
+        assert [submission.result(60).token_ids for submission in submissions] == expected
+        runs = batching.stats().tiles_per_vision_batch
+    assert sum(tiles * count for tiles, count in runs.items()) == 4
+    assert sum(runs.values()) <= 2, "the first may have begun before the others came"
 
 
 def test_iterating_gives_the_events_that_add_up_to_the_answer(batching):

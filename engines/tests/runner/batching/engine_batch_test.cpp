@@ -28,15 +28,15 @@ Question endless(std::vector<int64_t> ids, int64_t max_new_tokens, std::vector<u
   return asked;
 }
 
-std::vector<int64_t> counting(int64_t from, int64_t count) {
+std::vector<int64_t> ids_from(int64_t from, int64_t count) {
   std::vector<int64_t> ids;
   for (int64_t i = 0; i < count; ++i) ids.push_back(from + i % 9);
   return ids;
 }
 
 // A question on its way through a batch.
-struct Request {
-  explicit Request(Question question) : question(std::move(question)), stream(stream_of(this->question)) {
+struct Asked {
+  explicit Asked(Question question) : question(std::move(question)), stream(stream_of(this->question)) {
     prompt = {this->question.ids, {}, 0};
     for (const uint8_t color : this->question.images) {
       ImageDigest digest{};
@@ -62,13 +62,12 @@ struct Request {
 };
 
 // Gives the events of a step to their requests.
-void step(EngineBatch* batch, const std::vector<Request*>& requests) {
+void step(EngineBatch* batch, const std::vector<Asked*>& requests) {
   for (const EngineBatch::Outcome& outcome : batch->step()) {
     const auto* event = std::get_if<AnswerEvent>(&outcome.result);
     ASSERT_NE(event, nullptr);
-    const auto request = std::find_if(requests.begin(), requests.end(), [&](const Request* each) {
-      return each->state == outcome.state && !each->answer;
-    });
+    const auto request = std::find_if(requests.begin(), requests.end(),
+                                      [&](const Asked* each) { return each->state == outcome.state && !each->answer; });
     ASSERT_NE(request, requests.end());
     (*request)->tokens.push_back(*event->token_id);
     (*request)->answer = event->answer;
@@ -76,7 +75,7 @@ void step(EngineBatch* batch, const std::vector<Request*>& requests) {
   }
 }
 
-void finish(EngineBatch* batch, const std::vector<Request*>& requests) {
+void finish(EngineBatch* batch, const std::vector<Asked*>& requests) {
   while (!batch->empty()) step(batch, requests);
 }
 
@@ -94,11 +93,11 @@ int64_t random_arrivals(unsigned seed) {
   if (below(8) == 0) engine.limits.movable = false;
   if (engine.limits.capacity && slots < kMaxPositions) engine.limits.capacity = std::nullopt;
   EngineBatch batch(engine, kMaxPositions, limits);
-  std::vector<std::unique_ptr<Request>> requests;
-  std::vector<Request*> all;
+  std::vector<std::unique_ptr<Asked>> requests;
+  std::vector<Asked*> all;
   int64_t bound = 0, longest = 0;
   for (int64_t count = 1 + below(12); count > 0; --count) {
-    requests.push_back(std::make_unique<Request>(random_question(&random, growing)));
+    requests.push_back(std::make_unique<Asked>(random_question(&random, growing)));
     all.push_back(requests.back().get());
     if (below(3) == 0) all.back()->leaves = below(40);
     const Question& asked = all.back()->question;
@@ -111,7 +110,7 @@ int64_t random_arrivals(unsigned seed) {
     if (arrived < all.size()) arrived += static_cast<size_t>(below(3));
     arrived = std::min(arrived, all.size());
     while (admitted < arrived && all[admitted]->admit(&batch)) ++admitted;
-    for (Request* request : all) {
+    for (Asked* request : all) {
       if (request->state == nullptr || request->leaves-- != 0) continue;
       batch.drop(request->state);
       request->state = nullptr;
@@ -126,7 +125,7 @@ int64_t random_arrivals(unsigned seed) {
       return 0;
     }
   }
-  for (const Request* request : all) {
+  for (const Asked* request : all) {
     std::vector<int64_t> expected = plain_answer(request->question);
     if (!request->answer) expected.resize(std::min(expected.size(), request->tokens.size()));
     EXPECT_EQ(request->tokens, expected) << "seed " << seed;
@@ -148,12 +147,12 @@ TEST(EngineBatch, EveryAnswerIsTheLoneOneAndEveryRowIsFreed) {
 TEST(EngineBatch, WhatAnAnswerMayComeToCostsNoOtherItsRow) {
   FakeEngine engine;
   EngineBatch batch(engine, kMaxPositions, options(4, 4 * 128));
-  std::vector<std::unique_ptr<Request>> requests;
+  std::vector<std::unique_ptr<Asked>> requests;
   for (int64_t i = 0; i < 4; ++i) {
-    requests.push_back(std::make_unique<Request>(endless(counting(1 + 10 * i % 30, 20), int64_t{1} << 60)));
+    requests.push_back(std::make_unique<Asked>(endless(ids_from(1 + 10 * i % 30, 20), int64_t{1} << 60)));
     ASSERT_TRUE(requests.back()->admit(&batch));
   }
-  std::vector<Request*> all;
+  std::vector<Asked*> all;
   for (const auto& request : requests) all.push_back(request.get());
   for (int i = 0; i < 10; ++i) step(&batch, all);
   EXPECT_EQ(batch.stats().preempted, 0);
@@ -163,9 +162,9 @@ TEST(EngineBatch, WhatAnAnswerMayComeToCostsNoOtherItsRow) {
 // The image is needed again, and what the answer has of image tokens are none of its.
 TEST(EngineBatch, ARequestThatGivesUpItsRowGoesOnAsIfItHadNot) {
   for (const bool keep : {false, true}) {
-    std::vector<int64_t> shown = counting(10, 20);
+    std::vector<int64_t> shown = ids_from(10, 20);
     shown.insert(shown.end(), {0, 0});
-    Question first = endless(counting(20, 40), 120), second = endless(shown, 120, {120});
+    Question first = endless(ids_from(20, 40), 120), second = endless(shown, 120, {120});
     for (Question* asked : {&first, &second}) {
       asked->sampling.temperature = 1.3;
       asked->sampling.seed = 11;
@@ -173,7 +172,7 @@ TEST(EngineBatch, ARequestThatGivesUpItsRowGoesOnAsIfItHadNot) {
     }
     FakeEngine engine;
     EngineBatch batch(engine, kMaxPositions, options(4, 2 * 128, keep));
-    Request old(first), young(second), late(question({1, 2, 3}, 5));
+    Asked old(first), young(second), late(question({1, 2, 3}, 5));
     ASSERT_TRUE(old.admit(&batch) && young.admit(&batch));
     for (int i = 0; i < 100; ++i) step(&batch, {&old, &young});
     EXPECT_EQ(batch.stats().preempted, 1);
@@ -193,10 +192,10 @@ TEST(EngineBatch, ARequestThatGivesUpItsRowGoesOnAsIfItHadNot) {
 TEST(EngineBatch, AnAnswerEndsWhereTheBudgetOfTheCacheDoes) {
   FakeEngine engine;
   EngineBatch batch(engine, kMaxPositions, options(2, 64));
-  Request request(endless(counting(1, 60), 120)), too_long(question(counting(1, 64), 5));
+  Asked request(endless(ids_from(1, 60), 120)), too_long(question(ids_from(1, 64), 5));
   ASSERT_TRUE(request.admit(&batch));
   finish(&batch, {&request});
-  EXPECT_EQ(request.tokens, plain_answer(endless(counting(1, 60), 4)));
+  EXPECT_EQ(request.tokens, plain_answer(endless(ids_from(1, 60), 4)));
   EXPECT_EQ(request.answer->finish_reason, FinishReason::kContext);
   EXPECT_THROW(too_long.admit(&batch), Error);
 }
@@ -204,7 +203,7 @@ TEST(EngineBatch, AnAnswerEndsWhereTheBudgetOfTheCacheDoes) {
 TEST(EngineBatch, PromptsTakeTurns) {
   FakeEngine engine;
   EngineBatch batch(engine, kMaxPositions, options(4, kAnyBytes, false, 8));
-  Request longer(question(counting(1, 40), 5)), shorter(question({1, 2, 3}, 5));
+  Asked longer(question(ids_from(1, 40), 5)), shorter(question({1, 2, 3}, 5));
   ASSERT_TRUE(longer.admit(&batch) && shorter.admit(&batch));
   for (int i = 0; i < 2; ++i) step(&batch, {&longer, &shorter});
   EXPECT_EQ(longer.tokens.size(), 0u);
@@ -214,7 +213,7 @@ TEST(EngineBatch, PromptsTakeTurns) {
 TEST(EngineBatch, AStepThatFailsIsAnErrorOfEveryRequestInItAndOfNoLaterOne) {
   FakeEngine engine;
   EngineBatch batch(engine, kMaxPositions, options(4, kAnyBytes));
-  Request first(question({1, 2, 3}, 5)), second(question({4, 5}, 5)), later(question({6, 7}, 5));
+  Asked first(question({1, 2, 3}, 5)), second(question({4, 5}, 5)), later(question({6, 7}, 5));
   ASSERT_TRUE(first.admit(&batch) && second.admit(&batch));
   step(&batch, {&first, &second});
   engine.failing = true;
