@@ -37,11 +37,17 @@ void add_sampling(CLI::App& command, SamplingArguments& sampling) {
 void add_run(CLI::App& command, RunArguments& run) {
   add_engine(command, run.engine);
   command.add_option("QUESTION", run.question, "What to ask; - is read from stdin.");
-  command.add_option("--image", run.images, "Image: file, or - for stdin; repeatable.")->allow_extra_args(false);
+  command.add_option("--image", run.images, "Image: file, - for stdin, or data URL; repeatable.")
+      ->allow_extra_args(false);
   command.add_flag("--no-think", run.no_think, "Answer without reasoning.");
   command.add_flag("--grounding", run.grounding, "Let <ref>, <box> and <quad> through in questions and answers.");
   command.add_flag("--answer-only", run.answer_only, "Do not print the reasoning.");
   command.add_flag("--chat", run.chat, "Hold a conversation; questions come line by line from stdin.");
+  command.add_option("--logprobs", run.sampling.logprobs,
+                     "With --format json: log probabilities, also of so many likeliest tokens.");
+  command.add_option("--format", run.format, "How to print the result: text or json.")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"text", "json"}));
   command.add_flag("--verify", run.engine.verify, "First check the bundle's hashes, as verify does.");
   add_sampling(command, run.sampling);
 }

@@ -18,7 +18,7 @@ struct EngineArguments {
 
 struct SamplingArguments {
   bool greedy = false;
-  std::optional<int64_t> max_new_tokens, max_reasoning_tokens, top_k;
+  std::optional<int64_t> max_new_tokens, max_reasoning_tokens, logprobs, top_k;
   std::optional<double> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
   uint64_t seed = 0;
   std::vector<std::string> stop;
@@ -31,6 +31,7 @@ struct RunArguments {
   std::vector<std::string> images;
   std::string question;
   bool no_think = false, grounding = false, answer_only = false, chat = false;
+  std::string format = "text";
 };
 
 struct BenchArguments {

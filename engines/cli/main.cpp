@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "cli/bench.h"
+#include "cli/json_answer.h"
 #include "cli/options.h"
 #include "cli/run.h"
 
@@ -21,11 +22,22 @@ void verify(const std::string& bundle) {
   std::printf("ok: %lld files, %.1f MB\n", static_cast<long long>(files), static_cast<double>(bytes) / 1e6);
 }
 
+// Shows an error, to people on stderr or as JSON on stdout, and returns its exit code.
+int report(const r1v::api::Error& error, bool json) {
+  if (json) {
+    std::printf("%s\n", json_text(error_json(error, exit_code(error.status))).c_str());
+  } else {
+    std::fprintf(stderr, "error: %s\n", error.message.c_str());
+  }
+  return exit_code(error.status);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   Arguments arguments;
   if (const std::optional<int> code = parse(argc, argv, &arguments)) return *code;
+  const bool json = arguments.command == Command::kRun && arguments.run.format == "json";
   try {
     switch (arguments.command) {
       case Command::kRun: run(arguments.run); break;
@@ -34,10 +46,8 @@ int main(int argc, char** argv) {
     }
     return 0;
   } catch (const Failure& failure) {
-    std::fprintf(stderr, "error: %s\n", failure.error.message.c_str());
-    return exit_code(failure.error.status);
+    return report(failure.error, json);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
-    return 1;
+    return report({R1V_INTERNAL_ERROR, error.what()}, json);
   }
 }

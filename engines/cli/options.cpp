@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <sstream>
 
+#include "cli/data_url.h"
+
 namespace r1v::cli {
 namespace {
 
@@ -68,6 +70,7 @@ r1v_sampling choose(const SamplingArguments& arguments, const api::Engine& engin
   replace(sampling.presence_penalty, arguments.presence_penalty);
   replace(sampling.frequency_penalty, arguments.frequency_penalty);
   replace(sampling.max_reasoning_tokens, arguments.max_reasoning_tokens);
+  replace(sampling.logprobs, arguments.logprobs);
   sampling.seed = arguments.seed;
   for (const std::string& each : arguments.stop) stops->push_back(each.c_str());
   sampling.stop = stops->data();
@@ -82,8 +85,10 @@ api::Image image_named(const std::string& name) {
   if (name == "-") {
     const std::string content = read_stdin(kMaxImageBytes, "The image");
     image.data.assign(content.begin(), content.end());
-  } else if (name.rfind("data:", 0) == 0 || name.find("://") != std::string::npos) {
-    fail_usage("This program reads images from files and standard input only: " + name.substr(0, 80));
+  } else if (is_data_url(name)) {
+    image.data = read_data_url(name, kMaxImageBytes);
+  } else if (name.find("://") != std::string::npos) {
+    fail_usage("This program does not fetch images: " + name.substr(0, 80));
   } else {
     image.path = name;
   }

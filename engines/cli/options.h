@@ -27,7 +27,7 @@ api::Engine open(const EngineArguments& arguments);
 // The checkpoint's sampling, and options in its place; says on stderr what is in use. `stops` holds its stop strings.
 r1v_sampling choose(const SamplingArguments& arguments, const api::Engine& engine, std::vector<const char*>* stops);
 
-// An image by its name: a path, or - for standard input.
+// An image by its name: a path, - for standard input, or a data URL.
 api::Image image_named(const std::string& name);
 
 // Standard input, at most `limit` bytes.

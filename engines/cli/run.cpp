@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <iostream>
 
+#include "cli/json_answer.h"
 #include "cli/options.h"
 #include "cli/show.h"
 
@@ -37,12 +38,25 @@ void require_stdin_once(const RunArguments& arguments) {
     fail_usage("A conversation takes its questions from stdin: omit QUESTION.");
 }
 
+void print_json(const api::Answer& answer, const r1v_sampling& sampling, const RunArguments& arguments) {
+  OrderedJson document = answer_json(answer, sampling);
+  if (arguments.answer_only) document.erase("reasoning");
+  std::cout << json_text(document, arguments.chat) << std::endl;
+}
+
 // Asks the last turn, and adds the answer to the turns.
-void ask(api::Engine& engine, std::vector<api::Turn>* turns, const api::RequestOptions& options, bool answer_only) {
-  Show show(answer_only);
-  const api::Answer answer =
-      value_of(engine.answer(*turns, options, [&](const api::Event& event) { show.event(event); }));
-  show.end(answer);
+void ask(api::Engine& engine, std::vector<api::Turn>* turns, const api::RequestOptions& options,
+         const RunArguments& arguments) {
+  const bool streamed = arguments.format == "text";
+  Show show(arguments.answer_only);
+  const api::Answer answer = value_of(engine.answer(*turns, options, [&](const api::Event& event) {
+    if (streamed) show.event(event);
+  }));
+  if (streamed) {
+    show.end(answer);
+  } else {
+    print_json(answer, *options.sampling, arguments);
+  }
   turns->push_back({"assistant", answer.text, {}});
 }
 
@@ -75,7 +89,7 @@ void chat(api::Engine& engine, const api::RequestOptions& options, const RunArgu
         continue;
       }
       turns.push_back({"user", line, images});
-      ask(engine, &turns, options, arguments.answer_only);
+      ask(engine, &turns, options, arguments);
       images.clear();
     } catch (const Failure& failure) {
       if (!interactive) throw;
@@ -89,6 +103,8 @@ void chat(api::Engine& engine, const api::RequestOptions& options, const RunArgu
 
 void run(const RunArguments& arguments) {
   require_stdin_once(arguments);
+  if (arguments.sampling.logprobs && arguments.format != "json")
+    fail_usage("Log probabilities are printed in JSON only: add --format json.");
   const std::string question = arguments.chat ? "" : question_of(arguments);
   api::Engine engine = open(arguments.engine);
   std::vector<const char*> stops;
@@ -103,7 +119,7 @@ void run(const RunArguments& arguments) {
     return;
   }
   std::vector<api::Turn> turns = {{"user", question, std::move(images)}};
-  ask(engine, &turns, options, arguments.answer_only);
+  ask(engine, &turns, options, arguments);
 }
 
 }  // namespace r1v::cli

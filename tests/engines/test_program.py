@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import quote_from_bytes
 
 import pytest
 from click.testing import CliRunner
@@ -72,6 +76,92 @@ def test_stdin_is_an_image_or_a_question(r1v, nano_bundle):
     asked = r1v("run", nano_bundle, "--image", COUNT, "-", stdin="How many objects do you see?\n")
     assert asked.stdout == python_output("run", nano_bundle, "--image", COUNT, "How many objects do you see?")
     assert r1v("run", nano_bundle, "--image", "-", "-").returncode == 2
+
+
+def without_times(printed):
+    return re.sub(r'("\w+_ms": )[\d.]+', r"\1TIME", printed)
+
+
+def test_json_is_that_of_python_byte_for_byte_but_for_times(r1v, nano_bundle):
+    asked = [
+        ["--image", COUNT, "How many objects do you see?"],
+        ["--image", COUNT, "--answer-only", "--no-think", "Describe in ünïcödé \U0001f600."],
+        [
+            "--temperature",
+            "0.7",
+            "--seed",
+            "9",
+            "--min-p",
+            "1e-05",
+            "--max-new-tokens",
+            "20",
+            "--stop",
+            'a"b\\\t',
+            "Hi",
+        ],
+    ]
+    for arguments in asked:
+        ran = r1v("run", nano_bundle, "--format", "json", *arguments)
+        assert ran.returncode == 0, ran.stderr
+        assert without_times(ran.stdout) == without_times(
+            python_output("run", nano_bundle, "--format", "json", *arguments)
+        )
+    lines = "How many objects are there?\nThank you.\n"
+    arguments = [str(word) for word in ("run", nano_bundle, "--chat", "--format", "json", "--image", COUNT)]
+    expected = CliRunner().invoke(cli, arguments, input=lines, catch_exceptions=False)
+    assert without_times(r1v(*arguments, stdin=lines).stdout) == without_times(expected.stdout)
+
+
+def test_log_probabilities_are_printed_in_json(r1v, nano_bundle):
+    asked = (
+        "run",
+        nano_bundle,
+        "--format",
+        "json",
+        "--image",
+        COUNT,
+        "--logprobs",
+        "3",
+        "How many objects do you see?",
+    )
+    found, expected = json.loads(r1v(*asked).stdout), json.loads(python_output(*asked))
+    found_tokens, tokens = found.pop("logprobs"), expected.pop("logprobs")
+    assert found | {"timings": None} == expected | {"timings": None}
+    assert len(found_tokens) == len(tokens) == len(found["token_ids"])
+    for (logprob, top), (expected_logprob, expected_top) in zip(found_tokens, tokens, strict=True):
+        assert [id_ for id_, _ in top] == [id_ for id_, _ in expected_top]
+        assert [logprob, *(each for _, each in top)] == pytest.approx(
+            [expected_logprob, *(each for _, each in expected_top)], abs=1e-5
+        )
+    assert r1v("run", nano_bundle, "--logprobs", "3", "Hi").returncode == 2
+
+
+def test_an_error_is_json_where_json_is_asked_for(r1v, tiny_bundle, tmp_path):
+    ran = r1v("run", tiny_bundle, "--format", "json", "--image", tmp_path / "missing.png", "Hello")
+    printed = json.loads(ran.stdout)
+    assert (ran.returncode, ran.stderr.partition("\n")[2]) == (1, "")
+    result = CliRunner().invoke(cli, ["run", str(tiny_bundle), "--image", str(tmp_path / "missing.png"), "Hello"])
+    assert set(printed) == set(result.exception.as_dict())
+    assert (printed["error"], printed["exit_code"]) == ("InputError", 1)
+    assert str(tmp_path / "missing.png") in printed["where"]
+
+
+@pytest.mark.parametrize("head", ["data:image/png;base64,", "DATA:;BASE64,", "data:image/png,"])
+def test_an_image_is_a_data_url(r1v, nano_bundle, head):
+    content = COUNT.read_bytes()
+    encoded = base64.b64encode(content).decode() if "base64" in head.lower() else quote_from_bytes(content)
+    asked = ("--max-new-tokens", "9", "How many objects do you see?")
+    ran = r1v("run", nano_bundle, "--image", head + encoded, *asked)
+    assert ran.stdout == python_output("run", nano_bundle, "--image", COUNT, *asked), ran.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["data:image/png;base64", "data:;base64,iVBO*", "data:;base64,iVBOR", "data:;base64,a===", "data:,"]
+)
+def test_a_malformed_data_url_is_an_error_as_in_python(r1v, tiny_bundle, url):
+    ran = r1v("run", tiny_bundle, "--image", url, "Hello")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert CliRunner().invoke(cli, ["run", str(tiny_bundle), "--image", url, "Hello"]).exit_code == 1
 
 
 def test_a_bundle_is_verified(r1v, tiny_bundle):

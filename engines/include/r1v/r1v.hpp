@@ -56,6 +56,12 @@ struct TokenLogprobs {
   std::vector<std::pair<int64_t, double>> top;
 };
 
+// Wall-clock time of a request by stage.
+struct Timings {
+  double queue_ms = 0, preprocess_ms = 0, vision_ms = 0, projector_ms = 0, embed_ms = 0, prefill_ms = 0, decode_ms = 0;
+  int64_t decode_steps = 0;
+};
+
 struct Answer {
   std::string reasoning, text;
   bool reasoning_complete = false;
@@ -65,6 +71,7 @@ struct Answer {
   int64_t reused_tokens = 0;            // of the prompt, taken from the cache of another request
   int64_t reasoning_tokens = 0;         // of `token_ids`, those that made the reasoning and its end tag
   std::vector<TokenLogprobs> logprobs;  // of each token, where the sampling asks for them
+  Timings timings;
 };
 
 // Texts that became certain with a token; they live until the next one.
@@ -124,16 +131,18 @@ class Request {
   Result<Answer> answer() {
     Result<r1v_answer> answer = measured();
     if (!answer) return answer.error();
-    return Answer{answer->reasoning,
-                  answer->text,
-                  answer->reasoning_complete != 0,
-                  answer->finish_reason,
-                  {answer->token_ids, answer->token_ids + answer->token_count},
-                  answer->prompt_tokens,
-                  answer->reused_tokens,
-                  answer->reasoning_tokens,
-                  token_logprobs(answer->logprobs, answer->top_ids, answer->top_logprobs, answer->top_count,
-                                 answer->token_count)};
+    return Answer{
+        answer->reasoning,
+        answer->text,
+        answer->reasoning_complete != 0,
+        answer->finish_reason,
+        {answer->token_ids, answer->token_ids + answer->token_count},
+        answer->prompt_tokens,
+        answer->reused_tokens,
+        answer->reasoning_tokens,
+        token_logprobs(answer->logprobs, answer->top_ids, answer->top_logprobs, answer->top_count, answer->token_count),
+        {answer->queue_ms, answer->preprocess_ms, answer->vision_ms, answer->projector_ms, answer->embed_ms,
+         answer->prefill_ms, answer->decode_ms, answer->decode_steps}};
   }
 
  private:
@@ -206,12 +215,13 @@ class Engine {
   explicit Engine(r1v_engine* engine) : engine_(engine, r1v_engine_free) {}
 
   static std::vector<r1v_image> c_images(const std::vector<Image>& images) {
+    static const uint8_t nothing = 0;  // An image without bytes is not an image that is missing.
     std::vector<r1v_image> list;
     for (const Image& image : images) {
       r1v_image each;
       r1v_image_init(&each, sizeof each);
       each.path = image.path.empty() ? nullptr : image.path.c_str();
-      each.data = image.data.data();
+      each.data = image.data.empty() ? &nothing : image.data.data();
       each.size = image.data.size();
       each.width = image.width;
       each.height = image.height;
