@@ -37,7 +37,7 @@ def measure(layers: int, work: Path) -> dict[str, Any]:
     checkpoint, bundle = work / f"checkpoint-{layers}", work / f"bundle-{layers}"
     for folder in (checkpoint, bundle):
         shutil.rmtree(folder, ignore_errors=True)
-    synthesize(checkpoint, preset="r1v3-38b", vision_layers=layers, language_layers=layers, sparse=True)
+    synthesize(checkpoint, preset="r1v3-38b", vision_layers=layers, language_layers=layers, weights="empty")
     try:
         started = time.monotonic()
         arguments = ["build", str(checkpoint), "-o", str(bundle), "--precision", "fp16", "--no-parity"]

@@ -66,7 +66,7 @@ def make_checkpoint(
         vision_layers=vision_layers or layers,
         language_layers=layers,
         overrides={"force_image_size": TILE, "vision_config.image_size": TILE, **(overrides or {})},
-        sparse=True,
+        weights="empty",
         shards=1,
     )
     noise = torch.randn(8 << 20, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()

@@ -44,7 +44,9 @@ SCHEMES = {
 def spec_38b(layers: int, vocabulary: int | None = None) -> ModelSpec:
     """Skywork-R1V3-38B with few layers, and where given a smaller vocabulary: the layers are what is measured."""
     with tempfile.TemporaryDirectory() as folder:
-        sparse = synthesize(Path(folder), preset="r1v3-38b", vision_layers=layers, language_layers=layers, sparse=True)
+        sparse = synthesize(
+            Path(folder), preset="r1v3-38b", vision_layers=layers, language_layers=layers, weights="empty"
+        )
         spec = Checkpoint.open(str(sparse)).spec
     if vocabulary is None:
         return spec

@@ -11,9 +11,10 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -22,6 +23,8 @@ from r1v_export.checkpoint.hub_files import CONFIG, write_configuration_code
 from r1v_export.checkpoint.names import expected_tensors, stored_names
 from r1v_export.checkpoint.presets import PRESETS
 from r1v_export.checkpoint.synth_files import write_auxiliary_files, write_native_files
+from r1v_export.checkpoint.tensor_file import StoredTensor
+from r1v_export.checkpoint.tensor_store import open_tensors
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.files import fill_folder
@@ -31,6 +34,11 @@ from r1v_export.progress import ProgressCallback, ignore_progress
 _CHUNK = 1 << 24  # elements made at a time
 _STD = 0.02
 _LAYER_SCALE = 0.1
+_SPARSE_BLOCK, _SPARSE_RUN = 1 << 20, 1 << 17
+"""Of so many elements of a sparse matrix so many are filled; the rest is a hole. Smaller runs, such as a few values in
+every row, take as much of the disk, and minutes to delete: a file system keeps an extent for each."""
+
+Weights: TypeAlias = Literal["random", "sparse", "empty"]
 
 
 def synthesize(
@@ -43,7 +51,7 @@ def synthesize(
     layout: Layout = "internvl_chat",
     dtype: DType = "bfloat16",
     shards: int | None = None,
-    sparse: bool = False,
+    weights: Weights = "random",
     seed: int = 0,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Path:
@@ -59,7 +67,9 @@ def synthesize(
         layout: weight names and configuration of `internvl_chat` or of transformers' native `internvl`.
         dtype: of every tensor.
         shards: number of weight files; by default files of about 5 GB.
-        sparse: files of the true size whose data are holes: all weights zero, no disk taken.
+        weights: "random" for all; "sparse" for an eighth of every matrix, in runs with holes between, so that it can be
+            calibrated and takes an eighth of the disk; "empty" for nothing but holes: zeros, no disk taken.
+            Files have their true size always.
         seed: another seed, other weights.
         on_progress: called with the bytes written so far and in all.
 
@@ -79,12 +89,19 @@ def synthesize(
         configuration = _write_and_read(unfinished, config, preset, layout)
         spec, unused_layers = configuration.spec, configuration.unused_vision_layers
         all_layers = spec.vision.model_copy(update={"num_layers": spec.vision.num_layers + len(unused_layers)})
-        tensors = _new_tensors(spec.model_copy(update={"vision": all_layers}), getattr(torch, dtype), seed)
+        parts = _parts(spec.model_copy(update={"vision": all_layers}))
+        tensors = [part.new_tensor(getattr(torch, dtype), seed) for part in parts]
         total = sum(tensor.nbytes for tensor in tensors)
-        if not sparse:
-            _check_disk(folder, total)
-        for done in write_tensors(unfinished, tensors, shards=shards, sparse=sparse):
-            on_progress(done, total)
+        if weights != "empty":
+            _check_disk(folder, total if weights == "random" else total * _SPARSE_RUN // _SPARSE_BLOCK)
+        for done in write_tensors(unfinished, tensors, shards=shards, sparse=weights != "random"):
+            if weights == "random":
+                on_progress(done, total)
+        if weights == "sparse":
+            stored, done = open_tensors(unfinished), 0
+            for part in parts:
+                part.fill_sparsely(stored[part.name], seed)
+                on_progress(done := done + stored[part.name].nbytes, total)
     return folder
 
 
@@ -134,31 +151,62 @@ def _check_disk(folder: Path, total: int) -> None:
         )
 
 
-def _new_tensors(spec: ModelSpec, dtype: torch.dtype, seed: int) -> list[NewTensor]:
-    tensors: dict[str, NewTensor] = {}
+@dataclass(frozen=True)
+class _Part:
+    """Some rows of a canonical tensor, which are stored as one tensor: of q, k and v joined, each is one."""
+
+    name: str
+    canonical: str
+    shape: tuple[int, ...]
+    """Of the canonical tensor."""
+    rows: range
+
+    @property
+    def span(self) -> range:
+        """Its elements within the canonical tensor."""
+        columns = math.prod(self.shape[1:])
+        return range(self.rows.start * columns, self.rows.stop * columns)
+
+    def new_tensor(self, dtype: torch.dtype, seed: int) -> NewTensor:
+        chunks = partial(_random_chunks, self.canonical, math.prod(self.shape), self.span, seed)
+        return NewTensor(self.name, dtype, (len(self.rows), *self.shape[1:]), chunks)
+
+    def fill_sparsely(self, stored: StoredTensor, seed: int) -> None:
+        """Write into the holes of a file: all of a vector, the runs of a matrix."""
+        span, elements = self.span, math.prod(self.shape)
+        block, run = (_SPARSE_BLOCK, _SPARSE_RUN) if len(self.shape) > 1 else (_CHUNK, _CHUNK)
+        with stored.file.open("r+b") as file:
+            for start in range(span.start - span.start % block, span.stop, block):
+                wanted = slice(max(span.start - start, 0), span.stop - start)
+                values = _random(self.canonical, start, min(run, elements - start), seed)[wanted].to(stored.dtype)
+                file.seek(stored.offset + max(start - span.start, 0) * stored.dtype.itemsize)
+                file.write(values.view(torch.uint8).numpy().data)
+
+
+def _parts(spec: ModelSpec) -> list[_Part]:
+    parts: dict[str, _Part] = {}
     for canonical, shape in expected_tensors(spec).items():
         names = stored_names(canonical, spec)
-        part_shape = (shape[0] // len(names), *shape[1:])
-        elements, part_elements = math.prod(shape), math.prod(part_shape)
-        for part, name in enumerate(names):
-            begin = part * part_elements
-            chunks = partial(_random_chunks, canonical, elements, begin, begin + part_elements, seed)
-            tensors.setdefault(name, NewTensor(name, dtype, part_shape, chunks))
-    return list(tensors.values())
+        count = shape[0] // len(names)
+        for index, name in enumerate(names):
+            parts.setdefault(name, _Part(name, canonical, shape, range(index * count, (index + 1) * count)))
+    return list(parts.values())
 
 
-def _random_chunks(canonical: str, elements: int, begin: int, end: int, seed: int) -> Iterator[torch.Tensor]:
-    """Elements `begin` to `end` of the canonical tensor, flat, float32.
-
-    Every chunk has a generator of its own, so that parts of a tensor (q, k, v) can be made without the rest.
-    """
-    center, std = _distribution(canonical)
-    for start in range(begin - begin % _CHUNK, end, _CHUNK):
-        digest = hashlib.sha256(f"{seed}:{canonical}:{start}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        wanted = slice(max(begin - start, 0), end - start)
+def _random_chunks(canonical: str, elements: int, span: range, seed: int) -> Iterator[torch.Tensor]:
+    """The elements `span` of the canonical tensor, flat, float32."""
+    for start in range(span.start - span.start % _CHUNK, span.stop, _CHUNK):
+        wanted = slice(max(span.start - start, 0), span.stop - start)
         # In no variable: it would be held while the next chunk is made.
-        yield torch.randn(min(_CHUNK, elements - start), generator=generator).mul_(std).add_(center)[wanted]
+        yield _random(canonical, start, min(_CHUNK, elements - start), seed)[wanted]
+
+
+def _random(canonical: str, start: int, count: int, seed: int) -> torch.Tensor:
+    """`count` elements from `start` on, with a generator of their own: parts (q, k, v) are made without the rest."""
+    center, std = _distribution(canonical)
+    digest = hashlib.sha256(f"{seed}:{canonical}:{start}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.randn(count, generator=generator).mul_(std).add_(center)
 
 
 def _distribution(canonical: str) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -37,10 +37,15 @@ from r1v_export.cli.output import common_options, print_json
     help="Of every tensor.",
 )
 @click.option("--shards", type=click.IntRange(min=1), help="Number of weight files. [default: one per 5 GB]")
-@click.option("--sparse", is_flag=True, help="True file sizes, all weights zero, no disk taken.")
+@click.option(
+    "--sparse", "weights", flag_value="sparse", help="True file sizes; an eighth of every matrix, holes between."
+)
+@click.option("--empty", "weights", flag_value="empty", help="True file sizes; all weights zero, no disk taken.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other weights.")
 @common_options
-def command(folder: Path, settings: tuple[str, ...], format_: str, **options: Any) -> None:
+def command(
+    folder: Path, settings: tuple[str, ...], weights: Literal["sparse", "empty"] | None, format_: str, **options: Any
+) -> None:
     """Write a random checkpoint into FOLDER."""
     from r1v_export.checkpoint.synth import synthesize
     from r1v_export.files import explain_full_disk
@@ -48,13 +53,19 @@ def command(folder: Path, settings: tuple[str, ...], format_: str, **options: An
 
     with Progress(1, quiet=format_ == "json").stage("weights") as task:
         with explain_full_disk(folder):
-            synthesize(folder, overrides=dict(map(_parse, settings)), on_progress=task.report, **options)
+            synthesize(
+                folder,
+                overrides=dict(map(_parse, settings)),
+                weights=weights or "random",
+                on_progress=task.report,
+                **options,
+            )
         size_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         task.outcome = size(size_bytes)
     if format_ == "json":
         print_json({"checkpoint": str(folder), "size_bytes": size_bytes})
     else:
-        click.echo(f"{folder}: {size(size_bytes)} of random weights")
+        click.echo(f"{folder}: {size(size_bytes)} of {weights or 'random'} weights")
 
 
 def _parse(setting: str) -> tuple[str, Any]:

@@ -173,7 +173,8 @@ def test_reading_holds_no_more_than_a_few_of_the_largest_tensors(tiny, tmp_path)
     width = {"vision_config.hidden_size": 1024, "vision_config.intermediate_size": 4096, "llm_config.hidden_size": 1024}
     sizes = {"preset": "nano", "vision_layers": 8, "language_layers": 8, "overrides": width}
     folders = [
-        synthesize(tmp_path / layout, **sizes, layout=layout, sparse=True) for layout in ("internvl_chat", "internvl")
+        synthesize(tmp_path / layout, **sizes, layout=layout, weights="empty")
+        for layout in ("internvl_chat", "internvl")
     ]
     command = [sys.executable, "-c", MEASURE, tiny, *folders]
     peak = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -182,7 +183,7 @@ def test_reading_holds_no_more_than_a_few_of_the_largest_tensors(tiny, tmp_path)
 
 
 def test_a_full_38b_checkpoint_opens_without_reading_it(tmp_path):
-    checkpoint = Checkpoint.open(synthesize(tmp_path, preset="r1v3-38b", sparse=True))
+    checkpoint = Checkpoint.open(synthesize(tmp_path, preset="r1v3-38b", weights="empty"))
     assert sum(info.nbytes for info in checkpoint.tensors.values()) > 76e9
     assert sum(path.stat().st_blocks for path in checkpoint.files()) * 512 < 4e6
     assert checkpoint.read("language_model.model.norm.weight").shape == (5120,)

@@ -27,7 +27,7 @@ def spec_of(folder):
 
 def test_the_38b_spec_is_read(tmp_path):
     """Values of model_family.md, sections 2 and 3."""
-    spec = spec_of(synthesize(tmp_path, preset="r1v3-38b", sparse=True))
+    spec = spec_of(synthesize(tmp_path, preset="r1v3-38b", weights="empty"))
     vision, language = spec.vision, spec.language
     assert (vision.hidden_size, vision.num_heads, vision.head_dim, vision.num_layers) == (3200, 25, 128, 45)
     assert (vision.intermediate_size, vision.patch_size, vision.image_size) == (12800, 14, 448)

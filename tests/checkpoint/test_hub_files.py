@@ -74,7 +74,7 @@ def test_the_shipped_code_is_the_file_that_every_checkpoint_gets():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_an_auto_map_names_a_file_that_is_there_and_leaves_the_template_as_it_was(tmp_path: Path, preset: str):
-    folder = synthesize(tmp_path, preset=preset, vision_layers=1, language_layers=1, sparse=True)
+    folder = synthesize(tmp_path, preset=preset, vision_layers=1, language_layers=1, weights="empty")
     config = json.loads((folder / "config.json").read_text())
     module, name = config["auto_map"]["AutoConfig"].split(".")
     assert f"class {name}(" in (folder / f"{module}.py").read_text()
@@ -84,7 +84,7 @@ def test_an_auto_map_names_a_file_that_is_there_and_leaves_the_template_as_it_wa
 
 
 def test_the_native_layout_needs_no_code(tmp_path: Path):
-    folder = synthesize(tmp_path, preset="nano", layout="internvl", sparse=True)
+    folder = synthesize(tmp_path, preset="nano", layout="internvl", weights="empty")
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
     assert not list(folder.glob("*.py"))
 

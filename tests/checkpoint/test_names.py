@@ -15,7 +15,7 @@ from r1v_export.reference.model import Model
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("presets")
-    return {name: Checkpoint.open(synthesize(folder / name, preset=name, sparse=True)).spec for name in PRESETS}
+    return {name: Checkpoint.open(synthesize(folder / name, preset=name, weights="empty")).spec for name in PRESETS}
 
 
 def variants(spec):

@@ -34,7 +34,7 @@ def weights(folder):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("layout", ["internvl_chat", "internvl"])
 def test_every_preset_is_a_valid_checkpoint_at_its_full_size(tmp_path, preset, layout):
-    checkpoint = Checkpoint.open(synthesize(tmp_path, preset=preset, layout=layout, sparse=True))
+    checkpoint = Checkpoint.open(synthesize(tmp_path, preset=preset, layout=layout, weights="empty"))
     config = PRESETS[preset].config()
     assert checkpoint.spec.vision.num_layers == config["vision_config"]["num_hidden_layers"]
     assert checkpoint.spec.language.num_layers == config["llm_config"]["num_hidden_layers"]
@@ -53,12 +53,14 @@ def test_every_preset_is_a_valid_checkpoint_at_its_full_size(tmp_path, preset, l
     ],
 )
 def test_each_family_version_gets_its_own_prompt(tmp_path, preset, template):
-    folder = synthesize(tmp_path, preset=preset, vision_layers=1, language_layers=1, sparse=True)
+    folder = synthesize(tmp_path, preset=preset, vision_layers=1, language_layers=1, weights="empty")
     assert Checkpoint.open(folder).spec.template == template
 
 
 def test_layers_and_widths_can_be_chosen(tmp_path):
-    folder = synthesize(tmp_path, preset="r1v3-38b", vision_layers=2, language_layers=3, overrides=TINY, sparse=True)
+    folder = synthesize(
+        tmp_path, preset="r1v3-38b", vision_layers=2, language_layers=3, overrides=TINY, weights="empty"
+    )
     spec = Checkpoint.open(folder).spec
     assert (spec.vision.num_layers, spec.language.num_layers, spec.language.hidden_size) == (2, 3, 64)
 
@@ -109,19 +111,43 @@ def test_the_safetensors_library_reads_the_shards(sharded):
                     assert torch.equal(file.get_tensor(name), checkpoint.read(name))
 
 
-def test_a_sparse_checkpoint_has_its_true_size_takes_no_disk_and_reads_as_zeros(tmp_path):
+def test_an_empty_checkpoint_has_its_true_size_takes_no_disk_and_reads_as_zeros(tmp_path):
     synthesize(tmp_path / "full", preset="nano", shards=2)
-    synthesize(tmp_path / "sparse", preset="nano", shards=2, sparse=True)
+    synthesize(tmp_path / "empty", preset="nano", shards=2, weights="empty")
     for full in (tmp_path / "full").glob("*.safetensors"):
-        holes = (tmp_path / "sparse" / full.name).stat()
+        holes = (tmp_path / "empty" / full.name).stat()
         assert holes.st_size == full.stat().st_size
         assert holes.st_blocks * 512 < 100_000
-    assert not any(tensor.any() for tensor in weights(tmp_path / "sparse").values())
+    assert not any(tensor.any() for tensor in weights(tmp_path / "empty").values())
+
+
+def test_a_sparse_checkpoint_has_its_true_size_values_in_every_tensor_and_takes_an_eighth_of_the_disk(tmp_path):
+    wide = {"llm_config.hidden_size": 8192, "llm_config.intermediate_size": 16384, "llm_config.vocab_size": 8192}
+    synthesize(tmp_path, preset="nano", vision_layers=1, language_layers=1, overrides=wide, weights="sparse")
+    file = (tmp_path / "model.safetensors").stat()
+    assert file.st_blocks * 512 < file.st_size / 7
+    for name, tensor in weights(tmp_path).items():
+        values, filled = tensor.flatten(), min(tensor.numel(), 1 << 17) if tensor.ndim > 1 else tensor.numel()
+        assert values[:filled].count_nonzero() > 0.99 * filled, name
+        assert not values[filled : 1 << 20].any()
+
+
+def test_layout_and_shards_do_not_change_sparse_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(synth, "_SPARSE_BLOCK", 1000)  # so that q, k and v begin and end inside blocks
+    monkeypatch.setattr(synth, "_SPARSE_RUN", 300)
+    variants = [{}, {"shards": 3}, {"layout": "internvl"}]
+    a, b, c = (
+        weights(synthesize(tmp_path / str(i), preset="nano", overrides=TINY, weights="sparse", **variant))
+        for i, variant in enumerate(variants)
+    )
+    for other in (b, c):
+        assert other.keys() == a.keys()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in a.items())
 
 
 @pytest.mark.parametrize("preset", ["r1v1-38b", "r1v2-38b", "r1v3-38b"])
 def test_the_tokenizer_has_the_official_ids_and_keeps_any_text(tmp_path, preset):
-    synthesize(tmp_path, preset=preset, vision_layers=1, language_layers=1, sparse=True)
+    synthesize(tmp_path, preset=preset, vision_layers=1, language_layers=1, weights="empty")
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for token, token_id in PRESETS[preset].tokens.items():
         assert tokenizer.encode(token).ids == [token_id]

@@ -47,7 +47,8 @@ OPTIONS = {
     "recipes show": "RECIPE",
     "doctor": "",
     "merge-lora": "MODEL --output --adapter",
-    "synth": "FOLDER --preset --vision-layers --language-layers --set --layout --dtype --shards --sparse --seed",
+    "synth": "FOLDER --preset --vision-layers --language-layers --set --layout --dtype --shards --sparse --empty"
+    " --seed",
 }
 """Every argument and option, frozen: a change here is a change that users see, and goes into the changelog."""
 

@@ -37,7 +37,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory) -> dict[str, ModelSpec]:
     """The shipped model's, and the full 38B's: opened from a checkpoint of the true size whose weights are holes."""
-    sparse = synthesize(tmp_path_factory.mktemp("38b"), preset="r1v3-38b", sparse=True)
+    sparse = synthesize(tmp_path_factory.mktemp("38b"), preset="r1v3-38b", weights="empty")
     return {"r1v-nano": Checkpoint.open(None).spec, "r1v3-38b": Checkpoint.open(sparse).spec}
 
 

@@ -136,7 +136,7 @@ def _with(config: Config, quantization: object) -> Config:
 
 def test_r1v_s_image_takes_up_to_3328_rows_of_the_table(tmp_path):
     spec = Checkpoint.open(
-        synthesize(tmp_path / "38b", preset="r1v3-38b", vision_layers=1, language_layers=1, sparse=True)
+        synthesize(tmp_path / "38b", preset="r1v3-38b", vision_layers=1, language_layers=1, weights="empty")
     ).spec
 
     sizes = engine_sizes(TensorRTLLMConfig(max_batch_size=8), spec)
