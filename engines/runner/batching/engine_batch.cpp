@@ -88,7 +88,8 @@ EngineBatch::EngineBatch(Engine& engine, int64_t max_positions, const BatchingOp
     : engine_(engine),
       max_positions_(max_positions),
       prefill_chunk_(options.prefill_chunk),
-      rows_(engine, {max_positions, options.max_rows, options.cache_bytes, options.keep_prefixes}) {}
+      rows_(engine, {max_positions, options.max_rows, options.cache_bytes, options.keep_prefixes}),
+      prefill_room_(options.prefill_chunk) {}
 
 RowState* EngineBatch::admit(const EncodedPrompt& prompt, const Sampling& sampling, AnswerStream* stream,
                              Timings* timings) {
@@ -111,8 +112,11 @@ std::vector<EngineBatch::Outcome> EngineBatch::step() {
     const Measure measure(&step_ms);
     make_room();
     resume();
-    decode(&taken);
-    prefill(&taken);
+    if (RowState* state = next_to_prefill()) {
+      prefill(state, &taken);
+    } else {
+      decode(&taken);
+    }
   }
   for (RowState* state : running()) state->add_time(step_ms);
   std::vector<Outcome> outcomes;
@@ -200,6 +204,7 @@ void EngineBatch::decode(std::vector<Taken>* taken) {
   if (states.empty()) return;
   std::sort(states.begin(), states.end(),
             [](const RowState* a, const RowState* b) { return a->row_->index < b->row_->index; });
+  prefill_room_ = prefill_chunk_;
   const auto count = static_cast<int64_t>(states.size());
   ++counted_.decode_steps;
   counted_.decoded_rows += count;
@@ -221,41 +226,45 @@ void EngineBatch::decode(std::vector<Taken>* taken) {
   }
 }
 
-void EngineBatch::prefill(std::vector<Taken>* taken) {
-  int64_t room = prefill_chunk_;
-  while (RowState* state = next_to_prefill()) {
-    rows_.reuse(state->row_, state->tokens_);
-    const int64_t start = state->row_->tokens.size();
-    const int64_t stop = std::min(start + prefill_chunk_, state->tokens_.size());
-    if (stop - start > room) return;
-    room -= stop - start;
-    shortest_next_ = !shortest_next_;
-    const float* logits = nullptr;
-    try {
-      logits = append_chunk(state, start, stop);
-    } catch (...) {
-      taken->push_back({state, std::current_exception()});
-      return;
-    }
-    if (stop < state->tokens_.size()) continue;
-    this->start(state);
-    choose(state, logits, taken);
-  }
-}
-
+// The request whose prompt goes on; null where there is none, or it is the turn of those that are decoded.
+//
 // The oldest prompt and the one with the fewest tokens left, in turns: neither do short prompts wait for a long one,
-// nor does a long one wait for ever, nor do prompts that are alike all wait for the last of them. Null if there is
-// none.
-RowState* EngineBatch::next_to_prefill() const {
+// nor does a long one wait for ever, nor do prompts that are alike all wait for the last of them.
+RowState* EngineBatch::next_to_prefill() {
   std::vector<RowState*> prefilling;
   for (const auto& state : holding_) {
     if (!state->prefilled_) prefilling.push_back(state.get());
   }
   if (prefilling.empty()) return nullptr;
-  if (!shortest_next_) return prefilling.front();
   const auto left = [](const RowState* state) { return state->tokens_.size() - state->row_->tokens.size(); };
-  return *std::min_element(prefilling.begin(), prefilling.end(),
-                           [&](const RowState* a, const RowState* b) { return left(a) < left(b); });
+  const auto shortest = std::min_element(prefilling.begin(), prefilling.end(),
+                                         [&](const RowState* a, const RowState* b) { return left(a) < left(b); });
+  RowState* state = shortest_next_ ? *shortest : prefilling.front();
+  rows_.reuse(state->row_, state->tokens_);
+  const bool others_wait = prefilling.size() < holding_.size();
+  return others_wait && chunk(*state) > prefill_room_ ? nullptr : state;
+}
+
+// How many of a request's tokens are prefilled next.
+int64_t EngineBatch::chunk(const RowState& state) const {
+  return std::min(prefill_chunk_, state.tokens_.size() - state.row_->tokens.size());
+}
+
+void EngineBatch::prefill(RowState* state, std::vector<Taken>* taken) {
+  const int64_t start = state->row_->tokens.size();
+  const int64_t stop = start + chunk(*state);
+  prefill_room_ -= stop - start;
+  shortest_next_ = !shortest_next_;
+  const float* logits = nullptr;
+  try {
+    logits = append_chunk(state, start, stop);
+  } catch (...) {
+    taken->push_back({state, std::current_exception()});
+    return;
+  }
+  if (stop < state->tokens_.size()) return;
+  this->start(state);
+  choose(state, logits, taken);
 }
 
 const float* EngineBatch::append_chunk(RowState* state, int64_t start, int64_t stop) {

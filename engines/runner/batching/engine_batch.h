@@ -66,8 +66,9 @@ class RowState {
   double embed_ms_;         // counted when the step began
 };
 
-// Requests over one engine. Each step decodes one token of every request whose prompt is in the cache, and prefills a
-// chunk of the next prompt, or of several short ones. One thread at a time.
+// Requests over one engine. Each step runs the decoder once: it decodes one token of every request whose prompt is in
+// the cache, or prefills tokens of one prompt, so that every token is handed out as soon as it is known. One thread at
+// a time.
 //
 // Rows take what is used of the cache, and not what answers may come to: that may be the model's whole context. Where a
 // row needs more than the budget has left, the request that was admitted last gives up its row. It gets one again
@@ -86,7 +87,7 @@ class EngineBatch {
   // Gives a request a row; null while there is none. `stream` and `timings` are the request's and outlive its state.
   // Throws kInput: the request can never have one; kUsage: its sampling cannot be used.
   RowState* admit(const EncodedPrompt& prompt, const Sampling& sampling, AnswerStream* stream, Timings* timings);
-  // Goes one token on. Requests whose outcome is their last are gone after it.
+  // Goes one step on. Requests whose outcome is their last are gone after it.
   std::vector<Outcome> step();
   // Frees what a request holds.
   void drop(RowState* state);
@@ -110,8 +111,9 @@ class EngineBatch {
   void make_room();
   void resume();
   void decode(std::vector<Taken>* taken);
-  void prefill(std::vector<Taken>* taken);
-  RowState* next_to_prefill() const;
+  RowState* next_to_prefill();
+  int64_t chunk(const RowState& state) const;
+  void prefill(RowState* state, std::vector<Taken>* taken);
   // Puts tokens start ... stop - 1 into the row; logits after the last of them.
   const float* append_chunk(RowState* state, int64_t start, int64_t stop);
   // Writes embeddings of tokens start ... stop - 1, with the images that the prompt has among them, to embeds_.
@@ -125,6 +127,7 @@ class EngineBatch {
   States holding_;    // requests with a row, the oldest first
   States preempted_;  // gave up their row, the oldest first; all are younger than those that have one
   bool shortest_next_ = false;
+  int64_t prefill_room_;  // prompt tokens that may be prefilled before others are decoded
   std::vector<float> embeds_;
   BatchingStats counted_;
 };

@@ -121,8 +121,8 @@ class RowState(RequestState):
 
 
 class EngineBatch(Batch[RowState]):
-    """Requests over one engine. Each step decodes one token of every request whose prompt is in the cache, and prefills
-    a chunk of the next prompt, or of several short ones.
+    """Requests over one engine. Each step runs the decoder once: it decodes one token of every request whose prompt is
+    in the cache, or prefills tokens of one prompt, so that every token is handed out as soon as it is known.
 
     Rows take what is used of the cache, and not what answers may come to: that may be the model's whole context. Where
     a row needs more than the budget has left, the request that was admitted last gives up its row. It gets one again
@@ -133,7 +133,8 @@ class EngineBatch(Batch[RowState]):
         engine: the reference or any built target.
         image_token_id: stands in prompts for a row of an image.
         rows: of the engine's cache.
-        prefill_chunk: prompt tokens per step, at most: bounds the memory of attention, and the wait of all others.
+        prefill_chunk: prompt tokens of a step, and of all steps between two that decode, at most: bounds the memory of
+            attention, and the wait of all others.
         end_tag: tokens that end reasoning, for `Sampling.max_reasoning_tokens`.
     """
 
@@ -153,6 +154,8 @@ class EngineBatch(Batch[RowState]):
         self._preempted: deque[RowState] = deque()
         """Requests that gave up their row, the oldest first; all are younger than those that have one."""
         self._shortest_next = False
+        self._prefill_room = prefill_chunk
+        """Prompt tokens that may be prefilled before others are decoded."""
 
     @property
     def running(self) -> Sequence[RowState]:
@@ -176,7 +179,8 @@ class EngineBatch(Batch[RowState]):
         running, clock = self.running, time.perf_counter()
         self._make_room()
         self._resume()
-        taken = self._decode() + self._prefill()
+        prompt = self._next_to_prefill()
+        taken = self._decode() if prompt is None else self._prefill(prompt)
         step_ms = (time.perf_counter() - clock) * 1000
         for state in running:
             state.add_time(step_ms)
@@ -238,6 +242,7 @@ class EngineBatch(Batch[RowState]):
         states = sorted(decoding, key=lambda state: state.row.index)
         if not states:
             return []
+        self._prefill_room = self.prefill_chunk
         self.counters.rows_per_step[len(states)] += 1
         last_B1 = np.array([[state.stream.token_ids[-1]] for state in states], dtype=np.int64)
         try:
@@ -248,34 +253,39 @@ class EngineBatch(Batch[RowState]):
             state.row.tokens.append(state.stream.token_ids[-1])
         return [(state, state.choose(logits_V)) for state, logits_V in zip(states, logits_BV, strict=True)]
 
-    def _prefill(self) -> Taken:
-        taken: Taken = []
-        room = self.prefill_chunk
-        while (state := self._next_to_prefill()) is not None:
-            self.rows.reuse(state.row, state.tokens)
-            start = len(state.row.tokens)
-            stop = min(start + self.prefill_chunk, len(state.tokens))
-            if stop - start > room:
-                break
-            room -= stop - start
-            self._shortest_next = not self._shortest_next
-            try:
-                logits_V = self._append_chunk(state, start, stop)
-            except R1VError as error:
-                taken.append((state, error))
-                break
-            if stop == len(state.tokens):
-                self._start(state)
-                taken.append((state, state.choose(logits_V)))
-        return taken
-
     def _next_to_prefill(self) -> RowState | None:
-        """The oldest prompt and the one with the fewest tokens left, in turns: neither do short prompts wait for a long
-        one, nor does a long one wait for ever, nor do prompts that are alike all wait for the last of them."""
+        """The request whose prompt goes on; None where there is none, or it is the turn of those that are decoded.
+
+        The oldest prompt and the one with the fewest tokens left, in turns: neither do short prompts wait for a long
+        one, nor does a long one wait for ever, nor do prompts that are alike all wait for the last of them.
+        """
         prefilling = [state for state in self._holding if not state.prefilled]
+        if not prefilling:
+            return None
         if self._shortest_next:
             prefilling.sort(key=lambda state: len(state.tokens) - len(state.row.tokens))
-        return prefilling[0] if prefilling else None
+        state = prefilling[0]
+        self.rows.reuse(state.row, state.tokens)
+        others_wait = len(prefilling) < len(self._holding)
+        return None if others_wait and self._chunk(state) > self._prefill_room else state
+
+    def _chunk(self, state: RowState) -> int:
+        """How many of a request's tokens are prefilled next."""
+        return min(self.prefill_chunk, len(state.tokens) - len(state.row.tokens))
+
+    def _prefill(self, state: RowState) -> Taken:
+        start = len(state.row.tokens)
+        stop = start + self._chunk(state)
+        self._prefill_room -= stop - start
+        self._shortest_next = not self._shortest_next
+        try:
+            logits_V = self._append_chunk(state, start, stop)
+        except R1VError as error:
+            return [(state, error)]
+        if stop < len(state.tokens):
+            return []
+        self._start(state)
+        return [(state, state.choose(logits_V))]
 
     def _append_chunk(self, state: RowState, start: int, stop: int) -> np.ndarray:
         """Put prompt tokens start ... stop - 1 into the row; logits [V] after the last of them."""

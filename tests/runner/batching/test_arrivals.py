@@ -108,7 +108,7 @@ def test_every_answer_is_the_lone_requests_and_every_row_is_freed(arrivals, max_
         usage = batch.cache_usage()
         assert budget_bytes is None or usage.cache_bytes <= budget_bytes
         steps += 1
-        # One chunk and one token of somebody in each step, and what was preempted is computed again: all is done in
+        # A chunk or a token of somebody in each step, and what was preempted is computed again: all is done in
         # bounded time.
         again = (1 + batch.counters.preempted) * max(len(a.prompt) + a.count for a in arrivals)
         assert steps <= (sum(4 + len(a.prompt) + a.count for a in arrivals) + again) * 2

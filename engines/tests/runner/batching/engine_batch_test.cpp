@@ -119,7 +119,7 @@ int64_t random_arrivals(unsigned seed) {
     if (testing::Test::HasFatalFailure()) return 0;
     const BatchingStats stats = batch.stats();
     EXPECT_LE(stats.cache_bytes, limits.cache_bytes);
-    // One chunk and one token of somebody in each step, and what gave way is computed again.
+    // A chunk or a token of somebody in each step, and what gave way is computed again.
     if (steps > 2 * (bound + (1 + stats.preempted) * longest) + 20) {
       ADD_FAILURE() << "seed " << seed << ": requests starve";
       return 0;
@@ -200,6 +200,16 @@ TEST(EngineBatch, AnAnswerEndsWhereTheBudgetOfTheCacheDoes) {
   EXPECT_THROW(too_long.admit(&batch), Error);
 }
 
+TEST(EngineBatch, AFirstTokenIsHandedOutBeforeTheNextPromptIsPrefilled) {
+  FakeEngine engine;
+  EngineBatch batch(engine, kMaxPositions, options(4, kAnyBytes));
+  Asked first(question({1, 2, 3}, 5)), second(question({4, 5}, 5));
+  ASSERT_TRUE(first.admit(&batch) && second.admit(&batch));
+  EXPECT_EQ(batch.step().size(), 1u);
+  EXPECT_EQ(batch.step().size(), 1u);
+  EXPECT_EQ(batch.step().size(), 2u);
+}
+
 TEST(EngineBatch, PromptsTakeTurns) {
   FakeEngine engine;
   EngineBatch batch(engine, kMaxPositions, options(4, kAnyBytes, false, 8));
@@ -215,7 +225,7 @@ TEST(EngineBatch, AStepThatFailsIsAnErrorOfEveryRequestInItAndOfNoLaterOne) {
   EngineBatch batch(engine, kMaxPositions, options(4, kAnyBytes));
   Asked first(question({1, 2, 3}, 5)), second(question({4, 5}, 5)), later(question({6, 7}, 5));
   ASSERT_TRUE(first.admit(&batch) && second.admit(&batch));
-  step(&batch, {&first, &second});
+  for (int i = 0; i < 2; ++i) step(&batch, {&first, &second});
   engine.failing = true;
   const std::vector<EngineBatch::Outcome> outcomes = batch.step();
   engine.failing = false;
