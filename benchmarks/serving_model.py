@@ -56,8 +56,12 @@ class Model:
         """
         return self.work / name
 
-    def prepare(self) -> None:
-        """Make what is not there; killed, it resumes."""
+    def prepare(self, *names: str) -> None:
+        """Make what is not there; killed, it resumes.
+
+        Args:
+            names: of the bundles; all if there are none.
+        """
         self.work.mkdir(parents=True, exist_ok=True)
         if not (self.checkpoint / "config.json").exists():
             changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
@@ -76,7 +80,7 @@ class Model:
             "gguf4": (self.checkpoint, *gguf, "--precision", "int4", "--recipe", recipe),
         }
         for name, options in builds.items():
-            if not (self.bundle(name) / "manifest.json").exists():
+            if (not names or name in names) and not (self.bundle(name) / "manifest.json").exists():
                 _r1v_export("build", *options, "-o", self.bundle(name), "--no-parity")
 
 

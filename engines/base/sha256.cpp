@@ -3,6 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
 namespace r1v {
 namespace {
 
@@ -18,14 +23,84 @@ constexpr uint32_t kConstants[64] = {
 
 uint32_t rotated(uint32_t value, int by) { return (value >> by) | (value << (32 - by)); }
 
+#if defined(__x86_64__)
+// The processor's instructions for SHA-256: five times as fast, which images of megapixels need.
+#define R1V_SHA __attribute__((target("sha,sse4.1")))
+
+R1V_SHA void compress_x86(const uint8_t* block, uint32_t* state) {
+  const auto load = [](const auto* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
+  const __m128i big_endian = _mm_setr_epi8(3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12);
+  // The instructions want f, e, b, a and h, g, d, c, from the lowest number on.
+  const __m128i badc = _mm_shuffle_epi32(load(state), 0xb1), hgfe = _mm_shuffle_epi32(load(state + 4), 0x1b);
+  const __m128i first_abef = _mm_alignr_epi8(badc, hgfe, 8), first_cdgh = _mm_blend_epi16(hgfe, badc, 0xf0);
+  __m128i abef = first_abef, cdgh = first_cdgh, words[4];
+  for (int i = 0; i < 16; ++i) {
+    __m128i& now = words[i % 4];
+    if (i < 4) {
+      now = _mm_shuffle_epi8(load(block + 16 * i), big_endian);
+    } else {
+      const __m128i &next = words[(i + 1) % 4], &last = words[(i + 3) % 4];
+      const __m128i sum = _mm_add_epi32(_mm_sha256msg1_epu32(now, next), _mm_alignr_epi8(last, words[(i + 2) % 4], 4));
+      now = _mm_sha256msg2_epu32(sum, last);
+    }
+    const __m128i added = _mm_add_epi32(now, load(kConstants + 4 * i));
+    cdgh = _mm_sha256rnds2_epu32(cdgh, abef, added);
+    abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(added, 0x0e));
+  }
+  abef = _mm_add_epi32(abef, first_abef);
+  cdgh = _mm_add_epi32(cdgh, first_cdgh);
+  const __m128i feba = _mm_shuffle_epi32(abef, 0x1b), dchg = _mm_shuffle_epi32(cdgh, 0xb1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(state), _mm_blend_epi16(feba, dchg, 0xf0));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(state + 4), _mm_alignr_epi8(dchg, feba, 8));
+}
+
+// GCC 12's __builtin_cpu_supports does not know "sha".
+bool has_sha_instructions() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_SHA) != 0 && __builtin_cpu_supports("sse4.1");
+}
+#endif
+
+void compress_portable(const uint8_t* block, uint32_t* state) {
+  uint32_t words[64];
+  for (int i = 0; i < 16; ++i) {
+    words[i] = uint32_t{block[4 * i]} << 24 | uint32_t{block[4 * i + 1]} << 16 | uint32_t{block[4 * i + 2]} << 8 |
+               uint32_t{block[4 * i + 3]};
+  }
+  for (int i = 16; i < 64; ++i) {
+    const uint32_t a = words[i - 15], b = words[i - 2];
+    const uint32_t s0 = rotated(a, 7) ^ rotated(a, 18) ^ (a >> 3), s1 = rotated(b, 17) ^ rotated(b, 19) ^ (b >> 10);
+    words[i] = words[i - 16] + s0 + words[i - 7] + s1;
+  }
+  uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+  uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
+  for (int i = 0; i < 64; ++i) {
+    const uint32_t s1 = rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25), choice = (e & f) ^ (~e & g);
+    const uint32_t s0 = rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22), majority = (a & b) ^ (a & c) ^ (b & c);
+    const uint32_t first = h + s1 + choice + kConstants[i] + words[i];
+    h = g, g = f, f = e, e = d + first, d = c, c = b, b = a, a = first + s0 + majority;
+  }
+  const uint32_t added[8] = {a, b, c, d, e, f, g, h};
+  for (int i = 0; i < 8; ++i) state[i] += added[i];
+}
+
 }  // namespace
+
+Sha256::Sha256(bool portable) : compress_(compress_portable) {
+#if defined(__x86_64__)
+  static const bool fast = has_sha_instructions();
+  if (fast && !portable) compress_ = compress_x86;
+#else
+  (void)portable;
+#endif
+}
 
 void Sha256::update(const void* data, size_t size) {
   const auto* bytes = static_cast<const uint8_t*>(data);
   bytes_ += size;
   while (size > 0) {
     if (held_ == 0 && size >= block_.size()) {
-      compress(bytes);
+      compress_(bytes, state_.data());
       bytes += block_.size();
       size -= block_.size();
       continue;
@@ -36,7 +111,7 @@ void Sha256::update(const void* data, size_t size) {
     bytes += taken;
     size -= taken;
     if (held_ == block_.size()) {
-      compress(block_.data());
+      compress_(block_.data(), state_.data());
       held_ = 0;
     }
   }
@@ -62,28 +137,6 @@ std::string Sha256::hex() {
     text += "0123456789abcdef"[byte & 15];
   }
   return text;
-}
-
-void Sha256::compress(const uint8_t* block) {
-  uint32_t words[64];
-  for (int i = 0; i < 16; ++i) {
-    words[i] = uint32_t{block[4 * i]} << 24 | uint32_t{block[4 * i + 1]} << 16 | uint32_t{block[4 * i + 2]} << 8 |
-               uint32_t{block[4 * i + 3]};
-  }
-  for (int i = 16; i < 64; ++i) {
-    const uint32_t a = words[i - 15], b = words[i - 2];
-    const uint32_t s0 = rotated(a, 7) ^ rotated(a, 18) ^ (a >> 3), s1 = rotated(b, 17) ^ rotated(b, 19) ^ (b >> 10);
-    words[i] = words[i - 16] + s0 + words[i - 7] + s1;
-  }
-  auto [a, b, c, d, e, f, g, h] = state_;
-  for (int i = 0; i < 64; ++i) {
-    const uint32_t s1 = rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25), choice = (e & f) ^ (~e & g);
-    const uint32_t s0 = rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22), majority = (a & b) ^ (a & c) ^ (b & c);
-    const uint32_t first = h + s1 + choice + kConstants[i] + words[i];
-    h = g, g = f, f = e, e = d + first, d = c, c = b, b = a, a = first + s0 + majority;
-  }
-  const uint32_t added[8] = {a, b, c, d, e, f, g, h};
-  for (int i = 0; i < 8; ++i) state_[i] += added[i];
 }
 
 }  // namespace r1v

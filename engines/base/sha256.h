@@ -10,6 +10,9 @@ namespace r1v {
 
 class Sha256 {
  public:
+  // `portable`: without the processor's own instructions for it, for the test.
+  explicit Sha256(bool portable = false);
+
   void update(const void* data, size_t size);
   // The digest of all that came; the object is done then.
   std::array<uint8_t, 32> digest();
@@ -17,8 +20,7 @@ class Sha256 {
   std::string hex();
 
  private:
-  void compress(const uint8_t* block);
-
+  void (*compress_)(const uint8_t* block, uint32_t* state);
   std::array<uint32_t, 8> state_ = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                     0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   std::array<uint8_t, 64> block_{};

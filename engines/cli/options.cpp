@@ -42,7 +42,7 @@ void replace(To& field, const std::optional<From>& given) {
 
 void fail_usage(const std::string& what) { throw Failure{{R1V_USAGE_ERROR, what}}; }
 
-api::Engine open(const EngineArguments& arguments) {
+api::Engine open(const EngineArguments& arguments, const std::function<void(r1v_engine_options*)>& change) {
   r1v_engine_options options;
   r1v_engine_options_init(&options, sizeof options);
   options.target = arguments.target.empty() ? nullptr : arguments.target.c_str();
@@ -51,6 +51,7 @@ api::Engine open(const EngineArguments& arguments) {
   options.gpu = arguments.gpu;
   options.threads = arguments.threads;
   options.verify = arguments.verify;
+  if (change) change(&options);
   return value_of(api::Engine::open(arguments.bundle, &options));
 }
 

@@ -1,6 +1,7 @@
 // What the commands share.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -22,7 +23,8 @@ T value_of(api::Result<T> result) {
   return std::move(*result);
 }
 
-api::Engine open(const EngineArguments& arguments);
+// `change`: options that the command itself decides.
+api::Engine open(const EngineArguments& arguments, const std::function<void(r1v_engine_options*)>& change = {});
 
 // The checkpoint's sampling, and options in its place; says on stderr what is in use. `stops` holds its stop strings.
 r1v_sampling choose(const SamplingArguments& arguments, const api::Engine& engine, std::vector<const char*>* stops);

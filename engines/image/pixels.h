@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 
 #include "base/checked.h"
+#include "base/large_array.h"
 
 namespace r1v {
 
@@ -18,13 +18,14 @@ class Pixels {
   Pixels() = default;
   Pixels(int width, int height) : width_(width), height_(height) {
     const size_t bytes = checked_product({static_cast<size_t>(width), static_cast<size_t>(height), kBytes}, "image");
-    bytes_.reset(new uint8_t[bytes + kPadding]);
+    bytes_ = large_array<uint8_t>(bytes + kPadding);
     std::memset(bytes_.get() + bytes, 0, kPadding);
   }
 
   int width() const { return width_; }
   int height() const { return height_; }
   size_t count() const { return static_cast<size_t>(width_) * static_cast<size_t>(height_); }
+  size_t stride() const { return static_cast<size_t>(width_) * kBytes; }  // bytes of a row
   uint8_t* row(int y) { return bytes_.get() + stride() * static_cast<size_t>(y); }
   const uint8_t* row(int y) const { return bytes_.get() + stride() * static_cast<size_t>(y); }
   uint8_t* at(int x, int y) { return row(y) + kBytes * static_cast<size_t>(x); }
@@ -34,10 +35,8 @@ class Pixels {
  private:
   static constexpr size_t kPadding = 16;  // may be read behind the last pixel
 
-  size_t stride() const { return static_cast<size_t>(width_) * kBytes; }
-
   int width_ = 0, height_ = 0;
-  std::unique_ptr<uint8_t[]> bytes_;
+  LargeArray<uint8_t> bytes_;
 };
 
 }  // namespace r1v

@@ -109,9 +109,11 @@ class FrameDecoder {
     above_.resize(row_.size());
   }
 
-  // Rows that the data lacks, where it ends after a whole row, stay as they are.
-  void decode() {
-    const std::unique_ptr<uint8_t[]> inflated = inflate_at_once(stream_, whole_bytes());
+  // Rows that the data lacks, where it ends after a whole row, stay as they are: zero in the first frame, of which
+  // there is nothing before.
+  void decode(bool is_first) {
+    const LargeArray<uint8_t> inflated = inflate_at_once(stream_, whole_bytes());
+    if (is_first && (inflated == nullptr || stream_->info().box)) canvas_->clear();
     if (inflated == nullptr) return decode_pieces();
     start_pass(0);
     const uint8_t* above = above_.data();
@@ -305,7 +307,7 @@ void decode_next_frame(PngStream* stream, const std::string& where, Raster* rast
   Pixels before(raster->pixels.width(), raster->pixels.height());
   std::memcpy(before.row(0), raster->pixels.row(0), before.count() * Pixels::kBytes);
   stream->seek_next_frame();
-  FrameDecoder(stream, &raster->pixels, where).decode();
+  FrameDecoder(stream, &raster->pixels, where).decode(false);
   stream->finish();
   if (!stream->info().blends_over || !stream->info().box) return;
   if (raster->mode == RasterMode::kSixteenBits) throw_damaged(where, "an animation of 16 bits");
@@ -325,10 +327,9 @@ Raster decode_png(const EncodedImage& image, const ImageLimits& limits, bool as_
   Raster raster;
   raster.mode = mode_of(info.layout);
   raster.pixels = Pixels(static_cast<int>(info.width), static_cast<int>(info.height));
-  raster.pixels.clear();
   if (is_palette(info.layout)) read_palette(info, image.where, &raster);
   const bool seeks = as_displayed && info.default_image;
-  FrameDecoder(&stream, &raster.pixels, image.where).decode();
+  FrameDecoder(&stream, &raster.pixels, image.where).decode(true);
   stream.finish();
   if (seeks) decode_next_frame(&stream, image.where, &raster);
   if (as_displayed) {

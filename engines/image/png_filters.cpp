@@ -11,14 +11,15 @@
 namespace r1v {
 namespace {
 
-void unfilter_average(uint8_t* row, const uint8_t* above, size_t bytes, size_t step) {
-  for (size_t i = 0; i < bytes; ++i) {
-    const int left = i < step ? 0 : row[i - step];
-    row[i] = static_cast<uint8_t>(row[i] + (left + above[i]) / 2);
-  }
+// From `start` on, which is `step` or more; the same for the others.
+void unfilter_left_from(size_t start, uint8_t* row, size_t bytes, size_t step) {
+  for (size_t i = start; i < bytes; ++i) row[i] = static_cast<uint8_t>(row[i] + row[i - step]);
 }
 
-// From `start` on, which is `step` or more.
+void unfilter_average_from(size_t start, uint8_t* row, const uint8_t* above, size_t bytes, size_t step) {
+  for (size_t i = start; i < bytes; ++i) row[i] = static_cast<uint8_t>(row[i] + (row[i - step] + above[i]) / 2);
+}
+
 void unfilter_paeth_from(size_t start, uint8_t* row, const uint8_t* above, size_t bytes, size_t step) {
   for (size_t i = start; i < bytes; ++i) {
     const int a = row[i - step], b = above[i], c = above[i - step];
@@ -29,11 +30,47 @@ void unfilter_paeth_from(size_t start, uint8_t* row, const uint8_t* above, size_
 }
 
 #if defined(__SSE2__)
-__m128i load_pixel(const uint8_t* pixel) {
+// Four bytes: a pixel, of three bytes with one of the next.
+__m128i load_four(const uint8_t* pixel) {
   int bytes;
   std::memcpy(&bytes, pixel, sizeof bytes);
-  return _mm_unpacklo_epi8(_mm_cvtsi32_si128(bytes), _mm_setzero_si128());
+  return _mm_cvtsi32_si128(bytes);
 }
+
+template <size_t step>
+void store_pixel(__m128i bytes, uint8_t* pixel) {
+  const int four = _mm_cvtsi128_si32(bytes);
+  std::memcpy(pixel, &four, step);
+}
+
+// A pixel of `step` bytes at a time, where the next pixel's bytes are there to be read. Gives where it ended; the same
+// for the others.
+template <size_t step>
+size_t unfilter_left_pixels(uint8_t* row, size_t bytes) {
+  size_t i = step;
+  __m128i a = load_four(row);
+  for (; i + 4 <= bytes; i += step) {
+    a = _mm_add_epi8(load_four(row + i), a);
+    store_pixel<step>(a, row + i);
+  }
+  return i;
+}
+
+template <size_t step>
+size_t unfilter_average_pixels(uint8_t* row, const uint8_t* above, size_t bytes) {
+  size_t i = step;
+  __m128i a = load_four(row);
+  for (; i + 4 <= bytes; i += step) {
+    const __m128i b = load_four(above + i);
+    // The instruction rounds up.
+    const __m128i odd = _mm_and_si128(_mm_xor_si128(a, b), _mm_set1_epi8(1));
+    a = _mm_add_epi8(load_four(row + i), _mm_sub_epi8(_mm_avg_epu8(a, b), odd));
+    store_pixel<step>(a, row + i);
+  }
+  return i;
+}
+
+__m128i load_pixel(const uint8_t* pixel) { return _mm_unpacklo_epi8(load_four(pixel), _mm_setzero_si128()); }
 
 __m128i absolute(__m128i words) { return _mm_max_epi16(words, _mm_sub_epi16(_mm_setzero_si128(), words)); }
 
@@ -41,8 +78,7 @@ __m128i choose(__m128i mask, __m128i yes, __m128i no) {
   return _mm_or_si128(_mm_and_si128(mask, yes), _mm_andnot_si128(mask, no));
 }
 
-// A pixel of `step` bytes at a time, with a channel in each number of 16 bits; where the next pixel's bytes are there
-// to be read. Gives where it ended.
+// With a channel in each number of 16 bits.
 template <size_t step>
 size_t unfilter_paeth_pixels(uint8_t* row, const uint8_t* above, size_t bytes) {
   size_t i = step;
@@ -54,13 +90,31 @@ size_t unfilter_paeth_pixels(uint8_t* row, const uint8_t* above, size_t bytes) {
     const __m128i b_or_c = choose(_mm_cmpeq_epi16(least, to_b), b, c);
     const __m128i nearest = choose(_mm_cmpeq_epi16(least, to_a), a, b_or_c);
     a = _mm_and_si128(_mm_add_epi16(load_pixel(row + i), nearest), _mm_set1_epi16(255));
-    const int pixel = _mm_cvtsi128_si32(_mm_packus_epi16(a, a));
-    std::memcpy(row + i, &pixel, step);
+    store_pixel<step>(_mm_packus_epi16(a, a), row + i);
     c = b;
   }
   return i;
 }
 #endif
+
+void unfilter_left(uint8_t* row, size_t bytes, size_t step) {
+  size_t start = step;
+#if defined(__SSE2__)
+  if (step == 3 && bytes >= 4) start = unfilter_left_pixels<3>(row, bytes);
+  if (step == 4 && bytes >= 4) start = unfilter_left_pixels<4>(row, bytes);
+#endif
+  unfilter_left_from(start, row, bytes, step);
+}
+
+void unfilter_average(uint8_t* row, const uint8_t* above, size_t bytes, size_t step) {
+  for (size_t i = 0; i < std::min(bytes, step); ++i) row[i] = static_cast<uint8_t>(row[i] + above[i] / 2);
+  size_t start = step;
+#if defined(__SSE2__)
+  if (step == 3 && bytes >= 4) start = unfilter_average_pixels<3>(row, above, bytes);
+  if (step == 4 && bytes >= 4) start = unfilter_average_pixels<4>(row, above, bytes);
+#endif
+  unfilter_average_from(start, row, above, bytes, step);
+}
 
 void unfilter_paeth(uint8_t* row, const uint8_t* above, size_t bytes, size_t step) {
   for (size_t i = 0; i < std::min(bytes, step); ++i) row[i] = static_cast<uint8_t>(row[i] + above[i]);
@@ -77,9 +131,7 @@ void unfilter_paeth(uint8_t* row, const uint8_t* above, size_t bytes, size_t ste
 bool unfilter(int kind, uint8_t* row, const uint8_t* above, size_t bytes, size_t step) {
   switch (kind) {
     case 0: return true;
-    case 1:
-      for (size_t i = step; i < bytes; ++i) row[i] = static_cast<uint8_t>(row[i] + row[i - step]);
-      return true;
+    case 1: unfilter_left(row, bytes, step); return true;
     case 2:
       for (size_t i = 0; i < bytes; ++i) row[i] = static_cast<uint8_t>(row[i] + above[i]);
       return true;

@@ -2,7 +2,9 @@
 
 #include <libdeflate.h>
 
+#include <algorithm>
 #include <limits>
+#include <vector>
 
 namespace r1v {
 namespace {
@@ -12,21 +14,21 @@ constexpr size_t kMostBytes = size_t{256} << 20;
 // All pieces of compressed data up to the end of the frame, which are copied only where they are several.
 class Packed {
  public:
-  void add(std::string_view piece) {
-    if (pieces_++ == 0) {
-      data_ = piece;
-      return;
-    }
-    if (pieces_ == 2) joined_ = data_;
-    joined_ += piece;
-    data_ = joined_;
+  explicit Packed(const std::vector<std::string_view>& pieces) {
+    if (pieces.size() == 1) data_ = pieces.front();
+    if (pieces.size() < 2) return;
+    size_t size = 0;
+    for (std::string_view piece : pieces) size += piece.size();
+    joined_ = large_array<char>(size);
+    data_ = {joined_.get(), size};
+    char* end = joined_.get();
+    for (std::string_view piece : pieces) end = std::copy(piece.begin(), piece.end(), end);
   }
   std::string_view data() const { return data_; }
 
  private:
-  size_t pieces_ = 0;
+  LargeArray<char> joined_;
   std::string_view data_;
-  std::string joined_;
 };
 
 struct DecompressorDeleter {
@@ -35,20 +37,21 @@ struct DecompressorDeleter {
 
 }  // namespace
 
-std::unique_ptr<uint8_t[]> inflate_at_once(PngStream* stream, size_t bytes) {
+LargeArray<uint8_t> inflate_at_once(PngStream* stream, size_t bytes) {
   if (bytes > kMostBytes) return nullptr;
   PngStream ahead = *stream;
-  Packed packed;
+  std::vector<std::string_view> pieces;
   try {
     for (std::string_view piece; !(piece = ahead.read_data(std::numeric_limits<size_t>::max())).empty();) {
-      packed.add(piece);
+      pieces.push_back(piece);
     }
   } catch (const Error&) {
     return nullptr;
   }
+  const Packed packed(pieces);
   const std::unique_ptr<libdeflate_decompressor, DecompressorDeleter> decompressor(libdeflate_alloc_decompressor());
   if (decompressor == nullptr) throw std::bad_alloc();
-  std::unique_ptr<uint8_t[]> inflated(new uint8_t[bytes]);
+  LargeArray<uint8_t> inflated = large_array<uint8_t>(bytes);
   size_t used = 0, made = 0;
   const libdeflate_result result = libdeflate_zlib_decompress_ex(
       decompressor.get(), packed.data().data(), packed.data().size(), inflated.get(), bytes, &used, &made);

@@ -9,6 +9,7 @@ namespace r1v {
 namespace {
 
 constexpr size_t kSlack = 32;  // bytes behind a row that the kernels may read and write
+constexpr int kRows = 4;       // source rows that are resized across together; taps are a multiple of it
 
 // The bicubic kernel with a = -0.5.
 double bicubic(double x) {
@@ -60,23 +61,25 @@ BandResizer::BandResizer(const Pixels& image, const ResizeAxis& across, const Re
       down_(down),
       stride_(static_cast<size_t>(across.target) + kSlack),
       packed_(resize_kernels().pack(across.weights, across.taps)) {
-  const size_t taps = static_cast<size_t>(down.taps);
-  held_.assign(taps, -1);
-  ring_.resize(checked_product({taps, 3, stride_}, "image"));
+  const size_t taps = static_cast<size_t>(down.taps), rows = taps + kRows;
+  held_.assign(rows / kRows, -1);
+  ring_.resize(checked_product({rows, 3, stride_}, "image"));
   target_.resize(3 * stride_);
   rows_.resize(taps);
 }
 
-// A source row, resized across; its place in the ring is taken by the row `taps` further down.
+// A source row, resized across together with its neighbors; their places in the ring are taken by the rows further down
+// that no target row needs at the same time.
 const uint8_t* BandResizer::source_row(int y) {
-  const size_t place = static_cast<size_t>(y) % held_.size();
-  uint8_t* red = ring_.data() + 3 * stride_ * place;
-  if (held_[place] != y) {
-    held_[place] = y;
-    resize_kernels().across(image_.row(y), across_.first.data(), packed_.data(), across_.taps, across_.target, red,
-                            red + stride_, red + 2 * stride_);
+  const int block = y / kRows, first = block * kRows;
+  const size_t place = static_cast<size_t>(block) % held_.size();
+  const TargetRows rows = {ring_.data() + 3 * stride_ * kRows * place, stride_};
+  if (held_[place] != block) {
+    held_[place] = block;
+    const SourceRows source = {image_.row(first), image_.stride(), std::min(kRows, image_.height() - first)};
+    resize_kernels().across(source, across_.first.data(), packed_.data(), across_.taps, across_.target, rows);
   }
-  return red;
+  return rows.row(y - first, 0);
 }
 
 void BandResizer::resize(int first, int last, const std::function<void(int, const PlanarRow&)>& take) {

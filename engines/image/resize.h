@@ -44,7 +44,7 @@ class BandResizer {
   const ResizeAxis& down_;
   size_t stride_;              // between channels of a row
   std::vector<int> packed_;    // weights of `across`
-  std::vector<int> held_;      // which source row each place of the ring holds
+  std::vector<int> held_;      // which block of source rows each place of the ring holds
   std::vector<uint8_t> ring_;  // source rows, resized across
   std::vector<uint8_t> target_;
   std::vector<const uint8_t*> rows_;

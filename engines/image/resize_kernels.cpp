@@ -11,8 +11,8 @@ uint8_t clip(int sum) { return static_cast<uint8_t>(std::clamp(sum >> kWeightBit
 
 std::vector<int> pack(const std::vector<int>& weights, int) { return weights; }
 
-void across(const uint8_t* pixels, const int* first, const int* packed, int taps, int target, uint8_t* red,
-            uint8_t* green, uint8_t* blue) {
+void across_row(const uint8_t* pixels, const int* first, const int* packed, int taps, int target, uint8_t* red,
+                uint8_t* green, uint8_t* blue) {
   for (int x = 0; x < target; ++x) {
     const uint8_t* pixel = pixels + 4 * static_cast<size_t>(first[x]);
     int sums[3] = {kHalf, kHalf, kHalf};
@@ -22,6 +22,14 @@ void across(const uint8_t* pixels, const int* first, const int* packed, int taps
     red[x] = clip(sums[0]);
     green[x] = clip(sums[1]);
     blue[x] = clip(sums[2]);
+  }
+}
+
+void across(const SourceRows& source, const int* first, const int* packed, int taps, int target,
+            const TargetRows& out) {
+  for (int y = 0; y < source.count; ++y) {
+    across_row(source.pixels + source.stride * static_cast<size_t>(y), first, packed, taps, target, out.row(y, 0),
+               out.row(y, 1), out.row(y, 2));
   }
 }
 
@@ -49,7 +57,9 @@ constexpr ResizeKernels kPortable = {pack, across, down, normalize};
 const ResizeKernels& portable_resize_kernels() { return kPortable; }
 
 const ResizeKernels& resize_kernels() {
-  static const ResizeKernels& chosen = avx2_resize_kernels() != nullptr ? *avx2_resize_kernels() : kPortable;
+  static const ResizeKernels& chosen = avx512_resize_kernels() != nullptr ? *avx512_resize_kernels()
+                                       : avx2_resize_kernels() != nullptr ? *avx2_resize_kernels()
+                                                                          : kPortable;
   return chosen;
 }
 

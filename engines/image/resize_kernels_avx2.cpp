@@ -69,32 +69,36 @@ R1V_AVX2 inline void store_four(const __m128i* pixels, uint8_t* red, uint8_t* gr
   std::memcpy(blue, &channels[2], 4);
 }
 
-R1V_AVX2 inline void across_groups(const uint8_t* pixels, const int* first, const int* packed, int groups, int target,
-                                   uint8_t* red, uint8_t* green, uint8_t* blue) {
+R1V_AVX2 inline void across_groups(const SourceRows& source, const int* first, const int* packed, int groups,
+                                   int target, const TargetRows& out) {
   const ptrdiff_t step = 16 * static_cast<ptrdiff_t>(groups);
-  for (int x = 0; x < target; x += 4) {
+  for (int x = 0; x < target; x += 4, packed += 4 * step) {
     const int count = target - x < 4 ? target - x : 4;
-    __m128i four[4] = {};
-    for (int i = 0; i < count; ++i, packed += step) {
-      four[i] = weigh(pixels + 4 * static_cast<size_t>(first[x + i]), packed, groups);
+    for (int y = 0; y < source.count; ++y) {
+      const uint8_t* row = source.pixels + source.stride * static_cast<size_t>(y);
+      __m128i four[4] = {};
+      for (int i = 0; i < count; ++i) {
+        four[i] = weigh(row + 4 * static_cast<size_t>(first[x + i]), packed + step * i, groups);
+      }
+      uint8_t *red = out.row(y, 0) + x, *green = out.row(y, 1) + x, *blue = out.row(y, 2) + x;
+      if (count == 4) {
+        store_four(four, red, green, blue);
+        continue;
+      }
+      uint8_t rest[3][4];
+      store_four(four, rest[0], rest[1], rest[2]);
+      std::memcpy(red, rest[0], static_cast<size_t>(count));
+      std::memcpy(green, rest[1], static_cast<size_t>(count));
+      std::memcpy(blue, rest[2], static_cast<size_t>(count));
     }
-    if (count == 4) {
-      store_four(four, red + x, green + x, blue + x);
-      continue;
-    }
-    uint8_t rest[3][4];
-    store_four(four, rest[0], rest[1], rest[2]);
-    std::memcpy(red + x, rest[0], static_cast<size_t>(count));
-    std::memcpy(green + x, rest[1], static_cast<size_t>(count));
-    std::memcpy(blue + x, rest[2], static_cast<size_t>(count));
   }
 }
 
-R1V_AVX2 void across_avx2(const uint8_t* pixels, const int* first, const int* packed, int taps, int target,
-                          uint8_t* red, uint8_t* green, uint8_t* blue) {
+R1V_AVX2 void across_avx2(const SourceRows& source, const int* first, const int* packed, int taps, int target,
+                          const TargetRows& out) {
   // Enlarging takes up to 8 taps: their loop is unrolled.
-  if (taps == 8) return across_groups(pixels, first, packed, 2, target, red, green, blue);
-  across_groups(pixels, first, packed, taps / 4, target, red, green, blue);
+  if (taps == 8) return across_groups(source, first, packed, 2, target, out);
+  across_groups(source, first, packed, taps / 4, target, out);
 }
 
 R1V_AVX2 void down_avx2(const uint8_t* const* rows, const int* weights, int taps, int count, uint8_t* out) {

@@ -13,7 +13,8 @@
 namespace r1v {
 namespace {
 
-constexpr int kMaxThreads = 8;  // more gain little, and each has tables of its own
+constexpr int kMaxThreads = 8;                    // more gain little, and each has tables of its own
+constexpr size_t kBandBytes = size_t{512} << 10;  // of an image that all resizes read while a cache holds them
 
 // An image resized to a grid of tiles, of which some threads make some rows each.
 class GridResize {
@@ -32,7 +33,7 @@ class GridResize {
   // What a thread needs, allocated before it starts.
   std::unique_ptr<BandResizer> resizer() const { return std::make_unique<BandResizer>(image_, across_, down_); }
 
-  // The rows of part `part` of `parts`.
+  // The rows of part `part` of `parts`, of which each must come after the one before.
   void write(BandResizer* resizer, int part, int parts) const {
     const int rows = down_.target;
     const auto edge = [&](int at) { return static_cast<int>(int64_t{rows} * at / parts); };
@@ -60,18 +61,20 @@ class GridResize {
   ResizeAxis across_, down_;
 };
 
-// A part of the work: its rows of each resize. Nothing in it throws.
+// A part of the work: its rows of each resize, by bands. Nothing in it throws.
 struct Part {
   std::vector<std::unique_ptr<BandResizer>> resizers;
   int number;
 
-  void run(const std::vector<std::unique_ptr<GridResize>>& resizes, int parts) {
-    for (size_t i = 0; i < resizes.size(); ++i) resizes[i]->write(resizers[i].get(), number, parts);
+  void run(const std::vector<std::unique_ptr<GridResize>>& resizes, int parts, int bands) {
+    for (int band = number * bands; band < (number + 1) * bands; ++band) {
+      for (size_t i = 0; i < resizes.size(); ++i) resizes[i]->write(resizers[i].get(), band, parts * bands);
+    }
   }
 };
 
 // Runs the parts, each in a thread of its own but the first; one whose thread cannot be started, in this one.
-void run_parts(const std::vector<std::unique_ptr<GridResize>>& resizes, std::vector<Part>* parts) {
+void run_parts(const std::vector<std::unique_ptr<GridResize>>& resizes, std::vector<Part>* parts, int bands) {
   const int count = static_cast<int>(parts->size());
   std::vector<std::thread> threads;
   threads.reserve(parts->size());
@@ -80,12 +83,12 @@ void run_parts(const std::vector<std::unique_ptr<GridResize>>& resizes, std::vec
   for (size_t i = 1; i < parts->size(); ++i) {
     Part* part = &(*parts)[i];
     try {
-      threads.emplace_back([&resizes, part, count] { part->run(resizes, count); });
+      threads.emplace_back([&resizes, part, count, bands] { part->run(resizes, count, bands); });
     } catch (const std::system_error&) {
       own.push_back(part);
     }
   }
-  for (Part* part : own) part->run(resizes, count);
+  for (Part* part : own) part->run(resizes, count, bands);
   for (std::thread& thread : threads) thread.join();
 }
 
@@ -108,7 +111,8 @@ void write_pixel_values(const Pixels& image, const Tiling& tiling, float* out, i
     parts[static_cast<size_t>(i)].number = i;
     for (const auto& resize : resizes) parts[static_cast<size_t>(i)].resizers.push_back(resize->resizer());
   }
-  run_parts(resizes, &parts);
+  const size_t bands = image.count() * Pixels::kBytes / kBandBytes / parts.size() + 1;
+  run_parts(resizes, &parts, static_cast<int>(bands));
 }
 
 PixelValues pixel_values(const Pixels& image, const Tiling& tiling, int threads) {
@@ -117,8 +121,7 @@ PixelValues pixel_values(const Pixels& image, const Tiling& tiling, int threads)
   PixelValues result;
   result.tiles = tile_count(image.width(), image.height(), tiling);
   result.count = checked_product({result.tiles, 3, size, size}, "image");
-  checked_product({result.count, sizeof(float)}, "image");
-  result.values.reset(new float[result.count]);
+  result.values = large_array<float>(result.count);
   write_pixel_values(image, tiling, result.values.get(), threads);
   return result;
 }

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
 
+#include "base/large_array.h"
 #include "image/pixels.h"
 #include "image/tiling.h"
 
@@ -19,7 +19,7 @@ void write_pixel_values(const Pixels& image, const Tiling& tiling, float* out, i
 struct PixelValues {
   size_t tiles = 0;
   size_t count = 0;  // of numbers: T x 3 x S x S
-  std::unique_ptr<float[]> values;
+  LargeArray<float> values;
 };
 
 // The same in memory of its own.

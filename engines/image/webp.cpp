@@ -1,4 +1,6 @@
-// WebP with libwebp's decoder of animations, as Pillow does it for every WebP: the first frame on its canvas.
+// WebP with libwebp: the first frame on its canvas, as libwebp's decoder of animations has it, which Pillow uses for
+// every WebP. That decoder draws into a canvas of its own and keeps a second one for the next frame; here the frame is
+// decoded into the image.
 #include <webp/decode.h>
 #include <webp/demux.h>
 
@@ -11,8 +13,9 @@ namespace {
 struct DemuxerDeleter {
   void operator()(WebPDemuxer* demuxer) const { WebPDemuxDelete(demuxer); }
 };
-struct DecoderDeleter {
-  void operator()(WebPAnimDecoder* decoder) const { WebPAnimDecoderDelete(decoder); }
+struct Frame {
+  ~Frame() { WebPDemuxReleaseIterator(&iterator); }
+  WebPIterator iterator{};
 };
 
 std::string chunk(const WebPDemuxer* demuxer, const char* name) {
@@ -25,6 +28,24 @@ std::string chunk(const WebPDemuxer* demuxer, const char* name) {
   return content;
 }
 
+// The frame at its place; around it there is transparent black.
+bool decode_frame(const WebPIterator& frame, Pixels* canvas) {
+  const bool is_inside = frame.x_offset >= 0 && frame.y_offset >= 0 && frame.width > 0 && frame.height > 0 &&
+                         frame.width <= canvas->width() - frame.x_offset &&
+                         frame.height <= canvas->height() - frame.y_offset;
+  if (!is_inside) return false;
+  if (frame.width < canvas->width() || frame.height < canvas->height()) canvas->clear();
+  WebPDecoderConfig config;
+  if (!WebPInitDecoderConfig(&config)) throw Error(Code::kCapability, "This libwebp is another version.", {});
+  config.options.use_threads = 1;
+  config.output.colorspace = MODE_RGBA;
+  config.output.is_external_memory = 1;
+  uint8_t* first = canvas->at(frame.x_offset, frame.y_offset);
+  const uint8_t* end = canvas->row(0) + canvas->count() * Pixels::kBytes;
+  config.output.u.RGBA = {first, canvas->width() * static_cast<int>(Pixels::kBytes), static_cast<size_t>(end - first)};
+  return WebPDecode(frame.fragment.bytes, frame.fragment.size, &config) == VP8_STATUS_OK;
+}
+
 }  // namespace
 
 Raster decode_webp(const EncodedImage& image, const ImageLimits& limits) {
@@ -35,15 +56,6 @@ Raster decode_webp(const EncodedImage& image, const ImageLimits& limits) {
   const uint32_t height = WebPDemuxGetI(demuxer.get(), WEBP_FF_CANVAS_HEIGHT);
   require_size(width, height, limits, image.where);
 
-  WebPAnimDecoderOptions options;
-  if (!WebPAnimDecoderOptionsInit(&options)) throw Error(Code::kCapability, "This libwebp is another version.", {});
-  options.use_threads = 1;
-  const std::unique_ptr<WebPAnimDecoder, DecoderDeleter> decoder(WebPAnimDecoderNew(&data, &options));
-  uint8_t* canvas = nullptr;
-  int timestamp = 0;
-  if (!decoder || !WebPAnimDecoderGetNext(decoder.get(), &canvas, &timestamp)) {
-    throw_damaged(image.where, "a frame that cannot be decoded");
-  }
   WebPBitstreamFeatures features;
   const bool known = WebPGetFeatures(image.data, image.size, &features) == VP8_STATUS_OK;
 
@@ -51,7 +63,10 @@ Raster decode_webp(const EncodedImage& image, const ImageLimits& limits) {
   raster.mode = known && !features.has_alpha ? RasterMode::kColor : RasterMode::kColorAlpha;
   raster.orientation = read_orientation(chunk(demuxer.get(), "EXIF"), chunk(demuxer.get(), "XMP "));
   raster.pixels = Pixels(static_cast<int>(width), static_cast<int>(height));
-  std::memcpy(raster.pixels.row(0), canvas, raster.pixels.count() * Pixels::kBytes);
+  Frame frame;
+  if (!WebPDemuxGetFrame(demuxer.get(), 1, &frame.iterator) || !decode_frame(frame.iterator, &raster.pixels)) {
+    throw_damaged(image.where, "a frame that cannot be decoded");
+  }
   return raster;
 }
 

@@ -54,6 +54,7 @@ TEST(Resize, OfEveryAxisReadsInsideOfTheSource) {
         int64_t sum = 0;
         for (size_t k = 0; k < static_cast<size_t>(axis.taps); ++k) {
           const int weight = axis.weights[at * static_cast<size_t>(axis.taps) + k];
+          ASSERT_LT(std::abs(weight), 127 << 16);  // three digits of 8 bits, as the kernels for AVX-512 take them
           const bool is_inside = axis.first[at] + static_cast<int>(k) < source;
           ASSERT_TRUE(is_inside || weight == 0);
           sum += weight;
@@ -64,31 +65,39 @@ TEST(Resize, OfEveryAxisReadsInsideOfTheSource) {
   }
 }
 
-// A row across, that row down, and its numbers.
+// Some rows across, those rows down, and their numbers.
 std::vector<float> run(const ResizeKernels& kernels, const Pixels& image, int target) {
   const ResizeAxis across(image.width(), target), down(image.height(), 4);
-  const size_t size = static_cast<size_t>(target);
-  std::vector<uint8_t> row(3 * size + 32), out(size + 32);
-  kernels.across(image.row(3), across.first.data(), kernels.pack(across.weights, across.taps).data(), across.taps,
-                 target, row.data(), row.data() + size, row.data() + 2 * size);
-  std::vector<const uint8_t*> rows;
-  for (int tap = 0; tap < down.taps; ++tap) rows.push_back(row.data() + tap % 3 * target);
-  kernels.down(rows.data(), down.weights.data(), down.taps, target, out.data());
-  std::vector<float> values(row.begin(), row.begin() + 3 * target);
-  values.resize(4 * size);
-  kernels.normalize(out.data(), target, 0.485f, 0.229f, values.data() + 3 * size);
+  const size_t size = static_cast<size_t>(target), stride = size + 32;
+  std::vector<uint8_t> rows(9 * stride), out(stride);
+  kernels.across({image.row(3), image.stride(), 3}, across.first.data(),
+                 kernels.pack(across.weights, across.taps).data(), across.taps, target, {rows.data(), stride});
+  std::vector<const uint8_t*> taps;
+  for (int tap = 0; tap < down.taps; ++tap) taps.push_back(rows.data() + static_cast<size_t>(tap % 9) * stride);
+  kernels.down(taps.data(), down.weights.data(), down.taps, target, out.data());
+  std::vector<float> values(size);
+  kernels.normalize(out.data(), target, 0.485f, 0.229f, values.data());
+  for (size_t row = 0; row < 9; ++row) {
+    values.insert(values.end(), rows.begin() + static_cast<ptrdiff_t>(row * stride),
+                  rows.begin() + static_cast<ptrdiff_t>(row * stride + size));
+  }
   return values;
 }
 
-TEST(Resize, WithAvx2IsThatOfAnyProcessor) {
-  if (avx2_resize_kernels() == nullptr) GTEST_SKIP() << "this processor has no AVX2";
+class ResizeOnThisProcessor : public testing::TestWithParam<const ResizeKernels*> {};
+
+TEST_P(ResizeOnThisProcessor, IsThatOfAny) {
+  if (GetParam() == nullptr) GTEST_SKIP() << "this processor has no such instructions";
   for (const int width : {1, 3, 17, 301, 4000}) {
     const Pixels image = noise(width, 9);
     for (const int target : {1, 2, 7, 77, 448}) {
-      EXPECT_EQ(run(*avx2_resize_kernels(), image, target), run(portable_resize_kernels(), image, target)) << width;
+      EXPECT_EQ(run(*GetParam(), image, target), run(portable_resize_kernels(), image, target)) << width;
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Avx2, ResizeOnThisProcessor, testing::Values(avx2_resize_kernels()));
+INSTANTIATE_TEST_SUITE_P(Avx512, ResizeOnThisProcessor, testing::Values(avx512_resize_kernels()));
 
 TEST(Resize, OfAnyNumberOfThreadsIsTheSame) {
   Tiling tiling;
