@@ -47,10 +47,15 @@ GROUP, HEAD = 128, "language_model.lm_head"
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compared: float32, or int4 weights with one of two arithmetics."""
+    """What is compared: float32, or int4 weights with one of two arithmetics.
+
+    Args:
+        nodes_to_exclude: of genai's graph, which stay in float32.
+    """
 
     weights: str
     inputs: Literal["float32", "int8"]
+    nodes_to_exclude: str = ""
 
     @property
     def name(self) -> str:
@@ -63,6 +68,8 @@ class Variant:
             return ["-p", "fp32"]
         level = 1 if self.inputs == "float32" else 4
         options = [f"block_size={GROUP}", "is_symmetric=true", f"accuracy_level={level}"]
+        if self.nodes_to_exclude:
+            options.append(f"nodes_to_exclude={self.nodes_to_exclude}")
         return ["-p", "int4", "--extra_options", *options]
 
 
