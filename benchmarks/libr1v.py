@@ -11,9 +11,10 @@ turns, a process each, with the same prompts, images, numbers of tokens and thre
   client, with reading the image; Python's is the sum of its stages, without it.
 * decode: tokens/s of a prompt of text only, by libr1v and by onnxruntime-genai. In float32 both must answer the same.
 * start: from the start of the process until its first character, or token; files are in the page cache.
-* memory: what is resident after an answer, without weights and key-value cache. Weights are the files that ONNX Runtime
-  copies as it prepares them (decoder, vision tower, projector), and what is resident of mapped files of the model; the
-  cache counts with the bytes of the tokens in it.
+* memory: what is resident after an answer, without weights and key-value cache, and what of that is code: pages of the
+  program and its libraries, which processes share. Weights are the files that ONNX Runtime copies as it prepares them
+  (decoder, vision tower, projector), and what is resident of mapped files of the model; the cache counts with the bytes
+  of the tokens in it.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ CUT_OFF = "cut off after"
 
 
 @dataclass(frozen=True)
-class Work:
+class Prepared:
     """What is measured, and where it is."""
 
     folder: Path
@@ -106,10 +107,10 @@ class Work:
         _run("cc", "-O2", "-o", self.genai_answer, HERE / "genai_answer.c", library, f"-Wl,-rpath,{library.parent}")
 
 
-# Our int4 leaves the head in float32.
+# Our int4 leaves embeddings and head in float32.
 VARIANTS = {
     "fp32": Variant("fp32", "float32"),
-    "int4": Variant("int4", "float32", nodes_to_exclude="/lm_head/MatMul"),
+    "int4": Variant("int4", "float32", nodes_to_exclude="/lm_head/MatMul,/model/embed_tokens/Gather"),
 }
 _PYTHON = (sys.executable, "-m", "r1v_export.cli.main")
 
@@ -134,10 +135,10 @@ def output_of(*words: object) -> str:
 # ---- the peers ----
 
 
-def bench_libr1v(work: Work, name: str, tokens: int, *question: object) -> dict[str, float]:
+def bench_libr1v(prepared: Prepared, name: str, tokens: int, *question: object) -> dict[str, float]:
     """Of `r1v bench`: ms to the first token, tokens/s after it, and both numbers of tokens."""
     out = output_of(
-        work.r1v, "bench", work.bundle(name), "--threads", THREADS, "--tokens", tokens, "--runs", 1, *question
+        prepared.r1v, "bench", prepared.bundle(name), "--threads", THREADS, "--tokens", tokens, "--runs", 1, *question
     )
     found = re.search(
         r"(\d+) prompt tokens, (\d+) new tokens.*\nfirst token after ([\d.]+) ms, then ([\d.]+) tokens/s", out
@@ -146,10 +147,10 @@ def bench_libr1v(work: Work, name: str, tokens: int, *question: object) -> dict[
     return _answer(*map(float, found.groups()))
 
 
-def bench_python(work: Work, name: str, tokens: int, *question: object) -> dict[str, float]:
+def bench_python(prepared: Prepared, name: str, tokens: int, *question: object) -> dict[str, float]:
     """The same of `r1v-export bench`."""
     options = ("--threads", THREADS, "--tokens", tokens, "--runs", 1, "--format", "json")
-    out = json.loads(output_of(*_PYTHON, "bench", work.bundle(name), *options, *question))
+    out = json.loads(output_of(*_PYTHON, "bench", prepared.bundle(name), *options, *question))
     return _answer(out["prompt_tokens"], out["new_tokens"], out["first_token_ms"], out["tokens_per_s"])
 
 
@@ -158,15 +159,15 @@ def _answer(prompt_tokens: float, new_tokens: float, first_token_ms: float, toke
     return {"first_token_ms": first_token_ms, "tokens_per_s": tokens_per_s, **counts}
 
 
-def genai_command(work: Work, name: str, prompt: Iterable[int], new_tokens: int, runs: int) -> list[str]:
+def genai_command(prepared: Prepared, name: str, prompt: Iterable[int], new_tokens: int, runs: int) -> list[str]:
     prompt = list(prompt)
-    words = (work.genai_answer, work.genai(name), THREADS, len(prompt) + new_tokens, new_tokens, runs, *prompt)
+    words = (prepared.genai_answer, prepared.genai(name), THREADS, len(prompt) + new_tokens, new_tokens, runs, *prompt)
     return list(map(str, words))
 
 
-def bench_genai(work: Work, name: str, prompt: list[int]) -> dict[str, float]:
+def bench_genai(prepared: Prepared, name: str, prompt: list[int]) -> dict[str, float]:
     """The same of genai_answer.c."""
-    command = genai_command(work, name, prompt, DECODED, 1)
+    command = genai_command(prepared, name, prompt, DECODED, 1)
     out = subprocess.run(
         command, env=environment(), check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
@@ -174,12 +175,12 @@ def bench_genai(work: Work, name: str, prompt: list[int]) -> dict[str, float]:
     return _answer(len(prompt), DECODED, first, (DECODED - 1) / (last - first) * 1e3)
 
 
-def run_commands(work: Work, name: str, tokens: int) -> dict[str, list[str]]:
+def run_commands(prepared: Prepared, name: str, tokens: int) -> dict[str, list[str]]:
     """libr1v's and Python's `run` with a bundle."""
-    options = ("run", work.bundle(name), "--threads", THREADS, "--greedy", "--max-new-tokens", tokens)
+    options = ("run", prepared.bundle(name), "--threads", THREADS, "--greedy", "--max-new-tokens", tokens)
     return {
         peer: list(map(str, (*program, *options)))
-        for peer, program in {"libr1v": (work.r1v,), "python": _PYTHON}.items()
+        for peer, program in {"libr1v": (prepared.r1v,), "python": _PYTHON}.items()
     }
 
 
@@ -208,14 +209,14 @@ def compare(contenders: Mapping[str, Callable[[], dict[str, float]]], repeats: i
     return {"load_average_before": round(load, 2), "seconds": seconds, "libr1v_ahead": ratios, "results": results}
 
 
-def answers(work: Work, repeats: int) -> dict[str, Any]:
+def answers(prepared: Prepared, repeats: int) -> dict[str, Any]:
     """Whole answers about an image."""
     question = ("--image", IMAGE, "--question", QUESTION)
     return {
         name: compare(
             {
-                "libr1v": partial(bench_libr1v, work, name, tokens, *question),
-                "python": partial(bench_python, work, name, tokens, *question),
+                "libr1v": partial(bench_libr1v, prepared, name, tokens, *question),
+                "python": partial(bench_python, prepared, name, tokens, *question),
             },
             repeats,
             "first_token_ms",
@@ -224,29 +225,29 @@ def answers(work: Work, repeats: int) -> dict[str, Any]:
     }
 
 
-def decoding(work: Work, repeats: int) -> dict[str, Any]:
+def decoding(prepared: Prepared, repeats: int) -> dict[str, Any]:
     """Answers to a text."""
     report = {}
     for name in VARIANTS:
-        runner = open_runner(work.bundle(name))
+        runner = open_runner(prepared.bundle(name))
         prompt = runner.tokenize(Request.ask(TEXT))
-        by_genai = output_of_genai(work, name, prompt)
-        ours = output_of(*run_commands(work, name, DECODED)["libr1v"], TEXT).strip()
+        by_genai = output_of_genai(prepared, name, prompt)
+        ours = output_of(*run_commands(prepared, name, DECODED)["libr1v"], TEXT).strip()
         same = ours == runner.tokenizer.decode(by_genai).strip()
         del runner
         if name == "fp32" and not same:
             raise SystemExit(f"libr1v and onnxruntime-genai disagree in float32: {ours}, {by_genai}")
         contenders = {
-            "libr1v": partial(bench_libr1v, work, name, DECODED, "--question", TEXT),
-            "genai": partial(bench_genai, work, name, prompt),
+            "libr1v": partial(bench_libr1v, prepared, name, DECODED, "--question", TEXT),
+            "genai": partial(bench_genai, prepared, name, prompt),
         }
         report[name] = {"same_tokens": same, **compare(contenders, repeats, "first_token_ms")}
     return report
 
 
-def output_of_genai(work: Work, name: str, prompt: list[int]) -> list[int]:
+def output_of_genai(prepared: Prepared, name: str, prompt: list[int]) -> list[int]:
     """The tokens of its answer."""
-    command = genai_command(work, name, prompt, DECODED, 1)
+    command = genai_command(prepared, name, prompt, DECODED, 1)
     out = subprocess.run(
         command, env=environment(), check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
@@ -267,33 +268,34 @@ def first_output(command: list[str]) -> dict[str, float]:
     return {"first_token_ms": 1e3 * first}
 
 
-def starts(work: Work, repeats: int) -> dict[str, Any]:
+def starts(prepared: Prepared, repeats: int) -> dict[str, Any]:
     """A process for one short answer: nano's about an image, the others' to a text."""
     report = {}
     for name in NEW_TOKENS:
         question = [*(("--image", str(IMAGE)) if name == "nano" else ()), QUESTION]
-        commands = {peer: [*command, *question] for peer, command in run_commands(work, name, 2).items()}
+        commands = {peer: [*command, *question] for peer, command in run_commands(prepared, name, 2).items()}
         if name in VARIANTS:
-            prompt = open_runner(work.bundle(name)).tokenize(Request.ask(QUESTION))
-            commands["genai"] = genai_command(work, name, prompt, 2, 0)
+            prompt = open_runner(prepared.bundle(name)).tokenize(Request.ask(QUESTION))
+            commands["genai"] = genai_command(prepared, name, prompt, 2, 0)
         report[name] = compare(
             {peer: partial(first_output, command) for peer, command in commands.items()}, repeats, "first_token_ms"
         )
     return report
 
 
-def resident_mb(pid: int, model: Path) -> tuple[float, float]:
-    """All that is resident of a process, and what of it are mapped files of the model."""
-    total = mapped = 0
-    is_model = False
+def resident_mb(pid: int, model: Path) -> dict[str, float]:
+    """MB that are resident of a process: all; mapped files of the model; and other mapped files, which are code."""
+    kib = {"all": 0, "model": 0, "code": 0}
+    mapped = "all"
     for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            is_model = str(model.resolve()) in line
-        elif line.startswith("Rss:"):
-            kib = int(line.split()[1])
-            total += kib
-            mapped += kib if is_model else 0
-    return total * 1024 / 1e6, mapped * 1024 / 1e6
+        words = line.split()
+        if re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", words[0]):
+            file = words[5] if len(words) > 5 else ""
+            mapped = "model" if str(model.resolve()) in file else "code" if file.startswith("/") else "all"
+        elif words[0] == "Rss:":
+            for kind in {"all", mapped}:
+                kib[kind] += int(words[1])
+    return {kind: each * 1024 / 1e6 for kind, each in kib.items()}
 
 
 def memory_after(
@@ -308,10 +310,12 @@ def memory_after(
             process.stdin.write(question + "\n")
             process.stdin.flush()
         _wait_for(process.stderr if question else process.stdout, CUT_OFF if question else "done")
-        resident, mapped = resident_mb(process.pid, model)
+        resident = resident_mb(process.pid, model)
         process.stdin.close()
-    rest = resident - mapped - weights_mb - cache_mb
-    return {"resident_mb": resident, "weights_mb": weights_mb + mapped, "cache_mb": cache_mb, "rest_mb": rest}
+    weights_mb += resident["model"]
+    rest = resident["all"] - weights_mb - cache_mb
+    counted = {"resident_mb": resident["all"], "weights_mb": weights_mb, "cache_mb": cache_mb, "rest_mb": rest}
+    return {**counted, "code_mb": resident["code"]}
 
 
 def _wait_for(lines: IO[str] | None, text: str) -> None:
@@ -326,18 +330,18 @@ def slot_bytes(bundle: Path) -> int:
     return 2 * int(sizes["layers"]) * int(sizes["kv_heads"]) * int(sizes["head_dim"]) * 4
 
 
-def memory(work: Work, repeats: int) -> dict[str, Any]:
+def memory(prepared: Prepared, repeats: int) -> dict[str, Any]:
     """The same questions as `starts`, but for the texts, which are `decoding`'s."""
     report = {}
     for name, tokens in NEW_TOKENS.items():
-        bundle = work.bundle(name)
+        bundle = prepared.bundle(name)
         runner = open_runner(bundle)
         image = name == "nano"
         graphs = ("decoder", "vision", "projector") if image else ("decoder",)
         weights_mb = sum((bundle / "graphs" / f"{graph}.data").stat().st_size for graph in graphs) / 1e6
         prompt = [] if image else runner.tokenize(Request.ask(TEXT))
         length = (
-            bench_python(work, name, 2, "--image", IMAGE, "--question", QUESTION)["prompt_tokens"]
+            bench_python(prepared, name, 2, "--image", IMAGE, "--question", QUESTION)["prompt_tokens"]
             if image
             else len(prompt)
         )
@@ -345,16 +349,19 @@ def memory(work: Work, repeats: int) -> dict[str, Any]:
         count = partial(memory_after, weights_mb=weights_mb, cache_mb=cache_mb)
         commands = {
             peer: [*command, "--chat", *(("--image", str(IMAGE)) if image else ())]
-            for peer, command in run_commands(work, name, tokens).items()
+            for peer, command in run_commands(prepared, name, tokens).items()
         }
         question = QUESTION if image else TEXT
         contenders = {peer: partial(count, command, question, bundle) for peer, command in commands.items()}
         if name in VARIANTS:
-            answer = genai_command(work, name, prompt, tokens, 0)
-            contenders["genai"] = partial(count, answer, None, work.genai(name))
+            answer = genai_command(prepared, name, prompt, tokens, 0)
+            contenders["genai"] = partial(count, answer, None, prepared.genai(name))
         report[name] = interleaved(contenders, max(1, repeats // 2))
-        rest = {peer: round(each["rest_mb"]["median"], 1) for peer, each in report[name].items()}
-        print(name, "MB beyond weights and cache:", json.dumps(rest), flush=True)
+        rest = {
+            peer: [round(each[quantity]["median"], 1) for quantity in ("rest_mb", "code_mb")]
+            for peer, each in report[name].items()
+        }
+        print(name, "MB beyond weights and cache, and of them code:", json.dumps(rest), flush=True)
     return report
 
 
@@ -364,14 +371,14 @@ def memory(work: Work, repeats: int) -> dict[str, Any]:
 @click.option("--only", default=",".join(PARTS), show_default=True, help="Parts, with commas between them.")
 @click.option("--repeats", default=4, show_default=True)
 def main(folder: Path, prepare: bool, only: str, repeats: int) -> None:
-    work = Work(folder.resolve())
+    prepared = Prepared(folder.resolve())
     if prepare:
-        work.prepare()
+        prepared.prepare()
         return
     measures = dict(zip(PARTS, (answers, decoding, starts, memory), strict=True))
     report: dict[str, Any] = {"machine": machine(("onnxruntime",)), "threads": THREADS, "genai": GENAI}
     for part in only.split(","):
-        report[part] = measures[part](work, repeats)
+        report[part] = measures[part](prepared, repeats)
         # Written after each part: a killed run keeps what it has.
         path = write_results("libr1v", report)
     print(path)

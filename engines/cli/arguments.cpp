@@ -56,7 +56,7 @@ void add_bench(CLI::App& command, BenchArguments& bench) {
   add_engine(command, bench.engine);
   command.add_option("--image", bench.image, "Ask about this image. [default: none]");
   command.add_option("--question", bench.question, "What to ask.")->capture_default_str();
-  command.add_option("--tokens", bench.tokens, "Tokens of each answer, at most.")
+  command.add_option("--tokens", bench.tokens, "Tokens of each answer.")
       ->capture_default_str()
       ->check(CLI::Range(2, 1 << 24));
   command.add_option("--runs", bench.runs, "Runs after the warm-up; medians count.")

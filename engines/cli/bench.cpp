@@ -85,6 +85,7 @@ void bench(const BenchArguments& arguments) {
     throw Failure{api::last_error(status)};
   }
   sampling.max_new_tokens = arguments.tokens;
+  sampling.ignore_eos = 1;  // as many tokens whatever the model would like
   options.sampling = sampling;
   std::vector<api::Turn> turns = {{"user", arguments.question, {}}};
   if (!arguments.image.empty()) turns[0].images.push_back(image_named(arguments.image));
@@ -115,7 +116,7 @@ void bench(const BenchArguments& arguments) {
   std::printf("\n%s: %lld prompt tokens, %zu new tokens, median of %d runs; opened in %.1f ms\n",
               engine.description().c_str(), static_cast<long long>(answer.prompt_tokens), answer.token_count,
               arguments.runs, open_ms);
-  std::printf("first token after %.1f ms, then %.1f tokens/s; peak memory %.1f MB\n",
+  std::printf("first token after %.1f ms, then %.2f tokens/s; peak memory %.1f MB\n",
               median_of([](const Run& run) { return run.first_token_ms; }),
               decode_ms > 0 ? steps / decode_ms * 1000 : 0.0, peak_memory_mb());
 }

@@ -22,6 +22,7 @@ BoundStep::BoundStep(const OnnxRuntimeDecoder& decoder, int64_t first_row, int64
       on_cpu_(decoder.device_.device == Device::kCpu),
       first_row_(first_row),
       rows_(rows),
+      seq_(seq),
       host_(cpu_memory(session_.library())) {
   const Api& api = session_.library().api();
   IoBinding* binding = nullptr;
@@ -82,7 +83,9 @@ void BoundStep::run(const DecoderStep& step, float* logits) {
   const int64_t* integers[] = {step.position_ids, step.cache_write_index, step.cache_length, step.logits_index};
   for (size_t i = 0; i < 4; ++i) std::memcpy(inputs_[i + 1].buffer.data(), integers[i], inputs_[i + 1].buffer.size());
   if (!on_cpu_) bind_inputs();  // Binding is what copies to a GPU; on the CPU the buffers themselves are read.
-  session_.check_run(session_.library().api().RunWithBinding(session_.handle(), nullptr, binding_.get()), arrays());
+  session_.check_run(
+      session_.library().api().RunWithBinding(session_.handle(), seq_ > 1 ? session_.once() : nullptr, binding_.get()),
+      arrays());
   to_float(logits_.data(), logits_.size() / element_bytes(session_.compute()), session_.compute(), logits);
 }
 

@@ -34,7 +34,7 @@ class BoundStep {
   const GraphSession& session_;
   const Sizes sizes_;
   const bool on_cpu_;
-  const int64_t first_row_, rows_;
+  const int64_t first_row_, rows_, seq_;
   Owned<MemoryInfo> host_;
   Owned<IoBinding> binding_;
   std::vector<Input> inputs_;

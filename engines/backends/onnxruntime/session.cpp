@@ -21,6 +21,7 @@ namespace {
 constexpr char kSpinning[] = "session.intra_op.allow_spinning";
 // Else threads that wait for the next step take the cores that sampling, delivering and other graphs need.
 constexpr char kNoSpinningBetweenRuns[] = "session.force_spinning_stop";
+constexpr char kShrinkAfterRun[] = "memory.enable_memory_arena_shrinkage";
 constexpr char kRefused[] = "ONNX Runtime refuses an engine.";
 constexpr char kRebuild[] =
     "run `r1v-export verify`; if the bundle is sound, build it again with this version of onnxruntime";
@@ -98,6 +99,15 @@ void return_freed_memory() {
 #endif
 }
 
+Owned<RunOptions> run_once(const Library& library, const std::string& where) {
+  const Api& api = library.api();
+  RunOptions* options = nullptr;
+  library.check(api.CreateRunOptions(&options), Code::kBundle, kRefused, where, kRebuild);
+  Owned<RunOptions> owner(options, api.ReleaseRunOptions);
+  library.check(api.AddRunConfigEntry(options, kShrinkAfterRun, "cpu:0"), Code::kBundle, kRefused, where, kRebuild);
+  return owner;
+}
+
 // Name and element type of the inputs or outputs that a session has.
 std::vector<TensorContract> session_tensors(const Library& library, const Session* session, bool inputs,
                                             const std::string& where) {
@@ -169,6 +179,7 @@ GraphSession::GraphSession(const Library& library, const Bundle& bundle, const G
                 Code::kBundle, kRefused, (bundle.folder / options.file).string(), kRebuild);
   session_ = Owned<Session>(session, library.api().ReleaseSession);
   return_freed_memory();
+  if (device.device == Device::kCpu) once_ = run_once(library, options.file);
   const std::vector<TensorContract> inputs = session_tensors(library, session, true, options.file);
   const std::vector<TensorContract> outputs = session_tensors(library, session, false, options.file);
   require_names(inputs, graph.inputs, options.file + ": inputs");
@@ -208,7 +219,9 @@ std::vector<float> GraphSession::run(const std::vector<Array>& inputs, const std
   }
   const char* output_name = graph_.outputs.front().name.c_str();
   Value* output = nullptr;
-  check_run(api.Run(session_.get(), nullptr, names.data(), pointers.data(), inputs.size(), &output_name, 1, &output),
+  const bool every_step = graph_.name == contract::kEmbed;
+  check_run(api.Run(session_.get(), every_step ? nullptr : once(), names.data(), pointers.data(), inputs.size(),
+                    &output_name, 1, &output),
             inputs);
   const Owned<Value> owner(output, api.ReleaseValue);
 

@@ -36,6 +36,8 @@ class GraphSession {
 
   const Library& library() const { return library_; }
   Session* handle() const { return session_.get(); }
+  // Of a run over many tokens: the memory of its activations is given back after it. Null for what is run all the time.
+  const RunOptions* once() const { return once_.get(); }
   // What the graph computes in.
   ElementType compute() const { return compute_; }
 
@@ -51,6 +53,7 @@ class GraphSession {
   const GraphContract graph_;
   Owned<Session> session_;
   Owned<MemoryInfo> memory_;
+  Owned<RunOptions> once_;
   ElementType compute_ = ElementType::kFloat32;
 };
 
