@@ -33,7 +33,7 @@ from r1v_export.pipeline.stage import Stage
 from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.calibration.imported import imported_recipe
 from r1v_export.quantization.recipe import resolve
-from r1v_export.quantization.sizes import weight_bytes
+from r1v_export.quantization.sizes import calibration_bytes, weight_bytes
 from r1v_export.targets import registry
 from r1v_export.targets.interface import BuildInputs
 
@@ -185,7 +185,7 @@ class Build:
             tools=(*provenance.TRACING_TOOLS, *provenance.INPUT_TOOLS),
             settings=settings,
             sources=tuple(self.source_files()),
-            size_bytes=parameters,
+            size_bytes=calibration_bytes(self.checkpoint.spec, self.schemes) if self.recipe else parameters,
             seconds=seconds,
             notes=calibration_warnings,
         )
@@ -241,6 +241,7 @@ class Build:
             artifact.overrides,
             artifact.cache_scales,
             artifact.input_orders,
+            artifact.parameters,
         )
 
     def _engine_stages(self) -> Iterator[Stage]:
@@ -249,7 +250,7 @@ class Build:
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),
-                code=(*_TRACED_CODE, "targets"),
+                code=(*_TRACED_CODE, "targets", *(("quantization",) if self.config.quantized else ())),
                 tools=(*provenance.TRACING_TOOLS, *registry.tools(target)),
                 settings={"device": self.config.device, "options": self.config.targets[target]},
                 sources=tuple(path.name for path in self.checkpoint.files()),

@@ -61,6 +61,24 @@ def checkpoint_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme], compute: Co
     return sum(weight_bytes(spec, schemes, compute).values()) - twice * BYTES_OF[compute]
 
 
+def calibration_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
+    """Bytes of a calibration, to a percent: scales, and the quantized values that do not follow from the checkpoint.
+
+    Args:
+        schemes: of every quantized linear.
+    """
+    from r1v_export.quantization.artifact.rounded_weights import rounded_linears
+    from r1v_export.quantization.groups import linear_shapes
+
+    shapes, rounded, total = linear_shapes(spec), rounded_linears(spec, schemes), 0.0
+    for name, scheme in schemes.items():
+        (out_features, in_features), weights = shapes[name], scheme.weights
+        groups = in_features // weights.group_size if weights.group_size else 1
+        total += out_features * groups * (5 if weights.type == "uint4" else 4)
+        total += 0 if name in rounded else out_features * in_features * _QWEIGHT_BYTES[weights.type]
+    return round(total)
+
+
 def _bytes_per_parameter(scheme: Scheme | None, compute: Compute) -> float:
     if scheme is None:
         return BYTES_OF[compute]

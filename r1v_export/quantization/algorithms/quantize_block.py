@@ -7,7 +7,7 @@ block computes the same function as before. Then every linear is rounded, with t
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,11 @@ from r1v_export.log_event import log_event
 from r1v_export.quantization.algorithms.awq import search_scale
 from r1v_export.quantization.algorithms.clipping import clipped_params
 from r1v_export.quantization.algorithms.gptq import gptq, grouped_order
-from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
+from r1v_export.quantization.algorithms.rtn import one_scale, round_to_nearest, round_to_one_scale
 from r1v_export.quantization.algorithms.smoothquant import smoothing_scale
 from r1v_export.quantization.groups import LinearGroup, SmoothLayer, apply_smoothing
 from r1v_export.quantization.kv_scales import CacheType, KVScales, key_name, kv_scales, value_name
-from r1v_export.quantization.number_formats import RANGES
+from r1v_export.quantization.number_formats import QWEIGHT_DTYPES, RANGES
 from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, all_finite, scale_for
@@ -46,22 +46,25 @@ def quantize_block(
     statistics: BlockStatistics,
     observer: Observer,
     kv_cache: CacheType | None = None,
+    rounded: Collection[str] = (),
 ) -> QuantizedBlock:
     """Quantize the linears of one block, on the device that its tensors are on.
 
     Args:
         groups: the block's, of `groups.linear_groups`.
         schemes: of `recipe.resolve`; linears without one stay as they are.
-        tensors: the block's weights, biases and norms by checkpoint name, any floating dtype; not written to.
+        tensors: the block's weights, biases and norms by checkpoint name, any floating dtype; not written to. Those
+            that are only rounded to nearest are read a few rows at a time.
         statistics: by group name; Gram matrices where `needs_gram`. Empty for schemes that need none.
         observer: how ranges of static inputs are chosen. Inputs that were rescaled take absmax: a histogram cannot be
             rescaled channel by channel.
         kv_cache: what a decoder layer's cache is stored in; None leaves it unchanged.
+        rounded: of `CalibrationPlan`: linears that are to have scales alone, their quantized values on device "meta".
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
     """
-    rescaled = {name: tensor.float() for name, tensor in tensors.items()}
+    rescaled = dict(tensors)
     _check_finite(rescaled, groups, schemes)
     smoothed = _apply_smoothing_scales(groups, schemes, rescaled, statistics)
     linears: dict[str, QuantizedLinear] = {}
@@ -69,12 +72,15 @@ def quantize_block(
         quantized = [linear for linear in group.linears if linear in schemes]
         if not quantized:
             continue
-        largest = torch.stack([absmax(rescaled[f"{linear}.weight"]) for linear in quantized]).max()
+        largest = _largest(group, schemes, rescaled)
         gram = _rescaled_gram(statistics, group, smoothed.get(group.name))
         for linear in quantized:
             scheme = schemes[linear]
-            rounded = _round(rescaled[f"{linear}.weight"], scheme, gram, largest)
-            linears[linear] = _quantize_input(rounded, scheme, group, statistics, smoothed.get(group.name), observer)
+            weight = rescaled[f"{linear}.weight"]
+            made = (
+                _scales_alone(weight, scheme, largest) if linear in rounded else _round(weight, scheme, gram, largest)
+            )
+            linears[linear] = _quantize_input(made, scheme, group, statistics, smoothed.get(group.name), observer)
         _log_group(group, {linear: linears[linear] for linear in quantized}, statistics, smoothed.get(group.name))
     rewritten = {
         name for group in groups if group.name in smoothed and group.smooth_layer for name in group.smooth_layer.tensors
@@ -128,6 +134,8 @@ def _apply_smoothing_scales(
         scheme = schemes.get(group.linears[0])
         if group.smooth_layer is None or scheme is None or not isinstance(scheme.weights, Awq | SmoothQuant):
             continue
+        moved = (*group.smooth_layer.tensors, *(f"{linear}.weight" for linear in group.linears))
+        rescaled |= {name: rescaled[name].float() for name in moved}
         weights = [rescaled[f"{linear}.weight"] for linear in group.linears]
         smoothed[group.name] = _smoothing_scale(group, group.smooth_layer, scheme.weights, weights, statistics)
         apply_smoothing(group, smoothed[group.name], rescaled)
@@ -156,17 +164,39 @@ def _rescaled_gram(statistics: BlockStatistics, group: LinearGroup, scale_I: Ten
     return (gram_II.to(scale_I.device) / scale_I).div_(scale_I[:, None])
 
 
-def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor) -> QuantizedLinear:
-    """The weight rounded by the scheme's algorithm; `largest` is the largest magnitude of the group's weights."""
+def _largest(group: LinearGroup, schemes: Mapping[str, Scheme], rescaled: Mapping[str, Tensor]) -> Tensor | None:
+    """The largest magnitude of the weights that share one scale; None if the group's have scales of their own."""
+    shared = [linear for linear in group.linears if linear in schemes]
+    if all(schemes[linear].weights.granularity != "tensor" for linear in shared):
+        return None
+    return torch.stack([absmax(rescaled[f"{linear}.weight"]).float() for linear in shared]).max()
+
+
+def _scales_alone(weight: Tensor, scheme: Scheme, largest: Tensor | None) -> QuantizedLinear:
+    """What `_round` makes by rounding to nearest, its quantized values on device "meta"."""
+    options = scheme.weights
+    if options.granularity == "tensor":
+        assert largest is not None
+        params = one_scale(weight, options.type, largest)
+    elif isinstance(options, RoundToNearest) and options.clip:
+        params = clipped_params(weight, options.type, options.group_size)
+    else:
+        params = QuantParams.from_weight(weight, options.type, options.group_size)
+    return params.linear(torch.empty(weight.shape, dtype=QWEIGHT_DTYPES[options.type], device="meta"))
+
+
+def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor | None) -> QuantizedLinear:
+    """The weight rounded by the scheme's algorithm; `largest` is that of the group's weights where they share it."""
     options = scheme.weights
     if isinstance(options, Awq | Gptq):
         assert gram is not None, "the caller calibrates with Gram matrices where needs_gram says so"
-        gram = gram.to(weight.device)
+        weight, gram = weight.float(), gram.to(weight.device)
         if isinstance(options, Gptq):
             return _round_by_gptq(weight, gram, options)
         params = _params(weight, gram, options)
         return params.linear(params.qweight(weight))
     if options.granularity == "tensor":
+        assert largest is not None
         return round_to_one_scale(weight, options.type, largest)
     clip = isinstance(options, RoundToNearest) and options.clip
     return round_to_nearest(weight, options.type, options.group_size, clip)

@@ -32,8 +32,13 @@ def round_to_one_scale(weight_OI: Tensor, kind: WeightType, absmax: Tensor) -> Q
     Args:
         absmax: scalar []; the largest magnitude of this weight and of those that engines fuse it with.
     """
-    params = QuantParams(kind, scale_for(absmax, kind).expand(weight_OI.shape[0], 1).contiguous(), None)
+    params = one_scale(weight_OI, kind, absmax)
     return params.linear(params.qweight(weight_OI))
+
+
+def one_scale(weight_OI: Tensor, kind: WeightType, absmax: Tensor) -> QuantParams:
+    """The parameters of `round_to_one_scale`."""
+    return QuantParams(kind, scale_for(absmax, kind).expand(weight_OI.shape[0], 1).contiguous(), None)
 
 
 def output_error(weight_OI: Tensor, quantized: Tensor, gram_II: Tensor) -> Tensor:

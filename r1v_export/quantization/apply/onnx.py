@@ -48,6 +48,7 @@ def quantizer(
     overrides: Mapping[str, Callable[[], Tensor]],
     cache_scales: Mapping[str, KVScales] | None = None,
     input_orders: Mapping[str, Tensor] | None = None,
+    parameters: Callable[[str], QuantizedLinear] | None = None,
 ) -> Rewrite:
     """The rewrite that quantizes a traced graph.
 
@@ -57,6 +58,7 @@ def quantizer(
         overrides: readers of the other tensors that calibration rewrote, by checkpoint name.
         cache_scales: of cached keys and values, by the attention's checkpoint name.
         input_orders: `QuantizedLinear.input_order` of every linear that has one, by checkpoint name.
+        parameters: reads a quantized linear without its quantized values, where that is faster than `linear`.
     """
     group_of = {name: group.name for group in linear_groups(spec) for name in group.linears}
     orders = input_orders or {}
@@ -67,7 +69,7 @@ def quantizer(
         insertion(model)
         derived: dict[str, Derived] = {name: _ignoring_read(read) for name, read in overrides.items()}
         for name in insertion.quantized:
-            derived |= _linear_tensors(name, group_of[name], linear)
+            derived |= _linear_tensors(name, group_of[name], linear, parameters or linear)
         derived |= {f"{name}{INPUT_ORDER}": lambda _, order=order: order for name, order in orders.items()}  # type: ignore[misc]
         if cache_scales:
             QuantizeCache({name: scales.kind for name, scales in cache_scales.items()})(model)
@@ -87,15 +89,17 @@ def _ignoring_read(read: Callable[[], Tensor]) -> Derived:
     return lambda _: read()
 
 
-def _linear_tensors(name: str, group: str, linear: Callable[[str], QuantizedLinear]) -> dict[str, Derived]:
+def _linear_tensors(
+    name: str, group: str, linear: Callable[[str], QuantizedLinear], parameters: Callable[[str], QuantizedLinear]
+) -> dict[str, Derived]:
     """How each tensor of a quantized linear is made, in the graph's [in, out] order."""
     weight = f"{name}.weight{TRANSPOSED}"
     return {
         weight + QWEIGHT: lambda _: linear(name).qweight.t(),
-        weight + SCALE: lambda _: linear(name).scale.t(),
-        weight + ZERO_POINT: lambda _: _required(linear(name).zero_point, name).t(),
-        group + INPUT_SCALE: lambda _: _required(linear(name).input_scale, name),
-        name + PRE_QUANT_SCALE: lambda _: _required(linear(name).pre_quant_scale, name),
+        weight + SCALE: lambda _: parameters(name).scale.t(),
+        weight + ZERO_POINT: lambda _: _required(parameters(name).zero_point, name).t(),
+        group + INPUT_SCALE: lambda _: _required(parameters(name).input_scale, name),
+        name + PRE_QUANT_SCALE: lambda _: _required(parameters(name).pre_quant_scale, name),
     }
 
 

@@ -1,26 +1,33 @@
 """Compare a calibration with the weights it was made from, where its algorithm leaves no freedom.
 
-Rounding to nearest has one correct result: the original weight quantized with the calibration's scale. Static input
-scales from the largest magnitude have one, too. Algorithms that move scales between tensors (AWQ, SmoothQuant) or
-compensate errors (GPTQ) have none; the tolerances of the parity gate cover them.
+Rounding to nearest has one correct result: the scale that just covers the original weight, and the weight quantized
+with it. Static input scales from the largest magnitude have one, too. Algorithms that move scales between tensors (AWQ,
+SmoothQuant) or compensate errors (GPTQ) have none; the tolerances of the parity gate cover them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from r1v_export.errors import ParityError
+from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.number_formats import RANGES
-from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize
-from r1v_export.quantization.recipe import RoundToNearest
+from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax
+from r1v_export.quantization.recipe import RoundToNearest, Scheme
 
 _ROW_TOLERANCE = 0.1
 """Fraction of a row's quantized values that may differ: another device can round a value halfway between two neighbors
 to the other one; a wrong scale changes most of a row."""
+
+
+_SCALE_TOLERANCE = 1e-3
+"""Relative difference that a scale may have, for the same reason."""
 
 
 def require_own_scales(model: nn.Module, artifact: Artifact) -> None:
@@ -34,36 +41,46 @@ def require_own_scales(model: nn.Module, artifact: Artifact) -> None:
     """
     if artifact.overrides:
         return
-    group_of = {linear: group.name for group in linear_groups(artifact.spec) for linear in group.linears}
+    groups = linear_groups(artifact.spec)
+    group_of = {linear: group.name for group in groups for linear in group.linears}
+    neighbors = {linear: group.linears for group in groups for linear in group.linears}
     for name, scheme in artifact.schemes.items():
         weights = scheme.weights
         if not isinstance(weights, RoundToNearest) or weights.clip:
             continue
-        linear, original = artifact.linear(name), model.get_submodule(name).get_parameter("weight")
-        wrong = _wrong_rows(linear, original)
+        shared = [_weight(model, other) for other in neighbors[name] if other in artifact.schemes]
+        wrong = _wrong_rows(artifact.linear(name), _weight(model, name), scheme, shared)
         if wrong:
             raise _wrong(
                 artifact, name, "weight scales that give the original's quantized values", f"{wrong} rows of others"
             )
         inputs = artifact.stats.inputs.get(group_of[name])
+        linear = artifact.parameters(name)
         if linear.input_scale is not None and inputs is not None and artifact.recipe.observer.kind == "absmax":
             expected = inputs.absmax / RANGES[linear.input_type or "fp8"][1]
             if not math.isclose(float(linear.input_scale), expected, rel_tol=1e-3):
                 raise _wrong(artifact, name, f"an input scale of {expected:.4g}", f"{float(linear.input_scale):.4g}")
 
 
-def _wrong_rows(linear: QuantizedLinear, original: Tensor) -> int:
-    """How many output channels differ from the original weight in more than the allowed fraction of quantized
-    values."""
-    weight, scale, zero_point = original.detach().float().cpu(), linear.scale, linear.zero_point
-    if linear.group_size is None:
-        qweight = quantize(weight, scale[:, None], linear.weight_type)
+def _weight(model: nn.Module, linear: str) -> Tensor:
+    return model.get_submodule(linear).get_parameter("weight").detach().cpu()
+
+
+def _wrong_rows(linear: QuantizedLinear, weight: Tensor, scheme: Scheme, neighbors: Sequence[Tensor]) -> int:
+    """How many output channels have another scale than the original weight gives, or differ from what it is rounded to
+    in more than the allowed fraction of quantized values.
+
+    Args:
+        neighbors: weights of the linears that share its input, itself included: they share a scale per tensor.
+    """
+    weights = scheme.weights
+    if weights.granularity == "tensor":
+        expected = round_to_one_scale(weight, weights.type, torch.stack([absmax(other) for other in neighbors]).max())
     else:
-        groups = weight.unflatten(1, (-1, linear.group_size))
-        point = None if zero_point is None else zero_point.float()[..., None]
-        qweight = quantize(groups, scale[..., None], linear.weight_type, point).flatten(1)
-    differing = (qweight.float() != linear.qweight.float()).float().mean(1)
-    return int((differing > _ROW_TOLERANCE).sum())
+        expected = round_to_nearest(weight, weights.type, weights.group_size)
+    differing = (linear.qweight.float() != expected.qweight.float()).float().mean(1) > _ROW_TOLERANCE
+    scales = torch.isclose(linear.scale, expected.scale, rtol=_SCALE_TOLERANCE, atol=0).reshape(len(weight), -1)
+    return int((differing | ~scales.all(1)).sum())
 
 
 def _wrong(artifact: Artifact, name: str, expected: str, found: str) -> ParityError:

@@ -4,8 +4,9 @@
     recipe.yaml         the recipe, with every default written out
     scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .pre_quant_scale .input_order,
                         {layer}.self_attn.key_scale .value_scale
-    qweight/{block}.safetensors {linear}.qweight (4-bit values two to a byte), and tensors that an algorithm rewrote,
-                                under their own names; for the graph stage only
+    qweight/{block}.safetensors {linear}.qweight (4-bit values two to a byte) that do not follow from the checkpoint and
+                                the scales, see `rounded_weights`, and tensors that an algorithm rewrote, under their
+                                own names
 
 The same input gives the same bytes.
 """
@@ -30,6 +31,7 @@ from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError, R1VError
 from r1v_export.files import read_regular_text
 from r1v_export.model_spec import ModelSpec
+from r1v_export.quantization.artifact.rounded_weights import round_weight, rounded_linears
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name
@@ -67,10 +69,11 @@ def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def qweight_tensors(block: QuantizedBlock) -> dict[str, Tensor]:
-    """What goes into a block's file of quantized values."""
+    """What goes into a block's file of quantized values; those on device "meta" follow from the checkpoint."""
     qweight = {
         f"{name}.qweight": pack_pairs(linear.qweight) if linear.weight_type in _FOUR_BITS else linear.qweight
         for name, linear in block.linears.items()
+        if not linear.qweight.is_meta
     }
     return {name: tensor.cpu().contiguous() for name, tensor in (qweight | block.overrides).items()}
 
@@ -102,6 +105,8 @@ class Artifact:
     """Of every quantized linear, in model order."""
     _scales: Mapping[str, StoredTensor]
     _qweight: Mapping[str, StoredTensor]
+    _read: Callable[[str], Tensor]
+    """Reads a tensor of the checkpoint."""
 
     @classmethod
     def open(cls, folder: Path, checkpoint: Checkpoint) -> Artifact:
@@ -117,7 +122,8 @@ class Artifact:
         for path in sorted((folder / QWEIGHT).glob("*.safetensors")):
             qweight |= _header(path)
         schemes = resolve(recipe, checkpoint.spec)
-        artifact = cls(folder, checkpoint.spec, stats, recipe, schemes, _header(folder / SCALES), qweight)
+        scales = _header(folder / SCALES)
+        artifact = cls(folder, checkpoint.spec, stats, recipe, schemes, scales, qweight, checkpoint.read)
         artifact._check()
         return artifact
 
@@ -128,8 +134,21 @@ class Artifact:
 
     def linear(self, name: str) -> QuantizedLinear:
         """A quantized linear by its checkpoint name, its quantized values unpacked."""
-        qweight, kind = self._qweight[f"{name}.qweight"].read(), self.schemes[name].weights.type
+        stored, kind = self._qweight.get(f"{name}.qweight"), self.schemes[name].weights.type
+        if stored is None:
+            scale, zero_point = self._scales[f"{name}.weight_scale"].read(), self._optional(f"{name}.weight_zero_point")
+            return self._linear(name, round_weight(self._read(f"{name}.weight"), self.schemes[name], scale, zero_point))
+        qweight = stored.read()
         return self._linear(name, unpack_pairs(qweight, signed=kind == "int4") if kind in _FOUR_BITS else qweight)
+
+    def parameters(self, name: str) -> QuantizedLinear:
+        """The same without its quantized values, which are on device "meta"."""
+        dtype = QWEIGHT_DTYPES[self.schemes[name].weights.type]
+        return self._linear(name, torch.empty(self._shapes[name], dtype=dtype, device="meta"))
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        return linear_shapes(self.spec)
 
     def _linear(self, name: str, qweight: Tensor) -> QuantizedLinear:
         scheme = self.schemes[name]
@@ -186,18 +205,11 @@ class Artifact:
     def _check(self) -> None:
         self._check_names()
         self._check_scale_shapes()
-        shapes, tensors = linear_shapes(self.spec), expected_tensors(self.spec)
+        tensors = expected_tensors(self.spec)
         for name, scheme in self.schemes.items():
-            stored = self._qweight[f"{name}.qweight"]
-            out_features, in_features = shapes[name]
-            packed = scheme.weights.type in _FOUR_BITS
-            shape = (out_features, in_features // 2) if packed else (out_features, in_features)
-            dtype = torch.uint8 if packed else QWEIGHT_DTYPES[scheme.weights.type]
-            if (stored.shape, stored.dtype) != (shape, dtype):
-                raise self._bad(name, f"quantized values {dtype} {shape}", f"{stored.dtype} {stored.shape}")
             # Any quantized value is valid, so only dtype and shape are checked; the values stay in their file.
-            qweight = torch.empty(shapes[name], dtype=QWEIGHT_DTYPES[scheme.weights.type], device="meta")
-            linear = self._linear(name, qweight)
+            self._check_stored(name, self._qweight.get(f"{name}.qweight"))
+            linear = self.parameters(name)
             if problem := linear.validate():
                 raise self._bad(name, "what the recipe says, with positive, finite scales", problem)
             if scheme.weights.granularity == "tensor" and bool((linear.scale != linear.scale[0]).any()):
@@ -212,6 +224,16 @@ class Artifact:
         for layer in range(self.spec.language.num_layers):
             self._check_cache(layer)
 
+    def _check_stored(self, name: str, stored: StoredTensor | None) -> None:
+        if stored is None:
+            return
+        (out_features, in_features), kind = self._shapes[name], self.schemes[name].weights.type
+        packed = kind in _FOUR_BITS
+        shape = (out_features, in_features // 2) if packed else (out_features, in_features)
+        dtype = torch.uint8 if packed else QWEIGHT_DTYPES[kind]
+        if (stored.shape, stored.dtype) != (shape, dtype):
+            raise self._bad(name, f"quantized values {dtype} {shape}", f"{stored.dtype} {stored.shape}")
+
     def _check_cache(self, layer: int) -> None:
         cache, what = self.kv_scales(layer), f"the key-value cache of decoder layer {layer}"
         if cache is None:
@@ -225,6 +247,7 @@ class Artifact:
     def _check_names(self) -> None:
         scales, qweight = set(self._expected_scales()), {f"{name}.qweight" for name in self.schemes}
         known = qweight | set(expected_tensors(self.spec))
+        qweight -= {f"{name}.qweight" for name in rounded_linears(self.spec, self.schemes)}
         _refuse(
             "lacks tensors that its recipe calls for",
             (scales - set(self._scales)) | (qweight - set(self._qweight)),
@@ -243,9 +266,8 @@ class Artifact:
     def _expected_scales(self) -> dict[str, tuple[str, torch.dtype, tuple[int, ...]]]:
         """Every scale tensor that the recipe calls for, by name: what it belongs to, its dtype and its shape."""
         expected: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {}
-        shapes = linear_shapes(self.spec)
         for name, scheme in self.schemes.items():
-            (out_features, in_features), size = shapes[name], scheme.weights.group_size
+            (out_features, in_features), size = self._shapes[name], scheme.weights.group_size
             shape = (out_features,) if size is None else (out_features, in_features // size)
             expected[f"{name}.weight_scale"] = (name, torch.float32, shape)
             if scheme.weights.type == "uint4":

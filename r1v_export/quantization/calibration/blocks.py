@@ -87,6 +87,19 @@ def blocks(spec: ModelSpec) -> list[Block]:
     ]
 
 
+def stored_tensors(block: Block, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """A block's tensors by checkpoint name, in the dtype that they are stored in: maps of their file, where they are
+    read once they are used. What rounding to nearest needs, and a quarter to a half of the memory of a module."""
+    with torch.device("meta"):
+        names = [block.checkpoint_name(parameter) for parameter in block.build().state_dict()]
+    return {name: checkpoint.read(name) for name in names}
+
+
+def tensors_of(block: Block, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a block's module by checkpoint name."""
+    return {block.checkpoint_name(parameter): tensor for parameter, tensor in module.state_dict().items()}
+
+
 def materialize(block: Block, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A block's module with its weights, read from the checkpoint.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import Compute
@@ -17,7 +17,7 @@ from r1v_export.errors import CapabilityError
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.calibration.activations import Activations
-from r1v_export.quantization.calibration.blocks import Block, materialize
+from r1v_export.quantization.calibration.blocks import Block, materialize, stored_tensors, tensors_of
 from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
@@ -25,8 +25,8 @@ from r1v_export.quantization.statistics.collector import collect_statistics, not
 
 _LOG = logging.getLogger(__name__)
 
-BlockCallback = Callable[[Block, nn.Module, BlockStatistics], None]
-"""Called with a block's module and its statistics, which are empty if the recipe needs none."""
+BlockCallback = Callable[[Block, Mapping[str, Tensor], BlockStatistics], None]
+"""Called with a block's tensors by checkpoint name and its statistics, which are empty if the recipe needs none."""
 
 NO_STATISTICS = BlockStatistics({}, {})
 
@@ -114,7 +114,8 @@ class BlockwiseRunner:
                 statistics = self._run_block(index, block, module, collect=index >= finished)
             if index >= finished:
                 if plan.is_quantized(block):
-                    on_block(block, module or materialize(block, self.checkpoint, self.dtype, self.device), statistics)
+                    tensors = tensors_of(block, module) if module else stored_tensors(block, self.checkpoint)
+                    on_block(block, tensors, statistics)
                 on_finished(block)
                 self._report(plan.rounding_cost(index) if rounds else 0)
             if index <= last:

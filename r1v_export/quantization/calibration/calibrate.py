@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.listing import shorten
@@ -155,8 +155,8 @@ class Quantization:
         names = [block.name for block in self.plan.blocks]
         return next((i for i, name in enumerate(names) if self.state.record(name) is None), len(names))
 
-    def quantize(self, block: Block, module: nn.Module, collected: BlockStatistics) -> None:
-        """Quantize a block's linears and write what becomes of them.
+    def quantize(self, block: Block, tensors: Mapping[str, Tensor], collected: BlockStatistics) -> None:
+        """Quantize a block's linears, given its tensors by checkpoint name, and write what becomes of them.
 
         Raises:
             InputError: an input whose statistics are needed has none, or only zeros.
@@ -164,10 +164,9 @@ class Quantization:
         for group in self.plan.collected_groups(block):
             _require_statistics(group.name, collected.activations[group.name])
         started = time.perf_counter()
-        tensors: Mapping[str, Tensor] = {block.checkpoint_name(k): v for k, v in module.state_dict().items()}
-        recipe = self.plan.recipe
+        plan, recipe = self.plan, self.plan.recipe
         quantized = quantize_block(
-            block.groups, self.plan.schemes, tensors, collected, recipe.observer, recipe.kv_cache
+            block.groups, plan.schemes, tensors, collected, recipe.observer, recipe.kv_cache, plan.rounded
         )
         warning = quantized.kv.warning if quantized.kv else None
         inputs = {name: summary(statistics) for name, statistics in collected.activations.items()}

@@ -8,6 +8,7 @@ from functools import cached_property
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.algorithms.quantize_block import needs_gram
+from r1v_export.quantization.artifact.rounded_weights import rounded_linears
 from r1v_export.quantization.calibration.blocks import Block, DecoderBlock, blocks
 from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.recipe import Recipe, Scheme, SmoothQuant, resolve
@@ -37,6 +38,11 @@ class CalibrationPlan:
     def blocks(self) -> list[Block]:
         """All blocks of the model, in order."""
         return blocks(self.spec)
+
+    @cached_property
+    def rounded(self) -> frozenset[str]:
+        """Linears whose quantized values follow from the checkpoint and their scales, and are not kept."""
+        return rounded_linears(self.spec, self.schemes)
 
     def is_quantized(self, block: Block) -> bool:
         """Whether the block has anything to be written for it."""

@@ -79,7 +79,8 @@ class ResumeState:
 
     def write_block(self, block: str, qweight: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
         """Keep what a quantized block consists of."""
-        self.save(self.result / QWEIGHT / f"{block}.safetensors", qweight)
+        if qweight:
+            self.save(self.result / QWEIGHT / f"{block}.safetensors", qweight)
         self.save(self._scales(block), scales)
 
     def finish_block(self, block: str, record: BlockRecord) -> None:

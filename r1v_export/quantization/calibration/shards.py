@@ -7,12 +7,12 @@ another order of addition.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.tensor_file import read_header
@@ -20,7 +20,7 @@ from r1v_export.errors import BundleError, CheckpointError, UsageError
 from r1v_export.files import read_regular_bytes
 from r1v_export.manifest import to_json
 from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint, read_stats
-from r1v_export.quantization.calibration.blocks import Block, materialize
+from r1v_export.quantization.calibration.blocks import Block, materialize, stored_tensors, tensors_of
 from r1v_export.quantization.calibration.blockwise_runner import (
     DEFAULT_OPTIONS,
     BlockwiseRunner,
@@ -78,7 +78,7 @@ def collect_shard(
     names = [block.name for block in plan.blocks]
     finished = next((i for i, name in enumerate(names) if unfinished.record(name) is None), len(names))
 
-    def keep(block: Block, module: nn.Module, statistics: BlockStatistics) -> None:
+    def keep(block: Block, tensors: Mapping[str, Tensor], statistics: BlockStatistics) -> None:
         if statistics.activations:
             unfinished.save(unfinished.result / STATISTICS / f"{block.name}.safetensors", to_tensors(statistics))
 
@@ -126,9 +126,11 @@ def merge(
     for number, (block, cost) in enumerate(zip(plan.blocks[first:], costs, strict=True)):
         if plan.is_quantized(block):
             statistics = _merged(plan, block, folders)
-            quantization.quantize(
-                block, materialize(block, checkpoint, dtype, torch.device(options.device)), statistics
-            )
+            if plan.is_collected(block):
+                tensors = tensors_of(block, materialize(block, checkpoint, dtype, torch.device(options.device)))
+            else:
+                tensors = stored_tensors(block, checkpoint)
+            quantization.quantize(block, tensors, statistics)
         quantization.finish_block(block)
         options.on_progress(sum(costs[:number]) + cost, sum(costs))
     return quantization.finish(out)

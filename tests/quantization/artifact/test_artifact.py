@@ -12,27 +12,35 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
 from r1v_export.errors import BundleError
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
 from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.recipe import load, names, parse
-from tests.quantization.calibration_cases import KV_RECIPE, calibrated, files_of, with_weights
+from tests.quantization.calibration_cases import calibrated, files_of, with_weights
 
 LAYER = "language_model.model.layers.1"
 LINEAR = f"{LAYER}.mlp.up_proj"
+MIXED = """
+name: mixed
+description: AWQ after a linear that is rounded to nearest.
+rules:
+  - {modules: "*.down_proj", scheme: {weights: {type: int4, granularity: group, group_size: 64, algorithm: awq}}}
+  - {modules: ["*.gate_proj", "*.up_proj"], scheme: {weights: {type: fp8, granularity: channel, algorithm: rtn}}}
+"""
 UINT4 = parse(load("int4-rtn").to_yaml().replace("type: int4", "type: uint4"), "uint4")
 
 
 @pytest.fixture(scope="module")
-def fp8(synth_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return calibrated(synth_checkpoint, KV_RECIPE, tmp_path_factory.mktemp("fp8") / "out", 1)
+def int8(synth_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return calibrated(synth_checkpoint, load("int8-kv"), tmp_path_factory.mktemp("int8") / "out", 1)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, fp8: dict[str, bytes]) -> Path:
-    """A sound FP8 artifact, to be damaged."""
-    for name, content in fp8.items():
+def folder(tmp_path: Path, int8: dict[str, bytes]) -> Path:
+    """A sound artifact with every kind of tensor, to be damaged."""
+    for name, content in int8.items():
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_bytes(content)
     return tmp_path / "a"
@@ -65,8 +73,37 @@ def test_quantized_values_and_scales_come_back_as_the_algorithm_made_them(
     assert torch.equal(found.dequantize(), expected.dequantize())
 
 
-def test_four_bit_quantized_values_take_half_a_byte(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["int4-rtn", "fp8-kv", "fp8-tensor"])
+def test_values_that_follow_from_checkpoint_and_scales_are_not_stored(
+    synth_checkpoint: Checkpoint, tmp_path: Path, recipe: str
+) -> None:
+    files = calibrated(synth_checkpoint, load(recipe), tmp_path / "out", 1)
+    assert files.keys() == {"recipe.yaml", "scales.safetensors", "stats.json"}
+
+
+def test_stored_values_are_read_although_they_would_follow(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
     calibrated(synth_checkpoint, load("int4-rtn"), tmp_path / "out", 1)
+    linear = Artifact.open(tmp_path / "out", synth_checkpoint).linear(LINEAR)
+    (tmp_path / "out" / "qweight").mkdir()
+    save_file({f"{LINEAR}.qweight": pack_pairs(-linear.qweight)}, tmp_path / "out" / "qweight" / f"{LAYER}.safetensors")
+    found = Artifact.open(tmp_path / "out", synth_checkpoint).linear(LINEAR)
+    assert torch.equal(found.qweight, -linear.qweight)
+
+
+def test_a_weight_that_took_up_a_neighbors_scale_has_its_values_stored(
+    synth_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    recipe = parse(MIXED, "mixed")
+    calibrated(synth_checkpoint, recipe, tmp_path / "out", 1)
+    stored = load_file(tmp_path / "out" / "qweight" / f"{LAYER}.safetensors")
+    values = {name for name in stored if name.endswith(".qweight")}
+    assert values == {f"{LINEAR}.qweight", f"{LAYER}.mlp.down_proj.qweight"}, "gate_proj follows, up_proj does not"
+    artifact = Artifact.open(tmp_path / "out", synth_checkpoint)
+    assert {name for name, _ in artifact.linears()} == set(artifact.schemes)
+
+
+def test_four_bit_quantized_values_take_half_a_byte(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibrated(synth_checkpoint, load("int4-gptq"), tmp_path / "out", 1)
     qweight = load_file(tmp_path / "out" / "qweight" / f"{LAYER}.safetensors")[f"{LINEAR}.qweight"]
     out_features, in_features = synth_checkpoint.tensors[f"{LINEAR}.weight"].shape
     assert qweight.nbytes == out_features * in_features // 2
@@ -80,7 +117,9 @@ def test_rewritten_tensors_are_read_by_their_own_names(synth_checkpoint: Checkpo
         assert read().shape == synth_checkpoint.tensors[name].shape
 
 
-def test_cache_scales_belong_to_layers(synth_checkpoint: Checkpoint, folder: Path) -> None:
+def test_cache_scales_belong_to_layers(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    calibrated(synth_checkpoint, load("fp8-kv"), folder, 1)
     scales = [Artifact.open(folder, synth_checkpoint).kv_scales(layer) for layer in range(2)]
     stored = load_file(folder / "scales.safetensors")
     assert scales[1] == KVScales(
@@ -112,8 +151,8 @@ def test_the_record_tells_samples_and_inputs(synth_checkpoint: Checkpoint, folde
     assert seen.absmax >= seen.median_channel_absmax >= seen.mean > 0
 
 
-def test_nothing_in_it_tells_where_or_when_it_was_made(fp8: dict[str, bytes], tmp_path: Path) -> None:
-    for name, content in fp8.items():
+def test_nothing_in_it_tells_where_or_when_it_was_made(int8: dict[str, bytes], tmp_path: Path) -> None:
+    for name, content in int8.items():
         assert str(tmp_path.parent.parent).encode() not in content, name
         assert b"/tmp/" not in content, name
 
@@ -188,7 +227,7 @@ DAMAGES: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
     ),
     "quantized values of another type": (
         f"qweight/{LAYER}",
-        lambda t: t.update({f"{LINEAR}.qweight": t[f"{LINEAR}.qweight"].view(torch.int8)}),
+        lambda t: t.update({f"{LINEAR}.qweight": t[f"{LINEAR}.qweight"].view(torch.uint8)}),
         "up_proj is damaged",
     ),
     "an override of another shape": (
