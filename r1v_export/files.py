@@ -91,11 +91,12 @@ def _require_regular(path: str | Path, status: os.stat_result, limit_bytes: int 
 
 
 @contextmanager
-def explain_full_disk(where: Path) -> Iterator[None]:
+def explain_full_disk(where: Path, size_bytes: int = 0) -> Iterator[None]:
     """Turn what writing to a full disk raises, here or in a library, into an error that names path and bytes.
 
     Args:
         where: what is written, for errors that do not name their file.
+        size_bytes: what all files below `where` will take, roughly; 0 if that is not known.
 
     Raises:
         CapabilityError: the disk or the user's quota is full.
@@ -112,11 +113,14 @@ def explain_full_disk(where: Path) -> Iterator[None]:
         folder = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
         usage = shutil.disk_usage(folder)
         quota = "the quota is used up; " if number == errno.EDQUOT else ""
+        missing = size_bytes - sum(file.stat().st_size for file in where.rglob("*") if file.is_file()) - usage.free
         raise CapabilityError(
             "The disk is full.",
             where=path,
+            expected=f"about {missing} bytes more" if missing > 0 else None,
             found=f"{quota}{usage.free} of {usage.total} bytes are free in {folder}",
-            fix="make room, or choose a folder on another disk, and run the same command again",
+            fix="make room and run the same command again, which goes on after what is finished; or choose a folder on "
+            "another disk",
         ) from error
 
 

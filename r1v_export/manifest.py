@@ -8,6 +8,7 @@ also depends on the machine and on the number of threads, which order floating-p
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -106,14 +107,23 @@ def to_json(value: Any) -> str:
 
 
 def hash_file(path: Path, on_progress: ProgressCallback = ignore_progress) -> FileEntry:
-    """SHA-256 and size of a file, read in pieces."""
+    """SHA-256 and size of a file, read in pieces.
+
+    Raises:
+        OSError: it cannot be read, or not to its end.
+    """
     digest, size, buffer = hashlib.sha256(), 0, bytearray(_CHUNK_BYTES)
     total = path.stat().st_size
     with open_regular(path) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-            size += count
-            on_progress(size, total)
+        try:
+            while count := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:count])
+                size += count
+                on_progress(size, total)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}, at byte {size} of {total}", str(path)) from error
+    if size < total:
+        raise OSError(errno.EIO, f"it ends at byte {size} of {total}", str(path))
     return FileEntry(sha256=digest.hexdigest(), size=size)
 
 

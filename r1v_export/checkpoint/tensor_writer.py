@@ -12,6 +12,7 @@ import torch
 
 from r1v_export.checkpoint.tensor_file import DTYPES
 from r1v_export.checkpoint.tensor_store import INDEX_NAME
+from r1v_export.hashed_files import open_hashed
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8
@@ -74,17 +75,20 @@ def _file_name(number: int, count: int) -> str:
 
 
 def _write_file(path: Path, tensors: Sequence[NewTensor], sparse: bool) -> Iterator[int]:
-    with path.open("wb") as file:
+    if sparse:
+        with path.open("wb") as holes:
+            holes.write(_header(tensors))
+            for tensor in tensors:
+                holes.seek(tensor.nbytes, 1)
+                yield tensor.nbytes
+            holes.truncate()
+        return
+    with open_hashed(path) as file:
         file.write(_header(tensors))
         for tensor in tensors:
-            if sparse:
-                file.seek(tensor.nbytes, 1)
-                yield tensor.nbytes
-                continue
             for chunk in tensor.chunks():
                 yield file.write(chunk.to(tensor.dtype).contiguous().view(torch.uint8).numpy().data)
                 del chunk  # before the next one is made
-        file.truncate()
 
 
 def _header(tensors: Sequence[NewTensor]) -> bytes:

@@ -15,6 +15,7 @@ from r1v_export.errors import CheckpointError
 from r1v_export.exporters.graph import Derived, Read
 from r1v_export.exporters.graph_values import dtype_of, name_of, shape_of
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
+from r1v_export.hashed_files import open_hashed
 from r1v_export.progress import ProgressCallback, ignore_progress
 
 ALIGNMENT_BYTES = 4096
@@ -52,7 +53,7 @@ def save_with_weights(
     total, written = weight_bytes(model), 0
     layout = _lay_out(model, data_path.name)
     ir.save(model, path)
-    with data_path.open("wb") as file:
+    with open_hashed(data_path) as file:
         for external in layout:
             file.write(b"\0" * ((external.offset or 0) - file.tell()))
             for chunk in _chunks(external, derived, read):

@@ -12,6 +12,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import CheckpointError, ParityError, R1VError
 from r1v_export.files import explain_full_disk
+from r1v_export.hashed_files import record_hashes
 from r1v_export.log_event import log_event
 from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageEntry, hash_files
 from r1v_export.pipeline import provenance
@@ -76,8 +77,10 @@ def build(
     for note in job.checkpoint.notes:
         progress.note(note)
     with explain_full_disk(out), open_workspace(out) as workspace:
-        sources = _hash_sources(job, workspace.hashes, progress)
-        workspace.hashes.save()
+        try:
+            sources = _hash_sources(job, workspace.hashes, progress)
+        finally:
+            workspace.hashes.save()  # of the files that could be read, so that another try begins with the next one
         finished, ran = run_stages(stages, sources, workspace, progress, force)
         _require_unchanged(job, sources, workspace.hashes)
         manifest = _manifest(job, sources, finished)
@@ -201,7 +204,15 @@ def _hash_sources(job: Build, hashes: HashCache, progress: Progress) -> dict[str
     paths = job.source_files()
     total = sum(path.stat().st_size for path in paths.values())
     with progress.stage(HASHING) as task:
-        entries = hash_files(paths, task.report, hashes.get)
+        try:
+            entries = hash_files(paths, task.report, hashes.get)
+        except OSError as error:
+            raise CheckpointError(
+                "A file of the checkpoint cannot be read.",
+                where=error.filename or job.checkpoint.folder,
+                found=error.strerror or error,
+                fix="check its disk, or the connection to it, and run the same command again; it resumes",
+            ) from error
         task.outcome = size(total)
     return entries
 
@@ -210,11 +221,11 @@ def _run(stage: Stage, digest: str, workspace: Workspace, progress: Progress) ->
     with progress.stage(stage.name) as task:
         try:
             folder = workspace.begin(stage.name)
-            with explain_full_disk(folder):
+            with explain_full_disk(folder, stage.size_bytes), record_hashes() as hashes:
                 stage.make(folder, task.report)
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
-        entry = workspace.commit(stage.name, digest)
+        entry = workspace.commit(stage.name, digest, hashes)
         written = _sizes(entry.files.values())
         task.outcome = f"{written['size']} in {task.elapsed}"
         message = "%(stage)s: wrote %(files)d files of %(size)s in %(seconds).1f s"

@@ -32,6 +32,7 @@ from r1v_export.files import (
     sync_folder,
     write_atomically,
 )
+from r1v_export.hashed_files import WrittenHashes
 from r1v_export.manifest import (
     LOCAL_REPORTS,
     MANIFEST,
@@ -89,13 +90,19 @@ class Workspace:
         folder.mkdir(parents=True)
         return folder
 
-    def commit(self, stage: str, fingerprint: str) -> StageEntry:
-        """Move what the stage wrote into the bundle and remember it as done."""
+    def commit(self, stage: str, fingerprint: str, written: WrittenHashes | None = None) -> StageEntry:
+        """Move what the stage wrote into the bundle and remember it as done.
+
+        Args:
+            written: hashes of files that need not be read for them.
+        """
         folder = self.work / stage
         files = {}
         for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
             sync_file(path)
-            files[path.relative_to(folder).as_posix()] = hash_file(path)
+            sha256 = written.sha256(path) if written else None
+            file = FileEntry(sha256=sha256, size=path.stat().st_size) if sha256 else hash_file(path)
+            files[path.relative_to(folder).as_posix()] = file
         if before := self._done.get(stage):
             self._remove(before.files.keys() - files.keys())
         for name, file in files.items():

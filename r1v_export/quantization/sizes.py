@@ -67,8 +67,8 @@ def calibration_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
     Args:
         schemes: of every quantized linear.
     """
-    from r1v_export.quantization.artifact.rounded_weights import rounded_linears
-    from r1v_export.quantization.groups import linear_shapes
+    from r1v_export.quantization.groups import linear_shapes  # imports torch, which the runtime has not
+    from r1v_export.quantization.rounded_weights import rounded_linears
 
     shapes, rounded, total = linear_shapes(spec), rounded_linears(spec, schemes), 0.0
     for name, scheme in schemes.items():

@@ -31,7 +31,6 @@ from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError, R1VError
 from r1v_export.files import read_regular_text
 from r1v_export.model_spec import ModelSpec
-from r1v_export.quantization.artifact.rounded_weights import round_weight, rounded_linears
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name
@@ -39,6 +38,7 @@ from r1v_export.quantization.number_formats import QWEIGHT_DTYPES
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.quantization.recipe import Recipe, Scheme, parse, resolve
+from r1v_export.quantization.rounded_weights import round_weight, rounded_linears
 from r1v_export.strict import parse_json
 
 STATS, RECIPE, SCALES, QWEIGHT = "stats.json", "recipe.yaml", "scales.safetensors", "qweight"

@@ -8,10 +8,10 @@ from functools import cached_property
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.algorithms.quantize_block import needs_gram
-from r1v_export.quantization.artifact.rounded_weights import rounded_linears
 from r1v_export.quantization.calibration.blocks import Block, DecoderBlock, blocks
 from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.recipe import Recipe, Scheme, SmoothQuant, resolve
+from r1v_export.quantization.rounded_weights import rounded_linears
 
 _ROUNDING_ROWS = {"rtn": 50, "smoothquant": 50, "awq": 3000, "gptq": 6000, "imported": 0}
 """Quantizing a block takes about as long as sending so many vectors through it; for the time left."""
