@@ -37,7 +37,7 @@ def round_to_one_scale(weight_OI: Tensor, kind: WeightType, absmax: Tensor) -> Q
 
 
 def one_scale(weight_OI: Tensor, kind: WeightType, absmax: Tensor) -> QuantParams:
-    """The parameters of `round_to_one_scale`."""
+    """The parameters of `round_to_one_scale`, of a weight [out, in]."""
     return QuantParams(kind, scale_for(absmax, kind).expand(weight_OI.shape[0], 1).contiguous(), None)
 
 
