@@ -40,8 +40,9 @@ std::optional<EmbeddedImage> ImageCache::get(const ImageDigest& digest) {
 void ImageCache::put(const EmbeddedImage& image) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (bytes_of(image) > limit_bytes_ || places_.count(image.digest) > 0) return;
-  order_.push_front(image);
-  places_[image.digest] = order_.begin();
+  Order newest{image};
+  places_[image.digest] = newest.begin();  // Where there is no memory, neither list has it.
+  order_.splice(order_.begin(), newest);
   bytes_ += bytes_of(image);
   while (bytes_ > limit_bytes_) {
     bytes_ -= bytes_of(order_.back());

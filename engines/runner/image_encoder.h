@@ -49,6 +49,8 @@ class ImageEncoder {
   ImageJobPointer open(Pixels image);
   // Gives up jobs that somebody opened; one that others opened too goes on for them.
   void abandon(const std::vector<ImageJobPointer>& jobs);
+  // Gives up all.
+  void clear() { pending_.clear(); }
   // Tiles that wait to be encoded.
   int64_t waiting() const;
   // Encodes the next tiles of the images that wait, the oldest first. Errors are the images' own.

@@ -1,7 +1,6 @@
 #include "runner/batching/batching_loop.h"
 
 #include <algorithm>
-#include <iterator>
 #include <set>
 #include <string>
 #include <tuple>
@@ -92,6 +91,7 @@ BatchingStats BatchingLoop::stats() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   BatchingStats stats = batch_stats_;
   stats.queued = queued();
+  stats.ready = static_cast<int64_t>(ready_.size());
   stats.refused = refused_;
   stats.finished = finished_;
   stats.failed = failed_;
@@ -107,17 +107,27 @@ BatchingStats BatchingLoop::stats() const {
 void BatchingLoop::prepare() {
   std::vector<OpenPrompt> opened;
   while (wait_to_prepare()) {
-    // One at least, so that a request without new images does not wait for the many of another; and as many as fill a
-    // run of the vision graph.
-    do {
-      OpenPrompt next{next_to_prepare(), {}};
-      if (next.job == nullptr) break;
-      if (open(&next)) opened.push_back(std::move(next));
-    } while (encoder_.waiting() < kTilesPerRun);
-    encoder_.run_batch();
-    opened.erase(std::remove_if(opened.begin(), opened.end(), [&](const OpenPrompt& each) { return pass_on(each); }),
-                 opened.end());
+    try {
+      prepare_next(&opened);
+    } catch (...) {  // Memory that there is not.
+      opened.clear();
+      encoder_.clear();
+      fail(&preparing_, std::current_exception());
+    }
   }
+}
+
+void BatchingLoop::prepare_next(std::vector<OpenPrompt>* opened) {
+  // One at least, so that a request without new images does not wait for the many of another; and as many as fill a run
+  // of the vision graph.
+  do {
+    OpenPrompt next{next_to_prepare(), {}};
+    if (next.job == nullptr) break;
+    if (open(&next)) opened->push_back(std::move(next));
+  } while (encoder_.waiting() < kTilesPerRun);
+  encoder_.run_batch();
+  opened->erase(std::remove_if(opened->begin(), opened->end(), [&](const OpenPrompt& each) { return pass_on(each); }),
+                opened->end());
 }
 
 // Waits for something to do; false once the loop ends.
@@ -131,6 +141,7 @@ bool BatchingLoop::wait_to_prepare() {
 JobPointer BatchingLoop::next_to_prepare() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (queue_.size() == 0 || !has_place()) return nullptr;
+  preparing_.reserve(preparing_.size() + 1);  // before a job is in neither list
   preparing_.push_back(queue_.pop());
   return preparing_.back();
 }
@@ -158,8 +169,8 @@ bool BatchingLoop::pass_on(const OpenPrompt& prompt) {
     if (!done && !job->ended) return false;
     if (!job->ended && failed == images.end()) {
       finish_prompt(&job->prompt, images, &job->encoded);
-      preparing_.erase(std::find(preparing_.begin(), preparing_.end(), job));
       ready_.push_back(job);
+      preparing_.erase(std::find(preparing_.begin(), preparing_.end(), job));
     }
   }
   encoder_.abandon(images);
@@ -170,20 +181,25 @@ bool BatchingLoop::pass_on(const OpenPrompt& prompt) {
 
 void BatchingLoop::decode() {
   while (wait_to_decode()) {
-    end_given_up();
-    admit();
-    step();
+    try {
+      end_given_up();
+      admit();
+      step();
+    } catch (...) {  // Memory that there is not.
+      fail_running(std::current_exception());
+    }
   }
-  std::vector<JobPointer> unfinished;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    while (queue_.size() > 0) unfinished.push_back(queue_.pop());
-    unfinished.insert(unfinished.end(), preparing_.begin(), preparing_.end());
-    unfinished.insert(unfinished.end(), ready_.begin(), ready_.end());
-    unfinished.insert(unfinished.end(), running_.begin(), running_.end());
-  }
-  for (const JobPointer& job : unfinished) end(job, FinishReason::kCancelled);
+  while (const JobPointer job = next_unfinished()) end(job, FinishReason::kCancelled);
   batch_.clear();
+}
+
+// A job that has not ended; null if there is none.
+JobPointer BatchingLoop::next_unfinished() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (queue_.size() > 0) return queue_.pop();
+  if (!preparing_.empty()) return preparing_.front();
+  if (!ready_.empty()) return ready_.front();
+  return running_.empty() ? nullptr : running_.front();
 }
 
 // Waits for something to do; false once the loop ends.
@@ -202,16 +218,20 @@ bool BatchingLoop::wait_to_decode() {
 }
 
 void BatchingLoop::end_given_up() {
-  std::vector<JobPointer> due;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    due = queue_.take_given_up();
-    const auto is_due = [](const JobPointer& job) { return job->given_up().has_value(); };
-    std::copy_if(preparing_.begin(), preparing_.end(), std::back_inserter(due), is_due);
-    std::copy_if(ready_.begin(), ready_.end(), std::back_inserter(due), is_due);
-    std::copy_if(running_.begin(), running_.end(), std::back_inserter(due), is_due);
-  }
-  for (const JobPointer& job : due) end(job, *job->given_up());
+  while (const JobPointer job = next_given_up()) end(job, *job->given_up());
+}
+
+// A job that is given up and has not ended; null if there is none.
+JobPointer BatchingLoop::next_given_up() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (JobPointer job = queue_.take_given_up()) return job;
+  const auto first_of = [](const auto& jobs) {
+    const auto found = std::find_if(jobs.begin(), jobs.end(), [](const JobPointer& job) { return job->given_up(); });
+    return found == jobs.end() ? nullptr : *found;
+  };
+  if (JobPointer job = first_of(preparing_)) return job;
+  if (JobPointer job = first_of(ready_)) return job;
+  return first_of(running_);
 }
 
 // Gives rows to the jobs that are ready, in their order, as far as there are.
@@ -225,6 +245,10 @@ void BatchingLoop::admit() {
     }
     try {
       job->row = batch_.admit(job->encoded, job->sampling, &job->stream, &job->prompt.timings);
+      if (job->row == nullptr) return;
+      const std::lock_guard<std::mutex> lock(mutex_);
+      running_.push_back(job);
+      ready_.pop_front();
     } catch (const Error&) {
       push(job, std::current_exception());
       continue;
@@ -233,16 +257,10 @@ void BatchingLoop::admit() {
       fail_running(std::current_exception());
       continue;
     }
-    if (job->row == nullptr) return;
     Timings& timings = job->prompt.timings;
     const double worked_ms = timings.preprocess_ms + timings.vision_ms + timings.projector_ms;
     timings.queue_ms = std::max(0.0, ms_since(job->submitted) - worked_ms);
     job->encoded = {};
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      ready_.pop_front();
-      running_.push_back(job);
-    }
     changed_.notify_all();
   }
 }
@@ -270,25 +288,39 @@ void BatchingLoop::step() {
 }
 
 // Ends all running answers with an error, and begins with a new cache.
-void BatchingLoop::fail_running(std::exception_ptr error) {
-  std::vector<JobPointer> running;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    running = running_;
-  }
-  for (const JobPointer& job : running) push(job, error);
+void BatchingLoop::fail_running(const std::exception_ptr& error) {
+  fail(&running_, error);
   batch_.clear();
+}
+
+// Ends all jobs of a list with an error; takes no memory.
+void BatchingLoop::fail(std::vector<JobPointer>* jobs, const std::exception_ptr& error) {
+  for (;;) {
+    JobPointer job;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (jobs->empty()) return;
+      job = jobs->front();
+    }
+    push(job, error);
+  }
 }
 
 void BatchingLoop::end(const JobPointer& job, FinishReason reason) {
   if (job->row != nullptr) batch_.drop(job->row);
-  push(job, job->stream.push(std::nullopt, reason));
+  try {
+    push(job, job->stream.push(std::nullopt, reason));
+  } catch (...) {  // Memory that there is not.
+    push(job, std::current_exception());
+  }
 }
 
-// Gives a result to a job's caller; its last one only once, and then the job is gone.
+// Gives a result to a job's caller; its last one only once, and then the job is gone. Throws where there is no memory
+// for an event that is not the last.
 void BatchingLoop::push(const JobPointer& job, Job::Result result) {
   const auto* event = std::get_if<AnswerEvent>(&result);
-  if (event == nullptr || event->answer) {
+  const bool is_last = event == nullptr || event->answer;
+  if (is_last) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (job->ended) return;
@@ -302,7 +334,12 @@ void BatchingLoop::push(const JobPointer& job, Job::Result result) {
     }
     changed_.notify_all();  // there may be a place now
   }
-  job->push(std::move(result));
+  try {
+    job->push(std::move(result));
+  } catch (...) {
+    if (!is_last) throw;
+    job->push(std::current_exception());
+  }
 }
 
 }  // namespace r1v

@@ -1,7 +1,8 @@
 // Many requests at a time over one engine. Two threads: one encodes images, a few requests ahead; the other decodes.
 //
 // Every answer depends on its own prompt, sampling and seed only. What is wrong with a request comes in the place of
-// its events and never touches another request.
+// its events and never touches another request. Where there is no memory, all requests that are being prepared, or all
+// that are being decoded, end with that error; then the loop goes on.
 #pragma once
 
 #include <condition_variable>
@@ -42,6 +43,7 @@ class BatchingLoop {
 
   // On the thread that encodes.
   void prepare();
+  void prepare_next(std::vector<OpenPrompt>* opened);
   bool wait_to_prepare();
   JobPointer next_to_prepare();
   bool open(OpenPrompt* prompt);
@@ -53,11 +55,14 @@ class BatchingLoop {
   void end_given_up();
   void admit();
   void step();
-  void fail_running(std::exception_ptr error);
+  void fail_running(const std::exception_ptr& error);
+  JobPointer next_given_up();
+  JobPointer next_unfinished();
 
   // On either.
   void end(const JobPointer& job, FinishReason reason);
   void push(const JobPointer& job, Job::Result result);
+  void fail(std::vector<JobPointer>* jobs, const std::exception_ptr& error);
 
   // Whether a further request may be prepared: prepared ones take the memory of their images.
   bool has_place() const { return static_cast<int64_t>(preparing_.size() + ready_.size()) < options_.max_rows; }

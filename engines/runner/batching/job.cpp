@@ -3,33 +3,32 @@
 #include <algorithm>
 
 namespace r1v {
-namespace {
-
-bool is_last(const Job::Result& result) {
-  const auto* event = std::get_if<AnswerEvent>(&result);
-  return event == nullptr || event->answer.has_value();
-}
-
-}  // namespace
-
 std::optional<AnswerEvent> Job::next() {
   std::unique_lock<std::mutex> lock(mutex_);
   if (took_last_) return std::nullopt;
-  changed_.wait(lock, [this] { return !results_.empty(); });
-  Result result = std::move(results_.front());
-  results_.pop_front();
-  took_last_ = is_last(result);
-  lock.unlock();
-  if (const auto* error = std::get_if<std::exception_ptr>(&result)) std::rethrow_exception(*error);
-  return std::move(std::get<AnswerEvent>(result));
+  changed_.wait(lock, [this] { return !events_.empty() || error_; });
+  if (events_.empty()) {
+    took_last_ = true;
+    std::rethrow_exception(error_);
+  }
+  AnswerEvent event = std::move(events_.front());
+  events_.pop_front();
+  took_last_ = event.answer.has_value();
+  return event;
 }
 
 void Job::push(Result result) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (pushed_last_) return;
-    pushed_last_ = is_last(result);
-    results_.push_back(std::move(result));
+    if (auto* event = std::get_if<AnswerEvent>(&result)) {
+      const bool is_last = event->answer.has_value();
+      events_.push_back(std::move(*event));
+      pushed_last_ = is_last;
+    } else {
+      error_ = std::get<std::exception_ptr>(result);
+      pushed_last_ = true;
+    }
   }
   changed_.notify_all();
 }
@@ -64,18 +63,18 @@ JobPointer JobQueue::pop() {
   return job;
 }
 
-std::vector<JobPointer> JobQueue::take_given_up() {
-  std::vector<JobPointer> taken;
-  for (auto client = clients_.begin(); client != clients_.end();) {
+JobPointer JobQueue::take_given_up() {
+  for (auto client = clients_.begin(); client != clients_.end(); ++client) {
     auto& jobs = client->jobs;
-    const auto first =
-        std::stable_partition(jobs.begin(), jobs.end(), [](const JobPointer& job) { return !job->given_up(); });
-    taken.insert(taken.end(), first, jobs.end());
-    jobs.erase(first, jobs.end());
-    client = jobs.empty() ? clients_.erase(client) : std::next(client);
+    const auto found = std::find_if(jobs.begin(), jobs.end(), [](const JobPointer& job) { return job->given_up(); });
+    if (found == jobs.end()) continue;
+    JobPointer taken = std::move(*found);
+    jobs.erase(found);
+    if (jobs.empty()) clients_.erase(client);
+    --size_;
+    return taken;
   }
-  size_ -= taken.size();
-  return taken;
+  return nullptr;
 }
 
 }  // namespace r1v

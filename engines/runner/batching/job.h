@@ -44,7 +44,7 @@ class Job {
 
   // Waits for the next event; nothing after the last. Throws what ended the answer instead of an event.
   std::optional<AnswerEvent> next();
-  // Hands over an event or an error; the last of them only once.
+  // Hands over an event or an error; the last of them only once. An error takes no memory.
   void push(Result result);
 
   // Why the answer is to end although nothing has ended it, if it is.
@@ -65,7 +65,8 @@ class Job {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<Result> results_;
+  std::deque<AnswerEvent> events_;
+  std::exception_ptr error_;  // after the events
   bool pushed_last_ = false, took_last_ = false;
 };
 
@@ -77,8 +78,8 @@ class JobQueue {
   void add(JobPointer job);
   // The first job of the client whose turn it is; there is one.
   JobPointer pop();
-  // Takes out the jobs that are given up.
-  std::vector<JobPointer> take_given_up();
+  // Takes out a job that is given up; null if there is none.
+  JobPointer take_given_up();
   size_t size() const { return size_; }
 
  private:

@@ -17,6 +17,7 @@ struct BatchingOptions {
 // One moment. What is not of now is counted since the start.
 struct BatchingStats {
   int64_t queued = 0, running = 0;    // now
+  int64_t ready = 0;                  // of the queued, those that wait for nothing but a row
   int64_t rows = 0, cache_bytes = 0;  // of the key-value cache now
   int64_t kept_rows = 0;              // of these rows, those of finished requests that are kept for their prefixes
   int64_t refused = 0, finished = 0, failed = 0;

@@ -5,31 +5,10 @@
 #include <thread>
 
 #include "base/error.h"
-#include "runner/generation.h"
-#include "tests/runner/batching/questions.h"
+#include "tests/runner/batching/server.h"
 
 namespace r1v {
 namespace {
-
-Tiling one_tile() {
-  Tiling tiling;
-  tiling.tile_size = 4;
-  tiling.grids = {{1, 1}};
-  tiling.max_tiles_per_image = 1;
-  tiling.mean = {0, 0, 0};
-  tiling.std = {1, 1, 1};
-  return tiling;
-}
-
-JobPointer job_of(const Question& question, JobOptions options = {}) {
-  Prompt prompt{question.ids, {}, 0, {}};
-  for (const uint8_t color : question.images) {
-    Pixels image(4, 4);
-    std::memset(image.row(0), color, image.count() * Pixels::kBytes);
-    prompt.images.push_back(std::move(image));
-  }
-  return std::make_shared<Job>(std::move(prompt), question.sampling, stream_of(question), std::move(options));
-}
 
 Answer whole(Generation* generation) {
   std::vector<int64_t> tokens;
@@ -43,20 +22,6 @@ Answer whole(Generation* generation) {
   ADD_FAILURE() << "the events ended without an answer";
   return {};
 }
-
-// An engine with its loop.
-struct Server {
-  explicit Server(const BatchingOptions& options)
-      : encoder(engine, one_tile(), 1, options.image_cache_bytes), loop(engine, encoder, kMaxPositions, options) {}
-
-  std::unique_ptr<Generation> start(const Question& question, JobOptions options = {}) {
-    return std::make_unique<Generation>(loop, job_of(question, std::move(options)));
-  }
-
-  FakeEngine engine;
-  ImageEncoder encoder;
-  BatchingLoop loop;
-};
 
 BatchingOptions small(int64_t rows, int64_t chunk) {
   BatchingOptions options;
@@ -128,7 +93,8 @@ TEST(BatchingLoop, RequestsAreDecodedTogetherAndAPrefixIsComputedOnce) {
   {
     const std::lock_guard<std::mutex> no_steps(server.engine.stepping);
     for (int i = 0; i < 4; ++i) answers.push_back(server.start(shown));
-    while (server.loop.stats().image_hits < 4) std::this_thread::yield();  // until the last is nearly prepared
+    const auto prepared = [](const BatchingStats& stats) { return stats.ready + stats.running; };
+    while (prepared(server.loop.stats()) < 4) std::this_thread::yield();
   }
   for (const auto& answer : answers) whole(answer.get());
   EXPECT_GE(server.loop.stats().reused_tokens, 4 * 19);
