@@ -146,6 +146,14 @@ def test_a_full_disk_names_path_and_bytes_and_is_a_lack_of_the_machine(tmp_path:
     assert caught.value.exit_code == 4
 
 
+def test_a_full_disk_says_how_much_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "half").write_bytes(b"x" * 1000)
+    with pytest.raises(CapabilityError) as caught, explain_full_disk(tmp_path, 1 << 60):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    missing = int(str(caught.value.expected).split()[1])
+    assert 1 << 59 < missing <= (1 << 60) - 1000
+
+
 def test_a_library_that_meets_a_full_disk_in_its_own_words_is_understood(tmp_path: Path) -> None:
     from safetensors import SafetensorError
 

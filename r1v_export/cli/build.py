@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1v_export.cli.output import common_options, image_policy_option, print_json, table
+from r1v_export.cli.termination import sigterm_as_error
 
 if TYPE_CHECKING:
     from r1v_export.pipeline.build import Built, PlannedStage
@@ -54,6 +55,7 @@ DEFAULT_OUT = Path("out")
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
 @click.option("--force", is_flag=True, help="Run every stage, also those that are done.")
 @common_options
+@sigterm_as_error()
 def command(
     model: str | None,
     precision: str | None,

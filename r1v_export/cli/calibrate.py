@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1v_export.cli.output import common_options, device_option, image_policy_option, print_json
+from r1v_export.cli.termination import sigterm_as_error
 
 if TYPE_CHECKING:
     from r1v_export.config import BuildConfig, Device
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @device_option
 @common_options
+@sigterm_as_error()
 def command(
     model: str | None,
     precision: str | None,

@@ -64,7 +64,7 @@ def cli() -> None:
     """Skywork-R1V-class models: from checkpoint to proven production engines.
 
     Exit codes: 0 ok, 1 failed, 2 usage, 3 parity failed, 4 something this machine lacks, 130 interrupted, 141 nobody
-    reads the output.
+    reads the output, 143 ended by SIGTERM.
     """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import shutil
 from collections import namedtuple
@@ -19,6 +21,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.locate_checkpoint import open_source
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.errors import BundleError, CapabilityError, CheckpointError, ParityError, UsageError
+from r1v_export.hashed_files import HashedFile
 from r1v_export.manifest import MANIFEST, PASSED, read_manifest, verify
 from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline import build as build_module
@@ -248,3 +251,85 @@ def test_a_float16_build_passes_its_gate_and_onnxruntime_finds_nothing_to_warn_o
     config = tiny_config.model_copy(update={"precision": "fp16", "parity": ParityConfig(questions=1, max_new_tokens=2)})
     assert build(config, tmp_path / "out").manifest.parity == {"onnxruntime": PASSED}
     assert "onnxruntime:" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "hf-unified"])
+def test_a_disk_that_fills_up_in_the_middle_of_a_stage_is_named_and_the_build_resumes(
+    target: str, tiny_config: BuildConfig, tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"precision": "int4", "recipe": "int4-rtn", "targets": {target: {}}}
+    config, out = BuildConfig.model_validate(tiny_config.model_dump() | recipe), tmp_path / "out"
+    expected = tree(build(config, tmp_path / "undisturbed").out)
+    write, left = HashedFile.write, 0
+
+    def full(file: HashedFile, data: bytes) -> int:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data)
+
+    for writes in (0, 3, 12):
+        with monkeypatch.context() as patch:
+            patch.setattr(HashedFile, "write", full)
+            left = writes
+            with pytest.raises(CapabilityError, match="disk is full") as caught:
+                build(config, out)
+        assert ".work" in str(caught.value.where)
+        assert "run the same command again" in str(caught.value.fix)
+    assert tree(build(config, out).out) == expected
+
+
+class _Flaky(io.BytesIO):
+    """A file of which 1,000 bytes can be read."""
+
+    def __init__(self, at_end: OSError | None) -> None:
+        super().__init__(b"x" * 1000)
+        self.at_end = at_end
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        if not count and self.at_end:
+            raise self.at_end
+        return count
+
+
+@pytest.mark.parametrize(
+    ("at_end", "found"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "Input/output error, at byte 1000 of"),
+        (None, "it ends at byte 1000 of"),
+    ],
+    ids=["input-output-error", "short-read"],
+)
+def test_a_source_file_that_cannot_be_read_to_its_end_is_named_and_the_build_resumes(
+    at_end: OSError | None,
+    found: str,
+    tiny_config: BuildConfig,
+    tiny_built: Path,
+    tmp_path: Path,
+    tree: Tree,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from r1v_export import manifest
+
+    opened, open_regular, out = list[str](), manifest.open_regular, tmp_path / "out"
+
+    def flaky(path: Path) -> Any:
+        opened.append(path.name)
+        return _Flaky(at_end) if path.name == "tokenizer.json" else open_regular(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "open_regular", flaky)
+        with pytest.raises(CheckpointError, match="cannot be read") as caught:
+            build(tiny_config, out)
+    assert str(caught.value.where).endswith("tokenizer.json")
+    assert str(caught.value.found).startswith(found)
+    assert "resumes" in str(caught.value.fix)
+    before, opened = opened, []
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "open_regular", lambda path: opened.append(path.name) or open_regular(path))
+        build(tiny_config, out)
+    assert before[0] == "model.safetensors"
+    assert "model.safetensors" not in opened, "its hash is known from before"
+    assert tree(out) == tree(tiny_built)
