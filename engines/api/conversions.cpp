@@ -76,6 +76,7 @@ RunnerOptions runner_options(const r1v_engine_options* given) {
   if (whole.target != nullptr) options.engine.target = whole.target;
   if (whole.device != nullptr) options.engine.device = whole.device;
   if (whole.onnxruntime_library != nullptr) options.engine.onnxruntime_library = whole.onnxruntime_library;
+  if (whole.tensorrt_library != nullptr) options.engine.tensorrt_library = whole.tensorrt_library;
   options.engine.gpu = whole.gpu;
   options.engine.threads = whole.threads;
   options.verify = whole.verify != 0;

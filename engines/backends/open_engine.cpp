@@ -1,16 +1,31 @@
 #include "backends/open_engine.h"
 
 #include "backends/onnxruntime/engine.h"
+#include "backends/tensorrt/open.h"
 
 namespace r1v {
 namespace {
 
-constexpr char kOnnxRuntime[] = "onnxruntime";
+constexpr char kOnnxRuntime[] = "onnxruntime", kTensorRt[] = "tensorrt", kTensorRtRtx[] = "tensorrt-rtx";
 
 std::string targets_of(const Bundle& bundle) {
   std::string names;
   for (const auto& [target, engine] : bundle.pipeline.engines) names += (names.empty() ? "" : ", ") + target;
   return names.empty() ? "no engine" : names;
+}
+
+// The target whose engine is opened: the one that is asked for, else the first that this libr1v can run.
+std::string target_of(const Bundle& bundle, const std::string& asked) {
+  const auto& engines = bundle.pipeline.engines;
+  if (!asked.empty()) {
+    if (engines.count(asked) > 0) return asked;
+    throw Error(Code::kBundle, "The bundle has no engine of this target.",
+                {bundle.folder.string(), asked, targets_of(bundle), "build it with --target " + asked});
+  }
+  for (const char* each : {kOnnxRuntime, kTensorRt, kTensorRtRtx}) {
+    if (engines.count(each) > 0 && (each == kOnnxRuntime || trt::compiled_for(each))) return each;
+  }
+  return engines.empty() ? targets_of(bundle) : engines.begin()->first;
 }
 
 ort::DeviceOptions device_of(const EngineOptions& options) {
@@ -28,19 +43,14 @@ ort::DeviceOptions device_of(const EngineOptions& options) {
 }  // namespace
 
 std::unique_ptr<Engine> open_engine(const Bundle& bundle, const EngineOptions& options) {
-  const bool has = bundle.pipeline.engines.count(options.target.empty() ? kOnnxRuntime : options.target) > 0;
-  if (!has && !options.target.empty()) {
-    throw Error(
-        Code::kBundle, "The bundle has no engine of this target.",
-        {bundle.folder.string(), options.target, targets_of(bundle), "build it with --target " + options.target});
+  const std::string target = target_of(bundle, options.target);
+  if (target == kOnnxRuntime) {
+    return std::make_unique<ort::OnnxRuntimeEngine>(bundle, target, options.onnxruntime_library, device_of(options));
   }
-  if (!has || (!options.target.empty() && options.target != kOnnxRuntime)) {
-    throw Error(Code::kCapability, "This libr1v has no engine of this target compiled in.",
-                {bundle.folder.string(), kOnnxRuntime, options.target.empty() ? targets_of(bundle) : options.target,
-                 "use a bundle with the target onnxruntime"});
-  }
-  return std::make_unique<ort::OnnxRuntimeEngine>(bundle, kOnnxRuntime, options.onnxruntime_library,
-                                                  device_of(options));
+  if (target == kTensorRt || target == kTensorRtRtx) return trt::open(bundle, target, options);
+  throw Error(Code::kCapability, "libr1v does not run engines of this target.",
+              {bundle.folder.string(), std::string(kOnnxRuntime) + ", " + kTensorRt + " or " + kTensorRtRtx, target,
+               "answer with r1v-export run, or build the bundle with one of these targets too"});
 }
 
 }  // namespace r1v

@@ -11,10 +11,11 @@ namespace r1v {
 
 struct EngineOptions {
   std::string target;               // of the bundle; empty for the first that this libr1v can run
-  std::string device = "cpu";       // cpu, cuda or tensorrt: what runs the graphs of the target onnxruntime
+  std::string device = "cpu";       // cpu, cuda or tensorrt: what runs the graphs; plans of TensorRT run on cuda
   int gpu = 0;                      // which one of several
   int threads = 0;                  // that one operator may use on the CPU; 0 for all that this process may use
   std::string onnxruntime_library;  // path of ONNX Runtime's library, or of its folder; see ort::Library::open
+  std::string tensorrt_library;     // path of TensorRT's library, or of its folder; see trt::Library
 };
 
 // `bundle` must outlive the engine. Throws kUsage: an unknown device; kCapability: the target is not compiled in, or

@@ -1,6 +1,7 @@
 #include "base/files.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -78,6 +79,19 @@ void read_pieces(const std::filesystem::path& path, const std::function<void(con
   const Descriptor file(path, code);
   std::vector<char> buffer(1 << 20);
   while (const size_t count = read_some(file, buffer.data(), buffer.size(), path, code)) take(buffer.data(), count);
+}
+
+MappedFile::MappedFile(const std::filesystem::path& path, Code code) {
+  const Descriptor file(path, code);
+  size_ = static_cast<size_t>(file.size());
+  if (size_ == 0) return;  // Nothing cannot be mapped.
+  void* data = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number(), 0);
+  if (data == MAP_FAILED) fail(code, path, std::strerror(errno));
+  data_ = static_cast<const char*>(data);
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<char*>(data_), size_);
 }
 
 bool is_inside(const std::string& path) {

@@ -27,6 +27,23 @@ void require_regular(const std::filesystem::path& path, Code code = Code::kBundl
 void read_pieces(const std::filesystem::path& path, const std::function<void(const char*, size_t)>& take,
                  Code code = Code::kBundle);
 
+// The content of a regular file, mapped: only what is read takes memory.
+class MappedFile {
+ public:
+  // Throws `code`: it cannot be opened or mapped, or is no regular file.
+  explicit MappedFile(const std::filesystem::path& path, Code code = Code::kBundle);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const char* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  const char* data_ = nullptr;
+  size_t size_ = 0;
+};
+
 // Whether `path` is what a bundle's documents may name: plain, relative, "/" between its parts, without "..", without
 // a null byte, so that it stays inside the folder.
 bool is_inside(const std::string& path);

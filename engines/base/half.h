@@ -1,4 +1,4 @@
-// float16 (IEEE 754 binary16) as its bits: conversions as numpy's, to the nearest, ties to even.
+// float16 (IEEE 754 binary16) and bfloat16 as their bits: conversions as numpy's, to the nearest, ties to even.
 #pragma once
 
 #include <cstdint>
@@ -45,6 +45,20 @@ inline uint16_t float_to_half(float value) {
   }
   if (rest > half || (rest == half && (kept & 1))) ++kept;
   return static_cast<uint16_t>(sign | kept);
+}
+
+inline float bfloat16_to_float(uint16_t value) {
+  const uint32_t bits = uint32_t{value} << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+inline uint16_t float_to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);  // not a number
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
 }  // namespace r1v

@@ -11,14 +11,6 @@ namespace {
 constexpr int64_t kMostOfASize = 1 << 20, kMostTileSize = 1 << 14;
 constexpr int64_t kMostCacheNumbers = int64_t{1} << 32;  // of one token, keys and values each
 
-ElementType element_type(const std::string& name, const std::string& field) {
-  if (name == "float32") return ElementType::kFloat32;
-  if (name == "float16") return ElementType::kFloat16;
-  if (name == "int64") return ElementType::kInt64;
-  throw Error(Code::kCapability, "libr1v does not compute in this element type.",
-              {field, "float32, float16 or int64", name, "build the bundle with --precision fp32 or fp16"});
-}
-
 Sizes parse_sizes(const Fields& fields) {
   const auto size = [&](const char* name) { return fields.integer(name, 1, kMostOfASize); };
   const Sizes sizes = {fields.integer("tile_size", 1, kMostTileSize),
@@ -93,10 +85,20 @@ std::vector<GraphContract> parse_graphs(const Fields& document, const Sizes& siz
 
 }  // namespace
 
+ElementType element_type(const std::string& name, const std::string& field) {
+  for (const ElementType type :
+       {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16, ElementType::kInt64}) {
+    if (name == element_name(type)) return type;
+  }
+  throw Error(Code::kCapability, "libr1v does not compute in this element type.",
+              {field, "float32, float16, bfloat16 or int64", name, "use a libr1v of the bundle's version"});
+}
+
 size_t element_bytes(ElementType type) {
   switch (type) {
     case ElementType::kFloat32: return 4;
-    case ElementType::kFloat16: return 2;
+    case ElementType::kFloat16:
+    case ElementType::kBFloat16: return 2;
     case ElementType::kInt64: break;
   }
   return 8;
@@ -106,6 +108,7 @@ const char* element_name(ElementType type) {
   switch (type) {
     case ElementType::kFloat32: return "float32";
     case ElementType::kFloat16: return "float16";
+    case ElementType::kBFloat16: return "bfloat16";
     case ElementType::kInt64: break;
   }
   return "int64";

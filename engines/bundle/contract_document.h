@@ -10,10 +10,12 @@
 
 namespace r1v {
 
-enum class ElementType { kFloat32, kFloat16, kInt64 };
+enum class ElementType { kFloat32, kFloat16, kBFloat16, kInt64 };
 
 size_t element_bytes(ElementType type);
 const char* element_name(ElementType type);
+// The type of a name such as "float16". Throws kCapability, naming `field`: libr1v does not know it.
+ElementType element_type(const std::string& name, const std::string& field);
 
 // Sizes that the checkpoint fixes; each is positive and small enough that products of any three fit into 64 bits.
 struct Sizes {

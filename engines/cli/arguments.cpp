@@ -7,12 +7,14 @@ namespace {
 
 void add_engine(CLI::App& command, EngineArguments& engine) {
   command.add_option("BUNDLE", engine.bundle, "Folder that r1v-export build wrote.")->required();
-  command.add_option("--target", engine.target, "Engine of the bundle. [default: onnxruntime]");
+  command.add_option("--target", engine.target, "Engine of the bundle. [default: the first that runs here]");
   command.add_option("--device", engine.device, "cpu, cuda or tensorrt.")->capture_default_str();
   command.add_option("--gpu", engine.gpu, "Which one of several.")->capture_default_str();
   command.add_option("--threads", engine.threads, "CPU threads. [default: the cores that this process may use]");
-  command.add_option("--onnxruntime", engine.library,
+  command.add_option("--onnxruntime", engine.onnxruntime,
                      "ONNX Runtime's library or its folder. [default: R1V_ONNXRUNTIME, else the loader's]");
+  command.add_option("--tensorrt", engine.tensorrt,
+                     "TensorRT's library or its folder. [default: R1V_TENSORRT, else the loader's]");
 }
 
 void add_sampling(CLI::App& command, SamplingArguments& sampling) {

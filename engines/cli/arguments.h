@@ -11,7 +11,7 @@
 namespace r1v::cli {
 
 struct EngineArguments {
-  std::string bundle, target, device = "cpu", library;
+  std::string bundle, target, device = "cpu", onnxruntime, tensorrt;
   int gpu = 0, threads = 0;
   bool verify = false;
 };

@@ -47,7 +47,8 @@ api::Engine open(const EngineArguments& arguments, const std::function<void(r1v_
   r1v_engine_options_init(&options, sizeof options);
   options.target = arguments.target.empty() ? nullptr : arguments.target.c_str();
   options.device = arguments.device.c_str();
-  options.onnxruntime_library = arguments.library.empty() ? nullptr : arguments.library.c_str();
+  options.onnxruntime_library = arguments.onnxruntime.empty() ? nullptr : arguments.onnxruntime.c_str();
+  options.tensorrt_library = arguments.tensorrt.empty() ? nullptr : arguments.tensorrt.c_str();
   options.gpu = arguments.gpu;
   options.threads = arguments.threads;
   options.verify = arguments.verify;

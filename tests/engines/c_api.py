@@ -26,6 +26,7 @@ class EngineOptions(Structure):
         ("cache_bytes", c_int64),
         ("image_cache_bytes", c_int64),
         ("prefill_chunk", c_int64),
+        ("tensorrt_library", c_char_p),
     )
 
 

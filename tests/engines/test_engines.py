@@ -23,7 +23,7 @@ def test_ctest_passes(engines):
 
 
 @pytest.mark.slow(60)
-@pytest.mark.parametrize("folder", ["backends", "api", "base", "bundle", "runner"])
+@pytest.mark.parametrize("folder", ["backends", "api", "base", "bundle", "runner", "tensorrt"])
 def test_programs_are_clean_under_sanitizers(sanitized, with_bundle, folder):
     printed = programs.run(sanitized / f"engines/tests/{folder}/r1v_{folder}_test")
     assert "SKIPPED" not in printed

@@ -4,6 +4,7 @@
 
 #include "base/checked.h"
 #include "bundle/contract.h"
+#include "bundle/numbers.h"
 
 namespace r1v::ort {
 namespace {

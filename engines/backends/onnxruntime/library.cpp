@@ -1,51 +1,21 @@
 #include "backends/onnxruntime/library.h"
 
-#include <dlfcn.h>
-
 #include <cstdlib>
-#include <filesystem>
 #include <map>
 #include <mutex>
+
+#include "base/shared_library.h"
 
 namespace r1v::ort {
 namespace {
 
-namespace fs = std::filesystem;
-
+constexpr char kVariable[] = "R1V_ONNXRUNTIME";
 constexpr char kFix[] =
     "install ONNX Runtime and name its libonnxruntime.so by the option onnxruntime_library or by R1V_ONNXRUNTIME; a "
     "Python environment has one in site-packages/onnxruntime/capi";
 
-// The library in a folder, if `path` is one.
-std::string library_in(const std::string& path) {
-  std::error_code error;
-  if (!fs::is_directory(path, error)) return path;
-  std::string found;
-  for (const auto& each : fs::directory_iterator(path, error)) {
-    const std::string name = each.path().filename().string();
-    if (name.rfind("libonnxruntime.so", 0) == 0 && each.path().string() > found) found = each.path().string();
-  }
-  if (!found.empty()) return found;
-  throw Error(Code::kCapability, "There is no ONNX Runtime in this folder.", {path, "libonnxruntime.so", "", kFix});
-}
-
-std::vector<std::string> candidates(const std::string& path) {
-  if (!path.empty()) return {library_in(path)};
-  const char* setting = std::getenv("R1V_ONNXRUNTIME");
-  if (setting != nullptr && *setting != '\0') return {library_in(setting)};
-  return {"libonnxruntime.so.1", "libonnxruntime.so"};
-}
-
-void* open_library(const std::string& path, std::string* opened) {
-  std::string message;
-  for (const std::string& each : candidates(path)) {
-    if (void* handle = ::dlopen(each.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-      *opened = each;
-      return handle;
-    }
-    message += (message.empty() ? "" : "; ") + std::string(::dlerror());
-  }
-  throw Error(Code::kCapability, "ONNX Runtime's library cannot be opened.", {path, "", message, kFix});
+LibrarySearch search() {
+  return {"ONNX Runtime", "libonnxruntime.so", kVariable, {"libonnxruntime.so.1", "libonnxruntime.so"}, kFix};
 }
 
 }  // namespace
@@ -54,7 +24,7 @@ const Library& Library::open(const std::string& path) {
   static std::mutex mutex;
   static auto* libraries = new std::map<std::string, std::unique_ptr<const Library>>;  // never unloaded
   const std::lock_guard<std::mutex> lock(mutex);
-  const char* setting = std::getenv("R1V_ONNXRUNTIME");
+  const char* setting = std::getenv(kVariable);
   const std::string key = !path.empty() ? path : setting != nullptr ? setting : "";
   std::unique_ptr<const Library>& library = (*libraries)[key];
   if (!library) library.reset(new Library(path));
@@ -62,12 +32,9 @@ const Library& Library::open(const std::string& path) {
 }
 
 Library::Library(const std::string& path) {
-  void* handle = open_library(path, &path_);
-  const auto base_of = reinterpret_cast<const ApiBase* (*)()>(::dlsym(handle, "OrtGetApiBase"));
-  if (base_of == nullptr) {
-    throw Error(Code::kCapability, "This library is not ONNX Runtime.",
-                {path_, "OrtGetApiBase", "no such symbol", kFix});
-  }
+  const SharedLibrary opened = open_library(search(), path);
+  path_ = opened.path;
+  const auto base_of = reinterpret_cast<const ApiBase* (*)()>(opened.function("OrtGetApiBase"));
   const ApiBase* base = base_of();
   version_ = base->GetVersionString();
   void* const* table = base->GetApi(kApiVersion);
@@ -104,6 +71,7 @@ DataType data_type(ElementType type) {
   switch (type) {
     case ElementType::kFloat32: return kFloat;
     case ElementType::kFloat16: return kFloat16;
+    case ElementType::kBFloat16: return kBFloat16;
     case ElementType::kInt64: break;
   }
   return kInt64;

@@ -1,8 +1,7 @@
 #include "backends/onnxruntime/session.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
+#include <optional>
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -12,8 +11,8 @@
 #include "base/checked.h"
 #include "base/cpus.h"
 #include "base/files.h"
-#include "base/half.h"
 #include "bundle/contract.h"
+#include "bundle/numbers.h"
 
 namespace r1v::ort {
 namespace {
@@ -108,6 +107,16 @@ Owned<RunOptions> run_once(const Library& library, const std::string& where) {
   return owner;
 }
 
+std::optional<ElementType> element_type(DataType type) {
+  switch (type) {
+    case kFloat: return ElementType::kFloat32;
+    case kFloat16: return ElementType::kFloat16;
+    case kBFloat16: return ElementType::kBFloat16;
+    case kInt64: return ElementType::kInt64;
+  }
+  return std::nullopt;
+}
+
 // Name and element type of the inputs or outputs that a session has.
 std::vector<TensorContract> session_tensors(const Library& library, const Session* session, bool inputs,
                                             const std::string& where) {
@@ -130,14 +139,13 @@ std::vector<TensorContract> session_tensors(const Library& library, const Sessio
     check(api.CastTypeInfoToTensorInfo(info, &tensor));
     DataType type{};
     if (tensor != nullptr) check(api.GetTensorElementType(tensor, &type));
-    if (type != kFloat && type != kFloat16 && type != kInt64) {
-      throw Error(Code::kBundle, "A graph's tensor has a type that libr1v does not know.",
-                  {where + ": " + text, "float32, float16 or int64", "type " + std::to_string(type), kRebuild});
+    const std::optional<ElementType> known = element_type(type);
+    if (!known) {
+      throw Error(
+          Code::kBundle, "A graph's tensor has a type that libr1v does not know.",
+          {where + ": " + text, "float32, float16, bfloat16 or int64", "type " + std::to_string(type), kRebuild});
     }
-    const ElementType known = type == kFloat     ? ElementType::kFloat32
-                              : type == kFloat16 ? ElementType::kFloat16
-                                                 : ElementType::kInt64;
-    tensors.push_back({text, known});
+    tensors.push_back({text, *known});
   }
   return tensors;
 }
@@ -197,7 +205,7 @@ GraphSession::GraphSession(const Library& library, const Bundle& bundle, const G
 std::vector<float> GraphSession::run(const std::vector<Array>& inputs, const std::vector<int64_t>& shape) const {
   const Api& api = library_.api();
   std::vector<Owned<Value>> values;
-  std::vector<std::vector<uint16_t>> halves;
+  std::vector<std::vector<char>> converted;
   std::vector<const Value*> pointers;
   std::vector<const char*> names;
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -205,11 +213,11 @@ std::vector<float> GraphSession::run(const std::vector<Array>& inputs, const std
     const size_t count = count_of(input.shape);
     const ElementType type = input.type == ElementType::kInt64 ? input.type : compute_;
     const void* data = input.data;
-    if (type == ElementType::kFloat16) {
-      halves.emplace_back(count);
-      convert(static_cast<const float*>(input.data), count, type, halves.back().data(), graph_.name,
+    if (type != input.type) {
+      converted.emplace_back(checked_product({count, element_bytes(type)}, graph_.name));
+      convert(static_cast<const float*>(input.data), count, type, converted.back().data(), graph_.name,
               graph_.inputs[i].name);
-      data = halves.back().data();
+      data = converted.back().data();
     }
     // ONNX Runtime writes to no input.
     values.push_back(
@@ -252,34 +260,6 @@ void GraphSession::check_run(Status* status, const std::vector<Array>& inputs) c
   library_.check(status, Code::kGraph, "ONNX Runtime fails in the " + graph_.name + " graph.", where,
                  "with less memory than it takes, ask for fewer tokens, tiles or answers at once; else run "
                  "`r1v-export verify`, and build again with this onnxruntime");
-}
-
-void convert(const float* from, size_t count, ElementType type, void* to, const std::string& graph,
-             const std::string& tensor) {
-  if (count == 0) return;
-  if (type == ElementType::kFloat32) {
-    std::memcpy(to, from, count * sizeof(float));
-    return;
-  }
-  auto* halves = static_cast<uint16_t*>(to);
-  for (size_t i = 0; i < count; ++i) {
-    halves[i] = float_to_half(from[i]);
-    if ((halves[i] & 0x7fff) == 0x7c00 && std::isfinite(from[i])) {
-      throw Error(
-          Code::kGraph, "An input of the " + graph + " graph is beyond the range of float16.",
-          {graph + ": " + tensor, "numbers of at most 65504", std::to_string(from[i]), "build with --precision fp32"});
-    }
-  }
-}
-
-void to_float(const void* from, size_t count, ElementType type, float* to) {
-  if (count == 0) return;
-  if (type == ElementType::kFloat32) {
-    std::memcpy(to, from, count * sizeof(float));
-    return;
-  }
-  const auto* halves = static_cast<const uint16_t*>(from);
-  for (size_t i = 0; i < count; ++i) to[i] = half_to_float(halves[i]);
 }
 
 }  // namespace r1v::ort

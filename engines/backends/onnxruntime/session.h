@@ -57,11 +57,4 @@ class GraphSession {
   ElementType compute_ = ElementType::kFloat32;
 };
 
-// Copies numbers into `type`. Throws kGraph, naming the graph and the tensor: a number leaves the range of float16.
-void convert(const float* from, size_t count, ElementType type, void* to, const std::string& graph,
-             const std::string& tensor);
-
-// float32 numbers from those of `type`.
-void to_float(const void* from, size_t count, ElementType type, float* to);
-
 }  // namespace r1v::ort

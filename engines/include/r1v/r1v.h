@@ -65,7 +65,7 @@ R1V_API const char* r1v_status_name(r1v_status status);
 typedef struct r1v_engine_options {
   size_t struct_size;
   const char* target;              /* of the bundle; NULL for the first that this library can run */
-  const char* device;              /* "cpu", "cuda" or "tensorrt": what runs the graphs; NULL is "cpu" */
+  const char* device;              /* "cpu", "cuda" or "tensorrt": what runs the graphs; NULL is "cpu"; plans: "cuda" */
   const char* onnxruntime_library; /* ONNX Runtime's library or its folder; NULL: R1V_ONNXRUNTIME, else the loader's */
   int32_t gpu;                     /* which one of several */
   int32_t threads;                 /* of one operator on the CPU; 0 for all cores that this process may use */
@@ -75,6 +75,7 @@ typedef struct r1v_engine_options {
   int64_t cache_bytes;             /* of the key-value cache, at most */
   int64_t image_cache_bytes;       /* of embeddings kept for images shown again; 0 keeps none */
   int64_t prefill_chunk;           /* prompt tokens of a step, at most: bounds the wait of all others */
+  const char* tensorrt_library;    /* TensorRT's library or its folder; NULL: R1V_TENSORRT, else the loader's */
 } r1v_engine_options;
 
 R1V_API void r1v_engine_options_init(r1v_engine_options* options, size_t struct_size);

@@ -70,7 +70,7 @@ TEST(Contract, AbsurdSizesAndUnknownTensorsAreRefused) {
   EXPECT_NE(error_message([&] { parse_contract(contract_of(3), "c"); }).find("past_key_values.2.key"),
             std::string::npos);
   Json other = contract_of(2);
-  other["compute"] = "bfloat16";
+  other["compute"] = "int4";
   EXPECT_THROW(parse_contract(other, "c"), Error);
   other = contract_of(2);
   other["graphs"].erase(1);

@@ -1,0 +1,14 @@
+#include "backends/tensorrt/open.h"
+
+namespace r1v::trt {
+
+bool compiled_for(const std::string&) { return false; }
+
+std::unique_ptr<Engine> open(const Bundle& bundle, const std::string& target, const EngineOptions&) {
+  throw Error(Code::kCapability, "This libr1v was compiled without TensorRT.",
+              {bundle.folder.string(), "NvInfer.h and cuda_runtime_api.h where libr1v is compiled", target,
+               "compile libr1v with -DR1V_TENSORRT_INCLUDE=FOLDER and -DR1V_CUDA_INCLUDE=FOLDER, or use a bundle with "
+               "the target onnxruntime"});
+}
+
+}  // namespace r1v::trt
