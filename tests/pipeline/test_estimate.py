@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.config import BuildConfig, CalibrationConfig
 from r1v_export.errors import CapabilityError
 from r1v_export.pipeline.build import build, plan
@@ -41,6 +42,21 @@ def test_graphs_and_engines_weigh_what_the_plan_says(
     for name, size_bytes in written.items():
         rotary = ROTARY_BYTES if name == "decoder-graph" else 0
         assert planned[name] + rotary == pytest.approx(size_bytes, rel=0.03), name
+
+
+@pytest.mark.parametrize("recipe", ["int4-rtn", "int4-gptq", "fp8", "int8-smoothquant"])
+def test_a_calibration_weighs_what_the_plan_says(tiny_config: BuildConfig, tmp_path: Path, recipe: str) -> None:
+    changes = {"precision": recipe.split("-")[0], "recipe": recipe}
+    config = config_of(tiny_config, "int4", "onnxruntime").model_copy(update=changes)
+    planned = next(stage.size_bytes for stage in plan(config, tmp_path / "out") if stage.name == "calibration")
+    build(config, tmp_path / "out")
+    tensors = [
+        tensor
+        for path in (tmp_path / "out" / "calibration").rglob("*.safetensors")
+        for name, tensor in read_header(path).items()
+        if not name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "mlp1.0.weight", ".bias"))
+    ]
+    assert planned == pytest.approx(sum(tensor.nbytes for tensor in tensors), rel=0.01)
 
 
 def test_a_disk_with_room_for_graphs_but_not_for_the_engine_is_refused(

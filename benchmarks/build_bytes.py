@@ -1,0 +1,135 @@
+"""Bytes, memory and time of a quantized build against what the machine allows, at the 38B's true width.
+
+Checkpoints with few ViT blocks and decoder layers (InternViT-6B and Qwen2-32B width, sparse files), built by
+recipes that round to nearest, without the parity gate. Reported are bytes that reached the disk over the bundle's size,
+the peak of anonymous memory, and the wall time over the slowest of three limits, each measured in the same run: reading
+the checkpoint once, writing as many bytes as the bundle has, and rounding its parameters on all cores. Times mean
+something on an idle machine only.
+
+    python benchmarks/build_bytes.py [--layers 2 --layers 8 ...] [--target hf-unified] [--recipe int4-rtn]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from measure import machine, write_results
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.synth import synthesize
+from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.manifest import hash_file
+from r1v_export.pipeline.build import build
+from r1v_export.quantization.quant_params import QuantParams
+from r1v_export.quantization.recipe import load
+
+_PIECE_BYTES = 64 << 20
+
+
+def counter(path: str, name: str) -> int:
+    """A number of /proc/self, such as `write_bytes` of `io`."""
+    lines = Path("/proc/self", path).read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+
+@contextmanager
+def anonymous_peak() -> Iterator[list[int]]:
+    """Yield a list whose last entry is the most anonymous memory so far, in bytes."""
+    peak, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            peak.append(max(peak.pop(), counter("status", "RssAnon") * 1024))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+
+
+def write_seconds(folder: Path, size_bytes: int) -> float:
+    """Seconds to write and sync as many bytes, from the rate at 2 GiB."""
+    piece, path, pieces = os.urandom(_PIECE_BYTES), folder / "written", 32
+    started = time.monotonic()
+    with path.open("wb") as file:
+        for _ in range(pieces):
+            file.write(piece)
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - started
+    path.unlink()
+    return seconds * size_bytes / (pieces * _PIECE_BYTES)
+
+
+def rounding_seconds(parameters: int) -> float:
+    """Seconds to round as many parameters to INT4, from the rate of a linear of 26 million."""
+    weight = torch.randn(5120, 5120).bfloat16()
+    QuantParams.round_to_nearest(weight, "int4", 128)
+    started = time.monotonic()
+    for _ in range(4):
+        QuantParams.round_to_nearest(weight, "int4", 128)
+    return (time.monotonic() - started) / 4 * parameters / weight.numel()
+
+
+def measure(layers: int, target: str, recipe: str, work: Path) -> dict[str, Any]:
+    folder, out = work / "checkpoint", work / "bundle"
+    shutil.rmtree(work, ignore_errors=True)
+    synthesize(folder, preset="r1v3-38b", vision_layers=layers, language_layers=layers, weights="sparse")
+    checkpoint = Checkpoint.open(str(folder))
+    started = time.monotonic()
+    for path in checkpoint.files():
+        hash_file(path)
+    limits = {"read": time.monotonic() - started}
+    config = BuildConfig(
+        model=str(folder),
+        precision=load(recipe).precision,
+        recipe=recipe,
+        targets={target: {}},
+        parity=ParityConfig(enabled=False),
+    )
+    before, started = counter("io", "write_bytes"), time.monotonic()
+    with anonymous_peak() as peak:
+        build(config, out)
+    seconds, written = time.monotonic() - started, counter("io", "write_bytes") - before
+    bundle_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    limits["write"] = write_seconds(work, bundle_bytes)
+    limits["round"] = rounding_seconds(sum(info.nbytes // 2 for info in checkpoint.tensors.values()))
+    shutil.rmtree(work)
+    return {
+        "layers": layers,
+        "bundle_gb": round(bundle_bytes / 1e9, 2),
+        "written_over_bundle": round(written / bundle_bytes, 3),
+        "peak_anonymous_gb": round(peak[-1] / 1e9, 2),
+        "wall_s": round(seconds, 1),
+        "limits_s": {name: round(limit, 1) for name, limit in limits.items()},
+        "wall_over_slowest_limit": round(seconds / max(limits.values()), 2),
+    }
+
+
+@click.command()
+@click.option("--layers", "all_layers", multiple=True, type=int, default=(2, 8, 32, 64), show_default=True)
+@click.option("--target", default="hf-unified", show_default=True)
+@click.option("--recipe", default="int4-rtn", show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-build-bytes"), show_default=True)
+def main(all_layers: tuple[int, ...], target: str, recipe: str, work: Path) -> None:
+    conditions, results = machine(("torch", "onnx", "onnx-ir")), []
+    for layers in all_layers:
+        results.append(measure(layers, target, recipe, work))
+        print(results[-1], file=sys.stderr, flush=True)
+    print(write_results("build-bytes", {"machine": conditions, "target": target, "recipe": recipe, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
