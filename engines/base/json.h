@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,7 +15,10 @@ namespace r1v {
 
 using Json = nlohmann::json;
 
-// A document. Throws kBundle, naming `where`: it is not JSON, not UTF-8, or nested too deep.
+// The value that a text is; nothing, and the cause in `found`, where it is not JSON, not UTF-8, or nested too deep.
+std::optional<Json> read_json(const std::string& text, std::string* found);
+
+// A document of a bundle. Throws kBundle, naming `where`, for the same causes.
 Json parse_json(const std::string& text, const std::string& where);
 
 [[noreturn]] inline void throw_field(const std::string& field, const std::string& expected, const Json& found) {

@@ -3,7 +3,8 @@
 #include <cstdio>
 #include <sstream>
 
-#include "cli/data_url.h"
+#include "base/error.h"
+#include "image/data_url.h"
 
 namespace r1v::cli {
 namespace {
@@ -82,13 +83,22 @@ r1v_sampling choose(const SamplingArguments& arguments, const api::Engine& engin
   return sampling;
 }
 
+std::vector<uint8_t> data_of(const std::string& url) {
+  try {
+    const std::string content = read_data_url(url);
+    return {content.begin(), content.end()};
+  } catch (const Error& error) {
+    throw Failure{{R1V_INPUT_ERROR, error.what()}};
+  }
+}
+
 api::Image image_named(const std::string& name) {
   api::Image image;
   if (name == "-") {
     const std::string content = read_stdin(kMaxImageBytes, "The image");
     image.data.assign(content.begin(), content.end());
   } else if (is_data_url(name)) {
-    image.data = read_data_url(name, kMaxImageBytes);
+    image.data = data_of(name);
   } else if (name.find("://") != std::string::npos) {
     fail_usage("This program does not fetch images: " + name.substr(0, 80));
   } else {

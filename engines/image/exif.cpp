@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "base/hex_digit.h"
+
 namespace r1v {
 namespace {
 
@@ -109,13 +111,6 @@ int xmp_orientation(std::string_view xmp) {
     if (!rest.empty() && rest[0] >= '0' && rest[0] <= '9') return rest[0] - '0';
   }
   return 1;
-}
-
-int hex_digit(char character) {
-  if (character >= '0' && character <= '9') return character - '0';
-  if (character >= 'a' && character <= 'f') return character - 'a' + 10;
-  if (character >= 'A' && character <= 'F') return character - 'A' + 10;
-  return -1;
 }
 
 bool is_space(char character) { return character == ' ' || (character >= '\t' && character <= '\r'); }

@@ -44,6 +44,8 @@ class Runner {
   ImagePolicy image_policy() const { return image_policy_; }
   const ImageLimits& image_limits() const { return encoder_->tiling().limits; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const PromptDocument& prompt_document() const { return prompt_; }
+  const ReasoningTags& reasoning_tags() const { return tags_; }
 
   // How tokens are chosen where the caller does not say. Throws kBundle: generation_config.json has none that can be
   // used, and the caller has to say it.

@@ -18,6 +18,7 @@ from r1v_export.cli.output import (
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
+    from r1v_export.deploy.triton.model_config import Backend
 
 
 @click.group(name="deploy", short_help="Make a deployment of a bundle: a C++ project, or for Triton.")
@@ -46,6 +47,13 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
 @command.command(short_help="A Triton model repository, with Dockerfile and Helm chart.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_output_option
+@click.option(
+    "--backend",
+    type=click.Choice(["python", "r1v"]),
+    default="python",
+    show_default=True,
+    help="What answers: Triton's Python backend, or libr1v in C++.",
+)
 @click.option("--target", help="Engine of the bundle. [default: its first]")
 @engine_option
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=16, show_default=True, help="Answered together.")
@@ -58,7 +66,13 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
 @click.option(
     "--tiles", type=click.IntRange(1, 1024), default=16, show_default=True, help="In a batch of the vision graph."
 )
-@click.option("--preprocessors", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes for images.")
+@click.option(
+    "--preprocessors",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Processes, or threads, for images.",
+)
 @device_option
 @common_options
 @click.pass_context
@@ -66,6 +80,7 @@ def triton(
     context: click.Context,
     bundle: Path,
     out: Path,
+    backend: Backend,
     target: str | None,
     engine: str | None,
     max_rows: int,
@@ -80,9 +95,11 @@ def triton(
     from r1v_export.bundle import Bundle
     from r1v_export.deploy.triton.repository import TritonOptions, write_repository
 
-    if engine is not None:
+    if backend == "r1v":
+        refuse_given(context, ("engine", "tiles"), "with --backend r1v, in which libr1v runs every graph", "omit it")
+    elif engine is not None:
         refuse_given(context, ("cache_mib",), LIBRARY_S_CACHE, "omit it")
-    options = TritonOptions(target, engine, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors)
+    options = TritonOptions(target, engine, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors, backend)
     written = write_repository(Bundle.open(bundle), out, options)
     _print(out, written, f"{out}: {len(written)} files and the bundle; README.md says how to start and ask it", format_)
 

@@ -38,7 +38,7 @@ OPTIONS = {
     "--cache-mib --image-cache-mib --prefill-chunk --max-body-mib --max-images --max-image-pixels --max-new-tokens "
     "--max-seconds --drain-seconds --access-log --triton --target --engine --model --device --threads",
     "deploy cpp": "BUNDLE --output",
-    "deploy triton": "BUNDLE --output --target --engine --max-rows --cache-mib --image-cache-mib --tiles "
+    "deploy triton": "BUNDLE --output --backend --target --engine --max-rows --cache-mib --image-cache-mib --tiles "
     "--preprocessors --device",
     "bench": "BUNDLE --image --allow-url --question --target --engine --model --tokens --runs --roofline --device "
     "--threads",

@@ -3,6 +3,12 @@
 #include <algorithm>
 
 namespace r1v {
+
+bool is_last(const JobResult& result) {
+  const auto* event = std::get_if<AnswerEvent>(&result);
+  return event == nullptr || event->answer.has_value();
+}
+
 std::optional<AnswerEvent> Job::next() {
   std::unique_lock<std::mutex> lock(mutex_);
   if (took_last_) return std::nullopt;
@@ -21,16 +27,20 @@ void Job::push(Result result) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (pushed_last_) return;
-    if (auto* event = std::get_if<AnswerEvent>(&result)) {
-      const bool is_last = event->answer.has_value();
-      events_.push_back(std::move(*event));
-      pushed_last_ = is_last;
-    } else {
-      error_ = std::get<std::exception_ptr>(result);
-      pushed_last_ = true;
-    }
+    const bool last = is_last(result);
+    if (!options.deliver) keep(std::move(result));
+    pushed_last_ = last;
   }
+  if (options.deliver) return options.deliver(std::move(result));
   changed_.notify_all();
+}
+
+void Job::keep(Result result) {
+  if (auto* event = std::get_if<AnswerEvent>(&result)) {
+    events_.push_back(std::move(*event));
+  } else {
+    error_ = std::get<std::exception_ptr>(result);
+  }
 }
 
 std::optional<FinishReason> Job::given_up() const {

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -28,16 +29,24 @@ struct Prompt {
   Timings timings;
 };
 
+// An event of an answer, or what ended it instead.
+using JobResult = std::variant<AnswerEvent, std::exception_ptr>;
+
+// Whether an answer has ended with it.
+bool is_last(const JobResult& result);
+
 // What a request is asked to be.
 struct JobOptions {
   std::string client;                                             // waiting clients take turns
   std::optional<std::chrono::steady_clock::time_point> deadline;  // the answer ends then with what it has
+  // Takes the events as they come, on threads of the loop, instead of `next`. It neither waits nor throws.
+  std::function<void(JobResult)> deliver = nullptr;
 };
 
 // The loop's threads fill it, the caller's takes its events.
 class Job {
  public:
-  using Result = std::variant<AnswerEvent, std::exception_ptr>;
+  using Result = JobResult;
 
   Job(Prompt prompt, const Sampling& sampling, AnswerStream stream, JobOptions options)
       : prompt(std::move(prompt)), sampling(sampling), stream(std::move(stream)), options(std::move(options)) {}
@@ -63,6 +72,8 @@ class Job {
   std::atomic<bool> cancelled{false};
 
  private:
+  void keep(Result result);
+
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<AnswerEvent> events_;

@@ -15,6 +15,7 @@ from typing import Any
 from r1v_export.deploy.triton.answer_reader import AnswerReader
 from r1v_export.deploy.triton.grpc_messages import STREAM_METHOD, infer_request, stream_response
 from r1v_export.deploy.triton.question import model_inputs
+from r1v_export.deploy.triton.tensors import ORCHESTRATOR
 from r1v_export.errors import (
     BackendError,
     CapabilityError,
@@ -150,8 +151,8 @@ class TritonBackend:
         self, submission: Submission, answer: AnswerReader, request: Request, sampling: Sampling, deadline: float
     ) -> None:
         try:
-            model, inputs = await asyncio.to_thread(model_inputs, request, sampling, self.runner)
-            message = infer_request(model, submission.request_id if not request.raw else "", inputs)
+            inputs = await asyncio.to_thread(model_inputs, request, sampling)
+            message = infer_request(ORCHESTRATOR, submission.request_id, inputs)
             async for content in self._stream(message, deadline - time.monotonic()):
                 error, outputs = stream_response(content)
                 if error:

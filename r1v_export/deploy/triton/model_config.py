@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from r1v_export.deploy.triton.tensors import Tensor
+
+Backend = Literal["python", "r1v"]
+"""What runs a repository's models: Triton's Python backend, or libr1v's own."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class ModelConfig:
         decoupled: answers with any number of responses.
         on_gpu: each instance has a GPU.
         parameters: strings for the model.
+        backend: of Triton, that runs it.
     """
 
     name: str
@@ -33,6 +38,7 @@ class ModelConfig:
     instances: int = 1
     on_gpu: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
+    backend: Backend = "python"
 
     def pbtxt(self) -> str:
         """The file's text."""
@@ -40,7 +46,7 @@ class ModelConfig:
 
     def _lines(self) -> Iterator[str]:
         yield f"name: {_quoted(self.name)}"
-        yield 'backend: "python"'
+        yield f"backend: {_quoted(self.backend)}"
         yield f"max_batch_size: {self.max_batch_size}"
         for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
             for tensor in tensors:

@@ -1,4 +1,4 @@
-"""Requests of the runner become inputs of the Triton models."""
+"""Requests of the runner become inputs of the Triton model."""
 
 from __future__ import annotations
 
@@ -11,34 +11,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from r1v_export.contract import INPUT_IDS
 from r1v_export.deploy.triton.sampling_parameters import sampling_json
-from r1v_export.deploy.triton.tensors import (
-    ENABLE_THINKING,
-    LLM,
-    MESSAGES,
-    ORCHESTRATOR,
-    SAMPLING_PARAMETERS,
-)
+from r1v_export.deploy.triton.tensors import ENABLE_THINKING, MESSAGES, PROMPT, SAMPLING_PARAMETERS
 from r1v_export.generation import Sampling
 from r1v_export.processing.prompt import IMAGE_PLACEHOLDER, Turn
-from r1v_export.runner.prompt_encoder import PromptEncoder, Request
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.serve.images import ENCODED
 
 
-def model_inputs(
-    request: Request, sampling: Sampling, prompts: PromptEncoder
-) -> tuple[str, dict[str, np.ndarray | bytes]]:
-    """The model that answers a request, and its inputs: `r1v` for a conversation, `r1v_llm` for a text to continue.
-
-    Raises:
-        InputError: the text cannot be continued.
-    """
+def model_inputs(request: Request, sampling: Sampling) -> dict[str, np.ndarray | bytes]:
+    """The inputs of `r1v` that ask for the same."""
     parameters = {SAMPLING_PARAMETERS: sampling_json(sampling).encode()}
     if request.raw:
-        return LLM, {INPUT_IDS: np.array(prompts.tokenize(request), dtype=np.int64), **parameters}
+        (turn,) = request.turns
+        return {PROMPT: turn.text.encode(), **parameters}
     conversation = json.dumps(list(messages(request)), ensure_ascii=False).encode()
-    return ORCHESTRATOR, {MESSAGES: conversation, ENABLE_THINKING: np.array([request.think]), **parameters}
+    return {MESSAGES: conversation, ENABLE_THINKING: np.array([request.think]), **parameters}
 
 
 def messages(request: Request) -> Iterator[Mapping[str, Any]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from r1v_export.bundle import Bundle
 from r1v_export.config import Device
 from r1v_export.deploy.folder import fill_templates, require_new, write_text
-from r1v_export.deploy.triton.model_config import ModelConfig
+from r1v_export.deploy.libr1v import libr1v_target
+from r1v_export.deploy.triton.model_config import Backend, ModelConfig
 from r1v_export.deploy.triton.models.python_backend import (
     BUNDLE,
     CACHE_MIB,
@@ -31,7 +32,7 @@ from r1v_export.targets.interface import Decodes
 from r1v_export.version import VERSION
 
 MODELS_FOLDER, BUNDLE_FOLDER = "models", "bundle"
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES, README = Path(__file__).parent / "templates", Path(__file__).parent / "readme"
 TRITON_RELEASE = "25.10"
 """Tag of the NGC image. Its Python is 3.12, and its TensorRT 10.13 is the one that the extra `tensorrt-llm` pins."""
 
@@ -57,7 +58,9 @@ class TritonOptions:
         cache_mib: of the key-value cache.
         image_cache_mib: of the embeddings that are kept of images shown again.
         tiles: that go through the vision graph together, of all requests.
-        preprocessors: processes that read images and make tokens.
+        preprocessors: processes, or threads of libr1v, that read images and make tokens.
+        backend: of Triton. With libr1v's own, `r1v` is the only model: the stages are within it, and so is their
+            batching.
     """
 
     target: str | None = None
@@ -68,6 +71,7 @@ class TritonOptions:
     image_cache_mib: int = 256
     tiles: int = 16
     preprocessors: int = 2
+    backend: Backend = "python"
 
 
 def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[Path]:
@@ -86,25 +90,34 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
     written = []
     for config in model_configs(bundle, options, target):
         folder = out / MODELS_FOLDER / config.name
-        module = _MODULES[config.name]
-        written += [
-            write_text(folder / "config.pbtxt", config.pbtxt()),
-            write_text(folder / "1" / "model.py", _MODEL_FILE.format(name=config.name, module=module)),
-        ]
-    written += fill_templates(TEMPLATES, out, _facts(options, target, gpus))
+        written += [write_text(folder / "config.pbtxt", config.pbtxt()), _write_version(folder / "1", config)]
+    facts = _facts(options, target, gpus)
+    for templates in ("shared", options.backend):
+        written += fill_templates(TEMPLATES / templates, out, facts)
     shutil.copytree(bundle.folder, out / BUNDLE_FOLDER, copy_function=_link_or_copy)
     if options.engine is not None and _is_folder(options.engine):
         shutil.copytree(options.engine, out / ENGINE_FOLDER, copy_function=_link_or_copy)
     return written
 
 
+def _write_version(folder: Path, config: ModelConfig) -> Path:
+    """The only version of a model: Python's code, or an empty folder but for what keeps it."""
+    if config.backend != "python":
+        return write_text(folder / ".keep", "")
+    module = _MODULES[config.name]
+    return write_text(folder / "model.py", _MODEL_FILE.format(name=config.name, module=module))
+
+
 def _target(bundle: Bundle, options: TritonOptions) -> tuple[str, int]:
     """The target that a deployment runs, and how many GPUs it takes.
 
     Raises:
-        UsageError: a library decodes it by itself, and there is no engine for it; or engine and target do not match.
+        UsageError: a library decodes it by itself, and there is no engine for it; or engine and target do not match;
+            or libr1v does not run it.
         BundleError: the bundle has no such target, or the engine is another bundle's.
     """
+    if options.backend == "r1v":
+        return libr1v_target(bundle, options.target), int(options.device == "cuda")
     if options.engine is not None:
         decodes = registry.decoding_target(options.target, options.engine)
         return decodes.name, decodes.check_engine(bundle, options.engine)
@@ -127,10 +140,20 @@ def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterat
     shared = {BUNDLE: f"../{BUNDLE_FOLDER}", TARGET: target, DEVICE: options.device}
     if options.engine is not None:
         shared[ENGINE] = f"../{ENGINE_FOLDER}" if _is_folder(options.engine) else options.engine
-    own = {
-        ORCHESTRATOR: {TILES_AT_ONCE: str(options.tiles), IMAGE_CACHE_MIB: str(options.image_cache_mib)},
-        LLM: {MAX_ROWS: str(options.max_rows), CACHE_MIB: str(options.cache_mib)},
-    }
+    images = {IMAGE_CACHE_MIB: str(options.image_cache_mib)}
+    batching = {MAX_ROWS: str(options.max_rows), CACHE_MIB: str(options.cache_mib)}
+    if options.backend == "r1v":
+        yield ModelConfig(
+            ORCHESTRATOR,
+            inputs_of(ORCHESTRATOR, sizes),
+            outputs_of(ORCHESTRATOR, sizes),
+            decoupled=True,
+            instances=options.preprocessors,  # of one engine, which they share: an instance only reads requests
+            parameters={**shared, **batching, **images},
+            backend=options.backend,
+        )
+        return
+    own = {ORCHESTRATOR: {TILES_AT_ONCE: str(options.tiles), **images}, LLM: batching}
     for name in MODELS:
         yield ModelConfig(
             name,
@@ -149,12 +172,14 @@ def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterat
 def _facts(options: TritonOptions, target: str, gpus: int) -> dict[str, str]:
     """What templates say in the place of @name@."""
     return {
+        "start": (README / f"{options.backend}.md").read_text("utf-8"),  # first: it names facts, too
         "release": TRITON_RELEASE,
         "version": VERSION,
         "target": target,
         "extras": ",".join(registry.get_target(target).runtime_extras(options.device)),
         "devices": f"[{{ driver: nvidia, count: {gpus}, capabilities: [gpu] }}]" if gpus else "[]",
         "gpus": str(gpus),
+        "shared_memory": "2Gi" if options.backend == "python" else "",
         "copy_engine": f"COPY {ENGINE_FOLDER} /deployment/{ENGINE_FOLDER}\n" if _is_folder(options.engine) else "",
     }
 

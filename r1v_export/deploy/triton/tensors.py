@@ -30,7 +30,8 @@ class Tensor:
 
 
 # Names that the contract does not have.
-TEXT_INPUT, MESSAGES, IMAGE, STREAM = "text_input", "messages", "image", "stream"
+TEXT_INPUT, MESSAGES, PROMPT = "text_input", "messages", "prompt"
+IMAGE, STREAM = "image", "stream"
 SAMPLING_PARAMETERS, ENABLE_THINKING = "sampling_parameters", "enable_thinking"
 TEXT_OUTPUT, REASONING_OUTPUT = "text_output", "reasoning_output"
 TOKEN_IDS, LOGPROBS, FINISH_REASON, USAGE = "token_ids", "logprobs", "finish_reason", "usage"
@@ -54,11 +55,12 @@ are asked for: JSON of `sampling_parameters.LogprobsDocument`."""
 _QUESTION = (
     Tensor(TEXT_INPUT, "TYPE_STRING", (1,), optional=True),
     Tensor(MESSAGES, "TYPE_STRING", (1,), optional=True),
+    Tensor(PROMPT, "TYPE_STRING", (1,), optional=True),
     Tensor(IMAGE, "TYPE_STRING", (-1,), optional=True),
     Tensor(ENABLE_THINKING, "TYPE_BOOL", (1,), optional=True),
 )
-"""Either a question with its images, or a conversation in the OpenAI API's JSON. An image is an encoded file or a data
-URL."""
+"""Either a question with its images, or a conversation in the OpenAI API's JSON, or the beginning of a text that is
+continued as it is. An image is an encoded file or a data URL."""
 
 _SAMPLING = Tensor(SAMPLING_PARAMETERS, "TYPE_STRING", (1,), optional=True)
 """JSON of `sampling_parameters.SamplingParameters`."""

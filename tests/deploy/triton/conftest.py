@@ -18,11 +18,11 @@ def deployment(nano_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def start_triton(deployment: Path, scratch: Path) -> TritonServer:
-    """A server of a deployment that is ready."""
+def start_triton(deployment: Path, scratch: Path, library: Path | None = None) -> TritonServer:
+    """A server of a deployment that is ready; `library` as of `TritonServer`."""
     if not installed():
         pytest.skip("no tritonserver: `make test` installs it")
-    server = TritonServer(deployment / MODELS_FOLDER, scratch)
+    server = TritonServer(deployment / MODELS_FOLDER, scratch, library)
     try:
         server.wait_until_ready()
     except BaseException:

@@ -1,7 +1,7 @@
 """Asks a Triton server over gRPC, in the environment that has tritonclient; requests and responses are JSON.
 
 Usage: python grpc_client.py PORT, and on stdin
-{"requests": [{"id", "text_input", "images", "sampling_parameters"}], "cancel_after": N or null}
+{"requests": [{"id", "text_input", "images", "sampling_parameters", "outputs"}], "cancel_after": N or null}
 """
 
 from __future__ import annotations
@@ -37,35 +37,45 @@ def main() -> None:
     client = grpc.InferenceServerClient(f"127.0.0.1:{sys.argv[1]}")
     client.start_stream(lambda result, error: responses.put((result, error)))
     for request in asked["requests"]:
-        client.async_stream_infer("r1v", inputs_of(request), request_id=request["id"], enable_empty_final_response=True)
+        client.async_stream_infer(
+            "r1v",
+            inputs_of(request),
+            request_id=request["id"],
+            outputs=[grpc.InferRequestedOutput(name) for name in request["outputs"]],
+            enable_empty_final_response=True,
+        )
     answers = {
-        request["id"]: {"reasoning": "", "text": "", "tokens": [], "finish_reason": "", "usage": "", "error": None}
+        request["id"]: {"reasoning": "", "text": "", "tokens": [], "finish_reason": "", "usage": ""}
         for request in asked["requests"]
     }
     order: list[str] = []
+    errors: list[str] = []  # they do not say whose they are
     unfinished = set(answers)
     while unfinished:
         result, error = responses.get(timeout=SECONDS)
         if error is not None:
-            (only,) = unfinished  # an error does not say whose it is
-            answers[only]["error"] = [error.status(), error.message()]
-            break
+            errors.append(error.message())
+            if len(errors) == len(unfinished):
+                break
+            continue
         response = result.get_response()
         if response.parameters["triton_final_response"].bool_param:
             unfinished.remove(response.id)
             continue
         order.append(response.id)
         answer = answers[response.id]
-        answer["tokens"].append(result.as_numpy("token_ids").tolist())
+        if (token_ids := result.as_numpy("token_ids")) is not None:
+            answer["tokens"].append(token_ids.tolist())
         for output, field in (("reasoning_output", "reasoning"), ("text_output", "text")):
-            answer[field] += result.as_numpy(output)[0].decode()
+            if (text := result.as_numpy(output)) is not None:
+                answer[field] += text[0].decode()
         for field in ("finish_reason", "usage"):
             if (last := result.as_numpy(field)) is not None:
                 answer[field] = last[0].decode()
         if asked["cancel_after"] is not None and len(order) >= asked["cancel_after"]:
             client.stop_stream(cancel_requests=True)
             break
-    print(json.dumps({"answers": answers, "order": order}))
+    print(json.dumps({"answers": answers, "order": order, "errors": errors}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r1v_export.deploy.triton.question import messages
+from r1v_export.deploy.triton.question import messages, model_inputs
+from r1v_export.generation import Sampling
 from r1v_export.processing.image_source import read_data_url
 from r1v_export.processing.load_image import load_image
 from r1v_export.processing.prompt import Turn
@@ -71,3 +72,9 @@ def test_an_image_is_passed_on_as_the_file_that_it_was():
     (message,) = messages(Request.ask("What?", loaded))
     (shown,) = [part for part in message["content"] if part["type"] == "image_url"]
     assert read_data_url(shown["image_url"]["url"]) == content
+
+
+def test_a_text_that_is_continued_is_a_prompt():
+    inputs = model_inputs(Request.continuation("It is"), Sampling())
+    assert inputs.keys() == {"prompt", "sampling_parameters"}
+    assert inputs["prompt"] == b"It is"

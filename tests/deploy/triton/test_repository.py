@@ -54,6 +54,36 @@ def test_every_target_has_the_same_models_and_tensors(nano_bundle):
     assert cpu == gpu
 
 
+def test_the_backend_in_cpp_has_the_same_model_r1v_and_no_other(nano_bundle, tmp_path):
+    bundle = Bundle.open(nano_bundle)
+    python, *_ = model_configs(bundle, TritonOptions(), bundle.targets[0])
+    (cpp,) = model_configs(bundle, TritonOptions(backend="r1v", preprocessors=3), bundle.targets[0])
+    for field in ("name", "inputs", "outputs", "max_batch_size", "decoupled"):
+        assert getattr(cpp, field) == getattr(python, field)
+    assert (cpp.backend, cpp.instances) == ("r1v", 3)
+    write_repository(bundle, tmp_path / "out", TritonOptions(backend="r1v"))
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and "bundle" not in path.parts]
+    assert [path.name for path in files if path.suffix == ".py"] == ["probe.py"]
+    assert not [path for path in files if "@" in path.read_text("utf-8")]
+    (compose,) = [path for path in files if path.name == "compose.yaml"]
+    assert "shm_size" not in yaml.safe_load(compose.read_text())["services"]["triton"]
+
+
+@pytest.mark.parametrize("options", [("--tiles", "4"), ("--engine", "llm-api")])
+def test_options_that_libr1v_has_no_use_for_are_refused(nano_bundle, tmp_path, options):
+    arguments = ["triton", str(nano_bundle), "-o", str(tmp_path / "out"), "--backend", "r1v", *options]
+    run = CliRunner().invoke(command, arguments)
+    assert isinstance(run.exception, UsageError)
+    assert options[0] in str(run.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_targets_that_libr1v_does_not_run_are_refused(nano_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(Bundle, "targets", ("tensorrt",))
+    with pytest.raises(UsageError, match="libr1v runs no engine"):
+        write_repository(Bundle.open(nano_bundle), tmp_path / "out", TritonOptions(backend="r1v"))
+
+
 def test_helm_finds_nothing_to_object_to(deployment):
     report = helm_python.lint(deployment / "chart", strict=True)
     assert report["errors"] == []

@@ -28,18 +28,24 @@ class TritonServer:
     Args:
         repository: of models.
         scratch: for the backend's copy and the log.
+        library: of the only backend, `libtriton_r1v.so`; Triton's Python backend if None.
     """
 
-    def __init__(self, repository: Path, scratch: Path) -> None:
+    def __init__(self, repository: Path, scratch: Path, library: Path | None = None) -> None:
         self.log = scratch / "triton.log"
         self.http, self.grpc, metrics = _free_ports(3)
         self.url, self.metrics_url = f"http://127.0.0.1:{self.http}", f"http://127.0.0.1:{metrics}/metrics"
         self._prefix = f"r1v_{uuid.uuid4().hex[:8]}_"
         packages = next((ENVIRONMENT / "lib").glob("python3*/site-packages"))
+        if library is None:
+            _copy_python_backend(packages, scratch / "backends/python")
+        else:
+            (scratch / "backends/r1v").mkdir(parents=True)
+            shutil.copy2(library, scratch / "backends/r1v")
         command = [
             str(packages / "pytriton/tritonserver/bin/tritonserver"),
             f"--model-repository={repository}",
-            f"--backend-directory={_backends(packages, scratch)}",
+            f"--backend-directory={scratch / 'backends'}",
             *("--model-control-mode=explicit", "--load-model=*", "--exit-timeout-secs=10"),
             *(f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")),
             *(f"--http-port={self.http}", f"--grpc-port={self.grpc}", f"--metrics-port={metrics}"),
@@ -50,6 +56,7 @@ class TritonServer:
             "HOME": str(scratch),
             "PATH": f"{ENVIRONMENT / 'bin'}:/usr/bin:/bin",
             "LD_LIBRARY_PATH": libraries,
+            "R1V_ONNXRUNTIME": str(packages / "onnxruntime/capi"),
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -102,14 +109,12 @@ class TritonServer:
             (Path("/dev/shm") / name).unlink(missing_ok=True)
 
 
-def _backends(packages: Path, scratch: Path) -> Path:
+def _copy_python_backend(packages: Path, folder: Path) -> None:
     """The Python backend with the stub for this Python; the server refuses links."""
-    python = scratch / "backends" / "python"
-    shutil.copytree(packages / "pytriton/tritonserver/backends/python", python)
+    shutil.copytree(packages / "pytriton/tritonserver/backends/python", folder)
     version = sysconfig.get_python_version()
     stub = packages / f"pytriton/tritonserver/python_backend_stubs/{version}/triton_python_backend_stub"
-    shutil.copy2(stub, python)
-    return python.parent
+    shutil.copy2(stub, folder)
 
 
 def _free_ports(count: int) -> list[int]:

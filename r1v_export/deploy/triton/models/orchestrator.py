@@ -25,6 +25,7 @@ from r1v_export.deploy.triton.tensors import (
     LOGPROBS,
     MESSAGES,
     PREPROCESS,
+    PROMPT,
     REASONING_OUTPUT,
     SAMPLING_PARAMETERS,
     STOP,
@@ -72,7 +73,7 @@ class TritonPythonModel:
         sender = request.get_response_sender()
         try:
             triton.require_no_parameters(request)
-            prompt = self._call(PREPROCESS, self._passed(request, TEXT_INPUT, MESSAGES, IMAGE, ENABLE_THINKING))
+            prompt = self._call(PREPROCESS, self._passed(request, TEXT_INPUT, MESSAGES, PROMPT, IMAGE, ENABLE_THINKING))
             pixels_T3SS, tiles_per_image = prompt[PIXEL_VALUES].as_numpy(), prompt[TILES_PER_IMAGE].as_numpy()
             embeds = self._image_embeds(pixels_T3SS, tiles_per_image)
             responses = self._generate(request, prompt, embeds, sender)
@@ -90,7 +91,7 @@ class TritonPythonModel:
         return [tensor for tensor in found if tensor is not None]
 
     def _call(self, model: str, inputs: Sequence[Any]) -> dict[str, Any]:
-        """The outputs of a model that answers once."""
+        """The outputs of a model that answers once, but for those that it omits."""
         names = {PREPROCESS: (INPUT_IDS, PIXEL_VALUES, TILES_PER_IMAGE, THINKING), VISION: (IMAGE_EMBEDS,)}[model]
         request = triton.backend().InferenceRequest(
             model_name=model, requested_output_names=list(names), inputs=list(inputs)
@@ -98,7 +99,7 @@ class TritonPythonModel:
         response = request.exec()
         if response.has_error():
             raise triton.TritonModelError(response.error())
-        return {name: triton.backend().get_output_tensor_by_name(response, name) for name in names}
+        return {tensor.name(): tensor for tensor in response.output_tensors()}
 
     def _image_embeds(self, pixels_T3SS: np.ndarray, tiles_per_image: np.ndarray) -> np.ndarray | None:
         """The embeddings of all tiles; None without images. Those of an image shown again may be kept."""
@@ -133,7 +134,8 @@ class TritonPythonModel:
     ) -> Iterator[list[Any]]:
         """The tensors of each response of `r1v_llm`; a client that has gone stops it."""
         request_id = uuid4().hex
-        inputs = [prompt[INPUT_IDS], prompt[THINKING], *self._passed(request, SAMPLING_PARAMETERS)]
+        inputs = [prompt[name] for name in (INPUT_IDS, THINKING) if name in prompt]
+        inputs += self._passed(request, SAMPLING_PARAMETERS)
         if embeds is not None:
             inputs += [triton.output(IMAGE_EMBEDS, embeds), prompt[TILES_PER_IMAGE]]
         stopped, failure = False, None

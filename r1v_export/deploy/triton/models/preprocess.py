@@ -14,6 +14,7 @@ from r1v_export.deploy.triton.tensors import (
     ENABLE_THINKING,
     IMAGE,
     MESSAGES,
+    PROMPT,
     TEXT_INPUT,
     THINKING,
     TILES_PER_IMAGE,
@@ -21,10 +22,9 @@ from r1v_export.deploy.triton.tensors import (
 from r1v_export.errors import InputError
 from r1v_export.processing.image_source import read_data_url
 from r1v_export.processing.load_image import load_image
-from r1v_export.processing.pipeline_document import document_template, open_files
+from r1v_export.processing.pipeline_document import open_files
 from r1v_export.processing.preprocess import pixel_values
-from r1v_export.processing.prompt import encode
-from r1v_export.runner.prompt_encoder import Request
+from r1v_export.runner.prompt_encoder import PromptEncoder, Request
 from r1v_export.serve.conversation import to_request
 from r1v_export.serve.protocol import MessagesDocument
 from r1v_export.strict import load_json, parse_fields
@@ -38,8 +38,8 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the bundle's tokenizer and pipeline."""
-        self.tokenizer, self.pipeline = open_files(triton.ModelArguments(args).bundle)
-        self.template = document_template(self.pipeline)
+        tokenizer, self.pipeline = open_files(triton.ModelArguments(args).bundle)
+        self.prompts = PromptEncoder(tokenizer, self.pipeline, self.pipeline.positions.max_positions)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer each request on its own: what is wrong with one is no other's concern."""
@@ -55,35 +55,32 @@ class TritonPythonModel:
         pixels_T3SS, tiles_per_image = pixel_values(
             request.images, self.pipeline.tiling.spec, self.pipeline.image_policy
         )
-        token_ids = encode(
-            self.tokenizer,
-            self.template,
-            request.turns,
-            tiles_per_image,
-            self.pipeline.tokens_per_tile,
-            think=request.think,
-            max_length=self.pipeline.positions.max_positions - 1,  # one position at least is the answer's
-        )
-        return {
-            INPUT_IDS: np.array(token_ids, dtype=np.int64),
+        outputs = {
+            INPUT_IDS: np.array(self.prompts.encode_request(request, tiles_per_image), dtype=np.int64),
             PIXEL_VALUES: pixels_T3SS,
             TILES_PER_IMAGE: np.array(tiles_per_image, dtype=np.int64),
-            THINKING: np.array([request.think and bool(self.template.thinking)]),
         }
+        if not request.raw:
+            outputs[THINKING] = np.array([request.think and bool(self.prompts.template.thinking)])
+        return outputs
 
     def _read(self, request: Any) -> Request:
-        question, messages = triton.text_input(request, TEXT_INPUT), triton.text_input(request, MESSAGES)
+        texts = [triton.text_input(request, name) for name in (TEXT_INPUT, MESSAGES, PROMPT)]
+        question, messages, prompt = texts
         images = [image for image in triton.bytes_inputs(request, IMAGE) if image]
         think = triton.flag_input(request, ENABLE_THINKING, default=True)
         if len(images) > MAX_IMAGES:
             raise InputError("The request has too many images.", expected=f"at most {MAX_IMAGES}", found=len(images))
-        if (question is None) == (messages is None) or (messages is not None and images):
+        if texts.count(None) != 2 or (question is None and images):
             raise InputError(
                 "The request is no question and no conversation.",
-                expected=f"{TEXT_INPUT}, with {IMAGE} for each image; or {MESSAGES}, with images as data URLs",
+                expected=f"{TEXT_INPUT}, with {IMAGE} for each image; or {MESSAGES}, with images as data URLs; "
+                f"or {PROMPT}, a text that is continued",
             )
         if question is not None:
             return Request.ask(question, *map(self._load, images), think=think)
+        if prompt is not None:
+            return Request.continuation(prompt)
         what = f"{MESSAGES} is no conversation"
         fields = {"messages": load_json(messages or "", InputError, what)}
         document = parse_fields(MessagesDocument, fields, InputError, what)

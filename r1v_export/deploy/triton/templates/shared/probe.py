@@ -1,4 +1,4 @@
-"""A real inference, for health checks: a model whose process has died stays READY. Exits with 0 if it answers.
+"""A real inference, for health checks: READY says that a model is loaded, not that it answers. Exits with 0 if it does.
 
 Needs nothing but Python: python3 probe.py [URL]
 """
