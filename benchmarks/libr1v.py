@@ -47,8 +47,8 @@ from r1v_export.runner.prompt_encoder import Request
 HERE = Path(__file__).parent
 PROJECT = HERE.parent
 IMAGE, QUESTION = PROJECT / "examples/images/06-count.png", "How many objects do you see?"
-TEXT = " ".join(f"{number} {'abcdefghij'[number % 10]}" for number in range(100, 190))
-"""A prompt of 500 tokens for the model of 0.5B, whose tokens are single letters and digits."""
+TEXT = " ".join(f"{number} {'abcdefghij'[number % 10]}" for number in range(100, 150))
+"""With the template about 500 tokens of the model of 0.5B, whose tokens are single letters and digits."""
 PARTS = ("answer", "decode", "start", "memory")
 GENAI = "onnxruntime-genai==0.18.0"
 THREADS = psutil.cpu_count(logical=False)
