@@ -54,17 +54,20 @@ class Peer:
     turns: Mapping[int, int] = field(default_factory=lambda: {1: 3, 4: 1, 16: 3, 32: 1})
 
 
-def peers(model: Model, triton_environment: Path) -> dict[str, Peer]:
+def peers(model: Model, triton_environment: Path, library: Path | None) -> dict[str, Peer]:
     llama = environment(model, "llama", llama_cpp_oracle.make_environment)
     vllm_python = environment(model, "vllm", vllm_oracle.make_environment)
     llama_servers = {name: partial(llama_cpp, model, name, llama, ROWS, THREADS) for name in ("gguf4", "gguf16")}
 
     def ours(precision: str) -> dict[str, Peer]:
         bundle = model.bundle(precision)
+        start_cpp = partial(triton, bundle, triton_environment, ROWS, library)
+        cpp = {f"triton C++ {precision}": Peer(start_cpp, "triton")} if library is not None else {}
         return {
             f"serve {precision}": Peer(partial(served, bundle, ROWS)),
             f"{ALONE} {precision}": Peer(partial(served, bundle, 1), turns={1: 3, 16: 1}),
             f"triton {precision}": Peer(partial(triton, bundle, triton_environment, ROWS), "triton"),
+            **cpp,
         }
 
     return {
@@ -196,6 +199,7 @@ def main() -> None:
         "--prepare", action="store_true", help="make the model and the environments, and measure nothing"
     )
     parser.add_argument("--triton", type=Path, default=Path(".venv-triton"), help="environment with a tritonserver")
+    parser.add_argument("--triton-library", type=Path, help="libtriton_r1v.so: measure the C++ backend, too")
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--only", action="append", help="the servers whose name contains this; writes no results")
     parser.add_argument("--minutes", type=float, default=60, help="after which no further server is begun")
@@ -205,7 +209,7 @@ def main() -> None:
     model = Model(arguments.work)
     if arguments.prepare:
         model.prepare()
-    found = peers(model, arguments.triton)
+    found = peers(model, arguments.triton, arguments.triton_library)
     if arguments.prepare:
         return
     chosen = {

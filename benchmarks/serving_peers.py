@@ -41,15 +41,16 @@ def served(bundle: Path, max_rows: int) -> Iterator[str]:
 
 
 @contextmanager
-def triton(bundle: Path, environment: Path, max_rows: int) -> Iterator[str]:
-    """The deployment of a bundle in a real tritonserver."""
+def triton(bundle: Path, environment: Path, max_rows: int, library: Path | None = None) -> Iterator[str]:
+    """The deployment of a bundle in a real tritonserver: Python's, or that of `libtriton_r1v.so`."""
     os.environ["R1V_TRITON_ENVIRONMENT"] = str(environment)
     from tests.deploy.triton.tritonserver import TritonServer
 
     with tempfile.TemporaryDirectory() as scratch:
         deployment = Path(scratch, "deployment")
-        write_repository(Bundle.open(bundle), deployment, TritonOptions(max_rows=max_rows))
-        server = TritonServer(deployment / MODELS_FOLDER, Path(scratch))
+        options = TritonOptions(max_rows=max_rows, backend="python" if library is None else "r1v")
+        write_repository(Bundle.open(bundle), deployment, options)
+        server = TritonServer(deployment / MODELS_FOLDER, Path(scratch), library)
         try:
             server.wait_until_ready()
             yield server.url
