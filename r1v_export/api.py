@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1v_export import build_extra
 from r1v_export.bundle import Bundle
-from r1v_export.config import BuildConfig, Device, Precision
+from r1v_export.config import BuildConfig, Device, GateMode, Precision
 from r1v_export.manifest import Manifest
 from r1v_export.progress import Progress
 from r1v_export.runner.base import BaseRunner
@@ -128,8 +128,9 @@ def check(
     target: str | None = None,
     device: Device = "cpu",
     model: AnyPath | None = None,
-    questions: int = 32,
-    max_new_tokens: int = 96,
+    questions: int | None = None,
+    max_new_tokens: int | None = None,
+    gate: GateMode = "auto",
     blocks: bool = False,
     show_progress: bool = False,
 ) -> list[ParityReport]:
@@ -137,7 +138,9 @@ def check(
 
     Args:
         model: folder of the checkpoint, if the bundle was built from a folder.
-        questions: how many both sides answer.
+        questions: how many both sides answer; 32 if omitted, 2 of a streamed gate.
+        max_new_tokens: of the longest answer; 96 if omitted, 16 of a streamed gate.
+        gate: compare whole models, or a block at a time in bounded memory; whole where it fits if `auto`.
         blocks: compare each block of the vision tower.
 
     Returns:
@@ -153,7 +156,7 @@ def check(
         _folder(bundle),
         target,
         None if model is None else str(model),
-        Questions(questions, (), max_new_tokens),
+        Questions(questions, (), max_new_tokens, gate),
         (),
         device,
         Progress(quiet=not show_progress),

@@ -18,6 +18,7 @@ BUILTIN_MODEL = "r1v-nano"
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 Device = Literal["cpu", "cuda"]
 Compute = Literal["float32", "float16", "bfloat16"]
+GateMode = Literal["auto", "whole", "streamed"]
 ImagePolicy = Literal["as_displayed", "published"]
 """How image files become RGB, see `processing.image_policy`."""
 
@@ -35,6 +36,13 @@ class ParityConfig(StrictModel):
     questions: PositiveInt = 8
     """Questions about images that reference and engine both answer."""
     max_new_tokens: PositiveInt = 64
+    gate: GateMode = "auto"
+    """How engine and reference are compared: whole, or a block at a time in bounded memory; whole where both fit into
+    memory if `auto`."""
+    streamed_questions: PositiveInt = 2
+    """Questions of a streamed gate, which takes hours for a large model."""
+    streamed_reply_tokens: PositiveInt = 16
+    """Tokens behind each question's prompt that a streamed gate decodes."""
 
 
 class CalibrationConfig(StrictModel):
@@ -144,6 +152,7 @@ class BuildConfig(StrictModel):
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--image-policy", self.image_policy] if self.image_policy != "as_displayed" else []
         words += [] if self.parity.enabled else ["--no-parity"]
+        words += ["--gate", self.parity.gate] if self.parity.gate != "auto" else []
         return shlex.join(words)
 
     def saved(self, kind: str, revision: str | None) -> BuildConfig:

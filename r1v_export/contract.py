@@ -13,6 +13,19 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    Run = Callable[[np.ndarray], np.ndarray]
+    """Computes a block: float32 in and out, whatever the engine computes in."""
+
+    RunWithCache = Callable[[np.ndarray, int], np.ndarray]
+    """Computes a decoder layer for one sequence: hidden [1, seq, hidden] of new tokens, and the number of tokens before
+    them, which its cache holds; hidden [1, seq, hidden]."""
+
+    OpenCache = Callable[[int], RunWithCache]
+    """Opens a decoder layer's empty cache of so many slots, for one sequence."""
+
+    Embed = Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """As `Engine.embed`."""
+
 # Boundary tensors.
 PIXEL_VALUES = "pixel_values"
 VISION_FEATURES = "vision_features"
@@ -79,6 +92,15 @@ def cache_pairs(layers: int) -> list[tuple[str, str]]:
 def vision_block(layer: int) -> str:
     """Output of one ViT block [tiles, positions, vit_hidden]; inside the vision graph, exposed only for parity."""
     return f"vision_block.{layer}"
+
+
+VISION_EMBEDDINGS = "vision_embeddings"
+"""Input of the first ViT block [tiles, positions, vit_hidden]; inside the vision graph, as the blocks' outputs are."""
+
+
+def decoder_layer(layer: int) -> str:
+    """Output of one decoder layer [batch, seq, hidden]; inside the decoder graph, exposed only for parity."""
+    return f"decoder_layer.{layer}"
 
 
 @dataclass(frozen=True)
@@ -239,4 +261,42 @@ class Engine(VisionEngine, Protocol):
 
     def cache_limits(self) -> CacheLimits:
         """Describe what the caches of its decoders can be."""
+        ...
+
+
+class BlockwiseEngine(Protocol):
+    """An engine of which one block is held at a time: each method opens a block, and dropping what it returns closes
+    it. In the order of the data flow."""
+
+    name: str
+    sizes: Sizes
+    vision_layers: int
+
+    def vision_embeddings(self) -> Run:
+        """Open what comes before the first ViT block: pixel_values [tiles, 3, size, size] to hidden [tiles, positions,
+        vit_hidden]."""
+        ...
+
+    def vision_block(self, layer: int) -> Run:
+        """Open a ViT block: hidden [tiles, positions, vit_hidden] to the same."""
+        ...
+
+    def vision_features(self) -> Run:
+        """Open what comes after the last ViT block: hidden to vision_features."""
+        ...
+
+    def projector(self) -> Run:
+        """Open the projector: vision_features to image_embeds."""
+        ...
+
+    def embed(self) -> Embed:
+        """Open the token embeddings: input_ids [1, seq] and image_embeds [N, hidden] to inputs_embeds."""
+        ...
+
+    def decoder_layer(self, layer: int) -> OpenCache:
+        """Open a decoder layer; sequences have a cache each."""
+        ...
+
+    def head(self) -> Run:
+        """Open the final norm and the head: hidden [rows, hidden] to logits [rows, vocab]."""
         ...

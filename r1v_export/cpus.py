@@ -68,7 +68,7 @@ def _limits(root: Path) -> Iterator[ThreadCount]:
 
 def cpu_quota(root: Path = ROOT) -> float | None:
     """The CPUs' worth of time that the cgroups of this process allow, None without a limit."""
-    return min(filter(None, map(_quota, _cgroup_folders(root))), default=None)
+    return min(filter(None, map(_quota, cgroup_folders(root, "cpu"))), default=None)
 
 
 def _quota(folder: Path) -> float | None:
@@ -82,10 +82,15 @@ def _quota(folder: Path) -> float | None:
     return int(quota) / int(period)
 
 
-def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """The folder of this process's cgroup in every hierarchy that limits CPU time, and those above it."""
-    paths = dict(_cgroup_paths(_read(root / "proc/self/cgroup")))
-    for version, mount_root, mount_point in _cgroup_mounts(_read(root / "proc/self/mountinfo")):
+def cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """The folder of this process's cgroup in every hierarchy that has a controller, and those above it.
+
+    Args:
+        root: of the file system that holds /proc and the cgroups.
+        controller: of version 1, such as "cpu" or "memory"; version 2 has one hierarchy for all.
+    """
+    paths = dict(_cgroup_paths(_read(root / "proc/self/cgroup"), controller))
+    for version, mount_root, mount_point in _cgroup_mounts(_read(root / "proc/self/mountinfo"), controller):
         if version not in paths:
             continue
         path = PurePosixPath(paths[version])
@@ -96,25 +101,25 @@ def _cgroup_folders(root: Path) -> Iterator[Path]:
         yield from (top / folder for folder in (below, *below.parents))
 
 
-def _cgroup_paths(content: str) -> Iterator[tuple[int, str]]:
-    """(version, path) of the lines of /proc/self/cgroup that are about CPU time."""
+def _cgroup_paths(content: str, controller: str) -> Iterator[tuple[int, str]]:
+    """(version, path) of the lines of /proc/self/cgroup that are about a controller."""
     for line in content.splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
             yield 2, path
-        elif "cpu" in controllers.split(","):
+        elif controller in controllers.split(","):
             yield 1, path
 
 
-def _cgroup_mounts(content: str) -> Iterator[tuple[int, str, str]]:
+def _cgroup_mounts(content: str, controller: str) -> Iterator[tuple[int, str, str]]:
     """(version, root within the hierarchy, mount point) of such hierarchies, from /proc/self/mountinfo."""
     for line in content.splitlines():
         mount, _, filesystem = line.partition(" - ")
         fields, kind = mount.split(" "), filesystem.split(" ")
         if len(fields) < 5 or len(kind) < 3:
             continue
-        if kind[0] == "cgroup2" or (kind[0] == "cgroup" and "cpu" in kind[2].split(",")):
+        if kind[0] == "cgroup2" or (kind[0] == "cgroup" and controller in kind[2].split(",")):
             yield 2 if kind[0] == "cgroup2" else 1, fields[3], fields[4].replace("\\040", " ")
 
 

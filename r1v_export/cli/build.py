@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, image_policy_option, print_json, table
+from r1v_export.cli.output import common_options, gate_option, image_policy_option, print_json, table
 from r1v_export.cli.termination import sigterm_as_error
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ DEFAULT_OUT = Path("out")
 @image_policy_option
 @click.option("--sm", metavar="89,120", help="Compute capabilities to build for, or `current`, where a target asks.")
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate.")
+@gate_option
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
 @click.option("--force", is_flag=True, help="Run every stage, also those that are done.")
 @common_options
@@ -72,6 +73,7 @@ def command(
     image_policy: str | None,
     sm: str | None,
     no_parity: bool,
+    gate: str | None,
     dry_run: bool,
     force: bool,
     format_: str,
@@ -95,7 +97,7 @@ def command(
         "revision": revision,
         "device": device,
         "image_policy": image_policy,
-        "parity": {"enabled": False} if no_parity else None,
+        "parity": {**({"enabled": False} if no_parity else {}), **({"gate": gate} if gate else {})} or None,
     }
     config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
     if sm is not None:

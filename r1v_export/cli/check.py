@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from r1v_export.cli.images import SOURCE, allow_url_option, image_opener, require_stdin_once
-from r1v_export.cli.output import common_options, device_option, model_option, print_json, table, threads_option
+from r1v_export.cli.output import (
+    common_options,
+    device_option,
+    gate_option,
+    model_option,
+    print_json,
+    table,
+    threads_option,
+)
 
 if TYPE_CHECKING:
-    from r1v_export.config import Device
+    from r1v_export.config import Device, GateMode
     from r1v_export.parity.schema import ParityReport
 
 ELSEWHERE = "pass --report DIR, a folder that can be written to"
@@ -25,9 +33,7 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
     "--questions",
     "count",
     type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="Questions that both sides answer.",
+    help="Questions that both sides answer. [default: 32; 2 of a streamed gate]",
 )
 @click.option(
     "--image",
@@ -38,6 +44,7 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
 )
 @allow_url_option
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask about each --image.")
+@gate_option
 @click.option("--blocks", is_flag=True, help="Compare each ViT block.")
 @click.option(
     "--against",
@@ -45,7 +52,9 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
     type=click.Path(path_type=Path),
     help="Also measure this bundle, and plot accuracy against size; repeat for several.",
 )
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=96, show_default=True, help="Longest answer.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), help="Longest answer. [default: 96; 16 of a streamed gate]"
+)
 @click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. [default: BUNDLE/report/local]")
 @device_option
 @threads_option
@@ -54,13 +63,14 @@ def command(
     bundle: Path,
     target: str | None,
     model: str | None,
-    count: int,
+    count: int | None,
     images: tuple[str, ...],
     allow_url: bool,
     question: str,
+    gate: GateMode | None,
     blocks: bool,
     against: tuple[Path, ...],
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     report: Path | None,
     device: Device,
     format_: str,
@@ -82,7 +92,7 @@ def command(
     folder = report or bundle / LOCAL_REPORTS
     require_stdin_once(images)
     load = image_opener(Bundle.open(bundle).pipeline.image_policy, allow_url)
-    asked = Questions(count, tuple(from_files(images, [question], load)), max_new_tokens)
+    asked = Questions(count, tuple(from_files(images, [question], load)), max_new_tokens, gate)
     require_writable(folder, ELSEWHERE)
     progress = Progress(quiet=format_ == "json")
     results = check_bundle(bundle, target, model, asked, against, device, progress, blocks=blocks)
@@ -122,8 +132,13 @@ def _print(report: ParityReport) -> None:
         click.echo(f"replies to calibration questions: {report.texts.nll:.3g} nats per token, {limit}: {verdict}")
     for warning in report.warnings:
         click.echo(f"warning: {warning}")
-    same = sum(sample.divergence is None for sample in report.samples)
-    click.echo(f"\n{same} of {len(report.samples)} answers are the same, token by token")
+    if report.streamed:
+        agreeing = sum(sample.top1_agreeing for sample in report.streamed)
+        tokens = sum(1 + sample.reply_tokens for sample in report.streamed)
+        click.echo(f"\nstreamed, block by block: both choose the same token at {agreeing} of {tokens} positions")
+    else:
+        same = sum(sample.divergence is None for sample in report.samples)
+        click.echo(f"\n{same} of {len(report.samples)} answers are the same, token by token")
     scored = [sample for sample in report.samples if sample.reference_correct is not None]
     if scored:
         counts = sum(bool(s.candidate_correct) for s in scored), sum(bool(s.reference_correct) for s in scored)

@@ -31,6 +31,11 @@ def common_options(function: Function) -> Function:
 device_option = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs."
 )
+gate_option = click.option(
+    "--gate",
+    type=click.Choice(["auto", "whole", "streamed"]),
+    help="Compare whole models or block by block; auto: whole if it fits in memory.",
+)
 image_policy_option = click.option(
     "--image-policy",
     type=click.Choice(["as_displayed", "published"]),

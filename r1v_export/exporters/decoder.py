@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from r1v_export.contract import decoder_layer
 from r1v_export.exporters.graph import GraphSource
 from r1v_export.model_spec import LanguageSpec, ModelSpec
 from r1v_export.reference.language import CacheStep, LanguageModel, LayerCache, Rotary, rotary_tables
@@ -52,4 +53,5 @@ def source(spec: ModelSpec) -> GraphSource:
     derived = {PREFIX + ROTARY_COS: lambda _: tables().cos, PREFIX + ROTARY_SIN: lambda _: tables().sin}
     if language.tie_word_embeddings:
         derived[PREFIX + "lm_head.weight"] = lambda read: read(PREFIX + "model.embed_tokens.weight")
-    return GraphSource(module=module, prefix=PREFIX, derived=derived)
+    layers = {f"{PREFIX}model.layers.{i}": decoder_layer(i) for i in range(language.num_layers)}
+    return GraphSource(module=module, prefix=PREFIX, derived=derived, value_names=layers)

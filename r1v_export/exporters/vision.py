@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from r1v_export.contract import vision_block
+from r1v_export.contract import VISION_EMBEDDINGS, vision_block
 from r1v_export.exporters.graph import GraphSource, Read
 from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.vision import VisionModel, resize_position_embedding
@@ -24,5 +24,6 @@ def source(spec: ModelSpec) -> GraphSource:
         module=lambda: VisionModel(spec.model_copy(update={"vision": on_grid})),
         prefix=PREFIX,
         derived={POSITION_EMBEDDING: resized_position_embedding},
-        value_names={f"{PREFIX}encoder.layers.{i}": vision_block(i) for i in range(spec.vision.num_layers)},
+        value_names={f"{PREFIX}embeddings": VISION_EMBEDDINGS}
+        | {f"{PREFIX}encoder.layers.{i}": vision_block(i) for i in range(spec.vision.num_layers)},
     )

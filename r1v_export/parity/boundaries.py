@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from r1v_export.contract import Engine
-from r1v_export.parity.endpoints import Endpoint, Inputs
-from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, TokenStatistics, top1_margin
+from r1v_export.parity.boundary_statistics import BoundaryStatistics, no_images, of_row
+from r1v_export.parity.endpoints import Endpoint
+from r1v_export.parity.metrics import TensorStatistics, TokenStatistics, top1_margin
 from r1v_export.parity.samples import ParitySample
 from r1v_export.runner.kv_cache import KVCache, embed_chosen, new_token_budget, plan_capacity, prefill
 
 TILES_AT_ONCE = 8
 """Tiles per call of the vision graph; their features are dropped before the next call."""
-
-VOCABULARY_ROWS_AT_ONCE = 1024
 
 
 @runtime_checkable
@@ -48,7 +47,7 @@ class Answers(NamedTuple):
 
 @dataclass
 class BoundaryComparator:
-    """Compares batch after batch; what it found is in `statistics` (by boundary name) and `steps`.
+    """Compares batch after batch; the results are in `found`.
 
     Args:
         blocks: also compare each ViT block; both engines then offer `vision_blocks`.
@@ -59,34 +58,20 @@ class BoundaryComparator:
     candidate: Endpoint
     blocks: bool = False
     max_new_tokens: int = 96
-    statistics: dict[str, Statistics] = field(default_factory=dict)
-    steps: dict[int, LogitStatistics] = field(default_factory=dict)
-    """Teacher-forced logits by decode step, from 1; step 0 is the prefill."""
-
-    def record(self, boundary: str, statistics: Statistics) -> None:
-        """Merge statistics into those of a boundary."""
-        known = self.statistics.get(boundary)
-        # A boundary's statistics are all of one class.
-        self.statistics[boundary] = known.merge(statistics) if known else statistics  # type: ignore[arg-type]
+    found: BoundaryStatistics = field(default_factory=BoundaryStatistics)
 
     def compare_vocabulary(self) -> None:
         """Look up every token: an embedding row that no sample uses may be wrong too."""
-        vocab = self.reference.engine.sizes.vocab
-        nothing_NE = _no_images(self.reference.engine)
-        for start in range(0, vocab, VOCABULARY_ROWS_AT_ONCE):
-            stop = min(start + VOCABULARY_ROWS_AT_ONCE, vocab)
-            ids_1S = np.arange(start, stop, dtype=np.int64)[None]
-            expected, found = (
-                endpoint.engine.embed(ids_1S, nothing_NE)[0] for endpoint in (self.reference, self.candidate)
-            )
-            self.record("embeds", TensorStatistics.of(expected, found, "(every token)", offset=start))
+        self.found.record_vocabulary(
+            self.reference.engine.embed, self.candidate.engine.embed, self.reference.engine.sizes
+        )
 
     def compare_batch(self, samples: Sequence[ParitySample]) -> list[Answers]:
         """Take a batch through all boundaries."""
         prompts_SE, own_prompts_SE = [], []
         for sample in samples:
             inputs, own_inputs = self.reference.inputs(sample), self.candidate.inputs(sample)
-            self._compare_inputs(inputs, own_inputs, sample.name)
+            self.found.record_inputs(inputs, own_inputs, sample.name)
             images_NE, own_images_NE = self._compare_vision(inputs.pixel_values, sample.name)
             if not np.array_equal(inputs.pixel_values, own_inputs.pixel_values):
                 own_images_NE = image_embeds(self.candidate.engine, own_inputs.pixel_values)
@@ -96,7 +81,7 @@ class BoundaryComparator:
         expected, first_logits_BV = self._decode_together(prompts_SE, names)
         found = self._decode_alone(own_prompts_SE, first_logits_BV, names)
         for tokens, own_tokens in zip(expected.tokens, found.tokens, strict=True):
-            self.record("tokens", TokenStatistics.of(tokens, own_tokens))
+            self.found.record("tokens", TokenStatistics.of(tokens, own_tokens))
         return [Answers(*row) for row in zip(samples, expected.tokens, found.tokens, expected.margins, strict=True)]
 
     def compare_blocks(self, pixels_T3HW: np.ndarray, sample: str) -> None:
@@ -105,11 +90,7 @@ class BoundaryComparator:
         for start, tiles_T3HW in _tile_groups(pixels_T3HW):
             pairs = zip(reference.vision_blocks(tiles_T3HW), candidate.vision_blocks(tiles_T3HW), strict=True)
             for block, (expected, found) in enumerate(pairs):
-                self.record(f"vision_block.{block}", TensorStatistics.of(expected, found, sample, offset=start))
-
-    def _compare_inputs(self, inputs: Inputs, own_inputs: Inputs, sample: str) -> None:
-        self.record("pixels", TensorStatistics.of(inputs.pixel_values, own_inputs.pixel_values, sample))
-        self.record("prompt", TokenStatistics.of(inputs.input_ids.tolist(), own_inputs.input_ids.tolist()))
+                self.found.record(f"vision_block.{block}", TensorStatistics.of(expected, found, sample, offset=start))
 
     def _compare_vision(self, pixels_T3HW: np.ndarray, sample: str) -> tuple[np.ndarray, np.ndarray]:
         """Vision and projector, stage by stage. Returns the image embeddings [N, E] of the reference, and those that
@@ -117,12 +98,12 @@ class BoundaryComparator:
         reference, candidate = self.reference.engine, self.candidate.engine
         if self.blocks:
             self.compare_blocks(pixels_T3HW, sample)
-        images, own_images = [_no_images(reference)], [_no_images(candidate)]
+        images, own_images = [no_images(reference.sizes)], [no_images(candidate.sizes)]
         for start, tiles_T3HW in _tile_groups(pixels_T3HW):
             features, own_features = reference.vision(tiles_T3HW), candidate.vision(tiles_T3HW)
-            self.record("vision", TensorStatistics.of(features, own_features, sample, offset=start))
+            self.found.record("vision", TensorStatistics.of(features, own_features, sample, offset=start))
             embeds, found = reference.projector(features), candidate.projector(features)
-            self.record("projector", TensorStatistics.of(embeds, found, sample, offset=start))
+            self.found.record("projector", TensorStatistics.of(embeds, found, sample, offset=start))
             images.append(_flat(embeds))
             own_images.append(_flat(candidate.projector(own_features)))
         return np.concatenate(images), np.concatenate(own_images)
@@ -131,7 +112,7 @@ class BoundaryComparator:
         expected, found = (
             embed_prompt(endpoint.engine, input_ids_S, images_NE) for endpoint in (self.reference, self.candidate)
         )
-        self.record("embeds", TensorStatistics.of(expected, found, sample))
+        self.found.record("embeds", TensorStatistics.of(expected, found, sample))
         return expected
 
     def _decode_together(
@@ -145,14 +126,14 @@ class BoundaryComparator:
         answers, caches = self._start(endpoint, prompts_SE, (endpoint.engine, self.candidate.engine))
         expected_BV, found_BV = first_logits_BV, _ = [prefill(c, prompts_SE, threading.Event()) for c in caches]
         for row, name in enumerate(names):
-            self.record("prefill", _of_row(row, expected_BV, found_BV, name))
+            self.found.record("prefill", of_row(row, expected_BV, found_BV, name))
         step = 0
         while answers.append_token(expected_BV):
             step += 1
             embeds_B1E = embed_chosen(endpoint.engine, answers.last)
             expected_BV, found_BV = [cache.append(embeds_B1E, answers.unfinished_B) for cache in caches]
             for row in answers.unfinished:
-                self._record_step(step, _of_row(row, expected_BV, found_BV, names[row], step))
+                self.found.record_step(step, of_row(row, expected_BV, found_BV, names[row], step))
         return answers, first_logits_BV
 
     def _decode_alone(
@@ -163,7 +144,7 @@ class BoundaryComparator:
         answers, (cache,) = self._start(endpoint, prompts_SE, (endpoint.engine,))
         logits_BV = prefill(cache, prompts_SE, threading.Event())
         for row, name in enumerate(names):
-            self.record("end_to_end", _of_row(row, first_logits_BV, logits_BV, name))
+            self.found.record("end_to_end", of_row(row, first_logits_BV, logits_BV, name))
         while answers.append_token(logits_BV):
             embeds_B1E = embed_chosen(endpoint.engine, answers.last)
             logits_BV = cache.append(embeds_B1E, answers.unfinished_B)
@@ -181,12 +162,6 @@ class BoundaryComparator:
         capacity = plan_capacity(longest, positions)
         caches = [KVCache(engine.decoder(len(prompts_SE), capacity)) for engine in engines]
         return GreedyAnswers(max_new_tokens, endpoint.stop_ids), caches
-
-    def _record_step(self, step: int, statistics: LogitStatistics) -> None:
-        self.record("decode", statistics)
-        # Without the errors by token: with a large vocabulary they are all the memory there is, and nobody looks.
-        light = replace(statistics, error_by_token=None)
-        self.steps[step] = self.steps[step].merge(light) if step in self.steps else light
 
 
 class GreedyAnswers:
@@ -218,11 +193,6 @@ class GreedyAnswers:
         return np.array([[tokens[-1]] for tokens in self.tokens], dtype=np.int64)
 
 
-def _of_row(row: int, expected_BV: np.ndarray, found_BV: np.ndarray, sample: str, step: int = 0) -> LogitStatistics:
-    """Statistics of one row of logits; its index in `worst` is (step, token)."""
-    return LogitStatistics.of(expected_BV[row : row + 1], found_BV[row : row + 1], sample, offset=step)
-
-
 def _tile_groups(pixels_T3HW: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """(index of the first tile, tiles) of consecutive groups of tiles."""
     return (
@@ -234,17 +204,13 @@ def _tile_groups(pixels_T3HW: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 def image_embeds(engine: Engine, pixels_T3HW: np.ndarray) -> np.ndarray:
     """Image embeddings [N, E] of an engine on its own."""
     parts = [_flat(engine.projector(engine.vision(tiles))) for _, tiles in _tile_groups(pixels_T3HW)]
-    return np.concatenate([_no_images(engine), *parts])
+    return np.concatenate([no_images(engine.sizes), *parts])
 
 
 def embed_prompt(engine: Engine, input_ids_S: np.ndarray, images_NE: np.ndarray) -> np.ndarray:
     """Embeddings [S, E] of one prompt."""
     embeds_SE: np.ndarray = engine.embed(input_ids_S[None], images_NE)[0]
     return embeds_SE
-
-
-def _no_images(engine: Engine) -> np.ndarray:
-    return np.empty((0, engine.sizes.hidden), dtype=np.float32)
 
 
 def _flat(embeds_TNE: np.ndarray) -> np.ndarray:

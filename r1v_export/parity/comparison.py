@@ -14,6 +14,7 @@ from operator import length_hint
 
 from PIL import Image
 
+from r1v_export.contract import BlockwiseEngine, Engine
 from r1v_export.errors import CapabilityError, InputError, ParityError
 from r1v_export.log_event import log_event
 from r1v_export.parity.boundaries import Answers, BoundaryComparator, VisionBlocks
@@ -47,6 +48,7 @@ COMPARED: Mapping[Boundary, str] = {
     "vision": "vision features of the reference's pixels",
     "projector": "image embeddings of the reference's vision features",
     "embeds": "input embeddings: every token of the vocabulary, and the prompts with the reference's image embeddings",
+    "decoder_layer": "hidden states after a decoder layer, of prompt and reply, from the reference's input embeddings",
     "prefill": "logits after the prompt, from the reference's input embeddings",
     "decode": "logits of every later token, fed with the reference's own answer",
     "end_to_end": "logits after the prompt, each side on its own outputs throughout",
@@ -84,7 +86,7 @@ def check(
         InputError: no samples, or one that cannot be used.
     """
     profile = options.profile
-    _require_one_model(reference, candidate)
+    require_one_model(reference.engine, candidate.engine)
     can_show_blocks = all(isinstance(endpoint.engine, VisionBlocks) for endpoint in (reference, candidate))
     if options.blocks and not can_show_blocks:
         raise CapabilityError(
@@ -107,16 +109,16 @@ def check(
     with recording as magnitudes:
         comparator.compare_vocabulary()
         results, first_batch = _compare_samples(comparator, samples, options.batch_size, on_progress)
-    boundaries = _judge(comparator.statistics, profile)
+    boundaries = judge(comparator.found.by_name, profile)
     first_bad = next((b.name for b in boundaries if not b.passed), None)
     if first_bad == "vision" and can_show_blocks and not options.blocks:
         # An engine may find only now that its blocks were fused away; then the tower is named as a whole.
         with suppress(CapabilityError):
             for sample in first_batch:
                 comparator.compare_blocks(reference.inputs(sample).pixel_values, sample.name)
-        boundaries = _judge(comparator.statistics, profile)
+        boundaries = judge(comparator.found.by_name, profile)
         first_bad = next(b.name for b in boundaries if not b.passed)
-    _log_boundaries(options.gate, boundaries, len(results), first_bad)
+    log_boundaries(options.gate, boundaries, len(results), first_bad)
     return ParityReport(
         reference=reference.engine.name,
         candidate=candidate.engine.name,
@@ -124,9 +126,9 @@ def check(
         gate=options.gate,
         max_new_tokens=options.max_new_tokens,
         first_bad=first_bad,
-        causes=likely_causes(first_bad, comparator.statistics[first_bad], reference.tokenizer) if first_bad else (),
+        causes=likely_causes(first_bad, comparator.found.by_name, reference.tokenizer) if first_bad else (),
         boundaries=boundaries,
-        decode_steps=tuple(_step_result(step, comparator.steps[step]) for step in sorted(comparator.steps)),
+        decode_steps=step_results(comparator.found.steps),
         samples=tuple(results),
         environment=environment(),
         ranges=range_facts(magnitudes, options.compute),
@@ -135,7 +137,8 @@ def check(
     )
 
 
-def _log_boundaries(gate: Gate, boundaries: Sequence[BoundaryResult], samples: int, first_bad: str | None) -> None:
+def log_boundaries(gate: Gate, boundaries: Sequence[BoundaryResult], samples: int, first_bad: str | None) -> None:
+    """Log each check of a gate, and its result."""
     for boundary in boundaries:
         for row in boundary.checks:
             message = f"%(boundary)s: %(metric)s %(value).3g, %(relation)s %(limit)g{'' if row.passed else ': failed'}"
@@ -162,12 +165,17 @@ def environment() -> dict[str, str]:
     return versions
 
 
-def _require_one_model(reference: Endpoint, candidate: Endpoint) -> None:
-    expected, found = reference.engine.sizes, candidate.engine.sizes
+def require_one_model(reference: Engine | BlockwiseEngine, candidate: Engine | BlockwiseEngine) -> None:
+    """Check that two engines are of one model.
+
+    Raises:
+        ParityError: the engines are of different models.
+    """
+    expected, found = reference.sizes, candidate.sizes
     if expected != found:
         raise ParityError(
             "The two engines are of different models; there is nothing to compare.",
-            where=candidate.engine.name,
+            where=candidate.name,
             expected=expected,
             found=found,
             fix="build the engine from the checkpoint that it is checked against",
@@ -198,7 +206,7 @@ def _compare_samples(
     return results, first_batch
 
 
-def _judge(statistics: dict[str, Statistics], profile: ToleranceProfile) -> tuple[BoundaryResult, ...]:
+def judge(statistics: Mapping[str, Statistics], profile: ToleranceProfile) -> tuple[BoundaryResult, ...]:
     """Evaluate every boundary against the tolerance table, in data-flow order."""
     return tuple(_judge_one(name, statistics[name], profile) for name in sorted(statistics, key=_position))
 
@@ -232,6 +240,11 @@ def evaluate(row: Tolerance, value: float) -> Check:
         passed=row.holds(value),
         reason=row.reason,
     )
+
+
+def step_results(steps: Mapping[int, LogitStatistics]) -> tuple[StepResult, ...]:
+    """The decode steps in order."""
+    return tuple(_step_result(step, steps[step]) for step in sorted(steps))
 
 
 def _step_result(step: int, statistics: LogitStatistics) -> StepResult:

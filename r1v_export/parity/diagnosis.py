@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -33,6 +34,10 @@ CAUSES: Mapping[Boundary, tuple[str, ...]] = {
         "rows of language_model.model.embed_tokens are wrong",
         "the image embeddings are put in other places or in another order",
     ),
+    "decoder_layer": (
+        "a weight of this layer is wrong (self_attn, mlp, norms)",
+        "rope_theta, rms_norm_eps, a missing q/k/v bias, or the causal mask, if it is the first layer",
+    ),
     "prefill": (
         "a weight of a decoder layer or of the final norm is wrong",
         "rope_theta, rms_norm_eps, a missing q/k/v bias, or the causal mask",
@@ -49,8 +54,14 @@ CAUSES: Mapping[Boundary, tuple[str, ...]] = {
 }
 """Boundary -> causes, the likeliest first. All earlier boundaries are then known to be right."""
 
+LAYERS: Mapping[str, str] = {"vision_block": "ViT blocks", "decoder_layer": "decoder layers"}
+"""Boundaries of which there is one for each layer, and what people call those."""
+
 _FEW_TOKENS = 0.02
 """Share of the vocabulary up to which wrong logits count as few: then it is rows of lm_head and not what is before."""
+
+_RISE, _NO_ERROR = 10.0, 1e-7
+"""Factor by which a layer's relative error stands out from the one before, and what counts as none before."""
 
 _SMALL_KL = 1e-3
 """Mean KL divergence in nats up to which two next-token distributions are much the same."""
@@ -61,9 +72,14 @@ def kind_of(boundary: str) -> Boundary:
     return cast(Boundary, boundary.partition(".")[0])
 
 
-def likely_causes(boundary: str, statistics: Statistics, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Causes in words, those that the statistics speak for first."""
-    kind = kind_of(boundary)
+def likely_causes(boundary: str, found_by_name: Mapping[str, Statistics], tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Causes in words, those that the statistics speak for first.
+
+    Args:
+        boundary: the first bad one.
+        found_by_name: the statistics of all boundaries.
+    """
+    kind, statistics = kind_of(boundary), found_by_name[boundary]
     found = []
     if tensor := _tensor(statistics):
         found += _from_values(tensor)
@@ -72,6 +88,8 @@ def likely_causes(boundary: str, statistics: Statistics, tokenizer: Tokenizer) -
     if isinstance(statistics, LogitStatistics):
         found += _from_logits(statistics, tokenizer) if kind == "prefill" else []
         found += _from_choices(statistics)
+    if kind in ("prefill", "decode"):
+        found += _from_layers(found_by_name)
     if boundary == "vision_block.0":
         found.append("the patch embedding, class embedding or position embedding is wrong")
     return (*found, *CAUSES[kind])
@@ -118,6 +136,17 @@ def _from_logits(statistics: LogitStatistics, tokenizer: Tokenizer) -> list[str]
         return []
     named = ", ".join(_token(int(token), tokenizer) for token in wrong[:3]) + (", ..." if len(wrong) > 3 else "")
     return [f"only {len(wrong)} of {len(errors_V)} logits are wrong, so rows of lm_head are: {named}"]
+
+
+def _from_layers(found: Mapping[str, Statistics]) -> list[str]:
+    """The decoder layer behind which the error rises most, where layers were compared and one stands out."""
+    layers = [name for name in found if kind_of(name) == "decoder_layer"]
+    errors = {name: tensor.relative_error for name in layers if (tensor := _tensor(found[name]))}
+    rises = {name: errors[name] / max(errors[before], _NO_ERROR) for before, name in pairwise(errors)}
+    largest = max(rises, key=rises.__getitem__, default="")
+    if rises.get(largest, 0.0) < _RISE:
+        return []
+    return [f"the error rises {rises[largest]:.3g} times in {largest}, to {errors[largest]:.3g}"]
 
 
 def _from_choices(statistics: LogitStatistics) -> list[str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1v_export.contract import Engine
+from r1v_export.contract import BlockwiseEngine, Engine
 from r1v_export.parity.samples import ParitySample
 from r1v_export.processing.pipeline_document import document_template
 from r1v_export.processing.preprocess import pixel_values
@@ -43,9 +43,26 @@ class Endpoint:
 
     def inputs(self, sample: ParitySample) -> Inputs:
         """Tile the images and encode the question as one user turn."""
-        pixels_T3HW, tiles_per_image = pixel_values(sample.images, self.pipeline.tiling.spec)
-        turn = Turn("user", sample.question, images=len(sample.images))
-        template, tokens_per_tile = document_template(self.pipeline), self.pipeline.tokens_per_tile
-        max_length = self.pipeline.positions.max_positions
-        ids = encode(self.tokenizer, template, [turn], tiles_per_image, tokens_per_tile, max_length=max_length)
-        return Inputs(pixels_T3HW, np.array(ids, dtype=np.int64))
+        return encode_inputs(self.tokenizer, self.pipeline, sample)
+
+
+@dataclass(frozen=True)
+class BlockwiseEndpoint:
+    """A side of a streamed comparison: an engine of which one block is held at a time, and the same files."""
+
+    engine: BlockwiseEngine
+    tokenizer: Tokenizer
+    pipeline: PipelineDocument
+
+    def inputs(self, sample: ParitySample) -> Inputs:
+        """Tile the images and encode the question as one user turn."""
+        return encode_inputs(self.tokenizer, self.pipeline, sample)
+
+
+def encode_inputs(tokenizer: Tokenizer, pipeline: PipelineDocument, sample: ParitySample) -> Inputs:
+    """A sample as one user turn, by one side's files."""
+    pixels_T3HW, tiles_per_image = pixel_values(sample.images, pipeline.tiling.spec)
+    turn = Turn("user", sample.question, images=len(sample.images))
+    template, max_length = document_template(pipeline), pipeline.positions.max_positions
+    ids = encode(tokenizer, template, [turn], tiles_per_image, pipeline.tokens_per_tile, max_length=max_length)
+    return Inputs(pixels_T3HW, np.array(ids, dtype=np.int64))

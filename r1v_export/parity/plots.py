@@ -20,6 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from r1v_export.parity.diagnosis import LAYERS, kind_of
 from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, ParityReport, StepResult
 from r1v_export.quantization.mixed_precision.budget import loss_of
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, SensitivityTable
@@ -54,13 +55,16 @@ _STYLE: dict[RcKeyType, object] = {
 
 _WIDTH_INCHES = 9.2
 
+_OWN_PLOT = frozenset({"decoder_layer"})
+"""Boundaries that the plot by boundary leaves to the one by layer."""
+
 _SMALLEST_DRAWN = 1e-3
 """Of the largest divergence; what is smaller stands at the edge."""
 
 
 def errors_by_boundary(report: ParityReport) -> str | None:
     """Relative error at each boundary that compares numbers, in data-flow order, with its limit where it has one."""
-    boundaries = [b for b in report.boundaries if "relative_error" in b.metrics]
+    boundaries = [b for b in report.boundaries if "relative_error" in b.metrics and kind_of(b.name) not in _OWN_PLOT]
     errors = [b.metrics["relative_error"] for b in boundaries]
     positive = [e for e in errors if 0 < e < math.inf] + [x for b in boundaries if (x := _limit(b))]
     if not positive:
@@ -78,6 +82,32 @@ def errors_by_boundary(report: ParityReport) -> str | None:
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0, pad=10)
         return _svg(figure, "errors", "Relative error by boundary; the numbers are in the table of all metrics.")
+
+
+def errors_by_layer(report: ParityReport) -> str | None:
+    """Relative error behind each decoder layer, with that behind each ViT block; nothing without decoder layers."""
+    by_kind = {kind: [b for b in report.boundaries if kind_of(b.name) == kind] for kind in LAYERS}
+    if not by_kind["decoder_layer"]:
+        return None
+    drawn = {kind: [b.metrics["relative_error"] for b in found] for kind, found in by_kind.items()}
+    if not any(0 < error < math.inf for errors in drawn.values() for error in errors):
+        return None
+    with _figure(3.4) as figure:
+        axes = figure.subplots()
+        styles = (("vision_block", _TWO, "s"), ("decoder_layer", _ONE, "o"))
+        for kind, color, marker in styles:
+            errors = [error if 0 < error < math.inf else math.nan for error in drawn[kind]]
+            axes.plot(range(len(errors)), errors, marker=marker, markersize=3.5, color=color, label=LAYERS[kind])
+        for kind in LAYERS:
+            bad = [(layer, b) for layer, b in enumerate(by_kind[kind]) if not b.passed]
+            xs, ys = [layer for layer, _ in bad], [b.metrics["relative_error"] for _, b in bad]
+            axes.plot(xs, ys, linestyle="", marker="X", markersize=8, color=_BAD)
+        axes.set_yscale("log")
+        axes.set_xlabel("layer")
+        axes.set_ylabel("relative error")
+        axes.grid(axis="y")
+        axes.legend()
+        return _svg(figure, "layers", "Relative error by layer; the numbers are in the table of all metrics.")
 
 
 def _error_row(axes: Axes, row: int, boundary: BoundaryResult, error: float, low: float) -> None:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, runtime_checkable
 
 from r1v_export.config import Compute
-from r1v_export.contract import Engine
+from r1v_export.contract import BlockwiseEngine, Engine
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.schema import LayerRange, RangeFacts, Saturation
 
@@ -40,7 +40,7 @@ class RecordsMagnitudes(Protocol):
         ...
 
 
-def recorder(engine: Engine, options: CheckOptions) -> AbstractContextManager[Magnitudes | None]:
+def recorder(engine: Engine | BlockwiseEngine, options: CheckOptions) -> AbstractContextManager[Magnitudes | None]:
     """Record magnitudes while the context is open, if the type has a limit and the engine can record its tensors."""
     ends = options.compute in LARGEST or options.quantized_inputs
     if options.gate == "arithmetic" and ends and isinstance(engine, RecordsMagnitudes):

@@ -14,7 +14,7 @@ from r1v_export import pages
 from r1v_export.errors import BundleError
 from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
-from r1v_export.parity.diagnosis import kind_of
+from r1v_export.parity.diagnosis import LAYERS, kind_of
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, SampleResult
 from r1v_export.parity.tolerances import Gate
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
@@ -44,7 +44,7 @@ _SHOWN_LAYERS = 12
 
 
 class Stage(NamedTuple):
-    """One row of the table and one box of the data-flow image; the ViT blocks share one."""
+    """One row of the table and one box of the data-flow image; ViT blocks share one, and decoder layers."""
 
     name: str
     members: list[BoundaryResult]
@@ -95,11 +95,17 @@ def to_html(report: ParityReport) -> str:
         "data_uri": data_uri,
         "megabytes": megabytes,
     }
-    drawn = (plots.errors_by_boundary(report), plots.errors_by_step(report), plots.latency_by_stage(report))
-    titles = ("Error by boundary", "Error over the answer", "Latency by stage")
+    drawn = (
+        plots.errors_by_boundary(report),
+        plots.errors_by_layer(report),
+        plots.errors_by_step(report),
+        plots.latency_by_stage(report),
+    )
+    titles = ("Error by boundary", "Error by layer", "Error over the answer", "Latency by stage")
     captions = (
         "Each stage on the reference's inputs; end_to_end on the candidate's own.",
-        "Both engines are fed the reference's answer, so every step has the same history.",
+        "Hidden states behind each layer; the tower is given the reference's pixels, the decoder its embeddings.",
+        "Both engines are fed the same answer, so every step has the same history.",
         "Mean over all calls but each stage's first, on the machine that ran this check.",
     )
     return environment.get_template("parity.html.j2").render(
@@ -143,13 +149,13 @@ def modules(report: ParityReport) -> list[tuple[str, str | None, list[Candidate]
 
 
 def stages(report: ParityReport) -> list[Stage]:
-    """The boundaries in data-flow order, ViT blocks taken together."""
+    """The boundaries in data-flow order, ViT blocks and decoder layers taken together."""
     by_kind: dict[str, list[BoundaryResult]] = {}
     for boundary in report.boundaries:
         by_kind.setdefault(kind_of(boundary.name), []).append(boundary)
     return [
         Stage(
-            name=f"{len(members)} ViT blocks" if kind == "vision_block" else kind,
+            name=f"{len(members)} {LAYERS[kind]}" if kind in LAYERS else kind,
             members=members,
             checks=[_worst(checks) for checks in zip(*(member.checks for member in members), strict=True)],
             first_bad=any(member.name == report.first_bad for member in members),

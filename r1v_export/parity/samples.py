@@ -22,12 +22,17 @@ class ParitySample:
     images: tuple[Image.Image, ...]
     question: str
     answer: str | None = None
+    reply: str = (
+        "I see a picture with several shapes in different colors. The largest one is in the middle, and the smaller "
+        "ones are around it, from left to right."
+    )
+    """What a streamed comparison feeds both engines behind the prompt, as far as it takes."""
 
 
 def held_out(count: int) -> Iterator[ParitySample]:
     """The first `count` held-out questions of the built-in generator: for r1v-nano, which was trained on its others."""
     for index, sample in enumerate(dataset.samples("eval", count)):
-        yield ParitySample(f"{sample.kind} {index}", (sample.image,), sample.question, sample.answer)
+        yield ParitySample(f"{sample.kind} {index}", (sample.image,), sample.question, sample.answer, sample.reasoning)
 
 
 _QUESTIONS = (

@@ -109,6 +109,18 @@ class SampleResult(_Part):
     """Small images for the HTML page; not in the JSON file."""
 
 
+class StreamedSample(_Part):
+    """One question of a streamed comparison, and the reply that both engines were fed."""
+
+    name: str
+    question: str
+    prompt_tokens: int
+    reply: str
+    reply_tokens: int
+    top1_agreeing: int
+    """Of the tokens behind the prompt and behind each of the reply's: how many both engines would have chosen."""
+
+
 class Latency(_Part):
     """Mean time of one stage, measured on this machine."""
 
@@ -272,6 +284,8 @@ class ParityReport(_Part):
     boundaries: tuple[BoundaryResult, ...]
     decode_steps: tuple[StepResult, ...]
     samples: tuple[SampleResult, ...]
+    """Empty where the comparison was streamed: engines of which one block is held at a time give no answers."""
+    streamed: tuple[StreamedSample, ...] = ()
     environment: dict[str, str]
     latency: tuple[Latency, ...] = ()
     calibration: CalibrationFacts | None = None

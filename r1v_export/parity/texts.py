@@ -12,16 +12,21 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from r1v_export.contract import BlockwiseEngine
 from r1v_export.parity.boundaries import embed_prompt, image_embeds
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.metrics import log_softmax
 from r1v_export.parity.schema import TextFacts
-from r1v_export.runner.kv_cache import KVCache, plan_capacity, prefill
+from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, plan_capacity, prefill
+
+if TYPE_CHECKING:
+    from r1v_export.contract import OpenCache, Run
 
 
 class Text(Protocol):
@@ -61,22 +66,69 @@ def score_texts(endpoint: Endpoint, texts: Sequence[Text]) -> TextFacts | None:
     nll = entropy = 0.0
     for step in range(max(map(len, replies))):
         rows = [row for row, reply in enumerate(replies) if step < len(reply)]
-        log_p = log_softmax(logits_BV[rows])
-        nll -= float(log_p[range(len(rows)), [replies[row][step] for row in rows]].sum())
-        entropy -= float((np.exp(log_p) * log_p).sum())
+        nll, entropy = np.add((nll, entropy), _surprise(logits_BV[rows], [replies[row][step] for row in rows]))
         goes_on_B = np.array([step + 1 < len(reply) for reply in replies], dtype=np.int64)
         if goes_on_B.any():
             latest = [min(text.prompt_tokens + step, len(text.token_ids) - 1) for text in texts]
             embeds_B1E = np.stack([e[at : at + 1] for e, at in zip(embeds_SE, latest, strict=True)])
             logits_BV = cache.append(embeds_B1E, goes_on_B)
+    return _facts(replies, nll, entropy, endpoint.engine.sizes.vocab)
+
+
+def score_texts_by_blocks(engine: BlockwiseEngine, texts: Sequence[Text]) -> TextFacts | None:
+    """The same with one block of weights held at a time."""
+    texts = [text for text in texts if len(text.token_ids) > text.prompt_tokens]
+    if not texts:
+        return None
+    hidden = _through([text.pixels() for text in texts], engine.vision_embeddings)
+    for layer in range(engine.vision_layers):
+        hidden = _through(hidden, partial(engine.vision_block, layer))
+    hidden = _through(_through(hidden, engine.vision_features), engine.projector)
+    embed = engine.embed()
+    # The last token of a reply predicts nothing that is known.
+    hidden = [
+        embed(np.array([text.token_ids[:-1]], dtype=np.int64), images_TNE.reshape(-1, images_TNE.shape[-1]))
+        for text, images_TNE in zip(texts, hidden, strict=True)
+    ]
+    for layer in range(engine.sizes.layers):
+        open_cache = engine.decoder_layer(layer)
+        hidden = [_through_layer(embeds_1SE, open_cache) for embeds_1SE in hidden]
+    head, nll, entropy = engine.head(), 0.0, 0.0
+    replies = [text.token_ids[text.prompt_tokens :] for text in texts]
+    for text, reply, hidden_1SE in zip(texts, replies, hidden, strict=True):
+        logits_RV = head(np.ascontiguousarray(hidden_1SE[0, text.prompt_tokens - 1 :]))
+        nll, entropy = np.add((nll, entropy), _surprise(logits_RV, reply))
+    return _facts(replies, nll, entropy, engine.sizes.vocab)
+
+
+def _through(arrays: Sequence[np.ndarray], open_block: Callable[[], Run]) -> list[np.ndarray]:
+    block = open_block()
+    return [block(array) for array in arrays]
+
+
+def _through_layer(embeds_1SE: np.ndarray, open_cache: OpenCache) -> np.ndarray:
+    tokens = embeds_1SE.shape[1]
+    run = open_cache(tokens)
+    starts = range(0, tokens, PREFILL_CHUNK)
+    parts = [run(np.ascontiguousarray(embeds_1SE[:, start : start + PREFILL_CHUNK]), start) for start in starts]
+    return np.concatenate(parts, axis=1)
+
+
+def _surprise(logits_RV: np.ndarray, tokens: Sequence[int]) -> tuple[float, float]:
+    """Negative log-likelihood of the token that follows each row, and the entropy of the predictions; sums, in nats."""
+    log_p = log_softmax(logits_RV)
+    return -float(log_p[range(len(log_p)), list(tokens)].sum()), -float((np.exp(log_p) * log_p).sum())
+
+
+def _facts(replies: Sequence[Sequence[int]], nll: float, entropy: float, vocab: int) -> TextFacts:
     tokens = sum(map(len, replies))
     return TextFacts(
-        texts=len(texts),
+        texts=len(replies),
         tokens=tokens,
         nll=nll / tokens,
         unigram_nll=_entropy(Counter(token for reply in replies for token in reply)),
         prediction_entropy=entropy / tokens,
-        uniform_nll=math.log(endpoint.engine.sizes.vocab),
+        uniform_nll=math.log(vocab),
     )
 
 

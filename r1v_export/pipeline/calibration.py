@@ -4,6 +4,7 @@ with."""
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,10 @@ from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError, CapabilityError, InputError, UsageError
 from r1v_export.generation import Sampling
 from r1v_export.manifest import hash_file, to_json
+from r1v_export.memory import available_bytes
 from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.tokenizer import Tokenizer
-from r1v_export.progress import ProgressCallback
+from r1v_export.progress import ProgressCallback, size
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.apply.weight_check import require_own_scales
 from r1v_export.quantization.artifact.artifact import RECIPE, STATS, Artifact, read_recipe, read_stats
@@ -247,14 +249,30 @@ def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, 
 
 def _whole_model_fits(checkpoint: Checkpoint) -> bool:
     """Whether this machine holds the model in float32 and as much again for what is computed."""
-    parameters = sum(info.nbytes // info.dtype.itemsize for info in checkpoint.tensors.values())
-    return 2 * 4 * parameters < psutil.virtual_memory().total
+    return 2 * 4 * _parameters(checkpoint) < psutil.virtual_memory().total
+
+
+def _parameters(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(info.shape) for info in checkpoint.tensors.values())
 
 
 def response_generator(
     checkpoint: Checkpoint, config: BuildConfig
 ) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
-    """Generates the model's own greedy responses, reasoning included, with the PyTorch reference."""
+    """Generates the model's own greedy responses, reasoning included, with the PyTorch reference.
+
+    Raises:
+        CapabilityError: the whole model in float32 does not fit into memory.
+    """
+    needed, available = 4 * _parameters(checkpoint), available_bytes()
+    if needed > available:
+        raise CapabilityError(
+            "Calibration prompts without answers take the whole model, which answers them first.",
+            where=config.calibration.data,
+            expected=f"{size(needed)} of free memory",
+            found=size(available),
+            fix="give an answer with every prompt, or calibrate on a larger machine and build with --calibrated",
+        )
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     engine = ReferenceEngine(load_reference(checkpoint).to(config.device))
     pipeline = describe_pipeline(

@@ -2,48 +2,63 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from r1v_export.bundle import ENGINES, GRAPHS, Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.locate_checkpoint import open_source
-from r1v_export.config import Device
+from r1v_export.config import Device, GateMode, ParityConfig
 from r1v_export.errors import UsageError
+from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import BundleFacts, ParityReport
 from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.parity_gate import (
+    GateRun,
     GeneratedQuestions,
-    calibration_facts,
     candidate_endpoint,
     check_options,
-    compare,
+    choose_gate,
     gate_names,
     reference_endpoint,
-    reference_of,
     require_calibrated_scales,
-    texts,
 )
 from r1v_export.progress import Progress, ProgressCallback
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What both sides are asked: so many of the model's own questions, or the samples where there are any."""
+    """What both sides are asked: so many of the model's own questions, or the samples where there are any.
 
-    count: int
+    What is None is 32 questions and 96 tokens, or what `ParityConfig` has for a streamed gate.
+    """
+
+    count: int | None
     samples: tuple[ParitySample, ...]
-    max_new_tokens: int
+    max_new_tokens: int | None
+    gate: GateMode | None = None
 
-    def of(self, checkpoint: Checkpoint) -> Iterable[ParitySample]:
+    @property
+    def parity(self) -> ParityConfig:
+        """The same as settings of a gate."""
+        count, defaults = len(self.samples) or self.count, ParityConfig()
+        return ParityConfig(
+            questions=count or 32,
+            max_new_tokens=self.max_new_tokens or 96,
+            gate=self.gate or "auto",
+            streamed_questions=count or defaults.streamed_questions,
+            streamed_reply_tokens=self.max_new_tokens or defaults.streamed_reply_tokens,
+        )
+
+    def of(self, checkpoint: Checkpoint, streamed: bool = False) -> Iterable[ParitySample]:
         """Return the given samples, or generate questions for the checkpoint."""
-        return self.samples or GeneratedQuestions(checkpoint, self.count)
-
-    def __len__(self) -> int:
-        return len(self.samples) or self.count
+        count = self.parity.streamed_questions if streamed else self.parity.questions
+        return self.samples or GeneratedQuestions(checkpoint, count)
 
 
 def check_bundle(
@@ -67,7 +82,7 @@ def check_bundle(
 
     Raises:
         BundleError, UsageError: a folder is not a whole bundle, or not of the same checkpoint.
-        CapabilityError: this machine cannot run an engine.
+        CapabilityError: this machine cannot run an engine, or lacks the memory.
     """
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
@@ -75,23 +90,19 @@ def check_bundle(
     checkpoint = open_source(bundle, model, progress)
     artifact = open_artifact(folder, checkpoint)
     require_calibrated_scales(bundle.graphs, artifact)
-    candidate = candidate_endpoint(folder, target, device)
-    options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.max_new_tokens)
-    options = replace(options, blocks=blocks, measure_latency=True)
+    config = bundle.config.model_copy(update={"parity": asked.parity})
+    streamed = choose_gate(config, target, bundle.spec, artifact.schemes if artifact else {}) == "streamed"
+    longest = asked.parity.streamed_reply_tokens if streamed else asked.parity.max_new_tokens
+    options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=longest)
+    options = replace(options, blocks=blocks, measure_latency=not streamed)
+    run = GateRun(folder, target, checkpoint, artifact, device)
     reports = []
     for gate in gate_names(checkpoint, artifact, options):
-        reference = reference_of(gate, checkpoint, artifact, device)
-        with progress.stage(gate) as task:
-            report = compare(
-                reference,
-                candidate,
-                asked.of(checkpoint),
-                replace(options, gate=gate),
-                task.report,
-                calibration_facts(artifact),
-                texts(checkpoint),
+        with progress.stage(gate) as task, tempfile.TemporaryDirectory() as work:
+            compare = partial(run.streamed, work=Path(work, "activations")) if streamed else run.whole
+            reports.append(
+                compare(asked.of(checkpoint, streamed), replace(options, gate=gate), on_progress=task.report)
             )
-        reports.append(report)
     if others:
         rows = [facts(bundle, target, reports[-1]), *_measured(others, checkpoint, asked, device, progress)]
         reports[-1] = reports[-1].model_copy(update={"bundles": tuple(rows)})
@@ -151,10 +162,11 @@ def measure(
         CapabilityError: this machine cannot run the engine.
     """
     target, artifact = bundle.target(None), open_artifact(bundle.folder, checkpoint)
-    options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.max_new_tokens)
+    longest = asked.parity.max_new_tokens
+    options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=longest)
     gate = gate_names(checkpoint, artifact, options)[-1]
     candidate = candidate_endpoint(bundle.folder, target, device)
-    report = compare(reference, candidate, asked.of(checkpoint), replace(options, gate=gate), on_progress)
+    report = check(reference, candidate, asked.of(checkpoint), replace(options, gate=gate), on_progress)
     return facts(bundle, target, report)
 
 

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import psutil
-
+from r1v_export import contract
+from r1v_export.config import ParityConfig
 from r1v_export.errors import CapabilityError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.pipeline.stage import Stage
@@ -20,12 +20,32 @@ WRITE_BYTES_PER_S = 150e6
 TRACE_S = 4.0
 """Tracing one graph, whatever the model's size."""
 
+READ_BYTES_PER_S = 300e6
+"""Of a checkpoint and an engine that the page cache does not hold."""
+STREAMED_FLOPS_PER_S = 60e9
+"""Of float32 products on two cores."""
+
+GENERATED_TILES = 3
+"""Of a generated question, in the mean."""
+_TEXT_TOKENS = 96
+"""Of a generated question with its template."""
+
 _SPARE_BYTES = 64 << 20
 
 
 def graph_parameters(spec: ModelSpec) -> dict[str, int]:
     """Number of parameters in each graph; a tied embedding counts in both graphs that hold it."""
     return {graph: sum(tensors.values()) for graph, tensors in graph_tensors(spec).items()}
+
+
+def positions(spec: ModelSpec) -> int:
+    """Of a tile in the tower: its patches and the class token."""
+    return 1 + spec.tile_patches**2
+
+
+def question_tokens(spec: ModelSpec) -> int:
+    """Of a generated question's prompt, roughly."""
+    return GENERATED_TILES * spec.tokens_per_tile + _TEXT_TOKENS
 
 
 def require_disk(out: Path, stages: Iterable[Stage]) -> None:
@@ -47,17 +67,11 @@ def require_disk(out: Path, stages: Iterable[Stage]) -> None:
         )
 
 
-def require_memory(parameters: int) -> None:
-    """Check that the parity gate's reference model fits into memory.
-
-    Raises:
-        CapabilityError: the parity gate's reference model, in float32, does not fit into memory.
-    """
-    needed, free = parameters * 4, psutil.virtual_memory().available
-    if free < needed:
-        raise CapabilityError(
-            "The parity gate's PyTorch reference does not fit into memory.",
-            expected=f"{size(needed)} of free memory",
-            found=f"{size(free)}",
-            fix="build with --no-parity, and run `r1v-export check` on a larger machine",
-        )
+def streamed_gate_s(spec: ModelSpec, parity: ParityConfig) -> float:
+    """Seconds of a streamed gate's one comparison: the reference computes every block once, the engine twice."""
+    tiles = GENERATED_TILES * parity.streamed_questions
+    tokens = parity.streamed_questions * question_tokens(spec)
+    parameters = graph_parameters(spec)
+    products = parameters[contract.VISION] * tiles * positions(spec) + parameters[contract.DECODER] * tokens
+    read = 2 * sum(parameters.values()) / READ_BYTES_PER_S
+    return 3 * (2 * products / STREAMED_FLOPS_PER_S + read)

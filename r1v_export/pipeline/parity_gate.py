@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from r1v_export.bundle import ENGINES, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -12,23 +15,29 @@ from r1v_export.config import BuildConfig, Device
 from r1v_export.cpus import thread_count
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.comparison import check
-from r1v_export.parity.endpoints import Endpoint
+from r1v_export.parity.endpoints import BlockwiseEndpoint, Endpoint
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.samples import ParitySample, held_out, synthetic
-from r1v_export.parity.schema import CalibrationFacts, ParityReport
-from r1v_export.parity.texts import Text, score_texts
+from r1v_export.parity.schema import CalibrationFacts, ParityReport, TextFacts
+from r1v_export.parity.streamed import check_streamed
+from r1v_export.parity.texts import score_texts, score_texts_by_blocks
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import fake_quantize
+from r1v_export.pipeline.gate_memory import gate_memory
 from r1v_export.processing.pipeline_document import describe_pipeline, open_files
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import ProgressCallback
+from r1v_export.quantization.apply.blockwise import reference_blocks
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.dataset import CalibrationSample, prepare
 from r1v_export.quantization.calibration.raw_examples import read_examples
 from r1v_export.quantization.mixed_precision.search import SENSITIVITY
 from r1v_export.quantization.mixed_precision.sensitivity import read_table
+from r1v_export.quantization.recipe import Scheme
 from r1v_export.reference.model import ReferenceEngine, load
+from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
+from r1v_export.targets.interface import OpensBlocks
 
 
 def gate_names(checkpoint: Checkpoint, artifact: Artifact | None, options: CheckOptions) -> tuple[Gate, ...]:
@@ -39,24 +48,16 @@ def gate_names(checkpoint: Checkpoint, artifact: Artifact | None, options: Check
     return ("arithmetic", "quantization") if artifact is not None and checkpoint.quantized is None else ("arithmetic",)
 
 
-def reference_of(gate: Gate, checkpoint: Checkpoint, artifact: Artifact | None, device: Device) -> Endpoint:
-    """What the engines of a bundle are compared with at a gate: PyTorch computing what the graphs say, or the original
-    model."""
-    return reference_endpoint(checkpoint, device, artifact if gate == "arithmetic" else None)
-
-
 def reference_endpoint(checkpoint: Checkpoint, device: Device, artifact: Artifact | None = None) -> Endpoint:
     """PyTorch in float32, with the checkpoint's own tokenizer and settings; fake-quantized where there is an
     artifact."""
     import torch
 
     torch.set_num_threads(thread_count().count)
-    spec, model = checkpoint.spec, load(checkpoint).to(device)
+    model = load(checkpoint).to(device)
     if artifact is not None:
         fake_quantize(model, artifact)
-    tokenizer = Tokenizer.from_folder(checkpoint.folder)
-    pipeline = describe_pipeline(spec, tokenizer, checkpoint.generation_config)
-    return Endpoint(ReferenceEngine(model), tokenizer, pipeline)
+    return Endpoint(ReferenceEngine(model), *_own_files(checkpoint))
 
 
 def candidate_endpoint(folder: Path, target: str, device: Device) -> Endpoint:
@@ -64,6 +65,84 @@ def candidate_endpoint(folder: Path, target: str, device: Device) -> Endpoint:
     spec = read_spec(folder)
     engine = registry.get_target(target).open(folder / ENGINES / target, spec, device)
     return Endpoint(engine, *open_files(folder))
+
+
+def _own_files(checkpoint: Checkpoint) -> tuple[Tokenizer, PipelineDocument]:
+    tokenizer = Tokenizer.from_folder(checkpoint.folder)
+    return tokenizer, describe_pipeline(checkpoint.spec, tokenizer, checkpoint.generation_config)
+
+
+def choose_gate(
+    config: BuildConfig, target: str, spec: ModelSpec, schemes: Mapping[str, Scheme]
+) -> Literal["whole", "streamed"]:
+    """How a target's engine is compared: as `config.parity.gate` says, else whole where that fits into memory.
+
+    Raises:
+        CapabilityError: it does not fit into memory, or the target's engines cannot be held a block at a time.
+    """
+    found = registry.get_target(target)
+    memory = gate_memory(spec, schemes, config.parity, found.packed_in_memory, config.device)
+    return memory.choose(config.parity.gate, isinstance(found, OpensBlocks))
+
+
+@dataclass(frozen=True)
+class GateRun:
+    """A bundle's engine and what it is compared with.
+
+    Attributes:
+        folder: of the bundle, which need not be finished.
+        artifact: its calibration, None where nothing is quantized.
+        device: where engine and reference compute.
+    """
+
+    folder: Path
+    target: str
+    checkpoint: Checkpoint
+    artifact: Artifact | None
+    device: Device
+
+    def whole(
+        self, samples: Iterable[ParitySample], options: CheckOptions, on_progress: ProgressCallback
+    ) -> ParityReport:
+        """Compare the whole engine with the whole reference of `options.gate`, which is held no longer."""
+        reference = reference_endpoint(self.checkpoint, self.device, self._artifact_of(options.gate))
+        report = check(reference, self._candidate, samples, options, on_progress)
+        return self._with_facts(report, score_texts(reference, texts(self.checkpoint)))
+
+    def streamed(
+        self, samples: Iterable[ParitySample], options: CheckOptions, work: Path, on_progress: ProgressCallback
+    ) -> ParityReport:
+        """Compare block by block.
+
+        Args:
+            work: folder for activations that memory does not hold; it is removed.
+        """
+        import torch
+
+        torch.set_num_threads(thread_count().count)
+        target, spec = registry.get_target(self.target), read_spec(self.folder)
+        assert isinstance(target, OpensBlocks), "choose_gate refuses other targets"
+        blocks = target.open_blocks(self.folder / ENGINES / self.target, spec, self.device)
+        original = reference_blocks(self.checkpoint, self._artifact_of(options.gate))
+        reference = BlockwiseEndpoint(original, *_own_files(self.checkpoint))
+        candidate = BlockwiseEndpoint(blocks, *open_files(self.folder))
+        try:
+            report = check_streamed(reference, candidate, samples, options, work, on_progress)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return self._with_facts(report, score_texts_by_blocks(original, texts(self.checkpoint)))
+
+    @cached_property
+    def _candidate(self) -> Endpoint:
+        return candidate_endpoint(self.folder, self.target, self.device)
+
+    def _artifact_of(self, gate: Gate) -> Artifact | None:
+        """What the reference computes: what the graphs say, or the original model."""
+        return self.artifact if gate == "arithmetic" else None
+
+    def _with_facts(self, report: ParityReport, facts: TextFacts | None) -> ParityReport:
+        calibration = calibration_facts(self.artifact)
+        return report.model_copy(update={"calibration": calibration, "texts": facts})
 
 
 @dataclass(frozen=True)
@@ -132,21 +211,3 @@ def calibration_facts(artifact: Artifact | None) -> CalibrationFacts | None:
         warnings=artifact.stats.warnings,
         sensitivity=read_table(path) if path.is_file() else None,
     )
-
-
-def compare(
-    reference: Endpoint,
-    candidate: Endpoint,
-    samples: Iterable[ParitySample],
-    options: CheckOptions,
-    on_progress: ProgressCallback,
-    calibration: CalibrationFacts | None = None,
-    texts: Sequence[Text] = (),
-) -> ParityReport:
-    """`parity.check`, with what the page says of the calibration.
-
-    Args:
-        texts: replies that the reference must find likely as well, `texts(checkpoint)`.
-    """
-    report = check(reference, candidate, samples, options, on_progress)
-    return report.model_copy(update={"calibration": calibration, "texts": score_texts(reference, texts)})

@@ -27,7 +27,7 @@ from r1v_export.pipeline.calibration import (
     open_artifact,
     require_origin,
 )
-from r1v_export.pipeline.estimate import TRACE_S, WRITE_BYTES_PER_S, graph_parameters, require_memory
+from r1v_export.pipeline.estimate import TRACE_S, WRITE_BYTES_PER_S, graph_parameters, streamed_gate_s
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.stage import Stage
 from r1v_export.progress import ProgressCallback, subrange
@@ -109,16 +109,25 @@ class Build:
             *self._engine_stages(),
             self._documents_stage(),
         ]
-        checked = [target for target in self.config.targets if self.unchecked(target) is None]
-        if checked:
-            require_memory(sum(graph_parameters(self.checkpoint.spec).values()))
-        return [*stages, *(self._parity_stage(target) for target in checked)]
+        return [*stages, *(self._parity_stage(target) for target in self.gates)]
 
     def unchecked(self, target: str) -> str | None:
         """Why the parity gate of a target cannot run, or None where it does."""
         if not self.config.parity.enabled:
             return "omitted (--no-parity)"
         return registry.get_target(target).missing(self.config.device)
+
+    @cached_property
+    def gates(self) -> Mapping[str, str]:
+        """How each target's engine is compared, for those that are: `whole` or `streamed`.
+
+        Raises:
+            CapabilityError: as `parity_gate.choose_gate`.
+        """
+        from r1v_export.pipeline.parity_gate import choose_gate
+
+        checked = [target for target in self.config.targets if self.unchecked(target) is None]
+        return {target: choose_gate(self.config, target, self.checkpoint.spec, self.schemes) for target in checked}
 
     @cached_property
     def compute(self) -> Compute:
@@ -303,9 +312,15 @@ class Build:
                 f"{target}-engine",
                 DOCUMENTS_STAGE,
             ),
-            seconds=_PARITY_S,
+            seconds=self._parity_s(target),
             notes=partial(self._parity_warnings, target),
         )
+
+    def _parity_s(self, target: str) -> float:
+        if self.gates[target] == "whole":
+            return _PARITY_S
+        quantized_here = self.config.quantized and self.checkpoint.quantized is None
+        return streamed_gate_s(self.checkpoint.spec, self.config.parity) * (2 if quantized_here else 1)
 
     def _parity_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
         from r1v_export.parity.report import read_report
@@ -315,36 +330,26 @@ class Build:
     def _check_parity(self, target: str, folder: Path, on_progress: ProgressCallback) -> None:
         from r1v_export.parity.report import place_of, write_report
         from r1v_export.pipeline.parity_gate import (
+            GateRun,
             GeneratedQuestions,
-            calibration_facts,
-            candidate_endpoint,
             check_options,
-            compare,
             gate_names,
-            reference_of,
             require_calibrated_scales,
-            texts,
         )
 
         require_calibrated_scales(self.out / GRAPHS, self.artifact)
-        parity, device = self.config.parity, self.config.device
-        candidate = candidate_endpoint(self.out, target, device)
-        options = check_options(
-            self.config, target, self.checkpoint.spec, self.artifact, max_new_tokens=parity.max_new_tokens
-        )
+        parity, streamed = self.config.parity, self.gates[target] == "streamed"
+        longest = parity.streamed_reply_tokens if streamed else parity.max_new_tokens
+        options = check_options(self.config, target, self.checkpoint.spec, self.artifact, max_new_tokens=longest)
+        questions = GeneratedQuestions(self.checkpoint, parity.streamed_questions if streamed else parity.questions)
+        run = GateRun(self.out, target, self.checkpoint, self.artifact, self.config.device)
+        work = self.out / WORK_FOLDER / "streamed-gate"
         reports: list[ParityReport] = []
         names = gate_names(self.checkpoint, self.artifact, options)
         for index, gate in enumerate(names):
-            reference = reference_of(gate, self.checkpoint, self.artifact, device)
-            report = compare(
-                reference,
-                candidate,
-                GeneratedQuestions(self.checkpoint, parity.questions),
-                replace(options, gate=gate),
-                subrange(on_progress, index / len(names), (index + 1) / len(names)),
-                calibration_facts(self.artifact),
-                texts(self.checkpoint),
-            )
+            compare = partial(run.streamed, work=work) if streamed else run.whole
+            part = subrange(on_progress, index / len(names), (index + 1) / len(names))
+            report = compare(questions, replace(options, gate=gate), on_progress=part)
             write_report(report, folder / self.report_folder(target) / place_of(gate, names))
             reports.append(report)
         for report in reports:

@@ -60,12 +60,14 @@ class QuantizedLinear:
         return self.by_input_feature(group_of_column[None])[0]
 
     def _dequantize_columns(self) -> Tensor:
+        # In place: of a large head, float32 is there once.
+        weight_OI = self.qweight.to(torch.float32, copy=True)
         if self.group_size is None:
-            return self.qweight.float() * self.scale[:, None]
-        qweight = self.qweight.float().unflatten(1, (-1, self.group_size))
+            return weight_OI.mul_(self.scale[:, None])
+        groups_OGI = weight_OI.unflatten(1, (-1, self.group_size))
         if self.zero_point is not None:
-            qweight = qweight - self.zero_point.float()[..., None]
-        weight_OI: Tensor = (qweight * self.scale[..., None]).flatten(1)
+            groups_OGI.sub_(self.zero_point.float()[..., None])
+        groups_OGI.mul_(self.scale[..., None])
         return weight_OI
 
     def to(self, device: torch.device | str) -> QuantizedLinear:

@@ -79,17 +79,23 @@ class StaticInputs(Protocol):
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[Magnitudes]:
-    """Record whatever the model computes in the meantime."""
-    magnitudes = Magnitudes()
+def recorded(model: nn.Module, prefix: str = "", magnitudes: Magnitudes | None = None) -> Iterator[Magnitudes]:
+    """Record whatever the model computes in the meantime.
+
+    Args:
+        prefix: the name of `model` in the whole model with a dot at its end, where it is a part of it.
+        magnitudes: to record in; new ones if omitted.
+    """
+    magnitudes = magnitudes or Magnitudes()
     handles = []
-    for name, module in model.named_modules():
+    modules = [((prefix + name).rstrip("."), module) for name, module in model.named_modules()]
+    for name, module in modules:
         leaf = next(module.children(), None) is None
         if leaf or isinstance(module, _STREAMS):
             handles.append(module.register_forward_hook(_in_and_out(name, magnitudes)))
         if isinstance(module, vision.Attention):
             handles += _vision_scores(name, module, magnitudes)
-    owners = {id(m): name for name, m in model.named_modules() if isinstance(m, language.Attention)}
+    owners = {id(m): name for name, m in modules if isinstance(m, language.Attention)}
     current: list[str] = []
     for module in model.modules():
         if id(module) in owners:

@@ -17,10 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from r1v_export.checkpoint.names import stored_names
+from r1v_export.checkpoint.names import EMBED_TOKENS, stored_names
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_text
 from r1v_export.model_spec import ModelSpec
+from r1v_export.reference.blockwise import TorchBlocks
+from r1v_export.reference.language import Attention
 from r1v_export.reference.model import Model
 
 LARGEST = 448.0
@@ -116,36 +118,60 @@ def open_model(files: QuantizedFolder, spec: ModelSpec, device: str) -> Model:
     """
     with torch.device("meta"):
         model = Model(spec)
-    weights: dict[str, Tensor] = {}
-    roundings: dict[str, Rounding | None] = {}
-    for name in model.state_dict():
-        stored = stored_names(name, spec)
-        linears = [part.removesuffix(".weight") for part in stored]
-        if name.endswith(".weight") and files.is_quantized(linears[0]):
-            weights[name] = torch.cat([files.dequantized(linear) for linear in linears])
-            roundings[name.removesuffix(".weight")] = files.input_rounding(linears[0])
-        else:
-            parts = [files.read(part).float() for part in stored]
-            weights[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    model.load_state_dict(weights, assign=True)
+    _fill(files, spec, model, "")
     model.to(device)
-    roundings |= _cache_rounding(files, spec)
-    for module, rounding in roundings.items():
-        if rounding is not None:
-            model.get_submodule(module).register_forward_pre_hook(_hook(rounding))
     return model
 
 
-def _cache_rounding(files: QuantizedFolder, spec: ModelSpec) -> dict[str, Rounding]:
+def open_blocks(name: str, files: QuantizedFolder, spec: ModelSpec) -> TorchBlocks:
+    """The same model with one block of weights held at a time. Its blocks raise what `open_model` raises.
+
+    Args:
+        name: of the engine.
+    """
+    return TorchBlocks(name, spec, partial(_fill, files, spec, keep_table=True))
+
+
+def _fill(
+    files: QuantizedFolder, spec: ModelSpec, module: nn.Module, prefix: str, keep_table: bool = False
+) -> nn.Module:
+    """Give a module its weights, and hooks that round inputs.
+
+    Args:
+        prefix: of its names in the whole model.
+        keep_table: leave the embedding table in the dtype that it is stored in.
+    """
+    weights: dict[str, Tensor] = {}
+    roundings: dict[str, Rounding | None] = {}
+    for name in module.state_dict():
+        stored = stored_names(prefix + name, spec)
+        linears = [part.removesuffix(".weight") for part in stored]
+        if name.endswith(".weight") and files.is_quantized(linears[0]):
+            parts = [files.dequantized(linear) for linear in linears]
+            roundings[name.removesuffix(".weight")] = files.input_rounding(linears[0])
+        elif keep_table and prefix + name == EMBED_TOKENS:
+            parts = [files.read(part) for part in stored]
+        else:
+            parts = [files.read(part).float() for part in stored]
+        weights[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    module.load_state_dict(weights, assign=True)
+    for name, child in module.named_modules():
+        if isinstance(child, Attention):
+            roundings |= _cache_rounding(files, spec, name, prefix)
+    for name, rounding in roundings.items():
+        if rounding is not None:
+            module.get_submodule(name).register_forward_pre_hook(_hook(rounding))
+    return module
+
+
+def _cache_rounding(files: QuantizedFolder, spec: ModelSpec, attention: str, prefix: str) -> dict[str, Rounding]:
     """What happens to keys and values on their way into an FP8 cache, by the module that they pass."""
-    found: dict[str, Rounding] = {}
-    for layer in range(spec.language.num_layers):
-        attention = f"language_model.model.layers.{layer}.self_attn"
-        (stored,) = stored_names(f"{attention}.k_proj.weight", spec)
-        names = files.cache_scales(stored.removesuffix(".k_proj.weight"))
-        for module, name in zip(("cached_key", "cached_value"), names or (), strict=False):
-            found[f"{attention}.{module}"] = partial(round_fp8, scale=files.scales(name))
-    return found
+    (stored,) = stored_names(f"{prefix}{attention}.k_proj.weight", spec)
+    names = files.cache_scales(stored.removesuffix(".k_proj.weight"))
+    return {
+        f"{attention}.{module}": partial(round_fp8, scale=files.scales(name))
+        for module, name in zip(("cached_key", "cached_value"), names or (), strict=False)
+    }
 
 
 def round_fp8(x: Tensor, scale: Tensor) -> Tensor:

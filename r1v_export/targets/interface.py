@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 from pydantic import BaseModel
 
 from r1v_export.config import BuildConfig, Compute, Device
-from r1v_export.contract import Engine, VisionEngine
+from r1v_export.contract import BlockwiseEngine, Engine, VisionEngine
 from r1v_export.progress import ProgressCallback
 from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.strict import StrictModel
@@ -85,6 +85,9 @@ class Target(ABC):
     """Distributions whose version can change what it writes or computes. The one that brings the target is added."""
     fp8_per_tensor: ClassVar[bool] = False
     """Whether its static FP8 has one scale for a weight, not one for each row of it."""
+    packed_in_memory: ClassVar[bool] = False
+    """Whether an open engine keeps 4-bit weights packed, and its embedding table in the file; whatever else it holds
+    counts as float32."""
     runs_in_libr1v: ClassVar[bool] = False
     """Whether libr1v, the C++ library in engines/, runs its engines."""
 
@@ -166,6 +169,21 @@ class Target(ABC):
             CapabilityError: this machine lacks the library or the device, or nothing here runs such engines.
             BundleError: engine files are missing or unusable.
         """
+
+
+@runtime_checkable
+class OpensBlocks(Protocol):
+    """A target whose engines can be held a block at a time, for a parity gate in bounded memory."""
+
+    name: ClassVar[str]
+
+    def open_blocks(self, engine: Path, spec: ModelSpec, device: Device) -> BlockwiseEngine:
+        """The engines in a bundle's folder `engines/<name>`, a block at a time.
+
+        Raises:
+            CapabilityError, BundleError: as `Target.open` does, also when a block is opened.
+        """
+        ...
 
 
 class Deployment(NamedTuple):

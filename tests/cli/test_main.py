@@ -23,12 +23,12 @@ HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", 
 
 OPTIONS = {
     "build": "MODEL --precision --target --output --config --recipe --calib --budget --calibrated --revision --offline "
-    "--device --image-policy --sm --no-parity --dry-run --force",
+    "--device --image-policy --sm --no-parity --gate --dry-run --force",
     "engine": "BUNDLE --output --workers --program --print-command",
     "calibrate": "MODEL --precision --recipe --budget --calib --samples --image-policy --shard --merge --output "
     "--revision --offline --device",
-    "check": "BUNDLE --target --model --questions --image --allow-url --question --blocks --against --max-new-tokens "
-    "--report --device --threads",
+    "check": "BUNDLE --target --model --questions --image --allow-url --question --gate --blocks --against "
+    "--max-new-tokens --report --device --threads",
     "verify": "BUNDLE",
     "run": "BUNDLE QUESTION --image --allow-url --video --frames --target --engine --model --no-think --grounding "
     "--answer-only --chat --greedy --max-new-tokens --temperature --top-p --top-k --min-p --repetition-penalty "

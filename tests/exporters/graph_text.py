@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from r1v_export.exporters.passes.module_names import CONSTANT
 
-_LAYER = re.compile(r"\b((?:layers|vision_block|past_key_values|present)\.)(\d+)\b")
+_LAYER = re.compile(r"\b((?:layers|vision_block|decoder_layer|past_key_values|present)\.)(\d+)\b")
 
 
 def dump(model: ir.Model) -> str:
@@ -83,6 +83,4 @@ def _template(layer: int | None, texts: list[str]) -> tuple[str, ...]:
         offset = int(match[2]) - layer
         return match[1] + ("i" if offset == 0 else f"i{offset:+d}")
 
-    return tuple(
-        re.sub(r"(\b(?:layers|vision_block|past_key_values|present)\.)(\d+)\b", letter, text) for text in texts
-    )
+    return tuple(_LAYER.sub(letter, text) for text in texts)

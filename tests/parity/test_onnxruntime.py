@@ -16,6 +16,9 @@ from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS
 from r1v_export.exporters.export import export_graph
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
+from r1v_export.parity.endpoints import BlockwiseEndpoint
+from r1v_export.parity.streamed import check_streamed
+from r1v_export.quantization.apply.blockwise import reference_blocks
 from r1v_export.reference.model import Model
 from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
@@ -108,3 +111,63 @@ def test_a_damaged_row_of_lm_head_is_named(
 def test_two_checks_of_one_engine_give_the_same_report(reference: Endpoint, bundle: Path, samples: list[ParitySample]):
     first, second = (compare(reference, bundle, samples).model_dump_json() for _ in range(2))
     assert first == second
+
+
+def streamed(reference: Endpoint, bundle: Path, samples: list[ParitySample], work: Path, **options) -> ParityReport:
+    model = reference.engine.model
+    blocks = OnnxRuntimeTarget().open_blocks(bundle / "engines" / "onnxruntime", model.spec, "cpu")
+    files = reference.tokenizer, reference.pipeline
+    return check_streamed(
+        BlockwiseEndpoint(reference_blocks(checkpoint_of(model)), *files),
+        BlockwiseEndpoint(blocks, *files),
+        samples,
+        CheckOptions("fp32", max_new_tokens=4, **options),
+        work,
+    )
+
+
+def test_a_built_engine_passes_behind_every_layer(
+    reference: Endpoint, bundle: Path, samples: list[ParitySample], tmp_path: Path
+):
+    report = streamed(reference, bundle, samples, tmp_path)
+    report.raise_if_failed()
+    layers = [f"{kind}.{layer}" for kind in ("vision_block", "decoder_layer") for layer in range(3)]
+    assert all(report.boundary(name).metrics["max_abs_error"] > 0 for name in layers)
+    assert [(sample.reply_tokens, sample.top1_agreeing) for sample in report.streamed] == [(4, 5)] * len(samples)
+    assert [step.step for step in report.decode_steps] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("graph", "initializer", "boundary"),
+    [
+        ("vision", "vision_model.embeddings.position_embedding", "vision_block.0"),
+        ("vision", "vision_model.encoder.layers.1.attn.qkv.weight.T", "vision_block.1"),
+        ("projector", "mlp1.3.bias", "projector"),
+        ("embed", "language_model.model.embed_tokens.weight", "embeds"),
+        ("decoder", "language_model.model.layers.2.mlp.down_proj.weight.T", "decoder_layer.2"),
+        ("decoder", "language_model.rotary_cos", "decoder_layer.0"),
+        ("decoder", "language_model.lm_head.weight.T", "prefill"),
+    ],
+)
+def test_a_damaged_weight_file_is_caught_behind_its_block(
+    reference: Endpoint,
+    bundle: Path,
+    samples: list[ParitySample],
+    tmp_path: Path,
+    graph: str,
+    initializer: str,
+    boundary: str,
+):
+    shutil.copytree(bundle, tmp_path / "bundle")
+    change_weight(tmp_path / "bundle", graph, initializer, add_a_little)
+    assert streamed(reference, tmp_path / "bundle", samples, tmp_path / "work").first_bad == boundary
+
+
+def test_activations_in_files_give_the_same_report(
+    reference: Endpoint, bundle: Path, samples: list[ParitySample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    in_memory = streamed(reference, bundle, samples[:2], tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr("r1v_export.parity.streamed.ACTIVATION_MEMORY_BYTES", 0)
+    assert streamed(reference, bundle, samples[:2], tmp_path / "b") == in_memory
+    assert any((tmp_path / "b").iterdir())

@@ -16,8 +16,9 @@ from r1v_export.checkpoint.quantized import gptq
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.errors import ParityError
 from r1v_export.parity.schema import TextFacts
-from r1v_export.parity.texts import score_texts
+from r1v_export.parity.texts import score_texts, score_texts_by_blocks
 from r1v_export.pipeline.parity_gate import reference_endpoint, texts
+from r1v_export.quantization.apply.blockwise import reference_blocks
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import load
 from tests.quantized_checkpoints import GPTQ, pack_gptq, quantized_copy
@@ -50,6 +51,19 @@ def read_with_offset(folder: Path, offset: int) -> Checkpoint:
     }
     checkpoint.quantized = replace(checkpoint.quantized, linears=linears)
     return checkpoint
+
+
+def test_the_likelihood_is_the_same_a_block_at_a_time(quantized_nano):
+    checkpoint = Checkpoint.open(quantized_nano)
+    samples = texts(checkpoint)[:3]
+    expected = score_texts(reference_endpoint(checkpoint, "cpu"), samples)
+    found = score_texts_by_blocks(reference_blocks(checkpoint), samples)
+    assert expected is not None
+    assert found is not None
+    assert found.nll == pytest.approx(expected.nll, rel=1e-4)
+    assert found.prediction_entropy == pytest.approx(expected.prediction_entropy, rel=1e-4)
+    assert (found.texts, found.tokens, found.unigram_nll) == (expected.texts, expected.tokens, expected.unigram_nll)
+    assert score_texts_by_blocks(reference_blocks(checkpoint), ()) is None
 
 
 def test_the_likelihood_is_that_of_the_whole_sequence_at_once(quantized_nano):

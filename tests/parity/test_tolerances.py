@@ -54,12 +54,15 @@ def test_a_limit_holds_up_to_its_bound_and_never_for_nan():
 @pytest.mark.parametrize("boundary", get_args(Boundary))
 def test_every_boundary_has_a_tolerance(boundary: Boundary, profile: ToleranceProfile):
     # Where rounding is coarse, one flipped near tie changes all that is written after it; `decode` holds each choice.
-    free = boundary == "tokens" and profile != "fp32"
+    # Layers accumulate such flips over the depth; the logits behind them are held.
+    free = (boundary == "tokens" and profile != "fp32") or (boundary == "decoder_layer" and profile == "8-bit inputs")
     assert bool(tolerances(boundary, profile)) != free
 
 
 @pytest.mark.parametrize("profile", ["fp8", "int8", "int4", "8-bit weights", "4-bit weights"])
-@pytest.mark.parametrize("boundary", [b for b in get_args(Boundary) if b not in ("end_to_end", "tokens")])
+@pytest.mark.parametrize(
+    "boundary", [b for b in get_args(Boundary) if b not in ("decoder_layer", "end_to_end", "tokens")]
+)
 def test_the_cost_of_quantizing_is_held_at_every_boundary(boundary: Boundary, profile: ToleranceProfile):
     assert tolerances(boundary, profile)
 

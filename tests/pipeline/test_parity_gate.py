@@ -1,15 +1,24 @@
-"""Which models an engine is compared with, and where the reports are."""
+"""Which models an engine is compared with, how, and where the reports are."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
+from r1v_export.errors import CapabilityError
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.report import read_report
+from r1v_export.parity.schema import BoundaryResult
 from r1v_export.pipeline.build import build
-from r1v_export.pipeline.parity_gate import gate_names
+from r1v_export.pipeline.calibration import open_artifact
+from r1v_export.pipeline.parity_gate import GateRun, GeneratedQuestions, gate_names
+from r1v_export.progress import ignore_progress
+
+LAYERS = ("vision_block", "decoder_layer", "tokens")
+"""Boundaries of one kind of gate only."""
 
 
 def test_weights_that_the_target_rounds_are_compared_with_the_original_ones(tiny_model: Path, tmp_path: Path) -> None:
@@ -27,3 +36,91 @@ def test_without_a_calibration_only_the_arithmetic_is_compared(tiny_model: Path)
     checkpoint = Checkpoint.open(tiny_model)
     assert gate_names(checkpoint, None, CheckOptions("fp16")) == ("arithmetic",)
     assert gate_names(checkpoint, None, CheckOptions("fp16", own_weights="8-bit weights")) == ("quantization",)
+
+
+def test_both_gates_agree_on_nano(nano_bundle: Path, tmp_path: Path) -> None:
+    run = GateRun(nano_bundle, "onnxruntime", Checkpoint.open(), None, "cpu")
+    steps = 12
+    whole = run.whole(
+        GeneratedQuestions(run.checkpoint, 3), CheckOptions("fp32", max_new_tokens=steps + 1), ignore_progress
+    )
+    options = CheckOptions("fp32", max_new_tokens=steps)
+    streamed = run.streamed(GeneratedQuestions(run.checkpoint, 3), options, tmp_path / "work", ignore_progress)
+    # Both are fed the same tokens: nano answers as it was trained to, and those are the replies.
+    for answered, fed in zip(whole.samples, streamed.streamed, strict=True):
+        assert answered.reference.startswith(fed.reply)
+        assert fed.top1_agreeing == fed.reply_tokens + 1 == steps + 1
+    assert whole.passed
+    assert streamed.passed
+    expected, found = (
+        {b.name: b for b in report.boundaries if b.name.partition(".")[0] not in LAYERS} for report in (whole, streamed)
+    )
+    assert list(expected) == list(found)
+    for name, boundary in expected.items():
+        assert_agrees(boundary, found[name])
+    assert [step.step for step in streamed.decode_steps] == [step.step for step in whole.decode_steps]
+
+
+def assert_agrees(whole: BoundaryResult, streamed: BoundaryResult) -> None:
+    """The same checks, and errors within ten times each other: only the order of sums differs between the gates."""
+    assert [(c.metric, c.limit, c.passed) for c in whole.checks] == [
+        (c.metric, c.limit, c.passed) for c in streamed.checks
+    ]
+    for metric, value in whole.metrics.items():
+        found = streamed.metrics[metric]
+        if "error" in metric:
+            assert value / 10 - 1e-6 <= found <= value * 10 + 1e-6, f"{whole.name} {metric}"
+        elif metric != "snr_db":
+            assert found == pytest.approx(value, abs=1e-6), f"{whole.name} {metric}"
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "hf-unified", "compressed-tensors", "tensorrt-llm"])
+def test_a_quantized_engine_is_compared_behind_every_layer(target: str, tiny_quantized: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_quantized.parent / "model")
+    run = GateRun(tiny_quantized, target, checkpoint, open_artifact(tiny_quantized, checkpoint), "cpu")
+    # The graphs of this build compute in float16, but for the ONNX Runtime target's.
+    options = CheckOptions("int4", compute="float16", max_new_tokens=3)
+    report = run.streamed(GeneratedQuestions(checkpoint, 2), options, tmp_path / "work", ignore_progress)
+    report.raise_if_failed()
+    assert report.candidate == target
+    assert report.boundary("decoder_layer.0").metrics["relative_error"] < 1e-3
+    assert report.ranges is not None
+    assert "language_model.model.layers.0" in {layer.layer for layer in report.ranges.layers}
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.fixture(scope="module")
+def tiny_quantized(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An INT4 bundle for every target that holds a block at a time; its checkpoint is `../model`."""
+    folder = tmp_path_factory.mktemp("quantized")
+    (folder / "model").symlink_to(tiny_model)
+    config = BuildConfig(
+        model=str(folder / "model"),
+        precision="int4",
+        recipe="int4-rtn",
+        calibration=CalibrationConfig(samples=2),
+        targets=["onnxruntime", "hf-unified", "compressed-tensors", "tensorrt-llm"],
+        parity=ParityConfig(enabled=False),
+    )
+    return build(config, folder / "out").out
+
+
+def test_a_build_streams_its_gate_where_the_config_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    parity = ParityConfig(gate="streamed", streamed_questions=1, streamed_reply_tokens=2)
+    out = build(BuildConfig(model=str(tiny_model), parity=parity), tmp_path / "out").out
+    report = read_report(out / "report")
+    assert report.passed
+    assert [(sample.reply_tokens, sample.top1_agreeing) for sample in report.streamed] == [(2, 3)]
+    assert "decoder_layer.0" in {boundary.name for boundary in report.boundaries}
+    page = (out / "report" / "parity.html").read_text(encoding="utf-8")
+    assert "Error by layer" in page
+    assert "1 decoder layers" in page
+    assert not (out / ".work").exists()
+
+
+def test_a_target_without_blocks_is_not_streamed(tiny_model: Path, tmp_path: Path) -> None:
+    parity = ParityConfig(gate="streamed")
+    config = BuildConfig(model=str(tiny_model), precision="fp16", targets={"gguf": {}}, parity=parity)
+    with pytest.raises(CapabilityError, match="a block at a time"):
+        build(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

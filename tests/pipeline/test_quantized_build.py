@@ -16,6 +16,7 @@ from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, CalibrationConfig
 from r1v_export.errors import ParityError
+from r1v_export.parity.comparison import check
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
 from r1v_export.pipeline.check import Questions, check_bundle
@@ -23,11 +24,9 @@ from r1v_export.pipeline.parity_gate import (
     GeneratedQuestions,
     candidate_endpoint,
     check_options,
-    compare,
     reference_endpoint,
-    reference_of,
 )
-from r1v_export.progress import Progress, ignore_progress
+from r1v_export.progress import Progress
 from r1v_export.quantization.recipe import load
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -61,11 +60,11 @@ def test_the_graphs_hold_quantized_values_and_the_bundle_its_calibration(bundle:
 def test_the_engine_computes_what_the_fake_quantized_model_computes(bundle: Path, tiny_model: Path) -> None:
     checkpoint = Checkpoint.open(tiny_model)
     artifact = open_artifact(bundle, checkpoint)
-    reference = reference_of("arithmetic", checkpoint, artifact, "cpu")
+    reference = reference_endpoint(checkpoint, "cpu", artifact)
     candidate = candidate_endpoint(bundle, "onnxruntime", "cpu")
     samples = GeneratedQuestions(checkpoint, 2)
     options = check_options(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact, max_new_tokens=4)
-    report = compare(reference, candidate, samples, options, ignore_progress)
+    report = check(reference, candidate, samples, options)
     assert report.passed, report.first_bad
 
 
@@ -137,11 +136,11 @@ def test_wrong_int4_scales_show_in_the_numbers_too(bundle: Path, tiny_model: Pat
     change_graph(damaged, shuffled)
     checkpoint = Checkpoint.open(tiny_model)
     artifact = open_artifact(damaged, checkpoint)
-    reference = reference_of("arithmetic", checkpoint, artifact, "cpu")
+    reference = reference_endpoint(checkpoint, "cpu", artifact)
     candidate = candidate_endpoint(damaged, "onnxruntime", "cpu")
     options = check_options(Bundle.open(bundle).config, "onnxruntime", checkpoint.spec, artifact, max_new_tokens=4)
     samples = GeneratedQuestions(checkpoint, 1)
-    report = compare(reference, candidate, samples, options, ignore_progress)
+    report = check(reference, candidate, samples, options)
     assert report.first_bad == "prefill"
 
 
@@ -168,7 +167,7 @@ def test_a_quantized_cache_is_computed_by_engine_and_reference_alike(
         for layer in reference.engine.model.language_model.model.layers if not scales else ():  # type: ignore[attr-defined]
             layer.self_attn.cached_key = layer.self_attn.cached_value = torch.nn.Identity()
         samples = GeneratedQuestions(checkpoint, 2)
-        report = compare(reference, candidate, samples, options, ignore_progress)
+        report = check(reference, candidate, samples, options)
         assert report.passed or not scales
         divergence[bool(scales)] = report.boundary("decode").metrics["mean_kl"]
     assert divergence[True] < divergence[False] / 20

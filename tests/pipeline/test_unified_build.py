@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.parity.comparison import check
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, compare, reference_of
-from r1v_export.progress import ignore_progress
+from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, reference_endpoint
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,6 @@ def test_one_wrong_scale_does_not_pass_the_gate(bundle: Path, tiny_model: Path, 
 
 def _numerics(bundle: Path, model: Path) -> ParityReport:
     checkpoint = Checkpoint.open(model)
-    reference = reference_of("arithmetic", checkpoint, open_artifact(bundle, checkpoint), "cpu")
+    reference = reference_endpoint(checkpoint, "cpu", open_artifact(bundle, checkpoint))
     samples, candidate = GeneratedQuestions(checkpoint, 1), candidate_endpoint(bundle, "hf-unified", "cpu")
-    return compare(reference, candidate, samples, CheckOptions("int4", max_new_tokens=4), ignore_progress)
+    return check(reference, candidate, samples, CheckOptions("int4", max_new_tokens=4))

@@ -8,7 +8,8 @@ SmoothQuant) or compensate errors (GPTQ) have none; the tolerances of the parity
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,27 +40,38 @@ def require_own_scales(model: nn.Module, artifact: Artifact) -> None:
     Raises:
         ParityError: a scale does not; the error names the linear.
     """
-    if artifact.overrides:
+    for name in artifact.schemes:
+        require_own_scale(artifact, name, partial(_weight, model))
+
+
+def require_own_scale(artifact: Artifact, name: str, read_weight: Callable[[str], Tensor]) -> None:
+    """Require scales of one linear that follow from its weight and the calibration statistics.
+
+    Args:
+        name: of the linear.
+        read_weight: returns the checkpoint's own weight [out, in], float32, of a linear.
+
+    Raises:
+        ParityError: a scale does not.
+    """
+    scheme = artifact.schemes[name]
+    weights = scheme.weights
+    if artifact.overrides or not isinstance(weights, RoundToNearest) or weights.clip:
         return
-    groups = linear_groups(artifact.spec)
-    group_of = {linear: group.name for group in groups for linear in group.linears}
-    neighbors = {linear: group.linears for group in groups for linear in group.linears}
-    for name, scheme in artifact.schemes.items():
-        weights = scheme.weights
-        if not isinstance(weights, RoundToNearest) or weights.clip:
-            continue
-        shared = [_weight(model, other) for other in neighbors[name] if other in artifact.schemes]
-        wrong = _wrong_rows(artifact.linear(name), _weight(model, name), scheme, shared)
-        if wrong:
-            raise _wrong(
-                artifact, name, "weight scales that give the original's quantized values", f"{wrong} rows of others"
-            )
-        inputs = artifact.stats.inputs.get(group_of[name])
-        linear = artifact.parameters(name)
-        if linear.input_scale is not None and inputs is not None and artifact.recipe.observer.kind == "absmax":
-            expected = inputs.absmax / RANGES[linear.input_type or "fp8"][1]
-            if not math.isclose(float(linear.input_scale), expected, rel_tol=1e-3):
-                raise _wrong(artifact, name, f"an input scale of {expected:.4g}", f"{float(linear.input_scale):.4g}")
+    group = next(group for group in linear_groups(artifact.spec) if name in group.linears)
+    neighbors = [other for other in group.linears if other in artifact.schemes]
+    shared = [read_weight(other) for other in neighbors] if weights.granularity == "tensor" else []
+    wrong = _wrong_rows(artifact.linear(name), read_weight(name), scheme, shared)
+    if wrong:
+        raise _wrong(
+            artifact, name, "weight scales that give the original's quantized values", f"{wrong} rows of others"
+        )
+    inputs = artifact.stats.inputs.get(group.name)
+    linear = artifact.parameters(name)
+    if linear.input_scale is not None and inputs is not None and artifact.recipe.observer.kind == "absmax":
+        expected = inputs.absmax / RANGES[linear.input_type or "fp8"][1]
+        if not math.isclose(float(linear.input_scale), expected, rel_tol=1e-3):
+            raise _wrong(artifact, name, f"an input scale of {expected:.4g}", f"{float(linear.input_scale):.4g}")
 
 
 def _weight(model: nn.Module, linear: str) -> Tensor:

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from r1v_export.config import Device
+from r1v_export.contract import BlockwiseEngine
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.targets.compressed_tensors import doctor
 from r1v_export.targets.compressed_tensors.config import CompressedTensorsConfig
-from r1v_export.targets.compressed_tensors.runtime.reader import CompressedEngine, open_compressed
+from r1v_export.targets.compressed_tensors.runtime.reader import CompressedEngine, CompressedFiles, open_compressed
 from r1v_export.targets.compressed_tensors.write.checkpoint import write_compressed
 from r1v_export.targets.compressed_tensors.write.formats import cache_scheme, format_of, formats
+from r1v_export.targets.hub_reader import open_blocks
 from r1v_export.targets.hub_target import HubTarget
 from r1v_export.targets.interface import BuildInputs, Readiness
 from r1v_export.targets.readers import GROUP_ORDER
@@ -46,3 +48,6 @@ class CompressedTensorsTarget(HubTarget):
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> CompressedEngine:
         return open_compressed(engine, spec, device)
+
+    def open_blocks(self, engine: Path, spec: ModelSpec, device: Device) -> BlockwiseEngine:
+        return open_blocks(self.name, CompressedFiles(engine), spec)

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.config import Device
-from r1v_export.contract import VisionEngine
+from r1v_export.contract import BlockwiseEngine, VisionEngine
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.targets.hf_unified import doctor
 from r1v_export.targets.hf_unified.config import HfUnifiedConfig
-from r1v_export.targets.hf_unified.runtime.reader import UnifiedEngine, open_unified
+from r1v_export.targets.hf_unified.runtime.reader import UnifiedEngine, UnifiedFiles, open_unified
 from r1v_export.targets.hf_unified.write.checkpoint import write_unified
 from r1v_export.targets.hf_unified.write.formats import algorithm_of, algorithms, cache_algorithm
+from r1v_export.targets.hub_reader import open_blocks
 from r1v_export.targets.hub_target import HubTarget
 from r1v_export.targets.interface import BuildInputs, Deployment, Readiness
 from r1v_export.targets.tensorrt_llm.runtime.deployment import LLM_API, open_llm_api
@@ -50,6 +51,9 @@ class HfUnifiedTarget(HubTarget):
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> UnifiedEngine:
         return open_unified(engine, spec, device)
+
+    def open_blocks(self, engine: Path, spec: ModelSpec, device: Device) -> BlockwiseEngine:
+        return open_blocks(self.name, UnifiedFiles(engine), spec)
 
     def takes_engine(self, engine: str) -> bool:
         return engine == LLM_API

@@ -19,6 +19,7 @@ from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
 
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
+    from r1v_export.targets.onnxruntime.blockwise import OnnxRuntimeBlocks
     from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
 
@@ -34,6 +35,7 @@ class OnnxRuntimeTarget(Target):
     graphs = contract.GRAPHS
     config_class = OnnxRuntimeConfig
     tools = doctor.DISTRIBUTIONS
+    packed_in_memory = True
     runs_in_libr1v = True
 
     def readiness(self) -> Readiness:
@@ -83,6 +85,19 @@ class OnnxRuntimeTarget(Target):
         return ("onnxruntime-gpu" if device == "cuda" else "onnxruntime",)
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> OnnxRuntimeEngine:
+        bundle = self._bundle_of(engine, device)
+        from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(engine, bundle, spec.sizes, device)
+
+    def open_blocks(self, engine: Path, spec: ModelSpec, device: Device) -> OnnxRuntimeBlocks:
+        bundle = self._bundle_of(engine, device)
+        from r1v_export.targets.onnxruntime.blockwise import OnnxRuntimeBlocks
+
+        return OnnxRuntimeBlocks(engine, bundle, spec, device)
+
+    def _bundle_of(self, engine: Path, device: Device) -> Path:
+        """The bundle of an engine that is complete, on a device that is here."""
         check_device(device)
         missing = [f"{name}.onnx" for name in self.graphs if not (engine / f"{name}.onnx").is_file()]
         if missing:
@@ -93,10 +108,7 @@ class OnnxRuntimeTarget(Target):
                 found=f"no {', no '.join(missing)}",
                 fix="build the bundle again",
             )
-        from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
-
-        bundle = engine.absolute().parents[1]
-        return OnnxRuntimeEngine(engine, bundle, spec.sizes, device)
+        return engine.absolute().parents[1]
 
 
 def check_device(device: Device) -> None:

@@ -32,7 +32,7 @@ from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping, check_ma
 from r1v_export.targets.tensorrt_llm.checkpoint.writer import write_checkpoint
 from r1v_export.targets.tensorrt_llm.config import TensorRTLLMConfig
 from r1v_export.targets.tensorrt_llm.runtime.deployment import LLM_API, open_deployment
-from r1v_export.targets.tensorrt_llm.runtime.engine import CheckpointEngine, load_language_model
+from r1v_export.targets.tensorrt_llm.runtime.engine import CheckpointBlocks, CheckpointEngine, load_language_model
 from r1v_export.targets.vision import open_vision
 
 
@@ -101,14 +101,24 @@ class TensorRTLLMTarget(Target):
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> CheckpointEngine:
         """The checkpoint computed by PyTorch, vision by ONNX Runtime."""
+        graphs = self._graphs_of(engine, device)
+        from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+
+        vision = OnnxRuntimeEngine(graphs, graphs, spec.sizes, device)
+        return CheckpointEngine(load_language_model(engine / CHECKPOINT, spec), vision, device)
+
+    def open_blocks(self, engine: Path, spec: ModelSpec, device: Device) -> CheckpointBlocks:
+        """The same, a block at a time."""
+        graphs = self._graphs_of(engine, device)
+        from r1v_export.targets.onnxruntime.blockwise import OnnxRuntimeBlocks
+
+        return CheckpointBlocks(engine / CHECKPOINT, spec, OnnxRuntimeBlocks(graphs, graphs, spec, device))
+
+    def _graphs_of(self, engine: Path, device: Device) -> Path:
         missing = self.missing(device)
         if missing is not None:
             raise CapabilityError("The checkpoint cannot be run here.", found=missing, fix=INSTALL_ONNX_RUNTIME)
-        from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
-
-        graphs = engine.resolve().parents[1] / GRAPHS
-        vision = OnnxRuntimeEngine(graphs, graphs, spec.sizes, device)
-        return CheckpointEngine(load_language_model(engine / CHECKPOINT, spec), vision, device)
+        return engine.resolve().parents[1] / GRAPHS
 
     def plan_engine(self, bundle: Path, out: Path, workers: int | None) -> EnginePlan:
         return engine_plan.plan_engine(bundle, out, workers)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -16,6 +17,9 @@ from r1v_export.targets.onnxruntime.runtime.run import ELEMENT_TYPES, naming, re
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.runtime.vision_blocks import with_vision_blocks
 from r1v_export.targets.onnxruntime.session_options import EMBED_THREADS, TOKENS_AT_ONCE
+
+if TYPE_CHECKING:
+    from r1v_export.contract import Run
 
 
 class OnnxRuntimeEngine:
@@ -45,12 +49,8 @@ class OnnxRuntimeEngine:
         self.device, self.threads, self.gpu = device, threads, gpu
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
-        if self.device != "cpu":
-            return _run(contract.VISION, self._vision, pixel_values)
-        tiles = max(1, TOKENS_AT_ONCE // self.sizes.tokens_per_tile)
-        starts = range(0, max(1, len(pixel_values)), tiles)
-        return np.concatenate(
-            [_run(contract.VISION, self._vision, pixel_values[start : start + tiles]) for start in starts]
+        return in_tile_groups(
+            lambda tiles: _run(contract.VISION, self._vision, tiles), pixel_values, self.sizes, self.device
         )
 
     def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
@@ -106,6 +106,15 @@ class OnnxRuntimeEngine:
         )
 
 
+def in_tile_groups(run: Run, x_T: np.ndarray, sizes: Sizes, device: Device) -> np.ndarray:
+    """Compute [tiles, ...] from [tiles, ...], on a CPU a few tiles at a time."""
+    if device != "cpu":
+        return run(x_T)
+    tiles = max(1, TOKENS_AT_ONCE // sizes.tokens_per_tile)
+    starts = range(0, max(1, len(x_T)), tiles)
+    return np.concatenate([run(x_T[start : start + tiles]) for start in starts])
+
+
 def _run(graph: str, session: ort.InferenceSession, *arrays: np.ndarray) -> np.ndarray:
     """The single output of a graph, float32, for its inputs in order."""
     (result,) = run_graph(graph, session, *arrays)
@@ -128,7 +137,8 @@ class OnnxRuntimeDecoder:
         self.cache: dict[tuple[str, str], ort.OrtValue] = {}
         for pair in contract.cache_pairs(sizes.layers):
             self._allocate(pair)
-        self._one_token: _BoundStep | None = None
+        self._one_token: tuple[int, int, BoundRun] | None = None
+        """First row, rows and run of the latest step of one new token for each row."""
 
     def step(
         self,
@@ -146,7 +156,7 @@ class OnnxRuntimeDecoder:
         logits_BPV = np.empty((rows, positions, self.sizes.vocab), dtype=np.float32)
         for row in range(rows):
             here, seq = slice(row, row + 1), int(logits_index[row].max()) + 1
-            logits_BPV[row] = _BoundStep(self, first_row + row, rows=1, seq=seq, positions=positions).run(
+            logits_BPV[row] = self._bound(first_row + row, rows=1, seq=seq, positions=positions).run(
                 inputs_embeds[here, :seq],
                 position_ids[here, :seq],
                 cache_write_index[here],
@@ -197,48 +207,78 @@ class OnnxRuntimeDecoder:
         if self.device != "cpu":
             self.cache[pair].update_inplace(content_BKCD)
 
-    def _one_token_step(self, first_row: int, rows: int) -> _BoundStep:
+    def _one_token_step(self, first_row: int, rows: int) -> BoundRun:
         """The run of one new token for each of some rows; the last one is kept, as the next is mostly the same."""
-        if self._one_token is None or (self._one_token.first_row, self._one_token.rows) != (first_row, rows):
-            self._one_token = _BoundStep(self, first_row, rows, seq=1, positions=1)
-        return self._one_token
+        if self._one_token is None or self._one_token[:2] != (first_row, rows):
+            self._one_token = (first_row, rows, self._bound(first_row, rows, seq=1, positions=1))
+        return self._one_token[2]
 
+    def _bound(self, first_row: int, rows: int, seq: int, positions: int) -> BoundRun:
+        """A run with fixed shapes, its inputs in the contract's order.
 
-class _BoundStep:
-    """A run of the decoder with fixed shapes, its buffers bound once.
-
-    Args:
-        decoder: whose session and cache are used.
-        first_row, rows: the part of the cache's batch that takes part.
-        seq: new tokens per row.
-        positions: of them whose logits are computed, per row.
-    """
-
-    def __init__(self, decoder: OnnxRuntimeDecoder, first_row: int, rows: int, seq: int, positions: int) -> None:
-        sizes, self._on_cpu = decoder.sizes, decoder.device == "cpu"
-        self.first_row, self.rows = first_row, rows
-        self._session, self._binding = decoder.session, decoder.session.io_binding()
-        self._inputs = {
-            contract.INPUTS_EMBEDS: np.zeros((rows, seq, sizes.hidden), decoder.dtype),
+        Args:
+            first_row, rows: the part of the cache's batch that takes part.
+            seq: new tokens per row.
+            positions: of them whose logits are computed, per row.
+        """
+        sizes = self.sizes
+        inputs = {
+            contract.INPUTS_EMBEDS: np.zeros((rows, seq, sizes.hidden), self.dtype),
             contract.POSITION_IDS: np.zeros((rows, seq), np.int64),
             contract.CACHE_WRITE_INDEX: np.zeros(rows, np.int64),
             contract.CACHE_LENGTH: np.zeros(rows, np.int64),
             contract.LOGITS_INDEX: np.zeros((rows, positions), np.int64),
         }
-        self._logits = np.zeros((rows, positions, sizes.vocab), decoder.dtype)
-        self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._inputs.values()]
-        self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
+        logits_BPV = np.zeros((rows, positions, sizes.vocab), self.dtype)
+        shape = (rows, sizes.kv_heads, self.capacity, sizes.head_dim)
+        row_bytes = sizes.kv_heads * self.capacity * sizes.head_dim * self.dtype.itemsize
+        cache = [
+            CacheBuffer(past, present, shape, buffer.data_ptr() + first_row * row_bytes)
+            for (past, present), buffer in self.cache.items()
+        ]
+        return BoundRun(self.session, self.device, inputs, (contract.LOGITS, logits_BPV), cache)
+
+
+class CacheBuffer(NamedTuple):
+    """A past and a present tensor of the decoder in one place: the address of an array [rows, kv_heads, capacity,
+    head_dim]."""
+
+    past: str
+    present: str
+    shape: tuple[int, ...]
+    address: int
+
+
+class BoundRun:
+    """A run of the decoder graph or a slice of it, its buffers bound once.
+
+    Args:
+        inputs: a buffer of each input that is no cache, in order.
+        output: the name of the output that is no cache, and its buffer.
+        cache: updated in place; of the output's type.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        device: Device,
+        inputs: Mapping[str, np.ndarray],
+        output: tuple[str, np.ndarray],
+        cache: Sequence[CacheBuffer],
+    ) -> None:
+        self._session, self._binding, self._on_cpu = session, session.io_binding(), device == "cpu"
+        (name, self._output), self._inputs = output, inputs
+        self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in inputs.values()]
+        self._output_value = ort.OrtValue.ortvalue_from_numpy(self._output)
         self._bind_inputs()
-        self._binding.bind_ortvalue_output(contract.LOGITS, self._logits_value)
-        shape = (rows, sizes.kv_heads, decoder.capacity, sizes.head_dim)
-        row_bytes = sizes.kv_heads * decoder.capacity * sizes.head_dim * decoder.dtype.itemsize
-        for (past, present), buffer in decoder.cache.items():
-            memory = (decoder.device, 0, decoder.dtype, shape, buffer.data_ptr() + first_row * row_bytes)
+        self._binding.bind_ortvalue_output(name, self._output_value)
+        for past, present, shape, address in cache:
+            memory = (device, 0, self._output.dtype, shape, address)
             self._binding.bind_input(past, *memory)
             self._binding.bind_output(present, *memory)
 
     def run(self, *arrays: np.ndarray) -> np.ndarray:
-        """Logits [rows, positions, vocab] float32 for the inputs in the contract's order."""
+        """The output, float32, for the inputs in order."""
         for (name, buffer), array in zip(self._inputs.items(), arrays, strict=True):
             with refusing_overflow(contract.DECODER, name, buffer.dtype):
                 np.copyto(buffer, array, casting="same_kind")
@@ -246,7 +286,7 @@ class _BoundStep:
             if not self._on_cpu:
                 self._bind_inputs()  # Binding is what copies to a GPU; on the CPU the buffers themselves are read.
             self._session.run_with_iobinding(self._binding)
-        return self._logits.astype(np.float32)
+        return self._output.astype(np.float32)
 
     def _bind_inputs(self) -> None:
         for name, value in zip(self._inputs, self._values, strict=True):

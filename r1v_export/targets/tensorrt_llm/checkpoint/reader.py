@@ -8,7 +8,7 @@ Shape letters: O output features, I input features, G groups.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -115,7 +115,14 @@ def read_checkpoint(folder: Path) -> LanguageCheckpoint:
         BundleError: a file is missing or damaged, a linear lacks scales or has those of another algorithm, a scale is
             not a positive number, an algorithm is unknown, or GPUs disagree about what they all hold.
     """
-    return _Reader(folder, read_config(folder)).read()
+    reader = CheckpointReader(folder)
+    whole = Part()
+    layers = (reader.layer(layer) for layer in range(reader.config.num_hidden_layers))
+    for part in (reader.embeddings(), *layers, reader.head()):
+        whole.tensors.update(part.tensors)
+        whole.linears.update(part.linears)
+        whole.kv_scales.update(part.kv_scales)
+    return LanguageCheckpoint(reader.spec(), whole.tensors, whole.linears, whole.kv_scales)
 
 
 def read_config(folder: Path) -> Config:
@@ -132,13 +139,29 @@ def read_config(folder: Path) -> Config:
     return parse_json(Config, text, BundleError, "The checkpoint's config is invalid", where=path, fix=_AGAIN)
 
 
-class _Reader:
-    def __init__(self, folder: Path, config: Config) -> None:
-        self.folder, self.config = folder, config
-        self.tp, self.pp = config.mapping.tp_size, config.mapping.pp_size
-        if self.tp * self.pp != config.mapping.world_size:
-            raise self._bad("config.json: mapping", f"world_size {self.tp * self.pp}", config.mapping.world_size)
-        self.files = [self._open(rank) for rank in range(config.mapping.world_size)]
+@dataclass(frozen=True)
+class Part:
+    """A part of a `LanguageCheckpoint`."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    kv_scales: dict[int, KVScales] = field(default_factory=dict)
+
+
+class CheckpointReader:
+    """Reads a checkpoint part by part.
+
+    Raises:
+        BundleError: as `read_checkpoint`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config = folder, read_config(folder)
+        mapping = self.config.mapping
+        self.tp, self.pp = mapping.tp_size, mapping.pp_size
+        if self.tp * self.pp != mapping.world_size:
+            raise self._bad("config.json: mapping", f"world_size {self.tp * self.pp}", mapping.world_size)
+        self.files = [self._open(rank) for rank in range(mapping.world_size)]
 
     def _open(self, rank: int) -> dict[str, StoredTensor]:
         try:
@@ -146,75 +169,68 @@ class _Reader:
         except CheckpointError as error:
             raise BundleError(error.what, where=error.where, found=error.found, fix=_AGAIN) from error
 
-    def read(self) -> LanguageCheckpoint:
-        config, last = self.config, (self.pp - 1) * self.tp
-        tensors = {
-            "model.embed_tokens.weight": self._same(range(self.tp), "transformer.vocab_embedding.weight"),
-            "model.norm.weight": self._same(range(last, last + self.tp), "transformer.ln_f.weight"),
-        }
-        head = [self._tensor(rank, "lm_head.weight") for rank in range(last, last + self.tp)]
-        tensors["lm_head.weight"] = torch.cat(head)[: config.vocab_size]
-        linears: dict[str, QuantizedLinear] = {}
-        kv_scales: dict[int, KVScales] = {}
-        # As the library shares layers out: like numpy.array_split.
-        stages = torch.arange(config.num_hidden_layers).tensor_split(self.pp)
-        for stage, layers in enumerate(stages):
-            ranks = range(stage * self.tp, (stage + 1) * self.tp)
-            for local, layer in enumerate(layers.tolist()):
-                self._layer(ranks, f"transformer.layers.{local}", layer, tensors, linears, kv_scales)
-        return LanguageCheckpoint(self._spec(), tensors, linears, kv_scales)
+    def embeddings(self) -> Part:
+        """The embedding table."""
+        return Part({"model.embed_tokens.weight": self._same(range(self.tp), "transformer.vocab_embedding.weight")})
 
-    def _layer(
-        self,
-        ranks: range,
-        name: str,
-        layer: int,
-        tensors: dict[str, Tensor],
-        linears: dict[str, QuantizedLinear],
-        kv_scales: dict[int, KVScales],
-    ) -> None:
+    def head(self) -> Part:
+        """The final norm and the head."""
+        last = range((self.pp - 1) * self.tp, self.pp * self.tp)
+        head = torch.cat([self._tensor(rank, "lm_head.weight") for rank in last])[: self.config.vocab_size]
+        return Part({"model.norm.weight": self._same(last, "transformer.ln_f.weight"), "lm_head.weight": head})
+
+    def layer(self, layer: int) -> Part:
+        """A decoder layer."""
+        # As the library shares layers out: like numpy.array_split.
+        stages = torch.arange(self.config.num_hidden_layers).tensor_split(self.pp)
+        stage = next(index for index, layers in enumerate(stages) if layer in layers)
+        local = layer - int(stages[stage][0])
+        return self._layer(range(stage * self.tp, (stage + 1) * self.tp), f"transformer.layers.{local}", layer)
+
+    def _layer(self, ranks: range, name: str, layer: int) -> Part:
+        part = Part()
         target = f"model.layers.{layer}"
-        tensors[f"{target}.input_layernorm.weight"] = self._same(ranks, f"{name}.input_layernorm.weight")
-        tensors[f"{target}.post_attention_layernorm.weight"] = self._same(ranks, f"{name}.post_layernorm.weight")
+        part.tensors[f"{target}.input_layernorm.weight"] = self._same(ranks, f"{name}.input_layernorm.weight")
+        part.tensors[f"{target}.post_attention_layernorm.weight"] = self._same(ranks, f"{name}.post_layernorm.weight")
         cache = self.config.quantization.kv_cache_quant_algo
         if cache is not None:
             stored = f"{name}.attention.kv_cache_scaling_factor"
             scale = self._positive(self._same(ranks, stored), stored)
-            kv_scales[layer] = KVScales(CACHES[cache], scale, scale)
+            part.kv_scales[layer] = KVScales(CACHES[cache], scale, scale)
         config = self.config
         query, key_value = (n * config.head_size for n in (config.num_attention_heads, config.num_key_value_heads))
         rows = (query // self.tp, key_value // self.tp, key_value // self.tp)
-        qkv = tuple(f"{target}.self_attn.{part}_proj" for part in "qkv")
-        self._linear(ranks, f"{name}.attention.qkv", qkv, rows, tensors, linears)
+        qkv = tuple(f"{target}.self_attn.{projection}_proj" for projection in "qkv")
+        self._linear(part, ranks, f"{name}.attention.qkv", qkv, rows)
         # The gated MLP: act(fc(x)) * gate(x). The published names call what is activated the gate.
         mlp = {"fc": "gate_proj", "gate": "up_proj"}
-        for module, part in mlp.items():
-            self._linear(ranks, f"{name}.mlp.{module}", (f"{target}.mlp.{part}",), None, tensors, linears)
-        for module, part in {"attention.dense": "self_attn.o_proj", "mlp.proj": "mlp.down_proj"}.items():
-            self._linear(ranks, f"{name}.{module}", (f"{target}.{part}",), None, tensors, linears, inputs=True)
+        for module, linear in mlp.items():
+            self._linear(part, ranks, f"{name}.mlp.{module}", (f"{target}.mlp.{linear}",), None)
+        for module, linear in {"attention.dense": "self_attn.o_proj", "mlp.proj": "mlp.down_proj"}.items():
+            self._linear(part, ranks, f"{name}.{module}", (f"{target}.{linear}",), None, inputs=True)
+        return part
 
     def _linear(
         self,
+        part: Part,
         ranks: range,
         name: str,
         targets: tuple[str, ...],
         rows: Sequence[int] | None,
-        tensors: dict[str, Tensor],
-        linears: dict[str, QuantizedLinear],
         inputs: bool = False,
     ) -> None:
-        """One linear: `rows` of each GPU's share belong to each of `targets`; `inputs`: GPUs share its inputs."""
+        """Add one linear: `rows` of each GPU's share belong to each of `targets`; `inputs`: GPUs share its inputs."""
         quantization = self._quantization(name)
         shards = [self._shard(rank, name, quantization) for rank in ranks]
         split = [[shard] if rows is None else split_outputs(shard, rows) for shard in shards]
         for index, target in enumerate(targets):
             whole = join(name, [parts[index] for parts in split], inputs)
             if whole.bias is not None:
-                tensors[f"{target}.bias"] = whole.bias
+                part.tensors[f"{target}.bias"] = whole.bias
             if isinstance(whole.weight, Tensor):
-                tensors[f"{target}.weight"] = whole.weight
+                part.tensors[f"{target}.weight"] = whole.weight
             else:
-                linears[target] = whole.weight
+                part.linears[target] = whole.weight
 
     def _shard(self, rank: int, name: str, quantization: Quantization) -> Shard:
         found = {
@@ -266,7 +282,8 @@ class _Reader:
             raise self._bad(name, "a positive, finite scale", value)
         return value
 
-    def _spec(self) -> LanguageSpec:
+    def spec(self) -> LanguageSpec:
+        """The model that the configuration describes."""
         config = self.config
         fields = {
             "hidden_size": config.hidden_size,

@@ -15,10 +15,10 @@ from r1v_export.cli.main import run
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.manifest import PASSED
+from r1v_export.parity.comparison import check
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, check_options, compare, reference_of
-from r1v_export.progress import ignore_progress
+from r1v_export.pipeline.parity_gate import GeneratedQuestions, candidate_endpoint, check_options, reference_endpoint
 from r1v_export.targets.tensorrt_llm.build.engine_plan import plan_engine
 
 CHECKPOINT = "engines/tensorrt-llm/checkpoint"
@@ -73,12 +73,12 @@ def test_the_gate_notices_one_wrong_scale(bundle: Path, tiny_model: Path, tmp_pa
         save_file(tensors, path)
     checkpoint = Checkpoint.open(tiny_model)
     artifact = open_artifact(broken, checkpoint)
-    reference = reference_of("arithmetic", checkpoint, artifact, "cpu")
+    reference = reference_endpoint(checkpoint, "cpu", artifact)
 
     options = check_options(Bundle.open(broken).config, "tensorrt-llm", checkpoint.spec, artifact, max_new_tokens=2)
     candidate = candidate_endpoint(broken, "tensorrt-llm", "cpu")
     samples = GeneratedQuestions(checkpoint, 1)
-    report = compare(reference, candidate, samples, options, ignore_progress)
+    report = check(reference, candidate, samples, options)
 
     assert not report.passed
     assert report.first_bad in ("prefill", "decode")

@@ -1,0 +1,52 @@
+"""How much memory this process can still take: the machine's, and what its cgroups allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from r1v_export.cpus import ROOT, cgroup_folders
+
+_FILES = (
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+)
+"""Limit, use, and pages of files, which the kernel gives back, lines of memory.stat: of cgroup v2 and of v1."""
+
+
+def available_bytes(root: Path = ROOT) -> int:
+    """Bytes that can be allocated before anything is swapped or killed.
+
+    Args:
+        root: of the file system that holds /proc and the cgroups.
+    """
+    import psutil
+
+    return min((psutil.virtual_memory().available, *_left_in_cgroups(root)))
+
+
+def _left_in_cgroups(root: Path) -> Iterator[int]:
+    """What is left in the cgroups of this process that have a limit."""
+    for folder in cgroup_folders(root, "memory"):
+        for limit_file, use_file, reclaimable in _FILES:
+            limit, use = _number(folder / limit_file), _number(folder / use_file)
+            if limit is not None and use is not None:
+                yield max(0, limit - use + _lines(folder / "memory.stat", reclaimable))
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is none, as in `memory.max` without a limit."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _lines(path: Path, keys: Sequence[str]) -> int:
+    """The sum of the numbers behind some keys."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.split(" ")[0] in keys)

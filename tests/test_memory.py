@@ -1,0 +1,56 @@
+"""How much memory is left: the machine's, and its cgroups'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from r1v_export.memory import available_bytes
+
+GIB = 1 << 30
+
+
+def cgroup(root: Path, version: int, files: dict[str, str]) -> Path:
+    """A file system in which this process is in the cgroup /box of a hierarchy for memory."""
+    (root / "proc/self").mkdir(parents=True)
+    line, mount = ("0::/box", "cgroup2 cgroup2 rw") if version == 2 else ("4:memory:/box", "cgroup cgroup rw,memory")
+    (root / "proc/self/cgroup").write_text(f"{line}\n")
+    (root / "proc/self/mountinfo").write_text(f"30 20 0:26 / /sys/fs/cgroup rw - {mount}\n")
+    folder = root / "sys/fs/cgroup/box"
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 8 GiB left."""
+    memory = psutil.virtual_memory()._replace(available=8 * GIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+
+def test_without_a_cgroup_it_is_what_the_machine_has(tmp_path: Path) -> None:
+    assert available_bytes(tmp_path) == 8 * GIB
+
+
+def test_a_limit_of_version_2_counts_and_pages_of_files_are_given_back(tmp_path: Path) -> None:
+    files = {
+        "memory.max": str(4 * GIB),
+        "memory.current": str(3 * GIB),
+        "memory.stat": f"anon 5\ninactive_file {GIB // 2}\nactive_file {GIB // 2}\n",
+    }
+    assert available_bytes(cgroup(tmp_path, 2, files)) == 2 * GIB
+
+
+def test_a_limit_of_version_1_counts(tmp_path: Path) -> None:
+    files = {"memory.limit_in_bytes": str(4 * GIB), "memory.usage_in_bytes": str(3 * GIB)}
+    assert available_bytes(cgroup(tmp_path, 1, files)) == GIB
+
+
+def test_no_limit_and_a_limit_above_the_machine_change_nothing(tmp_path: Path) -> None:
+    assert available_bytes(cgroup(tmp_path / "a", 2, {"memory.max": "max", "memory.current": "5"})) == 8 * GIB
+    files = {"memory.limit_in_bytes": str(2**63 - 4096), "memory.usage_in_bytes": str(GIB)}
+    assert available_bytes(cgroup(tmp_path / "b", 1, files)) == 8 * GIB
