@@ -45,7 +45,7 @@ def test_what_does_not_fit_is_refused_with_what_does(wanted, can_stream: bool, a
 
 
 def test_the_38b_model_streams_within_six_gigabytes(tmp_path: Path) -> None:
-    spec = Checkpoint.open(synthesize(tmp_path / "38b", preset="r1v3-38b", empty=True)).spec
+    spec = Checkpoint.open(synthesize(tmp_path / "38b", preset="r1v3-38b", weights="empty")).spec
     schemes = resolve(load("int4-rtn"), spec)
     memory = gate_memory(spec, schemes, ParityConfig())
     assert memory.streamed < 6e9
