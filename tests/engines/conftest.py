@@ -22,9 +22,14 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(scope="session")
 def sanitized(made_once: MakeOnce) -> Path:
-    """The tests of engines/, built with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    options = ("-DR1V_SANITIZE=address,undefined", *programs.QUICK)
-    return made_once("sanitized", lambda folder: programs.build(folder, *programs.TESTS, options=options))
+    """The tests of engines/, and where Clang is installed its fuzzers, in one build with AddressSanitizer and
+    UndefinedBehaviorSanitizer."""
+    options: tuple[str, ...] = ("-DR1V_SANITIZE=address,undefined", *programs.QUICK)
+    targets = programs.TESTS
+    if programs.HAS_CLANG:
+        options = ("-DCMAKE_CXX_COMPILER=clang++", "-DR1V_SANITIZE=address,undefined,fuzzer-no-link", *programs.QUICK)
+        options, targets = (*options, "-DR1V_BUILD_FUZZERS=ON"), (*targets, *programs.FUZZERS)
+    return made_once("sanitized", lambda folder: programs.build(folder, *targets, options=options))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,9 @@ QUICK = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", *UNITY)
 """The same for programs that run for seconds."""
 TESTS = tuple(f"r1v_{path.parent.name}_test" for path in (REPOSITORY / "engines/tests").glob("*/CMakeLists.txt"))
 """Targets of all test programs."""
+FUZZERS = tuple(f"r1v_{path.stem}" for path in (REPOSITORY / "engines/fuzz").glob("*_fuzzer.cpp"))
+HAS_CLANG = shutil.which("clang++") is not None
+"""Fuzzers need it."""
 
 
 def build(folder: Path, *targets: str, options: tuple[str, ...] = ()) -> Path:

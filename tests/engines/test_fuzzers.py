@@ -7,8 +7,6 @@ engines/fuzz/corpus/tokenizer`. An input that was a defect goes into the corpus.
 from __future__ import annotations
 
 import os
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -17,28 +15,20 @@ from tests.engines import programs
 FUZZ = programs.REPOSITORY / "engines/fuzz"
 NAMES = sorted(path.name.removesuffix("_fuzzer.cpp") for path in FUZZ.glob("*_fuzzer.cpp"))
 SECONDS = int(os.environ.get("R1V_FUZZ_SECONDS", "15"))
-OPTIONS = (
-    "-DR1V_BUILD_FUZZERS=ON",
-    "-DR1V_BUILD_TESTS=OFF",
-    "-DCMAKE_CXX_COMPILER=clang++",
-    "-DR1V_SANITIZE=address,undefined,fuzzer-no-link",
-    *programs.QUICK,
-)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
-    if shutil.which("clang++") is None:
-        pytest.skip("no clang++: engines/install_debian.sh --fuzz installs it")
-    folder = tmp_path_factory.mktemp("fuzzers")
-    return programs.build(folder, *(f"r1v_{name}_fuzzer" for name in NAMES), options=OPTIONS) / "engines/fuzz"
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not programs.HAS_CLANG, reason="no clang++: engines/install_debian.sh --fuzz installs it")
 @pytest.mark.parametrize("name", NAMES)
-def test_no_input_crashes_or_hangs(built, tmp_path, name):
+def test_no_input_crashes_or_hangs(sanitized, tmp_path, name):
     corpus = FUZZ / "corpus" / name
     assert list(corpus.iterdir())
     limits = ("-max_len=8192", "-timeout=20", "-rss_limit_mb=2048", f"-max_total_time={SECONDS}", "-seed=1")
     (tmp_path / "new").mkdir()
-    programs.run(built / f"r1v_{name}_fuzzer", *limits, f"-artifact_prefix={tmp_path}/", tmp_path / "new", corpus)
+    programs.run(
+        sanitized / f"engines/fuzz/r1v_{name}_fuzzer",
+        *limits,
+        f"-artifact_prefix={tmp_path}/",
+        tmp_path / "new",
+        corpus,
+    )
