@@ -51,7 +51,8 @@ def refusal(fields: Any, model: type[StrictModel] = BuildConfig) -> R1VError:
 def test_a_misspelled_field_is_named_with_the_fields_that_there_are() -> None:
     error = refusal({"parity": {"question": 3}})
     assert error.what == "The build file is invalid: unknown field parity.question."
-    assert (error.where, error.expected) == ("build.yaml", "one of enabled, questions, max_new_tokens")
+    fields = "enabled, questions, max_new_tokens, gate, streamed_questions, streamed_reply_tokens"
+    assert (error.where, error.expected) == ("build.yaml", f"one of {fields}")
     assert error.fix == "write questions"
 
 

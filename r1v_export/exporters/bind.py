@@ -99,13 +99,14 @@ def _chunks(external: ir.ExternalTensor, derived: Mapping[str, Derived], read: R
         )
     dtype = _TORCH_DTYPES[external.dtype]
     rows = tensor.reshape(1, -1) if tensor.dim() < 2 else tensor
-    rows_per_chunk = max(1, CHUNK_BYTES // max(1, rows[0].numel() * dtype.itemsize))
+    # An even number of rows, because rows of 4-bit values may be of an odd size.
+    rows_per_chunk = 2 * max(1, CHUNK_BYTES // max(1, 2 * rows[0].numel() * dtype.itemsize))
     for rows_chunk in rows.split(rows_per_chunk):
         chunk = rows_chunk.to(dtype).contiguous()
         if external.dtype in DTYPES.values():
             _require_finite(chunk, external.name)
-        # 4-bit types: two values per byte in row-major order. Group sizes are even, so that rows are too.
-        packed = pack_pairs(chunk) if external.dtype.bitwidth == 4 else chunk.view(torch.uint8)
+        # 4-bit types: two values a byte in row-major order, whatever the rows; none is left, for groups are even.
+        packed = pack_pairs(chunk.view(-1, 2)) if external.dtype.bitwidth == 4 else chunk.view(torch.uint8)
         yield packed.flatten().numpy().data
 
 

@@ -58,9 +58,8 @@ def _pack_rows(qweight: Tensor) -> Tensor:
 
 
 def _pack_columns(qweight: Tensor) -> Tensor:
-    pairs = (
-        qweight.reshape(-1).contiguous().view(torch.int16).view(len(qweight), -1)
-    )  # the even value is in the lower byte
+    # Flat, because a single row counts as contiguous whatever its stride. The even value is in the lower byte.
+    pairs = qweight.reshape(-1).contiguous().view(torch.int16).view(len(qweight), -1)
     packed = (pairs >> BITS).bitwise_and_(0xF0)
     return packed.bitwise_or_(pairs & 0xF)
 
