@@ -37,7 +37,7 @@ import onnxruntime
 import psutil
 from decode_onnxruntime import Variant, build_genai
 from environments import environment_of
-from measure import interleaved, machine, write_results
+from measure import interleaved, machine, newest_results, write_results
 from serving_model import Model
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -368,7 +368,7 @@ def memory(prepared: Prepared, repeats: int) -> dict[str, Any]:
 @click.command(help=__doc__)
 @click.option("--work", "folder", type=click.Path(path_type=Path), default=Path("/tmp/libr1v"), show_default=True)
 @click.option("--prepare", is_flag=True, help="Make what is measured, and measure nothing.")
-@click.option("--only", default=",".join(PARTS), show_default=True, help="Parts, with commas between them.")
+@click.option("--only", default=",".join(PARTS), show_default=True, help="Parts, by commas; others stay.")
 @click.option("--repeats", default=4, show_default=True)
 def main(folder: Path, prepare: bool, only: str, repeats: int) -> None:
     prepared = Prepared(folder.resolve())
@@ -376,8 +376,10 @@ def main(folder: Path, prepare: bool, only: str, repeats: int) -> None:
         prepared.prepare()
         return
     measures = dict(zip(PARTS, (answers, decoding, starts, memory), strict=True))
-    report: dict[str, Any] = {"machine": machine(("onnxruntime",)), "threads": THREADS, "genai": GENAI}
-    for part in only.split(","):
+    wanted = only.split(",")
+    earlier = newest_results("libr1v") if set(wanted) != set(PARTS) else {}
+    report = earlier | {"machine": machine(("onnxruntime",)), "threads": THREADS, "genai": GENAI}
+    for part in wanted:
         report[part] = measures[part](prepared, repeats)
         # Written after each part: a killed run keeps what it has.
         path = write_results("libr1v", report)
