@@ -18,6 +18,9 @@ BUILTIN_MODEL = "r1v-nano"
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 Device = Literal["cpu", "cuda"]
 Compute = Literal["float32", "float16", "bfloat16"]
+Matmul = Literal["float32", "bfloat16"]
+"""What the operands of a calibration's products are rounded to on the CPU."""
+MatmulPrecision = Literal["auto", "float32", "bfloat16"]
 GateMode = Literal["auto", "whole", "streamed"]
 ImagePolicy = Literal["as_displayed", "published"]
 """How image files become RGB, see `processing.image_policy`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from r1v_export.config import Compute, ImagePolicy
+from r1v_export.config import Compute, ImagePolicy, Matmul
 from r1v_export.strict import StrictModel
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -41,6 +41,8 @@ class Stats(StrictModel):
     """`checkpoint_fingerprint` of the model."""
     compute: Compute
     """The dtype that the model ran in during calibration."""
+    matmul: Matmul = "float32"
+    """What the operands of products were rounded to where it ran in float32."""
     image_policy: ImagePolicy | None
     """How image files were read; null where none were, as in an imported checkpoint."""
     samples: tuple[SampleEntry, ...]

@@ -37,6 +37,11 @@ def graph_tensors(spec: ModelSpec) -> dict[str, dict[str, int]]:
     return graphs
 
 
+def parameter_count(spec: ModelSpec) -> int:
+    """Number of parameters of the whole model, each counted once."""
+    return sum(math.prod(shape) for shape in expected_tensors(spec).values())
+
+
 def weight_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme], compute: Compute) -> dict[str, int]:
     """Bytes of the weights of each graph, to a percent: scales count where groups of inputs have their own.
 

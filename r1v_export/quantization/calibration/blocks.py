@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS
+from r1v_export.config import Matmul
 from r1v_export.errors import CheckpointError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.calibration.dataset import CalibrationSample
+from r1v_export.quantization.calibration.matmul_precision import BFloat16Linear, use_bfloat16_linears
 from r1v_export.quantization.groups import LM_HEAD_LINEAR, LinearGroup, linear_groups
 from r1v_export.quantization.kv_scales import key_name, value_name
 from r1v_export.quantization.quantized_linear import all_finite
@@ -100,21 +102,29 @@ def tensors_of(block: Block, module: nn.Module) -> dict[str, Tensor]:
     return {block.checkpoint_name(parameter): tensor for parameter, tensor in module.state_dict().items()}
 
 
-def materialize(block: Block, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def materialize(
+    block: Block, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, matmul: Matmul = "float32"
+) -> nn.Module:
     """A block's module with its weights, read from the checkpoint.
+
+    Args:
+        matmul: with `bfloat16` the weights of linears, which are stored so, stay maps of their file.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
     """
     with torch.device("meta"):
         module = block.build()
+        if matmul == "bfloat16":
+            use_bfloat16_linears(module)
     embeddings = isinstance(block, TokenEmbeddings)
+    as_stored = {f"{name}.weight" for name, child in module.named_modules() if isinstance(child, BFloat16Linear)}
     weights = {}
     for parameter in module.state_dict():
         name = block.checkpoint_name(parameter)
         # The embedding table stays a map of its file: rows are taken from it, and nothing else is read.
         weights[parameter] = checkpoint.read(name) if embeddings else _finite(checkpoint.read(name), name)
-        if not embeddings:
+        if not embeddings and parameter not in as_stored:
             weights[parameter] = weights[parameter].to(device, dtype)
     module.load_state_dict(weights, assign=True)
     return module.eval().requires_grad_(False)

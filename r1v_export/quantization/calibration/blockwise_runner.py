@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.config import Compute
+from r1v_export.config import Compute, Matmul
 from r1v_export.errors import CapabilityError
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.calibration.activations import Activations
 from r1v_export.quantization.calibration.blocks import Block, materialize, stored_tensors, tensors_of
 from r1v_export.quantization.calibration.dataset import CalibrationSample
+from r1v_export.quantization.calibration.matmul_precision import matmul_precision
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import collect_statistics, not_finite
@@ -31,23 +32,25 @@ BlockCallback = Callable[[Block, Mapping[str, Tensor], BlockStatistics], None]
 NO_STATISTICS = BlockStatistics({}, {})
 
 ACTIVATION_MEMORY_BYTES = 4 << 30
-"""Activations between blocks that are kept in memory before they are spilled to disk."""
+"""Activations between blocks that are kept in memory by default."""
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """How a calibration is run. Nothing but the device changes a number of its result.
+    """How a calibration is run. Nothing but the device and the precision of products changes a number of its result.
 
     Attributes:
         device: "cpu" computes in float32, "cuda" in the checkpoint's dtype.
-        activation_memory_bytes: with 0 all activations between blocks go to disk, and a run after an interrupted one
-            computes nothing twice; otherwise it sends the samples through the finished blocks again.
+        matmul: what the CPU rounds the operands of products to, see `matmul_precision`.
+        activation_memory_bytes: activations between blocks that are kept in memory, so that they need not be read from
+            the files that all of them are written to.
         resume_folder: keeps finished blocks until the end, for a run after an interrupted one; next to the result if
             omitted.
         on_progress: called after every sample in every block.
     """
 
     device: str = "cpu"
+    matmul: Matmul = "float32"
     activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES
     resume_folder: Path | None = None
     on_progress: ProgressCallback = ignore_progress
@@ -73,7 +76,7 @@ class BlockwiseRunner:
     """One checkpoint, one set of samples, one device.
 
     Args:
-        folder: for activations that memory does not hold.
+        folder: for the activations between blocks.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class BlockwiseRunner:
         self.checkpoint, self.plan, self.samples = checkpoint, plan, samples
         self.device = torch.device(options.device)
         self.dtype = getattr(torch, compute_dtype(checkpoint, options.device))
+        self.matmul = options.matmul
         self.activations = Activations(folder, options.activation_memory_bytes)
         self.on_progress = options.on_progress
         self._done = self._total = 0
@@ -96,8 +100,8 @@ class BlockwiseRunner:
     ) -> None:
         """Take every block after the first `finished` ones in turn.
 
-        The samples go through the blocks up to the last one whose statistics are needed. If an earlier run left no
-        activations to start from, they first go through the finished blocks again.
+        The samples go through the blocks up to the last one whose statistics are needed, beginning with what an earlier
+        run left behind its finished blocks.
 
         Args:
             on_block: called for every block that the recipe quantizes.
@@ -110,8 +114,9 @@ class BlockwiseRunner:
         for index in range(start, len(plan.blocks)):
             block, module, statistics = plan.blocks[index], None, NO_STATISTICS
             if index <= last:
-                module = materialize(block, self.checkpoint, self.dtype, self.device)
+                module = materialize(block, self.checkpoint, self.dtype, self.device, self.matmul)
                 statistics = self._run_block(index, block, module, collect=index >= finished)
+                self.activations.complete()
             if index >= finished:
                 if plan.is_quantized(block):
                     tensors = tensors_of(block, module) if module else stored_tensors(block, self.checkpoint)
@@ -128,7 +133,8 @@ class BlockwiseRunner:
         inputs = {block.module_name(group.linears[0]): group for group in groups}
         started = time.perf_counter()
         outputs = block.collected_outputs() if collect and plan.has_cache_scales(block) else {}
-        with collect_statistics(module, inputs, plan.gram_groups(block), outputs) as collector:
+        collecting = collect_statistics(module, inputs, plan.gram_groups(block), outputs)
+        with matmul_precision(self.matmul), collecting as collector:
             for sample in self.samples:
                 collector.sample = sample.name
                 given = self.activations.take(sample.index) if index else None

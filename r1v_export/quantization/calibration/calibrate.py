@@ -76,7 +76,7 @@ def calibrate(
             "Cannot calibrate from a single shard; merge all shards first.", found=f"shard {calibration.shard}"
         )
     compute = compute_dtype(checkpoint, options.device)
-    key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
+    key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, options.matmul, calibration)
     plan = make_plan(checkpoint, recipe)
     done, unfinished = is_done(key, out), ResumeState(options.resume_folder or default_resume_folder(out), key)
     _log_plan(plan, key)
@@ -94,12 +94,13 @@ def _log_plan(plan: CalibrationPlan, key: CalibrationKey) -> None:
     log_event(
         _LOG,
         logging.INFO,
-        "calibration by %(recipe)s: %(samples)d samples, %(blocks)d blocks, %(linears)d linears, in %(compute)s",
+        "calibration by %(recipe)s: %(samples)d samples, %(blocks)d blocks, %(linears)d linears, in %(compute)s, products of %(matmul)s",
         recipe=plan.recipe.name,
         samples=len(key.samples),
         blocks=len(plan.blocks),
         linears=len(plan.schemes),
         compute=key.compute,
+        matmul=key.matmul,
     )
 
 
@@ -201,6 +202,7 @@ class Quantization:
             fingerprint=key.fingerprint,
             checkpoint=key.checkpoint,
             compute=key.compute,
+            matmul=key.matmul,
             image_policy=key.image_policy,
             samples=key.samples,
             inputs={name: entry for record in records for name, entry in record.inputs.items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from r1v_export.config import Compute, ImagePolicy
+from r1v_export.config import Compute, ImagePolicy, Matmul
 from r1v_export.manifest import to_json
 from r1v_export.quantization.calibration.dataset import CalibrationSet
 from r1v_export.quantization.calibration_stats import SampleEntry
@@ -20,6 +20,7 @@ class CalibrationKey(StrictModel):
     checkpoint: str
     recipe: Recipe
     compute: Compute
+    matmul: Matmul = "float32"
     data: str = ""
     """`CalibrationSet.sha256`: of the whole set, whatever the shard; empty where there is none."""
     image_policy: ImagePolicy | None = None
@@ -33,7 +34,9 @@ class CalibrationKey(StrictModel):
         return hashlib.sha256(to_json(self.model_dump(mode="json")).encode()).hexdigest()
 
 
-def make_key(checkpoint: str, recipe: Recipe, compute: Compute, calibration: CalibrationSet) -> CalibrationKey:
+def make_key(
+    checkpoint: str, recipe: Recipe, compute: Compute, matmul: Matmul, calibration: CalibrationSet
+) -> CalibrationKey:
     """The key of calibrating a checkpoint (by its fingerprint) on a set, or on one shard of it."""
     entries = tuple(
         SampleEntry(name=s.name, sha256=s.sha256, tokens=len(s.token_ids), tiles=s.tiles) for s in calibration.samples
@@ -42,6 +45,7 @@ def make_key(checkpoint: str, recipe: Recipe, compute: Compute, calibration: Cal
         checkpoint=checkpoint,
         recipe=recipe,
         compute=compute,
+        matmul=matmul,
         data=calibration.sha256,
         image_policy=calibration.image_policy,
         shard=str(calibration.shard),

@@ -49,6 +49,7 @@ _SHARED = {
     "checkpoint": "the checkpoint",
     "recipe": "the recipe",
     "compute": "the dtype of the device",
+    "matmul": "the precision of products",
     "data": "the calibration set",
     "image_policy": "the image policy",
 }
@@ -69,7 +70,7 @@ def collect_shard(
     for each layer of a 32B model.
     """
     compute = compute_dtype(checkpoint, options.device)
-    key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, calibration)
+    key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, options.matmul, calibration)
     plan = make_plan(checkpoint, recipe)
     done, unfinished = _is_done(key, out), ResumeState(options.resume_folder or default_resume_folder(out), key)
     if done:
@@ -127,7 +128,9 @@ def merge(
         if plan.is_quantized(block):
             statistics = _merged(plan, block, folders)
             if plan.is_collected(block):
-                tensors = tensors_of(block, materialize(block, checkpoint, dtype, torch.device(options.device)))
+                tensors = tensors_of(
+                    block, materialize(block, checkpoint, dtype, torch.device(options.device), key.matmul)
+                )
             else:
                 tensors = stored_tensors(block, checkpoint)
             quantization.quantize(block, tensors, statistics)

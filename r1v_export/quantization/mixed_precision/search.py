@@ -234,7 +234,11 @@ def _digest(
 ) -> str:
     """Distinguishes searches of different models, samples and recipes, whose intermediate results cannot be mixed."""
     origin, compute = checkpoint_fingerprint(checkpoint), compute_dtype(checkpoint, options.device)
-    plans = [make_key(origin, recipe, compute, samples).fingerprint for recipe in recipes.values() for samples in sets]
+    plans = [
+        make_key(origin, recipe, compute, options.matmul, samples).fingerprint
+        for recipe in recipes.values()
+        for samples in sets
+    ]
     return hashlib.sha256(to_json([*plans, with_kl]).encode()).hexdigest()[:16]
 
 

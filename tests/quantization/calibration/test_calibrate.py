@@ -21,7 +21,7 @@ from r1v_export.quantization.calibration import blocks
 from r1v_export.quantization.calibration import blockwise_runner as runner
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate
-from r1v_export.quantization.calibration.dataset import Shard
+from r1v_export.quantization.calibration.dataset import CalibrationSample, Shard
 from r1v_export.quantization.calibration.resume import default_resume_folder
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.recipe import Recipe, parse
@@ -133,24 +133,33 @@ def test_stopped_at_every_moment_in_turn_it_ends_with_the_same_bytes(
     assert files_of(out) == whole[recipe]
 
 
-def test_a_run_after_a_stop_computes_nothing_twice_when_activations_are_on_disk(
-    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_a_run_after_a_stop_goes_on_at_the_block_where_it_stopped(
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    visited: list[str] = []
-    real = blocks.materialize
+    passes: list[tuple[str, int]] = []
 
-    def materialize(block: blocks.Block, *args: Any) -> Any:
-        visited.append(block.name)
-        return real(block, *args)
+    def count(kind: type[blocks.Block]) -> None:
+        forward = kind.forward
 
-    monkeypatch.setattr(runner, "materialize", materialize)
+        def counted(block: blocks.Block, module: Any, sample: CalibrationSample, x: Any) -> Any:
+            passes.append((block.name, sample.index))
+            return forward(block, module, sample, x)
+
+        monkeypatch.setattr(kind, "forward", counted)
+
+    chain = blocks.blocks(synth_checkpoint.spec)[:-1]
+    for kind in {type(block) for block in chain}:
+        count(kind)
     run = (synth_checkpoint, KV_RECIPE, small_set(synth_checkpoint), tmp_path / "out")
     with pytest.raises(Stopped):
-        calibrate(*run, CalibrationOptions(activation_memory_bytes=0, on_progress=stop_after(17)))
-    interrupted = visited[-1]
-    calibrate(*run, CalibrationOptions(activation_memory_bytes=0))
-    names = [block.name for block in blocks.blocks(synth_checkpoint.spec)][:-1]
-    assert visited == [*names[: names.index(interrupted) + 1], *names[names.index(interrupted) :]]
+        calibrate(*run, CalibrationOptions(activation_memory_bytes=limit, on_progress=stop_after(17)))
+    before, (interrupted, _) = len(passes), passes[-1]
+    calibrate(*run, CalibrationOptions(activation_memory_bytes=limit))
+    assert passes[before] == (interrupted, 0)
+    twice = {one for one in passes if passes.count(one) > 1}
+    assert {block for block, _ in twice} == {interrupted}
+    assert set(passes) == {(block.name, index) for block in chain for index in range(3)}
 
 
 def test_no_block_is_held_when_the_next_is_read(
