@@ -94,7 +94,8 @@ def _log_plan(plan: CalibrationPlan, key: CalibrationKey) -> None:
     log_event(
         _LOG,
         logging.INFO,
-        "calibration by %(recipe)s: %(samples)d samples, %(blocks)d blocks, %(linears)d linears, in %(compute)s, products of %(matmul)s",
+        "calibration by %(recipe)s: %(samples)d samples, %(blocks)d blocks, %(linears)d linears, in %(compute)s, "
+        "products of %(matmul)s",
         recipe=plan.recipe.name,
         samples=len(key.samples),
         blocks=len(plan.blocks),

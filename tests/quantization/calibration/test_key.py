@@ -15,11 +15,11 @@ from tests.quantization.calibration_cases import small_set
 
 @pytest.fixture(scope="module")
 def key(synth_checkpoint: Checkpoint) -> CalibrationKey:
-    return make_key("a" * 64, load("fp8"), "float32", small_set(synth_checkpoint, 2))
+    return make_key("a" * 64, load("fp8"), "float32", "float32", small_set(synth_checkpoint, 2))
 
 
 def test_equal_calibrations_have_equal_fingerprints(synth_checkpoint: Checkpoint, key: CalibrationKey) -> None:
-    again = make_key("a" * 64, load("fp8"), "float32", small_set(synth_checkpoint, 2))
+    again = make_key("a" * 64, load("fp8"), "float32", "float32", small_set(synth_checkpoint, 2))
     assert (again, again.fingerprint) == (key, key.fingerprint)
 
 
@@ -30,6 +30,7 @@ def test_equal_calibrations_have_equal_fingerprints(synth_checkpoint: Checkpoint
         {"checkpoint": "b" * 64},
         {"recipe": load("fp8-kv")},
         {"compute": "bfloat16"},
+        {"matmul": "bfloat16"},
         {"data": "0" * 64},
         {"image_policy": "published"},
         {"shard": str(Shard(0, 2))},
@@ -42,7 +43,7 @@ def test_every_field_changes_the_fingerprint(key: CalibrationKey, change: dict[s
 
 
 def test_no_field_is_missing_from_that_test(key: CalibrationKey) -> None:
-    fields = {"producer", "checkpoint", "recipe", "compute", "data", "image_policy", "shard", "samples"}
+    fields = {"producer", "checkpoint", "recipe", "compute", "matmul", "data", "image_policy", "shard", "samples"}
     assert set(type(key).model_fields) == fields
 
 
