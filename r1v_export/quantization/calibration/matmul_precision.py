@@ -74,7 +74,7 @@ def use_bfloat16_linears(module: nn.Module) -> None:
 @contextmanager
 def matmul_precision(matmul: Matmul) -> Iterator[None]:
     """Compute float32 products outside linears, such as those of Gram matrices, from operands rounded so."""
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16" if matmul == "bfloat16" else before
     try:

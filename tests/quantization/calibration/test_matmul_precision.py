@@ -75,7 +75,7 @@ def test_two_runs_give_the_same_bytes(synth_checkpoint: Checkpoint, tmp_path: Pa
         for name in ("first", "second")
     )
     assert first == second
-    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("has", [False, True])
