@@ -59,6 +59,7 @@ class BFloat16Linear(nn.Linear):
     """A linear with a bfloat16 weight between float32 tensors."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute [..., in] -> [..., out], float32."""
         y = F.linear(x.bfloat16(), self.weight).float()
         return y if self.bias is None else y + self.bias
 
