@@ -8,12 +8,11 @@ also depends on the machine and on the number of threads, which order floating-p
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -21,7 +20,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt
 
 from r1v_export.errors import BundleError
-from r1v_export.files import open_regular, read_regular_bytes
+from r1v_export.files import read_regular_bytes
+from r1v_export.hashed_reads import FileHash
 from r1v_export.progress import ProgressCallback, ignore_progress, subrange
 from r1v_export.strict import StrictModel, load_json, parse_fields
 
@@ -112,19 +112,11 @@ def hash_file(path: Path, on_progress: ProgressCallback = ignore_progress) -> Fi
     Raises:
         OSError: it cannot be read, or not to its end.
     """
-    digest, size, buffer = hashlib.sha256(), 0, bytearray(_CHUNK_BYTES)
-    total = path.stat().st_size
-    with open_regular(path) as file:
-        try:
-            while count := file.readinto(buffer):
-                digest.update(memoryview(buffer)[:count])
-                size += count
-                on_progress(size, total)
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}, at byte {size} of {total}", str(path)) from error
-    if size < total:
-        raise OSError(errno.EIO, f"it ends at byte {size} of {total}", str(path))
-    return FileEntry(sha256=digest.hexdigest(), size=size)
+    with closing(FileHash(path)) as file:
+        buffer = bytearray(_CHUNK_BYTES)
+        while file.advance(buffer):
+            on_progress(file.position, file.size_bytes)
+        return FileEntry(sha256=file.sha256, size=file.position)
 
 
 def hash_files(

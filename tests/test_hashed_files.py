@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from r1v_export import hashed_files
 from r1v_export.hashed_files import open_hashed, record_hashes
 
 
@@ -54,3 +58,62 @@ def test_a_file_whose_writing_failed_has_no_hash(tmp_path: Path) -> None:
     with record_hashes() as written, pytest.raises(KeyError):
         fail()
     assert written.sha256(tmp_path / "a") is None
+
+
+def test_writing_waits_while_as_much_as_allowed_is_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashed_files, "QUEUE_BYTES", 10)
+    monkeypatch.setattr(hashed_files, "_SYNC_BYTES", 1)
+    go_on = threading.Event()
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: go_on.wait())
+
+    def write_all() -> None:
+        with record_hashes() as written:
+            write(tmp_path / "a", b"1" * 10, b"2" * 100, b"3" * 4, b"4" * 6, b"5")
+        found.append(written.sha256(tmp_path / "a"))
+
+    found: list[str | None] = []
+    writer = threading.Thread(target=write_all)
+    writer.start()
+    writer.join(0.05)
+    assert writer.is_alive()
+    go_on.set()
+    writer.join()
+    content = b"1" * 10 + b"2" * 100 + b"3" * 4 + b"4" * 6 + b"5"
+    assert (tmp_path / "a").read_bytes() == content
+    assert found == [hashlib.sha256(content).hexdigest()]
+
+
+@pytest.mark.parametrize("writes", [1, 3])
+def test_an_error_of_the_disk_reaches_whoever_writes(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hashed_files, "QUEUE_BYTES", 2)
+    monkeypatch.setattr(hashed_files, "_SYNC_BYTES", 1)
+    monkeypatch.setattr(os, "fdatasync", full)
+    with record_hashes() as written, pytest.raises(OSError, match="No space"):
+        write(tmp_path / "a", *[b"12"] * writes)
+    assert written.sha256(tmp_path / "a") is None
+
+
+def test_what_waits_is_not_written_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashed_files, "_SYNC_BYTES", 1)
+    file = open_hashed(tmp_path / "a")
+
+    def wait_for_the_end(descriptor: int) -> None:
+        with file._changed:
+            file._changed.wait_for(lambda: file._ended)
+
+    monkeypatch.setattr(os, "fdatasync", wait_for_the_end)
+
+    def fail() -> None:
+        with file:
+            file.write(b"1")
+            file.write(b"2")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (tmp_path / "a").read_bytes() in (b"", b"1")

@@ -173,6 +173,18 @@ class Checkpoint:
         parts = [part.read() for part in self._stored[name]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def read_start(self, name: str, size_bytes: int) -> bytes:
+        """The first bytes of a tensor by canonical name, as it is stored, or all where it has fewer.
+
+        Raises:
+            CheckpointError: a file is gone.
+        """
+        start = b""
+        for part in self._stored[name]:
+            if len(start) < size_bytes:
+                start += part.read_start(size_bytes - len(start))
+        return start
+
     def files(self) -> list[Path]:
         """The weight files, and their index where there is one."""
         weights = {part.file for parts in self._stored.values() for part in parts}

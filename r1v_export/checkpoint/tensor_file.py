@@ -16,6 +16,7 @@ import torch
 
 from r1v_export.errors import CheckpointError
 from r1v_export.files import open_regular
+from r1v_export.hashed_reads import note_read
 from r1v_export.quoting import shorten_text, shorten_value
 from r1v_export.strict import load_json
 
@@ -62,6 +63,7 @@ class StoredTensor:
         """
         if self.nbytes == 0:
             return torch.empty(self.shape, dtype=self.dtype)
+        note_read(self.file, self.offset, self.nbytes)
         lead = self.offset % mmap.ALLOCATIONGRANULARITY
         try:
             with open_regular(self.file) as file:
@@ -69,14 +71,34 @@ class StoredTensor:
                     file.fileno(), lead + self.nbytes, access=mmap.ACCESS_COPY, offset=self.offset - lead
                 )
         except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"Tensor {self.name} can no longer be read.",
-                where=self.file,
-                found=error,
-                fix="leave the checkpoint's files in place until the command has ended, and run it again",
-            ) from error
+            raise self._unreadable(error) from error
         count = math.prod(self.shape)
         return torch.frombuffer(mapped, dtype=self.dtype, count=count, offset=lead).view(self.shape)
+
+    def read_start(self, size_bytes: int) -> bytes:
+        """Its first bytes, or all where it has fewer; no others are read from the disk.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+        size_bytes = min(size_bytes, self.nbytes)
+        try:
+            with open_regular(self.file) as file:
+                file.seek(self.offset)
+                start = file.read(size_bytes)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if len(start) < size_bytes:
+            raise self._unreadable(f"the file ends at byte {self.offset + len(start)}")
+        return start
+
+    def _unreadable(self, found: object) -> CheckpointError:
+        return CheckpointError(
+            f"Tensor {self.name} can no longer be read.",
+            where=self.file,
+            found=found,
+            fix="leave the checkpoint's files in place until the command has ended, and run it again",
+        )
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

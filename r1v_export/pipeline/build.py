@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
-from r1v_export.errors import CheckpointError, ParityError, R1VError
+from r1v_export.errors import ParityError, R1VError
 from r1v_export.files import explain_full_disk
 from r1v_export.hashed_files import record_hashes
 from r1v_export.log_event import log_event
-from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageEntry, hash_files
+from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageEntry
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
-from r1v_export.pipeline.estimate import HASH_BYTES_PER_S, require_disk
+from r1v_export.pipeline.estimate import require_disk
 from r1v_export.pipeline.imported import IMPORTED_PRECISIONS, for_checkpoint
+from r1v_export.pipeline.sources import Sources
 from r1v_export.pipeline.stage import Stage, fingerprint
 from r1v_export.pipeline.stages import Build
-from r1v_export.pipeline.workspace import HashCache, Workspace, open_workspace
+from r1v_export.pipeline.workspace import Workspace, open_workspace
 from r1v_export.progress import Progress, size
 from r1v_export.targets import registry
 from r1v_export.version import VERSION
-
-HASHING = "checkpoint-hash"
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,12 +78,12 @@ def build(
         progress.note(note)
     with explain_full_disk(out), open_workspace(out) as workspace:
         try:
-            sources = _hash_sources(job, workspace.hashes, progress)
+            with Sources(job.source_files(), workspace.hashes, progress) as sources:
+                finished, ran = run_stages(stages, sources, workspace, progress, force)
+                sources.require_unchanged()
         finally:
-            workspace.hashes.save()  # of the files that could be read, so that another try begins with the next one
-        finished, ran = run_stages(stages, sources, workspace, progress, force)
-        _require_unchanged(job, sources, workspace.hashes)
-        manifest = _manifest(job, sources, finished)
+            workspace.hashes.save()  # of the files that could be read, so that another try begins with the others
+        manifest = _manifest(job, sources.hashed(), finished)
         if manifest == workspace.manifest:
             workspace.clear()
         else:
@@ -95,12 +95,11 @@ def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool =
     """What `build` would do, changing nothing. Sources are hashed only where there is something to compare with."""
     job = _open(config, out, offline)
     stages, workspace = job.stages(), Workspace(out)
-    paths = job.source_files().values()
     finished: Mapping[str, StageEntry] = {}
     if workspace.has_stages and not force:
-        finished = finished_stages(stages, _hash_sources(job, workspace.hashes, Progress(quiet=True)), workspace)
-    hashing_s = sum(path.stat().st_size for path in paths) / HASH_BYTES_PER_S
-    rows = [PlannedStage(HASHING, False, 0, hashing_s)]
+        with Sources(job.source_files(), workspace.hashes, Progress(quiet=True)) as sources:
+            finished = finished_stages(stages, sources, workspace)
+    rows = []
     for stage in stages:
         done = stage.name in finished
         rows.append(PlannedStage(stage.name, done, 0 if done else stage.size_bytes, 0.0 if done else stage.seconds))
@@ -136,30 +135,13 @@ def _check_targets(config: BuildConfig) -> None:
         registry.get_target(target).check(config)
 
 
-def _require_unchanged(job: Build, sources: Mapping[str, FileEntry], hashes: HashCache) -> None:
-    """
-    Raises:
-        CheckpointError: a file changed after its hash was passed to the stages.
-    """
-    paths = job.source_files()
-    changed = sorted(name for name in sources if not paths[name].is_file() or hashes.get(paths[name]) != sources[name])
-    if changed:
-        raise CheckpointError(
-            "The checkpoint changed while it was being built.",
-            where=job.checkpoint.folder,
-            found=f"another content of {', '.join(changed)}",
-            fix="run the same command again; what is built from the old files is made again",
-        )
-
-
 def run_stages(
-    stages: Sequence[Stage],
-    sources: Mapping[str, FileEntry],
-    workspace: Workspace,
-    progress: Progress,
-    force: bool = False,
+    stages: Sequence[Stage], sources: Sources, workspace: Workspace, progress: Progress, force: bool = False
 ) -> tuple[dict[str, StageEntry], list[str]]:
     """Run the stages that are not done (all of them with `force`).
+
+    A stage that ends before its sources are hashed is remembered by what `stat` says of them. At the end all are known
+    by content.
 
     Returns the files of all stages by name, and the names of those that ran.
     """
@@ -168,56 +150,56 @@ def run_stages(
     finished: dict[str, StageEntry] = {}
     ran = []
     for stage in stages:
-        digest = fingerprint(stage, sources, finished)
         # What a stage waited for may have turned out as it was: then it is done although that had to run.
-        entry = done.get(stage.name) or (None if force else workspace.done(stage.name, digest))
+        entry = done.get(stage.name) or (None if force else _done(stage, sources, finished, workspace))
         if entry:
             message = "%(stage)s: done before, fingerprint %(fingerprint)s"
-            log_event(_LOG, logging.INFO, message, stage=stage.name, fingerprint=digest[:12])
+            log_event(_LOG, logging.INFO, message, stage=stage.name, fingerprint=entry.fingerprint[:12])
             progress.skip(stage.name, "done before")
         else:
             workspace.begin_changes()
-            inputs = [sources[name] for name in stage.sources]
-            inputs += [file for name in stage.after for file in finished[name].files.values()]
-            reads, message = _sizes(inputs), "%(stage)s: begins, may read %(files)d files of %(size)s"
-            log_event(_LOG, logging.INFO, message, stage=stage.name, **reads)
-            entry = _run(stage, digest, workspace, progress)
+            sizes = [sources.size_bytes[name] for name in stage.sources]
+            sizes += [file.size for name in stage.after for file in finished[name].files.values()]
+            message = "%(stage)s: begins, may read %(files)d files of %(size)s"
+            log_event(_LOG, logging.INFO, message, stage=stage.name, **_sizes(sizes))
+            entry = _run(stage, partial(_current, stage, sources, finished), workspace, progress)
             ran.append(stage.name)
         finished[stage.name] = entry
-    return finished, ran
+    return {stage.name: _by_content(stage, sources, finished) for stage in stages}, ran
 
 
-def finished_stages(
-    stages: Sequence[Stage], sources: Mapping[str, FileEntry], workspace: Workspace
-) -> dict[str, StageEntry]:
+def _current(stage: Stage, sources: Sources, finished: Mapping[str, StageEntry]) -> str:
+    """The fingerprint of a stage, by what is known of its sources."""
+    return fingerprint(stage, sources.current(stage.sources), finished)
+
+
+def _by_content(stage: Stage, sources: Sources, finished: Mapping[str, StageEntry]) -> StageEntry:
+    digest = fingerprint(stage, sources.contents(stage.sources), finished)
+    return StageEntry(fingerprint=digest, files=finished[stage.name].files)
+
+
+def finished_stages(stages: Sequence[Stage], sources: Sources, workspace: Workspace) -> dict[str, StageEntry]:
     """The stages that need not run, with their files."""
     finished: dict[str, StageEntry] = {}
     for stage in stages:
         if all(name in finished for name in stage.after):
-            entry = workspace.done(stage.name, fingerprint(stage, sources, finished))
+            entry = _done(stage, sources, finished, workspace)
             if entry is not None:
                 finished[stage.name] = entry
     return finished
 
 
-def _hash_sources(job: Build, hashes: HashCache, progress: Progress) -> dict[str, FileEntry]:
-    paths = job.source_files()
-    total = sum(path.stat().st_size for path in paths.values())
-    with progress.stage(HASHING) as task:
-        try:
-            entries = hash_files(paths, task.report, hashes.get)
-        except OSError as error:
-            raise CheckpointError(
-                "A file of the checkpoint cannot be read.",
-                where=error.filename or job.checkpoint.folder,
-                found=error.strerror or error,
-                fix="check its disk, or the connection to it, and run the same command again; it resumes",
-            ) from error
-        task.outcome = size(total)
-    return entries
+def _done(
+    stage: Stage, sources: Sources, finished: Mapping[str, StageEntry], workspace: Workspace
+) -> StageEntry | None:
+    """The stage's files if it need not run; waits for hashes only if `stat` says something else of a source."""
+    if not workspace.remembers(stage.name):
+        return None
+    entry = workspace.done(stage.name, fingerprint(stage, sources.identities, finished))
+    return entry or workspace.done(stage.name, fingerprint(stage, sources.contents(stage.sources), finished))
 
 
-def _run(stage: Stage, digest: str, workspace: Workspace, progress: Progress) -> StageEntry:
+def _run(stage: Stage, digest: Callable[[], str], workspace: Workspace, progress: Progress) -> StageEntry:
     with progress.stage(stage.name) as task:
         try:
             folder = workspace.begin(stage.name)
@@ -225,8 +207,8 @@ def _run(stage: Stage, digest: str, workspace: Workspace, progress: Progress) ->
                 stage.make(folder, task.report)
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
-        entry = workspace.commit(stage.name, digest, hashes)
-        written = _sizes(entry.files.values())
+        entry = workspace.commit(stage.name, digest(), hashes)
+        written = _sizes([file.size for file in entry.files.values()])
         task.outcome = f"{written['size']} in {task.elapsed}"
         message = "%(stage)s: wrote %(files)d files of %(size)s in %(seconds).1f s"
         log_event(_LOG, logging.INFO, message, stage=stage.name, **written, seconds=round(task.elapsed_s, 3))
@@ -238,10 +220,10 @@ def _run(stage: Stage, digest: str, workspace: Workspace, progress: Progress) ->
     return entry
 
 
-def _sizes(files: Collection[FileEntry]) -> dict[str, Any]:
+def _sizes(sizes_bytes: Sequence[int]) -> dict[str, Any]:
     """Number and size of files, for the log."""
-    total = sum(file.size for file in files)
-    return {"files": len(files), "size": size(total), "size_bytes": total}
+    total = sum(sizes_bytes)
+    return {"files": len(sizes_bytes), "size": size(total), "size_bytes": total}
 
 
 def _with_report(error: ParityError, report: Path | None) -> ParityError:

@@ -14,7 +14,6 @@ from r1v_export.pipeline.stage import Stage
 from r1v_export.progress import size
 from r1v_export.quantization.sizes import graph_tensors
 
-HASH_BYTES_PER_S = 600e6
 WRITE_BYTES_PER_S = 150e6
 """Read, cast, write, sync and hash; seen on two cores with a 290 MB/s disk."""
 TRACE_S = 4.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from r1v_export.manifest import FileEntry, StageEntry, to_json
+from r1v_export.manifest import StageEntry, to_json
 from r1v_export.pipeline.provenance import code_digest, tool_versions
 from r1v_export.progress import ProgressCallback
 
@@ -42,18 +42,21 @@ class Stage:
     notes: Callable[[Path], Sequence[str]] = lambda bundle: ()
 
 
-def fingerprint(stage: Stage, source_files: Mapping[str, FileEntry], finished: Mapping[str, StageEntry]) -> str:
+def fingerprint(stage: Stage, sources: Mapping[str, str], finished: Mapping[str, StageEntry]) -> str:
     """SHA-256 over all that decides a stage's outputs: settings, code, tool versions, and the hashes of its inputs.
 
     Inputs count by content, not by how they came about: a changed stage whose outputs stay the same reruns nothing
     after it.
+
+    Args:
+        sources: SHA-256 of the checkpoint's files, by name, or what stands for those that are not hashed yet.
     """
     ingredients = {
         "stage": stage.name,
         "settings": stage.settings,
         "code": code_digest(stage.code),
         "tools": tool_versions(stage.tools),
-        "sources": {name: source_files[name].sha256 for name in stage.sources},
+        "sources": {name: sources[name] for name in stage.sources},
         "inputs": {path: entry.sha256 for name in stage.after for path, entry in finished[name].files.items()},
     }
     return hashlib.sha256(to_json(ingredients).encode()).hexdigest()

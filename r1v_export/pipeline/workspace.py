@@ -1,7 +1,7 @@
 """The output folder of a build: one build at a time, files that appear whole or not at all, a memory of what is done.
 
     OUT/.work/lock            held while a build runs; freed by the system when the process dies, however it dies
-    OUT/.work/hashes.json     path, size, mtime -> SHA-256, so that a resumed build reads nothing twice
+    OUT/.work/hashes.json     path, device, inode, size, mtime -> SHA-256: a resumed build reads nothing twice for it
     OUT/.work/done/STAGE.json fingerprint and files of a finished stage, written after its files are in place
     OUT/.work/STAGE/          what a running stage has written so far; never read again by another build
     OUT/manifest.json         written last: its presence says that the bundle is whole
@@ -32,7 +32,7 @@ from r1v_export.files import (
     sync_folder,
     write_atomically,
 )
-from r1v_export.hashed_files import WrittenHashes
+from r1v_export.hashed_files import FileIdentity, WrittenHashes, file_identity
 from r1v_export.manifest import (
     LOCAL_REPORTS,
     MANIFEST,
@@ -44,7 +44,6 @@ from r1v_export.manifest import (
     read_manifest,
     to_json,
 )
-from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.strict import load_json
 
 
@@ -61,6 +60,10 @@ class Workspace:
     def has_stages(self) -> bool:
         """Whether anything was ever finished here."""
         return bool(self._done)
+
+    def remembers(self, stage: str) -> bool:
+        """Whether the stage was ever finished here."""
+        return stage in self._done
 
     def done(self, stage: str, fingerprint: str) -> StageEntry | None:
         """The stage's files when it finished with this fingerprint and they are as it left them, else None."""
@@ -109,7 +112,7 @@ class Workspace:
             target = self.out / name
             target.parent.mkdir(parents=True, exist_ok=True)
             (folder / name).replace(target)
-            self.hashes.put(target, file)
+            self.hashes.put(target, file, file_identity(target.stat()))
         for parent in {(self.out / name).parent for name in files}:
             sync_folder(parent)
         self.hashes.save()
@@ -161,7 +164,7 @@ class Workspace:
 
 
 class HashCache:
-    """SHA-256 by path, for files whose size and modification time have not changed."""
+    """SHA-256 by path, for files that `stat` says the same of as then."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -169,26 +172,36 @@ class HashCache:
             known = load_json(read_regular_text(path), UsageError, "The hashes of a build cannot be read", where=path)
         except (OSError, ValueError, UsageError):
             known = None  # hashed again
-        self.known: dict[str, list[int | str]] = known if isinstance(known, dict) else {}
+        self._known: dict[str, list[int | str]] = known if isinstance(known, dict) else {}
 
-    def get(self, path: Path, on_progress: ProgressCallback = ignore_progress) -> FileEntry:
+    def known(self, path: Path) -> FileEntry | None:
+        """Hash of a file where it is known.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        identity = file_identity(path.stat())
+        match self._known.get(str(path.absolute())):
+            case [*found, str(sha256)] if found == list(identity):
+                return FileEntry(sha256=sha256, size=identity[2])
+        return None
+
+    def get(self, path: Path) -> FileEntry:
         """Hash of a file, computed when it is not known."""
-        stat = path.stat()
-        match self.known.get(str(path.absolute())):
-            case [stat.st_size, stat.st_mtime_ns, str(sha256)]:
-                on_progress(stat.st_size, stat.st_size)
-                return FileEntry(sha256=sha256, size=stat.st_size)
-        entry = hash_file(path, on_progress)
-        self.put(path, entry)
+        identity = file_identity(path.stat())
+        entry = self.known(path)
+        if entry is None:
+            entry = hash_file(path)
+            self.put(path, entry, identity)
         return entry
 
-    def put(self, path: Path, entry: FileEntry) -> None:
-        """Remember a file's hash for its current size and modification time."""
-        self.known[str(path.absolute())] = [entry.size, path.stat().st_mtime_ns, entry.sha256]
+    def put(self, path: Path, entry: FileEntry, identity: FileIdentity) -> None:
+        """Remember a file's hash for as long as it has this identity."""
+        self._known[str(path.absolute())] = [*identity, entry.sha256]
 
     def save(self) -> None:
         """Write the cache to its file."""
-        _write_text(self.path, json.dumps(self.known))
+        _write_text(self.path, json.dumps(self._known))
 
 
 @contextmanager

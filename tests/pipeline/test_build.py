@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from r1v_export import hashed_reads
 from r1v_export.build_file import load_config
 from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -97,7 +98,7 @@ def test_a_plan_changes_nothing_and_knows_what_is_done(
     tiny_bundle: Path, tiny_config: BuildConfig, tmp_path: Path, tree: Tree
 ) -> None:
     before = tree(tiny_bundle)
-    assert all(stage.done for stage in plan(tiny_config, tiny_bundle)[1:])
+    assert all(stage.done for stage in plan(tiny_config, tiny_bundle))
     assert not any(stage.done for stage in plan(tiny_config, tiny_bundle, force=True))
     new = plan(tiny_config, tmp_path / "new")
     assert not any(stage.done for stage in new)
@@ -280,15 +281,15 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_stage_is_named_and_the_build_re
     assert tree(build(config, out).out) == expected
 
 
-class _Flaky(io.BytesIO):
+class _Flaky(io.FileIO):
     """A file of which 1,000 bytes can be read."""
 
-    def __init__(self, at_end: OSError | None) -> None:
-        super().__init__(b"x" * 1000)
+    def __init__(self, path: Path, at_end: OSError | None) -> None:
+        super().__init__(path)
         self.at_end = at_end
 
     def readinto(self, buffer: Any) -> int:
-        count = super().readinto(buffer)
+        count = super().readinto(memoryview(buffer)[: max(0, 1000 - self.tell())])
         if not count and self.at_end:
             raise self.at_end
         return count
@@ -311,25 +312,24 @@ def test_a_source_file_that_cannot_be_read_to_its_end_is_named_and_the_build_res
     tree: Tree,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from r1v_export import manifest
-
-    opened, open_regular, out = list[str](), manifest.open_regular, tmp_path / "out"
+    opened, open_regular, out = list[Path](), hashed_reads.open_regular, tmp_path / "out"
+    weights, damaged = (Path(tiny_config.model, name) for name in ("model.safetensors", "tokenizer.json"))
 
     def flaky(path: Path) -> Any:
-        opened.append(path.name)
-        return _Flaky(at_end) if path.name == "tokenizer.json" else open_regular(path)
+        opened.append(path)
+        return _Flaky(path, at_end) if path == damaged else open_regular(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "open_regular", flaky)
+        patch.setattr(hashed_reads, "open_regular", flaky)
         with pytest.raises(CheckpointError, match="cannot be read") as caught:
             build(tiny_config, out)
-    assert str(caught.value.where).endswith("tokenizer.json")
+    assert caught.value.where == str(damaged)
     assert str(caught.value.found).startswith(found)
     assert "resumes" in str(caught.value.fix)
     before, opened = opened, []
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "open_regular", lambda path: opened.append(path.name) or open_regular(path))
-        build(tiny_config, out)
-    assert before[0] == "model.safetensors"
-    assert "model.safetensors" not in opened, "its hash is known from before"
+        patch.setattr(hashed_reads, "open_regular", lambda path: opened.append(path) or open_regular(path))
+        assert build(tiny_config, out).ran == (), "what stages ran is known by what stat says of the sources"
+    assert weights in before
+    assert weights not in opened, "its hash is known from before"
     assert tree(out) == tree(tiny_built)

@@ -15,6 +15,7 @@ import pytest
 
 from r1v_export.manifest import MANIFEST, verify
 from r1v_export.pipeline.build import run_stages
+from r1v_export.pipeline.sources import Sources
 from r1v_export.pipeline.stage import Stage
 from r1v_export.pipeline.workspace import open_workspace
 from r1v_export.progress import Progress, ProgressCallback
@@ -51,7 +52,8 @@ def stages(version: str) -> list[Stage]:
 def build(out: Path, version: str, force: bool = False) -> list[str]:
     """Build, and return the names of the stages that ran."""
     with open_workspace(out) as workspace:
-        finished, ran = run_stages(stages(version), {}, workspace, Progress(quiet=True), force)
+        with Sources({}, workspace.hashes, Progress(quiet=True)) as sources:
+            finished, ran = run_stages(stages(version), sources, workspace, Progress(quiet=True), force)
         manifest = manifest_of(finished)
         if manifest == workspace.manifest:
             workspace.clear()

@@ -12,7 +12,7 @@ from r1v_export.manifest import FileEntry, StageEntry
 from r1v_export.pipeline import provenance, stage
 from r1v_export.pipeline.stage import Stage, fingerprint
 
-SOURCES = {"model.safetensors": FileEntry(sha256="1" * 64, size=1), "other": FileEntry(sha256="2" * 64, size=1)}
+SOURCES = {"model.safetensors": "1" * 64, "other": "2" * 64}
 FINISHED = {"before": StageEntry(fingerprint="3" * 64, files={"graphs/x": FileEntry(sha256="4" * 64, size=1)})}
 
 
@@ -54,7 +54,7 @@ def test_another_content_of_an_input_makes_another_fingerprint() -> None:
     entry = FileEntry(sha256="5" * 64, size=1)
     finished = {"before": StageEntry(fingerprint="3" * 64, files={"graphs/x": entry})}
     assert fingerprint(STAGE, SOURCES, finished) != BASE
-    assert fingerprint(STAGE, {**SOURCES, "model.safetensors": entry}, FINISHED) != BASE
+    assert fingerprint(STAGE, {**SOURCES, "model.safetensors": entry.sha256}, FINISHED) != BASE
 
 
 def test_how_an_input_came_about_does_not_count() -> None:

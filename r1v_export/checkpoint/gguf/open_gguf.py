@@ -53,6 +53,10 @@ class GgufTensor(StoredTensor):
         tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
         return tensor.roll(1, 1) if self.patches_first else tensor
 
+    def read_start(self, size_bytes: int) -> bytes:
+        start = self.read().flatten()[: size_bytes // self.dtype.itemsize]
+        return start.view(torch.uint8).numpy().tobytes()
+
     def _as_trained(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Without the second half of the channels of a widened tower."""
         tensor = tensor.reshape((1,) * (len(shape) - tensor.ndim) + tuple(tensor.shape))

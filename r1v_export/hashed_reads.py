@@ -1,0 +1,211 @@
+"""Files that are hashed while others read them, so that each comes from the disk once.
+
+    with ReadHashes(paths) as hashes:
+        ...                     # whoever maps a part of a file calls `note_read`
+        hashes.finish()
+    hashes.found[path]
+
+SHA-256 takes a file from its beginning to its end, its readers take parts in an order of their own. A thread hashes as
+many bytes of a file as readers have asked for, and a little more: both find each other's pages in the page cache, and
+where the parts lie in the order in which they are read, it reads ahead.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from r1v_export.errors import CheckpointError
+from r1v_export.files import open_regular
+from r1v_export.hashed_files import FileIdentity, file_identity
+from r1v_export.progress import ProgressCallback, ignore_progress
+
+AHEAD_BYTES = 256 << 20
+"""How much more of a file is hashed than readers have asked for."""
+BEHIND_BYTES = 2 << 30
+"""How much less, of all files: then readers wait, because pages that they leave behind do not stay in memory."""
+
+_PIECE_BYTES = 4 << 20
+_REPORT_S = 0.1
+
+_ACTIVE: list[ReadHashes] = []
+"""Of the whole process: pools of threads read files, too."""
+
+
+def note_read(path: Path, offset: int, size_bytes: int) -> None:
+    """Say that a part of a file is about to be read, whole; may wait for a hash that lags behind."""
+    for hashes in tuple(_ACTIVE):
+        hashes.note_read(path, offset, size_bytes)
+
+
+class FileHash:
+    """SHA-256 of a file, computed a piece at a time from its beginning.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._file, self._digest = path, open_regular(path), hashlib.sha256()
+        self.identity = file_identity(os.fstat(self._file.fileno()))
+        self.size_bytes, self.position = self.identity[2], 0
+
+    def advance(self, buffer: bytearray) -> bool:
+        """Hash as much as the buffer holds. Whether there was any more.
+
+        Raises:
+            OSError: the file cannot be read, or not to its end.
+        """
+        try:
+            count = self._file.readinto(buffer)
+        except OSError as error:
+            found = f"{error.strerror}, at byte {self.position} of {self.size_bytes}"
+            raise OSError(error.errno, found, str(self.path)) from error
+        if not count and self.position < self.size_bytes:
+            found = f"it ends at byte {self.position} of {self.size_bytes}"
+            raise OSError(errno.EIO, found, str(self.path))
+        self._digest.update(memoryview(buffer)[:count])
+        self.position += count
+        return bool(count)
+
+    @property
+    def sha256(self) -> str:
+        """Of what was hashed so far, in hex."""
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class FoundHash:
+    """SHA-256 in hex of a file as it was with an identity."""
+
+    sha256: str
+    identity: FileIdentity
+
+
+@dataclass
+class _Reads:
+    """What is known of one file's readers and its hash, in bytes."""
+
+    size_bytes: int
+    asked: int = 0
+    hashed: int = 0
+    parts: set[int] = field(default_factory=set)
+    """Offsets of the parts that were asked for."""
+
+
+class ReadHashes:
+    """Hashes of a checkpoint's files, computed in a thread from `__enter__` on.
+
+    Attributes:
+        found: hashes of the files that were read to their end.
+
+    Raises:
+        OSError: a file is not there.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.found: dict[Path, FoundHash] = {}
+        self._reads = {path: _Reads(path.stat().st_size) for path in paths}
+        self._total = sum(reads.size_bytes for reads in self._reads.values())
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._finishing = self._closed = False
+        self._thread = threading.Thread(target=self._run, name="source hashes", daemon=True)
+
+    def __enter__(self) -> ReadHashes:
+        _ACTIVE.append(self)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _ACTIVE.remove(self)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def note_read(self, path: Path, offset: int, size_bytes: int) -> None:
+        """As the function; nothing for other files, and for parts that were asked for before.
+
+        Raises:
+            CheckpointError: as `finish`.
+        """
+        with self._changed:
+            reads = self._reads.get(path)
+            if reads is None or offset in reads.parts:
+                return
+            self._changed.wait_for(lambda: self._lag() <= BEHIND_BYTES or self._error or self._closed)
+            if self._error:
+                raise self._error
+            reads.parts.add(offset)
+            reads.asked += size_bytes
+            self._changed.notify_all()
+
+    def finish(self, on_progress: ProgressCallback = ignore_progress) -> None:
+        """Wait until all files are hashed, whoever else reads them.
+
+        Raises:
+            CheckpointError: one cannot be read, or not to its end; names it and the byte.
+        """
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
+            while not self._changed.wait_for(lambda: self._error or len(self.found) == len(self._reads), _REPORT_S):
+                on_progress(sum(reads.hashed for reads in self._reads.values()), self._total)
+            if self._error:
+                raise self._error
+
+    def _lag(self) -> int:
+        return sum(max(0, reads.asked - reads.hashed) for reads in self._reads.values())
+
+    def _run(self) -> None:
+        files, buffer = dict[Path, FileHash](), bytearray(_PIECE_BYTES)
+        try:
+            while (path := self._next()) is not None:
+                file = files.get(path) or files.setdefault(path, FileHash(path))
+                more = file.advance(buffer)
+                with self._changed:
+                    self._reads[path].hashed = file.position
+                    if not more:
+                        self.found[path] = FoundHash(file.sha256, file.identity)
+                    self._changed.notify_all()
+        except BaseException as error:  # raised where the hashes are asked for
+            with self._changed:
+                self._error = unreadable(error) if isinstance(error, OSError) else error
+                self._changed.notify_all()
+        finally:
+            for file in files.values():
+                file.close()
+
+    def _next(self) -> Path | None:
+        """The next file to hash a piece of, once there is one; None at the end."""
+        with self._changed:
+            while not self._closed and len(self.found) < len(self._reads):
+                for path, reads in self._reads.items():
+                    is_due = self._finishing or (reads.asked and reads.hashed < reads.asked + AHEAD_BYTES)
+                    if is_due and path not in self.found:
+                        return path
+                self._changed.wait()
+            return None
+
+
+def unreadable(error: OSError) -> CheckpointError:
+    """The error for a file of a checkpoint that cannot be read to its end."""
+    return CheckpointError(
+        "A file of the checkpoint cannot be read.",
+        where=error.filename,
+        found=error.strerror or error,
+        fix="check its disk, or the connection to it, and run the same command again; it resumes",
+    )
