@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from r1v_export.bundle import ENGINES, GRAPHS, Bundle
@@ -55,6 +54,10 @@ class Questions:
             streamed_reply_tokens=self.max_new_tokens or defaults.streamed_reply_tokens,
         )
 
+    def longest(self, streamed: bool) -> int:
+        """Tokens of an answer, or of the reply that a streamed gate is given."""
+        return self.parity.streamed_reply_tokens if streamed else self.parity.max_new_tokens
+
     def of(self, checkpoint: Checkpoint, streamed: bool = False) -> Iterable[ParitySample]:
         """Return the given samples, or generate questions for the checkpoint."""
         count = self.parity.streamed_questions if streamed else self.parity.questions
@@ -86,33 +89,63 @@ def check_bundle(
     """
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
-    progress.stages = 1 + (2 if bundle.config.quantized else 1) + len(others)
+    progress.stages = 1
     checkpoint = open_source(bundle, model, progress)
     artifact = open_artifact(folder, checkpoint)
     require_calibrated_scales(bundle.graphs, artifact)
-    config = bundle.config.model_copy(update={"parity": asked.parity})
-    streamed = choose_gate(config, target, bundle.spec, artifact.schemes if artifact else {}) == "streamed"
-    longest = asked.parity.streamed_reply_tokens if streamed else asked.parity.max_new_tokens
-    options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=longest)
+    streamed = _streams([bundle, *others], checkpoint, asked, target, device)
+    options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.longest(streamed))
     options = replace(options, blocks=blocks, measure_latency=not streamed)
     run = GateRun(folder, target, checkpoint, artifact, device)
-    reports = []
-    for gate in gate_names(checkpoint, artifact, options):
-        with progress.stage(gate) as task, tempfile.TemporaryDirectory() as work:
-            compare = partial(run.streamed, work=Path(work, "activations")) if streamed else run.whole
-            reports.append(
-                compare(asked.of(checkpoint, streamed), replace(options, gate=gate), on_progress=task.report)
-            )
+    gates = [replace(options, gate=gate) for gate in gate_names(checkpoint, artifact, options)]
+    questions = asked.of(checkpoint, streamed)
+    progress.stages += (1 if streamed else len(gates)) + len(others)
+    if streamed:
+        names = " and ".join(gate.gate for gate in gates)
+        with progress.stage(names) as task, tempfile.TemporaryDirectory() as work:
+            reports = run.streamed(questions, gates, Path(work, "activations"), task.report)
+    else:
+        reports = []
+        for gate in gates:
+            with progress.stage(gate.gate) as task:
+                reports.append(run.whole(questions, gate, task.report))
     if others:
-        rows = [facts(bundle, target, reports[-1]), *_measured(others, checkpoint, asked, device, progress)]
+        rows = [facts(bundle, target, reports[-1]), *_measured(others, checkpoint, asked, device, progress, streamed)]
         reports[-1] = reports[-1].model_copy(update={"bundles": tuple(rows)})
     return reports
 
 
+def _streams(bundles: Sequence[Bundle], checkpoint: Checkpoint, asked: Questions, target: str, device: Device) -> bool:
+    """Whether the engines, `target` of the first bundle and the first of the others, are compared block by block: all
+    are where one has to be, so that their numbers can be compared.
+
+    Raises:
+        CapabilityError: as `choose_gate`.
+    """
+
+    def choose(bundle: Bundle, gate: GateMode) -> str:
+        parity = asked.parity.model_copy(update={"gate": gate})
+        config = bundle.config.model_copy(update={"parity": parity, "device": device})
+        artifact = open_artifact(bundle.folder, checkpoint)
+        name = target if bundle is bundles[0] else bundle.target(None)
+        return choose_gate(config, name, bundle.spec, artifact.schemes if artifact else {})
+
+    streamed = "streamed" in [choose(bundle, asked.parity.gate) for bundle in bundles]
+    if streamed:
+        for bundle in bundles:
+            choose(bundle, "streamed")
+    return streamed
+
+
 def _measured(
-    bundles: Sequence[Bundle], checkpoint: Checkpoint, asked: Questions, device: Device, progress: Progress
+    bundles: Sequence[Bundle],
+    checkpoint: Checkpoint,
+    asked: Questions,
+    device: Device,
+    progress: Progress,
+    streamed: bool,
 ) -> Iterator[BundleFacts]:
-    original = reference_endpoint(checkpoint, device)
+    original = None if streamed else reference_endpoint(checkpoint, device)
     for bundle in bundles:
         with progress.stage(bundle.folder.name) as task:
             yield measure(bundle, checkpoint, original, asked, device, task.report)
@@ -151,22 +184,30 @@ def open_others(own: Bundle, folders: Sequence[Path]) -> list[Bundle]:
 def measure(
     bundle: Bundle,
     checkpoint: Checkpoint,
-    reference: Endpoint,
+    reference: Endpoint | None,
     asked: Questions,
     device: Device,
     on_progress: ProgressCallback,
 ) -> BundleFacts:
     """Compare a bundle's first engine with the float32 model.
 
+    Args:
+        reference: the float32 model; None to compare block by block.
+
     Raises:
         CapabilityError: this machine cannot run the engine.
     """
-    target, artifact = bundle.target(None), open_artifact(bundle.folder, checkpoint)
-    longest = asked.parity.max_new_tokens
+    target, artifact, streamed = bundle.target(None), open_artifact(bundle.folder, checkpoint), reference is None
+    longest = asked.longest(streamed)
     options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=longest)
-    gate = gate_names(checkpoint, artifact, options)[-1]
-    candidate = candidate_endpoint(bundle.folder, target, device)
-    report = check(reference, candidate, asked.of(checkpoint), replace(options, gate=gate), on_progress)
+    options = replace(options, gate=gate_names(checkpoint, artifact, options)[-1])
+    questions = asked.of(checkpoint, streamed)
+    if reference is None:
+        run = GateRun(bundle.folder, target, checkpoint, artifact, device)
+        with tempfile.TemporaryDirectory() as work:
+            (report,) = run.streamed(questions, [options], Path(work, "activations"), on_progress)
+    else:
+        report = check(reference, candidate_endpoint(bundle.folder, target, device), questions, options, on_progress)
     return facts(bundle, target, report)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal
 
 from r1v_export.bundle import ENGINES, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.names import EMBED_TOKENS
 from r1v_export.config import BuildConfig, Device
 from r1v_export.cpus import thread_count
 from r1v_export.model_spec import ModelSpec
@@ -19,7 +20,7 @@ from r1v_export.parity.endpoints import BlockwiseEndpoint, Endpoint
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport, TextFacts
-from r1v_export.parity.streamed import check_streamed
+from r1v_export.parity.streamed import StreamedGate, check_streamed
 from r1v_export.parity.texts import score_texts, score_texts_by_blocks
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import fake_quantize
@@ -67,6 +68,12 @@ def candidate_endpoint(folder: Path, target: str, device: Device) -> Endpoint:
     return Endpoint(engine, *open_files(folder))
 
 
+def _quantizes_decoder_only(artifact: Artifact) -> bool:
+    """Whether the fake-quantized model has the original's tower, projector and embeddings."""
+    changed = {*(f"{linear}.weight" for linear in artifact.schemes), *artifact.overrides}
+    return all(name.startswith("language_model.") and name != EMBED_TOKENS for name in changed)
+
+
 def _own_files(checkpoint: Checkpoint) -> tuple[Tokenizer, PipelineDocument]:
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     return tokenizer, describe_pipeline(checkpoint.spec, tokenizer, checkpoint.generation_config)
@@ -110,11 +117,16 @@ class GateRun:
         return self._with_facts(report, score_texts(reference, texts(self.checkpoint)))
 
     def streamed(
-        self, samples: Iterable[ParitySample], options: CheckOptions, work: Path, on_progress: ProgressCallback
-    ) -> ParityReport:
-        """Compare block by block.
+        self,
+        samples: Iterable[ParitySample],
+        gates: Sequence[CheckOptions],
+        work: Path,
+        on_progress: ProgressCallback,
+    ) -> list[ParityReport]:
+        """Compare block by block: the engine takes the samples through its blocks once for all gates.
 
         Args:
+            gates: each with its `gate`.
             work: folder for activations that memory does not hold; it is removed.
         """
         import torch
@@ -123,14 +135,19 @@ class GateRun:
         target, spec = registry.get_target(self.target), read_spec(self.folder)
         assert isinstance(target, OpensBlocks), "choose_gate refuses other targets"
         blocks = target.open_blocks(self.folder / ENGINES / self.target, spec, self.device)
-        original = reference_blocks(self.checkpoint, self._artifact_of(options.gate))
-        reference = BlockwiseEndpoint(original, *_own_files(self.checkpoint))
         candidate = BlockwiseEndpoint(blocks, *open_files(self.folder))
+        references = [reference_blocks(self.checkpoint, self._artifact_of(options.gate)) for options in gates]
+        compared = [
+            StreamedGate(BlockwiseEndpoint(reference, *_own_files(self.checkpoint)), options)
+            for reference, options in zip(references, gates, strict=True)
+        ]
+        same_embeddings = self.artifact is None or _quantizes_decoder_only(self.artifact)
         try:
-            report = check_streamed(reference, candidate, samples, options, work, on_progress)
+            reports = check_streamed(compared, candidate, samples, work, on_progress, same_embeddings=same_embeddings)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        return self._with_facts(report, score_texts_by_blocks(original, texts(self.checkpoint)))
+        facts = score_texts_by_blocks(references[0], texts(self.checkpoint))
+        return [self._with_facts(report, facts) for report in reports]
 
     @cached_property
     def _candidate(self) -> Endpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -56,7 +56,10 @@ _CALIBRATION_CODE = (
     *("checkpoint", "model_spec.py", "processing", "reference"),
     *("quantization", "nano", "runner", "pipeline/calibration.py"),
 )
-_RUN_CODE = (*_TRACED_CODE, *_DOCUMENTS_CODE, "targets", "runner", "parity", "nano", "pipeline/parity_gate.py")
+_RUN_CODE = (
+    *(*_TRACED_CODE, *_DOCUMENTS_CODE, "targets", "runner", "parity", "nano", "quantization"),
+    "pipeline/parity_gate.py",
+)
 
 
 @dataclass(frozen=True)
@@ -344,15 +347,19 @@ class Build:
         questions = GeneratedQuestions(self.checkpoint, parity.streamed_questions if streamed else parity.questions)
         run = GateRun(self.out, target, self.checkpoint, self.artifact, self.config.device)
         work = self.out / WORK_FOLDER / "streamed-gate"
-        reports: list[ParityReport] = []
         names = gate_names(self.checkpoint, self.artifact, options)
-        for index, gate in enumerate(names):
-            compare = partial(run.streamed, work=work) if streamed else run.whole
-            part = subrange(on_progress, index / len(names), (index + 1) / len(names))
-            report = compare(questions, replace(options, gate=gate), on_progress=part)
+        gates = [replace(options, gate=gate) for gate in names]
+        reports: Iterable[ParityReport]
+        if streamed:
+            reports = run.streamed(questions, gates, work, on_progress)
+        else:
+            parts = [subrange(on_progress, i / len(gates), (i + 1) / len(gates)) for i in range(len(gates))]
+            reports = (run.whole(questions, gate, part) for gate, part in zip(gates, parts, strict=True))
+        written = []
+        for gate, report in zip(names, reports, strict=True):
             write_report(report, folder / self.report_folder(target) / place_of(gate, names))
-            reports.append(report)
-        for report in reports:
+            written.append(report)
+        for report in written:
             report.raise_if_failed()
 
 

@@ -17,7 +17,7 @@ from r1v_export.contract import GRAPHS
 from r1v_export.exporters.export import export_graph
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.endpoints import BlockwiseEndpoint
-from r1v_export.parity.streamed import check_streamed
+from r1v_export.parity.streamed import StreamedGate, check_streamed
 from r1v_export.quantization.apply.blockwise import reference_blocks
 from r1v_export.reference.model import Model
 from r1v_export.targets.interface import BuildInputs
@@ -117,13 +117,10 @@ def streamed(reference: Endpoint, bundle: Path, samples: list[ParitySample], wor
     model = reference.engine.model
     blocks = OnnxRuntimeTarget().open_blocks(bundle / "engines" / "onnxruntime", model.spec, "cpu")
     files = reference.tokenizer, reference.pipeline
-    return check_streamed(
-        BlockwiseEndpoint(reference_blocks(checkpoint_of(model)), *files),
-        BlockwiseEndpoint(blocks, *files),
-        samples,
-        CheckOptions("fp32", max_new_tokens=4, **options),
-        work,
-    )
+    original = BlockwiseEndpoint(reference_blocks(checkpoint_of(model)), *files)
+    gate = StreamedGate(original, CheckOptions("fp32", max_new_tokens=4, **options))
+    (report,) = check_streamed([gate], BlockwiseEndpoint(blocks, *files), samples, work)
+    return report
 
 
 def test_a_built_engine_passes_behind_every_layer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_both_gates_agree_on_nano(nano_bundle: Path, tmp_path: Path) -> None:
         GeneratedQuestions(run.checkpoint, 3), CheckOptions("fp32", max_new_tokens=steps + 1), ignore_progress
     )
     options = CheckOptions("fp32", max_new_tokens=steps)
-    streamed = run.streamed(GeneratedQuestions(run.checkpoint, 3), options, tmp_path / "work", ignore_progress)
+    questions = GeneratedQuestions(run.checkpoint, 3)
+    (streamed,) = run.streamed(questions, [options], tmp_path / "work", ignore_progress)
     # Both are fed the same tokens: nano answers as it was trained to, and those are the replies.
     for answered, fed in zip(whole.samples, streamed.streamed, strict=True):
         assert answered.reference.startswith(fed.reply)
@@ -80,7 +82,9 @@ def test_a_quantized_engine_is_compared_behind_every_layer(target: str, tiny_qua
     run = GateRun(tiny_quantized, target, checkpoint, open_artifact(tiny_quantized, checkpoint), "cpu")
     # The graphs of this build compute in float16, but for the ONNX Runtime target's.
     options = CheckOptions("int4", compute="float16", max_new_tokens=3)
-    report = run.streamed(GeneratedQuestions(checkpoint, 2), options, tmp_path / "work", ignore_progress)
+    gates = [replace(options, gate=gate) for gate in gate_names(checkpoint, run.artifact, options)]
+    report, original = run.streamed(GeneratedQuestions(checkpoint, 2), gates, tmp_path / "work", ignore_progress)
+    assert (report.gate, original.gate) == ("arithmetic", "quantization")
     report.raise_if_failed()
     assert report.candidate == target
     assert report.boundary("decoder_layer.0").metrics["relative_error"] < 1e-3
