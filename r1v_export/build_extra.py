@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from r1v_export.errors import CapabilityError
+from r1v_export.extras import install_command
 
 MODULES = frozenset(
     {
@@ -16,7 +17,10 @@ MODULES = frozenset(
 )
 """What the extra installs; pyproject.toml names the distributions."""
 
-INSTALL = 'pip install "r1v-export[build]"'
+
+def install() -> str:
+    """The command that installs the extra."""
+    return install_command("build")
 
 
 def require() -> None:
@@ -56,5 +60,5 @@ def _not_installed(module: str) -> CapabilityError:
         "This needs packages for building and checking, which a runtime-only installation does not have.",
         expected=", ".join(sorted(MODULES)),
         found=f"no {module}",
-        fix=INSTALL,
+        fix=install(),
     )

@@ -1,20 +1,24 @@
 """Progress of long work on stderr: what runs, how far it is, how long it will still take.
 
-On a terminal one line is redrawn; elsewhere each finished stage leaves one line. Nothing goes to stdout.
+On a terminal one line is redrawn; elsewhere a stage that runs long leaves a line every half minute, and each finished
+stage one. Nothing goes to stdout.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from r1v_export.quoting import visible
 
 _REDRAW_S = 0.1
+_HEARTBEAT_S = 30.0
+"""Between the lines of a stage that runs where there is no terminal."""
 
 
 class ProgressCallback(Protocol):
@@ -53,14 +57,27 @@ class Progress:
     Args:
         stages: how many there will be; may be set later.
         stream: where to, stderr by default.
-        quiet: show nothing.
+        quiet: do not show stages.
+        notes: show notes, such as warnings; unless quiet, if omitted.
+
+    Attributes:
+        expected_s: seconds that stages will take, by name, where somebody estimates them; those that have begun count
+            no more.
     """
 
-    def __init__(self, stages: int = 0, stream: TextIO | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self, stages: int = 0, stream: TextIO | None = None, quiet: bool = False, notes: bool | None = None
+    ) -> None:
         self.stages, self.number = stages, 0
         self.stream = stream or sys.stderr
-        self.quiet = quiet
+        self.quiet, self.notes = quiet, not quiet if notes is None else notes
         self.live = self.stream.isatty() and not quiet
+        self.expected_s: Mapping[str, float] = {}
+
+    @property
+    def later_s(self) -> float:
+        """Seconds that the stages which have not begun will take, as far as they are estimated."""
+        return sum(self.expected_s.values())
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Task]:
@@ -68,7 +85,8 @@ class Progress:
         task = Task(self, self._next_title(name))
         task.draw()
         try:
-            yield task
+            with self._heartbeat(task):
+                yield task
         except BaseException:
             self.write(f"{task.title}: stopped after {task.elapsed}", last=True)
             raise
@@ -80,22 +98,47 @@ class Progress:
 
     def note(self, line: str) -> None:
         """Say something that stays."""
-        self.write(f"  {line}", last=True)
+        if self.notes:
+            self._print(f"  {line}")
+
+    @contextmanager
+    def _heartbeat(self, task: Task) -> Iterator[None]:
+        """Where no terminal shows how far a stage is, print it from time to time, also if it reports nothing."""
+        if self.live or self.quiet:
+            yield
+            return
+        ended = threading.Event()
+
+        def print_states() -> None:
+            while not ended.wait(_HEARTBEAT_S):
+                self.write(task.line(), last=True)
+
+        thread = threading.Thread(target=print_states, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def _next_title(self, name: str) -> str:
         self.number += 1
+        self.expected_s = {stage: seconds for stage, seconds in self.expected_s.items() if stage != name}
         return f"[{self.number}/{self.stages}] {name}"
 
     def write(self, line: str, last: bool) -> None:
         """Show a line: redrawn in place on a terminal, otherwise printed only if it is the last of its task."""
-        line = visible(line)
-        if self.live:
+        if last and not self.quiet:
+            self._print(line)
+        elif self.live:
             # A line that is redrawn must not wrap: what it wraps to is never erased.
-            shown = line if last else line[: shutil.get_terminal_size().columns - 1]
-            self.stream.write(f"\r\x1b[K{shown}" + ("\n" if last else ""))
+            self.stream.write(f"\r\x1b[K{visible(line)[: shutil.get_terminal_size().columns - 1]}")
             self.stream.flush()
-        elif last and not self.quiet:
-            print(line, file=self.stream, flush=True)
+
+    def _print(self, line: str) -> None:
+        """A line that stays, in place of one that is redrawn."""
+        self.stream.write(("\r\x1b[K" if self.live else "") + visible(line) + "\n")
+        self.stream.flush()
 
 
 class Task:
@@ -133,14 +176,24 @@ class Task:
     def draw(self) -> None:
         """Redraw the task's line."""
         self._drawn = time.monotonic()
+        self.progress.write(self.line(), last=False)
+
+    def line(self) -> str:
+        """What runs, how far it is, how fast it gets on, and how long it will still take, with and without the stages
+        after it."""
         status = f" ({self.status})" if self.status else ""
-        self.progress.write(f"{self.title}{self._state()}{status}", last=False)
+        return f"{self.title}{self._state()}{status}"
 
     def _state(self) -> str:
         if not self.fraction:
-            return " ..."
+            return f": began {self.elapsed} ago" if self.elapsed_s >= _HEARTBEAT_S else " ..."
         left_s = self.elapsed_s * (1 - self.fraction) / self.fraction
-        return f": {100 * self.fraction:.0f} %, {duration(left_s)} left"
+        facts = [f"{100 * self.fraction:.0f} %", f"{duration(left_s)} left"]
+        if not self.progress.live:
+            facts.insert(1, f"{6000 * self.fraction / self.elapsed_s:.2g} %/min" if self.elapsed_s else "")
+        if later_s := self.progress.later_s:
+            facts.append(f"{duration(left_s + later_s)} with all stages")
+        return f": {', '.join(fact for fact in facts if fact)}"
 
 
 def duration(seconds: float) -> str:

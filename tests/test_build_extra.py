@@ -21,6 +21,7 @@ from tests.runtime_environment import EXTRAS, PACKAGE, PROJECT, make_environment
 
 IMAGE = PACKAGE.parent / "examples/images/06-count.png"
 QUESTION = "How many objects do you see?"
+INSTALL = f'pip install "{PACKAGE.parent}[build]"'
 
 IN_FULL = """
 import sys
@@ -108,9 +109,9 @@ def test_a_bundle_is_measured(runtime: Runs, nano_bundle: Path) -> None:
 def test_the_machine_is_described(runtime: Runs) -> None:
     facts = ask(runtime, "doctor")
     assert facts["packages"]["torch"] == "missing"
-    assert facts["machine"]["builds"].endswith(build_extra.INSTALL)
+    assert facts["machine"]["builds"].endswith(INSTALL)
     assert facts["targets"]["onnxruntime"]["ready"]
-    assert facts["targets"]["tensorrt-llm"]["fix"] == build_extra.INSTALL
+    assert facts["targets"]["tensorrt-llm"]["fix"] == INSTALL
 
 
 def test_a_bundle_is_inspected(runtime: Runs, nano_bundle: Path) -> None:
@@ -145,7 +146,7 @@ def test_what_needs_the_compiler_names_the_extra(
     done = runtime("-m", "r1v_export.cli.main", *command.split(), *arguments)
     assert (done.returncode, done.stdout) == (CapabilityError.exit_code, ""), done.stdout + done.stderr
     assert "error: This needs packages" in done.stderr
-    assert build_extra.INSTALL in done.stderr
+    assert INSTALL in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -154,7 +155,7 @@ def test_python_gets_the_same_error(runtime: Runs, nano_bundle: Path, tmp_path: 
     for call in calls:
         code = f"import r1v_export as r\ntry: r.{call}\nexcept r.CapabilityError as error: print(error.fix)"
         done = runtime("-c", code)
-        assert done.stdout.strip() == build_extra.INSTALL, done.stderr
+        assert done.stdout.strip() == INSTALL, done.stderr
 
 
 def test_the_modules_are_those_of_the_extra() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 
@@ -49,6 +50,55 @@ def test_a_terminal_sees_how_far_and_how_long_still(clock: list[float]) -> None:
         clock[0] += 30
         task.report(100, 400)
     assert "[1/1] one: 25 %, 1 min 30 s left" in stream.getvalue()
+
+
+def test_on_a_terminal_the_stages_after_it_count_too(clock: list[float]) -> None:
+    stream = Terminal()
+    shown = Progress(2, stream)
+    shown.expected_s = {"one": 500.0, "two": 600.0}
+    with shown.stage("one") as task:
+        clock[0] += 30
+        task.report(1, 4)
+    assert "[1/2] one: 25 %, 1 min 30 s left, 11 min 30 s with all stages" in stream.getvalue()
+    with shown.stage("two") as task:
+        clock[0] += 30
+        task.report(1, 4)
+        assert stream.getvalue().endswith("[2/2] two: 25 %, 1 min 30 s left")
+
+
+def test_a_line_without_a_terminal_names_the_rate(clock: list[float]) -> None:
+    shown = Progress(2, io.StringIO())
+    shown.expected_s = {"two": 60.0}
+    with shown.stage("one") as task:
+        clock[0] += 40
+        assert task.line() == "[1/2] one: began 40 s ago"
+        clock[0] += 20
+        task.report(1, 4, "layer 3")
+        assert task.line() == "[1/2] one: 25 %, 25 %/min, 3 min 00 s left, 4 min 00 s with all stages (layer 3)"
+
+
+class SignaledStream(io.StringIO):
+    """Tells when a number of lines has been written."""
+
+    def __init__(self, lines: int) -> None:
+        super().__init__()
+        self.lines, self.complete = lines, threading.Event()
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        if self.getvalue().count("\n") >= self.lines:
+            self.complete.set()
+        return count
+
+
+def test_a_pipe_hears_of_a_long_stage_that_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_HEARTBEAT_S", 0.01)
+    stream = SignaledStream(2)
+    with Progress(1, stream).stage("one") as task:
+        task.report(1, 2, "compiling")
+        assert stream.complete.wait(60)
+    lines = stream.getvalue().splitlines()
+    assert all(line.startswith("[1/1] one: 50 %, ") and line.endswith("left (compiling)") for line in lines[:-1])
 
 
 def test_a_step_that_has_just_begun_is_seen_at_once_and_stays_until_the_next(clock: list[float]) -> None:

@@ -15,6 +15,7 @@ from r1v_export.cli.output import (
     engine_option,
     model_option,
     print_json,
+    shown_progress,
     table,
     target_option,
     threads_option,
@@ -59,7 +60,6 @@ def command(
     """Measure BUNDLE's engine on this machine: medians over some runs of one question."""
     from r1v_export.bundle import Bundle
     from r1v_export.pipeline.roofline_report import attained
-    from r1v_export.progress import Progress
     from r1v_export.roofline.devices import device as gpu_named
     from r1v_export.runner.bench import measure
     from r1v_export.runner.open_runner import open_runner
@@ -69,7 +69,7 @@ def command(
     peaks = gpu_named(gpu) if gpu else None
     runner = open_runner(bundle, target, model, device, engine)
     loaded = image_opener(runner.image_policy, allow_url)(image) if image else None
-    result = measure(runner, loaded, question, tokens, runs, Progress(1, quiet=format_ == "json"))
+    result = measure(runner, loaded, question, tokens, runs, shown_progress(format_, 1))
     roofline = attained(Bundle.open(bundle), result, device, peaks)
     if format_ == "json":
         print_json({**result, "roofline": roofline})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, gate_option, image_policy_option, print_json, table
+from r1v_export.cli.output import common_options, gate_option, image_policy_option, print_json, shown_progress, table
 from r1v_export.cli.termination import sigterm_as_error
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def command(
     """
     from r1v_export.build_file import load_config
     from r1v_export.pipeline.build import build, plan
-    from r1v_export.progress import Progress
 
     calibration = {"data": calib, "artifact": calibrated}
     options: dict[str, Any] = {
@@ -107,7 +106,7 @@ def command(
     if dry_run:
         _print_plan(plan(config, out, force=force, offline=offline), format_)
         return
-    _print_built(build(config, out, force=force, offline=offline, progress=Progress(quiet=format_ == "json")), format_)
+    _print_built(build(config, out, force=force, offline=offline, progress=shown_progress(format_)), format_)
 
 
 def _compute_capabilities(text: str) -> str | list[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, device_option, image_policy_option, print_json
+from r1v_export.cli.output import common_options, device_option, image_policy_option, print_json, shown_progress
 from r1v_export.cli.termination import sigterm_as_error
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def command(
     """
     from r1v_export.files import require_writable
     from r1v_export.pipeline import calibrate
-    from r1v_export.progress import Progress
     from r1v_export.quantization.calibration.dataset import Shard
 
     how = {
@@ -79,7 +78,7 @@ def command(
     _require_one_way(how, merging=bool(merged))
     require_writable(out, "choose another one with -o FOLDER")
     config = _config({"model": model, "revision": revision, "device": device}, how)
-    progress = Progress(1, quiet=format_ == "json")
+    progress = shown_progress(format_, 1)
     if merged:
         done = calibrate.merge_shards(config, merged, out, progress, offline=offline)
     elif shard is not None:

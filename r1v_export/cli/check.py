@@ -14,6 +14,7 @@ from r1v_export.cli.output import (
     gate_option,
     model_option,
     print_json,
+    shown_progress,
     table,
     threads_option,
 )
@@ -87,14 +88,13 @@ def command(
     from r1v_export.parity.report import place_of, write_report
     from r1v_export.parity.samples import from_files
     from r1v_export.pipeline.check import Questions, check_bundle
-    from r1v_export.progress import Progress
 
     folder = report or bundle / LOCAL_REPORTS
     require_stdin_once(images)
     load = image_opener(Bundle.open(bundle).pipeline.image_policy, allow_url)
     asked = Questions(count, tuple(from_files(images, [question], load)), max_new_tokens, gate)
     require_writable(folder, ELSEWHERE)
-    progress = Progress(quiet=format_ == "json")
+    progress = shown_progress(format_)
     results = check_bundle(bundle, target, model, asked, against, device, progress, blocks=blocks)
     if format_ == "json":
         reports = {result.gate: result.model_dump(mode="json") for result in results}

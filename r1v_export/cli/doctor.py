@@ -73,7 +73,7 @@ def _machine() -> dict[str, str]:
         "memory": f"{size(memory.available)} of {size(memory.total)} free",
         "disk": f"{size(disk.free)} of {size(disk.total)} free in {Path.cwd()}",
         "gpu": _gpu(),
-        "builds": "yes" if build_extra.missing_module() is None else f"no, it only answers: {build_extra.INSTALL}",
+        "builds": "yes" if build_extra.missing_module() is None else f"no, it only answers: {build_extra.install()}",
     }
 
 

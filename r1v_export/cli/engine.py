@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from r1v_export.cli.output import common_options, print_json
+from r1v_export.cli.output import common_options, print_json, shown_progress
 
 
 @click.command(short_help="Build an engine from a bundle's checkpoint.")
@@ -29,7 +29,6 @@ def command(
 ) -> None:
     """Build the checkpoint of BUNDLE into an engine with the library's own program, for the GPUs of this machine."""
     from r1v_export.bundle import Bundle
-    from r1v_export.progress import Progress
     from r1v_export.targets.registry import engine_compiler
 
     target = engine_compiler(Bundle.open(bundle))
@@ -40,7 +39,7 @@ def command(
         else:
             click.echo(f"{shlex.join(plan.arguments)}\n\n{plan.recipe}")
         return
-    target.build_engine(plan, program, Progress(1, quiet=format_ == "json"))
+    target.build_engine(plan, program, shown_progress(format_, 1))
     if format_ == "json":
         print_json({"engine": str(output), "command": plan.arguments})
     else:

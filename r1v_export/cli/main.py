@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ COMMANDS = (
         "synth",
     ),
     "merge-lora",
+    "completion",
 )
 """In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`, with _ for -."""
 
@@ -79,10 +81,13 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line, report its error if it has one, and return the exit code."""
     try:
         with build_extra.required():
-            cli.main(args=list(arguments), prog_name="r1v-export", standalone_mode=False)
+            cli.main(args=list(arguments), prog_name="r1v-export", standalone_mode=False, color=_color())
         sys.stdout.flush()
     except R1VError as error:
         return _report(arguments, error)
+    except click.exceptions.NoArgsIsHelpError as error:  # a group alone: a question, not a mistake
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        sys.stdout.flush()
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "r1v-export"
         return _report(arguments, UsageError(error.format_message(), fix=f"{command} --help"))
@@ -91,8 +96,10 @@ def run(arguments: Sequence[str]) -> int:
             arguments,
             UserInterruptError("Interrupted.", fix="run the same command again; a build resumes"),
         )
-    except (BrokenPipeError, SystemExit):  # click exits where an output's reader went away, and only there
-        discard_stdout()
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == 0:  # click has answered a shell that completes a line
+            return 0
+        discard_stdout()  # click exits with 1 where an output's reader went away
         return BROKEN_PIPE
     except OSError as error:
         return _report(arguments, _of_file_system(error))
@@ -142,9 +149,14 @@ def _report(arguments: Sequence[str], error: R1VError) -> int:
             return error.exit_code
         except OSError:
             discard_stdout()  # Then it goes to stderr, as text.
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True, color=_color())
     click.echo(str(error), err=True)
     return error.exit_code
+
+
+def _color() -> bool | None:
+    """None: in color on a terminal; False: nowhere, as https://no-color.org asks for."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from r1v_export.cli.output import common_options, print_json
+from r1v_export.cli.output import common_options, print_json, shown_progress
 
 
 @click.command(short_help="Merge a LoRA adapter into its weights.")
@@ -22,10 +22,9 @@ def command(model: str, out: Path, adapter: Path | None, format_: str) -> None:
     """Write MODEL with its LoRA adapters merged: W + scale * B A, in float32, then in the weights' own type."""
     from r1v_export.checkpoint.merge_lora import merge_lora
     from r1v_export.files import explain_full_disk
-    from r1v_export.progress import Progress
 
     with (
-        Progress(1, quiet=format_ == "json").stage("weights") as task,
+        shown_progress(format_, 1).stage("weights") as task,
         explain_full_disk(out),
     ):
         checkpoint = merge_lora(model, out, adapter, task.report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -14,15 +14,25 @@ from r1v_export.cpus import use_threads
 from r1v_export.errors import UsageError
 from r1v_export.quoting import visible
 
+if TYPE_CHECKING:
+    from r1v_export.progress import Progress
+
+_QUIET = "r1v_export.quiet"
+"""Of a command's context: whether `--quiet` was given."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def common_options(function: Function) -> Function:
-    """`--format` (given to the command as `format_`), those of `logs`, and `--debug` (seen by `main`)."""
+    """`--format` (given to the command as `format_`), those of `logs`, `--quiet` (seen by `shown_progress`) and
+    `--debug` (seen by `main`)."""
     function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(
         function
     )
     function = logging_options(function)
+    function = click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=_remember_quiet, help="Show no progress."
+    )(function)
     return click.option(
         "--format", "format_", type=click.Choice(["text", "json"]), default="text", help="How to print the result."
     )(function)
@@ -73,6 +83,22 @@ def refuse_given(context: click.Context, names: Iterable[str], why: str, fix: st
     given = [f"--{name.replace('_', '-')}" for name in names if context.get_parameter_source(name) not in unused]
     if given:
         raise UsageError(f"An option has no effect {why}.", found=", ".join(given), fix=fix)
+
+
+def _remember_quiet(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    context.meta[_QUIET] = value
+
+
+def shown_progress(format_: str, stages: int = 0) -> Progress:
+    """Progress as the command line asks for it: none where the result is JSON, and with `--quiet` warnings alone.
+
+    Args:
+        stages: how many there will be, if known.
+    """
+    from r1v_export.progress import Progress
+
+    as_json = format_ == "json"
+    return Progress(stages, quiet=as_json or click.get_current_context().meta[_QUIET], notes=not as_json)
 
 
 def print_json(value: Any) -> None:

@@ -18,6 +18,7 @@ from r1v_export.cli.output import (
     device_option,
     engine_option,
     model_option,
+    shown_progress,
     target_option,
     threads_option,
 )
@@ -87,7 +88,6 @@ def command(
         UsageError: options exclude each other, or would have no effect.
     """
     from r1v_export.bundle import Bundle
-    from r1v_export.progress import Progress
     from r1v_export.runner.open_runner import open_runner
     from r1v_export.runner.prompt_encoder import Request
 
@@ -98,7 +98,7 @@ def command(
     if verify:
         from r1v_export.pipeline.verify import verify_bundle
 
-        verify_bundle(bundle, Progress(3, quiet=format_ == "json"))
+        verify_bundle(bundle, shown_progress(format_, 3))
     opened = Bundle.open(bundle)
     chosen = choose_sampling(opened.pipeline.generation_config, **sampling)
     load = image_opener(opened.pipeline.image_policy, allow_url)

@@ -27,6 +27,7 @@ from r1v_export.cli.output import (
     threads_option,
 )
 from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.extras import install_command
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from r1v_export.serve.backend import Backend
 
 API_KEYS_VARIABLE = "R1V_EXPORT_API_KEYS"
-INSTALL = 'pip install "r1v-export[serve]"'
 _MIB = 1 << 20
 _MAX_ROWS, _MAX_IMAGES = 1024, 1024
 _ENGINE_OPTIONS = (
@@ -193,7 +193,8 @@ def _triton_backend(bundle: Path, url: str) -> Backend:
 def _require_packages() -> None:
     missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
     if missing:
-        raise CapabilityError("The server's packages are not installed.", found=f"no {', '.join(missing)}", fix=INSTALL)
+        what, found = "The server's packages are not installed.", f"no {', '.join(missing)}"
+        raise CapabilityError(what, found=found, fix=install_command("serve"))
 
 
 def _host(name: str) -> str:

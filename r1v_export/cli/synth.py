@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from r1v_export.cli.output import common_options, print_json
+from r1v_export.cli.output import common_options, print_json, shown_progress
 
 
 @click.command(short_help="Write a random checkpoint.")
@@ -49,9 +49,9 @@ def command(
     """Write a random checkpoint into FOLDER."""
     from r1v_export.checkpoint.synth import synthesize
     from r1v_export.files import explain_full_disk
-    from r1v_export.progress import Progress, size
+    from r1v_export.progress import size
 
-    with Progress(1, quiet=format_ == "json").stage("weights") as task:
+    with shown_progress(format_, 1).stage("weights") as task:
         with explain_full_disk(folder):
             synthesize(
                 folder,

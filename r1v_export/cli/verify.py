@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from r1v_export.cli.output import common_options, print_json
+from r1v_export.cli.output import common_options, print_json, shown_progress
 
 
 @click.command(short_help="Recompute a bundle's hashes.")
@@ -15,10 +15,10 @@ from r1v_export.cli.output import common_options, print_json
 def command(bundle: Path, format_: str) -> None:
     """Recompute a bundle's hashes and check its graphs against the contract."""
     from r1v_export.pipeline.verify import verify_bundle
-    from r1v_export.progress import Progress, size
+    from r1v_export.progress import size
     from r1v_export.quoting import visible
 
-    manifest = verify_bundle(bundle, Progress(3, quiet=format_ == "json"))
+    manifest = verify_bundle(bundle, shown_progress(format_, 3))
     size_bytes = sum(entry.size for entry in manifest.files.values())
     if format_ == "json":
         print_json({"ok": True, "files": len(manifest.files), "size_bytes": size_bytes, "command": manifest.command})

@@ -147,6 +147,7 @@ def run_stages(
     """
     done = {} if force else finished_stages(stages, sources, workspace)
     require_disk(workspace.out, [stage for stage in stages if stage.name not in done])
+    progress.expected_s = {stage.name: stage.seconds for stage in stages if stage.name not in done}
     finished: dict[str, StageEntry] = {}
     ran = []
     for stage in stages:

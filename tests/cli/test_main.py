@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import resource
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from r1v_export import errors
 from r1v_export.cli import main
 from r1v_export.cli.build import PRECISIONS
+from r1v_export.cli.output import common_options, shown_progress
 from r1v_export.config import BuildConfig
 
 HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", "yaml", "psutil", "huggingface_hub")
@@ -46,13 +48,14 @@ OPTIONS = {
     "recipes list": "",
     "recipes show": "RECIPE",
     "doctor": "",
+    "completion": "SHELL",
     "merge-lora": "MODEL --output --adapter",
     "synth": "FOLDER --preset --vision-layers --language-layers --set --layout --dtype --shards --sparse --empty"
     " --seed",
 }
 """Every argument and option, frozen: a change here is a change that users see, and goes into the changelog."""
 
-COMMON = "--format --verbose --log-file --log-format --debug"
+COMMON = "--format --quiet --verbose --log-file --log-format --debug"
 
 
 def run_in_child(*arguments: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -85,7 +88,8 @@ def test_the_commands_are_frozen() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_options_of_a_command_are_frozen(name: str) -> None:
-    assert [_spelling(p) for p in find(name).params] == [*OPTIONS[name].split(), *COMMON.split()]
+    common = () if name == "completion" else COMMON.split()
+    assert [_spelling(p) for p in find(name).params] == [*OPTIONS[name].split(), *common]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -198,6 +202,45 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_control_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_with(KeyboardInterrupt(), monkeypatch) == 128 + signal.SIGINT
     assert "Interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", [[], ["recipes"], ["deploy"]])
+def test_a_group_alone_shows_its_help(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(group) == 0
+    alone = capsys.readouterr()
+    assert main.run([*group, "--help"]) == 0
+    assert (alone.out, alone.err) == (capsys.readouterr().out, "")
+
+
+@pytest.mark.parametrize(("variables", "colored"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_sees_errors_in_color_unless_no_color_is_set(variables: dict[str, str], colored: bool) -> None:
+    terminal, other = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | variables
+    command = [sys.executable, "-m", "r1v_export.cli.main", "nonsense"]
+    subprocess.run(command, stderr=other, env=environment, timeout=120, check=False)
+    os.close(other)
+    shown = os.read(terminal, 1 << 12).decode()
+    os.close(terminal)
+    assert "No such command" in shown
+    assert ("\x1b[31m" in shown) is colored
+
+
+def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    @common_options
+    def command(format_: str) -> None:
+        progress = shown_progress(format_, 1)
+        with progress.stage("one"):
+            pass
+        progress.note("warning: it is narrow")
+
+    shown = {}
+    for options in ([], ["-q"], ["--format", "json"]):
+        command.main(options, standalone_mode=False)
+        shown[" ".join(options)] = capsys.readouterr().err
+    assert shown[""].startswith("[1/1] one: ")
+    assert shown[""].endswith("\n  warning: it is narrow\n")
+    assert (shown["-q"], shown["--format json"]) == ("  warning: it is narrow\n", "")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from r1v_export.errors import (
     R1VError,
     UsageError,
 )
+from r1v_export.extras import install_command
 from r1v_export.generation import FinishReason, Sampling
 from r1v_export.log_event import log_event
 from r1v_export.runner.answer import TokenEvent
@@ -33,7 +34,6 @@ from r1v_export.runner.batching.options import BatchingStats
 from r1v_export.runner.batching.submission import Deliver, Submission
 from r1v_export.runner.prompt_encoder import PromptEncoder, Request
 
-INSTALL = 'pip install "r1v-export[triton]"'
 SCHEME = "grpc://"
 _STATUS_ERRORS = (("triton_grpc_error", "true"),)
 """Header with which Triton ends a stream by an error's status; without it an error is a message alone."""
@@ -64,7 +64,8 @@ class TritonBackend:
     def __init__(self, url: str, prompts: PromptEncoder) -> None:
         self.address = _address(url)
         if find_spec("grpc") is None:
-            raise CapabilityError("A Triton server is asked with grpcio.", found="no grpc", fix=INSTALL)
+            fix = install_command("triton")
+            raise CapabilityError("A Triton server is asked with grpcio.", found="no grpc", fix=fix)
         self.runner, self.url = prompts, url
         self._lock = threading.Lock()
         self._tasks: dict[Submission, asyncio.Task[None]] = {}

@@ -1,0 +1,26 @@
+"""`r1v-export completion`: the script with which a shell completes commands and options."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+PROGRAM = "r1v-export"
+VARIABLE = "_R1V_EXPORT_COMPLETE"
+"""By which the script asks the program for completions; click derives the name from the program's."""
+
+
+@click.command(short_help="Print a shell's completion script.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def command(context: click.Context, shell: str) -> None:
+    """Print the completion script for SHELL: commands, options and their values.
+
+    \b
+    bash  echo 'eval "$(r1v-export completion bash)"' >> ~/.bashrc
+    zsh   echo 'eval "$(r1v-export completion zsh)"' >> ~/.zshrc
+    fish  r1v-export completion fish > ~/.config/fish/completions/r1v-export.fish
+    """
+    completion = get_completion_class(shell)
+    assert completion is not None, "click has all three"
+    click.echo(completion(context.find_root().command, {}, PROGRAM, VARIABLE).source())

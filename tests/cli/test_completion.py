@@ -1,0 +1,51 @@
+"""`completion`: the scripts do what they are for in the shells that are here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1v_export.cli import main
+from r1v_export.cli.completion import VARIABLE
+
+
+def answers(words: str, position: int) -> list[str]:
+    """What the program answers to bash's script: the type and value of each completion."""
+    environment = os.environ | {VARIABLE: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(position)}
+    command = [sys.executable, "-m", "r1v_export.cli.main"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.split()
+
+
+def test_commands_options_and_values_are_completed() -> None:
+    assert answers("r1v-export me", 1) == ["plain,merge-lora"]
+    assert "plain,--no-parity" in answers("r1v-export build --no", 2)
+    assert answers("r1v-export build --precision fp", 3) == ["plain,fp32", "plain,fp16", "plain,fp8"]
+    assert answers("r1v-export verify ou", 2) == ["file,ou"]
+
+
+def test_bash_takes_the_script_and_completes(tmp_path: Path) -> None:
+    program = tmp_path / "r1v-export"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m r1v_export.cli.main "$@"\n')
+    program.chmod(0o755)
+    lines = (
+        'eval "$(r1v-export completion bash)"',
+        "complete -p r1v-export",
+        "COMP_WORDS=(r1v-export deploy tri) COMP_CWORD=2",
+        "_r1v_export_completion r1v-export",
+        'echo "${COMPREPLY[@]}"',
+    )
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "--norc", "-ec", "\n".join(lines)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-2:] == ["complete -o nosort -F _r1v_export_completion r1v-export", "triton"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_a_script_of_their_own(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["completion", shell]) == 0
+    assert f"{VARIABLE}={shell}_complete" in capsys.readouterr().out
