@@ -33,6 +33,7 @@ COMMANDS = (
         "deploy",
         "bench",
         "inspect",
+        "diff",
         "recipes",
         "doctor",
         "synth",

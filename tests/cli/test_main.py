@@ -45,6 +45,7 @@ OPTIONS = {
     "bench": "BUNDLE --image --allow-url --question --target --engine --model --tokens --runs --roofline --device "
     "--threads",
     "inspect": "MODEL --target --roofline --report --revision --offline",
+    "diff": "FIRST SECOND --report",
     "recipes list": "",
     "recipes show": "RECIPE",
     "doctor": "",

@@ -1,0 +1,86 @@
+"""`r1v-export diff`: two bundles side by side."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from r1v_export.cli.output import common_options, print_json, table
+from r1v_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from r1v_export.diff.compare import BundleDiff, FileDifferences
+    from r1v_export.diff.tensors import TensorDifference
+
+_SHOWN_FILES = 12
+
+
+@click.command(short_help="Show in what two bundles differ.")
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--report", type=click.Path(path_type=Path), help="Also write a page, with all that is equal.")
+@common_options
+def command(first: Path, second: Path, report: Path | None, format_: str) -> None:
+    """Compare the bundles FIRST and SECOND: source, settings, tool versions, sizes, parity, files, tensors."""
+    from r1v_export.bundle import Bundle
+    from r1v_export.diff.compare import compare_bundles
+
+    diff = compare_bundles(Bundle.open(first), Bundle.open(second))
+    if report is not None:
+        _write(report, diff)
+    if format_ == "json":
+        print_json({"equal": diff.equal, **asdict(diff)})
+    else:
+        click.echo(_as_text(diff))
+
+
+def _as_text(diff: BundleDiff) -> str:
+    from r1v_export.diff.report import shown
+
+    if diff.equal:
+        return f"equal: {diff.files.equal} files, byte for byte, made in the same way"
+    parts = []
+    for title, rows in diff.tables.items():
+        others = [(f"  {row.name}", shown(row.first, title), shown(row.second, title)) for row in rows if not row.equal]
+        if others:
+            parts.append(table(others, (title, diff.first, diff.second)))
+    parts.append(_files_text(diff.files))
+    if diff.tensor is not None:
+        parts.append(_tensor_text(diff.tensor))
+    return "\n\n".join(parts)
+
+
+def _files_text(files: FileDifferences) -> str:
+    lines = [f"files: {files.equal} equal"]
+    kinds = {
+        "differ": files.differing,
+        "in the first alone": files.first_only,
+        "in the second alone": files.second_only,
+    }
+    for kind, names in kinds.items():
+        lines += [f"  {kind}: {len(names)}"] if names else []
+        lines += [f"    {name}" for name in names[:_SHOWN_FILES]]
+        lines += [f"    and {len(names) - _SHOWN_FILES} more"] if len(names) > _SHOWN_FILES else []
+    return "\n".join(lines)
+
+
+def _tensor_text(tensor: TensorDifference) -> str:
+    where = f"first tensor that differs: {tensor.tensor} of {tensor.file}"
+    if tensor.differing is None:
+        return f"{where}\n  {tensor.first} and {tensor.second}"
+    return (
+        f"{where}\n  {tensor.first}: {tensor.differing} of {tensor.elements} elements, "
+        f"by {tensor.max_abs_difference:.3g} at most"
+    )
+
+
+def _write(path: Path, diff: BundleDiff) -> None:
+    from r1v_export.diff.report import to_html
+
+    try:
+        path.write_text(to_html(diff), encoding="utf-8")
+    except OSError as error:
+        raise UsageError("The page cannot be written.", where=path, found=error.strerror) from error
