@@ -32,7 +32,7 @@ def pack_pairs(qweight: Tensor, axis: int = 1) -> Tensor:
     """Pack two 4-bit values, neighbors along an axis, into each byte, the even one in the low half.
 
     Args:
-        qweight: int8 [out, in], -8..7 or 0..15; of an even size along `axis`.
+        qweight: int8 [out, in], -8..7 or 0..15; of an even size along `axis`. On device "meta" only the shape counts.
         axis: 0 or 1.
 
     Returns: uint8 [out / 2, in] or [out, in / 2].
@@ -41,6 +41,8 @@ def pack_pairs(qweight: Tensor, axis: int = 1) -> Tensor:
     rows_of_one, pack_rows = (2, _pack_rows) if axis == 0 else (1, _pack_columns)
     shape = (out_features // rows_of_one, in_features * rows_of_one // 2)
     packed = torch.empty(shape, dtype=torch.uint8, device=qweight.device)
+    if packed.is_meta:
+        return packed
     rows_at_once = max(1, _BLOCK_VALUES // (rows_of_one * in_features))
 
     def pack_part(part: range) -> None:

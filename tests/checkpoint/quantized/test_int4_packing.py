@@ -73,3 +73,12 @@ def test_one_row_packs_whatever_its_strides() -> None:
     row = torch.arange(8, dtype=torch.int8)[:, None].T
     assert row.stride(0) == 1
     assert pack_pairs(row).tolist() == [[0x10, 0x32, 0x54, 0x76]]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_weight_without_data_is_not_packed_block_by_block(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes of all weights are known before the first is read: of a 38B that took minutes."""
+    packed = pack_pairs(torch.zeros(256, 128, dtype=torch.int8), axis)
+    monkeypatch.setattr(int4_packing, "each_part", None)
+    blank = pack_pairs(torch.empty(256, 128, dtype=torch.int8, device="meta"), axis)
+    assert (blank.dtype, blank.shape, blank.is_meta) == (packed.dtype, packed.shape, True)
