@@ -8,18 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, print_json, table
+from r1v_export.cli.build import PRECISIONS
+from r1v_export.cli.output import common_options, print_json, refuse_given, table
 
 if TYPE_CHECKING:
     from r1v_export.checkpoint.quantized.quantized_linears import Quantized
     from r1v_export.model_spec import ModelSpec
 
+_COUNT = click.IntRange(min=1)
+
 
 @click.command(short_help="Show what a checkpoint, bundle or engine is.")
 @click.argument("model")
 @click.option("--target", help="Show this engine of a bundle: its layers, types and sizes.")
-@click.option("--roofline", "device_name", metavar="GPU", help="Judge a bundle's graphs by the peak rates of H100, ...")
-@click.option("--report", type=click.Path(path_type=Path), help="With --roofline: also write a page for all GPUs.")
+@click.option(
+    "--roofline", "device_name", metavar="GPU", help="What fits into H100, ... and how fast it could be there."
+)
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="With --roofline of a bundle: also a page for all GPUs."
+)
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), help="Of a checkpoint's engine. [default: the checkpoint's]"
+)
+@click.option("--recipe", help="How a checkpoint is quantized, in place of the precision's own recipe.")
+@click.option("--tp", type=_COUNT, help="GPUs that share each layer. [default: 1]")
+@click.option("--pp", type=_COUNT, help="Groups of such GPUs that share the layers. [default: 1]")
+@click.option("--batch", type=_COUNT, help="Requests at a time. [default: 1]")
+@click.option("--tiles", type=click.IntRange(min=0), help="Tiles of a request's images. [default: one image's most]")
+@click.option("--prompt", type=_COUNT, help="Tokens of a prompt with its images. [default: tiles and a question]")
+@click.option("--max-new-tokens", type=click.IntRange(min=0), help="Tokens of an answer. [default: 1024]")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @common_options
@@ -31,20 +48,33 @@ def command(
     revision: str | None,
     offline: bool,
     format_: str,
+    **sizing: Any,
 ) -> None:
-    """Show what MODEL is: a checkpoint (hub id or folder), a bundle, or one engine of it."""
-    from r1v_export.cli import inspect_engine
+    """Show what MODEL is: a checkpoint (hub id or folder), a bundle, or one engine of it.
+
+    With --roofline, a bundle's graphs are counted, and a checkpoint is sized before anything is built: weights, cache
+    and workspace per GPU, the largest batch and context that fit, and the least time of each step.
+    """
+    from r1v_export.cli import inspect_engine, inspect_gpu
     from r1v_export.manifest import MANIFEST
 
+    context = click.get_current_context()
     if report is not None and device_name is None:
         raise click.UsageError("--report goes with --roofline GPU")
-    if device_name is not None:
+    is_bundle = Path(model, MANIFEST).is_file()
+    if device_name is None or is_bundle:
+        why = "of a bundle, whose graphs say it" if is_bundle else "without --roofline GPU"
+        refuse_given(context, sizing, why, "omit it, or name a checkpoint and --roofline GPU")
+    if device_name is not None and is_bundle:
         inspect_engine.show_roofline(Path(model), device_name, report, format_)
+        return
+    if device_name is not None:
+        refuse_given(context, ("report", "target"), "for a checkpoint", "name a bundle")
+        inspect_gpu.show_gpu_fit(model, device_name, format_, revision=revision, offline=offline, **sizing)
         return
     if target is not None:
         inspect_engine.show_engine(Path(model), target, format_)
         return
-    is_bundle = Path(model, MANIFEST).is_file()
     facts = _bundle_facts(Path(model)) if is_bundle else _checkpoint_facts(model, revision, offline)
     if format_ == "json":
         print_json(facts)
@@ -91,6 +121,8 @@ def _bundle_facts(folder: Path) -> dict[str, Any]:
         "precision": manifest.precision,
         "targets": list(bundle.targets),
         "parity": manifest.parity,
+        "producer": manifest.producer,
+        "schema_version": manifest.schema_version,
         "device": manifest.device,
         "command": manifest.command,
         "tools": manifest.tools,
@@ -113,6 +145,12 @@ def _as_text(facts: dict[str, Any]) -> str:
 
     plain = [(name, value) for name, value in facts.items() if isinstance(value, str)]
     plain += [("targets", ", ".join(facts["targets"]))] if "targets" in facts else []
+    plain += [(f"parity, {target}", verdict) for target, verdict in facts.get("parity", {}).items()]
+    plain += (
+        [("versions", ", ".join(f"{tool} {version}" for tool, version in facts["tools"].items()))]
+        if "tools" in facts
+        else []
+    )
     parameters: dict[str, int] = facts["parameters"]
     rows = [*parameters.items(), ("all", sum(parameters.values()))]
     spec = [(part, _one_line(values)) for part, values in facts["spec"].items()]

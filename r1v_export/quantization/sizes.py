@@ -50,14 +50,18 @@ def weight_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme], compute: Comput
         compute: what all other weights are stored in.
     """
     return {
-        graph: round(
-            sum(
-                count * _bytes_per_parameter(schemes.get(name.removesuffix(".weight")), compute)
-                for name, count in tensors.items()
-            )
-        )
+        graph: round(sum(tensor_bytes(name, count, schemes, compute) for name, count in tensors.items()))
         for graph, tensors in graph_tensors(spec).items()
     }
+
+
+def tensor_bytes(name: str, parameters: int, schemes: Mapping[str, Scheme], compute: Compute) -> float:
+    """Bytes of one checkpoint tensor, or of a share of it, as `weight_bytes` counts them.
+
+    Args:
+        parameters: of the share.
+    """
+    return parameters * _bytes_per_parameter(schemes.get(name.removesuffix(".weight")), compute)
 
 
 def checkpoint_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme], compute: Compute) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from r1v_export.cli import main
 from r1v_export.manifest import verify
 from r1v_export.parity.schema import ParityReport
 from r1v_export.runner.bench import Measurement, measure
+from r1v_export.version import VERSION
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 ASKED = ["--image", str(IMAGES / "05-chart.png"), "How tall is the green bar?"]
@@ -169,6 +171,13 @@ def test_inspect_tells_checkpoint_and_bundle_apart_and_agrees_on_the_model(nano_
     assert sum(checkpoint["parameters"].values()) == stored
     assert bundle["targets"] == ["onnxruntime"]
     assert checkpoint["spec"]["architecture"] in succeed("inspect", "r1v-nano")
+
+
+def test_inspect_shows_the_parity_verdict_and_the_versions_of_a_bundle(nano_bundle: Path, succeed) -> None:
+    text = succeed("inspect", nano_bundle)
+    assert re.search(r"^parity, onnxruntime +passed$", text, re.MULTILINE)
+    assert re.search(rf"^versions .*\bonnxruntime {re.escape(version('onnxruntime'))}\b", text, re.MULTILINE)
+    assert re.search(rf"^producer +r1v-export {re.escape(VERSION)}$", text, re.MULTILINE)
 
 
 def test_doctor_knows_what_is_ready_and_how_to_get_the_rest(succeed) -> None:

@@ -44,8 +44,9 @@ OPTIONS = {
     "--preprocessors --device",
     "bench": "BUNDLE --image --allow-url --question --target --engine --model --tokens --runs --roofline --device "
     "--threads",
-    "inspect": "MODEL --target --roofline --report --revision --offline",
     "diff": "FIRST SECOND --report",
+    "inspect": "MODEL --target --roofline --report --precision --recipe --tp --pp --batch --tiles --prompt "
+    "--max-new-tokens --revision --offline",
     "recipes list": "",
     "recipes show": "RECIPE",
     "doctor": "",

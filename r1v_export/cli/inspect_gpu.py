@@ -1,0 +1,180 @@
+"""`r1v-export inspect MODEL --roofline GPU`: a checkpoint sized for GPUs before anything is built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from r1v_export.cli.output import print_json, table
+from r1v_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from r1v_export.checkpoint.checkpoint import Checkpoint
+    from r1v_export.quantization.recipe import Recipe
+
+
+def show_gpu_fit(
+    model: str,
+    device_name: str,
+    format_: str,
+    *,
+    revision: str | None,
+    offline: bool,
+    precision: str | None,
+    recipe: str | None,
+    tp: int | None,
+    pp: int | None,
+    batch: int | None,
+    tiles: int | None,
+    prompt: int | None,
+    max_new_tokens: int | None,
+) -> None:
+    """Print what of a checkpoint's engine fits into GPUs, and how fast it could answer. Reads no weight.
+
+    Raises:
+        UsageError: no such GPU or recipe, precision and recipe differ, GPUs cannot share the model, or the requests do
+            not fit into its context.
+        CheckpointError: the checkpoint is damaged.
+    """
+    from r1v_export.checkpoint.checkpoint import Checkpoint
+    from r1v_export.config import COMPUTE_OF
+    from r1v_export.quantization.recipe import resolve
+    from r1v_export.roofline.devices import device
+    from r1v_export.roofline.gpu_fit import facts, requests
+    from r1v_export.roofline.gpu_model import GpuModel, Parallel
+
+    gpu, checkpoint = device(device_name), Checkpoint.open(model, revision=revision, offline=offline)
+    spec, chosen = checkpoint.spec, _recipe(checkpoint, precision, recipe)
+    stored = "float16" if chosen is not None and spec.dtype == "float32" else spec.dtype
+    sized = GpuModel(
+        spec,
+        stored if chosen is not None or precision is None else COMPUTE_OF[precision],
+        resolve(chosen, spec) if chosen is not None else {},
+        chosen.kv_cache if chosen is not None else None,
+        Parallel(tp or 1, pp or 1),
+    )
+    sized.check()
+    asked = requests(spec, prompt, max_new_tokens, tiles, batch or 1)
+    found = {
+        "what": "checkpoint sized for a GPU",
+        "name": checkpoint.source.name,
+        "recipe": chosen.name if chosen is not None else None,
+        **facts(sized, asked, gpu),
+    }
+    if format_ == "json":
+        print_json(found)
+    else:
+        click.echo(_as_text(found))
+
+
+def _recipe(checkpoint: Checkpoint, precision: str | None, recipe: str | None) -> Recipe | None:
+    """How the engine's linears are quantized; None where none is."""
+    from r1v_export.config import COMPUTE_OF
+    from r1v_export.quantization.calibration.imported import imported_recipe
+    from r1v_export.quantization.recipe import PRESETS, load
+
+    if checkpoint.quantized is not None:
+        if precision is not None or recipe is not None:
+            raise UsageError(
+                f"The checkpoint is quantized already ({checkpoint.quantized.format.method}): its quantized values are "
+                "kept.",
+                where=checkpoint.source.name,
+                found=f"--recipe {recipe}" if recipe else f"--precision {precision}",
+                fix="omit it, or name the original checkpoint",
+            )
+        return imported_recipe(checkpoint)
+    if recipe is None:
+        return None if precision is None or precision in COMPUTE_OF else load(PRESETS[precision])
+    chosen = load(recipe)
+    if precision not in (None, chosen.precision):
+        raise UsageError(
+            "The recipe is of another precision.",
+            where=f"--recipe {recipe}",
+            expected=precision,
+            found=chosen.precision,
+            fix=f"--precision {chosen.precision}, or omit it",
+        )
+    return chosen
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    parallel, asked, memory = found["parallel"], found["requests"], found["memory_per_gpu"]
+    gpus = parallel["tp"] * parallel["pp"]
+    recipe = f"recipe {found['recipe']}, " if found["recipe"] else ""
+    title = (
+        f"{found['name']}: {recipe}{found['compute']}; {gpus} GPU{'s' if gpus > 1 else ''} "
+        f"(tp {parallel['tp']}, pp {parallel['pp']})\n"
+        f"{asked['batch']} requests at a time, each {asked['prompt']} prompt tokens ({asked['tiles']} tiles) "
+        f"and {asked['new_tokens']} new ones"
+    )
+    return "\n\n".join((title, _memory_text(found, memory), _fits_text(found), _steps_text(found)))
+
+
+def _memory_text(found: dict[str, Any], memory: dict[str, Any]) -> str:
+    from r1v_export.progress import size
+
+    asked = found["requests"]
+    rows = [
+        ("weights of vision tower and projector", size(memory["vision_weight_bytes"]), ""),
+        ("weights of the language model", size(memory["language_weight_bytes"]), ""),
+        (
+            "key-value cache",
+            size(memory["cache_bytes"]),
+            f"{asked['batch']} x {asked['context']} tokens of {size(memory['cache_bytes_per_token'])} "
+            f"({found['kv_cache']})",
+        ),
+        ("activations and workspace", size(memory["workspace_bytes"]), "an estimate"),
+        ("all", size(memory["total_bytes"]), ""),
+    ]
+    return "on the fullest GPU\n" + table(rows)
+
+
+def _fits_text(found: dict[str, Any]) -> str:
+    from r1v_export.progress import size
+
+    asked = found["requests"]
+    rows = [
+        (
+            name,
+            size(row["usable_bytes"]),
+            "yes" if row["fits"] else "no",
+            row["largest_batch"] or "-",
+            row["largest_context"] or "-",
+        )
+        for name, row in found["fits"].items()
+    ]
+    header = (
+        "GPU",
+        "of it usable",
+        "fits",
+        f"largest batch at {asked['context']} tokens",
+        f"longest context at batch {asked['batch']}",
+    )
+    return table(rows, header)
+
+
+def _steps_text(found: dict[str, Any]) -> str:
+    from r1v_export.roofline.report import amount, milliseconds
+
+    device = found["device"]
+    rows = [
+        (
+            name,
+            amount(row["flops"]),
+            amount(row["weight_bytes"] + row["activation_bytes"] + row["cache_bytes"]),
+            milliseconds(row["seconds"]),
+            row["bound"],
+        )
+        for name, row in found["steps"].items()
+    ]
+    decode_s = list(found["steps"].values())[-1]["seconds"]
+    lines = [
+        f"at the peak rates of {device['name']} ({device['source']}), communication between GPUs not counted",
+        table(rows, ("step, on each GPU", "FLOP", "bytes", "ms at least", "bound by")),
+        f"at most {found['requests']['batch'] / decode_s:.3g} tokens/s over all requests",
+    ]
+    missing = sorted({kind for row in found["steps"].values() for kind in row["arithmetic"]} - set(device["tflops"]))
+    if missing:
+        lines.append(f"{device['name']} has no matrix units for {', '.join(missing)}: counted at the rate of float16")
+    return "\n".join(lines)
