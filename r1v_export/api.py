@@ -36,6 +36,7 @@ def build(
     config: BuildConfig | AnyPath | None = None,
     force: bool = False,
     offline: bool = False,
+    ray: str | None = None,
     show_progress: bool = False,
 ) -> Bundle:
     """Turn a checkpoint into a bundle of engines, ending with the parity gate; `r1v-export build`.
@@ -53,6 +54,7 @@ def build(
         config: a build file or a BuildConfig with more settings; the arguments above win over it.
         force: run every stage, also those that are done.
         offline: use the hub's local cache only.
+        ray: address of a Ray cluster that runs the long stages; see docs/ray.md.
 
     Raises:
         UsageError: settings that are unknown or contradict each other.
@@ -77,7 +79,7 @@ def build(
     else:
         settings = load_config(None if config is None else Path(config), overrides)
     progress = Progress(quiet=not show_progress)
-    return open_bundle(run(settings, Path(out), force=force, offline=offline, progress=progress).out)
+    return open_bundle(run(settings, Path(out), force=force, offline=offline, progress=progress, ray=ray).out)
 
 
 def open_bundle(path: AnyPath) -> Bundle:

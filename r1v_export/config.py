@@ -54,6 +54,9 @@ class CalibrationConfig(StrictModel):
     data: str | None = None
     """A folder or .jsonl file of images and prompts; generated images if omitted."""
     samples: PositiveInt = 128
+    shards: PositiveInt = 1
+    """Parts that the samples are taken in, whose statistics are then added: more than one for calibrations on several
+    machines. Gram matrices (AWQ, GPTQ) depend on how many there are, by rounding, and not on where they ran."""
     artifact: str | None = None
     """A finished calibration (`r1v-export calibrate`) to build with; `data` and `samples` then say nothing."""
 
@@ -118,6 +121,8 @@ class BuildConfig(StrictModel):
         named = [name for name, value in given.items() if value is not None]
         if named and not self.quantized:
             raise ValueError(f"{named[0]} is for quantized precisions, not {self.precision}")
+        if self.budget is not None and self.calibration.shards > 1:
+            raise ValueError("a search within a budget measures whole models and cannot be split into shards")
         if "a budget" in named and len(named) > 1:
             other = next(name for name in named if name != "a budget")
             raise ValueError(f"a budget finds its own recipe and does not go with {other}")
@@ -146,6 +151,7 @@ class BuildConfig(StrictModel):
         words += ["--budget", self.budget] if self.budget else []
         words += ["--recipe", self.recipe] if self.recipe else []
         words += ["--calib", self.calibration.data] if self.calibration.data else []
+        words += ["--shards", str(self.calibration.shards)] if self.calibration.shards > 1 else []
         words += ["--calibrated", self.calibration.artifact] if self.calibration.artifact else []
         for target in self.targets:
             words += ["--target", target]

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, gate_option, image_policy_option, print_json, shown_progress, table
+from r1v_export.cli.output import (
+    common_options,
+    gate_option,
+    image_policy_option,
+    print_json,
+    ray_option,
+    shards_option,
+    shown_progress,
+    table,
+)
 from r1v_export.cli.termination import sigterm_as_error
 
 if TYPE_CHECKING:
@@ -55,6 +64,8 @@ DEFAULT_OUT = Path("out")
 @gate_option
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
 @click.option("--force", is_flag=True, help="Run every stage, also those that are done.")
+@shards_option
+@ray_option
 @common_options
 @sigterm_as_error()
 def command(
@@ -76,6 +87,8 @@ def command(
     gate: str | None,
     dry_run: bool,
     force: bool,
+    shards: int | None,
+    ray: str | None,
     format_: str,
 ) -> None:
     """Turn MODEL (hub id, folder or GGUF file; the small one in the package if omitted) into a bundle.
@@ -85,7 +98,7 @@ def command(
     from r1v_export.build_file import load_config
     from r1v_export.pipeline.build import build, plan
 
-    calibration = {"data": calib, "artifact": calibrated}
+    calibration = {"data": calib, "artifact": calibrated, "shards": shards}
     options: dict[str, Any] = {
         "model": model,
         "precision": precision,
@@ -106,7 +119,8 @@ def command(
     if dry_run:
         _print_plan(plan(config, out, force=force, offline=offline), format_)
         return
-    _print_built(build(config, out, force=force, offline=offline, progress=shown_progress(format_)), format_)
+    progress = shown_progress(format_)
+    _print_built(build(config, out, force=force, offline=offline, progress=progress, ray=ray), format_)
 
 
 def _compute_capabilities(text: str) -> str | list[int]:

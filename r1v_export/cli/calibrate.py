@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import common_options, device_option, image_policy_option, print_json, shown_progress
+from r1v_export.cli.output import (
+    common_options,
+    device_option,
+    image_policy_option,
+    print_json,
+    ray_option,
+    shards_option,
+    shown_progress,
+)
 from r1v_export.cli.termination import sigterm_as_error
 
 if TYPE_CHECKING:
@@ -39,6 +47,8 @@ if TYPE_CHECKING:
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @device_option
+@shards_option
+@ray_option
 @common_options
 @sigterm_as_error()
 def command(
@@ -55,12 +65,14 @@ def command(
     revision: str | None,
     offline: bool,
     device: Device,
+    shards: int | None,
+    ray: str | None,
     format_: str,
 ) -> None:
     """Calibrate MODEL (hub id or folder; the small one in the package if omitted), for `build --calibrated`.
 
     After an interruption, the same command continues where it stopped. On several machines: each runs one --shard,
-    then one of them --merges the shards.
+    then one of them --merges the shards; or --shards N and --ray ADDRESS, and a Ray cluster does that.
     """
     from r1v_export.files import require_writable
     from r1v_export.pipeline import calibrate
@@ -74,8 +86,10 @@ def command(
         "--samples": samples,
         "--image-policy": image_policy,
         "--shard": shard,
+        "--shards": shards,
     }
     _require_one_way(how, merging=bool(merged))
+    _require_shards_for(ray, shard, shards)
     require_writable(out, "choose another one with -o FOLDER")
     config = _config({"model": model, "revision": revision, "device": device}, how)
     progress = shown_progress(format_, 1)
@@ -84,7 +98,7 @@ def command(
     elif shard is not None:
         done = calibrate.collect_shard(config, Shard.parse(shard), out, progress, offline=offline)
     else:
-        done = calibrate.calibrate_alone(config, out, progress, offline=offline)
+        done = calibrate.calibrate_alone(config, out, progress, offline=offline, ray=ray)
     _print(done, format_)
 
 
@@ -106,11 +120,25 @@ def _require_one_way(how: dict[str, Any], merging: bool) -> None:
         )
 
 
+def _require_shards_for(ray: str | None, shard: str | None, shards: int | None) -> None:
+    from r1v_export.errors import UsageError
+
+    if shard is not None and shards is not None:
+        raise UsageError("Cannot combine --shard and --shards.", fix="--shard runs one part, --shards all of them")
+    if ray is not None and (shards is None or shards == 1):
+        raise UsageError(
+            "A calibration runs on a Ray cluster in shards.",
+            expected="--shards N, with N of 2 or more",
+            found=f"--ray {ray}" + ("" if shards is None else f" --shards {shards}"),
+            fix="pass as many shards as there are workers, or a multiple of it",
+        )
+
+
 def _config(model: dict[str, Any], how: dict[str, Any]) -> BuildConfig:
     """The build's configuration that these options stand for."""
     from r1v_export.build_file import load_config
 
-    calibration = {"data": how["--calib"], "samples": how["--samples"]}
+    calibration = {"data": how["--calib"], "samples": how["--samples"], "shards": how["--shards"]}
     fields = {
         **model,
         # A recipe or the shards decide; the precision is then unused.

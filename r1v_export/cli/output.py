@@ -51,6 +51,12 @@ image_policy_option = click.option(
     type=click.Choice(["as_displayed", "published"]),
     help="Read images as viewers show them, or as the published code does. [default: as_displayed]",
 )
+ray_option = click.option(
+    "--ray", metavar="ADDRESS", help="Run parts as tasks of this Ray cluster, such as `auto`; see docs/ray.md."
+)
+shards_option = click.option(
+    "--shards", type=click.IntRange(min=1), help="Parts that the samples are taken in, for --ray. [default: 1]"
+)
 target_option = click.option("--target", help="Engine, or pytorch. [default: the bundle's first]")
 engine_option = click.option(
     "--engine", metavar="DIR|llm-api", help="A target's own library decodes: an engine's folder, or llm-api."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.estimate import require_disk
 from r1v_export.pipeline.imported import IMPORTED_PRECISIONS, for_checkpoint
+from r1v_export.pipeline.ray_cluster import RayCluster, open_cluster
 from r1v_export.pipeline.sources import Sources
 from r1v_export.pipeline.stage import Stage, fingerprint
+from r1v_export.pipeline.stage_task import stage_task
 from r1v_export.pipeline.stages import Build
-from r1v_export.pipeline.workspace import Workspace, open_workspace
+from r1v_export.pipeline.workers import portable, read_paths
+from r1v_export.pipeline.workspace import Workspace, open_workspace, stage_files
 from r1v_export.progress import Progress, size
 from r1v_export.targets import registry
 from r1v_export.version import VERSION
@@ -56,7 +59,13 @@ class PlannedStage:
 
 
 def build(
-    config: BuildConfig, out: Path, *, force: bool = False, offline: bool = False, progress: Progress | None = None
+    config: BuildConfig,
+    out: Path,
+    *,
+    force: bool = False,
+    offline: bool = False,
+    progress: Progress | None = None,
+    ray: str | None = None,
 ) -> Built:
     """Make or complete the bundle in `out`.
 
@@ -66,6 +75,8 @@ def build(
     Args:
         force: run every stage, also those that are done.
         offline: do not ask the network for a hub model.
+        ray: address of a Ray cluster that runs stages, and the shards of a calibration, as its tasks. The bundle is
+            the same without.
 
     Raises:
         R1VError: the checkpoint, the target, the disk or the output folder do not do; parity is not reached.
@@ -79,7 +90,10 @@ def build(
     with explain_full_disk(out), open_workspace(out) as workspace:
         try:
             with Sources(job.source_files(), workspace.hashes, progress) as sources:
-                finished, ran = run_stages(stages, sources, workspace, progress, force)
+                if ray is None:
+                    finished, ran = run_stages(stages, sources, workspace, progress, force)
+                else:
+                    finished, ran = _run_on_ray(ray, job, sources, workspace, progress, force)
                 sources.require_unchanged()
         finally:
             workspace.hashes.save()  # of the files that could be read, so that another try begins with the others
@@ -169,6 +183,69 @@ def run_stages(
     return {stage.name: _by_content(stage, sources, finished) for stage in stages}, ran
 
 
+def _run_on_ray(
+    address: str, job: Build, sources: Sources, workspace: Workspace, progress: Progress, force: bool
+) -> tuple[dict[str, StageEntry], list[str]]:
+    """`run_stages` with the long stages as tasks of a Ray cluster, each as soon as those are finished that it reads.
+
+    This process holds the bundle's lock, and moves what tasks write into it.
+    """
+    reads = [*read_paths(portable(job.config, job.checkpoint)), job.out.absolute()]
+    with open_cluster(address, (workspace.work / "ray").absolute(), reads, job.config.device) as cluster:
+        stages = replace(job, out=job.out.absolute(), workers=cluster).stages()
+        done = {} if force else finished_stages(stages, sources, workspace)
+        require_disk(workspace.out, [stage for stage in stages if stage.name not in done])
+        finished: dict[str, StageEntry] = {}
+        ran: list[str] = []
+        waiting = list(stages)
+        while len(finished) < len(stages):
+            stage = next((stage for stage in waiting if all(name in finished for name in stage.after)), None)
+            if stage is None:
+                stage, entry = _next_made(cluster, stages, sources, finished, workspace, progress)
+                ran.append(stage.name)
+                finished[stage.name] = entry
+                continue
+            waiting.remove(stage)
+            before = done.get(stage.name) or (None if force else _done(stage, sources, finished, workspace))
+            if before:
+                progress.skip(stage.name, "done before")
+                finished[stage.name] = before
+                continue
+            workspace.begin_changes()
+            if stage.is_task:
+                cluster.submit(stage_task(job, stage, sources.current(stage.sources), finished))
+            else:
+                ran.append(stage.name)
+                finished[stage.name] = _run(stage, partial(_current, stage, sources, finished), workspace, progress)
+    return {stage.name: _by_content(stage, sources, finished) for stage in stages}, ran
+
+
+def _next_made(
+    cluster: RayCluster,
+    stages: Sequence[Stage],
+    sources: Sources,
+    finished: Mapping[str, StageEntry],
+    workspace: Workspace,
+    progress: Progress,
+) -> tuple[Stage, StageEntry]:
+    """Take up what the next task to end wrote."""
+
+    def show(parts: Mapping[str, float]) -> None:
+        progress.write("on Ray: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in parts.items()), False)
+
+    task, result = cluster.next_done(show)
+    stage = next(stage for stage in stages if stage.name == task.name)
+    if isinstance(result, ParityError):
+        raise _with_report(result, workspace.keep_report(stage.name))
+    if isinstance(result, R1VError):
+        raise result
+    with progress.stage(stage.name) as shown:
+        entry = workspace.commit(stage.name, _current(stage, sources, finished), result.value)
+        shown.outcome = f"{_sizes([file.size for file in entry.files.values()])['size']} by {result.worker}"
+    _announce(stage, entry, workspace, progress)
+    return stage, entry
+
+
 def _current(stage: Stage, sources: Sources, finished: Mapping[str, StageEntry]) -> str:
     """The fingerprint of a stage, by what is known of its sources."""
     return fingerprint(stage, sources.current(stage.sources), finished)
@@ -208,17 +285,22 @@ def _run(stage: Stage, digest: Callable[[], str], workspace: Workspace, progress
                 stage.make(folder, task.report)
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
-        entry = workspace.commit(stage.name, digest(), hashes)
+        entry = workspace.commit(stage.name, digest(), stage_files(folder, hashes))
         written = _sizes([file.size for file in entry.files.values()])
         task.outcome = f"{written['size']} in {task.elapsed}"
         message = "%(stage)s: wrote %(files)d files of %(size)s in %(seconds).1f s"
         log_event(_LOG, logging.INFO, message, stage=stage.name, **written, seconds=round(task.elapsed_s, 3))
+    _announce(stage, entry, workspace, progress)
+    return entry
+
+
+def _announce(stage: Stage, entry: StageEntry, workspace: Workspace, progress: Progress) -> None:
+    """Log a finished stage's files, and show its notes."""
     for name, file in entry.files.items():
         message = "%(stage)s: %(file)s, %(size_bytes)d bytes, sha256 %(sha256)s"
         log_event(_LOG, logging.DEBUG, message, stage=stage.name, file=name, size_bytes=file.size, sha256=file.sha256)
     for note in stage.notes(workspace.out):
         progress.note(f"warning: {note}")
-    return entry
 
 
 def _sizes(sizes_bytes: Sequence[int]) -> dict[str, Any]:

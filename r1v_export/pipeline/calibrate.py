@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from r1v_export.config import BuildConfig
 from r1v_export.errors import UsageError
 from r1v_export.files import explain_full_disk
 from r1v_export.pipeline.calibration import (
-    calibrate,
     calibration_options,
     calibration_set,
     chosen_recipe,
 )
+from r1v_export.pipeline.ray_cluster import open_cluster
+from r1v_export.pipeline.sharded_calibration import calibrate_by
+from r1v_export.pipeline.workers import ThisProcess, Workers, portable, read_paths
 from r1v_export.progress import Progress
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.dataset import Shard
@@ -37,18 +40,27 @@ class Calibrated:
     warnings: tuple[str, ...]
 
 
-def calibrate_alone(config: BuildConfig, out: Path, progress: Progress, *, offline: bool = False) -> Calibrated:
+def calibrate_alone(
+    config: BuildConfig, out: Path, progress: Progress, *, offline: bool = False, ray: str | None = None
+) -> Calibrated:
     """Write a calibration into `out`, by what of a build's config says how.
 
     After an interruption, the same call continues where it stopped.
+
+    Args:
+        ray: address of a Ray cluster, on which the parts of a calibration in shards run.
 
     Raises:
         R1VError: as `pipeline.calibration.calibrate`, or `out` holds something else.
     """
     recipe = chosen_recipe(config)
     checkpoint = _open(config, offline)
-    with explain_full_disk(out), progress.stage("calibration") as task:
-        calibrate(config, recipe, checkpoint, out, default_resume_folder(out), task.report)
+    with (
+        explain_full_disk(out),
+        _workers(ray, config, checkpoint, out.absolute()) as workers,
+        progress.stage("calibration") as task,
+    ):
+        calibrate_by(workers, config, recipe, checkpoint, out, default_resume_folder(out), task.report)
     # What a search within a budget tried on its way.
     shutil.rmtree(default_resume_folder(out), ignore_errors=True)
     return _calibrated(out, checkpoint, progress)
@@ -99,6 +111,17 @@ def merge_shards(
     with explain_full_disk(out), progress.stage("merge") as task:
         merge(checkpoint, find_shards(folders), out, calibration_options(config, None, task.report))
     return _calibrated(out, checkpoint, progress)
+
+
+@contextmanager
+def _workers(ray: str | None, config: BuildConfig, checkpoint: Checkpoint, out: Path) -> Iterator[Workers]:
+    """Where the parts of a calibration run."""
+    if ray is None:
+        yield ThisProcess()
+        return
+    reads = read_paths(portable(config, checkpoint))
+    with open_cluster(ray, out.with_name(f".{out.name}.ray"), reads, config.device) as cluster:
+        yield cluster
 
 
 def _open(config: BuildConfig, offline: bool) -> Checkpoint:

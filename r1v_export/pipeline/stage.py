@@ -26,6 +26,7 @@ class Stage:
     tools: distributions that it computes with.
     sources: the checkpoint's files that it reads, by name.
     after: earlier stages whose files it reads.
+    is_task: whether it may run at the same time as others, in another process: the long ones.
     size_bytes, seconds: what it will write and take, roughly, for the plan.
     notes: sentences that people should read once it is done, from the bundle's folder.
     """
@@ -37,6 +38,7 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    is_task: bool = False
     size_bytes: int = 0
     seconds: float = 0.0
     notes: Callable[[Path], Sequence[str]] = lambda bundle: ()

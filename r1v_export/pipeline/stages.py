@@ -20,7 +20,6 @@ from r1v_export.pipeline.bundle_files import write_files
 from r1v_export.pipeline.calibration import (
     CALIBRATION,
     budget_candidates,
-    calibrate,
     calibration_warnings,
     chosen_recipe,
     data_digest,
@@ -29,7 +28,9 @@ from r1v_export.pipeline.calibration import (
 )
 from r1v_export.pipeline.estimate import TRACE_S, WRITE_BYTES_PER_S, graph_parameters, streamed_gate_s
 from r1v_export.pipeline.imported import import_calibration
+from r1v_export.pipeline.sharded_calibration import calibrate_by
 from r1v_export.pipeline.stage import Stage
+from r1v_export.pipeline.workers import ThisProcess, Workers
 from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.calibration.imported import imported_recipe
 from r1v_export.quantization.recipe import resolve
@@ -54,7 +55,7 @@ _TRACED_CODE = ("checkpoint", "contract.py", "exporters", "model_spec.py", "refe
 _DOCUMENTS_CODE = ("processing", "serialized", "pipeline/bundle_files.py")
 _CALIBRATION_CODE = (
     *("checkpoint", "model_spec.py", "processing", "reference"),
-    *("quantization", "nano", "runner", "pipeline/calibration.py"),
+    *("quantization", "nano", "runner", "pipeline/calibration.py", "pipeline/sharded_calibration.py"),
 )
 _RUN_CODE = (
     *(*_TRACED_CODE, *_DOCUMENTS_CODE, "targets", "runner", "parity", "nano", "quantization"),
@@ -70,6 +71,8 @@ class Build:
     """Of `registry.resolved`."""
     checkpoint: Checkpoint
     out: Path
+    workers: Workers = ThisProcess()  # noqa: RUF009  it has no state
+    """Where the parts of a calibration run."""
 
     @cached_property
     def recipe(self) -> Recipe | None:
@@ -185,6 +188,7 @@ class Build:
                 "recipes": {name: recipe.model_dump(mode="json") for name, recipe in recipes.items()},
                 "budget": self.config.budget,
                 "samples": calibration.samples,
+                "shards": calibration.shards,
                 "data": data_digest(calibration.data),
                 "image_policy": self.config.image_policy,
                 "device": device,
@@ -207,7 +211,7 @@ class Build:
         if self.checkpoint.quantized is not None:
             import_calibration(self.checkpoint, folder / CALIBRATION, work, on_progress)
             return
-        calibrate(self.config, self.recipe, self.checkpoint, folder / CALIBRATION, work, on_progress)
+        calibrate_by(self.workers, self.config, self.recipe, self.checkpoint, folder / CALIBRATION, work, on_progress)
 
     @property
     def _after_calibration(self) -> tuple[str, ...]:
@@ -226,6 +230,7 @@ class Build:
                 settings={"compute": self.compute, "spec": self.checkpoint.spec.model_dump(mode="json")},
                 sources=sources,
                 after=self._after_calibration,
+                is_task=True,
                 size_bytes=size_bytes,
                 seconds=TRACE_S + size_bytes / WRITE_BYTES_PER_S,
             )
@@ -267,6 +272,7 @@ class Build:
                 settings={"device": self.config.device, "options": self.config.targets[target]},
                 sources=tuple(path.name for path in self.checkpoint.files()),
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
+                is_task=True,
                 size_bytes=size_bytes,
                 seconds=_ENGINE_S + size_bytes / WRITE_BYTES_PER_S,
                 notes=partial(self._target_warnings, target),
@@ -315,6 +321,7 @@ class Build:
                 f"{target}-engine",
                 DOCUMENTS_STAGE,
             ),
+            is_task=True,
             seconds=self._parity_s(target),
             notes=partial(self._parity_warnings, target),
         )
@@ -346,7 +353,7 @@ class Build:
         options = check_options(self.config, target, self.checkpoint.spec, self.artifact, max_new_tokens=longest)
         questions = GeneratedQuestions(self.checkpoint, parity.streamed_questions if streamed else parity.questions)
         run = GateRun(self.out, target, self.checkpoint, self.artifact, self.config.device)
-        work = self.out / WORK_FOLDER / "streamed-gate"
+        work = self.out / WORK_FOLDER / f"{target}-streamed-gate"
         names = gate_names(self.checkpoint, self.artifact, options)
         gates = [replace(options, gate=gate) for gate in names]
         reports: Iterable[ParityReport]

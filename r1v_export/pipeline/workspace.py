@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -93,19 +93,14 @@ class Workspace:
         folder.mkdir(parents=True)
         return folder
 
-    def commit(self, stage: str, fingerprint: str, written: WrittenHashes | None = None) -> StageEntry:
+    def commit(self, stage: str, fingerprint: str, files: Mapping[str, FileEntry] | None = None) -> StageEntry:
         """Move what the stage wrote into the bundle and remember it as done.
 
         Args:
-            written: hashes of files that need not be read for them.
+            files: what `stage_files` found in its folder, if it did already.
         """
         folder = self.work / stage
-        files = {}
-        for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
-            sync_file(path)
-            sha256 = written.sha256(path) if written else None
-            file = FileEntry(sha256=sha256, size=path.stat().st_size) if sha256 else hash_file(path)
-            files[path.relative_to(folder).as_posix()] = file
+        files = dict(stage_files(folder) if files is None else files)
         if before := self._done.get(stage):
             self._remove(before.files.keys() - files.keys())
         for name, file in files.items():
@@ -161,6 +156,21 @@ class Workspace:
                 yield path.stem, StageEntry.model_validate_json(read_regular_bytes(path))
             except ValidationError:
                 continue  # of another version of this program: the stage runs again
+
+
+def stage_files(folder: Path, written: WrittenHashes | None = None) -> dict[str, FileEntry]:
+    """The files that a stage wrote below a folder, synced, by their path in it.
+
+    Args:
+        written: hashes of files that need not be read for them.
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
+        sync_file(path)
+        sha256 = written.sha256(path) if written else None
+        file = FileEntry(sha256=sha256, size=path.stat().st_size) if sha256 else hash_file(path)
+        files[path.relative_to(folder).as_posix()] = file
+    return files
 
 
 class HashCache:

@@ -25,10 +25,11 @@ HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", 
 
 OPTIONS = {
     "build": "MODEL --precision --target --output --config --recipe --calib --budget --calibrated --revision --offline "
-    "--device --image-policy --sm --no-parity --gate --dry-run --force",
+    "--device --image-policy --sm --no-parity --gate --dry-run --force "
+    "--shards --ray",
     "engine": "BUNDLE --output --workers --program --print-command",
     "calibrate": "MODEL --precision --recipe --budget --calib --samples --image-policy --shard --merge --output "
-    "--revision --offline --device",
+    "--revision --offline --device --shards --ray",
     "check": "BUNDLE --target --model --questions --image --allow-url --question --gate --blocks --against "
     "--max-new-tokens --report --device --threads",
     "verify": "BUNDLE",

@@ -98,8 +98,8 @@ class ResumeState:
         self._save(path, [NewTensor(name, t.dtype, tuple(t.shape), partial(_flat, t)) for name, t in named])
 
     def _save(self, path: Path, tensors: Sequence[NewTensor]) -> None:
-        scratch = self.folder / "scratch"
-        scratch.mkdir(exist_ok=True)
+        scratch = self.folder / "scratch" / path.stem  # of its own: parts of a merge write at the same time
+        scratch.mkdir(parents=True, exist_ok=True)
         for _ in write_tensors(scratch, tensors, shards=1):
             pass
         (written,) = scratch.iterdir()

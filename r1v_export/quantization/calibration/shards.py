@@ -106,37 +106,75 @@ def merge(
         BundleError: a shard is damaged, or of another checkpoint.
         InputError: as in `calibrate.calibrate`.
     """
-    shards = sorted(dict.fromkeys(folder.resolve() for folder in shards))
-    keys = {folder: _read_key(folder) for folder in shards}
-    key = _join_keys(keys)
-    if key.checkpoint != checkpoint_fingerprint(checkpoint):
-        raise BundleError(
-            "These are the statistics of another checkpoint.",
-            where=shards[0],
-            fix="name the checkpoint that the shards were calibrated on",
-        )
-    plan = make_plan(checkpoint, key.recipe)
-    done, unfinished = is_done(key, out), ResumeState(options.resume_folder or default_resume_folder(out), key)
+    merged = _Merge(checkpoint, shards, options)
+    done, unfinished = is_done(merged.key, out), merged.resume_state(out)
     if done:
         unfinished.clear()
         return read_stats(out)
-    quantization = Quantization(plan, unfinished)
-    folders = sorted(shards, key=lambda folder: Shard.parse(keys[folder].shard).index)
-    dtype, first = getattr(torch, key.compute), quantization.finished
-    costs = [plan.rounding_cost(index) for index in range(first, len(plan.blocks))]
-    for number, (block, cost) in enumerate(zip(plan.blocks[first:], costs, strict=True)):
-        if plan.is_quantized(block):
-            statistics = _merged(plan, block, folders)
-            if plan.is_collected(block):
-                tensors = tensors_of(
-                    block, materialize(block, checkpoint, dtype, torch.device(options.device), key.matmul)
-                )
-            else:
-                tensors = stored_tensors(block, checkpoint)
-            quantization.quantize(block, tensors, statistics)
-        quantization.finish_block(block)
-        options.on_progress(sum(costs[:number]) + cost, sum(costs))
+    quantization = Quantization(merged.plan, unfinished)
+    merged.quantize(quantization, range(quantization.finished, len(merged.plan.blocks)))
     return quantization.finish(out)
+
+
+def begin_merge(
+    checkpoint: Checkpoint, shards: Sequence[Path], out: Path, options: CalibrationOptions = DEFAULT_OPTIONS
+) -> None:
+    """Prepare the resume folder of `merge` for `quantize_part`. Arguments and errors are those of `merge`."""
+    _Merge(checkpoint, shards, options).resume_state(out)
+
+
+def quantize_part(
+    checkpoint: Checkpoint, shards: Sequence[Path], out: Path, part: Shard, options: CalibrationOptions
+) -> None:
+    """Quantize every `part.count`-th block of `merge`, from the one at `part.index` on, and keep it for `merge`.
+
+    Parts can run at the same time, after `begin_merge`: what becomes of a block depends on no other. Arguments and
+    errors are those of `merge`.
+    """
+    merged = _Merge(checkpoint, shards, options)
+    blocks = range(part.index, len(merged.plan.blocks), part.count)
+    merged.quantize(Quantization(merged.plan, merged.resume_state(out)), blocks)
+
+
+class _Merge:
+    """The shards of one calibration, in their order, and how their blocks are quantized."""
+
+    def __init__(self, checkpoint: Checkpoint, shards: Sequence[Path], options: CalibrationOptions) -> None:
+        shards = sorted(dict.fromkeys(folder.resolve() for folder in shards))
+        keys = {folder: _read_key(folder) for folder in shards}
+        self.key = _join_keys(keys)
+        if self.key.checkpoint != checkpoint_fingerprint(checkpoint):
+            raise BundleError(
+                "These are the statistics of another checkpoint.",
+                where=shards[0],
+                fix="name the checkpoint that the shards were calibrated on",
+            )
+        self.checkpoint, self.options = checkpoint, options
+        self.plan = make_plan(checkpoint, self.key.recipe)
+        self.folders = sorted(shards, key=lambda folder: Shard.parse(keys[folder].shard).index)
+
+    def resume_state(self, out: Path) -> ResumeState:
+        """The unfinished merge."""
+        return ResumeState(self.options.resume_folder or default_resume_folder(out), self.key)
+
+    def quantize(self, quantization: Quantization, indices: Sequence[int]) -> None:
+        """Quantize those of some blocks that are not finished."""
+        plan, state = self.plan, quantization.state
+        left = [index for index in indices if state.record(plan.blocks[index].name) is None]
+        costs = [plan.rounding_cost(index) for index in left]
+        dtype, device = getattr(torch, self.key.compute), torch.device(self.options.device)
+        for number, index in enumerate(left):
+            block = plan.blocks[index]
+            if plan.is_quantized(block):
+                statistics = _merged(plan, block, self.folders)
+                if plan.is_collected(block):
+                    module = materialize(block, self.checkpoint, dtype, device, self.key.matmul)
+                    tensors = tensors_of(block, module)
+                else:
+                    tensors = stored_tensors(block, self.checkpoint)
+                quantization.quantize(block, tensors, statistics)
+            quantization.finish_block(block)
+            self.options.on_progress(sum(costs[: number + 1]), sum(costs))
 
 
 def find_shards(folders: Sequence[Path]) -> list[Path]:

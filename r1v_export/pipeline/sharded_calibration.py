@@ -1,0 +1,123 @@
+"""A calibration in parts: shards of the samples, then the blocks that are quantized from their statistics. The parts
+are tasks, which `workers` does here or on other machines.
+
+    RESUME-shards/DIGEST/1-of-4/   statistics of a shard
+    RESUME-shards/merge/           resume folder of the merge
+
+The shards are merged in their order, so the result depends on how many there are and not on where or when they ran.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig
+from r1v_export.manifest import to_json
+from r1v_export.pipeline.calibration import calibrate, calibration_options, calibration_set, data_digest
+from r1v_export.pipeline.workers import Task, Workers, portable
+from r1v_export.progress import ProgressCallback, ignore_progress, subrange
+from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint
+from r1v_export.quantization.calibration.blockwise_runner import compute_dtype
+from r1v_export.quantization.calibration.calibrate import is_done
+from r1v_export.quantization.calibration.dataset import Shard
+from r1v_export.quantization.calibration.key import make_key
+from r1v_export.quantization.calibration.shards import begin_merge, collect_shard, merge, quantize_part
+from r1v_export.quantization.recipe import Recipe
+from r1v_export.version import VERSION
+
+_COLLECTING = 0.8
+"""Share of the time that statistics take, roughly."""
+
+
+def calibrate_by(
+    workers: Workers,
+    config: BuildConfig,
+    recipe: Recipe | None,
+    checkpoint: Checkpoint,
+    out: Path,
+    resume_folder: Path,
+    on_progress: ProgressCallback,
+) -> None:
+    """`pipeline.calibration.calibrate`, or the same in `config.calibration.shards` parts, by `workers`, which see all
+    folders under the same paths.
+
+    Raises:
+        R1VError: as `pipeline.calibration.calibrate`.
+    """
+    if recipe is None or config.calibration.shards == 1 or config.calibration.artifact is not None:
+        calibrate(config, recipe, checkpoint, out, resume_folder, on_progress)
+    elif not _is_done(config, recipe, checkpoint, out):
+        out, work = out.absolute(), resume_folder.absolute().with_name(f"{resume_folder.name}-shards")
+        _calibrate_in_shards(workers, portable(config, checkpoint), recipe, checkpoint, out, work, on_progress)
+
+
+def _is_done(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, out: Path) -> bool:
+    if not out.exists():
+        return False
+    samples, options = calibration_set(config, checkpoint), calibration_options(config, None, ignore_progress)
+    compute = compute_dtype(checkpoint, options.device)
+    return is_done(make_key(checkpoint_fingerprint(checkpoint), recipe, compute, options.matmul, samples), out)
+
+
+def _calibrate_in_shards(
+    workers: Workers,
+    config: BuildConfig,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    out: Path,
+    work: Path,
+    on_progress: ProgressCallback,
+) -> None:
+    count = config.calibration.shards
+    parts = [Shard(index, count) for index in range(count)]
+    folder, merging = _shards_folder(config, recipe, checkpoint, work), work / "merge"
+    shards = [folder / f"{part.index + 1}-of-{count}" for part in parts]
+    collecting = [
+        Task(f"shard {part}", collect, (config, recipe, part, shard), shard)
+        for part, shard in zip(parts, shards, strict=True)
+    ]
+    workers.run(collecting, subrange(on_progress, 0.0, _COLLECTING))
+    options = calibration_options(config, merging, subrange(on_progress, _COLLECTING, 1.0))
+    begin_merge(checkpoint, shards, out, options)
+    quantizing = [
+        Task(f"blocks {part}", quantize, (config, shards, part, out, merging), work / f"blocks-{part.index + 1}")
+        for part in parts
+    ]
+    workers.run(quantizing, subrange(on_progress, _COLLECTING, 1.0))
+    merge(checkpoint, shards, out, options)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def collect(config: BuildConfig, recipe: Recipe, shard: Shard, out: Path, *, on_progress: ProgressCallback) -> None:
+    """Collect the statistics of one shard: a task."""
+    checkpoint = Checkpoint.open(config.model, offline=True)
+    samples = calibration_set(config, checkpoint, shard)
+    collect_shard(checkpoint, recipe, samples, out, calibration_options(config, None, on_progress))
+
+
+def quantize(
+    config: BuildConfig, shards: list[Path], part: Shard, out: Path, merging: Path, *, on_progress: ProgressCallback
+) -> None:
+    """Quantize one part of the blocks: a task."""
+    checkpoint = Checkpoint.open(config.model, offline=True)
+    quantize_part(checkpoint, shards, out, part, calibration_options(config, merging, on_progress))
+
+
+def _shards_folder(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, work: Path) -> Path:
+    """Where the shards of this calibration lie; those of another one, which an earlier build left, are removed."""
+    decides = {
+        "producer": VERSION,
+        "checkpoint": checkpoint_fingerprint(checkpoint),
+        "recipe": recipe.model_dump(mode="json"),
+        "data": data_digest(config.calibration.data),
+        "samples": config.calibration.samples,
+        "image_policy": config.image_policy,
+        "device": config.device,
+    }
+    folder = work / hashlib.sha256(to_json(decides).encode()).hexdigest()[:16]
+    if not folder.exists():
+        shutil.rmtree(work, ignore_errors=True)
+    return folder

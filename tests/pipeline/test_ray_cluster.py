@@ -1,0 +1,223 @@
+"""Tasks on a real Ray cluster of two workers on this machine: the bytes of one process, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from r1v_export.cli import main
+from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
+from r1v_export.errors import CapabilityError, InputError, R1VError
+from r1v_export.pipeline import ray_cluster
+from r1v_export.pipeline.build import build
+from r1v_export.pipeline.ray_cluster import RayCluster, open_cluster
+from r1v_export.pipeline.workers import Task
+from r1v_export.progress import ignore_progress
+from tests.pipeline import ray_tasks
+
+pytestmark = pytest.mark.slow(40)
+
+Tree = Callable[[Path], dict[str, bytes]]
+
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+STORE_BYTES = 80_000_000  # Ray takes no less
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster of two workers with a CPU each, to which this process is connected: processes of workers, which take
+    seconds to start, live as long as a connection."""
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    # Sockets in it must have short names.
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in SETTINGS.items():
+            environment.setenv(name, value)
+        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
+        node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder})
+        try:
+            cluster.add_node(**node)
+            ray.init(cluster.address, log_to_driver=False, configure_logging=False)
+            yield cluster.address
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(address: str, tmp_path: Path) -> Iterator[RayCluster]:
+    with open_cluster(address, tmp_path / "ray", [tmp_path], "cpu") as cluster:
+        yield cluster
+
+
+def quantized(model: Path) -> BuildConfig:
+    """INT4 by GPTQ, whose sums depend on their order, in four shards."""
+    return BuildConfig(
+        model=str(model),
+        precision="int4",
+        calibration=CalibrationConfig(samples=4, shards=4),
+        parity=ParityConfig(enabled=False),
+    )
+
+
+def test_a_build_whose_workers_are_killed_has_the_bytes_of_one_process(
+    address: str, tiny_model: Path, tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle: the process of a worker that collects statistics, and of one that writes a graph."""
+    submit, doomed = RayCluster.submit, {"shard 2/4": 6, "decoder-graph": 1}
+
+    def submit_doomed(self: RayCluster, task: Task) -> None:
+        if task.name in doomed:
+            marker = tmp_path / task.folder.name
+            arguments = (task.function, marker, doomed[task.name], task.arguments)
+            task = replace(task, function=ray_tasks.die_once, arguments=arguments)
+        submit(self, task)
+
+    config = quantized(tiny_model)
+    build(config, tmp_path / "one")
+    monkeypatch.setattr(RayCluster, "submit", submit_doomed)
+    monkeypatch.chdir(tmp_path)
+    built = build(config, Path("ray"), ray=address)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"2-of-4", "decoder-graph"}
+    assert "decoder-graph" in built.ran
+    assert tree(tmp_path / "ray") == tree(tmp_path / "one")
+    assert build(config, Path("ray")).ran == ()
+
+
+def test_calibrate_runs_its_shards_on_a_cluster(
+    address: str, tiny_model: Path, tmp_path: Path, tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["calibrate", str(tiny_model), "--precision", "fp8", "--samples", "4", "--shards", "2"]
+    assert main.run([*options, "-o", str(tmp_path / "one")]) == 0
+    assert main.run([*options, "--ray", address, "-o", str(tmp_path / "ray")]) == 0
+    assert tree(tmp_path / "ray") == tree(tmp_path / "one")
+    assert main.run([*options, "--ray", address, "-o", str(tmp_path / "ray")]) == 0  # which is done already
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "ray"]
+
+
+def test_an_error_of_a_task_names_the_worker(cluster: RayCluster, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        cluster.run([Task("refused", ray_tasks.refuse, (), tmp_path / "x")], ignore_progress)
+    assert str(caught.value.where).startswith("sample 3, on worker ")
+    assert (caught.value.expected, caught.value.found, caught.value.fix) == ("a", "b", "do not")
+    with pytest.raises(R1VError, match="A task failed: broken") as failed:
+        cluster.run([Task("broken", ray_tasks.fail, (), tmp_path / "x")], ignore_progress)
+    assert failed.value.found == "ZeroDivisionError: a defect"
+
+
+def test_a_task_whose_workers_die_again_and_again_is_an_error(
+    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "MAX_RETRIES", 0)
+    with pytest.raises(R1VError, match="its workers died") as caught:
+        cluster.run([Task("doomed", ray_tasks.die, (), tmp_path / "x")], ignore_progress)
+    assert caught.value.where == "doomed"
+
+
+def test_a_worker_that_lacks_a_path_is_named_before_any_work(address: str, tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    with pytest.raises(CapabilityError, match="does not see a path") as caught:
+        refuse_cluster(address, tmp_path, [missing])
+    assert str(caught.value.where).startswith("worker ")
+    assert caught.value.expected == str(missing)
+
+
+def test_a_worker_of_another_version_is_named_before_any_work(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ray_cluster.code_and_tools()
+    monkeypatch.setattr(ray_cluster, "code_and_tools", lambda: {**here, "torch": "1.0"})
+    with pytest.raises(CapabilityError, match="other versions") as caught:
+        refuse_cluster(address, tmp_path, [])
+    assert (caught.value.expected, caught.value.found) == ("torch 1.0", f"torch {here['torch']}")
+
+
+def test_a_cluster_without_gpus_is_refused_for_cuda(address: str, tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match="no worker for this"):
+        refuse_cluster(address, tmp_path, [], "cuda")
+
+
+def refuse_cluster(address: str, tmp_path: Path, reads: Sequence[Path], device: str = "cpu") -> None:
+    with open_cluster(address, tmp_path / "ray", reads, device):  # type: ignore[arg-type]
+        pytest.fail("this cluster cannot do the work")
+
+
+def test_a_command_connects_to_a_cluster_and_its_interruption_ends_its_tasks(address: str, tmp_path: Path) -> None:
+    """The last test on the cluster: it takes a connection of its own."""
+    import ray
+
+    ray.shutdown()
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def interrupt(done: float, total: float, status: str = "") -> None:
+        seen.append((done, total))
+        if done:
+            raise KeyboardInterrupt
+
+    def run_and_interrupt() -> None:
+        with open_cluster(address, tmp_path / "ray", [tmp_path], "cpu") as cluster:
+            assert signal.getsignal(signal.SIGTERM) == before
+            cluster.run([Task("sleeper", ray_tasks.sleep, (tmp_path / "pid",), tmp_path / "x")], interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_and_interrupt()
+    assert seen[-1] == (0.5, 1)
+    assert gone(int((tmp_path / "pid").read_text()))
+    assert not ray.is_initialized()
+    assert not (tmp_path / "ray").exists()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within a minute."""
+    until = time.monotonic() + 60
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_an_address_where_no_cluster_is_and_a_missing_ray_are_errors_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CapabilityError, match="no such Ray cluster"):
+        refuse_cluster("no address", tmp_path, [])
+    monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CapabilityError) as caught:
+        refuse_cluster("auto", tmp_path, [])
+    assert caught.value.fix == 'pip install "r1v-export[build,ray]"'
+
+
+def test_a_task_waits_for_the_lock_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "_LOCK_S", 0.0)
+    with ray_cluster._alone(tmp_path / "x"), pytest.raises(R1VError, match="still does this task") as caught:  # noqa: SIM117
+        with ray_cluster._alone(tmp_path / "x"):
+            pytest.fail("two workers in one folder")
+    assert str(os.getpid()) in str(caught.value.found)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--ray", "auto"], "in shards"),
+        (["--ray", "auto", "--shards", "1"], "in shards"),
+        (["--shard", "1/2", "--shards", "2"], "Cannot combine --shard and --shards"),
+    ],
+)
+def test_calibrate_on_a_cluster_takes_shards(
+    options: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["calibrate", "--precision", "fp8", *options, "-o", str(tmp_path / "out")]) == 2
+    assert complaint in capsys.readouterr().err
