@@ -36,20 +36,19 @@ class QuantParams:
 
     @classmethod
     def from_weight(
-        cls, weight_OI: Tensor, kind: WeightType, group_size: int | None, shrink: float | Tensor = 1.0
+        cls, weight_OI: Tensor, kind: WeightType, group_size: int | None, shrink: float = 1.0
     ) -> QuantParams:
-        """Parameters whose range just covers each group of a weight [O, I], or `shrink` (a number, or [O, G]) times as
-        much.
+        """Parameters whose range just covers each group of a weight [O, I], or `shrink` times as much.
 
         Symmetric: scale = max|w| / largest quantized value. uint4: scale = (max(w, 0) - min(w, 0)) / 15, and the zero
         point is the quantized value of 0, so that 0 is represented exactly. NaN and infinity make no error here:
         callers check for them.
         """
-        params = cls._unset(weight_OI, kind, group_size)
+        params = cls.unset(weight_OI, kind, group_size)
 
         def fit(part: range) -> None:
             for rows, values_rGg, spare_rGg in _row_blocks(weight_OI, part, params.scale.shape[1]):
-                params._fit(rows, values_rGg, spare_rGg, shrink if isinstance(shrink, float) else shrink[rows])
+                params._fit(rows, values_rGg, spare_rGg, shrink)
 
         each_part(len(weight_OI), fit)
         return params
@@ -57,7 +56,7 @@ class QuantParams:
     @classmethod
     def round_to_nearest(cls, weight_OI: Tensor, kind: WeightType, group_size: int | None) -> QuantizedLinear:
         """The weight rounded with the parameters of `from_weight`, both in one pass over it."""
-        params = cls._unset(weight_OI, kind, group_size)
+        params = cls.unset(weight_OI, kind, group_size)
         qweight_OI = torch.empty(weight_OI.shape, dtype=QWEIGHT_DTYPES[kind], device=weight_OI.device)
 
         def fit_and_round(part: range) -> None:
@@ -69,23 +68,18 @@ class QuantParams:
         return params.linear(qweight_OI)
 
     @classmethod
-    def _unset(cls, weight_OI: Tensor, kind: WeightType, group_size: int | None) -> QuantParams:
-        """Parameters of a weight's shape, for `_fit` to fill in."""
+    def unset(cls, weight_OI: Tensor, kind: WeightType, group_size: int | None) -> QuantParams:
+        """Parameters of the shape that a weight [O, I] needs, to be filled in."""
         groups = weight_OI.shape[1] // group_size if group_size else 1
         scale_OG = torch.empty(len(weight_OI), groups, device=weight_OI.device)
         return cls(kind, scale_OG, torch.empty_like(scale_OG, dtype=torch.int8) if kind == "uint4" else None)
 
-    def _fit(self, rows: slice, values_rGg: Tensor, spare_rGg: Tensor, shrink: float | Tensor) -> None:
+    def _fit(self, rows: slice, values_rGg: Tensor, spare_rGg: Tensor, shrink: float) -> None:
         """Set the parameters of some rows."""
-        if self.zero_point is None:
-            largest_rG = torch.abs(values_rGg, out=spare_rGg).amax(-1)
-            self.scale[rows] = scale_for(largest_rG * shrink, self.kind)
-            return
-        low_rG = values_rGg.amin(-1).clamp(max=0) * shrink
-        high_rG = values_rGg.amax(-1).clamp(min=0) * shrink
-        scale_rG = scale_for(high_rG - low_rG, self.kind)
-        self.scale[rows] = scale_rG
-        self.zero_point[rows] = (-low_rG / scale_rG).round().clamp(*RANGES[self.kind]).to(torch.int8)
+        low_rG, high_rG = value_range(values_rGg, self.kind, spare_rGg)
+        self.scale[rows], zero_point_rG = params_of_range(low_rG, high_rG, self.kind, shrink)
+        if self.zero_point is not None:
+            self.zero_point[rows] = zero_point_rG
 
     def rows(self, rows: slice) -> QuantParams:
         """The parameters of some rows."""
@@ -120,18 +114,44 @@ class QuantParams:
         return QuantizedLinear(qweight_OI, self.kind, self.scale, self.zero_point, qweight_OI.shape[1] // groups)
 
 
+def value_range(values: Tensor, kind: WeightType, spare: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The smallest and the largest value of groups [..., g] that parameters have to cover, [...] each: of uint4 with 0
+    between them; of the symmetric types None and the largest magnitude. `spare` is memory of the values' shape."""
+    if kind != "uint4":
+        return None, torch.abs(values, out=spare).amax(-1)
+    return values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)
+
+
+def params_of_range(
+    low: Tensor | None, high: Tensor, kind: WeightType, shrink: float | Tensor = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """The scale, and for uint4 the int8 zero point, that cover `shrink` times a range of `value_range`. A tensor of
+    them [..., 1] gives as many parameters for each group."""
+    high = high * shrink
+    if low is None:
+        return scale_for(high, kind), None
+    low = low * shrink
+    scale = scale_for(high - low, kind)
+    return scale, (-low / scale).round().clamp(*RANGES[kind]).to(torch.int8)
+
+
+def rows_at_once(weight_OI: Tensor, columns: int) -> int:
+    """How many rows of so many columns of a weight to work on at a time, at least one."""
+    block = BLOCK_VALUES if weight_OI.device.type == "cpu" else CUDA_BLOCK_VALUES
+    return max(1, block // columns)
+
+
 def _row_blocks(weight_OI: Tensor, part: range, groups: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Some rows of a weight, a few of them r at a time: which, their values in float32 [r, G, g], and spare memory of
     the same shape.
 
     The memory of both is reused for the next rows: fresh memory would cost more, page by page, than all the arithmetic.
     """
-    in_features, device = weight_OI.shape[1], weight_OI.device
-    block = BLOCK_VALUES if device.type == "cpu" else CUDA_BLOCK_VALUES
-    rows_at_once = min(len(part), max(1, block // in_features))
-    values_rI, spare_rI = torch.empty(2, rows_at_once, in_features, device=device)
-    for start in part[::rows_at_once]:
-        rows = slice(start, min(start + rows_at_once, part.stop))
+    in_features = weight_OI.shape[1]
+    most = min(len(part), rows_at_once(weight_OI, in_features))
+    values_rI, spare_rI = torch.empty(2, most, in_features, device=weight_OI.device)
+    for start in part[::most]:
+        rows = slice(start, min(start + most, part.stop))
         count = rows.stop - start
         values_rI[:count] = weight_OI[rows]
         yield rows, values_rI[:count].unflatten(1, (groups, -1)), spare_rI[:count].unflatten(1, (groups, -1))

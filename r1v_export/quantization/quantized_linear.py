@@ -126,6 +126,16 @@ def round_(quotients: Tensor, kind: str, zero_point: Tensor | None = None) -> Te
     return quotients.clamp_(*RANGES[kind])
 
 
+def quantization_error(values: Tensor, scale: Tensor, kind: str, zero_point: Tensor | None, out: Tensor) -> None:
+    """Write by how much values [...] change when they are quantized and dequantized to `out`, of their shape."""
+    round_(torch.div(values, scale, out=out), kind, zero_point)
+    if kind == "fp8":
+        out.copy_(out.to(QWEIGHT_DTYPES[kind]))
+    if zero_point is not None:
+        out -= zero_point
+    out.mul_(scale).sub_(values)
+
+
 def quantize_dequantize(values: Tensor, scale: Tensor, kind: str) -> Tensor:
     """Quantize and dequantize values [...], float32: what a Q/DQ pair computes. `scale` broadcasts."""
     return quantize(values, scale, kind).float() * scale

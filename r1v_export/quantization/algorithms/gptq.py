@@ -1,54 +1,88 @@
 """GPTQ (Frantar et al. 2022, arXiv:2210.17323): columns are rounded one after the other, and the error of each is
 compensated, as far as possible, in the columns after it.
 
-With H = sum x x^T + damping and H^-1 = C^T C, C upper triangular, the step for column j of every row is
+With H = sum x x^T + damping and the errors D = Q(W) - W, the loss is tr(D H D^T). Let H = U S U^T, U unit upper
+triangular and S diagonal; then it is sum_k S_kk |(D U)_k|^2, and column k of D U holds errors of columns up to k alone:
 
-    q = Q(w_j),   e = (w_j - q) / C_jj,   w_k -= e C_jk  for k > j
+    q_k = Q(w_k - sum_{j<k} d_j U_jk),   d_k = q_k - w_k
+
+makes one column after the other as small as rounding allows. In real numbers it is what the paper does with the inverse
+of H (Chen et al. 2025, arXiv:2507.18553: GPTQ is Babai's nearest plane algorithm); here no inverse is computed.
 
 `act_order` takes the columns by falling diagonal of H: those that matter most are rounded while many columns are left
 to compensate in. The parameters are fixed beforehand from the original weights, so that a group stays in / group_size
 neighboring inputs whatever the order. `grouped_order` is for groups that follow the order: a weight with its columns
-sorted so has groups of like activation. Columns go in blocks: within one, they are updated one by one; those after it
-in one product.
-Shape letters: O output features, I input features, B columns of a block.
+sorted so has groups of like activation. Errors of columns before a block reach it in one product.
+Shape letters: O output features, r of them at a time, I input features, B columns of a block.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from r1v_export.checkpoint.row_threads import each_part
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES
 from r1v_export.quantization.quant_params import QuantParams
-from r1v_export.quantization.quantized_linear import QuantizedLinear, quantize
+from r1v_export.quantization.quantized_linear import QuantizedLinear, round_
 
-BLOCK = 128
+BLOCK = 1024
 """Columns of a block."""
 
-ROWS_AT_ONCE = 1024
-"""Rows that go through all columns together: a block of them fits the cache. Rows are independent of each other."""
+VALUES_AT_ONCE = 1 << 26
+"""Weights of the rows that go through all columns together, in one thread. Rows are independent of each other."""
+
+FACTOR_BLOCK = 256
+"""Columns of the Gram matrix that are factorized at a time."""
 
 
-def gptq(
-    weight_OI: Tensor, gram_II: Tensor, params: QuantParams, damping: float = 0.01, act_order: bool = True
-) -> QuantizedLinear:
-    """Quantize a weight with `params` so that tr(D H D^T) is small.
+@dataclass(frozen=True)
+class Compensation:
+    """What quantizing the linears of one input shares.
+
+    Attributes:
+        order_I: the input features in the order in which they are rounded, int64 [I].
+        factor_II: U of the Gram matrix in that order, above its diagonal; the rest of the matrix is of no use.
+    """
+
+    order_I: Tensor
+    factor_II: Tensor
+
+
+def gptq(weight_OI: Tensor, params: QuantParams, compensation: Compensation) -> QuantizedLinear:
+    """Quantize a weight [O, I], float32, with `params` of int4, uint4 or int8 so that tr(D H D^T) is small."""
+    qweight_OI = torch.empty(weight_OI.shape, dtype=QWEIGHT_DTYPES[params.kind], device=weight_OI.device)
+    most = max(1, VALUES_AT_ONCE // weight_OI.shape[1])
+
+    def round_part(part: range) -> None:
+        for start in part[::most]:
+            rows = slice(start, min(start + most, part.stop))
+            qweight_OI[rows] = _round_rows(weight_OI[rows], params.rows(rows), compensation)
+
+    each_part(len(weight_OI), round_part)
+    return params.linear(qweight_OI)
+
+
+def compensation(gram_II: Tensor, damping: float = 0.01, act_order: bool = True) -> Compensation:
+    """Factorize the Gram matrix of an input; takes memory for one more matrix of its size.
 
     Args:
-        weight_OI: [out, in] float32.
-        gram_II: sum of x x^T over tokens. All zeros give rounding to nearest.
-        params: one of int4, uint4 or int8 for the weight.
+        gram_II: sum of x x^T over tokens, float32. All zeros give rounding to nearest.
         damping: what is added to the diagonal of H, as a fraction of its mean; ten times as much, and so on, where H
             is too singular for a factorization.
     """
-    order_I = _activation_order(gram_II) if act_order else torch.arange(len(gram_II))
-    order_I = order_I.to(weight_OI.device)
-    factor_II = inverse_factor(gram_II, order_I, damping)
-    qweight = []
-    for start in range(0, len(weight_OI), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        qweight.append(_round_rows(weight_OI[rows], factor_II, params.rows(rows), order_I))
-    return params.linear(torch.cat(qweight))
+    order_I = _activation_order(gram_II) if act_order else torch.arange(len(gram_II), device=gram_II.device)
+    mean = float(gram_II.diagonal().mean())
+    more = damping * mean if mean > 0 else 1.0
+    while True:
+        factor_II = _reordered(gram_II, order_I)
+        factor_II.diagonal().add_(more)
+        if _factorize(factor_II):
+            return Compensation(order_I, factor_II)
+        more *= 10
 
 
 def _activation_order(gram_II: Tensor) -> Tensor:
@@ -69,47 +103,81 @@ def grouped_order(gram_II: Tensor, group_size: int) -> Tensor:
     return grouped_I
 
 
-def inverse_factor(gram_II: Tensor, order_I: Tensor, damping: float) -> Tensor:
-    """C, upper triangular with C^T C = (H + damping * mean(diag H) * 1)^-1, for H with its channels in `order`.
+def _reordered(gram_II: Tensor, order_I: Tensor) -> Tensor:
+    """A copy of a Gram matrix with its features in another order, made some rows at a time."""
+    copy_II = torch.empty_like(gram_II)
+    for start in range(0, len(gram_II), FACTOR_BLOCK):
+        rows = slice(start, start + FACTOR_BLOCK)
+        torch.index_select(gram_II[order_I[rows]], 1, order_I, out=copy_II[rows])
+    return copy_II
 
-    With the axes of H reversed, its Cholesky factor L, L L^T = H, turned back is an upper triangular M with M M^T = H;
-    then C = M^-1. No inverse of H is formed, and never more than three matrices of its size.
+
+def _factorize(matrix_II: Tensor) -> bool:
+    """Write U over the part of a symmetric matrix above its diagonal, U S U^T = the matrix; False if it is singular.
+
+    A Cholesky factorization from the last columns to the first ones, some of them at a time.
     """
-    backwards_I = order_I.flip(0)
-    reversed_II = gram_II[backwards_I][:, backwards_I]
-    mean = float(reversed_II.diagonal().mean())
-    more = damping * mean if mean > 0 else 1.0
-    while True:
-        reversed_II.diagonal().add_(more)
-        lower_II, failed = torch.linalg.cholesky_ex(reversed_II)
-        if not failed:
-            break
-        damping, more = 10 * damping, 9 * damping * mean
-    del reversed_II
-    identity_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device)
-    factor_II: Tensor = torch.linalg.solve_triangular(lower_II.flip(0, 1), identity_II, upper=True)
-    return factor_II
+    for start in reversed(range(0, len(matrix_II), FACTOR_BLOCK)):
+        end = min(start + FACTOR_BLOCK, len(matrix_II))
+        columns_IB = matrix_II[:end, start:end]
+        columns_IB.addmm_(matrix_II[:end, end:], matrix_II[start:end, end:].T, alpha=-1)
+        lower_BB, failed = torch.linalg.cholesky_ex(columns_IB[start:].flip(0, 1))
+        if failed:
+            return False
+        upper_BB = lower_BB.flip(0, 1)
+        columns_IB[start:] = upper_BB
+        identity_BB = torch.eye(end - start, dtype=upper_BB.dtype, device=upper_BB.device)
+        inverse_BB = torch.linalg.solve_triangular(upper_BB, identity_BB, upper=True)
+        columns_IB[:start] = columns_IB[:start] @ inverse_BB.T
+    for rows_BI in matrix_II.split(FACTOR_BLOCK):
+        rows_BI /= matrix_II.diagonal()
+    return True
 
 
-def _round_rows(weight_OI: Tensor, factor_II: Tensor, params: QuantParams, order_I: Tensor) -> Tensor:
-    """Quantized values [O, I] of some rows. Works on transposes: a column of the weight is contiguous there."""
-    remaining_IO = weight_OI[:, order_I].T.contiguous()
-    scale_GO = params.scale.T.contiguous()
-    zero_point_GO = (
-        torch.zeros_like(scale_GO) if params.zero_point is None else params.zero_point.T.float().contiguous()
-    )
-    qweight_IO = torch.empty_like(remaining_IO, dtype=QWEIGHT_DTYPES[params.kind])
-    groups = (order_I // (len(order_I) // len(scale_GO))).tolist()
-    for start in range(0, len(remaining_IO), BLOCK):
-        end = min(start + BLOCK, len(remaining_IO))
-        error_BO = torch.empty_like(remaining_IO[start:end])
-        for column in range(start, end):
-            scale_O, zero_point_O = scale_GO[groups[column]], zero_point_GO[groups[column]]
-            qweight_O = quantize(remaining_IO[column], scale_O, params.kind, zero_point_O)
-            qweight_IO[column] = qweight_O
-            error_O = error_BO[column - start]
-            torch.sub(remaining_IO[column], (qweight_O.float() - zero_point_O) * scale_O, out=error_O)
-            error_O /= factor_II[column, column]
-            remaining_IO[column + 1 : end].addr_(factor_II[column, column + 1 : end], error_O, alpha=-1)
-        remaining_IO[end:].addmm_(factor_II[start:end, end:].T, error_BO, alpha=-1)
-    return qweight_IO.T[:, order_I.argsort()].contiguous()
+def _round_rows(weight_rI: Tensor, params: QuantParams, compensation: Compensation) -> Tensor:
+    """Quantized values [r, I] of some rows. Works on transposes: a column of the weight is contiguous there."""
+    order_I, factor_II = compensation.order_I, compensation.factor_II
+    # Weights of the columns to come, errors of those that are done.
+    values_Ir = weight_rI.T.contiguous()[order_I]
+    qweight_Ir = torch.empty_like(values_Ir, dtype=QWEIGHT_DTYPES[params.kind])
+    columns = list(zip(values_Ir, qweight_Ir, *_column_params(params, order_I), strict=True))
+    target_r = torch.empty_like(values_Ir[0])
+    for start in range(0, len(order_I), BLOCK):
+        end = min(start + BLOCK, len(order_I))
+        change_Br = factor_II[:start, start:end].T @ values_Ir[:start]
+
+        def spread(done: slice, later: slice, start: int = start, change_Br: Tensor = change_Br) -> None:
+            """Add what errors of columns of the block change in later ones of it."""
+            own_Br = change_Br[later.start - start : later.stop - start]
+            own_Br.addmm_(factor_II[done, later].T, values_Ir[done])
+
+        for column in _halving(start, end, spread):
+            values_r, qweight_r, scale_r, zero_point_r = columns[column]
+            torch.sub(values_r, change_Br[column - start], out=target_r)
+            qweight_r.copy_(round_(target_r.div_(scale_r), params.kind, zero_point_r))
+            if zero_point_r is not None:
+                target_r -= zero_point_r
+            torch.sub(target_r.mul_(scale_r), values_r, out=values_r)
+    return qweight_Ir[order_I.argsort()].T
+
+
+def _column_params(params: QuantParams, order_I: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Scales and zero points [r] of each column, in the order in which columns are rounded."""
+    groups = (order_I // (len(order_I) // params.scale.shape[1])).tolist()
+    scales = params.scale.T.contiguous().unbind()
+    if params.zero_point is None:
+        return [scales[group] for group in groups], [None] * len(groups)
+    zero_points = params.zero_point.T.contiguous().unbind()
+    return [scales[group] for group in groups], [zero_points[group] for group in groups]
+
+
+def _halving(start: int, end: int, spread: Callable[[slice, slice], None]) -> Iterator[int]:
+    """Columns from `start` to before `end`, in order; between the two halves of them, and so on, `spread` from the one
+    to the other: errors reach later columns in products as large as can be."""
+    if end - start == 1:
+        yield start
+        return
+    middle = (start + end) // 2
+    yield from _halving(start, middle, spread)
+    spread(slice(start, middle), slice(middle, end))
+    yield from _halving(middle, end, spread)

@@ -18,7 +18,7 @@ from r1v_export.errors import CheckpointError
 from r1v_export.log_event import log_event
 from r1v_export.quantization.algorithms.awq import search_scale
 from r1v_export.quantization.algorithms.clipping import clipped_params
-from r1v_export.quantization.algorithms.gptq import gptq, grouped_order
+from r1v_export.quantization.algorithms.gptq import Compensation, compensation, gptq, grouped_order
 from r1v_export.quantization.algorithms.rtn import one_scale, round_to_nearest, round_to_one_scale
 from r1v_export.quantization.algorithms.smoothquant import smoothing_scale
 from r1v_export.quantization.groups import LinearGroup, SmoothLayer, apply_smoothing
@@ -73,12 +73,12 @@ def quantize_block(
         if not quantized:
             continue
         largest = _largest(group, schemes, rescaled)
-        gram = _rescaled_gram(statistics, group, smoothed.get(group.name))
+        source = _WeightInput(statistics.grams.get(group.name), smoothed.get(group.name))
         for linear in quantized:
             scheme = schemes[linear]
             weight = rescaled[f"{linear}.weight"]
             made = (
-                _scales_alone(weight, scheme, largest) if linear in rounded else _round(weight, scheme, gram, largest)
+                _scales_alone(weight, scheme, largest) if linear in rounded else _round(weight, scheme, source, largest)
             )
             linears[linear] = _quantize_input(made, scheme, group, statistics, smoothed.get(group.name), observer)
         _log_group(group, {linear: linears[linear] for linear in quantized}, statistics, smoothed.get(group.name))
@@ -157,11 +157,37 @@ def _smoothing_scale(
     return search_scale(weights, gram_II, mean_I, options.type, options.group_size, options.grid)
 
 
-def _rescaled_gram(statistics: BlockStatistics, group: LinearGroup, scale_I: Tensor | None) -> Tensor | None:
-    gram_II = statistics.grams.get(group.name)
-    if gram_II is None or scale_I is None:
-        return gram_II
-    return (gram_II.to(scale_I.device) / scale_I).div_(scale_I[:, None])
+class _WeightInput:
+    """What quantizing the linears of one group shares: of the tensor that they read.
+
+    Args:
+        gram_II: its Gram matrix; None where no algorithm needs it.
+        scale_I: what the tensor has been divided by since; None without smoothing.
+    """
+
+    def __init__(self, gram_II: Tensor | None, scale_I: Tensor | None) -> None:
+        self._gram_II, self.scale_I = gram_II, scale_I
+        self._shared: tuple[Gptq, Tensor, Tensor | None, Compensation] | None = None
+
+    def gram(self, device: torch.device) -> Tensor:
+        """The Gram matrix, not divided by the scale."""
+        assert self._gram_II is not None, "the caller calibrates with Gram matrices where needs_gram says so"
+        return self._gram_II.to(device)
+
+    def for_gptq(self, options: Gptq, device: torch.device) -> tuple[Tensor, Tensor | None, Compensation]:
+        """The Gram matrix of the weight's columns, their order (None is that of the inputs) and what GPTQ needs of
+        them; computed once for linears of equal options."""
+        assert self.scale_I is None, "the recipe's own check: who moves scales quantizes all linears of the group"
+        if self._shared is None or self._shared[0] != options:
+            self._shared = None  # one at a time: they are as large as the Gram matrix
+            gram_II, order_I = self.gram(device), None
+            if options.act_order == "group":
+                assert options.group_size is not None, "the recipe's own check"
+                order_I = grouped_order(gram_II, options.group_size)
+                gram_II = gram_II[order_I][:, order_I]
+            shared = compensation(gram_II, options.damping, options.act_order != "none")
+            self._shared = (options, gram_II, order_I, shared)
+        return self._shared[1:]
 
 
 def _largest(group: LinearGroup, schemes: Mapping[str, Scheme], rescaled: Mapping[str, Tensor]) -> Tensor | None:
@@ -185,15 +211,14 @@ def _scales_alone(weight: Tensor, scheme: Scheme, largest: Tensor | None) -> Qua
     return params.linear(torch.empty(weight.shape, dtype=QWEIGHT_DTYPES[options.type], device="meta"))
 
 
-def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor | None) -> QuantizedLinear:
+def _round(weight: Tensor, scheme: Scheme, source: _WeightInput, largest: Tensor | None) -> QuantizedLinear:
     """The weight rounded by the scheme's algorithm; `largest` is that of the group's weights where they share it."""
     options = scheme.weights
-    if isinstance(options, Awq | Gptq):
-        assert gram is not None, "the caller calibrates with Gram matrices where needs_gram says so"
-        weight, gram = weight.float(), gram.to(weight.device)
-        if isinstance(options, Gptq):
-            return _round_by_gptq(weight, gram, options)
-        params = _params(weight, gram, options)
+    if isinstance(options, Gptq):
+        return _round_by_gptq(weight.float(), source, options)
+    if isinstance(options, Awq):
+        weight = weight.float()
+        params = _params(weight, options, source.gram(weight.device), source.scale_I)
         return params.linear(params.qweight(weight))
     if options.granularity == "tensor":
         assert largest is not None
@@ -202,20 +227,19 @@ def _round(weight: Tensor, scheme: Scheme, gram: Tensor | None, largest: Tensor 
     return round_to_nearest(weight, options.type, options.group_size, clip)
 
 
-def _round_by_gptq(weight_OI: Tensor, gram_II: Tensor, options: Gptq) -> QuantizedLinear:
-    act_order = options.act_order != "none"
-    if options.act_order != "group":
-        return gptq(weight_OI, gram_II, _params(weight_OI, gram_II, options), options.damping, act_order)
-    assert options.group_size is not None, "the recipe's own check"
-    order_I = grouped_order(gram_II, options.group_size)
-    weight_OI, gram_II = weight_OI[:, order_I], gram_II[order_I][:, order_I]
-    linear = gptq(weight_OI, gram_II, _params(weight_OI, gram_II, options), options.damping, act_order)
-    return replace(linear, input_order=order_I.to(torch.int32))
+def _round_by_gptq(weight_OI: Tensor, source: _WeightInput, options: Gptq) -> QuantizedLinear:
+    gram_II, order_I, shared = source.for_gptq(options, weight_OI.device)
+    if order_I is not None:
+        weight_OI = weight_OI[:, order_I]
+    linear = gptq(weight_OI, _params(weight_OI, options, gram_II), shared)
+    return linear if order_I is None else replace(linear, input_order=order_I.to(torch.int32))
 
 
-def _params(weight_OI: Tensor, gram_II: Tensor, options: Awq | Gptq) -> QuantParams:
+def _params(
+    weight_OI: Tensor, options: Awq | Gptq, gram_II: Tensor, input_scale_I: Tensor | None = None
+) -> QuantParams:
     if options.clip:
-        return clipped_params(weight_OI, options.type, options.group_size, gram_II)
+        return clipped_params(weight_OI, options.type, options.group_size, gram_II, input_scale_I)
     return QuantParams.from_weight(weight_OI, options.type, options.group_size)
 
 

@@ -39,9 +39,3 @@ def round_to_one_scale(weight_OI: Tensor, kind: WeightType, absmax: Tensor) -> Q
 def one_scale(weight_OI: Tensor, kind: WeightType, absmax: Tensor) -> QuantParams:
     """The parameters of `round_to_one_scale`, of a weight [out, in]."""
     return QuantParams(kind, scale_for(absmax, kind).expand(weight_OI.shape[0], 1).contiguous(), None)
-
-
-def output_error(weight_OI: Tensor, quantized: Tensor, gram_II: Tensor) -> Tensor:
-    """tr(D H D^T) with D = quantized - weight [O, I]: the summed squared error of the outputs over the tokens of H."""
-    error_OI = quantized - weight_OI
-    return torch.sum((error_OI @ gram_II) * error_OI)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -66,6 +68,22 @@ def test_a_sample_of_the_rows_gives_nearly_the_best_scale(monkeypatch: pytest.Mo
         )
 
     assert error(rows=96) < 1.02 * error(rows=768)
+
+
+def test_a_race_ends_with_the_scale_that_a_full_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(out_features=512)
+    tried: list[int] = []
+    losses = awq._losses
+
+    def counted(rows: torch.Tensor, scales: torch.Tensor, *others: Any) -> torch.Tensor:
+        tried.append(len(rows) * len(scales))
+        return losses(rows, scales, *others)
+
+    monkeypatch.setattr(awq, "_losses", counted)
+    raced = search_scale([case.weight], case.gram, mean_magnitude(case), "int4", 32)
+    assert sum(tried) < 0.7 * 21 * 512
+    monkeypatch.setattr(awq, "_STANDARD_ERRORS", float("inf"))
+    assert torch.equal(search_scale([case.weight], case.gram, mean_magnitude(case), "int4", 32), raced)
 
 
 def test_dead_channels_get_finite_scales(case: Case) -> None:

@@ -24,6 +24,14 @@ def test_clipping_finds_what_a_search_over_the_outputs_finds(case: Case, kind: s
         assert found.scale[row, index] == grids[int(np.argmin(losses))].scale.squeeze()
 
 
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+def test_a_scale_of_the_inputs_is_that_of_their_gram_matrix(case: Case, kind: str) -> None:
+    scale = 0.5 + torch.rand(128, generator=torch.Generator().manual_seed(0))
+    found = clipped_params(case.weight, kind, 32, case.gram, scale)
+    expected = clipped_params(case.weight, kind, 32, case.gram / scale / scale[:, None])
+    assert torch.equal(found.scale, expected.scale)
+
+
 @pytest.mark.parametrize("kind", ["int4", "uint4", "int8", "fp8"])
 def test_clipping_never_makes_the_weights_worse(case: Case, kind: str) -> None:
     group = 64 if "4" in kind else None
@@ -37,5 +45,6 @@ def test_clipping_never_makes_the_weights_worse(case: Case, kind: str) -> None:
 
 def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     whole = clipped_params(case.weight, "int4", 32, case.gram)
-    monkeypatch.setattr("r1v_export.quantization.algorithms.clipping._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("r1v_export.quantization.algorithms.clipping._LEAST_ROWS", 1)
+    monkeypatch.setattr("r1v_export.quantization.quant_params.BLOCK_VALUES", 7 * 32)
     torch.testing.assert_close(clipped_params(case.weight, "int4", 32, case.gram).scale, whole.scale, rtol=0, atol=0)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from r1v_export.quantization.algorithms import gptq as module
 from r1v_export.quantization.algorithms.clipping import clipped_params
-from r1v_export.quantization.algorithms.gptq import gptq, grouped_order, inverse_factor
+from r1v_export.quantization.algorithms.gptq import compensation, gptq, grouped_order
 from r1v_export.quantization.quant_params import QuantParams
 from tests.quantization.conftest import Case, make_case
 
@@ -42,21 +42,27 @@ def test_it_equals_the_naive_method(
     monkeypatch: pytest.MonkeyPatch, kind: str, group: int | None, act_order: bool
 ) -> None:
     monkeypatch.setattr(module, "BLOCK", 24)  # several blocks, a ragged last one, several chunks of rows
-    monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(module, "VALUES_AT_ONCE", 640)
+    monkeypatch.setattr(module, "FACTOR_BLOCK", 24)
     case = make_case(out_features=24, in_features=64, tokens=256)
     params = QuantParams.from_weight(case.weight, kind, group)
     expected = optimal_brain_quantizer(case.weight, case.gram, params, 0.01, act_order)
-    linear = gptq(case.weight.double(), case.gram.double(), params, damping=0.01, act_order=act_order)
+    linear = gptq(case.weight.double(), params, compensation(case.gram.double(), 0.01, act_order))
     assert linear.validate() is None
     np.testing.assert_allclose(linear.dequantize().numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_the_factor_is_that_of_the_damped_inverse(case: Case) -> None:
-    order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("block", [48, 128])
+def test_the_factor_is_that_of_the_damped_matrix(monkeypatch: pytest.MonkeyPatch, case: Case, block: int) -> None:
+    """By the paper's definition: the Cholesky factor of the inverse, its rows divided by their diagonal, is U's inverse."""
+    monkeypatch.setattr(module, "FACTOR_BLOCK", block)
     gram = case.gram.double()
-    factor = inverse_factor(gram, order, 0.01)
-    damped = gram[order][:, order] + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
-    torch.testing.assert_close(factor, torch.linalg.cholesky(torch.linalg.inv(damped), upper=True))
+    found = compensation(gram, 0.01)
+    assert found.order_I.tolist() == np.argsort(-np.diag(gram.numpy()), kind="stable").tolist()
+    damped = gram[found.order_I][:, found.order_I] + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+    paper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    factor = found.factor_II.triu(1) + torch.eye(len(gram))
+    torch.testing.assert_close(torch.linalg.inv(factor), paper / paper.diagonal()[:, None])
 
 
 @pytest.mark.parametrize("kind", ["int4", "uint4"])
@@ -66,12 +72,12 @@ def test_outputs_are_much_nearer_than_rounding_to_nearest_makes_them(kind: str, 
     params = QuantParams.from_weight(case.weight, kind, 32)
     nearest = case.error(params.quantize_dequantize(case.weight))
     in_order, act_order = (
-        case.error(gptq(case.weight, case.gram, params, act_order=by_diagonal).dequantize())
+        case.error(gptq(case.weight, params, compensation(case.gram, act_order=by_diagonal)).dequantize())
         for by_diagonal in (False, True)
     )
     assert act_order < in_order < 0.8 * nearest
     clipped = clipped_params(case.weight, kind, 32, case.gram)
-    assert case.error(gptq(case.weight, case.gram, clipped).dequantize()) < act_order
+    assert case.error(gptq(case.weight, clipped, compensation(case.gram)).dequantize()) < act_order
 
 
 def test_the_features_of_largest_activation_are_the_first_group(case: Case) -> None:
@@ -92,18 +98,18 @@ def test_features_of_equal_activation_stay_where_they_are() -> None:
 def test_few_tokens_give_a_singular_matrix_and_still_a_better_weight() -> None:
     case = make_case(tokens=16)
     params = QuantParams.from_weight(case.weight, "int4", 32)
-    linear = gptq(case.weight, case.gram, params, damping=1e-12)
+    linear = gptq(case.weight, params, compensation(case.gram, damping=1e-12))
     assert case.error(linear.dequantize()) < case.error(params.quantize_dequantize(case.weight))
 
 
 def test_without_activations_it_is_rounding_to_nearest(case: Case) -> None:
     params = QuantParams.from_weight(case.weight, "int4", 32)
-    linear = gptq(case.weight, torch.zeros_like(case.gram), params)
+    linear = gptq(case.weight, params, compensation(torch.zeros_like(case.gram)))
     assert torch.equal(linear.qweight, params.qweight(case.weight))
 
 
 def test_a_dead_channel_is_rounded_to_nearest(case: Case) -> None:
     case.x[:, 5] = 0
     params = QuantParams.from_weight(case.weight, "int4", 32)
-    linear = gptq(case.weight, case.gram, params)
+    linear = gptq(case.weight, params, compensation(case.gram))
     assert torch.equal(linear.qweight[:, 5], params.qweight(case.weight)[:, 5])

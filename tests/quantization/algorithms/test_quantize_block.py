@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import CheckpointError
 from r1v_export.quantization.algorithms.clipping import clipped_params
-from r1v_export.quantization.algorithms.gptq import gptq
+from r1v_export.quantization.algorithms.gptq import compensation, gptq
 from r1v_export.quantization.algorithms.quantize_block import quantize_block
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.groups import LinearGroup, linear_groups
@@ -166,7 +166,7 @@ def test_groups_in_activation_order_are_gptq_of_the_reordered_weight(decoder: Bl
             order = linears[name].input_order
             assert order is not None
             moved, weight = gram[order][:, order], decoder.tensors[f"{name}.weight"][:, order]
-            expected = gptq(weight, moved, clipped_params(weight, "int4", 64, moved))
+            expected = gptq(weight, clipped_params(weight, "int4", 64, moved), compensation(moved))
             assert torch.equal(linears[name].qweight, expected.qweight)
             assert torch.equal(linears[name].scale, expected.scale)
             assert torch.equal(linears[name].dequantize()[:, order], expected.dequantize())
