@@ -51,7 +51,7 @@ def machine(packages: tuple[str, ...]) -> dict[str, Any]:
         "load_average_before": psutil.getloadavg()[0],
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -75,6 +75,7 @@ def _cpu_model() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+def commit(checkout: Path = Path(__file__).parent) -> str:
+    """The commit of a checkout, and whether it was changed."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -77,8 +77,9 @@ class QuantParams:
     def _fit(self, rows: slice, values_rGg: Tensor, spare_rGg: Tensor, shrink: float) -> None:
         """Set the parameters of some rows."""
         low_rG, high_rG = value_range(values_rGg, self.kind, spare_rGg)
-        self.scale[rows], zero_point_rG = params_of_range(low_rG, high_rG, self.kind, shrink)
-        if self.zero_point is not None:
+        scale_rG, zero_point_rG = params_of_range(low_rG, high_rG, self.kind, shrink)
+        self.scale[rows] = scale_rG
+        if self.zero_point is not None and zero_point_rG is not None:
             self.zero_point[rows] = zero_point_rG
 
     def rows(self, rows: slice) -> QuantParams:

@@ -56,7 +56,8 @@ def search_scale(
         losses_CO = torch.cat((losses_CO, added_CO), dim=1)
         left_C = ~_is_worse(losses_CO)
         losses_CO, scales_CI = losses_CO[left_C], scales_CI[left_C]
-    return scales_CI[int(losses_CO.sum(1).argmin())]
+    best_I: Tensor = scales_CI[int(losses_CO.sum(1).argmin())]
+    return best_I
 
 
 def _is_worse(losses_CO: Tensor) -> Tensor:
@@ -65,7 +66,8 @@ def _is_worse(losses_CO: Tensor) -> Tensor:
         return torch.zeros_like(losses_CO[:, 0], dtype=torch.bool)
     more_CO = losses_CO - losses_CO[losses_CO.sum(1).argmin()]
     standard_error_C = more_CO.std(1) / more_CO.shape[1] ** 0.5
-    return more_CO.mean(1) > _STANDARD_ERRORS * standard_error_C
+    worse_C: Tensor = more_CO.mean(1) > _STANDARD_ERRORS * standard_error_C
+    return worse_C
 
 
 def scale_of(mean_I: Tensor, alpha: float) -> Tensor:
@@ -77,11 +79,10 @@ def scale_of(mean_I: Tensor, alpha: float) -> Tensor:
     return scale_I / (scale_I.max() * scale_I.min()).sqrt()
 
 
-def _losses(
-    rows_OI: Tensor, scales_CI: Tensor, gram_II: Tensor, kind: WeightType, group_size: int | None
-) -> Tensor:
+def _losses(rows_OI: Tensor, scales_CI: Tensor, gram_II: Tensor, kind: WeightType, group_size: int | None) -> Tensor:
     """The loss of some rows with each of C scales [C, I]: [C, O]. One product for all of them."""
     scaled_CxOI = (rows_OI * scales_CI[:, None]).flatten(0, 1)
     error_CxOI = QuantParams.from_weight(scaled_CxOI, kind, group_size).quantize_dequantize(scaled_CxOI)
     error_CxOI.unflatten(0, (len(scales_CI), -1)).div_(scales_CI[:, None]).sub_(rows_OI)
-    return output_errors(error_CxOI, gram_II).unflatten(0, (len(scales_CI), -1))
+    losses_CO: Tensor = output_errors(error_CxOI, gram_II).unflatten(0, (len(scales_CI), -1))
+    return losses_CO

@@ -59,7 +59,7 @@ def clipped_params(
                 gram_gg = grams[group] if grams else None
                 scale_r, zero_point_r = _best_params(values_rg[:found], kind, gram_gg, [s[:found] for s in spare])
                 params.scale[rows, group] = scale_r
-                if params.zero_point is not None:
+                if params.zero_point is not None and zero_point_r is not None:
                     params.zero_point[rows, group] = zero_point_r
 
     each_part(len(weight_OI), search)
@@ -69,8 +69,11 @@ def clipped_params(
 def _best_params(
     values_rg: Tensor, kind: WeightType, gram_gg: Tensor | None, spare: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor | None]:
-    """Scale and zero point [r] of a group of inputs, of least loss; `spare` is memory to compute in, once or, with a Gram matrix,
-    twice as much as the values take."""
+    """Scale and zero point [r] of a group of inputs, of least loss.
+
+    Args:
+        spare: memory of the values' shape to compute in: one tensor, with a Gram matrix two.
+    """
     error_rg = spare[0]
     low_r, high_r = value_range(values_rg, kind, error_rg)
     shrinks_S1 = values_rg.new_tensor(SHRINKS)[:, None]

@@ -44,12 +44,12 @@ class Compensation:
     """What quantizing the linears of one input shares.
 
     Attributes:
-        order_I: the input features in the order in which they are rounded, int64 [I].
-        factor_II: U of the Gram matrix in that order, above its diagonal; the rest of the matrix is of no use.
+        order: the input features in the order in which they are rounded, int64 [I].
+        factor: U of the Gram matrix in that order, [I, I], above its diagonal; the rest of the matrix is of no use.
     """
 
-    order_I: Tensor
-    factor_II: Tensor
+    order: Tensor
+    factor: Tensor
 
 
 def gptq(weight_OI: Tensor, params: QuantParams, compensation: Compensation) -> QuantizedLinear:
@@ -136,7 +136,7 @@ def _factorize(matrix_II: Tensor) -> bool:
 
 def _round_rows(weight_rI: Tensor, params: QuantParams, compensation: Compensation) -> Tensor:
     """Quantized values [r, I] of some rows. Works on transposes: a column of the weight is contiguous there."""
-    order_I, factor_II = compensation.order_I, compensation.factor_II
+    order_I, factor_II = compensation.order, compensation.factor
     # Weights of the columns to come, errors of those that are done.
     values_Ir = weight_rI.T.contiguous()[order_I]
     qweight_Ir = torch.empty_like(values_Ir, dtype=QWEIGHT_DTYPES[params.kind])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from r1v_export.quantization.algorithms.clipping import clipped_params

@@ -54,14 +54,14 @@ def test_it_equals_the_naive_method(
 
 @pytest.mark.parametrize("block", [48, 128])
 def test_the_factor_is_that_of_the_damped_matrix(monkeypatch: pytest.MonkeyPatch, case: Case, block: int) -> None:
-    """By the paper's definition: the Cholesky factor of the inverse, its rows divided by their diagonal, is U's inverse."""
+    """By the paper: the Cholesky factor of the inverse, its rows divided by their diagonal, is the inverse of U."""
     monkeypatch.setattr(module, "FACTOR_BLOCK", block)
     gram = case.gram.double()
     found = compensation(gram, 0.01)
-    assert found.order_I.tolist() == np.argsort(-np.diag(gram.numpy()), kind="stable").tolist()
-    damped = gram[found.order_I][:, found.order_I] + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+    assert found.order.tolist() == np.argsort(-np.diag(gram.numpy()), kind="stable").tolist()
+    damped = gram[found.order][:, found.order] + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
     paper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
-    factor = found.factor_II.triu(1) + torch.eye(len(gram))
+    factor = found.factor.triu(1) + torch.eye(len(gram))
     torch.testing.assert_close(torch.linalg.inv(factor), paper / paper.diagonal()[:, None])
 
 
