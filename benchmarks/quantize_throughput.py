@@ -47,7 +47,7 @@ LINEARS = {
     "down_proj": (5120, 27648),
     "half_down_proj": (5120, 13824),
 }
-"""[out, in] of Qwen2-32B, and an input half as wide. AWQ and GPTQ of down_proj need 8 GB: its Gram matrix alone is 3 GB."""
+"""[out, in] of Qwen2-32B, and half of a down_proj, for which AWQ and GPTQ need 8 GB: its Gram matrix takes 3 GB."""
 
 GROUPS = {"qkv_proj": (("q_proj", 5120), ("k_proj", 1024), ("v_proj", 1024))} | {
     name: ((name, out_features),) for name, (out_features, _) in LINEARS.items()
