@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
+from r1v_export.byte_size import parse_size
 from r1v_export.errors import UsageError
 from r1v_export.strict import StrictModel, parse_fields
 
@@ -21,6 +22,8 @@ Compute = Literal["float32", "float16", "bfloat16"]
 Matmul = Literal["float32", "bfloat16"]
 """What the operands of a calibration's products are rounded to on the CPU."""
 MatmulPrecision = Literal["auto", "float32", "bfloat16"]
+Effort = Literal["auto", "quick", "full"]
+"""How thoroughly a calibration is done, see `pipeline.effort`."""
 GateMode = Literal["auto", "whole", "streamed"]
 ImagePolicy = Literal["as_displayed", "published"]
 """How image files become RGB, see `processing.image_policy`."""
@@ -53,12 +56,25 @@ class CalibrationConfig(StrictModel):
 
     data: str | None = None
     """A folder or .jsonl file of images and prompts; generated images if omitted."""
-    samples: PositiveInt = 128
+    effort: Effort = "auto"
+    """Samples, and where no recipe is named the algorithm: `quick` for large models on a CPU, else `full`."""
+    samples: PositiveInt | None = None
+    """At most so many are used; what the effort says if omitted."""
+    matmul_precision: MatmulPrecision = "auto"
+    """`auto` is bfloat16 for large bfloat16 models on CPUs with instructions for it, else float32."""
+    activation_memory: str = "4GiB"
+    """Activations between blocks that are kept in memory: a number with a unit."""
     shards: PositiveInt = 1
     """Parts that the samples are taken in, whose statistics are then added: more than one for calibrations on several
     machines. Gram matrices (AWQ, GPTQ) depend on how many there are, by rounding, and not on where they ran."""
     artifact: str | None = None
-    """A finished calibration (`r1v-export calibrate`) to build with; `data` and `samples` then say nothing."""
+    """A finished calibration (`r1v-export calibrate`) to build with; the other fields then say nothing."""
+
+    @field_validator("activation_memory")
+    @classmethod
+    def _is_a_number_of_bytes(cls, text: str) -> str:
+        parse_size(text)
+        return text
 
 
 class BuildConfig(StrictModel):
@@ -152,6 +168,7 @@ class BuildConfig(StrictModel):
         words += ["--recipe", self.recipe] if self.recipe else []
         words += ["--calib", self.calibration.data] if self.calibration.data else []
         words += ["--shards", str(self.calibration.shards)] if self.calibration.shards > 1 else []
+        words += self._calibration_words()
         words += ["--calibrated", self.calibration.artifact] if self.calibration.artifact else []
         for target in self.targets:
             words += ["--target", target]
@@ -163,6 +180,21 @@ class BuildConfig(StrictModel):
         words += [] if self.parity.enabled else ["--no-parity"]
         words += ["--gate", self.parity.gate] if self.parity.gate != "auto" else []
         return shlex.join(words)
+
+    def _calibration_words(self) -> list[str]:
+        """Options of the calibration that are not the default's."""
+        calibration, defaults = self.calibration, CalibrationConfig()
+        values = {
+            "--effort": calibration.effort if calibration.effort != defaults.effort else None,
+            "--samples": calibration.samples,
+            "--matmul-precision": (
+                calibration.matmul_precision if calibration.matmul_precision != defaults.matmul_precision else None
+            ),
+            "--activation-memory": (
+                calibration.activation_memory if calibration.activation_memory != defaults.activation_memory else None
+            ),
+        }
+        return [word for option, value in values.items() if value is not None for word in (option, str(value))]
 
     def saved(self, kind: str, revision: str | None) -> BuildConfig:
         """This config as it goes into the bundle: names of files and folders without their path, and the commit that

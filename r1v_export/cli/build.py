@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1v_export.cli.output import (
+    calibration_options,
     common_options,
     gate_option,
     image_policy_option,
@@ -53,6 +54,7 @@ DEFAULT_OUT = Path("out")
 )
 @click.option("--recipe", help="How to quantize: a name of `recipes list`, or a YAML file. [default: the precision's]")
 @click.option("--calib", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]")
+@calibration_options
 @click.option("--budget", help="Choose each module's precision within kl=0.02, for example, or size=20GB.")
 @click.option("--calibrated", help="A finished calibration (`r1v-export calibrate`) to build with.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
@@ -76,6 +78,10 @@ def command(
     config_file: Path | None,
     recipe: str | None,
     calib: str | None,
+    samples: int | None,
+    effort: str | None,
+    matmul_precision: str | None,
+    activation_memory: str | None,
     budget: str | None,
     calibrated: str | None,
     revision: str | None,
@@ -98,7 +104,15 @@ def command(
     from r1v_export.build_file import load_config
     from r1v_export.pipeline.build import build, plan
 
-    calibration = {"data": calib, "artifact": calibrated, "shards": shards}
+    calibration = {
+        "data": calib,
+        "samples": samples,
+        "effort": effort,
+        "matmul_precision": matmul_precision,
+        "activation_memory": activation_memory,
+        "artifact": calibrated,
+        "shards": shards,
+    }
     options: dict[str, Any] = {
         "model": model,
         "precision": precision,
@@ -139,16 +153,31 @@ def _print_plan(stages: list[PlannedStage], format_: str) -> None:
     from r1v_export.progress import duration, size
 
     size_bytes, seconds = sum(stage.size_bytes for stage in stages), sum(stage.seconds for stage in stages)
+    obstacle = next((stage.obstacle for stage in stages if stage.obstacle), None)
     if format_ == "json":
-        print_json({"stages": [asdict(stage) for stage in stages], "size_bytes": size_bytes, "seconds": seconds})
+        rows = [{**asdict(stage), "obstacle": stage.obstacle.as_dict() if stage.obstacle else None} for stage in stages]
+        print_json({"stages": rows, "size_bytes": size_bytes, "seconds": seconds})
+        if obstacle:
+            click.get_current_context().exit(obstacle.exit_code)
         return
-    rows = [
-        (stage.name, "done", "", "")
-        if stage.done
-        else (stage.name, "", size(stage.size_bytes), duration(stage.seconds))
-        for stage in stages
-    ]
-    click.echo(table([*rows, ("all", "", size(size_bytes), duration(seconds))], ("stage", "", "writes", "about")))
+    lines = [_plan_row(stage) for stage in stages]
+    header = ("stage", "", "writes", "memory", "about")
+    click.echo(table([*lines, ("all", "", size(size_bytes), "", duration(seconds))], header))
+    for stage in stages:
+        if stage.note:
+            click.echo(f"{stage.name}: {stage.note}")
+    if obstacle:
+        raise obstacle
+
+
+def _plan_row(stage: PlannedStage) -> tuple[str, ...]:
+    from r1v_export.progress import duration, size
+
+    if stage.done:
+        return (stage.name, "done", "", "", "")
+    memory = size(stage.memory_bytes) if stage.memory_bytes else ""
+    possible = "impossible here" if stage.obstacle else ""
+    return (stage.name, possible, size(stage.size_bytes), memory, duration(stage.seconds))
 
 
 def _print_built(built: Built, format_: str) -> None:

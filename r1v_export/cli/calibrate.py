@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1v_export.cli.output import (
+    calibration_options,
     common_options,
     device_option,
     image_policy_option,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--recipe", help="Calibrate by this recipe: a name of `recipes list`, or a YAML file.")
 @click.option("--budget", help="Find a recipe within kl=0.02, for example, or size=20GB.")
 @click.option("--calib", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]")
-@click.option("--samples", type=click.IntRange(min=1), help="How many of them at most. [default: 128]")
+@calibration_options
 @image_policy_option
 @click.option(
     "--shard", metavar="I/N", help="Only collect statistics of the I-th of N parts of the samples, for --merge."
@@ -58,6 +59,9 @@ def command(
     budget: str | None,
     calib: str | None,
     samples: int | None,
+    effort: str | None,
+    matmul_precision: str | None,
+    activation_memory: str | None,
     image_policy: str | None,
     shard: str | None,
     merged: tuple[Path, ...],
@@ -84,6 +88,9 @@ def command(
         "--budget": budget,
         "--calib": calib,
         "--samples": samples,
+        "--effort": effort,
+        "--matmul-precision": matmul_precision,
+        "--activation-memory": activation_memory,
         "--image-policy": image_policy,
         "--shard": shard,
         "--shards": shards,
@@ -138,7 +145,14 @@ def _config(model: dict[str, Any], how: dict[str, Any]) -> BuildConfig:
     """The build's configuration that these options stand for."""
     from r1v_export.build_file import load_config
 
-    calibration = {"data": how["--calib"], "samples": how["--samples"], "shards": how["--shards"]}
+    calibration = {
+        "data": how["--calib"],
+        "samples": how["--samples"],
+        "effort": how["--effort"],
+        "matmul_precision": how["--matmul-precision"],
+        "activation_memory": how["--activation-memory"],
+        "shards": how["--shards"],
+    }
     fields = {
         **model,
         # A recipe or the shards decide; the precision is then unused.

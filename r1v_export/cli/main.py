@@ -82,7 +82,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line, report its error if it has one, and return the exit code."""
     try:
         with build_extra.required():
-            cli.main(args=list(arguments), prog_name="r1v-export", standalone_mode=False, color=_color())
+            # An int is what a command passed to Context.exit.
+            result = cli.main(args=list(arguments), prog_name="r1v-export", standalone_mode=False, color=_color())
         sys.stdout.flush()
     except R1VError as error:
         return _report(arguments, error)
@@ -110,7 +111,7 @@ def run(arguments: Sequence[str]) -> int:
     except BaseException as error:  # Panics of libraries in Rust are no Exceptions.
         what = " ".join(f"{type(error).__name__}: {error}".split())
         return _report(arguments, R1VError(what[:300], fix="run with --debug for the traceback"))
-    return 0
+    return result if isinstance(result, int) else 0
 
 
 def _of_file_system(error: OSError) -> R1VError:

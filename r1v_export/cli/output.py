@@ -57,6 +57,36 @@ ray_option = click.option(
 shards_option = click.option(
     "--shards", type=click.IntRange(min=1), help="Parts that the samples are taken in, for --ray. [default: 1]"
 )
+
+
+def calibration_options(function: Function) -> Function:
+    """Options of how a calibration is run, named as fields of `CalibrationConfig`."""
+    for option in reversed(
+        (
+            click.option(
+                "--samples", type=click.IntRange(min=1), help="How many of them at most. [default: the effort's]"
+            ),
+            click.option(
+                "--effort",
+                type=click.Choice(["auto", "quick", "full"]),
+                help="32 samples or 128, int4 by RTN or GPTQ; auto: quick from 8 billion parameters.",
+            ),
+            click.option(
+                "--matmul-precision",
+                type=click.Choice(["auto", "float32", "bfloat16"]),
+                help="Operands of calibration's products on a CPU; auto: bfloat16 if it is fast.",
+            ),
+            click.option(
+                "--activation-memory",
+                metavar="SIZE",
+                help="Memory for activations between blocks, such as 8GiB. [default: 4GiB]",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 target_option = click.option("--target", help="Engine, or pytorch. [default: the bundle's first]")
 engine_option = click.option(
     "--engine", metavar="DIR|llm-api", help="A target's own library decodes: an engine's folder, or llm-api."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
-from r1v_export.errors import ParityError, R1VError
+from r1v_export.errors import CapabilityError, ParityError, R1VError
 from r1v_export.files import explain_full_disk
 from r1v_export.hashed_files import record_hashes
 from r1v_export.log_event import log_event
-from r1v_export.manifest import PASSED, FileEntry, Manifest, SourceEntry, StageEntry
+from r1v_export.manifest import MANIFEST, PASSED, WORK_FOLDER, FileEntry, Manifest, SourceEntry, StageEntry
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
-from r1v_export.pipeline.estimate import require_disk
+from r1v_export.pipeline.estimate import obstacles, refuse_impossible
 from r1v_export.pipeline.imported import IMPORTED_PRECISIONS, for_checkpoint
 from r1v_export.pipeline.ray_cluster import RayCluster, open_cluster
 from r1v_export.pipeline.sources import Sources
@@ -56,6 +57,12 @@ class PlannedStage:
     done: bool
     size_bytes: int
     seconds: float
+    memory_bytes: int = 0
+    """0 for less than a gigabyte."""
+    note: str = ""
+    """How it will run."""
+    obstacle: CapabilityError | None = None
+    """Why it cannot run here."""
 
 
 def build(
@@ -83,6 +90,8 @@ def build(
     """
     job = _open(config, out, offline)
     stages = job.stages()
+    if not (out / WORK_FOLDER).exists() and not (out / MANIFEST).exists():
+        refuse_impossible(out, stages)  # before anything is hashed
     progress = progress or Progress(quiet=True)
     progress.stages = len(stages) + 1
     for note in job.checkpoint.notes:
@@ -106,30 +115,59 @@ def build(
 
 
 def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool = False) -> list[PlannedStage]:
-    """What `build` would do, changing nothing. Sources are hashed only where there is something to compare with."""
-    job = _open(config, out, offline)
+    """What `build` would do, changing nothing, and what this machine lacks for it. Sources are hashed only where there
+    is something to compare with."""
+    job = _open(config, out, offline, planning=True)
     stages, workspace = job.stages(), Workspace(out)
     finished: Mapping[str, StageEntry] = {}
     if workspace.has_stages and not force:
         with Sources(job.source_files(), workspace.hashes, Progress(quiet=True)) as sources:
             finished = finished_stages(stages, sources, workspace)
     rows = []
+    to_run = [stage for stage in stages if stage.name not in finished]
+    lacking: dict[str, CapabilityError] = {}
+    for stage, obstacle in obstacles(out, to_run):
+        lacking.setdefault(stage.name, obstacle)
     for stage in stages:
-        done = stage.name in finished
-        rows.append(PlannedStage(stage.name, done, 0 if done else stage.size_bytes, 0.0 if done else stage.seconds))
-    require_disk(out, [stage for stage in stages if stage.name not in finished])
+        if stage.name in finished:
+            rows.append(PlannedStage(stage.name, True, 0, 0.0))
+            continue
+        needs = stage.needs()
+        rows.append(
+            PlannedStage(
+                stage.name,
+                False,
+                stage.size_bytes,
+                stage.seconds(),
+                needs.memory_bytes,
+                needs.note,
+                lacking.get(stage.name),
+            )
+        )
     return rows
 
 
-def _open(config: BuildConfig, out: Path, offline: bool) -> Build:
-    """Refuse what cannot be built before a checkpoint is downloaded, and the checkpoint before anything is written."""
+def _open(config: BuildConfig, out: Path, offline: bool, *, planning: bool = False) -> Build:
+    """Refuse what cannot be built before a checkpoint is downloaded, and the checkpoint before anything is written.
+
+    Args:
+        planning: let targets pass that this machine cannot build; `Build.lacking` says why.
+    """
     config = registry.resolved(config)
-    _check_before_download(config)
+    with suppress(CapabilityError) if planning else nullcontext():
+        _check_before_download(config)
     chosen_recipe(config)
     checkpoint = Checkpoint.open(config.model, revision=config.revision, offline=offline)
     config = for_checkpoint(config, checkpoint)
-    _check_targets(config)
-    return Build(config, checkpoint, out)
+    lacking = {}
+    for target in config.targets:
+        try:
+            registry.get_target(target).check(config)
+        except CapabilityError as error:
+            if not planning:
+                raise
+            lacking[target] = error
+    return Build(config, checkpoint, out, lacking=lacking)
 
 
 def _check_before_download(config: BuildConfig) -> None:
@@ -160,8 +198,8 @@ def run_stages(
     Returns the files of all stages by name, and the names of those that ran.
     """
     done = {} if force else finished_stages(stages, sources, workspace)
-    require_disk(workspace.out, [stage for stage in stages if stage.name not in done])
-    progress.expected_s = {stage.name: stage.seconds for stage in stages if stage.name not in done}
+    refuse_impossible(workspace.out, [stage for stage in stages if stage.name not in done])
+    progress.expected_s = {stage.name: stage.seconds() for stage in stages if stage.name not in done}
     finished: dict[str, StageEntry] = {}
     ran = []
     for stage in stages:
@@ -194,7 +232,7 @@ def _run_on_ray(
     with open_cluster(address, (workspace.work / "ray").absolute(), reads, job.config.device) as cluster:
         stages = replace(job, out=job.out.absolute(), workers=cluster).stages()
         done = {} if force else finished_stages(stages, sources, workspace)
-        require_disk(workspace.out, [stage for stage in stages if stage.name not in done])
+        refuse_impossible(workspace.out, [stage for stage in stages if stage.name not in done])
         finished: dict[str, StageEntry] = {}
         ran: list[str] = []
         waiting = list(stages)

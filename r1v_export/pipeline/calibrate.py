@@ -17,6 +17,7 @@ from r1v_export.pipeline.calibration import (
     calibration_set,
     chosen_recipe,
 )
+from r1v_export.pipeline.effort import resolved_calibration
 from r1v_export.pipeline.ray_cluster import open_cluster
 from r1v_export.pipeline.sharded_calibration import calibrate_by
 from r1v_export.pipeline.workers import ThisProcess, Workers, portable, read_paths
@@ -53,8 +54,10 @@ def calibrate_alone(
     Raises:
         R1VError: as `pipeline.calibration.calibrate`, or `out` holds something else.
     """
-    recipe = chosen_recipe(config)
+    chosen_recipe(config)  # refused before a checkpoint is downloaded
     checkpoint = _open(config, offline)
+    config = resolved_calibration(config, checkpoint)
+    recipe = chosen_recipe(config)
     with (
         explain_full_disk(out),
         _workers(ray, config, checkpoint, out.absolute()) as workers,
@@ -83,9 +86,11 @@ def collect_shard(
             fix="omit one of them",
         )
     checkpoint = _open(config, offline)
+    config = resolved_calibration(config, checkpoint)
+    recipe = chosen_recipe(config) or recipe
     with explain_full_disk(out), progress.stage(f"shard {shard}") as task:
-        samples = calibration_set(config, checkpoint, shard)
-        collect_statistics(checkpoint, recipe, samples, out, calibration_options(config, None, task.report))
+        samples = calibration_set(config, checkpoint, recipe, shard)
+        collect_statistics(checkpoint, recipe, samples, out, calibration_options(config, checkpoint, None, task.report))
     return Calibrated(out, recipe.name, len(samples.samples), str(shard), linears=0, warnings=())
 
 
@@ -109,7 +114,7 @@ def merge_shards(
     """
     checkpoint = _open(config, offline)
     with explain_full_disk(out), progress.stage("merge") as task:
-        merge(checkpoint, find_shards(folders), out, calibration_options(config, None, task.report))
+        merge(checkpoint, find_shards(folders), out, calibration_options(config, checkpoint, None, task.report))
     return _calibrated(out, checkpoint, progress)
 
 

@@ -4,7 +4,6 @@ with."""
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +12,18 @@ from pathlib import Path
 
 import psutil
 
+from r1v_export.byte_size import parse_size
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError, CapabilityError, InputError, UsageError
 from r1v_export.generation import Sampling
 from r1v_export.manifest import hash_file, to_json
-from r1v_export.memory import available_bytes
+from r1v_export.pipeline.calibration_cost import require_memory_for_responses
+from r1v_export.pipeline.calibration_samples import MAX_RESPONSE_TOKENS, SHORTEST_OF, calibration_examples
+from r1v_export.pipeline.effort import default_recipe, with_effort
 from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.tokenizer import Tokenizer
-from r1v_export.progress import ProgressCallback, size
+from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.apply.weight_check import require_own_scales
 from r1v_export.quantization.artifact.artifact import RECIPE, STATS, Artifact, read_recipe, read_stats
@@ -29,11 +31,14 @@ from r1v_export.quantization.artifact.artifact import require_origin as require_
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate as run_calibration
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard, prepare
+from r1v_export.quantization.calibration.matmul_precision import choose_matmul
+from r1v_export.quantization.calibration.plan import reads_samples
 from r1v_export.quantization.calibration.raw_examples import RawExample, named_files, read_examples
 from r1v_export.quantization.calibration.resume import write_text
 from r1v_export.quantization.mixed_precision.budget import Budget
 from r1v_export.quantization.mixed_precision.search import FP8, MEASURED_SAMPLES, SENSITIVITY, candidates, search
-from r1v_export.quantization.recipe import PRESETS, Recipe, load
+from r1v_export.quantization.recipe import Recipe, load
+from r1v_export.quantization.sizes import parameter_count
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.model import load as load_reference
 from r1v_export.runner.engine_runner import EngineRunner
@@ -42,10 +47,6 @@ from r1v_export.targets import registry
 
 CALIBRATION = "calibration"
 """The calibration artifact's folder in a bundle."""
-
-
-MAX_RESPONSE_TOKENS = 512
-"""Tokens of a self-generated response to a calibration prompt without an answer; most of them are reasoning."""
 
 
 def chosen_recipe(config: BuildConfig) -> Recipe | None:
@@ -64,8 +65,7 @@ def chosen_recipe(config: BuildConfig) -> Recipe | None:
     if config.calibration.artifact is not None:
         return _recipe_of_artifact(Path(config.calibration.artifact), config)
     per_tensor = any(registry.get_target(target).fp8_per_tensor for target in config.targets)
-    needs_one_scale = config.precision == "fp8" and per_tensor
-    return load(config.recipe or ("fp8-tensor" if needs_one_scale else PRESETS[config.precision]))
+    return load(config.recipe or default_recipe(config, fp8_per_tensor=per_tensor))
 
 
 def _recipe_of_artifact(folder: Path, config: BuildConfig) -> Recipe:
@@ -137,14 +137,21 @@ def data_digest(data: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def calibration_set(config: BuildConfig, checkpoint: Checkpoint, shard: Shard | None = None) -> CalibrationSet:
+def calibration_set(
+    config: BuildConfig, checkpoint: Checkpoint, recipe: Recipe | None, shard: Shard | None = None
+) -> CalibrationSet:
     """The samples that a model is calibrated on, with self-generated responses where they have no answer.
+
+    Args:
+        recipe: responses are not generated for one that reads weights alone; None where a budget has yet to find it.
 
     Raises:
         InputError: the calibration data cannot be used.
         CapabilityError: a package that it needs is not installed.
     """
-    examples = read_examples(config.calibration.data, config.calibration.samples, config.image_policy)
+    examples = calibration_examples(config, checkpoint)
+    if recipe is not None and not reads_samples(recipe, checkpoint.spec):
+        return prepare(examples, checkpoint, shard=shard, image_policy=config.image_policy)
     return _prepared(examples, config, checkpoint, shard)
 
 
@@ -182,18 +189,24 @@ def calibrate(
             Artifact.open(folder, checkpoint)
         shutil.copytree(config.calibration.artifact, out)
         return
-    options = calibration_options(config, resume_folder, on_progress)
+    options = calibration_options(config, checkpoint, resume_folder, on_progress)
     if recipe is None:
         _within_budget(config, checkpoint, out, options)
     else:
-        run_calibration(checkpoint, recipe, calibration_set(config, checkpoint), out, options)
+        run_calibration(checkpoint, recipe, calibration_set(config, checkpoint, recipe), out, options)
 
 
 def calibration_options(
-    config: BuildConfig, resume_folder: Path | None, on_progress: ProgressCallback
+    config: BuildConfig, checkpoint: Checkpoint, resume_folder: Path | None, on_progress: ProgressCallback
 ) -> CalibrationOptions:
     """How a build's calibration is run."""
-    return CalibrationOptions(device=config.device, resume_folder=resume_folder, on_progress=on_progress)
+    return CalibrationOptions(
+        device=config.device,
+        matmul=choose_matmul(config.calibration.matmul_precision, checkpoint, config.device),
+        activation_memory_bytes=parse_size(config.calibration.activation_memory),
+        resume_folder=resume_folder,
+        on_progress=on_progress,
+    )
 
 
 def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, options: CalibrationOptions) -> None:
@@ -215,7 +228,7 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, optio
         )
     found = search(
         checkpoint,
-        calibration_set(config, checkpoint),
+        calibration_set(config, checkpoint, None),
         budget,
         resume_folder,
         options,
@@ -235,7 +248,9 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, optio
 
 def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet | None:
     """Samples behind those that are calibrated on; None where the data has no more images."""
-    count = config.calibration.samples
+    calibration = with_effort(config, checkpoint.spec).calibration
+    assert calibration.samples is not None
+    count = calibration.samples * (SHORTEST_OF if calibration.effort == "quick" else 1)
     behind = read_examples(config.calibration.data, count + MEASURED_SAMPLES, config.image_policy)[count:]
     return _prepared(behind, config, checkpoint) if any(example.images for example in behind) else None
 
@@ -249,11 +264,7 @@ def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, 
 
 def _whole_model_fits(checkpoint: Checkpoint) -> bool:
     """Whether this machine holds the model in float32 and as much again for what is computed."""
-    return 2 * 4 * _parameters(checkpoint) < psutil.virtual_memory().total
-
-
-def _parameters(checkpoint: Checkpoint) -> int:
-    return sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    return 2 * 4 * parameter_count(checkpoint.spec) < psutil.virtual_memory().total
 
 
 def response_generator(
@@ -264,15 +275,7 @@ def response_generator(
     Raises:
         CapabilityError: the whole model in float32 does not fit into memory.
     """
-    needed, available = 4 * _parameters(checkpoint), available_bytes()
-    if needed > available:
-        raise CapabilityError(
-            "Calibration prompts without answers take the whole model, which answers them first.",
-            where=config.calibration.data,
-            expected=f"{size(needed)} of free memory",
-            found=size(available),
-            fix="give an answer with every prompt, or calibrate on a larger machine and build with --calibrated",
-        )
+    require_memory_for_responses(config, checkpoint.spec)
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     engine = ReferenceEngine(load_reference(checkpoint).to(config.device))
     pipeline = describe_pipeline(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from r1v_export import contract
-from r1v_export.config import ParityConfig
+from r1v_export.config import Matmul, ParityConfig
+from r1v_export.cpus import thread_count
 from r1v_export.errors import CapabilityError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.pipeline.stage import Stage
@@ -21,8 +25,8 @@ TRACE_S = 4.0
 
 READ_BYTES_PER_S = 300e6
 """Of a checkpoint and an engine that the page cache does not hold."""
-STREAMED_FLOPS_PER_S = 60e9
-"""Of float32 products on two cores."""
+PROCESS_BYTES = 250 << 20
+"""Of the process itself: PyTorch, ONNX Runtime, the images of questions."""
 
 GENERATED_TILES = 3
 """Of a generated question, in the mean."""
@@ -30,6 +34,48 @@ _TEXT_TOKENS = 96
 """Of a generated question with its template."""
 
 _SPARE_BYTES = 64 << 20
+_FLOAT_BYTES = 4
+_MEMORY_BYTES_PER_S = 8e9
+_GATE_S = 4.0
+_PROBE_S = 0.1
+_PROBE_SHAPE = (512, 2048, 2048)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast this machine computes.
+
+    Attributes:
+        cores: those that operators use.
+        float32, bfloat16: operations per core-second in products of large matrices, by what the operands are.
+    """
+
+    cores: int
+    float32: float
+    bfloat16: float
+
+    def flops(self, matmul: Matmul) -> float:
+        """Operations per second in products, on all cores."""
+        return self.cores * (self.float32 if matmul == "float32" else self.bfloat16)
+
+
+@lru_cache(maxsize=1)
+def measured_rates() -> Rates:
+    """Measure the rates of products, in less than half a second. Other processes on the machine do not count."""
+    import torch
+
+    rows, inner, columns = _PROBE_SHAPE
+    a, b = torch.ones(rows, inner), torch.ones(columns, inner)
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = a.to(dtype), b.to(dtype)
+        torch.nn.functional.linear(x, weight)
+        started, count = time.process_time(), 0
+        while time.process_time() - started < _PROBE_S:
+            torch.nn.functional.linear(x, weight)
+            count += 1
+        rates[dtype] = 2 * rows * inner * columns * count / (time.process_time() - started)
+    return Rates(thread_count().count, rates[torch.float32], rates[torch.bfloat16])
 
 
 def graph_parameters(spec: ModelSpec) -> dict[str, int]:
@@ -47,30 +93,58 @@ def question_tokens(spec: ModelSpec) -> int:
     return GENERATED_TILES * spec.tokens_per_tile + _TEXT_TOKENS
 
 
-def require_disk(out: Path, stages: Iterable[Stage]) -> None:
-    """Check that the disk has room for what the stages write.
-
-    Raises:
-        CapabilityError: the disk of `out` has no room for what the stages will write.
-    """
-    needed = sum(stage.size_bytes for stage in stages) + _SPARE_BYTES
+def obstacles(out: Path, stages: Sequence[Stage]) -> Iterator[tuple[Stage, CapabilityError]]:
+    """What this machine lacks for stages that are to run, each with the first stage that it stops."""
+    needs = [stage.needs() for stage in stages]
+    for stage, found in zip(stages, needs, strict=True):
+        if found.obstacle is not None:
+            yield stage, found.obstacle
+    if not stages:
+        return
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise CapabilityError(
-            "The disk is too small for this build.",
-            where=out,
-            expected=f"{size(needed)} free",
-            found=f"{size(free)} free",
-            fix="make room, or choose a folder on another disk with -o FOLDER",
+    free, written, peaks = shutil.disk_usage(folder).free, _SPARE_BYTES, []
+    for stage, found in zip(stages, needs, strict=True):
+        peaks.append(written + stage.size_bytes + found.scratch_bytes)
+        written += stage.size_bytes
+    if free < max(peaks):
+        first = next(stage for stage, peak in zip(stages, peaks, strict=True) if free < peak)
+        yield (
+            first,
+            CapabilityError(
+                "The disk is too small for this build.",
+                where=out,
+                expected=f"{size(max(peaks))} free",
+                found=f"{size(free)} free",
+                fix="make room, or choose a folder on another disk with -o FOLDER",
+            ),
         )
 
 
-def streamed_gate_s(spec: ModelSpec, parity: ParityConfig) -> float:
-    """Seconds of a streamed gate's one comparison: the reference computes every block once, the engine twice."""
+def refuse_impossible(out: Path, stages: Sequence[Stage]) -> None:
+    """Check that stages that are to run can run here.
+
+    Raises:
+        CapabilityError: this machine lacks the memory, the disk or something else.
+    """
+    for _, obstacle in obstacles(out, stages):
+        raise obstacle
+
+
+def whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int) -> float:
+    """Seconds of a whole gate, by what reference and engine both read and compute for each comparison."""
+    parameters, tokens = graph_parameters(spec), parity.questions * question_tokens(spec)
+    tiles = GENERATED_TILES * parity.questions
+    products = parameters[contract.VISION] * tiles * positions(spec) + parameters[contract.DECODER] * tokens
+    decoded = _FLOAT_BYTES * parameters[contract.DECODER] * parity.questions * parity.max_new_tokens
+    read = 2 * sum(parameters.values()) / READ_BYTES_PER_S
+    return comparisons * (_GATE_S + 3 * (2 * products / rates.flops("float32") + decoded / _MEMORY_BYTES_PER_S + read))
+
+
+def streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int) -> float:
+    """Seconds of a streamed gate: the engine computes every block once, and for each comparison the reference does."""
     tiles = GENERATED_TILES * parity.streamed_questions
     tokens = parity.streamed_questions * question_tokens(spec)
     parameters = graph_parameters(spec)
     products = parameters[contract.VISION] * tiles * positions(spec) + parameters[contract.DECODER] * tokens
     read = 2 * sum(parameters.values()) / READ_BYTES_PER_S
-    return 3 * (2 * products / STREAMED_FLOPS_PER_S + read)
+    return (1 + comparisons) * (2 * products / rates.flops("float32") + read)

@@ -19,12 +19,9 @@ from r1v_export.memory import available_bytes
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.boundaries import TILES_AT_ONCE
 from r1v_export.parity.streamed import ACTIVATION_MEMORY_BYTES
-from r1v_export.pipeline.estimate import GENERATED_TILES, positions, question_tokens
+from r1v_export.pipeline.estimate import GENERATED_TILES, PROCESS_BYTES, positions, question_tokens
 from r1v_export.progress import size
 from r1v_export.quantization.recipe import Scheme
-
-PROCESS_BYTES = 250 << 20
-"""Of the process itself: PyTorch, ONNX Runtime, the images of questions."""
 
 _PACKED_BYTES = 0.5 + 4 / 128
 """Of a 4-bit weight with its share of a float32 scale."""

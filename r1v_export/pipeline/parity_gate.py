@@ -24,7 +24,7 @@ from r1v_export.parity.streamed import StreamedGate, check_streamed
 from r1v_export.parity.texts import score_texts, score_texts_by_blocks
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import fake_quantize
-from r1v_export.pipeline.gate_memory import gate_memory
+from r1v_export.pipeline.gate_memory import GateMemory, gate_memory
 from r1v_export.processing.pipeline_document import describe_pipeline, open_files
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import ProgressCallback
@@ -87,9 +87,14 @@ def choose_gate(
     Raises:
         CapabilityError: it does not fit into memory, or the target's engines cannot be held a block at a time.
     """
-    found = registry.get_target(target)
-    memory = gate_memory(spec, schemes, config.parity, found.packed_in_memory, config.device)
-    return memory.choose(config.parity.gate, isinstance(found, OpensBlocks))
+    memory = gate_memory_of(config, target, spec, schemes)
+    return memory.choose(config.parity.gate, isinstance(registry.get_target(target), OpensBlocks))
+
+
+def gate_memory_of(config: BuildConfig, target: str, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> GateMemory:
+    """What the gates of a target's engine hold in memory."""
+    packed_in_memory = registry.get_target(target).packed_in_memory
+    return gate_memory(spec, schemes, config.parity, packed_in_memory, config.device)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,9 @@ def calibrate_by(
     """`pipeline.calibration.calibrate`, or the same in `config.calibration.shards` parts, by `workers`, which see all
     folders under the same paths.
 
+    Args:
+        config: of `resolved_calibration`, so that every worker calibrates in the same way.
+
     Raises:
         R1VError: as `pipeline.calibration.calibrate`.
     """
@@ -57,7 +60,8 @@ def calibrate_by(
 def _is_done(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, out: Path) -> bool:
     if not out.exists():
         return False
-    samples, options = calibration_set(config, checkpoint), calibration_options(config, None, ignore_progress)
+    samples = calibration_set(config, checkpoint, recipe)
+    options = calibration_options(config, checkpoint, None, ignore_progress)
     compute = compute_dtype(checkpoint, options.device)
     return is_done(make_key(checkpoint_fingerprint(checkpoint), recipe, compute, options.matmul, samples), out)
 
@@ -80,7 +84,7 @@ def _calibrate_in_shards(
         for part, shard in zip(parts, shards, strict=True)
     ]
     workers.run(collecting, subrange(on_progress, 0.0, _COLLECTING))
-    options = calibration_options(config, merging, subrange(on_progress, _COLLECTING, 1.0))
+    options = calibration_options(config, checkpoint, merging, subrange(on_progress, _COLLECTING, 1.0))
     begin_merge(checkpoint, shards, out, options)
     quantizing = [
         Task(f"blocks {part}", quantize, (config, shards, part, out, merging), work / f"blocks-{part.index + 1}")
@@ -94,8 +98,8 @@ def _calibrate_in_shards(
 def collect(config: BuildConfig, recipe: Recipe, shard: Shard, out: Path, *, on_progress: ProgressCallback) -> None:
     """Collect the statistics of one shard: a task."""
     checkpoint = Checkpoint.open(config.model, offline=True)
-    samples = calibration_set(config, checkpoint, shard)
-    collect_shard(checkpoint, recipe, samples, out, calibration_options(config, None, on_progress))
+    samples = calibration_set(config, checkpoint, recipe, shard)
+    collect_shard(checkpoint, recipe, samples, out, calibration_options(config, checkpoint, None, on_progress))
 
 
 def quantize(
@@ -103,7 +107,7 @@ def quantize(
 ) -> None:
     """Quantize one part of the blocks: a task."""
     checkpoint = Checkpoint.open(config.model, offline=True)
-    quantize_part(checkpoint, shards, out, part, calibration_options(config, merging, on_progress))
+    quantize_part(checkpoint, shards, out, part, calibration_options(config, checkpoint, merging, on_progress))
 
 
 def _shards_folder(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, work: Path) -> Path:
@@ -114,6 +118,8 @@ def _shards_folder(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, 
         "recipe": recipe.model_dump(mode="json"),
         "data": data_digest(config.calibration.data),
         "samples": config.calibration.samples,
+        "effort": config.calibration.effort,
+        "matmul": config.calibration.matmul_precision,
         "image_policy": config.image_policy,
         "device": config.device,
     }

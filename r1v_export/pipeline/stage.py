@@ -8,12 +8,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1v_export.errors import CapabilityError
 from r1v_export.manifest import StageEntry, to_json
 from r1v_export.pipeline.provenance import code_digest, tool_versions
 from r1v_export.progress import ProgressCallback
 
 Make = Callable[[Path, ProgressCallback], None]
 """Writes a stage's files below a folder, in the bundle's layout."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage takes while it runs.
+
+    memory_bytes: the most that it holds at once, roughly; 0 for less than a gigabyte.
+    scratch_bytes: disk for files that are gone when it ends.
+    note: a sentence about how it will run, for the plan.
+    obstacle: why it cannot run on this machine.
+    """
+
+    memory_bytes: int = 0
+    scratch_bytes: int = 0
+    note: str = ""
+    obstacle: CapabilityError | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,7 @@ class Stage:
     after: earlier stages whose files it reads.
     is_task: whether it may run at the same time as others, in another process: the long ones.
     size_bytes, seconds: what it will write and take, roughly, for the plan.
+    needs: what else it takes, found out when it is asked for.
     notes: sentences that people should read once it is done, from the bundle's folder.
     """
 
@@ -40,7 +58,8 @@ class Stage:
     after: tuple[str, ...] = ()
     is_task: bool = False
     size_bytes: int = 0
-    seconds: float = 0.0
+    seconds: Callable[[], float] = lambda: 0.0
+    needs: Callable[[], Needs] = Needs
     notes: Callable[[Path], Sequence[str]] = lambda bundle: ()
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from r1v_export import contract
 from r1v_export.build_file import config_yaml
 from r1v_export.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Compute
+from r1v_export.errors import CapabilityError
 from r1v_export.manifest import WORK_FOLDER
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.bundle_files import write_files
@@ -26,30 +27,47 @@ from r1v_export.pipeline.calibration import (
     open_artifact,
     require_origin,
 )
-from r1v_export.pipeline.estimate import TRACE_S, WRITE_BYTES_PER_S, graph_parameters, streamed_gate_s
+from r1v_export.pipeline.calibration_cost import (
+    calibration_cost,
+    require_memory,
+    require_memory_for_responses,
+    response_seconds,
+)
+from r1v_export.pipeline.calibration_samples import calibration_examples, sample_sizes
+from r1v_export.pipeline.effort import resolved_calibration
+from r1v_export.pipeline.estimate import (
+    TRACE_S,
+    WRITE_BYTES_PER_S,
+    graph_parameters,
+    measured_rates,
+    streamed_gate_s,
+    whole_gate_s,
+)
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.sharded_calibration import calibrate_by
-from r1v_export.pipeline.stage import Stage
+from r1v_export.pipeline.stage import Needs, Stage
 from r1v_export.pipeline.workers import ThisProcess, Workers
-from r1v_export.progress import ProgressCallback, subrange
+from r1v_export.progress import ProgressCallback, duration, subrange
 from r1v_export.quantization.calibration.imported import imported_recipe
+from r1v_export.quantization.calibration.matmul_precision import choose_matmul
+from r1v_export.quantization.calibration.plan import reads_samples
 from r1v_export.quantization.recipe import resolve
-from r1v_export.quantization.sizes import calibration_bytes, weight_bytes
+from r1v_export.quantization.sizes import calibration_bytes, parameter_count, weight_bytes
 from r1v_export.targets import registry
 from r1v_export.targets.interface import BuildInputs
 
 if TYPE_CHECKING:
     from r1v_export.exporters.graph import Rewrite
     from r1v_export.parity.schema import ParityReport
+    from r1v_export.pipeline.calibration_cost import CalibrationCost
     from r1v_export.quantization.artifact.artifact import Artifact
     from r1v_export.quantization.recipe import Recipe, Scheme
 
 CALIBRATION_STAGE = "calibration"
 DOCUMENTS_STAGE = "documents"
 
-_ENGINE_S, _PARITY_S = 2.0, 60.0
-_CALIBRATION_S = 1e-9
-"""Per parameter and sample, on two cores. All rough, for the plan."""
+_ENGINE_S = 2.0
+"""Rough, for the plan."""
 
 _TRACED_CODE = ("checkpoint", "contract.py", "exporters", "model_spec.py", "reference")
 _DOCUMENTS_CODE = ("processing", "serialized", "pipeline/bundle_files.py")
@@ -73,13 +91,22 @@ class Build:
     out: Path
     workers: Workers = ThisProcess()  # noqa: RUF009  it has no state
     """Where the parts of a calibration run."""
+    lacking: Mapping[str, CapabilityError] = field(default_factory=dict)
+    """Targets that this machine cannot build, and why; for a plan, a build is refused before."""
+
+    @cached_property
+    def calibrated_config(self) -> BuildConfig:
+        """The config with what its calibration stands for with this model on this machine."""
+        if self.checkpoint.quantized is not None:
+            return self.config
+        return resolved_calibration(self.config, self.checkpoint)
 
     @cached_property
     def recipe(self) -> Recipe | None:
         """Checked against the model; None where nothing is quantized, and where a budget has yet to find it."""
         if self.checkpoint.quantized is not None:
             return imported_recipe(self.checkpoint)
-        return chosen_recipe(self.config)
+        return chosen_recipe(self.calibrated_config)
 
     @cached_property
     def schemes(self) -> Mapping[str, Scheme]:
@@ -115,7 +142,8 @@ class Build:
             *self._engine_stages(),
             self._documents_stage(),
         ]
-        return [*stages, *(self._parity_stage(target) for target in self.gates)]
+        checked = [target for target in self.config.targets if self.unchecked(target) is None]
+        return [*stages, *(self._parity_stage(target) for target in checked)]
 
     def unchecked(self, target: str) -> str | None:
         """Why the parity gate of a target cannot run, or None where it does."""
@@ -123,17 +151,21 @@ class Build:
             return "omitted (--no-parity)"
         return registry.get_target(target).missing(self.config.device)
 
-    @cached_property
-    def gates(self) -> Mapping[str, str]:
-        """How each target's engine is compared, for those that are: `whole` or `streamed`.
+    def gate(self, target: str) -> Literal["whole", "streamed"]:
+        """How a target's engine is compared. What is chosen first is kept: memory becomes free and is taken.
 
         Raises:
             CapabilityError: as `parity_gate.choose_gate`.
         """
         from r1v_export.pipeline.parity_gate import choose_gate
 
-        checked = [target for target in self.config.targets if self.unchecked(target) is None]
-        return {target: choose_gate(self.config, target, self.checkpoint.spec, self.schemes) for target in checked}
+        if target not in self._gates:
+            self._gates[target] = choose_gate(self.config, target, self.checkpoint.spec, self.schemes)
+        return self._gates[target]
+
+    @cached_property
+    def _gates(self) -> dict[str, Literal["whole", "streamed"]]:
+        return {}
 
     @cached_property
     def compute(self) -> Compute:
@@ -176,24 +208,25 @@ class Build:
     def _calibration_stages(self) -> Iterator[Stage]:
         if not self.config.quantized:
             return
-        calibration, device = self.config.calibration, self.config.device
+        calibration, device = self.calibrated_config.calibration, self.config.device
         parameters = sum(graph_parameters(self.checkpoint.spec).values())
         settings: dict[str, Any]
         if calibration.artifact is not None:
             require_origin(Path(calibration.artifact), self.checkpoint)
-            settings, seconds = {"artifact": data_digest(calibration.artifact)}, 0.0
+            settings = {"artifact": data_digest(calibration.artifact)}
         else:
-            recipes = {"": self.recipe} if self.recipe else budget_candidates(self.config, self.checkpoint)
+            recipes = {"": self.recipe} if self.recipe else budget_candidates(self.calibrated_config, self.checkpoint)
             settings = {
                 "recipes": {name: recipe.model_dump(mode="json") for name, recipe in recipes.items()},
                 "budget": self.config.budget,
                 "samples": calibration.samples,
                 "shards": calibration.shards,
+                "shortest": calibration.effort == "quick",
                 "data": data_digest(calibration.data),
                 "image_policy": self.config.image_policy,
                 "device": device,
+                "matmul": calibration.matmul_precision,
             }
-            seconds = parameters * calibration.samples * _CALIBRATION_S * (4 if self.config.budget else 1)
         yield Stage(
             CALIBRATION_STAGE,
             self._calibrate,
@@ -202,8 +235,70 @@ class Build:
             settings=settings,
             sources=tuple(self.source_files()),
             size_bytes=calibration_bytes(self.checkpoint.spec, self.schemes) if self.recipe else parameters,
-            seconds=seconds,
+            seconds=self._calibration_s,
+            needs=lambda: self._calibration_needs,
             notes=calibration_warnings,
+        )
+
+    @property
+    def _calibrates(self) -> bool:
+        """Whether the build computes scales, and is not given them."""
+        return self.config.calibration.artifact is None and self.checkpoint.quantized is None
+
+    def _calibration_cost(self, config: BuildConfig, recipe: Recipe) -> CalibrationCost:
+        matmul = choose_matmul(config.calibration.matmul_precision, self.checkpoint, config.device)
+        samples = sample_sizes(config, self.checkpoint, calibration_examples(config, self.checkpoint))
+        return calibration_cost(config, self.checkpoint.spec, recipe, samples, matmul)
+
+    @cached_property
+    def _unanswered(self) -> int:
+        """How many prompts the model has to answer before it is calibrated on them."""
+        if self.recipe and not reads_samples(self.recipe, self.checkpoint.spec):
+            return 0
+        examples = calibration_examples(self.config, self.checkpoint)
+        return sum(example.answer is None for example in examples)
+
+    def _calibration_s(self) -> float:
+        if not self._calibrates:
+            return calibration_bytes(self.checkpoint.spec, self.schemes) / WRITE_BYTES_PER_S
+        config, rates = self.calibrated_config, measured_rates()
+        recipes = [self.recipe] if self.recipe else [*budget_candidates(config, self.checkpoint).values()] * 2
+        computing = sum(self._calibration_cost(config, recipe).seconds(rates) for recipe in recipes)
+        return computing + response_seconds(self.checkpoint.spec, self._unanswered)
+
+    @cached_property
+    def _calibration_needs(self) -> Needs:
+        if not self._calibrates:
+            return Needs()
+        config, spec = self.calibrated_config, self.checkpoint.spec
+        recipes = [self.recipe] if self.recipe else budget_candidates(config, self.checkpoint).values()
+        costs = [self._calibration_cost(config, recipe) for recipe in recipes]
+        needs = Needs(
+            memory_bytes=max(cost.memory_bytes for cost in costs),
+            scratch_bytes=max(cost.scratch_bytes for cost in costs),
+            note=self._calibration_note(config),
+        )
+        try:
+            require_memory(costs)
+            if self._unanswered:
+                require_memory_for_responses(config, spec)
+        except CapabilityError as error:
+            return replace(needs, obstacle=error)
+        return needs
+
+    def _calibration_note(self, config: BuildConfig) -> str:
+        """What the effort decided, and what the other one would take."""
+        if self.recipe is None or self.config.calibration.effort != "auto" or config.calibration.effort == "full":
+            return ""
+        calibration = self.config.calibration.model_copy(update={"effort": "full"})
+        full = resolved_calibration(self.config.model_copy(update={"calibration": calibration}), self.checkpoint)
+        recipe = chosen_recipe(full)
+        assert recipe is not None
+        seconds = self._calibration_cost(full, recipe).seconds(measured_rates())
+        parameters = parameter_count(self.checkpoint.spec) / 1e9
+        return (
+            f"quick ({_how(self.recipe, config, self.checkpoint)}), for {parameters:.0f} billion parameters on a CPU; "
+            f"--effort full ({_how(recipe, full, self.checkpoint)}) takes about {duration(seconds)}"
         )
 
     def _calibrate(self, folder: Path, on_progress: ProgressCallback) -> None:
@@ -211,7 +306,8 @@ class Build:
         if self.checkpoint.quantized is not None:
             import_calibration(self.checkpoint, folder / CALIBRATION, work, on_progress)
             return
-        calibrate_by(self.workers, self.config, self.recipe, self.checkpoint, folder / CALIBRATION, work, on_progress)
+        config, out = self.calibrated_config, folder / CALIBRATION
+        calibrate_by(self.workers, config, self.recipe, self.checkpoint, out, work, on_progress)
 
     @property
     def _after_calibration(self) -> tuple[str, ...]:
@@ -232,7 +328,7 @@ class Build:
                 after=self._after_calibration,
                 is_task=True,
                 size_bytes=size_bytes,
-                seconds=TRACE_S + size_bytes / WRITE_BYTES_PER_S,
+                seconds=partial(_writing_s, TRACE_S, size_bytes),
             )
 
     def _export(self, name: str, folder: Path, on_progress: ProgressCallback) -> None:
@@ -274,9 +370,13 @@ class Build:
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 is_task=True,
                 size_bytes=size_bytes,
-                seconds=_ENGINE_S + size_bytes / WRITE_BYTES_PER_S,
+                seconds=partial(_writing_s, _ENGINE_S, size_bytes),
+                needs=partial(self._engine_needs, target),
                 notes=partial(self._target_warnings, target),
             )
+
+    def _engine_needs(self, target: str) -> Needs:
+        return Needs(obstacle=self.lacking.get(target))
 
     def _target_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
         schemes = self.schemes if self.artifact is None else self.artifact.schemes
@@ -322,15 +422,26 @@ class Build:
                 DOCUMENTS_STAGE,
             ),
             is_task=True,
-            seconds=self._parity_s(target),
+            seconds=partial(self._parity_s, target),
+            needs=partial(self._parity_needs, target),
             notes=partial(self._parity_warnings, target),
         )
 
     def _parity_s(self, target: str) -> float:
-        if self.gates[target] == "whole":
-            return _PARITY_S
+        if self._parity_needs(target).obstacle:
+            return 0.0
         quantized_here = self.config.quantized and self.checkpoint.quantized is None
-        return streamed_gate_s(self.checkpoint.spec, self.config.parity) * (2 if quantized_here else 1)
+        seconds = whole_gate_s if self.gate(target) == "whole" else streamed_gate_s
+        return seconds(self.checkpoint.spec, self.config.parity, measured_rates(), 2 if quantized_here else 1)
+
+    def _parity_needs(self, target: str) -> Needs:
+        from r1v_export.pipeline.parity_gate import gate_memory_of
+
+        try:
+            memory = gate_memory_of(self.config, target, self.checkpoint.spec, self.schemes)
+            return Needs(memory_bytes=getattr(memory, self.gate(target)))
+        except CapabilityError as error:
+            return Needs(obstacle=error)
 
     def _parity_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
         from r1v_export.parity.report import read_report
@@ -348,7 +459,7 @@ class Build:
         )
 
         require_calibrated_scales(self.out / GRAPHS, self.artifact)
-        parity, streamed = self.config.parity, self.gates[target] == "streamed"
+        parity, streamed = self.config.parity, self.gate(target) == "streamed"
         longest = parity.streamed_reply_tokens if streamed else parity.max_new_tokens
         options = check_options(self.config, target, self.checkpoint.spec, self.artifact, max_new_tokens=longest)
         questions = GeneratedQuestions(self.checkpoint, parity.streamed_questions if streamed else parity.questions)
@@ -368,6 +479,17 @@ class Build:
             written.append(report)
         for report in written:
             report.raise_if_failed()
+
+
+def _writing_s(base_s: float, size_bytes: int) -> float:
+    return base_s + size_bytes / WRITE_BYTES_PER_S
+
+
+def _how(recipe: Recipe, config: BuildConfig, checkpoint: Checkpoint) -> str:
+    """`int4-rtn from weights alone`, or `int4-gptq on 128 samples`."""
+    samples = f"on {config.calibration.samples} samples"
+    source = samples if reads_samples(recipe, checkpoint.spec) else "from weights alone"
+    return f"{recipe.name} {source}"
 
 
 def _graph_stages_of(target: str) -> tuple[str, ...]:

@@ -24,11 +24,12 @@ from r1v_export.config import BuildConfig
 HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", "yaml", "psutil", "huggingface_hub")
 
 OPTIONS = {
-    "build": "MODEL --precision --target --output --config --recipe --calib --budget --calibrated --revision --offline "
-    "--device --image-policy --sm --no-parity --gate --dry-run --force "
-    "--shards --ray",
+    "build": "MODEL --precision --target --output --config --recipe --calib --samples --effort "
+    "--matmul-precision --activation-memory --budget --calibrated --revision --offline --device --image-policy "
+    "--sm --no-parity --gate --dry-run --force --shards --ray",
     "engine": "BUNDLE --output --workers --program --print-command",
-    "calibrate": "MODEL --precision --recipe --budget --calib --samples --image-policy --shard --merge --output "
+    "calibrate": "MODEL --precision --recipe --budget --calib --samples --effort --matmul-precision "
+    "--activation-memory --image-policy --shard --merge --output "
     "--revision --offline --device --shards --ray",
     "check": "BUNDLE --target --model --questions --image --allow-url --question --gate --blocks --against "
     "--max-new-tokens --report --device --threads",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from r1v_export.checkpoint.tensor_file import read_header
-from r1v_export.config import BuildConfig, CalibrationConfig
+from r1v_export.cli.main import run
+from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.errors import CapabilityError
+from r1v_export.pipeline import calibration_cost
 from r1v_export.pipeline.build import build, plan
 
+NO_PARITY = ParityConfig(enabled=False)
 WEIGHTS = (".data", ".safetensors")
 ROTARY_BYTES = 150_000
 """A table of the decoder's graph that is no weight: large next to a tiny model, negligible next to a large one."""
@@ -62,14 +67,51 @@ def test_a_calibration_weighs_what_the_plan_says(tiny_config: BuildConfig, tmp_p
 def test_a_disk_with_room_for_graphs_but_not_for_the_engine_is_refused(
     tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(tiny_config, "int4", "hf-unified")
+    config = config_of(tiny_config, "int4", "hf-unified").model_copy(update={"recipe": "int4-rtn"})
     planned = plan(config, tmp_path / "out")
     engine = next(stage.size_bytes for stage in planned if stage.name == "hf-unified-engine")
     assert engine > 500_000
     needed = sum(stage.size_bytes for stage in planned) + (64 << 20)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed))
-    plan(config, tmp_path / "out")
+    assert not any(stage.obstacle for stage in plan(config, tmp_path / "out"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - engine))
+    obstacles = {stage.name: stage.obstacle for stage in plan(config, tmp_path / "out") if stage.obstacle}
+    assert list(obstacles) == ["hf-unified-engine"]
+    assert "disk is too small" in str(obstacles["hf-unified-engine"])
     with pytest.raises(CapabilityError, match="disk is too small"):
-        plan(config, tmp_path / "out")
+        build(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_then_what_this_machine_lacks(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(80 << 20))
+    command = ["build", tiny_config.model, "--precision", "fp8", "-o", str(tmp_path / "out"), "--dry-run"]
+    assert run([*command, "--activation-memory", "1GB"]) == 4
+    printed = capsys.readouterr()
+    row = next(line for line in printed.out.splitlines() if "impossible here" in line)
+    assert row.split()[0] == "calibration"  # its activations have no room
+    assert "all" in printed.out
+    assert "disk is too small" in printed.err
+    assert run([*command, "--format", "json"]) == 4
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert [stage["obstacle"]["error"] for stage in stages if stage["obstacle"]] == ["CapabilityError"]
+
+
+def test_prompts_without_answers_are_refused_before_anything_is_read(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    data = tmp_path / "set.jsonl"
+    data.write_text(json.dumps({"image": "a.png", "prompt": "What?"}) + "\n")
+    changes = {"precision": "fp8", "calibration": CalibrationConfig(data=str(data)), "parity": NO_PARITY}
+    config = tiny_config.model_copy(update=changes)
+    monkeypatch.setattr(calibration_cost, "response_bytes", lambda spec: 1 << 60)
+    with pytest.raises(CapabilityError, match="prompts without answers take the whole model"):
+        build(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    weights_alone = config.model_copy(update={"precision": "int4", "recipe": "int4-rtn"})
+    assert not any(stage.obstacle for stage in plan(weights_alone, tmp_path / "out"))

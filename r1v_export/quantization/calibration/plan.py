@@ -93,6 +93,11 @@ class CalibrationPlan:
         return counts
 
 
+def reads_samples(recipe: Recipe, spec: ModelSpec) -> bool:
+    """Whether a calibration by this recipe sends samples through the model; else weights alone decide."""
+    return CalibrationPlan(spec, recipe).last_collected >= 0
+
+
 def needs_statistics(scheme: Scheme | None) -> bool:
     """Whether a linear's scheme needs to know what enters it."""
     if scheme is None:

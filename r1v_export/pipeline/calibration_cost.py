@@ -1,0 +1,231 @@
+"""What a calibration takes: seconds, memory, and disk while it runs, by the model's sizes, the recipe and the samples.
+
+Constants are of one core of the machine that they were measured on (benchmarks/calibration_estimate.py); the rate of
+products is measured on the machine that plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from r1v_export import contract
+from r1v_export.byte_size import parse_size
+from r1v_export.config import BuildConfig, Matmul
+from r1v_export.errors import CapabilityError
+from r1v_export.memory import available_bytes
+from r1v_export.model_spec import ModelSpec
+from r1v_export.pipeline.calibration_samples import MAX_RESPONSE_TOKENS, SampleSize
+from r1v_export.pipeline.estimate import (
+    PROCESS_BYTES,
+    READ_BYTES_PER_S,
+    WRITE_BYTES_PER_S,
+    Rates,
+    graph_parameters,
+    positions,
+)
+from r1v_export.progress import size
+from r1v_export.quantization.calibration.blocks import (
+    TILES_AT_ONCE,
+    Block,
+    DecoderBlock,
+    ProjectorBlock,
+    TokenEmbeddings,
+    VisionBlock,
+)
+from r1v_export.quantization.calibration.plan import CalibrationPlan
+from r1v_export.quantization.groups import linear_shapes
+from r1v_export.quantization.recipe import Awq, Gptq, Recipe, RoundToNearest
+
+RESPONSES_AT_ONCE = 8
+
+_PARAMETERS_PER_S = {"rtn": 600e6, "clip": 12e6, "smoothquant": 100e6, "awq": 4.7e6, "gptq": 4.3e6}
+"""Quantized in a core-second, by algorithm, `clip` for rounding with a search for scales; factorizations apart."""
+_GRAM_FLOPS = 0.5
+"""Of the rate of products: the matrices are larger than any cache."""
+_ELEMENT_S = 14e-9
+"""Of each element that enters a linear: its statistics, and the norms and activation functions around it."""
+_PASS_S = 1.5e-3
+"""Of a sample through a block, whatever the size."""
+_SAMPLE_S = 15e-3
+"""Of decoding, tiling and tokenizing."""
+_GENERATED_BYTES_PER_S = 5e9
+"""Of weights that are read for each generated token."""
+_FLOAT_BYTES, _STORED_BYTES = 4, 2
+
+
+@dataclass(frozen=True)
+class CalibrationCost:
+    """What one calibration takes.
+
+    Attributes:
+        plan: which blocks run and are quantized.
+        samples: their sizes.
+        matmul: what the operands of products are rounded to.
+        activation_memory_bytes: of activations between blocks that are kept in memory.
+    """
+
+    plan: CalibrationPlan
+    samples: Sequence[SampleSize]
+    matmul: Matmul
+    activation_memory_bytes: int
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Disk that is taken while it runs: the activations on both sides of a block."""
+        return 2 * self._largest_activations if self.plan.last_collected >= 0 else 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """The most that is held at once, but for pages of files that the kernel gives back."""
+        held = min(self.activation_memory_bytes, self.scratch_bytes)
+        return PROCESS_BYTES + held + max(map(self._block_bytes, range(len(self.plan.blocks))))
+
+    def seconds(self, rates: Rates) -> float:
+        """Roughly how long it takes."""
+        forward = sum(self._forward_s(index, rates) for index in range(self.plan.last_collected + 1))
+        quantizing = sum(self._quantizing_s(block, rates) for block in self.plan.blocks)
+        ran = self.plan.blocks[: self.plan.last_collected + 1]
+        written = _FLOAT_BYTES * sum(map(self._outputs, ran)) / WRITE_BYTES_PER_S
+        read = _STORED_BYTES * sum(graph_parameters(self.plan.spec).values()) / READ_BYTES_PER_S
+        prepared = _SAMPLE_S * len(self.samples) if ran else 0.0
+        return forward + quantizing + written + read + prepared / rates.cores
+
+    def _rows(self, block: Block) -> list[int]:
+        return [block.rows(sample.tokens, sample.tiles) for sample in self.samples]
+
+    def _outputs(self, block: Block) -> int:
+        """Elements that leave a block, of all samples."""
+        spec = self.plan.spec
+        wide = isinstance(block, ProjectorBlock | TokenEmbeddings | DecoderBlock)
+        return sum(self._rows(block)) * (spec.language.hidden_size if wide else spec.vision.hidden_size)
+
+    @property
+    def _largest_activations(self) -> int:
+        ran = self.plan.blocks[: self.plan.last_collected + 1]
+        return _FLOAT_BYTES * max(map(self._outputs, ran), default=0)
+
+    def _forward_s(self, index: int, rates: Rates) -> float:
+        plan, block = self.plan, self.plan.blocks[index]
+        rows = self._rows(block)
+        products = sum(plan.forward_cost(index, sample.tokens, sample.tiles) for sample in self.samples)
+        gram_groups = plan.gram_groups(block)
+        grams = sum(group.in_features**2 for group in block.groups if group.name in gram_groups) * sum(rows)
+        elements = sum(group.in_features for group in block.groups) * sum(rows)
+        rate = rates.flops(self.matmul)
+        flops_s = 2 * products / rate + 2 * grams / (rate * _GRAM_FLOPS)
+        return (
+            flops_s
+            + _attention_flops(block, self.samples) / rates.flops("float32")
+            + (_ELEMENT_S * elements + _PASS_S * len(self.samples)) / rates.cores
+        )
+
+    def _quantizing_s(self, block: Block, rates: Rates) -> float:
+        shapes, seconds = linear_shapes(self.plan.spec), 0.0
+        for group in block.groups:
+            for linear in group.linears:
+                scheme = self.plan.schemes.get(linear)
+                if scheme is None:
+                    continue
+                weights, (out_features, in_features) = scheme.weights, shapes[linear]
+                clips = isinstance(weights, RoundToNearest) and weights.clip
+                kind = "clip" if clips else weights.algorithm
+                seconds += out_features * in_features / _PARAMETERS_PER_S[kind] / rates.cores
+                if isinstance(weights, Gptq):
+                    seconds += _factorization_flops(in_features) / rates.flops("float32")
+        return seconds
+
+    def _block_bytes(self, index: int) -> int:
+        """Held while one block runs and is quantized, beyond the activations between blocks."""
+        plan, block = self.plan, self.plan.blocks[index]
+        shapes = linear_shapes(plan.spec)
+        linears = [shapes[linear] for group in block.groups for linear in group.linears]
+        runs = index <= plan.last_collected
+        largest = max((rows * columns for rows, columns in linears), default=0)
+        weights = sum(rows * columns for rows, columns in linears) if runs and self.matmul == "float32" else 0
+        widths = [group.in_features for group in block.groups]
+        inside = 3 * max(self._rows_at_once(block), default=0) * max(widths, default=0) if runs else 0
+        gram_groups = plan.gram_groups(block)
+        grams = [group.in_features**2 for group in block.groups if group.name in gram_groups]
+        algorithms = {type(plan.schemes[x].weights) for g in block.groups for x in g.linears if x in plan.schemes}
+        copies = 3 if Gptq in algorithms else 1 if Awq in algorithms else 0
+        working = 2 * largest if Gptq in algorithms or Awq in algorithms else largest // 4
+        return _FLOAT_BYTES * (weights + inside + sum(grams) + copies * max(grams, default=0) + working)
+
+    def _rows_at_once(self, block: Block) -> Iterator[int]:
+        for sample in self.samples:
+            yield block.rows(sample.tokens, min(sample.tiles, TILES_AT_ONCE))
+
+
+def _attention_flops(block: Block, samples: Sequence[SampleSize]) -> float:
+    spec = block.spec
+    if isinstance(block, DecoderBlock):
+        width = spec.language.num_heads * spec.language.head_dim
+        return sum(2 * width * sample.tokens**2 for sample in samples)
+    if isinstance(block, VisionBlock):
+        return sum(4 * spec.vision.hidden_size * sample.tiles * positions(spec) ** 2 for sample in samples)
+    return 0.0
+
+
+def _factorization_flops(size: int) -> float:
+    """Of a Gram matrix: its Cholesky factor and the inverse of that."""
+    return 2 * size**3
+
+
+def response_bytes(spec: ModelSpec) -> int:
+    """Memory that self-generated responses take: the whole model in float32 and the cache of a few sequences."""
+    language = spec.language
+    tokens = 2 * MAX_RESPONSE_TOKENS + spec.tokens_per_tile
+    cache = 2 * language.num_layers * language.num_kv_heads * language.head_dim * tokens * RESPONSES_AT_ONCE
+    return PROCESS_BYTES + _FLOAT_BYTES * (sum(graph_parameters(spec).values()) + cache)
+
+
+def response_seconds(spec: ModelSpec, prompts: int) -> float:
+    """Roughly how long self-generated responses take."""
+    steps = -(-prompts // RESPONSES_AT_ONCE) * MAX_RESPONSE_TOKENS
+    return steps * _FLOAT_BYTES * graph_parameters(spec)[contract.DECODER] / _GENERATED_BYTES_PER_S
+
+
+def require_memory_for_responses(config: BuildConfig, spec: ModelSpec) -> None:
+    """Check that prompts without an answer can be answered here.
+
+    Raises:
+        CapabilityError: the whole model in float32 does not fit into memory.
+    """
+    needed, available = response_bytes(spec), available_bytes()
+    if needed > available:
+        raise CapabilityError(
+            "Calibration prompts without answers take the whole model, which answers them first.",
+            where=config.calibration.data,
+            expected=f"{size(needed)} of free memory",
+            found=size(available),
+            fix="give an answer with every prompt, or calibrate on a larger machine and build with --calibrated",
+        )
+
+
+def require_memory(costs: Sequence[CalibrationCost]) -> None:
+    """Check that calibrations can be held here.
+
+    Raises:
+        CapabilityError: one needs more memory than there is.
+    """
+    most, available = max(costs, key=lambda cost: cost.memory_bytes), available_bytes()
+    if most.memory_bytes > available:
+        grams = any(most.plan.gram_groups(block) for block in most.plan.blocks)
+        smaller = "by a recipe without Gram matrices, such as int4-rtn or fp8" if grams else "fewer samples"
+        raise CapabilityError(
+            "The calibration does not fit into memory.",
+            where=f"recipe {most.plan.recipe.name}",
+            expected=f"{size(most.memory_bytes)} of free memory",
+            found=size(available),
+            fix=f"pass a smaller --activation-memory, calibrate {smaller}, or on a larger machine and build with "
+            "--calibrated",
+        )
+
+
+def calibration_cost(
+    config: BuildConfig, spec: ModelSpec, recipe: Recipe, samples: Sequence[SampleSize], matmul: Matmul
+) -> CalibrationCost:
+    """What calibrating by a recipe takes."""
+    limit = parse_size(config.calibration.activation_memory)
+    return CalibrationCost(CalibrationPlan(spec, recipe), samples, matmul, limit)

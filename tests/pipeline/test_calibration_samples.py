@@ -1,0 +1,40 @@
+"""Which samples a build calibrates on, and how large the plan takes them to be."""
+
+from __future__ import annotations
+
+import pytest
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig, CalibrationConfig, Effort
+from r1v_export.pipeline.calibration import calibration_set
+from r1v_export.pipeline.calibration_samples import calibration_examples, sample_sizes
+from r1v_export.quantization.recipe import load
+
+
+def config_of(effort: Effort, samples: int) -> BuildConfig:
+    return BuildConfig(precision="fp8", calibration=CalibrationConfig(effort=effort, samples=samples))
+
+
+@pytest.fixture(scope="module")
+def nano() -> Checkpoint:
+    return Checkpoint.open("r1v-nano")
+
+
+def test_a_full_calibration_takes_the_first_samples(nano: Checkpoint) -> None:
+    names = [example.name for example in calibration_examples(config_of("full", 5), nano)]
+    assert names == [f"built-in {index}" for index in range(5)]
+
+
+def test_a_quick_calibration_takes_the_shortest_of_four_times_as_many(nano: Checkpoint) -> None:
+    all_samples = calibration_set(config_of("full", 20), nano, load("fp8")).samples
+    lengths = sorted((len(sample.token_ids), sample.index) for sample in all_samples)
+    quick = calibration_set(config_of("quick", 5), nano, load("fp8")).samples
+    assert [sample.name for sample in quick] == [f"built-in {index}" for _, index in lengths[:5]]
+
+
+@pytest.mark.parametrize("effort", ["full", "quick"])
+def test_sizes_are_those_of_the_samples(nano: Checkpoint, effort: Effort) -> None:
+    config = config_of(effort, 6)
+    samples = calibration_set(config, nano, load("fp8")).samples
+    sizes = sample_sizes(config, nano, calibration_examples(config, nano))
+    assert [(size.tokens, size.tiles) for size in sizes] == [(len(s.token_ids), s.tiles) for s in samples]
