@@ -80,9 +80,9 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line, report its error if it has one, and return the exit code."""
+    result: object = None  # an int is what a command passed to Context.exit
     try:
         with build_extra.required():
-            # An int is what a command passed to Context.exit.
             result = cli.main(args=list(arguments), prog_name="r1v-export", standalone_mode=False, color=_color())
         sys.stdout.flush()
     except R1VError as error:
