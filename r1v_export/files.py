@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import mmap
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,10 @@ GRAPH_LIMIT_BYTES = 4 << 30
 """The same for a graph: protobuf ends at 2 GiB; weights lie apart."""
 
 _UNFINISHED = ".unfinished"
+
+_MADV_POPULATE_READ = 22
+"""Of Linux 5.14, for which the module mmap has no name yet."""
+_READ_BYTES = 4 << 20
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -70,6 +76,31 @@ def read_regular_text(path: str | Path, limit_bytes: int = TEXT_LIMIT_BYTES) -> 
     """
     text = read_regular_bytes(path, limit_bytes).decode("utf-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def require_readable(mapped: mmap.mmap, file: io.BufferedReader, offset: int) -> None:
+    """Read a mapped part of a file now: a page that cannot be read is then an error, and not the signal SIGBUS, which
+    ends the process, when it is used.
+
+    Args:
+        offset: where the part begins in the file.
+
+    Raises:
+        OSError: a byte cannot be read, or the file ends before the part does; says at which byte.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # the kernel is older, or a page cannot be read: below is said which
+            mapped.madvise(_MADV_POPULATE_READ)
+            return
+    buffer, position, end = bytearray(_READ_BYTES), offset, offset + len(mapped)
+    while position < end:
+        try:
+            count = os.preadv(file.fileno(), [memoryview(buffer)[: end - position]], position)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}, at byte {position}") from error
+        if not count:
+            raise OSError(errno.EIO, f"it ends at byte {position}")
+        position += count
 
 
 def require_regular(path: str | Path) -> None:

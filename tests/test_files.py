@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ from r1v_export.files import (
     open_regular,
     read_regular_bytes,
     read_regular_text,
+    require_readable,
     require_writable,
 )
 from r1v_export.processing.tokenizer import Tokenizer
@@ -45,6 +47,25 @@ def test_what_is_no_regular_file_is_refused_without_waiting(make: Special, tmp_p
     for read in (open_regular, read_regular_bytes, read_regular_text):
         with pytest.raises(OSError, match="not a regular file"):
             read(tmp_path / "input")
+
+
+@pytest.mark.parametrize("platform", ["linux", "other"])
+def test_what_is_mapped_is_read_at_once_and_where_that_fails_the_byte_is_named(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the kernel, and where it cannot do that, by reading."""
+    monkeypatch.setattr("sys.platform", platform)
+    page = mmap.ALLOCATIONGRANULARITY
+    path, size = tmp_path / "input", 5 * page
+    path.write_bytes(bytes(size))
+    with (
+        open_regular(path) as file,
+        mmap.mmap(file.fileno(), size - page, access=mmap.ACCESS_COPY, offset=page) as part,
+    ):
+        require_readable(part, file, page)
+        os.truncate(path, 3 * page)
+        with pytest.raises(OSError, match=f"it ends at byte {3 * page}"):
+            require_readable(part, file, page)
 
 
 def test_a_socket_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from r1v_export.errors import CheckpointError
-from r1v_export.files import open_regular
+from r1v_export.files import open_regular, require_readable
 from r1v_export.hashed_reads import note_read
 from r1v_export.quoting import shorten_text, shorten_value
 from r1v_export.strict import load_json
@@ -56,10 +56,10 @@ class StoredTensor:
     nbytes: int
 
     def read(self) -> torch.Tensor:
-        """The tensor, mapped copy-on-write: pages are loaded when touched and given back with the tensor.
+        """The tensor, read from the disk and mapped copy-on-write: its pages are the system's, which can have them back.
 
         Raises:
-            CheckpointError: the file is gone or has been cut since its header was read.
+            CheckpointError: the file is gone or has been cut since its header was read, or a part of it is unreadable.
         """
         if self.nbytes == 0:
             return torch.empty(self.shape, dtype=self.dtype)
@@ -70,6 +70,7 @@ class StoredTensor:
                 mapped = mmap.mmap(
                     file.fileno(), lead + self.nbytes, access=mmap.ACCESS_COPY, offset=self.offset - lead
                 )
+                require_readable(mapped, file, self.offset - lead)
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from error
         count = math.prod(self.shape)
@@ -97,7 +98,8 @@ class StoredTensor:
             f"Tensor {self.name} can no longer be read.",
             where=self.file,
             found=found,
-            fix="leave the checkpoint's files in place until the command has ended, and run it again",
+            fix="check its disk, or the connection to it; leave the checkpoint's files in place until the command has "
+            "ended, and run it again",
         )
 
 

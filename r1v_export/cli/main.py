@@ -5,7 +5,9 @@ A command's module is imported when it is asked for, and imports torch and the r
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import faulthandler
 import importlib
 import logging
 import os
@@ -74,6 +76,8 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     prepare_streams()
+    with contextlib.suppress(RuntimeError, ValueError):  # where stderr is no file
+        faulthandler.enable()  # a page of a mapped file that cannot be read any more ends the process: say where
     logging.raiseExceptions = False  # No traceback on stderr where a record cannot be written there.
     sys.exit(run(sys.argv[1:]))
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from r1v_export.config import Device
 from r1v_export.errors import CapabilityError, R1VError, UsageError
+from r1v_export.extras import install_command
 from r1v_export.files import explain_full_disk, write_atomically
 from r1v_export.pipeline.provenance import INPUT_TOOLS, TRACING_TOOLS, code_digest, tool_versions
 from r1v_export.pipeline.workers import Task
@@ -91,7 +92,7 @@ class RayCluster:
                     "A worker cannot run tasks of r1v-export.",
                     where=f"worker {worker}",
                     found=_last_line(error),
-                    fix='install the same version of "r1v-export[build,ray]" on every worker',
+                    fix="install the same version of r1v-export with the extras build and ray on every worker",
                 ) from error
             if problem is not None:
                 raise problem
@@ -173,9 +174,7 @@ def open_cluster(address: str, folder: Path, reads: Sequence[Path], device: Devi
         CapabilityError: Ray is not installed, there is no such cluster, or a worker cannot do the work.
     """
     if importlib.util.find_spec("ray") is None:
-        raise CapabilityError(
-            "Ray is not installed.", where=f"--ray {address}", fix='pip install "r1v-export[build,ray]"'
-        )
+        raise CapabilityError("Ray is not installed.", where=f"--ray {address}", fix=install_command("build,ray"))
     import ray
 
     was_connected = ray.is_initialized()

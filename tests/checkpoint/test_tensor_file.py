@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import random
 import re
 
@@ -54,6 +56,20 @@ def test_a_tensor_outlives_the_file_it_was_read_from(path):
     tensor = read_header(path)["a"].read()
     path.unlink()
     assert tensor.sum() == 15
+
+
+def test_a_file_that_is_cut_while_it_is_mapped_is_named(path, monkeypatch):
+    """Its pages cannot be read: using them would end the process with SIGBUS."""
+    tensor, real = read_header(path)["a"], mmap.mmap
+
+    def cut_once_mapped(*arguments, **options):
+        mapped = real(*arguments, **options)
+        os.truncate(path, 0)
+        return mapped
+
+    monkeypatch.setattr(mmap, "mmap", cut_once_mapped)
+    with pytest.raises(CheckpointError, match=r"(?s)Tensor a can no longer be read.*it ends at byte 0"):
+        tensor.read()
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])

@@ -267,6 +267,18 @@ def test_a_wrong_command_line_ends_with_2_and_points_to_help(
     assert json.loads(capsys.readouterr().out)["exit_code"] == 2
 
 
+def test_a_page_that_cannot_be_read_any_more_does_not_end_the_command_without_a_word() -> None:
+    code = """
+import os, signal, click
+from r1v_export.cli import main
+main.Commands.get_command = lambda *_: click.Command("doctor", callback=lambda: os.kill(os.getpid(), signal.SIGBUS))
+import sys; sys.argv[1:] = ["doctor"]; main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGBUS
+    assert "Bus error" in done.stderr
+
+
 def test_a_reader_that_leaves_early_is_no_error_message() -> None:
     read, write = os.pipe()
     os.close(read)

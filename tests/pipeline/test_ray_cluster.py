@@ -197,7 +197,7 @@ def test_an_address_where_no_cluster_is_and_a_missing_ray_are_errors_of_ours(
     monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CapabilityError) as caught:
         refuse_cluster("auto", tmp_path, [])
-    assert caught.value.fix == 'pip install "r1v-export[build,ray]"'
+    assert "[build,ray]" in str(caught.value.fix)
 
 
 def test_a_task_waits_for_the_lock_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
