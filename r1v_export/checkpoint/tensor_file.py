@@ -56,7 +56,8 @@ class StoredTensor:
     nbytes: int
 
     def read(self) -> torch.Tensor:
-        """The tensor, read from the disk and mapped copy-on-write: its pages are the system's, which can have them back.
+        """The tensor, read from the disk and mapped copy-on-write: its pages are given back with it, or when memory is
+        short.
 
         Raises:
             CheckpointError: the file is gone or has been cut since its header was read, or a part of it is unreadable.
