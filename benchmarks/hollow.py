@@ -53,9 +53,11 @@ def spec_38b(layers: int, vocabulary: int | None = None) -> ModelSpec:
     return spec.model_copy(update={"language": spec.language.model_copy(update={"vocab_size": vocabulary})})
 
 
-def export_hollow(name: str, spec: ModelSpec, precision: str, folder: Path) -> Path:
-    """Write one of the contract's graphs in float16, its linears quantized as `precision` says."""
-    model: ir.Model = trace_graph(name, spec, torch.float16)
+def export_hollow(
+    name: str, spec: ModelSpec, precision: str, folder: Path, compute: torch.dtype = torch.float16
+) -> Path:
+    """Write one of the contract's graphs, its linears quantized as `precision` says."""
+    model: ir.Model = trace_graph(name, spec, compute)
     derived = dict(SOURCES[name](spec).derived)
     if precision in SCHEMES:
         derived |= quantizer(spec, _schemes(name, spec, precision), _linear(spec, precision), {})(model)

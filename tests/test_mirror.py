@@ -13,6 +13,7 @@ TESTS = Path(__file__).parent
 
 EXCEPTIONS = {
     "test_distribution.py": "pyproject.toml and MANIFEST.in: the wheel and the sdist",
+    "test_campaign.py": "benchmarks/gpu, on a CPU",
     "test_docstrings.py": "reads every source file",
     "test_imports.py": "reads every source file",
     "test_mirror.py": "reads the names of test files",
