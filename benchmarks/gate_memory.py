@@ -44,13 +44,13 @@ def run_gate(gate: str, bundle: Bundle, target: str, model: Path, connection: Co
     run = GateRun(bundle.folder, target, checkpoint, artifact, "cpu")
     options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=PARITY.max_new_tokens)
     questions = GeneratedQuestions(checkpoint, PARITY.questions)
-    for name in gate_names(checkpoint, artifact, options):
+    gates = [replace(options, gate=name) for name in gate_names(checkpoint, artifact, options)]
+    if gate == "whole":
+        for wanted in gates:
+            run.whole(questions, wanted, ignore_progress)
+    else:
         with tempfile.TemporaryDirectory() as work:
-            wanted = replace(options, gate=name)
-            if gate == "whole":
-                run.whole(questions, wanted, ignore_progress)
-            else:
-                run.streamed(questions, wanted, Path(work, "activations"), ignore_progress)
+            run.streamed(questions, gates, Path(work, "activations"), ignore_progress)
     done.set()
     thread.join()
     connection.send(peak[0])
@@ -79,6 +79,7 @@ def main(bundle: Path, model: Path, target: str | None, gates: tuple[str, ...]) 
         receiving, sending = context.Pipe(duplex=False)
         process = context.Process(target=run_gate, args=(gate, opened, target, model, sending))
         process.start()
+        sending.close()  # so that a process that ends early is not waited for
         measured, planned = receiving.recv(), getattr(expected, gate)
         process.join()
         share = planned / measured - 1

@@ -52,13 +52,13 @@ class GateMemory:
             raise CapabilityError(
                 "This target's engines cannot be held a block at a time.",
                 where="--gate streamed",
-                fix="pass --gate whole",
+                fix="pass --gate whole" if self.whole <= available else self._elsewhere,
             )
         if wanted == "auto":
             wanted = "streamed" if can_stream and self.whole > available else "whole"
         needed = self.whole if wanted == "whole" else self.streamed
         if needed > available:
-            fix = "build with --no-parity, and run `r1v-export check` on a larger machine"
+            fix = self._elsewhere
             if wanted == "whole" and can_stream and self.streamed <= available:
                 fix = f"pass --gate streamed, which takes {size(self.streamed)}"
             raise CapabilityError(
@@ -69,6 +69,14 @@ class GateMemory:
                 fix=fix,
             )
         return wanted
+
+    @property
+    def _elsewhere(self) -> str:
+        """What to do where nothing fits."""
+        return (
+            "build with --no-parity, and run `r1v-export check` on a machine with "
+            f"{size(self.whole)} of free memory; docs/parity.md lists the targets with a gate in less"
+        )
 
 
 def gate_memory(
@@ -130,9 +138,10 @@ def _whole_activations(spec: ModelSpec, parity: ParityConfig) -> int:
 
 
 def _streamed_activations(spec: ModelSpec, parity: ParityConfig) -> int:
+    """What up to two references and the engine, on the inputs of each and on its own, bring from block to block."""
     tiles, tokens = parity.streamed_questions * GENERATED_TILES, parity.streamed_questions * question_tokens(spec)
     tower = 3 * tiles * positions(spec) * spec.vision.hidden_size
-    decoder = 3 * tokens * spec.language.hidden_size
+    decoder = 5 * tokens * spec.language.hidden_size
     kept = min(ACTIVATION_MEMORY_BYTES, _FLOAT_BYTES * max(tower, decoder))
     return kept + _tower(spec, 2)
 

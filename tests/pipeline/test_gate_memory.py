@@ -36,6 +36,7 @@ def test_whole_where_it_fits_and_is_not_overruled(wanted, can_stream: bool, avai
         ("whole", True, 99, "--gate streamed"),
         ("streamed", True, 9, "--no-parity"),
         ("streamed", False, 1000, "--gate whole"),
+        ("streamed", False, 99, "machine with 100 B"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_does(wanted, can_stream: bool, available: int, fix: str) -> None:
