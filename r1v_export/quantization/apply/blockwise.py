@@ -44,10 +44,11 @@ def _quantized_in(module: nn.Module, prefix: str, artifact: Artifact) -> list[st
 
 def _quantize(module: nn.Module, prefix: str, name: str, checkpoint: Checkpoint, artifact: Artifact) -> None:
     """Put a quantized linear in its place, without holding its original weight."""
-    require_own_scale(artifact, prefix + name, lambda linear: _read_original(f"{linear}.weight", checkpoint).float())
+    linear = artifact.linear(prefix + name)
+    require_own_scale(artifact, prefix + name, lambda other: _read_original(f"{other}.weight", checkpoint), linear)
     has_bias = module.get_submodule(name).bias is not None
     bias = _read(f"{prefix}{name}.bias", checkpoint, artifact) if has_bias else None
-    module.set_submodule(name, FakeQuantLinear(artifact.linear(prefix + name), bias))
+    module.set_submodule(name, FakeQuantLinear(linear, bias))
 
 
 def _quantize_cache(module: nn.Module, prefix: str, artifact: Artifact) -> None:

@@ -44,12 +44,15 @@ def require_own_scales(model: nn.Module, artifact: Artifact) -> None:
         require_own_scale(artifact, name, partial(_weight, model))
 
 
-def require_own_scale(artifact: Artifact, name: str, read_weight: Callable[[str], Tensor]) -> None:
+def require_own_scale(
+    artifact: Artifact, name: str, read_weight: Callable[[str], Tensor], linear: QuantizedLinear | None = None
+) -> None:
     """Require scales of one linear that follow from its weight and the calibration statistics.
 
     Args:
         name: of the linear.
-        read_weight: returns the checkpoint's own weight [out, in], float32, of a linear.
+        read_weight: returns the checkpoint's own weight [out, in], a float, of a linear.
+        linear: the artifact's, where it is at hand.
 
     Raises:
         ParityError: a scale does not.
@@ -61,17 +64,18 @@ def require_own_scale(artifact: Artifact, name: str, read_weight: Callable[[str]
     group = next(group for group in linear_groups(artifact.spec) if name in group.linears)
     neighbors = [other for other in group.linears if other in artifact.schemes]
     shared = [read_weight(other) for other in neighbors] if weights.granularity == "tensor" else []
-    wrong = _wrong_rows(artifact.linear(name), read_weight(name), scheme, shared)
+    linear = artifact.linear(name) if linear is None else linear
+    wrong = _wrong_rows(linear, read_weight(name), scheme, shared)
     if wrong:
         raise _wrong(
             artifact, name, "weight scales that give the original's quantized values", f"{wrong} rows of others"
         )
     inputs = artifact.stats.inputs.get(group.name)
-    linear = artifact.parameters(name)
-    if linear.input_scale is not None and inputs is not None and artifact.recipe.observer.kind == "absmax":
-        expected = inputs.absmax / RANGES[linear.input_type or "fp8"][1]
-        if not math.isclose(float(linear.input_scale), expected, rel_tol=1e-3):
-            raise _wrong(artifact, name, f"an input scale of {expected:.4g}", f"{float(linear.input_scale):.4g}")
+    found = artifact.parameters(name)
+    if found.input_scale is not None and inputs is not None and artifact.recipe.observer.kind == "absmax":
+        expected = inputs.absmax / RANGES[found.input_type or "fp8"][1]
+        if not math.isclose(float(found.input_scale), expected, rel_tol=1e-3):
+            raise _wrong(artifact, name, f"an input scale of {expected:.4g}", f"{float(found.input_scale):.4g}")
 
 
 def _weight(model: nn.Module, linear: str) -> Tensor:
@@ -87,12 +91,19 @@ def _wrong_rows(linear: QuantizedLinear, weight: Tensor, scheme: Scheme, neighbo
     """
     weights = scheme.weights
     if weights.granularity == "tensor":
-        expected = round_to_one_scale(weight, weights.type, torch.stack([absmax(other) for other in neighbors]).max())
+        expected = round_to_one_scale(
+            weight, weights.type, torch.stack([absmax(other).float() for other in neighbors]).max()
+        )
     else:
         expected = round_to_nearest(weight, weights.type, weights.group_size)
-    differing = (linear.qweight.float() != expected.qweight.float()).float().mean(1) > _ROW_TOLERANCE
+    differing = _unequal(linear.qweight, expected.qweight).sum(1) > _ROW_TOLERANCE * weight.shape[1]
     scales = torch.isclose(linear.scale, expected.scale, rtol=_SCALE_TOLERANCE, atol=0).reshape(len(weight), -1)
     return int((differing | ~scales.all(1)).sum())
+
+
+def _unequal(a: Tensor, b: Tensor) -> Tensor:
+    """Which quantized values differ; those that are whole numbers without copies in float32."""
+    return a != b if not a.is_floating_point() else a.float() != b.float()
 
 
 def _wrong(artifact: Artifact, name: str, expected: str, found: str) -> ParityError:
