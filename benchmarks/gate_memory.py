@@ -21,7 +21,7 @@ from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import ParityConfig
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.gate_memory import gate_memory
+from r1v_export.pipeline.gate_memory import PROCESS_BYTES, gate_memory
 from r1v_export.pipeline.parity_gate import GateRun, GeneratedQuestions, check_options, gate_names
 from r1v_export.progress import ignore_progress, size
 from r1v_export.targets import registry
@@ -30,7 +30,7 @@ PARITY = ParityConfig(questions=2, max_new_tokens=16)
 
 
 def run_gate(gate: str, bundle: Bundle, target: str, model: Path, connection: Connection) -> None:
-    """Run one gate and send the peak of this process's anonymous memory, in bytes."""
+    """Run one gate and send the peak of this process's anonymous memory, and what it was before, in bytes."""
     peak, done = [0], threading.Event()
 
     def watch() -> None:
@@ -44,6 +44,7 @@ def run_gate(gate: str, bundle: Bundle, target: str, model: Path, connection: Co
     run = GateRun(bundle.folder, target, checkpoint, artifact, "cpu")
     options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=PARITY.max_new_tokens)
     questions = GeneratedQuestions(checkpoint, PARITY.questions)
+    before = anonymous_bytes()
     gates = [replace(options, gate=name) for name in gate_names(checkpoint, artifact, options)]
     if gate == "whole":
         for wanted in gates:
@@ -53,7 +54,7 @@ def run_gate(gate: str, bundle: Bundle, target: str, model: Path, connection: Co
             run.streamed(questions, gates, Path(work, "activations"), ignore_progress)
     done.set()
     thread.join()
-    connection.send(peak[0])
+    connection.send((peak[0], before))
 
 
 def anonymous_bytes() -> int:
@@ -80,10 +81,13 @@ def main(bundle: Path, model: Path, target: str | None, gates: tuple[str, ...]) 
         process = context.Process(target=run_gate, args=(gate, opened, target, model, sending))
         process.start()
         sending.close()  # so that a process that ends early is not waited for
-        measured, planned = receiving.recv(), getattr(expected, gate)
+        (measured, before), planned = receiving.recv(), getattr(expected, gate)
         process.join()
-        share = planned / measured - 1
-        click.echo(f"{target} {gate}: planned {size(planned)}, measured {size(measured)}, {100 * share:+.0f} %")
+        share, model_share = planned / measured - 1, (planned - PROCESS_BYTES) / (measured - before) - 1
+        click.echo(
+            f"{target} {gate}: planned {size(planned)}, measured {size(measured)}, {100 * share:+.0f} %; "
+            f"without the process itself {100 * model_share:+.0f} %"
+        )
 
 
 if __name__ == "__main__":

@@ -147,6 +147,7 @@ def _streamed_activations(spec: ModelSpec, parity: ParityConfig) -> int:
 
 
 def _tower(spec: ModelSpec, tiles: int) -> int:
-    """Within a ViT block."""
-    vision = spec.vision
-    return tiles * positions(spec) * (4 * vision.hidden_size + 2 * vision.intermediate_size) * _FLOAT_BYTES
+    """Within a ViT block; engines may hold attention scores, of two tiles at a time."""
+    vision, scores = spec.vision, 2 * spec.vision.num_heads * positions(spec) ** 2
+    block = tiles * positions(spec) * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+    return (block + scores) * _FLOAT_BYTES
