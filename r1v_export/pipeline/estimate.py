@@ -36,6 +36,8 @@ _TEXT_TOKENS = 96
 _SPARE_BYTES = 64 << 20
 _FLOAT_BYTES = 4
 _MEMORY_BYTES_PER_S = 8e9
+_OPEN_BYTES_PER_S = 0.7e9
+"""Of a block's weights in float32: read, widened or dequantized, their scales checked."""
 _GATE_S = 4.0
 _PROBE_S = 0.1
 _PROBE_SHAPE = (512, 2048, 2048)
@@ -141,10 +143,13 @@ def whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparison
 
 
 def streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int) -> float:
-    """Seconds of a streamed gate: the engine computes every block once, and for each comparison the reference does."""
-    tiles = GENERATED_TILES * parity.streamed_questions
-    tokens = parity.streamed_questions * question_tokens(spec)
-    parameters = graph_parameters(spec)
-    products = parameters[contract.VISION] * tiles * positions(spec) + parameters[contract.DECODER] * tokens
-    read = 2 * sum(parameters.values()) / READ_BYTES_PER_S
-    return (1 + comparisons) * (2 * products / rates.flops("float32") + read)
+    """Seconds of a streamed gate, at most: the engine computes every block once, decoder layers also on its own
+    embeddings, and a token at a time; the reference computes every block once for each comparison."""
+    questions, parameters = parity.streamed_questions, graph_parameters(spec)
+    decoder, every = parameters[contract.DECODER], sum(parameters.values())
+    tile_products = parameters[contract.VISION] * GENERATED_TILES * questions * positions(spec)
+    token_products = decoder * questions * question_tokens(spec)
+    products = (1 + comparisons) * tile_products + (2 + comparisons) * token_products
+    decoded = _FLOAT_BYTES * decoder * questions * parity.streamed_reply_tokens / _MEMORY_BYTES_PER_S
+    opened = (1 + comparisons) * _FLOAT_BYTES * every / _OPEN_BYTES_PER_S
+    return _GATE_S + 2 * products / rates.flops("float32") + decoded + opened + 4 * every / READ_BYTES_PER_S

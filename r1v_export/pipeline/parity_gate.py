@@ -80,21 +80,25 @@ def _own_files(checkpoint: Checkpoint) -> tuple[Tokenizer, PipelineDocument]:
 
 
 def choose_gate(
-    config: BuildConfig, target: str, spec: ModelSpec, schemes: Mapping[str, Scheme]
+    config: BuildConfig, target: str, spec: ModelSpec, *schemes: Mapping[str, Scheme]
 ) -> Literal["whole", "streamed"]:
     """How a target's engine is compared: as `config.parity.gate` says, else whole where that fits into memory.
+
+    Args:
+        schemes: of every quantized linear; of all recipes that a budget may choose from.
 
     Raises:
         CapabilityError: it does not fit into memory, or the target's engines cannot be held a block at a time.
     """
-    memory = gate_memory_of(config, target, spec, schemes)
+    memory = gate_memory_of(config, target, spec, *schemes)
     return memory.choose(config.parity.gate, isinstance(registry.get_target(target), OpensBlocks))
 
 
-def gate_memory_of(config: BuildConfig, target: str, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> GateMemory:
-    """What the gates of a target's engine hold in memory."""
+def gate_memory_of(config: BuildConfig, target: str, spec: ModelSpec, *schemes: Mapping[str, Scheme]) -> GateMemory:
+    """What the gates of a target's engine hold in memory, at most, with any of some schemes."""
     packed_in_memory = registry.get_target(target).packed_in_memory
-    return gate_memory(spec, schemes, config.parity, packed_in_memory, config.device)
+    found = [gate_memory(spec, each, config.parity, packed_in_memory, config.device) for each in schemes]
+    return GateMemory(max(memory.whole for memory in found), max(memory.streamed for memory in found))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -116,6 +116,14 @@ class Build:
         return resolve(self.recipe, self.checkpoint.spec)
 
     @cached_property
+    def _possible_schemes(self) -> Sequence[Mapping[str, Scheme]]:
+        """The schemes; of a budget, which has yet to choose, those of each of its recipes."""
+        if self.recipe is not None or self.config.budget is None:
+            return [self.schemes]
+        recipes = budget_candidates(self.calibrated_config, self.checkpoint).values()
+        return [resolve(recipe, self.checkpoint.spec) for recipe in recipes]
+
+    @cached_property
     def artifact(self) -> Artifact | None:
         """This build's calibration, read once its stage is done; None where nothing is quantized, also when the folder
         still holds the calibration of an earlier build."""
@@ -160,7 +168,7 @@ class Build:
         from r1v_export.pipeline.parity_gate import choose_gate
 
         if target not in self._gates:
-            self._gates[target] = choose_gate(self.config, target, self.checkpoint.spec, self.schemes)
+            self._gates[target] = choose_gate(self.config, target, self.checkpoint.spec, *self._possible_schemes)
         return self._gates[target]
 
     @cached_property
@@ -438,7 +446,7 @@ class Build:
         from r1v_export.pipeline.parity_gate import gate_memory_of
 
         try:
-            memory = gate_memory_of(self.config, target, self.checkpoint.spec, self.schemes)
+            memory = gate_memory_of(self.config, target, self.checkpoint.spec, *self._possible_schemes)
             return Needs(memory_bytes=getattr(memory, self.gate(target)))
         except CapabilityError as error:
             return Needs(obstacle=error)

@@ -53,6 +53,7 @@ class UnifiedFiles(QuantizedFolder):
             weight[half::2] = unsigned
         weight.sub_((weight > 7).to(torch.uint8), alpha=16)
         return weight.unflatten(1, (-1, settings["group_size"])).mul_(scale[:, :, None]).flatten(1)
+
     def input_rounding(self, linear: str) -> Rounding | None:
         algorithm = self.settings(linear)["quant_algo"]
         factor = self.scales(f"{linear}.pre_quant_scale") if self.has(f"{linear}.pre_quant_scale") else None
