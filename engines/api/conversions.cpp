@@ -60,6 +60,7 @@ r1v_engine_options default_engine_options() {
   options.cache_bytes = batching.cache_bytes;
   options.image_cache_bytes = batching.image_cache_bytes;
   options.prefill_chunk = batching.prefill_chunk;
+  options.keep_prefixes = batching.keep_prefixes;
   return options;
 }
 
@@ -77,11 +78,13 @@ RunnerOptions runner_options(const r1v_engine_options* given) {
   if (whole.device != nullptr) options.engine.device = whole.device;
   if (whole.onnxruntime_library != nullptr) options.engine.onnxruntime_library = whole.onnxruntime_library;
   if (whole.tensorrt_library != nullptr) options.engine.tensorrt_library = whole.tensorrt_library;
+  if (whole.engine != nullptr) options.engine.engine = whole.engine;
+  if (whole.tensorrt_llm_library != nullptr) options.engine.tensorrt_llm_library = whole.tensorrt_llm_library;
   options.engine.gpu = whole.gpu;
   options.engine.threads = whole.threads;
   options.verify = whole.verify != 0;
   options.batching = {whole.max_rows,          whole.max_queued,    whole.cache_bytes,
-                      whole.image_cache_bytes, whole.prefill_chunk, options.batching.keep_prefixes};
+                      whole.image_cache_bytes, whole.prefill_chunk, whole.keep_prefixes != 0};
   if (whole.threads < 0 || whole.gpu < 0) {
     throw Error(Code::kUsage, "An option of the engine is out of its range.", {"threads, gpu", "0 or more", "", ""});
   }

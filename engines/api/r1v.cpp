@@ -17,7 +17,7 @@ using namespace r1v;
 
 struct r1v_engine {
   explicit r1v_engine(const char* bundle, const r1v_engine_options* options)
-      : runner(bundle, capi::runner_options(options)), description(runner.engine().description()) {}
+      : runner(bundle, capi::runner_options(options)), description(runner.description()) {}
 
   Runner runner;
   const std::string description;
@@ -150,7 +150,7 @@ const char* r1v_engine_description(const r1v_engine* engine) {
 }
 
 int64_t r1v_engine_max_positions(const r1v_engine* engine) {
-  return engine == nullptr ? 0 : engine->runner.bundle().pipeline.max_positions;
+  return engine == nullptr ? 0 : engine->runner.max_positions();
 }
 
 void r1v_stats_init(r1v_stats* stats, size_t struct_size) { init(stats, struct_size, r1v_stats{}); }

@@ -1,4 +1,4 @@
-// What runs the graphs of one model: contract.Engine and contract.Decoder of the Python package.
+// What runs the graphs of one model: contract.VisionEngine, contract.Engine and contract.Decoder of the Python package.
 //
 // Floating-point arrays are float32 at this boundary, whatever the engine computes in. Shape letters: T tiles, B rows,
 // S new tokens, N image tokens, E hidden size, P logit positions, V vocabulary.
@@ -54,12 +54,11 @@ class Decoder {
   virtual void resize(int64_t batch, int64_t capacity, const std::vector<int64_t>& lengths) = 0;
 };
 
-// All graphs of one model, runnable. Any number of threads may call these at a time.
-class Engine {
+// The graphs of one model that encode images. Any number of threads may call these at a time.
+class VisionEngine {
  public:
-  virtual ~Engine() = default;
+  virtual ~VisionEngine() = default;
 
-  virtual const std::string& name() const = 0;
   // Of the library that runs the graphs, in words: "onnxruntime 1.32.0, CPUExecutionProvider".
   virtual std::string description() const = 0;
   virtual const Sizes& sizes() const = 0;
@@ -68,6 +67,12 @@ class Engine {
   virtual std::vector<float> vision(const float* pixel_values, int64_t tiles) = 0;
   // image_embeds [T, tokens, E] of vision_features.
   virtual std::vector<float> projector(const std::vector<float>& vision_features, int64_t tiles) = 0;
+};
+
+// All graphs of one model, runnable. Any number of threads may call these at a time.
+class Engine : public VisionEngine {
+ public:
+  virtual const std::string& name() const = 0;
   // Writes inputs_embeds [B, S, E] of input_ids [B, S] and image_embeds [N, E].
   virtual void embed(const int64_t* input_ids, int64_t rows, int64_t seq, const float* image_embeds,
                      int64_t image_tokens, float* inputs_embeds) = 0;

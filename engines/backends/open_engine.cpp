@@ -2,6 +2,7 @@
 
 #include "backends/onnxruntime/engine.h"
 #include "backends/tensorrt/open.h"
+#include "backends/tensorrt_llm/executor.h"
 
 namespace r1v {
 namespace {
@@ -40,7 +41,48 @@ ort::DeviceOptions device_of(const EngineOptions& options) {
   return device;
 }
 
+// What encodes the bundle's images, as the Python package chooses it (r1v_export/targets/vision.py).
+std::unique_ptr<VisionEngine> open_vision(const Bundle& bundle, const EngineOptions& options) {
+  for (const char* plans : {kTensorRt, kTensorRtRtx}) {
+    if (bundle.pipeline.engines.count(plans) == 0) continue;
+    if (std::unique_ptr<VisionEngine> vision = trt::open_vision(bundle, plans, options)) return vision;
+  }
+  const bool lowered = bundle.pipeline.engines.count(kOnnxRuntime) > 0;
+  return std::make_unique<ort::OnnxRuntimeVision>(
+      bundle, ort::Library::open(options.onnxruntime_library),
+      lowered ? ort::parse_options(bundle, kOnnxRuntime) : ort::standard_vision_options(bundle), device_of(options));
+}
+
+// Has a GPU's memory taken by what encodes images, before a library takes all that is left.
+void load(VisionEngine* vision) {
+  const Sizes& size = vision->sizes();
+  const std::vector<float> pixels(static_cast<size_t>(3 * size.tile_size * size.tile_size));
+  vision->projector(vision->vision(pixels.data(), 1), 1);
+}
+
+void require_deployable(const EngineOptions& options) {
+  if (!options.target.empty() && options.target != trtllm::kTarget) {
+    throw Error(Code::kUsage, "An engine of TensorRT-LLM is not for this target.",
+                {"engine", trtllm::kTarget, options.target, "omit the target or the engine"});
+  }
+  if (options.gpu != 0) {
+    throw Error(Code::kUsage, "TensorRT-LLM chooses its GPUs itself.",
+                {"gpu", "0", std::to_string(options.gpu), "let the process see only these GPUs: CUDA_VISIBLE_DEVICES"});
+  }
+}
+
 }  // namespace
+
+Deployment open_deployment(const Bundle& bundle, const EngineOptions& options) {
+  require_deployable(options);
+  const trtllm::EngineConfig config = trtllm::read_engine_config(bundle, options.engine);
+  const trtllm::Library library(options.tensorrt_llm_library);
+  std::unique_ptr<VisionEngine> vision = open_vision(bundle, options);
+  if (options.device != "cpu") load(vision.get());
+  auto generator = std::make_unique<trtllm::ExecutorGenerator>(library, config, options.engine,
+                                                               bundle.pipeline.image_token_id, options.reuse_prefixes);
+  return {std::move(vision), std::move(generator)};
+}
 
 std::unique_ptr<Engine> open_engine(const Bundle& bundle, const EngineOptions& options) {
   const std::string target = target_of(bundle, options.target);
@@ -48,8 +90,14 @@ std::unique_ptr<Engine> open_engine(const Bundle& bundle, const EngineOptions& o
     return std::make_unique<ort::OnnxRuntimeEngine>(bundle, target, options.onnxruntime_library, device_of(options));
   }
   if (target == kTensorRt || target == kTensorRtRtx) return trt::open(bundle, target, options);
+  if (target == trtllm::kTarget) {
+    throw Error(Code::kUsage, "TensorRT-LLM decodes with an engine, which is not in the bundle.",
+                {bundle.folder.string(), "the folder of an engine", "none",
+                 "build one with r1v-export engine and name its folder: --engine, r1v_engine_options.engine"});
+  }
   throw Error(Code::kCapability, "libr1v does not run engines of this target.",
-              {bundle.folder.string(), std::string(kOnnxRuntime) + ", " + kTensorRt + " or " + kTensorRtRtx, target,
+              {bundle.folder.string(),
+               std::string(kOnnxRuntime) + ", " + kTensorRt + ", " + kTensorRtRtx + " or " + trtllm::kTarget, target,
                "answer with r1v-export run, or build the bundle with one of these targets too"});
 }
 

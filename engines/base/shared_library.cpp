@@ -1,9 +1,9 @@
 #include "base/shared_library.h"
 
 #include <dlfcn.h>
+#include <link.h>
 
 #include <cstdlib>
-#include <filesystem>
 
 #include "base/error.h"
 
@@ -42,10 +42,21 @@ void* SharedLibrary::function(const char* symbol) const {
   throw Error(Code::kCapability, "This library is not " + name + ".", {path, symbol, "no such symbol", fix});
 }
 
+fs::path SharedLibrary::file() const {
+  link_map* map = nullptr;
+  return ::dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0 ? map->l_name : path;
+}
+
+fs::path file_of(const void* address) {
+  Dl_info info{};
+  return ::dladdr(address, &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : "";
+}
+
 SharedLibrary open_library(const LibrarySearch& search, const std::string& path) {
   std::string message;
   for (const std::string& each : candidates(search, path)) {
-    if (void* handle = ::dlopen(each.c_str(), RTLD_NOW | RTLD_LOCAL)) return {search.name, each, search.fix, handle};
+    void* handle = ::dlopen(each.c_str(), RTLD_NOW | (search.is_global ? RTLD_GLOBAL : RTLD_LOCAL));
+    if (handle != nullptr) return {search.name, each, search.fix, handle};
     message += (message.empty() ? "" : "; ") + std::string(::dlerror());
   }
   throw Error(Code::kCapability, search.name + "'s library cannot be opened.", {path, "", message, search.fix});

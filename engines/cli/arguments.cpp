@@ -8,6 +8,8 @@ namespace {
 void add_engine(CLI::App& command, EngineArguments& engine) {
   command.add_option("BUNDLE", engine.bundle, "Folder that r1v-export build wrote.")->required();
   command.add_option("--target", engine.target, "Engine of the bundle. [default: the first that runs here]");
+  command.add_option("--engine", engine.engine,
+                     "Folder of r1v-export engine: TensorRT-LLM decodes. [default: an engine of the bundle]");
   command.add_option("--device", engine.device, "cpu, cuda or tensorrt.")->capture_default_str();
   command.add_option("--gpu", engine.gpu, "Which one of several.")->capture_default_str();
   command.add_option("--threads", engine.threads, "CPU threads. [default: the cores that this process may use]");
@@ -15,6 +17,8 @@ void add_engine(CLI::App& command, EngineArguments& engine) {
                      "ONNX Runtime's library or its folder. [default: R1V_ONNXRUNTIME, else the loader's]");
   command.add_option("--tensorrt", engine.tensorrt,
                      "TensorRT's library or its folder. [default: R1V_TENSORRT, else the loader's]");
+  command.add_option("--tensorrt-llm", engine.tensorrt_llm,
+                     "TensorRT-LLM's library or its folder. [default: R1V_TENSORRT_LLM, else the loader's]");
 }
 
 void add_sampling(CLI::App& command, SamplingArguments& sampling) {

@@ -56,6 +56,7 @@ api::Engine open_without_reuse(const EngineArguments& arguments) {
   return open(arguments, [](r1v_engine_options* options) {
     options->max_rows = 1;
     options->image_cache_bytes = 0;
+    options->keep_prefixes = 0;
   });
 }
 

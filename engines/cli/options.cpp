@@ -39,6 +39,8 @@ void replace(To& field, const std::optional<From>& given) {
   if (given) field = *given;
 }
 
+const char* or_null(const std::string& text) { return text.empty() ? nullptr : text.c_str(); }
+
 }  // namespace
 
 void fail_usage(const std::string& what) { throw Failure{{R1V_USAGE_ERROR, what}}; }
@@ -46,10 +48,12 @@ void fail_usage(const std::string& what) { throw Failure{{R1V_USAGE_ERROR, what}
 api::Engine open(const EngineArguments& arguments, const std::function<void(r1v_engine_options*)>& change) {
   r1v_engine_options options;
   r1v_engine_options_init(&options, sizeof options);
-  options.target = arguments.target.empty() ? nullptr : arguments.target.c_str();
+  options.target = or_null(arguments.target);
+  options.engine = or_null(arguments.engine);
   options.device = arguments.device.c_str();
-  options.onnxruntime_library = arguments.onnxruntime.empty() ? nullptr : arguments.onnxruntime.c_str();
-  options.tensorrt_library = arguments.tensorrt.empty() ? nullptr : arguments.tensorrt.c_str();
+  options.onnxruntime_library = or_null(arguments.onnxruntime);
+  options.tensorrt_library = or_null(arguments.tensorrt);
+  options.tensorrt_llm_library = or_null(arguments.tensorrt_llm);
   options.gpu = arguments.gpu;
   options.threads = arguments.threads;
   options.verify = arguments.verify;

@@ -7,8 +7,8 @@
 #include <mutex>
 #include <optional>
 
+#include "backends/embedded_image.h"
 #include "image/pixels.h"
-#include "runner/embedded_image.h"
 
 namespace r1v {
 

@@ -39,7 +39,7 @@ class ImageEncoder {
  public:
   // `engine` must outlive the encoder; `threads` as for write_pixel_values; `cache_bytes` of embeddings that are kept
   // for images shown again.
-  ImageEncoder(Engine& engine, Tiling tiling, int threads, int64_t cache_bytes = 0)
+  ImageEncoder(VisionEngine& engine, Tiling tiling, int threads, int64_t cache_bytes = 0)
       : engine_(engine), tiling_(std::move(tiling)), threads_(threads), cache_(cache_bytes) {}
 
   const Tiling& tiling() const { return tiling_; }
@@ -72,7 +72,7 @@ class ImageEncoder {
   void encode(const std::vector<Share>& shares);
   void finish(ImageJob* job);
 
-  Engine& engine_;
+  VisionEngine& engine_;
   const Tiling tiling_;
   const int threads_;
   ImageCache cache_;

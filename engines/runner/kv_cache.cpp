@@ -63,6 +63,9 @@ int64_t plan_capacity(int64_t tokens, int64_t max_positions) {
 }
 
 int64_t new_token_budget(int64_t prompt_tokens, int64_t max_new_tokens, int64_t max_positions) {
+  if (prompt_tokens == 0) {
+    throw Error(Code::kInput, "The prompt has no tokens.", {"prompt", "at least one token", "", ""});
+  }
   if (prompt_tokens < max_positions) return std::min(max_new_tokens, max_positions - prompt_tokens);
   throw Error(
       Code::kInput, "The prompt is too long for this model.",

@@ -49,7 +49,7 @@ class KVCache {
 int64_t plan_capacity(int64_t tokens, int64_t max_positions);
 
 // How many tokens may follow a prompt: what is asked for, as far as the model has positions.
-// Throws kInput: the prompt alone takes all positions.
+// Throws kInput: the prompt has no tokens, or takes all positions.
 int64_t new_token_budget(int64_t prompt_tokens, int64_t max_new_tokens, int64_t max_positions);
 
 }  // namespace r1v

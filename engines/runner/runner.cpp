@@ -1,5 +1,7 @@
 #include "runner/runner.h"
 
+#include <algorithm>
+
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -51,10 +53,30 @@ Runner::Runner(const std::filesystem::path& bundle, const RunnerOptions& options
   end_tag_ = tag_ids(*tokenizer_, document, tags_.end);
   stop_ids_ = stop_ids_from_json(pipeline.at("stop_tokens"), field("stop_tokens"));
   image_policy_ = parse_image_policy(pipeline);
-  engine_ = open_engine(bundle_, options.engine);
-  encoder_ = std::make_unique<ImageEncoder>(*engine_, Tiling::from_json(pipeline.object("tiling")),
+  if (options.engine.engine.empty()) {
+    engine_ = open_engine(bundle_, options.engine);
+  } else {
+    EngineOptions engine = options.engine;
+    engine.reuse_prefixes = options.batching.keep_prefixes;
+    deployment_ = open_deployment(bundle_, engine);
+  }
+  encoder_ = std::make_unique<ImageEncoder>(vision(), Tiling::from_json(pipeline.object("tiling")),
                                             options.engine.threads, options.batching.image_cache_bytes);
-  loop_ = std::make_unique<BatchingLoop>(*engine_, *encoder_, bundle_.pipeline.max_positions, options.batching);
+  loop_ = engine_ != nullptr
+              ? std::make_unique<BatchingLoop>(*engine_, *encoder_, max_positions(), options.batching)
+              : std::make_unique<BatchingLoop>(*deployment_.generator, *encoder_, max_positions(), options.batching);
+}
+
+VisionEngine& Runner::vision() const { return engine_ != nullptr ? *engine_ : *deployment_.vision; }
+
+std::string Runner::description() const {
+  if (engine_ != nullptr) return engine_->description();
+  return deployment_.generator->description() + "; images: " + deployment_.vision->description();
+}
+
+int64_t Runner::max_positions() const {
+  const int64_t positions = bundle_.pipeline.max_positions;
+  return engine_ != nullptr ? positions : std::min(positions, deployment_.generator->max_tokens());
 }
 
 Sampling Runner::default_sampling() const {
@@ -79,7 +101,7 @@ std::unique_ptr<Generation> Runner::start(Request request, const Sampling& sampl
 }
 
 std::vector<int64_t> Runner::encode(const Request& request) const {
-  const int64_t max_positions = bundle_.pipeline.max_positions;
+  const int64_t max_positions = this->max_positions();
   if (request.raw) {
     if (request.turns.size() == 1 && request.images.empty()) {
       return encode_raw(*tokenizer_, request.turns[0].text, max_positions);

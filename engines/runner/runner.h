@@ -1,5 +1,6 @@
 // The whole way from images and a question to an answer:
 // tiles -> vision -> projector -> embed -> prefill -> decode -> reasoning and text
+// Where a library decodes, it takes the place of embed, prefill and decode.
 #pragma once
 
 #include <filesystem>
@@ -33,14 +34,18 @@ struct RunnerOptions {
   bool verify = false;  // first compare every file with the manifest
 };
 
-// Answers questions with the engine of a bundle. Any number of threads may use it at a time.
+// Answers questions with the engine of a bundle, or with a library that decodes. Any number of threads may use it at a
+// time.
 class Runner {
  public:
   // Throws kBundle, kCapability, kUsage.
   Runner(const std::filesystem::path& bundle, const RunnerOptions& options);
 
   const Bundle& bundle() const { return bundle_; }
-  Engine& engine() const { return *engine_; }
+  // Of what answers, in words.
+  std::string description() const;
+  // Tokens of a prompt and its answer, at most.
+  int64_t max_positions() const;
   ImagePolicy image_policy() const { return image_policy_; }
   const ImageLimits& image_limits() const { return encoder_->tiling().limits; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
@@ -60,9 +65,11 @@ class Runner {
  private:
   std::vector<int64_t> encode(const Request& request) const;
   AnswerStream stream(const Request& request, const Sampling& sampling) const;
+  VisionEngine& vision() const;
 
   const Bundle bundle_;
-  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Engine> engine_;  // null where a library decodes:
+  Deployment deployment_;           // this one
   std::unique_ptr<const Tokenizer> tokenizer_;
   PromptDocument prompt_;
   ReasoningTags tags_;

@@ -96,6 +96,7 @@ class AnswerStream {
                    std::optional<TokenLogprobs> logprobs = std::nullopt);
 
   bool is_stop(int64_t token_id) const;
+  const std::vector<int64_t>& stop_ids() const { return stop_ids_; }
   int64_t tokens() const { return static_cast<int64_t>(answer_.token_ids.size()); }
   const std::vector<int64_t>& token_ids() const { return answer_.token_ids; }
 

@@ -26,6 +26,8 @@ class Parameters {
     parameters_ = parse_json(std::string(text, size), "the model's configuration").value("parameters", Json::object());
   }
 
+  bool has(const std::string& name) const { return parameters_.contains(name); }
+
   std::string text(const std::string& name) const {
     const auto found = parameters_.find(name);
     if (found != parameters_.end()) return found->at("string_value").get<std::string>();
@@ -46,17 +48,19 @@ class Parameters {
   Json parameters_;
 };
 
-// The bundle's folder; the parameter is relative to the model repository.
-std::filesystem::path bundle_folder(TRITONBACKEND_Model* model) {
+// A folder that a parameter names, relative to the model repository.
+std::filesystem::path folder_of(TRITONBACKEND_Model* model, const std::string& parameter) {
   TRITONBACKEND_ArtifactType type{};
   const char* folder = nullptr;
   check(TRITONBACKEND_ModelRepository(model, &type, &folder));
   const std::filesystem::path repository = std::filesystem::path(folder).parent_path();
-  return (repository / Parameters(model).text("bundle")).lexically_normal();
+  return (repository / Parameters(model).text(parameter)).lexically_normal();
 }
 
-RunnerOptions runner_options(const Parameters& parameters) {
+RunnerOptions runner_options(TRITONBACKEND_Model* model) {
+  const Parameters parameters(model);
   RunnerOptions options;
+  if (parameters.has("engine")) options.engine.engine = folder_of(model, "engine").string();
   options.engine.target = parameters.text("target");
   options.engine.device = parameters.text("device");
   options.batching.max_rows = parameters.number("max_rows");
@@ -87,7 +91,7 @@ uint64_t now_ns() {
 Model::Model(TRITONBACKEND_Model* model, const MetricFamilies& families)
     : metrics_(families, name_of(model)),
       sender_([this] { metrics_.show(runner_.stats()); }),
-      runner_(bundle_folder(model), runner_options(Parameters(model))),
+      runner_(folder_of(model, "bundle"), runner_options(model)),
       default_sampling_(unseeded(runner_.default_sampling())) {
   metrics_.show(runner_.stats());
 }

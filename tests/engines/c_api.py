@@ -27,6 +27,9 @@ class EngineOptions(Structure):
         ("image_cache_bytes", c_int64),
         ("prefill_chunk", c_int64),
         ("tensorrt_library", c_char_p),
+        ("engine", c_char_p),
+        ("tensorrt_llm_library", c_char_p),
+        ("keep_prefixes", c_int32),
     )
 
 

@@ -36,9 +36,8 @@ def sanitized(made_once: MakeOnce) -> Path:
 def race_checked(made_once: MakeOnce) -> Path:
     """What threads share, built with ThreadSanitizer."""
     options = ("-DR1V_SANITIZE=thread", *programs.QUICK)
-    return made_once(
-        "race-checked", lambda folder: programs.build(folder, "r1v_api_test", "r1v_runner_test", options=options)
-    )
+    targets = ("r1v_api_test", "r1v_runner_test", "r1v_tensorrt_llm_test")
+    return made_once("race-checked", lambda folder: programs.build(folder, *targets, options=options))
 
 
 @pytest.fixture(scope="session")

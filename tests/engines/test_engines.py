@@ -23,7 +23,7 @@ def test_ctest_passes(engines):
 
 
 @pytest.mark.slow(60)
-@pytest.mark.parametrize("folder", ["base", "bundle", "runner"])
+@pytest.mark.parametrize("folder", ["base", "bundle", "runner", "tensorrt_llm"])
 def test_programs_are_clean_under_sanitizers(sanitized, folder):
     printed = programs.run(sanitized / f"engines/tests/{folder}/r1v_{folder}_test")
     assert "SKIPPED" not in printed
@@ -38,7 +38,7 @@ def test_programs_that_open_onnx_runtime_are_clean_under_sanitizers(sanitized, w
 
 
 @pytest.mark.slow(60)
-@pytest.mark.parametrize("folder", ["api", "runner"])
+@pytest.mark.parametrize("folder", ["api", "runner", "tensorrt_llm"])
 def test_threads_that_share_an_engine_do_not_race(race_checked, with_bundle, folder):
     printed = programs.run(race_checked / f"engines/tests/{folder}/r1v_{folder}_test")
     assert "SKIPPED" not in printed

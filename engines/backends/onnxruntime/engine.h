@@ -2,25 +2,12 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <string>
 
 #include "backends/engine.h"
-#include "backends/onnxruntime/session.h"
+#include "backends/onnxruntime/vision.h"
 
 namespace r1v::ort {
-
-// A graph's session, opened when it is first needed.
-class LazySession {
- public:
-  const GraphSession& get(const Library& library, const Bundle& bundle, const Options& options, const char* graph,
-                          const DeviceOptions& device);
-
- private:
-  std::mutex mutex_;
-  std::unique_ptr<const GraphSession> session_;
-};
 
 class OnnxRuntimeEngine : public Engine {
  public:
@@ -29,10 +16,14 @@ class OnnxRuntimeEngine : public Engine {
                     const DeviceOptions& device);
 
   const std::string& name() const override { return target_; }
-  std::string description() const override;
+  std::string description() const override { return vision_.description(); }
   const Sizes& sizes() const override { return bundle_.contract.sizes; }
-  std::vector<float> vision(const float* pixel_values, int64_t tiles) override;
-  std::vector<float> projector(const std::vector<float>& vision_features, int64_t tiles) override;
+  std::vector<float> vision(const float* pixel_values, int64_t tiles) override {
+    return vision_.vision(pixel_values, tiles);
+  }
+  std::vector<float> projector(const std::vector<float>& vision_features, int64_t tiles) override {
+    return vision_.projector(vision_features, tiles);
+  }
   void embed(const int64_t* input_ids, int64_t rows, int64_t seq, const float* image_embeds, int64_t image_tokens,
              float* inputs_embeds) override;
   std::unique_ptr<Decoder> decoder(int64_t batch, int64_t capacity) override;
@@ -46,7 +37,8 @@ class OnnxRuntimeEngine : public Engine {
   const Library& library_;
   const DeviceOptions device_;
   const Options options_;
-  LazySession vision_, projector_, embed_, decoder_;
+  OnnxRuntimeVision vision_;
+  LazySession embed_, decoder_;
 };
 
 }  // namespace r1v::ort

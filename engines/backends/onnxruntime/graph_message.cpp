@@ -16,6 +16,8 @@ using Renamed = std::function<std::string(const std::string&)>;
 constexpr uint64_t kPath[] = {7, 5, 13};
 // Of StringStringEntryProto.
 constexpr uint64_t kKey = 1, kValue = 2;
+// Of TensorProto.
+constexpr uint64_t kDataType = 2;
 constexpr char kLocation[] = "location";
 
 void append_varint(std::string* message, uint64_t value) {
@@ -58,7 +60,29 @@ std::string rewritten(std::string_view message, size_t depth, const Renamed& ren
   return changed;
 }
 
+// Calls `use` with each message at a depth of kPath.
+template <typename Use>
+void visit(std::string_view message, size_t depth, size_t wanted, const std::string& where, const Use& use) {
+  if (depth == wanted) return use(message);
+  FieldReader fields(message, where);
+  while (const std::optional<Field> field = fields.next()) {
+    if (field->kind == kBytes && field->number == kPath[depth]) visit(field->content, depth + 1, wanted, where, use);
+  }
+}
+
 }  // namespace
+
+std::set<uint64_t> initializer_types(std::string_view model, const std::string& where) {
+  constexpr size_t kInitializers = 2;  // depth of kPath
+  std::set<uint64_t> types;
+  visit(model, 0, kInitializers, where, [&](std::string_view tensor) {
+    FieldReader fields(tensor, where);
+    while (const std::optional<Field> field = fields.next()) {
+      if (field->kind == protobuf::kVarint && field->number == kDataType) types.insert(field->value);
+    }
+  });
+  return types;
+}
 
 std::string with_locations(std::string_view model, const Renamed& renamed, const std::string& where) {
   return rewritten(model, 0, renamed, where);

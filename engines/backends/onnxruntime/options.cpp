@@ -1,5 +1,7 @@
 #include "backends/onnxruntime/options.h"
 
+#include "backends/onnxruntime/graph_message.h"
+#include "base/files.h"
 #include "bundle/contract.h"
 
 namespace r1v::ort {
@@ -10,6 +12,24 @@ namespace fs = std::filesystem;
 constexpr char kAvailableCores[] = "available_cores";
 constexpr const char* kKnown[] = {"weights_root",         "weights_root_entry",  "session_entries", "threads",
                                   "image_tokens_per_run", "rows_per_prompt_run", "cache_in_place"};
+
+// What the build writes into an engine's options, for graphs that are opened without any.
+constexpr char kGraphs[] = "graphs", kWeightsFolder[] = "session.model_external_initializers_file_folder_path",
+               kInt4Arithmetic[] = "session.qdq_matmulnbits_accuracy_level", kFloat32Inputs[] = "1",
+               kDequantizeAtLoad[] = "session.disable_quant_qdq";
+constexpr int64_t kTokensAtOnce = 256;
+// TensorProto.DataType of onnx.proto.
+constexpr uint64_t kOnnxInt8 = 3, kOnnxFloat16 = 10, kOnnxFloat8 = 17, kOnnxUint4 = 21, kOnnxInt4 = 22;
+
+// 4-bit weights stay packed, with float32 inputs. FP8 weights are dequantized once, at load, where there are none of 4
+// bits; so is INT8 in float16, which ONNX Runtime fuses into a graph that it refuses itself.
+Entries quantization_entries(const std::string& model, const std::string& where) {
+  const std::set<uint64_t> types = initializer_types(model, where);
+  const auto has = [&](uint64_t type) { return types.count(type) > 0; };
+  Entries entries = {{kInt4Arithmetic, kFloat32Inputs}};
+  if ((has(kOnnxFloat8) && !has(kOnnxInt4) && !has(kOnnxUint4)) || (has(kOnnxInt8) && has(kOnnxFloat16))) entries[kDequantizeAtLoad] = "1";
+  return entries;
+}
 
 void require_known(const Fields& options) {
   for (const auto& [name, value] : options.all().items()) {
@@ -56,6 +76,21 @@ Options parse_options(const Bundle& bundle, const std::string& target) {
     parsed.graphs[graph] = std::move(of_graph);
   }
   return parsed;
+}
+
+Options standard_vision_options(const Bundle& bundle) {
+  Options options{{}, kTokensAtOnce};
+  for (const char* graph : {contract::kVision, contract::kProjector}) {
+    const std::string file = std::string(kGraphs) + "/" + graph + ".onnx";
+    if (bundle.manifest.files.count(file) == 0) {
+      throw Error(
+          Code::kBundle, "The bundle has nothing that encodes images.",
+          {(bundle.folder / file).string(), "the graph", "no such file", "build it with --target onnxruntime too"});
+    }
+    const Entries entries = quantization_entries(bundle.read(file, kGraphLimitBytes), file);
+    options.graphs[graph] = {file, bundle.folder / kGraphs, kWeightsFolder, entries, 0};
+  }
+  return options;
 }
 
 }  // namespace r1v::ort

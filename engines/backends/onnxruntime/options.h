@@ -27,4 +27,8 @@ struct Options {
 // Throws kBundle: an option is missing, wrong or unknown, or leads out of the bundle.
 Options parse_options(const Bundle& bundle, const std::string& target);
 
+// Of the bundle's standard graphs that encode images, which no engine's options describe: as the Python runtime opens
+// them (r1v_export/targets/onnxruntime/session_options.py). Throws kBundle: the bundle has none.
+Options standard_vision_options(const Bundle& bundle);
+
 }  // namespace r1v::ort

@@ -2,40 +2,14 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "backends/engine.h"
 #include "backends/tensorrt/embedding_table.h"
 #include "backends/tensorrt/session.h"
+#include "backends/tensorrt/vision.h"
 
 namespace r1v::trt {
-
-// A tensor of a plan over tiles.
-struct TileTensor {
-  const char* name;
-  int64_t numbers;  // of a tile
-};
-
-// A plan over tiles; loaded when it is first needed. Any number of threads may run it.
-class TilePlan {
- public:
-  TilePlan(const Bundle& bundle, const Library& library, const Cuda& cuda, const Plan& plan, TileTensor input,
-           TileTensor output)
-      : bundle_(bundle), library_(library), cuda_(cuda), plan_(plan), input_(input), output_(output) {}
-
-  // The output of the input's numbers; more tiles than the plan takes run in several calls.
-  std::vector<float> run(const float* numbers, int64_t tiles);
-
- private:
-  const Bundle& bundle_;
-  const Library& library_;
-  const Cuda& cuda_;
-  const Plan& plan_;
-  const TileTensor input_, output_;
-  std::mutex mutex_;
-  std::unique_ptr<Session> session_;
-};
 
 class TensorRtEngine : public Engine {
  public:
@@ -44,10 +18,14 @@ class TensorRtEngine : public Engine {
   TensorRtEngine(const Bundle& bundle, const std::string& library, int gpu);
 
   const std::string& name() const override { return target_; }
-  std::string description() const override { return library_.description() + ", CUDA"; }
+  std::string description() const override { return vision_.description(); }
   const Sizes& sizes() const override { return bundle_.contract.sizes; }
-  std::vector<float> vision(const float* pixel_values, int64_t tiles) override;
-  std::vector<float> projector(const std::vector<float>& vision_features, int64_t tiles) override;
+  std::vector<float> vision(const float* pixel_values, int64_t tiles) override {
+    return vision_.vision(pixel_values, tiles);
+  }
+  std::vector<float> projector(const std::vector<float>& vision_features, int64_t tiles) override {
+    return vision_.projector(vision_features, tiles);
+  }
   void embed(const int64_t* input_ids, int64_t rows, int64_t seq, const float* image_embeds, int64_t image_tokens,
              float* inputs_embeds) override;
   std::unique_ptr<Decoder> decoder(int64_t batch, int64_t capacity) override;
@@ -56,12 +34,10 @@ class TensorRtEngine : public Engine {
  private:
   const Bundle& bundle_;
   const std::string target_ = kTarget;
-  const Plan vision_plan_, projector_plan_, decoder_plan_;
+  const Plan decoder_plan_;
   const int64_t slots_;  // of a row of the cache
   const EmbeddingTable table_;
-  const Library library_;
-  const Cuda cuda_;
-  TilePlan vision_, projector_;
+  TensorRtVision vision_;  // with the library and the GPU
   Session decoder_;
 };
 

@@ -11,4 +11,6 @@ std::unique_ptr<Engine> open(const Bundle& bundle, const std::string& target, co
                "the target onnxruntime"});
 }
 
+std::unique_ptr<VisionEngine> open_vision(const Bundle&, const std::string&, const EngineOptions&) { return nullptr; }
+
 }  // namespace r1v::trt

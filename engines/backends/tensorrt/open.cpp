@@ -19,4 +19,17 @@ std::unique_ptr<Engine> open(const Bundle& bundle, const std::string& target, co
   return std::make_unique<TensorRtEngine>(bundle, options.tensorrt_library, options.gpu);
 }
 
+std::unique_ptr<VisionEngine> open_vision(const Bundle& bundle, const std::string& target,
+                                          const EngineOptions& options) {
+  if (!compiled_for(target) || options.device != "cuda") return nullptr;
+  try {
+    return std::make_unique<TensorRtVision>(bundle, options.tensorrt_library, options.gpu);
+  } catch (const PlanMismatch&) {
+    return nullptr;
+  } catch (const Error& error) {
+    if (error.code() == Code::kCapability) return nullptr;
+    throw;
+  }
+}
+
 }  // namespace r1v::trt

@@ -150,8 +150,8 @@ Plan read_plan(const Bundle& bundle, const std::string& target, const std::strin
 void require_library(const Plan& plan, const std::string& library) {
   const std::string built_with = plan.library + " " + plan.version;
   if (built_with == library) return;
-  throw Error(Code::kBundle, "A plan is of another version of TensorRT.",
-              {plan.file, library, built_with, "build the bundle again, or use a library of that version"});
+  throw PlanMismatch(Code::kBundle, "A plan is of another version of TensorRT.",
+                     {plan.file, library, built_with, "build the bundle again, or use a library of that version"});
 }
 
 void require_gpu(const Plan& plan, int compute_capability) {
@@ -159,9 +159,9 @@ void require_gpu(const Plan& plan, int compute_capability) {
   if (std::find(built_for.begin(), built_for.end(), compute_capability) != built_for.end()) return;
   std::string found;
   for (int64_t each : built_for) found += (found.empty() ? "" : ", ") + std::to_string(each);
-  throw Error(Code::kBundle, "A plan is for another GPU.",
-              {plan.file, "compute capability " + std::to_string(compute_capability), found,
-               "build with --target " + plan.library + " for this GPU"});
+  throw PlanMismatch(Code::kBundle, "A plan is for another GPU.",
+                     {plan.file, "compute capability " + std::to_string(compute_capability), found,
+                      "build with --target " + plan.library + " for this GPU"});
 }
 
 }  // namespace r1v::trt

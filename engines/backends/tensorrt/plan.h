@@ -56,9 +56,15 @@ struct Plan {
 // the plan has no weights of its own.
 Plan read_plan(const Bundle& bundle, const std::string& target, const std::string& graph);
 
-// Throws kBundle: a plan was built by another library, which is "tensorrt 10.13.3.9".
+// A plan that is sound and for another library or GPU.
+class PlanMismatch : public Error {
+ public:
+  using Error::Error;
+};
+
+// Throws PlanMismatch, a kBundle: a plan was built by another library, which is "tensorrt 10.13.3.9".
 void require_library(const Plan& plan, const std::string& library);
-// Throws kBundle: a plan was built for other GPUs than one of this compute capability, 89 for 8.9.
+// Throws PlanMismatch, a kBundle: a plan was built for other GPUs than one of this compute capability, 89 for 8.9.
 void require_gpu(const Plan& plan, int compute_capability);
 
 }  // namespace r1v::trt

@@ -76,6 +76,9 @@ typedef struct r1v_engine_options {
   int64_t image_cache_bytes;       /* of embeddings kept for images shown again; 0 keeps none */
   int64_t prefill_chunk;           /* prompt tokens of a step, at most: bounds the wait of all others */
   const char* tensorrt_library;    /* TensorRT's library or its folder; NULL: R1V_TENSORRT, else the loader's */
+  const char* engine;              /* folder of `r1v-export engine`: TensorRT-LLM decodes; NULL: the bundle's own */
+  const char* tensorrt_llm_library; /* its library or its folder; NULL: R1V_TENSORRT_LLM, else the loader's */
+  int32_t keep_prefixes;            /* not 0: what was computed of a prompt is kept for those that begin alike */
 } r1v_engine_options;
 
 R1V_API void r1v_engine_options_init(r1v_engine_options* options, size_t struct_size);

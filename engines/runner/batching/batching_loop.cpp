@@ -6,6 +6,8 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "runner/batching/engine_batch.h"
+#include "runner/batching/generator_batch.h"
 
 namespace r1v {
 namespace {
@@ -44,7 +46,15 @@ void finish_prompt(Prompt* prompt, const std::vector<ImageJobPointer>& images, E
 }  // namespace
 
 BatchingLoop::BatchingLoop(Engine& engine, ImageEncoder& encoder, int64_t max_positions, const BatchingOptions& options)
-    : encoder_(encoder), options_(checked(options)), batch_(engine, max_positions, options) {
+    : BatchingLoop(std::make_unique<EngineBatch>(engine, max_positions, checked(options)), encoder, options) {}
+
+BatchingLoop::BatchingLoop(Generator& generator, ImageEncoder& encoder, int64_t max_positions,
+                           const BatchingOptions& options)
+    : BatchingLoop(std::make_unique<GeneratorBatch>(generator, max_positions, checked(options).max_rows), encoder,
+                   options) {}
+
+BatchingLoop::BatchingLoop(std::unique_ptr<Batch> batch, ImageEncoder& encoder, const BatchingOptions& options)
+    : encoder_(encoder), options_(options), batch_(std::move(batch)) {
   preparer_ = std::thread([this] { prepare(); });
   try {
     decoder_ = std::thread([this] { decode(); });
@@ -190,7 +200,7 @@ void BatchingLoop::decode() {
     }
   }
   while (const JobPointer job = next_unfinished()) end(job, FinishReason::kCancelled);
-  batch_.clear();
+  batch_->clear();
 }
 
 // A job that has not ended; null if there is none.
@@ -244,8 +254,8 @@ void BatchingLoop::admit() {
       job = ready_.front();
     }
     try {
-      job->row = batch_.admit(job->encoded, job->sampling, &job->stream, &job->prompt.timings);
-      if (job->row == nullptr) return;
+      job->state = batch_->admit(job->encoded, job->sampling, &job->stream, &job->prompt.timings);
+      if (job->state == nullptr) return;
       const std::lock_guard<std::mutex> lock(mutex_);
       running_.push_back(job);
       ready_.pop_front();
@@ -266,10 +276,10 @@ void BatchingLoop::admit() {
 }
 
 void BatchingLoop::step() {
-  if (batch_.empty()) return;
-  std::vector<EngineBatch::Outcome> outcomes;
+  if (batch_->empty()) return;
+  std::vector<Batch::Outcome> outcomes;
   try {
-    outcomes = batch_.step();
+    outcomes = batch_->step();
   } catch (...) {
     fail_running(std::current_exception());
     return;
@@ -278,11 +288,11 @@ void BatchingLoop::step() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     running = running_;
-    batch_stats_ = batch_.stats();
+    batch_stats_ = batch_->stats();
   }
-  for (EngineBatch::Outcome& outcome : outcomes) {
+  for (Batch::Outcome& outcome : outcomes) {
     const auto job = std::find_if(running.begin(), running.end(),
-                                  [&](const JobPointer& each) { return each->row == outcome.state; });
+                                  [&](const JobPointer& each) { return each->state == outcome.state; });
     if (job != running.end()) push(*job, std::move(outcome.result));
   }
 }
@@ -290,7 +300,7 @@ void BatchingLoop::step() {
 // Ends all running answers with an error, and begins with a new cache.
 void BatchingLoop::fail_running(const std::exception_ptr& error) {
   fail(&running_, error);
-  batch_.clear();
+  batch_->clear();
 }
 
 // Ends all jobs of a list with an error; takes no memory.
@@ -307,7 +317,7 @@ void BatchingLoop::fail(std::vector<JobPointer>* jobs, const std::exception_ptr&
 }
 
 void BatchingLoop::end(const JobPointer& job, FinishReason reason) {
-  if (job->row != nullptr) batch_.drop(job->row);
+  if (job->state != nullptr) batch_->drop(job->state);
   try {
     push(job, job->stream.push(std::nullopt, reason));
   } catch (...) {  // Memory that there is not.
@@ -330,7 +340,7 @@ void BatchingLoop::push(const JobPointer& job, Job::Result result) {
       }
       ready_.erase(std::remove(ready_.begin(), ready_.end(), job), ready_.end());
       ++(event == nullptr ? failed_ : finished_);
-      job->row = nullptr;
+      job->state = nullptr;
     }
     changed_.notify_all();  // there may be a place now
   }

@@ -1,4 +1,4 @@
-// Many requests at a time over one engine. Two threads: one encodes images, a few requests ahead; the other decodes.
+// Many requests at a time over one model. Two threads: one encodes images, a few requests ahead; the other decodes.
 //
 // Every answer depends on its own prompt, sampling and seed only. What is wrong with a request comes in the place of
 // its events and never touches another request. Where there is no memory, all requests that are being prepared, or all
@@ -7,11 +7,13 @@
 
 #include <condition_variable>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
-#include "runner/batching/engine_batch.h"
+#include "backends/generator.h"
+#include "runner/batching/batch.h"
 #include "runner/batching/job.h"
 #include "runner/batching/options.h"
 #include "runner/image_encoder.h"
@@ -20,8 +22,10 @@ namespace r1v {
 
 class BatchingLoop {
  public:
-  // `engine` and `encoder` must outlive the loop. Throws kUsage: a limit is below 1.
+  // Over an engine, whose decoder is stepped here, or over a library that decodes by itself. All must outlive the loop.
+  // Throws kUsage: a limit is below 1.
   BatchingLoop(Engine& engine, ImageEncoder& encoder, int64_t max_positions, const BatchingOptions& options);
+  BatchingLoop(Generator& generator, ImageEncoder& encoder, int64_t max_positions, const BatchingOptions& options);
   // Ends unfinished answers as cancelled.
   ~BatchingLoop();
 
@@ -33,6 +37,7 @@ class BatchingLoop {
   BatchingStats stats() const;
 
  private:
+  BatchingLoop(std::unique_ptr<Batch> batch, ImageEncoder& encoder, const BatchingOptions& options);
   void close();
 
   // A request while its images are being encoded.
@@ -71,7 +76,7 @@ class BatchingLoop {
   ImageEncoder& encoder_;
   const BatchingOptions options_;
 
-  mutable std::mutex mutex_;  // of all below, but for the batch and the rows of running jobs: the decoding thread's
+  mutable std::mutex mutex_;  // of all below, but for the batch and the states of running jobs: the decoding thread's
   std::condition_variable changed_;
   JobQueue queue_;                     // nothing was done for them yet
   std::vector<JobPointer> preparing_;  // their images are being encoded
@@ -81,7 +86,7 @@ class BatchingLoop {
   BatchingStats batch_stats_;  // after the batch's latest step
   int64_t refused_ = 0, finished_ = 0, failed_ = 0;
 
-  EngineBatch batch_;
+  const std::unique_ptr<Batch> batch_;
   std::thread preparer_, decoder_;  // last: they use all of the above
 };
 

@@ -13,7 +13,7 @@ namespace {
 using States = std::deque<std::unique_ptr<RowState>>;
 
 // Takes a state out of a list, if it is there.
-std::unique_ptr<RowState> take_out(States* states, const RowState* state) {
+std::unique_ptr<RowState> take_out(States* states, const RequestState* state) {
   const auto found =
       std::find_if(states->begin(), states->end(), [&](const auto& each) { return each.get() == state; });
   if (found == states->end()) return nullptr;
@@ -94,7 +94,6 @@ EngineBatch::EngineBatch(Engine& engine, int64_t max_positions, const BatchingOp
 RowState* EngineBatch::admit(const EncodedPrompt& prompt, const Sampling& sampling, AnswerStream* stream,
                              Timings* timings) {
   const auto length = static_cast<int64_t>(prompt.token_ids.size());
-  if (length == 0) throw Error(Code::kInput, "The prompt has no tokens.", {"prompt", "at least one token", "", ""});
   const int64_t max_new_tokens =
       std::min(new_token_budget(length, sampling.max_new_tokens, max_positions_), rows_.room_behind(length));
   const int64_t needed = rows_.first_slots(length, length + max_new_tokens);
@@ -134,7 +133,7 @@ std::vector<EngineBatch::Outcome> EngineBatch::step() {
   return outcomes;
 }
 
-void EngineBatch::drop(RowState* state) {
+void EngineBatch::drop(RequestState* state) {
   if (take_out(&preempted_, state) != nullptr) return;
   const std::unique_ptr<RowState> held = take_out(&holding_, state);
   if (held != nullptr) rows_.release(held->row_);

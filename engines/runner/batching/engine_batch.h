@@ -10,23 +10,14 @@
 #include <vector>
 
 #include "backends/engine.h"
+#include "runner/batching/batch.h"
 #include "runner/batching/cache_rows.h"
-#include "runner/batching/options.h"
-#include "runner/timings.h"
 #include "sampling/sampler.h"
-#include "text/answer.h"
 
 namespace r1v {
 
-// A prompt whose images are encoded.
-struct EncodedPrompt {
-  std::vector<int64_t> token_ids;  // an image token for each row of an image
-  std::vector<EmbeddedImage> images;
-  int64_t image_token_id;
-};
-
 // A request that has a row, or waits for one again.
-class RowState {
+class RowState : public RequestState {
  public:
   // Throws kInput: the prompt's image tokens do not match its images; kUsage: the sampling cannot be used.
   RowState(const EncodedPrompt& prompt, const Sampling& sampling, int64_t max_new_tokens, const Sizes& sizes,
@@ -74,29 +65,19 @@ class RowState {
 // row needs more than the budget has left, the request that was admitted last gives up its row. It gets one again
 // before any new request does, and its prompt and answer so far are prefilled there. The oldest request never waits,
 // so each one ends.
-class EngineBatch {
+class EngineBatch : public Batch {
  public:
-  // What a step has for a request: its next event, or its error, which ends it.
-  struct Outcome {
-    RowState* state;
-    std::variant<AnswerEvent, std::exception_ptr> result;
-  };
-
   EngineBatch(Engine& engine, int64_t max_positions, const BatchingOptions& options);
 
-  // Gives a request a row; null while there is none. `stream` and `timings` are the request's and outlive its state.
-  // Throws kInput: the request can never have one; kUsage: its sampling cannot be used.
-  RowState* admit(const EncodedPrompt& prompt, const Sampling& sampling, AnswerStream* stream, Timings* timings);
-  // Goes one step on. Requests whose outcome is their last are gone after it.
-  std::vector<Outcome> step();
-  // Frees what a request holds.
-  void drop(RowState* state);
-  // Drops all requests and frees the cache.
-  void clear();
+  // Gives a request a row; null while there is none.
+  RowState* admit(const EncodedPrompt& prompt, const Sampling& sampling, AnswerStream* stream,
+                  Timings* timings) override;
+  std::vector<Outcome> step() override;
+  void drop(RequestState* state) override;
+  void clear() override;
 
-  bool empty() const { return holding_.empty() && preempted_.empty(); }
-  // What was counted, and the cache's size now.
-  BatchingStats stats() const;
+  bool empty() const override { return holding_.empty() && preempted_.empty(); }
+  BatchingStats stats() const override;
 
  private:
   using States = std::deque<std::unique_ptr<RowState>>;

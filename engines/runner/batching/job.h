@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "image/pixels.h"
-#include "runner/batching/engine_batch.h"
+#include "runner/batching/batch.h"
 #include "sampling/sampling.h"
 
 namespace r1v {
@@ -65,8 +65,8 @@ class Job {
   AnswerStream stream;
   const JobOptions options;
   EncodedPrompt encoded{};
-  RowState* row = nullptr;
-  bool ended = false;  // its last event was given
+  RequestState* state = nullptr;  // its answer in the batch
+  bool ended = false;             // its last event was given
   std::chrono::steady_clock::time_point submitted = std::chrono::steady_clock::now();
 
   std::atomic<bool> cancelled{false};

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "runner/embedded_image.h"
+#include "backends/embedded_image.h"
 
 namespace r1v {
 

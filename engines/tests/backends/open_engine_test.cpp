@@ -23,10 +23,25 @@ TEST(OpenEngine, ATargetThatTheBundleDoesNotHaveIsNamedWithThoseItHas) {
 }
 
 TEST(OpenEngine, ATargetThatLibr1vDoesNotRunIsNamedWithThoseItRuns) {
-  for (const char* target : {"tensorrt-llm", "gguf"}) {
-    EXPECT_NE(refusal({target}).find("onnxruntime, tensorrt or tensorrt-rtx"), std::string::npos);
-    EXPECT_NE(refusal({target, "onnxruntime"}, target).find(target), std::string::npos);
-  }
+  EXPECT_NE(refusal({"gguf"}).find("onnxruntime, tensorrt, tensorrt-rtx or tensorrt-llm"), std::string::npos);
+  EXPECT_NE(refusal({"gguf", "onnxruntime"}, "gguf").find("gguf"), std::string::npos);
+}
+
+TEST(OpenEngine, TensorRtLlmTakesAnEngineThatIsNotInTheBundle) {
+  EXPECT_NE(refusal({"tensorrt-llm"}).find("--engine"), std::string::npos);
+  EXPECT_NE(refusal({"tensorrt-llm", "onnxruntime"}, "tensorrt-llm").find("--engine"), std::string::npos);
+}
+
+TEST(OpenEngine, AnEngineIsForItsTargetAndChoosesItsGpus) {
+  Bundle bundle{};
+  EngineOptions options;
+  options.engine = "engine";
+  options.target = "onnxruntime";
+  EXPECT_NE(error_message([&] { open_deployment(bundle, options); }).find("not for this target"), std::string::npos);
+  options.target = "tensorrt-llm";
+  EXPECT_NE(error_message([&] { open_deployment(bundle, options); }).find("no checkpoint"), std::string::npos);
+  options.gpu = 1;
+  EXPECT_NE(error_message([&] { open_deployment(bundle, options); }).find("CUDA_VISIBLE_DEVICES"), std::string::npos);
 }
 
 TEST(OpenEngine, PlansAreRefusedWithTheVariablesThatCompileTheirEngineIn) {

@@ -39,7 +39,8 @@ for rank in range(config["mapping"]["world_size"]):
     print("[TRT-LLM] [I] Engine serialized. Total time: 00:00:01", flush=True)
 print("[TRT-LLM] [I] Total time of building all engines: 00:00:40")
 {more}
-build = {{name: int(flags["--" + name]) for name in ("max_batch_size", "max_input_len", "max_seq_len")}}
+sizes = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
+build = {{name: int(flags["--" + name]) for name in sizes}}
 build["max_prompt_embedding_table_size"] = int(flags["--max_multimodal_len"])
 (out / "config.json").write_text(json.dumps({{"pretrained_config": config, "build_config": build}}))
 """

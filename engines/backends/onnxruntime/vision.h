@@ -1,0 +1,43 @@
+// The graphs that encode images, on ONNX Runtime sessions.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "backends/engine.h"
+#include "backends/onnxruntime/session.h"
+
+namespace r1v::ort {
+
+// A graph's session, opened when it is first needed.
+class LazySession {
+ public:
+  const GraphSession& get(const Library& library, const Bundle& bundle, const Options& options, const char* graph,
+                          const DeviceOptions& device);
+
+ private:
+  std::mutex mutex_;
+  std::unique_ptr<const GraphSession> session_;
+};
+
+class OnnxRuntimeVision : public VisionEngine {
+ public:
+  // `bundle` must outlive it. `options` has both graphs.
+  OnnxRuntimeVision(const Bundle& bundle, const Library& library, Options options, const DeviceOptions& device)
+      : bundle_(bundle), library_(library), device_(device), options_(std::move(options)) {}
+
+  std::string description() const override;
+  const Sizes& sizes() const override { return bundle_.contract.sizes; }
+  std::vector<float> vision(const float* pixel_values, int64_t tiles) override;
+  std::vector<float> projector(const std::vector<float>& vision_features, int64_t tiles) override;
+
+ private:
+  const Bundle& bundle_;
+  const Library& library_;
+  const DeviceOptions device_;
+  const Options options_;
+  LazySession vision_, projector_;
+};
+
+}  // namespace r1v::ort
