@@ -1,5 +1,5 @@
-"""libr1v decodes with TensorRT-LLM: libraries that stand in for it get what Python's stand-in gets, and the program prints
-what `r1v-export run` does when they answer with the tokens of the project's own reader."""
+"""libr1v decodes with TensorRT-LLM: libraries that stand in for it are asked what Python's stand-in is asked, and
+answers, made of the tokens of the project's own reader, are what `r1v-export run` prints."""
 
 from __future__ import annotations
 

@@ -410,7 +410,7 @@ void Executor::Impl::loop() {
 }
 
 int32_t Executor::Impl::next_token(const Open& open) const {
-  if (!script_.is_null()) return open.scripted.at(static_cast<size_t>(open.generated));
+  if (!script_.is_null()) return open.scripted.at(static_cast<size_t>(open.generated) % open.scripted.size());
   std::vector<float> logits(static_cast<size_t>(vocab_));
   r1v::write_logits(open.held, static_cast<int64_t>(open.held.size()) - 1, vocab_, logits.data());
   return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
