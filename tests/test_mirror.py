@@ -29,6 +29,7 @@ EXCEPTIONS = {
     "engines/test_image.py": "engines/image, which is C++",
     "engines/test_program.py": "engines/cli, which is C++",
     "engines/test_triton.py": "engines/triton, which is C++",
+    "engines/test_tensorrt_llm.py": "engines/backends/tensorrt_llm, which is C++",
     "engines/test_text.py": "engines/text and engines/sampling, which are C++",
     "exporters/test_golden.py": "every graph against graphs/",
     "nano/test_displayed_images.py": "answers of the shipped model, from the image file to the text",
