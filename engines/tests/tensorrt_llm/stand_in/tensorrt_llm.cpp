@@ -206,7 +206,7 @@ ParallelConfig::ParallelConfig(CommunicationType, CommunicationMode commMode, st
 CommunicationMode ParallelConfig::getCommunicationMode() const { return mCommMode; }
 std::optional<OrchestratorConfig> ParallelConfig::getOrchestratorConfig() const { return mOrchestratorConfig; }
 
-ExecutorConfig::ExecutorConfig(SizeType32 maxBeamWidth) : mMaxBeamWidth(maxBeamWidth) {}
+ExecutorConfig::ExecutorConfig(SizeType32 maxBeamWidth) { require(maxBeamWidth == 1, "maxBeamWidth"); }
 KvCacheConfig ExecutorConfig::getKvCacheConfig() const { return mKvCacheConfig; }
 std::optional<ParallelConfig> ExecutorConfig::getParallelConfig() const { return mParallelConfig; }
 void ExecutorConfig::setKvCacheConfig(KvCacheConfig const& kvCacheConfig) { mKvCacheConfig = kvCacheConfig; }

@@ -176,7 +176,6 @@ class STAND_IN_API ExecutorConfig {
   void setParallelConfig(ParallelConfig const& parallelConfig);
 
  private:
-  SizeType32 mMaxBeamWidth;
   KvCacheConfig mKvCacheConfig;
   std::optional<ParallelConfig> mParallelConfig;
 };
