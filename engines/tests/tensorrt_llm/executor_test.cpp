@@ -166,11 +166,13 @@ TEST_F(TensorRtLlm, ADeadlineEndsAnAnswerThatHasNoTokenYet) {
 
 TEST_F(TensorRtLlm, UnfinishedAnswersEndWithTheLoop) {
   set([](Controls& all) { all.most_tokens = 2; });
-  const auto generation = start(long_question());
+  const JobPointer job = job_of(long_question());
+  loop().submit(job);
   while (loop().stats().running == 0) std::this_thread::yield();
-  std::thread closing([this] { loop_.reset(); });
-  EXPECT_EQ(whole(generation.get()).finish_reason, FinishReason::kCancelled);
-  closing.join();
+  loop_.reset();
+  std::optional<Answer> answer;
+  while (const std::optional<AnswerEvent> event = job->next()) answer = event->answer;
+  EXPECT_EQ(answer->finish_reason, FinishReason::kCancelled);
   EXPECT_EQ(seen([](const Controls& all) { return all.cancelled.size(); }), 1u);
 }
 
