@@ -27,7 +27,8 @@ Entries quantization_entries(const std::string& model, const std::string& where)
   const std::set<uint64_t> types = initializer_types(model, where);
   const auto has = [&](uint64_t type) { return types.count(type) > 0; };
   Entries entries = {{kInt4Arithmetic, kFloat32Inputs}};
-  if ((has(kOnnxFloat8) && !has(kOnnxInt4) && !has(kOnnxUint4)) || (has(kOnnxInt8) && has(kOnnxFloat16))) entries[kDequantizeAtLoad] = "1";
+  if ((has(kOnnxFloat8) && !has(kOnnxInt4) && !has(kOnnxUint4)) || (has(kOnnxInt8) && has(kOnnxFloat16)))
+    entries[kDequantizeAtLoad] = "1";
   return entries;
 }
 
