@@ -68,19 +68,41 @@ class LinearGroup:
     """None: what makes the tensor is not linear in any weight (GELU), so no scale can be taken out of it."""
 
 
-def apply_smoothing(group: LinearGroup, scale_I: Tensor, tensors: dict[str, Tensor]) -> None:
-    """Move a scale from the layer that produces a group's input into the group's weights: W x = (W diag(s)) (x / s).
+def smoothed_tensors(group: LinearGroup) -> tuple[str, ...]:
+    """The tensors that a scale of a group's input changes, by checkpoint name: its weights, and those of the layer
+    before."""
+    assert group.smooth_layer is not None
+    return (*(f"{linear}.weight" for linear in group.linears), *group.smooth_layer.tensors)
+
+
+def smoothed_values(
+    group: LinearGroup, scale_I: Tensor, tensor: str, values: Tensor, rows: slice = slice(None)
+) -> Tensor:
+    """What a tensor becomes when a scale moves from the layer that produces a group's input into the group's weights:
+    W x = (W diag(s)) (x / s).
 
     Args:
         scale_I: [in], positive; equal where channels of the smooth layer repeat.
-        tensors: weights and biases by checkpoint name; entries are replaced, tensors not written to.
+        tensor: one of `smoothed_tensors`.
+        values: its values of these rows, float32.
+        rows: all if omitted.
     """
     assert group.smooth_layer is not None
-    for linear in group.linears:
-        tensors[f"{linear}.weight"] = tensors[f"{linear}.weight"] * scale_I
-    divisor = group.smooth_layer.to_source_channels(scale_I)
-    for name in group.smooth_layer.tensors:
-        tensors[name] = tensors[name] / (divisor[:, None] if tensors[name].ndim == 2 else divisor)
+    if tensor.removesuffix(".weight") in group.linears:
+        return values * scale_I
+    divisor = group.smooth_layer.to_source_channels(scale_I)[rows]
+    return values / (divisor[:, None] if values.ndim == 2 else divisor)
+
+
+def apply_smoothing(group: LinearGroup, scale_I: Tensor, tensors: dict[str, Tensor]) -> None:
+    """Move a scale as `smoothed_values` does, in all tensors that it changes.
+
+    Args:
+        scale_I: [in], positive; equal where channels of the smooth layer repeat.
+        tensors: weights and biases by checkpoint name, float32; entries are replaced, tensors not written to.
+    """
+    for name in smoothed_tensors(group):
+        tensors[name] = smoothed_values(group, scale_I, name, tensors[name])
 
 
 def linear_shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:

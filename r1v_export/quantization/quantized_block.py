@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,3 +21,6 @@ class QuantizedBlock:
     """Other tensors that took up a scale, whole, float32, by checkpoint name: norms, biases, unquantized linears."""
     kv: KVScales | None
     """None if the block has no cache or its cache is not quantized."""
+    smoothing: Mapping[str, Tensor] = field(default_factory=dict)
+    """The scales [in], float32, that AWQ or SmoothQuant moved, by group name: what is rescaled, `overrides` included,
+    follows from them and the checkpoint."""

@@ -1,42 +1,54 @@
-"""Linears whose quantized values follow from the checkpoint and their scales, and so are stored nowhere else.
+"""Linears whose quantized values follow from the checkpoint and what else a calibration holds, and so are stored
+nowhere else.
 
 Rounding to nearest has one result for a weight and its scales: a calibration keeps the scales, and whoever needs the
-values rounds the checkpoint's weight again, which is faster than reading them from a disk. What AWQ, SmoothQuant and
-GPTQ make does not follow from a weight as it is in the checkpoint.
+values rounds the checkpoint's weight again, which is faster than reading them from a disk. AWQ and SmoothQuant round
+to nearest, too, after scales have been moved into the weight; these are kept as well, see `smoothing`. Imported values
+are the checkpoint's own. What GPTQ makes follows from nothing that is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from r1v_export.model_spec import ModelSpec
-from r1v_export.quantization.groups import linear_groups
+from r1v_export.quantization.number_formats import QWEIGHT_DTYPES
 from r1v_export.quantization.quant_params import QuantParams
-from r1v_export.quantization.recipe import Awq, RoundToNearest, Scheme, SmoothQuant
+from r1v_export.quantization.recipe import Gptq, Imported, Scheme
+from r1v_export.quantization.smoothing import Smoothing
+
+_VALUES_AT_ONCE = 1 << 23
+"""Of a weight that is rescaled before it is rounded."""
 
 
-def rounded_linears(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> frozenset[str]:
-    """The linears whose quantized values are the checkpoint's weights rounded to nearest."""
-    rescaled = {
-        tensor
-        for group in linear_groups(spec)
-        if group.smooth_layer and _is_smoothed(schemes.get(group.linears[0]))
-        for tensor in (*group.smooth_layer.tensors, *(f"{linear}.weight" for linear in group.linears))
-    }
-    nearest = (name for name, scheme in schemes.items() if isinstance(scheme.weights, RoundToNearest))
-    return frozenset(name for name in nearest if f"{name}.weight" not in rescaled)
+def rounded_linears(schemes: Mapping[str, Scheme]) -> frozenset[str]:
+    """The linears whose quantized values are the checkpoint's weights, rescaled or not, rounded to nearest."""
+    return frozenset(name for name, scheme in schemes.items() if not isinstance(scheme.weights, Gptq | Imported))
 
 
-def round_weight(weight_OI: Tensor, scheme: Scheme, scale: Tensor, zero_point: Tensor | None) -> Tensor:
-    """The quantized values [O, I] of a weight of any floating dtype.
+def stored_linears(schemes: Mapping[str, Scheme]) -> frozenset[str]:
+    """The linears whose quantized values a calibration must store."""
+    return frozenset(name for name, scheme in schemes.items() if isinstance(scheme.weights, Gptq))
+
+
+def round_weight(
+    name: str, weight_OI: Tensor, scheme: Scheme, scale: Tensor, zero_point: Tensor | None, smoothing: Smoothing
+) -> Tensor:
+    """The quantized values [O, I] of a linear, by its name, from the checkpoint's weight of any floating dtype.
 
     Args:
         scale, zero_point: of `QuantizedLinear`.
+        smoothing: of the model's calibration.
     """
-    return QuantParams(scheme.weights.type, scale.reshape(len(scale), -1), zero_point).qweight(weight_OI)
-
-
-def _is_smoothed(scheme: Scheme | None) -> bool:
-    return scheme is not None and isinstance(scheme.weights, Awq | SmoothQuant)
+    params = QuantParams(scheme.weights.type, scale.reshape(len(scale), -1), zero_point)
+    weight_name = f"{name}.weight"
+    if not smoothing.rescales(weight_name):
+        return params.qweight(weight_OI)
+    qweight_OI = torch.empty(weight_OI.shape, dtype=QWEIGHT_DTYPES[scheme.weights.type])
+    rows_at_once = max(1, _VALUES_AT_ONCE // weight_OI.shape[1])
+    for start in range(0, len(weight_OI), rows_at_once):
+        rows = slice(start, min(start + rows_at_once, len(weight_OI)))
+        qweight_OI[rows] = params.rows(rows).qweight(smoothing.rescaled(weight_name, weight_OI[rows], rows))
+    return qweight_OI

@@ -77,14 +77,16 @@ def calibration_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
         schemes: of every quantized linear.
     """
     from r1v_export.quantization.groups import linear_shapes  # imports torch, which the runtime has not
-    from r1v_export.quantization.rounded_weights import rounded_linears
+    from r1v_export.quantization.rounded_weights import stored_linears
+    from r1v_export.quantization.smoothing import smoothed_groups
 
-    shapes, rounded, total = linear_shapes(spec), rounded_linears(spec, schemes), 0.0
+    shapes, stored = linear_shapes(spec), stored_linears(schemes)
+    total = 4.0 * sum(group.in_features for group in smoothed_groups(spec, schemes))
     for name, scheme in schemes.items():
         (out_features, in_features), weights = shapes[name], scheme.weights
         groups = in_features // weights.group_size if weights.group_size else 1
         total += out_features * groups * (5 if weights.type == "uint4" else 4)
-        total += 0 if name in rounded else out_features * in_features * _QWEIGHT_BYTES[weights.type]
+        total += out_features * in_features * _QWEIGHT_BYTES[weights.type] if name in stored else 0
     return round(total)
 
 

@@ -21,7 +21,7 @@ from r1v_export.quantization.algorithms.clipping import clipped_params
 from r1v_export.quantization.algorithms.gptq import Compensation, compensation, gptq, grouped_order
 from r1v_export.quantization.algorithms.rtn import one_scale, round_to_nearest, round_to_one_scale
 from r1v_export.quantization.algorithms.smoothquant import smoothing_scale
-from r1v_export.quantization.groups import LinearGroup, SmoothLayer, apply_smoothing
+from r1v_export.quantization.groups import LinearGroup, SmoothLayer, apply_smoothing, smoothed_tensors
 from r1v_export.quantization.kv_scales import CacheType, KVScales, key_name, kv_scales, value_name
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES, RANGES
 from r1v_export.quantization.quant_params import QuantParams
@@ -59,7 +59,8 @@ def quantize_block(
         observer: how ranges of static inputs are chosen. Inputs that were rescaled take absmax: a histogram cannot be
             rescaled channel by channel.
         kv_cache: what a decoder layer's cache is stored in; None leaves it unchanged.
-        rounded: of `CalibrationPlan`: linears that are to have scales alone, their quantized values on device "meta".
+        rounded: linears that are to have scales alone, their quantized values on device "meta", because they follow:
+            `rounded_weights.rounded_linears`.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
@@ -77,16 +78,15 @@ def quantize_block(
         for linear in quantized:
             scheme = schemes[linear]
             weight = rescaled[f"{linear}.weight"]
-            made = (
-                _scales_alone(weight, scheme, largest) if linear in rounded else _round(weight, scheme, source, largest)
-            )
+            rounding = _scales_alone if linear in rounded else _round
+            made = rounding(weight, scheme, source, largest)
             linears[linear] = _quantize_input(made, scheme, group, statistics, smoothed.get(group.name), observer)
         _log_group(group, {linear: linears[linear] for linear in quantized}, statistics, smoothed.get(group.name))
     rewritten = {
         name for group in groups if group.name in smoothed and group.smooth_layer for name in group.smooth_layer.tensors
     }
     overrides = {name: rescaled[name] for name in sorted(rewritten) if name.removesuffix(".weight") not in linears}
-    return QuantizedBlock(linears, overrides, _cache_scales(groups, statistics, smoothed, kv_cache))
+    return QuantizedBlock(linears, overrides, _cache_scales(groups, statistics, smoothed, kv_cache), smoothed)
 
 
 def _log_group(
@@ -134,8 +134,7 @@ def _apply_smoothing_scales(
         scheme = schemes.get(group.linears[0])
         if group.smooth_layer is None or scheme is None or not isinstance(scheme.weights, Awq | SmoothQuant):
             continue
-        moved = (*group.smooth_layer.tensors, *(f"{linear}.weight" for linear in group.linears))
-        rescaled |= {name: rescaled[name].float() for name in moved}
+        rescaled |= {name: rescaled[name].float() for name in smoothed_tensors(group)}
         weights = [rescaled[f"{linear}.weight"] for linear in group.linears]
         smoothed[group.name] = _smoothing_scale(group, group.smooth_layer, scheme.weights, weights, statistics)
         apply_smoothing(group, smoothed[group.name], rescaled)
@@ -198,10 +197,12 @@ def _largest(group: LinearGroup, schemes: Mapping[str, Scheme], rescaled: Mappin
     return torch.stack([absmax(rescaled[f"{linear}.weight"]).float() for linear in shared]).max()
 
 
-def _scales_alone(weight: Tensor, scheme: Scheme, largest: Tensor | None) -> QuantizedLinear:
+def _scales_alone(weight: Tensor, scheme: Scheme, source: _WeightInput, largest: Tensor | None) -> QuantizedLinear:
     """What `_round` makes by rounding to nearest, its quantized values on device "meta"."""
     options = scheme.weights
-    if options.granularity == "tensor":
+    if isinstance(options, Awq):
+        params = _params(weight, options, source.gram(weight.device), source.scale_I)
+    elif options.granularity == "tensor":
         assert largest is not None
         params = one_scale(weight, options.type, largest)
     elif isinstance(options, RoundToNearest) and options.clip:

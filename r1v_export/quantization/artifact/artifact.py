@@ -3,10 +3,10 @@
     stats.json          where the numbers come from: checkpoint, samples, and a summary of every input's activations
     recipe.yaml         the recipe, with every default written out
     scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .pre_quant_scale .input_order,
-                        {layer}.self_attn.key_scale .value_scale
+                        {first linear of a group}.smoothing_scale, {layer}.self_attn.key_scale .value_scale
     qweight/{block}.safetensors {linear}.qweight (4-bit values two to a byte) that do not follow from the checkpoint and
-                                the scales, see `rounded_weights`, and tensors that an algorithm rewrote, under their
-                                own names
+                                the scales, see `rounded_weights`, and tensors that an import rewrote, under their own
+                                names
 
 The same input gives the same bytes.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +26,25 @@ from torch import Tensor
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import expected_tensors
-from r1v_export.checkpoint.quantized.int4_packing import pack_pairs, unpack_pairs
+from r1v_export.checkpoint.quantized.int4_packing import unpack_pairs
+from r1v_export.checkpoint.quantized.layout import StoredLinear
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.errors import BundleError, CheckpointError, R1VError
 from r1v_export.files import read_regular_text
 from r1v_export.model_spec import ModelSpec
+from r1v_export.quantization.artifact.block_tensors import FOUR_BITS, SMOOTHING_SCALE
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES
-from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QuantizedLinear
-from r1v_export.quantization.recipe import Recipe, Scheme, parse, resolve
-from r1v_export.quantization.rounded_weights import round_weight, rounded_linears
+from r1v_export.quantization.recipe import Imported, Recipe, Scheme, parse, resolve
+from r1v_export.quantization.rounded_weights import round_weight, stored_linears
+from r1v_export.quantization.smoothing import Smoothing, smoothed_groups
 from r1v_export.strict import parse_json
 
 STATS, RECIPE, SCALES, QWEIGHT = "stats.json", "recipe.yaml", "scales.safetensors", "qweight"
 
-_FOUR_BITS = ("int4", "uint4")
 _SAMPLED_BYTES = 1 << 16
 _AGAIN = "calibrate again: r1v-export build --force"
 
@@ -66,31 +67,6 @@ def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def qweight_tensors(block: QuantizedBlock) -> dict[str, Tensor]:
-    """What goes into a block's file of quantized values; those on device "meta" follow from the checkpoint."""
-    qweight = {
-        f"{name}.qweight": pack_pairs(linear.qweight) if linear.weight_type in _FOUR_BITS else linear.qweight
-        for name, linear in block.linears.items()
-        if not linear.qweight.is_meta
-    }
-    return {name: tensor.cpu().contiguous() for name, tensor in (qweight | block.overrides).items()}
-
-
-def scale_tensors(name: str, block: QuantizedBlock) -> dict[str, Tensor]:
-    """What a block, by its name, adds to the file of scales."""
-    tensors: dict[str, Tensor | None] = {}
-    for linear_name, linear in block.linears.items():
-        tensors[f"{linear_name}.weight_scale"] = linear.scale
-        tensors[f"{linear_name}.weight_zero_point"] = linear.zero_point
-        tensors[f"{linear_name}.input_scale"] = linear.input_scale
-        tensors[f"{linear_name}.pre_quant_scale"] = linear.pre_quant_scale
-        tensors[f"{linear_name}.input_order"] = linear.input_order
-    if block.kv is not None:
-        tensors[f"{key_name(name)}_scale"] = torch.tensor(block.kv.key)
-        tensors[f"{value_name(name)}_scale"] = torch.tensor(block.kv.value)
-    return {key: tensor.cpu().contiguous() for key, tensor in tensors.items() if tensor is not None}
-
-
 @dataclass(frozen=True)
 class Artifact:
     """A calibration, checked against its checkpoint. Made by `Artifact.open`; tensors are read when asked for."""
@@ -103,8 +79,7 @@ class Artifact:
     """Of every quantized linear, in model order."""
     _scales: Mapping[str, StoredTensor]
     _qweight: Mapping[str, StoredTensor]
-    _read: Callable[[str], Tensor]
-    """Reads a tensor of the checkpoint."""
+    _checkpoint: Checkpoint
 
     @classmethod
     def open(cls, folder: Path, checkpoint: Checkpoint) -> Artifact:
@@ -121,7 +96,7 @@ class Artifact:
             qweight |= _header(path)
         schemes = resolve(recipe, checkpoint.spec)
         scales = _header(folder / SCALES)
-        artifact = cls(folder, checkpoint.spec, stats, recipe, schemes, scales, qweight, checkpoint.read)
+        artifact = cls(folder, checkpoint.spec, stats, recipe, schemes, scales, qweight, checkpoint)
         artifact._check()
         return artifact
 
@@ -134,15 +109,33 @@ class Artifact:
         """A quantized linear by its checkpoint name, its quantized values unpacked."""
         stored, kind = self._qweight.get(f"{name}.qweight"), self.schemes[name].weights.type
         if stored is None:
-            scale, zero_point = self._scales[f"{name}.weight_scale"].read(), self._optional(f"{name}.weight_zero_point")
-            return self._linear(name, round_weight(self._read(f"{name}.weight"), self.schemes[name], scale, zero_point))
+            return self._linear(name, self._following_qweight(name))
         qweight = stored.read()
-        return self._linear(name, unpack_pairs(qweight, signed=kind == "int4") if kind in _FOUR_BITS else qweight)
+        return self._linear(name, unpack_pairs(qweight, signed=kind == "int4") if kind in FOUR_BITS else qweight)
+
+    def _following_qweight(self, name: str) -> Tensor:
+        """Quantized values that are not stored, because they follow from the checkpoint."""
+        scheme = self.schemes[name]
+        if isinstance(scheme.weights, Imported):
+            return self._imported[name].decode().qweight
+        scale, zero_point = self._scales[f"{name}.weight_scale"].read(), self._optional(f"{name}.weight_zero_point")
+        weight = self._checkpoint.read(f"{name}.weight")
+        return round_weight(name, weight, scheme, scale, zero_point, self._smoothing)
 
     def parameters(self, name: str) -> QuantizedLinear:
         """The same without its quantized values, which are on device "meta"."""
         dtype = QWEIGHT_DTYPES[self.schemes[name].weights.type]
         return self._linear(name, torch.empty(self._shapes[name], dtype=dtype, device="meta"))
+
+    @cached_property
+    def _smoothing(self) -> Smoothing:
+        groups = smoothed_groups(self.spec, self.schemes)
+        return Smoothing(groups, lambda group: self._scales[f"{group}{SMOOTHING_SCALE}"].read())
+
+    @property
+    def _imported(self) -> Mapping[str, StoredLinear]:
+        """The checkpoint's own quantized linears."""
+        return self._checkpoint.quantized.linears if self._checkpoint.quantized else {}
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, int]]:
@@ -179,6 +172,15 @@ class Artifact:
     @cached_property
     def overrides(self) -> dict[str, Callable[[], Tensor]]:
         """Readers of the tensors that an algorithm rewrote, whole and float32, by checkpoint name."""
+        quantized = {f"{name}.weight" for name in self.schemes}
+        rescaled = sorted(name for name in self._smoothing.tensors if name not in quantized)
+        return {name: partial(self._rescaled, name) for name in rescaled} | self._stored_overrides
+
+    def _rescaled(self, name: str) -> Tensor:
+        return self._smoothing.rescaled(name, self._checkpoint.read(name))
+
+    @property
+    def _stored_overrides(self) -> dict[str, Callable[[], Tensor]]:
         return {name: stored.read for name, stored in self._qweight.items() if not name.endswith(".qweight")}
 
     def kv_scales(self, layer: int) -> KVScales | None:
@@ -214,23 +216,38 @@ class Artifact:
                 lowest, highest = float(linear.scale.min()), float(linear.scale.max())
                 where = f"{self.folder / SCALES}: {name}.weight_scale"
                 raise self._bad(name, "one scale for the whole weight", f"{lowest:g} to {highest:g}", where)
-        for name, read in self.overrides.items():
+        for name, read in self._stored_overrides.items():
             tensor = read()
             if tuple(tensor.shape) != tensors[name] or tensor.dtype != torch.float32 or not tensor.isfinite().all():
                 expected = f"finite numbers, float32 {tensors[name]}"
                 raise self._bad(name, expected, f"{tensor.dtype} {tuple(tensor.shape)}")
+        for group in smoothed_groups(self.spec, self.schemes):
+            scale_I = self._smoothing.read_scale(group.name)
+            if not bool((scale_I.isfinite() & (scale_I > 0)).all()):
+                where = f"{self.folder / SCALES}: {group.name}{SMOOTHING_SCALE}"
+                raise self._bad(group.name, "positive, finite numbers", "others", where)
         for layer in range(self.spec.language.num_layers):
             self._check_cache(layer)
 
     def _check_stored(self, name: str, stored: StoredTensor | None) -> None:
         if stored is None:
+            if isinstance(self.schemes[name].weights, Imported):
+                self._check_imported(name)
             return
         (out_features, in_features), kind = self._shapes[name], self.schemes[name].weights.type
-        packed = kind in _FOUR_BITS
+        packed = kind in FOUR_BITS
         shape = (out_features, in_features // 2) if packed else (out_features, in_features)
         dtype = torch.uint8 if packed else QWEIGHT_DTYPES[kind]
         if (stored.shape, stored.dtype) != (shape, dtype):
             raise self._bad(name, f"quantized values {dtype} {shape}", f"{stored.dtype} {stored.shape}")
+
+    def _check_imported(self, name: str) -> None:
+        weights, found = self.schemes[name].weights, self._imported.get(name)
+        expected = (weights.type, weights.group_size)
+        own = (found.layout.qweight_type, found.layout.group_size) if found else None
+        if own != expected:
+            kind = f"{weights.type} values" + (f" in groups of {weights.group_size}" if weights.group_size else "")
+            raise self._bad(name, f"{kind} in the checkpoint", own or "none")
 
     def _check_cache(self, layer: int) -> None:
         cache, what = self.kv_scales(layer), f"the key-value cache of decoder layer {layer}"
@@ -245,12 +262,8 @@ class Artifact:
     def _check_names(self) -> None:
         scales, qweight = set(self._expected_scales()), {f"{name}.qweight" for name in self.schemes}
         known = qweight | set(expected_tensors(self.spec))
-        qweight -= {f"{name}.qweight" for name in rounded_linears(self.spec, self.schemes)}
-        _refuse(
-            "lacks tensors that its recipe calls for",
-            (scales - set(self._scales)) | (qweight - set(self._qweight)),
-            self,
-        )
+        needed = scales | {f"{name}.qweight" for name in stored_linears(self.schemes)}
+        _refuse("lacks tensors that its recipe calls for", needed - set(self._scales) - set(self._qweight), self)
         _refuse("holds tensors that its recipe does not call for", set(self._scales) - scales, self)
         _refuse("holds tensors that the model does not have", set(self._qweight) - known, self)
 
@@ -276,6 +289,8 @@ class Artifact:
                 expected[f"{name}.pre_quant_scale"] = (name, torch.float32, (in_features,))
             if scheme.has_input_order:
                 expected[f"{name}.input_order"] = (name, torch.int32, (in_features,))
+        for group in smoothed_groups(self.spec, self.schemes):
+            expected[f"{group.name}{SMOOTHING_SCALE}"] = (group.name, torch.float32, (group.in_features,))
         if self.recipe.kv_cache is None:
             return expected
         for layer in range(self.spec.language.num_layers):

@@ -29,10 +29,9 @@ from r1v_export.quantization.artifact.artifact import (
     SCALES,
     STATS,
     checkpoint_fingerprint,
-    qweight_tensors,
     read_stats,
-    scale_tensors,
 )
+from r1v_export.quantization.artifact.block_tensors import qweight_tensors, scale_tensors
 from r1v_export.quantization.calibration.blocks import Block
 from r1v_export.quantization.calibration.blockwise_runner import (
     DEFAULT_OPTIONS,

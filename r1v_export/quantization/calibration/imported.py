@@ -1,4 +1,5 @@
-"""A quantized checkpoint as a calibration artifact: its own quantized values and scales, bit for bit.
+"""A quantized checkpoint as a calibration artifact: its own scales, bit for bit. Its quantized values stay where they
+are, and are read from the checkpoint.
 
 A `pre_quant_scale` moves into the norm, or the unquantized linear, that produces the input, or else stays with the
 linear.
@@ -127,7 +128,7 @@ def import_quantized(
     resume_folder: Path | None = None,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Stats:
-    """Write a quantized checkpoint's values and scales as an `artifact.Artifact`, one block at a time.
+    """Write a quantized checkpoint's scales as an `artifact.Artifact`, one block at a time.
 
     Args:
         out: must not exist or be empty.
@@ -179,7 +180,7 @@ def _import_block(block: Block, checkpoint: Checkpoint, quantized: Quantized) ->
     state = _BlockImport()
     for group in block.groups:
         names = [name for name in group.linears if name in quantized.linears]
-        decoded = {name: quantized.linears[name].decode() for name in names}
+        decoded = {name: _scales_alone(quantized.linears[name].decode()) for name in names}
         linears = [_linear(decoded[name], quantized.linears[name].layout) for name in names]
         state.linears |= zip(names, _share_input_scale(names, linears, state), strict=True)
     for group in block.groups:
@@ -190,6 +191,11 @@ def _import_block(block: Block, checkpoint: Checkpoint, quantized: Quantized) ->
             _apply_pre_quant_scale(group, pre_quant_scale_I, state, checkpoint)
     kv = _cache_scales(block, quantized, state.largest_value_scale)
     return QuantizedBlock(state.linears, state.overrides, kv), BlockRecord(warnings=tuple(state.warnings))
+
+
+def _scales_alone(decoded: Decoded) -> Decoded:
+    """A linear that could be decoded, its quantized values on device "meta": they are read from the checkpoint."""
+    return replace(decoded, qweight=decoded.qweight.to("meta"))
 
 
 def _linear(decoded: Decoded, layout: LinearLayout) -> QuantizedLinear:

@@ -41,8 +41,8 @@ class CalibrationPlan:
 
     @cached_property
     def rounded(self) -> frozenset[str]:
-        """Linears whose quantized values follow from the checkpoint and their scales, and are not kept."""
-        return rounded_linears(self.spec, self.schemes)
+        """Linears whose quantized values follow from the checkpoint and scales, and are not kept."""
+        return rounded_linears(self.schemes)
 
     def is_quantized(self, block: Block) -> bool:
         """Whether the block has anything to be written for it."""

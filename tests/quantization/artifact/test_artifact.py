@@ -16,8 +16,11 @@ from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
 from r1v_export.errors import BundleError
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
+from r1v_export.quantization.artifact.block_tensors import qweight_tensors
+from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.kv_scales import KVScales
-from r1v_export.quantization.recipe import load, names, parse
+from r1v_export.quantization.quantized_block import QuantizedBlock
+from r1v_export.quantization.recipe import Recipe, load, names, parse
 from tests.quantization.calibration_cases import calibrated, files_of, with_weights
 
 LAYER = "language_model.model.layers.1"
@@ -29,12 +32,20 @@ rules:
   - {modules: "*.down_proj", scheme: {weights: {type: int4, granularity: group, group_size: 64, algorithm: awq}}}
   - {modules: ["*.gate_proj", "*.up_proj"], scheme: {weights: {type: fp8, granularity: channel, algorithm: rtn}}}
 """
+INT8_GPTQ = parse(
+    load("int8-kv")
+    .to_yaml()
+    .replace("algorithm: smoothquant", "algorithm: gptq")
+    .replace("alpha: 0.5", "damping: 0.01"),
+    "int8-gptq",
+)
+"""Its quantized values are stored, and it has every kind of scale but those of smoothing."""
 UINT4 = parse(load("int4-rtn").to_yaml().replace("type: int4", "type: uint4"), "uint4")
 
 
 @pytest.fixture(scope="module")
 def int8(synth_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return calibrated(synth_checkpoint, load("int8-kv"), tmp_path_factory.mktemp("int8") / "out", 1)
+    return calibrated(synth_checkpoint, INT8_GPTQ, tmp_path_factory.mktemp("int8") / "out", 1)
 
 
 @pytest.fixture
@@ -90,16 +101,56 @@ def test_stored_values_are_read_although_they_would_follow(synth_checkpoint: Che
     assert torch.equal(found.qweight, -linear.qweight)
 
 
-def test_a_weight_that_took_up_a_neighbors_scale_has_its_values_stored(
-    synth_checkpoint: Checkpoint, tmp_path: Path
+@pytest.mark.parametrize(
+    "recipe", [load("int4-awq"), load("int8-smoothquant"), parse(MIXED, "mixed")], ids=lambda r: r.name
+)
+def test_rescaled_weights_are_rounded_again_as_the_algorithm_rounded_them(
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe
 ) -> None:
-    recipe = parse(MIXED, "mixed")
-    calibrated(synth_checkpoint, recipe, tmp_path / "out", 1)
-    stored = load_file(tmp_path / "out" / "qweight" / f"{LAYER}.safetensors")
-    values = {name for name in stored if name.endswith(".qweight")}
-    assert values == {f"{LINEAR}.qweight", f"{LAYER}.mlp.down_proj.qweight"}, "gate_proj follows, up_proj does not"
+    files = calibrated(synth_checkpoint, recipe, tmp_path / "out", 1)
+    assert files.keys() == {"recipe.yaml", "scales.safetensors", "stats.json"}
+    blocks: list[QuantizedBlock] = []
+
+    def keep(block: QuantizedBlock) -> dict[str, Tensor]:
+        blocks.append(block)
+        return qweight_tensors(block)
+
+    monkeypatch.setattr(CalibrationPlan, "rounded", frozenset())
+    monkeypatch.setattr("r1v_export.quantization.calibration.calibrate.qweight_tensors", keep)
+    calibrated(synth_checkpoint, recipe, tmp_path / "stored", 1)
     artifact = Artifact.open(tmp_path / "out", synth_checkpoint)
-    assert {name for name, _ in artifact.linears()} == set(artifact.schemes)
+    made = {name: linear for block in blocks for name, linear in block.linears.items()}
+    assert made.keys() == artifact.schemes.keys()
+    for name, linear in made.items():
+        found = artifact.linear(name)
+        assert torch.equal(found.qweight.view(torch.uint8), linear.qweight.view(torch.uint8)), name
+        assert torch.equal(found.scale, linear.scale), name
+    overrides = {name: tensor for block in blocks for name, tensor in block.overrides.items()}
+    assert artifact.overrides.keys() == overrides.keys()
+    for name, tensor in overrides.items():
+        assert torch.equal(artifact.overrides[name](), tensor), name
+
+
+def test_large_weights_are_rescaled_a_few_rows_at_a_time(
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated(synth_checkpoint, load("int4-awq"), tmp_path / "out", 1)
+    artifact = Artifact.open(tmp_path / "out", synth_checkpoint)
+    whole = {name: linear.qweight for name, linear in artifact.linears()}
+    monkeypatch.setattr("r1v_export.quantization.rounded_weights._VALUES_AT_ONCE", 1000)
+    assert all(torch.equal(linear.qweight, whole[name]) for name, linear in artifact.linears())
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_a_smoothing_scale_that_cannot_be_is_refused(
+    synth_checkpoint: Checkpoint, tmp_path: Path, value: float
+) -> None:
+    calibrated(synth_checkpoint, load("int4-awq"), tmp_path / "out", 1)
+    name = f"{LAYER}.self_attn.q_proj.smoothing_scale"
+    change(tmp_path / "out" / "scales.safetensors", lambda tensors: tensors[name][:1].fill_(value))
+    with pytest.raises(BundleError, match=r"q_proj is damaged") as caught:
+        Artifact.open(tmp_path / "out", synth_checkpoint)
+    assert str(caught.value.where).endswith(name)
 
 
 def test_four_bit_quantized_values_take_half_a_byte(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:

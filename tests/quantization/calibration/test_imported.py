@@ -56,12 +56,25 @@ def test_the_artifact_holds_the_checkpoints_own_quantized_values(source, tmp_pat
     artifact = imported(tmp_path / "model", tmp_path / "out")
     assert set(artifact.schemes) == set(truth)
     assert not artifact.overrides
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"recipe.yaml", "scales.safetensors", "stats.json"}
     for name, (qweight, scale, zero) in truth.items():
         linear = artifact.linear(name)
         assert torch.equal(linear.qweight, qweight.to(torch.int8))
         assert torch.equal(linear.scale, scale.float())
         assert torch.equal(linear.zero_point, zero.to(torch.int8))
         assert torch.equal(linear.dequantize(), Checkpoint.open(tmp_path / "model").read(f"{name}.weight"))
+
+
+def test_a_recipe_that_is_not_the_checkpoints_own_is_refused(source, tmp_path):
+    quantized_copy(source, tmp_path / "model", pack_awq, AWQ)
+    imported(tmp_path / "model", tmp_path / "out")
+    recipe = tmp_path / "out" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("group_size: 32", "group_size: 64"))
+    scales = load_file(tmp_path / "out" / "scales.safetensors")
+    halved = {name: t[:, ::2].contiguous() if t.ndim == 2 else t for name, t in scales.items()}
+    save_file(halved, tmp_path / "out" / "scales.safetensors")
+    with pytest.raises(BundleError, match=r"uint4 values in groups of 64 in the checkpoint"):
+        Artifact.open(tmp_path / "out", Checkpoint.open(tmp_path / "model"))
 
 
 def test_a_symmetric_gptq_checkpoint_is_int4(source, tmp_path):

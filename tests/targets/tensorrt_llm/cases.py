@@ -19,9 +19,8 @@ from r1v_export.quantization.artifact.artifact import (
     Artifact,
     Stats,
     checkpoint_fingerprint,
-    qweight_tensors,
-    scale_tensors,
 )
+from r1v_export.quantization.artifact.block_tensors import qweight_tensors, scale_tensors
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.quantized_block import QuantizedBlock
