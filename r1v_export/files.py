@@ -24,6 +24,9 @@ published tokenizer.json has 35 MB."""
 GRAPH_LIMIT_BYTES = 4 << 30
 """The same for a graph: protobuf ends at 2 GiB; weights lie apart."""
 
+FileIdentity = tuple[int, int, int, int]
+"""Device, inode, size, and modification time in ns: a file that keeps them is taken for unchanged, as git does."""
+
 _UNFINISHED = ".unfinished"
 
 _MADV_POPULATE_READ = 22
@@ -101,6 +104,11 @@ def require_readable(mapped: mmap.mmap, file: io.BufferedReader, offset: int) ->
         if not count:
             raise OSError(errno.EIO, f"it ends at byte {position}")
         position += count
+
+
+def file_identity(status: os.stat_result) -> FileIdentity:
+    """What a file is recognized by."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def require_regular(path: str | Path) -> None:

@@ -5,7 +5,8 @@
             file.write(...)
     written.sha256(path)
 
-What was written is found by the file itself and not by its name: it may have been moved in between.
+What was written is found by the file itself and not by its name: it may have been moved in between. With a journal, a
+file of which a part was written before is gone on with behind that part.
 """
 
 from __future__ import annotations
@@ -14,20 +15,15 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-FileIdentity = tuple[int, int, int, int]
-"""Device, inode, size, and modification time in ns: a file that keeps them is taken for unchanged, as git does."""
-
-
-def file_identity(status: os.stat_result) -> FileIdentity:
-    """What a file is recognized by."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+from r1v_export.files import FileIdentity, file_identity
+from r1v_export.write_journal import WriteJournal
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,7 @@ class WrittenHashes:
     """SHA-256 of files that were written by `open_hashed`."""
 
     _found: dict[FileIdentity, str] = field(default_factory=dict)
+    journal: WriteJournal | None = None
 
     def sha256(self, path: Path) -> str | None:
         """The hash of a file; None if it was not written so, or has been changed since."""
@@ -47,18 +44,26 @@ class WrittenHashes:
 
 QUEUE_BYTES = 64 << 20
 """How much may wait to be written; of a larger piece, which waits alone, all of it."""
+_PART = memoryview(b"")
+"""Stands in the queue where a part ends."""
 _PIECE_BYTES = 1 << 20
 """Written and hashed at a time: it is still in a core's cache when it is hashed."""
 _SYNC_BYTES = 256 << 20
 """After so much the disk is waited for, while others compute, so that little is left to wait for at the end."""
+NOTED_BYTES = 256 << 20
+"""After so much a part that ended is noted in the journal: no more, and no more than a part, is written again."""
 
 _RECORD: ContextVar[WrittenHashes | None] = ContextVar("hashes of written files", default=None)
 
 
 @contextmanager
-def record_hashes() -> Iterator[WrittenHashes]:
-    """Collect the hashes of all files that this thread writes by `open_hashed`."""
-    written = WrittenHashes()
+def record_hashes(journal: WriteJournal | None = None) -> Iterator[WrittenHashes]:
+    """Collect the hashes of all files that this thread writes by `open_hashed`.
+
+    Args:
+        journal: of the folder that they lie in: what it knows to be written is not written again.
+    """
+    written = WrittenHashes(journal=journal)
     token = _RECORD.set(written)
     try:
         yield written
@@ -70,10 +75,23 @@ class HashedFile:
     """A new file, written from its beginning to its end; a thread writes and hashes while its user makes more.
 
     Errors of the thread are raised by the next `write`, or at the end.
+
+    Attributes:
+        start: where to begin: what lies before was written by an earlier run, and is not to be written again.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file, self._digest, self._size_bytes = path.open("wb"), hashlib.sha256(), 0
+    def __init__(self, path: Path, ends: Collection[int] = ()) -> None:
+        self._path, self._record = path, _RECORD.get()
+        journal = self._record.journal if self._record and ends else None
+        self._journal = journal if journal and journal.covers(path) else None
+        found = self._journal.find(path, ends) if self._journal else None
+        self._sha256 = found.sha256 if found else None
+        self._digest = found.digest if found and found.digest else hashlib.sha256()
+        self._file = path.open("r+b" if found else "wb")
+        self.start = self._size_bytes = self._noted_bytes = found.size_bytes if found else 0
+        self._file.seek(self.start)
+        if self._sha256 is None:
+            self._file.truncate()
         self._waiting, self._waiting_bytes = deque[memoryview](), 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -110,6 +128,13 @@ class HashedFile:
         """Bytes given to `write` so far."""
         return self._size_bytes
 
+    def end_part(self) -> None:
+        """Say that a part ends here, behind which a later run may go on."""
+        if self._thread is not None and self._journal is not None:
+            with self._changed:
+                self._waiting.append(_PART)
+                self._changed.notify_all()
+
     def __enter__(self) -> HashedFile:
         return self
 
@@ -119,7 +144,7 @@ class HashedFile:
         with self._file:
             with self._changed:
                 self._ended = True
-                if error is not None:
+                if error is not None and self._journal is None:
                     self._waiting.clear()
                 self._changed.notify_all()
             if self._thread:
@@ -129,14 +154,20 @@ class HashedFile:
             if self._error:
                 raise self._error
             self._file.flush()
-            record = _RECORD.get()
-            if record is not None:
-                record.add(os.fstat(self._file.fileno()), self._digest.hexdigest())
+            sha256 = self._sha256 or self._digest.hexdigest()
+            if self._record is not None:
+                self._record.add(os.fstat(self._file.fileno()), sha256)
+            if self._journal is not None and self._sha256 is None:
+                os.fsync(self._file.fileno())
+                self._journal.note(self._path, self._size_bytes, sha256, finished=True)
 
     def _run(self) -> None:
-        unsynced = 0
+        written_bytes, unsynced = self.start, 0
         try:
             while (data := self._next()) is not None:
+                if data is _PART:
+                    self._note_part(written_bytes)
+                written_bytes += data.nbytes
                 for start in range(0, data.nbytes, _PIECE_BYTES):
                     piece = data[start : start + _PIECE_BYTES]
                     self._file.write(piece)
@@ -153,14 +184,25 @@ class HashedFile:
                 self._waiting.clear()
                 self._changed.notify_all()
 
+    def _note_part(self, written_bytes: int) -> None:
+        if self._journal is not None and written_bytes - self._noted_bytes >= NOTED_BYTES:
+            self._file.flush()
+            self._journal.note(self._path, written_bytes, self._digest.copy().hexdigest(), finished=False)
+            self._noted_bytes = written_bytes
+
     def _next(self) -> memoryview | None:
-        """What is to be written next, once there is anything; None at the end."""
+        """What is to be written next, once there is anything; `_PART` where a part ends, None at the end."""
         with self._changed:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self._ended)
             return self._waiting.popleft() if self._waiting else None
 
 
-def open_hashed(path: Path) -> HashedFile:
-    """Open a new file that is hashed while it is written; outside `record_hashes` its hash is not kept."""
-    return HashedFile(path)
+def open_hashed(path: Path, ends: Collection[int] = ()) -> HashedFile:
+    """Open a new file that is hashed while it is written; outside `record_hashes` its hash is not kept.
+
+    Args:
+        ends: where its parts end, in bytes from its beginning, the last at its end: an interrupted file is gone on with
+            behind one of them. Without any it is written anew.
+    """
+    return HashedFile(path, ends)

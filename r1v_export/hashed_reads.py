@@ -22,8 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from r1v_export.errors import CheckpointError
-from r1v_export.files import open_regular
-from r1v_export.hashed_files import FileIdentity, file_identity
+from r1v_export.files import FileIdentity, file_identity, open_regular
 from r1v_export.progress import ProgressCallback, ignore_progress
 
 AHEAD_BYTES = 256 << 20

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -36,19 +37,28 @@ class NewTensor:
 
 
 def write_tensors(
-    folder: Path, tensors: Sequence[NewTensor], *, shards: int | None = None, sparse: bool = False
+    folder: Path,
+    tensors: Sequence[NewTensor],
+    *,
+    shards: int | None = None,
+    file: str | None = None,
+    sparse: bool = False,
 ) -> Iterator[int]:
     """Write tensors in order into about `shards` files of equal size, with an index where there are several.
 
+    What `record_hashes` has a journal of is not written again.
+
     Args:
         shards: as many as keep each below `SHARD_BYTES`, about, if omitted.
+        file: name of a single file that holds all of them.
         sparse: write headers only and leave the data as holes, which read as zeros and take no disk.
 
     Yields:
         Bytes of weights written so far, after every chunk.
     """
-    groups = _split(tensors, shards or math.ceil(sum(tensor.nbytes for tensor in tensors) / SHARD_BYTES))
-    names = [_file_name(number, len(groups)) for number in range(1, len(groups) + 1)]
+    shards = 1 if file else shards or math.ceil(sum(tensor.nbytes for tensor in tensors) / SHARD_BYTES)
+    groups = _split(tensors, shards)
+    names = [file or _file_name(number, len(groups)) for number in range(1, len(groups) + 1)]
     done = 0
     for name, group in zip(names, groups, strict=True):
         for written in _write_file(folder / name, group, sparse):
@@ -83,12 +93,19 @@ def _write_file(path: Path, tensors: Sequence[NewTensor], sparse: bool) -> Itera
                 yield tensor.nbytes
             holes.truncate()
         return
-    with open_hashed(path) as file:
-        file.write(_header(tensors))
-        for tensor in tensors:
+    header = _header(tensors)
+    ends = [*accumulate((tensor.nbytes for tensor in tensors), initial=len(header))][1:]
+    with open_hashed(path, ends) as file:
+        if not file.start:
+            file.write(header)
+        for tensor, end in zip(tensors, ends, strict=True):
+            if end <= file.start:
+                yield tensor.nbytes
+                continue
             for chunk in tensor.chunks():
                 yield file.write(chunk.to(tensor.dtype).contiguous().view(torch.uint8).numpy().data)
                 del chunk  # before the next one is made
+            file.end_part()
 
 
 def _header(tensors: Sequence[NewTensor]) -> bytes:

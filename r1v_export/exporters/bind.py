@@ -53,13 +53,19 @@ def save_with_weights(
     total, written = weight_bytes(model), 0
     layout = _lay_out(model, data_path.name)
     ir.save(model, path)
-    with open_hashed(data_path) as file:
-        for external in layout:
+    ends = [(external.offset or 0) + (external.length or 0) for external in layout]
+    with open_hashed(data_path, ends) as file:
+        for external, end in zip(layout, ends, strict=True):
+            if end <= file.start:
+                written += external.length or 0
+                on_progress(written, total)
+                continue
             file.write(b"\0" * ((external.offset or 0) - file.tell()))
             for chunk in _chunks(external, derived, read):
                 file.write(chunk)
                 written += len(chunk)
                 on_progress(written, total)
+            file.end_part()
 
 
 def unbound(model: ir.Model) -> list[ir.Value]:

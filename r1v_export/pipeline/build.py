@@ -31,6 +31,7 @@ from r1v_export.pipeline.workspace import Workspace, open_workspace, stage_files
 from r1v_export.progress import Progress, size
 from r1v_export.targets import registry
 from r1v_export.version import VERSION
+from r1v_export.write_journal import WriteJournal
 
 _LOG = logging.getLogger(__name__)
 
@@ -215,7 +216,9 @@ def run_stages(
             sizes += [file.size for name in stage.after for file in finished[name].files.values()]
             message = "%(stage)s: begins, may read %(files)d files of %(size)s"
             log_event(_LOG, logging.INFO, message, stage=stage.name, **_sizes(sizes))
-            entry = _run(stage, partial(_current, stage, sources, finished), workspace, progress)
+            # While its sources are not hashed, what a killed stage wrote is recognized by what `stat` says of them.
+            journal = workspace.begin(stage.name, fingerprint(stage, sources.identities, finished), resume=not force)
+            entry = _run(stage, journal, partial(_current, stage, sources, finished), workspace, progress)
             ran.append(stage.name)
         finished[stage.name] = entry
     return {stage.name: _by_content(stage, sources, finished) for stage in stages}, ran
@@ -315,12 +318,13 @@ def _done(
     return entry or workspace.done(stage.name, fingerprint(stage, sources.contents(stage.sources), finished))
 
 
-def _run(stage: Stage, digest: Callable[[], str], workspace: Workspace, progress: Progress) -> StageEntry:
+def _run(
+    stage: Stage, journal: WriteJournal, digest: Callable[[], str], workspace: Workspace, progress: Progress
+) -> StageEntry:
     with progress.stage(stage.name) as task:
         try:
-            folder = workspace.begin(stage.name)
-            with explain_full_disk(folder, stage.size_bytes), record_hashes() as hashes:
-                stage.make(folder, task.report)
+            with explain_full_disk(journal.folder, stage.size_bytes), record_hashes(journal) as hashes:
+                stage.make(journal.folder, task.report)
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
         entry = workspace.commit(stage.name, digest(), stage_files(folder, hashes))

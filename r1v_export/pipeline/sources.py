@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from r1v_export.errors import CheckpointError
-from r1v_export.hashed_files import file_identity
+from r1v_export.files import file_identity
 from r1v_export.hashed_reads import ReadHashes, unreadable
 from r1v_export.manifest import FileEntry, hash_file
 from r1v_export.pipeline.workspace import HashCache

@@ -344,7 +344,7 @@ class Build:
 
         from r1v_export.exporters.export import export_graph
 
-        (folder / GRAPHS).mkdir()
+        (folder / GRAPHS).mkdir(exist_ok=True)
         compute = getattr(torch, self.compute)
         export_graph(name, self.checkpoint, folder / GRAPHS, compute, on_progress, self._quantizer())
 
@@ -392,7 +392,7 @@ class Build:
 
     def _build_engine(self, target: str, folder: Path, on_progress: ProgressCallback) -> None:
         engine = folder / ENGINES / target
-        engine.mkdir(parents=True)
+        engine.mkdir(parents=True, exist_ok=True)
         inputs = BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
         registry.get_target(target).build(inputs, engine, on_progress)
 

@@ -3,11 +3,13 @@
     OUT/.work/lock            held while a build runs; freed by the system when the process dies, however it dies
     OUT/.work/hashes.json     path, device, inode, size, mtime -> SHA-256: a resumed build reads nothing twice for it
     OUT/.work/done/STAGE.json fingerprint and files of a finished stage, written after its files are in place
-    OUT/.work/STAGE/          what a running stage has written so far; never read again by another build
+    OUT/.work/STAGE/          what a running stage has written so far
+    OUT/.work/STAGE.journal.json which of it is sound, for the same stage after a kill; the rest is never read again
     OUT/manifest.json         written last: its presence says that the bundle is whole
 
 A stage writes below `.work/STAGE/`; its files are hashed, synced and renamed into OUT; then its record is written.
-Killed before the record, the stage runs again and replaces what it left; killed after, it is done.
+Killed before the record, the stage runs again: it goes on with files that are in its journal, and replaces what else it
+left; killed after, it is done.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from pydantic import ValidationError
 
 from r1v_export.errors import UsageError
 from r1v_export.files import (
+    FileIdentity,
+    file_identity,
     read_regular_bytes,
     read_regular_text,
     require_writable,
@@ -32,7 +36,7 @@ from r1v_export.files import (
     sync_folder,
     write_atomically,
 )
-from r1v_export.hashed_files import FileIdentity, WrittenHashes, file_identity
+from r1v_export.hashed_files import WrittenHashes
 from r1v_export.manifest import (
     LOCAL_REPORTS,
     MANIFEST,
@@ -45,6 +49,7 @@ from r1v_export.manifest import (
     to_json,
 )
 from r1v_export.strict import load_json
+from r1v_export.write_journal import WriteJournal
 
 
 class Workspace:
@@ -86,12 +91,20 @@ class Workspace:
         sync_folder(self.out)
         self.manifest = None
 
-    def begin(self, stage: str) -> Path:
-        """An empty folder for the stage to write into, in the bundle's layout."""
-        folder = self.work / stage
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return folder
+    def begin(self, stage: str, key: str, *, resume: bool = True) -> WriteJournal:
+        """The journal of a stage's folder, for the stage to write into in the bundle's layout.
+
+        Args:
+            key: of what decides the stage's bytes: files, and beginnings of files, that a killed run with this key
+                wrote are still there.
+            resume: False begins anew all the same.
+        """
+        journal = self._journal(stage)
+        if not resume:
+            journal.unlink(missing_ok=True)
+        opened = WriteJournal(journal, self.work / stage, key)
+        opened.prepare()
+        return opened
 
     def commit(self, stage: str, fingerprint: str, files: Mapping[str, FileEntry] | None = None) -> StageEntry:
         """Move what the stage wrote into the bundle and remember it as done.
@@ -115,6 +128,7 @@ class Workspace:
         self._done[stage] = entry
         self._write_record(stage, entry)
         shutil.rmtree(folder)
+        self._journal(stage).unlink(missing_ok=True)
         return entry
 
     def keep_report(self, stage: str) -> Path | None:
@@ -146,6 +160,9 @@ class Workspace:
 
     def _record_path(self, stage: str) -> Path:
         return self.work / "done" / f"{stage}.json"
+
+    def _journal(self, stage: str) -> Path:
+        return self.work / f"{stage}.journal.json"
 
     def _write_record(self, stage: str, entry: StageEntry) -> None:
         _write_text(self._record_path(stage), to_json(entry.model_dump(mode="json")))

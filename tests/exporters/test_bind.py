@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -8,6 +10,8 @@ import torch
 from r1v_export.errors import CheckpointError
 from r1v_export.exporters import bind
 from r1v_export.exporters.export import export_graph
+from r1v_export.hashed_files import record_hashes
+from r1v_export.write_journal import WriteJournal
 from tests.tiny_models import MemoryCheckpoint
 
 
@@ -52,6 +56,35 @@ def test_the_same_checkpoint_gives_the_same_bytes(checkpoint, tmp_path):
         export_graph("decoder", checkpoint, tmp_path / folder, torch.float32)
     for file in ("decoder.onnx", "decoder.data"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("written_before", [0, 1, 2, 3, 4])
+def test_an_interrupted_graph_goes_on_behind_what_is_written(written_before, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("r1v_export.hashed_files.NOTED_BYTES", 0)
+    (tmp_path / "whole").mkdir()
+    export_graph("projector", checkpoint, tmp_path / "whole", torch.float32)
+    read, names = type(checkpoint).read, []
+
+    def stop_at(count: int):
+        def counted(self, name):
+            if len(names) == count:
+                raise KeyboardInterrupt
+            names.append(name)
+            return read(self, name)
+
+        monkeypatch.setattr(type(checkpoint), "read", counted)
+        journal = WriteJournal(tmp_path / "journal.json", tmp_path / "graph", "key")
+        journal.prepare()
+        return record_hashes(journal)
+
+    with stop_at(written_before), pytest.raises(KeyboardInterrupt):
+        export_graph("projector", checkpoint, tmp_path / "graph", torch.float32)
+    with stop_at(-1) as hashes:
+        export_graph("projector", checkpoint, tmp_path / "graph", torch.float32)
+    data = tmp_path / "graph" / "projector.data"
+    assert data.read_bytes() == (tmp_path / "whole" / "projector.data").read_bytes()
+    assert hashes.sha256(data) == hashlib.sha256(data.read_bytes()).hexdigest()
+    assert len(names) == len(set(names)) == 6, "each tensor is read once"
 
 
 def test_a_weight_that_is_not_a_number_is_named(checkpoint, tmp_path):

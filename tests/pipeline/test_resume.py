@@ -1,13 +1,16 @@
-"""A real build, killed with SIGKILL at random moments, ends in the same bytes as an undisturbed one.
+"""A real build, killed with SIGKILL at random moments, ends in the same bytes as an undisturbed one, and what it had
+written of a stage is not computed again.
 
 `R1V_KILLS=20 pytest tests/pipeline/test_resume.py` kills more often than the suite does.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +20,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from r1v_export import hashed_files
+from r1v_export.checkpoint import tensor_writer
+from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.manifest import MANIFEST
+from r1v_export.pipeline import build as pipeline
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.quantized_linear import QuantizedLinear
 
 KILLS = int(os.environ.get("R1V_KILLS", "4"))
 
@@ -63,3 +72,59 @@ def test_killed_at_random_moments_a_build_ends_in_the_same_bytes(
     finished, _ = build(tiny_model, config, out)
     assert finished
     assert tree(out) == expected
+
+
+def note_every_part(patch: pytest.MonkeyPatch) -> None:
+    """Files of a megabyte, noted after every tensor."""
+    patch.setattr(tensor_writer, "SHARD_BYTES", 1_000_000)
+    patch.setattr(hashed_files, "NOTED_BYTES", 0)
+
+
+def record_reads(patch: pytest.MonkeyPatch, kill_at: int = -1) -> list[str]:
+    """Names of the quantized linears that are computed for a graph or an engine, in order; this process is killed when
+    it asks for one after so many."""
+    read, names = Artifact.linear, list[str]()
+
+    def linear(artifact: Artifact, name: str) -> QuantizedLinear:
+        if len(names) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        names.append(name)
+        return read(artifact, name)
+
+    patch.setattr(Artifact, "linear", linear)
+    return names
+
+
+def build_and_die(config: BuildConfig, out: Path, kill_at: int) -> None:
+    patch = pytest.MonkeyPatch()
+    note_every_part(patch)
+    record_reads(patch, kill_at)
+    pipeline.build(config, out)
+
+
+@pytest.mark.slow
+def test_killed_within_a_stage_it_goes_on_behind_what_is_written(
+    tiny_model: Path, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = BuildConfig(
+        model=str(tiny_model),
+        precision="int4",
+        recipe="int4-rtn",
+        targets={"hf-unified": {}},
+        parity=ParityConfig(enabled=False),
+    )
+    note_every_part(monkeypatch)
+    names = record_reads(monkeypatch)
+    pipeline.build(config, tmp_path / "undisturbed")
+    expected, out = [*names], tmp_path / "out"
+    child = multiprocessing.get_context("spawn").Process(target=build_and_die, args=(config, out, len(expected) - 2))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert len([*(out / ".work" / "hf-unified-engine").rglob("*.safetensors")]) > 1
+    names.clear()
+    built = pipeline.build(config, out)
+    assert built.ran[0] == "hf-unified-engine"
+    assert names == expected[-len(names) :]
+    assert len(names) < len(expected), "the first file was finished"
+    assert tree(out) == tree(tmp_path / "undisturbed")

@@ -21,7 +21,7 @@ A, B = "a" * 64, "b" * 64
 
 def run_stage(workspace: Workspace, stage: str, fingerprint: str, **files: str) -> StageEntry:
     """Write `files` (their names with `_` for `/`) as a stage and commit it."""
-    folder = workspace.begin(stage)
+    folder = workspace.begin(stage, fingerprint).folder
     for name, text in files.items():
         path = folder / name.replace("_", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,13 +49,13 @@ def test_a_finished_bundle_holds_product_files_only_and_verifies(tmp_path: Path)
 
 def test_nothing_of_a_running_stage_is_seen_in_the_bundle(tmp_path: Path) -> None:
     with open_workspace(tmp_path) as workspace:
-        (workspace.begin("one") / "x").write_text("half")
+        (workspace.begin("one", A).folder / "x").write_text("half")
     assert [path.name for path in tmp_path.iterdir()] == [".work"]
 
 
 def test_what_a_killed_stage_left_is_not_taken_up(tmp_path: Path) -> None:
     with open_workspace(tmp_path) as workspace:
-        (workspace.begin("one") / "old").write_text("half")
+        (workspace.begin("one", A).folder / "old").write_text("half")
     with open_workspace(tmp_path) as workspace:
         assert workspace.done("one", A) is None
         assert run_stage(workspace, "one", A, new="whole").files.keys() == {"new"}
@@ -191,7 +191,7 @@ def test_a_known_hash_is_not_computed_again_until_the_file_changes(tmp_path: Pat
 
 def test_the_report_of_a_failed_gate_is_kept_outside_the_product(tmp_path: Path) -> None:
     with open_workspace(tmp_path) as workspace:
-        report = workspace.begin("parity") / "report"
+        report = workspace.begin("parity", A).folder / "report"
         report.mkdir()
         (report / "parity.html").write_text("bad")
         assert workspace.keep_report("parity") == tmp_path / "report/local"

@@ -80,7 +80,7 @@ class TensorRTLLMTarget(Target):
         config, options = inputs.config, self._options(inputs.config)
         dtype = getattr(torch, _compute(config, inputs.checkpoint.spec))
         folder = out / CHECKPOINT
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         write_checkpoint(
             inputs.checkpoint,
             inputs.artifact,

@@ -19,6 +19,7 @@ import logging
 from collections import Counter, abc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +125,12 @@ class _Writer:
     def _write_stage(self, out: Path, stage: int) -> Iterator[float]:
         tensors = [list(self._tensors(stage, rank)) for rank in range(self.parallel.tp)]
         total = sum(tensor.nbytes for tensor in tensors[0])
-        folders = [out / f"rank{stage * self.parallel.tp + rank}" for rank in range(self.parallel.tp)]
-        for folder in folders:
-            folder.mkdir()
-        files = [write_tensors(folder, new, shards=1) for folder, new in zip(folders, tensors, strict=True)]
-        # Side by side: what one GPU's file takes of a linear, the others take next.
-        for written in zip(*files, strict=True):
+        names = [f"rank{stage * self.parallel.tp + rank}.safetensors" for rank in range(self.parallel.tp)]
+        files = [write_tensors(out, new, file=name) for name, new in zip(names, tensors, strict=True)]
+        # Side by side: what one GPU's file takes of a linear, the others take next. After a kill they may go on at
+        # different tensors, and end one after the other.
+        for written in zip_longest(*files, fillvalue=total):
             yield written[0] / total
-        for folder in folders:
-            (path,) = folder.iterdir()
-            path.replace(out / f"{folder.name}.safetensors")
-            folder.rmdir()
 
     def _tensors(self, stage: int, rank: int) -> Iterator[NewTensor]:
         """What the file of one GPU holds, in order."""
