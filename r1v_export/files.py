@@ -205,6 +205,15 @@ def fill_folder(folder: Path, last: str) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a large file that nobody writes to another name, or copy it where the file system has no hard links or the
+    other name is on another one. A link is followed."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def sync_file(path: Path) -> None:
     """Make a file's content durable."""
     with path.open("rb+") as file:

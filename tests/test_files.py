@@ -18,6 +18,7 @@ from r1v_export.errors import CapabilityError, CheckpointError, InputError, R1VE
 from r1v_export.files import (
     explain_full_disk,
     fill_folder,
+    link_or_copy,
     open_regular,
     read_regular_bytes,
     read_regular_text,
@@ -219,6 +220,24 @@ def test_a_folder_is_filled_at_the_end_and_its_last_file_comes_last(tmp_path: Pa
     assert sorted(moved[:-1]) == ["a", "c"]
     assert moved[-1] == "b"
     assert {path.name: path.read_text() for path in (tmp_path / "new").iterdir()} == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_a_file_gets_another_name_or_is_copied_where_there_are_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_text("content")
+    (tmp_path / "link").symlink_to("a")
+    link_or_copy(tmp_path / "link", tmp_path / "b")
+    assert (tmp_path / "b").samefile(tmp_path / "a")
+    assert not (tmp_path / "b").is_symlink()
+
+    def refuse(source: object, target: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(tmp_path / "link", tmp_path / "c")
+    assert not (tmp_path / "c").samefile(tmp_path / "a")
+    assert (tmp_path / "c").read_text() == "content"
 
 
 def test_what_a_killed_process_left_of_a_folder_is_made_anew(tmp_path: Path) -> None:

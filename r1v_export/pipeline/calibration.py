@@ -16,6 +16,7 @@ from r1v_export.byte_size import parse_size
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError, CapabilityError, InputError, UsageError
+from r1v_export.files import link_or_copy
 from r1v_export.generation import Sampling
 from r1v_export.manifest import hash_file, to_json
 from r1v_export.pipeline.calibration_cost import require_memory_for_responses
@@ -187,7 +188,7 @@ def calibrate(
         folder = Path(config.calibration.artifact)
         with _given(folder):
             Artifact.open(folder, checkpoint)
-        shutil.copytree(config.calibration.artifact, out)
+        shutil.copytree(config.calibration.artifact, out, copy_function=link_or_copy)
         return
     options = calibration_options(config, checkpoint, resume_folder, on_progress)
     if recipe is None:
@@ -238,7 +239,7 @@ def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, optio
     )
     result = resume_folder / "result"
     shutil.rmtree(result, ignore_errors=True)
-    shutil.copytree(found.folder, result)
+    shutil.copytree(found.folder, result, copy_function=link_or_copy)
     write_text(result / SENSITIVITY, to_json(found.table.model_dump(mode="json")))
     if out.is_dir():
         out.rmdir()

@@ -128,6 +128,8 @@ def test_a_build_with_a_finished_calibration_is_the_build_that_calibrates(
         name: taken[name] == expected[name] for name in expected if name not in ("manifest.json", "build.yaml")
     } == {name: True for name in expected if name not in ("manifest.json", "build.yaml")}
     assert "--calibrated whole" in built.manifest.command
+    scales = "scales.safetensors"
+    assert (built.out / "calibration" / scales).samefile(whole / scales), "linked, not copied"
     assert build(with_calibration(tiny_config, whole), tmp_path / "taken").ran == ()
 
 

@@ -50,7 +50,7 @@ def test_the_graphs_hold_quantized_values_and_the_bundle_its_calibration(bundle:
     assert len(qweight) == 7
     assert {value.dtype for value in qweight} == {weights}
     assert {path.name for path in (bundle / CALIBRATION).iterdir()} == {
-        *(() if bundle.name == "fp8" else ("qweight",)),  # fp8's follow from the checkpoint and the scales
+        *(("qweight",) if bundle.name == "int4" else ()),  # GPTQ's follow from nothing else
         "recipe.yaml",
         "scales.safetensors",
         "stats.json",

@@ -75,8 +75,8 @@ def test_killed_at_random_moments_a_build_ends_in_the_same_bytes(
 
 
 def note_every_part(patch: pytest.MonkeyPatch) -> None:
-    """Files of a megabyte, noted after every tensor."""
-    patch.setattr(tensor_writer, "SHARD_BYTES", 1_000_000)
+    """Files of a few tensors, noted after every tensor."""
+    patch.setattr(tensor_writer, "SHARD_BYTES", 30_000)
     patch.setattr(hashed_files, "NOTED_BYTES", 0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from r1v_export.deploy.triton.models.python_backend import (
 )
 from r1v_export.deploy.triton.tensors import LLM, MODELS, ORCHESTRATOR, PREPROCESS, VISION, inputs_of, outputs_of
 from r1v_export.errors import UsageError
-from r1v_export.files import require_writable
+from r1v_export.files import link_or_copy, require_writable
 from r1v_export.targets import registry
 from r1v_export.targets.interface import Decodes
 from r1v_export.version import VERSION
@@ -94,9 +93,9 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
     facts = _facts(options, target, gpus)
     for templates in ("shared", options.backend):
         written += fill_templates(TEMPLATES / templates, out, facts)
-    shutil.copytree(bundle.folder, out / BUNDLE_FOLDER, copy_function=_link_or_copy)
+    shutil.copytree(bundle.folder, out / BUNDLE_FOLDER, copy_function=link_or_copy)
     if options.engine is not None and _is_folder(options.engine):
-        shutil.copytree(options.engine, out / ENGINE_FOLDER, copy_function=_link_or_copy)
+        shutil.copytree(options.engine, out / ENGINE_FOLDER, copy_function=link_or_copy)
     return written
 
 
@@ -187,11 +186,3 @@ def _facts(options: TritonOptions, target: str, gpus: int) -> dict[str, str]:
 def _is_folder(engine: str | None) -> bool:
     """Whether the engine is files; else its name says all."""
     return engine is not None and Path(engine).is_dir()
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """The same file under another name, or a copy where that cannot be: bundles are large and never written to."""
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        shutil.copy2(source, target)
