@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from r1v_export.pipeline.workspace import Workspace, open_workspace, stage_files
 from r1v_export.progress import Progress, size
 from r1v_export.targets import registry
 from r1v_export.version import VERSION
-from r1v_export.write_journal import WriteJournal
 
 _LOG = logging.getLogger(__name__)
 
@@ -216,9 +214,7 @@ def run_stages(
             sizes += [file.size for name in stage.after for file in finished[name].files.values()]
             message = "%(stage)s: begins, may read %(files)d files of %(size)s"
             log_event(_LOG, logging.INFO, message, stage=stage.name, **_sizes(sizes))
-            # While its sources are not hashed, what a killed stage wrote is recognized by what `stat` says of them.
-            journal = workspace.begin(stage.name, fingerprint(stage, sources.identities, finished), resume=not force)
-            entry = _run(stage, journal, partial(_current, stage, sources, finished), workspace, progress)
+            entry = _run(stage, sources, finished, workspace, progress, force)
             ran.append(stage.name)
         finished[stage.name] = entry
     return {stage.name: _by_content(stage, sources, finished) for stage in stages}, ran
@@ -257,7 +253,7 @@ def _run_on_ray(
                 cluster.submit(stage_task(job, stage, sources.current(stage.sources), finished))
             else:
                 ran.append(stage.name)
-                finished[stage.name] = _run(stage, partial(_current, stage, sources, finished), workspace, progress)
+                finished[stage.name] = _run(stage, sources, finished, workspace, progress, force)
     return {stage.name: _by_content(stage, sources, finished) for stage in stages}, ran
 
 
@@ -319,15 +315,22 @@ def _done(
 
 
 def _run(
-    stage: Stage, journal: WriteJournal, digest: Callable[[], str], workspace: Workspace, progress: Progress
+    stage: Stage,
+    sources: Sources,
+    finished: Mapping[str, StageEntry],
+    workspace: Workspace,
+    progress: Progress,
+    force: bool,
 ) -> StageEntry:
+    """Run a stage; it goes on with what a killed run wrote from the same sources, by what `stat` says of them."""
+    journal = workspace.begin(stage.name, fingerprint(stage, sources.identities, finished), resume=not force)
     with progress.stage(stage.name) as task:
         try:
             with explain_full_disk(journal.folder, stage.size_bytes), record_hashes(journal) as hashes:
                 stage.make(journal.folder, task.report)
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
-        entry = workspace.commit(stage.name, digest(), stage_files(folder, hashes))
+        entry = workspace.commit(stage.name, _current(stage, sources, finished), stage_files(journal.folder, hashes))
         written = _sizes([file.size for file in entry.files.values()])
         task.outcome = f"{written['size']} in {task.elapsed}"
         message = "%(stage)s: wrote %(files)d files of %(size)s in %(seconds).1f s"

@@ -56,7 +56,8 @@ def make_stage(
             where=name,
             fix="install the same versions on every worker, those of the targets included",
         )
-    folder = Workspace(out).begin(name)
+    # A worker that was given up may write here still: nothing that lies here is gone on with.
+    folder = Workspace(out).begin(name, digest, resume=False).folder
     with record_hashes() as hashes:
         stage.make(folder, on_progress)
     return stage_files(folder, hashes)
