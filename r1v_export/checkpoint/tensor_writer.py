@@ -77,7 +77,7 @@ def _split(tensors: Sequence[NewTensor], shards: int) -> list[list[NewTensor]]:
     for tensor in tensors:
         groups.setdefault(position * shards // total, []).append(tensor)
         position += tensor.nbytes
-    return list(groups.values())
+    return list(groups.values()) or [[]]
 
 
 def _file_name(number: int, count: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1v_export.errors import CheckpointError
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES, RANGES, InputType, WeightType
 
 
@@ -158,5 +159,17 @@ def all_finite(values: Tensor) -> bool:
 
 
 def scale_for(threshold: Tensor, kind: str) -> Tensor:
-    """The symmetric scales that map thresholds [...] to the largest quantized value; 1 where the threshold is 0."""
-    return torch.where(threshold > 0, threshold.float() / RANGES[kind][1], 1.0)
+    """The symmetric scales that map thresholds [...], none below 0, to the largest quantized value; 1 where the
+    threshold is 0, and NaN where it is NaN."""
+    return torch.where(threshold == 0, 1.0, threshold.float() / RANGES[kind][1])
+
+
+def not_finite(name: str, weight: Tensor) -> CheckpointError:
+    """The error for a weight, by its name, that has no finite scale."""
+    return CheckpointError(
+        "A weight is NaN or infinite: it cannot be quantized.",
+        where=name,
+        expected="finite numbers",
+        found=f"{int((~weight.isfinite()).sum())} that are not",
+        fix="use another copy of the checkpoint, or exclude this linear from the recipe",
+    )

@@ -71,18 +71,19 @@ def checkpoint_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme], compute: Co
 
 
 def calibration_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
-    """Bytes of a calibration, to a percent: scales, and the quantized values that do not follow from the checkpoint.
+    """Bytes of a calibration, to a percent: scales and quantized values that do not follow from the checkpoint.
 
     Args:
         schemes: of every quantized linear.
     """
     from r1v_export.quantization.groups import linear_shapes  # imports torch, which the runtime has not
-    from r1v_export.quantization.rounded_weights import stored_linears
+    from r1v_export.quantization.rounded_weights import stored_linears, uncalibrated_linears
     from r1v_export.quantization.smoothing import smoothed_groups
 
     shapes, stored = linear_shapes(spec), stored_linears(schemes)
     total = 4.0 * sum(group.in_features for group in smoothed_groups(spec, schemes))
-    for name, scheme in schemes.items():
+    alone = uncalibrated_linears(spec, schemes)
+    for name, scheme in ((name, scheme) for name, scheme in schemes.items() if name not in alone):
         (out_features, in_features), weights = shapes[name], scheme.weights
         groups = in_features // weights.group_size if weights.group_size else 1
         total += out_features * groups * (5 if weights.type == "uint4" else 4)

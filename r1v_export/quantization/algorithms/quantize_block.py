@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1v_export.errors import CheckpointError
 from r1v_export.log_event import log_event
 from r1v_export.quantization.algorithms.awq import search_scale
 from r1v_export.quantization.algorithms.clipping import clipped_params
@@ -26,7 +25,7 @@ from r1v_export.quantization.kv_scales import CacheType, KVScales, key_name, kv_
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES, RANGES
 from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_block import QuantizedBlock
-from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, all_finite, scale_for
+from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, all_finite, not_finite, scale_for
 from r1v_export.quantization.recipe import Awq, Gptq, RoundToNearest, Scheme, SmoothQuant
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.range_estimators import Observer, estimate_range
@@ -113,13 +112,7 @@ def _check_finite(rescaled: Mapping[str, Tensor], groups: Sequence[LinearGroup],
     names |= {name for group in groups if group.smooth_layer for name in group.smooth_layer.tensors}
     for name in sorted(names):
         if not all_finite(rescaled[name]):
-            raise CheckpointError(
-                "A weight is NaN or infinite: it cannot be quantized.",
-                where=name,
-                expected="finite numbers",
-                found=f"{int((~rescaled[name].isfinite()).sum())} that are not",
-                fix="use another copy of the checkpoint, or exclude this linear from the recipe",
-            )
+            raise not_finite(name, rescaled[name])
 
 
 def _apply_smoothing_scales(

@@ -6,7 +6,7 @@ and one linear's shuffled scales stay within them. Comparing the scales themselv
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,7 @@ def require_calibrated_scales(graphs: Path, artifact: Artifact) -> None:
     for path in sorted(graphs.glob("*.onnx")):
         found = ir.load(path).graph.initializers
         initializers |= {name: (path, value.const_value) for name, value in found.items()}
-    for tensor, owner, expected in _scales(artifact):
-        if tensor not in initializers:
-            continue  # in no graph: this target is built from the calibration itself
+    for tensor, owner, expected in _scales(artifact, initializers):
         path, stored = initializers[tensor]
         assert stored is not None
         scale = stored.numpy()
@@ -45,17 +43,22 @@ def require_calibrated_scales(graphs: Path, artifact: Artifact) -> None:
             )
 
 
-def _scales(artifact: Artifact) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Name in the graph, whose it is, and value of every scale, [groups, out] where a weight has several."""
+def _scales(artifact: Artifact, wanted: Container[str]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Name in the graph, whose it is, and value of every scale that is in a graph (of some targets none is: they are
+    built from the calibration itself), [groups, out] where a weight has several."""
     group_of = {linear: group.name for group in linear_groups(artifact.spec) for linear in group.linears}
     for name in artifact.schemes:
+        scale_name = f"{name}.weight{TRANSPOSED}{SCALE}"
+        if scale_name not in wanted:
+            continue
         weight, inputs = artifact.scales(name)
-        yield f"{name}.weight{TRANSPOSED}{SCALE}", name, weight.t().numpy()
-        if inputs is not None:
+        yield scale_name, name, weight.t().numpy()
+        if inputs is not None and f"{group_of[name]}{INPUT_SCALE}" in wanted:
             yield f"{group_of[name]}{INPUT_SCALE}", name, inputs.numpy()
     for name, scales in artifact.cache_scales.items():
         for what, scale in scales.items():
-            yield f"{name}.{what}{SCALE}", f"{name}, cached {what}s", np.array(scale, dtype=np.float32)
+            if f"{name}.{what}{SCALE}" in wanted:
+                yield f"{name}.{what}{SCALE}", f"{name}, cached {what}s", np.array(scale, dtype=np.float32)
 
 
 def _difference(scale: np.ndarray, expected: np.ndarray) -> str:

@@ -3,7 +3,8 @@
     stats.json          where the numbers come from: checkpoint, samples, and a summary of every input's activations
     recipe.yaml         the recipe, with every default written out
     scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .pre_quant_scale .input_order,
-                        {first linear of a group}.smoothing_scale, {layer}.self_attn.key_scale .value_scale
+                        {first linear of a group}.smoothing_scale, {layer}.self_attn.key_scale .value_scale; none of
+                        `rounded_weights.uncalibrated_linears`
     qweight/{block}.safetensors {linear}.qweight (4-bit values two to a byte) that do not follow from the checkpoint and
                                 the scales, see `rounded_weights`, and tensors that an import rewrote, under their own
                                 names
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES
-from r1v_export.quantization.quantized_linear import QuantizedLinear
+from r1v_export.quantization.quant_params import QuantParams
+from r1v_export.quantization.quantized_linear import QuantizedLinear, not_finite
 from r1v_export.quantization.recipe import Imported, Recipe, Scheme, parse, resolve
-from r1v_export.quantization.rounded_weights import round_weight, stored_linears
+from r1v_export.quantization.rounded_weights import round_weight, stored_linears, uncalibrated_linears
 from r1v_export.quantization.smoothing import Smoothing, smoothed_groups
 from r1v_export.strict import parse_json
 
@@ -80,6 +82,8 @@ class Artifact:
     _scales: Mapping[str, StoredTensor]
     _qweight: Mapping[str, StoredTensor]
     _checkpoint: Checkpoint
+    _kept: dict[str, QuantizedLinear] = field(default_factory=dict)
+    """`parameters` of the last linear that follows from the checkpoint."""
 
     @classmethod
     def open(cls, folder: Path, checkpoint: Checkpoint) -> Artifact:
@@ -106,7 +110,17 @@ class Artifact:
         return self.recipe.kv_cache is not None or any(scheme.inputs for scheme in self.schemes.values())
 
     def linear(self, name: str) -> QuantizedLinear:
-        """A quantized linear by its checkpoint name, its quantized values unpacked."""
+        """A quantized linear by its checkpoint name, its quantized values unpacked.
+
+        Raises:
+            CheckpointError: its weight is NaN or infinite, and no calibration has found that.
+        """
+        if self._follows(name):
+            weights = self.schemes[name].weights
+            weight = self._checkpoint.read(f"{name}.weight")
+            linear = QuantParams.round_to_nearest(weight, weights.type, weights.group_size)
+            parameters = self._keep_parameters(name, weight, linear)
+            return replace(parameters, qweight=linear.qweight)
         stored, kind = self._qweight.get(f"{name}.qweight"), self.schemes[name].weights.type
         if stored is None:
             return self._linear(name, self._following_qweight(name))
@@ -124,8 +138,30 @@ class Artifact:
 
     def parameters(self, name: str) -> QuantizedLinear:
         """The same without its quantized values, which are on device "meta"."""
-        dtype = QWEIGHT_DTYPES[self.schemes[name].weights.type]
-        return self._linear(name, torch.empty(self._shapes[name], dtype=dtype, device="meta"))
+        weights = self.schemes[name].weights
+        qweight = torch.empty(self._shapes[name], dtype=QWEIGHT_DTYPES[weights.type], device="meta")
+        if not self._follows(name):
+            return self._linear(name, qweight)
+        if name not in self._kept:
+            weight = self._checkpoint.read(f"{name}.weight")
+            params = QuantParams.from_weight(weight, weights.type, weights.group_size)
+            self._keep_parameters(name, weight, params.linear(qweight))
+        return self._kept[name]
+
+    def _follows(self, name: str) -> bool:
+        """Whether all there is of a linear follows from the checkpoint."""
+        return f"{name}.weight_scale" not in self._scales
+
+    def _keep_parameters(self, name: str, weight: Tensor, linear: QuantizedLinear) -> QuantizedLinear:
+        """`parameters` of a linear whose weight has just been read, for who writes its scales behind its values."""
+        if not linear.scale.isfinite().all():
+            raise not_finite(f"{name}.weight", weight)
+        inputs = self.schemes[name].inputs
+        self._kept.clear()
+        self._kept[name] = replace(
+            linear, qweight=linear.qweight.to("meta"), input_type=inputs.type if inputs else None
+        )
+        return self._kept[name]
 
     @cached_property
     def _smoothing(self) -> Smoothing:
@@ -157,7 +193,8 @@ class Artifact:
 
     def scales(self, name: str) -> tuple[Tensor, Tensor | None]:
         """A linear's weight and static input scales, without reading its quantized values."""
-        return self._scales[f"{name}.weight_scale"].read(), self._optional(f"{name}.input_scale")
+        linear = self.parameters(name)
+        return linear.scale, linear.input_scale
 
     def linears(self) -> Iterator[tuple[str, QuantizedLinear]]:
         """Every quantized linear, in model order."""
@@ -209,6 +246,8 @@ class Artifact:
         for name, scheme in self.schemes.items():
             # Any quantized value is valid, so only dtype and shape are checked; the values stay in their file.
             self._check_stored(name, self._qweight.get(f"{name}.qweight"))
+            if self._follows(name):
+                continue
             linear = self.parameters(name)
             if problem := linear.validate():
                 raise self._bad(name, "what the recipe says, with positive, finite scales", problem)
@@ -262,20 +301,24 @@ class Artifact:
     def _check_names(self) -> None:
         scales, qweight = set(self._expected_scales()), {f"{name}.qweight" for name in self.schemes}
         known = qweight | set(expected_tensors(self.spec))
-        needed = scales | {f"{name}.qweight" for name in stored_linears(self.schemes)}
+        following = uncalibrated_linears(self.spec, self.schemes)
+        following -= {name.removesuffix(".qweight") for name in self._qweight}
+        optional = {f"{name}.{what}" for name in following for what in ("weight_scale", "weight_zero_point")}
+        needed = (scales - optional) | {f"{name}.qweight" for name in stored_linears(self.schemes)}
         _refuse("lacks tensors that its recipe calls for", needed - set(self._scales) - set(self._qweight), self)
         _refuse("holds tensors that its recipe does not call for", set(self._scales) - scales, self)
         _refuse("holds tensors that the model does not have", set(self._qweight) - known, self)
 
     def _check_scale_shapes(self) -> None:
         for name, (owner, dtype, shape) in self._expected_scales().items():
-            stored = self._scales[name]
-            if (stored.dtype, stored.shape) != (dtype, shape):
+            stored = self._scales.get(name)
+            if stored and (stored.dtype, stored.shape) != (dtype, shape):
                 where = f"{self.folder / SCALES}: {name}"
                 raise self._bad(owner, _describe(dtype, shape), _describe(stored.dtype, stored.shape), where)
 
     def _expected_scales(self) -> dict[str, tuple[str, torch.dtype, tuple[int, ...]]]:
-        """Every scale tensor that the recipe calls for, by name: what it belongs to, its dtype and its shape."""
+        """Every scale tensor that the recipe calls for, also those that follow from the checkpoint (calibrations of
+        earlier versions hold them), by name: what it belongs to, its dtype and its shape."""
         expected: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {}
         for name, scheme in self.schemes.items():
             (out_features, in_features), size = self._shapes[name], scheme.weights.group_size

@@ -167,7 +167,7 @@ class Quantization:
         started = time.perf_counter()
         plan, recipe = self.plan, self.plan.recipe
         quantized = quantize_block(
-            block.groups, plan.schemes, tensors, collected, recipe.observer, recipe.kv_cache, plan.rounded
+            block.groups, plan.calibrated, tensors, collected, recipe.observer, recipe.kv_cache, plan.rounded
         )
         warning = quantized.kv.warning if quantized.kv else None
         inputs = {name: summary(statistics) for name, statistics in collected.activations.items()}

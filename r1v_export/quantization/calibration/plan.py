@@ -11,7 +11,7 @@ from r1v_export.quantization.algorithms.quantize_block import needs_gram
 from r1v_export.quantization.calibration.blocks import Block, DecoderBlock, blocks
 from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.recipe import Recipe, Scheme, SmoothQuant, resolve
-from r1v_export.quantization.rounded_weights import rounded_linears
+from r1v_export.quantization.rounded_weights import rounded_linears, uncalibrated_linears
 
 _ROUNDING_ROWS = {"rtn": 50, "smoothquant": 50, "awq": 3000, "gptq": 6000, "imported": 0}
 """Quantizing a block takes about as long as sending so many vectors through it; for the time left."""
@@ -44,9 +44,16 @@ class CalibrationPlan:
         """Linears whose quantized values follow from the checkpoint and scales, and are not kept."""
         return rounded_linears(self.schemes)
 
+    @cached_property
+    def calibrated(self) -> dict[str, Scheme]:
+        """Of every linear of which there is anything to find: that of the others follows from the checkpoint."""
+        alone = uncalibrated_linears(self.spec, self.schemes)
+        return {name: scheme for name, scheme in self.schemes.items() if name not in alone}
+
     def is_quantized(self, block: Block) -> bool:
         """Whether the block has anything to be written for it."""
-        return self.has_cache_scales(block) or any(linear in self.schemes for s in block.groups for linear in s.linears)
+        linears = (linear for group in block.groups for linear in group.linears)
+        return self.has_cache_scales(block) or any(linear in self.calibrated for linear in linears)
 
     def has_cache_scales(self, block: Block) -> bool:
         """Whether a block needs scales for a quantized key-value cache."""
@@ -78,7 +85,8 @@ class CalibrationPlan:
     def rounding_cost(self, index: int) -> int:
         """Cost of quantizing a block, in the unit of `forward_cost`."""
         block = self.blocks[index]
-        found = [self.schemes[linear] for group in block.groups for linear in group.linears if linear in self.schemes]
+        linears = (linear for group in block.groups for linear in group.linears)
+        found = [self.calibrated[linear] for linear in linears if linear in self.calibrated]
         most = max((_ROUNDING_ROWS[scheme.weights.algorithm] for scheme in found), default=0)
         return self._parameters[block.name] * most
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
-from r1v_export.errors import BundleError
+from r1v_export.errors import BundleError, CheckpointError
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
 from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
 from r1v_export.quantization.artifact.block_tensors import qweight_tensors
@@ -97,8 +97,50 @@ def test_stored_values_are_read_although_they_would_follow(synth_checkpoint: Che
     linear = Artifact.open(tmp_path / "out", synth_checkpoint).linear(LINEAR)
     (tmp_path / "out" / "qweight").mkdir()
     save_file({f"{LINEAR}.qweight": pack_pairs(-linear.qweight)}, tmp_path / "out" / "qweight" / f"{LAYER}.safetensors")
-    found = Artifact.open(tmp_path / "out", synth_checkpoint).linear(LINEAR)
+    with pytest.raises(BundleError, match="lacks tensors"):
+        Artifact.open(tmp_path / "out", synth_checkpoint)
+    save_file({f"{LINEAR}.weight_scale": 2 * linear.scale}, tmp_path / "out" / "scales.safetensors")
+    artifact = Artifact.open(tmp_path / "out", synth_checkpoint)
+    found = artifact.linear(LINEAR)
     assert torch.equal(found.qweight, -linear.qweight)
+    assert torch.equal(found.scale, 2 * linear.scale)
+    assert torch.equal(artifact.scales(LINEAR)[0], 2 * linear.scale)
+
+
+@pytest.mark.parametrize("recipe", [load("int4-rtn"), load("fp8-rowwise"), UINT4], ids=["int4", "fp8", "uint4"])
+def test_where_nothing_is_calibrated_nothing_is_stored_and_all_follows(
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe
+) -> None:
+    calibrated(synth_checkpoint, recipe, tmp_path / "out", 1)
+    assert not load_file(tmp_path / "out" / "scales.safetensors")
+    monkeypatch.setattr(CalibrationPlan, "calibrated", CalibrationPlan.schemes)
+    calibrated(synth_checkpoint, recipe, tmp_path / "stored", 1)
+    assert load_file(tmp_path / "stored" / "scales.safetensors")
+    alone, stored = (Artifact.open(tmp_path / name, synth_checkpoint) for name in ("out", "stored"))
+    for name in alone.schemes:
+        for found in (alone.linear(name), alone.parameters(name)):
+            expected = vars(stored.parameters(name)) if found.qweight.is_meta else vars(stored.linear(name))
+            for field, value in vars(found).items():
+                if isinstance(value, torch.Tensor) and not value.is_meta:
+                    assert torch.equal(value.view(torch.uint8), expected[field].view(torch.uint8)), (name, field)
+                elif field != "qweight":
+                    assert value == expected[field], (name, field)
+    first, second = list(alone.schemes)[:2]
+    alone.linear(first)
+    assert torch.equal(alone.scales(second)[0], stored.scales(second)[0]), "not of the last one"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named_where_it_is_rounded(
+    synth_checkpoint: Checkpoint, tmp_path: Path, value: float
+) -> None:
+    broken = with_weights(synth_checkpoint, tmp_path / "broken", {f"{LINEAR}.weight": value})
+    calibrated(broken, load("int4-rtn"), tmp_path / "out", 1)
+    artifact = Artifact.open(tmp_path / "out", broken)
+    for read in (artifact.linear, artifact.parameters, artifact.scales):
+        with pytest.raises(CheckpointError, match="NaN or infinite") as caught:
+            read(LINEAR)
+        assert caught.value.where == f"{LINEAR}.weight"
 
 
 @pytest.mark.parametrize(

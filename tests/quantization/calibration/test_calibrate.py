@@ -298,7 +298,7 @@ def test_a_broken_weight_is_named_and_nothing_is_left_half_written(
 ) -> None:
     name = "language_model.model.layers.1.self_attn.q_proj.weight"
     broken = with_weights(synth_checkpoint, tmp_path / "broken", {name: value})
-    for recipe in (KV_RECIPE, RTN_RECIPE):
+    for recipe in (KV_RECIPE, AWQ_RECIPE):
         with pytest.raises(CheckpointError, match="NaN or infinite") as caught:
             calibrated(broken, recipe, tmp_path / "out")
         assert caught.value.where == name

@@ -19,7 +19,8 @@ PROJECTOR_ONLY = parse(
 def test_every_quantized_linear_is_in_a_quantized_block(synth_checkpoint: Checkpoint, name: str) -> None:
     plan = CalibrationPlan(synth_checkpoint.spec, load(name))
     found = {linear for b in plan.blocks if plan.is_quantized(b) for group in b.groups for linear in group.linears}
-    assert set(plan.schemes) <= found
+    assert set(plan.calibrated) <= found
+    assert plan.calibrated == (plan.schemes if name not in ("int4-rtn", "fp8-rowwise") else {})
 
 
 def test_weights_rounded_alone_need_no_statistics(synth_checkpoint: Checkpoint) -> None:
