@@ -2,11 +2,15 @@
 
 Checkpoints with few ViT blocks and decoder layers (InternViT-6B and Qwen2-32B width, sparse files), built by
 recipes that round to nearest, without the parity gate. Reported are bytes that reached the disk over the bundle's size,
-the peak of anonymous memory, and the wall time over the slowest of three limits, each measured in the same run: reading
+bytes that came from it over those that the checkpoint takes on it (its files begin outside the page cache), the peak of
+anonymous memory, and the wall time over the slowest of three limits, each measured in the same run: reading and hashing
 the checkpoint once, writing as many bytes as the bundle has, and rounding its parameters on all cores. Times mean
 something on an idle machine only.
 
     python benchmarks/build_bytes.py [--layers 2 --layers 8 ...] [--target hf-unified] [--recipe int4-rtn]
+
+A checkpoint that memory holds is read once however often it is asked for. To see one that memory does not hold, run it
+in a cgroup with a memory limit below its size: `--cgroup-bytes 2000000000` makes one (as root, with cgroup v1).
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,29 @@ def anonymous_peak() -> Iterator[list[int]]:
         thread.join()
 
 
+def leave_page_cache(files: Iterable[Path]) -> None:
+    """Make the next read of files come from the disk."""
+    for path in files:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextmanager
+def memory_limited(limit_bytes: int) -> Iterator[None]:
+    """This process in a cgroup of its own, whose memory is limited, page cache included."""
+    parent = Path("/sys/fs/cgroup/memory")
+    group = parent / f"r1v-build-bytes-{os.getpid()}"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(limit_bytes), encoding="ascii")
+    (group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+    try:
+        yield
+    finally:
+        (parent / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+        group.rmdir()
+
+
 def write_seconds(folder: Path, size_bytes: int) -> float:
     """Seconds to write and sync as many bytes, from the rate at 2 GiB."""
     piece, path, pieces = os.urandom(_PIECE_BYTES), folder / "written", 32
@@ -88,21 +115,24 @@ def measure(layers: int, target: str, recipe: str, work: Path) -> dict[str, Any]
     shutil.rmtree(work, ignore_errors=True)
     synthesize(folder, preset="r1v3-38b", vision_layers=layers, language_layers=layers, weights="sparse")
     checkpoint = Checkpoint.open(str(folder))
+    leave_page_cache(checkpoint.files())
     started = time.monotonic()
     for path in checkpoint.files():
         hash_file(path)
     limits = {"read": time.monotonic() - started}
     config = BuildConfig(
-        model=str(folder),
-        precision=load(recipe).precision,
-        recipe=recipe,
-        targets={target: {}},
-        parity=ParityConfig(enabled=False),
+        precision=load(recipe).precision, recipe=recipe, targets={target: {}}, parity=ParityConfig(enabled=False)
     )
-    before, started = counter("io", "write_bytes"), time.monotonic()
+    build(config, work / "nano")  # so that what the program reads of itself does not count
+    config = config.model_copy(update={"model": str(folder)})
+    leave_page_cache(checkpoint.files())
+    before = {name: counter("io", name) for name in ("read_bytes", "write_bytes")}
+    cpu_before, started = os.times(), time.monotonic()
     with anonymous_peak() as peak:
         build(config, out)
-    seconds, written = time.monotonic() - started, counter("io", "write_bytes") - before
+    seconds, cpu = time.monotonic() - started, os.times()
+    moved = {name: counter("io", name) - count for name, count in before.items()}
+    checkpoint_bytes = sum(path.stat().st_blocks * 512 for path in checkpoint.files())
     bundle_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     limits["write"] = write_seconds(work, bundle_bytes)
     limits["round"] = rounding_seconds(sum(info.nbytes // 2 for info in checkpoint.tensors.values()))
@@ -110,9 +140,11 @@ def measure(layers: int, target: str, recipe: str, work: Path) -> dict[str, Any]
     return {
         "layers": layers,
         "bundle_gb": round(bundle_bytes / 1e9, 2),
-        "written_over_bundle": round(written / bundle_bytes, 3),
+        "written_over_bundle": round(moved["write_bytes"] / bundle_bytes, 3),
+        "read_over_checkpoint": round(moved["read_bytes"] / checkpoint_bytes, 3),
         "peak_anonymous_gb": round(peak[-1] / 1e9, 2),
         "wall_s": round(seconds, 1),
+        "cpu_s": {"user": round(cpu.user - cpu_before.user, 1), "system": round(cpu.system - cpu_before.system, 1)},
         "limits_s": {name: round(limit, 1) for name, limit in limits.items()},
         "wall_over_slowest_limit": round(seconds / max(limits.values()), 2),
     }
@@ -123,12 +155,15 @@ def measure(layers: int, target: str, recipe: str, work: Path) -> dict[str, Any]
 @click.option("--target", default="hf-unified", show_default=True)
 @click.option("--recipe", default="int4-rtn", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-build-bytes"), show_default=True)
-def main(all_layers: tuple[int, ...], target: str, recipe: str, work: Path) -> None:
+@click.option("--cgroup-bytes", type=int, help="Limit of memory, page cache included.")
+def main(all_layers: tuple[int, ...], target: str, recipe: str, work: Path, cgroup_bytes: int | None) -> None:
     conditions, results = machine(("torch", "onnx", "onnx-ir")), []
-    for layers in all_layers:
-        results.append(measure(layers, target, recipe, work))
-        print(results[-1], file=sys.stderr, flush=True)
-    print(write_results("build-bytes", {"machine": conditions, "target": target, "recipe": recipe, "results": results}))
+    with memory_limited(cgroup_bytes) if cgroup_bytes else nullcontext():
+        for layers in all_layers:
+            results.append(measure(layers, target, recipe, work))
+            print(results[-1], file=sys.stderr, flush=True)
+    settings = {"target": target, "recipe": recipe, "cgroup_bytes": cgroup_bytes}
+    print(write_results("build-bytes", {"machine": conditions, **settings, "results": results}))
 
 
 if __name__ == "__main__":
