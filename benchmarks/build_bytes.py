@@ -10,7 +10,9 @@ something on an idle machine only.
     python benchmarks/build_bytes.py [--layers 2 --layers 8 ...] [--target hf-unified] [--recipe int4-rtn]
 
 A checkpoint that memory holds is read once however often it is asked for. To see one that memory does not hold, run it
-in a cgroup with a memory limit below its size: `--cgroup-bytes 2000000000` makes one (as root, with cgroup v1).
+in a cgroup with a memory limit below its size (as root, with cgroup v1), and give it weights without holes:
+
+    python benchmarks/build_bytes.py --layers 1 --weights random --vocabulary 32768 --cgroup-bytes 1300000000
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import torch
 from measure import machine, write_results
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.synth import synthesize
+from r1v_export.checkpoint.synth import Weights, synthesize
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.manifest import hash_file
 from r1v_export.pipeline.build import build
@@ -110,10 +112,14 @@ def rounding_seconds(parameters: int) -> float:
     return (time.monotonic() - started) / 4 * parameters / weight.numel()
 
 
-def measure(layers: int, target: str, recipe: str, work: Path) -> dict[str, Any]:
+def measure(
+    layers: int, target: str, recipe: str, work: Path, weights: Weights, vocabulary: int | None
+) -> dict[str, Any]:
     folder, out = work / "checkpoint", work / "bundle"
     shutil.rmtree(work, ignore_errors=True)
-    synthesize(folder, preset="r1v3-38b", vision_layers=layers, language_layers=layers, weights="sparse")
+    overrides = {"llm_config.vocab_size": vocabulary} if vocabulary else {}
+    depth = {"vision_layers": layers, "language_layers": layers}
+    synthesize(folder, preset="r1v3-38b", **depth, overrides=overrides, weights=weights)
     checkpoint = Checkpoint.open(str(folder))
     leave_page_cache(checkpoint.files())
     started = time.monotonic()
@@ -155,14 +161,25 @@ def measure(layers: int, target: str, recipe: str, work: Path) -> dict[str, Any]
 @click.option("--target", default="hf-unified", show_default=True)
 @click.option("--recipe", default="int4-rtn", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-build-bytes"), show_default=True)
+@click.option("--weights", type=click.Choice(["random", "sparse"]), default="sparse", show_default=True)
+@click.option("--vocabulary", type=int, help="Tokens, instead of the preset's.")
 @click.option("--cgroup-bytes", type=int, help="Limit of memory, page cache included.")
-def main(all_layers: tuple[int, ...], target: str, recipe: str, work: Path, cgroup_bytes: int | None) -> None:
+def main(
+    all_layers: tuple[int, ...],
+    target: str,
+    recipe: str,
+    work: Path,
+    weights: Weights,
+    vocabulary: int | None,
+    cgroup_bytes: int | None,
+) -> None:
     conditions, results = machine(("torch", "onnx", "onnx-ir")), []
     with memory_limited(cgroup_bytes) if cgroup_bytes else nullcontext():
         for layers in all_layers:
-            results.append(measure(layers, target, recipe, work))
+            results.append(measure(layers, target, recipe, work, weights, vocabulary))
             print(results[-1], file=sys.stderr, flush=True)
-    settings = {"target": target, "recipe": recipe, "cgroup_bytes": cgroup_bytes}
+    settings = {"target": target, "recipe": recipe, "weights": weights, "vocabulary": vocabulary}
+    settings["cgroup_bytes"] = cgroup_bytes
     print(write_results("build-bytes", {"machine": conditions, **settings, "results": results}))
 
 
