@@ -46,12 +46,12 @@ class Watch:
         self._thread.join()
 
     def _watch(self) -> None:
-        looks = 0
+        readings = 0
         while not self._ended.wait(0.05):
             lines = (self.group / "memory.stat").read_text(encoding="ascii").splitlines()
             now = next(int(line.split()[1]) for line in lines if line.startswith("total_rss "))
-            self.anonymous, looks = max(self.anonymous, now), looks + 1
-            if looks % 200 == 0:
+            self.anonymous, readings = max(self.anonymous, now), readings + 1
+            if readings % 200 == 0:
                 self.loads.append(os.getloadavg()[0])
 
 

@@ -52,7 +52,8 @@ class UnifiedFiles(QuantizedFolder):
         for half, unsigned in enumerate((stored % 16, stored // 16)):  # even output features in the low half
             weight[half::2] = unsigned
         weight.sub_((weight > 7).to(torch.uint8), alpha=16)
-        return weight.unflatten(1, (-1, settings["group_size"])).mul_(scale[:, :, None]).flatten(1)
+        weight.unflatten(1, (-1, settings["group_size"])).mul_(scale[:, :, None])
+        return weight
 
     def input_rounding(self, linear: str) -> Rounding | None:
         algorithm = self.settings(linear)["quant_algo"]
