@@ -121,8 +121,11 @@ class CalibrationCost:
         )
 
     def _quantizing_s(self, block: Block, rates: Rates) -> float:
-        shapes, seconds = linear_shapes(self.plan.spec), 0.0
+        shapes, seconds, grams = linear_shapes(self.plan.spec), 0.0, self.plan.gram_groups(block)
         for group in block.groups:
+            schemes = [self.plan.schemes[linear] for linear in group.linears if linear in self.plan.schemes]
+            if group.name in grams and any(isinstance(scheme.weights, Gptq) for scheme in schemes):
+                seconds += _factorization_flops(group.in_features) / rates.flops("float32")
             for linear in group.linears:
                 scheme = self.plan.schemes.get(linear)
                 if scheme is None:
@@ -131,8 +134,6 @@ class CalibrationCost:
                 clips = isinstance(weights, RoundToNearest) and weights.clip
                 kind = "clip" if clips else weights.algorithm
                 seconds += out_features * in_features / _PARAMETERS_PER_S[kind] / rates.cores
-                if isinstance(weights, Gptq):
-                    seconds += _factorization_flops(in_features) / rates.flops("float32")
         return seconds
 
     def _block_bytes(self, index: int) -> int:
@@ -168,8 +169,8 @@ def _attention_flops(block: Block, samples: Sequence[SampleSize]) -> float:
 
 
 def _factorization_flops(size: int) -> float:
-    """Of a Gram matrix: its Cholesky factor and the inverse of that."""
-    return 2 * size**3
+    """Of a Gram matrix: its Cholesky factor, in products of whole blocks."""
+    return size**3
 
 
 def response_bytes(spec: ModelSpec) -> int:

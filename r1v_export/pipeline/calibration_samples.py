@@ -17,7 +17,7 @@ MAX_RESPONSE_TOKENS = 512
 SHORTEST_OF = 4
 """A quick calibration takes one in so many samples."""
 
-_LOOKED_AT = 8
+_MEASURED = 8
 """Samples that are prepared to learn how long they are; the others are taken to be like them."""
 
 
@@ -59,11 +59,11 @@ def sample_sizes(config: BuildConfig, checkpoint: Checkpoint, examples: Sequence
         InputError: the calibration data cannot be used.
     """
     quick = with_effort(config, checkpoint.spec).calibration.effort == "quick"
-    looked_at = list(examples if quick else examples[:_LOOKED_AT])
-    if examples and not any(example.images for example in looked_at):
-        looked_at += [next(example for example in examples if example.images)]
-    samples = prepare(looked_at, checkpoint, image_policy=config.image_policy).samples
-    sizes = [_size(sample, example) for sample, example in zip(samples, looked_at, strict=True)]
+    measured = list(examples if quick else examples[:_MEASURED])
+    if examples and not any(example.images for example in measured):
+        measured += [next(example for example in examples if example.images)]
+    samples = prepare(measured, checkpoint, image_policy=config.image_policy).samples
+    sizes = [_size(sample, example) for sample, example in zip(samples, measured, strict=True)]
     return list(islice(cycle(sizes), len(examples)))
 
 

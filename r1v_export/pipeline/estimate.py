@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from r1v_export import contract
 from r1v_export.config import Matmul, ParityConfig
@@ -132,7 +133,20 @@ def refuse_impossible(out: Path, stages: Sequence[Stage]) -> None:
         raise obstacle
 
 
-def whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int) -> float:
+def writing_s(base_s: float, size_bytes: int) -> float:
+    """Seconds of a stage that writes so much and otherwise takes `base_s`."""
+    return base_s + size_bytes / WRITE_BYTES_PER_S
+
+
+def gate_s(
+    kind: Literal["whole", "streamed"], spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int
+) -> float:
+    """Seconds of a parity gate with one or two comparisons."""
+    seconds = _whole_gate_s if kind == "whole" else _streamed_gate_s
+    return seconds(spec, parity, rates, comparisons)
+
+
+def _whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int) -> float:
     """Seconds of a whole gate, by what reference and engine both read and compute for each comparison."""
     parameters, tokens = graph_parameters(spec), parity.questions * question_tokens(spec)
     tiles = GENERATED_TILES * parity.questions
@@ -142,7 +156,7 @@ def whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparison
     return comparisons * (_GATE_S + 3 * (2 * products / rates.flops("float32") + decoded / _MEMORY_BYTES_PER_S + read))
 
 
-def streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int) -> float:
+def _streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int) -> float:
     """Seconds of a streamed gate, at most: the engine computes every block once, decoder layers also on its own
     embeddings, and a token at a time; the reference computes every block once for each comparison."""
     questions, parameters = parity.streamed_questions, graph_parameters(spec)

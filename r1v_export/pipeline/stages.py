@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from r1v_export import contract
 from r1v_export.build_file import config_yaml
@@ -20,46 +20,29 @@ from r1v_export.pipeline import provenance
 from r1v_export.pipeline.bundle_files import write_files
 from r1v_export.pipeline.calibration import (
     CALIBRATION,
-    budget_candidates,
     calibration_warnings,
     chosen_recipe,
     data_digest,
     open_artifact,
     require_origin,
 )
-from r1v_export.pipeline.calibration_cost import (
-    calibration_cost,
-    require_memory,
-    require_memory_for_responses,
-    response_seconds,
-)
-from r1v_export.pipeline.calibration_samples import calibration_examples, sample_sizes
 from r1v_export.pipeline.effort import resolved_calibration
-from r1v_export.pipeline.estimate import (
-    TRACE_S,
-    WRITE_BYTES_PER_S,
-    graph_parameters,
-    measured_rates,
-    streamed_gate_s,
-    whole_gate_s,
-)
+from r1v_export.pipeline.estimate import TRACE_S, gate_s, graph_parameters, measured_rates, writing_s
 from r1v_export.pipeline.imported import import_calibration
+from r1v_export.pipeline.planned_calibration import PlannedCalibration
 from r1v_export.pipeline.sharded_calibration import calibrate_by
 from r1v_export.pipeline.stage import Needs, Stage
 from r1v_export.pipeline.workers import ThisProcess, Workers
-from r1v_export.progress import ProgressCallback, duration, subrange
+from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.calibration.imported import imported_recipe
-from r1v_export.quantization.calibration.matmul_precision import choose_matmul
-from r1v_export.quantization.calibration.plan import reads_samples
 from r1v_export.quantization.recipe import resolve
-from r1v_export.quantization.sizes import calibration_bytes, parameter_count, weight_bytes
+from r1v_export.quantization.sizes import calibration_bytes, weight_bytes
 from r1v_export.targets import registry
 from r1v_export.targets.interface import BuildInputs
 
 if TYPE_CHECKING:
     from r1v_export.exporters.graph import Rewrite
     from r1v_export.parity.schema import ParityReport
-    from r1v_export.pipeline.calibration_cost import CalibrationCost
     from r1v_export.quantization.artifact.artifact import Artifact
     from r1v_export.quantization.recipe import Recipe, Scheme
 
@@ -93,6 +76,7 @@ class Build:
     """Where the parts of a calibration run."""
     lacking: Mapping[str, CapabilityError] = field(default_factory=dict)
     """Targets that this machine cannot build, and why; for a plan, a build is refused before."""
+    _gates: dict[str, Literal["whole", "streamed"]] = field(default_factory=dict)
 
     @cached_property
     def calibrated_config(self) -> BuildConfig:
@@ -172,10 +156,6 @@ class Build:
         return self._gates[target]
 
     @cached_property
-    def _gates(self) -> dict[str, Literal["whole", "streamed"]]:
-        return {}
-
-    @cached_property
     def compute(self) -> Compute:
         """The dtype that the graphs compute in, around what is quantized."""
         return registry.compute_dtype(self.config)
@@ -216,25 +196,13 @@ class Build:
     def _calibration_stages(self) -> Iterator[Stage]:
         if not self.config.quantized:
             return
-        calibration, device = self.calibrated_config.calibration, self.config.device
+        artifact, planned = self.config.calibration.artifact, self._planned_calibration
+        if artifact is not None:
+            require_origin(Path(artifact), self.checkpoint)
+        # An imported checkpoint's values follow from its files.
+        settings = planned.settings if planned else {"artifact": artifact and data_digest(artifact)}
         parameters = sum(graph_parameters(self.checkpoint.spec).values())
-        settings: dict[str, Any]
-        if calibration.artifact is not None:
-            require_origin(Path(calibration.artifact), self.checkpoint)
-            settings = {"artifact": data_digest(calibration.artifact)}
-        else:
-            recipes = {"": self.recipe} if self.recipe else budget_candidates(self.calibrated_config, self.checkpoint)
-            settings = {
-                "recipes": {name: recipe.model_dump(mode="json") for name, recipe in recipes.items()},
-                "budget": self.config.budget,
-                "samples": calibration.samples,
-                "shards": calibration.shards,
-                "shortest": calibration.effort == "quick",
-                "data": data_digest(calibration.data),
-                "image_policy": self.config.image_policy,
-                "device": device,
-                "matmul": calibration.matmul_precision,
-            }
+        size_bytes = calibration_bytes(self.checkpoint.spec, self.schemes) if self.recipe else parameters
         yield Stage(
             CALIBRATION_STAGE,
             self._calibrate,
@@ -242,72 +210,18 @@ class Build:
             tools=(*provenance.TRACING_TOOLS, *provenance.INPUT_TOOLS),
             settings=settings,
             sources=tuple(self.source_files()),
-            size_bytes=calibration_bytes(self.checkpoint.spec, self.schemes) if self.recipe else parameters,
-            seconds=self._calibration_s,
-            needs=lambda: self._calibration_needs,
+            size_bytes=size_bytes,
+            seconds=planned.seconds if planned else partial(writing_s, 0.0, size_bytes),
+            needs=(lambda: planned.needs) if planned else Needs,
             notes=calibration_warnings,
         )
 
-    @property
-    def _calibrates(self) -> bool:
-        """Whether the build computes scales, and is not given them."""
-        return self.config.calibration.artifact is None and self.checkpoint.quantized is None
-
-    def _calibration_cost(self, config: BuildConfig, recipe: Recipe) -> CalibrationCost:
-        matmul = choose_matmul(config.calibration.matmul_precision, self.checkpoint, config.device)
-        samples = sample_sizes(config, self.checkpoint, calibration_examples(config, self.checkpoint))
-        return calibration_cost(config, self.checkpoint.spec, recipe, samples, matmul)
-
     @cached_property
-    def _unanswered(self) -> int:
-        """How many prompts the model has to answer before it is calibrated on them."""
-        if self.recipe and not reads_samples(self.recipe, self.checkpoint.spec):
-            return 0
-        examples = calibration_examples(self.config, self.checkpoint)
-        return sum(example.answer is None for example in examples)
-
-    def _calibration_s(self) -> float:
-        if not self._calibrates:
-            return calibration_bytes(self.checkpoint.spec, self.schemes) / WRITE_BYTES_PER_S
-        config, rates = self.calibrated_config, measured_rates()
-        recipes = [self.recipe] if self.recipe else [*budget_candidates(config, self.checkpoint).values()] * 2
-        computing = sum(self._calibration_cost(config, recipe).seconds(rates) for recipe in recipes)
-        return computing + response_seconds(self.checkpoint.spec, self._unanswered)
-
-    @cached_property
-    def _calibration_needs(self) -> Needs:
-        if not self._calibrates:
-            return Needs()
-        config, spec = self.calibrated_config, self.checkpoint.spec
-        recipes = [self.recipe] if self.recipe else budget_candidates(config, self.checkpoint).values()
-        costs = [self._calibration_cost(config, recipe) for recipe in recipes]
-        needs = Needs(
-            memory_bytes=max(cost.memory_bytes for cost in costs),
-            scratch_bytes=max(cost.scratch_bytes for cost in costs),
-            note=self._calibration_note(config),
-        )
-        try:
-            require_memory(costs)
-            if self._unanswered:
-                require_memory_for_responses(config, spec)
-        except CapabilityError as error:
-            return replace(needs, obstacle=error)
-        return needs
-
-    def _calibration_note(self, config: BuildConfig) -> str:
-        """What the effort decided, and what the other one would take."""
-        if self.recipe is None or self.config.calibration.effort != "auto" or config.calibration.effort == "full":
-            return ""
-        calibration = self.config.calibration.model_copy(update={"effort": "full"})
-        full = resolved_calibration(self.config.model_copy(update={"calibration": calibration}), self.checkpoint)
-        recipe = chosen_recipe(full)
-        assert recipe is not None
-        seconds = self._calibration_cost(full, recipe).seconds(measured_rates())
-        parameters = parameter_count(self.checkpoint.spec) / 1e9
-        return (
-            f"quick ({_how(self.recipe, config, self.checkpoint)}), for {parameters:.0f} billion parameters on a CPU; "
-            f"--effort full ({_how(recipe, full, self.checkpoint)}) takes about {duration(seconds)}"
-        )
+    def _planned_calibration(self) -> PlannedCalibration | None:
+        """None where a finished calibration or the checkpoint has the scales."""
+        if self.config.calibration.artifact is not None or self.checkpoint.quantized is not None:
+            return None
+        return PlannedCalibration(self.config, self.calibrated_config, self.checkpoint, self.recipe)
 
     def _calibrate(self, folder: Path, on_progress: ProgressCallback) -> None:
         work = self.out / WORK_FOLDER / "calibrated-blocks"
@@ -336,7 +250,7 @@ class Build:
                 after=self._after_calibration,
                 is_task=True,
                 size_bytes=size_bytes,
-                seconds=partial(_writing_s, TRACE_S, size_bytes),
+                seconds=partial(writing_s, TRACE_S, size_bytes),
             )
 
     def _export(self, name: str, folder: Path, on_progress: ProgressCallback) -> None:
@@ -378,13 +292,10 @@ class Build:
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 is_task=True,
                 size_bytes=size_bytes,
-                seconds=partial(_writing_s, _ENGINE_S, size_bytes),
-                needs=partial(self._engine_needs, target),
+                seconds=partial(writing_s, _ENGINE_S, size_bytes),
+                needs=partial(Needs, obstacle=self.lacking.get(target)),
                 notes=partial(self._target_warnings, target),
             )
-
-    def _engine_needs(self, target: str) -> Needs:
-        return Needs(obstacle=self.lacking.get(target))
 
     def _target_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
         schemes = self.schemes if self.artifact is None else self.artifact.schemes
@@ -439,8 +350,8 @@ class Build:
         if self._parity_needs(target).obstacle:
             return 0.0
         quantized_here = self.config.quantized and self.checkpoint.quantized is None
-        seconds = whole_gate_s if self.gate(target) == "whole" else streamed_gate_s
-        return seconds(self.checkpoint.spec, self.config.parity, measured_rates(), 2 if quantized_here else 1)
+        comparisons = 2 if quantized_here else 1
+        return gate_s(self.gate(target), self.checkpoint.spec, self.config.parity, measured_rates(), comparisons)
 
     def _parity_needs(self, target: str) -> Needs:
         from r1v_export.pipeline.parity_gate import gate_memory_of
@@ -487,17 +398,6 @@ class Build:
             written.append(report)
         for report in written:
             report.raise_if_failed()
-
-
-def _writing_s(base_s: float, size_bytes: int) -> float:
-    return base_s + size_bytes / WRITE_BYTES_PER_S
-
-
-def _how(recipe: Recipe, config: BuildConfig, checkpoint: Checkpoint) -> str:
-    """`int4-rtn from weights alone`, or `int4-gptq on 128 samples`."""
-    samples = f"on {config.calibration.samples} samples"
-    source = samples if reads_samples(recipe, checkpoint.spec) else "from weights alone"
-    return f"{recipe.name} {source}"
 
 
 def _graph_stages_of(target: str) -> tuple[str, ...]:

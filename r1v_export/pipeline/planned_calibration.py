@@ -1,0 +1,120 @@
+"""A build's calibration before it runs: what decides its numbers, how long it takes, and whether it fits here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig
+from r1v_export.errors import CapabilityError
+from r1v_export.pipeline.calibration import budget_candidates, chosen_recipe, data_digest
+from r1v_export.pipeline.calibration_cost import (
+    CalibrationCost,
+    calibration_cost,
+    require_memory,
+    require_memory_for_responses,
+    response_seconds,
+)
+from r1v_export.pipeline.calibration_samples import calibration_examples, sample_sizes
+from r1v_export.pipeline.effort import resolved_calibration
+from r1v_export.pipeline.estimate import measured_rates
+from r1v_export.pipeline.stage import Needs
+from r1v_export.progress import duration
+from r1v_export.quantization.calibration.matmul_precision import choose_matmul
+from r1v_export.quantization.calibration.plan import reads_samples
+from r1v_export.quantization.recipe import Recipe
+from r1v_export.quantization.sizes import parameter_count
+
+
+@dataclass(frozen=True)
+class PlannedCalibration:
+    """A calibration that computes scales, and is not given them.
+
+    Attributes:
+        asked: the build's config.
+        config: the same, of `resolved_calibration`.
+        recipe: None where a budget has yet to find it.
+    """
+
+    asked: BuildConfig
+    config: BuildConfig
+    checkpoint: Checkpoint
+    recipe: Recipe | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its numbers."""
+        calibration = self.config.calibration
+        return {
+            "recipes": {name: recipe.model_dump(mode="json") for name, recipe in self._recipes.items()},
+            "budget": self.config.budget,
+            "samples": calibration.samples,
+            "shards": calibration.shards,
+            "shortest": calibration.effort == "quick",
+            "data": data_digest(calibration.data),
+            "image_policy": self.config.image_policy,
+            "device": self.config.device,
+            "matmul": calibration.matmul_precision,
+        }
+
+    def seconds(self) -> float:
+        """Roughly how long it takes; a search within a budget measures about as long as it calibrates."""
+        costs = [self._cost(self.config, recipe).seconds(measured_rates()) for recipe in self._recipes.values()]
+        return sum(costs) * (1 if self.recipe else 2) + response_seconds(self.checkpoint.spec, self._unanswered)
+
+    @cached_property
+    def needs(self) -> Needs:
+        """Memory and disk while it runs, what the effort decided, and why it cannot run here."""
+        costs = [self._cost(self.config, recipe) for recipe in self._recipes.values()]
+        needs = Needs(
+            memory_bytes=max(cost.memory_bytes for cost in costs),
+            scratch_bytes=max(cost.scratch_bytes for cost in costs),
+            note=self._note(),
+        )
+        try:
+            require_memory(costs)
+            if self._unanswered:
+                require_memory_for_responses(self.config, self.checkpoint.spec)
+        except CapabilityError as error:
+            return replace(needs, obstacle=error)
+        return needs
+
+    @property
+    def _recipes(self) -> dict[str, Recipe]:
+        """The recipe, or those that a budget chooses between."""
+        return {"": self.recipe} if self.recipe else budget_candidates(self.config, self.checkpoint)
+
+    @cached_property
+    def _unanswered(self) -> int:
+        """How many prompts the model has to answer before it is calibrated on them."""
+        if self.recipe and not reads_samples(self.recipe, self.checkpoint.spec):
+            return 0
+        return sum(example.answer is None for example in calibration_examples(self.config, self.checkpoint))
+
+    def _cost(self, config: BuildConfig, recipe: Recipe) -> CalibrationCost:
+        matmul = choose_matmul(config.calibration.matmul_precision, self.checkpoint, config.device)
+        samples = sample_sizes(config, self.checkpoint, calibration_examples(config, self.checkpoint))
+        return calibration_cost(config, self.checkpoint.spec, recipe, samples, matmul)
+
+    def _note(self) -> str:
+        """That the effort is quick where nobody asked for that, and what a full one would take."""
+        if self.recipe is None or self.asked.calibration.effort != "auto" or self.config.calibration.effort == "full":
+            return ""
+        calibration = self.asked.calibration.model_copy(update={"effort": "full"})
+        full = resolved_calibration(self.asked.model_copy(update={"calibration": calibration}), self.checkpoint)
+        recipe = chosen_recipe(full)
+        assert recipe is not None
+        seconds = self._cost(full, recipe).seconds(measured_rates())
+        parameters = parameter_count(self.checkpoint.spec) / 1e9
+        return (
+            f"quick ({self._how(self.config, self.recipe)}), for {parameters:.0f} billion parameters on a CPU; "
+            f"--effort full ({self._how(full, recipe)}) takes about {duration(seconds)}"
+        )
+
+    def _how(self, config: BuildConfig, recipe: Recipe) -> str:
+        """`int4-rtn from weights alone`, or `int4-gptq on 128 samples`."""
+        samples = f"on {config.calibration.samples} samples"
+        source = samples if reads_samples(recipe, self.checkpoint.spec) else "from weights alone"
+        return f"{recipe.name} {source}"
