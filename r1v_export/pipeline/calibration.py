@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from r1v_export.quantization.calibration.raw_examples import RawExample, named_f
 from r1v_export.quantization.calibration.resume import write_text
 from r1v_export.quantization.mixed_precision.budget import Budget
 from r1v_export.quantization.mixed_precision.search import FP8, MEASURED_SAMPLES, SENSITIVITY, candidates, search
-from r1v_export.quantization.recipe import Recipe, load
+from r1v_export.quantization.recipe import Recipe, Scheme, load, resolve
 from r1v_export.quantization.sizes import parameter_count
 from r1v_export.reference.model import Model, ReferenceEngine
 from r1v_export.reference.model import load as load_reference
@@ -261,6 +261,22 @@ def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, 
     uniform = chosen_recipe(config.model_copy(update={"precision": "fp8", "budget": None}))
     schemes = [rule.scheme for rule in uniform.rules if rule.scheme] if uniform else []
     return candidates(checkpoint, config.precision, schemes[0] if schemes else FP8)
+
+
+def possible_schemes(
+    config: BuildConfig, checkpoint: Checkpoint, recipe: Recipe | None
+) -> Sequence[Mapping[str, Scheme]]:
+    """The schemes of a recipe; of a budget, which has yet to choose, those of each of its recipes.
+
+    Args:
+        config: of `resolved_calibration`.
+        recipe: None where nothing is quantized, and where a budget has yet to find it.
+    """
+    if recipe is not None:
+        return [resolve(recipe, checkpoint.spec)]
+    if config.budget is None:
+        return [{}]
+    return [resolve(found, checkpoint.spec) for found in budget_candidates(config, checkpoint).values()]
 
 
 def _whole_model_fits(checkpoint: Checkpoint) -> bool:

@@ -88,6 +88,8 @@ class CalibrationCost:
         ran = self.plan.blocks[: self.plan.last_collected + 1]
         written = _FLOAT_BYTES * sum(map(self._outputs, ran)) / WRITE_BYTES_PER_S
         read = _STORED_BYTES * sum(graph_parameters(self.plan.spec).values()) / READ_BYTES_PER_S
+        if not ran and not self.plan.calibrated:
+            read = 0.0
         prepared = _SAMPLE_S * len(self.samples) if ran else 0.0
         return forward + quantizing + written + read + prepared / rates.cores
 
@@ -123,11 +125,11 @@ class CalibrationCost:
     def _quantizing_s(self, block: Block, rates: Rates) -> float:
         shapes, seconds, grams = linear_shapes(self.plan.spec), 0.0, self.plan.gram_groups(block)
         for group in block.groups:
-            schemes = [self.plan.schemes[linear] for linear in group.linears if linear in self.plan.schemes]
+            schemes = [self.plan.calibrated[linear] for linear in group.linears if linear in self.plan.calibrated]
             if group.name in grams and any(isinstance(scheme.weights, Gptq) for scheme in schemes):
                 seconds += _factorization_flops(group.in_features) / rates.flops("float32")
             for linear in group.linears:
-                scheme = self.plan.schemes.get(linear)
+                scheme = self.plan.calibrated.get(linear)
                 if scheme is None:
                     continue
                 weights, (out_features, in_features) = scheme.weights, shapes[linear]

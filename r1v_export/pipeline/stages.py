@@ -24,6 +24,7 @@ from r1v_export.pipeline.calibration import (
     chosen_recipe,
     data_digest,
     open_artifact,
+    possible_schemes,
     require_origin,
 )
 from r1v_export.pipeline.effort import resolved_calibration
@@ -102,10 +103,7 @@ class Build:
     @cached_property
     def _possible_schemes(self) -> Sequence[Mapping[str, Scheme]]:
         """The schemes; of a budget, which has yet to choose, those of each of its recipes."""
-        if self.recipe is not None or self.config.budget is None:
-            return [self.schemes]
-        recipes = budget_candidates(self.calibrated_config, self.checkpoint).values()
-        return [resolve(recipe, self.checkpoint.spec) for recipe in recipes]
+        return possible_schemes(self.calibrated_config, self.checkpoint, self.recipe)
 
     @cached_property
     def artifact(self) -> Artifact | None:
