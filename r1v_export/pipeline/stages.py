@@ -82,9 +82,8 @@ class Build:
     @cached_property
     def calibrated_config(self) -> BuildConfig:
         """The config with what its calibration stands for with this model on this machine."""
-        if self.checkpoint.quantized is not None:
-            return self.config
-        return resolved_calibration(self.config, self.checkpoint)
+        imported = self.checkpoint.quantized is not None
+        return self.config if imported else resolved_calibration(self.config, self.checkpoint)
 
     @cached_property
     def recipe(self) -> Recipe | None:
@@ -347,8 +346,7 @@ class Build:
     def _parity_s(self, target: str) -> float:
         if self._parity_needs(target).obstacle:
             return 0.0
-        quantized_here = self.config.quantized and self.checkpoint.quantized is None
-        comparisons = 2 if quantized_here else 1
+        comparisons = 2 if self.config.quantized and self.checkpoint.quantized is None else 1
         return gate_s(self.gate(target), self.checkpoint.spec, self.config.parity, measured_rates(), comparisons)
 
     def _parity_needs(self, target: str) -> Needs:
