@@ -8,7 +8,7 @@ again and again with something in its way, resumed until it is done, and compare
   goes, the build goes on;
 * SIGTERM, and a second build in the same folder meanwhile.
 
-Reported is also how much was written and computed twice. Needs root, for a file system of its own in a file, and about
+Reported is also how much was written twice. Needs root, for a file system of its own in a file, and about
 6 GB of disk. Times mean something on an idle machine only.
 
     python benchmarks/lost.py [--kills 20] [--full-disks 10] [--recipe int4-rtn --recipe fp8-tensor]
@@ -49,7 +49,6 @@ class Attempt:
 
     exit_code: int
     written_bytes: int
-    cpu_s: float
     wall_s: float
     output: str
 
@@ -63,8 +62,6 @@ class Case:
     out: Path
     hashes: dict[str, str] = field(default_factory=dict)
     undisturbed: Attempt | None = None
-    start: Attempt | None = None
-    """A run that finds everything done: what every attempt takes to start."""
 
 
 class Run:
@@ -110,9 +107,9 @@ class Run:
         """Wait for its end."""
         while self.running():
             time.sleep(_POLL_S)
-        _, status, usage = os.wait4(self.pid, 0)
-        cpu_s, wall_s = usage.ru_utime + usage.ru_stime, time.monotonic() - self._started
-        return Attempt(os.waitstatus_to_exitcode(status), self._written, cpu_s, wall_s, self.log.read_text())
+        _, status = os.waitpid(self.pid, 0)
+        wall_s = time.monotonic() - self._started
+        return Attempt(os.waitstatus_to_exitcode(status), self._written, wall_s, self.log.read_text())
 
 
 def hashes_of(bundle: Path) -> dict[str, str]:
@@ -134,8 +131,8 @@ def measure_undisturbed(case: Case) -> None:
     case.undisturbed = Run(case).end()
     require(case.undisturbed.exit_code == 0, "the undisturbed build failed", case.undisturbed)
     case.hashes = hashes_of(case.out)
-    case.start = Run(case).end()
-    require(case.start.exit_code == 0 and "up to date" in case.start.output, "a finished build is not done", case.start)
+    again = Run(case).end()
+    require(again.exit_code == 0 and "up to date" in again.output, "a finished build is not done", again)
     shutil.rmtree(case.out)
 
 
@@ -149,17 +146,14 @@ def finish(case: Case, attempts: list[Attempt]) -> None:
 
 
 def repeated(case: Case, attempts: list[Attempt]) -> dict[str, Any]:
-    """What a build took that was disturbed, over what one takes that was not, by disturbance."""
+    """What a build wrote that was disturbed, over what one writes that was not, by disturbance."""
     assert case.undisturbed is not None
-    assert case.start is not None
     times = len(attempts) - 1
     again_bytes = sum(attempt.written_bytes for attempt in attempts) - case.undisturbed.written_bytes
-    again_s = sum(attempt.cpu_s for attempt in attempts) - case.undisturbed.cpu_s - times * case.start.cpu_s
     return {
         "disturbances": times,
         "written_mb_before_each": [round(attempt.written_bytes / MB) for attempt in attempts[:-1]],
         "repeated_mb_each": round(again_bytes / MB / times, 1),
-        "repeated_cpu_s_each": round(again_s / times, 2),
     }
 
 
@@ -270,7 +264,6 @@ def measure(
     results = {
         "files": len(case.hashes),
         "undisturbed_written_mb": round(case.undisturbed.written_bytes / MB),
-        "undisturbed_cpu_s": round(case.undisturbed.cpu_s, 1),
         "sigterm_and_second_build": terminate(case),
     }
     say(f"{recipe}: terminated; {results['sigterm_and_second_build']}")
