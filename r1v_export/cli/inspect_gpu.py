@@ -105,7 +105,8 @@ def _as_text(found: dict[str, Any]) -> str:
     title = (
         f"{found['name']}: {recipe}{found['compute']}; {gpus} GPU{'s' if gpus > 1 else ''} "
         f"(tp {parallel['tp']}, pp {parallel['pp']})\n"
-        f"{asked['batch']} requests at a time, each {asked['prompt']} prompt tokens ({asked['tiles']} tiles) "
+        f"{asked['batch']} request{'s' if asked['batch'] > 1 else ''} at a time, each "
+        f"{asked['prompt']} prompt tokens ({asked['tiles']} tiles) "
         f"and {asked['new_tokens']} new ones"
     )
     return "\n\n".join((title, _memory_text(found, memory), _fits_text(found), _steps_text(found)))

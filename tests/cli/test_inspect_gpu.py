@@ -12,6 +12,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.cli import main
 from tests.documents import PROJECT, blocks_of
+from tests.quantized_checkpoints import AWQ, pack_awq, quantized_copy
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,9 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def sized(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Run a command line that reads no weights; its stdout, and parsed where JSON was asked for."""
-    monkeypatch.setattr(Checkpoint, "read", None)
 
     def run(*arguments: str | Path) -> Any:
+        monkeypatch.setattr(Checkpoint, "read", None)
         assert main.run(["inspect", *map(str, arguments)]) == 0, capsys.readouterr().err
         printed = capsys.readouterr().out
         return json.loads(printed) if "json" in arguments else printed
@@ -71,6 +72,16 @@ def test_a_cache_in_eight_bits_and_units_that_a_gpu_lacks_are_named(sized) -> No
     text = sized("r1v-nano", "--roofline", "A100", "--recipe", "fp8-kv")
     assert "(fp8)" in text
     assert "A100 has no matrix units for float8e4m3fn" in text
+
+
+def test_a_quantized_checkpoint_is_sized_as_it_is(tmp_path: Path, sized, capsys: pytest.CaptureFixture[str]) -> None:
+    quantized_copy(Checkpoint.open().folder, tmp_path / "awq", pack_awq, AWQ)
+    found = sized(tmp_path / "awq", "--roofline", "L4", "--format", "json")
+    whole = sized("r1v-nano", "--roofline", "L4", "--format", "json")
+    language = "language_weight_bytes"
+    assert found["memory_per_gpu"][language] < 0.5 * whole["memory_per_gpu"][language]
+    assert main.run(["inspect", str(tmp_path / "awq"), "--roofline", "L4", "--precision", "fp8"]) == 2
+    assert "quantized already (awq)" in capsys.readouterr().err
 
 
 def test_a_text_prompt_has_no_vision_step(sized) -> None:
