@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ class WriteJournal:
     def __init__(self, path: Path, folder: Path, key: str) -> None:
         self.path, self.folder, self.key = path, folder, key
         self._files = _read(path, key)
+        self._noting = threading.Lock()  # files that are written side by side have a thread each
 
     def prepare(self) -> None:
         """Remove whatever lies in the folder and is not in the journal; the folder is there afterwards."""
@@ -83,10 +85,12 @@ class WriteJournal:
 
     def note(self, path: Path, size_bytes: int, sha256: str, *, finished: bool) -> None:
         """Note that so many bytes of a file are written; of a finished one that all are, and synced."""
-        self._files[self._name(path)] = [size_bytes, sha256, [*file_identity(path.stat())] if finished else None]
+        entry = [size_bytes, sha256, [*file_identity(path.stat())] if finished else None]
         unfinished = self.path.with_name(f"{self.path.name}.unfinished")
-        unfinished.write_text(json.dumps({"key": self.key, "files": self._files}), encoding="utf-8")
-        unfinished.replace(self.path)
+        with self._noting:
+            self._files[self._name(path)] = entry
+            unfinished.write_text(json.dumps({"key": self.key, "files": self._files}), encoding="utf-8")
+            unfinished.replace(self.path)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,19 @@ def test_files_elsewhere_are_written_as_ever(tmp_path: Path) -> None:
             assert [*write_tensors(tmp_path / "elsewhere", [tensor], file="x")] == [2]
         assert hashes.sha256(tmp_path / "elsewhere" / "x")
     assert not (tmp_path / "journal.json").exists()
+
+
+def test_files_that_are_written_side_by_side_are_all_noted(tmp_path: Path) -> None:
+    opened = journal(tmp_path)
+    paths = [tmp_path / "stage" / name for name in NAMES]
+    for path in paths:
+        path.write_bytes(b"x" * 50)
+
+    def note(path: Path) -> None:
+        for size_bytes in range(50):
+            opened.note(path, size_bytes + 1, hashlib.sha256(b"x" * (size_bytes + 1)).hexdigest(), finished=False)
+
+    with ThreadPoolExecutor(len(paths)) as pool:
+        assert [*pool.map(note, paths)] == [None] * len(paths)
+    again = journal(tmp_path)
+    assert [again.find(path, [50]) is not None for path in paths] == [True] * len(paths)
