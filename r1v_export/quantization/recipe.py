@@ -6,6 +6,7 @@
         scheme: {weights: ..., inputs: ...} null keeps the linear in 16 bits
     kv_cache: null                          or fp8, int8
     observer: {kind: absmax}                how static input scales are chosen
+    propagate_error: false                  whether blocks are calibrated on the outputs of quantized blocks before them
 
 The patch embedding is a convolution and never quantized; the language-model head only where a rule names it in full.
 """
@@ -203,6 +204,10 @@ class Recipe(StrictModel):
     rules: tuple[Rule, ...] = Field(min_length=1)
     kv_cache: CacheType | None = None
     observer: Observer = Observer()
+    propagate_error: bool = False
+    """Whether samples bring the outputs of the quantized blocks before it to a block, so that it can compensate for
+    their error, or those of the original blocks. Statistics of shards cannot be collected so: a block's inputs are not
+    known before the one before it is quantized from all samples."""
 
     @property
     def precision(self) -> Literal["fp8", "int8", "int4"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,18 +16,22 @@ from r1v_export.config import Compute, Matmul
 from r1v_export.errors import CapabilityError
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
+from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.calibration.activations import Activations
 from r1v_export.quantization.calibration.blocks import Block, materialize, stored_tensors, tensors_of
 from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.calibration.matmul_precision import matmul_precision
 from r1v_export.quantization.calibration.plan import CalibrationPlan
+from r1v_export.quantization.quantized_block import QuantizedBlock
+from r1v_export.quantization.rounded_weights import round_weight
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import collect_statistics, not_finite
 
 _LOG = logging.getLogger(__name__)
 
-BlockCallback = Callable[[Block, Mapping[str, Tensor], BlockStatistics], None]
-"""Called with a block's tensors by checkpoint name and its statistics, which are empty if the recipe needs none."""
+BlockCallback = Callable[[Block, Mapping[str, Tensor], BlockStatistics], QuantizedBlock | None]
+"""Called with a block's tensors by checkpoint name and its statistics, which are empty if the recipe needs none; if it
+quantizes, it returns the result."""
 
 NO_STATISTICS = BlockStatistics({}, {})
 
@@ -110,30 +114,61 @@ class BlockwiseRunner:
         """
         plan, last = self.plan, self.plan.last_collected
         start = self.activations.resume_at(finished) if finished <= last else finished
+        if plan.recipe.propagate_error:
+            finished = start  # without its outputs, a finished block has to be quantized again to compute them
         self._plan_progress(start, finished, rounds)
         for index in range(start, len(plan.blocks)):
             block, module, statistics = plan.blocks[index], None, NO_STATISTICS
-            if index <= last:
+            propagates = plan.propagates_error(index)
+            if plan.forward_passes(index) > propagates:
                 module = materialize(block, self.checkpoint, self.dtype, self.device, self.matmul)
-                statistics = self._run_block(index, block, module, collect=index >= finished)
+                statistics = self._run_block(index, block, module, collect=index >= finished, keep=not propagates)
+            if index >= finished and plan.is_quantized(block):
+                quantized = on_block(block, self._tensors(block, module), statistics)
+                if propagates:
+                    assert quantized is not None, "whoever quantizes returns what it made"
+                    module, statistics = None, NO_STATISTICS
+                    module = self._quantized(block, quantized)
+                    self._run_block(index, block, module, collect=False, keep=True)
+                quantized = None
+            if index <= last:
                 self.activations.complete()
             if index >= finished:
-                if plan.is_quantized(block):
-                    tensors = tensors_of(block, module) if module else stored_tensors(block, self.checkpoint)
-                    on_block(block, tensors, statistics)
                 on_finished(block)
                 self._report(plan.rounding_cost(index) if rounds else 0)
             if index <= last:
                 self.activations.advance()
 
+    def _tensors(self, block: Block, module: nn.Module | None) -> Mapping[str, Tensor]:
+        return tensors_of(block, module) if module else stored_tensors(block, self.checkpoint)
+
+    def _quantized(self, block: Block, quantized: QuantizedBlock) -> nn.Module:
+        """A block's module as it was quantized, in float32."""
+        module = materialize(block, self.checkpoint, torch.float32, self.device)
+        linears = dict(quantized.linears)
+        for name, linear in linears.items():
+            if linear.qweight.is_meta:
+                weight = module.get_submodule(block.module_name(name)).get_parameter("weight")
+                qweight = round_weight(weight, self.plan.schemes[name], linear.scale, linear.zero_point)
+                linears[name] = replace(linear, qweight=qweight)
+        caches = {f"{block.name}.self_attn": quantized.kv} if quantized.kv else {}
+        apply(module, linears, quantized.overrides, f"{block.name}.", caches)
+        return module
+
     @torch.no_grad()
-    def _run_block(self, index: int, block: Block, module: nn.Module, collect: bool) -> BlockStatistics:
+    def _run_block(self, index: int, block: Block, module: nn.Module, collect: bool, keep: bool) -> BlockStatistics:
+        """Send the samples through a block.
+
+        Args:
+            collect: whether to collect statistics on the way.
+            keep: whether what comes out is what the next block sees.
+        """
         plan = self.plan
         groups = plan.collected_groups(block) if collect else []
         inputs = {block.module_name(group.linears[0]): group for group in groups}
         started = time.perf_counter()
         outputs = block.collected_outputs() if collect and plan.has_cache_scales(block) else {}
-        collecting = collect_statistics(module, inputs, plan.gram_groups(block), outputs)
+        collecting = collect_statistics(module, inputs, plan.gram_groups(block) if collect else set(), outputs)
         with matmul_precision(self.matmul), collecting as collector:
             for sample in self.samples:
                 collector.sample = sample.name
@@ -141,7 +176,7 @@ class BlockwiseRunner:
                 result = block.forward(module, sample, given)
                 if not result.isfinite().all():
                     raise not_finite(f"the output of {block.name}", sample.name)
-                if index < plan.last_collected:
+                if keep and index < plan.last_collected:
                     self.activations.put(sample.index, result)
                 self._report(plan.forward_cost(index, len(sample.token_ids), sample.tiles))
         grams = len(plan.gram_groups(block)) if collect else 0
@@ -157,7 +192,8 @@ class BlockwiseRunner:
         blocks, plan = range(start, len(self.plan.blocks)), self.plan
         samples = [(len(sample.token_ids), sample.tiles) for sample in self.samples]
         self._done = 0
-        self._total = sum(plan.forward_cost(index, *sample) for index in blocks for sample in samples)
+        passes = [index for index in blocks for _ in range(plan.forward_passes(index))]
+        self._total = sum(plan.forward_cost(index, *sample) for index in passes for sample in samples)
         self._total += sum(plan.rounding_cost(index) for index in blocks if rounds and index >= finished)
 
     def _report(self, cost: int) -> None:

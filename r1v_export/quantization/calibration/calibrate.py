@@ -6,7 +6,8 @@ the caller allows; so memory does not grow with the depth of the model. A block 
 anywhere and started again, a calibration continues with the next block and writes the same bytes.
 
 The model runs in float throughout: a block's inputs do not depend on how those before it were quantized, which is
-what lets shards of the samples run on several machines and be merged, see `shards`.
+what lets shards of the samples run on several machines and be merged, see `shards`. By a recipe with `propagate_error`
+they do: the samples go through each block twice, for its statistics and, once it is quantized, for its outputs.
 """
 
 from __future__ import annotations
@@ -156,8 +157,8 @@ class Quantization:
         names = [block.name for block in self.plan.blocks]
         return next((i for i, name in enumerate(names) if self.state.record(name) is None), len(names))
 
-    def quantize(self, block: Block, tensors: Mapping[str, Tensor], collected: BlockStatistics) -> None:
-        """Quantize a block's linears, given its tensors by checkpoint name, and write what becomes of them.
+    def quantize(self, block: Block, tensors: Mapping[str, Tensor], collected: BlockStatistics) -> QuantizedBlock:
+        """Quantize a block's linears, given its tensors by checkpoint name; write and return what becomes of them.
 
         Raises:
             InputError: an input whose statistics are needed has none, or only zeros.
@@ -183,6 +184,7 @@ class Quantization:
             seconds=round(time.perf_counter() - started, 3),
         )
         self.keep(block, quantized, BlockRecord(inputs=inputs, warnings=(warning,) if warning else ()))
+        return quantized
 
     def keep(self, block: Block, quantized: QuantizedBlock, record: BlockRecord) -> None:
         """Write what becomes of a block's linears."""

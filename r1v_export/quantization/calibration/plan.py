@@ -13,7 +13,7 @@ from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.recipe import Recipe, Scheme, SmoothQuant, resolve
 from r1v_export.quantization.rounded_weights import rounded_linears, uncalibrated_linears
 
-_ROUNDING_ROWS = {"rtn": 50, "smoothquant": 50, "awq": 3000, "gptq": 6000, "imported": 0}
+_ROUNDING_ROWS = {"rtn": 50, "smoothquant": 50, "awq": 900, "gptq": 2200, "imported": 0}
 """Quantizing a block takes about as long as sending so many vectors through it; for the time left."""
 
 
@@ -76,6 +76,16 @@ class CalibrationPlan:
     def last_collected(self) -> int:
         """Index of the last block that samples must go through; -1 if the recipe needs weights alone."""
         return max((i for i, block in enumerate(self.blocks) if self.is_collected(block)), default=-1)
+
+    def propagates_error(self, index: int) -> bool:
+        """Whether the next block's inputs are the outputs of this block as it is quantized."""
+        return self.recipe.propagate_error and index < self.last_collected and self.is_quantized(self.blocks[index])
+
+    def forward_passes(self, index: int) -> int:
+        """How many times the samples go through a block: for its statistics, and for the inputs of the next block."""
+        if index > self.last_collected:
+            return 0
+        return 1 + self.is_collected(self.blocks[index]) if self.propagates_error(index) else 1
 
     def forward_cost(self, index: int, tokens: int, tiles: int) -> int:
         """Cost of running a sample through a block, in multiplications; for progress."""

@@ -69,6 +69,14 @@ def collect_shard(
     Takes disk for the statistics, and for AWQ and GPTQ for in-features squared times 4 bytes of every input: about 4 GB
     for each layer of a 32B model.
     """
+    if recipe.propagate_error:
+        raise UsageError(
+            "A recipe with propagate_error cannot be calibrated in shards: a block's inputs are the outputs of the "
+            "blocks before it, quantized from the statistics of all samples.",
+            where=f"recipe {recipe.name}",
+            found=f"shard {calibration.shard}",
+            fix="calibrate in one run, or set propagate_error: false",
+        )
     compute = compute_dtype(checkpoint, options.device)
     key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, options.matmul, calibration)
     plan = make_plan(checkpoint, recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.errors import CapabilityError, CheckpointError, InputError, UsageError
+from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration import blocks
 from r1v_export.quantization.calibration import blockwise_runner as runner
@@ -25,6 +27,7 @@ from r1v_export.quantization.calibration.dataset import CalibrationSample, Shard
 from r1v_export.quantization.calibration.resume import default_resume_folder
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.recipe import Recipe, parse
+from r1v_export.quantization.recipe import load as load_recipe
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import StatisticsCollector
 from r1v_export.reference.model import Model, load
@@ -38,7 +41,8 @@ from tests.quantization.calibration_cases import (
     with_weights,
 )
 
-RECIPES = {"fp8-kv": KV_RECIPE, "int4-awq": AWQ_RECIPE}
+PROPAGATED = load_recipe("int4-gptq").model_copy(update={"propagate_error": True})
+RECIPES = {"fp8-kv": KV_RECIPE, "int4-awq": AWQ_RECIPE, "int4-gptq, propagated": PROPAGATED}
 
 
 class Stopped(BaseException):
@@ -96,6 +100,59 @@ def test_static_scales_are_the_largest_inputs_of_the_whole_model(synth_checkpoin
         assert linear.input_scale is not None
         assert float(linear.input_scale) == pytest.approx(expected[name] / 448, rel=1e-4)
     assert set(artifact.schemes) == set(linear_shapes(synth_checkpoint.spec)) - {"language_model.lm_head"}
+
+
+def first_inputs(artifact: Artifact) -> dict[str, float]:
+    """The largest input of the first linears of each quantized decoder layer, by calibration."""
+    return {name: entry.absmax for name, entry in artifact.stats.inputs.items() if name.endswith("q_proj")}
+
+
+def test_an_error_is_propagated_to_the_blocks_behind(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A block sees what comes out of the whole quantized model before it."""
+    calibrate(synth_checkpoint, PROPAGATED, small_set(synth_checkpoint), tmp_path / "propagated")
+    artifact = Artifact.open(tmp_path / "propagated", synth_checkpoint)
+    model = load(synth_checkpoint)
+    apply(model, dict(artifact.linears()), {})
+    expected, found = entering_absmax(model, synth_checkpoint), first_inputs(artifact)
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-4)
+    original = PROPAGATED.model_copy(update={"propagate_error": False})
+    calibrate(synth_checkpoint, original, small_set(synth_checkpoint), tmp_path / "original")
+    first, *others = (first_inputs(Artifact.open(tmp_path / "original", synth_checkpoint))).items()
+    assert found[first[0]] == first[1]
+    assert all(found[name] != pytest.approx(absmax, rel=1e-3) for name, absmax in others)
+
+
+def test_outputs_of_a_finished_block_that_are_lost_are_computed_again(
+    synth_checkpoint: Checkpoint, tmp_path: Path, whole: dict[str, dict[str, bytes]]
+) -> None:
+    out, name = tmp_path / "out", "int4-gptq, propagated"
+    with pytest.raises(Stopped):
+        calibrated(synth_checkpoint, PROPAGATED, out, on_progress=stop_after(30))
+    shutil.rmtree(default_resume_folder(out) / "activations")
+    assert calibrated(synth_checkpoint, PROPAGATED, out) == whole[name]
+
+
+def test_what_is_only_rounded_is_propagated_too(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    text = """
+name: mixed
+description: Rounding to nearest, whose values are stored nowhere, before GPTQ.
+propagate_error: true
+kv_cache: fp8
+rules:
+  - modules: "language_model.*"
+    layers: [0]
+    scheme: {weights: {type: fp8, granularity: channel, algorithm: rtn}}
+  - modules: "language_model.*"
+    layers: [1]
+    scheme: {weights: {type: int8, granularity: channel, algorithm: gptq}}
+"""
+    calibrate(synth_checkpoint, parse(text), small_set(synth_checkpoint), tmp_path / "out")
+    artifact = Artifact.open(tmp_path / "out", synth_checkpoint)
+    model = load(synth_checkpoint)
+    apply(model, dict(artifact.linears()), {}, cache_scales=artifact.cache_scales)
+    expected, found = entering_absmax(model, synth_checkpoint), first_inputs(artifact)
+    assert len(found) == 1
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-4)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -31,6 +31,13 @@ def collected_shard(checkpoint: Checkpoint, recipe: Recipe, folder: Path, index:
     return folder / str(index)
 
 
+def test_a_recipe_that_propagates_errors_is_refused(synth_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="propagate_error") as caught:
+        collected_shard(synth_checkpoint, KV_RECIPE.model_copy(update={"propagate_error": True}), tmp_path, 0)
+    assert caught.value.found == "shard 1/3"
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def shards(synth_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Not to be written to."""
