@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +23,6 @@ from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.calibration.matmul_precision import matmul_precision
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.quantized_block import QuantizedBlock
-from r1v_export.quantization.rounded_weights import round_weight
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import collect_statistics, not_finite
 
@@ -123,7 +122,7 @@ class BlockwiseRunner:
             if plan.forward_passes(index) > propagates:
                 module = materialize(block, self.checkpoint, self.dtype, self.device, self.matmul)
                 statistics = self._run_block(index, block, module, collect=index >= finished, keep=not propagates)
-            if index >= finished and plan.is_quantized(block):
+            if index >= finished and (propagates or plan.is_quantized(block)):
                 quantized = on_block(block, self._tensors(block, module), statistics)
                 if propagates:
                     assert quantized is not None, "whoever quantizes returns what it made"
@@ -145,14 +144,8 @@ class BlockwiseRunner:
     def _quantized(self, block: Block, quantized: QuantizedBlock) -> nn.Module:
         """A block's module as it was quantized, in float32."""
         module = materialize(block, self.checkpoint, torch.float32, self.device)
-        linears = dict(quantized.linears)
-        for name, linear in linears.items():
-            if linear.qweight.is_meta:
-                weight = module.get_submodule(block.module_name(name)).get_parameter("weight")
-                qweight = round_weight(weight, self.plan.schemes[name], linear.scale, linear.zero_point)
-                linears[name] = replace(linear, qweight=qweight)
         caches = {f"{block.name}.self_attn": quantized.kv} if quantized.kv else {}
-        apply(module, linears, quantized.overrides, f"{block.name}.", caches)
+        apply(module, quantized.linears, quantized.overrides, f"{block.name}.", caches)
         return module
 
     @torch.no_grad()

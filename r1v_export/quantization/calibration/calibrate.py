@@ -15,8 +15,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -167,8 +169,11 @@ class Quantization:
             _require_statistics(group.name, collected.activations[group.name])
         started = time.perf_counter()
         plan, recipe = self.plan, self.plan.recipe
+        schemes_of, rounded = (
+            (plan.schemes, frozenset[str]()) if recipe.propagate_error else (plan.calibrated, plan.rounded)
+        )
         quantized = quantize_block(
-            block.groups, plan.calibrated, tensors, collected, recipe.observer, recipe.kv_cache, plan.rounded
+            block.groups, schemes_of, tensors, collected, recipe.observer, recipe.kv_cache, rounded
         )
         warning = quantized.kv.warning if quantized.kv else None
         inputs = {name: summary(statistics) for name, statistics in collected.activations.items()}
@@ -183,8 +188,21 @@ class Quantization:
             overrides=len(quantized.overrides),
             seconds=round(time.perf_counter() - started, 3),
         )
-        self.keep(block, quantized, BlockRecord(inputs=inputs, warnings=(warning,) if warning else ()))
+        if plan.is_quantized(block):
+            self.keep(
+                block, self._stored(quantized), BlockRecord(inputs=inputs, warnings=(warning,) if warning else ())
+            )
         return quantized
+
+    def _stored(self, quantized: QuantizedBlock) -> QuantizedBlock:
+        """What of a block does not follow from the checkpoint."""
+        plan, meta = self.plan, torch.device("meta")
+        linears = {
+            name: replace(linear, qweight=linear.qweight.to(meta)) if name in plan.rounded else linear
+            for name, linear in quantized.linears.items()
+            if name in plan.calibrated
+        }
+        return replace(quantized, linears=linears)
 
     def keep(self, block: Block, quantized: QuantizedBlock, record: BlockRecord) -> None:
         """Write what becomes of a block's linears."""

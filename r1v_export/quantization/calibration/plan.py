@@ -79,7 +79,9 @@ class CalibrationPlan:
 
     def propagates_error(self, index: int) -> bool:
         """Whether the next block's inputs are the outputs of this block as it is quantized."""
-        return self.recipe.propagate_error and index < self.last_collected and self.is_quantized(self.blocks[index])
+        block = self.blocks[index]
+        changes = any(linear in self.schemes for group in block.groups for linear in group.linears)
+        return self.recipe.propagate_error and index < self.last_collected and (changes or self.has_cache_scales(block))
 
     def forward_passes(self, index: int) -> int:
         """How many times the samples go through a block: for its statistics, and for the inputs of the next block."""

@@ -66,6 +66,9 @@ def collect_shard(
     """Collect the statistics of one shard of a calibration set, for `merge`. Arguments and errors are those of
     `calibrate.calibrate`.
 
+    Raises:
+        UsageError: also where the recipe has `propagate_error`.
+
     Takes disk for the statistics, and for AWQ and GPTQ for in-features squared times 4 bytes of every input: about 4 GB
     for each layer of a 32B model.
     """
