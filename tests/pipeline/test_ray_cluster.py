@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -38,14 +37,13 @@ def address() -> Iterator[str]:
     seconds to start, live as long as a connection."""
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    # Sockets in it must have short names.
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     with pytest.MonkeyPatch.context() as environment:
         for name, value in SETTINGS.items():
             environment.setenv(name, value)
         environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
         node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder})
+        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
+        folder = cluster.head_node.get_session_dir_path()
         try:
             cluster.add_node(**node)
             ray.init(cluster.address, log_to_driver=False, configure_logging=False)
