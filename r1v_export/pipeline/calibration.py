@@ -27,8 +27,9 @@ from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.apply.weight_check import require_own_scales
-from r1v_export.quantization.artifact.artifact import RECIPE, STATS, Artifact, read_recipe, read_stats
-from r1v_export.quantization.artifact.artifact import require_origin as require_artifact_origin
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.artifact.documents import RECIPE, STATS, read_recipe, read_stats
+from r1v_export.quantization.artifact.documents import require_origin as require_artifact_origin
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate as run_calibration
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard, prepare

@@ -19,7 +19,7 @@ from r1v_export.manifest import to_json
 from r1v_export.pipeline.calibration import calibrate, calibration_options, calibration_set, data_digest
 from r1v_export.pipeline.workers import Task, Workers, portable
 from r1v_export.progress import ProgressCallback, ignore_progress, subrange
-from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint
+from r1v_export.quantization.artifact.documents import checkpoint_fingerprint
 from r1v_export.quantization.calibration.blockwise_runner import compute_dtype
 from r1v_export.quantization.calibration.calibrate import is_done
 from r1v_export.quantization.calibration.dataset import Shard

@@ -165,7 +165,7 @@ def scale_for(threshold: Tensor, kind: str) -> Tensor:
 
 
 def not_finite(name: str, weight: Tensor) -> CheckpointError:
-    """The error for a weight, by its name, that has no finite scale."""
+    """The error for a weight [out_features, in_features], by its name, that has no finite scale."""
     return CheckpointError(
         "A weight is NaN or infinite: it cannot be quantized.",
         where=name,

@@ -52,7 +52,7 @@ class Smoothing:
 
         Args:
             tensor: checkpoint name.
-            values: the checkpoint's values of these rows, of any floating dtype.
+            values: the checkpoint's values [rows, in_features], or [rows] of a bias or norm, of any floating dtype.
             rows: which of the tensor's rows these are; all if omitted.
         """
         values = values.float()

@@ -14,7 +14,7 @@ from r1v_export.config import BuildConfig, CalibrationConfig
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import CALIBRATION
-from r1v_export.quantization.artifact.artifact import read_stats
+from r1v_export.quantization.artifact.documents import read_stats
 
 Tree = Callable[[Path], dict[str, bytes]]
 

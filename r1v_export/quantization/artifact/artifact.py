@@ -14,12 +14,10 @@ The same input gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,44 +27,22 @@ from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.quantized.int4_packing import unpack_pairs
 from r1v_export.checkpoint.quantized.layout import StoredLinear
-from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
-from r1v_export.errors import BundleError, CheckpointError, R1VError
-from r1v_export.files import read_regular_text
+from r1v_export.checkpoint.tensor_file import StoredTensor
+from r1v_export.errors import BundleError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.artifact.block_tensors import FOUR_BITS, SMOOTHING_SCALE
+from r1v_export.quantization.artifact.documents import AGAIN, open_tensors, read_recipe, require_origin
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES
 from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_linear import QuantizedLinear, not_finite
-from r1v_export.quantization.recipe import Imported, Recipe, Scheme, parse, resolve
+from r1v_export.quantization.recipe import Imported, Recipe, Scheme, resolve
 from r1v_export.quantization.rounded_weights import round_weight, stored_linears, uncalibrated_linears
 from r1v_export.quantization.smoothing import Smoothing, smoothed_groups
-from r1v_export.strict import parse_json
 
-STATS, RECIPE, SCALES, QWEIGHT = "stats.json", "recipe.yaml", "scales.safetensors", "qweight"
-
-_SAMPLED_BYTES = 1 << 16
-_AGAIN = "calibrate again: r1v-export build --force"
-
-
-def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 of every tensor's name, dtype, shape and first 64 KiB: distinguishes models without reading whole
-    tensors."""
-    digest = hashlib.sha256()
-
-    def add(name: str, dtype: torch.dtype, shape: tuple[int, ...], start: bytes) -> None:
-        digest.update(f"{name} {dtype} {shape}\n".encode() + start)
-
-    quantized = checkpoint.quantized
-    weights = {f"{linear}.weight" for linear in quantized.linears} if quantized else set[str]()
-    for name, info in sorted(checkpoint.tensors.items()):
-        if name not in weights:
-            add(name, info.dtype, info.shape, checkpoint.read_start(name, _SAMPLED_BYTES))
-    for name, stored in sorted(quantized.stored.items()) if quantized else ():
-        add(name, stored.dtype, stored.shape, stored.read_start(_SAMPLED_BYTES))
-    return digest.hexdigest()
+SCALES, QWEIGHT = "scales.safetensors", "qweight"
 
 
 @dataclass(frozen=True)
@@ -97,9 +73,9 @@ class Artifact:
         recipe = read_recipe(folder)
         qweight: dict[str, StoredTensor] = {}
         for path in sorted((folder / QWEIGHT).glob("*.safetensors")):
-            qweight |= _header(path)
+            qweight |= open_tensors(path)
         schemes = resolve(recipe, checkpoint.spec)
-        scales = _header(folder / SCALES)
+        scales = open_tensors(folder / SCALES)
         artifact = cls(folder, checkpoint.spec, stats, recipe, schemes, scales, qweight, checkpoint)
         artifact._check()
         return artifact
@@ -345,7 +321,7 @@ class Artifact:
     def _bad(self, what: str, expected: object, found: object, where: object = None) -> BundleError:
         where = where or self.folder
         return BundleError(
-            f"The calibration of {what} is damaged.", where=where, expected=expected, found=found, fix=_AGAIN
+            f"The calibration of {what} is damaged.", where=where, expected=expected, found=found, fix=AGAIN
         )
 
 
@@ -355,64 +331,4 @@ def _describe(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
 
 def _refuse(what: str, names: set[str], artifact: Artifact) -> None:
     if names:
-        raise BundleError(f"The calibration {what}.", where=artifact.folder, found=shorten(sorted(names)), fix=_AGAIN)
-
-
-def require_origin(folder: Path, checkpoint: Checkpoint) -> Stats:
-    """Read the stats of a calibration, which must be of this checkpoint.
-
-    Raises:
-        BundleError: missing, damaged, of another version, or of another checkpoint.
-    """
-    stats, found = read_stats(folder), checkpoint_fingerprint(checkpoint)
-    if stats.checkpoint != found:
-        raise BundleError(
-            "This is the calibration of another checkpoint.",
-            where=folder / STATS,
-            expected=f"checkpoint {found[:12]}",
-            found=f"checkpoint {stats.checkpoint[:12]}",
-            fix=_AGAIN,
-        )
-    return stats
-
-
-def read_stats(folder: Path) -> Stats:
-    """Read `stats.json`.
-
-    Raises:
-        BundleError: missing, damaged, or of another version.
-    """
-    path = folder / STATS
-    what = "The calibration's stats.json is invalid"
-    return parse_json(Stats, _read_text(path), BundleError, what, where=path, fix=_AGAIN)
-
-
-def read_recipe(folder: Path) -> Recipe:
-    """Read `recipe.yaml`.
-
-    Raises:
-        BundleError: missing or damaged.
-    """
-    path = folder / RECIPE
-    try:
-        return parse(_read_text(path), path)
-    except R1VError as error:
-        raise _as_bundle_error(error) from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return read_regular_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError("A file of the calibration cannot be read.", where=path, found=error, fix=_AGAIN) from error
-
-
-def _header(path: Path) -> dict[str, StoredTensor]:
-    try:
-        return read_header(path)
-    except CheckpointError as error:
-        raise _as_bundle_error(error) from error
-
-
-def _as_bundle_error(error: Any) -> BundleError:
-    return BundleError(error.what, where=error.where, expected=error.expected, found=error.found, fix=_AGAIN)
+        raise BundleError(f"The calibration {what}.", where=artifact.folder, found=shorten(sorted(names)), fix=AGAIN)

@@ -27,14 +27,9 @@ from r1v_export.errors import InputError, UsageError
 from r1v_export.log_event import log_event
 from r1v_export.manifest import to_json
 from r1v_export.quantization.algorithms.quantize_block import quantize_block
-from r1v_export.quantization.artifact.artifact import (
-    RECIPE,
-    SCALES,
-    STATS,
-    checkpoint_fingerprint,
-    read_stats,
-)
+from r1v_export.quantization.artifact.artifact import SCALES
 from r1v_export.quantization.artifact.block_tensors import qweight_tensors, scale_tensors
+from r1v_export.quantization.artifact.documents import RECIPE, STATS, checkpoint_fingerprint, read_stats
 from r1v_export.quantization.calibration.blocks import Block
 from r1v_export.quantization.calibration.blockwise_runner import (
     DEFAULT_OPTIONS,

@@ -23,7 +23,7 @@ from r1v_export.errors import CheckpointError
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.algorithms.shared_scales import share_input_scale
-from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint, read_stats
+from r1v_export.quantization.artifact.documents import checkpoint_fingerprint, read_stats
 from r1v_export.quantization.calibration.blocks import Block
 from r1v_export.quantization.calibration.calibrate import Quantization, is_done
 from r1v_export.quantization.calibration.key import CalibrationKey

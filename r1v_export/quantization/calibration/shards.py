@@ -19,7 +19,7 @@ from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.errors import BundleError, CheckpointError, UsageError
 from r1v_export.files import read_regular_bytes
 from r1v_export.manifest import to_json
-from r1v_export.quantization.artifact.artifact import checkpoint_fingerprint, read_stats
+from r1v_export.quantization.artifact.documents import checkpoint_fingerprint, read_stats
 from r1v_export.quantization.calibration.blocks import Block, materialize, stored_tensors, tensors_of
 from r1v_export.quantization.calibration.blockwise_runner import (
     DEFAULT_OPTIONS,

@@ -14,7 +14,8 @@ from r1v_export.errors import BundleError, UsageError
 from r1v_export.log_event import log_event
 from r1v_export.manifest import to_json
 from r1v_export.progress import ProgressCallback, subrange
-from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.artifact.documents import checkpoint_fingerprint
 from r1v_export.quantization.calibration.blockwise_runner import (
     DEFAULT_OPTIONS,
     CalibrationOptions,

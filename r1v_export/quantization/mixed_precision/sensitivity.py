@@ -28,7 +28,8 @@ from r1v_export.files import read_regular_bytes
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.apply import torch as fake
-from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.artifact.documents import checkpoint_fingerprint
 from r1v_export.quantization.calibration.blocks import Block, blocks, materialize
 from r1v_export.quantization.calibration.dataset import CalibrationSample, CalibrationSet
 from r1v_export.quantization.groups import LinearGroup

@@ -15,8 +15,9 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
 from r1v_export.errors import BundleError, CheckpointError
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
-from r1v_export.quantization.artifact.artifact import Artifact, checkpoint_fingerprint
+from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.artifact.block_tensors import qweight_tensors
+from r1v_export.quantization.artifact.documents import checkpoint_fingerprint
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.quantized_block import QuantizedBlock

@@ -10,7 +10,8 @@ import torch
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.errors import UsageError
-from r1v_export.quantization.artifact.artifact import Artifact, read_stats
+from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.artifact.documents import read_stats
 from r1v_export.quantization.calibration import matmul_precision
 from r1v_export.quantization.calibration.blocks import blocks, materialize
 from r1v_export.quantization.calibration.matmul_precision import BFloat16Linear, choose_matmul

@@ -11,16 +11,9 @@ from safetensors.torch import save_file
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
-from r1v_export.quantization.artifact.artifact import (
-    QWEIGHT,
-    RECIPE,
-    SCALES,
-    STATS,
-    Artifact,
-    Stats,
-    checkpoint_fingerprint,
-)
+from r1v_export.quantization.artifact.artifact import QWEIGHT, SCALES, Artifact, Stats
 from r1v_export.quantization.artifact.block_tensors import qweight_tensors, scale_tensors
+from r1v_export.quantization.artifact.documents import RECIPE, STATS, checkpoint_fingerprint
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import KVScales
 from r1v_export.quantization.quantized_block import QuantizedBlock
