@@ -20,7 +20,7 @@ from typing import Any
 import click
 from divergence import distributions, divergence, held_out
 from measure import machine, write_results
-from torch import Tensor, nn
+from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.quantization.algorithms.quantize_block import quantize_block
@@ -81,8 +81,7 @@ def quantized(checkpoint: Checkpoint) -> tuple[dict[tuple[str, str], Linears], d
     }
     found: dict[tuple[str, str], Linears] = defaultdict(dict)
 
-    def quantize(block: Block, module: nn.Module, collected: BlockStatistics) -> None:
-        tensors = {block.checkpoint_name(name): tensor for name, tensor in module.state_dict().items()}
+    def quantize(block: Block, tensors: Mapping[str, Tensor], collected: BlockStatistics) -> None:
         for key, plan in plans.items():
             if plan.is_quantized(block):
                 made = quantize_block(block.groups, plan.schemes, tensors, collected, plan.recipe.observer)

@@ -1,7 +1,7 @@
 """What a calibration takes: seconds, memory, and disk while it runs, by the model's sizes, the recipe and the samples.
 
-Constants are of one core of the machine that they were measured on (benchmarks/calibration_estimate.py); the rate of
-products is measured on the machine that plans.
+Constants are of one core of the machine that they were measured on; the rate of products is measured on the machine
+that plans. benchmarks/plan_estimates.py compares estimates with builds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from r1v_export.quantization.recipe import Awq, Gptq, Recipe, RoundToNearest
 
 RESPONSES_AT_ONCE = 8
 
-_PARAMETERS_PER_S = {"rtn": 600e6, "clip": 12e6, "smoothquant": 100e6, "awq": 4.7e6, "gptq": 4.3e6}
+_PARAMETERS_PER_S = {"rtn": 600e6, "clip": 12e6, "smoothquant": 100e6, "awq": 16e6, "gptq": 9.5e6}
 """Quantized in a core-second, by algorithm, `clip` for rounding with a search for scales; factorizations apart."""
 _GRAM_FLOPS = 0.5
 """Of the rate of products: the matrices are larger than any cache."""
@@ -151,7 +151,7 @@ class CalibrationCost:
         gram_groups = plan.gram_groups(block)
         grams = [group.in_features**2 for group in block.groups if group.name in gram_groups]
         algorithms = {type(plan.schemes[x].weights) for g in block.groups for x in g.linears if x in plan.schemes}
-        copies = 3 if Gptq in algorithms else 1 if Awq in algorithms else 0
+        copies = 1 if {Gptq, Awq} & algorithms else 0
         working = 2 * largest if Gptq in algorithms or Awq in algorithms else largest // 4
         return _FLOAT_BYTES * (weights + inside + sum(grams) + copies * max(grams, default=0) + working)
 
