@@ -116,6 +116,10 @@ class Build:
         source = self.checkpoint.source
         return self.config.saved(source.kind, source.revision)
 
+    def _settings(self, *without: str) -> dict[str, object]:
+        """The config as JSON values, without parts that a stage does not read."""
+        return self.saved_config.model_dump(mode="json", exclude=set(without))
+
     def stages(self) -> list[Stage]:
         """All stages, each after those that it reads from.
 
@@ -173,19 +177,18 @@ class Build:
 
     def _model_stage(self) -> Stage:
         auxiliary = self.checkpoint.auxiliary_files()
-        config, spec = self.saved_config, self.checkpoint.spec
+        spec = self.checkpoint.spec
 
         def make(folder: Path, on_progress: ProgressCallback) -> None:
             for path in auxiliary:
                 shutil.copyfile(path, folder / path.name)
             (folder / MODEL_SPEC).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            (folder / BUILD_CONFIG).write_text(config_yaml(config), encoding="utf-8")
 
         return Stage(
             "model-files",
             make,
-            code=("build_file.py", "checkpoint", "config.py", "model_spec.py"),
-            settings={"config": config.model_dump(mode="json"), "spec": spec.model_dump(mode="json")},
+            code=("checkpoint", "model_spec.py"),
+            settings={"spec": spec.model_dump(mode="json")},
             sources=tuple(path.name for path in auxiliary),
             size_bytes=sum(path.stat().st_size for path in auxiliary),
         )
@@ -277,14 +280,14 @@ class Build:
         )
 
     def _engine_stages(self) -> Iterator[Stage]:
-        for target in self.config.targets:
+        for target, options in self.config.targets.items():
             size_bytes = registry.get_target(target).size_bytes(self.config, self.checkpoint.spec, self.schemes)
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),
                 code=(*_TRACED_CODE, "targets", *(("quantization",) if self.config.quantized else ())),
                 tools=(*provenance.TRACING_TOOLS, *registry.tools(target)),
-                settings={"device": self.config.device, "options": self.config.targets[target]},
+                settings={"config": self._settings("calibration", "parity", "targets"), "options": options},
                 sources=tuple(path.name for path in self.checkpoint.files()),
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 is_task=True,
@@ -309,16 +312,13 @@ class Build:
 
         def make(folder: Path, on_progress: ProgressCallback) -> None:
             write_files(self.out, self.graphs, self.config, self.checkpoint.spec, folder)
+            (folder / BUILD_CONFIG).write_text(config_yaml(self.saved_config), encoding="utf-8")
 
         return Stage(
             DOCUMENTS_STAGE,
             make,
-            code=("contract.py", "model_spec.py", *_DOCUMENTS_CODE, "targets"),
-            settings={
-                "compute": self.compute,
-                "spec": self.checkpoint.spec.model_dump(mode="json"),
-                "image_policy": self.config.image_policy,
-            },
+            code=("build_file.py", "config.py", "contract.py", "model_spec.py", *_DOCUMENTS_CODE, "targets"),
+            settings={"spec": self.checkpoint.spec.model_dump(mode="json"), "config": self._settings()},
             after=("model-files", *(f"{name}-graph" for name in self.graphs), *engines),
         )
 

@@ -91,7 +91,12 @@ def test_a_damaged_file_is_made_again_and_nothing_else(tiny_bundle: Path, tiny_c
 
 def test_another_precision_makes_graphs_and_engine_again(tiny_bundle: Path, tiny_config: BuildConfig) -> None:
     planned = plan(tiny_config.model_copy(update={"precision": "fp16"}), tiny_bundle)
-    assert not any(stage.done for stage in planned)
+    assert [stage.name for stage in planned if stage.done] == ["model-files"]
+
+
+def test_another_gate_runs_again_and_the_engine_is_kept(tiny_bundle: Path, tiny_config: BuildConfig) -> None:
+    config = tiny_config.model_copy(update={"parity": ParityConfig(questions=1, max_new_tokens=2)})
+    assert build(config, tiny_bundle).ran == ("documents", "onnxruntime-parity")
 
 
 def test_a_plan_changes_nothing_and_knows_what_is_done(
