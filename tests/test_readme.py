@@ -19,7 +19,7 @@ ALL = [block for document in DOCUMENTS for block in blocks_of(document)]
 BUILDS = [block for block in ALL if block.document == "api.md"]
 """Blocks that change out/demo; they come last."""
 
-REASONS = ("installs", "needs TensorRT", "needs a GPU")
+REASONS = ("installs", "needs TensorRT", "needs a GPU", "needs a checkpoint of 38 billion parameters")
 """What an unattended machine may lack: why a block may be skipped."""
 ANOTHER_TEST = re.compile(r"(tests/\S+\.py) does\b.*")
 """A block that the named test runs."""
