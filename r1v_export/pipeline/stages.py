@@ -57,7 +57,8 @@ _TRACED_CODE = ("checkpoint", "contract.py", "exporters", "model_spec.py", "refe
 _DOCUMENTS_CODE = ("processing", "serialized", "pipeline/bundle_files.py")
 _CALIBRATION_CODE = (
     *("checkpoint", "model_spec.py", "processing", "reference"),
-    *("quantization", "nano", "runner", "pipeline/calibration.py", "pipeline/sharded_calibration.py"),
+    *("quantization", "nano", "runner"),
+    *("pipeline/calibration.py", "pipeline/calibration_samples.py", "pipeline/sharded_calibration.py"),
 )
 _RUN_CODE = (
     *(*_TRACED_CODE, *_DOCUMENTS_CODE, "targets", "runner", "parity", "nano", "quantization"),
@@ -287,7 +288,11 @@ class Build:
                 partial(self._build_engine, target),
                 code=(*_TRACED_CODE, "targets", *(("quantization",) if self.config.quantized else ())),
                 tools=(*provenance.TRACING_TOOLS, *registry.tools(target)),
-                settings={"config": self._settings("calibration", "parity", "targets"), "options": options},
+                # What the model is called decides nothing: a task of a Ray cluster knows a hub model by its folder.
+                settings={
+                    "config": self._settings("model", "revision", "calibration", "parity", "targets"),
+                    "options": options,
+                },
                 sources=tuple(path.name for path in self.checkpoint.files()),
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 is_task=True,

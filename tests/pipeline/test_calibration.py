@@ -1,4 +1,4 @@
-"""The digest of a calibration set changes with every file that the set is read from."""
+"""A build's calibration: what its fingerprint follows, and what is refused before any work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from r1v_export.pipeline.calibration import data_digest
+from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.config import BuildConfig, CalibrationConfig
+from r1v_export.errors import UsageError
+from r1v_export.pipeline.calibration import calibration_set, chosen_recipe, data_digest
+from r1v_export.pipeline.calibration_samples import calibration_examples
+from r1v_export.pipeline.provenance import PACKAGE
+from r1v_export.pipeline.sharded_calibration import calibrate_by
+from r1v_export.pipeline.stages import CALIBRATION_STAGE, Build
+from r1v_export.quantization.calibration.calibrate import calibrate
+from r1v_export.quantization.calibration.shards import collect_shard
+from r1v_export.quantization.recipe import load
 
 
 def write_set(path: Path, *images: str) -> Path:
@@ -52,3 +62,21 @@ def test_lines_and_names_that_cannot_be_used_are_left_to_the_reader(tmp_path: Pa
     with source.open("a") as file:
         file.write('{"image": 3}\nno JSON\n')
     assert data_digest(str(source))
+
+
+def test_the_code_that_chooses_samples_is_in_the_fingerprint_of_a_calibration(tmp_path: Path) -> None:
+    build = Build(BuildConfig(precision="fp8"), Checkpoint.open("r1v-nano"), tmp_path)
+    (stage,) = (stage for stage in build.stages() if stage.name == CALIBRATION_STAGE)
+    for function in (calibrate_by, calibration_set, calibration_examples, calibrate, collect_shard):
+        file = Path(function.__code__.co_filename).relative_to(PACKAGE)
+        assert any(file.is_relative_to(part) for part in stage.code), file
+
+
+def test_a_recipe_that_cannot_be_split_is_refused_before_any_work(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(load("int4-gptq").model_copy(update={"propagate_error": True}).to_yaml())
+    whole = BuildConfig(precision="int4", recipe=str(recipe))
+    assert chosen_recipe(whole) is not None
+    with pytest.raises(UsageError, match="propagate_error") as caught:
+        chosen_recipe(whole.model_copy(update={"calibration": CalibrationConfig(shards=2)}))
+    assert caught.value.found == "2 shards"

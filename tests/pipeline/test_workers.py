@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.checkpoint.resolve import Source
 from r1v_export.config import BUILTIN_MODEL, BuildConfig, CalibrationConfig
+from r1v_export.manifest import StageEntry
+from r1v_export.pipeline.stage import fingerprint
+from r1v_export.pipeline.stages import Build
 from r1v_export.pipeline.workers import portable, read_paths
+from r1v_export.targets import registry
 
 
 def test_relative_paths_become_absolute_and_names_stay(
@@ -33,3 +39,17 @@ def test_a_hub_model_is_the_folder_that_it_was_downloaded_to_and_the_builtin_one
     hub = portable(BuildConfig(model="owner/name", revision="main"), checkpoint)
     assert (hub.model, hub.revision) == (str(tiny_model), None)
     assert portable(BuildConfig(), checkpoint).model == BUILTIN_MODEL
+
+
+def test_tasks_of_a_hub_model_have_the_same_fingerprint_on_a_worker(tiny_model: Path, tmp_path: Path) -> None:
+    config = registry.resolved(BuildConfig(model="owner/name", revision="main"))
+    own, downloaded = Checkpoint.open(tiny_model), copy(Checkpoint.open(tiny_model))
+    downloaded.source = Source("hub", "owner/name", "0" * 40)
+    here = Build(config, downloaded, tmp_path)
+    there = Build(portable(config, downloaded), own, tmp_path)
+    sources = dict.fromkeys(here.source_files(), "0" * 64)
+    finished = {stage.name: StageEntry(fingerprint="0" * 64, files={}) for stage in here.stages()}
+    tasks = [pair for pair in zip(here.stages(), there.stages(), strict=True) if pair[0].is_task]
+    assert len(tasks) == 6, "four graphs, an engine and its gate"
+    for stage, other in tasks:
+        assert fingerprint(stage, sources, finished) == fingerprint(other, sources, finished), stage.name
