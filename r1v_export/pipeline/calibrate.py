@@ -26,7 +26,7 @@ from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.dataset import Shard
 from r1v_export.quantization.calibration.resume import default_resume_folder
 from r1v_export.quantization.calibration.shards import collect_shard as collect_statistics
-from r1v_export.quantization.calibration.shards import find_shards, merge
+from r1v_export.quantization.calibration.shards import find_shards, merge, require_separable
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def collect_shard(
     """Write one shard's statistics into `out`, for `merge_shards`.
 
     Raises:
-        UsageError: the calibration has a budget, which cannot be split into shards.
+        UsageError: the calibration has a budget, or its recipe `propagate_error`: they cannot be split into shards.
         R1VError: as `calibrate_alone`.
     """
     recipe = chosen_recipe(config)
@@ -85,6 +85,7 @@ def collect_shard(
             found=f"--shard {shard} with --budget {config.budget}",
             fix="omit one of them",
         )
+    require_separable(recipe, f"shard {shard}")  # before prompts are answered
     checkpoint = _open(config, offline)
     config = resolved_calibration(config, checkpoint)
     recipe = chosen_recipe(config) or recipe

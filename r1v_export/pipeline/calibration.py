@@ -37,6 +37,7 @@ from r1v_export.quantization.calibration.matmul_precision import choose_matmul
 from r1v_export.quantization.calibration.plan import reads_samples
 from r1v_export.quantization.calibration.raw_examples import RawExample, named_files, read_examples
 from r1v_export.quantization.calibration.resume import write_text
+from r1v_export.quantization.calibration.shards import require_separable
 from r1v_export.quantization.mixed_precision.budget import Budget
 from r1v_export.quantization.mixed_precision.search import FP8, MEASURED_SAMPLES, SENSITIVITY, candidates, search
 from r1v_export.quantization.recipe import Recipe, Scheme, load, resolve
@@ -55,8 +56,8 @@ def chosen_recipe(config: BuildConfig) -> Recipe | None:
     """The recipe of a quantized build; None where nothing is quantized, and where a budget has yet to find one.
 
     Raises:
-        UsageError: there is no such recipe, it is not one, the budget is not understood, or a finished calibration was
-            made by another recipe.
+        UsageError: there is no such recipe, it is not one, it cannot be calibrated in shards that are asked for, the
+            budget is not understood, or a finished calibration was made by another recipe.
         BundleError: the finished calibration cannot be read.
     """
     if not config.quantized:
@@ -67,7 +68,10 @@ def chosen_recipe(config: BuildConfig) -> Recipe | None:
     if config.calibration.artifact is not None:
         return _recipe_of_artifact(Path(config.calibration.artifact), config)
     per_tensor = any(registry.get_target(target).fp8_per_tensor for target in config.targets)
-    return load(config.recipe or default_recipe(config, fp8_per_tensor=per_tensor))
+    recipe = load(config.recipe or default_recipe(config, fp8_per_tensor=per_tensor))
+    if config.calibration.shards > 1:
+        require_separable(recipe, f"{config.calibration.shards} shards")
+    return recipe
 
 
 def _recipe_of_artifact(folder: Path, config: BuildConfig) -> Recipe:

@@ -56,6 +56,25 @@ _SHARED = {
 """What all shards of a calibration have in common, by the key's field."""
 
 
+def require_separable(recipe: Recipe, found: str) -> None:
+    """Check that statistics for a recipe can be collected in shards.
+
+    Args:
+        found: which shards were asked for.
+
+    Raises:
+        UsageError: the recipe has `propagate_error`.
+    """
+    if recipe.propagate_error:
+        raise UsageError(
+            "A recipe with propagate_error cannot be calibrated in shards: a block's inputs are the outputs of the "
+            "blocks before it, quantized from the statistics of all samples.",
+            where=f"recipe {recipe.name}",
+            found=found,
+            fix="calibrate in one run, or set propagate_error: false",
+        )
+
+
 def collect_shard(
     checkpoint: Checkpoint,
     recipe: Recipe,
@@ -72,14 +91,7 @@ def collect_shard(
     Takes disk for the statistics, and for AWQ and GPTQ for in-features squared times 4 bytes of every input: about 4 GB
     for each layer of a 32B model.
     """
-    if recipe.propagate_error:
-        raise UsageError(
-            "A recipe with propagate_error cannot be calibrated in shards: a block's inputs are the outputs of the "
-            "blocks before it, quantized from the statistics of all samples.",
-            where=f"recipe {recipe.name}",
-            found=f"shard {calibration.shard}",
-            fix="calibrate in one run, or set propagate_error: false",
-        )
+    require_separable(recipe, f"shard {calibration.shard}")
     compute = compute_dtype(checkpoint, options.device)
     key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, options.matmul, calibration)
     plan = make_plan(checkpoint, recipe)
