@@ -110,14 +110,15 @@ class CalibrationCost:
     def _forward_s(self, index: int, rates: Rates) -> float:
         plan, block = self.plan, self.plan.blocks[index]
         rows = self._rows(block)
+        passes = plan.forward_passes(index)
         products = sum(plan.forward_cost(index, sample.tokens, sample.tiles) for sample in self.samples)
         gram_groups = plan.gram_groups(block)
         grams = sum(group.in_features**2 for group in block.groups if group.name in gram_groups) * sum(rows)
         elements = sum(group.in_features for group in block.groups) * sum(rows)
         rate = rates.flops(self.matmul)
-        flops_s = 2 * products / rate + 2 * grams / (rate * _GRAM_FLOPS)
-        return (
-            flops_s
+        grams_s = 2 * grams / (rate * _GRAM_FLOPS)
+        return grams_s + passes * (
+            2 * products / rate
             + _attention_flops(block, self.samples) / rates.flops("float32")
             + (_ELEMENT_S * elements + _PASS_S * len(self.samples)) / rates.cores
         )
@@ -145,7 +146,8 @@ class CalibrationCost:
         linears = [shapes[linear] for group in block.groups for linear in group.linears]
         runs = index <= plan.last_collected
         largest = max((rows * columns for rows, columns in linears), default=0)
-        weights = sum(rows * columns for rows, columns in linears) if runs and self.matmul == "float32" else 0
+        in_float32 = runs and (self.matmul == "float32" or plan.propagates_error(index))
+        weights = sum(rows * columns for rows, columns in linears) if in_float32 else 0
         widths = [group.in_features for group in block.groups]
         inside = 3 * max(self._rows_at_once(block), default=0) * max(widths, default=0) if runs else 0
         gram_groups = plan.gram_groups(block)

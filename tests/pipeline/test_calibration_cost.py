@@ -72,6 +72,16 @@ def test_more_samples_and_slower_algorithms_take_longer(nano: Checkpoint) -> Non
     assert 2 * large[0] < large[1]
 
 
+def test_error_carried_forward_takes_another_pass_and_a_block_in_float32(nano: Checkpoint) -> None:
+    recipe, rates, sizes = load("int4-gptq"), measured_rates(), [SampleSize(400, 1)] * 64
+    without, propagated = (
+        CalibrationCost(CalibrationPlan(nano.spec, each), sizes, "bfloat16", 1 << 30)
+        for each in (recipe, recipe.model_copy(update={"propagate_error": True}))
+    )
+    assert propagated.seconds(rates) > 1.2 * without.seconds(rates)
+    assert propagated.memory_bytes > without.memory_bytes
+
+
 def test_activations_beyond_the_limit_are_not_held(nano: Checkpoint) -> None:
     config = BuildConfig(precision="fp8")
     small = config.model_copy(update={"calibration": CalibrationConfig(activation_memory="1MB")})
