@@ -122,7 +122,7 @@ def materialize(
     weights = {}
     for parameter in module.state_dict():
         name = block.checkpoint_name(parameter)
-        # The embedding table stays a map of its file: rows are taken from it, and nothing else is read.
+        # The embedding table stays a map of its file, whose pages the kernel gives back: rows are taken from it.
         weights[parameter] = checkpoint.read(name) if embeddings else _finite(checkpoint.read(name), name)
         if not embeddings and parameter not in as_stored:
             weights[parameter] = weights[parameter].to(device, dtype)

@@ -1,8 +1,8 @@
 """Products of bfloat16 values, accumulated in float32, in a calibration's forward passes on the CPU.
 
 A bfloat16 checkpoint's weights stay as they are stored, and are not copied; what enters a linear is rounded to
-bfloat16, as it is where the model runs in bfloat16. Norms, attention, the residual stream and all statistics are
-computed in float32.
+bfloat16, as it is where the model runs in bfloat16, and so is what attention and Gram matrices multiply. Norms,
+softmax, the residual stream and all sums are float32.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def use_bfloat16_linears(module: nn.Module) -> None:
 
 @contextmanager
 def matmul_precision(matmul: Matmul) -> Iterator[None]:
-    """Compute float32 products outside linears, such as those of Gram matrices, from operands rounded so."""
+    """Compute float32 products outside linears, those of attention and of Gram matrices, from operands rounded so."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16" if matmul == "bfloat16" else before
