@@ -190,10 +190,15 @@ class Task:
         left_s = self.elapsed_s * (1 - self.fraction) / self.fraction
         facts = [f"{100 * self.fraction:.0f} %", f"{duration(left_s)} left"]
         if not self.progress.live:
-            facts.insert(1, f"{6000 * self.fraction / self.elapsed_s:.2g} %/min" if self.elapsed_s else "")
+            facts.insert(1, f"{_two_digits(6000 * self.fraction / self.elapsed_s)} %/min" if self.elapsed_s else "")
         if later_s := self.progress.later_s:
             facts.append(f"{duration(left_s + later_s)} with all stages")
         return f": {', '.join(fact for fact in facts if fact)}"
+
+
+def _two_digits(number: float) -> str:
+    """`0.069`, `6.9`, `69`, `690`: no exponent."""
+    return f"{number:.2g}" if number < 99.5 else f"{number:.0f}"
 
 
 def duration(seconds: float) -> str:

@@ -75,6 +75,10 @@ def test_a_line_without_a_terminal_names_the_rate(clock: list[float]) -> None:
         clock[0] += 20
         task.report(1, 4, "layer 3")
         assert task.line() == "[1/2] one: 25 %, 25 %/min, 3 min 00 s left, 4 min 00 s with all stages (layer 3)"
+    with shown.stage("two") as task:
+        clock[0] += 6
+        task.report(1, 2)
+        assert task.line() == "[2/2] two: 50 %, 500 %/min, 6.0 s left"
 
 
 class SignaledStream(io.StringIO):
