@@ -96,7 +96,8 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "r1v-export"
-        return _report(arguments, UsageError(error.format_message(), fix=f"{command} --help"))
+        what = error.format_message().replace("\n\t", " ")  # click lists choices on lines of their own
+        return _report(arguments, UsageError(what, fix=f"{command} --help"))
     except (click.Abort, KeyboardInterrupt):
         return _report(
             arguments,
