@@ -41,11 +41,13 @@ class TensorDifference:
     elements: int | None = None
     """Of tensors of one type and shape."""
     max_abs_difference: float | None = None
-    """Of numbers."""
+    """Of elements that are finite in both."""
 
 
 def first_difference(first: Bundle, second: Bundle) -> TensorDifference | None:
-    """Compare graphs, then engines, tensor by tensor, until one differs; files with equal hashes are not read.
+    """Compare graphs, then engines, tensor by tensor, until one differs.
+
+    A graph is read where it, or any file that may hold its tensors, is another one in the second bundle.
 
     Raises:
         BundleError, CheckpointError, OSError: a file cannot be read.
@@ -115,12 +117,13 @@ def _first_in_file(
 
 
 def _differing(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float] | None:
-    """How many elements differ, of how many, and by how much at most; NaN equals NaN."""
+    """How many elements differ, of how many, and by how much finite ones do at most; NaN equals NaN."""
     one, other, differing, largest = first.reshape(-1), second.reshape(-1), 0, 0.0
     for start in range(0, one.size, _ELEMENTS_AT_ONCE):
         wide = [side[start : start + _ELEMENTS_AT_ONCE].astype(np.float64) for side in (one, other)]
         unlike = ~((wide[0] == wide[1]) | (np.isnan(wide[0]) & np.isnan(wide[1])))
         if unlike.any():
             differing += int(unlike.sum())
-            largest = max(largest, float(np.abs(wide[0] - wide[1])[unlike].max()))
+            finite = unlike & np.isfinite(wide[0]) & np.isfinite(wide[1])
+            largest = max(largest, float(np.abs(wide[0][finite] - wide[1][finite]).max(initial=0.0)))
     return (differing, one.size, largest) if differing else None

@@ -6,11 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from r1v_export.bundle import Bundle
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.diff.compare import BundleDiff, compare_bundles
+from r1v_export.diff.tensors import _differing
 from r1v_export.manifest import hash_file
 from r1v_export.pipeline.build import build
 
@@ -67,3 +69,10 @@ def test_one_changed_value_is_found(nano_bundle: Path, tmp_path: Path) -> None:
     assert (found.tensor.file, found.tensor.differing) == ("graphs/vision.onnx", 1)
     assert found.tensor.max_abs_difference is not None
     assert 3 < found.tensor.max_abs_difference < 5
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_that_are_not_finite_are_compared_without_their_distance() -> None:
+    inf, nan = np.inf, np.nan
+    assert _differing(np.array([inf, nan, -inf, 1.0]), np.array([inf, nan, -inf, 1.0])) is None
+    assert _differing(np.array([inf, nan, 1.0, 2.0]), np.array([-inf, 1.0, 1.0, 2.5])) == (3, 4, 0.5)
