@@ -21,10 +21,15 @@ _SHOWN_FILES = 12
 @click.command(short_help="Show in what two bundles differ.")
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
-@click.option("--report", type=click.Path(path_type=Path), help="Also write a page, with all that is equal.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Also write an HTML page, which shows what is equal too."
+)
 @common_options
 def command(first: Path, second: Path, report: Path | None, format_: str) -> None:
-    """Compare the bundles FIRST and SECOND: source, settings, tool versions, sizes, parity, files, tensors."""
+    """Compare the bundles FIRST and SECOND: source, settings, tool versions, sizes, parity, files, tensors.
+
+    The exit code is 0 whether they differ or not.
+    """
     from r1v_export.bundle import Bundle
     from r1v_export.diff.compare import compare_bundles
 

@@ -22,17 +22,26 @@ _COUNT = click.IntRange(min=1)
 @click.argument("model")
 @click.option("--target", help="Show this engine of a bundle: its layers, types and sizes.")
 @click.option(
-    "--roofline", "device_name", metavar="GPU", help="What fits into H100, ... and how fast it could be there."
+    "--roofline",
+    "device_name",
+    metavar="GPU",
+    help="A GPU, such as H100: least time of each step there; of a checkpoint also what fits.",
 )
 @click.option(
-    "--report", type=click.Path(path_type=Path), help="With --roofline of a bundle: also a page for all GPUs."
+    "--report",
+    type=click.Path(path_type=Path),
+    help="With --roofline of a bundle: also write an HTML page for all GPUs.",
 )
 @click.option(
-    "--precision", type=click.Choice(PRECISIONS), help="Of a checkpoint's engine. [default: the checkpoint's]"
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Precision of the engine that is sized. [default: the checkpoint's]",
 )
-@click.option("--recipe", help="How a checkpoint is quantized, in place of the precision's own recipe.")
-@click.option("--tp", type=_COUNT, help="GPUs that share each layer. [default: 1]")
-@click.option("--pp", type=_COUNT, help="Groups of such GPUs that share the layers. [default: 1]")
+@click.option("--recipe", help="Recipe of the engine that is sized. [default: the precision's]")
+@click.option("--tp", type=_COUNT, help="Tensor parallelism: GPUs that share each layer. [default: 1]")
+@click.option(
+    "--pp", type=_COUNT, help="Pipeline parallelism: groups of such GPUs, each with a part of the layers. [default: 1]"
+)
 @click.option("--batch", type=_COUNT, help="Requests at a time. [default: 1]")
 @click.option("--tiles", type=click.IntRange(min=0), help="Tiles of a request's images. [default: one image's most]")
 @click.option("--prompt", type=_COUNT, help="Tokens of a prompt with its images. [default: tiles and a question]")
@@ -53,7 +62,8 @@ def command(
     """Show what MODEL is: a checkpoint (hub id or folder), a bundle, or one engine of it.
 
     With --roofline, a bundle's graphs are counted, and a checkpoint is sized before anything is built: weights, cache
-    and workspace per GPU, the largest batch and context that fit, and the least time of each step.
+    and workspace per GPU, the largest batch and context that fit, and the least time of each step. The options from
+    --precision to --max-new-tokens say for which engine and requests.
     """
     from r1v_export.cli import inspect_engine, inspect_gpu
     from r1v_export.manifest import MANIFEST
@@ -66,6 +76,7 @@ def command(
         why = "of a bundle, whose graphs say it" if is_bundle else "without --roofline GPU"
         refuse_given(context, sizing, why, "omit it, or name a checkpoint and --roofline GPU")
     if device_name is not None and is_bundle:
+        refuse_given(context, ("target",), "with --roofline, which counts the bundle's graphs", "omit one of the two")
         inspect_engine.show_roofline(Path(model), device_name, report, format_)
         return
     if device_name is not None:

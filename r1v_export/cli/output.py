@@ -55,7 +55,9 @@ ray_option = click.option(
     "--ray", metavar="ADDRESS", help="Run parts as tasks of this Ray cluster, such as `auto`; see docs/ray.md."
 )
 shards_option = click.option(
-    "--shards", type=click.IntRange(min=1), help="Parts that the samples are taken in, for --ray. [default: 1]"
+    "--shards",
+    type=click.IntRange(min=1),
+    help="Parts that calibration samples are split into, for --ray to spread. [default: 1]",
 )
 
 
@@ -64,17 +66,19 @@ def calibration_options(function: Function) -> Function:
     for option in reversed(
         (
             click.option(
-                "--samples", type=click.IntRange(min=1), help="How many of them at most. [default: the effort's]"
+                "--samples",
+                type=click.IntRange(min=1),
+                help="Calibration samples at most. [default: 128; with quick effort 32]",
             ),
             click.option(
                 "--effort",
                 type=click.Choice(["auto", "quick", "full"]),
-                help="32 samples or 128, int4 by RTN or GPTQ; auto: quick from 8 billion parameters.",
+                help="Quick: 32 samples, int4 by RTN; full: 128, GPTQ; auto: quick from 8 billion parameters.",
             ),
             click.option(
                 "--matmul-precision",
                 type=click.Choice(["auto", "float32", "bfloat16"]),
-                help="Operands of calibration's products on a CPU; auto: bfloat16 if it is fast.",
+                help="Type of matrix products in calibration on a CPU; auto: bfloat16 if it is fast.",
             ),
             click.option(
                 "--activation-memory",

@@ -99,6 +99,7 @@ def test_a_text_prompt_has_no_vision_step(sized) -> None:
         (["r1v-nano", "--roofline", "H100", "--report", "page.html"], "no effect for a checkpoint"),
         (["r1v-nano", "--tp", "2"], "no effect without --roofline GPU"),
         (["BUNDLE", "--roofline", "H100", "--tp", "2"], "no effect of a bundle"),
+        (["BUNDLE", "--roofline", "H100", "--target", "onnxruntime"], "no effect with --roofline"),
     ],
 )
 def test_what_cannot_be_sized_is_refused(
