@@ -14,6 +14,7 @@ from r1v_export.cli.output import (
     image_policy_option,
     print_json,
     ray_option,
+    refuse_given,
     shards_option,
     shown_progress,
     table,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 DEFAULT_OUT = Path("out")
+_OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation_memory", "shards")
 
 
 @click.command(short_help="Turn a checkpoint into a bundle of engines.")
@@ -126,6 +128,11 @@ def command(
         "parity": {**({"enabled": False} if no_parity else {}), **({"gate": gate} if gate else {})} or None,
     }
     config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
+    if not config.quantized:
+        why = f"in {config.precision}, which needs no calibration"
+        refuse_given(
+            click.get_current_context(), _OF_CALIBRATION, why, "omit it, or choose a --precision of 8 or 4 bits"
+        )
     if sm is not None:
         from r1v_export.targets.registry import with_option
 

@@ -255,6 +255,7 @@ def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["build", "--precision", "fp7"], "'fp7' is not one of"),
         (["verify"], "Missing argument 'BUNDLE'"),
         (["completion"], "Choose from: bash, zsh, fish"),
+        (["build", "--effort", "quick"], "no effect in fp32"),
         (["check", "x", "--questions", "0"], "not in the range"),
         (["synth", "x", "--set", "no-value"], "no value"),
     ],
