@@ -89,7 +89,9 @@ def check_bundle(
     """
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
-    progress.stages = 1
+    # As far as it is known before the checkpoint is read.
+    is_one_walk = asked.parity.gate == "streamed" or not bundle.config.quantized
+    progress.stages = 1 + (1 if is_one_walk else 2) + len(others)
     checkpoint = open_source(bundle, model, progress)
     artifact = open_artifact(folder, checkpoint)
     require_calibrated_scales(bundle.graphs, artifact)
@@ -99,7 +101,7 @@ def check_bundle(
     run = GateRun(folder, target, checkpoint, artifact, device)
     gates = [replace(options, gate=gate) for gate in gate_names(checkpoint, artifact, options)]
     questions = asked.of(checkpoint, streamed)
-    progress.stages += (1 if streamed else len(gates)) + len(others)
+    progress.stages = 1 + (1 if streamed else len(gates)) + len(others)
     if streamed:
         names = " and ".join(gate.gate for gate in gates)
         with progress.stage(names) as task, tempfile.TemporaryDirectory() as work:
