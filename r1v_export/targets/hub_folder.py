@@ -40,7 +40,7 @@ def write_folder(
     out: Path,
     on_progress: ProgressCallback,
 ) -> None:
-    """Write weights, configuration and tokenizer into the empty folder `out`, one tensor in memory at a time.
+    """Write weights, configuration and tokenizer into the folder `out`, one tensor in memory at a time.
 
     Args:
         quantization_config: of config.json; the source's own are omitted.

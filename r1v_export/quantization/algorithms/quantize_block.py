@@ -27,6 +27,7 @@ from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, all_finite, not_finite, scale_for
 from r1v_export.quantization.recipe import Awq, Gptq, RoundToNearest, Scheme, SmoothQuant
+from r1v_export.quantization.smoothing import is_smoothed
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.range_estimators import Observer, estimate_range
 
@@ -124,12 +125,14 @@ def _apply_smoothing_scales(
     """Find the scales of AWQ and SmoothQuant, move them in `rescaled`, and return them by group name."""
     smoothed: dict[str, Tensor] = {}
     for group in groups:
-        scheme = schemes.get(group.linears[0])
-        if group.smooth_layer is None or scheme is None or not isinstance(scheme.weights, Awq | SmoothQuant):
+        if not is_smoothed(group, schemes):
             continue
+        options = schemes[group.linears[0]].weights
+        assert group.smooth_layer is not None, "is_smoothed says so"
+        assert isinstance(options, Awq | SmoothQuant), "likewise"
         rescaled |= {name: rescaled[name].float() for name in smoothed_tensors(group)}
         weights = [rescaled[f"{linear}.weight"] for linear in group.linears]
-        smoothed[group.name] = _smoothing_scale(group, group.smooth_layer, scheme.weights, weights, statistics)
+        smoothed[group.name] = _smoothing_scale(group, group.smooth_layer, options, weights, statistics)
         apply_smoothing(group, smoothed[group.name], rescaled)
     return smoothed
 

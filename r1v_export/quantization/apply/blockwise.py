@@ -62,7 +62,7 @@ def _read(name: str, checkpoint: Checkpoint, artifact: Artifact | None) -> Tenso
     if artifact is not None and name in artifact.overrides:
         return artifact.overrides[name]()
     tensor = _read_original(name, checkpoint)
-    # The embedding table stays a map of its file: rows are taken from it, and nothing else is read.
+    # The embedding table stays a map of its file, whose pages the kernel gives back: rows are taken from it.
     return tensor if name == EMBED_TOKENS else tensor.to(torch.float32)
 
 

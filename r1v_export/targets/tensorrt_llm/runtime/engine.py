@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
 _TABLE = "model.embed_tokens.weight"
-"""Stays in the dtype that it is stored in: rows are taken from it, and nothing else is read."""
+"""Stays in the dtype that it is stored in: rows are taken from its map, whose pages the kernel gives back."""
 
 
 def load_language_model(folder: Path, spec: ModelSpec) -> Model:
