@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,12 +43,20 @@ def run_step(name: str, arguments: argparse.Namespace, limit_s: float) -> dict[s
         command = [sys.executable, __file__, "--out", arguments.out, "--device", arguments.device, "--step", name]
         command += ["--work", work, *(["--tiny"] if arguments.tiny else [])]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+            done = subprocess.run(
+                command, env=_environment(), capture_output=True, text=True, timeout=limit_s, check=False
+            )
             error = None if done.returncode == 0 else f"exit code {done.returncode}: {done.stderr[-3000:]}"
         except subprocess.TimeoutExpired:
             error = f"stopped after {limit_s:.0f} s"
         found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
     return {**found, **({"error": error} if error else {}), "step_s": round(time.monotonic() - started, 1)}
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with the repository where Python looks for modules."""
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def run_in_this_process(name: str, arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import CapabilityError, ParityError, R1VError
-from r1v_export.files import explain_full_disk
+from r1v_export.files import explain_full_disk, require_writable
 from r1v_export.hashed_files import record_hashes
 from r1v_export.log_event import log_event
 from r1v_export.manifest import MANIFEST, PASSED, WORK_FOLDER, FileEntry, Manifest, SourceEntry, StageEntry
@@ -26,7 +26,7 @@ from r1v_export.pipeline.stage import Stage, fingerprint
 from r1v_export.pipeline.stage_task import stage_task
 from r1v_export.pipeline.stages import Build
 from r1v_export.pipeline.workers import portable, read_paths
-from r1v_export.pipeline.workspace import Workspace, open_workspace, stage_files
+from r1v_export.pipeline.workspace import CHOOSE_ANOTHER, Workspace, open_workspace, stage_files
 from r1v_export.progress import Progress, size
 from r1v_export.targets import registry
 from r1v_export.version import VERSION
@@ -90,6 +90,7 @@ def build(
     job = _open(config, out, offline)
     stages = job.stages()
     if not (out / WORK_FOLDER).exists() and not (out / MANIFEST).exists():
+        require_writable(out, CHOOSE_ANOTHER)
         refuse_impossible(out, stages)  # before anything is hashed
     progress = progress or Progress(quiet=True)
     progress.stages = len(stages) + 1

@@ -51,6 +51,9 @@ from r1v_export.manifest import (
 from r1v_export.strict import load_json
 from r1v_export.write_journal import WriteJournal
 
+CHOOSE_ANOTHER = "choose another one with -o FOLDER"
+"""What to do about an output folder that cannot be used."""
+
 
 class Workspace:
     """One output folder, locked. Made by `open_workspace`."""
@@ -246,9 +249,9 @@ def open_workspace(out: Path) -> Iterator[Workspace]:
             "The output folder contains other files.",
             where=out,
             expected="an empty folder, a bundle or an unfinished build",
-            fix="choose another one with -o FOLDER",
+            fix=CHOOSE_ANOTHER,
         )
-    require_writable(out, "choose another one with -o FOLDER")
+    require_writable(out, CHOOSE_ANOTHER)
     with _lock(out):
         yield Workspace(out)
 
