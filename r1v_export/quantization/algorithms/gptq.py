@@ -129,8 +129,9 @@ def _factorize(matrix_II: Tensor) -> bool:
         identity_BB = torch.eye(end - start, dtype=upper_BB.dtype, device=upper_BB.device)
         inverse_BB = torch.linalg.solve_triangular(upper_BB, identity_BB, upper=True)
         columns_IB[:start] = columns_IB[:start] @ inverse_BB.T
+    diagonal_I = matrix_II.diagonal().clone()  # a view of it would change while rows are divided by it
     for rows_BI in matrix_II.split(FACTOR_BLOCK):
-        rows_BI /= matrix_II.diagonal()
+        rows_BI /= diagonal_I
     return True
 
 

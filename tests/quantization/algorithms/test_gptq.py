@@ -65,6 +65,19 @@ def test_the_factor_is_that_of_the_damped_matrix(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(torch.linalg.inv(factor), paper / paper.diagonal()[:, None])
 
 
+def test_the_factor_is_the_same_with_several_threads() -> None:
+    x = torch.randn(1024, 512, generator=torch.Generator().manual_seed(0))  # wide enough for operators to use them
+    gram, threads = x.T @ x, torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = compensation(gram, 0.01).factor.triu(1)
+        torch.set_num_threads(2)
+        found = compensation(gram, 0.01).factor.triu(1)
+    finally:
+        torch.set_num_threads(threads)
+    assert (found - expected).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["int4", "uint4"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_outputs_are_much_nearer_than_rounding_to_nearest_makes_them(kind: str, seed: int) -> None:
