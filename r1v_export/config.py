@@ -166,10 +166,7 @@ class BuildConfig(StrictModel):
         words += ["--precision", self.precision]
         words += ["--budget", self.budget] if self.budget else []
         words += ["--recipe", self.recipe] if self.recipe else []
-        words += ["--calib", self.calibration.data] if self.calibration.data else []
-        words += ["--shards", str(self.calibration.shards)] if self.calibration.shards > 1 else []
-        words += self._calibration_words()
-        words += ["--calibrated", self.calibration.artifact] if self.calibration.artifact else []
+        words += self._calibration_words() if self.quantized else []
         for target in self.targets:
             words += ["--target", target]
         # The one option of targets' blocks that the command line has.
@@ -184,7 +181,11 @@ class BuildConfig(StrictModel):
     def _calibration_words(self) -> list[str]:
         """Options of the calibration that are not the default's."""
         calibration, defaults = self.calibration, CalibrationConfig()
+        if calibration.artifact is not None:
+            return ["--calibrated", calibration.artifact]
         values = {
+            "--calib": calibration.data,
+            "--shards": calibration.shards if calibration.shards > 1 else None,
             "--effort": calibration.effort if calibration.effort != defaults.effort else None,
             "--samples": calibration.samples,
             "--matmul-precision": (

@@ -57,6 +57,12 @@ def test_the_command_is_quoted_where_a_shell_would_split_or_expand_it() -> None:
     assert BuildConfig().command == f"r1v-export build {BUILTIN_MODEL} --precision fp32"
 
 
+def test_options_of_a_calibration_are_typed_only_where_they_have_an_effect() -> None:
+    calibration = CalibrationConfig(samples=4, artifact="done")
+    assert "--samples" not in BuildConfig(calibration=CalibrationConfig(samples=4)).command
+    assert BuildConfig(precision="fp8", calibration=calibration).command.endswith(" fp8 --calibrated done")
+
+
 def test_a_list_of_targets_gives_each_its_defaults_once() -> None:
     assert BuildConfig.model_validate({"targets": ["b", "a", "b"]}).targets == {"b": {}, "a": {}}
     assert BuildConfig.model_validate({"targets": {"b": None}}).targets == {"b": {}}

@@ -128,11 +128,13 @@ def command(
         "parity": {**({"enabled": False} if no_parity else {}), **({"gate": gate} if gate else {})} or None,
     }
     config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
+    context = click.get_current_context()
     if not config.quantized:
         why = f"in {config.precision}, which needs no calibration"
-        refuse_given(
-            click.get_current_context(), _OF_CALIBRATION, why, "omit it, or choose a --precision of 8 or 4 bits"
-        )
+        refuse_given(context, _OF_CALIBRATION, why, "omit it, or choose a --precision of 8 or 4 bits")
+    elif config.calibration.artifact is not None:
+        why = "with --calibrated, which is a finished calibration"
+        refuse_given(context, _OF_CALIBRATION, why, "omit it, or omit --calibrated")
     if sm is not None:
         from r1v_export.targets.registry import with_option
 

@@ -256,6 +256,7 @@ def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["verify"], "Missing argument 'BUNDLE'"),
         (["completion"], "Choose from: bash, zsh, fish"),
         (["build", "--effort", "quick"], "no effect in fp32"),
+        (["build", "--precision", "fp8", "--calibrated", "x", "--samples", "4"], "no effect with --calibrated"),
         (["check", "x", "--questions", "0"], "not in the range"),
         (["synth", "x", "--set", "no-value"], "no value"),
     ],
