@@ -33,6 +33,7 @@ from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.planned_calibration import PlannedCalibration
 from r1v_export.pipeline.sharded_calibration import calibrate_by
 from r1v_export.pipeline.stage import Needs, Stage
+from r1v_export.pipeline.stage_code import CALIBRATION_CODE, DOCUMENTS_CODE, RUN_CODE, TRACED_CODE
 from r1v_export.pipeline.workers import ThisProcess, Workers
 from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.calibration.imported import imported_recipe
@@ -52,18 +53,6 @@ DOCUMENTS_STAGE = "documents"
 
 _ENGINE_S = 2.0
 """Rough, for the plan."""
-
-_TRACED_CODE = ("checkpoint", "contract.py", "exporters", "model_spec.py", "reference")
-_DOCUMENTS_CODE = ("processing", "serialized", "pipeline/bundle_files.py")
-_CALIBRATION_CODE = (
-    *("checkpoint", "model_spec.py", "processing", "reference"),
-    *("quantization", "nano", "runner"),
-    *("pipeline/calibration.py", "pipeline/calibration_samples.py", "pipeline/sharded_calibration.py"),
-)
-_RUN_CODE = (
-    *(*_TRACED_CODE, *_DOCUMENTS_CODE, "targets", "runner", "parity", "nano", "quantization"),
-    "pipeline/parity_gate.py",
-)
 
 
 @dataclass(frozen=True)
@@ -207,7 +196,7 @@ class Build:
         yield Stage(
             CALIBRATION_STAGE,
             self._calibrate,
-            code=_CALIBRATION_CODE,
+            code=CALIBRATION_CODE,
             tools=(*provenance.TRACING_TOOLS, *provenance.INPUT_TOOLS),
             settings=settings,
             sources=tuple(self.source_files()),
@@ -244,7 +233,7 @@ class Build:
             yield Stage(
                 f"{name}-graph",
                 partial(self._export, name),
-                code=(*_TRACED_CODE, "quantization") if self.config.quantized else _TRACED_CODE,
+                code=(*TRACED_CODE, "quantization") if self.config.quantized else TRACED_CODE,
                 tools=provenance.TRACING_TOOLS,
                 settings={"compute": self.compute, "spec": self.checkpoint.spec.model_dump(mode="json")},
                 sources=sources,
@@ -286,7 +275,7 @@ class Build:
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),
-                code=(*_TRACED_CODE, "targets", *(("quantization",) if self.config.quantized else ())),
+                code=(*TRACED_CODE, "targets", *(("quantization",) if self.config.quantized else ())),
                 tools=(*provenance.TRACING_TOOLS, *registry.tools(target)),
                 # What the model is called decides nothing: a task of a Ray cluster knows a hub model by its folder.
                 settings={
@@ -322,7 +311,7 @@ class Build:
         return Stage(
             DOCUMENTS_STAGE,
             make,
-            code=("build_file.py", "config.py", "contract.py", "model_spec.py", *_DOCUMENTS_CODE, "targets"),
+            code=("build_file.py", "config.py", "contract.py", "model_spec.py", *DOCUMENTS_CODE, "targets"),
             settings={"spec": self.checkpoint.spec.model_dump(mode="json"), "config": self._settings()},
             after=("model-files", *(f"{name}-graph" for name in self.graphs), *engines),
         )
@@ -331,7 +320,7 @@ class Build:
         return Stage(
             f"{target}-parity",
             partial(self._check_parity, target),
-            code=_RUN_CODE,
+            code=RUN_CODE,
             tools=(*provenance.TRACING_TOOLS, *registry.tools(target), *provenance.INPUT_TOOLS),
             settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
             sources=tuple(self.source_files()),

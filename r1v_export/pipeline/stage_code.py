@@ -1,0 +1,15 @@
+"""Folders and files of this package that the kinds of stages run: a change of one makes them again."""
+
+from __future__ import annotations
+
+TRACED_CODE = ("checkpoint", "contract.py", "exporters", "model_spec.py", "reference")
+DOCUMENTS_CODE = ("processing", "serialized", "pipeline/bundle_files.py")
+CALIBRATION_CODE = (
+    *("checkpoint", "model_spec.py", "processing", "reference"),
+    *("quantization", "nano", "runner"),
+    *("pipeline/calibration.py", "pipeline/calibration_samples.py", "pipeline/sharded_calibration.py"),
+)
+RUN_CODE = (
+    *(*TRACED_CODE, *DOCUMENTS_CODE, "targets", "runner", "parity", "nano", "quantization"),
+    "pipeline/parity_gate.py",
+)
