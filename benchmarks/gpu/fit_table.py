@@ -16,9 +16,10 @@ from pathlib import Path
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.model_spec import ModelSpec
+from r1v_export.parallel import Parallel
 from r1v_export.quantization.recipe import load, resolve
 from r1v_export.roofline.gpu_fit import GPU_SIZES_GB, fit, gpu_memory, requests
-from r1v_export.roofline.gpu_model import GpuModel, Parallel
+from r1v_export.roofline.gpu_model import GpuModel
 
 DOCUMENT = Path(__file__).parents[2] / "docs/38b.md"
 BEGIN = "<!-- written by benchmarks/gpu/fit_table.py -->"

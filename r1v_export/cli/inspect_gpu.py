@@ -39,10 +39,11 @@ def show_gpu_fit(
     """
     from r1v_export.checkpoint.checkpoint import Checkpoint
     from r1v_export.config import COMPUTE_OF
+    from r1v_export.parallel import Parallel
     from r1v_export.quantization.recipe import resolve
     from r1v_export.roofline.devices import device
     from r1v_export.roofline.gpu_fit import facts, requests
-    from r1v_export.roofline.gpu_model import GpuModel, Parallel
+    from r1v_export.roofline.gpu_model import GpuModel
 
     gpu, checkpoint = device(device_name), Checkpoint.open(model, revision=revision, offline=offline)
     spec, chosen = checkpoint.spec, _recipe(checkpoint, precision, recipe)

@@ -10,6 +10,6 @@ CALIBRATION_CODE = (
     *("pipeline/calibration.py", "pipeline/calibration_samples.py", "pipeline/sharded_calibration.py"),
 )
 RUN_CODE = (
-    *(*TRACED_CODE, *DOCUMENTS_CODE, "targets", "runner", "parity", "nano", "quantization"),
+    *(*TRACED_CODE, *DOCUMENTS_CODE, "parallel.py", "targets", "runner", "parity", "nano", "quantization"),
     "pipeline/parity_gate.py",
 )

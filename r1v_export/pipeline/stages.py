@@ -275,7 +275,7 @@ class Build:
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),
-                code=(*TRACED_CODE, "targets", *(("quantization",) if self.config.quantized else ())),
+                code=(*TRACED_CODE, "parallel.py", "targets", *(("quantization",) if self.config.quantized else ())),
                 tools=(*provenance.TRACING_TOOLS, *registry.tools(target)),
                 # What the model is called decides nothing: a task of a Ray cluster knows a hub model by its folder.
                 settings={

@@ -16,6 +16,7 @@ from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD, expected_tensors
 from r1v_export.config import Compute
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import LanguageSpec, ModelSpec
+from r1v_export.parallel import Parallel
 from r1v_export.quantization.groups import layer_of
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
@@ -25,25 +26,6 @@ CUT_ALONG_INPUTS = ("self_attn.o_proj", "mlp.down_proj")
 """Linears whose input features are shared out, their products summed over GPUs; of all others it is the outputs."""
 
 _LANGUAGE = "language_model."
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """`tp` GPUs share each layer, `pp` groups of them share the layers."""
-
-    tp: int = 1
-    pp: int = 1
-
-    @property
-    def gpus(self) -> int:
-        """Number of GPUs."""
-        return self.tp * self.pp
-
-    def layers(self, stage: int, count: int) -> range:
-        """The layers of a pipeline stage; the first stages have one more where `pp` does not divide their number."""
-        size, more = divmod(count, self.pp)
-        start = stage * size + min(stage, more)
-        return range(start, start + size + (stage < more))
 
 
 @dataclass(frozen=True)

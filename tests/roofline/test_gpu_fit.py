@@ -8,9 +8,10 @@ import pytest
 
 from benchmarks.gpu import fit_table
 from r1v_export.errors import UsageError
+from r1v_export.parallel import Parallel
 from r1v_export.roofline.devices import DeviceSpec
 from r1v_export.roofline.gpu_fit import Requests, facts, fit, gpu_memory, requests, step_times, usable_bytes
-from r1v_export.roofline.gpu_model import GpuModel, Parallel
+from r1v_export.roofline.gpu_model import GpuModel
 from tests.tiny_models import tiny_spec
 
 SPEC = tiny_spec()

@@ -12,9 +12,10 @@ from r1v_export.checkpoint.synth import synthesize
 from r1v_export.checkpoint.tensor_store import open_tensors
 from r1v_export.config import BuildConfig
 from r1v_export.errors import UsageError
+from r1v_export.parallel import Parallel
 from r1v_export.pipeline.build import build
 from r1v_export.quantization.recipe import load, resolve
-from r1v_export.roofline.gpu_model import GpuModel, Parallel
+from r1v_export.roofline.gpu_model import GpuModel
 from r1v_export.targets.tensorrt_llm.checkpoint.formats import language_schemes, module_quant_formats
 from r1v_export.targets.tensorrt_llm.checkpoint.mapping import Mapping
 from r1v_export.targets.tensorrt_llm.checkpoint.weights import Weights

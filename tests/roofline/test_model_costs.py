@@ -8,9 +8,10 @@ import torch
 from benchmarks import hollow
 from r1v_export import contract
 from r1v_export.exporters.export import trace_graph
+from r1v_export.parallel import Parallel
 from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.roofline.counts import Cost, count
-from r1v_export.roofline.gpu_model import GpuModel, Parallel
+from r1v_export.roofline.gpu_model import GpuModel
 from r1v_export.roofline.model_costs import decoder_costs, vision_costs
 from tests.tiny_models import tiny_spec
 

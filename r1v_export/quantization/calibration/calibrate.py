@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,9 +134,18 @@ def is_done(key: CalibrationKey, out: Path) -> bool:
     Raises:
         UsageError: it holds anything else.
     """
+    return holds_result(out, lambda: (out / STATS).is_file() and read_stats(out).fingerprint == key.fingerprint)
+
+
+def holds_result(out: Path, is_result: Callable[[], bool]) -> bool:
+    """Whether `out` holds what is to be written there; False where it is empty or not there.
+
+    Raises:
+        UsageError: it holds anything else.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    if (out / STATS).is_file() and read_stats(out).fingerprint == key.fingerprint:
+    if is_result():
         return True
     raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
 

@@ -27,7 +27,7 @@ from r1v_export.quantization.calibration.blockwise_runner import (
     CalibrationOptions,
     compute_dtype,
 )
-from r1v_export.quantization.calibration.calibrate import Quantization, is_done, make_plan
+from r1v_export.quantization.calibration.calibrate import Quantization, holds_result, is_done, make_plan
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard
 from r1v_export.quantization.calibration.key import CalibrationKey, make_key
 from r1v_export.quantization.calibration.plan import CalibrationPlan
@@ -211,11 +211,7 @@ def find_shards(folders: Sequence[Path]) -> list[Path]:
 
 
 def _is_done(key: CalibrationKey, out: Path) -> bool:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    if (out / KEY).is_file() and _read_key(out) == key:
-        return True
-    raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
+    return holds_result(out, lambda: (out / KEY).is_file() and _read_key(out) == key)
 
 
 def _read_key(folder: Path) -> CalibrationKey:

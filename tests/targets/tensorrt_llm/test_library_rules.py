@@ -135,7 +135,7 @@ def test_each_gpu_has_exactly_the_tensors_that_its_model_asks_for(folder, wide, 
     config = read(folder, "config.json")
     mixed = config["quantization"]["quant_algo"] == "MIXED_PRECISION"
     layers = read(folder, "quant_cfg.json")["quantized_layers"] if mixed else {}
-    for rank in range(parallel.world):
+    for rank in range(parallel.gpus):
         assert stored(folder, rank) == required(wide.spec.language, parallel, rank, config, layers)
 
 

@@ -69,7 +69,7 @@ def checkpoint_config(
         "moe": {"num_experts": 0, "top_k": 0, "normalization_mode": 0},
         "moe_intermediate_size": 0,
         "moe_shared_expert_intermediate_size": 0,
-        "mapping": {"world_size": parallel.world, "tp_size": parallel.tp, "pp_size": parallel.pp},
+        "mapping": {"world_size": parallel.gpus, "tp_size": parallel.tp, "pp_size": parallel.pp},
         "quantization": quantization(quant_formats, parallel.layers(0, spec.num_layers), kv_cache),
         "runtime_defaults": None,
     }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import abc
-from dataclasses import dataclass
 
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import LanguageSpec
+from r1v_export.parallel import Parallel
 from r1v_export.targets.tensorrt_llm.checkpoint.formats import FOUR_BITS, QuantFormat
 
 CUT_ALONG_INPUTS = ("attention.dense", "mlp.proj")
@@ -16,24 +16,8 @@ KERNEL_COLUMNS = {"W4A16_AWQ": 64, "W4A16_GPTQ": 64, "W4A8_AWQ": 128}
 """Both feature counts of a 4-bit linear are multiples of this (or of the group) for every GPU: TensorRT-LLM would have
 to pad them, and does not for quantized checkpoints."""
 
-
-@dataclass(frozen=True)
-class Mapping:
-    """`tp` GPUs share each layer, `pp` groups of them share the layers."""
-
-    tp: int = 1
-    pp: int = 1
-
-    @property
-    def world(self) -> int:
-        """Number of GPUs."""
-        return self.tp * self.pp
-
-    def layers(self, stage: int, count: int) -> range:
-        """The layers of a pipeline stage; the first stages have one more where `pp` does not divide their number."""
-        size, more = divmod(count, self.pp)
-        start = stage * size + min(stage, more)
-        return range(start, start + size + (stage < more))
+Mapping = Parallel
+"""TensorRT-LLM's name for it."""
 
 
 def pad_vocabulary(vocab_size: int, tp: int) -> int:
