@@ -86,7 +86,9 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         known = _STANDARD | fields.keys()
-        fields |= {name: _finite(value) for name, value in vars(record).items() if name not in known}
+        event = {name: value for name, value in vars(record).items() if name not in known}
+        # An underscore marks a library's own field: with Ray in the process every record of Python has one.
+        fields |= {name: _finite(value) for name, value in event.items() if not name.startswith("_")}
         return json.dumps(fields, ensure_ascii=False, default=str)
 
 

@@ -105,7 +105,7 @@ def test_a_pass_logs_what_it_changed(caplog: pytest.LogCaptureFixture) -> None:
 def test_json_lines_carry_the_fields_of_an_event() -> None:
     record = logging.makeLogRecord({"name": "r1v_export.stage", "levelno": logging.INFO, "levelname": "INFO"})
     record.msg, record.args = "%(stage)s: %(files)d files", {"stage": "vision", "files": 2}
-    vars(record).update(stage="vision", files=2, kl=float("nan"), level="mine")
+    vars(record).update(stage="vision", files=2, kl=float("nan"), level="mine", _ray_timestamp_ns=1)
     line = json.loads(JsonFormatter().format(record), parse_constant=lambda name: pytest.fail(name))
     assert line.pop("time")
     assert line == {
