@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from r1v_export.pipeline.calibration import (
 )
 from r1v_export.pipeline.effort import resolved_calibration
 from r1v_export.pipeline.ray_cluster import open_cluster
-from r1v_export.pipeline.sharded_calibration import calibrate_by
+from r1v_export.pipeline.sharded_calibration import calibrate, remove_resume_folders
 from r1v_export.pipeline.workers import ThisProcess, Workers, portable, read_paths
 from r1v_export.progress import Progress
 from r1v_export.quantization.artifact.artifact import Artifact
@@ -52,7 +51,7 @@ def calibrate_alone(
         ray: address of a Ray cluster, on which the parts of a calibration in shards run.
 
     Raises:
-        R1VError: as `pipeline.calibration.calibrate`, or `out` holds something else.
+        R1VError: as `sharded_calibration.calibrate`, or `out` holds something else.
     """
     chosen_recipe(config)  # refused before a checkpoint is downloaded
     checkpoint = _open(config, offline)
@@ -63,9 +62,8 @@ def calibrate_alone(
         _workers(ray, config, checkpoint, out.absolute()) as workers,
         progress.stage("calibration") as task,
     ):
-        calibrate_by(workers, config, recipe, checkpoint, out, default_resume_folder(out), task.report)
-    # What a search within a budget tried on its way.
-    shutil.rmtree(default_resume_folder(out), ignore_errors=True)
+        calibrate(config, recipe, checkpoint, out, default_resume_folder(out), task.report, workers)
+    remove_resume_folders(default_resume_folder(out))
     return _calibrated(out, checkpoint, progress)
 
 

@@ -31,7 +31,6 @@ from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.artifact.documents import RECIPE, STATS, read_recipe, read_stats
 from r1v_export.quantization.artifact.documents import require_origin as require_artifact_origin
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
-from r1v_export.quantization.calibration.calibrate import calibrate as run_calibration
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard, prepare
 from r1v_export.quantization.calibration.matmul_precision import choose_matmul
 from r1v_export.quantization.calibration.plan import reads_samples
@@ -170,36 +169,15 @@ def _prepared(
     return prepare(examples, checkpoint, shard=shard, generate_responses=responses, image_policy=policy)
 
 
-def calibrate(
-    config: BuildConfig,
-    recipe: Recipe | None,
-    checkpoint: Checkpoint,
-    out: Path,
-    resume_folder: Path,
-    on_progress: ProgressCallback,
-) -> None:
-    """Write the calibration artifact into `out`; `resume_folder` keeps finished blocks until then.
-
-    Args:
-        recipe: `chosen_recipe`.
+def copy_finished(folder: Path, checkpoint: Checkpoint, out: Path) -> None:
+    """Make the calibration that `--calibrated` names that in `out`.
 
     Raises:
-        InputError: the calibration data cannot be used.
-        CheckpointError: a weight is not finite.
-        UsageError: the budget cannot be met.
-        BundleError: a finished calibration is damaged, or another checkpoint's.
+        BundleError: it is damaged, or another checkpoint's.
     """
-    if config.calibration.artifact is not None:
-        folder = Path(config.calibration.artifact)
-        with _given(folder):
-            Artifact.open(folder, checkpoint)
-        shutil.copytree(config.calibration.artifact, out, copy_function=link_or_copy)
-        return
-    options = calibration_options(config, checkpoint, resume_folder, on_progress)
-    if recipe is None:
-        _within_budget(config, checkpoint, out, options)
-    else:
-        run_calibration(checkpoint, recipe, calibration_set(config, checkpoint, recipe), out, options)
+    with _given(folder):
+        Artifact.open(folder, checkpoint)
+    shutil.copytree(folder, out, copy_function=link_or_copy)
 
 
 def calibration_options(
@@ -215,10 +193,17 @@ def calibration_options(
     )
 
 
-def _within_budget(config: BuildConfig, checkpoint: Checkpoint, out: Path, options: CalibrationOptions) -> None:
+def calibrate_within_budget(
+    config: BuildConfig, checkpoint: Checkpoint, out: Path, options: CalibrationOptions
+) -> None:
     """Search for a recipe; the calibration by it and the table that it was chosen from become `out`.
 
     Divergences are measured on samples behind those that are calibrated on, where the data has enough of them.
+
+    Raises:
+        UsageError: the budget cannot be met, or `out` holds something.
+        CapabilityError: divergences are wanted, and the model is too large for this machine to measure them.
+        R1VError: as `sharded_calibration.calibrate`.
     """
     assert config.budget is not None
     assert options.resume_folder is not None

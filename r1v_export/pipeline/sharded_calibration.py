@@ -1,5 +1,5 @@
-"""A calibration in parts: shards of the samples, then the blocks that are quantized from their statistics. The parts
-are tasks, which `workers` does here or on other machines.
+"""A calibration in one run, or in parts: shards of the samples, then the blocks that are quantized from their
+statistics. The parts are tasks, which `workers` does here or on other machines.
 
     RESUME-shards/DIGEST/1-of-4/   statistics of a shard
     RESUME-shards/merge/           resume folder of the merge
@@ -16,11 +16,18 @@ from pathlib import Path
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.manifest import to_json
-from r1v_export.pipeline.calibration import calibrate, calibration_options, calibration_set, data_digest
-from r1v_export.pipeline.workers import Task, Workers, portable
+from r1v_export.pipeline.calibration import (
+    calibrate_within_budget,
+    calibration_options,
+    calibration_set,
+    copy_finished,
+    data_digest,
+)
+from r1v_export.pipeline.workers import Task, ThisProcess, Workers, portable
 from r1v_export.progress import ProgressCallback, ignore_progress, subrange
 from r1v_export.quantization.artifact.documents import checkpoint_fingerprint
 from r1v_export.quantization.calibration.blockwise_runner import compute_dtype
+from r1v_export.quantization.calibration.calibrate import calibrate as run_calibration
 from r1v_export.quantization.calibration.calibrate import is_done
 from r1v_export.quantization.calibration.dataset import Shard
 from r1v_export.quantization.calibration.key import make_key
@@ -28,33 +35,57 @@ from r1v_export.quantization.calibration.shards import begin_merge, collect_shar
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.version import VERSION
 
+THIS_PROCESS = ThisProcess()
+
 _COLLECTING = 0.8
 """Share of the time that statistics take, roughly."""
 
 
-def calibrate_by(
-    workers: Workers,
+def calibrate(
     config: BuildConfig,
     recipe: Recipe | None,
     checkpoint: Checkpoint,
     out: Path,
     resume_folder: Path,
     on_progress: ProgressCallback,
+    workers: Workers = THIS_PROCESS,
 ) -> None:
-    """`pipeline.calibration.calibrate`, or the same in `config.calibration.shards` parts, by `workers`, which see all
-    folders under the same paths.
+    """Write the calibration artifact into `out`.
 
     Args:
         config: of `resolved_calibration`, so that every worker calibrates in the same way.
+        recipe: `chosen_recipe`.
+        resume_folder: keeps what is finished, for the same call after an interruption; the caller removes it, by
+            `remove_resume_folders`, once `out` is safe.
+        workers: do the parts of a calibration in shards; they see all folders under the same paths.
 
     Raises:
-        R1VError: as `pipeline.calibration.calibrate`.
+        InputError: the calibration data cannot be used.
+        CheckpointError: a weight is not finite.
+        UsageError: the budget cannot be met.
+        BundleError: a finished calibration is damaged, or another checkpoint's.
     """
-    if recipe is None or config.calibration.shards == 1 or config.calibration.artifact is not None:
-        calibrate(config, recipe, checkpoint, out, resume_folder, on_progress)
+    if config.calibration.artifact is not None:
+        copy_finished(Path(config.calibration.artifact), checkpoint, out)
+        return
+    options = calibration_options(config, checkpoint, resume_folder, on_progress)
+    if recipe is None:
+        calibrate_within_budget(config, checkpoint, out, options)
+    elif config.calibration.shards == 1:
+        run_calibration(checkpoint, recipe, calibration_set(config, checkpoint, recipe), out, options)
     elif not _is_done(config, recipe, checkpoint, out):
-        out, work = out.absolute(), resume_folder.absolute().with_name(f"{resume_folder.name}-shards")
+        out, work = out.absolute(), _shards_work(resume_folder.absolute())
         _calibrate_in_shards(workers, portable(config, checkpoint), recipe, checkpoint, out, work, on_progress)
+
+
+def remove_resume_folders(resume_folder: Path) -> None:
+    """Remove all that calibrations of this resume folder have kept."""
+    for folder in (resume_folder, _shards_work(resume_folder)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shards_work(resume_folder: Path) -> Path:
+    return resume_folder.with_name(f"{resume_folder.name}-shards")
 
 
 def _is_done(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, out: Path) -> bool:
@@ -92,7 +123,6 @@ def _calibrate_in_shards(
     ]
     workers.run(quantizing, subrange(on_progress, _COLLECTING, 1.0))
     merge(checkpoint, shards, out, options)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def collect(config: BuildConfig, recipe: Recipe, shard: Shard, out: Path, *, on_progress: ProgressCallback) -> None:

@@ -31,10 +31,11 @@ from r1v_export.pipeline.effort import resolved_calibration
 from r1v_export.pipeline.estimate import TRACE_S, gate_s, graph_parameters, measured_rates, writing_s
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.planned_calibration import PlannedCalibration
-from r1v_export.pipeline.sharded_calibration import calibrate_by
+from r1v_export.pipeline.sharded_calibration import calibrate
 from r1v_export.pipeline.stage import Needs, Stage
 from r1v_export.pipeline.stage_code import CALIBRATION_CODE, DOCUMENTS_CODE, RUN_CODE, TRACED_CODE
 from r1v_export.pipeline.workers import ThisProcess, Workers
+from r1v_export.pipeline.workspace import kept_folder
 from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.calibration.imported import imported_recipe
 from r1v_export.quantization.recipe import resolve
@@ -214,12 +215,12 @@ class Build:
         return PlannedCalibration(self.config, self.calibrated_config, self.checkpoint, self.recipe)
 
     def _calibrate(self, folder: Path, on_progress: ProgressCallback) -> None:
-        work = self.out / WORK_FOLDER / "calibrated-blocks"
+        work = kept_folder(self.out, CALIBRATION_STAGE) / "blocks"
         if self.checkpoint.quantized is not None:
             import_calibration(self.checkpoint, folder / CALIBRATION, work, on_progress)
             return
         config, out = self.calibrated_config, folder / CALIBRATION
-        calibrate_by(self.workers, config, self.recipe, self.checkpoint, out, work, on_progress)
+        calibrate(config, self.recipe, self.checkpoint, out, work, on_progress, self.workers)
 
     @property
     def _after_calibration(self) -> tuple[str, ...]:

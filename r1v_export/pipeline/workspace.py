@@ -5,6 +5,7 @@
     OUT/.work/done/STAGE.json fingerprint and files of a finished stage, written after its files are in place
     OUT/.work/STAGE/          what a running stage has written so far
     OUT/.work/STAGE.journal.json which of it is sound, for the same stage after a kill; the rest is never read again
+    OUT/.work/STAGE.kept/     what a stage keeps itself for another try, in a form of its own, until it is recorded
     OUT/manifest.json         written last: its presence says that the bundle is whole
 
 A stage writes below `.work/STAGE/`; its files are hashed, synced and renamed into OUT; then its record is written.
@@ -53,6 +54,11 @@ from r1v_export.write_journal import WriteJournal
 
 CHOOSE_ANOTHER = "choose another one with -o FOLDER"
 """What to do about an output folder that cannot be used."""
+
+
+def kept_folder(out: Path, stage: str) -> Path:
+    """Where a stage of the build in `out` keeps what it needs for another try, until it is recorded."""
+    return out / WORK_FOLDER / f"{stage}.kept"
 
 
 class Workspace:
@@ -105,6 +111,7 @@ class Workspace:
         journal = self._journal(stage)
         if not resume:
             journal.unlink(missing_ok=True)
+            shutil.rmtree(kept_folder(self.out, stage), ignore_errors=True)
         opened = WriteJournal(journal, self.work / stage, key)
         opened.prepare()
         return opened
@@ -132,6 +139,7 @@ class Workspace:
         self._write_record(stage, entry)
         shutil.rmtree(folder)
         self._journal(stage).unlink(missing_ok=True)
+        shutil.rmtree(kept_folder(self.out, stage), ignore_errors=True)
         return entry
 
     def keep_report(self, stage: str) -> Path | None:

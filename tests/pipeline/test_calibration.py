@@ -13,7 +13,7 @@ from r1v_export.errors import UsageError
 from r1v_export.pipeline.calibration import calibration_set, chosen_recipe, data_digest
 from r1v_export.pipeline.calibration_samples import calibration_examples
 from r1v_export.pipeline.provenance import PACKAGE
-from r1v_export.pipeline.sharded_calibration import calibrate_by
+from r1v_export.pipeline.sharded_calibration import calibrate as calibrate_here_or_in_shards
 from r1v_export.pipeline.stages import CALIBRATION_STAGE, Build
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.shards import collect_shard
@@ -67,7 +67,7 @@ def test_lines_and_names_that_cannot_be_used_are_left_to_the_reader(tmp_path: Pa
 def test_the_code_that_chooses_samples_is_in_the_fingerprint_of_a_calibration(tmp_path: Path) -> None:
     build = Build(BuildConfig(precision="fp8"), Checkpoint.open("r1v-nano"), tmp_path)
     (stage,) = (stage for stage in build.stages() if stage.name == CALIBRATION_STAGE)
-    for function in (calibrate_by, calibration_set, calibration_examples, calibrate, collect_shard):
+    for function in (calibrate_here_or_in_shards, calibration_set, calibration_examples, calibrate, collect_shard):
         file = Path(function.__code__.co_filename).relative_to(PACKAGE)
         assert any(file.is_relative_to(part) for part in stage.code), file
 

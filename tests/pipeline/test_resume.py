@@ -14,19 +14,32 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from torch import Tensor
 
 from r1v_export import hashed_files
 from r1v_export.checkpoint import tensor_writer
-from r1v_export.config import BuildConfig, ParityConfig
-from r1v_export.manifest import MANIFEST
+from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
+from r1v_export.manifest import MANIFEST, FileEntry
 from r1v_export.pipeline import build as pipeline
+from r1v_export.pipeline import workspace
+from r1v_export.pipeline.calibration import CALIBRATION
+from r1v_export.pipeline.stages import Build
+from r1v_export.pipeline.workspace import kept_folder
+from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.calibration.blocks import Block
+from r1v_export.quantization.calibration.blockwise_runner import BlockwiseRunner
+from r1v_export.quantization.calibration.calibrate import Quantization
+from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import QuantizedLinear
+from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 
 KILLS = int(os.environ.get("R1V_KILLS", "4"))
 
@@ -128,3 +141,98 @@ def test_killed_within_a_stage_it_goes_on_behind_what_is_written(
     assert names == expected[-len(names) :]
     assert len(names) < len(expected), "the first file was finished"
     assert tree(out) == tree(tmp_path / "undisturbed")
+
+
+@dataclass
+class Computed:
+    """What is computed of calibrations: blocks that samples went through, and blocks that were quantized."""
+
+    passed: list[str] = field(default_factory=list)
+    quantized: list[str] = field(default_factory=list)
+
+
+def record_calibrations(patch: pytest.MonkeyPatch) -> Computed:
+    computed = Computed()
+    run_block, quantize = BlockwiseRunner._run_block, Quantization.quantize
+
+    def run(runner: BlockwiseRunner, index: int, block: Block, *args: Any, **kwargs: Any) -> BlockStatistics:
+        computed.passed.append(block.name)
+        return run_block(runner, index, block, *args, **kwargs)
+
+    def quantize_(
+        quantization: Quantization, block: Block, *args: Mapping[str, Tensor], **kwargs: Any
+    ) -> QuantizedBlock:
+        computed.quantized.append(block.name)
+        return quantize(quantization, block, *args, **kwargs)
+
+    patch.setattr(BlockwiseRunner, "_run_block", run)
+    patch.setattr(Quantization, "quantize", quantize_)
+    return computed
+
+
+def die_before_a_calibration_is_recorded(patch: pytest.MonkeyPatch) -> None:
+    """Where its files are there, and not hashed yet."""
+
+    def stage_files(folder: Path, written: object = None) -> Mapping[str, FileEntry]:
+        if (folder / CALIBRATION).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return workspace.stage_files(folder)
+
+    patch.setattr(pipeline, "stage_files", stage_files)
+
+
+def calibrate_and_die(config: BuildConfig, out: Path) -> None:
+    die_before_a_calibration_is_recorded(pytest.MonkeyPatch())
+    pipeline.build(config, out)
+
+
+def test_killed_before_its_record_a_finished_calibration_is_not_computed_again(
+    tiny_model: Path, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = BuildConfig(
+        model=str(tiny_model),
+        precision="int4",
+        recipe="int4-gptq",
+        targets={"hf-unified": {}},
+        calibration=CalibrationConfig(samples=2),
+        parity=ParityConfig(enabled=False),
+    )
+    computed = record_calibrations(monkeypatch)
+    pipeline.build(config, tmp_path / "undisturbed")
+    assert computed.passed
+    assert computed.quantized
+    computed.passed.clear()
+    computed.quantized.clear()
+    out = tmp_path / "out"
+    child = multiprocessing.get_context("spawn").Process(target=calibrate_and_die, args=(config, out))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert not (out / CALIBRATION).exists(), "it is in the workspace alone"
+    built = pipeline.build(config, out)
+    assert "calibration" in built.ran
+    assert computed == Computed()
+    assert tree(out) == tree(tmp_path / "undisturbed")
+
+
+def test_what_a_calibration_keeps_is_gone_once_it_is_recorded(tiny_model: Path, tmp_path: Path) -> None:
+    """Seen by the next stage, before the workspace is removed."""
+    config = BuildConfig(
+        model=str(tiny_model),
+        precision="int4",
+        recipe="int4-gptq",
+        targets={"hf-unified": {}},
+        calibration=CalibrationConfig(samples=1),
+        parity=ParityConfig(enabled=False),
+    )
+    seen: list[bool] = []
+    make = Build._build_engine
+
+    def look(job: Build, target: str, folder: Path, on_progress: ProgressCallback) -> None:
+        seen.append(kept_folder(job.out, "calibration").exists())
+        make(job, target, folder, on_progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Build, "_build_engine", look)
+        pipeline.build(config, tmp_path / "out")
+    assert seen == [False]

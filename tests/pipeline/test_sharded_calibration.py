@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cli import main
+from r1v_export.config import BuildConfig, CalibrationConfig
+from r1v_export.pipeline.calibration import chosen_recipe
+from r1v_export.pipeline.sharded_calibration import calibrate as calibrate_config
+from r1v_export.pipeline.sharded_calibration import remove_resume_folders
 from r1v_export.pipeline.workers import Task, ThisProcess
-from r1v_export.progress import ProgressCallback
+from r1v_export.progress import ProgressCallback, ignore_progress
+from r1v_export.quantization.calibration.blockwise_runner import BlockwiseRunner
+from r1v_export.quantization.calibration.calibrate import Quantization
 
 Tree = Callable[[Path], dict[str, bytes]]
 
@@ -68,6 +76,26 @@ def test_what_another_calibration_left_is_dropped(
     assert calibrate(*options, "--precision", "fp8", "-o", tmp_path / "out") == 0
     assert calibrate(*options, "--precision", "fp8", "-o", tmp_path / "whole") == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_result_that_was_lost_is_there_again(
+    tiny_model: Path, tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a build that is killed before the calibration is recorded."""
+    config = BuildConfig(model=str(tiny_model), precision="fp8", calibration=CalibrationConfig(samples=2, shards=2))
+    checkpoint, out, work = Checkpoint.open(tiny_model), tmp_path / "out", tmp_path / "work"
+
+    def run() -> dict[str, bytes]:
+        calibrate_config(config, chosen_recipe(config), checkpoint, out, work, ignore_progress)
+        return tree(out)
+
+    before = run()
+    shutil.rmtree(out)
+    monkeypatch.setattr(BlockwiseRunner, "_run_block", None)
+    monkeypatch.setattr(Quantization, "quantize", None)
+    assert run() == before
+    remove_resume_folders(work)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_search_within_a_budget_has_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

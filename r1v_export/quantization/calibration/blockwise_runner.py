@@ -47,8 +47,8 @@ class CalibrationOptions:
         matmul: what the CPU rounds the operands of products to, see `matmul_precision`.
         activation_memory_bytes: activations between blocks that are kept in memory, so that they need not be read from
             the files that all of them are written to.
-        resume_folder: keeps finished blocks until the end, for a run after an interrupted one; next to the result if
-            omitted.
+        resume_folder: keeps finished blocks for a run after an interrupted one, and after the end for the caller, who
+            removes it; next to the result and removed at the end if omitted.
         on_progress: called after every sample in every block.
     """
 

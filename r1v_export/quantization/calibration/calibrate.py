@@ -40,7 +40,7 @@ from r1v_export.quantization.calibration.blockwise_runner import (
 from r1v_export.quantization.calibration.dataset import CalibrationSet
 from r1v_export.quantization.calibration.key import CalibrationKey, make_key
 from r1v_export.quantization.calibration.plan import CalibrationPlan
-from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, default_resume_folder, write_text
+from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, open_resume_state, write_text
 from r1v_export.quantization.calibration_stats import InputEntry, Stats
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.recipe import Imported, Recipe, describe
@@ -75,7 +75,7 @@ def calibrate(
     compute = compute_dtype(checkpoint, options.device)
     key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, options.matmul, calibration)
     plan = make_plan(checkpoint, recipe)
-    done, unfinished = is_done(key, out), ResumeState(options.resume_folder or default_resume_folder(out), key)
+    done, unfinished = is_done(key, out), open_resume_state(out, key, options.resume_folder)
     _log_plan(plan, key)
     if done:
         _LOG.info("the calibration was done before")

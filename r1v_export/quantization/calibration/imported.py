@@ -28,7 +28,7 @@ from r1v_export.quantization.calibration.blocks import Block
 from r1v_export.quantization.calibration.calibrate import Quantization, is_done
 from r1v_export.quantization.calibration.key import CalibrationKey
 from r1v_export.quantization.calibration.plan import CalibrationPlan
-from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, default_resume_folder
+from r1v_export.quantization.calibration.resume import BlockRecord, open_resume_state
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import LinearGroup, linear_groups
 from r1v_export.quantization.kv_scales import KVScales
@@ -132,7 +132,7 @@ def import_quantized(
 
     Args:
         out: must not exist or be empty.
-        resume_folder: keeps finished blocks, for a run after an interrupted one; next to `out` if omitted.
+        resume_folder: as `CalibrationOptions.resume_folder`.
         on_progress: called after every block.
 
     Raises:
@@ -145,7 +145,7 @@ def import_quantized(
     key = CalibrationKey(
         checkpoint=checkpoint_fingerprint(checkpoint), recipe=recipe, compute="float32", shard="1/1", samples=()
     )
-    done, unfinished = is_done(key, out), ResumeState(resume_folder or default_resume_folder(out), key)
+    done, unfinished = is_done(key, out), open_resume_state(out, key, resume_folder)
     if done:
         unfinished.clear()
         return read_stats(out)

@@ -2,13 +2,15 @@
 
 RESUME/key.json                       the calibration's key; the state of another key is removed
 RESUME/activations/                   between two blocks, see `activations`
-RESUME/result/                        what becomes OUT when all is done
+RESUME/result/                        what becomes OUT when all is done, and stays here until RESUME's owner removes it
 RESUME/result/{qweight,statistics}/BLOCK.safetensors, RESUME/scales/BLOCK.safetensors
 RESUME/records/BLOCK.json             written last: the block is done
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -29,13 +31,25 @@ from r1v_export.strict import StrictModel, parse_json
 
 KEY = "key.json"
 
-_OURS = {KEY, f".{KEY}.unfinished", "activations", "records", "result", "scales", "scratch"}
+_OURS = {KEY, f".{KEY}.unfinished", "activations", "linked", "records", "result", "scales", "scratch"}
 """Everything that a resume folder can hold, whenever the run was interrupted."""
+
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+"""What `link` fails with where the file system has no hard links, or has given a file as many as it can."""
 
 
 def default_resume_folder(out: Path) -> Path:
     """Where an unfinished calibration is kept by default: next to its result."""
     return out.with_name(f".{out.name}.work")
+
+
+def open_resume_state(out: Path, key: CalibrationKey, folder: Path | None) -> ResumeState:
+    """The unfinished calibration that is to become `out`.
+
+    Args:
+        folder: the caller's, which removes it once the result is safe; next to `out` and removed at the end if omitted.
+    """
+    return ResumeState(folder or default_resume_folder(out), key, kept=folder is not None)
 
 
 class BlockRecord(StrictModel):
@@ -51,10 +65,11 @@ class ResumeState:
     Args:
         folder: made if it is not there; must be on the file system of the result.
         key: of the calibration; what is left of another one is removed.
+        kept: whether the folder outlives the calibration, for a caller that may yet lose the result.
     """
 
-    def __init__(self, folder: Path, key: CalibrationKey) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: CalibrationKey, *, kept: bool = False) -> None:
+        self.folder, self.key, self.kept = folder, key, kept
         self.result = folder / "result"
         text = to_json(key.model_dump(mode="json"))
         path = folder / KEY
@@ -106,13 +121,19 @@ class ResumeState:
         write_atomically(path, written.replace)
 
     def finish(self, out: Path) -> None:
-        """Rename the result to `out` and remove everything else."""
+        """Let the result appear in `out`, whole or not at all, and remove everything else; where the folder is kept,
+        what a run needs that begins here again, with the result's files as hard links."""
         out.parent.mkdir(parents=True, exist_ok=True)
+        linked = self.folder / "linked"
+        kept = self.kept and _link_files(self.result, linked)
         if out.is_dir():
             out.rmdir()
-        self.result.replace(out)
+        (linked if kept else self.result).replace(out)
         sync_folder(out.parent)
-        self.clear()
+        if kept:
+            shutil.rmtree(self.activations, ignore_errors=True)
+        else:
+            self.clear()
 
     def clear(self) -> None:
         """Remove the folder."""
@@ -123,6 +144,22 @@ class ResumeState:
 
     def _scales(self, block: str) -> Path:
         return self.folder / "scales" / f"{block}.safetensors"
+
+
+def _link_files(folder: Path, links: Path) -> bool:
+    """Make a folder of hard links to another one's files; False, and no folder, where the file system has no links."""
+    shutil.rmtree(links, ignore_errors=True)
+    try:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            link = links / path.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, link)
+    except OSError as error:
+        shutil.rmtree(links, ignore_errors=True)
+        if error.errno not in _NO_LINKS:
+            raise
+        return False
+    return True
 
 
 def _flat(tensor: Tensor) -> list[Tensor]:

@@ -31,7 +31,7 @@ from r1v_export.quantization.calibration.calibrate import Quantization, holds_re
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard
 from r1v_export.quantization.calibration.key import CalibrationKey, make_key
 from r1v_export.quantization.calibration.plan import CalibrationPlan
-from r1v_export.quantization.calibration.resume import KEY, BlockRecord, ResumeState, default_resume_folder, write_text
+from r1v_export.quantization.calibration.resume import KEY, BlockRecord, ResumeState, open_resume_state, write_text
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.quantization.statistics.activation_statistics import (
@@ -95,7 +95,7 @@ def collect_shard(
     compute = compute_dtype(checkpoint, options.device)
     key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, options.matmul, calibration)
     plan = make_plan(checkpoint, recipe)
-    done, unfinished = _is_done(key, out), ResumeState(options.resume_folder or default_resume_folder(out), key)
+    done, unfinished = _is_done(key, out), open_resume_state(out, key, options.resume_folder)
     if done:
         unfinished.clear()
         return
@@ -178,7 +178,7 @@ class _Merge:
 
     def resume_state(self, out: Path) -> ResumeState:
         """The unfinished merge."""
-        return ResumeState(self.options.resume_folder or default_resume_folder(out), self.key)
+        return open_resume_state(out, self.key, self.options.resume_folder)
 
     def quantize(self, quantization: Quantization, indices: Sequence[int]) -> None:
         """Quantize those of some blocks that are not finished."""

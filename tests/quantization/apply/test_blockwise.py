@@ -12,7 +12,8 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, CalibrationConfig
 from r1v_export.contract import BlockwiseEngine
 from r1v_export.errors import ParityError
-from r1v_export.pipeline.calibration import CALIBRATION, calibrate, chosen_recipe, fake_quantize
+from r1v_export.pipeline.calibration import CALIBRATION, chosen_recipe, fake_quantize
+from r1v_export.pipeline.sharded_calibration import calibrate
 from r1v_export.quantization.apply.blockwise import reference_blocks
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.quantized_linear import QuantizedLinear
