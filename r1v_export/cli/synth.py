@@ -41,6 +41,7 @@ from r1v_export.cli.output import common_options, print_json, shown_progress
     "--sparse", "weights", flag_value="sparse", help="True file sizes; an eighth of every matrix, holes between."
 )
 @click.option("--empty", "weights", flag_value="empty", help="True file sizes; all weights zero, no disk taken.")
+@click.option("--awq", is_flag=True, help="Decoder linears in 4 bits, as AutoAWQ stores them, in groups of 128.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other weights.")
 @common_options
 def command(

@@ -145,6 +145,47 @@ def test_layout_and_shards_do_not_change_sparse_weights(tmp_path, monkeypatch):
         assert all(torch.equal(tensor, other[name]) for name, tensor in a.items())
 
 
+GROUPS = {"llm_config.hidden_size": 1024, "llm_config.intermediate_size": 2048}  # 8 and 16 of 128 inputs
+ONE_LAYER = {"preset": "nano", "vision_layers": 1, "language_layers": 1, "overrides": GROUPS, "awq": True}
+
+
+@pytest.mark.parametrize("layout", ["internvl_chat", "internvl"])
+def test_a_checkpoint_in_awqs_layout_is_read_as_one_with_sane_weights(tmp_path, layout):
+    checkpoint = Checkpoint.open(synthesize(tmp_path, **ONE_LAYER, layout=layout))
+    assert len(checkpoint.quantized.linears) == 7
+    for name, linear in checkpoint.quantized.linears.items():
+        decoded = linear.decode()
+        assert decoded.qweight.unique().tolist() == list(range(16)), name
+        assert decoded.zero_point.unique().tolist() == [7, 8], name
+        weight = decoded.weight()
+        assert abs(weight.mean()) < 0.001, name
+        assert abs(weight.std() - 0.02) < 0.001, name
+
+
+def test_layout_and_shards_do_not_change_a_checkpoint_in_awqs_layout(tmp_path):
+    folders = [
+        synthesize(tmp_path / "a", **ONE_LAYER, weights="sparse"),
+        synthesize(tmp_path / "b", **ONE_LAYER, weights="sparse", layout="internvl", shards=2),
+    ]
+    a, b = (weights(folder) for folder in folders)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def test_of_a_sparse_checkpoint_in_awqs_layout_an_eighth_of_the_groups_is_not_zero(tmp_path):
+    checkpoint = Checkpoint.open(synthesize(tmp_path, **ONE_LAYER, weights="sparse"))
+    for name, linear in checkpoint.quantized.linears.items():
+        groups = linear.decode().weight().unflatten(1, (-1, 128))
+        assert groups[:, ::8].count_nonzero() > 0.9 * groups[:, ::8].numel(), name
+        assert groups.count_nonzero() == groups[:, ::8].count_nonzero(), name
+
+
+def test_awqs_groups_have_to_divide_a_linears_inputs(tmp_path):
+    with pytest.raises(UsageError, match=r"(?s)q_proj.*multiple of 128.*64"):
+        synthesize(tmp_path / "m", preset="nano", overrides=TINY, awq=True)
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize("preset", ["r1v1-38b", "r1v2-38b", "r1v3-38b"])
 def test_the_tokenizer_has_the_official_ids_and_keeps_any_text(tmp_path, preset):
     synthesize(tmp_path, preset=preset, vision_layers=1, language_layers=1, weights="empty")

@@ -55,7 +55,7 @@ OPTIONS = {
     "completion": "SHELL",
     "merge-lora": "MODEL --output --adapter",
     "synth": "FOLDER --preset --vision-layers --language-layers --set --layout --dtype --shards --sparse --empty"
-    " --seed",
+    " --awq --seed",
 }
 """Every argument and option, frozen: a change here is a change that users see, and goes into the changelog."""
 
