@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from r1v_export.contract import BlockwiseEngine
 from r1v_export.parity.boundaries import embed_prompt, image_embeds
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.metrics import log_softmax
-from r1v_export.parity.schema import TextFacts
+from r1v_export.parity.schema import FEWEST_TEXT_TOKENS, TextFacts
 from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, plan_capacity, prefill
 
 if TYPE_CHECKING:
@@ -45,6 +45,24 @@ class Text(Protocol):
     def pixels(self) -> np.ndarray:
         """pixel_values [tiles, 3, size, size]."""
         ...
+
+
+AnyText = TypeVar("AnyText", bound=Text)
+
+
+def fewest_texts(texts: Sequence[AnyText]) -> list[AnyText]:
+    """The texts with the shortest prompts, which are those with the fewest tiles; as many as a likelihood needs.
+
+    For a model of which a text takes minutes.
+    """
+    chosen: list[AnyText] = []
+    tokens = 0
+    for text in sorted(texts, key=lambda text: text.prompt_tokens):
+        if tokens >= FEWEST_TEXT_TOKENS:
+            break
+        chosen.append(text)
+        tokens += len(text.token_ids) - text.prompt_tokens
+    return chosen
 
 
 def score_texts(endpoint: Endpoint, texts: Sequence[Text]) -> TextFacts | None:

@@ -21,7 +21,7 @@ from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport, TextFacts
 from r1v_export.parity.streamed import StreamedGate, check_streamed
-from r1v_export.parity.texts import score_texts, score_texts_by_blocks
+from r1v_export.parity.texts import fewest_texts, score_texts, score_texts_by_blocks
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.pipeline.gate_memory import GateMemory, gate_memory
@@ -155,7 +155,7 @@ class GateRun:
             reports = check_streamed(compared, candidate, samples, work, on_progress, same_embeddings=same_embeddings)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        facts = score_texts_by_blocks(references[0], texts(self.checkpoint))
+        facts = score_texts_by_blocks(references[0], fewest_texts(texts(self.checkpoint)))
         return [self._with_facts(report, facts) for report in reports]
 
     @cached_property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.quantized import gptq
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.errors import ParityError
-from r1v_export.parity.schema import TextFacts
-from r1v_export.parity.texts import score_texts, score_texts_by_blocks
+from r1v_export.parity.schema import FEWEST_TEXT_TOKENS, TextFacts
+from r1v_export.parity.texts import fewest_texts, score_texts, score_texts_by_blocks
 from r1v_export.pipeline.parity_gate import reference_endpoint, texts
 from r1v_export.quantization.apply.blockwise import reference_blocks
 from r1v_export.reference.language import CacheStep, rotary_tables
@@ -34,8 +36,8 @@ def quantized_nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scored(checkpoint: Checkpoint) -> TextFacts:
-    facts = score_texts(reference_endpoint(checkpoint, "cpu"), texts(checkpoint))
+def scored(checkpoint: Checkpoint, choose: Callable[[Sequence[Any]], Sequence[Any]] = list) -> TextFacts:
+    facts = score_texts(reference_endpoint(checkpoint, "cpu"), choose(texts(checkpoint)))
     assert facts is not None
     return facts
 
@@ -98,9 +100,24 @@ def test_a_right_reading_passes_by_far(quantized_nano):
     assert facts.nll < facts.unigram_nll / 10
 
 
+def test_the_fewest_texts_have_one_tile_each_and_as_many_tokens_as_the_limit_needs(quantized_nano):
+    chosen = fewest_texts(texts(Checkpoint.open(quantized_nano)))
+    tokens = [len(text.token_ids) - text.prompt_tokens for text in chosen]
+    assert sum(tokens[:-1]) < FEWEST_TEXT_TOKENS <= sum(tokens)
+    assert [len(text.pixels()) for text in chosen] == [1] * len(chosen)
+    assert fewest_texts(()) == []
+
+
+def test_the_fewest_texts_pass_by_far_as_well(quantized_nano):
+    facts = scored(Checkpoint.open(quantized_nano), fewest_texts)
+    assert facts.not_gated is None
+    assert facts.nll < facts.unigram_nll / 10
+
+
+@pytest.mark.parametrize("choose", [list, fewest_texts])
 @pytest.mark.parametrize("offset", [0, 2])
-def test_zero_points_one_step_off_fail(quantized_nano, offset):
-    facts = scored(read_with_offset(quantized_nano, offset))
+def test_zero_points_one_step_off_fail(quantized_nano, offset, choose):
+    facts = scored(read_with_offset(quantized_nano, offset), choose)
     assert not facts.passed
     with pytest.raises(ParityError, match="does not model text") as raised:
         raise facts.error()
