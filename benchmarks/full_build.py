@@ -18,6 +18,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,18 @@ class Watch:
             self.anonymous, readings = max(self.anonymous, now), readings + 1
             if readings % 200 == 0:
                 self.loads.append(os.getloadavg()[0])
+
+
+@contextmanager
+def cgroup(name: str, memory: int) -> Iterator[Path]:
+    """A memory cgroup, removed at the end; one that a killed run left is used again."""
+    group = CGROUPS / name
+    group.mkdir(exist_ok=True)
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(memory), encoding="ascii")
+        yield group
+    finally:
+        group.rmdir()
 
 
 def bytes_of(name: str) -> int:
@@ -92,15 +106,8 @@ def parity(folder: Path) -> list[dict[str, Any]]:
     return reports
 
 
-@click.command()
-@click.argument("name")
-@click.option("--memory", default=6_000_000_000, help="Limit of the cgroup in bytes, pages of files included.")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def main(name: str, memory: int, arguments: tuple[str, ...]) -> None:
-    """Run `r1v-export ARGUMENTS` and record what it took."""
-    group = CGROUPS / f"r1v-{name}"
-    group.mkdir()
-    (group / "memory.limit_in_bytes").write_text(str(memory), encoding="ascii")
+def measured(group: Path, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run the command within the group and say what it took."""
     program = Path(sys.executable).with_name("r1v-export")
     with tempfile.TemporaryDirectory() as scratch, Path(f"{name}.log").open("w", encoding="utf-8") as log:
         events = Path(scratch, "events")
@@ -111,14 +118,13 @@ def main(name: str, memory: int, arguments: tuple[str, ...]) -> None:
             process = subprocess.run(["bash", "-c", enter, "bash", *command], stdout=log, stderr=log, check=False)
         seconds, used = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
         out = Path(arguments[arguments.index("-o") + 1]) if "-o" in arguments else None
-        run = {
+        return {
             "command": " ".join(("r1v-export", *arguments)),
             "commit": commit(),
             "exit": process.returncode,
             "seconds": round(seconds, 1),
             "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
             "load_average": {"mean": round(statistics.mean(watch.loads), 1), "most": max(watch.loads)},
-            "limit_gb": memory / 1e9,
             "anonymous_peak_gb": round(watch.anonymous / 1e9, 2),
             "resident_peak_gb": round(used.ru_maxrss * 1024 / 1e9, 2),
             "read_gb": round((bytes_of("read_bytes") - read) / 1e9, 2),
@@ -128,12 +134,21 @@ def main(name: str, memory: int, arguments: tuple[str, ...]) -> None:
             "stages": stages(events),
             "parity": parity(out) if out else [],
         }
-    group.rmdir()
+
+
+@click.command()
+@click.argument("name")
+@click.option("--memory", default=6_000_000_000, help="Limit of the cgroup in bytes, pages of files included.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def main(name: str, memory: int, arguments: tuple[str, ...]) -> None:
+    """Run `r1v-export ARGUMENTS` and record what it took."""
+    with cgroup(f"r1v-{name}", memory) as group:
+        run = measured(group, name, arguments)
     try:
         results = newest_results(RESULTS)
     except IndexError:
         results = {"machine": machine(("r1v-export", "torch", "onnxruntime")), "runs": {}}
-    results["runs"][name] = run
+    results["runs"][name] = {**run, "limit_gb": memory / 1e9}
     click.echo(write_results(RESULTS, results))
 
 
