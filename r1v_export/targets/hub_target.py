@@ -67,7 +67,8 @@ class HubTarget(Target):
             )
         if config.recipe is None and config.precision not in self.precisions:
             what = f"The {self.layout} layout does not hold this precision."
-            raise UsageError(what, where=where, expected=expected, found=found)
+            fix = "another precision, or another target"
+            raise UsageError(what, where=where, expected=expected, found=found, fix=fix)
         if config.recipe is not None:
             recipe = load(config.recipe)
             self.check_cache(recipe.kv_cache)

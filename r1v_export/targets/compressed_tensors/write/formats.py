@@ -18,6 +18,7 @@ from r1v_export.quantization.groups import LM_HEAD_LINEAR, linear_shapes
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Gptq, Scheme
 from r1v_export.targets.hub_folder import stored_linears
+from r1v_export.targets.other_quantization import other_quantization
 from r1v_export.version import VERSION
 
 METHOD = "compressed-tensors"
@@ -56,7 +57,7 @@ def format_of(linear: str, scheme: Scheme) -> Format:
             where=linear,
             expected="fp8 weights and inputs, int8 weights and inputs, or int4 weights in groups with 16-bit inputs",
             found=f"{weights.type} weights with {f'{inputs.type} inputs' if inputs else '16-bit inputs'}",
-            fix="another recipe, such as fp8, int8-smoothquant or int4-gptq",
+            fix=other_quantization(scheme, "another recipe, such as fp8, int8-smoothquant or int4-gptq"),
         )
     return found
 

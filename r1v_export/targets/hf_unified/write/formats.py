@@ -17,6 +17,7 @@ from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.targets.hub_folder import stored_linears
 from r1v_export.targets.input_order import refuse_input_order
+from r1v_export.targets.other_quantization import other_quantization
 from r1v_export.version import VERSION
 
 LAYOUT_VERSION = "0.47.0"
@@ -49,12 +50,13 @@ def algorithm_of(linear: str, scheme: Scheme) -> Algorithm:
     found = f"{weights.type} weights per {weights.granularity}"
     found += f", {inputs.type} inputs, {inputs.mode}" if inputs else ""
     rows = (weights.type, weights.granularity) == ("fp8", "channel")
+    recipes = "--recipe fp8-tensor, or fp8-rowwise" if rows else "another recipe, such as int4-awq or fp8-tensor"
     raise UsageError(
         "The unified layout does not hold this quantization.",
         where=linear,
         expected="fp8 per tensor with static inputs, fp8 per channel with dynamic inputs, or int4 in groups",
         found=found,
-        fix="--recipe fp8-tensor, or fp8-rowwise" if rows else "another recipe, such as int4-awq or fp8-tensor",
+        fix=other_quantization(scheme, recipes),
     )
 
 

@@ -24,6 +24,7 @@ from r1v_export.model_spec import LanguageSpec
 from r1v_export.quantization.groups import LM_HEAD_LINEAR
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.targets.input_order import refuse_input_order
+from r1v_export.targets.other_quantization import other_quantization
 
 Algorithm = Literal[
     "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A8_SQ_PER_CHANNEL", "W4A16_AWQ", "W4A8_AWQ", "W4A16_GPTQ", "MIXED_PRECISION"
@@ -102,12 +103,13 @@ def _unsupported(linear: str, scheme: Scheme) -> UsageError:
     found = f"{weights.type} {weights.granularity}" + (f" {weights.group_size}" if weights.group_size else "")
     found += f" + {inputs.type} {inputs.mode}" if inputs else ""
     per_channel = (weights.type, weights.granularity) == ("fp8", "channel")
+    recipes = "--recipe fp8-tensor (one scale per weight) or fp8-rowwise" if per_channel else "another recipe"
     return UsageError(
         "TensorRT-LLM has no format for this quantization.",
         where=linear,
         expected=f"weights + inputs as one of: {_SUPPORTED}",
         found=found,
-        fix="--recipe fp8-tensor (one scale per weight) or fp8-rowwise" if per_channel else "another recipe",
+        fix=other_quantization(scheme, recipes),
     )
 
 
