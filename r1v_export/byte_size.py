@@ -6,17 +6,23 @@ import re
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
+NAMES = {"GB": "gigabytes", "B": "bytes"}
+_SURELY_BYTES = 1e6
+"""Nobody means so many gigabytes, nor fewer bytes."""
+
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 def parse_size(text: str) -> int:
-    """The number of bytes; a number without a unit is of bytes.
+    """The number of bytes.
 
     Raises:
-        ValueError: not a number with one of `UNITS`.
+        ValueError: not a number with one of `UNITS`; says what a number without one probably means.
     """
     match = _NUMBER.fullmatch(text.strip())
-    unit = UNITS.get(match[2] or "B") if match else None
-    if match is None or unit is None:
+    if match is None or (match[2] and match[2] not in UNITS):
         raise ValueError(f"{text!r} is not a number of bytes, such as 4GiB; units are {', '.join(UNITS)}")
-    return round(float(match[1]) * unit)
+    if not match[2]:
+        unit = "GB" if float(match[1]) < _SURELY_BYTES else "B"
+        raise ValueError(f"{text!r} has no unit; write {match[1]}{unit} for {NAMES[unit]}")
+    return round(float(match[1]) * UNITS[match[2]])

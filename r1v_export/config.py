@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from r1v_export.byte_size import parse_size
 from r1v_export.errors import UsageError
-from r1v_export.strict import StrictModel, parse_fields
+from r1v_export.strict import SettingError, StrictModel, parse_fields
 
 BUILTIN_MODEL = "r1v-nano"
 """The trained model that the package carries; what a build takes when no MODEL is named."""
@@ -89,7 +89,8 @@ class BuildConfig(StrictModel):
     revision: str | None = None
     """Branch, tag or commit of a hub model; saved as the commit that was built."""
     precision: Precision = "fp32"
-    """With a budget the smallest that a module may get; int4 if omitted."""
+    """What the engines compute in. A recipe and a finished calibration imply it (`pipeline.precision`); with a budget
+    it is the smallest that a module may get, int4 if omitted."""
     budget: str | None = None
     """`kl=0.02` or `size=20GB`: every module's precision is chosen by what quantizing it costs, within this budget."""
     recipe: str | None = None
@@ -135,13 +136,26 @@ class BuildConfig(StrictModel):
             "a finished calibration": self.calibration.artifact,
         }
         named = [name for name, value in given.items() if value is not None]
-        if named and not self.quantized:
-            raise ValueError(f"{named[0]} is for quantized precisions, not {self.precision}")
+        if named and not self.quantized and "precision" in self.model_fields_set:
+            raise SettingError(
+                f"{named[0]} is for quantized precisions, not {self.precision}",
+                expected=" or ".join(name for name in get_args(Precision) if name not in COMPUTE_OF),
+                found=f"precision {self.precision} with {named[0]}, {given[named[0]]}",
+                fix="omit the precision, or choose one of these",
+            )
         if self.budget is not None and self.calibration.shards > 1:
-            raise ValueError("a search within a budget measures whole models and cannot be split into shards")
+            raise SettingError(
+                "a search within a budget measures whole models and cannot be split into shards",
+                found=f"budget {self.budget} with {self.calibration.shards} shards",
+                fix="omit one of the two",
+            )
         if "a budget" in named and len(named) > 1:
             other = next(name for name in named if name != "a budget")
-            raise ValueError(f"a budget finds its own recipe and does not go with {other}")
+            raise SettingError(
+                f"a budget finds its own recipe and does not go with {other}",
+                found=f"budget {self.budget} with {other}, {given[other]}",
+                fix="omit one of the two",
+            )
         return self
 
     @property

@@ -26,6 +26,20 @@ MAX_DIGITS = 100
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_EXPECTED_CHARACTERS = 1000
 
+
+class SettingError(ValueError):
+    """What a validator of a model raises for fields that contradict each other, with the user's next step.
+
+    Args:
+        what: part of a sentence: "a recipe implies its precision".
+        expected, found, fix: as of `R1VError`.
+    """
+
+    def __init__(self, what: str, *, expected: str | None = None, found: str | None = None, fix: str) -> None:
+        super().__init__(what)
+        self.expected, self.found, self.fix = expected, found, fix
+
+
 Model = TypeVar("Model", bound=BaseModel)
 Location = Sequence[str | int]
 
@@ -201,6 +215,9 @@ def validation_error(
     elif kind == "value_error":
         message = shorten_text(message.removeprefix("Value error, "), MAX_VALUE_CHARACTERS * 2)
         problem = f"{path}: {message}" if path else message
+        cause = first["ctx"]["error"]
+        if isinstance(cause, SettingError):
+            expected, found, fix = cause.expected, cause.found or found, fix or cause.fix
     else:
         same = [other for other in details if _without_labels(other["loc"], fields) == location]
         problem = f"wrong value of {path}" if path else "wrong type"

@@ -9,13 +9,19 @@ from r1v_export.byte_size import parse_size
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("4GiB", 4 << 30), ("20GB", 20 * 10**9), ("1.5 kB", 1500), ("512", 512), ("0", 0), (" 3 MiB ", 3 << 20)],
+    [("4GiB", 4 << 30), ("20GB", 20 * 10**9), ("1.5 kB", 1500), ("512B", 512), ("0B", 0), (" 3 MiB ", 3 << 20)],
 )
 def test_a_number_with_a_unit(text: str, expected: int) -> None:
     assert parse_size(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "GB", "4 gigabytes", "-1GB", "4GB!", "4gb", "1e9"])
+@pytest.mark.parametrize("text", ["", "GB", "4 gigabytes", "-1GB", "4GB!", "4gb", "1e9B"])
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a number of bytes"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(("text", "meant"), [("4", "4GB"), ("0.5", "0.5GB"), ("2000000", "2000000B")])
+def test_a_number_without_a_unit_is_refused_with_what_was_probably_meant(text: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"has no unit; write {meant} "):
         parse_size(text)

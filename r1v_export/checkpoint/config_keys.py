@@ -6,7 +6,10 @@ What stands in neither table is reported once as not used. Nulls are as good as 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, Literal
+
+from r1v_export.errors import UsageError
 
 Part = Literal["top", "vision", "language"]
 
@@ -209,6 +212,37 @@ _HARMLESS: Mapping[Part, frozenset[str]] = {
     ),
     "language": frozenset(["use_flash_attn"]),
 }
+
+
+SECTIONS: Mapping[str, Part] = {"vision_config": "vision", "llm_config": "language"}
+"""Objects in a configuration of the `internvl_chat` layout, and what their keys are of."""
+
+
+def require_known_setting(key: str) -> None:
+    """Refuse a key that no configuration of the `internvl_chat` layout has.
+
+    Args:
+        key: dotted: `llm_config.rope_theta`. Keys inside one of these, as of `rope_scaling`, are not checked.
+
+    Raises:
+        UsageError: there is no such key.
+    """
+    section, _, inner = key.partition(".")
+    name = inner.partition(".")[0] if section in SECTIONS and inner else section
+    part = SECTIONS[section] if section in SECTIONS and inner else "top"
+    if not list(unused_keys(part, {name: True})):
+        return
+    prefix = f"{section}." if part != "top" else ""
+    known = {f"{prefix}{each}" for each in _READ[part]}
+    elsewhere = [f"{other}.{name}" for other, part in SECTIONS.items() if name in _READ[part]]
+    close = elsewhere or get_close_matches(key, known, n=1)
+    raise UsageError(
+        "No configuration has such a key.",
+        where=f"--set {key}",
+        expected=", ".join(sorted(known)) + ("" if prefix else ", or a key of vision_config or llm_config"),
+        found=key,
+        fix=f"write {' or '.join(close)}" if close else "choose one of these",
+    )
 
 
 def unused_keys(part: Part, values: Mapping[str, Any]) -> Iterator[str]:

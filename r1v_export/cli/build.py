@@ -105,6 +105,7 @@ def command(
     """
     from r1v_export.build_file import load_config
     from r1v_export.pipeline.build import build, plan
+    from r1v_export.pipeline.precision import with_precision
 
     calibration = {
         "data": calib,
@@ -129,12 +130,13 @@ def command(
     }
     config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
     context = click.get_current_context()
+    if config.calibration.artifact is not None:
+        why = "with --calibrated, which is a finished calibration"
+        refuse_given(context, _OF_CALIBRATION, why, "omit it, or omit --calibrated")
+    config = with_precision(config)
     if not config.quantized:
         why = f"in {config.precision}, which needs no calibration"
         refuse_given(context, _OF_CALIBRATION, why, "omit it, or choose a --precision of 8 or 4 bits")
-    elif config.calibration.artifact is not None:
-        why = "with --calibrated, which is a finished calibration"
-        refuse_given(context, _OF_CALIBRATION, why, "omit it, or omit --calibrated")
     if sm is not None:
         from r1v_export.targets.registry import with_option
 

@@ -155,8 +155,7 @@ def _config(model: dict[str, Any], how: dict[str, Any]) -> BuildConfig:
     }
     fields = {
         **model,
-        # A recipe or the shards decide; the precision is then unused.
-        "precision": how["--precision"] or "int4",
+        "precision": how["--precision"],
         "recipe": how["--recipe"],
         "budget": how["--budget"],
         "image_policy": how["--image-policy"],

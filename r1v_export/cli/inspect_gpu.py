@@ -11,6 +11,7 @@ from r1v_export.errors import UsageError
 
 if TYPE_CHECKING:
     from r1v_export.checkpoint.checkpoint import Checkpoint
+    from r1v_export.config import Precision
     from r1v_export.quantization.recipe import Recipe
 
 
@@ -21,7 +22,7 @@ def show_gpu_fit(
     *,
     revision: str | None,
     offline: bool,
-    precision: str | None,
+    precision: Precision | None,
     recipe: str | None,
     tp: int | None,
     pp: int | None,
@@ -69,9 +70,10 @@ def show_gpu_fit(
         click.echo(_as_text(found))
 
 
-def _recipe(checkpoint: Checkpoint, precision: str | None, recipe: str | None) -> Recipe | None:
+def _recipe(checkpoint: Checkpoint, precision: Precision | None, recipe: str | None) -> Recipe | None:
     """How the engine's linears are quantized; None where none is."""
     from r1v_export.config import COMPUTE_OF
+    from r1v_export.pipeline.precision import require_precision
     from r1v_export.quantization.calibration.imported import imported_recipe
     from r1v_export.quantization.recipe import PRESETS, load
 
@@ -88,14 +90,8 @@ def _recipe(checkpoint: Checkpoint, precision: str | None, recipe: str | None) -
     if recipe is None:
         return None if precision is None or precision in COMPUTE_OF else load(PRESETS[precision])
     chosen = load(recipe)
-    if precision not in (None, chosen.precision):
-        raise UsageError(
-            "The recipe is of another precision.",
-            where=f"--recipe {recipe}",
-            expected=precision,
-            found=chosen.precision,
-            fix=f"--precision {chosen.precision}, or omit it",
-        )
+    if precision is not None:
+        require_precision(precision, chosen, f"--recipe {recipe}")
     return chosen
 
 

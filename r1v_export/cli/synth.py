@@ -52,11 +52,12 @@ def command(
     from r1v_export.files import explain_full_disk
     from r1v_export.progress import size
 
+    overrides = dict(map(_parse, settings))
     with shown_progress(format_, 1).stage("weights") as task:
         with explain_full_disk(folder):
             synthesize(
                 folder,
-                overrides=dict(map(_parse, settings)),
+                overrides=overrides,
                 weights=weights or "random",
                 on_progress=task.report,
                 **options,
@@ -71,12 +72,14 @@ def command(
 
 def _parse(setting: str) -> tuple[str, Any]:
     """`a.b=2` -> ("a.b", 2); the value is YAML."""
+    from r1v_export.checkpoint.config_keys import require_known_setting
     from r1v_export.errors import UsageError
     from r1v_export.strict_yaml import parse_yaml
 
     key, equals, value = setting.partition("=")
     if not key or not equals:
-        raise UsageError("A setting has no value.", expected="KEY=VALUE", found=setting)
+        raise UsageError("A setting has no value.", where="--set", expected="KEY=VALUE", found=setting)
+    require_known_setting(key)
     parsed = parse_yaml(value, UsageError, "A setting has an invalid value", where=key)
     # YAML 1.1 takes 1e6 for text.
     return key, _number(parsed) if isinstance(parsed, str) else parsed

@@ -20,6 +20,7 @@ from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.estimate import obstacles, refuse_impossible
 from r1v_export.pipeline.imported import IMPORTED_PRECISIONS, for_checkpoint
+from r1v_export.pipeline.precision import with_precision
 from r1v_export.pipeline.ray_cluster import RayCluster, open_cluster
 from r1v_export.pipeline.sources import Sources
 from r1v_export.pipeline.stage import Stage, fingerprint
@@ -153,7 +154,7 @@ def _open(config: BuildConfig, out: Path, offline: bool, *, planning: bool = Fal
     Args:
         planning: let targets pass that this machine cannot build; `Build.lacking` says why.
     """
-    config = registry.resolved(config)
+    config = registry.resolved(with_precision(config))
     with suppress(CapabilityError) if planning else nullcontext():
         _check_before_download(config)
     chosen_recipe(config)

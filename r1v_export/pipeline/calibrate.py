@@ -17,6 +17,7 @@ from r1v_export.pipeline.calibration import (
     chosen_recipe,
 )
 from r1v_export.pipeline.effort import resolved_calibration
+from r1v_export.pipeline.precision import with_precision
 from r1v_export.pipeline.ray_cluster import open_cluster
 from r1v_export.pipeline.sharded_calibration import calibrate, remove_resume_folders
 from r1v_export.pipeline.workers import ThisProcess, Workers, portable, read_paths
@@ -53,6 +54,7 @@ def calibrate_alone(
     Raises:
         R1VError: as `sharded_calibration.calibrate`, or `out` holds something else.
     """
+    config = with_precision(config)
     chosen_recipe(config)  # refused before a checkpoint is downloaded
     checkpoint = _open(config, offline)
     config = resolved_calibration(config, checkpoint)
@@ -76,6 +78,7 @@ def collect_shard(
         UsageError: the calibration has a budget, or its recipe `propagate_error`: they cannot be split into shards.
         R1VError: as `calibrate_alone`.
     """
+    config = with_precision(config)
     recipe = chosen_recipe(config)
     if recipe is None:
         raise UsageError(

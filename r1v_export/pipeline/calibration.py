@@ -74,11 +74,11 @@ def chosen_recipe(config: BuildConfig) -> Recipe | None:
 
 
 def _recipe_of_artifact(folder: Path, config: BuildConfig) -> Recipe:
-    """A finished calibration's recipe, which must be the one that was asked for, or at least of the precision.
+    """A finished calibration's recipe, which must be the one that was asked for, if one was.
 
     The calibration must have read its images as the build will.
     """
-    with _given(folder):
+    with given_calibration(folder):
         recipe, policy = read_recipe(folder), read_stats(folder).image_policy
     if config.recipe is not None and load(config.recipe) != recipe:
         raise UsageError(
@@ -96,20 +96,16 @@ def _recipe_of_artifact(folder: Path, config: BuildConfig) -> Recipe:
             found=f"image_policy {policy}",
             fix=f"build with --image-policy {policy}, or calibrate again with --image-policy {config.image_policy}",
         )
-    if config.recipe is None and recipe.precision != config.precision:
-        raise UsageError(
-            "This calibration is of another precision.",
-            where=folder / RECIPE,
-            expected=config.precision,
-            found=f"{recipe.precision} (recipe {recipe.name})",
-            fix=f"build with --precision {recipe.precision}",
-        )
     return recipe
 
 
 @contextmanager
-def _given(folder: Path) -> Iterator[None]:
-    """Errors of a calibration that `--calibrated` names say so: building again with --force does not mend it."""
+def given_calibration(folder: Path) -> Iterator[None]:
+    """Errors of a calibration that `--calibrated` names say so: building again with --force does not mend it.
+
+    Raises:
+        BundleError: what is raised in the block, with another next step.
+    """
     try:
         yield
     except BundleError as error:
@@ -175,7 +171,7 @@ def copy_finished(folder: Path, checkpoint: Checkpoint, out: Path) -> None:
     Raises:
         BundleError: it is damaged, or another checkpoint's.
     """
-    with _given(folder):
+    with given_calibration(folder):
         Artifact.open(folder, checkpoint)
     shutil.copytree(folder, out, copy_function=link_or_copy)
 
@@ -311,7 +307,7 @@ def require_origin(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         BundleError: the calibration in `folder` cannot be read, or is another checkpoint's.
     """
-    with _given(folder):
+    with given_calibration(folder):
         require_artifact_origin(folder, checkpoint)
 
 

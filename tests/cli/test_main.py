@@ -259,6 +259,10 @@ def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["build", "--precision", "fp8", "--calibrated", "x", "--samples", "4"], "no effect with --calibrated"),
         (["check", "x", "--questions", "0"], "not in the range"),
         (["synth", "x", "--set", "no-value"], "no value"),
+        (["synth", "x", "--set", "unknown=1"], "or a key of vision_config or llm_config"),
+        (["synth", "x", "--set", "rope_theta=1"], "write llm_config.rope_theta"),
+        (["synth", "x", "--set", "vision_config.num_hiden_layers=1"], "write vision_config.num_hidden_layers"),
+        (["synth", "x", "--set", "llm_config.rope_scaling.x.y=1", "--set", "llm_config.zzz=1"], "llm_config.zzz"),
     ],
 )
 def test_a_wrong_command_line_ends_with_2_and_points_to_help(
@@ -302,7 +306,9 @@ def test_a_folder_that_is_no_bundle_is_one_message(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--recipe", "fp8"], "quantized precisions"),
+        (["--precision", "fp16", "--recipe", "fp8"], "a recipe is for quantized precisions, not fp16"),
+        (["--precision", "fp8", "--recipe", "int4-awq"], "expected: int4, of the fewest bits"),
+        (["--recipe", "fp9"], "no recipe 'fp9'"),
         (["--precision", "fp8", "--recipe", "fp9"], "no recipe 'fp9'"),
         (["--precision", "fp8", "--recipe", "none.yaml"], "cannot be read"),
     ],

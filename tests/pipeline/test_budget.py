@@ -110,7 +110,7 @@ def test_a_budget_that_no_mix_keeps_is_reported_with_the_smallest_that_does(
         ({"budget": "kl=1", "precision": "fp16"}, "a budget is for quantized precisions"),
         ({"budget": "kl=1", "recipe": "fp8"}, "does not go with a recipe"),
         ({"budget": "kl=1", "calibration": {"artifact": "x"}}, "does not go with a finished calibration"),
-        ({"calibration": {"artifact": "x"}}, "a finished calibration is for quantized precisions"),
+        ({"calibration": {"artifact": "x"}, "precision": "fp32"}, "a finished calibration is for quantized precisions"),
     ],
 )
 def test_two_ways_to_quantize_exclude_each_other(fields: dict[str, object], complaint: str) -> None:

@@ -63,6 +63,7 @@ def test_merged_shards_hold_the_quantized_values_and_scales_of_one_run(
         (("--budget", "kl=0.02", "--shard", "1/2"), "cannot be split into shards"),
         (("--budget", "small"), "Invalid --budget"),
         (("--budget", "kl=0.02", "--recipe", "fp8"), "does not go with a recipe"),
+        (("--precision", "fp8", "--recipe", "int4-awq"), "of another precision"),
         (("--merge", "x", "--precision", "fp8"), "Cannot combine --merge"),
     ],
 )
@@ -138,7 +139,7 @@ def test_a_calibration_of_another_precision_or_recipe_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match="another precision") as caught:
         build(with_calibration(tiny_config, whole, "int4"), tmp_path / "out")
-    assert caught.value.fix == "build with --precision fp8"
+    assert (caught.value.found, caught.value.where) == ("precision int4", f"--calibrated {whole}")
     with pytest.raises(UsageError, match="another recipe"):
         build(with_calibration(tiny_config, whole, recipe="fp8-kv"), tmp_path / "out")
     with pytest.raises(BundleError, match="cannot be read"):

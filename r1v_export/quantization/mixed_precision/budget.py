@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from r1v_export.byte_size import parse_size
 from r1v_export.errors import UsageError
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, Candidate, SensitivityTable
 
-_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SYNTAX = "kl=0.02 or size=20GB"
 
 
@@ -33,14 +33,19 @@ class Budget:
         Raises:
             UsageError: anything else, or a limit that is not above zero.
         """
-        match = re.fullmatch(r"(?P<kind>kl|size)=(?P<number>\d+(\.\d+)?(e-?\d+)?)(?P<unit>[A-Za-z]*)", text.strip())
-        units = {"": 1} if match and match["kind"] == "kl" else _UNITS
-        if match is None or match["unit"] not in units:
+        kind, _, amount = text.strip().partition("=")
+        if kind == "size":
+            try:
+                limit = float(parse_size(amount))
+            except ValueError as error:
+                raise UsageError(f"Invalid --budget: {error}.", expected=_SYNTAX, found=text) from error
+        elif kind == "kl" and re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", amount):
+            limit = float(amount)
+        else:
             raise UsageError("Invalid --budget.", expected=_SYNTAX, found=text)
-        limit = float(match["number"]) * units[match["unit"]]
         if not 0 < limit < math.inf:
             raise UsageError("--budget must be above zero.", expected=_SYNTAX, found=text)
-        return cls("kl" if match["kind"] == "kl" else "size", limit)
+        return cls("kl" if kind == "kl" else "size", limit)
 
     def __str__(self) -> str:
         return f"kl={self.limit:g}" if self.kind == "kl" else f"size={self.limit:.0f}B"

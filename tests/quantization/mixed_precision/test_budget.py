@@ -113,7 +113,7 @@ def test_without_divergences_the_noisiest_module_keeps_its_bits() -> None:
         ("kl=1e-3", "kl", 0.001),
         ("size=20GB", "size", 20e9),
         ("size=1.5MiB", "size", 1.5 * 2**20),
-        ("size=123", "size", 123),
+        ("size=123B", "size", 123),
     ],
 )
 def test_budgets_are_read(text: str, kind: str, limit: float) -> None:
@@ -121,8 +121,14 @@ def test_budgets_are_read(text: str, kind: str, limit: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "20GB", "kl=0", "kl=-1", "kl=2GB", "size=20 gb", "size=20XB", "speed=3", "kl=nan"]
+    "text", ["", "20GB", "kl=0", "kl=-1", "kl=2GB", "size=20 gb", "size=20XB", "speed=3", "kl=nan", "size=0B", "size="]
 )
 def test_a_budget_that_is_not_understood_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"[Bb]udget"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize(("text", "meant"), [("size=20", "20GB for gigabytes"), ("size=7000000", "7000000B for bytes")])
+def test_a_size_without_a_unit_is_refused_with_what_was_probably_meant(text: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"has no unit; write {meant}"):
         Budget.parse(text)

@@ -1,0 +1,52 @@
+"""The precision of a build whose recipe or finished calibration implies it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from r1v_export.config import BuildConfig, Precision
+from r1v_export.errors import UsageError
+from r1v_export.pipeline.calibration import given_calibration
+from r1v_export.quantization.artifact.documents import read_recipe
+from r1v_export.quantization.recipe import Recipe, load
+
+
+def with_precision(config: BuildConfig) -> BuildConfig:
+    """The config with the precision of its recipe or finished calibration: the fewest bits that any weight has.
+
+    Without either, the config as it is.
+
+    Raises:
+        UsageError: another precision was asked for, or there is no such recipe.
+        BundleError: the finished calibration cannot be read.
+    """
+    artifact = config.calibration.artifact
+    if config.recipe is not None:
+        recipe, option = load(config.recipe), "--recipe"
+    elif artifact is not None:
+        with given_calibration(Path(artifact)):
+            recipe, option = read_recipe(Path(artifact)), "--calibrated"
+    else:
+        return config
+    if "precision" in config.model_fields_set:
+        require_precision(config.precision, recipe, f"{option} {config.recipe or artifact}")
+    return config.model_copy(update={"precision": recipe.precision})
+
+
+def require_precision(asked: Precision, recipe: Recipe, where: str) -> None:
+    """Refuse another precision than a recipe's.
+
+    Args:
+        where: what names the recipe.
+
+    Raises:
+        UsageError: another precision than the recipe's was asked for.
+    """
+    if asked != recipe.precision:
+        raise UsageError(
+            "The recipe is of another precision.",
+            where=where,
+            expected=f"{recipe.precision}, of the fewest bits that the recipe {recipe.name} gives a weight",
+            found=f"precision {asked}",
+            fix="omit the precision, which the recipe implies, or choose another recipe: r1v-export recipes list",
+        )

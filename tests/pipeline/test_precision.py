@@ -1,0 +1,38 @@
+"""The precision of a build whose recipe or finished calibration implies it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from r1v_export.build_file import load_config
+from r1v_export.cli import main
+from r1v_export.errors import UsageError
+from r1v_export.pipeline.precision import with_precision
+from r1v_export.quantization.recipe import load, names
+
+
+@pytest.mark.parametrize("recipe", names())
+def test_a_recipe_implies_its_precision(recipe: str) -> None:
+    implied = with_precision(load_config(None, {"recipe": recipe}))
+    assert implied.precision == load(recipe).precision
+    assert f"--precision {implied.precision} --recipe {recipe}" in implied.command
+    assert with_precision(implied) == implied
+
+
+def test_without_a_recipe_the_precision_stays_one_that_nobody_asked_for() -> None:
+    """So that a quantized checkpoint brings its own."""
+    assert "precision" not in with_precision(load_config(None, {})).model_fields_set
+
+
+def test_another_precision_than_the_recipe_s_is_refused_with_both() -> None:
+    with pytest.raises(UsageError, match="another precision") as caught:
+        with_precision(load_config(None, {"precision": "fp8", "recipe": "w4a8"}))
+    assert (caught.value.where, caught.value.found) == ("--recipe w4a8", "precision fp8")
+    assert "int4" in str(caught.value.expected)
+
+
+def test_a_build_by_a_recipe_alone_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["build", "--recipe", "int4-rtn", "-o", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "calibration" in capsys.readouterr().out
