@@ -163,6 +163,7 @@ def check(
         device,
         Progress(quiet=not show_progress),
         blocks=blocks,
+        command="r1v_export.check, from Python",
     )
 
 

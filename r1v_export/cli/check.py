@@ -18,6 +18,7 @@ from r1v_export.cli.output import (
     table,
     threads_option,
 )
+from r1v_export.cli.typed_command import typed_command
 
 if TYPE_CHECKING:
     from r1v_export.config import Device, GateMode
@@ -85,7 +86,7 @@ def command(
     from r1v_export.bundle import Bundle
     from r1v_export.files import require_writable, unwritable
     from r1v_export.manifest import LOCAL_REPORTS
-    from r1v_export.parity.report import place_of, write_report
+    from r1v_export.parity.report import write_reports
     from r1v_export.parity.samples import from_files
     from r1v_export.pipeline.check import Questions, check_bundle
 
@@ -95,26 +96,29 @@ def command(
     asked = Questions(count, tuple(from_files(images, [question], load)), max_new_tokens, gate)
     require_writable(folder, ELSEWHERE)
     progress = shown_progress(format_)
-    results = check_bundle(bundle, target, model, asked, against, device, progress, blocks=blocks)
+    results = check_bundle(
+        bundle, target, model, asked, against, device, progress, blocks=blocks, command=typed_command()
+    )
     if format_ == "json":
         reports = {result.gate: result.model_dump(mode="json") for result in results}
         print_json(reports if len(reports) > 1 else results[0].model_dump(mode="json"))
-    names = [result.gate for result in results]
-    for result in results:
-        if format_ == "text":
+    else:
+        for result in results:
             _print(result)
-        try:
-            written = write_report(result, folder / place_of(result.gate, names))
-        except OSError as error:
-            raise unwritable(folder, error, ELSEWHERE) from error
-        if format_ == "text":
-            click.echo(f"report: {written[-1]}")
+    try:
+        pages = write_reports(results, folder)
+    except OSError as error:
+        raise unwritable(folder, error, ELSEWHERE) from error
+    if format_ == "text":
+        for page in pages:
+            click.echo(f"report: {page}")
     for result in results:
         result.raise_if_failed()
 
 
 def _print(report: ParityReport) -> None:
-    """One line per boundary: its checked metrics, and their limits."""
+    """What was asked; one line per boundary: its checked metrics, and their limits."""
+    click.echo(f"{report.title}: {'passed' if report.passed else 'FAILED'}")
     rows = []
     for boundary in report.boundaries:
         for check in boundary.checks or (None,):

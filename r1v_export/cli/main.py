@@ -87,7 +87,13 @@ def run(arguments: Sequence[str]) -> int:
     result: object = None  # an int is what a command passed to Context.exit
     try:
         with build_extra.required():
-            result = cli.main(args=list(arguments), prog_name="r1v-export", standalone_mode=False, color=_color())
+            result = cli.main(
+                args=list(arguments),
+                prog_name="r1v-export",
+                standalone_mode=False,
+                color=_color(),
+                obj=tuple(arguments),
+            )
         sys.stdout.flush()
     except R1VError as error:
         return _report(arguments, error)

@@ -30,6 +30,7 @@ from r1v_export.parity.schema import (
     Check,
     Divergence,
     ParityReport,
+    ReasoningFormat,
     SampleResult,
     StepResult,
     WorstElement,
@@ -37,6 +38,7 @@ from r1v_export.parity.schema import (
 from r1v_export.parity.tolerances import Boundary, Gate, Tolerance, ToleranceProfile, tolerances
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.runner.reasoning import split_reasoning
+from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
 
 _LOG = logging.getLogger(__name__)
@@ -95,10 +97,7 @@ def check(
             found=f"{reference.engine.name}, {candidate.engine.name}",
             fix="compare without blocks",
         )
-    message = "gate %(gate)s: %(candidate)s against %(reference)s, limits of %(precision)s computed in %(compute)s"
-    facts = {"gate": options.gate, "precision": options.precision, "compute": options.compute}
-    names = {"candidate": candidate.engine.name, "reference": reference.engine.name}
-    log_event(_LOG, logging.INFO, message, **facts, **names)
+    _log_options(reference, candidate, options)
     recording = recorder(reference.engine, options)
     timed: tuple[TimedEngine, ...] = ()
     if options.measure_latency:
@@ -124,17 +123,26 @@ def check(
         candidate=candidate.engine.name,
         precision=options.precision,
         gate=options.gate,
+        profile=profile,
         max_new_tokens=options.max_new_tokens,
         first_bad=first_bad,
         causes=likely_causes(first_bad, comparator.found.by_name, reference.tokenizer) if first_bad else (),
         boundaries=boundaries,
         decode_steps=step_results(comparator.found.steps),
         samples=tuple(results),
+        reasoning=_reasoning_format(reference.pipeline),
         environment=environment(),
         ranges=range_facts(magnitudes, options.compute),
         saturations=saturations(magnitudes),
         latency=latencies(*timed) if timed else (),
     )
+
+
+def _log_options(reference: Endpoint, candidate: Endpoint, options: CheckOptions) -> None:
+    message = "gate %(gate)s: %(candidate)s against %(reference)s, limits of %(precision)s computed in %(compute)s"
+    facts = {"gate": options.gate, "precision": options.precision, "compute": options.compute}
+    names = {"candidate": candidate.engine.name, "reference": reference.engine.name}
+    log_event(_LOG, logging.INFO, message, **facts, **names)
 
 
 def log_boundaries(gate: Gate, boundaries: Sequence[BoundaryResult], samples: int, first_bad: str | None) -> None:
@@ -270,6 +278,10 @@ def _sample_result(answers: Answers, endpoint: Endpoint, with_images: bool) -> S
         divergence=_divergence(answers, endpoint),
         thumbnails_png=tuple(_thumbnails(sample)) if with_images else (),
     )
+
+
+def _reasoning_format(pipeline: PipelineDocument) -> ReasoningFormat:
+    return ReasoningFormat(tags=pipeline.reasoning.pair, is_opened=bool(pipeline.prompt.thinking))
 
 
 def _is_correct(text: str, sample: ParitySample, endpoint: Endpoint) -> bool | None:

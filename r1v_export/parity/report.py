@@ -16,7 +16,6 @@ from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import LAYERS, kind_of
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, SampleResult
-from r1v_export.parity.tolerances import Gate
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
 from r1v_export.quoting import printable
 from r1v_export.strict import parse_json
@@ -58,14 +57,26 @@ class Stage(NamedTuple):
         return all(member.passed for member in self.members)
 
 
-def place_of(gate: Gate, gates: Sequence[Gate]) -> str:
-    """Where in the report's folder a gate's is: the first gate's directly, another's in a folder of its name."""
-    return "." if gate == gates[0] else gate
+def place_of(report: ParityReport, reports: Sequence[ParityReport]) -> str:
+    """Where in the folder of an engine's reports one is: the first directly, another in a folder of its gate's name."""
+    return "." if report.gate == reports[0].gate else report.gate
 
 
-def write_report(report: ParityReport, folder: Path) -> list[Path]:
-    """Write both files into a folder, which is made if need be. Returns their paths."""
-    contents = {JSON_FILE: to_json(report), HTML_FILE: to_html(report)}
+def write_reports(reports: Sequence[ParityReport], folder: Path) -> list[Path]:
+    """Write the reports of an engine's gates, which link to each other. Returns the pages."""
+    return [write_report(report, folder, reports)[-1] for report in reports]
+
+
+def write_report(report: ParityReport, folder: Path, reports: Sequence[ParityReport] = ()) -> list[Path]:
+    """Write both files into the place of a report's gate, which is made if need be. Returns their paths.
+
+    Args:
+        folder: of the engine's reports.
+        reports: of all its gates; this one alone if empty.
+    """
+    reports = reports or (report,)
+    folder = folder / place_of(report, reports)
+    contents = {JSON_FILE: to_json(report), HTML_FILE: to_html(report, reports)}
     with explain_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
@@ -84,8 +95,8 @@ def to_json(report: ParityReport) -> str:
     return report.model_dump_json(indent=2) + "\n"
 
 
-def to_html(report: ParityReport) -> str:
-    """The page."""
+def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
+    """The page; it links to those of an engine's other gates, if `reports` are all of them."""
     environment = pages.environment(Path(__file__).parent / "templates")
     environment.filters |= {
         "short": plots.short,

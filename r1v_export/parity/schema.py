@@ -1,7 +1,8 @@
 """What `report/parity.json` holds: strict, frozen, and the same bytes for the same comparison.
 
-No times, paths or host names; latencies only where they were asked for. Numbers are rounded to six significant digits;
-infinities are the strings "Infinity" and "-Infinity".
+No paths or host names; latencies only where they were asked for, a date and a command as typed only of `check`. Reports
+of earlier versions are read: fields that came later have defaults, and none was taken away. Numbers are rounded to six
+significant digits; infinities are the strings "Infinity" and "-Infinity".
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from r1v_export.config import Compute, Precision
 from r1v_export.errors import ParityError
-from r1v_export.parity.tolerances import Gate
+from r1v_export.parity.provenance import Provenance
+from r1v_export.parity.tolerances import Gate, ToleranceProfile
 from r1v_export.quantization.mixed_precision.sensitivity import SensitivityTable
 from r1v_export.strict import StrictModel
 
@@ -107,6 +109,14 @@ class SampleResult(_Part):
     divergence: Divergence | None = None
     thumbnails_png: tuple[bytes, ...] = Field(default=(), exclude=True, repr=False)
     """Small images for the HTML page; not in the JSON file."""
+
+
+class ReasoningFormat(_Part):
+    """What sets reasoning apart from the answer in the samples' texts."""
+
+    tags: tuple[str, str]
+    is_opened: bool
+    """By the prompt: a text begins inside the reasoning."""
 
 
 class StreamedSample(_Part):
@@ -276,6 +286,8 @@ class ParityReport(_Part):
     candidate: str
     precision: Precision
     gate: Gate
+    profile: ToleranceProfile | None = None
+    """Whose limits hold; unknown of reports of earlier versions."""
     max_new_tokens: int
     first_bad: str | None
     """The first boundary in data-flow order that is out of tolerance."""
@@ -286,7 +298,11 @@ class ParityReport(_Part):
     samples: tuple[SampleResult, ...]
     """Empty where the comparison was streamed: engines of which one block is held at a time give no answers."""
     streamed: tuple[StreamedSample, ...] = ()
+    reasoning: ReasoningFormat | None = None
     environment: dict[str, str]
+    """Versions that the numbers may depend on."""
+    provenance: Provenance | None = None
+    """None of a comparison from Python, and of reports of earlier versions."""
     latency: tuple[Latency, ...] = ()
     calibration: CalibrationFacts | None = None
     ranges: RangeFacts | None = None
@@ -297,6 +313,14 @@ class ParityReport(_Part):
     """Of a checkpoint that was quantized already: both endpoints decode its quantized values in the same way."""
     bundles: tuple[BundleFacts, ...] = ()
     """This one first, where others were asked for."""
+
+    @property
+    def title(self) -> str:
+        """What the gate asks, in words."""
+        if self.gate == "arithmetic":
+            return "The engine computes what PyTorch computes"
+        profile = self.profile or self.precision
+        return f"What {profile} cost" if profile.endswith("weights") else f"What {profile.upper()} costs"
 
     @property
     def passed(self) -> bool:
@@ -312,7 +336,11 @@ class ParityReport(_Part):
         texts = (
             (f"whether the quantized values are read correctly was not checked on texts: {reason}",) if reason else ()
         )
-        return (*ranges, *(s.warning for s in self.saturations if s.warning), *texts)
+        altered = tuple(
+            f"{name} is not as the bundle's manifest has it"
+            for name in (self.provenance.altered if self.provenance else ())
+        )
+        return (*altered, *ranges, *(s.warning for s in self.saturations if s.warning), *texts)
 
     def boundary(self, name: str) -> BoundaryResult:
         """Return the result of a boundary.

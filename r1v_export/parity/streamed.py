@@ -130,6 +130,7 @@ def _report(
         candidate=candidate.engine.name,
         precision=options.precision,
         gate=options.gate,
+        profile=options.profile,
         max_new_tokens=options.max_new_tokens,
         first_bad=first_bad,
         causes=likely_causes(first_bad, found.by_name, reference.tokenizer) if first_bad else (),

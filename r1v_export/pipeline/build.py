@@ -23,7 +23,7 @@ from r1v_export.pipeline.imported import IMPORTED_PRECISIONS, for_checkpoint
 from r1v_export.pipeline.precision import with_precision
 from r1v_export.pipeline.ray_cluster import RayCluster, open_cluster
 from r1v_export.pipeline.sources import Sources
-from r1v_export.pipeline.stage import Stage, fingerprint
+from r1v_export.pipeline.stage import Stage, StageInputs, fingerprint
 from r1v_export.pipeline.stage_task import stage_task
 from r1v_export.pipeline.stages import Build
 from r1v_export.pipeline.workers import portable, read_paths
@@ -251,6 +251,8 @@ def _run_on_ray(
                 finished[stage.name] = before
                 continue
             workspace.begin_changes()
+            if stage.records_hashes:
+                sources.hashed()
             if stage.is_task:
                 cluster.submit(stage_task(job, stage, sources.current(stage.sources), finished))
             else:
@@ -325,11 +327,14 @@ def _run(
     force: bool,
 ) -> StageEntry:
     """Run a stage; it goes on with what a killed run wrote from the same sources, by what `stat` says of them."""
+    if stage.records_hashes:
+        sources.hashed()
+    inputs = StageInputs(sources.current(stage.sources), finished)
     journal = workspace.begin(stage.name, fingerprint(stage, sources.identities, finished), resume=not force)
     with progress.stage(stage.name) as task:
         try:
             with explain_full_disk(journal.folder, stage.size_bytes), record_hashes(journal) as hashes:
-                stage.make(journal.folder, task.report)
+                stage.make(journal.folder, inputs, task.report)
         except ParityError as error:
             raise _with_report(error, workspace.keep_report(stage.name)) from error
         entry = workspace.commit(stage.name, _current(stage, sources, finished), stage_files(journal.folder, hashes))

@@ -27,6 +27,7 @@ from r1v_export.pipeline.parity_gate import (
     reference_endpoint,
     require_calibrated_scales,
 )
+from r1v_export.pipeline.report_provenance import of_check
 from r1v_export.progress import Progress, ProgressCallback
 
 
@@ -74,6 +75,7 @@ def check_bundle(
     progress: Progress,
     *,
     blocks: bool,
+    command: str,
 ) -> list[ParityReport]:
     """One report for each gate; if there are other bundles to compare with, the last report includes them.
 
@@ -82,6 +84,7 @@ def check_bundle(
         model: where the checkpoint is, when the bundle was built from a folder.
         against: other bundles of the same checkpoint.
         blocks: compare each ViT block.
+        command: that asked for it, for the reports.
 
     Raises:
         BundleError, UsageError: a folder is not a whole bundle, or not of the same checkpoint.
@@ -91,8 +94,9 @@ def check_bundle(
     others, target = open_others(bundle, against), bundle.target(target)
     # As far as it is known before the checkpoint is read.
     is_one_walk = asked.parity.gate == "streamed" or not bundle.config.quantized
-    progress.stages = 1 + (1 if is_one_walk else 2) + len(others)
+    progress.stages = 2 + (1 if is_one_walk else 2) + len(others)
     checkpoint = open_source(bundle, model, progress)
+    provenance = of_check(bundle, target, device, command, progress)
     artifact = open_artifact(folder, checkpoint)
     require_calibrated_scales(bundle.graphs, artifact)
     streamed = _streams([bundle, *others], checkpoint, asked, target, device)
@@ -101,7 +105,7 @@ def check_bundle(
     run = GateRun(folder, target, checkpoint, artifact, device)
     gates = [replace(options, gate=gate) for gate in gate_names(checkpoint, artifact, options)]
     questions = asked.of(checkpoint, streamed)
-    progress.stages = 1 + (1 if streamed else len(gates)) + len(others)
+    progress.stages = 2 + (1 if streamed else len(gates)) + len(others)
     if streamed:
         names = " and ".join(gate.gate for gate in gates)
         with progress.stage(names) as task, tempfile.TemporaryDirectory() as work:
@@ -111,6 +115,7 @@ def check_bundle(
         for gate in gates:
             with progress.stage(gate.gate) as task:
                 reports.append(run.whole(questions, gate, task.report))
+    reports = [report.model_copy(update={"provenance": provenance}) for report in reports]
     if others:
         rows = [facts(bundle, target, reports[-1]), *_measured(others, checkpoint, asked, device, progress, streamed)]
         reports[-1] = reports[-1].model_copy(update={"bundles": tuple(rows)})

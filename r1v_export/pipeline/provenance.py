@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import platform
 from collections.abc import Iterable
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+from r1v_export.errors import UsageError
 from r1v_export.version import VERSION
 
 PACKAGE = Path(__file__).parents[1]
@@ -17,7 +20,7 @@ TRACING_TOOLS = ("onnx", "onnx-ir", "onnxscript", "torch")
 INPUT_TOOLS = ("jinja2", "numpy", "pillow", "tokenizers")
 """Distributions whose version can change what the stages write; those of a target are its own `tools`."""
 
-_CODE = {".py", ".j2", ".yaml"}
+_CODE = {".css", ".py", ".j2", ".yaml"}
 
 
 def tool_versions(names: Iterable[str]) -> dict[str, str]:
@@ -43,6 +46,32 @@ def code_digest(parts: Iterable[str]) -> str:
         for source in sorted(files):
             digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def utc_now() -> str:
+    """The time in ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def source_date() -> str | None:
+    """The date for what must be the same bytes whenever it is made, as `utc_now` writes it: of SOURCE_DATE_EPOCH, the
+    variable of https://reproducible-builds.org, in seconds; None where that is not set.
+
+    Raises:
+        UsageError: it is no such number.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if not text:
+        return None
+    try:
+        return datetime.fromtimestamp(int(text), timezone.utc).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(
+            "SOURCE_DATE_EPOCH is no date.",
+            expected="seconds since 1970, such as 1767225600",
+            found=text,
+            fix="set it to such a number, or unset it",
+        ) from None
 
 
 def device_name(device: str) -> str:

@@ -13,7 +13,20 @@ from r1v_export.manifest import StageEntry, to_json
 from r1v_export.pipeline.provenance import code_digest, tool_versions
 from r1v_export.progress import ProgressCallback
 
-Make = Callable[[Path, ProgressCallback], None]
+
+@dataclass(frozen=True)
+class StageInputs:
+    """Hashes of what a stage reads.
+
+    sources: SHA-256 of the checkpoint's files by name, or what stands for those that are not hashed yet.
+    finished: the earlier stages with their files.
+    """
+
+    sources: Mapping[str, str]
+    finished: Mapping[str, StageEntry]
+
+
+Make = Callable[[Path, StageInputs, ProgressCallback], None]
 """Writes a stage's files below a folder, in the bundle's layout."""
 
 
@@ -43,6 +56,7 @@ class Stage:
     tools: distributions that it computes with.
     sources: the checkpoint's files that it reads, by name.
     after: earlier stages whose files it reads.
+    records_hashes: whether its files contain the hashes of its sources, which must then be known before it runs.
     is_task: whether it may run at the same time as others, in another process: the long ones.
     size_bytes, seconds: what it will write and take, roughly, for the plan.
     needs: what else it takes, found out when it is asked for.
@@ -56,6 +70,7 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    records_hashes: bool = False
     is_task: bool = False
     size_bytes: int = 0
     seconds: Callable[[], float] = lambda: 0.0

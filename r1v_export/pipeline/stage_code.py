@@ -11,5 +11,6 @@ CALIBRATION_CODE = (
 )
 RUN_CODE = (
     *(*TRACED_CODE, *DOCUMENTS_CODE, "parallel.py", "targets", "runner", "parity", "nano", "quantization"),
-    "pipeline/parity_gate.py",
+    *("pages.py", "page_templates"),
+    *("pipeline/build_gate.py", "pipeline/parity_gate.py", "pipeline/report_provenance.py"),
 )

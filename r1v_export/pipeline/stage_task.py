@@ -10,7 +10,8 @@ from r1v_export.config import BuildConfig
 from r1v_export.errors import CapabilityError
 from r1v_export.hashed_files import record_hashes
 from r1v_export.manifest import FileEntry, StageEntry
-from r1v_export.pipeline.stage import Stage, fingerprint
+from r1v_export.pipeline.report_provenance import BuildLabel
+from r1v_export.pipeline.stage import Stage, StageInputs, fingerprint
 from r1v_export.pipeline.stages import Build
 from r1v_export.pipeline.workers import Task, portable
 from r1v_export.pipeline.workspace import Workspace, stage_files
@@ -25,7 +26,7 @@ def stage_task(job: Build, stage: Stage, sources: Mapping[str, str], finished: M
     """
     config, out = portable(job.config, job.checkpoint), job.out.absolute()
     digest = fingerprint(stage, sources, finished)
-    arguments = (config, out, stage.name, digest, dict(sources), dict(finished))
+    arguments = (config, out, stage.name, digest, dict(sources), dict(finished), job.label)
     return Task(stage.name, make_stage, arguments, Workspace(out).work / stage.name)
 
 
@@ -36,6 +37,7 @@ def make_stage(
     digest: str,
     sources: Mapping[str, str],
     finished: Mapping[str, StageEntry],
+    label: BuildLabel,
     *,
     on_progress: ProgressCallback,
 ) -> dict[str, FileEntry]:
@@ -43,12 +45,13 @@ def make_stage(
 
     Args:
         digest: fingerprint of the stage, where the build runs.
+        label: of the build that this is a part of.
 
     Raises:
         CapabilityError: the stage has another fingerprint here.
         R1VError: as the stage.
     """
-    job = Build(config, Checkpoint.open(config.model, offline=True), out)
+    job = Build(config, Checkpoint.open(config.model, offline=True), out, parent_label=label)
     stage = next(stage for stage in job.stages() if stage.name == name)
     if fingerprint(stage, sources, finished) != digest:
         raise CapabilityError(
@@ -59,5 +62,5 @@ def make_stage(
     # A worker that was given up may write here still: nothing that lies here is gone on with.
     folder = Workspace(out).begin(name, digest, resume=False).folder
     with record_hashes() as hashes:
-        stage.make(folder, on_progress)
+        stage.make(folder, StageInputs(sources, finished), on_progress)
     return stage_files(folder, hashes)

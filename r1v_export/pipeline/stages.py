@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +15,6 @@ from r1v_export.bundle import BUILD_CONFIG, ENGINES, GRAPHS, MODEL_SPEC, REPORT
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Compute
 from r1v_export.errors import CapabilityError
-from r1v_export.manifest import WORK_FOLDER
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.bundle_files import write_files
 from r1v_export.pipeline.calibration import (
@@ -31,12 +30,13 @@ from r1v_export.pipeline.effort import resolved_calibration
 from r1v_export.pipeline.estimate import TRACE_S, gate_s, graph_parameters, measured_rates, writing_s
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.planned_calibration import PlannedCalibration
+from r1v_export.pipeline.report_provenance import BuildLabel
 from r1v_export.pipeline.sharded_calibration import calibrate
-from r1v_export.pipeline.stage import Needs, Stage
+from r1v_export.pipeline.stage import Needs, Stage, StageInputs
 from r1v_export.pipeline.stage_code import CALIBRATION_CODE, DOCUMENTS_CODE, RUN_CODE, TRACED_CODE
 from r1v_export.pipeline.workers import ThisProcess, Workers
 from r1v_export.pipeline.workspace import kept_folder
-from r1v_export.progress import ProgressCallback, subrange
+from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.calibration.imported import imported_recipe
 from r1v_export.quantization.recipe import resolve
 from r1v_export.quantization.sizes import calibration_bytes, weight_bytes
@@ -45,7 +45,6 @@ from r1v_export.targets.interface import BuildInputs
 
 if TYPE_CHECKING:
     from r1v_export.exporters.graph import Rewrite
-    from r1v_export.parity.schema import ParityReport
     from r1v_export.quantization.artifact.artifact import Artifact
     from r1v_export.quantization.recipe import Recipe, Scheme
 
@@ -68,6 +67,8 @@ class Build:
     """Where the parts of a calibration run."""
     lacking: Mapping[str, CapabilityError] = field(default_factory=dict)
     """Targets that this machine cannot build, and why; for a plan, a build is refused before."""
+    parent_label: BuildLabel | None = None
+    """Of the build that this is a task of, in another process."""
     _gates: dict[str, Literal["whole", "streamed"]] = field(default_factory=dict)
 
     @cached_property
@@ -106,6 +107,14 @@ class Build:
         """The config as it is saved in the bundle, with the checkpoint's source and revision."""
         source = self.checkpoint.source
         return self.config.saved(source.kind, source.revision)
+
+    @cached_property
+    def label(self) -> BuildLabel:
+        """What its reports call it."""
+        if self.parent_label is not None:
+            return self.parent_label
+        revision, command = self.checkpoint.source.revision, self.saved_config.command
+        return BuildLabel(self.saved_config.model, revision, command, provenance.source_date())
 
     def _settings(self, *without: str) -> dict[str, object]:
         """The config as JSON values, without parts that a stage does not read."""
@@ -170,7 +179,7 @@ class Build:
         auxiliary = self.checkpoint.auxiliary_files()
         spec = self.checkpoint.spec
 
-        def make(folder: Path, on_progress: ProgressCallback) -> None:
+        def make(folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
             for path in auxiliary:
                 shutil.copyfile(path, folder / path.name)
             (folder / MODEL_SPEC).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -214,7 +223,7 @@ class Build:
             return None
         return PlannedCalibration(self.config, self.calibrated_config, self.checkpoint, self.recipe)
 
-    def _calibrate(self, folder: Path, on_progress: ProgressCallback) -> None:
+    def _calibrate(self, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
         work = kept_folder(self.out, CALIBRATION_STAGE) / "blocks"
         if self.checkpoint.quantized is not None:
             import_calibration(self.checkpoint, folder / CALIBRATION, work, on_progress)
@@ -244,7 +253,7 @@ class Build:
                 seconds=partial(writing_s, TRACE_S, size_bytes),
             )
 
-    def _export(self, name: str, folder: Path, on_progress: ProgressCallback) -> None:
+    def _export(self, name: str, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
         import torch
 
         from r1v_export.exporters.export import export_graph
@@ -296,16 +305,16 @@ class Build:
         schemes = self.schemes if self.artifact is None else self.artifact.schemes
         return registry.get_target(target).warnings(self.config, self.checkpoint.spec, schemes)
 
-    def _build_engine(self, target: str, folder: Path, on_progress: ProgressCallback) -> None:
+    def _build_engine(self, target: str, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
         engine = folder / ENGINES / target
         engine.mkdir(parents=True, exist_ok=True)
-        inputs = BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
-        registry.get_target(target).build(inputs, engine, on_progress)
+        parts = BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
+        registry.get_target(target).build(parts, engine, on_progress)
 
     def _documents_stage(self) -> Stage:
         engines = tuple(f"{target}-engine" for target in self.config.targets)
 
-        def make(folder: Path, on_progress: ProgressCallback) -> None:
+        def make(folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
             write_files(self.out, self.graphs, self.config, self.checkpoint.spec, folder)
             (folder / BUILD_CONFIG).write_text(config_yaml(self.saved_config), encoding="utf-8")
 
@@ -323,7 +332,11 @@ class Build:
             partial(self._check_parity, target),
             code=RUN_CODE,
             tools=(*provenance.TRACING_TOOLS, *registry.tools(target), *provenance.INPUT_TOOLS),
-            settings={"parity": self.config.parity.model_dump(mode="json"), "device": self.config.device},
+            settings={
+                "parity": self.config.parity.model_dump(mode="json"),
+                "device": self.config.device,
+                "label": asdict(self.label),
+            },
             sources=tuple(self.source_files()),
             after=(
                 "model-files",
@@ -332,6 +345,7 @@ class Build:
                 f"{target}-engine",
                 DOCUMENTS_STAGE,
             ),
+            records_hashes=True,
             is_task=True,
             seconds=partial(self._parity_s, target),
             needs=partial(self._parity_needs, target),
@@ -359,37 +373,10 @@ class Build:
 
         return read_report(bundle / self.report_folder(target)).warnings
 
-    def _check_parity(self, target: str, folder: Path, on_progress: ProgressCallback) -> None:
-        from r1v_export.parity.report import place_of, write_report
-        from r1v_export.pipeline.parity_gate import (
-            GateRun,
-            GeneratedQuestions,
-            check_options,
-            gate_names,
-            require_calibrated_scales,
-        )
+    def _check_parity(self, target: str, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
+        from r1v_export.pipeline.build_gate import check_engine
 
-        require_calibrated_scales(self.out / GRAPHS, self.artifact)
-        parity, streamed = self.config.parity, self.gate(target) == "streamed"
-        longest = parity.streamed_reply_tokens if streamed else parity.max_new_tokens
-        options = check_options(self.config, target, self.checkpoint.spec, self.artifact, max_new_tokens=longest)
-        questions = GeneratedQuestions(self.checkpoint, parity.streamed_questions if streamed else parity.questions)
-        run = GateRun(self.out, target, self.checkpoint, self.artifact, self.config.device)
-        work = self.out / WORK_FOLDER / f"{target}-streamed-gate"
-        names = gate_names(self.checkpoint, self.artifact, options)
-        gates = [replace(options, gate=gate) for gate in names]
-        reports: Iterable[ParityReport]
-        if streamed:
-            reports = run.streamed(questions, gates, work, on_progress)
-        else:
-            parts = [subrange(on_progress, i / len(gates), (i + 1) / len(gates)) for i in range(len(gates))]
-            reports = (run.whole(questions, gate, part) for gate, part in zip(gates, parts, strict=True))
-        written = []
-        for gate, report in zip(names, reports, strict=True):
-            write_report(report, folder / self.report_folder(target) / place_of(gate, names))
-            written.append(report)
-        for report in written:
-            report.raise_if_failed()
+        check_engine(self, target, folder / self.report_folder(target), inputs, on_progress)
 
 
 def _graph_stages_of(target: str) -> tuple[str, ...]:

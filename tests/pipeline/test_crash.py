@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from r1v_export.manifest import MANIFEST, verify
 from r1v_export.pipeline.build import run_stages
 from r1v_export.pipeline.sources import Sources
-from r1v_export.pipeline.stage import Stage
+from r1v_export.pipeline.stage import Make, Stage, StageInputs
 from r1v_export.pipeline.workspace import open_workspace
 from r1v_export.progress import Progress, ProgressCallback
 from tests.manifests import manifest_of
@@ -31,8 +30,8 @@ def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def writes(**files: str) -> Callable[[Path, ProgressCallback], None]:
-    def make(folder: Path, on_progress: ProgressCallback) -> None:
+def writes(**files: str) -> Make:
+    def make(folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
         for name, text in files.items():
             path = folder / name.replace("_", "/")
             path.parent.mkdir(parents=True, exist_ok=True)

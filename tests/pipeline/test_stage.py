@@ -16,7 +16,7 @@ SOURCES = {"model.safetensors": "1" * 64, "other": "2" * 64}
 FINISHED = {"before": StageEntry(fingerprint="3" * 64, files={"graphs/x": FileEntry(sha256="4" * 64, size=1)})}
 
 
-def make(folder: Path, on_progress: Any) -> None: ...
+def make(folder: Path, inputs: Any, on_progress: Any) -> None: ...
 
 
 STAGE = Stage(

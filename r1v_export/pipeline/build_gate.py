@@ -1,0 +1,52 @@
+"""The parity gate of a build: a target's engine compared, its reports written, a failure raised behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1v_export.bundle import GRAPHS
+from r1v_export.manifest import WORK_FOLDER
+from r1v_export.parity.report import write_reports
+from r1v_export.pipeline.parity_gate import (
+    GateRun,
+    GeneratedQuestions,
+    check_options,
+    gate_names,
+    require_calibrated_scales,
+)
+from r1v_export.pipeline.report_provenance import of_build
+from r1v_export.pipeline.stage import StageInputs
+from r1v_export.progress import ProgressCallback, subrange
+
+if TYPE_CHECKING:
+    from r1v_export.parity.schema import ParityReport
+    from r1v_export.pipeline.stages import Build
+
+
+def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
+    """Compare a target's engine with PyTorch, and write the reports into a folder.
+
+    Raises:
+        ParityError: a gate failed, or a graph holds other scales than the calibration.
+    """
+    require_calibrated_scales(job.out / GRAPHS, job.artifact)
+    parity, streamed = job.config.parity, job.gate(target) == "streamed"
+    longest = parity.streamed_reply_tokens if streamed else parity.max_new_tokens
+    options = check_options(job.config, target, job.checkpoint.spec, job.artifact, max_new_tokens=longest)
+    questions = GeneratedQuestions(job.checkpoint, parity.streamed_questions if streamed else parity.questions)
+    run = GateRun(job.out, target, job.checkpoint, job.artifact, job.config.device)
+    gates = [replace(options, gate=gate) for gate in gate_names(job.checkpoint, job.artifact, options)]
+    reports: Iterable[ParityReport]
+    if streamed:
+        reports = run.streamed(questions, gates, job.out / WORK_FOLDER / f"{target}-streamed-gate", on_progress)
+    else:
+        parts = [subrange(on_progress, i / len(gates), (i + 1) / len(gates)) for i in range(len(gates))]
+        reports = (run.whole(questions, gate, part) for gate, part in zip(gates, parts, strict=True))
+    provenance = of_build(job.label, target, job.config.device, job.source_files(), inputs)
+    written = [report.model_copy(update={"provenance": provenance}) for report in reports]
+    write_reports(written, folder)
+    for report in written:
+        report.raise_if_failed()
