@@ -109,12 +109,7 @@ class TorchBlocks:
             self._magnitudes = None
 
     def _tiles(self, build: Callable[[], nn.Module], prefix: str) -> Run:
-        module = self._open(build, prefix)
-
-        def run(x_T: np.ndarray) -> np.ndarray:
-            return np.concatenate([_array(module(tiles)) for tiles in torch.from_numpy(x_T).split(TILES_AT_ONCE)])
-
-        return run
+        return in_tile_groups(self._open(build, prefix))
 
     def _open(self, build: Callable[[], nn.Module], prefix: str) -> Module:
         with torch.device("meta"):
@@ -127,6 +122,15 @@ class TorchBlocks:
                 return module(*args)
 
         return compute
+
+
+def in_tile_groups(block: Module) -> Run:
+    """Compute [tiles, ...] from [tiles, ...], `TILES_AT_ONCE` at a time."""
+
+    def run(x_T: np.ndarray) -> np.ndarray:
+        return np.concatenate([_array(block(tiles)) for tiles in torch.from_numpy(x_T).split(TILES_AT_ONCE)])
+
+    return run
 
 
 def _row(layer: Module, spec: LanguageSpec, capacity: int) -> RunWithCache:

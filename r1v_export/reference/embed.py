@@ -15,7 +15,7 @@ class Embed(nn.Module):
     a prompt has as many image tokens as rows is the caller's to check.
     """
 
-    def __init__(self, embed_tokens: nn.Embedding, image_token_id: int) -> None:
+    def __init__(self, embed_tokens: nn.Module, image_token_id: int) -> None:
         super().__init__()
         self.embed_tokens = embed_tokens
         self.image_token_id = image_token_id

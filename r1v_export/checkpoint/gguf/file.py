@@ -85,15 +85,31 @@ class GgufFile:
         Raises:
             CheckpointError: there is none of that name.
         """
+        return self._dequantized(name, self._data(name)).reshape(self.shape(name))
+
+    def read_rows(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows of a matrix [rows, columns], as `read` has them: [..., columns] for rows [...].
+
+        Raises:
+            CheckpointError: there is none of that name.
+        """
+        data = self._data(name)[rows.flatten().numpy()]
+        return self._dequantized(name, data).reshape(*rows.shape, self.shape(name)[-1])
+
+    def _data(self, name: str) -> np.ndarray:
+        """A tensor as it is stored, a map of the file."""
         if name not in self.tensors:
             raise self.unusable(name, "no such tensor", "use the files that belong together")
-        tensor = self.tensors[name]
+        data: np.ndarray = self.tensors[name].data
+        return data
+
+    def _dequantized(self, name: str, data: np.ndarray) -> Tensor:
+        """Values of a tensor or of some of its rows, in memory of their own."""
         if self.kind(name) == "BF16":
-            words = torch.from_numpy(np.ascontiguousarray(tensor.data).view(np.int16).copy())
-            return words.view(torch.bfloat16).reshape(self.shape(name))
-        plain = self.kind(name) in ("F32", "F16")
-        data = tensor.data if plain else gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        return torch.from_numpy(np.ascontiguousarray(data).copy()).reshape(self.shape(name))
+            return torch.from_numpy(np.ascontiguousarray(data).view(np.int16).copy()).view(torch.bfloat16)
+        if self.kind(name) not in ("F32", "F16"):
+            data = gguf.quants.dequantize(data, self.tensors[name].tensor_type)
+        return torch.from_numpy(np.ascontiguousarray(data).copy())
 
     def unusable(self, expected: object, found: object, fix: str) -> CheckpointError:
         """Return the error for a file that cannot be used."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from r1v_export.config import BuildConfig, Compute, Device
+from r1v_export.contract import BlockwiseEngine
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
@@ -108,3 +109,9 @@ class GgufTarget(Target):
         from r1v_export.targets.gguf.runtime.reader import open_gguf
 
         return open_gguf(engine, spec, device)
+
+    def open_blocks(self, engine: Path, spec: ModelSpec, device: Device) -> BlockwiseEngine:
+        doctor.require()
+        from r1v_export.targets.gguf.runtime.reader import GgufBlocks
+
+        return GgufBlocks(engine, spec)

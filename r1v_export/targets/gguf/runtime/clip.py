@@ -67,34 +67,64 @@ class Clip:
             return lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
         return lambda x: F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether every channel is there twice: the second half is the negative of the first."""
+        return self.width != self.spec.vision.hidden_size
+
+    def narrowed(self, hidden_TPE: Tensor) -> Tensor:
+        """Hidden states [T, P, width] of the file's tower -> [T, P, E], the class token first."""
+        return hidden_TPE[..., : self.spec.vision.hidden_size].roll(1, 1)
+
+    def widened(self, hidden_TPE: Tensor) -> Tensor:
+        """The inverse of `narrowed`."""
+        hidden_TPE = hidden_TPE.roll(-1, 1)
+        return torch.cat([hidden_TPE, -hidden_TPE], dim=-1) if self.is_wide else hidden_TPE
+
 
 class ClipTower:
     """The tower; only the channels that it was trained with leave it."""
 
     def __init__(self, clip: Clip) -> None:
-        self.spec = clip.spec
-        self.patch, self.patch_bias = clip.read(PATCH), clip.read(PATCH.replace(".weight", ".bias"))
-        self.position, self.class_token = clip.read(POSITION), clip.read(CLASS)
-        self.layers = [_Layer(clip, index) for index in range(clip.blocks)]
+        self.clip, self.embeddings = clip, ClipEmbeddings(clip)
+        self.layers = [ClipLayer(clip, index) for index in range(clip.blocks)]
 
     def features(self, pixels_T3HW: Tensor) -> Tensor:
         """pixel_values [T, 3, H, W] -> vision_features [T, N, shuffle**2 * E]."""
         *_, hidden_TPE = self.blocks(pixels_T3HW)
-        grid_TYXE = hidden_TPE[:, 1:].unflatten(1, (self.spec.tile_patches, self.spec.tile_patches))
-        return pixel_shuffle(grid_TYXE, self.spec.projector.shuffle, "v2").flatten(1, 2)
+        return vision_features(self.clip.spec, hidden_TPE)
 
     def blocks(self, pixels_T3HW: Tensor) -> Iterator[Tensor]:
         """Output of each block in turn, [T, P, E], with the class token first."""
+        hidden_TPE = self.embeddings(pixels_T3HW)
+        for layer in self.layers:
+            hidden_TPE = layer(hidden_TPE)
+            yield self.clip.narrowed(hidden_TPE)
+
+
+def vision_features(spec: ModelSpec, hidden_TPE: Tensor) -> Tensor:
+    """Hidden states [T, P, E], the class token first -> vision_features [T, N, shuffle**2 * E]."""
+    grid_TYXE = hidden_TPE[:, 1:].unflatten(1, (spec.tile_patches, spec.tile_patches))
+    return pixel_shuffle(grid_TYXE, spec.projector.shuffle, "v2").flatten(1, 2)
+
+
+class ClipEmbeddings:
+    """pixel_values [T, 3, H, W] -> input of the first block, as the file's tower has it."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.patch, self.patch_bias = clip.read(PATCH), clip.read(PATCH.replace(".weight", ".bias"))
+        self.position, self.class_token = clip.read(POSITION), clip.read(CLASS)
+
+    def __call__(self, pixels_T3HW: Tensor) -> Tensor:
         patches_TPE = F.conv2d(pixels_T3HW, self.patch, self.patch_bias, stride=self.patch.shape[-1])
         patches_TPE = patches_TPE.flatten(2).transpose(1, 2)
         class_T1E = self.class_token.expand(len(patches_TPE), 1, -1)
-        hidden_TPE = torch.cat([patches_TPE, class_T1E], dim=1) + self.position
-        for layer in self.layers:
-            hidden_TPE = layer(hidden_TPE)
-            yield hidden_TPE[..., : self.spec.vision.hidden_size].roll(1, 1)
+        return torch.cat([patches_TPE, class_T1E], dim=1) + self.position
 
 
-class _Layer:
+class ClipLayer:
+    """One block, hidden states [T, P, E] as the file's tower has them."""
+
     def __init__(self, clip: Clip, index: int) -> None:
         name = f"vision_model.encoder.layers.{index}"
         self.heads = clip.heads
@@ -119,7 +149,7 @@ class ClipProjector:
     """vision_features [T, N, shuffle**2 * E] -> image_embeds [T, N, hidden]."""
 
     def __init__(self, clip: Clip) -> None:
-        self.squares, self.is_wide = clip.spec.projector.shuffle**2, clip.width != clip.spec.vision.hidden_size
+        self.squares, self.is_wide = clip.spec.projector.shuffle**2, clip.is_wide
         self.weight, self.bias = clip.read("mlp1.0.weight"), clip.read("mlp1.0.bias")
         self.first, self.second = clip.linear("mlp1.1"), clip.linear("mlp1.3")
 

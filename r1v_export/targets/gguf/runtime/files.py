@@ -53,6 +53,13 @@ class BundleFile:
         except CheckpointError as error:
             raise _as_bundle_error(error) from error
 
+    def read_rows(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows of a matrix in float32, [..., columns] for rows [...]; no others are dequantized."""
+        try:
+            return self._file.read_rows(name, rows).float()
+        except CheckpointError as error:
+            raise _as_bundle_error(error) from error
+
 
 def _as_bundle_error(error: CheckpointError) -> BundleError:
     fix = "build the bundle again"

@@ -15,9 +15,11 @@ from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError
 from r1v_export.reference.model import ReferenceEngine, load
+from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets.gguf.runtime.clip import round_inputs
-from r1v_export.targets.gguf.runtime.reader import open_gguf
+from r1v_export.targets.gguf.runtime.reader import GgufBlocks, open_gguf
 from r1v_export.targets.gguf.write.files import write_gguf
+from tests.targets.gguf.conftest import Written
 
 
 @pytest.fixture
@@ -84,6 +86,7 @@ def test_a_head_that_is_the_token_embedding_takes_rounded_inputs_and_the_embeddi
     config = BuildConfig(precision="fp16", targets={"gguf": {"model": "Q4_K_M"}})
     write_gguf(checkpoint, None, config, tmp_path / "out")
     language = open_gguf(tmp_path / "out", checkpoint.spec, "cpu").model.language_model
+    blocks = GgufBlocks(tmp_path / "out", checkpoint.spec)
     (stored,) = (
         tensor for tensor in gguf.GGUFReader(tmp_path / "out/model.gguf").tensors if tensor.name == "token_embd.weight"
     )
@@ -91,7 +94,34 @@ def test_a_head_that_is_the_token_embedding_takes_rounded_inputs_and_the_embeddi
     table = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type))
     x = torch.randn(3, table.shape[1])
     assert torch.equal(language.lm_head(x), F.linear(round_inputs(x, 256), table))
+    assert np.array_equal(blocks.head()(x.numpy()), language.lm_head(language.model.norm(x)).numpy())
     assert torch.equal(language.model.embed_tokens(torch.tensor([5])), table[5:6])
+
+
+def test_blocks_one_after_the_other_compute_what_the_whole_engine_does(written: Written) -> None:
+    spec = written.checkpoint.spec
+    engine, blocks = open_gguf(written.folder, spec, "cpu"), GgufBlocks(written.folder, spec)
+    pixels = _pixels(spec)
+    hidden = blocks.vision_embeddings()(pixels)
+    for layer, expected in enumerate(engine.vision_blocks(pixels)):
+        hidden = blocks.vision_block(layer)(hidden)
+        _assert_close(hidden, expected)
+    features = blocks.vision_features()(hidden)
+    _assert_close(features, engine.vision(pixels))
+    images = blocks.projector()(features)
+    _assert_close(images, engine.projector(features))
+    ids = np.array([[3, spec.image_token_id, 5, 639, 3]])
+    embeds = blocks.embed()(ids, images[0, :1])
+    assert np.array_equal(embeds, engine.embed(ids, images[0, :1]))
+    expected = KVCache(engine.decoder(1, 64)).append(embeds, np.array([5]))
+    for layer in range(blocks.sizes.layers):
+        embeds = blocks.decoder_layer(layer)(64)(embeds, 0)
+    _assert_close(blocks.head()(embeds[0, -1:]), expected)
+
+
+def _assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("file", ["model.gguf", "mmproj.gguf"])
@@ -103,6 +133,10 @@ def test_a_truncated_or_missing_file_is_named(make, tmp_path, file) -> None:
         (tmp_path / file).write_bytes(content[:size])
         with pytest.raises(BundleError, match=file):
             open_gguf(tmp_path, written.checkpoint.spec, "cpu")
+        with pytest.raises(BundleError, match=file):
+            GgufBlocks(tmp_path, written.checkpoint.spec)
     (tmp_path / file).unlink()
     with pytest.raises(BundleError, match=file):
         open_gguf(tmp_path, written.checkpoint.spec, "cpu")
+    with pytest.raises(BundleError, match=file):
+        GgufBlocks(tmp_path, written.checkpoint.spec)
