@@ -180,7 +180,8 @@ class BuildConfig(StrictModel):
         words += ["--precision", self.precision]
         words += ["--budget", self.budget] if self.budget else []
         words += ["--recipe", self.recipe] if self.recipe else []
-        words += self._calibration_words() if self.quantized else []
+        given = self.calibration_options if self.quantized else {}
+        words += [word for option, value in given.items() for word in (option, value)]
         for target in self.targets:
             words += ["--target", target]
         # The one option of targets' blocks that the command line has.
@@ -192,11 +193,12 @@ class BuildConfig(StrictModel):
         words += ["--gate", self.parity.gate] if self.parity.gate != "auto" else []
         return shlex.join(words)
 
-    def _calibration_words(self) -> list[str]:
-        """Options of the calibration that are not the default's."""
+    @property
+    def calibration_options(self) -> dict[str, str]:
+        """Options of the calibration that are not the default's, and their values as they are typed."""
         calibration, defaults = self.calibration, CalibrationConfig()
         if calibration.artifact is not None:
-            return ["--calibrated", calibration.artifact]
+            return {"--calibrated": calibration.artifact}
         values = {
             "--calib": calibration.data,
             "--shards": calibration.shards if calibration.shards > 1 else None,
@@ -209,7 +211,7 @@ class BuildConfig(StrictModel):
                 calibration.activation_memory if calibration.activation_memory != defaults.activation_memory else None
             ),
         }
-        return [word for option, value in values.items() if value is not None for word in (option, str(value))]
+        return {option: str(value) for option, value in values.items() if value is not None}
 
     def saved(self, kind: str, revision: str | None) -> BuildConfig:
         """This config as it goes into the bundle: names of files and folders without their path, and the commit that

@@ -20,7 +20,7 @@ from r1v_export.files import link_or_copy
 from r1v_export.generation import Sampling
 from r1v_export.manifest import hash_file, to_json
 from r1v_export.pipeline.calibration_cost import require_memory_for_responses
-from r1v_export.pipeline.calibration_samples import MAX_RESPONSE_TOKENS, SHORTEST_OF, calibration_examples
+from r1v_export.pipeline.calibration_samples import MAX_RESPONSE_TOKENS, calibration_examples, examples_read
 from r1v_export.pipeline.effort import default_recipe, with_effort
 from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.tokenizer import Tokenizer
@@ -235,9 +235,7 @@ def calibrate_within_budget(
 
 def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet | None:
     """Samples behind those that are calibrated on; None where the data has no more images."""
-    calibration = with_effort(config, checkpoint.spec).calibration
-    assert calibration.samples is not None
-    count = calibration.samples * (SHORTEST_OF if calibration.effort == "quick" else 1)
+    count = examples_read(with_effort(config, checkpoint.spec).calibration)
     behind = read_examples(config.calibration.data, count + MEASURED_SAMPLES, config.image_policy)[count:]
     return _prepared(behind, config, checkpoint) if any(example.images for example in behind) else None
 

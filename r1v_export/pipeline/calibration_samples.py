@@ -1,4 +1,5 @@
-"""Which samples a build calibrates on: the first of the set, or where the effort is `quick` the shortest of more."""
+"""Which samples a build calibrates on: the first of the set; where the effort is `quick` the shortest of those that a
+full calibration takes."""
 
 from __future__ import annotations
 
@@ -7,16 +8,13 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.config import BuildConfig
-from r1v_export.pipeline.effort import with_effort
+from r1v_export.config import BuildConfig, CalibrationConfig
+from r1v_export.pipeline.effort import SAMPLES, with_effort
 from r1v_export.quantization.calibration.dataset import CalibrationSample, prepare
 from r1v_export.quantization.calibration.raw_examples import RawExample, read_examples
 
 MAX_RESPONSE_TOKENS = 512
 """Tokens of a self-generated response to a calibration prompt without an answer; most of them are reasoning."""
-SHORTEST_OF = 4
-"""A quick calibration takes one in so many samples."""
-
 _MEASURED = 8
 """Samples that are prepared to learn how long they are; the others are taken to be like them."""
 
@@ -29,6 +27,16 @@ class SampleSize:
     tiles: int
 
 
+def examples_read(calibration: CalibrationConfig) -> int:
+    """How many examples of the set a calibration chooses its samples from.
+
+    Args:
+        calibration: of `with_effort`.
+    """
+    assert calibration.samples is not None
+    return max(calibration.samples, SAMPLES["full"]) if calibration.effort == "quick" else calibration.samples
+
+
 def calibration_examples(config: BuildConfig, checkpoint: Checkpoint) -> list[RawExample]:
     """The examples that a model is calibrated on; with effort `quick` those with the fewest tokens, in that order.
 
@@ -39,8 +47,7 @@ def calibration_examples(config: BuildConfig, checkpoint: Checkpoint) -> list[Ra
     calibration = with_effort(config, checkpoint.spec).calibration
     assert calibration.samples is not None
     quick = calibration.effort == "quick"
-    count = calibration.samples * (SHORTEST_OF if quick else 1)
-    examples = read_examples(calibration.data, count, config.image_policy)
+    examples = read_examples(calibration.data, examples_read(calibration), config.image_policy)
     if not quick or len(examples) < 2:
         return examples
     prepared = prepare(examples, checkpoint, image_policy=config.image_policy).samples

@@ -19,14 +19,15 @@ def for_checkpoint(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
     """The config with the precision of a quantized checkpoint, if none was given; any other checkpoint's unchanged.
 
     Raises:
-        UsageError: another precision, or another way to quantize, was named.
+        UsageError: another precision, another way to quantize, or an option of the calibration that it does not need,
+            was named.
     """
     if checkpoint.quantized is None:
         return config
     own = precision_of(checkpoint.quantized)
     what = f"The checkpoint is quantized already ({checkpoint.quantized.format.method}): its quantized values are kept."
-    ways = {"--recipe": config.recipe, "--budget": config.budget, "--calibrated": config.calibration.artifact}
-    for option, value in ways.items():
+    ways = {"--recipe": config.recipe, "--budget": config.budget}
+    for option, value in (ways | config.calibration_options).items():
         if value is not None:
             raise UsageError(what, where=checkpoint.folder, found=f"{option} {value}", fix="omit it")
     if "precision" in config.model_fields_set and config.precision != own:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 import r1v_export
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.cli import main
+from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.errors import ParityError, UsageError
 from r1v_export.manifest import LOCAL_REPORTS
 from r1v_export.parity.report import read_report
 from r1v_export.pipeline.build import build, plan
 from r1v_export.pipeline.calibration import calibration_warnings, open_artifact
+from r1v_export.pipeline.imported import for_checkpoint
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.tokenizer import Tokenizer
@@ -177,6 +179,33 @@ def test_r1v_nano_compressed_by_compressed_tensors_passes_its_gates_and_answers_
     question = "How tall is the green bar?"
     found = open_runner(built.out).ask(question, CHART).text
     assert found == answer(decompressed, Checkpoint.open(NANO), question, CHART) == "5"
+
+
+@pytest.mark.parametrize(
+    ("calibration", "found"),
+    [
+        ({"data": "images"}, "--calib images"),
+        ({"samples": 128}, "--samples 128"),
+        ({"effort": "quick"}, "--effort quick"),
+        ({"shards": 2}, "--shards 2"),
+        ({"matmul_precision": "float32"}, "--matmul-precision float32"),
+        ({"activation_memory": "1GB"}, "--activation-memory 1GB"),
+        ({"artifact": "calibration"}, "--calibrated calibration"),
+    ],
+)
+def test_what_only_a_calibration_reads_is_refused_before_any_work(awq, tmp_path, calibration, found):
+    config = BuildConfig(model=str(awq[0]), precision="int4", calibration=CalibrationConfig(**calibration))
+    with pytest.raises(UsageError, match="quantized already") as caught:
+        for_checkpoint(config, Checkpoint.open(awq[0]))
+    assert (caught.value.found, caught.value.fix) == (found, "omit it")
+
+
+def test_an_option_of_a_calibration_is_refused_by_the_command(awq, tmp_path, capsys):
+    assert main.run(["build", str(awq[0]), "--precision", "int4", "--samples", "8", "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "quantized already" in error
+    assert "--samples 8" in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
