@@ -214,6 +214,26 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
+def clone_or_copy(source: Path, target: Path) -> None:
+    """Copy a file, by the kernel where it does that: file systems with clones (btrfs, XFS) then store the bytes once.
+
+    Raises:
+        OSError: it cannot be read to its end, or not be written.
+    """
+    with open_regular(source) as file, target.open("wb") as copy:
+        size_bytes = os.fstat(file.fileno()).st_size
+        position = 0
+        with contextlib.suppress(OSError):  # another file system, or a kernel or system without it: copied below
+            while position < size_bytes:
+                count = os.copy_file_range(file.fileno(), copy.fileno(), size_bytes - position, position, position)
+                if not count:
+                    break
+                position += count
+        file.seek(position)
+        copy.seek(position)
+        shutil.copyfileobj(file, copy, _READ_BYTES)
+
+
 def sync_file(path: Path) -> None:
     """Make a file's content durable."""
     with path.open("rb+") as file:

@@ -16,6 +16,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cli import main
 from r1v_export.errors import CapabilityError, CheckpointError, InputError, R1VError, UsageError
 from r1v_export.files import (
+    clone_or_copy,
     explain_full_disk,
     fill_folder,
     link_or_copy,
@@ -238,6 +239,25 @@ def test_a_file_gets_another_name_or_is_copied_where_there_are_no_links(
     link_or_copy(tmp_path / "link", tmp_path / "c")
     assert not (tmp_path / "c").samefile(tmp_path / "a")
     assert (tmp_path / "c").read_text() == "content"
+
+
+def test_a_file_is_copied_with_and_without_the_kernels_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = os.urandom(3_000_001)
+    (tmp_path / "a").write_bytes(content)
+    clone_or_copy(tmp_path / "a", tmp_path / "b")
+    copied, calls = os.copy_file_range, []
+
+    def stop_half_way(*args: int) -> int:
+        calls.append(args)
+        if len(calls) > 1:
+            raise OSError(errno.EXDEV, "another file system")
+        return copied(args[0], args[1], 1_000_000, *args[3:])
+
+    monkeypatch.setattr(os, "copy_file_range", stop_half_way)
+    clone_or_copy(tmp_path / "a", tmp_path / "c")
+    assert len(calls) == 2
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes() == content
+    assert not (tmp_path / "b").samefile(tmp_path / "a")
 
 
 def test_what_a_killed_process_left_of_a_folder_is_made_anew(tmp_path: Path) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 import torch
 
-from r1v_export.checkpoint.tensor_file import DTYPES
+from r1v_export.checkpoint.tensor_file import DTYPES, StoredTensor
 from r1v_export.checkpoint.tensor_store import INDEX_NAME
 from r1v_export.hashed_files import open_hashed
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_ALIGNMENT = 8
+_LENGTH_BYTES = 8
+ALIGNMENT_BYTES, PAGE_BYTES = 8, 4096
+"""Where a file's first tensor begins, and where it does so that engines can map it."""
 SHARD_BYTES = 5_000_000_000
 """Size of a weight file, as transformers saves them."""
 
@@ -43,6 +45,8 @@ def write_tensors(
     shards: int | None = None,
     file: str | None = None,
     sparse: bool = False,
+    alignment: int = ALIGNMENT_BYTES,
+    elsewhere: Mapping[str, StoredTensor] | None = None,
 ) -> Iterator[int]:
     """Write tensors in order into about `shards` files of equal size, with an index where there are several.
 
@@ -52,21 +56,27 @@ def write_tensors(
         shards: as many as keep each below `SHARD_BYTES`, about, if omitted.
         file: name of a single file that holds all of them.
         sparse: write headers only and leave the data as holes, which read as zeros and take no disk.
+        alignment: of a file's first tensor, in bytes.
+        elsewhere: tensors that are in other files of the folder, for the index.
 
     Yields:
         Bytes of weights written so far, after every chunk.
     """
     shards = 1 if file else shards or math.ceil(sum(tensor.nbytes for tensor in tensors) / SHARD_BYTES)
     groups = _split(tensors, shards)
-    names = [file or _file_name(number, len(groups)) for number in range(1, len(groups) + 1)]
+    elsewhere = elsewhere or {}
+    is_only = len(groups) == 1 and not elsewhere
+    names = [file or _file_name(number, len(groups), is_only) for number in range(1, len(groups) + 1)]
     done = 0
     for name, group in zip(names, groups, strict=True):
-        for written in _write_file(folder / name, group, sparse):
+        for written in _write_file(folder / name, group, sparse, alignment):
             done += written
             yield done
-    if len(groups) > 1:
+    if not is_only:
         weight_map = {tensor.name: name for name, group in zip(names, groups, strict=True) for tensor in group}
-        index = {"metadata": {"total_size": done}, "weight_map": weight_map}
+        weight_map |= {name: tensor.file.name for name, tensor in elsewhere.items()}
+        total = done + sum(tensor.nbytes for tensor in elsewhere.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -80,20 +90,20 @@ def _split(tensors: Sequence[NewTensor], shards: int) -> list[list[NewTensor]]:
     return list(groups.values()) or [[]]
 
 
-def _file_name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+def _file_name(number: int, count: int, is_only: bool) -> str:
+    return "model.safetensors" if is_only else f"model-{number:05}-of-{count:05}.safetensors"
 
 
-def _write_file(path: Path, tensors: Sequence[NewTensor], sparse: bool) -> Iterator[int]:
+def _write_file(path: Path, tensors: Sequence[NewTensor], sparse: bool, alignment: int) -> Iterator[int]:
     if sparse:
         with path.open("wb") as holes:
-            holes.write(_header(tensors))
+            holes.write(_header(tensors, alignment))
             for tensor in tensors:
                 holes.seek(tensor.nbytes, 1)
                 yield tensor.nbytes
             holes.truncate()
         return
-    header = _header(tensors)
+    header = _header(tensors, alignment)
     ends = [*accumulate((tensor.nbytes for tensor in tensors), initial=len(header))][1:]
     with open_hashed(path, ends) as file:
         if not file.start:
@@ -108,7 +118,7 @@ def _write_file(path: Path, tensors: Sequence[NewTensor], sparse: bool) -> Itera
             file.end_part()
 
 
-def _header(tensors: Sequence[NewTensor]) -> bytes:
+def _header(tensors: Sequence[NewTensor], alignment: int) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for tensor in tensors:
@@ -120,5 +130,5 @@ def _header(tensors: Sequence[NewTensor]) -> bytes:
         }
         position = offsets[1]
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    text += b" " * (-(len(text) + _LENGTH_BYTES) % alignment)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text

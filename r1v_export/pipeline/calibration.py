@@ -22,6 +22,7 @@ from r1v_export.manifest import hash_file, to_json
 from r1v_export.pipeline.calibration_cost import require_memory_for_responses
 from r1v_export.pipeline.calibration_samples import MAX_RESPONSE_TOKENS, calibration_examples, examples_read
 from r1v_export.pipeline.effort import default_recipe, with_effort
+from r1v_export.pipeline.qweight_placement import copy_calibration, qweight_places
 from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import ProgressCallback
@@ -30,6 +31,7 @@ from r1v_export.quantization.apply.weight_check import require_own_scales
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.artifact.documents import RECIPE, STATS, read_recipe, read_stats
 from r1v_export.quantization.artifact.documents import require_origin as require_artifact_origin
+from r1v_export.quantization.artifact.qweight_places import placed_files
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard, prepare
 from r1v_export.quantization.calibration.matmul_precision import choose_matmul
@@ -138,6 +140,20 @@ def data_digest(data: str | None) -> str | None:
     return digest.hexdigest()
 
 
+def finished_digest(artifact: str) -> str:
+    """SHA-256 over the files of a finished calibration, wherever they lie.
+
+    Raises:
+        InputError, BundleError: there is none, or it is damaged.
+    """
+    digest = hashlib.sha256((data_digest(artifact) or "").encode())
+    with given_calibration(Path(artifact)):
+        placed = placed_files(Path(artifact))
+    for path in placed:
+        digest.update(hash_file(path).sha256.encode())
+    return digest.hexdigest()
+
+
 def calibration_set(
     config: BuildConfig, checkpoint: Checkpoint, recipe: Recipe | None, shard: Shard | None = None
 ) -> CalibrationSet:
@@ -173,7 +189,7 @@ def copy_finished(folder: Path, checkpoint: Checkpoint, out: Path) -> None:
     """
     with given_calibration(folder):
         Artifact.open(folder, checkpoint)
-    shutil.copytree(folder, out, copy_function=link_or_copy)
+    copy_calibration(folder, out)
 
 
 def calibration_options(
@@ -185,6 +201,7 @@ def calibration_options(
         matmul=choose_matmul(config.calibration.matmul_precision, checkpoint, config.device),
         activation_memory_bytes=parse_size(config.calibration.activation_memory),
         resume_folder=resume_folder,
+        places=qweight_places(config),
         on_progress=on_progress,
     )
 

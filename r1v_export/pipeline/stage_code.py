@@ -8,6 +8,7 @@ CALIBRATION_CODE = (
     *("checkpoint", "model_spec.py", "processing", "reference"),
     *("quantization", "nano", "runner"),
     *("pipeline/calibration.py", "pipeline/calibration_samples.py", "pipeline/sharded_calibration.py"),
+    "pipeline/qweight_placement.py",
 )
 RUN_CODE = (
     *(*TRACED_CODE, *DOCUMENTS_CODE, "parallel.py", "targets", "runner", "parity", "nano", "quantization"),

@@ -21,7 +21,7 @@ from r1v_export.pipeline.calibration import (
     CALIBRATION,
     calibration_warnings,
     chosen_recipe,
-    data_digest,
+    finished_digest,
     open_artifact,
     possible_schemes,
     require_origin,
@@ -30,6 +30,7 @@ from r1v_export.pipeline.effort import resolved_calibration
 from r1v_export.pipeline.estimate import TRACE_S, gate_s, graph_parameters, measured_rates, writing_s
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.planned_calibration import PlannedCalibration
+from r1v_export.pipeline.qweight_placement import place_in_bundle, placed_bytes
 from r1v_export.pipeline.report_provenance import BuildLabel
 from r1v_export.pipeline.sharded_calibration import calibrate
 from r1v_export.pipeline.stage import Needs, Stage, StageInputs
@@ -200,7 +201,7 @@ class Build:
         if artifact is not None:
             require_origin(Path(artifact), self.checkpoint)
         # An imported checkpoint's values follow from its files.
-        settings = planned.settings if planned else {"artifact": artifact and data_digest(artifact)}
+        settings = planned.settings if planned else {"artifact": artifact and finished_digest(artifact)}
         parameters = sum(graph_parameters(self.checkpoint.spec).values())
         size_bytes = calibration_bytes(self.checkpoint.spec, self.schemes) if self.recipe else parameters
         yield Stage(
@@ -230,6 +231,12 @@ class Build:
             return
         config, out = self.calibrated_config, folder / CALIBRATION
         calibrate(config, self.recipe, self.checkpoint, out, work, on_progress, self.workers)
+        place_in_bundle(out, config, self.checkpoint)
+
+    @cached_property
+    def _placed_bytes(self) -> Mapping[str, int]:
+        """What graphs and targets have in the files of the calibration."""
+        return placed_bytes(self.config, self.checkpoint.spec, self.schemes)
 
     @property
     def _after_calibration(self) -> tuple[str, ...]:
@@ -239,7 +246,7 @@ class Build:
         sources = tuple(path.name for path in self.checkpoint.files())
         sizes = weight_bytes(self.checkpoint.spec, self.schemes, self.compute)
         for name in self.graphs:
-            size_bytes = sizes[name]
+            size_bytes = sizes[name] - self._placed_bytes.get(name, 0)
             yield Stage(
                 f"{name}-graph",
                 partial(self._export, name),
@@ -266,22 +273,14 @@ class Build:
         """What quantizes a traced graph, from the calibration that is in the bundle by now."""
         if self.artifact is None:
             return None
-        from r1v_export.quantization.apply.onnx import quantizer
+        from r1v_export.quantization.apply.onnx import artifact_quantizer
 
-        artifact = self.artifact
-        return quantizer(
-            self.checkpoint.spec,
-            artifact.schemes,
-            artifact.linear,
-            artifact.overrides,
-            artifact.cache_scales,
-            artifact.input_orders,
-            artifact.parameters,
-        )
+        return artifact_quantizer(self.artifact, self.out / GRAPHS)
 
     def _engine_stages(self) -> Iterator[Stage]:
         for target, options in self.config.targets.items():
             size_bytes = registry.get_target(target).size_bytes(self.config, self.checkpoint.spec, self.schemes)
+            size_bytes -= self._placed_bytes.get(target, 0)
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),
@@ -308,7 +307,8 @@ class Build:
     def _build_engine(self, target: str, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
         engine = folder / ENGINES / target
         engine.mkdir(parents=True, exist_ok=True)
-        parts = BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config)
+        stored = self.artifact.stored_in(self.out / ENGINES / target) if self.artifact else {}
+        parts = BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config, stored)
         registry.get_target(target).build(parts, engine, on_progress)
 
     def _documents_stage(self) -> Stage:

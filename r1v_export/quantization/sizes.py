@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 BYTES_OF: Mapping[Compute, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-_GRAPH_PREFIXES = (
+GRAPH_PREFIXES = (
     ("vision_model.", contract.VISION),
     ("mlp1.", contract.PROJECTOR),
     ("language_model.model.embed_tokens.", contract.EMBED),
     ("language_model.", contract.DECODER),
 )
-_QWEIGHT_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "uint4": 0.5}
+QWEIGHT_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "uint4": 0.5}
 _SCALE_BYTES = 2
 
 
 def graph_tensors(spec: ModelSpec) -> dict[str, dict[str, int]]:
     """Graph -> its checkpoint tensors -> number of parameters; a tied embedding is in both graphs that hold it."""
-    graphs: dict[str, dict[str, int]] = {graph: {} for _, graph in _GRAPH_PREFIXES}
+    graphs: dict[str, dict[str, int]] = {graph: {} for _, graph in GRAPH_PREFIXES}
     for name, shape in expected_tensors(spec).items():
-        graph = next(graph for prefix, graph in _GRAPH_PREFIXES if name.startswith(prefix))
+        graph = next(graph for prefix, graph in GRAPH_PREFIXES if name.startswith(prefix))
         graphs[graph][name] = math.prod(shape)
     if spec.language.tie_word_embeddings:
         graphs[contract.DECODER] |= graphs[contract.EMBED]
@@ -87,7 +87,7 @@ def calibration_bytes(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
         (out_features, in_features), weights = shapes[name], scheme.weights
         groups = in_features // weights.group_size if weights.group_size else 1
         total += out_features * groups * (5 if weights.type == "uint4" else 4)
-        total += out_features * in_features * _QWEIGHT_BYTES[weights.type] if name in stored else 0
+        total += out_features * in_features * QWEIGHT_BYTES[weights.type] if name in stored else 0
     return round(total)
 
 
@@ -95,4 +95,4 @@ def _bytes_per_parameter(scheme: Scheme | None, compute: Compute) -> float:
     if scheme is None:
         return BYTES_OF[compute]
     group = scheme.weights.group_size
-    return _QWEIGHT_BYTES[scheme.weights.type] + (_SCALE_BYTES / group if group else 0)
+    return QWEIGHT_BYTES[scheme.weights.type] + (_SCALE_BYTES / group if group else 0)

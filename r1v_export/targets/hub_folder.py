@@ -21,6 +21,7 @@ from r1v_export.checkpoint.hub_files import readable_config, write_configuration
 from r1v_export.checkpoint.names import stored_names
 from r1v_export.checkpoint.quantized.detect import QUANTIZE_CONFIG
 from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
+from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.checkpoint_json import read_json_object
 from r1v_export.log_event import log_event
@@ -29,6 +30,8 @@ from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.artifact.artifact import Artifact
 
 _LOG = logging.getLogger(__name__)
+
+NOTHING_STORED: Mapping[str, StoredTensor] = {}
 
 _MODELS = ("llm_config", "text_config")
 
@@ -39,14 +42,17 @@ def write_folder(
     quantization_config: Mapping[str, Any],
     out: Path,
     on_progress: ProgressCallback,
+    stored: Mapping[str, StoredTensor],
 ) -> None:
     """Write weights, configuration and tokenizer into the folder `out`, one tensor in memory at a time.
 
     Args:
         quantization_config: of config.json; the source's own are omitted.
+        stored: of `BuildInputs`: tensors that are named in the index and not written.
     """
+    tensors = [tensor for tensor in tensors if tensor.name not in stored]
     total = sum(tensor.nbytes for tensor in tensors)
-    for written in write_tensors(out, tensors):
+    for written in write_tensors(out, tensors, elsewhere=stored):
         on_progress(written, total)
     message = "checkpoint: %(tensors)d tensors, %(size_bytes)d bytes in %(files)d files"
     log_event(

@@ -19,10 +19,12 @@ from r1v_export.strict import StrictModel
 if TYPE_CHECKING:
     from r1v_export.bundle import Bundle
     from r1v_export.checkpoint.checkpoint import Checkpoint
+    from r1v_export.checkpoint.tensor_file import StoredTensor
     from r1v_export.generation import Generator
     from r1v_export.model_spec import ModelSpec
     from r1v_export.progress import Progress
     from r1v_export.quantization.artifact.artifact import Artifact
+    from r1v_export.quantization.artifact.qweight_layout import QweightLayout
     from r1v_export.quantization.recipe import Scheme
 
 
@@ -36,6 +38,9 @@ class BuildInputs:
     artifact: Artifact | None
     """The calibration; None where nothing is quantized."""
     config: BuildConfig
+    stored: Mapping[str, StoredTensor] = field(default_factory=dict)
+    """Tensors that lie in `engines/<name>` already, in files of the calibration, by the names that
+    `Target.qweight_layout` gives them."""
 
 
 OwnWeights = Literal["8-bit weights", "4-bit weights"]
@@ -85,6 +90,9 @@ class Target(ABC):
     """Distributions whose version can change what it writes or computes. The one that brings the target is added."""
     fp8_per_tensor: ClassVar[bool] = False
     """Whether its static FP8 has one scale for a weight, not one for each row of it."""
+    qweight_layout: ClassVar[QweightLayout | None] = None
+    """How its files have quantized values where each block's can be files of their own, which are then the
+    calibration's, too: `BuildInputs.stored`. Those of `graphs` always can."""
     packed_in_memory: ClassVar[bool] = False
     """Whether an open engine keeps 4-bit weights packed, and its embedding table in the file; whatever else it holds
     counts as float32."""

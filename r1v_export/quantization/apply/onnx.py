@@ -14,7 +14,9 @@ FP8 or INT8 can hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import onnx_ir as ir
 import torch
@@ -28,6 +30,7 @@ from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
 from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.apply.onnx_nodes import TYPES, insert_node, quantize_dequantize, unbound_initializer
 from r1v_export.quantization.apply.onnx_tokens import quantize_tokens
+from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import CacheType, KVScales
 from r1v_export.quantization.quantized_linear import QuantizedLinear
@@ -41,6 +44,25 @@ INPUT_ORDER = ".input_order"
 """Suffix of the order that a linear's input is gathered in; the first of the linears that share it has it."""
 
 
+def artifact_quantizer(artifact: Artifact, graphs: Path) -> Rewrite:
+    """`quantizer` by a calibration.
+
+    Args:
+        graphs: the folder that the graph will lie in; what the calibration has there is referred to.
+    """
+    stored = artifact.stored_in(graphs)
+    return quantizer(
+        artifact.spec,
+        artifact.schemes,
+        artifact.linear,
+        artifact.overrides,
+        artifact.cache_scales,
+        artifact.input_orders,
+        artifact.parameters,
+        {name: (tensor.file.relative_to(graphs).as_posix(), tensor.offset) for name, tensor in stored.items()},
+    )
+
+
 def quantizer(
     spec: ModelSpec,
     schemes: Mapping[str, Scheme],
@@ -49,6 +71,7 @@ def quantizer(
     cache_scales: Mapping[str, KVScales] | None = None,
     input_orders: Mapping[str, Tensor] | None = None,
     parameters: Callable[[str], QuantizedLinear] | None = None,
+    stored: Mapping[str, tuple[str, int]] | None = None,
 ) -> Rewrite:
     """The rewrite that quantizes a traced graph.
 
@@ -59,6 +82,7 @@ def quantizer(
         cache_scales: of cached keys and values, by the attention's checkpoint name.
         input_orders: `QuantizedLinear.input_order` of every linear that has one, by checkpoint name.
         parameters: reads a quantized linear without its quantized values, where that is faster than `linear`.
+        stored: file, relative to the graph's, and offset of initializers that are somewhere already, by name.
     """
     group_of = {name: group.name for group in linear_groups(spec) for name in group.linears}
     orders = input_orders or {}
@@ -74,9 +98,19 @@ def quantizer(
         if cache_scales:
             QuantizeCache({name: scales.kind for name, scales in cache_scales.items()})(model)
             derived |= _cache_tensors(cache_scales)
+        for name, (location, offset) in (stored or {}).items():
+            if name in model.graph.initializers:
+                _bind(model.graph.initializers[name], location, offset)
         return {name: make for name, make in derived.items() if name in model.graph.initializers}
 
     return rewrite
+
+
+def _bind(value: ir.Value, location: str, offset: int) -> None:
+    """Let an initializer refer to bytes in a file."""
+    dtype, shape = dtype_of(value), shape_of(value)
+    length = math.prod(shape.numpy()) * dtype.bitwidth // 8
+    value.const_value = ir.ExternalTensor(location, offset, length, dtype, shape=shape, name=name_of(value))
 
 
 def _shared_orders(orders: Mapping[str, Tensor], group_of: Mapping[str, str]) -> dict[str, str]:

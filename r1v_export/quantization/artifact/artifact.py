@@ -5,9 +5,11 @@
     scales.safetensors  {linear}.weight_scale .weight_zero_point .input_scale .pre_quant_scale .input_order,
                         {first linear of a group}.smoothing_scale, {layer}.self_attn.key_scale .value_scale; none of
                         `rounded_weights.uncalibrated_linears`
-    qweight/{block}.safetensors {linear}.qweight (4-bit values two to a byte) that do not follow from the checkpoint and
-                                the scales, see `rounded_weights`, and tensors that an import rewrote, under their own
-                                names
+    qweight/{block}.safetensors quantized values that do not follow from the checkpoint and the scales, see
+                                `rounded_weights` and `qweight_layout`, and tensors that an import rewrote, under their
+                                own names
+    qweight.json                files of quantized values that a bundle's graphs or checkpoints refer to, and that lie
+                                there, see `qweight_places`
 
 The same input gives the same bytes.
 """
@@ -25,13 +27,14 @@ from torch import Tensor
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import expected_tensors
-from r1v_export.checkpoint.quantized.int4_packing import unpack_pairs
 from r1v_export.checkpoint.quantized.layout import StoredLinear
 from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.errors import BundleError
 from r1v_export.model_spec import ModelSpec
-from r1v_export.quantization.artifact.block_tensors import FOUR_BITS, SMOOTHING_SCALE
+from r1v_export.quantization.artifact.block_tensors import SMOOTHING_SCALE
 from r1v_export.quantization.artifact.documents import AGAIN, open_tensors, read_recipe, require_origin
+from r1v_export.quantization.artifact.qweight_layout import QweightLayout, Values, layout_of
+from r1v_export.quantization.artifact.qweight_places import QWEIGHT, placed_files
 from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.kv_scales import ONE_SCALE, KVScales, key_name, value_name
@@ -42,7 +45,7 @@ from r1v_export.quantization.recipe import Imported, Recipe, Scheme, resolve
 from r1v_export.quantization.rounded_weights import round_weight, stored_linears, uncalibrated_linears
 from r1v_export.quantization.smoothing import Smoothing, smoothed_groups
 
-SCALES, QWEIGHT = "scales.safetensors", "qweight"
+SCALES = "scales.safetensors"
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Artifact:
         stats = require_origin(folder, checkpoint)
         recipe = read_recipe(folder)
         qweight: dict[str, StoredTensor] = {}
-        for path in sorted((folder / QWEIGHT).glob("*.safetensors")):
+        for path in (*sorted((folder / QWEIGHT).glob("*.safetensors")), *placed_files(folder)):
             qweight |= open_tensors(path)
         schemes = resolve(recipe, checkpoint.spec)
         scales = open_tensors(folder / SCALES)
@@ -97,11 +100,34 @@ class Artifact:
             linear = QuantParams.round_to_nearest(weight, weights.type, weights.group_size)
             parameters = self._keep_parameters(name, weight, linear)
             return replace(parameters, qweight=linear.qweight)
-        stored, kind = self._qweight.get(f"{name}.qweight"), self.schemes[name].weights.type
-        if stored is None:
+        layout = self.layouts.get(name)
+        if layout is None:
             return self._linear(name, self._following_qweight(name))
-        qweight = stored.read()
-        return self._linear(name, unpack_pairs(qweight, signed=kind == "int4") if kind in FOUR_BITS else qweight)
+        parts = [self._qweight[tensor].read() for tensor in layout.names(name, self.spec)]
+        return self._linear(name, layout.decode(parts[0] if len(parts) == 1 else torch.cat(parts), self.values(name)))
+
+    @cached_property
+    def layouts(self) -> dict[str, QweightLayout]:
+        """How the quantized values lie in their files, of the linears that have any there."""
+        found = {name: layout_of(name, self._qweight, self.spec) for name in self.schemes}
+        return {name: layout for name, layout in found.items() if layout is not None}
+
+    def values(self, name: str) -> Values:
+        """What a layout needs to know of a linear."""
+        order = self._optional(f"{name}.input_order")
+        return Values(self._shapes[name], self.schemes[name].weights.type, order)
+
+    def own_files(self) -> dict[Path, list[str]]:
+        """The files in the calibration's own folder that hold nothing but quantized values, and whose they are."""
+        linears: dict[Path, list[str]] = {}
+        for name, layout in self.layouts.items():
+            linears.setdefault(self._qweight[layout.names(name, self.spec)[0]].file, []).append(name)
+        others = {self._qweight[name].file for name in self._stored_overrides}
+        return {file: found for file, found in linears.items() if file.parent.name == QWEIGHT and file not in others}
+
+    def stored_in(self, folder: Path) -> dict[str, StoredTensor]:
+        """The tensors of quantized values that lie below a folder of the bundle, by their name in the file."""
+        return {name: tensor for name, tensor in self._qweight.items() if tensor.file.is_relative_to(folder)}
 
     def _following_qweight(self, name: str) -> Tensor:
         """Quantized values that are not stored, because they follow from the checkpoint."""
@@ -194,7 +220,8 @@ class Artifact:
 
     @property
     def _stored_overrides(self) -> dict[str, Callable[[], Tensor]]:
-        return {name: stored.read for name, stored in self._qweight.items() if not name.endswith(".qweight")}
+        values = {name for linear, layout in self.layouts.items() for name in layout.names(linear, self.spec)}
+        return {name: stored.read for name, stored in self._qweight.items() if name not in values}
 
     def kv_scales(self, layer: int) -> KVScales | None:
         """Scales of the keys and values that a decoder layer caches; None where the cache is not quantized."""
@@ -221,7 +248,7 @@ class Artifact:
         tensors = expected_tensors(self.spec)
         for name, scheme in self.schemes.items():
             # Any quantized value is valid, so only dtype and shape are checked; the values stay in their file.
-            self._check_stored(name, self._qweight.get(f"{name}.qweight"))
+            self._check_stored(name)
             if self._follows(name):
                 continue
             linear = self.parameters(name)
@@ -244,17 +271,15 @@ class Artifact:
         for layer in range(self.spec.language.num_layers):
             self._check_cache(layer)
 
-    def _check_stored(self, name: str, stored: StoredTensor | None) -> None:
-        if stored is None:
+    def _check_stored(self, name: str) -> None:
+        layout = self.layouts.get(name)
+        if layout is None:
             if isinstance(self.schemes[name].weights, Imported):
                 self._check_imported(name)
-            return
-        (out_features, in_features), kind = self._shapes[name], self.schemes[name].weights.type
-        packed = kind in FOUR_BITS
-        shape = (out_features, in_features // 2) if packed else (out_features, in_features)
-        dtype = torch.uint8 if packed else QWEIGHT_DTYPES[kind]
-        if (stored.shape, stored.dtype) != (shape, dtype):
-            raise self._bad(name, f"quantized values {dtype} {shape}", f"{stored.dtype} {stored.shape}")
+        elif problem := layout.problem(
+            [self._qweight[part] for part in layout.names(name, self.spec)], self.values(name)
+        ):
+            raise self._bad(name, *problem)
 
     def _check_imported(self, name: str) -> None:
         weights, found = self.schemes[name].weights, self._imported.get(name)
@@ -275,15 +300,14 @@ class Artifact:
             raise self._bad(what, f"one scale, as {cache.kind} caches have", f"{cache.key:g} and {cache.value:g}")
 
     def _check_names(self) -> None:
-        scales, qweight = set(self._expected_scales()), {f"{name}.qweight" for name in self.schemes}
-        known = qweight | set(expected_tensors(self.spec))
-        following = uncalibrated_linears(self.spec, self.schemes)
-        following -= {name.removesuffix(".qweight") for name in self._qweight}
+        scales, known = set(self._expected_scales()), set(expected_tensors(self.spec))
+        following = uncalibrated_linears(self.spec, self.schemes) - self.layouts.keys()
         optional = {f"{name}.{what}" for name in following for what in ("weight_scale", "weight_zero_point")}
-        needed = (scales - optional) | {f"{name}.qweight" for name in stored_linears(self.schemes)}
-        _refuse("lacks tensors that its recipe calls for", needed - set(self._scales) - set(self._qweight), self)
+        needed = (scales - optional) - set(self._scales)
+        needed |= {f"{name}.qweight" for name in stored_linears(self.schemes) - self.layouts.keys()}
+        _refuse("lacks tensors that its recipe calls for", needed, self)
         _refuse("holds tensors that its recipe does not call for", set(self._scales) - scales, self)
-        _refuse("holds tensors that the model does not have", set(self._qweight) - known, self)
+        _refuse("holds tensors that the model does not have", set(self._stored_overrides) - known, self)
 
     def _check_scale_shapes(self) -> None:
         for name, (owner, dtype, shape) in self._expected_scales().items():

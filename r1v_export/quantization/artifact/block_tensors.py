@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
+from r1v_export.model_spec import ModelSpec
+from r1v_export.quantization.artifact.qweight_layout import CALIBRATION, Values
+from r1v_export.quantization.artifact.qweight_places import QweightPlace, choose_place
 from r1v_export.quantization.kv_scales import key_name, value_name
 from r1v_export.quantization.quantized_block import QuantizedBlock
-
-FOUR_BITS = ("int4", "uint4")
 
 SMOOTHING_SCALE = ".smoothing_scale"
 """Suffix of what AWQ or SmoothQuant moved into the weights of a group, behind the group's name."""
 
 
-def qweight_tensors(block: QuantizedBlock) -> dict[str, Tensor]:
+def qweight_tensors(block: QuantizedBlock, spec: ModelSpec, places: Sequence[QweightPlace] = ()) -> dict[str, Tensor]:
     """What goes into a block's file of quantized values: those on device "meta", and whatever AWQ's and SmoothQuant's
-    scales rewrote, follow from the checkpoint."""
-    qweight = {
-        f"{name}.qweight": pack_pairs(linear.qweight) if linear.weight_type in FOUR_BITS else linear.qweight
-        for name, linear in block.linears.items()
-        if not linear.qweight.is_meta
-    }
+    scales rewrote, follow from the checkpoint.
+
+    Args:
+        places: one of them will take the file, see `choose_place`: its layout is taken.
+    """
+    stored = {name: linear for name, linear in block.linears.items() if not linear.qweight.is_meta}
     overrides = {} if block.smoothing else block.overrides
-    return {name: tensor.cpu().contiguous() for name, tensor in (qweight | overrides).items()}
+    values = {name: Values(linear.shape, linear.weight_type) for name, linear in stored.items()}
+    place = None if overrides else choose_place(places, values)
+    layout = place.layout if place else CALIBRATION
+    tensors = dict(overrides)
+    for name, linear in stored.items():
+        tensors |= layout.tensors(name, linear, spec)
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def scale_tensors(name: str, block: QuantizedBlock) -> dict[str, Tensor]:

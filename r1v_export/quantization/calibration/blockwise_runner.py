@@ -17,6 +17,7 @@ from r1v_export.errors import CapabilityError
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.apply.torch import apply
+from r1v_export.quantization.artifact.qweight_places import QweightPlace
 from r1v_export.quantization.calibration.activations import Activations
 from r1v_export.quantization.calibration.blocks import Block, materialize, stored_tensors, tensors_of
 from r1v_export.quantization.calibration.dataset import CalibrationSample
@@ -49,6 +50,7 @@ class CalibrationOptions:
             the files that all of them are written to.
         resume_folder: keeps finished blocks for a run after an interrupted one, and after the end for the caller, who
             removes it; next to the result and removed at the end if omitted.
+        places: where quantized values will lie, see `artifact.place_qweight`: they are written in that layout.
         on_progress: called after every sample in every block.
     """
 
@@ -56,6 +58,7 @@ class CalibrationOptions:
     matmul: Matmul = "float32"
     activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES
     resume_folder: Path | None = None
+    places: Sequence[QweightPlace] = ()
     on_progress: ProgressCallback = ignore_progress
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from r1v_export.quantization.algorithms.quantize_block import quantize_block
 from r1v_export.quantization.artifact.artifact import SCALES
 from r1v_export.quantization.artifact.block_tensors import qweight_tensors, scale_tensors
 from r1v_export.quantization.artifact.documents import RECIPE, STATS, checkpoint_fingerprint, read_stats
+from r1v_export.quantization.artifact.qweight_places import QweightPlace
 from r1v_export.quantization.calibration.blocks import Block
 from r1v_export.quantization.calibration.blockwise_runner import (
     DEFAULT_OPTIONS,
@@ -81,7 +82,7 @@ def calibrate(
         _LOG.info("the calibration was done before")
         unfinished.clear()
         return read_stats(out)
-    quantization = Quantization(plan, unfinished)
+    quantization = Quantization(plan, unfinished, options.places)
     runner = BlockwiseRunner(checkpoint, plan, calibration.samples, unfinished.activations, options)
     runner.run(quantization.finished, quantization.quantize, quantization.finish_block, rounds=True)
     return quantization.finish(out)
@@ -151,10 +152,14 @@ def holds_result(out: Path, is_result: Callable[[], bool]) -> bool:
 
 
 class Quantization:
-    """Quantizes blocks one after the other and writes each to the resume folder."""
+    """Quantizes blocks one after the other and writes each to the resume folder.
 
-    def __init__(self, plan: CalibrationPlan, state: ResumeState) -> None:
-        self.plan, self.state = plan, state
+    Args:
+        places: of `CalibrationOptions`.
+    """
+
+    def __init__(self, plan: CalibrationPlan, state: ResumeState, places: Sequence[QweightPlace] = ()) -> None:
+        self.plan, self.state, self.places = plan, state, places
         self._record = BlockRecord()
 
     @property
@@ -210,7 +215,8 @@ class Quantization:
 
     def keep(self, block: Block, quantized: QuantizedBlock, record: BlockRecord) -> None:
         """Write what becomes of a block's linears."""
-        self.state.write_block(block.name, qweight_tensors(quantized), scale_tensors(block.name, quantized))
+        qweight = qweight_tensors(quantized, self.plan.spec, self.places)
+        self.state.write_block(block.name, qweight, scale_tensors(block.name, quantized))
         self._record = record
 
     def finish_block(self, block: Block) -> None:

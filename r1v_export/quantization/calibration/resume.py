@@ -20,11 +20,11 @@ from pydantic import Field
 from torch import Tensor
 
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
-from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
+from r1v_export.checkpoint.tensor_writer import ALIGNMENT_BYTES, PAGE_BYTES, NewTensor, write_tensors
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.files import read_regular_bytes, read_regular_text, sync_folder, write_atomically
 from r1v_export.manifest import to_json
-from r1v_export.quantization.artifact.artifact import QWEIGHT
+from r1v_export.quantization.artifact.qweight_places import QWEIGHT
 from r1v_export.quantization.calibration.key import CalibrationKey
 from r1v_export.quantization.calibration_stats import InputEntry
 from r1v_export.strict import StrictModel, parse_json
@@ -95,7 +95,7 @@ class ResumeState:
     def write_block(self, block: str, qweight: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
         """Keep what a quantized block consists of."""
         if qweight:
-            self.save(self.result / QWEIGHT / f"{block}.safetensors", qweight)
+            self.save(self.result / QWEIGHT / f"{block}.safetensors", qweight, PAGE_BYTES)
         self.save(self._scales(block), scales)
 
     def finish_block(self, block: str, record: BlockRecord) -> None:
@@ -107,15 +107,19 @@ class ResumeState:
         stored = [tensor for block in blocks for tensor in read_header(self._scales(block)).values()]
         self._save(path, [NewTensor(s.name, s.dtype, s.shape, partial(_read_flat, s)) for s in stored])
 
-    def save(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Write a safetensors file, whole or not at all, its tensors in order of their names."""
-        named = sorted(tensors.items())
-        self._save(path, [NewTensor(name, t.dtype, tuple(t.shape), partial(_flat, t)) for name, t in named])
+    def save(self, path: Path, tensors: Mapping[str, Tensor], alignment: int = ALIGNMENT_BYTES) -> None:
+        """Write a safetensors file, whole or not at all, its tensors in order of their names.
 
-    def _save(self, path: Path, tensors: Sequence[NewTensor]) -> None:
+        Args:
+            alignment: of the first tensor, in bytes.
+        """
+        named = sorted(tensors.items())
+        self._save(path, [NewTensor(name, t.dtype, tuple(t.shape), partial(_flat, t)) for name, t in named], alignment)
+
+    def _save(self, path: Path, tensors: Sequence[NewTensor], alignment: int = ALIGNMENT_BYTES) -> None:
         scratch = self.folder / "scratch" / path.stem  # of its own: parts of a merge write at the same time
         scratch.mkdir(parents=True, exist_ok=True)
-        for _ in write_tensors(scratch, tensors, shards=1):
+        for _ in write_tensors(scratch, tensors, shards=1, alignment=alignment):
             pass
         (written,) = scratch.iterdir()
         write_atomically(path, written.replace)

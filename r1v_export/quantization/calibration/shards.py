@@ -134,7 +134,7 @@ def merge(
     if done:
         unfinished.clear()
         return read_stats(out)
-    quantization = Quantization(merged.plan, unfinished)
+    quantization = Quantization(merged.plan, unfinished, options.places)
     merged.quantize(quantization, range(quantization.finished, len(merged.plan.blocks)))
     return quantization.finish(out)
 
@@ -156,7 +156,7 @@ def quantize_part(
     """
     merged = _Merge(checkpoint, shards, options)
     blocks = range(part.index, len(merged.plan.blocks), part.count)
-    merged.quantize(Quantization(merged.plan, merged.resume_state(out)), blocks)
+    merged.quantize(Quantization(merged.plan, merged.resume_state(out), options.places), blocks)
 
 
 class _Merge:

@@ -9,6 +9,7 @@ from r1v_export.config import Device
 from r1v_export.contract import BlockwiseEngine
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
+from r1v_export.quantization.artifact.qweight_layout import PACKED
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.targets.compressed_tensors import doctor
@@ -27,6 +28,7 @@ class CompressedTensorsTarget(HubTarget):
 
     name = "compressed-tensors"
     layout, precisions = "compressed-tensors", ("fp8", "int8", "int4")
+    qweight_layout = PACKED
     config_class = CompressedTensorsConfig
 
     def readiness(self) -> Readiness:
@@ -44,7 +46,7 @@ class CompressedTensorsTarget(HubTarget):
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         assert inputs.artifact is not None, "check refuses builds that quantize nothing"
-        write_compressed(inputs.checkpoint, inputs.artifact, out, on_progress)
+        write_compressed(inputs.checkpoint, inputs.artifact, out, on_progress, inputs.stored)
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> CompressedEngine:
         return open_compressed(engine, spec, device)

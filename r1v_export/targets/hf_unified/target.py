@@ -10,6 +10,7 @@ from r1v_export.config import Device
 from r1v_export.contract import BlockwiseEngine, VisionEngine
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
+from r1v_export.quantization.artifact.qweight_layout import UNIFIED
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.targets.hf_unified import doctor
@@ -29,6 +30,7 @@ class HfUnifiedTarget(HubTarget):
 
     name = "hf-unified"
     layout, precisions = "unified", ("fp8", "int4")
+    qweight_layout = UNIFIED
     config_class = HfUnifiedConfig
     fp8_per_tensor = True
     engine_syntax = LLM_API
@@ -47,7 +49,7 @@ class HfUnifiedTarget(HubTarget):
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         assert inputs.artifact is not None, "check refuses builds that quantize nothing"
-        write_unified(inputs.checkpoint, inputs.artifact, out, on_progress)
+        write_unified(inputs.checkpoint, inputs.artifact, out, on_progress, inputs.stored)
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> UnifiedEngine:
         return open_unified(engine, spec, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,9 +155,9 @@ def test_rescaled_weights_are_rounded_again_as_the_algorithm_rounded_them(
     assert files.keys() == {"recipe.yaml", "scales.safetensors", "stats.json"}
     blocks: list[QuantizedBlock] = []
 
-    def keep(block: QuantizedBlock) -> dict[str, Tensor]:
+    def keep(block: QuantizedBlock, *args: Any) -> dict[str, Tensor]:
         blocks.append(block)
-        return qweight_tensors(block)
+        return qweight_tensors(block, *args)
 
     monkeypatch.setattr(CalibrationPlan, "rounded", frozenset())
     monkeypatch.setattr("r1v_export.quantization.calibration.calibrate.qweight_tensors", keep)

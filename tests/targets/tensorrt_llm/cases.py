@@ -58,7 +58,7 @@ def make_artifact(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Artif
         block = _block(checkpoint, name, schemes, recipe)
         scales |= scale_tensors(name, block)
         if block.linears:
-            save_file(qweight_tensors(block), folder / QWEIGHT / f"{name}.safetensors")
+            save_file(qweight_tensors(block, checkpoint.spec), folder / QWEIGHT / f"{name}.safetensors")
     save_file(scales, folder / SCALES)
     (folder / RECIPE).write_text(recipe.to_yaml())
     stats = Stats(

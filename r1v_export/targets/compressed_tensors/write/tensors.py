@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -11,24 +11,30 @@ from torch import Tensor
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.quantized.int4_packing import pack_pairs
+from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.checkpoint.tensor_writer import NewTensor
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.targets.compressed_tensors.write.formats import formats
-from r1v_export.targets.hub_folder import cache_scales, plain_tensors, stored_linears
+from r1v_export.targets.hub_folder import NOTHING_STORED, cache_scales, plain_tensors, stored_linears
 
 PER_WORD = 8
 """4-bit values in an int32."""
 
 
-def compressed_tensors(checkpoint: Checkpoint, artifact: Artifact) -> list[NewTensor]:
+def compressed_tensors(
+    checkpoint: Checkpoint, artifact: Artifact, stored: Mapping[str, StoredTensor] = NOTHING_STORED
+) -> list[NewTensor]:
     """List the tensors of a compressed-tensors checkpoint.
+
+    Args:
+        stored: of `BuildInputs`: they are listed, and are not to be asked for.
 
     Raises:
         UsageError: there is no format for one of the linears.
     """
-    linears = _Linears(checkpoint, artifact)
+    linears = _Linears(checkpoint, artifact, stored)
     tensors: dict[str, NewTensor] = {}
     for name, shape in expected_tensors(checkpoint.spec).items():
         linear = name.removesuffix(".weight")
@@ -44,8 +50,8 @@ def compressed_tensors(checkpoint: Checkpoint, artifact: Artifact) -> list[NewTe
 class _Linears:
     """The quantized linears. The one that is being written is kept: its tensors follow each other."""
 
-    def __init__(self, checkpoint: Checkpoint, artifact: Artifact) -> None:
-        self.spec, self.artifact = checkpoint.spec, artifact
+    def __init__(self, checkpoint: Checkpoint, artifact: Artifact, stored: Mapping[str, StoredTensor]) -> None:
+        self.spec, self.artifact, self._stored = checkpoint.spec, artifact, stored
         self.formats = formats(checkpoint.spec, artifact.schemes)
         self._shapes = linear_shapes(checkpoint.spec)
         self._kept: tuple[str, QuantizedLinear] | None = None
@@ -87,7 +93,8 @@ class _Linears:
 
     def _chunks(self, linear: str, suffix: str, index: int, parts: int) -> list[Tensor]:
         if self._kept is None or self._kept[0] != linear:
-            self._kept = (linear, self.artifact.linear(linear))
+            is_stored = f"{stored_linears(linear, self.spec)[0]}.weight_packed" in self._stored
+            self._kept = (linear, self.artifact.parameters(linear) if is_stored else self.artifact.linear(linear))
         quantized = self._kept[1]
         rows = quantized.shape[0] // parts
         part = slice(index * rows, (index + 1) * rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -22,6 +22,7 @@ from r1v_export.checkpoint.quantized.unified import (
     WEIGHT,
     Algorithm,
 )
+from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.checkpoint.tensor_writer import NewTensor
 from r1v_export.quantization.algorithms.shared_scales import has_one_scale
 from r1v_export.quantization.artifact.artifact import Artifact
@@ -29,16 +30,21 @@ from r1v_export.quantization.groups import linear_groups, linear_shapes
 from r1v_export.quantization.number_formats import RANGES
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 from r1v_export.targets.hf_unified.write.formats import algorithms
-from r1v_export.targets.hub_folder import cache_scales, part_of, plain_tensors, stored_linears
+from r1v_export.targets.hub_folder import NOTHING_STORED, cache_scales, part_of, plain_tensors, stored_linears
 
 
-def unified_tensors(checkpoint: Checkpoint, artifact: Artifact) -> list[NewTensor]:
+def unified_tensors(
+    checkpoint: Checkpoint, artifact: Artifact, stored: Mapping[str, StoredTensor] = NOTHING_STORED
+) -> list[NewTensor]:
     """List the tensors of a unified checkpoint, in model order.
+
+    Args:
+        stored: of `BuildInputs`: they are listed, and are not to be asked for.
 
     Raises:
         UsageError: the layout does not hold one of the linears.
     """
-    linears = _Linears(checkpoint, artifact)
+    linears = _Linears(checkpoint, artifact, stored)
     tensors: dict[str, NewTensor] = {}
     for name, shape in expected_tensors(checkpoint.spec).items():
         linear = name.removesuffix(".weight")
@@ -57,8 +63,8 @@ def unified_tensors(checkpoint: Checkpoint, artifact: Artifact) -> list[NewTenso
 class _Linears:
     """The quantized linears. The one that is being written is kept encoded: its tensors follow each other."""
 
-    def __init__(self, checkpoint: Checkpoint, artifact: Artifact) -> None:
-        self.spec, self.artifact = checkpoint.spec, artifact
+    def __init__(self, checkpoint: Checkpoint, artifact: Artifact, stored: Mapping[str, StoredTensor]) -> None:
+        self.spec, self.artifact, self._stored = checkpoint.spec, artifact, stored
         self.algorithms = algorithms(checkpoint.spec, artifact.schemes)
         self._shapes = linear_shapes(checkpoint.spec)
         self._group_of = {linear: group.linears for group in linear_groups(checkpoint.spec) for linear in group.linears}
@@ -91,7 +97,9 @@ class _Linears:
         return part_of(lambda: tensor, index, parts)
 
     def _encode(self, linear: str) -> dict[str, Tensor]:
-        quantized, algorithm = self.artifact.linear(linear), self.algorithms[linear]
+        algorithm = self.algorithms[linear]
+        is_stored = f"{stored_linears(linear, self.spec)[0]}.{WEIGHT}" in self._stored
+        quantized = self.artifact.parameters(linear) if is_stored else self.artifact.linear(linear)
         tensors = encode(quantized, algorithm)
         if algorithm == "W4A8_AWQ":
             tensors[SCALE_2] = self._shared_scale_2(self._group_of[linear])
