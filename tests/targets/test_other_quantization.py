@@ -1,4 +1,4 @@
-"""A checkpoint that came quantized cannot be given another recipe."""
+"""A checkpoint that was quantized already cannot be given another recipe."""
 
 from __future__ import annotations
 
