@@ -10,7 +10,7 @@ def other_quantization(scheme: Scheme, recipes: str) -> str:
 
     Args:
         scheme: that the target does not hold.
-        recipes: what helps where the model is quantized here; a checkpoint that was quantized already keeps its own values.
+        recipes: what helps where the model is quantized here; a checkpoint that was quantized already keeps its values.
     """
     if not isinstance(scheme.weights, Imported):
         return recipes
