@@ -64,8 +64,8 @@ class TensorRTEngine:
         )
 
     def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
-        table = self._embed.embed_tokens.weight
-        images = torch.from_numpy(np.ascontiguousarray(image_embeds)).to(table.dtype)
+        dtype = next(self._embed.parameters()).dtype
+        images = torch.from_numpy(np.ascontiguousarray(image_embeds)).to(dtype)
         with torch.inference_mode():
             embeds: Tensor = self._embed(torch.from_numpy(np.ascontiguousarray(input_ids)), images)
         return embeds.float().numpy()
