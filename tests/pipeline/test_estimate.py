@@ -57,7 +57,8 @@ def test_a_calibration_weighs_what_the_plan_says(tiny_config: BuildConfig, tmp_p
     build(config, tmp_path / "out")
     tensors = [
         tensor
-        for path in (tmp_path / "out" / "calibration").rglob("*.safetensors")
+        for folder in ("calibration", "graphs/qweight")
+        for path in (tmp_path / "out" / folder).rglob("*.safetensors")
         for tensor in read_header(path).values()
     ]
     assert planned == pytest.approx(sum(tensor.nbytes for tensor in tensors), rel=0.01)

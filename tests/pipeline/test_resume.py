@@ -32,7 +32,6 @@ from r1v_export.pipeline import workspace
 from r1v_export.pipeline.calibration import CALIBRATION
 from r1v_export.pipeline.stages import Build
 from r1v_export.pipeline.workspace import kept_folder
-from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.blocks import Block
 from r1v_export.quantization.calibration.blockwise_runner import BlockwiseRunner
@@ -228,9 +227,9 @@ def test_what_a_calibration_keeps_is_gone_once_it_is_recorded(tiny_model: Path, 
     seen: list[bool] = []
     make = Build._build_engine
 
-    def look(job: Build, target: str, folder: Path, on_progress: ProgressCallback) -> None:
+    def look(job: Build, *arguments: Any) -> None:
         seen.append(kept_folder(job.out, "calibration").exists())
-        make(job, target, folder, on_progress)
+        make(job, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Build, "_build_engine", look)

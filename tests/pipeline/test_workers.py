@@ -46,7 +46,7 @@ def test_tasks_of_a_hub_model_have_the_same_fingerprint_on_a_worker(tiny_model: 
     own, downloaded = Checkpoint.open(tiny_model), copy(Checkpoint.open(tiny_model))
     downloaded.source = Source("hub", "owner/name", "0" * 40)
     here = Build(config, downloaded, tmp_path)
-    there = Build(portable(config, downloaded), own, tmp_path)
+    there = Build(portable(config, downloaded), own, tmp_path, parent_label=here.label)
     sources = dict.fromkeys(here.source_files(), "0" * 64)
     finished = {stage.name: StageEntry(fingerprint="0" * 64, files={}) for stage in here.stages()}
     tasks = [pair for pair in zip(here.stages(), there.stages(), strict=True) if pair[0].is_task]
