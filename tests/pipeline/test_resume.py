@@ -114,6 +114,13 @@ def build_and_die(config: BuildConfig, out: Path, kill_at: int) -> None:
     pipeline.build(config, out)
 
 
+def run_until_killed(run: Callable[..., None], *arguments: object) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=run, args=arguments)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_killed_within_a_stage_it_goes_on_behind_what_is_written(
     tiny_model: Path, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
@@ -129,10 +136,7 @@ def test_killed_within_a_stage_it_goes_on_behind_what_is_written(
     names = record_reads(monkeypatch)
     pipeline.build(config, tmp_path / "undisturbed")
     expected, out = [*names], tmp_path / "out"
-    child = multiprocessing.get_context("spawn").Process(target=build_and_die, args=(config, out, len(expected) - 2))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    run_until_killed(build_and_die, config, out, len(expected) - 2)
     assert len([*(out / ".work" / "hf-unified-engine").rglob("*.safetensors")]) > 1
     names.clear()
     built = pipeline.build(config, out)
@@ -203,10 +207,7 @@ def test_killed_before_its_record_a_finished_calibration_is_not_computed_again(
     computed.passed.clear()
     computed.quantized.clear()
     out = tmp_path / "out"
-    child = multiprocessing.get_context("spawn").Process(target=calibrate_and_die, args=(config, out))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    run_until_killed(calibrate_and_die, config, out)
     assert not (out / CALIBRATION).exists(), "it is in the workspace alone"
     built = pipeline.build(config, out)
     assert "calibration" in built.ran
