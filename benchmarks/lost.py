@@ -17,6 +17,7 @@ Reported is also how much was written twice. Needs root, for a file system of it
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -294,7 +296,15 @@ def main(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     conditions, results = machine(("torch", "onnx", "onnx-ir")), {}
-    model = synthesize(work / "model", preset=preset, vision_layers=layers, language_layers=layers, weights="sparse")
+    # In a process of its own: torch's threads would be missing in what is forked afterwards, which would wait for them.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        shape: dict[str, Any] = {
+            "preset": preset,
+            "vision_layers": layers,
+            "language_layers": layers,
+            "weights": "sparse",
+        }
+        model = apart.submit(synthesize, work / "model", **shape).result()
     with own_disk(work, int(disk_gb * 1e9)) as disk:
         for number, recipe in enumerate(recipes):
             share = [count // len(recipes) + (number < count % len(recipes)) for count in (kills, full_disks)]
