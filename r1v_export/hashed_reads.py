@@ -96,10 +96,25 @@ class _Reads:
     """What is known of one file's readers and its hash, in bytes."""
 
     size_bytes: int
-    asked: int = 0
     hashed: int = 0
-    parts: set[int] = field(default_factory=set)
-    """Offsets of the parts that were asked for."""
+    parts: list[tuple[int, int]] = field(default_factory=list)
+    """What was asked for: where each part begins and ends, in order; none touches the next."""
+
+    @property
+    def asked(self) -> int:
+        """What was asked for; what several asked for counts once."""
+        return sum(end - begin for begin, end in self.parts)
+
+    def covers(self, begin: int, end: int) -> bool:
+        """Whether all between two offsets was asked for."""
+        return any(first <= begin and end <= last for first, last in self.parts)
+
+    def add(self, begin: int, end: int) -> None:
+        """Someone asks for what is between two offsets."""
+        touched = [part for part in self.parts if part[0] <= end and begin <= part[1]]
+        apart = [part for part in self.parts if part not in touched]
+        bounds = [(begin, end), *touched]
+        self.parts = sorted([*apart, (min(first for first, _ in bounds), max(last for _, last in bounds))])
 
 
 class ReadHashes:
@@ -143,13 +158,12 @@ class ReadHashes:
         """
         with self._changed:
             reads = self._reads.get(path)
-            if reads is None or offset in reads.parts:
+            if reads is None or reads.covers(offset, offset + size_bytes):
                 return
             self._changed.wait_for(lambda: self._lag() <= BEHIND_BYTES or self._error or self._closed)
             if self._error:
                 raise self._error
-            reads.parts.add(offset)
-            reads.asked += size_bytes
+            reads.add(offset, offset + size_bytes)
             self._changed.notify_all()
 
     def finish(self, on_progress: ProgressCallback = ignore_progress) -> None:

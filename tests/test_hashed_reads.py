@@ -62,6 +62,15 @@ def test_as_much_is_hashed_as_was_asked_for_and_a_little_more(files: list[Path])
     assert hashes.found.keys() <= {files[1]}
 
 
+def test_overlapping_parts_count_once(files: list[Path]) -> None:
+    """Otherwise a reader of rows of a tensor that another reads whole waits for a hash that does not lag behind."""
+    with ReadHashes(files) as hashes:
+        for offset, size_bytes in ((4, 2), (0, 2), (1, 4), (2, 1), (8, 1)):
+            note_read(files[0], offset * PIECE, size_bytes * PIECE)
+        reads = hashes._reads[files[0]]
+        assert (reads.asked, reads.parts) == (7 * PIECE, [(0, 6 * PIECE), (8 * PIECE, 9 * PIECE)])
+
+
 def test_a_file_whose_parts_were_all_read_is_found_without_being_waited_for(files: list[Path]) -> None:
     with ReadHashes(files) as hashes:
         for offset in (4, 0, 1, 2, 3):

@@ -75,6 +75,8 @@ def command(
     if device_name is None or is_bundle:
         why = "of a bundle, whose graphs say it" if is_bundle else "without --roofline GPU"
         refuse_given(context, sizing, why, "omit it, or name a checkpoint and --roofline GPU")
+    if is_bundle:
+        refuse_given(context, ("revision", "offline"), "of a bundle, which is a folder", "omit it, or name a hub id")
     if device_name is not None and is_bundle:
         refuse_given(context, ("target",), "with --roofline, which counts the bundle's graphs", "omit one of the two")
         inspect_engine.show_roofline(Path(model), device_name, report, format_)

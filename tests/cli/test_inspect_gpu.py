@@ -99,6 +99,8 @@ def test_a_text_prompt_has_no_vision_step(sized) -> None:
         (["r1v-nano", "--roofline", "H100", "--report", "page.html"], "no effect for a checkpoint"),
         (["r1v-nano", "--tp", "2"], "no effect without --roofline GPU"),
         (["BUNDLE", "--roofline", "H100", "--tp", "2"], "no effect of a bundle"),
+        (["BUNDLE", "--offline"], "no effect of a bundle, which is a folder"),
+        (["BUNDLE", "--revision", "main"], "no effect of a bundle, which is a folder"),
         (["BUNDLE", "--roofline", "H100", "--target", "onnxruntime"], "no effect with --roofline"),
     ],
 )
