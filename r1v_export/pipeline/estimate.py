@@ -16,6 +16,7 @@ from r1v_export.cpus import thread_count
 from r1v_export.errors import CapabilityError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.pipeline.stage import Stage
+from r1v_export.pipeline.workspace import unfinished_bytes
 from r1v_export.progress import size
 from r1v_export.quantization.sizes import graph_tensors
 
@@ -105,19 +106,21 @@ def obstacles(out: Path, stages: Sequence[Stage]) -> Iterator[tuple[Stage, Capab
     if not stages:
         return
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
-    free, written, peaks = shutil.disk_usage(folder).free, _SPARE_BYTES, []
+    held = unfinished_bytes(out, (stage.name for stage in stages))
+    room = shutil.disk_usage(folder).free + held
+    written, peaks = _SPARE_BYTES, []
     for stage, found in zip(stages, needs, strict=True):
         peaks.append(written + stage.size_bytes + found.scratch_bytes)
         written += stage.size_bytes
-    if free < max(peaks):
-        first = next(stage for stage, peak in zip(stages, peaks, strict=True) if free < peak)
+    if room < max(peaks):
+        first = next(stage for stage, peak in zip(stages, peaks, strict=True) if room < peak)
         yield (
             first,
             CapabilityError(
                 "The disk is too small for this build.",
                 where=out,
                 expected=f"{size(max(peaks))} free",
-                found=f"{size(free)} free",
+                found=f"{size(room)} free" + (f", {size(held)} of it held by an unfinished build here" if held else ""),
                 fix="make room, or choose a folder on another disk with -o FOLDER",
             ),
         )

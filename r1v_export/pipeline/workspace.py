@@ -55,10 +55,19 @@ from r1v_export.write_journal import WriteJournal
 CHOOSE_ANOTHER = "choose another one with -o FOLDER"
 """What to do about an output folder that cannot be used."""
 
+_STAT_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own are (stat(2))
+
 
 def kept_folder(out: Path, stage: str) -> Path:
     """Where a stage of the build in `out` keeps what it needs for another try, until it is recorded."""
     return out / WORK_FOLDER / f"{stage}.kept"
+
+
+def unfinished_bytes(out: Path, stages: Iterable[str]) -> int:
+    """Disk that killed runs of these stages hold: their next run goes on with it, or removes it."""
+    folders = [folder for stage in stages for folder in (out / WORK_FOLDER / stage, kept_folder(out, stage))]
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_blocks * _STAT_BLOCK_BYTES for path in files)
 
 
 class Workspace:

@@ -84,6 +84,25 @@ def test_a_disk_with_room_for_graphs_but_not_for_the_engine_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_killed_build_left_is_room_for_the_next_one(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tiny_config, "int4", "hf-unified").model_copy(update={"recipe": "int4-rtn"})
+    out = tmp_path / "out"
+    needed = sum(stage.size_bytes for stage in plan(config, out)) + (64 << 20)
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - 500_000))
+    assert any(stage.obstacle for stage in plan(config, out))
+    left = out / ".work/hf-unified-engine/engines/hf-unified/model.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(300_000))
+    obstacle = next(stage.obstacle for stage in plan(config, out) if stage.obstacle)
+    assert "held by an unfinished build" in str(obstacle)
+    (out / ".work/hf-unified-engine.kept").mkdir()
+    (out / ".work/hf-unified-engine.kept/block").write_bytes(bytes(300_000))
+    assert not any(stage.obstacle for stage in plan(config, out))
+
+
 def test_a_dry_run_prints_the_plan_and_then_what_this_machine_lacks(
     tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
