@@ -59,6 +59,8 @@ class PlannedStage:
     seconds: float
     memory_bytes: int = 0
     """0 for less than a gigabyte."""
+    scratch_bytes: int = 0
+    """Disk for files that are gone when the stage ends."""
     note: str = ""
     """How it will run."""
     obstacle: CapabilityError | None = None
@@ -141,6 +143,7 @@ def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool =
                 stage.size_bytes,
                 stage.seconds(),
                 needs.memory_bytes,
+                needs.scratch_bytes,
                 needs.note,
                 lacking.get(stage.name),
             )

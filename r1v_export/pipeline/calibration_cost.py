@@ -45,10 +45,10 @@ _GRAM_FLOPS = 0.5
 """Of the rate of products: the matrices are larger than any cache."""
 _ELEMENT_S = 14e-9
 """Of each element that enters a linear: its statistics, and the norms and activation functions around it."""
-_PASS_S = 1.5e-3
-"""Of a sample through a block, whatever the size."""
-_SAMPLE_S = 15e-3
-"""Of decoding, tiling and tokenizing."""
+_PASS_S = 0.7e-3
+"""Of a sample through a block, whatever the size and the number of cores."""
+_SAMPLE_S = 5e-3
+"""Of decoding, tiling and tokenizing, whatever the number of cores."""
 _GENERATED_BYTES_PER_S = 5e9
 """Of weights that are read for each generated token."""
 _FLOAT_BYTES, _STORED_BYTES = 4, 2
@@ -91,7 +91,7 @@ class CalibrationCost:
         if not ran and not self.plan.calibrated:
             read = 0.0
         prepared = _SAMPLE_S * len(self.samples) if ran else 0.0
-        return forward + quantizing + written + read + prepared / rates.cores
+        return forward + quantizing + written + read + prepared
 
     def _rows(self, block: Block) -> list[int]:
         return [block.rows(sample.tokens, sample.tiles) for sample in self.samples]
@@ -120,7 +120,8 @@ class CalibrationCost:
         return grams_s + passes * (
             2 * products / rate
             + _attention_flops(block, self.samples) / rates.flops("float32")
-            + (_ELEMENT_S * elements + _PASS_S * len(self.samples)) / rates.cores
+            + _ELEMENT_S * elements / rates.cores
+            + _PASS_S * len(self.samples)
         )
 
     def _quantizing_s(self, block: Block, rates: Rates) -> float:

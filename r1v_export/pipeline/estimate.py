@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from r1v_export import contract
 from r1v_export.config import Matmul, ParityConfig
@@ -20,13 +20,23 @@ from r1v_export.pipeline.workspace import unfinished_bytes
 from r1v_export.progress import size
 from r1v_export.quantization.sizes import graph_tensors
 
-WRITE_BYTES_PER_S = 150e6
-"""Read, cast, write, sync and hash; seen on two cores with a 290 MB/s disk."""
-TRACE_S = 4.0
-"""Tracing one graph, whatever the model's size."""
+if TYPE_CHECKING:
+    from r1v_export.quantization.recipe import Scheme
 
-READ_BYTES_PER_S = 300e6
-"""Of a checkpoint and an engine that the page cache does not hold."""
+WRITE_BYTES_PER_S = 400e6
+"""Cast, written, synced and hashed; rounding apart."""
+READ_BYTES_PER_S = 650e6
+"""Of a checkpoint and an engine: read and hashed."""
+_ROUNDED_PER_S = {"int4": 320e6, "uint4": 320e6, "fp8": 700e6, "int8": 700e6}
+"""Weights that a core reads and rounds while they are written, by what they become."""
+_IMPORT_S = 1.6
+"""Of PyTorch's exporter, once in a process."""
+_TRACE_S: dict[str, tuple[float, float]] = {contract.VISION: (0.9, 0.3), contract.DECODER: (1.4, 0.46)}
+"""Tracing a graph, whatever its width, and each of its layers."""
+_SMALL_TRACE_S = 0.8
+"""Tracing a graph without layers."""
+_ENGINE_S = 0.2
+
 PROCESS_BYTES = 250 << 20
 """Of the process itself: PyTorch, ONNX Runtime, the images of questions."""
 
@@ -40,7 +50,11 @@ _FLOAT_BYTES = 4
 _MEMORY_BYTES_PER_S = 8e9
 _OPEN_BYTES_PER_S = 0.7e9
 """Of a block's weights in float32: read, widened or dequantized, their scales checked."""
-_GATE_S = 4.0
+_QUESTIONS_TOGETHER = 16
+_STREAMED_TILES = 2
+"""Of a streamed gate's question, in the mean: it asks the first ones."""
+_GATE_S, _QUESTION_S = 0.6, 0.12
+"""Of a comparison, and of each question in it, whatever the model's size."""
 _PROBE_S = 0.1
 _PROBE_SHAPE = (512, 2048, 2048)
 
@@ -136,37 +150,87 @@ def refuse_impossible(out: Path, stages: Sequence[Stage]) -> None:
         raise obstacle
 
 
-def writing_s(base_s: float, size_bytes: int) -> float:
-    """Seconds of a stage that writes so much and otherwise takes `base_s`."""
-    return base_s + size_bytes / WRITE_BYTES_PER_S
+def graph_s(name: str, spec: ModelSpec, schemes: Mapping[str, Scheme], size_bytes: int, first: str) -> float:
+    """Seconds of exporting a graph.
+
+    Args:
+        schemes: of every quantized linear.
+        first: the first of the build's graphs.
+    """
+    layers = {contract.VISION: spec.vision.num_layers, contract.DECODER: spec.language.num_layers}.get(name, 0)
+    base_s, layer_s = _TRACE_S.get(name, (_SMALL_TRACE_S, 0.0))
+    traced = base_s + layer_s * layers + (_IMPORT_S if name == first else 0.0)
+    return traced + writing_s(size_bytes) + _rounding_s(spec, schemes, (name,))
+
+
+def engine_s(spec: ModelSpec, schemes: Mapping[str, Scheme], size_bytes: int) -> float:
+    """Seconds of an engine whose target writes so many bytes of weights; 0 where the graphs hold them."""
+    return _ENGINE_S + (writing_s(size_bytes) + _rounding_s(spec, schemes, contract.GRAPHS) if size_bytes else 0.0)
+
+
+def writing_s(size_bytes: int) -> float:
+    """Seconds in which so much is written."""
+    return size_bytes / WRITE_BYTES_PER_S
+
+
+def _rounding_s(spec: ModelSpec, schemes: Mapping[str, Scheme], graphs: Sequence[str]) -> float:
+    """Seconds in which the weights are rounded whose quantized values no calibration holds."""
+    from r1v_export.quantization.rounded_weights import rounded_linears  # imports torch
+
+    rounded, tensors = rounded_linears(schemes), graph_tensors(spec)
+    counts = {name.removesuffix(".weight"): count for graph in graphs for name, count in tensors[graph].items()}
+    seconds = (counts[name] / _ROUNDED_PER_S[schemes[name].weights.type] for name in rounded & counts.keys())
+    return sum(seconds) / thread_count().count
+
+
+@dataclass(frozen=True)
+class GateWork:
+    """What a parity gate compares.
+
+    Attributes:
+        comparisons: with how many references: the fake-quantized model, and the original.
+        encoders: how many of them have a tower, projector or embeddings of their own.
+    """
+
+    comparisons: int
+    encoders: int
+
+    @classmethod
+    def of(cls, schemes: Mapping[str, Scheme], comparisons: int) -> GateWork:
+        """Where nothing but the decoder is quantized, all references encode alike."""
+        decoder_alone = all(linear.startswith("language_model.") for linear in schemes)
+        return cls(comparisons, encoders=1 if decoder_alone else comparisons)
 
 
 def gate_s(
-    kind: Literal["whole", "streamed"], spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int
+    kind: Literal["whole", "streamed"], spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork
 ) -> float:
-    """Seconds of a parity gate with one or two comparisons."""
+    """Seconds of a parity gate."""
     seconds = _whole_gate_s if kind == "whole" else _streamed_gate_s
-    return seconds(spec, parity, rates, comparisons)
+    return seconds(spec, parity, rates, work)
 
 
-def _whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int) -> float:
+def _whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
     """Seconds of a whole gate, by what reference and engine both read and compute for each comparison."""
     parameters, tokens = graph_parameters(spec), parity.questions * question_tokens(spec)
     tiles = GENERATED_TILES * parity.questions
     products = parameters[contract.VISION] * tiles * positions(spec) + parameters[contract.DECODER] * tokens
-    decoded = _FLOAT_BYTES * parameters[contract.DECODER] * parity.questions * parity.max_new_tokens
+    steps = parity.max_new_tokens * -(-parity.questions // _QUESTIONS_TOGETHER)
+    decoded = _FLOAT_BYTES * parameters[contract.DECODER] * steps
     read = 2 * sum(parameters.values()) / READ_BYTES_PER_S
-    return comparisons * (_GATE_S + 3 * (2 * products / rates.flops("float32") + decoded / _MEMORY_BYTES_PER_S + read))
+    computed = 3 * (2 * products / rates.flops("float32") + decoded / _MEMORY_BYTES_PER_S + read)
+    return work.comparisons * (_GATE_S + _QUESTION_S * parity.questions + computed)
 
 
-def _streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, comparisons: int) -> float:
-    """Seconds of a streamed gate, at most: the engine computes every block once, decoder layers also on its own
-    embeddings, and a token at a time; the reference computes every block once for each comparison."""
+def _streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
+    """Seconds of a streamed gate: every reference and the engine compute every block once, the engine its decoder
+    layers for every encoder's embeddings, and a token at a time. Logits are of replies alone."""
     questions, parameters = parity.streamed_questions, graph_parameters(spec)
-    decoder, every = parameters[contract.DECODER], sum(parameters.values())
-    tile_products = parameters[contract.VISION] * GENERATED_TILES * questions * positions(spec)
-    token_products = decoder * questions * question_tokens(spec)
-    products = (1 + comparisons) * tile_products + (2 + comparisons) * token_products
-    decoded = _FLOAT_BYTES * decoder * questions * parity.streamed_reply_tokens / _MEMORY_BYTES_PER_S
-    opened = (1 + comparisons) * _FLOAT_BYTES * every / _OPEN_BYTES_PER_S
-    return _GATE_S + 2 * products / rates.flops("float32") + decoded + opened + 4 * every / READ_BYTES_PER_S
+    every, layers = sum(parameters.values()), parameters[contract.DECODER] - parameters[contract.EMBED]
+    tokens = questions * (_STREAMED_TILES * spec.tokens_per_tile + _TEXT_TOKENS)
+    tower = (1 + work.encoders) * parameters[contract.VISION] * _STREAMED_TILES * questions * positions(spec)
+    decoder = (work.comparisons + work.encoders) * layers * tokens
+    decoded = _FLOAT_BYTES * layers * work.encoders * questions * parity.streamed_reply_tokens / _MEMORY_BYTES_PER_S
+    opened = (1 + work.comparisons) * _FLOAT_BYTES * every / _OPEN_BYTES_PER_S
+    overhead = _GATE_S + _QUESTION_S * questions
+    return overhead + 2 * (tower + decoder) / rates.flops("float32") + decoded + opened

@@ -27,7 +27,15 @@ from r1v_export.pipeline.calibration import (
     require_origin,
 )
 from r1v_export.pipeline.effort import resolved_calibration
-from r1v_export.pipeline.estimate import TRACE_S, gate_s, graph_parameters, measured_rates, writing_s
+from r1v_export.pipeline.estimate import (
+    GateWork,
+    engine_s,
+    gate_s,
+    graph_parameters,
+    graph_s,
+    measured_rates,
+    writing_s,
+)
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.planned_calibration import PlannedCalibration
 from r1v_export.pipeline.qweight_placement import place_in_bundle, placed_bytes
@@ -51,9 +59,6 @@ if TYPE_CHECKING:
 
 CALIBRATION_STAGE = "calibration"
 DOCUMENTS_STAGE = "documents"
-
-_ENGINE_S = 2.0
-"""Rough, for the plan."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,7 @@ class Build:
             settings=settings,
             sources=tuple(self.source_files()),
             size_bytes=size_bytes,
-            seconds=planned.seconds if planned else partial(writing_s, 0.0, size_bytes),
+            seconds=planned.seconds if planned else partial(writing_s, size_bytes),
             needs=(lambda: planned.needs) if planned else Needs,
             notes=calibration_warnings,
         )
@@ -257,7 +262,7 @@ class Build:
                 after=self._after_calibration,
                 is_task=True,
                 size_bytes=size_bytes,
-                seconds=partial(writing_s, TRACE_S, size_bytes),
+                seconds=partial(graph_s, name, self.checkpoint.spec, self.schemes, size_bytes, self.graphs[0]),
             )
 
     def _export(self, name: str, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
@@ -295,7 +300,7 @@ class Build:
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 is_task=True,
                 size_bytes=size_bytes,
-                seconds=partial(writing_s, _ENGINE_S, size_bytes),
+                seconds=partial(engine_s, self.checkpoint.spec, self.schemes, size_bytes),
                 needs=partial(Needs, obstacle=self.lacking.get(target)),
                 notes=partial(self._target_warnings, target),
             )
@@ -357,7 +362,8 @@ class Build:
             return 0.0
         # A checkpoint that is quantized already has no original to compare with; rating it on texts takes as long.
         comparisons = 2 if self.config.quantized else 1
-        return gate_s(self.gate(target), self.checkpoint.spec, self.config.parity, measured_rates(), comparisons)
+        work = GateWork.of(self.schemes, comparisons)
+        return gate_s(self.gate(target), self.checkpoint.spec, self.config.parity, measured_rates(), work)
 
     def _parity_needs(self, target: str) -> Needs:
         from r1v_export.pipeline.parity_gate import gate_memory_of
