@@ -108,8 +108,8 @@ def open_runner(
         engine: a folder of `r1v-export engine`, or `llm-api`: a target's own library decodes.
 
     Raises:
-        UsageError: target and engine do not match.
-        BundleError: no whole bundle, or it has no such engine.
+        UsageError: target and engine do not match, or the bundle has no such target.
+        BundleError: no whole bundle.
         CapabilityError: this machine lacks what the engine needs.
     """
     from r1v_export.runner.open_runner import open_runner as run

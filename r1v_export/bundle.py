@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export.config import BuildConfig
-from r1v_export.errors import BundleError
+from r1v_export.errors import BundleError, UsageError
 from r1v_export.files import read_regular_bytes
 from r1v_export.manifest import Manifest, read_manifest
 from r1v_export.model_spec import ModelSpec
@@ -23,6 +23,8 @@ BUILD_CONFIG = "build.yaml"
 GRAPHS = "graphs"
 ENGINES = "engines"
 REPORT = "report"
+
+_BUILD = "r1v-export build --target TARGET -o FOLDER"
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,20 @@ class Bundle:
         """The engine of that name; the first one when None.
 
         Raises:
-            BundleError: the bundle has no such engine.
+            UsageError: the bundle has no engine of that name.
+            BundleError: it has none at all, and none is named.
         """
-        if name is None and self.targets:
+        if name is None:
+            if not self.targets:
+                raise BundleError("The bundle has no engine.", where=self.folder, fix=f"build one with: {_BUILD}")
             return self.targets[0]
-        if name is None or name not in self.targets:
-            raise BundleError(
-                f"The bundle has no {name or 'engine'}.",
+        if name not in self.targets:
+            raise UsageError(
+                "There is no such target in the bundle.",
                 where=self.folder,
-                expected=", ".join(self.targets) or None,
-                fix=f"build one with: r1v-export build --target {name or 'TARGET'} -o FOLDER",
+                expected=" or ".join(self.targets) or None,
+                found=name,
+                fix=f"pass what the bundle has, or build another with: {_BUILD}",
             )
         return name
 

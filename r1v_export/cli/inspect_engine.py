@@ -20,7 +20,7 @@ def show_engine(folder: Path, target: str, format_: str) -> None:
     """Print what is known of the parts of an engine.
 
     Raises:
-        UsageError: the target's engines cannot be looked into.
+        UsageError: the bundle has no such target, or its engines cannot be looked into.
     """
     from r1v_export.bundle import ENGINES, Bundle
     from r1v_export.targets.registry import engine_describer

@@ -11,8 +11,7 @@ def libr1v_target(bundle: Bundle, name: str | None = None) -> str:
     """The bundle's first target that libr1v runs, or the one that is named.
 
     Raises:
-        UsageError: libr1v runs the named one not, or none of the bundle.
-        BundleError: the bundle has no target of this name.
+        UsageError: libr1v runs the named one not, or none of the bundle; or the bundle has no target of this name.
     """
     runs = [target.name for target in registry.loadable() if target.runs_in_libr1v]
     offered = bundle.targets if name is None else (bundle.target(name),)

@@ -35,8 +35,8 @@ def open_runner(
         grounding: let `<ref>`, `<box>` and `<quad>` through in questions and answers.
 
     Raises:
-        UsageError: target and engine do not match.
-        BundleError: no whole bundle, or it has no such engine.
+        UsageError: target and engine do not match, or the bundle has no such target.
+        BundleError: no whole bundle.
         CapabilityError: what the engine needs is not here.
     """
     bundle = Bundle.open(folder)

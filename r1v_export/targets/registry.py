@@ -197,8 +197,7 @@ def engine_describer(bundle: Bundle, target: str | None) -> DescribesEngines:
     """The bundle's target of that name, or its first, if its engines can be looked into.
 
     Raises:
-        BundleError: the bundle has no such engine.
-        UsageError: the target's engines cannot be looked into.
+        UsageError: the bundle has no such target, or its engines cannot be looked into.
     """
     name = bundle.target(target)
     found = get_target(name)

@@ -73,7 +73,6 @@ def test_run_says_when_an_answer_is_cut_off(nano_bundle: Path, capsys: pytest.Ca
     ("arguments", "exit_code", "what"),
     [
         (["--image", "no-such.png", "?"], 1, "no-such.png"),
-        (["--target", "tensorrt", "?"], 1, "no tensorrt"),
         (["--top-p", "0", "?"], 2, "top_p"),
     ],
 )
@@ -82,6 +81,20 @@ def test_run_refuses_what_it_cannot_use(
 ) -> None:
     assert main.run(["run", str(nano_bundle), *arguments]) == exit_code
     assert what in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "no-such-target"])
+def test_every_command_refuses_a_target_that_the_bundle_lacks_in_the_same_words(
+    nano_bundle: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = [["run", nano_bundle, "?"], ["deploy", "triton", nano_bundle, "-o", tmp_path / "out"]]
+    commands += [[command, nano_bundle] for command in ("check", "serve", "bench", "inspect")]
+    for command in commands:
+        assert main.run([*map(str, command), "--target", name, "--format", "json"]) == 2, command
+        error = json.loads(capsys.readouterr().out)
+        assert error["error"] == "UsageError"
+        assert error["what"] == "There is no such target in the bundle."
+        assert (error["expected"], error["found"]) == ("onnxruntime", name)
 
 
 def test_check_writes_a_report_with_latencies_that_leaves_the_bundle_valid(

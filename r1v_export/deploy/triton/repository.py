@@ -80,8 +80,8 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
         out: a folder that does not exist, or is empty.
 
     Raises:
-        UsageError: `out` holds something.
-        BundleError: the bundle has no such engine.
+        UsageError: `out` holds something, or the bundle has no such target.
+        BundleError: the engine is another bundle's.
     """
     require_new(out)
     target, gpus = _target(bundle, options)
@@ -112,8 +112,8 @@ def _target(bundle: Bundle, options: TritonOptions) -> tuple[str, int]:
 
     Raises:
         UsageError: a library decodes it by itself, and there is no engine for it; or engine and target do not match;
-            or libr1v does not run it.
-        BundleError: the bundle has no such target, or the engine is another bundle's.
+            or libr1v does not run it; or the bundle has no such target.
+        BundleError: the engine is another bundle's.
     """
     if options.backend == "r1v":
         return libr1v_target(bundle, options.target), int(options.device == "cuda")

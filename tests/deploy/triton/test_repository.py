@@ -15,7 +15,7 @@ from r1v_export.bundle import Bundle
 from r1v_export.cli.deploy import command
 from r1v_export.deploy.triton.repository import MODELS_FOLDER, TritonOptions, model_configs, write_repository
 from r1v_export.deploy.triton.tensors import LLM, MODELS, VISION
-from r1v_export.errors import BundleError, UsageError
+from r1v_export.errors import UsageError
 from tests.deploy.triton.tritonserver import ENVIRONMENT, installed
 
 PARSE = """
@@ -129,7 +129,7 @@ def test_the_command_refuses_what_it_would_overwrite_and_engines_that_are_not_th
     assert isinstance(run.exception, UsageError)
     assert (tmp_path / "mine").read_text() == "x"
     run = CliRunner().invoke(command, ["triton", str(nano_bundle), "-o", str(tmp_path / "new"), "--target", "tensorrt"])
-    assert isinstance(run.exception, BundleError)
+    assert isinstance(run.exception, UsageError)
     assert not (tmp_path / "new").exists()
 
 

@@ -48,8 +48,8 @@ def plan_engine(bundle: Path, out: Path, workers: int | None = None) -> EnginePl
     """The command for a bundle; nothing is run.
 
     Raises:
-        BundleError: the bundle is not whole, or has no TensorRT-LLM checkpoint.
-        UsageError: the sizes of its build's config do not fit the model.
+        BundleError: the bundle is not whole.
+        UsageError: it has no TensorRT-LLM checkpoint, or the sizes of its build's config do not fit the model.
     """
     opened = Bundle.open(bundle)
     checkpoint = bundle.resolve() / ENGINES / opened.target(TARGET) / CHECKPOINT

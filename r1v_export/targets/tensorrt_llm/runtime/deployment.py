@@ -27,7 +27,8 @@ def open_deployment(bundle: Bundle, engine: Path, device: Device, tiles_per_gpu:
         tiles_per_gpu: tiles that a GPU encodes at once.
 
     Raises:
-        BundleError: the bundle has no such checkpoint, or the engine is another one's.
+        UsageError: the bundle has no such checkpoint.
+        BundleError: the engine is another one's.
         CapabilityError: TensorRT-LLM, a GPU, or what encodes images is missing.
     """
     plan = plan_engine(bundle.folder, engine)

@@ -13,7 +13,7 @@ from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cli.main import run
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
-from r1v_export.errors import BundleError, UsageError
+from r1v_export.errors import UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.parity.comparison import check
 from r1v_export.pipeline.build import build
@@ -107,7 +107,7 @@ def test_without_trtllm_build_the_exit_code_is_4_and_the_recipe_is_reported(
 
 
 def test_a_bundle_without_a_checkpoint_has_no_engine(tiny_built: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no tensorrt-llm[\s\S]*--target tensorrt-llm"):
+    with pytest.raises(UsageError, match=r"no such target in the bundle[\s\S]*found: +tensorrt-llm"):
         plan_engine(tiny_built, tmp_path)
 
 
