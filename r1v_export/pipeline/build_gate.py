@@ -38,7 +38,8 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
     options = check_options(job.config, target, job.checkpoint.spec, job.artifact, max_new_tokens=longest)
     questions = GeneratedQuestions(job.checkpoint, parity.streamed_questions if streamed else parity.questions)
     run = GateRun(job.out, target, job.checkpoint, job.artifact, job.config.device)
-    gates = [replace(options, gate=gate) for gate in gate_names(job.checkpoint, job.artifact, options)]
+    recipe = job.artifact.recipe if job.artifact else None
+    gates = [replace(options, gate=gate) for gate in gate_names(recipe, options.own_weights)]
     reports: Iterable[ParityReport]
     if streamed:
         reports = run.streamed(questions, gates, job.out / WORK_FOLDER / f"{target}-streamed-gate", on_progress)

@@ -16,7 +16,7 @@ from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import BundleFacts, ParityReport
-from r1v_export.pipeline.calibration import open_artifact
+from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
 from r1v_export.pipeline.parity_gate import (
     GateRun,
     GeneratedQuestions,
@@ -29,6 +29,9 @@ from r1v_export.pipeline.parity_gate import (
 )
 from r1v_export.pipeline.report_provenance import of_check
 from r1v_export.progress import Progress, ProgressCallback
+from r1v_export.quantization.artifact.documents import read_recipe
+from r1v_export.quantization.recipe import Recipe, resolve
+from r1v_export.targets import registry
 
 
 @dataclass(frozen=True)
@@ -92,29 +95,27 @@ def check_bundle(
     """
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
-    # As far as it is known before the checkpoint is read.
-    is_one_walk = asked.parity.gate == "streamed" or not bundle.config.quantized
-    progress.stages = 2 + (1 if is_one_walk else 2) + len(others)
+    streamed = _streams([bundle, *others], asked, target, device)
+    gates = gate_names(_recipe(bundle), registry.get_target(target).numerics(bundle.config, bundle.spec).own_weights)
+    progress.stages = 2 + (1 if streamed else len(gates)) + len(others)
     checkpoint = open_source(bundle, model, progress)
     provenance = of_check(bundle, target, device, command, progress)
-    artifact = open_artifact(folder, checkpoint)
+    # The others', too: a damaged one is found before anything is measured.
+    artifact, *_ = [open_artifact(each.folder, checkpoint) for each in (bundle, *others)]
     require_calibrated_scales(bundle.graphs, artifact)
-    streamed = _streams([bundle, *others], checkpoint, asked, target, device)
     options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.longest(streamed))
     options = replace(options, blocks=blocks, measure_latency=not streamed)
     run = GateRun(folder, target, checkpoint, artifact, device)
-    gates = [replace(options, gate=gate) for gate in gate_names(checkpoint, artifact, options)]
     questions = asked.of(checkpoint, streamed)
-    progress.stages = 2 + (1 if streamed else len(gates)) + len(others)
     if streamed:
-        names = " and ".join(gate.gate for gate in gates)
-        with progress.stage(names) as task, tempfile.TemporaryDirectory() as work:
-            reports = run.streamed(questions, gates, Path(work, "activations"), task.report)
+        with progress.stage(" and ".join(gates)) as task, tempfile.TemporaryDirectory() as work:
+            of_gates = [replace(options, gate=gate) for gate in gates]
+            reports = run.streamed(questions, of_gates, Path(work, "activations"), task.report)
     else:
         reports = []
         for gate in gates:
-            with progress.stage(gate.gate) as task:
-                reports.append(run.whole(questions, gate, task.report))
+            with progress.stage(gate) as task:
+                reports.append(run.whole(questions, replace(options, gate=gate), task.report))
     reports = [report.model_copy(update={"provenance": provenance}) for report in reports]
     if others:
         rows = [facts(bundle, target, reports[-1]), *_measured(others, checkpoint, asked, device, progress, streamed)]
@@ -122,7 +123,13 @@ def check_bundle(
     return reports
 
 
-def _streams(bundles: Sequence[Bundle], checkpoint: Checkpoint, asked: Questions, target: str, device: Device) -> bool:
+def _recipe(bundle: Bundle) -> Recipe | None:
+    """What its calibration was made by; None where nothing is quantized."""
+    folder = bundle.folder / CALIBRATION
+    return read_recipe(folder) if folder.is_dir() else None
+
+
+def _streams(bundles: Sequence[Bundle], asked: Questions, target: str, device: Device) -> bool:
     """Whether the engines, `target` of the first bundle and the first of the others, are compared block by block: all
     are where one has to be, so that their numbers can be compared.
 
@@ -133,9 +140,8 @@ def _streams(bundles: Sequence[Bundle], checkpoint: Checkpoint, asked: Questions
     def choose(bundle: Bundle, gate: GateMode) -> str:
         parity = asked.parity.model_copy(update={"gate": gate})
         config = bundle.config.model_copy(update={"parity": parity, "device": device})
-        artifact = open_artifact(bundle.folder, checkpoint)
-        name = target if bundle is bundles[0] else bundle.target(None)
-        return choose_gate(config, name, bundle.spec, artifact.schemes if artifact else {})
+        recipe, name = _recipe(bundle), target if bundle is bundles[0] else bundle.target(None)
+        return choose_gate(config, name, bundle.spec, resolve(recipe, bundle.spec) if recipe else {})
 
     streamed = "streamed" in [choose(bundle, asked.parity.gate) for bundle in bundles]
     if streamed:
@@ -207,7 +213,7 @@ def measure(
     target, artifact, streamed = bundle.target(None), open_artifact(bundle.folder, checkpoint), reference is None
     longest = asked.longest(streamed)
     options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=longest)
-    options = replace(options, gate=gate_names(checkpoint, artifact, options)[-1])
+    options = replace(options, gate=gate_names(_recipe(bundle), options.own_weights)[-1])
     questions = asked.of(checkpoint, streamed)
     if reference is None:
         run = GateRun(bundle.folder, target, checkpoint, artifact, device)

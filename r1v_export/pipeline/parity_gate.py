@@ -22,7 +22,7 @@ from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport, TextFacts
 from r1v_export.parity.streamed import StreamedGate, check_streamed
 from r1v_export.parity.texts import fewest_texts, score_texts, score_texts_by_blocks
-from r1v_export.parity.tolerances import Gate
+from r1v_export.parity.tolerances import Gate, ToleranceProfile
 from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.pipeline.gate_memory import GateMemory, gate_memory
 from r1v_export.processing.pipeline_document import describe_pipeline, open_files
@@ -34,19 +34,24 @@ from r1v_export.quantization.calibration.dataset import CalibrationSample, prepa
 from r1v_export.quantization.calibration.raw_examples import read_examples
 from r1v_export.quantization.mixed_precision.search import SENSITIVITY
 from r1v_export.quantization.mixed_precision.sensitivity import read_table
-from r1v_export.quantization.recipe import Scheme
+from r1v_export.quantization.recipe import Recipe, Scheme
 from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
 from r1v_export.targets.interface import OpensBlocks
 
 
-def gate_names(checkpoint: Checkpoint, artifact: Artifact | None, options: CheckOptions) -> tuple[Gate, ...]:
+def gate_names(recipe: Recipe | None, own_weights: ToleranceProfile | None) -> tuple[Gate, ...]:
     """The gates of an engine: what the graphs say, and for a quantized model also the original one, unless the
-    checkpoint was quantized already. Only the original one where the target rounds weights by itself."""
-    if options.own_weights is not None:
+    checkpoint was quantized already. Only the original one where the target rounds weights by itself.
+
+    Args:
+        recipe: of the calibration; None where nothing is quantized.
+        own_weights: of the target's `Numerics`.
+    """
+    if own_weights is not None:
         return ("quantization",)
-    return ("arithmetic", "quantization") if artifact is not None and checkpoint.quantized is None else ("arithmetic",)
+    return ("arithmetic",) if recipe is None or recipe.is_imported else ("arithmetic", "quantization")
 
 
 def reference_endpoint(checkpoint: Checkpoint, device: Device, artifact: Artifact | None = None) -> Endpoint:

@@ -215,6 +215,11 @@ class Recipe(StrictModel):
         types = {rule.scheme.weights.type for rule in self.rules if rule.scheme is not None}
         return "int4" if types & {"int4", "uint4"} else "int8" if "int8" in types else "fp8"
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether it keeps the quantized values of a checkpoint that was quantized already."""
+        return any(rule.scheme is not None and isinstance(rule.scheme.weights, Imported) for rule in self.rules)
+
     def to_yaml(self) -> str:
         """The recipe with every default written out; `parse` of it gives the same recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.cli import main
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig, Precision
 from r1v_export.errors import CapabilityError
 from r1v_export.parity.options import CheckOptions
@@ -16,8 +18,16 @@ from r1v_export.parity.report import read_report
 from r1v_export.parity.schema import BoundaryResult
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
-from r1v_export.pipeline.parity_gate import GateRun, GeneratedQuestions, check_options, choose_gate, gate_names
+from r1v_export.pipeline.parity_gate import (
+    GateRun,
+    GeneratedQuestions,
+    check_options,
+    choose_gate,
+    gate_memory_of,
+    gate_names,
+)
 from r1v_export.progress import ignore_progress
+from r1v_export.quantization.recipe import load as load_recipe
 
 LAYERS = ("vision_block", "decoder_layer", "tokens")
 """Boundaries of one kind of gate only."""
@@ -34,10 +44,10 @@ def test_weights_that_the_target_rounds_are_compared_with_the_original_ones(tiny
     assert 0.99 < embeds.value < 0.9999
 
 
-def test_without_a_calibration_only_the_arithmetic_is_compared(tiny_model: Path) -> None:
-    checkpoint = Checkpoint.open(tiny_model)
-    assert gate_names(checkpoint, None, CheckOptions("fp16")) == ("arithmetic",)
-    assert gate_names(checkpoint, None, CheckOptions("fp16", own_weights="8-bit weights")) == ("quantization",)
+def test_without_a_calibration_only_the_arithmetic_is_compared() -> None:
+    assert gate_names(None, None) == ("arithmetic",)
+    assert gate_names(None, "8-bit weights") == ("quantization",)
+    assert gate_names(load_recipe("int4-rtn"), None) == ("arithmetic", "quantization")
 
 
 @pytest.mark.parametrize(("target", "precision"), [("onnxruntime", "fp32"), ("gguf", "fp16")])
@@ -86,7 +96,7 @@ def test_a_quantized_engine_is_compared_behind_every_layer(target: str, tiny_qua
     run = GateRun(tiny_quantized, target, checkpoint, open_artifact(tiny_quantized, checkpoint), "cpu")
     # The graphs of this build compute in float16, but for the ONNX Runtime target's.
     options = CheckOptions("int4", compute="float16", max_new_tokens=3)
-    gates = [replace(options, gate=gate) for gate in gate_names(checkpoint, run.artifact, options)]
+    gates = [replace(options, gate=gate) for gate in gate_names(run.artifact.recipe, options.own_weights)]
     report, original = run.streamed(GeneratedQuestions(checkpoint, 2), gates, tmp_path / "work", ignore_progress)
     assert (report.gate, original.gate) == ("arithmetic", "quantization")
     report.raise_if_failed()
@@ -132,3 +142,20 @@ def test_a_target_without_blocks_is_not_streamed(target: str, tiny_model: Path) 
     config = BuildConfig(model=str(tiny_model), targets=[target], parity=ParityConfig(gate="streamed"))
     with pytest.raises(CapabilityError, match="a block at a time"):
         choose_gate(config, target, Checkpoint.open(tiny_model).spec, {})
+
+
+@pytest.mark.parametrize("gate", ["auto", "streamed", "whole"])
+def test_the_stages_of_a_check_are_counted_before_the_first_begins(
+    gate: str, tiny_quantized: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, model = Bundle.open(tiny_quantized), tiny_quantized.parent / "model"
+    asked = ParityConfig(questions=1, max_new_tokens=2, streamed_questions=1, streamed_reply_tokens=2)
+    config = bundle.config.model_copy(update={"parity": asked})
+    memory = gate_memory_of(config, "onnxruntime", bundle.spec, {})
+    available = memory.whole - 1 if gate == "auto" else 2 * memory.whole
+    monkeypatch.setattr("r1v_export.pipeline.gate_memory.available_bytes", lambda: available)
+    options = ("--model", model, "--questions", 1, "--max-new-tokens", 2, "--gate", gate)
+    main.run(["check", str(tiny_quantized), *map(str, options), "--target", "onnxruntime"])
+    counted = re.findall(r"^\[(\d)/(\d)\]", capsys.readouterr().err, re.MULTILINE)
+    stages = 4 if gate == "whole" else 3
+    assert counted == [(str(number), str(stages)) for number in range(1, stages + 1)]
