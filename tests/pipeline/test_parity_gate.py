@@ -28,6 +28,7 @@ from r1v_export.pipeline.parity_gate import (
 )
 from r1v_export.progress import ignore_progress
 from r1v_export.quantization.recipe import load as load_recipe
+from r1v_export.quantization.recipe import resolve
 
 LAYERS = ("vision_block", "decoder_layer", "tokens")
 """Boundaries of one kind of gate only."""
@@ -151,7 +152,8 @@ def test_the_stages_of_a_check_are_counted_before_the_first_begins(
     bundle, model = Bundle.open(tiny_quantized), tiny_quantized.parent / "model"
     asked = ParityConfig(questions=1, max_new_tokens=2, streamed_questions=1, streamed_reply_tokens=2)
     config = bundle.config.model_copy(update={"parity": asked})
-    memory = gate_memory_of(config, "onnxruntime", bundle.spec, {})
+    schemes = resolve(load_recipe("int4-rtn"), bundle.spec)
+    memory = gate_memory_of(config, "onnxruntime", bundle.spec, schemes)
     available = memory.whole - 1 if gate == "auto" else 2 * memory.whole
     monkeypatch.setattr("r1v_export.pipeline.gate_memory.available_bytes", lambda: available)
     options = ("--model", model, "--questions", 1, "--max-new-tokens", 2, "--gate", gate)
