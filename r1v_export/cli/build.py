@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1v_export.cli.output import (
+    TargetOption,
     calibration_options,
     common_options,
     gate_option,
@@ -20,6 +21,7 @@ from r1v_export.cli.output import (
     table,
 )
 from r1v_export.cli.termination import sigterm_as_error
+from r1v_export.targets.entry_points import DEFAULT
 
 if TYPE_CHECKING:
     from r1v_export.pipeline.build import Built, PlannedStage
@@ -35,9 +37,9 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
 @click.option(
     "--target",
     "targets",
+    cls=TargetOption,
     multiple=True,
-    metavar="NAME",
-    help="Engine to build, one of `doctor`; repeat for several.",
+    help=f"Engine to build; repeat for several. [default: {DEFAULT}]",
 )
 @click.option(
     "-o",

@@ -9,6 +9,7 @@ import click
 
 from r1v_export.cli.images import SOURCE, allow_url_option, image_opener, require_stdin_once
 from r1v_export.cli.output import (
+    TargetOption,
     common_options,
     device_option,
     gate_option,
@@ -29,7 +30,7 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
 
 @click.command(short_help="Compare a bundle's engine with PyTorch.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--target", help="Engine. [default: the bundle's first]")
+@click.option("--target", cls=TargetOption, help="Engine. [default: the bundle's first]")
 @model_option
 @click.option(
     "--questions",

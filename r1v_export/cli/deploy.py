@@ -9,6 +9,7 @@ import click
 
 from r1v_export.cli.output import (
     LIBRARY_S_CACHE,
+    TargetOption,
     common_options,
     device_option,
     engine_option,
@@ -54,7 +55,7 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
     show_default=True,
     help="What answers: Triton's Python backend, or libr1v in C++.",
 )
-@click.option("--target", help="Engine of the bundle. [default: its first]")
+@click.option("--target", cls=TargetOption, help="Engine of the bundle. [default: its first]")
 @engine_option
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=16, show_default=True, help="Answered together.")
 @click.option(

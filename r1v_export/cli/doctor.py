@@ -99,9 +99,10 @@ def _targets() -> dict[str, TargetFacts]:
     """Every target that the registry knows: what it finds here, and what it lacks."""
     from r1v_export.errors import R1VError
     from r1v_export.targets import registry
+    from r1v_export.targets.entry_points import names
 
     facts: dict[str, TargetFacts] = {}
-    for name in registry.names():
+    for name in names():
         try:
             found = registry.get_target(name).readiness()
         except R1VError as error:

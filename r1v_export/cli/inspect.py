@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1v_export.cli.build import PRECISIONS
-from r1v_export.cli.output import common_options, print_json, refuse_given, table
+from r1v_export.cli.output import TargetOption, common_options, print_json, refuse_given, table
+from r1v_export.targets.entry_points import DESCRIBED
 
 if TYPE_CHECKING:
     from r1v_export.checkpoint.quantized.quantized_linears import Quantized
@@ -20,7 +21,12 @@ _COUNT = click.IntRange(min=1)
 
 @click.command(short_help="Show what a checkpoint, bundle or engine is.")
 @click.argument("model")
-@click.option("--target", help="Show this engine of a bundle: its layers, types and sizes.")
+@click.option(
+    "--target",
+    cls=TargetOption,
+    values=lambda: DESCRIBED,
+    help="Show this engine of a bundle: its layers, types and sizes.",
+)
 @click.option(
     "--roofline",
     "device_name",

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import click
@@ -45,6 +45,8 @@ COMMANDS = (
 )
 """In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`, with _ for -."""
 
+_NON_BREAKING_HYPHEN = "\N{NON-BREAKING HYPHEN}"
+
 BROKEN_PIPE = 141
 """Exit code of a command whose reader went away, as of programs that SIGPIPE ends."""
 
@@ -61,6 +63,26 @@ class Commands(click.Group):
         command = importlib.import_module(f"r1v_export.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
+
+
+class HelpFormatter(click.HelpFormatter):
+    """Help that breaks no name, such as `--no-parity`, at its hyphen: it could not be searched or copied."""
+
+    def write(self, string: str) -> None:
+        """Write a string with its hyphens."""
+        super().write(string.replace(_NON_BREAKING_HYPHEN, "-"))
+
+    def write_text(self, text: str) -> None:
+        """Write a paragraph."""
+        super().write_text(text.replace("-", _NON_BREAKING_HYPHEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write options or commands, each with its help."""
+        rows = [(name, text.replace("-", _NON_BREAKING_HYPHEN)) for name, text in rows]
+        super().write_dl(rows, col_max, col_spacing)
+
+
+click.Context.formatter_class = HelpFormatter
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from r1v_export.cli.logs import logging_options
 from r1v_export.cli.streams import json_text
 from r1v_export.cpus import use_threads
 from r1v_export.errors import UsageError
 from r1v_export.quoting import visible
+from r1v_export.targets.entry_points import names
 
 if TYPE_CHECKING:
     from r1v_export.progress import Progress
@@ -91,7 +93,36 @@ def calibration_options(function: Function) -> Function:
     return function
 
 
-target_option = click.option("--target", help="Engine, or pytorch. [default: the bundle's first]")
+class TargetOption(click.Option):
+    """An option that names a target: its help lists them, and a shell completes them.
+
+    Args:
+        values: the targets that it takes, read when they are shown; all of them if omitted.
+    """
+
+    def __init__(self, *args: Any, values: Callable[[], Sequence[str]] = names, **kwargs: Any) -> None:
+        super().__init__(*args, metavar="NAME", **kwargs)
+        self._values = values
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The help, with the targets before its default."""
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        text, bracket, default = record[1].partition(" [default:")
+        return record[0], f"{text} One of {', '.join(self._values())}.{bracket}{default}"
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The targets that begin with what is typed."""
+        return [CompletionItem(name) for name in self._values() if name.startswith(incomplete)]
+
+
+target_option = click.option(
+    "--target",
+    cls=TargetOption,
+    values=lambda: (*names(), "pytorch"),
+    help="Engine that answers. [default: the bundle's first]",
+)
 engine_option = click.option(
     "--engine", metavar="DIR|llm-api", help="A target's own library decodes: an engine's folder, or llm-api."
 )

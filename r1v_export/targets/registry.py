@@ -1,45 +1,17 @@
-"""The targets that there are, by name: those of this package, and those that other packages bring.
-
-A package brings a target by an entry point of the group `r1v_export.targets`: the target's name, and "module:class" of
-a `Target`. Nothing of it is imported before the target is asked for.
-"""
+"""The targets that there are, by name. Nothing of a target is imported before it is asked for."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from r1v_export import build_extra
 from r1v_export.bundle import Bundle
 from r1v_export.config import COMPUTE_OF, BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError, UsageError
+from r1v_export.targets.entry_points import DEFAULT, names, points
 from r1v_export.targets.interface import CompilesEngines, Decodes, Deployment, DescribesEngines, Target
-
-GROUP = "r1v_export.targets"
-DEFAULT = "onnxruntime"
-"""The target of a build that names none."""
-
-_PACKAGE = "r1v_export.targets"
-BUILT_IN = tuple(
-    EntryPoint(name, f"{_PACKAGE}.{value}", GROUP)
-    for name, value in (
-        ("onnxruntime", "onnxruntime.target:OnnxRuntimeTarget"),
-        ("tensorrt", "tensorrt.target:TensorRTTarget"),
-        ("tensorrt-rtx", "tensorrt.target:TensorRTRTXTarget"),
-        ("tensorrt-llm", "tensorrt_llm.target:TensorRTLLMTarget"),
-        ("hf-unified", "hf_unified.target:HfUnifiedTarget"),
-        ("compressed-tensors", "compressed_tensors.target:CompressedTensorsTarget"),
-        ("gguf", "gguf.target:GgufTarget"),
-    )
-)
-"""Written here and not in pyproject.toml, so that they are there in a source tree that is not installed."""
-
-
-def names() -> tuple[str, ...]:
-    """Every target, in order of preference: `run` and `check` take the first that a bundle has."""
-    return tuple(dict.fromkeys(point.name for point in _points()))
 
 
 def get_target(name: str) -> Target:
@@ -49,7 +21,7 @@ def get_target(name: str) -> Target:
         UsageError: there is no such target, or two packages bring it.
         CapabilityError: the package that brings it cannot be imported, or brings something else.
     """
-    found = [point for point in _points() if point.name == name]
+    found = [point for point in points() if point.name == name]
     if not found:
         raise UsageError(
             "There is no such target.",
@@ -127,7 +99,7 @@ def compute_dtype(config: BuildConfig) -> Compute:
 def tools(name: str) -> tuple[str, ...]:
     """Distributions whose version can change what a target writes or computes."""
     target = get_target(name)
-    brought = [point.dist.name for point in _points() if point.name == name and point.dist is not None]
+    brought = [point.dist.name for point in points() if point.name == name and point.dist is not None]
     return (*target.tools, *brought)
 
 
@@ -215,13 +187,6 @@ def _require_all() -> None:
     """Raise the error of the first target that cannot be imported, as most cannot in a runtime-only installation."""
     for name in names():
         get_target(name)
-
-
-@functools.cache
-def _points() -> tuple[EntryPoint, ...]:
-    """Every target's entry point; a package that is installed later is found by the next process."""
-    others = sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
-    return (*BUILT_IN, *others)
 
 
 def _load(point: EntryPoint) -> Target:

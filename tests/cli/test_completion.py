@@ -25,6 +25,8 @@ def test_commands_options_and_values_are_completed() -> None:
     assert answers("r1v-export me", 1) == ["plain,merge-lora"]
     assert "plain,--no-parity" in answers("r1v-export build --no", 2)
     assert answers("r1v-export build --precision fp", 3) == ["plain,fp32", "plain,fp16", "plain,fp8"]
+    assert answers("r1v-export build --target tensorrt-", 3) == ["plain,tensorrt-rtx", "plain,tensorrt-llm"]
+    assert answers("r1v-export run bundle --target py", 4) == ["plain,pytorch"]
     assert answers("r1v-export verify ou", 2) == ["file,ou"]
 
 

@@ -20,6 +20,9 @@ from r1v_export.cli import main
 from r1v_export.cli.build import PRECISIONS
 from r1v_export.cli.output import common_options, shown_progress
 from r1v_export.config import BuildConfig
+from r1v_export.targets.entry_points import DESCRIBED, names
+from r1v_export.targets.interface import DescribesEngines
+from r1v_export.targets.registry import get_target
 
 HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", "yaml", "psutil", "huggingface_hub")
 
@@ -113,6 +116,18 @@ def test_help_imports_nothing_heavy(arguments: Sequence[str]) -> None:
     code = f"import sys; from r1v_export.cli.main import run; run({arguments}); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(HEAVY) & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("command", ["build", "check", "run", "serve", "bench", "deploy triton"])
+def test_the_help_of_target_lists_every_target(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([*command.split(), "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"One of {', '.join(names())}" in shown
+
+
+def test_the_help_of_inspect_lists_the_targets_that_it_shows() -> None:
+    shown = [name for name in names() if isinstance(get_target(name), DescribesEngines)]
+    assert list(DESCRIBED) == shown
 
 
 def test_help_takes_less_than_three_tenths_of_a_second() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from r1v_export.errors import CapabilityError
 from r1v_export.targets import registry
+from r1v_export.targets.entry_points import names
 from r1v_export.targets.gguf import doctor as gguf
 from r1v_export.targets.onnxruntime import doctor as onnxruntime
 from r1v_export.targets.tensorrt.library import DISTRIBUTIONS
@@ -46,7 +47,7 @@ def test_without_its_library_a_target_says_what_to_type(monkeypatch: pytest.Monk
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    found = {name: registry.get_target(name).readiness() for name in registry.names()}
+    found = {name: registry.get_target(name).readiness() for name in names()}
     assert {name for name, target in found.items() if target.lacks} == {
         "onnxruntime",
         "tensorrt",

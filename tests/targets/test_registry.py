@@ -8,9 +8,10 @@ import pytest
 from r1v_export.config import BuildConfig
 from r1v_export.errors import UsageError
 from r1v_export.targets import registry
+from r1v_export.targets.entry_points import DEFAULT, names
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", names())
 def test_every_registered_target_can_be_made_and_knows_its_name(name):
     assert registry.get_target(name).name == name
 
@@ -34,15 +35,16 @@ import sys
 for name in ("onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_llm"):
     sys.modules[name] = None
 from r1v_export.targets import registry
-print(*(registry.get_target(name).name for name in registry.names()))
+from r1v_export.targets.entry_points import names
+print(*(registry.get_target(name).name for name in names()))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == list(registry.names())
+    assert result.stdout.split() == list(names())
 
 
 def test_a_config_is_resolved_to_the_default_target_with_every_option_said():
     config = registry.resolved(BuildConfig())
-    assert config.targets == {registry.DEFAULT: {"int4_inputs": "float32"}}
+    assert config.targets == {DEFAULT: {"int4_inputs": "float32"}}
     assert registry.resolved(config) == config
 
 

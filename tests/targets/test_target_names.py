@@ -8,6 +8,7 @@ from pathlib import Path
 
 import r1v_export
 from r1v_export.targets import registry
+from r1v_export.targets.entry_points import names
 
 ROOT = Path(r1v_export.__file__).parent
 TARGETS = ROOT / "targets"
@@ -20,7 +21,7 @@ EXCEPTIONS = {
 }
 """File -> why it may name a target."""
 
-_NAME = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, [*registry.names(), *FOLDERS]))})(?![\w.-])")
+_NAME = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, [*names(), *FOLDERS]))})(?![\w.-])")
 
 
 def named_in(source: str) -> list[str]:
@@ -57,7 +58,7 @@ def test_no_file_outside_targets_names_a_target() -> None:
 
 
 def test_the_folders_of_targets_are_laid_out_alike() -> None:
-    assert {registry.get_target(name).__module__.split(".")[2] for name in registry.names()} == set(FOLDERS)
+    assert {registry.get_target(name).__module__.split(".")[2] for name in names()} == set(FOLDERS)
     for folder in (TARGETS / name for name in FOLDERS):
         parts = {path.stem for path in folder.iterdir()}
         assert {"target", "config", "doctor", "runtime"} <= parts, folder.name

@@ -15,7 +15,7 @@ from r1v_export.bundle import Bundle
 from r1v_export.cli import main
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.manifest import PASSED
-from r1v_export.targets import registry
+from r1v_export.targets import entry_points, registry
 
 NAME = "numpy-archive"
 SITE = Path(__file__).parent / "site"
@@ -26,9 +26,9 @@ def installed():
     """The package is on the path, with its metadata, as an installation puts it there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SITE)
-        registry._points.cache_clear()
+        entry_points.points.cache_clear()
         yield
-    registry._points.cache_clear()
+    entry_points.points.cache_clear()
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def brought(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Call it with the entry points that other packages have, instead of those that are installed."""
 
     def bring(*points: EntryPoint) -> None:
-        monkeypatch.setattr(registry, "entry_points", lambda group: points)
-        registry._points.cache_clear()
+        monkeypatch.setattr(entry_points, "entry_points", lambda group: points)
+        entry_points.points.cache_clear()
 
     yield bring
-    registry._points.cache_clear()
+    entry_points.points.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +112,10 @@ def test_without_the_package_its_bundle_says_what_is_missing(
 
 
 def test_a_package_that_brings_a_name_that_is_taken_is_refused(brought: Callable[..., None]) -> None:
-    taken = EntryPoint(registry.DEFAULT, "r1v_numpy_archive.target:NumpyArchiveTarget", registry.GROUP)
+    taken = EntryPoint(entry_points.DEFAULT, "r1v_numpy_archive.target:NumpyArchiveTarget", entry_points.GROUP)
     brought(taken)
     with pytest.raises(UsageError, match="Two packages"):
-        registry.get_target(registry.DEFAULT)
+        registry.get_target(entry_points.DEFAULT)
 
 
 @pytest.mark.parametrize(
@@ -129,20 +129,20 @@ def test_a_package_that_brings_a_name_that_is_taken_is_refused(brought: Callable
 def test_a_package_that_brings_no_target_is_named_and_stops_nothing_else(
     value: str, complaint: str, brought: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    brought(EntryPoint("broken", value, registry.GROUP))
+    brought(EntryPoint("broken", value, entry_points.GROUP))
     with pytest.raises(CapabilityError) as error:
         registry.get_target("broken")
     assert complaint in error.value.what
     assert main.run(["doctor", "--format", "json"]) == 0
     targets = json.loads(capsys.readouterr().out)["targets"]
     assert not targets["broken"]["ready"]
-    assert targets[registry.DEFAULT]["ready"]
+    assert targets[entry_points.DEFAULT]["ready"]
 
 
 def test_installed_packages_are_searched_once(monkeypatch: pytest.MonkeyPatch, brought: Callable[..., None]) -> None:
     brought()
     searched: list[str] = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: searched.append(group) or ())
-    for name in registry.names():
+    monkeypatch.setattr(entry_points, "entry_points", lambda group: searched.append(group) or ())
+    for name in entry_points.names():
         registry.get_target(name)
-    assert searched == [registry.GROUP]
+    assert searched == [entry_points.GROUP]
