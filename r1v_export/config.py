@@ -184,9 +184,11 @@ class BuildConfig(StrictModel):
         words += [word for option, value in given.items() for word in (option, value)]
         for target in self.targets:
             words += ["--target", target]
-        # The one option of targets' blocks that the command line has.
-        for sm in {_typed(block["sm"]): None for block in self.targets.values() if block.get("sm") is not None}:
-            words += ["--sm", sm]
+        for field, default in {"sm": None, "tp": 1, "pp": 1}.items():
+            values = {_typed(block[field]) for block in self.targets.values() if field in block}
+            # Typed, it is for every target; a target with a value of its own has it from a build file.
+            if len(values) == 1 and values != {_typed(default)}:
+                words += [f"--{field}", *values]
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--image-policy", self.image_policy] if self.image_policy != "as_displayed" else []
         words += [] if self.parity.enabled else ["--no-parity"]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
+_OPTION, _VARIABLE = "--threads", "OMP_NUM_THREADS"
+_BY_USER = (_OPTION, _VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class ThreadCount:
 
     count: int
     source: str
+
+    @property
+    def asked(self) -> bool:
+        """Whether the user said it, and not this machine."""
+        return self.source in _BY_USER
 
     def __str__(self) -> str:
         return f"{self.count} ({self.source})"
@@ -47,10 +54,10 @@ def thread_count(root: Path = ROOT) -> ThreadCount:
         root: of the file system that holds /proc and the cgroups.
     """
     if _Asked.count is not None:
-        return ThreadCount(_Asked.count, "--threads")
-    setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+        return ThreadCount(_Asked.count, _OPTION)
+    setting = os.environ.get(_VARIABLE, "").split(",")[0].strip()
     if setting.isascii() and setting.isdecimal() and len(setting) < 6 and int(setting) > 0:
-        return ThreadCount(int(setting), "OMP_NUM_THREADS")
+        return ThreadCount(int(setting), _VARIABLE)
     # The first of equals is named.
     return min(_limits(root), key=lambda limit: limit.count)
 

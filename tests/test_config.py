@@ -75,6 +75,12 @@ def test_targets_that_are_typed_keep_the_options_that_the_file_has_for_them(tmp_
     assert config.command.endswith("--target a --target c --sm 89,120")
 
 
+def test_the_command_has_an_option_of_targets_where_all_that_have_it_agree() -> None:
+    same = BuildConfig(targets={"a": {"tp": 2, "pp": 1}, "b": {"tp": 2}, "c": {}})
+    assert same.command.endswith("--target c --tp 2")
+    assert "--tp" not in BuildConfig(targets={"a": {"tp": 2}, "b": {"tp": 4}}).command
+
+
 def test_a_folder_is_saved_without_its_path(tmp_path: Path) -> None:
     saved = BuildConfig(model=str(tmp_path / "some" / "model")).saved("folder", None)
     assert saved.model == "model"

@@ -19,6 +19,7 @@ from r1v_export.cli.output import (
     shards_option,
     shown_progress,
     table,
+    threads_option,
 )
 from r1v_export.cli.termination import sigterm_as_error
 from r1v_export.targets.entry_points import DEFAULT
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from r1v_export.pipeline.build import Built, PlannedStage
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
+COUNT = click.IntRange(min=1)
 DEFAULT_OUT = Path("out")
 _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation_memory", "shards")
 
@@ -66,12 +68,15 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where engines run and are checked. [default: cpu]")
 @image_policy_option
 @click.option("--sm", metavar="89,120", help="Compute capabilities to build for, or `current`, where a target asks.")
+@click.option("--tp", type=COUNT, metavar="N", help="Tensor parallelism: GPUs that share each layer. [default: 1]")
+@click.option("--pp", type=COUNT, metavar="N", help="Pipeline parallelism: groups of such GPUs. [default: 1]")
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate.")
 @gate_option
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
 @click.option("--force", is_flag=True, help="Run every stage, also those that are done.")
 @shards_option
 @ray_option
+@threads_option
 @common_options
 @sigterm_as_error()
 def command(
@@ -93,6 +98,8 @@ def command(
     device: str | None,
     image_policy: str | None,
     sm: str | None,
+    tp: int | None,
+    pp: int | None,
     no_parity: bool,
     gate: str | None,
     dry_run: bool,
@@ -108,6 +115,7 @@ def command(
     from r1v_export.build_file import load_config
     from r1v_export.pipeline.build import build, plan
     from r1v_export.pipeline.precision import with_precision
+    from r1v_export.targets import registry
 
     calibration = {
         "data": calib,
@@ -139,10 +147,10 @@ def command(
     if not config.quantized:
         why = f"in {config.precision}, which needs no calibration"
         refuse_given(context, _OF_CALIBRATION, why, "omit it, or choose a --precision of 8 or 4 bits")
-    if sm is not None:
-        from r1v_export.targets.registry import with_option
-
-        config = with_option(config, "sm", _compute_capabilities(sm), f"--sm {sm}")
+    for field, typed in {"sm": sm, "tp": tp, "pp": pp}.items():
+        if typed is not None:
+            value = _compute_capabilities(typed) if isinstance(typed, str) else typed
+            config = registry.with_option(config, field, value, f"--{field} {typed}")
     if dry_run:
         _print_plan(plan(config, out, force=force, offline=offline), format_)
         return

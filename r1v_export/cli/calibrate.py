@@ -16,6 +16,7 @@ from r1v_export.cli.output import (
     ray_option,
     shards_option,
     shown_progress,
+    threads_option,
 )
 from r1v_export.cli.termination import sigterm_as_error
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 @device_option
 @shards_option
 @ray_option
+@threads_option
 @common_options
 @sigterm_as_error()
 def command(

@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
+from r1v_export.cpus import thread_count
 from r1v_export.errors import CapabilityError, ParityError, R1VError
 from r1v_export.files import explain_full_disk, require_writable
 from r1v_export.hashed_files import record_hashes
@@ -157,6 +160,7 @@ def _open(config: BuildConfig, out: Path, offline: bool, *, planning: bool = Fal
     Args:
         planning: let targets pass that this machine cannot build; `Build.lacking` says why.
     """
+    torch.set_num_threads(thread_count().count)
     config = registry.resolved(with_precision(config))
     with suppress(CapabilityError) if planning else nullcontext():
         _check_before_download(config)

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
+from r1v_export.cpus import thread_count
 from r1v_export.errors import UsageError
 from r1v_export.files import explain_full_disk
 from r1v_export.pipeline.calibration import (
@@ -132,6 +135,7 @@ def _workers(ray: str | None, config: BuildConfig, checkpoint: Checkpoint, out: 
 
 
 def _open(config: BuildConfig, offline: bool) -> Checkpoint:
+    torch.set_num_threads(thread_count().count)
     checkpoint = Checkpoint.open(config.model, revision=config.revision, offline=offline)
     if checkpoint.quantized is not None:
         raise UsageError(

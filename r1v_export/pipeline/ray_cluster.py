@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export.config import Device
+from r1v_export.cpus import thread_count
 from r1v_export.errors import CapabilityError, R1VError, UsageError
 from r1v_export.extras import install_command
 from r1v_export.files import explain_full_disk, write_atomically
@@ -202,7 +203,7 @@ def code_and_tools() -> dict[str, str]:
 def _connect(address: str) -> None:
     import ray
 
-    threads = os.environ.get("OMP_NUM_THREADS")
+    threads = thread_count()
     main_thread = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM) if main_thread else None
     try:
@@ -212,7 +213,7 @@ def _connect(address: str) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             # The number of threads orders floating-point sums.
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}} if threads else None,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads.count)}} if threads.asked else None,
         )
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise CapabilityError(

@@ -29,11 +29,11 @@ HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", 
 OPTIONS = {
     "build": "MODEL --precision --target --output --config --recipe --calib --samples --effort "
     "--matmul-precision --activation-memory --budget --calibrated --revision --offline --device --image-policy "
-    "--sm --no-parity --gate --dry-run --force --shards --ray",
+    "--sm --tp --pp --no-parity --gate --dry-run --force --shards --ray --threads",
     "engine": "BUNDLE --output --workers --program --print-command",
     "calibrate": "MODEL --precision --recipe --budget --calib --samples --effort --matmul-precision "
     "--activation-memory --image-policy --shard --merge --output "
-    "--revision --offline --device --shards --ray",
+    "--revision --offline --device --shards --ray --threads",
     "check": "BUNDLE --target --model --questions --image --allow-url --question --gate --blocks --against "
     "--max-new-tokens --report --device --threads",
     "verify": "BUNDLE",

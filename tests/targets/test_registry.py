@@ -70,6 +70,15 @@ def test_an_option_goes_to_every_target_that_has_it():
     assert "sm" not in targets["onnxruntime"]
 
 
+def test_gpus_that_share_a_model_go_to_every_target_that_has_them():
+    config = BuildConfig.model_validate({"targets": ["tensorrt-llm", "hf-unified"]})
+    targets = registry.with_option(config, "tp", 2, "--tp 2").targets
+    assert (targets["tensorrt-llm"]["tp"], targets["hf-unified"]["tp"]) == (2, 2)
+    with pytest.raises(UsageError) as error:
+        registry.with_option(config, "tp", 3, "--tp 3")
+    assert "1, 2, 4 or 8" in str(error.value)
+
+
 def test_an_option_that_no_target_of_the_build_has_is_refused():
     with pytest.raises(UsageError, match="option sm") as error:
         registry.with_option(BuildConfig(), "sm", [89], "--sm 89")

@@ -1,0 +1,44 @@
+"""`build`: what its options say reaches the build."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from r1v_export.cli import main
+from r1v_export.cpus import use_threads
+
+
+@pytest.fixture
+def threads_restored() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    use_threads(None)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_restored")
+def test_threads_are_those_of_pytorch_and_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["build", "--threads", "3", "--dry-run", "--format", "json", "-o", str(tmp_path / "out")]) == 0
+    assert torch.get_num_threads() == 3
+    assert json.loads(capsys.readouterr().out)["stages"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--pp", "2"], "expected: tensorrt-llm\n  found:    onnxruntime"),
+        (["--target", "hf-unified", "--tp", "3"], "expected: 1, 2, 4 or 8\n  found:    3"),
+        (["--tp", "0"], "0 is not in the range"),
+    ],
+)
+def test_gpus_that_no_target_can_share_a_model_over_are_refused(
+    options: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["build", *options, "-o", str(tmp_path / "out")]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
