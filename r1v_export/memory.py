@@ -1,7 +1,8 @@
-"""How much memory this process can still take: the machine's, and what its cgroups allow."""
+"""How much memory this process can still take, the machine's and what its cgroups allow, and how it gives some back."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,17 @@ def available_bytes(root: Path = ROOT) -> int:
     import psutil
 
     return min((psutil.virtual_memory().available, *_left_in_cgroups(root)))
+
+
+def release_free_memory() -> None:
+    """Give the system back what has been freed; where the C library is not glibc, nothing.
+
+    glibc keeps freed blocks of up to 32 MiB on its heap, which shrinks at its end only: a small array that lives on
+    there holds all free memory below it, and blocks of a size that no hole fits make the heap grow.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:

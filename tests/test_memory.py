@@ -1,13 +1,14 @@
-"""How much memory is left: the machine's, and its cgroups'."""
+"""How much memory is left, the machine's and its cgroups', and what a process gives back."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import psutil
 import pytest
 
-from r1v_export.memory import available_bytes
+from r1v_export.memory import available_bytes, release_free_memory
 
 GIB = 1 << 30
 
@@ -54,3 +55,18 @@ def test_no_limit_and_a_limit_above_the_machine_change_nothing(tmp_path: Path) -
     assert available_bytes(cgroup(tmp_path / "a", 2, {"memory.max": "max", "memory.current": "5"})) == 8 * GIB
     files = {"memory.limit_in_bytes": str(2**63 - 4096), "memory.usage_in_bytes": str(GIB)}
     assert available_bytes(cgroup(tmp_path / "b", 1, files)) == 8 * GIB
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have heaps of their own")
+def test_what_was_freed_between_blocks_that_live_on_is_given_back() -> None:
+    blocks = [bytearray(100_000) for _ in range(2000)]  # too small to be mapped alone
+    del blocks[::2], blocks[::2]
+    kept = anonymous_bytes()
+    release_free_memory()
+    assert len(blocks) == 500
+    assert kept - anonymous_bytes() > 0.9 * 1500 * 96_000  # of each, the pages that hold nothing else
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))

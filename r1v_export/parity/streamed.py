@@ -27,6 +27,7 @@ import numpy as np
 from r1v_export import contract
 from r1v_export.errors import InputError
 from r1v_export.log_event import log_event
+from r1v_export.memory import release_free_memory
 from r1v_export.parity.activation_store import ActivationStore
 from r1v_export.parity.boundary_statistics import BoundaryStatistics, no_images, of_row
 from r1v_export.parity.comparison import environment, judge, log_boundaries, require_one_model, step_results
@@ -253,6 +254,7 @@ class StreamedComparison:
         Args:
             from_to: whose activations are taken, and whose the results are, in this order.
         """
+        release_free_memory()
         block = open_block()
         for index in range(len(self._samples)):
             for source, target in from_to.items():
@@ -296,8 +298,8 @@ class StreamedComparison:
 
     def _decoder_layer(self, layer: int) -> None:
         for index, reference in enumerate(self.references):
-            self._through_layer(reference.engine.decoder_layer(layer), [("reference", index)])
-        self._through_layer(self.candidate.engine.decoder_layer(layer), self._candidates)
+            self._through_layer(partial(reference.engine.decoder_layer, layer), [("reference", index)])
+        self._through_layer(partial(self.candidate.engine.decoder_layer, layer), self._candidates)
         for index in range(len(self.references)):
             found: Chain = ("candidate", self._encoder(index))
             self._compare(contract.decoder_layer(layer), index, ("reference", index), found)
@@ -307,10 +309,12 @@ class StreamedComparison:
         """The candidate's chains in the decoder."""
         return [*(("candidate", each) for each in self._encoding), *(() if self._own_as_given else (_OWN,))]
 
-    def _through_layer(self, open_cache: OpenCache, chains: Sequence[Chain]) -> None:
+    def _through_layer(self, open_layer: Callable[[], OpenCache], chains: Sequence[Chain]) -> None:
         """Take every sample through a decoder layer as a runner does: the prompt, then one token at a time.
 
         A reference is given prompt and reply together, which computes the same."""
+        release_free_memory()
+        open_cache = open_layer()
         positions = self.references[0].pipeline.positions.max_positions
         for index, sample in enumerate(self._samples):
             for chain in chains:
@@ -326,12 +330,14 @@ class StreamedComparison:
     def _compare_logits(self) -> list[list[StreamedSample]]:
         """Compare the logits behind each prompt and each token of its reply."""
         for index, reference in enumerate(self.references):
-            self._through_head(reference.engine.head(), [("reference", index)])
-        self._through_head(self.candidate.engine.head(), self._candidates)
+            self._through_head(reference.engine.head, [("reference", index)])
+        self._through_head(self.candidate.engine.head, self._candidates)
         references, samples = range(len(self.references)), list(enumerate(self._samples))
         return [[self._compare_sample(each, index, sample) for index, sample in samples] for each in references]
 
-    def _through_head(self, head: Run, chains: Sequence[Chain]) -> None:
+    def _through_head(self, open_head: Callable[[], Run], chains: Sequence[Chain]) -> None:
+        release_free_memory()
+        head = open_head()
         for index, sample in enumerate(self._samples):
             for chain in chains:
                 hidden_SE = self.store.get((chain, index))[0]

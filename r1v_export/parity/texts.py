@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from r1v_export.contract import BlockwiseEngine
+from r1v_export.memory import release_free_memory
 from r1v_export.parity.boundaries import embed_prompt, image_embeds
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.metrics import log_softmax
@@ -109,8 +110,8 @@ def score_texts_by_blocks(engine: BlockwiseEngine, texts: Sequence[Text]) -> Tex
         for text, images_TNE in zip(texts, hidden, strict=True)
     ]
     for layer in range(engine.sizes.layers):
-        open_cache = engine.decoder_layer(layer)
-        hidden = [_through_layer(embeds_1SE, open_cache) for embeds_1SE in hidden]
+        hidden = _through_layer(hidden, partial(engine.decoder_layer, layer))
+    release_free_memory()
     head, nll, entropy = engine.head(), 0.0, 0.0
     replies = [text.token_ids[text.prompt_tokens :] for text in texts]
     for text, reply, hidden_1SE in zip(texts, replies, hidden, strict=True):
@@ -120,11 +121,19 @@ def score_texts_by_blocks(engine: BlockwiseEngine, texts: Sequence[Text]) -> Tex
 
 
 def _through(arrays: Sequence[np.ndarray], open_block: Callable[[], Run]) -> list[np.ndarray]:
+    release_free_memory()
     block = open_block()
     return [block(array) for array in arrays]
 
 
-def _through_layer(embeds_1SE: np.ndarray, open_cache: OpenCache) -> np.ndarray:
+def _through_layer(embeds: Sequence[np.ndarray], open_layer: Callable[[], OpenCache]) -> list[np.ndarray]:
+    """[1, S, E] of every text behind a decoder layer, which is given back before the next one is opened."""
+    release_free_memory()
+    open_cache = open_layer()
+    return [_with_cache(embeds_1SE, open_cache) for embeds_1SE in embeds]
+
+
+def _with_cache(embeds_1SE: np.ndarray, open_cache: OpenCache) -> np.ndarray:
     tokens = embeds_1SE.shape[1]
     run = open_cache(tokens)
     starts = range(0, tokens, PREFILL_CHUNK)

@@ -24,8 +24,10 @@ def unpack(words: Tensor, axis: int, order: Sequence[int], bits: int = BITS) -> 
         bits: 4 or 8.
     """
     dtype = torch.int8 if bits == BITS else torch.uint8
-    values = [(words >> bits * order.index(value)) & (1 << bits) - 1 for value in range(len(order))]
-    return torch.stack([value.to(dtype) for value in values], dim=axis + 1).flatten(axis, axis + 1)
+    places, mask = [bits * order.index(value) for value in range(len(order))], (1 << bits) - 1
+    # Each is narrowed at once: as wide as the words, all of them would take four times the memory of the result.
+    values = [((words >> place) & mask).to(dtype) for place in places]
+    return torch.stack(values, dim=axis + 1).flatten(axis, axis + 1)
 
 
 def pack_pairs(qweight: Tensor, axis: int = 1) -> Tensor:

@@ -176,7 +176,9 @@ class CheckpointReader:
     def head(self) -> Part:
         """The final norm and the head."""
         last = range((self.pp - 1) * self.tp, self.pp * self.tp)
-        head = torch.cat([self._tensor(rank, "lm_head.weight") for rank in last])[: self.config.vocab_size]
+        parts = [self._tensor(rank, "lm_head.weight") for rank in last]
+        # Of a single GPU it stays a map of its file, whose pages the kernel gives back.
+        head = (parts[0] if len(parts) == 1 else torch.cat(parts))[: self.config.vocab_size]
         return Part({"model.norm.weight": self._same(last, "transformer.ln_f.weight"), "lm_head.weight": head})
 
     def layer(self, layer: int) -> Part:

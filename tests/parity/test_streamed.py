@@ -1,0 +1,87 @@
+"""A streamed comparison holds one block at a time and decodes as a runner does."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample
+from r1v_export.parity.endpoints import BlockwiseEndpoint
+from r1v_export.parity.streamed import StreamedGate, check_streamed
+from r1v_export.parity.texts import score_texts_by_blocks
+from r1v_export.quantization.apply.blockwise import reference_blocks
+from r1v_export.quantization.calibration.dataset import CalibrationSample
+from r1v_export.reference.blockwise import TorchBlocks
+from tests.tiny_models import checkpoint_of
+
+MODULES = ("r1v_export.parity.streamed", "r1v_export.parity.texts")
+
+
+@pytest.fixture
+def endpoint(reference: Endpoint) -> BlockwiseEndpoint:
+    blocks = reference_blocks(checkpoint_of(reference.engine.model))
+    return BlockwiseEndpoint(blocks, reference.tokenizer, reference.pipeline)
+
+
+def compare(endpoint: BlockwiseEndpoint, samples: list[ParitySample], work: Path) -> ParityReport:
+    """An engine with itself."""
+    (report,) = check_streamed(
+        [StreamedGate(endpoint, CheckOptions("fp32", max_new_tokens=4))], endpoint, samples, work
+    )
+    return report
+
+
+@contextmanager
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What happens: a block is opened, by its name, or free memory is released. Every block but the embedding table,
+    which is a map of its file, has to be gone when the next one is opened."""
+    events: list[str] = []
+    held: list[weakref.ref[Any]] = []
+    with monkeypatch.context() as patch:
+        fill = TorchBlocks._open
+
+        def open_block(blocks: TorchBlocks, build: Any, prefix: str) -> Any:
+            assert [block for block in held if block() is not None] == [], f"held while {prefix} is opened"
+            compute = fill(blocks, build, prefix)
+            if prefix != "language_model.model.":
+                held.append(weakref.ref(compute))
+            events.append(prefix)
+            return compute
+
+        patch.setattr(TorchBlocks, "_open", open_block)
+        for module in MODULES:
+            patch.setattr(f"{module}.release_free_memory", lambda: events.append("released"))
+        yield events
+
+
+def test_a_block_is_given_back_before_the_next_one_is_opened(
+    endpoint: BlockwiseEndpoint, samples: list[ParitySample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watched(monkeypatch) as events:
+        compare(endpoint, samples[:1], tmp_path)
+    assert_released(events, engines=2)
+
+
+def test_scoring_texts_holds_one_block_too(
+    endpoint: BlockwiseEndpoint, samples: list[ParitySample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = endpoint.inputs(samples[0])
+    ids = (*inputs.input_ids.tolist(), 5, 6, 7)
+    text = CalibrationSample(0, "text", "", ids, len(inputs.input_ids), 1, lambda: inputs.pixel_values)
+    with watched(monkeypatch) as events:
+        assert score_texts_by_blocks(endpoint.engine, [text]) is not None
+    assert_released(events, engines=1)
+
+
+def assert_released(events: list[str], engines: int) -> None:
+    """Free memory was released before every block with weights of its own was opened."""
+    opened = [(before, name) for before, name in zip(["", *events], events, strict=False) if name != "released"]
+    blocks = [name for _, name in opened if name != "language_model.model."]
+    layers = [f"language_model.model.layers.{layer}." for layer in range(3)]
+    assert [name for name in blocks if name in layers] == [name for name in layers for _ in range(engines)]
+    assert {before for before, name in opened if name in blocks} == {"released"}
