@@ -94,8 +94,9 @@ def collect_shard(
     config = resolved_calibration(config, checkpoint)
     recipe = chosen_recipe(config) or recipe
     with explain_full_disk(out), progress.stage(f"shard {shard}") as task:
-        samples = calibration_set(config, checkpoint, recipe, shard)
+        samples = calibration_set(config, checkpoint, recipe, default_resume_folder(out), shard)
         collect_statistics(checkpoint, recipe, samples, out, calibration_options(config, checkpoint, None, task.report))
+    remove_resume_folders(default_resume_folder(out))
     return Calibrated(out, recipe.name, len(samples.samples), str(shard), linears=0, warnings=())
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,14 +17,11 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError, CapabilityError, InputError, UsageError
 from r1v_export.files import link_or_copy
-from r1v_export.generation import Sampling
 from r1v_export.manifest import hash_file, to_json
-from r1v_export.pipeline.calibration_cost import require_memory_for_responses
-from r1v_export.pipeline.calibration_samples import MAX_RESPONSE_TOKENS, calibration_examples, examples_read
+from r1v_export.pipeline.calibration_samples import calibration_examples, examples_read
 from r1v_export.pipeline.effort import default_recipe, with_effort
+from r1v_export.pipeline.kept_responses import KeptResponses
 from r1v_export.pipeline.qweight_placement import copy_calibration, qweight_places
-from r1v_export.processing.pipeline_document import describe_pipeline
-from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.apply.weight_check import require_own_scales
@@ -43,10 +40,7 @@ from r1v_export.quantization.mixed_precision.budget import Budget
 from r1v_export.quantization.mixed_precision.search import FP8, MEASURED_SAMPLES, SENSITIVITY, candidates, search
 from r1v_export.quantization.recipe import Recipe, Scheme, load, resolve
 from r1v_export.quantization.sizes import parameter_count
-from r1v_export.reference.model import Model, ReferenceEngine
-from r1v_export.reference.model import load as load_reference
-from r1v_export.runner.engine_runner import EngineRunner
-from r1v_export.runner.prompt_encoder import Request
+from r1v_export.reference.model import Model
 from r1v_export.targets import registry
 
 CALIBRATION = "calibration"
@@ -155,12 +149,13 @@ def finished_digest(artifact: str) -> str:
 
 
 def calibration_set(
-    config: BuildConfig, checkpoint: Checkpoint, recipe: Recipe | None, shard: Shard | None = None
+    config: BuildConfig, checkpoint: Checkpoint, recipe: Recipe | None, resume_folder: Path, shard: Shard | None = None
 ) -> CalibrationSet:
     """The samples that a model is calibrated on, with self-generated responses where they have no answer.
 
     Args:
         recipe: responses are not generated for one that reads weights alone; None where a budget has yet to find it.
+        resume_folder: of the calibration; responses are kept next to it, in `responses_folder`.
 
     Raises:
         InputError: the calibration data cannot be used.
@@ -169,14 +164,22 @@ def calibration_set(
     examples = calibration_examples(config, checkpoint)
     if recipe is not None and not reads_samples(recipe, checkpoint.spec):
         return prepare(examples, checkpoint, shard=shard, image_policy=config.image_policy)
-    return _prepared(examples, config, checkpoint, shard)
+    return _prepared(examples, config, checkpoint, resume_folder, shard)
+
+
+def responses_folder(resume_folder: Path) -> Path:
+    """Where a calibration keeps the model's responses to prompts without an answer."""
+    return resume_folder.with_name(f"{resume_folder.name}-responses")
 
 
 def _prepared(
-    examples: Sequence[RawExample], config: BuildConfig, checkpoint: Checkpoint, shard: Shard | None = None
+    examples: Sequence[RawExample],
+    config: BuildConfig,
+    checkpoint: Checkpoint,
+    resume_folder: Path,
+    shard: Shard | None = None,
 ) -> CalibrationSet:
-    without_answer = any(example.answer is None for example in examples)
-    responses = response_generator(checkpoint, config) if without_answer else None
+    responses = KeptResponses(responses_folder(resume_folder), checkpoint, config)
     policy = config.image_policy
     return prepare(examples, checkpoint, shard=shard, generate_responses=responses, image_policy=policy)
 
@@ -232,11 +235,11 @@ def calibrate_within_budget(
         )
     found = search(
         checkpoint,
-        calibration_set(config, checkpoint, None),
+        calibration_set(config, checkpoint, None, resume_folder),
         budget,
         resume_folder,
         options,
-        measured=_measured_set(config, checkpoint),
+        measured=_measured_set(config, checkpoint, resume_folder),
         recipes=budget_candidates(config, checkpoint),
         with_kl=with_kl,
     )
@@ -250,11 +253,11 @@ def calibrate_within_budget(
     result.replace(out)
 
 
-def _measured_set(config: BuildConfig, checkpoint: Checkpoint) -> CalibrationSet | None:
+def _measured_set(config: BuildConfig, checkpoint: Checkpoint, resume_folder: Path) -> CalibrationSet | None:
     """Samples behind those that are calibrated on; None where the data has no more images."""
     count = examples_read(with_effort(config, checkpoint.spec).calibration)
     behind = read_examples(config.calibration.data, count + MEASURED_SAMPLES, config.image_policy)[count:]
-    return _prepared(behind, config, checkpoint) if any(example.images for example in behind) else None
+    return _prepared(behind, config, checkpoint, resume_folder) if any(example.images for example in behind) else None
 
 
 def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, Recipe]:
@@ -283,30 +286,6 @@ def possible_schemes(
 def _whole_model_fits(checkpoint: Checkpoint) -> bool:
     """Whether this machine holds the model in float32 and as much again for what is computed."""
     return 2 * 4 * parameter_count(checkpoint.spec) < psutil.virtual_memory().total
-
-
-def response_generator(
-    checkpoint: Checkpoint, config: BuildConfig
-) -> Callable[[Sequence[RawExample]], list[Sequence[int]]]:
-    """Generates the model's own greedy responses, reasoning included, with the PyTorch reference.
-
-    Raises:
-        CapabilityError: the whole model in float32 does not fit into memory.
-    """
-    require_memory_for_responses(config, checkpoint.spec)
-    tokenizer = Tokenizer.from_folder(checkpoint.folder)
-    engine = ReferenceEngine(load_reference(checkpoint).to(config.device))
-    pipeline = describe_pipeline(
-        checkpoint.spec, tokenizer, checkpoint.generation_config, image_policy=config.image_policy
-    )
-    runner = EngineRunner(engine, tokenizer, pipeline)
-
-    def generate(examples: Sequence[RawExample]) -> list[Sequence[int]]:
-        requests = [Request.ask(example.prompt, *example.load_images()) for example in examples]
-        answers = runner.answers(requests, Sampling(max_new_tokens=MAX_RESPONSE_TOKENS))
-        return [answer.token_ids for answer in answers]
-
-    return generate
 
 
 def open_artifact(folder: Path, checkpoint: Checkpoint) -> Artifact | None:

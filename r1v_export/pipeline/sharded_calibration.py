@@ -3,6 +3,7 @@ statistics. The parts are tasks, which `workers` does here or on other machines.
 
     RESUME-shards/DIGEST/1-of-4/   statistics of a shard
     RESUME-shards/merge/           resume folder of the merge
+    RESUME-responses/              see `kept_responses`
 
 The shards are merged in their order, so the result depends on how many there are and not on where or when they ran.
 """
@@ -22,6 +23,7 @@ from r1v_export.pipeline.calibration import (
     calibration_set,
     copy_finished,
     data_digest,
+    responses_folder,
 )
 from r1v_export.pipeline.workers import Task, ThisProcess, Workers, portable
 from r1v_export.progress import ProgressCallback, ignore_progress, subrange
@@ -31,6 +33,7 @@ from r1v_export.quantization.calibration.calibrate import calibrate as run_calib
 from r1v_export.quantization.calibration.calibrate import is_done
 from r1v_export.quantization.calibration.dataset import Shard
 from r1v_export.quantization.calibration.key import make_key
+from r1v_export.quantization.calibration.resume import default_resume_folder
 from r1v_export.quantization.calibration.shards import begin_merge, collect_shard, merge, quantize_part
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.version import VERSION
@@ -72,15 +75,15 @@ def calibrate(
     if recipe is None:
         calibrate_within_budget(config, checkpoint, out, options)
     elif config.calibration.shards == 1:
-        run_calibration(checkpoint, recipe, calibration_set(config, checkpoint, recipe), out, options)
-    elif not _is_done(config, recipe, checkpoint, out):
+        run_calibration(checkpoint, recipe, calibration_set(config, checkpoint, recipe, resume_folder), out, options)
+    elif not _is_done(config, recipe, checkpoint, out, resume_folder):
         out, work = out.absolute(), _shards_work(resume_folder.absolute())
         _calibrate_in_shards(workers, portable(config, checkpoint), recipe, checkpoint, out, work, on_progress)
 
 
 def remove_resume_folders(resume_folder: Path) -> None:
     """Remove all that calibrations of this resume folder have kept."""
-    for folder in (resume_folder, _shards_work(resume_folder)):
+    for folder in (resume_folder, _shards_work(resume_folder), responses_folder(resume_folder)):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -88,10 +91,10 @@ def _shards_work(resume_folder: Path) -> Path:
     return resume_folder.with_name(f"{resume_folder.name}-shards")
 
 
-def _is_done(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, out: Path) -> bool:
+def _is_done(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, out: Path, resume_folder: Path) -> bool:
     if not out.exists():
         return False
-    samples = calibration_set(config, checkpoint, recipe)
+    samples = calibration_set(config, checkpoint, recipe, resume_folder)
     options = calibration_options(config, checkpoint, None, ignore_progress)
     compute = compute_dtype(checkpoint, options.device)
     return is_done(make_key(checkpoint_fingerprint(checkpoint), recipe, compute, options.matmul, samples), out)
@@ -128,7 +131,7 @@ def _calibrate_in_shards(
 def collect(config: BuildConfig, recipe: Recipe, shard: Shard, out: Path, *, on_progress: ProgressCallback) -> None:
     """Collect the statistics of one shard: a task."""
     checkpoint = Checkpoint.open(config.model, offline=True)
-    samples = calibration_set(config, checkpoint, recipe, shard)
+    samples = calibration_set(config, checkpoint, recipe, default_resume_folder(out), shard)
     collect_shard(checkpoint, recipe, samples, out, calibration_options(config, checkpoint, None, on_progress))
 
 

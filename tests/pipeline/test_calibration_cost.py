@@ -50,7 +50,8 @@ def test_an_estimate_is_within_a_factor_of_the_truth(
 
     monkeypatch.setattr(Activations, "advance", weighed)
     started = time.process_time()
-    calibrate(nano, load(recipe), calibration_set(config, nano, load(recipe)), tmp_path / "out")
+    samples = calibration_set(config, nano, load(recipe), tmp_path / "resume")
+    calibrate(nano, load(recipe), samples, tmp_path / "out")
     seconds = time.process_time() - started
     assert seconds / 8 < estimated < 8 * seconds  # a busy machine costs time of the process too
     assert max(written) <= cost.scratch_bytes <= 2.5 * max(written)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -32,10 +34,10 @@ def full_takes_20(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("full_takes_20")
-def test_a_quick_calibration_takes_the_shortest_of_those_of_a_full_one(nano: Checkpoint) -> None:
-    all_samples = calibration_set(config_of("full", 20), nano, load("fp8")).samples
+def test_a_quick_calibration_takes_the_shortest_of_those_of_a_full_one(nano: Checkpoint, tmp_path: Path) -> None:
+    all_samples = calibration_set(config_of("full", 20), nano, load("fp8"), tmp_path / "resume").samples
     lengths = sorted((len(sample.token_ids), sample.index) for sample in all_samples)
-    quick = calibration_set(config_of("quick", 5), nano, load("fp8")).samples
+    quick = calibration_set(config_of("quick", 5), nano, load("fp8"), tmp_path / "resume").samples
     assert [sample.name for sample in quick] == [f"built-in {index}" for _, index in lengths[:5]]
 
 
@@ -49,8 +51,8 @@ def test_the_number_of_a_quick_calibration_is_the_users_and_so_are_the_samples(n
 
 @pytest.mark.usefixtures("full_takes_20")
 @pytest.mark.parametrize("effort", ["full", "quick"])
-def test_sizes_are_those_of_the_samples(nano: Checkpoint, effort: Effort) -> None:
+def test_sizes_are_those_of_the_samples(nano: Checkpoint, tmp_path: Path, effort: Effort) -> None:
     config = config_of(effort, 6)
-    samples = calibration_set(config, nano, load("fp8")).samples
+    samples = calibration_set(config, nano, load("fp8"), tmp_path / "resume").samples
     sizes = sample_sizes(config, nano, calibration_examples(config, nano))
     assert [(size.tokens, size.tiles) for size in sizes] == [(len(s.token_ids), s.tiles) for s in samples]
