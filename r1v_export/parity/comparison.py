@@ -18,7 +18,7 @@ from r1v_export.contract import BlockwiseEngine, Engine
 from r1v_export.errors import CapabilityError, InputError, ParityError
 from r1v_export.log_event import log_event
 from r1v_export.parity.boundaries import Answers, BoundaryComparator, VisionBlocks
-from r1v_export.parity.diagnosis import kind_of, likely_causes, problem
+from r1v_export.parity.diagnosis import diagnose, kind_of, problem
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.latency import TimedEngine, latencies
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
@@ -108,16 +108,15 @@ def check(
     with recording as magnitudes:
         comparator.compare_vocabulary()
         results, first_batch = _compare_samples(comparator, samples, options.batch_size, on_progress)
-    boundaries = judge(comparator.found.by_name, profile)
-    first_bad = next((b.name for b in boundaries if not b.passed), None)
+    boundaries, first_bad = judge(comparator.found.by_name, profile)
     if first_bad == "vision" and can_show_blocks and not options.blocks:
         # An engine may find only now that its blocks were fused away; then the tower is named as a whole.
         with suppress(CapabilityError):
             for sample in first_batch:
                 comparator.compare_blocks(reference.inputs(sample).pixel_values, sample.name)
-        boundaries = judge(comparator.found.by_name, profile)
-        first_bad = next(b.name for b in boundaries if not b.passed)
+        boundaries, first_bad = judge(comparator.found.by_name, profile)
     log_boundaries(options.gate, boundaries, len(results), first_bad)
+    diagnosis = diagnose(first_bad, comparator.found.by_name, reference.tokenizer, options)
     return ParityReport(
         reference=reference.engine.name,
         candidate=candidate.engine.name,
@@ -126,7 +125,8 @@ def check(
         profile=profile,
         max_new_tokens=options.max_new_tokens,
         first_bad=first_bad,
-        causes=likely_causes(first_bad, comparator.found.by_name, reference.tokenizer) if first_bad else (),
+        causes=diagnosis.causes,
+        next_steps=diagnosis.next_steps,
         boundaries=boundaries,
         decode_steps=step_results(comparator.found.steps),
         samples=tuple(results),
@@ -134,6 +134,7 @@ def check(
         environment=environment(),
         ranges=range_facts(magnitudes, options.compute),
         saturations=saturations(magnitudes),
+        calibration=options.calibration,
         latency=latencies(*timed) if timed else (),
     )
 
@@ -214,9 +215,12 @@ def _compare_samples(
     return results, first_batch
 
 
-def judge(statistics: Mapping[str, Statistics], profile: ToleranceProfile) -> tuple[BoundaryResult, ...]:
-    """Evaluate every boundary against the tolerance table, in data-flow order."""
-    return tuple(_judge_one(name, statistics[name], profile) for name in sorted(statistics, key=_position))
+def judge(
+    statistics: Mapping[str, Statistics], profile: ToleranceProfile
+) -> tuple[tuple[BoundaryResult, ...], str | None]:
+    """Evaluate every boundary against the tolerance table, in data-flow order; also returns the first bad one."""
+    boundaries = tuple(_judge_one(name, statistics[name], profile) for name in sorted(statistics, key=_position))
+    return boundaries, next((boundary.name for boundary in boundaries if not boundary.passed), None)
 
 
 def _position(boundary: str) -> tuple[int, int]:

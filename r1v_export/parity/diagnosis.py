@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
 import numpy as np
 
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics
+from r1v_export.parity.options import CheckOptions
+from r1v_export.parity.quantization_cost import cost_causes, next_steps
 from r1v_export.parity.tolerances import Boundary
 from r1v_export.processing.tokenizer import Tokenizer
 
@@ -72,8 +75,41 @@ def kind_of(boundary: str) -> Boundary:
     return cast(Boundary, boundary.partition(".")[0])
 
 
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why a gate failed."""
+
+    causes: tuple[str, ...] = ()
+    next_steps: tuple[str, ...] = ()
+    """What to try, if it is a matter of options; empty where something is wrong, which the causes say."""
+
+
+def diagnose(
+    first_bad: str | None, found_by_name: Mapping[str, Statistics], tokenizer: Tokenizer, options: CheckOptions
+) -> Diagnosis:
+    """Why the first bad boundary is out of tolerance; nothing if none is.
+
+    Args:
+        found_by_name: the statistics of all boundaries.
+    """
+    if first_bad is None:
+        return Diagnosis()
+    if options.gate == "quantization" and _may_be_lost(first_bad, found_by_name[first_bad], options):
+        kind = kind_of(first_bad)
+        causes = cost_causes(kind, found_by_name, options)
+        return Diagnosis(causes, next_steps(kind, found_by_name, options))
+    return Diagnosis(likely_causes(first_bad, found_by_name, tokenizer))
+
+
+def _may_be_lost(boundary: str, statistics: Statistics, options: CheckOptions) -> bool:
+    """Whether rounding weights or inputs can be why a boundary is out of tolerance."""
+    if problem(statistics) or kind_of(boundary) in ("pixels", "prompt"):
+        return False
+    return kind_of(boundary) != "embeds" or options.own_weights is not None  # no recipe quantizes the embeddings
+
+
 def likely_causes(boundary: str, found_by_name: Mapping[str, Statistics], tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Causes in words, those that the statistics speak for first.
+    """What may be wrong, in words: what the statistics speak for comes first.
 
     Args:
         boundary: the first bad one.

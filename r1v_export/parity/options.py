@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from r1v_export.config import Compute, Precision
+from r1v_export.parity.schema import CalibrationFacts
 from r1v_export.parity.tolerances import Gate, ToleranceProfile, profile_for
 
 
@@ -23,6 +24,8 @@ class CheckOptions:
     own_weights: ToleranceProfile | None = None
     """The limits of what quantizing costs, where the candidate's weights were rounded when it was built, whatever
     `precision` says."""
+    calibration: CalibrationFacts | None = None
+    """What the candidate's scales come from, None where nothing is quantized; for the report."""
     blocks: bool = False
     """Also compare each ViT block. Without, this is done only when the vision features are out of tolerance, to name
     the block."""

@@ -90,6 +90,12 @@ def read_report(folder: Path) -> ParityReport:
     return parse_json(ParityReport, path.read_bytes(), BundleError, "The parity report is invalid", where=path)
 
 
+def failed_page(folder: Path) -> Path | None:
+    """The page of the first gate that failed, of an engine's reports in a folder; None if none did."""
+    failed = (path.parent for path in sorted(folder.rglob(JSON_FILE)) if not read_report(path.parent).passed)
+    return next((place / HTML_FILE for place in failed), None)
+
+
 def to_json(report: ParityReport) -> str:
     """Serialize a report as indented JSON that ends with a newline."""
     return report.model_dump_json(indent=2) + "\n"

@@ -145,6 +145,7 @@ class CalibrationFacts(_Part):
 
     recipe: str
     samples: int
+    """0 of a recipe that reads weights alone."""
     warnings: tuple[str, ...]
     sensitivity: SensitivityTable | None = None
     """Where precisions were chosen within a budget."""
@@ -292,7 +293,9 @@ class ParityReport(_Part):
     first_bad: str | None
     """The first boundary in data-flow order that is out of tolerance."""
     causes: tuple[str, ...]
-    """What usually makes that boundary, and none before it, go wrong."""
+    """What usually makes that boundary, and none before it, go wrong; or what is lost, and where most of it."""
+    next_steps: tuple[str, ...] = ()
+    """What loses less, where quantizing costs more than is allowed."""
     boundaries: tuple[BoundaryResult, ...]
     decode_steps: tuple[StepResult, ...]
     samples: tuple[SampleResult, ...]
@@ -365,12 +368,17 @@ class ParityReport(_Part):
             return
         boundary = self.boundary(self.first_bad)
         failed = [check for check in boundary.checks if not check.passed]
+        what = f"{self.candidate} does not match {self.reference}"
+        found = ", ".join(f"{check.metric} {check.value:.4g}" for check in failed)
+        if self.next_steps:
+            what = f"{self.candidate} loses too much against {self.reference}"
+            found = "; ".join((found, *self.causes))
         raise ParityError(
-            f"{self.candidate} does not match {self.reference}: the first boundary out of tolerance is {boundary.name}",
+            f"{what}: the first boundary out of tolerance is {boundary.name}",
             where=_whereabouts(boundary),
             expected=", ".join(f"{check.metric} {check.relation} {check.limit:g}" for check in failed),
-            found=", ".join(f"{check.metric} {check.value:.4g}" for check in failed),
-            fix="; or ".join(self.causes) or None,
+            found=found,
+            fix="; or ".join(self.next_steps or self.causes) or None,
         )
 
 

@@ -31,7 +31,7 @@ from r1v_export.memory import release_free_memory
 from r1v_export.parity.activation_store import ActivationStore
 from r1v_export.parity.boundary_statistics import BoundaryStatistics, no_images, of_row
 from r1v_export.parity.comparison import environment, judge, log_boundaries, require_one_model, step_results
-from r1v_export.parity.diagnosis import likely_causes
+from r1v_export.parity.diagnosis import diagnose
 from r1v_export.parity.endpoints import BlockwiseEndpoint
 from r1v_export.parity.metrics import LogitStatistics, TensorStatistics
 from r1v_export.parity.options import CheckOptions
@@ -123,9 +123,9 @@ def _report(
     candidate: BlockwiseEndpoint,
 ) -> ParityReport:
     reference, options = gate.reference, gate.options
-    boundaries = judge(found.by_name, options.profile)
-    first_bad = next((b.name for b in boundaries if not b.passed), None)
+    boundaries, first_bad = judge(found.by_name, options.profile)
     log_boundaries(options.gate, boundaries, len(samples), first_bad)
+    diagnosis = diagnose(first_bad, found.by_name, reference.tokenizer, options)
     return ParityReport(
         reference=reference.engine.name,
         candidate=candidate.engine.name,
@@ -134,7 +134,8 @@ def _report(
         profile=options.profile,
         max_new_tokens=options.max_new_tokens,
         first_bad=first_bad,
-        causes=likely_causes(first_bad, found.by_name, reference.tokenizer) if first_bad else (),
+        causes=diagnosis.causes,
+        next_steps=diagnosis.next_steps,
         boundaries=boundaries,
         decode_steps=step_results(found.steps),
         samples=(),
@@ -142,6 +143,7 @@ def _report(
         environment=environment(),
         ranges=range_facts(magnitudes, options.compute),
         saturations=saturations(magnitudes),
+        calibration=options.calibration,
     )
 
 

@@ -369,7 +369,10 @@ def _sizes(sizes_bytes: Sequence[int]) -> dict[str, Any]:
 
 
 def _with_report(error: ParityError, report: Path | None) -> ParityError:
-    fixes = [error.fix, f"see {report / 'parity.html'}" if report else None]
+    from r1v_export.parity.report import failed_page
+
+    page = failed_page(report) if report else None
+    fixes = [error.fix, f"see {page}" if page else None]
     return ParityError(
         error.what,
         where=error.where,

@@ -19,7 +19,7 @@ from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import BlockwiseEndpoint, Endpoint
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.samples import ParitySample, held_out, synthetic
-from r1v_export.parity.schema import CalibrationFacts, ParityReport, TextFacts
+from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.streamed import StreamedGate, check_streamed
 from r1v_export.parity.texts import fewest_texts, score_texts, score_texts_by_blocks
 from r1v_export.parity.tolerances import Gate, ToleranceProfile
@@ -31,6 +31,7 @@ from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.apply.blockwise import reference_blocks
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.dataset import CalibrationSample, prepare
+from r1v_export.quantization.calibration.plan import reads_samples
 from r1v_export.quantization.calibration.raw_examples import read_examples
 from r1v_export.quantization.mixed_precision.search import SENSITIVITY
 from r1v_export.quantization.mixed_precision.sensitivity import read_table
@@ -128,7 +129,7 @@ class GateRun:
         """Compare the whole engine with the whole reference of `options.gate`, which is held no longer."""
         reference = reference_endpoint(self.checkpoint, self.device, self._artifact_of(options.gate))
         report = check(reference, self._candidate, samples, options, on_progress)
-        return self._with_facts(report, score_texts(reference, texts(self.checkpoint)))
+        return report.model_copy(update={"texts": score_texts(reference, texts(self.checkpoint))})
 
     def streamed(
         self,
@@ -161,7 +162,7 @@ class GateRun:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         facts = score_texts_by_blocks(references[0], fewest_texts(texts(self.checkpoint)))
-        return [self._with_facts(report, facts) for report in reports]
+        return [report.model_copy(update={"texts": facts}) for report in reports]
 
     @cached_property
     def _candidate(self) -> Endpoint:
@@ -170,10 +171,6 @@ class GateRun:
     def _artifact_of(self, gate: Gate) -> Artifact | None:
         """What the reference computes: what the graphs say, or the original model."""
         return self.artifact if gate == "arithmetic" else None
-
-    def _with_facts(self, report: ParityReport, facts: TextFacts | None) -> ParityReport:
-        calibration = calibration_facts(self.artifact)
-        return report.model_copy(update={"calibration": calibration, "texts": facts})
 
 
 @dataclass(frozen=True)
@@ -215,6 +212,7 @@ def check_options(
         numerics.compute,
         quantized_inputs,
         own_weights=numerics.own_weights,
+        calibration=calibration_facts(artifact),
         max_new_tokens=max_new_tokens,
     )
 
@@ -238,7 +236,7 @@ def calibration_facts(artifact: Artifact | None) -> CalibrationFacts | None:
     path = artifact.folder / SENSITIVITY
     return CalibrationFacts(
         recipe=artifact.recipe.name,
-        samples=len(artifact.stats.samples),
+        samples=len(artifact.stats.samples) if reads_samples(artifact.recipe, artifact.spec) else 0,
         warnings=artifact.stats.warnings,
         sensitivity=read_table(path) if path.is_file() else None,
     )
