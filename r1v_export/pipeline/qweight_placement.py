@@ -37,8 +37,7 @@ def qweight_places(config: BuildConfig) -> tuple[QweightPlace, ...]:
         prefixes = tuple(prefix for prefix, graph in GRAPH_PREFIXES if graph in target.graphs)
         if prefixes:
             places.append(QweightPlace(GRAPH, _GRAPH_VALUES, prefixes))
-        if target.qweight_layout is not None:
-            places.append(QweightPlace(target.qweight_layout, f"{ENGINES}/{name}"))
+        places += [QweightPlace(layout, f"{ENGINES}/{name}") for layout in target.qweight_layouts]
     return tuple(places)
 
 

@@ -40,7 +40,7 @@ class BuildInputs:
     config: BuildConfig
     stored: Mapping[str, StoredTensor] = field(default_factory=dict)
     """Tensors that lie in `engines/<name>` already, in files of the calibration, by the names that
-    `Target.qweight_layout` gives them."""
+    `Target.qweight_layouts` give them."""
 
 
 OwnWeights = Literal["8-bit weights", "4-bit weights"]
@@ -90,7 +90,7 @@ class Target(ABC):
     """Distributions whose version can change what it writes or computes. The one that brings the target is added."""
     fp8_per_tensor: ClassVar[bool] = False
     """Whether its static FP8 has one scale for a weight, not one for each row of it."""
-    qweight_layout: ClassVar[QweightLayout | None] = None
+    qweight_layouts: ClassVar[tuple[QweightLayout, ...]] = ()
     """How its files have quantized values where each block's can be files of their own, which are then the
     calibration's, too: `BuildInputs.stored`. Those of `graphs` always can."""
     packed_in_memory: ClassVar[bool] = False

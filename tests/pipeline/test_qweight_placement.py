@@ -106,6 +106,35 @@ def test_a_checkpoint_has_the_tensors_that_it_has_with_values_of_its_own(
     assert found == expected
 
 
+INT8_GPTQ = """
+name: int8-gptq
+description: INT8 by GPTQ.
+rules:
+  - modules: ["language_model.model.layers.*"]
+    scheme:
+      weights: {algorithm: gptq, type: int8, granularity: channel}
+      inputs: {type: int8, mode: static}
+"""
+
+
+def test_values_of_8_bits_lie_once_in_a_compressed_checkpoint(tiny_config: BuildConfig, tmp_path: Path) -> None:
+    """With ONNX graphs first, these have the calibration's, and the checkpoint its own."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(INT8_GPTQ)
+    changes = {"precision": "int8", "recipe": str(recipe)}
+    once, twice = (
+        build(config_for(tiny_config, *targets).model_copy(update=changes), tmp_path / str(len(targets))).out
+        for targets in (("compressed-tensors",), ("onnxruntime", "compressed-tensors"))
+    )
+    assert not (once / CALIBRATION / "qweight").exists()
+    folder = Path("engines", "compressed-tensors")
+    with safe_open(once / folder / FILE, framework="pt") as file:
+        assert file.get_slice(f"{LINEAR}.weight").get_dtype() == "I8"
+    assert not (twice / folder / FILE).exists()
+    assert tensors_of(once / folder) == tensors_of(twice / folder)
+    verify_bundle(once, Progress(quiet=True))
+
+
 def tensors_of(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
     """Dtype, shape and bytes of every tensor, by the safetensors library."""
     found = {}

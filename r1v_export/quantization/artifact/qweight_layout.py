@@ -7,6 +7,7 @@ is the calibration's and theirs.
     UNIFIED      {stored}.weight              uint8 [out / 2, in], outputs two to a byte   none
     PACKED       {stored}.weight_packed       int32 [out, in / 8], inputs in their own     none
                                               order, as 0..15
+    PLAIN        {stored}.weight              none                                         int8 [out, in]
 
 {linear} is the checkpoint name of a module, {stored} each name under which its rows are stored. The even one of two
 values in a byte is in the low half.
@@ -17,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +48,10 @@ class Values:
 
 class QweightLayout(ABC):
     """One way of storing quantized values."""
+
+    dtype: ClassVar[torch.dtype | None] = None
+    """Of its tensors, where their names alone do not tell them from another layout's or from a weight that an import
+    rewrote, which is float32."""
 
     @abstractmethod
     def names(self, linear: str, spec: ModelSpec) -> tuple[str, ...]:
@@ -123,6 +129,8 @@ class _Graph(QweightLayout):
 class _Unified(QweightLayout):
     """As `checkpoint.quantized.unified` reads them."""
 
+    dtype = torch.uint8
+
     def names(self, linear: str, spec: ModelSpec) -> tuple[str, ...]:
         return stored_names(f"{linear}.weight", spec)
 
@@ -158,17 +166,32 @@ class _Packed(QweightLayout):
         return (columns_OI - 8 if values.kind == "int4" else columns_OI).contiguous()
 
 
-CALIBRATION, GRAPH, UNIFIED, PACKED = _Calibration(), _Graph(), _Unified(), _Packed()
-_LAYOUTS = (CALIBRATION, GRAPH, PACKED, UNIFIED)
+class _Plain(QweightLayout):
+    """As `checkpoint.quantized.compressed_tensors` reads the format `int-quantized`."""
+
+    dtype = torch.int8
+
+    def names(self, linear: str, spec: ModelSpec) -> tuple[str, ...]:
+        return stored_names(f"{linear}.weight", spec)
+
+    def stored(self, values: Values) -> tuple[torch.dtype, tuple[int, ...]] | None:
+        return (torch.int8, values.shape) if values.kind == "int8" else None
+
+    def encode(self, linear: QuantizedLinear) -> Tensor:
+        return linear.qweight
+
+    def decode(self, stored: Tensor, values: Values) -> Tensor:
+        return stored
+
+
+CALIBRATION, GRAPH, UNIFIED, PACKED, PLAIN = _Calibration(), _Graph(), _Unified(), _Packed(), _Plain()
+_LAYOUTS = (CALIBRATION, GRAPH, PACKED, UNIFIED, PLAIN)
 
 
 def layout_of(linear: str, tensors: Mapping[str, StoredTensor], spec: ModelSpec) -> QweightLayout | None:
-    """The layout that a linear's quantized values have among tensors; None if they are not there.
-
-    The name that the unified layout has is also that of a weight that an import rewrote, which is float32.
-    """
+    """The layout that a linear's quantized values have among tensors; None if they are not there."""
     for layout in _LAYOUTS:
         names = layout.names(linear, spec)
-        if all(name in tensors and tensors[name].dtype != torch.float32 for name in names):
+        if all(name in tensors and layout.dtype in (None, tensors[name].dtype) for name in names):
             return layout
     return None

@@ -9,7 +9,7 @@ from r1v_export.config import Device
 from r1v_export.contract import BlockwiseEngine
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
-from r1v_export.quantization.artifact.qweight_layout import PACKED
+from r1v_export.quantization.artifact.qweight_layout import PACKED, PLAIN
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.targets.compressed_tensors import doctor
@@ -28,7 +28,7 @@ class CompressedTensorsTarget(HubTarget):
 
     name = "compressed-tensors"
     layout, precisions = "compressed-tensors", ("fp8", "int8", "int4")
-    qweight_layout = PACKED
+    qweight_layouts = (PACKED, PLAIN)
     config_class = CompressedTensorsConfig
 
     def readiness(self) -> Readiness:

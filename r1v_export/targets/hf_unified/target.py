@@ -30,7 +30,7 @@ class HfUnifiedTarget(HubTarget):
 
     name = "hf-unified"
     layout, precisions = "unified", ("fp8", "int4")
-    qweight_layout = UNIFIED
+    qweight_layouts = (UNIFIED,)
     config_class = HfUnifiedConfig
     fp8_per_tensor = True
     engine_syntax = LLM_API

@@ -16,6 +16,7 @@ from r1v_export.quantization.artifact.qweight_layout import (
     CALIBRATION,
     GRAPH,
     PACKED,
+    PLAIN,
     UNIFIED,
     QweightLayout,
     Values,
@@ -25,7 +26,7 @@ from r1v_export.quantization.number_formats import QWEIGHT_DTYPES, RANGES, Weigh
 from r1v_export.quantization.quantized_linear import QuantizedLinear
 
 LINEAR = "language_model.model.layers.0.mlp.up_proj"
-LAYOUTS = {"calibration": CALIBRATION, "graph": GRAPH, "unified": UNIFIED, "packed": PACKED}
+LAYOUTS = {"calibration": CALIBRATION, "graph": GRAPH, "unified": UNIFIED, "packed": PACKED, "plain": PLAIN}
 SHAPE = (6, 20)
 
 
@@ -47,7 +48,7 @@ def test_what_is_encoded_has_the_shape_that_is_said_and_is_decoded(
     values = Values(SHAPE, kind, made.input_order)
     expected = layout.stored(values)
     if expected is None:
-        assert layout in (UNIFIED, PACKED)
+        assert layout in (UNIFIED, PACKED, PLAIN)
         return
     stored = layout.encode(made)
     assert (stored.dtype, tuple(stored.shape)) == expected
@@ -79,7 +80,8 @@ def test_the_layout_of_a_file_is_known_by_its_names(
     layout: QweightLayout, synth_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     spec = synth_checkpoint.spec
-    save_file({k: t.contiguous() for k, t in layout.tensors(LINEAR, linear("int4"), spec).items()}, tmp_path / "file")
+    made = layout.tensors(LINEAR, linear("int8" if layout is PLAIN else "int4"), spec)
+    save_file({name: tensor.contiguous() for name, tensor in made.items()}, tmp_path / "file")
     assert layout_of(LINEAR, read_header(tmp_path / "file"), spec) is layout
     assert layout_of(LINEAR.replace("up", "down"), read_header(tmp_path / "file"), spec) is None
 

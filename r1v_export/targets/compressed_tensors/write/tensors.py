@@ -93,7 +93,8 @@ class _Linears:
 
     def _chunks(self, linear: str, suffix: str, index: int, parts: int) -> list[Tensor]:
         if self._kept is None or self._kept[0] != linear:
-            is_stored = f"{stored_linears(linear, self.spec)[0]}.weight_packed" in self._stored
+            suffix_of_values = "weight_packed" if self.formats[linear] == "pack-quantized" else "weight"
+            is_stored = f"{stored_linears(linear, self.spec)[0]}.{suffix_of_values}" in self._stored
             self._kept = (linear, self.artifact.parameters(linear) if is_stored else self.artifact.linear(linear))
         quantized = self._kept[1]
         rows = quantized.shape[0] // parts
