@@ -29,9 +29,23 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> BuildConfig:
     return parse_fields(BuildConfig, fields, UsageError, what, where=path)
 
 
+def config_fields(config: BuildConfig) -> dict[str, Any]:
+    """A config's fields as plain values that `load_config` reads as the same config.
+
+    A precision that nobody asked for is omitted: a recipe or a quantized checkpoint implies another one.
+    """
+    unasked = {"precision"} - config.model_fields_set
+    return config.model_dump(mode="json", exclude=unasked)
+
+
 def config_yaml(config: BuildConfig) -> str:
-    """A config as YAML that `load_config` reads."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """A config with every field as YAML that `load_config` reads."""
+    return as_yaml(config.model_dump(mode="json"))
+
+
+def as_yaml(fields: dict[str, Any]) -> str:
+    """Fields as YAML, in their order."""
+    return yaml.safe_dump(fields, sort_keys=False)
 
 
 def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

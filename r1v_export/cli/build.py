@@ -25,6 +25,7 @@ from r1v_export.cli.termination import sigterm_as_error
 from r1v_export.targets.entry_points import DEFAULT
 
 if TYPE_CHECKING:
+    from r1v_export.config import BuildConfig
     from r1v_export.pipeline.build import Built, PlannedStage
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
@@ -73,6 +74,7 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate.")
 @gate_option
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
+@click.option("--print-config", is_flag=True, help="Print these options as a build file for --config; build nothing.")
 @click.option("--force", is_flag=True, help="Run every stage, also those that are done.")
 @shards_option
 @ray_option
@@ -103,6 +105,7 @@ def command(
     no_parity: bool,
     gate: str | None,
     dry_run: bool,
+    print_config: bool,
     force: bool,
     shards: int | None,
     ray: str | None,
@@ -151,6 +154,10 @@ def command(
         if typed is not None:
             value = _compute_capabilities(typed) if isinstance(typed, str) else typed
             config = registry.with_option(config, field, value, f"--{field} {typed}")
+    if print_config:
+        refuse_given(context, ("dry_run", "force", "ray"), "with --print-config, which builds nothing", "omit it")
+        _print_config(registry.resolved(config), format_)
+        return
     if dry_run:
         _print_plan(plan(config, out, force=force, offline=offline), format_)
         return
@@ -166,6 +173,16 @@ def _compute_capabilities(text: str) -> str | list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise click.BadParameter("compute capabilities are numbers such as 89,120", param_hint="--sm") from error
+
+
+def _print_config(config: BuildConfig, format_: str) -> None:
+    from r1v_export.build_file import as_yaml, config_fields
+
+    fields = config_fields(config)
+    if format_ == "json":
+        print_json(fields)
+    else:
+        click.echo(as_yaml(fields), nl=False)
 
 
 def _print_plan(stages: list[PlannedStage], format_: str) -> None:

@@ -29,6 +29,44 @@ def test_threads_are_those_of_pytorch_and_of_the_plan(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--precision", "fp16", "--no-parity"],
+        ["--recipe", "int8-smoothquant", "--samples", "4", "--effort", "quick"],
+        ["--precision", "int4", "--target", "tensorrt-rtx", "--target", "tensorrt-llm", "--sm", "89,120", "--tp", "2"],
+        ["--budget", "kl=0.02", "--image-policy", "published", "--gate", "streamed"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_a_printed_config_gives_the_same_config(
+    options: list[str], format_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    file = tmp_path / "build.yaml"
+    for arguments in (options, ["--config", str(file)]):
+        assert main.run(["build", *arguments, "--print-config", "--format", format_]) == 0
+        printed.append(capsys.readouterr().out)
+        file.write_text(printed[-1], encoding="utf-8")
+    assert printed[0] == printed[1]
+
+
+def test_a_printed_config_gives_the_same_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--precision", "int8", "--samples", "2", "--target", "onnxruntime", "--target", "gguf", "--no-parity"]
+    assert main.run(["build", *options, "--print-config"]) == 0
+    file = tmp_path / "build.yaml"
+    file.write_text(capsys.readouterr().out, encoding="utf-8")
+    plans = []
+    for arguments in (options, ["--config", str(file)]):
+        out = tmp_path / "out"
+        assert main.run(["build", *arguments, "--dry-run", "--format", "json", "-o", str(out)]) == 0
+        stages = json.loads(capsys.readouterr().out)["stages"]
+        plans.append([(stage["name"], stage["size_bytes"], stage["memory_bytes"]) for stage in stages])
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(
     ("options", "complaint"),
     [
         (["--pp", "2"], "expected: tensorrt-llm\n  found:    onnxruntime"),
