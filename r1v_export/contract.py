@@ -186,11 +186,13 @@ class CacheLimits:
         slot_bytes: of one token of one sequence, over all layers.
         max_rows: sequences of a decoder, at most; None for any number.
         capacity: slots that every sequence has, however few are asked for; None where they are as many as those.
+        logit_positions: new tokens of a sequence whose logits one step gives, at most; None for any number.
     """
 
     slot_bytes: int
     max_rows: int | None = None
     capacity: int | None = None
+    logit_positions: int | None = None
 
 
 class Decoder(Protocol):

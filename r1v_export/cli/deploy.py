@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from r1v_export.cli.output import (
-    LIBRARY_S_CACHE,
+    LIBRARY_S_LOOP,
     TargetOption,
     common_options,
     device_option,
@@ -99,7 +99,7 @@ def triton(
     if backend == "r1v":
         refuse_given(context, ("engine", "tiles"), "with --backend r1v, in which libr1v runs every graph", "omit it")
     elif engine is not None:
-        refuse_given(context, ("cache_mib",), LIBRARY_S_CACHE, "omit it")
+        refuse_given(context, ("cache_mib",), LIBRARY_S_LOOP, "omit it")
     options = TritonOptions(target, engine, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors, backend)
     written = write_repository(Bundle.open(bundle), out, options)
     _print(out, written, f"{out}: {len(written)} files and the bundle; README.md says how to start and ask it", format_)

@@ -133,11 +133,18 @@ threads_option = click.option(
     callback=lambda _context, _option, value: use_threads(value),
     help="CPU threads of an operator. [default: OMP_NUM_THREADS, or by cores and quota]",
 )
+draft_tokens_option = click.option(
+    "--draft-tokens",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    help="Tokens guessed from what repeats and checked in a step, at most; 0 for none.",
+)
 model_option = click.option("--model", help="The checkpoint, where the bundle was built from a folder.")
 
 
-LIBRARY_S_CACHE = "with --engine, whose library sizes its cache and its steps itself"
-"""Why an option of the key-value cache or of prefill has no effect."""
+LIBRARY_S_LOOP = "with --engine, whose library sizes its cache and its steps itself"
+"""Why an option of the key-value cache, of prefill or of drafts has no effect."""
 
 
 def refuse_given(context: click.Context, names: Iterable[str], why: str, fix: str) -> None:

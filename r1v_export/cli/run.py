@@ -14,10 +14,13 @@ from r1v_export.cli.answers import print_answer, stream
 from r1v_export.cli.chat import chat as converse
 from r1v_export.cli.images import STDIN, allow_url_option, image_opener, image_option, require_stdin_once
 from r1v_export.cli.output import (
+    LIBRARY_S_LOOP,
     common_options,
     device_option,
+    draft_tokens_option,
     engine_option,
     model_option,
+    refuse_given,
     shown_progress,
     target_option,
     threads_option,
@@ -54,6 +57,7 @@ MAX_VIDEO_FRAMES = 4096
 @click.option("--chat", is_flag=True, help="Hold a conversation; questions come line by line from stdin.")
 @sampling_options
 @click.option("--verify", is_flag=True, help="First check the bundle's hashes and graphs, as verify does.")
+@draft_tokens_option
 @device_option
 @threads_option
 @common_options
@@ -72,6 +76,7 @@ def command(
     answer_only: bool,
     chat: bool,
     verify: bool,
+    draft_tokens: int,
     device: Device,
     format_: str,
     **sampling: Any,
@@ -109,7 +114,10 @@ def command(
         show = partial(print_answer, sampling=chosen, answer_only=answer_only, lines=chat)
     else:
         show = partial(stream, answer_only=answer_only)
+    if engine is not None:
+        refuse_given(click.get_current_context(), ("draft_tokens",), LIBRARY_S_LOOP, "omit it")
     runner = open_runner(bundle, target, model, device, engine, grounding)
+    runner.draft_tokens = draft_tokens
     if chat:
         converse(_asking(runner, chosen, not no_think), _by_name(load), show, loaded)
     else:

@@ -16,9 +16,10 @@ import click
 
 from r1v_export.cli.logs import JsonFormatter
 from r1v_export.cli.output import (
-    LIBRARY_S_CACHE,
+    LIBRARY_S_LOOP,
     common_options,
     device_option,
+    draft_tokens_option,
     engine_option,
     model_option,
     print_json,
@@ -38,7 +39,7 @@ API_KEYS_VARIABLE = "R1V_EXPORT_API_KEYS"
 _MIB = 1 << 20
 _MAX_ROWS, _MAX_IMAGES = 1024, 1024
 _ENGINE_OPTIONS = (
-    *("max_rows", "max_queued", "cache_mib", "image_cache_mib", "prefill_chunk"),
+    *("max_rows", "max_queued", "cache_mib", "image_cache_mib", "prefill_chunk", "draft_tokens"),
     *("target", "engine", "model", "device", "threads"),
 )
 """Parameters that are the engine's."""
@@ -74,6 +75,7 @@ _ENGINE_OPTIONS = (
     show_default=True,
     help="Prompt tokens between two decoder steps, at most; fewer make streams smoother.",
 )
+@draft_tokens_option
 @click.option("--max-body-mib", type=click.IntRange(min=1), default=64, show_default=True, help="Of a request.")
 @click.option("--max-images", type=click.IntRange(0, _MAX_IMAGES), default=16, show_default=True, help="Of a request.")
 @click.option(
@@ -106,6 +108,7 @@ def command(
     cache_mib: int,
     image_cache_mib: int,
     prefill_chunk: int,
+    draft_tokens: int,
     max_body_mib: int,
     max_images: int,
     max_image_pixels: int,
@@ -148,10 +151,10 @@ def command(
         limits=limits,
     )
     if engine is not None:
-        refuse_given(context, ("cache_mib", "prefill_chunk"), LIBRARY_S_CACHE, "omit it")
+        refuse_given(context, ("cache_mib", "prefill_chunk", "draft_tokens"), LIBRARY_S_LOOP, "omit it")
     if triton is None:
         bytes_ = cache_mib * _MIB, image_cache_mib * _MIB
-        options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=prefill_chunk)
+        options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=prefill_chunk, draft_tokens=draft_tokens)
         backend = _own_loop(bundle, target, model, device, engine, options)
     else:
         fix = "omit it; `r1v-export deploy triton` has those of the deployment"

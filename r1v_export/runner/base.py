@@ -66,6 +66,8 @@ class BaseRunner(PromptEncoder, ABC):
         self.vision, self.hidden, self.tiles_per_run = vision, hidden, tiles_per_run
         self.stop_ids, self.generation_config = pipeline.stop_ids, pipeline.generation_config
         self._guides = GuideCompiler(tokenizer, self.stop_ids)
+        self.draft_tokens = 0
+        """What `generate` opens its batches with."""
 
     @property
     @abstractmethod
@@ -114,7 +116,7 @@ class BaseRunner(PromptEncoder, ABC):
             GraphError: a stage gives numbers that are not finite, or fails.
         """
         samplings = _one_each(sampling or default_sampling(self.generation_config), len(requests))
-        with self.open_batch(MAX_BATCH) as batch:
+        with self.open_batch(MAX_BATCH, draft_tokens=self.draft_tokens) as batch:
             yield from self.drive(batch, self.image_encoder(), requests, samplings, cancel or threading.Event())
 
     def drive(
@@ -159,6 +161,7 @@ class BaseRunner(PromptEncoder, ABC):
         cache_bytes: int | None = None,
         keep_prefixes: bool = False,
         prefill_chunk: int = PREFILL_CHUNK,
+        draft_tokens: int = 0,
     ) -> Batch[Any]:
         """Requests that are answered together, none yet.
 
@@ -167,6 +170,7 @@ class BaseRunner(PromptEncoder, ABC):
             cache_bytes: of the key-value cache, at most; None for any.
             keep_prefixes: keep what finished requests leave in the cache, for those that begin alike.
             prefill_chunk: prompt tokens between two decoder steps, at most.
+            draft_tokens: of a request that a step checks, at most, as in `batching.speculation`; 0 for none.
         """
 
     def image_encoder(self, cache_bytes: int = 0) -> ImageEncoder:

@@ -35,7 +35,7 @@ class Conversation:
         self.runner, self.think = runner, think
         self.turns: tuple[Turn, ...] = () if system is None else (Turn("system", system),)
         self.images: tuple[Image.Image, ...] = ()
-        self.batch = runner.open_batch(1, keep_prefixes=True)
+        self.batch = runner.open_batch(1, keep_prefixes=True, draft_tokens=runner.draft_tokens)
         self._encoder = runner.image_encoder(IMAGE_CACHE_BYTES)
 
     def ask(

@@ -37,9 +37,11 @@ class EngineRunner(BaseRunner):
         cache_bytes: int | None = None,
         keep_prefixes: bool = False,
         prefill_chunk: int = PREFILL_CHUNK,
+        draft_tokens: int = 0,
     ) -> EngineBatch:
         rows = CacheRows(self.engine, self.max_positions, max_rows, cache_bytes, keep_prefixes)
-        return EngineBatch(self.engine, self.pipeline.image_token_id, rows, prefill_chunk, self.reasoning_end_ids())
+        image_token_id, end_tag = self.pipeline.image_token_id, self.reasoning_end_ids()
+        return EngineBatch(self.engine, image_token_id, rows, prefill_chunk, end_tag, draft_tokens)
 
     def reasoning_end_ids(self) -> list[int]:
         """The tokens of the tag that ends reasoning: one of its own, or as many as its text takes."""

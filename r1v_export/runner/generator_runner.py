@@ -48,6 +48,7 @@ class GeneratorRunner(BaseRunner):
         cache_bytes: int | None = None,
         keep_prefixes: bool = False,
         prefill_chunk: int = PREFILL_CHUNK,
+        draft_tokens: int = 0,
     ) -> GeneratorBatch:
-        """Requests in the library together; cache and loop are its own, with their size, prefixes and chunks."""
+        """Requests in the library together; cache and loop are its own, with their sizes, prefixes and drafts."""
         return GeneratorBatch(self.generator, self.max_positions, max_rows)

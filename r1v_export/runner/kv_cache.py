@@ -1,6 +1,6 @@
 """Which slots of a decoder's cache hold which tokens, and how large a cache to ask for.
 
-Shape letters: B batch, S new tokens, E hidden size, V vocabulary.
+Shape letters: B batch, S new tokens, P tokens whose logits are wanted, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -42,6 +42,18 @@ class KVCache:
         Raises:
             InputError: the tokens do not fit in the cache.
         """
+        last_valid_B1 = np.maximum(new_B - 1, 0)[:, None]
+        return self._step(inputs_embeds_BSE, new_B, last_valid_B1, first_row)[:, 0]
+
+    def append_scored(self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray) -> np.ndarray:
+        """The same for the first B rows, with logits [B, S, V] after each of their tokens; of padding, those after the
+        row's last valid token."""
+        index_BS = np.minimum(np.arange(inputs_embeds_BSE.shape[1]), new_B[:, None] - 1)
+        return self._step(inputs_embeds_BSE, new_B, index_BS, first_row=0)
+
+    def _step(
+        self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray, logits_index_BP: np.ndarray, first_row: int
+    ) -> np.ndarray:
         rows = slice(first_row, first_row + len(inputs_embeds_BSE))
         seq, start_B = inputs_embeds_BSE.shape[1], self.lengths_B[rows]
         fullest = int(start_B.max())
@@ -54,12 +66,11 @@ class KVCache:
                 fix="use a shorter prompt or fewer new tokens",
             )
         position_ids_BS = start_B[:, None] + np.arange(seq)
-        last_valid_B1 = np.maximum(new_B - 1, 0)[:, None]
-        logits_B1V = self.decoder.step(
-            inputs_embeds_BSE, position_ids_BS, start_B, start_B + seq, last_valid_B1, first_row
+        logits_BPV = self.decoder.step(
+            inputs_embeds_BSE, position_ids_BS, start_B, start_B + seq, logits_index_BP, first_row
         )
         self.lengths_B[rows] = start_B + new_B
-        return logits_B1V[:, 0]
+        return logits_BPV
 
     def truncate(self, row: int, length: int) -> None:
         """Forget a row's tokens from `length` on; their slots are overwritten by the next ones."""

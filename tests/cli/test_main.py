@@ -40,10 +40,10 @@ OPTIONS = {
     "run": "BUNDLE QUESTION --image --allow-url --video --frames --target --engine --model --no-think --grounding "
     "--answer-only --chat --greedy --max-new-tokens --temperature --top-p --top-k --min-p --repetition-penalty "
     "--presence-penalty --frequency-penalty --seed --stop --stop-in-reasoning --max-reasoning-tokens --json-schema "
-    "--regex --logprobs --verify --device --threads",
+    "--regex --logprobs --verify --draft-tokens --device --threads",
     "serve": "BUNDLE --host --port --served-model-name --api-key --allow-image-host --max-rows --max-queued "
-    "--cache-mib --image-cache-mib --prefill-chunk --max-body-mib --max-images --max-image-pixels --max-new-tokens "
-    "--max-seconds --drain-seconds --access-log --triton --target --engine --model --device --threads",
+    "--cache-mib --image-cache-mib --prefill-chunk --draft-tokens --max-body-mib --max-images --max-image-pixels "
+    "--max-new-tokens --max-seconds --drain-seconds --access-log --triton --target --engine --model --device --threads",
     "deploy cpp": "BUNDLE --output",
     "deploy triton": "BUNDLE --output --backend --target --engine --max-rows --cache-mib --image-cache-mib --tiles "
     "--preprocessors --device",

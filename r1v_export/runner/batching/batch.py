@@ -24,6 +24,8 @@ class BatchCounters:
     prefix_hits: int = 0
     prefix_misses: int = 0
     preempted: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     rows_per_step: Counter[int] = field(default_factory=Counter)
 
 

@@ -78,7 +78,9 @@ class BatchingRunner:
         self._errors: Counter[str] = Counter()
         self._encoder = runner.image_encoder(self.options.image_cache_bytes)
         limits = self.options
-        self._batch = runner.open_batch(limits.max_rows, limits.cache_bytes, limits.keep_prefixes, limits.prefill_chunk)
+        self._batch = runner.open_batch(
+            limits.max_rows, limits.cache_bytes, limits.keep_prefixes, limits.prefill_chunk, limits.draft_tokens
+        )
         loops = {"r1v-prepare": self._prepare_loop, "r1v-decode": self._decode_loop}
         self._threads = [threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops.items()]
         for thread in self._threads:
@@ -154,6 +156,8 @@ class BatchingRunner:
                 prefix_hits=counters.prefix_hits,
                 prefix_misses=counters.prefix_misses,
                 preempted=counters.preempted,
+                draft_tokens=counters.draft_tokens,
+                accepted_tokens=counters.accepted_tokens,
                 rows_per_step=counters.rows_per_step.copy(),
                 image_cache_hits=encoder.hits,
                 image_cache_misses=encoder.misses,

@@ -10,8 +10,6 @@ import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-
 from r1v_export.contract import CacheLimits, Engine
 from r1v_export.errors import InputError
 from r1v_export.log_event import log_event
@@ -164,6 +162,16 @@ class CacheRows:
         if not self.keep:
             self._truncate(row, 0)
 
+    def longest_step(self) -> int:
+        """Tokens that a step can give each row that is decoded, with the logits after each of them."""
+        room = self.capacity - max(len(row.tokens) for row in self._rows[: self.decoding])
+        positions = self._limits.logit_positions
+        return room if positions is None else min(room, positions)
+
+    def forget_rejected(self, row: CacheRow) -> None:
+        """Let the cache hold the row's tokens alone, and no drafts behind them."""
+        self.cache.truncate(row.index, len(row.tokens))
+
     def clear(self) -> None:
         """Free the cache."""
         self._cache, self._rows, self.decoding = None, [], 0
@@ -257,8 +265,3 @@ class CacheRows:
         self.cache.swap_rows(a.index, b.index)
         a.index, b.index = b.index, a.index
         self._rows[a.index], self._rows[b.index] = a, b
-
-
-def ones(count: int) -> np.ndarray:
-    """One new token for each of `count` rows: [count] int64."""
-    return np.ones(count, dtype=np.int64)

@@ -1,6 +1,6 @@
 """Continuous batching over an engine: prompts in chunks, each on its own row, between steps that decode all others.
 
-Shape letters: B rows, S tokens, N image tokens, E hidden size, V vocabulary.
+Shape letters: B rows, S tokens, P of them with logits, N image tokens, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,22 +8,25 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 
 from r1v_export.contract import Engine
 from r1v_export.errors import R1VError
-from r1v_export.generation import FinishReason, Sampling
+from r1v_export.generation import Sampling
 from r1v_export.log_event import log_event
 from r1v_export.runner.answer import AnswerStream, TokenEvent
-from r1v_export.runner.batching.batch import Batch, CacheUsage, RequestState
-from r1v_export.runner.batching.cache_rows import CacheRow, CacheRows, ones
+from r1v_export.runner.batching.batch import Batch, CacheUsage
+from r1v_export.runner.batching.cache_rows import CacheRows
+from r1v_export.runner.batching.row_state import RowState
+from r1v_export.runner.batching.speculation import Draft, StepTimes, draft_length
 from r1v_export.runner.encoded_prompt import EncodedPrompt, TokenSequence
 from r1v_export.runner.finite import require_finite
 from r1v_export.runner.kv_cache import CAPACITY_STEP, PREFILL_CHUNK, embed_chosen, new_token_budget, plan_capacity
-from r1v_export.runner.sampling import Sampler, TokenLogprobs
+from r1v_export.runner.sampling import Sampler
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,98 +34,38 @@ HEADROOM = CAPACITY_STEP
 """Slots behind its tokens that a row is given, so that it does not have to give way at once."""
 
 
-class Choice(NamedTuple):
-    """A token that was chosen for a request."""
+class Scores(NamedTuple):
+    """What a step computed for a request.
 
-    token_id: int
-    logprobs: TokenLogprobs | None
-
-
-Taken = list[tuple["RowState", "Choice | R1VError"]]
-"""Requests that took a token in a step, or failed in it."""
-
-
-class RowState(RequestState):
-    """A request that has a row, or waits for one again.
-
-    Args:
-        row: its row, which may hold the beginning of its prompt already.
-        tokens: its prompt, to which `recall` adds its answer.
-        max_new_tokens: as far as the model has positions, and the cache slots.
-        end_tag: tokens that end reasoning.
+    Attributes:
+        logits: [P, V], after its last token, and after each token of the draft that was checked.
+        draft: of its next tokens; more of it than was checked may be there.
     """
 
-    def __init__(
-        self,
-        stream: AnswerStream,
-        prompt: EncodedPrompt,
-        tokens: TokenSequence,
-        row: CacheRow,
-        sampler: Sampler,
-        max_new_tokens: int,
-        end_tag: Sequence[int],
-    ) -> None:
-        super().__init__(stream)
-        self._end_tag, self._forced = end_tag, deque[int]()
-        self.tokens, self.row, self.sampler, self.max_new_tokens = tokens, row, sampler, max_new_tokens
-        self.images: Sequence[np.ndarray] = [image.embeds for image in prompt.images]
-        self.prompt_tokens = len(tokens)
-        self.prefilled = False
-        """Whether all of `tokens` is in the cache, so that the request is decoded."""
-        self.computed = 0
-        """Prompt tokens that went through the decoder for this request."""
-        self._embed_ms = stream.timings.embed_ms
+    logits: np.ndarray
+    draft: Draft
 
-    @property
-    def most_tokens(self) -> int:
-        """Tokens of its prompt and its longest answer."""
-        return self.prompt_tokens + self.max_new_tokens
 
-    def recall(self) -> None:
-        """Let `tokens` be all that its row has to hold, prompt and answer, for it to be decoded further."""
-        for token_id in self.stream.token_ids[len(self.tokens) - self.prompt_tokens :]:
-            self.tokens.append(token_id)
+Scored = list[tuple[RowState, Scores | R1VError]]
+"""Requests that take tokens in a step, or failed in it."""
 
-    def choose(self, logits_V: np.ndarray) -> Choice | R1VError:
-        """The next token, by the logits [V] or, where its reasoning is to end now, of the end tag; or what is wrong."""
-        limit, stream = self.sampler.sampling.max_reasoning_tokens, self.stream
-        if limit is not None and not self._forced and stream.text.in_reasoning and stream.reasoning_tokens == limit:
-            self._forced.extend(self._end_tag)
-        guide = None if stream.text.in_reasoning else stream.guide
-        try:
-            scores_V = logits_V if guide is None else guide.allowed(logits_V)
-            token_id = self.sampler.next(scores_V, self._forced.popleft() if self._forced else None)
-            if guide is not None:
-                guide.take(token_id)
-        except R1VError as error:
-            return error
-        wanted = self.sampler.sampling.logprobs is not None
-        return Choice(token_id, self.sampler.logprobs(logits_V, token_id) if wanted else None)
+Events = list[tuple[RowState, TokenEvent | R1VError]]
 
-    def take(self, choice: Choice) -> TokenEvent:
-        """Add the next token to the answer."""
-        token_id = choice.token_id
-        reason: FinishReason | None = None
-        if token_id in self.stream.stop_ids:
-            reason = "stop"
-        elif len(self.stream.token_ids) + 1 >= self.max_new_tokens:
-            reason = "length"
-        return self.stream.push(token_id, reason, choice.logprobs)
 
-    def add_time(self, step_ms: float) -> None:
-        """Count a step's time, of which embedding the prompt is a stage of its own."""
-        timings = self.stream.timings
-        step_ms -= timings.embed_ms - self._embed_ms
-        self._embed_ms = timings.embed_ms
-        if self.stream.token_ids:
-            timings.decode_ms += step_ms
-        else:
-            timings.prefill_ms += step_ms
+@contextmanager
+def _adding_time(states: Sequence[RowState]) -> Iterator[None]:
+    """Add the duration of a block to the timings of requests."""
+    clock = time.perf_counter()
+    yield
+    step_ms = (time.perf_counter() - clock) * 1000
+    for state in states:
+        state.add_time(step_ms)
 
 
 class EngineBatch(Batch[RowState]):
     """Requests over one engine. Each step runs the decoder once: it decodes one token of every request whose prompt is
-    in the cache, or prefills tokens of one prompt, so that every token is handed out as soon as it is known.
+    in the cache, and more where drafts of them are right, or it prefills tokens of one prompt. So every token is handed
+    out as soon as it is known.
 
     Rows take what is used of the cache, and not what answers may come to: that may be the model's whole context. Where
     a row needs more than the budget has left, the request that was admitted last gives up its row. It gets one again
@@ -136,6 +79,7 @@ class EngineBatch(Batch[RowState]):
         prefill_chunk: prompt tokens of a step, and of all steps between two that decode, at most: bounds the memory of
             attention, and the wait of all others.
         end_tag: tokens that end reasoning, for `Sampling.max_reasoning_tokens`.
+        draft_tokens: of a request that a step checks, at most; 0 decodes token by token.
     """
 
     def __init__(
@@ -145,9 +89,10 @@ class EngineBatch(Batch[RowState]):
         rows: CacheRows,
         prefill_chunk: int = PREFILL_CHUNK,
         end_tag: Sequence[int] = (),
+        draft_tokens: int = 0,
     ) -> None:
         super().__init__()
-        self.end_tag = end_tag
+        self.end_tag, self.draft_tokens, self._step_times = end_tag, draft_tokens, StepTimes()
         self.engine, self.image_token_id, self.rows, self.prefill_chunk = engine, image_token_id, rows, prefill_chunk
         self._holding: list[RowState] = []
         """Requests with a row, the oldest first."""
@@ -176,23 +121,15 @@ class EngineBatch(Batch[RowState]):
         return state
 
     def step(self) -> list[tuple[RowState, TokenEvent | R1VError]]:
-        running, clock = self.running, time.perf_counter()
-        self._make_room()
-        self._resume()
-        prompt = self._next_to_prefill()
-        taken = self._decode() if prompt is None else self._prefill(prompt)
-        step_ms = (time.perf_counter() - clock) * 1000
-        for state in running:
-            state.add_time(step_ms)
-        events: list[tuple[RowState, TokenEvent | R1VError]] = []
-        for state, token in taken:
-            if isinstance(token, R1VError):
-                state.failed = True
-                events.append((state, token))
-            else:
-                self.counters.generated_tokens += 1
-                events.append((state, state.take(token)))
-        for state, _ in taken:
+        running = self.running
+        with _adding_time(running):
+            self._make_room()
+            self._resume()
+            prompt = self._next_to_prefill()
+            scored = self._decode() if prompt is None else self._prefill(prompt)
+        with _adding_time(running):
+            events = [event for state, scores in scored for event in self._take(state, scores)]
+        for state, _ in scored:
             if state.done:
                 self.drop(state)
         return events
@@ -237,21 +174,63 @@ class EngineBatch(Batch[RowState]):
             state.row = self.rows.acquire(state.tokens, needed)
             self._holding.append(self._preempted.popleft())
 
-    def _decode(self) -> Taken:
+    def _take(self, state: RowState, scores: Scores | R1VError) -> Events:
+        """Give a request its next tokens: the first one, and the one behind each token of the draft that is right."""
+        events: Events = []
+        chosen: list[int] = []
+        if isinstance(scores, R1VError):
+            state.failed = True
+            return [(state, scores)]
+        for index, logits_V in enumerate(scores.logits):
+            choice = state.choose(logits_V)
+            if isinstance(choice, R1VError):
+                state.failed = True
+                events.append((state, choice))
+                break
+            self.counters.generated_tokens += 1
+            events.append((state, state.take(choice)))
+            chosen.append(choice.token_id)
+            if state.done or index + 1 == len(scores.logits) or choice.token_id != scores.draft.token_ids[index]:
+                break
+            state.row.tokens.append(choice.token_id)
+        state.acceptance.learn(scores.draft, chosen)
+        self.counters.draft_tokens += len(scores.logits) - 1
+        self.counters.accepted_tokens += max(0, len(chosen) - 1)
+        self.rows.forget_rejected(state.row)
+        return events
+
+    def _decode(self) -> Scored:
         decoding = (state for state in self._holding if state.prefilled)
         states = sorted(decoding, key=lambda state: state.row.index)
         if not states:
             return []
         self._prefill_room = self.prefill_chunk
         self.counters.rows_per_step[len(states)] += 1
-        last_B1 = np.array([[state.stream.token_ids[-1]] for state in states], dtype=np.int64)
+        most = min(self.draft_tokens, self.rows.longest_step() - 1)
+        drafts = [state.draft(most) for state in states]
+        length = draft_length(self._step_times, drafts, [state.acceptance for state in states], most)
+        last = [state.stream.token_ids[-1] for state in states]
+        checked = [[last, *draft.token_ids[:length]] for last, draft in zip(last, drafts, strict=True)]
         try:
-            logits_BV = self.rows.cache.append(embed_chosen(self.engine, last_B1), ones(len(states)))
+            logits = self._score(checked)
         except R1VError as error:
             return [(state, error) for state in states]
-        for state in states:
-            state.row.tokens.append(state.stream.token_ids[-1])
-        return [(state, state.choose(logits_V)) for state, logits_V in zip(states, logits_BV, strict=True)]
+        for state, token_id in zip(states, last, strict=True):
+            state.row.tokens.append(token_id)
+        scores = (Scores(logits_PV, draft) for logits_PV, draft in zip(logits, drafts, strict=True))
+        return [*zip(states, scores, strict=True)]
+
+    def _score(self, token_ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Put tokens of each row that is decoded into the cache; for each row logits [P, V] after each of them."""
+        clock = time.perf_counter()
+        new_B = np.array([len(row) for row in token_ids], dtype=np.int64)
+        rows, seq = len(new_B), int(new_B.max())
+        ids_BS = np.zeros((rows, seq), dtype=np.int64)
+        for ids_S, row in zip(ids_BS, token_ids, strict=True):
+            ids_S[: len(row)] = row
+        logits_BSV = self.rows.cache.append_scored(embed_chosen(self.engine, ids_BS), new_B)
+        self._step_times.record(rows, seq, (time.perf_counter() - clock) * 1000)
+        return [logits_SV[:new] for logits_SV, new in zip(logits_BSV, new_B, strict=True)]
 
     def _next_to_prefill(self) -> RowState | None:
         """The request whose prompt goes on; None where there is none, or it is the turn of those that are decoded.
@@ -273,7 +252,7 @@ class EngineBatch(Batch[RowState]):
         """How many of a request's tokens are prefilled next."""
         return min(self.prefill_chunk, len(state.tokens) - len(state.row.tokens))
 
-    def _prefill(self, state: RowState) -> Taken:
+    def _prefill(self, state: RowState) -> Scored:
         start = len(state.row.tokens)
         stop = start + self._chunk(state)
         self._prefill_room -= stop - start
@@ -285,7 +264,7 @@ class EngineBatch(Batch[RowState]):
         if stop < len(state.tokens):
             return []
         self._start(state)
-        return [(state, state.choose(logits_V))]
+        return [(state, Scores(logits_V[None], Draft()))]
 
     def _append_chunk(self, state: RowState, start: int, stop: int) -> np.ndarray:
         """Put prompt tokens start ... stop - 1 into the row; logits [V] after the last of them."""

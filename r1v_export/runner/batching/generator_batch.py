@@ -46,7 +46,7 @@ class GeneratorBatch(Batch[OpenState]):
 
     uncounted = frozenset(
         {"rows", "kept_rows", "cache_bytes", "cache_budget_bytes", "rows_per_step"}
-        | {"reused_tokens", "prefix_hits", "prefix_misses", "preempted"}
+        | {"reused_tokens", "prefix_hits", "prefix_misses", "preempted", "draft_tokens", "accepted_tokens"}
     )
 
     def __init__(self, generator: Generator, max_positions: int, max_open: int) -> None:

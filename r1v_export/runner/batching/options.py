@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from r1v_export.errors import UsageError
 from r1v_export.generation import FinishReason
+from r1v_export.runner.batching.speculation import DRAFT_TOKENS
 from r1v_export.runner.kv_cache import PREFILL_CHUNK
 
 MIB = 1 << 20
@@ -25,6 +26,8 @@ class BatchingOptions:
             the same tokens and images behind what it has in common with them.
         prefill_chunk: prompt tokens that are prefilled between two decoder steps, at most. Fewer let answers on their
             way wait less for others' prompts, at the cost of throughput and of the time to the first token.
+        draft_tokens: tokens of an answer that are guessed and checked in one step, at most, as `batching.speculation`
+            has it; 0 decodes token by token.
     """
 
     max_rows: int = 16
@@ -33,10 +36,11 @@ class BatchingOptions:
     image_cache_bytes: int = 256 * MIB
     keep_prefixes: bool = True
     prefill_chunk: int = PREFILL_CHUNK
+    draft_tokens: int = DRAFT_TOKENS
 
     def __post_init__(self) -> None:
         positive = dict.fromkeys(("max_rows", "max_queued", "cache_bytes", "prefill_chunk"), 1)
-        for name, least in {**positive, "image_cache_bytes": 0}.items():
+        for name, least in {**positive, "image_cache_bytes": 0, "draft_tokens": 0}.items():
             if (found := getattr(self, name)) < least:
                 raise UsageError(f"{name} is out of range.", expected=f"at least {least}", found=found)
 
@@ -59,6 +63,8 @@ class BatchingStats:
         reused_tokens: of these, taken from the cache of another request.
         generated_tokens: of all answers, unfinished ones included.
         preempted: times that a request gave up its row for an older one, and was computed again.
+        draft_tokens: tokens that were guessed and checked.
+        accepted_tokens: of these, tokens that were right.
         prefix_hits, prefix_misses: requests that found a common prefix, and that found none.
         image_cache_hits, image_cache_misses: images whose embeddings were kept, and that were encoded.
         image_cache_bytes: taken now by kept embeddings.
@@ -82,6 +88,8 @@ class BatchingStats:
     prefix_hits: int = 0
     prefix_misses: int = 0
     preempted: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     image_cache_hits: int = 0
     image_cache_misses: int = 0
     image_cache_bytes: int = 0

@@ -35,6 +35,8 @@ COUNTERS = (
     StatMetric("r1v_generated_tokens", "Tokens of answers.", "generated_tokens"),
     StatMetric("r1v_prefix_hits", "Requests that began behind a kept prefix.", "prefix_hits"),
     StatMetric("r1v_prefix_misses", "Requests that found no kept prefix.", "prefix_misses"),
+    StatMetric("r1v_draft_tokens", "Tokens that were guessed and checked in steps of several.", "draft_tokens"),
+    StatMetric("r1v_accepted_tokens", "Of these, tokens that were right.", "accepted_tokens"),
     StatMetric("r1v_preemptions", "Times that a request gave up its row for an older one.", "preempted"),
     StatMetric("r1v_image_cache_hits", "Images whose embeddings were kept.", "image_cache_hits"),
     StatMetric("r1v_image_cache_misses", "Images that were encoded.", "image_cache_misses"),

@@ -3,10 +3,14 @@ freed. On a toy engine, so that thousands of orders take seconds."""
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -20,10 +24,11 @@ from r1v_export.runner.batching.batching_runner import BatchingRunner
 from r1v_export.runner.batching.cache_rows import CacheRows
 from r1v_export.runner.batching.engine_batch import EngineBatch
 from r1v_export.runner.batching.options import BatchingOptions
+from r1v_export.runner.batching.speculation import Draft
 from r1v_export.runner.encoded_prompt import EncodedPrompt
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.prompt_encoder import Request
-from tests.runner.batching.toy_engine import IMAGE_TOKEN, ToyEngine, answer
+from tests.runner.batching.toy_engine import IMAGE_TOKEN, ToyEngine, answer, next_token
 from tests.runner.conftest import byte_tokenizer
 from tests.tiny_models import tiny_spec
 
@@ -67,6 +72,43 @@ ARRIVALS = st.lists(
 )
 
 
+class Guesses:
+    """Steps of random lengths, whose drafts are right as often as asked for.
+
+    Args:
+        right: share of the drafts' tokens.
+    """
+
+    def __init__(self, seed: int, right: float) -> None:
+        self.random, self.right = random.Random(seed), right
+        where = "r1v_export.runner.batching"
+        self._patches = [
+            patch(f"{where}.row_state.draft_of", self.draft_of),
+            patch(f"{where}.engine_batch.draft_length", lambda times, drafts, acceptances, most: self._length(most)),
+        ]
+
+    def __repr__(self) -> str:
+        return f"Guesses(right={self.right})"
+
+    def __enter__(self) -> None:
+        for each in self._patches:
+            each.start()
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._patches:
+            each.stop()
+
+    def draft_of(self, held: Sequence[int], last: int, count: int) -> Draft:
+        tokens = [*held, last]
+        for _ in range(count):
+            right = self.random.random() < self.right
+            tokens.append(next_token(tokens) if right else self.random.randrange(256))
+        return Draft(tokens[len(held) + 1 :])
+
+    def _length(self, most: int) -> int:
+        return self.random.randint(0, max(0, most))
+
+
 def admit(batch: EngineBatch, arrival: Arrival):
     sampling = Sampling(max_new_tokens=arrival.count)
     prompt = EncodedPrompt(arrival.prompt, [], False, Timings())
@@ -83,11 +125,20 @@ def admit(batch: EngineBatch, arrival: Arrival):
     keep=st.booleans(),
     chunk=st.sampled_from([1, 7, 32, 512]),
     fixed=st.booleans(),
+    guesses=st.one_of(st.none(), st.builds(Guesses, st.integers(0, 99), st.sampled_from([0.0, 0.5, 0.9, 1.0]))),
 )
-def test_every_answer_is_the_lone_requests_and_every_row_is_freed(arrivals, max_rows, budget_bytes, keep, chunk, fixed):
+def test_every_answer_is_the_lone_requests_and_every_row_is_freed(
+    arrivals, max_rows, budget_bytes, keep, chunk, fixed, guesses
+):
     engine = ToyEngine(3, POSITIONS) if fixed else ToyEngine()
     budget_bytes = max(budget_bytes, POSITIONS) if fixed and budget_bytes else budget_bytes
-    batch = EngineBatch(engine, IMAGE_TOKEN, CacheRows(engine, POSITIONS, max_rows, budget_bytes, keep), chunk)
+    rows = CacheRows(engine, POSITIONS, max_rows, budget_bytes, keep)
+    batch = EngineBatch(engine, IMAGE_TOKEN, rows, chunk, draft_tokens=0 if guesses is None else 8)
+    with guesses or nullcontext():
+        require_all_answered(arrivals, batch, engine)
+
+
+def require_all_answered(arrivals: list[Arrival], batch: EngineBatch, engine: ToyEngine) -> None:
     coming, waiting, states = deque(arrivals), deque(), []
     pause, steps, events = coming[0].after, 0, {}
     while coming or waiting or batch.running:
@@ -101,19 +152,19 @@ def test_every_answer_is_the_lone_requests_and_every_row_is_freed(arrivals, max_
             if arrival.leaves is not None and steps - since >= arrival.leaves and not state.done:
                 batch.end(state, "cancelled")
         taken = batch.step()
-        assert len({id(state) for state, _ in taken}) == len(taken)
+        assert batch.draft_tokens or len({id(state) for state, _ in taken}) == len(taken)
         for state, event in taken:
             assert not isinstance(event, R1VError)
             events.setdefault(id(state), []).append(event.token_id)
         usage = batch.cache_usage()
-        assert budget_bytes is None or usage.cache_bytes <= budget_bytes
+        assert batch.rows.budget_bytes is None or usage.cache_bytes <= batch.rows.budget_bytes
         steps += 1
         # A chunk or a token of somebody in each step, and what was preempted is computed again: all is done in
         # bounded time.
         again = (1 + batch.counters.preempted) * max(len(a.prompt) + a.count for a in arrivals)
         assert steps <= (sum(4 + len(a.prompt) + a.count for a in arrivals) + again) * 2
         # A row grows a few times, and each time takes at most the rows of those that came later.
-        assert batch.counters.preempted <= len(arrivals) * max_rows * POSITIONS // 64
+        assert batch.counters.preempted <= len(arrivals) * batch.rows.max_rows * POSITIONS // 64
     for state, arrival, _ in states:
         whole = answer(arrival.prompt, arrival.count)
         found = state.stream.token_ids

@@ -68,15 +68,15 @@ class ToyDecoder:
 
     def step(self, inputs_embeds, position_ids, cache_write_index, cache_length, logits_index, first_row=0):
         rows, seq = inputs_embeds.shape[:2]
-        logits_index = np.reshape(logits_index, rows)
-        logits_B1V = np.zeros((rows, 1, VOCAB), np.float32)
+        logits_BPV = np.zeros((*logits_index.shape, VOCAB), np.float32)
         for row in range(rows):
             start = cache_write_index[row]
             assert (position_ids[row] == np.arange(start, start + seq)).all()
             held_C = self.cache_BC[first_row + row]
             held_C[start : start + seq] = inputs_embeds[row, :, 0]
-            logits_B1V[row, 0, next_token(held_C[: start + logits_index[row] + 1])] = 1
-        return logits_B1V
+            for position, index in enumerate(logits_index[row]):
+                logits_BPV[row, position, next_token(held_C[: start + index + 1])] = 1
+        return logits_BPV
 
     def copy_row(self, source, target, length):
         self.cache_BC[target, :length] = self.cache_BC[source, :length]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,10 @@ from r1v_export.targets.onnxruntime.session_options import EMBED_THREADS, TOKENS
 
 if TYPE_CHECKING:
     from r1v_export.contract import Run
+
+
+_KEPT_RUNS, _KEPT_TOKENS = 6, 16
+"""Runs whose buffers a decoder keeps, and tokens of each of their rows: each has logits of the whole vocabulary."""
 
 
 class OnnxRuntimeEngine:
@@ -137,8 +142,8 @@ class OnnxRuntimeDecoder:
         self.cache: dict[tuple[str, str], ort.OrtValue] = {}
         for pair in contract.cache_pairs(sizes.layers):
             self._allocate(pair)
-        self._one_token: tuple[int, int, BoundRun] | None = None
-        """First row, rows and run of the latest step of one new token for each row."""
+        self._runs: OrderedDict[tuple[int, int, int, int], BoundRun] = OrderedDict()
+        """The latest runs with logits of each token, as steps that decode have them, by the arguments of `_bound`."""
 
     def step(
         self,
@@ -151,7 +156,7 @@ class OnnxRuntimeDecoder:
     ) -> np.ndarray:
         (rows, seq), positions = inputs_embeds.shape[:2], logits_index.shape[1]
         if seq == positions == 1:
-            step = self._one_token_step(first_row, rows)
+            step = self._bound(first_row, rows, seq, positions)
             return step.run(inputs_embeds, position_ids, cache_write_index, cache_length, logits_index)
         logits_BPV = np.empty((rows, positions, self.sizes.vocab), dtype=np.float32)
         for row in range(rows):
@@ -179,7 +184,8 @@ class OnnxRuntimeDecoder:
 
     def resize(self, batch: int, capacity: int, lengths: np.ndarray) -> None:
         kept = min(batch, self.batch)
-        self.batch, self.capacity, self._one_token = batch, capacity, None
+        self.batch, self.capacity = batch, capacity
+        self._runs.clear()
         for pair in self.cache:
             # One tensor after the other, so that little is there twice.
             old_BKCD = self._content(pair)
@@ -207,13 +213,18 @@ class OnnxRuntimeDecoder:
         if self.device != "cpu":
             self.cache[pair].update_inplace(content_BKCD)
 
-    def _one_token_step(self, first_row: int, rows: int) -> BoundRun:
-        """The run of one new token for each of some rows; the last one is kept, as the next is mostly the same."""
-        if self._one_token is None or self._one_token[:2] != (first_row, rows):
-            self._one_token = (first_row, rows, self._bound(first_row, rows, seq=1, positions=1))
-        return self._one_token[2]
-
     def _bound(self, first_row: int, rows: int, seq: int, positions: int) -> BoundRun:
+        """A run with fixed shapes; those that decode are kept, as the next ones are mostly the same."""
+        key = first_row, rows, seq, positions
+        if seq != positions or seq > _KEPT_TOKENS:
+            return self._bind(*key)
+        run = self._runs.pop(key, None) or self._bind(*key)
+        self._runs[key] = run
+        while len(self._runs) > _KEPT_RUNS:
+            self._runs.popitem(last=False)
+        return run
+
+    def _bind(self, first_row: int, rows: int, seq: int, positions: int) -> BoundRun:
         """A run with fixed shapes, its inputs in the contract's order.
 
         Args:

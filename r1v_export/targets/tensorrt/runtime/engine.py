@@ -16,7 +16,7 @@ from r1v_export.contract import CacheLimits
 from r1v_export.errors import BundleError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.embed import Embed
-from r1v_export.targets.tensorrt.build.profiles import BATCH, VISION_SYMBOL
+from r1v_export.targets.tensorrt.build.profiles import BATCH, LOGIT_POSITIONS, VISION_SYMBOL
 from r1v_export.targets.tensorrt.device import copy
 from r1v_export.targets.tensorrt.runtime.decoder import TensorRTDecoder
 from r1v_export.targets.tensorrt.runtime.session import DTYPES, Session
@@ -78,7 +78,7 @@ class TensorRTEngine:
         sizes, slots = self.sizes, past.shape[2]
         assert isinstance(slots, int)
         slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * DTYPES[past.dtype].itemsize
-        return CacheLimits(slot_bytes, self._decoder.max[BATCH], slots)
+        return CacheLimits(slot_bytes, self._decoder.max[BATCH], slots, self._decoder.max[LOGIT_POSITIONS])
 
     @cached_property
     def _vision(self) -> Session:
