@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import click
 
 from r1v_export import build_extra
-from r1v_export.cli.output import common_options, print_json, table
+from r1v_export.cli.output import common_options, print_json, wrapped_table
+from r1v_export.version import VERSION
 
 CORE = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors", "tokenizers", "numpy", "pillow", "pydantic")
 
@@ -24,13 +26,52 @@ class TargetFacts(TypedDict):
     why: str | None
     fix: str | None
     found: dict[str, str]
+    versions: dict[str, str]
+    """Of the distributions that decide what it writes, and of the one that brings it, as far as they are installed."""
+
+
+class SpaceFacts(TypedDict):
+    """Memory, or a disk."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+class GpuFacts(TypedDict):
+    """One GPU that PyTorch sees."""
+
+    name: str
+    memory_bytes: int
+    compute_capability: str
 
 
 class MachineFacts(TypedDict):
+    """The machine that it runs on."""
+
+    python: str
+    system: str
+    cpu: str
+    cores: int
+    threads: dict[str, Any]
+    """Of `cpus.thread_count`."""
+    memory: SpaceFacts
+    disk: SpaceFacts
+    folder: str
+    """The one that the disk holds: where it runs."""
+    gpus: list[GpuFacts]
+    no_gpu: str | None
+    """Why there is none."""
+    builds: bool
+    builds_fix: str | None
+    """What to type to get what builds need, if they lack anything."""
+
+
+class Facts(TypedDict):
     """All that `doctor` shows."""
 
-    machine: dict[str, str]
-    packages: dict[str, str]
+    machine: MachineFacts
+    packages: dict[str, str | None]
+    """Versions; None of what is missing."""
     targets: dict[str, TargetFacts]
 
 
@@ -42,50 +83,83 @@ def command(format_: str) -> None:
     if format_ == "json":
         print_json(facts)
         return
-    click.echo(table(facts["machine"].items()))
-    click.echo("\npackages\n" + table(facts["packages"].items()))
-    rows = [(name, *_status(target)) for name, target in facts["targets"].items()]
-    click.echo("\ntargets\n" + table(rows))
+    click.echo(wrapped_table(_machine_rows(facts["machine"])))
+    click.echo(
+        "\npackages\n" + wrapped_table([(name, version or "missing") for name, version in facts["packages"].items()])
+    )
+    click.echo("\ntargets\n" + wrapped_table([row for name in facts["targets"] for row in _rows(name, facts)]))
 
 
-def collect() -> MachineFacts:
+def collect() -> Facts:
     """Facts of this machine; a missing package is a fact and no error."""
     return {
         "machine": _machine(),
-        "packages": {name: _version(name) or "missing" for name in CORE},
+        "packages": {name: _version(name) for name in CORE},
         "targets": _targets(),
     }
 
 
-def _machine() -> dict[str, str]:
+def _machine() -> MachineFacts:
     import psutil
 
     from r1v_export.cpus import thread_count
     from r1v_export.pipeline.provenance import device_name
-    from r1v_export.progress import size
 
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
+    gpus, no_gpu = _gpus()
+    builds = build_extra.missing_module() is None
     return {
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
-        "cpu": f"{device_name('cpu').removeprefix('cpu: ')}, {psutil.cpu_count()} cores",
-        "threads": str(thread_count()),
-        "memory": f"{size(memory.available)} of {size(memory.total)} free",
-        "disk": f"{size(disk.free)} of {size(disk.total)} free in {Path.cwd()}",
-        "gpu": _gpu(),
-        "builds": "yes" if build_extra.missing_module() is None else f"no, it only answers: {build_extra.install()}",
+        "cpu": device_name("cpu").removeprefix("cpu: "),
+        "cores": psutil.cpu_count() or 1,
+        "threads": asdict(thread_count()),
+        "memory": {"free_bytes": memory.available, "total_bytes": memory.total},
+        "disk": {"free_bytes": disk.free, "total_bytes": disk.total},
+        "folder": str(Path.cwd()),
+        "gpus": gpus,
+        "no_gpu": no_gpu,
+        "builds": builds,
+        "builds_fix": None if builds else build_extra.install(),
     }
 
 
-def _gpu() -> str:
+def _gpus() -> tuple[list[GpuFacts], str | None]:
+    """The GPUs, or why there are none."""
     if importlib.util.find_spec("torch") is None:
-        return "unknown (torch is missing)"
+        return [], "unknown (torch is missing)"
     import torch
 
     if not torch.cuda.is_available():
-        return "none" if torch.version.cuda else "none (this torch is built for the CPU)"
-    names = (torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    return ", ".join(names)
+        return [], "none" if torch.version.cuda else "none (this torch is built for the CPU)"
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [
+        {"name": gpu.name, "memory_bytes": gpu.total_memory, "compute_capability": f"{gpu.major}.{gpu.minor}"}
+        for gpu in found
+    ], None
+
+
+def _machine_rows(machine: MachineFacts) -> list[tuple[str, str]]:
+    from r1v_export.progress import size
+
+    def space(facts: SpaceFacts) -> str:
+        return f"{size(facts['free_bytes'])} of {size(facts['total_bytes'])} free"
+
+    gpus = [
+        f"{gpu['name']}, {size(gpu['memory_bytes'])}, compute capability {gpu['compute_capability']}"
+        for gpu in machine["gpus"]
+    ]
+    return [
+        ("r1v-export", VERSION),
+        ("python", machine["python"]),
+        ("system", machine["system"]),
+        ("cpu", f"{machine['cpu']}, {machine['cores']} cores"),
+        ("threads", f"{machine['threads']['count']} ({machine['threads']['source']})"),
+        ("memory", space(machine["memory"])),
+        ("disk", f"{space(machine['disk'])} in {machine['folder']}"),
+        *(("gpu", gpu) for gpu in gpus or [machine["no_gpu"] or ""]),
+        ("builds", "yes" if machine["builds"] else f"no, it only answers: {machine['builds_fix']}"),
+    ]
 
 
 def _version(distribution: str) -> str | None:
@@ -104,19 +178,27 @@ def _targets() -> dict[str, TargetFacts]:
     facts: dict[str, TargetFacts] = {}
     for name in names():
         try:
-            found = registry.get_target(name).readiness()
+            found, tools = registry.get_target(name).readiness(), registry.tools(name)
         except R1VError as error:
-            facts[name] = {"ready": False, "why": f"{error.what} {error.found}", "fix": error.fix, "found": {}}
+            why = f"{error.what} {error.found}"
+            facts[name] = {"ready": False, "why": why, "fix": error.fix, "found": {}, "versions": {}}
         else:
             facts[name] = {
                 "ready": found.lacks is None,
                 "why": found.lacks,
                 "fix": found.fix,
                 "found": dict(found.found),
+                "versions": {tool: version for tool in tools if (version := _version(tool))},
             }
     return facts
 
 
-def _status(target: TargetFacts) -> tuple[str, str]:
-    found = "; ".join(f"{name} {value}" for name, value in target["found"].items())
-    return ("ready", found) if target["ready"] else (target["why"] or "", target["fix"] or found)
+def _rows(name: str, facts: Facts) -> list[tuple[str, str, str]]:
+    """A target's state and what is here; what it lacks and how to get that, if anything."""
+    target = facts["targets"][name]
+    here = {**target["versions"], **target["found"]}
+    lines = [f"{what} {value}" for what, value in here.items()]
+    if not target["ready"]:
+        lines = [line for line in (target["why"], target["fix"]) if line] + lines
+    first, *others = lines or [""]
+    return [(name, "ready" if target["ready"] else "not ready", first), *(("", "", line) for line in others)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 _QUIET = "r1v_export.quiet"
 """Of a command's context: whether `--quiet` was given."""
+
+_LEAST_WIDTH = 32
+"""Of a wrapped column next to others."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -196,6 +201,29 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
         )
         for row in cells
     )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def wrapped_table(rows: Iterable[Sequence[str]]) -> str:
+    """Columns as of `table`, the last one wrapped to the width of the terminal: $COLUMNS, else 80 where there is none.
+
+    Where that leaves too little room, the last column goes below the others.
+    """
+    width = shutil.get_terminal_size().columns
+    cells = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*(row[:-1] for row in cells), strict=True)]
+    indent = sum(widths) + 2 * len(widths)
+    below = width - indent < _LEAST_WIDTH
+    lines = []
+    for row in cells:
+        first = "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=False))
+        rest = " " * (4 if below else indent)
+        pieces = textwrap.wrap(row[-1], max(width - len(rest), 1), break_on_hyphens=False)
+        if not below:
+            lines.append(f"{first}  {pieces.pop(0) if pieces else ''}")
+        elif first.strip():
+            lines.append(first)
+        lines += [rest + piece for piece in pieces]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -16,6 +16,7 @@ from r1v_export.cli import main
 from r1v_export.manifest import verify
 from r1v_export.parity.schema import ParityReport
 from r1v_export.runner.bench import Measurement, measure
+from r1v_export.targets.entry_points import names
 from r1v_export.version import VERSION
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
@@ -198,8 +199,18 @@ def test_doctor_knows_what_is_ready_and_how_to_get_the_rest(succeed) -> None:
     assert facts["targets"]["onnxruntime"]["ready"]
     assert "CPUExecutionProvider" in facts["targets"]["onnxruntime"]["found"]["providers"]
     assert facts["targets"]["hf-unified"]["ready"]
-    assert facts["machine"]["memory"].endswith("free")
-    assert "onnxruntime" in succeed("doctor")
+    assert facts["targets"]["onnxruntime"]["versions"]["onnxruntime"] == version("onnxruntime")
+    assert 0 < facts["machine"]["memory"]["free_bytes"] <= facts["machine"]["memory"]["total_bytes"]
+    assert facts["machine"]["threads"]["count"] > 0
+    assert set(facts["targets"]) == set(names())
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_doctor_fits_into_the_terminal(width: int, succeed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = succeed("doctor").splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(any(line.startswith(name) for line in lines) for name in names())
 
 
 def test_doctor_says_what_to_install_for_a_missing_package(succeed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from r1v_export.cli.answers import stream
-from r1v_export.cli.output import table
+from r1v_export.cli.output import table, wrapped_table
 from r1v_export.runner.answer import Answer, Timings, TokenEvent
 
 
@@ -18,6 +18,14 @@ def test_columns_line_up_and_numbers_go_to_the_right() -> None:
 
 def test_no_line_ends_in_spaces() -> None:
     assert table([("a", "x"), ("b", "")]) == "a  x\nb"
+
+
+def test_the_last_column_wraps_next_to_the_others_or_below_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("name", "a word, more words, and as many again as fit"), ("", "the-end"), ("x", "")]
+    monkeypatch.setenv("COLUMNS", "40")
+    assert wrapped_table(rows) == ("name  a word, more words, and as many\n      again as fit\n      the-end\nx")
+    monkeypatch.setenv("COLUMNS", "36")
+    assert wrapped_table(rows) == ("name\n    a word, more words, and as many\n    again as fit\n    the-end\nx")
 
 
 def events(*pieces: tuple[str, str]) -> Iterator[TokenEvent]:
