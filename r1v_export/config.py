@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, PositiveInt, field_validator, model_valid
 
 from r1v_export.byte_size import parse_size
 from r1v_export.errors import UsageError
-from r1v_export.strict import SettingError, StrictModel, parse_fields
+from r1v_export.strict import SettingError, SettingsModel, parse_fields
 
 BUILTIN_MODEL = "r1v-nano"
 """The trained model that the package carries; what a build takes when no MODEL is named."""
@@ -34,14 +34,15 @@ COMPUTE_OF: dict[str, Compute] = {"fp32": "float32", "fp16": "float16", "bf16": 
 Options = TypeVar("Options", bound=BaseModel)
 
 
-class ParityConfig(StrictModel):
+class ParityConfig(SettingsModel):
     """The parity gate at the end of a build."""
 
     enabled: bool = True
-    """False builds engines that nothing vouches for; the manifest says so."""
+    """False: engines are not compared with PyTorch; the manifest says so."""
     questions: PositiveInt = 8
     """Questions about images that reference and engine both answer."""
     max_new_tokens: PositiveInt = 64
+    """Tokens of an answer, at most."""
     gate: GateMode = "auto"
     """How engine and reference are compared: whole, or a block at a time in bounded memory; whole where both fit into
     memory if `auto`."""
@@ -51,24 +52,25 @@ class ParityConfig(StrictModel):
     """Tokens behind each question's prompt that a streamed gate decodes."""
 
 
-class CalibrationConfig(StrictModel):
+class CalibrationConfig(SettingsModel):
     """What a quantized build learns its scales from."""
 
     data: str | None = None
     """A folder or .jsonl file of images and prompts; generated images if omitted."""
     effort: Effort = "auto"
-    """Samples, and where no recipe is named the algorithm: `quick` for large models on a CPU, else `full`."""
+    """Number of samples and, if no recipe is given, the algorithm; auto: quick for large models on a CPU, else full."""
     samples: PositiveInt | None = None
-    """At most so many are used; what the effort says if omitted."""
+    """Samples, at most; if omitted, as the effort says."""
     matmul_precision: MatmulPrecision = "auto"
-    """`auto` is bfloat16 for large bfloat16 models on CPUs with instructions for it, else float32."""
+    """Type of matrix products on a CPU; auto: bfloat16 for large bfloat16 models on CPUs with instructions for it, else
+    float32."""
     activation_memory: str = "4GiB"
-    """Activations between blocks that are kept in memory: a number with a unit."""
+    """Memory for activations between blocks: a number with a unit."""
     shards: PositiveInt = 1
     """Parts that the samples are taken in, whose statistics are then added: more than one for calibrations on several
     machines. Gram matrices (AWQ, GPTQ) depend on how many there are, by rounding, and not on where they ran."""
     artifact: str | None = None
-    """A finished calibration (`r1v-export calibrate`) to build with; the other fields then say nothing."""
+    """A finished calibration (`r1v-export calibrate`) to build with; the other fields then have no effect."""
 
     @field_validator("activation_memory")
     @classmethod
@@ -77,7 +79,7 @@ class CalibrationConfig(StrictModel):
         return text
 
 
-class BuildConfig(StrictModel):
+class BuildConfig(SettingsModel):
     """One build. Left-out fields are filled with their defaults in the saved file.
 
     What targets there are, and what their blocks hold, is the registry's: `targets.registry.resolved` validates the
@@ -85,16 +87,17 @@ class BuildConfig(StrictModel):
     """
 
     model: str = BUILTIN_MODEL
-    """Hub id, folder, or `r1v-nano`. Saved without its folder's path: a bundle holds no absolute path."""
+    """Hub id, folder, GGUF file, or `r1v-nano`, the small model in the package. Saved without its folder's path: a
+    bundle holds no absolute path."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; saved as the commit that was built."""
     precision: Precision = "fp32"
-    """What the engines compute in. A recipe and a finished calibration imply it (`pipeline.precision`); with a budget
+    """What the engines compute in. A recipe, a finished calibration and a quantized checkpoint imply it; with a budget
     it is the smallest that a module may get, int4 if omitted."""
     budget: str | None = None
-    """`kl=0.02` or `size=20GB`: every module's precision is chosen by what quantizing it costs, within this budget."""
+    """Such as `kl=0.02` or `size=20GB`: every module's precision is chosen by what quantizing it costs, within it."""
     recipe: str | None = None
-    """Name of a shipped recipe or path of one, for a quantized precision; that precision's own if omitted."""
+    """Name of a recipe (`r1v-export recipes list`) or path of a YAML file; if omitted, that of the precision."""
     calibration: CalibrationConfig = CalibrationConfig()
     targets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Target -> its options, plain values as its own config class has them; a list of names gives each its defaults.

@@ -26,6 +26,7 @@ from r1v_export.version import VERSION
 COMMANDS = (
     *(
         "build",
+        "init",
         "engine",
         "calibrate",
         "check",

@@ -30,6 +30,7 @@ OPTIONS = {
     "build": "MODEL --precision --target --output --config --recipe --calib --samples --effort "
     "--matmul-precision --activation-memory --budget --calibrated --revision --offline --device --image-policy "
     "--sm --tp --pp --no-parity --gate --dry-run --print-config --force --shards --ray --threads",
+    "init": "FILE",
     "engine": "BUNDLE --output --workers --program --print-command",
     "calibrate": "MODEL --precision --recipe --budget --calib --samples --effort --matmul-precision "
     "--activation-memory --image-policy --shard --merge --output "

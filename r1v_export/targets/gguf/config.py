@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from r1v_export.strict import StrictModel
+from r1v_export.strict import SettingsModel
 
 ModelType = Literal["Q8_0", "Q4_K_M"]
 MmprojType = Literal["F16", "Q8_0"]
 
 
-class GgufConfig(StrictModel):
+class GgufConfig(SettingsModel):
     """Which files are written, and in which types. What a recipe quantizes keeps its quantized values in any case."""
 
     files: Literal["both", "model", "mmproj"] = "both"
@@ -22,7 +22,7 @@ class GgufConfig(StrictModel):
     """Type of the language model's matrices that no recipe quantizes, embeddings and head included, by the rules of
     llama.cpp's own quantizer; the precision's if omitted."""
     mmproj: MmprojType | None = None
-    """The same of the tower and the projector."""
+    """Likewise of the vision tower and the projector."""
 
     @model_validator(mode="after")
     def _types_are_of_files_that_are_written(self) -> GgufConfig:

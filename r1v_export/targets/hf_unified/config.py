@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from r1v_export.strict import StrictModel
+from r1v_export.strict import SettingsModel
 
 
-class HfUnifiedConfig(StrictModel):
+class HfUnifiedConfig(SettingsModel):
     """How TensorRT-LLM's LLM API runs the checkpoint. The checkpoint is the same for any number of GPUs."""
 
     tp: Literal[1, 2, 4, 8] = 1

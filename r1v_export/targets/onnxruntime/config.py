@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from r1v_export.strict import StrictModel
+from r1v_export.strict import SettingsModel
 
 
-class OnnxRuntimeConfig(StrictModel):
+class OnnxRuntimeConfig(SettingsModel):
     """How ONNX Runtime computes."""
 
     int4_inputs: Literal["float32", "int8"] = "float32"

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from r1v_export.strict import StrictModel
+from r1v_export.strict import SettingsModel
 
 
-class TensorRTLLMConfig(StrictModel):
+class TensorRTLLMConfig(SettingsModel):
     """GPUs that share the model, and the sizes that an engine is built for. Sizes beyond the model's positions are cut
     to them."""
 
@@ -18,6 +18,7 @@ class TensorRTLLMConfig(StrictModel):
     pp: PositiveInt = 1
     """Groups of such GPUs that share the layers."""
     max_batch_size: PositiveInt = 4
+    """Requests that are computed together."""
     images_per_request: PositiveInt = 1
     """Images of a request, each cut into as many tiles as the model allows."""
     max_input_len: PositiveInt = 8192
