@@ -5,7 +5,7 @@ A quantized engine has two references, the fake-quantized model and the original
 the engine computes once, and every block of the checkpoint is read from the disk once.
 
 What the decoder is given behind a prompt is known beforehand, a reply, so that one pass over the layers computes the
-prompt and every later token: the engine one token at a time with the cache in place, a reference all of them at once.
+prompt and every later token, one at a time with the cache in place.
 Without answers of their own, engines are not compared by `tokens`.
 
 Shape letters: T tiles, S tokens, R rows, E hidden size, V vocabulary.
@@ -314,7 +314,8 @@ class StreamedComparison:
     def _through_layer(self, open_layer: Callable[[], OpenCache], chains: Sequence[Chain]) -> None:
         """Take every sample through a decoder layer as a runner does: the prompt, then one token at a time.
 
-        A reference is given prompt and reply together, which computes the same."""
+        References too: the same sums over other numbers of rows are rounded differently, and where an input is rounded
+        to 8 bits by its token's own scale, a value next to a boundary then falls on its other side."""
         release_free_memory()
         open_cache = open_layer()
         positions = self.references[0].pipeline.positions.max_positions
@@ -322,8 +323,8 @@ class StreamedComparison:
             for chain in chains:
                 hidden_1SE = self.store.get((chain, index))
                 tokens = hidden_1SE.shape[1]
-                together = len(sample.prompt_ids) if chain[0] == "candidate" else tokens
-                starts = [*range(0, together, PREFILL_CHUNK), *range(together, tokens), tokens]
+                prompt = tokens if chain == _OWN else len(sample.prompt_ids)
+                starts = [*range(0, prompt, PREFILL_CHUNK), *range(prompt, tokens), tokens]
                 run = open_cache(plan_capacity(tokens, positions))
                 parts = [run(np.ascontiguousarray(hidden_1SE[:, start:end]), start) for start, end in pairwise(starts)]
                 self.store.put((chain, index), np.concatenate(parts, axis=1))

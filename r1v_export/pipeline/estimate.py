@@ -224,13 +224,14 @@ def _whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: Gat
 
 def _streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
     """Seconds of a streamed gate: every reference and the engine compute every block once, the engine its decoder
-    layers for every encoder's embeddings, and a token at a time. Logits are of replies alone."""
+    layers for every encoder's embeddings, replies a token at a time. Logits are of replies alone."""
     questions, parameters = parity.streamed_questions, graph_parameters(spec)
     every, layers = sum(parameters.values()), parameters[contract.DECODER] - parameters[contract.EMBED]
-    tokens = questions * (_STREAMED_TILES * spec.tokens_per_tile + _TEXT_TOKENS)
+    tokens = _STREAMED_TILES * spec.tokens_per_tile + _TEXT_TOKENS
     tower = (1 + work.encoders) * parameters[contract.VISION] * _STREAMED_TILES * questions * positions(spec)
-    decoder = (work.comparisons + work.encoders) * layers * tokens
-    decoded = _FLOAT_BYTES * layers * work.encoders * questions * parity.streamed_reply_tokens / _MEMORY_BYTES_PER_S
+    sequences = (work.comparisons + work.encoders) * questions
+    decoder = sequences * layers * tokens
+    decoded = _FLOAT_BYTES * layers * sequences * parity.streamed_reply_tokens / _MEMORY_BYTES_PER_S
     opened = (1 + work.comparisons) * _FLOAT_BYTES * every / _OPEN_BYTES_PER_S
     overhead = _GATE_S + _QUESTION_S * questions
     return overhead + 2 * (tower + decoder) / rates.flops("float32") + decoded + opened

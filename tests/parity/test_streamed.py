@@ -6,8 +6,9 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample
@@ -18,6 +19,9 @@ from r1v_export.quantization.apply.blockwise import reference_blocks
 from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.reference.blockwise import TorchBlocks
 from tests.tiny_models import checkpoint_of
+
+if TYPE_CHECKING:
+    from r1v_export.contract import OpenCache, RunWithCache
 
 MODULES = ("r1v_export.parity.streamed", "r1v_export.parity.texts")
 
@@ -76,6 +80,37 @@ def test_scoring_texts_holds_one_block_too(
     with watched(monkeypatch) as events:
         assert score_texts_by_blocks(endpoint.engine, [text]) is not None
     assert_released(events, engines=1)
+
+
+def test_replies_are_decoded_in_one_walk_with_the_cache_in_place(
+    endpoint: BlockwiseEndpoint, samples: list[ParitySample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference's too: an engine that computes the same, in the same steps, differs in no bit."""
+    walked: list[tuple[int, list[tuple[int, int]]]] = []
+    open_layer = TorchBlocks.decoder_layer
+
+    def decoder_layer(blocks: TorchBlocks, layer: int) -> OpenCache:
+        open_cache = open_layer(blocks, layer)
+
+        def spied(capacity: int) -> RunWithCache:
+            run, steps = open_cache(capacity), list[tuple[int, int]]()
+            walked.append((layer, steps))
+
+            def step(hidden_1SE: np.ndarray, start: int) -> np.ndarray:
+                steps.append((start, hidden_1SE.shape[1]))
+                return run(hidden_1SE, start)
+
+            return step
+
+        return spied
+
+    monkeypatch.setattr(TorchBlocks, "decoder_layer", decoder_layer)
+    report = compare(endpoint, samples[:1], tmp_path)
+    prompt = len(endpoint.inputs(samples[0]).input_ids)
+    steps = [(0, prompt), *((prompt + token, 1) for token in range(4))]
+    assert walked == [(layer, steps) for layer in range(3) for _ in ("reference", "candidate")]
+    assert [step.step for step in report.decode_steps] == [1, 2, 3, 4]
+    assert report.boundary("decode").metrics["max_abs_error"] == 0
 
 
 def assert_released(events: list[str], engines: int) -> None:
