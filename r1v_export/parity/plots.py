@@ -64,24 +64,39 @@ _SMALLEST_DRAWN = 1e-3
 
 def errors_by_boundary(report: ParityReport) -> str | None:
     """Relative error at each boundary that compares numbers, in data-flow order, with its limit where it has one."""
-    boundaries = [b for b in report.boundaries if "relative_error" in b.metrics and kind_of(b.name) not in _OWN_PLOT]
-    errors = [b.metrics["relative_error"] for b in boundaries]
-    positive = [e for e in errors if 0 < e < math.inf] + [x for b in boundaries if (x := _limit(b))]
+    label = "relative error  ‖candidate − reference‖ / ‖reference‖   (left edge: no error)"
+    return _by_boundary(report, "relative_error", "errors", label)
+
+
+def kl_by_boundary(report: ParityReport) -> str | None:
+    """Divergence of the next token where it has a limit."""
+    gated = {check.metric for b in report.boundaries for check in b.checks if check.metric in ("mean_kl", "max_kl")}
+    if not gated:
+        return None
+    metric = "mean_kl" if "mean_kl" in gated else "max_kl"
+    return _by_boundary(report, metric, "kl", f"{metric.removesuffix('_kl')} KL divergence, nats   (left edge: none)")
+
+
+def _by_boundary(report: ParityReport, metric: str, name: str, label: str) -> str | None:
+    boundaries = [b for b in report.boundaries if metric in b.metrics and kind_of(b.name) not in _OWN_PLOT]
+    values = [b.metrics[metric] for b in boundaries]
+    positive = [v for v in values if 0 < v < math.inf] + [x for b in boundaries if (x := _limit(b, metric))]
     if not positive:
         return None
     low, high = 10 ** math.floor(math.log10(min(positive)) - 0.5), 10 ** math.ceil(math.log10(max(positive)) + 0.5)
     with _figure(0.34 * len(boundaries) + 1.0) as figure:
         axes = figure.subplots()
-        for row, (boundary, error) in enumerate(zip(boundaries, errors, strict=True)):
-            _error_row(axes, row, boundary, min(max(error, low), high), low)
+        for row, boundary in enumerate(boundaries):
+            _boundary_row(axes, row, boundary, metric, (low, high))
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         axes.set_ylim(len(boundaries) - 0.4, -0.6)
         axes.set_yticks(range(len(boundaries)), [b.name for b in boundaries])
-        axes.set_xlabel("relative error  ‖candidate − reference‖ / ‖reference‖   (left edge: no error)")
+        axes.set_xlabel(label)
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0, pad=10)
-        return _svg(figure, "errors", "Relative error by boundary; the numbers are in the table of all metrics.")
+        what = label.partition("  ")[0].capitalize()
+        return _svg(figure, name, f"{what} by boundary; the numbers are in the table of all metrics.")
 
 
 def errors_by_layer(report: ParityReport) -> str | None:
@@ -110,21 +125,23 @@ def errors_by_layer(report: ParityReport) -> str | None:
         return _svg(figure, "layers", "Relative error by layer; the numbers are in the table of all metrics.")
 
 
-def _error_row(axes: Axes, row: int, boundary: BoundaryResult, error: float, low: float) -> None:
-    color = _ONE if boundary.passed else _BAD
-    axes.plot([low, error], [row, row], color=color, linewidth=2, solid_capstyle="butt")
-    axes.plot(error, row, marker="o" if boundary.passed else "X", markersize=7, color=color, clip_on=False)
-    text = "exact" if boundary.metrics["relative_error"] == 0 else short(boundary.metrics["relative_error"])
-    verdict = "" if boundary.passed else "  out of tolerance"
-    axes.annotate(text + verdict, (error, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9.5)
-    if limit := _limit(boundary):
+def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, limits: tuple[float, float]) -> None:
+    measured, limit, (low, high) = boundary.metrics[metric], _limit(boundary, metric), limits
+    at = min(max(measured, low), high)
+    passed = all(check.passed for check in boundary.checks if check.metric == metric)
+    color = _ONE if passed else _BAD
+    axes.plot([low, at], [row, row], color=color, linewidth=2, solid_capstyle="butt")
+    axes.plot(at, row, marker="o" if passed else "X", markersize=7, color=color, clip_on=False)
+    text = ("exact" if measured == 0 else short(measured)) + ("" if passed else "  out of tolerance")
+    axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9.5)
+    if limit:
         axes.plot([limit, limit], [row - 0.32, row + 0.32], color=_INK, linewidth=1.6, linestyle=(0, (2, 1)))
-        if boundary.passed:
+        if passed:
             axes.annotate("limit", (limit, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
 
 
-def _limit(boundary: BoundaryResult) -> float | None:
-    return next((check.limit for check in boundary.checks if check.metric == "relative_error"), None)
+def _limit(boundary: BoundaryResult, metric: str) -> float | None:
+    return next((check.limit for check in boundary.checks if check.metric == metric), None)
 
 
 def errors_by_step(report: ParityReport) -> str | None:
@@ -140,11 +157,17 @@ def errors_by_step(report: ParityReport) -> str | None:
         below.set_title("mean KL divergence of the next token, nats", fontsize=10.5)
         below.set_xlabel("decode step")
         decode = report.boundary("decode")
-        limit = next((check.limit for check in decode.checks if check.metric == "max_abs_error"), None)
-        if limit:
-            above.axhline(limit, color=_INK, linewidth=1.4, linestyle=(0, (4, 2)))
-            above.annotate("limit", (1, limit), xytext=(0, -11), textcoords="offset points", fontsize=9)
+        for axes, metric in ((above, "max_abs_error"), (below, "max_kl"), (below, "mean_kl")):
+            if limit := _limit(decode, metric):
+                _draw_limit(axes, limit, "limit" if metric != "mean_kl" else "limit of the mean over all steps")
         return _svg(figure, "steps", "Logit error and KL divergence by decode step; the numbers are in parity.json.")
+
+
+def _draw_limit(axes: Axes, limit: float, text: str) -> None:
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, max(high, 10 * limit))
+    axes.axhline(limit, color=_INK, linewidth=1.4, linestyle=(0, (4, 2)))
+    axes.annotate(text, (1, limit), xytext=(0, -11), textcoords="offset points", fontsize=9)
 
 
 def _step_line(axes: Axes, steps: Sequence[StepResult], values: Sequence[float], color: str, marker: str) -> None:
@@ -163,19 +186,17 @@ def latency_by_stage(report: ParityReport) -> str | None:
     """Mean time of each stage, both engines."""
     if not report.latency:
         return None
-    with _figure(0.72 * len(report.latency) + 1.0) as figure:
-        axes = figure.subplots()
-        for row, latency in enumerate(report.latency):
-            _latency_bars(axes, row, latency)
-        names = [f"{latency.stage}, ms per {latency.unit}" for latency in report.latency]
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        axes.set_xlim(low / 2, high * 8)
-        axes.grid(axis="x")
-        axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"milliseconds, logarithmic. Plain: {report.reference}. Hatched: {report.candidate}.")
+    with _figure(0.72 * len(report.latency) + 0.6) as figure:
+        panels = figure.subplots(len(report.latency), 1, squeeze=False)[:, 0]
+        for axes, latency in zip(panels, report.latency, strict=True):
+            _latency_bars(axes, 0, latency)
+            axes.set_yticks([0], [f"{latency.stage}, ms per {latency.unit}"])
+            axes.set_ylim(0.5, -0.5)
+            axes.set_xlim(0, 1.35 * max(latency.reference_ms, latency.candidate_ms) or 1)
+            axes.set_xticks([])
+            axes.tick_params(axis="y", length=0)
+            axes.spines["bottom"].set_visible(False)
+        panels[-1].set_xlabel(f"Plain: {report.reference}. Hatched: {report.candidate}.")
         return _svg(figure, "latency", "Latency by stage; the numbers are in parity.json.")
 
 

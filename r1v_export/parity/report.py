@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import math
+import posixpath
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ from r1v_export.errors import BundleError
 from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import LAYERS, kind_of
-from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, SampleResult
+from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, ReasoningFormat, SampleResult
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
 from r1v_export.quoting import printable
 from r1v_export.strict import parse_json
@@ -111,22 +113,33 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         "printable": printable,
         "data_uri": data_uri,
         "megabytes": megabytes,
+        "by_channel": partial(by_channel, report.reasoning),
     }
     drawn = (
         plots.errors_by_boundary(report),
+        plots.kl_by_boundary(report),
         plots.errors_by_layer(report),
         plots.errors_by_step(report),
         plots.latency_by_stage(report),
     )
-    titles = ("Error by boundary", "Error by layer", "Error over the answer", "Latency by stage")
+    titles = (
+        "Error by boundary",
+        "Divergence of the next token",
+        "Error by layer",
+        "Error over the answer",
+        "Latency by stage",
+    )
     captions = (
         "Each stage on the reference's inputs; end_to_end on the candidate's own.",
+        "Kullback-Leibler divergence of the next token's probabilities, with its limits: 0 where they are the same.",
         "Hidden states behind each layer; the tower is given the reference's pixels, the decoder its embeddings.",
         "Both engines are fed the same answer, so every step has the same history.",
-        "Mean over all calls but each stage's first, on the machine that ran this check.",
+        "Mean over all calls but each stage's first, on the machine that ran this check; each stage on its own scale from 0.",
     )
     return environment.get_template("parity.html.j2").render(
         report=report,
+        gates=[GateLink(each, report, reports) for each in reports],
+        nearest=nearest_to_limit(report),
         stages=stages(report),
         columns=[name for name in METRICS if any(name in b.metrics for b in report.boundaries)],
         labels=METRICS,
@@ -140,6 +153,64 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         sensitivity_plot=Markup(plots.sensitivity(table) or "") if (table := sensitivity_table(report)) else None,
         sizes_plot=Markup(plots.accuracy_by_size(report.bundles) or ""),
     )
+
+
+class GateLink:
+    """A gate of the engine, in the navigation of a report's page."""
+
+    def __init__(self, report: ParityReport, page: ParityReport, reports: Sequence[ParityReport]) -> None:
+        self.title, self.passed, self.current = report.title, report.passed, report is page
+        here, there = place_of(page, reports), place_of(report, reports)
+        self.href = posixpath.relpath(posixpath.join(there, HTML_FILE), here)
+
+
+def nearest_to_limit(report: ParityReport) -> tuple[str, Check] | None:
+    """The boundary and check that use the largest share of what their limit allows, where any differs at all."""
+    checks = [(boundary.name, check) for boundary in report.boundaries for check in boundary.checks]
+    name, check = max(checks, key=lambda each: _used(each[1]), default=("", None))
+    return (name, check) if check is not None and _used(check) > 0 else None
+
+
+def _used(check: Check) -> float:
+    """Share of an allowed error that was measured; of what has 1 for its best value, of the distance from that."""
+    best = 0.0 if check.relation == "at most" else 1.0
+    allowed = abs(check.limit - best)
+    return abs(check.value - best) / allowed if allowed else 0.0
+
+
+Part = tuple[str, bool]
+"""A piece of a text, and whether it is marked."""
+
+
+def by_channel(reasoning: ReasoningFormat | None, parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
+    """A text in pieces, parted into reasoning and answer. Tags and white space around both are dropped; of a report
+    that does not know the tags, all is one text."""
+    text = "".join(piece for piece, _ in parts)
+    if reasoning is None:
+        return [("Text", list(parts))]
+    start, end = reasoning.tags
+    opened = text.lstrip().startswith(start)
+    if not opened and not reasoning.is_opened:
+        return [("Answer", _cut(parts, 0, len(text)))]
+    begin = text.index(start) + len(start) if opened else 0
+    stop = text.find(end, begin)
+    spans = [("Reasoning", begin, stop if stop >= 0 else len(text))]
+    spans += [("Answer", stop + len(end), len(text))] if stop >= 0 else []
+    channels = []
+    for name, first, last in spans:
+        inside = text[first:last]
+        first += len(inside) - len(inside.lstrip())
+        channels.append((name, _cut(parts, first, max(first, first + len(inside.strip())))))
+    return [(name, pieces) for name, pieces in channels if pieces]
+
+
+def _cut(parts: Sequence[Part], first: int, last: int) -> list[Part]:
+    cut, at = [], 0
+    for piece, marked in parts:
+        inside = piece[max(0, first - at) : max(0, last - at)]
+        cut += [(inside, marked)] if inside else []
+        at += len(piece)
+    return cut
 
 
 def sensitivity_table(report: ParityReport) -> SensitivityTable | None:
