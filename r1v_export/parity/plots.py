@@ -20,6 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from r1v_export.pages import sentence
 from r1v_export.parity.diagnosis import LAYERS, kind_of
 from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, ParityReport, StepResult
 from r1v_export.quantization.mixed_precision.budget import loss_of
@@ -95,7 +96,7 @@ def _by_boundary(report: ParityReport, metric: str, name: str, label: str) -> st
         axes.set_xlabel(label)
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0, pad=10)
-        what = label.partition("  ")[0].capitalize()
+        what = sentence(label.partition("  ")[0])
         return _svg(figure, name, f"{what} by boundary; the numbers are in the table of all metrics.")
 
 

@@ -134,7 +134,7 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         "Kullback-Leibler divergence of the next token's probabilities, with its limits: 0 where they are the same.",
         "Hidden states behind each layer; the tower is given the reference's pixels, the decoder its embeddings.",
         "Both engines are fed the same answer, so every step has the same history.",
-        "Mean over all calls but each stage's first, on the machine that ran this check; each stage on its own scale from 0.",
+        "Mean over all calls but each stage's first, on the machine of this check. Each stage has its own scale.",
     )
     return environment.get_template("parity.html.j2").render(
         report=report,
