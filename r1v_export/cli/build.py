@@ -204,6 +204,9 @@ def _print_plan(stages: list[PlannedStage], format_: str) -> None:
     for stage in stages:
         if stage.note:
             click.echo(f"{stage.name}: {stage.note}")
+        if stage.obstacle and stage.obstacle is not obstacle:
+            needs, found = stage.obstacle.expected, stage.obstacle.found
+            click.echo(f"{stage.name}: {stage.obstacle.what} Needed: {needs}; found: {found}.")
     if obstacle:
         raise obstacle
 

@@ -106,6 +106,8 @@ class PlannedCalibration:
         full = resolved_calibration(self.asked.model_copy(update={"calibration": calibration}), self.checkpoint)
         recipe = chosen_recipe(full)
         assert recipe is not None
+        if recipe == self.recipe and not reads_samples(recipe, self.checkpoint.spec):
+            return ""  # it was named, and whatever the effort, weights alone decide
         seconds = self._cost(full, recipe).seconds(measured_rates())
         parameters = parameter_count(self.checkpoint.spec) / 1e9
         return (

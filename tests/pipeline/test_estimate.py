@@ -122,6 +122,22 @@ def test_a_dry_run_prints_the_plan_and_then_what_this_machine_lacks(
     assert [stage["obstacle"]["error"] for stage in stages if stage["obstacle"]] == ["CapabilityError"]
 
 
+def test_a_dry_run_says_all_that_this_machine_lacks(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (calibration_cost, gate_memory):
+        monkeypatch.setattr(module, "available_bytes", lambda: 1000)
+    command = ["build", tiny_config.model, "--precision", "fp8", "-o", str(tmp_path / "out"), "--dry-run"]
+    assert run(command) == 4
+    printed = capsys.readouterr()
+    marked = [line.split()[0] for line in printed.out.splitlines() if "impossible here" in line]
+    assert marked == ["calibration", "onnxruntime-parity"]
+    assert "The calibration does not fit into memory." in printed.err
+    (gate,) = (line for line in printed.out.splitlines() if line.startswith("onnxruntime-parity: "))
+    assert "does not fit into memory" in gate
+    assert "found: 1.0 kB" in gate
+
+
 def test_prompts_without_answers_are_refused_before_anything_is_read(
     tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,8 @@ def test_a_quick_calibration_that_nobody_asked_for_says_what_a_full_one_takes(mo
     assert "--effort full (int4-gptq on 128 samples) takes about" in note
     asked = config.model_copy(update={"calibration": CalibrationConfig(effort="quick")})
     assert planned(asked).needs.note == ""
+    named = config.model_copy(update={"recipe": "int4-rtn"})
+    assert planned(named).needs.note == "", "with any effort it is the same"
 
 
 def test_what_decides_the_numbers_is_in_the_settings() -> None:
