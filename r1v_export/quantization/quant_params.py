@@ -47,7 +47,7 @@ class QuantParams:
         params = cls.unset(weight_OI, kind, group_size)
 
         def fit(part: range) -> None:
-            for rows, values_rGg, spare_rGg in _row_blocks(weight_OI, part, params.scale.shape[1]):
+            for rows, values_rGg, spare_rGg in row_blocks(weight_OI, part, params.scale.shape[1]):
                 params._fit(rows, values_rGg, spare_rGg, shrink)
 
         each_part(len(weight_OI), fit)
@@ -60,7 +60,7 @@ class QuantParams:
         qweight_OI = torch.empty(weight_OI.shape, dtype=QWEIGHT_DTYPES[kind], device=weight_OI.device)
 
         def fit_and_round(part: range) -> None:
-            for rows, values_rGg, spare_rGg in _row_blocks(weight_OI, part, params.scale.shape[1]):
+            for rows, values_rGg, spare_rGg in row_blocks(weight_OI, part, params.scale.shape[1]):
                 params._fit(rows, values_rGg, spare_rGg, 1.0)
                 params._round(rows, values_rGg, qweight_OI[rows])
 
@@ -91,7 +91,7 @@ class QuantParams:
         qweight_OI = torch.empty(weight_OI.shape, dtype=QWEIGHT_DTYPES[self.kind], device=weight_OI.device)
 
         def round_part(part: range) -> None:
-            for rows, values_rGg, _ in _row_blocks(weight_OI, part, self.scale.shape[1]):
+            for rows, values_rGg, _ in row_blocks(weight_OI, part, self.scale.shape[1]):
                 self._round(rows, values_rGg, qweight_OI[rows])
 
         each_part(len(weight_OI), round_part)
@@ -142,14 +142,19 @@ def rows_at_once(weight_OI: Tensor, columns: int) -> int:
     return max(1, block // columns)
 
 
-def _row_blocks(weight_OI: Tensor, part: range, groups: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def row_blocks(
+    weight_OI: Tensor, part: range, groups: int, most: int | None = None
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Some rows of a weight, a few of them r at a time: which, their values in float32 [r, G, g], and spare memory of
     the same shape.
 
     The memory of both is reused for the next rows: fresh memory would cost more, page by page, than all the arithmetic.
+
+    Args:
+        most: rows at a time; what `rows_at_once` says if omitted.
     """
     in_features = weight_OI.shape[1]
-    most = min(len(part), rows_at_once(weight_OI, in_features))
+    most = min(len(part), most or rows_at_once(weight_OI, in_features))
     values_rI, spare_rI = torch.empty(2, most, in_features, device=weight_OI.device)
     for start in part[::most]:
         rows = slice(start, min(start + most, part.stop))

@@ -119,22 +119,35 @@ def quantize(values: Tensor, scale: Tensor, kind: str, zero_point: Tensor | None
 def round_(quotients: Tensor, kind: str, zero_point: Tensor | None = None) -> Tensor:
     """Bring values [...] that were divided by their scale to numbers that QWEIGHT_DTYPES[kind] represents, in place;
     of fp8 only their range, because the cast rounds."""
+    return _round_to(quotients, quotients, kind, zero_point)
+
+
+def _round_to(out: Tensor, quotients: Tensor, kind: str, zero_point: Tensor | None) -> Tensor:
     if kind != "fp8":
-        quotients.round_()
+        torch.round(quotients, out=out)
+    elif out is not quotients:
+        out.copy_(quotients)
     if zero_point is not None:
-        quotients += zero_point
+        out += zero_point
     # The cast to float8 rounds to nearest even itself but gives NaN, not 448, beyond the range.
-    return quotients.clamp_(*RANGES[kind])
+    return out.clamp_(*RANGES[kind])
 
 
-def quantization_error(values: Tensor, scale: Tensor, kind: str, zero_point: Tensor | None, out: Tensor) -> None:
-    """Write by how much values [...] change when they are quantized and dequantized to `out`, of their shape."""
-    round_(torch.div(values, scale, out=out), kind, zero_point)
+def quantization_error(
+    values: Tensor, scale: Tensor, kind: str, zero_point: Tensor | None, out: Tensor, spare: Tensor
+) -> None:
+    """Write by how many scales values [...] change when they are quantized and dequantized to `out`.
+
+    Args:
+        values, scale, zero_point: broadcast to the shape of `out`.
+        spare: memory of the same shape.
+    """
+    _round_to(out, torch.div(values, scale, out=spare), kind, zero_point)
     if kind == "fp8":
         out.copy_(out.to(QWEIGHT_DTYPES[kind]))
     if zero_point is not None:
         out -= zero_point
-    out.mul_(scale).sub_(values)
+    out -= spare
 
 
 def quantize_dequantize(values: Tensor, scale: Tensor, kind: str) -> Tensor:

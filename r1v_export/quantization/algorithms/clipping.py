@@ -5,29 +5,28 @@ row o has the error d = Q(w) - w over its inputs and costs
 
     d H_gg d^T,   H_gg = the group's own block of H = sum x x^T
 
-which is the squared error of the output that this group alone makes. Without H it is the squared error of the weights.
+which is the squared error of the output that this group alone makes. H_gg is symmetric, so with its inputs in two halves
+it is d T d^T with T = [[H_11, 0], [2 H_21, H_22]], three quarters of the product. Without H the loss is the squared error
+of the weights.
 Shape letters: O output features, r of them at a time, I input features, G groups, g inputs of a group,
 S shrinks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from r1v_export.checkpoint.row_threads import each_part
-from r1v_export.quantization.algorithms.output_error import output_errors
 from r1v_export.quantization.number_formats import WeightType
-from r1v_export.quantization.quant_params import QuantParams, params_of_range, rows_at_once, value_range
+from r1v_export.quantization.quant_params import QuantParams, params_of_range, row_blocks, rows_at_once, value_range
 from r1v_export.quantization.quantized_linear import quantization_error
 
 SHRINKS = tuple(1 - step / 20 for step in range(11))
 """Fractions of the full range that are tried, 1 to 0.5."""
 
-_LEAST_ROWS = 256
-"""Rows that are multiplied by a Gram matrix at a time, at least: fewer would take longer to read it than to use it."""
+_LEAST_ERRORS = 256
+"""Errors that are multiplied by a Gram matrix at a time, at least: fewer would take longer to read it than to use it."""
 
 
 def clipped_params(
@@ -46,53 +45,67 @@ def clipped_params(
     """
     params = QuantParams.unset(weight_OI, kind, group_size)
     size = group_size or weight_OI.shape[1]
-    grams = [] if gram_II is None else _diagonal_blocks(gram_II, size, input_scale_I)
-    count = max(rows_at_once(weight_OI, size), _LEAST_ROWS if grams else 1)
+    halved = [] if gram_II is None else _halved_blocks(gram_II, size, input_scale_I)
+    errors_at_once = max(rows_at_once(weight_OI, size), _LEAST_ERRORS if halved else 1)
+    count = max(1, errors_at_once // len(SHRINKS))
+    shrinks_S1 = torch.tensor(SHRINKS, device=weight_OI.device)[:, None]
 
     def search(part: range) -> None:
-        values_rg, *spare = torch.empty(3 if grams else 2, min(count, len(part)), size, device=weight_OI.device)
-        for start in part[::count]:
-            rows = slice(start, min(start + count, part.stop))
-            found = rows.stop - rows.start
-            for group in range(params.scale.shape[1]):
-                values_rg[:found] = weight_OI[rows, group * size : (group + 1) * size]
-                gram_gg = grams[group] if grams else None
-                scale_r, zero_point_r = _best_params(values_rg[:found], kind, gram_gg, [s[:found] for s in spare])
-                params.scale[rows, group] = scale_r
-                if params.zero_point is not None and zero_point_r is not None:
-                    params.zero_point[rows, group] = zero_point_r
+        spare = torch.empty(2, len(SHRINKS) * min(count, len(part)) * size, device=weight_OI.device)
+        for rows, values_rGg, spare_rGg in row_blocks(weight_OI, part, params.scale.shape[1], count):
+            low_rG, high_rG = value_range(values_rGg, kind, spare_rGg)
+            low_G1r = None if low_rG is None else low_rG.T[:, None]
+            scale_GSr, zero_point_GSr = params_of_range(low_G1r, high_rG.T[:, None], kind, shrinks_S1)
+            loss_GSr = _losses(values_rGg, kind, scale_GSr, zero_point_GSr, halved, spare)
+            best_G1r = loss_GSr.min(1, keepdim=True).indices  # the first of equals
+            params.scale[rows] = scale_GSr.gather(1, best_G1r)[:, 0].T
+            if params.zero_point is not None and zero_point_GSr is not None:
+                params.zero_point[rows] = zero_point_GSr.gather(1, best_G1r)[:, 0].T
 
     each_part(len(weight_OI), search)
     return params
 
 
-def _best_params(
-    values_rg: Tensor, kind: WeightType, gram_gg: Tensor | None, spare: Sequence[Tensor]
-) -> tuple[Tensor, Tensor | None]:
-    """Scale and zero point [r] of a group of inputs, of least loss.
+def _losses(
+    values_rGg: Tensor,
+    kind: WeightType,
+    scale_GSr: Tensor,
+    zero_point_GSr: Tensor | None,
+    halved: list[Tensor],
+    spare: Tensor,
+) -> Tensor:
+    """What some rows cost with each of S parameters: [G, S, r].
 
     Args:
-        spare: memory of the values' shape to compute in: one tensor, with a Gram matrix two.
+        halved: of `_halved_blocks`; empty weighs all errors alike.
+        spare: memory [2, at least S * r * g] to compute in.
     """
-    error_rg = spare[0]
-    low_r, high_r = value_range(values_rg, kind, error_rg)
-    shrinks_S1 = values_rg.new_tensor(SHRINKS)[:, None]
-    scale_Sr, zero_point_Sr = params_of_range(low_r, high_r, kind, shrinks_S1)
-    loss_Sr = torch.empty_like(scale_Sr)
-    for index, scale_r in enumerate(scale_Sr):
-        zero_point_r1 = None if zero_point_Sr is None else zero_point_Sr[index, :, None]
-        quantization_error(values_rg, scale_r[:, None], kind, zero_point_r1, error_rg)
-        loss_Sr[index] = error_rg.square_().sum(1) if gram_gg is None else output_errors(error_rg, gram_gg, spare[1])
-    best_1r = loss_Sr.argmin(0, keepdim=True)  # the first of equals
-    scale_r = scale_Sr.gather(0, best_1r)[0]
-    return scale_r, None if zero_point_Sr is None else zero_point_Sr.gather(0, best_1r)[0]
+    (shrinks, rows), size, half = scale_GSr.shape[1:], values_rGg.shape[2], values_rGg.shape[2] // 2
+    error_Srg, spare_Srg = spare[:, : shrinks * rows * size].view(2, shrinks, rows, size)
+    error_xg, product_xg = error_Srg.flatten(0, 1), spare_Srg.flatten(0, 1)
+    loss_GSr = torch.empty_like(scale_GSr)
+    for group, values_rg in enumerate(values_rGg.unbind(1)):
+        zero_point_Sr1 = None if zero_point_GSr is None else zero_point_GSr[group, ..., None]
+        quantization_error(values_rg, scale_GSr[group, ..., None], kind, zero_point_Sr1, error_Srg, spare_Srg)
+        if halved:
+            torch.mm(error_xg, halved[group][:, :half], out=product_xg[:, :half])
+            torch.mm(error_xg[:, half:], halved[group][half:, half:], out=product_xg[:, half:])
+            spare_Srg.mul_(error_Srg)
+        else:
+            torch.square(error_Srg, out=spare_Srg)
+        torch.sum(spare_Srg, 2, out=loss_GSr[group])
+    return loss_GSr.mul_(scale_GSr).mul_(scale_GSr)
 
 
-def _diagonal_blocks(gram_II: Tensor, size: int, scale_I: Tensor | None) -> list[Tensor]:
-    """Each group's own Gram matrix [g, g], of its inputs divided by a scale."""
-    blocks = []
+def _halved_blocks(gram_II: Tensor, size: int, scale_I: Tensor | None) -> list[Tensor]:
+    """T [g, g] of each group's own Gram matrix, of its inputs divided by a scale."""
+    blocks, half = [], size // 2
     for start in range(0, len(gram_II), size):
         group = slice(start, start + size)
-        block_gg = gram_II[group, group]
-        blocks.append(block_gg.contiguous() if scale_I is None else block_gg / scale_I[group] / scale_I[group, None])
+        halved_gg = gram_II[group, group].clone(memory_format=torch.contiguous_format)
+        if scale_I is not None:
+            halved_gg /= scale_I[group]
+            halved_gg /= scale_I[group, None]
+        halved_gg[half:, :half] *= 2
+        blocks.append(halved_gg)
     return blocks

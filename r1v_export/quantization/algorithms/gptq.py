@@ -104,11 +104,12 @@ def grouped_order(gram_II: Tensor, group_size: int) -> Tensor:
 
 
 def _reordered(gram_II: Tensor, order_I: Tensor) -> Tensor:
-    """A copy of a Gram matrix with its features in another order, made some rows at a time."""
+    """A copy of a Gram matrix with its features in another order, made some rows at a time, from the diagonal on: what
+    is left of it is never written, and takes no memory."""
     copy_II = torch.empty_like(gram_II)
     for start in range(0, len(gram_II), FACTOR_BLOCK):
         rows = slice(start, start + FACTOR_BLOCK)
-        torch.index_select(gram_II[order_I[rows]], 1, order_I, out=copy_II[rows])
+        copy_II[rows, start:] = gram_II[order_I[rows]].index_select(1, order_I[start:])
     return copy_II
 
 
@@ -130,49 +131,56 @@ def _factorize(matrix_II: Tensor) -> bool:
         inverse_BB = torch.linalg.solve_triangular(upper_BB, identity_BB, upper=True)
         columns_IB[:start] = columns_IB[:start] @ inverse_BB.T
     diagonal_I = matrix_II.diagonal().clone()  # a view of it would change while rows are divided by it
-    for rows_BI in matrix_II.split(FACTOR_BLOCK):
-        rows_BI /= diagonal_I
+    for start in range(0, len(matrix_II), FACTOR_BLOCK):
+        matrix_II[start : start + FACTOR_BLOCK, start:] /= diagonal_I[start:]
     return True
 
 
 def _round_rows(weight_rI: Tensor, params: QuantParams, compensation: Compensation) -> Tensor:
     """Quantized values [r, I] of some rows. Works on transposes: a column of the weight is contiguous there."""
-    order_I, factor_II = compensation.order, compensation.factor
-    # Weights of the columns to come, errors of those that are done.
-    values_Ir = weight_rI.T.contiguous()[order_I]
-    qweight_Ir = torch.empty_like(values_Ir, dtype=QWEIGHT_DTYPES[params.kind])
-    columns = list(zip(values_Ir, qweight_Ir, *_column_params(params, order_I), strict=True))
-    target_r = torch.empty_like(values_Ir[0])
-    for start in range(0, len(order_I), BLOCK):
-        end = min(start + BLOCK, len(order_I))
-        change_Br = factor_II[:start, start:end].T @ values_Ir[:start]
+    factor_II, order = compensation.factor, compensation.order.tolist()
+    weight_Ir = weight_rI.T.contiguous()
+    qweight_Ir = torch.empty_like(weight_Ir, dtype=QWEIGHT_DTYPES[params.kind])
+    error_Ir = torch.empty_like(weight_Ir)  # by the order of rounding
+    change_Br = torch.empty_like(weight_Ir[:BLOCK])
+    target_r = torch.empty_like(weight_Ir[0])
+    # Views of all columns, made at once: those that a loop makes one by one cost as much as its arithmetic.
+    weights, qweights, errors, changes = weight_Ir.unbind(), qweight_Ir.unbind(), error_Ir.unbind(), change_Br.unbind()
+    scales, zero_points = _column_params(params, len(order))
+    next_to = factor_II.diagonal(1).tolist()
+    for start in range(0, len(order), BLOCK):
+        end = min(start + BLOCK, len(order))
+        torch.mm(factor_II[:start, start:end].T, error_Ir[:start], out=change_Br[: end - start])
 
-        def spread(done: slice, later: slice, start: int = start, change_Br: Tensor = change_Br) -> None:
-            """Add what errors of columns of the block change in later ones of it."""
-            own_Br = change_Br[later.start - start : later.stop - start]
-            own_Br.addmm_(factor_II[done, later].T, values_Ir[done])
+        def spread(first: int, middle: int, last: int, start: int = start) -> None:
+            """Add what errors of the columns from `first` on change in those from `middle` to before `last`."""
+            if last - first == 2:
+                changes[middle - start].add_(errors[first], alpha=next_to[first])
+                return
+            own_Br = change_Br[middle - start : last - start]
+            own_Br.addmm_(factor_II[first:middle, middle:last].T, error_Ir[first:middle])
 
-        for column in _halving(start, end, spread):
-            values_r, qweight_r, scale_r, zero_point_r = columns[column]
-            torch.sub(values_r, change_Br[column - start], out=target_r)
-            qweight_r.copy_(round_(target_r.div_(scale_r), params.kind, zero_point_r))
+        for index in _halving(start, end, spread):
+            column = order[index]
+            scale_r, zero_point_r = scales[column], zero_points[column]
+            torch.sub(weights[column], changes[index - start], out=target_r)
+            qweights[column].copy_(round_(target_r.div_(scale_r), params.kind, zero_point_r))
             if zero_point_r is not None:
                 target_r -= zero_point_r
-            torch.sub(target_r.mul_(scale_r), values_r, out=values_r)
-    return qweight_Ir[order_I.argsort()].T
+            torch.sub(target_r.mul_(scale_r), weights[column], out=errors[index])
+    return qweight_Ir.T
 
 
-def _column_params(params: QuantParams, order_I: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Scales and zero points [r] of each column, in the order in which columns are rounded."""
-    groups = (order_I // (len(order_I) // params.scale.shape[1])).tolist()
-    scales = params.scale.T.contiguous().unbind()
+def _column_params(params: QuantParams, in_features: int) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Scale and zero point [r] of each column."""
+    size = in_features // params.scale.shape[1]
+    scales = [scale_r for scale_r in params.scale.T.contiguous() for _ in range(size)]
     if params.zero_point is None:
-        return [scales[group] for group in groups], [None] * len(groups)
-    zero_points = params.zero_point.T.contiguous().unbind()
-    return [scales[group] for group in groups], [zero_points[group] for group in groups]
+        return scales, [None] * in_features
+    return scales, [zero_point_r for zero_point_r in params.zero_point.T.contiguous() for _ in range(size)]
 
 
-def _halving(start: int, end: int, spread: Callable[[slice, slice], None]) -> Iterator[int]:
+def _halving(start: int, end: int, spread: Callable[[int, int, int], None]) -> Iterator[int]:
     """Columns from `start` to before `end`, in order; between the two halves of them, and so on, `spread` from the one
     to the other: errors reach later columns in products as large as can be."""
     if end - start == 1:
@@ -180,5 +188,5 @@ def _halving(start: int, end: int, spread: Callable[[slice, slice], None]) -> It
         return
     middle = (start + end) // 2
     yield from _halving(start, middle, spread)
-    spread(slice(start, middle), slice(middle, end))
+    spread(start, middle, end)
     yield from _halving(middle, end, spread)

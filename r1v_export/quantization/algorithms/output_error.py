@@ -13,15 +13,10 @@ from torch import Tensor
 _BLOCK = 512
 
 
-def output_errors(error_OI: Tensor, gram_II: Tensor, spare: Tensor | None = None) -> Tensor:
-    """d H d^T of each row d of an error [O, I], in its dtype: [O].
-
-    Args:
-        spare: memory [O, at least min(I, 512)] to compute in, for callers in a loop: fresh memory costs as much as the
-            product of a narrow matrix.
-    """
+def output_errors(error_OI: Tensor, gram_II: Tensor) -> Tensor:
+    """d H d^T of each row d of an error [O, I], in its dtype: [O]."""
     in_features = error_OI.shape[1]
-    spare = error_OI.new_empty(len(error_OI), min(in_features, _BLOCK)) if spare is None else spare
+    spare = error_OI.new_empty(len(error_OI), min(in_features, _BLOCK))
     total_O = torch.zeros_like(error_OI[:, 0])
     for start in range(0, in_features, _BLOCK):
         end = min(start + _BLOCK, in_features)
