@@ -168,7 +168,7 @@ def absmax(values: Tensor) -> Tensor:
 
 def all_finite(values: Tensor) -> bool:
     """Whether values [...] are finite; a ninth of the time of `isfinite().all()`, and no masks in memory."""
-    return bool(absmax(values).isfinite())
+    return not values.numel() or bool(absmax(values).isfinite())
 
 
 def scale_for(threshold: Tensor, kind: str) -> Tensor:

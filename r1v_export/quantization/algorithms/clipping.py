@@ -5,9 +5,9 @@ row o has the error d = Q(w) - w over its inputs and costs
 
     d H_gg d^T,   H_gg = the group's own block of H = sum x x^T
 
-which is the squared error of the output that this group alone makes. H_gg is symmetric, so with its inputs in two halves
-it is d T d^T with T = [[H_11, 0], [2 H_21, H_22]], three quarters of the product. Without H the loss is the squared error
-of the weights.
+which is the squared error of the output that this group alone makes. H_gg is symmetric, so with its inputs in two
+halves it is d T d^T with T = [[H_11, 0], [2 H_21, H_22]], three quarters of the product. Without H the loss is the
+squared error of the weights.
 Shape letters: O output features, r of them at a time, I input features, G groups, g inputs of a group,
 S shrinks.
 """
@@ -26,7 +26,8 @@ SHRINKS = tuple(1 - step / 20 for step in range(11))
 """Fractions of the full range that are tried, 1 to 0.5."""
 
 _LEAST_ERRORS = 256
-"""Errors that are multiplied by a Gram matrix at a time, at least: fewer would take longer to read it than to use it."""
+"""Rows of errors that are multiplied by a Gram matrix at a time, at least: fewer would take longer to read it than to
+use it."""
 
 
 def clipped_params(

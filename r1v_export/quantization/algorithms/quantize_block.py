@@ -25,7 +25,7 @@ from r1v_export.quantization.kv_scales import CacheType, KVScales, key_name, kv_
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES, RANGES
 from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.quantized_block import QuantizedBlock
-from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, all_finite, not_finite, scale_for
+from r1v_export.quantization.quantized_linear import QuantizedLinear, absmax, not_finite, scale_for
 from r1v_export.quantization.recipe import Awq, Gptq, RoundToNearest, Scheme, SmoothQuant
 from r1v_export.quantization.smoothing import is_smoothed
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
@@ -80,6 +80,7 @@ def quantize_block(
             weight = rescaled[f"{linear}.weight"]
             rounding = _scales_alone if linear in rounded else _round
             made = rounding(weight, scheme, source, largest)
+            _require_finite(f"{linear}.weight", weight, made.scale)
             linears[linear] = _quantize_input(made, scheme, group, statistics, smoothed.get(group.name), observer)
         _log_group(group, {linear: linears[linear] for linear in quantized}, statistics, smoothed.get(group.name))
     rewritten = {
@@ -109,11 +110,21 @@ def _log_group(
 
 
 def _check_finite(rescaled: Mapping[str, Tensor], groups: Sequence[LinearGroup], schemes: Mapping[str, Scheme]) -> None:
-    names = {f"{linear}.weight" for group in groups for linear in group.linears if linear in schemes}
-    names |= {name for group in groups if group.smooth_layer for name in group.smooth_layer.tensors}
-    for name in sorted(names):
-        if not all_finite(rescaled[name]):
-            raise not_finite(name, rescaled[name])
+    """Check what scales are moved between, and norms. Of all other weights the scales that are found for them show it,
+    which spares a pass over them."""
+    for group in groups:
+        moved = is_smoothed(group, schemes)
+        names = [f"{linear}.weight" for linear in group.linears] if moved else []
+        sources = group.smooth_layer.tensors if group.smooth_layer else ()
+        names += [name for name in sources if moved or rescaled[name].ndim == 1]
+        for name in names:
+            _require_finite(name, rescaled[name], absmax(rescaled[name]))
+
+
+def _require_finite(name: str, weight: Tensor, found: Tensor) -> None:
+    """Raise for a weight whose largest magnitude, or one of whose scales, is NaN or infinite."""
+    if not bool(found.isfinite().all()):
+        raise not_finite(name, weight)
 
 
 def _apply_smoothing_scales(
@@ -190,7 +201,11 @@ def _largest(group: LinearGroup, schemes: Mapping[str, Scheme], rescaled: Mappin
     shared = [linear for linear in group.linears if linear in schemes]
     if all(schemes[linear].weights.granularity != "tensor" for linear in shared):
         return None
-    return torch.stack([absmax(rescaled[f"{linear}.weight"]).float() for linear in shared]).max()
+    weights = {name: rescaled[name] for name in (f"{linear}.weight" for linear in shared)}
+    found = {name: absmax(weight).float() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        _require_finite(name, weight, found[name])
+    return torch.stack(list(found.values())).max()
 
 
 def _scales_alone(weight: Tensor, scheme: Scheme, source: _WeightInput, largest: Tensor | None) -> QuantizedLinear:

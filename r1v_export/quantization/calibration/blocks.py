@@ -109,9 +109,6 @@ def materialize(
 
     Args:
         matmul: with `bfloat16` the weights of linears, which are stored so, stay maps of their file.
-
-    Raises:
-        CheckpointError: a weight is NaN or infinite.
     """
     with torch.device("meta"):
         module = block.build()
@@ -123,22 +120,27 @@ def materialize(
     for parameter in module.state_dict():
         name = block.checkpoint_name(parameter)
         # The embedding table stays a map of its file, whose pages the kernel gives back: rows are taken from it.
-        weights[parameter] = checkpoint.read(name) if embeddings else _finite(checkpoint.read(name), name)
+        weights[parameter] = checkpoint.read(name)
         if not embeddings and parameter not in as_stored:
             weights[parameter] = weights[parameter].to(device, dtype)
     module.load_state_dict(weights, assign=True)
     return module.eval().requires_grad_(False)
 
 
-def _finite(weight: Tensor, name: str) -> Tensor:
-    if not all_finite(weight):
-        raise CheckpointError(
-            "A weight is NaN or infinite.",
-            where=name,
-            expected="finite numbers",
-            fix="download or copy the checkpoint again",
-        )
-    return weight
+def require_finite_weights(block: Block, module: nn.Module) -> None:
+    """For a block in which an activation is NaN or infinite.
+
+    Raises:
+        CheckpointError: so is one of its weights.
+    """
+    for name, weight in tensors_of(block, module).items():
+        if not all_finite(weight):
+            raise CheckpointError(
+                "A weight is NaN or infinite.",
+                where=name,
+                expected="finite numbers",
+                fix="download or copy the checkpoint again",
+            )
 
 
 class VisionEmbeddings(Block):

@@ -13,17 +13,24 @@ from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import Compute, Matmul
-from r1v_export.errors import CapabilityError
+from r1v_export.errors import CapabilityError, InputError
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.artifact.qweight_places import QweightPlace
 from r1v_export.quantization.calibration.activations import Activations
-from r1v_export.quantization.calibration.blocks import Block, materialize, stored_tensors, tensors_of
+from r1v_export.quantization.calibration.blocks import (
+    Block,
+    materialize,
+    require_finite_weights,
+    stored_tensors,
+    tensors_of,
+)
 from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.calibration.matmul_precision import matmul_precision
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.quantized_block import QuantizedBlock
+from r1v_export.quantization.quantized_linear import all_finite
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import collect_statistics, not_finite
 
@@ -164,25 +171,32 @@ class BlockwiseRunner:
         inputs = {block.module_name(group.linears[0]): group for group in groups}
         started = time.perf_counter()
         outputs = block.collected_outputs() if collect and plan.has_cache_scales(block) else {}
-        collecting = collect_statistics(module, inputs, plan.gram_groups(block) if collect else set(), outputs)
+        grams, histograms = plan.gram_groups(block) if collect else set(), plan.recipe.observer.reads_histogram
+        collecting = collect_statistics(module, inputs, grams, outputs, histograms)
         with matmul_precision(self.matmul), collecting as collector:
             for sample in self.samples:
                 collector.sample = sample.name
-                given = self.activations.take(sample.index) if index else None
-                result = block.forward(module, sample, given)
-                if not result.isfinite().all():
-                    raise not_finite(f"the output of {block.name}", sample.name)
+                result = self._forward(index, block, module, sample)
                 if keep and index < plan.last_collected:
                     self.activations.put(sample.index, result)
                 self._report(plan.forward_cost(index, len(sample.token_ids), sample.tiles))
-        grams = len(plan.gram_groups(block)) if collect else 0
         message = "%(block)s: %(samples)d samples in %(seconds).1f s; statistics of %(inputs)d inputs"
-        counts = {"samples": len(self.samples), "inputs": len(inputs) + len(outputs), "grams": grams}
+        counts = {"samples": len(self.samples), "inputs": len(inputs) + len(outputs), "grams": len(grams)}
         seconds = round(time.perf_counter() - started, 3)
         log_event(
             _LOG, logging.INFO, f"{message}, %(grams)d Gram matrices", block=block.name, **counts, seconds=seconds
         )
         return collector.statistics()
+
+    def _forward(self, index: int, block: Block, module: nn.Module, sample: CalibrationSample) -> Tensor:
+        try:
+            result = block.forward(module, sample, self.activations.take(sample.index) if index else None)
+            if not all_finite(result):
+                raise not_finite(f"the output of {block.name}", sample.name)
+        except InputError:
+            require_finite_weights(block, module)  # looked at now alone: it takes as long as a few samples
+            raise
+        return result
 
     def _plan_progress(self, start: int, finished: int, rounds: bool) -> None:
         blocks, plan = range(start, len(self.plan.blocks)), self.plan

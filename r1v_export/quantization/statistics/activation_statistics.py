@@ -21,8 +21,10 @@ _FLOAT32_MANTISSA_BITS, _FLOAT32_BIAS = 23, 127
 BINS = (_HIGHEST_EXPONENT - _LOWEST_EXPONENT) << _MANTISSA_BITS
 """Bins of a histogram of magnitudes: 16 to each octave from 2**-40 to 2**24."""
 
-_CHUNK_ELEMENTS = 1 << 22
-"""Activations are processed this many at a time, which bounds the float64 copies made of them."""
+_CHUNK_ELEMENTS = 1 << 17
+"""Activations that are processed at a time on the CPU: what is made of them stays in a core's cache."""
+_CUDA_CHUNK_ELEMENTS = 1 << 22
+"""On a GPU; bounds the float64 copies made of them."""
 
 
 def bin_edges() -> Tensor:
@@ -53,7 +55,8 @@ class ActivationStatistics:
     Attributes:
         channel_absmax: largest magnitude of each channel, float32.
         channel_sum: sum of the magnitudes of each channel, float64.
-        histogram: how many of the N * I magnitudes fall into each of the `BINS` bins, int64.
+        histogram: how many of the N * I magnitudes fall into each of the `BINS` bins, int64; zeros where it was not
+            collected.
         rows: N, int64 without axes.
     """
 
@@ -73,7 +76,7 @@ class ActivationStatistics:
         )
 
     @classmethod
-    def from_activations(cls, x: Tensor) -> ActivationStatistics:
+    def from_activations(cls, x: Tensor, with_histogram: bool = True) -> ActivationStatistics:
         """Statistics of activations [..., I] of any floating dtype on any device; the result is on the CPU.
 
         A NaN or infinity among them shows as one in `channel_absmax`.
@@ -83,13 +86,15 @@ class ActivationStatistics:
         absmax_I = torch.zeros(channels, device=x.device)
         sum_abs_I = torch.zeros(channels, dtype=torch.float64, device=x.device)
         histogram = torch.zeros(BINS, dtype=torch.int64, device=x.device)
-        for part_NI in x_NI.split(max(1, _CHUNK_ELEMENTS // channels)):
+        at_once = _CHUNK_ELEMENTS if x.device.type == "cpu" else _CUDA_CHUNK_ELEMENTS
+        for part_NI in x_NI.split(max(1, at_once // channels)):
             if not len(part_NI):
                 continue
             magnitudes_NI = part_NI.float().abs()
             absmax_I = torch.maximum(absmax_I, magnitudes_NI.amax(0))
             sum_abs_I += magnitudes_NI.sum(0, dtype=torch.float64)
-            histogram += torch.bincount(bin_index(magnitudes_NI).flatten(), minlength=BINS)
+            if with_histogram:
+                histogram += torch.bincount(bin_index(magnitudes_NI).flatten(), minlength=BINS)
         return cls(absmax_I.cpu(), sum_abs_I.cpu(), histogram.cpu(), torch.tensor(len(x_NI)))
 
     @property

@@ -27,10 +27,13 @@ class StatisticsCollector:
 
     Attributes:
         sample: name of the current sample, for error messages.
+
+    Args:
+        with_histograms: whether to collect those, which cost more than all else but Gram matrices.
     """
 
-    def __init__(self) -> None:
-        self.sample = ""
+    def __init__(self, with_histograms: bool = True) -> None:
+        self.sample, self._with_histograms = "", with_histograms
         self._activations: dict[str, ActivationStatistics] = {}
         self._grams: dict[str, Tensor] = {}
 
@@ -54,7 +57,7 @@ class StatisticsCollector:
         Raises:
             InputError: a value is NaN or infinite.
         """
-        added = ActivationStatistics.from_activations(x)
+        added = ActivationStatistics.from_activations(x, self._with_histograms)
         if not added.is_finite:
             raise not_finite(name, self.sample)
         self._activations[name] = merge(self._activations[name], added)
@@ -64,7 +67,11 @@ class StatisticsCollector:
 
 @contextmanager
 def collect_statistics(
-    module: nn.Module, inputs: Mapping[str, LinearGroup], with_gram: Collection[str], outputs: Outputs
+    module: nn.Module,
+    inputs: Mapping[str, LinearGroup],
+    with_gram: Collection[str],
+    outputs: Outputs,
+    with_histograms: bool = True,
 ) -> Iterator[StatisticsCollector]:
     """Collect statistics of a module's tensors while it computes.
 
@@ -72,8 +79,9 @@ def collect_statistics(
         inputs: groups whose input is collected, by the path of one of their linears in the module.
         with_gram: names of the groups whose Gram matrix is needed.
         outputs: outputs of linears that are collected too.
+        with_histograms: of `StatisticsCollector`.
     """
-    collector = StatisticsCollector()
+    collector = StatisticsCollector(with_histograms)
     device = next(module.parameters()).device
     hooks = []
     for path, group in inputs.items():

@@ -34,11 +34,16 @@ class Observer(StrictModel):
     kind: Literal["absmax", "percentile", "mse", "entropy"] = "absmax"
     percentile: float = Field(default=99.99, gt=50, le=100)
 
+    @property
+    def reads_histogram(self) -> bool:
+        """Whether the largest magnitudes alone do not say the range."""
+        return self.kind != "absmax"
+
 
 def estimate_range(statistics: ActivationStatistics, observer: Observer, kind: InputType) -> float:
     """The magnitude that the largest quantized value represents; 0 if all activations are 0."""
     absmax = statistics.absmax
-    if observer.kind == "absmax" or absmax == 0:
+    if not observer.reads_histogram or absmax == 0:
         return absmax
     if observer.kind == "percentile":
         return min(absmax, _percentile(statistics.histogram, observer.percentile))

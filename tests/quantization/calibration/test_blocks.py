@@ -8,7 +8,7 @@ import torch
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.errors import CheckpointError
-from r1v_export.quantization.calibration.blocks import blocks, materialize
+from r1v_export.quantization.calibration.blocks import blocks, materialize, require_finite_weights
 from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.reference.model import Model
@@ -65,6 +65,7 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path, synth_checkpoint: Checkp
     name = "language_model.model.layers.1.mlp.up_proj.weight"
     broken = with_weights(synth_checkpoint, tmp_path / "broken", {name: value})
     block = next(block for block in blocks(broken.spec) if block.name == "language_model.model.layers.1")
+    module = materialize(block, broken, torch.float32, CPU)
     with pytest.raises(CheckpointError) as caught:
-        materialize(block, broken, torch.float32, CPU)
+        require_finite_weights(block, module)
     assert caught.value.where == name

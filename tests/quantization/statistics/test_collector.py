@@ -12,6 +12,7 @@ from r1v_export.quantization.calibration.blocks import blocks, materialize
 from r1v_export.quantization.calibration.dataset import CalibrationSample
 from r1v_export.quantization.groups import linear_groups
 from r1v_export.quantization.kv_scales import key_name, value_name
+from r1v_export.quantization.statistics.collector import collect_statistics
 from r1v_export.reference import language
 from r1v_export.reference.model import Model
 from tests.quantization.calibration_cases import chain, collect, logits
@@ -74,6 +75,23 @@ def test_hooks_are_gone_afterwards(synth_checkpoint: Checkpoint, sample: Calibra
             pass
         block.forward(module, sample, x)
         assert all(seen.rows == 0 for seen in collector.statistics().activations.values())
+
+
+def test_histograms_are_collected_where_wanted(synth_checkpoint: Checkpoint, sample: CalibrationSample) -> None:
+    block = blocks(synth_checkpoint.spec)[1]
+    module = materialize(block, synth_checkpoint, torch.float32, CPU)
+    hidden = torch.randn(sample.tiles, 65, synth_checkpoint.spec.vision.hidden_size)
+    inputs = {block.module_name(group.linears[0]): group for group in block.groups}
+    found = {}
+    for wanted in (False, True):
+        with collect_statistics(module, inputs, (), {}, wanted) as collector:
+            block.forward(module, sample, hidden)
+        found[wanted] = collector.statistics().activations
+    for name, seen in found[True].items():
+        assert int(seen.histogram.sum()) == int(seen.rows) * len(seen.channel_absmax)
+        assert not found[False][name].histogram.any()
+        assert torch.equal(found[False][name].channel_absmax, seen.channel_absmax)
+        assert torch.equal(found[False][name].channel_sum, seen.channel_sum)
 
 
 def test_an_activation_that_is_not_finite_is_named_with_its_sample(
