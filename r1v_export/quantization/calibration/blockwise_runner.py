@@ -194,7 +194,7 @@ class BlockwiseRunner:
             if not all_finite(result):
                 raise not_finite(f"the output of {block.name}", sample.name)
         except InputError:
-            require_finite_weights(block, module)  # looked at now alone: it takes as long as a few samples
+            require_finite_weights(block, module)  # only now: it takes as long as a few samples
             raise
         return result
 
