@@ -1,27 +1,30 @@
 """What `build --dry-run` says of each stage, against what the stage took: r1v-nano, and a slice of the 38B.
 
-The slice has two ViT blocks and two decoder layers of InternViT-6B's and Qwen2-32B's width; its weights are sparse and
-its vocabulary is smaller, so that a build takes at most 3 GB of disk. Written are, for each stage, seconds, bytes of
+The slice has one ViT block and one decoder layer of InternViT-6B's and Qwen2-32B's width; its weights are random and
+its vocabulary is smaller, so that checkpoints and bundle take at most 6 GB of disk. A case is a build in a process of
+its own; AWQ and GPTQ of a whole down_proj take up to 9 GB of memory. Written are, for each stage, seconds, bytes of
 files, scratch files and anonymous memory, estimated and actual, and what the estimates were made from: the config and
 the machine's measured rates. tests/pipeline/test_estimate.py estimates again from these and compares with what was
-measured, so a changed formula needs a new measurement.
+measured, so that a changed formula that is wrong is noticed; docs/plan_estimates.md is written from the same numbers.
 
-Seconds mean something on an idle machine only. On a busy one, `OMP_NUM_THREADS=1` and the column of CPU seconds show
-what a formula counts wrongly.
+Seconds mean something on an idle machine only. On a busy one, `OMP_NUM_THREADS=1` makes the CPU seconds that are
+recorded too comparable with an estimate for one core, roughly.
 
-    python benchmarks/plan_estimates.py [--case nano-fp32 ...] [--results FOLDER]
+    python benchmarks/plan_estimates.py [--case nano-fp32 ...] [--results FOLDER] [--page FILE]
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import psutil
@@ -29,20 +32,24 @@ from build_bytes import anonymous_peak
 from measure import RESULTS, machine, write_results
 
 from r1v_export.checkpoint.synth import synthesize
-from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
+from r1v_export.config import BUILTIN_MODEL, BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.errors import ParityError
 from r1v_export.pipeline.build import build, plan
-from r1v_export.pipeline.estimate import measured_rates
+from r1v_export.pipeline.rates import measured_rates
 from r1v_export.progress import Progress, Task
 from r1v_export.quantization.calibration.activations import Activations
 from r1v_export.quantization.recipe import load
 
-SLICE: dict[str, Any] = {
+PAGE = Path(__file__).parents[1] / "docs/plan_estimates.md"
+
+_SHAPE: dict[str, Any] = {
     "preset": "r1v3-38b",
-    "vision_layers": 2,
-    "language_layers": 2,
+    "vision_layers": 1,
+    "language_layers": 1,
     "overrides": {"llm_config.vocab_size": 32768},
 }
+CHECKPOINTS: dict[str, dict[str, Any]] = {"slice": _SHAPE, "slice-awq": {**_SHAPE, "awq": True, "dtype": "float16"}}
+"""What `synthesize` is given, besides weights."""
 
 
 @dataclass(frozen=True)
@@ -50,41 +57,41 @@ class Case:
     """One build.
 
     Attributes:
-        slice: of the slice, not of r1v-nano.
-        recipe: None builds in fp32.
+        recipe: None builds in fp32, or as the checkpoint is quantized.
+        checkpoint: of CHECKPOINTS; None is r1v-nano.
         samples: of the calibration.
         gate: None builds without.
     """
 
-    slice: bool
-    recipe: str | None
     target: str
+    recipe: str | None = None
+    checkpoint: str | None = None
     samples: int | None = None
-    gate: str | None = "whole"
+    gate: Literal["whole", "streamed"] | None = None
 
     def config(self) -> BuildConfig:
-        return BuildConfig(
-            precision=load(self.recipe).precision if self.recipe else "fp32",
-            recipe=self.recipe,
-            targets={self.target: {}},
-            calibration=CalibrationConfig(
-                samples=self.samples, matmul_precision="bfloat16" if self.slice else "float32"
-            ),
-            parity=ParityConfig.model_validate({"enabled": self.gate is not None, "gate": self.gate or "auto"}),
-        )
+        settings: dict[str, Any] = {"targets": {self.target: {}}}
+        settings["parity"] = ParityConfig(enabled=self.gate is not None, gate=self.gate or "auto")
+        if self.checkpoint != "slice-awq":
+            matmul = "bfloat16" if self.checkpoint else "float32"
+            settings["calibration"] = CalibrationConfig(samples=self.samples, matmul_precision=matmul)
+            settings["precision"] = load(self.recipe).precision if self.recipe else "fp32"
+        return BuildConfig(recipe=self.recipe, **settings)
 
 
 CASES = {
-    "nano-fp32": Case(False, None, "onnxruntime"),
-    "nano-fp8": Case(False, "fp8", "onnxruntime"),
-    "nano-int8-smoothquant": Case(False, "int8-smoothquant", "onnxruntime"),
-    "nano-int4-gptq": Case(False, "int4-gptq", "hf-unified"),
-    "nano-int4-awq": Case(False, "int4-awq", "hf-unified", gate="streamed"),
-    "nano-int4-rtn": Case(False, "int4-rtn", "tensorrt-llm"),
-    "slice-int4-rtn": Case(True, "int4-rtn", "hf-unified", gate="streamed"),
-    "slice-int4-rtn-onnxruntime": Case(True, "int4-rtn", "onnxruntime", gate=None),
-    "slice-fp8-tensor": Case(True, "fp8-tensor", "hf-unified", samples=4, gate=None),
-    "slice-int4-awq": Case(True, "int4-awq", "hf-unified", samples=4, gate=None),
+    "nano-fp32": Case("onnxruntime", gate="whole"),
+    "nano-fp8": Case("onnxruntime", "fp8", gate="whole"),
+    "nano-int8-smoothquant": Case("onnxruntime", "int8-smoothquant", gate="whole"),
+    "nano-int4-gptq": Case("hf-unified", "int4-gptq", gate="whole"),
+    "nano-int4-awq": Case("hf-unified", "int4-awq", gate="streamed"),
+    "nano-int4-rtn": Case("tensorrt-llm", "int4-rtn", gate="whole"),
+    "slice-int4-rtn": Case("hf-unified", "int4-rtn", "slice", gate="streamed"),
+    "slice-int4-rtn-onnxruntime": Case("onnxruntime", "int4-rtn", "slice"),
+    "slice-fp8-tensor": Case("hf-unified", "fp8-tensor", "slice", samples=4),
+    "slice-int4-awq": Case("hf-unified", "int4-awq", "slice", samples=4),
+    "slice-int4-gptq": Case("hf-unified", "int4-gptq", "slice", samples=4),
+    "slice-awq-imported": Case("tensorrt-llm", None, "slice-awq"),
 }
 
 
@@ -136,12 +143,12 @@ def _cpu_s() -> float:
 def measure(config: BuildConfig, out: Path) -> dict[str, Any]:
     """Every stage, estimated and actual."""
     shutil.rmtree(out, ignore_errors=True)
-    measured_rates.cache_clear()
-    load, planned, measured = psutil.getloadavg()[0], plan(config, out), Measured()
+    load_before, planned, measured = psutil.getloadavg()[0], plan(config, out), Measured()
     stages = build(_without_gate(config), out, progress=measured).manifest.stages
     if config.parity.enabled:
         with suppress(ParityError):  # random weights: the likeliest tokens are as good as tied
             build(config, out, progress=measured)
+    shutil.rmtree(out)
     rows = {}
     for stage in planned:
         files = stages[stage.name].files.values() if stage.name in stages else ()
@@ -155,46 +162,86 @@ def measure(config: BuildConfig, out: Path) -> dict[str, Any]:
         }
     hashed = {"estimated_s": 0.0, **measured.took["checkpoint-hash"]}
     rates = asdict(measured_rates())
-    return {"load_before": load, "rates": rates, "stages": {**rows, "checkpoint-hash": hashed}}
+    return {"load_before": load_before, "rates": rates, "stages": {**rows, "checkpoint-hash": hashed}}
 
 
 def _without_gate(config: BuildConfig) -> BuildConfig:
     return config.model_copy(update={"parity": ParityConfig(enabled=False)})
 
 
+def compared(case: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Estimated and actual seconds of each stage, and of all. With one thread, seconds of the CPU are those of an idle
+    machine."""
+    actual = "cpu_s" if case["rates"]["cores"] == 1 else "actual_s"
+    rows = {name: (row["estimated_s"], row[actual]) for name, row in case["stages"].items()}
+    return {**rows, "all": (sum(row[0] for row in rows.values()), sum(row[1] for row in rows.values()))}
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """The record as a page."""
+    conditions, cases = record["machine"], record["cases"]
+    cores = next(iter(cases.values()))["rates"]["cores"]
+    busiest = max(case["load_before"] for case in cases.values())
+    lines = [
+        "# What a plan estimates, and what the build takes",
+        "",
+        "Written by `benchmarks/plan_estimates.py`, which builds r1v-nano and a slice of the 38B: one ViT block and",
+        "one decoder layer of true width, random weights. Estimates follow from counted work and from rates that the",
+        "plan measures on the machine. `tests/pipeline/test_estimate.py` holds every stage of five seconds or more,",
+        "and each build as a whole, to a factor of 1.5, and files of more than 100 MB to 5 %.",
+        "",
+        f"{conditions['cpu']}, {cores} {'core' if cores == 1 else 'cores'}, commit {conditions['commit']}; load before "
+        f"a build at most {busiest:.1f}; seconds {'of the CPU' if cores == 1 else 'of the clock'}.",
+        *([record["note"]] if "note" in record else []),
+        "",
+        "| build | stage | estimated | took | estimated / took |",
+        "|---|---|---|---|---|",
+    ]
+    for name, case in cases.items():
+        for stage, (estimated, actual) in compared(case).items():
+            if stage == "all" or max(estimated, actual) >= 2:
+                lines.append(
+                    f"| {name} | {stage} | {estimated:.1f} s | {actual:.1f} s | {estimated / max(actual, 0.01):.2f} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
 @click.command()
 @click.option("--case", "names", multiple=True, type=click.Choice(list(CASES)), default=tuple(CASES))
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-plan-estimates"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(names: tuple[str, ...], work: Path, results: Path) -> None:
-    conditions, cases = machine(("torch", "onnx", "onnxruntime")), {}
+@click.option("--page", "page_path", type=click.Path(path_type=Path), default=PAGE, show_default=True)
+@click.option("--worker", is_flag=True, hidden=True)
+def main(names: tuple[str, ...], work: Path, results: Path, page_path: Path, worker: bool) -> None:
+    if worker:
+        (name,) = names
+        config = CASES[name].config().model_copy(update={"model": _model(CASES[name], work)})
+        print(json.dumps(measure(config, work / "bundle")))
+        return
+    record: dict[str, Any] = {"machine": machine(("torch", "onnx", "onnxruntime")), "checkpoints": CHECKPOINTS}
     shutil.rmtree(work, ignore_errors=True)
+    record["cases"] = {}
     for name in names:
         case = CASES[name]
-        config = case.config()
-        if case.slice:
-            if not (work / "slice").exists():
-                synthesize(work / "slice", **SLICE, weights="sparse")
-            config = config.model_copy(update={"model": str(work / "slice")})
-        found = measure(config, work / "bundle")
-        cases[name] = {"config": case.config().model_dump(mode="json"), "is_slice": case.slice, **found}
-        _show(name, found)
-        shutil.rmtree(work / "bundle")
-        path = write_results("plan-estimates", {"machine": conditions, "slice": SLICE, "cases": cases}, results)
+        if case.checkpoint and not (work / case.checkpoint).exists():
+            synthesize(work / case.checkpoint, **CHECKPOINTS[case.checkpoint])
+        command = [sys.executable, __file__, "--worker", "--case", name, "--work", str(work)]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        record["cases"][name] = {
+            "checkpoint": case.checkpoint,
+            "config": case.config().model_dump(mode="json", exclude_unset=True),
+            **found,
+        }
+        for stage, (estimated, actual) in compared(found).items():
+            print(f"{name:28} {stage:22} {estimated:8.2f} {actual:8.2f}", file=sys.stderr, flush=True)
+        path = write_results("plan-estimates", record, results)
     shutil.rmtree(work)
+    page_path.write_text(page(record), encoding="utf-8")
     print(path)
 
 
-def _show(name: str, found: dict[str, Any]) -> None:
-    print(f"{name}, load {found['load_before']:.1f}, {found['rates']}", file=sys.stderr)
-    for stage, row in found["stages"].items():
-        numbers = " ".join(
-            f"{key.removesuffix('_s')} {value:.2f}"
-            if key.endswith("_s")
-            else f"{key.removesuffix('_bytes')} {value / 1e6:.2f}M"
-            for key, value in row.items()
-        )
-        print(f"  {stage:20} {numbers}", file=sys.stderr, flush=True)
+def _model(case: Case, work: Path) -> str:
+    return str(work / case.checkpoint) if case.checkpoint else BUILTIN_MODEL
 
 
 if __name__ == "__main__":

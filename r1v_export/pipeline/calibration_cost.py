@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from r1v_export import contract
 from r1v_export.byte_size import parse_size
+from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Matmul
 from r1v_export.errors import CapabilityError
 from r1v_export.memory import available_bytes
@@ -20,10 +21,11 @@ from r1v_export.pipeline.estimate import (
     PROCESS_BYTES,
     READ_BYTES_PER_S,
     WRITE_BYTES_PER_S,
-    Rates,
     graph_parameters,
     positions,
 )
+from r1v_export.pipeline.quantization_cost import quantizing_s
+from r1v_export.pipeline.rates import Rates, measured_rates
 from r1v_export.progress import size
 from r1v_export.quantization.calibration.blocks import (
     TILES_AT_ONCE,
@@ -35,12 +37,10 @@ from r1v_export.quantization.calibration.blocks import (
 )
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.groups import linear_shapes
-from r1v_export.quantization.recipe import Awq, Gptq, Recipe, RoundToNearest
+from r1v_export.quantization.recipe import Awq, Gptq, Recipe
 
 RESPONSES_AT_ONCE = 8
 
-_PARAMETERS_PER_S = {"rtn": 600e6, "clip": 12e6, "smoothquant": 100e6, "awq": 16e6, "gptq": 9.5e6}
-"""Quantized in a core-second, by algorithm, `clip` for rounding with a search for scales; factorizations apart."""
 _GRAM_FLOPS = 0.5
 """Of the rate of products: the matrices are larger than any cache."""
 _ELEMENT_S = 14e-9
@@ -84,7 +84,7 @@ class CalibrationCost:
     def seconds(self, rates: Rates) -> float:
         """Roughly how long it takes."""
         forward = sum(self._forward_s(index, rates) for index in range(self.plan.last_collected + 1))
-        quantizing = sum(self._quantizing_s(block, rates) for block in self.plan.blocks)
+        quantizing = _quantizing_s(self.plan, rates)
         ran = self.plan.blocks[: self.plan.last_collected + 1]
         written = _FLOAT_BYTES * sum(map(self._outputs, ran)) / WRITE_BYTES_PER_S
         read = _STORED_BYTES * sum(graph_parameters(self.plan.spec).values()) / READ_BYTES_PER_S
@@ -124,22 +124,6 @@ class CalibrationCost:
             + _PASS_S * len(self.samples)
         )
 
-    def _quantizing_s(self, block: Block, rates: Rates) -> float:
-        shapes, seconds, grams = linear_shapes(self.plan.spec), 0.0, self.plan.gram_groups(block)
-        for group in block.groups:
-            schemes = [self.plan.calibrated[linear] for linear in group.linears if linear in self.plan.calibrated]
-            if group.name in grams and any(isinstance(scheme.weights, Gptq) for scheme in schemes):
-                seconds += _factorization_flops(group.in_features) / rates.flops("float32")
-            for linear in group.linears:
-                scheme = self.plan.calibrated.get(linear)
-                if scheme is None:
-                    continue
-                weights, (out_features, in_features) = scheme.weights, shapes[linear]
-                clips = isinstance(weights, RoundToNearest) and weights.clip
-                kind = "clip" if clips else weights.algorithm
-                seconds += out_features * in_features / _PARAMETERS_PER_S[kind] / rates.cores
-        return seconds
-
     def _block_bytes(self, index: int) -> int:
         """Held while one block runs and is quantized, beyond the activations between blocks."""
         plan, block = self.plan, self.plan.blocks[index]
@@ -163,6 +147,25 @@ class CalibrationCost:
             yield block.rows(sample.tokens, min(sample.tiles, TILES_AT_ONCE))
 
 
+def _quantizing_s(plan: CalibrationPlan, rates: Rates) -> float:
+    shapes, groups = linear_shapes(plan.spec), [group for block in plan.blocks for group in block.groups]
+    return sum(quantizing_s(group, plan.calibrated, shapes, rates) for group in groups)
+
+
+def given_seconds(checkpoint: Checkpoint, recipe: Recipe | None, size_bytes: int) -> float:
+    """Roughly how long it takes to read, check and write scales that are there already.
+
+    Args:
+        recipe: of `imported_recipe`, if the checkpoint is quantized already; its linears are unpacked for the check.
+        size_bytes: of what is written.
+    """
+    seconds = size_bytes / WRITE_BYTES_PER_S
+    if checkpoint.quantized is None or recipe is None:
+        return seconds
+    read = sum(tensor.nbytes for tensor in checkpoint.quantized.stored.values()) / READ_BYTES_PER_S
+    return seconds + read + _quantizing_s(CalibrationPlan(checkpoint.spec, recipe), measured_rates())
+
+
 def _attention_flops(block: Block, samples: Sequence[SampleSize]) -> float:
     spec = block.spec
     if isinstance(block, DecoderBlock):
@@ -171,11 +174,6 @@ def _attention_flops(block: Block, samples: Sequence[SampleSize]) -> float:
     if isinstance(block, VisionBlock):
         return sum(4 * spec.vision.hidden_size * sample.tiles * positions(spec) ** 2 for sample in samples)
     return 0.0
-
-
-def _factorization_flops(size: int) -> float:
-    """Of a Gram matrix: its Cholesky factor, in products of whole blocks."""
-    return size**3
 
 
 def response_bytes(spec: ModelSpec) -> int:

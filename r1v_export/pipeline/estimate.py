@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from r1v_export import contract
-from r1v_export.config import Matmul, ParityConfig
-from r1v_export.cpus import thread_count
+from r1v_export.config import ParityConfig
 from r1v_export.errors import CapabilityError
 from r1v_export.model_spec import ModelSpec
+from r1v_export.pipeline.rates import Rates
 from r1v_export.pipeline.stage import Stage
 from r1v_export.pipeline.workspace import unfinished_bytes
 from r1v_export.progress import size
@@ -27,8 +25,6 @@ WRITE_BYTES_PER_S = 400e6
 """Cast, written, synced and hashed; rounding apart."""
 READ_BYTES_PER_S = 650e6
 """Of a checkpoint and an engine: read and hashed."""
-_ROUNDED_PER_S = {"int4": 320e6, "uint4": 320e6, "fp8": 700e6, "int8": 700e6}
-"""Weights that a core reads and rounds while they are written, by what they become."""
 _IMPORT_S = 1.6
 """Of PyTorch's exporter, once in a process."""
 _TRACE_S: dict[str, tuple[float, float]] = {contract.VISION: (0.9, 0.3), contract.DECODER: (1.4, 0.46)}
@@ -55,45 +51,6 @@ _STREAMED_TILES = 2
 """Of a streamed gate's question, in the mean: it asks the first ones."""
 _GATE_S, _QUESTION_S = 0.6, 0.12
 """Of a comparison, and of each question in it, whatever the model's size."""
-_PROBE_S = 0.1
-_PROBE_SHAPE = (512, 2048, 2048)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How fast this machine computes.
-
-    Attributes:
-        cores: those that operators use.
-        float32, bfloat16: operations per core-second in products of large matrices, by what the operands are.
-    """
-
-    cores: int
-    float32: float
-    bfloat16: float
-
-    def flops(self, matmul: Matmul) -> float:
-        """Operations per second in products, on all cores."""
-        return self.cores * (self.float32 if matmul == "float32" else self.bfloat16)
-
-
-@lru_cache(maxsize=1)
-def measured_rates() -> Rates:
-    """Measure the rates of products, in less than half a second. Other processes on the machine do not count."""
-    import torch
-
-    rows, inner, columns = _PROBE_SHAPE
-    a, b = torch.ones(rows, inner), torch.ones(columns, inner)
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = a.to(dtype), b.to(dtype)
-        torch.nn.functional.linear(x, weight)
-        started, count = time.process_time(), 0
-        while time.process_time() - started < _PROBE_S:
-            torch.nn.functional.linear(x, weight)
-            count += 1
-        rates[dtype] = 2 * rows * inner * columns * count / (time.process_time() - started)
-    return Rates(thread_count().count, rates[torch.float32], rates[torch.bfloat16])
 
 
 def graph_parameters(spec: ModelSpec) -> dict[str, int]:
@@ -150,22 +107,26 @@ def refuse_impossible(out: Path, stages: Sequence[Stage]) -> None:
         raise obstacle
 
 
-def graph_s(name: str, spec: ModelSpec, schemes: Mapping[str, Scheme], size_bytes: int, first: str) -> float:
+def graph_s(
+    name: str, spec: ModelSpec, schemes: Mapping[str, Scheme], size_bytes: int, rates: Rates, *, is_first: bool
+) -> float:
     """Seconds of exporting a graph.
 
     Args:
         schemes: of every quantized linear.
-        first: the first of the build's graphs.
+        is_first: of the build's graphs.
     """
     layers = {contract.VISION: spec.vision.num_layers, contract.DECODER: spec.language.num_layers}.get(name, 0)
     base_s, layer_s = _TRACE_S.get(name, (_SMALL_TRACE_S, 0.0))
-    traced = base_s + layer_s * layers + (_IMPORT_S if name == first else 0.0)
-    return traced + writing_s(size_bytes) + _rounding_s(spec, schemes, (name,))
+    traced = base_s + layer_s * layers + (_IMPORT_S if is_first else 0.0)
+    return traced + writing_s(size_bytes) + _rounding_s(spec, schemes, (name,), rates)
 
 
-def engine_s(spec: ModelSpec, schemes: Mapping[str, Scheme], size_bytes: int) -> float:
+def engine_s(spec: ModelSpec, schemes: Mapping[str, Scheme], size_bytes: int, rates: Rates) -> float:
     """Seconds of an engine whose target writes so many bytes of weights; 0 where the graphs hold them."""
-    return _ENGINE_S + (writing_s(size_bytes) + _rounding_s(spec, schemes, contract.GRAPHS) if size_bytes else 0.0)
+    if not size_bytes:
+        return _ENGINE_S
+    return _ENGINE_S + writing_s(size_bytes) + _rounding_s(spec, schemes, contract.GRAPHS, rates)
 
 
 def writing_s(size_bytes: int) -> float:
@@ -173,14 +134,17 @@ def writing_s(size_bytes: int) -> float:
     return size_bytes / WRITE_BYTES_PER_S
 
 
-def _rounding_s(spec: ModelSpec, schemes: Mapping[str, Scheme], graphs: Sequence[str]) -> float:
-    """Seconds in which the weights are rounded whose quantized values no calibration holds."""
-    from r1v_export.quantization.rounded_weights import rounded_linears  # imports torch
+def _rounding_s(spec: ModelSpec, schemes: Mapping[str, Scheme], graphs: Sequence[str], rates: Rates) -> float:
+    """Seconds in which the weights are rounded, or unpacked, whose quantized values no calibration holds."""
+    from r1v_export.pipeline.quantization_cost import decoding_passes  # imports torch
 
-    rounded, tensors = rounded_linears(schemes), graph_tensors(spec)
+    tensors = graph_tensors(spec)
     counts = {name.removesuffix(".weight"): count for graph in graphs for name, count in tensors[graph].items()}
-    seconds = (counts[name] / _ROUNDED_PER_S[schemes[name].weights.type] for name in rounded & counts.keys())
-    return sum(seconds) / thread_count().count
+    return sum(
+        counts[name] * decoding_passes(scheme) / rates.rounded(scheme.weights.type)
+        for name, scheme in schemes.items()
+        if name in counts
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from r1v_export.pipeline.calibration_cost import (
 )
 from r1v_export.pipeline.calibration_samples import calibration_examples, sample_sizes
 from r1v_export.pipeline.effort import resolved_calibration
-from r1v_export.pipeline.estimate import measured_rates
+from r1v_export.pipeline.rates import measured_rates
 from r1v_export.pipeline.stage import Needs
 from r1v_export.progress import duration
 from r1v_export.quantization.calibration.matmul_precision import choose_matmul

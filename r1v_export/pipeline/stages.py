@@ -26,6 +26,7 @@ from r1v_export.pipeline.calibration import (
     possible_schemes,
     require_origin,
 )
+from r1v_export.pipeline.calibration_cost import given_seconds
 from r1v_export.pipeline.effort import resolved_calibration
 from r1v_export.pipeline.estimate import (
     GateWork,
@@ -33,12 +34,11 @@ from r1v_export.pipeline.estimate import (
     gate_s,
     graph_parameters,
     graph_s,
-    measured_rates,
-    writing_s,
 )
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.planned_calibration import PlannedCalibration
 from r1v_export.pipeline.qweight_placement import place_in_bundle, placed_bytes
+from r1v_export.pipeline.rates import measured_rates
 from r1v_export.pipeline.report_provenance import BuildLabel
 from r1v_export.pipeline.sharded_calibration import calibrate
 from r1v_export.pipeline.stage import Needs, Stage, StageInputs
@@ -217,7 +217,7 @@ class Build:
             settings=settings,
             sources=tuple(self.source_files()),
             size_bytes=size_bytes,
-            seconds=planned.seconds if planned else partial(writing_s, size_bytes),
+            seconds=planned.seconds if planned else partial(given_seconds, self.checkpoint, self.recipe, size_bytes),
             needs=(lambda: planned.needs) if planned else Needs,
             notes=calibration_warnings,
         )
@@ -262,8 +262,12 @@ class Build:
                 after=self._after_calibration,
                 is_task=True,
                 size_bytes=size_bytes,
-                seconds=partial(graph_s, name, self.checkpoint.spec, self.schemes, size_bytes, self.graphs[0]),
+                seconds=partial(self._graph_s, name, size_bytes),
             )
+
+    def _graph_s(self, name: str, size_bytes: int) -> float:
+        is_first = name == self.graphs[0]
+        return graph_s(name, self.checkpoint.spec, self.schemes, size_bytes, measured_rates(), is_first=is_first)
 
     def _export(self, name: str, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
         import torch
@@ -300,10 +304,13 @@ class Build:
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 is_task=True,
                 size_bytes=size_bytes,
-                seconds=partial(engine_s, self.checkpoint.spec, self.schemes, size_bytes),
+                seconds=partial(self._engine_s, size_bytes),
                 needs=partial(Needs, obstacle=self.lacking.get(target)),
                 notes=partial(self._target_warnings, target),
             )
+
+    def _engine_s(self, size_bytes: int) -> float:
+        return engine_s(self.checkpoint.spec, self.schemes, size_bytes, measured_rates())
 
     def _target_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
         schemes = self.schemes if self.artifact is None else self.artifact.schemes

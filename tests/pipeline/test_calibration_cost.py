@@ -15,7 +15,7 @@ from r1v_export.pipeline import calibration_cost
 from r1v_export.pipeline.calibration import calibration_set
 from r1v_export.pipeline.calibration_cost import CalibrationCost, require_memory, response_bytes
 from r1v_export.pipeline.calibration_samples import SampleSize, calibration_examples, sample_sizes
-from r1v_export.pipeline.estimate import measured_rates
+from r1v_export.pipeline.rates import measured_rates
 from r1v_export.quantization.calibration.activations import Activations
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.plan import CalibrationPlan

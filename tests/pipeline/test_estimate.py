@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,9 +16,9 @@ from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.cli.main import run
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.errors import CapabilityError
-from r1v_export.pipeline import calibration_cost, gate_memory, planned_calibration, stages
-from r1v_export.pipeline.build import build, plan
-from r1v_export.pipeline.estimate import Rates
+from r1v_export.pipeline import calibration_cost, gate_memory, planned_calibration, quantization_cost, stages
+from r1v_export.pipeline.build import PlannedStage, build, plan
+from r1v_export.pipeline.rates import Rates
 
 NO_PARITY = ParityConfig(enabled=False)
 WEIGHTS = (".data", ".safetensors")
@@ -156,37 +157,60 @@ def test_prompts_without_answers_are_refused_before_anything_is_read(
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 MEASURED = json.loads(max(RESULTS.glob("*-plan-estimates.json")).read_text(encoding="utf-8"))
+"""What benchmarks/plan_estimates.py measured last."""
 LONG_S = 5.0
 """Stages that take less, estimated and in truth, are not rated: what else the machine does decides them."""
 
 
 @pytest.fixture(scope="module")
-def slice_38b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthesize(tmp_path_factory.mktemp("slice") / "model", **MEASURED["slice"], weights="empty")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The record's checkpoints of true width, without weights."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {name: synthesize(folder / name, **how, weights="empty") for name, how in MEASURED["checkpoints"].items()}
+
+
+def replanned(
+    case: dict[str, Any], checkpoints: dict[str, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, PlannedStage]:
+    """A recorded build's plan as it would be made today on the machine of the record."""
+    recorded = Rates(**case["rates"])
+    monkeypatch.setenv("OMP_NUM_THREADS", str(recorded.cores))
+    for module in (stages, planned_calibration, calibration_cost):
+        monkeypatch.setattr(module, "measured_rates", lambda: recorded)
+    for module in (calibration_cost, gate_memory):
+        monkeypatch.setattr(module, "available_bytes", lambda: 1 << 40)
+    config = BuildConfig.model_validate(case["config"])
+    if case["checkpoint"]:
+        config = config.model_copy(update={"model": str(checkpoints[case["checkpoint"]])})
+    return {stage.name: stage for stage in plan(config, out)}
+
+
+def wrong_by_half(case: dict[str, Any], planned: dict[str, PlannedStage]) -> dict[str, tuple[float, float]]:
+    """Estimated and actual seconds of stages, and of all, that are further apart than a factor of 1.5. With one thread,
+    seconds of the CPU are those of an idle machine."""
+    seconds = "cpu_s" if case["rates"]["cores"] == 1 else "actual_s"
+    found = {name: row[seconds] for name, row in case["stages"].items()}
+    rows = {name: (stage.seconds, found[name]) for name, stage in planned.items()}
+    rows["all"] = (sum(stage.seconds for stage in planned.values()), sum(found.values()))
+    return {name: row for name, row in rows.items() if max(row) >= LONG_S and not 1 / 1.5 <= row[0] / row[1] <= 1.5}
 
 
 @pytest.mark.parametrize("case", MEASURED["cases"])
 def test_estimates_are_within_half_of_what_was_measured(
-    slice_38b: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    """Estimated again from the rates of the machine that benchmarks/plan_estimates.py ran on: a formula that changes
-    needs a new measurement. With one thread, seconds of the CPU are those of an idle machine."""
     measured = MEASURED["cases"][case]
-    rates = Rates(**measured["rates"])
-    monkeypatch.setenv("OMP_NUM_THREADS", str(rates.cores))
-    for module in (stages, planned_calibration):
-        monkeypatch.setattr(module, "measured_rates", lambda: rates)
-    for module in (calibration_cost, gate_memory):
-        monkeypatch.setattr(module, "available_bytes", lambda: 1 << 40)
-    config = BuildConfig.model_validate(measured["config"])
-    if measured["is_slice"]:
-        config = config.model_copy(update={"model": str(slice_38b)})
-    planned = {stage.name: stage for stage in plan(config, tmp_path / "out")}
-    seconds = "cpu_s" if rates.cores == 1 else "actual_s"
-    found = {name: row[seconds] for name, row in measured["stages"].items()}
-    rows = {name: (stage.seconds, found[name]) for name, stage in planned.items()}
-    rows["all"] = (sum(stage.seconds for stage in planned.values()), sum(found.values()))
-    wrong = {name: row for name, row in rows.items() if max(row) >= LONG_S and not 1 / 1.5 <= row[0] / row[1] <= 1.5}
-    assert not wrong
+    planned = replanned(measured, checkpoints, tmp_path / "out", monkeypatch)
+    assert not wrong_by_half(measured, planned)
     large = {name: row["actual_bytes"] for name, row in measured["stages"].items() if row.get("actual_bytes", 0) > 1e8}
     assert {name: planned[name].size_bytes for name in large} == pytest.approx(large, rel=0.05)
+
+
+@pytest.mark.parametrize("case", ["slice-int4-awq", "slice-int4-gptq"])
+def test_an_estimate_that_forgets_the_work_of_an_algorithm_is_noticed(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    measured = MEASURED["cases"][case]
+    monkeypatch.setattr(quantization_cost, "_shared_flops", lambda group, schemes, out_features: 0.0)
+    monkeypatch.setattr(quantization_cost, "SHRINKS", ())
+    assert wrong_by_half(measured, replanned(measured, checkpoints, tmp_path / "out", monkeypatch))
