@@ -24,8 +24,10 @@ from safetensors.torch import load_file, save_file
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import CalibrationSet, prepare
+from r1v_export.quantization.calibration.matmul_precision import choose_matmul
 from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.quantization.number_formats import RANGES
 from r1v_export.quantization.recipe import Recipe, load, parse
@@ -59,8 +61,9 @@ def noise(checkpoint: Checkpoint) -> CalibrationSet:
 
 
 def calibrated(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> Artifact:
-    """Calibrated on that; rounding to nearest uses none."""
-    calibrate(checkpoint, recipe, noise(checkpoint), out)
+    """Calibrated on that, in the precision that a build chooses; rounding to nearest uses none."""
+    options = CalibrationOptions(matmul=choose_matmul("auto", checkpoint, "cpu"))
+    calibrate(checkpoint, recipe, noise(checkpoint), out, options)
     return Artifact.open(out, checkpoint)
 
 
