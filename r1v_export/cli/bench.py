@@ -1,7 +1,8 @@
-"""`r1v-export bench`: latency by stage, time to first token, tokens per second, peak memory, share of the roofline."""
+"""`r1v-export bench`: latency by stage and by token, tokens per second, load, peak memory, share of the roofline."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,26 @@ from r1v_export.cli.output import (
     table,
     target_option,
     threads_option,
+    wrapped,
+    wrapped_table,
 )
+from r1v_export.errors import UsageError
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
     from r1v_export.pipeline.roofline_report import NoRoofline, RooflineFacts
-    from r1v_export.runner.bench import Measurement
+    from r1v_export.roofline.devices import DeviceSpec
+    from r1v_export.runner.bench import Distribution, Measurement
+
+_LATENCIES = {
+    "first_token": "first token",
+    "time_per_output_token": "time per output token",
+    "inter_token": "between two tokens",
+}
+"""Of `Measurement.latency_ms`, as they are shown."""
+
+_BUSY_CPUS = 0.25
+"""CPUs that others may keep busy without a remark."""
 
 
 @click.command(short_help="Measure a bundle's engine.")
@@ -39,6 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Runs after the warm-up; medians count."
 )
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at once.")
 @click.option("--roofline", "gpu", metavar="GPU", help="Compare with H100, ... [default: the GPU that it runs on]")
 @device_option
 @threads_option
@@ -53,23 +69,26 @@ def command(
     model: str | None,
     tokens: int,
     runs: int,
+    batch: int,
     gpu: str | None,
     device: Device,
     format_: str,
 ) -> None:
-    """Measure BUNDLE's engine on this machine: medians over some runs of one question."""
+    """Measure BUNDLE's engine on this machine, by some runs of one question.
+
+    With --batch, that many sequences begin at the same moment, with an image each unless --image gives one for all.
+    A warm-up comes before the runs and does not count. The load of the machine during the runs is shown: times of a
+    busy machine are not those of the engine. --format json has the time of every token.
+    """
     from r1v_export.bundle import Bundle
     from r1v_export.pipeline.roofline_report import attained
-    from r1v_export.roofline.devices import device as gpu_named
     from r1v_export.runner.bench import measure
     from r1v_export.runner.open_runner import open_runner
 
-    if gpu:
-        build_extra.require()
-    peaks = gpu_named(gpu) if gpu else None
+    peaks = _peaks(gpu, batch)
     runner = open_runner(bundle, target, model, device, engine)
     loaded = image_opener(runner.image_policy, allow_url)(image) if image else None
-    result = measure(runner, loaded, question, tokens, runs, shown_progress(format_, 1))
+    result = measure(runner, loaded, question, tokens, runs, shown_progress(format_, 1), batch)
     roofline = attained(Bundle.open(bundle), result, device, peaks)
     if format_ == "json":
         print_json({**result, "roofline": roofline})
@@ -78,29 +97,77 @@ def command(
         click.echo(_roofline(roofline))
 
 
+def _peaks(gpu: str | None, batch: int) -> DeviceSpec | None:
+    """The peak rates of the GPU to compare with, if one is named."""
+    if gpu is None:
+        return None
+    if batch > 1:
+        raise UsageError("The roofline is that of one sequence.", found=f"--batch {batch}", fix="omit one option")
+    build_extra.require()
+    from r1v_export.roofline.devices import device
+
+    return device(gpu)
+
+
 def _print(result: Measurement) -> None:
+    click.echo(wrapped_table(_setting(result)))
+    rows = [_latency_row(name, result["latency_ms"][key]) for key, name in _LATENCIES.items()]
+    click.echo("\n" + table(rows, ("ms", "p50", "p90", "p99", "max", "values")))
+    stages = [(name.removesuffix("_ms"), f"{ms:.2f}") for name, ms in result["stages_ms"].items()]
+    click.echo("\n" + table(stages, ("stage", "ms, median")))
+    rates = [("each sequence", f"{result['tokens_per_s']:.1f} tokens/s after its first token")]
+    rates += [("all together", f"{result['total_tokens_per_s']:.1f} tokens/s from question to last token")]
+    click.echo("\n" + wrapped_table(rates))
+    for note in _notes(result):
+        click.echo("\n" + wrapped(note))
+    click.echo()
+
+
+def _setting(result: Measurement) -> list[tuple[str, str]]:
+    """What was measured, and on which machine."""
     from r1v_export.progress import size
 
-    rows = [(name.removesuffix("_ms"), f"{ms:.2f}") for name, ms in result["stages_ms"].items()]
-    click.echo(table(rows, ("stage", "ms")))
-    click.echo(
-        f"\n{result['engine']}, {result['threads']['count']} CPU threads ({result['threads']['source']}): "
-        f"{result['prompt_tokens']} prompt tokens ({result['tiles']} tiles), "
-        f"{result['new_tokens']} new tokens, median of {result['runs']} runs\n"
-        f"first token after {result['first_token_ms']:.1f} ms, then {result['tokens_per_s']:.1f} tokens/s; "
-        f"peak memory {size(result['peak_memory_bytes'])}\n"
-    )
+    load, threads = result["load"], result["threads"]
+    before, after = load["load_average"]
+    return [
+        ("engine", result["engine"]),
+        ("threads", f"{threads['count']} ({threads['source']})"),
+        ("sequences", f"{result['batch']} at once, runs after a warm-up: {result['runs']}"),
+        ("prompt", f"{result['prompt_tokens']} tokens, tiles: {result['tiles']}"),
+        ("answer", f"{result['new_tokens']} tokens"),
+        ("peak memory", f"{size(result['peak_memory_bytes'])} of this process"),
+        (
+            "load",
+            f"{load['own_cpus']:.2f} of {load['cpus']} CPUs by this process, {load['other_cpus']:.2f} by others; "
+            f"load average {before:.2f}, then {after:.2f}",
+        ),
+    ]
+
+
+def _latency_row(name: str, found: Distribution) -> tuple[str, ...]:
+    values = (found["p50"], found["p90"], found["p99"], found["max"])
+    return (name, *("-" if value is None else f"{value:.2f}" for value in values), str(found["values"]))
+
+
+def _notes(result: Measurement) -> Iterator[str]:
+    """What a reader could take the numbers for, and should not."""
+    if result["load"]["other_cpus"] > _BUSY_CPUS:
+        yield "Other processes were busy: measure again on an idle machine before comparing."
+    if result["latency_ms"]["inter_token"]["values"] == 0:
+        yield "The engine gave all tokens of an answer at once: time of a token was not measured."
+    later = "requests that arrive later, " if result["batch"] > 1 else ""
+    yield f"Not measured: loading the engine, a server around it, {later}a GPU's memory."
 
 
 def _roofline(facts: RooflineFacts | NoRoofline) -> str:
     """What share of a GPU's peak rates was reached, or why it is unknown."""
     if facts["gpu"] is None:
-        return f"no roofline: {facts['why']}; --roofline GPU compares with one of them"
+        return wrapped(f"no roofline: {facts['why']}")
     rows = [
         (stage, f"{row['measured_ms']:.2f}", f"{row['roofline_ms']:.3g}", _percent(row["fraction"]))
         for stage, row in facts["stages"].items()
     ]
-    title = f"roofline of {facts['gpu']} ({facts['source']}); measured on {facts['ran_on']}"
+    title = wrapped(f"roofline of {facts['gpu']} ({facts['source']}); measured on {facts['ran_on']}")
     return title + "\n" + table(rows, ("stage", "ms", "roofline ms", "reached"))
 
 

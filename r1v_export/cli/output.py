@@ -227,5 +227,10 @@ def wrapped_table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def wrapped(text: str) -> str:
+    """A sentence in lines of the terminal's width, or 80 where there is none."""
+    return textwrap.fill(visible(text), shutil.get_terminal_size().columns, break_on_hyphens=False)
+
+
 def _is_number(cell: str) -> bool:
     return cell[:1].isdigit() or cell in ("", "-")

@@ -56,10 +56,13 @@ def attained(
         measured: the result of `bench.measure`.
         peaks: of the GPU to compare with; the one that it ran on when None.
     """
+    if measured["batch"] > 1:
+        return {"gpu": None, "why": "sequences that are answered together share the time of their steps"}
     found = device_name(ran_on)
     peaks = peaks or named_by_driver(found.partition(": ")[2])
     if peaks is None:
-        return {"gpu": None, "why": f"the peak rates of {found} are not known here, only those of {', '.join(DEVICES)}"}
+        why = f"the peak rates of {found} are not known here; --roofline compares with {', '.join(DEVICES)}"
+        return {"gpu": None, "why": why}
     work = {stage: done for stage, done in _workloads(measured).items() if _holds(bundle.graphs, done[0])}
     if not work:
         return {"gpu": None, "why": "the bundle holds no graphs to count in"}

@@ -34,7 +34,7 @@ TILES_PER_RUN = 4
 """Tiles that go through the vision graph at once: bounds the memory its activations take."""
 
 MAX_BATCH = 8
-"""Requests decoded together; further ones wait until one ends."""
+"""Requests decoded together unless the caller says otherwise; further ones wait until one ends."""
 
 
 class CancelledError(Exception):
@@ -103,12 +103,14 @@ class BaseRunner(PromptEncoder, ABC):
         requests: Sequence[Request],
         sampling: Sampling | Sequence[Sampling] | None = None,
         cancel: threading.Event | None = None,
+        max_rows: int = MAX_BATCH,
     ) -> Iterator[TokenEvent]:
         """Answer requests together, token by token.
 
         Args:
             sampling: for all requests, or one for each; `default_sampling` of the checkpoint if omitted.
             cancel: once set, from any thread, every unfinished answer ends with what it has.
+            max_rows: requests decoded together; further ones wait until one ends.
 
         Raises:
             InputError: a request that cannot be used.
@@ -116,8 +118,9 @@ class BaseRunner(PromptEncoder, ABC):
             GraphError: a stage gives numbers that are not finite, or fails.
         """
         samplings = _one_each(sampling or default_sampling(self.generation_config), len(requests))
-        with self.open_batch(MAX_BATCH, draft_tokens=self.draft_tokens) as batch:
-            yield from self.drive(batch, self.image_encoder(), requests, samplings, cancel or threading.Event())
+        cancel = cancel or threading.Event()
+        with self.open_batch(max_rows, draft_tokens=self.draft_tokens) as batch:
+            yield from self.drive(batch, self.image_encoder(), requests, samplings, cancel, max_rows)
 
     def drive(
         self,
@@ -126,13 +129,14 @@ class BaseRunner(PromptEncoder, ABC):
         requests: Sequence[Request],
         samplings: Sequence[Sampling],
         cancel: threading.Event,
+        max_rows: int = MAX_BATCH,
     ) -> Iterator[TokenEvent]:
         """Answer requests with a batch that has no others, as `generate`; whatever happens, none is left in it."""
         waiting = deque(enumerate(requests))
         held: EncodedPrompt | None = None
         try:
             while waiting or batch.running:
-                while waiting and len(batch.running) < MAX_BATCH and not cancel.is_set():
+                while waiting and len(batch.running) < max_rows and not cancel.is_set():
                     index, request = waiting[0]
                     try:
                         held = held or self.prepare(request, encoder, cancel)

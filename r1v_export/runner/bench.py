@@ -1,11 +1,12 @@
-"""Medians of one question asked several times."""
+"""One question asked several times, by one sequence or by several at once: times, their percentiles, and the load."""
 
 from __future__ import annotations
 
 import resource
 import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,61 +19,229 @@ from r1v_export.generation import Sampling
 from r1v_export.processing.preprocess import pixel_values
 from r1v_export.processing.synthetic_image import synthetic_image
 from r1v_export.progress import Progress
+from r1v_export.runner.answer import Answer
 from r1v_export.runner.base import BaseRunner
 from r1v_export.runner.prompt_encoder import Request
 
 STAGES = ("preprocess_ms", "vision_ms", "projector_ms", "embed_ms", "prefill_ms", "decode_ms")
 
+PERCENTILES = (50, 90, 99)
+"""Linear between the two nearest values."""
+
+_IDLE = ("idle", "iowait", "guest", "guest_nice")
+"""Of the CPU times of a machine: no work, or counted as that of another kind already."""
+
+
+class MeasuredAnswer(TypedDict):
+    """One answer as it was measured."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    """Of the prompt's, taken from another's cache."""
+    token_ms: list[float]
+    """When each token came, from the beginning of its run."""
+    stages_ms: dict[str, float]
+    """By name of STAGES; sequences that are answered together share the time of a step."""
+
+
+class Run(TypedDict):
+    """All sequences answered once, beginning at the same moment."""
+
+    total_ms: float
+    sequences: list[MeasuredAnswer]
+
+
+class Distribution(TypedDict):
+    """Percentiles of some values; None where there are no values."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    max: float | None
+    values: int
+    """How many."""
+
+
+class Load(TypedDict):
+    """What the machine did while it was measured, the warm-up not included."""
+
+    cpus: int
+    own_cpus: float
+    """CPUs that this process kept busy, on average."""
+    other_cpus: float
+    """CPUs that all other processes kept busy."""
+    load_average: list[float]
+    """Of the minute before, and of the last one."""
+
 
 class Measurement(TypedDict):
-    """Medians of some runs, as plain values for JSON."""
+    """Some runs, summarized, and their raw numbers; as plain values for JSON."""
 
     engine: str
     threads: dict[str, Any]
     """Of `cpus.thread_count`."""
+    batch: int
+    """Sequences at once."""
     tiles: int
     prompt_tokens: int
     new_tokens: int
+    """Of the shortest answer."""
     runs: int
     stages_ms: dict[str, float]
-    """By name of STAGES."""
+    """By name of STAGES: medians over all sequences."""
     first_token_ms: float
+    """Median, from the beginning of a run."""
     tokens_per_s: float
-    """After the first token."""
+    """Of one sequence after its first token; median."""
+    total_tokens_per_s: float
+    """New tokens of all sequences over the time of a run, from its beginning; median."""
+    latency_ms: dict[str, Distribution]
+    """Over all sequences of all runs. `first_token`; `time_per_output_token`: a sequence's mean after its first token;
+    `inter_token`: from one token to the next."""
+    load: Load
     peak_memory_bytes: int
     """Of this process."""
+    warm_up: Run
+    raw: list[Run]
 
 
 def measure(
-    runner: BaseRunner, image: Image.Image | None, question: str, tokens: int, runs: int, progress: Progress
+    runner: BaseRunner,
+    image: Image.Image | None,
+    question: str,
+    tokens: int,
+    runs: int,
+    progress: Progress,
+    batch: int = 1,
 ) -> Measurement:
     """Ask once to warm up, then `runs` times.
 
     Args:
-        image: the image; a synthetic one if None.
+        image: the image; a synthetic one for each sequence if None.
         tokens: new tokens of every answer, whatever the model would like: stop tokens do not stop it.
+        batch: sequences at once, all of which begin together.
     """
     side = runner.tiling.tile_size
-    image = image or synthetic_image(np.random.default_rng(0), side, side)
-    request, sampling = Request.ask(question, image), Sampling(max_new_tokens=tokens, ignore_eos=True)
-    answers = []
+    images = [image or synthetic_image(np.random.default_rng(seed), side, side) for seed in range(batch)]
+    requests = [Request.ask(question, each) for each in images]
+    sampling = Sampling(max_new_tokens=tokens, ignore_eos=True)
     with progress.stage("bench") as task:
-        for done in range(1, runs + 2):
-            answers.append(runner.answer(request, sampling))
-            task.report(done, runs + 1)
-    measured = answers[1:]
+        warm_up = _run(runner, requests, sampling)
+        task.report(1, runs + 1)
+        watch = _LoadWatch()
+        measured = []
+        for done in range(1, runs + 1):
+            measured.append(_run(runner, requests, sampling))
+            task.report(done + 1, runs + 1)
+        load = watch.load()
+    sequences = [sequence for run in measured for sequence in run["sequences"]]
+    latency = {name: _distribution(values) for name, values in _latencies(sequences).items()}
+    decode_ms = [_decode_ms(sequence) for sequence in sequences]
     return {
         "engine": runner.name,
         "threads": asdict(thread_count()),
-        "tiles": len(pixel_values([image], runner.tiling)[0]),
-        "prompt_tokens": measured[0].prompt_tokens,
-        "new_tokens": len(measured[0].token_ids),
+        "batch": batch,
+        "tiles": len(pixel_values(images[:1], runner.tiling)[0]),
+        "prompt_tokens": sequences[0]["prompt_tokens"],
+        "new_tokens": min(len(sequence["token_ms"]) for sequence in sequences),
         "runs": runs,
-        "stages_ms": {stage: _median([getattr(answer.timings, stage) for answer in measured]) for stage in STAGES},
-        "first_token_ms": _median([answer.timings.first_token_ms for answer in measured]),
-        "tokens_per_s": _median([answer.timings.decode_steps_per_s for answer in measured]),
+        "stages_ms": {stage: _median([sequence["stages_ms"][stage] for sequence in sequences]) for stage in STAGES},
+        "first_token_ms": latency["first_token"]["p50"] or 0.0,
+        "tokens_per_s": _median([1000 / ms if ms else 0.0 for ms in decode_ms]),
+        "total_tokens_per_s": _median([1000 * _new_tokens(run) / run["total_ms"] for run in measured]),
+        "latency_ms": latency,
+        "load": load,
         "peak_memory_bytes": peak_memory_bytes(),
+        "warm_up": warm_up,
+        "raw": measured,
     }
+
+
+def _run(runner: BaseRunner, requests: Sequence[Request], sampling: Sampling) -> Run:
+    """Answer all requests once, and note when each token came."""
+    token_ms: list[list[float]] = [[] for _ in requests]
+    answers: dict[int, Answer] = {}
+    began = time.perf_counter()
+    for event in runner.generate(requests, sampling, max_rows=len(requests)):
+        if event.token_id is not None:
+            token_ms[event.request].append(round(1000 * (time.perf_counter() - began), 3))
+        if event.answer is not None:
+            answers[event.request] = event.answer
+    total_ms = round(1000 * (time.perf_counter() - began), 3)
+    sequences = [_sequence(answers[index], arrivals) for index, arrivals in enumerate(token_ms)]
+    return {"total_ms": total_ms, "sequences": sequences}
+
+
+def _sequence(answer: Answer, token_ms: list[float]) -> MeasuredAnswer:
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "reused_tokens": answer.reused_tokens,
+        "token_ms": token_ms,
+        "stages_ms": {stage: round(getattr(answer.timings, stage), 3) for stage in STAGES},
+    }
+
+
+def _latencies(sequences: Sequence[MeasuredAnswer]) -> Mapping[str, list[float]]:
+    """The values of `Measurement.latency_ms`; of a library that gives all tokens at once, which spends no time on
+    decoding, there are none of a token."""
+    timed = [sequence for sequence in sequences if sequence["stages_ms"]["decode_ms"]]
+    return {
+        "first_token": [sequence["token_ms"][0] for sequence in sequences],
+        "time_per_output_token": [_decode_ms(sequence) for sequence in timed],
+        "inter_token": [float(gap) for sequence in timed for gap in np.diff(sequence["token_ms"])],
+    }
+
+
+def _decode_ms(sequence: MeasuredAnswer) -> float:
+    """Mean time of a token after the first; 0 without one."""
+    arrivals = sequence["token_ms"]
+    return (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1) if len(arrivals) > 1 else 0.0
+
+
+def _new_tokens(run: Run) -> int:
+    return sum(len(sequence["token_ms"]) for sequence in run["sequences"])
+
+
+def _distribution(values: Sequence[float]) -> Distribution:
+    if not values:
+        return {"p50": None, "p90": None, "p99": None, "max": None, "values": 0}
+    p50, p90, p99 = (round(float(value), 3) for value in np.percentile(values, PERCENTILES))
+    return {"p50": p50, "p90": p90, "p99": p99, "max": round(float(max(values)), 3), "values": len(values)}
+
+
+class _LoadWatch:
+    """Counts the CPU time that this process and all others take from here on."""
+
+    def __init__(self) -> None:
+        self._began, self._before, self._average = time.perf_counter(), _cpu_seconds(), _load_average()
+
+    def load(self) -> Load:
+        """What was taken since."""
+        import psutil
+
+        seconds = time.perf_counter() - self._began
+        all_s, own_s = (now - before for now, before in zip(_cpu_seconds(), self._before, strict=True))
+        return {
+            "cpus": psutil.cpu_count() or 1,
+            "own_cpus": round(own_s / seconds, 2),
+            "other_cpus": round(max(all_s - own_s, 0.0) / seconds, 2),
+            "load_average": [self._average, _load_average()],
+        }
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """CPU time of the machine and of this process since they began."""
+    import psutil
+
+    busy = sum(value for name, value in psutil.cpu_times()._asdict().items() if name not in _IDLE)
+    own = psutil.Process().cpu_times()
+    return busy, own.user + own.system
+
+
+def _load_average() -> float:
+    import psutil
+
+    return round(psutil.getloadavg()[0], 2)
 
 
 def peak_memory_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import statistics
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,40 @@ def test_bench_measures_every_stage(nano_bundle: Path, succeed) -> None:
     assert result["tokens_per_s"] > 0
     assert result["peak_memory_bytes"] > 50e6
     assert result["roofline"]["gpu"] is None
+    assert result["load"]["own_cpus"] > 0
     text = succeed("bench", nano_bundle, *options)
     assert "tokens/s" in text
     assert "no roofline" in text
+    assert "Not measured" in text
+
+
+def test_bench_of_several_sequences_gives_percentiles_of_its_raw_numbers(nano_bundle: Path, succeed, capsys) -> None:
+    options = ["bench", nano_bundle, "--tokens", "4", "--runs", "2", "--batch", "3"]
+    result = succeed(*options, "--format", "json")
+    sequences = [sequence for run in result["raw"] for sequence in run["sequences"]]
+    assert [len(sequence["token_ms"]) for sequence in sequences] == [4] * 6
+    assert all(sequence["reused_tokens"] == 0 for sequence in sequences)
+    found = result["latency_ms"]
+    assert {name: row["values"] for name, row in found.items()} == {
+        "first_token": 6,
+        "time_per_output_token": 6,
+        "inter_token": 18,
+    }
+    assert found["first_token"]["p50"] == pytest.approx(
+        statistics.median(sequence["token_ms"][0] for sequence in sequences), abs=2e-3
+    )
+    means = sorted((s["token_ms"][-1] - s["token_ms"][0]) / 3 for s in sequences)
+    assert found["time_per_output_token"]["p90"] == pytest.approx((means[4] + means[5]) / 2, abs=2e-3)
+    assert all(row["p50"] <= row["p90"] <= row["p99"] <= row["max"] for row in found.values())
+    assert result["warm_up"]["total_ms"] > 0
+    assert main.run([*map(str, options), "--roofline", "H100"]) == 2
+    assert "--batch 3" in capsys.readouterr().err
+
+
+def test_bench_fits_into_80_columns(nano_bundle: Path, succeed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = succeed("bench", nano_bundle, "--tokens", "3", "--runs", "1", "--batch", "2").splitlines()
+    assert max(map(len, lines)) <= 80
 
 
 def test_bench_compares_with_the_gpu_that_is_named(nano_bundle: Path, succeed, capsys) -> None:

@@ -14,6 +14,7 @@ from r1v_export.roofline.devices import DeviceSpec, device
 from r1v_export.roofline.workloads import Workload
 
 MEASURED = {
+    "batch": 1,
     "tiles": 2,
     "prompt_tokens": 40,
     "new_tokens": 5,
