@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
+from r1v_export.quoting import printable
+
 _SHARED = Path(__file__).parent / "page_templates"
+
+
+@dataclass(frozen=True)
+class MadeBy:
+    """What made a page of finished bundles (`page_templates/made_by.html.j2`)."""
+
+    command: str
+    """As typed, without its secrets."""
+    date: str
+    """UTC, ISO 8601."""
+    version: str
+    """Of this package."""
 
 
 def environment(templates: Path) -> jinja2.Environment:
@@ -19,10 +34,15 @@ def environment(templates: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["sentence"] = sentence
+    environment.filters |= {"sentence": sentence, "printable": printable, "date": date}
     return environment
 
 
 def sentence(text: str) -> str:
     """A text with a capital first letter; the rest stays as it is, as the KL of `max KL` has to."""
     return text[:1].upper() + text[1:]
+
+
+def date(iso: str) -> str:
+    """A UTC date of ISO 8601 as people read it: `2026-11-27 12:00:00 UTC`."""
+    return iso.replace("T", " ").replace("+00:00", " UTC")

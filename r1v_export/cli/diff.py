@@ -83,9 +83,10 @@ def _tensor_text(tensor: TensorDifference) -> str:
 
 
 def _write(path: Path, diff: BundleDiff) -> None:
+    from r1v_export.cli.made_by import made_by
     from r1v_export.diff.report import to_html
 
     try:
-        path.write_text(to_html(diff), encoding="utf-8")
+        path.write_text(to_html(diff, made_by()), encoding="utf-8")
     except OSError as error:
         raise UsageError("The page cannot be written.", where=path, found=error.strerror) from error

@@ -11,6 +11,7 @@ from r1v_export.cli.output import print_json, table
 from r1v_export.errors import UsageError
 
 if TYPE_CHECKING:
+    from r1v_export.bundle import Bundle
     from r1v_export.targets.interface import EngineDescription
 
 _SHOWN_LAYERS = 12
@@ -43,6 +44,7 @@ def _part_text(name: str, part: EngineDescription) -> str:
 def show_roofline(folder: Path, device_name: str, report: Path | None, format_: str) -> None:
     """Print what a GPU would need for a bundle's graphs at its peak rates; write the page if asked to."""
     from r1v_export.bundle import Bundle
+    from r1v_export.cli.made_by import made_by
     from r1v_export.roofline.devices import DEVICES, device
     from r1v_export.roofline.report import facts, to_html
     from r1v_export.roofline.workloads import workloads
@@ -50,13 +52,30 @@ def show_roofline(folder: Path, device_name: str, report: Path | None, format_: 
     chosen, bundle = device(device_name), Bundle.open(folder)
     costs = {workload.name: workload.costs(bundle.graphs) for workload in workloads(bundle.spec)}
     if report is not None:
-        title = f"{bundle.manifest.source.name}, {bundle.manifest.precision}"
         others = [each for each in DEVICES.values() if each is not chosen]
-        _write(report, to_html(title, costs, [chosen, *others]))
+        _write(report, to_html(_about(bundle), made_by(), costs, [chosen, *others]))
     if format_ == "json":
         print_json(facts(costs, chosen))
     else:
         click.echo("\n\n".join(_workload_text(name, costs[name], chosen.name) for name in costs))
+
+
+def _about(bundle: Bundle) -> dict[str, str]:
+    """Which bytes the page is about, as the manifest has them."""
+    from r1v_export.bundle import GRAPHS
+    from r1v_export.parity.provenance import HashedFiles
+
+    manifest = bundle.manifest
+    revision = f", revision {manifest.source.revision}" if manifest.source.revision else ""
+    graphs = {name: entry for name, entry in manifest.files.items() if name.startswith(f"{GRAPHS}/")}
+    return {
+        "Model": manifest.source.name + revision,
+        "Precision": manifest.precision,
+        "Checkpoint": f"SHA-256 {HashedFiles.of(manifest.source.files).sha256}",
+        "Graphs": f"SHA-256 {HashedFiles.of(graphs).sha256}",
+        "Built by": manifest.command,
+        "Built with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
+    }
 
 
 def _workload_text(name: str, costs: Any, device_name: str) -> str:

@@ -7,15 +7,16 @@ from typing import Any
 
 from r1v_export import pages
 from r1v_export.diff.compare import BundleDiff
+from r1v_export.pages import MadeBy
 from r1v_export.progress import size
 from r1v_export.quoting import printable
 
 
-def to_html(diff: BundleDiff) -> str:
+def to_html(diff: BundleDiff, made_by: MadeBy) -> str:
     """The page."""
     environment = pages.environment(Path(__file__).parent / "templates")
-    environment.filters |= {"shown": lambda value, title: printable(shown(value, title)), "printable": printable}
-    return environment.get_template("diff.html.j2").render(diff=diff)
+    environment.filters["shown"] = lambda value, title: printable(shown(value, title))
+    return environment.get_template("diff.html.j2").render(diff=diff, made_by=made_by)
 
 
 def shown(value: Any, title: str) -> str:

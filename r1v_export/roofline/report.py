@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export import pages
+from r1v_export.pages import MadeBy
 from r1v_export.roofline.counts import Cost
 from r1v_export.roofline.devices import DeviceSpec
 from r1v_export.roofline.estimate import LayerTime, folded, layer_times, total
@@ -25,13 +26,20 @@ def facts(workloads: Mapping[str, Sequence[Cost]], device: DeviceSpec) -> dict[s
     }
 
 
-def to_html(title: str, workloads: Mapping[str, Sequence[Cost]], devices: Sequence[DeviceSpec]) -> str:
-    """One page: times of each workload on each device, then the layers on the first of them."""
+def to_html(
+    about: Mapping[str, str], made_by: MadeBy, workloads: Mapping[str, Sequence[Cost]], devices: Sequence[DeviceSpec]
+) -> str:
+    """One page: times of each workload on each device, then the layers on the first of them.
+
+    Args:
+        about: what the page says of the bundle, by name; the model is the first.
+    """
     environment = pages.environment(Path(__file__).parent / "templates")
     environment.filters |= {"amount": amount, "ms": milliseconds}
     first = devices[0]
     return environment.get_template("roofline.html.j2").render(
-        title=title,
+        about=about,
+        made_by=made_by,
         devices=devices,
         times={
             name: [total(layer_times(costs, device)).seconds for device in devices] for name, costs in workloads.items()

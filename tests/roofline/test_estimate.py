@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from r1v_export.errors import UsageError
+from r1v_export.pages import MadeBy
 from r1v_export.roofline.counts import Cost
 from r1v_export.roofline.devices import DEVICES, DeviceSpec, device
 from r1v_export.roofline.estimate import folded, layer_times, total
@@ -51,9 +52,18 @@ def test_an_unknown_device_is_refused_with_those_that_are_known() -> None:
 
 def test_the_page_names_the_devices_and_escapes_the_model() -> None:
     workloads = {"decode": [cost("model.layers.0.mlp", 10**12, 10**9)]}
-    page = to_html("<model>", workloads, list(DEVICES.values()))
+    made_by = MadeBy("r1v-export inspect <bundle>", "2026-01-01T00:00:00+00:00", "1.2.3")
+    page = to_html({"Model": "<model>", "Graphs": "SHA-256 0a1b"}, made_by, workloads, list(DEVICES.values()))
     assert "<model>" not in page
     assert all(name in page for name in DEVICES)
+    for text in (
+        "&lt;model&gt;",
+        "SHA-256 0a1b",
+        "inspect &lt;bundle&gt;",
+        "2026-01-01 00:00:00 UTC",
+        "r1v-export 1.2.3",
+    ):
+        assert text in page
     assert facts(workloads, GPU)["workloads"]["decode"]["total"]["seconds"] == pytest.approx(1)
 
 

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from r1v_export.diff.compare import BundleDiff, FileDifferences, Row
+from r1v_export.diff.report import to_html
+from r1v_export.pages import MadeBy
+
+
+def test_the_page_has_both_values_and_says_how_it_was_made() -> None:
+    tables = {"source": (Row("sha256 of <file>", "0a", "0b"), Row("revision", "main", "main"))}
+    files = FileDifferences(equal=2, differing=("graphs/embed.onnx",), first_only=(), second_only=())
+    made_by = MadeBy("r1v-export diff <one> two", "2026-01-01T00:00:00+00:00", "1.2.3")
+    page = to_html(BundleDiff("<one>", "two", tables, files, None), made_by)
+    assert "<one>" not in page
+    assert "<file>" not in page
+    for text in ("0a", "0b", "1 that is equal", "graphs/embed.onnx", "diff &lt;one&gt; two", "2026-01-01 00:00:00 UTC"):
+        assert text in page
