@@ -129,15 +129,18 @@ def errors_by_layer(report: ParityReport) -> str | None:
 def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, limits: tuple[float, float]) -> None:
     measured, limit, (low, high) = boundary.metrics[metric], _limit(boundary, metric), limits
     at = min(max(measured, low), high)
-    passed = all(check.passed for check in boundary.checks if check.metric == metric)
-    color = _ONE if passed else _BAD
+    color = _ONE if boundary.passed else _BAD
     axes.plot([low, at], [row, row], color=color, linewidth=2, solid_capstyle="butt")
-    axes.plot(at, row, marker="o" if passed else "X", markersize=7, color=color, clip_on=False)
-    text = ("exact" if measured == 0 else short(measured)) + ("" if passed else "  out of tolerance")
+    axes.plot(at, row, marker="o" if boundary.passed else "X", markersize=7, color=color, clip_on=False)
+    failed = [check.metric for check in boundary.checks if not check.passed]
+    verdict = "" if boundary.passed else "  out of tolerance"
+    if failed and metric not in failed:
+        verdict += f" in {failed[0].replace('_', ' ')}"
+    text = ("exact" if measured == 0 else short(measured)) + verdict
     axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9.5)
     if limit:
         axes.plot([limit, limit], [row - 0.32, row + 0.32], color=_INK, linewidth=1.6, linestyle=(0, (2, 1)))
-        if passed:
+        if boundary.passed:
             axes.annotate("limit", (limit, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
 
 
