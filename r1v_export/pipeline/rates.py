@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 from r1v_export.config import Matmul
 from r1v_export.cpus import thread_count
-from r1v_export.quantization.number_formats import WeightType
+
+if TYPE_CHECKING:
+    from r1v_export.quantization.number_formats import WeightType
 
 _PROBE_S = 0.08
 _PRODUCT_SHAPE = (512, 2048, 2048)

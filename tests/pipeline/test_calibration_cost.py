@@ -65,12 +65,11 @@ def test_more_samples_and_slower_algorithms_take_longer(nano: Checkpoint) -> Non
     )
     assert 4 * few.seconds(rates) < many.seconds(rates)
     spec = Checkpoint.open("r1v-nano").spec
-    large = [
+    rounded, awq, gptq = (
         CalibrationCost(CalibrationPlan(spec, load(recipe)), [SampleSize(400, 1)], "float32", 1 << 30).seconds(rates)
         for recipe in ("int4-rtn", "int4-awq", "int4-gptq")
-    ]
-    assert large == sorted(large)
-    assert 2 * large[0] < large[1]
+    )
+    assert 2 * rounded < min(awq, gptq)
 
 
 def test_error_carried_forward_takes_another_pass_and_a_block_in_float32(nano: Checkpoint) -> None:

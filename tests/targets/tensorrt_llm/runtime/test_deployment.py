@@ -301,7 +301,7 @@ class TestExecutor:
     def test_a_bundle_without_such_a_checkpoint_is_reported(self, unified, engine, refused):
         code, said = refused("run", unified, "--engine", engine, *ASKED)
 
-        assert code == 1
+        assert code == 2
         assert "no tensorrt-llm" in said
 
     @pytest.mark.parametrize(("target", "asked_for"), [("tensorrt-llm", "llm-api"), ("pytorch", "engine")])
