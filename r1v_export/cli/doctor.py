@@ -14,6 +14,7 @@ import click
 
 from r1v_export import build_extra
 from r1v_export.cli.output import common_options, print_json, wrapped_table
+from r1v_export.gpus import no_gpu
 from r1v_export.version import VERSION
 
 CORE = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors", "tokenizers", "numpy", "pillow", "pydantic")
@@ -131,7 +132,7 @@ def _gpus() -> tuple[list[GpuFacts], str | None]:
     import torch
 
     if not torch.cuda.is_available():
-        return [], "none" if torch.version.cuda else "none (this torch is built for the CPU)"
+        return [], no_gpu()
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [
         {"name": gpu.name, "memory_bytes": gpu.total_memory, "compute_capability": f"{gpu.major}.{gpu.minor}"}

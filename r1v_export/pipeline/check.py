@@ -12,6 +12,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.locate_checkpoint import open_source
 from r1v_export.config import Device, GateMode, ParityConfig
 from r1v_export.errors import UsageError
+from r1v_export.gpus import require_device
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample
@@ -93,6 +94,7 @@ def check_bundle(
         BundleError, UsageError: a folder is not a whole bundle, or not of the same checkpoint.
         CapabilityError: this machine cannot run an engine, or lacks the memory.
     """
+    require_device(device)
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
     streamed = _streams([bundle, *others], asked, target, device)

@@ -21,6 +21,7 @@ from r1v_export.config import BuildConfig
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_bytes
 from r1v_export.generation import Sampling
+from r1v_export.gpus import require_device
 from r1v_export.manifest import hash_file, to_json
 from r1v_export.pipeline.calibration_cost import require_memory_for_responses
 from r1v_export.pipeline.calibration_samples import MAX_RESPONSE_TOKENS
@@ -71,6 +72,7 @@ class KeptResponses:
 
     @cached_property
     def _runner(self) -> EngineRunner:
+        require_device(self.config.device)
         require_memory_for_responses(self.config, self.checkpoint.spec)
         tokenizer = Tokenizer.from_folder(self.checkpoint.folder)
         engine = ReferenceEngine(load_reference(self.checkpoint).to(self.config.device))

@@ -14,6 +14,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS
 from r1v_export.config import BuildConfig, Device
 from r1v_export.cpus import thread_count
+from r1v_export.gpus import require_device
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import BlockwiseEndpoint, Endpoint
@@ -61,6 +62,7 @@ def reference_endpoint(checkpoint: Checkpoint, device: Device, artifact: Artifac
     import torch
 
     torch.set_num_threads(thread_count().count)
+    require_device(device)
     model = load(checkpoint).to(device)
     if artifact is not None:
         fake_quantize(model, artifact)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from r1v_export.checkpoint.names import EMBED_TOKENS, stored_names
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_text
+from r1v_export.gpus import require_device
 from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.blockwise import TorchBlocks
 from r1v_export.reference.language import Attention
@@ -116,6 +117,7 @@ def open_model(files: QuantizedFolder, spec: ModelSpec, device: str) -> Model:
     Raises:
         BundleError: a tensor is not there, or a scale is not a positive, finite number.
     """
+    require_device(device)
     with torch.device("meta"):
         model = Model(spec)
     _fill(files, spec, model, "")

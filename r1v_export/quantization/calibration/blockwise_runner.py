@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import Compute, Matmul
-from r1v_export.errors import CapabilityError, InputError
+from r1v_export.errors import InputError
+from r1v_export.gpus import require_device
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.apply.torch import apply
@@ -80,8 +81,7 @@ def compute_dtype(checkpoint: Checkpoint, device: str) -> Compute:
     """
     if device == "cpu":
         return "float32"
-    if not torch.cuda.is_available():
-        raise CapabilityError("There is no CUDA GPU.", found=device, fix="calibrate with --device cpu")
+    require_device(device)
     return checkpoint.spec.dtype
 
 

@@ -66,8 +66,3 @@ def compute_capability() -> int | None:
         return None
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
-
-
-def no_gpu() -> str:
-    """Why there is none."""
-    return "none" if torch.version.cuda else "none (this torch is built for the CPU)"

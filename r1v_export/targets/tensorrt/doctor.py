@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from r1v_export.errors import CapabilityError
+from r1v_export.gpus import no_gpu
 from r1v_export.targets.interface import Readiness
-from r1v_export.targets.tensorrt.device import compute_capability, no_gpu
+from r1v_export.targets.tensorrt.device import compute_capability
 from r1v_export.targets.tensorrt.library import DISTRIBUTIONS, load
 
 

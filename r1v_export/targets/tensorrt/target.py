@@ -11,6 +11,7 @@ import onnx_ir as ir
 from r1v_export import contract
 from r1v_export.config import BuildConfig, Device
 from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.gpus import no_gpu
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.sizes import weight_bytes
@@ -22,7 +23,7 @@ from r1v_export.targets.tensorrt.build.inspection import describe_plans
 from r1v_export.targets.tensorrt.build.parts import PARTS, compiled
 from r1v_export.targets.tensorrt.build.plan import DESCRIPTION, PLAN
 from r1v_export.targets.tensorrt.config import TensorRTConfig
-from r1v_export.targets.tensorrt.device import compute_capability, no_gpu
+from r1v_export.targets.tensorrt.device import compute_capability
 from r1v_export.targets.tensorrt.doctor import readiness
 from r1v_export.targets.tensorrt.library import (
     DISTRIBUTIONS,

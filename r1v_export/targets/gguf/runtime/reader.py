@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from r1v_export.checkpoint.gguf.names import MMPROJ_FILE, MODEL_FILE, stored_tensors
 from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD
 from r1v_export.errors import BundleError
+from r1v_export.gpus import require_device
 from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.blockwise import TorchBlocks, in_tile_groups
 from r1v_export.reference.embed import Embed
@@ -63,6 +64,7 @@ def open_gguf(folder: Path, spec: ModelSpec, device: str) -> GgufEngine:
         model = Model(spec)
     language = BundleFile(folder / MODEL_FILE)
     _fill(language, model.language_model, "language_model.", spec)
+    require_device(device)
     model.language_model.to(device)
     return GgufEngine(model, Clip(BundleFile(folder / MMPROJ_FILE), spec, device))
 

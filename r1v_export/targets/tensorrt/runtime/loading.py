@@ -12,9 +12,10 @@ from r1v_export import contract
 from r1v_export.config import Device
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.files import GRAPH_LIMIT_BYTES, open_regular, read_regular_bytes
+from r1v_export.gpus import no_gpu
 from r1v_export.model_spec import ModelSpec
 from r1v_export.targets.tensorrt.build.plan import GRAPH, PLAN, PlanInfo, read_info, require_runs_here
-from r1v_export.targets.tensorrt.device import Accelerator, Cuda, compute_capability, no_gpu
+from r1v_export.targets.tensorrt.device import Accelerator, Cuda, compute_capability
 from r1v_export.targets.tensorrt.library import Library
 from r1v_export.targets.tensorrt.runtime.caches import RuntimeCache
 from r1v_export.targets.tensorrt.runtime.engine import TensorRTEngine

@@ -18,6 +18,7 @@ from torch import nn
 
 from r1v_export.config import Device
 from r1v_export.errors import BundleError
+from r1v_export.gpus import require_device
 from r1v_export.model_spec import LanguageSpec, ModelSpec
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.reference.blockwise import TorchBlocks
@@ -90,6 +91,7 @@ class CheckpointEngine(ReferenceEngine):
     name = "tensorrt-llm"
 
     def __init__(self, model: Model, vision: OnnxRuntimeEngine, device: Device) -> None:
+        require_device(device)
         model.language_model.to(device)
         super().__init__(model)
         self._vision_engine = vision
