@@ -22,7 +22,7 @@ _SHRINK_PASSES = 1
 """For each scale that clipping tries, its product with the Gram matrix apart."""
 _GPTQ_PASSES = 6
 """Column by column, products apart."""
-_IMPORTED_PASSES = 5
+_IMPORTED_PASSES = 3
 """Unpacked, reordered and checked."""
 _SMOOTHQUANT_PASSES = 6
 _SCALE_PASSES = 1
