@@ -98,30 +98,37 @@ class RayCluster:
             if problem is not None:
                 raise problem
 
-    def submit(self, task: Task) -> None:
-        """Give a task to the cluster."""
+    def submit(self, task: Task) -> Any:
+        """Give a task to the cluster; its reference there."""
         import ray
 
         remote = ray.remote(_work).options(
             **self._resources, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD", name=f"r1v-export {task.name}"
         )
-        self._running[remote.remote(task, self.folder, self._made, self.reads)] = task
+        reference = remote.remote(task, self.folder, self._made, self.reads)
+        self._running[reference] = task
+        return reference
 
-    def next_done(self, on_wait: Callable[[Mapping[str, float]], None]) -> tuple[Task, Done | R1VError]:
+    def next_done(
+        self, on_wait: Callable[[Mapping[str, float]], None], among: Sequence[Any] | None = None
+    ) -> tuple[Task, Done | R1VError]:
         """Wait for the next task to end, and return how it did: the error is what it raised, with the worker's name,
         or says that workers died under it too often.
 
         Args:
-            on_wait: is called now and then with how far the running tasks are, from 0 to 1, by name.
+            on_wait: is called now and then with how far the awaited tasks are, from 0 to 1, by name.
+            among: references of the awaited tasks, as `submit` returns them; all by default.
         """
         import ray
         from ray.exceptions import RayError
 
+        awaited = list(self._running if among is None else among)
         while True:
-            finished, _ = ray.wait(list(self._running), num_returns=1, timeout=_POLL_S)
+            finished, _ = ray.wait(awaited, num_returns=1, timeout=_POLL_S)
             if finished:
                 break
-            on_wait({task.name: _read_progress(_progress_file(self.folder, task)) for task in self._running.values()})
+            tasks = [self._running[reference] for reference in awaited]
+            on_wait({task.name: _read_progress(_progress_file(self.folder, task)) for task in tasks})
         task = self._running.pop(finished[0])
         try:
             return task, ray.get(finished[0])
@@ -135,19 +142,20 @@ class RayCluster:
             )
 
     def run(self, tasks: Sequence[Task], on_progress: ProgressCallback) -> None:
-        """Do all tasks, as many at a time as the cluster has room for.
+        """Do all tasks, as many at a time as the cluster has room for. What was submitted before runs on, and stays for
+        `next_done`.
 
         Raises:
             R1VError: that of a task, as `next_done` returns it.
         """
-        finished = 0
-        for task in tasks:
-            self.submit(task)
-        while self._running:
-            _, done = self.next_done(lambda running: on_progress(finished + sum(running.values()), len(tasks)))  # noqa: B023
+        references = [self.submit(task) for task in tasks]
+        for finished in range(1, len(tasks) + 1):
+            awaited = [reference for reference in references if reference in self._running]
+            _, done = self.next_done(
+                lambda running: on_progress(len(tasks) - len(running) + sum(running.values()), len(tasks)), awaited
+            )
             if isinstance(done, R1VError):
                 raise done
-            finished += 1
             on_progress(finished, len(tasks), f"{finished} of {len(tasks)} done, the last by {done.worker}")
 
     def cancel(self) -> None:

@@ -30,6 +30,10 @@ def die_once(
     return function(*arguments, on_progress=report)
 
 
+def value(number: int, *, on_progress: ProgressCallback) -> int:
+    return number
+
+
 def die(*, on_progress: ProgressCallback) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -18,7 +18,7 @@ from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.errors import CapabilityError, InputError, R1VError
 from r1v_export.pipeline import ray_cluster
 from r1v_export.pipeline.build import build
-from r1v_export.pipeline.ray_cluster import RayCluster, open_cluster
+from r1v_export.pipeline.ray_cluster import Done, RayCluster, open_cluster
 from r1v_export.pipeline.workers import Task
 from r1v_export.progress import ignore_progress
 from tests.pipeline import ray_tasks
@@ -76,12 +76,12 @@ def test_a_build_whose_workers_are_killed_has_the_bytes_of_one_process(
     """Killed in the middle: the process of a worker that collects statistics, and of one that writes a graph."""
     submit, doomed = RayCluster.submit, {"shard 2/4": 6, "decoder-graph": 1}
 
-    def submit_doomed(self: RayCluster, task: Task) -> None:
+    def submit_doomed(self: RayCluster, task: Task) -> object:
         if task.name in doomed:
             marker = tmp_path / task.folder.name
             arguments = (task.function, marker, doomed[task.name], task.arguments)
             task = replace(task, function=ray_tasks.die_once, arguments=arguments)
-        submit(self, task)
+        return submit(self, task)
 
     config = quantized(tiny_model)
     build(config, tmp_path / "one")
@@ -113,6 +113,21 @@ def test_an_error_of_a_task_names_the_worker(cluster: RayCluster, tmp_path: Path
     with pytest.raises(R1VError, match="A task failed: broken") as failed:
         cluster.run([Task("broken", ray_tasks.fail, (), tmp_path / "x")], ignore_progress)
     assert failed.value.found == "ZeroDivisionError: a defect"
+
+
+def test_run_leaves_the_results_of_other_tasks_for_next_done(cluster: RayCluster, tmp_path: Path) -> None:
+    seen: list[tuple[float, float]] = []
+    cluster.submit(Task("before", ray_tasks.value, (1,), tmp_path / "before"))
+    cluster.run(
+        [Task(name, ray_tasks.value, (2,), tmp_path / name) for name in "ab"],
+        lambda done, total, status="": seen.append((done, total)),
+    )
+    assert seen[-1] == (2, 2)
+    assert max(done for done, _ in seen) <= 2
+    task, done = cluster.next_done(lambda running: None)
+    assert task.name == "before"
+    assert isinstance(done, Done)
+    assert done.value == 1
 
 
 def test_a_task_whose_workers_die_again_and_again_is_an_error(
