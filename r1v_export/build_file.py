@@ -74,9 +74,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     fields = parse_yaml(text, UsageError, "The build file is invalid", where=path)
     if not isinstance(fields, dict):
         raise UsageError(
-            "The build file is not a mapping of fields.",
+            "The build file does not consist of keys and values.",
             where=path,
             expected=", ".join(BuildConfig.model_fields),
-            found=type(fields).__name__,
+            found="nothing" if fields is None else "a list" if isinstance(fields, list) else "a single value",
+            fix="write one with every key explained: r1v-export init FILE",
         )
     return fields

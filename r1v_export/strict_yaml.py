@@ -37,10 +37,15 @@ def parse_yaml(text: str, raises: type[R1VError], what: str, *, where: object = 
     except RecursionError:
         failure = raises(f"{what}: nested too deeply.", where=where, expected=f"at most {MAX_LEVELS} levels")
     except Exception as error:  # PyYAML's constructors of dates, binary data and sets raise all kinds
-        failure = raises(f"{what}: not YAML.", where=where, found=shorten_text(" ".join(str(error).split())))
+        failure = raises(f"{what}: not YAML.", where=where, found=shorten_text(_one_line(error)))
     else:
         return content
     raise failure
+
+
+def _one_line(error: Exception) -> str:
+    """PyYAML's message, which names the text as if it were a file."""
+    return " ".join(str(error).replace(' in "<unicode string>",', " at").split())
 
 
 class _Loader(yaml.SafeLoader):

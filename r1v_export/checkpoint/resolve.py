@@ -61,6 +61,8 @@ def resolve(model: str | Path | None, *, revision: str | None = None, offline: b
 
 
 def _local(model: str | Path | None) -> tuple[Path | None, Literal["builtin", "folder"]]:
+    if model == "":
+        raise CheckpointError("MODEL is empty.", expected="a folder or a hub id", fix="name one, or omit it")
     if model is not None and Path(model).is_dir():
         return Path(model), "folder"
     if model is not None and Path(model).is_file():

@@ -14,6 +14,7 @@ from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
 from r1v_export.checkpoint.training_files import SIDE_FILE
 from r1v_export.errors import CheckpointError
 from r1v_export.files import read_regular_bytes
+from r1v_export.manifest import MANIFEST
 from r1v_export.strict import load_json
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -56,6 +57,14 @@ def _no_weights(folder: Path) -> CheckpointError:
             expected="*.safetensors",
             found=shorten(pickles),
             fix=_CONVERT,
+        )
+    if (folder / MANIFEST).is_file():
+        return CheckpointError(
+            "This is a bundle, which a build has made, and not a checkpoint.",
+            where=folder,
+            expected=f"model.safetensors, or shards with {INDEX_NAME}",
+            found=MANIFEST,
+            fix="name the checkpoint that it was built from",
         )
     return CheckpointError(
         "The folder holds no weights.",

@@ -148,7 +148,9 @@ def command(
         refuse_given(context, _OF_CALIBRATION, why, "omit it, or omit --calibrated")
     config = with_precision(config)
     if not config.quantized:
-        why = f"in {config.precision}, which needs no calibration"
+        asked = "precision" in config.model_fields_set
+        implied = "without --precision: neither fp32 nor a quantized checkpoint needs a calibration"
+        why = f"in {config.precision}, which needs no calibration" if asked else implied
         refuse_given(context, _OF_CALIBRATION, why, "omit it, or choose a --precision of 8 or 4 bits")
     for field, typed in {"sm": sm, "tp": tp, "pp": pp}.items():
         if typed is not None:

@@ -20,7 +20,7 @@ from r1v_export.hashed_files import record_hashes
 from r1v_export.log_event import log_event
 from r1v_export.manifest import MANIFEST, PASSED, WORK_FOLDER, FileEntry, Manifest, SourceEntry, StageEntry
 from r1v_export.pipeline import provenance
-from r1v_export.pipeline.calibration import chosen_recipe
+from r1v_export.pipeline.calibration import chosen_recipe, require_attainable_budget
 from r1v_export.pipeline.estimate import obstacles, refuse_impossible
 from r1v_export.pipeline.imported import IMPORTED_PRECISIONS, for_checkpoint
 from r1v_export.pipeline.precision import with_precision
@@ -167,6 +167,7 @@ def _open(config: BuildConfig, out: Path, offline: bool, *, planning: bool = Fal
     chosen_recipe(config)
     checkpoint = Checkpoint.open(config.model, revision=config.revision, offline=offline)
     config = for_checkpoint(config, checkpoint)
+    require_attainable_budget(config, checkpoint)
     lacking = {}
     for target in config.targets:
         try:

@@ -4,6 +4,7 @@ with."""
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from r1v_export.pipeline.calibration_samples import calibration_examples, exampl
 from r1v_export.pipeline.effort import default_recipe, with_effort
 from r1v_export.pipeline.kept_responses import KeptResponses
 from r1v_export.pipeline.qweight_placement import copy_calibration, qweight_places
-from r1v_export.progress import ProgressCallback
+from r1v_export.progress import ProgressCallback, size
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.apply.weight_check import require_own_scales
 from r1v_export.quantization.artifact.artifact import Artifact
@@ -39,12 +40,15 @@ from r1v_export.quantization.calibration.shards import require_separable
 from r1v_export.quantization.mixed_precision.budget import Budget
 from r1v_export.quantization.mixed_precision.search import FP8, MEASURED_SAMPLES, SENSITIVITY, candidates, search
 from r1v_export.quantization.recipe import Recipe, Scheme, load, resolve
-from r1v_export.quantization.sizes import parameter_count
+from r1v_export.quantization.sizes import checkpoint_bytes, parameter_count
 from r1v_export.reference.model import Model
 from r1v_export.targets import registry
 
 CALIBRATION = "calibration"
 """The calibration artifact's folder in a bundle."""
+
+_ROOM_FOR_SCALES = 1.2
+"""Over the estimate for INT4: it counts 2 bytes a scale, of as few as 32 values, where 4 are stored."""
 
 
 def chosen_recipe(config: BuildConfig) -> Recipe | None:
@@ -225,6 +229,7 @@ def calibrate_within_budget(
     assert options.resume_folder is not None
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
+    require_attainable_budget(config, checkpoint)
     budget, resume_folder = Budget.parse(config.budget), options.resume_folder
     with_kl = _whole_model_fits(checkpoint)
     if budget.kind == "kl" and not with_kl:
@@ -265,6 +270,26 @@ def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, 
     uniform = chosen_recipe(config.model_copy(update={"precision": "fp8", "budget": None}))
     schemes = [rule.scheme for rule in uniform.rules if rule.scheme] if uniform else []
     return candidates(checkpoint, config.precision, schemes[0] if schemes else FP8)
+
+
+def require_attainable_budget(config: BuildConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a budget of size that is clearly below the model in its smallest precisions, before any search.
+
+    Raises:
+        UsageError: it is; `search` refuses one that scales alone exceed.
+    """
+    if config.budget is None or (budget := Budget.parse(config.budget)).kind != "size":
+        return
+    smallest = {name: scheme for each in possible_schemes(config, checkpoint, None) for name, scheme in each.items()}
+    least_bytes = checkpoint_bytes(checkpoint.spec, smallest, "bfloat16")
+    if budget.limit < least_bytes:
+        raise UsageError(
+            "The budget is smaller than the model in its smallest precisions.",
+            where=f"--budget {config.budget}",
+            expected=f"more than {size(least_bytes)}",
+            found=size(int(budget.limit)),
+            fix=f"give more, such as --budget size={math.ceil(_ROOM_FOR_SCALES * least_bytes / 1e6)}MB",
+        )
 
 
 def possible_schemes(

@@ -80,3 +80,35 @@ def test_gpus_that_no_target_can_share_a_model_over_are_refused(
     assert main.run(["build", *options, "-o", str(tmp_path / "out")]) == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([""], "MODEL is empty"),
+        (["--budget", "size=20B"], "smaller than the model in its smallest precisions"),
+        (["--samples", "4"], "without --precision: neither fp32 nor a quantized checkpoint needs"),
+        (["--samples", "4", "--precision", "fp16"], "no effect in fp16"),
+        (["--calibrated", "none"], "found:    No such file or directory"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_its_cause(
+    arguments: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["build", *arguments, "-o", str(tmp_path / "out")]) in (1, 2)
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_is_no_checkpoint(nano_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["build", str(nano_bundle), "-o", str(tmp_path / "out")]) == 1
+    assert "This is a bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "nothing"), ("- 1", "a list"), ("{bad", "at line 1, column 1")])
+def test_a_build_file_that_is_none_is_refused(
+    text: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "build.yaml").write_text(text)
+    assert main.run(["build", "--config", str(tmp_path / "build.yaml"), "--print-config"]) == 2
+    assert found in capsys.readouterr().err

@@ -271,7 +271,7 @@ def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["build", "--precision", "fp7"], "'fp7' is not one of"),
         (["verify"], "Missing argument 'BUNDLE'"),
         (["completion"], "Choose from: bash, zsh, fish"),
-        (["build", "--effort", "quick"], "no effect in fp32"),
+        (["build", "--effort", "quick"], "no effect without --precision"),
         (["build", "--precision", "fp8", "--calibrated", "x", "--samples", "4"], "no effect with --calibrated"),
         (["check", "x", "--questions", "0"], "not in the range"),
         (["synth", "x", "--set", "no-value"], "no value"),

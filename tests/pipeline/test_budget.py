@@ -12,7 +12,7 @@ from r1v_export.bundle import BUILD_CONFIG
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, CalibrationConfig
 from r1v_export.errors import UsageError
-from r1v_export.pipeline.build import build
+from r1v_export.pipeline.build import build, plan
 from r1v_export.pipeline.calibrate import calibrate_alone
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
 from r1v_export.progress import Progress
@@ -52,6 +52,15 @@ def test_the_bundle_holds_what_was_measured_and_what_was_chosen(bundle: Path, ta
     sizes = {(option.module, option.precision): option.size_bytes for option in table.options}
     assert selection.size_bytes == table.fixed_bytes + sum(sizes[chosen] for chosen in selection.precisions.items())
     assert selection.size_bytes <= 2_500_000
+
+
+def test_a_size_that_no_precision_reaches_is_refused_before_anything_is_measured(
+    tiny_config: BuildConfig, tmp_path: Path
+) -> None:
+    for run in (build, plan):
+        with pytest.raises(UsageError, match="smaller than the model in its smallest precisions"):
+            run(within(tiny_config, "size=20B"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_artifact_quantizes_what_was_chosen(bundle: Path, tiny_model: Path, table: SensitivityTable) -> None:

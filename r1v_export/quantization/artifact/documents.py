@@ -86,7 +86,13 @@ def _read_text(path: Path) -> str:
     try:
         return read_regular_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError("A file of the calibration cannot be read.", where=path, found=error, fix=AGAIN) from error
+        raise BundleError(
+            "A file of the calibration cannot be read.", where=path, found=_cause(error), fix=AGAIN
+        ) from error
+
+
+def _cause(error: OSError | UnicodeDecodeError) -> object:
+    return error.strerror if isinstance(error, OSError) and error.strerror else error
 
 
 def open_tensors(path: Path) -> dict[str, StoredTensor]:
