@@ -220,7 +220,9 @@ def _plan_row(stage: PlannedStage) -> tuple[str, ...]:
         return (stage.name, "done", "", "", "")
     memory = size(stage.memory_bytes) if stage.memory_bytes else ""
     possible = "impossible here" if stage.obstacle else ""
-    return (stage.name, possible, size(stage.size_bytes), memory, duration(stage.seconds))
+    # Of a gate that fits neither way, no time is known.
+    about = duration(stage.seconds) if stage.seconds else "-"
+    return (stage.name, possible, size(stage.size_bytes), memory, about)
 
 
 def _print_built(built: Built, format_: str) -> None:

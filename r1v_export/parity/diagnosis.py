@@ -85,19 +85,25 @@ class Diagnosis:
 
 
 def diagnose(
-    first_bad: str | None, found_by_name: Mapping[str, Statistics], tokenizer: Tokenizer, options: CheckOptions
+    first_bad: str | None,
+    found_by_name: Mapping[str, Statistics],
+    tokenizer: Tokenizer,
+    options: CheckOptions,
+    *,
+    given_reply: bool = False,
 ) -> Diagnosis:
     """Why the first bad boundary is out of tolerance; nothing if none is.
 
     Args:
         found_by_name: the statistics of all boundaries.
+        given_reply: the decoded tokens are no answer of the model, as in a streamed gate.
     """
     if first_bad is None:
         return Diagnosis()
     if options.gate == "quantization" and _may_be_lost(first_bad, found_by_name[first_bad], options):
         kind = kind_of(first_bad)
         causes = cost_causes(kind, found_by_name, options)
-        return Diagnosis(causes, next_steps(kind, found_by_name, options))
+        return Diagnosis(causes, next_steps(kind, found_by_name, options, given_reply))
     return Diagnosis(likely_causes(first_bad, found_by_name, tokenizer))
 
 

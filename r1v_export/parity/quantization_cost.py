@@ -35,6 +35,11 @@ _LAYERS_BEFORE: Mapping[Boundary, tuple[Boundary, str]] = {
 
 _SHOWN_LAYERS = 3
 
+OWN_ANSWERS = (
+    "compare on the model's own answers, where there is memory for the whole model: --gate whole decides; on a given "
+    "reply, as here, a model that would not say it can lose more"
+)
+
 Rise = tuple[int, float, float]
 """A layer, and the relative error before and behind it."""
 
@@ -60,11 +65,19 @@ def cost_causes(kind: Boundary, found_by_name: Mapping[str, Statistics], options
     return (rounding, *_largest_losses(kind, found_by_name), *_measured_alone(options.calibration))
 
 
-def next_steps(kind: Boundary, found_by_name: Mapping[str, Statistics], options: CheckOptions) -> tuple[str, ...]:
-    """What loses less, by options that there are; arguments as those of `cost_causes`."""
+def next_steps(
+    kind: Boundary, found_by_name: Mapping[str, Statistics], options: CheckOptions, given_reply: bool = False
+) -> tuple[str, ...]:
+    """What shows whether the loss matters, and what loses less, by options that there are.
+
+    Args:
+        kind: as of `cost_causes`, and the next two.
+        given_reply: the decoded tokens are no answer of the model, as in a streamed gate.
+    """
+    own_answers = (OWN_ANSWERS,) if given_reply and kind == "decode" else ()
     if options.own_weights is not None:
-        return ("choose a type of more bits in the target's block of the build file",)
-    return tuple(_next_steps(kind, found_by_name, options))
+        return (*own_answers, "choose a type of more bits in the target's block of the build file")
+    return (*own_answers, *_next_steps(kind, found_by_name, options))
 
 
 def _next_steps(kind: Boundary, found_by_name: Mapping[str, Statistics], options: CheckOptions) -> Iterator[str]:

@@ -125,7 +125,7 @@ def _report(
     reference, options = gate.reference, gate.options
     boundaries, first_bad = judge(found.by_name, options.profile)
     log_boundaries(options.gate, boundaries, len(samples), first_bad)
-    diagnosis = diagnose(first_bad, found.by_name, reference.tokenizer, options)
+    diagnosis = diagnose(first_bad, found.by_name, reference.tokenizer, options, given_reply=True)
     return ParityReport(
         reference=reference.engine.name,
         candidate=candidate.engine.name,

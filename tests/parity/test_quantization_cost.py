@@ -12,7 +12,7 @@ import pytest
 from r1v_export.errors import ParityError
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.metrics import LogitStatistics, TensorStatistics
-from r1v_export.parity.quantization_cost import OTHER_RECIPES, cost_causes, next_steps
+from r1v_export.parity.quantization_cost import OTHER_RECIPES, OWN_ANSWERS, cost_causes, next_steps
 from r1v_export.parity.report import failed_page, write_reports
 from r1v_export.parity.schema import CalibrationFacts
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, Selection, SensitivityTable
@@ -96,6 +96,14 @@ def test_without_layers_the_gate_that_compares_them_is_named() -> None:
     assert any("--gate streamed" in step for step in steps)
     assert not any("--samples" in step for step in steps)  # int4-rtn reads none
     assert any("--budget kl=0.1" in step for step in steps)
+
+
+def test_a_gate_on_a_given_reply_names_the_one_on_own_answers_where_the_reply_was_read() -> None:
+    own = CheckOptions("fp16", gate="quantization", own_weights="4-bit weights")
+    for options in (INT4, own):
+        assert next_steps("decode", {}, options, given_reply=True)[0] == OWN_ANSWERS
+        assert OWN_ANSWERS not in next_steps("prefill", {}, options, given_reply=True)
+        assert OWN_ANSWERS not in next_steps("decode", {}, options)
 
 
 def test_what_a_budget_measured_is_used() -> None:
