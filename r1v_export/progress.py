@@ -6,8 +6,9 @@ stage one. Nothing goes to stdout.
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,9 @@ from r1v_export.quoting import visible
 _REDRAW_S = 0.1
 _HEARTBEAT_S = 30.0
 """Between the lines of a stage that runs where there is no terminal."""
+
+_LEAST_FRACTION = 0.01
+"""Of a stage's work: how long the rest takes is not estimated from less in its first half minute."""
 
 
 class ProgressCallback(Protocol):
@@ -99,7 +103,7 @@ class Progress:
     def note(self, line: str) -> None:
         """Say something that stays."""
         if self.notes:
-            self._print(f"  {line}")
+            self._print(*fitted(f"  {line}", self.stream, indent=4))
 
     @contextmanager
     def _heartbeat(self, task: Task) -> Iterator[None]:
@@ -132,12 +136,12 @@ class Progress:
             self._print(line)
         elif self.live:
             # A line that is redrawn must not wrap: what it wraps to is never erased.
-            self.stream.write(f"\r\x1b[K{visible(line)[: shutil.get_terminal_size().columns - 1]}")
+            self.stream.write(f"\r\x1b[K{visible(line)[: terminal_width(self.stream) - 1]}")
             self.stream.flush()
 
-    def _print(self, line: str) -> None:
-        """A line that stays, in place of one that is redrawn."""
-        self.stream.write(("\r\x1b[K" if self.live else "") + visible(line) + "\n")
+    def _print(self, *lines: str) -> None:
+        """Lines that stay, in place of one that is redrawn."""
+        self.stream.write(("\r\x1b[K" if self.live else "") + "".join(f"{visible(line)}\n" for line in lines))
         self.stream.flush()
 
 
@@ -185,7 +189,7 @@ class Task:
         return f"{self.title}{self._state()}{status}"
 
     def _state(self) -> str:
-        if not self.fraction:
+        if self.fraction < _LEAST_FRACTION and (not self.fraction or self.elapsed_s < _HEARTBEAT_S):
             return f": began {self.elapsed} ago" if self.elapsed_s >= _HEARTBEAT_S else " ..."
         left_s = self.elapsed_s * (1 - self.fraction) / self.fraction
         facts = [f"{100 * self.fraction:.0f} %", f"{duration(left_s)} left"]
@@ -194,6 +198,28 @@ class Task:
         if later_s := self.progress.later_s:
             facts.append(f"{duration(left_s + later_s)} with all stages")
         return f": {', '.join(fact for fact in facts if fact)}"
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Columns of the terminal that a stream goes to: $COLUMNS if it is set, and 80 where there is no terminal."""
+    if (columns := os.environ.get("COLUMNS", "")).isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):  # no terminal, a closed stream, or one without a file
+        return 80
+
+
+def fitted(line: str, stream: TextIO, *, indent: int) -> list[str]:
+    """A line, broken at spaces where it goes to a narrower terminal; words that are longer, such as paths, stay whole.
+
+    Args:
+        indent: of the lines after the first.
+    """
+    if not stream.isatty() or len(line) <= (width := terminal_width(stream)):
+        return [line]
+    spaces = " " * indent
+    return textwrap.wrap(line, width, subsequent_indent=spaces, break_long_words=False, break_on_hyphens=False)
 
 
 def _two_digits(number: float) -> str:

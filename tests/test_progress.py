@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import termios
 import threading
 
 import pytest
 
 from r1v_export import progress
-from r1v_export.progress import Progress, duration, size, subrange
+from r1v_export.progress import Progress, duration, size, subrange, terminal_width
 
 
 class Terminal(io.StringIO):
@@ -42,6 +47,34 @@ def test_a_note_stays_below_its_stage(clock: list[float]) -> None:
         clock[0] += 1
     shown.note("warning: keys have outliers")
     assert stream.getvalue() == "[1/1] one: 1.0 s\n  warning: keys have outliers\n"
+
+
+def test_a_terminal_gets_a_note_in_lines_of_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = Terminal()
+    Progress(1, stream).note("warning: keys have outliers")
+    assert stream.getvalue() == "\r\x1b[K  warning: keys have\n    outliers\n"
+
+
+def test_the_width_is_that_of_the_terminal_that_a_stream_goes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    other, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 61, 0, 0))
+    with os.fdopen(terminal, "w") as stream:
+        assert terminal_width(stream) == 61
+    os.close(other)
+    assert terminal_width(io.StringIO()) == 80
+
+
+def test_a_hundredth_of_the_work_is_needed_to_say_how_long_the_rest_takes(clock: list[float]) -> None:
+    stream = Terminal()
+    with Progress(1, stream).stage("one") as task:
+        clock[0] += 4
+        task.report(1, 10_000)
+        assert "left" not in stream.getvalue()
+        clock[0] += 36
+        task.report(1, 10_000)
+    assert "0 %, 111 h 06 min left" in stream.getvalue()
 
 
 def test_a_terminal_sees_how_far_and_how_long_still(clock: list[float]) -> None:

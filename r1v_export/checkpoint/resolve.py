@@ -67,7 +67,11 @@ def _local(model: str | Path | None) -> tuple[Path | None, Literal["builtin", "f
         return Path(model), "folder"
     if model is not None and Path(model).is_file():
         raise CheckpointError(
-            "MODEL is a file.", where=model, expected="a folder", found="a file", fix="pass the folder that contains it"
+            "MODEL is a file.",
+            where=model,
+            expected="a folder, or a file whose name ends in .gguf",
+            found="a file",
+            fix="pass the folder that contains it",
         )
     if model is None or str(model) == BUILTIN_NAME:
         return Path(__file__).parents[1] / "nano" / "model", "builtin"
@@ -90,11 +94,16 @@ def _download(hub_id: str, revision: str | None, offline: bool) -> Path:
 
 def _hub_error(error: Exception, hub_id: str, revision: str | None, offline: bool) -> CheckpointError:
     """A hub client's exception in the words of this program."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     what, fix = _explain(error, offline)
+    is_absent = offline and type(error) is LocalEntryNotFoundError  # its text is about a parameter of the client
+    found = f"no snapshot in {HF_HUB_CACHE}" if is_absent else f"{type(error).__name__}: {' '.join(str(error).split())}"
     return CheckpointError(
         what,
         where=hub_id if revision is None else f"{hub_id} at revision {revision}",
-        found=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300],
+        found=found[:300],
         fix=fix.format(hub_id=hub_id),
     )
 

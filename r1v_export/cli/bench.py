@@ -11,6 +11,7 @@ import click
 from r1v_export import build_extra
 from r1v_export.cli.images import SOURCE, allow_url_option, image_opener
 from r1v_export.cli.output import (
+    WholeNumber,
     common_options,
     device_option,
     engine_option,
@@ -50,11 +51,11 @@ _BUSY_CPUS = 0.25
 @target_option
 @engine_option
 @model_option
-@click.option("--tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Tokens of each answer.")
+@click.option("--tokens", type=WholeNumber(min=2), default=64, show_default=True, help="Tokens of each answer.")
 @click.option(
-    "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Runs after the warm-up; medians count."
+    "--runs", type=WholeNumber(min=1), default=5, show_default=True, help="Runs after the warm-up; medians count."
 )
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at once.")
+@click.option("--batch", type=WholeNumber(min=1), default=1, show_default=True, help="Sequences at once.")
 @click.option("--roofline", "gpu", metavar="GPU", help="Compare with H100, ... [default: the GPU that it runs on]")
 @device_option
 @threads_option

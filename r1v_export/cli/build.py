@@ -9,6 +9,7 @@ import click
 
 from r1v_export.cli.output import (
     TargetOption,
+    WholeNumber,
     calibration_options,
     common_options,
     gate_option,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from r1v_export.pipeline.build import Built, PlannedStage
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
-COUNT = click.IntRange(min=1)
+COUNT = WholeNumber(min=1)
 DEFAULT_OUT = Path("out")
 _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation_memory", "shards")
 
@@ -59,18 +60,26 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
     type=click.Path(path_type=Path),
     help="A build file, such as a bundle's build.yaml; options win over it.",
 )
-@click.option("--recipe", help="How to quantize: a name of `recipes list`, or a YAML file. [default: the precision's]")
-@click.option("--calib", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help="How to quantize: a name of `recipes list`, or a YAML file. [default: the precision's]",
+)
+@click.option(
+    "--calib", metavar="PATH", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]"
+)
 @calibration_options
-@click.option("--budget", help="Choose each module's precision within kl=0.02, for example, or size=20GB.")
-@click.option("--calibrated", help="A finished calibration (`r1v-export calibrate`) to build with.")
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option(
+    "--budget", metavar="kl=X|size=SIZE", help="Choose each module's precision within this, such as size=20GB."
+)
+@click.option("--calibrated", metavar="PATH", help="A finished calibration (`r1v-export calibrate`) to build with.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where engines run and are checked. [default: cpu]")
 @image_policy_option
 @click.option("--sm", metavar="89,120", help="Compute capabilities to build for, or `current`, where a target asks.")
-@click.option("--tp", type=COUNT, metavar="N", help="Tensor parallelism: GPUs that share each layer. [default: 1]")
-@click.option("--pp", type=COUNT, metavar="N", help="Pipeline parallelism: groups of such GPUs. [default: 1]")
+@click.option("--tp", type=COUNT, help="Tensor parallelism: GPUs that share each layer. [default: 1]")
+@click.option("--pp", type=COUNT, help="Pipeline parallelism: groups of such GPUs. [default: 1]")
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate.")
 @gate_option
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
@@ -222,7 +231,8 @@ def _plan_row(stage: PlannedStage) -> tuple[str, ...]:
     possible = "impossible here" if stage.obstacle else ""
     # Of a gate that fits neither way, no time is known.
     about = duration(stage.seconds) if stage.seconds else "-"
-    return (stage.name, possible, size(stage.size_bytes), memory, about)
+    writes = size(stage.size_bytes) if stage.size_bytes else "-"  # Reports and documents are not estimated.
+    return (stage.name, possible, writes, memory, about)
 
 
 def _print_built(built: Built, format_: str) -> None:

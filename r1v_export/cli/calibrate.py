@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 @click.command(short_help="Calibrate apart from a build, in one run or in shards.")
 @click.argument("model", required=False)
 @click.option("--precision", type=click.Choice(["fp8", "int8", "int4"]), help="Calibrate by this precision's recipe.")
-@click.option("--recipe", help="Calibrate by this recipe: a name of `recipes list`, or a YAML file.")
-@click.option("--budget", help="Find a recipe within kl=0.02, for example, or size=20GB.")
-@click.option("--calib", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]")
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="Calibrate by this recipe: a name of `recipes list`, or a YAML file."
+)
+@click.option("--budget", metavar="kl=X|size=SIZE", help="Find a recipe within this, such as size=20GB.")
+@click.option(
+    "--calib", metavar="PATH", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]"
+)
 @calibration_options
 @image_policy_option
 @click.option(
@@ -46,7 +50,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="Folder of the calibration, or shard."
 )
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @device_option
 @shards_option

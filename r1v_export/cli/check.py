@@ -10,6 +10,7 @@ import click
 from r1v_export.cli.images import SOURCE, allow_url_option, image_opener, require_stdin_once
 from r1v_export.cli.output import (
     TargetOption,
+    WholeNumber,
     common_options,
     device_option,
     gate_option,
@@ -35,7 +36,7 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
 @click.option(
     "--questions",
     "count",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     help="Questions that both sides answer. [default: 32; 2 of a streamed gate]",
 )
 @click.option(
@@ -55,9 +56,7 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
     type=click.Path(path_type=Path),
     help="Also measure this bundle, and plot accuracy against size; repeat for several.",
 )
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), help="Longest answer. [default: 96; 16 of a streamed gate]"
-)
+@click.option("--max-new-tokens", type=WholeNumber(min=1), help="Longest answer. [default: 96; 16 of a streamed gate]")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. [default: BUNDLE/report/local]")
 @device_option
 @threads_option

@@ -10,6 +10,7 @@ import click
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
     TargetOption,
+    WholeNumber,
     common_options,
     device_option,
     engine_option,
@@ -57,19 +58,15 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
 )
 @click.option("--target", cls=TargetOption, help="Engine of the bundle. [default: its first]")
 @engine_option
-@click.option("--max-rows", type=click.IntRange(1, 1024), default=16, show_default=True, help="Answered together.")
+@click.option("--max-rows", type=WholeNumber(1, 1024), default=16, show_default=True, help="Answered together.")
+@click.option("--cache-mib", type=WholeNumber(min=1), default=2048, show_default=True, help="Of the key-value cache.")
+@click.option("--image-cache-mib", type=WholeNumber(min=0), default=256, show_default=True, help="Of image embeddings.")
 @click.option(
-    "--cache-mib", type=click.IntRange(min=1), default=2048, show_default=True, help="Of the key-value cache."
-)
-@click.option(
-    "--image-cache-mib", type=click.IntRange(min=0), default=256, show_default=True, help="Of image embeddings."
-)
-@click.option(
-    "--tiles", type=click.IntRange(1, 1024), default=16, show_default=True, help="In a batch of the vision graph."
+    "--tiles", type=WholeNumber(1, 1024), default=16, show_default=True, help="In a batch of the vision graph."
 )
 @click.option(
     "--preprocessors",
-    type=click.IntRange(1, 64),
+    type=WholeNumber(1, 64),
     default=2,
     show_default=True,
     help="Processes, or threads, for images.",

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import click
 
-from r1v_export.cli.output import common_options, print_json, shown_progress
+from r1v_export.cli.output import (
+    WholeNumber,
+    common_options,
+    print_json,
+    shown_progress,
+)
 
 
 @click.command(short_help="Build an engine from a bundle's checkpoint.")
@@ -20,7 +25,7 @@ from r1v_export.cli.output import common_options, print_json, shown_progress
     show_default=True,
     help="Folder of the engine; new or empty.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="GPUs to build on at a time. [default: one for each rank]")
+@click.option("--workers", type=WholeNumber(min=1), help="GPUs to build on at a time. [default: one for each rank]")
 @click.option("--program", type=click.Path(path_type=Path), help="The library's program. [default: the one on PATH]")
 @click.option("--print-command", is_flag=True, help="Show the command, also for a container; build nothing.")
 @common_options

@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1v_export.cli.build import PRECISIONS
-from r1v_export.cli.output import TargetOption, common_options, print_json, refuse_given, table
+from r1v_export.cli.output import (
+    TargetOption,
+    WholeNumber,
+    common_options,
+    print_json,
+    refuse_given,
+    table,
+    wrapped,
+    wrapped_table,
+)
 from r1v_export.targets.entry_points import DESCRIBED
 
 if TYPE_CHECKING:
     from r1v_export.checkpoint.quantized.quantized_linears import Quantized
     from r1v_export.model_spec import ModelSpec
 
-_COUNT = click.IntRange(min=1)
+_COUNT = WholeNumber(min=1)
 
 
 @click.command(short_help="Show what a checkpoint, bundle or engine is.")
@@ -43,16 +52,16 @@ _COUNT = click.IntRange(min=1)
     type=click.Choice(PRECISIONS),
     help="Precision of the engine that is sized. [default: the checkpoint's]",
 )
-@click.option("--recipe", help="Recipe of the engine that is sized. [default: the precision's]")
+@click.option("--recipe", metavar="NAME|FILE", help="Recipe of the engine that is sized. [default: the precision's]")
 @click.option("--tp", type=_COUNT, help="Tensor parallelism: GPUs that share each layer. [default: 1]")
 @click.option(
     "--pp", type=_COUNT, help="Pipeline parallelism: groups of such GPUs, each with a part of the layers. [default: 1]"
 )
 @click.option("--batch", type=_COUNT, help="Requests at a time. [default: 1]")
-@click.option("--tiles", type=click.IntRange(min=0), help="Tiles of a request's images. [default: one image's most]")
+@click.option("--tiles", type=WholeNumber(min=0), help="Tiles of a request's images. [default: one image's most]")
 @click.option("--prompt", type=_COUNT, help="Tokens of a prompt with its images. [default: tiles and a question]")
-@click.option("--max-new-tokens", type=click.IntRange(min=0), help="Tokens of an answer. [default: 1024]")
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--max-new-tokens", type=WholeNumber(min=0), help="Tokens of an answer. [default: 1024]")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @common_options
 def command(
@@ -174,12 +183,12 @@ def _as_text(facts: dict[str, Any]) -> str:
     rows = [*parameters.items(), ("all", sum(parameters.values()))]
     spec = [(part, _one_line(values)) for part, values in facts["spec"].items()]
     files = [(size(size_bytes), name) for name, size_bytes in facts["files"].items()]
-    notes = [f"note: {note}" for note in facts.get("notes", ())]
+    notes = [wrapped(f"note: {note}") for note in facts.get("notes", ())]
     return "\n\n".join(
         (
-            "\n".join((table(plain), *notes)),
+            "\n".join((wrapped_table(plain), *notes)),
             "parameters\n" + table((name, f"{count:,}") for name, count in rows),
-            "model\n" + table(spec),
+            "model\n" + wrapped_table(spec),
             "files\n" + "\n".join(f"{text:>9}  {name}" for text, name in files),
         )
     )

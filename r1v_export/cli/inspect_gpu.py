@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import print_json, table
+from r1v_export.cli.output import print_json, table, wrapped
 from r1v_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,31 +99,30 @@ def _as_text(found: dict[str, Any]) -> str:
     parallel, asked, memory = found["parallel"], found["requests"], found["memory_per_gpu"]
     gpus = parallel["tp"] * parallel["pp"]
     recipe = f"recipe {found['recipe']}, " if found["recipe"] else ""
-    title = (
+    engine = (
         f"{found['name']}: {recipe}{found['compute']}; {gpus} GPU{'s' if gpus > 1 else ''} "
-        f"(tp {parallel['tp']}, pp {parallel['pp']})\n"
+        f"(tp {parallel['tp']}, pp {parallel['pp']})"
+    )
+    load = (
         f"{asked['batch']} request{'s' if asked['batch'] > 1 else ''} at a time, each "
         f"{asked['prompt']} prompt tokens ({asked['tiles']} tiles) "
         f"and {asked['new_tokens']} new ones"
     )
+    title = f"{wrapped(engine)}\n{wrapped(load)}"
     return "\n\n".join((title, _memory_text(found, memory), _fits_text(found), _steps_text(found)))
 
 
 def _memory_text(found: dict[str, Any], memory: dict[str, Any]) -> str:
     from r1v_export.progress import size
 
-    asked = found["requests"]
+    asked, per_token = found["requests"], size(memory["cache_bytes_per_token"])
+    cache = f"{asked['batch']} x {asked['context']} tokens of {per_token} ({found['kv_cache']})"
     rows = [
-        ("weights of vision tower and projector", size(memory["vision_weight_bytes"]), ""),
-        ("weights of the language model", size(memory["language_weight_bytes"]), ""),
-        (
-            "key-value cache",
-            size(memory["cache_bytes"]),
-            f"{asked['batch']} x {asked['context']} tokens of {size(memory['cache_bytes_per_token'])} "
-            f"({found['kv_cache']})",
-        ),
-        ("activations and workspace", size(memory["workspace_bytes"]), "an estimate"),
-        ("all", size(memory["total_bytes"]), ""),
+        ("weights of vision tower and projector", size(memory["vision_weight_bytes"])),
+        ("weights of the language model", size(memory["language_weight_bytes"])),
+        (f"key-value cache, {cache}", size(memory["cache_bytes"])),
+        ("activations and workspace, an estimate", size(memory["workspace_bytes"])),
+        ("all", size(memory["total_bytes"])),
     ]
     return "on the fullest GPU\n" + table(rows)
 
@@ -142,14 +141,8 @@ def _fits_text(found: dict[str, Any]) -> str:
         )
         for name, row in found["fits"].items()
     ]
-    header = (
-        "GPU",
-        "of it usable",
-        "fits",
-        f"largest batch at {asked['context']} tokens",
-        f"longest context at batch {asked['batch']}",
-    )
-    return table(rows, header)
+    title = f"largest batch of {asked['context']} tokens each, longest context at batch {asked['batch']}"
+    return wrapped(title) + "\n" + table(rows, ("GPU", "usable", "fits", "largest batch", "longest context"))
 
 
 def _steps_text(found: dict[str, Any]) -> str:
@@ -168,11 +161,12 @@ def _steps_text(found: dict[str, Any]) -> str:
     ]
     decode_s = list(found["steps"].values())[-1]["seconds"]
     lines = [
-        f"at the peak rates of {device['name']} ({device['source']}), communication between GPUs not counted",
+        wrapped(f"at the peak rates of {device['name']} ({device['source']}), communication between GPUs not counted"),
         table(rows, ("step, on each GPU", "FLOP", "bytes", "ms at least", "bound by")),
         f"at most {found['requests']['batch'] / decode_s:.3g} tokens/s over all requests",
     ]
     missing = sorted({kind for row in found["steps"].values() for kind in row["arithmetic"]} - set(device["tflops"]))
     if missing:
-        lines.append(f"{device['name']} has no matrix units for {', '.join(missing)}: counted at the rate of float16")
+        lacks = f"{device['name']} has no matrix units for {', '.join(missing)}: counted at the rate of float16"
+        lines.append(wrapped(lacks))
     return "\n".join(lines)

@@ -11,16 +11,19 @@ import faulthandler
 import importlib
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import click
 
 from r1v_export import build_extra
 from r1v_export.cli.streams import discard_stdout, json_text, prepare_streams
 from r1v_export.errors import CapabilityError, R1VError, UsageError
+from r1v_export.progress import fitted
 from r1v_export.version import VERSION
 
 COMMANDS = (
@@ -48,6 +51,9 @@ COMMANDS = (
 
 _NON_BREAKING_HYPHEN = "\N{NON-BREAKING HYPHEN}"
 
+_LABEL = "error: "
+_COMMAND = re.compile(r"`|\br1v-export |\bpip ")
+
 BROKEN_PIPE = 141
 """Exit code of a command whose reader went away, as of programs that SIGPIPE ends."""
 
@@ -64,6 +70,19 @@ class Commands(click.Group):
         command = importlib.import_module(f"r1v_export.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that arguments begin with.
+
+        Raises:
+            NoSuchCommand: there is none; suggests those with a similar name.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:  # click suggests commands that are imported
+            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
 
 class HelpFormatter(click.HelpFormatter):
@@ -124,7 +143,7 @@ def run(arguments: Sequence[str]) -> int:
         click.echo(error.ctx.get_help() if error.ctx else "")
         sys.stdout.flush()
     except click.ClickException as error:
-        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "r1v-export"
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else _named(arguments)
         what = error.format_message().replace("\n\t", " ")  # click lists choices on lines of their own
         return _report(arguments, UsageError(what, fix=f"{command} --help"))
     except (click.Abort, KeyboardInterrupt):
@@ -146,6 +165,18 @@ def run(arguments: Sequence[str]) -> int:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         return _report(arguments, R1VError(what[:300], fix="run with --debug for the traceback"))
     return result if isinstance(result, int) else 0
+
+
+def _named(arguments: Sequence[str]) -> str:
+    """The command that arguments begin with, as users type it; click's parser does not say whose option is wrong."""
+    path, command = "r1v-export", cast("click.Command", cli)
+    context = click.Context(cli)
+    for argument in arguments:
+        found = command.get_command(context, argument) if isinstance(command, click.Group) else None
+        if found is None:
+            break
+        path, command = f"{path} {argument}", found
+    return path
 
 
 def _of_file_system(error: OSError) -> R1VError:
@@ -185,9 +216,18 @@ def _report(arguments: Sequence[str], error: R1VError) -> int:
             return error.exit_code
         except OSError:
             discard_stdout()  # Then it goes to stderr, as text.
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True, color=_color())
-    click.echo(str(error), err=True)
+    click.secho(_LABEL, fg="red", bold=True, nl=False, err=True, color=_color())
+    click.echo(_fitted(str(error)), err=True)
     return error.exit_code
+
+
+def _fitted(message: str) -> str:
+    """An error's text with lines broken at words where stderr is a terminal, but for commands, which are copied."""
+    what, *details = message.split("\n")
+    lines = [line.removeprefix(_LABEL) for line in fitted(_LABEL + what, sys.stderr, indent=2)]
+    for line in details:
+        lines += [line] if _COMMAND.search(line) else fitted(line, sys.stderr, indent=12)
+    return "\n".join(lines)
 
 
 def _color() -> bool | None:

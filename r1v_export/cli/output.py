@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +15,7 @@ from r1v_export.cli.logs import logging_options
 from r1v_export.cli.streams import json_text
 from r1v_export.cpus import use_threads
 from r1v_export.errors import UsageError
+from r1v_export.progress import terminal_width
 from r1v_export.quoting import visible
 from r1v_export.targets.entry_points import names
 
@@ -45,6 +46,26 @@ def common_options(function: Function) -> Function:
     )(function)
 
 
+class WholeNumber(click.IntRange):
+    """A whole number within a range: `N` in help."""
+
+    name = "integer"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What help shows for a value."""
+        return "N"
+
+
+class Number(click.FloatRange):
+    """A number within a range: `X` in help."""
+
+    name = "number"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What help shows for a value."""
+        return "X"
+
+
 device_option = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs."
 )
@@ -63,7 +84,7 @@ ray_option = click.option(
 )
 shards_option = click.option(
     "--shards",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     help="Parts that calibration samples are split into, for --ray to spread. [default: 1]",
 )
 
@@ -74,7 +95,7 @@ def calibration_options(function: Function) -> Function:
         (
             click.option(
                 "--samples",
-                type=click.IntRange(min=1),
+                type=WholeNumber(min=1),
                 help="Calibration samples at most. [default: 128; with quick effort 32]",
             ),
             click.option(
@@ -133,14 +154,14 @@ engine_option = click.option(
 )
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     expose_value=False,
     callback=lambda _context, _option, value: use_threads(value),
     help="CPU threads of an operator. [default: OMP_NUM_THREADS, or by cores and quota]",
 )
 draft_tokens_option = click.option(
     "--draft-tokens",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=8,
     show_default=True,
     help="Tokens guessed from what repeats and checked in a step, at most; 0 for none.",
@@ -209,7 +230,7 @@ def wrapped_table(rows: Iterable[Sequence[str]]) -> str:
 
     Where that leaves too little room, the last column goes below the others.
     """
-    width = shutil.get_terminal_size().columns
+    width = terminal_width(sys.stdout)
     cells = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*(row[:-1] for row in cells), strict=True)]
     indent = sum(widths) + 2 * len(widths)
@@ -229,7 +250,7 @@ def wrapped_table(rows: Iterable[Sequence[str]]) -> str:
 
 def wrapped(text: str) -> str:
     """A sentence in lines of the terminal's width, or 80 where there is none."""
-    return textwrap.fill(visible(text), shutil.get_terminal_size().columns, break_on_hyphens=False)
+    return textwrap.fill(visible(text), terminal_width(sys.stdout), break_on_hyphens=False)
 
 
 def _is_number(cell: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from r1v_export.cli.output import common_options, print_json, table
+from r1v_export.cli.output import common_options, print_json, wrapped_table
 
 
 @click.group(short_help="List or show quantization recipes.")
 def command() -> None:
-    """The shipped recipes, which `build --recipe` takes by name; `show` prints one to start an own one from."""
+    """The shipped recipes, which `build --recipe` takes by name; `show` prints one to start your own from."""
 
 
 @command.command("list", short_help="All shipped recipes.")
@@ -26,7 +26,7 @@ def list_recipes(format_: str) -> None:
         )
     else:
         rows = [(recipe.name, precisions.get(recipe.name, ""), recipe.description) for recipe in recipes]
-        click.echo(table(rows, ("recipe", "--precision", "")))
+        click.echo(wrapped_table([("recipe", "--precision", ""), *rows]))
 
 
 @command.command("show", short_help="One recipe.")

@@ -15,6 +15,7 @@ from r1v_export.cli.chat import chat as converse
 from r1v_export.cli.images import STDIN, allow_url_option, image_opener, image_option, require_stdin_once
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
+    WholeNumber,
     common_options,
     device_option,
     draft_tokens_option,
@@ -47,7 +48,7 @@ MAX_VIDEO_FRAMES = 4096
 @image_option
 @allow_url_option
 @click.option("--video", type=click.Path(path_type=Path), help="Ask about frames of this video or animation.")
-@click.option("--frames", type=click.IntRange(1, MAX_VIDEO_FRAMES), help="How many of them. [default: 8]")
+@click.option("--frames", type=WholeNumber(1, MAX_VIDEO_FRAMES), help="How many of them. [default: 8]")
 @target_option
 @engine_option
 @model_option

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from r1v_export.cli.output import Number, WholeNumber
 from r1v_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -21,20 +22,32 @@ MAX_SCHEMA_BYTES = 1 << 20
 _OPTIONS = (
     click.option("--greedy", is_flag=True, help="Take the likeliest token, whatever the checkpoint recommends."),
     click.option(
-        "--max-new-tokens", type=click.IntRange(min=1), help="Longest answer. [default: the checkpoint's, or 512]"
+        "--max-new-tokens", type=WholeNumber(min=1), help="Longest answer. [default: the checkpoint's, or 512]"
     ),
-    click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy. [default: the checkpoint's, or 0]"),
-    click.option("--top-p", type=float, help="Draw from this much probability. [default: the checkpoint's, or 1]"),
-    click.option("--top-k", type=int, help="Draw from this many tokens; 0 is off. [default: the checkpoint's]"),
-    click.option("--min-p", type=float, help="Draw no token below this share of the likeliest one's probability."),
-    click.option("--repetition-penalty", type=float, help="Above 1 repeats less. [default: the checkpoint's, or 1]"),
-    click.option("--presence-penalty", type=float, help="Taken off the logits of tokens of the answer; -2 to 2."),
-    click.option("--frequency-penalty", type=float, help="The same for each time that they are in it; -2 to 2."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling."),
+    click.option("--temperature", type=Number(min=0), help="0 is greedy. [default: the checkpoint's, or 0]"),
+    click.option(
+        "--top-p", type=float, metavar="X", help="Draw from this much probability. [default: the checkpoint's, or 1]"
+    ),
+    click.option(
+        "--top-k", type=int, metavar="N", help="Draw from this many tokens; 0 is off. [default: the checkpoint's]"
+    ),
+    click.option(
+        "--min-p", type=float, metavar="X", help="Draw no token below this share of the likeliest one's probability."
+    ),
+    click.option(
+        "--repetition-penalty", type=float, metavar="X", help="Above 1 repeats less. [default: the checkpoint's, or 1]"
+    ),
+    click.option(
+        "--presence-penalty", type=float, metavar="X", help="Taken off the logits of tokens of the answer; -2 to 2."
+    ),
+    click.option(
+        "--frequency-penalty", type=float, metavar="X", help="The same for each time that they are in it; -2 to 2."
+    ),
+    click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Random seed for sampling."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeat for several."),
     click.option("--stop-in-reasoning", is_flag=True, help="Search the reasoning for --stop too."),
     click.option(
-        "--max-reasoning-tokens", type=click.IntRange(min=0), help="End the reasoning after this many. [default: never]"
+        "--max-reasoning-tokens", type=WholeNumber(min=0), help="End the reasoning after this many. [default: never]"
     ),
     click.option(
         "--json-schema", type=click.Path(path_type=Path), help="Let the answer be JSON of the schema in this file."

@@ -17,6 +17,8 @@ import click
 from r1v_export.cli.logs import JsonFormatter
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
+    Number,
+    WholeNumber,
     common_options,
     device_option,
     draft_tokens_option,
@@ -48,7 +50,7 @@ _ENGINE_OPTIONS = (
 @click.command(short_help="Serve a bundle to OpenAI clients.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=WholeNumber(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option(
     "--served-model-name", metavar="NAME", help="The model's name for clients. [default: the bundle's folder]"
 )
@@ -60,30 +62,26 @@ _ENGINE_OPTIONS = (
     help=f"Let in who sends it. [also ${API_KEYS_VARIABLE}, by commas]",
 )
 @click.option("--allow-image-host", "image_hosts", multiple=True, metavar="HOST", help="Fetch http(s) images from it.")
-@click.option("--max-rows", type=click.IntRange(1, _MAX_ROWS), default=16, show_default=True, help="Answered together.")
-@click.option("--max-queued", type=click.IntRange(min=1), default=256, show_default=True, help="Waiting; more get 429.")
-@click.option(
-    "--cache-mib", type=click.IntRange(min=1), default=2048, show_default=True, help="Of the key-value cache."
-)
-@click.option(
-    "--image-cache-mib", type=click.IntRange(min=0), default=256, show_default=True, help="Of image embeddings."
-)
+@click.option("--max-rows", type=WholeNumber(1, _MAX_ROWS), default=16, show_default=True, help="Answered together.")
+@click.option("--max-queued", type=WholeNumber(min=1), default=256, show_default=True, help="Waiting; more get 429.")
+@click.option("--cache-mib", type=WholeNumber(min=1), default=2048, show_default=True, help="Of the key-value cache.")
+@click.option("--image-cache-mib", type=WholeNumber(min=0), default=256, show_default=True, help="Of image embeddings.")
 @click.option(
     "--prefill-chunk",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=512,
     show_default=True,
     help="Prompt tokens between two decoder steps, at most; fewer make streams smoother.",
 )
 @draft_tokens_option
-@click.option("--max-body-mib", type=click.IntRange(min=1), default=64, show_default=True, help="Of a request.")
-@click.option("--max-images", type=click.IntRange(0, _MAX_IMAGES), default=16, show_default=True, help="Of a request.")
+@click.option("--max-body-mib", type=WholeNumber(min=1), default=64, show_default=True, help="Of a request.")
+@click.option("--max-images", type=WholeNumber(0, _MAX_IMAGES), default=16, show_default=True, help="Of a request.")
 @click.option(
-    "--max-image-pixels", type=click.IntRange(1, 80_000_000), default=80_000_000, show_default=True, help="Of an image."
+    "--max-image-pixels", type=WholeNumber(1, 80_000_000), default=80_000_000, show_default=True, help="Of an image."
 )
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of an answer. [default: the model's context]")
-@click.option("--max-seconds", type=click.FloatRange(min=0.001), default=600.0, show_default=True, help="Of an answer.")
-@click.option("--drain-seconds", type=click.FloatRange(min=0), default=30.0, show_default=True, help="After SIGTERM.")
+@click.option("--max-new-tokens", type=WholeNumber(min=1), help="Of an answer. [default: the model's context]")
+@click.option("--max-seconds", type=Number(min=0.001), default=600.0, show_default=True, help="Of an answer.")
+@click.option("--drain-seconds", type=Number(min=0), default=30.0, show_default=True, help="After SIGTERM.")
 @click.option(
     "--access-log/--no-access-log", default=True, show_default=True, help="A JSON line on stdout for a request."
 )

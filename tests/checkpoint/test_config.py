@@ -331,7 +331,9 @@ def test_a_broken_json_file_is_named(tiny, name, content):
 
 def test_a_missing_configuration_is_named(tiny):
     (tiny / "config.json").unlink()
-    assert refusal(tiny).what == "The checkpoint has no config.json."
+    error = refusal(tiny)
+    assert error.what == "The checkpoint has no config.json."
+    assert "model.safetensors" in str(error.found)
 
 
 JUNK = [None, True, -1, 0, 0.5, 10**30, "x", [0], {"a": 1}]

@@ -116,6 +116,7 @@ def test_a_cache_laid_out_by_hand_is_read_offline(pristine, tmp_path, monkeypatc
 def test_what_is_not_cached_is_refused_offline(hub):
     error = refused(HUB_ID, offline=True)
     assert "not in the hub's local cache" in error.what
+    assert str(error.found).startswith("no snapshot in ")
     assert error.fix == "run `hf download Org/Model` where there is a network"
 
 

@@ -222,7 +222,7 @@ def test_inspect_tells_checkpoint_and_bundle_apart_and_agrees_on_the_model(nano_
 def test_inspect_shows_the_parity_verdict_and_the_versions_of_a_bundle(nano_bundle: Path, succeed) -> None:
     text = succeed("inspect", nano_bundle)
     assert re.search(r"^parity, onnxruntime +passed$", text, re.MULTILINE)
-    assert re.search(rf"^versions .*\bonnxruntime {re.escape(version('onnxruntime'))}\b", text, re.MULTILINE)
+    assert re.search(rf"^versions [^:]*\bonnxruntime\s+{re.escape(version('onnxruntime'))}\b", text, re.MULTILINE)
     assert re.search(rf"^producer +r1v-export {re.escape(VERSION)}$", text, re.MULTILINE)
 
 
@@ -259,6 +259,22 @@ def test_synth_writes_a_checkpoint_that_opens(tmp_path: Path, succeed) -> None:
     assert (checkpoint.spec.vision.num_layers, checkpoint.spec.language.num_layers) == (1, 2)
     assert (checkpoint.spec.language.rope_theta, checkpoint.spec.dtype) == (1e5, "float16")
     assert len(list(folder.glob("*.safetensors"))) == 2
+
+
+def test_synth_blames_the_option_for_what_makes_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["synth", str(tmp_path / "model"), "--set", "llm_config.hidden_size=abc"]) == 2
+    assert "give another --set" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_is_inspected_and_listed_fits_into_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width, lines in ((60, ("inspect r1v-nano", "recipes list")), (80, ("inspect r1v-nano --roofline H100",))):
+        monkeypatch.setenv("COLUMNS", str(width))
+        for line in lines:
+            assert main.run(line.split()) == 0
+            assert max(map(len, capsys.readouterr().out.splitlines())) <= width, line
 
 
 def test_a_plan_is_printed_and_nothing_made(tmp_path: Path, succeed) -> None:

@@ -34,7 +34,7 @@ def sized(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_a_38b_is_sized_from_its_headers(huge: Path, sized) -> None:
+def test_a_38b_is_sized_from_its_headers(huge: Path, sized, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--tp", "2", "--precision", "fp8", "--prompt", "4096", "--batch", "8"]
     found = sized(huge, "--roofline", "H100", *options, "--format", "json")
     assert found["requests"] == {"prompt": 4096, "new_tokens": 1024, "tiles": 13, "batch": 8, "context": 5120}
@@ -47,6 +47,7 @@ def test_a_38b_is_sized_from_its_headers(huge: Path, sized) -> None:
         "80 GB": True,
         "141 GB": True,
     }
+    monkeypatch.setenv("COLUMNS", "200")
     text = sized(huge, "--roofline", "H100", *options)
     for part in ("recipe fp8, bfloat16; 2 GPUs (tp 2, pp 1)", "an estimate", "H100 data sheet", "tokens/s"):
         assert part in text

@@ -245,6 +245,34 @@ def test_a_terminal_sees_errors_in_color_unless_no_color_is_set(variables: dict[
     assert ("\x1b[31m" in shown) is colored
 
 
+def test_a_terminal_breaks_the_lines_of_an_error_at_words_and_no_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = "calibrate again: r1v-export calibrate MODEL -o FOLDER"
+    error = errors.UsageError("There is no such thing as was asked for.", found="a, b, c and 7 more", fix=command)
+    monkeypatch.setattr(main.cli, "main", lambda **_: (_ for _ in ()).throw(error))
+    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main.run(["recipes"])
+    assert capsys.readouterr().err.splitlines() == [
+        "error: There is no such",
+        "  thing as was asked",
+        "  for.",
+        "  found:    a, b, c and",
+        "            7 more",
+        f"  fix:      {command}",
+    ]
+
+
+@pytest.mark.parametrize("command", [["build"], ["deploy", "triton"]])
+def test_an_option_without_its_argument_points_to_the_help_of_its_command(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run([*command, "-o"]) == 2
+    assert f"r1v-export {' '.join(command)} --help" in capsys.readouterr().err
+
+
 def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
     @click.command()
     @common_options
@@ -271,6 +299,9 @@ def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["build", "--precision", "fp7"], "'fp7' is not one of"),
         (["verify"], "Missing argument 'BUNDLE'"),
         (["completion"], "Choose from: bash, zsh, fish"),
+        (["biuld"], "Did you mean 'build'?"),
+        (["build", "--samples", "x"], "'x' is not a valid integer."),
+        (["synth", "x", "--sparse", "--empty"], "either sparse or empty"),
         (["build", "--effort", "quick"], "no effect without --precision"),
         (["build", "--precision", "fp8", "--calibrated", "x", "--samples", "4"], "no effect with --calibrated"),
         (["check", "x", "--questions", "0"], "not in the range"),
