@@ -102,6 +102,8 @@ class BuildConfig(SettingsModel):
     targets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Target -> its options, plain values as its own config class has them; a list of names gives each its defaults.
     If omitted, the registry's default target."""
+    link_weights: bool = False
+    """Whether weight files of the checkpoint that hold nothing quantized become the bundle's as hard links."""
     device: Device = "cpu"
     """Where the engines run and the parity gate is computed."""
     image_policy: ImagePolicy = "as_displayed"
@@ -192,6 +194,7 @@ class BuildConfig(SettingsModel):
             # Typed, it is for every target; a target with a value of its own has it from a build file.
             if len(values) == 1 and values != {_typed(default)}:
                 words += [f"--{field}", *values]
+        words += ["--link-weights"] if self.link_weights else []
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--image-policy", self.image_policy] if self.image_policy != "as_displayed" else []
         words += [] if self.parity.enabled else ["--no-parity"]

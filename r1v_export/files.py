@@ -205,11 +205,20 @@ def fill_folder(folder: Path, last: str) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def hard_link(source: str | Path, target: str | Path) -> None:
+    """Give a file another name; a link to it is followed.
+
+    Raises:
+        OSError: the file system has no hard links, the other name is on another one, or the user may not link it.
+    """
+    os.link(os.path.realpath(source), target)
+
+
 def link_or_copy(source: str | Path, target: str | Path) -> None:
     """Give a large file that nobody writes to another name, or copy it where the file system has no hard links or the
     other name is on another one. A link is followed."""
     try:
-        os.link(os.path.realpath(source), target)
+        hard_link(source, target)
     except OSError:
         shutil.copy2(source, target)
 
@@ -236,7 +245,7 @@ def clone_or_copy(source: Path, target: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Make a file's content durable."""
-    with path.open("rb+") as file:
+    with path.open("rb") as file:  # a linked one may be another's to write
         os.fsync(file.fileno())
 
 

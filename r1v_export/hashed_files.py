@@ -198,6 +198,13 @@ class HashedFile:
             return self._waiting.popleft() if self._waiting else None
 
 
+def note_hash(path: Path, sha256: str) -> None:
+    """Say what a file's hash is that this thread did not write, for `record_hashes`."""
+    record = _RECORD.get()
+    if record is not None:
+        record.add(path.stat(), sha256)
+
+
 def open_hashed(path: Path, ends: Collection[int] = ()) -> HashedFile:
     """Open a new file that is hashed while it is written; outside `record_hashes` its hash is not kept.
 

@@ -47,6 +47,7 @@ def write_tensors(
     sparse: bool = False,
     alignment: int = ALIGNMENT_BYTES,
     elsewhere: Mapping[str, StoredTensor] | None = None,
+    apart: Sequence[NewTensor] = (),
 ) -> Iterator[int]:
     """Write tensors in order into about `shards` files of equal size, with an index where there are several.
 
@@ -58,26 +59,31 @@ def write_tensors(
         sparse: write headers only and leave the data as holes, which read as zeros and take no disk.
         alignment: of a file's first tensor, in bytes.
         elsewhere: tensors that are in other files of the folder, for the index.
+        apart: tensors for files of their own, whose bytes so depend on nothing else.
 
     Yields:
         Bytes of weights written so far, after every chunk.
     """
-    shards = 1 if file else shards or math.ceil(sum(tensor.nbytes for tensor in tensors) / SHARD_BYTES)
-    groups = _split(tensors, shards)
     elsewhere = elsewhere or {}
-    is_only = len(groups) == 1 and not elsewhere
-    names = [file or _file_name(number, len(groups), is_only) for number in range(1, len(groups) + 1)]
+    groups = _split(tensors, 1 if file else shards or _shards(tensors))
+    is_only = len(groups) == 1 and not elsewhere and not apart
+    files = {file or "model.safetensors": groups[0]} if is_only else _named("model", groups)
+    files |= _named("unquantized", _split(apart, _shards(apart))) if apart else {}
     done = 0
-    for name, group in zip(names, groups, strict=True):
+    for name, group in files.items():
         for written in _write_file(folder / name, group, sparse, alignment):
             done += written
             yield done
     if not is_only:
-        weight_map = {tensor.name: name for name, group in zip(names, groups, strict=True) for tensor in group}
+        weight_map = {tensor.name: name for name, group in files.items() for tensor in group}
         weight_map |= {name: tensor.file.name for name, tensor in elsewhere.items()}
         total = done + sum(tensor.nbytes for tensor in elsewhere.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(tensors: Sequence[NewTensor]) -> int:
+    return math.ceil(sum(tensor.nbytes for tensor in tensors) / SHARD_BYTES)
 
 
 def _split(tensors: Sequence[NewTensor], shards: int) -> list[list[NewTensor]]:
@@ -90,8 +96,9 @@ def _split(tensors: Sequence[NewTensor], shards: int) -> list[list[NewTensor]]:
     return list(groups.values()) or [[]]
 
 
-def _file_name(number: int, count: int, is_only: bool) -> str:
-    return "model.safetensors" if is_only else f"model-{number:05}-of-{count:05}.safetensors"
+def _named(stem: str, groups: Sequence[list[NewTensor]]) -> dict[str, list[NewTensor]]:
+    count = len(groups)
+    return {f"{stem}-{number:05}-of-{count:05}.safetensors": group for number, group in enumerate(groups, 1)}
 
 
 def _write_file(path: Path, tensors: Sequence[NewTensor], sparse: bool, alignment: int) -> Iterator[int]:

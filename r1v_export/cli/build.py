@@ -80,6 +80,7 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
 @click.option("--sm", metavar="89,120", help="Compute capabilities to build for, or `current`, where a target asks.")
 @click.option("--tp", type=COUNT, help="Tensor parallelism: GPUs that share each layer. [default: 1]")
 @click.option("--pp", type=COUNT, help="Pipeline parallelism: groups of such GPUs. [default: 1]")
+@click.option("--link-weights", is_flag=True, help="Hard-link weight files of the checkpoint that stay as they are.")
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate.")
 @gate_option
 @click.option("--dry-run", is_flag=True, help="Show stages, sizes and time; change nothing.")
@@ -111,6 +112,7 @@ def command(
     sm: str | None,
     tp: int | None,
     pp: int | None,
+    link_weights: bool,
     no_parity: bool,
     gate: str | None,
     dry_run: bool,
@@ -148,6 +150,7 @@ def command(
         "revision": revision,
         "device": device,
         "image_policy": image_policy,
+        "link_weights": link_weights or None,
         "parity": {**({"enabled": False} if no_parity else {}), **({"gate": gate} if gate else {})} or None,
     }
     config = load_config(config_file, {name: value for name, value in options.items() if value is not None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 TRACED_CODE = ("checkpoint", "contract.py", "exporters", "model_spec.py", "reference")
+ENGINE_CODE = (*TRACED_CODE, "parallel.py", "targets", "pipeline/reused_weights.py")
 DOCUMENTS_CODE = ("processing", "serialized", "pipeline/bundle_files.py")
 CALIBRATION_CODE = (
     *("checkpoint", "model_spec.py", "processing", "reference"),

@@ -40,9 +40,10 @@ from r1v_export.pipeline.planned_calibration import PlannedCalibration
 from r1v_export.pipeline.qweight_placement import place_in_bundle, placed_bytes
 from r1v_export.pipeline.rates import measured_rates
 from r1v_export.pipeline.report_provenance import BuildLabel
+from r1v_export.pipeline.reused_weights import check_link_weights, reused_bytes, reused_files
 from r1v_export.pipeline.sharded_calibration import calibrate
 from r1v_export.pipeline.stage import Needs, Stage, StageInputs
-from r1v_export.pipeline.stage_code import CALIBRATION_CODE, DOCUMENTS_CODE, RUN_CODE, TRACED_CODE
+from r1v_export.pipeline.stage_code import CALIBRATION_CODE, DOCUMENTS_CODE, ENGINE_CODE, RUN_CODE, TRACED_CODE
 from r1v_export.pipeline.workers import ThisProcess, Workers
 from r1v_export.pipeline.workspace import kept_folder
 from r1v_export.progress import ProgressCallback
@@ -130,8 +131,9 @@ class Build:
         """All stages, each after those that it reads from.
 
         Raises:
-            UsageError: a target does not take this model, quantized so.
+            UsageError, CapabilityError: a target does not take this model, quantized so, or weights cannot be linked.
         """
+        check_link_weights(self.config, self.checkpoint, self.out, self.schemes)
         for target in self.config.targets:
             registry.get_target(target).check_model(self.config, self.checkpoint.spec, self.schemes)
         stages = [
@@ -290,10 +292,11 @@ class Build:
         for target, options in self.config.targets.items():
             size_bytes = registry.get_target(target).size_bytes(self.config, self.checkpoint.spec, self.schemes)
             size_bytes -= self._placed_bytes.get(target, 0)
+            size_bytes -= reused_bytes(target, self.config, self.checkpoint, self.schemes)
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),
-                code=(*TRACED_CODE, "parallel.py", "targets", *(("quantization",) if self.config.quantized else ())),
+                code=(*ENGINE_CODE, *(("quantization",) if self.config.quantized else ())),
                 tools=(*provenance.TRACING_TOOLS, *registry.tools(target)),
                 # What the model is called decides nothing: a task of a Ray cluster knows a hub model by its folder.
                 settings={
@@ -320,7 +323,8 @@ class Build:
         engine = folder / ENGINES / target
         engine.mkdir(parents=True, exist_ok=True)
         stored = self.artifact.stored_in(self.out / ENGINES / target) if self.artifact else {}
-        parts = BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config, stored)
+        reused = reused_files(target, self.config, self.checkpoint, self.out, inputs.finished)
+        parts = BuildInputs(self.out / GRAPHS, self.checkpoint, self.artifact, self.config, stored, reused)
         registry.get_target(target).build(parts, engine, on_progress)
 
     def _documents_stage(self) -> Stage:

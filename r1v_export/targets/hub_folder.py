@@ -28,6 +28,7 @@ from r1v_export.log_event import log_event
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.targets.reused_files import ReusedFiles, UnquantizedTensor, link_weights
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,21 +44,16 @@ def write_folder(
     out: Path,
     on_progress: ProgressCallback,
     stored: Mapping[str, StoredTensor],
+    reused: ReusedFiles | None,
 ) -> None:
     """Write weights, configuration and tokenizer into the folder `out`, one tensor in memory at a time.
 
     Args:
         quantization_config: of config.json; the source's own are omitted.
         stored: of `BuildInputs`: tensors that are named in the index and not written.
+        reused: of `BuildInputs`: unquantized tensors then lie in files of their own.
     """
-    tensors = [tensor for tensor in tensors if tensor.name not in stored]
-    total = sum(tensor.nbytes for tensor in tensors)
-    for written in write_tensors(out, tensors, elsewhere=stored):
-        on_progress(written, total)
-    message = "checkpoint: %(tensors)d tensors, %(size_bytes)d bytes in %(files)d files"
-    log_event(
-        _LOG, logging.INFO, message, tensors=len(tensors), size_bytes=total, files=len([*out.glob("*.safetensors")])
-    )
+    _write_weights(out, [tensor for tensor in tensors if tensor.name not in stored], on_progress, stored, reused)
     for path in checkpoint.auxiliary_files():
         if path.name not in (QUANT_CONFIG, QUANTIZE_CONFIG):
             shutil.copyfile(path, out / path.name)
@@ -69,12 +65,36 @@ def write_folder(
     write_configuration_code(out, config)
 
 
+def _write_weights(
+    out: Path,
+    tensors: Sequence[NewTensor],
+    on_progress: ProgressCallback,
+    stored: Mapping[str, StoredTensor],
+    reused: ReusedFiles | None,
+) -> None:
+    apart: Sequence[NewTensor] = ()
+    if reused is not None:
+        unquantized = {tensor.name: tensor for tensor in tensors if isinstance(tensor, UnquantizedTensor)}
+        linked = link_weights(reused, unquantized, out)
+        apart = [tensor for name, tensor in unquantized.items() if name not in linked]
+        tensors = [tensor for tensor in tensors if tensor.name not in unquantized]
+        stored = {**stored, **linked}
+    total = sum(tensor.nbytes for tensor in (*tensors, *apart))
+    for written in write_tensors(out, tensors, elsewhere=stored, apart=apart):
+        on_progress(written, total)
+    message = "checkpoint: %(tensors)d tensors, %(size_bytes)d bytes in %(files)d files"
+    count, files = len(tensors) + len(apart), len([*out.glob("*.safetensors")])
+    log_event(_LOG, logging.INFO, message, tensors=count, size_bytes=total, files=files)
+
+
 def stored_linears(linear: str, spec: ModelSpec) -> tuple[str, ...]:
     """Under which names a linear is stored; several share its rows."""
     return tuple(name.removesuffix(".weight") for name in stored_names(f"{linear}.weight", spec))
 
 
-def plain_tensors(checkpoint: Checkpoint, artifact: Artifact, name: str, shape: tuple[int, ...]) -> Iterator[NewTensor]:
+def plain_tensors(
+    checkpoint: Checkpoint, artifact: Artifact, name: str, shape: tuple[int, ...]
+) -> Iterator[UnquantizedTensor]:
     """A tensor that is not quantized, cut along its rows where the layout has parts of it."""
     rewritten = name in artifact.overrides
     read = artifact.overrides[name] if rewritten else partial(checkpoint.read, name)
@@ -82,7 +102,8 @@ def plain_tensors(checkpoint: Checkpoint, artifact: Artifact, name: str, shape: 
     names = stored_names(name, checkpoint.spec)
     part_shape = (shape[0] // len(names), *shape[1:])
     for index, stored in enumerate(names):
-        yield NewTensor(stored, dtype, part_shape, partial(part_of, read, index, len(names)))
+        chunks = partial(part_of, read, index, len(names))
+        yield UnquantizedTensor(stored, dtype, part_shape, chunks, is_source=not rewritten)
 
 
 def part_of(read: Callable[[], Tensor], index: int, parts: int) -> list[Tensor]:

@@ -21,6 +21,7 @@ from r1v_export.targets.readers import formats_in, warnings_for
 class HubTarget(Target):
     """Writes a folder that is a checkpoint of its own: weights, configuration, tokenizer. Parity reads it back."""
 
+    hub_folder = True
     layout: ClassVar[str]
     """What the layout is called."""
     precisions: ClassVar[tuple[str, ...]]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from r1v_export.quantization.artifact.artifact import Artifact
     from r1v_export.quantization.artifact.qweight_layout import QweightLayout
     from r1v_export.quantization.recipe import Scheme
+    from r1v_export.targets.reused_files import ReusedFiles
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class BuildInputs:
     stored: Mapping[str, StoredTensor] = field(default_factory=dict)
     """Tensors that lie in `engines/<name>` already, in files of the calibration, by the names that
     `Target.qweight_layouts` give them."""
+    reused: ReusedFiles | None = None
+    """Files that a target with `Target.hub_folder` may link instead of writing them; None for no such target."""
 
 
 OwnWeights = Literal["8-bit weights", "4-bit weights"]
@@ -93,6 +96,8 @@ class Target(ABC):
     qweight_layouts: ClassVar[tuple[QweightLayout, ...]] = ()
     """How its files have quantized values where each block's can be files of their own, which are then the
     calibration's, too: `BuildInputs.stored`. Those of `graphs` always can."""
+    hub_folder: ClassVar[bool] = False
+    """Whether it writes a Hugging Face folder, whose files can be others', too: `BuildInputs.reused`."""
     packed_in_memory: ClassVar[bool] = False
     """Whether an open engine keeps 4-bit weights packed, and its embedding table in the file; whatever else it holds
     counts as float32."""

@@ -36,7 +36,7 @@ def test_the_folder_is_a_checkpoint_of_its_own(bundle: Path) -> None:
 def test_one_wrong_scale_does_not_pass_the_gate(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
     assert _numerics(bundle, tiny_model).passed
     broken = Path(shutil.copytree(bundle, tmp_path / "broken"))
-    weights = broken / "engines" / "hf-unified" / "model.safetensors"
+    weights = broken / "engines" / "hf-unified" / "model-00001-of-00001.safetensors"
     tensors = load_file(weights)
     tensors["language_model.model.layers.0.mlp.up_proj.weight_scale"][3, 0] *= 2
     save_file(tensors, weights)

@@ -46,7 +46,7 @@ class CompressedTensorsTarget(HubTarget):
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         assert inputs.artifact is not None, "check refuses builds that quantize nothing"
-        write_compressed(inputs.checkpoint, inputs.artifact, out, on_progress, inputs.stored)
+        write_compressed(inputs.checkpoint, inputs.artifact, out, on_progress, inputs.stored, inputs.reused)
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> CompressedEngine:
         return open_compressed(engine, spec, device)

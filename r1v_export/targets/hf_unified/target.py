@@ -49,7 +49,7 @@ class HfUnifiedTarget(HubTarget):
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         assert inputs.artifact is not None, "check refuses builds that quantize nothing"
-        write_unified(inputs.checkpoint, inputs.artifact, out, on_progress, inputs.stored)
+        write_unified(inputs.checkpoint, inputs.artifact, out, on_progress, inputs.stored, inputs.reused)
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> UnifiedEngine:
         return open_unified(engine, spec, device)

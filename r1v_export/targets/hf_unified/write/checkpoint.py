@@ -17,6 +17,7 @@ from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.targets.hf_unified.write.formats import algorithms, layer_config, mirrored, quant_config
 from r1v_export.targets.hf_unified.write.tensors import unified_tensors
 from r1v_export.targets.hub_folder import NOTHING_STORED, write_folder
+from r1v_export.targets.reused_files import ReusedFiles
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,11 +28,12 @@ def write_unified(
     out: Path,
     on_progress: ProgressCallback = ignore_progress,
     stored: Mapping[str, StoredTensor] = NOTHING_STORED,
+    reused: ReusedFiles | None = None,
 ) -> None:
     """Write a unified checkpoint into the empty folder `out`, one tensor in memory at a time.
 
     Args:
-        stored: of `BuildInputs`.
+        stored, reused: of `BuildInputs`.
 
     Raises:
         UsageError: the layout does not hold one of the linears, or the cache.
@@ -39,7 +41,7 @@ def write_unified(
     config = quant_config(checkpoint.spec, artifact.schemes, artifact.recipe.kv_cache)
     _log_formats(checkpoint, artifact)
     tensors = unified_tensors(checkpoint, artifact, stored)
-    write_folder(checkpoint, tensors, mirrored(config), out, on_progress, stored)
+    write_folder(checkpoint, tensors, mirrored(config), out, on_progress, stored, reused)
     write_json(out / QUANT_CONFIG, config)
     layers = layer_config(config)
     if layers is not None:
