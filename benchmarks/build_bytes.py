@@ -1,13 +1,14 @@
-"""Bytes, memory and time of a quantized build against what the machine allows, at the 38B's true width.
+"""Bytes, memory and time of a quantized build against what the machine allows.
 
-Checkpoints with few ViT blocks and decoder layers (InternViT-6B and Qwen2-32B width, sparse files), built by
-recipes that round to nearest, without the parity gate. Reported are bytes that reached the disk over the bundle's size,
+Checkpoints with few ViT blocks and decoder layers (by default of InternViT-6B and Qwen2-32B width, in sparse files),
+built without the parity gate. Reported are bytes that reached the disk over the bundle's size, hard links counted once,
 bytes that came from it over those that the checkpoint takes on it (its files begin outside the page cache), the peak of
 anonymous memory, and the wall time over the slowest of three limits, each measured in the same run: reading and hashing
 the checkpoint once, writing as many bytes as the bundle has, and rounding its parameters on all cores. Times mean
 something on an idle machine only.
 
-    python benchmarks/build_bytes.py [--layers 2 --layers 8 ...] [--target hf-unified] [--recipe int4-rtn]
+    python benchmarks/build_bytes.py [--layers 2 --layers 8 ...] [--target hf-unified ...] [--recipe int4-rtn]
+    python benchmarks/build_bytes.py --preset internvl3-1b --layers 8 --recipe int4-gptq --samples 8 --weights random
 
 A checkpoint that memory holds is read once however often it is asked for. To see one that memory does not hold, run it
 in a cgroup with a memory limit below its size (as root, with cgroup v1), and give it weights without holes:
@@ -33,13 +34,14 @@ from measure import machine, write_results
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import Weights, synthesize
-from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.manifest import hash_file
 from r1v_export.pipeline.build import build
 from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.recipe import load
 
 _PIECE_BYTES = 64 << 20
+Row = dict[str, Any]
 
 
 def counter(path: str, name: str) -> int:
@@ -112,23 +114,18 @@ def rounding_seconds(parameters: int) -> float:
     return (time.monotonic() - started) / 4 * parameters / weight.numel()
 
 
-def measure(
-    layers: int, target: str, recipe: str, work: Path, weights: Weights, vocabulary: int | None
-) -> dict[str, Any]:
+def measure(config: BuildConfig, layers: int, preset: str, work: Path, weights: Weights, vocabulary: int | None) -> Row:
     folder, out = work / "checkpoint", work / "bundle"
     shutil.rmtree(work, ignore_errors=True)
     overrides = {"llm_config.vocab_size": vocabulary} if vocabulary else {}
     depth = {"vision_layers": layers, "language_layers": layers}
-    synthesize(folder, preset="r1v3-38b", **depth, overrides=overrides, weights=weights)
+    synthesize(folder, preset=preset, **depth, overrides=overrides, weights=weights)
     checkpoint = Checkpoint.open(str(folder))
     leave_page_cache(checkpoint.files())
     started = time.monotonic()
     for path in checkpoint.files():
         hash_file(path)
     limits = {"read": time.monotonic() - started}
-    config = BuildConfig(
-        precision=load(recipe).precision, recipe=recipe, targets={target: {}}, parity=ParityConfig(enabled=False)
-    )
     build(config, work / "nano")  # so that what the program reads of itself does not count
     config = config.model_copy(update={"model": str(folder)})
     leave_page_cache(checkpoint.files())
@@ -139,7 +136,8 @@ def measure(
     seconds, cpu = time.monotonic() - started, os.times()
     moved = {name: counter("io", name) - count for name, count in before.items()}
     checkpoint_bytes = sum(path.stat().st_blocks * 512 for path in checkpoint.files())
-    bundle_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    sizes = {path.stat().st_ino: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    bundle_bytes = sum(sizes.values())
     limits["write"] = write_seconds(work, bundle_bytes)
     limits["round"] = rounding_seconds(sum(info.nbytes // 2 for info in checkpoint.tensors.values()))
     shutil.rmtree(work)
@@ -158,29 +156,42 @@ def measure(
 
 @click.command()
 @click.option("--layers", "all_layers", multiple=True, type=int, default=(2, 8, 32, 64), show_default=True)
-@click.option("--target", default="hf-unified", show_default=True)
+@click.option("--preset", default="r1v3-38b", show_default=True, help="Whose width.")
+@click.option("--target", "targets", multiple=True, default=("hf-unified",), show_default=True)
 @click.option("--recipe", default="int4-rtn", show_default=True)
+@click.option("--samples", type=int, default=8, show_default=True, help="Of a recipe that calibrates.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-build-bytes"), show_default=True)
 @click.option("--weights", type=click.Choice(["random", "sparse"]), default="sparse", show_default=True)
 @click.option("--vocabulary", type=int, help="Tokens, instead of the preset's.")
 @click.option("--cgroup-bytes", type=int, help="Limit of memory, page cache included.")
+@click.option("--results", "results_name", default="build-bytes", show_default=True, help="Name of their file.")
 def main(
     all_layers: tuple[int, ...],
-    target: str,
+    preset: str,
+    targets: tuple[str, ...],
     recipe: str,
+    samples: int,
     work: Path,
     weights: Weights,
     vocabulary: int | None,
     cgroup_bytes: int | None,
+    results_name: str,
 ) -> None:
     conditions, results = machine(("torch", "onnx", "onnx-ir")), []
+    config = BuildConfig(
+        precision=load(recipe).precision,
+        recipe=recipe,
+        targets={target: {} for target in targets},
+        calibration=CalibrationConfig(samples=samples),
+        parity=ParityConfig(enabled=False),
+    )
     with memory_limited(cgroup_bytes) if cgroup_bytes else nullcontext():
         for layers in all_layers:
-            results.append(measure(layers, target, recipe, work, weights, vocabulary))
+            results.append(measure(config, layers, preset, work, weights, vocabulary))
             print(results[-1], file=sys.stderr, flush=True)
-    settings = {"target": target, "recipe": recipe, "weights": weights, "vocabulary": vocabulary}
-    settings["cgroup_bytes"] = cgroup_bytes
-    print(write_results("build-bytes", {"machine": conditions, **settings, "results": results}))
+    settings = {"preset": preset, "targets": targets, "recipe": recipe, "samples": samples}
+    settings |= {"weights": weights, "vocabulary": vocabulary, "cgroup_bytes": cgroup_bytes}
+    print(write_results(results_name, {"machine": conditions, **settings, "results": results}))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class CalibrationCost:
 
     @property
     def scratch_bytes(self) -> int:
-        """Disk that is taken while it runs: the activations on both sides of a block."""
+        """Disk that is taken while it runs, at most: the activations on both sides of a block."""
         return 2 * self._largest_activations if self.plan.last_collected >= 0 else 0
 
     @property
@@ -86,7 +86,8 @@ class CalibrationCost:
         forward = sum(self._forward_s(index, rates) for index in range(self.plan.last_collected + 1))
         quantizing = _quantizing_s(self.plan, rates)
         ran = self.plan.blocks[: self.plan.last_collected + 1]
-        written = _FLOAT_BYTES * sum(map(self._outputs, ran)) / WRITE_BYTES_PER_S
+        outputs = [_FLOAT_BYTES * self._outputs(block) for block in ran]
+        written = sum(count for count in outputs if count > self.activation_memory_bytes) / WRITE_BYTES_PER_S
         read = _STORED_BYTES * sum(graph_parameters(self.plan.spec).values()) / READ_BYTES_PER_S
         if not ran and not self.plan.calibrated:
             read = 0.0

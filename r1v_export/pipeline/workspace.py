@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,10 +65,13 @@ def kept_folder(out: Path, stage: str) -> Path:
 
 
 def unfinished_bytes(out: Path, stages: Iterable[str]) -> int:
-    """Disk that killed runs of these stages hold: their next run goes on with it, or removes it."""
+    """Disk that killed runs of these stages hold: their next run goes on with it, or removes it. A file that has a name
+    elsewhere, too, is no more disk for them."""
     folders = [folder for stage in stages for folder in (out / WORK_FOLDER / stage, kept_folder(out, stage))]
-    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
-    return sum(path.stat().st_blocks * _STAT_BLOCK_BYTES for path in files)
+    found = [path.stat() for folder in folders for path in folder.rglob("*") if path.is_file()]
+    names = Counter(file.st_ino for file in found)
+    own = {file.st_ino: file.st_blocks for file in found if file.st_nlink == names[file.st_ino]}
+    return sum(own.values()) * _STAT_BLOCK_BYTES
 
 
 class Workspace:

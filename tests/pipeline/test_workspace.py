@@ -13,7 +13,7 @@ import pytest
 from r1v_export.errors import UsageError
 from r1v_export.hashed_files import file_identity
 from r1v_export.manifest import MANIFEST, Manifest, StageEntry, verify
-from r1v_export.pipeline.workspace import HashCache, Workspace, open_workspace
+from r1v_export.pipeline.workspace import HashCache, Workspace, kept_folder, open_workspace, unfinished_bytes
 from tests.manifests import manifest_of
 
 A, B = "a" * 64, "b" * 64
@@ -196,3 +196,17 @@ def test_the_report_of_a_failed_gate_is_kept_outside_the_product(tmp_path: Path)
         (report / "parity.html").write_text("bad")
         assert workspace.keep_report("parity") == tmp_path / "report/local"
     assert (tmp_path / "report/local/parity.html").read_text() == "bad"
+
+
+def test_a_file_with_two_names_is_counted_once_and_one_that_others_have_not_at_all(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.write_bytes(bytes(1 << 20))
+    out = tmp_path / "out"
+    with open_workspace(out) as workspace:
+        folder, kept = workspace.begin("one", A).folder, kept_folder(out, "one")
+        for path in (folder, kept):
+            path.mkdir(parents=True, exist_ok=True)
+        (folder / "own").write_bytes(bytes(1 << 16))
+        os.link(folder / "own", kept / "own")
+        os.link(checkpoint, folder / "linked")
+        assert unfinished_bytes(out, ["one", "two"]) == (folder / "own").stat().st_blocks * 512 > 0

@@ -1,12 +1,16 @@
-"""The activations between two blocks, one tensor per sample: in files, and as many as fit also in memory.
+"""The activations between two blocks, one tensor per sample: in memory, and in files.
 
 FOLDER/0007.data   what the samples bring to block 7, one tensor behind the other
 FOLDER/0007.json   where each begins; written last: a calibration that was stopped can go on from block 7
+
+Those of a block are written where it does not fit into memory, and otherwise after so much work that it should not have
+to be repeated. They stay until those of a later block are complete.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import IO
@@ -47,21 +51,21 @@ class ActivationIndex(StrictModel):
 class Activations:
     """The inputs of the current block, one tensor per sample, and those of the next block as they are computed.
 
-    Everything is written to files, so that a stopped calibration computes no block's outputs twice.
-
     Args:
         folder: of the files; those of an earlier, interrupted run are used by `resume_at`, else removed.
-        limit_bytes: how much is also kept in memory, where it is not read again.
+        limit_bytes: how much is kept in memory. A block whose activations do not fit is saved, all of it.
+        save_after_s: seconds of work after which a block is saved in any case.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self.folder, self.limit_bytes = folder, limit_bytes
+    def __init__(self, folder: Path, limit_bytes: int, save_after_s: float) -> None:
+        self.folder, self.limit_bytes, self.save_after_s = folder, limit_bytes, save_after_s
         self.block = 0
         self._held: dict[tuple[int, int], Tensor] = {}
         self._held_bytes = 0
         self._index = ActivationIndex(samples={})
         self._next: dict[int, StoredActivations] = {}
         self._file: IO[bytes] | None = None
+        self._saved, self._saved_at = 0, time.monotonic()
 
     def resume_at(self, latest: int) -> int:
         """Start at the last block up to `latest` whose activations are complete; at block 0 without any.
@@ -71,18 +75,23 @@ class Activations:
         """
         complete = [int(path.stem) for path in self.folder.glob(f"*{_INDEX}")]
         self.block = max((block for block in complete if block <= latest), default=0)
-        kept = {self._path(self.block, suffix) for suffix in (_DATA, _INDEX)} if self.block else set()
-        for path in set(self.folder.glob("*")) - kept:
-            path.unlink()
+        self._saved = self.block
+        self._remove_others()
         if self.block:
             self._index = self._read_index()
         return self.block
 
-    def take(self, sample: int) -> Tensor:
-        """Return a sample's activations, on the CPU; no longer held in memory."""
-        held = self._held.pop((self.block, sample), None)
+    def take(self, sample: int, *, again: bool = False) -> Tensor:
+        """Return a sample's activations, on the CPU.
+
+        Args:
+            again: whether they will be taken once more; else they are no longer held in memory.
+        """
+        held = self._held.get((self.block, sample))
         if held is not None:
-            self._held_bytes -= held.nbytes
+            if not again:
+                del self._held[self.block, sample]
+                self._held_bytes -= held.nbytes
             return held
         stored = self._index.samples[sample]
         count = math.prod(stored.shape)
@@ -99,6 +108,40 @@ class Activations:
     def put(self, sample: int, tensor: Tensor) -> None:
         """Keep the activations [...] that a sample brings to the next block."""
         tensor = tensor.cpu().contiguous()
+        if self._held_bytes + tensor.nbytes <= self.limit_bytes:
+            self._held[self.block + 1, sample] = tensor
+            self._held_bytes += tensor.nbytes
+        else:
+            self._write(sample, tensor)
+
+    def complete(self) -> None:
+        """Every sample has been put: what does not fit into memory, or is due, is saved. A run that is stopped from
+        here on need not compute the next block's inputs again."""
+        is_due = time.monotonic() - self._saved_at >= self.save_after_s
+        if self._saved > self.block or (self._file is None and not is_due):
+            return
+        for (block, sample), tensor in self._held.items():
+            if block > self.block:
+                self._write(sample, tensor)
+        if self._file is None:
+            return  # no sample
+        with closing(self._file) as file:
+            self._file = None
+        sync_file(Path(file.name))
+        text = to_json(ActivationIndex(samples=self._next).model_dump(mode="json"))
+        index = self._path(self.block + 1, _INDEX)
+        write_atomically(index, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+        self._saved, self._saved_at = self.block + 1, time.monotonic()
+
+    def advance(self) -> None:
+        """Go on to the next block, for which every sample has been put."""
+        self.complete()
+        if self._saved > self.block:
+            self._remove_others()
+        self.block += 1
+        self._index, self._next = ActivationIndex(samples=self._next), {}
+
+    def _write(self, sample: int, tensor: Tensor) -> None:
         if self._file is None:
             path = self._path(self.block + 1, _DATA)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,28 +150,12 @@ class Activations:
         self._next[sample] = StoredActivations(offset=self._file.tell(), shape=tuple(tensor.shape), dtype=dtype)
         if tensor.numel():
             self._file.write(tensor.flatten().view(torch.uint8).numpy().data)
-        if self._held_bytes + tensor.nbytes <= self.limit_bytes:
-            self._held[self.block + 1, sample] = tensor
-            self._held_bytes += tensor.nbytes
 
-    def complete(self) -> None:
-        """Every sample has been put: from here on a stopped run need not compute the next block's inputs again."""
-        if self._file is None:
-            return
-        with closing(self._file) as file:
-            self._file = None
-        sync_file(Path(file.name))
-        text = to_json(ActivationIndex(samples=self._next).model_dump(mode="json"))
-        index = self._path(self.block + 1, _INDEX)
-        write_atomically(index, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
-
-    def advance(self) -> None:
-        """Go on to the next block, for which every sample has been put."""
-        self.complete()
-        for suffix in (_INDEX, _DATA):
-            self._path(self.block, suffix).unlink(missing_ok=True)
-        self.block += 1
-        self._index, self._next = ActivationIndex(samples=self._next), {}
+    def _remove_others(self) -> None:
+        """Remove the files of all blocks but the saved one."""
+        kept = {self._path(self._saved, suffix) for suffix in (_DATA, _INDEX)} if self._saved else set()
+        for path in set(self.folder.glob("*")) - kept:
+            path.unlink()
 
     def _read_index(self) -> ActivationIndex:
         path = self._path(self.block, _INDEX)

@@ -46,6 +46,9 @@ NO_STATISTICS = BlockStatistics({}, {})
 ACTIVATION_MEMORY_BYTES = 4 << 30
 """Activations between blocks that are kept in memory by default."""
 
+SAVE_AFTER_S = 300.0
+"""Work that a run may have to repeat after a stop, in addition to the block where it stopped, by default."""
+
 
 @dataclass(frozen=True)
 class CalibrationOptions:
@@ -54,8 +57,8 @@ class CalibrationOptions:
     Attributes:
         device: "cpu" computes in float32, "cuda" in the checkpoint's dtype.
         matmul: what the CPU rounds the operands of products to, see `matmul_precision`.
-        activation_memory_bytes: activations between blocks that are kept in memory, so that they need not be read from
-            the files that all of them are written to.
+        activation_memory_bytes: activations between blocks that are kept in memory; a block that has more is saved.
+        save_after_s: seconds after which a block is saved all the same, for a run after an interrupted one.
         resume_folder: keeps finished blocks for a run after an interrupted one, and after the end for the caller, who
             removes it; next to the result and removed at the end if omitted.
         places: where quantized values will lie, see `artifact.place_qweight`: they are written in that layout.
@@ -65,6 +68,7 @@ class CalibrationOptions:
     device: str = "cpu"
     matmul: Matmul = "float32"
     activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES
+    save_after_s: float = SAVE_AFTER_S
     resume_folder: Path | None = None
     places: Sequence[QweightPlace] = ()
     on_progress: ProgressCallback = ignore_progress
@@ -104,7 +108,7 @@ class BlockwiseRunner:
         self.device = torch.device(options.device)
         self.dtype = getattr(torch, compute_dtype(checkpoint, options.device))
         self.matmul = options.matmul
-        self.activations = Activations(folder, options.activation_memory_bytes)
+        self.activations = Activations(folder, options.activation_memory_bytes, options.save_after_s)
         self.on_progress = options.on_progress
         self._done = self._total = 0
 
@@ -176,7 +180,7 @@ class BlockwiseRunner:
         with matmul_precision(self.matmul), collecting as collector:
             for sample in self.samples:
                 collector.sample = sample.name
-                result = self._forward(index, block, module, sample)
+                result = self._forward(index, block, module, sample, again=not keep)
                 if keep and index < plan.last_collected:
                     self.activations.put(sample.index, result)
                 self._report(plan.forward_cost(index, len(sample.token_ids), sample.tiles))
@@ -188,9 +192,9 @@ class BlockwiseRunner:
         )
         return collector.statistics()
 
-    def _forward(self, index: int, block: Block, module: nn.Module, sample: CalibrationSample) -> Tensor:
+    def _forward(self, index: int, block: Block, module: nn.Module, sample: CalibrationSample, again: bool) -> Tensor:
         try:
-            result = block.forward(module, sample, self.activations.take(sample.index) if index else None)
+            result = block.forward(module, sample, self.activations.take(sample.index, again=again) if index else None)
             if not all_finite(result):
                 raise not_finite(f"the output of {block.name}", sample.name)
         except InputError:

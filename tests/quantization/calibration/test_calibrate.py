@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -127,7 +128,7 @@ def test_outputs_of_a_finished_block_that_are_lost_are_computed_again(
 ) -> None:
     out, name = tmp_path / "out", "int4-gptq, propagated"
     with pytest.raises(Stopped):
-        calibrated(synth_checkpoint, PROPAGATED, out, on_progress=stop_after(30))
+        calibrated(synth_checkpoint, PROPAGATED, out, save_after_s=0.0, on_progress=stop_after(30))
     shutil.rmtree(default_resume_folder(out) / "activations")
     assert calibrated(synth_checkpoint, PROPAGATED, out) == whole[name]
 
@@ -166,13 +167,19 @@ def test_memory_limits_do_not_change_a_byte(
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("limit", [0, 1 << 30])
+@pytest.mark.parametrize(("limit", "save_after_s"), [(0, math.inf), (1 << 30, 0.0), (1 << 30, math.inf)])
 def test_stopped_at_every_moment_in_turn_it_ends_with_the_same_bytes(
-    synth_checkpoint: Checkpoint, tmp_path: Path, whole: dict[str, dict[str, bytes]], recipe: str, limit: int
+    synth_checkpoint: Checkpoint,
+    tmp_path: Path,
+    whole: dict[str, dict[str, bytes]],
+    recipe: str,
+    limit: int,
+    save_after_s: float,
 ) -> None:
     calibration, out = small_set(synth_checkpoint), tmp_path / "out"
+    options = CalibrationOptions(activation_memory_bytes=limit, save_after_s=save_after_s)
     stops = 0
-    # Each run may get a little further than the one before: without memory of the finished blocks it never ends.
+    # Each run may get a little further than the one before: without memory of the finished blocks it takes longer.
     for allowed in range(2, 60, 4):
         try:
             calibrate(
@@ -180,7 +187,7 @@ def test_stopped_at_every_moment_in_turn_it_ends_with_the_same_bytes(
                 RECIPES[recipe],
                 calibration,
                 out,
-                CalibrationOptions(activation_memory_bytes=limit, on_progress=stop_after(allowed)),
+                replace(options, on_progress=stop_after(allowed)),
             )
             break
         except Stopped:
@@ -190,9 +197,9 @@ def test_stopped_at_every_moment_in_turn_it_ends_with_the_same_bytes(
     assert files_of(out) == whole[recipe]
 
 
-@pytest.mark.parametrize("limit", [0, 1 << 30])
+@pytest.mark.parametrize(("limit", "save_after_s"), [(0, math.inf), (1 << 30, 0.0)])
 def test_a_run_after_a_stop_goes_on_at_the_block_where_it_stopped(
-    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, save_after_s: float
 ) -> None:
     passes: list[tuple[str, int]] = []
 
@@ -209,10 +216,11 @@ def test_a_run_after_a_stop_goes_on_at_the_block_where_it_stopped(
     for kind in {type(block) for block in chain}:
         count(kind)
     run = (synth_checkpoint, KV_RECIPE, small_set(synth_checkpoint), tmp_path / "out")
+    options = CalibrationOptions(activation_memory_bytes=limit, save_after_s=save_after_s)
     with pytest.raises(Stopped):
-        calibrate(*run, CalibrationOptions(activation_memory_bytes=limit, on_progress=stop_after(17)))
+        calibrate(*run, replace(options, on_progress=stop_after(17)))
     before, (interrupted, _) = len(passes), passes[-1]
-    calibrate(*run, CalibrationOptions(activation_memory_bytes=limit))
+    calibrate(*run, options)
     assert passes[before] == (interrupted, 0)
     twice = {one for one in passes if passes.count(one) > 1}
     assert {block for block, _ in twice} == {interrupted}
