@@ -158,8 +158,7 @@ def command(
     if config.calibration.artifact is not None:
         why = "with --calibrated, which is a finished calibration"
         refuse_given(context, _OF_CALIBRATION, why, "omit it, or omit --calibrated")
-    config = with_precision(config)
-    if not config.quantized:
+    if not (config := with_precision(config)).quantized:
         asked = "precision" in config.model_fields_set
         implied = "without --precision: neither fp32 nor a quantized checkpoint needs a calibration"
         why = f"in {config.precision}, which needs no calibration" if asked else implied
