@@ -133,6 +133,13 @@ def hash_files(
     return entries
 
 
+def _instead_of_a_manifest(bundle: Path) -> str:
+    """Why `bundle` has no manifest."""
+    if bundle.is_dir():
+        return "no such file"
+    return "a file and not a folder" if bundle.exists() else "no such folder"
+
+
 def read_manifest(bundle: Path) -> Manifest:
     """Read `manifest.json` of a bundle.
 
@@ -147,7 +154,7 @@ def read_manifest(bundle: Path) -> Manifest:
             "This build is not finished." if unfinished else "This is not a bundle.",
             where=bundle,
             expected=MANIFEST,
-            found="an unfinished build" if unfinished else "no such file" if bundle.is_dir() else "no such folder",
+            found="an unfinished build" if unfinished else _instead_of_a_manifest(bundle),
             fix="run the same build command again; it resumes" if unfinished else rebuild,
         )
     try:

@@ -158,6 +158,9 @@ def test_an_interrupted_build_is_reported_from_a_wrong_folder(bundle: Path, tmp_
         verify(bundle)
     with pytest.raises(BundleError, match="no such folder"):
         verify(tmp_path / "nowhere")
+    (file := tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="a file and not a folder"):
+        verify(file)
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../b", "a//b", "./a", "a\\b", "C:a", "", "."])

@@ -152,9 +152,11 @@ target_option = click.option(
 engine_option = click.option(
     "--engine", metavar="DIR|llm-api", help="A target's own library decodes: an engine's folder, or llm-api."
 )
+MAX_THREADS = 4096
+"""More than any machine has cores; ONNX Runtime starts every thread that it is asked for, and hangs on millions."""
 threads_option = click.option(
     "--threads",
-    type=WholeNumber(min=1),
+    type=WholeNumber(1, MAX_THREADS),
     expose_value=False,
     callback=lambda _context, _option, value: use_threads(value),
     help="CPU threads of an operator. [default: OMP_NUM_THREADS, or by cores and quota]",

@@ -14,7 +14,9 @@ def require_new(out: Path) -> None:
     Raises:
         UsageError: it is a file, or is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise UsageError("The output is not a folder.", where=out, found="a file", fix="name a new folder with -o")
+    if out.exists() and any(out.iterdir()):
         raise UsageError("The folder is not empty.", where=out, fix="name a new one with -o")
 
 

@@ -67,7 +67,8 @@ def load_frames(
     except OSError as error:
         raise InputError("The video cannot be read.", where=path, found=error.strerror or error) from error
     except Exception as error:  # Pillow and FFmpeg answer damaged data with a dozen kinds of exception.
-        raise InputError("The video is damaged or of an unknown format.", where=path, found=error) from error
+        cause = getattr(error, "strerror", None) or error
+        raise InputError("The video is damaged or of an unknown format.", where=path, found=cause) from error
 
 
 def _frames(file: BinaryIO, count: int, policy: ImagePolicy, where: object) -> Iterator[Image.Image]:

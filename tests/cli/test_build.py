@@ -112,3 +112,8 @@ def test_a_build_file_that_is_none_is_refused(
     (tmp_path / "build.yaml").write_text(text)
     assert main.run(["build", "--config", str(tmp_path / "build.yaml"), "--print-config"]) == 2
     assert found in capsys.readouterr().err
+
+
+def test_more_threads_than_any_machine_has_cores_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["build", "--threads", "100000000", "--dry-run"]) == 2
+    assert "100000000 is not in the range 1<=x<=4096" in capsys.readouterr().err

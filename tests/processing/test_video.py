@@ -136,6 +136,14 @@ def test_frames_of_a_video_file_are_the_ones_that_were_encoded(container, codec,
 
 
 @needs_pyav
+def test_a_text_is_no_video_and_the_cause_is_in_words(tmp_path):
+    (tmp_path / "text.mp4").write_text("hello\n")
+    with pytest.raises(InputError) as error:
+        load_frames(tmp_path / "text.mp4", 2, TILE)
+    assert str(error.value.found) == "Invalid data found when processing input"
+
+
+@needs_pyav
 @pytest.mark.parametrize("playlist", [b"#EXTM3U\nhttp://127.0.0.1:1/a.ts\n", b"ffconcat version 1.0\nfile a.mp4\n"])
 def test_a_playlist_is_no_video(playlist, tmp_path):
     (tmp_path / "a.m3u8").write_bytes(playlist)

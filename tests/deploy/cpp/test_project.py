@@ -80,3 +80,9 @@ def test_a_bundle_that_libr1v_cannot_run_is_refused(nano_bundle, tmp_path, monke
     assert (raised.value.expected, raised.value.found) == ("onnxruntime", found)
     assert "build MODEL --target onnxruntime" in raised.value.fix
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_refused_as_the_folder(nano_bundle, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="not a folder"):
+        write_project(Bundle.open(nano_bundle), tmp_path / "file")
