@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -57,13 +58,20 @@ class WholeNumber(click.IntRange):
 
 
 class Number(click.FloatRange):
-    """A number within a range: `X` in help."""
+    """A finite number within a range: `X` in help."""
 
     name = "number"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """What help shows for a value."""
         return "X"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; NaN, which every range lets through, and infinity are usage errors."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 device_option = click.option(

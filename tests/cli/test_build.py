@@ -117,3 +117,10 @@ def test_a_build_file_that_is_none_is_refused(
 def test_more_threads_than_any_machine_has_cores_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["build", "--threads", "100000000", "--dry-run"]) == 2
     assert "100000000 is not in the range 1<=x<=4096" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--max-seconds", "--drain-seconds"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_seconds_that_are_not_finite_are_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["serve", "nowhere", option, value]) == 2
+    assert f"'{option}': {value} is not a finite number" in capsys.readouterr().err
