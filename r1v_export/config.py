@@ -189,11 +189,11 @@ class BuildConfig(SettingsModel):
         words += [word for option, value in given.items() for word in (option, value)]
         for target in self.targets:
             words += ["--target", target]
-        for field, default in {"sm": None, "tp": 1, "pp": 1}.items():
+        for field, default in {"sm": None, "tp": 1, "pp": 1, "int4_inputs": "auto"}.items():
             values = {_typed(block[field]) for block in self.targets.values() if field in block}
             # Typed, it is for every target; a target with a value of its own has it from a build file.
             if len(values) == 1 and values != {_typed(default)}:
-                words += [f"--{field}", *values]
+                words += [f"--{field.replace('_', '-')}", *values]
         words += ["--link-weights"] if self.link_weights else []
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--image-policy", self.image_policy] if self.image_policy != "as_displayed" else []

@@ -80,6 +80,11 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
 @click.option("--sm", metavar="89,120", help="Compute capabilities to build for, or `current`, where a target asks.")
 @click.option("--tp", type=COUNT, help="Tensor parallelism: GPUs that share each layer. [default: 1]")
 @click.option("--pp", type=COUNT, help="Pipeline parallelism: groups of such GPUs. [default: 1]")
+@click.option(
+    "--int4-inputs",
+    type=click.Choice(["auto", "int8", "exact"]),
+    help="Inputs of 4-bit weights: in 8 bits (faster), or not rounded. [default: auto]",
+)
 @click.option("--link-weights", is_flag=True, help="Hard-link weight files of the checkpoint that stay as they are.")
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate.")
 @gate_option
@@ -112,6 +117,7 @@ def command(
     sm: str | None,
     tp: int | None,
     pp: int | None,
+    int4_inputs: str | None,
     link_weights: bool,
     no_parity: bool,
     gate: str | None,
@@ -163,10 +169,12 @@ def command(
         implied = "without --precision: neither fp32 nor a quantized checkpoint needs a calibration"
         why = f"in {config.precision}, which needs no calibration" if asked else implied
         refuse_given(context, _OF_CALIBRATION, why, "omit it, or choose a --precision of 8 or 4 bits")
-    for field, typed in {"sm": sm, "tp": tp, "pp": pp}.items():
+    if "precision" in config.model_fields_set and config.precision != "int4":
+        refuse_given(context, ("int4_inputs",), f"in {config.precision}, which has no 4-bit weights", "omit it")
+    for field, typed in {"sm": sm, "tp": tp, "pp": pp, "int4_inputs": int4_inputs}.items():
         if typed is not None:
-            value = _compute_capabilities(typed) if isinstance(typed, str) else typed
-            config = registry.with_option(config, field, value, f"--{field} {typed}")
+            value = _compute_capabilities(typed) if field == "sm" else typed
+            config = registry.with_option(config, field, value, f"--{field.replace('_', '-')} {typed}")
     if print_config:
         refuse_given(context, ("dry_run", "force", "ray"), "with --print-config, which builds nothing", "omit it")
         _print_config(registry.resolved(config), format_)

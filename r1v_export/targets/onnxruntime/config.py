@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import BeforeValidator
+
+from r1v_export.config import Device, Precision
 from r1v_export.strict import SettingsModel
+
+Int4Inputs = Literal["int8", "exact"]
+
+
+def _as_written_now(value: object) -> object:
+    """Bundles of earlier versions have `float32` for `exact`."""
+    return "exact" if value == "float32" else value
 
 
 class OnnxRuntimeConfig(SettingsModel):
     """How ONNX Runtime computes."""
 
-    int4_inputs: Literal["float32", "int8"] = "float32"
-    """What 4-bit weights are multiplied with on the CPU: inputs as the graph has them, or rounded to 8 bits in blocks,
-    which is faster. Part of the build, so that its gate judges it."""
+    int4_inputs: Annotated[Literal["auto", "int8", "exact"], BeforeValidator(_as_written_now)] = "auto"
+    """What 4-bit weights are multiplied with on the CPU: inputs that are rounded to 8 bits in blocks, which is faster,
+    or those that the graph has. auto: int8 on a CPU, exact on a GPU. Part of the build, so that its gate judges it."""
+
+    def inputs_of(self, precision: Precision, device: Device) -> Int4Inputs:
+        """What `int4_inputs` means for a build: of weights that have more than 4 bits, no input is rounded."""
+        if self.int4_inputs == "auto":
+            return "int8" if (precision, device) == ("int4", "cpu") else "exact"
+        return self.int4_inputs

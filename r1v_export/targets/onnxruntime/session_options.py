@@ -16,9 +16,10 @@ from r1v_export.targets.onnxruntime.graph_message import FLOAT8E4M3FN, FLOAT16, 
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 INT4_INPUTS = "r1v.int4_inputs"
-"""Metadata of an engine's graph: `OnnxRuntimeConfig.int4_inputs` of its build."""
+"""Metadata of an engine's graph: `OnnxRuntimeConfig.inputs_of` its build."""
 _INT4_ARITHMETIC = "session.qdq_matmulnbits_accuracy_level"
-_ACCURACY_LEVELS = {"float32": "1", "int8": "4"}
+_ACCURACY_LEVELS = {"exact": "1", "int8": "4", "float32": "1"}
+"""Of MatMulNBits. `float32` is how graphs of earlier versions have `exact`."""
 _DEQUANTIZE_AT_LOAD = "session.disable_quant_qdq"
 _FP8 = {FLOAT8E4M3FN}
 _FOUR_BITS = {INT4, UINT4}
@@ -78,7 +79,7 @@ def quantization_entries(model: Any) -> dict[str, str]:
         model: of `parse_model`.
     """
     kinds = {weight.data_type for weight in model.graph.initializer}
-    inputs = next((entry.value for entry in model.metadata_props if entry.key == INT4_INPUTS), "float32")
+    inputs = next((entry.value for entry in model.metadata_props if entry.key == INT4_INPUTS), "exact")
     entries = {_INT4_ARITHMETIC: _ACCURACY_LEVELS[inputs]}
     if (kinds & _FP8 and not kinds & _FOUR_BITS) or kinds >= _INT8_IN_FLOAT16:
         entries[_DEQUANTIZE_AT_LOAD] = "1"

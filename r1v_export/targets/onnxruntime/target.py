@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from r1v_export import contract
 from r1v_export.config import BuildConfig, Compute, Device
-from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.errors import BundleError, CapabilityError, UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.serialized.pipeline import EngineDocument
@@ -46,6 +46,7 @@ class OnnxRuntimeTarget(Target):
         return "float32" if device == "cpu" else "float16"
 
     def check(self, config: BuildConfig) -> None:
+        require_int4_inputs(config.options(self.name, OnnxRuntimeConfig), config)
         check_device(config.device)
         from r1v_export.targets.onnxruntime.write.graphs import COMPUTE_TYPES, no_kernels
 
@@ -58,15 +59,17 @@ class OnnxRuntimeTarget(Target):
         return 0
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
-        rounds_inputs = config.options(self.name, OnnxRuntimeConfig).int4_inputs == "int8"
+        options = config.options(self.name, OnnxRuntimeConfig)
+        rounds_inputs = options.inputs_of(config.precision, config.device) == "int8"
         return NumericsSpec(registry.compute_dtype(config), rounds_inputs)
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         check_device(inputs.config.device)
         from r1v_export.targets.onnxruntime.write.graphs import write_graphs
 
-        options = inputs.config.options(self.name, OnnxRuntimeConfig)
-        write_graphs(inputs.graphs, self.graphs, inputs.config.device, options.int4_inputs, out)
+        config = inputs.config
+        int4_inputs = config.options(self.name, OnnxRuntimeConfig).inputs_of(config.precision, config.device)
+        write_graphs(inputs.graphs, self.graphs, config.device, int4_inputs, out)
 
     def engine_document(self, engine: Path) -> EngineDocument:
         from r1v_export.targets.onnxruntime.session_options import engine_options
@@ -109,6 +112,31 @@ class OnnxRuntimeTarget(Target):
                 fix="build the bundle again",
             )
         return engine.absolute().parents[1]
+
+
+def require_int4_inputs(options: OnnxRuntimeConfig, config: BuildConfig) -> None:
+    """Check that there are 4-bit weights, and kernels that round their inputs, if that is asked for.
+
+    Raises:
+        UsageError: there are not.
+    """
+    asked = options.int4_inputs == "int8"
+    if asked and config.device != "cpu":
+        raise UsageError(
+            "ONNX Runtime rounds inputs of 4-bit weights to 8 bits on the CPU only.",
+            where="int4_inputs",
+            expected="auto or exact",
+            found=f"int8, for device {config.device}",
+            fix="omit int4_inputs, or build with --device cpu",
+        )
+    if asked and config.precision != "int4":
+        raise UsageError(
+            "There are no 4-bit weights whose inputs could be rounded to 8 bits.",
+            where="int4_inputs",
+            expected="auto or exact",
+            found=f"int8, in precision {config.precision}",
+            fix="omit int4_inputs, or quantize to 4 bits: --precision int4",
+        )
 
 
 def check_device(device: Device) -> None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from r1v_export.config import Compute, Device
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.log_event import log_event
+from r1v_export.targets.onnxruntime.config import Int4Inputs
 from r1v_export.targets.onnxruntime.cuda_kernels import require_kernels
 from r1v_export.targets.onnxruntime.lower import lower
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
@@ -22,11 +23,11 @@ COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "floa
 """What ONNX Runtime's kernels for these graphs take; there are none for bfloat16 on the CPU."""
 
 
-def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs: str, out: Path) -> None:
+def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs: Int4Inputs, out: Path) -> None:
     """Write `<graph>.onnx` for each of the named graphs into `out`, its weights' locations relative to the bundle.
 
     Args:
-        int4_inputs: of `OnnxRuntimeConfig`.
+        int4_inputs: what 4-bit weights are multiplied with on this device.
 
     Raises:
         CapabilityError: ONNX Runtime has no kernels for what a graph computes in, or none of CUDA's for a node.
