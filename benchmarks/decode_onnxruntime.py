@@ -54,7 +54,7 @@ class Variant:
     """
 
     weights: str
-    inputs: Literal["float32", "int8"]
+    inputs: Literal["exact", "int8"]
     nodes_to_exclude: str = ""
 
     @property
@@ -66,7 +66,7 @@ class Variant:
         """Of its model builder."""
         if self.weights == "fp32":
             return ["-p", "fp32"]
-        level = 1 if self.inputs == "float32" else 4
+        level = 1 if self.inputs == "exact" else 4
         options = [f"block_size={GROUP}", "is_symmetric=true", f"accuracy_level={level}"]
         if self.nodes_to_exclude:
             options.append(f"nodes_to_exclude={self.nodes_to_exclude}")
@@ -183,7 +183,7 @@ def readings(moments: list[float], prompt_tokens: int) -> dict[str, float]:
 
 @click.command()
 @click.option("--weights", type=click.Choice(["fp32", "int4"]), default="fp32", show_default=True)
-@click.option("--inputs", type=click.Choice(["float32", "int8"]), default="float32", show_default=True)
+@click.option("--inputs", type=click.Choice(["exact", "int8"]), default="exact", show_default=True)
 @click.option("--prompt", "prompt_tokens", default=512, show_default=True)
 @click.option("--new-tokens", default=48, show_default=True)
 @click.option("--capacity", "capacities", multiple=True, type=int, default=(576, 4096), show_default=True)
@@ -193,7 +193,7 @@ def readings(moments: list[float], prompt_tokens: int) -> dict[str, float]:
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
     weights: str,
-    inputs: Literal["float32", "int8"],
+    inputs: Literal["exact", "int8"],
     prompt_tokens: int,
     new_tokens: int,
     capacities: tuple[int, ...],

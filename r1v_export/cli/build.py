@@ -171,9 +171,11 @@ def command(
         refuse_given(context, _OF_CALIBRATION, why, "omit it, or choose a --precision of 8 or 4 bits")
     if "precision" in config.model_fields_set and config.precision != "int4":
         refuse_given(context, ("int4_inputs",), f"in {config.precision}, which has no 4-bit weights", "omit it")
-    for field, typed in {"sm": sm, "tp": tp, "pp": pp, "int4_inputs": int4_inputs}.items():
-        if typed is not None:
-            value = _compute_capabilities(typed) if field == "sm" else typed
+    compute_capabilities = _compute_capabilities(sm) if sm is not None else None
+    settings = {"sm": compute_capabilities, "tp": tp, "pp": pp, "int4_inputs": int4_inputs}
+    for field, value in settings.items():
+        if value is not None:
+            typed = sm if field == "sm" else value
             config = registry.with_option(config, field, value, f"--{field.replace('_', '-')} {typed}")
     if print_config:
         refuse_given(context, ("dry_run", "force", "ray"), "with --print-config, which builds nothing", "omit it")

@@ -134,6 +134,8 @@ def _print(report: ParityReport) -> None:
         verdict = "ok" if report.texts.passed else "FAIL"
         limit = f"at most {report.texts.unigram_nll:.3g}"
         click.echo(f"replies to calibration questions: {report.texts.nll:.3g} nats per token, {limit}: {verdict}")
+    if report.rounded_inputs:
+        click.echo(report.rounded_inputs.sentence)
     for warning in report.warnings:
         click.echo(f"warning: {warning}")
     if report.streamed:

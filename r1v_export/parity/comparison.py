@@ -24,6 +24,7 @@ from r1v_export.parity.latency import TimedEngine, latencies
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.ranges import range_facts, recorder, saturations
+from r1v_export.parity.rounded_inputs import RoundedInputs
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import (
     BoundaryResult,
@@ -135,8 +136,19 @@ def check(
         ranges=range_facts(magnitudes, options.compute),
         saturations=saturations(magnitudes),
         calibration=options.calibration,
+        rounded_inputs=rounded_inputs(boundaries, options),
         latency=latencies(*timed) if timed else (),
     )
+
+
+def rounded_inputs(boundaries: Sequence[BoundaryResult], options: CheckOptions) -> RoundedInputs | None:
+    """What a report says of inputs that the candidate rounds by itself; None if it does not."""
+    if not options.rounds_inputs:
+        return None
+    metrics = next((each.metrics for each in boundaries if each.name == "decode"), {})
+    if options.gate != "arithmetic":
+        metrics = {}
+    return RoundedInputs(mean_kl=metrics.get("mean_kl"), top1_agreement=metrics.get("top1_agreement"))
 
 
 def _log_options(reference: Endpoint, candidate: Endpoint, options: CheckOptions) -> None:

@@ -24,6 +24,8 @@ class CheckOptions:
     own_weights: ToleranceProfile | None = None
     """The limits of what quantizing costs, where the candidate's weights were rounded when it was built, whatever
     `precision` says."""
+    rounds_inputs: bool = False
+    """Whether the candidate itself rounds inputs of quantized weights to 8 bits; for the report."""
     calibration: CalibrationFacts | None = None
     """What the candidate's scales come from, None where nothing is quantized; for the report."""
     blocks: bool = False

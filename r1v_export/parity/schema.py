@@ -14,6 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from r1v_export.config import Compute, Precision
 from r1v_export.errors import ParityError
 from r1v_export.parity.provenance import Provenance
+from r1v_export.parity.rounded_inputs import RoundedInputs
 from r1v_export.parity.tolerances import Gate, ToleranceProfile
 from r1v_export.quantization.mixed_precision.sensitivity import SensitivityTable
 from r1v_export.strict import StrictModel
@@ -308,6 +309,8 @@ class ParityReport(_Part):
     """None of a comparison from Python, and of reports of earlier versions."""
     latency: tuple[Latency, ...] = ()
     calibration: CalibrationFacts | None = None
+    rounded_inputs: RoundedInputs | None = None
+    """Where the engine rounds inputs of quantized weights although the calibration leaves them alone."""
     ranges: RangeFacts | None = None
     """Where the engine's type has a range that a model may leave."""
     saturations: tuple[Saturation, ...] = ()

@@ -30,7 +30,14 @@ from r1v_export.log_event import log_event
 from r1v_export.memory import release_free_memory
 from r1v_export.parity.activation_store import ActivationStore
 from r1v_export.parity.boundary_statistics import BoundaryStatistics, no_images, of_row
-from r1v_export.parity.comparison import environment, judge, log_boundaries, require_one_model, step_results
+from r1v_export.parity.comparison import (
+    environment,
+    judge,
+    log_boundaries,
+    require_one_model,
+    rounded_inputs,
+    step_results,
+)
 from r1v_export.parity.diagnosis import diagnose
 from r1v_export.parity.endpoints import BlockwiseEndpoint
 from r1v_export.parity.metrics import LogitStatistics, TensorStatistics
@@ -144,6 +151,7 @@ def _report(
         ranges=range_facts(magnitudes, options.compute),
         saturations=saturations(magnitudes),
         calibration=options.calibration,
+        rounded_inputs=rounded_inputs(boundaries, options),
     )
 
 

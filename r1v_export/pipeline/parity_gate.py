@@ -208,12 +208,14 @@ def check_options(
 ) -> CheckOptions:
     """What chooses the limits of a bundle's engine, but for the gate."""
     numerics = registry.get_target(target).numerics(config, spec)
-    quantized_inputs = artifact is not None and (artifact.quantizes_inputs or numerics.rounds_inputs)
+    rounds_inputs = artifact is not None and numerics.rounds_inputs
+    quantized_inputs = artifact is not None and (artifact.quantizes_inputs or rounds_inputs)
     return CheckOptions(
         config.precision,
         numerics.compute,
         quantized_inputs,
         own_weights=numerics.own_weights,
+        rounds_inputs=rounds_inputs,
         calibration=calibration_facts(artifact),
         max_new_tokens=max_new_tokens,
     )

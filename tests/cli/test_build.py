@@ -35,6 +35,7 @@ def test_threads_are_those_of_pytorch_and_of_the_plan(tmp_path: Path, capsys: py
         ["--precision", "fp16", "--no-parity"],
         ["--recipe", "int8-smoothquant", "--samples", "4", "--effort", "quick"],
         ["--precision", "int4", "--target", "tensorrt-rtx", "--target", "tensorrt-llm", "--sm", "89,120", "--tp", "2"],
+        ["--precision", "int4", "--int4-inputs", "exact"],
         ["--budget", "kl=0.02", "--image-policy", "published", "--gate", "streamed"],
     ],
     ids=" ".join,
@@ -124,3 +125,21 @@ def test_more_threads_than_any_machine_has_cores_are_refused(capsys: pytest.Capt
 def test_seconds_that_are_not_finite_are_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["serve", "nowhere", option, value]) == 2
     assert f"'{option}': {value} is not a finite number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--precision", "fp8", "--int4-inputs", "exact"], "no effect in fp8, which has no 4-bit weights"),
+        (["--int4-inputs", "int8"], "no 4-bit weights whose inputs could be rounded"),
+        (["--precision", "int4", "--int4-inputs", "int8", "--device", "cuda"], "on the CPU only"),
+        (["--precision", "int4", "--int4-inputs", "int8", "--target", "hf-unified"], "has the option int4_inputs"),
+        (["--precision", "int4", "--int4-inputs", "float32"], "is not one of"),
+    ],
+)
+def test_8_bit_inputs_are_refused_where_nothing_would_round_them(
+    options: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["build", *options, "-o", str(tmp_path / "out")]) == 2
+    assert complaint in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

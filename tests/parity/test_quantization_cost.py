@@ -13,7 +13,7 @@ from r1v_export.errors import ParityError
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.metrics import LogitStatistics, TensorStatistics
 from r1v_export.parity.quantization_cost import OTHER_RECIPES, OWN_ANSWERS, cost_causes, next_steps
-from r1v_export.parity.report import failed_page, write_reports
+from r1v_export.parity.report import failed_page, to_html, write_reports
 from r1v_export.parity.schema import CalibrationFacts
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, Selection, SensitivityTable
 from r1v_export.quantization.recipe import names
@@ -136,3 +136,23 @@ def test_every_shipped_recipe_has_another_one_to_try() -> None:
     assert set(OTHER_RECIPES) == set(names())
     for recipe, other in OTHER_RECIPES.items():
         assert other.split(",")[0].split(" or ")[0] in set(names()) - {recipe}
+
+
+def test_a_report_states_what_inputs_that_the_engine_rounds_cost(
+    reference: Endpoint, damaged: Damaged, samples: list[ParitySample]
+) -> None:
+    def report(options: CheckOptions) -> ParityReport:
+        return check(reference, damaged(rounded_layer), samples[:2], options)
+
+    alone = report(CheckOptions("int4", quantized_inputs=True, rounds_inputs=True, max_new_tokens=3))
+    decode = alone.boundary("decode").metrics
+    assert alone.rounded_inputs is not None
+    assert (alone.rounded_inputs.mean_kl, alone.rounded_inputs.top1_agreement) == (
+        decode["mean_kl"],
+        decode["top1_agreement"],
+    )
+    assert alone.rounded_inputs.sentence[1:] in to_html(alone)
+    as_a_part = report(replace(INT4, rounds_inputs=True)).rounded_inputs
+    assert as_a_part is not None
+    assert as_a_part.mean_kl is None
+    assert report(INT4).rounded_inputs is None

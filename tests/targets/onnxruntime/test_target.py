@@ -8,8 +8,10 @@ from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS, graph_contracts
 from r1v_export.cpus import thread_count, use_threads
 from r1v_export.errors import BundleError, CapabilityError, GraphError
+from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
 from r1v_export.targets.onnxruntime.session_options import AVAILABLE_CORES
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
+from tests.tiny_models import tiny_spec
 
 
 def test_lowered_graphs_keep_the_contracts_boundary(built):
@@ -103,3 +105,21 @@ def test_cuda_without_a_cuda_build_of_onnxruntime_is_a_missing_capability(r1v):
     ):
         with pytest.raises(CapabilityError, match="CUDAExecutionProvider"):
             attempt()
+
+
+@pytest.mark.parametrize(
+    ("given", "precision", "device", "inputs"),
+    [
+        ("auto", "int4", "cpu", "int8"),
+        ("auto", "int4", "cuda", "exact"),
+        ("auto", "int8", "cpu", "exact"),
+        ("exact", "int4", "cpu", "exact"),
+        ("float32", "int4", "cpu", "exact"),
+    ],
+)
+def test_inputs_of_4_bit_weights_are_rounded_where_that_is_faster_unless_configured_otherwise(
+    given, precision, device, inputs
+):
+    config = BuildConfig(precision=precision, device=device, targets={"onnxruntime": {"int4_inputs": given}})
+    assert config.options("onnxruntime", OnnxRuntimeConfig).inputs_of(precision, device) == inputs
+    assert OnnxRuntimeTarget().numerics(config, tiny_spec()).rounds_inputs == (inputs == "int8")

@@ -1,0 +1,27 @@
+"""What a report says of inputs that an engine rounds by itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from r1v_export.strict import StrictModel
+
+
+class RoundedInputs(StrictModel):
+    """Inputs of quantized weights that the engine rounds to 8 bits although the calibration leaves them alone."""
+
+    type: Literal["int8"] = "int8"
+    """With a scale for each block of inputs."""
+    mean_kl: float | None
+    """What that costs: divergence of the next token, over all decode steps, nats, from the same quantized weights with
+    inputs as they are. None where the reference is the original model: this cost is then a part of the whole."""
+    top1_agreement: float | None
+    """Likewise, the share of equal greedy choices."""
+
+    @property
+    def sentence(self) -> str:
+        """The same for people."""
+        what = f"inputs of quantized weights are rounded to {self.type} in blocks"
+        if self.mean_kl is None or self.top1_agreement is None:
+            return f"{what}; that is a part of this cost"
+        return f"{what}: {self.mean_kl:.3g} nats of mean KL, {self.top1_agreement:.2%} of greedy choices are the same"
