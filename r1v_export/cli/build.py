@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,7 @@ def command(
     from r1v_export.build_file import load_config
     from r1v_export.pipeline.build import build, plan
     from r1v_export.pipeline.precision import with_precision
-    from r1v_export.targets import registry
+    from r1v_export.targets.registry import resolved
 
     calibration = {
         "data": calib,
@@ -169,23 +170,30 @@ def command(
         implied = "without --precision: neither fp32 nor a quantized checkpoint needs a calibration"
         why = f"in {config.precision}, which needs no calibration" if asked else implied
         refuse_given(context, _OF_CALIBRATION, why, "omit it, or choose a --precision of 8 or 4 bits")
-    if "precision" in config.model_fields_set and config.precision != "int4":
-        refuse_given(context, ("int4_inputs",), f"in {config.precision}, which has no 4-bit weights", "omit it")
-    compute_capabilities = _compute_capabilities(sm) if sm is not None else None
-    settings = {"sm": compute_capabilities, "tp": tp, "pp": pp, "int4_inputs": int4_inputs}
-    for field, value in settings.items():
-        if value is not None:
-            typed = sm if field == "sm" else value
-            config = registry.with_option(config, field, value, f"--{field.replace('_', '-')} {typed}")
+    config = _with_target_options(config, {"sm": sm, "tp": tp, "pp": pp, "int4_inputs": int4_inputs})
     if print_config:
         refuse_given(context, ("dry_run", "force", "ray"), "with --print-config, which builds nothing", "omit it")
-        _print_config(registry.resolved(config), format_)
+        _print_config(resolved(config), format_)
         return
     if dry_run:
         _print_plan(plan(config, out, force=force, offline=offline), format_)
         return
     progress = shown_progress(format_)
     _print_built(build(config, out, force=force, offline=offline, progress=progress, ray=ray), format_)
+
+
+def _with_target_options(config: BuildConfig, typed: Mapping[str, Any]) -> BuildConfig:
+    """The config with options of targets, where they were typed."""
+    from r1v_export.targets import registry
+
+    if "precision" in config.model_fields_set and config.precision != "int4":
+        why = f"in {config.precision}, which has no 4-bit weights"
+        refuse_given(click.get_current_context(), ("int4_inputs",), why, "omit it")
+    for field, text in typed.items():
+        if text is not None:
+            value = _compute_capabilities(text) if field == "sm" else text
+            config = registry.with_option(config, field, value, f"--{field.replace('_', '-')} {text}")
+    return config
 
 
 def _compute_capabilities(text: str) -> str | list[int]:
