@@ -153,7 +153,7 @@ def test_inputs_of_int4_weights_are_rounded_by_default_and_the_report_states_wha
     tiny_config: BuildConfig, tmp_path: Path
 ) -> None:
     parity = tiny_config.parity.model_copy(update={"enabled": True, "questions": 1, "max_new_tokens": 4})
-    out = build(quantized(tiny_config, "int4", recipe="int4-rtn", parity=parity), tmp_path / "out").out
+    out = build(quantized(tiny_config, "int4", parity=parity), tmp_path / "out").out
     arithmetic, cost = (read_report(out / "report" / place) for place in (".", "quantization"))
     assert arithmetic.profile == "8-bit inputs"
     assert arithmetic.rounded_inputs is not None
