@@ -189,7 +189,7 @@ class BuildConfig(SettingsModel):
         words += [word for option, value in given.items() for word in (option, value)]
         for target in self.targets:
             words += ["--target", target]
-        for field, default in {"sm": None, "tp": 1, "pp": 1, "int4_inputs": "auto"}.items():
+        for field, default in {"sm": None, "tp": 1, "pp": 1, "int4_inputs": "exact"}.items():
             values = {_typed(block[field]) for block in self.targets.values() if field in block}
             # Typed, it is for every target; a target with a value of its own has it from a build file.
             if len(values) == 1 and values != {_typed(default)}:

@@ -83,8 +83,8 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
 @click.option("--pp", type=COUNT, help="Pipeline parallelism: groups of such GPUs. [default: 1]")
 @click.option(
     "--int4-inputs",
-    type=click.Choice(["auto", "int8", "exact"]),
-    help="Inputs of 4-bit weights: in 8 bits (faster), or not rounded. [default: auto]",
+    type=click.Choice(["int8", "exact"]),
+    help="Inputs of 4-bit weights: in 8 bits (faster), or not rounded. [default: exact]",
 )
 @click.option("--link-weights", is_flag=True, help="Hard-link weight files of the checkpoint that stay as they are.")
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate.")

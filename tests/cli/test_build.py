@@ -35,7 +35,7 @@ def test_threads_are_those_of_pytorch_and_of_the_plan(tmp_path: Path, capsys: py
         ["--precision", "fp16", "--no-parity"],
         ["--recipe", "int8-smoothquant", "--samples", "4", "--effort", "quick"],
         ["--precision", "int4", "--target", "tensorrt-rtx", "--target", "tensorrt-llm", "--sm", "89,120", "--tp", "2"],
-        ["--precision", "int4", "--int4-inputs", "exact"],
+        ["--precision", "int4", "--int4-inputs", "int8"],
         ["--budget", "kl=0.02", "--image-policy", "published", "--gate", "streamed"],
     ],
     ids=" ".join,

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from r1v_export.config import Device, Precision
 from r1v_export.strict import SettingsModel
 
 Int4Inputs = Literal["int8", "exact"]
@@ -20,12 +19,7 @@ def _as_written_now(value: object) -> object:
 class OnnxRuntimeConfig(SettingsModel):
     """How ONNX Runtime computes."""
 
-    int4_inputs: Annotated[Literal["auto", "int8", "exact"], BeforeValidator(_as_written_now)] = "auto"
+    int4_inputs: Annotated[Int4Inputs, BeforeValidator(_as_written_now)] = "exact"
     """What 4-bit weights are multiplied with on the CPU: inputs that are rounded to 8 bits in blocks, which is faster,
-    or those that the graph has. auto: int8 on a CPU, exact on a GPU. Part of the build, so that its gate judges it."""
-
-    def inputs_of(self, precision: Precision, device: Device) -> Int4Inputs:
-        """What `int4_inputs` means for a build: of weights that have more than 4 bits, no input is rounded."""
-        if self.int4_inputs == "auto":
-            return "int8" if (precision, device) == ("int4", "cpu") else "exact"
-        return self.int4_inputs
+    or those that the graph has. Part
+    of the build, so that its gate judges it."""

@@ -16,7 +16,7 @@ from r1v_export.targets.onnxruntime.graph_message import FLOAT8E4M3FN, FLOAT16, 
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 INT4_INPUTS = "r1v.int4_inputs"
-"""Metadata of an engine's graph: `OnnxRuntimeConfig.inputs_of` its build."""
+"""Metadata of an engine's graph: `OnnxRuntimeConfig.int4_inputs` of its build."""
 _INT4_ARITHMETIC = "session.qdq_matmulnbits_accuracy_level"
 _ACCURACY_LEVELS = {"exact": "1", "int8": "4", "float32": "1"}
 """Of MatMulNBits. `float32` is how graphs of earlier versions have `exact`."""

@@ -60,7 +60,7 @@ class OnnxRuntimeTarget(Target):
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         options = config.options(self.name, OnnxRuntimeConfig)
-        rounds_inputs = options.inputs_of(config.precision, config.device) == "int8"
+        rounds_inputs = options.int4_inputs == "int8"
         return NumericsSpec(registry.compute_dtype(config), rounds_inputs)
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
@@ -68,7 +68,7 @@ class OnnxRuntimeTarget(Target):
         from r1v_export.targets.onnxruntime.write.graphs import write_graphs
 
         config = inputs.config
-        int4_inputs = config.options(self.name, OnnxRuntimeConfig).inputs_of(config.precision, config.device)
+        int4_inputs = config.options(self.name, OnnxRuntimeConfig).int4_inputs
         write_graphs(inputs.graphs, self.graphs, config.device, int4_inputs, out)
 
     def engine_document(self, engine: Path) -> EngineDocument:
@@ -125,7 +125,7 @@ def require_int4_inputs(options: OnnxRuntimeConfig, config: BuildConfig) -> None
         raise UsageError(
             "ONNX Runtime rounds inputs of 4-bit weights to 8 bits on the CPU only.",
             where="int4_inputs",
-            expected="auto or exact",
+            expected="exact",
             found=f"int8, for device {config.device}",
             fix="omit int4_inputs, or build with --device cpu",
         )
@@ -133,7 +133,7 @@ def require_int4_inputs(options: OnnxRuntimeConfig, config: BuildConfig) -> None
         raise UsageError(
             "There are no 4-bit weights whose inputs could be rounded to 8 bits.",
             where="int4_inputs",
-            expected="auto or exact",
+            expected="exact",
             found=f"int8, in precision {config.precision}",
             fix="omit int4_inputs, or quantize to 4 bits: --precision int4",
         )

@@ -8,7 +8,6 @@ from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS, graph_contracts
 from r1v_export.cpus import thread_count, use_threads
 from r1v_export.errors import BundleError, CapabilityError, GraphError
-from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
 from r1v_export.targets.onnxruntime.session_options import AVAILABLE_CORES
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from tests.tiny_models import tiny_spec
@@ -107,19 +106,7 @@ def test_cuda_without_a_cuda_build_of_onnxruntime_is_a_missing_capability(r1v):
             attempt()
 
 
-@pytest.mark.parametrize(
-    ("given", "precision", "device", "inputs"),
-    [
-        ("auto", "int4", "cpu", "int8"),
-        ("auto", "int4", "cuda", "exact"),
-        ("auto", "int8", "cpu", "exact"),
-        ("exact", "int4", "cpu", "exact"),
-        ("float32", "int4", "cpu", "exact"),
-    ],
-)
-def test_inputs_of_4_bit_weights_are_rounded_where_that_is_faster_unless_configured_otherwise(
-    given, precision, device, inputs
-):
-    config = BuildConfig(precision=precision, device=device, targets={"onnxruntime": {"int4_inputs": given}})
-    assert config.options("onnxruntime", OnnxRuntimeConfig).inputs_of(precision, device) == inputs
-    assert OnnxRuntimeTarget().numerics(config, tiny_spec()).rounds_inputs == (inputs == "int8")
+@pytest.mark.parametrize(("given", "rounds"), [("exact", False), ("float32", False), ("int8", True)])
+def test_inputs_of_4_bit_weights_are_rounded_where_the_build_says_so(given, rounds):
+    config = BuildConfig(precision="int4", targets={"onnxruntime": {"int4_inputs": given}})
+    assert OnnxRuntimeTarget().numerics(config, tiny_spec()).rounds_inputs == rounds
