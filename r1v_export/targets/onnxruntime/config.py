@@ -21,5 +21,4 @@ class OnnxRuntimeConfig(SettingsModel):
 
     int4_inputs: Annotated[Int4Inputs, BeforeValidator(_as_written_now)] = "exact"
     """What 4-bit weights are multiplied with on the CPU: inputs that are rounded to 8 bits in blocks, which is faster,
-    or those that the graph has. Part
-    of the build, so that its gate judges it."""
+    or those that the graph has. Part of the build, so that its gate judges it."""
