@@ -92,12 +92,7 @@ def check(
     require_one_model(reference.engine, candidate.engine)
     can_show_blocks = all(isinstance(endpoint.engine, VisionBlocks) for endpoint in (reference, candidate))
     if options.blocks and not can_show_blocks:
-        raise CapabilityError(
-            "ViT blocks cannot be compared: an engine does not show them",
-            expected="vision_blocks in both engines",
-            found=f"{reference.engine.name}, {candidate.engine.name}",
-            fix="compare without blocks",
-        )
+        raise _no_blocks(reference, candidate)
     _log_options(reference, candidate, options)
     recording = recorder(reference.engine, options)
     timed: tuple[TimedEngine, ...] = ()
@@ -138,6 +133,16 @@ def check(
         calibration=options.calibration,
         rounded_inputs=rounded_inputs(boundaries, options),
         latency=latencies(*timed) if timed else (),
+    )
+
+
+def _no_blocks(reference: Endpoint, candidate: Endpoint) -> CapabilityError:
+    """The error for blocks that are asked for and cannot be seen."""
+    return CapabilityError(
+        "ViT blocks cannot be compared: an engine does not show them",
+        expected="vision_blocks in both engines",
+        found=f"{reference.engine.name}, {candidate.engine.name}",
+        fix="compare without blocks",
     )
 
 
