@@ -181,6 +181,11 @@ class ValidationIssue:
     found: str | None = None
 
 
+_EXTRA = "is not in the manifest"
+_REMOVE = "remove what is not part of the bundle, or move it to another folder"
+_REPLACE = "fetch the bundle again, or build it again"
+
+
 def find_issues(
     bundle: Path, manifest: Manifest, on_progress: ProgressCallback = ignore_progress
 ) -> list[ValidationIssue]:
@@ -196,7 +201,7 @@ def find_issues(
         before = end
     for path, mode in _extra(bundle, expected):
         is_file = stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)
-        issues.append(ValidationIssue(path, "is not in the manifest" if is_file else "is no regular file"))
+        issues.append(ValidationIssue(path, _EXTRA if is_file else "is no regular file"))
     return sorted(issues, key=lambda issue: issue.path)
 
 
@@ -256,7 +261,7 @@ def verify(bundle: Path, on_progress: ProgressCallback = ignore_progress) -> Man
             where=bundle / first.path,
             expected=first.expected,
             found=first.found,
-            fix="fetch the bundle again, or build it again",
+            fix=_REMOVE if all(problem.what == _EXTRA for problem in problems) else _REPLACE,
         )
     return manifest
 

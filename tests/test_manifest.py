@@ -92,6 +92,9 @@ def test_a_truncated_file_is_found_with_both_sizes(bundle: Path) -> None:
 def test_an_extra_file_is_found(bundle: Path) -> None:
     (bundle / "graphs/extra.onnx").write_bytes(b"")
     assert problems(bundle) == [("graphs/extra.onnx", "is not in the manifest")]
+    with pytest.raises(BundleError) as caught:
+        verify(bundle)
+    assert caught.value.fix == "remove what is not part of the bundle, or move it to another folder"
 
 
 def test_what_check_leaves_on_this_machine_is_not_hashed(bundle: Path) -> None:

@@ -9,6 +9,7 @@ import click
 
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
+    MAX_CACHE_MIB,
     TargetOption,
     WholeNumber,
     common_options,
@@ -59,8 +60,12 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
 @click.option("--target", cls=TargetOption, help="Engine of the bundle. [default: its first]")
 @engine_option
 @click.option("--max-rows", type=WholeNumber(1, 1024), default=16, show_default=True, help="Answered together.")
-@click.option("--cache-mib", type=WholeNumber(min=1), default=2048, show_default=True, help="Of the key-value cache.")
-@click.option("--image-cache-mib", type=WholeNumber(min=0), default=256, show_default=True, help="Of image embeddings.")
+@click.option(
+    "--cache-mib", type=WholeNumber(1, MAX_CACHE_MIB), default=2048, show_default=True, help="Of the key-value cache."
+)
+@click.option(
+    "--image-cache-mib", type=WholeNumber(0, MAX_CACHE_MIB), default=256, show_default=True, help="Of image embeddings."
+)
 @click.option(
     "--tiles", type=WholeNumber(1, 1024), default=16, show_default=True, help="In a batch of the vision graph."
 )

@@ -160,6 +160,8 @@ target_option = click.option(
 engine_option = click.option(
     "--engine", metavar="DIR|llm-api", help="A target's own library decodes: an engine's folder, or llm-api."
 )
+MAX_CACHE_MIB = 1 << 24
+"""16 TiB, more than any machine has memory: a larger number is a mistake, such as bytes given as MiB."""
 MAX_THREADS = 4096
 """More than any machine has cores; ONNX Runtime starts every thread that it is asked for, and hangs on millions."""
 threads_option = click.option(

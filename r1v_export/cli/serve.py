@@ -17,6 +17,7 @@ import click
 from r1v_export.cli.logs import JsonFormatter
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
+    MAX_CACHE_MIB,
     Number,
     WholeNumber,
     common_options,
@@ -64,8 +65,12 @@ _ENGINE_OPTIONS = (
 @click.option("--allow-image-host", "image_hosts", multiple=True, metavar="HOST", help="Fetch http(s) images from it.")
 @click.option("--max-rows", type=WholeNumber(1, _MAX_ROWS), default=16, show_default=True, help="Answered together.")
 @click.option("--max-queued", type=WholeNumber(min=1), default=256, show_default=True, help="Waiting; more get 429.")
-@click.option("--cache-mib", type=WholeNumber(min=1), default=2048, show_default=True, help="Of the key-value cache.")
-@click.option("--image-cache-mib", type=WholeNumber(min=0), default=256, show_default=True, help="Of image embeddings.")
+@click.option(
+    "--cache-mib", type=WholeNumber(1, MAX_CACHE_MIB), default=2048, show_default=True, help="Of the key-value cache."
+)
+@click.option(
+    "--image-cache-mib", type=WholeNumber(0, MAX_CACHE_MIB), default=256, show_default=True, help="Of image embeddings."
+)
 @click.option(
     "--prefill-chunk",
     type=WholeNumber(min=1),

@@ -8,12 +8,19 @@ from pathlib import Path
 from r1v_export.errors import UsageError
 
 
-def require_new(out: Path) -> None:
-    """Refuse a folder that has something in it already.
+def require_new(out: Path, bundle: Path) -> None:
+    """Refuse a folder that has something in it already, or lies in the bundle.
 
     Raises:
-        UsageError: it is a file, or is not empty.
+        UsageError: it is a file, is not empty, or is in the bundle, whose manifest does not name its files.
     """
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(
+            "The output is inside the bundle: `verify` refuses files that its manifest does not name.",
+            where=out,
+            expected=f"a folder outside {bundle}",
+            fix="name another one with -o",
+        )
     if out.exists() and not out.is_dir():
         raise UsageError("The output is not a folder.", where=out, found="a file", fix="name a new folder with -o")
     if out.exists() and any(out.iterdir()):

@@ -143,3 +143,12 @@ def test_8_bit_inputs_are_refused_where_nothing_would_round_them(
     assert main.run(["build", *options, "-o", str(tmp_path / "out")]) == 2
     assert complaint in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [["serve"], ["deploy", "triton"]])
+@pytest.mark.parametrize("option", ["--cache-mib", "--image-cache-mib"])
+def test_a_cache_larger_than_any_memory_is_refused(
+    command: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run([*command, "nowhere", option, str(10**12)]) == 2
+    assert f"'{option}': {10**12} is not in the range" in capsys.readouterr().err

@@ -23,7 +23,7 @@ def write_project(bundle: Bundle, out: Path) -> list[Path]:
     Raises:
         UsageError: `out` holds something or cannot be written to, or libr1v runs no engine of the bundle.
     """
-    require_new(out)
+    require_new(out, bundle.folder)
     libr1v_target(bundle)
     require_writable(out, "name another one with -o")
     return fill_templates(TEMPLATES, out, {"version": VERSION, "bundle": _cpp_literal(bundle.folder.absolute())})

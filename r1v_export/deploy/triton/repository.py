@@ -83,7 +83,7 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
         UsageError: `out` holds something, or the bundle has no such target.
         BundleError: the engine is another bundle's.
     """
-    require_new(out)
+    require_new(out, bundle.folder)
     target, gpus = _target(bundle, options)
     require_writable(out, "name another one with -o")
     written = []

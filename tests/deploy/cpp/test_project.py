@@ -86,3 +86,9 @@ def test_a_file_is_refused_as_the_folder(nano_bundle, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="not a folder"):
         write_project(Bundle.open(nano_bundle), tmp_path / "file")
+
+
+def test_a_folder_inside_the_bundle_is_refused(nano_bundle):
+    with pytest.raises(UsageError, match="inside the bundle"):
+        write_project(Bundle.open(nano_bundle), nano_bundle / "engines" / "cpp")
+    assert not (nano_bundle / "engines" / "cpp").exists()
