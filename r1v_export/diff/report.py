@@ -8,6 +8,7 @@ from typing import Any
 from r1v_export import pages
 from r1v_export.diff.compare import BundleDiff
 from r1v_export.pages import MadeBy
+from r1v_export.parity.report import METRICS
 from r1v_export.progress import size
 from r1v_export.quoting import printable
 
@@ -16,7 +17,23 @@ def to_html(diff: BundleDiff, made_by: MadeBy) -> str:
     """The page."""
     environment = pages.environment(Path(__file__).parent / "templates")
     environment.filters["shown"] = lambda value, title: printable(shown(value, title))
-    return environment.get_template("diff.html.j2").render(diff=diff, made_by=made_by)
+    environment.filters["label"] = label
+    files = diff.files
+    counts = {
+        "differing": len(files.differing),
+        "equal": files.equal,
+        "in the first alone": len(files.first_only),
+        "in the second alone": len(files.second_only),
+    }
+    return environment.get_template("diff.html.j2").render(
+        diff=diff, made_by=made_by, counts=[f"{count} {what}" for what, count in counts.items() if count]
+    )
+
+
+def label(name: str) -> str:
+    """A row's name as people read it: the metric at its end by its label, such as `mean KL (nats)`."""
+    before, _, last = name.rpartition(" ")
+    return f"{before} {METRICS[last]}" if last in METRICS else name
 
 
 def shown(value: Any, title: str) -> str:

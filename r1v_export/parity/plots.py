@@ -284,6 +284,8 @@ def accuracy_by_size(bundles: Sequence[BundleFacts]) -> str | None:
             _size_points(panels[0], bundles, shares, _ONE, "o", labels)
             panels[0].set_title("right answers, %", fontsize=10.5)
             panels[0].margins(y=0.25)
+            low, high = panels[0].get_ylim()
+            panels[0].set_yticks([tick for tick in panels[0].get_yticks() if low <= tick <= min(high, 100)])
         return _svg(figure, "sizes", "Divergence and right answers against size; the numbers are in the table below.")
 
 

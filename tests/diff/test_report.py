@@ -14,3 +14,12 @@ def test_the_page_has_both_values_and_says_how_it_was_made() -> None:
     assert "<file>" not in page
     for text in ("0a", "0b", "1 that is equal", "graphs/embed.onnx", "diff &lt;one&gt; two", "2026-01-01 00:00:00 UTC"):
         assert text in page
+
+
+def test_metrics_have_their_labels_and_kinds_of_files_that_are_not_there_are_not_counted() -> None:
+    tables = {"parity": (Row("onnxruntime, arithmetic: prefill mean_kl", 0.1, 0.2), Row("x: gate", "passed", "failed"))}
+    files = FileDifferences(equal=2, differing=("a",), first_only=("b", "c"), second_only=())
+    page = to_html(BundleDiff("one", "two", tables, files, None), MadeBy("r1v-export diff", "2026-01-01", "1.2.3"))
+    assert "onnxruntime, arithmetic: prefill mean KL (nats)" in page
+    assert "x: gate" in page
+    assert "Files: 1 differing, 2 equal, 2 in the first alone." in page

@@ -13,8 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check, write_report
-from r1v_export.parity.report import share, to_html, to_json
-from r1v_export.parity.schema import BundleFacts, CalibrationFacts
+from r1v_export.parity.plots import accuracy_by_size, errors_by_boundary, latency_by_stage
+from r1v_export.parity.report import by_channel, share, to_html, to_json, write_reports
+from r1v_export.parity.schema import BundleFacts, CalibrationFacts, ReasoningFormat
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, Selection, SensitivityTable
 from r1v_export.quoting import printable
 from r1v_export.reference.model import Model
@@ -273,3 +274,88 @@ def test_a_page_can_be_made_of_infinities(compare: Compare):
 @pytest.mark.parametrize(("part", "text"), [(1.0, "100 %"), (0.99999, "99.99 %"), (0.5, "50 %"), (0.0, "0 %")])
 def test_only_all_is_100_percent(part: float, text: str):
     assert share(part) == text
+
+
+def test_the_pages_of_two_gates_link_to_each_other(passed: ParityReport, failed: ParityReport, tmp_path: Path):
+    reports = (passed, failed.model_copy(update={"gate": "quantization"}))
+    pages = [path.resolve() for path in write_reports(reports, tmp_path)]
+    assert len(set(pages)) == 2
+    for path, report in zip(pages, reports, strict=True):
+        page = Page(path.read_text(encoding="utf-8"))
+        links = [attrs for tag, attrs in page.tags if tag == "a" and not str(attrs["href"]).startswith("#")]
+        assert [(path.parent / str(link["href"])).resolve() for link in links] == pages
+        current = [(path.parent / str(link["href"])).resolve() for link in links if link.get("aria-current")]
+        assert current == [path]
+        assert all(each.title in page.words for each in reports)
+        assert f"{'✓' if report.passed else '✗'} " in page.words[: page.words.index("Boundaries")]
+
+
+def test_links_within_a_page_have_their_place(passed_page: Page):
+    inside = [str(attrs["href"])[1:] for tag, attrs in passed_page.tags if tag == "a"]
+    assert inside
+    assert set(inside) <= set(passed_page.attributes("id"))
+
+
+THINK = ReasoningFormat(tags=("<think>", "</think>"), is_opened=False)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "parts", "channels"),
+    [
+        (None, [("<think>a</think>b", False)], [("Text", [("<think>a</think>b", False)])]),
+        (THINK, [("b", False)], [("Answer", [("b", False)])]),
+        (THINK, [("<think>\n a </think>\n\nb", False)], [("Reasoning", [("a", False)]), ("Answer", [("b", False)])]),
+        (THINK, [("<think>a", False)], [("Reasoning", [("a", False)])]),
+        (THINK, [("<think></think>b", False)], [("Answer", [("b", False)])]),
+        (
+            THINK,
+            [("<think>a", False), ("x", True), ("c</think>b", False)],
+            [("Reasoning", [("a", False), ("x", True), ("c", False)]), ("Answer", [("b", False)])],
+        ),
+        (
+            THINK,
+            [("<think>a</think>b", False), ("x", True)],
+            [("Reasoning", [("a", False)]), ("Answer", [("b", False), ("x", True)])],
+        ),
+        (
+            THINK.model_copy(update={"is_opened": True}),
+            [("a</think>b", False)],
+            [("Reasoning", [("a", False)]), ("Answer", [("b", False)])],
+        ),
+    ],
+)
+def test_reasoning_and_answer_are_set_apart(
+    reasoning: ReasoningFormat | None, parts: list[tuple[str, bool]], channels: list[tuple[str, list[tuple[str, bool]]]]
+):
+    assert by_channel(reasoning, parts) == channels
+
+
+def test_a_failed_boundary_is_marked_by_color_shape_and_words(failed: ParityReport, passed: ParityReport):
+    bad, good = errors_by_boundary(failed), errors_by_boundary(passed)
+    assert bad is not None
+    assert good is not None
+    for sign in ("var(--bad)", "out of tolerance"):
+        assert sign in bad
+        assert sign not in good
+    page = Page(to_html(failed))
+    assert [attrs["class"] for tag, attrs in page.tags if tag == "span" and attrs.get("class") == "bad"]
+    assert re.search(r"✗ \d+ ViT blocks \(first\)", page.words)
+
+
+def test_no_share_of_answers_above_all_is_on_the_axis(detailed: ParityReport):
+    all_right = [bundle.model_copy(update={"correct": 32}) for bundle in detailed.bundles]
+    svg = accuracy_by_size(all_right)
+    assert svg is not None
+    ticks = [float(number) for number in re.findall(r">(\d+(?:\.\d+)?)</text>", svg)]
+    assert 100 in ticks
+    assert max(ticks) == 100
+
+
+def test_bars_of_latency_are_as_long_as_the_time(passed: ParityReport):
+    """Paths of the bars begin at 0, so a bar's length over another's is the ratio of their times."""
+    latency = passed.latency[0].model_copy(update={"reference_ms": 30.0, "candidate_ms": 10.0})
+    svg = latency_by_stage(passed.model_copy(update={"latency": (latency,)}))
+    assert svg is not None
+    paths = re.findall(r'<path d="([^"]+)" clip-path', svg)
+    reference, candidate = ([float(x) for x in re.findall(r"[ML] ([\d.]+) ", path)] for path in paths)
+    assert (max(reference) - min(reference)) / (max(candidate) - min(candidate)) == pytest.approx(3, rel=0.01)
