@@ -49,7 +49,9 @@ def _as_text(diff: BundleDiff) -> str:
         return f"equal: {diff.files.equal} files, byte for byte, made in the same way"
     parts = []
     for title, rows in diff.tables.items():
-        others = [(f"  {label(row.name)}", shown(row.first, title), shown(row.second, title)) for row in rows if not row.equal]
+        others = [
+            (f"  {label(row.name)}", shown(row.first, title), shown(row.second, title)) for row in rows if not row.equal
+        ]
         if others:
             parts.append(table(others, (title, diff.first, diff.second)))
     parts.append(_files_text(diff.files))

@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from r1v_export import contract
 from r1v_export.bundle import ENGINES, GRAPHS, Bundle
 from r1v_export.checkpoint.tensor_file import StoredTensor, read_header
-from r1v_export.files import open_regular
+from r1v_export.exporters.stored_tensors import read_tensor
 from r1v_export.manifest import FileEntry
 
 _GRAPH, _WEIGHTS = ".onnx", ".safetensors"
@@ -91,18 +90,7 @@ def _tensors(bundle: Bundle, name: str) -> dict[str, StoredValues]:
 def _of_graph(path: Path) -> Iterator[tuple[str, StoredValues]]:
     for name, value in ir.load(path).graph.initializers.items():
         if (tensor := value.const_value) is not None:
-            yield name, StoredValues(str(tensor.dtype), tuple(tensor.shape.numpy()), partial(_initializer, tensor))
-
-
-def _initializer(tensor: ir.TensorProtocol) -> np.ndarray:
-    """Values of an initializer. External ones are read here, because onnx_ir refuses files with several hard links."""
-    if not isinstance(tensor, ir.ExternalTensor):
-        return tensor.numpy()
-    with open_regular(tensor.path) as file:
-        file.seek(tensor.offset or 0)
-        raw = file.read(tensor.nbytes)
-    stored = onnx.TensorProto(data_type=tensor.dtype.value, dims=tensor.shape.numpy(), raw_data=raw)
-    return onnx.numpy_helper.to_array(stored)
+            yield name, StoredValues(str(tensor.dtype), tuple(tensor.shape.numpy()), partial(read_tensor, tensor))
 
 
 def _of_weights(path: Path) -> Iterator[tuple[str, StoredValues]]:

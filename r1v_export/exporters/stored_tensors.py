@@ -7,11 +7,12 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from r1v_export.errors import GraphError
-from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
+from r1v_export.files import GRAPH_LIMIT_BYTES, open_regular, read_regular_bytes
 from r1v_export.manifest import FileEntry
 
 _FIX = "do not use this bundle; fetch it again, or build it again"
@@ -40,6 +41,22 @@ def check_stored_tensors(bundle: Path, graph: str, files: Mapping[str, FileEntry
         if problem := _problem(tensor, posixpath.dirname(graph), files):
             what, expected, found = problem
             raise GraphError(what, where=f"{path}: {tensor.name}", expected=expected, found=found, fix=_FIX)
+
+
+def read_tensor(tensor: ir.TensorProtocol) -> np.ndarray:
+    """Values of an initializer, of its shape and type. External ones are read here: onnx_ir refuses files with several
+    hard links, as `deploy triton` makes them.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    with open_regular(tensor.path) as file:
+        file.seek(tensor.offset or 0)
+        raw = file.read(tensor.nbytes)
+    stored = onnx.TensorProto(data_type=tensor.dtype.value, dims=tensor.shape.numpy(), raw_data=raw)
+    return onnx.numpy_helper.to_array(stored)
 
 
 def _problem(

@@ -131,7 +131,7 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
     )
     captions = (
         "Each stage on the reference's inputs; end_to_end on the candidate's own.",
-        "How far the probabilities of the next token are from the reference's, with its limits; 0 where they are the same.",
+        "How far the next token's probabilities are from the reference's, with the limits; 0 where they are the same.",
         "Hidden states behind each layer; the tower is given the reference's pixels, the decoder its embeddings.",
         "Both engines are fed the same answer, so every step has the same history.",
         "Mean over all calls but each stage's first, on the machine of this check. Each stage has its own scale.",

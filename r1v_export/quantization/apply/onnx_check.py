@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from r1v_export.errors import ParityError
 from r1v_export.exporters.passes.transposed_weights import TRANSPOSED
+from r1v_export.exporters.stored_tensors import read_tensor
 from r1v_export.quantization.apply.onnx import INPUT_SCALE, SCALE
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.groups import linear_groups
@@ -32,7 +33,7 @@ def require_calibrated_scales(graphs: Path, artifact: Artifact) -> None:
     for tensor, owner, expected in _scales(artifact, initializers):
         path, stored = initializers[tensor]
         assert stored is not None
-        scale = stored.numpy()
+        scale = read_tensor(stored)
         if scale.shape != expected.shape or not np.array_equal(scale, expected):
             raise ParityError(
                 f"A scale in the graph is not the calibration's: {owner}.",

@@ -38,7 +38,7 @@ def scales_of(artifact: Artifact) -> dict[str, np.ndarray]:
     }
 
 
-def write_graph(folder: Path, scales: dict[str, np.ndarray]) -> Path:
+def write_graph(folder: Path, scales: dict[str, np.ndarray], external_data: str | None = None) -> Path:
     values = []
     for name, scale in scales.items():
         tensor = ir.tensor(scale, name=name)
@@ -47,12 +47,27 @@ def write_graph(folder: Path, scales: dict[str, np.ndarray]) -> Path:
         )
     graph = ir.Graph([], [], nodes=[], initializers=values, opset_imports={"": 24}, name="decoder")
     folder.mkdir()
-    ir.save(ir.Model(graph, ir_version=11), folder / "decoder.onnx")
+    model = ir.Model(graph, ir_version=11)
+    ir.save(model, folder / "decoder.onnx", external_data=external_data, size_threshold_bytes=0)
     return folder
 
 
 def test_the_calibrations_own_scales_pass(artifact: Artifact, tmp_path: Path) -> None:
     require_calibrated_scales(write_graph(tmp_path / "graphs", scales_of(artifact)), artifact)
+
+
+def test_scales_in_a_file_with_several_hard_links_are_read(artifact: Artifact, tmp_path: Path) -> None:
+    """As `deploy triton` makes them of a bundle's files; onnx_ir refuses them."""
+    scales = scales_of(artifact)
+    right = write_graph(tmp_path / "right", scales, "decoder.onnx.data")
+    scales[f"{LINEAR}.weight.T.scale"] *= 2
+    wrong = write_graph(tmp_path / "wrong", scales, "decoder.onnx.data")
+    for folder in (right, wrong):
+        (tmp_path / f"{folder.name}.link").hardlink_to(folder / "decoder.onnx.data")
+    require_calibrated_scales(right, artifact)
+    with pytest.raises(ParityError) as caught:
+        require_calibrated_scales(wrong, artifact)
+    assert LINEAR in caught.value.what
 
 
 @pytest.mark.parametrize(
