@@ -31,6 +31,10 @@ _SCALE_TOLERANCE = 1e-3
 """Relative difference that a scale may have, for the same reason."""
 
 
+_VALUES_AT_ONCE = 1 << 20
+"""Of two quantized weights that are compared."""
+
+
 def require_own_scales(model: nn.Module, artifact: Artifact) -> None:
     """Require scales that follow from the weights and the calibration statistics.
 
@@ -96,14 +100,17 @@ def _wrong_rows(linear: QuantizedLinear, weight: Tensor, scheme: Scheme, neighbo
         )
     else:
         expected = round_to_nearest(weight, weights.type, weights.group_size)
-    differing = _unequal(linear.qweight, expected.qweight).sum(1) > _ROW_TOLERANCE * weight.shape[1]
+    differing = _unequal_in_rows(linear.qweight, expected.qweight) > _ROW_TOLERANCE * weight.shape[1]
     scales = torch.isclose(linear.scale, expected.scale, rtol=_SCALE_TOLERANCE, atol=0).reshape(len(weight), -1)
     return int((differing | ~scales.all(1)).sum())
 
 
-def _unequal(a: Tensor, b: Tensor) -> Tensor:
-    """Which quantized values differ; those that are whole numbers without copies in float32."""
-    return a != b if not a.is_floating_point() else a.float() != b.float()
+def _unequal_in_rows(a_OI: Tensor, b_OI: Tensor) -> Tensor:
+    """How many quantized values differ in each row, [O]; a few rows at a time, as they are widened to be compared and
+    to be counted."""
+    rows = max(1, _VALUES_AT_ONCE // a_OI.shape[1])
+    pairs = zip(a_OI.split(rows), b_OI.split(rows), strict=True)
+    return torch.cat([(a.float() != b.float()).sum(1) for a, b in pairs])
 
 
 def _wrong(artifact: Artifact, name: str, expected: str, found: str) -> ParityError:

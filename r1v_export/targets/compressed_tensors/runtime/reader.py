@@ -12,6 +12,9 @@ from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.model import ReferenceEngine
 from r1v_export.targets.hub_reader import LARGEST, QuantizedFolder, Rounding, open_model, read_json, round_fp8
 
+_VALUES_AT_ONCE = 1 << 20
+"""Of a weight, for which zero points and scales are spread."""
+
 
 class CompressedEngine(ReferenceEngine):
     """The whole model, vision tower included, in float32 on dequantized weights."""
@@ -36,14 +39,18 @@ class CompressedFiles(QuantizedFolder):
         args = self._group_of[linear]["weights"]
         scale = self.scales(f"{linear}.weight_scale")
         if args["num_bits"] == 8:
-            return self.read(f"{linear}.weight").float() * scale  # [1] or [out, 1]
+            return self.read(f"{linear}.weight").float().mul_(scale)  # [1] or [out, 1]
         rows, columns = self.read(f"{linear}.weight_shape").tolist()
-        qweight = _unpacked(self.read(f"{linear}.weight_packed"))[:, :columns].float()
+        weight = _unpacked(self.read(f"{linear}.weight_packed"))[:, :columns].contiguous()
         zero = torch.full_like(scale, 8.0)
         if not args["symmetric"]:
-            zero = _unpacked(self.read(f"{linear}.weight_zero_point").T).T[:rows].float()
+            zero = _unpacked(self.read(f"{linear}.weight_zero_point").T).T[:rows]
         group_I = self._group_index(linear, args, columns)
-        return (qweight - zero[:, group_I]) * scale[:, group_I]
+        # In place, a few rows at a time: zero points and scales are spread to the weight's size.
+        step = max(1, _VALUES_AT_ONCE // columns)
+        for part, zero_part, scale_part in zip(weight.split(step), zero.split(step), scale.split(step), strict=True):
+            part.sub_(zero_part[:, group_I]).mul_(scale_part[:, group_I])
+        return weight
 
     def _group_index(self, linear: str, args: dict[str, Any], columns: int) -> Tensor:
         """The group of each input feature, int64 [columns].
@@ -95,5 +102,8 @@ def open_compressed(folder: Path, spec: ModelSpec, device: str) -> CompressedEng
 
 
 def _unpacked(words: Tensor) -> Tensor:
-    """The 4-bit values in int32 words, along the last axis, eight times as many; the lowest first."""
-    return torch.stack([(words >> (4 * place)) & 15 for place in range(8)], dim=-1).flatten(-2)
+    """The 4-bit values in int32 words, along the last axis, eight times as many, in float32; the lowest first."""
+    values = torch.empty(*words.shape, 8)
+    for place in range(8):
+        values[..., place] = (words >> (4 * place)) & 15
+    return values.flatten(-2)

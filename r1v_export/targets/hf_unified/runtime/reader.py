@@ -49,9 +49,10 @@ class UnifiedFiles(QuantizedFolder):
             return stored.float().mul_(scale.reshape(-1, 1))
         # In place, and no more than one weight at a time: a block of the 38B has linears of 142 million values.
         weight = torch.empty(2 * stored.shape[0], stored.shape[1])
-        for half, unsigned in enumerate((stored % 16, stored // 16)):  # even output features in the low half
-            weight[half::2] = unsigned
-        weight.sub_((weight > 7).to(torch.uint8), alpha=16)
+        for half in range(2):  # even output features in the low half
+            # Two's complement: with the sign's bit the other way round, -8..7 is 0..15.
+            weight[half::2] = (stored >> 4 * half & 15) ^ 8
+        weight.sub_(8)
         weight.unflatten(1, (-1, settings["group_size"])).mul_(scale[:, :, None])
         return weight
 
