@@ -4,6 +4,7 @@ What ran is added to benchmarks/results/<date>-38b.json under NAME; the command'
 working directory. Loads are recorded, because times mean little where other programs run.
 
     python benchmarks/full_build.py NAME [--memory 6000000000] -- build MODEL --precision int4 ... -o OUT
+    python benchmarks/full_build.py NAME [--memory 6000000000] -- check OUT --model MODEL ...
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def measured(group: Path, name: str, arguments: Sequence[str]) -> dict[str, Any]
         with Watch(group) as watch:
             process = subprocess.run(["bash", "-c", enter, "bash", *command], stdout=log, stderr=log, check=False)
         seconds, used = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-        out = Path(arguments[arguments.index("-o") + 1]) if "-o" in arguments else None
+        bundle = Path(arguments[arguments.index("-o") + 1] if "-o" in arguments else arguments[1])
         return {
             "command": " ".join(("r1v-export", *arguments)),
             "commit": commit(),
@@ -129,10 +130,10 @@ def measured(group: Path, name: str, arguments: Sequence[str]) -> dict[str, Any]
             "resident_peak_gb": round(used.ru_maxrss * 1024 / 1e9, 2),
             "read_gb": round((bytes_of("read_bytes") - read) / 1e9, 2),
             "written_gb": round((bytes_of("write_bytes") - written) / 1e9, 2),
-            "bundle_gb": round(sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e9, 2) if out else None,
+            "bundle_gb": round(sum(p.stat().st_size for p in bundle.rglob("*") if p.is_file()) / 1e9, 2),
             "free_disk_gb": round(shutil.disk_usage(".").free / 1e9, 1),
             "stages": stages(events),
-            "parity": parity(out) if out else [],
+            "parity": parity(bundle),
         }
 
 
