@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from r1v_export.pages import sentence
 from r1v_export.parity.diagnosis import LAYERS, kind_of
@@ -119,6 +119,7 @@ def errors_by_layer(report: ParityReport) -> str | None:
             xs, ys = [layer for layer, _ in bad], [b.metrics["relative_error"] for _, b in bad]
             axes.plot(xs, ys, linestyle="", marker="X", markersize=8, color=_BAD)
         axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("layer")
         axes.set_ylabel("relative error")
         axes.grid(axis="y")

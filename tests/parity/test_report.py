@@ -170,6 +170,21 @@ def test_a_page_shows_calibration_sensitivity_and_other_bundles(detailed: Parity
     assert all(url.startswith(("data:", "#")) for url in outside)
 
 
+def test_no_column_of_correct_answers_without_any(detailed: ParityReport):
+    unscored = [bundle.model_copy(update={"correct": 0, "scored": 0}) for bundle in detailed.bundles]
+    assert "Correct answers" in Page(to_html(detailed)).words
+    assert "Correct answers" not in Page(to_html(detailed.model_copy(update={"bundles": unscored}))).words
+
+
+def test_a_boundary_without_a_limit_is_not_marked_as_passed(passed: ParityReport):
+    last = passed.boundary("tokens")
+    boundaries = [b.model_copy(update={"checks": ()}) if b is last else b for b in passed.boundaries]
+    words = Page(to_html(passed.model_copy(update={"boundaries": boundaries}))).words
+    assert "✓ tokens" in Page(to_html(passed)).words
+    assert "✓ tokens" not in words
+    assert "tokens (no limit)" in words
+
+
 def test_a_page_of_a_build_that_is_not_quantized_tells_of_neither(passed_page: Page):
     assert "Calibration" not in passed_page.words
     assert "Accuracy against size" not in passed_page.words
