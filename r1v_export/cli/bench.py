@@ -17,6 +17,7 @@ from r1v_export.cli.output import (
     engine_option,
     model_option,
     print_json,
+    refuse_unread_model,
     shown_progress,
     table,
     target_option,
@@ -86,6 +87,7 @@ def command(
     from r1v_export.runner.bench import measure
     from r1v_export.runner.open_runner import open_runner
 
+    refuse_unread_model(target)
     peaks = _peaks(gpu, batch)
     runner = open_runner(bundle, target, model, device, engine)
     loaded = image_opener(runner.image_policy, allow_url)(image) if image else None

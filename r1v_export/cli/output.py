@@ -201,6 +201,17 @@ def refuse_given(context: click.Context, names: Iterable[str], why: str, fix: st
         raise UsageError(f"An option has no effect {why}.", found=", ".join(given), fix=fix)
 
 
+def refuse_unread_model(target: str | None) -> None:
+    """Refuse `--model` where the bundle's own weights are run.
+
+    Raises:
+        UsageError: it was typed, and the target is not the checkpoint's reference.
+    """
+    if target != "pytorch":
+        why = "on engines of the bundle, which has their weights"
+        refuse_given(click.get_current_context(), ("model",), why, "omit it, or add --target pytorch")
+
+
 def _remember_quiet(context: click.Context, _option: click.Parameter, value: bool) -> None:
     context.meta[_QUIET] = value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from r1v_export.cli.output import (
     engine_option,
     model_option,
     refuse_given,
+    refuse_unread_model,
     shown_progress,
     target_option,
     threads_option,
@@ -98,9 +99,8 @@ def command(
     from r1v_export.runner.prompt_encoder import Request
 
     _require_one_source(images, video, frames, chat=chat, question=question)
-    if sampling["logprobs"] is not None and format_ != "json":
-        raise UsageError("Log probabilities are printed in JSON only.", where="--logprobs", fix="add --format json")
-    text = _question(question, chat)
+    _require_effect(target, format_, no_think, sampling)
+    text = _question(question, chat, shown=bool(images) or video is not None)
     if verify:
         from r1v_export.pipeline.verify import verify_bundle
 
@@ -125,18 +125,40 @@ def command(
         show(runner.generate([Request.ask(text, *loaded, think=not no_think)], chosen))
 
 
-def _question(question: str | None, chat: bool) -> str:
-    """The text to ask; nothing for a conversation, whose questions come from stdin."""
+def _require_effect(target: str | None, format_: str, no_think: bool, sampling: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UsageError: an option has no effect without, or with, another one.
+    """
+    refuse_unread_model(target)
+    if sampling["logprobs"] is not None and format_ != "json":
+        raise UsageError("Log probabilities are printed in JSON only.", where="--logprobs", fix="add --format json")
+    if sampling["stop_in_reasoning"] and not sampling["stop"]:
+        raise UsageError("There is no text to stop at.", where="--stop-in-reasoning", fix="add --stop TEXT, or omit it")
+    if no_think and sampling["max_reasoning_tokens"] is not None:
+        raise UsageError(
+            "Without reasoning its tokens cannot be limited.",
+            where="--no-think --max-reasoning-tokens",
+            fix="pass one of the two options",
+        )
+
+
+def _question(question: str | None, chat: bool, shown: bool) -> str:
+    """The text to ask; nothing for a conversation, whose questions come from stdin.
+
+    Args:
+        shown: images come with it, about which a blank question may be asked.
+    """
     if chat:
         if question is not None:
             raise UsageError("A conversation takes its questions from stdin.", found=question[:80], fix="omit QUESTION")
         return ""
-    if question is None:
+    if question is None or not (question.strip() or shown):
         raise UsageError(
             "There is no question.",
             where="QUESTION, the argument after BUNDLE",
             expected="a text, or - to read it from stdin",
-            found="nothing",
+            found="nothing" if question is None else "a blank text",
             fix='add one, such as "What do you see?", or pass --chat for a conversation',
         )
     if question != "-":

@@ -27,6 +27,7 @@ from r1v_export.cli.output import (
     model_option,
     print_json,
     refuse_given,
+    refuse_unread_model,
     target_option,
     threads_option,
 )
@@ -156,6 +157,7 @@ def command(
     if engine is not None:
         refuse_given(context, ("cache_mib", "prefill_chunk", "draft_tokens"), LIBRARY_S_LOOP, "omit it")
     if triton is None:
+        refuse_unread_model(target)
         bytes_ = cache_mib * _MIB, image_cache_mib * _MIB
         options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=prefill_chunk, draft_tokens=draft_tokens)
         backend = _own_loop(bundle, target, model, device, engine, options)

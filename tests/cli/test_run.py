@@ -218,6 +218,27 @@ def test_the_reasoning_ends_after_its_budget(nano_bundle: Path, run) -> None:
     assert len(answer["reasoning"].split()) <= 3
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--stop-in-reasoning",), "--stop TEXT"),
+        (("--no-think", "--max-reasoning-tokens", 3), "--no-think --max-reasoning-tokens"),
+        (("--model", "nowhere"), "--target pytorch"),
+    ],
+)
+def test_an_option_without_effect_is_refused(tmp_path: Path, run, options: tuple[object, ...], named: str) -> None:
+    code, _, err = run(tmp_path, "?", *options)
+    assert code == 2
+    assert named in err
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_a_blank_question_about_no_image_is_refused(tmp_path: Path, run, question: str) -> None:
+    code, _, err = run(tmp_path, question)
+    assert code == 2
+    assert "a blank text" in err
+
+
 def test_log_probabilities_come_in_json_only(nano_bundle: Path, run) -> None:
     asked = (nano_bundle, "--image", CHART, GREEN, "--logprobs", 2)
     answer = json.loads(run(*asked, "--format", "json")[1])
