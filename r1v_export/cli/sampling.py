@@ -91,7 +91,13 @@ def choose_sampling(
         raise UsageError(
             "Greedy sampling has no temperature.", where="--greedy --temperature", fix="pass one of the two options"
         )
-    chosen = replace(default_sampling(config, greedy=greedy), guide=_guide(json_schema, regex), **given)
+    default = replace(default_sampling(config, greedy=greedy), guide=_guide(json_schema, regex))
+    try:
+        chosen = replace(default, **given)
+    except UsageError as error:
+        option = f"--{str(error.where).removeprefix('sampling.').replace('_', '-')}"
+        fix = f"pass {option} with a value in this range, or omit it"
+        raise UsageError(error.what, where=option, expected=error.expected, found=error.found, fix=fix) from error
     click.echo(f"sampling: {chosen}", err=True)
     if unused := unused_fields(config):
         click.echo(f"sampling: not used of {NAME}: {', '.join(unused)}", err=True)

@@ -49,9 +49,11 @@ def open_image(
         stdin: what `-` reads instead of the process's standard input.
 
     Raises:
-        UsageError: an http(s) URL that is not allowed, or a URL of another scheme.
+        UsageError: an empty name, an http(s) URL that is not allowed, or a URL of another scheme.
         InputError: it cannot be read, is larger than `MAX_BYTES`, or as `load_image`.
     """
+    if not source:
+        raise UsageError("The name of an image is empty.", expected="a path, - or a URL", fix="name a file")
     if source == STDIN:
         content = _read_limited(stdin or sys.stdin.buffer, "standard input")
         return _load_named(content, policy, "standard input")

@@ -89,6 +89,20 @@ def test_a_recommendation_out_of_range_ends_before_the_model_is_loaded(recommend
     assert "--greedy" in err
 
 
+@pytest.mark.parametrize(("option", "value"), [("--top-p", 2), ("--repetition-penalty", 0), ("--seed", -1)])
+def test_a_value_out_of_range_names_its_option(nano_bundle: Path, run, option: str, value: int) -> None:
+    code, _, err = run(nano_bundle, "?", option, value)
+    assert code == 2
+    assert f"where:    {option}\n" in err
+    assert f"pass {option} with a value in this range" in err
+
+
+def test_an_empty_name_of_an_image_is_refused(nano_bundle: Path, run) -> None:
+    code, _, err = run(nano_bundle, "?", "--image", "")
+    assert code == 2
+    assert "The name of an image is empty" in err
+
+
 def test_greedy_and_a_temperature_exclude_each_other(nano_bundle: Path, run) -> None:
     assert run(nano_bundle, "?", "--greedy", "--temperature", "1")[0] == 2
 
