@@ -173,11 +173,15 @@ def command(
             click.echo(f"serving {settings.model} at {url} (page), {url}/v1 (OpenAI API)", err=True)
 
     with _access_log(access_log):
-        listened = run_server(create_app(backend, settings), host, port, announce, drain_seconds)
-    if not listened:
-        raise CapabilityError(
-            "The server cannot listen.", where=f"{host}:{port}", fix="choose another --port, or 0 for a free one"
-        )
+        try:
+            run_server(create_app(backend, settings), host, port, announce, drain_seconds)
+        except OSError as error:
+            raise CapabilityError(
+                "The server cannot listen.",
+                where=f"{host}:{port}",
+                found=error.strerror or error,
+                fix="choose another --port (0 for a free one), or another --host",
+            ) from error
 
 
 def _own_loop(

@@ -32,7 +32,7 @@ class _Server(uvicorn.Server):
 
 def run_server(
     app: FastAPI, host: str, port: int, on_start: Callable[[str], None], drain_seconds: float = DRAIN_SECONDS
-) -> bool:
+) -> None:
     """Serve until SIGTERM or SIGINT: then no connection is taken, and answers on their way are finished.
 
     Args:
@@ -41,8 +41,8 @@ def run_server(
         on_start: is given the server's address once it listens.
         drain_seconds: how long answers may go on after the signal; those that are unfinished then are cancelled.
 
-    Returns:
-        Whether the server ever listened: False if the port is taken.
+    Raises:
+        OSError: it cannot listen: the port is taken, or the host is not this machine's.
     """
     config = uvicorn.Config(
         app,
@@ -56,12 +56,30 @@ def run_server(
         lifespan="on",
     )
     server = _Server(config, on_start)
-    with _signals_are_no_errors():
+    with _signals_are_no_errors(), _logged_causes() as causes:
         try:
             server.run()
         except SystemExit:  # uvicorn exits where it cannot listen, after logging why
-            return False
-    return server.started
+            raise causes[-1] if causes else OSError("it exited before it listened") from None
+
+
+@contextmanager
+def _logged_causes() -> Iterator[list[OSError]]:
+    """Errors that uvicorn logs, kept from the log for who raises them."""
+    causes: list[OSError] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if not isinstance(record.msg, OSError):
+            return True
+        causes.append(record.msg)
+        return False
+
+    logger = logging.getLogger("uvicorn.error")
+    logger.addFilter(keep)
+    try:
+        yield causes
+    finally:
+        logger.removeFilter(keep)
 
 
 @contextmanager

@@ -149,3 +149,5 @@ def test_a_port_that_is_taken_is_an_error_of_ours(served, nano_bundle):
     result = CliRunner().invoke(command, [str(nano_bundle), "--port", port])
     assert isinstance(result.exception, CapabilityError)
     assert port in str(result.exception)
+    assert "address already in use" in str(result.exception.found)
+    assert "Errno" not in result.output
