@@ -140,6 +140,9 @@ def _instead_of_a_manifest(bundle: Path) -> str:
     return "a file and not a folder" if bundle.exists() else "no such folder"
 
 
+_NAME_ONE = "name a bundle's folder, or build one with: r1v-export build -o FOLDER"
+
+
 def read_manifest(bundle: Path) -> Manifest:
     """Read `manifest.json` of a bundle.
 
@@ -155,7 +158,7 @@ def read_manifest(bundle: Path) -> Manifest:
             where=bundle,
             expected=MANIFEST,
             found="an unfinished build" if unfinished else _instead_of_a_manifest(bundle),
-            fix="run the same build command again; it resumes" if unfinished else rebuild,
+            fix="run the same build command again; it resumes" if unfinished else _NAME_ONE,
         )
     try:
         text = read_regular_bytes(path)
