@@ -161,18 +161,11 @@ def command(
         "parity": {**({"enabled": False} if no_parity else {}), **({"gate": gate} if gate else {})} or None,
     }
     config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
-    context = click.get_current_context()
-    if config.calibration.artifact is not None:
-        why = "with --calibrated, which is a finished calibration"
-        refuse_given(context, _OF_CALIBRATION, why, "omit it, or omit --calibrated")
-    if not (config := with_precision(config)).quantized:
-        asked = "precision" in config.model_fields_set
-        implied = "without --precision: neither fp32 nor a quantized checkpoint needs a calibration"
-        why = f"in {config.precision}, which needs no calibration" if asked else implied
-        refuse_given(context, _OF_CALIBRATION, why, "omit it, or choose a --precision of 8 or 4 bits")
+    _refuse_without_effect(config)
+    config = with_precision(config)
+    _refuse_calibration_of_floats(config)
     config = _with_target_options(config, {"sm": sm, "tp": tp, "pp": pp, "int4_inputs": int4_inputs})
     if print_config:
-        refuse_given(context, ("dry_run", "force", "ray"), "with --print-config, which builds nothing", "omit it")
         _print_config(resolved(config), format_)
         return
     if dry_run:
@@ -180,6 +173,34 @@ def command(
         return
     progress = shown_progress(format_)
     _print_built(build(config, out, force=force, offline=offline, progress=progress, ray=ray), format_)
+
+
+def _refuse_without_effect(config: BuildConfig) -> None:
+    """Refuse options that were typed and that others, or the build file, leave nothing to do."""
+    context = click.get_current_context()
+    if context.params["print_config"]:
+        refuse_given(context, ("dry_run", "force", "ray"), "with --print-config, which builds nothing", "omit it")
+    if context.params["dry_run"]:
+        refuse_given(context, ("ray",), "with --dry-run, which plans for this machine alone", "omit one of them")
+    if not config.parity.enabled:
+        refuse_given(context, ("gate",), "without the parity gate", "omit it, or let the gate run")
+    if config.calibration.artifact is not None:
+        why = "with --calibrated, which is a finished calibration"
+        refuse_given(context, _OF_CALIBRATION, why, "omit it, or omit --calibrated")
+
+
+def _refuse_calibration_of_floats(config: BuildConfig) -> None:
+    """Refuse options of a calibration that were typed where nothing is quantized.
+
+    Args:
+        config: of `with_precision`.
+    """
+    if not config.quantized:
+        asked = "precision" in config.model_fields_set
+        implied = "without --precision: neither fp32 nor a quantized checkpoint needs a calibration"
+        why = f"in {config.precision}, which needs no calibration" if asked else implied
+        fix = "omit it, or choose a --precision of 8 or 4 bits"
+        refuse_given(click.get_current_context(), _OF_CALIBRATION, why, fix)
 
 
 def _with_target_options(config: BuildConfig, typed: Mapping[str, Any]) -> BuildConfig:
