@@ -198,7 +198,7 @@ class BuildConfig(SettingsModel):
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--image-policy", self.image_policy] if self.image_policy != "as_displayed" else []
         words += [] if self.parity.enabled else ["--no-parity"]
-        words += ["--gate", self.parity.gate] if self.parity.gate != "auto" else []
+        words += ["--gate", self.parity.gate] if self.parity.enabled and self.parity.gate != "auto" else []
         return shlex.join(words)
 
     @property
