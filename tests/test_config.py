@@ -109,7 +109,7 @@ def test_a_recipe_and_its_data_are_saved_without_their_paths() -> None:
         ("targets: [1]", "targets"),
         ("targets: {a: 1}", "targets"),
         ("parity: {questions: 0}", "questions"),
-        ("- a list", "not a mapping"),
+        ("- a list", "does not consist of keys and values"),
         ("a: [", "not YAML"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
     ],
