@@ -280,6 +280,20 @@ def require_writable(folder: Path, fix: str) -> None:
                 made.rmdir()
 
 
+def require_no_file(folder: Path, fix: str) -> None:
+    """Check, without writing, that no file stands where a folder is to be.
+
+    Args:
+        fix: what to do if one does.
+
+    Raises:
+        UsageError: the path, or one above it, is a file.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise unwritable(folder, NotADirectoryError(errno.ENOTDIR, f"{nearest} is a file"), fix)
+
+
 def unwritable(folder: Path, error: OSError, fix: str) -> R1VError:
     """The error for a folder that cannot be written to."""
     found = error.strerror or str(error)

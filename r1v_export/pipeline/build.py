@@ -15,7 +15,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.cpus import thread_count
 from r1v_export.errors import CapabilityError, ParityError, R1VError
-from r1v_export.files import explain_full_disk, require_writable
+from r1v_export.files import explain_full_disk, require_no_file, require_writable
 from r1v_export.hashed_files import record_hashes
 from r1v_export.log_event import log_event
 from r1v_export.manifest import MANIFEST, PASSED, WORK_FOLDER, FileEntry, Manifest, SourceEntry, StageEntry
@@ -123,6 +123,7 @@ def build(
 def plan(config: BuildConfig, out: Path, *, force: bool = False, offline: bool = False) -> list[PlannedStage]:
     """What `build` would do, changing nothing, and what this machine lacks for it. Sources are hashed only where there
     is something to compare with."""
+    require_no_file(out, CHOOSE_ANOTHER)
     job = _open(config, out, offline, planning=True)
     stages, workspace = job.stages(), Workspace(out)
     finished: Mapping[str, StageEntry] = {}

@@ -152,3 +152,15 @@ def test_a_cache_larger_than_any_memory_is_refused(
 ) -> None:
     assert main.run([*command, "nowhere", option, str(10**12)]) == 2
     assert f"'{option}': {10**12} is not in the range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "out"])
+def test_a_dry_run_into_a_file_is_refused_as_the_build_is(
+    below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for options in ([], ["--dry-run"]):
+        assert main.run(["build", *options, "-o", str(file / below)]) == 2
+        assert "The output folder cannot be written to." in capsys.readouterr().err
+    assert file.stat().st_size == 0
