@@ -126,7 +126,8 @@ def command(
 
 
 def _require_effect(target: str | None, format_: str, no_think: bool, sampling: Mapping[str, Any]) -> None:
-    """
+    """Refuse options that would have no effect.
+
     Raises:
         UsageError: an option has no effect without, or with, another one.
     """
