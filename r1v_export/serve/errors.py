@@ -59,7 +59,7 @@ class ServeError(HTTPException):
 
 def serve_error(error: R1VError) -> ServeError:
     """The failure that an error of ours is to a client. Errors of the server tell no paths."""
-    message = " ".join(str(error).split())
+    message = _one_line(error)
     if isinstance(error, QueueFullError):
         return ServeError(HTTPStatus.TOO_MANY_REQUESTS, message, "queue_full")
     if isinstance(error, InputError | UsageError):
@@ -69,6 +69,13 @@ def serve_error(error: R1VError) -> ServeError:
     if isinstance(error, CapabilityError):
         return ServeError(HTTPStatus.SERVICE_UNAVAILABLE, error.what, "unavailable")
     return ServeError(HTTPStatus.INTERNAL_SERVER_ERROR, error.what, "engine_error")
+
+
+def _one_line(error: R1VError) -> str:
+    """An error as a paragraph: what is wrong, then its details, set apart by semicolons."""
+    shown = error.as_dict()
+    details = [f"{name}: {shown[name]}" for name in ("where", "expected", "found", "fix") if shown[name] is not None]
+    return " ".join(f"{shown['what']} {'; '.join(details)}".split())
 
 
 def too_long(seconds: float) -> ServeError:

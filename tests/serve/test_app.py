@@ -81,6 +81,16 @@ def test_several_answers_differ_by_their_seeds_and_come_back_the_same(client):
     assert len({json.dumps(choice["message"]) for choice in first}) > 1
 
 
+def test_an_error_sets_its_details_apart(client):
+    message = client.post(CHAT, json={**QUESTION, "messages": [{"role": "user", "content": "x" * 5000}]}).json()[
+        "error"
+    ]
+    assert re.match(
+        r"The prompt is too long for this model\. where: .+; expected: .+; found: .+; fix: [^\n]+$",
+        message["message"],
+    )
+
+
 def test_images_stand_where_their_messages_show_them(client, runner):
     parts = [
         {"type": "text", "text": "Left"},

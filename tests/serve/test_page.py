@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, expect
 
-CHROMIUM = shutil.which("chromium")
+from tests.browser import VIEWS, faint_texts, needs_chromium, opened
+
 IMAGE = Path("examples/images/06-count.png")
 ANSWER_MS = 60_000
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: `make test` installs it on Debian")
+pytestmark = needs_chromium
 
 
 @pytest.fixture
 def page(served: str) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
+    with opened(1280, "light") as page:
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: _keep(problems, message))
         page.goto(served)
         yield page
-        browser.close()
         assert problems == []
 
 
@@ -79,3 +76,31 @@ def test_an_error_is_shown_and_the_next_question_is_answered(page):
     page.fill("#question", "What do you see?")
     page.click("#send")
     expect(page.locator(".turn").nth(1).locator(".usage")).to_contain_text("tokens/s", timeout=ANSWER_MS)
+
+
+@pytest.mark.parametrize(("width", "theme"), VIEWS)
+def test_every_text_stands_out_from_its_background(served, width, theme):
+    with opened(width, theme) as page:
+        page.goto(served)
+        expect(page.locator("#state")).to_have_text("ready", timeout=ANSWER_MS)
+        assert faint_texts(page) == []
+        page.set_input_files("#file", IMAGE)
+        page.fill("#temperature", "0")
+        page.fill("#question", "How many objects do you see?")
+        page.click("#send")
+        expect(page.locator(".usage")).to_contain_text("tokens/s", timeout=ANSWER_MS)
+        page.fill("#question", "x" * 70_000)
+        page.click("#send")
+        expect(page.locator(".error")).to_be_visible(timeout=ANSWER_MS)
+        assert faint_texts(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_images_of_a_question_have_names_and_the_choice_of_images_shows_the_focus(page):
+    page.keyboard.press("Tab")
+    expect(page.locator("#drop")).to_have_css("outline-style", "solid")
+    page.set_input_files("#file", IMAGE)
+    page.fill("#question", "How many objects do you see?")
+    page.click("#send")
+    expect(page.locator(".question img")).to_have_attribute("alt", "image 1")
+    expect(page.locator(".usage")).to_contain_text("tokens/s", timeout=ANSWER_MS)

@@ -95,7 +95,7 @@ function showTurn(question, urls) {
   const turn = make("article", "turn");
   const asked = make("div", "question");
   const shown = make("div", "shown");
-  shown.append(...urls.map((url) => Object.assign(make("img", ""), { src: url, alt: "" })));
+  shown.append(...urls.map((url, index) => Object.assign(make("img", ""), { src: url, alt: `image ${index + 1}` })));
   asked.append(shown, question);
   const reasoning = make("div", "reasoning");
   const details = make("details", "");
