@@ -130,6 +130,10 @@ def _print(report: ParityReport) -> None:
                     (boundary.name, check.metric, f"{check.value:.3g}", limit, "ok" if check.passed else "FAIL")
                 )
     click.echo(table(rows, ("boundary", "metric", "value", "limit", "")))
+    for name, check in ((boundary.name, check) for boundary in report.boundaries for check in boundary.checks):
+        if check.near_ties:
+            ties = f"{check.near_ties} near tie{'' if check.near_ties == 1 else 's'}"
+            click.echo(f"{name}: {ties} counted as agreement, within {check.near_tie:g} in the reference's logits")
     if report.texts and report.texts.not_gated is None:
         verdict = "ok" if report.texts.passed else "FAIL"
         limit = f"at most {report.texts.unigram_nll:.3g}"

@@ -253,20 +253,25 @@ def _judge_one(name: str, statistics: Statistics, profile: ToleranceProfile) -> 
         name=name,
         compared=COMPARED[kind_of(name)],
         metrics=metrics,
-        checks=tuple(evaluate(row, metrics[row.metric]) for row in tolerances(kind_of(name), profile)),
+        checks=tuple(evaluate(row, statistics) for row in tolerances(kind_of(name), profile)),
         worst=WorstElement(**asdict(worst)) if worst else None,
         problem=problem(statistics),
     )
 
 
-def evaluate(row: Tolerance, value: float) -> Check:
-    """Compare a measured value with its tolerance."""
+def evaluate(row: Tolerance, statistics: Statistics) -> Check:
+    """Compare a boundary's measured value with a tolerance; where that allows near ties, they count as agreement."""
+    value, near_ties = statistics.metrics()[row.metric], 0
+    if row.near_tie is not None and isinstance(statistics, LogitStatistics):
+        value, near_ties = statistics.top1_agreement(row.near_tie), statistics.near_ties(row.near_tie)
     return Check(
         metric=row.metric,
         value=value,
         relation=row.relation,
         limit=row.bound,
         passed=row.holds(value),
+        near_ties=near_ties,
+        near_tie=row.near_tie,
         reason=row.reason,
     )
 

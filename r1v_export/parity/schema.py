@@ -40,6 +40,10 @@ class Check(_Part):
     limit: Number
     passed: bool
     reason: str
+    near_ties: int = 0
+    """Greedy choices that differ between tokens whose logits in the reference are at most `near_tie` apart: they count
+    as agreement in `value`, not in the boundary's `metrics`."""
+    near_tie: Number | None = None
 
 
 class WorstElement(_Part):

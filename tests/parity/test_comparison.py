@@ -19,6 +19,7 @@ from r1v_export.errors import CapabilityError, InputError, ParityError, UsageErr
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.comparison import COMPARED
+from r1v_export.parity.report import to_html
 from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.reference.model import Model, ReferenceEngine
@@ -213,6 +214,45 @@ def spellbound(endpoint: Endpoint) -> Endpoint:
             return Decoder(super().decoder(batch, capacity))
 
     return replace(endpoint, engine=Engine(endpoint.engine.model))
+
+
+def preferring(endpoint: Endpoint, gap: float) -> Endpoint:
+    """An engine whose first decoded row of each batch prefers token 33 by `gap` logits to any other."""
+
+    class Decoder:
+        def __init__(self, decoder) -> None:
+            self.decoder, self.batch, self.capacity, self.decoded = decoder, decoder.batch, decoder.capacity, False
+
+        def step(self, inputs_embeds, *rest):
+            logits_BPV = self.decoder.step(inputs_embeds, *rest)
+            if inputs_embeds.shape[1] == 1 and not self.decoded:
+                self.decoded = True
+                logits_BPV[0, -1, 33] = -np.inf
+                logits_BPV[0, -1, 33] = logits_BPV[0, -1].max() + gap
+            return logits_BPV
+
+    class Engine(ReferenceEngine):
+        def decoder(self, batch: int, capacity: int):
+            return Decoder(super().decoder(batch, capacity))
+
+    return replace(endpoint, engine=Engine(endpoint.engine.model))
+
+
+@pytest.mark.parametrize(("gap", "passes"), [(0.02, True), (0.15, False)])
+def test_a_near_tie_that_flips_is_agreement_and_another_flip_is_not(
+    reference: Endpoint, samples: list[ParitySample], gap: float, passes: bool
+):
+    report = compare(
+        preferring(reference, gap), preferring(reference, -gap), samples, precision="fp8", quantized_inputs=True
+    )
+    decode = report.boundary("decode")
+    (agreement,) = (check for check in decode.checks if check.metric == "top1_agreement")
+    assert decode.metrics["top1_agreement"] < agreement.limit
+    assert (agreement.near_ties, agreement.passed) == (int(passes), passes)
+    assert (agreement.value == 1.0) == passes
+    assert report.first_bad == (None if passes else "decode")
+    sentence = "1 near tie counted as agreement: within 0.1 in the reference&#39;s logits"
+    assert (sentence in to_html(report).replace("'", "&#39;")) == passes
 
 
 def test_a_model_that_writes_image_tokens_is_compared_to_the_end(reference: Endpoint, samples: list[ParitySample]):

@@ -208,3 +208,32 @@ def test_token_statistics_count_the_longer_sequence():
     merged = TokenStatistics.of([1, 2, 3], [1, 2]).merge(TokenStatistics.of([5], [5]))
     assert merged == TokenStatistics(sequences=2, identical_sequences=1, tokens=4, agreeing_tokens=3)
     assert merged.metrics() == {"token_agreement": 0.75, "sequence_agreement": 0.5}
+
+
+def flipped(rows: int, flips: int, gap: float) -> LogitStatistics:
+    """Of `rows` rows whose best logits are `gap` apart, the candidate prefers the other one in the first `flips`."""
+    reference = np.tile(np.array([4.0 + gap, 4.0, -1.0]), (rows, 1))
+    candidate = reference.copy()
+    candidate[:flips, 1] += 2 * gap
+    parts = [LogitStatistics.of(reference[row : row + 1], candidate[row : row + 1]) for row in range(rows)]
+    return reduce(LogitStatistics.merge, parts)
+
+
+def test_a_flip_between_nearly_equal_logits_is_a_near_tie_and_one_between_others_is_not():
+    near, real = flipped(32, 1, gap=0.01), flipped(32, 1, gap=0.3)
+    assert near.metrics()["top1_agreement"] == real.metrics()["top1_agreement"] == 31 / 32
+    assert (near.near_ties(0.1), near.top1_agreement(0.1)) == (1, 1.0)
+    assert (real.near_ties(0.1), real.top1_agreement(0.1)) == (0, 31 / 32)
+    assert near.flip_gaps == pytest.approx((0.01,))
+
+
+def test_many_flips_are_not_near_ties_however_close_the_logits_are():
+    statistics = flipped(40, 12, gap=0.001)
+    assert statistics.near_ties(0.1) == 4
+    assert statistics.top1_agreement(0.1) == 32 / 40
+
+
+def test_rows_that_are_not_finite_have_no_near_ties():
+    reference = np.zeros((2, 3))
+    statistics = LogitStatistics.of(reference, np.full((2, 3), math.nan))
+    assert (statistics.near_ties(1.0), statistics.top1_agreement(1.0)) == (0, 0.0)

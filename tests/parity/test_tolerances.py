@@ -113,3 +113,16 @@ def test_float32_is_stricter_than_float16_and_that_than_bfloat16():
 def test_a_cost_without_limits_is_refused():
     with pytest.raises(UsageError, match="no tolerances for what quantizing to fp32 costs"):
         profile_for("quantization", "fp32", "float32", False)
+
+
+def test_choices_are_held_but_for_near_ties_where_arithmetic_is_compared():
+    rows = [row for row in TABLE if row.metric == "top1_agreement"]
+    near_ties = {row.profile: row.near_tie for row in rows}
+    assert near_ties["fp32"] == 1e-3
+    assert 0 < near_ties["fp16"] < near_ties["bf16"] < near_ties["8-bit inputs"] <= 0.1
+    assert all((row.near_tie is None) == (row.profile not in ARITHMETIC) for row in rows)
+
+
+def test_only_greedy_choices_have_near_ties():
+    with pytest.raises(ValidationError, match="near ties"):
+        Tolerance(**ROW, near_tie=0.1, reason=REASON)
