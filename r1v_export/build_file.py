@@ -13,6 +13,8 @@ from r1v_export.files import read_regular_text
 from r1v_export.strict import parse_fields
 from r1v_export.strict_yaml import parse_yaml
 
+_EXPLAINED = "compare it with a build file that has every key explained: r1v-export init FILE"
+
 
 def load_config(path: Path | None, overrides: dict[str, Any]) -> BuildConfig:
     """Read a build file (or none), let the given options win over it, and validate the result.
@@ -26,7 +28,7 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> BuildConfig:
     """
     fields = _merged(_read_yaml(path) if path else {}, overrides)
     what = "The build file is invalid" if path else "The options are invalid"
-    return parse_fields(BuildConfig, fields, UsageError, what, where=path)
+    return parse_fields(BuildConfig, fields, UsageError, what, where=path, otherwise=_EXPLAINED if path else None)
 
 
 def config_fields(config: BuildConfig) -> dict[str, Any]:
@@ -79,5 +81,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             expected=", ".join(BuildConfig.model_fields),
             found="nothing" if fields is None else "a list" if isinstance(fields, list) else "a single value",
             fix="write one with every key explained: r1v-export init FILE",
+        )
+    if "rules" in fields:
+        raise UsageError(
+            "This is a recipe and not a build file.",
+            where=path,
+            expected=f"keys such as {', '.join(list(BuildConfig.model_fields)[:4])}",
+            found=", ".join(map(str, fields)),
+            fix=f"pass it with --recipe {path}",
         )
     return fields

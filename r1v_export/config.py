@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, PositiveInt, field_validator, model_valid
 
 from r1v_export.byte_size import parse_size
 from r1v_export.errors import UsageError
+from r1v_export.quoting import shorten_text
 from r1v_export.strict import SettingError, SettingsModel, parse_fields
 
 BUILTIN_MODEL = "r1v-nano"
@@ -113,14 +114,16 @@ class BuildConfig(SettingsModel):
     @field_validator("targets", mode="before")
     @classmethod
     def _a_block_for_each_target(cls, targets: Any) -> Any:
-        if isinstance(targets, Sequence) and not isinstance(targets, str):
-            if not all(isinstance(name, str) for name in targets):
-                raise ValueError("targets are names, or a mapping of names to options")
+        if isinstance(targets, Sequence) and not isinstance(targets, str) and all(isinstance(n, str) for n in targets):
             if not targets:
                 raise ValueError("there must be at least one target")
             targets = dict.fromkeys(targets)
         if not isinstance(targets, Mapping):
-            return targets
+            raise SettingError(
+                "neither a list of names nor names with options",
+                expected="a list of names such as [onnxruntime, gguf], or names with the options of each",
+                fix=f"write targets: [{shorten_text(targets) if isinstance(targets, str) else 'onnxruntime'}]",
+            )
         return {
             name: block.model_dump(mode="json") if isinstance(block, BaseModel) else {} if block is None else block
             for name, block in targets.items()
@@ -175,7 +178,9 @@ class BuildConfig(SettingsModel):
             UsageError: the block has an unknown field or a wrong value.
         """
         what = f"The options of the target {target} are invalid"
-        return parse_fields(config_class, self.targets.get(target, {}), UsageError, what, where=f"targets.{target}")
+        block, where = self.targets.get(target, {}), f"targets.{target}"
+        explained = "compare it with a build file that has every key explained: r1v-export init FILE"
+        return parse_fields(config_class, block, UsageError, what, where=where, otherwise=explained)
 
     @property
     def command(self) -> str:

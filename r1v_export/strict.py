@@ -64,6 +64,7 @@ def parse_fields(
     *,
     where: object = None,
     fix: str | None = None,
+    otherwise: str | None = None,
 ) -> Model:
     """Validate plain values against a model.
 
@@ -72,6 +73,7 @@ def parse_fields(
         what: what is invalid, a sentence without its full stop: "The build file is invalid".
         where: file, or file and line.
         fix: next step for the user.
+        otherwise: next step where what is wrong suggests none, as a misspelled name does; `fix` wins over both.
 
     Raises:
         R1VError: of class `raises`, for the first field that is wrong.
@@ -79,7 +81,7 @@ def parse_fields(
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        failure = validation_error(error, model, fields, raises, what, where=where, fix=fix)
+        failure = validation_error(error, model, fields, raises, what, where=where, fix=fix, otherwise=otherwise)
     raise failure  # Outside of the handler: a traceback would print the chained error, and with it the whole input.
 
 
@@ -91,13 +93,14 @@ def parse_json(
     *,
     where: object = None,
     fix: str | None = None,
+    otherwise: str | None = None,
 ) -> Model:
     """`parse_fields` of a JSON text."""
-    fields = load_json(text, raises, what, where=where, fix=fix)
+    fields = load_json(text, raises, what, where=where, fix=fix or otherwise)
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        failure = validation_error(error, model, fields, raises, what, where=where, fix=fix)
+        failure = validation_error(error, model, fields, raises, what, where=where, fix=fix, otherwise=otherwise)
     raise failure
 
 
@@ -189,12 +192,14 @@ def validation_error(
     *,
     where: object = None,
     fix: str | None = None,
+    otherwise: str | None = None,
 ) -> R1VError:
     """The error that a user meets for pydantic's, which must never be printed itself: it prints the input.
 
     Args:
         model: what was validated against.
         fields: what was validated; None where it could not be parsed.
+        fix, otherwise: as of `parse_fields`.
     """
     details = error.errors(include_url=False)
     first = details[0]
@@ -227,16 +232,38 @@ def validation_error(
     else:
         same = [other for other in details if _without_labels(other["loc"], fields) == location]
         problem = f"wrong value of {path}" if path else "wrong type"
-        expected = shorten_text(" or ".join(dict.fromkeys(_expected(e["msg"]) for e in same)), _MAX_EXPECTED_CHARACTERS)
+        expected = shorten_text(" or ".join(dict.fromkeys(map(_expected, same))), _MAX_EXPECTED_CHARACTERS)
     others = {_without_labels(other["loc"], fields) for other in details} - {location}
     # A tuple with a wrong item is also reported as too short.
     more = sum(other != location[: len(other)] for other in others)
     problem += f" (and {more} more)" if more else ""
-    return raises(f"{what}: {problem}.", where=where, expected=expected, found=found, fix=fix)
+    return raises(f"{what}: {problem}.", where=where, expected=expected, found=found, fix=fix or otherwise)
 
 
-def _expected(message: str) -> str:
-    """ "Input should be greater than 0" -> "greater than 0"."""
+_TYPES = {
+    "dict_type": "keys with values",
+    "mapping_type": "keys with values",
+    "model_type": "keys with values",
+    "model_attributes_type": "keys with values",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+}
+"""Types of pydantic's errors, and the words for what a YAML or JSON file must have there instead."""
+
+
+def _expected(detail: Any) -> str:
+    """Of an error of pydantic, what the field takes: "Input should be greater than 0" -> "greater than 0"."""
+    if detail["type"] in _TYPES:
+        return _TYPES[detail["type"]]
+    message: str = detail["msg"]
     for verb in (" should be ", " should have ", " should "):
         if verb in message:
             return message.split(verb, 1)[1].split(", unable to")[0].removesuffix(" after validation")

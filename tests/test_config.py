@@ -68,6 +68,27 @@ def test_a_list_of_targets_gives_each_its_defaults_once() -> None:
     assert BuildConfig.model_validate({"targets": {"b": None}}).targets == {"b": {}}
 
 
+def test_a_target_that_is_no_list_is_answered_with_the_list_to_write() -> None:
+    with pytest.raises(UsageError, match="targets: neither a list of names nor names with options") as caught:
+        load_config(None, {"targets": "onnxruntime"})
+    assert caught.value.fix == "write targets: [onnxruntime]"
+
+
+def test_a_recipe_is_no_build_file_and_the_message_names_its_option(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.yaml", "name: mine\nrules: []\n")
+    with pytest.raises(UsageError, match="This is a recipe and not a build file") as caught:
+        load_config(file, {})
+    assert caught.value.fix == f"pass it with --recipe {file}"
+
+
+def test_a_wrong_value_in_a_build_file_names_where_keys_are_explained(tmp_path: Path) -> None:
+    file = write(tmp_path / "build.yaml", "calibration: 3\n")
+    with pytest.raises(UsageError, match="wrong value of calibration") as caught:
+        load_config(file, {})
+    assert (caught.value.where, caught.value.found) == (file, "3")
+    assert "r1v-export init" in str(caught.value.fix)
+
+
 def test_targets_that_are_typed_keep_the_options_that_the_file_has_for_them(tmp_path: Path) -> None:
     file = write(tmp_path / "build.yaml", "targets: {a: {sm: [89, 120]}, b: {}}\n")
     config = load_config(file, {"targets": ("a", "c")})

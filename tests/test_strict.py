@@ -66,7 +66,36 @@ def test_a_wrong_choice_is_named_with_the_choices() -> None:
 def test_the_branches_of_a_union_are_one_expectation() -> None:
     error = refusal({"sm": "newest"}, TensorRTConfig)
     assert error.what == "The build file is invalid: wrong value of sm."
-    assert error.expected == "a valid tuple or 'current'"
+    assert error.expected == "a list or 'current'"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"calibration": 3}, "keys with values"),
+        ({"targets": {"onnxruntime": 3}}, "keys with values"),
+        ({"model": ["a"]}, "a text"),
+        ({"link_weights": "perhaps"}, "true or false"),
+        ({"parity": {"questions": "many"}}, "a whole number"),
+        ({"parity": {"questions": 1.5}}, "a whole number"),
+        ({"parity": {"questions": 0}}, "greater than 0"),
+    ],
+)
+def test_a_wrong_type_is_named_in_words_of_the_file_and_not_of_python(fields: Any, expected: str) -> None:
+    error = refusal(fields)
+    assert error.what.startswith("The build file is invalid: wrong value of ")
+    assert error.expected == expected
+    assert error.found is not None
+
+
+def test_a_next_step_for_all_else_gives_way_to_one_that_the_mistake_suggests() -> None:
+    for fields, fix in (({"calibration": 3}, "read it"), ({"parities": {}}, "write parity")):
+        with pytest.raises(UsageError) as caught:
+            parse_fields(BuildConfig, fields, UsageError, "The build file is invalid", otherwise="read it")
+        assert caught.value.fix == fix
+        with pytest.raises(UsageError) as caught:
+            parse_json(BuildConfig, json.dumps(fields), UsageError, "The build file is invalid", otherwise="read it")
+        assert caught.value.fix == fix
 
 
 def test_errors_after_the_first_are_counted() -> None:

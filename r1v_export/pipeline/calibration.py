@@ -104,8 +104,10 @@ def given_calibration(folder: Path) -> Iterator[None]:
     """Errors of a calibration that `--calibrated` names say so: building again with --force does not mend it.
 
     Raises:
-        BundleError: what is raised in the block, with another next step.
+        BundleError: the folder is none of a calibration; or what is raised in the block, with another next step.
     """
+    if not (folder / RECIPE).exists() and not (folder / STATS).exists():
+        raise _no_calibration(folder)
     try:
         yield
     except BundleError as error:
@@ -113,6 +115,20 @@ def given_calibration(folder: Path) -> Iterator[None]:
             f"name another folder than --calibrated {folder}, or calibrate again: r1v-export calibrate MODEL -o FOLDER"
         )
         raise BundleError(error.what, where=error.where, expected=error.expected, found=error.found, fix=fix) from error
+
+
+def _no_calibration(folder: Path) -> BundleError:
+    within = folder / CALIBRATION
+    is_folder, exists = folder.is_dir(), folder.exists()
+    return BundleError(
+        "This folder holds no calibration." if is_folder else "There is no calibration here.",
+        where=folder,
+        expected=f"a folder that r1v-export calibrate wrote, with {RECIPE} and {STATS}",
+        found="neither of them" if is_folder else "a file" if exists else "no such folder",
+        fix=f"pass the bundle's own: --calibrated {within}"
+        if (within / RECIPE).exists()
+        else "correct --calibrated, or calibrate: r1v-export calibrate MODEL -o FOLDER",
+    )
 
 
 def data_digest(data: str | None) -> str | None:
@@ -126,7 +142,13 @@ def data_digest(data: str | None) -> str | None:
         return None
     path, digest = Path(data), hashlib.sha256()
     if not path.exists():
-        raise InputError("There is no such calibration set.", where=path, expected="a folder or a .jsonl file")
+        raise InputError(
+            "There is no such calibration set.",
+            where=path,
+            expected="a folder or a .jsonl file",
+            found="no such path",
+            fix="correct --calib, or omit it to calibrate on generated images",
+        )
     folder = path if path.is_dir() else path.parent
     inside = {file for file in folder.rglob("*") if file.is_file()}
     hashed = [(file.relative_to(folder).as_posix(), file) for file in sorted(inside)]

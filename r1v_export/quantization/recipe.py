@@ -14,12 +14,14 @@ The patch embedding is a convolution and never quantized; the language-model hea
 from __future__ import annotations
 
 import fnmatch
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from r1v_export.config import BuildConfig
 from r1v_export.errors import UsageError
 from r1v_export.files import read_regular_text
 from r1v_export.model_spec import ModelSpec
@@ -34,6 +36,7 @@ from r1v_export.quantization.groups import (
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.number_formats import InputType, WeightType
 from r1v_export.quantization.statistics.range_estimators import Observer
+from r1v_export.quoting import shorten_value
 from r1v_export.strict import StrictModel, parse_fields
 from r1v_export.strict_yaml import parse_yaml
 
@@ -236,20 +239,22 @@ def load(name_or_path: str | Path) -> Recipe:
     Raises:
         UsageError: there is no such recipe, or it is unreadable, not YAML or not a recipe.
     """
-    path = Path(name_or_path)
+    path, name = Path(name_or_path), str(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        if str(name_or_path) not in names():
-            raise UsageError(
-                f"There is no recipe {str(name_or_path)!r}.",
-                expected=f"one of {', '.join(names())}, or a .yaml file",
-                found=str(name_or_path),
-                fix="r1v-export recipes list",
-            )
-        path = FOLDER / f"{name_or_path}.yaml"
+        if name not in names():
+            raise _no_such_recipe(name)
+        path = FOLDER / f"{name}.yaml"
     try:
-        return parse(read_regular_text(path), path)
+        text = read_regular_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("The recipe cannot be read.", where=path, found=error) from error
+        raise UsageError(
+            "The recipe cannot be read.",
+            where=path,
+            expected="a YAML file in UTF-8",
+            found=error.strerror if isinstance(error, OSError) and error.strerror else error,
+            fix="correct the path, or take a recipe by its name: r1v-export recipes list",
+        ) from error
+    return parse(text, path)
 
 
 def parse(text: str, where: object = "recipe") -> Recipe:
@@ -259,7 +264,29 @@ def parse(text: str, where: object = "recipe") -> Recipe:
         UsageError: not YAML, or a field is unknown, missing or has a wrong value.
     """
     what = "The recipe is invalid"
-    return parse_fields(Recipe, parse_yaml(text, UsageError, what, where=where), UsageError, what, where=where)
+    fields = parse_yaml(text, UsageError, what, where=where)
+    if isinstance(fields, dict) and "rules" not in fields and not fields.keys() - BuildConfig.model_fields.keys():
+        raise UsageError(
+            "This is a build file and not a recipe.",
+            where=where,
+            expected=", ".join(Recipe.model_fields),
+            found=", ".join(map(str, fields)) or "nothing",
+            fix=f"pass it with --config {where}",
+        )
+    otherwise = "compare it with a recipe of the package: r1v-export recipes show fp8"
+    return parse_fields(Recipe, fields, UsageError, what, where=where, otherwise=otherwise)
+
+
+def _no_such_recipe(name: str) -> UsageError:
+    expected = f"one of {', '.join(names())}, or a .yaml file"
+    if name and Path(name).is_dir():
+        fix = "pass a recipe's name or file; a finished calibration goes with --calibrated"
+        return UsageError("A folder is not a recipe.", where=name, expected=expected, found="a folder", fix=fix)
+    close = get_close_matches(name, names(), n=1)
+    fix = f"did you mean {close[0]}?" if close else "r1v-export recipes list"
+    return UsageError(
+        f"There is no recipe {shorten_value(name)}.", expected=expected, found=shorten_value(name), fix=fix
+    )
 
 
 def describe(scheme: Scheme) -> str:

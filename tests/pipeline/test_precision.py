@@ -8,7 +8,7 @@ import pytest
 
 from r1v_export.build_file import load_config
 from r1v_export.cli import main
-from r1v_export.errors import UsageError
+from r1v_export.errors import BundleError, UsageError
 from r1v_export.pipeline.precision import with_precision
 from r1v_export.quantization.recipe import load, names
 
@@ -31,6 +31,25 @@ def test_another_precision_than_the_recipe_s_is_refused_with_both() -> None:
         with_precision(load_config(None, {"precision": "fp8", "recipe": "w4a8"}))
     assert (caught.value.where, caught.value.found) == ("--recipe w4a8", "precision fp8")
     assert "int4" in str(caught.value.expected)
+
+
+def test_what_is_no_calibration_is_named_as_it_was_typed(tmp_path: Path) -> None:
+    file, empty, bundle = tmp_path / "file", tmp_path / "empty", tmp_path / "bundle"
+    file.write_text("")
+    empty.mkdir()
+    (bundle / "calibration").mkdir(parents=True)
+    (bundle / "calibration" / "recipe.yaml").write_text("")
+    expected = {
+        tmp_path / "nowhere": ("no such folder", "correct --calibrated, or calibrate"),
+        file: ("a file", "correct --calibrated, or calibrate"),
+        empty: ("neither of them", "correct --calibrated, or calibrate"),
+        bundle: ("neither of them", f"--calibrated {bundle / 'calibration'}"),
+    }
+    for path, (found, fix) in expected.items():
+        with pytest.raises(BundleError, match="calibration") as caught:
+            with_precision(load_config(None, {"calibration": {"artifact": str(path)}}))
+        assert (caught.value.where, caught.value.found) == (path, found)
+        assert fix in str(caught.value.fix)
 
 
 def test_a_build_by_a_recipe_alone_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,8 +105,8 @@ def test_inputs_of_another_kind_than_the_weights_are_refused(weights: str, input
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "valid dictionary"),
-        ("- 1", "valid dictionary"),
+        ("", "keys with values"),
+        ("- 1", "keys with values"),
         ("a: [", "not YAML"),
         ("{name: x, description: x, rules: []}", "at least 1 item"),
         ("{name: x, description: x}", "missing field rules"),
@@ -125,6 +125,36 @@ def test_what_is_no_recipe_is_refused(text: str, message: str) -> None:
 def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"fp8, fp8-kv, .*mixed.*or a \.yaml file"):
         load("fp9")
+
+
+def test_a_misspelled_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"no recipe 'int4-atq'") as caught:
+        load("int4-atq")
+    assert caught.value.fix == "did you mean int4-awq?"
+
+
+def test_a_folder_is_named_as_one_and_not_as_an_unknown_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="A folder is not a recipe") as caught:
+        load(str(tmp_path))
+    assert (caught.value.where, caught.value.found) == (str(tmp_path), "a folder")
+    assert "--calibrated" in str(caught.value.fix)
+
+
+def test_a_build_file_is_no_recipe_and_the_message_names_its_option(tmp_path: Path) -> None:
+    path = tmp_path / "build.yaml"
+    path.write_text("model: r1v-nano\nprecision: fp8\n")
+    with pytest.raises(UsageError, match="This is a build file and not a recipe") as caught:
+        load(path)
+    assert caught.value.fix == f"pass it with --config {path}"
+    assert caught.value.found == "model, precision"
+
+
+def test_a_recipe_that_cannot_be_read_names_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read") as caught:
+        load(tmp_path / "other.yaml")
+    assert caught.value.found == "No such file or directory"
+    assert "recipes list" in str(caught.value.fix)
+    assert "recipes show" in str(refused("{name: x}").fix)
 
 
 def test_a_recipe_file_is_read_by_its_path(tmp_path: Path) -> None:

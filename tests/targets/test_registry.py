@@ -19,7 +19,17 @@ def test_every_registered_target_can_be_made_and_knows_its_name(name):
 def test_an_unknown_target_lists_the_known_ones():
     with pytest.raises(UsageError, match="onnxruntime") as error:
         registry.get_target("openvino")
-    assert error.value.found == "openvino"
+    assert error.value.found == "'openvino'"
+    assert "'openvino'" in error.value.what
+    assert "install the package" in error.value.fix
+
+
+def test_a_misspelled_target_is_answered_with_the_nearest_and_an_empty_one_is_visible():
+    with pytest.raises(UsageError, match="no target 'onxruntime'") as error:
+        registry.get_target("onxruntime")
+    assert error.value.fix == "did you mean onnxruntime?"
+    with pytest.raises(UsageError, match="no target ''"):
+        registry.get_target("")
 
 
 def test_importing_the_registry_imports_no_engine():

@@ -24,6 +24,8 @@ _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 """What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder."""
 
 _INVALID = "Invalid calibration record"
+_CORRECT = "correct --calib, or omit it to calibrate on generated images"
+_WRITE = 'write one JSON object per line, such as {"image": "a.png", "prompt": "What is this?"}'
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def _find_jsonl(path: Path) -> Path:
         where=path,
         expected="a .jsonl file, a folder that holds one, or a folder saved with Hugging Face datasets",
         found=", ".join(file.name for file in found) if found else "none of these" if path.is_dir() else "no such path",
+        fix="name one of these files" if found else _CORRECT,
     )
 
 
@@ -129,15 +132,24 @@ def jsonl_examples(path: Path, count: int, policy: ImagePolicy = "as_displayed")
         InputError: the file cannot be read, or a line is invalid.
     """
     examples: list[RawExample] = []
+    lines = 0
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+            for lines, line in enumerate(file, start=1):
                 if len(examples) == count:
                     break
                 if line.strip():
-                    examples.append(_jsonl_example(path, number, line, policy))
+                    examples.append(_jsonl_example(path, lines, line, policy))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("The calibration set cannot be read.", where=path, found=error) from error
+        raise InputError("The calibration set cannot be read.", where=path, found=error, fix=_CORRECT) from error
+    if not examples:
+        raise InputError(
+            "The calibration set is empty.",
+            where=path,
+            expected="at least one line with an example",
+            found=f"{lines} empty lines" if lines else "an empty file",
+            fix=_WRITE,
+        )
     return examples
 
 
@@ -160,7 +172,7 @@ def named_files(source: Path) -> set[str]:
 
 def _jsonl_example(path: Path, number: int, line: str, policy: ImagePolicy) -> RawExample:
     where = f"{path}, line {number}"
-    fields = parse_json(_Fields, line, InputError, _INVALID, where=where)
+    fields = parse_json(_Fields, line, InputError, _INVALID, where=where, otherwise=_WRITE)
     images = tuple(partial(_load, path.parent / file, policy, f"{where}: {file}") for file in fields.files)
     return RawExample(f"{path.name}, line {number}", images, fields.prompt, fields.reasoning, fields.answer)
 

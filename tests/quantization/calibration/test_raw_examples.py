@@ -51,6 +51,22 @@ def test_a_folder_without_one_jsonl_file_is_refused(tmp_path: Path, files: Seque
         read_examples(tmp_path / "nowhere", 1)
 
 
+@pytest.mark.parametrize(("text", "found"), [("", "an empty file"), ("\n\n", "2 empty lines")])
+def test_an_empty_set_is_named_with_what_to_write(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match="calibration set is empty") as caught:
+        read_examples(path, 1)
+    assert (caught.value.where, caught.value.found) == (path, found)
+    assert "JSON object per line" in str(caught.value.fix)
+
+
+def test_a_line_that_is_no_json_is_answered_with_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not JSON") as caught:
+        read_examples(write_set(tmp_path, "model: r1v-nano"), 1)
+    assert "JSON object per line" in str(caught.value.fix)
+
+
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read"):
