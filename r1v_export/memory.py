@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from r1v_export.cpus import ROOT, cgroup_folders
 
@@ -13,6 +14,9 @@ _FILES = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 )
 """Limit, use, and pages of files, which the kernel gives back, lines of memory.stat: of cgroup v2 and of v1."""
+
+
+Opened = TypeVar("Opened")
 
 
 def available_bytes(root: Path = ROOT) -> int:
@@ -35,6 +39,15 @@ def release_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))
+
+
+def opened(open_block: Callable[[], Opened]) -> Opened:
+    """A block of a model, opened and to be computed in as little memory as can be: what was freed before goes back to
+    the system, and so does what opening left behind on the heap."""
+    release_free_memory()
+    block = open_block()
+    release_free_memory()
+    return block
 
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:

@@ -27,7 +27,7 @@ import numpy as np
 from r1v_export import contract
 from r1v_export.errors import InputError
 from r1v_export.log_event import log_event
-from r1v_export.memory import release_free_memory
+from r1v_export.memory import opened
 from r1v_export.parity.activation_store import ActivationStore
 from r1v_export.parity.boundary_statistics import BoundaryStatistics, no_images, of_row
 from r1v_export.parity.comparison import (
@@ -264,8 +264,7 @@ class StreamedComparison:
         Args:
             from_to: whose activations are taken, and whose the results are, in this order.
         """
-        release_free_memory()
-        block = open_block()
+        block = opened(open_block)
         for index in range(len(self._samples)):
             for source, target in from_to.items():
                 self.store.put((target, index), block(self.store.get((source, index))))
@@ -324,8 +323,7 @@ class StreamedComparison:
 
         References too: the same sums over other numbers of rows are rounded differently, and where an input is rounded
         to 8 bits by its token's own scale, a value next to a boundary then falls on its other side."""
-        release_free_memory()
-        open_cache = open_layer()
+        open_cache = opened(open_layer)
         positions = self.references[0].pipeline.positions.max_positions
         for index, sample in enumerate(self._samples):
             for chain in chains:
@@ -347,8 +345,7 @@ class StreamedComparison:
         return [[self._compare_sample(each, index, sample) for index, sample in samples] for each in references]
 
     def _through_head(self, open_head: Callable[[], Run], chains: Sequence[Chain]) -> None:
-        release_free_memory()
-        head = open_head()
+        head = opened(open_head)
         for index, sample in enumerate(self._samples):
             for chain in chains:
                 hidden_SE = self.store.get((chain, index))[0]

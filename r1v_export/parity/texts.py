@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from r1v_export.contract import BlockwiseEngine
-from r1v_export.memory import release_free_memory
+from r1v_export.memory import opened
 from r1v_export.parity.boundaries import embed_prompt, image_embeds
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.metrics import log_softmax
@@ -28,6 +28,10 @@ from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, plan_capacity, pr
 
 if TYPE_CHECKING:
     from r1v_export.contract import OpenCache, Run
+
+
+ROWS_AT_ONCE = 8
+"""Predictions of a reply that are rated together, next to the head: each is several float64 arrays [vocabulary]."""
 
 
 class Text(Protocol):
@@ -111,25 +115,25 @@ def score_texts_by_blocks(engine: BlockwiseEngine, texts: Sequence[Text]) -> Tex
     ]
     for layer in range(engine.sizes.layers):
         hidden = _through_layer(hidden, partial(engine.decoder_layer, layer))
-    release_free_memory()
-    head, nll, entropy = engine.head(), 0.0, 0.0
+    head, nll, entropy = opened(engine.head), 0.0, 0.0
     replies = [text.token_ids[text.prompt_tokens :] for text in texts]
     for text, reply, hidden_1SE in zip(texts, replies, hidden, strict=True):
-        logits_RV = head(np.ascontiguousarray(hidden_1SE[0, text.prompt_tokens - 1 :]))
-        nll, entropy = np.add((nll, entropy), _surprise(logits_RV, reply))
+        before_RE = hidden_1SE[0, text.prompt_tokens - 1 :]
+        for start in range(0, len(reply), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            logits_RV = head(np.ascontiguousarray(before_RE[rows]))
+            nll, entropy = np.add((nll, entropy), _surprise(logits_RV, reply[rows]))
     return _facts(replies, nll, entropy, engine.sizes.vocab)
 
 
 def _through(arrays: Sequence[np.ndarray], open_block: Callable[[], Run]) -> list[np.ndarray]:
-    release_free_memory()
-    block = open_block()
+    block = opened(open_block)
     return [block(array) for array in arrays]
 
 
 def _through_layer(embeds: Sequence[np.ndarray], open_layer: Callable[[], OpenCache]) -> list[np.ndarray]:
     """[1, S, E] of every text behind a decoder layer, which is given back before the next one is opened."""
-    release_free_memory()
-    open_cache = open_layer()
+    open_cache = opened(open_layer)
     return [_with_cache(embeds_1SE, open_cache) for embeds_1SE in embeds]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,6 @@ from tests.tiny_models import checkpoint_of
 
 if TYPE_CHECKING:
     from r1v_export.contract import OpenCache, RunWithCache
-
-MODULES = ("r1v_export.parity.streamed", "r1v_export.parity.texts")
 
 
 @pytest.fixture
@@ -58,8 +57,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             return compute
 
         patch.setattr(TorchBlocks, "_open", open_block)
-        for module in MODULES:
-            patch.setattr(f"{module}.release_free_memory", lambda: events.append("released"))
+        patch.setattr("r1v_export.memory.release_free_memory", lambda: events.append("released"))
         yield events
 
 
@@ -114,8 +112,10 @@ def test_replies_are_decoded_in_one_walk_with_the_cache_in_place(
 
 
 def assert_released(events: list[str], engines: int) -> None:
-    """Free memory was released before every block with weights of its own was opened."""
+    """Free memory was released before every block with weights of its own was opened, and again before it computed."""
     opened = [(before, name) for before, name in zip(["", *events], events, strict=False) if name != "released"]
+    behind = dict(itertools.pairwise(events))
+    assert {behind[name] for name in behind if name not in ("released", "language_model.model.")} == {"released"}
     blocks = [name for _, name in opened if name != "language_model.model."]
     layers = [f"language_model.model.layers.{layer}." for layer in range(3)]
     assert [name for name in blocks if name in layers] == [name for name in layers for _ in range(engines)]

@@ -21,6 +21,7 @@ from r1v_export.parity.schema import FEWEST_TEXT_TOKENS, TextFacts
 from r1v_export.parity.texts import fewest_texts, score_texts, score_texts_by_blocks
 from r1v_export.pipeline.parity_gate import reference_endpoint, texts
 from r1v_export.quantization.apply.blockwise import reference_blocks
+from r1v_export.reference.blockwise import TorchBlocks
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.reference.model import load
 from tests.quantized_checkpoints import GPTQ, pack_gptq, quantized_copy
@@ -66,6 +67,32 @@ def test_the_likelihood_is_the_same_a_block_at_a_time(quantized_nano):
     assert found.prediction_entropy == pytest.approx(expected.prediction_entropy, rel=1e-4)
     assert (found.texts, found.tokens, found.unigram_nll) == (expected.texts, expected.tokens, expected.unigram_nll)
     assert score_texts_by_blocks(reference_blocks(checkpoint), ()) is None
+
+
+def test_a_reply_is_rated_a_few_rows_at_a_time(quantized_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Next to a head of gigabytes, float64 arrays of the vocabulary for a whole reply were gigabytes too."""
+    checkpoint = Checkpoint.open(quantized_nano)
+    samples, rows = texts(checkpoint)[:3], list[int]()
+    expected = score_texts_by_blocks(reference_blocks(checkpoint), samples)
+    open_head = TorchBlocks.head
+
+    def head(blocks: TorchBlocks) -> Callable[[np.ndarray], np.ndarray]:
+        run = open_head(blocks)
+
+        def counted(hidden_RE: np.ndarray) -> np.ndarray:
+            rows.append(len(hidden_RE))
+            return run(hidden_RE)
+
+        return counted
+
+    monkeypatch.setattr(TorchBlocks, "head", head)
+    monkeypatch.setattr("r1v_export.parity.texts.ROWS_AT_ONCE", 2)
+    found = score_texts_by_blocks(reference_blocks(checkpoint), samples)
+    assert expected is not None
+    assert found is not None
+    assert set(rows) <= {1, 2}
+    assert sum(rows) == found.tokens == expected.tokens
+    assert found.nll == pytest.approx(expected.nll, rel=1e-6)
 
 
 def test_the_likelihood_is_that_of_the_whole_sequence_at_once(quantized_nano):
