@@ -169,7 +169,7 @@ def command(
         _print_config(resolved(config), format_)
         return
     if dry_run:
-        _print_plan(plan(config, out, force=force, offline=offline), format_)
+        _print_plan(plan(config, out, force=force, offline=offline, ray=ray), format_)
         return
     progress = shown_progress(format_)
     _print_built(build(config, out, force=force, offline=offline, progress=progress, ray=ray), format_)
@@ -180,8 +180,6 @@ def _refuse_without_effect(config: BuildConfig) -> None:
     context = click.get_current_context()
     if context.params["print_config"]:
         refuse_given(context, ("dry_run", "force", "ray"), "with --print-config, which builds nothing", "omit it")
-    if context.params["dry_run"]:
-        refuse_given(context, ("ray",), "with --dry-run, which plans for this machine alone", "omit one of them")
     if not config.parity.enabled:
         refuse_given(context, ("gate",), "without the parity gate", "omit it, or let the gate run")
     if config.calibration.artifact is not None:

@@ -20,8 +20,9 @@ from r1v_export.pipeline.calibration import (
     chosen_recipe,
 )
 from r1v_export.pipeline.effort import resolved_calibration
+from r1v_export.pipeline.planned_calibration import PlannedCalibration
 from r1v_export.pipeline.precision import with_precision
-from r1v_export.pipeline.ray_cluster import open_cluster
+from r1v_export.pipeline.ray_cluster import RayCluster, open_cluster
 from r1v_export.pipeline.sharded_calibration import calibrate, remove_resume_folders
 from r1v_export.pipeline.workers import ThisProcess, Workers, portable, read_paths
 from r1v_export.progress import Progress
@@ -56,18 +57,19 @@ def calibrate_alone(
 
     Raises:
         R1VError: as `sharded_calibration.calibrate`, or `out` holds something else.
+        CapabilityError: it does not fit into memory: this machine's, or the smallest worker's.
     """
     config = with_precision(config)
     chosen_recipe(config)  # refused before a checkpoint is downloaded
     checkpoint = _open(config, offline)
-    config = resolved_calibration(config, checkpoint)
+    asked, config = config, resolved_calibration(config, checkpoint)
     recipe = chosen_recipe(config)
-    with (
-        explain_full_disk(out),
-        _workers(ray, config, checkpoint, out.absolute()) as workers,
-        progress.stage("calibration") as task,
-    ):
-        calibrate(config, recipe, checkpoint, out, default_resume_folder(out), task.report, workers)
+    with explain_full_disk(out), _workers(ray, config, checkpoint, out.absolute()) as workers:
+        if not out.exists():  # one that is finished takes no memory
+            worker_bytes = workers.memory_bytes if isinstance(workers, RayCluster) else None
+            PlannedCalibration(asked, config, checkpoint, recipe, worker_bytes).require_possible()
+        with progress.stage("calibration") as task:
+            calibrate(config, recipe, checkpoint, out, default_resume_folder(out), task.report, workers)
     remove_resume_folders(default_resume_folder(out))
     return _calibrated(out, checkpoint, progress)
 

@@ -26,6 +26,7 @@ from r1v_export.pipeline.estimate import (
 )
 from r1v_export.pipeline.quantization_cost import quantizing_s
 from r1v_export.pipeline.rates import Rates, measured_rates
+from r1v_export.pipeline.workers import found_memory
 from r1v_export.progress import size
 from r1v_export.quantization.calibration.blocks import (
     TILES_AT_ONCE,
@@ -191,30 +192,37 @@ def response_seconds(spec: ModelSpec, prompts: int) -> float:
     return steps * _FLOAT_BYTES * graph_parameters(spec)[contract.DECODER] / _GENERATED_BYTES_PER_S
 
 
-def require_memory_for_responses(config: BuildConfig, spec: ModelSpec) -> None:
-    """Check that prompts without an answer can be answered here.
+def require_memory_for_responses(config: BuildConfig, spec: ModelSpec, worker_bytes: int | None = None) -> None:
+    """Check that prompts without an answer can be answered.
+
+    Args:
+        worker_bytes: free memory of the worker that does it; this process's if omitted.
 
     Raises:
         CapabilityError: the whole model in float32 does not fit into memory.
     """
-    needed, available = response_bytes(spec), available_bytes()
+    needed, available = response_bytes(spec), available_bytes() if worker_bytes is None else worker_bytes
     if needed > available:
         raise CapabilityError(
             "Calibration prompts without answers take the whole model, which answers them first.",
             where=config.calibration.data,
             expected=f"{size(needed)} of free memory",
-            found=size(available),
+            found=found_memory(available, worker_bytes),
             fix="give an answer with every prompt, or calibrate on a larger machine and build with --calibrated",
         )
 
 
-def require_memory(costs: Sequence[CalibrationCost]) -> None:
-    """Check that calibrations can be held here.
+def require_memory(costs: Sequence[CalibrationCost], worker_bytes: int | None = None) -> None:
+    """Check that calibrations can be held.
+
+    Args:
+        worker_bytes: free memory of the worker that calibrates; this process's if omitted.
 
     Raises:
         CapabilityError: one needs more memory than there is.
     """
-    most, available = max(costs, key=lambda cost: cost.memory_bytes), available_bytes()
+    most = max(costs, key=lambda cost: cost.memory_bytes)
+    available = available_bytes() if worker_bytes is None else worker_bytes
     if most.memory_bytes > available:
         grams = any(most.plan.gram_groups(block) for block in most.plan.blocks)
         smaller = "by a recipe without Gram matrices, such as int4-rtn or fp8" if grams else "fewer samples"
@@ -222,7 +230,7 @@ def require_memory(costs: Sequence[CalibrationCost]) -> None:
             "The calibration does not fit into memory.",
             where=f"recipe {most.plan.recipe.name}",
             expected=f"{size(most.memory_bytes)} of free memory",
-            found=size(available),
+            found=found_memory(available, worker_bytes),
             fix=f"pass a smaller --activation-memory, calibrate {smaller}, or on a larger machine and build with "
             "--calibrated",
         )

@@ -20,6 +20,7 @@ from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.boundaries import TILES_AT_ONCE
 from r1v_export.parity.streamed import ACTIVATION_MEMORY_BYTES
 from r1v_export.pipeline.estimate import GENERATED_TILES, PROCESS_BYTES, positions, question_tokens
+from r1v_export.pipeline.workers import found_memory
 from r1v_export.progress import size
 from r1v_export.quantization.recipe import Scheme
 
@@ -42,12 +43,12 @@ class GateMemory:
 
         Args:
             can_stream: whether the target's engines can be held a block at a time.
-            available: bytes; what this process can still take if omitted.
+            available: bytes that a cluster's smallest worker can still take; this process if omitted.
 
         Raises:
             CapabilityError: it does not fit into memory, or the target's engines cannot be held a block at a time.
         """
-        available = available_bytes() if available is None else available
+        worker_bytes, available = available, available_bytes() if available is None else available
         if wanted == "streamed" and not can_stream:
             raise CapabilityError(
                 "This target's engines cannot be held a block at a time.",
@@ -65,7 +66,7 @@ class GateMemory:
                 f"The {wanted} parity gate does not fit into memory.",
                 where="float32 reference and engine together" if wanted == "whole" else "one block of the model",
                 expected=f"{size(needed)} of free memory",
-                found=size(available),
+                found=found_memory(available, worker_bytes),
                 fix=fix,
             )
         return wanted

@@ -88,18 +88,23 @@ def _own_files(checkpoint: Checkpoint) -> tuple[Tokenizer, PipelineDocument]:
 
 
 def choose_gate(
-    config: BuildConfig, target: str, spec: ModelSpec, *schemes: Mapping[str, Scheme]
+    config: BuildConfig,
+    target: str,
+    spec: ModelSpec,
+    *schemes: Mapping[str, Scheme],
+    worker_bytes: int | None = None,
 ) -> Literal["whole", "streamed"]:
     """How a target's engine is compared: as `config.parity.gate` says, else whole where that fits into memory.
 
     Args:
         schemes: of every quantized linear; of all recipes that a budget may choose from.
+        worker_bytes: free memory of the worker that compares; this process's if omitted.
 
     Raises:
         CapabilityError: it does not fit into memory, or the target's engines cannot be held a block at a time.
     """
     memory = gate_memory_of(config, target, spec, *schemes)
-    return memory.choose(config.parity.gate, isinstance(registry.get_target(target), OpensBlocks))
+    return memory.choose(config.parity.gate, isinstance(registry.get_target(target), OpensBlocks), worker_bytes)
 
 
 def gate_memory_of(config: BuildConfig, target: str, spec: ModelSpec, *schemes: Mapping[str, Scheme]) -> GateMemory:

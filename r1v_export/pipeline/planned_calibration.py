@@ -36,12 +36,14 @@ class PlannedCalibration:
         asked: the build's config.
         config: the same, of `resolved_calibration`.
         recipe: None where a budget has yet to find it.
+        worker_bytes: free memory of the smallest worker, where workers of a cluster calibrate.
     """
 
     asked: BuildConfig
     config: BuildConfig
     checkpoint: Checkpoint
     recipe: Recipe | None
+    worker_bytes: int | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -74,12 +76,21 @@ class PlannedCalibration:
             note=self._note(),
         )
         try:
-            require_memory(costs)
+            require_memory(costs, self.worker_bytes)
             if self._unanswered:
-                require_memory_for_responses(self.config, self.checkpoint.spec)
+                require_memory_for_responses(self.config, self.checkpoint.spec, self.worker_bytes)
         except CapabilityError as error:
             return replace(needs, obstacle=error)
         return needs
+
+    def require_possible(self) -> None:
+        """Check that it can run.
+
+        Raises:
+            CapabilityError: it does not fit into memory.
+        """
+        if self.needs.obstacle is not None:
+            raise self.needs.obstacle
 
     @property
     def _recipes(self) -> dict[str, Recipe]:

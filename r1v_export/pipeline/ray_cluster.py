@@ -8,7 +8,6 @@ time each.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import logging
 import os
@@ -16,7 +15,6 @@ import shutil
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +23,10 @@ from typing import Any
 
 from r1v_export.config import Device
 from r1v_export.cpus import thread_count
-from r1v_export.errors import CapabilityError, R1VError, UsageError
+from r1v_export.errors import CapabilityError, R1VError
 from r1v_export.extras import install_command
-from r1v_export.files import explain_full_disk, write_atomically
-from r1v_export.pipeline.provenance import INPUT_TOOLS, TRACING_TOOLS, code_digest, tool_versions
+from r1v_export.files import write_atomically
+from r1v_export.pipeline.ray_worker import Done, code_and_tools, probe, progress_file, read_progress, work
 from r1v_export.pipeline.workers import Task
 from r1v_export.progress import ProgressCallback
 
@@ -37,16 +35,14 @@ MAX_RETRIES = 3
 
 _POLL_S = 0.5
 _CANCEL_S = 10.0
-_LOCK_S = 60.0
-"""How long a task waits for one that still writes to its folder: of a node that was lost and has not noticed yet."""
 
 
 @dataclass(frozen=True)
-class Done:
-    """A finished task's result, and the worker that did it."""
+class ClusterSize:
+    """How many workers a cluster has, and the bytes that a task can take on the smallest of them."""
 
-    value: Any
-    worker: str
+    workers: int
+    memory_bytes: int
 
 
 class RayCluster:
@@ -60,49 +56,27 @@ class RayCluster:
     def __init__(self, folder: Path, reads: Sequence[Path], device: Device) -> None:
         self.folder, self.reads = folder, reads
         self._nodes = _nodes_for(device)
-        cpus = min(int(node["Resources"]["CPU"]) for node in self._nodes)
-        gpus = max(int(node["Resources"].get("GPU", 0)) for node in self._nodes) if device == "cuda" else 0
-        self._resources = {"num_cpus": max(1, cpus // max(1, gpus)), "num_gpus": 1 if gpus else 0}
+        self._resources = _task_resources(self._nodes, device)
         self._running: dict[Any, Task] = {}
         self._made = code_and_tools()
+        self.memory_bytes = 0
+        """That a task can take on the smallest worker, once `check_workers` has asked."""
 
     def check_workers(self) -> None:
-        """Compare every worker with this process.
+        """Compare every worker with this process, and ask for its free memory.
 
         Raises:
             CapabilityError: a worker has another version of this package or of what it computes with, or lacks a path.
         """
-        import ray
-        from ray.exceptions import RayError
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         token = self.folder / "token"
         write_atomically(token, lambda path: path.write_text(f"{socket.gethostname()} {os.getpid()}"))
-        probes = {}
-        for node in self._nodes:
-            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            probe = ray.remote(_probe).options(num_cpus=0, scheduling_strategy=strategy, name="r1v-export check")
-            probes[f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"] = probe.remote(
-                self._made, [*self.reads, token]
-            )
-        for worker, reference in probes.items():
-            try:
-                problem = ray.get(reference)
-            except RayError as error:
-                raise CapabilityError(
-                    "A worker cannot run tasks of r1v-export.",
-                    where=f"worker {worker}",
-                    found=_last_line(error),
-                    fix="install the same version of r1v-export with the extras build and ray on every worker",
-                ) from error
-            if problem is not None:
-                raise problem
+        self.memory_bytes = _ask(self._nodes, self._resources, self._made, [*self.reads, token])
 
     def submit(self, task: Task) -> Any:
         """Give a task to the cluster; its reference there."""
         import ray
 
-        remote = ray.remote(_work).options(
+        remote = ray.remote(work).options(
             **self._resources, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD", name=f"r1v-export {task.name}"
         )
         reference = remote.remote(task, self.folder, self._made, self.reads)
@@ -128,7 +102,7 @@ class RayCluster:
             if finished:
                 break
             tasks = [self._running[reference] for reference in awaited]
-            on_wait({task.name: _read_progress(_progress_file(self.folder, task)) for task in tasks})
+            on_wait({task.name: read_progress(progress_file(self.folder, task)) for task in tasks})
         task = self._running.pop(finished[0])
         try:
             return task, ray.get(finished[0])
@@ -182,6 +156,29 @@ def open_cluster(address: str, folder: Path, reads: Sequence[Path], device: Devi
     Raises:
         CapabilityError: Ray is not installed, there is no such cluster, or a worker cannot do the work.
     """
+    with _connected(address):
+        cluster = RayCluster(folder, reads, device)
+        try:
+            cluster.check_workers()
+            yield cluster
+        finally:
+            cluster.cancel()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def ask_cluster(address: str, reads: Sequence[Path], device: Device) -> ClusterSize:
+    """What a cluster has for a build; nothing is written.
+
+    Raises:
+        CapabilityError: as `open_cluster`.
+    """
+    with _connected(address):
+        nodes = _nodes_for(device)
+        return ClusterSize(len(nodes), _ask(nodes, _task_resources(nodes, device), code_and_tools(), reads))
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
     if importlib.util.find_spec("ray") is None:
         raise CapabilityError("Ray is not installed.", where=f"--ray {address}", fix=install_command("build,ray"))
     import ray
@@ -190,22 +187,10 @@ def open_cluster(address: str, folder: Path, reads: Sequence[Path], device: Devi
     if not was_connected:
         _connect(address)
     try:
-        cluster = RayCluster(folder, reads, device)
-        try:
-            cluster.check_workers()
-            yield cluster
-        finally:
-            cluster.cancel()
-            shutil.rmtree(folder, ignore_errors=True)
+        yield
     finally:
         if not was_connected:
             ray.shutdown()
-
-
-def code_and_tools() -> dict[str, str]:
-    """Versions that decide what a task writes: of this package and its code, of Python and of libraries."""
-    parts = [path.name for path in Path(__file__).parents[1].iterdir() if path.name != "__pycache__"]
-    return {**tool_versions((*TRACING_TOOLS, *INPUT_TOOLS)), "code of r1v-export": code_digest(parts)[:12]}
 
 
 def _connect(address: str) -> None:
@@ -257,124 +242,66 @@ def _nodes_for(device: Device) -> list[dict[str, Any]]:
     return fit
 
 
-def _probe(made: Mapping[str, str], reads: Sequence[Path]) -> R1VError | None:
-    """What keeps this worker from doing tasks."""
-    try:
-        _require_same(made)
-        _require_paths(reads)
-    except R1VError as error:
-        return error
-    return None
+def _task_resources(nodes: Sequence[Mapping[str, Any]], device: Device) -> dict[str, int]:
+    """What a task takes, as `ray.remote` names it: as many CPUs as the smallest node has, shared by its GPUs."""
+    cpus = min(int(node["Resources"]["CPU"]) for node in nodes)
+    gpus = max(int(node["Resources"].get("GPU", 0)) for node in nodes) if device == "cuda" else 0
+    return {"num_cpus": max(1, cpus // max(1, gpus)), "num_gpus": 1 if gpus else 0}
 
 
-def _require_same(made: Mapping[str, str]) -> None:
-    here = code_and_tools()
-    differing = sorted(name for name in made.keys() | here.keys() if made.get(name) != here.get(name))
-    if differing:
-        raise CapabilityError(
-            "A worker has other versions and would compute something else.",
-            where=f"worker {worker_name()}",
-            expected=", ".join(f"{name} {made.get(name, 'absent')}" for name in differing),
-            found=", ".join(f"{name} {here.get(name, 'absent')}" for name in differing),
-            fix="install the same versions on every worker, and restart Ray there",
-        )
+def _ask(
+    nodes: Sequence[Mapping[str, Any]], takes: Mapping[str, int], made: Mapping[str, str], paths: Sequence[Path]
+) -> int:
+    """Compare every worker with this process; return the bytes that a task can take on the smallest of them: what is
+    free, shared by as many tasks as run there at once.
 
-
-def _require_paths(reads: Sequence[Path]) -> None:
-    missing = [path for path in reads if not path.exists()]
-    if missing:
-        raise CapabilityError(
-            "A worker does not see a path that its tasks need.",
-            where=f"worker {worker_name()}",
-            expected=", ".join(map(str, missing)),
-            found="no such path there",
-            fix="put checkpoint, data and output on storage that all workers mount under the same path",
-        )
-
-
-def _work(task: Task, folder: Path, made: Mapping[str, str], reads: Sequence[Path]) -> Done | R1VError:
-    """Do a task on a worker. Errors are returned: Ray would wrap what is raised."""
-    worker = worker_name()
-    try:
-        _require_same(made)  # also of a node that joined the cluster after the check
-        _require_paths([*reads, folder])
-        with _alone(task.folder), explain_full_disk(task.folder):
-            report = _ProgressFile(_progress_file(folder, task))
-            return Done(task.function(*task.arguments, on_progress=report), worker)
-    except R1VError as error:
-        return _by_worker(error, worker)
-    except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        fix = "see Ray's log of the task, and run the same command again; it resumes"
-        return R1VError(f"A task failed: {task.name}.", where=f"worker {worker}", found=what, fix=fix)
-
-
-def worker_name() -> str:
-    """The machine that this process runs on, as people find it in the cluster."""
+    Raises:
+        CapabilityError: a worker cannot do the work.
+    """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
-
-
-def _by_worker(error: R1VError, worker: str) -> R1VError:
-    """The same error, of texts alone, with the worker's name."""
-    texts = {
-        name: None if value is None else str(value)
-        for name, value in (("expected", error.expected), ("found", error.found))
-    }
-    where = f"worker {worker}" if error.where is None else f"{error.where}, on worker {worker}"
-    return type(error)(error.what, where=where, fix=error.fix, **texts)
+    probes = []
+    for node in nodes:
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        remote = ray.remote(probe).options(num_cpus=0, scheduling_strategy=strategy, name="r1v-export check")
+        probes.append(remote.remote(made, paths))
+    free = [_answer(node, each) for node, each in zip(nodes, probes, strict=True)]
+    return min(each // _tasks_at_once(node["Resources"], takes) for each, node in zip(free, nodes, strict=True))
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a task's folder; wait for one who still has it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    path, until = folder.with_name(f".{folder.name}.lock"), time.monotonic() + _LOCK_S
-    with path.open("a+", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    file.seek(0)
-                    raise UsageError(
-                        "Another worker still does this task.",
-                        where=path,
-                        found=file.read().strip(),
-                        fix="end it, and run the same command again",
-                    ) from None
-                time.sleep(_POLL_S)
-        file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}\n")
-        file.flush()
-        yield
+def _tasks_at_once(has: Mapping[str, float], takes: Mapping[str, int]) -> int:
+    """How many tasks a node runs at once.
+
+    Args:
+        has: the node's resources, as Ray names them.
+        takes: a task's, as `ray.remote` names them.
+    """
+    needed = (("CPU", takes["num_cpus"]), ("GPU", takes["num_gpus"]))
+    return max(1, min(int(has.get(name, 0)) // count for name, count in needed if count))
 
 
-class _ProgressFile:
-    """A ProgressCallback that writes how far a task is to a file, now and then."""
+def _answer(node: Mapping[str, Any], probe: Any) -> int:
+    """The free memory that a worker's probe returns.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._written = path, 0.0
+    Raises:
+        CapabilityError: what keeps the worker from doing tasks.
+    """
+    import ray
+    from ray.exceptions import RayError
 
-    def __call__(self, done: float, total: float, status: str = "") -> None:
-        now = time.monotonic()
-        if now - self._written >= _POLL_S:
-            self._written = now
-            with contextlib.suppress(OSError):  # for people only
-                self.path.write_text(f"{done / total if total else 0.0:.4f}", encoding="utf-8")
-
-
-def _read_progress(path: Path) -> float:
     try:
-        return float(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0.0
-
-
-def _progress_file(folder: Path, task: Task) -> Path:
-    return folder / f"{task.folder.name}.progress"
+        found = ray.get(probe)
+    except RayError as error:
+        raise CapabilityError(
+            "A worker cannot run tasks of r1v-export.",
+            where=f"worker {node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
+            found=_last_line(error),
+            fix="install the same version of r1v-export with the extras build and ray on every worker",
+        ) from error
+    if isinstance(found, R1VError):
+        raise found
+    return int(found)
 
 
 def _last_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
@@ -26,7 +27,7 @@ def stage_task(job: Build, stage: Stage, sources: Mapping[str, str], finished: M
     """
     config, out = portable(job.config, job.checkpoint), job.out.absolute()
     digest = fingerprint(stage, sources, finished)
-    arguments = (config, out, stage.name, digest, dict(sources), dict(finished), job.label)
+    arguments = (config, out, stage.name, digest, dict(sources), dict(finished), job.label, dict(job.gates))
     return Task(stage.name, make_stage, arguments, Workspace(out).work / stage.name)
 
 
@@ -38,6 +39,7 @@ def make_stage(
     sources: Mapping[str, str],
     finished: Mapping[str, StageEntry],
     label: BuildLabel,
+    gates: Mapping[str, Literal["whole", "streamed"]],
     *,
     on_progress: ProgressCallback,
 ) -> dict[str, FileEntry]:
@@ -45,13 +47,14 @@ def make_stage(
 
     Args:
         digest: fingerprint of the stage, where the build runs.
-        label: of the build that this is a part of.
+        label, gates: of the build that this is a part of. Every worker compares as that chose: a larger one may not
+            choose by its own memory, or the bundle would depend on where it was built.
 
     Raises:
         CapabilityError: the stage has another fingerprint here.
         R1VError: as the stage.
     """
-    job = Build(config, Checkpoint.open(config.model, offline=True), out, parent_label=label)
+    job = Build(config, Checkpoint.open(config.model, offline=True), out, parent_label=label, gates=dict(gates))
     stage = next(stage for stage in job.stages() if stage.name == name)
     if fingerprint(stage, sources, finished) != digest:
         raise CapabilityError(

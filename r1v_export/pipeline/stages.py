@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,13 +28,8 @@ from r1v_export.pipeline.calibration import (
 )
 from r1v_export.pipeline.calibration_cost import given_seconds
 from r1v_export.pipeline.effort import resolved_calibration
-from r1v_export.pipeline.estimate import (
-    GateWork,
-    engine_s,
-    gate_s,
-    graph_parameters,
-    graph_s,
-)
+from r1v_export.pipeline.estimate import engine_s, graph_parameters, graph_s
+from r1v_export.pipeline.gate_stage import gate_stage
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.planned_calibration import PlannedCalibration
 from r1v_export.pipeline.qweight_placement import place_in_bundle, placed_bytes
@@ -43,7 +38,7 @@ from r1v_export.pipeline.report_provenance import BuildLabel
 from r1v_export.pipeline.reused_weights import check_link_weights, reused_bytes, reused_files
 from r1v_export.pipeline.sharded_calibration import calibrate
 from r1v_export.pipeline.stage import Needs, Stage, StageInputs
-from r1v_export.pipeline.stage_code import CALIBRATION_CODE, DOCUMENTS_CODE, ENGINE_CODE, RUN_CODE, TRACED_CODE
+from r1v_export.pipeline.stage_code import CALIBRATION_CODE, DOCUMENTS_CODE, ENGINE_CODE, TRACED_CODE
 from r1v_export.pipeline.workers import ThisProcess, Workers
 from r1v_export.pipeline.workspace import kept_folder
 from r1v_export.progress import ProgressCallback
@@ -72,11 +67,14 @@ class Build:
     out: Path
     workers: Workers = ThisProcess()  # noqa: RUF009  it has no state
     """Where the parts of a calibration run."""
+    worker_bytes: int | None = None
+    """Free memory for a task on the smallest worker of a cluster; None where this process does all."""
     lacking: Mapping[str, CapabilityError] = field(default_factory=dict)
     """Targets that this machine cannot build, and why; for a plan, a build is refused before."""
     parent_label: BuildLabel | None = None
     """Of the build that this is a task of, in another process."""
-    _gates: dict[str, Literal["whole", "streamed"]] = field(default_factory=dict)
+    gates: dict[str, Literal["whole", "streamed"]] = field(default_factory=dict)
+    """How engines are compared, by target, as far as that is chosen: see `gate`."""
 
     @cached_property
     def calibrated_config(self) -> BuildConfig:
@@ -99,7 +97,7 @@ class Build:
         return resolve(self.recipe, self.checkpoint.spec)
 
     @cached_property
-    def _possible_schemes(self) -> Sequence[Mapping[str, Scheme]]:
+    def possible_schemes(self) -> Sequence[Mapping[str, Scheme]]:
         """The schemes; of a budget, which has yet to choose, those of each of its recipes."""
         return possible_schemes(self.calibrated_config, self.checkpoint, self.recipe)
 
@@ -144,7 +142,7 @@ class Build:
             self._documents_stage(),
         ]
         checked = [target for target in self.config.targets if self.unchecked(target) is None]
-        return [*stages, *(self._parity_stage(target) for target in checked)]
+        return [*stages, *(self._gate_stage(target) for target in checked)]
 
     def unchecked(self, target: str) -> str | None:
         """Why the parity gate of a target cannot run, or None where it does."""
@@ -160,9 +158,10 @@ class Build:
         """
         from r1v_export.pipeline.parity_gate import choose_gate
 
-        if target not in self._gates:
-            self._gates[target] = choose_gate(self.config, target, self.checkpoint.spec, *self._possible_schemes)
-        return self._gates[target]
+        if target not in self.gates:
+            spec, schemes = self.checkpoint.spec, self.possible_schemes
+            self.gates[target] = choose_gate(self.config, target, spec, *schemes, worker_bytes=self.worker_bytes)
+        return self.gates[target]
 
     @cached_property
     def compute(self) -> Compute:
@@ -224,12 +223,18 @@ class Build:
             notes=calibration_warnings,
         )
 
+    @property
+    def calibrates_on_workers(self) -> bool:
+        """Whether a calibration is in parts, which a cluster's workers do."""
+        return self.recipe is not None and self.config.calibration.shards > 1
+
     @cached_property
     def _planned_calibration(self) -> PlannedCalibration | None:
         """None where a finished calibration or the checkpoint has the scales."""
         if self.config.calibration.artifact is not None or self.checkpoint.quantized is not None:
             return None
-        return PlannedCalibration(self.config, self.calibrated_config, self.checkpoint, self.recipe)
+        worker_bytes = self.worker_bytes if self.calibrates_on_workers else None
+        return PlannedCalibration(self.config, self.calibrated_config, self.checkpoint, self.recipe, worker_bytes)
 
     def _calibrate(self, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
         work = kept_folder(self.out, CALIBRATION_STAGE) / "blocks"
@@ -342,58 +347,9 @@ class Build:
             after=("model-files", *(f"{name}-graph" for name in self.graphs), *engines),
         )
 
-    def _parity_stage(self, target: str) -> Stage:
-        return Stage(
-            f"{target}-parity",
-            partial(self._check_parity, target),
-            code=RUN_CODE,
-            tools=(*provenance.TRACING_TOOLS, *registry.tools(target), *provenance.INPUT_TOOLS),
-            settings={
-                "parity": self.config.parity.model_dump(mode="json"),
-                "device": self.config.device,
-                "label": asdict(self.label),
-            },
-            sources=tuple(self.source_files()),
-            after=(
-                "model-files",
-                *self._after_calibration,
-                *_graph_stages_of(target),
-                f"{target}-engine",
-                DOCUMENTS_STAGE,
-            ),
-            records_hashes=True,
-            is_task=True,
-            seconds=partial(self._parity_s, target),
-            needs=partial(self._parity_needs, target),
-            notes=partial(self._parity_warnings, target),
-        )
-
-    def _parity_s(self, target: str) -> float:
-        if self._parity_needs(target).obstacle:
-            return 0.0
-        # A checkpoint that is quantized already has no original to compare with; rating it on texts takes as long.
-        comparisons = 2 if self.config.quantized else 1
-        work = GateWork.of(self.schemes, comparisons)
-        return gate_s(self.gate(target), self.checkpoint.spec, self.config.parity, measured_rates(), work)
-
-    def _parity_needs(self, target: str) -> Needs:
-        from r1v_export.pipeline.parity_gate import gate_memory_of
-
-        try:
-            memory = gate_memory_of(self.config, target, self.checkpoint.spec, *self._possible_schemes)
-            return Needs(memory_bytes=getattr(memory, self.gate(target)))
-        except CapabilityError as error:
-            return Needs(obstacle=error)
-
-    def _parity_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
-        from r1v_export.parity.report import read_report
-
-        return read_report(bundle / self.report_folder(target)).warnings
-
-    def _check_parity(self, target: str, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
-        from r1v_export.pipeline.build_gate import check_engine
-
-        check_engine(self, target, folder / self.report_folder(target), inputs, on_progress)
+    def _gate_stage(self, target: str) -> Stage:
+        engine = (*_graph_stages_of(target), f"{target}-engine")
+        return gate_stage(self, target, ("model-files", *self._after_calibration, *engine, DOCUMENTS_STAGE))
 
 
 def _graph_stages_of(target: str) -> tuple[str, ...]:

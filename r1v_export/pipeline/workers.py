@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BUILTIN_MODEL, BuildConfig
-from r1v_export.progress import ProgressCallback, subrange
+from r1v_export.progress import ProgressCallback, size, subrange
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,16 @@ class ThisProcess:
         for index, task in enumerate(tasks):
             part = subrange(on_progress, index / len(tasks), (index + 1) / len(tasks), task.name)
             task.function(*task.arguments, on_progress=part)
+
+
+def found_memory(available: int, worker_bytes: int | None) -> str:
+    """Free memory in words, for errors.
+
+    Args:
+        available: bytes.
+        worker_bytes: None if they are this process's, and not those of a cluster's smallest worker.
+    """
+    return size(available) if worker_bytes is None else f"{size(available)} on the cluster's smallest worker"
 
 
 def portable(config: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:

@@ -305,7 +305,6 @@ def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["synth", "x", "--sparse", "--empty"], "either sparse or empty"),
         (["build", "--effort", "quick"], "no effect without --precision"),
         (["build", "--precision", "fp8", "--calibrated", "x", "--samples", "4"], "no effect with --calibrated"),
-        (["build", "--dry-run", "--ray", "auto"], "no effect with --dry-run"),
         (["build", "--no-parity", "--gate", "whole"], "no effect without the parity gate"),
         (["check", "x", "--questions", "0"], "not in the range"),
         (["synth", "x", "--set", "no-value"], "no value"),

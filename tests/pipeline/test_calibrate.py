@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from r1v_export.cli import main
 from r1v_export.config import BuildConfig, CalibrationConfig
 from r1v_export.errors import BundleError, UsageError
+from r1v_export.pipeline import calibration_cost
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import CALIBRATION
 from r1v_export.quantization.artifact.documents import read_stats
@@ -210,3 +211,12 @@ def test_a_damaged_calibration_is_named_and_not_taken_over(
         build(with_calibration(tiny_config, damaged), tmp_path / "out")
     assert f"--calibrated {damaged}" in str(caught.value.fix)
     assert not (tmp_path / "out" / CALIBRATION).exists()
+
+
+def test_a_calibration_that_does_not_fit_into_memory_is_refused_before_weights_are_read(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibration_cost, "available_bytes", lambda: 1000)
+    assert calibrate(tiny_model, "--precision", "fp8", "--samples", 4, "-o", tmp_path / "out") == 4
+    assert "The calibration does not fit into memory." in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

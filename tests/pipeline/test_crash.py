@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from r1v_export.manifest import MANIFEST, verify
-from r1v_export.pipeline.build import run_stages
+from r1v_export.pipeline.run_stages import run_stages
 from r1v_export.pipeline.sources import Sources
 from r1v_export.pipeline.stage import Make, Stage, StageInputs
 from r1v_export.pipeline.workspace import open_workspace

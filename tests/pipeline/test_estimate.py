@@ -16,7 +16,14 @@ from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.cli.main import run
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.errors import CapabilityError
-from r1v_export.pipeline import calibration_cost, gate_memory, planned_calibration, quantization_cost, stages
+from r1v_export.pipeline import (
+    calibration_cost,
+    gate_memory,
+    gate_stage,
+    planned_calibration,
+    quantization_cost,
+    stages,
+)
 from r1v_export.pipeline.build import PlannedStage, build, plan
 from r1v_export.pipeline.rates import Rates
 
@@ -176,7 +183,7 @@ def replanned(
     """A recorded build's plan as it would be made today on the machine of the record."""
     recorded = Rates(**case["rates"])
     monkeypatch.setenv("OMP_NUM_THREADS", str(recorded.cores))
-    for module in (stages, planned_calibration, calibration_cost):
+    for module in (stages, gate_stage, planned_calibration, calibration_cost):
         monkeypatch.setattr(module, "measured_rates", lambda: recorded)
     for module in (calibration_cost, gate_memory):
         monkeypatch.setattr(module, "available_bytes", lambda: 1 << 40)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -39,6 +41,15 @@ def test_what_decides_the_numbers_is_in_the_settings() -> None:
     held = planned(BuildConfig(precision="fp8", calibration=CalibrationConfig(activation_memory="1MB"))).settings
     assert held == full
     assert len({str(settings) for settings in (full, quick, rounded)}) == 3
+
+
+def test_what_counts_on_a_cluster_is_its_smallest_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = BuildConfig(precision="int4")
+    small = replace(planned(config), worker_bytes=1000).needs.obstacle
+    assert small is not None
+    assert small.found == "1.0 kB on the cluster's smallest worker"
+    monkeypatch.setattr(calibration_cost, "available_bytes", lambda: 1000)
+    assert replace(planned(config), worker_bytes=1 << 40).needs.obstacle is None
 
 
 def test_too_little_memory_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:

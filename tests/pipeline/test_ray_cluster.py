@@ -16,9 +16,11 @@ import pytest
 from r1v_export.cli import main
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.errors import CapabilityError, InputError, R1VError
-from r1v_export.pipeline import ray_cluster
-from r1v_export.pipeline.build import build
-from r1v_export.pipeline.ray_cluster import Done, RayCluster, open_cluster
+from r1v_export.memory import available_bytes
+from r1v_export.pipeline import gate_memory, ray_cluster, ray_worker
+from r1v_export.pipeline.build import build, plan
+from r1v_export.pipeline.ray_cluster import RayCluster, open_cluster
+from r1v_export.pipeline.ray_worker import Done
 from r1v_export.pipeline.workers import Task
 from r1v_export.progress import ignore_progress
 from tests.pipeline import ray_tasks
@@ -92,6 +94,41 @@ def test_a_build_whose_workers_are_killed_has_the_bytes_of_one_process(
     assert "decoder-graph" in built.ran
     assert tree(tmp_path / "ray") == tree(tmp_path / "one")
     assert build(config, Path("ray")).ran == ()
+
+
+def test_each_worker_is_asked_for_its_free_memory(cluster: RayCluster) -> None:
+    assert available_bytes() / 2 < cluster.memory_bytes < available_bytes() * 2
+
+
+@pytest.mark.parametrize(
+    ("has", "takes", "tasks"),
+    [
+        ({"CPU": 8.0}, {"num_cpus": 8, "num_gpus": 0}, 1),
+        ({"CPU": 64.0}, {"num_cpus": 8, "num_gpus": 0}, 8),
+        ({"CPU": 64.0, "GPU": 2.0}, {"num_cpus": 8, "num_gpus": 1}, 2),
+        ({"CPU": 4.0}, {"num_cpus": 8, "num_gpus": 0}, 1),
+    ],
+)
+def test_tasks_of_one_node_share_its_memory(has: dict[str, float], takes: dict[str, int], tasks: int) -> None:
+    assert ray_cluster._tasks_at_once(has, takes) == tasks
+
+
+def test_what_does_not_fit_the_smallest_worker_is_refused_and_planned_so(
+    address: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much memory this machine has, and the other way round: it does none of the work."""
+    config = BuildConfig(model=str(tiny_model), parity=ParityConfig(questions=1))
+    monkeypatch.setattr(ray_cluster, "_ask", lambda *asked: 1000)
+    with pytest.raises(CapabilityError, match="parity gate does not fit into memory") as caught:
+        build(config, tmp_path / "out", ray=address)
+    assert caught.value.found == "1.0 kB on the cluster's smallest worker"
+    monkeypatch.setattr(ray_cluster, "_ask", lambda *asked: 1 << 40)
+    monkeypatch.setattr(gate_memory, "available_bytes", lambda: 1000)
+    gate = next(stage for stage in plan(config, tmp_path / "out", ray=address) if stage.name == "onnxruntime-parity")
+    assert gate.obstacle is None
+    assert gate.note == "a task on one of 2 workers, with 1.1 TB free on the smallest"
+    (gate,) = (stage for stage in plan(config, tmp_path / "out") if stage.name == "onnxruntime-parity")
+    assert gate.obstacle is not None
 
 
 def test_calibrate_runs_its_shards_on_a_cluster(
@@ -214,9 +251,9 @@ def test_an_address_where_no_cluster_is_and_a_missing_ray_are_errors_of_ours(
 
 
 def test_a_task_waits_for_the_lock_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "_LOCK_S", 0.0)
-    with ray_cluster._alone(tmp_path / "x"), pytest.raises(R1VError, match="still does this task") as caught:  # noqa: SIM117
-        with ray_cluster._alone(tmp_path / "x"):
+    monkeypatch.setattr(ray_worker, "_LOCK_S", 0.0)
+    with ray_worker._alone(tmp_path / "x"), pytest.raises(R1VError, match="still does this task") as caught:  # noqa: SIM117
+        with ray_worker._alone(tmp_path / "x"):
             pytest.fail("two workers in one folder")
     assert str(os.getpid()) in str(caught.value.found)
 

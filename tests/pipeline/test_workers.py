@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from r1v_export.checkpoint.resolve import Source
 from r1v_export.config import BUILTIN_MODEL, BuildConfig, CalibrationConfig
 from r1v_export.manifest import StageEntry
 from r1v_export.pipeline.stage import fingerprint
+from r1v_export.pipeline.stage_task import stage_task
 from r1v_export.pipeline.stages import Build
 from r1v_export.pipeline.workers import portable, read_paths
+from r1v_export.progress import ignore_progress
 from r1v_export.targets import registry
 
 
@@ -53,3 +56,36 @@ def test_tasks_of_a_hub_model_have_the_same_fingerprint_on_a_worker(tiny_model: 
     assert len(tasks) == 6, "four graphs, an engine and its gate"
     for stage, other in tasks:
         assert fingerprint(stage, sources, finished) == fingerprint(other, sources, finished), stage.name
+
+
+def test_a_worker_compares_as_the_build_chose_whatever_memory_it_has(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = registry.resolved(BuildConfig(model=str(tiny_model)))
+    job = Build(config, Checkpoint.open(tiny_model), tmp_path)
+    stage = next(stage for stage in job.stages() if stage.name == "onnxruntime-parity")
+    whole = stage.needs().memory_bytes
+    job = replace(job, worker_bytes=whole - 1, gates={})
+    stage = next(stage for stage in job.stages() if stage.name == "onnxruntime-parity")
+    assert stage.needs().memory_bytes < whole
+    sources = dict.fromkeys(job.source_files(), "0" * 64)
+    finished = {stage.name: StageEntry(fingerprint="0" * 64, files={}) for stage in job.stages()}
+    chosen: list[str] = []
+    monkeypatch.setattr(
+        "r1v_export.pipeline.build_gate.check_engine",
+        lambda there, target, *rest: chosen.append(there.gate(target)),
+    )
+    task = stage_task(job, stage, sources, finished)
+    task.function(*task.arguments, on_progress=ignore_progress)
+    assert chosen == ["streamed"]
+
+
+def test_a_calibration_that_is_one_part_needs_the_memory_of_this_machine(tmp_path: Path) -> None:
+    parts = {shards: CalibrationConfig(shards=shards, samples=4) for shards in (1, 2)}
+    needs = {}
+    for shards, calibration in parts.items():
+        config = registry.resolved(BuildConfig(precision="int4", calibration=calibration))
+        job = Build(config, Checkpoint.open(None), tmp_path, worker_bytes=1000)
+        needs[shards] = next(stage for stage in job.stages() if stage.name == "calibration").needs()
+    assert needs[1].obstacle is None
+    assert needs[2].obstacle is not None

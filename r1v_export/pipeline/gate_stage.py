@@ -1,0 +1,78 @@
+"""The stage of a build that compares a target's engine with PyTorch: what it reads, takes and warns of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1v_export.errors import CapabilityError
+from r1v_export.pipeline import provenance
+from r1v_export.pipeline.estimate import GateWork, gate_s
+from r1v_export.pipeline.rates import measured_rates
+from r1v_export.pipeline.stage import Needs, Stage, StageInputs
+from r1v_export.pipeline.stage_code import RUN_CODE
+from r1v_export.progress import ProgressCallback
+from r1v_export.targets import registry
+
+if TYPE_CHECKING:
+    from r1v_export.pipeline.stages import Build
+
+
+def gate_stage(job: Build, target: str, after: Sequence[str]) -> Stage:
+    """The parity gate of a target.
+
+    Args:
+        after: stages whose files it reads.
+    """
+    return Stage(
+        f"{target}-parity",
+        partial(_check_engine, job, target),
+        code=RUN_CODE,
+        tools=(*provenance.TRACING_TOOLS, *registry.tools(target), *provenance.INPUT_TOOLS),
+        settings={
+            "parity": job.config.parity.model_dump(mode="json"),
+            "device": job.config.device,
+            "label": asdict(job.label),
+        },
+        sources=tuple(job.source_files()),
+        after=tuple(after),
+        records_hashes=True,
+        is_task=True,
+        seconds=partial(_seconds, job, target),
+        needs=partial(_needs, job, target),
+        notes=partial(_warnings, job, target),
+    )
+
+
+def _check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
+    from r1v_export.pipeline.build_gate import check_engine
+
+    check_engine(job, target, folder / job.report_folder(target), inputs, on_progress)
+
+
+def _seconds(job: Build, target: str) -> float:
+    if _needs(job, target).obstacle:
+        return 0.0
+    # A checkpoint that is quantized already has no original to compare with; rating it on texts takes as long.
+    comparisons = 2 if job.config.quantized else 1
+    work = GateWork.of(job.schemes, comparisons)
+    return gate_s(job.gate(target), job.checkpoint.spec, job.config.parity, measured_rates(), work)
+
+
+def _needs(job: Build, target: str) -> Needs:
+    from r1v_export.pipeline.parity_gate import gate_memory_of
+
+    try:
+        memory = gate_memory_of(job.config, target, job.checkpoint.spec, *job.possible_schemes)
+        return Needs(memory_bytes=getattr(memory, job.gate(target)))
+    except CapabilityError as error:
+        return Needs(obstacle=error)
+
+
+def _warnings(job: Build, target: str, bundle: Path) -> tuple[str, ...]:
+    from r1v_export.parity.report import read_report
+
+    return read_report(bundle / job.report_folder(target)).warnings
