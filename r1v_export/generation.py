@@ -109,7 +109,14 @@ class Sampling:
         _require(self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS, "logprobs", "0 to 20", self.logprobs)
         _require(not (self.ignore_eos and self.guide), "ignore_eos", "false, for a form ends the answer", True)
         _require(self.seed is None or self.seed >= 0, "seed", "0 or more", self.seed)
-        _require(all(self.stop), "stop", "strings that are not empty", self.stop)
+        if not all(self.stop):
+            raise UsageError(
+                "A stop text is empty.",
+                where="sampling.stop",
+                expected="at least one character",
+                found="an empty text",
+                fix="give the text that ends the answer, or omit it",
+            )
 
     @property
     def greedy(self) -> bool:

@@ -27,7 +27,7 @@ std::string question_of(const RunArguments& arguments) {
   }
   if (arguments.question != "-") return arguments.question;
   const std::string text = stripped(read_stdin(kMaxQuestionBytes, "The question"));
-  if (text.empty()) throw Failure{{R1V_INPUT_ERROR, "There is no question.\n  where:    stdin\n  expected: text"}};
+  if (text.empty()) fail_usage("There is no question on stdin: pipe one in, such as \"What do you see?\".");
   return text;
 }
 

@@ -14,15 +14,27 @@ void print(const std::string& text) {
   std::fflush(stdout);
 }
 
+// Why there is nothing to see; special tokens have no text.
+std::string no_text(const api::Answer& answer) {
+  const auto count = static_cast<int64_t>(answer.token_ids.size()) - answer.reasoning_tokens;
+  const std::string tokens = count == 1 ? "its only token is a special one"
+                                        : "its " + std::to_string(count) + " tokens are special ones";
+  return "the answer has no text: " + tokens + " or white space, or --stop came first; --format json shows the ids";
+}
+
 std::string end_remark(const api::Answer& answer) {
+  const bool silent = answer.reasoning_complete && answer.text.empty();
   if (answer.finish_reason == R1V_FINISH_LENGTH) {
-    return "cut off after " + std::to_string(answer.token_ids.size()) + " tokens by --max-new-tokens";
+    const std::string remark =
+        "cut off after " + std::to_string(answer.token_ids.size()) + " tokens by --max-new-tokens";
+    return silent ? remark + "; " + no_text(answer) : remark;
   }
   if (answer.finish_reason == R1V_FINISH_CONTEXT) {
     const size_t tokens = static_cast<size_t>(answer.prompt_tokens) + answer.token_ids.size();
     return "cut off: prompt and answer fill the model's context of " + std::to_string(tokens) + " tokens";
   }
-  return answer.reasoning_complete ? "" : "the model stopped inside its reasoning: there is no answer";
+  if (!answer.reasoning_complete) return "the model stopped inside its reasoning: there is no answer";
+  return silent ? no_text(answer) : "";
 }
 
 }  // namespace
@@ -44,7 +56,7 @@ void Show::event(const api::Event& event) {
 }
 
 void Show::end(const api::Answer& answer) {
-  print("\n");
+  print(thinking_ && !dimmed_ && answer.reasoning_complete ? "\n</think>\n" : "\n");
   thinking_ = false;
   if (const std::string remark = end_remark(answer); !remark.empty()) std::fprintf(stderr, "(%s)\n", remark.c_str());
 }

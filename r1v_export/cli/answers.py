@@ -35,7 +35,8 @@ def stream(events: Iterable[TokenEvent], *, answer_only: bool) -> None:
                 thinking = False
             click.echo(printable(event.text), nl=False)
         if event.answer is not None:
-            click.echo()
+            closed = thinking and not dimmed and event.answer.reasoning_complete  # and no text behind it
+            click.echo("\n</think>" if closed else "")
             if remark := end_remark(event.answer):
                 click.echo(f"({remark})", err=True)
 
@@ -55,11 +56,21 @@ def print_answer(events: Iterable[TokenEvent], sampling: Sampling, *, answer_onl
 def end_remark(answer: Answer) -> str | None:
     """Why an answer ended that did not end by itself, or what it lacks."""
     if answer.finish_reason == "length":
-        return f"cut off after {len(answer.token_ids)} tokens by --max-new-tokens"
+        remark = f"cut off after {len(answer.token_ids)} tokens by --max-new-tokens"
+        return f"{remark}; {_no_text(answer)}" if answer.reasoning_complete and not answer.text else remark
     if answer.finish_reason == "context":
         tokens = answer.prompt_tokens + len(answer.token_ids)
         return f"cut off: prompt and answer fill the model's context of {tokens} tokens"
-    return None if answer.reasoning_complete else "the model stopped inside its reasoning: there is no answer"
+    if not answer.reasoning_complete:
+        return "the model stopped inside its reasoning: there is no answer"
+    return None if answer.text else _no_text(answer)
+
+
+def _no_text(answer: Answer) -> str:
+    """Why there is nothing to see; special tokens have no text."""
+    count = len(answer.token_ids) - answer.reasoning_tokens
+    tokens = "its only token is a special one" if count == 1 else f"its {count} tokens are special ones"
+    return f"the answer has no text: {tokens} or white space, or --stop came first; --format json shows the ids"
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:

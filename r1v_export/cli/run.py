@@ -174,7 +174,13 @@ def _question(question: str | None, chat: bool, shown: bool) -> str:
             "The question is not UTF-8.", where=f"stdin, byte {error.start}", found=error.reason
         ) from error
     if not text:
-        raise InputError("There is no question.", where="stdin", expected="text")
+        raise UsageError(
+            "There is no question.",
+            where="stdin, as QUESTION is -",
+            expected="a text",
+            found="a blank text" if content else "nothing",
+            fix='pipe one in, such as: echo "What do you see?" | r1v-export run BUNDLE -',
+        )
     return text
 
 

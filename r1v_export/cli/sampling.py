@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from r1v_export.cli.output import Number, WholeNumber
-from r1v_export.errors import InputError, UsageError
+from r1v_export.errors import InputError, R1VError, UsageError
 
 if TYPE_CHECKING:
     from r1v_export.generation import Guide, Sampling
@@ -96,7 +96,7 @@ def choose_sampling(
         chosen = replace(default, **given)
     except UsageError as error:
         option = f"--{str(error.where).removeprefix('sampling.').replace('_', '-')}"
-        fix = f"pass {option} with a value in this range, or omit it"
+        fix = error.fix or f"pass {option} with a value in this range, or omit it"
         raise UsageError(error.what, where=option, expected=error.expected, found=error.found, fix=fix) from error
     click.echo(f"sampling: {chosen}", err=True)
     if unused := unused_fields(config):
@@ -105,20 +105,34 @@ def choose_sampling(
 
 
 def _guide(json_schema: Path | None, regex: str | None) -> Guide | None:
+    """The form that options ask for, checked before the model is loaded."""
     from r1v_export.generation import Guide
+    from r1v_export.runner.guided import check_guide
 
-    if json_schema is None:
-        return None if regex is None else Guide.regex(regex)
-    if regex is not None:
+    if json_schema is not None and regex is not None:
         raise UsageError("--json-schema and --regex exclude each other.", fix="pass one of the two options")
-    return Guide.json_schema(_read_schema(json_schema))
+    kind: type[R1VError] = InputError
+    if json_schema is not None:
+        guide, where = Guide.json_schema(_read_schema(json_schema)), f"--json-schema {json_schema}"
+    elif regex is not None:
+        guide, where, kind = Guide.regex(regex), "--regex", UsageError
+    else:
+        return None
+    try:
+        check_guide(guide)
+    except InputError as error:
+        raise kind(error.what, where=where, found=error.found, fix=error.fix) from error
+    return guide
 
 
 def _read_schema(path: Path) -> dict[str, Any]:
     from r1v_export.files import read_regular_text
     from r1v_export.strict import load_json
 
-    schema = load_json(read_regular_text(path, MAX_SCHEMA_BYTES), InputError, "The JSON Schema is invalid", where=path)
+    fix = "correct the file, or name another with --json-schema"
+    text = read_regular_text(path, MAX_SCHEMA_BYTES)
+    schema = load_json(text, InputError, "The JSON Schema is invalid", where=path, fix=fix)
     if not isinstance(schema, dict):
-        raise InputError("This is no JSON Schema.", where=path, expected="an object", found=type(schema).__name__)
+        found = type(schema).__name__
+        raise InputError("This is no JSON Schema.", where=path, expected="an object", found=found, fix=fix)
     return schema

@@ -8,7 +8,7 @@ from typing import Any
 from r1v_export import pages
 from r1v_export.diff.compare import BundleDiff
 from r1v_export.pages import MadeBy
-from r1v_export.parity.report import METRICS
+from r1v_export.parity.metrics import METRICS
 from r1v_export.progress import size
 from r1v_export.quoting import printable
 

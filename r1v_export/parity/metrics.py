@@ -17,6 +17,21 @@ from functools import reduce
 
 import numpy as np
 
+METRICS = {
+    "max_abs_error": "max abs error",
+    "mean_abs_error": "mean abs error",
+    "relative_error": "relative error",
+    "max_relative_error": "max relative error",
+    "min_row_cosine": "worst row's cosine",
+    "snr_db": "SNR (dB)",
+    "top1_agreement": "top-1 agreement",
+    "mean_kl": "mean KL (nats)",
+    "max_kl": "max KL (nats)",
+    "token_agreement": "token agreement",
+    "sequence_agreement": "identical sequences",
+}
+"""Metric -> how people read it, in the order of the table."""
+
 _BLOCK_ELEMENTS = 1 << 20
 """Elements that are widened to float64 at a time: 8 MiB for each temporary array, whatever is compared."""
 

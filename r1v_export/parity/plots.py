@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from r1v_export.pages import sentence
 from r1v_export.parity.diagnosis import LAYERS, kind_of
+from r1v_export.parity.metrics import METRICS
 from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, ParityReport, StepResult
 from r1v_export.quantization.mixed_precision.budget import loss_of
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, SensitivityTable
@@ -136,7 +137,7 @@ def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, l
     failed = [check.metric for check in boundary.checks if not check.passed]
     verdict = "" if boundary.passed else "  out of tolerance"
     if failed and metric not in failed:
-        verdict += f" in {failed[0].replace('_', ' ')}"
+        verdict += f" in {METRICS[failed[0]]}"
     text = ("exact" if measured == 0 else short(measured)) + verdict
     axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9.5)
     if limit:

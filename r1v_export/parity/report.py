@@ -17,27 +17,13 @@ from r1v_export.errors import BundleError
 from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import LAYERS, kind_of
+from r1v_export.parity.metrics import METRICS
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, ReasoningFormat, SampleResult
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
 from r1v_export.quoting import printable
 from r1v_export.strict import parse_json
 
 JSON_FILE, HTML_FILE = "parity.json", "parity.html"
-
-METRICS = {
-    "max_abs_error": "max abs error",
-    "mean_abs_error": "mean abs error",
-    "relative_error": "relative error",
-    "max_relative_error": "max relative error",
-    "min_row_cosine": "worst row's cosine",
-    "snr_db": "SNR (dB)",
-    "top1_agreement": "top-1 agreement",
-    "mean_kl": "mean KL (nats)",
-    "max_kl": "max KL (nats)",
-    "token_agreement": "token agreement",
-    "sequence_agreement": "identical sequences",
-}
-"""Metric -> how people read it, in the order of the table."""
 
 _SHARES = frozenset({"top1_agreement", "token_agreement", "sequence_agreement"})
 _SHOWN_SAMPLES = 12

@@ -65,7 +65,12 @@ def open_image(
     if scheme == "data":
         return _load_named(read_data_url(source), policy, where)
     if scheme not in ("http", "https"):
-        raise UsageError("Images are not read from URLs of this scheme.", where=where, expected="a path, data:, http:")
+        raise UsageError(
+            "Images are not read from URLs of this scheme.",
+            where=where,
+            expected="a path, data:, http:",
+            fix="download it and give its path",
+        )
     if not allow_url:
         raise UsageError(
             "Fetching images from the network is off.", where=where, fix="allow it with --allow-url, or give a path"
@@ -261,11 +266,13 @@ def _load_named(content: bytes, policy: ImagePolicy, where: str) -> Image.Image:
 
 def _malformed(url: str, found: object) -> InputError:
     expected = "data:[type][;base64],DATA"
-    return InputError("The data URL is malformed.", where=_shown(url), expected=expected, found=found)
+    fix = "encode the file again with: base64 -w0 FILE, or give the path of the file"
+    return InputError("The data URL is malformed.", where=_shown(url), expected=expected, found=found, fix=fix)
 
 
 def _too_large(where: str) -> InputError:
-    return InputError("The image is too large.", where=where, expected=f"at most {MAX_BYTES} bytes")
+    fix = "scale it down first, or save it as JPEG"
+    return InputError("The image is too large.", where=where, expected=f"at most {MAX_BYTES} bytes", fix=fix)
 
 
 def _unreachable(where: str, found: object) -> InputError:

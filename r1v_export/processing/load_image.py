@@ -94,7 +94,12 @@ def _decode(file: BinaryIO, policy: ImagePolicy, where: object, max_pixels: int)
             fix="name another file, or convert it to PNG first",
         ) from error
     except Exception as error:  # Pillow's decoders answer damaged data with a dozen kinds of exception.
-        raise InputError("The image is damaged or cut off.", where=where, found=error) from error
+        raise InputError(
+            "The image is damaged or cut off.",
+            where=where,
+            found=error,
+            fix="copy or download it again, or open it in an image viewer and save it as PNG",
+        ) from error
 
 
 def _too_large(where: object, found: object, max_pixels: int = MAX_PIXELS) -> InputError:

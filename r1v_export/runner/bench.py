@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from r1v_export.cpus import thread_count
+from r1v_export.errors import UsageError
 from r1v_export.generation import Sampling
 from r1v_export.processing.preprocess import pixel_values
 from r1v_export.processing.synthetic_image import synthetic_image
@@ -120,10 +121,14 @@ def measure(
         image: the image; a synthetic one for each sequence if None.
         tokens: new tokens of every answer, whatever the model would like: stop tokens do not stop it.
         batch: sequences at once, all of which begin together.
+
+    Raises:
+        UsageError: prompt and answer do not fit into the model's context.
     """
     side = runner.tiling.tile_size
     images = [image or synthetic_image(np.random.default_rng(seed), side, side) for seed in range(batch)]
     requests = [Request.ask(question, each) for each in images]
+    _require_room(runner, requests, tokens)
     sampling = Sampling(max_new_tokens=tokens, ignore_eos=True)
     with progress.stage("bench") as task:
         warm_up = _run(runner, requests, sampling)
@@ -155,6 +160,20 @@ def measure(
         "warm_up": warm_up,
         "raw": measured,
     }
+
+
+def _require_room(runner: BaseRunner, requests: Sequence[Request], tokens: int) -> None:
+    """Refuse answers that would be cut off: their number of tokens would not be the one that was asked for."""
+    prompt = len(runner.open_prompt(requests[0], runner.image_encoder()).token_ids)
+    left = runner.max_positions - prompt
+    if tokens > left:
+        raise UsageError(
+            "An answer of this many tokens does not fit into the model's context.",
+            where="--tokens",
+            expected=f"at most {left}, as the prompt takes {prompt} of the context's {runner.max_positions} tokens",
+            found=tokens,
+            fix=f"pass --tokens {left}, or fewer" if left > 1 else "ask a shorter question",
+        )
 
 
 def _run(runner: BaseRunner, requests: Sequence[Request], sampling: Sampling) -> Run:

@@ -5,9 +5,10 @@ At each token of the answer llguidance says which tokens may come next; all othe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,18 @@ from r1v_export.processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+
+_REGEX_ERROR = re.compile(
+    r"regex parse error:\n    (?P<pattern>.*)\n {4}(?P<space> *)\^+\n(?:.*\n)*?error: (?P<cause>.*)"
+)
+"""How Rust's regex library shows an error: the pattern, marks below it, and the cause."""
+_PLACE = re.compile(r"^at \d+\(\d+\): ")
+"""In the grammar that llguidance makes of a form, which no user has written."""
+
+_FIXES = {
+    "json_schema": "correct the schema, or leave out what is not supported",
+    "regex": "correct the pattern: its syntax is that of Rust's regex, without look-around and backreferences",
+}
 
 
 class AnswerGuide:
@@ -53,7 +66,7 @@ class AnswerGuide:
             raise InputError(
                 "The answer cannot be guided.",
                 where="sampling.guide",
-                found=self._matcher.get_error(),
+                found=_in_one_line(self._matcher.get_error()),
                 fix="simplify it",
             )
 
@@ -76,26 +89,22 @@ class GuideCompiler:
             CapabilityError: llguidance is not installed.
         """
         tokens = self._tokens
+        grammar = _grammar(guide)
         from llguidance import LLMatcher
 
-        is_schema = guide.kind == "json_schema"
         try:
-            grammar = (LLMatcher.grammar_from_json_schema if is_schema else LLMatcher.grammar_from_regex)(guide.text)
             matcher = LLMatcher(tokens, grammar, log_level=0)
         except ValueError as error:
-            raise _unusable(guide, error) from error
+            raise _unusable(guide, str(error)) from error
         if matcher.is_error():
             raise _unusable(guide, matcher.get_error())
         return AnswerGuide(matcher, self._stop_ids)
 
     @cached_property
     def _tokens(self) -> LLTokenizer:
-        try:
-            from llguidance import LLTokenizer, TokenizerWrapper
-        except ImportError as error:
-            raise CapabilityError(
-                "Guided answers need llguidance.", where="sampling.guide", fix="pip install 'llguidance>=1.9,<2'"
-            ) from error
+        _require_llguidance()
+        from llguidance import LLTokenizer, TokenizerWrapper
+
         return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer, self._stop_ids)), eos_token=[*self._stop_ids])
 
 
@@ -113,6 +122,50 @@ class _Vocabulary:
         return self._tokenizer.encode_text(text.decode("utf-8", "replace"))
 
 
-def _unusable(guide: Guide, found: Any) -> InputError:
+def check_guide(guide: Guide) -> None:
+    """Check a form before any model is there.
+
+    Raises:
+        InputError, CapabilityError: as `GuideCompiler.compile`.
+    """
+    _require_llguidance()
+    from llguidance import LLMatcher
+
+    if message := LLMatcher.validate_grammar(_grammar(guide)):
+        raise _unusable(guide, message)
+
+
+def _grammar(guide: Guide) -> str:
+    from llguidance import LLMatcher
+
+    made = LLMatcher.grammar_from_json_schema if guide.kind == "json_schema" else LLMatcher.grammar_from_regex
+    try:
+        return made(guide.text)
+    except ValueError as error:
+        raise _unusable(guide, str(error)) from error
+
+
+def _require_llguidance() -> None:
+    try:
+        import llguidance  # noqa: F401
+    except ImportError as error:
+        raise CapabilityError(
+            "Guided answers need llguidance.", where="sampling.guide", fix="pip install 'llguidance>=1.9,<2'"
+        ) from error
+
+
+def _unusable(guide: Guide, message: str) -> InputError:
     kind = "JSON Schema" if guide.kind == "json_schema" else "regular expression"
-    return InputError(f"The answer cannot be guided by this {kind}.", where="sampling.guide", found=found)
+    return InputError(
+        f"The answer cannot be guided by this {kind}.",
+        where="sampling.guide",
+        found=_in_one_line(message),
+        fix=_FIXES[guide.kind],
+    )
+
+
+def _in_one_line(message: str) -> str:
+    """The cause alone: llguidance's own text goes on with the grammar that it made of the form."""
+    if error := _REGEX_ERROR.search(message):
+        return f"{error['cause']}, at character {len(error['space']) + 1} of {error['pattern']}"
+    return _PLACE.sub("", message).strip().partition("\n")[0]

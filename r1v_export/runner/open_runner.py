@@ -65,7 +65,7 @@ def open_vision(
     _, pipeline = open_files(folder)
     if engine is None:
         return _open_engine(bundle, target, device), pipeline
-    return registry.decoding_target(target, engine).open_vision(bundle, device, TILES_PER_RUN), pipeline
+    return registry.decoding_target(bundle, target, engine).open_vision(bundle, device, TILES_PER_RUN), pipeline
 
 
 def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:

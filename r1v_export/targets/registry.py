@@ -124,14 +124,14 @@ def open_generator(bundle: Bundle, target: str | None, engine: str, device: Devi
         UsageError: engine and target do not match.
         BundleError, CapabilityError: as `Decodes.open_generator`.
     """
-    return decoding_target(target, engine).open_generator(bundle, engine, device, tiles_per_gpu)
+    return decoding_target(bundle, target, engine).open_generator(bundle, engine, device, tiles_per_gpu)
 
 
-def decoding_target(target: str | None, engine: str) -> Decodes:
-    """The target whose library decodes an engine, as `open_generator` has it.
+def decoding_target(bundle: Bundle, target: str | None, engine: str) -> Decodes:
+    """The target of a bundle whose library decodes an engine, as `open_generator` has it.
 
     Raises:
-        UsageError: engine and target do not match.
+        UsageError: engine and target do not match, or the bundle was not built for the target.
     """
     offering = [each for each in loadable() if isinstance(each, Decodes)]
     if not offering:
@@ -142,6 +142,15 @@ def decoding_target(target: str | None, engine: str) -> Decodes:
             "This engine was not built for this target.",
             where=f"--engine {engine}" + (f" --target {target}" if target else ""),
             expected=", ".join(f"{each.engine_syntax} for {each.name}" for each in offering),
+            fix="omit --engine, which only these targets read, or name one of them with --target",
+        )
+    if chosen.name not in bundle.targets:
+        raise UsageError(
+            "The bundle has no target that this engine belongs to.",
+            where=f"--engine {engine}",
+            expected=f"a bundle that was built for {chosen.name}",
+            found=f"{bundle.folder}, built for {', '.join(bundle.targets) or 'no target'}",
+            fix=f"omit --engine, or build such a bundle with: r1v-export build --target {chosen.name} -o FOLDER",
         )
     return chosen
 

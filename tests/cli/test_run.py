@@ -103,6 +103,54 @@ def test_an_empty_name_of_an_image_is_refused(nano_bundle: Path, run) -> None:
     assert "The name of an image is empty" in err
 
 
+def test_an_empty_stop_text_is_said_to_be_empty(nano_bundle: Path, run) -> None:
+    code, _, err = run(nano_bundle, "?", "--stop", "5", "--stop", "")
+    assert code == 2
+    assert "A stop text is empty.\n  where:    --stop\n" in err
+    assert "range" not in err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("(", "unclosed group, at character 1 of ("),
+        ("a(?=b)", "look-around, including look-ahead and look-behind, is not supported, at character 2 of a(?=b)"),
+    ],
+)
+def test_a_wrong_pattern_is_one_line_with_its_cause(nano_bundle: Path, run, pattern: str, found: str) -> None:
+    code, _, err = run(nano_bundle, "?", "--regex", pattern)
+    assert code == 2
+    assert err.splitlines()[1:3] == ["  where:    --regex", f"  found:    {found}"]
+    assert "fix:      correct the pattern" in err
+
+
+@pytest.mark.parametrize(
+    ("schema", "found"),
+    [
+        ('{"type": "objekt"}', "Invalid type: objekt"),
+        ('{"type": "string", "pattern": "a("}', "unclosed group, at character 2 of a("),
+    ],
+)
+def test_a_wrong_schema_names_its_file_and_cause(
+    nano_bundle: Path, run, tmp_path: Path, schema: str, found: str
+) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(schema)
+    code, _, err = run(nano_bundle, "?", "--json-schema", path)
+    assert code == 1
+    assert err.splitlines()[1:3] == [f"  where:    --json-schema {path}", f"  found:    {found}"]
+    assert "fix:      correct the schema" in err
+
+
+@pytest.mark.parametrize("engine", ["nowhere", "llm-api"])
+@pytest.mark.parametrize("target", [(), ("--target", "onnxruntime")], ids=["", "with-target"])
+def test_an_engine_that_the_bundle_has_no_target_for_is_named(nano_bundle: Path, run, engine: str, target) -> None:
+    code, _, err = run(nano_bundle, "?", "--engine", engine, *target)
+    assert code == 2
+    assert f"where:    --engine {engine}" in err
+    assert "fix:      omit --engine" in err
+
+
 def test_greedy_and_a_temperature_exclude_each_other(nano_bundle: Path, run) -> None:
     assert run(nano_bundle, "?", "--greedy", "--temperature", "1")[0] == 2
 
@@ -128,7 +176,15 @@ def test_the_question_is_read_from_stdin(nano_bundle: Path, run) -> None:
     assert run(*asked, "-", stdin=f"{GREEN}\n")[1] == run(*asked, GREEN)[1]
 
 
-@pytest.mark.parametrize(("stdin", "what"), [("\n", "no question"), (b"\xff", "not UTF-8"), ("a" * 2**21, "too long")])
+@pytest.mark.parametrize(("stdin", "found"), [("", "nothing"), (" \n", "a blank text")])
+def test_a_blank_question_on_stdin_is_refused_as_a_blank_argument_is(nano_bundle: Path, run, stdin, found) -> None:
+    code, _, err = run(nano_bundle, "-", stdin=stdin)
+    assert code == 2
+    assert f"found:    {found}\n" in err
+    assert "fix:      pipe one in" in err
+
+
+@pytest.mark.parametrize(("stdin", "what"), [(b"\xff", "not UTF-8"), ("a" * 2**21, "too long")])
 def test_a_question_on_stdin_that_cannot_be_used_is_refused(nano_bundle: Path, run, stdin, what) -> None:
     code, _, err = run(nano_bundle, "-", stdin=stdin)
     assert code == 1

@@ -357,6 +357,15 @@ def test_a_failed_boundary_is_marked_by_color_shape_and_words(failed: ParityRepo
     assert re.search(r"✗ \d+ ViT blocks \(first\)", page.words)
 
 
+def test_a_plot_names_the_metric_that_failed_as_the_table_does(passed: ParityReport):
+    check = passed.boundary("prefill").checks[0].model_copy(update={"metric": "top1_agreement", "passed": False})
+    prefill = passed.boundary("prefill").model_copy(update={"checks": (check,), "passed": False})
+    boundaries = tuple(prefill if b.name == "prefill" else b for b in passed.boundaries)
+    svg = errors_by_boundary(passed.model_copy(update={"boundaries": boundaries}))
+    assert svg is not None
+    assert "out of tolerance in top-1 agreement" in svg
+
+
 def test_no_share_of_answers_above_all_is_on_the_axis(detailed: ParityReport):
     all_right = [bundle.model_copy(update={"correct": 32}) for bundle in detailed.bundles]
     svg = accuracy_by_size(all_right)

@@ -62,8 +62,9 @@ def test_a_data_url_in_capitals_is_one():
     "url", ["data:image/png;base64", "data:image/png;base64,%%%", "data:;base64,AAA", "data:,\udcff"]
 )
 def test_a_malformed_data_url_is_refused(url):
-    with pytest.raises(InputError, match="malformed"):
+    with pytest.raises(InputError, match="malformed") as caught:
         open_image(url)
+    assert "give the path of the file" in str(caught.value.fix)
 
 
 def test_a_long_name_is_cut_in_messages():

@@ -89,7 +89,7 @@ def test_a_file_that_is_no_image_is_refused(content, tmp_path):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_a_truncated_file_is_refused(kind):
     data = encoded(sample_image(64, 64), kind)
-    with pytest.raises(InputError, match=r"damaged or cut off|not an image"):
+    with pytest.raises(InputError, match=r"(?s)damaged or cut off.*fix: +copy or download it again"):
         load_image(data[: len(data) * 2 // 3])
 
 

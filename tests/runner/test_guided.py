@@ -72,8 +72,11 @@ def test_guided_and_free_requests_run_together(runner):
     [Guide.regex("a("), Guide.json_schema({"type": "nothing"}), Guide("json_schema", "{"), Guide.regex("(?=a)b")],
 )
 def test_a_guide_that_cannot_be_used_is_an_input_error(runner, guide):
-    with pytest.raises(InputError, match="cannot be guided by this"):
+    with pytest.raises(InputError, match="cannot be guided by this") as caught:
         runner.answer(REQUESTS[2], sampling(guide))
+    assert "start:" not in str(caught.value.found)
+    assert "\n" not in str(caught.value.found)
+    assert str(caught.value.fix).startswith("correct the ")
 
 
 def test_tokens_that_may_not_come_have_no_logit_and_stop_tokens_come_where_the_form_is_complete(runner):

@@ -118,7 +118,7 @@ def _target(bundle: Bundle, options: TritonOptions) -> tuple[str, int]:
     if options.backend == "r1v":
         return libr1v_target(bundle, options.target), int(options.device == "cuda")
     if options.engine is not None:
-        decodes = registry.decoding_target(options.target, options.engine)
+        decodes = registry.decoding_target(bundle, options.target, options.engine)
         return decodes.name, decodes.check_engine(bundle, options.engine)
     name = bundle.target(options.target)
     found = registry.get_target(name)
