@@ -168,8 +168,13 @@ def read_manifest(bundle: Path) -> Manifest:
     fields = load_json(text, BundleError, "The manifest is malformed", where=path, fix=rebuild)
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if type(version) is not int or version != SCHEMA_VERSION:
+        newer = type(version) is int and version > SCHEMA_VERSION
         raise BundleError(
-            "The bundle is of another schema version.", where=path, expected=SCHEMA_VERSION, found=version, fix=rebuild
+            "The bundle is of another schema version.",
+            where=path,
+            expected=SCHEMA_VERSION,
+            found=version,
+            fix=f"install a newer r1v-export, as built it, or {rebuild}" if newer else rebuild,
         )
     return parse_fields(Manifest, fields, BundleError, "The manifest is malformed", where=path, fix=rebuild)
 

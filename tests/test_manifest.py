@@ -174,10 +174,13 @@ def test_a_path_that_could_leave_the_folder_is_refused(bundle: Path, path: str) 
         verify(bundle)
 
 
-@pytest.mark.parametrize("version", [0, 1, "2", None])
-def test_another_schema_version_is_said_first(bundle: Path, version: object) -> None:
+@pytest.mark.parametrize(
+    ("version", "fix"),
+    [(0, "build"), (1, "build"), ("2", "build"), (None, "build"), (99, "install a newer r1v-export")],
+)
+def test_another_schema_version_is_said_first(bundle: Path, version: object, fix: str) -> None:
     edit(bundle, schema_version=version, unknown_field=1)
-    with pytest.raises(BundleError, match="another schema version"):
+    with pytest.raises(BundleError, match=rf"another schema version[\s\S]*fix: +{fix}"):
         verify(bundle)
 
 

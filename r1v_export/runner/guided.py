@@ -27,7 +27,7 @@ _PLACE = re.compile(r"^at \d+\(\d+\): ")
 """In the grammar that llguidance makes of a form, which no user has written."""
 
 _FIXES = {
-    "json_schema": "correct the schema, or leave out what is not supported",
+    "json_schema": "correct the schema, or omit what is not supported",
     "regex": "correct the pattern: its syntax is that of Rust's regex, without look-around and backreferences",
 }
 
