@@ -48,6 +48,14 @@ def int4_bundle(made_once: MakeOnce) -> Path:
 
 
 @pytest.fixture(scope="session")
+def int8_inputs_bundle(made_once: MakeOnce) -> Path:
+    """The same weights, their inputs rounded to 8 bits. Not to be written to."""
+    targets = {"onnxruntime": {"int4_inputs": "int8"}}
+    config = BuildConfig(precision="int4", recipe="int4-rtn", targets=targets, parity=ParityConfig(enabled=False))
+    return made_once("nano-int4-int8-inputs", lambda out: build(config, out))
+
+
+@pytest.fixture(scope="session")
 def r1v(engines: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the program `r1v` with some arguments, and stdin."""
 

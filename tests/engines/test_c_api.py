@@ -107,9 +107,9 @@ def test_a_question_is_answered_as_python_does(engine, nano_bundle):
 
 
 @pytest.mark.slow(90)
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_tokens_of_generated_questions_are_those_of_python(library, nano_bundle, int4_bundle, precision):
-    bundle = nano_bundle if precision == "fp32" else int4_bundle
+@pytest.mark.parametrize("name", ["nano_bundle", "int4_bundle", "int8_inputs_bundle"])
+def test_tokens_of_generated_questions_are_those_of_python(library, request, name):
+    bundle = request.getfixturevalue(name)
     engine = c_api.Engine(library, bundle, onnxruntime_library=str(ONNXRUNTIME).encode())
     runner = open_runner(bundle)
     for sample in samples("eval", 40):
