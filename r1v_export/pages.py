@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup, escape
 
 from r1v_export.quoting import printable
 
@@ -34,13 +36,18 @@ def environment(templates: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"sentence": sentence, "printable": printable, "date": date}
+    environment.filters |= {"sentence": sentence, "printable": printable, "date": date, "breakable": breakable}
     return environment
 
 
 def sentence(text: str) -> str:
     """A text with a capital first letter; the rest stays as it is, as the KL of `max KL` has to."""
     return text[:1].upper() + text[1:]
+
+
+def breakable(text: str) -> Markup:
+    """A printable name or path, which a narrow column may break behind its dots, slashes and underscores."""
+    return Markup(re.sub(r"([./_]+)", r"\1<wbr>", str(escape(printable(text)))))
 
 
 def date(iso: str) -> str:

@@ -61,3 +61,28 @@ def faint_texts(page: Page) -> list[str]:
     """Texts whose contrast with their background is below 4.5, the least of WCAG 2.2 at level AA."""
     found: list[str] = page.evaluate(_FAINT)
     return found
+
+
+def unreachable_scrollers(page: Page) -> list[str]:
+    """Elements that scroll sideways and that a keyboard cannot reach: the start of their markup."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll("body *")]
+          .filter((e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX === "auto")
+          .filter((e) => e.tabIndex < 0).map((e) => e.outerHTML.slice(0, 80))"""
+    )
+    return found
+
+
+def scrolling_tables(page: Page) -> list[str]:
+    """Names of the tables' regions that are wider than the window."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll(".scroll")]
+          .filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.getAttribute("aria-label"))"""
+    )
+    return found
+
+
+def show(page: Page, html: str) -> None:
+    """Put a report onto an open page, with all that can be unfolded unfolded."""
+    page.set_content(html)
+    page.evaluate("document.querySelectorAll('details').forEach((details) => (details.open = true))")

@@ -34,6 +34,7 @@ EXCEPTIONS = {
     "exporters/test_golden.py": "every graph against graphs/",
     "nano/test_displayed_images.py": "answers of the shipped model, from the image file to the text",
     "nano/test_training.py": "tests examples/train_nano, which is outside the package",
+    "parity/test_page.py": "the page of parity/report.py in a browser",
     "parity/test_onnxruntime.py": "a parity check of a real engine",
     "pipeline/test_budget.py": "whole builds within a budget",
     "pipeline/test_crash.py": "whole builds stopped at every file operation",

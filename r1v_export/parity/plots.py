@@ -133,17 +133,17 @@ def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, l
     at = min(max(measured, low), high)
     color = _ONE if boundary.passed else _BAD
     axes.plot([low, at], [row, row], color=color, linewidth=2, solid_capstyle="butt")
-    axes.plot(at, row, marker="o" if boundary.passed else "X", markersize=7, color=color, clip_on=False)
+    axes.plot(at, row, marker="o" if boundary.passed else "X", markersize=7, color=color, clip_on=False, zorder=3)
     failed = [check.metric for check in boundary.checks if not check.passed]
     verdict = "" if boundary.passed else "  out of tolerance"
     if failed and metric not in failed:
         verdict += f" in {METRICS[failed[0]]}"
     text = ("exact" if measured == 0 else short(measured)) + verdict
-    axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9.5)
+    axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=10)
     if limit:
         axes.plot([limit, limit], [row - 0.32, row + 0.32], color=_INK, linewidth=1.6, linestyle=(0, (2, 1)))
         if boundary.passed:
-            axes.annotate("limit", (limit, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
+            axes.annotate("limit", (limit, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=10)
 
 
 def _limit(boundary: BoundaryResult, metric: str) -> float | None:
@@ -158,22 +158,24 @@ def errors_by_step(report: ParityReport) -> str | None:
     with _figure(4.4) as figure:
         above, below = figure.subplots(2, 1, sharex=True)
         _step_line(above, steps, [step.max_abs_error for step in steps], _ONE, "o")
-        above.set_title("largest error of a logit", fontsize=10.5)
         _step_line(below, steps, [step.mean_kl for step in steps], _TWO, "s")
-        below.set_title("mean KL divergence of the next token, nats", fontsize=10.5)
         below.set_xlabel("decode step")
         decode = report.boundary("decode")
+        titles = {above: "largest error of a logit", below: "mean KL divergence of the next token, nats"}
         for axes, metric in ((above, "max_abs_error"), (below, "max_kl"), (below, "mean_kl")):
             if limit := _limit(decode, metric):
-                _draw_limit(axes, limit, "limit" if metric != "mean_kl" else "limit of the mean over all steps")
+                _draw_limit(axes, limit)
+                # In the title, where no line crosses it.
+                titles[axes] += "; dashed: limit" + (" of the mean over all steps" if metric == "mean_kl" else "")
+        for axes, title in titles.items():
+            axes.set_title(title, fontsize=10.5)
         return _svg(figure, "steps", "Logit error and KL divergence by decode step; the numbers are in parity.json.")
 
 
-def _draw_limit(axes: Axes, limit: float, text: str) -> None:
+def _draw_limit(axes: Axes, limit: float) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, max(high, 10 * limit))
     axes.axhline(limit, color=_INK, linewidth=1.4, linestyle=(0, (4, 2)))
-    axes.annotate(text, (1, limit), xytext=(0, -11), textcoords="offset points", fontsize=9)
 
 
 def _step_line(axes: Axes, steps: Sequence[StepResult], values: Sequence[float], color: str, marker: str) -> None:
@@ -202,7 +204,7 @@ def latency_by_stage(report: ParityReport) -> str | None:
             axes.set_xticks([])
             axes.tick_params(axis="y", length=0)
             axes.spines["bottom"].set_visible(False)
-        panels[-1].set_xlabel(f"Plain: {report.reference}. Hatched: {report.candidate}.")
+        panels[-1].set_xlabel(f"Plain: {engine_name(report.reference)}. Hatched: {report.candidate}.")
         return _svg(figure, "latency", "Latency by stage; the numbers are in parity.json.")
 
 
@@ -214,7 +216,7 @@ def _latency_bars(axes: Axes, row: int, latency: Latency) -> None:
         if hatch and milliseconds:
             text += f"   ({latency.reference_ms / milliseconds:.2g} x as fast)"
         at = (milliseconds, row + offset)
-        axes.annotate(text, at, xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5)
+        axes.annotate(text, at, xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
 
 
 def sensitivity(table: SensitivityTable) -> str | None:
@@ -302,9 +304,14 @@ def _size_points(
         left = x > (min(megabytes) + max(megabytes)) / 2
         height = 5 if number % 2 else -12
         offset, endpoint = ((-9, height), "right") if left else ((9, height), "left")
-        axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=endpoint, fontsize=9.5)
+        axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=endpoint, fontsize=10)
     axes.margins(x=0.12)
     axes.grid(axis="both")
+
+
+def engine_name(name: str) -> str:
+    """An engine's name as people write it."""
+    return "PyTorch" if name == "pytorch" else name
 
 
 def short(value: float) -> str:

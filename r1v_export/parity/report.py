@@ -19,6 +19,7 @@ from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import LAYERS, kind_of
 from r1v_export.parity.metrics import METRICS
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, ReasoningFormat, SampleResult
+from r1v_export.progress import size
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
 from r1v_export.quoting import printable
 from r1v_export.strict import parse_json
@@ -94,6 +95,8 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
     environment = pages.environment(Path(__file__).parent / "templates")
     environment.filters |= {
         "short": plots.short,
+        "engine": plots.engine_name,
+        "size": size,
         "share": share,
         "value": value,
         "printable": printable,

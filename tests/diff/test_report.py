@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pytest
+
 from r1v_export.diff.compare import BundleDiff, FileDifferences, Row
 from r1v_export.diff.report import to_html
 from r1v_export.pages import MadeBy
+from tests.browser import VIEWS, faint_texts, needs_chromium, opened, scrolling_tables, show
 
 
 def test_the_page_has_both_values_and_says_how_it_was_made() -> None:
@@ -23,3 +26,18 @@ def test_metrics_have_their_labels_and_kinds_of_files_that_are_not_there_are_not
     assert "onnxruntime, arithmetic: prefill mean KL (nats)" in page
     assert "x: gate" in page
     assert "Files: 1 differing, 2 equal, 2 in the first alone." in page
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "theme"), VIEWS)
+def test_both_columns_are_in_view_on_a_narrow_screen_too(width, theme) -> None:
+    rows = (Row("targets.onnxruntime.int4_inputs", "exact", "int8"), Row("sha256 of config.json", "0" * 64, "0" * 64))
+    files = FileDifferences(equal=2, differing=("a",), first_only=(), second_only=())
+    made_by = MadeBy("r1v-export diff", "2026-01-01", "1.2.3")
+    html = to_html(BundleDiff("/srv/" + "a" * 60, "/srv/" + "b" * 60, {"settings": rows}, files, None), made_by)
+    with opened(width, theme) as page:
+        show(page, html)
+        assert scrolling_tables(page) == []
+        assert faint_texts(page) == []
+        regions = page.get_by_role("region").evaluate_all("(found) => found.map((e) => e.getAttribute('aria-label'))")
+        assert len(set(regions)) == len(regions) == 2

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check, write_report
 from r1v_export.parity.plots import accuracy_by_size, errors_by_boundary, latency_by_stage
 from r1v_export.parity.report import by_channel, share, to_html, to_json, write_reports
-from r1v_export.parity.schema import BundleFacts, CalibrationFacts, ReasoningFormat
+from r1v_export.parity.schema import BundleFacts, CalibrationFacts, ReasoningFormat, Saturation
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, Selection, SensitivityTable
 from r1v_export.quoting import printable
 from r1v_export.reference.model import Model
@@ -242,7 +242,7 @@ def test_a_failure_names_its_boundary_and_causes_first(failed_page: Page):
 
 
 def test_a_pass_shows_every_limit_with_its_reason(passed: ParityReport, passed_page: Page):
-    assert "it computes what pytorch computes from the same weights" in passed_page.words
+    assert "it computes what PyTorch computes from the same weights" in passed_page.words
     assert all(check.reason in passed_page.words for boundary in passed.boundaries for check in boundary.checks)
 
 
@@ -275,6 +275,15 @@ def test_plots_tell_their_content_in_words(passed_page: Page):
     assert len(labels) == 4
     assert all(labels)
     assert any("KL divergence" in label for label in labels)
+
+
+def test_the_reference_has_its_name_sizes_their_units_and_limits_a_place_that_no_line_crosses(passed: ParityReport):
+    clipped = Saturation(linear="mlp1.1", ratio=1.0004)
+    words = Page(to_html(passed.model_copy(update={"reference": "pytorch", "saturations": (clipped,)}))).words
+    assert "PyTorch, and the engine that is checked: candidate." in words
+    assert "ytorch" not in words.replace("PyTorch", "")
+    assert "mlp1.1: 0.04 % beyond" in words
+    assert "largest error of a logit; dashed: limit" in words
 
 
 def test_a_page_can_be_made_of_infinities(compare: Compare):

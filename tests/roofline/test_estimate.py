@@ -53,12 +53,15 @@ def test_an_unknown_device_is_refused_with_those_that_are_known() -> None:
 def test_the_page_names_the_devices_and_escapes_the_model() -> None:
     workloads = {"decode": [cost("model.layers.0.mlp", 10**12, 10**9)]}
     made_by = MadeBy("r1v-export inspect <bundle>", "2026-01-01T00:00:00+00:00", "1.2.3")
-    page = to_html({"Model": "<model>", "Graphs": "SHA-256 0a1b"}, made_by, workloads, list(DEVICES.values()))
+    about = {"Model": "<model>", "Graphs": "SHA-256 0a1b", "Built by": "r1v-export build"}
+    page = to_html(about, made_by, workloads, list(DEVICES.values()))
     assert "<model>" not in page
     assert all(name in page for name in DEVICES)
     for text in (
         "&lt;model&gt;",
-        "SHA-256 0a1b",
+        "SHA-256 <code>0a1b</code>",
+        "model.<wbr>layers.<wbr>0",
+        "<code>r1v-export build</code>",
         "inspect &lt;bundle&gt;",
         "2026-01-01 00:00:00 UTC",
         "r1v-export 1.2.3",
