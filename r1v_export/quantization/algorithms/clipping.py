@@ -5,14 +5,16 @@ row o has the error d = Q(w) - w over its inputs and costs
 
     d H_gg d^T,   H_gg = the group's own block of H = sum x x^T
 
-which is the squared error of the output that this group alone makes. H_gg is symmetric, so with its inputs in two
-halves it is d T d^T with T = [[H_11, 0], [2 H_21, H_22]], three quarters of the product. Without H the loss is the
-squared error of the weights.
+which is the squared error of the output that this group alone makes. H_gg is symmetric, so with its inputs in four
+parts it is d T d^T, where T has twice the blocks of H_gg below its diagonal and none above: five eighths of the
+product. Without H the loss is the squared error of the weights.
 Shape letters: O output features, r of them at a time, I input features, G groups, g inputs of a group,
 S shrinks.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,6 +26,9 @@ from r1v_export.quantization.quantized_linear import quantization_error
 
 SHRINKS = tuple(1 - step / 20 for step in range(11))
 """Fractions of the full range that are tried, 1 to 0.5."""
+
+_PARTS = 4
+"""Of a group's inputs: more would multiply less, by blocks that are too narrow to be multiplied fast."""
 
 _LEAST_ERRORS = 256
 """Rows of errors that are multiplied by a Gram matrix at a time, at least: fewer would take longer to read it than to
@@ -46,8 +51,8 @@ def clipped_params(
     """
     params = QuantParams.unset(weight_OI, kind, group_size)
     size = group_size or weight_OI.shape[1]
-    halved = [] if gram_II is None else _halved_blocks(gram_II, size, input_scale_I)
-    errors_at_once = max(rows_at_once(weight_OI, size), _LEAST_ERRORS if halved else 1)
+    grams = [] if gram_II is None else _triangular_blocks(gram_II, size, input_scale_I)
+    errors_at_once = max(rows_at_once(weight_OI, size), _LEAST_ERRORS if grams else 1)
     count = max(1, errors_at_once // len(SHRINKS))
     shrinks_S1 = torch.tensor(SHRINKS, device=weight_OI.device)[:, None]
 
@@ -57,7 +62,7 @@ def clipped_params(
             low_rG, high_rG = value_range(values_rGg, kind, spare_rGg)
             low_G1r = None if low_rG is None else low_rG.T[:, None]
             scale_GSr, zero_point_GSr = params_of_range(low_G1r, high_rG.T[:, None], kind, shrinks_S1)
-            loss_GSr = _losses(values_rGg, kind, scale_GSr, zero_point_GSr, halved, spare)
+            loss_GSr = _losses(values_rGg, kind, scale_GSr, zero_point_GSr, grams, spare)
             best_G1r = loss_GSr.min(1, keepdim=True).indices  # the first of equals
             params.scale[rows] = scale_GSr.gather(1, best_G1r)[:, 0].T
             if params.zero_point is not None and zero_point_GSr is not None:
@@ -72,25 +77,26 @@ def _losses(
     kind: WeightType,
     scale_GSr: Tensor,
     zero_point_GSr: Tensor | None,
-    halved: list[Tensor],
+    grams: list[list[Tensor]],
     spare: Tensor,
 ) -> Tensor:
     """What some rows cost with each of S parameters: [G, S, r].
 
     Args:
-        halved: of `_halved_blocks`; empty weighs all errors alike.
+        grams: of `_triangular_blocks`; empty weighs all errors alike.
         spare: memory [2, at least S * r * g] to compute in.
     """
-    (shrinks, rows), size, half = scale_GSr.shape[1:], values_rGg.shape[2], values_rGg.shape[2] // 2
+    (shrinks, rows), size = scale_GSr.shape[1:], values_rGg.shape[2]
     error_Srg, spare_Srg = spare[:, : shrinks * rows * size].view(2, shrinks, rows, size)
     error_xg, product_xg = error_Srg.flatten(0, 1), spare_Srg.flatten(0, 1)
+    parts = [(error_xg[:, part.start :], product_xg[:, part]) for part in (_parts(size) if grams else ())]
     loss_GSr = torch.empty_like(scale_GSr)
     for group, values_rg in enumerate(values_rGg.unbind(1)):
         zero_point_Sr1 = None if zero_point_GSr is None else zero_point_GSr[group, ..., None]
         quantization_error(values_rg, scale_GSr[group, ..., None], kind, zero_point_Sr1, error_Srg, spare_Srg)
-        if halved:
-            torch.mm(error_xg, halved[group][:, :half], out=product_xg[:, :half])
-            torch.mm(error_xg[:, half:], halved[group][half:, half:], out=product_xg[:, half:])
+        if grams:
+            for (from_part_xg, product_xp), gram_gp in zip(parts, grams[group], strict=True):
+                torch.mm(from_part_xg, gram_gp, out=product_xp)
             spare_Srg.mul_(error_Srg)
         else:
             torch.square(error_Srg, out=spare_Srg)
@@ -98,15 +104,25 @@ def _losses(
     return loss_GSr.mul_(scale_GSr).mul_(scale_GSr)
 
 
-def _halved_blocks(gram_II: Tensor, size: int, scale_I: Tensor | None) -> list[Tensor]:
-    """T [g, g] of each group's own Gram matrix, of its inputs divided by a scale."""
-    blocks, half = [], size // 2
+def _parts(size: int) -> list[slice]:
+    """A group's inputs in up to `_PARTS` parts."""
+    edges = sorted({size * part // _PARTS for part in range(_PARTS + 1)})
+    return [slice(start, end) for start, end in pairwise(edges)]
+
+
+def _triangular_blocks(gram_II: Tensor, size: int, scale_I: Tensor | None) -> list[list[Tensor]]:
+    """T of each group's own Gram matrix, of its inputs divided by a scale: of each part of the inputs the columns from
+    its diagonal block on, [g from the part's first on, part], contiguous: views of a matrix multiply more slowly."""
+    blocks = []
     for start in range(0, len(gram_II), size):
-        group = slice(start, start + size)
-        halved_gg = gram_II[group, group].clone(memory_format=torch.contiguous_format)
-        if scale_I is not None:
-            halved_gg /= scale_I[group]
-            halved_gg /= scale_I[group, None]
-        halved_gg[half:, :half] *= 2
-        blocks.append(halved_gg)
+        columns = []
+        for part in _parts(size):
+            inputs, own = slice(start + part.start, start + size), slice(start + part.start, start + part.stop)
+            column_gp = gram_II[inputs, own].clone(memory_format=torch.contiguous_format)
+            if scale_I is not None:
+                column_gp /= scale_I[own]
+                column_gp /= scale_I[inputs, None]
+            column_gp[part.stop - part.start :] *= 2
+            columns.append(column_gp)
+        blocks.append(columns)
     return blocks
