@@ -66,8 +66,12 @@ def activations(in_features: int) -> Tensor:
     return (factors @ loadings + 0.3 * torch.randn(TOKENS, in_features)) * torch.randn(in_features).exp()
 
 
-def quantize_group(name: str, algorithm: str) -> dict[str, float]:
-    """Quantize a group of linears to INT4."""
+def quantize_group(name: str, algorithm: str, matmul: str) -> dict[str, float]:
+    """Quantize a group of linears to INT4.
+
+    Args:
+        matmul: bfloat16 only where the checkout's GPTQ has it.
+    """
     in_features = LINEARS.get(name, LINEARS["o_proj"])[1]
     weights = {
         f"{linear}.weight": torch.randn(out_features, in_features) * 0.02 for linear, out_features in GROUPS[name]
@@ -80,7 +84,8 @@ def quantize_group(name: str, algorithm: str) -> dict[str, float]:
     statistics = BlockStatistics({group.name: ActivationStatistics.from_activations(x)}, {group.name: x.T @ x})
     tensors = weights | {"norm.weight": torch.ones(in_features)}
     started = time.process_time()
-    made = quantize_block([group], schemes, tensors, statistics, Observer())
+    products = {} if matmul == "float32" else {"matmul": matmul}
+    made = quantize_block([group], schemes, tensors, statistics, Observer(), **products)
     seconds = time.process_time() - started
     error = energy = torch.zeros((), dtype=torch.float64)
     for linear in linears:
@@ -97,9 +102,9 @@ def quantize_group(name: str, algorithm: str) -> dict[str, float]:
     }
 
 
-def in_checkout(checkout: Path, name: str, algorithm: str) -> dict[str, float]:
+def in_checkout(checkout: Path, name: str, algorithm: str, matmul: str = "float32") -> dict[str, float]:
     """`quantize_group` in a process that imports the package from a checkout."""
-    command = [sys.executable, __file__, "--worker", name, algorithm]
+    command = [sys.executable, __file__, "--worker", name, algorithm, matmul]
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     run = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     measured: dict[str, float] = json.loads(run.stdout)
@@ -139,9 +144,13 @@ def rounding(linear: str) -> dict[str, Callable[[], dict[str, float]]]:
 @click.option("--only", multiple=True, type=click.Choice(["rtn", *ALGORITHMS]), help="All, if omitted.")
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--against", type=click.Path(path_type=Path, exists=True), help="Checkout of another commit.")
-@click.option("--worker", nargs=2, hidden=True)
+@click.option("--worker", nargs=3, hidden=True)
 def main(
-    linears: tuple[str, ...], only: tuple[str, ...], repeats: int, against: Path | None, worker: tuple[str, str] | None
+    linears: tuple[str, ...],
+    only: tuple[str, ...],
+    repeats: int,
+    against: Path | None,
+    worker: tuple[str, str, str] | None,
 ) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -157,6 +166,8 @@ def main(
             if algorithm in ALGORITHMS:
                 here = Path(__file__).parents[1]
                 measures[f"int4 {algorithm}"] = partial(in_checkout, here, linear, algorithm)
+                if algorithm == "gptq":
+                    measures["int4 gptq bfloat16"] = partial(in_checkout, here, linear, algorithm, "bfloat16")
                 if against:
                     measures[f"int4 {algorithm} before"] = partial(in_checkout, against, linear, algorithm)
         results[linear] = {"linears": GROUPS[linear]} | interleaved(measures, repeats)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1v_export.config import Matmul
 from r1v_export.log_event import log_event
 from r1v_export.quantization.algorithms.awq import search_scale
 from r1v_export.quantization.algorithms.clipping import clipped_params
@@ -47,6 +48,7 @@ def quantize_block(
     observer: Observer,
     kv_cache: CacheType | None = None,
     rounded: Collection[str] = (),
+    matmul: Matmul = "float32",
 ) -> QuantizedBlock:
     """Quantize the linears of one block, on the device that its tensors are on.
 
@@ -61,6 +63,7 @@ def quantize_block(
         kv_cache: what a decoder layer's cache is stored in; None leaves it unchanged.
         rounded: linears that are to have scales alone, their quantized values on device "meta", because they follow:
             `rounded_weights.rounded_linears`.
+        matmul: what GPTQ rounds the operands of its large products to.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
@@ -74,7 +77,7 @@ def quantize_block(
         if not quantized:
             continue
         largest = _largest(group, schemes, rescaled)
-        source = _WeightInput(statistics.grams.get(group.name), smoothed.get(group.name))
+        source = _WeightInput(statistics.grams.get(group.name), smoothed.get(group.name), matmul)
         for linear in quantized:
             scheme = schemes[linear]
             weight = rescaled[f"{linear}.weight"]
@@ -169,10 +172,11 @@ class _WeightInput:
     Args:
         gram_II: its Gram matrix; None where no algorithm needs it.
         scale_I: what the tensor has been divided by since; None without smoothing.
+        matmul: of `quantize_block`.
     """
 
-    def __init__(self, gram_II: Tensor | None, scale_I: Tensor | None) -> None:
-        self._gram_II, self.scale_I = gram_II, scale_I
+    def __init__(self, gram_II: Tensor | None, scale_I: Tensor | None, matmul: Matmul) -> None:
+        self._gram_II, self.scale_I, self._products = gram_II, scale_I, getattr(torch, matmul)
         self._shared: tuple[Gptq, Tensor, Tensor | None, Compensation] | None = None
 
     def gram(self, device: torch.device) -> Tensor:
@@ -191,7 +195,7 @@ class _WeightInput:
                 assert options.group_size is not None, "the recipe's own check"
                 order_I = grouped_order(gram_II, options.group_size)
                 gram_II = gram_II[order_I][:, order_I]
-            shared = compensation(gram_II, options.damping, options.act_order != "none")
+            shared = compensation(gram_II, options.damping, options.act_order != "none", self._products)
             self._shared = (options, gram_II, order_I, shared)
         return self._shared[1:]
 

@@ -182,7 +182,14 @@ class Quantization:
             (plan.schemes, frozenset[str]()) if recipe.propagate_error else (plan.calibrated, plan.rounded)
         )
         quantized = quantize_block(
-            block.groups, schemes_of, tensors, collected, recipe.observer, recipe.kv_cache, rounded
+            block.groups,
+            schemes_of,
+            tensors,
+            collected,
+            recipe.observer,
+            recipe.kv_cache,
+            rounded,
+            self.state.key.matmul,
         )
         warning = quantized.kv.warning if quantized.kv else None
         inputs = {name: summary(statistics) for name, statistics in collected.activations.items()}

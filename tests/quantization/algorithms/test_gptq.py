@@ -52,6 +52,21 @@ def test_it_equals_the_naive_method(
     np.testing.assert_allclose(linear.dequantize().numpy(), expected, rtol=0, atol=1e-6)
 
 
+def test_large_products_of_bfloat16_cost_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And are used: values differ, in columns behind the first block alone."""
+    monkeypatch.setattr(module, "BLOCK", 32)
+    case = make_case(out_features=48, in_features=256, tokens=512)
+    params = QuantParams.from_weight(case.weight, "int4", 32)
+    exact, rounded = (compensation(case.gram, products=dtype) for dtype in (torch.float32, torch.bfloat16))
+    expected, found = (gptq(case.weight, params, each) for each in (exact, rounded))
+    same_I = (expected.qweight == found.qweight).all(0)[exact.order]
+    assert same_I[:32].all()
+    assert not same_I[32:].all()
+    nearest = case.error(params.quantize_dequantize(case.weight))
+    errors = case.error(expected.dequantize()), case.error(found.dequantize())
+    assert abs(errors[1] / errors[0] - 1) < 0.02 < 0.2 * abs(nearest / errors[0] - 1)
+
+
 @pytest.mark.parametrize("block", [48, 128])
 def test_the_factor_is_that_of_the_damped_matrix(monkeypatch: pytest.MonkeyPatch, case: Case, block: int) -> None:
     """By the paper: the Cholesky factor of the inverse, its rows divided by their diagonal, is the inverse of U."""

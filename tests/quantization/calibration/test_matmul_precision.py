@@ -9,12 +9,15 @@ import torch
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
+from r1v_export.config import Matmul
 from r1v_export.errors import UsageError
+from r1v_export.quantization.algorithms.quantize_block import quantize_block
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.artifact.documents import read_stats
 from r1v_export.quantization.calibration import matmul_precision
 from r1v_export.quantization.calibration.blocks import blocks, materialize
 from r1v_export.quantization.calibration.matmul_precision import BFloat16Linear, choose_matmul
+from r1v_export.quantization.quantized_block import QuantizedBlock
 from tests.quantization.calibration_cases import AWQ_RECIPE, CPU, KV_RECIPE, calibrated
 
 
@@ -67,6 +70,21 @@ def test_scales_are_nearly_those_of_float32_and_the_precision_is_recorded(
         assert other.input_scale is not None
         differences.append(abs(float(other.input_scale / linear.input_scale) - 1))
     assert 0 < max(differences) < 0.02
+
+
+@pytest.mark.parametrize("matmul", ["float32", "bfloat16"])
+def test_blocks_are_quantized_with_the_same_products(
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, matmul: Matmul
+) -> None:
+    seen: list[object] = []
+
+    def spied(*arguments: object) -> QuantizedBlock:
+        seen.append(arguments[-1])
+        return quantize_block(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("r1v_export.quantization.calibration.calibrate.quantize_block", spied)
+    calibrated(synth_checkpoint, AWQ_RECIPE, tmp_path / "out", matmul=matmul)
+    assert set(seen) == {matmul}
 
 
 @pytest.mark.parametrize("recipe", [KV_RECIPE, AWQ_RECIPE])
