@@ -26,6 +26,7 @@ BUILT_IN = tuple(
         ("hf-unified", "hf_unified.target:HfUnifiedTarget"),
         ("compressed-tensors", "compressed_tensors.target:CompressedTensorsTarget"),
         ("gguf", "gguf.target:GgufTarget"),
+        ("openvino", "openvino.target:OpenVinoTarget"),
     )
 )
 """Written here and not in pyproject.toml, so that they are there in a source tree that is not installed."""

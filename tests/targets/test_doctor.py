@@ -13,6 +13,7 @@ from r1v_export.targets import registry
 from r1v_export.targets.entry_points import names
 from r1v_export.targets.gguf import doctor as gguf
 from r1v_export.targets.onnxruntime import doctor as onnxruntime
+from r1v_export.targets.openvino import doctor as openvino
 from r1v_export.targets.tensorrt.library import DISTRIBUTIONS
 from r1v_export.targets.tensorrt_llm import doctor as tensorrt_llm
 
@@ -27,6 +28,7 @@ REQUIREMENTS = {
     "onnxruntime": onnxruntime.REQUIREMENT,
     "onnxruntime-gpu": onnxruntime.GPU_REQUIREMENT,
     "gguf": gguf.REQUIREMENT,
+    "openvino": openvino.REQUIREMENT,
     "tensorrt-llm": tensorrt_llm.REQUIREMENT,
     **{target: distribution.requirement for target, distribution in DISTRIBUTIONS.items()},
 }
@@ -53,6 +55,7 @@ def test_without_its_library_a_target_says_what_to_type(monkeypatch: pytest.Monk
         "tensorrt",
         "tensorrt-rtx",
         "gguf",
+        "openvino",
     }
     assert all(target.fix and target.fix.startswith("pip install") for target in found.values() if target.lacks)
     assert "pip install 'tensorrt-llm" in found["tensorrt-llm"].found["engines"]

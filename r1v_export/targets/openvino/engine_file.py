@@ -1,0 +1,62 @@
+"""What opening an engine takes beyond its graphs: `engine.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, NonNegativeInt
+
+from r1v_export.errors import BundleError
+from r1v_export.files import read_regular_text
+from r1v_export.strict import StrictModel, parse_json
+from r1v_export.targets.openvino.config import OpenVinoConfig
+
+ENGINE_FILE = "engine.json"
+REBUILD = "build the bundle again"
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in path or "\\" in path:
+        raise ValueError("a path inside the bundle")
+    return path
+
+
+class Weight(StrictModel):
+    """A tensor, as its bytes lie in a file."""
+
+    file: Annotated[str, AfterValidator(_inside)]
+    """Path in the bundle."""
+    offset: NonNegativeInt
+    size_bytes: NonNegativeInt
+    type: Literal["f32", "f16", "bf16", "i64", "i8", "u8", "i4", "u4", "f8e4m3"]
+    """OpenVINO's name of the element type."""
+    shape: tuple[NonNegativeInt, ...]
+
+
+GraphWeights: TypeAlias = dict[str, Weight]
+"""Input of a graph -> the weight that it is."""
+
+
+class EngineFile(StrictModel):
+    """How an engine's graphs are opened."""
+
+    options: OpenVinoConfig
+    """Of the build."""
+    weights: dict[str, GraphWeights]
+    """Of each graph."""
+
+
+def read_engine_file(engine: Path) -> EngineFile:
+    """Read an engine's `engine.json`.
+
+    Raises:
+        BundleError: it is missing or malformed.
+    """
+    path, what = engine / ENGINE_FILE, "An OpenVINO engine cannot be used"
+    try:
+        text = read_regular_text(path)
+    except OSError as error:
+        raise BundleError(f"{what}.", where=path, found=error, fix=REBUILD) from error
+    return parse_json(EngineFile, text, BundleError, what, where=path, fix=REBUILD)

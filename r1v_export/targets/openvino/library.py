@@ -1,0 +1,23 @@
+"""OpenVINO's module, imported without its telemetry.
+
+`import openvino` imports the converter of models, which sends an event to Google Analytics where the package
+`openvino-telemetry` is installed, and pip installs it with openvino. Answering about an image must tell nobody: for the
+time of the import the package is not to be found, and the converter takes the stand-in that it has for that case.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_TELEMETRY = "openvino_telemetry"
+
+_found = sys.modules.get(_TELEMETRY)
+sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # How an import is made to fail.
+try:
+    import openvino as ov
+finally:
+    del sys.modules[_TELEMETRY]
+    if _found is not None:
+        sys.modules[_TELEMETRY] = _found
+
+__all__ = ["ov"]

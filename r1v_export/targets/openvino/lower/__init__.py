@@ -1,0 +1,18 @@
+"""Lowering: what OpenVINO's ONNX front end does not read, one pass per file. It reads all but the decoder's cache."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from r1v_export.exporters.passes.run_passes import run_passes
+from r1v_export.targets.openvino.lower.cached_attention import CachedAttention
+
+
+def lower(model: ir.Model) -> None:
+    """Lower one of the contract's graphs, in place.
+
+    Raises:
+        PassError: the graph is not as our exporters write it.
+    """
+    run_passes(model, CachedAttention(), RemoveUnusedNodesPass())

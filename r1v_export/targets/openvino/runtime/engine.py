@@ -1,0 +1,114 @@
+"""The contract's engine on graphs that OpenVINO compiled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import count, takewhile
+from pathlib import Path
+
+import numpy as np
+
+from r1v_export import contract
+from r1v_export.contract import CacheLimits, Sizes
+from r1v_export.errors import CapabilityError
+from r1v_export.targets.openvino.engine_file import read_engine_file
+from r1v_export.targets.openvino.library import ov
+from r1v_export.targets.openvino.runtime.decoder import OpenVinoDecoder
+from r1v_export.targets.openvino.runtime.model import Compiled, compile_graph
+from r1v_export.targets.openvino.runtime.run import naming
+
+
+class OpenVinoEngine:
+    """Runs a bundle's four graphs. A graph is compiled when it is first needed.
+
+    Args:
+        folder: with `vision.onnx` and so on, and `engine.json`.
+        bundle: what the weights' paths are relative to.
+        sizes: of the model.
+        threads: that one operator may use; `cpus.thread_count()` if None.
+    """
+
+    name = "openvino"
+
+    def __init__(self, folder: Path, bundle: Path, sizes: Sizes, threads: int | None = None) -> None:
+        self.folder, self.bundle, self.sizes, self.threads = folder, bundle, sizes, threads
+        self._file = read_engine_file(folder)
+
+    def vision(self, pixel_values: np.ndarray) -> np.ndarray:
+        return self._vision.run(pixel_values)[0]
+
+    def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
+        """Output of each ViT block in turn, [tiles, positions, vit_hidden], for parity. Compiles the graph again.
+
+        Raises:
+            CapabilityError: the graph does not show its blocks.
+        """
+        yield from self._vision_blocks.run(pixel_values)[1:]
+
+    def projector(self, vision_features: np.ndarray) -> np.ndarray:
+        return self._projector.run(vision_features)[0]
+
+    def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
+        return self._embed.run(input_ids, image_embeds)[0]
+
+    def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder:
+        return OpenVinoDecoder(self._decoder, self.sizes, batch, capacity)
+
+    def cache_limits(self) -> CacheLimits:
+        sizes = self.sizes
+        return CacheLimits(2 * sizes.layers * sizes.kv_heads * sizes.head_dim * np.dtype(np.float32).itemsize)
+
+    @cached_property
+    def _vision(self) -> Graph:
+        return self._open(contract.VISION)
+
+    @cached_property
+    def _vision_blocks(self) -> Graph:
+        model = ov.Core().read_model(self.folder / f"{contract.VISION}.onnx")
+        there = {name for node in model.get_ops() for output in node.outputs() for name in output.get_names()}
+        names = list(takewhile(there.__contains__, map(contract.vision_block, count())))
+        if not names:
+            raise CapabilityError(
+                "The vision graph does not show its ViT blocks.",
+                where=self.folder,
+                expected=contract.vision_block(0),
+                fix="compare without blocks",
+            )
+        return self._open(contract.VISION, names)
+
+    @cached_property
+    def _projector(self) -> Graph:
+        return self._open(contract.PROJECTOR)
+
+    @cached_property
+    def _embed(self) -> Graph:
+        return self._open(contract.EMBED)
+
+    @cached_property
+    def _decoder(self) -> Compiled:
+        return compile_graph(self.folder, self.bundle, contract.DECODER, self._file, self.threads)
+
+    def _open(self, graph: str, outputs: list[str] | None = None) -> Graph:
+        return Graph(graph, compile_graph(self.folder, self.bundle, graph, self._file, self.threads, outputs))
+
+
+class Graph:
+    """A compiled graph without a cache, for any number of threads, one after the other."""
+
+    def __init__(self, name: str, compiled: Compiled) -> None:
+        self.name, self.compiled, self._lock = name, compiled, threading.Lock()
+        self._request = compiled.model.create_infer_request()
+        self._inputs = [port.any_name for port in compiled.model.inputs]
+
+    def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        """Every output, for the inputs in order.
+
+        Raises:
+            GraphError: OpenVINO fails.
+        """
+        inputs = {name: np.ascontiguousarray(array) for name, array in zip(self._inputs, arrays, strict=True)}
+        with self._lock, naming(self.name, inputs):
+            results = self._request.infer(inputs, share_inputs=True)
+            return [results[index] for index in range(len(results))]

@@ -1,0 +1,137 @@
+"""Graphs compiled by OpenVINO, on weights that stay in the bundle's files, mapped into memory."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from r1v_export import contract
+from r1v_export.cpus import thread_count
+from r1v_export.errors import BundleError, R1VError
+from r1v_export.files import open_regular
+from r1v_export.log_event import log_event
+from r1v_export.targets.openvino.config import OpenVinoConfig
+from r1v_export.targets.openvino.engine_file import REBUILD, EngineFile, GraphWeights, Weight
+from r1v_export.targets.openvino.library import ov
+from r1v_export.targets.openvino.runtime.run import shortened
+
+_LOG = logging.getLogger(__name__)
+_DEVICE = "CPU"
+
+
+class Compiled(NamedTuple):
+    """A graph that OpenVINO compiled."""
+
+    model: ov.CompiledModel
+    weights: Mapping[str, np.ndarray]
+    """The mapped files: OpenVINO reads from their memory as long as the graph is used, and does not keep it."""
+
+
+def compile_graph(
+    engine: Path, bundle: Path, graph: str, file: EngineFile, threads: int | None, outputs: list[str] | None = None
+) -> Compiled:
+    """Compile one graph of an engine for the CPU.
+
+    Args:
+        engine: folder with `<graph>.onnx`.
+        bundle: what the weights' paths are relative to.
+        file: of `read_engine_file`.
+        threads: that one operator may use; `thread_count()` if None.
+        outputs: values inside the graph to add to its outputs.
+
+    Raises:
+        BundleError: the graph or its weights are missing, or OpenVINO refuses them.
+    """
+    path = engine / f"{graph}.onnx"
+    properties = session_properties(graph, file.options, threads)
+    try:
+        core = ov.Core()
+        model = core.read_model(path)
+        if outputs:
+            model.add_outputs(outputs)
+        files = fill_weights(model, file.weights.get(graph, {}), bundle)
+        compiled = core.compile_model(model, _DEVICE, properties)
+    except R1VError:
+        raise
+    except OSError as error:
+        raise BundleError("An OpenVINO engine cannot be read.", where=path, found=error, fix=REBUILD) from error
+    except Exception as error:  # OpenVINO raises RuntimeError and its own classes.
+        raise BundleError(
+            "OpenVINO refuses an engine.",
+            where=path,
+            found=f"openvino {ov.__version__}: {shortened(error)}",
+            fix="run `r1v-export verify`; if the bundle is sound, build it again with this openvino",
+        ) from error
+    message = "%(graph)s: compiled for OpenVINO, products in %(products)s, %(threads)d threads"
+    products, count = compiled.get_property("INFERENCE_PRECISION_HINT"), properties["INFERENCE_NUM_THREADS"]
+    log_event(_LOG, logging.INFO, message, graph=path, products=str(products), threads=count)
+    return Compiled(compiled, files)
+
+
+def session_properties(graph: str, options: OpenVinoConfig, threads: int | None) -> Mapping[str, Any]:
+    """What a graph is compiled with.
+
+    The embedding table is always looked up as it is: rounding it gains nothing. Where the CPU has no bfloat16 products
+    OpenVINO computes in float32, which rounds less than the build allowed for.
+    """
+    rounds = options.matmul == "bfloat16" and graph != contract.EMBED
+    return {
+        "INFERENCE_PRECISION_HINT": "bf16" if rounds else "f32",
+        "INFERENCE_NUM_THREADS": threads or thread_count().count,
+        "NUM_STREAMS": 1,
+        # OpenVINO's own default rounds the inputs of 4-bit weights to 8 bits, 32 to a scale.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32 if options.int4_inputs == "int8" else 0,
+    }
+
+
+def fill_weights(model: ov.Model, weights: GraphWeights, bundle: Path) -> Mapping[str, np.ndarray]:
+    """Replace a graph's inputs that stand for weights by constants, which are the mapped files themselves.
+
+    Returns:
+        The files' bytes, uint8, to be kept as long as the model and what is compiled of it.
+
+    Raises:
+        BundleError: a file is too short for its weights, or the graph has no such input.
+        OSError: a file is missing, or no regular file.
+    """
+    files: dict[str, np.ndarray] = {}
+    inputs = {parameter.friendly_name: parameter for parameter in model.get_parameters()}
+    for name, weight in weights.items():
+        if name not in inputs:
+            raise BundleError(
+                "An OpenVINO engine's graph lacks one of its weights.", where=bundle, expected=name, fix=REBUILD
+            )
+        if weight.file not in files:
+            files[weight.file] = _mapped(bundle / weight.file)
+        constant = ov.op.Constant(_tensor(files[weight.file], weight, bundle), shared_memory=True)
+        constant.friendly_name = name
+        parameter = inputs[name]
+        parameter.output(0).replace(constant.output(0))
+        model.remove_parameter(parameter)
+    model.validate_nodes_and_infer_types()
+    return files
+
+
+def _tensor(content: np.ndarray, weight: Weight, bundle: Path) -> ov.Tensor:
+    end = weight.offset + weight.size_bytes
+    if end > len(content):
+        raise BundleError(
+            "A file of weights is too short.",
+            where=bundle / weight.file,
+            expected=f"{end} bytes",
+            found=f"{len(content)} bytes",
+            fix=REBUILD,
+        )
+    part = content[weight.offset : end]
+    return ov.Tensor(part, ov.Shape(weight.shape), getattr(ov.Type, weight.type))
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """A file's bytes, uint8; pages that nobody changes are the file's own."""
+    with open_regular(path) as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=np.uint8)

@@ -1,0 +1,139 @@
+"""The target `openvino`: a bundle's standard graphs, lowered where OpenVINO needs it, on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1v_export import contract
+from r1v_export.config import BuildConfig, Compute, Device
+from r1v_export.errors import BundleError, CapabilityError, UsageError
+from r1v_export.model_spec import ModelSpec
+from r1v_export.progress import ProgressCallback
+from r1v_export.targets import registry
+from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
+from r1v_export.targets.openvino import doctor
+from r1v_export.targets.openvino.config import OpenVinoConfig
+from r1v_export.targets.openvino.engine_file import ENGINE_FILE, REBUILD
+
+if TYPE_CHECKING:
+    from r1v_export.quantization.recipe import Scheme
+    from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+
+class OpenVinoTarget(Target):
+    """Writes `<graph>.onnx` for each of the contract's graphs, and `engine.json`; weights are those of the graphs.
+
+    Inputs and outputs are float32; products round their operands to bfloat16 where the CPU has instructions for it,
+    unless the build says otherwise.
+    """
+
+    name = "openvino"
+    graphs = contract.GRAPHS
+    config_class = OpenVinoConfig
+    tools = doctor.DISTRIBUTIONS
+    packed_in_memory = True
+
+    def readiness(self) -> Readiness:
+        return doctor.readiness()
+
+    def runtime_extras(self, device: Device) -> tuple[str, ...]:
+        return (self.name,)
+
+    def quantized_compute(self, device: Device) -> Compute:
+        return "float32"
+
+    def check(self, config: BuildConfig) -> None:
+        require_cpu(config.device)
+        doctor.require()
+        options = config.options(self.name, OpenVinoConfig)
+        require_int4_inputs(options, config)
+        require_products(options)
+        from r1v_export.targets.openvino.write.graphs import COMPUTE_TYPES, no_products
+
+        compute = registry.compute_dtype(config)
+        if compute not in COMPUTE_TYPES:
+            raise no_products(compute)
+
+    def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
+        """Weights are the graphs' own."""
+        return 0
+
+    def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
+        options = config.options(self.name, OpenVinoConfig)
+        return NumericsSpec(options.matmul, rounds_inputs=options.int4_inputs == "int8")
+
+    def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
+        from r1v_export.targets.openvino.write.graphs import write_graphs
+
+        options = inputs.config.options(self.name, OpenVinoConfig)
+        write_graphs(inputs.graphs, self.graphs, options, out)
+
+    def missing(self, device: Device) -> str | None:
+        try:
+            require_cpu(device)
+            doctor.require()
+        except CapabilityError as error:
+            return error.what if error.found is None else f"{error.found}"
+        return None
+
+    def open(self, engine: Path, spec: ModelSpec, device: Device) -> OpenVinoEngine:
+        require_cpu(device)
+        doctor.require()
+        files = [ENGINE_FILE, *(f"{name}.onnx" for name in self.graphs)]
+        missing = [name for name in files if not (engine / name).is_file()]
+        if missing:
+            raise BundleError(
+                "An OpenVINO engine is incomplete.",
+                where=engine,
+                expected=", ".join(files),
+                found=f"no {', no '.join(missing)}",
+                fix=REBUILD,
+            )
+        from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+        return OpenVinoEngine(engine, engine.absolute().parents[1], spec.sizes)
+
+
+def require_cpu(device: Device) -> None:
+    """Check that the device is one that engines of this target run on.
+
+    Raises:
+        CapabilityError: it is not.
+    """
+    if device != "cpu":
+        raise CapabilityError(
+            "The target openvino runs on the CPU.", expected="cpu", found=device, fix="use --device cpu"
+        )
+
+
+def require_products(options: OpenVinoConfig) -> None:
+    """Check that this CPU has the products that the build asks for, as its gate could not judge them otherwise.
+
+    Raises:
+        CapabilityError: it has none in bfloat16.
+    """
+    if options.matmul == "bfloat16" and not doctor.has_bfloat16():
+        raise CapabilityError(
+            "This CPU has no bfloat16 products, which a build for openvino is to judge.",
+            where="targets.openvino.matmul",
+            expected="avx512_bf16 or amx_bf16",
+            fix="set matmul: float32 in the build file, or build on another machine",
+        )
+
+
+def require_int4_inputs(options: OpenVinoConfig, config: BuildConfig) -> None:
+    """Check that there are 4-bit weights if their inputs are to be rounded.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if options.int4_inputs == "int8" and config.precision != "int4":
+        raise UsageError(
+            "There are no 4-bit weights whose inputs could be rounded to 8 bits.",
+            where="int4_inputs",
+            expected="exact",
+            found=f"int8, in precision {config.precision}",
+            fix="omit int4_inputs, or quantize to 4 bits: --precision int4",
+        )

@@ -1,0 +1,110 @@
+"""The engine's files: the standard graphs, lowered, their weights inputs that the runtime fills from the bundle.
+
+OpenVINO reads weights only from below a graph's own folder. So `<graph>.onnx` takes each of them as an input, and
+`engine.json` says where in the bundle it lies: weights are not copied.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from r1v_export.config import Compute
+from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.log_event import log_event
+from r1v_export.targets.openvino.config import OpenVinoConfig
+from r1v_export.targets.openvino.engine_file import ENGINE_FILE, EngineFile, GraphWeights, Weight
+from r1v_export.targets.openvino.lower import lower
+
+_LOG = logging.getLogger(__name__)
+
+COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT}
+"""What graphs may compute in; products are rounded by the session, see `config.OpenVinoConfig`."""
+
+_INLINE_BYTES = 1 << 10
+"""Smaller tensors go into the graph itself: shapes and scales, which OpenVINO's front end reads as it translates."""
+
+_TYPES = {
+    ir.DataType.FLOAT: "f32",
+    ir.DataType.FLOAT16: "f16",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.INT64: "i64",
+    ir.DataType.INT8: "i8",
+    ir.DataType.UINT8: "u8",
+    ir.DataType.INT4: "i4",
+    ir.DataType.UINT4: "u4",
+    ir.DataType.FLOAT8E4M3FN: "f8e4m3",
+}
+"""Element types by OpenVINO's names."""
+
+
+def write_graphs(graphs: Path, names: Iterable[str], options: OpenVinoConfig, out: Path) -> None:
+    """Write `<graph>.onnx` for each of the named graphs, and `engine.json`, into `out`.
+
+    Raises:
+        CapabilityError: a graph computes in what it may not, or has weights of a type that OpenVINO lacks.
+        GraphError: a graph is not as our exporters write it.
+    """
+    weights: dict[str, GraphWeights] = {}
+    for name in names:
+        model = ir.load(graphs / f"{name}.onnx")
+        compute = model.graph.outputs[0].dtype
+        if compute not in COMPUTE_TYPES.values():
+            raise no_products(compute.name.lower() if compute else None, where=name)
+        try:
+            lower(model)
+        except ir.passes.PassError as error:
+            raise GraphError(
+                "A graph cannot be lowered for OpenVINO.",
+                where=name,
+                found=error.__cause__ or error,
+                fix="export the graph again with this version",
+            ) from error
+        weights[name] = _weights_to_inputs(model, graphs, name)
+        count = len(weights[name])
+        log_event(_LOG, logging.INFO, "%(graph)s: lowered, %(weights)d weights", graph=name, weights=count)
+        ir.save(model, out / f"{name}.onnx")
+    content = EngineFile(options=options, weights=weights).model_dump_json(indent=1)
+    (out / ENGINE_FILE).write_text(f"{content}\n")
+
+
+def no_products(compute: str | None, where: str | None = None) -> CapabilityError:
+    """The error for a dtype that graphs may not compute in."""
+    return CapabilityError(
+        "The target openvino has no graphs in this type.",
+        where=where,
+        expected=" or ".join(COMPUTE_TYPES),
+        found=compute,
+        fix="build with --precision fp32; products are then in bfloat16 where the CPU has them",
+    )
+
+
+def _weights_to_inputs(model: ir.Model, graphs: Path, graph: str) -> GraphWeights:
+    """Make inputs of a graph's external weights; small ones become part of it."""
+    found: GraphWeights = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        if tensor.nbytes < _INLINE_BYTES:
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
+            continue
+        if tensor.dtype not in _TYPES:
+            expected = " or ".join(sorted(_TYPES.values()))
+            where = f"{graph}: {name}"
+            raise CapabilityError("OpenVINO has no such type.", where=where, expected=expected, found=tensor.dtype.name)
+        found[name] = Weight(
+            file=f"{graphs.name}/{tensor.location}",
+            offset=tensor.offset or 0,
+            size_bytes=tensor.nbytes,
+            type=_TYPES[tensor.dtype],
+            shape=tuple(map(int, tensor.shape.numpy())),
+        )
+        value.shape, value.type = tensor.shape, ir.TensorType(tensor.dtype)
+        del model.graph.initializers[name]
+        value.const_value = None
+        model.graph.inputs.append(value)
+    return found
