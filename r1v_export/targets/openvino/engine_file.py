@@ -15,6 +15,9 @@ from r1v_export.targets.openvino.config import OpenVinoConfig
 ENGINE_FILE = "engine.json"
 REBUILD = "build the bundle again"
 
+ElementType = Literal["f32", "f16", "bf16", "i64", "i8", "u8", "i4", "u4", "f8e4m3"]
+"""Types of elements, by OpenVINO's names."""
+
 
 def _inside(path: str) -> str:
     parts = PurePosixPath(path)
@@ -30,8 +33,7 @@ class Weight(StrictModel):
     """Path in the bundle."""
     offset: NonNegativeInt
     size_bytes: NonNegativeInt
-    type: Literal["f32", "f16", "bf16", "i64", "i8", "u8", "i4", "u4", "f8e4m3"]
-    """OpenVINO's name of the element type."""
+    type: ElementType
     shape: tuple[NonNegativeInt, ...]
 
 

@@ -108,7 +108,7 @@ class OpenVinoDecoder:
         if used + seq > self._slots:
             self._reallocate(self.batch, used + seq)
         self._bind(first_row, rows, empty=used == 0)
-        inputs = {
+        inputs: dict[str, np.ndarray] = {
             contract.INPUTS_EMBEDS: np.ascontiguousarray(step.inputs_embeds, np.float32),
             contract.POSITION_IDS: np.ascontiguousarray(step.position_ids, np.int64),
             contract.CACHE_WRITE_INDEX: np.ascontiguousarray(step.cache_write_index, np.int64),

@@ -7,7 +7,7 @@ OpenVINO reads weights only from below a graph's own folder. So `<graph>.onnx` t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from r1v_export.config import Compute
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.log_event import log_event
 from r1v_export.targets.openvino.config import OpenVinoConfig
-from r1v_export.targets.openvino.engine_file import ENGINE_FILE, EngineFile, GraphWeights, Weight
+from r1v_export.targets.openvino.engine_file import ENGINE_FILE, ElementType, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.lower import lower
 
 _LOG = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT}
 _INLINE_BYTES = 1 << 10
 """Smaller tensors go into the graph itself: shapes and scales, which OpenVINO's front end reads as it translates."""
 
-_TYPES = {
+_TYPES: Mapping[ir.DataType, ElementType] = {
     ir.DataType.FLOAT: "f32",
     ir.DataType.FLOAT16: "f16",
     ir.DataType.BFLOAT16: "bf16",
@@ -38,7 +38,6 @@ _TYPES = {
     ir.DataType.UINT4: "u4",
     ir.DataType.FLOAT8E4M3FN: "f8e4m3",
 }
-"""Element types by OpenVINO's names."""
 
 
 def write_graphs(graphs: Path, names: Iterable[str], options: OpenVinoConfig, out: Path) -> None:
