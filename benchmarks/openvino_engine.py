@@ -4,7 +4,7 @@ The vision tower has InternViT-300M's width (hidden 1024, 16 heads, MLP 4096, 44
 decoder has Qwen2.5-0.5B's and 8 of its 24 layers, with the whole head. Random weights, float32 in and out. PyTorch runs
 the tower alone: eager in float32 and bfloat16, and compiled in bfloat16.
 
-Beside the time on the wall stands the CPU time of all threads: where other programs take the cores it is what can be
+With the time on the wall stands the CPU time of all threads: where other programs take the cores it is what can be
 compared.
 
     python benchmarks/openvino_engine.py [--layers 6] [--tiles 1 --tiles 4] [--prompt 512] [--no-compile]

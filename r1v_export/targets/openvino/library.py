@@ -1,8 +1,8 @@
 """OpenVINO's module, imported without its telemetry.
 
 `import openvino` imports the converter of models, which sends an event to Google Analytics where the package
-`openvino-telemetry` is installed, and pip installs it with openvino. Answering about an image must tell nobody: for the
-time of the import the package is not to be found, and the converter takes the stand-in that it has for that case.
+`openvino-telemetry` is installed, and pip installs it with openvino. For the time of the import that package is not to
+be found, and the converter takes the stand-in that it has for this case.
 """
 
 from __future__ import annotations

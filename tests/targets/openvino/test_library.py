@@ -26,10 +26,10 @@ assert importlib.util.find_spec("openvino_telemetry") is not None, "it is there 
 
 @NEEDS_OPENVINO
 @pytest.mark.parametrize(
-    ("importing", "told"),
+    ("importing", "imported"),
     [("from r1v_export.targets.openvino.library import ov; ov.Core()", False), ("import openvino", True)],
 )
-def test_openvinos_telemetry_is_never_imported(tmp_path: Path, importing: str, told: bool) -> None:
+def test_openvinos_telemetry_is_never_imported(tmp_path: Path, importing: str, imported: bool) -> None:
     """The second case is what the first one relies on: left alone, openvino does import it."""
     package = tmp_path / "openvino_telemetry"
     package.mkdir()
@@ -37,4 +37,4 @@ def test_openvinos_telemetry_is_never_imported(tmp_path: Path, importing: str, t
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(r1v_export.__file__).parents[1]), *sys.path])}
     code = ASK.format(importing=importing)
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=variables, timeout=300)
-    assert (package / "imported").exists() == told
+    assert (package / "imported").exists() == imported
