@@ -60,6 +60,9 @@ _WIDTH_INCHES = 9.2
 _OWN_PLOT = frozenset({"decoder_layer"})
 """Boundaries that the plot by boundary leaves to the one by layer."""
 
+_LETTER_WIDTH = 0.012
+"""Of a value next to its point, as a share of the axis."""
+
 _SMALLEST_DRAWN = 1e-3
 """Of the largest divergence; what is smaller stands at the edge."""
 
@@ -85,6 +88,8 @@ def _by_boundary(report: ParityReport, metric: str, name: str, label: str) -> st
     positive = [v for v in values if 0 < v < math.inf] + [x for b in boundaries if (x := _limit(b, metric))]
     if not positive:
         return None
+    if any(_limit(b, metric) for b in boundaries):
+        label = label.removesuffix(")") + "; dashed: limit)"
     low, high = 10 ** math.floor(math.log10(min(positive)) - 0.5), 10 ** math.ceil(math.log10(max(positive)) + 0.5)
     with _figure(0.34 * len(boundaries) + 1.0) as figure:
         axes = figure.subplots()
@@ -139,11 +144,12 @@ def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, l
     if failed and metric not in failed:
         verdict += f" in {METRICS[failed[0]]}"
     text = ("exact" if measured == 0 else short(measured)) + verdict
-    axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=10)
     if limit:
         axes.plot([limit, limit], [row - 0.32, row + 0.32], color=_INK, linewidth=1.6, linestyle=(0, (2, 1)))
-        if boundary.passed:
-            axes.annotate("limit", (limit, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=10)
+        width = _LETTER_WIDTH * (len(text) + 2) * math.log10(high / low)
+        if 0 <= math.log10(limit / at) < width:
+            at = limit  # The text would cross its line.
+    axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=10)
 
 
 def _limit(boundary: BoundaryResult, metric: str) -> float | None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from r1v_export.parity import CheckOptions, Endpoint, ParitySample, check
+from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
+from r1v_export.parity.plots import errors_by_boundary
 from r1v_export.parity.report import to_html
-from r1v_export.parity.schema import ReasoningFormat, Saturation
+from r1v_export.parity.schema import LayerRange, RangeFacts, ReasoningFormat, Saturation
 from r1v_export.reference.model import Model
 from tests.browser import VIEWS, faint_texts, needs_chromium, opened, scrolling_tables, show, unreachable_scrollers
 
@@ -20,16 +21,27 @@ def damage_a_block(model: Model) -> None:
 
 
 @pytest.fixture(scope="module")
-def html(
+def report(
     reference: Endpoint, damaged: Callable[[Callable[[Model], None]], Endpoint], samples: list[ParitySample]
-) -> str:
-    """A page with every plot, answers that differ and are all reasoning, and a clipped input."""
+) -> ParityReport:
     options = CheckOptions("fp32", max_new_tokens=40, batch_size=2, measure_latency=True)
-    report = check(reference, damaged(damage_a_block), samples, options)
-    clipped = Saturation(linear="language_model.model.layers.0.mlp.down_proj", ratio=1.0004)
+    return check(reference, damaged(damage_a_block), samples, options)
+
+
+@pytest.fixture(scope="module")
+def html(report: ParityReport) -> str:
+    """A page with every plot, answers that differ and are all reasoning, a clipped input, large tensors and an
+    unbroken question."""
+    layers = [f"language_model.model.layers.{i}" for i in range(2)]
+    large = [LayerRange(layer=layer, tensor=f"{layer}.mlp.down_proj.input", magnitude=9e4) for layer in layers]
     thinking = ReasoningFormat(tags=("<think>", "</think>"), is_opened=True)
-    many = [report.samples[i % len(samples)].model_copy(update={"name": f"above-below {i}"}) for i in range(14)]
-    update = {"reasoning": thinking, "saturations": (clipped,), "samples": many}
+    many = [report.samples[i % 5].model_copy(update={"name": f"above-below {i}"}) for i in range(14)]
+    update = {
+        "reasoning": thinking,
+        "saturations": (Saturation(linear=f"{layers[0]}.mlp.down_proj", ratio=1.0004),),
+        "samples": [*many, many[0].model_copy(update={"question": "x" * 200})],
+        "ranges": RangeFacts(dtype="float16", largest=65504.0, layers=tuple(large)),
+    }
     return to_html(report.model_copy(update=update))
 
 
@@ -71,3 +83,29 @@ def test_no_heading_is_the_last_line_of_a_printed_page(html):
         show(page, html)
         page.emulate_media(media="print")
         assert page.locator("h2").first.evaluate("(element) => getComputedStyle(element).breakAfter") == "avoid"
+
+
+def test_no_value_of_a_plot_is_crossed_by_its_limit(report):
+    def near_its_limit(boundary, part):
+        limits = [check.limit for check in boundary.checks if check.metric == "relative_error"]
+        metrics = {**boundary.metrics, "relative_error": part * limits[0]} if limits else boundary.metrics
+        return boundary.model_copy(
+            update={"metrics": metrics, "checks": tuple(c.model_copy() for c in boundary.checks)}
+        )
+
+    boundaries = [near_its_limit(each, 0.99 / 1.7**i) for i, each in enumerate(report.boundaries)]
+    svg = errors_by_boundary(report.model_copy(update={"boundaries": tuple(boundaries)}))
+    assert svg is not None
+    with opened(1280, "light") as page:
+        show(page, svg)
+        crossed = page.evaluate(
+            """() => {
+              const dashed = [...document.querySelectorAll("svg path")].filter((p) => p.style.strokeDasharray);
+              const lines = dashed.map((path) => path.getBoundingClientRect());
+              return [...document.querySelectorAll("svg text")].filter((text) => {
+                const t = text.getBoundingClientRect();
+                return lines.some((l) => t.left < l.right && l.left < t.right && t.top < l.bottom && l.top < t.bottom);
+              }).map((text) => text.textContent).concat(lines.length ? [] : ["no limits"]);
+            }"""
+        )
+        assert crossed == []
