@@ -11,7 +11,8 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -298,3 +299,21 @@ def unwritable(folder: Path, error: OSError, fix: str) -> R1VError:
     """The error for a folder that cannot be written to."""
     found = error.strerror or str(error)
     return UsageError("The output folder cannot be written to.", where=folder, found=found, fix=fix)
+
+
+def linked_bytes(folder: Path, sizes_bytes: Mapping[str, int]) -> int:
+    """Bytes of files that take no disk of their own: hard links to each other, or to files elsewhere.
+
+    Args:
+        folder: where the files lie.
+        sizes_bytes: of the files, by their path below it.
+    """
+    inodes = {path: (folder / path).stat() for path in sizes_bytes}
+    names = Counter((inode.st_dev, inode.st_ino) for inode in inodes.values())
+    linked, seen = 0, set[tuple[int, int]]()
+    for path, inode in inodes.items():
+        file = (inode.st_dev, inode.st_ino)
+        if file in seen or inode.st_nlink > names[file]:
+            linked += sizes_bytes[path]
+        seen.add(file)
+    return linked

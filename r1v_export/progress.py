@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from r1v_export.errors import UsageError
 from r1v_export.quoting import visible
 
 _REDRAW_S = 0.1
@@ -87,10 +88,13 @@ class Progress:
     def stage(self, name: str) -> Iterator[Task]:
         """Show a stage while it runs; the task's `report` is its ProgressCallback."""
         task = Task(self, self._next_title(name))
-        task.draw()
         try:
+            task.draw()
             with self._heartbeat(task):
                 yield task
+        except UsageError:
+            self.write("", last=False)  # What was typed is wrong, and nothing was done that could have stopped.
+            raise
         except BaseException:
             self.write(f"{task.title}: stopped after {task.elapsed}", last=True)
             raise

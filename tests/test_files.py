@@ -20,6 +20,7 @@ from r1v_export.files import (
     explain_full_disk,
     fill_folder,
     link_or_copy,
+    linked_bytes,
     open_regular,
     read_regular_bytes,
     read_regular_text,
@@ -283,3 +284,16 @@ def test_check_prints_its_table_before_it_writes_the_report(
     assert "1 of 1 answers are the same" in printed.out
     assert "Read-only file system" in printed.err
     assert "--report" in printed.err
+
+
+def test_hard_links_to_each_other_and_elsewhere_take_no_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "elsewhere").write_bytes(b"1" * 1000)
+    (folder / "alone").write_bytes(b"2" * 10)
+    (folder / "first").write_bytes(b"3" * 100)
+    sizes = {"alone": 10, "first": 100}
+    assert linked_bytes(folder, sizes) == 0
+    os.link(folder / "first", folder / "second")
+    os.link(tmp_path / "elsewhere", folder / "of another")
+    assert linked_bytes(folder, {**sizes, "second": 100, "of another": 1000}) == 1100

@@ -13,6 +13,7 @@ import threading
 import pytest
 
 from r1v_export import progress
+from r1v_export.errors import UsageError
 from r1v_export.progress import Progress, duration, size, subrange, terminal_width
 
 
@@ -204,6 +205,18 @@ def test_a_stage_that_fails_says_when(clock: list[float]) -> None:
     with pytest.raises(ValueError, match="x"):
         fail()
     assert stream.getvalue() == "[1/1] one: stopped after 2.0 s\n"
+
+
+def test_a_usage_error_leaves_no_line_of_a_stage_that_did_nothing() -> None:
+    for stream, shown in ((io.StringIO(), ""), (Terminal(), "\r\x1b[K[1/1] one ...\r\x1b[K")):
+
+        def fail(progress: Progress) -> None:
+            with progress.stage("one"):
+                raise UsageError("wrong option")
+
+        with pytest.raises(UsageError):
+            fail(Progress(1, stream))
+        assert stream.getvalue() == shown
 
 
 def test_quiet_is_silent_also_on_a_terminal() -> None:

@@ -23,6 +23,7 @@ from r1v_export.cli.output import (
     table,
     threads_option,
 )
+from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.termination import sigterm_as_error
 from r1v_export.targets.entry_points import DEFAULT
 
@@ -50,7 +51,7 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
     "-o",
     "--output",
     "out",
-    type=click.Path(path_type=Path),
+    type=OptionPath(),
     default=DEFAULT_OUT,
     show_default=True,
     help="Folder of the bundle.",
@@ -58,7 +59,7 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
 @click.option(
     "--config",
     "config_file",
-    type=click.Path(path_type=Path),
+    type=OptionPath(),
     help="A build file, such as a bundle's build.yaml; options win over it.",
 )
 @click.option(
@@ -275,6 +276,7 @@ def _plan_row(stage: PlannedStage) -> tuple[str, ...]:
 
 
 def _print_built(built: Built, format_: str) -> None:
+    from r1v_export.files import linked_bytes
     from r1v_export.progress import size
 
     if format_ == "json":
@@ -290,7 +292,11 @@ def _print_built(built: Built, format_: str) -> None:
     elif not built.ran:
         click.echo(f"{built.out}: up to date")
     else:
-        click.echo(f"{built.out}: {len(built.manifest.files)} files, {size(built.size_bytes)}; {_verdict(built)}")
+        linked = linked_bytes(built.out, {path: entry.size for path, entry in built.manifest.files.items()})
+        links = f", {size(linked)} of them hard links" if linked else ""
+        click.echo(
+            f"{built.out}: {len(built.manifest.files)} files, {size(built.size_bytes)}{links}; {_verdict(built)}"
+        )
 
 
 def _verdict(built: Built) -> str:

@@ -18,6 +18,7 @@ from r1v_export.cli.output import (
     shown_progress,
     threads_option,
 )
+from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.termination import sigterm_as_error
 
 if TYPE_CHECKING:
@@ -44,12 +45,10 @@ if TYPE_CHECKING:
     "--merge",
     "merged",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=OptionPath(),
     help="A folder that holds shards, or a shard; repeat for several.",
 )
-@click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="Folder of the calibration, or shard."
-)
+@click.option("-o", "--output", "out", type=OptionPath(), required=True, help="Folder of the calibration, or shard.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @device_option

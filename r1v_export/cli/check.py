@@ -20,6 +20,7 @@ from r1v_export.cli.output import (
     table,
     threads_option,
 )
+from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.typed_command import typed_command
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
 @click.option(
     "--against",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=OptionPath(),
     help="Also measure this bundle, and plot accuracy against size; repeat for several.",
 )
 @click.option("--max-new-tokens", type=WholeNumber(min=1), help="Longest answer. [default: 96; 16 of a streamed gate]")
-@click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. [default: BUNDLE/report/local]")
+@click.option("--report", type=OptionPath(), help="Folder of the report. [default: BUNDLE/report/local]")
 @device_option
 @threads_option
 @common_options

@@ -18,6 +18,7 @@ from r1v_export.cli.output import (
     print_json,
     refuse_given,
 )
+from r1v_export.cli.paths import OptionPath
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
@@ -29,9 +30,7 @@ def command() -> None:
     """Make a deployment of a bundle."""
 
 
-_output_option = click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="A new folder."
-)
+_output_option = click.option("-o", "--output", "out", type=OptionPath(), required=True, help="A new folder.")
 
 
 @command.command(short_help="A C++ project that answers with libr1v.")

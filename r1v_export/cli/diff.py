@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from r1v_export.cli.output import common_options, print_json, table
+from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ _SHOWN_FILES = 12
 @click.command(short_help="Show in what two bundles differ.")
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
-@click.option(
-    "--report", type=click.Path(path_type=Path), help="Also write an HTML page, which shows what is equal too."
-)
+@click.option("--report", type=OptionPath(), help="Also write an HTML page, which shows what is equal too.")
 @common_options
 def command(first: Path, second: Path, report: Path | None, format_: str) -> None:
     """Compare the bundles FIRST and SECOND: source, settings, tool versions, sizes, parity, files, tensors.

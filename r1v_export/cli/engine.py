@@ -13,6 +13,7 @@ from r1v_export.cli.output import (
     print_json,
     shown_progress,
 )
+from r1v_export.cli.paths import OptionPath
 
 
 @click.command(short_help="Build an engine from a bundle's checkpoint.")
@@ -20,13 +21,13 @@ from r1v_export.cli.output import (
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OptionPath(),
     default=Path("engine"),
     show_default=True,
     help="Folder of the engine; new or empty.",
 )
 @click.option("--workers", type=WholeNumber(min=1), help="GPUs to build on at a time. [default: one for each rank]")
-@click.option("--program", type=click.Path(path_type=Path), help="The library's program. [default: the one on PATH]")
+@click.option("--program", type=OptionPath(), help="The library's program. [default: the one on PATH]")
 @click.option("--print-command", is_flag=True, help="Show the command, also for a container; build nothing.")
 @common_options
 def command(

@@ -19,6 +19,7 @@ from r1v_export.cli.output import (
     wrapped,
     wrapped_table,
 )
+from r1v_export.cli.paths import OptionPath
 from r1v_export.targets.entry_points import DESCRIBED
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _COUNT = WholeNumber(min=1)
 )
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=OptionPath(),
     help="With --roofline of a bundle: also write an HTML page for all GPUs.",
 )
 @click.option(
@@ -88,10 +89,10 @@ def command(
         raise click.UsageError("--report goes with --roofline GPU")
     is_bundle = Path(model, MANIFEST).is_file()
     if device_name is None or is_bundle:
-        why = "of a bundle, whose graphs say it" if is_bundle else "without --roofline GPU"
+        why = "for a bundle, whose graphs say it" if is_bundle else "without --roofline GPU"
         refuse_given(context, sizing, why, "omit it, or name a checkpoint and --roofline GPU")
     if is_bundle:
-        refuse_given(context, ("revision", "offline"), "of a bundle, which is a folder", "omit it, or name a hub id")
+        refuse_given(context, ("revision", "offline"), "for a bundle, which is a folder", "omit it, or name a hub id")
     if device_name is not None and is_bundle:
         refuse_given(context, ("target",), "with --roofline, which counts the bundle's graphs", "omit one of the two")
         inspect_engine.show_roofline(Path(model), device_name, report, format_)

@@ -116,15 +116,15 @@ def _memory_text(found: dict[str, Any], memory: dict[str, Any]) -> str:
     from r1v_export.progress import size
 
     asked, per_token = found["requests"], size(memory["cache_bytes_per_token"])
-    cache = f"{asked['batch']} x {asked['context']} tokens of {per_token} ({found['kv_cache']})"
+    cache = f"the cache: {asked['batch']} x {asked['context']} tokens of {per_token} ({found['kv_cache']})"
     rows = [
-        ("weights of vision tower and projector", size(memory["vision_weight_bytes"])),
-        ("weights of the language model", size(memory["language_weight_bytes"])),
-        (f"key-value cache, {cache}", size(memory["cache_bytes"])),
-        ("activations and workspace, an estimate", size(memory["workspace_bytes"])),
+        ("weights, vision tower and projector", size(memory["vision_weight_bytes"])),
+        ("weights, language model", size(memory["language_weight_bytes"])),
+        ("key-value cache", size(memory["cache_bytes"])),
+        ("activations, workspace (estimated)", size(memory["workspace_bytes"])),
         ("all", size(memory["total_bytes"])),
     ]
-    return "on the fullest GPU\n" + table(rows)
+    return "on the fullest GPU\n" + table(rows) + "\n" + wrapped(cache)
 
 
 def _fits_text(found: dict[str, Any]) -> str:
@@ -142,7 +142,7 @@ def _fits_text(found: dict[str, Any]) -> str:
         for name, row in found["fits"].items()
     ]
     title = f"largest batch of {asked['context']} tokens each, longest context at batch {asked['batch']}"
-    return wrapped(title) + "\n" + table(rows, ("GPU", "usable", "fits", "largest batch", "longest context"))
+    return wrapped(title) + "\n" + table(rows, ("GPU", "usable", "fits", "batch", "context"))
 
 
 def _steps_text(found: dict[str, Any]) -> str:
@@ -151,7 +151,7 @@ def _steps_text(found: dict[str, Any]) -> str:
     device = found["device"]
     rows = [
         (
-            name,
+            name.replace(" token at ", " at "),  # 60 columns hold it then, also for a long context
             amount(row["flops"]),
             amount(row["weight_bytes"] + row["activation_bytes"] + row["cache_bytes"]),
             milliseconds(row["seconds"]),
@@ -161,9 +161,12 @@ def _steps_text(found: dict[str, Any]) -> str:
     ]
     decode_s = list(found["steps"].values())[-1]["seconds"]
     lines = [
-        wrapped(f"at the peak rates of {device['name']} ({device['source']}), communication between GPUs not counted"),
-        table(rows, ("step, on each GPU", "FLOP", "bytes", "ms at least", "bound by")),
-        f"at most {found['requests']['batch'] / decode_s:.3g} tokens/s over all requests",
+        wrapped(
+            f"least time on each GPU at the peak rates of {device['name']} ({device['source']}), communication between "
+            "GPUs not counted"
+        ),
+        table(rows, ("step", "FLOP", "bytes", "ms", "bound")),
+        f"at most {found['requests']['batch'] / decode_s:,.0f} tokens/s over all requests",
     ]
     missing = sorted({kind for row in found["steps"].values() for kind in row["arithmetic"]} - set(device["tflops"]))
     if missing:

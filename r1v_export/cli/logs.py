@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import UsageError
 from r1v_export.quoting import visible
 
@@ -53,9 +54,7 @@ def logging_options(function: Function) -> Function:
     decorated = click.option(
         "--log-format", type=click.Choice(["text", "json"]), default="text", help="How to write the log."
     )(decorated)
-    decorated = click.option("--log-file", type=click.Path(path_type=Path), help="Append the log to this file.")(
-        decorated
-    )
+    decorated = click.option("--log-file", type=OptionPath(), help="Append the log to this file.")(decorated)
     verbose = click.option("-v", "--verbose", count=True, help="Log to stderr what is decided and done; -vv for more.")
     result: Function = verbose(decorated)
     return result

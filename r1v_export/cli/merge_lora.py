@@ -7,14 +7,15 @@ from pathlib import Path
 import click
 
 from r1v_export.cli.output import common_options, print_json, shown_progress
+from r1v_export.cli.paths import OptionPath
 
 
 @click.command(short_help="Merge a LoRA adapter into its weights.")
 @click.argument("model")
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="Folder of the new model.")
+@click.option("-o", "--output", "out", type=OptionPath(), required=True, help="Folder of the new model.")
 @click.option(
     "--adapter",
-    type=click.Path(path_type=Path),
+    type=OptionPath(),
     help="Folder of an adapter of peft. [default: the adapters within MODEL]",
 )
 @common_options

@@ -27,6 +27,7 @@ from r1v_export.cli.output import (
     target_option,
     threads_option,
 )
+from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.sampling import choose_sampling, sampling_options
 from r1v_export.errors import InputError, UsageError
 
@@ -48,7 +49,7 @@ MAX_VIDEO_FRAMES = 4096
 @click.argument("question", required=False)
 @image_option
 @allow_url_option
-@click.option("--video", type=click.Path(path_type=Path), help="Ask about frames of this video or animation.")
+@click.option("--video", type=OptionPath(), help="Ask about frames of this video or animation.")
 @click.option("--frames", type=WholeNumber(1, MAX_VIDEO_FRAMES), help="How many of them. [default: 8]")
 @target_option
 @engine_option

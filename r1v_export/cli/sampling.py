@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from r1v_export.cli.output import Number, WholeNumber
+from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import InputError, R1VError, UsageError
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ _OPTIONS = (
     click.option(
         "--max-reasoning-tokens", type=WholeNumber(min=0), help="End the reasoning after this many. [default: never]"
     ),
-    click.option(
-        "--json-schema", type=click.Path(path_type=Path), help="Let the answer be JSON of the schema in this file."
-    ),
+    click.option("--json-schema", type=OptionPath(), help="Let the answer be JSON of the schema in this file."),
     click.option("--regex", metavar="PATTERN", help="Let the answer be what this regular expression matches."),
     click.option(
         "--logprobs", type=int, metavar="N", help="With --format json: log probabilities, also of the N likeliest."

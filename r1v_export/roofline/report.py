@@ -60,8 +60,13 @@ def amount(value: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Format seconds as milliseconds with three significant digits."""
-    return f"{1e3 * seconds:.3g}"
+    """Format seconds as milliseconds, see `three_digits`."""
+    return three_digits(1e3 * seconds)
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, and all before the point: `0.00414`, `23300`, never `2.33e+04`."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def _plain(row: LayerTime) -> dict[str, Any]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from r1v_export.cli import main
+from r1v_export.cli import build, main
 from r1v_export.cpus import use_threads
+from r1v_export.manifest import FileEntry, StageEntry
+from r1v_export.pipeline.build import Built
+from tests.manifests import manifest_of
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def test_gpus_that_no_target_can_share_a_model_over_are_refused(
         (["--budget", "size=20B"], "smaller than the model in its smallest precisions"),
         (["--samples", "4"], "without --precision: neither fp32 nor a quantized checkpoint needs"),
         (["--samples", "4", "--precision", "fp16"], "no effect in fp16"),
-        (["--calibrated", "none"], "found:    No such file or directory"),
+        (["--calibrated", "none"], "found:    no such folder"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_its_cause(
@@ -164,3 +168,18 @@ def test_a_dry_run_into_a_file_is_refused_as_the_build_is(
         assert main.run(["build", *options, "-o", str(file / below)]) == 2
         assert "The output folder cannot be written to." in capsys.readouterr().err
     assert file.stat().st_size == 0
+
+
+def test_the_closing_line_says_how_much_of_the_bundle_is_hard_links(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "first").write_bytes(b"x" * 2000)
+    entry = FileEntry(sha256="0" * 64, size=2000)
+    one = manifest_of({"engine": StageEntry(fingerprint="0" * 64, files={"first": entry})})
+    build._print_built(Built(tmp_path, one, ("engine",)), "text")
+    assert capsys.readouterr().out == f"{tmp_path}: 1 files, 2.0 kB; parity with PyTorch holds\n"
+    os.link(tmp_path / "first", tmp_path / "second")
+    two = manifest_of({"engine": StageEntry(fingerprint="0" * 64, files={"first": entry, "second": entry})})
+    build._print_built(Built(tmp_path, two, ("engine",)), "text")
+    said = capsys.readouterr().out
+    assert said == f"{tmp_path}: 2 files, 4.0 kB, 2.0 kB of them hard links; parity with PyTorch holds\n"

@@ -270,11 +270,10 @@ def test_synth_blames_the_option_for_what_makes_no_model(tmp_path: Path, capsys:
 def test_what_is_inspected_and_listed_fits_into_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for width, lines in ((60, ("inspect r1v-nano", "recipes list")), (80, ("inspect r1v-nano --roofline H100",))):
-        monkeypatch.setenv("COLUMNS", str(width))
-        for line in lines:
-            assert main.run(line.split()) == 0
-            assert max(map(len, capsys.readouterr().out.splitlines())) <= width, line
+    monkeypatch.setenv("COLUMNS", "60")
+    for line in ("inspect r1v-nano", "recipes list", "inspect r1v-nano --roofline H100"):
+        assert main.run(line.split()) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 60, line
 
 
 def test_a_plan_is_printed_and_nothing_made(tmp_path: Path, succeed) -> None:

@@ -49,8 +49,16 @@ def test_a_38b_is_sized_from_its_headers(huge: Path, sized, monkeypatch: pytest.
     }
     monkeypatch.setenv("COLUMNS", "200")
     text = sized(huge, "--roofline", "H100", *options)
-    for part in ("recipe fp8, bfloat16; 2 GPUs (tp 2, pp 1)", "an estimate", "H100 data sheet", "tokens/s"):
+    for part in ("recipe fp8, bfloat16; 2 GPUs (tp 2, pp 1)", "(estimated)", "H100 data sheet", "tokens/s"):
         assert part in text
+
+
+def test_what_fits_is_printed_in_sixty_columns_also_for_38b_and_a_long_context(
+    huge: Path, sized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    text = sized(huge, "--roofline", "H100", "--tp", "2", "--batch", "64", "--prompt", "30000")
+    assert [line for line in text.splitlines() if len(line) > 60] == []
 
 
 def test_the_document_shows_what_is_printed(huge: Path, sized, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,9 +107,9 @@ def test_a_text_prompt_has_no_vision_step(sized) -> None:
         (["r1v-nano", "--roofline", "H100", "--prompt", "99999"], "longer than the model's context"),
         (["r1v-nano", "--roofline", "H100", "--report", "page.html"], "no effect for a checkpoint"),
         (["r1v-nano", "--tp", "2"], "no effect without --roofline GPU"),
-        (["BUNDLE", "--roofline", "H100", "--tp", "2"], "no effect of a bundle"),
-        (["BUNDLE", "--offline"], "no effect of a bundle, which is a folder"),
-        (["BUNDLE", "--revision", "main"], "no effect of a bundle, which is a folder"),
+        (["BUNDLE", "--roofline", "H100", "--tp", "2"], "no effect for a bundle"),
+        (["BUNDLE", "--offline"], "no effect for a bundle, which is a folder"),
+        (["BUNDLE", "--revision", "main"], "no effect for a bundle, which is a folder"),
         (["BUNDLE", "--roofline", "H100", "--target", "onnxruntime"], "no effect with --roofline"),
     ],
 )

@@ -9,7 +9,7 @@ from r1v_export.pages import MadeBy
 from r1v_export.roofline.counts import Cost
 from r1v_export.roofline.devices import DEVICES, DeviceSpec, device
 from r1v_export.roofline.estimate import folded, layer_times, total
-from r1v_export.roofline.report import amount, facts, to_html
+from r1v_export.roofline.report import amount, facts, milliseconds, to_html
 
 GPU = DeviceSpec("GPU", 90, {"float16": 1.0, "float8e4m3fn": 2.0}, 1, 1.0, "made up")
 """1e12 operations and 1e9 bytes per second."""
@@ -73,3 +73,8 @@ def test_the_page_names_the_devices_and_escapes_the_model() -> None:
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (1500, "1.5 k"), (2.5e12, "2.5 T"), (3e15, "3 P")])
 def test_amounts_have_three_digits_and_a_prefix(value: float, text: str) -> None:
     assert amount(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.137e-6, "0.00414"), (0.561, "561"), (23.34, "23340")])
+def test_times_have_no_exponent_that_a_reader_must_resolve(seconds: float, text: str) -> None:
+    assert milliseconds(seconds) == text
