@@ -1,13 +1,13 @@
 """What a parity gate holds in memory at once, and which of the two kinds this machine can run.
 
 Of a whole gate: the float32 reference, while it is fake-quantized also its unpacked qweight, the engine, and what both
-compute. Of a streamed gate: one block of either. Pages of files that the kernel gives back do not count.
+compute. Of a streamed gate: one block of either, see `streamed_gate_memory`. Pages of files that the kernel gives back
+do not count.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -18,17 +18,14 @@ from r1v_export.errors import CapabilityError
 from r1v_export.memory import available_bytes
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.boundaries import TILES_AT_ONCE
-from r1v_export.parity.streamed import ACTIVATION_MEMORY_BYTES
-from r1v_export.pipeline.estimate import GENERATED_TILES, PROCESS_BYTES, positions, question_tokens
+from r1v_export.pipeline.estimate import positions, question_tokens
+from r1v_export.pipeline.streamed_gate_memory import PACKED_BYTES, PROCESS_BYTES, StreamedMemory
 from r1v_export.pipeline.workers import found_memory
 from r1v_export.progress import size
 from r1v_export.quantization.recipe import Scheme
 
-_PACKED_BYTES = 0.5 + 4 / 128
-"""Of a 4-bit weight with its share of a float32 scale."""
 _FLOAT_BYTES = 4
 _SAMPLES_TOGETHER = 16
-_LAYER = re.compile(r"(.*\.layers\.\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -86,12 +83,13 @@ def gate_memory(
     parity: ParityConfig,
     packed_in_memory: bool = False,
     device: Device = "cpu",
+    unpacks_whole_blocks: bool = False,
 ) -> GateMemory:
     """What the gates of a build hold in the machine's memory; a GPU's own is not counted.
 
     Args:
         schemes: of every quantized linear.
-        packed_in_memory: of the target.
+        packed_in_memory, unpacks_whole_blocks: of the target.
         device: where the engine is.
     """
     counts = {name: math.prod(shape) for name, shape in expected_tensors(spec).items()}
@@ -99,35 +97,15 @@ def gate_memory(
         counts[LM_HEAD] = counts[EMBED_TOKENS]
     quantized = {f"{linear}.weight": scheme for linear, scheme in schemes.items()}
     reference = {name: _FLOAT_BYTES * count for name, count in counts.items()}
-    qweight = {name: counts[name] for name in quantized}
     packed = {name for name, scheme in quantized.items() if packed_in_memory and "4" in scheme.weights.type}
-    held = {name: _PACKED_BYTES if name in packed else _FLOAT_BYTES for name in counts if device == "cpu"}
+    held = {name: PACKED_BYTES if name in packed else _FLOAT_BYTES for name in counts if device == "cpu"}
     if packed_in_memory:
         held.pop(EMBED_TOKENS, None)  # rows are taken from the file
-    engine = {name: round(size_bytes * counts[name]) for name, size_bytes in held.items()}
+    engine = sum(round(size_bytes * counts[name]) for name, size_bytes in held.items())
     shared = reference[LM_HEAD] if spec.language.tie_word_embeddings else 0
-    whole = sum(reference.values()) - shared + sum(engine.values()) + sum(qweight.values())
-    largest_linear = max(qweight.values(), default=0)
-    blocks = [_by_block(reference), _by_block(engine)]
-    streamed = max(max(found.values(), default=0) for found in blocks) + largest_linear
-    return GateMemory(
-        whole=whole + _whole_activations(spec, parity) + PROCESS_BYTES,
-        streamed=streamed + _streamed_activations(spec, parity) + PROCESS_BYTES,
-    )
-
-
-def _by_block(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes by block; an embedding table, of which rows are taken, counts nothing."""
-    blocks: dict[str, int] = {}
-    for name, count in sizes.items():
-        layer = _LAYER.match(name)
-        block = layer[1] if layer else name.partition(".")[0] if name.startswith("mlp1.") else _outside(name)
-        blocks[block] = blocks.get(block, 0) + (0 if name == EMBED_TOKENS else count)
-    return blocks
-
-
-def _outside(name: str) -> str:
-    return "head" if name.startswith("language_model.") else "vision_model.embeddings"
+    whole = sum(reference.values()) - shared + engine + sum(counts[name] for name in quantized)
+    streamed = StreamedMemory(spec, schemes, parity, packed_in_memory, unpacks_whole_blocks, device == "cpu")
+    return GateMemory(whole=whole + _whole_activations(spec, parity) + PROCESS_BYTES, streamed=streamed.peak)
 
 
 def _whole_activations(spec: ModelSpec, parity: ParityConfig) -> int:
@@ -136,15 +114,6 @@ def _whole_activations(spec: ModelSpec, parity: ParityConfig) -> int:
     cache = 2 * language.num_layers * language.num_kv_heads * language.head_dim * tokens * _FLOAT_BYTES
     logits = 6 * language.vocab_size * 8
     return batch * (3 * cache + logits) + _tower(spec, TILES_AT_ONCE)
-
-
-def _streamed_activations(spec: ModelSpec, parity: ParityConfig) -> int:
-    """What up to two references and the engine, on the inputs of each and on its own, bring from block to block."""
-    tiles, tokens = parity.streamed_questions * GENERATED_TILES, parity.streamed_questions * question_tokens(spec)
-    tower = 3 * tiles * positions(spec) * spec.vision.hidden_size
-    decoder = 5 * tokens * spec.language.hidden_size
-    kept = min(ACTIVATION_MEMORY_BYTES, _FLOAT_BYTES * max(tower, decoder))
-    return kept + _tower(spec, 2)
 
 
 def _tower(spec: ModelSpec, tiles: int) -> int:

@@ -109,8 +109,9 @@ def choose_gate(
 
 def gate_memory_of(config: BuildConfig, target: str, spec: ModelSpec, *schemes: Mapping[str, Scheme]) -> GateMemory:
     """What the gates of a target's engine hold in memory, at most, with any of some schemes."""
-    packed_in_memory = registry.get_target(target).packed_in_memory
-    found = [gate_memory(spec, each, config.parity, packed_in_memory, config.device) for each in schemes]
+    held, device = registry.get_target(target), config.device
+    packed, whole_blocks = held.packed_in_memory, held.unpacks_whole_blocks
+    found = [gate_memory(spec, each, config.parity, packed, device, whole_blocks) for each in schemes]
     return GateMemory(max(memory.whole for memory in found), max(memory.streamed for memory in found))
 
 

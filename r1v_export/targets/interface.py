@@ -101,6 +101,8 @@ class Target(ABC):
     packed_in_memory: ClassVar[bool] = False
     """Whether an open engine keeps 4-bit weights packed, and its embedding table in the file; whatever else it holds
     counts as float32."""
+    unpacks_whole_blocks: ClassVar[bool] = False
+    """Whether an opened block has its quantized values, a byte each, next to its float32 weights for a moment."""
     runs_in_libr1v: ClassVar[bool] = False
     """Whether libr1v, the C++ library in engines/, runs its engines."""
 

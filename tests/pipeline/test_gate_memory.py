@@ -11,7 +11,9 @@ from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import ParityConfig
 from r1v_export.errors import CapabilityError
 from r1v_export.pipeline.gate_memory import GateMemory, gate_memory
+from r1v_export.pipeline.streamed_gate_memory import StreamedMemory
 from r1v_export.quantization.recipe import load, resolve
+from tests.tiny_models import tiny_spec
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,18 @@ def test_what_does_not_fit_is_refused_with_what_does(wanted, can_stream: bool, a
     with pytest.raises(CapabilityError) as error:
         GateMemory(whole=100, streamed=10).choose(wanted, can_stream, available)
     assert fix in error.value.fix
+
+
+def test_the_gate_is_chosen_by_the_sums_of_the_parts() -> None:
+    spec = tiny_spec()
+    schemes = resolve(load("fp8-rowwise"), spec)
+    for packed, whole_blocks in ((True, False), (False, True)):
+        memory = gate_memory(spec, schemes, ParityConfig(), packed, "cpu", whole_blocks)
+        parts = StreamedMemory(spec, schemes, ParityConfig(), packed, whole_blocks).parts
+        assert memory.streamed == max(parts.values())
+        assert memory.choose("streamed", True, max(parts.values())) == "streamed"
+        with pytest.raises(CapabilityError):
+            memory.choose("streamed", True, max(parts.values()) - 1)
 
 
 def test_the_38b_model_streams_within_six_gigabytes(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class TensorRTLLMTarget(Target):
     machine that has it, see `r1v-export engine`."""
 
     name = engine_plan.TARGET
+    unpacks_whole_blocks = True
     graphs = (contract.VISION, contract.PROJECTOR)
     config_class = TensorRTLLMConfig
     tools = (doctor.DISTRIBUTION, *ONNX_RUNTIME)

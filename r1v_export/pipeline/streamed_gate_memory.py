@@ -1,0 +1,217 @@
+"""What a streamed parity gate holds at once, a sum for each of its parts: the most of them is what it takes.
+
+A part is one block of one engine: its weights, what opening them or computing with them takes in addition, and what
+samples bring from block to block. Texts, which rate an imported checkpoint, go through the blocks again at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD, expected_tensors
+from r1v_export.config import ParityConfig
+from r1v_export.model_spec import ModelSpec
+from r1v_export.parity.schema import FEWEST_TEXT_TOKENS
+from r1v_export.parity.streamed import ACTIVATION_MEMORY_BYTES
+from r1v_export.parity.texts import ROWS_AT_ONCE
+from r1v_export.pipeline.estimate import GENERATED_TILES, positions, question_tokens
+from r1v_export.quantization.recipe import Imported, Scheme
+from r1v_export.runner.kv_cache import PREFILL_CHUNK
+
+Engine = Literal["arithmetic", "quantization", "engine"]
+"""Whose block: a reference, by the gate that it is for (the fake-quantized model and the original), or the target's."""
+
+PROCESS_BYTES = 280 << 20
+"""Of the process itself, as benchmarks/gate_memory.py measures it."""
+PACKED_BYTES = 0.5 + 4 / 128
+"""Of a 4-bit weight with its share of a float32 scale."""
+_FLOAT_BYTES, _DOUBLE_BYTES = 4, 8
+_UNPACKING_BYTES = 3.5
+"""Of a value of a linear whose quantized values are unpacked next to its float32 weight."""
+_TEXTS = 4
+"""As many as have `FEWEST_TEXT_TOKENS` tokens of replies, roughly."""
+_LAYER = re.compile(r"(.*)\.layers\.\d+\.")
+_OF_DECODER = ("decoder_layer", "head")
+_BLOCKS = {"vision_model.encoder": "vision_block", "language_model.model": "decoder_layer"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a block is made of; the largest of its kind.
+
+    Attributes:
+        values: of all its weights.
+        quantized: of those that are quantized.
+        largest: of its largest quantized linear.
+        packed: of those that 4 bits hold.
+    """
+
+    values: int = 0
+    quantized: int = 0
+    largest: int = 0
+    packed: int = 0
+
+
+@dataclass(frozen=True)
+class StreamedMemory:
+    """Bytes in the machine's memory; a GPU's own are not counted.
+
+    Attributes:
+        schemes: of every quantized linear.
+        packed_in_memory: `Target.packed_in_memory`.
+        unpacks_whole_blocks: `Target.unpacks_whole_blocks`.
+        engine_in_memory: whether the engine is on the CPU.
+    """
+
+    spec: ModelSpec
+    schemes: Mapping[str, Scheme]
+    parity: ParityConfig
+    packed_in_memory: bool = False
+    unpacks_whole_blocks: bool = False
+    engine_in_memory: bool = True
+
+    @property
+    def imported(self) -> bool:
+        """Whether the checkpoint was quantized already: it has one reference, and texts rate it."""
+        return any(isinstance(scheme.weights, Imported) for scheme in self.schemes.values())
+
+    @property
+    def peak(self) -> int:
+        """The most of all parts."""
+        return max(self.parts.values())
+
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        """What is held while a part is computed, in bytes: `decoder_layer/engine`, `head/arithmetic`, `texts`."""
+        parts = {
+            f"{name}/{engine}": PROCESS_BYTES + self._kept(name) + self._block_bytes(block, engine, self._within(name))
+            for name, block in self.blocks.items()
+            for engine in self._engines_of(name)
+        }
+        return parts | ({"texts": PROCESS_BYTES + self._texts()} if self.imported else {})
+
+    @property
+    def _references(self) -> tuple[Engine, ...]:
+        quantized = bool(self.schemes) and not self.imported
+        return ("arithmetic", "quantization") if quantized else ("arithmetic",)
+
+    @property
+    def _encoding(self) -> tuple[Engine, ...]:
+        """The references that have a tower, projector and embeddings of their own."""
+        decoder_alone = all(linear.startswith("language_model.") for linear in self.schemes)
+        return self._references[:1] if decoder_alone else self._references
+
+    def _engines_of(self, name: str) -> tuple[Engine, ...]:
+        """All that compute the blocks of a name."""
+        return (*(self._references if name in _OF_DECODER else self._encoding), "engine")
+
+    @cached_property
+    def blocks(self) -> dict[str, Block]:
+        """By name; an embedding table, of which rows are taken from the file, is none."""
+        found: dict[str, Block] = {}
+        for name, block in _blocks(self.spec, self.schemes):
+            largest = found.get(name)
+            found[name] = block if largest is None or block.values > largest.values else largest
+        return found
+
+    def _block_bytes(self, block: Block, engine: Engine, within: int) -> int:
+        """A block's weights with what opening it takes in addition, or with what computing in it does."""
+        if engine == "engine" and not self.engine_in_memory:
+            return within
+        weights, opening = _FLOAT_BYTES * block.values, block.largest
+        if engine == "engine":
+            if self.packed_in_memory:
+                weights, opening = weights - round((_FLOAT_BYTES - PACKED_BYTES) * block.packed), 0
+            else:
+                opening = block.quantized if self.unpacks_whole_blocks else round(_UNPACKING_BYTES * block.largest)
+        elif engine == "quantization":
+            opening = 0
+        return weights + max(opening, within)
+
+    def _kept(self, name: str) -> int:
+        """What samples bring to a block of a name and away from it, of every engine."""
+        language, questions = self.spec.language, self.parity.streamed_questions
+        # Of the references, and of the engine on the inputs of each encoding one and on its own.
+        encoders = len(self._encoding) + 1
+        decoders = encoders + len(self._references)
+        if name.startswith("vision"):
+            floats = encoders * questions * GENERATED_TILES * positions(self.spec) * self.spec.vision.hidden_size
+        elif name == "head":
+            floats = decoders * questions * self._logit_rows * language.vocab_size
+        else:
+            floats = decoders * questions * question_tokens(self.spec) * language.hidden_size
+        return min(ACTIVATION_MEMORY_BYTES, _FLOAT_BYTES * floats)
+
+    @property
+    def _logit_rows(self) -> int:
+        return 1 + self.parity.streamed_reply_tokens
+
+    def _within(self, name: str, tokens: int | None = None) -> int:
+        """What one sample takes within a block."""
+        if name == "vision_embeddings":
+            return 3 * _FLOAT_BYTES * GENERATED_TILES * positions(self.spec) * self.spec.vision.hidden_size
+        if name == "vision_block":
+            return self._tower()
+        if name == "decoder_layer":
+            return self._layer(question_tokens(self.spec) if tokens is None else tokens)
+        if name == "head":
+            return _FLOAT_BYTES * self._logit_rows * self.spec.language.vocab_size
+        return 2 * _FLOAT_BYTES * GENERATED_TILES * self.spec.tokens_per_tile * self.spec.language.hidden_size
+
+    def _tower(self) -> int:
+        """A sample's tiles behind a ViT block, one by one and then together, and a few within it. ONNX Runtime holds
+        the attention scores of a tile."""
+        from r1v_export.reference.blockwise import TILES_AT_ONCE  # imports torch
+
+        vision, rows = self.spec.vision, positions(self.spec)
+        tile = rows * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+        scores = vision.num_heads * rows**2
+        behind = 2 * GENERATED_TILES * rows * vision.hidden_size
+        return _FLOAT_BYTES * (behind + max(TILES_AT_ONCE * tile, tile + scores))
+
+    def _layer(self, tokens: int) -> int:
+        """A prompt's part within a decoder layer, with attention scores and keys and values before and behind."""
+        language, chunk = self.spec.language, min(tokens, PREFILL_CHUNK)
+        features = chunk * (3 * language.intermediate_size + 6 * language.hidden_size)
+        scores = chunk * language.num_heads * tokens
+        cache = 4 * language.num_kv_heads * language.head_dim * tokens
+        return _FLOAT_BYTES * (features + scores + cache + tokens * language.hidden_size)
+
+    def _texts(self) -> int:
+        """The most of a text's walk through the reference: next to the head, predictions are rated in float64."""
+        language, tokens = self.spec.language, FEWEST_TEXT_TOKENS + self.spec.tokens_per_tile
+        rated = ROWS_AT_ONCE * language.vocab_size * (_FLOAT_BYTES + 4 * _DOUBLE_BYTES)
+        wider = max(tokens * language.hidden_size, positions(self.spec) * self.spec.vision.hidden_size)
+        kept = _FLOAT_BYTES * _TEXTS * wider
+        return kept + max(
+            self._block_bytes(block, "arithmetic", rated if name == "head" else self._within(name, tokens))
+            for name, block in self.blocks.items()
+        )
+
+
+def _blocks(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> Iterator[tuple[str, Block]]:
+    """Every block of a model, with its name."""
+    counts = {name: math.prod(shape) for name, shape in expected_tensors(spec).items() if name != EMBED_TOKENS}
+    if spec.language.tie_word_embeddings:
+        counts[LM_HEAD] = math.prod(expected_tensors(spec)[EMBED_TOKENS])
+    blocks: dict[str, dict[str, int]] = {}
+    for name, count in counts.items():
+        layer = _LAYER.match(name)
+        blocks.setdefault(layer[0] if layer else _outside(name), {})[name] = count
+    for block, tensors in blocks.items():
+        layer = _LAYER.match(block)
+        quantized = {n: c for n, c in tensors.items() if n.removesuffix(".weight") in schemes}
+        four_bits = [c for n, c in quantized.items() if "4" in schemes[n.removesuffix(".weight")].weights.type]
+        sums = sum(tensors.values()), sum(quantized.values()), max(quantized.values(), default=0), sum(four_bits)
+        yield _BLOCKS[layer[1]] if layer else block, Block(*sums)
+
+
+def _outside(name: str) -> str:
+    if name.startswith("mlp1."):
+        return "projector"
+    return "head" if name.startswith("language_model.") else "vision_embeddings"
