@@ -18,6 +18,7 @@ from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.exporters import export
 from r1v_export.pipeline.build import build
+from tests import shared_traces
 from tests.engines import programs
 
 # The same examples on every run, and no time limits: a busy machine must not fail a test.
@@ -70,12 +71,15 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traced_once() -> Iterator[None]:
-    """Trace each graph once per worker: a trace takes seconds and depends on the spec and the compute type alone.
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trace each graph once, for all workers: a trace takes seconds and depends on the spec and the compute type alone.
 
     Every export gets a copy of its own. Tests that want a trace call `export.trace_graph`, so that they share it.
     """
-    traced = cache(export.trace_graph)
+    trace = export.trace_graph
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        trace = shared_traces.shared(trace, tmp_path_factory.getbasetemp().parent / "traces")
+    traced = cache(trace)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "trace_graph", lambda name, spec, compute: traced(name, spec, compute).clone())
         yield

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from r1v_export import contract
-from r1v_export.exporters.export import SOURCES, export_graph
+from r1v_export.exporters.export import SOURCES, export_graph, trace_graph
 from r1v_export.model_spec import RopeScaling
 from r1v_export.reference.model import Model, ReferenceEngine
+from tests import shared_traces
+from tests.exporters.graph_text import dump
 from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
 RNG = np.random.default_rng(0)
@@ -116,3 +118,22 @@ def test_every_graph_exports_in_16_bits_and_is_valid_onnx(compute, checkpoint, t
         assert graph.name == name
         wide = {i.name for i in graph.initializer if i.data_type == 1}
         assert not wide, "float32 is left in a 16-bit graph"
+
+
+@pytest.mark.parametrize("name", [contract.VISION, contract.DECODER])
+def test_a_trace_that_test_processes_share_is_the_traced_graph(name, tmp_path):
+    spec, traced = tiny_spec(), []
+
+    def trace(*arguments):
+        traced.append(trace_graph(*arguments))  # not the one of tests/conftest.py, whose graphs are copies
+        return traced[-1]
+
+    first, second = (shared_traces.shared(trace, tmp_path / "traces")(name, spec, torch.float32) for _ in range(2))
+    (graph,) = traced
+    assert dump(first) == dump(second) == dump(graph)
+    for ours, theirs in zip(second.graph.all_nodes(), graph.graph.all_nodes(), strict=True):
+        assert (ours.name, ours.metadata_props) == (theirs.name, theirs.metadata_props)
+        for value, expected in zip(ours.inputs, theirs.inputs, strict=True):
+            assert (value is None) == (expected is None)
+            if value is not None and expected.const_value is not None:
+                np.testing.assert_array_equal(value.const_value.numpy(), expected.const_value.numpy())

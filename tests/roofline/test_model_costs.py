@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import hollow
 from r1v_export import contract
-from r1v_export.exporters.export import trace_graph
+from r1v_export.exporters import export
 from r1v_export.parallel import Parallel
 from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.roofline.counts import Cost, count
@@ -28,7 +28,7 @@ def graph_costs(spec, precision: str) -> tuple[list[Cost], list[Cost]]:
         (contract.PROJECTOR, {"tiles": TILES}),
         (contract.DECODER, DECODER),
     ):
-        graph = trace_graph(name, spec, torch.float16)
+        graph = export.trace_graph(name, spec, torch.float16)
         if precision in hollow.SCHEMES:
             schemes = hollow._schemes(name, spec, precision)
             quantizer(spec, schemes, hollow._linear(spec, precision), {})(graph)
