@@ -23,6 +23,8 @@ READABLE = {
 """Type of a tensor -> dtype that it is read as; quantized ones are dequantized."""
 
 _MAX_AXES = 4
+_VALUES_AT_ONCE = 1 << 22
+"""That are dequantized together into a tensor of float32: gguf-py takes several times their memory for it."""
 
 
 class GgufFile:
@@ -86,6 +88,19 @@ class GgufFile:
             CheckpointError: there is none of that name.
         """
         return self._dequantized(name, self._data(name)).reshape(self.shape(name))
+
+    def read_float32(self, name: str) -> Tensor:
+        """The same in float32 in any case, and no second time in memory: a few rows of it are dequantized at a time.
+
+        Raises:
+            CheckpointError: there is none of that name.
+        """
+        data, values = self._data(name), torch.empty(self.shape(name))
+        stored, rows = data.reshape(-1, data.shape[-1]), values.view(-1, values.shape[-1])
+        step = max(1, _VALUES_AT_ONCE // values.shape[-1])
+        for start in range(0, len(rows), step):
+            rows[start : start + step] = self._dequantized(name, stored[start : start + step])
+        return values
 
     def read_rows(self, name: str, rows: Tensor) -> Tensor:
         """Some rows of a matrix [rows, columns], as `read` has them: [..., columns] for rows [...].

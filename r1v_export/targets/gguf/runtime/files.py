@@ -49,7 +49,7 @@ class BundleFile:
     def read(self, name: str) -> Tensor:
         """A tensor in float32, in PyTorch's order of axes."""
         try:
-            return self._file.read(name).float()
+            return self._file.read_float32(name)
         except CheckpointError as error:
             raise _as_bundle_error(error) from error
 
