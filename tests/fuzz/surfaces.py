@@ -35,6 +35,7 @@ from r1v_export.quantization.calibration.raw_examples import jsonl_examples
 from r1v_export.serialized.contract import ContractDocument
 from r1v_export.serialized.document import read_document
 from r1v_export.targets.gguf.write.files import write_gguf
+from r1v_export.targets.openvino.engine_file import ENGINE_FILE, read_engine_file
 from tests.fuzz.mutators import STRINGS, mutate_bytes, mutate_json, mutate_value
 
 TEXT = "What is 3 + 4? Größe 中 \U0001f642\n"
@@ -80,6 +81,8 @@ def surfaces(model: Path, bundle: Path) -> dict[str, Surface]:
     found["recipe"] = Surface(_recipe, shipped, _use_recipe(model), 2)
     build_file = json.dumps(_BUILD).encode()
     found["build file"] = Surface(lambda random: _yaml(_BUILD, random), build_file, _use_build_file, 2)
+    engine = json.dumps(_OPENVINO).encode()
+    found["openvino engine.json"] = Surface(lambda random: mutate_json(_OPENVINO, random), engine, _use_openvino)
     found["calibration"] = Surface(_calibration, json.dumps(_ROW).encode(), _use_calibration, 2)
     return found
 
@@ -93,6 +96,12 @@ _ROW = {"image": "a.png", "prompt": "How many?", "reasoning": "One, two.", "answ
 _BUILD: dict[str, Any] = {
     "model": "r1v-nano", "precision": "fp8", "targets": {"onnxruntime": {}}, "device": "cpu", "recipe": "fp8",
     "calibration": {"samples": 8}, "parity": {"questions": 2, "enabled": False},
+}  # fmt: skip
+_OPENVINO: dict[str, Any] = {
+    "options": {"matmul": "bfloat16", "int4_inputs": "exact"},
+    "weights": {"vision": {"a": {
+        "file": "graphs/vision.data", "offset": 64, "size_bytes": 24, "type": "f32", "shape": [2, 3],
+    }}},
 }  # fmt: skip
 _MADE_UP: dict[str, Any] = {
     "added_tokens.json": {"<think>": 639}, "special_tokens_map.json": {"eos_token": "<|im_end|>"},
@@ -238,6 +247,12 @@ def _ignoring_errors(read: Callable[[], object]) -> None:
     """Each reader gets the file, though one before has refused it."""
     with suppress(R1VError):
         read()
+
+
+def _use_openvino(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / ENGINE_FILE).write_bytes(content)
+        read_engine_file(Path(folder))
 
 
 def _make_manifest_fit(folder: Path, changed: str) -> None:

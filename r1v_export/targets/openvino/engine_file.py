@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, NonNegativeInt
+from pydantic import AfterValidator, NonNegativeInt, model_validator
 
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_text
@@ -17,6 +19,10 @@ REBUILD = "build the bundle again"
 
 ElementType = Literal["f32", "f16", "bf16", "i64", "i8", "u8", "i4", "u4", "f8e4m3"]
 """Types of elements, by OpenVINO's names."""
+
+_BITS: Mapping[ElementType, int] = {
+    "f32": 32, "f16": 16, "bf16": 16, "i64": 64, "i8": 8, "u8": 8, "i4": 4, "u4": 4, "f8e4m3": 8,
+}  # fmt: skip
 
 
 def _inside(path: str) -> str:
@@ -35,6 +41,14 @@ class Weight(StrictModel):
     size_bytes: NonNegativeInt
     type: ElementType
     shape: tuple[NonNegativeInt, ...]
+
+    @model_validator(mode="after")
+    def _has_the_size_of_its_shape(self) -> Weight:
+        # Else OpenVINO would read memory behind the file.
+        expected = -(-math.prod(self.shape) * _BITS[self.type] // 8)
+        if self.size_bytes != expected:
+            raise ValueError(f"size_bytes is {expected} for this shape and type")
+        return self
 
 
 GraphWeights: TypeAlias = dict[str, Weight]

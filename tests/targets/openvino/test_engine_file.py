@@ -31,6 +31,14 @@ def test_a_wrong_field_is_named(own, field):
         read_engine_file(own.engine_folder)
 
 
+@pytest.mark.parametrize("field", [{"shape": [1 << 40, 1 << 40]}, {"size_bytes": 4}, {"type": "i4"}])
+def test_a_weight_has_the_size_of_its_shape(own, field):
+    """Else OpenVINO would read memory behind the file."""
+    changed(own, lambda weight: weight.update(field))
+    with pytest.raises(BundleError, match="for this shape and type"):
+        read_engine_file(own.engine_folder)
+
+
 def test_a_missing_file_is_named(own):
     (own.engine_folder / ENGINE_FILE).unlink()
     with pytest.raises(BundleError, match=ENGINE_FILE):
