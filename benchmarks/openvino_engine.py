@@ -43,6 +43,7 @@ ENGINES = {
     PEER: ("onnxruntime", {}),
 }
 WALL, CPU = "per_s", "per_cpu_s"
+PARTS = contract.VISION, contract.DECODER
 
 
 def prepare(work: Path, vision_layers: int, language_layers: int) -> Checkpoint:
@@ -59,8 +60,8 @@ def prepare(work: Path, vision_layers: int, language_layers: int) -> Checkpoint:
     return checkpoint
 
 
-def open_engine(work: Path, checkpoint: Checkpoint, which: str) -> tuple[Any, dict[str, float]]:
-    """An engine of the graphs, and how long each of its large graphs took to open, in seconds of the wall and CPU."""
+def open_engine(work: Path, checkpoint: Checkpoint, which: str, parts: tuple[str, ...]) -> tuple[Any, dict[str, float]]:
+    """An engine of the graphs, and how long the measured graphs took to open, in seconds of the wall and CPU."""
     name, options = ENGINES[which]
     folder = work / which.replace(" ", "-") / "engines" / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -72,7 +73,7 @@ def open_engine(work: Path, checkpoint: Checkpoint, which: str) -> tuple[Any, di
     target.build(BuildInputs(graphs, checkpoint, None, BuildConfig(targets={name: options})), folder, lambda _: None)
     started, cpu = time.perf_counter(), time.process_time()
     engine = target.open(folder, checkpoint.spec, "cpu")
-    for graph in (contract.VISION, contract.DECODER):
+    for graph in parts:
         getattr(engine, f"_{graph}")
     return engine, {"open_s": time.perf_counter() - started, "open_cpu_s": time.process_time() - cpu}
 
@@ -148,6 +149,7 @@ def measure_decoder(engines: dict[str, Any], prompt: int, steps: int, repeats: i
 @click.option("--language-layers", default=8, show_default=True)
 @click.option("--tiles", "tile_counts", multiple=True, type=int, default=(1, 4), show_default=True)
 @click.option("--prompt", "prompts", multiple=True, type=int, default=(128, 1024), show_default=True)
+@click.option("--part", "parts", multiple=True, default=PARTS, type=click.Choice(PARTS), show_default=True)
 @click.option("--steps", default=16, show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--threads", default=thread_count().count, show_default=True)
@@ -159,6 +161,7 @@ def main(
     language_layers: int,
     tile_counts: tuple[int, ...],
     prompts: tuple[int, ...],
+    parts: tuple[str, ...],
     steps: int,
     repeats: int,
     threads: int,
@@ -170,14 +173,14 @@ def main(
     report: dict[str, Any] = {"machine": machine(("openvino", "onnxruntime", "torch")), "threads": threads}
     report |= {"vision_layers": layers, "language_layers": language_layers, "vision": {}, "decoder": []}
     checkpoint = prepare(work / f"{layers}-{language_layers}", layers, language_layers)
-    opened = {name: open_engine(work / f"{layers}-{language_layers}", checkpoint, name) for name in ENGINES}
+    opened = {name: open_engine(work / f"{layers}-{language_layers}", checkpoint, name, parts) for name in ENGINES}
     engines = {name: engine for name, (engine, _) in opened.items()}
     report["open"] = {name: seconds for name, (_, seconds) in opened.items()}
-    peers = towers(checkpoint, threads, compile_)
-    for tiles in tile_counts:
+    peers = towers(checkpoint, threads, compile_) if contract.VISION in parts else {}
+    for tiles in tile_counts if contract.VISION in parts else ():
         report["vision"][tiles] = measure_vision(engines, checkpoint, tiles, peers, repeats)
         click.echo(f"{tiles} tiles: {report['vision'][tiles]['ratios']} {report['vision'][tiles]['relative_errors']}")
-    for prompt in prompts:
+    for prompt in prompts if contract.DECODER in parts else ():
         report["decoder"].append(measure_decoder(engines, prompt, steps, repeats))
         click.echo(f"prompt {prompt}: {[report['decoder'][-1][what]['ratios'] for what in ('prefill', 'decode')]}")
     report["machine"]["load_average_after"] = machine(())["load_average_before"]
