@@ -40,6 +40,9 @@ _LATENCIES = {
 }
 """Of `Measurement.latency_ms`, as they are shown."""
 
+_MAX_BATCH = 1024
+"""Sequences; each has an image and a part of the key-value cache of its own."""
+
 _BUSY_CPUS = 0.25
 """CPUs that others may keep busy without a remark."""
 
@@ -56,7 +59,7 @@ _BUSY_CPUS = 0.25
 @click.option(
     "--runs", type=WholeNumber(min=1), default=5, show_default=True, help="Runs after the warm-up; medians count."
 )
-@click.option("--batch", type=WholeNumber(min=1), default=1, show_default=True, help="Sequences at once.")
+@click.option("--batch", type=WholeNumber(1, _MAX_BATCH), default=1, show_default=True, help="Sequences at once.")
 @click.option("--roofline", "gpu", metavar="GPU", help="Compare with H100, ... [default: the GPU that it runs on]")
 @device_option
 @threads_option
@@ -90,7 +93,7 @@ def command(
     refuse_unread_model(target)
     peaks = _peaks(gpu, batch)
     runner = open_runner(bundle, target, model, device, engine)
-    loaded = image_opener(runner.image_policy, allow_url)(image) if image else None
+    loaded = None if image is None else image_opener(runner.image_policy, allow_url)(image)
     result = measure(runner, loaded, question, tokens, runs, shown_progress(format_, 1), batch)
     roofline = attained(Bundle.open(bundle), result, device, peaks)
     if format_ == "json":

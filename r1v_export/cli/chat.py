@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from r1v_export.errors import R1VError, UsageError
+from r1v_export.progress import fitted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,7 +30,7 @@ def chat(
     """Answer one line after the other.
 
     On a terminal an error or Ctrl-C ends the turn, and its images are shown with the next question; elsewhere it ends
-    the conversation.
+    the conversation, as Ctrl-C twice at the prompt does.
 
     Args:
         ask: answers a turn, as `Conversation.ask`.
@@ -67,7 +68,9 @@ def image_command(line: str) -> str | None:
     command = re.match(r"/([a-z]+)(?:\s+(.*))?$", line)
     if command is None:
         return None
-    if command[1] != "image" or not command[2]:
+    if command[1] == "image" and not command[2]:
+        raise UsageError("/image needs the path of an image.", expected="/image PATH", found=line[:80])
+    if command[1] != "image":
         raise UsageError("Unknown conversation command.", expected=COMMANDS, found=line[:80])
     return command[2]
 
@@ -75,7 +78,7 @@ def image_command(line: str) -> str | None:
 def _lines(interactive: bool) -> Iterator[str]:
     """The lines that are not empty, up to `/exit`."""
     if interactive:
-        click.echo(COMMANDS, err=True)
+        click.echo("\n".join(fitted(COMMANDS, sys.stderr, indent=0)), err=True)
     for line in map(str.strip, _prompted() if interactive else sys.stdin):
         if line == "/exit":
             return
@@ -86,12 +89,21 @@ def _lines(interactive: bool) -> Iterator[str]:
 def _prompted() -> Iterator[str]:
     import readline  # noqa: F401  input() then edits the line and remembers earlier ones
 
+    interrupted = False
     while True:
         try:
             # A prompt must not come between the answers of a redirected stdout.
             shown = sys.stdout.isatty()
             click.echo("" if shown else PROMPT, nl=False, err=True)
-            yield input(PROMPT if shown else "")
+            line = input(PROMPT if shown else "")
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True  # It may have been meant for an answer that has just ended.
+            click.echo("\n(Ctrl-C once more, Ctrl-D or /exit ends the conversation)", err=True)
+            continue
         except EOFError:
             click.echo(err=True)
             return
+        interrupted = False
+        yield line

@@ -149,7 +149,7 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _report(
             arguments,
-            UserInterruptError("Interrupted.", fix="run the same command again; a build resumes"),
+            UserInterruptError("Interrupted.", fix=f"run the same command again{_resumes(arguments)}"),
         )
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == 0:  # click has answered a shell that completes a line
@@ -165,6 +165,11 @@ def run(arguments: Sequence[str]) -> int:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         return _report(arguments, R1VError(what[:300], fix="run with --debug for the traceback"))
     return result if isinstance(result, int) else 0
+
+
+def _resumes(arguments: Sequence[str]) -> str:
+    """What a command does when it is run again after an interruption, where it is worth saying."""
+    return "; it resumes" if arguments and arguments[0] in ("build", "calibrate") else ""
 
 
 def _named(arguments: Sequence[str]) -> str:

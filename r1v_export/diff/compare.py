@@ -55,7 +55,7 @@ class BundleDiff:
 
     @property
     def equal(self) -> bool:
-        """Whether both hold the same files, byte for byte, made in the same way."""
+        """Whether both hold the same files by the hashes of their manifests, made in the same way."""
         files = self.files
         same_files = not (files.differing or files.first_only or files.second_only)
         return same_files and all(row.equal for rows in self.tables.values() for row in rows)

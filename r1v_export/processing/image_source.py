@@ -266,7 +266,7 @@ def _load_named(content: bytes, policy: ImagePolicy, where: str) -> Image.Image:
 
 def _malformed(url: str, found: object) -> InputError:
     expected = "data:[type][;base64],DATA"
-    fix = "encode the file again with: base64 -w0 FILE, or give the path of the file"
+    fix = "encode the whole file again, such as with: base64 -w0 FILE"
     return InputError("The data URL is malformed.", where=_shown(url), expected=expected, found=found, fix=fix)
 
 

@@ -121,7 +121,13 @@ def device(name: str) -> DeviceSpec:
     """
     by_name = {known.lower(): spec for known, spec in DEVICES.items()}
     if name.lower() not in by_name:
-        raise UsageError("There is no such device in the table.", expected=", ".join(DEVICES), found=name)
+        raise UsageError(
+            "There is no such device in the table.",
+            where="the name of a GPU",
+            expected=", ".join(DEVICES),
+            found=name,
+            fix="pass one of these names",
+        )
     return by_name[name.lower()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from r1v_export.cli import chat
-from r1v_export.errors import InputError
+from r1v_export.errors import InputError, UsageError
 from r1v_export.runner.answer import TokenEvent
 
 
@@ -37,3 +38,33 @@ def test_images_of_a_turn_that_ends_early_are_shown_with_the_next_question(
     chat.chat(ask, lambda path: second, list, [first])
 
     assert asked == [("one", [first, second]), ("two", [first, second]), ("three", [])]
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
+    """Let `input` give lines, or raise."""
+    left = list(lines)
+
+    def give(prompt: str = "") -> str:
+        line = left.pop(0)
+        if not isinstance(line, str):
+            raise line
+        return line
+
+    monkeypatch.setattr(builtins, "input", give)
+
+
+def test_ctrl_c_at_the_prompt_says_how_to_end_and_only_twice_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed(monkeypatch, KeyboardInterrupt, "one", KeyboardInterrupt, "two", EOFError)
+    assert list(chat._prompted()) == ["one", "two"]
+    assert capsys.readouterr().err.count("Ctrl-C once more") == 2
+    typed(monkeypatch, KeyboardInterrupt, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(chat._prompted())
+
+
+@pytest.mark.parametrize(("line", "what"), [("/image", "needs the path"), ("/images a.png", "Unknown conversation")])
+def test_a_command_without_its_path_is_told_from_an_unknown_one(line: str, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        chat.image_command(line)

@@ -83,3 +83,14 @@ def test_options_about_videos_that_exclude_each_other(run: Run, arguments: list[
     code, _, err = run(*arguments)
     assert code == 2
     assert what in err
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [(("--image", ""), "The name of an image is empty"), (("--batch", 100_000_000), "not in the range 1<=x<=1024")],
+)
+def test_bench_refuses_an_image_without_a_name_and_a_batch_of_no_machine(
+    nano_bundle: Path, capsys: pytest.CaptureFixture[str], options: tuple[object, ...], what: str
+) -> None:
+    assert main.run(["bench", str(nano_bundle), "--runs", "1", "--tokens", "2", *map(str, options)]) == 2
+    assert what in capsys.readouterr().err

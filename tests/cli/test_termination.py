@@ -44,3 +44,15 @@ def test_a_build_that_is_terminated_says_so_and_resumes_to_the_same_bytes(
     assert main.run(arguments) == 0
     assert exported == ["vision", "projector", "projector", "embed", "decoder"], "what was finished is not made again"
     assert tree(out) == tree(tiny_built)
+
+
+@pytest.mark.parametrize(("command", "resumes"), [("build", True), ("calibrate", True), ("run", False)])
+def test_only_what_resumes_is_said_to_resume(
+    command: str, resumes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.cli, "main", interrupted)
+    assert main.run([command]) == 130
+    assert ("it resumes" in capsys.readouterr().err) == resumes

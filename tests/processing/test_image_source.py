@@ -64,7 +64,7 @@ def test_a_data_url_in_capitals_is_one():
 def test_a_malformed_data_url_is_refused(url):
     with pytest.raises(InputError, match="malformed") as caught:
         open_image(url)
-    assert "give the path of the file" in str(caught.value.fix)
+    assert "encode the whole file again" in str(caught.value.fix)
 
 
 def test_a_long_name_is_cut_in_messages():

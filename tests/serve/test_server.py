@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import random
 import threading
 import time
@@ -14,6 +15,7 @@ import httpx
 import openai
 import pytest
 
+from r1v_export.serve import server
 from tests.serve.conftest import IMAGES, QUESTIONS, messages
 
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
@@ -151,3 +153,10 @@ def test_a_port_that_is_taken_is_an_error_of_ours(served, nano_bundle):
     assert port in str(result.exception)
     assert "address already in use" in str(result.exception.found)
     assert "Errno" not in result.output
+
+
+def test_requests_that_the_drain_time_cut_off_are_counted_in_our_words(caplog: pytest.LogCaptureFixture) -> None:
+    with server._logged_causes() as causes:
+        logging.getLogger("uvicorn.error").error("Cancel %s running task(s), timeout graceful shutdown exceeded", 2)
+    assert caplog.messages == ["not finished within the drain time, and cancelled: 2 requests"]
+    assert not causes

@@ -1,0 +1,34 @@
+"""What `diff` prints, on terminals of any width."""
+
+from __future__ import annotations
+
+import pytest
+
+from r1v_export.cli.diff import _as_text
+from r1v_export.diff.compare import BundleDiff, FileDifferences, Row
+
+COMMAND = "r1v-export build r1v-nano --precision {} --target onnxruntime"
+
+
+def diff(*rows: Row, differing: tuple[str, ...] = ("manifest.json",)) -> BundleDiff:
+    files = FileDifferences(equal=31, differing=differing, first_only=(), second_only=())
+    return BundleDiff("fp8", "int4", {"settings": rows}, files, None)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_no_line_is_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    row = Row("command", COMMAND.format("fp8"), COMMAND.format("int4"))
+    text = _as_text(diff(row, Row("precision", "fp8", "int4")))
+    assert max(map(len, text.splitlines())) <= columns
+    words = " ".join(text.split())
+    for precision in ("fp8", "int4"):
+        assert COMMAND.format(precision) in words
+    side_by_side = any("--precision fp8" in line and "--precision int4" in line for line in text.splitlines())
+    assert side_by_side == (columns == 200)
+
+
+def test_bundles_are_called_equal_by_their_manifests_for_no_file_is_hashed() -> None:
+    text = _as_text(diff(Row("precision", "fp8", "fp8"), differing=()))
+    assert text.startswith("equal: 31 files with the same hashes in both manifests")
+    assert "verify" in text
