@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "cli/printable.h"
 
@@ -12,6 +13,11 @@ namespace {
 void print(const std::string& text) {
   std::fwrite(text.data(), 1, text.size(), stdout);
   std::fflush(stdout);
+}
+
+bool no_color() {
+  const char* set = std::getenv("NO_COLOR");
+  return set != nullptr && *set != '\0';
 }
 
 // Why there is nothing to see; special tokens have no text.
@@ -39,7 +45,7 @@ std::string end_remark(const api::Answer& answer) {
 
 }  // namespace
 
-Show::Show(bool answer_only) : answer_only_(answer_only), dimmed_(isatty(STDOUT_FILENO) != 0) {}
+Show::Show(bool answer_only) : answer_only_(answer_only), dimmed_(isatty(STDOUT_FILENO) != 0 && !no_color()) {}
 
 void Show::event(const api::Event& event) {
   if (!event.reasoning.empty() && !answer_only_) {

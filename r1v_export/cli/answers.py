@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def stream(events: Iterable[TokenEvent], *, answer_only: bool) -> None:
-    """Print reasoning and answer as they come: the reasoning dimmed on a terminal, inside its tags elsewhere."""
-    dimmed = sys.stdout.isatty()
+    """Print reasoning and answer as they come: the reasoning dimmed where there are colors, else inside its tags."""
+    dimmed = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     thinking = False
     for event in events:
         if event.reasoning and not answer_only:

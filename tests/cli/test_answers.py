@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from r1v_export.cli.answers import end_remark, stream
@@ -46,3 +48,14 @@ def test_a_reasoning_that_is_complete_is_closed_where_no_text_follows_it(capsys:
     silent = answer("", reasoning="So.")
     stream([TokenEvent(0, 0, "So.", ""), TokenEvent(0, 1, "", "", silent)], answer_only=False)
     assert capsys.readouterr().out == "<think>\nSo.\n</think>\n"
+
+
+@pytest.mark.parametrize(("no_color", "tags"), [("1", True), ("", False)])
+def test_a_terminal_without_colors_sees_where_the_reasoning_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_color: str, tags: bool
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    said = answer("5", reasoning="So.")
+    stream([TokenEvent(0, 0, "So.", ""), TokenEvent(0, 1, "", "5", said)], answer_only=False)
+    assert ("<think>\nSo.\n</think>\n5\n" in capsys.readouterr().out) == tags

@@ -65,6 +65,6 @@ def test_ctrl_c_at_the_prompt_says_how_to_end_and_only_twice_ends(
 
 
 @pytest.mark.parametrize(("line", "what"), [("/image", "needs the path"), ("/images a.png", "Unknown conversation")])
-def test_a_command_without_its_path_is_told_from_an_unknown_one(line: str, what: str) -> None:
+def test_a_command_without_its_path_is_not_called_unknown(line: str, what: str) -> None:
     with pytest.raises(UsageError, match=what):
         chat.image_command(line)
