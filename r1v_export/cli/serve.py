@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -150,7 +150,7 @@ def command(
     limits = Limits(max_body_mib * _MIB, max_images, max_image_pixels, max_new_tokens, max_seconds)
     settings = ServerSettings(
         model=served_model_name or bundle.resolve().name,
-        api_keys=(*api_keys, *filter(None, os.environ.get(API_KEYS_VARIABLE, "").split(","))),
+        api_keys=_api_keys(api_keys),
         image_hosts=tuple(_host(name) for name in image_hosts),
         limits=limits,
     )
@@ -232,3 +232,19 @@ def _access_log(wanted: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def _api_keys(given: Sequence[str]) -> tuple[str, ...]:
+    """Keys of the option and of the environment.
+
+    Raises:
+        UsageError: a key is blank, or the variable has commas and no key: the server would let everybody in.
+    """
+    variable = os.environ.get(API_KEYS_VARIABLE, "")
+    named = tuple(key.strip() for key in variable.split(",") if key.strip())
+    blank = (
+        "--api-key" if not all(key.strip() for key in given) else API_KEYS_VARIABLE if variable and not named else ""
+    )
+    if blank:
+        raise UsageError("The API key is blank.", where=blank, expected="a text", fix="give a key, or omit it")
+    return (*given, *named)
