@@ -51,47 +51,61 @@ class Variant:
 
     Args:
         nodes_to_exclude: of genai's graph, which stay in float32.
+        prune_head: let genai compute the logits of the last token of a prompt alone, as we do; its default is all.
     """
 
     weights: str
     inputs: Literal["exact", "int8"]
     nodes_to_exclude: str = ""
+    prune_head: bool = False
 
     @property
     def name(self) -> str:
-        return self.weights if self.weights == "fp32" else f"{self.weights}-{self.inputs}-inputs"
+        name = self.weights if self.weights == "fp32" else f"{self.weights}-{self.inputs}-inputs"
+        return f"{name}-pruned" if self.prune_head else name
 
     @property
     def genai_options(self) -> list[str]:
         """Of its model builder."""
-        if self.weights == "fp32":
-            return ["-p", "fp32"]
-        level = 1 if self.inputs == "exact" else 4
-        options = [f"block_size={GROUP}", "is_symmetric=true", f"accuracy_level={level}"]
+        options = ["prune_lm_head=true"] if self.prune_head else []
+        if self.weights != "fp32":
+            level = 1 if self.inputs == "exact" else 4
+            options += [f"block_size={GROUP}", "is_symmetric=true", f"accuracy_level={level}"]
         if self.nodes_to_exclude:
             options.append(f"nodes_to_exclude={self.nodes_to_exclude}")
-        return ["-p", "int4", "--extra_options", *options]
+        return ["-p", self.weights, *(["--extra_options", *options] if options else [])]
 
 
 def prepare(work: Path, variant: Variant) -> Checkpoint:
     """A checkpoint, its engine, and the same language model in genai's own format, made once."""
-    if not (work / "checkpoint").exists():
-        synthesize(work / "checkpoint", preset="internvl3-1b", vision_layers=1, dtype="float32")
-    checkpoint = Checkpoint.open(work / "checkpoint")
-    graphs = work / variant.weights / "graphs"
-    engine = work / variant.weights / "engines" / "onnxruntime"
-    shutil.rmtree(engine, ignore_errors=True)
-    engine.mkdir(parents=True)
-    graphs.mkdir(exist_ok=True)
-    for name in OnnxRuntimeTarget.graphs:
-        if not (graphs / f"{name}.onnx").exists():
-            rewrite = rounding(checkpoint) if variant.weights == "int4" and name == contract.DECODER else None
-            export_graph(name, checkpoint, graphs, torch.float32, rewrite=rewrite)
-    config = BuildConfig(targets={OnnxRuntimeTarget.name: {"int4_inputs": variant.inputs}})
-    OnnxRuntimeTarget().build(BuildInputs(graphs, checkpoint, None, config), engine, lambda _: None)
+    checkpoint = make_checkpoint(work)
+    build_engine(checkpoint, work, variant, "onnxruntime")
     if not (work / variant.name / "genai_config.json").exists():
         build_genai(checkpoint, work, variant)
     return checkpoint
+
+
+def make_checkpoint(work: Path) -> Checkpoint:
+    """A random checkpoint with a language model of Qwen2.5-0.5B's shape, made once."""
+    if not (work / "checkpoint").exists():
+        synthesize(work / "checkpoint", preset="internvl3-1b", vision_layers=1, dtype="float32")
+    return Checkpoint.open(work / "checkpoint")
+
+
+def build_engine(checkpoint: Checkpoint, work: Path, variant: Variant, name: str) -> Path:
+    """Our engine in the folder `name` of the bundle of these weights, lowered anew; the graphs are made once."""
+    graphs = work / variant.weights / "graphs"
+    engine = work / variant.weights / "engines" / name
+    shutil.rmtree(engine, ignore_errors=True)
+    engine.mkdir(parents=True)
+    graphs.mkdir(exist_ok=True)
+    for graph in OnnxRuntimeTarget.graphs:
+        if not (graphs / f"{graph}.onnx").exists():
+            rewrite = rounding(checkpoint) if variant.weights == "int4" and graph == contract.DECODER else None
+            export_graph(graph, checkpoint, graphs, torch.float32, rewrite=rewrite)
+    config = BuildConfig(targets={OnnxRuntimeTarget.name: {"int4_inputs": variant.inputs}})
+    OnnxRuntimeTarget().build(BuildInputs(graphs, checkpoint, None, config), engine, lambda _: None)
+    return engine
 
 
 def rounding(checkpoint: Checkpoint) -> Rewrite:

@@ -1,0 +1,216 @@
+"""Prefill, decoding and memory behind 1k, 4k, 16k (and 32k) tokens: ours, onnxruntime-genai and llama.cpp.
+
+A random Qwen2.5-0.5B-shaped decoder, one sequence of random tokens. Prompts go in by 512 tokens, as our runner does;
+genai is given the same pieces and computes logits of the last token alone, as we do (`prune_lm_head`, which is not its
+default); llama.cpp takes its own, of 512 too. Each engine is a process of its own (`long_contexts_engine.py`) that
+keeps its model and waits, so that they can take turns and each one's memory is its own.
+
+INT4 rounds every linear and the head to the nearest in groups of 128; llama.cpp's are its Q4_0, in groups of 32, the
+head too. Against our float32 it has F32.
+
+    python benchmarks/long_contexts.py --weights int4 --genai DIR --llama ENVIRONMENT
+    python benchmarks/long_contexts.py --weights fp32 --genai DIR --llama ENVIRONMENT --tokens 1024 --tokens 32768
+
+DIR: `pip install --no-deps --target DIR onnxruntime-genai==0.18.0`; without it there is no genai. ENVIRONMENT: a
+virtual environment with xllamacpp; likewise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+from decode_onnxruntime import GROUP, HEAD, Variant, build_engine, build_genai, make_checkpoint
+from measure import RESULTS, machine, write_results
+
+from r1v_export.cpus import thread_count
+from r1v_export.quantization.recipe import load
+
+PROJECT = Path(__file__).parents[1]
+WARM_UP = {"tokens": 64, "new_tokens": 4}
+LLAMA_GROUP = 32
+
+
+@dataclass
+class Contender:
+    """An engine that waits for jobs.
+
+    Args:
+        arguments: of `long_contexts_engine.py`, without threads and context.
+        python: that runs it.
+        path: folders that it imports from, before others.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    python: Path = Path(sys.executable)
+    path: tuple[Path, ...] = (PROJECT,)
+    process: subprocess.Popen[str] | None = field(default=None, init=False)
+
+    def start(self, threads: int, context: int, warm_up: Mapping[str, int]) -> None:
+        """Load the model, and answer a short prompt, which is not measured."""
+        script = PROJECT / "benchmarks" / "long_contexts_engine.py"
+        variables = {"PYTHONPATH": os.pathsep.join(map(str, self.path)), "OMP_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            [str(self.python), str(script), *self.arguments, str(threads), str(context)],
+            env=os.environ | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+        self.ask(warm_up)
+
+    def ask(self, job: Mapping[str, int]) -> dict[str, Any]:
+        """The answer to a job."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):  # libraries print, too
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise SystemExit(f"{self.name} ended with exit code {self.process.wait()}; see its error above")
+
+
+def prepare(work: Path, weights: str, genai: Path | None, llama: Path | None) -> list[Contender]:
+    """Build what is not there, and name the engines: ours first."""
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = make_checkpoint(work)
+    contenders, peers = [], []
+    for inputs in ("exact", "int8") if weights == "int4" else ("exact",):
+        variant = Variant(weights, inputs, prune_head=True)
+        suffix = f" {inputs}" if weights == "int4" else ""
+        engine = build_engine(checkpoint, work, variant, f"onnxruntime-{inputs}")
+        contenders.append(Contender(f"r1v-export{suffix}", ("ours", str(engine))))
+        if genai is not None:
+            if not (work / variant.name / "genai_config.json").exists():
+                os.environ["PYTHONPATH"] = str(genai)
+                build_genai(checkpoint, work, variant)
+            peers.append(Contender(f"genai{suffix}", ("genai", str(work / variant.name)), path=(genai,)))
+    if llama is not None:
+        kind = "Q4_0" if weights == "int4" else "F32"
+        model = build_gguf(work, weights)
+        peers.append(Contender(f"llama.cpp {kind}", ("llama", str(model)), llama / "bin" / "python", ()))
+    return contenders + peers
+
+
+def build_gguf(work: Path, weights: str) -> Path:
+    """The same language model as a GGUF file, by our own target."""
+    out = work / f"gguf-{weights}"
+    model = out / "engines" / "gguf" / "model.gguf"
+    if not model.exists():
+        text = load("int4-rtn").to_yaml().replace("group_size: 128", f"group_size: {LLAMA_GROUP}")
+        recipe = work / "q4_0.yaml"
+        recipe.write_text(text.replace('"language_model.*"', f'["language_model.*", "{HEAD}"]'), encoding="utf-8")
+        chosen = ["--recipe", str(recipe)] if weights == "int4" else ["--precision", "fp32"]
+        command = [sys.executable, "-m", "r1v_export.cli.main", "build", str(work / "checkpoint"), "--target", "gguf"]
+        subprocess.run([*command, *chosen, "--no-parity", "-o", str(out)], check=True, stdout=sys.stderr)
+    return model
+
+
+def take_turns(contenders: list[Contender], job: Mapping[str, int], turns: int) -> dict[str, dict[str, Any]]:
+    """Readings of each contender, by turns."""
+    readings: dict[str, list[dict[str, Any]]] = {each.name: [] for each in contenders}
+    for _ in range(turns):
+        for each in contenders:
+            answer = each.ask(job) | {"load_average": psutil.getloadavg()[0]}
+            readings[each.name].append(answer)
+            rate, step_ms = job["tokens"] / answer["prefill_s"], 1e3 * statistics.median(answer["steps_s"])
+            print(
+                f"  {each.name:20} {rate:8.1f} prompt tokens/s, {step_ms:7.1f} ms a token", file=sys.stderr, flush=True
+            )
+    return {name: summary(job, answers) for name, answers in readings.items()}
+
+
+def summary(job: Mapping[str, int], answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of one engine's readings at one length, and the readings."""
+    tokens = job["tokens"] + job["new_tokens"]
+    beyond = max(answer["peak_bytes"] - answer["loaded_bytes"] for answer in answers)
+    first, cache = answers[0], answers[0]["cache_bytes"]
+    return {
+        "prefill_tokens_per_s": job["tokens"] / statistics.median(answer["prefill_s"] for answer in answers),
+        "decode_tokens_per_s": 1 / statistics.median(step for answer in answers for step in answer["steps_s"]),
+        "peak_bytes": max(answer["peak_bytes"] for answer in answers),
+        # Of the first job at a length, since an engine may keep what it has allocated for the next one.
+        "bytes_per_token": round((first["peak_bytes"] - first["loaded_bytes"]) / tokens),
+        "largest_bytes_beyond_the_loaded_model": beyond,
+        "cache_bytes_per_token": None if cache is None else round(cache / tokens),
+        "readings": answers,
+    }
+
+
+def ratios(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Each of ours against each peer: above 1, ours is the faster."""
+    found = {}
+    for ours in (name for name in measured if name.startswith("r1v-export")):
+        for peer in (name for name in measured if not name.startswith("r1v-export")):
+            found[f"{ours} / {peer}"] = {
+                quantity: round(measured[ours][quantity] / measured[peer][quantity], 3)
+                for quantity in ("prefill_tokens_per_s", "decode_tokens_per_s")
+            }
+    return found
+
+
+@click.command()
+@click.option("--weights", type=click.Choice(["fp32", "int4"]), required=True)
+@click.option("--tokens", "lengths", type=int, multiple=True, default=(1024, 4096, 16384), show_default=True)
+@click.option("--new-tokens", type=click.IntRange(3), default=32, show_default=True)
+@click.option("--turns", default=3, show_default=True)
+@click.option("--threads", default=thread_count().count, show_default=True)
+@click.option("--genai", type=click.Path(path_type=Path, exists=True), help="Folder with onnxruntime-genai.")
+@click.option("--llama", type=click.Path(path_type=Path, exists=True), help="Environment with xllamacpp.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-long-contexts"), show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(
+    weights: str,
+    lengths: tuple[int, ...],
+    new_tokens: int,
+    turns: int,
+    threads: int,
+    genai: Path | None,
+    llama: Path | None,
+    work: Path,
+    results: Path,
+) -> None:
+    contenders = prepare(work, weights, genai, llama)
+    vocabulary = {"vocabulary": make_checkpoint(work).spec.sizes.vocab}
+    report: dict[str, Any] = {"machine": machine(("onnxruntime", "numpy")), "threads": threads, "weights": weights}
+    report |= {"group_size": {"ours and genai": GROUP, "llama.cpp": LLAMA_GROUP}} if weights == "int4" else {}
+    report |= {"turns": turns, "new_tokens": new_tokens, "lengths": {}}
+    try:
+        for each in contenders:
+            each.start(threads, max(lengths) + new_tokens + 8, WARM_UP | vocabulary)
+        for tokens in sorted(lengths):
+            print(f"{tokens} tokens, load average {psutil.getloadavg()[0]:.2f}", file=sys.stderr)
+            measured = take_turns(contenders, {"tokens": tokens, "new_tokens": new_tokens} | vocabulary, turns)
+            report["lengths"][str(tokens)] = {"ratios": ratios(measured), "engines": measured}
+            click.echo(write_results(f"long-contexts-{weights}", report, results))  # what there is survives a kill
+    finally:
+        for each in contenders:
+            each.stop()
+
+
+if __name__ == "__main__":
+    main()
