@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from r1v_export.manifest import FileEntry
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.plots import errors_by_boundary
+from r1v_export.parity.provenance import HashedFiles, Provenance
 from r1v_export.parity.report import to_html
 from r1v_export.parity.schema import LayerRange, RangeFacts, ReasoningFormat, Saturation
 from r1v_export.reference.model import Model
@@ -109,3 +111,17 @@ def test_no_value_of_a_plot_is_crossed_by_its_limit(report):
             }"""
         )
         assert crossed == []
+
+
+def test_hashes_of_files_with_long_names_are_in_view_on_a_narrow_screen(report):
+    name = "graphs/qweight/vision_model.encoder.layers.0.safetensors"
+    files = HashedFiles.of({name: FileEntry(sha256="0" * 64, size=331_800)})
+    made_by = Provenance(
+        model="nano", revision=None, checkpoint=files, bundle=files, command="check", device="cpu", date=None
+    )
+    with opened(500, "light") as page:
+        show(page, to_html(report.model_copy(update={"provenance": made_by})))
+        assert set(scrolling_tables(page)) <= {"All metrics"}
+        row = page.get_by_role("region", name="Files of the bundle").locator("tbody tr").bounding_box()
+        assert row is not None
+        assert row["height"] < 120
