@@ -1,9 +1,7 @@
 // Fields of JSON documents, with errors that name the field.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -21,66 +19,33 @@ std::optional<Json> read_json(const std::string& text, std::string* found);
 // A document of a bundle. Throws kBundle, naming `where`, for the same causes.
 Json parse_json(const std::string& text, const std::string& where);
 
-[[noreturn]] inline void throw_field(const std::string& field, const std::string& expected, const Json& found) {
-  const std::string text = found.dump(-1, ' ', true, Json::error_handler_t::replace);
-  throw Error(Code::kBundle, "A document of the bundle is malformed.",
-              {field, expected, text.substr(0, 200), "run r1v-export verify on the bundle, or build it again"});
-}
+// Throws kBundle: a field is not what it should be.
+[[noreturn]] void throw_field(const std::string& field, const std::string& expected, const Json& found);
 
-// A reader of one object: every access names the field in its error.
+// A reader of one object: every access names the field in its error. Its functions are compiled once, in json.cpp: the
+// JSON library's templates inside them would be most of what every file that reads a document is compiled for.
 class Fields {
  public:
   // `where` names the object, such as "pipeline.json: tiling". `object` must outlive the reader. Throws kBundle if it
   // is none.
-  Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
-    if (!object.is_object()) throw_field(where_, "an object", object);
-  }
+  Fields(const Json& object, std::string where);
 
   const std::string& where() const { return where_; }
   const Json& all() const { return object_; }
-  bool has(const std::string& name) const { return object_.contains(name); }
+  bool has(const std::string& name) const;
 
   // Any value. Throws kBundle if there is none.
-  const Json& at(const std::string& name) const {
-    const auto found = object_.find(name);
-    if (found == object_.end()) throw_field(where_ + "." + name, "a value", Json("nothing"));
-    return *found;
-  }
-  Fields object(const std::string& name) const { return Fields(at(name), where_ + "." + name); }
-  const Json& array(const std::string& name) const {
-    const Json& value = at(name);
-    if (!value.is_array()) throw_field(where_ + "." + name, "a list", value);
-    return value;
-  }
-  std::string text(const std::string& name) const {
-    const Json& value = at(name);
-    if (!value.is_string()) throw_field(where_ + "." + name, "a text", value);
-    return value.get<std::string>();
-  }
-  bool flag(const std::string& name) const {
-    const Json& value = at(name);
-    if (!value.is_boolean()) throw_field(where_ + "." + name, "true or false", value);
-    return value.get<bool>();
-  }
+  const Json& at(const std::string& name) const;
+  Fields object(const std::string& name) const;
+  const Json& array(const std::string& name) const;
+  std::string text(const std::string& name) const;
+  bool flag(const std::string& name) const;
   // An integer from `least` to `most`.
-  int64_t integer(const std::string& name, int64_t least, int64_t most) const {
-    return integer_of(at(name), where_ + "." + name, least, most);
-  }
+  int64_t integer(const std::string& name, int64_t least, int64_t most) const;
   // A finite number.
-  double number(const std::string& name) const {
-    const Json& value = at(name);
-    if (!value.is_number() || !std::isfinite(value.get<double>())) throw_field(where_ + "." + name, "a number", value);
-    return value.get<double>();
-  }
+  double number(const std::string& name) const;
 
-  static int64_t integer_of(const Json& value, const std::string& field, int64_t least, int64_t most) {
-    const std::string expected = "a whole number from " + std::to_string(least) + " to " + std::to_string(most);
-    const bool fits = value.is_number_integer() &&
-                      !(value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{INT64_MAX}) &&
-                      value.get<int64_t>() >= least && value.get<int64_t>() <= most;
-    if (!fits) throw_field(field, expected, value);
-    return value.get<int64_t>();
-  }
+  static int64_t integer_of(const Json& value, const std::string& field, int64_t least, int64_t most);
 
  private:
   const Json& object_;

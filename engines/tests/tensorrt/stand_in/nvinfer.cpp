@@ -287,7 +287,6 @@ class Runtime : public nvinfer1::IRuntime {
 }  // namespace r1v::stand_in
 
 extern "C" {
-STAND_IN_API int32_t getInferLibMajorVersion() { return R1V_STAND_IN_MAJOR; }
 STAND_IN_API int32_t getInferLibMinorVersion() { return 13; }
 STAND_IN_API int32_t getInferLibPatchVersion() { return 3; }
 STAND_IN_API int32_t getInferLibBuildVersion() { return 9; }
