@@ -80,6 +80,11 @@ RunnerOptions runner_options(const r1v_engine_options* given) {
   if (whole.tensorrt_library != nullptr) options.engine.tensorrt_library = whole.tensorrt_library;
   if (whole.engine != nullptr) options.engine.engine = whole.engine;
   if (whole.tensorrt_llm_library != nullptr) options.engine.tensorrt_llm_library = whole.tensorrt_llm_library;
+  if (whole.warn != nullptr) {
+    options.engine.warn = [warn = whole.warn, context = whole.warn_context](const std::string& message) {
+      warn(context, message.c_str());
+    };
+  }
   options.engine.gpu = whole.gpu;
   options.engine.threads = whole.threads;
   options.verify = whole.verify != 0;

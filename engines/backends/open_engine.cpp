@@ -36,7 +36,8 @@ ort::DeviceOptions device_of(const EngineOptions& options) {
   } else if (options.device == "tensorrt") {
     device.device = ort::Device::kTensorRt;
   } else if (options.device != "cpu") {
-    throw Error(Code::kUsage, "There is no such device.", {"device", "cpu, cuda or tensorrt", options.device, ""});
+    throw Error(Code::kUsage, "There is no such device.",
+                {"device", "cpu, cuda or tensorrt", options.device, "name one of these"});
   }
   return device;
 }
@@ -45,12 +46,21 @@ ort::DeviceOptions device_of(const EngineOptions& options) {
 std::unique_ptr<VisionEngine> open_vision(const Bundle& bundle, const EngineOptions& options) {
   for (const char* plans : {kTensorRt, kTensorRtRtx}) {
     if (bundle.pipeline.engines.count(plans) == 0) continue;
-    if (std::unique_ptr<VisionEngine> vision = trt::open_vision(bundle, plans, options)) return vision;
+    std::string reason;
+    if (std::unique_ptr<VisionEngine> vision = trt::open_vision(bundle, plans, options, &reason)) return vision;
+    // What comes next computes the same.
+    if (options.warn) {
+      options.warn(std::string("the plan of ") + plans +
+                   " does not run here, so another engine encodes images: " + reason);
+    }
   }
+  const ort::DeviceOptions device = device_of(options);
   const bool lowered = bundle.pipeline.engines.count(kOnnxRuntime) > 0;
-  return std::make_unique<ort::OnnxRuntimeVision>(
-      bundle, ort::Library::open(options.onnxruntime_library),
-      lowered ? ort::parse_options(bundle, kOnnxRuntime) : ort::standard_vision_options(bundle), device_of(options));
+  // What a bundle lacks is said before what the machine does.
+  const ort::Options graphs =
+      lowered ? ort::parse_options(bundle, kOnnxRuntime) : ort::standard_vision_options(bundle);
+  return std::make_unique<ort::OnnxRuntimeVision>(bundle, ort::Library::open(options.onnxruntime_library), graphs,
+                                                  device);
 }
 
 // Has a GPU's memory taken by what encodes images, before a library takes all that is left.

@@ -1,6 +1,7 @@
 // The engine of a bundle, by its target; or the library that decodes with an engine next to it.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -21,10 +22,12 @@ struct EngineOptions {
       engine;  // folder of `r1v-export engine`, with which TensorRT-LLM decodes; empty for an engine of the bundle
   std::string tensorrt_llm_library;  // path of TensorRT-LLM's library, or of its folder; see trtllm::Library
   bool reuse_prefixes = true;        // TensorRT-LLM may compute prompts that begin alike once
+  std::function<void(const std::string&)> warn;  // gets what of the bundle cannot be used, and why; may be empty
 };
 
-// `bundle` must outlive the engine. Throws kUsage: an unknown device; kCapability: the target is not compiled in, or
-// the library or the device is not here; kBundle: the bundle has no such target, or its engine is refused.
+// `bundle` must outlive the engine. Throws kUsage: an unknown device, or one that the target does not run on;
+// kCapability: the target is not compiled in, or the library or the device is not here; kBundle: the bundle has no such
+// target, or its engine is refused.
 std::unique_ptr<Engine> open_engine(const Bundle& bundle, const EngineOptions& options);
 
 // A bundle's language model in a library's hands, and what encodes the bundle's images next to it.
@@ -34,7 +37,7 @@ struct Deployment {
 };
 
 // The same where `options.engine` names an engine, which TensorRT-LLM decodes with. Images are encoded by a plan of the
-// bundle that runs here, else by ONNX Runtime.
+// bundle that runs here, else by ONNX Runtime; `options.warn` gets the reason where a plan does not.
 Deployment open_deployment(const Bundle& bundle, const EngineOptions& options);
 
 }  // namespace r1v

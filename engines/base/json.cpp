@@ -7,6 +7,15 @@ namespace r1v {
 namespace {
 
 constexpr int kDeepest = 64;
+constexpr size_t kMostCauseBytes = 300;
+
+// "[json.exception.parse_error.101] parse error at line 1, column 2: ..." without the library's name of it, on one line
+// and short: it quotes what was read last, which may be a whole file.
+std::string cause(const std::string& message) {
+  const size_t end = message.find("] ");
+  return show(message.rfind("[json.exception.", 0) == 0 && end != message.npos ? message.substr(end + 2) : message,
+              kMostCauseBytes);
+}
 
 }  // namespace
 
@@ -21,7 +30,7 @@ std::optional<Json> read_json(const std::string& text, std::string* found) {
     if (!too_deep) return document;
     *found = "more than " + std::to_string(kDeepest) + " levels";
   } catch (const Json::exception& error) {
-    *found = error.what();
+    *found = cause(error.what());
   }
   return std::nullopt;
 }

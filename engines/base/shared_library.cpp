@@ -53,13 +53,15 @@ fs::path file_of(const void* address) {
 }
 
 SharedLibrary open_library(const LibrarySearch& search, const std::string& path) {
-  std::string message;
+  std::string tried, message;
   for (const std::string& each : candidates(search, path)) {
+    tried += (tried.empty() ? "" : ", ") + each;
     void* handle = ::dlopen(each.c_str(), RTLD_NOW | (search.is_global ? RTLD_GLOBAL : RTLD_LOCAL));
     if (handle != nullptr) return {search.name, each, search.fix, handle};
     message += (message.empty() ? "" : "; ") + std::string(::dlerror());
   }
-  throw Error(Code::kCapability, search.name + "'s library cannot be opened.", {path, "", message, search.fix});
+  throw Error(Code::kCapability, search.name + "'s library cannot be opened.",
+              {tried, search.file, message, search.fix});
 }
 
 }  // namespace r1v

@@ -57,6 +57,7 @@ api::Engine open(const EngineArguments& arguments, const std::function<void(r1v_
   options.gpu = arguments.gpu;
   options.threads = arguments.threads;
   options.verify = arguments.verify;
+  options.warn = [](void*, const char* message) { std::fprintf(stderr, "warning: %s\n", message); };
   if (change) change(&options);
   return value_of(api::Engine::open(arguments.bundle, &options));
 }

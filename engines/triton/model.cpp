@@ -63,6 +63,7 @@ RunnerOptions runner_options(TRITONBACKEND_Model* model) {
   if (parameters.has("engine")) options.engine.engine = folder_of(model, "engine").string();
   options.engine.target = parameters.text("target");
   options.engine.device = parameters.text("device");
+  options.engine.warn = log_warning;
   options.batching.max_rows = parameters.number("max_rows");
   options.batching.cache_bytes = parameters.number("cache_mib") * kMiB;
   options.batching.image_cache_bytes = parameters.number("image_cache_mib") * kMiB;

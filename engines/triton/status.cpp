@@ -36,6 +36,12 @@ void check(TRITONSERVER_Error* error) {
   throw Error(Code::kInternal, "Triton refused a call of the backend.", {"", "", TRITONSERVER_ErrorMessage(error), ""});
 }
 
+void log_warning(const std::string& message) {
+  const std::string line = on_one_line(message.c_str());
+  const Owned unlogged(TRITONSERVER_LogMessage(TRITONSERVER_LOG_WARN, __FILE__, __LINE__, line.c_str()),
+                       TRITONSERVER_ErrorDelete);
+}
+
 void log_failed(TRITONSERVER_Error* error, const char* what) noexcept {
   if (error == nullptr) return;
   const Owned owned(error, TRITONSERVER_ErrorDelete);

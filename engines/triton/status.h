@@ -2,6 +2,7 @@
 #pragma once
 
 #include <exception>
+#include <string>
 
 #include "triton/triton_api.h"
 
@@ -9,7 +10,9 @@ namespace r1v::triton {
 
 // Throws kInternal with the server's message, where there is one; frees it.
 void check(TRITONSERVER_Error* error);
-// The same where nothing can be done: logs it.
+// Writes a warning into the server's log, on one line.
+void log_warning(const std::string& message);
+// The same as `check` where nothing can be done: logs it.
 void log_failed(TRITONSERVER_Error* error, const char* what) noexcept;
 
 // An error of ours as the server's, with the code that says whose it is, on one line.

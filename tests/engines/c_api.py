@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint64, c_void_p, sizeof
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    byref,
+    c_char_p,
+    c_double,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+    sizeof,
+)
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +43,13 @@ class EngineOptions(Structure):
         ("engine", c_char_p),
         ("tensorrt_llm_library", c_char_p),
         ("keep_prefixes", c_int32),
+        ("warn", c_void_p),
+        ("warn_context", c_void_p),
     )
+
+
+WARN = CFUNCTYPE(None, c_void_p, c_char_p)
+"""What `EngineOptions.warn` points to: called with `warn_context` and a message."""
 
 
 class Stats(Structure):

@@ -3,6 +3,7 @@ answers, made of the tokens of the project's own reader, are what `r1v-export ru
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from r1v_export.runner.open_runner import open_runner
 from r1v_export.runner.prompt_encoder import Request
 from tests.engines import c_api, programs
 from tests.engines.conftest import ONNXRUNTIME
+from tests.runner.test_open_runner import fit_manifest
 from tests.targets.tensorrt_llm import stand_in
 from tests.targets.tensorrt_llm.build.test_command import stand_in as stand_in_program
 
@@ -152,6 +154,45 @@ def test_requests_of_the_c_api_are_open_at_the_same_time(bundle, engine, engines
             library.r1v_request_free(each)
     finally:
         opened.close()
+
+
+@pytest.fixture
+def with_plan(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle whose pipeline.json also names plans of TensorRT, which the libr1v of the tests is not compiled for."""
+    out = Path(shutil.copytree(bundle, tmp_path / "with-plan"))
+    pipeline = json.loads((out / "pipeline.json").read_text())
+    pipeline["engines"]["tensorrt"] = {"files": {}, "options": {}}
+    (out / "pipeline.json").write_text(json.dumps(pipeline))
+    fit_manifest(out)
+    return out
+
+
+WHY = "the plan of tensorrt does not run here, so another engine encodes images: This libr1v was compiled without"
+
+
+def test_the_program_says_why_a_plan_does_not_encode_images(with_plan, engine, r1v_with_trtllm):
+    script(engine, (5, 6, 7))
+    asked = ["--engine", engine, "--image", CHART, QUESTION, "--max-new-tokens", "3"]
+    ran = r1v_with_trtllm("run", with_plan, *asked)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.startswith(f"warning: {WHY} TensorRT.\n  where:    ")
+    assert "-DR1V_TENSORRT_INCLUDE=FOLDER" in ran.stderr
+
+
+def test_the_c_api_says_why_a_plan_does_not_encode_images(with_plan, engine, engines, settings, monkeypatch):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    script(engine, (5,))
+    warnings: list[tuple[int, str]] = []
+    warn = c_api.WARN(lambda context, message: warnings.append((context, message.decode())))
+    options = {"engine": str(engine).encode(), "warn": ctypes.cast(warn, ctypes.c_void_p), "warn_context": 7}
+    library = c_api.load(engines / "engines/api/libr1v.so")
+    c_api.Engine(library, with_plan, **options).close()
+    ((context, message),) = warnings
+    assert (context, message.startswith(WHY)) == (7, True)
+    # A caller compiled before the fields were there: what lies behind its struct is not read.
+    c_api.Engine(library, with_plan, **options, struct_size=c_api.EngineOptions.warn.offset).close()
+    assert len(warnings) == 1
 
 
 def test_bench_and_verify_take_such_a_bundle(bundle, engine, r1v_with_trtllm):

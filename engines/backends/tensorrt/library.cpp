@@ -65,7 +65,8 @@ Library::Library(const std::string& path) {
   runtime_.reset(static_cast<nvinfer1::IRuntime*>(create(logger, NV_TENSORRT_VERSION)));
   if (runtime_ == nullptr) {
     throw Error(Code::kCapability, std::string(kName) + " cannot be set up.",
-                {opened.path, "a CUDA GPU and its driver", errors(), ""});
+                {opened.path, "a CUDA GPU and its driver", errors(),
+                 "use a machine with such a GPU and its driver, or a bundle with the target onnxruntime"});
   }
 }
 

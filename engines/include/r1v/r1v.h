@@ -79,6 +79,11 @@ typedef struct r1v_engine_options {
   const char* engine;              /* folder of `r1v-export engine`: TensorRT-LLM decodes; NULL: the bundle's own */
   const char* tensorrt_llm_library; /* its library or its folder; NULL: R1V_TENSORRT_LLM, else the loader's */
   int32_t keep_prefixes;            /* not 0: what was computed of a prompt is kept for those that begin alike */
+  /* Called by the thread that opens the engine, before it is open, with what of the bundle cannot be used here and why,
+     as a plan whose library cannot be loaded and which another engine stands in for. `message` lives until it returns;
+     it throws nothing. NULL: warnings are dropped. */
+  void (*warn)(void* warn_context, const char* message);
+  void* warn_context; /* handed to it */
 } r1v_engine_options;
 
 R1V_API void r1v_engine_options_init(r1v_engine_options* options, size_t struct_size);

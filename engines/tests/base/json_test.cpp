@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "tests/error_message.h"
 
 namespace r1v {
@@ -24,6 +26,14 @@ TEST(Json, WhatIsNoneOrTooDeepIsRefused) {
   EXPECT_THROW(parse_json("{", "a"), Error);
   EXPECT_THROW(parse_json("\"\xff\"", "a"), Error);
   EXPECT_THROW(parse_json(std::string(100000, '[') + std::string(100000, ']'), "a"), Error);
+}
+
+TEST(Json, ACauseIsShownOnOneShortLineWithItsPlace) {
+  const std::string message = error_message([] { parse_json("{\"a\":\n \"b\nc\"}", "file.json"); });
+  EXPECT_NE(message.find("found:    parse error at line 3, column 0: "), std::string::npos) << message;
+  EXPECT_EQ(message.find("json.exception"), std::string::npos) << message;
+  EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 4) << message;  // where, expected, found and fix
+  EXPECT_LT(error_message([] { parse_json("\"" + std::string(5000, 'x'), "file.json"); }).size(), 600u);
 }
 
 }  // namespace

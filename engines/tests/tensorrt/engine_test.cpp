@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "backends/open_engine.h"
+#include "backends/tensorrt/open.h"
 #include "runner/batching/batching_loop.h"
 #include "runner/generation.h"
 #include "tests/error_message.h"
@@ -249,6 +250,37 @@ TEST_F(TensorRt, AMachineWithoutAGpuIsToldSo) {
   EXPECT_NE(refusal().find("1 GPU"), std::string::npos);
   options_.device = "cpu";
   EXPECT_NE(refusal().find("device cuda"), std::string::npos);
+}
+
+TEST_F(TensorRt, PlansThatDoNotEncodeImagesHereAreNoErrorAndSayWhy) {
+  const auto reason = [&](const std::string& target = "tensorrt") {
+    std::string text;
+    EXPECT_EQ(trt::open_vision(made_.bundle, target, options_, &text), nullptr);
+    return text;
+  };
+  std::string none;
+  EXPECT_NE(trt::open_vision(made_.bundle, "tensorrt", options_, &none), nullptr);
+  EXPECT_EQ(none, "");
+  EXPECT_NE(reason("tensorrt-rtx").find("-DR1V_TENSORRT_INCLUDE"), std::string::npos);
+  options_.tensorrt_library = "/nowhere/libnvinfer.so.10";
+  EXPECT_NE(reason().find("TensorRT's library cannot be opened"), std::string::npos);
+  EXPECT_NE(reason().find("where:    /nowhere/libnvinfer.so.10"), std::string::npos) << reason();
+  EXPECT_NE(reason().find("fix:      install TensorRT"), std::string::npos) << reason();
+  options_.tensorrt_library = std::string(kStandIns) + "/tensorrt-10";
+  controls().gpus = 0;
+  EXPECT_NE(reason().find("no driver"), std::string::npos);
+  controls().gpus = 1;
+  options_.device = "cpu";
+  EXPECT_NE(reason().find("--device cuda"), std::string::npos);
+  options_.device = "cuda";
+  const std::string path = "engines/tensorrt/vision.json";
+  Json description = parse_json(made_.bundle.read(path, kTextLimitBytes), path);
+  description["compute_capabilities"] = {120};
+  made_.add(path, description.dump());
+  EXPECT_NE(reason().find("A plan is for another GPU"), std::string::npos);
+  description["plan_bytes"] = 7;  // A damaged plan is an error.
+  made_.add(path, description.dump());
+  EXPECT_NE(error_message([&] { reason(); }).find("7 bytes"), std::string::npos);
 }
 
 TEST_F(TensorRt, TheOtherLibrarysTargetIsRefusedWithWhatWouldTakeIt) {

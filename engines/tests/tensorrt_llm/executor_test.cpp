@@ -57,6 +57,7 @@ class TensorRtLlm : public ::testing::Test {
   void TearDown() override {
     loop_.reset();
     generator_.reset();
+    ::unsetenv("R1V_TENSORRT_LLM_MODULE");
     EXPECT_EQ(seen([](const Controls& all) { return all.executors; }), 0);
   }
 
