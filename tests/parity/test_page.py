@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from playwright.sync_api import expect
 
 from r1v_export.manifest import FileEntry
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
@@ -85,6 +86,13 @@ def test_no_heading_is_the_last_line_of_a_printed_page(html):
         show(page, html)
         page.emulate_media(media="print")
         assert page.locator("h2").first.evaluate("(element) => getComputedStyle(element).breakAfter") == "avoid"
+
+
+def test_names_of_rows_do_not_stick_on_paper_where_their_lines_would_vanish(html):
+    with opened(1280, "light") as page:
+        show(page, html)
+        page.emulate_media(media="print")
+        expect(page.locator(".dense tbody th").first).to_have_css("position", "static")
 
 
 def test_no_value_of_a_plot_is_crossed_by_its_limit(report):
