@@ -69,6 +69,13 @@ class GgufFile:
             raise self.unusable(f"{key}, {kind.__name__}", repr(value)[:80], "use a file of a current converter")
         return float(f"{value:.7g}") if kind is float else value  # stored in 32 bits
 
+    def forget_lists(self) -> None:
+        """Drop the keys that are lists, such as the tokens: gguf-py holds arrays for each entry, 0.27 GB of 152,064
+        tokens. `value` then has none of them."""
+        lists = gguf.GGUFValueType.ARRAY
+        for key in [key for key, field in self._fields.items() if lists in field.types]:
+            del self._fields[key]
+
     def kind(self, name: str) -> str:
         """Name of a tensor's type."""
         return str(self.tensors[name].tensor_type.name)

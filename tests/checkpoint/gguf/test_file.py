@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import gguf
@@ -28,6 +29,8 @@ def content(tmp_path: Path) -> GgufFile:
         writer.add_tensor(kind, data, raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.add_tensor("vector", values_RC[0])
     writer.add_tensor("axes", values_RC.reshape(2, 5, 32, 16).astype(np.float16))
+    writer.add_token_list(["a", "b"])
+    writer.add_block_count(3)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -53,3 +56,14 @@ def test_float32_is_what_is_read_a_few_rows_at_a_time(
     assert torch.equal(found, expected)
     assert max(sizes) <= 3 * COLUMNS
     assert sum(sizes) == expected.numel()
+
+
+def test_lists_are_forgotten_and_nothing_else(content: GgufFile) -> None:
+    """Of the tokens of a bundle's file gguf-py held as much as a head's quarter, through the whole gate."""
+    tokens = weakref.ref(content._fields["tokenizer.ggml.tokens"].parts[-1])
+    assert content.value("tokenizer.ggml.tokens") == ["a", "b"]
+    content.forget_lists()
+    assert tokens() is None
+    assert content.value("tokenizer.ggml.tokens") is None
+    assert content.required("llama.block_count", int) == 3
+    assert content.read("F32").shape == (ROWS, COLUMNS)

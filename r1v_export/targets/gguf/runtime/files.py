@@ -27,6 +27,7 @@ class BundleFile:
             self._file = GgufFile(path)
         except CheckpointError as error:
             raise _as_bundle_error(error) from error
+        self._file.forget_lists()
 
     def size(self, key: str) -> int:
         """A key's whole number."""
