@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, NonNegativeInt, model_validator
 
 from r1v_export.errors import BundleError
-from r1v_export.files import read_regular_text
+from r1v_export.files import read_regular_bytes
 from r1v_export.strict import StrictModel, parse_json
 from r1v_export.targets.openvino.config import OpenVinoConfig
 
@@ -72,7 +72,7 @@ def read_engine_file(engine: Path) -> EngineFile:
     """
     path, what = engine / ENGINE_FILE, "An OpenVINO engine cannot be used"
     try:
-        text = read_regular_text(path)
+        content = read_regular_bytes(path)
     except OSError as error:
         raise BundleError(f"{what}.", where=path, found=error, fix=REBUILD) from error
-    return parse_json(EngineFile, text, BundleError, what, where=path, fix=REBUILD)
+    return parse_json(EngineFile, content, BundleError, what, where=path, fix=REBUILD)

@@ -43,3 +43,9 @@ def test_a_missing_file_is_named(own):
     (own.engine_folder / ENGINE_FILE).unlink()
     with pytest.raises(BundleError, match=ENGINE_FILE):
         read_engine_file(own.engine_folder)
+
+
+def test_a_file_that_is_no_text_is_refused(own):
+    (own.engine_folder / ENGINE_FILE).write_bytes(b'{"options": "\xec"}')
+    with pytest.raises(BundleError, match="cannot be used"):
+        read_engine_file(own.engine_folder)
