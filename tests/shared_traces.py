@@ -30,7 +30,8 @@ def shared(trace: Trace, folder: Path) -> Trace:
             model = without_meta(trace(name, spec, compute).clone())
             try:
                 content = pickle.dumps(model)
-            except RecursionError:  # A graph of many layers: each process traces its own.
+            except (RuntimeError, TypeError, pickle.PicklingError):
+                # Too many layers for pickle, or an object of PyTorch: each process traces its own.
                 return model
             file.with_suffix(".unfinished").write_bytes(content)
             file.with_suffix(".unfinished").rename(file)
