@@ -196,7 +196,8 @@ class Task:
         if self.fraction < _LEAST_FRACTION and (not self.fraction or self.elapsed_s < _HEARTBEAT_S):
             return f": began {self.elapsed} ago" if self.elapsed_s >= _HEARTBEAT_S else " ..."
         left_s = self.elapsed_s * (1 - self.fraction) / self.fraction
-        facts = [f"{100 * self.fraction:.0f} %", f"{duration(left_s)} left"]
+        # What still runs is not done, whatever it rounds to.
+        facts = [f"{min(100 * self.fraction, 99):.0f} %", f"{duration(left_s)} left" if left_s else "almost done"]
         if not self.progress.live:
             facts.insert(1, f"{_two_digits(6000 * self.fraction / self.elapsed_s)} %/min" if self.elapsed_s else "")
         if later_s := self.progress.later_s:

@@ -7,7 +7,8 @@ and never as it is, since terminals obey escape sequences.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Any
 
@@ -39,6 +40,12 @@ def show(value: object, limit_bytes: int, *, keep_lines: bool = False) -> str:
     text = _text(value)[: limit_bytes + 1]
     parts = text.split("\n") if keep_lines else [text]
     return _cut("\n".join(visible(part) for part in parts), limit_bytes, json_bytes)
+
+
+def did_you_mean(text: str, known: Iterable[str]) -> str | None:
+    """A question for the nearest of the known names; None where none is near."""
+    close = get_close_matches(text, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else None
 
 
 def json_bytes(text: str) -> int:

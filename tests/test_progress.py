@@ -14,7 +14,7 @@ import pytest
 
 from r1v_export import progress
 from r1v_export.errors import UsageError
-from r1v_export.progress import Progress, duration, size, subrange, terminal_width
+from r1v_export.progress import Progress, Task, duration, size, subrange, terminal_width
 
 
 class Terminal(io.StringIO):
@@ -205,6 +205,34 @@ def test_a_stage_that_fails_says_when(clock: list[float]) -> None:
     with pytest.raises(ValueError, match="x"):
         fail()
     assert stream.getvalue() == "[1/1] one: stopped after 2.0 s\n"
+
+
+def test_a_stage_that_still_runs_is_never_shown_as_done(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with Progress(1, stream).stage("one") as task:
+        clock[0] += 30
+        task.report(999, 1000)
+        assert ": 99 %," in task.line()
+        task.report(1, 1)
+        assert ": 99 %," in task.line()
+        assert "almost done" in task.line()
+        assert "0.0 s left" not in task.line()
+
+
+def test_an_interrupt_while_a_stage_is_first_drawn_says_that_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+
+    def interrupted(_task: Task) -> None:
+        raise KeyboardInterrupt
+
+    def run() -> None:
+        with Progress(1, stream).stage("one"):
+            pass
+
+    monkeypatch.setattr(Task, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert "[1/1] one: stopped after" in stream.getvalue()
 
 
 def test_a_usage_error_leaves_no_line_of_a_stage_that_did_nothing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 
-from r1v_export.quoting import printable
+from r1v_export.quoting import did_you_mean, printable
 
 BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 MARKS = {"LEFT-TO-RIGHT MARK", "RIGHT-TO-LEFT MARK", "ARABIC LETTER MARK"}
@@ -27,3 +27,8 @@ def test_no_character_that_is_obeyed_is_passed_on_but_line_ends_and_tabs_and_all
 
 def test_a_control_character_is_shown_as_its_symbol() -> None:
     assert printable("a\x00b\x7f\n\tc\u202ed") == "a␀b␡\n\tc\N{REPLACEMENT CHARACTER}d"
+
+
+def test_the_nearest_known_name_is_asked_about_and_no_distant_one() -> None:
+    assert did_you_mean("onxruntime", ("onnxruntime", "gguf")) == "did you mean onnxruntime?"
+    assert did_you_mean("", ("onnxruntime", "gguf")) is None

@@ -31,6 +31,7 @@ from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.files import fill_folder
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback, ignore_progress
+from r1v_export.quoting import did_you_mean, shorten_value
 
 _CHUNK = 1 << 24  # elements made at a time
 _STD = 0.02
@@ -125,7 +126,8 @@ def _resolve_config(
     dtype: DType,
 ) -> dict[str, Any]:
     if preset not in PRESETS:
-        raise UsageError("There is no such preset.", expected=", ".join(PRESETS), found=preset, fix="name one of these")
+        fix = did_you_mean(preset, PRESETS) or "name one of these"
+        raise UsageError("There is no such preset.", expected=", ".join(PRESETS), found=shorten_value(preset), fix=fix)
     config = PRESETS[preset].config() | {"torch_dtype": dtype}
     layers = {"vision_config.num_hidden_layers": vision_layers, "llm_config.num_hidden_layers": language_layers}
     for key, value in [(key, value) for key, value in layers.items() if value is not None] + list(overrides.items()):

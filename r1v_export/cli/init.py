@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 
 from r1v_export.cli.output import common_options, print_json
+from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _IMPLIED = frozenset({"precision"})
 
 
 @click.command(short_help="Write a build file with every key explained.")
-@click.argument("file", type=click.Path(path_type=Path), default=Path("build.yaml"))
+@click.argument("file", type=OptionPath(), default=Path("build.yaml"))
 @common_options
 def command(file: Path, format_: str) -> None:
     """Write a build file with every key, its meaning and its default to FILE (build.yaml if omitted).

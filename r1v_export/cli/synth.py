@@ -15,11 +15,12 @@ from r1v_export.cli.output import (
     print_json,
     shown_progress,
 )
+from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import CheckpointError, UsageError
 
 
 @click.command(short_help="Write a random checkpoint.")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=OptionPath())
 @click.option(
     "--preset",
     metavar="NAME",
@@ -103,7 +104,13 @@ def _parse(setting: str) -> tuple[str, Any]:
 
     key, equals, value = setting.partition("=")
     if not key or not equals:
-        raise UsageError("A setting has no value.", where="--set", expected="KEY=VALUE", found=setting)
+        raise UsageError(
+            "A setting has no value." if key else "A setting has no key.",
+            where="--set",
+            expected="KEY=VALUE",
+            found=setting,
+            fix="write one such as --set llm_config.rope_theta=1e6",
+        )
     require_known_setting(key)
     parsed = parse_yaml(value, UsageError, "A setting has an invalid value", where=key)
     # YAML 1.1 takes 1e6 for text.

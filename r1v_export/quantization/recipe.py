@@ -14,7 +14,6 @@ The patch embedding is a convolution and never quantized; the language-model hea
 from __future__ import annotations
 
 import fnmatch
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -36,7 +35,7 @@ from r1v_export.quantization.groups import (
 from r1v_export.quantization.kv_scales import CacheType
 from r1v_export.quantization.number_formats import InputType, WeightType
 from r1v_export.quantization.statistics.range_estimators import Observer
-from r1v_export.quoting import shorten_value
+from r1v_export.quoting import did_you_mean, shorten_value
 from r1v_export.strict import StrictModel, parse_fields
 from r1v_export.strict_yaml import parse_yaml
 
@@ -282,11 +281,8 @@ def _no_such_recipe(name: str) -> UsageError:
     if name and Path(name).is_dir():
         fix = "pass a recipe's name or file; a finished calibration goes with --calibrated"
         return UsageError("A folder is not a recipe.", where=name, expected=expected, found="a folder", fix=fix)
-    close = get_close_matches(name, names(), n=1)
-    fix = f"did you mean {close[0]}?" if close else "r1v-export recipes list"
-    return UsageError(
-        f"There is no recipe {shorten_value(name)}.", expected=expected, found=shorten_value(name), fix=fix
-    )
+    found, fix = shorten_value(name), did_you_mean(name, names()) or "r1v-export recipes list"
+    return UsageError(f"There is no recipe {found}.", expected=expected, found=found, fix=fix)
 
 
 def describe(scheme: Scheme) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -11,7 +10,7 @@ from r1v_export import build_extra
 from r1v_export.bundle import Bundle
 from r1v_export.config import COMPUTE_OF, BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError, UsageError
-from r1v_export.quoting import shorten_value
+from r1v_export.quoting import did_you_mean, shorten_value
 from r1v_export.targets.entry_points import DEFAULT, names, points
 from r1v_export.targets.interface import CompilesEngines, Decodes, Deployment, DescribesEngines, Target
 
@@ -25,12 +24,11 @@ def get_target(name: str) -> Target:
     """
     found = [point for point in points() if point.name == name]
     if not found:
-        close = get_close_matches(name, names(), n=1)
         raise UsageError(
             f"There is no target {shorten_value(name)}.",
             expected=" or ".join(names()),
             found=shorten_value(name),
-            fix=f"did you mean {close[0]}?" if close else "pass one of these, or install the package that provides it",
+            fix=did_you_mean(name, names()) or "pass one of these, or install the package that provides it",
         )
     if len(found) > 1:
         raise UsageError(

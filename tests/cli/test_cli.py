@@ -267,6 +267,23 @@ def test_synth_blames_the_option_for_what_makes_no_model(tmp_path: Path, capsys:
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        (["--preset", "nan"], "did you mean nano?"),
+        (["--preset", "gpt"], "name one of these"),
+        (["--set", "llm_config.rope_theta"], "--set llm_config.rope_theta=1e6"),
+    ],
+)
+def test_a_mistake_of_synth_is_answered_alone_and_with_the_next_step(
+    options: list[str], fix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["synth", str(tmp_path / "model"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert fix in said
+
+
 def test_what_is_inspected_and_listed_fits_into_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
