@@ -124,6 +124,13 @@ def _own_factors(stored: Mapping[str, StoredTensor]) -> dict[str, Factors]:
 
 
 def _peft_factors(adapter: Path) -> dict[str, Factors]:
+    missing = [name for name in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS) if not (adapter / name).is_file()]
+    if missing:
+        found = (
+            f"no {' and no '.join(missing)}" if adapter.is_dir() else "a file" if adapter.exists() else "no such folder"
+        )
+        fix = f"name the folder that peft saved, with {ADAPTER_CONFIG} and {_ADAPTER_WEIGHTS}"
+        raise _refuse("There is no LoRA adapter here.", adapter, found, fix)
     config = Section(read_json_object(adapter / ADAPTER_CONFIG), ADAPTER_CONFIG)
     for key, harmless in _UNSUPPORTED.items():
         if config.get(key) not in (None, harmless):

@@ -118,6 +118,18 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny, tmp_path):
         merge_lora(tiny, tmp_path / "d")
 
 
+def test_what_is_no_adapter_is_named_as_it_was_typed(tiny, tmp_path):
+    file, empty = tmp_path / "file", tmp_path / "empty"
+    file.write_text("")
+    empty.mkdir()
+    missing = "no adapter_config.json and no adapter_model.safetensors"
+    for path, found in ((tmp_path / "nowhere", "no such folder"), (file, "a file"), (empty, missing)):
+        with pytest.raises(CheckpointError, match="no LoRA adapter here") as caught:
+            merge_lora(tiny, tmp_path / "merged", path)
+        assert (caught.value.where, caught.value.found) == (path, found)
+        assert "adapter_model.safetensors" in caught.value.fix
+
+
 def test_an_interruption_leaves_nothing_behind(tiny, tmp_path):
     def interrupt(done, total):
         raise KeyboardInterrupt
