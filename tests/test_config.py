@@ -100,6 +100,10 @@ def test_the_command_has_an_option_of_targets_where_all_that_have_it_agree() -> 
     same = BuildConfig(targets={"a": {"tp": 2, "pp": 1}, "b": {"tp": 2}, "c": {}})
     assert same.command.endswith("--target c --tp 2")
     assert "--tp" not in BuildConfig(targets={"a": {"tp": 2}, "b": {"tp": 4}}).command
+    block = {"a": {"int4_inputs": "exact"}}
+    assert BuildConfig(precision="int4", targets=block).command.endswith("--target a --int4-inputs exact")
+    assert "--int4-inputs" not in BuildConfig(precision="fp8", targets=block).command
+    assert "--int4-inputs" not in BuildConfig(precision="int4", targets={"a": {"int4_inputs": None}}).command
 
 
 def test_a_folder_is_saved_without_its_path(tmp_path: Path) -> None:

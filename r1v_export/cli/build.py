@@ -85,7 +85,7 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
 @click.option(
     "--int4-inputs",
     type=click.Choice(["int8", "exact"]),
-    help="Inputs of 4-bit weights: in 8 bits (faster), or not rounded. [default: exact]",
+    help="Inputs of 4-bit weights: in 8 bits (faster), or not rounded. [default: int8 on a CPU]",
 )
 @click.option("--link-weights", is_flag=True, help="Hard-link weight files of the checkpoint that stay as they are.")
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate.")

@@ -42,16 +42,16 @@ def race_checked(made_once: MakeOnce) -> Path:
 
 @pytest.fixture(scope="session")
 def int4_bundle(made_once: MakeOnce) -> Path:
-    """The shipped model with int4 weights, rounded to nearest. Not to be written to."""
-    config = BuildConfig(precision="int4", recipe="int4-rtn", parity=ParityConfig(enabled=False))
+    """The shipped model with int4 weights, rounded to nearest, and exact inputs. Not to be written to."""
+    targets = {"onnxruntime": {"int4_inputs": "exact"}}
+    config = BuildConfig(precision="int4", recipe="int4-rtn", targets=targets, parity=ParityConfig(enabled=False))
     return made_once("nano-int4", lambda out: build(config, out))
 
 
 @pytest.fixture(scope="session")
 def int8_inputs_bundle(made_once: MakeOnce) -> Path:
     """The same weights, their inputs rounded to 8 bits. Not to be written to."""
-    targets = {"onnxruntime": {"int4_inputs": "int8"}}
-    config = BuildConfig(precision="int4", recipe="int4-rtn", targets=targets, parity=ParityConfig(enabled=False))
+    config = BuildConfig(precision="int4", recipe="int4-rtn", parity=ParityConfig(enabled=False))
     return made_once("nano-int4-int8-inputs", lambda out: build(config, out))
 
 

@@ -102,7 +102,7 @@ def test_a_quantized_engine_is_compared_behind_every_layer(target: str, tiny_qua
     assert (report.gate, original.gate) == ("arithmetic", "quantization")
     report.raise_if_failed()
     assert report.candidate == target
-    limit = 1e-2 if target == "gguf" else 1e-3  # llama.cpp rounds inputs to 8 bits
+    limit = 1e-2 if target in ("gguf", "onnxruntime") else 1e-3  # these round inputs to 8 bits
     assert report.boundary("decoder_layer.0").metrics["relative_error"] < limit
     assert report.ranges is not None
     assert "language_model.model.layers.0" in {layer.layer for layer in report.ranges.layers}

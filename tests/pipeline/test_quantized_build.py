@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.config import BuildConfig, CalibrationConfig
+from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.errors import ParityError
 from r1v_export.parity.comparison import check
 from r1v_export.pipeline.build import build
@@ -32,6 +32,7 @@ from r1v_export.quantization.recipe import load
 Change = Callable[[np.ndarray], np.ndarray]
 
 FEW = CalibrationConfig(samples=2)
+EXACT = {"onnxruntime": {"int4_inputs": "exact"}}
 
 
 def quantized(config: BuildConfig, precision: str, **changes: object) -> BuildConfig:
@@ -129,9 +130,10 @@ def test_a_wrong_scale_is_caught_by_the_check_of_the_bundle_and_its_linear_named
     assert "differ, by factors of" in str(caught.value.found)
 
 
-def test_wrong_int4_scales_show_in_the_numbers_too(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
-    if bundle.name != "int4":
-        pytest.skip("8-bit inputs amplify rounding: their limits are wider than what one wrong scale does")
+def test_wrong_int4_scales_show_in_the_numbers_too(tiny_config: BuildConfig, tiny_model: Path, tmp_path: Path) -> None:
+    """With exact inputs: the limits of 8-bit inputs are wider than what one wrong scale does."""
+    parity = ParityConfig(enabled=False)
+    bundle = build(quantized(tiny_config, "int4", targets=EXACT, parity=parity), tmp_path / "out").out
     damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
     change_graph(damaged, shuffled)
     checkpoint = Checkpoint.open(tiny_model)
@@ -150,7 +152,7 @@ def test_a_quantized_cache_is_computed_by_engine_and_reference_alike(
 ) -> None:
     recipe = tmp_path / "kv.yaml"
     recipe.write_text(load("int4-rtn").to_yaml().replace("kv_cache: null", f"kv_cache: {kind}"))
-    out = build(quantized(tiny_config, "int4", recipe=str(recipe)), tmp_path / "out").out
+    out = build(quantized(tiny_config, "int4", recipe=str(recipe), targets=EXACT), tmp_path / "out").out
     decoder = ir.load(out / "graphs" / "decoder.onnx").graph
     nodes = [node for node in decoder if node.op_type == "QuantizeLinear"]
     assert [(node.name, node.outputs[0].dtype) for node in nodes] == [

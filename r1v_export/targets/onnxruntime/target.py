@@ -60,15 +60,14 @@ class OnnxRuntimeTarget(Target):
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         options = config.options(self.name, OnnxRuntimeConfig)
-        rounds_inputs = options.int4_inputs == "int8"
-        return NumericsSpec(registry.compute_dtype(config), rounds_inputs)
+        return NumericsSpec(registry.compute_dtype(config), options.chosen_int4_inputs(config) == "int8")
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         check_device(inputs.config.device)
         from r1v_export.targets.onnxruntime.write.graphs import write_graphs
 
         config = inputs.config
-        int4_inputs = config.options(self.name, OnnxRuntimeConfig).int4_inputs
+        int4_inputs = config.options(self.name, OnnxRuntimeConfig).chosen_int4_inputs(config)
         write_graphs(inputs.graphs, self.graphs, config.device, int4_inputs, out)
 
     def engine_document(self, engine: Path) -> EngineDocument:

@@ -110,3 +110,12 @@ def test_cuda_without_a_cuda_build_of_onnxruntime_is_a_missing_capability(r1v):
 def test_inputs_of_4_bit_weights_are_rounded_where_the_build_says_so(given, rounds):
     config = BuildConfig(precision="int4", targets={"onnxruntime": {"int4_inputs": given}})
     assert OnnxRuntimeTarget().numerics(config, tiny_spec()).rounds_inputs == rounds
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "rounds"),
+    [("int4", "cpu", True), ("int4", "cuda", False), ("fp8", "cpu", False), ("fp32", "cpu", False)],
+)
+def test_inputs_are_rounded_by_default_where_a_cpu_multiplies_4_bit_weights(precision, device, rounds):
+    config = BuildConfig(precision=precision, device=device)
+    assert OnnxRuntimeTarget().numerics(config, tiny_spec()).rounds_inputs == rounds
