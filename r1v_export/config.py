@@ -121,8 +121,10 @@ class BuildConfig(SettingsModel):
         if not isinstance(targets, Mapping):
             raise SettingError(
                 "neither a list of names nor names with options",
-                expected="a list of names such as [onnxruntime, gguf], or names with the options of each",
-                fix=f"write targets: [{shorten_text(targets) if isinstance(targets, str) else 'onnxruntime'}]",
+                expected="a list of names, as in targets: [FIRST, SECOND], or names with the options of each",
+                fix=f"write targets: [{shorten_text(targets)}]"
+                if isinstance(targets, str)
+                else "write the names of targets, which r1v-export doctor lists",
             )
         return {
             name: block.model_dump(mode="json") if isinstance(block, BaseModel) else {} if block is None else block
