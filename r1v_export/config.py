@@ -198,7 +198,7 @@ class BuildConfig(SettingsModel):
             words += ["--target", target]
         for field, default in {"sm": None, "tp": 1, "pp": 1, "int4_inputs": None}.items():
             if field == "int4_inputs" and self.precision != "int4":
-                continue  # Bundles of earlier versions say it everywhere, and `build` refuses it where it has no effect.
+                continue  # Earlier bundles say it in every precision, and `build` refuses it where it has no effect.
             values = {_typed(block[field]) for block in self.targets.values() if field in block}
             # Typed, it is for every target; a target with a value of its own has it from a build file.
             if len(values) == 1 and values != {_typed(default)}:
