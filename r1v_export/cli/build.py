@@ -68,13 +68,21 @@ _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation
     help="How to quantize: a name of `recipes list`, or a YAML file. [default: the precision's]",
 )
 @click.option(
-    "--calib", metavar="PATH", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]"
+    "--calib",
+    type=OptionPath(str),
+    metavar="PATH",
+    help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]",
 )
 @calibration_options
 @click.option(
     "--budget", metavar="kl=X|size=SIZE", help="Choose each module's precision within this, such as size=20GB."
 )
-@click.option("--calibrated", metavar="PATH", help="A finished calibration (`r1v-export calibrate`) to build with.")
+@click.option(
+    "--calibrated",
+    type=OptionPath(str),
+    metavar="PATH",
+    help="A finished calibration (`r1v-export calibrate`) to build with.",
+)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option("--offline", is_flag=True, help="Use the hub's local cache only.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where engines run and are checked. [default: cpu]")

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 )
 @click.option("--budget", metavar="kl=X|size=SIZE", help="Find a recipe within this, such as size=20GB.")
 @click.option(
-    "--calib", metavar="PATH", help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]"
+    "--calib",
+    type=OptionPath(str),
+    metavar="PATH",
+    help="Images and prompts to calibrate on: folder or .jsonl. [default: generated]",
 )
 @calibration_options
 @image_policy_option

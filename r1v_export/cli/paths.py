@@ -15,8 +15,8 @@ class OptionPath(click.Path):
     `-o --format json` would otherwise make a folder `--format`, and take `json` for the next argument.
     """
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
+    def __init__(self, path_type: type[Path] | type[str] = Path) -> None:
+        super().__init__(path_type=path_type)
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path; a usage error if it is empty or looks like an option."""

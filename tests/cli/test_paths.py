@@ -37,7 +37,17 @@ def test_an_option_is_not_taken_for_the_path_before_it(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["build", "-o", "", "--dry-run"], ["init", ""], ["synth", ""]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "-o", "", "--dry-run"],
+        ["build", "--precision", "fp8", "--calib", "", "--dry-run"],
+        ["build", "--precision", "fp8", "--calibrated", "", "--dry-run"],
+        ["calibrate", "--precision", "fp8", "--calib", "", "-o", "out"],
+        ["init", ""],
+        ["synth", ""],
+    ],
+)
 def test_an_empty_path_is_not_the_current_folder(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(arguments) == 2
     assert "The path is empty." in capsys.readouterr().err

@@ -90,12 +90,17 @@ def with_an_unfinished_one(shards: Path, folder: Path) -> list[Path]:
     return [shards / "1", shards / "2", folder]
 
 
+def with_one_that_is_missing(shards: Path, folder: Path) -> list[Path]:
+    return [shards / "1", shards / "2", shards / "4"]
+
+
 @pytest.mark.parametrize(
     ("choose", "exit_code", "complaint"),
     [
         (without_the_second, 2, "found:    1/3, 3/3"),
         (with_one_of_other_samples, 2, "the calibration set differs"),
-        (with_an_unfinished_one, 1, "not a finished shard"),
+        (with_an_unfinished_one, 1, "found:    no key.json"),
+        (with_one_that_is_missing, 1, "found:    no such folder"),
     ],
 )
 def test_shards_that_do_not_make_a_calibration_are_reported_and_nothing_is_written(

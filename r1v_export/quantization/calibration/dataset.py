@@ -129,7 +129,10 @@ def prepare(
     _require_images(examples)
     if shard.count > len(examples):
         raise InputError(
-            "There are more shards than calibration samples.", expected=f"at most {len(examples)}", found=shard.count
+            "There are more shards than calibration samples.",
+            expected=f"at most {len(examples)}",
+            found=shard.count,
+            fix="pass fewer shards, or more --samples",
         )
     context = checkpoint.spec.language.max_position_embeddings
     maker = _SampleMaker(checkpoint, min(max_tokens or context, context))

@@ -220,8 +220,9 @@ def _read_key(folder: Path) -> CalibrationKey:
         text = read_regular_bytes(path)
     except OSError as error:
         fix = "name folders that were written with --shard; an interrupted shard has to be run to its end first"
+        found = f"no {KEY}" if folder.is_dir() else "no such folder"
         raise BundleError(
-            "This is not a finished shard of a calibration.", where=folder, expected=KEY, fix=fix
+            "This is not a finished shard of a calibration.", where=folder, expected=KEY, found=found, fix=fix
         ) from error
     key = parse_json(CalibrationKey, text, BundleError, "The key of a shard is damaged", where=path, fix=_AGAIN)
     try:
