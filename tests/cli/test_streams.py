@@ -41,7 +41,7 @@ def in_shell(tmp_path: Path, tiny_built: Path) -> Shell:
         (f"$R {OK} 2>/dev/full", 0),
         (f"$R {FAILING_TEXT} 2>/dev/full", 1),
         ("$R --help >&-", 0),
-        ("$R run nowhere - <&-", 1),
+        ("$R run nowhere - <&-", 2),
     ],
 )
 def test_closed_streams_and_a_full_stderr_change_no_exit_code(

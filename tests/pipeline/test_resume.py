@@ -28,7 +28,7 @@ from r1v_export.checkpoint import tensor_writer
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.manifest import MANIFEST, FileEntry
 from r1v_export.pipeline import build as pipeline
-from r1v_export.pipeline import workspace
+from r1v_export.pipeline import run_stages, workspace
 from r1v_export.pipeline.calibration import CALIBRATION
 from r1v_export.pipeline.stages import Build
 from r1v_export.pipeline.workspace import kept_folder
@@ -181,7 +181,7 @@ def die_before_a_calibration_is_recorded(patch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return workspace.stage_files(folder)
 
-    patch.setattr(pipeline, "stage_files", stage_files)
+    patch.setattr(run_stages, "stage_files", stage_files)
 
 
 def calibrate_and_die(config: BuildConfig, out: Path) -> None:

@@ -108,7 +108,7 @@ def test_without_the_package_its_bundle_says_what_is_missing(
 ) -> None:
     brought()
     assert main.run(["run", str(bundle), "What?"]) == 2
-    assert f"found:    {NAME}" in capsys.readouterr().err
+    assert f"found:    '{NAME}'" in capsys.readouterr().err
 
 
 def test_a_package_that_brings_a_name_that_is_taken_is_refused(brought: Callable[..., None]) -> None:

@@ -302,7 +302,7 @@ class TestExecutor:
         code, said = refused("run", unified, "--engine", engine, *ASKED)
 
         assert code == 2
-        assert "no such target in the bundle" in said
+        assert "no target that this engine belongs to" in said
         assert "tensorrt-llm" in said
 
     @pytest.mark.parametrize(("target", "asked_for"), [("tensorrt-llm", "llm-api"), ("pytorch", "engine")])
