@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Any
 
@@ -44,6 +43,8 @@ def show(value: object, limit_bytes: int, *, keep_lines: bool = False) -> str:
 
 def did_you_mean(text: str, known: Iterable[str]) -> str | None:
     """A question for the nearest of the known names; None where none is near."""
+    from difflib import get_close_matches  # for errors alone: `--help` imports this module
+
     close = get_close_matches(text, list(known), n=1)
     return f"did you mean {close[0]}?" if close else None
 
