@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from r1v_export.errors import GraphError
+from r1v_export.targets.graph_errors import naming_graph
 
 ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -34,24 +35,13 @@ def run_graph(graph: str, session: ort.InferenceSession, *arrays: np.ndarray) ->
     return outputs
 
 
-@contextmanager
-def naming(graph: str, inputs: Mapping[str, np.ndarray]) -> Iterator[None]:
+def naming(graph: str, inputs: Mapping[str, np.ndarray]) -> AbstractContextManager[None]:
     """Errors of ONNX Runtime in the block name the graph and the inputs' shapes.
 
     Raises:
         GraphError: instead of whatever ONNX Runtime raises.
     """
-    try:
-        yield
-    except Exception as error:  # ONNX Runtime raises a dozen classes that share no base.
-        shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in inputs.items())
-        raise GraphError(
-            f"ONNX Runtime fails in the {graph} graph.",
-            where=f"{graph}, with {shapes}",
-            found=f"onnxruntime {ort.__version__}: {' '.join(str(error).split())[:600]}",
-            fix="with less memory than it takes, ask for fewer tokens, tiles or answers at once; else run "
-            "`r1v-export verify`, and build again with this onnxruntime",
-        ) from error
+    return naming_graph("ONNX Runtime", "onnxruntime", ort.__version__, graph, inputs)
 
 
 @contextmanager

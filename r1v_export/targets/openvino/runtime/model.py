@@ -15,10 +15,10 @@ from r1v_export.cpus import thread_count
 from r1v_export.errors import BundleError, R1VError
 from r1v_export.files import open_regular
 from r1v_export.log_event import log_event
+from r1v_export.targets.graph_errors import shortened
 from r1v_export.targets.openvino.config import OpenVinoConfig
 from r1v_export.targets.openvino.engine_file import REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
-from r1v_export.targets.openvino.runtime.run import shortened
 
 _LOG = logging.getLogger(__name__)
 _DEVICE = "CPU"
