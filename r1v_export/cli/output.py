@@ -104,12 +104,12 @@ def calibration_options(function: Function) -> Function:
             click.option(
                 "--samples",
                 type=WholeNumber(min=1),
-                help="Calibration samples at most. [default: 128; with quick effort 32]",
+                help="Calibration samples at most. [default: 128; with quick effort 24]",
             ),
             click.option(
                 "--effort",
                 type=click.Choice(["auto", "quick", "full"]),
-                help="Quick: 32 samples, int4 by RTN; full: 128, GPTQ; auto: quick from 8 billion parameters.",
+                help="Quick: 24 samples, int4 by RTN; full: 128, GPTQ; auto: quick from 8 billion parameters.",
             ),
             click.option(
                 "--matmul-precision",
