@@ -309,8 +309,8 @@ def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["check", "x", "--questions", "0"], "not in the range"),
         (["synth", "x", "--set", "no-value"], "no value"),
         (["synth", "x", "--set", "unknown=1"], "or a key of vision_config or llm_config"),
-        (["synth", "x", "--set", "rope_theta=1"], "write llm_config.rope_theta"),
-        (["synth", "x", "--set", "vision_config.num_hiden_layers=1"], "write vision_config.num_hidden_layers"),
+        (["synth", "x", "--set", "rope_theta=1"], "did you mean llm_config.rope_theta?"),
+        (["synth", "x", "--set", "vision_config.num_hiden_layers=1"], "did you mean vision_config.num_hidden_layers?"),
         (["synth", "x", "--set", "llm_config.rope_scaling.x.y=1", "--set", "llm_config.zzz=1"], "llm_config.zzz"),
     ],
 )
