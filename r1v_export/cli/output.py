@@ -16,7 +16,7 @@ from r1v_export.cli.logs import logging_options
 from r1v_export.cli.streams import json_text
 from r1v_export.cpus import use_threads
 from r1v_export.errors import UsageError
-from r1v_export.progress import terminal_width
+from r1v_export.progress import fitted, terminal_width
 from r1v_export.quoting import visible
 from r1v_export.targets.entry_points import names
 
@@ -302,6 +302,18 @@ def wrapped(text: str) -> str:
     """A sentence in lines of the terminal's width, or 80 where there is none; longer words, as of paths, stay whole."""
     width = terminal_width(sys.stdout)
     return textwrap.fill(visible(text), width, break_long_words=False, break_on_hyphens=False)
+
+
+def print_summary(sentence: str, command: str = "") -> None:
+    """Print the line that ends a command, broken at spaces where a terminal is narrower.
+
+    Args:
+        command: what to do next, behind the sentence; it is copied, so it stays whole, on a line of its own if need be.
+    """
+    lines = fitted(visible(f"{sentence} {command}".rstrip()), sys.stdout, indent=2)
+    if command and len(lines) > 1:
+        lines = [*fitted(visible(sentence), sys.stdout, indent=2), f"  {visible(command)}"]
+    click.echo("\n".join(lines))
 
 
 def _is_number(cell: str) -> bool:

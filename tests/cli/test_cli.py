@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.cli import main
+from r1v_export.cli import inspect, main
 from r1v_export.manifest import verify
 from r1v_export.parity.schema import ParityReport
 from r1v_export.runner.bench import Measurement, measure
@@ -224,6 +224,12 @@ def test_inspect_shows_the_parity_verdict_and_the_versions_of_a_bundle(nano_bund
     assert re.search(r"^parity, onnxruntime +passed$", text, re.MULTILINE)
     assert re.search(rf"^versions [^:]*\bonnxruntime\s+{re.escape(version('onnxruntime'))}\b", text, re.MULTILINE)
     assert re.search(rf"^producer +r1v-export {re.escape(VERSION)}$", text, re.MULTILINE)
+
+
+def test_inspect_says_of_a_gate_that_did_not_run_that_nothing_was_checked() -> None:
+    facts = {"parity": {"tensorrt-rtx": "its engines run on a CUDA GPU"}, "parameters": {}, "files": {}}
+    text = inspect._as_text({**facts, "spec": {"dtype": "bfloat16"}})
+    assert text.startswith("parity, tensorrt-rtx  not checked: its engines run on a CUDA GPU\n")
 
 
 def test_doctor_knows_what_is_ready_and_how_to_get_the_rest(succeed) -> None:

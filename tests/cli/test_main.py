@@ -249,8 +249,8 @@ def test_a_terminal_sees_errors_in_color_unless_no_color_is_set(variables: dict[
 def test_a_terminal_breaks_the_lines_of_an_error_at_words_and_no_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = "calibrate again: r1v-export calibrate MODEL -o FOLDER"
-    error = errors.UsageError("There is no such thing as was asked for.", found="a, b, c and 7 more", fix=command)
+    fix = "calibrate again: r1v-export calibrate MODEL -o FOLDER, or use `pip install 'a thing'` (or nothing at all)"
+    error = errors.UsageError("There is no such thing as was asked for.", found="a, b, c and 7 more", fix=fix)
     monkeypatch.setattr(main.cli, "main", lambda **_: (_ for _ in ()).throw(error))
     monkeypatch.setenv("COLUMNS", "24")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -262,7 +262,13 @@ def test_a_terminal_breaks_the_lines_of_an_error_at_words_and_no_command(
         "  for.",
         "  found:    a, b, c and",
         "            7 more",
-        f"  fix:      {command}",
+        "  fix:      calibrate",
+        "            again:",
+        "            r1v-export calibrate MODEL -o FOLDER,",
+        "            or use",
+        "            `pip install 'a thing'`",
+        "            (or nothing",
+        "            at all)",
     ]
 
 

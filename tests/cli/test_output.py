@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from r1v_export.cli.answers import stream
-from r1v_export.cli.output import table, wrapped, wrapped_table
+from r1v_export.cli.output import print_summary, table, wrapped, wrapped_table
 from r1v_export.runner.answer import Answer, Timings, TokenEvent
 
 
@@ -52,6 +52,25 @@ def test_the_last_column_wraps_next_to_the_others_or_below_them(monkeypatch: pyt
     assert wrapped_table(rows) == ("name  a word, more words, and as many\n      again as fit\n      the-end\nx")
     monkeypatch.setenv("COLUMNS", "36")
     assert wrapped_table(rows) == ("name\n    a word, more words, and as many\n    again as fit\n    the-end\nx")
+
+
+def on_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+
+def test_the_line_that_ends_a_command_fits_a_terminal_and_the_command_in_it_stays_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ("a: every key with its default; build it with:", "r1v-export build --config a -o FOLDER")
+    print_summary(*said)
+    assert capsys.readouterr().out == f"{said[0]} {said[1]}\n", "a pipe's lines are not broken"
+    on_terminal(84, monkeypatch)
+    print_summary(*said)
+    assert capsys.readouterr().out == f"{said[0]} {said[1]}\n"
+    on_terminal(30, monkeypatch)
+    print_summary(*said)
+    assert capsys.readouterr().out == f"a: every key with its default;\n  build it with:\n  {said[1]}\n"
 
 
 def events(*pieces: tuple[str, str]) -> Iterator[TokenEvent]:
