@@ -49,8 +49,8 @@ OPTIONS = {
     "deploy cpp": "BUNDLE --output",
     "deploy triton": "BUNDLE --output --backend --target --engine --max-rows --cache-mib --image-cache-mib --tiles "
     "--preprocessors --device",
-    "bench": "BUNDLE --image --allow-url --question --target --engine --model --tokens --runs --batch --roofline "
-    "--device --threads",
+    "bench": "BUNDLE --image --allow-url --tiles --question --target --engine --model --tokens --runs --batch "
+    "--roofline --device --threads",
     "diff": "FIRST SECOND --report",
     "inspect": "MODEL --target --roofline --report --precision --recipe --tp --pp --batch --tiles --prompt "
     "--max-new-tokens --revision --offline",
