@@ -27,6 +27,7 @@ from r1v_export.cli.output import (
     wrapped_table,
 )
 from r1v_export.errors import UsageError
+from r1v_export.quoting import shorten_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -98,8 +99,7 @@ def command(
     from r1v_export.runner.open_runner import open_runner
 
     refuse_unread_model(target)
-    if image is not None and tiles is not None:
-        raise UsageError("An image has the tiles that it has.", where="--image --tiles", fix="pass one of the options")
+    _require_one_source(image, tiles)
     peaks = _peaks(gpu, batch)
     runner = open_runner(bundle, target, model, device, engine)
     asked = None if image is None else _reread(image, image_opener(runner.image_policy, allow_url))
@@ -110,6 +110,18 @@ def command(
     else:
         _print(result)
         click.echo(_roofline(roofline))
+
+
+def _require_one_source(image: str | None, tiles: int | None) -> None:
+    """Refuse a number of tiles for an image that has its own."""
+    if image is not None and tiles is not None:
+        raise UsageError(
+            "An image has the tiles that it has.",
+            where="--image --tiles",
+            expected="one of the two options",
+            found=f"--image {shorten_text(image, 80)} and --tiles {tiles}",
+            fix="omit --tiles, or --image",
+        )
 
 
 def _reread(source: str, opener: Callable[[str], Image.Image]) -> Image.Image | Callable[[], Image.Image]:
