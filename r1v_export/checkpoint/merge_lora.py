@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,44 +68,61 @@ class Factors(NamedTuple):
     scale: float
 
 
-def merge_lora(
-    model: str | Path | None,
-    out: Path,
-    adapter: Path | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Checkpoint:
-    """Write a checkpoint whose weights hold its adapters, and open it.
+@dataclass(frozen=True)
+class LoraMerge:
+    """A checkpoint whose adapters fit its weights, to be written with one in the other.
 
-    Args:
-        model: of the weights, as `Checkpoint.open` takes it.
-        out: made if it is not there; must be empty.
-        adapter: a folder of peft's with adapter_config.json; None where the checkpoint itself holds the adapters.
-        on_progress: called with the bytes written so far and in all.
-
-    Raises:
-        UsageError: `out` holds something, or cannot be written to.
-        CheckpointError: there is no adapter, it is of a kind that is not supported, or does not fit the weights.
+    Attributes:
+        folder: of the checkpoint.
+        tensors: the merged weights, which are computed as they are written.
     """
-    folder = resolve(model).folder
-    stored = open_tensors(folder)
-    factors = _own_factors(stored) if adapter is None else _peft_factors(adapter)
-    weights = {_weight_name(name): tensor for name, tensor in stored.items() if not _FACTOR.fullmatch(name)}
-    _check(factors, weights, adapter or folder)
-    tensors = [
-        NewTensor(name, tensor.dtype, tensor.shape, partial(_merged, tensor, factors.get(name.removesuffix(".weight"))))
-        for name, tensor in weights.items()
-    ]
-    with fill_folder(out, last=CONFIG) as unfinished:
-        for name in AUXILIARY_FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, unfinished / name)
-        config = readable_config(read_json_object(folder / CONFIG)) | dict.fromkeys(_RANKS, 0)
-        write_json(unfinished / CONFIG, config)
-        write_configuration_code(unfinished, config)
-        total = sum(tensor.nbytes for tensor in tensors)
-        for done in write_tensors(unfinished, tensors):
-            on_progress(done, total)
-    return Checkpoint.open(out)
+
+    folder: Path
+    tensors: Sequence[NewTensor]
+
+    @classmethod
+    def open(cls, model: str | Path | None, adapter: Path | None = None) -> LoraMerge:
+        """Find adapters and weights, and check that they fit. No weight is read.
+
+        Args:
+            model: of the weights, as `Checkpoint.open` takes it.
+            adapter: a folder of peft's with adapter_config.json; None where the checkpoint itself holds the adapters.
+
+        Raises:
+            CheckpointError: there is no adapter, it is of a kind that is not supported, or does not fit the weights.
+        """
+        folder = resolve(model).folder
+        stored = open_tensors(folder)
+        factors = _own_factors(stored) if adapter is None else _peft_factors(adapter)
+        weights = {_weight_name(name): tensor for name, tensor in stored.items() if not _FACTOR.fullmatch(name)}
+        _check(factors, weights, adapter or folder)
+        merged = {
+            name: partial(_merged, tensor, factors.get(name.removesuffix(".weight")))
+            for name, tensor in weights.items()
+        }
+        return cls(folder, [NewTensor(name, weights[name].dtype, weights[name].shape, merged[name]) for name in merged])
+
+    def write(self, out: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Checkpoint:
+        """Write the checkpoint, and open it.
+
+        Args:
+            out: made if it is not there; must be empty.
+            on_progress: called with the bytes written so far and in all.
+
+        Raises:
+            UsageError: `out` holds something, or cannot be written to.
+        """
+        with fill_folder(out, last=CONFIG) as unfinished:
+            for name in AUXILIARY_FILES:
+                if (self.folder / name).is_file():
+                    shutil.copyfile(self.folder / name, unfinished / name)
+            config = readable_config(read_json_object(self.folder / CONFIG)) | dict.fromkeys(_RANKS, 0)
+            write_json(unfinished / CONFIG, config)
+            write_configuration_code(unfinished, config)
+            total = sum(tensor.nbytes for tensor in self.tensors)
+            for done in write_tensors(unfinished, self.tensors):
+                on_progress(done, total)
+        return Checkpoint.open(out)
 
 
 def _merged(weight_OI: StoredTensor, factors: Factors | None) -> Iterator[torch.Tensor]:

@@ -22,14 +22,15 @@ from r1v_export.cli.paths import OptionPath
 @common_options
 def command(model: str, out: Path, adapter: Path | None, format_: str) -> None:
     """Write MODEL with its LoRA adapters merged: W + scale * B A, in float32, then in the weights' own type."""
-    from r1v_export.checkpoint.merge_lora import merge_lora
+    from r1v_export.checkpoint.merge_lora import LoraMerge
     from r1v_export.files import explain_full_disk
 
+    merge = LoraMerge.open(model, adapter)
     with (
         shown_progress(format_, 1).stage("weights") as task,
         explain_full_disk(out),
     ):
-        checkpoint = merge_lora(model, out, adapter, task.report)
+        checkpoint = merge.write(out, task.report)
     if format_ == "json":
         print_json({"checkpoint": str(out), "notes": list(checkpoint.notes)})
     else:

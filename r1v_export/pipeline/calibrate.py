@@ -14,6 +14,7 @@ from r1v_export.config import BuildConfig
 from r1v_export.cpus import thread_count
 from r1v_export.errors import UsageError
 from r1v_export.files import explain_full_disk
+from r1v_export.gpus import require_device
 from r1v_export.pipeline.calibration import (
     calibration_options,
     calibration_set,
@@ -27,10 +28,11 @@ from r1v_export.pipeline.sharded_calibration import calibrate, remove_resume_fol
 from r1v_export.pipeline.workers import ThisProcess, Workers, portable, read_paths
 from r1v_export.progress import Progress
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.quantization.calibration.dataset import Shard
+from r1v_export.quantization.calibration.dataset import Shard, require_sample_for_each
+from r1v_export.quantization.calibration.raw_examples import read_examples
 from r1v_export.quantization.calibration.resume import default_resume_folder
 from r1v_export.quantization.calibration.shards import collect_shard as collect_statistics
-from r1v_export.quantization.calibration.shards import find_shards, merge, require_separable
+from r1v_export.quantization.calibration.shards import find_shards, merge, require_mergeable, require_separable
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ def calibrate_alone(
 
     Raises:
         R1VError: as `sharded_calibration.calibrate`, or `out` holds something else.
-        CapabilityError: it does not fit into memory: this machine's, or the smallest worker's.
+        CapabilityError: it does not fit into memory, this machine's or the smallest worker's, or the device is missing.
     """
     config = with_precision(config)
     chosen_recipe(config)  # refused before a checkpoint is downloaded
-    checkpoint = _open(config, offline)
+    checkpoint = _open(config, offline, elsewhere=ray is not None)
     asked, config = config, resolved_calibration(config, checkpoint)
+    _require_samples(config, config.calibration.shards)
     recipe = chosen_recipe(config)
     with explain_full_disk(out), _workers(ray, config, checkpoint, out.absolute()) as workers:
         if not out.exists():  # one that is finished takes no memory
@@ -94,6 +97,7 @@ def collect_shard(
     require_separable(recipe, f"shard {shard}")  # before prompts are answered
     checkpoint = _open(config, offline)
     config = resolved_calibration(config, checkpoint)
+    _require_samples(config, shard.count)
     recipe = chosen_recipe(config) or recipe
     with explain_full_disk(out), progress.stage(f"shard {shard}") as task:
         samples = calibration_set(config, checkpoint, recipe, default_resume_folder(out), shard)
@@ -119,10 +123,12 @@ def merge_shards(
     Raises:
         UsageError: a shard is missing or there twice, they are not of one calibration, or `out` holds something else.
         BundleError: a shard is unfinished, damaged or of another checkpoint.
+        CapabilityError: this machine lacks the device.
     """
-    checkpoint = _open(config, offline)
+    checkpoint, shards = _open(config, offline), find_shards(folders)
+    require_mergeable(checkpoint, shards, out)  # before a stage is announced
     with explain_full_disk(out), progress.stage("merge") as task:
-        merge(checkpoint, find_shards(folders), out, calibration_options(config, checkpoint, None, task.report))
+        merge(checkpoint, shards, out, calibration_options(config, checkpoint, None, task.report))
     return _calibrated(out, checkpoint, progress)
 
 
@@ -137,7 +143,21 @@ def _workers(ray: str | None, config: BuildConfig, checkpoint: Checkpoint, out: 
         yield cluster
 
 
-def _open(config: BuildConfig, offline: bool) -> Checkpoint:
+def _require_samples(config: BuildConfig, shards: int) -> None:
+    """Refuse a calibration set that is not there, and more shards than samples, before a stage is announced.
+
+    Raises:
+        InputError: it is so. Whether the set has as many samples as were asked for is found out when it is read.
+    """
+    read_examples(config.calibration.data, 1, config.image_policy)
+    if config.calibration.samples is not None:
+        require_sample_for_each(shards, config.calibration.samples)
+
+
+def _open(config: BuildConfig, offline: bool, *, elsewhere: bool = False) -> Checkpoint:
+    """The checkpoint to calibrate, on this machine unless workers of a cluster do."""
+    if not elsewhere:
+        require_device(config.device)
     torch.set_num_threads(thread_count().count)
     checkpoint = Checkpoint.open(config.model, revision=config.revision, offline=offline)
     if checkpoint.quantized is not None:

@@ -22,8 +22,10 @@ from r1v_export.pipeline.effort import resolved_calibration
 from r1v_export.pipeline.rates import measured_rates
 from r1v_export.pipeline.stage import Needs
 from r1v_export.progress import duration
+from r1v_export.quantization.calibration.dataset import require_sample_for_each
 from r1v_export.quantization.calibration.matmul_precision import choose_matmul
 from r1v_export.quantization.calibration.plan import reads_samples
+from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.quantization.sizes import parameter_count
 
@@ -68,7 +70,12 @@ class PlannedCalibration:
 
     @cached_property
     def needs(self) -> Needs:
-        """Memory and disk while it runs, what the effort decided, and why it cannot run here."""
+        """Memory and disk while it runs, what the effort decided, and why it cannot run here.
+
+        Raises:
+            InputError: the calibration data cannot be used, or has fewer samples than there are shards.
+        """
+        require_sample_for_each(self.config.calibration.shards, len(self._examples))
         costs = [self._cost(self.config, recipe) for recipe in self._recipes.values()]
         needs = Needs(
             memory_bytes=max(cost.memory_bytes for cost in costs),
@@ -88,6 +95,7 @@ class PlannedCalibration:
 
         Raises:
             CapabilityError: it does not fit into memory.
+            InputError: as `needs`.
         """
         if self.needs.obstacle is not None:
             raise self.needs.obstacle
@@ -102,7 +110,11 @@ class PlannedCalibration:
         """How many prompts the model has to answer before it is calibrated on them."""
         if self.recipe and not reads_samples(self.recipe, self.checkpoint.spec):
             return 0
-        return sum(example.answer is None for example in calibration_examples(self.config, self.checkpoint))
+        return sum(example.answer is None for example in self._examples)
+
+    @cached_property
+    def _examples(self) -> list[RawExample]:
+        return calibration_examples(self.config, self.checkpoint)
 
     def _cost(self, config: BuildConfig, recipe: Recipe) -> CalibrationCost:
         matmul = choose_matmul(config.calibration.matmul_precision, self.checkpoint, config.device)

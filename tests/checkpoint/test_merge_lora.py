@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from r1v_export.checkpoint.merge_lora import merge_lora
+from r1v_export.checkpoint.merge_lora import LoraMerge
 from r1v_export.checkpoint.training_files import ADAPTER_CONFIG
+from r1v_export.cli import main
 from r1v_export.errors import CheckpointError, UsageError
 from tests.checkpoint.conftest import refusal, set_key
 
@@ -51,7 +52,7 @@ def test_an_adapter_of_peft_is_merged(tiny, tmp_path, rslora, scale):
     tensors = load_file(tiny / WEIGHTS)
     made = factors(tensors)
     adapter = peft_adapter(tmp_path / "adapter", made, use_rslora=rslora)
-    merged = merge_lora(tiny, tmp_path / "out", adapter)
+    merged = LoraMerge.open(tiny, adapter).write(tmp_path / "out")
     for name, tensor in tensors.items():
         linear = name.removesuffix(".weight")
         wanted = expected(tensor, linear, made, scale) if linear in LINEARS else tensor
@@ -73,7 +74,7 @@ def test_adapters_within_a_checkpoint_are_merged_with_the_published_scale(tiny, 
     save_file(stored, tiny / WEIGHTS)
     set_key(tiny, "use_llm_lora", RANK)
     assert "merge-lora" in refusal(tiny).fix
-    merged = merge_lora(tiny, tmp_path / "out")
+    merged = LoraMerge.open(tiny).write(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["use_llm_lora"] == 0
     for linear in LINEARS:
         weight = tensors[f"{linear}.weight"]
@@ -100,22 +101,22 @@ def test_adapters_within_a_checkpoint_are_merged_with_the_published_scale(tiny, 
 def test_an_adapter_of_another_kind_is_refused(tiny, tmp_path, changes, key):
     adapter = peft_adapter(tmp_path / "adapter", factors(load_file(tiny / WEIGHTS)), **changes)
     with pytest.raises(CheckpointError, match=rf"{key} cannot be used"):
-        merge_lora(tiny, tmp_path / "out", adapter)
+        LoraMerge.open(tiny, adapter)
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tiny, tmp_path):
     made = factors(load_file(tiny / WEIGHTS))
     first = LINEARS[0]
     with pytest.raises(CheckpointError, match="lacks one of two factors"):
-        merge_lora(tiny, tmp_path / "a", peft_adapter(tmp_path / "one", {f"{first}.lora_A": made[f"{first}.lora_A"]}))
+        LoraMerge.open(tiny, peft_adapter(tmp_path / "one", {f"{first}.lora_A": made[f"{first}.lora_A"]}))
     short = made | {f"{first}.lora_A": made[f"{first}.lora_A"][:, :-1].contiguous()}
     with pytest.raises(CheckpointError, match="does not fit its linear"):
-        merge_lora(tiny, tmp_path / "b", peft_adapter(tmp_path / "two", short))
+        LoraMerge.open(tiny, peft_adapter(tmp_path / "two", short))
     renamed = {name.replace("q_proj", "z_proj"): tensor for name, tensor in made.items()}
     with pytest.raises(CheckpointError, match="of another model"):
-        merge_lora(tiny, tmp_path / "c", peft_adapter(tmp_path / "three", renamed))
+        LoraMerge.open(tiny, peft_adapter(tmp_path / "three", renamed))
     with pytest.raises(CheckpointError, match="no LoRA adapter"):
-        merge_lora(tiny, tmp_path / "d")
+        LoraMerge.open(tiny)
 
 
 def test_what_is_no_adapter_is_named_as_it_was_typed(tiny, tmp_path):
@@ -125,7 +126,7 @@ def test_what_is_no_adapter_is_named_as_it_was_typed(tiny, tmp_path):
     missing = "no adapter_config.json and no adapter_model.safetensors"
     for path, found in ((tmp_path / "nowhere", "no such folder"), (file, "a file"), (empty, missing)):
         with pytest.raises(CheckpointError, match="no LoRA adapter here") as caught:
-            merge_lora(tiny, tmp_path / "merged", path)
+            LoraMerge.open(tiny, path)
         assert (caught.value.where, caught.value.found) == (path, found)
         assert "adapter_model.safetensors" in caught.value.fix
 
@@ -136,11 +137,16 @@ def test_an_interruption_leaves_nothing_behind(tiny, tmp_path):
 
     adapter = peft_adapter(tmp_path / "adapter", factors(load_file(tiny / WEIGHTS)))
     with pytest.raises(KeyboardInterrupt):
-        merge_lora(tiny, tmp_path / "merged", adapter, interrupt)
+        LoraMerge.open(tiny, adapter).write(tmp_path / "merged", interrupt)
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_missing_adapter_is_refused_before_a_stage_is_announced(tiny, tmp_path, capsys):
+    assert main.run(["merge-lora", str(tiny), "--adapter", str(tmp_path / "none"), "-o", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith("error: There is no LoRA adapter here.")
 
 
 def test_nothing_is_written_over(tiny, tmp_path):
     adapter = peft_adapter(tmp_path / "adapter", factors(load_file(tiny / WEIGHTS)))
     with pytest.raises(UsageError, match="not empty"):
-        merge_lora(tiny, tiny, adapter)
+        LoraMerge.open(tiny, adapter).write(tiny)

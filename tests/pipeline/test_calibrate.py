@@ -76,6 +76,33 @@ def test_settings_that_exclude_each_other_are_usage_errors(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--precision", "fp8", "--device", "cuda"), "There is no CUDA GPU"),
+        (("--precision", "fp8", "--shard", "1/2", "--device", "cuda"), "There is no CUDA GPU"),
+        (("--merge", "{folder}", "--device", "cuda"), "There is no CUDA GPU"),
+        (("--precision", "fp8", "--samples", "3", "--shards", "4"), "more shards than calibration samples"),
+        (("--precision", "fp8", "--samples", "3", "--shard", "1/4"), "more shards than calibration samples"),
+        (("--precision", "fp8", "--shard", "1/2", "--calib", "{folder}/none"), "no calibration set here"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_a_stage_is_announced(
+    tiny_model: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = [option.format(folder=tmp_path) for option in options]
+    assert calibrate(tiny_model, *words, "-o", tmp_path / "out") in (1, 4)
+    said = capsys.readouterr().err
+    assert said.startswith("error:")
+    assert complaint in said
+
+
 def without_the_second(shards: Path, folder: Path) -> list[Path]:
     return [shards / "1", shards / "3"]
 
@@ -94,13 +121,20 @@ def with_one_that_is_missing(shards: Path, folder: Path) -> list[Path]:
     return [shards / "1", shards / "2", shards / "4"]
 
 
+def with_a_finished_calibration(shards: Path, folder: Path) -> list[Path]:
+    for name in ("recipe.yaml", "stats.json"):
+        (folder / name).touch()
+    return [folder]
+
+
 @pytest.mark.parametrize(
     ("choose", "exit_code", "complaint"),
     [
         (without_the_second, 2, "found:    1/3, 3/3"),
         (with_one_of_other_samples, 2, "the calibration set differs"),
-        (with_an_unfinished_one, 1, "found:    no key.json"),
-        (with_one_that_is_missing, 1, "found:    no such folder"),
+        (with_an_unfinished_one, 1, "found:    an empty folder"),
+        (with_one_that_is_missing, 1, "found:    no such path"),
+        (with_a_finished_calibration, 1, "r1v-export build MODEL --calibrated "),
     ],
 )
 def test_shards_that_do_not_make_a_calibration_are_reported_and_nothing_is_written(
@@ -115,7 +149,9 @@ def test_shards_that_do_not_make_a_calibration_are_reported_and_nothing_is_writt
     (tmp_path / "other").mkdir()
     merges = [word for folder in choose(shards, tmp_path / "other") for word in ("--merge", folder)]
     assert calibrate(tiny_model, *merges, "-o", tmp_path / "merged") == exit_code
-    assert complaint in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert "merge: stopped" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, CalibrationConfig
-from r1v_export.errors import CapabilityError
+from r1v_export.errors import CapabilityError, InputError
 from r1v_export.pipeline import calibration_cost, effort
 from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.effort import resolved_calibration
@@ -50,6 +50,12 @@ def test_what_counts_on_a_cluster_is_its_smallest_worker(monkeypatch: pytest.Mon
     assert small.found == "1.0 kB on the cluster's smallest worker"
     monkeypatch.setattr(calibration_cost, "available_bytes", lambda: 1000)
     assert replace(planned(config), worker_bytes=1 << 40).needs.obstacle is None
+
+
+def test_more_shards_than_samples_are_refused_before_the_build_begins() -> None:
+    calibration = CalibrationConfig(samples=3, shards=4)
+    with pytest.raises(InputError, match="more shards than calibration samples"):
+        _ = planned(BuildConfig(precision="fp8", calibration=calibration)).needs
 
 
 def test_too_little_memory_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,21 @@ class CalibrationSet:
     image_policy: ImagePolicy = "as_displayed"
 
 
+def require_sample_for_each(shards: int, samples: int) -> None:
+    """Check that no shard is left without a sample.
+
+    Raises:
+        InputError: there are more shards than samples.
+    """
+    if shards > samples:
+        raise InputError(
+            "There are more shards than calibration samples.",
+            expected=f"at most {samples}",
+            found=shards,
+            fix="pass fewer shards, or more --samples",
+        )
+
+
 def prepare(
     examples: Sequence[RawExample],
     checkpoint: Checkpoint,
@@ -127,13 +142,7 @@ def prepare(
     """
     shard = shard or Shard()
     _require_images(examples)
-    if shard.count > len(examples):
-        raise InputError(
-            "There are more shards than calibration samples.",
-            expected=f"at most {len(examples)}",
-            found=shard.count,
-            fix="pass fewer shards, or more --samples",
-        )
+    require_sample_for_each(shard.count, len(examples))
     context = checkpoint.spec.language.max_position_embeddings
     maker = _SampleMaker(checkpoint, min(max_tokens or context, context))
     indices = range(shard.index, len(examples), shard.count)

@@ -19,7 +19,7 @@ from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.errors import BundleError, CheckpointError, UsageError
 from r1v_export.files import read_regular_bytes
 from r1v_export.manifest import to_json
-from r1v_export.quantization.artifact.documents import checkpoint_fingerprint, read_stats
+from r1v_export.quantization.artifact.documents import RECIPE, STATS, checkpoint_fingerprint, read_stats
 from r1v_export.quantization.calibration.blocks import Block, materialize, stored_tensors, tensors_of
 from r1v_export.quantization.calibration.blockwise_runner import (
     DEFAULT_OPTIONS,
@@ -139,6 +139,13 @@ def merge(
     return quantization.finish(out)
 
 
+def require_mergeable(
+    checkpoint: Checkpoint, shards: Sequence[Path], out: Path, options: CalibrationOptions = DEFAULT_OPTIONS
+) -> None:
+    """Check what `merge` checks before it computes. Arguments and errors are those of `merge`."""
+    is_done(_Merge(checkpoint, shards, options).key, out)
+
+
 def begin_merge(
     checkpoint: Checkpoint, shards: Sequence[Path], out: Path, options: CalibrationOptions = DEFAULT_OPTIONS
 ) -> None:
@@ -219,17 +226,28 @@ def _read_key(folder: Path) -> CalibrationKey:
     try:
         text = read_regular_bytes(path)
     except OSError as error:
-        fix = "name folders that were written with --shard; an interrupted shard has to be run to its end first"
-        found = f"no {KEY}" if folder.is_dir() else "no such folder"
-        raise BundleError(
-            "This is not a finished shard of a calibration.", where=folder, expected=KEY, found=found, fix=fix
-        ) from error
+        raise _no_shard(folder, error) from error
     key = parse_json(CalibrationKey, text, BundleError, "The key of a shard is damaged", where=path, fix=_AGAIN)
     try:
         Shard.parse(key.shard)
     except UsageError as error:
         raise BundleError("The key of a shard is damaged.", where=path, found=error.found, fix=_AGAIN) from error
     return key
+
+
+def _no_shard(folder: Path, error: OSError) -> BundleError:
+    """What a folder is that has no key that can be read."""
+    expected = "a folder that was written with --shard, or one that holds such folders"
+    what, found = "There is no shard of a calibration here.", error.strerror
+    fix = "correct --merge; an interrupted shard has to be run to its end first"
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "no such path"
+    elif (folder / RECIPE).exists() and (folder / STATS).exists():
+        what, found = "This is a finished calibration and no shard of one.", f"{RECIPE} and {STATS}"
+        fix = f"build with it: r1v-export build MODEL --calibrated {folder}"
+    elif isinstance(error, FileNotFoundError):
+        found = "a folder with other files" if any(folder.iterdir()) else "an empty folder"
+    return BundleError(what, where=folder, expected=expected, found=found, fix=fix)
 
 
 def _join_keys(keys: dict[Path, CalibrationKey]) -> CalibrationKey:

@@ -88,7 +88,7 @@ def test_an_interrupted_shard_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     with pytest.raises(Stopped):
         collected_shard(synth_checkpoint, KV_RECIPE, tmp_path, 1, on_progress=stop_after(6))
-    with pytest.raises(BundleError, match="not a finished shard"):
+    with pytest.raises(BundleError, match="no shard of a calibration here"):
         merge(synth_checkpoint, [shards[0], tmp_path / "1", shards[2]], tmp_path / "merged")
     assert files_of(collected_shard(synth_checkpoint, KV_RECIPE, tmp_path, 1)) == files_of(shards[1])
     collected_shard(synth_checkpoint, KV_RECIPE, tmp_path, 1, on_progress=stop_after(0))  # which is done already
