@@ -36,7 +36,13 @@ def environment(templates: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"sentence": sentence, "printable": printable, "date": date, "breakable": breakable}
+    environment.filters |= {
+        "sentence": sentence,
+        "printable": printable,
+        "date": date,
+        "breakable": breakable,
+        "unbroken": unbroken,
+    }
     return environment
 
 
@@ -48,6 +54,11 @@ def sentence(text: str) -> str:
 def breakable(text: str) -> Markup:
     """A printable name or path, which a narrow column may break behind its dots, slashes and underscores."""
     return Markup(re.sub(r"([./_]+)", r"\1<wbr>", str(escape(printable(text)))))
+
+
+def unbroken(text: str) -> Markup:
+    """A sentence whose numbers, such as `7e-5`, no line break parts at their minus."""
+    return Markup(re.sub(r"\b([\d.]+e-\d+)\b", r'<span class="whole">\1</span>', str(escape(text))))
 
 
 def date(iso: str) -> str:

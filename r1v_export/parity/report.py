@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import math
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from markupsafe import Markup
 
@@ -17,6 +17,7 @@ from r1v_export.errors import BundleError
 from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import LAYERS, kind_of
+from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
 from r1v_export.parity.metrics import METRICS
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, ReasoningFormat, SampleResult
 from r1v_export.progress import size
@@ -105,11 +106,11 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         "by_channel": partial(by_channel, report.reasoning),
     }
     drawn = (
-        plots.errors_by_boundary(report),
-        plots.kl_by_boundary(report),
-        plots.errors_by_layer(report),
-        plots.errors_by_step(report),
-        plots.latency_by_stage(report),
+        at_both_widths(plots.errors_by_boundary, report),
+        at_both_widths(plots.kl_by_boundary, report),
+        at_both_widths(plots.errors_by_layer, report),
+        at_both_widths(plots.errors_by_step, report),
+        at_both_widths(plots.latency_by_stage, report),
     )
     titles = (
         "Error by boundary",
@@ -122,7 +123,8 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         "Each stage on the reference's inputs; end_to_end on the candidate's own.",
         "How far the next token's probabilities are from the reference's, with the limits; 0 where they are the same.",
         "Hidden states behind each layer; the tower is given the reference's pixels, the decoder its embeddings.",
-        "Both engines are fed the same answer, so every step has the same history.",
+        "Both engines are fed the same answer, so every step has the same history; fewer answers have a later step. "
+        "Gaps: no difference, or no finite number.",
         "Mean over all calls but each stage's first, on the machine of this check. Each stage has its own scale.",
     )
     return environment.get_template("parity.html.j2").render(
@@ -132,16 +134,26 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         stages=stages(report),
         columns=[name for name in METRICS if any(name in b.metrics for b in report.boundaries)],
         labels=METRICS,
-        plots=[(t, c, Markup(svg)) for t, c, svg in zip(titles, captions, drawn, strict=True) if svg],
+        plots=[(t, c, svg) for t, c, svg in zip(titles, captions, drawn, strict=True) if svg],
         shown=shown_samples(report.samples),
         identical=sum(sample.divergence is None for sample in report.samples),
         tokens=sum(sample.tokens for sample in report.samples),
         scored=[sample for sample in report.samples if sample.expected is not None],
         modules=modules(report),
         largest_layers=largest_layers(report),
-        sensitivity_plot=Markup(plots.sensitivity(table) or "") if (table := sensitivity_table(report)) else None,
-        sizes_plot=Markup(plots.accuracy_by_size(report.bundles) or ""),
+        sensitivity_plot=at_both_widths(plots.sensitivity, table) if (table := sensitivity_table(report)) else None,
+        sizes_plot=at_both_widths(plots.accuracy_by_size, report.bundles),
     )
+
+
+Drawn = TypeVar("Drawn")
+
+
+def at_both_widths(plot: Callable[[Drawn, float], str | None], facts: Drawn) -> Markup:
+    """A plot for a wide screen and for a narrow one, of which the style sheet shows one; empty where there is none."""
+    widths = {"wide-plot": WIDE_INCHES, "narrow-plot": NARROW_INCHES}
+    drawn = {name: plot(facts, width) for name, width in widths.items()}
+    return Markup("".join(f'<div class="{name}">{svg}</div>' for name, svg in drawn.items() if svg))
 
 
 class GateLink:

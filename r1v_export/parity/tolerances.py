@@ -202,7 +202,7 @@ _FP32 = (
         _LOGITS,
         "max_kl",
         at_most=5e-7,
-        reason="What an error of 1e-3 in every logit can amount to at most: KL <= error^2 / 2 nats.",
+        reason="What an error of 1e-3 in every logit can amount to at most: half the square of that error, in nats.",
     ),
     *_same(
         "fp32",
@@ -274,7 +274,7 @@ def _sixteen_bit(
             at_least=agreement,
             near_tie=_logit_error(kl),
             reason="Given the same history, rounding may flip a greedy choice only at near ties: within the error in "
-            "logits that the limit on the divergence stands for (KL <= error^2 / 2).",
+            "logits whose square, halved, is the limit on the divergence in nats.",
         ),
     )
 
@@ -312,7 +312,7 @@ _EIGHT_BIT_INPUTS = (
         "mean_kl",
         at_most=5e-3,
         reason="The same edges, as what they do to the next token's distribution: 2e-3 nats end to end is measured "
-        "between float32 and float64, a tenth of what quantizing itself may cost is allowed.",
+        "between float32 and float64; a tenth of what quantizing itself may cost is allowed.",
     ),
     *_same(
         "8-bit inputs",
@@ -321,7 +321,7 @@ _EIGHT_BIT_INPUTS = (
         at_least=0.98,
         near_tie=_logit_error(5e-3),
         reason="Given the same history, a value that is rounded the other way may flip a greedy choice only at "
-        "near ties: within the error in logits that the limit on the divergence stands for (KL <= error^2 / 2). A "
+        "near ties: within the error in logits whose square, halved, is the limit on the divergence in nats. A "
         "random decoder of 64 layers differs by 3e-2 from itself when its input moves by one unit in the last place.",
     ),
 )

@@ -15,6 +15,7 @@ from r1v_export.parity.report import to_html
 from r1v_export.parity.schema import LayerRange, RangeFacts, ReasoningFormat, Saturation
 from r1v_export.reference.model import Model
 from tests.browser import VIEWS, faint_texts, needs_chromium, opened, scrolling_tables, show, unreachable_scrollers
+from tests.detailed_report import detail
 
 pytestmark = needs_chromium
 
@@ -45,7 +46,7 @@ def html(report: ParityReport) -> str:
         "samples": [*many, many[0].model_copy(update={"question": "x" * 200})],
         "ranges": RangeFacts(dtype="float16", largest=65504.0, layers=tuple(large)),
     }
-    return to_html(report.model_copy(update=update))
+    return to_html(detail(report).model_copy(update=update))
 
 
 @pytest.mark.parametrize(("width", "theme"), VIEWS)
@@ -63,11 +64,34 @@ def test_letters_of_plots_are_no_smaller_than_12_pixels_on_a_narrow_screen(html)
     with opened(500, "light") as page:
         show(page, html)
         sizes = page.evaluate(
-            """() => [...document.querySelectorAll("svg text")].filter((text) => !text.closest("[id*=mathtext]")
-              && !text.querySelector("tspan")).map((text) => parseFloat(getComputedStyle(text).fontSize)
-              * text.closest("svg").getBoundingClientRect().width / text.closest("svg").viewBox.baseVal.width)"""
+            """() => [...document.querySelectorAll("svg text")]
+              .filter((text) => text.getClientRects().length)
+              .filter((text) => !text.closest("[id*=mathtext]") && !text.querySelector("tspan"))
+              .map((text) => parseFloat(getComputedStyle(text).fontSize)
+                * text.closest("svg").getBoundingClientRect().width / text.closest("svg").viewBox.baseVal.width)"""
         )
         assert min(sizes) >= 12
+
+
+@pytest.mark.parametrize("width", [1280, 860, 500])
+def test_every_plot_fits_its_page_with_all_its_texts(html, width):
+    with opened(width, "light") as page:
+        show(page, html)
+        figures, scrolling, cut = page.evaluate(
+            """() => {
+              const shown = [...document.querySelectorAll("figure svg")].filter((e) => e.getClientRects().length);
+              const outside = (text, box) => text.left < box.left || text.right > box.right
+                || text.top < box.top || text.bottom > box.bottom;
+              const cut = shown.flatMap((svg) => [...svg.querySelectorAll("text")]
+                .filter((e) => outside(e.getBoundingClientRect(), svg.getBoundingClientRect()))
+                .map((e) => e.textContent));
+              const figures = [...document.querySelectorAll("figure")];
+              return [[figures.length, shown.length], figures.filter((e) => e.scrollWidth > e.clientWidth).length, cut];
+            }"""
+        )
+        assert figures == [5, 5], "of the two widths of each plot one is shown"
+        assert scrolling == 0
+        assert cut == []
 
 
 def test_names_of_boundaries_stay_in_view_while_the_table_of_all_metrics_scrolls(html):

@@ -13,12 +13,12 @@ import pytest
 from pydantic import ValidationError
 
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check, write_report
-from r1v_export.parity.plots import accuracy_by_size, errors_by_boundary, latency_by_stage
+from r1v_export.parity.plots import accuracy_by_size, errors_by_boundary, errors_by_step, latency_by_stage
 from r1v_export.parity.report import by_channel, share, to_html, to_json, write_reports
-from r1v_export.parity.schema import BundleFacts, CalibrationFacts, ReasoningFormat, Saturation
-from r1v_export.quantization.mixed_precision.sensitivity import Candidate, Selection, SensitivityTable
+from r1v_export.parity.schema import ReasoningFormat, Saturation
 from r1v_export.quoting import printable
 from r1v_export.reference.model import Model
+from tests.detailed_report import detail
 
 Damaged = Callable[[Callable[[Model], None]], Endpoint]
 
@@ -118,36 +118,7 @@ def test_json_reads_back_as_the_report(failed: ParityReport):
 
 @pytest.fixture(scope="module")
 def detailed(passed: ParityReport) -> ParityReport:
-    """With everything that a report can say of calibration, and with bundles side by side."""
-    costs = {"16-bit": (200, 0.0), "fp8": (100, 1e-4), "int4": (60, 2e-3)}
-    modules = ("vision_model.encoder.layers.0.mlp.fc1", "mlp1.1", "language_model.model.layers.0.mlp.gate_proj")
-    options = [
-        Candidate(module=module, precision=precision, size_bytes=size, snr_db=30.0, kl=kl)
-        for module in modules
-        for precision, (size, kl) in costs.items()
-    ]
-    selection = Selection(
-        budget="kl=0.02", precisions=dict(zip(modules, costs, strict=True)), size_bytes=2_345_678, kl=0.0123
-    )
-    table = SensitivityTable(
-        checkpoint="0" * 64, samples=16, fixed_bytes=1000, options=tuple(options), selection=selection
-    )
-    warning = "Keys of <b>layer 3</b> reach 120 in channel 7"
-    calibration = CalibrationFacts(recipe="mixed-auto", samples=128, warnings=(warning,), sensitivity=table)
-    bundles = tuple(
-        BundleFacts(
-            name=name,
-            precision=name,
-            target="onnxruntime",
-            size_bytes=size,
-            mean_kl=kl,
-            top1_agreement=0.99,
-            correct=30,
-            scored=32,
-        )
-        for name, size, kl in (("int4", 9_900_000, 4.1e-3), ("fp8", 8_900_000, 7.3e-4), ("fp32", 24_500_000, 0.0))
-    )
-    return passed.model_copy(update={"calibration": calibration, "bundles": bundles})
+    return detail(passed)
 
 
 def test_a_page_shows_calibration_sensitivity_and_other_bundles(detailed: ParityReport, passed_page: Page):
@@ -165,7 +136,8 @@ def test_a_page_shows_calibration_sensitivity_and_other_bundles(detailed: Parity
         "✓ chosen",
     ):
         assert text in page.words, text
-    assert len([tag for tag, _ in page.tags if tag == "svg"]) == len([t for t, _ in passed_page.tags if t == "svg"]) + 2
+    plots, before = (len([tag for tag, _ in each.tags if tag == "svg"]) for each in (page, passed_page))
+    assert plots == before + 4, "two plots, each for a wide and for a narrow screen"
     outside = [url for name in ("src", "href", "xlink:href") for url in page.attributes(name)]
     assert all(url.startswith(("data:", "#")) for url in outside)
 
@@ -272,8 +244,9 @@ def test_text_of_users_and_models_is_never_markup(reference: Endpoint, samples: 
 
 def test_plots_tell_their_content_in_words(passed_page: Page):
     labels = [attrs.get("aria-label", "") for tag, attrs in passed_page.tags if tag == "svg"]
-    assert len(labels) == 4
+    assert len(labels) == 8
     assert all(labels)
+    assert all(labels.count(label) == 2 for label in labels), "once for a wide and once for a narrow screen"
     assert any("KL divergence" in label for label in labels)
 
 
@@ -282,7 +255,7 @@ def test_the_reference_has_its_name_sizes_their_units_and_limits_a_place_that_no
     words = Page(to_html(passed.model_copy(update={"reference": "pytorch", "saturations": (clipped,)}))).words
     assert "PyTorch, and the engine that is checked: candidate." in words
     assert "ytorch" not in words.replace("PyTorch", "")
-    assert "mlp1.1: 0.04 % beyond" in words
+    assert "mlp1.1: 0.04 % larger" in words
     assert "largest error of a logit; dashed: limit" in words
 
 
@@ -382,6 +355,22 @@ def test_no_share_of_answers_above_all_is_on_the_axis(detailed: ParityReport):
     ticks = [float(number) for number in re.findall(r">(\d+(?:\.\d+)?)</text>", svg)]
     assert 100 in ticks
     assert max(ticks) == 100
+
+
+def test_a_divergence_below_the_axis_has_a_marker_of_its_own(detailed: ParityReport):
+    """fp32's is 0: with a marker as the others have it would be read off the axis as a thousandth of the largest."""
+    shown = accuracy_by_size(detailed.bundles)
+    alike = accuracy_by_size([bundle.model_copy(update={"mean_kl": 1e-3}) for bundle in detailed.bundles])
+    assert shown is not None
+    assert alike is not None
+    assert "▼: below the axis" in shown
+    assert "▼" not in alike
+
+
+def test_a_limit_of_the_largest_divergence_is_not_drawn_as_one_of_the_mean(passed: ParityReport):
+    svg = errors_by_step(passed)
+    assert svg is not None
+    assert "dashed: limit of the largest at any step" in svg
 
 
 def test_bars_of_latency_are_as_long_as_the_time(passed: ParityReport):

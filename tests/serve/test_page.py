@@ -78,6 +78,22 @@ def test_an_error_is_shown_and_the_next_question_is_answered(page):
     expect(page.locator(".turn").nth(1).locator(".usage")).to_contain_text("tokens/s", timeout=ANSWER_MS)
 
 
+def test_the_page_names_its_background_in_the_dark_and_cuts_no_hint_of_a_field(served):
+    with opened(500, "dark") as page:
+        page.goto(served)
+        for element in ("html", "body"):
+            expect(page.locator(element)).to_have_css("background-color", "rgb(20, 23, 26)")
+        room = page.locator("#temperature").evaluate(
+            """(field) => {
+              const style = getComputedStyle(field), pen = document.createElement("canvas").getContext("2d");
+              pen.font = style.font;
+              const padding = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
+              return field.clientWidth - padding - pen.measureText(field.placeholder).width;
+            }"""
+        )
+        assert room > 16, "the arrows of a number field are 16 pixels wide"
+
+
 @pytest.mark.parametrize(("width", "theme"), VIEWS)
 def test_every_text_stands_out_from_its_background(served, width, theme):
     with opened(width, theme) as page:

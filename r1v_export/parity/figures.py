@@ -1,0 +1,106 @@
+"""Figures of a parity report: their style, their two widths, and how they become SVG text to stand inside an HTML page.
+
+The same figure gives the same bytes: no date, fixed ids, matplotlib's own defaults whatever the user's are. Colors are
+variables of the page's style sheet, so the plots follow its light or dark scheme.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+# Stand-ins that matplotlib accepts as colors -> variables of the page's style sheet.
+INK, FAINT, ONE, TWO, BAD = "#010101", "#020202", "#030303", "#040404", "#050505"
+_CSS = {INK: "--ink", FAINT: "--line", ONE: "--series-1", TWO: "--series-2", BAD: "--bad"}
+
+_STYLE: dict[RcKeyType, object] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "r1v-export",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "hatch.color": INK,
+    "hatch.linewidth": 0.6,
+}
+
+WIDE_INCHES, NARROW_INCHES = 9.2, 5.0
+"""Of a plot. The page scales the wide one to 800 pixels and more, the narrow one to what a phone has."""
+
+_LETTER_INCHES = 0.074
+"""Mean width of a letter of labels and titles."""
+
+
+@contextmanager
+def figure_of(width_inches: float, height_inches: float) -> Iterator[Figure]:
+    """A figure under the page's style, apart from any pyplot state."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
+        figure.patch.set_visible(False)
+        yield figure
+
+
+def wrapped(text: str, figure: Figure) -> str:
+    """A label or title in lines that the figure has room for, next to the labels of its axis; where it can be, a line
+    ends before brackets or behind a semicolon."""
+    letters = math.floor((figure.get_figwidth() - 0.9) / _LETTER_INCHES)
+    parts = [text]
+    for end in (r" {2,}(?=\()", r"(?<=;) "):
+        parts = [piece for part in parts for piece in ([part] if len(part) <= letters else re.split(end, part))]
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, letters))
+
+
+def svg_of(figure: Figure, name: str, description: str) -> str:
+    """The figure as an <svg> element; `name` keeps its ids apart from those of other figures on the page, and of the
+    same one at another width."""
+    name += "-narrow" if figure.get_figwidth() < WIDE_INCHES else ""
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    file = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    for color, variable in _CSS.items():
+        svg = svg.replace(color, f"var({variable})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+
+
+def is_narrow(axes: Axes) -> bool:
+    """Whether the figure is the one for a narrow screen."""
+    return width_inches_of(axes) < WIDE_INCHES
+
+
+def width_inches_of(axes: Axes) -> float:
+    """Width of the whole figure."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return float(figure.get_figwidth())
