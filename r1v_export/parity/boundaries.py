@@ -21,10 +21,17 @@ from r1v_export.parity.boundary_statistics import BoundaryStatistics, no_images,
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.metrics import TensorStatistics, TokenStatistics, top1_margin
 from r1v_export.parity.samples import ParitySample
+from r1v_export.progress import ProgressCallback, ignore_progress, subrange
 from r1v_export.runner.kv_cache import KVCache, embed_chosen, new_token_budget, plan_capacity, prefill
 
 TILES_AT_ONCE = 8
 """Tiles per call of the vision graph; their features are dropped before the next call."""
+
+_PROMPTS, _TOGETHER = 0.2, 0.8
+"""Shares of a batch's time, roughly, where its prompts are embedded and where the reference's answers are decoded; then
+the candidate answers alone."""
+_PREFILL = 0.2
+"""Share of the prompts in what decoding takes, roughly."""
 
 
 @runtime_checkable
@@ -66,10 +73,16 @@ class BoundaryComparator:
             self.reference.engine.embed, self.candidate.engine.embed, self.reference.engine.sizes
         )
 
-    def compare_batch(self, samples: Sequence[ParitySample]) -> list[Answers]:
-        """Take a batch through all boundaries."""
+    def compare_batch(
+        self, samples: Sequence[ParitySample], on_progress: ProgressCallback = ignore_progress
+    ) -> list[Answers]:
+        """Take a batch through all boundaries.
+
+        Args:
+            on_progress: called after each prompt, and after each step of decoding.
+        """
         prompts_SE, own_prompts_SE = [], []
-        for sample in samples:
+        for done, sample in enumerate(samples, 1):
             inputs, own_inputs = self.reference.inputs(sample), self.candidate.inputs(sample)
             self.found.record_inputs(inputs, own_inputs, sample.name)
             images_NE, own_images_NE = self._compare_vision(inputs.pixel_values, sample.name)
@@ -77,9 +90,12 @@ class BoundaryComparator:
                 own_images_NE = image_embeds(self.candidate.engine, own_inputs.pixel_values)
             prompts_SE.append(self._compare_embeds(inputs.input_ids, images_NE, sample.name))
             own_prompts_SE.append(embed_prompt(self.candidate.engine, own_inputs.input_ids, own_images_NE))
-        names = [sample.name for sample in samples]
-        expected, first_logits_BV = self._decode_together(prompts_SE, names)
-        found = self._decode_alone(own_prompts_SE, first_logits_BV, names)
+            on_progress(_PROMPTS * done / len(samples), 1.0)
+        names, together = [sample.name for sample in samples], subrange(on_progress, _PROMPTS, _TOGETHER)
+        expected, first_logits_BV = self._decode_together(prompts_SE, names, together)
+        # Answers of the candidate's own are nearly always as long.
+        steps, alone = max(map(len, expected.tokens)), subrange(on_progress, _TOGETHER, 1.0)
+        found = self._decode_alone(own_prompts_SE, first_logits_BV, names, steps, alone)
         for tokens, own_tokens in zip(expected.tokens, found.tokens, strict=True):
             self.found.record("tokens", TokenStatistics.of(tokens, own_tokens))
         return [Answers(*row) for row in zip(samples, expected.tokens, found.tokens, expected.margins, strict=True)]
@@ -116,7 +132,7 @@ class BoundaryComparator:
         return expected
 
     def _decode_together(
-        self, prompts_SE: Sequence[np.ndarray], names: Sequence[str]
+        self, prompts_SE: Sequence[np.ndarray], names: Sequence[str], on_progress: ProgressCallback
     ) -> tuple[GreedyAnswers, np.ndarray]:
         """The reference answers greedily; the candidate is fed the same embeddings at every step.
 
@@ -124,12 +140,17 @@ class BoundaryComparator:
         """
         endpoint = self.reference
         answers, caches = self._start(endpoint, prompts_SE, (endpoint.engine, self.candidate.engine))
-        expected_BV, found_BV = first_logits_BV, _ = [prefill(c, prompts_SE, threading.Event()) for c in caches]
+        half = _PREFILL / 2
+        parts = [subrange(on_progress, 0.0, half), subrange(on_progress, half, _PREFILL)]
+        expected_BV, found_BV = first_logits_BV, _ = [
+            prefill(cache, prompts_SE, threading.Event(), part) for cache, part in zip(caches, parts, strict=True)
+        ]
         for row, name in enumerate(names):
             self.found.record("prefill", of_row(row, expected_BV, found_BV, name))
-        step = 0
+        step, decoding = 0, subrange(on_progress, _PREFILL, 1.0)
         while answers.append_token(expected_BV):
             step += 1
+            decoding(step, answers.longest)
             embeds_B1E = embed_chosen(endpoint.engine, answers.last)
             expected_BV, found_BV = [cache.append(embeds_B1E, answers.unfinished_B) for cache in caches]
             for row in answers.unfinished:
@@ -137,15 +158,23 @@ class BoundaryComparator:
         return answers, first_logits_BV
 
     def _decode_alone(
-        self, prompts_SE: Sequence[np.ndarray], first_logits_BV: np.ndarray, names: Sequence[str]
+        self,
+        prompts_SE: Sequence[np.ndarray],
+        first_logits_BV: np.ndarray,
+        names: Sequence[str],
+        likely_steps: int,
+        on_progress: ProgressCallback,
     ) -> GreedyAnswers:
         """The candidate answers greedily, on its own outputs throughout."""
         endpoint = self.candidate
         answers, (cache,) = self._start(endpoint, prompts_SE, (endpoint.engine,))
-        logits_BV = prefill(cache, prompts_SE, threading.Event())
+        logits_BV = prefill(cache, prompts_SE, threading.Event(), subrange(on_progress, 0.0, _PREFILL))
         for row, name in enumerate(names):
             self.found.record("end_to_end", of_row(row, first_logits_BV, logits_BV, name))
+        step, decoding = 0, subrange(on_progress, _PREFILL, 1.0)
         while answers.append_token(logits_BV):
+            step += 1
+            decoding(step, likely_steps)
             embeds_B1E = embed_chosen(endpoint.engine, answers.last)
             logits_BV = cache.append(embeds_B1E, answers.unfinished_B)
         return answers
@@ -165,13 +194,18 @@ class BoundaryComparator:
 
 
 class GreedyAnswers:
-    """The answers of a batch while they are generated; the most likely token is taken, the first of equals."""
+    """The answers of a batch while they are generated; the most likely token is taken, the first of equals.
+
+    Attributes:
+        longest: tokens that an answer may have at most.
+    """
 
     def __init__(self, max_new_tokens: Sequence[int], stop_ids: frozenset[int]) -> None:
         self.tokens: list[list[int]] = [[] for _ in max_new_tokens]
         self.margins: list[list[float]] = [[] for _ in max_new_tokens]
         self.unfinished_B = np.ones(len(max_new_tokens), dtype=np.int64)
         self._budgets, self._stop_ids = max_new_tokens, stop_ids
+        self.longest = max(max_new_tokens)
 
     def append_token(self, logits_BV: np.ndarray) -> bool:
         """Take the next token of every unfinished answer; false when all are finished."""

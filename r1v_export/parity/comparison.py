@@ -37,7 +37,7 @@ from r1v_export.parity.schema import (
     WorstElement,
 )
 from r1v_export.parity.tolerances import Boundary, Gate, Tolerance, ToleranceProfile, tolerances
-from r1v_export.progress import ProgressCallback, ignore_progress
+from r1v_export.progress import ProgressCallback, ignore_progress, subrange
 from r1v_export.runner.reasoning import split_reasoning
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
@@ -80,7 +80,7 @@ def check(
         candidate: the engine under test, with the files of its bundle.
         samples: compared in this order; drawn from as needed, `options.batch_size` at a time.
         options: what is compared, and by which limits.
-        on_progress: called with the number of samples done, after each batch.
+        on_progress: called with the share that is done, after each prompt and each step of decoding.
 
     Raises:
         UsageError: the table has no limits for such an engine.
@@ -221,12 +221,14 @@ def _compare_samples(
     with_images = 0
     while batch := list(islice(remaining, batch_size)):
         first_batch = first_batch or batch
-        for answers in comparator.compare_batch(batch):
+        begun, count = len(results), max(length_hint(samples), len(results) + len(batch))
+        of_batch = subrange(on_progress, begun / count, (begun + len(batch)) / count)
+        for answers in comparator.compare_batch(batch, of_batch):
             diverged = answers.reference != answers.candidate
             shown = len(results) < _WITH_IMAGES or (diverged and with_images < _WITH_IMAGES)
             with_images += diverged and shown
             results.append(_sample_result(answers, comparator.reference, with_images=shown))
-        on_progress(len(results), length_hint(samples))
+        of_batch(1.0, 1.0)
     if not results:
         raise InputError("There is nothing to compare.", expected="at least one sample", found="none")
     return results, first_batch

@@ -24,6 +24,7 @@ from r1v_export.parity.boundaries import embed_prompt, image_embeds
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.metrics import log_softmax
 from r1v_export.parity.schema import FEWEST_TEXT_TOKENS, TextFacts
+from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, plan_capacity, prefill
 
 if TYPE_CHECKING:
@@ -70,11 +71,14 @@ def fewest_texts(texts: Sequence[AnyText]) -> list[AnyText]:
     return chosen
 
 
-def score_texts(endpoint: Endpoint, texts: Sequence[Text]) -> TextFacts | None:
+def score_texts(
+    endpoint: Endpoint, texts: Sequence[Text], on_progress: ProgressCallback = ignore_progress
+) -> TextFacts | None:
     """Measure how likely an engine finds the replies, token by token; None if there are none.
 
     Args:
         texts: decoded together.
+        on_progress: called after each token of the replies.
     """
     texts = [text for text in texts if len(text.token_ids) > text.prompt_tokens]
     if not texts:
@@ -87,7 +91,7 @@ def score_texts(endpoint: Endpoint, texts: Sequence[Text]) -> TextFacts | None:
     cache = KVCache(endpoint.engine.decoder(len(texts), capacity))
     logits_BV = prefill(cache, prompts_SE, threading.Event())
     nll = entropy = 0.0
-    for step in range(max(map(len, replies))):
+    for step in range(steps := max(map(len, replies))):
         rows = [row for row, reply in enumerate(replies) if step < len(reply)]
         nll, entropy = np.add((nll, entropy), _surprise(logits_BV[rows], [replies[row][step] for row in rows]))
         goes_on_B = np.array([step + 1 < len(reply) for reply in replies], dtype=np.int64)
@@ -95,17 +99,22 @@ def score_texts(endpoint: Endpoint, texts: Sequence[Text]) -> TextFacts | None:
             latest = [min(text.prompt_tokens + step, len(text.token_ids) - 1) for text in texts]
             embeds_B1E = np.stack([e[at : at + 1] for e, at in zip(embeds_SE, latest, strict=True)])
             logits_BV = cache.append(embeds_B1E, goes_on_B)
+        on_progress(step + 1, steps)
     return _facts(replies, nll, entropy, endpoint.engine.sizes.vocab)
 
 
-def score_texts_by_blocks(engine: BlockwiseEngine, texts: Sequence[Text]) -> TextFacts | None:
-    """The same with one block of weights held at a time."""
+def score_texts_by_blocks(
+    engine: BlockwiseEngine, texts: Sequence[Text], on_progress: ProgressCallback = ignore_progress
+) -> TextFacts | None:
+    """The same with one block of weights held at a time; progress is called after each block."""
     texts = [text for text in texts if len(text.token_ids) > text.prompt_tokens]
     if not texts:
         return None
     hidden = _through([text.pixels() for text in texts], engine.vision_embeddings)
+    blocks = engine.vision_layers + engine.sizes.layers + 1
     for layer in range(engine.vision_layers):
         hidden = _through(hidden, partial(engine.vision_block, layer))
+        on_progress(layer + 1, blocks)
     hidden = _through(_through(hidden, engine.vision_features), engine.projector)
     embed = engine.embed()
     # The last token of a reply predicts nothing that is known.
@@ -115,6 +124,7 @@ def score_texts_by_blocks(engine: BlockwiseEngine, texts: Sequence[Text]) -> Tex
     ]
     for layer in range(engine.sizes.layers):
         hidden = _through_layer(hidden, partial(engine.decoder_layer, layer))
+        on_progress(engine.vision_layers + layer + 1, blocks)
     head, nll, entropy = opened(engine.head), 0.0, 0.0
     replies = [text.token_ids[text.prompt_tokens :] for text in texts]
     for text, reply, hidden_1SE in zip(texts, replies, hidden, strict=True):

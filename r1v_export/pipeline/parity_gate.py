@@ -28,7 +28,7 @@ from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.pipeline.gate_memory import GateMemory, gate_memory
 from r1v_export.processing.pipeline_document import describe_pipeline, open_files
 from r1v_export.processing.tokenizer import Tokenizer
-from r1v_export.progress import ProgressCallback
+from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.apply.blockwise import reference_blocks
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.dataset import CalibrationSample, prepare
@@ -41,6 +41,9 @@ from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
 from r1v_export.targets.interface import OpensBlocks
+
+_OPENED, _TEXTS = 0.1, 0.1
+"""Shares of a gate's time, roughly, in which both engines are opened, and an imported checkpoint rated on texts."""
 
 
 def gate_names(recipe: Recipe | None, own_weights: ToleranceProfile | None) -> tuple[Gate, ...]:
@@ -135,9 +138,16 @@ class GateRun:
         self, samples: Iterable[ParitySample], options: CheckOptions, on_progress: ProgressCallback
     ) -> ParityReport:
         """Compare the whole engine with the whole reference of `options.gate`, which is held no longer."""
+        on_progress(0.0, 1.0, "opening both engines")
         reference = reference_endpoint(self.checkpoint, self.device, self._artifact_of(options.gate))
-        report = check(reference, self._candidate, samples, options, on_progress)
-        return report.model_copy(update={"texts": score_texts(reference, texts(self.checkpoint))})
+        on_progress(_OPENED / 2, 1.0)
+        candidate, replies = self._candidate, texts(self.checkpoint)
+        compared = 1.0 - _TEXTS if replies else 1.0
+        part = subrange(on_progress, _OPENED, compared)
+        part(0.0, 1.0, "comparing answers")
+        report = check(reference, candidate, samples, options, part)
+        rated = score_texts(reference, replies, subrange(on_progress, compared, 1.0))
+        return report.model_copy(update={"texts": rated})
 
     def streamed(
         self,
@@ -165,11 +175,15 @@ class GateRun:
             for reference, options in zip(references, gates, strict=True)
         ]
         same_embeddings = self.artifact is None or _quantizes_decoder_only(self.artifact)
+        replies = fewest_texts(texts(self.checkpoint))
+        # Rating the replies takes them through all blocks of one engine once more.
+        share = 1.0 - 1.0 / (len(gates) + 2) if replies else 1.0
+        part = subrange(on_progress, 0.0, share)
         try:
-            reports = check_streamed(compared, candidate, samples, work, on_progress, same_embeddings=same_embeddings)
+            reports = check_streamed(compared, candidate, samples, work, part, same_embeddings=same_embeddings)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        facts = score_texts_by_blocks(references[0], fewest_texts(texts(self.checkpoint)))
+        facts = score_texts_by_blocks(references[0], replies, subrange(on_progress, share, 1.0))
         return [report.model_copy(update={"texts": facts}) for report in reports]
 
     @cached_property

@@ -12,6 +12,7 @@ import numpy as np
 
 from r1v_export.contract import Decoder, Engine
 from r1v_export.errors import InputError
+from r1v_export.progress import ProgressCallback, ignore_progress
 
 CAPACITY_STEP = 64
 """Capacities are rounded up to a multiple of this, so that engines meet few different shapes."""
@@ -126,14 +127,23 @@ def embed_chosen(engine: Engine, ids_BS: np.ndarray) -> np.ndarray:
     return engine.embed(ids_BS, np.zeros((0, engine.sizes.hidden), dtype=np.float32))
 
 
-def prefill(cache: KVCache, prompts_SE: Sequence[np.ndarray], cancel: threading.Event) -> np.ndarray:
+def prefill(
+    cache: KVCache,
+    prompts_SE: Sequence[np.ndarray],
+    cancel: threading.Event,
+    on_progress: ProgressCallback = ignore_progress,
+) -> np.ndarray:
     """Put prompts of different lengths into the cache; logits [B, V] after the last token of each.
 
     Rows are padded on the right to the longest. Stops early, with logits that mean nothing, once `cancel` is set.
+
+    Args:
+        on_progress: called with the tokens of the longest prompt that are done.
     """
     lengths_B = np.array([len(prompt) for prompt in prompts_SE], dtype=np.int64)
     logits_BV = np.empty((0, 0), dtype=np.float32)
-    for start in range(0, int(lengths_B.max()), PREFILL_CHUNK):
+    longest = int(lengths_B.max())
+    for start in range(0, longest, PREFILL_CHUNK):
         if cancel.is_set():
             break
         chunks = [prompt[start : start + PREFILL_CHUNK] for prompt in prompts_SE]
@@ -141,6 +151,7 @@ def prefill(cache: KVCache, prompts_SE: Sequence[np.ndarray], cancel: threading.
         latest_BV = cache.append(_pad_right(chunks), new_B)
         # A row that ended in an earlier chunk keeps the logits it had there.
         logits_BV = latest_BV if start == 0 else np.where(new_B[:, None] > 0, latest_BV, logits_BV)
+        on_progress(min(start + PREFILL_CHUNK, longest), longest)
     return logits_BV
 
 

@@ -391,11 +391,21 @@ def test_a_precision_without_limits_is_refused_before_any_work(reference: Endpoi
         compare(reference, reference, never_encoded, gate="quantization")
 
 
-def test_progress_is_reported_after_each_batch(reference: Endpoint, samples: list[ParitySample]):
-    reported: list[tuple[float, float]] = []
-    options = CheckOptions("fp32", batch_size=2, max_new_tokens=2)
-    check(reference, reference, samples, options, lambda *call: reported.append(call))
-    assert reported == [(2, 5), (4, 5), (5, 5)]
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_progress_counts_prompts_and_steps_also_where_one_batch_is_all(
+    reference: Endpoint, samples: list[ParitySample], batch_size: int
+):
+    reported: list[float] = []
+
+    def on_progress(done: float, total: float, status: str = "") -> None:
+        reported.append(done / total)
+
+    options = CheckOptions("fp32", batch_size=batch_size, max_new_tokens=6)
+    report = check(reference, reference, samples, options, on_progress)
+    steps = max(sample.tokens for sample in report.samples)
+    assert reported == sorted(reported)
+    assert reported[-1] == 1.0
+    assert len({share for share in reported if share < 1.0}) >= len(samples) + 2 * (steps - 1)
 
 
 def test_every_stage_that_ran_often_enough_is_timed(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]):
