@@ -20,6 +20,8 @@ namespace {
 constexpr char kSpinning[] = "session.intra_op.allow_spinning";
 // Else threads that wait for the next step take the cores that sampling, delivering and other graphs need.
 constexpr char kNoSpinningBetweenRuns[] = "session.force_spinning_stop";
+// By default one thread brings the weights into their kernels' layouts while the others wait.
+constexpr char kParallelPrepack[] = "session.prepack.enable_parallel";
 constexpr char kShrinkAfterRun[] = "memory.enable_memory_arena_shrinkage";
 constexpr char kRefused[] = "ONNX Runtime refuses an engine.";
 constexpr char kRebuild[] =
@@ -76,6 +78,7 @@ Owned<SessionOptions> session_options(const Library& library, const GraphOptions
   check(api.SetSessionLogSeverityLevel(options, kFatal));
   Entries entries = {{graph.weights_root_entry, weights_folder.string()},
                      {kNoSpinningBetweenRuns, "1"},
+                     {kParallelPrepack, "1"},
                      {kSpinning, spinning ? "1" : "0"}};
   for (const auto& [name, value] : graph.entries) entries[name] = value;
   for (const auto& [name, value] : entries) check(api.AddSessionConfigEntry(options, name.c_str(), value.c_str()));

@@ -22,6 +22,8 @@ _LOG = logging.getLogger(__name__)
 _SPINNING = "session.intra_op.allow_spinning"
 _NO_SPINNING_BETWEEN_RUNS = "session.force_spinning_stop"
 """Else threads that wait for the next step take the cores that sampling, delivering and other graphs need."""
+_PARALLEL_PREPACK = "session.prepack.enable_parallel"
+"""Weights are brought into their kernels' layouts on all threads: by default one does so while the others wait."""
 _FATAL, _WARNING, _INFO = 4, 2, 1
 """ONNX Runtime's severities."""
 
@@ -76,8 +78,8 @@ def open_session(
         proto = parse_model(content)
         folder = follow_links(proto, weights_root)
         content = content if folder == weights_root else proto.SerializeToString()
-        entries = {WEIGHTS_FOLDER: str(folder), _NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning))}
-        for name, value in {**entries, **quantization_entries(proto)}.items():
+        threading = {_NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning)), _PARALLEL_PREPACK: "1"}
+        for name, value in {WEIGHTS_FOLDER: str(folder), **threading, **quantization_entries(proto)}.items():
             options.add_session_config_entry(name, value)
         session = ort.InferenceSession(content, options, providers=_providers(device, gpu))
     except R1VError:
