@@ -1,7 +1,7 @@
 """The few fields of an ONNX file that opening a session reads or changes, without the package onnx.
 
-A protobuf message keeps the fields that its schema does not name, and writes them back as they were: so a schema of six
-fields is enough. Source of the numbers: onnx.proto of ONNX, whose field numbers never change.
+A protobuf message keeps the fields that its schema does not name, and writes them back as they were: so a schema of a
+few fields is enough. Source of the numbers: onnx.proto of ONNX, whose field numbers never change.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _MESSAGES: Mapping[str, Mapping[str, tuple[int, Any, str]]] = {
     },
     "TensorProto": {
         "data_type": (2, _FIELD.LABEL_OPTIONAL, "int32"),
+        "name": (8, _FIELD.LABEL_OPTIONAL, "string"),
         "external_data": (13, _FIELD.LABEL_REPEATED, "StringStringEntryProto"),
     },
     "ValueInfoProto": {"name": (1, _FIELD.LABEL_OPTIONAL, "string")},

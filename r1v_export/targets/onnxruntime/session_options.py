@@ -84,3 +84,14 @@ def quantization_entries(model: Any) -> dict[str, str]:
     if (kinds & _FP8 and not kinds & _FOUR_BITS) or kinds >= _INT8_IN_FLOAT16:
         entries[_DEQUANTIZE_AT_LOAD] = "1"
     return entries
+
+
+def four_bit_bytes(model: Any) -> int:
+    """Of a graph's 4-bit weights in files of their own.
+
+    Args:
+        model: of `parse_model`.
+    """
+    weights = [weight for weight in model.graph.initializer if weight.data_type in _FOUR_BITS]
+    lengths = (entry.value for weight in weights for entry in weight.external_data if entry.key == "length")
+    return sum(map(int, lengths))

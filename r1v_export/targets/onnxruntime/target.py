@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from r1v_export import contract
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError, UsageError
+from r1v_export.manifest import MANIFEST
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.serialized.pipeline import EngineDocument
@@ -90,7 +91,8 @@ class OnnxRuntimeTarget(Target):
         bundle = self._bundle_of(engine, device)
         from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(engine, bundle, spec.sizes, device)
+        finished = (bundle / MANIFEST).is_file()  # a gate opens what is still being built, once
+        return OnnxRuntimeEngine(engine, bundle, spec.sizes, device, keep=finished)
 
     def open_blocks(self, engine: Path, spec: ModelSpec, device: Device) -> OnnxRuntimeBlocks:
         bundle = self._bundle_of(engine, device)

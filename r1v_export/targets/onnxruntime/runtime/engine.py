@@ -37,6 +37,7 @@ class OnnxRuntimeEngine:
         device: "cpu" or "cuda".
         threads: that one operator may use on the CPU; `cpus.thread_count()` if None.
         gpu: which one of several encodes images; the decoder is on the first.
+        keep: keep on disk what is made of many 4-bit weights, for the next process, see `optimized_graphs`.
     """
 
     name = "onnxruntime"
@@ -49,9 +50,10 @@ class OnnxRuntimeEngine:
         device: Device = "cpu",
         threads: int | None = None,
         gpu: int = 0,
+        keep: bool = False,
     ) -> None:
         self.folder, self.weights_root, self.sizes = folder, weights_root, sizes
-        self.device, self.threads, self.gpu = device, threads, gpu
+        self.device, self.threads, self.gpu, self.keep = device, threads, gpu, keep
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         return in_tile_groups(
@@ -107,7 +109,7 @@ class OnnxRuntimeEngine:
         # The decoder's operators are the small ones. Images are encoded at the same time, by operators so large that
         # waiting for the next one without spinning costs nothing.
         return open_session(
-            model, self.weights_root, self.device, threads, self.gpu, spinning=graph == contract.DECODER
+            model, self.weights_root, self.device, threads, self.gpu, graph == contract.DECODER, self.keep
         )
 
 

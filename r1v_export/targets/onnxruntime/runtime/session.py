@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from r1v_export.log_event import log_event
 from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
 from r1v_export.targets.onnxruntime.graph_message import parse_model
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
+from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, worth_keeping
 from r1v_export.targets.onnxruntime.session_options import WEIGHTS_FOLDER, quantization_entries
 
 _LOG = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ def open_session(
     threads: int | None = None,
     gpu: int = 0,
     spinning: bool = True,
+    keep: bool = False,
 ) -> ort.InferenceSession:
     """A session on `model`, whose weights' locations are relative to `weights_root`; any of the files may be a link.
 
@@ -62,6 +66,8 @@ def open_session(
         gpu: which one, of several.
         spinning: let threads wait for the next operator of a run by spinning: faster for small operators, at the cost
             of what else runs. Between runs they never spin.
+        keep: keep on disk what is made of an ONNX file with many 4-bit weights, for the next session on a CPU, see
+            `optimized_graphs`.
 
     Raises:
         CapabilityError: ONNX Runtime has no such device.
@@ -69,19 +75,19 @@ def open_session(
     """
     check_device(device)
     where = weights_root if isinstance(model, bytes) else model
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or thread_count().count
-    options.log_severity_level = _log_severity()
-    ort.set_default_logger_severity(options.log_severity_level)
+    threads = threads or thread_count().count
     try:
         content = model if isinstance(model, bytes) else read_regular_bytes(model, GRAPH_LIMIT_BYTES)
         proto = parse_model(content)
         folder = follow_links(proto, weights_root)
         content = content if folder == weights_root else proto.SerializeToString()
-        threading = {_NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning)), _PARALLEL_PREPACK: "1"}
-        for name, value in {WEIGHTS_FOLDER: str(folder), **threading, **quantization_entries(proto)}.items():
-            options.add_session_config_entry(name, value)
-        session = ort.InferenceSession(content, options, providers=_providers(device, gpu))
+        entries = {_NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning)), _PARALLEL_PREPACK: "1"}
+        entries |= quantization_entries(proto)
+        create = partial(_create, threads=threads, entries=entries, providers=_providers(device, gpu))
+        if keep and device == "cpu" and isinstance(model, Path) and worth_keeping(proto):
+            session = OptimizedGraph(model, content, folder, entries).open(create)
+        else:
+            session = create(content, folder)
     except R1VError:
         raise
     except OSError as error:
@@ -95,6 +101,41 @@ def open_session(
             found=f"onnxruntime {ort.__version__}: {error}",
             fix="run `r1v-export verify`; if the bundle is sound, build it again with this onnxruntime",
         ) from error
+    _require_cuda(session, device, where)
+    message, providers = "%(graph)s: %(providers)s, %(threads)d threads", ", ".join(session.get_providers())
+    log_event(_LOG, logging.INFO, message, graph=where, providers=providers, threads=threads)
+    return session
+
+
+def _create(
+    content: bytes,
+    weights_folder: Path,
+    change: Callable[[ort.SessionOptions], None] = lambda _: None,
+    *,
+    threads: int,
+    entries: Mapping[str, str],
+    providers: list[Any],
+) -> ort.InferenceSession:
+    """A session on a graph as ONNX Runtime opens it.
+
+    Args:
+        change: of the options, before the session is made.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _log_severity()
+    ort.set_default_logger_severity(options.log_severity_level)
+    for name, value in {WEIGHTS_FOLDER: str(weights_folder), **entries}.items():
+        options.add_session_config_entry(name, value)
+    change(options)
+    return ort.InferenceSession(content, options, providers=providers)
+
+
+def _require_cuda(session: ort.InferenceSession, device: Device, where: object) -> None:
+    """
+    Raises:
+        CapabilityError: a session for a GPU is not on it.
+    """
     if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise CapabilityError(
             "ONNX Runtime fell back to the CPU.",
@@ -103,10 +144,6 @@ def open_session(
             found=", ".join(session.get_providers()),
             fix="check the GPU's driver and the CUDA and cuDNN libraries, or use --device cpu",
         )
-    message, providers = "%(graph)s: %(providers)s, %(threads)d threads", ", ".join(session.get_providers())
-    threads = options.intra_op_num_threads
-    log_event(_LOG, logging.INFO, message, graph=where, providers=providers, threads=threads)
-    return session
 
 
 def _log_severity() -> int:

@@ -1,0 +1,199 @@
+"""Graphs with 4-bit weights as ONNX Runtime has optimized them, kept between processes on one machine.
+
+Bringing 4-bit weights from the standard layout into that of MatMulNBits is most of opening such a graph, and the same
+work each time. What comes out is kept in the user's cache folder, whose files can be deleted at any time. The name of
+an entry holds a hash of all that decides its content: ONNX Runtime's build, the processor, the session's entries, the
+graph, and the path, size, inode and time of change of its weight files. So nothing stale is ever found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
+from r1v_export.log_event import log_event
+from r1v_export.targets.onnxruntime.graph_message import parse_model
+from r1v_export.targets.onnxruntime.session_options import four_bit_bytes
+
+_LOG = logging.getLogger(__name__)
+
+LEAST_BYTES = 64 << 20
+"""Of 4-bit weights: preparing fewer takes less than a fifth of a second."""
+_SHARE_OF_DISK = 4
+"""Of the disk's free space, what is written takes this part at most."""
+_GRAPH, _WEIGHTS, _SOURCE = "graph.onnx", "weights.data", "source"
+_PAGE_BYTES, _PIECE_BYTES, _DAY_S = 4096, 1 << 26, 86_400
+_SAVED = {
+    "session.optimized_model_external_initializers_file_name": _WEIGHTS,
+    "session.optimized_model_external_initializers_min_size_in_bytes": str(_PAGE_BYTES),
+}
+Create = Callable[[bytes, Path, Callable[[ort.SessionOptions], None]], ort.InferenceSession]
+"""A session on a graph, whose weights' locations are relative to a folder, with options that are changed first."""
+
+
+class OptimizedGraph:
+    """A graph's place in the cache.
+
+    Args:
+        source: the graph's file.
+        content: the graph, its weights' locations relative to `weights_folder`.
+        weights_folder: that holds all of its weight files, none of them behind a link.
+        entries: of the session's configuration.
+    """
+
+    def __init__(self, source: Path, content: bytes, weights_folder: Path, entries: Mapping[str, str]) -> None:
+        self.source, self.content, self.weights_folder = source.resolve(), content, weights_folder.resolve()
+        self._tensors = {tensor.name: _external(tensor) for tensor in parse_model(content).graph.initializer}
+        self._files = sorted({self.weights_folder / each["location"] for each in self._tensors.values() if each})
+        self.folder = cache_folder() / f"{self._engine_key()}-{self._key(entries)}"
+        self.root = Path(os.path.commonpath([self.folder, *(file.parent for file in self._files)]))
+
+    def open(self, create: Create) -> ort.InferenceSession:
+        """A session on what is kept; if nothing is, on the graph itself, and what it has optimized is kept.
+
+        Raises:
+            Exception: what `create` raises on the graph itself. That nothing can be kept is no error.
+        """
+        if (self.folder / _GRAPH).is_file():
+            try:
+                kept = read_regular_bytes(self.folder / _GRAPH, GRAPH_LIMIT_BYTES)
+                return create(kept, self.root, _as_it_is)
+            except Exception as error:  # ONNX Runtime's classes share no base
+                self._tell("%(graph)s: what was kept cannot be used: %(error)s", error=str(error))
+                shutil.rmtree(self.folder, ignore_errors=True)
+        scratch = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
+        session = None
+        try:
+            scratch.mkdir(parents=True)
+            if self._fits(scratch):
+                session = create(self.content, self.weights_folder, lambda options: _saving(options, scratch))
+                self._keep(scratch)
+        except Exception as error:  # a disk that is full or read-only, as ONNX Runtime or Python says it
+            self._tell("%(graph)s: nothing is kept: %(error)s", error=str(error))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return session or create(self.content, self.weights_folder, lambda _: None)
+
+    def _fits(self, scratch: Path) -> bool:
+        needed = sum(int(each["length"]) for each in self._tensors.values() if each)
+        return needed * _SHARE_OF_DISK <= shutil.disk_usage(scratch).free
+
+    def _keep(self, scratch: Path) -> None:
+        """Move what a session has saved into its place, without the weights that are the same as in the bundle."""
+        model = parse_model(read_regular_bytes(scratch / _GRAPH, GRAPH_LIMIT_BYTES))
+        saved, packed = scratch / _WEIGHTS, scratch / "packed"
+        with packed.open("wb") as out:
+            for tensor in model.graph.initializer:
+                if not (now := _external(tensor)):
+                    continue
+                before, here = self._tensors.get(tensor.name), _mapped(saved, now)
+                file = self.weights_folder / before["location"] if before else saved
+                if before and _equal(_mapped(file, before), here):
+                    place = {"location": _below(self.root, file), "offset": before["offset"]}
+                else:
+                    out.write(bytes(-out.tell() % _PAGE_BYTES))
+                    place = {"location": _below(self.root, self.folder / _WEIGHTS), "offset": str(out.tell())}
+                    out.write(here)
+                for entry in tensor.external_data:
+                    entry.value = place.get(entry.key, entry.value)
+        packed.replace(saved)
+        (scratch / _GRAPH).write_bytes(model.SerializeToString())
+        (scratch / _SOURCE).write_text(str(self.source), encoding="utf-8")
+        self._remove_stale()
+        size_bytes = saved.stat().st_size
+        scratch.rename(self.folder)  # fails where another process was faster
+        self._tell("%(graph)s: kept in %(size_bytes)d bytes", size_bytes=size_bytes)
+
+    def _remove_stale(self) -> None:
+        """Remove this graph's other entries, and those whose graph is gone; what killed processes left, after a day."""
+        for entry in self.folder.parent.iterdir():
+            if entry.name.startswith("."):
+                stale = time.time() - entry.stat().st_mtime > _DAY_S
+            else:
+                source = entry / _SOURCE
+                replaced = entry.name.startswith(self._engine_key()) and entry != self.folder
+                stale = replaced or not (source.is_file() and Path(source.read_text(encoding="utf-8")).is_file())
+            if stale:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _engine_key(self) -> str:
+        return _digest(str(self.source))
+
+    def _key(self, entries: Mapping[str, str]) -> str:
+        files = [(str(file), found.st_size, found.st_mtime_ns, found.st_ino) for file, found in _stats(self._files)]
+        build = ort.__version__, ort.get_build_info(), _processor()
+        return _digest(json.dumps([build, sorted(entries.items()), files, hashlib.sha256(self.content).hexdigest()]))
+
+    def _tell(self, message: str, **fields: object) -> None:
+        log_event(_LOG, logging.INFO, message, graph=str(self.source), **fields)
+
+
+def worth_keeping(model: Any) -> bool:
+    """Whether a graph has so many 4-bit weights that preparing them takes long; `model` is of `parse_model`."""
+    return four_bit_bytes(model) >= LEAST_BYTES
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/r1v-export/onnxruntime`, or below `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).absolute() / "r1v-export" / "onnxruntime"
+
+
+def _saving(options: ort.SessionOptions, scratch: Path) -> None:
+    options.optimized_model_filepath = str(scratch / _GRAPH)
+    for name, value in _SAVED.items():
+        options.add_session_config_entry(name, value)
+
+
+def _as_it_is(options: ort.SessionOptions) -> None:
+    """What is optimized already is not optimized again."""
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+
+def _external(tensor: Any) -> dict[str, str]:
+    """Location, offset and length of a tensor; nothing if it is in the graph's file."""
+    found = {entry.key: entry.value for entry in tensor.external_data}
+    return {"offset": "0", **found} if found else {}
+
+
+def _mapped(file: Path, place: Mapping[str, str]) -> np.ndarray:
+    return np.memmap(file, np.uint8, "r", int(place["offset"]), (int(place["length"]),))
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    pieces = range(0, len(a), _PIECE_BYTES)
+    return len(a) == len(b) and all(np.array_equal(a[i : i + _PIECE_BYTES], b[i : i + _PIECE_BYTES]) for i in pieces)
+
+
+def _below(root: Path, file: Path) -> str:
+    return file.relative_to(root).as_posix()
+
+
+def _stats(files: list[Path]) -> list[tuple[Path, os.stat_result]]:
+    return [(file, file.stat()) for file in files]
+
+
+def _processor() -> str:
+    """Model and instruction sets of the CPU, as far as the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    described = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return f"{platform.machine()} {platform.processor()} {sorted(described)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,0 +1,162 @@
+"""What is kept of a graph between sessions, and that what is kept is never another graph's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from r1v_export.targets.onnxruntime.runtime import optimized_graphs, session
+from r1v_export.targets.onnxruntime.runtime.session import open_session
+from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
+
+DEPTH, COLUMNS, GROUP = 256, 384, 32
+X = np.random.default_rng(0).standard_normal((3, DEPTH), dtype=np.float32)
+
+
+class Opened:
+    """The graphs that sessions were made of."""
+
+    def __init__(self) -> None:
+        self.contents: list[bytes] = []
+
+    def operators(self) -> set[str]:
+        """Of the latest."""
+        return {node.op_type for node in onnx.load_model_from_string(self.contents[-1]).graph.node}
+
+
+@pytest.fixture
+def opened(monkeypatch, tmp_path) -> Opened:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(optimized_graphs, "LEAST_BYTES", 1)
+    found, real = Opened(), session.ort.InferenceSession
+
+    def create(content: bytes, *arguments: object, **options: object):
+        found.contents.append(content)
+        return real(content, *arguments, **options)
+
+    monkeypatch.setattr(session.ort, "InferenceSession", create)
+    return found
+
+
+def write_graph(bundle: Path, seed: int = 0) -> Path:
+    """x -> MatMul with 4-bit weights -> MatMul with float32 weights, both in `graphs/decoder.data`."""
+    (bundle / "graphs").mkdir(parents=True, exist_ok=True)
+    random, data, initializers = np.random.default_rng(seed), bytearray(), []
+    parts = (
+        ("weight", TensorProto.INT4, (DEPTH, COLUMNS), random.integers(0, 256, DEPTH * COLUMNS // 2, np.uint8)),
+        ("scale", TensorProto.FLOAT, (DEPTH // GROUP, COLUMNS), random.random(DEPTH // GROUP * COLUMNS, np.float32)),
+        ("head", TensorProto.FLOAT, (COLUMNS, COLUMNS), random.random(COLUMNS * COLUMNS, np.float32)),
+    )
+    for name, kind, dims, values in parts:
+        data += bytes(-len(data) % 4096)
+        tensor = TensorProto(name=name, data_type=kind, dims=dims, data_location=TensorProto.EXTERNAL)
+        place = {"location": "graphs/decoder.data", "offset": str(len(data)), "length": str(values.nbytes)}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=value)
+        initializers.append(tensor)
+        data += values.tobytes()
+    (bundle / "graphs" / "decoder.data").write_bytes(data)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["weight", "scale"], ["dequantized"], axis=0, block_size=GROUP),
+        helper.make_node("MatMul", ["x", "dequantized"], ["middle"]),
+        helper.make_node("MatMul", ["middle", "head"], ["y"]),
+    ]
+    values = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", DEPTH]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", COLUMNS]),
+    ]
+    graph = helper.make_graph(nodes, "graph", values[:1], values[1:], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    model.metadata_props.add(key=INT4_INPUTS, value="int8")
+    path = bundle / "decoder.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def result(path: Path, keep: bool = True) -> np.ndarray:
+    output: np.ndarray = open_session(path, path.parent, "cpu", 1, keep=keep).run(None, {"x": X})[0]
+    return output
+
+
+def entries() -> list[Path]:
+    return sorted(optimized_graphs.cache_folder().iterdir())
+
+
+def test_the_second_session_opens_what_the_first_one_optimized_and_gives_the_same_numbers(opened, tmp_path):
+    path = write_graph(tmp_path / "bundle")
+    expected = result(path, keep=False)
+    np.testing.assert_array_equal(result(path), expected)
+    assert "DequantizeLinear" in opened.operators()
+    np.testing.assert_array_equal(result(path), expected)
+    assert opened.operators() == {"MatMulNBits", "MatMul"}
+    assert len(opened.contents) == 3
+
+
+def test_weights_that_stay_as_they_are_are_not_kept_again(opened, tmp_path):
+    path = write_graph(tmp_path / "bundle")
+    result(path)
+    (entry,) = entries()
+    size_bytes = sum(file.stat().st_size for file in entry.iterdir())
+    assert DEPTH * COLUMNS // 2 < size_bytes < DEPTH * COLUMNS // 2 * 1.5 < COLUMNS * COLUMNS * 4
+
+
+@pytest.mark.parametrize("what", ["weights", "graph", "processor"])
+def test_what_was_kept_of_something_else_is_not_used_and_goes(what, opened, tmp_path, monkeypatch):
+    path = write_graph(tmp_path / "bundle")
+    result(path)
+    (before,) = entries()
+    if what == "weights":
+        write_graph(tmp_path / "bundle", seed=1)
+    elif what == "graph":
+        model = onnx.load_model_from_string(opened.contents[0])
+        model.metadata_props[0].value = "exact"
+        path.write_bytes(model.SerializeToString())
+    else:
+        monkeypatch.setattr(optimized_graphs, "_processor", lambda: "another one")
+    np.testing.assert_array_equal(result(path), result(path, keep=False))
+    (after,) = entries()
+    assert after != before
+
+
+@pytest.mark.parametrize("file", ["graph.onnx", "weights.data"])
+def test_a_damaged_entry_is_made_anew(file, opened, tmp_path):
+    path = write_graph(tmp_path / "bundle")
+    expected = result(path)
+    (entry,) = entries()
+    os.truncate(entry / file, 100)
+    np.testing.assert_array_equal(result(path), expected)
+    assert "DequantizeLinear" in opened.operators()
+    np.testing.assert_array_equal(result(path), expected)
+    assert "MatMulNBits" in opened.operators()
+
+
+def test_entries_of_engines_that_are_gone_are_removed(opened, tmp_path):
+    gone, here = write_graph(tmp_path / "gone"), write_graph(tmp_path / "here")
+    result(gone)
+    gone.unlink()
+    result(here)
+    assert [(entry / "source").read_text(encoding="utf-8") for entry in entries()] == [str(here)]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(opened, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    path = write_graph(tmp_path / "bundle")
+    np.testing.assert_array_equal(result(path), result(path, keep=False))
+
+
+def test_nothing_is_kept_where_the_disk_is_nearly_full_or_the_weights_are_few(opened, tmp_path, monkeypatch):
+    path = write_graph(tmp_path / "bundle")
+    usage = optimized_graphs.shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(optimized_graphs.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        result(path)
+    assert entries() == []
+    monkeypatch.setattr(optimized_graphs, "LEAST_BYTES", DEPTH * COLUMNS)
+    result(path)
+    assert entries() == []
