@@ -105,7 +105,7 @@ class OptimizedGraph:
                 else:
                     out.write(bytes(-out.tell() % _PAGE_BYTES))
                     place = {"location": _below(self.root, self.folder / _WEIGHTS), "offset": str(out.tell())}
-                    out.write(here)
+                    out.write(here.data)
                 for entry in tensor.external_data:
                     entry.value = place.get(entry.key, entry.value)
         packed.replace(saved)
