@@ -55,7 +55,7 @@ SLICE = {
     "force_image_size": 112,
     "llm_config.vocab_size": 4096,
 }
-"""What a slice leaves out of the 38B."""
+"""What differs from the 38B: a small vision tower, and few words."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Prepared:
         self.model.prepare("int4", *(["gguf4"] if self.llama else []))
         if not (self.headed / "manifest.json").exists():
             recipe = self.work / "headed.yaml"
-            text = load("int4-rtn").to_yaml().replace('"language_model.*"', f'["language_model.*", "{HEAD}"]')
+            text = load("int4-rtn").to_yaml().replace("- language_model.*\n", f"- language_model.*\n  - {HEAD}\n")
             recipe.write_text(text, encoding="utf-8")
             options = ["--precision", "int4", "--recipe", str(recipe), "--no-parity", "-o", str(self.headed)]
             command = [sys.executable, "-m", "r1v_export.cli.main", "build", str(self.model.checkpoint), *options]
@@ -197,7 +197,7 @@ def _options(threads: int) -> list[str]:
 def first_tokens(contenders: Sequence[Contender], turns: int, threads: int) -> dict[str, Any]:
     """Turns, after one unmeasured one; medians, and each peer's time over ours within a turn.
 
-    A contender that fails is left out from then on, and its error is in the result.
+    A contender that fails is not started again, and its error is in the result.
     """
     readings: dict[str, list[dict[str, float]]] = {each.name: [] for each in contenders}
     errors: dict[str, str] = {}
