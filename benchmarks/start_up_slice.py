@@ -1,4 +1,4 @@
-"""Opens a decoder once, in a process of its own, for `start_up.py`: seconds, beside those of one read of its weights.
+"""Opens a decoder once, in a process of its own, for `start_up.py`: seconds, and those of one read of its weights.
 
     python start_up_slice.py ENGINE SIZES THREADS CACHED
 
