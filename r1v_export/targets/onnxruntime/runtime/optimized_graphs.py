@@ -24,6 +24,7 @@ import onnxruntime as ort
 
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
 from r1v_export.log_event import log_event
+from r1v_export.progress import size
 from r1v_export.targets.onnxruntime.graph_message import parse_model
 from r1v_export.targets.onnxruntime.session_options import four_bit_bytes
 
@@ -31,6 +32,10 @@ _LOG = logging.getLogger(__name__)
 
 LEAST_BYTES = 64 << 20
 """Of 4-bit weights: preparing fewer takes less than a fifth of a second."""
+REPORTED_FROM_BYTES = 1 << 30
+"""What takes so much of the user's disk is reported without being asked for."""
+VARIABLE = "R1V_EXPORT_GRAPH_CACHE"
+"""Of the environment: `off` keeps nothing."""
 _SHARE_OF_DISK = 4
 """Of the disk's free space, what is written takes this part at most."""
 _GRAPH, _WEIGHTS, _SOURCE = "graph.onnx", "weights.data", "source"
@@ -114,7 +119,9 @@ class OptimizedGraph:
         self._remove_stale()
         size_bytes = saved.stat().st_size
         scratch.rename(self.folder)  # fails where another process was faster
-        self._tell("%(graph)s: kept in %(size_bytes)d bytes", size_bytes=size_bytes)
+        level = logging.WARNING if size_bytes >= REPORTED_FROM_BYTES else logging.INFO
+        message = "%(graph)s: kept for the next time, %(size)s in %(folder)s; " + f"{VARIABLE}=off keeps nothing"
+        self._tell(message, level, size=size(size_bytes), folder=str(self.folder))
 
     def _remove_stale(self) -> None:
         """Remove this graph's other entries, and those whose graph is gone; what killed processes left, after a day."""
@@ -136,13 +143,17 @@ class OptimizedGraph:
         build = ort.__version__, ort.get_build_info(), _processor()
         return _digest(json.dumps([build, sorted(entries.items()), files, hashlib.sha256(self.content).hexdigest()]))
 
-    def _tell(self, message: str, **fields: object) -> None:
-        log_event(_LOG, logging.INFO, message, graph=str(self.source), **fields)
+    def _tell(self, message: str, level: int = logging.INFO, **fields: object) -> None:
+        log_event(_LOG, level, message, graph=str(self.source), **fields)
 
 
 def worth_keeping(model: Any) -> bool:
-    """Whether a graph has so many 4-bit weights that preparing them takes long; `model` is of `parse_model`."""
-    return four_bit_bytes(model) >= LEAST_BYTES
+    """Whether a graph has so many 4-bit weights that preparing them takes long, and the user lets them be kept.
+
+    Args:
+        model: of `parse_model`.
+    """
+    return four_bit_bytes(model) >= LEAST_BYTES and os.environ.get(VARIABLE) != "off"
 
 
 def cache_folder() -> Path:

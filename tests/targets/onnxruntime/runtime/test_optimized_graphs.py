@@ -150,6 +150,19 @@ def test_a_cache_that_cannot_be_written_is_no_error(opened, tmp_path, monkeypatc
     np.testing.assert_array_equal(result(path), result(path, keep=False))
 
 
+def test_what_takes_much_of_the_disk_is_reported_and_can_be_switched_off(opened, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(optimized_graphs, "REPORTED_FROM_BYTES", 1000)
+    path = write_graph(tmp_path / "bundle")
+    result(path)
+    (entry,) = entries()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"kB in {entry}; R1V_EXPORT_GRAPH_CACHE=off keeps nothing" in record.getMessage()
+    monkeypatch.setenv("R1V_EXPORT_GRAPH_CACHE", "off")
+    result(path)
+    assert "DequantizeLinear" in opened.operators()
+
+
 def test_nothing_is_kept_where_the_disk_is_nearly_full_or_the_weights_are_few(opened, tmp_path, monkeypatch):
     path = write_graph(tmp_path / "bundle")
     usage = optimized_graphs.shutil.disk_usage(tmp_path)
