@@ -1,5 +1,5 @@
 """Whether a calibration could stop once its statistics stop changing: when a rule would stop on r1v-nano, block by
-block, what it would miss, and what fewer samples cost.
+block, what it would miss, and what fewer samples cost, those of a quick calibration among them.
 
 Statistics of every input are taken sample by sample: largest magnitude (static scales) and second moments (the diagonal
 of the Gram matrices of AWQ and GPTQ). The rule compares them after every batch: it stops where no input's largest
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.pipeline.calibration import fake_quantize
+from r1v_export.pipeline.effort import SAMPLES
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.blocks import blocks, materialize
 from r1v_export.quantization.calibration.calibrate import calibrate
@@ -132,22 +133,24 @@ def main(total: int, questions: int) -> None:
         found = courses(checkpoint, samples)
         rule[order] = {str(tolerance): stops(found, total, tolerance) for tolerance in TOLERANCES}
         print(f"  {order}: {rule[order]}", file=sys.stderr, flush=True)
+    chosen = {str(count): whole.samples[:count] for count in (total, *COUNTS)}
+    chosen["quick"] = tuple(by_length[: SAMPLES["quick"]])
     asked = held_out(checkpoint, questions)
     original = distributions(load(checkpoint), asked)
     fewer: dict[str, dict[str, Any]] = defaultdict(dict)
     for recipe in RECIPES:
         with tempfile.TemporaryDirectory() as folder:
-            artifacts: dict[int, Artifact] = {}
-            for count in (total, *COUNTS):
-                calibration = replace(whole, samples=whole.samples[:count], total=count)
-                artifacts[count] = calibrated(checkpoint, recipe, calibration, Path(folder) / str(count))
+            artifacts: dict[str, Artifact] = {}
+            for name, samples in chosen.items():
+                calibration = replace(whole, samples=samples, total=len(samples))
+                artifacts[name] = calibrated(checkpoint, recipe, calibration, Path(folder) / name)
                 model = load(checkpoint)
-                fake_quantize(model, artifacts[count])
-                fewer[recipe][str(count)] = {
+                fake_quantize(model, artifacts[name])
+                fewer[recipe][name] = {
                     **divergence(original, distributions(model, asked)),
-                    "input_scales_smaller": scale_differences(artifacts[total], artifacts[count]),
+                    "input_scales_smaller": scale_differences(artifacts[str(total)], artifacts[name]),
                 }
-                print(f"  {recipe:18} {count:4} {fewer[recipe][str(count)]}", file=sys.stderr, flush=True)
+                print(f"  {recipe:18} {name:5} {fewer[recipe][name]}", file=sys.stderr, flush=True)
     content = {"machine": conditions, "samples": total, "questions": questions, "batch": BATCH, "window": WINDOW}
     print(write_results("calibration-convergence", content | {"rule": rule, "fewer_samples": fewer}))
 

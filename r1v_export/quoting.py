@@ -42,11 +42,12 @@ def show(value: object, limit_bytes: int, *, keep_lines: bool = False) -> str:
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str | None:
-    """A question for the nearest of the known names; None where none is near."""
+    """A question for the nearest of the known names, whatever its case; None where none is near."""
     from difflib import get_close_matches  # for errors alone: `--help` imports this module
 
-    close = get_close_matches(text, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else None
+    names = {name.lower(): name for name in known}
+    close = get_close_matches(text.lower(), names, n=1)
+    return f"did you mean {names[close[0]]}?" if close else None
 
 
 def json_bytes(text: str) -> int:

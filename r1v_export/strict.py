@@ -9,13 +9,12 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from r1v_export.errors import R1VError
-from r1v_export.quoting import MAX_VALUE_CHARACTERS, shorten_text, shorten_value
+from r1v_export.quoting import MAX_VALUE_CHARACTERS, did_you_mean, shorten_text, shorten_value
 
 MAX_LEVELS = 64
 """Of lists and objects in each other."""
@@ -211,9 +210,8 @@ def validation_error(
     found = shorten_value(first["input"])
     if kind == "extra_forbidden":
         known = _known_fields(model, location[:-1], fields)
-        close = get_close_matches(str(location[-1]), known, n=1)
         problem, expected, found = f"unknown field {path}", f"one of {', '.join(known)}", path
-        fix = f"write {close[0]}" if close and fix is None else fix
+        fix = fix or did_you_mean(str(location[-1]), known)
     elif kind == "missing":
         problem, expected, found = f"missing field {path}", path, shorten_value(first["input"])
     elif kind == "union_tag_not_found":

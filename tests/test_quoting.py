@@ -31,4 +31,5 @@ def test_a_control_character_is_shown_as_its_symbol() -> None:
 
 def test_the_nearest_known_name_is_asked_about_and_no_distant_one() -> None:
     assert did_you_mean("onxruntime", ("onnxruntime", "gguf")) == "did you mean onnxruntime?"
+    assert did_you_mean("h10", ("RTX 4090", "H100")) == "did you mean H100?"
     assert did_you_mean("", ("onnxruntime", "gguf")) is None

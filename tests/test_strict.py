@@ -53,7 +53,7 @@ def test_a_misspelled_field_is_named_with_the_fields_that_there_are() -> None:
     assert error.what == "The build file is invalid: unknown field parity.question."
     fields = "enabled, questions, max_new_tokens, gate, streamed_questions, streamed_reply_tokens"
     assert (error.where, error.expected) == ("build.yaml", f"one of {fields}")
-    assert error.fix == "write questions"
+    assert error.fix == "did you mean questions?"
 
 
 def test_a_wrong_choice_is_named_with_the_choices() -> None:
@@ -89,7 +89,7 @@ def test_a_wrong_type_is_named_in_words_of_the_file_and_not_of_python(fields: An
 
 
 def test_a_next_step_for_all_else_gives_way_to_one_that_the_mistake_suggests() -> None:
-    for fields, fix in (({"calibration": 3}, "read it"), ({"parities": {}}, "write parity")):
+    for fields, fix in (({"calibration": 3}, "read it"), ({"parities": {}}, "did you mean parity?")):
         with pytest.raises(UsageError) as caught:
             parse_fields(BuildConfig, fields, UsageError, "The build file is invalid", otherwise="read it")
         assert caught.value.fix == fix

@@ -6,10 +6,10 @@ What stands in neither table is reported once as not used. Nulls are as good as 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from r1v_export.errors import UsageError
+from r1v_export.quoting import did_you_mean
 
 Part = Literal["top", "vision", "language"]
 
@@ -235,13 +235,13 @@ def require_known_setting(key: str) -> None:
     prefix = f"{section}." if part != "top" else ""
     known = {f"{prefix}{each}" for each in _READ[part]}
     elsewhere = [f"{other}.{name}" for other, part in SECTIONS.items() if name in _READ[part]]
-    close = elsewhere or get_close_matches(key, known, n=1)
+    nearest = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(key, sorted(known))
     raise UsageError(
         "No configuration has such a key.",
         where=f"--set {key}",
         expected=", ".join(sorted(known)) + ("" if prefix else ", or a key of vision_config or llm_config"),
         found=key,
-        fix=f"write {' or '.join(close)}" if close else "choose one of these",
+        fix=nearest or "choose one of these",
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from r1v_export.cli.logs import TerminalHandler
 from r1v_export.cli.output import print_json
 from r1v_export.cli.streams import json_text
 from r1v_export.quoting import printable
@@ -29,17 +30,25 @@ def stream(events: Iterable[TokenEvent], *, answer_only: bool) -> None:
                 click.echo("<think>")
             thinking = True
             reasoning = printable(event.reasoning)
-            click.echo(click.style(reasoning, dim=True) if dimmed else reasoning, nl=False)
+            _write(click.style(reasoning, dim=True) if dimmed else reasoning, reasoning)
         if event.text:
             if thinking:
                 click.echo("\n" if dimmed else "\n</think>")
                 thinking = False
-            click.echo(printable(event.text), nl=False)
+            text = printable(event.text)
+            _write(text, text)
         if event.answer is not None:
             closed = thinking and not dimmed and event.answer.reasoning_complete  # and no text behind it
             click.echo("\n</think>" if closed else "")
+            TerminalHandler.answer_on_line = False
             if remark := end_remark(event.answer):
                 click.echo(f"({remark})", err=True)
+
+
+def _write(styled: str, text: str) -> None:
+    """Write a piece of an answer; a record of the log that comes next begins a line of its own."""
+    click.echo(styled, nl=False)
+    TerminalHandler.answer_on_line = sys.stdout.isatty() and not text.endswith("\n")
 
 
 def print_answer(events: Iterable[TokenEvent], sampling: Sampling, *, answer_only: bool, lines: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,11 @@ from r1v_export.cli.output import (
     wrapped_table,
 )
 from r1v_export.errors import UsageError
+from r1v_export.quoting import shorten_text
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from r1v_export.config import Device
     from r1v_export.pipeline.roofline_report import NoRoofline, RooflineFacts
     from r1v_export.roofline.devices import DeviceSpec
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 
 _LATENCIES = {
     "first_token": "first token",
+    "last_token": "last token",
     "time_per_output_token": "time per output token",
     "inter_token": "between two tokens",
 }
@@ -51,6 +56,7 @@ _BUSY_CPUS = 0.25
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--image", metavar=SOURCE, help="Ask about this image. [default: a synthetic one]")
 @allow_url_option
+@click.option("--tiles", type=WholeNumber(min=1), help="Tiles of the synthetic image, such as 13. [default: 1]")
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask.")
 @target_option
 @engine_option
@@ -68,6 +74,7 @@ def command(
     bundle: Path,
     image: str | None,
     allow_url: bool,
+    tiles: int | None,
     question: str,
     target: str | None,
     engine: str | None,
@@ -82,8 +89,9 @@ def command(
     """Measure BUNDLE's engine on this machine, by some runs of one question.
 
     With --batch, that many sequences begin at the same moment, with an image each unless --image gives one for all.
-    A warm-up comes before the runs and does not count. The load of the machine during the runs is shown: times of a
-    busy machine are not those of the engine. --format json has the time of every token.
+    Times are those of a user who waits: they begin with the question and the image's file, and end with the first and
+    the last token. A warm-up comes before the runs and does not count. The load of the machine during the runs is
+    shown: times of a busy machine are not those of the engine. --format json has the time of every token.
     """
     from r1v_export.bundle import Bundle
     from r1v_export.pipeline.roofline_report import attained
@@ -91,16 +99,34 @@ def command(
     from r1v_export.runner.open_runner import open_runner
 
     refuse_unread_model(target)
+    _require_one_source(image, tiles)
     peaks = _peaks(gpu, batch)
     runner = open_runner(bundle, target, model, device, engine)
-    loaded = None if image is None else image_opener(runner.image_policy, allow_url)(image)
-    result = measure(runner, loaded, question, tokens, runs, shown_progress(format_, 1), batch)
+    asked = None if image is None else _reread(image, image_opener(runner.image_policy, allow_url))
+    result = measure(runner, asked, question, tokens, runs, shown_progress(format_, 1), batch, tiles or 1)
     roofline = attained(Bundle.open(bundle), result, device, peaks)
     if format_ == "json":
         print_json({**result, "roofline": roofline})
     else:
         _print(result)
         click.echo(_roofline(roofline))
+
+
+def _require_one_source(image: str | None, tiles: int | None) -> None:
+    """Refuse a number of tiles for an image that has its own."""
+    if image is not None and tiles is not None:
+        raise UsageError(
+            "An image has the tiles that it has.",
+            where="--image --tiles",
+            expected="one of the two options",
+            found=f"--image {shorten_text(image, 80)} and --tiles {tiles}",
+            fix="omit --tiles, or --image",
+        )
+
+
+def _reread(source: str, opener: Callable[[str], Image.Image]) -> Image.Image | Callable[[], Image.Image]:
+    """What reads an image's file again for every question; or the image, where it can be read once or is far away."""
+    return partial(opener, source) if Path(source).is_file() else opener(source)
 
 
 def _peaks(gpu: str | None, batch: int) -> DeviceSpec | None:
@@ -139,7 +165,8 @@ def _setting(result: Measurement) -> list[tuple[str, str]]:
         ("engine", result["engine"]),
         ("threads", f"{threads['count']} ({threads['source']})"),
         ("sequences", f"{result['batch']} at once, runs after a warm-up: {result['runs']}"),
-        ("prompt", f"{result['prompt_tokens']} tokens, tiles: {result['tiles']}"),
+        ("image", _image(result)),
+        ("prompt", f"{result['prompt_tokens']} tokens"),
         ("answer", f"{result['new_tokens']} tokens"),
         ("peak memory", f"{size(result['peak_memory_bytes'])} of this process"),
         (
@@ -148,6 +175,13 @@ def _setting(result: Measurement) -> list[tuple[str, str]]:
             f"load average {before:.2f}, then {after:.2f}",
         ),
     ]
+
+
+def _image(result: Measurement) -> str:
+    image = result["image"]
+    origin = {"file": "read from its file in each run", "memory": "decoded before the runs", "synthetic": "synthetic"}
+    size = f"{image['width']} x {image['height']} pixels"
+    return f"{size}, tiles: {result['tiles']}, {origin[image['source']]}"
 
 
 def _latency_row(name: str, found: Distribution) -> tuple[str, ...]:

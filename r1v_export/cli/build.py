@@ -16,6 +16,7 @@ from r1v_export.cli.output import (
     gate_option,
     image_policy_option,
     print_json,
+    print_summary,
     ray_option,
     refuse_given,
     shards_option,
@@ -262,10 +263,10 @@ def _print_plan(stages: list[PlannedStage], format_: str) -> None:
     click.echo(table([*lines, ("all", "", size(size_bytes), "", duration(seconds))], header))
     for stage in stages:
         if stage.note:
-            click.echo(f"{stage.name}: {stage.note}")
+            print_summary(f"{stage.name}: {stage.note}")
         if stage.obstacle and stage.obstacle is not obstacle:
             needs, found = stage.obstacle.expected, stage.obstacle.found
-            click.echo(f"{stage.name}: {stage.obstacle.what} Needed: {needs}; found: {found}.")
+            print_summary(f"{stage.name}: {stage.obstacle.what} Needed: {needs}; found: {found}.")
     if obstacle:
         raise obstacle
 
@@ -302,9 +303,8 @@ def _print_built(built: Built, format_: str) -> None:
     else:
         linked = linked_bytes(built.out, {path: entry.size for path, entry in built.manifest.files.items()})
         links = f", {size(linked)} of them hard links" if linked else ""
-        click.echo(
-            f"{built.out}: {len(built.manifest.files)} files, {size(built.size_bytes)}{links}; {_verdict(built)}"
-        )
+        files = f"{len(built.manifest.files)} files, {size(built.size_bytes)}{links}"
+        print_summary(f"{built.out}: {files}; {_verdict(built)}")
 
 
 def _verdict(built: Built) -> str:

@@ -13,6 +13,7 @@ from r1v_export.cli.output import (
     device_option,
     image_policy_option,
     print_json,
+    print_summary,
     ray_option,
     shards_option,
     shown_progress,
@@ -175,9 +176,10 @@ def _config(model: dict[str, Any], how: dict[str, Any]) -> BuildConfig:
 def _print(done: Calibrated, format_: str) -> None:
     from dataclasses import asdict
 
+    samples = f"{done.samples} sample{'s' if done.samples > 1 else ''}"
     if format_ == "json":
         print_json({**asdict(done), "out": str(done.out), "warnings": list(done.warnings)})
     elif done.shard is not None:
-        click.echo(f"{done.out}: shard {done.shard}, {done.samples} samples, for recipe {done.recipe}")
+        print_summary(f"{done.out}: shard {done.shard}, {samples}, for recipe {done.recipe}")
     else:
-        click.echo(f"{done.out}: {done.linears} linears by recipe {done.recipe}, from {done.samples} samples")
+        print_summary(f"{done.out}: {done.linears} linears by recipe {done.recipe}, from {samples}")

@@ -19,6 +19,7 @@ from r1v_export.cli.output import (
     shown_progress,
     table,
     threads_option,
+    wrapped,
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.typed_command import typed_command
@@ -119,12 +120,12 @@ def command(
 
 def _print(report: ParityReport) -> None:
     """What was asked; one line per boundary: its checked metrics, and their limits."""
-    click.echo(f"{report.title}: {'passed' if report.passed else 'FAILED'}")
+    click.echo(wrapped(f"{report.title}: {'passed' if report.passed else 'FAILED'}"))
     rows = []
     for boundary in report.boundaries:
         for check in boundary.checks or (None,):
             if check is None:
-                rows.append((boundary.name, "", "", "", "not gated"))
+                rows.append((boundary.name, "not gated", "", "", ""))
             else:
                 limit = f"{check.relation} {check.limit:g}"
                 rows.append(
@@ -134,26 +135,30 @@ def _print(report: ParityReport) -> None:
     for name, check in ((boundary.name, check) for boundary in report.boundaries for check in boundary.checks):
         if check.near_ties:
             ties = f"{check.near_ties} near tie{'' if check.near_ties == 1 else 's'}"
-            click.echo(f"{name}: {ties} counted as agreement, within {check.near_tie:g} in the reference's logits")
+            within = f"within {check.near_tie:g} in the reference's logits"
+            click.echo(wrapped(f"{name}: {ties} counted as agreement, {within}"))
     if report.texts and report.texts.not_gated is None:
         verdict = "ok" if report.texts.passed else "FAIL"
         limit = f"at most {report.texts.unigram_nll:.3g}"
-        click.echo(f"replies to calibration questions: {report.texts.nll:.3g} nats per token, {limit}: {verdict}")
+        nats = f"{report.texts.nll:.3g} nats per token"
+        click.echo(wrapped(f"replies to calibration questions: {nats}, {limit}: {verdict}"))
     if report.rounded_inputs:
-        click.echo(report.rounded_inputs.sentence)
+        click.echo(wrapped(report.rounded_inputs.sentence))
     for warning in report.warnings:
-        click.echo(f"warning: {warning}")
+        click.echo(wrapped(f"warning: {warning}"))
     if report.streamed:
         agreeing = sum(sample.top1_agreeing for sample in report.streamed)
         tokens = sum(1 + sample.reply_tokens for sample in report.streamed)
-        click.echo(f"\nstreamed, block by block: both choose the same token at {agreeing} of {tokens} positions")
+        same_tokens = f"both choose the same token at {agreeing} of {tokens} positions"
+        click.echo("\n" + wrapped(f"streamed, block by block: {same_tokens}"))
     else:
         same = sum(sample.divergence is None for sample in report.samples)
-        click.echo(f"\n{same} of {len(report.samples)} answers are the same, token by token")
+        click.echo("\n" + wrapped(f"{same} of {len(report.samples)} answers are the same, token by token"))
     scored = [sample for sample in report.samples if sample.reference_correct is not None]
     if scored:
         counts = sum(bool(s.candidate_correct) for s in scored), sum(bool(s.reference_correct) for s in scored)
-        click.echo(f"correct answers: {report.candidate} {counts[0]}, {report.reference} {counts[1]}, of {len(scored)}")
+        each = f"{report.candidate} {counts[0]}, {report.reference} {counts[1]}"
+        click.echo(wrapped(f"correct answers: {each}, of {len(scored)}"))
     if report.bundles:
         click.echo(f"\n{_side_by_side(report)}")
 

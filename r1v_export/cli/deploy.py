@@ -17,6 +17,7 @@ from r1v_export.cli.output import (
     engine_option,
     print_json,
     refuse_given,
+    wrapped,
 )
 from r1v_export.cli.paths import OptionPath
 
@@ -111,4 +112,4 @@ def _print(out: Path, written: list[Path], summary: str, format_: str) -> None:
     if format_ == "json":
         print_json({"folder": str(out), "files": [path.relative_to(out).as_posix() for path in written]})
     else:
-        click.echo(summary)
+        click.echo(wrapped(summary))

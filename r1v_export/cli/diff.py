@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from r1v_export.cli.output import common_options, print_json, table, wrapped, wrapped_table
+from r1v_export.cli.output import common_options, print_json, table, wrapped
 from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import UsageError
-from r1v_export.progress import terminal_width
-from r1v_export.quoting import visible
 
 if TYPE_CHECKING:
     from r1v_export.diff.compare import BundleDiff, FileDifferences
@@ -59,23 +55,11 @@ def _as_text(diff: BundleDiff) -> str:
             (f"  {label(row.name)}", shown(row.first, title), shown(row.second, title)) for row in rows if not row.equal
         ]
         if others:
-            parts.append(_side_by_side(title, others, (diff.first, diff.second)))
+            parts.append(table(others, (title, diff.first, diff.second)))
     parts.append(_files_text(diff.files))
     if diff.tensor is not None:
         parts.append(_tensor_text(diff.tensor))
     return "\n\n".join(parts)
-
-
-def _side_by_side(title: str, rows: Sequence[tuple[str, str, str]], bundles: tuple[str, str]) -> str:
-    """A table with a column for each bundle; where that is too wide for the terminal, a line for each."""
-    text = table(rows, (title, *bundles))
-    if max(map(len, text.split("\n"))) <= terminal_width(sys.stdout):
-        return text
-    lines = [title]
-    for name, *values in rows:
-        pairs = [(f"    {bundle}", value) for bundle, value in zip(bundles, values, strict=True)]
-        lines += [visible(name), wrapped_table(pairs)]
-    return "\n".join(lines)
 
 
 def _files_text(files: FileDifferences) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
-from r1v_export.cli.output import common_options, print_json
+from r1v_export.cli.output import common_options, print_json, print_summary
 from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import UsageError
 
@@ -53,7 +54,8 @@ def command(file: Path, format_: str) -> None:
     if format_ == "json":
         print_json({"file": str(file)})
     else:
-        click.echo(f"{file}: every key with its default; build it with: r1v-export build --config {file}")
+        command = f"r1v-export build --config {shlex.quote(str(file))}"
+        print_summary(f"{file}: every key with its default; build it with:", command)
 
 
 def commented_build_file() -> str:

@@ -174,7 +174,7 @@ def _as_text(facts: dict[str, Any]) -> str:
 
     plain = [(name, value) for name, value in facts.items() if isinstance(value, str)]
     plain += [("targets", ", ".join(facts["targets"]))] if "targets" in facts else []
-    plain += [(f"parity, {target}", verdict) for target, verdict in facts.get("parity", {}).items()]
+    plain += [(f"parity, {target}", _verdict(why)) for target, why in facts.get("parity", {}).items()]
     plain += (
         [("versions", ", ".join(f"{tool} {version}" for tool, version in facts["tools"].items()))]
         if "tools" in facts
@@ -193,6 +193,13 @@ def _as_text(facts: dict[str, Any]) -> str:
             "files\n" + "\n".join(f"{text:>9}  {name}" for text, name in files),
         )
     )
+
+
+def _verdict(why: str) -> str:
+    """`passed`, or that the gate did not run and why not."""
+    from r1v_export.manifest import PASSED
+
+    return why if why == PASSED else f"not checked: {why}"
 
 
 def _one_line(values: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import print_json, table
+from r1v_export.cli.output import print_json, table, wrapped_table
 from r1v_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,10 +35,11 @@ def show_engine(folder: Path, target: str, format_: str) -> None:
 
 
 def _part_text(name: str, part: EngineDescription) -> str:
-    shown = [f"  {kind:16} {layer}" for kind, layer in part.layers[:_SHOWN_LAYERS]]
-    hidden = len(part.layers) - len(shown)
+    layers = part.layers[:_SHOWN_LAYERS]
+    shown = [wrapped_table((f"  {kind}", layer) for kind, layer in layers)] if layers else []
+    hidden = len(part.layers) - len(layers)
     more = [f"  ... {hidden} more with --format json"] if hidden else []
-    return "\n".join([name, table(part.rows), *shown, *more])
+    return "\n".join([name, wrapped_table(part.rows), *shown, *more])
 
 
 def show_roofline(folder: Path, device_name: str, report: Path | None, format_: str) -> None:

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -99,11 +99,18 @@ def _finite(value: Any) -> Any:
 class TerminalHandler(logging.StreamHandler[Any]):
     """Writes to stderr; on a terminal, over the line that shows progress, which is drawn again below."""
 
+    answer_on_line: ClassVar[bool] = False
+    """Whether the terminal's last line holds text of an answer, which nothing draws again; see `answers.stream`."""
+
     def __init__(self) -> None:
         super().__init__(sys.stderr)
 
     def format(self, record: logging.LogRecord) -> str:
-        return ("\r\x1b[K" if self.stream.isatty() else "") + super().format(record)
+        begin = ""
+        if self.stream.isatty():
+            begin = "\n" if TerminalHandler.answer_on_line else "\r\x1b[K"
+            TerminalHandler.answer_on_line = False
+        return begin + super().format(record)
 
 
 class LogFileHandler(logging.FileHandler):

@@ -50,9 +50,10 @@ COMMANDS = (
 """In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`, with _ for -."""
 
 _NON_BREAKING_HYPHEN = "\N{NON-BREAKING HYPHEN}"
+_NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 _LABEL = "error: "
-_COMMAND = re.compile(r"`|\br1v-export |\bpip ")
+_COMMAND = re.compile(r"`[^`]*`|\b(?:r1v-export|pip) (?:(?![;,] | \().)*")
 
 BROKEN_PIPE = 141
 """Exit code of a command whose reader went away, as of programs that SIGPIPE ends."""
@@ -227,11 +228,12 @@ def _report(arguments: Sequence[str], error: R1VError) -> int:
 
 
 def _fitted(message: str) -> str:
-    """An error's text with lines broken at words where stderr is a terminal, but for commands, which are copied."""
+    """An error's text with lines broken at words where stderr is a terminal, but within commands, which are copied."""
     what, *details = message.split("\n")
     lines = [line.removeprefix(_LABEL) for line in fitted(_LABEL + what, sys.stderr, indent=2)]
     for line in details:
-        lines += [line] if _COMMAND.search(line) else fitted(line, sys.stderr, indent=12)
+        whole = _COMMAND.sub(lambda command: command[0].replace(" ", _NO_BREAK_SPACE), line)
+        lines += (piece.replace(_NO_BREAK_SPACE, " ") for piece in fitted(whole, sys.stderr, indent=12))
     return "\n".join(lines)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
-from r1v_export.cli.output import common_options, print_json, shown_progress
+from r1v_export.cli.output import common_options, print_json, print_summary, shown_progress
 from r1v_export.cli.paths import OptionPath
 
 
@@ -33,4 +34,5 @@ def command(model: str, out: Path, adapter: Path | None, format_: str) -> None:
     if format_ == "json":
         print_json({"checkpoint": str(out), "notes": list(checkpoint.notes)})
     else:
-        click.echo(f"{out}: merged and checked; build it with: r1v-export build {out} -o BUNDLE")
+        command = f"r1v-export build {shlex.quote(str(out))} -o BUNDLE"
+        print_summary(f"{out}: merged and checked; build it with:", command)

@@ -16,7 +16,7 @@ from r1v_export.cli.logs import logging_options
 from r1v_export.cli.streams import json_text
 from r1v_export.cpus import use_threads
 from r1v_export.errors import UsageError
-from r1v_export.progress import terminal_width
+from r1v_export.progress import fitted, terminal_width
 from r1v_export.quoting import visible
 from r1v_export.targets.entry_points import names
 
@@ -104,12 +104,12 @@ def calibration_options(function: Function) -> Function:
             click.option(
                 "--samples",
                 type=WholeNumber(min=1),
-                help="Calibration samples at most. [default: 128; with quick effort 32]",
+                help="Calibration samples at most. [default: 128; with quick effort 24]",
             ),
             click.option(
                 "--effort",
                 type=click.Choice(["auto", "quick", "full"]),
-                help="Quick: 32 samples, int4 by RTN; full: 128, GPTQ; auto: quick from 8 billion parameters.",
+                help="Quick: 24 samples, int4 by RTN; full: 128, GPTQ; auto: quick from 8 billion parameters.",
             ),
             click.option(
                 "--matmul-precision",
@@ -234,10 +234,33 @@ def print_json(value: Any) -> None:
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
-    """Columns aligned with spaces; numbers to the right; control characters, as of names in files, made visible."""
-    cells = [[visible(str(cell)) for cell in row] for row in (*([header] if header else ()), *rows)]
+    """Columns aligned with spaces; numbers to the right; control characters, as of names in files, made visible.
+
+    Where the terminal is too narrow ($COLUMNS; 80 where there is none), the first column goes above the others, and
+    where that is too wide as well, each value has a line of its own behind its header.
+    """
+    cells = [[visible(str(cell)) for cell in row] for row in rows]
+    width = terminal_width(sys.stdout)
+    lines = _columns(cells, header)
+    if _widest(lines) <= width:
+        return "\n".join(lines)
+    names = [wrapped(name) for name in (*header[:1], *(row[0] for row in cells))]
+    others = [f"    {line}" for line in _columns([row[1:] for row in cells], header[1:])]
+    if not header or _widest(others) <= width:
+        pairs = zip(names, others, strict=True)
+    else:
+        values = [
+            [(f"    {name}", cell) for name, cell in zip(header[1:], row[1:], strict=True) if cell] for row in cells
+        ]
+        pairs = zip(names, ("", *map(wrapped_table, values)), strict=True)
+    return "\n".join(line for pair in pairs for line in pair if line.strip())
+
+
+def _columns(rows: Sequence[Sequence[str]], header: Sequence[str]) -> list[str]:
+    """The lines of a table, of any width."""
+    cells = [*([header] if header else ()), *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numeric = [all(_is_number(row[i]) for row in cells[bool(header) :]) for i in range(len(widths))]
+    numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(widths))]
     lines = (
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)
@@ -245,19 +268,23 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
         )
         for row in cells
     )
-    return "\n".join(line.rstrip() for line in lines)
+    return [line.rstrip() for line in lines]
+
+
+def _widest(lines: Iterable[str]) -> int:
+    return max(map(len, lines), default=0)
 
 
 def wrapped_table(rows: Iterable[Sequence[str]]) -> str:
     """Columns as of `table`, the last one wrapped to the width of the terminal: $COLUMNS, else 80 where there is none.
 
-    Where that leaves too little room, the last column goes below the others.
+    Where that leaves too little room for it, the last column goes below the others.
     """
     width = terminal_width(sys.stdout)
     cells = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*(row[:-1] for row in cells), strict=True)]
     indent = sum(widths) + 2 * len(widths)
-    below = width - indent < _LEAST_WIDTH
+    below = width - indent < min(_LEAST_WIDTH, max((len(row[-1]) for row in cells), default=0))
     lines = []
     for row in cells:
         first = "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=False))
@@ -272,8 +299,21 @@ def wrapped_table(rows: Iterable[Sequence[str]]) -> str:
 
 
 def wrapped(text: str) -> str:
-    """A sentence in lines of the terminal's width, or 80 where there is none."""
-    return textwrap.fill(visible(text), terminal_width(sys.stdout), break_on_hyphens=False)
+    """A sentence in lines of the terminal's width, or 80 where there is none; longer words, as of paths, stay whole."""
+    width = terminal_width(sys.stdout)
+    return textwrap.fill(visible(text), width, break_long_words=False, break_on_hyphens=False)
+
+
+def print_summary(sentence: str, command: str = "") -> None:
+    """Print the line that ends a command, broken at spaces where a terminal is narrower.
+
+    Args:
+        command: what to do next, behind the sentence; it is copied, so it stays whole, on a line of its own if need be.
+    """
+    lines = fitted(visible(f"{sentence} {command}".rstrip()), sys.stdout, indent=2)
+    if command and len(lines) > 1:
+        lines = [*fitted(visible(sentence), sys.stdout, indent=2), f"  {visible(command)}"]
+    click.echo("\n".join(lines))
 
 
 def _is_number(cell: str) -> bool:

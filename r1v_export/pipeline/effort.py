@@ -16,7 +16,7 @@ from r1v_export.quantization.sizes import parameter_count
 QUICK_FROM_PARAMETERS = 8e9
 """Above, AWQ and GPTQ take hours on a few CPU cores."""
 
-SAMPLES = {"quick": 32, "full": 128}
+SAMPLES = {"quick": 24, "full": 128}
 QUICK_PRESETS = PRESETS | {"int4": "int4-rtn"}
 """`--precision` -> the recipe of a quick calibration: weights alone are rounded to nearest where that is usable."""
 

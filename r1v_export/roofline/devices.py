@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from r1v_export.errors import UsageError
+from r1v_export.quoting import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def device(name: str) -> DeviceSpec:
             where="the name of a GPU",
             expected=", ".join(DEVICES),
             found=name,
-            fix="pass one of these names",
+            fix=did_you_mean(name, DEVICES) or "pass one of these names",
         )
     return by_name[name.lower()]
 

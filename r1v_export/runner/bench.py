@@ -6,8 +6,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,14 +18,15 @@ from PIL import Image
 from r1v_export.cpus import thread_count
 from r1v_export.errors import UsageError
 from r1v_export.generation import Sampling
-from r1v_export.processing.preprocess import pixel_values
+from r1v_export.model_spec import TilingSpec
+from r1v_export.processing.preprocess import grids, tile_count
 from r1v_export.processing.synthetic_image import synthetic_image
 from r1v_export.progress import Progress
 from r1v_export.runner.answer import Answer
 from r1v_export.runner.base import BaseRunner
 from r1v_export.runner.prompt_encoder import Request
 
-STAGES = ("preprocess_ms", "vision_ms", "projector_ms", "embed_ms", "prefill_ms", "decode_ms")
+STAGES = ("read_ms", "preprocess_ms", "vision_ms", "projector_ms", "embed_ms", "prefill_ms", "decode_ms")
 
 PERCENTILES = (50, 90, 99)
 """Linear between the two nearest values."""
@@ -42,7 +44,8 @@ class MeasuredAnswer(TypedDict):
     token_ms: list[float]
     """When each token came, from the beginning of its run."""
     stages_ms: dict[str, float]
-    """By name of STAGES; sequences that are answered together share the time of a step."""
+    """By name of STAGES; sequences that are answered together share the time of a step. `read_ms` is that of an image's
+    file, from its bytes to pixels: 0 where the image was there before the run."""
 
 
 class Run(TypedDict):
@@ -61,6 +64,16 @@ class Distribution(TypedDict):
     max: float | None
     values: int
     """How many."""
+
+
+class MeasuredImage(TypedDict):
+    """What was asked about."""
+
+    width: int
+    """In pixels, as is `height`."""
+    height: int
+    source: str
+    """`file`: read from its file in every run; `memory`: decoded before the first; `synthetic`: made before it."""
 
 
 class Load(TypedDict):
@@ -83,7 +96,9 @@ class Measurement(TypedDict):
     """Of `cpus.thread_count`."""
     batch: int
     """Sequences at once."""
+    image: MeasuredImage
     tiles: int
+    """Of the image, its thumbnail included."""
     prompt_tokens: int
     new_tokens: int
     """Of the shortest answer."""
@@ -97,7 +112,8 @@ class Measurement(TypedDict):
     total_tokens_per_s: float
     """New tokens of all sequences over the time of a run, from its beginning; median."""
     latency_ms: dict[str, Distribution]
-    """Over all sequences of all runs. `first_token`; `time_per_output_token`: a sequence's mean after its first token;
+    """Over all sequences of all runs. `first_token` and `last_token`, from the beginning of a run, that is from the
+    question; `time_per_output_token`: a sequence's mean after its first token;
     `inter_token`: from one token to the next."""
     load: Load
     peak_memory_bytes: int
@@ -106,37 +122,43 @@ class Measurement(TypedDict):
     raw: list[Run]
 
 
+Opener = Callable[[], Image.Image]
+"""Gives the image to ask about, as a user would: from its file."""
+
+
 def measure(
     runner: BaseRunner,
-    image: Image.Image | None,
+    image: Image.Image | Opener | None,
     question: str,
     tokens: int,
     runs: int,
     progress: Progress,
     batch: int = 1,
+    tiles: int = 1,
 ) -> Measurement:
     """Ask once to warm up, then `runs` times.
 
     Args:
-        image: the image; a synthetic one for each sequence if None.
+        image: the image, or what opens it, which then is part of every run; a synthetic one for each sequence if None.
         tokens: new tokens of every answer, whatever the model would like: stop tokens do not stop it.
         batch: sequences at once, all of which begin together.
+        tiles: of a synthetic image, its thumbnail included.
 
     Raises:
-        UsageError: prompt and answer do not fit into the model's context.
+        UsageError: prompt and answer do not fit into the model's context, or no image has so many tiles.
     """
-    side = runner.tiling.tile_size
-    images = [image or synthetic_image(np.random.default_rng(seed), side, side) for seed in range(batch)]
-    requests = [Request.ask(question, each) for each in images]
-    _require_room(runner, requests, tokens)
+    openers = _openers(image, runner.tiling, batch, tiles)
+    first = openers[0]()
+    source = "synthetic" if image is None else "memory" if isinstance(image, Image.Image) else "file"
+    _require_room(runner, Request.ask(question, first), tokens)
     sampling = Sampling(max_new_tokens=tokens, ignore_eos=True)
     with progress.stage("bench") as task:
-        warm_up = _run(runner, requests, sampling)
+        warm_up = _run(runner, question, openers, sampling)
         task.report(1, runs + 1)
         watch = _LoadWatch()
         measured = []
         for done in range(1, runs + 1):
-            measured.append(_run(runner, requests, sampling))
+            measured.append(_run(runner, question, openers, sampling))
             task.report(done + 1, runs + 1)
         load = watch.load()
     sequences = [sequence for run in measured for sequence in run["sequences"]]
@@ -146,7 +168,8 @@ def measure(
         "engine": runner.name,
         "threads": asdict(thread_count()),
         "batch": batch,
-        "tiles": len(pixel_values(images[:1], runner.tiling)[0]),
+        "image": {"width": first.width, "height": first.height, "source": source},
+        "tiles": tile_count(*first.size, runner.tiling),
         "prompt_tokens": sequences[0]["prompt_tokens"],
         "new_tokens": min(len(sequence["token_ms"]) for sequence in sequences),
         "runs": runs,
@@ -162,9 +185,42 @@ def measure(
     }
 
 
-def _require_room(runner: BaseRunner, requests: Sequence[Request], tokens: int) -> None:
+def synthetic_size(tiles: int, tiling: TilingSpec) -> tuple[int, int]:
+    """Width and height in pixels of an image that is cut into so many tiles without being scaled.
+
+    Raises:
+        UsageError: no image is.
+    """
+    sizes = [(tiling.tile_size * grid.cols, tiling.tile_size * grid.rows) for grid in grids(tiling)]
+    counts = [tile_count(*size, tiling) for size in sizes]
+    if tiles not in counts:
+        raise UsageError(
+            "This model cuts no image into so many tiles.",
+            where="--tiles",
+            expected="one of " + ", ".join(map(str, sorted(set(counts)))),
+            found=tiles,
+            fix="pass one of these; the thumbnail that follows several tiles counts",
+        )
+    wide = [size for size, count in zip(sizes, counts, strict=True) if count == tiles]
+    return min(wide, key=lambda size: (abs(size[0] - size[1]), -size[0]))
+
+
+def _openers(image: Image.Image | Opener | None, tiling: TilingSpec, batch: int, tiles: int) -> list[Opener]:
+    """What gives each sequence its image."""
+    if image is None:
+        size = synthetic_size(tiles, tiling)
+        made = [synthetic_image(np.random.default_rng(seed), *size) for seed in range(batch)]
+        return [partial(_same, each) for each in made]
+    return [partial(_same, image) if isinstance(image, Image.Image) else image] * batch
+
+
+def _same(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _require_room(runner: BaseRunner, request: Request, tokens: int) -> None:
     """Refuse answers that would be cut off: their number of tokens would not be the one that was asked for."""
-    prompt = len(runner.open_prompt(requests[0], runner.image_encoder()).token_ids)
+    prompt = len(runner.open_prompt(request, runner.image_encoder()).token_ids)
     left = runner.max_positions - prompt
     if tokens > left:
         raise UsageError(
@@ -176,27 +232,33 @@ def _require_room(runner: BaseRunner, requests: Sequence[Request], tokens: int) 
         )
 
 
-def _run(runner: BaseRunner, requests: Sequence[Request], sampling: Sampling) -> Run:
-    """Answer all requests once, and note when each token came."""
-    token_ms: list[list[float]] = [[] for _ in requests]
+def _run(runner: BaseRunner, question: str, openers: Sequence[Opener], sampling: Sampling) -> Run:
+    """Answer the question about all images once, and note when each token came."""
+    token_ms: list[list[float]] = [[] for _ in openers]
     answers: dict[int, Answer] = {}
     began = time.perf_counter()
+    requests, read_ms = [], []
+    for opener in openers:
+        opened = time.perf_counter()
+        requests.append(Request.ask(question, opener()))
+        read_ms.append(1000 * (time.perf_counter() - opened))
     for event in runner.generate(requests, sampling, max_rows=len(requests)):
         if event.token_id is not None:
             token_ms[event.request].append(round(1000 * (time.perf_counter() - began), 3))
         if event.answer is not None:
             answers[event.request] = event.answer
     total_ms = round(1000 * (time.perf_counter() - began), 3)
-    sequences = [_sequence(answers[index], arrivals) for index, arrivals in enumerate(token_ms)]
+    sequences = [_sequence(answers[index], token_ms[index], read) for index, read in enumerate(read_ms)]
     return {"total_ms": total_ms, "sequences": sequences}
 
 
-def _sequence(answer: Answer, token_ms: list[float]) -> MeasuredAnswer:
+def _sequence(answer: Answer, token_ms: list[float], read_ms: float) -> MeasuredAnswer:
+    stages = {stage: getattr(answer.timings, stage) for stage in STAGES[1:]}
     return {
         "prompt_tokens": answer.prompt_tokens,
         "reused_tokens": answer.reused_tokens,
         "token_ms": token_ms,
-        "stages_ms": {stage: round(getattr(answer.timings, stage), 3) for stage in STAGES},
+        "stages_ms": {stage: round(ms, 3) for stage, ms in ({STAGES[0]: read_ms} | stages).items()},
     }
 
 
@@ -206,6 +268,7 @@ def _latencies(sequences: Sequence[MeasuredAnswer]) -> Mapping[str, list[float]]
     timed = [sequence for sequence in sequences if sequence["stages_ms"]["decode_ms"]]
     return {
         "first_token": [sequence["token_ms"][0] for sequence in sequences],
+        "last_token": [sequence["token_ms"][-1] for sequence in sequences],
         "time_per_output_token": [_decode_ms(sequence) for sequence in timed],
         "inter_token": [float(gap) for sequence in timed for gap in np.diff(sequence["token_ms"])],
     }

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from r1v_export.cli import build, main
+from r1v_export.cli import build, calibrate, main
 from r1v_export.cpus import use_threads
 from r1v_export.manifest import FileEntry, StageEntry
 from r1v_export.pipeline.build import Built
+from r1v_export.pipeline.calibrate import Calibrated
 from tests.manifests import manifest_of
 
 
@@ -168,6 +169,12 @@ def test_a_dry_run_into_a_file_is_refused_as_the_build_is(
         assert main.run(["build", *options, "-o", str(file / below)]) == 2
         assert "The output folder cannot be written to." in capsys.readouterr().err
     assert file.stat().st_size == 0
+
+
+@pytest.mark.parametrize(("samples", "said"), [(1, "from 1 sample"), (2, "from 2 samples")])
+def test_a_calibration_of_one_sample_says_so(samples: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrate._print(Calibrated(Path("a"), "fp8", samples, None, 46, ()), "text")
+    assert capsys.readouterr().out == f"a: 46 linears by recipe fp8, {said}\n"
 
 
 def test_the_closing_line_says_how_much_of_the_bundle_is_hard_links(

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.cli import main
+from r1v_export.cli import inspect, main
 from r1v_export.manifest import verify
 from r1v_export.parity.schema import ParityReport
 from r1v_export.runner.bench import Measurement, measure
@@ -145,7 +146,8 @@ def test_bench_measures_every_stage(nano_bundle: Path, succeed) -> None:
     options = ["--tokens", "4", "--runs", "2"]
     result = succeed("bench", nano_bundle, *options, "--format", "json")
     assert result["new_tokens"] == 4
-    assert all(ms > 0 for ms in result["stages_ms"].values())
+    assert all(ms > 0 for name, ms in result["stages_ms"].items() if name != "read_ms")
+    assert result["image"]["source"] == "synthetic"
     assert result["first_token_ms"] > result["stages_ms"]["vision_ms"]
     assert result["tokens_per_s"] > 0
     assert result["peak_memory_bytes"] > 50e6
@@ -166,18 +168,51 @@ def test_bench_of_several_sequences_gives_percentiles_of_its_raw_numbers(nano_bu
     found = result["latency_ms"]
     assert {name: row["values"] for name, row in found.items()} == {
         "first_token": 6,
+        "last_token": 6,
         "time_per_output_token": 6,
         "inter_token": 18,
     }
     assert found["first_token"]["p50"] == pytest.approx(
         statistics.median(sequence["token_ms"][0] for sequence in sequences), abs=2e-3
     )
+    assert found["last_token"]["max"] == max(sequence["token_ms"][-1] for sequence in sequences)
     means = sorted((s["token_ms"][-1] - s["token_ms"][0]) / 3 for s in sequences)
     assert found["time_per_output_token"]["p90"] == pytest.approx((means[4] + means[5]) / 2, abs=2e-3)
     assert all(row["p50"] <= row["p90"] <= row["p99"] <= row["max"] for row in found.values())
     assert result["warm_up"]["total_ms"] > 0
     assert main.run([*map(str, options), "--roofline", "H100"]) == 2
     assert "--batch 3" in capsys.readouterr().err
+
+
+def test_bench_counts_the_time_from_the_image_s_file_to_the_last_token(nano_bundle: Path, succeed) -> None:
+    options = ["bench", nano_bundle, "--image", IMAGES / "05-chart.png", "--tokens", "3", "--runs", "2"]
+    result = succeed(*options, "--format", "json")
+    with Image.open(IMAGES / "05-chart.png") as image:
+        assert (result["image"]["width"], result["image"]["height"]) == image.size
+    assert result["image"]["source"] == "file"
+    for run in result["raw"]:
+        (sequence,) = run["sequences"]
+        stages = dict(sequence["stages_ms"])
+        assert stages["read_ms"] > 0
+        assert sequence["token_ms"][-1] <= run["total_ms"]
+        assert sum(stages.values()) - stages["decode_ms"] < sequence["token_ms"][0] + 1
+    text = succeed(*options)
+    assert re.search(r"^last token +\d", text, re.MULTILINE)
+    size = f"{result['image']['width']} x {result['image']['height']} pixels, tiles: {result['tiles']}, "
+    assert size + "read from its file" in " ".join(text.split())
+
+
+def test_bench_makes_an_image_of_so_many_tiles(nano_bundle: Path, succeed, capsys) -> None:
+    options = ["bench", nano_bundle, "--tokens", "2", "--runs", "1", "--tiles"]
+    few, many = (succeed(*options, count, "--format", "json") for count in (1, 5))
+    assert (few["tiles"], many["tiles"]) == (1, 5)
+    assert many["image"] == {"width": 2 * few["image"]["width"], "height": 2 * few["image"]["height"]} | {
+        "source": "synthetic"
+    }
+    assert many["prompt_tokens"] - few["prompt_tokens"] == 4 * 16
+    for wrong in (["--tiles", "2"], ["--tiles", "1", "--image", str(IMAGES / "05-chart.png")]):
+        assert main.run(["bench", str(nano_bundle), "--tokens", "2", "--runs", "1", *wrong]) == 2
+        assert "--tiles" in capsys.readouterr().err
 
 
 def test_bench_fits_into_80_columns(nano_bundle: Path, succeed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +259,12 @@ def test_inspect_shows_the_parity_verdict_and_the_versions_of_a_bundle(nano_bund
     assert re.search(r"^parity, onnxruntime +passed$", text, re.MULTILINE)
     assert re.search(rf"^versions [^:]*\bonnxruntime\s+{re.escape(version('onnxruntime'))}\b", text, re.MULTILINE)
     assert re.search(rf"^producer +r1v-export {re.escape(VERSION)}$", text, re.MULTILINE)
+
+
+def test_inspect_says_of_a_gate_that_did_not_run_that_nothing_was_checked() -> None:
+    facts = {"parity": {"tensorrt-rtx": "its engines run on a CUDA GPU"}, "parameters": {}, "files": {}}
+    text = inspect._as_text({**facts, "spec": {"dtype": "bfloat16"}})
+    assert text.startswith("parity, tensorrt-rtx  not checked: its engines run on a CUDA GPU\n")
 
 
 def test_doctor_knows_what_is_ready_and_how_to_get_the_rest(succeed) -> None:

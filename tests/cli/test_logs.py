@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,8 +14,10 @@ import onnx_ir as ir
 import pytest
 
 from r1v_export.cli import main
+from r1v_export.cli.answers import stream
 from r1v_export.cli.logs import PACKAGE, JsonFormatter, TerminalHandler, TextFormatter, _handlers, logging_options
 from r1v_export.exporters.passes.run_passes import run_passes
+from r1v_export.runner.answer import Answer, Timings, TokenEvent
 
 
 @pytest.fixture
@@ -80,6 +83,27 @@ def test_on_a_terminal_a_record_replaces_the_line_that_shows_progress(monkeypatc
     monkeypatch.setattr("sys.stderr", terminal)
     TerminalHandler().emit(logging.LogRecord("r1v_export", logging.INFO, "", 0, "note", (), None))
     assert terminal.getvalue() == "\r\x1b[Knote\n"
+
+
+def test_on_a_terminal_a_record_leaves_the_answer_that_stands_on_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("NO_COLOR", "1")
+    handler = TerminalHandler()
+
+    def events() -> Iterator[TokenEvent]:
+        yield TokenEvent(0, 1, "", "two squares")
+        for _ in range(2):
+            handler.emit(logging.LogRecord("r1v_export", logging.INFO, "", 0, "note", (), None))
+        yield TokenEvent(0, 2, "", ".", Answer("", "two squares.", True, (), "stop", 0, 0, Timings()))
+
+    stream(events(), answer_only=False)
+    assert terminal.getvalue() == "two squares\nnote\n\r\x1b[Knote\n.\n"
 
 
 def test_a_name_from_outside_cannot_command_the_terminal_or_begin_a_line() -> None:

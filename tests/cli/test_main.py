@@ -49,8 +49,8 @@ OPTIONS = {
     "deploy cpp": "BUNDLE --output",
     "deploy triton": "BUNDLE --output --backend --target --engine --max-rows --cache-mib --image-cache-mib --tiles "
     "--preprocessors --device",
-    "bench": "BUNDLE --image --allow-url --question --target --engine --model --tokens --runs --batch --roofline "
-    "--device --threads",
+    "bench": "BUNDLE --image --allow-url --tiles --question --target --engine --model --tokens --runs --batch "
+    "--roofline --device --threads",
     "diff": "FIRST SECOND --report",
     "inspect": "MODEL --target --roofline --report --precision --recipe --tp --pp --batch --tiles --prompt "
     "--max-new-tokens --revision --offline",
@@ -249,8 +249,8 @@ def test_a_terminal_sees_errors_in_color_unless_no_color_is_set(variables: dict[
 def test_a_terminal_breaks_the_lines_of_an_error_at_words_and_no_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = "calibrate again: r1v-export calibrate MODEL -o FOLDER"
-    error = errors.UsageError("There is no such thing as was asked for.", found="a, b, c and 7 more", fix=command)
+    fix = "calibrate again: r1v-export calibrate MODEL -o FOLDER, or use `pip install 'a thing'` (or nothing at all)"
+    error = errors.UsageError("There is no such thing as was asked for.", found="a, b, c and 7 more", fix=fix)
     monkeypatch.setattr(main.cli, "main", lambda **_: (_ for _ in ()).throw(error))
     monkeypatch.setenv("COLUMNS", "24")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -262,7 +262,13 @@ def test_a_terminal_breaks_the_lines_of_an_error_at_words_and_no_command(
         "  for.",
         "  found:    a, b, c and",
         "            7 more",
-        f"  fix:      {command}",
+        "  fix:      calibrate",
+        "            again:",
+        "            r1v-export calibrate MODEL -o FOLDER,",
+        "            or use",
+        "            `pip install 'a thing'`",
+        "            (or nothing",
+        "            at all)",
     ]
 
 
@@ -309,8 +315,8 @@ def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["check", "x", "--questions", "0"], "not in the range"),
         (["synth", "x", "--set", "no-value"], "no value"),
         (["synth", "x", "--set", "unknown=1"], "or a key of vision_config or llm_config"),
-        (["synth", "x", "--set", "rope_theta=1"], "write llm_config.rope_theta"),
-        (["synth", "x", "--set", "vision_config.num_hiden_layers=1"], "write vision_config.num_hidden_layers"),
+        (["synth", "x", "--set", "rope_theta=1"], "did you mean llm_config.rope_theta?"),
+        (["synth", "x", "--set", "vision_config.num_hiden_layers=1"], "did you mean vision_config.num_hidden_layers?"),
         (["synth", "x", "--set", "llm_config.rope_scaling.x.y=1", "--set", "llm_config.zzz=1"], "llm_config.zzz"),
     ],
 )

@@ -50,6 +50,15 @@ def test_an_unknown_device_is_refused_with_those_that_are_known() -> None:
         device("H999")
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("H10", "H100"), ("rtx4090", "RTX 4090"), ("RTX PRO 600", "RTX PRO 6000")]
+)
+def test_a_name_that_is_nearly_a_device_s_is_answered_with_it(name: str, nearest: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        device(name)
+    assert caught.value.fix == f"did you mean {nearest}?"
+
+
 def test_the_page_names_the_devices_and_escapes_the_model() -> None:
     workloads = {"decode": [cost("model.layers.0.mlp", 10**12, 10**9)]}
     made_by = MadeBy("r1v-export inspect <bundle>", "2026-01-01T00:00:00+00:00", "1.2.3")

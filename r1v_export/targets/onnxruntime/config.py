@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from r1v_export.config import BuildConfig
 from r1v_export.strict import SettingsModel
-
-Int4Inputs = Literal["int8", "exact"]
+from r1v_export.targets.int4_inputs import Int4Inputs
 
 
 def _as_written_now(value: object) -> object:
@@ -24,9 +22,3 @@ class OnnxRuntimeConfig(SettingsModel):
     """What 4-bit weights are multiplied with on the CPU: inputs that are rounded to 8 bits in blocks, which is faster,
     or those that the graph has. Part of the build, so that its gate judges it. None: int8 where there are such weights
     on a CPU."""
-
-    def chosen_int4_inputs(self, config: BuildConfig) -> Int4Inputs:
-        """What the engine of a build multiplies 4-bit weights with."""
-        if self.int4_inputs is not None:
-            return self.int4_inputs
-        return "int8" if config.precision == "int4" and config.device == "cpu" else "exact"

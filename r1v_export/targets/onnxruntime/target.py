@@ -14,6 +14,7 @@ from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets import registry
+from r1v_export.targets.int4_inputs import chosen_int4_inputs, require_int4_weights
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.onnxruntime import doctor
 from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
@@ -61,14 +62,15 @@ class OnnxRuntimeTarget(Target):
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         options = config.options(self.name, OnnxRuntimeConfig)
-        return NumericsSpec(registry.compute_dtype(config), options.chosen_int4_inputs(config) == "int8")
+        rounds = chosen_int4_inputs(options.int4_inputs, config) == "int8"
+        return NumericsSpec(registry.compute_dtype(config), rounds)
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         check_device(inputs.config.device)
         from r1v_export.targets.onnxruntime.write.graphs import write_graphs
 
         config = inputs.config
-        int4_inputs = config.options(self.name, OnnxRuntimeConfig).chosen_int4_inputs(config)
+        int4_inputs = chosen_int4_inputs(config.options(self.name, OnnxRuntimeConfig).int4_inputs, config)
         write_graphs(inputs.graphs, self.graphs, config.device, int4_inputs, out)
 
     def engine_document(self, engine: Path) -> EngineDocument:
@@ -121,8 +123,7 @@ def require_int4_inputs(options: OnnxRuntimeConfig, config: BuildConfig) -> None
     Raises:
         UsageError: there are not.
     """
-    asked = options.int4_inputs == "int8"
-    if asked and config.device != "cpu":
+    if options.int4_inputs == "int8" and config.device != "cpu":
         raise UsageError(
             "ONNX Runtime rounds inputs of 4-bit weights to 8 bits on the CPU only.",
             where="int4_inputs",
@@ -130,14 +131,7 @@ def require_int4_inputs(options: OnnxRuntimeConfig, config: BuildConfig) -> None
             found=f"int8, for device {config.device}",
             fix="omit int4_inputs, or build with --device cpu",
         )
-    if asked and config.precision != "int4":
-        raise UsageError(
-            "There are no 4-bit weights whose inputs could be rounded to 8 bits.",
-            where="int4_inputs",
-            expected="exact",
-            found=f"int8, in precision {config.precision}",
-            fix="omit int4_inputs, or quantize to 4 bits: --precision int4",
-        )
+    require_int4_weights(options.int4_inputs, config)
 
 
 def check_device(device: Device) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from r1v_export.config import Matmul
 from r1v_export.strict import SettingsModel
-
-Int4Inputs = Literal["int8", "exact"]
+from r1v_export.targets.int4_inputs import Int4Inputs
 
 
 class OpenVinoConfig(SettingsModel):
@@ -16,6 +13,6 @@ class OpenVinoConfig(SettingsModel):
     matmul: Matmul = "bfloat16"
     """What matrix products round their operands to, in float32 graphs: bfloat16, which is faster, on a CPU that has
     instructions for it; or float32, which rounds nothing. Part of the build, so that its gate judges it."""
-    int4_inputs: Int4Inputs = "exact"
-    """What 4-bit weights are multiplied with: inputs that are rounded to 8 bits in blocks, or those that the graph
-    has."""
+    int4_inputs: Int4Inputs | None = None
+    """What 4-bit weights are multiplied with: inputs that are rounded to 8 bits in blocks, which is faster, or those
+    that the graph has. None: int8 where there are such weights."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from r1v_export import contract
 from r1v_export.config import BuildConfig, Compute, Device
-from r1v_export.errors import BundleError, CapabilityError, UsageError
+from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
+from r1v_export.targets.int4_inputs import chosen_int4_inputs, require_int4_weights
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.openvino import doctor
 from r1v_export.targets.openvino.config import OpenVinoConfig
@@ -48,7 +49,7 @@ class OpenVinoTarget(Target):
         require_cpu(config.device)
         doctor.require()
         options = config.options(self.name, OpenVinoConfig)
-        require_int4_inputs(options, config)
+        require_int4_weights(options.int4_inputs, config)
         require_products(options)
         from r1v_export.targets.openvino.write.graphs import COMPUTE_TYPES, no_products
 
@@ -62,13 +63,15 @@ class OpenVinoTarget(Target):
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         options = config.options(self.name, OpenVinoConfig)
-        return NumericsSpec(options.matmul, rounds_inputs=options.int4_inputs == "int8")
+        rounds = chosen_int4_inputs(options.int4_inputs, config) == "int8"
+        return NumericsSpec(options.matmul, rounds)
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         from r1v_export.targets.openvino.write.graphs import write_graphs
 
         options = inputs.config.options(self.name, OpenVinoConfig)
-        write_graphs(inputs.graphs, self.graphs, options, out)
+        chosen = {"int4_inputs": chosen_int4_inputs(options.int4_inputs, inputs.config)}
+        write_graphs(inputs.graphs, self.graphs, options.model_copy(update=chosen), out)
 
     def missing(self, device: Device) -> str | None:
         try:
@@ -120,20 +123,4 @@ def require_products(options: OpenVinoConfig) -> None:
             where="targets.openvino.matmul",
             expected="avx512_bf16 or amx_bf16",
             fix="set matmul: float32 in the build file, or build on another machine",
-        )
-
-
-def require_int4_inputs(options: OpenVinoConfig, config: BuildConfig) -> None:
-    """Check that there are 4-bit weights if their inputs are to be rounded.
-
-    Raises:
-        UsageError: there are none.
-    """
-    if options.int4_inputs == "int8" and config.precision != "int4":
-        raise UsageError(
-            "There are no 4-bit weights whose inputs could be rounded to 8 bits.",
-            where="int4_inputs",
-            expected="exact",
-            found=f"int8, in precision {config.precision}",
-            fix="omit int4_inputs, or quantize to 4 bits: --precision int4",
         )

@@ -60,8 +60,9 @@ def test_parity_allows_for_what_products_and_inputs_round():
     target, spec = OpenVinoTarget(), tiny_spec()
     assert target.numerics(config(), spec).compute == "bfloat16"
     assert target.numerics(config(matmul="float32"), spec).compute == "float32"
-    assert target.numerics(config(precision="int4", int4_inputs="int8"), spec).rounds_inputs
-    assert not target.numerics(config(precision="int4"), spec).rounds_inputs
+    assert target.numerics(config(precision="int4"), spec).rounds_inputs
+    assert not target.numerics(config(precision="int4", int4_inputs="exact"), spec).rounds_inputs
+    assert not target.numerics(config(precision="fp8"), spec).rounds_inputs
 
 
 def test_without_openvino_everything_says_what_to_install(monkeypatch, of_r1v):

@@ -84,7 +84,7 @@ def test_a_wrong_option_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureF
     file = tmp_path / "build.yaml"
     file.write_text(f"targets: {{{NAME}: {{compres: true}}}}\n")
     assert main.run(["build", "--config", str(file), "-o", str(tmp_path / "out")]) == 2
-    assert "write compress" in capsys.readouterr().err
+    assert "did you mean compress?" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from r1v_export.config import Compute, Device
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.log_event import log_event
-from r1v_export.targets.onnxruntime.config import Int4Inputs
+from r1v_export.targets.int4_inputs import Int4Inputs
 from r1v_export.targets.onnxruntime.cuda_kernels import require_kernels
 from r1v_export.targets.onnxruntime.lower import lower
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS

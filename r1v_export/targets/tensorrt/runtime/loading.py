@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from r1v_export.config import Device
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.files import GRAPH_LIMIT_BYTES, open_regular, read_regular_bytes
 from r1v_export.gpus import no_gpu
+from r1v_export.log_event import log_event
 from r1v_export.model_spec import ModelSpec
 from r1v_export.targets.tensorrt.build.plan import GRAPH, PLAN, PlanInfo, read_info, require_runs_here
 from r1v_export.targets.tensorrt.device import Accelerator, Cuda, compute_capability
@@ -22,6 +24,9 @@ from r1v_export.targets.tensorrt.runtime.engine import TensorRTEngine
 from r1v_export.targets.tensorrt.runtime.session import Session
 
 PLANS = (contract.VISION, contract.PROJECTOR, contract.DECODER)
+
+_LOG = logging.getLogger(__name__)
+_ERRORS = ("ERROR", "INTERNAL_ERROR")
 
 
 def open_engine(library: Library, folder: Path, spec: ModelSpec, device: Device) -> TensorRTEngine:
@@ -33,7 +38,8 @@ def open_engine(library: Library, folder: Path, spec: ModelSpec, device: Device)
     """
     found = compute_capability()
     infos = {name: read_info(folder, name) for name in PLANS}
-    runtime = library.module.Runtime(library.logger(_print_errors))
+    # Without a GPU the library complains of that at each call; the error below says it once.
+    runtime = library.module.Runtime(library.logger(_print_errors if found is not None else _log_errors))
     for name, info in infos.items():
         plan = folder / f"{name}{PLAN}"
         require_runs_here(info, library, plan, found)
@@ -116,5 +122,10 @@ def _served(infos: Mapping[str, PlanInfo]) -> str:
 
 
 def _print_errors(severity: str, message: str) -> None:
-    if severity in ("ERROR", "INTERNAL_ERROR"):
+    if severity in _ERRORS:
         print(message, file=sys.stderr)
+
+
+def _log_errors(severity: str, message: str) -> None:
+    if severity in _ERRORS:
+        log_event(_LOG, logging.DEBUG, "%(library)s", library=message)

@@ -28,11 +28,12 @@ def open_it(fp32, folder: Path) -> None:
     TensorRTRTXTarget().open(folder, fp32.spec, "cpu")
 
 
-def test_a_sound_engine_gets_as_far_as_the_gpu_that_it_lacks(fp32, folder) -> None:
+def test_a_sound_engine_gets_as_far_as_the_gpu_that_it_lacks(fp32, folder, capfd) -> None:
     with pytest.raises(CapabilityError, match="run on a CUDA GPU") as caught:
         open_it(fp32, folder)
     assert caught.value.exit_code == 4
     assert "89" in str(caught.value.expected)
+    assert capfd.readouterr().err == "", "the library's own complaints about the driver say no more"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a driver")

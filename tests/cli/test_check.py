@@ -1,0 +1,70 @@
+"""What `check` prints, on terminals of any width."""
+
+from __future__ import annotations
+
+import pytest
+
+from r1v_export.cli.check import _print
+from r1v_export.parity.rounded_inputs import RoundedInputs
+from r1v_export.parity.schema import BoundaryResult, BundleFacts, Check, ParityReport
+
+
+def boundary(name: str, *checks: Check) -> BoundaryResult:
+    return BoundaryResult(name=name, compared="", metrics={}, checks=checks)
+
+
+def at_most(metric: str, value: float, limit: float) -> Check:
+    return Check(metric=metric, value=value, relation="at most", limit=limit, passed=value <= limit, reason="")
+
+
+def bundle(name: str) -> BundleFacts:
+    facts = {"precision": "int4", "target": "onnxruntime", "size_bytes": 9_400_000, "mean_kl": 2.42e-4}
+    return BundleFacts(name=name, top1_agreement=0.9876, correct=31, scored=32, **facts)
+
+
+def report(mean_kl: float) -> ParityReport:
+    """A report with every kind of row, and with sentences below the table."""
+    near = {"relation": "at least", "limit": 0.98, "passed": True, "reason": "", "near_ties": 2, "near_tie": 0.05}
+    choices = Check(metric="top1_agreement", value=0.99, **near)
+    embeds, kl = at_most("max_relative_error", 0.0, 0.004), at_most("mean_kl", mean_kl, 0.005)
+    boundaries = boundary("embeds", embeds), boundary("prefill", kl, choices), boundary("end_to_end")
+    return ParityReport(
+        reference="pytorch",
+        candidate="onnxruntime",
+        precision="int4",
+        gate="arithmetic",
+        max_new_tokens=96,
+        first_bad=None if kl.passed else "prefill",
+        causes=(),
+        boundaries=boundaries,
+        decode_steps=(),
+        samples=(),
+        environment={},
+        rounded_inputs=RoundedInputs(mean_kl=1.1e-6, top1_agreement=1.0),
+        bundles=(bundle("int4"), bundle("mixed-precision-of-twenty-gigabytes")),
+    )
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+@pytest.mark.parametrize("mean_kl", [1.86e-15, 0.00789])
+def test_no_line_is_wider_than_the_terminal(
+    columns: int, mean_kl: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _print(report(mean_kl))
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= columns
+    words = " ".join(text.split())
+    for part in ("not gated", "nats of mean KL", "near ties counted as agreement", "mixed-precision-of-twenty"):
+        assert part in words
+
+
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_a_boundary_that_passed_is_one_line_of_sixty_columns(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    _print(report(1.86e-15))
+    lines = capsys.readouterr().out.splitlines()
+    assert "embeds      max_relative_error         0  at most 0.004  ok" in lines
+    assert "end_to_end  not gated" in lines
