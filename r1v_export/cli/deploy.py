@@ -59,22 +59,40 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
 )
 @click.option("--target", cls=TargetOption, help="Engine of the bundle. [default: its first]")
 @engine_option
-@click.option("--max-rows", type=WholeNumber(1, 1024), default=16, show_default=True, help="Answered together.")
 @click.option(
-    "--cache-mib", type=WholeNumber(1, MAX_CACHE_MIB), default=2048, show_default=True, help="Of the key-value cache."
+    "--max-rows",
+    type=WholeNumber(1, 1024),
+    default=16,
+    show_default=True,
+    help="Requests that are answered together, at most.",
 )
 @click.option(
-    "--image-cache-mib", type=WholeNumber(0, MAX_CACHE_MIB), default=256, show_default=True, help="Of image embeddings."
+    "--cache-mib",
+    type=WholeNumber(1, MAX_CACHE_MIB),
+    default=2048,
+    show_default=True,
+    help="MiB of the key-value cache.",
 )
 @click.option(
-    "--tiles", type=WholeNumber(1, 1024), default=16, show_default=True, help="In a batch of the vision graph."
+    "--image-cache-mib",
+    type=WholeNumber(0, MAX_CACHE_MIB),
+    default=256,
+    show_default=True,
+    help="MiB of cached image embeddings.",
+)
+@click.option(
+    "--tiles",
+    type=WholeNumber(1, 1024),
+    default=16,
+    show_default=True,
+    help="Tiles in a batch of the vision graph, at most.",
 )
 @click.option(
     "--preprocessors",
     type=WholeNumber(1, 64),
     default=2,
     show_default=True,
-    help="Processes, or threads, for images.",
+    help="Processes that read images; threads with --backend r1v.",
 )
 @device_option
 @common_options

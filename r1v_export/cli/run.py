@@ -28,7 +28,7 @@ from r1v_export.cli.output import (
     threads_option,
 )
 from r1v_export.cli.paths import OptionPath
-from r1v_export.cli.sampling import choose_sampling, sampling_options
+from r1v_export.cli.sampling import choose_sampling, print_sampling, sampling_options
 from r1v_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def command(
         refuse_given(click.get_current_context(), ("draft_tokens",), LIBRARY_S_LOOP, "omit it")
     runner = open_runner(bundle, target, model, device, engine, grounding)
     runner.draft_tokens = draft_tokens
+    print_sampling(chosen, opened.pipeline.generation_config)
     if chat:
         converse(_asking(runner, chosen, not no_think), _by_name(load), show, loaded)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from r1v_export.cli.output import Number, WholeNumber
 from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import InputError, R1VError, UsageError
+from r1v_export.progress import fitted
 
 if TYPE_CHECKING:
     from r1v_export.generation import Guide, Sampling
@@ -73,7 +75,7 @@ def choose_sampling(
     regex: str | None,
     **options: Any,
 ) -> Sampling:
-    """The checkpoint's sampling, and options in its place; says on stderr what is in use.
+    """The checkpoint's sampling, and options in its place.
 
     Args:
         config: of the checkpoint's generation_config.json.
@@ -83,7 +85,7 @@ def choose_sampling(
         UsageError: options exclude each other, or a value is out of range.
         InputError: the schema's file cannot be read, or is not JSON.
     """
-    from r1v_export.processing.generation_config import NAME, default_sampling, unused_fields
+    from r1v_export.processing.generation_config import default_sampling
 
     given = {name: value for name, value in options.items() if value is not None}
     if greedy and given.get("temperature"):
@@ -97,10 +99,21 @@ def choose_sampling(
         option = f"--{str(error.where).removeprefix('sampling.').replace('_', '-')}"
         fix = error.fix or f"pass {option} with a value in this range, or omit it"
         raise UsageError(error.what, where=option, expected=error.expected, found=error.found, fix=fix) from error
-    click.echo(f"sampling: {chosen}", err=True)
-    if unused := unused_fields(config):
-        click.echo(f"sampling: not used of {NAME}: {', '.join(unused)}", err=True)
     return chosen
+
+
+def print_sampling(chosen: Sampling, config: Mapping[str, Any]) -> None:
+    """Say on stderr how tokens are sampled, and which of the checkpoint's fields have no effect.
+
+    Args:
+        config: of the checkpoint's generation_config.json.
+    """
+    from r1v_export.processing.generation_config import NAME, unused_fields
+
+    lines = fitted(f"sampling: {chosen}", sys.stderr, indent=10)
+    if unused := unused_fields(config):
+        lines += fitted(f"sampling: not used of {NAME}: {', '.join(unused)}", sys.stderr, indent=10)
+    click.echo("\n".join(lines), err=True)
 
 
 def _guide(json_schema: Path | None, regex: str | None) -> Guide | None:

@@ -52,7 +52,9 @@ _ENGINE_OPTIONS = (
 @click.command(short_help="Serve a bundle to OpenAI clients.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
-@click.option("--port", type=WholeNumber(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--port", type=WholeNumber(0, 65535), default=8000, show_default=True, help="Port to listen on; 0 takes a free one."
+)
 @click.option(
     "--served-model-name", metavar="NAME", help="The model's name for clients. [default: the bundle's folder]"
 )
@@ -61,16 +63,42 @@ _ENGINE_OPTIONS = (
     "api_keys",
     multiple=True,
     metavar="KEY",
-    help=f"Let in who sends it. [also ${API_KEYS_VARIABLE}, by commas]",
-)
-@click.option("--allow-image-host", "image_hosts", multiple=True, metavar="HOST", help="Fetch http(s) images from it.")
-@click.option("--max-rows", type=WholeNumber(1, _MAX_ROWS), default=16, show_default=True, help="Answered together.")
-@click.option("--max-queued", type=WholeNumber(min=1), default=256, show_default=True, help="Waiting; more get 429.")
-@click.option(
-    "--cache-mib", type=WholeNumber(1, MAX_CACHE_MIB), default=2048, show_default=True, help="Of the key-value cache."
+    help=f"Key that clients must send; repeat for several. [also ${API_KEYS_VARIABLE}, by commas]",
 )
 @click.option(
-    "--image-cache-mib", type=WholeNumber(0, MAX_CACHE_MIB), default=256, show_default=True, help="Of image embeddings."
+    "--allow-image-host",
+    "image_hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Fetch images with http(s) URLs from this host; repeat for several.",
+)
+@click.option(
+    "--max-rows",
+    type=WholeNumber(1, _MAX_ROWS),
+    default=16,
+    show_default=True,
+    help="Requests that are answered together, at most.",
+)
+@click.option(
+    "--max-queued",
+    type=WholeNumber(min=1),
+    default=256,
+    show_default=True,
+    help="Requests that wait, at most; more get status 429.",
+)
+@click.option(
+    "--cache-mib",
+    type=WholeNumber(1, MAX_CACHE_MIB),
+    default=2048,
+    show_default=True,
+    help="MiB of the key-value cache.",
+)
+@click.option(
+    "--image-cache-mib",
+    type=WholeNumber(0, MAX_CACHE_MIB),
+    default=256,
+    show_default=True,
+    help="MiB of cached image embeddings.",
 )
 @click.option(
     "--prefill-chunk",
@@ -80,16 +108,41 @@ _ENGINE_OPTIONS = (
     help="Prompt tokens between two decoder steps, at most; fewer make streams smoother.",
 )
 @draft_tokens_option
-@click.option("--max-body-mib", type=WholeNumber(min=1), default=64, show_default=True, help="Of a request.")
-@click.option("--max-images", type=WholeNumber(0, _MAX_IMAGES), default=16, show_default=True, help="Of a request.")
 @click.option(
-    "--max-image-pixels", type=WholeNumber(1, 80_000_000), default=80_000_000, show_default=True, help="Of an image."
+    "--max-body-mib", type=WholeNumber(min=1), default=64, show_default=True, help="MiB of a request, at most."
 )
-@click.option("--max-new-tokens", type=WholeNumber(min=1), help="Of an answer. [default: the model's context]")
-@click.option("--max-seconds", type=Number(min=0.001), default=600.0, show_default=True, help="Of an answer.")
-@click.option("--drain-seconds", type=Number(min=0), default=30.0, show_default=True, help="After SIGTERM.")
 @click.option(
-    "--access-log/--no-access-log", default=True, show_default=True, help="A JSON line on stdout for a request."
+    "--max-images",
+    type=WholeNumber(0, _MAX_IMAGES),
+    default=16,
+    show_default=True,
+    help="Images in a request, at most.",
+)
+@click.option(
+    "--max-image-pixels",
+    type=WholeNumber(1, 80_000_000),
+    default=80_000_000,
+    show_default=True,
+    help="Pixels of an image, at most.",
+)
+@click.option(
+    "--max-new-tokens", type=WholeNumber(min=1), help="Tokens of an answer, at most. [default: the model's context]"
+)
+@click.option(
+    "--max-seconds", type=Number(min=0.001), default=600.0, show_default=True, help="Seconds that an answer may take."
+)
+@click.option(
+    "--drain-seconds",
+    type=Number(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds for open requests after SIGTERM.",
+)
+@click.option(
+    "--access-log/--no-access-log",
+    default=True,
+    show_default=True,
+    help="Print a JSON line for each request on stdout.",
 )
 @click.option("--triton", metavar="URL", help="Let a Triton server answer: grpc://HOST:PORT. [see deploy triton]")
 @target_option
@@ -130,8 +183,9 @@ def command(
     """Serve BUNDLE over HTTP to OpenAI clients, with a page for people at /.
 
     \b
-    /v1/chat/completions  /v1/completions  /v1/models  /tokenize
-    /health (alive)  /ready (a real token was produced)  /metrics (Prometheus)
+    /v1/chat/completions  /v1/completions  /v1/models
+    /tokenize  /health (alive)  /metrics (Prometheus)
+    /ready (a real token was produced)
 
     With --triton, no engine is opened: BUNDLE is the one that was deployed, or a folder with its pipeline.json and
     tokenizer files.

@@ -49,7 +49,7 @@ from r1v_export.errors import CheckpointError, UsageError
     type=click.Choice(["bfloat16", "float16", "float32"]),
     default="bfloat16",
     show_default=True,
-    help="Of every tensor.",
+    help="Type of every tensor.",
 )
 @click.option("--shards", type=WholeNumber(min=1), help="Weight files, at most one per tensor. [default: one per 5 GB]")
 @click.option("--sparse", is_flag=True, help="True file sizes; an eighth of every matrix, holes between.")

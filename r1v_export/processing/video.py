@@ -25,6 +25,8 @@ MAX_FRAMES = 1_000_000
 """Longest video, in frames."""
 
 _ANIMATED = ("GIF", "WEBP", "PNG")
+_COPY_AGAIN = "copy or download it again, or open it in a video player and save it as MP4"
+
 # FFmpeg also reads playlists and scripts, which open further files and addresses.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg"
 
@@ -65,10 +67,18 @@ def load_frames(
     except R1VError:
         raise
     except OSError as error:
-        raise InputError("The video cannot be read.", where=path, found=error.strerror or error) from error
+        fix = "check the path" if error.errno else _COPY_AGAIN  # Pillow's own, of a file that is cut off, has no number
+        found = error.strerror or error
+        raise InputError("The video cannot be read.", where=path, found=found, fix=fix) from error
     except Exception as error:  # Pillow and FFmpeg answer damaged data with a dozen kinds of exception.
         cause = getattr(error, "strerror", None) or error
-        raise InputError("The video is damaged or of an unknown format.", where=path, found=cause) from error
+        raise InputError(
+            "The video is damaged or of an unknown format.",
+            where=path,
+            expected="a video such as MP4, MOV, MKV, WebM or AVI, or an animated GIF, WebP or PNG",
+            found=cause,
+            fix=_COPY_AGAIN,
+        ) from error
 
 
 def _frames(file: BinaryIO, count: int, policy: ImagePolicy, where: object) -> Iterator[Image.Image]:
@@ -102,8 +112,14 @@ def _from_pyav(file: BinaryIO, count: int, policy: ImagePolicy, where: object) -
     with av.open(file, options={"format_whitelist": _CONTAINERS}) as container:
         stream = next(iter(container.streams.video), None)
         if stream is None:
-            raise InputError("The file has no video stream.", where=where)
-        require_size(stream.codec_context.width, stream.codec_context.height, where)
+            raise InputError(
+                "The file has no video stream.", where=where, fix="give one with pictures, not sound alone"
+            )
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if not width or not height:  # FFmpeg opens a file without its index, and knows nothing of its pictures
+            found = f"pictures of {width} x {height} pixels"
+            raise InputError("The video is damaged or cut off.", where=where, found=found, fix=_COPY_AGAIN)
+        require_size(width, height, where)
         # An edit list, as of a trimmed phone video, marks packets whose frames the decoder drops.
         shown = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
         total = _limited(shown, where)
@@ -126,7 +142,8 @@ def _decoded(
             position += 1
         if position == len(wanted):
             return
-    raise InputError("The video is damaged or cut off.", where=where, expected=f"frame {wanted[position]}")
+    expected = f"frame {wanted[position]}"
+    raise InputError("The video is damaged or cut off.", where=where, expected=expected, fix=_COPY_AGAIN)
 
 
 def _limited(total: int, where: object) -> int:

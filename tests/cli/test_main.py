@@ -107,6 +107,7 @@ def test_every_option_has_a_short_help(name: str) -> None:
     assert command.short_help
     helps = [p.help or "" for p in command.params if isinstance(p, click.Option)]
     assert all(0 < len(text) < 90 and text[0] == text[0].upper() for text in helps)
+    assert not [text for text in helps if text.startswith(("Of ", "In a ", "After "))], "says of what, but not what"
 
 
 def test_the_precisions_offered_are_those_of_the_config() -> None:

@@ -92,8 +92,17 @@ def test_a_still_image_is_no_video(tmp_path):
 
 def test_what_is_no_file_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none", "/dev/zero"):
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match=r"(?s)cannot be read.*fix:      check the path"):
             load_frames(path, 2, TILE)
+
+
+def test_an_animation_that_is_cut_off_says_what_to_do(tmp_path):
+    frames = moving()
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    whole = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "cut.gif").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"(?s)cut\.gif.*truncated.*fix:      copy or download it again"):
+        load_frames(tmp_path / "cut.gif", 8, TILE)
 
 
 MPEG_HEADER = b"\0\0\1\xb3\x14\0\xf0\x13"
@@ -141,6 +150,8 @@ def test_a_text_is_no_video_and_the_cause_is_in_words(tmp_path):
     with pytest.raises(InputError) as error:
         load_frames(tmp_path / "text.mp4", 2, TILE)
     assert str(error.value.found) == "Invalid data found when processing input"
+    assert "MP4" in str(error.value.expected)
+    assert "save it as MP4" in str(error.value.fix)
 
 
 @needs_pyav
@@ -154,7 +165,7 @@ def test_a_playlist_is_no_video(playlist, tmp_path):
 @needs_pyav
 def test_a_damaged_video_file_is_one_error(tmp_path):
     (tmp_path / "a.mp4").write_bytes(encoded("mp4", "mpeg4", moving())[:-200])
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match=r"(?s)^The video is damaged or cut off.*copy or download it again"):
         load_frames(tmp_path / "a.mp4", 2, TILE)
 
 
