@@ -231,10 +231,11 @@ def _fitted(message: str) -> str:
     """An error's text with lines broken at words where stderr is a terminal, but within commands, which are copied."""
     what, *details = message.split("\n")
     lines = [line.removeprefix(_LABEL) for line in fitted(_LABEL + what, sys.stderr, indent=2)]
-    for line in details:
+    fixed = next((i + 1 for i, line in enumerate(details) if line.startswith("  fix:")), len(details))
+    for line in details[:fixed]:
         whole = _COMMAND.sub(lambda command: command[0].replace(" ", _NO_BREAK_SPACE), line)
         lines += (piece.replace(_NO_BREAK_SPACE, " ") for piece in fitted(whole, sys.stderr, indent=12))
-    return "\n".join(lines)
+    return "\n".join([*lines, *details[fixed:]])  # further lines of a fix are a script
 
 
 def _color() -> bool | None:

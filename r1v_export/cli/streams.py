@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 from contextlib import suppress
@@ -57,10 +58,22 @@ def discard_stdout() -> None:
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
-    """JSON that stdout's encoding can hold: escaped where it lacks a character, or where a text is no Unicode."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    """JSON that stdout's encoding can hold: escaped where it lacks a character, or where a text is no Unicode.
+
+    JSON has no infinities and no NaN: they are the strings "Infinity", "-Infinity" and "NaN", as in parity.json.
+    """
+    value = _with_named_numbers(value)
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        return json.dumps(value, indent=indent)
+        return json.dumps(value, indent=indent, allow_nan=False)
     return text
+
+
+def _with_named_numbers(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {name: _with_named_numbers(each) for name, each in value.items()}
+    return [_with_named_numbers(each) for each in value] if isinstance(value, list | tuple) else value

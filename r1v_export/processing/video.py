@@ -113,11 +113,11 @@ def _from_pyav(file: BinaryIO, count: int, policy: ImagePolicy, where: object) -
         stream = next(iter(container.streams.video), None)
         if stream is None:
             raise InputError(
-                "The file has no video stream.", where=where, fix="give one with pictures, not sound alone"
+                "The file has no video stream.", where=where, fix="give a file that has one, not sound alone"
             )
         width, height = stream.codec_context.width, stream.codec_context.height
-        if not width or not height:  # FFmpeg opens a file without its index, and knows nothing of its pictures
-            found = f"pictures of {width} x {height} pixels"
+        if not width or not height:  # FFmpeg opens a file without its index, and knows nothing of its frames
+            found = f"frames of {width} x {height} pixels"
             raise InputError("The video is damaged or cut off.", where=where, found=found, fix=_COPY_AGAIN)
         require_size(width, height, where)
         # An edit list, as of a trimmed phone video, marks packets whose frames the decoder drops.

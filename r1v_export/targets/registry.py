@@ -189,6 +189,7 @@ def engine_describer(bundle: Bundle, target: str | None) -> DescribesEngines:
             where=bundle.folder,
             expected=" or ".join(each.name for each in loadable() if isinstance(each, DescribesEngines)),
             found=name,
+            fix="omit --target: the bundle and its files are then listed",
         )
     return found
 

@@ -251,6 +251,7 @@ def test_a_terminal_breaks_the_lines_of_an_error_at_words_and_no_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fix = "calibrate again: r1v-export calibrate MODEL -o FOLDER, or use `pip install 'a thing'` (or nothing at all)"
+    fix += "\ndocker run -v a:b image"
     error = errors.UsageError("There is no such thing as was asked for.", found="a, b, c and 7 more", fix=fix)
     monkeypatch.setattr(main.cli, "main", lambda **_: (_ for _ in ()).throw(error))
     monkeypatch.setenv("COLUMNS", "24")
@@ -270,6 +271,7 @@ def test_a_terminal_breaks_the_lines_of_an_error_at_words_and_no_command(
         "            `pip install 'a thing'`",
         "            (or nothing",
         "            at all)",
+        "docker run -v a:b image",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from r1v_export.cli.streams import json_text
 
 OK = "verify $BUNDLE --format json"
 FAILING = "verify nowhere --format json"
@@ -100,3 +103,9 @@ def test_a_log_that_cannot_be_written_ends_the_command(in_shell: Shell) -> None:
     assert done.returncode in (1, 4)
     assert b"Traceback" not in done.stderr
     assert b"Logging error" not in done.stderr
+
+
+def test_a_number_that_json_lacks_is_printed_as_its_name() -> None:
+    text = json_text({"snr_db": math.inf, "rows": [(-math.inf, 1.5), math.nan]})
+    parsed = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert parsed == {"snr_db": "Infinity", "rows": [["-Infinity", 1.5], "NaN"]}

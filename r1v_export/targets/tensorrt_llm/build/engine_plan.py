@@ -73,10 +73,10 @@ def build_engine(plan: EnginePlan, program: Path | None, progress: Progress) -> 
         GraphError: trtllm-build fails.
         BundleError: the engine is not what was asked for.
     """
-    found = trtllm_build.find_program(program, plan.recipe)
     if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
         raise UsageError("The output folder is not empty.", where=plan.out, fix="name a new one with -o")
     require_writable(plan.out, "name another one with -o")
+    found = trtllm_build.find_program(program, plan.recipe)
     plan.out.mkdir(parents=True, exist_ok=True)
     with progress.stage("trtllm-build") as task:
         trtllm_build.run(found, plan.arguments, plan.ranks, task.report)

@@ -150,7 +150,15 @@ def _read_engine(path: Path) -> dict[str, Any]:
             **{name: build[name] for name in ("max_batch_size", "max_input_len", "max_seq_len")},
             "max_prompt_embedding_table_size": build["max_prompt_embedding_table_size"],
         }
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except OSError as error:
+        raise BundleError(
+            "The engine's config cannot be read.",
+            where=path,
+            expected="a folder that r1v-export engine or trtllm-build wrote",
+            found=error.strerror or error,
+            fix="correct --engine, or build one: r1v-export engine BUNDLE -o FOLDER",
+        ) from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         what = "The engine's config cannot be read."
         raise BundleError(what, where=path, found=repr(error), fix="build it again") from error
 

@@ -106,6 +106,14 @@ def test_without_trtllm_build_the_exit_code_is_4_and_the_recipe_is_reported(
     assert "docker run" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_not_empty_is_refused_before_trtllm_build_is_looked_for(
+    bundle: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert run(["engine", str(bundle), "-o", str(bundle)]) == 2
+    assert "The output folder is not empty." in capsys.readouterr().err
+
+
 def test_a_bundle_without_a_checkpoint_has_no_engine(tiny_built: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no such target in the bundle[\s\S]*found: +tensorrt-llm"):
         plan_engine(tiny_built, tmp_path)
