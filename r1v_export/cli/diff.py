@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from r1v_export.cli.output import common_options, print_json, table, wrapped
+from r1v_export.cli.output import common_options, print_json, table, wrapped, write_page
 from r1v_export.cli.paths import OptionPath
-from r1v_export.errors import UsageError
 
 if TYPE_CHECKING:
     from r1v_export.diff.compare import BundleDiff, FileDifferences
@@ -30,15 +29,19 @@ def command(first: Path, second: Path, report: Path | None, format_: str) -> Non
     The exit code is 0 whether they differ or not.
     """
     from r1v_export.bundle import Bundle
+    from r1v_export.cli.made_by import made_by
     from r1v_export.diff.compare import compare_bundles
+    from r1v_export.diff.report import to_html
 
     diff = compare_bundles(Bundle.open(first), Bundle.open(second))
     if report is not None:
-        _write(report, diff)
+        write_page(report, to_html(diff, made_by()))
     if format_ == "json":
         print_json({"equal": diff.equal, **asdict(diff)})
     else:
         click.echo(_as_text(diff))
+        if report is not None:
+            click.echo(f"report: {report}")
 
 
 def _as_text(diff: BundleDiff) -> str:
@@ -77,20 +80,10 @@ def _files_text(files: FileDifferences) -> str:
 
 
 def _tensor_text(tensor: TensorDifference) -> str:
-    where = f"first tensor that differs: {tensor.tensor} of {tensor.file}"
+    where = wrapped(f"first tensor that differs: {tensor.tensor} of {tensor.file}")
     if tensor.differing is None:
         return f"{where}\n  {tensor.first} and {tensor.second}"
     return (
         f"{where}\n  {tensor.first}: {tensor.differing} of {tensor.elements} elements, "
         f"by {tensor.max_abs_difference:.3g} at most"
     )
-
-
-def _write(path: Path, diff: BundleDiff) -> None:
-    from r1v_export.cli.made_by import made_by
-    from r1v_export.diff.report import to_html
-
-    try:
-        path.write_text(to_html(diff, made_by()), encoding="utf-8")
-    except OSError as error:
-        raise UsageError("The page cannot be written.", where=path, found=error.strerror) from error

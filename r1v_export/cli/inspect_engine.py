@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.output import print_json, table, wrapped_table
-from r1v_export.errors import UsageError
+from r1v_export.cli.output import print_json, table, wrapped_table, write_page
 
 if TYPE_CHECKING:
     from r1v_export.bundle import Bundle
@@ -54,11 +53,13 @@ def show_roofline(folder: Path, device_name: str, report: Path | None, format_: 
     costs = {workload.name: workload.costs(bundle.graphs) for workload in workloads(bundle.spec)}
     if report is not None:
         others = [each for each in DEVICES.values() if each is not chosen]
-        _write(report, to_html(_about(bundle), made_by(), costs, [chosen, *others]))
+        write_page(report, to_html(_about(bundle), made_by(), costs, [chosen, *others]))
     if format_ == "json":
         print_json(facts(costs, chosen))
     else:
         click.echo("\n\n".join(_workload_text(name, costs[name], chosen.name) for name in costs))
+        if report is not None:
+            click.echo(f"report: {report}")
 
 
 def _about(bundle: Bundle) -> dict[str, str]:
@@ -96,10 +97,3 @@ def _workload_text(name: str, costs: Any, device_name: str) -> str:
         for row, count in [*folded(rows), (total(rows), 1)]
     ]
     return f"{name} on {device_name}\n" + table(lines, ("layer", "FLOP", "bytes", "ms", "bound by"))
-
-
-def _write(path: Path, page: str) -> None:
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UsageError("The page cannot be written.", where=path, found=error) from error

@@ -53,6 +53,7 @@ _NON_BREAKING_HYPHEN = "\N{NON-BREAKING HYPHEN}"
 _NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 _LABEL = "error: "
+_NAME = re.compile(r"^  [a-z]+: +")
 _COMMAND = re.compile(r"`[^`]*`|\b(?:r1v-export|pip) (?:(?![;,] | \().)*")
 
 BROKEN_PIPE = 141
@@ -234,6 +235,7 @@ def _fitted(message: str) -> str:
     fixed = next((i + 1 for i, line in enumerate(details) if line.startswith("  fix:")), len(details))
     for line in details[:fixed]:
         whole = _COMMAND.sub(lambda command: command[0].replace(" ", _NO_BREAK_SPACE), line)
+        whole = _NAME.sub(lambda name: name[0].replace(" ", _NO_BREAK_SPACE), whole)  # stands with what it names
         lines += (piece.replace(_NO_BREAK_SPACE, " ") for piece in fitted(whole, sys.stderr, indent=12))
     return "\n".join([*lines, *details[fixed:]])  # further lines of a fix are a script
 

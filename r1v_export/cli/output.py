@@ -6,6 +6,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -314,6 +315,19 @@ def print_summary(sentence: str, command: str = "") -> None:
     if command and len(lines) > 1:
         lines = [*fitted(visible(sentence), sys.stdout, indent=2), f"  {visible(command)}"]
     click.echo("\n".join(lines))
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write an HTML page that was asked for.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        fix = "name a file, such as page.html, in a folder that exists and can be written"
+        raise UsageError("The page cannot be written.", where=path, found=error.strerror, fix=fix) from error
 
 
 def _is_number(cell: str) -> bool:

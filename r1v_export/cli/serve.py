@@ -201,6 +201,9 @@ def command(
     from r1v_export.serve.server import run_server
     from r1v_export.serve.settings import Limits, ServerSettings
 
+    if served_model_name is not None and not served_model_name.strip():
+        fix = "give a name, or omit it"
+        raise UsageError("The model's name is blank.", where="--served-model-name", expected="a text", fix=fix)
     limits = Limits(max_body_mib * _MIB, max_images, max_image_pixels, max_new_tokens, max_seconds)
     settings = ServerSettings(
         model=served_model_name or bundle.resolve().name,
@@ -266,7 +269,8 @@ def _require_packages() -> None:
 def _host(name: str) -> str:
     """A host as URLs have it."""
     if re.fullmatch(r"[A-Za-z0-9.-]+|[0-9a-fA-F:]+", name) is None:
-        raise UsageError("This is no host.", where="--allow-image-host", expected="example.com", found=name)
+        fix = "give the host alone, as it stands in URLs between // and the next /"
+        raise UsageError("This is no host.", where="--allow-image-host", expected="example.com", found=name, fix=fix)
     return name.lower()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from r1v_export.cli import main
 from r1v_export.cli.diff import _as_text
-from r1v_export.diff.compare import BundleDiff, FileDifferences, Row
+from r1v_export.diff.compare import BundleDiff, FileDifferences, Row, TensorDifference
 
 COMMAND = "r1v-export build r1v-nano --precision {} --target onnxruntime"
 
@@ -32,3 +35,28 @@ def test_bundles_are_called_equal_by_their_manifests_for_no_file_is_hashed() -> 
     text = _as_text(diff(Row("precision", "fp8", "fp8"), differing=()))
     assert text.startswith("equal: 31 files with the same hashes in both manifests")
     assert "verify" in text
+
+
+def test_the_tensor_that_differs_is_named_within_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    tensor = TensorDifference(
+        "graphs/vision.onnx", "vision_model.encoder.layers.0.attn.qkv.weight", "FLOAT [2]", "none"
+    )
+    text = _as_text(BundleDiff("fp8", "int4", {}, FileDifferences(1, ("a",), (), ()), tensor))
+    assert max(map(len, text.splitlines())) <= 60
+    assert "weight of graphs/vision.onnx" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", ["diff {0} {0}", "inspect {0} --roofline H100"])
+def test_the_page_that_was_written_is_named_and_one_that_cannot_be_says_what_to_do(
+    command: str, tiny_built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = command.format(tiny_built).split()
+    page = tmp_path / "page.html"
+    assert main.run([*line, "--report", str(page)]) == 0
+    assert capsys.readouterr().out.endswith(f"report: {page}\n")
+    assert page.stat().st_size > 0
+    assert main.run([*line, "--report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "found:    Is a directory" in said
+    assert "name a file, such as page.html" in said

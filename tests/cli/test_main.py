@@ -252,7 +252,8 @@ def test_a_terminal_breaks_the_lines_of_an_error_at_words_and_no_command(
 ) -> None:
     fix = "calibrate again: r1v-export calibrate MODEL -o FOLDER, or use `pip install 'a thing'` (or nothing at all)"
     fix += "\ndocker run -v a:b image"
-    error = errors.UsageError("There is no such thing as was asked for.", found="a, b, c and 7 more", fix=fix)
+    what, where = "There is no such thing as was asked for.", "r1v-export check bundle"
+    error = errors.UsageError(what, where=where, found="a, b, c and 7 more", fix=fix)
     monkeypatch.setattr(main.cli, "main", lambda **_: (_ for _ in ()).throw(error))
     monkeypatch.setenv("COLUMNS", "24")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -262,6 +263,7 @@ def test_a_terminal_breaks_the_lines_of_an_error_at_words_and_no_command(
         "error: There is no such",
         "  thing as was asked",
         "  for.",
+        "  where:    r1v-export check bundle",
         "  found:    a, b, c and",
         "            7 more",
         "  fix:      calibrate",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from r1v_export.cli import main
 from r1v_export.cli.serve import API_KEYS_VARIABLE, _api_keys
 from r1v_export.errors import UsageError
 
@@ -23,3 +26,20 @@ def test_a_blank_key_does_not_open_the_server(
     with pytest.raises(UsageError, match="blank") as caught:
         _api_keys(given)
     assert caught.value.where == where
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "what", "fix"),
+    [
+        ("--allow-image-host", "http://a/b", "This is no host.", "give the host alone"),
+        ("--served-model-name", " ", "The model's name is blank.", "give a name"),
+        ("--triton", "localhost:8001", "no address of a Triton server", "grpc://localhost:8001"),
+    ],
+)
+def test_a_value_that_cannot_be_says_what_to_give(
+    option: str, value: str, what: str, fix: str, tiny_built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["serve", str(tiny_built), option, value]) == 2
+    said = capsys.readouterr().err
+    assert what in said
+    assert fix in said.partition("fix: ")[2]

@@ -236,7 +236,13 @@ def _address(url: str) -> str:
     host, _, port = url.removeprefix(SCHEME).rpartition(":")
     if not url.startswith(SCHEME) or not host or not port.isdecimal():
         expected = f"{SCHEME}HOST:PORT, where PORT is tritonserver's --grpc-port"
-        raise UsageError("This is no address of a Triton server.", where="--triton", expected=expected, found=url)
+        raise UsageError(
+            "This is no address of a Triton server.",
+            where="--triton",
+            expected=expected,
+            found=url,
+            fix=f"pass such as {SCHEME}localhost:8001",
+        )
     return f"{host}:{port}"
 
 
