@@ -21,6 +21,8 @@ from typing import cast
 import click
 
 from r1v_export import build_extra
+from r1v_export.cli import termination
+from r1v_export.cli.interrupt import leave_at_once
 from r1v_export.cli.streams import discard_stdout, json_text, prepare_streams
 from r1v_export.errors import CapabilityError, R1VError, UsageError
 from r1v_export.progress import fitted
@@ -123,7 +125,10 @@ def main() -> None:
     with contextlib.suppress(RuntimeError, ValueError):  # where stderr is no file
         faulthandler.enable()  # a page of a mapped file that cannot be read any more ends the process: say where
     logging.raiseExceptions = False  # No traceback on stderr where a record cannot be written there.
-    sys.exit(run(sys.argv[1:]))
+    exit_code = run(sys.argv[1:])
+    if exit_code in (UserInterruptError.exit_code, termination.EXIT_CODE):
+        leave_at_once(exit_code)
+    sys.exit(exit_code)
 
 
 def run(arguments: Sequence[str]) -> int:

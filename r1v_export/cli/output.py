@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from r1v_export.cli.interrupt import answered_interrupts
 from r1v_export.cli.logs import logging_options
 from r1v_export.cli.streams import json_text
 from r1v_export.cpus import use_threads
@@ -39,7 +40,7 @@ def common_options(function: Function) -> Function:
     function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(
         function
     )
-    function = logging_options(function)
+    function = logging_options(answered_interrupts()(function))
     function = click.option(
         "-q", "--quiet", is_flag=True, expose_value=False, callback=_remember_quiet, help="Show no progress."
     )(function)
