@@ -15,27 +15,39 @@ STOPPING = "stopping: the computation that runs has to end first"
 
 _PATIENCE_S = 0.3
 """A command that reacts to Ctrl-C within this time says itself that it stops."""
+_AGAIN_S = 0.05
+"""After which an interrupt that was ignored is repeated."""
 
 
 @contextmanager
 def answered_interrupts() -> Iterator[None]:
-    """Say on stderr that Ctrl-C was noticed, where the command does not react to it by itself.
+    """Say on stderr that Ctrl-C was noticed, where the command does not react to it by itself, and let none get lost.
 
     Python raises `KeyboardInterrupt` only where the main thread runs Python, not within a call into a library, such as
-    the compilation of a graph.
+    the compilation of a graph. It ignores one in a callback of a weak reference or in `__del__`: after a graph was
+    traced, torch's are most of what runs when a large file is read.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield  # signals are the main thread's, and a caller's own handler stays
         return
-    reacted = threading.Event()
+    reacted, lost = threading.Event(), list[type[BaseException]]()
 
     def react(_number: int, _frame: object) -> NoReturn:
         reacted.set()
-        raise KeyboardInterrupt
+        raise lost.pop() if lost else KeyboardInterrupt
+
+    def repeat(ignored: sys.UnraisableHookArgs) -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            hook_before(ignored)
+            return
+        # In a callback of a garbage collector, where Python ignores what is raised: try again behind it.
+        lost.append(ignored.exc_type)
+        threading.Timer(_AGAIN_S, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+    hook_before, sys.unraisablehook = sys.unraisablehook, repeat
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, react)
     thread = threading.Thread(target=_watch, args=(reader, reacted), name="interrupts", daemon=True)
@@ -43,6 +55,7 @@ def answered_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.unraisablehook = hook_before
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.set_wakeup_fd(before)
         os.close(writer)

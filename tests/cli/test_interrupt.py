@@ -9,12 +9,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from r1v_export.cli import interrupt
 from r1v_export.cli.interrupt import STOPPING, answered_interrupts
+
+
+@pytest.fixture(autouse=True)
+def default_handler() -> Iterator[None]:
+    """Python's, which a shell's background jobs do not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupted(work: Callable[[], object]) -> None:
@@ -41,6 +50,26 @@ def test_an_interrupt_of_python_is_not_announced(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
     assert signal.getsignal(signal.SIGINT) == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+class Collected:
+    pass
+
+
+def test_an_interrupt_within_a_callback_where_python_ignores_it_is_not_lost() -> None:
+    def lose() -> None:
+        thing = Collected()
+        callbacks.append(weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT)))
+        del thing
+        reached.append(True)
+        time.sleep(5)
+
+    callbacks, reached = list[object](), list[bool]()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), answered_interrupts():
+        lose()
+    assert reached, "it was ignored first"
+    assert time.monotonic() - begun < 5
 
 
 def test_the_handler_of_a_caller_stays() -> None:
