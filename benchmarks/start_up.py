@@ -251,20 +251,28 @@ def make_slice(work: Path) -> tuple[Path, Path]:
 
 
 def open_slice(work: Path, turns: int, threads: int) -> dict[str, Any]:
-    """Opening the slice over reading it, files in the page cache and not; medians of processes by turns."""
+    """Opening the slice over reading it, files in the page cache and not, with and without what an earlier process
+    kept; medians of processes by turns, after one that is not measured and keeps it."""
     checkpoint, engine = make_slice(work)
     sizes = json.dumps(asdict(Checkpoint.open(checkpoint).spec.sizes))
     script, report = PROJECT / "benchmarks" / "start_up_slice.py", {}
     variables = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": str(threads)}
-    for name, cached in (("cached", "1"), ("from disk", "0")):
-        command = [sys.executable, str(script), str(engine), sizes, str(threads), cached]
-        readings = []
-        for _ in range(turns):
-            out = subprocess.run(command, env=variables, check=True, capture_output=True, text=True, timeout=LIMIT_S)
-            readings.append(json.loads(out.stdout))
-        over = statistics.median(each["open_s"] / each["read_s"] for each in readings)
-        report[name] = {"open_over_read": round(over, 2), "readings": readings}
-        print(f"  {name}: open / read = {over:.2f}", file=sys.stderr, flush=True)
+    common = [sys.executable, str(script), str(engine), sizes, str(threads)]
+
+    def measure(cached: bool, keep: bool) -> dict[str, float]:
+        command = [*common, str(int(cached)), str(int(keep))]
+        out = subprocess.run(command, env=variables, check=True, capture_output=True, text=True, timeout=LIMIT_S)
+        reading: dict[str, float] = json.loads(out.stdout)
+        return reading
+
+    measure(cached=True, keep=True)
+    for keep in (True, False):
+        for cached in (True, False):
+            name = f"{'kept' if keep else 'not kept'}, {'in the page cache' if cached else 'from disk'}"
+            readings = [measure(cached, keep) for _ in range(turns)]
+            over = statistics.median(each["open_s"] / each["read_s"] for each in readings)
+            report[name] = {"open_over_read": round(over, 2), "readings": readings}
+            print(f"  {name}: open / read = {over:.2f}", file=sys.stderr, flush=True)
     return report
 
 
@@ -288,6 +296,7 @@ def main(
     results: Path,
 ) -> None:
     work.mkdir(parents=True, exist_ok=True)
+    os.environ["XDG_CACHE_HOME"] = str(work / "cache")  # nobody else's, and empty at first
     prepared = Prepared(work, genai, llama)
     if only != "slice":
         prepared.make()

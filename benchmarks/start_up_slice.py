@@ -1,9 +1,10 @@
 """Opens a decoder once, in a process of its own, for `start_up.py`: seconds, and those of one read of its weights.
 
-    python start_up_slice.py ENGINE SIZES THREADS CACHED
+    python start_up_slice.py ENGINE SIZES THREADS CACHED KEEP
 
 ENGINE: folder of an engine, two below its bundle; SIZES: `contract.Sizes` as JSON; CACHED: 1 if the files are in the
-page cache, 0 if they are dropped from it before they are read and before the decoder is opened.
+page cache, 0 if they are dropped from it before they are read and before the decoder is opened; KEEP: 1 to open what an
+earlier process kept of it, or keep it, 0 to do without.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from r1v_export.contract import Sizes
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+from r1v_export.targets.onnxruntime.runtime.optimized_graphs import cache_folder
 
 _PIECE_BYTES = 1 << 20
 
@@ -38,19 +40,21 @@ def read(file: Path) -> int:
     return total
 
 
-def main(folder: Path, sizes: Sizes, threads: int, cached: bool) -> None:
+def main(folder: Path, sizes: Sizes, threads: int, cached: bool, keep: bool) -> None:
     bundle = folder.parents[1]
     weights = bundle / "graphs" / "decoder.data"
-    engine = OnnxRuntimeEngine(folder, bundle, sizes, "cpu", threads)
-    if cached:
-        read(weights)
-    else:
-        drop(weights)
+    files = [weights, *cache_folder().rglob("weights.data")]
+    engine = OnnxRuntimeEngine(folder, bundle, sizes, "cpu", threads, keep=keep)
+
+    def prepare() -> None:
+        for file in files:
+            read(file) if cached else drop(file)
+
+    prepare()
     start = time.perf_counter()
     size_bytes = read(weights)
     read_s = time.perf_counter() - start
-    if not cached:
-        drop(weights)
+    prepare()
     start, start_cpu = time.perf_counter(), time.process_time()
     engine.cache_limits()  # opens the decoder
     open_s, open_cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
@@ -58,4 +62,5 @@ def main(folder: Path, sizes: Sizes, threads: int, cached: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).absolute(), Sizes(**json.loads(sys.argv[2])), int(sys.argv[3]), sys.argv[4] == "1")
+    flags = [word == "1" for word in sys.argv[4:6]]
+    main(Path(sys.argv[1]).absolute(), Sizes(**json.loads(sys.argv[2])), int(sys.argv[3]), *flags)
