@@ -43,7 +43,8 @@ def read(file: Path) -> int:
 def main(folder: Path, sizes: Sizes, threads: int, cached: bool, keep: bool) -> None:
     bundle = folder.parents[1]
     weights = bundle / "graphs" / "decoder.data"
-    files = [weights, *cache_folder().rglob("weights.data")]
+    cache = cache_folder()
+    files = [weights, *(cache.rglob("weights.data") if cache else ())]
     engine = OnnxRuntimeEngine(folder, bundle, sizes, "cpu", threads, keep=keep)
 
     def prepare() -> None:

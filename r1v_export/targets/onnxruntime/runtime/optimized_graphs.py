@@ -52,17 +52,20 @@ class OptimizedGraph:
     """A graph's place in the cache.
 
     Args:
+        cache: the folder of all entries.
         source: the graph's file.
         content: the graph, its weights' locations relative to `weights_folder`.
         weights_folder: that holds all of its weight files, none of them behind a link.
         entries: of the session's configuration.
     """
 
-    def __init__(self, source: Path, content: bytes, weights_folder: Path, entries: Mapping[str, str]) -> None:
+    def __init__(
+        self, cache: Path, source: Path, content: bytes, weights_folder: Path, entries: Mapping[str, str]
+    ) -> None:
         self.source, self.content, self.weights_folder = source.resolve(), content, weights_folder.resolve()
         self._tensors = {tensor.name: _external(tensor) for tensor in parse_model(content).graph.initializer}
         self._files = sorted({self.weights_folder / each["location"] for each in self._tensors.values() if each})
-        self.folder = cache_folder() / f"{self._engine_key()}-{self._key(entries)}"
+        self.folder = cache / f"{self._engine_key()}-{self._key(entries)}"
         self.root = Path(os.path.commonpath([self.folder, *(file.parent for file in self._files)]))
 
     def open(self, create: Create) -> ort.InferenceSession:
@@ -156,9 +159,12 @@ def worth_keeping(model: Any) -> bool:
     return four_bit_bytes(model) >= LEAST_BYTES and os.environ.get(VARIABLE) != "off"
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/r1v-export/onnxruntime`, or below `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/r1v-export/onnxruntime`, or below `~/.cache`; None for a user without a home."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return Path(base).absolute() / "r1v-export" / "onnxruntime"
 
 

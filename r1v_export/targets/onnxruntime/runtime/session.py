@@ -18,7 +18,7 @@ from r1v_export.log_event import log_event
 from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
 from r1v_export.targets.onnxruntime.graph_message import parse_model
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
-from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, worth_keeping
+from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, cache_folder, worth_keeping
 from r1v_export.targets.onnxruntime.session_options import WEIGHTS_FOLDER, quantization_entries
 
 _LOG = logging.getLogger(__name__)
@@ -84,8 +84,9 @@ def open_session(
         entries = {_NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning)), _PARALLEL_PREPACK: "1"}
         entries |= quantization_entries(proto)
         create = partial(_create, threads=threads, entries=entries, providers=_providers(device, gpu))
-        if keep and device == "cpu" and isinstance(model, Path) and worth_keeping(proto):
-            session = OptimizedGraph(model, content, folder, entries).open(create)
+        cache = cache_folder() if keep and device == "cpu" else None
+        if cache and isinstance(model, Path) and worth_keeping(proto):
+            session = OptimizedGraph(cache, model, content, folder, entries).open(create)
         else:
             session = create(content, folder)
     except R1VError:

@@ -10,9 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from r1v_export import contract
+from r1v_export.manifest import MANIFEST
 from r1v_export.targets.onnxruntime.runtime import optimized_graphs, session
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
+from tests.tiny_models import tiny_spec
 
 DEPTH, COLUMNS, GROUP = 256, 384, 32
 X = np.random.default_rng(0).standard_normal((3, DEPTH), dtype=np.float32)
@@ -84,7 +88,9 @@ def result(path: Path, keep: bool = True) -> np.ndarray:
 
 
 def entries() -> list[Path]:
-    return sorted(optimized_graphs.cache_folder().iterdir())
+    folder = optimized_graphs.cache_folder()
+    assert folder is not None
+    return sorted(folder.iterdir())
 
 
 def test_the_second_session_opens_what_the_first_one_optimized_and_gives_the_same_numbers(opened, tmp_path):
@@ -163,6 +169,16 @@ def test_what_takes_much_of_the_disk_is_reported_and_can_be_switched_off(opened,
     assert "DequantizeLinear" in opened.operators()
 
 
+def test_a_user_without_a_home_has_no_cache(opened, tmp_path, monkeypatch):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(optimized_graphs.Path, "home", homeless)
+    path = write_graph(tmp_path / "bundle")
+    np.testing.assert_array_equal(result(path), result(path, keep=False))
+
+
 def test_nothing_is_kept_where_the_disk_is_nearly_full_or_the_weights_are_few(opened, tmp_path, monkeypatch):
     path = write_graph(tmp_path / "bundle")
     usage = optimized_graphs.shutil.disk_usage(tmp_path)
@@ -173,3 +189,14 @@ def test_nothing_is_kept_where_the_disk_is_nearly_full_or_the_weights_are_few(op
     monkeypatch.setattr(optimized_graphs, "LEAST_BYTES", DEPTH * COLUMNS)
     result(path)
     assert entries() == []
+
+
+def test_only_finished_bundles_are_kept(tmp_path):
+    """A build's gate opens an engine once, at a place that it leaves."""
+    engine = tmp_path / "engines" / "onnxruntime"
+    engine.mkdir(parents=True)
+    for name in contract.GRAPHS:
+        (engine / f"{name}.onnx").touch()
+    assert not OnnxRuntimeTarget().open(engine, tiny_spec(), "cpu").keep
+    (tmp_path / MANIFEST).touch()
+    assert OnnxRuntimeTarget().open(engine, tiny_spec(), "cpu").keep
