@@ -42,6 +42,7 @@ def environment(templates: Path) -> jinja2.Environment:
         "date": date,
         "breakable": breakable,
         "unbroken": unbroken,
+        "command": command,
     }
     return environment
 
@@ -59,6 +60,20 @@ def breakable(text: str) -> Markup:
 def unbroken(text: str) -> Markup:
     """A sentence whose numbers, such as `7e-5`, no line break parts at their minus."""
     return Markup(re.sub(r"\b([\d.]+e-\d+)\b", r'<span class="whole">\1</span>', str(escape(text))))
+
+
+_WHOLE_CHARACTERS = 18
+"""A longer word may be wider than a column."""
+
+
+def command(text: str) -> Markup:
+    """A printable command whose options no line break parts at their hyphens."""
+    words = printable(text).split(" ")
+    whole = (
+        f'<span class="whole">{escape(w)}</span>' if "-" in w and len(w) <= _WHOLE_CHARACTERS else escape(w)
+        for w in words
+    )
+    return Markup(" ".join(whole))
 
 
 def date(iso: str) -> str:

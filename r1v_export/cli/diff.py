@@ -55,7 +55,9 @@ def _as_text(diff: BundleDiff) -> str:
     parts = []
     for title, rows in diff.tables.items():
         others = [
-            (f"  {label(row.name)}", shown(row.first, title), shown(row.second, title)) for row in rows if not row.equal
+            (f"  {label(row.name)}", shown(row.first, title, row.name), shown(row.second, title, row.name))
+            for row in rows
+            if not row.equal
         ]
         if others:
             parts.append(table(others, (title, diff.first, diff.second)))

@@ -8,15 +8,14 @@ from typing import Any
 from r1v_export import pages
 from r1v_export.diff.compare import BundleDiff
 from r1v_export.pages import MadeBy
-from r1v_export.parity.metrics import METRICS
+from r1v_export.parity.metrics import METRICS, SHARES, share
 from r1v_export.progress import size
-from r1v_export.quoting import printable
 
 
 def to_html(diff: BundleDiff, made_by: MadeBy) -> str:
     """The page."""
     environment = pages.environment(Path(__file__).parent / "templates")
-    environment.filters["shown"] = lambda value, title: printable(shown(value, title))
+    environment.filters["shown"] = lambda value, title, name: pages.command(shown(value, title, name))
     environment.filters["label"] = label
     files = diff.files
     counts = {
@@ -36,10 +35,14 @@ def label(name: str) -> str:
     return f"{before} {METRICS[last]}" if last in METRICS else name
 
 
-def shown(value: Any, title: str) -> str:
-    """A value of a table, by the table's title, as people read it."""
+def shown(value: Any, title: str, name: str) -> str:
+    """A value of a table, by the table's title and the row's name, as people read it."""
     if value is None:
         return "-"
     if title == "sizes":
         return size(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if name.rpartition(" ")[2] in SHARES:
+        return share(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -32,6 +32,15 @@ METRICS = {
 }
 """Metric -> how people read it, in the order of the table."""
 
+SHARES = frozenset({"top1_agreement", "token_agreement", "sequence_agreement"})
+"""Metrics that are shares of 1."""
+
+
+def share(part: float) -> str:
+    """A share of 1 in percent; 100 % only if it is all."""
+    return "100 %" if part == 1 else f"{math.floor(part * 10_000) / 100:g} %"
+
+
 _BLOCK_ELEMENTS = 1 << 20
 """Elements that are widened to float64 at a time: 8 MiB for each temporary array, whatever is compared."""
 

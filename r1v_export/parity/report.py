@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import posixpath
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import LAYERS, kind_of
 from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
-from r1v_export.parity.metrics import METRICS
+from r1v_export.parity.metrics import METRICS, SHARES, share
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, ReasoningFormat, SampleResult
 from r1v_export.progress import size
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
@@ -27,7 +26,7 @@ from r1v_export.strict import parse_json
 
 JSON_FILE, HTML_FILE = "parity.json", "parity.html"
 
-_SHARES = frozenset({"top1_agreement", "token_agreement", "sequence_agreement"})
+
 _SHOWN_SAMPLES = 12
 _SHOWN_LAYERS = 12
 
@@ -125,7 +124,8 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         "Hidden states behind each layer; the tower is given the reference's pixels, the decoder its embeddings.",
         "Both engines are fed the same answer, so every step has the same history; fewer answers have a later step. "
         "Gaps: no difference, or no finite number.",
-        "Mean over all calls but each stage's first, on the machine of this check. Each stage has its own scale.",
+        "Mean over all calls but each stage's first, on the machine of this check; a stage with one call is omitted. "
+        "Each stage has its own scale.",
     )
     return environment.get_template("parity.html.j2").render(
         report=report,
@@ -265,14 +265,9 @@ def shown_samples(samples: Sequence[SampleResult]) -> list[SampleResult]:
     return sorted(with_images, key=lambda sample: sample.divergence is None)[:_SHOWN_SAMPLES]
 
 
-def share(part: float) -> str:
-    """A share of 1 in percent; 100 % only if it is all."""
-    return "100 %" if part == 1 else f"{math.floor(part * 10_000) / 100:g} %"
-
-
 def value(number: float, metric: str) -> str:
     """A metric's value as people read it."""
-    if metric in _SHARES:
+    if metric in SHARES:
         return share(number)
     return f"{number:.6g}" if metric == "min_row_cosine" else plots.short(number)
 

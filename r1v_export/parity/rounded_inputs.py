@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from r1v_export.parity.metrics import share
 from r1v_export.strict import StrictModel
 
 
@@ -24,4 +25,6 @@ class RoundedInputs(StrictModel):
         what = f"inputs of quantized weights are rounded to {self.type} in blocks"
         if self.mean_kl is None or self.top1_agreement is None:
             return f"{what}; that is a part of this cost"
-        return f"{what}: {self.mean_kl:.3g} nats of mean KL, {self.top1_agreement:.2%} of greedy choices are the same"
+        return (
+            f"{what}: {self.mean_kl:.3g} nats of mean KL, {share(self.top1_agreement)} of greedy choices are the same"
+        )

@@ -66,7 +66,7 @@ DEVICES: dict[str, DeviceSpec] = {
             _rates(494.7, 989.4, 1978.9),
             80,
             3350,
-            "NVIDIA H100 data sheet, SXM; dense = half",
+            "NVIDIA H100 data sheet, SXM; half of its rates with sparsity",
             ("NVIDIA H100 80GB HBM3",),
         ),
         DeviceSpec(
@@ -75,12 +75,26 @@ DEVICES: dict[str, DeviceSpec] = {
             _rates(494.7, 989.4, 1978.9),
             141,
             4800,
-            "NVIDIA H200 data sheet, SXM; dense = half",
+            "NVIDIA H200 data sheet, SXM; half of its rates with sparsity",
             ("NVIDIA H200",),
         ),
-        DeviceSpec("L4", 89, _rates(60, 121, 242), 24, 300, "NVIDIA L4 data sheet; dense = half", ("NVIDIA L4",)),
         DeviceSpec(
-            "L40S", 89, _rates(183, 362, 733), 48, 864, "NVIDIA L40S data sheet; dense = half", ("NVIDIA L40S",)
+            "L4",
+            89,
+            _rates(60, 121, 242),
+            24,
+            300,
+            "NVIDIA L4 data sheet; half of its rates with sparsity",
+            ("NVIDIA L4",),
+        ),
+        DeviceSpec(
+            "L40S",
+            89,
+            _rates(183, 362, 733),
+            48,
+            864,
+            "NVIDIA L40S data sheet; half of its rates with sparsity",
+            ("NVIDIA L40S",),
         ),
         DeviceSpec(
             "RTX 4090",

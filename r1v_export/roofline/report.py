@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -50,13 +51,13 @@ def to_html(
     )
 
 
-def amount(value: float) -> str:
-    """Three digits and a decimal prefix: `1.23 G`."""
+def amount(value: float, unit: str = "") -> str:
+    """Three digits, a decimal prefix and a unit: `1.23 GB`."""
     for prefix in ("", "k", "M", "G", "T"):
         if value < 999.5:
-            return f"{value:.3g} {prefix}".rstrip()
+            return f"{value:.3g} {prefix}{unit}".rstrip()
         value /= 1000
-    return f"{value:.3g} P"
+    return f"{value:.3g} P{unit}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -65,7 +66,9 @@ def milliseconds(seconds: float) -> str:
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits, and all before the point: `0.00414`, `23300`, never `2.33e+04`."""
+    """Three significant digits, and all before the point: `0.0000504`, `23300`, never `2.33e+04`."""
+    if 0 < value < 1e-4:
+        return f"{value:.{2 - math.floor(math.log10(value))}f}"
     return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 

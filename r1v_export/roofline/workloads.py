@@ -48,7 +48,9 @@ def workloads(spec: ModelSpec, context: int | None = None) -> list[Workload]:
     return [
         Workload(f"vision, {tiles} tiles", (contract.VISION, contract.PROJECTOR), {"tiles": tiles}),
         Workload(f"prefill, {prompt} tokens", (contract.DECODER,), {**step, "seq": prompt, LENGTH: prompt}),
-        Workload(f"decode, one token at {length}", (contract.DECODER,), {**step, "seq": 1, LENGTH: length}),
+        Workload(
+            f"decode, one token at a context of {length}", (contract.DECODER,), {**step, "seq": 1, LENGTH: length}
+        ),
     ]
 
 

@@ -15,16 +15,27 @@ def test_the_page_has_both_values_and_says_how_it_was_made() -> None:
     page = to_html(BundleDiff("<one>", "two", tables, files, None), made_by)
     assert "<one>" not in page
     assert "<file>" not in page
-    for text in ("0a", "0b", "1 that is equal", "graphs/embed.onnx", "diff &lt;one&gt; two", "2026-01-01 00:00:00 UTC"):
+    for text in (
+        "0a",
+        "0b",
+        "1 that is equal",
+        "graphs/embed.onnx",
+        "</span> diff &lt;one&gt; two",
+        "2026-01-01 00:00:00 UTC",
+    ):
         assert text in page
 
 
 def test_metrics_have_their_labels_and_kinds_of_files_that_are_not_there_are_not_counted() -> None:
-    tables = {"parity": (Row("onnxruntime, arithmetic: prefill mean_kl", 0.1, 0.2), Row("x: gate", "passed", "failed"))}
+    share = Row("onnxruntime, arithmetic: prefill top1_agreement", 0.99996, 1.0)
+    rows = (Row("onnxruntime, arithmetic: prefill mean_kl", 0.1, 0.2), Row("x: gate", "passed", "failed"), share)
+    tables = {"parity": rows, "settings": (Row("link_weights", False, True),)}
     files = FileDifferences(equal=2, differing=("a",), first_only=("b", "c"), second_only=())
     page = to_html(BundleDiff("one", "two", tables, files, None), MadeBy("r1v-export diff", "2026-01-01", "1.2.3"))
     assert "onnxruntime, arithmetic: prefill mean KL (nats)" in page
     assert "x: gate" in page
+    for text in ("99.99 %", "100 %", "3 that differ:", "against the original model", ">false<", ">true<"):
+        assert text in page
     assert "Files: 1 differing, 2 equal, 2 in the first alone." in page
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
 from r1v_export.manifest import FileEntry
@@ -105,6 +107,20 @@ def test_names_of_boundaries_stay_in_view_while_the_table_of_all_metrics_scrolls
         assert name.bounding_box() == before
 
 
+def test_a_table_that_is_cut_by_the_screen_has_a_shadow_there_until_its_end_is_in_view(html):
+    with opened(500, "light") as page:
+        show(page, html)
+        region = page.get_by_role("region", name="All metrics")
+
+        def is_plain_at_the_right() -> bool:
+            image = Image.open(io.BytesIO(region.screenshot())).convert("RGB")
+            return image.getpixel((image.width - 4, image.height - 14)) == (255, 255, 255)
+
+        assert not is_plain_at_the_right()
+        region.evaluate("(element) => (element.scrollLeft = element.scrollWidth)")
+        assert is_plain_at_the_right()
+
+
 def test_no_heading_is_the_last_line_of_a_printed_page(html):
     with opened(1280, "light") as page:
         show(page, html)
@@ -157,3 +173,23 @@ def test_hashes_of_files_with_long_names_are_in_view_on_a_narrow_screen(report):
         row = page.get_by_role("region", name="Files of the bundle").locator("tbody tr").bounding_box()
         assert row is not None
         assert row["height"] < 120
+
+
+def test_a_failed_gate_names_an_altered_file_once_among_what_to_check_and_a_passed_one_names_it_too(report):
+    files = HashedFiles.of({"graphs/vision.data": FileEntry(sha256="0" * 64, size=9)})
+    made_by = Provenance(
+        model="nano",
+        revision=None,
+        checkpoint=files,
+        bundle=files,
+        altered=("graphs/vision.data",),
+        command="check",
+        device="cpu",
+        date=None,
+    )
+    failed = report.model_copy(update={"provenance": made_by})
+    for each in (failed, failed.model_copy(update={"first_bad": None})):
+        assert to_html(each).count("is not as the bundle") == 1
+    with opened(500, "light") as page:
+        show(page, to_html(failed))
+        expect(page.locator(".verdict li").first).to_contain_text("graphs/vision.data")

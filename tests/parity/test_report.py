@@ -13,8 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check, write_report
+from r1v_export.parity.metrics import share
 from r1v_export.parity.plots import accuracy_by_size, errors_by_boundary, errors_by_step, latency_by_stage
-from r1v_export.parity.report import by_channel, share, to_html, to_json, write_reports
+from r1v_export.parity.report import by_channel, to_html, to_json, write_reports
 from r1v_export.parity.schema import ReasoningFormat, Saturation
 from r1v_export.quoting import printable
 from r1v_export.reference.model import Model

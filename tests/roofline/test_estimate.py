@@ -10,6 +10,7 @@ from r1v_export.roofline.counts import Cost
 from r1v_export.roofline.devices import DEVICES, DeviceSpec, device
 from r1v_export.roofline.estimate import folded, layer_times, total
 from r1v_export.roofline.report import amount, facts, milliseconds, to_html
+from tests.browser import VIEWS, Theme, faint_texts, needs_chromium, opened, scrolling_tables, show
 
 GPU = DeviceSpec("GPU", 90, {"float16": 1.0, "float8e4m3fn": 2.0}, 1, 1.0, "made up")
 """1e12 operations and 1e9 bytes per second."""
@@ -70,7 +71,7 @@ def test_the_page_names_the_devices_and_escapes_the_model() -> None:
         "&lt;model&gt;",
         "SHA-256 <code>0a1b</code>",
         "model.<wbr>layers.<wbr>0",
-        "<code>r1v-export build</code>",
+        '<code><span class="whole">r1v-export</span> build</code>',
         "inspect &lt;bundle&gt;",
         "2026-01-01 00:00:00 UTC",
         "r1v-export 1.2.3",
@@ -79,11 +80,28 @@ def test_the_page_names_the_devices_and_escapes_the_model() -> None:
     assert facts(workloads, GPU)["workloads"]["decode"]["total"]["seconds"] == pytest.approx(1)
 
 
+@needs_chromium
+@pytest.mark.parametrize(("width", "theme"), VIEWS)
+def test_no_table_is_wider_than_a_narrow_screen(width: int, theme: Theme) -> None:
+    layer = "language_model.model.layers.0"
+    costs = [cost(f"{layer}.mlp", 10**12, 10**9), cost(f"{layer}.attn", 10**12, 10**9, "float8e4m3fn")]
+    steps = ("vision, 5 tiles", "prefill, 4096 tokens", "decode, one token at a context of 4096")
+    made_by = MadeBy("r1v-export inspect", "2026-01-01", "1.2.3")
+    html = to_html({"Model": "nano"}, made_by, dict.fromkeys(steps, costs), list(DEVICES.values()))
+    with opened(width, theme) as page:
+        show(page, html)
+        assert scrolling_tables(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert faint_texts(page) == []
+
+
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (1500, "1.5 k"), (2.5e12, "2.5 T"), (3e15, "3 P")])
 def test_amounts_have_three_digits_and_a_prefix(value: float, text: str) -> None:
     assert amount(value) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(4.137e-6, "0.00414"), (0.561, "561"), (23.34, "23340")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.137e-6, "0.00414"), (5.036e-8, "0.0000504"), (0.0, "0"), (0.561, "561"), (23.34, "23340")]
+)
 def test_times_have_no_exponent_that_a_reader_must_resolve(seconds: float, text: str) -> None:
     assert milliseconds(seconds) == text
