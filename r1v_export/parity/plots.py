@@ -306,12 +306,13 @@ def _size_points(
     labels: Sequence[str],
 ) -> None:
     megabytes = [bundle.size_bytes / 1e6 for bundle in bundles]
+    by_size = sorted(range(len(bundles)), key=lambda number: megabytes[number])
     for number, (bundle, x, y, label) in enumerate(zip(bundles, megabytes, values, labels, strict=True)):
         axes.plot(x, y, marker=markers[number], markersize=8, color=color)
         text = f"{bundle.name}: {label}"
         # To the left of the points in the right half, so that no label leaves the figure.
         left = x > (min(megabytes) + max(megabytes)) / 2
-        height = 5 if number % 2 else -12
+        height = 5 if by_size.index(number) % 2 else -12  # Neighbors at the same height would write over each other.
         offset, endpoint = ((-9, height), "right") if left else ((9, height), "left")
         axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=endpoint, fontsize=10)
     axes.margins(x=0.12)

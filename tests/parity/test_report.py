@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check, write_report
+from r1v_export.parity.figures import NARROW_INCHES
 from r1v_export.parity.metrics import share
 from r1v_export.parity.plots import accuracy_by_size, errors_by_boundary, errors_by_step, latency_by_stage
 from r1v_export.parity.report import by_channel, to_html, to_json, write_reports
@@ -372,6 +373,21 @@ def test_a_limit_of_the_largest_divergence_is_not_drawn_as_one_of_the_mean(passe
     svg = errors_by_step(passed)
     assert svg is not None
     assert "dashed: limit of the largest at any step" in svg
+
+
+def test_labels_of_neighbors_by_size_are_at_different_heights(detailed: ParityReport):
+    """All have 32 of 32, so the labels' heights differ by what sets them apart."""
+    sizes = {"int4": 16_300_000, "fp8": 8_800_000, "fp32": 24_400_000}
+    update = [
+        bundle.model_copy(update={"correct": 32, "size_bytes": sizes[bundle.name]}) for bundle in detailed.bundles
+    ]
+    svg = accuracy_by_size(update, NARROW_INCHES)
+    assert svg is not None
+    found = re.findall(r'y="([\d.]+)"[^>]*>(\w+): 32 of 32<', svg)
+    heights = {name: float(y) for y, name in found}
+    assert set(heights) == set(sizes)
+    assert abs(heights["fp8"] - heights["int4"]) > 10
+    assert abs(heights["int4"] - heights["fp32"]) > 10
 
 
 def test_bars_of_latency_are_as_long_as_the_time(passed: ParityReport):
