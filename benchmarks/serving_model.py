@@ -66,7 +66,7 @@ class Model:
         if not (self.checkpoint / "config.json").exists():
             changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
             _r1v_export("synth", self.checkpoint, "--preset", "internvl3-1b", "--vision-layers", "4", *changes)
-        _speak_letters(self.checkpoint)
+        speak_letters(self.checkpoint)
         recipe = self.work / "int4-32.yaml"  # llama.cpp's groups
         recipe.write_text(load("int4-rtn").to_yaml().replace("group_size: 128", "group_size: 32"), encoding="utf-8")
         rounded = self.work / "int4-int8.yaml"
@@ -88,12 +88,16 @@ def _r1v_export(*words: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "r1v_export.cli.main", *words], check=True, stdout=sys.stderr)
 
 
-def _speak_letters(checkpoint: Path) -> None:
-    """Zero the rows of embeddings and head, in place, but for those of letters and digits."""
+def speak_letters(checkpoint: Path, table: str = "language_model.model.embed_tokens.weight") -> None:
+    """Zero the rows of the head, in place, but for those of letters and digits.
+
+    Args:
+        table: its name; that of the embeddings where both are one tensor.
+    """
     weights = checkpoint / "model.safetensors"
     with weights.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        tensor = json.loads(file.read(length))["language_model.model.embed_tokens.weight"]
+        tensor = json.loads(file.read(length))[table]
     begin, shape = 8 + length + tensor["data_offsets"][0], tuple(tensor["shape"])
     vocabulary = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     spoken = [id_ for token, id_ in vocabulary.items() if len(token) == 1 and token.isascii() and token.isalnum()]

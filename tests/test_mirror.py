@@ -20,6 +20,7 @@ EXCEPTIONS = {
     "test_readme.py": "runs what the documents show",
     "test_ratchet.py": "benchmarks/ratchet.py",
     "test_reader_matrix.py": "benchmarks/reader_matrix.py and the committed results",
+    "test_whole_answers.py": "benchmarks/whole_answers.py",
     "test_vocabulary.py": "reads every text of the repository",
     "fuzz/test_fuzz.py": "changed inputs for every reader of the package",
     "checkpoint/test_against_transformers.py": "the whole checkpoint and reference model against transformers",

@@ -1,0 +1,330 @@
+"""Whole answers about an image of 1, 4 and 13 tiles: from the question to the first and to the last token.
+
+A random model of InternVL3-1B's shape (InternViT-300M with all 24 blocks, Qwen2.5-0.5B's decoder), a PNG of so many
+tiles and 32 new tokens, whatever the model would like. Ours (int4 on ONNX Runtime and on OpenVINO, both with inputs in
+8 bits, and float32 on ONNX Runtime), OpenVINO GenAI's VLM pipeline (`whole_answers_genai.py` makes its models of our
+GGUF file and ONNX graphs), llama.cpp's server (Q4_0, embeddings and head in Q8_0, and an mmproj file in F16),
+transformers (bfloat16, float32). Each system is a process of its own (`whole_answers_engine.py`) that keeps its model
+and waits, so that they can take turns and each one's memory is its own. All are asked once with one tile before
+anything is measured, and each turn has an image of its own.
+
+    python benchmarks/whole_answers.py --prepare     # environment, model and bundles: 9 GB, some minutes
+    python benchmarks/whole_answers.py               # at most 10 minutes on two idle cores
+
+Rounds go over all numbers of tiles, the small ones more often; a round of one number is begun only if it is likely to
+end in time. Results: benchmarks/results/<date>-whole-answers.json, written after every round; the table goes to stdout.
+
+Excluded: vLLM, whose CPU build takes 3.5 GB, and a system for which there is not enough memory; it is named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import psutil
+from environments import environment_of
+from llama_cpp_oracle import VERSION as LLAMA_VERSION
+from llama_cpp_oracle import make_environment
+from measure import RESULTS, machine, write_results
+from serving_model import speak_letters
+
+from r1v_export.bundle import Bundle
+from r1v_export.cpus import thread_count
+from r1v_export.processing.pipeline_document import document_template
+from r1v_export.processing.synthetic_image import synthetic_image
+from r1v_export.quantization.recipe import load
+from r1v_export.runner.bench import synthetic_size
+
+PROJECT = Path(__file__).parents[1]
+QUESTION = "What do you see?"
+WARM_UP_TOKENS = 4
+GENAI_VERSION = "2026.4.1.0"
+OURS = ("ours int4, onnxruntime", "ours int4, openvino", "ours float32, onnxruntime")
+GGUF_TYPES = "targets: {gguf: {model: Q8_0, mmproj: F16}}\n"
+"""Of a build file: Q8_0 for what the recipe leaves of the language model, its head and embeddings."""
+FREE_BYTES = 5 << 30
+"""Memory that must be there when a system is started."""
+QUANTITIES = ("first_s", "last_s")
+
+
+@dataclass
+class System:
+    """One that answers.
+
+    Args:
+        arguments: of `whole_answers_engine.py`: kind, model, option.
+        python: that runs it.
+    """
+
+    name: str
+    kind: str
+    model: Path
+    option: str = ""
+    python: Path = Path(sys.executable)
+    open_s: float = field(default=0.0, init=False)
+    process: subprocess.Popen[str] | None = field(default=None, init=False)
+
+    def start(self, threads: int, log: Path) -> None:
+        """Load the model."""
+        path = {"PYTHONPATH": str(PROJECT)} if self.python == Path(sys.executable) else {"PYTHONPATH": ""}
+        script = PROJECT / "benchmarks" / "whole_answers_engine.py"
+        command = [self.python, script, self.kind, self.model, str(threads), self.option]
+        with log.open("w", encoding="utf-8") as errors:
+            self.process = subprocess.Popen(
+                command,
+                env=os.environ | path | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self.open_s = self._answer(log)["open_s"]
+
+    def ask(self, job: Mapping[str, Any], log: Path) -> dict[str, Any]:
+        """The answer to a job, and the load of the minute before it."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        load = psutil.getloadavg()[0]
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        found = self._answer(log)
+        if found["tokens"] != job["new_tokens"]:
+            raise SystemExit(f"{self.name}: {found['tokens']} tokens instead of {job['new_tokens']}")
+        return found | {"load_average": round(load, 2)}
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def _answer(self, log: Path) -> dict[str, Any]:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):  # libraries print, too
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise SystemExit(
+            f"{self.name} ended with exit code {self.process.wait()}: {log.read_text(errors='replace')[-3000:]}"
+        )
+
+
+def prepare(work: Path) -> list[System]:
+    """Make what is not there, and name the systems, ours first."""
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint, recipe, types = work / "checkpoint", work / "int4-32.yaml", work / "gguf.yaml"
+    if not (work / "spoken").exists():
+        r1v_export("synth", checkpoint, "--preset", "internvl3-1b", "--layout", "internvl")
+        # Every likeliest token is a character: llama.cpp's server keeps a token back that is not.
+        speak_letters(checkpoint, "lm_head.weight")
+        (work / "spoken").touch()
+    text = load("int4-rtn").to_yaml().replace("group_size: 128", "group_size: 32")  # llama.cpp's groups
+    recipe.write_text(text, encoding="utf-8")
+    types.write_text(GGUF_TYPES, encoding="utf-8")
+    int4 = ("--precision", "int4", "--recipe")
+    builds: dict[str, tuple[str | Path, ...]] = {
+        "int4": (*int4, "int4-rtn", "--target", "onnxruntime", "--target", "openvino"),
+        "fp32": ("--precision", "fp32", "--target", "onnxruntime"),
+        "gguf": (*int4, recipe, "--target", "gguf", "--config", types),
+    }
+    for name, options in builds.items():
+        if not (work / name / "manifest.json").exists():
+            r1v_export("build", checkpoint, *options, "--no-parity", "-o", work / name)
+    llama = make_environment(work / "llama")
+    genai = environment_of(work / "genai", ("install", "-q", f"openvino-genai=={GENAI_VERSION}", "pillow"))
+    gguf, models = work / "gguf" / "engines" / "gguf", work / "genai-model"
+    if not (models / "config.json").exists():
+        script = PROJECT / "benchmarks" / "whole_answers_genai.py"
+        subprocess.run([genai, script, gguf / "model.gguf", work / "fp32" / "graphs", models], check=True)
+    return [
+        System(OURS[0], "ours", work / "int4", "onnxruntime"),
+        System(OURS[1], "ours", work / "int4", "openvino"),
+        System("OpenVINO GenAI Q4_0", "genai", models, python=genai),
+        System("llama.cpp Q4_0", "llama", gguf, python=llama),
+        System("transformers bfloat16", "transformers", checkpoint, "bfloat16"),
+        System(OURS[2], "ours", work / "fp32", "onnxruntime"),
+        System("transformers float32", "transformers", checkpoint, "float32"),
+    ]
+
+
+def r1v_export(*words: str | Path) -> None:
+    command = [sys.executable, "-m", "r1v_export.cli.main", *words]
+    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"PYTHONPATH": str(PROJECT)})
+
+
+def job_of(work: Path, tiles: int, turn: int, new_tokens: int) -> dict[str, Any]:
+    """What is asked: about an image that every system cuts into the same tiles, and none has seen before."""
+    pipeline = Bundle.open(work / "int4").pipeline
+    template, tiling = document_template(pipeline), pipeline.tiling.spec
+    system = template.system[0] + template.default_system + template.system[1] if template.default_system else ""
+    image = work / f"{tiles}-{turn}.png"
+    synthetic_image(np.random.default_rng((tiles, turn)), *synthetic_size(tiles, tiling)).save(image)
+    return {
+        "image": str(image),
+        "question": QUESTION,
+        "before": template.begin + system + template.user[0],
+        "after": "\n" + QUESTION + template.user[1] + template.assistant[0] + template.thinking,
+        "new_tokens": new_tokens,
+    }
+
+
+def summary(readings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Medians of each system at one number of tiles, and each peer's and each of ours' times over each of ours."""
+    systems = {
+        name: {
+            **{quantity: statistics.median(each[quantity] for each in rows) for quantity in QUANTITIES},
+            "peak_bytes": max(each["peak_bytes"] for each in rows),
+            "prompt_tokens": rows[0]["prompt_tokens"],
+            "turns": len(rows),
+            "readings": rows,
+        }
+        for name, rows in readings.items()
+    }
+    ratios = {
+        f"{name} / {ours}": {
+            quantity: round(systems[name][quantity] / systems[ours][quantity], 3) for quantity in QUANTITIES
+        }
+        for ours in OURS
+        for name in systems
+        if ours in systems and name != ours
+    }
+    return {"ratios": ratios, "systems": systems}
+
+
+def table(tiles: Mapping[int, Mapping[str, Any]], baseline: str) -> str:
+    """Markdown: times to the first and last token over the baseline's, which above 1 is the faster; memory at its peak.
+
+    Args:
+        tiles: a summary for each number of tiles.
+    """
+    head = [f"{count} tile{'s' * (count > 1)}: first, last token" for count in tiles]
+    lines = [["", *head, "peak memory, GB: " + ", ".join(map(str, tiles))]]
+    lines.append(["---"] * len(lines[0]))
+    for name in next(iter(tiles.values()))["systems"]:
+        cells = []
+        for each in tiles.values():
+            own, base = each["systems"][name], each["systems"][baseline]
+            cells.append(", ".join(f"{own[quantity] / base[quantity]:.2f}" for quantity in QUANTITIES))
+        peaks = ", ".join(f"{each['systems'][name]['peak_bytes'] / 1e9:.1f}" for each in tiles.values())
+        lines.append([name, *cells, peaks])
+    base = [each["systems"][baseline] for each in tiles.values()]
+    seconds = [", ".join(f"{each[quantity]:.2f} s" for quantity in QUANTITIES) for each in base]
+    lines.append([f"{baseline}, seconds", *seconds, ""])
+    turns = [str(each["turns"]) for each in base]
+    lines.append(["turns", *turns, ""])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+@dataclass
+class Clock:
+    """When a run must have ended.
+
+    Args:
+        limit_s: seconds from now on.
+    """
+
+    limit_s: float
+    began: float = field(default_factory=time.monotonic, init=False)
+    took_s: dict[int, float] = field(default_factory=dict, init=False)
+    """A round's latest duration, by tiles."""
+
+    def has_time(self, tiles: int) -> bool:
+        """Whether a round of so many tiles is likely to end in time: the first one always is begun."""
+        return tiles not in self.took_s or time.monotonic() - self.began + self.took_s[tiles] < self.limit_s
+
+
+def start(systems: Sequence[System], threads: int, work: Path) -> dict[str, str]:
+    """Start them and ask each once; those that are excluded, and why."""
+    excluded, warm_up = {}, job_of(work, 1, 0, WARM_UP_TOKENS)
+    for each in systems:
+        available = psutil.virtual_memory().available
+        if available < FREE_BYTES:
+            excluded[each.name] = f"{available / 1e9:.1f} GB of memory are left, less than {FREE_BYTES / 1e9:.1f} GB"
+            continue
+        each.start(threads, work / f"{each.name}.log")
+        each.ask(warm_up, work / f"{each.name}.log")
+    return excluded
+
+
+def measure(systems: Sequence[System], turns: Mapping[int, int], new_tokens: int, clock: Clock, work: Path) -> Any:
+    """Rounds over all numbers of tiles; yields what there is after each.
+
+    Args:
+        turns: at most so many, by tiles.
+    """
+    readings: dict[int, dict[str, list[dict[str, Any]]]] = {tiles: {} for tiles in turns}
+    for turn in range(1, max(turns.values()) + 1):
+        for tiles in (tiles for tiles, most in turns.items() if turn <= most and clock.has_time(tiles)):
+            began, job = time.monotonic(), job_of(work, tiles, turn, new_tokens)
+            for system in systems:
+                found = system.ask(job, work / f"{system.name}.log")
+                readings[tiles].setdefault(system.name, []).append(found)
+                shown = ", ".join(f"{quantity} {found[quantity]:.2f}" for quantity in QUANTITIES)
+                print(f"  {tiles:2} tiles {system.name:26} {shown}", file=sys.stderr, flush=True)
+            clock.took_s[tiles] = time.monotonic() - began
+            yield {tiles: summary(rows) for tiles, rows in readings.items() if rows}
+
+
+@click.command()
+@click.option("--prepare", "only_prepare", is_flag=True, help="Make what is measured, and end.")
+@click.option("--tiles", "counts", type=int, multiple=True, default=(1, 4, 13), show_default=True)
+@click.option(
+    "--turns", type=int, multiple=True, default=(5, 3, 2), show_default=True, help="At most; one for each --tiles."
+)
+@click.option("--new-tokens", type=click.IntRange(2), default=32, show_default=True)
+@click.option("--minutes", default=9.5, show_default=True, help="Begin no further round that would end later.")
+@click.option("--threads", default=thread_count().count, show_default=True)
+@click.option("--only", multiple=True, help="The systems whose name contains this.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-whole-answers"), show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(
+    only_prepare: bool,
+    counts: tuple[int, ...],
+    turns: tuple[int, ...],
+    new_tokens: int,
+    minutes: float,
+    threads: int,
+    only: tuple[str, ...],
+    work: Path,
+    results: Path,
+) -> None:
+    if len(turns) < len(counts):
+        raise click.UsageError("give --turns as often as --tiles")
+    systems = [each for each in prepare(work) if not only or any(part in each.name for part in only)]
+    if only_prepare:
+        return
+    clock = Clock(60 * minutes)
+    report: dict[str, Any] = {"machine": machine(("onnxruntime", "openvino", "torch", "transformers", "numpy"))}
+    report["machine"]["packages"] |= {"xllamacpp": LLAMA_VERSION, "openvino-genai": GENAI_VERSION}
+    report |= {"threads": threads, "new_tokens": new_tokens, "question": QUESTION}
+    try:
+        report["excluded"] = start(systems, threads, work)
+        started = [each for each in systems if each.name not in report["excluded"]]
+        report["open_s"] = {each.name: round(each.open_s, 2) for each in started}
+        for found in measure(started, dict(zip(counts, turns, strict=False)), new_tokens, clock, work):
+            report["tiles"] = found
+            report["machine"]["load_average_after"] = psutil.getloadavg()[0]
+            path = write_results("whole-answers", report, results)  # what there is survives a kill
+    finally:
+        for each in systems:
+            each.stop()
+    click.echo(table(report["tiles"], started[0].name))
+    for name, why in report["excluded"].items():
+        click.echo(f"\nexcluded: {name}: {why}")
+    click.echo(f"\n{path}")
+
+
+if __name__ == "__main__":
+    main()
