@@ -227,6 +227,16 @@ def table(tiles: Mapping[int, Mapping[str, Any]], baseline: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def other_prompts(tiles: Mapping[int, Mapping[str, Any]], baseline: str) -> list[str]:
+    """Where a system's prompt has another number of tokens than the baseline's: it then did other work."""
+    return [
+        f"{count} tiles: {name} has {each['prompt_tokens']} prompt tokens, {baseline} {base['prompt_tokens']}"
+        for count, found in tiles.items()
+        for name, each in found["systems"].items()
+        if each["prompt_tokens"] != (base := found["systems"][baseline])["prompt_tokens"]
+    ]
+
+
 @dataclass
 class Clock:
     """When a run must have ended.
@@ -321,6 +331,8 @@ def main(
         for each in systems:
             each.stop()
     click.echo(table(report["tiles"], started[0].name))
+    for line in other_prompts(report["tiles"], started[0].name):
+        click.echo(f"\n{line}")
     for name, why in report["excluded"].items():
         click.echo(f"\nexcluded: {name}: {why}")
     click.echo(f"\n{path}")

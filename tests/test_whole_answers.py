@@ -48,6 +48,14 @@ def test_a_peer_that_takes_longer_has_a_ratio_above_one(whole_answers: Any) -> N
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_a_system_that_was_asked_something_else_is_named(whole_answers: Any) -> None:
+    ours, peer = whole_answers.OURS[0], "llama.cpp Q4_0"
+    rows = {ours: [reading(1, 2, 1e9)], peer: [reading(1, 2, 1e9) | {"prompt_tokens": 460}]}
+    assert whole_answers.other_prompts({1: whole_answers.summary({ours: rows[ours]})}, ours) == []
+    (line,) = whole_answers.other_prompts({4: whole_answers.summary(rows)}, ours)
+    assert line == f"4 tiles: {peer} has 460 prompt tokens, {ours} 461"
+
+
 def test_no_round_is_begun_that_would_end_late(
     whole_answers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
