@@ -33,6 +33,9 @@ from r1v_export.progress import ProgressCallback
 MAX_RETRIES = 3
 """Of a task whose worker dies."""
 
+_LISTENER_S = 10.0
+"""How long an address may take to answer at all."""
+
 _POLL_S = 0.5
 _CANCEL_S = 10.0
 
@@ -193,9 +196,36 @@ def _connected(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
+def _require_listener(address: str) -> None:
+    """Refuse HOST:PORT where nothing listens: Ray itself tries for minutes, with lines of its own on stderr.
+
+    Raises:
+        CapabilityError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # auto and the like
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTENER_S).close()
+    except (OSError, OverflowError) as error:
+        found = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise _no_cluster(address, found) from error
+
+
+def _no_cluster(address: str, found: object) -> CapabilityError:
+    return CapabilityError(
+        "There is no such Ray cluster.",
+        where=f"--ray {address}",
+        found=found,
+        fix="start one (ray start --head, and ray start --address HEAD:6379 on the others), with the same versions "
+        "of Ray and Python everywhere",
+    )
+
+
 def _connect(address: str) -> None:
     import ray
 
+    _require_listener(address)
     threads = thread_count()
     main_thread = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM) if main_thread else None
@@ -209,13 +239,7 @@ def _connect(address: str) -> None:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads.count)}} if threads.asked else None,
         )
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise CapabilityError(
-            "There is no such Ray cluster.",
-            where=f"--ray {address}",
-            found=_last_line(error),
-            fix="start one (ray start --head, and ray start --address HEAD:6379 on the others), with the same versions "
-            "of Ray and Python everywhere",
-        ) from error
+        raise _no_cluster(address, _last_line(error)) from error
     finally:
         if on_sigterm is not None:
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which would end the command without a word

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -197,6 +198,17 @@ def test_a_worker_of_another_version_is_named_before_any_work(
 def test_a_cluster_without_gpus_is_refused_for_cuda(address: str, tmp_path: Path) -> None:
     with pytest.raises(CapabilityError, match="no worker for this"):
         refuse_cluster(address, tmp_path, [], "cuda")
+
+
+@pytest.mark.parametrize("begin", ["", "ray://"])
+def test_an_address_where_nothing_listens_is_refused_at_once(begin: str) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    before = time.monotonic()
+    with pytest.raises(CapabilityError, match=r"(?s)no such Ray cluster.*found: +Connection refused.*ray start --head"):
+        ray_cluster._connect(f"{begin}127.0.0.1:{port}")
+    assert time.monotonic() - before < 30
 
 
 def refuse_cluster(address: str, tmp_path: Path, reads: Sequence[Path], device: str = "cpu") -> None:

@@ -38,6 +38,7 @@ class GgufTarget(Target):
                 where=f"--target {self.name}",
                 expected="--precision fp32, fp16, bf16, int8 or int4",
                 found=f"--precision {config.precision}",
+                fix="choose one of these; int8 has as many bits",
             )
         options = config.options(self.name, GgufConfig)
         if options.files != "both" and config.parity.enabled:

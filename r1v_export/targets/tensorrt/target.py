@@ -129,6 +129,7 @@ class TensorRTTarget(Target):
                 where="--sm",
                 expected=", ".join(map(str, known)) or "current",
                 found=", ".join(map(str, unknown)),
+                fix="choose among these; for other GPUs, build with --target tensorrt --sm current where one is",
             )
         return tuple(sorted(set(numbers)))
 

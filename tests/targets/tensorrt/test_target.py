@@ -131,7 +131,7 @@ def test_tensorrt_itself_builds_only_where_its_gpu_is(monkeypatch) -> None:
     assert "CUDA GPU" in (TensorRTTarget().missing("cuda") or "")
     with pytest.raises(CapabilityError, match=r"no GPU to build for[\s\S]*tensorrt 10\.13\.3\.9[\s\S]*tensorrt-rtx"):
         TensorRTTarget().check(config(targets=[TENSORRT]))
-    with pytest.raises(UsageError, match=r"cannot build ahead of time for this GPU[\s\S]*current"):
+    with pytest.raises(UsageError, match=r"cannot build ahead of time for this GPU[\s\S]*fix:      choose among these"):
         TensorRTTarget().check(config(targets={TENSORRT: {"sm": [89]}}))
 
 
