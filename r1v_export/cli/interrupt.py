@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -50,7 +50,7 @@ def answered_interrupts() -> Iterator[None]:
     hook_before, sys.unraisablehook = sys.unraisablehook, repeat
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, react)
-    thread = threading.Thread(target=_watch, args=(reader, reacted), name="interrupts", daemon=True)
+    thread = threading.Thread(target=_watch, args=(reader, reacted, react), name="interrupts", daemon=True)
     thread.start()
     try:
         yield
@@ -64,11 +64,11 @@ def answered_interrupts() -> Iterator[None]:
             os.close(reader)
 
 
-def _watch(reader: int, reacted: threading.Event) -> None:
+def _watch(reader: int, reacted: threading.Event, react: Callable[[int, object], NoReturn]) -> None:
     """Read the numbers of signals, which are written when they come, whatever the main thread does."""
     while number := os.read(reader, 1):
-        if number[0] != signal.SIGINT:
-            continue
+        if number[0] != signal.SIGINT or signal.getsignal(signal.SIGINT) is not react:
+            continue  # a server, which has its own handler, says itself what it does
         if not reacted.wait(_PATIENCE_S):
             with suppress(OSError, ValueError):
                 clear = "\r\x1b[K" if sys.stderr.isatty() else ""

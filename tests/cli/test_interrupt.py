@@ -52,6 +52,17 @@ def test_an_interrupt_of_python_is_not_announced(capsys: pytest.CaptureFixture[s
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_a_server_that_takes_interrupts_itself_says_itself_that_it_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    came: list[int] = []
+    with answered_interrupts():
+        own = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(2 * interrupt._PATIENCE_S)
+        signal.signal(signal.SIGINT, own)
+    assert came == [signal.SIGINT]
+    assert capsys.readouterr().err == ""
+
+
 class Collected:
     pass
 
