@@ -19,7 +19,7 @@ def test_the_page_has_both_values_and_says_how_it_was_made() -> None:
         "0a",
         "0b",
         "1 that is equal",
-        "graphs/embed.onnx",
+        "graphs/<wbr>embed.<wbr>onnx",
         "</span> diff &lt;one&gt; two",
         "2026-01-01 00:00:00 UTC",
     ):
