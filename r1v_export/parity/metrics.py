@@ -211,6 +211,10 @@ def _cosines(dot: np.ndarray, squares_a: np.ndarray, squares_b: np.ndarray) -> n
     return np.where((squares_a == 0) & (squares_b == 0), 1.0, np.clip(cosines, -1.0, 1.0))
 
 
+_NEAR_TIE_KL = 0.1
+"""Share of error^2 / 2 nats, which an error in every logit amounts to at most, that rounding stays below."""
+
+
 @dataclass(frozen=True)
 class LogitStatistics:
     """What errors of logits do to the next token, over any number of rows of logits [rows, vocab]."""
@@ -272,8 +276,12 @@ class LogitStatistics:
     def near_ties(self, gap: float) -> int:
         """Rows whose best tokens differ although their logits in the reference are at most `gap` apart.
 
-        One row, or a tenth of them: where more choices change, logits that are close to each other are not why.
+        One row, or a tenth of them: where more choices change, logits that are close to each other are not why. None
+        where the divergence is more than a tenth of what an error of `gap` in every logit amounts to: rounding is not
+        the cause then, such as of one wrong scale in a random model, whose logits are all close to each other.
         """
+        if self.rows and self.sum_kl / self.rows > _NEAR_TIE_KL * gap**2 / 2:
+            return 0
         return min(sum(each <= gap for each in self.flip_gaps), max(1, self.rows // 10))
 
     def top1_agreement(self, near_tie: float | None = None) -> float:

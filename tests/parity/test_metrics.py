@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -231,6 +232,13 @@ def test_many_flips_are_not_near_ties_however_close_the_logits_are():
     statistics = flipped(40, 12, gap=0.001)
     assert statistics.near_ties(0.1) == 4
     assert statistics.top1_agreement(0.1) == 32 / 40
+
+
+def test_where_the_distributions_differ_by_more_than_rounding_no_flip_is_a_near_tie():
+    near = flipped(32, 1, gap=0.01)
+    defect = replace(near, sum_kl=32 * 1e-3)
+    assert replace(near, sum_kl=32 * 1e-4).near_ties(0.1) == 1
+    assert (defect.near_ties(0.1), defect.top1_agreement(0.1)) == (0, 31 / 32)
 
 
 def test_rows_that_are_not_finite_have_no_near_ties():
