@@ -90,6 +90,38 @@ def to_json(report: ParityReport) -> str:
     return report.model_dump_json(indent=2) + "\n"
 
 
+_PLOTS = (
+    (
+        "Error by boundary",
+        plots.errors_by_boundary,
+        "Each stage on the reference's inputs; end_to_end on the candidate's own.",
+    ),
+    (
+        "Divergence of the next token",
+        plots.kl_by_boundary,
+        "How far the next token's probabilities are from the reference's, with the limits; 0 where they are the same.",
+    ),
+    (
+        "Error by layer",
+        plots.errors_by_layer,
+        "Hidden states behind each layer; the tower is given the reference's pixels, the decoder its embeddings.",
+    ),
+    (
+        "Error over the answer",
+        plots.errors_by_step,
+        "Both engines are fed the same answer, so every step has the same history; fewer answers have a later step. "
+        "Gaps: no difference, or no finite number.",
+    ),
+    (
+        "Latency by stage",
+        plots.latency_by_stage,
+        "Mean over all calls but each stage's first, on the machine of this check; a stage with one call is omitted. "
+        "Each stage has its own scale.",
+    ),
+)
+"""Title, drawing and caption of each plot of a whole report."""
+
+
 def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
     """The page; it links to those of an engine's other gates, if `reports` are all of them."""
     environment = pages.environment(Path(__file__).parent / "templates")
@@ -104,29 +136,6 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         "megabytes": megabytes,
         "by_channel": partial(by_channel, report.reasoning),
     }
-    drawn = (
-        at_both_widths(plots.errors_by_boundary, report),
-        at_both_widths(plots.kl_by_boundary, report),
-        at_both_widths(plots.errors_by_layer, report),
-        at_both_widths(plots.errors_by_step, report),
-        at_both_widths(plots.latency_by_stage, report),
-    )
-    titles = (
-        "Error by boundary",
-        "Divergence of the next token",
-        "Error by layer",
-        "Error over the answer",
-        "Latency by stage",
-    )
-    captions = (
-        "Each stage on the reference's inputs; end_to_end on the candidate's own.",
-        "How far the next token's probabilities are from the reference's, with the limits; 0 where they are the same.",
-        "Hidden states behind each layer; the tower is given the reference's pixels, the decoder its embeddings.",
-        "Both engines are fed the same answer, so every step has the same history; fewer answers have a later step. "
-        "Gaps: no difference, or no finite number.",
-        "Mean over all calls but each stage's first, on the machine of this check; a stage with one call is omitted. "
-        "Each stage has its own scale.",
-    )
     return environment.get_template("parity.html.j2").render(
         report=report,
         gates=[GateLink(each, report, reports) for each in reports],
@@ -134,7 +143,7 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         stages=stages(report),
         columns=[name for name in METRICS if any(name in b.metrics for b in report.boundaries)],
         labels=METRICS,
-        plots=[(t, c, svg) for t, c, svg in zip(titles, captions, drawn, strict=True) if svg],
+        plots=[(title, text, svg) for title, draw, text in _PLOTS if (svg := at_both_widths(draw, report))],
         shown=shown_samples(report.samples),
         identical=sum(sample.divergence is None for sample in report.samples),
         tokens=sum(sample.tokens for sample in report.samples),
