@@ -9,12 +9,13 @@ import click
 
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
-    MAX_CACHE_MIB,
     TargetOption,
     WholeNumber,
+    cache_mib_option,
     common_options,
     device_option,
     engine_option,
+    image_cache_mib_option,
     print_json,
     refuse_given,
     wrapped,
@@ -66,20 +67,8 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
     show_default=True,
     help="Requests that are answered together, at most.",
 )
-@click.option(
-    "--cache-mib",
-    type=WholeNumber(1, MAX_CACHE_MIB),
-    default=2048,
-    show_default=True,
-    help="MiB of the key-value cache.",
-)
-@click.option(
-    "--image-cache-mib",
-    type=WholeNumber(0, MAX_CACHE_MIB),
-    default=256,
-    show_default=True,
-    help="MiB of cached image embeddings.",
-)
+@cache_mib_option
+@image_cache_mib_option
 @click.option(
     "--tiles",
     type=WholeNumber(1, 1024),

@@ -164,6 +164,20 @@ engine_option = click.option(
 )
 MAX_CACHE_MIB = 1 << 24
 """16 TiB, more than any machine has memory: a larger number is a mistake, such as bytes given as MiB."""
+cache_mib_option = click.option(
+    "--cache-mib",
+    type=WholeNumber(1, MAX_CACHE_MIB),
+    default=2048,
+    show_default=True,
+    help="MiB of the key-value cache.",
+)
+image_cache_mib_option = click.option(
+    "--image-cache-mib",
+    type=WholeNumber(0, MAX_CACHE_MIB),
+    default=256,
+    show_default=True,
+    help="MiB of cached image embeddings.",
+)
 MAX_THREADS = 4096
 """More than any machine has cores; ONNX Runtime starts every thread that it is asked for, and hangs on millions."""
 threads_option = click.option(

@@ -17,13 +17,14 @@ import click
 from r1v_export.cli.logs import JsonFormatter
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
-    MAX_CACHE_MIB,
     Number,
     WholeNumber,
+    cache_mib_option,
     common_options,
     device_option,
     draft_tokens_option,
     engine_option,
+    image_cache_mib_option,
     model_option,
     print_json,
     refuse_given,
@@ -86,20 +87,8 @@ _ENGINE_OPTIONS = (
     show_default=True,
     help="Requests that wait, at most; more get status 429.",
 )
-@click.option(
-    "--cache-mib",
-    type=WholeNumber(1, MAX_CACHE_MIB),
-    default=2048,
-    show_default=True,
-    help="MiB of the key-value cache.",
-)
-@click.option(
-    "--image-cache-mib",
-    type=WholeNumber(0, MAX_CACHE_MIB),
-    default=256,
-    show_default=True,
-    help="MiB of cached image embeddings.",
-)
+@cache_mib_option
+@image_cache_mib_option
 @click.option(
     "--prefill-chunk",
     type=WholeNumber(min=1),
