@@ -16,6 +16,7 @@ from r1v_export.cli.output import (
     device_option,
     engine_option,
     image_cache_mib_option,
+    max_rows_option,
     print_json,
     refuse_given,
     wrapped,
@@ -60,13 +61,7 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
 )
 @click.option("--target", cls=TargetOption, help="Engine of the bundle. [default: its first]")
 @engine_option
-@click.option(
-    "--max-rows",
-    type=WholeNumber(1, 1024),
-    default=16,
-    show_default=True,
-    help="Requests that are answered together, at most.",
-)
+@max_rows_option
 @cache_mib_option
 @image_cache_mib_option
 @click.option(

@@ -164,6 +164,13 @@ engine_option = click.option(
 )
 MAX_CACHE_MIB = 1 << 24
 """16 TiB, more than any machine has memory: a larger number is a mistake, such as bytes given as MiB."""
+max_rows_option = click.option(
+    "--max-rows",
+    type=WholeNumber(1, 1024),
+    default=16,
+    show_default=True,
+    help="Requests that are answered together, at most.",
+)
 cache_mib_option = click.option(
     "--cache-mib",
     type=WholeNumber(1, MAX_CACHE_MIB),

@@ -25,6 +25,7 @@ from r1v_export.cli.output import (
     draft_tokens_option,
     engine_option,
     image_cache_mib_option,
+    max_rows_option,
     model_option,
     print_json,
     refuse_given,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 API_KEYS_VARIABLE = "R1V_EXPORT_API_KEYS"
 _MIB = 1 << 20
-_MAX_ROWS, _MAX_IMAGES = 1024, 1024
+_MAX_IMAGES = 1024
 _ENGINE_OPTIONS = (
     *("max_rows", "max_queued", "cache_mib", "image_cache_mib", "prefill_chunk", "draft_tokens"),
     *("target", "engine", "model", "device", "threads"),
@@ -73,13 +74,7 @@ _ENGINE_OPTIONS = (
     metavar="HOST",
     help="Fetch images with http(s) URLs from this host; repeat for several.",
 )
-@click.option(
-    "--max-rows",
-    type=WholeNumber(1, _MAX_ROWS),
-    default=16,
-    show_default=True,
-    help="Requests that are answered together, at most.",
-)
+@max_rows_option
 @click.option(
     "--max-queued",
     type=WholeNumber(min=1),
