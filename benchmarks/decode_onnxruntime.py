@@ -110,14 +110,18 @@ def build_engine(checkpoint: Checkpoint, work: Path, variant: Variant, name: str
 
 def rounding(checkpoint: Checkpoint) -> Rewrite:
     """Rounds every linear of the language model, its head too."""
-    weights = {"type": "int4", "granularity": "group", "group_size": GROUP, "algorithm": "rtn"}
-    rules = [{"modules": ["language_model.*", HEAD], "scheme": {"weights": weights}}]
-    recipe = Recipe.model_validate({"name": "int4", "description": "Rounded to nearest.", "rules": rules})
 
     def linear(name: str) -> QuantizedLinear:
         return round_to_nearest(checkpoint.read(f"{name}.weight"), "int4", GROUP)
 
-    return quantizer(checkpoint.spec, resolve(recipe, checkpoint.spec), linear, {})
+    return quantizer(checkpoint.spec, resolve(int4_recipe(), checkpoint.spec), linear, {})
+
+
+def int4_recipe(group_size: int = GROUP) -> Recipe:
+    """Every linear of the language model, its head too, rounded to nearest."""
+    weights = {"type": "int4", "granularity": "group", "group_size": group_size, "algorithm": "rtn"}
+    rules = [{"modules": ["language_model.*", HEAD], "scheme": {"weights": weights}}]
+    return Recipe.model_validate({"name": "int4", "description": "Rounded to nearest.", "rules": rules})
 
 
 def build_genai(checkpoint: Checkpoint, work: Path, variant: Variant) -> None:

@@ -17,23 +17,22 @@ virtual environment with xllamacpp; likewise.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import psutil
-from decode_onnxruntime import GROUP, HEAD, Variant, build_engine, build_genai, make_checkpoint
+from decode_onnxruntime import GROUP, Variant, build_engine, build_genai, int4_recipe, make_checkpoint
+from engine_process import EngineProcess
 from measure import RESULTS, machine, write_results
 
 from r1v_export.cpus import thread_count
-from r1v_export.quantization.recipe import load
 
 PROJECT = Path(__file__).parents[1]
 WARM_UP = {"tokens": 64, "new_tokens": 4}
@@ -41,7 +40,7 @@ LLAMA_GROUP = 32
 
 
 @dataclass
-class Contender:
+class Contender(EngineProcess):
     """An engine that waits for jobs.
 
     Args:
@@ -50,48 +49,16 @@ class Contender:
         path: folders that it imports from, before others.
     """
 
-    name: str
     arguments: tuple[str, ...]
     python: Path = Path(sys.executable)
     path: tuple[Path, ...] = (PROJECT,)
-    process: subprocess.Popen[str] | None = field(default=None, init=False)
 
     def start(self, threads: int, context: int, warm_up: Mapping[str, int]) -> None:
         """Load the model, and answer a short prompt, which is not measured."""
         script = PROJECT / "benchmarks" / "long_contexts_engine.py"
         variables = {"PYTHONPATH": os.pathsep.join(map(str, self.path)), "OMP_NUM_THREADS": str(threads)}
-        self.process = subprocess.Popen(
-            [str(self.python), str(script), *self.arguments, str(threads), str(context)],
-            env=os.environ | variables,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._answer()
+        self.launch([self.python, script, *self.arguments, str(threads), str(context)], variables)
         self.ask(warm_up)
-
-    def ask(self, job: Mapping[str, int]) -> dict[str, Any]:
-        """The answer to a job."""
-        assert self.process is not None
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def stop(self) -> None:
-        """End the process."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):  # libraries print, too
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        raise SystemExit(f"{self.name} ended with exit code {self.process.wait()}; see its error above")
 
 
 def prepare(work: Path, weights: str, genai: Path | None, llama: Path | None) -> list[Contender]:
@@ -121,9 +88,8 @@ def build_gguf(work: Path, weights: str) -> Path:
     out = work / f"gguf-{weights}"
     model = out / "engines" / "gguf" / "model.gguf"
     if not model.exists():
-        text = load("int4-rtn").to_yaml().replace("group_size: 128", f"group_size: {LLAMA_GROUP}")
         recipe = work / "q4_0.yaml"
-        recipe.write_text(text.replace('"language_model.*"', f'["language_model.*", "{HEAD}"]'), encoding="utf-8")
+        recipe.write_text(int4_recipe(LLAMA_GROUP).to_yaml(), encoding="utf-8")
         chosen = ["--recipe", str(recipe)] if weights == "int4" else ["--precision", "fp32"]
         command = [sys.executable, "-m", "r1v_export.cli.main", "build", str(work / "checkpoint"), "--target", "gguf"]
         subprocess.run([*command, *chosen, "--no-parity", "-o", str(out)], check=True, stdout=sys.stderr)

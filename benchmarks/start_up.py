@@ -29,7 +29,7 @@ from typing import Any
 import click
 import psutil
 import torch
-from decode_onnxruntime import HEAD, Variant, build_genai, rounding
+from decode_onnxruntime import Variant, build_genai, int4_recipe, rounding
 from measure import RESULTS, machine, write_results
 from serving_model import SETTINGS, Model
 
@@ -38,7 +38,6 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.cpus import thread_count
 from r1v_export.exporters.export import export_graph
-from r1v_export.quantization.recipe import load
 from r1v_export.runner.open_runner import open_runner
 from r1v_export.runner.prompt_encoder import Request
 from r1v_export.targets.onnxruntime.write.graphs import write_graphs
@@ -145,8 +144,7 @@ class Prepared:
         self.model.prepare("int4", *(["gguf4"] if self.llama else []))
         if not (self.headed / "manifest.json").exists():
             recipe = self.work / "headed.yaml"
-            text = load("int4-rtn").to_yaml().replace("- language_model.*\n", f"- language_model.*\n  - {HEAD}\n")
-            recipe.write_text(text, encoding="utf-8")
+            recipe.write_text(int4_recipe().to_yaml(), encoding="utf-8")
             options = ["--precision", "int4", "--recipe", str(recipe), "--no-parity", "-o", str(self.headed)]
             command = [sys.executable, "-m", "r1v_export.cli.main", "build", str(self.model.checkpoint), *options]
             subprocess.run(command, check=True, stdout=sys.stderr)

@@ -19,7 +19,6 @@ Excluded: vLLM, whose CPU build takes 3.5 GB, and a system for which there is no
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from typing import Any
 import click
 import numpy as np
 import psutil
+from engine_process import EngineProcess
 from environments import environment_of
 from llama_cpp_oracle import VERSION as LLAMA_VERSION
 from llama_cpp_oracle import make_environment
@@ -59,66 +59,35 @@ QUANTITIES = ("first_s", "last_s")
 
 
 @dataclass
-class System:
+class System(EngineProcess):
     """One that answers.
 
     Args:
-        arguments: of `whole_answers_engine.py`: kind, model, option.
+        kind, model, option: arguments of `whole_answers_engine.py`.
         python: that runs it.
     """
 
-    name: str
     kind: str
     model: Path
     option: str = ""
     python: Path = Path(sys.executable)
     open_s: float = field(default=0.0, init=False)
-    process: subprocess.Popen[str] | None = field(default=None, init=False)
 
     def start(self, threads: int, log: Path) -> None:
         """Load the model."""
-        path = {"PYTHONPATH": str(PROJECT)} if self.python == Path(sys.executable) else {"PYTHONPATH": ""}
+        path = str(PROJECT) if self.python == Path(sys.executable) else ""
         script = PROJECT / "benchmarks" / "whole_answers_engine.py"
         command = [self.python, script, self.kind, self.model, str(threads), self.option]
-        with log.open("w", encoding="utf-8") as errors:
-            self.process = subprocess.Popen(
-                command,
-                env=os.environ | path | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-        self.open_s = self._answer(log)["open_s"]
+        variables = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        self.open_s = self.launch(command, variables, log)["open_s"]
 
-    def ask(self, job: Mapping[str, Any], log: Path) -> dict[str, Any]:
+    def ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a job, and the load of the minute before it."""
-        assert self.process is not None
-        assert self.process.stdin is not None
         load = psutil.getloadavg()[0]
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        found = self._answer(log)
+        found = super().ask(job)
         if found["tokens"] != job["new_tokens"]:
             raise SystemExit(f"{self.name}: {found['tokens']} tokens instead of {job['new_tokens']}")
         return found | {"load_average": round(load, 2)}
-
-    def stop(self) -> None:
-        """End the process."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def _answer(self, log: Path) -> dict[str, Any]:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):  # libraries print, too
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        raise SystemExit(
-            f"{self.name} ended with exit code {self.process.wait()}: {log.read_text(errors='replace')[-3000:]}"
-        )
 
 
 def prepare(work: Path) -> list[System]:
@@ -264,7 +233,7 @@ def start(systems: Sequence[System], threads: int, work: Path) -> dict[str, str]
             excluded[each.name] = f"{available / 1e9:.1f} GB of memory are left, less than {FREE_BYTES / 1e9:.1f} GB"
             continue
         each.start(threads, work / f"{each.name}.log")
-        each.ask(warm_up, work / f"{each.name}.log")
+        each.ask(warm_up)
     return excluded
 
 
@@ -279,7 +248,7 @@ def measure(systems: Sequence[System], turns: Mapping[int, int], new_tokens: int
         for tiles in (tiles for tiles, most in turns.items() if turn <= most and clock.has_time(tiles)):
             began, job = time.monotonic(), job_of(work, tiles, turn, new_tokens)
             for system in systems:
-                found = system.ask(job, work / f"{system.name}.log")
+                found = system.ask(job)
                 readings[tiles].setdefault(system.name, []).append(found)
                 shown = ", ".join(f"{quantity} {found[quantity]:.2f}" for quantity in QUANTITIES)
                 print(f"  {tiles:2} tiles {system.name:26} {shown}", file=sys.stderr, flush=True)

@@ -64,7 +64,7 @@ def test_no_round_is_begun_that_would_end_late(
     class Slow:
         name = whole_answers.OURS[0]
 
-        def ask(self, job: dict[str, int], log: Path) -> dict[str, float]:
+        def ask(self, job: dict[str, int]) -> dict[str, float]:
             asked.append(job["tiles"])
             return reading(1, 2, 1e9)
 
