@@ -97,8 +97,8 @@ class Submission:
 
     def push(self, event: TokenEvent | R1VError) -> None:
         """Give an event to the caller. A `deliver` that raises has its request cancelled."""
-        last = event if isinstance(event, R1VError) else event.answer
         if self._deliver is None:
+            self._end_with(event)  # first: whoever takes the last event finds the answer
             self._events.put(event)
         else:
             try:
@@ -107,6 +107,11 @@ class Submission:
                 message = "request %(request_id)s: its `deliver` raised %(error)s, so it is cancelled"
                 log_event(_LOG, logging.WARNING, message, request_id=self.request_id, error=repr(error))
                 self.cancel()
+            self._end_with(event)
+
+    def _end_with(self, event: TokenEvent | R1VError) -> None:
+        """Keep the answer or error that the last event has, and tell those who wait for it."""
+        last = event if isinstance(event, R1VError) else event.answer
         if last is not None:
             self._last = last
             self._over.set()
