@@ -99,6 +99,7 @@ def open_runner(
     device: Device = "cpu",
     model: AnyPath | None = None,
     engine: AnyPath | None = None,
+    vision_target: str | None = None,
 ) -> BaseRunner:
     """A runner that answers questions with one of a bundle's engines; `r1v-export run`.
 
@@ -106,6 +107,7 @@ def open_runner(
         target: an engine of the bundle, or `pytorch`; the bundle's first by default.
         model: folder of the checkpoint, for `pytorch`, if the bundle was built from a folder.
         engine: a folder of `r1v-export engine`, or `llm-api`: a target's own library decodes.
+        vision_target: another engine of the bundle, which encodes images; that which answers by default.
 
     Raises:
         UsageError: target and engine do not match, or the bundle has no such target.
@@ -120,6 +122,7 @@ def open_runner(
         None if model is None else str(model),
         device,
         None if engine is None else str(engine),
+        vision_target=vision_target,
     )
 
 

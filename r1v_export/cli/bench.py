@@ -23,6 +23,7 @@ from r1v_export.cli.output import (
     table,
     target_option,
     threads_option,
+    vision_target_option,
     wrapped,
     wrapped_table,
 )
@@ -59,6 +60,7 @@ _BUSY_CPUS = 0.25
 @click.option("--tiles", type=WholeNumber(min=1), help="Tiles of the synthetic image, such as 13. [default: 1]")
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask.")
 @target_option
+@vision_target_option
 @engine_option
 @model_option
 @click.option("--tokens", type=WholeNumber(min=2), default=64, show_default=True, help="Tokens of each answer.")
@@ -77,6 +79,7 @@ def command(
     tiles: int | None,
     question: str,
     target: str | None,
+    vision_target: str | None,
     engine: str | None,
     model: str | None,
     tokens: int,
@@ -101,7 +104,7 @@ def command(
     refuse_unread_model(target)
     _require_one_source(image, tiles)
     peaks = _peaks(gpu, batch)
-    runner = open_runner(bundle, target, model, device, engine)
+    runner = open_runner(bundle, target, model, device, engine, vision_target=vision_target)
     asked = None if image is None else _reread(image, image_opener(runner.image_policy, allow_url))
     result = measure(runner, asked, question, tokens, runs, shown_progress(format_, 1), batch, tiles or 1)
     roofline = attained(Bundle.open(bundle), result, device, peaks)

@@ -19,6 +19,7 @@ from r1v_export.cli.output import (
     shown_progress,
     table,
     threads_option,
+    vision_target_option,
     wrapped,
 )
 from r1v_export.cli.paths import OptionPath
@@ -34,6 +35,7 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
 @click.command(short_help="Compare a bundle's engine with PyTorch.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--target", cls=TargetOption, help="Engine. [default: the bundle's first]")
+@vision_target_option
 @model_option
 @click.option(
     "--questions",
@@ -66,6 +68,7 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
 def command(
     bundle: Path,
     target: str | None,
+    vision_target: str | None,
     model: str | None,
     count: int | None,
     images: tuple[str, ...],
@@ -99,7 +102,16 @@ def command(
     require_writable(folder, ELSEWHERE)
     progress = shown_progress(format_)
     results = check_bundle(
-        bundle, target, model, asked, against, device, progress, blocks=blocks, command=typed_command()
+        bundle,
+        target,
+        model,
+        asked,
+        against,
+        device,
+        progress,
+        blocks=blocks,
+        command=typed_command(),
+        vision_target=vision_target,
     )
     if format_ == "json":
         reports = {result.gate: result.model_dump(mode="json") for result in results}

@@ -159,6 +159,9 @@ target_option = click.option(
     values=lambda: (*names(), "pytorch"),
     help="Engine that answers. [default: the bundle's first]",
 )
+vision_target_option = click.option(
+    "--vision-target", cls=TargetOption, help="Engine that encodes images. [default: the one that answers]"
+)
 engine_option = click.option(
     "--engine", metavar="DIR|llm-api", help="A target's own library decodes: an engine's folder, or llm-api."
 )

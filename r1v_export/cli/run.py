@@ -26,6 +26,7 @@ from r1v_export.cli.output import (
     shown_progress,
     target_option,
     threads_option,
+    vision_target_option,
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.sampling import choose_sampling, print_sampling, sampling_options
@@ -52,6 +53,7 @@ MAX_VIDEO_FRAMES = 4096
 @click.option("--video", type=OptionPath(), help="Ask about frames of this video or animation.")
 @click.option("--frames", type=WholeNumber(1, MAX_VIDEO_FRAMES), help="How many of them. [default: 8]")
 @target_option
+@vision_target_option
 @engine_option
 @model_option
 @click.option("--no-think", is_flag=True, help="Answer without reasoning.")
@@ -72,6 +74,7 @@ def command(
     video: Path | None,
     frames: int | None,
     target: str | None,
+    vision_target: str | None,
     engine: str | None,
     model: str | None,
     no_think: bool,
@@ -118,7 +121,7 @@ def command(
         show = partial(stream, answer_only=answer_only)
     if engine is not None:
         refuse_given(click.get_current_context(), ("draft_tokens",), LIBRARY_S_LOOP, "omit it")
-    runner = open_runner(bundle, target, model, device, engine, grounding)
+    runner = open_runner(bundle, target, model, device, engine, grounding, vision_target)
     runner.draft_tokens = draft_tokens
     print_sampling(chosen, opened.pipeline.generation_config)
     if chat:

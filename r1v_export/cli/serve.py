@@ -32,6 +32,7 @@ from r1v_export.cli.output import (
     refuse_unread_model,
     target_option,
     threads_option,
+    vision_target_option,
 )
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.extras import install_command
@@ -46,7 +47,7 @@ _MIB = 1 << 20
 _MAX_IMAGES = 1024
 _ENGINE_OPTIONS = (
     *("max_rows", "max_queued", "cache_mib", "image_cache_mib", "prefill_chunk", "draft_tokens"),
-    *("target", "engine", "model", "device", "threads"),
+    *("target", "vision_target", "engine", "model", "device", "threads"),
 )
 """Parameters that are the engine's."""
 
@@ -130,6 +131,7 @@ _ENGINE_OPTIONS = (
 )
 @click.option("--triton", metavar="URL", help="Let a Triton server answer: grpc://HOST:PORT. [see deploy triton]")
 @target_option
+@vision_target_option
 @engine_option
 @model_option
 @device_option
@@ -159,6 +161,7 @@ def command(
     access_log: bool,
     triton: str | None,
     target: str | None,
+    vision_target: str | None,
     engine: str | None,
     model: str | None,
     device: Device,
@@ -201,7 +204,7 @@ def command(
         refuse_unread_model(target)
         bytes_ = cache_mib * _MIB, image_cache_mib * _MIB
         options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=prefill_chunk, draft_tokens=draft_tokens)
-        backend = _own_loop(bundle, target, model, device, engine, options)
+        backend = _own_loop(bundle, target, vision_target, model, device, engine, options)
     else:
         fix = "omit it; `r1v-export deploy triton` has those of the deployment"
         refuse_given(context, _ENGINE_OPTIONS, "with --triton, whose server runs the engine", fix)
@@ -226,12 +229,19 @@ def command(
 
 
 def _own_loop(
-    bundle: Path, target: str | None, model: str | None, device: Device, engine: str | None, options: BatchingOptions
+    bundle: Path,
+    target: str | None,
+    vision_target: str | None,
+    model: str | None,
+    device: Device,
+    engine: str | None,
+    options: BatchingOptions,
 ) -> Backend:
     from r1v_export.runner.batching.batching_runner import BatchingRunner
     from r1v_export.runner.open_runner import open_runner
 
-    return BatchingRunner(open_runner(bundle, target, model, device, engine), options)
+    runner = open_runner(bundle, target, model, device, engine, vision_target=vision_target)
+    return BatchingRunner(runner, options)
 
 
 def _triton_backend(bundle: Path, url: str) -> Backend:

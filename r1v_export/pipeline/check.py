@@ -80,6 +80,7 @@ def check_bundle(
     *,
     blocks: bool,
     command: str,
+    vision_target: str | None = None,
 ) -> list[ParityReport]:
     """One report for each gate; if there are other bundles to compare with, the last report includes them.
 
@@ -89,25 +90,34 @@ def check_bundle(
         against: other bundles of the same checkpoint.
         blocks: compare each ViT block.
         command: that asked for it, for the reports.
+        vision_target: another engine of the bundle, which encodes images, and whose limits hold for the pair.
 
     Raises:
-        BundleError, UsageError: a folder is not a whole bundle, or not of the same checkpoint.
+        BundleError, UsageError: a folder is not a whole bundle, or not of the same checkpoint; a pair of engines would
+            be compared block by block.
         CapabilityError: this machine cannot run an engine, or lacks the memory.
     """
     require_device(device)
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
+    limiting = target if vision_target is None else bundle.target(vision_target)
     streamed = _streams([bundle, *others], asked, target, device)
-    gates = gate_names(_recipe(bundle), registry.get_target(target).numerics(bundle.config, bundle.spec).own_weights)
+    if streamed and vision_target is not None:
+        raise UsageError(
+            "A streamed gate compares one engine.",
+            where="--vision-target",
+            fix="check both targets alone, or pass --gate whole on a machine with the memory",
+        )
+    gates = gate_names(_recipe(bundle), registry.get_target(limiting).numerics(bundle.config, bundle.spec).own_weights)
     progress.stages = 2 + (1 if streamed else len(gates)) + len(others)
     checkpoint = open_source(bundle, model, progress)
     provenance = of_check(bundle, target, device, command, progress)
     # The others', too: a damaged one is found before anything is measured.
     artifact, *_ = [open_artifact(each.folder, checkpoint) for each in (bundle, *others)]
     require_calibrated_scales(bundle.graphs, artifact)
-    options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.longest(streamed))
+    options = check_options(bundle.config, limiting, bundle.spec, artifact, max_new_tokens=asked.longest(streamed))
     options = replace(options, blocks=blocks, measure_latency=not streamed)
-    run = GateRun(folder, target, checkpoint, artifact, device)
+    run = GateRun(folder, target, checkpoint, artifact, device, vision_target)
     questions = asked.of(checkpoint, streamed)
     if streamed:
         with progress.stage(" and ".join(gates)) as task, tempfile.TemporaryDirectory() as work:

@@ -38,6 +38,7 @@ from r1v_export.quantization.mixed_precision.search import SENSITIVITY
 from r1v_export.quantization.mixed_precision.sensitivity import read_table
 from r1v_export.quantization.recipe import Recipe, Scheme
 from r1v_export.reference.model import ReferenceEngine, load
+from r1v_export.runner.paired_engine import PairedEngine
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
 from r1v_export.targets.interface import OpensBlocks
@@ -72,10 +73,17 @@ def reference_endpoint(checkpoint: Checkpoint, device: Device, artifact: Artifac
     return Endpoint(ReferenceEngine(model), *_own_files(checkpoint))
 
 
-def candidate_endpoint(folder: Path, target: str, device: Device) -> Endpoint:
-    """A built engine, with the files of the bundle in `folder`, which need not be finished."""
+def candidate_endpoint(folder: Path, target: str, device: Device, vision_target: str | None = None) -> Endpoint:
+    """A built engine, with the files of the bundle in `folder`, which need not be finished.
+
+    Args:
+        vision_target: another one, which encodes images.
+    """
     spec = read_spec(folder)
     engine = registry.get_target(target).open(folder / ENGINES / target, spec, device)
+    if vision_target is not None:
+        images = registry.get_target(vision_target).open(folder / ENGINES / vision_target, spec, device)
+        engine = PairedEngine(engine, images, vision_target)
     return Endpoint(engine, *open_files(folder))
 
 
@@ -126,6 +134,7 @@ class GateRun:
         folder: of the bundle, which need not be finished.
         artifact: its calibration, None where nothing is quantized.
         device: where engine and reference compute.
+        vision_target: another engine of the bundle, which encodes images; not in a streamed gate.
     """
 
     folder: Path
@@ -133,6 +142,7 @@ class GateRun:
     checkpoint: Checkpoint
     artifact: Artifact | None
     device: Device
+    vision_target: str | None = None
 
     def whole(
         self, samples: Iterable[ParitySample], options: CheckOptions, on_progress: ProgressCallback
@@ -188,7 +198,7 @@ class GateRun:
 
     @cached_property
     def _candidate(self) -> Endpoint:
-        return candidate_endpoint(self.folder, self.target, self.device)
+        return candidate_endpoint(self.folder, self.target, self.device, self.vision_target)
 
     def _artifact_of(self, gate: Gate) -> Artifact | None:
         """What the reference computes: what the graphs say, or the original model."""

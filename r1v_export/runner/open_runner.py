@@ -7,10 +7,12 @@ from pathlib import Path
 from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.config import Device
 from r1v_export.contract import Engine, VisionEngine
+from r1v_export.errors import UsageError
 from r1v_export.processing.pipeline_document import open_files
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
+from r1v_export.runner.paired_engine import PairedEngine
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
 
@@ -25,6 +27,7 @@ def open_runner(
     device: Device = "cpu",
     engine: str | None = None,
     grounding: bool = False,
+    vision_target: str | None = None,
 ) -> BaseRunner:
     """A runner over one of the bundle's engines, over PyTorch, or over a library that decodes by itself.
 
@@ -33,9 +36,11 @@ def open_runner(
         model: where the checkpoint is, for `pytorch`, when the bundle was built from a folder.
         engine: lets a target's own library decode: a folder of `r1v-export engine`, or `llm-api`.
         grounding: let `<ref>`, `<box>` and `<quad>` through in questions and answers.
+        vision_target: another engine of the bundle, which encodes images.
 
     Raises:
-        UsageError: target and engine do not match, or the bundle has no such target.
+        UsageError: target and engine do not match, the bundle has no such target, or `vision_target` is named with an
+            engine that brings its own.
         BundleError: no whole bundle.
         CapabilityError: what the engine needs is not here.
     """
@@ -44,10 +49,28 @@ def open_runner(
     if grounding:
         tokenizer = tokenizer.with_grounding(piece.token for piece in pipeline.prompt.grounding_tokens)
     if engine is not None:
+        if vision_target is not None:
+            raise UsageError(
+                "An engine whose library decodes encodes images itself.",
+                where="--vision-target --engine",
+                fix="omit one of the two options",
+            )
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
     opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
+    if vision_target is not None:
+        opened = with_vision_of(opened, bundle, vision_target, device)
     return EngineRunner(opened, tokenizer, pipeline)
+
+
+def with_vision_of(engine: Engine, bundle: Bundle, target: str, device: Device) -> Engine:
+    """An engine of a bundle with images encoded by another one.
+
+    Raises:
+        UsageError: the bundle has no such target.
+        CapabilityError, BundleError: as `open_runner`.
+    """
+    return PairedEngine(engine, _open_engine(bundle, target, device), target)
 
 
 def open_vision(

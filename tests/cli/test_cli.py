@@ -100,6 +100,25 @@ def test_every_command_refuses_a_target_that_the_bundle_lacks_in_the_same_words(
         assert (error["expected"], error["found"]) == ("onnxruntime", name)
 
 
+@pytest.mark.parametrize("command", ["run", "check", "serve", "bench"])
+def test_images_are_encoded_by_no_target_that_the_bundle_lacks(
+    nano_bundle: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["?"] if command == "run" else []
+    assert main.run([command, str(nano_bundle), *asked, "--vision-target", "openvino"]) == 2
+    printed = capsys.readouterr().err
+    assert "There is no such target in the bundle." in printed
+    assert "found:    openvino" in printed
+
+
+def test_an_engine_that_decodes_by_itself_encodes_images_itself(
+    nano_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ["--engine", str(tmp_path), "--vision-target", "onnxruntime"]
+    assert main.run(["run", str(nano_bundle), "?", *pair]) == 2
+    assert "An engine whose library decodes encodes images itself." in capsys.readouterr().err
+
+
 def test_check_writes_a_report_with_latencies_that_leaves_the_bundle_valid(
     nano_bundle: Path, tmp_path: Path, succeed
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from ml_dtypes import float8_e4m3fn
 
 from r1v_export.bundle import Bundle
+from r1v_export.cli import main
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.pipeline.build import build
 from r1v_export.runner.kv_cache import KVCache
@@ -30,13 +32,38 @@ def matmul() -> str:
 
 def test_the_shipped_model_answers_as_in_the_other_engine(tmp_path: Path, nano_bundle: Path) -> None:
     """Its gate allows for bfloat16's rounding, which does not change this answer."""
-    config = BuildConfig(targets={"openvino": {"matmul": matmul()}}, parity=GATE)
+    config = BuildConfig(targets={"openvino": {"matmul": matmul()}, "onnxruntime": {}}, parity=GATE)
     bundle = build(config, tmp_path / "nano").out
     assert not list((bundle / "engines" / "openvino").glob("*.data"))
     question = "How many objects do you see?"
-    ours, theirs = (open_runner(folder).ask(question, IMAGE) for folder in (bundle, nano_bundle))
-    assert ours.text == theirs.text
-    assert ours.token_ids == theirs.token_ids
+    theirs = open_runner(nano_bundle).ask(question, IMAGE)
+    pair = open_runner(bundle, "onnxruntime", vision_target="openvino")
+    assert pair.name.startswith("onnxruntime")
+    assert pair.name.endswith("images by openvino")
+    for runner in (open_runner(bundle), pair):
+        ours = runner.ask(question, IMAGE)
+        assert ours.text == theirs.text
+        assert ours.token_ids == theirs.token_ids
+
+
+def test_a_pair_of_engines_is_checked_by_the_limits_of_the_one_that_encodes_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = BuildConfig(
+        targets={"openvino": {"matmul": matmul()}, "onnxruntime": {}}, parity=ParityConfig(enabled=False)
+    )
+    bundle = build(config, tmp_path / "nano").out
+    pair = ["--target", "onnxruntime", "--vision-target", "openvino"]
+    arguments = ["check", str(bundle), *pair, "--questions", "2", "--max-new-tokens", "4", "--format", "json"]
+    assert main.run(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["candidate"].endswith("images by openvino")
+    limits = {each["name"]: each["checks"] for each in report["boundaries"]}
+    assert main.run([*arguments[:2], "--target", "openvino", *arguments[6:]]) == 0
+    of_openvino = {each["name"]: each["checks"] for each in json.loads(capsys.readouterr().out)["boundaries"]}
+    assert [check["limit"] for check in limits["vision"]] == [check["limit"] for check in of_openvino["vision"]]
+    assert main.run([*arguments, "--gate", "streamed"]) == 2
+    assert "A streamed gate compares one engine." in capsys.readouterr().out
 
 
 # An input on the edge between two quantized values falls on either side, see parity/tolerances.py; 4-bit weights alone
