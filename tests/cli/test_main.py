@@ -36,13 +36,13 @@ OPTIONS = {
     "calibrate": "MODEL --precision --recipe --budget --calib --samples --effort --matmul-precision "
     "--activation-memory --image-policy --shard --merge --output "
     "--revision --offline --device --shards --ray --threads",
-    "check": "BUNDLE --target --vision-target --model --questions --image --allow-url --question --gate --blocks --against "
-    "--max-new-tokens --report --device --threads",
+    "check": "BUNDLE --target --vision-target --model --questions --image --allow-url --question --gate --blocks "
+    "--against --max-new-tokens --report --device --threads",
     "verify": "BUNDLE",
     "run": "BUNDLE QUESTION --image --allow-url --video --frames --target --vision-target --engine --model --no-think "
-    "--grounding --answer-only --chat --greedy --max-new-tokens --temperature --top-p --top-k --min-p --repetition-penalty "
-    "--presence-penalty --frequency-penalty --seed --stop --stop-in-reasoning --max-reasoning-tokens --json-schema "
-    "--regex --logprobs --verify --draft-tokens --device --threads",
+    "--grounding --answer-only --chat --greedy --max-new-tokens --temperature --top-p --top-k --min-p "
+    "--repetition-penalty --presence-penalty --frequency-penalty --seed --stop --stop-in-reasoning "
+    "--max-reasoning-tokens --json-schema --regex --logprobs --verify --draft-tokens --device --threads",
     "serve": "BUNDLE --host --port --served-model-name --api-key --allow-image-host --max-rows --max-queued "
     "--cache-mib --image-cache-mib --prefill-chunk --draft-tokens --max-body-mib --max-images --max-image-pixels "
     "--max-new-tokens --max-seconds --drain-seconds --access-log --triton --target --vision-target --engine "
