@@ -150,7 +150,8 @@ class Answering:
         """Why no real token was produced just now, by a request within `PROBE_FRESH_SECONDS` or by a probe; None if one
         was."""
         async with self._probing:
-            if time.monotonic() - self._last_token < PROBE_FRESH_SECONDS:
+            recent = time.monotonic() - PROBE_FRESH_SECONDS
+            if self._last_token > max(recent, self.backend.lost_at):
                 return None
             try:
                 (answer,) = await self.answers(_PROBE, [Sampling(max_new_tokens=1)], "probe", "probe")

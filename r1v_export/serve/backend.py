@@ -42,6 +42,11 @@ class Backend(Protocol):
     def counted(self) -> Collection[str]:
         """The fields of `stats` that are known here."""
 
+    @property
+    def lost_at(self) -> float:
+        """When it last lost what computes for it, in seconds of `time.monotonic`: a token from before shows nothing.
+        Minus infinity if it never did."""
+
     def stats(self) -> BatchingStats:
         """What runs and waits now, and what has been counted."""
 

@@ -69,7 +69,7 @@ class TritonBackend:
         self.runner, self.url = prompts, url
         self._lock = threading.Lock()
         self._tasks: dict[Submission, asyncio.Task[None]] = {}
-        self._closing = False
+        self._closing, self.lost_at = False, float("-inf")
         self._refused = self._prompt_tokens = self._reused_tokens = self._generated_tokens = 0
         self._finished: Counter[FinishReason] = Counter()
         self._errors: Counter[str] = Counter()
@@ -77,6 +77,7 @@ class TritonBackend:
         self._thread = threading.Thread(target=self._loop.run_forever, name="r1v-triton", daemon=True)
         self._thread.start()
         self._channel = asyncio.run_coroutine_threadsafe(_open_channel(self.address), self._loop).result()
+        self._watch = asyncio.run_coroutine_threadsafe(self._note_losses(), self._loop)
 
     def submit(
         self,
@@ -146,7 +147,18 @@ class TritonBackend:
             if not drain:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._watch.cancel()
         await self._channel.close()
+
+    async def _note_losses(self) -> None:
+        """Note when a connection to the server ends, whoever ends it."""
+        import grpc
+
+        while True:
+            state = self._channel.get_state()
+            await self._channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY:
+                self.lost_at = time.monotonic()
 
     async def _answer(
         self, submission: Submission, answer: AnswerReader, request: Request, sampling: Sampling, deadline: float

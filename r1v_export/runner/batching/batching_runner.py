@@ -64,6 +64,9 @@ class BatchingRunner:
         options: limits.
     """
 
+    lost_at = float("-inf")
+    """What computes is in this process, and cannot be lost without it; see `serve.backend.Backend`."""
+
     def __init__(self, runner: BaseRunner, options: BatchingOptions | None = None) -> None:
         self.runner, self.options = runner, options or BatchingOptions()
         self._changed = threading.Condition()

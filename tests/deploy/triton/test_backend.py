@@ -49,6 +49,8 @@ def test_a_triton_that_is_down_is_a_503_with_cause_and_next_step(prompts_folder,
     try:
         assert httpx.get(f"{server.url}/ready", timeout=60).status_code == 200
         triton.stop()
+        ready = httpx.get(f"{server.url}/ready", timeout=60)
+        assert ready.status_code == 503, "a token from before the stop still counts"
         body = {"model": "nano", "messages": messages(None, "Hi"), "max_tokens": 4}
         for stream in (False, True):
             response = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "stream": stream}, timeout=60)
