@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from r1v_export.byte_size import parse_size
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.quoting import shorten_text
 from r1v_export.strict import SettingError, SettingsModel, parse_fields
@@ -156,7 +157,7 @@ class BuildConfig(SettingsModel):
         if self.budget is not None and self.calibration.shards > 1:
             raise SettingError(
                 "a search within a budget measures whole models and cannot be split into shards",
-                found=f"budget {self.budget} with {self.calibration.shards} shards",
+                found=f"budget {self.budget} with {Count(self.calibration.shards, 'shard')}",
                 fix="omit one of the two",
             )
         if "a budget" in named and len(named) > 1:

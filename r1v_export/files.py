@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, R1VError, UsageError
 
 TEXT_LIMIT_BYTES = 64 << 20
@@ -127,7 +128,7 @@ def _require_regular(path: str | Path, status: os.stat_result, limit_bytes: int 
         number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
         raise OSError(number, f"{kind} and not a regular file", str(path))
     if limit_bytes is not None and status.st_size > limit_bytes:
-        raise OSError(errno.EFBIG, f"{status.st_size} bytes, more than the limit of {limit_bytes}", str(path))
+        raise OSError(errno.EFBIG, f"{Count(status.st_size, 'byte')}, more than the limit of {limit_bytes}", str(path))
 
 
 @contextmanager
@@ -157,8 +158,8 @@ def explain_full_disk(where: Path, size_bytes: int = 0) -> Iterator[None]:
         raise CapabilityError(
             "The disk is full.",
             where=path,
-            expected=f"about {missing} bytes more" if missing > 0 else None,
-            found=f"{quota}{usage.free} of {usage.total} bytes are free in {folder}",
+            expected=f"about {Count(missing, 'byte')} more" if missing > 0 else None,
+            found=f"{quota}{usage.free} of {Count(usage.total, 'byte')} are free in {folder}",
             fix="make room and run the same command again, which goes on after what is finished; or choose a folder on "
             "another disk",
         ) from error

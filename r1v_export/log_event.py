@@ -13,7 +13,7 @@ def log_event(logger: logging.Logger, level: int, message: str, **fields: Any) -
     logged.
 
     Args:
-        message: names its fields as `%(stage)s: %(files)d files`.
+        message: names its fields as `%(stage)s: %(files)s`; numbers of things are a `Count`.
         fields: attributes of the record; numbers carry their unit in their name (`size_bytes`, `seconds`).
     """
     logger.log(level, message, fields, extra=fields, stacklevel=2)

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt
 
+from r1v_export.count import Count
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_bytes
 from r1v_export.hashed_reads import FileHash
@@ -223,7 +224,11 @@ def _compare(bundle: Path, path: str, expected: FileEntry, on_progress: Progress
     if not stat.S_ISREG(status.st_mode):
         return [ValidationIssue(path, "is no regular file")]
     if status.st_size != expected.size:
-        return [ValidationIssue(path, "has another size", f"{expected.size} bytes", f"{status.st_size} bytes")]
+        return [
+            ValidationIssue(
+                path, "has another size", str(Count(expected.size, "byte")), str(Count(status.st_size, "byte"))
+            )
+        ]
     sha256 = hash_file(file, on_progress).sha256
     if sha256 != expected.sha256:
         return [ValidationIssue(path, "is altered", f"sha256 {expected.sha256}", f"sha256 {sha256}")]

@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+from r1v_export.count import Count
 from r1v_export.quoting import printable
 
 _SHARED = Path(__file__).parent / "page_templates"
@@ -43,6 +44,7 @@ def environment(templates: Path) -> jinja2.Environment:
         "breakable": breakable,
         "unbroken": unbroken,
         "command": command,
+        "counted": Count,
     }
     return environment
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from r1v_export.count import Count
 from r1v_export.errors import R1VError
 from r1v_export.quoting import shorten_text
 from r1v_export.strict import MAX_DIGITS, MAX_LEVELS, is_deeper_than
@@ -28,7 +29,7 @@ def parse_yaml(text: str, raises: type[R1VError], what: str, *, where: object = 
             with a number that is not finite or has more than `MAX_DIGITS`.
     """
     if len(text) > MAX_YAML_CHARACTERS:
-        found = f"{len(text)} characters"
+        found = str(Count(len(text), "character"))
         raise raises(f"{what}: too long.", where=where, expected=f"at most {MAX_YAML_CHARACTERS}", found=found)
     try:
         content = yaml.load(text, Loader=_Loader)

@@ -281,7 +281,7 @@ def test_check_prints_its_table_before_it_writes_the_report(
     options = ["--questions", "1", "--max-new-tokens", "2", "--report", str(tmp_path)]
     assert main.run(["check", str(nano_bundle), *options]) == 2
     printed = capsys.readouterr()
-    assert "1 of 1 answers are the same" in printed.out
+    assert "1 of 1 answer is the same" in printed.out
     assert "Read-only file system" in printed.err
     assert "--report" in printed.err
 

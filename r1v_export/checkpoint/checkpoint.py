@@ -32,6 +32,7 @@ from r1v_export.checkpoint.tensor_store import INDEX_NAME, open_tensors
 from r1v_export.checkpoint.training_files import refuse_adapter_folder, unused_files, unwrap
 from r1v_export.checkpoint.validate import check_tensors
 from r1v_export.checkpoint_json import read_json_object
+from r1v_export.count import Count
 from r1v_export.log_event import log_event
 from r1v_export.model_spec import ModelSpec
 from r1v_export.processing.tokenizer import eos_token_ids
@@ -134,14 +135,15 @@ class Checkpoint:
         checkpoint = cls(folder, source, spec, stored, quantized, configuration.template_reason, unused)
         checkpoint._imported = imported
         eos_token_ids(checkpoint.generation_config, spec.language.vocab_size)
-        message = "opened %(checkpoint)s (%(kind)s): %(architecture)s, %(tensors)d tensors"
+        message = "opened %(checkpoint)s (%(kind)s): %(architecture)s, %(tensors)s"
         facts = {"checkpoint": str(folder), "kind": source.kind, "architecture": spec.architecture}
-        log_event(_LOG, logging.INFO, message, **facts, tensors=len(tensors))
+        log_event(_LOG, logging.INFO, message, **facts, tensors=Count(len(tensors), "tensor"))
         for note in checkpoint.notes:
             _LOG.info("%s", note)
         for file in checkpoint.files():
-            message = "weights: %(file)s, %(size_bytes)d bytes"
-            log_event(_LOG, logging.DEBUG, message, file=file.name, size_bytes=file.stat().st_size)
+            message = "weights: %(file)s, %(size_bytes)s"
+            file_bytes = Count(file.stat().st_size, "byte")
+            log_event(_LOG, logging.DEBUG, message, file=file.name, size_bytes=file_bytes)
         return checkpoint
 
     @cached_property

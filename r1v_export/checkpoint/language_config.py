@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from r1v_export.checkpoint.config_section import UNSUPPORTED, Section
 from r1v_export.checkpoint.rope_config import read_rope
+from r1v_export.count import Count
 from r1v_export.errors import CheckpointError
 from r1v_export.model_spec import LanguageSpec
 
@@ -25,10 +26,10 @@ def read_language(llm: Section, *, tied: bool) -> LanguageSpec:
     hidden_size, num_heads = llm.size("hidden_size"), llm.size("num_attention_heads")
     num_kv_heads = llm.size("num_key_value_heads") if llm.has("num_key_value_heads") else num_heads
     if num_heads % num_kv_heads:
-        raise llm.wrong("num_key_value_heads", f"a divisor of {num_heads} heads", num_kv_heads)
+        raise llm.wrong("num_key_value_heads", f"a divisor of {Count(num_heads, 'head')}", num_kv_heads)
     head_dim = llm.size("head_dim") if llm.has("head_dim") else hidden_size // num_heads
     if head_dim % 2 or (hidden_size % num_heads and not llm.has("head_dim")):
-        raise llm.wrong("num_attention_heads", f"heads of an even size in {hidden_size} features", num_heads)
+        raise llm.wrong("num_attention_heads", f"heads of an even size in {Count(hidden_size, 'feature')}", num_heads)
     return LanguageSpec(
         hidden_size=hidden_size,
         num_layers=llm.layers("num_hidden_layers"),

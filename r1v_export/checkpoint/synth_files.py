@@ -10,6 +10,7 @@ from typing import Any
 from r1v_export.checkpoint.config_section import Section
 from r1v_export.checkpoint.hub_files import image_processor_config, readable_config, write_json
 from r1v_export.checkpoint.presets import Preset
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from r1v_export.processing.byte_level import BYTE_OF
@@ -104,7 +105,7 @@ def _fit_tokens(tokens: Mapping[str, int], vocab_size: int) -> dict[str, int]:
         raise UsageError(
             "The vocabulary is too small.",
             where="llm_config.vocab_size",
-            expected=f"at least {_BYTES + len(tokens)}: every byte and {len(tokens)} added tokens",
+            expected=f"at least {_BYTES + len(tokens)}: every byte and {Count(len(tokens), 'added token')}",
             found=vocab_size,
             fix="raise it",
         )

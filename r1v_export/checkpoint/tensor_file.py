@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from r1v_export.count import Count
 from r1v_export.errors import CheckpointError
 from r1v_export.files import open_regular, require_readable
 from r1v_export.hashed_reads import note_read
@@ -119,7 +120,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header_bytes = int.from_bytes(length_field, "little")
             if len(length_field) < _LENGTH_BYTES or _LENGTH_BYTES + header_bytes > file_bytes:
                 _fail(
-                    path, "ends before its header does", f"{_LENGTH_BYTES + header_bytes} bytes", f"{file_bytes} bytes"
+                    path,
+                    "ends before its header does",
+                    str(Count(_LENGTH_BYTES + header_bytes, "byte")),
+                    str(Count(file_bytes, "byte")),
                 )
             if header_bytes > _MAX_HEADER_BYTES:
                 _fail(path, "has an impossible header length", f"at most {_MAX_HEADER_BYTES}", header_bytes)
@@ -160,7 +164,7 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> Stored
     begin, end = offsets
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != nbytes:
-        _fail(path, what, f"{nbytes} bytes for {dtype} {shape}", f"{end - begin} bytes")
+        _fail(path, what, f"{Count(nbytes, 'byte')} for {dtype} {shape}", str(Count(end - begin, "byte")))
     return StoredTensor(path, name, DTYPES[dtype], tuple(shape), data_start + begin, nbytes)
 
 
@@ -184,7 +188,7 @@ def _check_layout(path: Path, tensors: dict[str, StoredTensor], data_start: int,
         position += tensor.nbytes
     if position != file_bytes:
         problem = "is truncated" if file_bytes < position else "has bytes after its last tensor"
-        _fail(path, problem, f"{position} bytes", f"{file_bytes} bytes")
+        _fail(path, problem, str(Count(position, "byte")), str(Count(file_bytes, "byte")))
 
 
 def _fail(path: Path, problem: str, expected: object, found: object, fix: str = _REPLACE) -> NoReturn:

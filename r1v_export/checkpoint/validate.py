@@ -9,6 +9,7 @@ import torch
 from r1v_export.checkpoint.listing import shorten
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.tensor_file import StoredTensor
+from r1v_export.count import Count
 from r1v_export.errors import CheckpointError
 from r1v_export.model_spec import ModelSpec
 
@@ -82,4 +83,4 @@ def _check_shapes(spec: ModelSpec, wanted: Mapping[str, tuple[str, ...]], stored
 
 
 def _count(items: Collection[object]) -> str:
-    return "One tensor is" if len(items) == 1 else f"{len(items)} tensors are"
+    return "One tensor is" if len(items) == 1 else f"{Count(len(items), 'tensor')} are"

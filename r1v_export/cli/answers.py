@@ -13,6 +13,7 @@ import click
 from r1v_export.cli.logs import TerminalHandler
 from r1v_export.cli.output import print_json
 from r1v_export.cli.streams import json_text
+from r1v_export.count import Count
 from r1v_export.quoting import printable
 
 if TYPE_CHECKING:
@@ -66,11 +67,11 @@ def print_answer(events: Iterable[TokenEvent], sampling: Sampling, *, answer_onl
 def end_remark(answer: Answer) -> str | None:
     """Why an answer ended that did not end by itself, or what it lacks."""
     if answer.finish_reason == "length":
-        remark = f"cut off after {len(answer.token_ids)} tokens by --max-new-tokens"
+        remark = f"cut off after {Count(len(answer.token_ids), 'token')} by --max-new-tokens"
         return f"{remark}; {_no_text(answer)}" if answer.reasoning_complete and not answer.text else remark
     if answer.finish_reason == "context":
         tokens = answer.prompt_tokens + len(answer.token_ids)
-        return f"cut off: prompt and answer fill the model's context of {tokens} tokens"
+        return f"cut off: prompt and answer fill the model's context of {Count(tokens, 'token')}"
     if not answer.reasoning_complete:
         return "the model stopped inside its reasoning: there is no answer"
     return None if answer.text else _no_text(answer)
@@ -79,7 +80,7 @@ def end_remark(answer: Answer) -> str | None:
 def _no_text(answer: Answer) -> str:
     """Why there is nothing to see; special tokens have no text."""
     count = len(answer.token_ids) - answer.reasoning_tokens
-    tokens = "its only token is a special one" if count == 1 else f"its {count} tokens are special ones"
+    tokens = "its only token is a special one" if count == 1 else f"its {Count(count, 'token')} are special ones"
     return f"the answer has no text: {tokens} or white space, or --stop came first; --format json shows the ids"
 
 

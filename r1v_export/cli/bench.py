@@ -27,6 +27,7 @@ from r1v_export.cli.output import (
     wrapped,
     wrapped_table,
 )
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.quoting import shorten_text
 
@@ -68,7 +69,9 @@ _BUSY_CPUS = 0.25
     "--runs", type=WholeNumber(min=1), default=5, show_default=True, help="Runs after the warm-up; medians count."
 )
 @click.option("--batch", type=WholeNumber(1, _MAX_BATCH), default=1, show_default=True, help="Sequences at once.")
-@click.option("--roofline", "gpu", metavar="GPU", help="Compare with H100, ... [default: the GPU that it runs on]")
+@click.option(
+    "--roofline", "gpu", metavar="GPU", help="A GPU to compare with, such as H100. [default: the one that it runs on]"
+)
 @device_option
 @threads_option
 @common_options
@@ -169,8 +172,8 @@ def _setting(result: Measurement) -> list[tuple[str, str]]:
         ("threads", f"{threads['count']} ({threads['source']})"),
         ("sequences", f"{result['batch']} at once, runs after a warm-up: {result['runs']}"),
         ("image", _image(result)),
-        ("prompt", f"{result['prompt_tokens']} tokens"),
-        ("answer", f"{result['new_tokens']} tokens"),
+        ("prompt", str(Count(result["prompt_tokens"], "token"))),
+        ("answer", str(Count(result["new_tokens"], "token"))),
         ("peak memory", f"{size(result['peak_memory_bytes'])} of this process"),
         (
             "load",

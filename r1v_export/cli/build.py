@@ -26,6 +26,7 @@ from r1v_export.cli.output import (
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.termination import sigterm_as_error
+from r1v_export.count import Count
 from r1v_export.targets.entry_points import DEFAULT
 
 if TYPE_CHECKING:
@@ -303,7 +304,7 @@ def _print_built(built: Built, format_: str) -> None:
     else:
         linked = linked_bytes(built.out, {path: entry.size for path, entry in built.manifest.files.items()})
         links = f", {size(linked)} of them hard links" if linked else ""
-        files = f"{len(built.manifest.files)} files, {size(built.size_bytes)}{links}"
+        files = f"{Count(len(built.manifest.files), 'file')}, {size(built.size_bytes)}{links}"
         print_summary(f"{built.out}: {files}; {_verdict(built)}")
 
 

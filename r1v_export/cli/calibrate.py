@@ -21,6 +21,7 @@ from r1v_export.cli.output import (
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.termination import sigterm_as_error
+from r1v_export.count import Count
 
 if TYPE_CHECKING:
     from r1v_export.config import BuildConfig, Device
@@ -176,10 +177,10 @@ def _config(model: dict[str, Any], how: dict[str, Any]) -> BuildConfig:
 def _print(done: Calibrated, format_: str) -> None:
     from dataclasses import asdict
 
-    samples = f"{done.samples} sample{'s' if done.samples > 1 else ''}"
+    samples = Count(done.samples, "sample")
     if format_ == "json":
         print_json({**asdict(done), "out": str(done.out), "warnings": list(done.warnings)})
     elif done.shard is not None:
         print_summary(f"{done.out}: shard {done.shard}, {samples}, for recipe {done.recipe}")
     else:
-        print_summary(f"{done.out}: {done.linears} linears by recipe {done.recipe}, from {samples}")
+        print_summary(f"{done.out}: {Count(done.linears, 'linear')} by recipe {done.recipe}, from {samples}")

@@ -24,6 +24,7 @@ from r1v_export.cli.output import (
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.typed_command import typed_command
+from r1v_export.count import Count
 
 if TYPE_CHECKING:
     from r1v_export.config import Device, GateMode
@@ -146,7 +147,7 @@ def _print(report: ParityReport) -> None:
     click.echo(table(rows, ("boundary", "metric", "value", "limit", "")))
     for name, check in ((boundary.name, check) for boundary in report.boundaries for check in boundary.checks):
         if check.near_ties:
-            ties = f"{check.near_ties} near tie{'' if check.near_ties == 1 else 's'}"
+            ties = Count(check.near_ties, "near tie")
             within = f"within {check.near_tie:g} in the reference's logits"
             click.echo(wrapped(f"{name}: {ties} counted as agreement, {within}"))
     if report.texts and report.texts.not_gated is None:
@@ -161,11 +162,12 @@ def _print(report: ParityReport) -> None:
     if report.streamed:
         agreeing = sum(sample.top1_agreeing for sample in report.streamed)
         tokens = sum(1 + sample.reply_tokens for sample in report.streamed)
-        same_tokens = f"both choose the same token at {agreeing} of {tokens} positions"
+        same_tokens = f"both choose the same token at {agreeing} of {Count(tokens, 'position')}"
         click.echo("\n" + wrapped(f"streamed, block by block: {same_tokens}"))
     else:
         same = sum(sample.divergence is None for sample in report.samples)
-        click.echo("\n" + wrapped(f"{same} of {len(report.samples)} answers are the same, token by token"))
+        answers = Count(len(report.samples), "answer is", "answers are")
+        click.echo("\n" + wrapped(f"{same} of {answers} the same, token by token"))
     scored = [sample for sample in report.samples if sample.reference_correct is not None]
     if scored:
         counts = sum(bool(s.candidate_correct) for s in scored), sum(bool(s.reference_correct) for s in scored)

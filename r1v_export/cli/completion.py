@@ -17,7 +17,7 @@ _ZSH_COMPLETION_ON = "(( $+functions[compdef] )) || { autoload -Uz compinit && c
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
-    """Print the completion script for SHELL: commands, options and their values.
+    """Print the completion script for a shell: commands, options and their values.
 
     \b
     bash  echo 'eval "$(r1v-export completion bash)"' >> ~/.bashrc

@@ -22,6 +22,7 @@ from r1v_export.cli.output import (
     wrapped,
 )
 from r1v_export.cli.paths import OptionPath
+from r1v_export.count import Count
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
@@ -46,7 +47,7 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
     from r1v_export.deploy.cpp.project import write_project
 
     written = write_project(Bundle.open(bundle), out)
-    _print(out, written, f"{out}: {len(written)} files; README.md says how to build and run them", format_)
+    _print(out, written, f"{out}: {Count(len(written), 'file')}; README.md says how to build and run them", format_)
 
 
 @command.command(short_help="A Triton model repository, with Dockerfile and Helm chart.")
@@ -106,7 +107,12 @@ def triton(
         refuse_given(context, ("cache_mib",), LIBRARY_S_LOOP, "omit it")
     options = TritonOptions(target, engine, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors, backend)
     written = write_repository(Bundle.open(bundle), out, options)
-    _print(out, written, f"{out}: {len(written)} files and the bundle; README.md says how to start and ask it", format_)
+    _print(
+        out,
+        written,
+        f"{out}: {Count(len(written), 'file')} and the bundle; README.md says how to start and ask it",
+        format_,
+    )
 
 
 def _print(out: Path, written: list[Path], summary: str, format_: str) -> None:

@@ -10,6 +10,7 @@ import click
 
 from r1v_export.cli.output import common_options, print_json, table, wrapped, write_page
 from r1v_export.cli.paths import OptionPath
+from r1v_export.count import Count
 
 if TYPE_CHECKING:
     from r1v_export.diff.compare import BundleDiff, FileDifferences
@@ -49,7 +50,7 @@ def _as_text(diff: BundleDiff) -> str:
 
     if diff.equal:
         return wrapped(
-            f"equal: {diff.files.equal} files with the same hashes in both manifests, made in the same way; "
+            f"equal: {Count(diff.files.equal, 'file')} with the same hashes in both manifests, made in the same way; "
             "whether the files are as their manifests say is verify's to find out"
         )
     parts = []
@@ -83,9 +84,9 @@ def _files_text(files: FileDifferences) -> str:
 
 def _tensor_text(tensor: TensorDifference) -> str:
     where = wrapped(f"first tensor that differs: {tensor.tensor} of {tensor.file}")
-    if tensor.differing is None:
+    if tensor.differing is None or tensor.elements is None:
         return f"{where}\n  {tensor.first} and {tensor.second}"
     return (
-        f"{where}\n  {tensor.first}: {tensor.differing} of {tensor.elements} elements, "
+        f"{where}\n  {tensor.first}: {tensor.differing} of {Count(tensor.elements, 'element')}, "
         f"by {tensor.max_abs_difference:.3g} at most"
     )

@@ -14,6 +14,7 @@ import click
 
 from r1v_export import build_extra
 from r1v_export.cli.output import common_options, print_json, wrapped_table
+from r1v_export.count import Count
 from r1v_export.gpus import no_gpu
 from r1v_export.version import VERSION
 
@@ -154,7 +155,7 @@ def _machine_rows(machine: MachineFacts) -> list[tuple[str, str]]:
         ("r1v-export", VERSION),
         ("python", machine["python"]),
         ("system", machine["system"]),
-        ("cpu", f"{machine['cpu']}, {machine['cores']} cores"),
+        ("cpu", f"{machine['cpu']}, {Count(machine['cores'], 'core')}"),
         ("threads", f"{machine['threads']['count']} ({machine['threads']['source']})"),
         ("memory", space(machine["memory"])),
         ("disk", f"{space(machine['disk'])} in {machine['folder']}"),

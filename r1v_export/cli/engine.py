@@ -14,6 +14,7 @@ from r1v_export.cli.output import (
     shown_progress,
 )
 from r1v_export.cli.paths import OptionPath
+from r1v_export.count import Count
 
 
 @click.command(short_help="Build an engine from a bundle's checkpoint.")
@@ -49,4 +50,4 @@ def command(
     if format_ == "json":
         print_json({"engine": str(output), "command": plan.arguments})
     else:
-        click.echo(f"{output}: engine for {plan.ranks} GPU{'s' if plan.ranks > 1 else ''}, as asked for")
+        click.echo(f"{output}: engine for {Count(plan.ranks, 'GPU')}, as asked for")

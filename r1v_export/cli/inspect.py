@@ -20,6 +20,7 @@ from r1v_export.cli.output import (
     wrapped_table,
 )
 from r1v_export.cli.paths import OptionPath
+from r1v_export.count import Count
 from r1v_export.targets.entry_points import DESCRIBED
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _checkpoint_facts(model: str, revision: str | None, offline: bool) -> dict[s
 def _quantized(quantized: Quantized) -> str:
     """The format, and how many linears are stored in which way."""
     counts = Counter(linear.layout.name for linear in quantized.linears.values())
-    ways = ", ".join(f"{count} linears {name}" for name, count in counts.items())
+    ways = ", ".join(f"{Count(count, 'linear')} {name}" for name, count in counts.items())
     return f"{quantized.format.method}: {ways}" + (", FP8 key-value cache" if quantized.cache_scales else "")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1v_export.cli.output import print_json, table, wrapped
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,13 +101,12 @@ def _as_text(found: dict[str, Any]) -> str:
     gpus = parallel["tp"] * parallel["pp"]
     recipe = f"recipe {found['recipe']}, " if found["recipe"] else ""
     engine = (
-        f"{found['name']}: {recipe}{found['compute']}; {gpus} GPU{'s' if gpus > 1 else ''} "
-        f"(tp {parallel['tp']}, pp {parallel['pp']})"
+        f"{found['name']}: {recipe}{found['compute']}; {Count(gpus, 'GPU')} (tp {parallel['tp']}, pp {parallel['pp']})"
     )
     load = (
-        f"{asked['batch']} request{'s' if asked['batch'] > 1 else ''} at a time, each "
-        f"{asked['prompt']} prompt tokens ({asked['tiles']} tiles) "
-        f"and {asked['new_tokens']} new ones"
+        f"{Count(asked['batch'], 'request')} at a time, each "
+        f"{Count(asked['prompt'], 'prompt token')} ({Count(asked['tiles'], 'tile')}) "
+        f"and {Count(asked['new_tokens'], 'new one')}"
     )
     title = f"{wrapped(engine)}\n{wrapped(load)}"
     return "\n\n".join((title, _memory_text(found, memory), _fits_text(found), _steps_text(found)))
@@ -116,7 +116,7 @@ def _memory_text(found: dict[str, Any], memory: dict[str, Any]) -> str:
     from r1v_export.progress import size
 
     asked, per_token = found["requests"], size(memory["cache_bytes_per_token"])
-    cache = f"the cache: {asked['batch']} x {asked['context']} tokens of {per_token} ({found['kv_cache']})"
+    cache = f"the cache: {asked['batch']} x {Count(asked['context'], 'token')} of {per_token} ({found['kv_cache']})"
     rows = [
         ("weights, vision tower and projector", size(memory["vision_weight_bytes"])),
         ("weights, language model", size(memory["language_weight_bytes"])),
@@ -141,7 +141,7 @@ def _fits_text(found: dict[str, Any]) -> str:
         )
         for name, row in found["fits"].items()
     ]
-    title = f"largest batch of {asked['context']} tokens each, longest context at batch {asked['batch']}"
+    title = f"largest batch of {Count(asked['context'], 'token')} each, longest context at batch {asked['batch']}"
     return wrapped(title) + "\n" + table(rows, ("GPU", "usable", "fits", "batch", "context"))
 
 

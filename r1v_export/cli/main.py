@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -22,6 +22,7 @@ import click
 
 from r1v_export import build_extra
 from r1v_export.cli import termination
+from r1v_export.cli.help_text import HelpFormatter
 from r1v_export.cli.interrupt import leave_at_once
 from r1v_export.cli.streams import discard_stdout, json_text, prepare_streams
 from r1v_export.errors import CapabilityError, R1VError, UsageError
@@ -51,7 +52,6 @@ COMMANDS = (
 )
 """In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`, with _ for -."""
 
-_NON_BREAKING_HYPHEN = "\N{NON-BREAKING HYPHEN}"
 _NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 _LABEL = "error: "
@@ -87,23 +87,6 @@ class Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.exceptions.NoSuchCommand as error:  # click suggests commands that are imported
             raise click.exceptions.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
-
-
-class HelpFormatter(click.HelpFormatter):
-    """Help that breaks no name, such as `--no-parity`, at its hyphen: it could not be searched or copied."""
-
-    def write(self, string: str) -> None:
-        """Write a string with its hyphens."""
-        super().write(string.replace(_NON_BREAKING_HYPHEN, "-"))
-
-    def write_text(self, text: str) -> None:
-        """Write a paragraph."""
-        super().write_text(text.replace("-", _NON_BREAKING_HYPHEN))
-
-    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        """Write options or commands, each with its help."""
-        rows = [(name, text.replace("-", _NON_BREAKING_HYPHEN)) for name, text in rows]
-        super().write_dl(rows, col_max, col_spacing)
 
 
 click.Context.formatter_class = HelpFormatter

@@ -49,7 +49,19 @@ def common_options(function: Function) -> Function:
     )(function)
 
 
-class WholeNumber(click.IntRange):
+class _InWords:
+    """A range as help and errors name it: `1 to 4096` or `1 or more`; click writes `1<=x<=4096`."""
+
+    min: float | None
+    max: float | None
+
+    def _describe_range(self) -> str:
+        if self.min is None or self.max is None:
+            return f"{self.max} or less" if self.min is None else f"{self.min} or more"
+        return f"{self.min} to {self.max}"
+
+
+class WholeNumber(_InWords, click.IntRange):
     """A whole number within a range: `N` in help."""
 
     name = "integer"
@@ -59,7 +71,7 @@ class WholeNumber(click.IntRange):
         return "N"
 
 
-class Number(click.FloatRange):
+class Number(_InWords, click.FloatRange):
     """A finite number within a range: `X` in help."""
 
     name = "number"

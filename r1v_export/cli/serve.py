@@ -114,12 +114,12 @@ _ENGINE_OPTIONS = (
     "--max-new-tokens", type=WholeNumber(min=1), help="Tokens of an answer, at most. [default: the model's context]"
 )
 @click.option(
-    "--max-seconds", type=Number(min=0.001), default=600.0, show_default=True, help="Seconds that an answer may take."
+    "--max-seconds", type=Number(min=0.001), default=600, show_default=True, help="Seconds that an answer may take."
 )
 @click.option(
     "--drain-seconds",
     type=Number(min=0),
-    default=30.0,
+    default=30,
     show_default=True,
     help="Seconds for open requests after SIGTERM.",
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from r1v_export.cli.output import common_options, print_json, shown_progress
+from r1v_export.count import Count
 
 
 @click.command(short_help="Recompute a bundle's hashes.")
@@ -23,4 +24,6 @@ def command(bundle: Path, format_: str) -> None:
     if format_ == "json":
         print_json({"ok": True, "files": len(manifest.files), "size_bytes": size_bytes, "command": manifest.command})
     else:
-        click.echo(f"ok: {len(manifest.files)} files, {size(size_bytes)}, as built by {visible(manifest.producer)}")
+        click.echo(
+            f"ok: {Count(len(manifest.files), 'file')}, {size(size_bytes)}, as built by {visible(manifest.producer)}"
+        )

@@ -12,8 +12,10 @@ from r1v_export.diff.tensors import TensorDifference, first_difference
 from r1v_export.parity.report import JSON_FILE, read_report
 from r1v_export.parity.schema import ParityReport
 
-_OF_ANSWERS = ("prefill", "decode", "tokens")
-"""Boundaries whose metrics tell how near answers are."""
+_TOKENS = "tokens"
+_OF_ANSWERS = ("prefill", "decode", _TOKENS)
+"""Boundaries whose metrics tell how near answers are; those of the last are of whole answers, and say so by their
+names."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _parity(bundle: Bundle) -> dict[str, Any]:
 def _metrics(report: ParityReport) -> dict[str, Any]:
     known = {boundary.name: boundary.metrics for boundary in report.boundaries}
     metrics = {
-        f"{boundary} {name}": value
+        name if boundary == _TOKENS else f"{boundary} {name}": value
         for boundary in _OF_ANSWERS
         for name, value in known.get(boundary, {}).items()
         if name.endswith(("_kl", "_agreement"))

@@ -32,7 +32,7 @@ def to_html(diff: BundleDiff, made_by: MadeBy) -> str:
 def label(name: str) -> str:
     """A row's name as people read it: the metric at its end by its label, such as `mean KL (nats)`."""
     before, _, last = name.rpartition(" ")
-    return f"{before} {METRICS[last]}" if last in METRICS else name
+    return f"{before} {METRICS[last]}".strip() if last in METRICS else name
 
 
 def shown(value: Any, title: str, name: str) -> str:

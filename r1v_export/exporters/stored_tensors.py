@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from r1v_export.count import Count
 from r1v_export.errors import GraphError
 from r1v_export.files import GRAPH_LIMIT_BYTES, open_regular, read_regular_bytes
 from r1v_export.manifest import FileEntry
@@ -72,7 +73,11 @@ def _problem(
     nbytes = (math.prod(tensor.dims) * _BITS[tensor.data_type] + 7) // 8
     if not is_external:
         size = len(tensor.raw_data)
-        return None if size == nbytes else ("A tensor is not of its shape's size.", f"{nbytes} bytes", f"{size} bytes")
+        return (
+            None
+            if size == nbytes
+            else ("A tensor is not of its shape's size.", str(Count(nbytes, "byte")), str(Count(size, "byte")))
+        )
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     file = _inside(location, folder, files)
@@ -82,9 +87,13 @@ def _problem(
     if offset is None or length is None:
         return "A tensor's place is no number.", "offset and length in bytes", entries
     if length != nbytes:
-        return "A tensor is not of its shape's size.", f"{nbytes} bytes", f"{length} bytes"
+        return "A tensor is not of its shape's size.", str(Count(nbytes, "byte")), str(Count(length, "byte"))
     if offset + length > files[file].size:
-        return "A tensor ends beyond its file.", f"at most {files[file].size} bytes in {file}", f"{offset} + {length}"
+        return (
+            "A tensor ends beyond its file.",
+            f"at most {Count(files[file].size, 'byte')} in {file}",
+            f"{offset} + {length}",
+        )
     return None
 
 

@@ -15,6 +15,7 @@ from operator import length_hint
 from PIL import Image
 
 from r1v_export.contract import BlockwiseEngine, Engine
+from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, InputError, ParityError
 from r1v_export.log_event import log_event
 from r1v_export.parity.boundaries import Answers, BoundaryComparator, VisionBlocks
@@ -173,9 +174,9 @@ def log_boundaries(gate: Gate, boundaries: Sequence[BoundaryResult], samples: in
     log_event(
         _LOG,
         logging.INFO,
-        "gate %(gate)s: %(samples)d samples, first bad boundary: %(first_bad)s",
+        "gate %(gate)s: %(samples)s, first bad boundary: %(first_bad)s",
         gate=gate,
-        samples=samples,
+        samples=Count(samples, "sample"),
         first_bad=first_bad or "none",
     )
 

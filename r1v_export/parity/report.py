@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 from markupsafe import Markup
 
 from r1v_export import pages
+from r1v_export.count import Count
 from r1v_export.errors import BundleError
 from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
@@ -253,7 +254,7 @@ def stages(report: ParityReport) -> list[Stage]:
         by_kind.setdefault(kind_of(boundary.name), []).append(boundary)
     return [
         Stage(
-            name=f"{len(members)} {LAYERS[kind]}" if kind in LAYERS else kind,
+            name=str(Count(len(members), LAYERS[kind].removesuffix("s"))) if kind in LAYERS else kind,
             members=members,
             checks=[_worst(checks) for checks in zip(*(member.checks for member in members), strict=True)],
             first_bad=any(member.name == report.first_bad for member in members),

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 
 from r1v_export.config import Compute, Precision
+from r1v_export.count import Count
 from r1v_export.errors import ParityError
 from r1v_export.parity.provenance import Provenance
 from r1v_export.parity.rounded_inputs import RoundedInputs
@@ -217,7 +218,7 @@ class RangeFacts(_Part):
     def error(self) -> ParityError:
         """That of the first layer beyond the type's range."""
         first = self.beyond[0]
-        more = f", and {len(self.beyond) - 1} more layers" if len(self.beyond) > 1 else ""
+        more = f", and {Count(len(self.beyond) - 1, 'more layer')}" if len(self.beyond) > 1 else ""
         return ParityError(
             f"The model overflows in {self.dtype}: PyTorch's own tensors leave its range.",
             where=first.tensor,
@@ -262,7 +263,7 @@ class TextFacts(_Part):
     def not_gated(self) -> str | None:
         """Why the limit does not apply to this model; None if it does."""
         if self.tokens < FEWEST_TEXT_TOKENS:
-            return f"only {self.tokens} tokens of text"
+            return f"only {Count(self.tokens, 'token')} of text"
         undecided = self.prediction_entropy >= 0.9 * self.uniform_nll and self.nll <= 1.1 * self.uniform_nll
         return "its predictions are as good as uniform, as those of a model without training are" if undecided else None
 
@@ -276,7 +277,8 @@ class TextFacts(_Part):
         """Return the error to raise if the check failed."""
         return ParityError(
             "The quantized checkpoint does not model text as it was read.",
-            where=f"{self.texts} right replies to calibration questions, {self.tokens} tokens, rated by PyTorch",
+            where=f"{Count(self.texts, 'right reply', 'right replies')} to calibration questions, "
+            f"{Count(self.tokens, 'token')}, rated by PyTorch",
             expected=f"at most {self.unigram_nll:.3g} nats per token, what the replies' own token frequencies give",
             found=f"{self.nll:.3g} nats per token",
             fix="check the quantization settings in config.json (checkpoint_format, sym, version, group_size) against "

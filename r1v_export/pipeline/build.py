@@ -12,6 +12,7 @@ import torch
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
+from r1v_export.count import Count
 from r1v_export.cpus import thread_count
 from r1v_export.errors import CapabilityError, R1VError
 from r1v_export.files import explain_full_disk, require_no_file, require_writable
@@ -166,8 +167,10 @@ def _note(job: Build, stage: Stage, needs: Needs, cluster: ClusterSize | None) -
     shards = job.config.calibration.shards if job.calibrates_on_workers and stage.name == CALIBRATION_STAGE else 0
     if cluster is None or not needs.memory_bytes or not (stage.is_task or shards):
         return needs.note
-    parts = f"{shards} parts, each" if shards else "a task"
-    note = f"{parts} on one of {cluster.workers} workers, with {size(cluster.memory_bytes)} free on the smallest"
+    parts = f"{Count(shards, 'part')}, each" if shards else "a task"
+    note = (
+        f"{parts} on one of {Count(cluster.workers, 'worker')}, with {size(cluster.memory_bytes)} free on the smallest"
+    )
     return f"{needs.note}; {note}" if needs.note else note
 
 

@@ -16,6 +16,7 @@ import psutil
 from r1v_export.byte_size import parse_size
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
+from r1v_export.count import Count
 from r1v_export.errors import BundleError, CapabilityError, InputError, UsageError
 from r1v_export.files import link_or_copy
 from r1v_export.manifest import hash_file, to_json
@@ -69,7 +70,7 @@ def chosen_recipe(config: BuildConfig) -> Recipe | None:
     per_tensor = any(registry.get_target(target).fp8_per_tensor for target in config.targets)
     recipe = load(config.recipe or default_recipe(config, fp8_per_tensor=per_tensor))
     if config.calibration.shards > 1:
-        require_separable(recipe, f"{config.calibration.shards} shards")
+        require_separable(recipe, str(Count(config.calibration.shards, "shard")))
     return recipe
 
 

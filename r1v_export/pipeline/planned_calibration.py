@@ -8,6 +8,7 @@ from typing import Any
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
+from r1v_export.count import Count
 from r1v_export.errors import CapabilityError
 from r1v_export.pipeline.calibration import budget_candidates, chosen_recipe, data_digest
 from r1v_export.pipeline.calibration_cost import (
@@ -140,6 +141,7 @@ class PlannedCalibration:
 
     def _how(self, config: BuildConfig, recipe: Recipe) -> str:
         """`int4-rtn from weights alone`, or `int4-gptq on 128 samples`."""
-        samples = f"on {config.calibration.samples} samples"
-        source = samples if reads_samples(recipe, self.checkpoint.spec) else "from weights alone"
+        samples = config.calibration.samples
+        reads = samples is not None and reads_samples(recipe, self.checkpoint.spec)
+        source = f"on {Count(samples or 0, 'sample')}" if reads else "from weights alone"
         return f"{recipe.name} {source}"

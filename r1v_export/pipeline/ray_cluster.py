@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export.config import Device
+from r1v_export.count import Count
 from r1v_export.cpus import thread_count
 from r1v_export.errors import CapabilityError, R1VError
 from r1v_export.extras import install_command
@@ -260,7 +261,7 @@ def _nodes_for(device: Device) -> list[dict[str, Any]]:
         raise CapabilityError(
             "The Ray cluster has no worker for this.",
             expected=f"a node with a {' and a '.join(needed)}",
-            found=f"{len(alive)} nodes without",
+            found=f"{Count(len(alive), 'node')} without",
             fix="add a node, or choose another --device",
         )
     return fit

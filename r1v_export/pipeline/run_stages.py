@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from r1v_export.count import Count
 from r1v_export.errors import ParityError, R1VError
 from r1v_export.files import explain_full_disk
 from r1v_export.hashed_files import record_hashes
@@ -52,7 +53,7 @@ def run_stages(
             workspace.begin_changes()
             sizes = [sources.size_bytes[name] for name in stage.sources]
             sizes += [file.size for name in stage.after for file in finished[name].files.values()]
-            message = "%(stage)s: begins, may read %(files)d files of %(size)s"
+            message = "%(stage)s: begins, may read %(files)s of %(size)s"
             log_event(_LOG, logging.INFO, message, stage=stage.name, **_sizes(sizes))
             entry = _run(stage, sources, finished, workspace, progress, force)
             ran.append(stage.name)
@@ -179,7 +180,7 @@ def _run(
         entry = workspace.commit(stage.name, _current(stage, sources, finished), stage_files(journal.folder, hashes))
         written = _sizes([file.size for file in entry.files.values()])
         task.outcome = f"{written['size']} in {task.elapsed}"
-        message = "%(stage)s: wrote %(files)d files of %(size)s in %(seconds).1f s"
+        message = "%(stage)s: wrote %(files)s of %(size)s in %(seconds).1f s"
         log_event(_LOG, logging.INFO, message, stage=stage.name, **written, seconds=round(task.elapsed_s, 3))
     _announce(stage, entry, workspace, progress)
     return entry
@@ -188,8 +189,16 @@ def _run(
 def _announce(stage: Stage, entry: StageEntry, workspace: Workspace, progress: Progress) -> None:
     """Log a finished stage's files, and show its notes."""
     for name, file in entry.files.items():
-        message = "%(stage)s: %(file)s, %(size_bytes)d bytes, sha256 %(sha256)s"
-        log_event(_LOG, logging.DEBUG, message, stage=stage.name, file=name, size_bytes=file.size, sha256=file.sha256)
+        message = "%(stage)s: %(file)s, %(size_bytes)s, sha256 %(sha256)s"
+        log_event(
+            _LOG,
+            logging.DEBUG,
+            message,
+            stage=stage.name,
+            file=name,
+            size_bytes=Count(file.size, "byte"),
+            sha256=file.sha256,
+        )
     for note in stage.notes(workspace.out):
         progress.note(f"warning: {note}")
 

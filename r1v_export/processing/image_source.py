@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from PIL import Image
 
 from r1v_export.config import ImagePolicy
+from r1v_export.count import Count
 from r1v_export.errors import InputError, UsageError
 from r1v_export.processing.load_image import load_image
 from r1v_export.quoting import shorten_text
@@ -253,7 +254,7 @@ def _read_limited(stream: Any, where: str) -> bytes:
             raise _too_large(where)
     expected = getattr(stream, "length", None)  # of a response: the bytes that are missing
     if expected:
-        raise _unreachable(where, f"the connection ended {expected} bytes early")
+        raise _unreachable(where, f"the connection ended {Count(expected, 'byte')} early")
     return bytes(content)
 
 

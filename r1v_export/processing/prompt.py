@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from r1v_export.count import Count
 from r1v_export.errors import CheckpointError, InputError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.processing.tokenizer import IMAGE_TOKEN, Tokenizer, eos_token_ids
@@ -159,9 +160,9 @@ def encode(
     if max_length is not None and len(ids) > max_length:
         raise InputError(
             "The prompt is longer than the model's context.",
-            where=f"{sum(tiles_per_image)} image tiles of {tokens_per_tile} tokens each, and the text",
-            expected=f"at most {max_length} tokens",
-            found=f"{len(ids)} tokens",
+            where=f"{Count(sum(tiles_per_image), 'image tile')}, {Count(tokens_per_tile, 'token')} each, and the text",
+            expected=f"at most {Count(max_length, 'token')}",
+            found=str(Count(len(ids), "token")),
             fix="use fewer or smaller images, or less text",
         )
     return ids
@@ -176,15 +177,15 @@ def require_tokenizable(turns: Sequence[Turn], image_tokens: int, max_length: in
     limit_bytes = MAX_BYTES_PER_TOKEN * max_length
     text_bytes = sum(len(turn.text.encode("utf-8", "replace")) for turn in turns)
     if image_tokens > max_length:
-        found = f"{image_tokens} tokens of images alone"
+        found = f"{Count(image_tokens, 'token')} of images alone"
     elif text_bytes > limit_bytes:
-        found = f"{text_bytes} bytes of text"
+        found = f"{Count(text_bytes, 'byte')} of text"
     else:
         return
     raise InputError(
         "The prompt is longer than the model's context.",
         where="images and text",
-        expected=f"at most {max_length} tokens, of at most {limit_bytes} bytes of text",
+        expected=f"at most {Count(max_length, 'token')}, of at most {Count(limit_bytes, 'byte')} of text",
         found=found,
         fix="use fewer or smaller images, or less text",
     )
@@ -231,7 +232,7 @@ def _check_turns(turns: Sequence[Turn], tiles_per_image: Sequence[int]) -> None:
     shown = sum(turn.images for turn in turns)
     if shown != len(tiles_per_image):
         raise InputError(
-            "The images do not match the turns.", expected=f"{shown} images", found=f"{len(tiles_per_image)}"
+            "The images do not match the turns.", expected=str(Count(shown, "image")), found=f"{len(tiles_per_image)}"
         )
 
 
@@ -292,7 +293,7 @@ def _user_pieces(turn: Turn, image_lengths: Iterator[int], template: Template) -
         raise InputError(
             "The text's image placeholders do not match the images.",
             where=IMAGE_PLACEHOLDER,
-            expected=f"{turn.images} placeholders, or none",
+            expected=f"{Count(turn.images, 'placeholder')}, or none",
             found=placeholders,
             fix="write one <image> for each image, or omit them: the images then come first",
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1v_export.count import Count
 from r1v_export.errors import CheckpointError
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES, RANGES, InputType, WeightType
 
@@ -83,7 +84,7 @@ class QuantizedLinear:
         if self.qweight.dtype != QWEIGHT_DTYPES[self.weight_type] or self.qweight.ndim != 2:
             return f"values of {self.qweight.dtype} {tuple(self.qweight.shape)} for {self.weight_type}"
         if self.group_size is not None and in_features % self.group_size:
-            return f"{in_features} input features, which groups of {self.group_size} do not divide"
+            return f"{Count(in_features, 'input feature')}, which groups of {self.group_size} do not divide"
         if tuple(self.scale.shape) != (out_features, *groups):
             return f"scales of shape {tuple(self.scale.shape)} instead of {(out_features, *groups)}"
         if (self.weight_type == "uint4") != (self.zero_point is not None):

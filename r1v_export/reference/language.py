@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r1v_export.count import Count
 from r1v_export.errors import CapabilityError
 from r1v_export.model_spec import LanguageSpec
 from r1v_export.reference import operators
@@ -60,7 +61,7 @@ def rotary_tables(spec: LanguageSpec, positions: int) -> Rotary:
         raise CapabilityError(
             "Dynamic rope scaling changes every angle with the length of a sequence beyond max_position_embeddings.",
             where="llm_config.rope_scaling",
-            expected=f"at most {spec.max_position_embeddings} positions",
+            expected=f"at most {Count(spec.max_position_embeddings, 'position')}",
             found=positions,
             fix="use a shorter context",
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.roofline.devices import DeviceSpec
@@ -104,7 +105,7 @@ def requests(
         raise UsageError(
             "The image's tokens do not fit into the prompt.",
             where=f"--prompt {prompt}",
-            expected=f"at least {image_tokens}: {tiles} tiles of {spec.tokens_per_tile} tokens",
+            expected=f"at least {image_tokens}: {Count(tiles, 'tile')} of {Count(spec.tokens_per_tile, 'token')}",
             found=prompt,
             fix=f"--prompt {image_tokens + TEXT_TOKENS}, or fewer --tiles",
         )
@@ -113,7 +114,7 @@ def requests(
         raise UsageError(
             "Prompt and answer are longer than the model's context.",
             where=f"--prompt {prompt} --max-new-tokens {new_tokens}",
-            expected=f"at most {positions} tokens together",
+            expected=f"at most {Count(positions, 'token')} together",
             found=prompt + new_tokens,
         )
     return Requests(prompt, new_tokens, tiles, batch)
@@ -153,13 +154,13 @@ def step_times(model: GpuModel, asked: Requests, device: DeviceSpec) -> dict[str
     of all prompts, and one token of every answer, half of it there already."""
     middle = asked.prompt + max(1, asked.new_tokens // 2)
     steps = {
-        f"prefill, {asked.batch} x {asked.prompt} tokens": decoder_costs(
+        f"prefill, {asked.batch} x {Count(asked.prompt, 'token')}": decoder_costs(
             model, asked.batch, asked.prompt, asked.prompt
         ),
         f"decode, {asked.batch} x 1 token at {middle}": decoder_costs(model, asked.batch, 1, middle),
     }
     if asked.tiles:
-        steps = {f"vision, {asked.tiles} tiles": vision_costs(model, _own_tiles(model, asked)), **steps}
+        steps = {f"vision, {Count(asked.tiles, 'tile')}": vision_costs(model, _own_tiles(model, asked)), **steps}
     return {name: total(layer_times(costs, device)) for name, costs in steps.items()}
 
 

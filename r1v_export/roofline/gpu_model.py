@@ -14,6 +14,7 @@ from functools import cached_property
 
 from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD, expected_tensors
 from r1v_export.config import Compute
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import LanguageSpec, ModelSpec
 from r1v_export.parallel import Parallel
@@ -131,7 +132,7 @@ class GpuModel:
                 "A quantization group would be split across two GPUs.",
                 where=f"{name} with --tp {self.parallel.tp}",
                 expected=f"input features of each GPU in whole groups of {size}",
-                found=f"{in_features // self.parallel.tp} of {in_features} input features on each",
+                found=f"{in_features // self.parallel.tp} of {Count(in_features, 'input feature')} on each",
                 fix="a smaller --tp, or a smaller group_size in the recipe",
             )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from r1v_export import contract
+from r1v_export.count import Count
 from r1v_export.errors import BundleError
 from r1v_export.files import require_regular
 from r1v_export.model_spec import ModelSpec
@@ -46,8 +47,8 @@ def workloads(spec: ModelSpec, context: int | None = None) -> list[Workload]:
     length = min(context or prompt + 1, positions)
     step = {"batch": 1, "logit_positions": 1, "capacity": positions}
     return [
-        Workload(f"vision, {tiles} tiles", (contract.VISION, contract.PROJECTOR), {"tiles": tiles}),
-        Workload(f"prefill, {prompt} tokens", (contract.DECODER,), {**step, "seq": prompt, LENGTH: prompt}),
+        Workload(f"vision, {Count(tiles, 'tile')}", (contract.VISION, contract.PROJECTOR), {"tiles": tiles}),
+        Workload(f"prefill, {Count(prompt, 'token')}", (contract.DECODER,), {**step, "seq": prompt, LENGTH: prompt}),
         Workload(
             f"decode, one token at a context of {length}", (contract.DECODER,), {**step, "seq": 1, LENGTH: length}
         ),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+from r1v_export.count import Count
 from r1v_export.generation import FinishReason, Sampling
 from r1v_export.log_event import log_event
 from r1v_export.runner.guided import AnswerGuide
@@ -222,8 +223,8 @@ class AnswerStream:
 
     def _answer(self, finish_reason: FinishReason) -> Answer:
         self.timings.decode_steps = max(len(self.token_ids) - 1, 0)
-        message = "request %(request)d: %(tokens)d tokens, ended by %(finish_reason)s"
-        tokens = len(self.token_ids)
+        message = "request %(request)d: %(tokens)s, ended by %(finish_reason)s"
+        tokens = Count(len(self.token_ids), "token")
         log_event(_LOG, logging.INFO, message, request=self.index, tokens=tokens, finish_reason=finish_reason)
         times = {stage: round(value, 3) for stage, value in asdict(self.timings).items()}
         message = "request %(request)d: " + ", ".join(f"{stage} %({stage})g" for stage in times)

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from r1v_export.contract import VisionEngine
+from r1v_export.count import Count
 from r1v_export.errors import R1VError, UsageError
 from r1v_export.generation import Sampling
 from r1v_export.log_event import log_event
@@ -206,8 +207,13 @@ class BaseRunner(PromptEncoder, ABC):
         with timings.measure("preprocess"):
             images = [encoder.open(image) for image in request.images]
             token_ids = self.encode_request(request, [image.tiles for image in images])
-        message = "prompt: %(tokens)d tokens, %(images)d images in %(tiles)d tiles"
-        sizes = {"tokens": len(token_ids), "images": len(images), "tiles": sum(image.tiles for image in images)}
+        message = "prompt: %(tokens)s, %(images)s in %(tiles)s"
+        tiles = sum(image.tiles for image in images)
+        sizes = {
+            "tokens": Count(len(token_ids), "token"),
+            "images": Count(len(images), "image"),
+            "tiles": Count(tiles, "tile"),
+        }
         log_event(_LOG, logging.INFO, message, **sizes)
         thinking = None if request.raw else request.think and bool(self.template.thinking)
         return OpenPrompt(token_ids, images, thinking, timings)

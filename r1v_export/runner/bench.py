@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image
 
+from r1v_export.count import Count
 from r1v_export.cpus import thread_count
 from r1v_export.errors import UsageError
 from r1v_export.generation import Sampling
@@ -226,7 +227,7 @@ def _require_room(runner: BaseRunner, request: Request, tokens: int) -> None:
         raise UsageError(
             "An answer of this many tokens does not fit into the model's context.",
             where="--tokens",
-            expected=f"at most {left}, as the prompt takes {prompt} of the context's {runner.max_positions} tokens",
+            expected=f"at most {left}: the prompt has {Count(prompt, 'token')}, the context {runner.max_positions}",
             found=tokens,
             fix=f"pass --tokens {left}, or fewer" if left > 1 else "ask a shorter question",
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from r1v_export.count import Count
 from r1v_export.errors import InputError
 from r1v_export.generation import EncodedImage
 from r1v_export.runner.answer import Timings
@@ -85,7 +86,7 @@ class TokenSequence:
             raise InputError(
                 "The prompt's image tokens do not match the images.",
                 where="embed",
-                expected=f"{sum(lengths)} image tokens, one for each image embedding",
+                expected=f"{Count(sum(lengths), 'image token')}, one for each image embedding",
                 found=len(positions),
                 fix="check that image_token_id is the tokenizer's <IMG_CONTEXT>",
             )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from r1v_export.contract import Decoder, Engine
+from r1v_export.count import Count
 from r1v_export.errors import InputError
 from r1v_export.progress import ProgressCallback, ignore_progress
 
@@ -62,8 +63,8 @@ class KVCache:
             raise InputError(
                 "The key-value cache is full.",
                 where="decoder",
-                expected=f"at most {self.decoder.capacity} tokens",
-                found=f"{fullest} tokens and {seq} new ones",
+                expected=f"at most {Count(self.decoder.capacity, 'token')}",
+                found=f"{Count(fullest, 'token')} and {Count(seq, 'new one')}",
                 fix="use a shorter prompt or fewer new tokens",
             )
         position_ids_BS = start_B[:, None] + np.arange(seq)
@@ -112,8 +113,8 @@ def new_token_budget(prompt_tokens: int, max_new_tokens: int, max_positions: int
         raise InputError(
             "The prompt is too long for this model.",
             where="prompt",
-            expected=f"fewer than {max_positions} tokens",
-            found=f"{prompt_tokens} tokens",
+            expected=f"fewer than {Count(max_positions, 'token')}",
+            found=str(Count(prompt_tokens, "token")),
             fix="use fewer or smaller images, fewer tiles per image, or a shorter text",
         )
     return min(max_new_tokens, max_positions - prompt_tokens)

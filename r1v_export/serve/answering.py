@@ -10,6 +10,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
+from r1v_export.count import Count
 from r1v_export.errors import R1VError
 from r1v_export.generation import Sampling
 from r1v_export.processing.generation_config import default_sampling
@@ -59,11 +60,15 @@ class Answering:
         limit = self.settings.limits.new_tokens
         asked = fields.token_limit
         if limit is not None and (asked or 0) > limit:
-            message = f"At most {limit} tokens of an answer are allowed on this server; {asked} were asked for."
+            message = (
+                f"At most {Count(limit, 'token')} of an answer are allowed on this server; {asked} were asked for."
+            )
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_tokens", "max_tokens")
         most = self.backend.capacity
         if most is not None and fields.n > most:
-            message = f"{fields.n} answers are more than this server takes at a time: {most}, running and waiting."
+            message = (
+                f"{Count(fields.n, 'answer')} are more than this server takes at a time: {most}, running and waiting."
+            )
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_answers", "n")
         default = self._default if limit is None else replace(self._default, max_new_tokens=limit)
         try:

@@ -19,6 +19,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from r1v_export.count import Count
 from r1v_export.errors import R1VError
 from r1v_export.generation import Sampling
 from r1v_export.runner.answer import Answer
@@ -223,7 +224,7 @@ class Routes:
     async def _conversation(self, messages: Sequence[Message], think: bool) -> Request:
         shown, limit = count_images(messages), self.settings.limits.images
         if shown > limit:
-            message = f"{shown} images are more than this server allows in one request: {limit}."
+            message = f"This server allows at most {Count(limit, 'image')} in one request; {shown} were sent."
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_images", "messages")
         load = partial(load_request_image, policy=self.prompts.image_policy, settings=self.settings)
         tags = self.prompts.pipeline.reasoning.pair

@@ -12,6 +12,7 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from r1v_export.count import Count
 from r1v_export.log_event import log_event
 from r1v_export.serve.errors import ServeError, stopping
 from r1v_export.serve.metrics import ServerMetrics
@@ -124,7 +125,7 @@ def _bearer(headers: dict[str, str]) -> str:
 
 
 def _too_large(limit: int) -> ServeError:
-    message = f"The request is larger than {limit} bytes, this server's limit. Send smaller or fewer images."
+    message = f"The request is larger than {Count(limit, 'byte')}, this server's limit. Send smaller or fewer images."
     return ServeError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, "request_too_large")
 
 

@@ -24,6 +24,7 @@ from r1v_export.checkpoint.quantized.unified import QUANT_CONFIG
 from r1v_export.checkpoint.tensor_file import StoredTensor
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.checkpoint_json import read_json_object
+from r1v_export.count import Count
 from r1v_export.log_event import log_event
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
@@ -82,9 +83,10 @@ def _write_weights(
     total = sum(tensor.nbytes for tensor in (*tensors, *apart))
     for written in write_tensors(out, tensors, elsewhere=stored, apart=apart):
         on_progress(written, total)
-    message = "checkpoint: %(tensors)d tensors, %(size_bytes)d bytes in %(files)d files"
-    count, files = len(tensors) + len(apart), len([*out.glob("*.safetensors")])
-    log_event(_LOG, logging.INFO, message, tensors=count, size_bytes=total, files=files)
+    message = "checkpoint: %(tensors)s, %(size_bytes)s in %(files)s"
+    count = Count(len(tensors) + len(apart), "tensor")
+    files = Count(len([*out.glob("*.safetensors")]), "file")
+    log_event(_LOG, logging.INFO, message, tensors=count, size_bytes=Count(total, "byte"), files=files)
 
 
 def stored_linears(linear: str, spec: ModelSpec) -> tuple[str, ...]:

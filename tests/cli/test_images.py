@@ -87,7 +87,7 @@ def test_options_about_videos_that_exclude_each_other(run: Run, arguments: list[
 
 @pytest.mark.parametrize(
     ("options", "what"),
-    [(("--image", ""), "The name of an image is empty"), (("--batch", 100_000_000), "not in the range 1<=x<=1024")],
+    [(("--image", ""), "The name of an image is empty"), (("--batch", 100_000_000), "not in the range 1 to 1024")],
 )
 def test_bench_refuses_an_image_without_a_name_and_a_batch_of_no_machine(
     nano_bundle: Path, capsys: pytest.CaptureFixture[str], options: tuple[object, ...], what: str

@@ -41,7 +41,7 @@ def test_settings_sizes_and_verdicts_stand_side_by_side(diff: BundleDiff) -> Non
     assert rows["sizes"]["calibration"].first is None
     assert rows["sizes"]["engines/onnxruntime"].first > 0
     assert rows["parity"]["onnxruntime: gate"].second == "omitted (--no-parity)"
-    assert rows["parity"]["onnxruntime, arithmetic: tokens token_agreement"].first == 1.0
+    assert rows["parity"]["onnxruntime, arithmetic: token_agreement"].first == 1.0
     assert not diff.equal
     assert "model.json" not in diff.files.differing
     assert "calibration/scales.safetensors" in diff.files.second_only

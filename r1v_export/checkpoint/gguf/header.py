@@ -10,6 +10,7 @@ import mmap
 import struct
 from pathlib import Path
 
+from r1v_export.count import Count
 from r1v_export.files import open_regular
 
 _MAGIC = b"GGUF"
@@ -43,7 +44,7 @@ def check_header(path: Path) -> None:
             cursor.skip_string()
             axes = cursor.number("<I")
             if axes > _MAX_AXES:
-                raise ValueError(f"a tensor of {axes} axes")
+                raise ValueError(f"a tensor of {Count(axes, 'axis', 'axes')}")
             cursor.skip(8 * axes + 4 + 8)
 
 
@@ -54,7 +55,7 @@ class _Cursor:
     def skip(self, count: int) -> None:
         self._at += count
         if self._at > len(self._data):
-            raise ValueError(f"it ends within its header, after {len(self._data)} bytes")
+            raise ValueError(f"it ends within its header, after {Count(len(self._data), 'byte')}")
 
     def number(self, layout: str) -> int:
         start = self._at

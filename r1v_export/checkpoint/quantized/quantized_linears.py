@@ -11,6 +11,7 @@ import torch
 from r1v_export.checkpoint.names import expected_tensors
 from r1v_export.checkpoint.quantized.layout import FLOATS, LinearLayout, QuantFormat, StoredLinear, unsupported
 from r1v_export.checkpoint.tensor_file import StoredTensor
+from r1v_export.count import Count
 from r1v_export.errors import CheckpointError
 from r1v_export.model_spec import ModelSpec
 
@@ -68,7 +69,9 @@ def find_quantized(
         parts = tuple(_part(name, layout, part_shape, stored) for name, layout in zip(names, layouts, strict=True))
         layout = layouts[0]
         if layout.per_tensor and len({float(part[quant_format.marker].read()) for part in parts}) > 1:
-            layout = replace(layout, name=f"{layout.name}, one for each of {len(parts)} parts", per_tensor=False)
+            layout = replace(
+                layout, name=f"{layout.name}, one for each of {Count(len(parts), 'part')}", per_tensor=False
+            )
         linears[canonical.removesuffix(".weight")] = StoredLinear(layout, parts, (shape[0], shape[1]))
     settled = quant_format.settle(linears)
     if settled is not quant_format:

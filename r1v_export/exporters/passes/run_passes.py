@@ -7,6 +7,7 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from r1v_export.count import Count
 from r1v_export.log_event import log_event
 
 _LOG = logging.getLogger(__name__)
@@ -55,5 +56,5 @@ def _difference(before: tuple[Counter[str], int], after: tuple[Counter[str], int
     added = [f"+{count} {name}" for name, count in sorted((new_nodes - nodes).items())]
     removed = [f"-{count} {name}" for name, count in sorted((nodes - new_nodes).items())]
     changes = ", ".join((*added, *removed)) or "rewritten in place"
-    total = f"{nodes.total()} -> {new_nodes.total()} nodes, {initializers} -> {new_initializers} initializers"
-    return f"{changes}; {total}"
+    after_nodes, after_weights = Count(new_nodes.total(), "node"), Count(new_initializers, "initializer")
+    return f"{changes}; {nodes.total()} -> {after_nodes}, {initializers} -> {after_weights}"

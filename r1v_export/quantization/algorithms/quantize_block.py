@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from r1v_export.config import Matmul
+from r1v_export.count import Count
 from r1v_export.log_event import log_event
 from r1v_export.quantization.algorithms.awq import search_scale
 from r1v_export.quantization.algorithms.clipping import clipped_params
@@ -99,8 +100,8 @@ def _log_group(
     """Log what became of a group: its smoothing scale, and the range of its input against the largest magnitude."""
     if not _LOG.isEnabledFor(logging.DEBUG):
         return
-    fields: dict[str, Any] = {"group": group.name, "linears": len(linears)}
-    message = "%(group)s: %(linears)d linears"
+    fields: dict[str, Any] = {"group": group.name, "linears": Count(len(linears), "linear")}
+    message = "%(group)s: %(linears)s"
     if scale_I is not None:
         message += ", smoothing scales from %(smallest_scale).3g to %(largest_scale).3g"
         fields |= {"smallest_scale": float(scale_I.min()), "largest_scale": float(scale_I.max())}

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from r1v_export.count import Count
 from r1v_export.errors import ParityError
 from r1v_export.quantization.algorithms.rtn import round_to_nearest, round_to_one_scale
 from r1v_export.quantization.artifact.artifact import Artifact
@@ -72,7 +73,10 @@ def require_own_scale(
     wrong = _wrong_rows(linear, read_weight(name), scheme, shared)
     if wrong:
         raise _wrong(
-            artifact, name, "weight scales that give the original's quantized values", f"{wrong} rows of others"
+            artifact,
+            name,
+            "weight scales that give the original's quantized values",
+            f"{Count(wrong, 'row')} of others",
         )
     inputs = artifact.stats.inputs.get(group.name)
     found = artifact.parameters(name)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import Compute, Matmul
+from r1v_export.count import Count
 from r1v_export.errors import InputError
 from r1v_export.gpus import require_device
 from r1v_export.log_event import log_event
@@ -184,12 +185,14 @@ class BlockwiseRunner:
                 if keep and index < plan.last_collected:
                     self.activations.put(sample.index, result)
                 self._report(plan.forward_cost(index, len(sample.token_ids), sample.tiles))
-        message = "%(block)s: %(samples)d samples in %(seconds).1f s; statistics of %(inputs)d inputs"
-        counts = {"samples": len(self.samples), "inputs": len(inputs) + len(outputs), "grams": len(grams)}
+        message = "%(block)s: %(samples)s in %(seconds).1f s; statistics of %(inputs)s, %(grams)s"
+        counts = {
+            "samples": Count(len(self.samples), "sample"),
+            "inputs": Count(len(inputs) + len(outputs), "input"),
+            "grams": Count(len(grams), "Gram matrix", "Gram matrices"),
+        }
         seconds = round(time.perf_counter() - started, 3)
-        log_event(
-            _LOG, logging.INFO, f"{message}, %(grams)d Gram matrices", block=block.name, **counts, seconds=seconds
-        )
+        log_event(_LOG, logging.INFO, message, block=block.name, **counts, seconds=seconds)
         return collector.statistics()
 
     def _forward(self, index: int, block: Block, module: nn.Module, sample: CalibrationSample, again: bool) -> Tensor:

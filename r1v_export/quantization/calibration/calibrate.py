@@ -23,6 +23,7 @@ from torch import Tensor
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.listing import shorten
+from r1v_export.count import Count
 from r1v_export.errors import InputError, UsageError
 from r1v_export.log_event import log_event
 from r1v_export.manifest import to_json
@@ -92,12 +93,11 @@ def _log_plan(plan: CalibrationPlan, key: CalibrationKey) -> None:
     log_event(
         _LOG,
         logging.INFO,
-        "calibration by %(recipe)s: %(samples)d samples, %(blocks)d blocks, %(linears)d linears, in %(compute)s, "
-        "products of %(matmul)s",
+        "calibration by %(recipe)s: %(samples)s, %(blocks)s, %(linears)s, in %(compute)s, products of %(matmul)s",
         recipe=plan.recipe.name,
-        samples=len(key.samples),
-        blocks=len(plan.blocks),
-        linears=len(plan.schemes),
+        samples=Count(len(key.samples), "sample"),
+        blocks=Count(len(plan.blocks), "block"),
+        linears=Count(len(plan.schemes), "linear"),
         compute=key.compute,
         matmul=key.matmul,
     )
@@ -197,9 +197,9 @@ class Quantization:
         log_event(
             _LOG,
             logging.INFO,
-            "%(block)s: %(linears)d linears quantized (%(quantization)s) in %(seconds).1f s",
+            "%(block)s: %(linears)s quantized (%(quantization)s) in %(seconds).1f s",
             block=block.name,
-            linears=len(quantized.linears),
+            linears=Count(len(quantized.linears), "linear"),
             quantization=", ".join(dict.fromkeys(describe(scheme) for scheme in schemes)) or "cache alone",
             overrides=len(quantized.overrides),
             seconds=round(time.perf_counter() - started, 3),
@@ -275,7 +275,7 @@ def _require_statistics(name: str, statistics: ActivationStatistics) -> None:
         raise InputError(
             "All activations that enter a linear are zero: there is nothing to take a scale from.",
             where=name,
-            found=f"{int(statistics.rows)} vectors of zeros",
+            found=f"{Count(int(statistics.rows), 'vector')} of zeros",
             fix="use other samples; if all of them give zeros, the checkpoint is damaged (a norm of zeros?), or "
             "exclude this linear from the recipe",
         )

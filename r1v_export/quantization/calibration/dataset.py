@@ -21,6 +21,7 @@ from PIL import Image
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import ImagePolicy
+from r1v_export.count import Count
 from r1v_export.errors import InputError, UsageError
 from r1v_export.manifest import to_json
 from r1v_export.processing.preprocess import pixel_values, tile_image
@@ -161,7 +162,7 @@ def _require_images(examples: Sequence[RawExample]) -> None:
         raise InputError(
             "No sample of the calibration set shows an image.",
             expected="images and prompts, as the model will be used",
-            found=f"{len(examples)} texts alone",
+            found=f"{Count(len(examples), 'text')} alone",
             fix="name images under `image`; without them vision tower and projector cannot be calibrated",
         )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.quantized.layout import ORIGINAL, Decoded, LinearLayout
 from r1v_export.checkpoint.quantized.quantized_linears import Quantized
+from r1v_export.count import Count
 from r1v_export.errors import CheckpointError
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
@@ -156,8 +157,11 @@ def import_quantized(
         if index >= finished:
             if plan.is_quantized(block):
                 result, record = _import_block(block, checkpoint, quantized)
-                message = "%(block)s: %(linears)d quantized linears imported, %(overrides)d tensors rewritten"
-                counts = {"linears": len(result.linears), "overrides": len(result.overrides)}
+                message = "%(block)s: %(linears)s imported, %(overrides)s rewritten"
+                counts = {
+                    "linears": Count(len(result.linears), "quantized linear"),
+                    "overrides": Count(len(result.overrides), "tensor"),
+                }
                 log_event(_LOG, logging.INFO, message, block=block.name, **counts)
                 quantization.keep(block, result, record)
             quantization.finish_block(block)

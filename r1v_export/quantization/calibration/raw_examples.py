@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
 from r1v_export.config import ImagePolicy
+from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, InputError
 from r1v_export.files import open_regular
 from r1v_export.nano import dataset
@@ -147,7 +148,7 @@ def jsonl_examples(path: Path, count: int, policy: ImagePolicy = "as_displayed")
             "The calibration set is empty.",
             where=path,
             expected="at least one line with an example",
-            found=f"{lines} empty lines" if lines else "an empty file",
+            found=str(Count(lines, "empty line")) if lines else "an empty file",
             fix=_WRITE,
         )
     return examples

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from r1v_export.byte_size import parse_size
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, Candidate, SensitivityTable
 
@@ -97,8 +98,8 @@ def choose(table: SensitivityTable, budget: Budget) -> Assignment:
     if budget.kind == "size" and size > budget.limit:
         raise UsageError(
             "The budget is smaller than the model in its smallest precisions.",
-            expected=f"at least {size} bytes",
-            found=f"{budget.limit:.0f} bytes",
+            expected=f"at least {Count(size, 'byte')}",
+            found=str(Count(round(budget.limit), "byte")),
             fix=f"give --budget size={math.ceil(size / 1e6)}MB or more",
         )
     precisions = {module: option.precision for module, option in chosen.items()}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
+from r1v_export.count import Count
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.log_event import log_event
 from r1v_export.manifest import to_json
@@ -188,11 +189,13 @@ def search(
         log_event(
             _LOG,
             logging.INFO,
-            "mix %(attempt)d of at most %(limit)g: %(precisions)s; %(size_bytes)d bytes, divergence %(kl)s",
+            "mix %(attempt)d of at most %(limit)g: %(precisions)s; %(size_bytes)s, divergence %(kl)s",
             attempt=attempt + 1,
             limit=limit,
-            precisions=", ".join(f"{count} modules {precision}" for precision, count in sorted(counts.items())),
-            size_bytes=assignment.size_bytes,
+            precisions=", ".join(
+                f"{Count(count, 'module')} {precision}" for precision, count in sorted(counts.items())
+            ),
+            size_bytes=Count(assignment.size_bytes, "byte"),
             kl="not measured" if kl is None else round(kl, 6),
         )
         if budget.kind == "size" or kl is None or kl <= budget.limit:

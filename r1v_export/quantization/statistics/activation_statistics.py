@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from r1v_export.count import Count
+
 _MANTISSA_BITS = 4
 _LOWEST_EXPONENT, _HIGHEST_EXPONENT = -40, 24
 _FLOAT32_MANTISSA_BITS, _FLOAT32_BIAS = 23, 127
@@ -121,7 +123,7 @@ def merge(a: ActivationStatistics, b: ActivationStatistics) -> ActivationStatist
     """
     if a.channel_absmax.shape != b.channel_absmax.shape:
         raise ValueError(
-            f"statistics of {len(a.channel_absmax)} and of {len(b.channel_absmax)} channels cannot be merged"
+            f"statistics of {len(a.channel_absmax)} and of {Count(len(b.channel_absmax), 'channel')} cannot be merged"
         )
     return ActivationStatistics(
         torch.maximum(a.channel_absmax, b.channel_absmax),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from r1v_export.contract import CacheLimits, Engine
+from r1v_export.count import Count
 from r1v_export.errors import InputError
 from r1v_export.log_event import log_event
 from r1v_export.runner.batching.batch import CacheUsage
@@ -95,8 +96,8 @@ class CacheRows:
             raise InputError(
                 "The request is too long for the key-value cache.",
                 where="request",
-                expected=f"fewer than {self._longest} tokens, which {self.budget_bytes} bytes hold",
-                found=f"{prompt_tokens} tokens, {self._limits.slot_bytes} bytes each",
+                expected=f"fewer than {Count(self._longest, 'token')}, which {self.budget_bytes} bytes hold",
+                found=f"{Count(prompt_tokens, 'token')}, {Count(self._limits.slot_bytes, 'byte')} each",
                 fix="use a shorter prompt, fewer images or tiles, or raise the budget",
             )
         return room
@@ -227,8 +228,8 @@ class CacheRows:
         else:
             return
         self._rows += [CacheRow(index) for index in range(len(self._rows), rows)]
-        message = "cache: %(rows)d rows of %(capacity)d tokens"
-        log_event(_LOG, logging.DEBUG, message, rows=rows, capacity=capacity)
+        message = "cache: %(rows)s of %(capacity)s"
+        log_event(_LOG, logging.DEBUG, message, rows=Count(rows, "row"), capacity=Count(capacity, "token"))
 
     def _evict(self, rows: int, capacity: int) -> None:
         """Bring the rows that stay below `rows`, and what they hold below `capacity`."""

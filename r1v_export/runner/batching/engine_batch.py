@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from r1v_export.contract import Engine
+from r1v_export.count import Count
 from r1v_export.errors import R1VError
 from r1v_export.generation import Sampling
 from r1v_export.log_event import log_event
@@ -312,6 +313,6 @@ class EngineBatch(Batch[RowState]):
         counters.reused_tokens += reused
         counters.prefix_hits += reused > 0
         counters.prefix_misses += reused == 0
-        message = "request %(request)d: prompt of %(tokens)d tokens, %(reused_tokens)d of them from the cache"
-        fields = {"request": state.stream.index, "tokens": tokens, "reused_tokens": reused}
+        message = "request %(request)d: prompt of %(tokens)s, %(reused_tokens)d of them from the cache"
+        fields = {"request": state.stream.index, "tokens": Count(tokens, "token"), "reused_tokens": reused}
         log_event(_LOG, logging.DEBUG, message, **fields)

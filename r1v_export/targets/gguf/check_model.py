@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.quantization.groups import LM_HEAD_LINEAR, linear_shapes
@@ -57,7 +58,7 @@ _Problem = tuple[str, str, object, object]
 def _vision(spec: ModelSpec) -> Iterator[_Problem]:
     vision = spec.vision
     if vision.norm == "layer_norm" and computes_rms(vision.hidden_size, vision.num_layers):
-        shape = f"{vision.hidden_size} channels in {vision.num_layers} blocks"
+        shape = f"{Count(vision.hidden_size, 'channel')} in {Count(vision.num_layers, 'block')}"
         yield (
             f"it takes every tower of {shape} for one with RMSNorm",
             "vision_config.norm_type",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import onnx
 import onnx_ir as ir
 
+from r1v_export.count import Count
 from r1v_export.errors import CapabilityError
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -67,7 +68,7 @@ def require_kernels(model: ir.Model, where: str) -> None:
     if not missing:
         return
     first = missing[0]
-    others = f" (and {len(missing) - 1} other nodes)" if len(missing) > 1 else ""
+    others = f" (and {Count(len(missing) - 1, 'other node')})" if len(missing) > 1 else ""
     raise CapabilityError(
         "ONNX Runtime has no CUDA kernel for a node of a graph and would compute it on the CPU, at every run.",
         where=f"{where}: {first.node}{others}",

@@ -6,6 +6,7 @@ import importlib
 import re
 from typing import Any
 
+from r1v_export.count import Count
 from r1v_export.errors import CapabilityError
 from r1v_export.targets.tensorrt_llm.doctor import INSTALL
 
@@ -69,7 +70,7 @@ def require_gpus(count: int) -> None:
         raise CapabilityError(
             "There are not enough GPUs.",
             where="tensorrt-llm",
-            expected=f"{count} CUDA GPU{'s' if count > 1 else ''}",
+            expected=f"{Count(count, 'CUDA GPU')}",
             found=found,
             fix="run it on the machine that the engine was built for",
         )

@@ -47,7 +47,7 @@ def doubled(scale: Tensor) -> Tensor:
     ("kind", "change", "complaint"),
     [
         ("weight_scale", reversed_, "original's quantized values"),
-        ("weight_scale", one_sixteen_times, "1 rows of others"),
+        ("weight_scale", one_sixteen_times, "1 row of others"),
         ("input_scale", doubled, "an input scale of"),
     ],
 )

@@ -13,6 +13,7 @@ import numpy as np
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.gguf.names import MMPROJ_FILE, MODEL_FILE
 from r1v_export.config import BuildConfig
+from r1v_export.count import Count
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.artifact.artifact import Artifact
@@ -56,8 +57,16 @@ def write_gguf(
             done += nbytes
             on_progress(done, total)
         types = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
-        message = "%(file)s: %(tensors)d tensors, matrices in %(types)s, %(size_bytes)d bytes"
-        log_event(_LOG, logging.INFO, message, file=file, tensors=len(own), types=types, size_bytes=done - before)
+        message = "%(file)s: %(tensors)s, matrices in %(types)s, %(size_bytes)s"
+        log_event(
+            _LOG,
+            logging.INFO,
+            message,
+            file=file,
+            tensors=Count(len(own), "tensor"),
+            types=types,
+            size_bytes=Count(done - before, "byte"),
+        )
 
 
 def _write(writer: gguf.GGUFWriter, tensors: Sequence[PlannedTensor], encoder: TensorEncoder) -> Iterator[int]:

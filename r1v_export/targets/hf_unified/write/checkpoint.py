@@ -11,6 +11,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.hub_files import write_json
 from r1v_export.checkpoint.quantized.unified import LAYER_CONFIG, QUANT_CONFIG
 from r1v_export.checkpoint.tensor_file import StoredTensor
+from r1v_export.count import Count
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.artifact.artifact import Artifact
@@ -51,7 +52,7 @@ def write_unified(
 def _log_formats(checkpoint: Checkpoint, artifact: Artifact) -> None:
     formats = algorithms(checkpoint.spec, artifact.schemes)
     for algorithm, count in sorted(Counter(formats.values()).items()):
-        message = "unified checkpoint: %(linears)d linears in %(algorithm)s"
-        log_event(_LOG, logging.INFO, message, linears=count, algorithm=algorithm)
+        message = "unified checkpoint: %(linears)s in %(algorithm)s"
+        log_event(_LOG, logging.INFO, message, linears=Count(count, "linear"), algorithm=algorithm)
     for linear, algorithm in formats.items():
         log_event(_LOG, logging.DEBUG, "%(linear)s: %(algorithm)s", linear=linear, algorithm=algorithm)

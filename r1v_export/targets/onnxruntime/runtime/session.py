@@ -11,6 +11,7 @@ from typing import Any
 import onnxruntime as ort
 
 from r1v_export.config import Device
+from r1v_export.count import Count
 from r1v_export.cpus import thread_count
 from r1v_export.errors import BundleError, CapabilityError, R1VError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
@@ -103,8 +104,8 @@ def open_session(
             fix="run `r1v-export verify`; if the bundle is sound, build it again with this onnxruntime",
         ) from error
     _require_cuda(session, device, where)
-    message, providers = "%(graph)s: %(providers)s, %(threads)d threads", ", ".join(session.get_providers())
-    log_event(_LOG, logging.INFO, message, graph=where, providers=providers, threads=threads)
+    message, providers = "%(graph)s: %(providers)s, %(threads)s", ", ".join(session.get_providers())
+    log_event(_LOG, logging.INFO, message, graph=where, providers=providers, threads=Count(threads, "thread"))
     return session
 
 

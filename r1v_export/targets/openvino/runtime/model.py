@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r1v_export import contract
+from r1v_export.count import Count
 from r1v_export.cpus import thread_count
 from r1v_export.errors import BundleError, R1VError
 from r1v_export.files import open_regular
@@ -67,9 +68,9 @@ def compile_graph(
             found=f"openvino {ov.__version__}: {shortened(error)}",
             fix="run `r1v-export verify`; if the bundle is sound, build it again with this openvino",
         ) from error
-    message = "%(graph)s: compiled for OpenVINO, products in %(products)s, %(threads)d threads"
+    message = "%(graph)s: compiled for OpenVINO, products in %(products)s, %(threads)s"
     products, count = compiled.get_property("INFERENCE_PRECISION_HINT"), properties["INFERENCE_NUM_THREADS"]
-    log_event(_LOG, logging.INFO, message, graph=path, products=str(products), threads=count)
+    log_event(_LOG, logging.INFO, message, graph=path, products=str(products), threads=Count(count, "thread"))
     return Compiled(compiled, files)
 
 
@@ -123,8 +124,8 @@ def _tensor(content: np.ndarray, weight: Weight, bundle: Path) -> ov.Tensor:
         raise BundleError(
             "A file of weights is too short.",
             where=bundle / weight.file,
-            expected=f"{end} bytes",
-            found=f"{len(content)} bytes",
+            expected=str(Count(end, "byte")),
+            found=str(Count(len(content), "byte")),
             fix=REBUILD,
         )
     part = content[weight.offset : end]

@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from r1v_export.config import Compute
+from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.log_event import log_event
 from r1v_export.targets.openvino.config import OpenVinoConfig
@@ -63,8 +64,8 @@ def write_graphs(graphs: Path, names: Iterable[str], options: OpenVinoConfig, ou
                 fix="export the graph again with this version",
             ) from error
         weights[name] = _weights_to_inputs(model, graphs, name)
-        count = len(weights[name])
-        log_event(_LOG, logging.INFO, "%(graph)s: lowered, %(weights)d weights", graph=name, weights=count)
+        count = Count(len(weights[name]), "weight")
+        log_event(_LOG, logging.INFO, "%(graph)s: lowered, %(weights)s", graph=name, weights=count)
         ir.save(model, out / f"{name}.onnx")
     content = EngineFile(options=options, weights=weights).model_dump_json(indent=1)
     (out / ENGINE_FILE).write_text(f"{content}\n")

@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback
@@ -84,11 +85,10 @@ def compile_plan(library: Library, job: Job, out: Path, on_progress: ProgressCal
     if attempt.writer is None:
         raise _refused(library, job, attempt.messages)
     info = _describe(library, job, attempt)
-    message = "%(graph)s: for compute capabilities %(compute_capabilities)s, %(size_bytes)d bytes"
+    message = "%(graph)s: for compute capabilities %(compute_capabilities)s, %(size_bytes)s"
     capabilities = info.compute_capabilities
-    log_event(
-        _LOG, logging.INFO, message, graph=job.name, compute_capabilities=capabilities, size_bytes=info.plan_bytes
-    )
+    plan_bytes = Count(info.plan_bytes, "byte")
+    log_event(_LOG, logging.INFO, message, graph=job.name, compute_capabilities=capabilities, size_bytes=plan_bytes)
     (out / f"{job.name}{DESCRIPTION}").write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
     layers = [layer_facts(line) for line in attempt.messages.layers]
     (out / f"{job.name}{LAYERS}").write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")

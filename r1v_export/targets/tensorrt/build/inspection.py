@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from r1v_export.count import Count
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_text
 from r1v_export.progress import size
@@ -45,7 +46,7 @@ def _description(facts: dict[str, Any]) -> EngineDescription:
         ("profiles", "; ".join(facts["profiles"])),
         ("attention", facts["attention"]),
         ("products", _counts(facts["products"])),
-        ("kernels", f"{_counts(facts['kernels'])}; {facts['fused_nodes']} nodes fused away"),
+        ("kernels", f"{_counts(facts['kernels'])}; {Count(facts['fused_nodes'], 'node')} fused away"),
     ]
     layers = [(layer["kind"], _nodes(layer["nodes"]) or layer["name"]) for layer in facts["layers"]]
     return EngineDescription(facts, rows, layers)
@@ -80,7 +81,11 @@ def _attention(info: PlanInfo, layers: list[dict[str, Any]]) -> str:
     kernels = sum(_ATTENTION_KERNEL in layer["name"] for layer in layers)
     if not any("/Attention" in node for layer in layers for node in layer["nodes"]):
         return "none"
-    return f"{kernels} fused kernels" if info.fused_attention else "several kernels each: TensorRT has no fused one"
+    return (
+        str(Count(kernels, "fused kernel"))
+        if info.fused_attention
+        else "several kernels each: TensorRT has no fused one"
+    )
 
 
 def _is_product(layer: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import NonNegativeInt
 
+from r1v_export.count import Count
 from r1v_export.errors import BundleError, CapabilityError, EngineMismatchError
 from r1v_export.files import read_regular_bytes
 from r1v_export.strict import StrictModel, parse_json
@@ -153,8 +154,8 @@ def read_info(folder: Path, name: str) -> PlanInfo:
         raise BundleError(
             "A plan is cut short." if found_bytes < info.plan_bytes else "A plan is not the one that was built.",
             where=plan,
-            expected=f"{info.plan_bytes} bytes",
-            found=f"{found_bytes} bytes",
+            expected=str(Count(info.plan_bytes, "byte")),
+            found=str(Count(found_bytes, "byte")),
             fix=fix,
         )
     return info

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from r1v_export import contract
 from r1v_export.contract import Sizes
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.targets.tensorrt.build.profiles import BATCH, LOGIT_POSITIONS, SEQ
 from r1v_export.targets.tensorrt.device import copy
@@ -133,7 +134,7 @@ class TensorRTDecoder:
             raise UsageError(
                 "The decoder engine is too small.",
                 where=self.session.name,
-                expected=f"at most {rows} sequences of {slots} tokens",
+                expected=f"at most {Count(rows, 'sequence')} of {Count(slots, 'token')}",
                 found=f"{batch} of {capacity}",
                 fix="ask for fewer tokens, or build with a larger `tensorrt: {capacity, max_batch}`",
             )

@@ -10,6 +10,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.targets.tensorrt_llm.checkpoint.reader import Config
@@ -49,7 +50,7 @@ def engine_sizes(options: TensorRTLLMConfig, spec: ModelSpec) -> EngineSizes:
         raise UsageError(
             "The images of a request do not fit into its prompt.",
             where="tensorrt_llm.max_input_len",
-            expected=f"at least {visual + TEXT_TOKENS} tokens: {options.images_per_request} images of up to "
+            expected=f"at least {visual + TEXT_TOKENS} tokens: {Count(options.images_per_request, 'image')} of up to "
             f"{visual_tokens(spec)}, and {TEXT_TOKENS} of text",
             found=max_input_len,
             fix="raise max_input_len, or lower images_per_request",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import abc
 
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.model_spec import LanguageSpec
 from r1v_export.parallel import Parallel
@@ -90,7 +91,7 @@ def _check_groups(module: str, features: tuple[int, int], quant_format: QuantFor
             "A quantization group would be split across two GPUs.",
             where=f"{module} with tp {tp}",
             expected=f"input features of each GPU in whole groups of {quant_format.group_size}",
-            found=f"{own} of {features[1]} input features on each",
+            found=f"{own} of {Count(features[1], 'input feature')} on each",
             fix="a smaller tp, or a smaller group_size in the recipe",
         )
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD
 from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
+from r1v_export.count import Count
 from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.artifact.artifact import Artifact
@@ -93,15 +94,16 @@ def write_checkpoint(
     for share in writer.write(out):
         on_progress(share, 1.0)
     for file in sorted(out.iterdir()):
-        message = "TensorRT-LLM checkpoint: %(file)s, %(size_bytes)d bytes"
-        log_event(_LOG, logging.INFO, message, file=file.name, size_bytes=file.stat().st_size)
+        message = "TensorRT-LLM checkpoint: %(file)s, %(size_bytes)s"
+        file_bytes = Count(file.stat().st_size, "byte")
+        log_event(_LOG, logging.INFO, message, file=file.name, size_bytes=file_bytes)
 
 
 def _log_formats(quant_formats: abc.Mapping[tuple[int, str], QuantFormat | None]) -> None:
     names = {place: describe(quant_format) for place, quant_format in quant_formats.items()}
     for name, count in sorted(Counter(names.values()).items()):
-        message = "TensorRT-LLM checkpoint: %(linears)d linears in %(format)s"
-        log_event(_LOG, logging.INFO, message, linears=count, format=name)
+        message = "TensorRT-LLM checkpoint: %(linears)s in %(format)s"
+        log_event(_LOG, logging.INFO, message, linears=Count(count, "linear"), format=name)
     for (layer, linear), name in names.items():
         message = "layer %(layer)d, %(linear)s: %(format)s"
         log_event(_LOG, logging.DEBUG, message, layer=layer, linear=linear, format=name)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from r1v_export.count import Count
 from r1v_export.errors import InputError
 from r1v_export.generation import EncodedImage
 
@@ -57,7 +58,7 @@ class TablePrompt:
             raise InputError(
                 "The number of image tokens in the prompt differs from the number of image embeddings.",
                 where="prompt",
-                expected=f"{rows} image tokens",
+                expected=str(Count(rows, "image token")),
                 found=places,
             )
         wrong = [token for token in token_ids if not 0 <= token < vocab_size]
