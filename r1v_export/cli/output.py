@@ -49,19 +49,14 @@ def common_options(function: Function) -> Function:
     )(function)
 
 
-class _InWords:
+def _in_words(least: float | None, most: float | None) -> str:
     """A range as help and errors name it: `1 to 4096` or `1 or more`; click writes `1<=x<=4096`."""
-
-    min: float | None
-    max: float | None
-
-    def _describe_range(self) -> str:
-        if self.min is None or self.max is None:
-            return f"{self.max} or less" if self.min is None else f"{self.min} or more"
-        return f"{self.min} to {self.max}"
+    if least is None or most is None:
+        return f"{most} or less" if least is None else f"{least} or more"
+    return f"{least} to {most}"
 
 
-class WholeNumber(_InWords, click.IntRange):
+class WholeNumber(click.IntRange):
     """A whole number within a range: `N` in help."""
 
     name = "integer"
@@ -70,8 +65,11 @@ class WholeNumber(_InWords, click.IntRange):
         """What help shows for a value."""
         return "N"
 
+    def _describe_range(self) -> str:
+        return _in_words(self.min, self.max)
 
-class Number(_InWords, click.FloatRange):
+
+class Number(click.FloatRange):
     """A finite number within a range: `X` in help."""
 
     name = "number"
@@ -79,6 +77,9 @@ class Number(_InWords, click.FloatRange):
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """What help shows for a value."""
         return "X"
+
+    def _describe_range(self) -> str:
+        return _in_words(self.min, self.max)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number; NaN, which every range lets through, and infinity are usage errors."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from r1v_export.diff.compare import BundleDiff, FileDifferences, Row
-from r1v_export.diff.report import to_html
+from r1v_export.diff.report import label, to_html
 from r1v_export.pages import MadeBy
 from tests.browser import VIEWS, faint_texts, needs_chromium, opened, scrolling_tables, show
 
@@ -37,6 +37,11 @@ def test_metrics_have_their_labels_and_kinds_of_files_that_are_not_there_are_not
     for text in ("99.99 %", "100 %", "3 that differ:", "against the original model", ">false<", ">true<"):
         assert text in page
     assert "Files: 1 differing, 2 equal, 2 in the first alone." in page
+
+
+def test_rows_of_whole_answers_name_their_metric_once() -> None:
+    assert label("onnxruntime, arithmetic: token_agreement") == "onnxruntime, arithmetic: token agreement"
+    assert label("onnxruntime, arithmetic: sequence_agreement") == "onnxruntime, arithmetic: identical sequences"
 
 
 @needs_chromium

@@ -289,6 +289,22 @@ def test_the_pages_of_two_gates_link_to_each_other(passed: ParityReport, failed:
         assert f"{'✓' if report.passed else '✗'} " in page.words[: page.words.index("Boundaries")]
 
 
+def test_every_page_names_the_precision_that_it_is_about(passed: ParityReport, failed: ParityReport):
+    for report in (passed, failed):
+        for gate in ("arithmetic", "quantization"):
+            page = Page(to_html(report.model_copy(update={"precision": "int4", "gate": gate})))
+            verdict = page.words[page.words.index("✓" if report.passed else "✗") : page.words.index("Boundaries")]
+            assert "in int4" in verdict
+
+
+def test_counts_of_one_on_a_page_are_singular(detailed: ParityReport):
+    assert detailed.calibration is not None
+    calibration = detailed.calibration.model_copy(update={"samples": 1})
+    page = Page(to_html(detailed.model_copy(update={"calibration": calibration, "samples": detailed.samples[:1]})))
+    assert "1 sample." in page.words
+    assert not re.findall(r"(?<![\d.-])1 (?:samples|tokens|answers|files|modules|boundaries|layers)\b", page.words)
+
+
 def test_links_within_a_page_have_their_place(passed_page: Page):
     inside = [str(attrs["href"])[1:] for tag, attrs in passed_page.tags if tag == "a"]
     assert inside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -126,3 +127,15 @@ def test_choices_are_held_but_for_near_ties_where_arithmetic_is_compared():
 def test_only_greedy_choices_have_near_ties():
     with pytest.raises(ValidationError, match="near ties"):
         Tolerance(**ROW, near_tie=0.1, reason=REASON)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
+def test_reasons_of_what_a_precision_costs_name_no_other(precision: ToleranceProfile):
+    named = {word for row in TABLE if row.profile == precision for word in re.findall(r"FP8|INT8|INT4", row.reason)}
+    assert named == {precision.upper()}
+
+
+def test_what_was_measured_in_fp8_is_said_to_be_on_pages_of_every_quantized_precision():
+    reasons = {row.reason for row in TABLE if row.profile == "8-bit inputs" and "FP8" in row.reason}
+    assert len(reasons) == 1
+    assert "measured with inputs in FP8" in reasons.pop()
