@@ -123,7 +123,7 @@ def test_a_pass_logs_what_it_changed(caplog: pytest.LogCaptureFixture) -> None:
     model = ir.Model(ir.Graph([], [], nodes=nodes, name="vision"), ir_version=10)
     with caplog.at_level(logging.INFO, "r1v_export"):
         run_passes(model, DropFirst())
-    assert caplog.messages == ["vision, DropFirst: -1 Relu; 2 -> 1 nodes, 0 -> 0 initializers"]
+    assert caplog.messages == ["vision, DropFirst: -1 Relu; 2 -> 1 node, 0 -> 0 initializers"]
 
 
 def test_json_lines_carry_the_fields_of_an_event() -> None:
