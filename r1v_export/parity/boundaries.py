@@ -27,11 +27,21 @@ from r1v_export.runner.kv_cache import KVCache, embed_chosen, new_token_budget, 
 TILES_AT_ONCE = 8
 """Tiles per call of the vision graph; their features are dropped before the next call."""
 
-_PROMPTS, _TOGETHER = 0.2, 0.8
-"""Shares of a batch's time, roughly, where its prompts are embedded and where the reference's answers are decoded; then
-the candidate answers alone."""
-_PREFILL = 0.2
-"""Share of the prompts in what decoding takes, roughly."""
+_TOGETHER = 0.75
+"""Share of the decoders' time, roughly, in which both decode the reference's answers; the candidate's own follow."""
+
+
+@dataclass(frozen=True)
+class BatchShares:
+    """How the time of a batch is divided, roughly, for its progress.
+
+    Attributes:
+        encoding: of the batch's time: images and prompts become embeddings.
+        prefill: of the decoders' time: that of the prompts.
+    """
+
+    encoding: float = 0.25
+    prefill: float = 0.2
 
 
 @runtime_checkable
@@ -59,12 +69,14 @@ class BoundaryComparator:
     Args:
         blocks: also compare each ViT block; both engines then offer `vision_blocks`.
         max_new_tokens: longest answer.
+        shares: of a batch's time.
     """
 
     reference: Endpoint
     candidate: Endpoint
     blocks: bool = False
     max_new_tokens: int = 96
+    shares: BatchShares = BatchShares()
     found: BoundaryStatistics = field(default_factory=BoundaryStatistics)
 
     def compare_vocabulary(self) -> None:
@@ -90,11 +102,13 @@ class BoundaryComparator:
                 own_images_NE = image_embeds(self.candidate.engine, own_inputs.pixel_values)
             prompts_SE.append(self._compare_embeds(inputs.input_ids, images_NE, sample.name))
             own_prompts_SE.append(embed_prompt(self.candidate.engine, own_inputs.input_ids, own_images_NE))
-            on_progress(_PROMPTS * done / len(samples), 1.0)
-        names, together = [sample.name for sample in samples], subrange(on_progress, _PROMPTS, _TOGETHER)
+            on_progress(self.shares.encoding * done / len(samples), 1.0)
+        names, encoded = [sample.name for sample in samples], self.shares.encoding
+        decoded = encoded + _TOGETHER * (1 - encoded)
+        together, alone = subrange(on_progress, encoded, decoded), subrange(on_progress, decoded, 1.0)
         expected, first_logits_BV = self._decode_together(prompts_SE, names, together)
         # Answers of the candidate's own are nearly always as long.
-        steps, alone = max(map(len, expected.tokens)), subrange(on_progress, _TOGETHER, 1.0)
+        steps = max(map(len, expected.tokens))
         found = self._decode_alone(own_prompts_SE, first_logits_BV, names, steps, alone)
         for tokens, own_tokens in zip(expected.tokens, found.tokens, strict=True):
             self.found.record("tokens", TokenStatistics.of(tokens, own_tokens))
@@ -140,14 +154,14 @@ class BoundaryComparator:
         """
         endpoint = self.reference
         answers, caches = self._start(endpoint, prompts_SE, (endpoint.engine, self.candidate.engine))
-        half = _PREFILL / 2
-        parts = [subrange(on_progress, 0.0, half), subrange(on_progress, half, _PREFILL)]
+        filled = self.shares.prefill
+        parts = [subrange(on_progress, 0.0, filled / 2), subrange(on_progress, filled / 2, filled)]
         expected_BV, found_BV = first_logits_BV, _ = [
             prefill(cache, prompts_SE, threading.Event(), part) for cache, part in zip(caches, parts, strict=True)
         ]
         for row, name in enumerate(names):
             self.found.record("prefill", of_row(row, expected_BV, found_BV, name))
-        step, decoding = 0, subrange(on_progress, _PREFILL, 1.0)
+        step, decoding = 0, subrange(on_progress, self.shares.prefill, 1.0)
         while answers.append_token(expected_BV):
             step += 1
             decoding(step, answers.longest)
@@ -168,10 +182,10 @@ class BoundaryComparator:
         """The candidate answers greedily, on its own outputs throughout."""
         endpoint = self.candidate
         answers, (cache,) = self._start(endpoint, prompts_SE, (endpoint.engine,))
-        logits_BV = prefill(cache, prompts_SE, threading.Event(), subrange(on_progress, 0.0, _PREFILL))
+        logits_BV = prefill(cache, prompts_SE, threading.Event(), subrange(on_progress, 0.0, self.shares.prefill))
         for row, name in enumerate(names):
             self.found.record("end_to_end", of_row(row, first_logits_BV, logits_BV, name))
-        step, decoding = 0, subrange(on_progress, _PREFILL, 1.0)
+        step, decoding = 0, subrange(on_progress, self.shares.prefill, 1.0)
         while answers.append_token(logits_BV):
             step += 1
             decoding(step, likely_steps)

@@ -18,7 +18,7 @@ from r1v_export.contract import BlockwiseEngine, Engine
 from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, InputError, ParityError
 from r1v_export.log_event import log_event
-from r1v_export.parity.boundaries import Answers, BoundaryComparator, VisionBlocks
+from r1v_export.parity.boundaries import Answers, BatchShares, BoundaryComparator, VisionBlocks
 from r1v_export.parity.diagnosis import diagnose, kind_of, problem
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.latency import TimedEngine, latencies
@@ -73,6 +73,7 @@ def check(
     samples: Iterable[ParitySample],
     options: CheckOptions,
     on_progress: ProgressCallback = ignore_progress,
+    shares: BatchShares | None = None,
 ) -> ParityReport:
     """Compare two engines boundary by boundary and end to end.
 
@@ -82,6 +83,7 @@ def check(
         samples: compared in this order; drawn from as needed, `options.batch_size` at a time.
         options: what is compared, and by which limits.
         on_progress: called with the share that is done, after each prompt and each step of decoding.
+        shares: of a batch's time, by which that is counted; those of r1v-nano if omitted.
 
     Raises:
         UsageError: the table has no limits for such an engine.
@@ -101,7 +103,9 @@ def check(
         timed = tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate))
         reference, candidate = (replace(s, engine=t) for s, t in zip((reference, candidate), timed, strict=True))
 
-    comparator = BoundaryComparator(reference, candidate, options.blocks, options.max_new_tokens)
+    comparator = BoundaryComparator(
+        reference, candidate, options.blocks, options.max_new_tokens, shares or BatchShares()
+    )
     with recording as magnitudes:
         comparator.compare_vocabulary()
         results, first_batch = _compare_samples(comparator, samples, options.batch_size, on_progress)

@@ -85,6 +85,7 @@ def check_streamed(
     on_progress: ProgressCallback = ignore_progress,
     *,
     same_embeddings: bool = False,
+    tower_share: float | None = None,
 ) -> list[ParityReport]:
     """Compare an engine block by block and end to end with one or more references, holding one block at a time.
 
@@ -95,6 +96,7 @@ def check_streamed(
         folder: for activations that memory does not hold; empty, or not there yet.
         on_progress: called after each block of each engine.
         same_embeddings: all references have the same weights before the decoder: the first one's results stand for all.
+        tower_share: of the time, estimated, in which tower and projector are compared; by their blocks if omitted.
 
     Raises:
         UsageError: the table has no limits for such an engine.
@@ -115,6 +117,7 @@ def check_streamed(
         gates[0].options.max_new_tokens,
         same_embeddings,
         on_progress,
+        tower_share,
     )
     with ExitStack() as recording:
         magnitudes = [recording.enter_context(recorder(gate.reference.engine, gate.options)) for gate in gates]
@@ -176,6 +179,7 @@ class StreamedComparison:
         max_reply_tokens: tokens of a reply that are used.
         same_embeddings: the first reference computes vision, projector and embeddings for all.
         on_progress: called after each block of each engine.
+        tower_share: of the time, estimated.
     """
 
     references: Sequence[BlockwiseEndpoint]
@@ -184,6 +188,7 @@ class StreamedComparison:
     max_reply_tokens: int
     same_embeddings: bool = False
     on_progress: ProgressCallback = ignore_progress
+    tower_share: float | None = None
     found: list[BoundaryStatistics] = field(default_factory=list)
     _samples: list[_Prepared] = field(default_factory=list)
     _own_as_given: bool = False
@@ -375,7 +380,10 @@ class StreamedComparison:
         self._done += 1
         engine, references = self.candidate.engine, len(self.references)
         tower = (engine.vision_layers + _BLOCKS_BETWEEN) * (len(self._encoding) + 1)
-        self.on_progress(self._done, tower + (engine.sizes.layers + 1) * (references + 1))
+        decoder = (engine.sizes.layers + 1) * (references + 1)
+        share = tower / (tower + decoder) if self.tower_share is None else self.tower_share
+        in_tower, behind = min(self._done, tower) / tower, max(self._done - tower, 0) / decoder
+        self.on_progress(share * in_tower + (1 - share) * behind, 1.0)
 
 
 def _flat(embeds_TNE: np.ndarray) -> np.ndarray:

@@ -51,6 +51,8 @@ _STREAMED_TILES = 2
 """Of a streamed gate's question, in the mean: it asks the first ones."""
 _GATE_S, _QUESTION_S = 0.6, 0.12
 """Of a comparison, and of each question in it, whatever the model's size."""
+_OVERHEAD = (0.05, 0.35, 0.05, 0.55)
+"""Of that in a whole comparison: opening, encoding, prefill and decoding, as measured with r1v-nano."""
 
 
 def graph_parameters(spec: ModelSpec) -> dict[str, int]:
@@ -174,28 +176,86 @@ def gate_s(
     return seconds(spec, parity, rates, work)
 
 
-def _whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
-    """Seconds of a whole gate, by what reference and engine both read and compute for each comparison."""
-    parameters, tokens = graph_parameters(spec), parity.questions * question_tokens(spec)
-    tiles = GENERATED_TILES * parity.questions
-    products = parameters[contract.VISION] * tiles * positions(spec) + parameters[contract.DECODER] * tokens
-    steps = parity.max_new_tokens * -(-parity.questions // _QUESTIONS_TOGETHER)
+@dataclass(frozen=True)
+class ComparisonSeconds:
+    """Seconds of the parts of a whole comparison with one reference, estimated.
+
+    Attributes:
+        opening: of both engines.
+        encoding: of all prompts by tower, projector and embeddings.
+        prefill: of all prompts by the decoders.
+        decoding: of all answers.
+    """
+
+    opening: float
+    encoding: float
+    prefill: float
+    decoding: float
+
+    @property
+    def comparing(self) -> float:
+        """Seconds behind the opening."""
+        return self.encoding + self.prefill + self.decoding
+
+    @property
+    def total(self) -> float:
+        """Seconds of all parts."""
+        return self.opening + self.comparing
+
+
+def comparison_seconds(spec: ModelSpec, questions: int, max_new_tokens: int, rates: Rates) -> ComparisonSeconds:
+    """Estimate the parts of a whole comparison, by what reference and engine both read and compute."""
+    parameters, flops = graph_parameters(spec), rates.flops("float32")
+    encoded = parameters[contract.VISION] * GENERATED_TILES * questions * positions(spec)
+    filled = parameters[contract.DECODER] * questions * question_tokens(spec)
+    steps = max_new_tokens * -(-questions // _QUESTIONS_TOGETHER)
     decoded = _FLOAT_BYTES * parameters[contract.DECODER] * steps
     read = 2 * sum(parameters.values()) / READ_BYTES_PER_S
-    computed = 3 * (2 * products / rates.flops("float32") + decoded / _MEMORY_BYTES_PER_S + read)
-    return work.comparisons * (_GATE_S + _QUESTION_S * parity.questions + computed)
+    computed = (read, 2 * encoded / flops, 2 * filled / flops, decoded / _MEMORY_BYTES_PER_S)
+    overhead = _GATE_S + _QUESTION_S * questions
+    return ComparisonSeconds(*(3 * s + share * overhead for s, share in zip(computed, _OVERHEAD, strict=True)))
 
 
-def _streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
-    """Seconds of a streamed gate: every reference and the engine compute every block once, the engine its decoder
-    layers for every encoder's embeddings, replies a token at a time. Logits are of replies alone."""
-    questions, parameters = parity.streamed_questions, graph_parameters(spec)
-    every, layers = sum(parameters.values()), parameters[contract.DECODER] - parameters[contract.EMBED]
+def _whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
+    """Seconds of a whole gate, of all its comparisons."""
+    return work.comparisons * comparison_seconds(spec, parity.questions, parity.max_new_tokens, rates).total
+
+
+@dataclass(frozen=True)
+class StreamedSeconds:
+    """Seconds of the parts of a streamed gate, estimated: tower and projector, and all behind them."""
+
+    tower: float
+    decoder: float
+
+    @property
+    def tower_share(self) -> float:
+        """Of the time of both."""
+        return self.tower / (self.tower + self.decoder)
+
+
+def streamed_seconds(
+    spec: ModelSpec, questions: int, reply_tokens: int, rates: Rates, work: GateWork
+) -> StreamedSeconds:
+    """Estimate the parts of a streamed gate: every reference and the engine compute every block once, the engine its
+    decoder layers for every encoder's embeddings, replies a token at a time. Logits are of replies alone."""
+    parameters = graph_parameters(spec)
+    layers = parameters[contract.DECODER] - parameters[contract.EMBED]
+    in_tower = parameters[contract.VISION] + parameters[contract.PROJECTOR]
     tokens = _STREAMED_TILES * spec.tokens_per_tile + _TEXT_TOKENS
     tower = (1 + work.encoders) * parameters[contract.VISION] * _STREAMED_TILES * questions * positions(spec)
     sequences = (work.comparisons + work.encoders) * questions
     decoder = sequences * layers * tokens
-    decoded = _FLOAT_BYTES * layers * sequences * parity.streamed_reply_tokens / _MEMORY_BYTES_PER_S
-    opened = (1 + work.comparisons) * _FLOAT_BYTES * every / _OPEN_BYTES_PER_S
-    overhead = _GATE_S + _QUESTION_S * questions
-    return overhead + 2 * (tower + decoder) / rates.flops("float32") + decoded + opened
+    decoded = _FLOAT_BYTES * layers * sequences * reply_tokens / _MEMORY_BYTES_PER_S
+    opened = (1 + work.comparisons) * _FLOAT_BYTES / _OPEN_BYTES_PER_S
+    behind = sum(parameters.values()) - in_tower
+    flops, overhead = rates.flops("float32"), _GATE_S + _QUESTION_S * questions
+    return StreamedSeconds(
+        tower=2 * tower / flops + opened * in_tower + overhead / 2,
+        decoder=2 * decoder / flops + decoded + opened * behind + overhead / 2,
+    )
+
+
+def _streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
+    parts = streamed_seconds(spec, parity.streamed_questions, parity.streamed_reply_tokens, rates, work)
+    return parts.tower + parts.decoder

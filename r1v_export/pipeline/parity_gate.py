@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import length_hint
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from r1v_export.config import BuildConfig, Device
 from r1v_export.cpus import thread_count
 from r1v_export.gpus import require_device
 from r1v_export.model_spec import ModelSpec
+from r1v_export.parity.boundaries import BatchShares
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import BlockwiseEndpoint, Endpoint
 from r1v_export.parity.options import CheckOptions
@@ -25,7 +27,9 @@ from r1v_export.parity.streamed import StreamedGate, check_streamed
 from r1v_export.parity.texts import fewest_texts, score_texts, score_texts_by_blocks
 from r1v_export.parity.tolerances import Gate, ToleranceProfile
 from r1v_export.pipeline.calibration import fake_quantize
+from r1v_export.pipeline.estimate import GateWork, comparison_seconds, streamed_seconds
 from r1v_export.pipeline.gate_memory import GateMemory, gate_memory
+from r1v_export.pipeline.rates import measured_rates
 from r1v_export.processing.pipeline_document import describe_pipeline, open_files
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import ProgressCallback, subrange
@@ -42,9 +46,6 @@ from r1v_export.runner.paired_engine import PairedEngine
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
 from r1v_export.targets.interface import OpensBlocks
-
-_OPENED, _TEXTS = 0.1, 0.1
-"""Shares of a gate's time, roughly, in which both engines are opened, and an imported checkpoint rated on texts."""
 
 
 def gate_names(recipe: Recipe | None, own_weights: ToleranceProfile | None) -> tuple[Gate, ...]:
@@ -127,6 +128,35 @@ def gate_memory_of(config: BuildConfig, target: str, spec: ModelSpec, *schemes: 
 
 
 @dataclass(frozen=True)
+class WholeShares:
+    """How the time of a whole comparison is divided, by the plan's estimate, for its progress.
+
+    Attributes:
+        opened: when both engines are.
+        compared: when all questions are; what is left rates an imported checkpoint on texts.
+    """
+
+    opened: float
+    compared: float
+    of_batch: BatchShares
+
+    @classmethod
+    def of(cls, spec: ModelSpec, questions: int, max_new_tokens: int, replies: int) -> WholeShares:
+        """Estimate them.
+
+        Args:
+            replies: on which the reference is rated.
+        """
+        parts = comparison_seconds(spec, max(questions, 1), max_new_tokens, measured_rates())
+        decoder = parts.prefill + parts.decoding
+        # One engine of two encodes, and decodes once of three times.
+        rating = replies / max(questions, 1) * (parts.encoding / 2 + decoder / 3)
+        total = parts.total + rating
+        of_batch = BatchShares(parts.encoding / parts.comparing, parts.prefill / decoder)
+        return cls(parts.opening / total, parts.total / total, of_batch)
+
+
+@dataclass(frozen=True)
 class GateRun:
     """A bundle's engine and what it is compared with.
 
@@ -149,14 +179,15 @@ class GateRun:
     ) -> ParityReport:
         """Compare the whole engine with the whole reference of `options.gate`, which is held no longer."""
         on_progress(0.0, 1.0, "opening both engines")
+        replies = texts(self.checkpoint)
+        shares = WholeShares.of(self.checkpoint.spec, length_hint(samples, 1), options.max_new_tokens, len(replies))
         reference = reference_endpoint(self.checkpoint, self.device, self._artifact_of(options.gate))
-        on_progress(_OPENED / 2, 1.0)
-        candidate, replies = self._candidate, texts(self.checkpoint)
-        compared = 1.0 - _TEXTS if replies else 1.0
-        part = subrange(on_progress, _OPENED, compared)
+        on_progress(shares.opened / 2, 1.0)
+        part = subrange(on_progress, shares.opened, shares.compared)
+        candidate = self._candidate
         part(0.0, 1.0, "comparing answers")
-        report = check(reference, candidate, samples, options, part)
-        rated = score_texts(reference, replies, subrange(on_progress, compared, 1.0))
+        report = check(reference, candidate, samples, options, part, shares.of_batch)
+        rated = score_texts(reference, replies, subrange(on_progress, shares.compared, 1.0))
         return report.model_copy(update={"texts": rated})
 
     def streamed(
@@ -190,7 +221,15 @@ class GateRun:
         share = 1.0 - 1.0 / (len(gates) + 2) if replies else 1.0
         part = subrange(on_progress, 0.0, share)
         try:
-            reports = check_streamed(compared, candidate, samples, work, part, same_embeddings=same_embeddings)
+            reports = check_streamed(
+                compared,
+                candidate,
+                samples,
+                work,
+                part,
+                same_embeddings=same_embeddings,
+                tower_share=_tower_share(spec, samples, gates, same_embeddings),
+            )
         finally:
             shutil.rmtree(work, ignore_errors=True)
         facts = score_texts_by_blocks(references[0], replies, subrange(on_progress, share, 1.0))
@@ -203,6 +242,14 @@ class GateRun:
     def _artifact_of(self, gate: Gate) -> Artifact | None:
         """What the reference computes: what the graphs say, or the original model."""
         return self.artifact if gate == "arithmetic" else None
+
+
+def _tower_share(
+    spec: ModelSpec, samples: Iterable[ParitySample], gates: Sequence[CheckOptions], same_embeddings: bool
+) -> float:
+    """Of a streamed gate's time, by the plan's estimate."""
+    questions, work = max(length_hint(samples, 1), 1), GateWork(len(gates), 1 if same_embeddings else len(gates))
+    return streamed_seconds(spec, questions, gates[0].max_new_tokens, measured_rates(), work).tower_share
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from PIL import Image
 from r1v_export.errors import CapabilityError, InputError, ParityError, UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
+from r1v_export.parity.boundaries import BatchShares
 from r1v_export.parity.comparison import COMPARED
 from r1v_export.parity.report import to_html
 from r1v_export.processing.pipeline_document import describe_pipeline
@@ -406,6 +407,22 @@ def test_progress_counts_prompts_and_steps_also_where_one_batch_is_all(
     assert reported == sorted(reported)
     assert reported[-1] == 1.0
     assert len({share for share in reported if share < 1.0}) >= len(samples) + 2 * (steps - 1)
+
+
+def test_progress_divides_a_batch_by_the_shares_that_it_is_given(reference: Endpoint, samples: list[ParitySample]):
+    reported: list[float] = []
+    check(
+        reference,
+        reference,
+        samples,
+        CheckOptions("fp32", max_new_tokens=6),
+        lambda done, total, status="": reported.append(done / total),
+        BatchShares(encoding=0.6, prefill=0.5),
+    )
+    encoded = [0.6 * done / len(samples) for done in range(1, len(samples) + 1)]
+    assert reported[: len(samples)] == pytest.approx(encoded)
+    filled = 0.6 + 0.5 * 0.75 * 0.4
+    assert min(abs(share - filled) for share in reported) < 1e-9
 
 
 def test_every_stage_that_ran_often_enough_is_timed(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]):

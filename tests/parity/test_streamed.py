@@ -69,6 +69,26 @@ def test_a_block_is_given_back_before_the_next_one_is_opened(
     assert_released(events, engines=2)
 
 
+@pytest.mark.parametrize("share", [None, 0.9])
+def test_progress_takes_tower_and_decoder_by_their_shares_of_the_time(
+    endpoint: BlockwiseEndpoint, samples: list[ParitySample], tmp_path: Path, share: float | None
+) -> None:
+    reported: list[float] = []
+    check_streamed(
+        [StreamedGate(endpoint, CheckOptions("fp32", max_new_tokens=4))],
+        endpoint,
+        samples[:1],
+        tmp_path,
+        lambda done, total, status="": reported.append(done / total),
+        tower_share=share,
+    )
+    in_tower, in_decoder = 2 * (endpoint.engine.vision_layers + 3), 2 * (endpoint.engine.sizes.layers + 1)
+    assert len(reported) == in_tower + in_decoder
+    assert reported[in_tower - 1] == pytest.approx(in_tower / (in_tower + in_decoder) if share is None else share)
+    assert reported == sorted(reported)
+    assert reported[-1] == pytest.approx(1.0)
+
+
 def test_scoring_texts_holds_one_block_too(
     endpoint: BlockwiseEndpoint, samples: list[ParitySample], monkeypatch: pytest.MonkeyPatch
 ) -> None:

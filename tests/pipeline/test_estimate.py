@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.checkpoint.tensor_file import read_header
 from r1v_export.cli.main import run
@@ -25,6 +26,7 @@ from r1v_export.pipeline import (
     stages,
 )
 from r1v_export.pipeline.build import PlannedStage, build, plan
+from r1v_export.pipeline.estimate import GateWork, comparison_seconds, gate_s, streamed_seconds
 from r1v_export.pipeline.rates import Rates
 
 NO_PARITY = ParityConfig(enabled=False)
@@ -212,6 +214,21 @@ def test_estimates_are_within_half_of_what_was_measured(
     assert not wrong_by_half(measured, planned)
     large = {name: row["actual_bytes"] for name, row in measured["stages"].items() if row.get("actual_bytes", 0) > 1e8}
     assert {name: planned[name].size_bytes for name in large} == pytest.approx(large, rel=0.05)
+
+
+def test_shares_of_a_gates_progress_are_those_of_the_plan(tiny_model: Path) -> None:
+    spec, parity = Checkpoint.open(str(tiny_model)).spec, ParityConfig()
+    rates = Rates(**next(iter(MEASURED["cases"].values()))["rates"])
+    parts = comparison_seconds(spec, parity.questions, parity.max_new_tokens, rates)
+    assert parts.total == pytest.approx(gate_s("whole", spec, parity, rates, GateWork(1, 1)))
+    streamed = streamed_seconds(spec, parity.streamed_questions, parity.streamed_reply_tokens, rates, GateWork(2, 1))
+    assert streamed.tower + streamed.decoder == gate_s("streamed", spec, parity, rates, GateWork(2, 1))
+    tower = spec.vision.model_copy(update={"num_layers": 45 * spec.vision.num_layers})
+    wide = spec.model_copy(update={"vision": tower})
+    shares = [comparison_seconds(each, 8, 64, rates) for each in (spec, wide)]
+    assert shares[1].encoding / shares[1].total > 1.5 * shares[0].encoding / shares[0].total
+    towers = [streamed_seconds(each, 2, 16, rates, GateWork(2, 1)).tower_share for each in (spec, wide)]
+    assert towers[1] > towers[0]
 
 
 @pytest.mark.parametrize("case", ["slice-int4-awq", "slice-int4-gptq"])

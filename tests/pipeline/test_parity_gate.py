@@ -21,6 +21,7 @@ from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.parity_gate import (
     GateRun,
     GeneratedQuestions,
+    WholeShares,
     check_options,
     choose_gate,
     gate_memory_of,
@@ -32,6 +33,14 @@ from r1v_export.quantization.recipe import resolve
 
 LAYERS = ("vision_block", "decoder_layer", "tokens")
 """Boundaries of one kind of gate only."""
+
+
+def test_rating_texts_has_a_share_of_the_progress_that_other_checkpoints_do_not_have(tiny_model: Path) -> None:
+    spec = Checkpoint.open(str(tiny_model)).spec
+    without, rated = (WholeShares.of(spec, 8, 64, replies) for replies in (0, 8))
+    assert without.compared == 1.0
+    assert 0.0 < rated.opened < without.opened < rated.compared < 1.0
+    assert without.of_batch == rated.of_batch
 
 
 def test_weights_that_the_target_rounds_are_compared_with_the_original_ones(tiny_model: Path, tmp_path: Path) -> None:
