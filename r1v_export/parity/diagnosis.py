@@ -9,7 +9,6 @@ from typing import cast
 
 import numpy as np
 
-from r1v_export.count import Count
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.quantization_cost import cost_causes, next_steps
@@ -178,7 +177,8 @@ def _from_logits(statistics: LogitStatistics, tokenizer: Tokenizer) -> list[str]
     if len(wrong) > max(1, _FEW_TOKENS * len(errors_V)):
         return []
     named = ", ".join(_token(int(token), tokenizer) for token in wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-    return [f"few of {Count(len(errors_V), 'logit')} are wrong, {len(wrong)}, so rows of lm_head are: {named}"]
+    verb = "is" if len(wrong) == 1 else "are"
+    return [f"only {len(wrong)} of {len(errors_V)} logits {verb} wrong, so rows of lm_head are: {named}"]
 
 
 def _from_layers(found: Mapping[str, Statistics]) -> list[str]:
