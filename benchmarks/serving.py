@@ -8,7 +8,7 @@
 has not seen before, answers of one length; and conversations of two turns, whose second prompt begins with the first.
 A server that is measured is not measured again (`--work`'s rows/), so a killed run goes on.
 `--only NAME` takes some servers, `--minutes 25` begins none after that, `--try` asks little and keeps nothing.
-Results: benchmarks/results/<date>-serving-peers.json, and the tables of docs/benchmarks.md.
+Results: benchmarks/results/<date>-serving-peers.json, from which tables.py writes a table of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ THREADS = psutil.cpu_count(logical=False)
 CONVERSATIONS = 3
 ALONE = "one at a time"
 PRECISIONS = ("int4", "fp32")
-BEGIN, END = "<!-- begin: written by benchmarks/serving.py -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def peers(model: Model, triton_environment: Path, library: Path | None) -> dict[
         **ours("int4"),
         "vLLM bf16": Peer(partial(vllm, model, vllm_python, ROWS, THREADS)),
         "llama.cpp Q4_0": Peer(llama_servers["gguf4"]),
-        "serve int4, int8 inputs": Peer(partial(served, model.bundle("int4-int8"), ROWS)),
+        "serve int4, exact inputs": Peer(partial(served, model.bundle("int4-exact"), ROWS)),
         **ours("fp32"),
         "llama.cpp bf16": Peer(llama_servers["gguf16"]),
     }
@@ -118,24 +117,6 @@ def measure(peer: Peer, new_tokens: int) -> dict[str, Any]:
         "first_turn_ms": first,
         "second_turn_ms": second,
     }
-
-
-def tables(results: dict[str, dict[str, Any]]) -> str:
-    """What docs/benchmarks.md shows between its marks."""
-    latency = "p50 (p95, p99), ms, at 1; 16"
-    heads = ["server", "tokens/s at 1, 4, 16, 32 clients", f"first token: {latency}", f"between tokens: {latency}"]
-    lines = []
-    for name, found in results.items():
-        rows = {row["clients"]: row for row in found["rows"]}
-        speeds = ", ".join(f"{rows[count]['tokens_per_s']:.1f}" if count in rows else "–" for count in (1, 4, 16, 32))
-        lines.append([name, speeds, *(_latencies(rows, kind) for kind in ("first_token_ms", "inter_token_ms"))])
-        lines[-1].append(f"{found['first_turn_ms']:.0f}, {found['second_turn_ms']:.0f}")
-    return _markdown([*heads, "first token of a first, of a second turn, ms"], lines) + "\n\n" + aims(results)
-
-
-def _latencies(rows: dict[int, dict[str, float]], quantity: str) -> str:
-    cells = ([rows[count][f"{quantity}_p{rank}"] for rank in (50, 95, 99)] for count in (1, 16) if count in rows)
-    return "; ".join("{:.0f} ({:.0f}, {:.0f})".format(*cell) for cell in cells)
 
 
 def aims(results: dict[str, dict[str, Any]]) -> str:
@@ -184,14 +165,6 @@ def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def write_document(text: str) -> None:
-    """Put the tables between the marks of docs/benchmarks.md."""
-    document = Path(__file__).parents[1] / "docs/benchmarks.md"
-    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    document.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the model, environments, logs and rows")
@@ -221,8 +194,7 @@ def main() -> None:
             print(name, json.dumps(row), flush=True)
         return
     results = measure_all(chosen, arguments)
-    print(tables(results))
-    write_document(tables(results))
+    print(aims(results))
     settings = {"new_tokens": arguments.new_tokens, "rows": ROWS, "threads": THREADS}
     packages = {"vllm": vllm_oracle.PACKAGES[0], "llama.cpp": llama_cpp_oracle.PACKAGE}
     content = {**machine(("onnxruntime", "fastapi", "uvicorn")), "peers": packages, **settings, "servers": results}

@@ -28,13 +28,6 @@ SETTINGS = {
     "tie_word_embeddings": "true",
 }
 
-INT8_INPUTS = """model: {model}
-precision: int4
-recipe: int4-rtn
-targets: {{onnxruntime: {{int4_inputs: int8}}}}
-"""
-"""A build file."""
-
 
 @dataclass(frozen=True)
 class Model:
@@ -51,8 +44,8 @@ class Model:
         return self.work / "checkpoint"
 
     def bundle(self, name: str) -> Path:
-        """`fp32`, `int4` and `int4-int8`, whose inputs are rounded to int8, for ONNX Runtime; `gguf16`, bfloat16, and
-        `gguf4`, Q4_0, for llama.cpp.
+        """`fp32`, `int4` and `int4-exact`, whose inputs are not rounded to 8 bits, for ONNX Runtime; `gguf16`,
+        bfloat16, and `gguf4`, Q4_0, for llama.cpp.
         """
         return self.work / name
 
@@ -69,13 +62,12 @@ class Model:
         speak_letters(self.checkpoint)
         recipe = self.work / "int4-32.yaml"  # llama.cpp's groups
         recipe.write_text(load("int4-rtn").to_yaml().replace("group_size: 128", "group_size: 32"), encoding="utf-8")
-        rounded = self.work / "int4-int8.yaml"
-        rounded.write_text(INT8_INPUTS.format(model=self.checkpoint.resolve()), encoding="utf-8")
+        int4 = (self.checkpoint, "--precision", "int4", "--recipe", "int4-rtn")
         gguf = ("--target", "gguf")
         builds: dict[str, tuple[str | Path, ...]] = {
             "fp32": (self.checkpoint, "--precision", "fp32"),
-            "int4": (self.checkpoint, "--precision", "int4", "--recipe", "int4-rtn"),
-            "int4-int8": ("--config", rounded),
+            "int4": int4,
+            "int4-exact": (*int4, "--int4-inputs", "exact"),
             "gguf16": (self.checkpoint, *gguf, "--precision", "bf16"),
             "gguf4": (self.checkpoint, *gguf, "--precision", "int4", "--recipe", recipe),
         }
