@@ -134,7 +134,7 @@ def comparison(columns: Sequence[Column], order: Sequence[str], causes: Mapping[
     parts = [markdown(["", *(column.title for column in columns)], rows)]
     if behind := [*_behind(columns, order, causes)]:
         parts.append("Ahead of ours:\n\n" + "\n".join(behind))
-    parts.append("\n".join(_sources(columns)))
+    parts.append("Where the columns are from:\n\n" + "\n".join(_sources(columns)))
     return "\n\n".join(parts)
 
 
@@ -153,7 +153,7 @@ def _sources(columns: Sequence[Column]) -> Iterator[str]:
         turns = sorted({column.turns for column in each})
         count = f"turns: {turns[0]}" if len(turns) == 1 else f"turns: {turns[0]} to {turns[-1]}"
         titles = f" ({'; '.join(column.title for column in each)})" if len(by_path) > 1 else ""
-        yield f"* From {each[0].results.conditions}, {count}{titles}"
+        yield f"* {each[0].results.conditions}, {count}{titles}"
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
