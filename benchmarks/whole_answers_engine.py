@@ -2,12 +2,12 @@
 
     python whole_answers_engine.py KIND MODEL THREADS [OPTION]
 
-KIND: `ours` (MODEL is a bundle, OPTION its target), `transformers` (a checkpoint in the layout `internvl`, a dtype),
-`llama` (a folder with model.gguf and mmproj.gguf) or `genai` (a folder of OpenVINO models). A job is {"image",
-"question", "before", "after", "new_tokens"}: an image's file, a question, and the prompt's text before and after the
-image. Its answer: {"first_s", "last_s", "tokens", "prompt_tokens", "loaded_bytes", "peak_bytes"}: seconds from the
-question, with the file not read yet, to the first and the last token; memory before the job and at its peak. Every
-answer has as many tokens as are asked for, the most likely ones.
+KIND: `ours` (MODEL is a bundle, OPTION its target, or that and the one that encodes images), `transformers` (a
+checkpoint in the layout `internvl`, a dtype), `llama` (a folder with model.gguf and mmproj.gguf) or `genai` (a folder
+of OpenVINO models). A job is {"image", "question", "before", "after", "new_tokens"}: an image's file, a question, and
+the prompt's text before and after the image. Its answer: {"first_s", "last_s", "tokens", "prompt_tokens",
+"loaded_bytes", "peak_bytes"}: seconds from the question, with the file not read yet, to the first and the last token;
+memory before the job and at its peak. Every answer has as many tokens as are asked for, the most likely ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def moments_of(began: float, moments: list[float], prompt_tokens: int) -> dict[s
     return seconds | {"tokens": len(moments), "prompt_tokens": prompt_tokens}
 
 
-def ours(bundle: Path, threads: int, target: str) -> Answer:
+def ours(bundle: Path, threads: int, targets: str) -> Answer:
     """What `r1v-export run` does with an opened bundle, without speculation: it guesses what random weights repeat."""
     from r1v_export.cpus import use_threads
     from r1v_export.generation import Sampling
@@ -41,7 +41,8 @@ def ours(bundle: Path, threads: int, target: str) -> Answer:
     from r1v_export.runner.prompt_encoder import Request
 
     use_threads(threads)
-    runner = open_runner(bundle, target)
+    target, *images = targets.split()
+    runner = open_runner(bundle, target, vision_target=images[0] if images else None)
 
     def run(job: Job) -> dict[str, Any]:
         began, moments, answer = time.perf_counter(), [], None
