@@ -126,7 +126,7 @@ CAUSES = {
 
 
 def renamed(names: Mapping[str, str], values: Mapping[str, float | None]) -> dict[str, float]:
-    """Values by the systems' names on the page; a system that is not known keeps its own, and is then refused."""
+    """Values by the systems' names on the page; a system that is not known keeps its own."""
     return {names.get(name, name): value for name, value in values.items() if value is not None}
 
 
