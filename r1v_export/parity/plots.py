@@ -104,7 +104,7 @@ def errors_by_layer(report: ParityReport, width_inches: float = WIDE_INCHES) -> 
         axes.set_xlabel("layer")
         axes.set_ylabel("relative error")
         axes.grid(axis="y")
-        axes.legend()
+        figure.legend(loc="outside lower center", ncols=len(styles))
         return svg_of(figure, "layers", "Relative error by layer; the numbers are in the table of all metrics.")
 
 
@@ -119,12 +119,19 @@ def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, l
     if failed and metric not in failed:
         verdict += ("\n" if is_narrow(axes) else " ") + f"in {METRICS[failed[0]]}"
     text = ("exact" if measured == 0 else short(measured)) + verdict
+    style: dict[str, Any] = {"xytext": (8, 0), "va": "center"}
     if limit:
         axes.plot([limit, limit], [row - 0.32, row + 0.32], color=INK, linewidth=1.6, linestyle=(0, (2, 1)))
         width = _share_of_axis(text, axes) * math.log10(high / low)
         if 0 <= math.log10(limit / at) < width:
-            at = limit  # The text would cross its line.
-    axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=10)
+            if boundary.passed and math.log10(limit / low) > width:
+                # It would cross the limit's line, and behind that line it would read as the limit: above its own line.
+                is_long = math.log10(at / low) > width
+                at = at if is_long else low
+                style = {"xytext": (-6 if is_long else 2, 2), "va": "bottom", "ha": "right" if is_long else "left"}
+            else:
+                at = limit
+    axes.annotate(text, (at, row), textcoords="offset points", fontsize=10, **style)
 
 
 def _share_of_axis(text: str, axes: Axes) -> float:

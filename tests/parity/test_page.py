@@ -11,10 +11,11 @@ from playwright.sync_api import expect
 
 from r1v_export.manifest import FileEntry
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
-from r1v_export.parity.plots import errors_by_boundary
+from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
+from r1v_export.parity.plots import errors_by_boundary, errors_by_layer
 from r1v_export.parity.provenance import HashedFiles, Provenance
 from r1v_export.parity.report import to_html
-from r1v_export.parity.schema import LayerRange, RangeFacts, ReasoningFormat, Saturation
+from r1v_export.parity.schema import LayerRange, RangeFacts, ReasoningFormat, Saturation, TextFacts
 from r1v_export.reference.model import Model
 from tests.browser import VIEWS, faint_texts, needs_chromium, opened, scrolling_tables, show, unreachable_scrollers
 from tests.detailed_report import detail
@@ -135,16 +136,77 @@ def test_names_of_rows_do_not_stick_on_paper_where_their_lines_would_vanish(html
         expect(page.locator(".dense tbody th").first).to_have_css("position", "static")
 
 
-def test_no_value_of_a_plot_is_crossed_by_its_limit(report):
-    def near_its_limit(boundary, part):
+def near_limits(report: ParityReport) -> ParityReport:
+    """The report with errors of 0.99 to a hundredth of their limits."""
+
+    def near(boundary, part):
         limits = [check.limit for check in boundary.checks if check.metric == "relative_error"]
         metrics = {**boundary.metrics, "relative_error": part * limits[0]} if limits else boundary.metrics
-        return boundary.model_copy(
-            update={"metrics": metrics, "checks": tuple(c.model_copy() for c in boundary.checks)}
-        )
+        return boundary.model_copy(update={"metrics": metrics})
 
-    boundaries = [near_its_limit(each, 0.99 / 1.7**i) for i, each in enumerate(report.boundaries)]
-    svg = errors_by_boundary(report.model_copy(update={"boundaries": tuple(boundaries)}))
+    boundaries = [near(each, 0.99 / 1.7**i) for i, each in enumerate(report.boundaries)]
+    return report.model_copy(update={"boundaries": tuple(boundaries)})
+
+
+def passing(report: ParityReport) -> ParityReport:
+    """The report with every check passed, whatever was measured."""
+    boundaries = [
+        each.model_copy(update={"checks": tuple(check.model_copy(update={"passed": True}) for check in each.checks)})
+        for each in report.boundaries
+    ]
+    return report.model_copy(update={"boundaries": tuple(boundaries)})
+
+
+@pytest.mark.parametrize("width_inches", [WIDE_INCHES, NARROW_INCHES])
+def test_a_value_that_passed_does_not_stand_behind_its_limit_where_it_would_read_as_the_limit(report, width_inches):
+    svg = errors_by_boundary(near_limits(passing(report)), width_inches)
+    assert svg is not None
+    with opened(1280, "light") as page:
+        show(page, svg)
+        behind = page.evaluate(
+            """() => {
+              const dashed = [...document.querySelectorAll("svg path")].filter((p) => p.style.strokeDasharray);
+              const lines = dashed.map((path) => path.getBoundingClientRect());
+              return [...document.querySelectorAll("svg text")].filter((text) => {
+                const t = text.getBoundingClientRect();
+                return lines.some((l) => t.right > l.left && t.top < l.bottom && l.top < t.bottom);
+              }).map((text) => text.textContent).concat(lines.length ? [] : ["no limits"]);
+            }"""
+        )
+        assert behind == []
+
+
+def test_no_line_of_a_grid_crosses_the_legend_of_errors_by_layer(report):
+    vision = report.boundary("vision")
+    layers = [
+        vision.model_copy(update={"name": f"{kind}.{i}", "metrics": {"relative_error": 10.0 ** (i - 6)}})
+        for kind in ("vision_block", "decoder_layer")
+        for i in range(4)
+    ]
+    svg = errors_by_layer(report.model_copy(update={"boundaries": tuple(layers)}))
+    assert svg is not None
+    with opened(1280, "light") as page:
+        show(page, svg)
+        axes = page.locator("#layers-axes_1").bounding_box()
+        names = [page.get_by_text(name).bounding_box() for name in ("ViT blocks", "decoder layers")]
+        assert axes is not None
+        assert all(name is not None and name["y"] > axes["y"] + axes["height"] for name in names)
+
+
+def test_sentences_of_magnitudes_and_texts_do_not_run_together(report):
+    layers = [LayerRange(layer=f"layers.{i}", tensor=f"layers.{i}.out", magnitude=x) for i, x in enumerate((9e4, 5e4))]
+    update = {
+        "ranges": RangeFacts(dtype="float16", largest=65504.0, layers=tuple(layers)),
+        "texts": TextFacts(texts=9, tokens=900, nll=9.31, unigram_nll=4.2, prediction_entropy=2.1, uniform_nll=6.2),
+    }
+    with opened(500, "light") as page:
+        show(page, to_html(report.model_copy(update=update)))
+        expect(page.get_by_text("float16 holds up to 65504. 1 of 2 layers leave its range. 1 of 2")).to_be_visible()
+        expect(page.get_by_text("✗ fail 9.31 nats per token")).to_be_visible()
+
+
+def test_no_value_of_a_plot_is_crossed_by_its_limit(report):
+    svg = errors_by_boundary(near_limits(report))
     assert svg is not None
     with opened(1280, "light") as page:
         show(page, svg)
