@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from r1v_export.quoting import shorten_text
+
 ROOT = Path("/")
 _OPTION, _VARIABLE = "--threads", "OMP_NUM_THREADS"
 _BY_USER = (_OPTION, _VARIABLE)
@@ -62,11 +64,44 @@ def thread_count(root: Path = ROOT) -> ThreadCount:
     return min(_limits(root), key=lambda limit: limit.count)
 
 
+def available_cpus(root: Path = ROOT) -> ThreadCount:
+    """The CPUs that this process may use, hyper-threads counted: more threads than these only wait for each other.
+
+    Args:
+        root: of the file system that holds /proc and the cgroups.
+    """
+    machine = ThreadCount(os.cpu_count() or 1, "CPUs of this machine")
+    return min([machine, *_allowed(root)], key=lambda limit: limit.count)
+
+
+def limit_environment(root: Path = ROOT) -> str | None:
+    """Lower OMP_NUM_THREADS to `available_cpus`; torch and numpy read it when they are imported, and start as many.
+
+    Returns:
+        A warning that says so; None where nothing was lowered.
+    """
+    setting = os.environ.get(_VARIABLE, "")
+    counts = [part.strip().lstrip("0") for part in setting.split(",")]  # one for each level of nested loops
+    if not all(count.isascii() and count.isdecimal() for count in counts):
+        return None
+    most = available_cpus(root)
+    lowered = [count if len(count) < 6 and int(count) <= most.count else str(most.count) for count in counts]
+    if lowered == counts:
+        return None
+    os.environ[_VARIABLE] = ",".join(lowered)
+    found, lower = shorten_text(setting, 40), ",".join(lowered)
+    return f"{_VARIABLE}={found} is more threads than CPUs this process may use: lowered to {lower} ({most.source})"
+
+
 def _limits(root: Path) -> Iterator[ThreadCount]:
     import psutil
 
-    logical = os.cpu_count() or 1
-    yield ThreadCount(psutil.cpu_count(logical=False) or logical, "physical cores")
+    yield ThreadCount(psutil.cpu_count(logical=False) or os.cpu_count() or 1, "physical cores")
+    yield from _allowed(root)
+
+
+def _allowed(root: Path) -> Iterator[ThreadCount]:
+    """What the system lets this process use."""
     if hasattr(os, "sched_getaffinity"):
         yield ThreadCount(len(os.sched_getaffinity(0)), "CPU affinity")
     if (quota := cpu_quota(root)) is not None:

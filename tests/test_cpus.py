@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from r1v_export.cpus import ThreadCount, cpu_quota, thread_count, use_threads
+from r1v_export.cpus import ThreadCount, available_cpus, cpu_quota, limit_environment, thread_count, use_threads
 
 V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "31 24 0:27 {root} /sys/fs/cgroup/cpu,cpuacct ro shared:9 - cgroup cgroup rw,cpu,cpuacct"
@@ -119,6 +122,46 @@ def test_an_omp_num_threads_that_is_no_number_counts_for_nothing(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert thread_count(tmp_path).source == "physical cores"
+
+
+def test_available_are_hyper_threads_too_within_affinity_and_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert available_cpus(tmp_path) == ThreadCount(12, "CPUs of this machine")
+    assert available_cpus(v2(tmp_path, "/", cgroup__max="250000 100000")) == ThreadCount(3, "CPU quota of 2.5")
+
+
+@pytest.mark.parametrize(
+    ("value", "lowered"),
+    [("9999", "12"), ("13,2", "12,2"), ("0" * 9 + "44", "12"), ("9" * 5000, "12"), ("12", None), ("5,2", None)],
+)
+def test_an_omp_num_threads_above_the_cpus_is_lowered_with_a_warning(
+    value: str, lowered: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    warning = limit_environment(tmp_path)
+    assert os.environ["OMP_NUM_THREADS"] == (lowered or value)
+    assert (warning is None) == (lowered is None)
+    assert warning is None or (f"lowered to {lowered}" in warning and len(warning) < 200)
+
+
+@pytest.mark.parametrize("value", ["", "0", "many", "-3"])
+def test_an_omp_num_threads_that_openmp_ignores_stays(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert limit_environment(tmp_path) is None
+    assert os.environ["OMP_NUM_THREADS"] == value
+
+
+def test_the_command_line_lowers_it_before_torch_is_imported() -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "9999", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "r1v_export.cli.main", "doctor", "--format", "json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr.count("OMP_NUM_THREADS=9999 is more threads than CPUs") == 1
+    assert json.loads(done.stdout)["machine"]["threads"]["count"] <= (os.cpu_count() or 1)
 
 
 def test_this_machine_has_a_thread_count() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.logs import TerminalHandler
+from r1v_export.cli.logs import TerminalHandler, say
 from r1v_export.cli.output import print_json
 from r1v_export.cli.streams import json_text
 from r1v_export.count import Count
@@ -43,7 +43,7 @@ def stream(events: Iterable[TokenEvent], *, answer_only: bool) -> None:
             click.echo("\n</think>" if closed else "")
             TerminalHandler.answer_on_line = False
             if remark := end_remark(event.answer):
-                click.echo(f"({remark})", err=True)
+                say(f"({remark})")
 
 
 def _write(styled: str, text: str) -> None:

@@ -6,8 +6,10 @@ import functools
 import json
 import logging
 import math
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -23,6 +25,9 @@ PACKAGE = logging.getLogger("r1v_export")
 WARNINGS = logging.getLogger("py.warnings")
 """Where Python puts what libraries warn of (a damaged EXIF, a deprecation): for the log, not for stderr."""
 
+LIBRARIES = logging.getLogger("r1v_export.libraries")
+"""Whether it is enabled decides what libraries that log to stderr by themselves, in text, may write there."""
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """Attributes that every record has; all others are fields of its event."""
 
@@ -33,7 +38,7 @@ def logging_options(function: Function) -> Function:
     @functools.wraps(function)
     def wrapper(*args: Any, verbose: int, log_file: Path | None, log_format: str, **options: Any) -> Any:
         handlers = _handlers(verbose, log_file, log_format)
-        level_before = PACKAGE.level
+        level_before, libraries_before = PACKAGE.level, LIBRARIES.level
         logging.captureWarnings(True)
         try:
             for handler in handlers:
@@ -41,10 +46,15 @@ def logging_options(function: Function) -> Function:
                 WARNINGS.addHandler(handler)
             if handlers:
                 PACKAGE.setLevel(_level(verbose))
+            if handlers and (log_format == "json" or not verbose):
+                LIBRARIES.setLevel(logging.CRITICAL)
+                note = "what ONNX Runtime logs by itself is not shown: it is text; --log-format text with -v shows it"
+                PACKAGE.debug(note)
             return function(*args, **options)
         finally:
             logging.captureWarnings(False)
             PACKAGE.setLevel(level_before)
+            LIBRARIES.setLevel(libraries_before)
             for handler in handlers:
                 PACKAGE.removeHandler(handler)
                 WARNINGS.removeHandler(handler)
@@ -58,6 +68,41 @@ def logging_options(function: Function) -> Function:
     verbose = click.option("-v", "--verbose", count=True, help="Log to stderr what is decided and done; -vv for more.")
     result: Function = verbose(decorated)
     return result
+
+
+def json_on_stderr(arguments: Sequence[str] | None = None) -> bool:
+    """Whether stderr is a log of JSON lines, so that nothing else may be printed there.
+
+    Args:
+        arguments: of a command line that is not running; the handlers that are there decide if omitted.
+    """
+    if arguments is None:
+        return any(
+            isinstance(each, TerminalHandler) and isinstance(each.formatter, JsonFormatter) for each in PACKAGE.handlers
+        )
+    as_json = "--log-format=json" in arguments or ("--log-format", "json") in pairwise(arguments)
+    return as_json and any(re.fullmatch("--verbose|-q*v[qv]*", each) for each in arguments)
+
+
+def json_line(level: int, message: str, **fields: Any) -> str:
+    """What `JsonFormatter` makes of a message that no logger passes on."""
+    record = logging.makeLogRecord({"name": PACKAGE.name, "levelno": level, "levelname": logging.getLevelName(level)})
+    vars(record).update(msg=message, **fields)
+    return JsonFormatter().format(record)
+
+
+def log_note(line: str) -> None:
+    """Log what is a note to people otherwise; a warning as one."""
+    message = line.removeprefix("warning: ")
+    PACKAGE.log(logging.INFO if message == line else logging.WARNING, "%s", message)
+
+
+def say(line: str) -> None:
+    """Print a line to people on stderr, or log it where stderr is a log of JSON lines."""
+    if json_on_stderr():
+        log_note(line)
+    else:
+        click.echo(line, err=True)
 
 
 class TextFormatter(logging.Formatter):

@@ -24,7 +24,9 @@ from r1v_export import build_extra
 from r1v_export.cli import termination
 from r1v_export.cli.help_text import HelpFormatter
 from r1v_export.cli.interrupt import leave_at_once
+from r1v_export.cli.logs import json_line, json_on_stderr
 from r1v_export.cli.streams import discard_stdout, json_text, prepare_streams
+from r1v_export.cpus import limit_environment
 from r1v_export.errors import CapabilityError, R1VError, UsageError
 from r1v_export.progress import fitted
 from r1v_export.version import VERSION
@@ -108,6 +110,9 @@ def main() -> None:
     with contextlib.suppress(RuntimeError, ValueError):  # where stderr is no file
         faulthandler.enable()  # a page of a mapped file that cannot be read any more ends the process: say where
     logging.raiseExceptions = False  # No traceback on stderr where a record cannot be written there.
+    if warning := limit_environment():  # before anything imports torch or numpy
+        as_json = json_on_stderr(sys.argv[1:])
+        click.echo(json_line(logging.WARNING, warning) if as_json else f"warning: {warning}", err=True)
     exit_code = run(sys.argv[1:])
     if exit_code in (UserInterruptError.exit_code, termination.EXIT_CODE):
         leave_at_once(exit_code)
@@ -211,6 +216,9 @@ def _report(arguments: Sequence[str], error: R1VError) -> int:
             return error.exit_code
         except OSError:
             discard_stdout()  # Then it goes to stderr, as text.
+    if json_on_stderr(arguments):
+        click.echo(json_line(logging.ERROR, error.what, error=error.as_dict()), err=True)
+        return error.exit_code
     click.secho(_LABEL, fg="red", bold=True, nl=False, err=True, color=_color())
     click.echo(_fitted(str(error)), err=True)
     return error.exit_code

@@ -14,9 +14,9 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from r1v_export.cli.interrupt import answered_interrupts
-from r1v_export.cli.logs import logging_options
+from r1v_export.cli.logs import json_on_stderr, log_note, logging_options
 from r1v_export.cli.streams import json_text
-from r1v_export.cpus import use_threads
+from r1v_export.cpus import available_cpus, use_threads
 from r1v_export.errors import UsageError
 from r1v_export.progress import fitted, terminal_width
 from r1v_export.quoting import visible
@@ -203,11 +203,29 @@ image_cache_mib_option = click.option(
 )
 MAX_THREADS = 4096
 """More than any machine has cores; ONNX Runtime starts every thread that it is asked for, and hangs on millions."""
+
+
+def _use_threads(_context: click.Context, _option: click.Parameter, count: int | None) -> None:
+    """
+    Raises:
+        UsageError: more than there are CPUs for.
+    """
+    if count is not None and count > (most := available_cpus()).count:
+        raise UsageError(
+            "More threads than CPUs that this process may use would wait for each other.",
+            where="--threads",
+            expected=f"1 to {most.count} ({most.source})",
+            found=count,
+            fix=f"pass --threads {most.count}, or omit it",
+        )
+    use_threads(count)
+
+
 threads_option = click.option(
     "--threads",
     type=WholeNumber(1, MAX_THREADS),
     expose_value=False,
-    callback=lambda _context, _option, value: use_threads(value),
+    callback=_use_threads,
     help="CPU threads of an operator. [default: OMP_NUM_THREADS, or by cores and quota]",
 )
 draft_tokens_option = click.option(
@@ -264,6 +282,13 @@ def shown_progress(format_: str, stages: int = 0) -> Progress:
     from r1v_export.progress import Progress
 
     as_json = format_ == "json"
+    if json_on_stderr():  # its stages are events already
+
+        class LoggedNotes(Progress):
+            def note(self, line: str) -> None:
+                log_note(line)
+
+        return LoggedNotes(stages, quiet=True)
     return Progress(stages, quiet=as_json or click.get_current_context().meta[_QUIET], notes=not as_json)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from r1v_export.cli.logs import say
 from r1v_export.cli.output import Number, WholeNumber
 from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import InputError, R1VError, UsageError
@@ -113,7 +114,7 @@ def print_sampling(chosen: Sampling, config: Mapping[str, Any]) -> None:
     lines = fitted(f"sampling: {chosen}", sys.stderr, indent=10)
     if unused := unused_fields(config):
         lines += fitted(f"sampling: not used of {NAME}: {', '.join(unused)}", sys.stderr, indent=10)
-    click.echo("\n".join(lines), err=True)
+    say("\n".join(lines))
 
 
 def _guide(json_schema: Path | None, regex: str | None) -> Guide | None:

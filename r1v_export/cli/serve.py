@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from r1v_export.cli.logs import JsonFormatter
+from r1v_export.cli.logs import JsonFormatter, say
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
     Number,
@@ -214,7 +214,7 @@ def command(
         if format_ == "json":
             print_json({"url": url, "model": settings.model})
         else:
-            click.echo(f"serving {settings.model} at {url} (page), {url}/v1 (OpenAI API)", err=True)
+            say(f"serving {settings.model} at {url} (page), {url}/v1 (OpenAI API)")
 
     with _access_log(access_log):
         try:

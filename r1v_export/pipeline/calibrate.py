@@ -149,9 +149,9 @@ def _require_samples(config: BuildConfig, shards: int) -> None:
     Raises:
         InputError: it is so. Whether the set has as many samples as were asked for is found out when it is read.
     """
-    read_examples(config.calibration.data, 1, config.image_policy)
-    if config.calibration.samples is not None:
-        require_sample_for_each(shards, config.calibration.samples)
+    most = config.calibration.samples or shards
+    # One for each shard decides; a set may be far larger.
+    require_sample_for_each(shards, len(read_examples(config.calibration.data, min(most, shards), config.image_policy)))
 
 
 def _open(config: BuildConfig, offline: bool, *, elsewhere: bool = False) -> Checkpoint:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from r1v_export.cli import build, calibrate, main
-from r1v_export.cpus import use_threads
+from r1v_export.cpus import ThreadCount, use_threads
 from r1v_export.manifest import FileEntry, StageEntry
 from r1v_export.pipeline.build import Built
 from r1v_export.pipeline.calibrate import Calibrated
@@ -27,7 +27,10 @@ def threads_restored() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads_restored")
-def test_threads_are_those_of_pytorch_and_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_threads_are_those_of_pytorch_and_of_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r1v_export.cli.output.available_cpus", lambda: ThreadCount(4, "CPU affinity"))
     assert main.run(["build", "--threads", "3", "--dry-run", "--format", "json", "-o", str(tmp_path / "out")]) == 0
     assert torch.get_num_threads() == 3
     assert json.loads(capsys.readouterr().out)["stages"]
@@ -123,6 +126,17 @@ def test_a_build_file_that_is_none_is_refused(
 def test_more_threads_than_any_machine_has_cores_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["build", "--threads", "100000000", "--dry-run"]) == 2
     assert "100000000 is not in the range 1 to 4096" in capsys.readouterr().err
+
+
+def test_more_threads_than_cpus_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r1v_export.cli.output.available_cpus", lambda: ThreadCount(4, "CPU affinity"))
+    for command in (["build", "--dry-run"], ["run", "no", "?"], ["serve", "no"], ["bench", "no"], ["check", "no"]):
+        assert main.run([*command, "--threads", "5"]) == 2
+        said = capsys.readouterr().err
+        assert "expected: 1 to 4 (CPU affinity)" in said
+        assert "found:    5" in said
 
 
 @pytest.mark.parametrize("option", ["--max-seconds", "--drain-seconds"])

@@ -12,12 +12,26 @@ from pathlib import Path
 import click
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from r1v_export.cli import main
 from r1v_export.cli.answers import stream
-from r1v_export.cli.logs import PACKAGE, JsonFormatter, TerminalHandler, TextFormatter, _handlers, logging_options
+from r1v_export.cli.logs import (
+    LIBRARIES,
+    PACKAGE,
+    JsonFormatter,
+    LogFileHandler,
+    TerminalHandler,
+    TextFormatter,
+    _handlers,
+    logging_options,
+    say,
+)
+from r1v_export.cli.output import common_options, shown_progress
+from r1v_export.errors import UsageError
 from r1v_export.exporters.passes.run_passes import run_passes
 from r1v_export.runner.answer import Answer, Timings, TokenEvent
+from r1v_export.targets.onnxruntime.runtime.session import open_session
 
 
 @pytest.fixture
@@ -172,3 +186,43 @@ def test_what_libraries_warn_of_is_in_the_log_and_not_on_stderr(
     (record,) = map(json.loads, (tmp_path / "log").read_text().splitlines())
     assert (record["level"], record["logger"]) == ("warning", "py.warnings")
     assert "UserWarning: Corrupt EXIF data." in record["message"]
+
+
+def test_with_json_on_stderr_every_line_is_json_while_onnx_runtime_opens_a_session(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime logs to the file descriptor by itself, as text, and its sessions are opened by the command."""
+    x, y = helper.make_tensor_value_info("x", 1, [1]), helper.make_tensor_value_info("y", 1, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+    @click.command()
+    @common_options
+    def ask(format_: str) -> None:
+        progress = shown_progress(format_, 1)
+        progress.note("warning: something")
+        with progress.stage("open"):
+            open_session(content, Path.cwd(), "cpu")
+        say("serving")
+        raise UsageError("No such thing.", fix="another")
+
+    monkeypatch.setattr(main, "cli", click.Group(commands={"ask": ask}))
+    assert main.run(["ask", "-vv"]) == 2
+    assert "onnxruntime:" in capfd.readouterr().err  # so it does log
+    assert main.run(["ask", "-vv", "--log-format", "json"]) == 2
+    events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    said = {event["message"]: event["level"] for event in events}
+    assert (said["something"], said["serving"], said["No such thing."]) == ("warning", "info", "error")
+    assert events[-1]["error"]["fix"] == "another"
+    assert any("ONNX Runtime" in message for message in said)
+
+
+def test_onnx_runtime_s_own_lines_are_not_on_stderr_when_the_log_is_a_file(
+    speaking: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    severities = []
+    monkeypatch.setattr(LogFileHandler, "emit", lambda *_: severities.append(LIBRARIES.isEnabledFor(logging.WARNING)))
+    assert main.run(["speak", "--log-file", str(tmp_path / "log")]) == 0
+    assert severities
+    assert not any(severities)
+    assert LIBRARIES.level == logging.NOTSET

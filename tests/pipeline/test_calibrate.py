@@ -84,6 +84,8 @@ def test_settings_that_exclude_each_other_are_usage_errors(
         (("--merge", "{folder}", "--device", "cuda"), "There is no CUDA GPU"),
         (("--precision", "fp8", "--samples", "3", "--shards", "4"), "more shards than calibration samples"),
         (("--precision", "fp8", "--samples", "3", "--shard", "1/4"), "more shards than calibration samples"),
+        (("--precision", "fp8", "--calib", "{two}", "--shards", "3"), "expected: at most 2"),
+        (("--precision", "fp8", "--calib", "{two}", "--shard", "1/3"), "expected: at most 2"),
         (("--precision", "fp8", "--shard", "1/2", "--calib", "{folder}/none"), "no calibration set here"),
     ],
 )
@@ -96,7 +98,10 @@ def test_what_cannot_run_is_refused_before_a_stage_is_announced(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    words = [option.format(folder=tmp_path) for option in options]
+    two = tmp_path / "two.jsonl"
+    line = json.dumps({"image": "x.png", "prompt": "?"})
+    two.write_text(f"{line}\n{line}\n")
+    words = [option.format(folder=tmp_path, two=two) for option in options]
     assert calibrate(tiny_model, *words, "-o", tmp_path / "out") in (1, 4)
     said = capsys.readouterr().err
     assert said.startswith("error:")

@@ -115,7 +115,7 @@ def require_sample_for_each(shards: int, samples: int) -> None:
             "There are more shards than calibration samples.",
             expected=f"at most {samples}",
             found=shards,
-            fix="pass fewer shards, or more --samples",
+            fix="pass fewer shards, or more samples: with --samples, or in the set that --calib names",
         )
 
 

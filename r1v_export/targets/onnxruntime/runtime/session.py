@@ -23,6 +23,8 @@ from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGra
 from r1v_export.targets.onnxruntime.session_options import WEIGHTS_FOLDER, quantization_entries
 
 _LOG = logging.getLogger(__name__)
+_LIBRARIES = logging.getLogger("r1v_export.libraries")
+"""Disabled where stderr is a log of JSON lines, see `cli.logs`."""
 _SPINNING = "session.intra_op.allow_spinning"
 _NO_SPINNING_BETWEEN_RUNS = "session.force_spinning_stop"
 """Else threads that wait for the next step take the cores that sampling, delivering and other graphs need."""
@@ -149,10 +151,10 @@ def _require_cuda(session: ort.InferenceSession, device: Device, where: object) 
 
 
 def _log_severity() -> int:
-    """What ONNX Runtime may write to stderr by itself: its errors are raised too, and its warnings are for `-v`."""
-    if _LOG.isEnabledFor(logging.DEBUG):
+    """What ONNX Runtime may write to stderr by itself, as text: errors are raised too, warnings are for `-v`."""
+    if _LIBRARIES.isEnabledFor(logging.DEBUG):
         return _INFO
-    return _WARNING if _LOG.isEnabledFor(logging.INFO) else _FATAL
+    return _WARNING if _LIBRARIES.isEnabledFor(logging.INFO) else _FATAL
 
 
 def _providers(device: Device, gpu: int) -> list[Any]:
