@@ -128,7 +128,11 @@ def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, l
                 # It would cross the limit's line, and behind that line it would read as the limit: above its own line.
                 is_long = math.log10(at / low) > width
                 at = at if is_long else low
-                style = {"xytext": (-6 if is_long else 2, 2), "va": "bottom", "ha": "right" if is_long else "left"}
+                style = {
+                    "xytext": (-6 if is_long else 2, 2 if is_long else 4),
+                    "va": "bottom",
+                    "ha": "right" if is_long else "left",
+                }
             else:
                 at = limit
     axes.annotate(text, (at, row), textcoords="offset points", fontsize=10, **style)
@@ -172,7 +176,7 @@ _LIMITED = {"mean_kl": " of the mean over all steps", "max_kl": " of the largest
 
 def _draw_limit(axes: Axes, limit: float) -> None:
     low, high = axes.get_ylim()
-    axes.set_ylim(low, max(high, 10 * limit))
+    axes.set_ylim(min(low, limit / 10) if axes.get_yscale() == "log" else low, max(high, 10 * limit))
     axes.axhline(limit, color=INK, linewidth=1.4, linestyle=(0, (4, 2)))
 
 

@@ -132,6 +132,7 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         "size": size,
         "share": share,
         "value": value,
+        "visible": visible,
         "printable": printable,
         "data_uri": data_uri,
         "megabytes": megabytes,
@@ -213,6 +214,13 @@ def by_channel(reasoning: ReasoningFormat | None, parts: Sequence[Part]) -> list
         first += len(inside) - len(inside.lstrip())
         channels.append((name, _cut(parts, first, max(first, first + len(inside.strip())))))
     return [(name, pieces) for name, pieces in channels if pieces]
+
+
+def visible(token: str) -> str:
+    """A token at which answers part, as it can be marked: white space by signs, and the end of an answer in words."""
+    if not token:
+        return "⟨ended⟩"
+    return token if token.strip() else "".join({"\n": "⏎", "\t": "⇥"}.get(letter, "␣") for letter in token)
 
 
 def _cut(parts: Sequence[Part], first: int, last: int) -> list[Part]:

@@ -12,10 +12,10 @@ from playwright.sync_api import expect
 from r1v_export.manifest import FileEntry
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
-from r1v_export.parity.plots import errors_by_boundary, errors_by_layer
+from r1v_export.parity.plots import errors_by_boundary, errors_by_layer, errors_by_step
 from r1v_export.parity.provenance import HashedFiles, Provenance
 from r1v_export.parity.report import to_html
-from r1v_export.parity.schema import LayerRange, RangeFacts, ReasoningFormat, Saturation, TextFacts
+from r1v_export.parity.schema import Check, LayerRange, RangeFacts, ReasoningFormat, Saturation, TextFacts
 from r1v_export.reference.model import Model
 from tests.browser import VIEWS, faint_texts, needs_chromium, opened, scrolling_tables, show, unreachable_scrollers
 from tests.detailed_report import detail
@@ -203,6 +203,43 @@ def test_sentences_of_magnitudes_and_texts_do_not_run_together(report):
         show(page, to_html(report.model_copy(update=update)))
         expect(page.get_by_text("float16 holds up to 65504. 1 of 2 layers leave its range. 1 of 2")).to_be_visible()
         expect(page.get_by_text("✗ fail 9.31 nats per token")).to_be_visible()
+
+
+def test_names_of_tensors_and_metrics_do_not_break_within_a_word_on_a_narrow_screen(report):
+    tensor = "language_model.model.layers.7.mlp.down_proj.output"
+    large = RangeFacts(dtype="float16", largest=65504.0, layers=(LayerRange(layer="x", tensor=tensor, magnitude=9e4),))
+    checks = (Check(metric="top1_agreement", value=0.5, relation="at least", limit=1, passed=False, reason="so"),)
+    bad = [each.model_copy(update={"checks": checks}) for each in report.boundaries if each.name == report.first_bad]
+    others = [each for each in report.boundaries if each.name != report.first_bad]
+    assert "7.<wbr>mlp." in to_html(report.model_copy(update={"ranges": large}))
+    with opened(500, "light") as page:
+        show(page, to_html(report.model_copy(update={"boundaries": (*bad, *others)})))
+        expect(page.locator(".verdict .whole", has_text="Top-1").first).to_have_css("white-space", "nowrap")
+
+
+def test_a_token_of_white_space_at_which_answers_part_is_marked(report):
+    sample = next(each for each in report.samples if each.divergence)
+    parted = sample.model_copy(update={"divergence": sample.divergence.model_copy(update={"candidate_token": " \n"})})
+    with opened(1280, "light") as page:
+        show(page, to_html(report.model_copy(update={"samples": (parted,)})))
+        expect(page.locator("mark", has_text="␣⏎")).to_be_visible()
+
+
+def test_a_limit_far_below_the_errors_is_within_the_axis(report):
+    steps = [step.model_copy(update={"max_abs_error": 30.0 + step.step}) for step in report.decode_steps]
+    svg = errors_by_step(report.model_copy(update={"decode_steps": tuple(steps)}))
+    assert svg is not None
+    with opened(1280, "light") as page:
+        show(page, svg)
+        ticks = page.locator('[id="steps-matplotlib.axis_2"]').bounding_box()
+        limit = page.evaluate(
+            """() => {
+              const dashed = [...document.querySelectorAll("#steps-axes_1 path")];
+              return dashed.filter((path) => path.style.strokeDasharray)[0].getBoundingClientRect().y;
+            }"""
+        )
+        assert ticks is not None
+        assert ticks["y"] < limit < ticks["y"] + ticks["height"]
 
 
 def test_no_value_of_a_plot_is_crossed_by_its_limit(report):
