@@ -14,7 +14,7 @@ from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.gpus import no_gpu
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback, subrange
-from r1v_export.quantization.sizes import weight_bytes
+from r1v_export.quantization.sizes import GRAPH_PREFIXES, weight_bytes
 from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets import registry
 from r1v_export.targets.interface import BuildInputs, EngineDescription, NumericsSpec, Readiness, Target
@@ -38,6 +38,12 @@ from r1v_export.targets.tensorrt.runtime.loading import open_engine
 
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
+
+
+_KERNEL_BYTES = {contract.VISION: 3.5e6, contract.PROJECTOR: 0.3e6, contract.DECODER: 3.5e6}
+"""Of one profile of a plan, by part: the plan without its weights. TensorRT-RTX 1.7.1; they depend little on the number
+of layers, on their width, and on how many GPUs a plan is for (docs/tensorrt.md has the measurements)."""
+_MORE_WITH_QUANTIZED_INPUTS = 1.6
 
 
 class TensorRTTarget(Target):
@@ -134,15 +140,19 @@ class TensorRTTarget(Target):
         return tuple(sorted(set(numbers)))
 
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
-        """Plans weigh what their weights do; see docs/tensorrt.md for decoders with two profiles."""
+        """Weights of the plans, and kernels of each of their profiles; see docs/tensorrt.md for decoders with two."""
         options = self.options(config)
-        if options.strip:
-            return 0
-        sizes = weight_bytes(spec, schemes, registry.compute_dtype(config))
-        decoders = 2 if options.decode_profile else 1
-        return sum(
-            sizes[graph] * (decoders if graph == contract.DECODER else 1) for part in PARTS for graph in part.graphs
-        )
+        weights = weight_bytes(spec, schemes, registry.compute_dtype(config))
+        inputs_quantized = {_graph_of(name) for name, scheme in schemes.items() if scheme.inputs is not None}
+        total = 0.0
+        for part in PARTS:
+            decoder = part.name == contract.DECODER
+            decoders = 2 if decoder and options.decode_profile else 1
+            profiles = decoders if decoder else len(options.tile_profiles)
+            more = _MORE_WITH_QUANTIZED_INPUTS if inputs_quantized.intersection(part.graphs) else 1
+            total += 0 if options.strip else decoders * sum(weights[graph] for graph in part.graphs)
+            total += profiles * _KERNEL_BYTES[part.name] * more
+        return round(total)
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         return NumericsSpec(registry.compute_dtype(config))
@@ -188,6 +198,11 @@ class TensorRTRTXTarget(TensorRTTarget):
 
     name = TENSORRT_RTX
     tools = (DISTRIBUTIONS[TENSORRT_RTX].distribution,)
+
+
+def _graph_of(linear: str) -> str:
+    """The graph that a linear is in."""
+    return next(graph for prefix, graph in GRAPH_PREFIXES if linear.startswith(prefix))
 
 
 def _require(numbers: tuple[int | None, ...], dtype: ir.DataType) -> None:
