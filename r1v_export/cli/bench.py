@@ -170,7 +170,8 @@ def _setting(result: Measurement) -> list[tuple[str, str]]:
     return [
         ("engine", result["engine"]),
         ("threads", f"{threads['count']} ({threads['source']})"),
-        ("sequences", f"{result['batch']} at once, runs after a warm-up: {result['runs']}"),
+        ("sequences", f"{result['batch']} at once"),
+        ("runs", f"{result['runs']}, after a warm-up"),
         ("image", _image(result)),
         ("prompt", str(Count(result["prompt_tokens"], "token"))),
         ("answer", str(Count(result["new_tokens"], "token"))),
@@ -187,7 +188,7 @@ def _image(result: Measurement) -> str:
     image = result["image"]
     origin = {"file": "read from its file in each run", "memory": "decoded before the runs", "synthetic": "synthetic"}
     size = f"{image['width']} x {image['height']} pixels"
-    return f"{size}, tiles: {result['tiles']}, {origin[image['source']]}"
+    return f"{size}, {Count(result['tiles'], 'tile')}, {origin[image['source']]}"
 
 
 def _latency_row(name: str, found: Distribution) -> tuple[str, ...]:

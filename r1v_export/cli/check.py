@@ -118,7 +118,9 @@ def command(
         reports = {result.gate: result.model_dump(mode="json") for result in results}
         print_json(reports if len(reports) > 1 else results[0].model_dump(mode="json"))
     else:
-        for result in results:
+        for number, result in enumerate(results):
+            if number:
+                click.echo()
             _print(result)
     try:
         pages = write_reports(results, folder)
@@ -133,7 +135,8 @@ def command(
 
 def _print(report: ParityReport) -> None:
     """What was asked; one line per boundary: its checked metrics, and their limits."""
-    click.echo(wrapped(f"{report.title}: {'passed' if report.passed else 'FAILED'}"))
+    verdict = "passed" if report.passed else "FAILED"
+    click.echo(wrapped(f"{report.title} ({report.candidate}, {report.precision}): {verdict}"))
     rows = []
     for boundary in report.boundaries:
         for check in boundary.checks or (None,):
@@ -151,10 +154,10 @@ def _print(report: ParityReport) -> None:
             within = f"within {check.near_tie:g} in the reference's logits"
             click.echo(wrapped(f"{name}: {ties} counted as agreement, {within}"))
     if report.texts and report.texts.not_gated is None:
-        verdict = "ok" if report.texts.passed else "FAIL"
+        rated = "ok" if report.texts.passed else "FAIL"
         limit = f"at most {report.texts.unigram_nll:.3g}"
         nats = f"{report.texts.nll:.3g} nats per token"
-        click.echo(wrapped(f"replies to calibration questions: {nats}, {limit}: {verdict}"))
+        click.echo(wrapped(f"replies to calibration questions: {nats}, {limit}: {rated}"))
     if report.rounded_inputs:
         click.echo(wrapped(report.rounded_inputs.sentence))
     for warning in report.warnings:

@@ -204,4 +204,10 @@ def _verdict(why: str) -> str:
 
 
 def _one_line(values: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items()) if isinstance(values, dict) else str(values)
+    """`hidden_size=256, norm=rms_norm`: no line break parts a name from its value."""
+    if isinstance(values, dict):
+        parts = {name: f"({_one_line(value)})" if isinstance(value, dict) else value for name, value in values.items()}
+        return ", ".join(f"{name}={_one_line(value)}" for name, value in parts.items())
+    if values is None or isinstance(values, bool):
+        return {None: "none", True: "yes", False: "no"}[values]
+    return f"{values:.10g}" if isinstance(values, float) else str(values)

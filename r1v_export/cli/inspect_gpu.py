@@ -165,7 +165,7 @@ def _steps_text(found: dict[str, Any]) -> str:
             f"least time on each GPU at the peak rates of {device['name']} ({device['source']}), communication between "
             "GPUs not counted"
         ),
-        table(rows, ("step", "FLOP", "bytes", "ms", "bound")),
+        table(rows, ("step", "FLOP", "bytes", "ms", "bound by")),
         f"at most {found['requests']['batch'] / decode_s:,.0f} tokens/s over all requests",
     ]
     missing = sorted({kind for row in found["steps"].values() for kind in row["arithmetic"]} - set(device["tflops"]))

@@ -61,7 +61,9 @@ def attained(
     found = device_name(ran_on)
     peaks = peaks or named_by_driver(found.partition(": ")[2])
     if peaks is None:
-        why = f"the peak rates of {found} are not known here; --roofline compares with {', '.join(DEVICES)}"
+        why = (
+            f"the peak rates of this device are not known here ({found}); --roofline compares with {', '.join(DEVICES)}"
+        )
         return {"gpu": None, "why": why}
     work = {stage: done for stage, done in _workloads(measured).items() if _holds(bundle.graphs, done[0])}
     if not work:

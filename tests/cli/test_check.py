@@ -55,6 +55,7 @@ def test_no_line_is_wider_than_the_terminal(
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= columns
     words = " ".join(text.split())
+    assert "The engine computes what PyTorch computes (onnxruntime, int4): " in words
     for part in ("not gated", "nats of mean KL", "near ties counted as agreement", "mixed-precision-of-twenty"):
         assert part in words
 

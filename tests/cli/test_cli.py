@@ -217,7 +217,7 @@ def test_bench_counts_the_time_from_the_image_s_file_to_the_last_token(nano_bund
         assert sum(stages.values()) - stages["decode_ms"] < sequence["token_ms"][0] + 1
     text = succeed(*options)
     assert re.search(r"^last token +\d", text, re.MULTILINE)
-    size = f"{result['image']['width']} x {result['image']['height']} pixels, tiles: {result['tiles']}, "
+    size = f"{result['image']['width']} x {result['image']['height']} pixels, 1 tile, "
     assert size + "read from its file" in " ".join(text.split())
 
 
@@ -278,6 +278,13 @@ def test_inspect_shows_the_parity_verdict_and_the_versions_of_a_bundle(nano_bund
     assert re.search(r"^parity, onnxruntime +passed$", text, re.MULTILINE)
     assert re.search(rf"^versions [^:]*\bonnxruntime\s+{re.escape(version('onnxruntime'))}\b", text, re.MULTILINE)
     assert re.search(rf"^producer +r1v-export {re.escape(VERSION)}$", text, re.MULTILINE)
+
+
+def test_inspect_shows_values_of_a_model_as_people_write_them(succeed) -> None:
+    text = " ".join(succeed("inspect", "r1v-nano").split())
+    for shown in ("qk_norm=yes", "qkv_bias=no", "rope_theta=1000000, rope_scaling=none", "system_message none"):
+        assert shown in text
+    assert not re.findall(r"None|True|False|\d\.0\b", text)
 
 
 def test_inspect_says_of_a_gate_that_did_not_run_that_nothing_was_checked() -> None:
