@@ -143,7 +143,7 @@ def test_a_build_streams_its_gate_where_the_config_says_so(tiny_model: Path, tmp
     assert "decoder_layer.0" in {boundary.name for boundary in report.boundaries}
     page = (out / "report" / "parity.html").read_text(encoding="utf-8")
     assert "Error by layer" in page
-    assert "1 decoder layers" in page
+    assert "1 decoder layer" in page
     assert not (out / ".work").exists()
 
 

@@ -34,7 +34,7 @@ def test_answers_that_the_context_would_cut_off_are_refused_before_any_is_begun(
         measure(
             runner, load_image(CHART, runner.image_policy), "What do you see?", 99_999_999, 1, Progress(1, quiet=True)
         )
-    most = int(str(caught.value.expected).split(",")[0].removeprefix("at most "))
+    most = int(str(caught.value.expected).split(":")[0].removeprefix("at most "))
     assert caught.value.fix == f"pass --tokens {most}, or fewer"
     prompt = runner.ask("What do you see?", CHART).prompt_tokens
     assert most + prompt == runner.max_positions

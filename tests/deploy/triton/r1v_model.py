@@ -95,7 +95,7 @@ class R1VModel:
         events = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line]
         assert joined([event["token_ids"] for event in events]) == answer.token_ids
         assert "".join(event["text_output"] for event in events) == answer.text
-        assert len(events) > 5
+        assert len(events) > 1  # on a busy machine one brings many tokens
         assert ["usage" in event for event in events] == [False] * (len(events) - 1) + [True]
 
     def test_a_conversation_is_answered(self, triton, runner):

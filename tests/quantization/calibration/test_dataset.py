@@ -162,7 +162,7 @@ def test_an_empty_set_is_refused(tmp_path: Path, synth_checkpoint: Checkpoint) -
 def test_more_shards_than_samples_are_refused(tmp_path: Path, synth_checkpoint: Checkpoint) -> None:
     with pytest.raises(InputError, match="more shards") as caught:
         prepared(write_set(tmp_path, RED), synth_checkpoint, shard=Shard(0, 2))
-    assert caught.value.fix == "pass fewer shards, or more --samples"
+    assert caught.value.fix == "pass fewer shards, or more samples: with --samples, or in the set that --calib names"
 
 
 def test_shards_are_counted_from_one() -> None:
