@@ -1,4 +1,4 @@
-"""ONNX Runtime's two CPU kernels of GroupQueryAttention: in tiles (its default), and with all scores at once (ours).
+"""ONNX Runtime's two CPU kernels of GroupQueryAttention: in tiles, its default and ours, and with all scores at once.
 
 One operator as our decoders have it, float32, past and present in one buffer, of the shapes of Qwen2.5's 0.5B and 32B;
 new tokens of one row behind others. Turns are taken; the ratio is the median time of the default over that of the
@@ -119,9 +119,9 @@ def main(lengths: tuple[int, ...], threads: int, repeats: int) -> None:
             count = max(1, round(2e8 / (shape[0] * shape[2] * length * new)))
             contenders = {kernel: timed(run, count) for kernel, run in runs.items()}
             readings = interleaved(contenders, repeats if new < 512 else 3)
-            default, ours = KERNELS
-            faster = ratio(readings, default, ours, "ms")
-            results.append({"shape": name, "length": length, "new": new, "default_over_ours": faster, "ms": readings})
+            default, other = KERNELS
+            faster = ratio(readings, default, other, "ms")
+            results.append({"shape": name, "length": length, "new": new, "default_over_other": faster, "ms": readings})
             click.echo(f"{name:5} {new:4} new tokens, the last of {length:6}: {faster:.2f} times as fast")
     click.echo(write_results("attention-kernels", content))
 

@@ -81,9 +81,9 @@ def candidate_endpoint(folder: Path, target: str, device: Device, vision_target:
         vision_target: another one, which encodes images.
     """
     spec = read_spec(folder)
-    engine = registry.get_target(target).open(folder / ENGINES / target, spec, device)
+    engine = registry.open_engine(folder, target, spec, device)
     if vision_target is not None:
-        images = registry.get_target(vision_target).open(folder / ENGINES / vision_target, spec, device)
+        images = registry.open_engine(folder, vision_target, spec, device)
         engine = PairedEngine(engine, images, vision_target)
     return Endpoint(engine, *open_files(folder))
 

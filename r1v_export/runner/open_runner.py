@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from r1v_export.bundle import ENGINES, Bundle
+from r1v_export.bundle import Bundle
 from r1v_export.config import Device
 from r1v_export.contract import Engine, VisionEngine
 from r1v_export.errors import UsageError
@@ -59,18 +59,8 @@ def open_runner(
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
     opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
     if vision_target is not None:
-        opened = with_vision_of(opened, bundle, vision_target, device)
+        opened = PairedEngine(opened, _open_engine(bundle, vision_target, device), vision_target)
     return EngineRunner(opened, tokenizer, pipeline)
-
-
-def with_vision_of(engine: Engine, bundle: Bundle, target: str, device: Device) -> Engine:
-    """An engine of a bundle with images encoded by another one.
-
-    Raises:
-        UsageError: the bundle has no such target.
-        CapabilityError, BundleError: as `open_runner`.
-    """
-    return PairedEngine(engine, _open_engine(bundle, target, device), target)
 
 
 def open_vision(
@@ -93,7 +83,7 @@ def open_vision(
 
 def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:
     name = bundle.target(target)
-    return registry.get_target(name).open(bundle.folder / ENGINES / name, bundle.spec, device)
+    return registry.open_engine(bundle.folder, name, bundle.spec, device)
 
 
 def _open_reference(bundle: Bundle, model: str | None, device: Device) -> Engine:

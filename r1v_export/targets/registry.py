@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from r1v_export import build_extra
-from r1v_export.bundle import Bundle
+from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.config import COMPUTE_OF, BuildConfig, Compute, Device
 from r1v_export.errors import BundleError, CapabilityError, UsageError
 from r1v_export.quoting import did_you_mean, shorten_value
 from r1v_export.targets.entry_points import DEFAULT, names, points
 from r1v_export.targets.interface import CompilesEngines, Decodes, Deployment, DescribesEngines, Target
+
+if TYPE_CHECKING:
+    from r1v_export.contract import Engine
+    from r1v_export.model_spec import ModelSpec
 
 
 def get_target(name: str) -> Target:
@@ -38,6 +43,15 @@ def get_target(name: str) -> Target:
             fix="uninstall one of them",
         )
     return _load(found[0])
+
+
+def open_engine(folder: Path, name: str, spec: ModelSpec, device: Device) -> Engine:
+    """The engine of a target in a bundle's folder, which need not be finished.
+
+    Raises:
+        UsageError, CapabilityError, BundleError: as `get_target` and `Target.open`.
+    """
+    return get_target(name).open(folder / ENGINES / name, spec, device)
 
 
 def loadable() -> Iterator[Target]:

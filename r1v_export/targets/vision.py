@@ -54,7 +54,7 @@ def _open(bundle: Bundle, device: Device, gpu: int, language_model: str) -> Visi
     for name in PLANS:
         if name in bundle.targets:
             try:
-                return registry.get_target(name).open(bundle.folder / ENGINES / name, bundle.spec, device)
+                return registry.open_engine(bundle.folder, name, bundle.spec, device)
             except (CapabilityError, EngineMismatchError) as error:
                 # What comes next computes the same.
                 message = "the plan of %(target)s does not run here, so another engine encodes images: %(reason)s"
