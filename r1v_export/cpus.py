@@ -16,7 +16,6 @@ from r1v_export.quoting import shorten_text
 
 ROOT = Path("/")
 _OPTION, _VARIABLE = "--threads", "OMP_NUM_THREADS"
-_BY_USER = (_OPTION, _VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -26,24 +25,36 @@ class ThreadCount:
     count: int
     source: str
 
-    @property
-    def asked(self) -> bool:
-        """Whether the user said it, and not this machine."""
-        return self.source in _BY_USER
-
     def __str__(self) -> str:
         return f"{self.count} ({self.source})"
 
 
 class _Asked:
-    """What `--threads` says, for the whole process."""
+    """What the user says, for the whole process: `--threads`, also for tasks on other machines, and OMP_NUM_THREADS
+    as it is since it was lowered, and as it was before."""
 
     count: int | None = None
+    of_tasks: int | None = None
+    lowered: str | None = None
+    before: str | None = None
 
 
-def use_threads(count: int | None) -> None:
-    """Let `thread_count` be `count` in this process; None lets it be found out again."""
-    _Asked.count = count
+def use_threads(count: int | None, of_tasks: int | None = None) -> None:
+    """Let `thread_count` be `count` in this process; None lets it be found out again.
+
+    Args:
+        of_tasks: what `threads_of_tasks` is; `count` if omitted.
+    """
+    _Asked.count, _Asked.of_tasks = count, count if of_tasks is None else of_tasks
+
+
+def threads_of_tasks() -> ThreadCount | None:
+    """Threads that the user asks for, whatever CPUs this machine has: for tasks on others. None where nobody asks."""
+    if _Asked.of_tasks is not None:
+        return ThreadCount(_Asked.of_tasks, _OPTION)
+    setting = os.environ.get(_VARIABLE, "")
+    count = _threads_in(_Asked.before if _Asked.before and setting == _Asked.lowered else setting)
+    return None if count is None else ThreadCount(count, _VARIABLE)
 
 
 def thread_count(root: Path = ROOT) -> ThreadCount:
@@ -57,11 +68,16 @@ def thread_count(root: Path = ROOT) -> ThreadCount:
     """
     if _Asked.count is not None:
         return ThreadCount(_Asked.count, _OPTION)
-    setting = os.environ.get(_VARIABLE, "").split(",")[0].strip()
-    if setting.isascii() and setting.isdecimal() and len(setting) < 6 and int(setting) > 0:
-        return ThreadCount(int(setting), _VARIABLE)
+    if (asked := _threads_in(os.environ.get(_VARIABLE, ""))) is not None:
+        return ThreadCount(asked, _VARIABLE)
     # The first of equals is named.
     return min(_limits(root), key=lambda limit: limit.count)
+
+
+def _threads_in(setting: str) -> int | None:
+    """The threads of an operator by a value of OMP_NUM_THREADS; None where it says none."""
+    count = setting.split(",")[0].strip()
+    return int(count) if count.isascii() and count.isdecimal() and len(count) < 6 and int(count) > 0 else None
 
 
 def available_cpus(root: Path = ROOT) -> ThreadCount:
@@ -89,6 +105,7 @@ def limit_environment(root: Path = ROOT) -> str | None:
     if lowered == counts:
         return None
     os.environ[_VARIABLE] = ",".join(lowered)
+    _Asked.lowered, _Asked.before = os.environ[_VARIABLE], setting
     found, lower = shorten_text(setting, 40), ",".join(lowered)
     return f"{_VARIABLE}={found} is more threads than CPUs this process may use: lowered to {lower} ({most.source})"
 

@@ -12,7 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from r1v_export.cpus import ThreadCount, available_cpus, cpu_quota, limit_environment, thread_count, use_threads
+from r1v_export.cpus import (
+    ThreadCount,
+    available_cpus,
+    cpu_quota,
+    limit_environment,
+    thread_count,
+    threads_of_tasks,
+    use_threads,
+)
 
 V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "31 24 0:27 {root} /sys/fs/cgroup/cpu,cpuacct ro shared:9 - cgroup cgroup rw,cpu,cpuacct"
@@ -145,6 +153,24 @@ def test_an_omp_num_threads_above_the_cpus_is_lowered_with_a_warning(
     assert os.environ["OMP_NUM_THREADS"] == (lowered or value)
     assert (warning is None) == (lowered is None)
     assert warning is None or (f"lowered to {lowered}" in warning and len(warning) < 200)
+
+
+def test_tasks_on_other_machines_get_what_the_user_says_and_not_what_this_one_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads_of_tasks() is None
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    limit_environment(tmp_path)
+    assert (thread_count(), threads_of_tasks()) == (
+        ThreadCount(12, "OMP_NUM_THREADS"),
+        ThreadCount(64, "OMP_NUM_THREADS"),
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_of_tasks() == ThreadCount(3, "OMP_NUM_THREADS")
+    use_threads(12, of_tasks=32)
+    assert (thread_count(), threads_of_tasks()) == (ThreadCount(12, "--threads"), ThreadCount(32, "--threads"))
 
 
 @pytest.mark.parametrize("value", ["", "0", "many", "-3"])

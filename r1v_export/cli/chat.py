@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from r1v_export.cli.logs import json_line, json_on_stderr, say
 from r1v_export.errors import R1VError, UsageError
 from r1v_export.progress import fitted
 
@@ -52,11 +54,11 @@ def chat(
         except R1VError as error:
             if not interactive:
                 raise
-            click.echo(f"error: {error}", err=True)
+            _show_error(error)
         except KeyboardInterrupt:
             if not interactive:
                 raise
-            click.echo("\n(stopped; this turn is not part of the conversation)", err=True)
+            _remark("stopped; this turn is not part of the conversation")
 
 
 def image_command(line: str) -> str | None:
@@ -78,7 +80,8 @@ def image_command(line: str) -> str | None:
 def _lines(interactive: bool) -> Iterator[str]:
     """The lines that are not empty, up to `/exit`."""
     if interactive:
-        click.echo("\n".join(fitted(COMMANDS, sys.stderr, indent=0)), err=True)
+        for part in [COMMANDS] if json_on_stderr() else fitted(COMMANDS, sys.stderr, indent=0):
+            say(part)
     for line in map(str.strip, _prompted() if interactive else sys.stdin):
         if line == "/exit":
             return
@@ -90,20 +93,32 @@ def _prompted() -> Iterator[str]:
     import readline  # noqa: F401  input() then edits the line and remembers earlier ones
 
     interrupted = False
+    shown = sys.stdout.isatty()  # a prompt must not come between the answers of a redirected stdout
     while True:
         try:
-            # A prompt must not come between the answers of a redirected stdout.
-            shown = sys.stdout.isatty()
-            click.echo("" if shown else PROMPT, nl=False, err=True)
+            if not shown and not json_on_stderr():  # among JSON lines there is none
+                click.echo(PROMPT, nl=False, err=True)
             line = input(PROMPT if shown else "")
         except KeyboardInterrupt:
             if interrupted:
                 raise
             interrupted = True  # It may have been meant for an answer that has just ended.
-            click.echo("\n(Ctrl-C once more, Ctrl-D or /exit ends the conversation)", err=True)
+            _remark("Ctrl-C once more, Ctrl-D or /exit ends the conversation")
             continue
         except EOFError:
-            click.echo(err=True)
+            if shown or not json_on_stderr():
+                click.echo(err=not shown)
             return
         interrupted = False
         yield line
+
+
+def _remark(text: str) -> None:
+    """Say something below the line that was typed or is being answered."""
+    say(text if json_on_stderr() else f"\n({text})")
+
+
+def _show_error(error: R1VError) -> None:
+    """An error that ends a turn, on stderr."""
+    as_json = json_on_stderr()
+    click.echo(json_line(logging.ERROR, error.what, error=error.as_dict()) if as_json else f"error: {error}", err=True)

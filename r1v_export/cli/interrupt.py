@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from r1v_export.cli.logs import json_on_stderr, log_note
+
 STOPPING = "stopping: the computation that runs has to end first"
 
 _PATIENCE_S = 0.3
@@ -71,10 +73,18 @@ def _watch(reader: int, reacted: threading.Event, react: Callable[[int, object],
             continue  # a server, which has its own handler, says itself what it does
         if not reacted.wait(_PATIENCE_S):
             with suppress(OSError, ValueError):
-                clear = "\r\x1b[K" if sys.stderr.isatty() else ""
-                sys.stderr.write(f"{clear}{STOPPING}\n")
-                sys.stderr.flush()
+                _announce()
         reacted.clear()
+
+
+def _announce() -> None:
+    """Say on stderr that the command stops, over the line that shows progress, or as an event of a JSON log."""
+    if json_on_stderr():
+        log_note(STOPPING)
+        return
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+    sys.stderr.write(f"{clear}{STOPPING}\n")
+    sys.stderr.flush()
 
 
 def leave_at_once(exit_code: int) -> NoReturn:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import UsageError
@@ -37,6 +38,8 @@ def logging_options(function: Function) -> Function:
 
     @functools.wraps(function)
     def wrapper(*args: Any, verbose: int, log_file: Path | None, log_format: str, **options: Any) -> Any:
+        if not verbose and log_file is None:
+            _refuse_format_of_no_log()
         handlers = _handlers(verbose, log_file, log_format)
         level_before, libraries_before = PACKAGE.level, LIBRARIES.level
         logging.captureWarnings(True)
@@ -51,6 +54,10 @@ def logging_options(function: Function) -> Function:
                 note = "what ONNX Runtime logs by itself is not shown: it is text; --log-format text with -v shows it"
                 PACKAGE.debug(note)
             return function(*args, **options)
+        except KeyboardInterrupt as interrupt:
+            if json_on_stderr():
+                raise click.Abort from interrupt  # of any other interrupt click ends the line on stderr
+            raise
         finally:
             logging.captureWarnings(False)
             PACKAGE.setLevel(level_before)
@@ -68,6 +75,19 @@ def logging_options(function: Function) -> Function:
     verbose = click.option("-v", "--verbose", count=True, help="Log to stderr what is decided and done; -vv for more.")
     result: Function = verbose(decorated)
     return result
+
+
+def _refuse_format_of_no_log() -> None:
+    """
+    Raises:
+        UsageError: `--log-format` was typed.
+    """
+    if click.get_current_context().get_parameter_source("log_format") is not ParameterSource.DEFAULT:
+        raise UsageError(
+            "An option has no effect without a log.",
+            found="--log-format",
+            fix="add -v for a log on stderr, or --log-file FILE, or omit it",
+        )
 
 
 def json_on_stderr(arguments: Sequence[str] | None = None) -> bool:

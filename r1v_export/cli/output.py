@@ -103,7 +103,10 @@ image_policy_option = click.option(
     help="Read images as viewers show them, or as the published code does. [default: as_displayed]",
 )
 ray_option = click.option(
-    "--ray", metavar="ADDRESS", help="Run parts as tasks of this Ray cluster, such as `auto`; see docs/ray.md."
+    "--ray",
+    metavar="ADDRESS",
+    is_eager=True,  # decides which CPUs --threads is compared with
+    help="Run parts as tasks of this Ray cluster, such as `auto`; see docs/ray.md.",
 )
 shards_option = click.option(
     "--shards",
@@ -205,12 +208,16 @@ MAX_THREADS = 4096
 """More than any machine has cores; ONNX Runtime starts every thread that it is asked for, and hangs on millions."""
 
 
-def _use_threads(_context: click.Context, _option: click.Parameter, count: int | None) -> None:
+def _use_threads(context: click.Context, _option: click.Parameter, count: int | None) -> None:
     """
     Raises:
-        UsageError: more than there are CPUs for.
+        UsageError: more than there are CPUs for; with --ray the cluster's are compared, once it is known.
     """
-    if count is not None and count > (most := available_cpus()).count:
+    if count is None or count <= (most := available_cpus()).count:
+        use_threads(count)
+    elif context.params.get("ray") is not None:
+        use_threads(most.count, of_tasks=count)
+    else:
         raise UsageError(
             "More threads than CPUs that this process may use would wait for each other.",
             where="--threads",
@@ -218,7 +225,6 @@ def _use_threads(_context: click.Context, _option: click.Parameter, count: int |
             found=count,
             fix=f"pass --threads {most.count}, or omit it",
         )
-    use_threads(count)
 
 
 threads_option = click.option(

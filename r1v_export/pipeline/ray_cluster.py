@@ -23,8 +23,8 @@ from typing import Any
 
 from r1v_export.config import Device
 from r1v_export.count import Count
-from r1v_export.cpus import thread_count
-from r1v_export.errors import CapabilityError, R1VError
+from r1v_export.cpus import ThreadCount, threads_of_tasks
+from r1v_export.errors import CapabilityError, R1VError, UsageError
 from r1v_export.extras import install_command
 from r1v_export.files import write_atomically
 from r1v_export.pipeline.ray_worker import Done, code_and_tools, probe, progress_file, read_progress, work
@@ -227,7 +227,7 @@ def _connect(address: str) -> None:
     import ray
 
     _require_listener(address)
-    threads = thread_count()
+    threads = threads_of_tasks()
     main_thread = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM) if main_thread else None
     try:
@@ -237,7 +237,7 @@ def _connect(address: str) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             # The number of threads orders floating-point sums.
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads.count)}} if threads.asked else None,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads.count)}} if threads else None,
         )
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise _no_cluster(address, _last_line(error)) from error
@@ -251,6 +251,7 @@ def _nodes_for(device: Device) -> list[dict[str, Any]]:
 
     Raises:
         CapabilityError: there are none.
+        UsageError: the user asks for more threads than the smallest has CPUs.
     """
     import ray
 
@@ -264,7 +265,25 @@ def _nodes_for(device: Device) -> list[dict[str, Any]]:
             found=f"{Count(len(alive), 'node')} without",
             fix="add a node, or choose another --device",
         )
+    _require_cpus(fit, threads_of_tasks())
     return fit
+
+
+def _require_cpus(nodes: Sequence[Mapping[str, Any]], threads: ThreadCount | None) -> None:
+    """
+    Raises:
+        UsageError: more threads are asked for than the smallest node has CPUs.
+    """
+    smallest = min(nodes, key=lambda node: float(node["Resources"]["CPU"]))
+    cpus = int(smallest["Resources"]["CPU"])
+    if threads is not None and threads.count > cpus:
+        raise UsageError(
+            "More threads than CPUs of the cluster's smallest node would wait for each other.",
+            where=threads.source,
+            expected=f"1 to {cpus} (CPUs of {smallest['NodeManagerHostname']}, {smallest['NodeManagerAddress']})",
+            found=threads.count,
+            fix=f"pass --threads {cpus}, or a cluster of larger nodes",
+        )
 
 
 def _task_resources(nodes: Sequence[Mapping[str, Any]], device: Device) -> dict[str, int]:

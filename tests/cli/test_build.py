@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from r1v_export.cli import build, calibrate, main
-from r1v_export.cpus import ThreadCount, use_threads
+from r1v_export.cpus import ThreadCount, thread_count, threads_of_tasks, use_threads
 from r1v_export.manifest import FileEntry, StageEntry
 from r1v_export.pipeline.build import Built
 from r1v_export.pipeline.calibrate import Calibrated
+from r1v_export.pipeline.ray_cluster import ClusterSize
 from tests.manifests import manifest_of
 
 
@@ -137,6 +138,24 @@ def test_more_threads_than_cpus_are_refused(
         said = capsys.readouterr().err
         assert "expected: 1 to 4 (CPU affinity)" in said
         assert "found:    5" in said
+
+
+@pytest.mark.usefixtures("threads_restored")
+@pytest.mark.parametrize("order", [1, -1])
+def test_with_ray_the_cpus_of_this_machine_do_not_limit_the_threads_of_tasks(
+    order: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r1v_export.cli.output.available_cpus", lambda: ThreadCount(4, "CPU affinity"))
+    seen = []
+
+    def ask_cluster(*_: object) -> ClusterSize:
+        seen.append((thread_count(), threads_of_tasks()))
+        return ClusterSize(workers=2, memory_bytes=1 << 40)
+
+    monkeypatch.setattr("r1v_export.pipeline.build.ask_cluster", ask_cluster)
+    options = [["--threads", "32"], ["--ray", "auto"]][::order]
+    assert main.run(["build", *options[0], *options[1], "--dry-run", "-o", str(tmp_path / "out")]) == 0
+    assert seen == [(ThreadCount(4, "--threads"), ThreadCount(32, "--threads"))]
 
 
 @pytest.mark.parametrize("option", ["--max-seconds", "--drain-seconds"])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import json
+import logging
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from PIL import Image
 
 from r1v_export.cli import chat
+from r1v_export.cli.logs import PACKAGE, JsonFormatter, TerminalHandler
 from r1v_export.errors import InputError, UsageError
 from r1v_export.runner.answer import TokenEvent
 
@@ -68,3 +72,33 @@ def test_ctrl_c_at_the_prompt_says_how_to_end_and_only_twice_ends(
 def test_a_command_without_its_path_is_not_called_unknown(line: str, what: str) -> None:
     with pytest.raises(UsageError, match=what):
         chat.image_command(line)
+
+
+@contextmanager
+def json_log() -> Iterator[None]:
+    """As with `-v --log-format json`."""
+    handler = TerminalHandler()
+    handler.setFormatter(JsonFormatter())
+    PACKAGE.addHandler(handler)
+    PACKAGE.setLevel(logging.INFO)
+    yield
+    PACKAGE.setLevel(logging.NOTSET)
+    PACKAGE.removeHandler(handler)
+
+
+def test_next_to_a_json_log_a_conversation_writes_nothing_else_to_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(question: str, images: list[Image.Image]) -> Iterator[TokenEvent]:
+        raise KeyboardInterrupt if question == "stop" else InputError("too long", fix="a shorter one")
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    typed(monkeypatch, "one", KeyboardInterrupt, "stop", EOFError)
+    with json_log():
+        chat.chat(ask, lambda path: Image.new("RGB", (1, 1)), list, [])
+    shown = capsys.readouterr()
+    events = [json.loads(line) for line in shown.err.splitlines()]
+    assert [event["level"] for event in events] == ["info", "error", "info", "info"]
+    assert [event["message"][:9] for event in events] == ["/image PA", "too long", "Ctrl-C on", "stopped; "]
+    assert events[1]["error"]["fix"] == "a shorter one"
+    assert shown.out == ""

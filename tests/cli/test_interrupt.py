@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 
+import click
 import pytest
 
-from r1v_export.cli import interrupt
+from r1v_export.cli import interrupt, main
 from r1v_export.cli.interrupt import STOPPING, answered_interrupts
+from r1v_export.cli.output import common_options
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +43,22 @@ def test_an_interrupt_within_a_library_is_answered_before_it_takes_effect(
     with pytest.raises(KeyboardInterrupt):
         interrupted(lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 4_000_000))  # seconds in C
     assert capsys.readouterr().err == f"{STOPPING}\n"
+
+
+def test_next_to_a_json_log_an_interrupt_is_answered_by_an_event(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    @common_options
+    def hash_for_seconds(format_: str) -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 4_000_000)
+
+    monkeypatch.setattr(interrupt, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(main, "cli", click.Group(commands={"hash": hash_for_seconds}))
+    assert main.run(["hash", "-v", "--log-format", "json"]) == 130
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event["message"] for event in events] == [STOPPING, "Interrupted."]
 
 
 def test_an_interrupt_of_python_is_not_announced(capsys: pytest.CaptureFixture[str]) -> None:

@@ -226,3 +226,13 @@ def test_onnx_runtime_s_own_lines_are_not_on_stderr_when_the_log_is_a_file(
     assert severities
     assert not any(severities)
     assert LIBRARIES.level == logging.NOTSET
+
+
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_a_log_format_without_a_log_is_refused(
+    format_: str, speaking: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["speak", "--log-format", format_]) == 2
+    said = capsys.readouterr().err
+    assert "An option has no effect without a log." in said
+    assert "--log-file FILE" in said

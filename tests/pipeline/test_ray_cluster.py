@@ -16,7 +16,8 @@ import pytest
 
 from r1v_export.cli import main
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
-from r1v_export.errors import CapabilityError, InputError, R1VError
+from r1v_export.cpus import ThreadCount, use_threads
+from r1v_export.errors import CapabilityError, InputError, R1VError, UsageError
 from r1v_export.memory import available_bytes
 from r1v_export.pipeline import gate_memory, ray_cluster, ray_worker
 from r1v_export.pipeline.build import build, plan
@@ -112,6 +113,30 @@ def test_each_worker_is_asked_for_its_free_memory(cluster: RayCluster) -> None:
 )
 def test_tasks_of_one_node_share_its_memory(has: dict[str, float], takes: dict[str, int], tasks: int) -> None:
     assert ray_cluster._tasks_at_once(has, takes) == tasks
+
+
+def test_threads_are_compared_with_the_smallest_node() -> None:
+    nodes = [
+        {"Resources": {"CPU": cpus}, "NodeManagerHostname": name, "NodeManagerAddress": "10.0.0.1"}
+        for name, cpus in (("large", 64.0), ("small", 8.0))
+    ]
+    for fitting in (None, ThreadCount(8, "--threads")):
+        ray_cluster._require_cpus(nodes, fitting)
+    with pytest.raises(UsageError) as refused:
+        ray_cluster._require_cpus(nodes, ThreadCount(9, "--threads"))
+    assert (refused.value.where, refused.value.found) == ("--threads", 9)
+    assert refused.value.expected == "1 to 8 (CPUs of small, 10.0.0.1)"
+
+
+def test_a_cluster_refuses_more_threads_than_its_nodes_have(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r1v_export.cli.output.available_cpus", lambda: ThreadCount(16, "CPU affinity"))
+    try:
+        assert main.run(["build", "--ray", address, "--threads", "2", "--dry-run", "-o", str(tmp_path / "out")]) == 2
+    finally:
+        use_threads(None)
+    assert "expected: 1 to 1 (CPUs of " in capsys.readouterr().err
 
 
 def test_what_does_not_fit_the_smallest_worker_is_refused_and_planned_so(
