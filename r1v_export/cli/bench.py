@@ -22,11 +22,11 @@ from r1v_export.cli.output import (
     shown_progress,
     table,
     target_option,
-    threads_option,
     vision_target_option,
     wrapped,
     wrapped_table,
 )
+from r1v_export.cli.threads import threads_option
 from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.quoting import shorten_text

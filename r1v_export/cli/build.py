@@ -22,10 +22,10 @@ from r1v_export.cli.output import (
     shards_option,
     shown_progress,
     table,
-    threads_option,
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.termination import sigterm_as_error
+from r1v_export.cli.threads import threads_option
 from r1v_export.count import Count
 from r1v_export.targets.entry_points import DEFAULT
 

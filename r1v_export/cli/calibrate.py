@@ -17,10 +17,10 @@ from r1v_export.cli.output import (
     ray_option,
     shards_option,
     shown_progress,
-    threads_option,
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.termination import sigterm_as_error
+from r1v_export.cli.threads import threads_option
 from r1v_export.count import Count
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from r1v_export.cli.output import (
     print_json,
     shown_progress,
     table,
-    threads_option,
     vision_target_option,
     wrapped,
 )
 from r1v_export.cli.paths import OptionPath
+from r1v_export.cli.threads import threads_option
 from r1v_export.cli.typed_command import typed_command
 from r1v_export.count import Count
 

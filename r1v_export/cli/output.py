@@ -16,7 +16,6 @@ from click.shell_completion import CompletionItem
 from r1v_export.cli.interrupt import answered_interrupts
 from r1v_export.cli.logs import json_on_stderr, log_note, logging_options
 from r1v_export.cli.streams import json_text
-from r1v_export.cpus import available_cpus, use_threads
 from r1v_export.errors import UsageError
 from r1v_export.progress import fitted, terminal_width
 from r1v_export.quoting import visible
@@ -203,36 +202,6 @@ image_cache_mib_option = click.option(
     default=256,
     show_default=True,
     help="MiB of cached image embeddings.",
-)
-MAX_THREADS = 4096
-"""More than any machine has cores; ONNX Runtime starts every thread that it is asked for, and hangs on millions."""
-
-
-def _use_threads(context: click.Context, _option: click.Parameter, count: int | None) -> None:
-    """
-    Raises:
-        UsageError: more than there are CPUs for; with --ray the cluster's are compared, once it is known.
-    """
-    if count is None or count <= (most := available_cpus()).count:
-        use_threads(count)
-    elif context.params.get("ray") is not None:
-        use_threads(most.count, of_tasks=count)
-    else:
-        raise UsageError(
-            "More threads than CPUs that this process may use would wait for each other.",
-            where="--threads",
-            expected=f"1 to {most.count} ({most.source})",
-            found=count,
-            fix=f"pass --threads {most.count}, or omit it",
-        )
-
-
-threads_option = click.option(
-    "--threads",
-    type=WholeNumber(1, MAX_THREADS),
-    expose_value=False,
-    callback=_use_threads,
-    help="CPU threads of an operator. [default: OMP_NUM_THREADS, or by cores and quota]",
 )
 draft_tokens_option = click.option(
     "--draft-tokens",

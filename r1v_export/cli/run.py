@@ -25,11 +25,11 @@ from r1v_export.cli.output import (
     refuse_unread_model,
     shown_progress,
     target_option,
-    threads_option,
     vision_target_option,
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.sampling import choose_sampling, print_sampling, sampling_options
+from r1v_export.cli.threads import threads_option
 from r1v_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:

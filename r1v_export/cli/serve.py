@@ -31,9 +31,9 @@ from r1v_export.cli.output import (
     refuse_given,
     refuse_unread_model,
     target_option,
-    threads_option,
     vision_target_option,
 )
+from r1v_export.cli.threads import threads_option
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.extras import install_command
 

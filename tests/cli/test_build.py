@@ -31,7 +31,7 @@ def threads_restored() -> Iterator[None]:
 def test_threads_are_those_of_pytorch_and_of_the_plan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r1v_export.cli.output.available_cpus", lambda: ThreadCount(4, "CPU affinity"))
+    monkeypatch.setattr("r1v_export.cli.threads.available_cpus", lambda: ThreadCount(4, "CPU affinity"))
     assert main.run(["build", "--threads", "3", "--dry-run", "--format", "json", "-o", str(tmp_path / "out")]) == 0
     assert torch.get_num_threads() == 3
     assert json.loads(capsys.readouterr().out)["stages"]
@@ -132,7 +132,7 @@ def test_more_threads_than_any_machine_has_cores_are_refused(capsys: pytest.Capt
 def test_more_threads_than_cpus_are_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r1v_export.cli.output.available_cpus", lambda: ThreadCount(4, "CPU affinity"))
+    monkeypatch.setattr("r1v_export.cli.threads.available_cpus", lambda: ThreadCount(4, "CPU affinity"))
     for command in (["build", "--dry-run"], ["run", "no", "?"], ["serve", "no"], ["bench", "no"], ["check", "no"]):
         assert main.run([*command, "--threads", "5"]) == 2
         said = capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_more_threads_than_cpus_are_refused(
 def test_with_ray_the_cpus_of_this_machine_do_not_limit_the_threads_of_tasks(
     order: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r1v_export.cli.output.available_cpus", lambda: ThreadCount(4, "CPU affinity"))
+    monkeypatch.setattr("r1v_export.cli.threads.available_cpus", lambda: ThreadCount(4, "CPU affinity"))
     seen = []
 
     def ask_cluster(*_: object) -> ClusterSize:

@@ -131,7 +131,7 @@ def test_threads_are_compared_with_the_smallest_node() -> None:
 def test_a_cluster_refuses_more_threads_than_its_nodes_have(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r1v_export.cli.output.available_cpus", lambda: ThreadCount(16, "CPU affinity"))
+    monkeypatch.setattr("r1v_export.cli.threads.available_cpus", lambda: ThreadCount(16, "CPU affinity"))
     try:
         assert main.run(["build", "--ray", address, "--threads", "2", "--dry-run", "-o", str(tmp_path / "out")]) == 2
     finally:
