@@ -44,6 +44,7 @@ def environment(templates: Path) -> jinja2.Environment:
         "breakable": breakable,
         "unbroken": unbroken,
         "command": command,
+        "whole": whole,
         "counted": Count,
     }
     return environment
@@ -68,14 +69,16 @@ _WHOLE_CHARACTERS = 18
 """A longer word may be wider than a column."""
 
 
+def whole(text: str) -> Markup:
+    """A printable name, which no line break parts if it is short."""
+    name = escape(printable(text))
+    return Markup(f'<span class="whole">{name}</span>') if len(text) <= _WHOLE_CHARACTERS else name
+
+
 def command(text: str) -> Markup:
     """A printable command whose options no line break parts at their hyphens."""
     words = printable(text).split(" ")
-    whole = (
-        f'<span class="whole">{escape(w)}</span>' if "-" in w and len(w) <= _WHOLE_CHARACTERS else escape(w)
-        for w in words
-    )
-    return Markup(" ".join(whole))
+    return Markup(" ".join(whole(word) if "-" in word else escape(word) for word in words))
 
 
 def date(iso: str) -> str:

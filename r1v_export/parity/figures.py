@@ -96,11 +96,6 @@ def svg_of(figure: Figure, name: str, description: str) -> str:
 
 def is_narrow(axes: Axes) -> bool:
     """Whether the figure is the one for a narrow screen."""
-    return width_inches_of(axes) < WIDE_INCHES
-
-
-def width_inches_of(axes: Axes) -> float:
-    """Width of the whole figure."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    return float(figure.get_figwidth())
+    return figure.get_figwidth() < WIDE_INCHES

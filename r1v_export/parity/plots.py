@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from r1v_export.pages import sentence
@@ -24,7 +25,6 @@ from r1v_export.parity.figures import (
     figure_of,
     is_narrow,
     svg_of,
-    width_inches_of,
     wrapped,
 )
 from r1v_export.parity.metrics import METRICS
@@ -34,6 +34,9 @@ from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, Sensitivi
 
 _OWN_PLOT = frozenset({"decoder_layer"})
 """Boundaries that the plot by boundary leaves to the one by layer."""
+
+_LARGEST_DRAWN = 1e3
+"""Of relative errors and divergences by boundary; what is larger, or infinite, stands at the edge."""
 
 _SMALLEST_DRAWN = 1e-3
 """Of the largest divergence; what is smaller stands at the edge."""
@@ -61,22 +64,28 @@ def _by_boundary(report: ParityReport, metric: str, name: str, label: str, width
     positive = [v for v in values if 0 < v < math.inf] + [x for b in boundaries if (x := _limit(b, metric))]
     if not positive:
         return None
-    if any(_limit(b, metric) for b in boundaries):
-        label = label.removesuffix(")") + "; dashed: limit)"
-    low, high = 10 ** math.floor(math.log10(min(positive)) - 0.5), 10 ** math.ceil(math.log10(max(positive)) + 0.5)
+    limits = [limit for b in boundaries if (limit := _limit(b, metric))]
+    # The scale of a broken engine's 1e20 would leave no room for what passed.
+    most = max([_LARGEST_DRAWN, *limits])
+    low, high = _decades(min(min(positive) / 3, most / 1e3), min(3 * max(positive), most))
+    edges = "; dashed: limit" * bool(limits) + "; right edge: more" * any(v > high for v in values)
+    label = label.removesuffix(")") + edges + ")"
     # A failed row may have a text in two lines.
     row_inches = 0.34 if width_inches == WIDE_INCHES or all(b.passed for b in boundaries) else 0.42
     with figure_of(width_inches, row_inches * len(boundaries) + 1.0) as figure:
         axes = figure.subplots()
-        for row, boundary in enumerate(boundaries):
-            _boundary_row(axes, row, boundary, metric, (low, high))
+        texts = [_boundary_row(axes, row, boundary, metric, (low, high)) for row, boundary in enumerate(boundaries)]
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         axes.set_ylim(len(boundaries) - 0.4, -0.6)
         axes.set_yticks(range(len(boundaries)), [b.name for b in boundaries])
-        axes.set_xlabel(wrapped(label, figure))
+        axes.set_xlabel(wrapped(label, figure), loc="left")
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0, pad=10)
+        figure.draw_without_rendering()
+        for boundary, text in zip(boundaries, texts, strict=True):
+            if limit := _limit(boundary, metric):
+                _keep_clear(text, limit, low, boundary.passed)
         what = sentence(label.partition("  ")[0])
         return svg_of(figure, name, f"{what} by boundary; the numbers are in the table of all metrics.")
 
@@ -108,40 +117,49 @@ def errors_by_layer(report: ParityReport, width_inches: float = WIDE_INCHES) -> 
         return svg_of(figure, "layers", "Relative error by layer; the numbers are in the table of all metrics.")
 
 
-def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, limits: tuple[float, float]) -> None:
-    measured, limit, (low, high) = boundary.metrics[metric], _limit(boundary, metric), limits
+def _decades(low: float, high: float) -> tuple[float, float]:
+    """The whole decades around two positive numbers, as floats: an integer of 1e20 is more than numpy's hold."""
+    return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+
+
+def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, ends: tuple[float, float]) -> Annotation:
+    """Draw a boundary's error, and its limit. Returns the text of the error, behind the error's end."""
+    measured, limit, (low, high) = boundary.metrics[metric], _limit(boundary, metric), ends
     at = min(max(measured, low), high)
     color = ONE if boundary.passed else BAD
     axes.plot([low, at], [row, row], color=color, linewidth=2, solid_capstyle="butt")
     axes.plot(at, row, marker="o" if boundary.passed else "X", markersize=7, color=color, clip_on=False, zorder=3)
+    if limit:
+        axes.plot([limit, limit], [row - 0.32, row + 0.32], color=INK, linewidth=1.6, linestyle=(0, (2, 1)))
     failed = [check.metric for check in boundary.checks if not check.passed]
-    verdict = "" if boundary.passed else "  out of tolerance"
+    verdict = "" if boundary.passed else "; out of tolerance"
     if failed and metric not in failed:
         verdict += ("\n" if is_narrow(axes) else " ") + f"in {METRICS[failed[0]]}"
     text = ("exact" if measured == 0 else short(measured)) + verdict
-    style: dict[str, Any] = {"xytext": (8, 0), "va": "center"}
-    if limit:
-        axes.plot([limit, limit], [row - 0.32, row + 0.32], color=INK, linewidth=1.6, linestyle=(0, (2, 1)))
-        width = _share_of_axis(text, axes) * math.log10(high / low)
-        if 0 <= math.log10(limit / at) < width:
-            if boundary.passed and math.log10(limit / low) > width:
-                # It would cross the limit's line, and behind that line it would read as the limit: above its own line.
-                is_long = math.log10(at / low) > width
-                at = at if is_long else low
-                style = {
-                    "xytext": (-6 if is_long else 2, 2 if is_long else 4),
-                    "va": "bottom",
-                    "ha": "right" if is_long else "left",
-                }
-            else:
-                at = limit
-    axes.annotate(text, (at, row), textcoords="offset points", fontsize=10, **style)
+    return axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=10)
 
 
-def _share_of_axis(text: str, axes: Axes) -> float:
-    """How much of a horizontal axis a value next to its point takes, with what is between them."""
-    letters = max(map(len, text.split("\n"))) + 2
-    return 0.1 * letters / (width_inches_of(axes) - 0.9)
+def _keep_clear(text: Annotation, limit: float, low: float, passed: bool) -> None:
+    """Move an error's text away from its limit's line, after the layout of the figure.
+
+    Args:
+        limit: of the error.
+        low: left end of the axis.
+        passed: whether the boundary did.
+    """
+    (at, row), box = text.xy, text.get_window_extent()
+    assert text.axes is not None
+    start, limit_x, point = (text.axes.transData.transform((x, row))[0] for x in (low, limit, at))
+    width = 1.1 * box.width + box.x0 - point  # The page's font may be wider than the one that was measured.
+    if not point <= limit_x < point + width:
+        return
+    if passed and limit_x - start > width:
+        # It would cross the limit's line, and behind that line it would read as the limit: above its own line.
+        is_long = point - start > width
+        text.xy, text.xyann = (at if is_long else low, row), (-6, 2) if is_long else (2, 4)
+        text.set(va="bottom", ha="right" if is_long else "left")
+    else:
+        text.xy = (limit, row)
 
 
 def _limit(boundary: BoundaryResult, metric: str) -> float | None:
@@ -188,7 +206,7 @@ def _step_line(axes: Axes, steps: Sequence[StepResult], values: Sequence[float],
         axes.set_yscale("log")
         # Whole decades: within one, matplotlib would label every minor tick.
         low, high = axes.get_ylim()
-        axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+        axes.set_ylim(_decades(low, high))
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -126,7 +126,38 @@ def test_no_heading_is_the_last_line_of_a_printed_page(html):
     with opened(1280, "light") as page:
         show(page, html)
         page.emulate_media(media="print")
-        assert page.locator("h2").first.evaluate("(element) => getComputedStyle(element).breakAfter") == "avoid"
+        for end in ("h2", "h2 + p"):
+            assert page.locator(end).first.evaluate("(element) => getComputedStyle(element).breakAfter") == "avoid"
+
+
+def test_a_name_of_a_sample_is_on_one_line_and_leaves_the_question_its_place_also_on_paper(html):
+    with opened(1280, "light") as page:
+        show(page, html)
+        name = page.get_by_role("region", name="All samples").get_by_role("rowheader", name="above-below 12")
+        assert name.locator("span").evaluate("(element) => element.getClientRects().length") == 1
+        page.set_viewport_size({"width": 703, "height": 1000})  # What A4 has between margins of 12 mm.
+        page.emulate_media(media="print")
+        assert name.locator("span").evaluate("(element) => element.getClientRects().length") == 1
+        question = page.get_by_role("region", name="All samples").get_by_role("cell").first.bounding_box()
+        assert question is not None
+        assert question["width"] > 120
+
+
+def test_tokens_of_an_answer_are_counted_from_1(report):
+    sample = next(each for each in report.samples if each.divergence)
+    parted = sample.model_copy(update={"divergence": sample.divergence.model_copy(update={"position": 0})})
+    shown = to_html(report.model_copy(update={"samples": (parted,)}))
+    assert "differs from token 1 on." in shown
+    assert "The first token of an answer is token 1." in shown
+
+
+def test_a_failed_page_says_whose_number_is_which_where_the_error_is_largest(report):
+    shown = to_html(report)
+    worst = report.boundary(report.first_bad).worst
+    with opened(500, "light") as page:
+        show(page, shown)
+        where = page.get_by_text(f"The largest error is at index {list(worst.index)} of sample {worst.sample}")
+        expect(where).to_contain_text(f": PyTorch has {worst.reference:.3g} there, {report.candidate} ")
 
 
 def test_names_of_rows_do_not_stick_on_paper_where_their_lines_would_vanish(html):

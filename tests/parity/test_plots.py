@@ -1,0 +1,76 @@
+"""Plots of a report where a broken engine's numbers leave what an axis usually has."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
+from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
+from r1v_export.parity.plots import errors_by_boundary, errors_by_step, kl_by_boundary
+from tests.browser import needs_chromium, opened, show
+
+
+@pytest.fixture(scope="module")
+def report(reference: Endpoint, samples: list[ParitySample]) -> ParityReport:
+    return check(reference, reference, samples[:2], CheckOptions("fp8", max_new_tokens=8))
+
+
+def broken(report: ParityReport, size: float) -> ParityReport:
+    """With errors of that size from the decoder on, all of which failed."""
+    boundaries = list(report.boundaries)
+    for number, each in enumerate(boundaries):
+        if each.name in ("prefill", "decode", "end_to_end"):
+            checks = tuple(check.model_copy(update={"passed": False}) for check in each.checks)
+            metrics = dict.fromkeys(each.metrics, size)
+            boundaries[number] = each.model_copy(update={"metrics": metrics, "checks": checks})
+        elif each.name in ("vision", "projector"):
+            metrics = {**each.metrics, "relative_error": 4e-3 if each.name == "vision" else 3e-5}
+            boundaries[number] = each.model_copy(update={"metrics": metrics})
+    steps = [step.model_copy(update={"max_abs_error": size, "mean_kl": size}) for step in report.decode_steps]
+    return report.model_copy(update={"boundaries": tuple(boundaries), "decode_steps": tuple(steps)})
+
+
+@pytest.mark.filterwarnings("ignore:Attempting to set identical")
+@pytest.mark.parametrize("size", [1e-45, 1e22, 3e38])
+def test_errors_of_any_size_can_be_drawn(report: ParityReport, size: float):
+    """The ends are those of float32. 1e22 came of damaged weights: as an integer it is too large for numpy."""
+    for draw in (errors_by_boundary, kl_by_boundary, errors_by_step):
+        assert (draw(broken(report, size)) or "").startswith("<svg"), draw.__name__
+
+
+def test_what_is_far_beyond_any_limit_stands_at_the_edge_and_leaves_the_scale_to_what_passed(report: ParityReport):
+    for draw in (errors_by_boundary, kl_by_boundary):
+        beyond, within = draw(broken(report, 1e22)), draw(broken(report, 2.0))
+        assert beyond is not None
+        assert within is not None
+        assert "right edge: more" in beyond
+        assert "1e+22; out of tolerance" in beyond
+        assert "right edge" not in within
+        assert max(int(power) for power in re.findall(r"mathdefault\{10\^\{(-?\d+)\}", beyond)) <= 3
+
+
+@needs_chromium
+@pytest.mark.parametrize("width_inches", [WIDE_INCHES, NARROW_INCHES])
+def test_long_texts_of_what_failed_leave_no_value_on_a_limit_and_no_text_cut(report: ParityReport, width_inches: float):
+    """The texts make the axis narrow, so that a value that was clear of its limit is not."""
+    with opened(1280, "light") as page:
+        for draw in (errors_by_boundary, kl_by_boundary):
+            show(page, draw(broken(report, 1e22), width_inches) or "")
+            crossed, cut = page.evaluate(
+                """() => {
+                  const svg = document.querySelector("svg").getBoundingClientRect();
+                  const dashed = [...document.querySelectorAll("svg path")].filter((p) => p.style.strokeDasharray);
+                  const lines = dashed.map((path) => path.getBoundingClientRect());
+                  const texts = [...document.querySelectorAll("svg text")];
+                  const box = (text) => text.getBoundingClientRect();
+                  const meet = (t, l) => t.left < l.right && l.left < t.right && t.top < l.bottom && l.top < t.bottom;
+                  const named = (found) => found.map((text) => text.textContent);
+                  const crossed = texts.filter((text) => lines.some((line) => meet(box(text), line)));
+                  const cut = texts.filter((t) => box(t).left < svg.left || box(t).right > svg.right);
+                  return [named(crossed).concat(lines.length ? [] : ["no limits"]), named(cut)];
+                }"""
+            )
+            assert crossed == []
+            assert cut == []
