@@ -20,7 +20,7 @@ BUILTIN_MODEL = "r1v-nano"
 
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 Device = Literal["cpu", "cuda"]
-Compute = Literal["float32", "float16", "bfloat16"]
+Compute = Literal["float32", "float16", "bfloat16"]  # the coarser, the later
 Matmul = Literal["float32", "bfloat16"]
 """What the operands of a calibration's products are rounded to on the CPU."""
 MatmulPrecision = Literal["auto", "float32", "bfloat16"]

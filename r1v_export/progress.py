@@ -26,6 +26,12 @@ _LEAST_FRACTION = 0.01
 """Of a stage's work: how long the rest takes is not estimated from less in its first half minute."""
 
 
+_ENOUGH_S, _ENOUGH_FRACTION = 1.0, 0.1
+"""Of a stage, before the time that is left is estimated from it."""
+_LONG_S = 10.0
+"""After which less of a stage is enough."""
+
+
 class ProgressCallback(Protocol):
     """Is called as work is done."""
 
@@ -195,14 +201,23 @@ class Task:
     def _state(self) -> str:
         if self.fraction < _LEAST_FRACTION and (not self.fraction or self.elapsed_s < _HEARTBEAT_S):
             return f": began {self.elapsed} ago" if self.elapsed_s >= _HEARTBEAT_S else " ..."
-        left_s = self.elapsed_s * (1 - self.fraction) / self.fraction
-        # What still runs is not done, whatever it rounds to.
-        facts = [f"{min(100 * self.fraction, 99):.0f} %", f"{duration(left_s)} left" if left_s else "almost done"]
-        if not self.progress.live:
-            facts.insert(1, f"{_two_digits(6000 * self.fraction / self.elapsed_s)} %/min" if self.elapsed_s else "")
+        facts = [f"{min(100 * self.fraction, 99):.0f} %"]  # what still runs is not done, whatever it rounds to
+        if not self.progress.live and self.elapsed_s:
+            facts.append(f"{_two_digits(6000 * self.fraction / self.elapsed_s)} %/min")
+        return f": {', '.join([*facts, *self._time_left()])}"
+
+    def _time_left(self) -> list[str]:
+        """How long this stage will still take, and with all after it; nothing before enough of it has been measured."""
+        elapsed_s, left_s = self.elapsed_s, self.elapsed_s * (1 - self.fraction) / self.fraction
+        if not left_s:
+            facts = ["almost done"]
+        elif elapsed_s < _ENOUGH_S or (self.fraction < _ENOUGH_FRACTION and elapsed_s < _LONG_S):
+            return []
+        else:
+            facts = [f"{duration(left_s)} left"]
         if later_s := self.progress.later_s:
             facts.append(f"{duration(left_s + later_s)} with all stages")
-        return f": {', '.join(fact for fact in facts if fact)}"
+        return facts
 
 
 def terminal_width(stream: TextIO) -> int:

@@ -78,6 +78,24 @@ def test_a_hundredth_of_the_work_is_needed_to_say_how_long_the_rest_takes(clock:
     assert "0 %, 111 h 06 min left" in stream.getvalue()
 
 
+def test_no_time_left_is_estimated_from_the_first_moments_of_a_stage(clock: list[float]) -> None:
+    """As of a graph that is traced for seconds and then written at once."""
+    shown = Progress(2, Terminal())
+    shown.expected_s = {"two": 60.0}
+    with shown.stage("one") as task:
+        clock[0] += 3
+        task.report(5, 100)
+        assert task.line() == "[1/2] one: 5 %"
+        clock[0] += 8
+        assert task.line() == "[1/2] one: 5 %, 3 min 29 s left, 4 min 29 s with all stages"
+    with shown.stage("two") as task:
+        clock[0] += 0.5
+        task.report(1, 2)
+        assert task.line() == "[2/2] two: 50 %"
+        task.report(1, 1)
+        assert task.line() == "[2/2] two: 99 %, almost done"
+
+
 def test_a_terminal_sees_how_far_and_how_long_still(clock: list[float]) -> None:
     stream = Terminal()
     with Progress(1, stream).stage("one") as task:
@@ -136,7 +154,7 @@ def test_a_pipe_hears_of_a_long_stage_that_reports_nothing(monkeypatch: pytest.M
         task.report(1, 2, "compiling")
         assert stream.complete.wait(60)
     lines = stream.getvalue().splitlines()
-    assert all(line.startswith("[1/1] one: 50 %, ") and line.endswith("left (compiling)") for line in lines[:-1])
+    assert all(line.startswith("[1/1] one: 50 %, ") and line.endswith("%/min (compiling)") for line in lines[:-1])
 
 
 def test_a_step_that_has_just_begun_is_seen_at_once_and_stays_until_the_next(clock: list[float]) -> None:

@@ -259,9 +259,10 @@ def _print_plan(stages: list[PlannedStage], format_: str) -> None:
         if obstacle:
             click.get_current_context().exit(obstacle.exit_code)
         return
-    lines = [_plan_row(stage) for stage in stages]
+    most = max((stage.memory_bytes for stage in stages), default=0)  # one stage runs after the other
+    all_stages = ("all", "", size(size_bytes), size(most) if most else "-", duration(seconds))
     header = ("stage", "", "writes", "memory", "about")
-    click.echo(table([*lines, ("all", "", size(size_bytes), "", duration(seconds))], header))
+    click.echo(table([*map(_plan_row, stages), all_stages], header))
     for stage in stages:
         if stage.note:
             print_summary(f"{stage.name}: {stage.note}")
@@ -277,7 +278,7 @@ def _plan_row(stage: PlannedStage) -> tuple[str, ...]:
 
     if stage.done:
         return (stage.name, "done", "", "", "")
-    memory = size(stage.memory_bytes) if stage.memory_bytes else ""
+    memory = size(stage.memory_bytes) if stage.memory_bytes else "-"
     possible = "impossible here" if stage.obstacle else ""
     # Of a gate that fits neither way, no time is known.
     about = duration(stage.seconds) if stage.seconds else "-"

@@ -26,6 +26,8 @@ class CheckOptions:
     `precision` says."""
     rounds_inputs: bool = False
     """Whether the candidate itself rounds inputs of quantized weights to 8 bits; for the report."""
+    rounding: tuple[str, ...] = ()
+    """Which engines do, where the candidate is a pair; for the report."""
     calibration: CalibrationFacts | None = None
     """What the candidate's scales come from, None where nothing is quantized; for the report."""
     blocks: bool = False

@@ -18,11 +18,14 @@ class RoundedInputs(StrictModel):
     inputs as they are. None where the reference is the original model: this cost is then a part of the whole."""
     top1_agreement: float | None
     """Likewise, the share of equal greedy choices."""
+    engines: tuple[str, ...] = ()
+    """Which engines round, where a pair of them is compared; none is named where there is one."""
 
     @property
     def sentence(self) -> str:
         """The same for people."""
-        what = f"inputs of quantized weights are rounded to {self.type} in blocks"
+        engines = f" by {' and '.join(self.engines)}" if self.engines else ""
+        what = f"inputs of quantized weights are rounded to {self.type} in blocks{engines}"
         if self.mean_kl is None or self.top1_agreement is None:
             return f"{what}; that is a part of this cost"
         return (

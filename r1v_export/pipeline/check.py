@@ -90,7 +90,7 @@ def check_bundle(
         against: other bundles of the same checkpoint.
         blocks: compare each ViT block.
         command: that asked for it, for the reports.
-        vision_target: another engine of the bundle, which encodes images, and whose limits hold for the pair.
+        vision_target: another engine of the bundle, which encodes images; the looser limits of both hold for the pair.
 
     Raises:
         BundleError, UsageError: a folder is not a whole bundle, or not of the same checkpoint; a pair of engines would
@@ -100,7 +100,7 @@ def check_bundle(
     require_device(device)
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
-    limiting = target if vision_target is None else bundle.target(vision_target)
+    engines = (target,) if vision_target is None else (target, bundle.target(vision_target))
     streamed = _streams([bundle, *others], asked, target, device)
     if streamed and vision_target is not None:
         raise UsageError(
@@ -108,14 +108,22 @@ def check_bundle(
             where="--vision-target",
             fix="check both targets alone, or pass --gate whole on a machine with the memory",
         )
-    gates = gate_names(_recipe(bundle), registry.get_target(limiting).numerics(bundle.config, bundle.spec).own_weights)
+    own_weights = (registry.get_target(name).numerics(bundle.config, bundle.spec).own_weights for name in engines)
+    gates = gate_names(_recipe(bundle), next(filter(None, own_weights), None))
     progress.stages = 2 + (1 if streamed else len(gates)) + len(others)
     checkpoint = open_source(bundle, model, progress)
-    provenance = of_check(bundle, target, device, command, progress)
+    provenance = of_check(bundle, engines, device, command, progress)
     # The others', too: a damaged one is found before anything is measured.
     artifact, *_ = [open_artifact(each.folder, checkpoint) for each in (bundle, *others)]
     require_calibrated_scales(bundle.graphs, artifact)
-    options = check_options(bundle.config, limiting, bundle.spec, artifact, max_new_tokens=asked.longest(streamed))
+    options = check_options(
+        bundle.config,
+        target,
+        bundle.spec,
+        artifact,
+        max_new_tokens=asked.longest(streamed),
+        vision_target=vision_target,
+    )
     options = replace(options, blocks=blocks, measure_latency=not streamed)
     run = GateRun(folder, target, checkpoint, artifact, device, vision_target)
     questions = asked.of(checkpoint, streamed)

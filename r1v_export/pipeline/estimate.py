@@ -118,10 +118,15 @@ def graph_s(
         schemes: of every quantized linear.
         is_first: of the build's graphs.
     """
+    traced = tracing_s(name, spec, is_first=is_first)
+    return traced + writing_s(size_bytes) + _rounding_s(spec, schemes, (name,), rates)
+
+
+def tracing_s(name: str, spec: ModelSpec, *, is_first: bool) -> float:
+    """Of `graph_s`, the seconds before weights are written."""
     layers = {contract.VISION: spec.vision.num_layers, contract.DECODER: spec.language.num_layers}.get(name, 0)
     base_s, layer_s = _TRACE_S.get(name, (_SMALL_TRACE_S, 0.0))
-    traced = base_s + layer_s * layers + (_IMPORT_S if is_first else 0.0)
-    return traced + writing_s(size_bytes) + _rounding_s(spec, schemes, (name,), rates)
+    return base_s + layer_s * layers + (_IMPORT_S if is_first else 0.0)
 
 
 def engine_s(spec: ModelSpec, schemes: Mapping[str, Scheme], size_bytes: int, rates: Rates) -> float:
@@ -203,9 +208,13 @@ class ComparisonSeconds:
         return self.opening + self.comparing
 
 
-def comparison_seconds(spec: ModelSpec, questions: int, max_new_tokens: int, rates: Rates) -> ComparisonSeconds:
-    """Estimate the parts of a whole comparison, by what reference and engine both read and compute."""
-    parameters, flops = graph_parameters(spec), rates.flops("float32")
+def comparison_seconds(spec: ModelSpec, questions: int, max_new_tokens: int, flops: float) -> ComparisonSeconds:
+    """Estimate the parts of a whole comparison, by what reference and engine both read and compute.
+
+    Args:
+        flops: operations per second in products of float32.
+    """
+    parameters = graph_parameters(spec)
     encoded = parameters[contract.VISION] * GENERATED_TILES * questions * positions(spec)
     filled = parameters[contract.DECODER] * questions * question_tokens(spec)
     steps = max_new_tokens * -(-questions // _QUESTIONS_TOGETHER)
@@ -218,7 +227,10 @@ def comparison_seconds(spec: ModelSpec, questions: int, max_new_tokens: int, rat
 
 def _whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
     """Seconds of a whole gate, of all its comparisons."""
-    return work.comparisons * comparison_seconds(spec, parity.questions, parity.max_new_tokens, rates).total
+    return (
+        work.comparisons
+        * comparison_seconds(spec, parity.questions, parity.max_new_tokens, rates.flops("float32")).total
+    )
 
 
 @dataclass(frozen=True)
@@ -235,7 +247,7 @@ class StreamedSeconds:
 
 
 def streamed_seconds(
-    spec: ModelSpec, questions: int, reply_tokens: int, rates: Rates, work: GateWork
+    spec: ModelSpec, questions: int, reply_tokens: int, flops: float, work: GateWork
 ) -> StreamedSeconds:
     """Estimate the parts of a streamed gate: every reference and the engine compute every block once, the engine its
     decoder layers for every encoder's embeddings, replies a token at a time. Logits are of replies alone."""
@@ -249,7 +261,7 @@ def streamed_seconds(
     decoded = _FLOAT_BYTES * layers * sequences * reply_tokens / _MEMORY_BYTES_PER_S
     opened = (1 + work.comparisons) * _FLOAT_BYTES / _OPEN_BYTES_PER_S
     behind = sum(parameters.values()) - in_tower
-    flops, overhead = rates.flops("float32"), _GATE_S + _QUESTION_S * questions
+    overhead = _GATE_S + _QUESTION_S * questions
     return StreamedSeconds(
         tower=2 * tower / flops + opened * in_tower + overhead / 2,
         decoder=2 * decoder / flops + decoded + opened * behind + overhead / 2,
@@ -257,5 +269,6 @@ def streamed_seconds(
 
 
 def _streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
-    parts = streamed_seconds(spec, parity.streamed_questions, parity.streamed_reply_tokens, rates, work)
+    flops = rates.flops("float32")
+    parts = streamed_seconds(spec, parity.streamed_questions, parity.streamed_reply_tokens, flops, work)
     return parts.tower + parts.decoder

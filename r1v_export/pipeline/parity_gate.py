@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import length_hint
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from r1v_export.bundle import ENGINES, read_spec
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS
-from r1v_export.config import BuildConfig, Device
+from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.cpus import thread_count
 from r1v_export.gpus import require_device
 from r1v_export.model_spec import ModelSpec
@@ -29,7 +29,7 @@ from r1v_export.parity.tolerances import Gate, ToleranceProfile
 from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.pipeline.estimate import GateWork, comparison_seconds, streamed_seconds
 from r1v_export.pipeline.gate_memory import GateMemory, gate_memory
-from r1v_export.pipeline.rates import measured_rates
+from r1v_export.pipeline.rates import measured_flops
 from r1v_export.processing.pipeline_document import describe_pipeline, open_files
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.progress import ProgressCallback, subrange
@@ -147,7 +147,7 @@ class WholeShares:
         Args:
             replies: on which the reference is rated.
         """
-        parts = comparison_seconds(spec, max(questions, 1), max_new_tokens, measured_rates())
+        parts = comparison_seconds(spec, max(questions, 1), max_new_tokens, measured_flops("float32"))
         decoder = parts.prefill + parts.decoding
         # One engine of two encodes, and decodes once of three times.
         rating = replies / max(questions, 1) * (parts.encoding / 2 + decoder / 3)
@@ -249,7 +249,7 @@ def _tower_share(
 ) -> float:
     """Of a streamed gate's time, by the plan's estimate."""
     questions, work = max(length_hint(samples, 1), 1), GateWork(len(gates), 1 if same_embeddings else len(gates))
-    return streamed_seconds(spec, questions, gates[0].max_new_tokens, measured_rates(), work).tower_share
+    return streamed_seconds(spec, questions, gates[0].max_new_tokens, measured_flops("float32"), work).tower_share
 
 
 @dataclass(frozen=True)
@@ -281,21 +281,42 @@ def texts(checkpoint: Checkpoint) -> tuple[CalibrationSample, ...]:
 
 
 def check_options(
-    config: BuildConfig, target: str, spec: ModelSpec, artifact: Artifact | None, *, max_new_tokens: int
+    config: BuildConfig,
+    target: str,
+    spec: ModelSpec,
+    artifact: Artifact | None,
+    *,
+    max_new_tokens: int,
+    vision_target: str | None = None,
 ) -> CheckOptions:
-    """What chooses the limits of a bundle's engine, but for the gate."""
-    numerics = registry.get_target(target).numerics(config, spec)
-    rounds_inputs = artifact is not None and numerics.rounds_inputs
-    quantized_inputs = artifact is not None and (artifact.quantizes_inputs or rounds_inputs)
+    """What chooses the limits of a bundle's engine, but for the gate.
+
+    Args:
+        vision_target: another engine, which encodes images; the looser limits of both then hold.
+    """
+    names = (target,) if vision_target is None else (target, vision_target)
+    numerics = {name: registry.get_target(name).numerics(config, spec) for name in names}
+    rounding = [
+        name
+        for name in numerics
+        if artifact is not None and numerics[name].rounds_inputs and (name == target or _has_4_bit_images(artifact))
+    ]
     return CheckOptions(
         config.precision,
-        numerics.compute,
-        quantized_inputs,
-        own_weights=numerics.own_weights,
-        rounds_inputs=rounds_inputs,
+        max((each.compute for each in numerics.values()), key=get_args(Compute).index),
+        artifact is not None and (artifact.quantizes_inputs or bool(rounding)),
+        own_weights=next((each.own_weights for each in numerics.values() if each.own_weights is not None), None),
+        rounds_inputs=bool(rounding),
+        rounding=tuple(rounding) if vision_target is not None else (),
         calibration=calibration_facts(artifact),
         max_new_tokens=max_new_tokens,
     )
+
+
+def _has_4_bit_images(artifact: Artifact) -> bool:
+    """Whether weights of tower or projector are of 4 bits, whose inputs an engine may round."""
+    images = (scheme for name, scheme in artifact.schemes.items() if not name.startswith("language_model."))
+    return any(scheme.weights.type in ("int4", "uint4") for scheme in images)
 
 
 def require_calibrated_scales(graphs: Path, artifact: Artifact | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,20 +48,21 @@ def of_build(
         model=label.model,
         revision=label.revision,
         checkpoint=HashedFiles.of(checkpoint),
-        bundle=HashedFiles.of(_compared(files, target)),
+        bundle=HashedFiles.of(_compared(files, (target,))),
         command=label.command,
         device=provenance.device_name(device),
         date=label.date,
     )
 
 
-def of_check(bundle: Bundle, target: str, device: Device, command: str, progress: Progress) -> Provenance:
+def of_check(bundle: Bundle, targets: Sequence[str], device: Device, command: str, progress: Progress) -> Provenance:
     """That of a finished bundle: its compared files are hashed again, the checkpoint has just been.
 
     Args:
+        targets: whose engines are compared: one, or a pair.
         command: as typed.
     """
-    recorded = _compared(bundle.manifest.files, target)
+    recorded = _compared(bundle.manifest.files, targets)
     with progress.stage("bundle-hash") as task:
         there = {name: bundle.folder / name for name in recorded if (bundle.folder / name).is_file()}
         found = hash_files(there, task.report)
@@ -78,7 +79,7 @@ def of_check(bundle: Bundle, target: str, device: Device, command: str, progress
     )
 
 
-def _compared(files: Mapping[str, FileEntry], target: str) -> dict[str, FileEntry]:
-    """Those of a bundle's files that decide what an engine computes."""
-    folders = (f"{GRAPHS}/", f"{CALIBRATION}/", f"{ENGINES}/{target}/")
+def _compared(files: Mapping[str, FileEntry], targets: Sequence[str]) -> dict[str, FileEntry]:
+    """Those of a bundle's files that decide what engines compute."""
+    folders = (f"{GRAPHS}/", f"{CALIBRATION}/", *(f"{ENGINES}/{target}/" for target in targets))
     return {path: entry for path, entry in files.items() if path.startswith(folders)}

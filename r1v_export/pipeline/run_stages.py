@@ -39,7 +39,8 @@ def run_stages(
     """
     done = {} if force else finished_stages(stages, sources, workspace)
     refuse_impossible(workspace.out, [stage for stage in stages if stage.name not in done])
-    progress.expected_s = {stage.name: stage.seconds() for stage in stages if stage.name not in done}
+    if not progress.quiet:  # nobody sees how long it will take, and the machine's rates need not be measured
+        progress.expected_s = {stage.name: stage.seconds() for stage in stages if stage.name not in done}
     finished: dict[str, StageEntry] = {}
     ran = []
     for stage in stages:

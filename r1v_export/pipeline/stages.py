@@ -28,7 +28,7 @@ from r1v_export.pipeline.calibration import (
 )
 from r1v_export.pipeline.calibration_cost import given_seconds
 from r1v_export.pipeline.effort import resolved_calibration
-from r1v_export.pipeline.estimate import engine_s, graph_parameters, graph_s
+from r1v_export.pipeline.estimate import engine_s, graph_parameters, graph_s, tracing_s, writing_s
 from r1v_export.pipeline.gate_stage import gate_stage
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.planned_calibration import PlannedCalibration
@@ -41,7 +41,7 @@ from r1v_export.pipeline.stage import Needs, Stage, StageInputs
 from r1v_export.pipeline.stage_code import CALIBRATION_CODE, DOCUMENTS_CODE, ENGINE_CODE, TRACED_CODE
 from r1v_export.pipeline.workers import ThisProcess, Workers
 from r1v_export.pipeline.workspace import kept_folder
-from r1v_export.progress import ProgressCallback
+from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.quantization.calibration.imported import imported_recipe
 from r1v_export.quantization.recipe import resolve
 from r1v_export.quantization.sizes import calibration_bytes, weight_bytes
@@ -282,8 +282,13 @@ class Build:
         from r1v_export.exporters.export import export_graph
 
         (folder / GRAPHS).mkdir(exist_ok=True)
-        compute = getattr(torch, self.compute)
-        export_graph(name, self.checkpoint, folder / GRAPHS, compute, on_progress, self._quantizer())
+        compute, is_first = getattr(torch, self.compute), name == self.graphs[0]
+        on_progress(0.0, 1.0, "tracing")
+        # Of a small model, tracing is nearly all of it.
+        traced = tracing_s(name, self.checkpoint.spec, is_first=is_first)
+        share = traced / (traced + writing_s(weight_bytes(self.checkpoint.spec, self.schemes, self.compute)[name]))
+        writing = subrange(on_progress, share, 1.0)
+        export_graph(name, self.checkpoint, folder / GRAPHS, compute, writing, self._quantizer())
 
     def _quantizer(self) -> Rewrite | None:
         """What quantizes a traced graph, from the calibration that is in the bundle by now."""

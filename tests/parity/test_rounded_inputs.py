@@ -7,3 +7,9 @@ def test_nearly_all_choices_are_not_said_to_be_all() -> None:
     said = RoundedInputs(mean_kl=1.33e-6, top1_agreement=0.99997).sentence
     assert said.endswith("1.33e-06 nats of mean KL, 99.99 % of greedy choices are the same")
     assert "100 % of" in RoundedInputs(mean_kl=0.0, top1_agreement=1.0).sentence
+
+
+def test_of_a_pair_the_engines_that_round_are_named() -> None:
+    both = RoundedInputs(mean_kl=None, top1_agreement=None, engines=("onnxruntime", "openvino")).sentence
+    assert "rounded to int8 in blocks by onnxruntime and openvino; that is a part" in both
+    assert " by " not in RoundedInputs(mean_kl=None, top1_agreement=None).sentence

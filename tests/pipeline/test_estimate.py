@@ -28,6 +28,9 @@ from r1v_export.pipeline import (
 from r1v_export.pipeline.build import PlannedStage, build, plan
 from r1v_export.pipeline.estimate import GateWork, comparison_seconds, gate_s, streamed_seconds
 from r1v_export.pipeline.rates import Rates
+from r1v_export.pipeline.stage import StageInputs
+from r1v_export.pipeline.stages import Build
+from r1v_export.targets.registry import resolved
 
 NO_PARITY = ParityConfig(enabled=False)
 WEIGHTS = (".data", ".safetensors")
@@ -132,6 +135,35 @@ def test_a_dry_run_prints_the_plan_and_then_what_this_machine_lacks(
     assert [stage["obstacle"]["error"] for stage in stages if stage["obstacle"]] == ["CapabilityError"]
 
 
+def test_a_plan_s_row_is_blank_in_no_column_of_numbers(
+    tiny_config: BuildConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["build", tiny_config.model, "--precision", "fp8", "-o", str(tmp_path / "out"), "--dry-run"]
+    assert run(command) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    column = header.index("about") - 2  # the last of "memory"
+    values = {row.split()[0]: row[header.index("writes") + 6 : column].strip() for row in rows}
+    assert values.keys() >= {"calibration", "documents", "onnxruntime-parity", "all"}
+    assert all(value == "-" or value[0].isdigit() for value in values.values())
+
+
+def test_of_a_small_graph_tracing_is_most_of_what_progress_shows(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes seconds, reports nothing, and the weights are written at once."""
+    seen = []
+
+    def export_graph(*arguments: Any) -> None:
+        arguments[4](1, 20)
+
+    monkeypatch.setattr("r1v_export.exporters.export.export_graph", export_graph)
+    job = Build(resolved(tiny_config), Checkpoint.open(tiny_config.model), tmp_path)
+    stage = next(stage for stage in job.stages() if stage.name == "vision-graph")
+    stage.make(tmp_path, StageInputs({}, {}), lambda done, total, status="": seen.append((done / total, status)))
+    assert seen[0] == (0.0, "tracing")
+    assert 0.9 < seen[1][0] < 1.0
+
+
 def test_a_dry_run_says_all_that_this_machine_lacks(
     tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,15 +251,16 @@ def test_estimates_are_within_half_of_what_was_measured(
 def test_shares_of_a_gates_progress_are_those_of_the_plan(tiny_model: Path) -> None:
     spec, parity = Checkpoint.open(str(tiny_model)).spec, ParityConfig()
     rates = Rates(**next(iter(MEASURED["cases"].values()))["rates"])
-    parts = comparison_seconds(spec, parity.questions, parity.max_new_tokens, rates)
+    flops = rates.flops("float32")
+    parts = comparison_seconds(spec, parity.questions, parity.max_new_tokens, flops)
     assert parts.total == pytest.approx(gate_s("whole", spec, parity, rates, GateWork(1, 1)))
-    streamed = streamed_seconds(spec, parity.streamed_questions, parity.streamed_reply_tokens, rates, GateWork(2, 1))
+    streamed = streamed_seconds(spec, parity.streamed_questions, parity.streamed_reply_tokens, flops, GateWork(2, 1))
     assert streamed.tower + streamed.decoder == gate_s("streamed", spec, parity, rates, GateWork(2, 1))
     tower = spec.vision.model_copy(update={"num_layers": 45 * spec.vision.num_layers})
     wide = spec.model_copy(update={"vision": tower})
-    shares = [comparison_seconds(each, 8, 64, rates) for each in (spec, wide)]
+    shares = [comparison_seconds(each, 8, 64, flops) for each in (spec, wide)]
     assert shares[1].encoding / shares[1].total > 1.5 * shares[0].encoding / shares[0].total
-    towers = [streamed_seconds(each, 2, 16, rates, GateWork(2, 1)).tower_share for each in (spec, wide)]
+    towers = [streamed_seconds(each, 2, 16, flops, GateWork(2, 1)).tower_share for each in (spec, wide)]
     assert towers[1] > towers[0]
 
 

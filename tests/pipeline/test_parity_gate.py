@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -16,6 +18,7 @@ from r1v_export.errors import CapabilityError
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.report import read_report
 from r1v_export.parity.schema import BoundaryResult
+from r1v_export.pipeline import parity_gate
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.parity_gate import (
@@ -28,8 +31,11 @@ from r1v_export.pipeline.parity_gate import (
     gate_names,
 )
 from r1v_export.progress import ignore_progress
+from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.recipe import load as load_recipe
 from r1v_export.quantization.recipe import resolve
+from r1v_export.targets.registry import resolved
+from tests.tiny_models import tiny_spec
 
 LAYERS = ("vision_block", "decoder_layer", "tokens")
 """Boundaries of one kind of gate only."""
@@ -58,6 +64,38 @@ def test_without_a_calibration_only_the_arithmetic_is_compared() -> None:
     assert gate_names(None, None) == ("arithmetic",)
     assert gate_names(None, "8-bit weights") == ("quantization",)
     assert gate_names(load_recipe("int4-rtn"), None) == ("arithmetic", "quantization")
+
+
+def quantized_to(types: dict[str, str]) -> Artifact:
+    """What `check_options` reads of a calibration whose linears have weights of some types."""
+    schemes = {name: SimpleNamespace(weights=SimpleNamespace(type=kind)) for name, kind in types.items()}
+    return cast("Artifact", SimpleNamespace(schemes=schemes, quantizes_inputs=False))
+
+
+@pytest.mark.parametrize(
+    ("images", "decoder", "vision", "rounding"),
+    [
+        ("bf16", "exact", "int8", ()),
+        ("bf16", "int8", "int8", ("onnxruntime",)),
+        ("int4", "exact", "int8", ("openvino",)),
+        ("int4", "int8", "int8", ("onnxruntime", "openvino")),
+    ],
+)
+def test_inputs_are_rounded_by_the_engine_of_a_pair_that_holds_the_weights(
+    images: str, decoder: str, vision: str, rounding: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity_gate, "calibration_facts", lambda _: None)
+    targets = {"onnxruntime": {"int4_inputs": decoder}, "openvino": {"int4_inputs": vision, "matmul": "bfloat16"}}
+    config = resolved(BuildConfig(precision="int4", targets=targets))
+    artifact = quantized_to({"vision_model.linear": images, "language_model.linear": "int4"})
+    for target, vision_target in (("onnxruntime", "openvino"), ("openvino", "onnxruntime")):
+        options = check_options(config, target, tiny_spec(), artifact, max_new_tokens=4, vision_target=vision_target)
+        assert options.compute == "bfloat16", "the looser limits hold"
+        if target == "onnxruntime":
+            assert options.rounding == rounding
+            assert options.rounds_inputs == options.quantized_inputs == bool(rounding)
+    alone = check_options(config, "openvino", tiny_spec(), artifact, max_new_tokens=4)
+    assert (alone.rounds_inputs, alone.rounding) == (True, ())
 
 
 @pytest.mark.parametrize(("target", "precision"), [("onnxruntime", "fp32"), ("gguf", "fp16")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,23 @@ def test_a_check_names_the_bytes_that_are_there(tiny_bundle: Path, tmp_path: Pat
     with (copy / "graphs/projector.data").open("r+b") as file:
         file.write(b"\xff")
     (copy / "graphs/embed.onnx").unlink()
-    found = of_check(Bundle.open(copy), "onnxruntime", "cpu", "r1v-export check copy", Progress(quiet=True))
+    found = of_check(Bundle.open(copy), ["onnxruntime"], "cpu", "r1v-export check copy", Progress(quiet=True))
     assert found.altered == ("graphs/embed.onnx", "graphs/projector.data")
     assert found.bundle.sha256 == sha256sum(copy, found.bundle)
     assert found.date is not None
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found.date)
+
+
+def test_a_check_of_a_pair_names_the_bytes_of_both_engines(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    shutil.copytree(copy / "engines/onnxruntime", copy / "engines/openvino")
+    bundle = Bundle.open(copy)
+    stages = dict(bundle.manifest.stages)
+    one = stages["onnxruntime-engine"]
+    files = {name.replace("/onnxruntime/", "/openvino/"): entry for name, entry in one.files.items()}
+    stages["openvino-engine"] = one.model_copy(update={"files": files})
+    pair = replace(bundle, manifest=bundle.manifest.model_copy(update={"stages": stages}))
+    found = of_check(pair, ["onnxruntime", "openvino"], "cpu", "r1v-export check copy", Progress(quiet=True))
+    names = {path.split("/")[1] for path in found.bundle.files if path.startswith("engines/")}
+    assert names == {"onnxruntime", "openvino"}
+    assert found.altered == ()
