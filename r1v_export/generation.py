@@ -156,7 +156,13 @@ def require_unused(sampling: Sampling, names: Iterable[str], library: str) -> No
 
 def _require(holds: bool, field: str, expected: str, found: object) -> None:
     if not holds:
-        raise UsageError(f"{field} is out of range.", where=f"sampling.{field}", expected=expected, found=found)
+        raise UsageError(
+            f"{field} is out of range.",
+            where=f"sampling.{field}",
+            expected=expected,
+            found=found,
+            fix="pass a value in this range, or omit it",
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import r1v_export
 from r1v_export.errors import InputError, R1VError
 
 
@@ -90,3 +92,15 @@ def test_what_is_short_and_plain_is_shown_as_it_is() -> None:
         "found": "[1, 'x', null]",
         "fix": "do",
     }
+
+
+def test_every_usage_error_names_the_next_step() -> None:
+    """Of what was typed, the user can always change something: an error that does not say what is half of one."""
+    silent = []
+    for path in (Path(r1v_export.__file__).parent).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UsageError":
+                named = {keyword.arg for keyword in node.keywords}
+                if not named & {"fix", None}:
+                    silent.append(f"{path}:{node.lineno}")
+    assert not silent

@@ -136,7 +136,8 @@ def _resolve_config(
         for parent in parents:
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
-                raise UsageError("A setting names a part of something that has no parts.", found=key)
+                fix = f"set {key.rpartition('.')[0]} itself, or name a setting of config.json"
+                raise UsageError("A setting names a part of something that has no parts.", found=key, fix=fix)
         section[last] = value
     return config
 

@@ -71,9 +71,11 @@ def image_command(line: str) -> str | None:
     if command is None:
         return None
     if command[1] == "image" and not command[2]:
-        raise UsageError("/image needs the path of an image.", expected="/image PATH", found=line[:80])
+        fix = "type the path behind it"
+        raise UsageError("/image needs the path of an image.", expected="/image PATH", found=line[:80], fix=fix)
     if command[1] != "image":
-        raise UsageError("Unknown conversation command.", expected=COMMANDS, found=line[:80])
+        fix = "type one of these; a question must not begin with a slash and a word alone"
+        raise UsageError("Unknown conversation command.", expected=COMMANDS, found=line[:80], fix=fix)
     return command[2]
 
 

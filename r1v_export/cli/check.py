@@ -162,6 +162,13 @@ def _print(report: ParityReport) -> None:
         click.echo(wrapped(report.rounded_inputs.sentence))
     for warning in report.warnings:
         click.echo(wrapped(f"warning: {warning}"))
+    _print_answers(report)
+    if report.bundles:
+        click.echo(f"\n{_side_by_side(report)}")
+
+
+def _print_answers(report: ParityReport) -> None:
+    """How many answers are the same, and how many are correct."""
     if report.streamed:
         agreeing = sum(sample.top1_agreeing for sample in report.streamed)
         tokens = sum(1 + sample.reply_tokens for sample in report.streamed)
@@ -175,9 +182,9 @@ def _print(report: ParityReport) -> None:
     if scored:
         counts = sum(bool(s.candidate_correct) for s in scored), sum(bool(s.reference_correct) for s in scored)
         each = f"{report.candidate} {counts[0]}, {report.reference} {counts[1]}"
-        click.echo(wrapped(f"correct answers: {each}, of {len(scored)}"))
-    if report.bundles:
-        click.echo(f"\n{_side_by_side(report)}")
+        # Half an answer is not correct.
+        cut = sum(sample.tokens >= report.max_new_tokens for sample in scored)
+        click.echo(wrapped(f"correct answers: {each}, of {len(scored)}" + (f", {cut} cut off" if cut else "")))
 
 
 def _side_by_side(report: ParityReport) -> str:

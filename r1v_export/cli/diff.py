@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from r1v_export.cli.output import common_options, print_json, table, wrapped, write_page
+from r1v_export.cli.output import common_options, print_json, table, wrapped, wrapped_table, write_page
 from r1v_export.cli.paths import OptionPath
 from r1v_export.count import Count
 
@@ -64,7 +64,7 @@ def _as_text(diff: BundleDiff) -> str:
             parts.append(table(others, (title, diff.first, diff.second)))
     parts.append(_files_text(diff.files))
     if diff.tensor is not None:
-        parts.append(_tensor_text(diff.tensor))
+        parts.append(_tensor_text(diff.tensor, diff.first, diff.second))
     return "\n\n".join(parts)
 
 
@@ -82,10 +82,10 @@ def _files_text(files: FileDifferences) -> str:
     return "\n".join(lines)
 
 
-def _tensor_text(tensor: TensorDifference) -> str:
+def _tensor_text(tensor: TensorDifference, first: str, second: str) -> str:
     where = wrapped(f"first tensor that differs: {tensor.tensor} of {tensor.file}")
     if tensor.differing is None or tensor.elements is None:
-        return f"{where}\n  {tensor.first} and {tensor.second}"
+        return f"{where}\n{wrapped_table([(f'  {first}', tensor.first), (f'  {second}', tensor.second)])}"
     return (
         f"{where}\n  {tensor.first}: {tensor.differing} of {Count(tensor.elements, 'element')}, "
         f"by {tensor.max_abs_difference:.3g} at most"

@@ -171,13 +171,14 @@ def _question(question: str | None, chat: bool, shown: bool) -> str:
         return question
     content = sys.stdin.buffer.read(MAX_QUESTION_BYTES + 1)
     if len(content) > MAX_QUESTION_BYTES:
-        raise InputError("The question is too long.", where="stdin", expected=f"at most {MAX_QUESTION_BYTES} bytes")
+        most = f"at most {MAX_QUESTION_BYTES} bytes"
+        fix = "ask a shorter one: no model has a context for more"
+        raise InputError("The question is too long.", where="stdin", expected=most, found="more", fix=fix)
     try:
         text = content.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise InputError(
-            "The question is not UTF-8.", where=f"stdin, byte {error.start}", found=error.reason
-        ) from error
+        where, fix = f"stdin, byte {error.start}", "convert it, such as with iconv -t UTF-8"
+        raise InputError("The question is not UTF-8.", where=where, found=error.reason, fix=fix) from error
     if not text:
         raise UsageError(
             "There is no question.",

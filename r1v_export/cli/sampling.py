@@ -98,7 +98,7 @@ def choose_sampling(
         chosen = replace(default, **given)
     except UsageError as error:
         option = f"--{str(error.where).removeprefix('sampling.').replace('_', '-')}"
-        fix = error.fix or f"pass {option} with a value in this range, or omit it"
+        fix = (error.fix or "").replace("pass a value", f"pass {option} with a value")
         raise UsageError(error.what, where=option, expected=error.expected, found=error.found, fix=fix) from error
     return chosen
 
@@ -143,7 +143,11 @@ def _read_schema(path: Path) -> dict[str, Any]:
     from r1v_export.strict import load_json
 
     fix = "correct the file, or name another with --json-schema"
-    text = read_regular_text(path, MAX_SCHEMA_BYTES)
+    try:
+        text = read_regular_text(path, MAX_SCHEMA_BYTES)
+    except OSError as error:
+        where = f"--json-schema {path}"
+        raise InputError("The JSON Schema cannot be read.", where=where, found=error.strerror, fix=fix) from error
     schema = load_json(text, InputError, "The JSON Schema is invalid", where=path, fix=fix)
     if not isinstance(schema, dict):
         found = type(schema).__name__

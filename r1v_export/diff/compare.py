@@ -77,6 +77,7 @@ def compare_bundles(first: Bundle, second: Bundle) -> BundleDiff:
         "parity": _parity,
     }
     tables = {title: _rows(of(first), of(second)) for title, of in facts.items()}
+    tables["sizes"] = tuple(sorted(tables["sizes"], key=_place))
     return BundleDiff(
         first=str(first.folder),
         second=str(second.folder),
@@ -122,6 +123,11 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
         folders = path.split("/")[:-1]
         sizes["/".join(folders[: 2 if folders[:1] == ["engines"] else 1]) or "documents"] += entry.size
     return {"all": sum(sizes.values()), **sizes}
+
+
+def _place(row: Row) -> tuple[bool, bool, str]:
+    """Where sizes of a folder stand, whichever bundle has it: all, documents, then by name."""
+    return row.name != "all", row.name != "documents", row.name
 
 
 def _parity(bundle: Bundle) -> dict[str, Any]:

@@ -158,8 +158,8 @@ def rounded_inputs(boundaries: Sequence[BoundaryResult], options: CheckOptions) 
     metrics = next((each.metrics for each in boundaries if each.name == "decode"), {})
     if options.gate != "arithmetic":
         metrics = {}
-    costs = {name: metrics.get(name) for name in ("mean_kl", "top1_agreement")}
-    return RoundedInputs(**costs, engines=options.rounding)
+    mean_kl, agreement = metrics.get("mean_kl"), metrics.get("top1_agreement")
+    return RoundedInputs(mean_kl=mean_kl, top1_agreement=agreement, engines=options.rounding)
 
 
 def _log_options(reference: Endpoint, candidate: Endpoint, options: CheckOptions) -> None:

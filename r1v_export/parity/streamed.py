@@ -204,7 +204,8 @@ class StreamedComparison:
         self.found = [BoundaryStatistics() for _ in self.references]
         self._samples = [self._prepare(index, sample) for index, sample in enumerate(samples)]
         if not self._samples:
-            raise InputError("There is nothing to compare.", expected="at least one sample", found="none")
+            fix = "ask at least one question"
+            raise InputError("There is nothing to compare.", expected="at least one sample", found="none", fix=fix)
         engines = [*(self.references[index].engine for index in self._encoding), self.candidate.engine]
         self._tower_block([engine.vision_embeddings for engine in engines], None)
         for layer in range(self.candidate.engine.vision_layers):

@@ -69,7 +69,8 @@ def require_size(width: int, height: int, where: object, max_pixels: int = MAX_P
         InputError: as `check_size`.
     """
     if width < 1 or height < 1:
-        raise InputError("The image has no pixels.", where=where, found=f"{width} x {height}")
+        fix = "name another image"
+        raise InputError("The image has no pixels.", where=where, found=f"{width} x {height}", fix=fix)
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise _too_large(where, f"{width} x {height} pixels", max_pixels)
 

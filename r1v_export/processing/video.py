@@ -148,7 +148,6 @@ def _decoded(
 
 def _limited(total: int, where: object) -> int:
     if not 0 < total <= MAX_FRAMES:
-        raise InputError(
-            "The video has no frames, or too many.", where=where, expected=f"1 to {MAX_FRAMES}", found=total
-        )
+        expected, fix = f"1 to {MAX_FRAMES}", "name another file, or cut it into parts"
+        raise InputError("The video has no frames, or too many.", where=where, expected=expected, found=total, fix=fix)
     return total

@@ -116,6 +116,7 @@ def requests(
             where=f"--prompt {prompt} --max-new-tokens {new_tokens}",
             expected=f"at most {Count(positions, 'token')} together",
             found=prompt + new_tokens,
+            fix="a shorter --prompt, or fewer --max-new-tokens",
         )
     return Requests(prompt, new_tokens, tiles, batch)
 

@@ -120,6 +120,7 @@ class GpuModel:
                 where="--pp",
                 expected=f"at most {language.num_layers}",
                 found=parallel.pp,
+                fix=f"--pp {language.num_layers}, or fewer",
             )
         for name, scheme in self.schemes.items():
             if name.endswith(CUT_ALONG_INPUTS) and name.startswith(_LANGUAGE):

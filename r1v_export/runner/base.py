@@ -237,5 +237,10 @@ class BaseRunner(PromptEncoder, ABC):
 def _one_each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[Sampling]:
     samplings = [sampling] * count if isinstance(sampling, Sampling) else sampling
     if len(samplings) != count:
-        raise UsageError("Give one sampling, or one for each request.", expected=count, found=len(samplings))
+        raise UsageError(
+            "The numbers of samplings and of requests differ.",
+            expected=count,
+            found=len(samplings),
+            fix="give one sampling for all, or one for each request",
+        )
     return samplings

@@ -164,7 +164,7 @@ def measure(
         load = watch.load()
     sequences = [sequence for run in measured for sequence in run["sequences"]]
     latency = {name: _distribution(values) for name, values in _latencies(sequences).items()}
-    decode_ms = [_decode_ms(sequence) for sequence in sequences]
+    decode_ms, tokens = [_decode_ms(sequence) for sequence in sequences], [_new_tokens(run) for run in measured]
     return {
         "engine": runner.name,
         "threads": asdict(thread_count()),
@@ -176,8 +176,9 @@ def measure(
         "runs": runs,
         "stages_ms": {stage: _median([sequence["stages_ms"][stage] for sequence in sequences]) for stage in STAGES},
         "first_token_ms": latency["first_token"]["p50"] or 0.0,
-        "tokens_per_s": _median([1000 / ms if ms else 0.0 for ms in decode_ms]),
-        "total_tokens_per_s": _median([1000 * _new_tokens(run) / run["total_ms"] for run in measured]),
+        # Of medians of times, not medians of rates: of few runs they would contradict the times.
+        "tokens_per_s": _per_second(1, decode_ms),
+        "total_tokens_per_s": _per_second(statistics.median(tokens), [run["total_ms"] for run in measured]),
         "latency_ms": latency,
         "load": load,
         "peak_memory_bytes": peak_memory_bytes(),
@@ -338,6 +339,12 @@ def peak_memory_bytes() -> int:
         return int(fields["VmHWM"].removesuffix("kB")) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _per_second(count: float, times_ms: Sequence[float]) -> float:
+    """How many a second, where so many take the median of some times; 0 where that is none."""
+    median_ms = statistics.median(times_ms)
+    return round(1000 * count / median_ms, 3) if median_ms else 0.0
 
 
 def _median(values: Sequence[float]) -> float:

@@ -18,7 +18,7 @@ class PairedEngine:
 
     def __init__(self, decoding: Engine, vision: VisionEngine, vision_target: str) -> None:
         self.decoding, self.images, self.sizes = decoding, vision, decoding.sizes
-        self.name = f"{decoding.name}, images by {vision_target}"
+        self.name = f"{decoding.name} with images by {vision_target}"
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         return self.images.vision(pixel_values)

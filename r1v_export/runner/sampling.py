@@ -54,6 +54,7 @@ class Sampler:
                 where="sampling.logit_bias",
                 expected=f"ids below {vocab_size}",
                 found=int(self._bias_ids.max()),
+                fix="remove it; the ids are those of the bundle's tokenizer.json",
             )
 
     def next(self, logits_V: np.ndarray, forced: int | None = None) -> int:

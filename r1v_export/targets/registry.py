@@ -199,10 +199,10 @@ def engine_describer(bundle: Bundle, target: str | None) -> DescribesEngines:
     found = get_target(name)
     if not isinstance(found, DescribesEngines):
         raise UsageError(
-            f"An engine of {name} is graphs and files that other tools read.",
+            f"inspect cannot look into an engine of {name}.",
             where=bundle.folder,
             expected=" or ".join(each.name for each in loadable() if isinstance(each, DescribesEngines)),
-            found=name,
+            found=f"{name}, whose files other tools read",
             fix="omit --target: the bundle and its files are then listed",
         )
     return found

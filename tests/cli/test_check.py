@@ -6,7 +6,7 @@ import pytest
 
 from r1v_export.cli.check import _print
 from r1v_export.parity.rounded_inputs import RoundedInputs
-from r1v_export.parity.schema import BoundaryResult, BundleFacts, Check, ParityReport
+from r1v_export.parity.schema import BoundaryResult, BundleFacts, Check, ParityReport, SampleResult
 
 
 def boundary(name: str, *checks: Check) -> BoundaryResult:
@@ -58,6 +58,19 @@ def test_no_line_is_wider_than_the_terminal(
     assert "The engine computes what PyTorch computes (onnxruntime, int4): " in words
     for part in ("not gated", "nats of mean KL", "near ties counted as agreement", "mixed-precision-of-twenty"):
         assert part in words
+
+
+@pytest.mark.parametrize(("longest", "said"), [(96, "of 2"), (8, "of 2, 1 cut off")])
+def test_answers_that_were_cut_off_are_not_just_called_wrong(
+    longest: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [
+        SampleResult(name="a", question="?", reference="", tokens=n, reference_correct=n < 8, candidate_correct=n < 8)
+        for n in (4, 8)
+    ]
+    _print(report(1e-15).model_copy(update={"samples": tuple(answers), "max_new_tokens": longest}))
+    lines = capsys.readouterr().out.splitlines()
+    assert f"correct answers: onnxruntime 1, pytorch 1, {said}" in lines
 
 
 @pytest.mark.parametrize("columns", ["60", "80"])

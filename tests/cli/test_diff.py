@@ -47,6 +47,12 @@ def test_the_tensor_that_differs_is_named_within_the_terminal(monkeypatch: pytes
     assert "weight of graphs/vision.onnx" in " ".join(text.split())
 
 
+def test_a_tensor_of_one_bundle_alone_stands_at_the_bundles_names() -> None:
+    tensor = TensorDifference("graphs/vision.onnx", "qkv.weight", "FLOAT [2]", "not there")
+    text = _as_text(BundleDiff("fp32", "int4", {}, FileDifferences(1, ("a",), (), ()), tensor))
+    assert text.splitlines()[-2:] == ["  fp32  FLOAT [2]", "  int4  not there"]
+
+
 @pytest.mark.parametrize("command", ["diff {0} {0}", "inspect {0} --roofline H100"])
 def test_the_page_that_was_written_is_named_and_one_that_cannot_be_says_what_to_do(
     command: str, tiny_built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

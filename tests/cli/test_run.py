@@ -97,6 +97,13 @@ def test_a_value_out_of_range_names_its_option(nano_bundle: Path, run, option: s
     assert f"pass {option} with a value in this range" in err
 
 
+def test_a_schema_that_cannot_be_read_is_named_with_its_option(nano_bundle: Path, run) -> None:
+    code, _, err = run(nano_bundle, "?", "--json-schema", "nowhere.json")
+    assert code == 1
+    assert "where:    --json-schema nowhere.json\n" in err
+    assert "name another with --json-schema" in err
+
+
 def test_an_empty_name_of_an_image_is_refused(nano_bundle: Path, run) -> None:
     code, _, err = run(nano_bundle, "?", "--image", "")
     assert code == 2

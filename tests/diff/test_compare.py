@@ -38,6 +38,7 @@ def test_settings_sizes_and_verdicts_stand_side_by_side(diff: BundleDiff) -> Non
     assert (rows["settings"]["precision"].first, rows["settings"]["precision"].second) == ("fp32", "int4")
     assert rows["settings"]["model"].equal
     assert all(row.equal for title in ("source", "tools") for row in diff.tables[title])
+    assert list(rows["sizes"]) == ["all", "documents", *sorted(rows["sizes"].keys() - {"all", "documents"})]
     assert rows["sizes"]["calibration"].first is None
     assert rows["sizes"]["engines/onnxruntime"].first > 0
     assert rows["parity"]["onnxruntime: gate"].second == "omitted (--no-parity)"

@@ -32,4 +32,4 @@ def test_each_method_is_that_of_the_engine_that_it_is_taken_from() -> None:
     np.testing.assert_array_equal(pair.decoder(1, 8).step(*step), decoding.decoder(1, 8).step(*step))
     assert pair.cache_limits() == decoding.cache_limits()
     assert pair.sizes is decoding.sizes
-    assert pair.name == f"{decoding.name}, images by other"
+    assert pair.name == f"{decoding.name} with images by other"

@@ -98,7 +98,7 @@ class TritonBackend:
             UsageError: the backend is closed.
         """
         if self._closing:
-            raise UsageError("The server is closed.", where=request_id)
+            raise UsageError("The server is closed.", where=request_id, fix="start it again")
         answer = AnswerReader()
         submission = Submission(request_id, deliver, lambda: self._run(self._cancel, submission))
 

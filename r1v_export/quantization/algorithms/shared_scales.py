@@ -50,6 +50,7 @@ def share_weight_scale(
             where=", ".join(names),
             expected="FP8 or INT8 weights",
             found=f"{linears[0].weight_type} in groups of {linears[0].group_size}",
+            fix="let each have its own scales: remove what shares them from the recipe",
         )
     shared = torch.stack([linear.scale.max() for linear in linears]).max()
     message = "one weight scale for %(linears)s: %(scale).4g"

@@ -72,7 +72,9 @@ def calibrate(
     """
     if calibration.shard.count > 1:
         raise UsageError(
-            "Cannot calibrate from a single shard; merge all shards first.", found=f"shard {calibration.shard}"
+            "A single shard is not enough to calibrate from.",
+            found=f"shard {calibration.shard}",
+            fix="merge all shards first",
         )
     compute = compute_dtype(checkpoint, options.device)
     key = make_key(checkpoint_fingerprint(checkpoint), recipe, compute, options.matmul, calibration)

@@ -60,7 +60,8 @@ class Shard:
         """
         index, _, count = text.partition("/")
         if not (index.isdecimal() and count.isdecimal()):
-            raise UsageError("Invalid --shard.", expected="such as 2/8", found=text)
+            fix = "pass the number of this part, a slash, and how many parts there are"
+            raise UsageError("This is no shard.", where="--shard", expected="I/N, such as 2/8", found=text, fix=fix)
         return cls(int(index) - 1, int(count))
 
     def __str__(self) -> str:
@@ -157,7 +158,8 @@ def prepare(
 
 def _require_images(examples: Sequence[RawExample]) -> None:
     if not examples:
-        raise InputError("The calibration set is empty.", expected="at least one sample", found="none")
+        fix = "add samples, or omit --calib to use generated ones"
+        raise InputError("The calibration set is empty.", expected="at least one sample", found="none", fix=fix)
     if not any(example.images for example in examples):
         raise InputError(
             "No sample of the calibration set shows an image.",

@@ -206,7 +206,8 @@ def _open_dataset(folder: Path) -> Any:
     try:
         rows = datasets.load_from_disk(str(folder))
     except Exception as error:  # Arrow and the file system raise a dozen kinds of exception.
-        raise InputError("The calibration set cannot be read.", where=folder, found=error) from error
+        fix = "write it again with save_to_disk, or pass a folder of images, or a .jsonl file"
+        raise InputError("The calibration set cannot be read.", where=folder, found=error, fix=fix) from error
     if isinstance(rows, datasets.DatasetDict):
         raise InputError(
             "The folder holds several splits.",
@@ -252,5 +253,6 @@ def _encoded_images(row: Mapping[str, Any], where: str) -> Sequence[ImageSource]
             where=where,
             expected="a column `image` or `images` of datasets.Image, or of paths",
             found=", ".join(sorted({type(image).__name__ for image in images})),
+            fix="cast the column to datasets.Image",
         )
     return known

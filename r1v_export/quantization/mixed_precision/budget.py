@@ -39,13 +39,16 @@ class Budget:
             try:
                 limit = float(parse_size(amount))
             except ValueError as error:
-                raise UsageError(f"Invalid --budget: {error}.", expected=_SYNTAX, found=text) from error
+                fix = "write a number and a unit, such as size=20GB"
+                raise UsageError(f"Invalid --budget: {error}.", expected=_SYNTAX, found=text, fix=fix) from error
         elif kind == "kl" and re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", amount):
             limit = float(amount)
         else:
-            raise UsageError("Invalid --budget.", expected=_SYNTAX, found=text)
+            fix = "limit the divergence with kl=, or the bytes with size="
+            raise UsageError("Invalid --budget.", expected=_SYNTAX, found=text, fix=fix)
         if not 0 < limit < math.inf:
-            raise UsageError("--budget must be above zero.", expected=_SYNTAX, found=text)
+            fix = "choose a larger limit"
+            raise UsageError("--budget must be above zero.", expected=_SYNTAX, found=text, fix=fix)
         return cls("kl" if kind == "kl" else "size", limit)
 
     def __str__(self) -> str:

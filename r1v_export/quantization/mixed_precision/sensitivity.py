@@ -176,6 +176,7 @@ def _require_independent(artifacts: Mapping[str, Artifact]) -> None:
                 where=f"{precision}: recipe {artifact.recipe.name}",
                 expected="rtn or gptq",
                 found=next(iter(artifact.overrides)),
+                fix="choose a recipe of rtn or gptq",
             )
 
 

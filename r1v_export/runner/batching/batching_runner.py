@@ -118,7 +118,7 @@ class BatchingRunner:
         submission = Submission(request_id or uuid.uuid4().hex, deliver, self._wake)
         with self._changed:
             if self._closing:
-                raise UsageError("The runner is closed.", where=submission.request_id)
+                raise UsageError("The runner is closed.", where=submission.request_id, fix="open another one")
             if self._queued + len(self._running) >= self.capacity:
                 self._refused += 1
                 raise QueueFullError(

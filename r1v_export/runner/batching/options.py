@@ -42,7 +42,8 @@ class BatchingOptions:
         positive = dict.fromkeys(("max_rows", "max_queued", "cache_bytes", "prefill_chunk"), 1)
         for name, least in {**positive, "image_cache_bytes": 0, "draft_tokens": 0}.items():
             if (found := getattr(self, name)) < least:
-                raise UsageError(f"{name} is out of range.", expected=f"at least {least}", found=found)
+                fix = f"choose a larger {name}, or omit it"
+                raise UsageError(f"{name} is out of range.", expected=f"at least {least}", found=found, fix=fix)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ class Submission:
             GraphError: a stage gives numbers that are not finite, or fails.
         """
         if self._deliver is not None:
-            raise UsageError("The events of this request go to `deliver`.", where=self.request_id)
+            fix = "read them there, or submit the request without `deliver`"
+            raise UsageError("The events of this request go to `deliver`.", where=self.request_id, fix=fix)
         while True:
             event = self._events.get()
             if isinstance(event, R1VError):

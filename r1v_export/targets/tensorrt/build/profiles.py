@@ -68,6 +68,7 @@ def _range(profile: Profile, symbol: str, where: str) -> Range:
             where=where,
             expected=f"a range for {symbol}",
             found=", ".join(profile) or "no range at all",
+            fix=f"add {symbol} to the profile, or omit the profiles",
         )
     if not 1 <= found.min <= found.opt <= found.max:
         raise UsageError(
@@ -75,6 +76,7 @@ def _range(profile: Profile, symbol: str, where: str) -> Range:
             where=f"{where}: {symbol}",
             expected="1 <= least <= best <= most",
             found=f"{found.min}, {found.opt}, {found.max}",
+            fix="order the three numbers",
         )
     return found
 

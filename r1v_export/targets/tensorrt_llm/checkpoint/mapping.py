@@ -69,6 +69,7 @@ def check_mapping(
             where="tensorrt_llm.pp",
             expected=f"at most {spec.num_layers}",
             found=parallel.pp,
+            fix=f"pp: {spec.num_layers}, or fewer",
         )
     features = module_features(spec)
     grouped = {

@@ -151,6 +151,7 @@ class ExecutorSession:
                 where="sampling.top_k",
                 expected=f"at most {MOST_TOP_K}, or 0 for all",
                 found=sampling.top_k,
+                fix=f"choose a top_k of at most {MOST_TOP_K}, or 0",
             )
 
     def _table(self, prompt: TablePrompt) -> Any:
