@@ -164,7 +164,7 @@ def measure(
         load = watch.load()
     sequences = [sequence for run in measured for sequence in run["sequences"]]
     latency = {name: _distribution(values) for name, values in _latencies(sequences).items()}
-    decode_ms, tokens = [_decode_ms(sequence) for sequence in sequences], [_new_tokens(run) for run in measured]
+    decode_ms, counts = [_decode_ms(sequence) for sequence in sequences], [_new_tokens(run) for run in measured]
     return {
         "engine": runner.name,
         "threads": asdict(thread_count()),
@@ -178,7 +178,7 @@ def measure(
         "first_token_ms": latency["first_token"]["p50"] or 0.0,
         # Of medians of times, not medians of rates: of few runs they would contradict the times.
         "tokens_per_s": _per_second(1, decode_ms),
-        "total_tokens_per_s": _per_second(statistics.median(tokens), [run["total_ms"] for run in measured]),
+        "total_tokens_per_s": _per_second(statistics.median(counts), [run["total_ms"] for run in measured]),
         "latency_ms": latency,
         "load": load,
         "peak_memory_bytes": peak_memory_bytes(),
