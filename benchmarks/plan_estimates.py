@@ -120,13 +120,12 @@ class Measured(Progress):
 
 @contextmanager
 def _weighed_activations(sizes: list[int]) -> Iterator[None]:
-    """Add to `sizes` the bytes of a calibration's activation files whenever a block has written its own."""
+    """Add to `sizes` the bytes of a calibration's activation files when every sample has gone through a block."""
     advance = Activations.advance
 
-    def weigh(store: Activations) -> None:
-        store.complete()
+    def weigh(store: Activations, share_bytes: float = 0.0, *, is_last: bool = False) -> None:
         sizes.append(sum(path.stat().st_size for path in store.folder.glob("*.data")))
-        advance(store)
+        advance(store, share_bytes, is_last=is_last)
 
     Activations.advance = weigh  # type: ignore[method-assign]
     try:

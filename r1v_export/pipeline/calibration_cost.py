@@ -52,6 +52,8 @@ _SAMPLE_S = 5e-3
 """Of decoding, tiling and tokenizing, whatever the number of cores."""
 _GENERATED_BYTES_PER_S = 5e9
 """Of weights that are read for each generated token."""
+_OTHER_SAMPLES = 1.25
+"""Activations of all samples, over those of as many like the first few, whose sizes are known."""
 _FLOAT_BYTES, _STORED_BYTES = 4, 2
 
 
@@ -73,13 +75,20 @@ class CalibrationCost:
 
     @property
     def scratch_bytes(self) -> int:
-        """Disk that is taken while it runs, at most: the activations on both sides of a block."""
-        return 2 * self._largest_activations if self.plan.last_collected >= 0 else 0
+        """Disk that is taken while it runs, at most: what the samples bring to a block, and to the next one as far as
+        memory does not hold that; where error is carried forward, all of that."""
+        if self.plan.last_collected < 0:
+            return 0
+        largest = round(_OTHER_SAMPLES * self._largest_activations)
+        if self.plan.recipe.propagate_error:
+            return 2 * largest
+        one = largest // max(1, len(self.samples))
+        return largest + min(largest, max(0, largest - self.activation_memory_bytes) + one)
 
     @property
     def memory_bytes(self) -> int:
         """The most that is held at once, but for pages of files that the kernel gives back."""
-        held = min(self.activation_memory_bytes, self.scratch_bytes)
+        held = min(self.activation_memory_bytes, 2 * self._largest_activations)
         return PROCESS_BYTES + held + max(map(self._block_bytes, range(len(self.plan.blocks))))
 
     def seconds(self, rates: Rates) -> float:
@@ -88,7 +97,7 @@ class CalibrationCost:
         quantizing = _quantizing_s(self.plan, rates)
         ran = self.plan.blocks[: self.plan.last_collected + 1]
         outputs = [_FLOAT_BYTES * self._outputs(block) for block in ran]
-        written = sum(count for count in outputs if count > self.activation_memory_bytes) / WRITE_BYTES_PER_S
+        written = sum(max(0, count - self.activation_memory_bytes) for count in outputs) / WRITE_BYTES_PER_S
         read = _STORED_BYTES * sum(graph_parameters(self.plan.spec).values()) / READ_BYTES_PER_S
         if not ran and not self.plan.calibrated:
             read = 0.0

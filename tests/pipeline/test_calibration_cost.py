@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from r1v_export.pipeline.calibration import calibration_set
 from r1v_export.pipeline.calibration_cost import CalibrationCost, require_memory, response_bytes
 from r1v_export.pipeline.calibration_samples import SampleSize, calibration_examples, sample_sizes
 from r1v_export.pipeline.rates import measured_rates
-from r1v_export.quantization.calibration.activations import Activations
+from r1v_export.quantization.calibration.activations import Activations, SavePolicy
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.plan import CalibrationPlan
@@ -45,14 +46,15 @@ def test_an_estimate_is_within_a_factor_of_the_truth(
     written: list[int] = []
     advance = Activations.advance
 
-    def weighed(store: Activations) -> None:
-        advance(store)
+    def weighed(store: Activations, *args: Any, **options: Any) -> None:
+        advance(store, *args, **options)
         written.append(sum(path.stat().st_size for path in store.folder.glob("*.data")))
 
     monkeypatch.setattr(Activations, "advance", weighed)
     started = time.process_time()
     samples = calibration_set(config, nano, load(recipe), tmp_path / "resume")
-    calibrate(nano, load(recipe), samples, tmp_path / "out", CalibrationOptions(save_after_s=0.0))
+    options = CalibrationOptions(saving=SavePolicy(latest_s=0.0, soonest_s=0.0))
+    calibrate(nano, load(recipe), samples, tmp_path / "out", options)
     seconds = time.process_time() - started
     assert seconds / 8 < estimated < 8 * seconds  # a busy machine costs time of the process too
     assert max(written) <= cost.scratch_bytes <= 2.5 * max(written)
@@ -87,8 +89,10 @@ def test_activations_beyond_the_limit_are_not_held(nano: Checkpoint) -> None:
     config = BuildConfig(precision="fp8")
     small = config.model_copy(update={"calibration": CalibrationConfig(activation_memory="1MB")})
     held, spilled = cost_of(nano, "fp8", config), cost_of(nano, "fp8", small)
-    assert held.scratch_bytes == spilled.scratch_bytes > 2 * 10**6
-    assert held.memory_bytes - spilled.memory_bytes == held.scratch_bytes - 10**6
+    largest = held.scratch_bytes / (1 + 1 / 128)
+    assert held.scratch_bytes > 10**6
+    assert spilled.scratch_bytes == pytest.approx(held.scratch_bytes + largest - 10**6, abs=2)
+    assert held.memory_bytes - spilled.memory_bytes == pytest.approx(2 * largest / 1.25 - 10**6, abs=2)
 
 
 def test_what_does_not_fit_into_memory_is_refused_with_its_cure(

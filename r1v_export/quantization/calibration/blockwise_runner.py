@@ -20,7 +20,7 @@ from r1v_export.log_event import log_event
 from r1v_export.progress import ProgressCallback, ignore_progress
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.artifact.qweight_places import QweightPlace
-from r1v_export.quantization.calibration.activations import Activations
+from r1v_export.quantization.calibration.activations import SAVED_BY_DEFAULT, Activations, SavePolicy
 from r1v_export.quantization.calibration.blocks import (
     Block,
     materialize,
@@ -33,6 +33,7 @@ from r1v_export.quantization.calibration.matmul_precision import matmul_precisio
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.quantized_linear import all_finite
+from r1v_export.quantization.sizes import checkpoint_bytes
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import collect_statistics, not_finite
 
@@ -47,9 +48,6 @@ NO_STATISTICS = BlockStatistics({}, {})
 ACTIVATION_MEMORY_BYTES = 4 << 30
 """Activations between blocks that are kept in memory by default."""
 
-SAVE_AFTER_S = 300.0
-"""Work that a run may have to repeat after a stop, in addition to the block where it stopped, by default."""
-
 
 @dataclass(frozen=True)
 class CalibrationOptions:
@@ -58,8 +56,8 @@ class CalibrationOptions:
     Attributes:
         device: "cpu" computes in float32, "cuda" in the checkpoint's dtype.
         matmul: what the CPU rounds the operands of products to, see `matmul_precision`.
-        activation_memory_bytes: activations between blocks that are kept in memory; a block that has more is saved.
-        save_after_s: seconds after which a block is saved all the same, for a run after an interrupted one.
+        activation_memory_bytes: activations between blocks that are kept in memory; what a block has more is written.
+        saving: how much of the others is written all the same, for a run after an interrupted one.
         resume_folder: keeps finished blocks for a run after an interrupted one, and after the end for the caller, who
             removes it; next to the result and removed at the end if omitted.
         places: where quantized values will lie, see `artifact.place_qweight`: they are written in that layout.
@@ -69,7 +67,7 @@ class CalibrationOptions:
     device: str = "cpu"
     matmul: Matmul = "float32"
     activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES
-    save_after_s: float = SAVE_AFTER_S
+    saving: SavePolicy = SAVED_BY_DEFAULT
     resume_folder: Path | None = None
     places: Sequence[QweightPlace] = ()
     on_progress: ProgressCallback = ignore_progress
@@ -109,7 +107,13 @@ class BlockwiseRunner:
         self.device = torch.device(options.device)
         self.dtype = getattr(torch, compute_dtype(checkpoint, options.device))
         self.matmul = options.matmul
-        self.activations = Activations(folder, options.activation_memory_bytes, options.save_after_s)
+        self.activations = Activations(
+            folder,
+            [sample.index for sample in samples],
+            options.activation_memory_bytes,
+            options.saving,
+            together=plan.recipe.propagate_error,
+        )
         self.on_progress = options.on_progress
         self._done = self._total = 0
 
@@ -131,6 +135,7 @@ class BlockwiseRunner:
         if plan.recipe.propagate_error:
             finished = start  # without its outputs, a finished block has to be quantized again to compute them
         self._plan_progress(start, finished, rounds)
+        save_bytes = self._save_bytes(rounds)
         for index in range(start, len(plan.blocks)):
             block, module, statistics = plan.blocks[index], None, NO_STATISTICS
             propagates = plan.propagates_error(index)
@@ -145,13 +150,11 @@ class BlockwiseRunner:
                     module = self._quantized(block, quantized)
                     self._run_block(index, block, module, collect=False, keep=True)
                 quantized = None
-            if index <= last:
-                self.activations.complete()
             if index >= finished:
                 on_finished(block)
                 self._report(plan.rounding_cost(index) if rounds else 0)
             if index <= last:
-                self.activations.advance()
+                self.activations.advance(save_bytes[index], is_last=index == last)
 
     def _tensors(self, block: Block, module: nn.Module | None) -> Mapping[str, Tensor]:
         return tensors_of(block, module) if module else stored_tensors(block, self.checkpoint)
@@ -180,6 +183,8 @@ class BlockwiseRunner:
         collecting = collect_statistics(module, inputs, grams, outputs, histograms)
         with matmul_precision(self.matmul), collecting as collector:
             for sample in self.samples:
+                if self.activations.begins_at(sample.index) > index:
+                    continue
                 collector.sample = sample.name
                 result = self._forward(index, block, module, sample, again=not keep)
                 if keep and index < plan.last_collected:
@@ -206,12 +211,24 @@ class BlockwiseRunner:
         return result
 
     def _plan_progress(self, start: int, finished: int, rounds: bool) -> None:
-        blocks, plan = range(start, len(self.plan.blocks)), self.plan
-        samples = [(len(sample.token_ids), sample.tiles) for sample in self.samples]
-        self._done = 0
-        passes = [index for index in blocks for _ in range(plan.forward_passes(index))]
-        self._total = sum(plan.forward_cost(index, *sample) for index in passes for sample in samples)
-        self._total += sum(plan.rounding_cost(index) for index in blocks if rounds and index >= finished)
+        plan, begins_at = self.plan, self.activations.begins_at
+        self._done = self._total = 0
+        for index in range(start, len(plan.blocks)):
+            samples = [sample for sample in self.samples if begins_at(sample.index) <= index]
+            self._total += self._cost(index, samples, rounds and index >= finished)
+
+    def _cost(self, index: int, samples: Sequence[CalibrationSample], rounds: bool) -> int:
+        """Of a block, in multiplications."""
+        plan = self.plan
+        passes = sum(plan.forward_cost(index, len(sample.token_ids), sample.tiles) for sample in samples)
+        return plan.forward_passes(index) * passes + (plan.rounding_cost(index) if rounds else 0)
+
+    def _save_bytes(self, rounds: bool) -> list[float]:
+        """What each block's part of the work allows to be saved."""
+        plan = self.plan
+        costs = [self._cost(index, self.samples, rounds) for index in range(len(plan.blocks))]
+        share_bytes = self.activations.policy.share * checkpoint_bytes(plan.spec, plan.schemes, "bfloat16")
+        return [share_bytes * cost / max(1, sum(costs)) for cost in costs]
 
     def _report(self, cost: int) -> None:
         self._done += cost

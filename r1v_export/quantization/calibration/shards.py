@@ -8,6 +8,7 @@ another order of addition.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
@@ -106,6 +107,8 @@ def collect_shard(
         if statistics.activations:
             unfinished.save(unfinished.result / STATISTICS / f"{block.name}.safetensors", to_tensors(statistics))
 
+    saving = replace(options.saving, share=options.saving.share / calibration.shard.count)
+    options = replace(options, saving=saving)
     runner = BlockwiseRunner(checkpoint, plan, calibration.samples, unfinished.activations, options)
     runner.run(finished, keep, lambda block: unfinished.finish_block(block.name, BlockRecord()), rounds=False)
     write_text(unfinished.result / KEY, to_json(key.model_dump(mode="json")))

@@ -22,13 +22,16 @@ from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration import blocks
 from r1v_export.quantization.calibration import blockwise_runner as runner
+from r1v_export.quantization.calibration.activations import Activations, SavePolicy
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.dataset import CalibrationSample, Shard
+from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.calibration.resume import default_resume_folder
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.recipe import Recipe, parse
 from r1v_export.quantization.recipe import load as load_recipe
+from r1v_export.quantization.sizes import checkpoint_bytes
 from r1v_export.quantization.statistics.activation_statistics import BlockStatistics
 from r1v_export.quantization.statistics.collector import StatisticsCollector
 from r1v_export.reference.model import Model, load
@@ -43,6 +46,9 @@ from tests.quantization.calibration_cases import (
 )
 
 PROPAGATED = load_recipe("int4-gptq").model_copy(update={"propagate_error": True})
+SAVED_ALWAYS = SavePolicy(latest_s=0.0, soonest_s=0.0)
+SAVED_NEVER = SavePolicy(latest_s=math.inf, soonest_s=math.inf)
+SAVED_IN_TURN = SavePolicy(share=0.2, latest_s=math.inf, soonest_s=0.0)
 RECIPES = {"fp8-kv": KV_RECIPE, "int4-awq": AWQ_RECIPE, "int4-gptq, propagated": PROPAGATED}
 
 
@@ -128,7 +134,7 @@ def test_outputs_of_a_finished_block_that_are_lost_are_computed_again(
 ) -> None:
     out, name = tmp_path / "out", "int4-gptq, propagated"
     with pytest.raises(Stopped):
-        calibrated(synth_checkpoint, PROPAGATED, out, save_after_s=0.0, on_progress=stop_after(30))
+        calibrated(synth_checkpoint, PROPAGATED, out, saving=SAVED_ALWAYS, on_progress=stop_after(30))
     shutil.rmtree(default_resume_folder(out) / "activations")
     assert calibrated(synth_checkpoint, PROPAGATED, out) == whole[name]
 
@@ -167,17 +173,20 @@ def test_memory_limits_do_not_change_a_byte(
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize(("limit", "save_after_s"), [(0, math.inf), (1 << 30, 0.0), (1 << 30, math.inf)])
+@pytest.mark.parametrize(
+    ("limit", "saving"),
+    [(0, SAVED_NEVER), (1 << 30, SAVED_ALWAYS), (1 << 30, SAVED_IN_TURN), (1 << 30, SAVED_NEVER)],
+)
 def test_stopped_at_every_moment_in_turn_it_ends_with_the_same_bytes(
     synth_checkpoint: Checkpoint,
     tmp_path: Path,
     whole: dict[str, dict[str, bytes]],
     recipe: str,
     limit: int,
-    save_after_s: float,
+    saving: SavePolicy,
 ) -> None:
     calibration, out = small_set(synth_checkpoint), tmp_path / "out"
-    options = CalibrationOptions(activation_memory_bytes=limit, save_after_s=save_after_s)
+    options = CalibrationOptions(activation_memory_bytes=limit, saving=saving)
     stops = 0
     # Each run may get a little further than the one before: without memory of the finished blocks it takes longer.
     for allowed in range(2, 60, 4):
@@ -197,9 +206,9 @@ def test_stopped_at_every_moment_in_turn_it_ends_with_the_same_bytes(
     assert files_of(out) == whole[recipe]
 
 
-@pytest.mark.parametrize(("limit", "save_after_s"), [(0, math.inf), (1 << 30, 0.0)])
+@pytest.mark.parametrize(("limit", "saving"), [(0, SAVED_NEVER), (1 << 30, SAVED_ALWAYS)])
 def test_a_run_after_a_stop_goes_on_at_the_block_where_it_stopped(
-    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, save_after_s: float
+    synth_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, saving: SavePolicy
 ) -> None:
     passes: list[tuple[str, int]] = []
 
@@ -216,7 +225,7 @@ def test_a_run_after_a_stop_goes_on_at_the_block_where_it_stopped(
     for kind in {type(block) for block in chain}:
         count(kind)
     run = (synth_checkpoint, KV_RECIPE, small_set(synth_checkpoint), tmp_path / "out")
-    options = CalibrationOptions(activation_memory_bytes=limit, save_after_s=save_after_s)
+    options = CalibrationOptions(activation_memory_bytes=limit, saving=saving)
     with pytest.raises(Stopped):
         calibrate(*run, replace(options, on_progress=stop_after(17)))
     before, (interrupted, _) = len(passes), passes[-1]
@@ -225,6 +234,35 @@ def test_a_run_after_a_stop_goes_on_at_the_block_where_it_stopped(
     twice = {one for one in passes if passes.count(one) > 1}
     assert {block for block, _ in twice} == {interrupted}
     assert set(passes) == {(block.name, index) for block in chain for index in range(3)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_saved_stays_within_its_share_of_the_model_and_is_gone_on_with(
+    synth_checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: dict[str, dict[str, bytes]],
+    recipe: str,
+) -> None:
+    written, write = dict[int, int](), Activations._write
+
+    def weighed(store: Activations, sample: int, block: int, tensor: torch.Tensor) -> None:
+        written[sample] = written.get(sample, 0) + tensor.nbytes
+        write(store, sample, block, tensor)
+
+    monkeypatch.setattr(Activations, "_write", weighed)
+    out, chosen = tmp_path / "out", RECIPES[recipe]
+    options = {"saving": SAVED_IN_TURN}
+    with pytest.raises(Stopped):
+        calibrated(synth_checkpoint, chosen, out, **options, on_progress=stop_after(24))
+    files = list((default_resume_folder(out) / "activations").iterdir())
+    blocks_of = {path.stem.split("-")[1] for path in files}
+    assert len(files) == 3
+    assert (len(blocks_of) == 1) == chosen.propagate_error  # all at one block, or each at one of its own
+    plan = CalibrationPlan(synth_checkpoint.spec, chosen)
+    share = SAVED_IN_TURN.share * checkpoint_bytes(synth_checkpoint.spec, plan.schemes, "bfloat16")
+    assert 0 < sum(written.values()) <= share
+    assert calibrated(synth_checkpoint, chosen, out, **options) == whole[recipe]
 
 
 def test_no_block_is_held_when_the_next_is_read(
