@@ -7,7 +7,8 @@ import itertools
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import onnx_ir as ir
@@ -28,7 +29,7 @@ def trace(source: GraphSource, contract: GraphContract, compute: torch.dtype) ->
     The graph, its inputs and outputs have the contract's names; initializers are unmaterialized and have their
     published names.
     """
-    with FakeTensorMode(), onnx_operators(), _default_dtype(compute), _quiet():
+    with FakeTensorMode(), onnx_operators(), _default_dtype(compute), _quiet(), _registered_once():
         module = source.module().eval().requires_grad_(False)
         arguments, dynamic_shapes = _example_inputs(module, contract, compute)
         exported = torch.export.export(module, arguments, dynamic_shapes=dynamic_shapes, strict=False)
@@ -115,6 +116,30 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def _registered_once() -> Iterator[None]:
+    """torch.onnx reads the functions of all its operators anew for every graph, half a second each time, and changes
+    nothing of what it has read: let it read them once per process."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:  # a PyTorch that has them elsewhere
+        yield
+        return
+    own = ONNXRegistry.__dict__["from_torchlib"]
+    make = ONNXRegistry.from_torchlib
+    once = staticmethod(lambda *version, **named: _registry(make, *version, **named))
+    ONNXRegistry.from_torchlib = once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
+
+
+@cache
+def _registry(make: Callable[..., Any], *version: int, **named: int) -> Any:
+    return make(*version, **named)
 
 
 @contextlib.contextmanager

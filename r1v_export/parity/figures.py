@@ -14,12 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-
 if TYPE_CHECKING:
+    # What draws imports it: it takes half a second, and most commands draw nothing.
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.typing import RcKeyType
 
 # Stand-ins that matplotlib accepts as colors -> variables of the page's style sheet.
@@ -57,6 +55,9 @@ _LETTER_INCHES = 0.074
 @contextmanager
 def figure_of(width_inches: float, height_inches: float) -> Iterator[Figure]:
     """A figure under the page's style, apart from any pyplot state."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -78,6 +79,8 @@ def wrapped(text: str, figure: Figure) -> str:
 def svg_of(figure: Figure, name: str, description: str) -> str:
     """The figure as an <svg> element; `name` keeps its ids apart from those of other figures on the page, and of the
     same one at another width."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     name += "-narrow" if figure.get_figwidth() < WIDE_INCHES else ""
     for axes in figure.axes:
         axes.patch.set_visible(False)

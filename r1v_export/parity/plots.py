@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.text import Annotation
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from typing import TYPE_CHECKING, Any
 
 from r1v_export.pages import sentence
 from r1v_export.parity.diagnosis import LAYERS, kind_of
@@ -31,6 +27,10 @@ from r1v_export.parity.metrics import METRICS
 from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, ParityReport, StepResult
 from r1v_export.quantization.mixed_precision.budget import loss_of
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, SensitivityTable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
 
 _OWN_PLOT = frozenset({"decoder_layer"})
 """Boundaries that the plot by boundary leaves to the one by layer."""
@@ -98,6 +98,8 @@ def errors_by_layer(report: ParityReport, width_inches: float = WIDE_INCHES) -> 
     drawn = {kind: [b.metrics["relative_error"] for b in found] for kind, found in by_kind.items()}
     if not any(0 < error < math.inf for errors in drawn.values() for error in errors):
         return None
+    from matplotlib.ticker import MaxNLocator
+
     with figure_of(width_inches, 3.4) as figure:
         axes = figure.subplots()
         styles = (("vision_block", TWO, "s"), ("decoder_layer", ONE, "o"))
@@ -199,6 +201,8 @@ def _draw_limit(axes: Axes, limit: float) -> None:
 
 
 def _step_line(axes: Axes, steps: Sequence[StepResult], values: Sequence[float], color: str, marker: str) -> None:
+    from matplotlib.ticker import NullFormatter
+
     finite = [value if 0 < value < math.inf else math.nan for value in values]
     axes.plot([step.step for step in steps], finite, marker=marker, markersize=3.5, linewidth=1.3, color=color)
     axes.grid(axis="y")
@@ -293,6 +297,8 @@ def accuracy_by_size(bundles: Sequence[BundleFacts], width_inches: float = WIDE_
     """Divergence, and right answers where they are known, of several bundles against the size of their weights."""
     if len(bundles) < 2:
         return None
+    from matplotlib.ticker import NullFormatter
+
     scored = any(bundle.scored for bundle in bundles)
     with figure_of(width_inches, 6.4 if scored else 3.6) as figure:
         panels = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from r1v_export import contract
+from r1v_export.exporters import trace as tracing
 from r1v_export.exporters.export import SOURCES, export_graph, trace_graph
 from r1v_export.model_spec import RopeScaling
 from r1v_export.reference.model import Model, ReferenceEngine
@@ -118,6 +119,18 @@ def test_every_graph_exports_in_16_bits_and_is_valid_onnx(compute, checkpoint, t
         assert graph.name == name
         wide = {i.name for i in graph.initializer if i.data_type == 1}
         assert not wide, "float32 is left in a 16-bit graph"
+
+
+def test_the_functions_of_operators_are_read_for_the_first_graph_and_not_again(monkeypatch):
+    from torch.onnx._internal.exporter import _registration
+
+    own = vars(_registration.ONNXRegistry)["from_torchlib"]
+    read, reads = _registration.onnxscript_apis.get_torchlib_ops, []
+    monkeypatch.setattr(_registration.onnxscript_apis, "get_torchlib_ops", lambda: reads.append(1) or read())
+    tracing._registry.cache_clear()
+    first, second = (dump(trace_graph(contract.EMBED, tiny_spec(), torch.float32)) for _ in range(2))
+    assert (len(reads), first) == (1, second)
+    assert vars(_registration.ONNXRegistry)["from_torchlib"] is own
 
 
 @pytest.mark.parametrize("name", [contract.VISION, contract.DECODER])

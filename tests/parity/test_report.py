@@ -104,6 +104,7 @@ def test_a_page_is_the_same_bytes_in_another_process(failed: ParityReport, tmp_p
     (tmp_path / "report.json").write_text(to_json(failed))
     script = (
         "import pathlib, sys; from r1v_export.parity import ParityReport; from r1v_export.parity.report import to_html;"
+        "import r1v_export.pipeline.build; assert 'matplotlib' not in sys.modules, 'before anything is drawn';"
         "report = ParityReport.model_validate_json(pathlib.Path(sys.argv[1]).read_text());"
         "sys.stdout.buffer.write(to_html(report).encode())"
     )
