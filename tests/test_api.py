@@ -73,12 +73,16 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 @pytest.fixture(scope="module")
 def mypy_errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What a user's strict mypy finds in a program that uses the face rightly and in one that does not, by file."""
+    """What a user's strict mypy finds in a program that uses the face rightly and in one that does not, by file.
+
+    It passes over what no type of the face is made of and most users lack, six sevenths of its time.
+    """
     folder = tmp_path_factory.mktemp("user")
+    (folder / "mypy.ini").write_text("[mypy]\n[mypy-torch.*,transformers.*,ray.*]\nfollow_imports = skip\n")
     (folder / "right.py").write_text(USER)
     (folder / "wrong.py").write_text(WRONG)
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--ignore-missing-imports"]
-    command += ["--config-file=", f"--cache-dir={os.devnull}", "right.py", "wrong.py"]
+    command += ["--config-file=mypy.ini", f"--cache-dir={os.devnull}", "right.py", "wrong.py"]
     environment = {"MYPYPATH": str(PROJECT), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     *errors, summary = done.stdout.splitlines()
