@@ -19,7 +19,12 @@ RUNTIME := .venv-runtime
 INSTALLED := $(VENV)/.installed
 TRITON := .venv-triton
 
-.PHONY: demo test lint format lock browser engines runtime clean
+# Nothing is compiled when it is installed, which is half of the work of installing it: Python writes the bytecode of what it
+# imports, also where the caller forbids it, else each of the hundreds of processes of the tests would compile anew.
+unexport PYTHONDONTWRITEBYTECODE
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+
+.PHONY: demo test environments lint format lock browser engines runtime clean
 
 demo: $(INSTALLED)
 	$(BIN)/r1v-export build --precision $(PRECISION) -o $(BUNDLE)
@@ -27,15 +32,19 @@ demo: $(INSTALLED)
 	$(BIN)/r1v-export run $(BUNDLE) --image $(IMAGE) "$(QUESTION)"
 	@echo "serve it to OpenAI clients, and to people at http://localhost:8000: $(BIN)/r1v-export serve $(BUNDLE)"
 
-test: $(INSTALLED) $(TRITON)/.installed browser engines
+test:
+	@$(MAKE) --no-print-directory -j3 environments
 	R1V_SOAK_SECONDS=$(SOAK_SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+# What the tests need, side by side.
+environments: $(INSTALLED) $(TRITON)/.installed browser engines
 
 # The browser of the page's tests. Where it cannot be installed they are skipped, and say so.
 browser:
 	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium > /dev/null; } || true
 
-# What builds libr1v, whose tests build and run it.
-engines:
+# What builds libr1v, whose tests build and run it. apt works for one at a time.
+engines: browser
 	engines/install_debian.sh
 
 lint: $(INSTALLED)
@@ -51,14 +60,14 @@ format: $(INSTALLED)
 # The environment: the lock, then the package itself, editable. Remade when either file changes.
 $(INSTALLED): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python $(PIP_INSTALL) -r requirements.lock
+	$(BIN)/python $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 # A real tritonserver with its Python backend's packages; the package is taken from here.
 $(TRITON)/.installed: requirements-triton.lock
 	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
-	$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-triton.lock
+	$(TRITON)/bin/python $(PIP_INSTALL) --no-deps -r requirements-triton.lock
 	$(TRITON)/bin/python -c "import pathlib, sysconfig; \
 	  pathlib.Path(sysconfig.get_path('purelib'), 'r1v-export.pth').write_text('$(CURDIR)')"
 	touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -78,3 +79,12 @@ def test_an_installed_wheel_says_how_an_extra_is_added(wheel: Path, tmp_path: Pa
     code = "from r1v_export.extras import install_command; print(install_command('build'))"
     done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f'pip install "{wheel}[build]"'
+
+
+def test_make_lets_processes_write_bytecode_whatever_its_caller_says() -> None:
+    """Nothing is compiled when it is installed: every process of the tests would compile what it imports."""
+    shows = "shown: ; @echo bytecode $$PYTHONDONTWRITEBYTECODE"
+    command = ["make", "--no-print-directory", "--eval", shows, "shown"]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["bytecode"]
