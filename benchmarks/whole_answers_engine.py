@@ -2,7 +2,7 @@
 
     python whole_answers_engine.py KIND MODEL THREADS [OPTION]
 
-KIND: `ours` (MODEL is a bundle, OPTION its target, or that and the one that encodes images), `transformers` (a
+KIND: `ours` (MODEL is a bundle, OPTION its target and what encodes images), `transformers` (a
 checkpoint in the layout `internvl`, a dtype), `llama` (a folder with model.gguf and mmproj.gguf) or `genai` (a folder
 of OpenVINO models). A job is {"image", "question", "before", "after", "new_tokens"}: an image's file, a question, and
 the prompt's text before and after the image. Its answer: {"first_s", "last_s", "tokens", "prompt_tokens",
@@ -41,8 +41,8 @@ def ours(bundle: Path, threads: int, targets: str) -> Answer:
     from r1v_export.runner.prompt_encoder import Request
 
     use_threads(threads)
-    target, *images = targets.split()
-    runner = open_runner(bundle, target, vision_target=images[0] if images else None)
+    target, images = targets.split()
+    runner = open_runner(bundle, target, vision_target=images)
 
     def run(job: Job) -> dict[str, Any]:
         began, moments, answer = time.perf_counter(), [], None

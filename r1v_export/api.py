@@ -99,7 +99,7 @@ def open_runner(
     device: Device = "cpu",
     model: AnyPath | None = None,
     engine: AnyPath | None = None,
-    vision_target: str | None = None,
+    vision_target: str = "auto",
 ) -> BaseRunner:
     """A runner that answers questions with one of a bundle's engines; `r1v-export run`.
 
@@ -107,7 +107,8 @@ def open_runner(
         target: an engine of the bundle, or `pytorch`; the bundle's first by default.
         model: folder of the checkpoint, for `pytorch`, if the bundle was built from a folder.
         engine: a folder of `r1v-export engine`, or `llm-api`: a target's own library decodes.
-        vision_target: another engine of the bundle, which encodes images; that which answers by default.
+        vision_target: what encodes images: the target, another engine of the bundle, or `auto`, the fastest one that a
+            gate has compared and that runs here.
 
     Raises:
         UsageError: target and engine do not match, or the bundle has no such target.

@@ -16,6 +16,8 @@ from r1v_export.quoting import shorten_text
 
 ROOT = Path("/")
 _OPTION, _VARIABLE = "--threads", "OMP_NUM_THREADS"
+_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+"""Instructions that multiply bfloat16 values, as Linux names them."""
 
 
 @dataclass(frozen=True)
@@ -187,3 +189,17 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def has_bfloat16_products(root: Path = ROOT) -> bool:
+    """Whether this x86 CPU has instructions for products of bfloat16 values. Imports and runs no library.
+
+    Args:
+        root: of the file system that holds /proc.
+    """
+    try:
+        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return not _BFLOAT16.isdisjoint(flags.split())

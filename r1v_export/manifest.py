@@ -88,6 +88,9 @@ class Manifest(_Entry):
     precision: str
     parity: dict[str, str]
     """Of each target: PASSED, or why its gate did not run."""
+    image_parity: dict[str, str] = Field(default_factory=dict)
+    """Of each engine together with another one that can encode its images, by `targets.images.pair_name`: PASSED, where
+    its gate failed, or why it did not run. Such a pair is used by default only where it passed."""
     device: str
     tools: dict[str, str]
     stages: dict[str, StageEntry]

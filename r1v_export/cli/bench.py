@@ -82,7 +82,7 @@ def command(
     tiles: int | None,
     question: str,
     target: str | None,
-    vision_target: str | None,
+    vision_target: str,
     engine: str | None,
     model: str | None,
     tokens: int,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -69,7 +70,7 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
 def command(
     bundle: Path,
     target: str | None,
-    vision_target: str | None,
+    vision_target: str,
     model: str | None,
     count: int | None,
     images: tuple[str, ...],
@@ -115,8 +116,7 @@ def command(
         vision_target=vision_target,
     )
     if format_ == "json":
-        reports = {result.gate: result.model_dump(mode="json") for result in results}
-        print_json(reports if len(reports) > 1 else results[0].model_dump(mode="json"))
+        print_json(_as_json(results))
     else:
         for number, result in enumerate(results):
             if number:
@@ -131,6 +131,16 @@ def command(
             click.echo(f"report: {page}")
     for result in results:
         result.raise_if_failed()
+
+
+def _as_json(results: Sequence[ParityReport]) -> dict[str, Any]:
+    """The reports by their gates; the fields of the report itself where the engine has one gate, whether or not this
+    machine also compares images by another engine."""
+    reports: dict[str, Any] = {result.gate: result.model_dump(mode="json") for result in results}
+    if len(reports) == 1 or reports.keys() == {"arithmetic", "images"}:
+        first: dict[str, Any] = reports.pop(results[0].gate)
+        return first | reports
+    return reports
 
 
 def _print(report: ParityReport) -> None:

@@ -13,6 +13,7 @@ import click
 from r1v_export.cli.answers import print_answer, stream
 from r1v_export.cli.chat import chat as converse
 from r1v_export.cli.images import STDIN, allow_url_option, image_opener, image_option, require_stdin_once
+from r1v_export.cli.logs import say
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
     WholeNumber,
@@ -31,6 +32,7 @@ from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.sampling import choose_sampling, print_sampling, sampling_options
 from r1v_export.cli.threads import threads_option
 from r1v_export.errors import InputError, UsageError
+from r1v_export.progress import fitted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,7 +76,7 @@ def command(
     video: Path | None,
     frames: int | None,
     target: str | None,
-    vision_target: str | None,
+    vision_target: str,
     engine: str | None,
     model: str | None,
     no_think: bool,
@@ -123,6 +125,8 @@ def command(
         refuse_given(click.get_current_context(), ("draft_tokens",), LIBRARY_S_LOOP, "omit it")
     runner = open_runner(bundle, target, model, device, engine, grounding, vision_target)
     runner.draft_tokens = draft_tokens
+    if runner.image_note and (images or video or chat):
+        say("\n".join(fitted(runner.image_note, sys.stderr, indent=8)))
     print_sampling(chosen, opened.pipeline.generation_config)
     if chat:
         converse(_asking(runner, chosen, not no_think), _by_name(load), show, loaded)

@@ -36,6 +36,7 @@ from r1v_export.cli.output import (
 from r1v_export.cli.threads import threads_option
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.extras import install_command
+from r1v_export.progress import fitted
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
@@ -161,7 +162,7 @@ def command(
     access_log: bool,
     triton: str | None,
     target: str | None,
-    vision_target: str | None,
+    vision_target: str,
     engine: str | None,
     model: str | None,
     device: Device,
@@ -231,7 +232,7 @@ def command(
 def _own_loop(
     bundle: Path,
     target: str | None,
-    vision_target: str | None,
+    vision_target: str,
     model: str | None,
     device: Device,
     engine: str | None,
@@ -241,6 +242,8 @@ def _own_loop(
     from r1v_export.runner.open_runner import open_runner
 
     runner = open_runner(bundle, target, model, device, engine, vision_target=vision_target)
+    if runner.image_note:
+        say("\n".join(fitted(runner.image_note, sys.stderr, indent=8)))
     return BatchingRunner(runner, options)
 
 

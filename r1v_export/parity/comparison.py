@@ -156,7 +156,7 @@ def rounded_inputs(boundaries: Sequence[BoundaryResult], options: CheckOptions) 
     if not options.rounds_inputs:
         return None
     metrics = next((each.metrics for each in boundaries if each.name == "decode"), {})
-    if options.gate != "arithmetic":
+    if options.gate == "quantization":
         metrics = {}
     mean_kl, agreement = metrics.get("mean_kl"), metrics.get("top1_agreement")
     return RoundedInputs(mean_kl=mean_kl, top1_agreement=agreement, engines=options.rounding)

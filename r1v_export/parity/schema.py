@@ -329,8 +329,9 @@ class ParityReport(_Part):
     @property
     def title(self) -> str:
         """What the gate asks, in words."""
-        if self.gate == "arithmetic":
-            return "The engine computes what PyTorch computes"
+        if self.gate != "quantization":
+            who = "With images by another engine, it" if self.gate == "images" else "The engine"
+            return f"{who} computes what PyTorch computes"
         profile = self.profile or self.precision
         return f"What {profile} cost" if profile.endswith("weights") else f"What {profile.upper()} costs"
 

@@ -5,6 +5,7 @@ One row is one limit on one metric. Rows are looked up by boundary and by standa
 * `numerics`: the same numbers computed by another engine. The reference is the model that the engine was built
   from, in float32 (for a quantized engine: its fake-quantized model); only rounding may differ. What rounds is the
   dtype computed in or, coarser than any, inputs on an 8-bit grid.
+* `images`: the same, of an engine whose images another one encodes, by the limits of what that one rounds.
 * `quantization`: a quantized model against the float32 original; what quantizing costs, by precision.
 
 Unit roundoff u: 2^-24 (6e-8) for float32, 2^-11 (4.9e-4) for float16, 2^-9 (2.0e-3) for bfloat16.
@@ -22,7 +23,7 @@ from r1v_export.config import Compute, Precision
 from r1v_export.errors import UsageError
 from r1v_export.strict import StrictModel
 
-Gate = Literal["arithmetic", "quantization"]
+Gate = Literal["arithmetic", "quantization", "images"]
 ToleranceProfile = Literal[
     "fp32", "fp16", "bf16", "8-bit inputs", "fp8", "int8", "int4", "8-bit weights", "4-bit weights"
 ]
@@ -97,7 +98,7 @@ def profile_for(gate: Gate, precision: Precision, compute: Compute, quantized_in
     Raises:
         UsageError: the table has no such rows, so the engine cannot be evaluated.
     """
-    if gate == "arithmetic":
+    if gate != "quantization":
         return "8-bit inputs" if quantized_inputs else _FLOATS[compute]
     costs = {row.profile for row in TABLE} - set(ARITHMETIC)
     if precision not in costs:

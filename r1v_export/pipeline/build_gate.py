@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 from r1v_export.bundle import GRAPHS
 from r1v_export.manifest import WORK_FOLDER
 from r1v_export.parity.report import write_reports
+from r1v_export.pipeline.gate_stage import why_images_are_not_compared
 from r1v_export.pipeline.parity_gate import (
     GateRun,
     GeneratedQuestions,
     check_options,
     gate_names,
+    image_options,
     require_calibrated_scales,
 )
 from r1v_export.pipeline.report_provenance import of_build
 from r1v_export.pipeline.stage import StageInputs
 from r1v_export.progress import ProgressCallback, subrange
+from r1v_export.targets.images import part_of
 
 if TYPE_CHECKING:
     from r1v_export.parity.schema import ParityReport
@@ -37,9 +40,11 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
     longest = parity.streamed_reply_tokens if streamed else parity.max_new_tokens
     options = check_options(job.config, target, job.checkpoint.spec, job.artifact, max_new_tokens=longest)
     questions = GeneratedQuestions(job.checkpoint, parity.streamed_questions if streamed else parity.questions)
-    run = GateRun(job.out, target, job.checkpoint, job.artifact, job.config.device)
+    images = None if why_images_are_not_compared(job, target) else part_of(job.out, target)
+    run = GateRun(job.out, target, job.checkpoint, job.artifact, job.config.device, images)
     recipe = job.artifact.recipe if job.artifact else None
     gates = [replace(options, gate=gate) for gate in gate_names(recipe, options.own_weights)]
+    gates += image_options(options, job.config, target, job.checkpoint.spec, job.artifact, images)
     reports: Iterable[ParityReport]
     if streamed:
         reports = run.streamed(questions, gates, job.out / WORK_FOLDER / f"{target}-streamed-gate", on_progress)
@@ -50,4 +55,6 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
     written = [report.model_copy(update={"provenance": provenance}) for report in reports]
     write_reports(written, folder)
     for report in written:
-        report.raise_if_failed()
+        # Images that another engine encodes wrongly are left to this one, see `image_verdicts`.
+        if report.gate != "images":
+            report.raise_if_failed()

@@ -25,6 +25,7 @@ from r1v_export.pipeline.parity_gate import (
     check_options,
     choose_gate,
     gate_names,
+    image_options,
     reference_endpoint,
     require_calibrated_scales,
 )
@@ -33,6 +34,7 @@ from r1v_export.progress import Progress, ProgressCallback
 from r1v_export.quantization.artifact.documents import read_recipe
 from r1v_export.quantization.recipe import Recipe, resolve
 from r1v_export.targets import registry
+from r1v_export.targets.images import AUTO, ImageEncoder, choose, encoding_target, part_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def check_bundle(
     *,
     blocks: bool,
     command: str,
-    vision_target: str | None = None,
+    vision_target: str = AUTO,
 ) -> list[ParityReport]:
     """One report for each gate; if there are other bundles to compare with, the last report includes them.
 
@@ -90,7 +92,8 @@ def check_bundle(
         against: other bundles of the same checkpoint.
         blocks: compare each ViT block.
         command: that asked for it, for the reports.
-        vision_target: another engine of the bundle, which encodes images; the looser limits of both hold for the pair.
+        vision_target: what encodes images, as `images.choose` has it. By default the engine's own gates come first, and
+            then, where this machine can, the engine with its images encoded by what is faster; else that pair alone.
 
     Raises:
         BundleError, UsageError: a folder is not a whole bundle, or not of the same checkpoint; a pair of engines would
@@ -100,47 +103,62 @@ def check_bundle(
     require_device(device)
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
-    engines = (target,) if vision_target is None else (target, bundle.target(vision_target))
+    images = _images(bundle, target, vision_target, device)
     streamed = _streams([bundle, *others], asked, target, device)
-    if streamed and vision_target is not None:
-        raise UsageError(
-            "A streamed gate compares one engine.",
-            where="--vision-target",
-            fix="check both targets alone, or pass --gate whole on a machine with the memory",
-        )
-    own_weights = (registry.get_target(name).numerics(bundle.config, bundle.spec).own_weights for name in engines)
-    gates = gate_names(_recipe(bundle), next(filter(None, own_weights), None))
+    if streamed and images is not None:
+        _refuse_asked(vision_target)
+        images = None
+    gates = gate_names(_recipe(bundle), registry.get_target(target).numerics(bundle.config, bundle.spec).own_weights)
+    if images is not None:
+        gates = (*gates, "images") if vision_target == AUTO else ("images",)
+    engines = (target, images.name) if images is not None and images.folder is None else (target,)
     progress.stages = 2 + (1 if streamed else len(gates)) + len(others)
     checkpoint = open_source(bundle, model, progress)
     provenance = of_check(bundle, engines, device, command, progress)
     # The others', too: a damaged one is found before anything is measured.
     artifact, *_ = [open_artifact(each.folder, checkpoint) for each in (bundle, *others)]
     require_calibrated_scales(bundle.graphs, artifact)
-    options = check_options(
-        bundle.config,
-        target,
-        bundle.spec,
-        artifact,
-        max_new_tokens=asked.longest(streamed),
-        vision_target=vision_target,
-    )
+    options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.longest(streamed))
     options = replace(options, blocks=blocks, measure_latency=not streamed)
-    run = GateRun(folder, target, checkpoint, artifact, device, vision_target)
+    of_gates = [replace(options, gate=gate) for gate in gates if gate != "images"]
+    of_gates += image_options(options, bundle.config, target, bundle.spec, artifact, images)
+    run = GateRun(folder, target, checkpoint, artifact, device, images)
     questions = asked.of(checkpoint, streamed)
     if streamed:
         with progress.stage(" and ".join(gates)) as task, tempfile.TemporaryDirectory() as work:
-            of_gates = [replace(options, gate=gate) for gate in gates]
             reports = run.streamed(questions, of_gates, Path(work, "activations"), task.report)
     else:
         reports = []
-        for gate in gates:
-            with progress.stage(gate) as task:
-                reports.append(run.whole(questions, replace(options, gate=gate), task.report))
+        for of_gate in of_gates:
+            with progress.stage(of_gate.gate) as task:
+                reports.append(run.whole(questions, of_gate, task.report))
     reports = [report.model_copy(update={"provenance": provenance}) for report in reports]
     if others:
-        rows = [facts(bundle, target, reports[-1]), *_measured(others, checkpoint, asked, device, progress, streamed)]
-        reports[-1] = reports[-1].model_copy(update={"bundles": tuple(rows)})
+        last = max((n for n, gate in enumerate(gates) if gate != "images"), default=0)
+        rows = [facts(bundle, target, reports[last]), *_measured(others, checkpoint, asked, device, progress, streamed)]
+        reports[last] = reports[last].model_copy(update={"bundles": tuple(rows)})
     return reports
+
+
+def _images(bundle: Bundle, target: str, vision_target: str, device: Device) -> ImageEncoder | None:
+    """What encodes images instead of the target, if it is to be compared; whether it ever was does not matter."""
+    if vision_target != AUTO:
+        return choose(bundle, target, vision_target, device).encoder
+    part = part_of(bundle.folder, target) if device == "cpu" else None
+    return None if part is None or encoding_target(part.name).why_not_images() else part
+
+
+def _refuse_asked(vision_target: str) -> None:
+    """
+    Raises:
+        UsageError: a streamed gate is asked for a pair of engines.
+    """
+    if vision_target != AUTO:
+        raise UsageError(
+            "A streamed gate compares one engine.",
+            where="--vision-target",
+            fix="check both targets alone, or pass --gate whole on a machine with the memory",
+        )
 
 
 def _recipe(bundle: Bundle) -> Recipe | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1v_export.errors import CapabilityError
+from r1v_export.manifest import PASSED
 from r1v_export.pipeline import provenance
 from r1v_export.pipeline.estimate import GateWork, gate_s
 from r1v_export.pipeline.rates import measured_rates
@@ -16,6 +17,7 @@ from r1v_export.pipeline.stage import Needs, Stage, StageInputs
 from r1v_export.pipeline.stage_code import RUN_CODE
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
+from r1v_export.targets.images import encoding_target, pair_name, part_of
 
 if TYPE_CHECKING:
     from r1v_export.pipeline.stages import Build
@@ -31,11 +33,12 @@ def gate_stage(job: Build, target: str, after: Sequence[str]) -> Stage:
         f"{target}-parity",
         partial(_check_engine, job, target),
         code=RUN_CODE,
-        tools=(*provenance.TRACING_TOOLS, *registry.tools(target), *provenance.INPUT_TOOLS),
+        tools=(*provenance.TRACING_TOOLS, *_tools(job, target), *provenance.INPUT_TOOLS),
         settings={
             "parity": job.config.parity.model_dump(mode="json"),
             "device": job.config.device,
             "label": asdict(job.label),
+            "images": why_images_are_not_compared(job, target),
         },
         sources=tuple(job.source_files()),
         after=tuple(after),
@@ -58,6 +61,7 @@ def _seconds(job: Build, target: str) -> float:
         return 0.0
     # A checkpoint that is quantized already has no original to compare with; rating it on texts takes as long.
     comparisons = 2 if job.config.quantized else 1
+    comparisons += why_images_are_not_compared(job, target) is None
     work = GateWork.of(job.schemes, comparisons)
     return gate_s(job.gate(target), job.checkpoint.spec, job.config.parity, measured_rates(), work)
 
@@ -76,3 +80,44 @@ def _warnings(job: Build, target: str, bundle: Path) -> tuple[str, ...]:
     from r1v_export.parity.report import read_report
 
     return read_report(bundle / job.report_folder(target)).warnings
+
+
+def _image_target(job: Build, target: str) -> str | None:
+    return registry.get_target(target).image_target(job.config, job.schemes)
+
+
+def _tools(job: Build, target: str) -> tuple[str, ...]:
+    images = _image_target(job, target)
+    return (*registry.tools(target), *(registry.tools(images) if images else ()))
+
+
+def why_images_are_not_compared(job: Build, target: str) -> str | None:
+    """Why a target's gate does not compare its engine with images encoded by another one; None if it does."""
+    images = _image_target(job, target)
+    if images is None:
+        return "nothing else encodes its images"
+    if (unchecked := job.unchecked(target)) is not None:
+        return unchecked
+    try:
+        streamed = job.gate(target) == "streamed"
+    except CapabilityError as error:
+        return error.what
+    return "the gate was streamed" if streamed else encoding_target(images).why_not_images()
+
+
+def image_verdicts(job: Build) -> dict[str, str]:
+    """What is known of each engine whose images another one can encode, as `Manifest.image_parity` has it."""
+    from r1v_export.parity.report import JSON_FILE, read_report
+
+    verdicts = {}
+    for target in job.config.targets:
+        part, report = part_of(job.out, target), job.out / job.report_folder(target) / "images"
+        if part is None:
+            continue
+        why_not = why_images_are_not_compared(job, target)
+        if why_not is None and not (report / JSON_FILE).is_file():
+            why_not = "the machine that compared the engine could not"  # one of a cluster
+        first_bad = None if why_not else read_report(report).first_bad
+        failed = f"its gate failed at {first_bad}" if first_bad else None
+        verdicts[pair_name(target, part.name)] = why_not or failed or PASSED
+    return verdicts

@@ -69,6 +69,8 @@ class BaseRunner(PromptEncoder, ABC):
         self._guides = GuideCompiler(tokenizer, self.stop_ids)
         self.draft_tokens = 0
         """What `generate` opens its batches with."""
+        self.image_note: str | None = None
+        """What people should know of what encodes images, in a line."""
 
     @property
     @abstractmethod

@@ -19,13 +19,16 @@ class EngineRunner(BaseRunner):
 
     Args:
         engine: the reference or any built target.
+        image_note: what people should know of what encodes images, in a line; None if nothing.
 
     The other arguments are `BaseRunner`'s.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, pipeline: PipelineDocument) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, pipeline: PipelineDocument, image_note: str | None = None
+    ) -> None:
         super().__init__(engine, tokenizer, pipeline, engine.sizes.hidden, pipeline.positions.max_positions)
-        self.engine = engine
+        self.engine, self.image_note = engine, image_note
 
     @property
     def name(self) -> str:

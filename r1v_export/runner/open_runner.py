@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from r1v_export.bundle import Bundle
 from r1v_export.config import Device
 from r1v_export.contract import Engine, VisionEngine
-from r1v_export.errors import UsageError
+from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.log_event import log_event
 from r1v_export.processing.pipeline_document import open_files
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
@@ -15,7 +19,9 @@ from r1v_export.runner.generator_runner import GeneratorRunner
 from r1v_export.runner.paired_engine import PairedEngine
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
+from r1v_export.targets.images import AUTO, Chosen, choose, pair_name
 
+_LOG = logging.getLogger(__name__)
 PYTORCH = "pytorch"
 """The target that is the reference itself, with the weights of the checkpoint."""
 
@@ -27,7 +33,7 @@ def open_runner(
     device: Device = "cpu",
     engine: str | None = None,
     grounding: bool = False,
-    vision_target: str | None = None,
+    vision_target: str = AUTO,
 ) -> BaseRunner:
     """A runner over one of the bundle's engines, over PyTorch, or over a library that decodes by itself.
 
@@ -36,7 +42,8 @@ def open_runner(
         model: where the checkpoint is, for `pytorch`, when the bundle was built from a folder.
         engine: lets a target's own library decode: a folder of `r1v-export engine`, or `llm-api`.
         grounding: let `<ref>`, `<box>` and `<quad>` through in questions and answers.
-        vision_target: another engine of the bundle, which encodes images.
+        vision_target: what encodes images: the target itself, another engine of the bundle, or `images.AUTO`, which is
+            the fastest one that a gate has compared and that runs here.
 
     Raises:
         UsageError: target and engine do not match, the bundle has no such target, or `vision_target` is named with an
@@ -49,7 +56,7 @@ def open_runner(
     if grounding:
         tokenizer = tokenizer.with_grounding(piece.token for piece in pipeline.prompt.grounding_tokens)
     if engine is not None:
-        if vision_target is not None:
+        if vision_target != AUTO:
             raise UsageError(
                 "An engine whose library decodes encodes images itself.",
                 where="--vision-target --engine",
@@ -57,10 +64,13 @@ def open_runner(
             )
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
-    opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
-    if vision_target is not None:
-        opened = PairedEngine(opened, _open_engine(bundle, vision_target, device), vision_target)
-    return EngineRunner(opened, tokenizer, pipeline)
+    if target == PYTORCH:
+        opened = _open_reference(bundle, model, device)
+    else:
+        opened, target = _open_engine(bundle, target, device), bundle.target(target)
+    chosen = choose(bundle, target, vision_target, device)
+    paired = _paired(opened, bundle, target, chosen, device, optional=vision_target == AUTO)
+    return EngineRunner(paired, tokenizer, pipeline, chosen.note)
 
 
 def open_vision(
@@ -79,6 +89,33 @@ def open_vision(
     if engine is None:
         return _open_engine(bundle, target, device), pipeline
     return registry.decoding_target(bundle, target, engine).open_vision(bundle, device, TILES_PER_RUN), pipeline
+
+
+def _paired(engine: Engine, bundle: Bundle, target: str, chosen: Chosen, device: Device, *, optional: bool) -> Engine:
+    """An engine, with the images of its questions encoded by what is chosen for them.
+
+    Args:
+        optional: let the engine encode them where what is chosen cannot be opened.
+    """
+    encoder = chosen.encoder
+    by = target if encoder is None else encoder.name
+    log_event(_LOG, logging.INFO, "images: %(encoder)s: %(why)s", encoder=by, why=chosen.why)
+    if encoder is None:
+        return engine
+    open_images: Callable[[], VisionEngine] = partial(encoder.open, bundle.folder, bundle.spec, device)
+    if optional:
+        open_images = partial(_open_or, engine, open_images, by)
+    return PairedEngine(engine, open_images, pair_name(target, by))
+
+
+def _open_or(engine: Engine, open_images: Callable[[], VisionEngine], encoder: str) -> VisionEngine:
+    """What encodes images; the engine that answers where a library turns out not to load, as nobody asked for it."""
+    try:
+        return open_images()
+    except CapabilityError as error:
+        message = "images are not encoded by %(encoder)s: %(reason)s"
+        log_event(_LOG, logging.WARNING, message, encoder=encoder, reason=str(error))
+        return engine
 
 
 def _open_engine(bundle: Bundle, target: str | None, device: Device) -> Engine:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+
 import numpy as np
 
 from r1v_export.contract import CacheLimits, Decoder, Engine, VisionEngine
@@ -12,13 +15,19 @@ class PairedEngine:
 
     Args:
         decoding: embeds tokens and decodes.
-        vision: encodes images: `vision` and `projector`.
-        vision_target: its name.
+        open_images: opens what encodes images: `vision` and `projector`. Called when the first image is encoded, so
+            that questions without one neither wait for it nor hold it in memory.
+        name: of the pair.
     """
 
-    def __init__(self, decoding: Engine, vision: VisionEngine, vision_target: str) -> None:
-        self.decoding, self.images, self.sizes = decoding, vision, decoding.sizes
-        self.name = f"{decoding.name} with images by {vision_target}"
+    def __init__(self, decoding: Engine, open_images: Callable[[], VisionEngine], name: str) -> None:
+        self.decoding, self.sizes, self.name = decoding, decoding.sizes, name
+        self._open_images = open_images
+
+    @cached_property
+    def images(self) -> VisionEngine:
+        """What encodes images."""
+        return self._open_images()
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         return self.images.vision(pixel_values)

@@ -149,6 +149,11 @@ class Target(ABC):
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         """What the engines round, apart from what the calibration quantizes."""
 
+    def image_target(self, config: BuildConfig, schemes: Mapping[str, Scheme]) -> str | None:
+        """Another target, an `EncodesImages`, whose runtime encodes images faster than these engines where a machine
+        has it; `build` then writes its part, see `targets.images`. None: there is none for such engines."""
+        return None
+
     @abstractmethod
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         """Write engines into the empty folder `out`.
@@ -197,6 +202,38 @@ class OpensBlocks(Protocol):
 
         Raises:
             CapabilityError, BundleError: as `Target.open` does, also when a block is opened.
+        """
+        ...
+
+
+@runtime_checkable
+class EncodesImages(Protocol):
+    """A target whose runtime can encode the images of another target's engines, from the same graphs and weights."""
+
+    name: ClassVar[str]
+    image_compute: ClassVar[Compute]
+    """What it rounds the operands of products to."""
+
+    def write_images(self, graphs: Path, out: Path) -> None:
+        """Write what it opens, but for the weights, into the empty folder `out`; needs neither library nor CPU.
+
+        Args:
+            graphs: the standard graphs, in the folder of that name of the bundle.
+
+        Raises:
+            CapabilityError, GraphError: as `Target.build` does.
+        """
+        ...
+
+    def why_not_images(self) -> str | None:
+        """Why it encodes no images on this machine; None if it does. Loads no library."""
+        ...
+
+    def open_images(self, engine: Path, bundle: Path, spec: ModelSpec) -> VisionEngine:
+        """What `write_images` wrote into the folder `engine`, on the weights of the bundle.
+
+        Raises:
+            CapabilityError, BundleError: as `Target.open` does.
         """
         ...
 

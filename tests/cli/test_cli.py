@@ -105,10 +105,10 @@ def test_images_are_encoded_by_no_target_that_the_bundle_lacks(
     nano_bundle: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["?"] if command == "run" else []
-    assert main.run([command, str(nano_bundle), *asked, "--vision-target", "openvino"]) == 2
+    assert main.run([command, str(nano_bundle), *asked, "--vision-target", "gguf"]) == 2
     printed = capsys.readouterr().err
     assert "There is no such target in the bundle." in printed
-    assert "found:    openvino" in printed
+    assert "found:    gguf" in printed
 
 
 def test_an_engine_that_decodes_by_itself_encodes_images_itself(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from r1v_export.reference.model import ReferenceEngine
 from r1v_export.runner.paired_engine import PairedEngine
@@ -18,7 +19,9 @@ def test_each_method_is_that_of_the_engine_that_it_is_taken_from() -> None:
     with torch.no_grad():
         for weight in images.model.parameters():
             weight.add_(0.1)
-    pair, sizes, random = PairedEngine(decoding, images, "other"), decoding.sizes, np.random.default_rng(0)
+    opened = []
+    pair = PairedEngine(decoding, lambda: opened.append("images") or images, "two engines")
+    sizes, random = decoding.sizes, np.random.default_rng(0)
     pixels = random.standard_normal((2, 3, sizes.tile_size, sizes.tile_size), dtype=np.float32)
     features = images.vision(pixels)
     np.testing.assert_array_equal(pair.vision(pixels), features)
@@ -32,4 +35,12 @@ def test_each_method_is_that_of_the_engine_that_it_is_taken_from() -> None:
     np.testing.assert_array_equal(pair.decoder(1, 8).step(*step), decoding.decoder(1, 8).step(*step))
     assert pair.cache_limits() == decoding.cache_limits()
     assert pair.sizes is decoding.sizes
-    assert pair.name == f"{decoding.name} with images by other"
+    assert pair.name == "two engines"
+    assert opened == ["images"]
+
+
+def test_what_encodes_images_is_not_opened_for_text() -> None:
+    decoding = ReferenceEngine(random_model(tiny_spec()))
+    pair = PairedEngine(decoding, lambda: pytest.fail("no image is encoded"), "two engines")
+    pair.embed(np.array([[3, 4, 5]]), np.zeros((0, decoding.sizes.hidden), np.float32))
+    pair.decoder(1, 8)

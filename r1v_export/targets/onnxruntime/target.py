@@ -14,10 +14,12 @@ from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets import registry
+from r1v_export.targets.images import IMAGES, encoding_target
 from r1v_export.targets.int4_inputs import chosen_int4_inputs, require_int4_weights
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.onnxruntime import doctor
 from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
+from r1v_export.targets.openvino.target import OpenVinoTarget
 
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
@@ -65,6 +67,15 @@ class OnnxRuntimeTarget(Target):
         rounds = chosen_int4_inputs(options.int4_inputs, config) == "int8"
         return NumericsSpec(registry.compute_dtype(config), rounds)
 
+    def image_target(self, config: BuildConfig, schemes: Mapping[str, Scheme]) -> str | None:
+        """OpenVINO for a tower in float32, as it multiplies in bfloat16, which kernels here do not, and for INT8. FP8
+        gains little there and is rounded twice, see docs/openvino.md."""
+        if config.device != "cpu" or registry.compute_dtype(config) != "float32":
+            return None
+        tower = [scheme for linear, scheme in schemes.items() if not linear.startswith("language_model.")]
+        in_int8 = all(scheme.inputs and scheme.inputs.type == scheme.weights.type == "int8" for scheme in tower)
+        return OpenVinoTarget.name if in_int8 else None
+
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         check_device(inputs.config.device)
         from r1v_export.targets.onnxruntime.write.graphs import write_graphs
@@ -72,6 +83,10 @@ class OnnxRuntimeTarget(Target):
         config = inputs.config
         int4_inputs = chosen_int4_inputs(config.options(self.name, OnnxRuntimeConfig).int4_inputs, config)
         write_graphs(inputs.graphs, self.graphs, config.device, int4_inputs, out)
+        images = self.image_target(config, inputs.artifact.schemes if inputs.artifact else {})
+        if images is not None:
+            (out / IMAGES / images).mkdir(parents=True)
+            encoding_target(images).write_images(inputs.graphs, out / IMAGES / images)
 
     def engine_document(self, engine: Path) -> EngineDocument:
         from r1v_export.targets.onnxruntime.session_options import engine_options

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from r1v_export import contract
 from r1v_export.config import BuildConfig, Compute, Device
+from r1v_export.cpus import has_bfloat16_products
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
+from r1v_export.targets.installed import version_of
 from r1v_export.targets.int4_inputs import chosen_int4_inputs, require_int4_weights
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.openvino import doctor
@@ -21,6 +23,9 @@ from r1v_export.targets.openvino.engine_file import ENGINE_FILE, REBUILD
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+IMAGE_GRAPHS = (contract.VISION, contract.PROJECTOR)
+"""What encodes images."""
 
 
 class OpenVinoTarget(Target):
@@ -35,6 +40,7 @@ class OpenVinoTarget(Target):
     config_class = OpenVinoConfig
     tools = doctor.DISTRIBUTIONS
     packed_in_memory = True
+    image_compute: ClassVar[Compute] = "bfloat16"
 
     def readiness(self) -> Readiness:
         return doctor.readiness()
@@ -83,20 +89,38 @@ class OpenVinoTarget(Target):
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> OpenVinoEngine:
         require_cpu(device)
-        doctor.require()
-        files = [ENGINE_FILE, *(f"{name}.onnx" for name in self.graphs)]
-        missing = [name for name in files if not (engine / name).is_file()]
-        if missing:
-            raise BundleError(
-                "An OpenVINO engine is incomplete.",
-                where=engine,
-                expected=", ".join(files),
-                found=f"no {', no '.join(missing)}",
-                fix=REBUILD,
-            )
-        from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+        return _open(engine, engine.absolute().parents[1], self.graphs, spec)
 
-        return OpenVinoEngine(engine, engine.absolute().parents[1], spec.sizes)
+    def write_images(self, graphs: Path, out: Path) -> None:
+        from r1v_export.targets.openvino.write.graphs import write_graphs
+
+        write_graphs(graphs, IMAGE_GRAPHS, OpenVinoConfig(matmul="bfloat16"), out)
+
+    def why_not_images(self) -> str | None:
+        if version_of("openvino", *doctor.DISTRIBUTIONS) is None:
+            return "openvino is not installed"
+        return None if has_bfloat16_products() else "this CPU has no bfloat16 products"
+
+    def open_images(self, engine: Path, bundle: Path, spec: ModelSpec) -> OpenVinoEngine:
+        return _open(engine, bundle.absolute(), IMAGE_GRAPHS, spec)
+
+
+def _open(engine: Path, bundle: Path, graphs: Iterable[str], spec: ModelSpec) -> OpenVinoEngine:
+    """The engine in a folder that has to have some graphs, on the weights of a bundle."""
+    doctor.require()
+    files = [ENGINE_FILE, *(f"{name}.onnx" for name in graphs)]
+    missing = [name for name in files if not (engine / name).is_file()]
+    if missing:
+        raise BundleError(
+            "An OpenVINO engine is incomplete.",
+            where=engine,
+            expected=", ".join(files),
+            found=f"no {', no '.join(missing)}",
+            fix=REBUILD,
+        )
+    from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+    return OpenVinoEngine(engine, bundle, spec.sizes)
 
 
 def require_cpu(device: Device) -> None:

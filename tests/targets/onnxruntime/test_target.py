@@ -8,6 +8,7 @@ from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS, graph_contracts
 from r1v_export.cpus import thread_count, use_threads
 from r1v_export.errors import BundleError, CapabilityError, GraphError
+from r1v_export.quantization.recipe import Scheme
 from r1v_export.targets.onnxruntime.session_options import AVAILABLE_CORES
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from tests.tiny_models import tiny_spec
@@ -21,10 +22,36 @@ def test_lowered_graphs_keep_the_contracts_boundary(built):
 
 
 def test_the_engine_copies_no_weights(built):
-    assert sorted(path.name for path in built.engine_folder.iterdir()) == sorted(f"{name}.onnx" for name in GRAPHS)
-    engine_bytes = sum(path.stat().st_size for path in built.engine_folder.iterdir())
+    files = [path for path in built.engine_folder.rglob("*") if path.is_file()]
+    of_images = ["engine.json", "projector.onnx", "vision.onnx"]
+    assert sorted(path.name for path in files) == sorted([*(f"{name}.onnx" for name in GRAPHS), *of_images])
+    engine_bytes = sum(path.stat().st_size for path in files)
     weight_bytes = sum(path.stat().st_size for path in built.graphs.glob("*.data"))
     assert engine_bytes < weight_bytes / 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "linear", "scheme", "encoder"),
+    [
+        ({}, None, None, "openvino"),
+        ({"device": "cuda"}, None, None, None),
+        ({"precision": "fp16"}, None, None, None),
+        ({"precision": "int4"}, "language_model.layers.0", ("int4", None), "openvino"),
+        ({"precision": "int8"}, "vision_model.encoder.layers.0", ("int8", "int8"), "openvino"),
+        ({"precision": "fp8"}, "vision_model.encoder.layers.0", ("fp8", "fp8"), None),
+        ({"precision": "fp8"}, "language_model.layers.0", ("fp8", "fp8"), "openvino"),
+    ],
+)
+def test_images_have_a_faster_engine_where_one_was_measured(fields, linear, scheme, encoder):
+    schemes = {}
+    if linear is not None:
+        weights, inputs = scheme
+        sizes = {"granularity": "group", "group_size": 32} if weights == "int4" else {"granularity": "channel"}
+        schemes[linear] = Scheme(
+            weights={"type": weights, "algorithm": "rtn", **sizes},
+            inputs=inputs and {"type": inputs, "mode": "static"},
+        )
+    assert OnnxRuntimeTarget().image_target(BuildConfig(**fields), schemes) == encoder
 
 
 def test_weights_are_found_by_paths_inside_the_bundle(built):

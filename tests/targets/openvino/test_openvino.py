@@ -57,6 +57,7 @@ def test_a_pair_of_engines_is_checked_by_the_limits_of_the_one_that_encodes_imag
     arguments = ["check", str(bundle), *pair, "--questions", "2", "--max-new-tokens", "4", "--format", "json"]
     assert main.run(arguments) == 0
     report = json.loads(capsys.readouterr().out)
+    assert report["gate"] == "images"
     assert report["candidate"].endswith("images by openvino")
     limits = {each["name"]: each["checks"] for each in report["boundaries"]}
     assert main.run([*arguments[:2], "--target", "openvino", *arguments[6:]]) == 0

@@ -1,0 +1,68 @@
+"""What a build finds out about images that another engine encodes, on machines that can compare them and others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r1v_export.bundle import Bundle
+from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.parity.report import read_report
+from r1v_export.pipeline.build import build
+from r1v_export.pipeline.verify import verify_bundle
+from r1v_export.progress import Progress
+from r1v_export.targets.images import AUTO, choose, pair_name
+from r1v_export.targets.openvino.target import OpenVinoTarget
+
+PAIR = pair_name("onnxruntime", "openvino")
+
+
+def test_a_build_compares_images_by_another_engine_where_it_can(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bundle, on a machine without OpenVINO, on one that has it, and on one whose OpenVINO computes wrongly."""
+    pytest.importorskip("openvino")
+    from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+    config = tiny_config.model_copy(update={"parity": ParityConfig(questions=1, max_new_tokens=2)})
+
+    def built(lacks: str | None) -> Bundle:
+        monkeypatch.setattr(OpenVinoTarget, "why_not_images", lambda _: lacks)
+        done = build(config, tmp_path / "out")
+        verify_bundle(done.out, Progress(quiet=True))
+        return Bundle.open(done.out)
+
+    def chosen(bundle: Bundle) -> bool:
+        return choose(bundle, "onnxruntime", AUTO, "cpu").encoder is not None
+
+    report = tmp_path / "out/report/images"
+    without = built("openvino is not installed")
+    assert without.manifest.image_parity == {PAIR: "openvino is not installed"}
+    assert not report.exists()
+    assert not chosen(without)
+
+    passed = built(None)
+    assert passed.manifest.image_parity == {PAIR: "passed"}
+    found = read_report(report)
+    assert (found.gate, found.candidate, found.profile) == ("images", PAIR, "bf16")
+    assert found.title == "With images by another engine, it computes what PyTorch computes"
+    assert chosen(passed)
+    one, other = (
+        {path: file for path, file in each.manifest.files.items() if "engines/" in path} for each in (without, passed)
+    )
+    assert one == other
+
+    run = OpenVinoEngine.vision
+    monkeypatch.setattr(OpenVinoEngine, "vision", lambda self, pixels: np.zeros_like(run(self, pixels)))
+    (report / "parity.json").unlink()  # the stage is not done then, and is run again
+    failed = built(None)
+    assert failed.manifest.image_parity == {PAIR: "its gate failed at vision"}
+    assert failed.manifest.parity == {"onnxruntime": "passed"}
+    assert "So images are encoded by the engine that answers" in (report / "parity.html").read_text()
+    assert not chosen(failed)
+
+
+def test_a_build_without_gates_vouches_for_no_pair(tiny_built: Path) -> None:
+    assert Bundle.open(tiny_built).manifest.image_parity == {PAIR: "omitted (--no-parity)"}
