@@ -28,10 +28,13 @@ def require_new(out: Path, bundle: Path) -> None:
 
 
 def fill_templates(templates: Path, out: Path, facts: Mapping[str, str]) -> list[Path]:
-    """Write every file of a folder of templates, with each `@name@` replaced by its fact, and return their paths."""
+    """Write every file of a folder of templates, with each `@name@` replaced by its fact, and return their paths.
+
+    Bytecode is none: pip compiles what it installs, templates in Python too.
+    """
     written = []
     for template in sorted(templates.rglob("*")):
-        if template.is_file():
+        if template.is_file() and template.parent.name != "__pycache__":
             text = template.read_text("utf-8")
             for name, value in facts.items():
                 text = text.replace(f"@{name}@", value)
