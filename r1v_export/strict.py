@@ -230,7 +230,7 @@ def validation_error(
     else:
         same = [other for other in details if _without_labels(other["loc"], fields) == location]
         problem = f"wrong value of {path}" if path else "wrong type"
-        expected = shorten_text(" or ".join(dict.fromkeys(map(_expected, same))), _MAX_EXPECTED_CHARACTERS)
+        expected = shorten_text(" or ".join(dict.fromkeys(map(expected_words, same))), _MAX_EXPECTED_CHARACTERS)
     others = {_without_labels(other["loc"], fields) for other in details} - {location}
     # A tuple with a wrong item is also reported as too short.
     more = sum(other != location[: len(other)] for other in others)
@@ -257,14 +257,14 @@ _TYPES = {
 """Types of pydantic's errors, and the words for what a YAML or JSON file must have there instead."""
 
 
-def _expected(detail: Any) -> str:
+def expected_words(detail: Any) -> str:
     """Of an error of pydantic, what the field takes: "Input should be greater than 0" -> "greater than 0"."""
     if detail["type"] in _TYPES:
         return _TYPES[detail["type"]]
     message: str = detail["msg"]
     for verb in (" should be ", " should have ", " should "):
         if verb in message:
-            return message.split(verb, 1)[1].split(", unable to")[0].removesuffix(" after validation")
+            return message.split(verb, 1)[1].split(", unable to")[0].split(" after validation")[0]
     return message
 
 

@@ -12,7 +12,6 @@ import click
 
 from r1v_export.cli.logs import json_line, json_on_stderr, say
 from r1v_export.errors import R1VError, UsageError
-from r1v_export.progress import fitted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,8 +81,7 @@ def image_command(line: str) -> str | None:
 def _lines(interactive: bool) -> Iterator[str]:
     """The lines that are not empty, up to `/exit`."""
     if interactive:
-        for part in [COMMANDS] if json_on_stderr() else fitted(COMMANDS, sys.stderr, indent=0):
-            say(part)
+        say(COMMANDS)
     for line in map(str.strip, _prompted() if interactive else sys.stdin):
         if line == "/exit":
             return

@@ -18,6 +18,7 @@ from click.core import ParameterSource
 
 from r1v_export.cli.paths import OptionPath
 from r1v_export.errors import UsageError
+from r1v_export.progress import fitted
 from r1v_export.quoting import visible
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -118,11 +119,12 @@ def log_note(line: str) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line to people on stderr, or log it where stderr is a log of JSON lines."""
+    """Print a line to people on stderr, within the terminal's width; log it where stderr is a log of JSON lines."""
     if json_on_stderr():
         log_note(line)
     else:
-        click.echo(line, err=True)
+        pieces = (piece for part in line.split("\n") for piece in fitted(part, sys.stderr, indent=2) or [""])
+        click.echo("\n".join(pieces), err=True)
 
 
 class TextFormatter(logging.Formatter):

@@ -216,6 +216,8 @@ def command(
             print_json({"url": url, "model": settings.model})
         else:
             say(f"serving {settings.model} at {url} (page), {url}/v1 (OpenAI API)")
+        if triton is not None:
+            _warn_of_no_listener(triton, url)
 
     with _access_log(access_log):
         try:
@@ -254,6 +256,14 @@ def _triton_backend(bundle: Path, url: str) -> Backend:
 
     tokenizer, pipeline = open_files(bundle)
     return TritonBackend(url, PromptEncoder(tokenizer, pipeline, pipeline.positions.max_positions))
+
+
+def _warn_of_no_listener(triton: str, url: str) -> None:
+    """Say that no Triton server listens yet; one may be started later."""
+    from r1v_export.deploy.triton.backend import listens
+
+    if not listens(triton):
+        say(f"warning: nothing listens at {triton} yet; {url}/ready says when the deployment's tritonserver answers")
 
 
 def _require_packages() -> None:

@@ -138,7 +138,7 @@ def device(name: str) -> DeviceSpec:
     if name.lower() not in by_name:
         raise UsageError(
             "There is no such device in the table.",
-            where="the name of a GPU",
+            where="--roofline",
             expected=", ".join(DEVICES),
             found=name,
             fix=did_you_mean(name, DEVICES) or "pass one of these names",

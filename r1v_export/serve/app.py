@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from r1v_export.count import Count
 from r1v_export.errors import R1VError
 from r1v_export.generation import Sampling
+from r1v_export.quoting import shorten_value
 from r1v_export.runner.answer import Answer
 from r1v_export.runner.prompt_encoder import Request
 from r1v_export.serve.answering import Answering
@@ -42,6 +43,7 @@ from r1v_export.serve.protocol import (
 )
 from r1v_export.serve.responses import DONE, Head, sse
 from r1v_export.serve.settings import ServerSettings
+from r1v_export.strict import expected_words
 from r1v_export.version import VERSION
 
 _LOG = logging.getLogger(__name__)
@@ -122,8 +124,25 @@ def _invalid_field(error: RequestValidationError) -> ServeError:
         return ServeError(HTTPStatus.BAD_REQUEST, message, "unknown_parameter", param)
     if first["type"] == "json_invalid":
         return ServeError(HTTPStatus.BAD_REQUEST, "The body is not JSON.", "invalid_json")
-    message = f"{param or 'The body'}: {first['msg']}."
+    if param is None and first["type"] == "model_attributes_type":
+        message = "The body is no JSON object, or was not sent as one: add the header Content-Type: application/json."
+    elif first["type"] == "missing":
+        message = f"{param} is missing."
+    elif first["type"] == "value_error":
+        message = f"{param or 'The body'}: {first['msg'].removeprefix('Value error, ')}."
+    else:
+        message = f"{param or 'The body'}: {_expected_and_found(first)}."
     return ServeError(HTTPStatus.BAD_REQUEST, message, "invalid_value", param)
+
+
+def _expected_and_found(detail: Any) -> str:
+    """What a field of a body takes, and what is there, by an error of pydantic."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "union_tag_invalid":
+        return f"expected {context['discriminator']} as one of {context['expected_tags']}, found {context['tag']!r:.80}"
+    if kind == "union_tag_not_found":
+        return f"{context['discriminator']} is missing"
+    return f"expected {expected_words(detail)}, found {shorten_value(detail['input'])}"
 
 
 def _add_probes(app: FastAPI, answering: Answering, metrics: ServerMetrics) -> None:

@@ -27,7 +27,8 @@ def load_request_image(url: str, policy: ImagePolicy, settings: ServerSettings) 
         content = fetch(url, settings.image_hosts)
     else:
         hosts = ", or an http(s) URL of " + ", ".join(settings.image_hosts) if settings.image_hosts else ""
-        raise InputError("An image's URL cannot be used.", expected=f"a data: URL{hosts}", found=url[:80])
+        fix = "send the image itself as a data: URL, or start the server with --allow-image-host HOST"
+        raise InputError("An image's URL cannot be used.", expected=f"a data: URL{hosts}", found=url[:80], fix=fix)
     image = load_image(content, policy, max_pixels=settings.limits.image_pixels)
     image.info[ENCODED] = content
     return image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,6 +227,19 @@ def test_onnx_runtime_s_own_lines_are_not_on_stderr_when_the_log_is_a_file(
     assert severities
     assert not any(severities)
     assert LIBRARIES.level == logging.NOTSET
+
+
+def test_what_is_said_to_people_is_broken_at_spaces_where_a_terminal_is_narrower(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    say("serving fp32 at http://127.0.0.1:8174 (page), http://127.0.0.1:8174/v1\n(once)")
+    assert capsys.readouterr().err.splitlines() == [
+        "serving fp32 at http://127.0.0.1:8174",
+        "  (page), http://127.0.0.1:8174/v1",
+        "(once)",
+    ]
 
 
 @pytest.mark.parametrize("format_", ["text", "json"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from r1v_export.cli import main
-from r1v_export.cli.serve import API_KEYS_VARIABLE, _api_keys
+from r1v_export.cli.serve import API_KEYS_VARIABLE, _api_keys, _warn_of_no_listener
 from r1v_export.errors import UsageError
 
 
@@ -26,6 +27,17 @@ def test_a_blank_key_does_not_open_the_server(
     with pytest.raises(UsageError, match="blank") as caught:
         _api_keys(given)
     assert caught.value.where == where
+
+
+def test_a_triton_server_that_does_not_listen_yet_is_said_to_be_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"grpc://127.0.0.1:{server.getsockname()[1]}"
+        _warn_of_no_listener(address, "http://127.0.0.1:8000")
+        assert capsys.readouterr().err == ""
+    _warn_of_no_listener(address, "http://127.0.0.1:8000")
+    said = capsys.readouterr().err
+    assert f"warning: nothing listens at {address} yet" in said
+    assert "http://127.0.0.1:8000/ready" in said
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,32 @@ def test_a_bad_request_is_refused_in_the_api_s_shape(client, change, status, cod
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"messages": []}, "messages: expected at least 1 item, found []."),
+        ({"messages": None}, "messages: expected a list, found null."),
+        (
+            {"messages": [{"role": "narrator", "content": "x"}]},
+            "messages.0: expected 'role' as one of 'system', 'developer', 'user', 'assistant', found 'narrator'.",
+        ),
+        ({"messages": [{"content": "x"}]}, "messages.0: 'role' is missing."),
+        ({"max_tokens": 0}, "max_tokens: expected greater than 0, found 0."),
+        ({"temperature": "hot"}, "temperature: expected a number, found 'hot'."),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_expected_in_words_of_the_api(client, change, message):
+    assert error_of(client.post(CHAT, json={**QUESTION, **change}))["message"] == message
+
+
+def test_a_body_without_its_content_type_is_told_the_header(client):
+    """As `curl -d` sends it."""
+    response = client.post(CHAT, content=json.dumps(QUESTION), headers={"Content-Type": "text/plain"})
+    assert response.status_code == 400
+    assert "Content-Type: application/json" in error_of(response)["message"]
+    assert error_of(client.post(CHAT, json={"model": MODEL}))["message"] == "messages is missing."
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "file:///etc/passwd",
@@ -177,7 +203,7 @@ def test_an_image_that_cannot_be_used_is_a_client_s_error(client, url):
     response = client.post(CHAT, json={**QUESTION, "messages": messages})
     assert response.status_code == 400
     assert "root:" not in response.text
-    assert error_of(response)["message"]
+    assert "fix: " in error_of(response)["message"]
 
 
 def test_a_text_with_a_placeholder_and_an_image_is_refused(client):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 import time
 from collections import Counter
@@ -42,6 +43,10 @@ _NO_MODEL = ("has no available versions", "is not found", "is not ready", "is no
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 _LOG = logging.getLogger(__name__)
+
+
+_LISTENER_S = 1.0
+"""How long an address may take to answer at all when the server starts."""
 
 
 class TritonBackend:
@@ -256,6 +261,16 @@ def _address(url: str) -> str:
             fix=f"pass such as {SCHEME}localhost:8001",
         )
     return f"{host}:{port}"
+
+
+def listens(url: str) -> bool:
+    """Whether anything does at the address of a Triton server; it may be started later."""
+    host, _, port = _address(url).rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTENER_S).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 async def _open_channel(address: str) -> Any:

@@ -61,7 +61,7 @@ class Shard:
         index, _, count = text.partition("/")
         if not (index.isdecimal() and count.isdecimal()):
             fix = "pass the number of this part, a slash, and how many parts there are"
-            raise UsageError("This is no shard.", where="--shard", expected="I/N, such as 2/8", found=text, fix=fix)
+            raise UsageError("Invalid --shard.", where="--shard", expected="I/N, such as 2/8", found=text, fix=fix)
         return cls(int(index) - 1, int(count))
 
     def __str__(self) -> str:
