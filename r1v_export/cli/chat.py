@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from r1v_export.cli.error_text import LABEL, fitted_error
 from r1v_export.cli.logs import json_line, json_on_stderr, say
 from r1v_export.errors import R1VError, UsageError
 
@@ -103,6 +104,8 @@ def _prompted() -> Iterator[str]:
             if interrupted:
                 raise
             interrupted = True  # It may have been meant for an answer that has just ended.
+            if shown and json_on_stderr():
+                click.echo()  # ends the line of the prompt
             _remark("Ctrl-C once more, Ctrl-D or /exit ends the conversation")
             continue
         except EOFError:
@@ -121,4 +124,5 @@ def _remark(text: str) -> None:
 def _show_error(error: R1VError) -> None:
     """An error that ends a turn, on stderr."""
     as_json = json_on_stderr()
-    click.echo(json_line(logging.ERROR, error.what, error=error.as_dict()) if as_json else f"error: {error}", err=True)
+    line = json_line(logging.ERROR, error.what, error=error.as_dict()) if as_json else LABEL + fitted_error(str(error))
+    click.echo(line, err=True)

@@ -11,7 +11,6 @@ import faulthandler
 import importlib
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,13 +21,13 @@ import click
 
 from r1v_export import build_extra
 from r1v_export.cli import termination
+from r1v_export.cli.error_text import LABEL, fitted_error
 from r1v_export.cli.help_text import HelpFormatter
 from r1v_export.cli.interrupt import leave_at_once
 from r1v_export.cli.logs import json_line, json_on_stderr
 from r1v_export.cli.streams import discard_stdout, json_text, prepare_streams
 from r1v_export.cpus import limit_environment
 from r1v_export.errors import CapabilityError, R1VError, UsageError
-from r1v_export.progress import fitted
 from r1v_export.version import VERSION
 
 COMMANDS = (
@@ -53,12 +52,6 @@ COMMANDS = (
     "completion",
 )
 """In the order of the help; each is the `command` of the module `r1v_export.cli.<name>`, with _ for -."""
-
-_NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
-
-_LABEL = "error: "
-_NAME = re.compile(r"^  [a-z]+: +")
-_COMMAND = re.compile(r"`[^`]*`|\b(?:r1v-export|pip) (?:(?![;,] | \().)*")
 
 BROKEN_PIPE = 141
 """Exit code of a command whose reader went away, as of programs that SIGPIPE ends."""
@@ -219,21 +212,9 @@ def _report(arguments: Sequence[str], error: R1VError) -> int:
     if json_on_stderr(arguments):
         click.echo(json_line(logging.ERROR, error.what, error=error.as_dict()), err=True)
         return error.exit_code
-    click.secho(_LABEL, fg="red", bold=True, nl=False, err=True, color=_color())
-    click.echo(_fitted(str(error)), err=True)
+    click.secho(LABEL, fg="red", bold=True, nl=False, err=True, color=_color())
+    click.echo(fitted_error(str(error)), err=True)
     return error.exit_code
-
-
-def _fitted(message: str) -> str:
-    """An error's text with lines broken at words where stderr is a terminal, but within commands, which are copied."""
-    what, *details = message.split("\n")
-    lines = [line.removeprefix(_LABEL) for line in fitted(_LABEL + what, sys.stderr, indent=2)]
-    fixed = next((i + 1 for i, line in enumerate(details) if line.startswith("  fix:")), len(details))
-    for line in details[:fixed]:
-        whole = _COMMAND.sub(lambda command: command[0].replace(" ", _NO_BREAK_SPACE), line)
-        whole = _NAME.sub(lambda name: name[0].replace(" ", _NO_BREAK_SPACE), whole)  # stands with what it names
-        lines += (piece.replace(_NO_BREAK_SPACE, " ") for piece in fitted(whole, sys.stderr, indent=12))
-    return "\n".join([*lines, *details[fixed:]])  # further lines of a fix are a script
 
 
 def _color() -> bool | None:

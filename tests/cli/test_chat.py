@@ -102,3 +102,16 @@ def test_next_to_a_json_log_a_conversation_writes_nothing_else_to_stderr(
     assert [event["message"][:9] for event in events] == ["/image PA", "too long", "Ctrl-C on", "stopped; "]
     assert events[1]["error"]["fix"] == "a shorter one"
     assert shown.out == ""
+
+
+def test_an_error_of_a_turn_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    typed(monkeypatch, "/foo", EOFError)
+    chat.chat(lambda *_: iter(()), lambda path: Image.new("RGB", (1, 1)), list, [])
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.endswith("error: Unknown conversation command.") for line in lines)
+    assert max(map(len, lines)) <= 60
