@@ -287,7 +287,11 @@ class Build:
         # Of a small model, tracing is nearly all of it.
         traced = tracing_s(name, self.checkpoint.spec, is_first=is_first)
         share = traced / (traced + writing_s(weight_bytes(self.checkpoint.spec, self.schemes, self.compute)[name]))
-        writing = subrange(on_progress, share, 1.0)
+        part = subrange(on_progress, share, 1.0)
+
+        def writing(done: float, total: float, status: str = "") -> None:
+            part(done, total, status or "writing weights")
+
         export_graph(name, self.checkpoint, folder / GRAPHS, compute, writing, self._quantizer())
 
     def _quantizer(self) -> Rewrite | None:

@@ -162,6 +162,7 @@ def test_of_a_small_graph_tracing_is_most_of_what_progress_shows(
     stage.make(tmp_path, StageInputs({}, {}), lambda done, total, status="": seen.append((done / total, status)))
     assert seen[0] == (0.0, "tracing")
     assert 0.9 < seen[1][0] < 1.0
+    assert seen[1][1] == "writing weights"
 
 
 def test_a_dry_run_says_all_that_this_machine_lacks(

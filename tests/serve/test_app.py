@@ -179,7 +179,7 @@ def test_a_wrong_value_is_named_with_what_is_expected_in_words_of_the_api(client
     assert error_of(client.post(CHAT, json={**QUESTION, **change}))["message"] == message
 
 
-def test_a_body_without_its_content_type_is_told_the_header(client):
+def test_a_body_without_its_content_type_learns_which_header(client):
     """As `curl -d` sends it."""
     response = client.post(CHAT, content=json.dumps(QUESTION), headers={"Content-Type": "text/plain"})
     assert response.status_code == 400
