@@ -158,8 +158,12 @@ def rounded_inputs(boundaries: Sequence[BoundaryResult], options: CheckOptions) 
     metrics = next((each.metrics for each in boundaries if each.name == "decode"), {})
     if options.gate == "quantization":
         metrics = {}
-    mean_kl, agreement = metrics.get("mean_kl"), metrics.get("top1_agreement")
-    return RoundedInputs(mean_kl=mean_kl, top1_agreement=agreement, engines=options.rounding)
+    return RoundedInputs(
+        head=options.rounds_head,
+        mean_kl=metrics.get("mean_kl"),
+        top1_agreement=metrics.get("top1_agreement"),
+        engines=options.rounding,
+    )
 
 
 def _log_options(reference: Endpoint, candidate: Endpoint, options: CheckOptions) -> None:

@@ -28,6 +28,8 @@ class CheckOptions:
     """Whether the candidate itself rounds inputs of quantized weights to 8 bits; for the report."""
     rounding: tuple[str, ...] = ()
     """Which engines do, where the candidate is a pair; for the report."""
+    rounds_head: bool = False
+    """Whether its head is rounded likewise; for the report."""
     calibration: CalibrationFacts | None = None
     """What the candidate's scales come from, None where nothing is quantized; for the report."""
     blocks: bool = False

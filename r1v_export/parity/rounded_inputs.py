@@ -13,6 +13,8 @@ class RoundedInputs(StrictModel):
 
     type: Literal["int8"] = "int8"
     """With a scale for each block of inputs."""
+    head: bool = False
+    """Whether the head and its inputs are rounded likewise, where the calibration leaves them alone."""
     mean_kl: float | None
     """What that costs: divergence of the next token, over all decode steps, nats, from the same quantized weights with
     inputs as they are. None where the reference is the original model: this cost is then a part of the whole."""
@@ -25,7 +27,8 @@ class RoundedInputs(StrictModel):
     def sentence(self) -> str:
         """The same for people."""
         engines = f" by {' and '.join(self.engines)}" if self.engines else ""
-        what = f"inputs of quantized weights are rounded to {self.type} in blocks{engines}"
+        rounded = "inputs of quantized weights and the head" if self.head else "inputs of quantized weights"
+        what = f"{rounded} are rounded to {self.type} in blocks{engines}"
         if self.mean_kl is None or self.top1_agreement is None:
             return f"{what}; that is a part of this cost"
         return (

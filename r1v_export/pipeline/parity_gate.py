@@ -38,6 +38,7 @@ from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.calibration.dataset import CalibrationSample, prepare
 from r1v_export.quantization.calibration.plan import reads_samples
 from r1v_export.quantization.calibration.raw_examples import read_examples
+from r1v_export.quantization.groups import LM_HEAD_LINEAR
 from r1v_export.quantization.mixed_precision.search import SENSITIVITY
 from r1v_export.quantization.mixed_precision.sensitivity import read_table
 from r1v_export.quantization.recipe import Recipe, Scheme
@@ -314,6 +315,7 @@ def check_options(
         own_weights=next((each.own_weights for each in numerics.values() if each.own_weights is not None), None),
         rounds_inputs=bool(rounding),
         rounding=tuple(rounding) if vision_target is not None else (),
+        rounds_head=artifact is not None and numerics[target].rounds_head and LM_HEAD_LINEAR not in artifact.schemes,
         calibration=calibration_facts(artifact),
         max_new_tokens=max_new_tokens,
     )

@@ -57,6 +57,8 @@ class NumericsSpec:
     """The dtype of whatever is not quantized."""
     rounds_inputs: bool = False
     """Whether inputs are rounded to 8 bits although the calibration leaves them alone."""
+    rounds_head: bool = False
+    """Whether the head is rounded to 8 bits, too, where the calibration leaves it alone."""
     own_weights: OwnWeights | None = None
     """What the target itself rounds weights to, embeddings included. PyTorch has no such model: the gate compares with
     the original one, by what that may cost."""

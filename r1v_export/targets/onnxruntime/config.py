@@ -20,5 +20,5 @@ class OnnxRuntimeConfig(SettingsModel):
 
     int4_inputs: Annotated[Int4Inputs | None, BeforeValidator(_as_written_now)] = None
     """What 4-bit weights are multiplied with on the CPU: inputs that are rounded to 8 bits in blocks, which is faster,
-    or those that the graph has. Part of the build, so that its gate judges it. None: int8 where there are such weights
-    on a CPU."""
+    or those that the graph has. Where inputs are rounded, so is a head that the recipe leaves alone. Part of the build,
+    so that its gate judges it. None: int8 where there are such weights on a CPU."""

@@ -19,6 +19,7 @@ from r1v_export.targets.int4_inputs import chosen_int4_inputs, require_int4_weig
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.onnxruntime import doctor
 from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
+from r1v_export.targets.onnxruntime.head_file import HEAD_LINEAR, group_size, head_bytes
 from r1v_export.targets.openvino.target import OpenVinoTarget
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class OnnxRuntimeTarget(Target):
 
     Weights are not copied: the lowered graphs refer to those of the standard ones, by paths relative to the bundle
     (`graphs/decoder.data`). ONNX Runtime follows no path out of a model's folder, so an engine is opened with the
-    bundle as the root of its weights, see `session.open_session`.
+    bundle as the root of its weights, see `session.open_session`. The engine's own is a head that it has in 8 bits, see
+    `write.int8_head`.
     """
 
     name = "onnxruntime"
@@ -59,13 +61,16 @@ class OnnxRuntimeTarget(Target):
             raise no_kernels(compute)
 
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
-        """Weights are the graphs' own."""
-        return 0
+        """Weights are the graphs' own, but for a head in 8 bits, see `write.int8_head`."""
+        if not self.numerics(config, spec).rounds_head or HEAD_LINEAR in schemes:
+            return 0
+        return head_bytes(spec.sizes.hidden, spec.sizes.vocab)
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         options = config.options(self.name, OnnxRuntimeConfig)
         rounds = chosen_int4_inputs(options.int4_inputs, config) == "int8"
-        return NumericsSpec(registry.compute_dtype(config), rounds)
+        rounds_head = rounds and group_size(spec.sizes.hidden) is not None
+        return NumericsSpec(registry.compute_dtype(config), rounds, rounds_head)
 
     def image_target(self, config: BuildConfig, schemes: Mapping[str, Scheme]) -> str | None:
         """OpenVINO for a tower in float32, as it multiplies in bfloat16, which kernels here do not, and for INT8. FP8

@@ -8,10 +8,14 @@ from r1v_export.config import BuildConfig
 from r1v_export.contract import GRAPHS, graph_contracts
 from r1v_export.cpus import thread_count, use_threads
 from r1v_export.errors import BundleError, CapabilityError, GraphError
-from r1v_export.quantization.recipe import Scheme
+from r1v_export.quantization.groups import LM_HEAD_LINEAR
+from r1v_export.quantization.recipe import RoundToNearest, Scheme
+from r1v_export.targets.onnxruntime.head_file import head_bytes
 from r1v_export.targets.onnxruntime.session_options import AVAILABLE_CORES
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from tests.tiny_models import tiny_spec
+
+SCHEME = Scheme(weights=RoundToNearest(type="int4", granularity="group", group_size=32, algorithm="rtn"))
 
 
 def test_lowered_graphs_keep_the_contracts_boundary(built):
@@ -137,6 +141,18 @@ def test_cuda_without_a_cuda_build_of_onnxruntime_is_a_missing_capability(r1v):
 def test_inputs_of_4_bit_weights_are_rounded_where_the_build_says_so(given, rounds):
     config = BuildConfig(precision="int4", targets={"onnxruntime": {"int4_inputs": given}})
     assert OnnxRuntimeTarget().numerics(config, tiny_spec()).rounds_inputs == rounds
+
+
+@pytest.mark.parametrize(("schemes", "written"), [({}, True), ({LM_HEAD_LINEAR: SCHEME}, False)])
+def test_a_head_that_the_recipe_leaves_alone_is_planned_in_8_bits(schemes, written):
+    spec = tiny_spec()
+    config = BuildConfig(precision="int4")
+    assert OnnxRuntimeTarget().numerics(config, spec).rounds_head
+    planned = OnnxRuntimeTarget().size_bytes(config, spec, schemes)
+    assert planned == (head_bytes(spec.sizes.hidden, spec.sizes.vocab) if written else 0)
+    exact = BuildConfig(precision="int4", targets={"onnxruntime": {"int4_inputs": "exact"}})
+    assert OnnxRuntimeTarget().size_bytes(exact, spec, schemes) == 0
+    assert OnnxRuntimeTarget().size_bytes(BuildConfig(precision="fp32"), spec, {}) == 0
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,23 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from r1v_export import contract
+from r1v_export.bundle import ENGINES
 from r1v_export.config import Compute, Device
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.log_event import log_event
 from r1v_export.targets.int4_inputs import Int4Inputs
 from r1v_export.targets.onnxruntime.cuda_kernels import require_kernels
+from r1v_export.targets.onnxruntime.head_file import HEAD_DATA
 from r1v_export.targets.onnxruntime.lower import lower
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
+from r1v_export.targets.onnxruntime.write.int8_head import round_head
 from r1v_export.targets.shared_weights import point_weights_to
 
 _LOG = logging.getLogger(__name__)
+
+TARGET = "onnxruntime"
+"""The folder of the engine, below the bundle's engines."""
 
 COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 """What ONNX Runtime's kernels for these graphs take; there are none for bfloat16 on the CPU."""
@@ -52,6 +59,8 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
         message, compute = "%(graph)s: lowered for %(device)s, computes in %(compute)s", model.graph.outputs[0].dtype
         log_event(_LOG, logging.INFO, message, graph=name, device=device, compute=str(compute))
         point_weights_to(model, graphs.name)
+        if name == contract.DECODER and device == "cpu" and int4_inputs == "int8":
+            round_head(model, graphs.parent, out, location=f"{ENGINES}/{TARGET}/{HEAD_DATA}")
         model.metadata_props[INT4_INPUTS] = int4_inputs
         ir.save(model, out / f"{name}.onnx")
 
