@@ -107,7 +107,7 @@ class Prepared:
         _run("cc", "-O2", "-o", self.genai_answer, HERE / "genai_answer.c", library, f"-Wl,-rpath,{library.parent}")
 
 
-# Our int4 leaves embeddings and head in float32, and rounds inputs to 8 bits.
+# Our int4 leaves embeddings in float32, and rounds inputs and the head to 8 bits.
 VARIANTS = {
     "fp32": Variant("fp32", "exact"),
     "int4": Variant("int4", "int8", nodes_to_exclude="/lm_head/MatMul,/model/embed_tokens/Gather"),
