@@ -104,7 +104,9 @@ START = {
 }
 
 BF16_PRODUCTS = "It multiplies in bfloat16, which ONNX Runtime's CPU kernels do not."
-HEAD = "Its head has 8 bits; ours had float32 in this run, the largest part of what a token reads, and has 8 bits since."
+HEAD = (
+    "Its head has 8 bits; ours had float32 in this run, the largest part of what a token reads, and has 8 bits since."
+)
 PRODUCT = (
     "It has query, key and value as one product, which took 2 % off a step of ours in a try, and no graph of its own "
     "for embeddings, which takes 2 % of ours; the rest is not known."

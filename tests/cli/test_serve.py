@@ -10,6 +10,7 @@ import pytest
 from r1v_export.cli import main
 from r1v_export.cli.serve import API_KEYS_VARIABLE, _api_keys, _warn_of_no_listener
 from r1v_export.errors import UsageError
+from r1v_export.runner.batching.options import BatchingOptions
 
 
 def test_keys_of_the_variable_are_those_between_commas_and_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +56,21 @@ def test_a_value_that_cannot_be_says_what_to_give(
     said = capsys.readouterr().err
     assert what in said
     assert fix in said.partition("fix: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "chunk"),
+    [((), 160), (("--device", "cuda"), 512), (("--prefill-chunk", "40"), 40)],
+)
+def test_prompts_go_in_by_pieces_that_keep_the_device_busy(
+    given: tuple[str, ...], chunk: int, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[BatchingOptions] = []
+
+    def own_loop(*arguments: object) -> None:
+        found.extend(each for each in arguments if isinstance(each, BatchingOptions))
+        raise UsageError("Enough is known.")
+
+    monkeypatch.setattr("r1v_export.cli.serve._own_loop", own_loop)
+    assert main.run(["serve", str(tiny_built), *given]) == 2
+    assert [options.prefill_chunk for options in found] == [chunk]

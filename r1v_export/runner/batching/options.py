@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from r1v_export.config import Device
 from r1v_export.errors import UsageError
 from r1v_export.generation import FinishReason
 from r1v_export.runner.batching.speculation import DRAFT_TOKENS
 from r1v_export.runner.kv_cache import PREFILL_CHUNK
 
 MIB = 1 << 20
+
+CPU_PREFILL_CHUNK = 160
+"""Prompt tokens between two decoder steps on a CPU, where products of so many rows run at the full rate already: with
+more, streams would wait longer for nothing. A GPU needs more to be busy."""
+
+
+def default_prefill_chunk(device: Device) -> int:
+    """`BatchingOptions.prefill_chunk` for an engine on a device."""
+    return CPU_PREFILL_CHUNK if device == "cpu" else PREFILL_CHUNK
 
 
 @dataclass(frozen=True)
