@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
 
-_OWN_PLOT = frozenset({"decoder_layer"})
-"""Boundaries that the plot by boundary leaves to the one by layer."""
+_MOST_ROWS = 8
+"""ViT blocks in the plot by boundary; more, and decoder layers of any number, are left to the plot by layer."""
 
 _LARGEST_DRAWN = 1e3
 """Of relative errors and divergences by boundary; what is larger, or infinite, stands at the edge."""
@@ -59,7 +59,8 @@ def kl_by_boundary(report: ParityReport, width_inches: float = WIDE_INCHES) -> s
 
 
 def _by_boundary(report: ParityReport, metric: str, name: str, label: str, width_inches: float) -> str | None:
-    boundaries = [b for b in report.boundaries if metric in b.metrics and kind_of(b.name) not in _OWN_PLOT]
+    by_layer = _layers_apart(report)
+    boundaries = [b for b in report.boundaries if metric in b.metrics and kind_of(b.name) not in by_layer]
     values = [b.metrics[metric] for b in boundaries]
     positive = [v for v in values if 0 < v < math.inf] + [x for b in boundaries if (x := _limit(b, metric))]
     if not positive:
@@ -91,10 +92,11 @@ def _by_boundary(report: ParityReport, metric: str, name: str, label: str, width
 
 
 def errors_by_layer(report: ParityReport, width_inches: float = WIDE_INCHES) -> str | None:
-    """Relative error behind each decoder layer, with that behind each ViT block; nothing without decoder layers."""
-    by_kind = {kind: [b for b in report.boundaries if kind_of(b.name) == kind] for kind in LAYERS}
-    if not by_kind["decoder_layer"]:
+    """Relative error behind each decoder layer and ViT block, with their limits; nothing without decoder layers and
+    with so few ViT blocks that the plot by boundary has them."""
+    if not _layers_apart(report):
         return None
+    by_kind = {kind: [b for b in report.boundaries if kind_of(b.name) == kind] for kind in LAYERS}
     drawn = {kind: [b.metrics["relative_error"] for b in found] for kind, found in by_kind.items()}
     if not any(0 < error < math.inf for errors in drawn.values() for error in errors):
         return None
@@ -105,7 +107,11 @@ def errors_by_layer(report: ParityReport, width_inches: float = WIDE_INCHES) -> 
         styles = (("vision_block", TWO, "s"), ("decoder_layer", ONE, "o"))
         for kind, color, marker in styles:
             errors = [error if 0 < error < math.inf else math.nan for error in drawn[kind]]
-            axes.plot(range(len(errors)), errors, marker=marker, markersize=3.5, color=color, label=LAYERS[kind])
+            if errors:
+                axes.plot(range(len(errors)), errors, marker=marker, markersize=3.5, color=color, label=LAYERS[kind])
+            if limit := next((_limit(b, "relative_error") for b in by_kind[kind]), None):
+                style = {"color": color, "linewidth": 1.4, "linestyle": (0, (4, 2))}
+                axes.axhline(limit, label=f"limit of {LAYERS[kind]}", **style)
         for kind in LAYERS:
             bad = [(layer, b) for layer, b in enumerate(by_kind[kind]) if not b.passed]
             xs, ys = [layer for layer, _ in bad], [b.metrics["relative_error"] for _, b in bad]
@@ -115,13 +121,19 @@ def errors_by_layer(report: ParityReport, width_inches: float = WIDE_INCHES) -> 
         axes.set_xlabel("layer")
         axes.set_ylabel("relative error")
         axes.grid(axis="y")
-        figure.legend(loc="outside lower center", ncols=len(styles))
+        figure.legend(loc="outside lower center", ncols=2 if is_narrow(axes) else 4)
         return svg_of(figure, "layers", "Relative error by layer; the numbers are in the table of all metrics.")
 
 
 def _decades(low: float, high: float) -> tuple[float, float]:
     """The whole decades around two positive numbers, as floats: an integer of 1e20 is more than numpy's hold."""
     return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+
+
+def _layers_apart(report: ParityReport) -> frozenset[str]:
+    """Kinds of boundaries that have the plot by layer, and no rows in that by boundary."""
+    kinds = [kind_of(boundary.name) for boundary in report.boundaries]
+    return frozenset(kind for kind in LAYERS if kinds.count(kind) > _MOST_ROWS * (kind == "vision_block"))
 
 
 def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, ends: tuple[float, float]) -> Annotation:
@@ -294,12 +306,13 @@ def _has_kl(table: SensitivityTable) -> bool:
 
 
 def accuracy_by_size(bundles: Sequence[BundleFacts], width_inches: float = WIDE_INCHES) -> str | None:
-    """Divergence, and right answers where they are known, of several bundles against the size of their weights."""
+    """Divergence, and shares of right answers where they differ, of several bundles against the size of their
+    weights."""
     if len(bundles) < 2:
         return None
     from matplotlib.ticker import NullFormatter
 
-    scored = any(bundle.scored for bundle in bundles)
+    scored = len({(bundle.correct, bundle.scored) for bundle in bundles}) > 1
     with figure_of(width_inches, 6.4 if scored else 3.6) as figure:
         panels = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
         axes, kls = panels[-1], [bundle.mean_kl for bundle in bundles]
@@ -327,9 +340,8 @@ def accuracy_by_size(bundles: Sequence[BundleFacts], width_inches: float = WIDE_
             panels[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
             panels[0].spines.left.set_bounds(low, min(high, 100))
             panels[0].grid(visible=False, axis="x")
-        return svg_of(
-            figure, "sizes", "Divergence and correct answers against size; the numbers are in the table below."
-        )
+        what = "Divergence and correct answers" if scored else "Divergence"
+        return svg_of(figure, "sizes", f"{what} against size; the numbers are in the table below.")
 
 
 def _size_points(

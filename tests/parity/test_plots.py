@@ -8,7 +8,9 @@ import pytest
 
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
-from r1v_export.parity.plots import errors_by_boundary, errors_by_step, kl_by_boundary
+from r1v_export.parity.plots import errors_by_boundary, errors_by_layer, errors_by_step, kl_by_boundary
+from r1v_export.parity.report import to_html
+from r1v_export.parity.schema import Check
 from tests.browser import needs_chromium, opened, show
 
 
@@ -74,3 +76,27 @@ def test_long_texts_of_what_failed_leave_no_value_on_a_limit_and_no_text_cut(rep
             )
             assert crossed == []
             assert cut == []
+
+
+def test_many_vision_blocks_are_plotted_by_layer_with_their_limit_and_not_as_rows(report: ParityReport):
+    block = report.boundary("projector")
+    checks = (Check(metric="relative_error", value=1e-3, relation="at most", limit=0.03, passed=True, reason="so"),)
+    for count, rows in ((4, 4), (45, 0)):
+        blocks = [
+            block.model_copy(
+                update={"name": f"vision_block.{i}", "metrics": {"relative_error": 1e-3}, "checks": checks}
+            )
+            for i in range(count)
+        ]
+        streamed = report.model_copy(update={"boundaries": (*blocks, *report.boundaries)})
+        assert (errors_by_boundary(streamed) or "").count("vision_block.") == rows
+        by_layer = errors_by_layer(streamed)
+        assert (by_layer is None) == (rows > 0)
+    assert by_layer is not None
+    assert "limit of ViT blocks" in by_layer
+    assert "decoder layers" not in by_layer
+
+
+def test_answers_that_do_not_differ_are_not_said_to(report: ParityReport):
+    many = tuple(report.samples[0].model_copy(update={"name": f"sample {i}"}) for i in range(14))
+    assert "12 of 14 are shown." in to_html(report.model_copy(update={"samples": many}))

@@ -369,11 +369,20 @@ def test_a_plot_names_the_metric_that_failed_as_the_table_does(passed: ParityRep
 
 def test_no_share_of_answers_above_all_is_on_the_axis(detailed: ParityReport):
     all_right = [bundle.model_copy(update={"correct": 32}) for bundle in detailed.bundles]
-    svg = accuracy_by_size(all_right)
+    svg = accuracy_by_size([*all_right[1:], all_right[0].model_copy(update={"correct": 31})])
     assert svg is not None
     ticks = [float(number) for number in re.findall(r">(\d+(?:\.\d+)?)</text>", svg)]
     assert 100 in ticks
     assert max(ticks) == 100
+
+
+def test_correct_answers_of_which_all_bundles_have_as_many_have_no_plot(detailed: ParityReport):
+    alike = accuracy_by_size([bundle.model_copy(update={"correct": 31}) for bundle in detailed.bundles])
+    assert alike is not None
+    assert "orrect answers" not in alike
+    assert "orrect answers" in (
+        accuracy_by_size([detailed.bundles[0].model_copy(update={"correct": 31}), detailed.bundles[1]]) or ""
+    )
 
 
 def test_a_divergence_below_the_axis_has_a_marker_of_its_own(detailed: ParityReport):
@@ -393,14 +402,14 @@ def test_a_limit_of_the_largest_divergence_is_not_drawn_as_one_of_the_mean(passe
 
 
 def test_labels_of_neighbors_by_size_are_at_different_heights(detailed: ParityReport):
-    """All have 32 of 32, so the labels' heights differ by what sets them apart."""
+    """All have one divergence, so the labels' heights differ by what sets them apart."""
     sizes = {"int4": 16_300_000, "fp8": 8_800_000, "fp32": 24_400_000}
     update = [
-        bundle.model_copy(update={"correct": 32, "size_bytes": sizes[bundle.name]}) for bundle in detailed.bundles
+        bundle.model_copy(update={"mean_kl": 0.25, "size_bytes": sizes[bundle.name]}) for bundle in detailed.bundles
     ]
     svg = accuracy_by_size(update, NARROW_INCHES)
     assert svg is not None
-    found = re.findall(r'y="([\d.]+)"[^>]*>(\w+): 32 of 32<', svg)
+    found = re.findall(r'y="([\d.]+)"[^>]*>(\w+): 0.25<', svg)
     heights = {name: float(y) for y, name in found}
     assert set(heights) == set(sizes)
     assert abs(heights["fp8"] - heights["int4"]) > 10
