@@ -126,7 +126,8 @@ def test_no_heading_is_the_last_line_of_a_printed_page(html):
     with opened(1280, "light") as page:
         show(page, html)
         page.emulate_media(media="print")
-        for end in ("h2", "h2 + p"):
+        page.evaluate("document.querySelector('h2 + p').after(document.createElement('p'))")
+        for end in ("h2", "h2 + p", "h2 + p + p"):
             assert page.locator(end).first.evaluate("(element) => getComputedStyle(element).breakAfter") == "avoid"
 
 
@@ -234,6 +235,8 @@ def test_sentences_of_magnitudes_and_texts_do_not_run_together(report):
         show(page, to_html(report.model_copy(update=update)))
         expect(page.get_by_text("float16 holds up to 65504. 1 of 2 layers leave its range. 1 of 2")).to_be_visible()
         expect(page.get_by_text("✗ fail 9.31 nats per token")).to_be_visible()
+    misread = report.model_copy(update={**update, "ranges": None, "first_bad": None})
+    assert "The boundaries below do not show this: both sides of each comparison read" in to_html(misread)
 
 
 def test_names_of_tensors_and_metrics_do_not_break_within_a_word_on_a_narrow_screen(report):

@@ -64,6 +64,7 @@ def test_the_page_names_the_devices_and_escapes_the_model() -> None:
     workloads = {"decode": [cost("model.layers.0.mlp", 10**12, 10**9)]}
     made_by = MadeBy("r1v-export inspect <bundle>", "2026-01-01T00:00:00+00:00", "1.2.3")
     about = {"Model": "<model>", "Graphs": "SHA-256 0a1b", "Built by": "r1v-export build"}
+    about["Built with"] = "r1v-export 0.1.0"
     page = to_html(about, made_by, workloads, list(DEVICES.values()))
     assert "<model>" not in page
     assert all(name in page for name in DEVICES)
@@ -72,6 +73,8 @@ def test_the_page_names_the_devices_and_escapes_the_model() -> None:
         "SHA-256 <code>0a1b</code>",
         "model.<wbr>layers.<wbr>0",
         '<code><span class="whole">r1v-export</span> build</code>',
+        '<dd><span class="whole">r1v-export</span> 0.1.0</dd>',
+        "The numbers of layers that are alike are those of each of them.",
         "inspect &lt;bundle&gt;",
         "2026-01-01 00:00:00 UTC",
         "r1v-export 1.2.3",
