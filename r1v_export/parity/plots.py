@@ -110,8 +110,8 @@ def errors_by_layer(report: ParityReport, width_inches: float = WIDE_INCHES) -> 
             if errors:
                 axes.plot(range(len(errors)), errors, marker=marker, markersize=3.5, color=color, label=LAYERS[kind])
             if limit := next((_limit(b, "relative_error") for b in by_kind[kind]), None):
-                style = {"color": color, "linewidth": 1.4, "linestyle": (0, (4, 2))}
-                axes.axhline(limit, label=f"limit of {LAYERS[kind]}", **style)
+                name = f"limit of {LAYERS[kind]}"
+                axes.axhline(limit, label=name, color=color, linewidth=1.4, linestyle=(0, (4, 2)))
         for kind in LAYERS:
             bad = [(layer, b) for layer, b in enumerate(by_kind[kind]) if not b.passed]
             xs, ys = [layer for layer, _ in bad], [b.metrics["relative_error"] for _, b in bad]
@@ -132,7 +132,7 @@ def _decades(low: float, high: float) -> tuple[float, float]:
 
 def _layers_apart(report: ParityReport) -> frozenset[str]:
     """Kinds of boundaries that have the plot by layer, and no rows in that by boundary."""
-    kinds = [kind_of(boundary.name) for boundary in report.boundaries]
+    kinds: list[str] = [kind_of(boundary.name) for boundary in report.boundaries]
     return frozenset(kind for kind in LAYERS if kinds.count(kind) > _MOST_ROWS * (kind == "vision_block"))
 
 

@@ -290,6 +290,15 @@ def test_the_pages_of_two_gates_link_to_each_other(passed: ParityReport, failed:
         assert f"{'✓' if report.passed else '✗'} " in page.words[: page.words.index("Boundaries")]
 
 
+def test_what_quantizing_costs_is_not_blamed_before_an_engine_that_computes_something_else(
+    failed: ParityReport, passed: ParityReport
+):
+    cost = failed.model_copy(update={"gate": "quantization"})
+    assert "Begin with the other comparison, which failed too" in Page(to_html(cost, (failed, cost))).words
+    assert "Begin with" not in Page(to_html(cost, (passed, cost))).words
+    assert "Begin with" not in Page(to_html(failed, (failed, cost))).words
+
+
 def test_every_page_names_the_precision_that_it_is_about(passed: ParityReport, failed: ParityReport):
     for report in (passed, failed):
         for gate in ("arithmetic", "quantization"):
