@@ -299,6 +299,11 @@ def test_what_quantizing_costs_is_not_blamed_before_an_engine_that_computes_some
     assert "Begin with" not in Page(to_html(failed, (failed, cost))).words
 
 
+def test_no_line_break_parts_an_option_of_what_to_try(failed: ParityReport):
+    html = to_html(failed.model_copy(update={"next_steps": ("keep 16 bits: --budget kl=0.05",)}))
+    assert '<li>keep 16 bits: <span class="whole">--budget</span> kl=0.05</li>' in html
+
+
 def test_every_page_names_the_precision_that_it_is_about(passed: ParityReport, failed: ParityReport):
     for report in (passed, failed):
         for gate in ("arithmetic", "quantization"):
