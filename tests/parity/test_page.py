@@ -220,7 +220,7 @@ def test_no_line_of_a_grid_crosses_the_legend_of_errors_by_layer(report):
     with opened(1280, "light") as page:
         show(page, svg)
         axes = page.locator("#layers-axes_1").bounding_box()
-        names = [page.get_by_text(name).bounding_box() for name in ("ViT blocks", "decoder layers")]
+        names = [page.get_by_text(name, exact=True).bounding_box() for name in ("ViT blocks", "decoder layers")]
         assert axes is not None
         assert all(name is not None and name["y"] > axes["y"] + axes["height"] for name in names)
 
