@@ -16,11 +16,13 @@ import os
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from r1v_export.files import FileIdentity, file_identity
 from r1v_export.write_journal import WriteJournal
@@ -49,7 +51,8 @@ _PART = memoryview(b"")
 _PIECE_BYTES = 1 << 20
 """Written and hashed at a time: it is still in a core's cache when it is hashed."""
 _SYNC_BYTES = 256 << 20
-"""After so much the disk is waited for, while others compute, so that little is left to wait for at the end."""
+"""After so much the disk is asked to take it, while more is written and hashed, so that little is left to wait for at
+the end. Of what it has not taken then, so much may be behind."""
 NOTED_BYTES = 256 << 20
 """After so much a part that ended is noted in the journal: no more, and no more than a part, is written again."""
 
@@ -162,27 +165,28 @@ class HashedFile:
                 self._journal.note(self._path, self._size_bytes, sha256, finished=True)
 
     def _run(self) -> None:
-        written_bytes, unsynced = self.start, 0
         try:
-            while (data := self._next()) is not None:
-                if data is _PART:
-                    self._note_part(written_bytes)
-                written_bytes += data.nbytes
-                for start in range(0, data.nbytes, _PIECE_BYTES):
-                    piece = data[start : start + _PIECE_BYTES]
-                    self._file.write(piece)
-                    self._digest.update(piece)
-                    unsynced += piece.nbytes
-                    if unsynced >= _SYNC_BYTES:
-                        os.fdatasync(self._file.fileno())
-                        unsynced = 0
-                with self._changed:
-                    self._waiting_bytes -= data.nbytes
+            with _Syncing(self._file) as syncing:
+                self._write_all(syncing)
         except BaseException as error:  # raised in the thread that writes
             with self._changed:
                 self._error = error
                 self._waiting.clear()
                 self._changed.notify_all()
+
+    def _write_all(self, syncing: _Syncing) -> None:
+        written_bytes = self.start
+        while (data := self._next()) is not None:
+            if data is _PART:
+                self._note_part(written_bytes)
+            written_bytes += data.nbytes
+            for start in range(0, data.nbytes, _PIECE_BYTES):
+                piece = data[start : start + _PIECE_BYTES]
+                self._file.write(piece)
+                self._digest.update(piece)
+                syncing.add(piece.nbytes)
+            with self._changed:
+                self._waiting_bytes -= data.nbytes
 
     def _note_part(self, written_bytes: int) -> None:
         if self._journal is not None and written_bytes - self._noted_bytes >= NOTED_BYTES:
@@ -196,6 +200,41 @@ class HashedFile:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self._ended)
             return self._waiting.popleft() if self._waiting else None
+
+
+class _Syncing:
+    """A thread that lets the disk take what was written to a file, one part while the next one is written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._unsynced = file, 0
+        self._pool = ThreadPoolExecutor(1, "sync")
+        self._last: Future[None] | None = None
+
+    def add(self, size_bytes: int) -> None:
+        """So much more was written.
+
+        Raises:
+            OSError: the disk does not take what was written before.
+        """
+        self._unsynced += size_bytes
+        if self._unsynced >= _SYNC_BYTES:
+            self._wait()
+            self._last = self._pool.submit(os.fdatasync, self._file.fileno())
+            self._unsynced = 0
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def __enter__(self) -> _Syncing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._pool:  # waits for its thread: the file is closed afterwards
+            if error is None:
+                self._wait()
 
 
 def note_hash(path: Path, sha256: str) -> None:
