@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from r1v_export.targets.graph_errors import shortened
 from r1v_export.targets.openvino.config import OpenVinoConfig
 from r1v_export.targets.openvino.engine_file import REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
+from r1v_export.targets.openvino.runtime.rounded_weights import forget_pages, multiply_in_bfloat16
 
 _LOG = logging.getLogger(__name__)
 _DEVICE = "CPU"
@@ -29,8 +30,9 @@ class Compiled(NamedTuple):
     """A graph that OpenVINO compiled."""
 
     model: ov.CompiledModel
-    weights: Mapping[str, np.ndarray]
-    """The mapped files: OpenVINO reads from their memory as long as the graph is used, and does not keep it."""
+    weights: Sequence[np.ndarray]
+    """The mapped files, and matrices that were rounded: OpenVINO reads from their memory as long as the graph is used,
+    and does not keep it."""
 
 
 def compile_graph(
@@ -55,8 +57,10 @@ def compile_graph(
         model = core.read_model(path)
         if outputs:
             model.add_outputs(outputs)
-        files = fill_weights(model, file.weights.get(graph, {}), bundle)
+        weights = fill_weights(model, file.weights.get(graph, {}), bundle, bfloat16=_rounds(core, properties))
         compiled = core.compile_model(model, _DEVICE, properties)
+        for content in weights:
+            forget_pages(content)
     except R1VError:
         raise
     except OSError as error:
@@ -71,7 +75,14 @@ def compile_graph(
     message = "%(graph)s: compiled for OpenVINO, products in %(products)s, %(threads)s"
     products, count = compiled.get_property("INFERENCE_PRECISION_HINT"), properties["INFERENCE_NUM_THREADS"]
     log_event(_LOG, logging.INFO, message, graph=path, products=str(products), threads=Count(count, "thread"))
-    return Compiled(compiled, files)
+    return Compiled(compiled, weights)
+
+
+def _rounds(core: ov.Core, properties: Mapping[str, Any]) -> bool:
+    """Whether products round their operands to bfloat16, as it is asked for and this CPU can."""
+    return properties["INFERENCE_PRECISION_HINT"] == "bf16" and "BF16" in core.get_property(
+        _DEVICE, "OPTIMIZATION_CAPABILITIES"
+    )
 
 
 def session_properties(graph: str, options: OpenVinoConfig, threads: int | None) -> Mapping[str, Any]:
@@ -90,17 +101,19 @@ def session_properties(graph: str, options: OpenVinoConfig, threads: int | None)
     }
 
 
-def fill_weights(model: ov.Model, weights: GraphWeights, bundle: Path) -> Mapping[str, np.ndarray]:
-    """Replace a graph's inputs that stand for weights by constants, which are the mapped files themselves.
+def fill_weights(model: ov.Model, weights: GraphWeights, bundle: Path, *, bfloat16: bool) -> Sequence[np.ndarray]:
+    """Replace a graph's inputs that stand for weights by constants: the mapped files themselves, and where products are
+    in bfloat16, float32 matrices rounded to it.
 
     Returns:
-        The files' bytes, uint8, to be kept as long as the model and what is compiled of it.
+        What the constants are in, to be kept as long as the model and what is compiled of it.
 
     Raises:
         BundleError: a file is too short for its weights, or the graph has no such input.
         OSError: a file is missing, or no regular file.
     """
     files: dict[str, np.ndarray] = {}
+    made = []
     inputs = {parameter.friendly_name: parameter for parameter in model.get_parameters()}
     for name, weight in weights.items():
         if name not in inputs:
@@ -109,16 +122,25 @@ def fill_weights(model: ov.Model, weights: GraphWeights, bundle: Path) -> Mappin
             )
         if weight.file not in files:
             files[weight.file] = _mapped(bundle / weight.file)
-        constant = ov.op.Constant(_tensor(files[weight.file], weight, bundle), shared_memory=True)
-        constant.friendly_name = name
-        parameter = inputs[name]
-        parameter.output(0).replace(constant.output(0))
+        content, parameter = _part(files[weight.file], weight, bundle), inputs[name]
+        matrix = None
+        if bfloat16 and weight.type == "f32":
+            matrix = multiply_in_bfloat16(parameter, content.view(np.float32).reshape(weight.shape))
+        if matrix is None:
+            tensor = ov.Tensor(content, ov.Shape(weight.shape), getattr(ov.Type, weight.type))
+            constant = ov.op.Constant(tensor, shared_memory=True)
+            constant.friendly_name = name
+            parameter.output(0).replace(constant.output(0))
+        else:
+            made.append(matrix)
+            forget_pages(files[weight.file])
         model.remove_parameter(parameter)
     model.validate_nodes_and_infer_types()
-    return files
+    return [*files.values(), *made]
 
 
-def _tensor(content: np.ndarray, weight: Weight, bundle: Path) -> ov.Tensor:
+def _part(content: np.ndarray, weight: Weight, bundle: Path) -> np.ndarray:
+    """A weight's bytes in those of its file."""
     end = weight.offset + weight.size_bytes
     if end > len(content):
         raise BundleError(
@@ -128,8 +150,7 @@ def _tensor(content: np.ndarray, weight: Weight, bundle: Path) -> ov.Tensor:
             found=str(Count(len(content), "byte")),
             fix=REBUILD,
         )
-    part = content[weight.offset : end]
-    return ov.Tensor(part, ov.Shape(weight.shape), getattr(ov.Type, weight.type))
+    return content[weight.offset : end]
 
 
 def _mapped(path: Path) -> np.ndarray:

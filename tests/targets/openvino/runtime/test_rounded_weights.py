@@ -1,0 +1,83 @@
+"""Weights of bfloat16 products: as ml_dtypes rounds, and as OpenVINO computes with float32 constants."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from tests.targets.openvino.conftest import NEEDS_OPENVINO
+
+pytestmark = NEEDS_OPENVINO
+
+PRODUCTS = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    products (float[n, 48] x, float[48, 32] w, float[32, 32] shared) => (float[n, 32] y) {
+        a = MatMul (x, w)
+        b = MatMul (a, shared)
+        y = MatMul (b, shared)
+    }"""
+
+
+def test_numbers_are_rounded_to_nearest_and_in_the_middle_to_even() -> None:
+    from r1v_export.targets.openvino.runtime.rounded_weights import rounded
+
+    random = np.random.default_rng(0)
+    numbers = [1.00390625, 1.01171875, -1.00390625, 3.4e38, np.inf, -np.inf, 0.0, 1e-40]
+    weight = np.concatenate([random.standard_normal((5000, 8)), np.array([numbers])]).astype(np.float32)
+    expected = weight.astype(ml_dtypes.bfloat16)
+    found = rounded(weight)
+    assert (found.shape, found.dtype, found.flags.c_contiguous) == ((8, 5001), np.uint16, True)
+    np.testing.assert_array_equal(found, expected.view(np.uint16).T)
+
+
+def test_a_product_takes_its_weight_in_bfloat16_and_one_that_is_used_twice_stays(tmp_path: Path) -> None:
+    from r1v_export.targets.openvino.library import ov
+    from r1v_export.targets.openvino.runtime.rounded_weights import multiply_in_bfloat16
+
+    onnx.save(onnx.parser.parse_model(PRODUCTS), tmp_path / "products.onnx")
+    core = ov.Core()
+    model = core.read_model(tmp_path / "products.onnx")
+    inputs = {parameter.friendly_name: parameter for parameter in model.get_parameters()}
+    random = np.random.default_rng(0)
+    w, shared = (random.standard_normal(shape).astype(np.float32) / 6 for shape in ((48, 32), (32, 32)))
+    assert multiply_in_bfloat16(inputs["shared"], shared) is None
+    kept = multiply_in_bfloat16(inputs["w"], w)
+    assert kept is not None
+    model.remove_parameter(inputs["w"])
+    model.validate_nodes_and_infer_types()
+    x = random.standard_normal((3, 48)).astype(np.float32)
+    exact = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    first = w.astype(ml_dtypes.bfloat16).astype(np.float32)
+    expected = x.astype(ml_dtypes.bfloat16).astype(np.float32) @ first @ shared @ shared
+    np.testing.assert_allclose(exact({"x": x, "shared": shared})[0], expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages are let go on Linux")
+def test_pages_that_are_let_go_come_back_from_the_file(tmp_path: Path) -> None:
+    from r1v_export.targets.openvino.runtime.model import _mapped
+    from r1v_export.targets.openvino.runtime.rounded_weights import forget_pages
+
+    path, content = tmp_path / "weights", np.arange(1 << 22, dtype=np.uint8)
+    path.write_bytes(content.tobytes())
+    mapped = _mapped(path)
+
+    def resident_bytes() -> int:
+        lines, size = Path("/proc/self/smaps").read_text().splitlines(), 0
+        inside = False
+        for line in lines:
+            if "-" in line.split(" ")[0] and not line.split(" ")[0].endswith(":"):
+                inside = line.endswith(str(path))
+            elif inside and line.startswith("Rss:"):
+                size += int(line.split()[1]) << 10
+        return size
+
+    np.testing.assert_array_equal(mapped, content)
+    assert resident_bytes() == len(content)
+    forget_pages(mapped[100:200])
+    assert resident_bytes() == 0
+    np.testing.assert_array_equal(mapped, content)
