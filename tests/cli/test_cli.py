@@ -149,7 +149,7 @@ def test_check_of_own_images_writes_where_it_is_reported(nano_bundle: Path, tmp_
     report = tmp_path / "report"
     image = IMAGES / "02-shape.png"
     options = ["--image", image, "--question", "What is it?", "--max-new-tokens", "2", "--report", report]
-    result = succeed("check", nano_bundle, *options, "--format", "json")
+    result = succeed("check", nano_bundle, *options, "--vision-target", "onnxruntime", "--format", "json")
     assert [sample["question"] for sample in result["samples"]] == ["What is it?"]
     assert {path.name for path in report.iterdir()} == {"parity.json", "parity.html"}
 
@@ -280,6 +280,7 @@ def test_inspect_tells_checkpoint_and_bundle_apart_and_agrees_on_the_model(nano_
 def test_inspect_shows_the_parity_verdict_and_the_versions_of_a_bundle(nano_bundle: Path, succeed) -> None:
     text = succeed("inspect", nano_bundle)
     assert re.search(r"^parity, onnxruntime +passed$", text, re.MULTILINE)
+    assert "parity, onnxruntime with images by openvino" in text
     assert re.search(rf"^versions [^:]*\bonnxruntime\s+{re.escape(version('onnxruntime'))}\b", text, re.MULTILINE)
     assert re.search(rf"^producer +r1v-export {re.escape(VERSION)}$", text, re.MULTILINE)
 

@@ -100,7 +100,7 @@ def test_the_version_is_the_packages(library):
 
 
 def test_a_question_is_answered_as_python_does(engine, nano_bundle):
-    expected = open_runner(nano_bundle).ask("How many objects do you see?", COUNT)
+    expected = open_runner(nano_bundle, vision_target="onnxruntime").ask("How many objects do you see?", COUNT)
     reasoning, text, tokens, reason = ask(engine, "How many objects do you see?", file_image(engine, COUNT))
     assert (reasoning, text, tokens) == (expected.reasoning, expected.text, list(expected.token_ids))
     assert reason == 0
@@ -111,7 +111,7 @@ def test_a_question_is_answered_as_python_does(engine, nano_bundle):
 def test_tokens_of_generated_questions_are_those_of_python(library, request, name):
     bundle = request.getfixturevalue(name)
     engine = c_api.Engine(library, bundle, onnxruntime_library=str(ONNXRUNTIME).encode())
-    runner = open_runner(bundle)
+    runner = open_runner(bundle, vision_target="onnxruntime")
     for sample in samples("eval", 40):
         expected = runner.answer(Request.ask(sample.question, sample.image))
         assert ask(engine, sample.question, pixels(engine, sample.image))[2] == list(expected.token_ids)
@@ -133,7 +133,7 @@ def test_tokens_of_generated_questions_are_those_of_python(library, request, nam
 def test_every_setting_of_python_gives_its_tokens_and_log_probabilities(engine, nano_bundle, settings):
     sampling = Sampling(max_new_tokens=60, **settings)
     question = "How many objects do you see?"
-    expected = open_runner(nano_bundle).ask(question, COUNT, sampling=sampling)
+    expected = open_runner(nano_bundle, vision_target="onnxruntime").ask(question, COUNT, sampling=sampling)
     request = engine.start(question, file_image(engine, COUNT), sampling=c_sampling(engine, sampling))
     of_events = [logprobs for *_, logprobs in engine.all_events(request)]
     answer = engine.answer(request)
@@ -360,7 +360,10 @@ def test_an_installed_package_is_found_by_cmake_and_pkg_config(engines, nano_bun
     ran = subprocess.run(
         [build / "consumer", nano_bundle, COUNT, question], env=environment, capture_output=True, text=True, check=False
     )
-    assert (ran.returncode, ran.stdout) == (0, open_runner(nano_bundle).ask(question, COUNT).text + "\n"), ran.stderr
+    assert (ran.returncode, ran.stdout) == (
+        0,
+        open_runner(nano_bundle, vision_target="onnxruntime").ask(question, COUNT).text + "\n",
+    ), ran.stderr
     (folder,) = prefix.rglob("pkgconfig")
     shown = subprocess.run(
         ["pkg-config", "--modversion", "r1v"],

@@ -203,7 +203,18 @@ def test_the_stages_of_a_check_are_counted_before_the_first_begins(
     memory = gate_memory_of(config, "onnxruntime", bundle.spec, schemes)
     available = memory.whole - 1 if gate == "auto" else 2 * memory.whole
     monkeypatch.setattr("r1v_export.pipeline.gate_memory.available_bytes", lambda: available)
-    options = ("--model", model, "--questions", 1, "--max-new-tokens", 2, "--gate", gate)
+    options = (
+        "--model",
+        model,
+        "--questions",
+        1,
+        "--max-new-tokens",
+        2,
+        "--gate",
+        gate,
+        "--vision-target",
+        "onnxruntime",
+    )
     main.run(["check", str(tiny_quantized), *map(str, options), "--target", "onnxruntime"])
     counted = re.findall(r"^\[(\d)/(\d)\]", capsys.readouterr().err, re.MULTILINE)
     stages = 4 if gate == "whole" else 3

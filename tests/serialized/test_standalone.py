@@ -38,6 +38,6 @@ def test_it_gives_the_tokens_of_our_runner(nano_bundle: Path, tmp_path: Path, im
     command = [sys.executable, STANDALONE, nano_bundle, IMAGES / image, question]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout)
     request = Request.ask(question, load_image(IMAGES / image))
-    answer = open_runner(nano_bundle).answer(request, Sampling(max_new_tokens=128))
+    answer = open_runner(nano_bundle, vision_target="onnxruntime").answer(request, Sampling(max_new_tokens=128))
     assert found == list(answer.token_ids)
     assert len(found) > 20

@@ -38,7 +38,7 @@ def test_the_project_builds_against_an_installed_libr1v_and_answers_as_python_do
             words, env={"R1V_ONNXRUNTIME": str(ONNXRUNTIME)}, capture_output=True, text=True, check=False
         )
 
-    expected = open_runner(nano_bundle).ask(QUESTION, COUNT)
+    expected = open_runner(nano_bundle, vision_target="onnxruntime").ask(QUESTION, COUNT)
     shown = f"<think>\n{expected.reasoning}\n</think>\n{expected.text}\n"
     for arguments in ((COUNT, QUESTION), (nano_bundle, COUNT, QUESTION)):
         ran = ask(*arguments)
