@@ -66,7 +66,11 @@ def rounded(weight: np.ndarray) -> np.ndarray:
 
 
 def forget_pages(content: np.ndarray) -> None:
-    """Let the pages of a mapped file go, which come back from the file where they are read again."""
+    """Let the pages of a mapped file go, which come back from the file where they are read again.
+
+    Args:
+        content: [bytes] uint8, or a part of them; nothing happens to an array that is no mapped file.
+    """
     base: Any = content
     while isinstance(base, np.ndarray):
         base = base.base
