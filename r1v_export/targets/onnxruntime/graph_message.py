@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-FLOAT8E4M3FN, INT8, FLOAT16, UINT4, INT4 = 17, 3, 10, 21, 22
+FLOAT, FLOAT8E4M3FN, INT8, FLOAT16, UINT4, INT4 = 1, 17, 3, 10, 21, 22
 """Values of `data_type`."""
 
 _PACKAGE = "r1v_export"
@@ -23,6 +23,7 @@ _MESSAGES: Mapping[str, Mapping[str, tuple[int, Any, str]]] = {
         "value": (2, _FIELD.LABEL_OPTIONAL, "string"),
     },
     "TensorProto": {
+        "dims": (1, _FIELD.LABEL_REPEATED, "int64"),
         "data_type": (2, _FIELD.LABEL_OPTIONAL, "int32"),
         "name": (8, _FIELD.LABEL_OPTIONAL, "string"),
         "external_data": (13, _FIELD.LABEL_REPEATED, "StringStringEntryProto"),
@@ -39,7 +40,7 @@ _MESSAGES: Mapping[str, Mapping[str, tuple[int, Any, str]]] = {
     },
 }
 """Message -> field -> number, label, and type: a scalar's, or another message."""
-_SCALARS = {"string": _FIELD.TYPE_STRING, "int32": _FIELD.TYPE_INT32}
+_SCALARS = {"string": _FIELD.TYPE_STRING, "int32": _FIELD.TYPE_INT32, "int64": _FIELD.TYPE_INT64}
 
 
 def parse_model(content: bytes) -> Any:

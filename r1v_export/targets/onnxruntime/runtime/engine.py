@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +14,8 @@ import onnxruntime as ort
 from r1v_export import contract
 from r1v_export.config import Device
 from r1v_export.contract import CacheLimits, Sizes
+from r1v_export.targets.onnxruntime.runtime import weights_memory
+from r1v_export.targets.onnxruntime.runtime.embedding_table import EmbeddingTable, find_table
 from r1v_export.targets.onnxruntime.runtime.run import ELEMENT_TYPES, naming, refusing_overflow, run_graph
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.runtime.vision_blocks import with_vision_blocks
@@ -29,6 +31,8 @@ _KEPT_RUNS, _KEPT_TOKENS = 6, 16
 
 class OnnxRuntimeEngine:
     """Runs a bundle's four graphs. A graph is loaded when it is first needed.
+
+    Where there are no rows of images, tokens are looked up in the embed graph's table itself.
 
     Args:
         folder: with `vision.onnx` and so on.
@@ -54,6 +58,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         self.folder, self.weights_root, self.sizes = folder, weights_root, sizes
         self.device, self.threads, self.gpu, self.keep = device, threads, gpu, keep
+        self._settling = weights_memory.Settling(0)
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         return in_tile_groups(
@@ -73,10 +78,14 @@ class OnnxRuntimeEngine:
         return _run(contract.PROJECTOR, self._projector, vision_features)
 
     def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
+        table = None if len(image_embeds) else self._table
+        if table is not None and table.holds(input_ids):
+            return table.rows(input_ids)
         return _run(contract.EMBED, self._embed, input_ids, image_embeds)
 
     def decoder(self, batch: int, capacity: int) -> OnnxRuntimeDecoder:
-        return OnnxRuntimeDecoder(self._decoder, self.sizes, batch, capacity, self.device)
+        session = self._decoder  # before what opening it has noted
+        return OnnxRuntimeDecoder(session, self.sizes, batch, capacity, self.device, self._settling.begin)
 
     def cache_limits(self) -> CacheLimits:
         sizes, dtype = self.sizes, ELEMENT_TYPES[self._decoder.get_inputs()[0].type]
@@ -101,8 +110,16 @@ class OnnxRuntimeEngine:
         return self._open(contract.EMBED, threads=EMBED_THREADS)
 
     @cached_property
+    def _table(self) -> EmbeddingTable | None:
+        return find_table(self.folder / f"{contract.EMBED}.onnx", self.weights_root, self.sizes)
+
+    @cached_property
     def _decoder(self) -> ort.InferenceSession:
-        return self._open(contract.DECODER)
+        before_bytes = weights_memory.resident_bytes()
+        session = self._open(contract.DECODER)
+        on_cpu = self.device == "cpu"
+        self._settling = weights_memory.Settling(weights_memory.resident_bytes() - before_bytes if on_cpu else 0)
+        return session
 
     def _open(self, graph: str, threads: int | None = None) -> ort.InferenceSession:
         model, threads = self.folder / f"{graph}.onnx", threads or self.threads
@@ -135,10 +152,27 @@ class OnnxRuntimeDecoder:
     updates in place. One new token per row is a single run, bound once for the same rows. Several new tokens (a prompt)
     run row by row, each on its own part of the buffers and without its padding: GroupQueryAttention takes several
     tokens behind a filled cache for one row only, and computing padding would cost more than batching gains.
+
+    Args:
+        session: on the decoder graph.
+        sizes: of the model.
+        batch: rows of the cache.
+        capacity: slots of each.
+        device: "cpu" or "cuda".
+        on_decoding: called before each step of one new token per row.
     """
 
-    def __init__(self, session: ort.InferenceSession, sizes: Sizes, batch: int, capacity: int, device: Device) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        sizes: Sizes,
+        batch: int,
+        capacity: int,
+        device: Device,
+        on_decoding: Callable[[], None] = lambda: None,
+    ) -> None:
         self.session, self.sizes, self.batch, self.capacity, self.device = session, sizes, batch, capacity, device
+        self.on_decoding = on_decoding
         self.dtype = ELEMENT_TYPES[session.get_inputs()[0].type]
         self._arrays: dict[tuple[str, str], np.ndarray] = {}
         self.cache: dict[tuple[str, str], ort.OrtValue] = {}
@@ -158,6 +192,7 @@ class OnnxRuntimeDecoder:
     ) -> np.ndarray:
         (rows, seq), positions = inputs_embeds.shape[:2], logits_index.shape[1]
         if seq == positions == 1:
+            self.on_decoding()
             step = self._bound(first_row, rows, seq, positions)
             return step.run(inputs_embeds, position_ids, cache_write_index, cache_length, logits_index)
         logits_BPV = np.empty((rows, positions, self.sizes.vocab), dtype=np.float32)
