@@ -18,7 +18,7 @@ from r1v_export.files import GRAPH_LIMIT_BYTES, open_regular, read_regular_bytes
 from r1v_export.targets.onnxruntime.graph_message import FLOAT, FLOAT16, parse_model
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
 
-_TYPES = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16)}
+_TYPES: dict[int, np.dtype[Any]] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16)}
 
 
 class EmbeddingTable:
