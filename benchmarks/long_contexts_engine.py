@@ -2,7 +2,7 @@
 
     python long_contexts_engine.py KIND MODEL THREADS CONTEXT
 
-KIND: `ours` (MODEL is the folder of an engine, two below its bundle), `genai` (a folder of its builder) or `llama` (a
+KIND: `ours` (MODEL is the folder of an engine, two below its bundle, with `sizes.json` in it), `genai` (a folder of its builder) or `llama` (a
 GGUF file). A job is {"tokens", "new_tokens", "vocabulary"}, its answer {"prefill_s", "steps_s", "peak_bytes",
 "loaded_bytes", "cache_bytes"}: seconds until the first token and of each one after it, memory at its peak during the
 job and before it, and the cache's share of it as its shapes say, where they are known.
@@ -20,6 +20,8 @@ from typing import Any
 
 CHUNK = 512
 """Prompt tokens of a run: `kv_cache.PREFILL_CHUNK`, and llama.cpp's default."""
+SIZES = "sizes.json"
+"""In our engine's folder: a `contract.Sizes`, which a bundle's documents say and these builds have none of."""
 Job = Callable[[list[int], int], dict[str, Any]]
 
 
@@ -30,19 +32,21 @@ def moments_of(start: float, moments: list[float]) -> dict[str, Any]:
 
 
 def ours(folder: Path, threads: int) -> Job:
-    """Embed graph, decoder graph, choice of the token, by pieces of the prompt as the runner takes them."""
+    """Embeddings, decoder graph, choice of the token, by pieces of the prompt as the runner takes them.
+
+    Opened as `run` opens a finished bundle: no torch in the process, and what ONNX Runtime makes of the weights is kept.
+    """
     import threading
 
     import numpy as np
 
-    from r1v_export.checkpoint.checkpoint import Checkpoint
+    from r1v_export.contract import Sizes
     from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, embed_chosen, plan_capacity, prefill
     from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
     assert PREFILL_CHUNK == CHUNK
-    bundle = folder.parents[1]
-    sizes = Checkpoint.open(bundle.parent / "checkpoint").spec.sizes
-    engine = OnnxRuntimeEngine(folder, bundle, sizes, "cpu", threads)
+    sizes = Sizes(**json.loads((folder / SIZES).read_text(encoding="utf-8")))
+    engine = OnnxRuntimeEngine(folder, folder.parents[1], sizes, "cpu", threads, keep=True)
 
     def run(prompt: list[int], new_tokens: int) -> dict[str, Any]:
         start = time.perf_counter()
