@@ -2,10 +2,10 @@
 
     python long_contexts_engine.py KIND MODEL THREADS CONTEXT
 
-KIND: `ours` (MODEL is the folder of an engine, two below its bundle, with `sizes.json` in it), `genai` (a folder of its builder) or `llama` (a
-GGUF file). A job is {"tokens", "new_tokens", "vocabulary"}, its answer {"prefill_s", "steps_s", "peak_bytes",
-"loaded_bytes", "cache_bytes"}: seconds until the first token and of each one after it, memory at its peak during the
-job and before it, and the cache's share of it as its shapes say, where they are known.
+KIND: `ours` (MODEL is the folder of an engine, two below its bundle, with `sizes.json` in it), `genai` (a folder of its
+builder) or `llama` (a GGUF file). A job is {"tokens", "new_tokens", "vocabulary"}, its answer {"prefill_s", "steps_s",
+"peak_bytes", "loaded_bytes", "cache_bytes"}: seconds until the first token and of each one after it, memory at its peak
+during the job and before it, and the cache's share of it as its shapes say, where they are known.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def moments_of(start: float, moments: list[float]) -> dict[str, Any]:
 def ours(folder: Path, threads: int) -> Job:
     """Embeddings, decoder graph, choice of the token, by pieces of the prompt as the runner takes them.
 
-    Opened as `run` opens a finished bundle: no torch in the process, and what ONNX Runtime makes of the weights is kept.
+    Opened as `run` opens a finished bundle: no torch in the process, and what is made of the weights is kept.
     """
     import threading
 
