@@ -39,7 +39,7 @@ class EmbeddingTable:
         self._file = open_regular(file)
 
     def holds(self, ids: np.ndarray) -> bool:
-        """Whether all of these are numbers of its rows."""
+        """Whether all ids [batch, tokens], int64, are numbers of its rows; false where there are none."""
         return ids.size > 0 and bool(ids.min() >= 0 and ids.max() < self.shape[0])
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
