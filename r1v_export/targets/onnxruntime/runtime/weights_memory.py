@@ -35,7 +35,7 @@ LEAST_BYTES = 64 << 20
 
 
 class Settling:
-    """Settles the memory of a session's weights once, beside whatever else runs.
+    """Settles the memory of a session's weights once, in a thread of its own.
 
     Args:
         taken_bytes: of memory, by opening the session.
