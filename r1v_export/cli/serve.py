@@ -204,17 +204,19 @@ def command(
         refuse_unread_model(target)
         bytes_, chunk = (cache_mib * _MIB, image_cache_mib * _MIB), prefill_chunk or default_prefill_chunk(device)
         options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=chunk, draft_tokens=draft_tokens)
-        backend = _own_loop(bundle, target, vision_target, model, device, engine, options)
+        backend, note = _own_loop(bundle, target, vision_target, model, device, engine, options)
     else:
         fix = "omit it; `r1v-export deploy triton` has those of the deployment"
         refuse_given(context, _ENGINE_OPTIONS, "with --triton, whose server runs the engine", fix)
-        backend = _triton_backend(bundle, triton)
+        backend, note = _triton_backend(bundle, triton), None
 
     def announce(url: str) -> None:
         if format_ == "json":
             print_json({"url": url, "model": settings.model})
         else:
             say(f"serving {settings.model} at {url} (page), {url}/v1 (OpenAI API)")
+        if note is not None:
+            say("\n".join(fitted(note, sys.stderr, indent=8)))
         if triton is not None:
             _warn_of_no_listener(triton, url)
 
@@ -238,14 +240,13 @@ def _own_loop(
     device: Device,
     engine: str | None,
     options: BatchingOptions,
-) -> Backend:
+) -> tuple[Backend, str | None]:
+    """The backend, and what people should know of how it encodes images."""
     from r1v_export.runner.batching.batching_runner import BatchingRunner
     from r1v_export.runner.open_runner import open_runner
 
     runner = open_runner(bundle, target, model, device, engine, vision_target=vision_target)
-    if runner.image_note:
-        say("\n".join(fitted(runner.image_note, sys.stderr, indent=8)))
-    return BatchingRunner(runner, options)
+    return BatchingRunner(runner, options), runner.image_note
 
 
 def _triton_backend(bundle: Path, url: str) -> Backend:

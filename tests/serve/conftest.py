@@ -64,7 +64,9 @@ class Server:
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
         announced = re.search(r"http://\S+", line)
-        assert announced, line + self.process.stderr.read()
+        if announced is None:
+            self.process.kill()
+            raise AssertionError(f"the first line has no address: {line}{self.process.stderr.read()}")
         self.url = announced[0]
 
     def stop(self) -> str:
