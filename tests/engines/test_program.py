@@ -24,7 +24,9 @@ COUNT, CHART, SHAPE = IMAGES / "06-count.png", IMAGES / "05-chart.png", IMAGES /
 
 
 def python_output(*arguments: object) -> str:
-    result = CliRunner().invoke(cli, [str(word) for word in arguments], catch_exceptions=False)
+    """What the Python command prints, with images encoded as libr1v does."""
+    images = ("--vision-target", "onnxruntime") if arguments[0] == "run" else ()
+    result = CliRunner().invoke(cli, [str(word) for word in (*arguments, *images)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
