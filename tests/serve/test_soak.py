@@ -77,7 +77,7 @@ class Soak:
 
     server: Server
     start: Footprint
-    """Before the first client."""
+    """Before the first client, with engines open: they are opened by the first question of their kind."""
     warm: Footprint
     end: Footprint
     """After the last client has gone."""
@@ -167,9 +167,14 @@ async def read(stream: Any, leave_after: int | None = None) -> Answer | None:
 
 
 async def run_soak(server: Server, cases: list[Case], alone: Alone) -> Soak:
-    start = settle(server)
     visits: Counter[str] = Counter()
     wrong: list[tuple[Case, Answer]] = []
+    first = Client(server.url, CLIENTS, cases, visits, wrong)
+    for with_image in (True, False):
+        await first.whole(next(case for case in cases if (case[0] is not None) == with_image))
+    await first.api.close()
+    await asyncio.sleep(1)  # until the server has closed its end, too
+    start = settle(server)
     clients = [Client(server.url, number, cases, visits, wrong) for number in range(CLIENTS)]
     for _ in range(WARM_UP_WAVES):
         await asyncio.gather(*(client.visit(alone) for client in clients))
