@@ -60,7 +60,7 @@ def test_the_page_of_the_gate_that_failed_says_what_to_try(
     write_reports(reports, tmp_path)
     page = failed_page(tmp_path)
     assert page == tmp_path / "quantization" / "parity.html"
-    assert "try another recipe: int4-gptq" in page.read_text("utf-8")
+    assert 'try another recipe: <span class="whole">int4-gptq</span>' in page.read_text("utf-8")
 
 
 def test_what_is_not_finite_is_no_cost(reference: Endpoint, damaged: Damaged, samples: list[ParitySample]) -> None:
