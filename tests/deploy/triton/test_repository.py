@@ -91,8 +91,8 @@ report = helm_python.lint(sys.argv[1], strict=True)
 chart = helm_python.Chart.load(sys.argv[1])
 print(json.dumps([report, [dict(chart.render({"gpus": gpus}, name="r1v")) for gpus in (0, 1)]]))
 """
-"""In a process of its own: Go's runtime takes over the handlers of signals, and with OpenVINO and pytest's fault handler
-in one process an interrupt ended in a segmentation fault."""
+"""In a process of its own: Go's runtime takes over handlers of signals, and next to OpenVINO and pytest's fault handler
+it ended in a segmentation fault."""
 
 
 def test_helm_finds_nothing_to_object_to(deployment):
