@@ -18,7 +18,7 @@ from r1v_export.count import Count
 PACKAGE = Path(r1v_export.__file__).parent
 
 NEVER_ONE = re.compile(
-    r"MAX_|LLAMA_CPP|TEXT_TOKENS|GROUP_SIZES|group_size|\.tp$|cpus|_s\b|^name$|type|mode|kind|wanted|(inputs|modules?|weights|_bytes)$|height"
+    r"MAX_|LLAMA_CPP|TEXT_TOKENS|GROUP_SIZES|group_size|\.tp$|cpus|^target$|_s\b|^name$|type|mode|kind|wanted|(inputs|modules?|weights|_bytes)$|height"
 )
 """Parts of expressions that are never a count of 1: constants, several GPUs, rates, names, an image's height."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from r1v_export.errors import CapabilityError
 from r1v_export.targets.installed import version_of
 from r1v_export.targets.interface import Readiness
+from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 
 REQUIREMENT = "openvino>=2026.4,<2027"
 DISTRIBUTIONS = ("openvino",)
@@ -40,5 +41,6 @@ def has_bfloat16() -> bool:
     """Whether OpenVINO finds instructions for bfloat16 products in this CPU."""
     from r1v_export.targets.openvino.library import ov
 
-    capabilities: list[str] = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with kept_signal_stack():
+        capabilities: list[str] = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "BF16" in capabilities

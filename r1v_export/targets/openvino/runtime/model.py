@@ -21,6 +21,7 @@ from r1v_export.targets.openvino.config import OpenVinoConfig
 from r1v_export.targets.openvino.engine_file import REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.rounded_weights import forget_pages, multiply_in_bfloat16
+from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 
 _LOG = logging.getLogger(__name__)
 _DEVICE = "CPU"
@@ -35,6 +36,7 @@ class Compiled(NamedTuple):
     and does not keep it."""
 
 
+@kept_signal_stack()
 def compile_graph(
     engine: Path, bundle: Path, graph: str, file: EngineFile, threads: int | None, outputs: list[str] | None = None
 ) -> Compiled:
