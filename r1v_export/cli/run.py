@@ -32,7 +32,6 @@ from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.sampling import choose_sampling, print_sampling, sampling_options
 from r1v_export.cli.threads import threads_option
 from r1v_export.errors import InputError, UsageError
-from r1v_export.progress import fitted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -126,7 +125,7 @@ def command(
     runner = open_runner(bundle, target, model, device, engine, grounding, vision_target)
     runner.draft_tokens = draft_tokens
     if runner.image_note and (images or video or chat):
-        say("\n".join(fitted(runner.image_note, sys.stderr, indent=8)))
+        say(runner.image_note)
     print_sampling(chosen, opened.pipeline.generation_config)
     if chat:
         converse(_asking(runner, chosen, not no_think), _by_name(load), show, loaded)

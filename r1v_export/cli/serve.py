@@ -36,7 +36,6 @@ from r1v_export.cli.output import (
 from r1v_export.cli.threads import threads_option
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.extras import install_command
-from r1v_export.progress import fitted
 
 if TYPE_CHECKING:
     from r1v_export.config import Device
@@ -216,7 +215,7 @@ def command(
         else:
             say(f"serving {settings.model} at {url} (page), {url}/v1 (OpenAI API)")
         if note is not None:
-            say("\n".join(fitted(note, sys.stderr, indent=8)))
+            say(note)
         if triton is not None:
             _warn_of_no_listener(triton, url)
 

@@ -18,6 +18,7 @@ from r1v_export.files import open_regular
 from r1v_export.log_event import log_event
 from r1v_export.targets.graph_errors import shortened
 from r1v_export.targets.openvino.config import OpenVinoConfig
+from r1v_export.targets.openvino.doctor import has_bfloat16
 from r1v_export.targets.openvino.engine_file import REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.rounded_weights import forget_pages, multiply_in_bfloat16
@@ -59,7 +60,8 @@ def compile_graph(
         model = core.read_model(path)
         if outputs:
             model.add_outputs(outputs)
-        weights = fill_weights(model, file.weights.get(graph, {}), bundle, bfloat16=_rounds(core, properties))
+        rounds = properties["INFERENCE_PRECISION_HINT"] == "bf16" and has_bfloat16()
+        weights = fill_weights(model, file.weights.get(graph, {}), bundle, bfloat16=rounds)
         compiled = core.compile_model(model, _DEVICE, properties)
         for content in weights:
             forget_pages(content)
@@ -78,13 +80,6 @@ def compile_graph(
     products, count = compiled.get_property("INFERENCE_PRECISION_HINT"), properties["INFERENCE_NUM_THREADS"]
     log_event(_LOG, logging.INFO, message, graph=path, products=str(products), threads=Count(count, "thread"))
     return Compiled(compiled, weights)
-
-
-def _rounds(core: ov.Core, properties: Mapping[str, Any]) -> bool:
-    """Whether products round their operands to bfloat16, as it is asked for and this CPU can."""
-    return properties["INFERENCE_PRECISION_HINT"] == "bf16" and "BF16" in core.get_property(
-        _DEVICE, "OPTIMIZATION_CAPABILITIES"
-    )
 
 
 def session_properties(graph: str, options: OpenVinoConfig, threads: int | None) -> Mapping[str, Any]:
