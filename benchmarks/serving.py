@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--triton", type=Path, default=Path(".venv-triton"), help="environment with a tritonserver")
     parser.add_argument("--triton-library", type=Path, help="libtriton_r1v.so: measure the C++ backend, too")
     parser.add_argument("--new-tokens", type=int, default=24)
-    parser.add_argument("--only", action="append", help="the servers whose name contains this; writes no results")
+    parser.add_argument("--only", action="append", help="the servers whose name contains this")
     parser.add_argument("--minutes", type=float, default=60, help="after which no further server is begun")
     parser.add_argument("--try", dest="is_try", action="store_true", help="few short answers, and no results")
     arguments = parser.parse_args()
