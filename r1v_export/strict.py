@@ -204,7 +204,7 @@ def validation_error(
     first = details[0]
     if first["type"] == "json_invalid":
         return raises(f"{what}: not JSON.", where=where, found=shorten_text(first["msg"]), fix=fix)
-    location = _without_labels(first["loc"], fields, missing=first["type"] == "missing")
+    location = without_labels(first["loc"], fields, missing=first["type"] == "missing")
     path, kind, message = _path(location), first["type"], first["msg"]
     expected: str | None = None
     found = shorten_value(first["input"])
@@ -228,10 +228,10 @@ def validation_error(
         if isinstance(cause, SettingError):
             expected, found, fix = cause.expected, cause.found or found, fix or cause.fix
     else:
-        same = [other for other in details if _without_labels(other["loc"], fields) == location]
+        same = [other for other in details if without_labels(other["loc"], fields) == location]
         problem = f"wrong value of {path}" if path else "wrong type"
         expected = shorten_text(" or ".join(dict.fromkeys(map(expected_words, same))), _MAX_EXPECTED_CHARACTERS)
-    others = {_without_labels(other["loc"], fields) for other in details} - {location}
+    others = {without_labels(other["loc"], fields) for other in details} - {location}
     # A tuple with a wrong item is also reported as too short.
     more = sum(other != location[: len(other)] for other in others)
     problem += f" (and {more} more)" if more else ""
@@ -277,7 +277,7 @@ def _path(location: Location) -> str:
     return shorten_text(".".join(str(part) for part in location))
 
 
-def _without_labels(location: Location, fields: Any, *, missing: bool = False) -> tuple[str | int, ...]:
+def without_labels(location: Location, fields: Any, *, missing: bool = False) -> tuple[str | int, ...]:
     """A place in the input: pydantic adds the branch of a union that it tried, which the user did not write.
 
     Args:

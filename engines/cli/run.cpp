@@ -26,6 +26,8 @@ std::string question_of(const RunArguments& arguments) {
     fail_usage("There is no question: add one, such as \"What do you see?\", or pass --chat for a conversation.");
   }
   if (arguments.question != "-") return arguments.question;
+  if (isatty(STDIN_FILENO) != 0)
+    std::cerr << "the question is read from the terminal; end it with Ctrl-D on a line of its own" << std::endl;
   const std::string text = stripped(read_stdin(kMaxQuestionBytes, "The question"));
   if (text.empty()) fail_usage("There is no question on stdin: pipe one in, such as \"What do you see?\".");
   return text;
@@ -34,6 +36,8 @@ std::string question_of(const RunArguments& arguments) {
 void require_stdin_once(const RunArguments& arguments) {
   const auto images = std::count(arguments.images.begin(), arguments.images.end(), "-");
   if (images + (arguments.chat || arguments.question == "-") > 1) fail_usage("Standard input can be read once.");
+  if (images > 0 && isatty(STDIN_FILENO) != 0)
+    fail_usage("An image is not read from a terminal: pipe one in, or name a file.");
   if (arguments.chat && !arguments.question.empty())
     fail_usage("A conversation takes its questions from stdin: omit QUESTION.");
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from r1v_export import build_extra
-from r1v_export.cli.images import SOURCE, allow_url_option, image_opener
+from r1v_export.cli.images import SOURCE, allow_url_option, image_opener, require_readable_stdin
 from r1v_export.cli.output import (
     WholeNumber,
     common_options,
@@ -26,6 +26,7 @@ from r1v_export.cli.output import (
     wrapped,
     wrapped_table,
 )
+from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.threads import threads_option
 from r1v_export.count import Count
 from r1v_export.errors import UsageError
@@ -55,7 +56,7 @@ _BUSY_CPUS = 0.25
 
 
 @click.command(short_help="Measure a bundle's engine.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=OptionPath())
 @click.option("--image", metavar=SOURCE, help="Ask about this image. [default: a synthetic one]")
 @allow_url_option
 @click.option("--tiles", type=WholeNumber(min=1), help="Tiles of the synthetic image, such as 13. [default: 1]")
@@ -119,7 +120,8 @@ def command(
 
 
 def _require_one_source(image: str | None, tiles: int | None) -> None:
-    """Refuse a number of tiles for an image that has its own."""
+    """Refuse a number of tiles for an image that has its own, and an image that would have to be typed."""
+    require_readable_stdin([] if image is None else [image])
     if image is not None and tiles is not None:
         raise UsageError(
             "An image has the tiles that it has.",

@@ -105,7 +105,7 @@ def command(
         "--shard": shard,
         "--shards": shards,
     }
-    _require_one_way(how, merging=bool(merged))
+    _require_one_way({**how, "--ray": ray}, merging=bool(merged))
     _require_shards_for(ray, shard, shards)
     require_writable(out, "choose another one with -o FOLDER")
     config = _config({"model": model, "revision": revision, "device": device}, how)
@@ -125,7 +125,7 @@ def _require_one_way(how: dict[str, Any], merging: bool) -> None:
     given = [option for option, value in how.items() if value is not None]
     if merging and given:
         raise UsageError(
-            "Cannot combine --merge with other settings; the shards hold them.",
+            "Cannot combine --merge with other settings; the shards hold them, and they are merged on this machine.",
             expected="--merge without other settings",
             found=", ".join(given),
             fix="omit these options",
@@ -140,8 +140,14 @@ def _require_one_way(how: dict[str, Any], merging: bool) -> None:
 def _require_shards_for(ray: str | None, shard: str | None, shards: int | None) -> None:
     from r1v_export.errors import UsageError
 
-    if shard is not None and shards is not None:
-        raise UsageError("Cannot combine --shard and --shards.", fix="--shard runs one part, --shards all of them")
+    for option, value in (("--shards", shards), ("--ray", ray)):
+        if shard is not None and value is not None:
+            raise UsageError(
+                f"Cannot combine --shard and {option}: --shard runs one part, on this machine.",
+                expected="--shard I/N, or --shards N for all parts, with --ray ADDRESS on a cluster",
+                found=f"--shard {shard} {option} {value}",
+                fix=f"omit {option}, or pass --shards N in place of --shard",
+            )
     if ray is not None and (shards is None or shards == 1):
         raise UsageError(
             "A calibration runs on a Ray cluster in shards.",
@@ -178,9 +184,11 @@ def _print(done: Calibrated, format_: str) -> None:
     from dataclasses import asdict
 
     samples = Count(done.samples, "sample")
+    again = "up to date, " if done.up_to_date else ""
     if format_ == "json":
         print_json({**asdict(done), "out": str(done.out), "warnings": list(done.warnings)})
     elif done.shard is not None:
-        print_summary(f"{done.out}: shard {done.shard}, {samples}, for recipe {done.recipe}")
+        print_summary(f"{done.out}: {again}shard {done.shard}, {samples}, for recipe {done.recipe}")
     else:
-        print_summary(f"{done.out}: {Count(done.linears, 'linear')} by recipe {done.recipe}, from {samples}")
+        linears = Count(done.linears, "linear")
+        print_summary(f"{done.out}: {again}{linears} by recipe {done.recipe}, from {samples}")

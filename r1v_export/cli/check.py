@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r1v_export.cli.images import SOURCE, allow_url_option, image_opener, require_stdin_once
+from r1v_export.cli.images import SOURCE, allow_url_option, image_opener, require_readable_stdin
 from r1v_export.cli.output import (
     TargetOption,
     WholeNumber,
@@ -35,7 +35,7 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
 
 
 @click.command(short_help="Compare a bundle's engine with PyTorch.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=OptionPath())
 @click.option("--target", cls=TargetOption, help="Engine. [default: the bundle's first]")
 @vision_target_option
 @model_option
@@ -98,7 +98,7 @@ def command(
     from r1v_export.pipeline.check import Questions, check_bundle
 
     folder = report or bundle / LOCAL_REPORTS
-    require_stdin_once(images)
+    require_readable_stdin(images)
     load = image_opener(Bundle.open(bundle).pipeline.image_policy, allow_url)
     asked = Questions(count, tuple(from_files(images, [question], load)), max_new_tokens, gate)
     require_writable(folder, ELSEWHERE)

@@ -38,7 +38,7 @@ _output_option = click.option("-o", "--output", "out", type=OptionPath(), requir
 
 
 @command.command(short_help="A C++ project that answers with libr1v.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=OptionPath())
 @_output_option
 @common_options
 def cpp(bundle: Path, out: Path, format_: str) -> None:
@@ -51,7 +51,7 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
 
 
 @command.command(short_help="A Triton model repository, with Dockerfile and Helm chart.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=OptionPath())
 @_output_option
 @click.option(
     "--backend",

@@ -20,8 +20,8 @@ _SHOWN_FILES = 12
 
 
 @click.command(short_help="Show in what two bundles differ.")
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=OptionPath())
+@click.argument("second", type=OptionPath())
 @click.option("--report", type=OptionPath(), help="Also write an HTML page, which shows what is equal too.")
 @common_options
 def command(first: Path, second: Path, report: Path | None, format_: str) -> None:

@@ -11,6 +11,7 @@ from r1v_export.cli.output import (
     WholeNumber,
     common_options,
     print_json,
+    refuse_given,
     shown_progress,
 )
 from r1v_export.cli.paths import OptionPath
@@ -18,7 +19,7 @@ from r1v_export.count import Count
 
 
 @click.command(short_help="Build an engine from a bundle's checkpoint.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=OptionPath())
 @click.option(
     "-o",
     "--output",
@@ -41,6 +42,8 @@ def command(
     target = engine_compiler(Bundle.open(bundle))
     plan = target.plan_engine(bundle, output, workers)
     if print_command:
+        why = "with --print-command, which runs no program"
+        refuse_given(click.get_current_context(), ("program",), why, "omit it")
         if format_ == "json":
             print_json({"command": plan.arguments, "container": plan.recipe})
         else:

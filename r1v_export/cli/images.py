@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,13 +36,26 @@ def image_opener(policy: ImagePolicy, allow_url: bool) -> Callable[[str], Image.
     return partial(open_image, policy=policy, allow_url=allow_url)
 
 
-def require_stdin_once(sources: Sequence[str], stdin_is_taken: bool = False) -> None:
-    """Refuse options that read standard input more than once.
+def stdin_is_terminal() -> bool:
+    """Whether what is read from standard input is typed."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def require_readable_stdin(sources: Sequence[str], stdin_is_taken: bool = False) -> None:
+    """Refuse options that read standard input more than once, or an image from a keyboard.
 
     Raises:
-        UsageError: more than one thing is to be read from stdin.
+        UsageError: more than one thing is to be read from stdin, or an image while stdin is a terminal.
     """
     if sources.count(STDIN) + stdin_is_taken > 1:
         raise UsageError(
             "Standard input can be read once.", where="--image -", fix="give the other images, or the question, by name"
+        )
+    if STDIN in sources and stdin_is_terminal():
+        raise UsageError(
+            "An image is not read from a terminal.",
+            where="--image -",
+            expected="an image on standard input",
+            found="a terminal",
+            fix="pipe one in, such as with < image.png at the end of the line, or name a file: --image FILE",
         )

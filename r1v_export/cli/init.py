@@ -44,6 +44,9 @@ def command(file: Path, format_: str) -> None:
         with file.open("x", encoding="utf-8") as opened:
             opened.write(text)
     except FileExistsError as error:
+        if file.is_dir():
+            fix = f"name a file in it, such as {file / 'build.yaml'}"
+            raise UsageError("A build file is a file.", where=file, found="a folder", fix=fix) from error
         raise UsageError(
             "The file exists and is not overwritten.", where=file, fix="name a new file, or remove this one"
         ) from error

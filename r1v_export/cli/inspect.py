@@ -21,6 +21,7 @@ from r1v_export.cli.output import (
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.count import Count
+from r1v_export.errors import UsageError
 from r1v_export.targets.entry_points import DESCRIBED
 
 if TYPE_CHECKING:
@@ -86,9 +87,8 @@ def command(
     from r1v_export.manifest import MANIFEST
 
     context = click.get_current_context()
-    if report is not None and device_name is None:
-        raise click.UsageError("--report goes with --roofline GPU")
     is_bundle = Path(model, MANIFEST).is_file()
+    _require_roofline(report, device_name, is_bundle)
     if device_name is None or is_bundle:
         why = "for a bundle, whose graphs say it" if is_bundle else "without --roofline GPU"
         refuse_given(context, sizing, why, "omit it, or name a checkpoint and --roofline GPU")
@@ -99,7 +99,7 @@ def command(
         inspect_engine.show_roofline(Path(model), device_name, report, format_)
         return
     if device_name is not None:
-        refuse_given(context, ("report", "target"), "for a checkpoint", "name a bundle")
+        refuse_given(context, ("target",), "for a checkpoint", "omit it, or name a bundle")
         inspect_gpu.show_gpu_fit(model, device_name, format_, revision=revision, offline=offline, **sizing)
         return
     if target is not None:
@@ -110,6 +110,21 @@ def command(
         print_json(facts)
     else:
         click.echo(_as_text(facts))
+
+
+def _require_roofline(report: Path | None, device_name: str | None, is_bundle: bool) -> None:
+    """
+    Raises:
+        UsageError: a page is wanted of what has none.
+    """
+    if report is not None and (device_name is None or not is_bundle):
+        raise UsageError(
+            "A page shows the roofline of a bundle, and nothing else.",
+            where=f"--report {report}",
+            expected="a bundle and --roofline GPU",
+            found=f"--roofline {device_name} of a checkpoint" if device_name else "no --roofline",
+            fix="name a bundle and --roofline GPU, or omit --report",
+        )
 
 
 def _checkpoint_facts(model: str, revision: str | None, offline: bool) -> dict[str, Any]:

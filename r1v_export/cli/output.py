@@ -88,6 +88,28 @@ class Number(click.FloatRange):
         return number
 
 
+class ByteSize(click.ParamType):
+    """A number of bytes with a unit, such as `8GiB`: `SIZE` in help."""
+
+    name = "size"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What help shows for a value."""
+        return "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it was typed; a usage error if it is no such number."""
+        from r1v_export.byte_size import parse_size
+        from r1v_export.strict import SettingError
+
+        try:
+            parse_size(value)
+        except SettingError as error:
+            what = f"Invalid value for '{param.opts[0]}': {error}." if param else f"{error}."
+            raise UsageError(what, expected=error.expected, found=error.found, fix=error.fix) from error
+        return str(value)
+
+
 device_option = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs."
 )
@@ -135,7 +157,7 @@ def calibration_options(function: Function) -> Function:
             ),
             click.option(
                 "--activation-memory",
-                metavar="SIZE",
+                type=ByteSize(),
                 help="Memory for activations between blocks, such as 8GiB. [default: 4GiB]",
             ),
         )

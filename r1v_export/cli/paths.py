@@ -1,4 +1,4 @@
-"""Paths as options take them."""
+"""Paths as options and arguments take them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 
 class OptionPath(click.Path):
-    """A path that an option takes: never empty, and never another option that was typed in its place.
+    """A path that an option or argument takes: never empty, and never another option that was typed in its place.
 
     `-o --format json` would otherwise make a folder `--format`, and take `json` for the next argument.
     """

@@ -12,7 +12,7 @@ import click
 
 from r1v_export.cli.answers import print_answer, stream
 from r1v_export.cli.chat import chat as converse
-from r1v_export.cli.images import STDIN, allow_url_option, image_opener, image_option, require_stdin_once
+from r1v_export.cli.images import STDIN, allow_url_option, image_opener, image_option, require_readable_stdin, stdin_is_terminal
 from r1v_export.cli.logs import say
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
@@ -47,7 +47,7 @@ MAX_VIDEO_FRAMES = 4096
 
 
 @click.command(short_help="Ask a bundle about images.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=OptionPath())
 @click.argument("question", required=False)
 @image_option
 @allow_url_option
@@ -172,6 +172,8 @@ def _question(question: str | None, chat: bool, shown: bool) -> str:
         )
     if question != "-":
         return question
+    if stdin_is_terminal():
+        say("the question is read from the terminal; end it with Ctrl-D on a line of its own")
     content = sys.stdin.buffer.read(MAX_QUESTION_BYTES + 1)
     if len(content) > MAX_QUESTION_BYTES:
         most = f"at most {MAX_QUESTION_BYTES} bytes"
@@ -200,7 +202,7 @@ def _require_one_source(
     Raises:
         UsageError: options that name images exclude each other.
     """
-    require_stdin_once(images, stdin_is_taken=chat or question == STDIN)
+    require_readable_stdin(images, stdin_is_taken=chat or question == STDIN)
     if video is None and frames is not None:
         raise UsageError("--frames is for videos.", fix="add --video FILE")
     if video is not None and (images or chat):
@@ -221,7 +223,7 @@ def _by_name(load: Callable[[str], Image.Image]) -> Callable[[str], Image.Image]
     """`load` for a conversation, whose questions come from stdin."""
 
     def checked(source: str) -> Image.Image:
-        require_stdin_once([source], stdin_is_taken=True)
+        require_readable_stdin([source], stdin_is_taken=True)
         return load(source)
 
     return checked

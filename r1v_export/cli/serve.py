@@ -33,6 +33,7 @@ from r1v_export.cli.output import (
     target_option,
     vision_target_option,
 )
+from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.threads import threads_option
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.extras import install_command
@@ -53,7 +54,7 @@ _ENGINE_OPTIONS = (
 
 
 @click.command(short_help="Serve a bundle to OpenAI clients.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=OptionPath())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option(
     "--port", type=WholeNumber(0, 65535), default=8000, show_default=True, help="Port to listen on; 0 takes a free one."

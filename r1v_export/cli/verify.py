@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from r1v_export.cli.output import common_options, print_json, shown_progress
+from r1v_export.cli.paths import OptionPath
 from r1v_export.count import Count
 
 
 @click.command(short_help="Recompute a bundle's hashes.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=OptionPath())
 @common_options
 def command(bundle: Path, format_: str) -> None:
     """Recompute a bundle's hashes and check its graphs against the contract."""

@@ -28,11 +28,14 @@ from r1v_export.pipeline.sharded_calibration import calibrate, remove_resume_fol
 from r1v_export.pipeline.workers import ThisProcess, Workers, portable, read_paths
 from r1v_export.progress import Progress
 from r1v_export.quantization.artifact.artifact import Artifact
+from r1v_export.quantization.artifact.documents import STATS
+from r1v_export.quantization.calibration.calibrate import holds_result
 from r1v_export.quantization.calibration.dataset import Shard, require_sample_for_each
 from r1v_export.quantization.calibration.raw_examples import read_examples
-from r1v_export.quantization.calibration.resume import default_resume_folder
+from r1v_export.quantization.calibration.resume import KEY, default_resume_folder
 from r1v_export.quantization.calibration.shards import collect_shard as collect_statistics
-from r1v_export.quantization.calibration.shards import find_shards, merge, require_mergeable, require_separable
+from r1v_export.quantization.calibration.shards import find_shards, is_merged, merge, require_separable
+from r1v_export.quantization.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Calibrated:
     shard: str | None
     linears: int
     warnings: tuple[str, ...]
+    up_to_date: bool
+    """Whether it was there before."""
 
 
 def calibrate_alone(
@@ -66,15 +71,17 @@ def calibrate_alone(
     checkpoint = _open(config, offline, elsewhere=ray is not None)
     asked, config = config, resolved_calibration(config, checkpoint)
     _require_samples(config, config.calibration.shards)
-    recipe = chosen_recipe(config)
-    with explain_full_disk(out), _workers(ray, config, checkpoint, out.absolute()) as workers:
-        if not out.exists():  # one that is finished takes no memory
+    recipe, resume_folder = chosen_recipe(config), default_resume_folder(out)
+    finished = _may_hold_result(recipe, out)  # then neither memory nor a cluster is needed
+    with explain_full_disk(out), _workers(None if finished else ray, config, checkpoint, out.absolute()) as workers:
+        if not finished:
             worker_bytes = workers.memory_bytes if isinstance(workers, RayCluster) else None
             PlannedCalibration(asked, config, checkpoint, recipe, worker_bytes).require_possible()
         with progress.stage("calibration") as task:
-            calibrate(config, recipe, checkpoint, out, default_resume_folder(out), task.report, workers)
-    remove_resume_folders(default_resume_folder(out))
-    return _calibrated(out, checkpoint, progress)
+            calibrate(config, recipe, checkpoint, out, resume_folder, task.report, workers)
+            task.outcome = "up to date" if finished else None
+    remove_resume_folders(resume_folder)
+    return _calibrated(out, checkpoint, progress, finished)
 
 
 def collect_shard(
@@ -99,11 +106,13 @@ def collect_shard(
     config = resolved_calibration(config, checkpoint)
     _require_samples(config, shard.count)
     recipe = chosen_recipe(config) or recipe
+    finished = _may_hold_result(recipe, out, KEY)
     with explain_full_disk(out), progress.stage(f"shard {shard}") as task:
         samples = calibration_set(config, checkpoint, recipe, default_resume_folder(out), shard)
         collect_statistics(checkpoint, recipe, samples, out, calibration_options(config, checkpoint, None, task.report))
+        task.outcome = "up to date" if finished else None
     remove_resume_folders(default_resume_folder(out))
-    return Calibrated(out, recipe.name, len(samples.samples), str(shard), linears=0, warnings=())
+    return Calibrated(out, recipe.name, len(samples.samples), str(shard), 0, (), finished)
 
 
 def merge_shards(
@@ -126,10 +135,25 @@ def merge_shards(
         CapabilityError: this machine lacks the device.
     """
     checkpoint, shards = _open(config, offline), find_shards(folders)
-    require_mergeable(checkpoint, shards, out)  # before a stage is announced
+    finished = is_merged(checkpoint, shards, out)  # or refused, before a stage is announced
     with explain_full_disk(out), progress.stage("merge") as task:
         merge(checkpoint, shards, out, calibration_options(config, checkpoint, None, task.report))
-    return _calibrated(out, checkpoint, progress)
+        task.outcome = "up to date" if finished else None
+    return _calibrated(out, checkpoint, progress, finished)
+
+
+def _may_hold_result(recipe: Recipe | None, out: Path, written_last: str = STATS) -> bool:
+    """Whether `out` holds a calibration, or a shard of one: the one that was asked for, or it is refused when its
+    samples are known. False where it is empty or not there.
+
+    Args:
+        recipe: None where a budget has yet to find it, whose search is not repeated.
+        written_last: the file that makes it finished.
+
+    Raises:
+        UsageError: it holds anything else. A stage need not be announced for that.
+    """
+    return holds_result(out, lambda: recipe is not None and (out / written_last).is_file())
 
 
 @contextmanager
@@ -170,9 +194,10 @@ def _open(config: BuildConfig, offline: bool, *, elsewhere: bool = False) -> Che
     return checkpoint
 
 
-def _calibrated(out: Path, checkpoint: Checkpoint, progress: Progress) -> Calibrated:
+def _calibrated(out: Path, checkpoint: Checkpoint, progress: Progress, up_to_date: bool) -> Calibrated:
     artifact = Artifact.open(out, checkpoint)
     stats = artifact.stats
     for warning in stats.warnings:
         progress.note(f"warning: {warning}")
-    return Calibrated(out, artifact.recipe.name, len(stats.samples), None, len(artifact.schemes), stats.warnings)
+    samples, linears = len(stats.samples), len(artifact.schemes)
+    return Calibrated(out, artifact.recipe.name, samples, None, linears, stats.warnings, up_to_date)

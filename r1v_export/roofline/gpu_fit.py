@@ -96,6 +96,8 @@ def requests(
         UsageError: the image's tokens do not fit into the prompt, or prompt and answer not into the context.
     """
     positions = spec.language.max_position_embeddings
+    options = {"--tiles": tiles, "--prompt": prompt, "--max-new-tokens": new_tokens}
+    given = [f"{option} {value}" for option, value in options.items() if value is not None]
     if tiles is None:
         room = spec.tiling.max_tiles_per_image if prompt is None else prompt // spec.tokens_per_tile
         tiles = min(spec.tiling.max_tiles_per_image, room)
@@ -111,12 +113,13 @@ def requests(
         )
     new_tokens = max(0, min(NEW_TOKENS, positions - prompt)) if new_tokens is None else new_tokens
     if prompt + new_tokens > positions:
+        smaller = " or ".join(option.partition(" ")[0] for option in given) or "--tiles"
         raise UsageError(
             "Prompt and answer are longer than the model's context.",
-            where=f"--prompt {prompt} --max-new-tokens {new_tokens}",
+            where=" ".join(given) or None,
             expected=f"at most {Count(positions, 'token')} together",
-            found=prompt + new_tokens,
-            fix="a shorter --prompt, or fewer --max-new-tokens",
+            found=f"{prompt} of the prompt and {new_tokens} of the answer",
+            fix=f"pass a smaller value of {smaller}",
         )
     return Requests(prompt, new_tokens, tiles, batch)
 

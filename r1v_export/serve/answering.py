@@ -61,13 +61,15 @@ class Answering:
         asked = fields.token_limit
         if limit is not None and (asked or 0) > limit:
             message = (
-                f"At most {Count(limit, 'token')} of an answer are allowed on this server; {asked} were asked for."
+                f"At most {Count(limit, 'token')} of an answer are allowed on this server, and {asked} were "
+                "asked for. Ask for fewer."
             )
-            raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_tokens", "max_tokens")
+            raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_tokens", fields.token_limit_field)
         most = self.backend.capacity
         if most is not None and fields.n > most:
             message = (
-                f"{Count(fields.n, 'answer')} are more than this server takes at a time: {most}, running and waiting."
+                f"{Count(fields.n, 'answer')} are more than this server takes at a time: {most}, running and waiting. "
+                "Ask for fewer."
             )
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_answers", "n")
         default = self._default if limit is None else replace(self._default, max_new_tokens=limit)

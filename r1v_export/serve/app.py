@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from r1v_export.count import Count
 from r1v_export.errors import R1VError
 from r1v_export.generation import Sampling
-from r1v_export.quoting import shorten_value
+from r1v_export.quoting import shorten_text
 from r1v_export.runner.answer import Answer
 from r1v_export.runner.prompt_encoder import Request
 from r1v_export.serve.answering import Answering
@@ -31,6 +31,7 @@ from r1v_export.serve.conversation import count_images, to_request
 from r1v_export.serve.errors import ServeError, serve_error
 from r1v_export.serve.gate import Gate
 from r1v_export.serve.images import load_request_image
+from r1v_export.serve.invalid_request import invalid_body, unreadable_body
 from r1v_export.serve.metrics import CONTENT_TYPE, ServerMetrics
 from r1v_export.serve.protocol import (
     ChatRequest,
@@ -43,7 +44,6 @@ from r1v_export.serve.protocol import (
 )
 from r1v_export.serve.responses import DONE, Head, sse
 from r1v_export.serve.settings import ServerSettings
-from r1v_export.strict import expected_words
 from r1v_export.version import VERSION
 
 _LOG = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ _STATIC = Path(__file__).parent / "static"
 _PAGE_POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
 """What the OpenAPI document says of errors."""
+_ROUTES = "GET /v1/models, POST /v1/chat/completions, POST /v1/completions and POST /tokenize"
+"""What clients of the API may ask for."""
 _CLIENT_GONE = 499
 """Status in the log of a request whose client went away, as nginx has it."""
 
@@ -95,11 +97,11 @@ def _add_error_handlers(app: FastAPI, metrics: ServerMetrics) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: HttpRequest, error: RequestValidationError) -> Response:
-        return respond(_invalid_field(error))
+        return respond(invalid_body(error))
 
     @app.exception_handler(HTTPException)
-    async def refused(_: HttpRequest, error: HTTPException) -> Response:
-        return respond(_http_error(HTTPStatus(error.status_code), str(error.detail)))
+    async def refused(http: HttpRequest, error: HTTPException) -> Response:
+        return respond(_http_error(HTTPStatus(error.status_code), str(error.detail), http))
 
     @app.exception_handler(Exception)
     async def broken(request: HttpRequest, error: Exception) -> Response:
@@ -108,41 +110,14 @@ def _add_error_handlers(app: FastAPI, metrics: ServerMetrics) -> None:
         return respond(ServeError(HTTPStatus.INTERNAL_SERVER_ERROR, message, "internal_error"))
 
 
-def _http_error(status: HTTPStatus, detail: str) -> ServeError:
+def _http_error(status: HTTPStatus, detail: str, http: HttpRequest) -> ServeError:
     """The failure that an exception of the framework is: no such path, or a method that a path does not have."""
     if status is HTTPStatus.BAD_REQUEST:  # FastAPI's, of a body that its JSON reader gave up on.
-        return ServeError(status, "The body is not JSON: it is not UTF-8, or nested too deeply.", "invalid_json")
+        return unreadable_body()
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+        asked = shorten_text(f"{http.method} {http.url.path}")
+        detail = f"This server has no {asked}; it has {_ROUTES}."
     return ServeError(status, detail, status.name.lower())
-
-
-def _invalid_field(error: RequestValidationError) -> ServeError:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    param = ".".join(place) or None
-    if first["type"] == "extra_forbidden":
-        message = f"Unknown parameter: {param}. It is refused because it would have no effect."
-        return ServeError(HTTPStatus.BAD_REQUEST, message, "unknown_parameter", param)
-    if first["type"] == "json_invalid":
-        return ServeError(HTTPStatus.BAD_REQUEST, "The body is not JSON.", "invalid_json")
-    if param is None and first["type"] == "model_attributes_type":
-        message = "The body is no JSON object, or was not sent as one: add the header Content-Type: application/json."
-    elif first["type"] == "missing":
-        message = f"{param} is missing."
-    elif first["type"] == "value_error":
-        message = f"{param or 'The body'}: {first['msg'].removeprefix('Value error, ')}."
-    else:
-        message = f"{param or 'The body'}: {_expected_and_found(first)}."
-    return ServeError(HTTPStatus.BAD_REQUEST, message, "invalid_value", param)
-
-
-def _expected_and_found(detail: Any) -> str:
-    """What a field of a body takes, and what is there, by an error of pydantic."""
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "union_tag_invalid":
-        return f"expected {context['discriminator']} as one of {context['expected_tags']}, found {context['tag']!r:.80}"
-    if kind == "union_tag_not_found":
-        return f"{context['discriminator']} is missing"
-    return f"expected {expected_words(detail)}, found {shorten_value(detail['input'])}"
 
 
 def _add_probes(app: FastAPI, answering: Answering, metrics: ServerMetrics) -> None:
@@ -237,13 +212,13 @@ class Routes:
 
     def _require_model(self, name: str) -> None:
         if name != self.settings.model:
-            message = f"The model {name[:200]!r} does not exist; this server has {self.settings.model!r}."
+            message = f"The model {name[:200]!r} does not exist here; send {self.settings.model!r}."
             raise ServeError(HTTPStatus.NOT_FOUND, message, "model_not_found", "model")
 
     async def _conversation(self, messages: Sequence[Message], think: bool) -> Request:
         shown, limit = count_images(messages), self.settings.limits.images
         if shown > limit:
-            message = f"This server allows at most {Count(limit, 'image')} in one request; {shown} were sent."
+            message = f"A request may have at most {Count(limit, 'image')} here, and {shown} were sent. Send fewer."
             raise ServeError(HTTPStatus.BAD_REQUEST, message, "too_many_images", "messages")
         load = partial(load_request_image, policy=self.prompts.image_policy, settings=self.settings)
         tags = self.prompts.pipeline.reasoning.pair

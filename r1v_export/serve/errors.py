@@ -80,7 +80,7 @@ def _one_line(error: R1VError) -> str:
 
 def too_long(seconds: float) -> ServeError:
     """The failure of a request that takes longer than the server allows."""
-    message = f"The answer was not finished within {seconds:g} s, this server's limit for a request."
+    message = f"The answer was not finished within {seconds:g} s, this server's limit. Ask for fewer tokens."
     return ServeError(HTTPStatus.GATEWAY_TIMEOUT, message, "timeout")
 
 

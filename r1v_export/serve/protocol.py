@@ -161,6 +161,11 @@ class SamplingOptions(StrictModel):
         return self.max_tokens
 
     @property
+    def token_limit_field(self) -> str:
+        """The field that `token_limit` is from."""
+        return "max_tokens"
+
+    @property
     def guide(self) -> Guide | None:
         """The form that the answer is to keep, if any."""
         if self.guided_regex is not None:
@@ -172,7 +177,7 @@ class SamplingOptions(StrictModel):
     @model_validator(mode="after")
     def _require_one_form(self) -> SamplingOptions:
         if self.guided_regex is not None and self.response_format is not None:
-            raise ValueError("response_format and guided_regex exclude each other")
+            raise ValueError("response_format and guided_regex exclude each other; omit one of them")
         return self
 
     @property
@@ -248,13 +253,17 @@ class ChatRequest(SamplingFields):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def token_limit_field(self) -> str:
+        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
+
+    @property
     def logprob_count(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @model_validator(mode="after")
     def _require_logprobs(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
+            raise ValueError("top_logprobs needs logprobs: true; add it, or omit top_logprobs")
         return self
 
 

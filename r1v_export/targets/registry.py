@@ -86,7 +86,7 @@ def with_option(config: BuildConfig, field: str, value: Any, where: str) -> Buil
         where: what the user typed, for the error.
 
     Raises:
-        UsageError: no target of the build has such an option.
+        UsageError: no target of the build has such an option, or it does not take the value.
     """
     config = resolved(config)
     takers = [name for name in config.targets if field in get_target(name).config_class.model_fields]
@@ -100,7 +100,11 @@ def with_option(config: BuildConfig, field: str, value: Any, where: str) -> Buil
             fix="omit it, or pass such a target with --target",
         )
     blocks = {name: {**block, field: value} if name in takers else block for name, block in config.targets.items()}
-    return resolved(config.model_copy(update={"targets": blocks}))
+    try:
+        return resolved(config.model_copy(update={"targets": blocks}))
+    except UsageError as error:
+        fix = f"correct {where.partition(' ')[0]}, or omit it"
+        raise UsageError(error.what, where=where, expected=error.expected, found=error.found, fix=fix) from error
 
 
 def compute_dtype(config: BuildConfig) -> Compute:

@@ -80,7 +80,14 @@ def test_a_printed_config_gives_the_same_plan(tmp_path: Path, capsys: pytest.Cap
     ("options", "complaint"),
     [
         (["--pp", "2"], "expected: tensorrt-llm\n  found:    onnxruntime"),
-        (["--target", "hf-unified", "--tp", "3"], "expected: 1, 2, 4 or 8\n  found:    3"),
+        (
+            ["--target", "hf-unified", "--tp", "3"],
+            "where:    --tp 3\n  expected: 1, 2, 4 or 8\n  found:    3\n  fix:      correct --tp, or omit it",
+        ),
+        (
+            ["--precision", "fp16", "--target", "tensorrt-llm", "--pp", "99"],
+            "where:    --pp 99, or pp of the target tensorrt-llm",
+        ),
         (["--tp", "0"], "0 is not in the range"),
     ],
 )
@@ -206,7 +213,7 @@ def test_a_dry_run_into_a_file_is_refused_as_the_build_is(
 
 @pytest.mark.parametrize(("samples", "said"), [(1, "from 1 sample"), (2, "from 2 samples")])
 def test_a_calibration_of_one_sample_says_so(samples: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    calibrate._print(Calibrated(Path("a"), "fp8", samples, None, 46, ()), "text")
+    calibrate._print(Calibrated(Path("a"), "fp8", samples, None, 46, (), up_to_date=False), "text")
     assert capsys.readouterr().out == f"a: 46 linears by recipe fp8, {said}\n"
 
 

@@ -56,6 +56,30 @@ def test_standard_input_is_read_once(run: Run, arguments: list[str]) -> None:
     assert "can be read once" in err
 
 
+@pytest.mark.parametrize("command", ["run", "check", "bench"])
+def test_an_image_is_not_waited_for_at_a_terminal(
+    command: str, nano_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(CHART.read_bytes())))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    question = [HOW_TALL] if command == "run" else ["--question", HOW_TALL]
+    assert main.run([command, str(nano_bundle), "--image", "-", *question]) == 2
+    said = capsys.readouterr().err
+    assert "An image is not read from a terminal" in said
+    assert "--image FILE" in said
+
+
+def test_a_question_that_is_typed_is_announced(
+    nano_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(HOW_TALL.encode())))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main.run(["run", str(nano_bundle), "--image", str(CHART), "-", "--answer-only"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip() == "5"
+    assert printed.err.startswith("the question is read from the terminal; end it with Ctrl-D")
+
+
 def test_several_images_stand_where_the_text_says(run: Run) -> None:
     two = ["--image", CHART, "--image", SHAPE]
     assert run(*two, f"Of <image> and <image>: {HOW_TALL}")[:2] == (0, "5")

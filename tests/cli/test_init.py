@@ -67,3 +67,11 @@ def test_a_file_that_exists_stays(build_file: Path, capsys: pytest.CaptureFixtur
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["init", str(tmp_path / "none" / "build.yaml"), "--format", "json"]) == 2
     assert json.loads(capsys.readouterr().out)["found"] == "No such file or directory"
+
+
+def test_a_folder_is_named_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["init", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "found:    a folder" in said
+    assert f"name a file in it, such as {tmp_path / 'build.yaml'}" in said
+    assert not any(tmp_path.iterdir())

@@ -46,6 +46,16 @@ def test_an_option_is_not_taken_for_the_path_before_it(
         ["calibrate", "--precision", "fp8", "--calib", "", "-o", "out"],
         ["init", ""],
         ["synth", ""],
+        ["verify", ""],
+        ["run", "", "Hi"],
+        ["serve", ""],
+        ["check", ""],
+        ["bench", ""],
+        ["diff", "", "b"],
+        ["diff", "a", ""],
+        ["engine", ""],
+        ["deploy", "cpp", "", "-o", "out"],
+        ["deploy", "triton", "", "-o", "out"],
     ],
 )
 def test_an_empty_path_is_not_the_current_folder(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

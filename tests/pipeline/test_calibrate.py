@@ -15,6 +15,7 @@ from r1v_export.errors import BundleError, UsageError
 from r1v_export.pipeline import calibration_cost
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.calibration import CALIBRATION
+from r1v_export.progress import Progress
 from r1v_export.quantization.artifact.documents import read_stats
 
 Tree = Callable[[Path], dict[str, bytes]]
@@ -266,3 +267,51 @@ def test_a_calibration_that_does_not_fit_into_memory_is_refused_before_weights_a
     assert calibrate(tiny_model, "--precision", "fp8", "--samples", 4, "-o", tmp_path / "out") == 4
     assert "The calibration does not fit into memory." in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_finished_is_up_to_date(
+    tiny_model: Path, whole: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole calibration, a shard, and a merge, each run again into its folder."""
+    options = (tiny_model, "--precision", "fp8", "--samples", 4)
+    assert calibrate(tiny_model, "--merge", shards, "-o", tmp_path / "merged") == 0
+    assert "up to date" not in capsys.readouterr().out
+    again = (
+        ((*options, "-o", whole), "calibration"),
+        ((*options, "--shard", "1/3", "-o", shards / "1"), "shard 1/3"),
+        ((tiny_model, "--merge", shards, "-o", tmp_path / "merged"), "merge"),
+    )
+    for arguments, stage in again:
+        assert calibrate(*arguments) == 0
+        printed = capsys.readouterr()
+        assert printed.err == f"[1/1] {stage}: up to date\n"
+        assert f"{arguments[-1]}: up to date, " in printed.out
+    assert calibrate(*options, "-o", whole, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["up_to_date"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "file", "found"),
+    [
+        (("--precision", "fp8"), "manifest.json", "manifest.json"),
+        (("--precision", "fp8", "--shards", "2"), "key.json", "another shard of a calibration"),
+        (("--precision", "fp8", "--shard", "1/2"), "stats.json", "another finished calibration"),
+        (("--budget", "kl=0.1"), "stats.json", "another finished calibration"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_before_a_stage_is_announced(
+    tiny_model: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    file: str,
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Progress, "stage", None)
+    (tmp_path / file).touch()
+    assert calibrate(tiny_model, *options, "--samples", 2, "-o", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "The output folder is not empty" in said
+    assert f"found:    {found}" in said
+    assert "name a new one with -o" in said

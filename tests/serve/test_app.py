@@ -164,18 +164,35 @@ def test_a_bad_request_is_refused_in_the_api_s_shape(client, change, status, cod
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"messages": []}, "messages: expected at least 1 item, found []."),
-        ({"messages": None}, "messages: expected a list, found null."),
+        ({"messages": []}, "messages: expected at least 1 item, found []; send such a value."),
+        ({"messages": None}, "messages: expected a list, found null; send such a value."),
         (
             {"messages": [{"role": "narrator", "content": "x"}]},
-            "messages.0: expected 'role' as one of 'system', 'developer', 'user', 'assistant', found 'narrator'.",
+            "messages.0: expected 'role' as one of 'system', 'developer', 'user', 'assistant', found 'narrator'; "
+            "send one of these.",
         ),
-        ({"messages": [{"content": "x"}]}, "messages.0: 'role' is missing."),
-        ({"max_tokens": 0}, "max_tokens: expected greater than 0, found 0."),
-        ({"temperature": "hot"}, "temperature: expected a number, found 'hot'."),
+        ({"messages": [{"content": "x"}]}, "messages.0: 'role' is missing; add it."),
+        ({"messages": [{"role": "user"}]}, "messages.0.content is missing; add it."),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages.0.content: expected a text or a list, found 5; send such a value.",
+        ),
+        ({"max_tokens": 0}, "max_tokens: expected greater than 0, found 0; send such a value, or omit max_tokens."),
+        (
+            {"temperature": "hot"},
+            "temperature: expected a number, found 'hot'; send such a value, or omit temperature.",
+        ),
+        ({"stop": 5}, "stop: expected a text or a list, found 5; send such a value, or omit stop."),
+        ({"max_token": 5}, "Unknown parameter: max_token. It would have no effect: omit it; did you mean max_tokens?"),
+        ({"tools": []}, "Unknown parameter: tools. It would have no effect: omit it."),
+        (
+            {"top_logprobs": 2},
+            "The body: top_logprobs needs logprobs: true; add it, or omit top_logprobs.",
+        ),
+        ({"model": "another"}, f"The model 'another' does not exist here; send '{MODEL}'."),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_expected_in_words_of_the_api(client, change, message):
+def test_a_wrong_value_is_named_with_what_is_expected_and_what_to_send_instead(client, change, message):
     assert error_of(client.post(CHAT, json={**QUESTION, **change}))["message"] == message
 
 
@@ -184,7 +201,7 @@ def test_a_body_without_its_content_type_learns_which_header(client):
     response = client.post(CHAT, content=json.dumps(QUESTION), headers={"Content-Type": "text/plain"})
     assert response.status_code == 400
     assert "Content-Type: application/json" in error_of(response)["message"]
-    assert error_of(client.post(CHAT, json={"model": MODEL}))["message"] == "messages is missing."
+    assert error_of(client.post(CHAT, json={"model": MODEL}))["message"] == "messages is missing; add it."
 
 
 @pytest.mark.parametrize(
@@ -216,6 +233,23 @@ def test_a_body_that_is_no_json_or_nests_deeply_is_refused(client):
         response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
         assert response.status_code == 400
         assert error_of(response)["code"] == ("invalid_value" if body == b"null" else "invalid_json")
+        assert "one JSON object" in error_of(response)["message"] or body == b"null"
+
+
+def test_a_path_or_method_that_is_not_there_learns_what_is(client):
+    for response, status in ((client.get("/v1/nothing"), 404), (client.get(CHAT), 405), (client.post("/v2" + CHAT), 404)):
+        assert response.status_code == status
+        asked = f"{response.request.method} {response.request.url.path}"
+        assert error_of(response)["message"].startswith(f"This server has no {asked}; it has GET /v1/models, POST ")
+
+
+def test_the_field_that_asks_for_too_many_tokens_is_named(runner):
+    with serving(runner, Limits(new_tokens=5)) as client:
+        for field in ("max_tokens", "max_completion_tokens"):
+            asked = {name: value for name, value in QUESTION.items() if name != "max_tokens"} | {field: 6}
+            error = error_of(client.post(CHAT, json=asked))
+            assert (error["code"], error["param"]) == ("too_many_tokens", field)
+            assert error["message"].endswith("Ask for fewer.")
 
 
 @pytest.mark.parametrize(

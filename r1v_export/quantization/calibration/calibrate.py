@@ -42,7 +42,7 @@ from r1v_export.quantization.calibration.blockwise_runner import (
 from r1v_export.quantization.calibration.dataset import CalibrationSet
 from r1v_export.quantization.calibration.key import CalibrationKey, make_key
 from r1v_export.quantization.calibration.plan import CalibrationPlan
-from r1v_export.quantization.calibration.resume import BlockRecord, ResumeState, open_resume_state, write_text
+from r1v_export.quantization.calibration.resume import KEY, BlockRecord, ResumeState, open_resume_state, write_text
 from r1v_export.quantization.calibration_stats import InputEntry, Stats
 from r1v_export.quantization.quantized_block import QuantizedBlock
 from r1v_export.quantization.recipe import Imported, Recipe, describe
@@ -150,7 +150,18 @@ def holds_result(out: Path, is_result: Callable[[], bool]) -> bool:
         return False
     if is_result():
         return True
-    raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
+    raise UsageError("The output folder is not empty.", where=out, found=_contents(out), fix="name a new one with -o")
+
+
+def _contents(out: Path) -> str:
+    """What a folder holds that is no result of the calibration that was asked for."""
+    if not out.is_dir():
+        return "a file"
+    if (out / STATS).is_file():
+        return "another finished calibration"
+    if (out / KEY).is_file():
+        return "another shard of a calibration"
+    return shorten(sorted(path.name for path in out.iterdir()))
 
 
 class Quantization:

@@ -142,11 +142,14 @@ def merge(
     return quantization.finish(out)
 
 
-def require_mergeable(
+def is_merged(
     checkpoint: Checkpoint, shards: Sequence[Path], out: Path, options: CalibrationOptions = DEFAULT_OPTIONS
-) -> None:
-    """Check what `merge` checks before it computes. Arguments and errors are those of `merge`."""
-    is_done(_Merge(checkpoint, shards, options).key, out)
+) -> bool:
+    """Whether `out` holds the result of `merge` already; checks what `merge` checks before it computes.
+
+    Arguments and errors are those of `merge`.
+    """
+    return is_done(_Merge(checkpoint, shards, options).key, out)
 
 
 def begin_merge(

@@ -16,6 +16,7 @@ from r1v_export.byte_size import parse_size
 from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, Candidate, SensitivityTable
+from r1v_export.strict import SettingError
 
 _SYNTAX = "kl=0.02 or size=20GB"
 
@@ -38,9 +39,9 @@ class Budget:
         if kind == "size":
             try:
                 limit = float(parse_size(amount))
-            except ValueError as error:
-                fix = "write a number and a unit, such as size=20GB"
-                raise UsageError(f"Invalid --budget: {error}.", expected=_SYNTAX, found=text, fix=fix) from error
+            except SettingError as error:
+                what = f"Invalid --budget: {error}."
+                raise UsageError(what, expected=_SYNTAX, found=text, fix=error.fix) from error
         elif kind == "kl" and re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", amount):
             limit = float(amount)
         else:

@@ -126,7 +126,8 @@ class TensorRTTarget(Target):
                 where=f"{self.name} {library.version}",
                 expected="a CUDA GPU" + (f", or one of --sm {', '.join(map(str, known))}" if known else ""),
                 found=no_gpu(),
-                fix=f"build on the machine that will run the engine, or build --target {TENSORRT_RTX}",
+                fix="build on the machine that will run the engine, or "
+                + ("pass --sm with what it has" if known else f"build --target {TENSORRT_RTX}"),
             )
         unknown = [number for number in numbers if number not in known]
         if unknown:

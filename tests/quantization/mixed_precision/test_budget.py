@@ -130,5 +130,6 @@ def test_a_budget_that_is_not_understood_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "meant"), [("size=20", "20GB for gigabytes"), ("size=7000000", "7000000B for bytes")])
 def test_a_size_without_a_unit_is_refused_with_what_was_probably_meant(text: str, meant: str) -> None:
-    with pytest.raises(UsageError, match=f"has no unit; write {meant}"):
+    with pytest.raises(UsageError, match="has no unit") as caught:
         Budget.parse(text)
+    assert caught.value.fix == f"write {meant}"

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from r1v_export.errors import BundleError, CapabilityError, GraphError
+from r1v_export.errors import BundleError, CapabilityError, GraphError, UsageError
 from r1v_export.files import read_regular_bytes
 from r1v_export.progress import ProgressCallback
 from r1v_export.strict import load_json
@@ -39,13 +39,22 @@ def find_program(path: Path | None, recipe: str) -> Path:
         recipe: how to build elsewhere, for the error.
 
     Raises:
+        UsageError: what was given is no file.
         CapabilityError: there is none here, or it is of another version.
     """
+    if path is not None and not path.is_file():
+        raise UsageError(
+            "There is no such program.",
+            where=f"--program {path}",
+            expected=f"{PROGRAM} of TensorRT-LLM",
+            found="a folder" if path.is_dir() else "no such file",
+            fix=f"correct the path, or omit it to take the {PROGRAM} that PATH has",
+        )
     found = str(path) if path else shutil.which(PROGRAM)
-    if found is None or not Path(found).is_file():
+    if found is None:
         raise CapabilityError(
             f"{PROGRAM} is not installed.",
-            where=path or "PATH",
+            where="PATH",
             expected=ENGINES_TEXT,
             fix=f"build on a machine that has it, with a GPU of the kind that the engine is for:\n{recipe}",
         )

@@ -58,18 +58,18 @@ def check_mapping(
             fitting = [tp for tp in (1, 2, 4, 8) if all(number % tp == 0 for number in counts.values())]
             raise UsageError(
                 f"{parallel.tp} GPUs cannot share this model's {what} evenly.",
-                where="tensorrt_llm.tp",
+                where=f"--tp {parallel.tp}, or tp of the target tensorrt-llm",
                 expected=f"a divisor of {count}: {' or '.join(map(str, fitting))}",
                 found=parallel.tp,
-                fix=f"tp: {fitting[-1]}",
+                fix=f"--tp {fitting[-1]}",
             )
     if parallel.pp > spec.num_layers:
         raise UsageError(
             "There are more pipeline stages than layers.",
-            where="tensorrt_llm.pp",
+            where=f"--pp {parallel.pp}, or pp of the target tensorrt-llm",
             expected=f"at most {spec.num_layers}",
             found=parallel.pp,
-            fix=f"pp: {spec.num_layers}, or fewer",
+            fix=f"--pp {spec.num_layers}, or fewer",
         )
     features = module_features(spec)
     grouped = {

@@ -135,3 +135,19 @@ def test_a_recipe_that_tensorrt_llm_has_no_format_for_is_refused_before_any_work
     with pytest.raises(UsageError, match="fp8-tensor"):
         build(tiny_config.model_copy(update=changes), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_program_that_is_not_there_is_named_and_not_trtllm_build_in_its_place(
+    bundle: Path, tmp_path: Path, capsys
+) -> None:
+    for program, found in ((tmp_path / "none", "no such file"), (tmp_path, "a folder")):
+        assert run(["engine", str(bundle), "-o", str(tmp_path / "engine"), "--program", str(program)]) == 2
+        said = capsys.readouterr().err
+        assert f"where:    --program {program}" in said
+        assert f"found:    {found}" in said
+        assert "correct the path, or omit it" in said
+
+
+def test_a_program_is_refused_where_its_command_is_only_shown(bundle: Path, capsys) -> None:
+    assert run(["engine", str(bundle), "--print-command", "--program", "my-build"]) == 2
+    assert "no effect with --print-command" in capsys.readouterr().err
