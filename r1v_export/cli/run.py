@@ -12,7 +12,14 @@ import click
 
 from r1v_export.cli.answers import print_answer, stream
 from r1v_export.cli.chat import chat as converse
-from r1v_export.cli.images import STDIN, allow_url_option, image_opener, image_option, require_readable_stdin, stdin_is_terminal
+from r1v_export.cli.images import (
+    STDIN,
+    allow_url_option,
+    image_opener,
+    image_option,
+    require_readable_stdin,
+    stdin_is_terminal,
+)
 from r1v_export.cli.logs import say
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,

@@ -185,7 +185,9 @@ def ask_cluster(address: str, reads: Sequence[Path], device: Device) -> ClusterS
 def _connected(address: str) -> Iterator[None]:
     if not address.strip():
         fix = "pass one, or omit --ray"
-        raise UsageError("The address of a Ray cluster is empty.", where="--ray", expected="auto, or HOST:PORT", fix=fix)
+        raise UsageError(
+            "The address of a Ray cluster is empty.", where="--ray", expected="auto, or HOST:PORT", fix=fix
+        )
     if importlib.util.find_spec("ray") is None:
         raise CapabilityError("Ray is not installed.", where=f"--ray {address}", fix=install_command("build,ray"))
     import ray

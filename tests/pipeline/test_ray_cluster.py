@@ -236,7 +236,6 @@ def test_an_address_where_nothing_listens_is_refused_at_once(begin: str) -> None
     assert time.monotonic() - before < 30
 
 
-
 def test_an_address_that_is_empty_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"(?s)address of a Ray cluster is empty.*omit --ray"):
         refuse_cluster("", tmp_path, [])

@@ -237,7 +237,11 @@ def test_a_body_that_is_no_json_or_nests_deeply_is_refused(client):
 
 
 def test_a_path_or_method_that_is_not_there_learns_what_is(client):
-    for response, status in ((client.get("/v1/nothing"), 404), (client.get(CHAT), 405), (client.post("/v2" + CHAT), 404)):
+    for response, status in (
+        (client.get("/v1/nothing"), 404),
+        (client.get(CHAT), 405),
+        (client.post("/v2" + CHAT), 404),
+    ):
         assert response.status_code == status
         asked = f"{response.request.method} {response.request.url.path}"
         assert error_of(response)["message"].startswith(f"This server has no {asked}; it has GET /v1/models, POST ")
