@@ -88,7 +88,7 @@ class Number(click.FloatRange):
         return number
 
 
-class ByteSize(click.ParamType):
+class ByteSize(click.types.StringParamType):
     """A number of bytes with a unit, such as `8GiB`: `SIZE` in help."""
 
     name = "size"
