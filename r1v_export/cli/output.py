@@ -98,7 +98,11 @@ class ByteSize(click.types.StringParamType):
         return "SIZE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text as it was typed; a usage error if it is no such number."""
+        """The text as it was typed.
+
+        Raises:
+            UsageError: it is no such number.
+        """
         from r1v_export.byte_size import parse_size
         from r1v_export.strict import SettingError
 
