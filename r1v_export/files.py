@@ -298,7 +298,7 @@ def require_no_file(folder: Path, fix: str) -> None:
 
 def unwritable(folder: Path, error: OSError, fix: str) -> R1VError:
     """The error for a folder that cannot be written to."""
-    found = error.strerror or str(error)
+    found = "a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
     return UsageError("The output folder cannot be written to.", where=folder, found=found, fix=fix)
 
 

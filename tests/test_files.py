@@ -297,3 +297,9 @@ def test_hard_links_to_each_other_and_elsewhere_take_no_disk(tmp_path: Path) -> 
     os.link(folder / "first", folder / "second")
     os.link(tmp_path / "elsewhere", folder / "of another")
     assert linked_bytes(folder, {**sizes, "second": 100, "of another": 1000}) == 1100
+
+
+def test_a_file_in_place_of_a_folder_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot be written to[\s\S]*found: +a file\n[\s\S]*fix: +another"):
+        require_writable(tmp_path / "file", "another")

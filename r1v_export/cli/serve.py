@@ -188,9 +188,7 @@ def command(
     from r1v_export.serve.server import run_server
     from r1v_export.serve.settings import Limits, ServerSettings
 
-    if served_model_name is not None and not served_model_name.strip():
-        fix = "give a name, or omit it"
-        raise UsageError("The model's name is blank.", where="--served-model-name", expected="a text", fix=fix)
+    _refuse_blank(served_model_name, host)
     limits = Limits(max_body_mib * _MIB, max_images, max_image_pixels, max_new_tokens, max_seconds)
     settings = ServerSettings(
         model=served_model_name or bundle.resolve().name,
@@ -264,6 +262,19 @@ def _warn_of_no_listener(triton: str, url: str) -> None:
 
     if not listens(triton):
         say(f"warning: nothing listens at {triton} yet; {url}/ready says when the deployment's tritonserver answers")
+
+
+def _refuse_blank(model_name: str | None, host: str) -> None:
+    """
+    Raises:
+        UsageError: the name would be empty, or the server listen on every interface unasked.
+    """
+    if model_name is not None and not model_name.strip():
+        fix = "give a name, or omit it"
+        raise UsageError("The model's name is blank.", where="--served-model-name", expected="a text", fix=fix)
+    if not host.strip():
+        fix = "give an address, such as 127.0.0.1, or omit it; 0.0.0.0 is every one"
+        raise UsageError("The address to listen on is blank.", where="--host", expected="an address", fix=fix)
 
 
 def _require_packages() -> None:

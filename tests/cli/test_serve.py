@@ -46,6 +46,7 @@ def test_a_triton_server_that_does_not_listen_yet_is_said_to_be_missing(capsys: 
     [
         ("--allow-image-host", "http://a/b", "This is no host.", "give the host alone"),
         ("--served-model-name", " ", "The model's name is blank.", "give a name"),
+        ("--host", "", "The address to listen on is blank.", "0.0.0.0 is every one"),
         ("--triton", "localhost:8001", "no address of a Triton server", "grpc://localhost:8001"),
     ],
 )
