@@ -61,8 +61,8 @@ def breakable(text: str) -> Markup:
 
 
 def unbroken(text: str) -> Markup:
-    """A sentence whose numbers, such as `7e-5` and `top-1`, no line break parts at their minus or hyphen."""
-    return Markup(re.sub(r"\b([\d.]+e-\d+|[Tt]op-1)\b", r'<span class="whole">\1</span>', str(escape(text))))
+    """A sentence whose numbers and names, such as `7e-5` and `r1v-nano`, no line break parts at their hyphen."""
+    return Markup(re.sub(r"\b([\d.]+e-\d+|[Tt]op-1|r1v-nano)\b", r'<span class="whole">\1</span>', str(escape(text))))
 
 
 _WHOLE_CHARACTERS = 18

@@ -10,8 +10,9 @@ def test_a_name_may_break_behind_its_separators_and_is_never_markup() -> None:
 
 
 def test_no_line_break_parts_a_number_at_its_minus_and_a_sentence_is_never_markup() -> None:
-    assert unbroken("7e-5 after a <b>, 1.5e-3.") == (
-        '<span class="whole">7e-5</span> after a &lt;b&gt;, <span class="whole">1.5e-3</span>.'
+    assert unbroken("7e-5 after a <b>, 1.5e-3 of r1v-nano.") == (
+        '<span class="whole">7e-5</span> after a &lt;b&gt;, '
+        '<span class="whole">1.5e-3</span> of <span class="whole">r1v-nano</span>.'
     )
 
 

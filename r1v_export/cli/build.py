@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +181,7 @@ def command(
         _print_config(resolved(config), format_)
         return
     if dry_run:
-        _print_plan(plan(config, out, force=force, offline=offline, ray=ray), format_)
+        _print_plan(plan(config, out, force=force, offline=offline, ray=ray), format_, ray)
         return
     progress = shown_progress(format_)
     _print_built(build(config, out, force=force, offline=offline, progress=progress, ray=ray), format_)
@@ -246,16 +247,20 @@ def _print_config(config: BuildConfig, format_: str) -> None:
         click.echo(as_yaml(fields), nl=False)
 
 
-def _print_plan(stages: list[PlannedStage], format_: str) -> None:
+def _print_plan(stages: list[PlannedStage], format_: str, ray: str | None) -> None:
     from dataclasses import asdict
 
+    import psutil
+
+    from r1v_export.cpus import thread_count
     from r1v_export.progress import duration, size
 
     size_bytes, seconds = sum(stage.size_bytes for stage in stages), sum(stage.seconds for stage in stages)
     obstacle = next((stage.obstacle for stage in stages if stage.obstacle), None)
+    threads, load = thread_count().count, round(psutil.getloadavg()[0], 2)
     if format_ == "json":
         rows = [{**asdict(stage), "obstacle": stage.obstacle.as_dict() if stage.obstacle else None} for stage in stages]
-        print_json({"stages": rows, "size_bytes": size_bytes, "seconds": seconds})
+        print_json({"stages": rows, "size_bytes": size_bytes, "seconds": seconds, "threads": threads, "load": load})
         if obstacle:
             click.get_current_context().exit(obstacle.exit_code)
         return
@@ -263,6 +268,8 @@ def _print_plan(stages: list[PlannedStage], format_: str) -> None:
     all_stages = ("all", "", size(size_bytes), size(most) if most else "-", duration(seconds))
     header = ("stage", "", "writes", "memory", "about")
     click.echo(table([*map(_plan_row, stages), all_stages], header))
+    if seconds:
+        print_summary(_whose_times(threads, load, ray))
     for stage in stages:
         if stage.note:
             print_summary(f"{stage.name}: {stage.note}")
@@ -271,6 +278,18 @@ def _print_plan(stages: list[PlannedStage], format_: str) -> None:
             print_summary(f"{stage.name}: {stage.obstacle.what} Needed: {needs}; found: {found}.")
     if obstacle:
         raise obstacle
+
+
+def _whose_times(threads: int, load: float, ray: str | None) -> str:
+    """For what a plan's times hold: they follow from CPU time, so that what else the machine does counts for nothing."""
+    times = f"Times are for {Count(threads, 'thread')} on CPUs"
+    if ray is not None:
+        return f"{times} of this machine that do nothing else, one stage after the other."
+    cpus = os.cpu_count() or 1
+    if load + threads <= cpus + 1:
+        return f"{times} that do nothing else."
+    busy = f"the load was {load:.1f} in the last minute, on {Count(cpus, 'CPU')}"
+    return f"{times} that do nothing else; {busy}, so that a build takes longer now."
 
 
 def _plan_row(stage: PlannedStage) -> tuple[str, ...]:

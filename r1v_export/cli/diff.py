@@ -46,7 +46,7 @@ def command(first: Path, second: Path, report: Path | None, format_: str) -> Non
 
 
 def _as_text(diff: BundleDiff) -> str:
-    from r1v_export.diff.report import label, shown
+    from r1v_export.diff.report import label, values
 
     if diff.equal:
         return wrapped(
@@ -55,11 +55,7 @@ def _as_text(diff: BundleDiff) -> str:
         )
     parts = []
     for title, rows in diff.tables.items():
-        others = [
-            (f"  {label(row.name)}", shown(row.first, title, row.name), shown(row.second, title, row.name))
-            for row in rows
-            if not row.equal
-        ]
+        others = [(f"  {label(row.name)}", *values(row, title)) for row in rows if not row.equal]
         if others:
             parts.append(table(others, (title, diff.first, diff.second)))
     parts.append(_files_text(diff.files))

@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from r1v_export import pages
-from r1v_export.diff.compare import BundleDiff
+from r1v_export.diff.compare import BundleDiff, Row
 from r1v_export.pages import MadeBy
 from r1v_export.parity.metrics import METRICS, SHARES, share
 from r1v_export.progress import size
 
 
+_DIGITS_OF_A_DOUBLE = 17
+"""So many tell every two numbers of float64 apart."""
+
+
 def to_html(diff: BundleDiff, made_by: MadeBy) -> str:
     """The page."""
     environment = pages.environment(Path(__file__).parent / "templates")
-    environment.filters["shown"] = lambda value, title, name: pages.command(shown(value, title, name))
+    environment.filters["values"] = lambda row, title: [pages.command(value) for value in values(row, title)]
     environment.filters["label"] = label
     files = diff.files
     counts = {
@@ -35,14 +39,36 @@ def label(name: str) -> str:
     return f"{before} {METRICS[last]}".strip() if last in METRICS else name
 
 
-def shown(value: Any, title: str, name: str) -> str:
-    """A value of a table, by the table's title and the row's name, as people read it."""
+def values(row: Row, title: str) -> tuple[str, str]:
+    """Both values of a row of the table with that title, as people read them. Those that differ never look equal:
+    they have as many digits as tell them apart."""
+    texts = _shown(row.first, title, row.name), _shown(row.second, title, row.name)
+    if row.equal or texts[0] != texts[1]:
+        return texts
+    if title == "sizes":
+        return f"{row.first} B", f"{row.second} B"
+    if isinstance(row.first, float) and isinstance(row.second, float):
+        for digits in range(4, _DIGITS_OF_A_DOUBLE + 1):
+            if _is_share(row.name):
+                texts = share(row.first, digits - 1), share(row.second, digits - 1)
+            else:
+                texts = f"{row.first:.{digits}g}", f"{row.second:.{digits}g}"
+            if texts[0] != texts[1]:
+                break
+    return texts
+
+
+def _shown(value: Any, title: str, name: str) -> str:
     if value is None:
         return "-"
     if title == "sizes":
         return size(value)
     if isinstance(value, bool):
         return str(value).lower()
-    if name.rpartition(" ")[2] in SHARES:
+    if _is_share(name):
         return share(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _is_share(name: str) -> bool:
+    return name.rpartition(" ")[2] in SHARES

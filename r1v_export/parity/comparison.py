@@ -245,10 +245,12 @@ def _compare_samples(
 
 
 def judge(
-    statistics: Mapping[str, Statistics], profile: ToleranceProfile
+    statistics: Mapping[str, Statistics], profile: ToleranceProfile, compared: Mapping[Boundary, str] = COMPARED
 ) -> tuple[tuple[BoundaryResult, ...], str | None]:
-    """Evaluate every boundary against the tolerance table, in data-flow order; also returns the first bad one."""
-    boundaries = tuple(_judge_one(name, statistics[name], profile) for name in sorted(statistics, key=_position))
+    """Evaluate every boundary against the tolerance table, in data-flow order; also returns the first bad one.
+    `compared` says what is compared at each."""
+    names = sorted(statistics, key=_position)
+    boundaries = tuple(_judge_one(name, statistics[name], profile, compared[kind_of(name)]) for name in names)
     return boundaries, next((boundary.name for boundary in boundaries if not boundary.passed), None)
 
 
@@ -257,13 +259,13 @@ def _position(boundary: str) -> tuple[int, int]:
     return list(COMPARED).index(kind_of(boundary)), int(block or 0)
 
 
-def _judge_one(name: str, statistics: Statistics, profile: ToleranceProfile) -> BoundaryResult:
+def _judge_one(name: str, statistics: Statistics, profile: ToleranceProfile, compared: str) -> BoundaryResult:
     metrics = statistics.metrics()
     tensor = statistics.tensor if isinstance(statistics, LogitStatistics) else statistics
     worst = tensor.worst if isinstance(tensor, TensorStatistics) else None
     return BoundaryResult(
         name=name,
-        compared=COMPARED[kind_of(name)],
+        compared=compared,
         metrics=metrics,
         checks=tuple(evaluate(row, statistics) for row in tolerances(kind_of(name), profile)),
         worst=WorstElement(**asdict(worst)) if worst else None,

@@ -110,7 +110,7 @@ _PLOTS = (
     (
         "Error over the answer",
         plots.errors_by_step,
-        "Both engines are fed the same answer, so every step has the same history; fewer answers have a later step. "
+        "Both engines are fed the same tokens, so every step has the same history; fewer samples have a later step. "
         "Gaps: no difference, or no finite number.",
     ),
     (

@@ -27,8 +27,8 @@ class RoundedInputs(StrictModel):
     def sentence(self) -> str:
         """The same for people."""
         engines = f" by {' and '.join(self.engines)}" if self.engines else ""
-        rounded = "inputs of quantized weights and the head" if self.head else "inputs of quantized weights"
-        what = f"{rounded} are rounded to {self.type} in blocks{engines}"
+        inputs = "the head, its inputs and those" if self.head else "inputs"
+        what = f"{inputs} of quantized weights are rounded to {self.type} in blocks{engines}"
         if self.mean_kl is None or self.top1_agreement is None:
             return f"{what}; that is a part of this cost"
         return (

@@ -31,6 +31,7 @@ from r1v_export.memory import opened
 from r1v_export.parity.activation_store import ActivationStore
 from r1v_export.parity.boundary_statistics import BoundaryStatistics, no_images, of_row
 from r1v_export.parity.comparison import (
+    COMPARED,
     environment,
     judge,
     log_boundaries,
@@ -61,6 +62,8 @@ Chain = tuple[Literal["reference", "candidate", "own"], int]
 projector and decoder begin; or the candidate's on its own outputs throughout."""
 
 _OWN: Chain = ("own", 0)
+
+_COMPARED = {**COMPARED, "decode": "logits of every later token, fed with a given reply"}
 
 _BLOCKS_BETWEEN = 3
 """Apart from ViT blocks and decoder layers: before and after the tower, the projector."""
@@ -133,7 +136,7 @@ def _report(
     candidate: BlockwiseEndpoint,
 ) -> ParityReport:
     reference, options = gate.reference, gate.options
-    boundaries, first_bad = judge(found.by_name, options.profile)
+    boundaries, first_bad = judge(found.by_name, options.profile, _COMPARED)
     log_boundaries(options.gate, boundaries, len(samples), first_bad)
     diagnosis = diagnose(first_bad, found.by_name, reference.tokenizer, options, given_reply=True)
     return ParityReport(

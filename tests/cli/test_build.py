@@ -230,3 +230,25 @@ def test_the_closing_line_says_how_much_of_the_bundle_is_hard_links(
     build._print_built(Built(tmp_path, two, ("engine",)), "text")
     said = capsys.readouterr().out
     assert said == f"{tmp_path}: 2 files, 4.0 kB, 2.0 kB of them hard links; parity with PyTorch holds\n"
+
+
+@pytest.mark.parametrize(
+    ("load", "said"),
+    [
+        (0.4, "Times are for 2 threads on CPUs that do nothing else.\n"),
+        (13.0, "nothing else; the load was 13.0 in the last minute, on 2 CPUs, so that a build takes longer now.\n"),
+    ],
+)
+@pytest.mark.usefixtures("threads_restored")
+def test_a_plan_says_for_what_its_times_hold(
+    load: float, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("psutil.getloadavg", lambda: (load, 1.0, 1.0))
+    command = ["build", "--threads", "2", "--dry-run", "-o", str(tmp_path / "out")]
+    assert main.run(command) == 0
+    assert said in capsys.readouterr().out
+    assert main.run([*command, "--format", "json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["threads"], plan["load"]) == (2, load)

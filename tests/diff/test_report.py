@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from r1v_export.diff.compare import BundleDiff, FileDifferences, Row
-from r1v_export.diff.report import label, to_html
+from r1v_export.diff.report import label, to_html, values
 from r1v_export.pages import MadeBy
 from tests.browser import VIEWS, faint_texts, needs_chromium, opened, scrolling_tables, show
 
@@ -42,6 +42,33 @@ def test_metrics_have_their_labels_and_kinds_of_files_that_are_not_there_are_not
 def test_rows_of_whole_answers_name_their_metric_once() -> None:
     assert label("onnxruntime, arithmetic: token_agreement") == "onnxruntime, arithmetic: token agreement"
     assert label("onnxruntime, arithmetic: sequence_agreement") == "onnxruntime, arithmetic: identical sequences"
+
+
+@pytest.mark.parametrize(
+    ("title", "row", "expected"),
+    [
+        ("parity", Row("prefill max_kl", 3.2411e-11, 3.2399e-11), ("3.241e-11", "3.24e-11")),
+        ("parity", Row("prefill mean_kl", 0.1, 0.2), ("0.1", "0.2")),
+        ("parity", Row("decode mean_kl", 0.1, 0.1 + 2**-56), ("0.10000000000000001", "0.10000000000000002")),
+        ("parity", Row("decode top1_agreement", 0.999914, 0.999957), ("99.991 %", "99.995 %")),
+        ("parity", Row("decode top1_agreement", 0.5, 0.5), ("50 %", "50 %")),
+        ("sizes", Row("documents", 48_910, 48_890), ("48910 B", "48890 B")),
+        ("sizes", Row("documents", 48_900, 48_900), ("48.9 kB", "48.9 kB")),
+    ],
+)
+def test_values_that_differ_have_the_digits_that_tell_them_apart(title, row, expected) -> None:
+    assert values(row, title) == expected
+
+
+def test_rows_that_differ_are_marked_by_a_sign_which_paper_shows_too() -> None:
+    rows = (Row("precision", "fp8", "int4"), Row("device", "cpu", "cpu"))
+    files = FileDifferences(equal=2, differing=("a",), first_only=(), second_only=())
+    made_by = MadeBy("r1v-export diff", "2026-01-01", "1.2.3")
+    page = to_html(BundleDiff("one", "two", {"settings": rows}, files, None), made_by)
+    assert '<th scope="row">≠ precision</th>' in page
+    assert '<th scope="row">device</th>' in page
+    assert ">Settings: what differs</th>" in page
+    assert ">Settings: what is equal</th>" in page
 
 
 @needs_chromium

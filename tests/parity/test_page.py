@@ -326,3 +326,59 @@ def test_a_failed_gate_names_an_altered_file_once_among_what_to_check_and_a_pass
     with opened(500, "light") as page:
         show(page, to_html(failed))
         expect(page.locator(".verdict li").first).to_contain_text("graphs/vision.data")
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_heads_of_a_long_table_stay_in_view(report, width):
+    """Those of the hashes at the top of the window, those of all metrics, which scroll sideways at 500 px, in their
+    box."""
+    names = {f"graphs/{i}.onnx": FileEntry(sha256="0" * 64, size=9) for i in range(60)}
+    files = HashedFiles.of(names)
+    made_by = Provenance(
+        model="nano", revision=None, checkpoint=files, bundle=files, command="check", device="cpu", date=None
+    )
+    vision = report.boundary("vision")
+    blocks = [vision.model_copy(update={"name": f"vision_block.{i}"}) for i in range(45)]
+    long = report.model_copy(update={"provenance": made_by, "boundaries": (*report.boundaries, *blocks)})
+    with opened(width, "light") as page:
+        show(page, to_html(long))
+        region = page.get_by_role("region", name="Files of the bundle")
+        region.get_by_role("row").nth(40).evaluate("(row) => row.scrollIntoView({ block: 'center' })")
+        assert region.get_by_role("columnheader").last.bounding_box()["y"] == 0
+        metrics = page.get_by_role("region", name="All metrics")
+        metrics.get_by_role("row").nth(40).evaluate("(row) => row.scrollIntoView({ block: 'center' })")
+        head = metrics.get_by_role("columnheader").first
+        assert abs(head.bounding_box()["y"] - metrics.bounding_box()["y"]) <= 1
+        metrics.evaluate("(element) => (element.scrollLeft = 300)")
+        assert abs(head.bounding_box()["x"] - metrics.bounding_box()["x"]) <= 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # What is shown at the head's place is the head, not what scrolls behind it.
+        assert head.evaluate(
+            """(head) => { const { x, y, height } = head.getBoundingClientRect();
+              return head.contains(document.elementFromPoint(x + 9, y + height / 2)); }"""
+        )
+
+
+def test_heads_of_tables_are_repeated_on_each_printed_page_and_stand_still_there(html):
+    with opened(1280, "light") as page:
+        show(page, html)
+        page.emulate_media(media="print")
+        for head in page.locator("thead").all():
+            expect(head).to_have_css("display", "table-header-group")
+        for name in page.locator("thead th").all():
+            expect(name).to_have_css("position", "static")
+
+
+def test_what_failed_is_marked_without_a_background_which_paper_may_lack(report):
+    failed = {each.name for each in report.boundaries if not each.passed}
+    assert failed
+    with opened(1280, "light") as page:
+        show(page, to_html(report))
+        page.emulate_media(media="print")
+        metrics = page.get_by_role("region", name="All metrics").get_by_role("rowheader")
+        marked = [text.removeprefix("✗ ") for text in metrics.all_inner_texts() if text.startswith("✗ ")]
+        assert set(marked) == failed
+        rows = page.get_by_role("region", name="Boundaries").locator("tr:has(.bad-text)")
+        assert rows.count() == sum(not check.passed for each in report.boundaries for check in each.checks)
+        for row in rows.all():
+            expect(row.locator("td").first).to_have_css("border-left-width", "4px")

@@ -14,6 +14,7 @@ import pytest
 
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample
 from r1v_export.parity.endpoints import BlockwiseEndpoint
+from r1v_export.parity.report import to_html
 from r1v_export.parity.streamed import StreamedGate, check_streamed
 from r1v_export.parity.texts import score_texts_by_blocks
 from r1v_export.quantization.apply.blockwise import reference_blocks
@@ -129,6 +130,16 @@ def test_replies_are_decoded_in_one_walk_with_the_cache_in_place(
     assert walked == [(layer, steps) for layer in range(3) for _ in ("reference", "candidate")]
     assert [step.step for step in report.decode_steps] == [1, 2, 3, 4]
     assert report.boundary("decode").metrics["max_abs_error"] == 0
+
+
+def test_the_page_says_that_a_given_reply_was_decoded_and_where_it_ends(
+    endpoint: BlockwiseEndpoint, samples: list[ParitySample], tmp_path: Path
+) -> None:
+    report = compare(endpoint, samples[:1], tmp_path)
+    assert report.boundary("decode").compared == "logits of every later token, fed with a given reply"
+    page = to_html(report)
+    assert "own answer" not in page
+    assert "A reply ends after 4 tokens at the latest." in page
 
 
 def assert_released(events: list[str], engines: int) -> None:
