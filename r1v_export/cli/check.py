@@ -198,10 +198,11 @@ def _print_answers(report: ParityReport) -> None:
 
 
 def _side_by_side(report: ParityReport) -> str:
+    from r1v_export.parity.metrics import share
     from r1v_export.progress import size
 
     rows = [
-        (b.name, b.precision, size(b.size_bytes), f"{b.mean_kl:.3g}", f"{100 * b.top1_agreement:.2f} %")
+        (b.name, b.precision, size(b.size_bytes), f"{b.mean_kl:.3g}", share(b.top1_agreement))
         + ((f"{b.correct} of {b.scored}",) if b.scored else ("",))
         for b in report.bundles
     ]

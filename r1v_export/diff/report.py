@@ -60,7 +60,7 @@ def values(row: Row, title: str) -> tuple[str, str]:
 
 def _shown(value: Any, title: str, name: str) -> str:
     if value is None:
-        return "-"
+        return "none"
     if title == "sizes":
         return size(value)
     if isinstance(value, bool):

@@ -82,3 +82,10 @@ def test_a_boundary_that_passed_is_one_line_of_sixty_columns(
     lines = capsys.readouterr().out.splitlines()
     assert "embeds      max_relative_error         0  at most 0.004  ok" in lines
     assert "end_to_end  not gated" in lines
+
+
+def test_nearly_all_choices_of_a_bundle_are_not_said_to_be_all(capsys: pytest.CaptureFixture[str]) -> None:
+    shares = [bundle(name).model_copy(update={"top1_agreement": each}) for name, each in (("a", 0.99996), ("b", 1.0))]
+    _print(report(1e-15).model_copy(update={"bundles": tuple(shares)}))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[5:7] for line in lines if line.startswith(("a ", "b "))] == [["99.99", "%"], ["100", "%"]]

@@ -54,6 +54,7 @@ def test_rows_of_whole_answers_name_their_metric_once() -> None:
         ("parity", Row("decode top1_agreement", 0.5, 0.5), ("50 %", "50 %")),
         ("sizes", Row("documents", 48_910, 48_890), ("48910 B", "48890 B")),
         ("sizes", Row("documents", 48_900, 48_900), ("48.9 kB", "48.9 kB")),
+        ("settings", Row("revision", None, "main"), ("none", "main")),
     ],
 )
 def test_values_that_differ_have_the_digits_that_tell_them_apart(title, row, expected) -> None:
