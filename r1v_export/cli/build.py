@@ -281,7 +281,7 @@ def _print_plan(stages: list[PlannedStage], format_: str, ray: str | None) -> No
 
 
 def _whose_times(threads: int, load: float, ray: str | None) -> str:
-    """For what a plan's times hold: they follow from CPU time, so that what else the machine does counts for nothing."""
+    """For what a plan's times hold. They follow from CPU time: what else the machine does counts for nothing there."""
     times = f"Times are for {Count(threads, 'thread')} on CPUs"
     if ray is not None:
         return f"{times} of this machine that do nothing else, one stage after the other."

@@ -11,7 +11,6 @@ from r1v_export.pages import MadeBy
 from r1v_export.parity.metrics import METRICS, SHARES, share
 from r1v_export.progress import size
 
-
 _DIGITS_OF_A_DOUBLE = 17
 """So many tell every two numbers of float64 apart."""
 

@@ -14,7 +14,7 @@ from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample
 from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
 from r1v_export.parity.plots import errors_by_boundary, errors_by_layer, errors_by_step
 from r1v_export.parity.provenance import HashedFiles, Provenance
-from r1v_export.parity.report import to_html
+from r1v_export.parity.report import stages, to_html
 from r1v_export.parity.schema import Check, LayerRange, RangeFacts, ReasoningFormat, Saturation, TextFacts
 from r1v_export.reference.model import Model
 from tests.browser import VIEWS, faint_texts, needs_chromium, opened, scrolling_tables, show, unreachable_scrollers
@@ -379,6 +379,6 @@ def test_what_failed_is_marked_without_a_background_which_paper_may_lack(report)
         marked = [text.removeprefix("✗ ") for text in metrics.all_inner_texts() if text.startswith("✗ ")]
         assert set(marked) == failed
         rows = page.get_by_role("region", name="Boundaries").locator("tr:has(.bad-text)")
-        assert rows.count() == sum(not check.passed for each in report.boundaries for check in each.checks)
+        assert rows.count() == sum(not check.passed for stage in stages(report) for check in stage.checks)
         for row in rows.all():
             expect(row.locator("td").first).to_have_css("border-left-width", "4px")
