@@ -17,6 +17,7 @@ from r1v_export.cli.output import (
     gate_option,
     model_option,
     print_json,
+    refuse_given,
     shown_progress,
     table,
     vision_target_option,
@@ -26,6 +27,7 @@ from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.threads import threads_option
 from r1v_export.cli.typed_command import typed_command
 from r1v_export.count import Count
+from r1v_export.errors import UsageError
 
 if TYPE_CHECKING:
     from r1v_export.config import Device, GateMode
@@ -98,7 +100,7 @@ def command(
     from r1v_export.pipeline.check import Questions, check_bundle
 
     folder = report or bundle / LOCAL_REPORTS
-    require_readable_stdin(images)
+    _require_one_source(images, count)
     load = image_opener(Bundle.open(bundle).pipeline.image_policy, allow_url)
     asked = Questions(count, tuple(from_files(images, [question], load)), max_new_tokens, gate)
     require_writable(folder, ELSEWHERE)
@@ -131,6 +133,24 @@ def command(
             click.echo(f"report: {page}")
     for result in results:
         result.raise_if_failed()
+
+
+def _require_one_source(images: Sequence[str], count: int | None) -> None:
+    """
+    Raises:
+        UsageError: options about what is asked exclude each other, or an image would have to be typed.
+    """
+    require_readable_stdin(images)
+    if not images:
+        refuse_given(click.get_current_context(), ("question",), "without --image", "add --image FILE, or omit it")
+    elif count is not None:
+        raise UsageError(
+            "Own images are asked about instead of the questions that are counted.",
+            where="--image --questions",
+            expected="one of the two options",
+            found=f"{Count(len(images), 'image')} and --questions {count}",
+            fix="omit --questions, or --image",
+        )
 
 
 def _as_json(results: Sequence[ParityReport]) -> dict[str, Any]:

@@ -140,7 +140,9 @@ def _fetch(url: str, where: str, deadline: _Deadline, hosts: Collection[str] | N
         error.close()
         raise _unreachable(where, f"{error.code} {error.reason}") from error
     except (OSError, ValueError, HTTPException) as error:  # URLError and time-outs are OSErrors.
-        raise _unreachable(where, getattr(error, "reason", None) or error) from error
+        reason = getattr(error, "reason", None) or error
+        words = reason.strerror if isinstance(reason, OSError) else None
+        raise _unreachable(where, words or reason) from error
 
 
 class _Deadline:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from r1v_export.cli import main
 from r1v_export.cli.check import _print
 from r1v_export.parity.rounded_inputs import RoundedInputs
 from r1v_export.parity.schema import BoundaryResult, BundleFacts, Check, ParityReport, SampleResult
@@ -89,3 +92,17 @@ def test_nearly_all_choices_of_a_bundle_are_not_said_to_be_all(capsys: pytest.Ca
     _print(report(1e-15).model_copy(update={"bundles": tuple(shares)}))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[5:7] for line in lines if line.startswith(("a ", "b "))] == [["99.99", "%"], ["100", "%"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--question", "Hi"], "no effect without --image.\n  found:    --question\n  fix:      add --image FILE"),
+        (["--image", "a.png", "--questions", "2"], "found:    1 image and --questions 2\n  fix:      omit --questions"),
+    ],
+)
+def test_what_would_have_no_effect_on_what_is_asked_is_refused(
+    options: list[str], said: str, nano_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["check", str(nano_bundle), *options]) == 2
+    assert said in capsys.readouterr().err
