@@ -24,7 +24,8 @@ _MAX_CHARACTERS = 1000
 def invalid_body(error: RequestValidationError) -> ServeError:
     """The failure of a body that is no JSON, or of its first field that is wrong."""
     details = error.errors()
-    first, place = details[0], _place(details[0], error.body)
+    first = _deepest(details, error.body)
+    place = _place(first, error.body)
     if first["type"] == "json_invalid":
         cause = first.get("ctx", {}).get("error", "it cannot be read")
         message = f"The body is not JSON: {cause}, at character {first['loc'][-1]}; {_SEND_JSON}."
@@ -34,7 +35,9 @@ def invalid_body(error: RequestValidationError) -> ServeError:
         meant = did_you_mean(str(place[-1]), _FIELDS) if len(place) == 1 else None
         message = f"Unknown parameter: {param}. It would have no effect: omit it{f'; {meant}' if meant else '.'}"
         return ServeError(HTTPStatus.BAD_REQUEST, shorten_text(message, _MAX_CHARACTERS), "unknown_parameter", param)
-    if param is None and first["type"] == "model_attributes_type":
+    if param is None and first["type"] == "missing":
+        message = f"The body is empty; {_SEND_JSON}."
+    elif param is None and first["type"] == "model_attributes_type":
         message = "The body is no JSON object, or was not sent as one: add the header Content-Type: application/json."
     elif first["type"] == "missing":
         value = ": GET /v1/models names it" if param == "model" else ""
@@ -49,6 +52,13 @@ def unreadable_body() -> ServeError:
     """The failure of a body that FastAPI's JSON reader gave up on."""
     message = f"The body is not JSON: it is not UTF-8, or nested too deeply; {_SEND_JSON}."
     return ServeError(HTTPStatus.BAD_REQUEST, message, "invalid_json")
+
+
+def _deepest(details: Sequence[Any], body: Any) -> Any:
+    """The first error, or one further inside: of a list where a text could be, its wrong item says more."""
+    place = _place(details[0], body)
+    inside = (detail for detail in details if _place(detail, body)[: len(place)] == place != _place(detail, body))
+    return next(inside, details[0])
 
 
 def _place(detail: Any, body: Any) -> tuple[str | int, ...]:

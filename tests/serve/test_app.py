@@ -177,11 +177,16 @@ def test_a_bad_request_is_refused_in_the_api_s_shape(client, change, status, cod
             {"messages": [{"role": "user", "content": 5}]},
             "messages.0.content: expected a text or a list, found 5; send such a value.",
         ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+            "messages.0.content.0: expected 'type' as one of 'text', 'image_url', found 'audio'; send one of these.",
+        ),
         ({"max_tokens": 0}, "max_tokens: expected greater than 0, found 0; send such a value, or omit max_tokens."),
         (
             {"temperature": "hot"},
             "temperature: expected a number, found 'hot'; send such a value, or omit temperature.",
         ),
+        ({"stop": ["a", 1]}, "stop.1: expected a text, found 1; send such a value, or omit stop."),
         ({"stop": 5}, "stop: expected a text or a list, found 5; send such a value, or omit stop."),
         ({"max_token": 5}, "Unknown parameter: max_token. It would have no effect: omit it; did you mean max_tokens?"),
         ({"tools": []}, "Unknown parameter: tools. It would have no effect: omit it."),
@@ -202,6 +207,7 @@ def test_a_body_without_its_content_type_learns_which_header(client):
     assert response.status_code == 400
     assert "Content-Type: application/json" in error_of(response)["message"]
     assert error_of(client.post(CHAT, json={"model": MODEL}))["message"] == "messages is missing; add it."
+    assert error_of(client.post(CHAT))["message"] == "The body is empty; send one JSON object, in UTF-8."
 
 
 @pytest.mark.parametrize(
