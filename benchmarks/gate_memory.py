@@ -131,6 +131,7 @@ def measured(gate: str, folder: Path, target: str, model: Path, parity: ParityCo
         "target": target,
         "gate": gate,
         "precision": bundle.config.precision,
+        "config": bundle.config.model_dump(mode="json", include={"precision", "recipe", "targets", "device"}),
         "recipe": artifact.recipe.model_dump(mode="json") if artifact else None,
         "imported": checkpoint.quantized is not None,
         "questions": parity.streamed_questions if gate == "streamed" else parity.questions,

@@ -8,18 +8,19 @@ do not count.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD, expected_tensors
-from r1v_export.config import Device, GateMode, ParityConfig
+from r1v_export.config import GateMode, ParityConfig
 from r1v_export.errors import CapabilityError
 from r1v_export.memory import available_bytes
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.boundaries import TILES_AT_ONCE
 from r1v_export.pipeline.estimate import positions, question_tokens
-from r1v_export.pipeline.streamed_gate_memory import PACKED_BYTES, PROCESS_BYTES, StreamedMemory
+from r1v_export.pipeline.held_weights import HeldWeights
+from r1v_export.pipeline.streamed_gate_memory import PACKED_BYTES, PROCESS_BYTES, ROUNDED_BYTES, StreamedMemory
 from r1v_export.pipeline.workers import found_memory
 from r1v_export.progress import size
 from r1v_export.quantization.recipe import Scheme
@@ -78,34 +79,43 @@ class GateMemory:
 
 
 def gate_memory(
-    spec: ModelSpec,
-    schemes: Mapping[str, Scheme],
-    parity: ParityConfig,
-    packed_in_memory: bool = False,
-    device: Device = "cpu",
-    unpacks_whole_blocks: bool = False,
+    spec: ModelSpec, schemes: Mapping[str, Scheme], parity: ParityConfig, held: HeldWeights
 ) -> GateMemory:
     """What the gates of a build hold in the machine's memory; a GPU's own is not counted.
 
     Args:
         schemes: of every quantized linear.
-        packed_in_memory, unpacks_whole_blocks: of the target.
-        device: where the engine is.
+        held: how the engine holds its weights.
     """
     counts = {name: math.prod(shape) for name, shape in expected_tensors(spec).items()}
     if spec.language.tie_word_embeddings:
         counts[LM_HEAD] = counts[EMBED_TOKENS]
     quantized = {f"{linear}.weight": scheme for linear, scheme in schemes.items()}
     reference = {name: _FLOAT_BYTES * count for name, count in counts.items()}
-    packed = {name for name, scheme in quantized.items() if packed_in_memory and "4" in scheme.weights.type}
-    held = {name: PACKED_BYTES if name in packed else _FLOAT_BYTES for name in counts if device == "cpu"}
-    if packed_in_memory:
-        held.pop(EMBED_TOKENS, None)  # rows are taken from the file
-    engine = sum(round(size_bytes * counts[name]) for name, size_bytes in held.items())
+    value_bytes = _engine_bytes(counts, quantized, held)
+    engine = sum(round(value_bytes[name] * counts[name]) for name in value_bytes)
     shared = reference[LM_HEAD] if spec.language.tie_word_embeddings else 0
     whole = sum(reference.values()) - shared + engine + sum(counts[name] for name in quantized)
-    streamed = StreamedMemory(spec, schemes, parity, packed_in_memory, unpacks_whole_blocks, device == "cpu")
+    streamed = StreamedMemory(spec, schemes, parity, held)
     return GateMemory(whole=whole + _whole_activations(spec, parity) + PROCESS_BYTES, streamed=streamed.peak)
+
+
+def _engine_bytes(names: Iterable[str], quantized: Mapping[str, Scheme], held: HeldWeights) -> dict[str, float]:
+    """Bytes that an open engine holds of each value of a weight, by its name.
+
+    Args:
+        names: of all weights.
+        quantized: schemes by the weight's name.
+    """
+    if not held.in_memory:
+        return {}
+    packed = {name for name, scheme in quantized.items() if held.packed and "4" in scheme.weights.type}
+    found = {name: PACKED_BYTES if name in packed else _FLOAT_BYTES for name in names}
+    if held.packed:
+        found.pop(EMBED_TOKENS, None)  # rows are taken from the file
+    if held.rounded_head and LM_HEAD not in quantized:
+        found[LM_HEAD] = ROUNDED_BYTES
+    return found
 
 
 def _whole_activations(spec: ModelSpec, parity: ParityConfig) -> int:

@@ -29,6 +29,7 @@ from r1v_export.parity.tolerances import Gate, ToleranceProfile
 from r1v_export.pipeline.calibration import fake_quantize
 from r1v_export.pipeline.estimate import GateWork, comparison_seconds, streamed_seconds
 from r1v_export.pipeline.gate_memory import GateMemory, gate_memory
+from r1v_export.pipeline.held_weights import HeldWeights
 from r1v_export.pipeline.rates import measured_flops
 from r1v_export.processing.pipeline_document import describe_pipeline, open_files
 from r1v_export.processing.tokenizer import Tokenizer
@@ -122,9 +123,8 @@ def choose_gate(
 
 def gate_memory_of(config: BuildConfig, target: str, spec: ModelSpec, *schemes: Mapping[str, Scheme]) -> GateMemory:
     """What the gates of a target's engine hold in memory, at most, with any of some schemes."""
-    held, device = registry.get_target(target), config.device
-    packed, whole_blocks = held.packed_in_memory, held.unpacks_whole_blocks
-    found = [gate_memory(spec, each, config.parity, packed, device, whole_blocks) for each in schemes]
+    held = HeldWeights.of(config, target, spec)
+    found = [gate_memory(spec, each, config.parity, held) for each in schemes]
     return GateMemory(max(memory.whole for memory in found), max(memory.streamed for memory in found))
 
 

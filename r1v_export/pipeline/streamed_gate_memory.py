@@ -20,6 +20,7 @@ from r1v_export.parity.schema import FEWEST_TEXT_TOKENS
 from r1v_export.parity.streamed import ACTIVATION_MEMORY_BYTES
 from r1v_export.parity.texts import ROWS_AT_ONCE
 from r1v_export.pipeline.estimate import GENERATED_TILES, positions, question_tokens
+from r1v_export.pipeline.held_weights import HeldWeights
 from r1v_export.quantization.recipe import Imported, Scheme
 from r1v_export.runner.kv_cache import PREFILL_CHUNK
 
@@ -30,6 +31,8 @@ PROCESS_BYTES = 280 << 20
 """Of the process itself, as benchmarks/gate_memory.py measures it."""
 PACKED_BYTES = 0.5 + 4 / 128
 """Of a 4-bit weight with its share of a float32 scale."""
+ROUNDED_BYTES = 1 + 4 / 128
+"""The same of an 8-bit one."""
 _FLOAT_BYTES, _DOUBLE_BYTES = 4, 8
 _UNPACKING_BYTES = 3.5
 """Of a value of a linear whose quantized values are unpacked next to its float32 weight."""
@@ -46,14 +49,18 @@ class Block:
 
     Attributes:
         values: of all its weights.
+        matrix: of its largest weight.
         quantized: of those that are quantized.
         largest: of its largest quantized linear.
+        fp8: of its largest linear in FP8.
         packed: of those that 4 bits hold.
     """
 
     values: int = 0
+    matrix: int = 0
     quantized: int = 0
     largest: int = 0
+    fp8: int = 0
     packed: int = 0
 
 
@@ -63,17 +70,13 @@ class StreamedMemory:
 
     Attributes:
         schemes: of every quantized linear.
-        packed_in_memory: `Target.packed_in_memory`.
-        unpacks_whole_blocks: `Target.unpacks_whole_blocks`.
-        engine_in_memory: whether the engine is on the CPU.
+        held: how the engine holds its weights.
     """
 
     spec: ModelSpec
     schemes: Mapping[str, Scheme]
     parity: ParityConfig
-    packed_in_memory: bool = False
-    unpacks_whole_blocks: bool = False
-    engine_in_memory: bool = True
+    held: HeldWeights
 
     @property
     def imported(self) -> bool:
@@ -89,14 +92,16 @@ class StreamedMemory:
     def parts(self) -> dict[str, int]:
         """What is held while a part is computed, in bytes: `decoder_layer/engine`, `head/arithmetic`, `texts`."""
         parts = {
-            f"{name}/{engine}": PROCESS_BYTES + self._kept(name) + self._block_bytes(block, engine, self._within(name))
-            for name, block in self.blocks.items()
+            f"{name}/{engine}": PROCESS_BYTES + self._kept(name) + self._block_bytes(name, engine, self._within(name))
+            for name in self.blocks
             for engine in self._engines_of(name)
         }
         return parts | ({"texts": PROCESS_BYTES + self._texts()} if self.imported else {})
 
     @property
     def _references(self) -> tuple[Engine, ...]:
+        if self.held.own_weights:
+            return ("quantization",)
         quantized = bool(self.schemes) and not self.imported
         return ("arithmetic", "quantization") if quantized else ("arithmetic",)
 
@@ -119,18 +124,28 @@ class StreamedMemory:
             found[name] = block if largest is None or block.values > largest.values else largest
         return found
 
-    def _block_bytes(self, block: Block, engine: Engine, within: int) -> int:
+    def _block_bytes(self, name: str, engine: Engine, within: int) -> int:
         """A block's weights with what opening it takes in addition, or with what computing in it does."""
-        if engine == "engine" and not self.engine_in_memory:
-            return within
-        weights, opening = _FLOAT_BYTES * block.values, block.largest
+        block = self.blocks[name]
         if engine == "engine":
-            if self.packed_in_memory:
-                weights, opening = weights - round((_FLOAT_BYTES - PACKED_BYTES) * block.packed), 0
-            else:
-                opening = block.quantized if self.unpacks_whole_blocks else round(_UNPACKING_BYTES * block.largest)
-        elif engine == "quantization":
-            opening = 0
+            return self._engine_bytes(name, block, within)
+        opening = 0 if engine == "quantization" else block.largest
+        return _FLOAT_BYTES * block.values + max(opening, within)
+
+    def _engine_bytes(self, name: str, block: Block, within: int) -> int:
+        """The same of the target's engine."""
+        held = self.held
+        if not held.in_memory:
+            return within
+        weights = _FLOAT_BYTES * block.values
+        if name == "head" and held.rounded_head and not block.quantized:
+            weights = opening = round(ROUNDED_BYTES * block.values)
+        elif held.is_graph(name):
+            weights -= round((_FLOAT_BYTES - PACKED_BYTES) * block.packed) if held.packed else 0
+            # Widened to float32, and then once more in the kernel's layout, one after the other. Others are in a file.
+            opening = _FLOAT_BYTES * (block.matrix if held.half_precision else block.fp8)
+        else:
+            opening = block.quantized if held.unpacks_whole_blocks else round(_UNPACKING_BYTES * block.largest)
         return weights + max(opening, within)
 
     def _kept(self, name: str) -> int:
@@ -189,8 +204,8 @@ class StreamedMemory:
         wider = max(tokens * language.hidden_size, positions(self.spec) * self.spec.vision.hidden_size)
         kept = _FLOAT_BYTES * _TEXTS * wider
         return kept + max(
-            self._block_bytes(block, "arithmetic", rated if name == "head" else self._within(name, tokens))
-            for name, block in self.blocks.items()
+            self._block_bytes(name, "arithmetic", rated if name == "head" else self._within(name, tokens))
+            for name in self.blocks
         )
 
 
@@ -205,10 +220,19 @@ def _blocks(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> Iterator[tuple[st
         blocks.setdefault(layer[0] if layer else _outside(name), {})[name] = count
     for block, tensors in blocks.items():
         layer = _LAYER.match(block)
-        quantized = {n: c for n, c in tensors.items() if n.removesuffix(".weight") in schemes}
-        four_bits = [c for n, c in quantized.items() if "4" in schemes[n.removesuffix(".weight")].weights.type]
-        sums = sum(tensors.values()), sum(quantized.values()), max(quantized.values(), default=0), sum(four_bits)
-        yield _BLOCKS[layer[1]] if layer else block, Block(*sums)
+        names = [n for n in tensors if n.removesuffix(".weight") in schemes]
+        types = {n: schemes[n.removesuffix(".weight")].weights.type for n in names}
+        yield (
+            _BLOCKS[layer[1]] if layer else block,
+            Block(
+                values=sum(tensors.values()),
+                matrix=max(tensors.values()),
+                quantized=sum(tensors[n] for n in types),
+                largest=max((tensors[n] for n in types), default=0),
+                fp8=max((tensors[n] for n, kind in types.items() if kind == "fp8"), default=0),
+                packed=sum(tensors[n] for n, kind in types.items() if "4" in kind),
+            ),
+        )
 
 
 def _outside(name: str) -> str:

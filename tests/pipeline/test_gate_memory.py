@@ -9,8 +9,10 @@ import pytest
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import ParityConfig
+from r1v_export.contract import GRAPHS
 from r1v_export.errors import CapabilityError
 from r1v_export.pipeline.gate_memory import GateMemory, gate_memory
+from r1v_export.pipeline.held_weights import HeldWeights
 from r1v_export.pipeline.streamed_gate_memory import StreamedMemory
 from r1v_export.quantization.recipe import load, resolve
 from tests.tiny_models import tiny_spec
@@ -50,9 +52,9 @@ def test_what_does_not_fit_is_refused_with_what_does(wanted, can_stream: bool, a
 def test_the_gate_is_chosen_by_the_sums_of_the_parts() -> None:
     spec = tiny_spec()
     schemes = resolve(load("fp8-rowwise"), spec)
-    for packed, whole_blocks in ((True, False), (False, True)):
-        memory = gate_memory(spec, schemes, ParityConfig(), packed, "cpu", whole_blocks)
-        parts = StreamedMemory(spec, schemes, ParityConfig(), packed, whole_blocks).parts
+    for held in (HeldWeights(packed=True, graphs=GRAPHS), HeldWeights(unpacks_whole_blocks=True)):
+        memory = gate_memory(spec, schemes, ParityConfig(), held)
+        parts = StreamedMemory(spec, schemes, ParityConfig(), held).parts
         assert memory.streamed == max(parts.values())
         assert memory.choose("streamed", True, max(parts.values())) == "streamed"
         with pytest.raises(CapabilityError):
@@ -62,9 +64,19 @@ def test_the_gate_is_chosen_by_the_sums_of_the_parts() -> None:
 def test_the_38b_model_streams_within_six_gigabytes(tmp_path: Path) -> None:
     spec = Checkpoint.open(synthesize(tmp_path / "38b", preset="r1v3-38b", weights="empty")).spec
     schemes = resolve(load("int4-rtn"), spec)
-    memory = gate_memory(spec, schemes, ParityConfig())
+    memory = gate_memory(spec, schemes, ParityConfig(), HeldWeights())
     assert memory.streamed < 6e9
     # Reference and reader in float32, 8 bytes a parameter, and a byte for each quantized one.
     assert 8 * 38e9 < memory.whole < 10 * 39e9
-    packed = gate_memory(spec, schemes, ParityConfig(), packed_in_memory=True)
+    packed = gate_memory(spec, schemes, ParityConfig(), HeldWeights(packed=True))
     assert packed.whole < memory.whole - 3 * 31e9
+
+
+def test_a_head_in_8_bits_counts_as_such() -> None:
+    spec = tiny_spec()
+    head = spec.language.vocab_size * spec.language.hidden_size
+    whole = {
+        rounded: gate_memory(spec, {}, ParityConfig(), HeldWeights(rounded_head=rounded)).whole
+        for rounded in (False, True)
+    }
+    assert 2.9 * head < whole[False] - whole[True] < 3 * head

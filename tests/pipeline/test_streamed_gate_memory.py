@@ -15,9 +15,9 @@ from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig, ParityConfig
 from r1v_export.model_spec import ModelSpec
 from r1v_export.pipeline.build import build
+from r1v_export.pipeline.held_weights import HeldWeights
 from r1v_export.pipeline.streamed_gate_memory import PROCESS_BYTES, StreamedMemory
 from r1v_export.quantization.recipe import Recipe, resolve
-from r1v_export.targets import registry
 from tests.documents import PROJECT
 
 RESULTS = PROJECT / "benchmarks/results"
@@ -46,10 +46,11 @@ STREAMED = sorted(name for name, row in ROWS.items() if row["gate"] == "streamed
 
 def planned(row: dict[str, Any]) -> StreamedMemory:
     """What is planned today for a recorded gate."""
-    spec, target = ModelSpec.model_validate(row["spec"]), registry.get_target(row["target"])
+    spec = ModelSpec.model_validate(row["spec"])
     schemes = resolve(Recipe.model_validate(row["recipe"]), spec) if row["recipe"] else {}
     parity = ParityConfig(streamed_questions=row["questions"], streamed_reply_tokens=row["reply_tokens"])
-    return StreamedMemory(spec, schemes, parity, target.packed_in_memory, target.unpacks_whole_blocks)
+    config = BuildConfig.model_validate(row.get("config", {"precision": row["precision"], "targets": [row["target"]]}))
+    return StreamedMemory(spec, schemes, parity, HeldWeights.of(config, row["target"], spec))
 
 
 @pytest.mark.parametrize("name", STREAMED)

@@ -16,19 +16,22 @@ constexpr const char* kKnown[] = {"weights_root",         "weights_root_entry", 
 // What the build writes into an engine's options, for graphs that are opened without any.
 constexpr char kGraphs[] = "graphs", kWeightsFolder[] = "session.model_external_initializers_file_folder_path",
                kInt4Arithmetic[] = "session.qdq_matmulnbits_accuracy_level", kFloat32Inputs[] = "1",
-               kDequantizeAtLoad[] = "session.disable_quant_qdq";
+               kDequantizeAtLoad[] = "session.disable_quant_qdq",
+               kParallelPrepack[] = "session.prepack.enable_parallel";
 constexpr int64_t kTokensAtOnce = 256;
 // TensorProto.DataType of onnx.proto.
 constexpr uint64_t kOnnxInt8 = 3, kOnnxFloat16 = 10, kOnnxFloat8 = 17, kOnnxUint4 = 21, kOnnxInt4 = 22;
 
 // 4-bit weights stay packed, with float32 inputs. FP8 weights are dequantized once, at load, where there are none of 4
-// bits; so is INT8 in float16, which ONNX Runtime fuses into a graph that it refuses itself.
+// bits; so is INT8 in float16, which ONNX Runtime fuses into a graph that it refuses itself. What it widens to float32
+// is brought into kernels' layouts one after the other: all threads would give up none before all are done.
 Entries quantization_entries(const std::string& model, const std::string& where) {
   const std::set<uint64_t> types = initializer_types(model, where);
   const auto has = [&](uint64_t type) { return types.count(type) > 0; };
   Entries entries = {{kInt4Arithmetic, kFloat32Inputs}};
-  if ((has(kOnnxFloat8) && !has(kOnnxInt4) && !has(kOnnxUint4)) || (has(kOnnxInt8) && has(kOnnxFloat16)))
-    entries[kDequantizeAtLoad] = "1";
+  const bool dequantized = has(kOnnxFloat8) && !has(kOnnxInt4) && !has(kOnnxUint4);
+  if (dequantized || (has(kOnnxInt8) && has(kOnnxFloat16))) entries[kDequantizeAtLoad] = "1";
+  if (dequantized || has(kOnnxFloat16)) entries[kParallelPrepack] = "0";
   return entries;
 }
 

@@ -21,6 +21,9 @@ _INT4_ARITHMETIC = "session.qdq_matmulnbits_accuracy_level"
 _ACCURACY_LEVELS = {"exact": "1", "int8": "4", "float32": "1"}
 """Of MatMulNBits. `float32` is how graphs of earlier versions have `exact`."""
 _DEQUANTIZE_AT_LOAD = "session.disable_quant_qdq"
+PARALLEL_PREPACK = "session.prepack.enable_parallel"
+"""Whether weights are brought into their kernels' layouts on all threads. By default one does so while the others wait,
+and each weight is given up before the next; all threads give up none before all are done."""
 _FP8 = {FLOAT8E4M3FN}
 _FOUR_BITS = {INT4, UINT4}
 _INT8_IN_FLOAT16 = {INT8, FLOAT16}
@@ -75,14 +78,20 @@ def quantization_entries(model: Any) -> dict[str, str]:
     not at every step, which takes sixteen times as long; ONNX Runtime does so only where it fuses nothing quantized.
     In float16 it cannot fuse INT8: it takes results to be of the scales' type, float32, and refuses its own graph.
 
+    Weights of a file are pages that the kernel gives back; what ONNX Runtime widens to float32 is memory, and would be
+    there twice if all threads brought it into its layouts. Widened are FP8, and on a CPU float16.
+
     Args:
         model: of `parse_model`.
     """
     kinds = {weight.data_type for weight in model.graph.initializer}
     inputs = next((entry.value for entry in model.metadata_props if entry.key == INT4_INPUTS), "exact")
     entries = {_INT4_ARITHMETIC: _ACCURACY_LEVELS[inputs]}
-    if (kinds & _FP8 and not kinds & _FOUR_BITS) or kinds >= _INT8_IN_FLOAT16:
+    dequantized = kinds & _FP8 and not kinds & _FOUR_BITS
+    if dequantized or kinds >= _INT8_IN_FLOAT16:
         entries[_DEQUANTIZE_AT_LOAD] = "1"
+    if dequantized or FLOAT16 in kinds:
+        entries[PARALLEL_PREPACK] = "0"
     return entries
 
 

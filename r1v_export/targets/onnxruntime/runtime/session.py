@@ -20,7 +20,7 @@ from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
 from r1v_export.targets.onnxruntime.graph_message import parse_model
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
 from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, cache_folder, worth_keeping
-from r1v_export.targets.onnxruntime.session_options import WEIGHTS_FOLDER, quantization_entries
+from r1v_export.targets.onnxruntime.session_options import PARALLEL_PREPACK, WEIGHTS_FOLDER, quantization_entries
 
 _LOG = logging.getLogger(__name__)
 _LIBRARIES = logging.getLogger("r1v_export.libraries")
@@ -28,8 +28,6 @@ _LIBRARIES = logging.getLogger("r1v_export.libraries")
 _SPINNING = "session.intra_op.allow_spinning"
 _NO_SPINNING_BETWEEN_RUNS = "session.force_spinning_stop"
 """Else threads that wait for the next step take the cores that sampling, delivering and other graphs need."""
-_PARALLEL_PREPACK = "session.prepack.enable_parallel"
-"""Weights are brought into their kernels' layouts on all threads: by default one does so while the others wait."""
 _FATAL, _WARNING, _INFO = 4, 2, 1
 """ONNX Runtime's severities."""
 
@@ -84,7 +82,7 @@ def open_session(
         proto = parse_model(content)
         folder = follow_links(proto, weights_root)
         content = content if folder == weights_root else proto.SerializeToString()
-        entries = {_NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning)), _PARALLEL_PREPACK: "1"}
+        entries = {_NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning)), PARALLEL_PREPACK: "1"}
         entries |= quantization_entries(proto)
         create = partial(_create, threads=threads, entries=entries, providers=_providers(device, gpu))
         cache = cache_folder() if keep and device == "cpu" else None

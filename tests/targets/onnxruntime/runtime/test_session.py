@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from r1v_export import contract
 from r1v_export.exporters.export import export_graph
+from r1v_export.memory import release_free_memory
 from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.recipe import Scheme
@@ -206,3 +209,65 @@ def test_several_threads_prepare_the_weights(tmp_path):
         open_session(model, tmp_path, "cpu", threads=2, spinning=False)
         others_s.append(time.process_time() - before - (time.thread_time() - own))
     assert max(others_s) > 0.004  # up to 0.0005 with ONNX Runtime's defaults
+
+
+WIDENED_LINEARS, WIDENED_SIZE = 6, 2048
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT16])
+def test_weights_that_are_widened_when_a_session_is_opened_are_in_memory_once(kind, tmp_path):
+    """All threads together would give up none of the float32 weights before all are in the kernels' layout."""
+    model = graph_of_linears(kind, tmp_path)
+    open_session(model, tmp_path, "cpu", threads=4)  # libraries and heap are there
+    weights_bytes = 4 * WIDENED_LINEARS * WIDENED_SIZE**2
+    largest = most_anonymous_bytes(lambda: open_session(model, tmp_path, "cpu", threads=4))
+    assert 0.9 * weights_bytes < largest < 1.5 * weights_bytes
+
+
+def graph_of_linears(kind: int, folder: Path) -> Path:
+    """A graph of one linear behind the other, whose weights lie in a file and are of a type."""
+    dtype = TensorProto.FLOAT16 if kind == TensorProto.FLOAT16 else TensorProto.FLOAT
+    shape, one = [WIDENED_SIZE, WIDENED_SIZE], helper.make_tensor("scale", dtype, [], [1.0])
+    x, y = (helper.make_tensor_value_info(name, dtype, [1, WIDENED_SIZE]) for name in ("x", "y"))
+    content = np.random.default_rng(0).integers(0, 64, shape, np.uint8)
+    raw = (content.astype(np.float16) if kind == TensorProto.FLOAT16 else content).tobytes()
+    constants, nodes, last = [one], [], "x"
+    for number in range(WIDENED_LINEARS):
+        constants.append(helper.make_tensor(f"w{number}", kind, shape, raw, raw=True))
+        weight, result = f"w{number}", "y" if number == WIDENED_LINEARS - 1 else f"y{number}"
+        if kind == TensorProto.FLOAT8E4M3FN:
+            nodes.append(helper.make_node("DequantizeLinear", [weight, "scale"], [f"{weight}/float"]))
+            weight = f"{weight}/float"
+        nodes.append(helper.make_node("MatMul", [last, weight], [result]))
+        last = result
+    graph = helper.make_graph(nodes, "graph", [x], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    path = folder / "graph.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="graph.data", size_threshold=1024)
+    return path
+
+
+def most_anonymous_bytes(act: Callable[[], object]) -> int:
+    """Memory without a file that this process has at most while it does something, above what it has before."""
+    release_free_memory()
+    before, most, ended = anonymous_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.is_set():
+            most = max(most, anonymous_bytes())
+            time.sleep(0.0005)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        act()
+    finally:
+        ended.set()
+        watching.join()
+    return most - before
+
+
+def anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("RssAnon:"))
