@@ -142,8 +142,10 @@ class StreamedMemory:
             weights = opening = round(ROUNDED_BYTES * block.values)
         elif held.is_graph(name):
             weights -= round((_FLOAT_BYTES - PACKED_BYTES) * block.packed) if held.packed else 0
-            # Widened to float32, and then once more in the kernel's layout, one after the other. Others are in a file.
-            opening = _FLOAT_BYTES * (block.matrix if held.half_precision else block.fp8)
+            # Widened to float32, and then once more in the kernel's layout, one after the other; but for the head, see
+            # `OnnxRuntimeBlocks`. Weights that are not widened are pages of a file until then.
+            widened = block.matrix if held.half_precision and name != "head" else block.fp8
+            opening = _FLOAT_BYTES * widened
         else:
             opening = block.quantized if held.unpacks_whole_blocks else round(_UNPACKING_BYTES * block.largest)
         return weights + max(opening, within)

@@ -76,7 +76,9 @@ class OnnxRuntimeBlocks:
 
     def head(self) -> Run:
         before = contract.decoder_layer(self.sizes.layers - 1)
-        session = self._open(contract.DECODER, [before, contract.LOGITS_INDEX], [contract.LOGITS])
+        # A head in 16 bits is widened to float32 on a CPU. Of a large vocabulary it is the largest block: not twice.
+        prepack = self._graph(contract.DECODER).graph.inputs[0].dtype != ir.DataType.FLOAT16
+        session = self._open(contract.DECODER, [before, contract.LOGITS_INDEX], [contract.LOGITS], prepack)
 
         def run(hidden_RE: np.ndarray) -> np.ndarray:
             rows_1R = np.arange(len(hidden_RE), dtype=np.int64)[None]
@@ -113,9 +115,11 @@ class OnnxRuntimeBlocks:
 
         return run
 
-    def _open(self, graph: str, inputs: Sequence[str], outputs: Sequence[str]) -> ort.InferenceSession:
+    def _open(
+        self, graph: str, inputs: Sequence[str], outputs: Sequence[str], prepack: bool = True
+    ) -> ort.InferenceSession:
         model = slice_graph(self._graph(graph), inputs, outputs, self.folder / f"{graph}.onnx")
-        return open_session(model, self.weights_root, self.device)
+        return open_session(model, self.weights_root, self.device, prepack=prepack)
 
     def _load(self, graph: str) -> ir.Model:
         path = self.folder / f"{graph}.onnx"

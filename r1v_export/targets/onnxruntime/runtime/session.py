@@ -28,6 +28,7 @@ _LIBRARIES = logging.getLogger("r1v_export.libraries")
 _SPINNING = "session.intra_op.allow_spinning"
 _NO_SPINNING_BETWEEN_RUNS = "session.force_spinning_stop"
 """Else threads that wait for the next step take the cores that sampling, delivering and other graphs need."""
+_NO_PREPACK = "session.disable_prepacking"
 _FATAL, _WARNING, _INFO = 4, 2, 1
 """ONNX Runtime's severities."""
 
@@ -57,6 +58,7 @@ def open_session(
     gpu: int = 0,
     spinning: bool = True,
     keep: bool = False,
+    prepack: bool = True,
 ) -> ort.InferenceSession:
     """A session on `model`, whose weights' locations are relative to `weights_root`; any of the files may be a link.
 
@@ -69,6 +71,8 @@ def open_session(
             of what else runs. Between runs they never spin.
         keep: keep on disk what is made of an ONNX file with many 4-bit weights, for the next session on a CPU, see
             `optimized_graphs`.
+        prepack: bring weights into their kernels' layouts now. Otherwise a kernel does so each time with what it is
+            about to multiply: slower, but no second copy of the weights is held.
 
     Raises:
         CapabilityError: ONNX Runtime has no such device.
@@ -83,7 +87,7 @@ def open_session(
         folder = follow_links(proto, weights_root)
         content = content if folder == weights_root else proto.SerializeToString()
         entries = {_NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning)), PARALLEL_PREPACK: "1"}
-        entries |= quantization_entries(proto)
+        entries |= quantization_entries(proto) | ({} if prepack else {_NO_PREPACK: "1"})
         create = partial(_create, threads=threads, entries=entries, providers=_providers(device, gpu))
         cache = cache_folder() if keep and device == "cpu" else None
         if cache and isinstance(model, Path) and worth_keeping(proto):
