@@ -148,7 +148,7 @@ class StreamedMemory:
         return weights + max(opening, within)
 
     def _widening(self, name: str, block: Block) -> int:
-        """What ONNX Runtime holds next to float32 weights while it opens a graph: of what it widens to them, the layouts
+        """What ONNX Runtime holds next to float32 weights while opening a graph: of what it widens to them, the layouts
         of its kernels, one weight after the other, and weights of 16 bits as they were. Others are in a file."""
         if not self.held.half_precision:
             return _FLOAT_BYTES * block.fp8
