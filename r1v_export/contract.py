@@ -6,9 +6,9 @@ tables or checked against them. Nothing else in the package spells a boundary te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -243,6 +243,15 @@ class VisionEngine(Protocol):
 
     def projector(self, vision_features: np.ndarray) -> np.ndarray:
         """Compute image_embeds [tiles, tokens, hidden] from vision_features, float32 in and out."""
+        ...
+
+
+@runtime_checkable
+class VisionBlocks(Protocol):
+    """An engine that also shows the output of each ViT block in turn, float32 [T, positions, vit_hidden]."""
+
+    def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the hidden states after each block for pixel_values [tiles, 3, size, size]."""
         ...
 
 

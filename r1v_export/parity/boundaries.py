@@ -12,11 +12,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from typing import NamedTuple, cast
 
 import numpy as np
 
-from r1v_export.contract import Engine
+from r1v_export.contract import Engine, VisionBlocks
 from r1v_export.parity.boundary_statistics import BoundaryStatistics, no_images, of_row
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.metrics import TensorStatistics, TokenStatistics, top1_margin
@@ -42,15 +42,6 @@ class BatchShares:
 
     encoding: float = 0.25
     prefill: float = 0.2
-
-
-@runtime_checkable
-class VisionBlocks(Protocol):
-    """An engine that also shows the output of each ViT block in turn, float32 [T, positions, vit_hidden]."""
-
-    def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the hidden states after each block for pixel_values [tiles, 3, size, size]."""
-        ...
 
 
 class Answers(NamedTuple):

@@ -14,11 +14,11 @@ from operator import length_hint
 
 from PIL import Image
 
-from r1v_export.contract import BlockwiseEngine, Engine
+from r1v_export.contract import BlockwiseEngine, Engine, VisionBlocks
 from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, InputError, ParityError
 from r1v_export.log_event import log_event
-from r1v_export.parity.boundaries import Answers, BatchShares, BoundaryComparator, VisionBlocks
+from r1v_export.parity.boundaries import Answers, BatchShares, BoundaryComparator
 from r1v_export.parity.diagnosis import diagnose, kind_of, problem
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.latency import TimedEngine, latencies

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
 
-from r1v_export.contract import CacheLimits, Decoder, Engine, VisionEngine
+from r1v_export.contract import CacheLimits, Decoder, Engine, VisionBlocks, VisionEngine
+from r1v_export.errors import CapabilityError
 
 
 class PairedEngine:
@@ -31,6 +32,18 @@ class PairedEngine:
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         return self.images.vision(pixel_values)
+
+    def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
+        """Output of each ViT block in turn, [tiles, positions, vit_hidden], for parity.
+
+        Raises:
+            CapabilityError: what encodes images does not show its blocks.
+        """
+        if not isinstance(self.images, VisionBlocks):
+            raise CapabilityError(
+                "What encodes images does not show its ViT blocks.", where=self.name, fix="compare without blocks"
+            )
+        return self.images.vision_blocks(pixel_values)
 
     def projector(self, vision_features: np.ndarray) -> np.ndarray:
         return self.images.projector(vision_features)

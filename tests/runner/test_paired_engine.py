@@ -25,6 +25,8 @@ def test_each_method_is_that_of_the_engine_that_it_is_taken_from() -> None:
     pixels = random.standard_normal((2, 3, sizes.tile_size, sizes.tile_size), dtype=np.float32)
     features = images.vision(pixels)
     np.testing.assert_array_equal(pair.vision(pixels), features)
+    for found, expected in zip(pair.vision_blocks(pixels), images.vision_blocks(pixels), strict=True):
+        np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(pair.projector(features), images.projector(features))
     assert (decoding.vision(pixels) != features).any()
     ids, none = np.array([[3, 4, 5]]), np.zeros((0, sizes.hidden), np.float32)
