@@ -254,7 +254,7 @@ def calibrate_within_budget(
         raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
     require_attainable_budget(config, checkpoint)
     budget, resume_folder = Budget.parse(config.budget), options.resume_folder
-    with_kl = _whole_model_fits(checkpoint)
+    with_kl = whole_model_fits(checkpoint)
     if budget.kind == "kl" and not with_kl:
         raise CapabilityError(
             "The model is too large for this machine to measure divergences.",
@@ -331,7 +331,7 @@ def possible_schemes(
     return [resolve(found, checkpoint.spec) for found in budget_candidates(config, checkpoint).values()]
 
 
-def _whole_model_fits(checkpoint: Checkpoint) -> bool:
+def whole_model_fits(checkpoint: Checkpoint) -> bool:
     """Whether this machine holds the model in float32 and as much again for what is computed."""
     return 2 * 4 * parameter_count(checkpoint.spec) < psutil.virtual_memory().total
 

@@ -120,20 +120,13 @@ class CalibrationCost:
 
     def _forward_s(self, index: int, rates: Rates) -> float:
         plan, block = self.plan, self.plan.blocks[index]
-        rows = self._rows(block)
-        passes = plan.forward_passes(index)
-        products = sum(plan.forward_cost(index, sample.tokens, sample.tiles) for sample in self.samples)
         gram_groups = plan.gram_groups(block)
-        grams = sum(group.in_features**2 for group in block.groups if group.name in gram_groups) * sum(rows)
-        elements = sum(group.in_features for group in block.groups) * sum(rows)
-        rate = rates.flops(self.matmul)
-        grams_s = 2 * grams / (rate * _GRAM_FLOPS)
-        return grams_s + passes * (
-            2 * products / rate
-            + _attention_flops(block, self.samples) / rates.flops("float32")
-            + _ELEMENT_S * elements / rates.cores
-            + _PASS_S * len(self.samples)
+        grams = sum(group.in_features**2 for group in block.groups if group.name in gram_groups) * sum(
+            self._rows(block)
         )
+        grams_s = 2 * grams / (rates.flops(self.matmul) * _GRAM_FLOPS)
+        once = forward_seconds(block, plan.parameters[block.name], self.samples, self.matmul, rates)
+        return grams_s + plan.forward_passes(index) * once
 
     def _block_bytes(self, index: int) -> int:
         """Held while one block runs and is quantized, beyond the activations between blocks."""
@@ -156,6 +149,23 @@ class CalibrationCost:
     def _rows_at_once(self, block: Block) -> Iterator[int]:
         for sample in self.samples:
             yield block.rows(sample.tokens, min(sample.tiles, TILES_AT_ONCE))
+
+
+def forward_seconds(
+    block: Block, parameters: int, samples: Sequence[SampleSize], matmul: Matmul, rates: Rates
+) -> float:
+    """Roughly how long samples take to go through a block once.
+
+    Args:
+        parameters: weights of the block's linears.
+    """
+    rows = sum(block.rows(sample.tokens, sample.tiles) for sample in samples)
+    return (
+        2 * parameters * rows / rates.flops(matmul)
+        + _attention_flops(block, samples) / rates.flops("float32")
+        + _ELEMENT_S * sum(group.in_features for group in block.groups) * rows / rates.cores
+        + _PASS_S * len(samples)
+    )
 
 
 def _quantizing_s(plan: CalibrationPlan, rates: Rates) -> float:

@@ -10,7 +10,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.count import Count
 from r1v_export.errors import CapabilityError
-from r1v_export.pipeline.calibration import budget_candidates, chosen_recipe, data_digest
+from r1v_export.pipeline.calibration import budget_candidates, chosen_recipe, data_digest, whole_model_fits
 from r1v_export.pipeline.calibration_cost import (
     CalibrationCost,
     calibration_cost,
@@ -18,14 +18,15 @@ from r1v_export.pipeline.calibration_cost import (
     require_memory_for_responses,
     response_seconds,
 )
-from r1v_export.pipeline.calibration_samples import calibration_examples, sample_sizes
+from r1v_export.pipeline.calibration_samples import SampleSize, calibration_examples, sample_sizes
 from r1v_export.pipeline.effort import resolved_calibration
 from r1v_export.pipeline.rates import measured_rates
+from r1v_export.pipeline.search_cost import SearchCost
 from r1v_export.pipeline.stage import Needs
 from r1v_export.progress import duration
 from r1v_export.quantization.calibration.dataset import require_sample_for_each
 from r1v_export.quantization.calibration.matmul_precision import choose_matmul
-from r1v_export.quantization.calibration.plan import reads_samples
+from r1v_export.quantization.calibration.plan import CalibrationPlan, reads_samples
 from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.quantization.sizes import parameter_count
@@ -65,9 +66,10 @@ class PlannedCalibration:
         }
 
     def seconds(self) -> float:
-        """Roughly how long it takes; a search within a budget measures about as long as it calibrates."""
+        """Roughly how long it takes; of a budget with the first mix that it tries."""
         costs = [self._cost(self.config, recipe).seconds(measured_rates()) for recipe in self._recipes.values()]
-        return sum(costs) * (1 if self.recipe else 2) + response_seconds(self.checkpoint.spec, self._unanswered)
+        seconds = sum(costs) + response_seconds(self.checkpoint.spec, self._unanswered)
+        return seconds if self.recipe else seconds + max(costs) + self._search.seconds(measured_rates())
 
     @cached_property
     def needs(self) -> Needs:
@@ -79,7 +81,9 @@ class PlannedCalibration:
         require_sample_for_each(self.config.calibration.shards, len(self._examples))
         costs = [self._cost(self.config, recipe) for recipe in self._recipes.values()]
         needs = Needs(
-            memory_bytes=max(cost.memory_bytes for cost in costs),
+            memory_bytes=max(
+                [cost.memory_bytes for cost in costs] + ([] if self.recipe else [self._search.memory_bytes])
+            ),
             scratch_bytes=max(cost.scratch_bytes for cost in costs),
             note=self._note(),
         )
@@ -117,10 +121,18 @@ class PlannedCalibration:
     def _examples(self) -> list[RawExample]:
         return calibration_examples(self.config, self.checkpoint)
 
+    @property
+    def _search(self) -> SearchCost:
+        """Of a budget."""
+        plans = [CalibrationPlan(self.checkpoint.spec, recipe) for recipe in self._recipes.values()]
+        return SearchCost(plans, self._samples(self.config), whole_model_fits(self.checkpoint))
+
+    def _samples(self, config: BuildConfig) -> list[SampleSize]:
+        return sample_sizes(config, self.checkpoint, calibration_examples(config, self.checkpoint))
+
     def _cost(self, config: BuildConfig, recipe: Recipe) -> CalibrationCost:
         matmul = choose_matmul(config.calibration.matmul_precision, self.checkpoint, config.device)
-        samples = sample_sizes(config, self.checkpoint, calibration_examples(config, self.checkpoint))
-        return calibration_cost(config, self.checkpoint.spec, recipe, samples, matmul)
+        return calibration_cost(config, self.checkpoint.spec, recipe, self._samples(config), matmul)
 
     def _note(self) -> str:
         """That the effort is quick where nobody asked for that, and what a full one would take."""

@@ -92,7 +92,7 @@ class CalibrationPlan:
     def forward_cost(self, index: int, tokens: int, tiles: int) -> int:
         """Cost of running a sample through a block, in multiplications; for progress."""
         block = self.blocks[index]
-        return self._parameters[block.name] * block.rows(tokens, tiles) if index <= self.last_collected else 0
+        return self.parameters[block.name] * block.rows(tokens, tiles) if index <= self.last_collected else 0
 
     def rounding_cost(self, index: int) -> int:
         """Cost of quantizing a block, in the unit of `forward_cost`."""
@@ -100,10 +100,10 @@ class CalibrationPlan:
         linears = (linear for group in block.groups for linear in group.linears)
         found = [self.calibrated[linear] for linear in linears if linear in self.calibrated]
         most = max((_ROUNDING_ROWS[scheme.weights.algorithm] for scheme in found), default=0)
-        return self._parameters[block.name] * most
+        return self.parameters[block.name] * most
 
     @cached_property
-    def _parameters(self) -> dict[str, int]:
+    def parameters(self) -> dict[str, int]:
         """Weights of the linears of each block."""
         tensors = expected_tensors(self.spec)
         counts = dict.fromkeys((block.name for block in self.blocks), 0)
