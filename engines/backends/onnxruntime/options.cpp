@@ -16,8 +16,7 @@ constexpr const char* kKnown[] = {"weights_root",         "weights_root_entry", 
 // What the build writes into an engine's options, for graphs that are opened without any.
 constexpr char kGraphs[] = "graphs", kWeightsFolder[] = "session.model_external_initializers_file_folder_path",
                kInt4Arithmetic[] = "session.qdq_matmulnbits_accuracy_level", kFloat32Inputs[] = "1",
-               kDequantizeAtLoad[] = "session.disable_quant_qdq",
-               kParallelPrepack[] = "session.prepack.enable_parallel";
+               kDequantizeAtLoad[] = "session.disable_quant_qdq";
 constexpr int64_t kTokensAtOnce = 256;
 // TensorProto.DataType of onnx.proto.
 constexpr uint64_t kOnnxInt8 = 3, kOnnxFloat16 = 10, kOnnxFloat8 = 17, kOnnxUint4 = 21, kOnnxInt4 = 22;

@@ -11,6 +11,9 @@ namespace r1v::ort {
 
 using Entries = std::map<std::string, std::string>;
 
+// By default one thread brings the weights into their kernels' layouts while the others wait.
+constexpr char kParallelPrepack[] = "session.prepack.enable_parallel";
+
 struct GraphOptions {
   std::string file;                    // path inside the bundle
   std::filesystem::path weights_root;  // what the locations of its weights are relative to

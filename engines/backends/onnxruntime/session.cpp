@@ -20,8 +20,6 @@ namespace {
 constexpr char kSpinning[] = "session.intra_op.allow_spinning";
 // Else threads that wait for the next step take the cores that sampling, delivering and other graphs need.
 constexpr char kNoSpinningBetweenRuns[] = "session.force_spinning_stop";
-// By default one thread brings the weights into their kernels' layouts while the others wait.
-constexpr char kParallelPrepack[] = "session.prepack.enable_parallel";
 constexpr char kShrinkAfterRun[] = "memory.enable_memory_arena_shrinkage";
 constexpr char kRefused[] = "ONNX Runtime refuses an engine.";
 constexpr char kRebuild[] =
