@@ -14,7 +14,7 @@ _ZSH_COMPLETION_ON = "(( $+functions[compdef] )) || { autoload -Uz compinit && c
 
 
 @click.command(short_help="Print a shell's completion script.")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
     """Print the completion script for a shell: commands, options and their values.

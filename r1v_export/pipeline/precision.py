@@ -10,6 +10,9 @@ from r1v_export.pipeline.calibration import given_calibration
 from r1v_export.quantization.artifact.documents import read_recipe
 from r1v_export.quantization.recipe import Recipe, load
 
+_OTHER_RECIPE = "choose another recipe: r1v-export recipes list"
+_OTHER_CALIBRATION = "calibrate in this one: r1v-export calibrate --precision PRECISION -o FOLDER"
+
 
 def with_precision(config: BuildConfig) -> BuildConfig:
     """The config with the precision of its recipe or finished calibration: the fewest bits that any weight has.
@@ -29,15 +32,18 @@ def with_precision(config: BuildConfig) -> BuildConfig:
     else:
         return config
     if "precision" in config.model_fields_set:
-        require_precision(config.precision, recipe, f"{option} {config.recipe or artifact}")
+        given = f"{option} {config.recipe or artifact}"
+        other = _OTHER_RECIPE if config.recipe else _OTHER_CALIBRATION
+        require_precision(config.precision, recipe, given, other)
     return config.model_copy(update={"precision": recipe.precision})
 
 
-def require_precision(asked: Precision, recipe: Recipe, where: str) -> None:
+def require_precision(asked: Precision, recipe: Recipe, where: str, other: str = _OTHER_RECIPE) -> None:
     """Refuse another precision than a recipe's.
 
     Args:
         where: what names the recipe.
+        other: how to have the precision.
 
     Raises:
         UsageError: another precision than the recipe's was asked for.
@@ -48,5 +54,5 @@ def require_precision(asked: Precision, recipe: Recipe, where: str) -> None:
             where=where,
             expected=f"{recipe.precision}, of the fewest bits that the recipe {recipe.name} gives a weight",
             found=f"precision {asked}",
-            fix="omit the precision, which the recipe implies, or choose another recipe: r1v-export recipes list",
+            fix=f"omit the precision, which the recipe implies, or {other}",
         )

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 
 from r1v_export.quoting import did_you_mean, shorten_text, shorten_value
 from r1v_export.serve.errors import ServeError
-from r1v_export.serve.protocol import ChatRequest, CompletionRequest
+from r1v_export.serve.protocol import TOKEN_ID_PATTERN, ChatRequest, CompletionRequest
 from r1v_export.strict import expected_words, without_labels
 
 _FIELDS = {**CompletionRequest.model_fields, **ChatRequest.model_fields}
@@ -78,6 +78,8 @@ def _problem(details: Sequence[Any], place: Sequence[str | int]) -> str:
     if kind == "union_tag_invalid":
         expected = f"{context['discriminator']} as one of {context['expected_tags']}"
         return f"expected {expected}, found {context['tag']!r:.80}; send one of these"
+    if context.get("pattern") == TOKEN_ID_PATTERN:
+        return f"expected the number of a token as the key, found {shorten_value(detail['input'])}; send such a key"
     field = _FIELDS.get(str(place[0])) if place else None
     omitted = f", or omit {place[0]}" if field is not None and not field.is_required() else ""
     expected = " or ".join(dict.fromkeys(map(expected_words, details)))

@@ -19,7 +19,8 @@ MAX_CHOICES = 16
 JsonObject = dict[str, Any]
 """A JSON object of a response."""
 
-TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+TOKEN_ID_PATTERN = "^[0-9]{1,9}$"
+TokenId = Annotated[str, Field(pattern=TOKEN_ID_PATTERN)]
 """A token id, as a key of a JSON object."""
 
 Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]

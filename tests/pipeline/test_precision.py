@@ -10,6 +10,7 @@ from r1v_export.build_file import load_config
 from r1v_export.cli import main
 from r1v_export.errors import BundleError, UsageError
 from r1v_export.pipeline.precision import with_precision
+from r1v_export.quantization.artifact.documents import RECIPE
 from r1v_export.quantization.recipe import load, names
 
 
@@ -31,6 +32,13 @@ def test_another_precision_than_the_recipe_s_is_refused_with_both() -> None:
         with_precision(load_config(None, {"precision": "fp8", "recipe": "w4a8"}))
     assert (caught.value.where, caught.value.found) == ("--recipe w4a8", "precision fp8")
     assert "int4" in str(caught.value.expected)
+
+
+def test_another_precision_than_a_calibration_s_says_how_to_have_it(tmp_path: Path) -> None:
+    (tmp_path / RECIPE).write_text(load("w4a8").to_yaml(), encoding="utf-8")
+    with pytest.raises(UsageError, match="another precision") as caught:
+        with_precision(load_config(None, {"precision": "fp8", "calibration": {"artifact": str(tmp_path)}}))
+    assert "r1v-export calibrate --precision" in str(caught.value.fix)
 
 
 def test_what_is_no_calibration_is_named_as_it_was_typed(tmp_path: Path) -> None:

@@ -418,7 +418,9 @@ def test_sampling_fields_reach_the_sampler(client, runner):
     sampling = Sampling(6, min_p=0.1, presence_penalty=0.5, frequency_penalty=-1, logit_bias={65: 100})
     alone = runner.answer(Request.ask("What?"), replace(sampling, max_reasoning_tokens=2))
     assert (message["reasoning_content"] or "", message["content"]) == (alone.reasoning, alone.text)
-    assert error_of(client.post(CHAT, json={**QUESTION, "logit_bias": {"x": 1}}))["code"] == "invalid_value"
+    wrong = error_of(client.post(CHAT, json={**QUESTION, "logit_bias": {"x": 1}}))
+    assert wrong["code"] == "invalid_value"
+    assert wrong["message"].endswith("expected the number of a token as the key, found 'x'; send such a key.")
 
 
 def test_an_answer_that_ignores_stop_tokens_goes_on_to_its_limit(client, runner):
