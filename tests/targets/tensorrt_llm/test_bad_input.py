@@ -52,7 +52,7 @@ def change(folder: Path, changes: dict[str, torch.Tensor | None], rank: int = 0)
 @pytest.mark.parametrize(
     ("parallel", "expected"),
     [
-        (Mapping(4), r"4 GPUs cannot share this model's key-value heads evenly[\s\S]*tp: 2"),
+        (Mapping(4), r"4 GPUs cannot share this model's key-value heads evenly[\s\S]*--tp 2"),
         (Mapping(8), r"8 GPUs cannot share this model's attention heads evenly[\s\S]*a divisor of 4"),
         (Mapping(1, 3), r"more pipeline stages than layers[\s\S]*at most 2"),
     ],
@@ -65,7 +65,7 @@ def test_gpus_that_cannot_share_the_model(small, parallel, expected):
 def test_gpus_that_cannot_share_the_mlp(wide):
     spec = wide.spec.language.model_copy(update={"intermediate_size": 1026})
 
-    with pytest.raises(UsageError, match=r"8 GPUs cannot share this model's intermediate features[\s\S]*tp: 2"):
+    with pytest.raises(UsageError, match=r"8 GPUs cannot share this model's intermediate features[\s\S]*--tp 2"):
         check_mapping(spec, {}, Mapping(8))
 
 
