@@ -2,7 +2,7 @@
 cache; and opening an INT4 decoder of the 38B's width, over one read of its bytes.
 
 `serving_model.py`'s random model of Qwen2-0.5B's shape. The linears of its layers have 4 bits, in groups of 128 (of 32
-in llama.cpp's Q4_0); embeddings and head are float32 (our head has 8 bits since 2026-11-28), and bfloat16 in
+in llama.cpp's Q4_0); embeddings are float32, and so is genai's head, while ours has 8 bits; both are bfloat16 in
 llama.cpp's file. `headed` has a head in 4 bits, too. Each turn of each engine is a process: ours is the whole command,
 with tokenizer, template and text; the others are `long_contexts_engine.py`, given as many tokens as ours makes of the
 question. A process ends at its first token.
