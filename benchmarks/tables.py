@@ -114,7 +114,6 @@ START = {
     "llama.cpp Q4_0": LLAMA,
 }
 
-BF16_PRODUCTS = "It multiplies in bfloat16, which ONNX Runtime's CPU kernels do not."
 TWO_TOWERS = (
     "0.6 GB of ours are the tower's weights in bfloat16 of which OpenVINO packed its own copy at the first run, and "
     "which have to stay."
@@ -127,7 +126,6 @@ CAUSES = {
         VINO_GENAI: "Both encode images with OpenVINO, equally fast (1.9 s a tile); what is left is the prompt, whose "
         "products with 4-bit weights are slower in ONNX Runtime's kernel, 84 % of its time. Our own target `openvino` "
         "has OpenVINO's products for both.",
-        TRANSFORMERS_BF16: BF16_PRODUCTS,
     },
     "users": {
         LLAMA: "In ours a client waits while images and prompts of others are computed, 160 tokens between two steps; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,7 +27,7 @@ from r1v_export.pipeline.stage import Needs
 from r1v_export.progress import duration
 from r1v_export.quantization.calibration.dataset import require_sample_for_each
 from r1v_export.quantization.calibration.matmul_precision import choose_matmul
-from r1v_export.quantization.calibration.plan import CalibrationPlan, reads_samples
+from r1v_export.quantization.calibration.plan import reads_samples
 from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.quantization.recipe import Recipe
 from r1v_export.quantization.sizes import parameter_count
@@ -67,7 +68,7 @@ class PlannedCalibration:
 
     def seconds(self) -> float:
         """Roughly how long it takes; of a budget with the first mix that it tries."""
-        costs = [self._cost(self.config, recipe).seconds(measured_rates()) for recipe in self._recipes.values()]
+        costs = [cost.seconds(measured_rates()) for cost in self._costs]
         seconds = sum(costs) + response_seconds(self.checkpoint.spec, self._unanswered)
         return seconds if self.recipe else seconds + max(costs) + self._search.seconds(measured_rates())
 
@@ -79,16 +80,14 @@ class PlannedCalibration:
             InputError: the calibration data cannot be used, or has fewer samples than there are shards.
         """
         require_sample_for_each(self.config.calibration.shards, len(self._examples))
-        costs = [self._cost(self.config, recipe) for recipe in self._recipes.values()]
+        memory = [cost.memory_bytes for cost in self._costs]
         needs = Needs(
-            memory_bytes=max(
-                [cost.memory_bytes for cost in costs] + ([] if self.recipe else [self._search.memory_bytes])
-            ),
-            scratch_bytes=max(cost.scratch_bytes for cost in costs),
+            memory_bytes=max(memory if self.recipe else [*memory, self._search.memory_bytes]),
+            scratch_bytes=max(cost.scratch_bytes for cost in self._costs),
             note=self._note(),
         )
         try:
-            require_memory(costs, self.worker_bytes)
+            require_memory(self._costs, self.worker_bytes)
             if self._unanswered:
                 require_memory_for_responses(self.config, self.checkpoint.spec, self.worker_bytes)
         except CapabilityError as error:
@@ -121,18 +120,24 @@ class PlannedCalibration:
     def _examples(self) -> list[RawExample]:
         return calibration_examples(self.config, self.checkpoint)
 
+    @cached_property
+    def _samples(self) -> list[SampleSize]:
+        return sample_sizes(self.config, self.checkpoint, self._examples)
+
+    @cached_property
+    def _costs(self) -> list[CalibrationCost]:
+        """Of each of the recipes."""
+        return [self._cost(self.config, recipe, self._samples) for recipe in self._recipes.values()]
+
     @property
     def _search(self) -> SearchCost:
         """Of a budget."""
-        plans = [CalibrationPlan(self.checkpoint.spec, recipe) for recipe in self._recipes.values()]
-        return SearchCost(plans, self._samples(self.config), whole_model_fits(self.checkpoint))
+        plans = [cost.plan for cost in self._costs]
+        return SearchCost(plans, self._samples, whole_model_fits(self.checkpoint))
 
-    def _samples(self, config: BuildConfig) -> list[SampleSize]:
-        return sample_sizes(config, self.checkpoint, calibration_examples(config, self.checkpoint))
-
-    def _cost(self, config: BuildConfig, recipe: Recipe) -> CalibrationCost:
+    def _cost(self, config: BuildConfig, recipe: Recipe, samples: Sequence[SampleSize]) -> CalibrationCost:
         matmul = choose_matmul(config.calibration.matmul_precision, self.checkpoint, config.device)
-        return calibration_cost(config, self.checkpoint.spec, recipe, self._samples(config), matmul)
+        return calibration_cost(config, self.checkpoint.spec, recipe, samples, matmul)
 
     def _note(self) -> str:
         """That the effort is quick where nobody asked for that, and what a full one would take."""
@@ -144,7 +149,8 @@ class PlannedCalibration:
         assert recipe is not None
         if recipe == self.recipe and not reads_samples(recipe, self.checkpoint.spec):
             return ""  # it was named, and whatever the effort, weights alone decide
-        seconds = self._cost(full, recipe).seconds(measured_rates())
+        samples = sample_sizes(full, self.checkpoint, calibration_examples(full, self.checkpoint))
+        seconds = self._cost(full, recipe, samples).seconds(measured_rates())
         parameters = parameter_count(self.checkpoint.spec) / 1e9
         return (
             f"quick ({self._how(self.config, self.recipe)}), for {parameters:.0f} billion parameters on a CPU; "

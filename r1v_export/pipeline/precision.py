@@ -25,16 +25,14 @@ def with_precision(config: BuildConfig) -> BuildConfig:
     """
     artifact = config.calibration.artifact
     if config.recipe is not None:
-        recipe, option = load(config.recipe), "--recipe"
+        recipe, where, other = load(config.recipe), f"--recipe {config.recipe}", _OTHER_RECIPE
     elif artifact is not None:
         with given_calibration(Path(artifact)):
-            recipe, option = read_recipe(Path(artifact)), "--calibrated"
+            recipe, where, other = read_recipe(Path(artifact)), f"--calibrated {artifact}", _OTHER_CALIBRATION
     else:
         return config
     if "precision" in config.model_fields_set:
-        given = f"{option} {config.recipe or artifact}"
-        other = _OTHER_RECIPE if config.recipe else _OTHER_CALIBRATION
-        require_precision(config.precision, recipe, given, other)
+        require_precision(config.precision, recipe, where, other)
     return config.model_copy(update={"precision": recipe.precision})
 
 

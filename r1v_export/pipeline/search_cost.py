@@ -59,10 +59,11 @@ class SearchCost:
 
     @property
     def memory_bytes(self) -> int:
-        """The most that is held at once: with divergences the whole model in float32, twice where the mix is measured,
-        and answers; else a block and its copy."""
-        held = sum(self._parameters.values()) if self.with_kl else max(self._parameters.values())
-        return PROCESS_BYTES + _FLOAT_BYTES * (2 * held + (2 * self._logits if self.with_kl else 0))
+        """The most that is held at once: the whole model in float32 where divergences are measured, else a block, with
+        a block's copy, and answers of both models."""
+        largest = max(self._parameters.values())
+        held = sum(self._parameters.values()) + 2 * self._logits if self.with_kl else largest
+        return PROCESS_BYTES + _FLOAT_BYTES * (held + largest)
 
     @property
     def _blocks(self) -> list[Block]:
