@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, NonNegativeInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_bytes
@@ -16,6 +16,8 @@ from r1v_export.targets.openvino.config import OpenVinoConfig
 
 ENGINE_FILE = "engine.json"
 REBUILD = "build the bundle again"
+LEAST_GROUP = 32
+"""Inputs that share a scale where they are rounded to 8 bits, at least: OpenVINO's own default."""
 
 ElementType = Literal["f32", "f16", "bf16", "i64", "i8", "u8", "i4", "u4", "f8e4m3"]
 """Types of elements, by OpenVINO's names."""
@@ -62,6 +64,9 @@ class EngineFile(StrictModel):
     """Of the build."""
     weights: dict[str, GraphWeights]
     """Of each graph."""
+    input_groups: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Of each graph with 4-bit weights: how many of their inputs share a scale where they are rounded to 8 bits;
+    `LEAST_GROUP` where it is not said."""
 
 
 def read_engine_file(engine: Path) -> EngineFile:

@@ -92,8 +92,9 @@ def test_quantized_engines_compute_what_onnx_runtimes_do(
         parity=ParityConfig(enabled=False),
     )
     bundle = Bundle.open(build(config, tmp_path / "quantized").out)
-    options = read_engine_file(bundle.folder / "engines/openvino").options
-    assert options.int4_inputs == (inputs or "int8")
+    file = read_engine_file(bundle.folder / "engines/openvino")
+    assert file.options.int4_inputs == (inputs or "int8")
+    assert file.input_groups == ({"decoder": 128} if precision == "int4" else {})
     ours, theirs = (
         registry.get_target(name).open(bundle.folder / "engines" / name, bundle.spec, "cpu")
         for name in ("openvino", "onnxruntime")

@@ -17,9 +17,8 @@ from r1v_export.errors import BundleError, R1VError
 from r1v_export.files import open_regular
 from r1v_export.log_event import log_event
 from r1v_export.targets.graph_errors import shortened
-from r1v_export.targets.openvino.config import OpenVinoConfig
 from r1v_export.targets.openvino.doctor import has_bfloat16
-from r1v_export.targets.openvino.engine_file import REBUILD, EngineFile, GraphWeights, Weight
+from r1v_export.targets.openvino.engine_file import LEAST_GROUP, REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.rounded_weights import forget_pages, multiply_in_bfloat16
 from r1v_export.targets.openvino.signal_stack import kept_signal_stack
@@ -54,7 +53,7 @@ def compile_graph(
         BundleError: the graph or its weights are missing, or OpenVINO refuses them.
     """
     path = engine / f"{graph}.onnx"
-    properties = session_properties(graph, file.options, threads)
+    properties = session_properties(graph, file, threads)
     try:
         core = ov.Core()
         model = core.read_model(path)
@@ -82,19 +81,20 @@ def compile_graph(
     return Compiled(compiled, weights)
 
 
-def session_properties(graph: str, options: OpenVinoConfig, threads: int | None) -> Mapping[str, Any]:
-    """What a graph is compiled with.
+def session_properties(graph: str, file: EngineFile, threads: int | None) -> Mapping[str, Any]:
+    """What a graph of an engine is compiled with.
 
     The embedding table is always looked up as it is: rounding it gains nothing. Where the CPU has no bfloat16 products
     OpenVINO computes in float32, which rounds less than the build allowed for.
     """
-    rounds = options.matmul == "bfloat16" and graph != contract.EMBED
+    options, rounds = file.options, file.options.matmul == "bfloat16" and graph != contract.EMBED
+    group = file.input_groups.get(graph, LEAST_GROUP)
     return {
         "INFERENCE_PRECISION_HINT": "bf16" if rounds else "f32",
         "INFERENCE_NUM_THREADS": threads or thread_count().count,
         "NUM_STREAMS": 1,
-        # OpenVINO's own default rounds the inputs of 4-bit weights to 8 bits, 32 to a scale.
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32 if options.int4_inputs == "int8" else 0,
+        # What inputs of 4-bit weights are rounded to 8 bits in; OpenVINO's own default is 32.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if options.int4_inputs == "int8" else 0,
     }
 
 

@@ -15,9 +15,17 @@ import onnx_ir as ir
 from r1v_export.config import Compute
 from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.exporters.graph_values import dtype_of, input_of
 from r1v_export.log_event import log_event
 from r1v_export.targets.openvino.config import OpenVinoConfig
-from r1v_export.targets.openvino.engine_file import ENGINE_FILE, ElementType, EngineFile, GraphWeights, Weight
+from r1v_export.targets.openvino.engine_file import (
+    ENGINE_FILE,
+    LEAST_GROUP,
+    ElementType,
+    EngineFile,
+    GraphWeights,
+    Weight,
+)
 from r1v_export.targets.openvino.lower import lower
 
 _LOG = logging.getLogger(__name__)
@@ -25,8 +33,13 @@ _LOG = logging.getLogger(__name__)
 COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT}
 """What graphs may compute in; products are rounded by the session, see `config.OpenVinoConfig`."""
 
+_FOUR_BITS = ir.DataType.INT4, ir.DataType.UINT4
+
 _INLINE_BYTES = 1 << 10
 """Smaller tensors go into the graph itself: shapes and scales, which OpenVINO's front end reads as it translates."""
+
+_INPUT_GROUPS = (128, 64, LEAST_GROUP)
+"""How many inputs may share a scale. The more, the faster: 128 instead of 32 is a quarter faster at 0.5B."""
 
 _TYPES: Mapping[ir.DataType, ElementType] = {
     ir.DataType.FLOAT: "f32",
@@ -49,6 +62,7 @@ def write_graphs(graphs: Path, names: Iterable[str], options: OpenVinoConfig, ou
         GraphError: a graph is not as our exporters write it.
     """
     weights: dict[str, GraphWeights] = {}
+    groups: dict[str, int] = {}
     for name in names:
         model = ir.load(graphs / f"{name}.onnx")
         compute = model.graph.outputs[0].dtype
@@ -63,11 +77,13 @@ def write_graphs(graphs: Path, names: Iterable[str], options: OpenVinoConfig, ou
                 found=error.__cause__ or error,
                 fix="export the graph again with this version",
             ) from error
+        if (group := _input_group(model)) is not None:
+            groups[name] = group
         weights[name] = _weights_to_inputs(model, graphs, name)
         count = Count(len(weights[name]), "weight")
         log_event(_LOG, logging.INFO, "%(graph)s: lowered, %(weights)s", graph=name, weights=count)
         ir.save(model, out / f"{name}.onnx")
-    content = EngineFile(options=options, weights=weights).model_dump_json(indent=1)
+    content = EngineFile(options=options, weights=weights, input_groups=groups).model_dump_json(indent=1)
     (out / ENGINE_FILE).write_text(f"{content}\n")
 
 
@@ -80,6 +96,18 @@ def no_products(compute: str | None, where: str | None = None) -> CapabilityErro
         found=compute,
         fix="build with --precision fp32; products are then in bfloat16 where the CPU has them",
     )
+
+
+def _input_group(model: ir.Model) -> int | None:
+    """How many inputs of a graph's 4-bit weights share a scale where they are rounded to 8 bits; None without such
+    weights. OpenVINO's fast product takes no more of them than weights that share one."""
+    sizes = [
+        node.attributes.get_int("block_size", 0)
+        for node in model.graph
+        if node.op_type == "DequantizeLinear" and dtype_of(input_of(node, 0)) in _FOUR_BITS
+    ]
+    groups = (group for group in _INPUT_GROUPS if all(size % group == 0 for size in sizes))
+    return next(groups, LEAST_GROUP) if sizes else None
 
 
 def _weights_to_inputs(model: ir.Model, graphs: Path, graph: str) -> GraphWeights:

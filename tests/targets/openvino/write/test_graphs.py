@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from r1v_export.contract import GRAPHS, VISION
+from r1v_export.contract import GRAPHS, PROJECTOR, VISION
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.targets.openvino.engine_file import ENGINE_FILE, read_engine_file
 
@@ -42,6 +42,33 @@ def test_the_options_of_the_build_lie_with_the_engine(own):
         "matmul": "bfloat16",
         "int4_inputs": "int8",
     }
+
+
+@pytest.mark.parametrize(
+    ("of_weights", "of_inputs"), [([128, 128], 128), ([128, 64], 64), ([256], 128), ([0], 128), ([96], 32), ([16], 32)]
+)
+def test_inputs_share_a_scale_in_groups_that_divide_those_of_the_weights(own, monkeypatch, of_weights, of_inputs):
+    path = own.built.graphs / f"{PROJECTOR}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for number, size in enumerate(of_weights):
+        weight = np.zeros((size or 64, 8), np.int8)
+        model.graph.initializer.extend(
+            [
+                onnx.helper.make_tensor(f"weight{number}", onnx.TensorProto.INT4, weight.shape, weight.ravel()),
+                onnx.helper.make_tensor(f"scale{number}", onnx.TensorProto.FLOAT, (1, 8), np.ones(8)),
+            ]
+        )
+        inputs = [f"weight{number}", f"scale{number}"]
+        model.graph.node.append(
+            onnx.helper.make_node("DequantizeLinear", inputs, [f"float{number}"], axis=0, block_size=size)
+        )
+        model.graph.node.append(onnx.helper.make_node("Identity", [f"float{number}"], [f"used{number}"]))
+        model.graph.output.append(
+            onnx.helper.make_tensor_value_info(f"used{number}", onnx.TensorProto.FLOAT, weight.shape)
+        )
+    path.write_bytes(model.SerializeToString())
+    own.build_engine(own.engine_folder)
+    assert read_engine_file(own.engine_folder).input_groups == {PROJECTOR: of_inputs}
 
 
 def test_a_graph_of_another_shape_is_refused_by_name(own):
