@@ -22,6 +22,7 @@ from r1v_export.parity.figures import (
     is_narrow,
     svg_of,
     wrapped,
+    write_powers,
 )
 from r1v_export.parity.metrics import METRICS
 from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, ParityReport, StepResult
@@ -77,6 +78,7 @@ def _by_boundary(report: ParityReport, metric: str, name: str, label: str, width
         axes = figure.subplots()
         texts = [_boundary_row(axes, row, boundary, metric, (low, high)) for row, boundary in enumerate(boundaries)]
         axes.set_xscale("log")
+        write_powers(axes.xaxis)
         axes.set_xlim(low, high)
         axes.set_ylim(len(boundaries) - 0.4, -0.6)
         axes.set_yticks(range(len(boundaries)), [b.name for b in boundaries])
@@ -117,6 +119,7 @@ def errors_by_layer(report: ParityReport, width_inches: float = WIDE_INCHES) -> 
             xs, ys = [layer for layer, _ in bad], [b.metrics["relative_error"] for _, b in bad]
             axes.plot(xs, ys, linestyle="", marker="X", markersize=8, color=BAD)
         axes.set_yscale("log")
+        write_powers(axes.yaxis)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("layer")
         axes.set_ylabel("relative error")
@@ -220,6 +223,7 @@ def _step_line(axes: Axes, steps: Sequence[StepResult], values: Sequence[float],
     axes.grid(axis="y")
     if any(value > 0 for value in finite):
         axes.set_yscale("log")
+        write_powers(axes.yaxis)
         # Whole decades: within one, matplotlib would label every minor tick.
         low, high = axes.get_ylim()
         axes.set_ylim(_decades(low, high))
@@ -276,6 +280,7 @@ def sensitivity(table: SensitivityTable, width_inches: float = WIDE_INCHES) -> s
             axes.plot([x for x, _ in taken], [y for _, y in taken], linestyle="none", label=label, **style)
         _mark_towers(axes, modules)
         axes.set_yscale("log")
+        write_powers(axes.yaxis)
         axes.set_xlabel(
             wrapped("module, in the order of the data flow; filled where this precision was chosen", figure)
         )
@@ -321,6 +326,7 @@ def accuracy_by_size(bundles: Sequence[BundleFacts], width_inches: float = WIDE_
         markers = ["s" if kl >= floor else "v" for kl in kls]
         _size_points(axes, bundles, [max(kl, floor) for kl in kls], TWO, markers, [short(kl) for kl in kls])
         axes.set_yscale("log")
+        write_powers(axes.yaxis)
         axes.yaxis.set_minor_formatter(NullFormatter())
         low, high = axes.get_ylim()
         axes.set_ylim(low / 2, high * 3)

@@ -50,7 +50,32 @@ def test_what_is_far_beyond_any_limit_stands_at_the_edge_and_leaves_the_scale_to
         assert "right edge: more" in beyond
         assert "1e+22; out of tolerance" in beyond
         assert "right edge" not in within
-        assert max(int(power) for power in re.findall(r"mathdefault\{10\^\{(-?\d+)\}", beyond)) <= 3
+        assert max(powers_of(beyond)) <= 3
+
+
+def powers_of(svg: str) -> list[int]:
+    """Exponents of the labels of decades."""
+    found = re.findall(r">10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)<", svg)
+    return [int(power.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))) for power in found]
+
+
+def test_decades_are_written_as_text_which_no_parser_of_tex_reads(
+    report: ParityReport, monkeypatch: pytest.MonkeyPatch
+):
+    """Parsing them took half of the time of a page."""
+
+    def parse(*arguments: object) -> None:
+        raise AssertionError(f"TeX: {arguments[1]}")
+
+    monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", parse)
+    for draw in (errors_by_boundary, kl_by_boundary, errors_by_step):
+        powers = powers_of(draw(broken(report, 0.5)) or "")
+        assert len(powers) > 1
+        assert powers == sorted(powers) or draw is errors_by_step
+    within_a_decade = [
+        step.model_copy(update={"max_abs_error": 2e-3 + step.step * 1e-4}) for step in report.decode_steps
+    ]
+    assert errors_by_step(report.model_copy(update={"decode_steps": tuple(within_a_decade)}))
 
 
 @needs_chromium
