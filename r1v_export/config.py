@@ -22,6 +22,7 @@ Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 Device = Literal["cpu", "cuda"]
 Compute = Literal["float32", "float16", "bfloat16"]  # the coarser, the later
 Matmul = Literal["float32", "bfloat16"]
+ImageProducts = Literal["int8", "bfloat16"]
 """What the operands of a calibration's products are rounded to on the CPU."""
 MatmulPrecision = Literal["auto", "float32", "bfloat16"]
 Effort = Literal["auto", "quick", "full"]

@@ -16,7 +16,8 @@ from r1v_export.quoting import shorten_text
 
 ROOT = Path("/")
 _OPTION, _VARIABLE = "--threads", "OMP_NUM_THREADS"
-_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+_TILES = "amx_bf16"
+_BFLOAT16 = {"avx512_bf16", _TILES}
 """Instructions that multiply bfloat16 values, as Linux names them."""
 
 
@@ -197,9 +198,19 @@ def has_bfloat16_products(root: Path = ROOT) -> bool:
     Args:
         root: of the file system that holds /proc.
     """
-    try:
-        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not _BFLOAT16.isdisjoint(flags.split())
+    return not _BFLOAT16.isdisjoint(_instructions(root))
+
+
+def has_tile_products(root: Path = ROOT) -> bool:
+    """Whether this x86 CPU multiplies tiles of bfloat16 values (AMX). Imports and runs no library.
+
+    Args:
+        root: of the file system that holds /proc.
+    """
+    return _TILES in _instructions(root)
+
+
+def _instructions(root: Path) -> list[str]:
+    """Sets of instructions of an x86 CPU, as Linux names them."""
+    lines = _read(root / "proc/cpuinfo").splitlines()
+    return next((line for line in lines if line.startswith("flags")), "").split()

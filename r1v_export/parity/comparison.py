@@ -153,13 +153,15 @@ def _no_blocks(reference: Endpoint, candidate: Endpoint) -> CapabilityError:
 
 def rounded_inputs(boundaries: Sequence[BoundaryResult], options: CheckOptions) -> RoundedInputs | None:
     """What a report says of inputs that the candidate rounds by itself; None if it does not."""
-    if not options.rounds_inputs:
+    if not (options.rounds_inputs or options.rounds_images):
         return None
     metrics = next((each.metrics for each in boundaries if each.name == "decode"), {})
     if options.gate == "quantization":
         metrics = {}
     return RoundedInputs(
+        inputs=options.rounds_inputs,
         head=options.rounds_head,
+        images=options.rounds_images,
         mean_kl=metrics.get("mean_kl"),
         top1_agreement=metrics.get("top1_agreement"),
         engines=options.rounding,

@@ -28,6 +28,8 @@ class CheckOptions:
     """Whether the candidate itself rounds inputs of quantized weights to 8 bits; for the report."""
     rounding: tuple[str, ...] = ()
     """Which engines do, where the candidate is a pair; for the report."""
+    rounds_images: bool = False
+    """Whether what encodes images rounds weights and inputs of the vision tower to 8 bits by itself; for the report."""
     rounds_head: bool = False
     """Whether its head is rounded likewise; for the report."""
     calibration: CalibrationFacts | None = None

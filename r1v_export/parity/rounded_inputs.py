@@ -9,12 +9,18 @@ from r1v_export.strict import StrictModel
 
 
 class RoundedInputs(StrictModel):
-    """Inputs of quantized weights that the engine rounds to 8 bits although the calibration leaves them alone."""
+    """What the engine rounds to 8 bits although the calibration leaves it alone: inputs of quantized weights, and the
+    vision tower."""
 
     type: Literal["int8"] = "int8"
     """With a scale for each block of inputs."""
+    inputs: bool = True
+    """Whether it does; False where images alone are rounded."""
     head: bool = False
     """Whether the head and its inputs are rounded likewise, where the calibration leaves them alone."""
+    images: bool = False
+    """Whether what encodes images rounds weights and inputs of the vision tower, where the calibration leaves them
+    alone."""
     mean_kl: float | None
     """What that costs: divergence of the next token, over all decode steps, nats, from the same quantized weights with
     inputs as they are. None where the reference is the original model: this cost is then a part of the whole."""
@@ -29,6 +35,9 @@ class RoundedInputs(StrictModel):
         engines = f" by {' and '.join(self.engines)}" if self.engines else ""
         inputs = "the head, its inputs and those" if self.head else "inputs"
         what = f"{inputs} of quantized weights are rounded to {self.type} in blocks{engines}"
+        if self.images:
+            images = "weights and inputs of the vision tower"
+            what = f"{what}, {images} as well" if self.inputs else f"{images} are rounded to {self.type}"
         if self.mean_kl is None or self.top1_agreement is None:
             return f"{what}; that is a part of this cost"
         return (

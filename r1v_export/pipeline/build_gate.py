@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,18 +10,18 @@ from r1v_export.bundle import GRAPHS
 from r1v_export.manifest import WORK_FOLDER
 from r1v_export.parity.report import write_reports
 from r1v_export.pipeline.gate_stage import why_images_are_not_compared
+from r1v_export.pipeline.image_gate import compare_images
 from r1v_export.pipeline.parity_gate import (
     GateRun,
     GeneratedQuestions,
     check_options,
     gate_names,
-    image_options,
     require_calibrated_scales,
 )
 from r1v_export.pipeline.report_provenance import of_build
 from r1v_export.pipeline.stage import StageInputs
 from r1v_export.progress import ProgressCallback, subrange
-from r1v_export.targets.images import part_of
+from r1v_export.targets.images import encoders_here
 
 if TYPE_CHECKING:
     from r1v_export.parity.schema import ParityReport
@@ -40,17 +39,19 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
     longest = parity.streamed_reply_tokens if streamed else parity.max_new_tokens
     options = check_options(job.config, target, job.checkpoint.spec, job.artifact, max_new_tokens=longest)
     questions = GeneratedQuestions(job.checkpoint, parity.streamed_questions if streamed else parity.questions)
-    images = None if why_images_are_not_compared(job, target) else part_of(job.out, target)
-    run = GateRun(job.out, target, job.checkpoint, job.artifact, job.config.device, images)
+    encoders = [] if why_images_are_not_compared(job, target) else encoders_here(job.out, target, job.config)
+    run = GateRun(job.out, target, job.checkpoint, job.artifact, job.config.device)
     recipe = job.artifact.recipe if job.artifact else None
     gates = [replace(options, gate=gate) for gate in gate_names(recipe, options.own_weights)]
-    gates += image_options(options, job.config, target, job.checkpoint.spec, job.artifact, images)
-    reports: Iterable[ParityReport]
+    reports: list[ParityReport]
     if streamed:
         reports = run.streamed(questions, gates, job.out / WORK_FOLDER / f"{target}-streamed-gate", on_progress)
     else:
-        parts = [subrange(on_progress, i / len(gates), (i + 1) / len(gates)) for i in range(len(gates))]
-        reports = (run.whole(questions, gate, part) for gate, part in zip(gates, parts, strict=True))
+        count = len(gates) + bool(encoders)
+        parts = [subrange(on_progress, i / count, (i + 1) / count) for i in range(count)]
+        reports = [run.whole(questions, gate, part) for gate, part in zip(gates, parts, strict=False)]
+        if encoders:
+            reports.append(compare_images(run, questions, options, job.config, encoders, parts[-1]))
     provenance = of_build(job.label, target, job.config.device, job.source_files(), inputs)
     written = [report.model_copy(update={"provenance": provenance}) for report in reports]
     write_reports(written, folder)

@@ -18,6 +18,7 @@ from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import BundleFacts, ParityReport
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
+from r1v_export.pipeline.image_gate import compare_images
 from r1v_export.pipeline.parity_gate import (
     GateRun,
     GeneratedQuestions,
@@ -25,7 +26,6 @@ from r1v_export.pipeline.parity_gate import (
     check_options,
     choose_gate,
     gate_names,
-    image_options,
     reference_endpoint,
     require_calibrated_scales,
 )
@@ -34,7 +34,7 @@ from r1v_export.progress import Progress, ProgressCallback
 from r1v_export.quantization.artifact.documents import read_recipe
 from r1v_export.quantization.recipe import Recipe, resolve
 from r1v_export.targets import registry
-from r1v_export.targets.images import AUTO, ImageEncoder, choose, encoding_target, part_of
+from r1v_export.targets.images import AUTO, ImageEncoder, choose, encoders_here
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,15 @@ def check_bundle(
     require_device(device)
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
-    images = _images(bundle, target, vision_target, device)
+    encoders = _encoders(bundle, target, vision_target, device)
     streamed = _streams([bundle, *others], asked, target, device)
-    if streamed and images is not None:
+    if streamed and encoders:
         _refuse_asked(vision_target)
-        images = None
+        encoders = []
     gates = gate_names(_recipe(bundle), registry.get_target(target).numerics(bundle.config, bundle.spec).own_weights)
-    if images is not None:
+    if encoders:
         gates = (*gates, "images") if vision_target == AUTO else ("images",)
-    engines = (target, images.name) if images is not None and images.folder is None else (target,)
+    engines = (target, *(each.name for each in encoders if each.folder is None))
     progress.stages = 2 + (1 if streamed else len(gates)) + len(others)
     checkpoint = open_source(bundle, model, progress)
     provenance = of_check(bundle, engines, device, command, progress)
@@ -121,8 +121,7 @@ def check_bundle(
     options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.longest(streamed))
     options = replace(options, blocks=blocks, measure_latency=not streamed)
     of_gates = [replace(options, gate=gate) for gate in gates if gate != "images"]
-    of_gates += image_options(options, bundle.config, target, bundle.spec, artifact, images)
-    run = GateRun(folder, target, checkpoint, artifact, device, images)
+    run = GateRun(folder, target, checkpoint, artifact, device)
     questions = asked.of(checkpoint, streamed)
     if streamed:
         with progress.stage(" and ".join(gates)) as task, tempfile.TemporaryDirectory() as work:
@@ -132,6 +131,9 @@ def check_bundle(
         for of_gate in of_gates:
             with progress.stage(of_gate.gate) as task:
                 reports.append(run.whole(questions, of_gate, task.report))
+        if encoders:
+            with progress.stage("images") as task:
+                reports.append(compare_images(run, questions, options, bundle.config, encoders, task.report))
     reports = [report.model_copy(update={"provenance": provenance}) for report in reports]
     if others:
         last = max((n for n, gate in enumerate(gates) if gate != "images"), default=0)
@@ -140,12 +142,15 @@ def check_bundle(
     return reports
 
 
-def _images(bundle: Bundle, target: str, vision_target: str, device: Device) -> ImageEncoder | None:
-    """What encodes images instead of the target, if it is to be compared; whether it ever was does not matter."""
-    if vision_target != AUTO:
-        return choose(bundle, target, vision_target, device).encoder
-    part = part_of(bundle.folder, target) if device == "cpu" else None
-    return None if part is None or encoding_target(part.name).why_not_images() else part
+def _encoders(bundle: Bundle, target: str, vision_target: str, device: Device) -> list[ImageEncoder]:
+    """What encodes images instead of the target, if it is to be compared, the next where one is out of tolerance.
+    Whether it ever was does not matter."""
+    if vision_target == AUTO:
+        return encoders_here(bundle.folder, target, bundle.config) if device == "cpu" else []
+    encoder = choose(bundle, target, vision_target, device).encoder
+    if encoder is None or encoder.folder is None:
+        return [] if encoder is None else [encoder]
+    return encoders_here(bundle.folder, target, bundle.config) or [encoder]
 
 
 def _refuse_asked(vision_target: str) -> None:

@@ -17,7 +17,7 @@ from r1v_export.pipeline.stage import Needs, Stage, StageInputs
 from r1v_export.pipeline.stage_code import RUN_CODE
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
-from r1v_export.targets.images import encoding_target, pair_name, part_of
+from r1v_export.targets.images import encoding_target, pair_name, parts_of
 
 if TYPE_CHECKING:
     from r1v_export.pipeline.stages import Build
@@ -102,7 +102,11 @@ def why_images_are_not_compared(job: Build, target: str) -> str | None:
         streamed = job.gate(target) == "streamed"
     except CapabilityError as error:
         return error.what
-    return "the gate was streamed" if streamed else encoding_target(images).why_not_images()
+    if streamed:
+        return "the gate was streamed"
+    products = registry.get_target(target).image_products(job.config)
+    reasons = [encoding_target(images).why_not_images(each) for each in products]
+    return None if None in reasons else reasons[-1]
 
 
 def image_verdicts(job: Build) -> dict[str, str]:
@@ -111,13 +115,15 @@ def image_verdicts(job: Build) -> dict[str, str]:
 
     verdicts = {}
     for target in job.config.targets:
-        part, report = part_of(job.out, target), job.out / job.report_folder(target) / "images"
-        if part is None:
+        parts, folder = parts_of(job.out, target, job.config), job.out / job.report_folder(target) / "images"
+        if not parts:
             continue
         why_not = why_images_are_not_compared(job, target)
-        if why_not is None and not (report / JSON_FILE).is_file():
+        if why_not is None and not (folder / JSON_FILE).is_file():
             why_not = "the machine that compared the engine could not"  # one of a cluster
-        first_bad = None if why_not else read_report(report).first_bad
-        failed = f"its gate failed at {first_bad}" if first_bad else None
-        verdicts[pair_name(target, part.name)] = why_not or failed or PASSED
+        if why_not is None:
+            report = read_report(folder)
+            verdicts[report.candidate] = f"its gate failed at {report.first_bad}" if report.first_bad else PASSED
+        else:
+            verdicts |= {pair_name(target, part.title): why_not for part in parts}
     return verdicts

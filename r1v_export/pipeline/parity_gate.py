@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from operator import length_hint
 from pathlib import Path
@@ -86,7 +86,7 @@ def candidate_endpoint(folder: Path, target: str, device: Device, images: ImageE
     spec = read_spec(folder)
     engine = registry.open_engine(folder, target, spec, device)
     if images is not None:
-        engine = PairedEngine(engine, partial(images.open, folder, spec, device), pair_name(target, images.name))
+        engine = PairedEngine(engine, partial(images.open, folder, spec, device), pair_name(target, images.title))
     return Endpoint(engine, *open_files(folder))
 
 
@@ -165,7 +165,6 @@ class GateRun:
         folder: of the bundle, which need not be finished.
         artifact: its calibration, None where nothing is quantized.
         device: where engine and reference compute.
-        images: what encodes images in the gate `images`, which is the last one, and no streamed one.
     """
 
     folder: Path
@@ -173,20 +172,26 @@ class GateRun:
     checkpoint: Checkpoint
     artifact: Artifact | None
     device: Device
-    images: ImageEncoder | None = None
 
     def whole(
-        self, samples: Iterable[ParitySample], options: CheckOptions, on_progress: ProgressCallback
+        self,
+        samples: Iterable[ParitySample],
+        options: CheckOptions,
+        on_progress: ProgressCallback,
+        images: ImageEncoder | None = None,
     ) -> ParityReport:
-        """Compare the whole engine with the whole reference of `options.gate`, which is held no longer."""
+        """Compare the whole engine with the whole reference of `options.gate`, which is held no longer.
+
+        Args:
+            images: what encodes images instead of the engine, in the gate `images`, which is the last one.
+        """
         on_progress(0.0, 1.0, "opening both engines")
-        of_images = options.gate == "images"
-        replies = () if of_images else texts(self.checkpoint)
+        replies = texts(self.checkpoint) if images is None else ()
         shares = WholeShares.of(self.checkpoint.spec, length_hint(samples, 1), options.max_new_tokens, len(replies))
         reference = reference_endpoint(self.checkpoint, self.device, self._artifact_of(options.gate))
         on_progress(shares.opened / 2, 1.0)
         part = subrange(on_progress, shares.opened, shares.compared)
-        candidate = self._with_images() if of_images else self._candidate
+        candidate = self._candidate if images is None else self._with(images)
         part(0.0, 1.0, "comparing answers")
         report = check(reference, candidate, samples, options, part, shares.of_batch)
         rated = score_texts(reference, replies, subrange(on_progress, shares.compared, 1.0))
@@ -241,10 +246,10 @@ class GateRun:
     def _candidate(self) -> Endpoint:
         return candidate_endpoint(self.folder, self.target, self.device)
 
-    def _with_images(self) -> Endpoint:
+    def _with(self, images: ImageEncoder) -> Endpoint:
         """The engine together with what encodes images. The engine of the gates before goes, and with it its tower."""
         self.__dict__.pop("_candidate", None)
-        return candidate_endpoint(self.folder, self.target, self.device, self.images)
+        return candidate_endpoint(self.folder, self.target, self.device, images)
 
     def _artifact_of(self, gate: Gate) -> Artifact | None:
         """What the reference computes: what the graphs say, or the original model."""
@@ -325,25 +330,6 @@ def _has_4_bit_images(artifact: Artifact) -> bool:
     """Whether weights of tower or projector are of 4 bits, whose inputs an engine may round."""
     images = (scheme for name, scheme in artifact.schemes.items() if not name.startswith("language_model."))
     return any(scheme.weights.type in ("int4", "uint4") for scheme in images)
-
-
-def image_options(
-    options: CheckOptions,
-    config: BuildConfig,
-    target: str,
-    spec: ModelSpec,
-    artifact: Artifact | None,
-    images: ImageEncoder | None,
-) -> list[CheckOptions]:
-    """What chooses the limits of a bundle's engine whose images another one encodes: the looser ones of both. Nothing
-    where there is no other one."""
-    if images is None:
-        return []
-    tokens = options.max_new_tokens
-    pair = check_options(config, target, spec, artifact, max_new_tokens=tokens, vision_target=images.name)
-    compute = max(options.compute, images.compute(config, spec), key=get_args(Compute).index)
-    pair = replace(pair, gate="images", compute=compute, own_weights=options.own_weights)
-    return [replace(pair, blocks=options.blocks, measure_latency=options.measure_latency)]
 
 
 def require_calibrated_scales(graphs: Path, artifact: Artifact | None) -> None:

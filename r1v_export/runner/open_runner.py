@@ -98,7 +98,7 @@ def _paired(engine: Engine, bundle: Bundle, target: str, chosen: Chosen, device:
         optional: let the engine encode them where what is chosen cannot be opened.
     """
     encoder = chosen.encoder
-    by = target if encoder is None else encoder.name
+    by = target if encoder is None else encoder.title
     log_event(_LOG, logging.INFO, "images: %(encoder)s: %(why)s", encoder=by, why=chosen.why)
     if encoder is None:
         return engine

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1v_export.bundle import ENGINES, Bundle
-from r1v_export.config import BuildConfig, Compute, Device
+from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import CapabilityError
 from r1v_export.manifest import PASSED
@@ -32,10 +32,21 @@ class ImageEncoder:
     Attributes:
         name: of its target.
         folder: in that of the engine that answers; None of an engine of its own in the bundle.
+        products: what a part of another engine rounds the operands of float32 products to.
     """
 
     name: str
     folder: Path | None = None
+    products: ImageProducts = "bfloat16"
+
+    @property
+    def title(self) -> str:
+        """What tells it from the others of an engine."""
+        return self.name if self.products == "bfloat16" else f"{self.name} in {self.products}"
+
+    def why_not_here(self) -> str | None:
+        """Why a part does not run on this machine; None if it does. Loads no library."""
+        return encoding_target(self.name).why_not_images(self.products)
 
     def open(self, bundle: Path, spec: ModelSpec, device: Device) -> VisionEngine:
         """Open it, in a bundle's folder, which need not be finished.
@@ -45,13 +56,11 @@ class ImageEncoder:
         """
         if self.folder is None:
             return registry.open_engine(bundle, self.name, spec, device)
-        return encoding_target(self.name).open_images(self.folder, bundle, spec)
+        return encoding_target(self.name).open_images(self.folder, bundle, spec, self.products)
 
     def compute(self, config: BuildConfig, spec: ModelSpec) -> Compute:
-        """What it rounds the operands of products to, in a bundle of this config."""
-        if self.folder is None:
-            return registry.get_target(self.name).numerics(config, spec).compute
-        return encoding_target(self.name).image_compute
+        """What it computes in around what it rounds to 8 bits, in a bundle of this config."""
+        return registry.get_target(self.name).numerics(config, spec).compute if self.folder is None else "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,17 @@ def encoding_target(name: str) -> EncodesImages:
     return target
 
 
-def part_of(bundle: Path, target: str) -> ImageEncoder | None:
-    """What an engine in a bundle's folder has to encode images with another target; None if it has nothing."""
+def parts_of(bundle: Path, target: str, config: BuildConfig) -> list[ImageEncoder]:
+    """What an engine in a bundle's folder has to encode images with another target, the fastest first."""
     folder = bundle / ENGINES / target / IMAGES
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return ImageEncoder(found[0].name, found[0]) if found else None
+    products = registry.get_target(target).image_products(config)
+    return [ImageEncoder(path.name, path, each) for path in found[:1] for each in products]
+
+
+def encoders_here(bundle: Path, target: str, config: BuildConfig) -> list[ImageEncoder]:
+    """Those of `parts_of` that run on this machine."""
+    return [part for part in parts_of(bundle, target, config) if part.why_not_here() is None]
 
 
 def choose(bundle: Bundle, target: str, asked: str, device: Device) -> Chosen:
@@ -106,22 +121,37 @@ def choose(bundle: Bundle, target: str, asked: str, device: Device) -> Chosen:
     """
     if asked == target:
         return Chosen(None, "asked for")
-    part, verdicts = part_of(bundle.folder, target), bundle.manifest.image_parity
+    parts, verdicts = parts_of(bundle.folder, target, bundle.config), bundle.manifest.image_parity
     if asked != AUTO:
-        of_part = part is not None and part.name == asked and asked not in bundle.targets
-        own = None if of_part else bundle.target(asked)
-        verdict = verdicts.get(pair_name(target, asked)) if own is None else bundle.manifest.parity.get(own)
-        compare = f"r1v-export check {bundle.folder} --vision-target {asked}"
-        note = f"warning: images by {asked} are not compared with PyTorch ({verdict}); compare them: {compare}"
-        return Chosen(part if of_part else ImageEncoder(asked), "asked for", None if verdict == PASSED else note)
-    if part is None or device != "cpu":
+        return _asked_for(bundle, target, asked, parts)
+    if not parts or device != "cpu":
         return Chosen(None, "nothing else encodes images for this engine")
-    encoder = encoding_target(part.name)
-    if (why_not := encoder.why_not_images()) is not None:
-        return Chosen(None, why_not)
-    verdict = verdicts.get(pair_name(target, part.name), "no gate has compared it")
-    if verdict != PASSED:
-        return Chosen(None, f"{part.name} is here, but {verdict}")
-    exact = f"exact with --vision-target {target}"
-    note = f"images: by {part.name}, in {encoder.image_compute}, which is faster here; {exact}"
-    return Chosen(part, f"{part.name} is faster here, and its gate passed", note)
+    reasons = []
+    for part in parts:
+        verdict = verdicts.get(pair_name(target, part.title), "no gate has compared it")
+        why_not = part.why_not_here() or (None if verdict == PASSED else f"{part.title} is here, but {verdict}")
+        if why_not is None:
+            exact = f"exact with --vision-target {target}"
+            note = f"images: by {part.name}, in {part.products}, which is faster here; {exact}"
+            return Chosen(part, f"{part.title} is faster here, and its gate passed", note)
+        reasons.append(why_not)
+    return Chosen(None, "; ".join(dict.fromkeys(reasons)))
+
+
+def _asked_for(bundle: Bundle, target: str, asked: str, parts: list[ImageEncoder]) -> Chosen:
+    """The target that is asked for: an engine of its own, else what a gate has compared, else what is fastest here."""
+    named = [part for part in parts if part.name == asked and asked not in bundle.targets]
+    if not named:
+        encoder, verdict = ImageEncoder(asked), bundle.manifest.parity.get(bundle.target(asked))
+    else:
+        found = {part: bundle.manifest.image_parity.get(pair_name(target, part.title)) for part in named}
+        compared = [part for part, each in found.items() if each == PASSED]
+        runs_here = [part for part in named if part.why_not_here() is None]
+        encoder = (compared or runs_here or named)[0]
+        verdict = found[encoder]
+    if verdict == PASSED:
+        return Chosen(encoder, "asked for")
+    compare = f"r1v-export check {bundle.folder} --vision-target {asked}"
+    because = f" ({verdict})" if verdict else ""
+    note = f"warning: images by {encoder.title} are not compared with PyTorch{because}; compare them: {compare}"
+    return Chosen(encoder, "asked for", note)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 
 from pydantic import BaseModel
 
-from r1v_export.config import BuildConfig, Compute, Device
+from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
 from r1v_export.contract import BlockwiseEngine, Engine, VisionEngine
 from r1v_export.progress import ProgressCallback
 from r1v_export.serialized.pipeline import EngineDocument
@@ -156,6 +156,10 @@ class Target(ABC):
         has it; `build` then writes its part, see `targets.images`. None: there is none for such engines."""
         return None
 
+    def image_products(self, config: BuildConfig) -> tuple[ImageProducts, ...]:
+        """What the products of `image_target` may round their operands to, the fastest first."""
+        return ("bfloat16",)
+
     @abstractmethod
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         """Write engines into the empty folder `out`.
@@ -213,8 +217,6 @@ class EncodesImages(Protocol):
     """A target whose runtime can encode the images of another target's engines, from the same graphs and weights."""
 
     name: ClassVar[str]
-    image_compute: ClassVar[Compute]
-    """What it rounds the operands of products to."""
 
     def write_images(self, graphs: Path, out: Path) -> None:
         """Write what it opens, but for the weights, into the empty folder `out`; needs neither library nor CPU.
@@ -227,12 +229,15 @@ class EncodesImages(Protocol):
         """
         ...
 
-    def why_not_images(self) -> str | None:
-        """Why it encodes no images on this machine; None if it does. Loads no library."""
+    def why_not_images(self, products: ImageProducts) -> str | None:
+        """Why it encodes no images by such products on this machine; None if it does. Loads no library."""
         ...
 
-    def open_images(self, engine: Path, bundle: Path, spec: ModelSpec) -> VisionEngine:
+    def open_images(self, engine: Path, bundle: Path, spec: ModelSpec, products: ImageProducts) -> VisionEngine:
         """What `write_images` wrote into the folder `engine`, on the weights of the bundle.
+
+        Args:
+            products: what float32 products round their operands to; int8 rounds weights and inputs.
 
         Raises:
             CapabilityError, BundleError: as `Target.open` does.

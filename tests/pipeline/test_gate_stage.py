@@ -14,6 +14,7 @@ from r1v_export.pipeline.build import build
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.progress import Progress
 from r1v_export.targets.images import AUTO, choose, pair_name
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.targets.openvino.target import OpenVinoTarget
 
 PAIR = pair_name("onnxruntime", "openvino")
@@ -29,7 +30,7 @@ def test_a_build_compares_images_by_another_engine_where_it_can(
     config = tiny_config.model_copy(update={"parity": ParityConfig(questions=1, max_new_tokens=2)})
 
     def built(lacks: str | None) -> Bundle:
-        monkeypatch.setattr(OpenVinoTarget, "why_not_images", lambda _: lacks)
+        monkeypatch.setattr(OpenVinoTarget, "why_not_images", lambda *_: lacks)
         done = build(config, tmp_path / "out")
         verify_bundle(done.out, Progress(quiet=True))
         return Bundle.open(done.out)
@@ -62,6 +63,39 @@ def test_a_build_compares_images_by_another_engine_where_it_can(
     assert failed.manifest.parity == {"onnxruntime": "passed"}
     assert "So images are encoded by the engine that answers" in (report / "parity.html").read_text()
     assert not chosen(failed)
+
+
+def test_images_out_of_tolerance_in_8_bits_are_compared_in_bfloat16(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+    config = tiny_config.model_copy(update={"parity": ParityConfig(questions=1, max_new_tokens=2)})
+    monkeypatch.setattr(OpenVinoTarget, "why_not_images", lambda *_: None)
+    monkeypatch.setattr(OnnxRuntimeTarget, "image_products", lambda *_: ("int8", "bfloat16"))
+    caplog.set_level("INFO")
+    first = Bundle.open(build(config, tmp_path / "out").out)
+    report = read_report(tmp_path / "out/report/images")
+    assert (report.candidate, report.profile) == (f"{PAIR} in int8", "8-bit inputs")
+    assert report.rounded_inputs is not None
+    assert report.rounded_inputs.sentence.startswith("weights and inputs of the vision tower are rounded to int8: ")
+    assert first.manifest.image_parity == {f"{PAIR} in int8": "passed"}
+
+    run = OpenVinoEngine.vision
+
+    def vision(self: OpenVinoEngine, pixels: np.ndarray) -> np.ndarray:
+        return run(self, pixels) * (0.9 if self._image_products == "int8" else 1.0)
+
+    monkeypatch.setattr(OpenVinoEngine, "vision", vision)
+    (tmp_path / "out/report/images/parity.json").unlink()
+    second = Bundle.open(build(config, tmp_path / "out").out)
+    assert second.manifest.image_parity == {PAIR: "passed"}
+    assert read_report(tmp_path / "out/report/images").profile == "bf16"
+    assert "images by openvino in int8 are out of tolerance at vision: comparing openvino" in caplog.text
+    encoder = choose(second, "onnxruntime", AUTO, "cpu").encoder
+    assert encoder is not None
+    assert encoder.products == "bfloat16"
 
 
 def test_a_build_without_gates_vouches_for_no_pair(tiny_built: Path) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from r1v_export.bundle import Bundle
+from r1v_export.config import BuildConfig, Precision
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.runner.open_runner import open_runner
-from r1v_export.targets.images import AUTO, choose, encoding_target, pair_name, part_of
+from r1v_export.targets.images import AUTO, choose, encoders_here, encoding_target, pair_name, parts_of
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.targets.openvino.target import OpenVinoTarget
 
 PAIR = pair_name("onnxruntime", "openvino")
@@ -30,12 +33,12 @@ def bundle(tmp_path: Path, nano_bundle: Path) -> Path:
 
 @pytest.fixture
 def runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenVinoTarget, "why_not_images", lambda _: None)
+    monkeypatch.setattr(OpenVinoTarget, "why_not_images", lambda *_: None)
 
 
-def write_verdict(bundle: Path, verdict: str | None) -> None:
+def write_verdict(bundle: Path, verdict: str | None, pair: str = PAIR) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["image_parity"] = {} if verdict is None else {PAIR: verdict}
+    manifest["image_parity"] = {} if verdict is None else {pair: verdict}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -45,11 +48,11 @@ def chosen(bundle: Path, asked: str = AUTO, device: str = "cpu") -> tuple[str | 
 
 
 def test_every_bundle_of_a_float32_tower_has_the_graphs_and_no_second_weights(nano_bundle: Path) -> None:
-    part = part_of(nano_bundle, "onnxruntime")
-    assert part is not None
+    (part,) = parts_of(nano_bundle, "onnxruntime", Bundle.open(nano_bundle).config)
+    assert part.folder is not None
     assert sorted(path.name for path in part.folder.iterdir()) == ["engine.json", "projector.onnx", "vision.onnx"]
     assert sum(path.stat().st_size for path in part.folder.iterdir()) < 300_000
-    assert part_of(nano_bundle, "openvino") is None
+    assert parts_of(nano_bundle, "openvino", Bundle.open(nano_bundle).config) == []
 
 
 @pytest.mark.usefixtures("runs_here")
@@ -79,6 +82,62 @@ def test_auto_is_silent_where_nothing_faster_runs(
     monkeypatch.setattr("r1v_export.targets.openvino.target.has_bfloat16_products", lambda: products)
     assert chosen(bundle) == (None, None)
     assert choose(Bundle.open(bundle), "onnxruntime", AUTO, "cpu").why == why
+
+
+@pytest.fixture
+def of_4_bits(bundle: Path) -> Path:
+    """A bundle of 4-bit weights, as far as its choice of products goes."""
+    path = bundle / "build.yaml"
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**settings, "precision": "int4"}))
+    return bundle
+
+
+@pytest.mark.usefixtures("runs_here")
+def test_4_bit_weights_come_with_images_in_8_bits_where_their_gate_passed(of_4_bits: Path) -> None:
+    write_verdict(of_4_bits, PASSED, f"{PAIR} in int8")
+    found = choose(Bundle.open(of_4_bits), "onnxruntime", AUTO, "cpu")
+    assert found.encoder is not None
+    assert (found.encoder.title, found.encoder.products) == ("openvino in int8", "int8")
+    assert (found.note or "").startswith("images: by openvino, in int8, which is faster here")
+    write_verdict(of_4_bits, PASSED)
+    found = choose(Bundle.open(of_4_bits), "onnxruntime", AUTO, "cpu")
+    assert found.encoder is not None
+    assert found.encoder.products == "bfloat16", "what has passed"
+    for verdict, products in ((PASSED, "bfloat16"), ("omitted", "int8")):
+        write_verdict(of_4_bits, verdict)
+        asked = choose(Bundle.open(of_4_bits), "onnxruntime", "openvino", "cpu").encoder
+        assert asked is not None
+        assert asked.products == products, "asked for: what has passed, else the fastest"
+
+
+@pytest.mark.parametrize(("tiles", "products"), [(True, "bfloat16"), (False, "int8")])
+def test_images_are_in_bfloat16_where_the_cpu_multiplies_tiles(
+    of_4_bits: Path, tiles: bool, products: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, has in (("has_bfloat16_products", True), ("has_tile_products", tiles)):
+        monkeypatch.setattr(f"r1v_export.targets.openvino.target.{name}", lambda has=has: has)
+    monkeypatch.setattr("r1v_export.targets.openvino.target.version_of", lambda *_: "2026.4")
+    config = Bundle.open(of_4_bits).config
+    assert encoders_here(of_4_bits, "onnxruntime", config)[0].products == products
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "products"),
+    [
+        ("fp32", {}, ("bfloat16",)),
+        ("int8", {}, ("bfloat16",)),
+        ("int4", {}, ("int8", "bfloat16")),
+        ("int4", {"int4_inputs": "exact"}, ("bfloat16",)),
+        ("int4", {"image_products": "bfloat16"}, ("bfloat16",)),
+        ("fp32", {"image_products": "int8"}, ("int8",)),
+    ],
+)
+def test_products_of_images_follow_those_of_the_answer(
+    precision: Precision, options: dict[str, str], products: tuple[str, ...]
+) -> None:
+    config = BuildConfig(precision=precision, targets={"onnxruntime": options})
+    assert OnnxRuntimeTarget().image_products(config) == products
 
 
 def test_what_is_asked_for_is_taken_and_warned_of_if_no_gate_has_passed(bundle: Path) -> None:

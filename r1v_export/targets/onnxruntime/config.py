@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from r1v_export.config import ImageProducts
 from r1v_export.strict import SettingsModel
 from r1v_export.targets.int4_inputs import Int4Inputs
 
@@ -22,3 +23,7 @@ class OnnxRuntimeConfig(SettingsModel):
     """What 4-bit weights are multiplied with on the CPU: inputs that are rounded to 8 bits in blocks, which is faster,
     or those that the graph has. Where inputs are rounded, so is a head that the recipe leaves alone. Part of the build,
     so that its gate judges it. None: int8 where there are such weights on a CPU."""
+    image_products: ImageProducts | None = None
+    """What weights and inputs of a float32 vision tower are rounded to where another target encodes the images. None:
+    int8 where inputs of 4-bit weights are rounded to 8 bits, too, and bfloat16 elsewhere, and where int8 is out of
+    tolerance or not for this CPU."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1v_export import contract
-from r1v_export.config import BuildConfig, Compute, Device
+from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
 from r1v_export.errors import BundleError, CapabilityError, UsageError
 from r1v_export.manifest import MANIFEST
 from r1v_export.model_spec import ModelSpec
@@ -80,6 +80,12 @@ class OnnxRuntimeTarget(Target):
         tower = [scheme for linear, scheme in schemes.items() if not linear.startswith("language_model.")]
         in_int8 = all(scheme.inputs and scheme.inputs.type == scheme.weights.type == "int8" for scheme in tower)
         return OpenVinoTarget.name if in_int8 else None
+
+    def image_products(self, config: BuildConfig) -> tuple[ImageProducts, ...]:
+        options = config.options(self.name, OnnxRuntimeConfig)
+        if options.image_products is not None:
+            return (options.image_products,)
+        return ("int8", "bfloat16") if chosen_int4_inputs(options.int4_inputs, config) == "int8" else ("bfloat16",)
 
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         check_device(inputs.config.device)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from r1v_export import contract
-from r1v_export.config import BuildConfig, Compute, Device
-from r1v_export.cpus import has_bfloat16_products
+from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
+from r1v_export.cpus import has_bfloat16_products, has_tile_products
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
@@ -40,7 +40,6 @@ class OpenVinoTarget(Target):
     config_class = OpenVinoConfig
     tools = doctor.DISTRIBUTIONS
     packed_in_memory = True
-    image_compute: ClassVar[Compute] = "bfloat16"
 
     def readiness(self) -> Readiness:
         return doctor.readiness()
@@ -96,16 +95,22 @@ class OpenVinoTarget(Target):
 
         write_graphs(graphs, IMAGE_GRAPHS, OpenVinoConfig(matmul="bfloat16"), out)
 
-    def why_not_images(self) -> str | None:
+    def why_not_images(self, products: ImageProducts) -> str | None:
         if version_of("openvino", *doctor.DISTRIBUTIONS) is None:
             return "openvino is not installed"
-        return None if has_bfloat16_products() else "this CPU has no bfloat16 products"
+        if not has_bfloat16_products():
+            return "this CPU has no bfloat16 products"
+        if products == "int8" and has_tile_products():
+            return "this CPU multiplies tiles of bfloat16 values (AMX), against which int8 was not measured"
+        return None
 
-    def open_images(self, engine: Path, bundle: Path, spec: ModelSpec) -> OpenVinoEngine:
-        return _open(engine, bundle.absolute(), IMAGE_GRAPHS, spec)
+    def open_images(self, engine: Path, bundle: Path, spec: ModelSpec, products: ImageProducts) -> OpenVinoEngine:
+        return _open(engine, bundle.absolute(), IMAGE_GRAPHS, spec, products)
 
 
-def _open(engine: Path, bundle: Path, graphs: Iterable[str], spec: ModelSpec) -> OpenVinoEngine:
+def _open(
+    engine: Path, bundle: Path, graphs: Iterable[str], spec: ModelSpec, image_products: ImageProducts = "bfloat16"
+) -> OpenVinoEngine:
     """The engine in a folder that has to have some graphs, on the weights of a bundle."""
     doctor.require()
     files = [ENGINE_FILE, *(f"{name}.onnx" for name in graphs)]
@@ -120,7 +125,7 @@ def _open(engine: Path, bundle: Path, graphs: Iterable[str], spec: ModelSpec) ->
         )
     from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
 
-    return OpenVinoEngine(engine, bundle, spec.sizes)
+    return OpenVinoEngine(engine, bundle, spec.sizes, image_products=image_products)
 
 
 def require_cpu(device: Device) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from r1v_export import contract
+from r1v_export.config import ImageProducts
 from r1v_export.contract import CacheLimits, Sizes
 from r1v_export.errors import CapabilityError
 from r1v_export.targets.openvino.engine_file import read_engine_file
@@ -28,12 +29,21 @@ class OpenVinoEngine:
         bundle: what the weights' paths are relative to.
         sizes: of the model.
         threads: that one operator may use; `cpus.thread_count()` if None.
+        image_products: int8 rounds float32 weights of vision and projector, and their inputs, to 8 bits.
     """
 
     name = "openvino"
 
-    def __init__(self, folder: Path, bundle: Path, sizes: Sizes, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bundle: Path,
+        sizes: Sizes,
+        threads: int | None = None,
+        image_products: ImageProducts = "bfloat16",
+    ) -> None:
         self.folder, self.bundle, self.sizes, self.threads = folder, bundle, sizes, threads
+        self._image_products = image_products
         self._file = read_engine_file(folder)
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
@@ -91,7 +101,9 @@ class OpenVinoEngine:
         return compile_graph(self.folder, self.bundle, contract.DECODER, self._file, self.threads)
 
     def _open(self, graph: str, outputs: list[str] | None = None) -> Graph:
-        return Graph(graph, compile_graph(self.folder, self.bundle, graph, self._file, self.threads, outputs))
+        int8 = self._image_products == "int8" and graph in (contract.VISION, contract.PROJECTOR)
+        of_graph = compile_graph(self.folder, self.bundle, graph, self._file, self.threads, outputs, int8=int8)
+        return Graph(graph, of_graph)
 
 
 class Graph:

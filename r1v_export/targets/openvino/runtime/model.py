@@ -20,7 +20,13 @@ from r1v_export.targets.graph_errors import shortened
 from r1v_export.targets.openvino.doctor import has_bfloat16
 from r1v_export.targets.openvino.engine_file import LEAST_GROUP, REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
-from r1v_export.targets.openvino.runtime.rounded_weights import forget_pages, multiply_in_bfloat16
+from r1v_export.targets.openvino.runtime.rounded_weights import (
+    INPUTS_TO_A_SCALE,
+    Multiply,
+    forget_pages,
+    multiply_in_bfloat16,
+    multiply_in_int8,
+)
 from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +44,14 @@ class Compiled(NamedTuple):
 
 @kept_signal_stack()
 def compile_graph(
-    engine: Path, bundle: Path, graph: str, file: EngineFile, threads: int | None, outputs: list[str] | None = None
+    engine: Path,
+    bundle: Path,
+    graph: str,
+    file: EngineFile,
+    threads: int | None,
+    outputs: list[str] | None = None,
+    *,
+    int8: bool = False,
 ) -> Compiled:
     """Compile one graph of an engine for the CPU.
 
@@ -48,19 +61,21 @@ def compile_graph(
         file: of `read_engine_file`.
         threads: that one operator may use; `thread_count()` if None.
         outputs: values inside the graph to add to its outputs.
+        int8: round float32 weights of products, and their inputs, to 8 bits.
 
     Raises:
         BundleError: the graph or its weights are missing, or OpenVINO refuses them.
     """
     path = engine / f"{graph}.onnx"
-    properties = session_properties(graph, file, threads)
+    properties = session_properties(graph, file, threads, int8=int8)
     try:
         core = ov.Core()
         model = core.read_model(path)
         if outputs:
             model.add_outputs(outputs)
         rounds = properties["INFERENCE_PRECISION_HINT"] == "bf16" and has_bfloat16()
-        weights = fill_weights(model, file.weights.get(graph, {}), bundle, bfloat16=rounds)
+        multiply = multiply_in_int8 if int8 else multiply_in_bfloat16 if rounds else None
+        weights = fill_weights(model, file.weights.get(graph, {}), bundle, multiply)
         compiled = core.compile_model(model, _DEVICE, properties)
         for content in weights:
             forget_pages(content)
@@ -81,26 +96,31 @@ def compile_graph(
     return Compiled(compiled, weights)
 
 
-def session_properties(graph: str, file: EngineFile, threads: int | None) -> Mapping[str, Any]:
+def session_properties(graph: str, file: EngineFile, threads: int | None, *, int8: bool = False) -> Mapping[str, Any]:
     """What a graph of an engine is compiled with.
 
     The embedding table is always looked up as it is: rounding it gains nothing. Where the CPU has no bfloat16 products
     OpenVINO computes in float32, which rounds less than the build allowed for.
     """
     options, rounds = file.options, file.options.matmul == "bfloat16" and graph != contract.EMBED
-    group = file.input_groups.get(graph, LEAST_GROUP)
+    group = INPUTS_TO_A_SCALE if int8 else file.input_groups.get(graph, LEAST_GROUP)
     return {
         "INFERENCE_PRECISION_HINT": "bf16" if rounds else "f32",
         "INFERENCE_NUM_THREADS": threads or thread_count().count,
         "NUM_STREAMS": 1,
-        # What inputs of 4-bit weights are rounded to 8 bits in; OpenVINO's own default is 32.
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if options.int4_inputs == "int8" else 0,
+        # Inputs of integer weights that share a scale where they are rounded to 8 bits; OpenVINO's own default is 32.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if int8 or options.int4_inputs == "int8" else 0,
     }
 
 
-def fill_weights(model: ov.Model, weights: GraphWeights, bundle: Path, *, bfloat16: bool) -> Sequence[np.ndarray]:
-    """Replace a graph's inputs that stand for weights by constants: the mapped files themselves, and where products are
-    in bfloat16, float32 matrices rounded to it.
+def fill_weights(
+    model: ov.Model, weights: GraphWeights, bundle: Path, multiply: Multiply | None
+) -> Sequence[np.ndarray]:
+    """Replace a graph's inputs that stand for weights by constants: the mapped files themselves, or what float32
+    matrices are rounded to.
+
+    Args:
+        multiply: rounds a matrix, as the functions of `rounded_weights` do; None leaves all as they are.
 
     Returns:
         What the constants are in, to be kept as long as the model and what is compiled of it.
@@ -121,8 +141,8 @@ def fill_weights(model: ov.Model, weights: GraphWeights, bundle: Path, *, bfloat
             files[weight.file] = _mapped(bundle / weight.file)
         content, parameter = _part(files[weight.file], weight, bundle), inputs[name]
         matrix = None
-        if bfloat16 and weight.type == "f32":
-            matrix = multiply_in_bfloat16(parameter, content.view(np.float32).reshape(weight.shape))
+        if multiply is not None and weight.type == "f32":
+            matrix = multiply(parameter, content.view(np.float32).reshape(weight.shape))
         if matrix is None:
             tensor = ov.Tensor(content, ov.Shape(weight.shape), getattr(ov.Type, weight.type))
             constant = ov.op.Constant(tensor, shared_memory=True)

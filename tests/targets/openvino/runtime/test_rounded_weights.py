@@ -35,26 +35,42 @@ def test_numbers_are_rounded_to_nearest_and_in_the_middle_to_even() -> None:
     np.testing.assert_array_equal(found, expected.view(np.uint16).T)
 
 
-def test_a_product_takes_its_weight_in_bfloat16_and_one_that_is_used_twice_stays(tmp_path: Path) -> None:
-    from r1v_export.targets.openvino.library import ov
-    from r1v_export.targets.openvino.runtime.rounded_weights import multiply_in_bfloat16
+def test_the_largest_weight_of_an_output_feature_is_127_and_none_is_further_off_than_half_a_step() -> None:
+    from r1v_export.targets.openvino.runtime.rounded_weights import rounded_to_int8
 
+    weight = np.random.default_rng(0).standard_normal((5000, 1000)).astype(np.float32)
+    weight[:, 1], weight[:, 2] = 0, [3, *[0.5 * 3 / 127] * 4999]
+    found, scales = rounded_to_int8(weight)
+    assert (found.shape, found.dtype, found.flags.c_contiguous) == ((1000, 5000), np.int8, True)
+    np.testing.assert_array_equal(np.abs(found.astype(int)).max(axis=1), [127, 0, *[127] * 998])
+    assert set(found[2, 1:]) <= {0, 1}
+    assert (np.abs(found.T * scales - weight) <= scales * 0.5001).all()
+
+
+@pytest.mark.parametrize(("multiply", "error"), [("multiply_in_bfloat16", 5e-3), ("multiply_in_int8", 2e-2)])
+def test_a_product_takes_its_weight_rounded_and_one_that_is_used_twice_stays(
+    multiply: str, error: float, tmp_path: Path
+) -> None:
+    from r1v_export.targets.openvino.library import ov
+    from r1v_export.targets.openvino.runtime import rounded_weights
+
+    multiply_rounded = getattr(rounded_weights, multiply)
     onnx.save(onnx.parser.parse_model(PRODUCTS), tmp_path / "products.onnx")
     core = ov.Core()
     model = core.read_model(tmp_path / "products.onnx")
     inputs = {parameter.friendly_name: parameter for parameter in model.get_parameters()}
     random = np.random.default_rng(0)
     w, shared = (random.standard_normal(shape).astype(np.float32) / 6 for shape in ((48, 32), (32, 32)))
-    assert multiply_in_bfloat16(inputs["shared"], shared) is None
-    kept = multiply_in_bfloat16(inputs["w"], w)
+    assert multiply_rounded(inputs["shared"], shared) is None
+    kept = multiply_rounded(inputs["w"], w)
     assert kept is not None
     model.remove_parameter(inputs["w"])
     model.validate_nodes_and_infer_types()
     x = random.standard_normal((3, 48)).astype(np.float32)
-    exact = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    first = w.astype(ml_dtypes.bfloat16).astype(np.float32)
-    expected = x.astype(ml_dtypes.bfloat16).astype(np.float32) @ first @ shared @ shared
-    np.testing.assert_allclose(exact({"x": x, "shared": shared})[0], expected, rtol=0.02, atol=0.02)
+    properties = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 16}
+    found = core.compile_model(model, "CPU", properties)({"x": x, "shared": shared})[0]
+    expected = x @ w @ shared @ shared
+    assert 0 < np.linalg.norm(found - expected) < error * np.linalg.norm(expected)
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages are let go on Linux")
