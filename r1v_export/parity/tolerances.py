@@ -305,8 +305,7 @@ _EIGHT_BIT_INPUTS = (
         reason="An input on the edge between two quantized values falls on either side for a 1e-7 difference "
         "before it, and the blocks behind it carry that on: between float32 and float64, 7e-5 after one ViT block and "
         "2e-3 after four are measured with inputs in FP8. A tower that is not quantized differs by the rounding of its "
-        "type alone: 3e-7 in float32 and 2e-3 in bfloat16 on r1v-nano; by 6e-3 where what encodes images rounds its "
-        "weights and inputs to 8 bits, 9e-3 over 24 blocks. A wrong scale moves it by more than 1e-1.",
+        "type: on r1v-nano 3e-7 in float32, 2e-3 in bfloat16, 6e-3 in 8 bits. A wrong scale moves it by 1e-1 and more.",
     ),
     *_lookup("8-bit inputs"),
     *_same(
