@@ -33,18 +33,23 @@ from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import load
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets import registry
+from r1v_export.targets.images import encoding_target
 from r1v_export.targets.interface import BuildInputs
 
 ROUNDING, EXACT, PEER = "openvino bfloat16", "openvino float32", "onnxruntime float32"
+INT8 = "openvino int8"
+"""Images of INT4 bundles: the tower's weights and inputs rounded to 8 bits, the rest in bfloat16."""
 EAGER, EAGER_16 = "torch eager float32", "torch eager bfloat16"
 COMPILED, COMPILED_16 = "torch.compile float32", "torch.compile bfloat16"
 ENGINES = {
     ROUNDING: ("openvino", {"matmul": "bfloat16"}),
     EXACT: ("openvino", {"matmul": "float32"}),
     PEER: ("onnxruntime", {}),
+    INT8: ("openvino", {}),
 }
 WALL, CPU = "per_s", "per_cpu_s"
 PARTS = contract.VISION, contract.DECODER
+IMAGES = (contract.VISION,)
 
 
 def prepare(work: Path, vision_layers: int, language_layers: int) -> Checkpoint:
@@ -73,7 +78,10 @@ def open_engine(work: Path, checkpoint: Checkpoint, which: str, parts: tuple[str
     target = registry.get_target(name)
     target.build(BuildInputs(graphs, checkpoint, None, BuildConfig(targets={name: options})), folder, lambda _: None)
     started, cpu = time.perf_counter(), time.process_time()
-    engine = target.open(folder, checkpoint.spec, "cpu")
+    if which == INT8:
+        engine, parts = encoding_target(name).open_images(folder, folder.parents[1], checkpoint.spec, "int8"), IMAGES
+    else:
+        engine = target.open(folder, checkpoint.spec, "cpu")
     for graph in parts:
         getattr(engine, f"_{graph}")
     return engine, {"open_s": time.perf_counter() - started, "open_cpu_s": time.process_time() - cpu}
@@ -187,7 +195,8 @@ def main(
         report["vision"][tiles] = measure_vision(engines, checkpoint, tiles, peers, repeats)
         click.echo(f"{tiles} tiles: {report['vision'][tiles]['ratios']} {report['vision'][tiles]['relative_errors']}")
     for prompt in prompts if contract.DECODER in parts else ():
-        report["decoder"].append(measure_decoder(engines, prompt, steps, repeats))
+        decoding = {name: engine for name, engine in engines.items() if name != INT8}
+        report["decoder"].append(measure_decoder(decoding, prompt, steps, repeats))
         click.echo(f"prompt {prompt}: {[report['decoder'][-1][what]['ratios'] for what in ('prefill', 'decode')]}")
     report["machine"]["load_average_after"] = machine(())["load_average_before"]
     click.echo(write_results("openvino-engine", report | {"repeats": repeats}, results))

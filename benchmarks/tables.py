@@ -97,7 +97,8 @@ LONG = {
     "llama.cpp F32": LLAMA_FLOAT32,
 }
 TOWER = {
-    "openvino bfloat16": FLOAT32,  # the default where the processor has bfloat16
+    "openvino int8": INT4,  # the defaults where the processor has such products
+    "openvino bfloat16": FLOAT32,
     "onnxruntime float32": EXACT_TOWER,
     "openvino float32": VINO_FLOAT32,
     "torch eager float32": TORCH,
