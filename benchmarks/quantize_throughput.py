@@ -70,7 +70,7 @@ def quantize_group(name: str, algorithm: str, matmul: str) -> dict[str, float]:
     """Quantize a group of linears to INT4.
 
     Args:
-        matmul: bfloat16 only where the checkout's GPTQ has it.
+        matmul: bfloat16 only where the checkout's `quantize_block` has it.
     """
     in_features = LINEARS.get(name, LINEARS["o_proj"])[1]
     weights = {
@@ -166,8 +166,7 @@ def main(
             if algorithm in ALGORITHMS:
                 here = Path(__file__).parents[1]
                 measures[f"int4 {algorithm}"] = partial(in_checkout, here, linear, algorithm)
-                if algorithm == "gptq":
-                    measures["int4 gptq bfloat16"] = partial(in_checkout, here, linear, algorithm, "bfloat16")
+                measures[f"int4 {algorithm} bfloat16"] = partial(in_checkout, here, linear, algorithm, "bfloat16")
                 if against:
                     measures[f"int4 {algorithm} before"] = partial(in_checkout, against, linear, algorithm)
         results[linear] = {"linears": GROUPS[linear]} | interleaved(measures, repeats)

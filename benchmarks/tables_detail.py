@@ -215,20 +215,17 @@ def calibration_memory(folder: Path) -> str:
 
 def throughput(folder: Path) -> str:
     """Millions of parameters per CPU second of quantizing a linear, against an earlier commit, and the errors."""
-    rows, sources = [], []
-    for what in ("awq-gptq-throughput", "gptq-products-throughput"):
-        results = newest(what, "quantize_throughput.py", folder)
-        sources.append(f"From {results.conditions}; before is {results['before']}.")
-        for name, found in results["results"]["o_proj"].items():
-            if name == "linears" or name.endswith(" before"):
-                continue
-            before = results["results"]["o_proj"][f"{name.removesuffix(' bfloat16')} before"]
-            speeds = [each["million_parameters_per_second"]["median"] for each in (before, found)]
-            errors = [f"{each['error_percent']['median']:.5f} %" for each in (before, found)]
-            cells = [*(with_digits(speed, 1) for speed in speeds), with_digits(speeds[1] / speeds[0], 1), *errors]
-            rows.append([name.replace("bfloat16", "products in bfloat16"), results.path.name[:10], *cells])
-    heads = ["", "file of", "before", "now", "now / before", "error before", "error now"]
-    return markdown(heads, rows) + "\n\n" + "\n".join(sources)
+    rows, results = [], newest("awq-gptq-throughput", "quantize_throughput.py", folder)
+    for name, found in results["results"]["o_proj"].items():
+        if name == "linears" or name.endswith(" before"):
+            continue
+        before = results["results"]["o_proj"][f"{name.removesuffix(' bfloat16')} before"]
+        speeds = [each["million_parameters_per_second"]["median"] for each in (before, found)]
+        errors = [f"{each['error_percent']['median']:.5f} %" for each in (before, found)]
+        cells = [*(with_digits(speed, 1) for speed in speeds), with_digits(speeds[1] / speeds[0], 1), *errors]
+        rows.append([name.replace("bfloat16", "products in bfloat16"), *cells])
+    heads = ["", "before", "now", "now / before", "error before", "error now"]
+    return markdown(heads, rows) + f"\n\nFrom {results.conditions}; before is {results['before']}."
 
 
 def rounding(folder: Path) -> str:

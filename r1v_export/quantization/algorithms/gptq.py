@@ -145,7 +145,7 @@ def _factorize(matrix_II: Tensor) -> bool:
 
 
 class _Errors:
-    """Errors of some rows [I, r], by the order of rounding, and what they change in the columns after them.
+    """Errors w - q of some rows [I, r], by the order of rounding, and what they change in the columns after them.
 
     Views of all columns of a block are made at once: those that a loop makes one by one cost as much as its arithmetic.
     """
@@ -201,11 +201,11 @@ def _round_rows(weight_rI: Tensor, params: QuantParams, compensation: Compensati
         for index in _halving(start, end, propagated.spread):
             column = order[index]
             scale_r, zero_point_r = scales[column], zero_points[column]
-            torch.sub(weights[column], propagated.changes[index - start], out=target_r)
+            torch.add(weights[column], propagated.changes[index - start], out=target_r)
             qweights[column].copy_(round_(target_r.div_(scale_r), params.kind, zero_point_r))
             if zero_point_r is not None:
                 target_r -= zero_point_r
-            torch.sub(target_r.mul_(scale_r), weights[column], out=errors[index - start])
+            torch.addcmul(weights[column], target_r, scale_r, value=-1, out=errors[index - start])
         propagated.finish()
     return qweight_Ir.T
 

@@ -64,7 +64,7 @@ def quantize_block(
         kv_cache: what a decoder layer's cache is stored in; None leaves it unchanged.
         rounded: linears that are to have scales alone, their quantized values on device "meta", because they follow:
             `rounded_weights.rounded_linears`.
-        matmul: what GPTQ rounds the operands of its large products to.
+        matmul: what GPTQ and clipping by outputs round the operands of their large products to.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
@@ -177,7 +177,8 @@ class _WeightInput:
     """
 
     def __init__(self, gram_II: Tensor | None, scale_I: Tensor | None, matmul: Matmul) -> None:
-        self._gram_II, self.scale_I, self._products = gram_II, scale_I, getattr(torch, matmul)
+        self._gram_II, self.scale_I = gram_II, scale_I
+        self.products: torch.dtype = getattr(torch, matmul)
         self._shared: tuple[Gptq, Tensor, Tensor | None, Compensation] | None = None
 
     def gram(self, device: torch.device) -> Tensor:
@@ -196,7 +197,7 @@ class _WeightInput:
                 assert options.group_size is not None, "the recipe's own check"
                 order_I = grouped_order(gram_II, options.group_size)
                 gram_II = gram_II[order_I][:, order_I]
-            shared = compensation(gram_II, options.damping, options.act_order != "none", self._products)
+            shared = compensation(gram_II, options.damping, options.act_order != "none", self.products)
             self._shared = (options, gram_II, order_I, shared)
         return self._shared[1:]
 
@@ -217,7 +218,7 @@ def _scales_alone(weight: Tensor, scheme: Scheme, source: _WeightInput, largest:
     """What `_round` makes by rounding to nearest, its quantized values on device "meta"."""
     options = scheme.weights
     if isinstance(options, Awq):
-        params = _params(weight, options, source.gram(weight.device), source.scale_I)
+        params = _params(weight, options, source.gram(weight.device), source)
     elif options.granularity == "tensor":
         assert largest is not None
         params = one_scale(weight, options.type, largest)
@@ -235,7 +236,7 @@ def _round(weight: Tensor, scheme: Scheme, source: _WeightInput, largest: Tensor
         return _round_by_gptq(weight.float(), source, options)
     if isinstance(options, Awq):
         weight = weight.float()
-        params = _params(weight, options, source.gram(weight.device), source.scale_I)
+        params = _params(weight, options, source.gram(weight.device), source)
         return params.linear(params.qweight(weight))
     if options.granularity == "tensor":
         assert largest is not None
@@ -248,15 +249,15 @@ def _round_by_gptq(weight_OI: Tensor, source: _WeightInput, options: Gptq) -> Qu
     gram_II, order_I, shared = source.for_gptq(options, weight_OI.device)
     if order_I is not None:
         weight_OI = weight_OI[:, order_I]
-    linear = gptq(weight_OI, _params(weight_OI, options, gram_II), shared)
+    linear = gptq(weight_OI, _params(weight_OI, options, gram_II, source), shared)
     return linear if order_I is None else replace(linear, input_order=order_I.to(torch.int32))
 
 
-def _params(
-    weight_OI: Tensor, options: Awq | Gptq, gram_II: Tensor, input_scale_I: Tensor | None = None
-) -> QuantParams:
+def _params(weight_OI: Tensor, options: Awq | Gptq, gram_II: Tensor, source: _WeightInput) -> QuantParams:
+    """Scales of a weight, with the Gram matrix of its columns."""
     if options.clip:
-        return clipped_params(weight_OI, options.type, options.group_size, gram_II, input_scale_I)
+        scale_I, products = source.scale_I, source.products
+        return clipped_params(weight_OI, options.type, options.group_size, gram_II, scale_I, products)
     return QuantParams.from_weight(weight_OI, options.type, options.group_size)
 
 

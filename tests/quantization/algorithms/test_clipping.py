@@ -9,7 +9,7 @@ import torch
 from r1v_export.quantization.algorithms.clipping import SHRINKS, clipped_params
 from r1v_export.quantization.algorithms.rtn import round_to_nearest
 from r1v_export.quantization.quant_params import QuantParams
-from tests.quantization.conftest import Case
+from tests.quantization.conftest import Case, make_case
 
 
 @pytest.mark.parametrize("kind", ["int4", "uint4"])
@@ -48,3 +48,21 @@ def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch, case:
     monkeypatch.setattr("r1v_export.quantization.algorithms.clipping._LEAST_ERRORS", 1)
     monkeypatch.setattr("r1v_export.quantization.quant_params.BLOCK_VALUES", 7 * 32)
     torch.testing.assert_close(clipped_params(case.weight, "int4", 32, case.gram).scale, whole.scale, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+def test_products_of_bfloat16_decide_only_between_ranges_that_cost_the_same(kind: str) -> None:
+    """And are used: some ranges differ."""
+    case, size = make_case(out_features=192, in_features=256, tokens=512), 64
+    grams = torch.stack([case.gram[start : start + size, start : start + size] for start in range(0, 256, size)])
+
+    def losses(params: QuantParams) -> torch.Tensor:
+        error = (params.quantize_dequantize(case.weight) - case.weight).unflatten(1, (-1, size)).double()
+        return torch.einsum("ogi,gij,ogj->og", error, grams.double(), error)
+
+    exact = clipped_params(case.weight, kind, size, case.gram)
+    rounded = clipped_params(case.weight, kind, size, case.gram, products=torch.bfloat16)
+    best, found = losses(exact), losses(rounded)
+    assert 0 < int((exact.scale != rounded.scale).sum()) < 0.02 * exact.scale.numel()
+    assert bool((found < 1.005 * best).all())
+    assert float(found.sum() / best.sum()) < 1.0001

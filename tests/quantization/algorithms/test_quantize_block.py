@@ -172,6 +172,19 @@ def test_groups_in_activation_order_are_gptq_of_the_reordered_weight(decoder: Bl
             assert torch.equal(linears[name].dequantize()[:, order], expected.dequantize())
 
 
+@pytest.mark.parametrize("algorithm", ["awq", "gptq"])
+def test_clipping_multiplies_in_what_calibration_multiplies_in(decoder: Block, algorithm: str) -> None:
+    group = next(group for group in decoder.groups if group.name.endswith("down_proj"))
+    name, gram = f"{group.linears[0]}.weight", decoder.statistics.grams[group.name]
+    schemes = decoder.schemes(rule(weights("int4", algorithm)))
+    made = quantize_block([group], schemes, decoder.tensors, decoder.statistics, Observer(), matmul="bfloat16")
+    scale_I, products = made.smoothing.get(group.name), torch.bfloat16
+    weight = decoder.tensors[name] if scale_I is None else decoder.tensors[name] * scale_I
+    expected = clipped_params(weight, "int4", 64, gram, scale_I, products)
+    assert torch.equal(made.linears[group.linears[0]].scale, expected.scale)
+    assert not torch.equal(expected.scale, clipped_params(weight, "int4", 64, gram, scale_I).scale)
+
+
 def test_linears_that_read_one_tensor_have_one_order(decoder: Block) -> None:
     linears = decoder.quantize(rule(ORDERS["group"])).linears
     for group in decoder.groups:
