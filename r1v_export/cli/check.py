@@ -165,6 +165,8 @@ def _as_json(results: Sequence[ParityReport]) -> dict[str, Any]:
 
 def _print(report: ParityReport) -> None:
     """What was asked; one line per boundary: its checked metrics, and their limits."""
+    from r1v_export.parity.metric_text import limit_text, metric_text, short
+
     verdict = "passed" if report.passed else "FAILED"
     click.echo(wrapped(f"{report.title} ({report.candidate}, {report.precision}): {verdict}"))
     rows = []
@@ -173,10 +175,9 @@ def _print(report: ParityReport) -> None:
             if check is None:
                 rows.append((boundary.name, "not gated", "", "", ""))
             else:
-                limit = f"{check.relation} {check.limit:g}"
-                rows.append(
-                    (boundary.name, check.metric, f"{check.value:.3g}", limit, "ok" if check.passed else "FAIL")
-                )
+                value = metric_text(check.value, check.metric, check.limit)
+                limit = f"{check.relation} {limit_text(check.limit, check.metric)}"
+                rows.append((boundary.name, check.metric, value, limit, "ok" if check.passed else "FAIL"))
     click.echo(table(rows, ("boundary", "metric", "value", "limit", "")))
     for name, check in ((boundary.name, check) for boundary in report.boundaries for check in boundary.checks):
         if check.near_ties:
@@ -185,8 +186,8 @@ def _print(report: ParityReport) -> None:
             click.echo(wrapped(f"{name}: {ties} counted as agreement, {within}"))
     if report.texts and report.texts.not_gated is None:
         rated = "ok" if report.texts.passed else "FAIL"
-        limit = f"at most {report.texts.unigram_nll:.3g}"
-        nats = f"{report.texts.nll:.3g} nats per token"
+        limit = f"at most {short(report.texts.unigram_nll)}"
+        nats = f"{short(report.texts.nll)} nats per token"
         click.echo(wrapped(f"replies to calibration questions: {nats}, {limit}: {rated}"))
     if report.rounded_inputs:
         click.echo(wrapped(report.rounded_inputs.sentence))
@@ -218,11 +219,11 @@ def _print_answers(report: ParityReport) -> None:
 
 
 def _side_by_side(report: ParityReport) -> str:
-    from r1v_export.parity.metrics import share
+    from r1v_export.parity.metric_text import share, short
     from r1v_export.progress import size
 
     rows = [
-        (b.name, b.precision, size(b.size_bytes), f"{b.mean_kl:.3g}", share(b.top1_agreement))
+        (b.name, b.precision, size(b.size_bytes), short(b.mean_kl), share(b.top1_agreement))
         + ((f"{b.correct} of {b.scored}",) if b.scored else ("",))
         for b in report.bundles
     ]

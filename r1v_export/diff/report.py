@@ -8,11 +8,9 @@ from typing import Any
 from r1v_export import pages
 from r1v_export.diff.compare import BundleDiff, Row
 from r1v_export.pages import MadeBy
-from r1v_export.parity.metrics import METRICS, SHARES, share
+from r1v_export.parity.metric_text import share, shares_apart, short, told_apart
+from r1v_export.parity.metrics import METRICS, SHARES
 from r1v_export.progress import size
-
-_DIGITS_OF_A_DOUBLE = 17
-"""So many tell every two numbers of float64 apart."""
 
 
 def to_html(diff: BundleDiff, made_by: MadeBy) -> str:
@@ -28,7 +26,10 @@ def to_html(diff: BundleDiff, made_by: MadeBy) -> str:
         "in the second alone": len(files.second_only),
     }
     return environment.get_template("diff.html.j2").render(
-        diff=diff, made_by=made_by, counts=[f"{count} {what}" for what, count in counts.items() if count]
+        diff=diff,
+        made_by=made_by,
+        counts=[f"{count} {what}" for what, count in counts.items() if count],
+        with_images=any(", images: " in row.name for row in diff.tables.get("parity", ())),
     )
 
 
@@ -47,13 +48,7 @@ def values(row: Row, title: str) -> tuple[str, str]:
     if title == "sizes":
         return f"{row.first} B", f"{row.second} B"
     if isinstance(row.first, float) and isinstance(row.second, float):
-        for digits in range(4, _DIGITS_OF_A_DOUBLE + 1):
-            if _is_share(row.name):
-                texts = share(row.first, digits - 1), share(row.second, digits - 1)
-            else:
-                texts = f"{row.first:.{digits}g}", f"{row.second:.{digits}g}"
-            if texts[0] != texts[1]:
-                break
+        return shares_apart(row.first, row.second) if _is_share(row.name) else told_apart(row.first, row.second)
     return texts
 
 
@@ -66,7 +61,7 @@ def _shown(value: Any, title: str, name: str) -> str:
         return str(value).lower()
     if _is_share(name):
         return share(value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return short(value) if title == "parity" and isinstance(value, float) else str(value)
 
 
 def _is_share(name: str) -> bool:

@@ -36,11 +36,6 @@ SHARES = frozenset({"top1_agreement", "token_agreement", "sequence_agreement"})
 """Metrics that are shares of 1."""
 
 
-def share(part: float, decimals: int = 2) -> str:
-    """A share of 1 in percent, with at most that many decimals; 100 % only if it is all."""
-    return "100 %" if part == 1 else f"{math.floor(part * 10 ** (decimals + 2)) / 10**decimals:.{decimals + 3}g} %"
-
-
 _BLOCK_ELEMENTS = 1 << 20
 """Elements that are widened to float64 at a time: 8 MiB for each temporary array, whatever is compared."""
 

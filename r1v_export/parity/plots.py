@@ -24,6 +24,7 @@ from r1v_export.parity.figures import (
     wrapped,
     write_powers,
 )
+from r1v_export.parity.metric_text import metric_text, short
 from r1v_export.parity.metrics import METRICS
 from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, ParityReport, StepResult
 from r1v_export.quantization.mixed_precision.budget import loss_of
@@ -152,7 +153,7 @@ def _boundary_row(axes: Axes, row: int, boundary: BoundaryResult, metric: str, e
     verdict = "" if boundary.passed else "; out of tolerance"
     if failed and metric not in failed:
         verdict += ("\n" if is_narrow(axes) else " ") + f"in {METRICS[failed[0]]}"
-    text = ("exact" if measured == 0 else short(measured)) + verdict
+    text = ("exact" if measured == 0 else measured_text(boundary, metric)) + verdict
     return axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=10)
 
 
@@ -179,6 +180,11 @@ def _keep_clear(text: Annotation, limit: float, low: float, passed: bool) -> Non
         text.xy = (limit, row)
 
 
+def measured_text(boundary: BoundaryResult, metric: str) -> str:
+    """What a boundary's metric is, in the digits that its limit asks for."""
+    return metric_text(boundary.metrics[metric], metric, _limit(boundary, metric))
+
+
 def _limit(boundary: BoundaryResult, metric: str) -> float | None:
     return next((check.limit for check in boundary.checks if check.metric == metric), None)
 
@@ -188,11 +194,16 @@ def errors_by_step(report: ParityReport, width_inches: float = WIDE_INCHES) -> s
     steps = report.decode_steps
     if len(steps) < 2 or not any(0 < step.max_abs_error < math.inf for step in steps):
         return None
+    from matplotlib.ticker import MaxNLocator
+
     with figure_of(width_inches, 4.4) as figure:
         above, below = figure.subplots(2, 1, sharex=True)
         _step_line(above, steps, [step.max_abs_error for step in steps], ONE, "o")
         _step_line(below, steps, [step.mean_kl for step in steps], TWO, "s")
         below.set_xlabel("decode step")
+        first, last = steps[0].step, steps[-1].step
+        ticks = MaxNLocator("auto", integer=True).tick_values(first, last)
+        below.set_xticks([tick for tick in ticks if first <= tick <= last])
         decode = report.boundary("decode")
         titles = {above: "largest error of a logit", below: "mean KL divergence of the next token, nats"}
         for axes, metric in ((above, "max_abs_error"), (below, "max_kl"), (below, "mean_kl")):
@@ -375,8 +386,3 @@ def _size_points(
 def engine_name(name: str) -> str:
     """An engine's name as people write it."""
     return "PyTorch" if name == "pytorch" else name
-
-
-def short(value: float) -> str:
-    """A number in three significant digits."""
-    return "∞" if value == math.inf else "−∞" if value == -math.inf else f"{value:.3g}"

@@ -18,7 +18,8 @@ from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import LAYERS, kind_of
 from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
-from r1v_export.parity.metrics import METRICS, SHARES, share
+from r1v_export.parity.metric_text import limit_text, metric_text, share, short, told_apart
+from r1v_export.parity.metrics import METRICS
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, ReasoningFormat, SampleResult
 from r1v_export.progress import size
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
@@ -105,7 +106,7 @@ _PLOTS = (
     (
         "Error by layer",
         plots.errors_by_layer,
-        "Hidden states behind each layer; the tower is given the reference's pixels, the decoder its embeddings.",
+        "Hidden states after each layer; the tower is given the reference's pixels, the decoder its embeddings.",
     ),
     (
         "Error over the answer",
@@ -127,11 +128,14 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
     """The page; it links to those of an engine's other gates, if `reports` are all of them."""
     environment = pages.environment(Path(__file__).parent / "templates")
     environment.filters |= {
-        "short": plots.short,
+        "short": short,
         "engine": plots.engine_name,
         "size": size,
         "share": share,
-        "value": value,
+        "value": metric_text,
+        "limit": limit_text,
+        "measured": plots.measured_text,
+        "told_apart": told_apart,
         "visible": visible,
         "printable": printable,
         "data_uri": data_uri,
@@ -281,13 +285,6 @@ def shown_samples(samples: Sequence[SampleResult]) -> list[SampleResult]:
     """Some samples in full: those that diverge first, then those that agree."""
     with_images = [sample for sample in samples if sample.thumbnails_png] or list(samples)
     return sorted(with_images, key=lambda sample: sample.divergence is None)[:_SHOWN_SAMPLES]
-
-
-def value(number: float, metric: str) -> str:
-    """A metric's value as people read it."""
-    if metric in SHARES:
-        return share(number)
-    return f"{number:.6g}" if metric == "min_row_cosine" else plots.short(number)
 
 
 def megabytes(size_bytes: int) -> str:

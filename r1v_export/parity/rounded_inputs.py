@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from r1v_export.parity.metrics import share
+from r1v_export.parity.metric_text import share, short
 from r1v_export.strict import StrictModel
 
 
@@ -40,6 +40,5 @@ class RoundedInputs(StrictModel):
             what = f"{what}, {images} as well" if self.inputs else f"{images} are rounded to {self.type}"
         if self.mean_kl is None or self.top1_agreement is None:
             return f"{what}; that is a part of this cost"
-        return (
-            f"{what}: {self.mean_kl:.3g} nats of mean KL, {share(self.top1_agreement)} of greedy choices are the same"
-        )
+        same = f"{share(self.top1_agreement)} of greedy choices are the same"
+        return f"{what}: {short(self.mean_kl)} nats of mean KL, {same}"

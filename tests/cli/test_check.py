@@ -87,6 +87,20 @@ def test_a_boundary_that_passed_is_one_line_of_sixty_columns(
     assert "end_to_end  not gated" in lines
 
 
+def test_values_and_limits_read_as_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """0.99951 was shown as 1, and shares as no percentages."""
+    least = {"relation": "at least", "passed": True, "reason": ""}
+    cosine = Check(metric="min_row_cosine", value=0.99951, limit=0.98, **least)
+    choices = Check(metric="top1_agreement", value=0.99996, limit=0.97, **least)
+    failed = at_most("relative_error", 0.030001, 0.03)
+    boundaries = boundary("vision", cosine), boundary("decode", choices), boundary("projector", failed)
+    _print(report(1e-15).model_copy(update={"boundaries": boundaries}))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["vision", "min_row_cosine", "0.999510", "at", "least", "0.98", "ok"] in rows
+    assert ["decode", "top1_agreement", "99.99", "%", "at", "least", "97", "%", "ok"] in rows
+    assert ["projector", "relative_error", "0.030001", "at", "most", "0.03", "FAIL"] in rows
+
+
 def test_nearly_all_choices_of_a_bundle_are_not_said_to_be_all(capsys: pytest.CaptureFixture[str]) -> None:
     shares = [bundle(name).model_copy(update={"top1_agreement": each}) for name, each in (("a", 0.99996), ("b", 1.0))]
     _print(report(1e-15).model_copy(update={"bundles": tuple(shares)}))

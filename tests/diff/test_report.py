@@ -18,7 +18,7 @@ def test_the_page_has_both_values_and_says_how_it_was_made() -> None:
     for text in (
         "0a",
         "0b",
-        "1 that is equal",
+        "1 row is equal",
         "graphs/<wbr>embed.<wbr>onnx",
         "</span> diff &lt;one&gt; two",
         "2026-01-01 00:00:00 UTC",
@@ -34,7 +34,7 @@ def test_metrics_have_their_labels_and_kinds_of_files_that_are_not_there_are_not
     page = to_html(BundleDiff("one", "two", tables, files, None), MadeBy("r1v-export diff", "2026-01-01", "1.2.3"))
     assert "onnxruntime, arithmetic: prefill mean KL (nats)" in page
     assert "x: gate" in page
-    for text in ("99.99 %", "100 %", "3 that differ:", "against the original model", ">false<", ">true<"):
+    for text in ("99.99 %", "100 %", "3 rows differ:", "against the original model", ">false<", ">true<"):
         assert text in page
     assert "Files: 1 differing, 2 equal, 2 in the first alone." in page
 
@@ -47,8 +47,8 @@ def test_rows_of_whole_answers_name_their_metric_once() -> None:
 @pytest.mark.parametrize(
     ("title", "row", "expected"),
     [
-        ("parity", Row("prefill max_kl", 3.2411e-11, 3.2399e-11), ("3.241e-11", "3.24e-11")),
-        ("parity", Row("prefill mean_kl", 0.1, 0.2), ("0.1", "0.2")),
+        ("parity", Row("prefill max_kl", 3.2411e-11, 3.2399e-11), ("3.241e-11", "3.240e-11")),
+        ("parity", Row("prefill mean_kl", 0.1, 0.2), ("0.100", "0.200")),
         ("parity", Row("decode mean_kl", 0.1, 0.1 + 2**-56), ("0.10000000000000001", "0.10000000000000002")),
         ("parity", Row("decode top1_agreement", 0.999914, 0.999957), ("99.991 %", "99.995 %")),
         ("parity", Row("decode top1_agreement", 0.5, 0.5), ("50 %", "50 %")),

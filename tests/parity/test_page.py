@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 from r1v_export.manifest import FileEntry
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
+from r1v_export.parity.metric_text import told_apart
 from r1v_export.parity.plots import errors_by_boundary, errors_by_layer, errors_by_step
 from r1v_export.parity.provenance import HashedFiles, Provenance
 from r1v_export.parity.report import stages, to_html
@@ -131,6 +132,14 @@ def test_no_heading_is_the_last_line_of_a_printed_page(html):
             assert page.locator(end).first.evaluate("(element) => getComputedStyle(element).breakAfter") == "avoid"
 
 
+def test_no_explanation_is_parted_by_the_end_of_a_printed_page(html):
+    with opened(1280, "light") as page:
+        show(page, html)
+        page.emulate_media(media="print")
+        for part in ("dl > dt", "dl > dd", "li", "tr"):
+            expect(page.locator(part).first).to_have_css("break-inside", "avoid")
+
+
 def test_a_name_of_a_sample_is_on_one_line_and_leaves_the_question_its_place_also_on_paper(html):
     with opened(1280, "light") as page:
         show(page, html)
@@ -158,7 +167,9 @@ def test_a_failed_page_says_whose_number_is_which_where_the_error_is_largest(rep
     with opened(500, "light") as page:
         show(page, shown)
         where = page.get_by_text(f"The largest error is at index {list(worst.index)} of sample {worst.sample}")
-        expect(where).to_contain_text(f": PyTorch has {worst.reference:.3g} there, {report.candidate} ")
+        expect(where).to_contain_text(
+            f": PyTorch has {told_apart(worst.reference, worst.candidate)[0]} there, {report.candidate} "
+        )
 
 
 def test_names_of_rows_do_not_stick_on_paper_where_their_lines_would_vanish(html):

@@ -48,7 +48,7 @@ def test_what_is_far_beyond_any_limit_stands_at_the_edge_and_leaves_the_scale_to
         assert beyond is not None
         assert within is not None
         assert "right edge: more" in beyond
-        assert "1e+22; out of tolerance" in beyond
+        assert "1.00e+22; out of tolerance" in beyond
         assert "right edge" not in within
         assert max(powers_of(beyond)) <= 3
 
@@ -125,3 +125,15 @@ def test_many_vision_blocks_are_plotted_by_layer_with_their_limit_and_not_as_row
 def test_answers_that_do_not_differ_are_not_said_to(report: ParityReport):
     many = tuple(report.samples[0].model_copy(update={"name": f"sample {i}"}) for i in range(14))
     assert "12 of 14 are shown." in to_html(report.model_copy(update={"samples": many}))
+
+
+def test_ticks_of_decode_steps_are_whole_and_begin_with_the_first(report: ParityReport):
+    for count in (2, 3, 64):
+        first = report.decode_steps[0]
+        steps = [first.model_copy(update={"step": step, "max_abs_error": 0.1}) for step in range(1, count + 1)]
+        svg = errors_by_step(report.model_copy(update={"decode_steps": tuple(steps)}))
+        assert svg is not None
+        axis = svg[svg.index("steps-matplotlib.axis_3") : svg.index("steps-matplotlib.axis_4")]
+        ticks = re.findall(r">(−?[\d.]+)</text>", axis)
+        assert ticks
+        assert all(tick.isdigit() and 1 <= int(tick) <= count for tick in ticks)

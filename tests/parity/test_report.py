@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check, write_report
 from r1v_export.parity.figures import NARROW_INCHES
-from r1v_export.parity.metrics import share
+from r1v_export.parity.metric_text import share
 from r1v_export.parity.plots import accuracy_by_size, errors_by_boundary, errors_by_step, latency_by_stage
 from r1v_export.parity.report import by_channel, to_html, to_json, write_reports
 from r1v_export.parity.schema import ReasoningFormat, Saturation
@@ -423,7 +423,7 @@ def test_labels_of_neighbors_by_size_are_at_different_heights(detailed: ParityRe
     ]
     svg = accuracy_by_size(update, NARROW_INCHES)
     assert svg is not None
-    found = re.findall(r'y="([\d.]+)"[^>]*>(\w+): 0.25<', svg)
+    found = re.findall(r'y="([\d.]+)"[^>]*>(\w+): 0.250<', svg)
     heights = {name: float(y) for y, name in found}
     assert set(heights) == set(sizes)
     assert abs(heights["fp8"] - heights["int4"]) > 10
