@@ -8,7 +8,7 @@ from typing import Any
 from r1v_export import pages
 from r1v_export.diff.compare import BundleDiff, Row
 from r1v_export.pages import MadeBy
-from r1v_export.parity.metric_text import share, shares_apart, short, told_apart
+from r1v_export.parity.metric_text import distinct, distinct_shares, share, short
 from r1v_export.parity.metrics import METRICS, SHARES
 from r1v_export.progress import size
 
@@ -48,7 +48,7 @@ def values(row: Row, title: str) -> tuple[str, str]:
     if title == "sizes":
         return f"{row.first} B", f"{row.second} B"
     if isinstance(row.first, float) and isinstance(row.second, float):
-        return shares_apart(row.first, row.second) if _is_share(row.name) else told_apart(row.first, row.second)
+        return distinct_shares(row.first, row.second) if _is_share(row.name) else distinct(row.first, row.second)
     return texts
 
 

@@ -22,6 +22,11 @@ def short(value: float, digits: int = 3) -> str:
     return "0" if value == 0 else f"{value:#.{digits}g}".removesuffix(".")
 
 
+def magnitude(value: float) -> str:
+    """A size of a tensor's values: in full below a million, as is the largest number of float16, 65504."""
+    return f"{value:.0f}" if 1000 <= value < 1e6 else short(value)
+
+
 def metric_text(value: float, metric: str, limit: float | None = None) -> str:
     """A metric's value, in as many digits as show on which side of its limit it is: what is beyond never reads as what
     is allowed."""
@@ -53,17 +58,17 @@ def limit_text(limit: float, metric: str) -> str:
     return share(limit) if metric in SHARES else f"{limit:g}"
 
 
-def shares_apart(first: float, second: float, decimals: int = 2) -> tuple[str, str]:
+def distinct_shares(first: float, second: float, decimals: int = 2) -> tuple[str, str]:
     """Two shares of 1 in percent, with as many decimals as tell them apart, that many at least."""
     texts = share(first, decimals), share(second, decimals)
     if first == second or texts[0] != texts[1] or decimals == _DIGITS_OF_A_DOUBLE:
         return texts
-    return shares_apart(first, second, decimals + 1)
+    return distinct_shares(first, second, decimals + 1)
 
 
-def told_apart(first: float, second: float, digits: int = 3) -> tuple[str, str]:
+def distinct(first: float, second: float, digits: int = 3) -> tuple[str, str]:
     """Two numbers in as many digits as tell them apart, that many at least."""
     texts = short(first, digits), short(second, digits)
     if first == second or texts[0] != texts[1] or digits == _DIGITS_OF_A_DOUBLE:
         return texts
-    return told_apart(first, second, digits + 1)
+    return distinct(first, second, digits + 1)

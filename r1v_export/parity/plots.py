@@ -202,7 +202,7 @@ def errors_by_step(report: ParityReport, width_inches: float = WIDE_INCHES) -> s
         _step_line(below, steps, [step.mean_kl for step in steps], TWO, "s")
         below.set_xlabel("decode step")
         first, last = steps[0].step, steps[-1].step
-        ticks = MaxNLocator("auto", integer=True).tick_values(first, last)
+        ticks = MaxNLocator(steps=[1, 2, 5, 10], integer=True).tick_values(first, last)
         below.set_xticks([tick for tick in ticks if first <= tick <= last])
         decode = report.boundary("decode")
         titles = {above: "largest error of a logit", below: "mean KL divergence of the next token, nats"}

@@ -18,7 +18,7 @@ from r1v_export.files import explain_full_disk
 from r1v_export.parity import plots
 from r1v_export.parity.diagnosis import LAYERS, kind_of
 from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
-from r1v_export.parity.metric_text import limit_text, metric_text, share, short, told_apart
+from r1v_export.parity.metric_text import distinct, limit_text, magnitude, metric_text, share, short
 from r1v_export.parity.metrics import METRICS
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, ReasoningFormat, SampleResult
 from r1v_export.progress import size
@@ -135,7 +135,8 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         "value": metric_text,
         "limit": limit_text,
         "measured": plots.measured_text,
-        "told_apart": told_apart,
+        "distinct": distinct,
+        "magnitude": magnitude,
         "visible": visible,
         "printable": printable,
         "data_uri": data_uri,

@@ -276,7 +276,7 @@ class TextFacts(_Part):
     def error(self) -> ParityError:
         """Return the error to raise if the check failed."""
         return ParityError(
-            "The quantized checkpoint does not model text as it was read.",
+            "As it was read, the quantized checkpoint does not model text.",
             where=f"{Count(self.texts, 'right reply', 'right replies')} to calibration questions, "
             f"{Count(self.tokens, 'token')}, rated by PyTorch",
             expected=f"at most {self.unigram_nll:.3g} nats per token, what the replies' own token frequencies give",

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from r1v_export.parity.metric_text import limit_text, metric_text, shares_apart, short, told_apart
+from r1v_export.parity.metric_text import distinct, distinct_shares, limit_text, magnitude, metric_text, short
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,22 @@ def test_a_value_beyond_its_limit_never_reads_as_the_limit(metric, value, limit,
     assert text != limit_text(limit, metric)
 
 
+def test_magnitudes_read_like_the_largest_number_of_float16() -> None:
+    assert [magnitude(value) for value in (0.5, 400.0, 1234.5, 9e4, 3e38)] == [
+        "0.500",
+        "400",
+        "1234",
+        "90000",
+        "3.00e+38",
+    ]
+
+
 def test_limits_are_as_in_the_table_of_tolerances() -> None:
     assert (limit_text(0.03, "relative_error"), limit_text(0.98, "top1_agreement")) == ("0.03", "98 %")
 
 
 def test_numbers_that_differ_have_the_digits_that_show_it() -> None:
-    assert told_apart(0.5, 0.25) == ("0.500", "0.250")
-    assert told_apart(-7.7512, -7.7511) == ("-7.7512", "-7.7511")
-    assert told_apart(0.1, 0.1) == ("0.100", "0.100")
-    assert shares_apart(0.999914, 0.999957) == ("99.991 %", "99.995 %")
+    assert distinct(0.5, 0.25) == ("0.500", "0.250")
+    assert distinct(-7.7512, -7.7511) == ("-7.7512", "-7.7511")
+    assert distinct(0.1, 0.1) == ("0.100", "0.100")
+    assert distinct_shares(0.999914, 0.999957) == ("99.991 %", "99.995 %")

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from r1v_export.manifest import FileEntry
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
-from r1v_export.parity.metric_text import told_apart
+from r1v_export.parity.metric_text import distinct
 from r1v_export.parity.plots import errors_by_boundary, errors_by_layer, errors_by_step
 from r1v_export.parity.provenance import HashedFiles, Provenance
 from r1v_export.parity.report import stages, to_html
@@ -168,7 +168,7 @@ def test_a_failed_page_says_whose_number_is_which_where_the_error_is_largest(rep
         show(page, shown)
         where = page.get_by_text(f"The largest error is at index {list(worst.index)} of sample {worst.sample}")
         expect(where).to_contain_text(
-            f": PyTorch has {told_apart(worst.reference, worst.candidate)[0]} there, {report.candidate} "
+            f": PyTorch has {distinct(worst.reference, worst.candidate)[0]} there, {report.candidate} "
         )
 
 
