@@ -13,7 +13,7 @@ from r1v_export.manifest import FileEntry
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
 from r1v_export.parity.metric_text import distinct
-from r1v_export.parity.plots import errors_by_boundary, errors_by_layer, errors_by_step
+from r1v_export.parity.plots import engine_name, errors_by_boundary, errors_by_layer, errors_by_step
 from r1v_export.parity.provenance import HashedFiles, Provenance
 from r1v_export.parity.report import stages, to_html
 from r1v_export.parity.schema import Check, LayerRange, RangeFacts, ReasoningFormat, Saturation, TextFacts
@@ -159,6 +159,16 @@ def test_tokens_of_an_answer_are_counted_from_1(report):
     shown = to_html(report.model_copy(update={"samples": (parted,)}))
     assert "differs from token 1 on." in shown
     assert "The first token of an answer is token 1." in shown
+
+
+def test_tokens_are_counted_for_whom_they_are_of_and_not_as_what_a_share_is_of(report):
+    """Of answers of different lengths, the share is of the longer's positions, which are more than the reference's."""
+    many = tuple(report.samples[i % 5].model_copy(update={"name": f"sample {i}"}) for i in range(14))
+    with opened(1280, "light") as page:
+        show(page, to_html(report.model_copy(update={"samples": many})))
+        expect(page.locator(".tile", has_text="greedy tokens agree, position by position")).to_be_visible()
+        table = page.get_by_role("region", name="All samples")
+        expect(table.get_by_role("columnheader", name=f"Tokens of {engine_name(report.reference)}")).to_be_visible()
 
 
 def test_a_failed_page_says_whose_number_is_which_where_the_error_is_largest(report):
