@@ -50,7 +50,7 @@ class Peer:
 
     start: Callable[[], AbstractContextManager[str]]
     api: Api = "openai"
-    turns: Mapping[int, int] = field(default_factory=lambda: {1: 3, 4: 1, 16: 3, 32: 1})
+    turns: Mapping[int, int] = field(default_factory=lambda: {1: 3, 4: 3, 16: 3, 32: 1})
 
 
 def peers(model: Model, triton_environment: Path, library: Path | None) -> dict[str, Peer]:
