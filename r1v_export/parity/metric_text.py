@@ -42,11 +42,11 @@ def _metric_text(value: float, metric: str, more: int) -> str:
     """A metric's value with that many digits more than usual."""
     if metric in SHARES:
         return share(value)
-    if metric == "min_row_cosine" and value != 1:  # 1.000000: only nearly the same direction
+    if metric == "min_row_cosine":
         return f"{value:.{6 + more}f}"
     if metric == "snr_db" and math.isfinite(value):
         return f"{value:.{1 + more}f}"
-    return "1" if metric == "min_row_cosine" else short(value, 3 + more)
+    return short(value, 3 + more)
 
 
 def _side(value: float, limit: float) -> int:

@@ -265,7 +265,7 @@ def _latency_bars(axes: Axes, row: int, latency: Latency) -> None:
         axes.barh(row + offset, milliseconds, height=0.34, color=color, hatch=hatch, edgecolor=INK, linewidth=0.5)
         text = short(milliseconds)
         if hatch and milliseconds:
-            text += f"   ({latency.reference_ms / milliseconds:.2g} x as fast)"
+            text += f"   ({short(latency.reference_ms / milliseconds, 2)} x as fast)"
         at = (milliseconds, row + offset)
         axes.annotate(text, at, xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
 

@@ -171,6 +171,16 @@ def test_tokens_are_counted_for_whom_they_are_of_and_not_as_what_a_share_is_of(r
         expect(table.get_by_role("columnheader", name=f"Tokens of {engine_name(report.reference)}")).to_be_visible()
 
 
+def test_labels_of_stacked_cells_stay_within_them_and_a_marked_token_on_one_line(html):
+    with opened(500, "light") as page:
+        show(page, html)
+        cell = page.get_by_role("region", name="All samples").locator("td[data-label^=Tokens]").first
+        assert cell.evaluate("(cell) => cell.scrollWidth <= cell.clientWidth")
+        assert cell.evaluate("(cell) => getComputedStyle(cell, '::before').whiteSpace") == "normal"
+        for mark in page.locator("mark").all():
+            assert mark.evaluate("(mark) => mark.getClientRects().length") == 1
+
+
 def test_a_failed_page_says_whose_number_is_which_where_the_error_is_largest(report):
     shown = to_html(report)
     worst = report.boundary(report.first_bad).worst
