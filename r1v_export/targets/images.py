@@ -100,8 +100,11 @@ def parts_of(bundle: Path, target: str, config: BuildConfig) -> list[ImageEncode
     """What an engine in a bundle's folder has to encode images with another target, the fastest first."""
     folder = bundle / ENGINES / target / IMAGES
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    products = registry.get_target(target).image_products(config)
-    return [ImageEncoder(path.name, path, each) for path in found[:1] for each in products]
+    return [
+        ImageEncoder(path.name, path, products)
+        for path in found[:1]
+        for products in registry.get_target(target).image_products(config)
+    ]
 
 
 def encoders_here(bundle: Path, target: str, config: BuildConfig) -> list[ImageEncoder]:
