@@ -6,7 +6,7 @@ tables or checked against them. Nothing else in the package spells a boundary te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -272,6 +272,33 @@ class Engine(VisionEngine, Protocol):
 
     def cache_limits(self) -> CacheLimits:
         """Describe what the caches of its decoders can be."""
+        ...
+
+
+@runtime_checkable
+class OpenCacheDecoder(Decoder, Protocol):
+    """A decoder whose cache lies in this process's memory, for others to write into."""
+
+    def cache_tensors(self) -> Sequence[np.ndarray]:
+        """The cache itself: an array [batch, kv_heads, capacity, head_dim] of each pair of `cache_pairs`, in order,
+        float32; until the next `resize`."""
+        ...
+
+
+class PromptEngine(Protocol):
+    """Computes keys and values of many tokens, for the cache of a decoder that another runtime has."""
+
+    def fill(self, inputs_embeds: np.ndarray, start: int, cache: Sequence[np.ndarray]) -> None:
+        """Write keys and values of new tokens into one row of a cache, behind those that it has.
+
+        Args:
+            inputs_embeds: of the new tokens, [seq, hidden] float32.
+            start: slots of the row in use, which the new tokens see and which begin at its first one.
+            cache: the row [kv_heads, capacity, head_dim] of each of `OpenCacheDecoder.cache_tensors`.
+
+        Raises:
+            GraphError: the runtime fails.
+        """
         ...
 
 

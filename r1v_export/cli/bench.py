@@ -11,6 +11,7 @@ import click
 
 from r1v_export import build_extra
 from r1v_export.cli.images import SOURCE, allow_url_option, image_opener, require_readable_stdin
+from r1v_export.cli.other_targets import other_targets_options
 from r1v_export.cli.output import (
     WholeNumber,
     common_options,
@@ -22,7 +23,6 @@ from r1v_export.cli.output import (
     shown_progress,
     table,
     target_option,
-    vision_target_option,
     wrapped,
     wrapped_table,
 )
@@ -62,7 +62,7 @@ _BUSY_CPUS = 0.25
 @click.option("--tiles", type=WholeNumber(min=1), help="Tiles of the synthetic image, such as 13. [default: 1]")
 @click.option("--question", default="What do you see?", show_default=True, help="What to ask.")
 @target_option
-@vision_target_option
+@other_targets_options
 @engine_option
 @model_option
 @click.option("--tokens", type=WholeNumber(min=2), default=64, show_default=True, help="Tokens of each answer.")
@@ -84,6 +84,7 @@ def command(
     question: str,
     target: str | None,
     vision_target: str,
+    prompt_target: str,
     engine: str | None,
     model: str | None,
     tokens: int,
@@ -108,7 +109,7 @@ def command(
     refuse_unread_model(target)
     _require_one_source(image, tiles)
     peaks = _peaks(gpu, batch)
-    runner = open_runner(bundle, target, model, device, engine, vision_target=vision_target)
+    runner = open_runner(bundle, target, model, device, engine, False, vision_target, prompt_target)
     asked = None if image is None else _reread(image, image_opener(runner.image_policy, allow_url))
     result = measure(runner, asked, question, tokens, runs, shown_progress(format_, 1), batch, tiles or 1)
     roofline = attained(Bundle.open(bundle), result, device, peaks)

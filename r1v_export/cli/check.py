@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1v_export.cli.images import SOURCE, allow_url_option, image_opener, require_readable_stdin
+from r1v_export.cli.other_targets import other_targets_options
 from r1v_export.cli.output import (
     TargetOption,
     WholeNumber,
@@ -20,7 +21,6 @@ from r1v_export.cli.output import (
     refuse_given,
     shown_progress,
     table,
-    vision_target_option,
     wrapped,
 )
 from r1v_export.cli.paths import OptionPath
@@ -39,7 +39,7 @@ ELSEWHERE = "pass --report DIR, a folder that can be written to"
 @click.command(short_help="Compare a bundle's engine with PyTorch.")
 @click.argument("bundle", type=OptionPath())
 @click.option("--target", cls=TargetOption, help="Engine. [default: the bundle's first]")
-@vision_target_option
+@other_targets_options
 @model_option
 @click.option(
     "--questions",
@@ -73,6 +73,7 @@ def command(
     bundle: Path,
     target: str | None,
     vision_target: str,
+    prompt_target: str,
     model: str | None,
     count: int | None,
     images: tuple[str, ...],
@@ -116,6 +117,7 @@ def command(
         blocks=blocks,
         command=typed_command(),
         vision_target=vision_target,
+        prompt_target=prompt_target,
     )
     if format_ == "json":
         print_json(_as_json(results))
@@ -155,9 +157,9 @@ def _require_one_source(images: Sequence[str], count: int | None) -> None:
 
 def _as_json(results: Sequence[ParityReport]) -> dict[str, Any]:
     """The reports by their gates; the fields of the report itself where the engine has one gate, whether or not this
-    machine also compares images by another engine."""
+    machine also compares it together with another one."""
     reports: dict[str, Any] = {result.gate: result.model_dump(mode="json") for result in results}
-    if len(reports) == 1 or reports.keys() == {"arithmetic", "images"}:
+    if len(reports.keys() - {"images", "prompts"}) <= 1:
         first: dict[str, Any] = reports.pop(results[0].gate)
         return first | reports
     return reports

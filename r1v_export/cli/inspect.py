@@ -167,6 +167,7 @@ def _bundle_facts(folder: Path) -> dict[str, Any]:
         "targets": list(bundle.targets),
         "parity": manifest.parity,
         "image_parity": manifest.image_parity,
+        "prompt_parity": manifest.prompt_parity,
         "producer": manifest.producer,
         "schema_version": manifest.schema_version,
         "device": manifest.device,
@@ -192,7 +193,8 @@ def _as_text(facts: dict[str, Any]) -> str:
     plain = [(name, value) for name, value in facts.items() if isinstance(value, str)]
     plain += [("targets", ", ".join(facts["targets"]))] if "targets" in facts else []
     plain += [(f"parity, {target}", _verdict(why)) for target, why in facts.get("parity", {}).items()]
-    plain += [(f"parity, {pair}", why) for pair, why in facts.get("image_parity", {}).items()]
+    for pairs in ("image_parity", "prompt_parity"):
+        plain += [(f"parity, {pair}", why) for pair, why in facts.get(pairs, {}).items()]
     plain += (
         [("versions", ", ".join(f"{tool} {version}" for tool, version in facts["tools"].items()))]
         if "tools" in facts

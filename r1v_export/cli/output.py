@@ -200,10 +200,6 @@ target_option = click.option(
     values=lambda: (*names(), "pytorch"),
     help="Engine that answers. [default: the bundle's first]",
 )
-_IMAGES = "Engine that encodes images. [default: auto, the fastest that was compared and runs here]"
-vision_target_option = click.option(
-    "--vision-target", cls=TargetOption, values=lambda: ("auto", *names()), default="auto", help=_IMAGES
-)
 engine_option = click.option(
     "--engine", metavar="DIR|llm-api", help="A target's own library decodes: an engine's folder, or llm-api."
 )

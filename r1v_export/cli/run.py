@@ -21,6 +21,7 @@ from r1v_export.cli.images import (
     stdin_is_terminal,
 )
 from r1v_export.cli.logs import say
+from r1v_export.cli.other_targets import AUTO, other_targets_options
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
     WholeNumber,
@@ -33,7 +34,6 @@ from r1v_export.cli.output import (
     refuse_unread_model,
     shown_progress,
     target_option,
-    vision_target_option,
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.sampling import choose_sampling, print_sampling, sampling_options
@@ -61,7 +61,7 @@ MAX_VIDEO_FRAMES = 4096
 @click.option("--video", type=OptionPath(), help="Ask about frames of this video or animation.")
 @click.option("--frames", type=WholeNumber(1, MAX_VIDEO_FRAMES), help="How many of them. [default: 8]")
 @target_option
-@vision_target_option
+@other_targets_options
 @engine_option
 @model_option
 @click.option("--no-think", is_flag=True, help="Answer without reasoning.")
@@ -83,6 +83,7 @@ def command(
     frames: int | None,
     target: str | None,
     vision_target: str,
+    prompt_target: str,
     engine: str | None,
     model: str | None,
     no_think: bool,
@@ -129,10 +130,14 @@ def command(
         show = partial(stream, answer_only=answer_only)
     if engine is not None:
         refuse_given(click.get_current_context(), ("draft_tokens",), LIBRARY_S_LOOP, "omit it")
-    runner = open_runner(bundle, target, model, device, engine, grounding, vision_target)
+    # One question gains less than it takes to open what computes prompts faster.
+    prompts = None if prompt_target == AUTO and not chat else prompt_target
+    runner = open_runner(bundle, target, model, device, engine, grounding, vision_target, prompts)
     runner.draft_tokens = draft_tokens
     if runner.image_note and (images or video or chat):
         say(runner.image_note)
+    if runner.prompt_note:
+        say(runner.prompt_note)
     print_sampling(chosen, opened.pipeline.generation_config)
     if chat:
         converse(_asking(runner, chosen, not no_think), _by_name(load), show, loaded)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from r1v_export.cli.logs import JsonFormatter, say
+from r1v_export.cli.other_targets import other_targets_options
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
     Number,
@@ -31,7 +32,6 @@ from r1v_export.cli.output import (
     refuse_given,
     refuse_unread_model,
     target_option,
-    vision_target_option,
 )
 from r1v_export.cli.paths import OptionPath
 from r1v_export.cli.threads import threads_option
@@ -48,7 +48,7 @@ _MIB = 1 << 20
 _MAX_IMAGES = 1024
 _ENGINE_OPTIONS = (
     *("max_rows", "max_queued", "cache_mib", "image_cache_mib", "prefill_chunk", "draft_tokens"),
-    *("target", "vision_target", "engine", "model", "device", "threads"),
+    *("target", "vision_target", "prompt_target", "engine", "model", "device", "threads"),
 )
 """Parameters that are the engine's."""
 
@@ -131,7 +131,7 @@ _ENGINE_OPTIONS = (
 )
 @click.option("--triton", metavar="URL", help="Let a Triton server answer: grpc://HOST:PORT. [see deploy triton]")
 @target_option
-@vision_target_option
+@other_targets_options
 @engine_option
 @model_option
 @device_option
@@ -162,6 +162,7 @@ def command(
     triton: str | None,
     target: str | None,
     vision_target: str,
+    prompt_target: str,
     engine: str | None,
     model: str | None,
     device: Device,
@@ -202,18 +203,18 @@ def command(
         refuse_unread_model(target)
         bytes_, chunk = (cache_mib * _MIB, image_cache_mib * _MIB), prefill_chunk or default_prefill_chunk(device)
         options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=chunk, draft_tokens=draft_tokens)
-        backend, note = _own_loop(bundle, target, vision_target, model, device, engine, options)
+        backend, notes = _own_loop(bundle, target, (vision_target, prompt_target), model, device, engine, options)
     else:
         fix = "omit it; `r1v-export deploy triton` has those of the deployment"
         refuse_given(context, _ENGINE_OPTIONS, "with --triton, whose server runs the engine", fix)
-        backend, note = _triton_backend(bundle, triton), None
+        backend, notes = _triton_backend(bundle, triton), ()
 
     def announce(url: str) -> None:
         if format_ == "json":
             print_json({"url": url, "model": settings.model})
         else:
             say(f"serving {settings.model} at {url} (page), {url}/v1 (OpenAI API)")
-        if note is not None:
+        for note in notes:
             say(note)
         if triton is not None:
             _warn_of_no_listener(triton, url)
@@ -233,18 +234,23 @@ def command(
 def _own_loop(
     bundle: Path,
     target: str | None,
-    vision_target: str,
+    others: tuple[str, str],
     model: str | None,
     device: Device,
     engine: str | None,
     options: BatchingOptions,
-) -> tuple[Backend, str | None]:
-    """The backend, and what people should know of how it encodes images."""
+) -> tuple[Backend, Sequence[str]]:
+    """The backend, and what people should know of how it encodes images and computes prompts.
+
+    Args:
+        others: `--vision-target` and `--prompt-target`.
+    """
     from r1v_export.runner.batching.batching_runner import BatchingRunner
     from r1v_export.runner.open_runner import open_runner
 
-    runner = open_runner(bundle, target, model, device, engine, vision_target=vision_target)
-    return BatchingRunner(runner, options), runner.image_note
+    runner = open_runner(bundle, target, model, device, engine, False, *others)
+    notes = [note for note in (runner.image_note, runner.prompt_note) if note is not None]
+    return BatchingRunner(runner, options), notes
 
 
 def _triton_backend(bundle: Path, url: str) -> Backend:

@@ -8,6 +8,9 @@ from r1v_export.config import Compute, Precision
 from r1v_export.parity.schema import CalibrationFacts
 from r1v_export.parity.tolerances import Gate, ToleranceProfile, profile_for
 
+PAIRS: tuple[Gate, ...] = ("images", "prompts")
+"""Gates of an engine together with another one. A build does not fail by them: such a pair is not used then."""
+
 
 @dataclass(frozen=True)
 class CheckOptions:

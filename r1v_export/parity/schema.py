@@ -330,8 +330,8 @@ class ParityReport(_Part):
     def title(self) -> str:
         """What the gate asks, in words."""
         if self.gate != "quantization":
-            who = "With images by another engine, it" if self.gate == "images" else "The engine"
-            return f"{who} computes what PyTorch computes"
+            who = {"images": "With images by another engine, it", "prompts": "With prompts by another engine, it"}
+            return f"{who.get(self.gate, 'The engine')} computes what PyTorch computes"
         profile = self.profile or self.precision
         return f"What {profile} cost" if profile.endswith("weights") else f"What {profile.upper()} costs"
 

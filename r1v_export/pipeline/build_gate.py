@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from r1v_export.bundle import GRAPHS
 from r1v_export.manifest import WORK_FOLDER
+from r1v_export.parity.options import PAIRS
 from r1v_export.parity.report import write_reports
-from r1v_export.pipeline.gate_stage import why_images_are_not_compared
+from r1v_export.pipeline.gate_stage import why_images_are_not_compared, why_prompts_are_not_compared
 from r1v_export.pipeline.image_gate import compare_images
 from r1v_export.pipeline.parity_gate import (
     GateRun,
@@ -18,10 +19,12 @@ from r1v_export.pipeline.parity_gate import (
     gate_names,
     require_calibrated_scales,
 )
+from r1v_export.pipeline.prompt_gate import compare_prompts, encoder_of
 from r1v_export.pipeline.report_provenance import of_build
 from r1v_export.pipeline.stage import StageInputs
 from r1v_export.progress import ProgressCallback, subrange
 from r1v_export.targets.images import encoders_here
+from r1v_export.targets.prompts import prompt_part
 
 if TYPE_CHECKING:
     from r1v_export.parity.schema import ParityReport
@@ -47,15 +50,21 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
     if streamed:
         reports = run.streamed(questions, gates, job.out / WORK_FOLDER / f"{target}-streamed-gate", on_progress)
     else:
-        count = len(gates) + bool(encoders)
+        prompts = None if why_prompts_are_not_compared(job, target) else prompt_part(job.out, target)
+        count = len(gates) + bool(encoders) + (prompts is not None)
         parts = [subrange(on_progress, i / count, (i + 1) / count) for i in range(count)]
         reports = [run.whole(questions, gate, part) for gate, part in zip(gates, parts, strict=False)]
+        by_images = None
         if encoders:
-            reports.append(compare_images(run, questions, options, job.config, encoders, parts[-1]))
+            by_images = compare_images(run, questions, options, job.config, encoders, parts[len(gates)])
+            reports.append(by_images)
+        if prompts is not None:
+            encoder = encoder_of(by_images, target, encoders)
+            reports.append(compare_prompts(run, questions, options, job.config, encoder, prompts, parts[-1]))
     provenance = of_build(job.label, target, job.config.device, job.source_files(), inputs)
     written = [report.model_copy(update={"provenance": provenance}) for report in reports]
     write_reports(written, folder)
     for report in written:
-        # Images that another engine encodes wrongly are left to this one, see `image_verdicts`.
-        if report.gate != "images":
+        # What another engine computes wrongly is left to this one, see `image_verdicts`.
+        if report.gate not in PAIRS:
             report.raise_if_failed()

@@ -15,8 +15,10 @@ from r1v_export.errors import UsageError
 from r1v_export.gpus import require_device
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
+from r1v_export.parity.options import PAIRS
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import BundleFacts, ParityReport
+from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
 from r1v_export.pipeline.image_gate import compare_images
 from r1v_export.pipeline.parity_gate import (
@@ -29,12 +31,14 @@ from r1v_export.pipeline.parity_gate import (
     reference_endpoint,
     require_calibrated_scales,
 )
+from r1v_export.pipeline.prompt_gate import compare_prompts, encoder_of
 from r1v_export.pipeline.report_provenance import of_check
 from r1v_export.progress import Progress, ProgressCallback
 from r1v_export.quantization.artifact.documents import read_recipe
 from r1v_export.quantization.recipe import Recipe, resolve
 from r1v_export.targets import registry
 from r1v_export.targets.images import AUTO, ImageEncoder, choose, encoders_here
+from r1v_export.targets.prompts import PromptPart, choose_prompts, prompt_part, prompting_target
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def check_bundle(
     blocks: bool,
     command: str,
     vision_target: str = AUTO,
+    prompt_target: str = AUTO,
 ) -> list[ParityReport]:
     """One report for each gate; if there are other bundles to compare with, the last report includes them.
 
@@ -94,6 +99,7 @@ def check_bundle(
         command: that asked for it, for the reports.
         vision_target: what encodes images, as `images.choose` has it. By default the engine's own gates come first, and
             then, where this machine can, the engine with its images encoded by what is faster; else that pair alone.
+        prompt_target: what computes prompts, as `prompts.choose_prompts` has it; likewise.
 
     Raises:
         BundleError, UsageError: a folder is not a whole bundle, or not of the same checkpoint; a pair of engines would
@@ -104,13 +110,12 @@ def check_bundle(
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
     encoders = _encoders(bundle, target, vision_target, device)
+    prompts = _prompts(bundle, target, vision_target, prompt_target, device)
     streamed = _streams([bundle, *others], asked, target, device)
-    if streamed and encoders:
-        _refuse_asked(vision_target)
-        encoders = []
-    gates = gate_names(_recipe(bundle), registry.get_target(target).numerics(bundle.config, bundle.spec).own_weights)
-    if encoders:
-        gates = (*gates, "images") if vision_target == AUTO else ("images",)
+    if streamed and (encoders or prompts):
+        _refuse_asked(vision_target, prompt_target)
+        encoders, prompts = [], None
+    gates = _gates(bundle, target, encoders, prompts, alone=(vision_target != AUTO, prompt_target != AUTO))
     engines = (target, *(each.name for each in encoders if each.folder is None))
     progress.stages = 2 + (1 if streamed else len(gates)) + len(others)
     checkpoint = open_source(bundle, model, progress)
@@ -120,7 +125,7 @@ def check_bundle(
     require_calibrated_scales(bundle.graphs, artifact)
     options = check_options(bundle.config, target, bundle.spec, artifact, max_new_tokens=asked.longest(streamed))
     options = replace(options, blocks=blocks, measure_latency=not streamed)
-    of_gates = [replace(options, gate=gate) for gate in gates if gate != "images"]
+    of_gates = [replace(options, gate=gate) for gate in gates if gate not in PAIRS]
     run = GateRun(folder, target, checkpoint, artifact, device)
     questions = asked.of(checkpoint, streamed)
     if streamed:
@@ -131,15 +136,51 @@ def check_bundle(
         for of_gate in of_gates:
             with progress.stage(of_gate.gate) as task:
                 reports.append(run.whole(questions, of_gate, task.report))
-        if encoders:
+        by_images = None
+        if "images" in gates:
             with progress.stage("images") as task:
-                reports.append(compare_images(run, questions, options, bundle.config, encoders, task.report))
+                by_images = compare_images(run, questions, options, bundle.config, encoders, task.report)
+            reports.append(by_images)
+        if prompts is not None:
+            chosen = choose(bundle, target, vision_target, device).encoder
+            encoder = encoder_of(by_images, target, encoders) if by_images else chosen
+            with progress.stage("prompts") as task:
+                reports.append(compare_prompts(run, questions, options, bundle.config, encoder, prompts, task.report))
     reports = [report.model_copy(update={"provenance": provenance}) for report in reports]
     if others:
-        last = max((n for n, gate in enumerate(gates) if gate != "images"), default=0)
+        last = max((n for n, gate in enumerate(gates) if gate not in PAIRS), default=0)
         rows = [facts(bundle, target, reports[last]), *_measured(others, checkpoint, asked, device, progress, streamed)]
         reports[last] = reports[last].model_copy(update={"bundles": tuple(rows)})
     return reports
+
+
+def _gates(
+    bundle: Bundle,
+    target: str,
+    encoders: Sequence[ImageEncoder],
+    prompts: PromptPart | None,
+    alone: tuple[bool, bool],
+) -> tuple[Gate, ...]:
+    """The gates to run, in their order.
+
+    Args:
+        alone: whether what encodes images, and what computes prompts, was asked for: no other gate is run then.
+    """
+    if prompts is not None and alone[1]:
+        return ("prompts",)
+    if encoders and alone[0]:
+        return ("images",)
+    own_weights = registry.get_target(target).numerics(bundle.config, bundle.spec).own_weights
+    gates = gate_names(_recipe(bundle), own_weights)
+    return (*gates, *(("images",) if encoders else ()), *(("prompts",) if prompts else ()))
+
+
+def _prompts(bundle: Bundle, target: str, vision_target: str, prompt_target: str, device: Device) -> PromptPart | None:
+    """What computes prompts instead of the target, if it is to be compared."""
+    if prompt_target != AUTO:
+        return choose_prompts(bundle, target, prompt_target, device).part
+    part = prompt_part(bundle.folder, target) if device == "cpu" and vision_target == AUTO else None
+    return None if part is None or prompting_target(part.name).why_not_prompts() else part
 
 
 def _encoders(bundle: Bundle, target: str, vision_target: str, device: Device) -> list[ImageEncoder]:
@@ -153,15 +194,17 @@ def _encoders(bundle: Bundle, target: str, vision_target: str, device: Device) -
     return encoders_here(bundle.folder, target, bundle.config) or [encoder]
 
 
-def _refuse_asked(vision_target: str) -> None:
+def _refuse_asked(vision_target: str, prompt_target: str) -> None:
     """
     Raises:
         UsageError: a streamed gate is asked for a pair of engines.
     """
-    if vision_target != AUTO:
+    asked = {"--vision-target": vision_target, "--prompt-target": prompt_target}
+    named = [option for option, value in asked.items() if value != AUTO]
+    if named:
         raise UsageError(
             "A streamed gate compares one engine.",
-            where="--vision-target",
+            where=" ".join(named),
             fix="check both targets alone, or pass --gate whole on a machine with the memory",
         )
 

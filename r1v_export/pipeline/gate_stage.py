@@ -17,9 +17,11 @@ from r1v_export.pipeline.stage import Needs, Stage, StageInputs
 from r1v_export.pipeline.stage_code import RUN_CODE
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
-from r1v_export.targets.images import encoding_target, pair_name, parts_of
+from r1v_export.targets.images import encoding_target, named_pair, parts_of
+from r1v_export.targets.prompts import prompt_part, prompting_target
 
 if TYPE_CHECKING:
+    from r1v_export.parity.tolerances import Gate
     from r1v_export.pipeline.stages import Build
 
 
@@ -39,6 +41,7 @@ def gate_stage(job: Build, target: str, after: Sequence[str]) -> Stage:
             "device": job.config.device,
             "label": asdict(job.label),
             "images": why_images_are_not_compared(job, target),
+            **_prompt_settings(job, target),
         },
         sources=tuple(job.source_files()),
         after=tuple(after),
@@ -62,6 +65,7 @@ def _seconds(job: Build, target: str) -> float:
     # A checkpoint that is quantized already has no original to compare with; rating it on texts takes as long.
     comparisons = 2 if job.config.quantized else 1
     comparisons += why_images_are_not_compared(job, target) is None
+    comparisons += why_prompts_are_not_compared(job, target) is None
     work = GateWork.of(job.schemes, comparisons)
     return gate_s(job.gate(target), job.checkpoint.spec, job.config.parity, measured_rates(), work)
 
@@ -86,9 +90,18 @@ def _image_target(job: Build, target: str) -> str | None:
     return registry.get_target(target).image_target(job.config, job.schemes)
 
 
+def _prompt_target(job: Build, target: str) -> str | None:
+    return registry.get_target(target).prompt_target(job.config, job.schemes)
+
+
+def _prompt_settings(job: Build, target: str) -> dict[str, str | None]:
+    """Nothing for engines whose prompts nothing else computes: their stages stay as they are."""
+    return {"prompts": why_prompts_are_not_compared(job, target)} if _prompt_target(job, target) else {}
+
+
 def _tools(job: Build, target: str) -> tuple[str, ...]:
-    images = _image_target(job, target)
-    return (*registry.tools(target), *(registry.tools(images) if images else ()))
+    others = [other for other in (_image_target(job, target), _prompt_target(job, target)) if other is not None]
+    return tuple(dict.fromkeys(tool for name in (target, *others) for tool in registry.tools(name)))
 
 
 def why_images_are_not_compared(job: Build, target: str) -> str | None:
@@ -96,34 +109,61 @@ def why_images_are_not_compared(job: Build, target: str) -> str | None:
     images = _image_target(job, target)
     if images is None:
         return "nothing else encodes its images"
-    if (unchecked := job.unchecked(target)) is not None:
-        return unchecked
-    try:
-        streamed = job.gate(target) == "streamed"
-    except CapabilityError as error:
-        return error.what
-    if streamed:
-        return "the gate was streamed"
+    if (why_not := _why_no_pair(job, target)) is not None:
+        return why_not
     products = registry.get_target(target).image_products(job.config)
     reasons = [encoding_target(images).why_not_images(each) for each in products]
     return None if None in reasons else reasons[-1]
 
 
+def why_prompts_are_not_compared(job: Build, target: str) -> str | None:
+    """Why a target's gate does not compare its engine with prompts computed by another one; None if it does."""
+    prompts = _prompt_target(job, target)
+    if prompts is None:
+        return "nothing else computes its prompts"
+    return _why_no_pair(job, target) or prompting_target(prompts).why_not_prompts()
+
+
+def _why_no_pair(job: Build, target: str) -> str | None:
+    """Why a target's gate compares its engine with no other one; None if it may."""
+    if (unchecked := job.unchecked(target)) is not None:
+        return unchecked
+    try:
+        return "the gate was streamed" if job.gate(target) == "streamed" else None
+    except CapabilityError as error:
+        return error.what
+
+
 def image_verdicts(job: Build) -> dict[str, str]:
     """What is known of each engine whose images another one can encode, as `Manifest.image_parity` has it."""
+    verdicts: dict[str, str] = {}
+    for target in job.config.targets:
+        if parts := parts_of(job.out, target, job.config):
+            candidate, verdict = _verdict(job, target, "images", why_images_are_not_compared(job, target))
+            pairs = [candidate] if candidate else [named_pair(target, images=part.title) for part in parts]
+            verdicts |= dict.fromkeys(pairs, verdict)
+    return verdicts
+
+
+def prompt_verdicts(job: Build) -> dict[str, str]:
+    """The same of each engine whose prompts another one can compute, as `Manifest.prompt_parity` has it."""
+    return {
+        named_pair(target, prompts=part.name): _verdict(
+            job, target, "prompts", why_prompts_are_not_compared(job, target)
+        )[1]
+        for target in job.config.targets
+        if (part := prompt_part(job.out, target)) is not None
+    }
+
+
+def _verdict(job: Build, target: str, gate: Gate, why_not: str | None) -> tuple[str | None, str]:
+    """What a pair's gate compared, and PASSED or where it failed; None where it did not run, and why."""
     from r1v_export.parity.report import JSON_FILE, read_report
 
-    verdicts = {}
-    for target in job.config.targets:
-        parts, folder = parts_of(job.out, target, job.config), job.out / job.report_folder(target) / "images"
-        if not parts:
-            continue
-        why_not = why_images_are_not_compared(job, target)
-        if why_not is None and not (folder / JSON_FILE).is_file():
-            why_not = "the machine that compared the engine could not"  # one of a cluster
-        if why_not is None:
-            report = read_report(folder)
-            verdicts[report.candidate] = f"its gate failed at {report.first_bad}" if report.first_bad else PASSED
-        else:
-            verdicts |= {pair_name(target, part.title): why_not for part in parts}
-    return verdicts
+    folder = job.out / job.report_folder(target) / gate
+    if why_not is None and not (folder / JSON_FILE).is_file():
+        why_not = "the machine that compared the engine could not"  # one of a cluster
+    if why_not is not None:
+        return None, why_not
+    report = read_report(folder)
+    return report.candidate, f"its gate failed at {report.first_bad}" if report.first_bad else PASSED

@@ -39,7 +39,7 @@ def compare_images(
     """
     for index, encoder in enumerate(encoders):
         part = subrange(on_progress, index / len(encoders), (index + 1) / len(encoders))
-        of_pair = _image_options(options, config, run, encoder)
+        of_pair = image_options(options, config, run, encoder)
         report = run.whole(samples, of_pair, part, encoder)
         if report.first_bad is None or encoder is encoders[-1]:
             break
@@ -49,7 +49,13 @@ def compare_images(
     return report
 
 
-def _image_options(options: CheckOptions, config: BuildConfig, run: GateRun, encoder: ImageEncoder) -> CheckOptions:
+def image_options(options: CheckOptions, config: BuildConfig, run: GateRun, encoder: ImageEncoder) -> CheckOptions:
+    """What chooses the limits of an engine whose images another one encodes: the looser ones of both.
+
+    Args:
+        options: of the engine's own gates.
+        config: of the bundle.
+    """
     spec, tokens = run.checkpoint.spec, options.max_new_tokens
     pair = check_options(config, run.target, spec, run.artifact, max_new_tokens=tokens, vision_target=encoder.name)
     int8 = encoder.products == "int8"

@@ -20,7 +20,7 @@ from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.boundaries import BatchShares
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import BlockwiseEndpoint, Endpoint
-from r1v_export.parity.options import CheckOptions
+from r1v_export.parity.options import PAIRS, CheckOptions
 from r1v_export.parity.samples import ParitySample, held_out, synthetic
 from r1v_export.parity.schema import CalibrationFacts, ParityReport
 from r1v_export.parity.streamed import StreamedGate, check_streamed
@@ -45,10 +45,12 @@ from r1v_export.quantization.mixed_precision.sensitivity import read_table
 from r1v_export.quantization.recipe import Recipe, Scheme
 from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.runner.paired_engine import PairedEngine
+from r1v_export.runner.prompted_engine import PromptedEngine
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
-from r1v_export.targets.images import ImageEncoder, pair_name
+from r1v_export.targets.images import ImageEncoder, named_pair
 from r1v_export.targets.interface import OpensBlocks
+from r1v_export.targets.prompts import PromptPart
 
 
 def gate_names(recipe: Recipe | None, own_weights: ToleranceProfile | None) -> tuple[Gate, ...]:
@@ -77,16 +79,27 @@ def reference_endpoint(checkpoint: Checkpoint, device: Device, artifact: Artifac
     return Endpoint(ReferenceEngine(model), *_own_files(checkpoint))
 
 
-def candidate_endpoint(folder: Path, target: str, device: Device, images: ImageEncoder | None = None) -> Endpoint:
+def candidate_endpoint(
+    folder: Path,
+    target: str,
+    device: Device,
+    images: ImageEncoder | None = None,
+    prompts: PromptPart | None = None,
+) -> Endpoint:
     """A built engine, with the files of the bundle in `folder`, which need not be finished.
 
     Args:
         images: what encodes images instead of it.
+        prompts: what computes prompts instead of it.
     """
     spec = read_spec(folder)
     engine = registry.open_engine(folder, target, spec, device)
+    by = None if prompts is None else prompts.name
+    if prompts is not None:
+        engine = PromptedEngine(engine, partial(prompts.open, folder, spec), named_pair(target, prompts=by))
     if images is not None:
-        engine = PairedEngine(engine, partial(images.open, folder, spec, device), pair_name(target, images.title))
+        name = named_pair(target, images=images.title, prompts=by)
+        engine = PairedEngine(engine, partial(images.open, folder, spec, device), name)
     return Endpoint(engine, *open_files(folder))
 
 
@@ -179,19 +192,21 @@ class GateRun:
         options: CheckOptions,
         on_progress: ProgressCallback,
         images: ImageEncoder | None = None,
+        prompts: PromptPart | None = None,
     ) -> ParityReport:
         """Compare the whole engine with the whole reference of `options.gate`, which is held no longer.
 
         Args:
-            images: what encodes images instead of the engine, in the gate `images`, which is the last one.
+            images: what encodes images instead of the engine, in the gates of pairs, which are the last ones.
+            prompts: what computes prompts instead of it, likewise.
         """
         on_progress(0.0, 1.0, "opening both engines")
-        replies = texts(self.checkpoint) if images is None else ()
+        replies = () if options.gate in PAIRS else texts(self.checkpoint)
         shares = WholeShares.of(self.checkpoint.spec, length_hint(samples, 1), options.max_new_tokens, len(replies))
         reference = reference_endpoint(self.checkpoint, self.device, self._artifact_of(options.gate))
         on_progress(shares.opened / 2, 1.0)
         part = subrange(on_progress, shares.opened, shares.compared)
-        candidate = self._candidate if images is None else self._with(images)
+        candidate = self._with(images, prompts) if options.gate in PAIRS else self._candidate
         part(0.0, 1.0, "comparing answers")
         report = check(reference, candidate, samples, options, part, shares.of_batch)
         rated = score_texts(reference, replies, subrange(on_progress, shares.compared, 1.0))
@@ -246,10 +261,11 @@ class GateRun:
     def _candidate(self) -> Endpoint:
         return candidate_endpoint(self.folder, self.target, self.device)
 
-    def _with(self, images: ImageEncoder) -> Endpoint:
-        """The engine together with what encodes images. The engine of the gates before goes, and with it its tower."""
+    def _with(self, images: ImageEncoder | None, prompts: PromptPart | None) -> Endpoint:
+        """The engine together with what encodes images, and what computes prompts. The engine of the gates before goes,
+        and with it its tower."""
         self.__dict__.pop("_candidate", None)
-        return candidate_endpoint(self.folder, self.target, self.device, images)
+        return candidate_endpoint(self.folder, self.target, self.device, images, prompts)
 
     def _artifact_of(self, gate: Gate) -> Artifact | None:
         """What the reference computes: what the graphs say, or the original model."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from r1v_export.bundle import Bundle
 from r1v_export.config import Device
-from r1v_export.contract import Engine, VisionEngine
+from r1v_export.contract import Engine, PromptEngine, VisionEngine
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.log_event import log_event
 from r1v_export.processing.pipeline_document import open_files
@@ -17,9 +17,11 @@ from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
 from r1v_export.runner.paired_engine import PairedEngine
+from r1v_export.runner.prompted_engine import PromptedEngine
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
-from r1v_export.targets.images import AUTO, Chosen, choose, pair_name
+from r1v_export.targets.images import AUTO, Chosen, choose, named_pair
+from r1v_export.targets.prompts import ChosenPrompts, choose_prompts
 
 _LOG = logging.getLogger(__name__)
 PYTORCH = "pytorch"
@@ -34,6 +36,7 @@ def open_runner(
     engine: str | None = None,
     grounding: bool = False,
     vision_target: str = AUTO,
+    prompt_target: str | None = AUTO,
 ) -> BaseRunner:
     """A runner over one of the bundle's engines, over PyTorch, or over a library that decodes by itself.
 
@@ -44,10 +47,11 @@ def open_runner(
         grounding: let `<ref>`, `<box>` and `<quad>` through in questions and answers.
         vision_target: what encodes images: the target itself, another engine of the bundle, or `images.AUTO`, which is
             the fastest one that a gate has compared and that runs here.
+        prompt_target: what computes prompts, likewise, of what the engine has a part for; None for the target itself.
 
     Raises:
-        UsageError: target and engine do not match, the bundle has no such target, or `vision_target` is named with an
-            engine that brings its own.
+        UsageError: target and engine do not match, the bundle has no such target, or `vision_target` or `prompt_target`
+            is named with an engine that brings its own.
         BundleError: no whole bundle.
         CapabilityError: what the engine needs is not here.
     """
@@ -56,21 +60,18 @@ def open_runner(
     if grounding:
         tokenizer = tokenizer.with_grounding(piece.token for piece in pipeline.prompt.grounding_tokens)
     if engine is not None:
-        if vision_target != AUTO:
-            raise UsageError(
-                "An engine whose library decodes encodes images itself.",
-                where="--vision-target --engine",
-                fix="omit one of the two options",
-            )
+        _refuse_named(vision_target, prompt_target)
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
     if target == PYTORCH:
         opened = _open_reference(bundle, model, device)
     else:
         opened, target = _open_engine(bundle, target, device), bundle.target(target)
+    of_prompts = choose_prompts(bundle, target, prompt_target, device)
+    prompted = _prompted(opened, bundle, target, of_prompts, optional=prompt_target == AUTO)
     chosen = choose(bundle, target, vision_target, device)
-    paired = _paired(opened, bundle, target, chosen, device, optional=vision_target == AUTO)
-    return EngineRunner(paired, tokenizer, pipeline, chosen.note)
+    paired = _paired(prompted, bundle, target, chosen, of_prompts, device, optional=vision_target == AUTO)
+    return EngineRunner(paired, tokenizer, pipeline, chosen.note, of_prompts.note)
 
 
 def open_vision(
@@ -91,7 +92,60 @@ def open_vision(
     return registry.decoding_target(bundle, target, engine).open_vision(bundle, device, TILES_PER_RUN), pipeline
 
 
-def _paired(engine: Engine, bundle: Bundle, target: str, chosen: Chosen, device: Device, *, optional: bool) -> Engine:
+def _refuse_named(vision_target: str, prompt_target: str | None) -> None:
+    """
+    Raises:
+        UsageError: what encodes images or computes prompts is named with an engine that brings both.
+    """
+    if vision_target != AUTO:
+        raise UsageError(
+            "An engine whose library decodes encodes images itself.",
+            where="--vision-target --engine",
+            fix="omit one of the two options",
+        )
+    if prompt_target not in (None, AUTO):
+        raise UsageError(
+            "An engine whose library decodes computes prompts itself.",
+            where="--prompt-target --engine",
+            fix="omit one of the two options",
+        )
+
+
+def _prompted(engine: Engine, bundle: Bundle, target: str, chosen: ChosenPrompts, *, optional: bool) -> Engine:
+    """An engine, with its prompts computed by what is chosen for them.
+
+    Args:
+        optional: let the engine compute them where what is chosen cannot be opened.
+    """
+    part = chosen.part
+    by = target if part is None else part.name
+    log_event(_LOG, logging.INFO, "prompts: %(by)s: %(why)s", by=by, why=chosen.why)
+    if part is None:
+        return engine
+
+    def open_prompts() -> PromptEngine | None:
+        try:
+            return part.open(bundle.folder, bundle.spec)
+        except CapabilityError as error:
+            if not optional:
+                raise
+            message = "prompts are not computed by %(by)s: %(reason)s"
+            log_event(_LOG, logging.WARNING, message, by=by, reason=str(error))
+            return None
+
+    return PromptedEngine(engine, open_prompts, named_pair(target, prompts=by))
+
+
+def _paired(
+    engine: Engine,
+    bundle: Bundle,
+    target: str,
+    chosen: Chosen,
+    of_prompts: ChosenPrompts,
+    device: Device,
+    *,
+    optional: bool,
+) -> Engine:
     """An engine, with the images of its questions encoded by what is chosen for them.
 
     Args:
@@ -105,7 +159,8 @@ def _paired(engine: Engine, bundle: Bundle, target: str, chosen: Chosen, device:
     open_images: Callable[[], VisionEngine] = partial(encoder.open, bundle.folder, bundle.spec, device)
     if optional:
         open_images = partial(_open_or, engine, open_images, by)
-    return PairedEngine(engine, open_images, pair_name(target, by))
+    prompts = of_prompts.part.name if of_prompts.part else None
+    return PairedEngine(engine, open_images, named_pair(target, images=by, prompts=prompts))
 
 
 def _open_or(engine: Engine, open_images: Callable[[], VisionEngine], encoder: str) -> VisionEngine:

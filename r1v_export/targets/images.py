@@ -80,7 +80,13 @@ class Chosen:
 
 def pair_name(target: str, encoder: str) -> str:
     """What an engine that answers and one that encodes images are called together."""
-    return f"{target} with images by {encoder}"
+    return named_pair(target, images=encoder)
+
+
+def named_pair(target: str, *, images: str | None = None, prompts: str | None = None) -> str:
+    """What an engine that answers is called together with those that encode images, and that compute prompts."""
+    parts = [f"{what} by {name}" for what, name in (("images", images), ("prompts", prompts)) if name is not None]
+    return " with ".join([target, " and ".join(parts)] if parts else [target])
 
 
 def encoding_target(name: str) -> EncodesImages:

@@ -21,11 +21,16 @@ from r1v_export.targets.onnxruntime import doctor
 from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
 from r1v_export.targets.onnxruntime.head_file import HEAD_LINEAR, group_size, head_bytes
 from r1v_export.targets.openvino.target import OpenVinoTarget
+from r1v_export.targets.prompts import PROMPTS, prompting_target
 
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.targets.onnxruntime.blockwise import OnnxRuntimeBlocks
     from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+
+
+LAYERS = "language_model.model.layers."
+"""What the names of the decoder's linears begin with, but for the head's."""
 
 
 class OnnxRuntimeTarget(Target):
@@ -87,6 +92,14 @@ class OnnxRuntimeTarget(Target):
             return (options.image_products,)
         return ("int8", "bfloat16") if chosen_int4_inputs(options.int4_inputs, config) == "int8" else ("bfloat16",)
 
+    def prompt_target(self, config: BuildConfig, schemes: Mapping[str, Scheme]) -> str | None:
+        """OpenVINO for 4-bit weights whose inputs are rounded to 8 bits, which it multiplies nearly twice as fast."""
+        int4_inputs = chosen_int4_inputs(config.options(self.name, OnnxRuntimeConfig).int4_inputs, config)
+        decoder = [scheme for name, scheme in schemes.items() if name.startswith(LAYERS)]
+        in_4_bits = bool(decoder) and all(scheme.weights.type in ("int4", "uint4") for scheme in decoder)
+        on_cpu = config.device == "cpu" and registry.compute_dtype(config) == "float32"
+        return OpenVinoTarget.name if on_cpu and in_4_bits and int4_inputs == "int8" else None
+
     def build(self, inputs: BuildInputs, out: Path, on_progress: ProgressCallback) -> None:
         check_device(inputs.config.device)
         from r1v_export.targets.onnxruntime.write.graphs import write_graphs
@@ -94,10 +107,14 @@ class OnnxRuntimeTarget(Target):
         config = inputs.config
         int4_inputs = chosen_int4_inputs(config.options(self.name, OnnxRuntimeConfig).int4_inputs, config)
         write_graphs(inputs.graphs, self.graphs, config.device, int4_inputs, out)
-        images = self.image_target(config, inputs.artifact.schemes if inputs.artifact else {})
+        schemes = inputs.artifact.schemes if inputs.artifact else {}
+        images, prompts = self.image_target(config, schemes), self.prompt_target(config, schemes)
         if images is not None:
             (out / IMAGES / images).mkdir(parents=True)
             encoding_target(images).write_images(inputs.graphs, out / IMAGES / images)
+        if prompts is not None:
+            (out / PROMPTS / prompts).mkdir(parents=True)
+            prompting_target(prompts).write_prompts(inputs.graphs, out / PROMPTS / prompts)
 
     def engine_document(self, engine: Path) -> EngineDocument:
         from r1v_export.targets.onnxruntime.session_options import engine_options

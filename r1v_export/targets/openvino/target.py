@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from r1v_export import contract
 from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
@@ -18,11 +18,12 @@ from r1v_export.targets.int4_inputs import chosen_int4_inputs, require_int4_weig
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.openvino import doctor
 from r1v_export.targets.openvino.config import OpenVinoConfig
-from r1v_export.targets.openvino.engine_file import ENGINE_FILE, REBUILD
+from r1v_export.targets.openvino.engine_file import ENGINE_FILE, REBUILD, read_engine_file
 
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+    from r1v_export.targets.openvino.runtime.prompts import OpenVinoPrompts
 
 IMAGE_GRAPHS = (contract.VISION, contract.PROJECTOR)
 """What encodes images."""
@@ -40,6 +41,7 @@ class OpenVinoTarget(Target):
     config_class = OpenVinoConfig
     tools = doctor.DISTRIBUTIONS
     packed_in_memory = True
+    prompt_compute: ClassVar[Literal["bfloat16"]] = "bfloat16"
 
     def readiness(self) -> Readiness:
         return doctor.readiness()
@@ -103,6 +105,22 @@ class OpenVinoTarget(Target):
         if products == "int8" and has_tile_products():
             return "this CPU multiplies tiles of bfloat16 values (AMX), against which int8 was not measured"
         return None
+
+    def write_prompts(self, graphs: Path, out: Path) -> None:
+        from r1v_export.targets.openvino.write.graphs import write_graphs
+
+        options = OpenVinoConfig(matmul=self.prompt_compute, int4_inputs="int8")
+        write_graphs(graphs, [contract.DECODER], options, out, logits=False)
+
+    def why_not_prompts(self) -> str | None:
+        return self.why_not_images("bfloat16")
+
+    def prompt_bytes(self, engine: Path) -> int:
+        weights = read_engine_file(engine).weights[contract.DECODER]
+        return sum(weight.size_bytes for weight in weights.values())
+
+    def open_prompts(self, engine: Path, bundle: Path, spec: ModelSpec) -> OpenVinoPrompts:
+        return _open(engine, bundle.absolute(), [contract.DECODER], spec).prompts()
 
     def open_images(self, engine: Path, bundle: Path, spec: ModelSpec, products: ImageProducts) -> OpenVinoEngine:
         return _open(engine, bundle.absolute(), IMAGE_GRAPHS, spec, products)

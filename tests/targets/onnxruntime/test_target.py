@@ -58,6 +58,28 @@ def test_images_have_a_faster_engine_where_one_was_measured(fields, linear, sche
     assert OnnxRuntimeTarget().image_target(BuildConfig(**fields), schemes) == encoder
 
 
+@pytest.mark.parametrize(
+    ("fields", "linears", "expected"),
+    [
+        ({}, {}, None),
+        ({"precision": "int4"}, {"layers.0": "int4"}, "openvino"),
+        ({"precision": "int4"}, {"layers.0": "int4", "layers.1": "uint4"}, "openvino"),
+        ({"precision": "int4"}, {"layers.0": "int4", "layers.1": "int8"}, None),
+        ({"precision": "int4"}, {}, None),
+        ({"precision": "int4", "device": "cuda"}, {"layers.0": "int4"}, None),
+        ({"precision": "int4", "targets": {"onnxruntime": {"int4_inputs": "exact"}}}, {"layers.0": "int4"}, None),
+        ({"precision": "int8"}, {"layers.0": "int8"}, None),
+    ],
+)
+def test_prompts_have_a_faster_engine_where_inputs_of_4_bit_weights_are_rounded(fields, linears, expected):
+    schemes = {}
+    for name, weights in linears.items():
+        sizes = {"granularity": "channel"} if weights == "int8" else {"granularity": "group", "group_size": 32}
+        scheme = Scheme(weights={"type": weights, "algorithm": "rtn", **sizes})
+        schemes[f"language_model.model.{name}.mlp.up_proj"] = scheme
+    assert OnnxRuntimeTarget().prompt_target(BuildConfig(**fields), schemes) == expected
+
+
 def test_weights_are_found_by_paths_inside_the_bundle(built):
     for name in GRAPHS:
         graph = onnx.load(built.engine_folder / f"{name}.onnx", load_external_data=False).graph

@@ -13,9 +13,14 @@ from ml_dtypes import float8_e4m3fn
 from r1v_export.bundle import Bundle
 from r1v_export.cli import main
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
+from r1v_export.generation import Sampling
 from r1v_export.pipeline.build import build
+from r1v_export.processing.load_image import load_image
+from r1v_export.runner.batching.batching_runner import BatchingRunner
+from r1v_export.runner.batching.options import BatchingOptions
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.runner.open_runner import open_runner
+from r1v_export.runner.prompt_encoder import Request
 from r1v_export.targets import registry
 from r1v_export.targets.openvino import doctor
 from r1v_export.targets.openvino.engine_file import read_engine_file
@@ -65,6 +70,29 @@ def test_a_pair_of_engines_is_checked_by_the_limits_of_the_one_that_encodes_imag
     assert [check["limit"] for check in limits["vision"]] == [check["limit"] for check in of_openvino["vision"]]
     assert main.run([*arguments, "--gate", "streamed"]) == 2
     assert "A streamed gate compares one engine." in capsys.readouterr().out
+
+
+def test_prompts_by_openvino_give_the_answers_of_the_engine_alone(tmp_path: Path) -> None:
+    """Several requests, in pieces of prompts, with a beginning in common, one of them cancelled: as alone."""
+    config = BuildConfig(precision="int4", recipe="int4-rtn", parity=ParityConfig(enabled=False))
+    bundle = build(config, tmp_path / "nano").out
+    images = [load_image(IMAGE.parent / name) for name in ("02-shape.png", "06-count.png")]
+    requests = [
+        Request.ask(text, image)
+        for text in ("How many objects do you see?", "How many objects are blue?")
+        for image in images
+    ]
+    sampling = Sampling(max_new_tokens=120)
+    with BatchingRunner(open_runner(bundle, prompt_target="onnxruntime")) as alone:
+        expected = [alone.submit(request, sampling).result().text for request in requests]
+    runner = open_runner(bundle, prompt_target="openvino")
+    assert "prompts by openvino" in runner.name
+    options = BatchingOptions(max_rows=3, prefill_chunk=24)
+    with BatchingRunner(runner, options) as batching:
+        batching.submit(requests[0], sampling).cancel()
+        found = [submission.result().text for submission in [batching.submit(each, sampling) for each in requests]]
+        assert batching.stats().prefix_hits > 0
+    assert found == expected
 
 
 # An input on the edge between two quantized values falls on either side, see parity/tolerances.py; 4-bit weights alone

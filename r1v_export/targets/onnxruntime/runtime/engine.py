@@ -207,6 +207,10 @@ class OnnxRuntimeDecoder:
             )
         return logits_BPV
 
+    def cache_tensors(self) -> Sequence[np.ndarray]:
+        """Of a decoder on the CPU, see `contract.OpenCacheDecoder`."""
+        return list(self._arrays.values())
+
     def copy_row(self, source: int, target: int, length: int) -> None:
         for pair in self.cache:
             cache_BKCD = self._content(pair)

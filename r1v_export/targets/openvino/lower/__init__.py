@@ -7,12 +7,16 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from r1v_export.exporters.passes.run_passes import run_passes
 from r1v_export.targets.openvino.lower.cached_attention import CachedAttention
+from r1v_export.targets.openvino.lower.keys_and_values import KeysAndValues
 
 
-def lower(model: ir.Model) -> None:
+def lower(model: ir.Model, *, logits: bool = True) -> None:
     """Lower one of the contract's graphs, in place.
+
+    Args:
+        logits: keep the decoder's; else it gives keys and values of new tokens alone.
 
     Raises:
         PassError: the graph is not as our exporters write it.
     """
-    run_passes(model, CachedAttention(), RemoveUnusedNodesPass())
+    run_passes(model, CachedAttention(), *([] if logits else [KeysAndValues()]), RemoveUnusedNodesPass())

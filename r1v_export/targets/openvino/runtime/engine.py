@@ -18,6 +18,7 @@ from r1v_export.targets.openvino.engine_file import read_engine_file
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.decoder import OpenVinoDecoder
 from r1v_export.targets.openvino.runtime.model import Compiled, compile_graph
+from r1v_export.targets.openvino.runtime.prompts import OpenVinoPrompts
 from r1v_export.targets.openvino.runtime.run import naming
 
 
@@ -65,6 +66,10 @@ class OpenVinoEngine:
 
     def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder:
         return OpenVinoDecoder(self._decoder, self.sizes, batch, capacity)
+
+    def prompts(self) -> OpenVinoPrompts:
+        """Keys and values of prompts, where the decoder was lowered for them alone."""
+        return OpenVinoPrompts(self._decoder, self.sizes)
 
     def cache_limits(self) -> CacheLimits:
         sizes = self.sizes

@@ -54,8 +54,13 @@ _TYPES: Mapping[ir.DataType, ElementType] = {
 }
 
 
-def write_graphs(graphs: Path, names: Iterable[str], options: OpenVinoConfig, out: Path) -> None:
+def write_graphs(
+    graphs: Path, names: Iterable[str], options: OpenVinoConfig, out: Path, *, logits: bool = True
+) -> None:
     """Write `<graph>.onnx` for each of the named graphs, and `engine.json`, into `out`.
+
+    Args:
+        logits: of the decoder; else it gives keys and values alone.
 
     Raises:
         CapabilityError: a graph computes in what it may not, or has weights of a type that OpenVINO lacks.
@@ -69,7 +74,7 @@ def write_graphs(graphs: Path, names: Iterable[str], options: OpenVinoConfig, ou
         if compute not in COMPUTE_TYPES.values():
             raise no_products(compute.name.lower() if compute else None, where=name)
         try:
-            lower(model)
+            lower(model, logits=logits)
         except ir.passes.PassError as error:
             raise GraphError(
                 "A graph cannot be lowered for OpenVINO.",

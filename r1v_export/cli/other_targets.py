@@ -1,0 +1,21 @@
+"""Options of what computes parts of an answer instead of the engine that decodes."""
+
+from __future__ import annotations
+
+import click
+
+from r1v_export.cli.output import Function, TargetOption
+from r1v_export.targets.entry_points import names
+
+AUTO = "auto"
+_FASTEST = "[default: auto, the fastest that was compared and runs here]"
+
+
+def other_targets_options(function: Function) -> Function:
+    """`--vision-target` and `--prompt-target`."""
+    options = {"vision_target": "Engine that encodes images.", "prompt_target": "What computes prompts."}
+    for name, what in reversed(options.items()):
+        flag, help_ = f"--{name.replace('_', '-')}", f"{what} {_FASTEST}"
+        values = lambda: (AUTO, *names())  # noqa: E731
+        function = click.option(flag, cls=TargetOption, values=values, default=AUTO, help=help_)(function)
+    return function

@@ -1,0 +1,53 @@
+"""The gate `prompts`: an engine compared with PyTorch while another one computes its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import get_args
+
+from r1v_export.config import BuildConfig, Compute
+from r1v_export.parity.options import CheckOptions
+from r1v_export.parity.samples import ParitySample
+from r1v_export.parity.schema import ParityReport
+from r1v_export.pipeline.image_gate import image_options
+from r1v_export.pipeline.parity_gate import GateRun
+from r1v_export.progress import ProgressCallback
+from r1v_export.targets.images import ImageEncoder, named_pair
+from r1v_export.targets.prompts import PromptPart, prompting_target
+
+
+def compare_prompts(
+    run: GateRun,
+    samples: Iterable[ParitySample],
+    options: CheckOptions,
+    config: BuildConfig,
+    encoder: ImageEncoder | None,
+    prompts: PromptPart,
+    on_progress: ProgressCallback,
+) -> ParityReport:
+    """Compare an engine whose prompts another one computes, by the looser limits of both.
+
+    Args:
+        options: of the engine's own gates.
+        config: of the bundle.
+        encoder: what encodes images at the same time; None for the engine itself.
+    """
+    alone = options if encoder is None else image_options(options, config, run, encoder)
+    compute = max(alone.compute, prompting_target(prompts.name).prompt_compute, key=get_args(Compute).index)
+    rounding = tuple(dict.fromkeys((*(alone.rounding or (run.target,)), prompts.name)))
+    of_pair = replace(alone, gate="prompts", compute=compute, rounding=rounding)
+    return run.whole(samples, of_pair, on_progress, encoder, prompts)
+
+
+def encoder_of(report: ParityReport | None, target: str, encoders: Sequence[ImageEncoder]) -> ImageEncoder | None:
+    """What encodes images by default after the gate `images`: that which it passed, if any did.
+
+    Args:
+        report: of that gate; None where it did not run.
+        encoders: that it compared.
+    """
+    if report is None or report.first_bad is not None:
+        return None
+    named = {named_pair(target, images=encoder.title): encoder for encoder in encoders}
+    return named.get(report.candidate)
