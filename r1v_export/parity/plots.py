@@ -71,6 +71,7 @@ def _by_boundary(report: ParityReport, metric: str, name: str, label: str, width
     # The scale of a broken engine's 1e20 would leave no room for what passed.
     most = max([_LARGEST_DRAWN, *limits])
     low, high = _decades(min(min(positive) / 3, most / 1e3), min(3 * max(positive), most))
+    low = min(low, high / 1e3)  # Within one decade matplotlib would label every minor tick.
     edges = "; dashed: limit" * bool(limits) + "; right edge: more" * any(v > high for v in values)
     label = label.removesuffix(")") + edges + ")"
     # A failed row may have a text in two lines.

@@ -414,3 +414,11 @@ def test_what_failed_is_marked_without_a_background_which_paper_may_lack(report)
         for row in rows.all():
             width = row.locator("td").first.evaluate("(cell) => parseFloat(getComputedStyle(cell).borderLeftWidth)")
             assert width >= 3
+
+
+def test_a_page_that_passed_names_another_comparison_that_failed(report):
+    passed = report.model_copy(update={"gate": "quantization", "first_bad": None})
+    said = "Another comparison of this engine failed:"
+    assert said in to_html(passed, (report, passed))
+    assert said not in to_html(passed, (passed,))
+    assert said not in to_html(report, (report, passed))

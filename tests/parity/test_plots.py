@@ -138,3 +138,12 @@ def test_ticks_of_decode_steps_are_whole_and_begin_with_the_first(report: Parity
         assert ticks
         assert count < 10 or set(ticks) >= {"10", "20", "60"}
         assert all(tick.isdigit() and 1 <= int(tick) <= count for tick in ticks)
+
+
+def test_an_axis_whose_values_are_all_exact_has_whole_decades_alone(report: ParityReport):
+    for draw in (errors_by_boundary, kl_by_boundary):
+        svg = draw(report)
+        assert svg is not None
+        assert ">exact<" in svg
+        assert len(powers_of(svg)) >= 4
+        assert "×" not in svg
