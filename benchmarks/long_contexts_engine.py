@@ -34,19 +34,27 @@ def moments_of(start: float, moments: list[float]) -> dict[str, Any]:
 def ours(folder: Path, threads: int) -> Job:
     """Embeddings, decoder graph, choice of the token, by pieces of the prompt as the runner takes them.
 
-    Opened as `run` opens a finished bundle: no torch in the process, and what is made of the weights is kept.
+    Opened as `serve` opens a finished bundle: no torch in the process, what is made of the weights is kept, and prompts
+    are computed by what the engine has for them.
     """
     import threading
 
     import numpy as np
 
-    from r1v_export.contract import Sizes
+    from r1v_export.contract import Engine, Sizes
+    from r1v_export.cpus import has_bfloat16_products
     from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, embed_chosen, plan_capacity, prefill
+    from r1v_export.runner.prompted_engine import PromptedEngine
     from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
     assert PREFILL_CHUNK == CHUNK
     sizes = Sizes(**json.loads((folder / SIZES).read_text(encoding="utf-8")))
-    engine = OnnxRuntimeEngine(folder, folder.parents[1], sizes, "cpu", threads, keep=True)
+    engine: Engine = OnnxRuntimeEngine(folder, folder.parents[1], sizes, "cpu", threads, keep=True)
+    if (part := folder / "prompts" / "openvino").is_dir() and has_bfloat16_products():
+        from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+        prompts = OpenVinoEngine(part, folder.parents[1], sizes, threads).prompts()
+        engine = PromptedEngine(engine, lambda: prompts, "prompts by openvino")
 
     def run(prompt: list[int], new_tokens: int) -> dict[str, Any]:
         start = time.perf_counter()

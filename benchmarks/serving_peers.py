@@ -18,6 +18,7 @@ from serving_model import Model
 
 from r1v_export.bundle import Bundle
 from r1v_export.deploy.triton.repository import MODELS_FOLDER, TritonOptions, write_repository
+from r1v_export.targets.images import encoding_target
 
 START_S = 900
 """vLLM compiles for minutes, the first time."""
@@ -29,7 +30,7 @@ CONTEXT = 2048
 def served(bundle: Path, max_rows: int) -> Iterator[str]:
     """`r1v-export serve` on a free port; the model's name is "m"."""
     command = [sys.executable, "-m", "r1v_export.cli.main", "serve", str(bundle), "--port", "0", "--no-access-log"]
-    command += ["--served-model-name", "m", "--max-rows", str(max_rows)]
+    command += ["--served-model-name", "m", "--max-rows", str(max_rows), *_others(bundle)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -38,6 +39,16 @@ def served(bundle: Path, max_rows: int) -> Iterator[str]:
         yield found[0]
     finally:
         _end(process)
+
+
+def _others(bundle: Path) -> list[str]:
+    """What `auto` takes where a gate has passed, for images and prompts; gates of random weights vouch for nothing."""
+    engine = bundle / "engines" / "onnxruntime"
+    if encoding_target("openvino").why_not_images("bfloat16"):
+        return []
+    parts = {"--vision-target": "images", "--prompt-target": "prompts"}
+    there = [option for option, part in parts.items() if (engine / part / "openvino").is_dir()]
+    return [word for option in there for word in (option, "openvino")]
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from tables_detail import DETAILS
 INT4, FLOAT32 = "ours, int4", "ours, float32"
 BF16_TARGET = "ours, int4, `--target openvino`"
 EXACT_IMAGES = "ours, int4, `--vision-target onnxruntime`"
+OWN_PROMPTS = "ours, int4, `--prompt-target onnxruntime`"
 EXACT = "ours, int4, `--int4-inputs exact`"
 HEADED = "ours, int4, head in 4 bits"
 LIBR1V, LIBR1V_FLOAT32 = "ours in C++ (libr1v), int4", "ours in C++ (libr1v), float32"
@@ -57,7 +58,7 @@ EARLIER_SERVERS = SERVERS | {
 }
 """In files from before inputs in 8 bits became the default."""
 SYSTEMS = [
-    *(INT4, EXACT_IMAGES, BF16_TARGET, HEADED, EXACT, LIBR1V, LIBR1V_EXACT),
+    *(INT4, OWN_PROMPTS, EXACT_IMAGES, BF16_TARGET, HEADED, EXACT, LIBR1V, LIBR1V_EXACT),
     *(names[f"{way} int4"] for way in ("one at a time", "triton") for names in (SERVERS, EARLIER_SERVERS)),
     *(
         FLOAT32,
@@ -75,6 +76,7 @@ SYSTEMS = [
 WHOLE = {
     "ours int4": INT4,
     "ours int4, openvino": BF16_TARGET,
+    "ours int4, prompts by onnxruntime": OWN_PROMPTS,
     "ours int4, images by onnxruntime": EXACT_IMAGES,
     "ours float32": FLOAT32,
     # Of files from before OpenVINO encoded images by default:

@@ -33,7 +33,11 @@ def moments_of(began: float, moments: list[float], prompt_tokens: int) -> dict[s
 
 
 def ours(bundle: Path, threads: int, targets: str) -> Answer:
-    """What `r1v-export run` does with an opened bundle, without speculation: it guesses what random weights repeat."""
+    """What `open_runner` answers with an opened bundle, without speculation: it guesses what random weights repeat.
+
+    Args:
+        targets: what decodes, what encodes images, and what computes prompts.
+    """
     from r1v_export.cpus import use_threads
     from r1v_export.generation import Sampling
     from r1v_export.processing.load_image import load_image
@@ -41,8 +45,8 @@ def ours(bundle: Path, threads: int, targets: str) -> Answer:
     from r1v_export.runner.prompt_encoder import Request
 
     use_threads(threads)
-    target, images = targets.split()
-    runner = open_runner(bundle, target, vision_target=images)
+    target, images, prompts = targets.split()
+    runner = open_runner(bundle, target, vision_target=images, prompt_target=prompts)
 
     def run(job: Job) -> dict[str, Any]:
         began, moments, answer = time.perf_counter(), [], None
