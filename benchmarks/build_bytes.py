@@ -37,6 +37,7 @@ from r1v_export.checkpoint.synth import Weights, synthesize
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.manifest import hash_file
 from r1v_export.pipeline.build import build
+from r1v_export.quantization.calibration.activations import SAVED_BY_DEFAULT
 from r1v_export.quantization.quant_params import QuantParams
 from r1v_export.quantization.recipe import load
 
@@ -114,11 +115,19 @@ def rounding_seconds(parameters: int) -> float:
     return (time.monotonic() - started) / 4 * parameters / weight.numel()
 
 
-def measure(config: BuildConfig, layers: int, preset: str, work: Path, weights: Weights, vocabulary: int | None) -> Row:
+def measure(
+    config: BuildConfig,
+    layers: int,
+    vision_layers: int,
+    preset: str,
+    work: Path,
+    weights: Weights,
+    vocabulary: int | None,
+) -> Row:
     folder, out = work / "checkpoint", work / "bundle"
     shutil.rmtree(work, ignore_errors=True)
     overrides = {"llm_config.vocab_size": vocabulary} if vocabulary else {}
-    depth = {"vision_layers": layers, "language_layers": layers}
+    depth = {"vision_layers": vision_layers, "language_layers": layers}
     synthesize(folder, preset=preset, **depth, overrides=overrides, weights=weights)
     checkpoint = Checkpoint.open(str(folder))
     leave_page_cache(checkpoint.files())
@@ -143,6 +152,7 @@ def measure(config: BuildConfig, layers: int, preset: str, work: Path, weights: 
     shutil.rmtree(work)
     return {
         "layers": layers,
+        "vision_layers": vision_layers,
         "bundle_gb": round(bundle_bytes / 1e9, 2),
         "written_over_bundle": round(moved["write_bytes"] / bundle_bytes, 3),
         "read_over_checkpoint": round(moved["read_bytes"] / checkpoint_bytes, 3),
@@ -156,10 +166,12 @@ def measure(config: BuildConfig, layers: int, preset: str, work: Path, weights: 
 
 @click.command()
 @click.option("--layers", "all_layers", multiple=True, type=int, default=(2, 8, 32, 64), show_default=True)
+@click.option("--vision-layers", type=int, help="ViT blocks of each; as many as decoder layers, if omitted.")
 @click.option("--preset", default="r1v3-38b", show_default=True, help="Whose width.")
 @click.option("--target", "targets", multiple=True, default=("hf-unified",), show_default=True)
 @click.option("--recipe", default="int4-rtn", show_default=True)
 @click.option("--samples", type=int, default=8, show_default=True, help="Of a recipe that calibrates.")
+@click.option("--save-after", type=float, help="Seconds before a calibration saves activations; 300 if omitted.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-build-bytes"), show_default=True)
 @click.option("--weights", type=click.Choice(["random", "sparse"]), default="sparse", show_default=True)
 @click.option("--vocabulary", type=int, help="Tokens, instead of the preset's.")
@@ -167,16 +179,20 @@ def measure(config: BuildConfig, layers: int, preset: str, work: Path, weights: 
 @click.option("--results", "results_name", default="build-bytes", show_default=True, help="Name of their file.")
 def main(
     all_layers: tuple[int, ...],
+    vision_layers: int | None,
     preset: str,
     targets: tuple[str, ...],
     recipe: str,
     samples: int,
+    save_after: float | None,
     work: Path,
     weights: Weights,
     vocabulary: int | None,
     cgroup_bytes: int | None,
     results_name: str,
 ) -> None:
+    if save_after is not None:  # no option of a build: a slice takes less than what a whole model waits
+        object.__setattr__(SAVED_BY_DEFAULT, "soonest_s", save_after)
     conditions, results = machine(("torch", "onnx", "onnx-ir")), []
     config = BuildConfig(
         precision=load(recipe).precision,
@@ -187,9 +203,9 @@ def main(
     )
     with memory_limited(cgroup_bytes) if cgroup_bytes else nullcontext():
         for layers in all_layers:
-            results.append(measure(config, layers, preset, work, weights, vocabulary))
+            results.append(measure(config, layers, vision_layers or layers, preset, work, weights, vocabulary))
             print(results[-1], file=sys.stderr, flush=True)
-    settings = {"preset": preset, "targets": targets, "recipe": recipe, "samples": samples}
+    settings = {"preset": preset, "targets": targets, "recipe": recipe, "samples": samples, "save_after": save_after}
     settings |= {"weights": weights, "vocabulary": vocabulary, "cgroup_bytes": cgroup_bytes}
     print(write_results(results_name, {"machine": conditions, **settings, "results": results}))
 
