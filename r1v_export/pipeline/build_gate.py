@@ -10,7 +10,11 @@ from r1v_export.bundle import GRAPHS
 from r1v_export.manifest import WORK_FOLDER
 from r1v_export.parity.options import PAIRS
 from r1v_export.parity.report import write_reports
-from r1v_export.pipeline.gate_stage import why_images_are_not_compared, why_prompts_are_not_compared
+from r1v_export.pipeline.gate_stage import (
+    compared_share,
+    why_images_are_not_compared,
+    why_prompts_are_not_compared,
+)
 from r1v_export.pipeline.image_gate import compare_images
 from r1v_export.pipeline.parity_gate import (
     GateRun,
@@ -46,13 +50,15 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
     run = GateRun(job.out, target, job.checkpoint, job.artifact, job.config.device)
     recipe = job.artifact.recipe if job.artifact else None
     gates = [replace(options, gate=gate) for gate in gate_names(recipe, options.own_weights)]
+    share = compared_share(job, target)
+    comparing = subrange(on_progress, 0.0, share)
     reports: list[ParityReport]
     if streamed:
-        reports = run.streamed(questions, gates, job.out / WORK_FOLDER / f"{target}-streamed-gate", on_progress)
+        reports = run.streamed(questions, gates, job.out / WORK_FOLDER / f"{target}-streamed-gate", comparing)
     else:
         prompts = None if why_prompts_are_not_compared(job, target) else prompt_part(job.out, target)
         count = len(gates) + bool(encoders) + (prompts is not None)
-        parts = [subrange(on_progress, i / count, (i + 1) / count) for i in range(count)]
+        parts = [subrange(comparing, i / count, (i + 1) / count) for i in range(count)]
         reports = [run.whole(questions, gate, part) for gate, part in zip(gates, parts, strict=False)]
         by_images = None
         if encoders:
@@ -63,6 +69,7 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
             reports.append(compare_prompts(run, questions, options, job.config, encoder, prompts, parts[-1]))
     provenance = of_build(job.label, target, job.config.device, job.source_files(), inputs)
     written = [report.model_copy(update={"provenance": provenance}) for report in reports]
+    on_progress(share, 1.0, "writing pages")
     write_reports(written, folder)
     for report in written:
         # What another engine computes wrongly is left to this one, see `image_verdicts`.

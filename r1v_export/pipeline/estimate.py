@@ -49,10 +49,12 @@ _OPEN_BYTES_PER_S = 0.7e9
 _QUESTIONS_TOGETHER = 16
 _STREAMED_TILES = 2
 """Of a streamed gate's question, in the mean: it asks the first ones."""
-_GATE_S, _QUESTION_S = 0.6, 0.12
-"""Of a comparison, and of each question in it, whatever the model's size."""
-_OVERHEAD = (0.05, 0.35, 0.05, 0.55)
-"""Of that in a whole comparison: opening, encoding, prefill and decoding, as measured with r1v-nano."""
+_GATE_S, _QUESTION_S = 0.3, 0.12
+"""Of opening for a comparison, and of each question in it, whatever the model's size."""
+_QUESTION_SHARES = (0.35, 0.1, 0.55)
+"""Of a question's time in a whole comparison: encoding, prefill and decoding, as measured with r1v-nano."""
+_PLOTTING_S, _PAGE_S = 0.6, 0.8
+"""Of what draws plots, which is imported, and of each page with its plots."""
 
 
 def graph_parameters(spec: ModelSpec) -> dict[str, int]:
@@ -173,12 +175,23 @@ class GateWork:
         return cls(comparisons, encoders=1 if decoder_alone else comparisons)
 
 
+def pages_s(count: int) -> float:
+    """Seconds in which so many reports become pages."""
+    return _PLOTTING_S + _PAGE_S * count
+
+
 def gate_s(
-    kind: Literal["whole", "streamed"], spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork
+    kind: Literal["whole", "streamed"], spec: ModelSpec, parity: ParityConfig, flops: float, work: GateWork
 ) -> float:
-    """Seconds of a parity gate."""
-    seconds = _whole_gate_s if kind == "whole" else _streamed_gate_s
-    return seconds(spec, parity, rates, work)
+    """Seconds of a parity gate's comparisons.
+
+    Args:
+        flops: operations per second in products of float32.
+    """
+    if kind == "whole":
+        return work.comparisons * comparison_seconds(spec, parity.questions, parity.max_new_tokens, flops).total
+    parts = streamed_seconds(spec, parity.streamed_questions, parity.streamed_reply_tokens, flops, work)
+    return parts.tower + parts.decoder
 
 
 @dataclass(frozen=True)
@@ -221,16 +234,8 @@ def comparison_seconds(spec: ModelSpec, questions: int, max_new_tokens: int, flo
     decoded = _FLOAT_BYTES * parameters[contract.DECODER] * steps
     read = 2 * sum(parameters.values()) / READ_BYTES_PER_S
     computed = (read, 2 * encoded / flops, 2 * filled / flops, decoded / _MEMORY_BYTES_PER_S)
-    overhead = _GATE_S + _QUESTION_S * questions
-    return ComparisonSeconds(*(3 * s + share * overhead for s, share in zip(computed, _OVERHEAD, strict=True)))
-
-
-def _whole_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
-    """Seconds of a whole gate, of all its comparisons."""
-    return (
-        work.comparisons
-        * comparison_seconds(spec, parity.questions, parity.max_new_tokens, rates.flops("float32")).total
-    )
+    fixed = (_GATE_S, *(share * _QUESTION_S * questions for share in _QUESTION_SHARES))
+    return ComparisonSeconds(*(3 * s + own for s, own in zip(computed, fixed, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -266,9 +271,3 @@ def streamed_seconds(
         tower=2 * tower / flops + opened * in_tower + overhead / 2,
         decoder=2 * decoder / flops + decoded + opened * behind + overhead / 2,
     )
-
-
-def _streamed_gate_s(spec: ModelSpec, parity: ParityConfig, rates: Rates, work: GateWork) -> float:
-    flops = rates.flops("float32")
-    parts = streamed_seconds(spec, parity.streamed_questions, parity.streamed_reply_tokens, flops, work)
-    return parts.tower + parts.decoder

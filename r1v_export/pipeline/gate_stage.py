@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from r1v_export.errors import CapabilityError
 from r1v_export.manifest import PASSED
 from r1v_export.pipeline import provenance
-from r1v_export.pipeline.estimate import GateWork, gate_s
-from r1v_export.pipeline.rates import measured_rates
+from r1v_export.pipeline.estimate import GateWork, gate_s, pages_s
+from r1v_export.pipeline.rates import measured_flops, measured_rates
 from r1v_export.pipeline.stage import Needs, Stage, StageInputs
 from r1v_export.pipeline.stage_code import RUN_CODE
 from r1v_export.progress import ProgressCallback
@@ -62,12 +62,28 @@ def _check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on
 def _seconds(job: Build, target: str) -> float:
     if _needs(job, target).obstacle:
         return 0.0
+    return _comparing_s(job, target, measured_rates().flops("float32")) + pages_s(_reports(job, target))
+
+
+def _reports(job: Build, target: str) -> int:
+    """How many comparisons are reported."""
+    spec, imported = job.checkpoint.spec, job.checkpoint.quantized is not None
+    own_weights = registry.get_target(target).numerics(job.config, spec).own_weights is not None
+    of_engine = 2 if job.config.quantized and not imported and not own_weights else 1
+    pairs = (why_images_are_not_compared(job, target), why_prompts_are_not_compared(job, target))
+    return of_engine + pairs.count(None)
+
+
+def _comparing_s(job: Build, target: str, flops: float) -> float:
     # A checkpoint that is quantized already has no original to compare with; rating it on texts takes as long.
-    comparisons = 2 if job.config.quantized else 1
-    comparisons += why_images_are_not_compared(job, target) is None
-    comparisons += why_prompts_are_not_compared(job, target) is None
-    work = GateWork.of(job.schemes, comparisons)
-    return gate_s(job.gate(target), job.checkpoint.spec, job.config.parity, measured_rates(), work)
+    work = GateWork.of(job.schemes, _reports(job, target) + (job.checkpoint.quantized is not None))
+    return gate_s(job.gate(target), job.checkpoint.spec, job.config.parity, flops, work)
+
+
+def compared_share(job: Build, target: str) -> float:
+    """Of a gate's time, estimated: all but what its pages take."""
+    comparing = _comparing_s(job, target, measured_flops("float32"))
+    return comparing / (comparing + pages_s(_reports(job, target)))
 
 
 def _needs(job: Build, target: str) -> Needs:

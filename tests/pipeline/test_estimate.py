@@ -252,12 +252,11 @@ def test_estimates_are_within_half_of_what_was_measured(
 
 def test_shares_of_a_gates_progress_are_those_of_the_plan(tiny_model: Path) -> None:
     spec, parity = Checkpoint.open(str(tiny_model)).spec, ParityConfig()
-    rates = Rates(**next(iter(MEASURED["cases"].values()))["rates"])
-    flops = rates.flops("float32")
+    flops = Rates(**next(iter(MEASURED["cases"].values()))["rates"]).flops("float32")
     parts = comparison_seconds(spec, parity.questions, parity.max_new_tokens, flops)
-    assert parts.total == pytest.approx(gate_s("whole", spec, parity, rates, GateWork(1, 1)))
+    assert parts.total == pytest.approx(gate_s("whole", spec, parity, flops, GateWork(1, 1)))
     streamed = streamed_seconds(spec, parity.streamed_questions, parity.streamed_reply_tokens, flops, GateWork(2, 1))
-    assert streamed.tower + streamed.decoder == gate_s("streamed", spec, parity, rates, GateWork(2, 1))
+    assert streamed.tower + streamed.decoder == gate_s("streamed", spec, parity, flops, GateWork(2, 1))
     tower = spec.vision.model_copy(update={"num_layers": 45 * spec.vision.num_layers})
     wide = spec.model_copy(update={"vision": tower})
     shares = [comparison_seconds(each, 8, 64, flops) for each in (spec, wide)]
