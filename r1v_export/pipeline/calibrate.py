@@ -20,6 +20,7 @@ from r1v_export.pipeline.calibration import (
     calibration_set,
     chosen_recipe,
 )
+from r1v_export.pipeline.calibration_samples import calibration_examples
 from r1v_export.pipeline.effort import resolved_calibration
 from r1v_export.pipeline.planned_calibration import PlannedCalibration
 from r1v_export.pipeline.precision import with_precision
@@ -28,13 +29,17 @@ from r1v_export.pipeline.sharded_calibration import calibrate, remove_resume_fol
 from r1v_export.pipeline.workers import ThisProcess, Workers, portable, read_paths
 from r1v_export.progress import Progress
 from r1v_export.quantization.artifact.artifact import Artifact
-from r1v_export.quantization.artifact.documents import STATS
+from r1v_export.quantization.artifact.documents import STATS, checkpoint_fingerprint, read_recipe, read_stats
+from r1v_export.quantization.calibration.blockwise_runner import compute_dtype
 from r1v_export.quantization.calibration.calibrate import holds_result
 from r1v_export.quantization.calibration.dataset import Shard, require_sample_for_each
+from r1v_export.quantization.calibration.key import CalibrationKey
+from r1v_export.quantization.calibration.matmul_precision import choose_matmul
 from r1v_export.quantization.calibration.raw_examples import read_examples
 from r1v_export.quantization.calibration.resume import KEY, default_resume_folder
 from r1v_export.quantization.calibration.shards import collect_shard as collect_statistics
-from r1v_export.quantization.calibration.shards import find_shards, is_merged, merge, require_separable
+from r1v_export.quantization.calibration.shards import find_shards, is_merged, merge, read_key, require_separable
+from r1v_export.quantization.calibration_stats import Stats
 from r1v_export.quantization.recipe import Recipe
 
 
@@ -72,7 +77,7 @@ def calibrate_alone(
     asked, config = config, resolved_calibration(config, checkpoint)
     _require_samples(config, config.calibration.shards)
     recipe, resume_folder = chosen_recipe(config), default_resume_folder(out)
-    finished = _may_hold_result(recipe, out)  # then neither memory nor a cluster is needed
+    finished = _may_hold_calibration(config, recipe, checkpoint, out)  # then neither memory nor a cluster is needed
     with explain_full_disk(out), _workers(None if finished else ray, config, checkpoint, out.absolute()) as workers:
         if not finished:
             worker_bytes = workers.memory_bytes if isinstance(workers, RayCluster) else None
@@ -106,7 +111,7 @@ def collect_shard(
     config = resolved_calibration(config, checkpoint)
     _require_samples(config, shard.count)
     recipe = chosen_recipe(config) or recipe
-    finished = _may_hold_result(recipe, out, KEY)
+    finished = _may_hold_shard(config, recipe, checkpoint, shard, out)
     with explain_full_disk(out), progress.stage(f"shard {shard}") as task:
         samples = calibration_set(config, checkpoint, recipe, default_resume_folder(out), shard)
         collect_statistics(checkpoint, recipe, samples, out, calibration_options(config, checkpoint, None, task.report))
@@ -142,18 +147,50 @@ def merge_shards(
     return _calibrated(out, checkpoint, progress, finished)
 
 
-def _may_hold_result(recipe: Recipe | None, out: Path, written_last: str = STATS) -> bool:
-    """Whether `out` holds a calibration, or a shard of one: the one that was asked for, or it is refused when its
-    samples are known. False where it is empty or not there.
+def _may_hold_calibration(config: BuildConfig, recipe: Recipe | None, checkpoint: Checkpoint, out: Path) -> bool:
+    """Whether `out` holds the calibration that is asked for, as far as is known before a sample is read, whose images
+    and answers decide the rest; a stage need not be announced to be refused. False where it is empty or not there.
 
     Args:
         recipe: None where a budget has yet to find it, whose search is not repeated.
-        written_last: the file that makes it finished.
 
     Raises:
-        UsageError: it holds anything else. A stage need not be announced for that.
+        UsageError: it holds anything else.
+        BundleError: what it holds is damaged.
     """
-    return holds_result(out, lambda: recipe is not None and (out / written_last).is_file())
+
+    def is_asked_for() -> bool:
+        if recipe is None or not (out / STATS).is_file():
+            return False
+        return read_recipe(out) == recipe and _agrees(read_stats(out), config, checkpoint, Shard())
+
+    return holds_result(out, is_asked_for)
+
+
+def _may_hold_shard(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, shard: Shard, out: Path) -> bool:
+    """The same of a shard."""
+
+    def is_asked_for() -> bool:
+        if not (out / KEY).is_file():
+            return False
+        key = read_key(out)
+        return (key.recipe, key.shard) == (recipe, str(shard)) and _agrees(key, config, checkpoint, shard)
+
+    return holds_result(out, is_asked_for)
+
+
+def _agrees(found: Stats | CalibrationKey, config: BuildConfig, checkpoint: Checkpoint, shard: Shard) -> bool:
+    """Whether what is found was calibrated as is asked for, on samples of the same names."""
+    names = [example.name for example in calibration_examples(config, checkpoint)]
+    asked = (
+        checkpoint_fingerprint(checkpoint),
+        compute_dtype(checkpoint, config.device),
+        choose_matmul(config.calibration.matmul_precision, checkpoint, config.device),
+        config.image_policy,
+        names[shard.index :: shard.count],
+    )
+    sampled = [sample.name for sample in found.samples]
+    return (found.checkpoint, found.compute, found.matmul, found.image_policy, sampled) == asked
 
 
 @contextmanager

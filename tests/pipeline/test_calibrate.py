@@ -291,6 +291,29 @@ def test_what_is_finished_is_up_to_date(
 
 
 @pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--precision", "int8", "--samples", 4), "another finished calibration"),
+        (("--precision", "fp8", "--samples", 3), "another finished calibration"),
+        (("--precision", "fp8", "--samples", 4, "--shard", "2/3"), "another shard of a calibration"),
+        (("--precision", "int8", "--samples", 4, "--shard", "1/3"), "another shard of a calibration"),
+    ],
+)
+def test_another_finished_calibration_is_refused_before_a_stage_is_announced(
+    tiny_model: Path,
+    whole: Path,
+    shards: Path,
+    options: tuple[object, ...],
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Progress, "stage", None)
+    assert calibrate(tiny_model, *options, "-o", shards / "1" if "--shard" in options else whole) == 2
+    assert f"found:    {found}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("options", "file", "found"),
     [
         (("--precision", "fp8"), "manifest.json", "manifest.json"),

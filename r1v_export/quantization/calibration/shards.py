@@ -177,7 +177,7 @@ class _Merge:
 
     def __init__(self, checkpoint: Checkpoint, shards: Sequence[Path], options: CalibrationOptions) -> None:
         shards = sorted(dict.fromkeys(folder.resolve() for folder in shards))
-        keys = {folder: _read_key(folder) for folder in shards}
+        keys = {folder: read_key(folder) for folder in shards}
         self.key = _join_keys(keys)
         if self.key.checkpoint != checkpoint_fingerprint(checkpoint):
             raise BundleError(
@@ -224,10 +224,15 @@ def find_shards(folders: Sequence[Path]) -> list[Path]:
 
 
 def _is_done(key: CalibrationKey, out: Path) -> bool:
-    return holds_result(out, lambda: (out / KEY).is_file() and _read_key(out) == key)
+    return holds_result(out, lambda: (out / KEY).is_file() and read_key(out) == key)
 
 
-def _read_key(folder: Path) -> CalibrationKey:
+def read_key(folder: Path) -> CalibrationKey:
+    """What a shard is of.
+
+    Raises:
+        BundleError: there is none in the folder, or its key is damaged.
+    """
     path = folder / KEY
     try:
         text = read_regular_bytes(path)
