@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from r1v_export.bundle import ENGINES, GRAPHS, Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.locate_checkpoint import open_source
 from r1v_export.config import Device, GateMode, ParityConfig
+from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.gpus import require_device
 from r1v_export.parity.comparison import check
@@ -21,6 +23,7 @@ from r1v_export.parity.schema import BundleFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
 from r1v_export.pipeline.image_gate import compare_images
+from r1v_export.pipeline.estimate import GateWork, gate_s
 from r1v_export.pipeline.parity_gate import (
     GateRun,
     GeneratedQuestions,
@@ -32,13 +35,17 @@ from r1v_export.pipeline.parity_gate import (
     require_calibrated_scales,
 )
 from r1v_export.pipeline.prompt_gate import compare_prompts, encoder_of
+from r1v_export.pipeline.rates import measured_flops
 from r1v_export.pipeline.report_provenance import of_check
-from r1v_export.progress import Progress, ProgressCallback
+from r1v_export.progress import Progress, ProgressCallback, duration
 from r1v_export.quantization.artifact.documents import read_recipe
 from r1v_export.quantization.recipe import Recipe, resolve
 from r1v_export.targets import registry
 from r1v_export.targets.images import AUTO, ImageEncoder, choose, encoders_here
 from r1v_export.targets.prompts import PromptPart, choose_prompts, prompt_part, prompting_target
+
+_LONG_S = 60.0
+"""A check that takes longer says so before it begins."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ def check_bundle(
     of_gates = [replace(options, gate=gate) for gate in gates if gate not in PAIRS]
     run = GateRun(folder, target, checkpoint, artifact, device)
     questions = asked.of(checkpoint, streamed)
+    _announce(progress, bundle, asked, gates, others, streamed)
     if streamed:
         with progress.stage(" and ".join(gates)) as task, tempfile.TemporaryDirectory() as work:
             reports = run.streamed(questions, of_gates, Path(work, "activations"), task.report)
@@ -234,6 +242,30 @@ def _streams(bundles: Sequence[Bundle], asked: Questions, target: str, device: D
         for bundle in bundles:
             choose(bundle, "streamed")
     return streamed
+
+
+def _announce(
+    progress: Progress,
+    bundle: Bundle,
+    asked: Questions,
+    gates: Sequence[str],
+    others: Sequence[Bundle],
+    streamed: bool,
+) -> None:
+    """Give the progress what stages will take, and say before the first one if all together take long."""
+    recipe, flops = _recipe(bundle), measured_flops("float32")
+    schemes = resolve(recipe, bundle.spec) if recipe else {}
+
+    def seconds(comparisons: int) -> float:
+        kind: Literal["whole", "streamed"] = "streamed" if streamed else "whole"
+        return gate_s(kind, bundle.spec, asked.parity, flops, GateWork.of(schemes, comparisons))
+
+    expected = {" and ".join(gates): seconds(len(gates))} if streamed else {gate: seconds(1) for gate in gates}
+    expected |= {other.folder.name: seconds(1) for other in others}
+    progress.expected_s = expected
+    if (all_s := sum(expected.values())) >= _LONG_S:
+        count = asked.parity.streamed_questions if streamed else asked.parity.questions
+        progress.note(f"{Count(count, 'question')}: about {duration(all_s)} on CPUs that do nothing else")
 
 
 def _measured(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from r1v_export.bundle import Bundle
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.cli import main
 from r1v_export.config import BuildConfig
-from r1v_export.errors import UsageError
+from r1v_export.errors import InputError, UsageError
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.check import open_others
+from r1v_export.pipeline.parity_gate import GateRun
 
 
 def test_bundles_side_by_side_are_measured_on_the_same_questions(
@@ -41,3 +43,25 @@ def test_bundles_of_different_checkpoints_are_not_put_side_by_side(
         open_others(Bundle.open(tiny_bundle), [other])
     with pytest.raises(UsageError, match="with itself"):
         open_others(Bundle.open(tiny_bundle), [tiny_bundle])
+
+
+def test_a_check_that_takes_hours_says_so_before_it_begins(
+    tiny_bundle: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Questions are generated: there are as many as are asked for."""
+
+    def whole(*arguments: object) -> None:
+        raise InputError("begun")
+
+    monkeypatch.setattr(GateRun, "whole", whole)
+    command = ["check", str(tiny_bundle), "--model", str(tiny_model), "--questions"]
+    assert main.run([*command, "99999"]) == 1
+    assert re.search(r"^  99999 questions: about \d+ h \d\d min on CPUs that do nothing else$", err(capsys), re.M)
+    assert main.run([*command, "4"]) == 1
+    assert "questions: about" not in err(capsys)
+
+
+def err(capsys: pytest.CaptureFixture[str]) -> str:
+    printed = capsys.readouterr().err
+    assert "begun" in printed
+    return printed

@@ -265,6 +265,26 @@ def test_shares_of_a_gates_progress_are_those_of_the_plan(tiny_model: Path) -> N
     assert towers[1] > towers[0]
 
 
+def test_opening_engines_takes_as_long_for_any_number_of_questions(tiny_model: Path) -> None:
+    """It was a twentieth of all that they take, so that the progress of 99999 questions stood still at 3 %."""
+    spec = Checkpoint.open(str(tiny_model)).spec
+    one, many = (comparison_seconds(spec, questions, 96, 1e11) for questions in (1, 99999))
+    assert one.opening == many.opening
+    assert many.encoding > 9999 * one.encoding
+
+
+def test_a_gate_is_planned_with_a_page_for_each_of_its_reports(tiny_config: BuildConfig, tmp_path: Path) -> None:
+    """Of a small model they are half of its time."""
+    gates = {}
+    for precision in ("fp32", "fp8"):
+        config = config_of(tiny_config, precision, "hf-unified").model_copy(update={"parity": ParityConfig()})
+        job = Build(resolved(config), Checkpoint.open(tiny_config.model), tmp_path)
+        stage = next(stage for stage in job.stages() if stage.name == "hf-unified-parity")
+        gates[precision] = stage.seconds(), gate_stage.compared_share(job, "hf-unified")
+    assert gates["fp8"][0] > gates["fp32"][0] + 0.5
+    assert all(0.3 < share < 0.9 for _, share in gates.values())
+
+
 @pytest.mark.parametrize("case", ["slice-int4-awq", "slice-int4-gptq"])
 def test_an_estimate_that_forgets_the_work_of_an_algorithm_is_noticed(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
