@@ -39,7 +39,6 @@ EXCEPTIONS = {
     "nano/test_training.py": "tests examples/train_nano, which is outside the package",
     "parity/test_page.py": "the page of parity/report.py in a browser",
     "parity/test_onnxruntime.py": "a parity check of a real engine",
-    "pipeline/test_budget.py": "whole builds within a budget",
     "pipeline/test_crash.py": "whole builds stopped at every file operation",
     "pipeline/test_imported_build.py": "whole builds of checkpoints that are quantized already",
     "pipeline/test_quantized_build.py": "whole builds that calibrate",

@@ -274,8 +274,8 @@ def _print_plan(stages: list[PlannedStage], format_: str, ray: str | None) -> No
         if stage.note:
             print_summary(f"{stage.name}: {stage.note}")
         if stage.obstacle and stage.obstacle is not obstacle:
-            needs, found = stage.obstacle.expected, stage.obstacle.found
-            print_summary(f"{stage.name}: {stage.obstacle.what} Needed: {needs}; found: {found}.")
+            needs, found, fix = stage.obstacle.expected, stage.obstacle.found, stage.obstacle.fix
+            print_summary(f"{stage.name}: {stage.obstacle.what} Needed: {needs}; found: {found}; fix: {fix}.")
     if obstacle:
         raise obstacle
 

@@ -18,7 +18,8 @@ from r1v_export.errors import CapabilityError, R1VError
 from r1v_export.files import explain_full_disk, require_no_file, require_writable
 from r1v_export.manifest import MANIFEST, PASSED, WORK_FOLDER, FileEntry, Manifest, SourceEntry, StageEntry
 from r1v_export.pipeline import provenance
-from r1v_export.pipeline.calibration import chosen_recipe, require_attainable_budget
+from r1v_export.pipeline.budget import require_attainable_budget
+from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.estimate import obstacles, refuse_impossible
 from r1v_export.pipeline.gate_stage import image_verdicts, prompt_verdicts
 from r1v_export.pipeline.imported import IMPORTED_PRECISIONS, for_checkpoint

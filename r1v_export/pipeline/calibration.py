@@ -4,27 +4,22 @@ with."""
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
 
 from r1v_export.byte_size import parse_size
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.count import Count
-from r1v_export.errors import BundleError, CapabilityError, InputError, UsageError
-from r1v_export.files import link_or_copy
-from r1v_export.manifest import hash_file, to_json
-from r1v_export.pipeline.calibration_samples import calibration_examples, examples_read
-from r1v_export.pipeline.effort import default_recipe, with_effort
+from r1v_export.errors import BundleError, InputError, UsageError
+from r1v_export.manifest import hash_file
+from r1v_export.pipeline.calibration_samples import calibration_examples
+from r1v_export.pipeline.effort import default_recipe
 from r1v_export.pipeline.kept_responses import KeptResponses
 from r1v_export.pipeline.qweight_placement import copy_calibration, qweight_places
-from r1v_export.progress import ProgressCallback, size
+from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.apply.weight_check import require_own_scales
 from r1v_export.quantization.artifact.artifact import Artifact
@@ -35,21 +30,15 @@ from r1v_export.quantization.calibration.blockwise_runner import CalibrationOpti
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard, prepare
 from r1v_export.quantization.calibration.matmul_precision import choose_matmul
 from r1v_export.quantization.calibration.plan import reads_samples
-from r1v_export.quantization.calibration.raw_examples import RawExample, named_files, read_examples
-from r1v_export.quantization.calibration.resume import write_text
+from r1v_export.quantization.calibration.raw_examples import RawExample, named_files
 from r1v_export.quantization.calibration.shards import require_separable
 from r1v_export.quantization.mixed_precision.budget import Budget
-from r1v_export.quantization.mixed_precision.search import FP8, MEASURED_SAMPLES, SENSITIVITY, candidates, search
-from r1v_export.quantization.recipe import Recipe, Scheme, load, resolve
-from r1v_export.quantization.sizes import checkpoint_bytes, parameter_count
+from r1v_export.quantization.recipe import Recipe, load
 from r1v_export.reference.model import Model
 from r1v_export.targets import registry
 
 CALIBRATION = "calibration"
 """The calibration artifact's folder in a bundle."""
-
-_ROOM_FOR_SCALES = 1.2
-"""Over the estimate for INT4: it counts 2 bytes a scale, of as few as 32 values, where 4 are stored."""
 
 
 def chosen_recipe(config: BuildConfig) -> Recipe | None:
@@ -191,7 +180,7 @@ def calibration_set(
     examples = calibration_examples(config, checkpoint)
     if recipe is not None and not reads_samples(recipe, checkpoint.spec):
         return prepare(examples, checkpoint, shard=shard, image_policy=config.image_policy)
-    return _prepared(examples, config, checkpoint, resume_folder, shard)
+    return prepared_set(examples, config, checkpoint, resume_folder, shard)
 
 
 def responses_folder(resume_folder: Path) -> Path:
@@ -199,13 +188,14 @@ def responses_folder(resume_folder: Path) -> Path:
     return resume_folder.with_name(f"{resume_folder.name}-responses")
 
 
-def _prepared(
+def prepared_set(
     examples: Sequence[RawExample],
     config: BuildConfig,
     checkpoint: Checkpoint,
     resume_folder: Path,
     shard: Shard | None = None,
 ) -> CalibrationSet:
+    """Samples of some examples, with self-generated responses where they have no answer, as `calibration_set`."""
     responses = KeptResponses(responses_folder(resume_folder), checkpoint, config)
     policy = config.image_policy
     return prepare(examples, checkpoint, shard=shard, generate_responses=responses, image_policy=policy)
@@ -234,106 +224,6 @@ def calibration_options(
         places=qweight_places(config),
         on_progress=on_progress,
     )
-
-
-def calibrate_within_budget(
-    config: BuildConfig, checkpoint: Checkpoint, out: Path, options: CalibrationOptions
-) -> None:
-    """Search for a recipe; the calibration by it and the table that it was chosen from become `out`.
-
-    Divergences are measured on samples behind those that are calibrated on, where the data has enough of them.
-
-    Raises:
-        UsageError: the budget cannot be met, or `out` holds something.
-        CapabilityError: divergences are wanted, and the model is too large for this machine to measure them.
-        R1VError: as `sharded_calibration.calibrate`.
-    """
-    assert config.budget is not None
-    assert options.resume_folder is not None
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError("The output folder is not empty.", where=out, fix="name a new one")
-    require_attainable_budget(config, checkpoint)
-    budget, resume_folder = Budget.parse(config.budget), options.resume_folder
-    with_kl = whole_model_fits(checkpoint)
-    if budget.kind == "kl" and not with_kl:
-        raise CapabilityError(
-            "The model is too large for this machine to measure divergences.",
-            expected="memory for the whole model in float32, twice",
-            fix="give a budget of size, or calibrate on a larger machine and build with --calibrated",
-        )
-    found = search(
-        checkpoint,
-        calibration_set(config, checkpoint, None, resume_folder),
-        budget,
-        resume_folder,
-        options,
-        measured=_measured_set(config, checkpoint, resume_folder),
-        recipes=budget_candidates(config, checkpoint),
-        with_kl=with_kl,
-    )
-    result = resume_folder / "result"
-    shutil.rmtree(result, ignore_errors=True)
-    shutil.copytree(found.folder, result, copy_function=link_or_copy)
-    write_text(result / SENSITIVITY, to_json(found.table.model_dump(mode="json")))
-    if out.is_dir():
-        out.rmdir()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    result.replace(out)
-
-
-def _measured_set(config: BuildConfig, checkpoint: Checkpoint, resume_folder: Path) -> CalibrationSet | None:
-    """Samples behind those that are calibrated on; None where the data has no more images."""
-    count = examples_read(with_effort(config, checkpoint.spec).calibration)
-    behind = read_examples(config.calibration.data, count + MEASURED_SAMPLES, config.image_policy)[count:]
-    return _prepared(behind, config, checkpoint, resume_folder) if any(example.images for example in behind) else None
-
-
-def budget_candidates(config: BuildConfig, checkpoint: Checkpoint) -> dict[str, Recipe]:
-    """What a budget chooses between: FP8 as `--precision fp8` is on these targets, and the build's precision."""
-    uniform = chosen_recipe(config.model_copy(update={"precision": "fp8", "budget": None}))
-    schemes = [rule.scheme for rule in uniform.rules if rule.scheme] if uniform else []
-    return candidates(checkpoint, config.precision, schemes[0] if schemes else FP8)
-
-
-def require_attainable_budget(config: BuildConfig, checkpoint: Checkpoint) -> None:
-    """Refuse a budget of size that is clearly below the model in its smallest precisions, before any search.
-
-    Raises:
-        UsageError: it is; `search` refuses one that scales alone exceed.
-    """
-    if config.budget is None or (budget := Budget.parse(config.budget)).kind != "size":
-        return
-    smallest = {name: scheme for each in possible_schemes(config, checkpoint, None) for name, scheme in each.items()}
-    least_bytes = checkpoint_bytes(checkpoint.spec, smallest, "bfloat16")
-    if budget.limit < least_bytes:
-        raise UsageError(
-            "The budget is smaller than the model in its smallest precisions.",
-            where=f"--budget {config.budget}",
-            expected=f"more than {size(least_bytes)}",
-            found=size(int(budget.limit)),
-            fix=f"give more, such as --budget size={math.ceil(_ROOM_FOR_SCALES * least_bytes / 1e6)}MB",
-        )
-
-
-def possible_schemes(
-    config: BuildConfig, checkpoint: Checkpoint, recipe: Recipe | None
-) -> Sequence[Mapping[str, Scheme]]:
-    """The schemes of a recipe; of a budget, which has yet to choose, those of each of its recipes.
-
-    Args:
-        config: of `resolved_calibration`.
-        recipe: None where nothing is quantized, and where a budget has yet to find it.
-    """
-    if recipe is not None:
-        return [resolve(recipe, checkpoint.spec)]
-    if config.budget is None:
-        return [{}]
-    return [resolve(found, checkpoint.spec) for found in budget_candidates(config, checkpoint).values()]
-
-
-def whole_model_fits(checkpoint: Checkpoint) -> bool:
-    """Whether this machine holds the model in float32 and as much again for what is computed."""
-    return 2 * 4 * parameter_count(checkpoint.spec) < psutil.virtual_memory().total
 
 
 def open_artifact(folder: Path, checkpoint: Checkpoint) -> Artifact | None:

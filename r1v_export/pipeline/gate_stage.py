@@ -76,7 +76,7 @@ def _reports(job: Build, target: str) -> int:
 
 def _comparing_s(job: Build, target: str, flops: float) -> float:
     # A checkpoint that is quantized already has no original to compare with; rating it on texts takes as long.
-    work = GateWork.of(job.schemes, _reports(job, target) + (job.checkpoint.quantized is not None))
+    work = GateWork.of(job.planned_schemes, _reports(job, target) + (job.checkpoint.quantized is not None))
     return gate_s(job.gate(target), job.checkpoint.spec, job.config.parity, flops, work)
 
 

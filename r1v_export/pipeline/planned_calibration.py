@@ -11,7 +11,8 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.count import Count
 from r1v_export.errors import CapabilityError
-from r1v_export.pipeline.calibration import budget_candidates, chosen_recipe, data_digest, whole_model_fits
+from r1v_export.pipeline.budget import budget_candidates, require_measurable_budget, whole_model_fits
+from r1v_export.pipeline.calibration import chosen_recipe, data_digest
 from r1v_export.pipeline.calibration_cost import (
     CalibrationCost,
     calibration_cost,
@@ -30,7 +31,7 @@ from r1v_export.quantization.calibration.matmul_precision import choose_matmul
 from r1v_export.quantization.calibration.plan import reads_samples
 from r1v_export.quantization.calibration.raw_examples import RawExample
 from r1v_export.quantization.recipe import Recipe
-from r1v_export.quantization.sizes import parameter_count
+from r1v_export.quantization.sizes import calibration_bytes, parameter_count
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,11 @@ class PlannedCalibration:
         memory = [cost.memory_bytes for cost in self._costs]
         needs = Needs(
             memory_bytes=max(memory if self.recipe else [*memory, self._search.memory_bytes]),
-            scratch_bytes=max(cost.scratch_bytes for cost in self._costs),
+            scratch_bytes=max(cost.scratch_bytes for cost in self._costs) + self._searched_bytes,
             note=self._note(),
         )
         try:
+            require_measurable_budget(self.config, self.checkpoint)
             require_memory(self._costs, self.worker_bytes)
             if self._unanswered:
                 require_memory_for_responses(self.config, self.checkpoint.spec, self.worker_bytes)
@@ -130,6 +132,13 @@ class PlannedCalibration:
         return [self._cost(self.config, recipe, self._samples) for recipe in self._recipes.values()]
 
     @property
+    def _searched_bytes(self) -> int:
+        """Disk for what a budget chooses between, while it does."""
+        if self.recipe:
+            return 0
+        return sum(calibration_bytes(self.checkpoint.spec, cost.plan.schemes) for cost in self._costs)
+
+    @property
     def _search(self) -> SearchCost:
         """Of a budget."""
         plans = [cost.plan for cost in self._costs]
@@ -140,8 +149,11 @@ class PlannedCalibration:
         return calibration_cost(config, self.checkpoint.spec, recipe, samples, matmul)
 
     def _note(self) -> str:
-        """That the effort is quick where nobody asked for that, and what a full one would take."""
-        if self.recipe is None or self.asked.calibration.effort != "auto" or self.config.calibration.effort == "full":
+        """Which sizes a budget's are; that the effort is quick where nobody asked for that, and what a full one would
+        take."""
+        if self.recipe is None:
+            return "the budget decides what is quantized, so that sizes are the largest that it allows"
+        if self.asked.calibration.effort != "auto" or self.config.calibration.effort == "full":
             return ""
         calibration = self.asked.calibration.model_copy(update={"effort": "full"})
         full = resolved_calibration(self.asked.model_copy(update={"calibration": calibration}), self.checkpoint)

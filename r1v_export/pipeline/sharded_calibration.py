@@ -17,8 +17,8 @@ from pathlib import Path
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.manifest import to_json
+from r1v_export.pipeline.budget import calibrate_within_budget
 from r1v_export.pipeline.calibration import (
-    calibrate_within_budget,
     calibration_options,
     calibration_set,
     copy_finished,

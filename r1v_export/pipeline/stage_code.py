@@ -8,7 +8,7 @@ DOCUMENTS_CODE = ("processing", "serialized", "pipeline/bundle_files.py")
 CALIBRATION_CODE = (
     *("checkpoint", "model_spec.py", "processing", "reference"),
     *("quantization", "nano", "runner"),
-    *("pipeline/calibration.py", "pipeline/calibration_samples.py", "pipeline/kept_responses.py"),
+    *("pipeline/budget.py", "pipeline/calibration.py", "pipeline/calibration_samples.py", "pipeline/kept_responses.py"),
     *("pipeline/qweight_placement.py", "pipeline/sharded_calibration.py"),
 )
 RUN_CODE = (

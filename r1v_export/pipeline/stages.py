@@ -16,6 +16,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Compute
 from r1v_export.errors import CapabilityError
 from r1v_export.pipeline import provenance
+from r1v_export.pipeline.budget import largest_mix, possible_schemes
 from r1v_export.pipeline.bundle_files import write_files
 from r1v_export.pipeline.calibration import (
     CALIBRATION,
@@ -23,12 +24,11 @@ from r1v_export.pipeline.calibration import (
     chosen_recipe,
     finished_digest,
     open_artifact,
-    possible_schemes,
     require_origin,
 )
 from r1v_export.pipeline.calibration_cost import given_seconds
 from r1v_export.pipeline.effort import resolved_calibration
-from r1v_export.pipeline.estimate import engine_s, graph_parameters, graph_s, tracing_s, writing_s
+from r1v_export.pipeline.estimate import engine_s, graph_s, tracing_s, writing_s
 from r1v_export.pipeline.gate_stage import gate_stage
 from r1v_export.pipeline.imported import import_calibration
 from r1v_export.pipeline.planned_calibration import PlannedCalibration
@@ -100,6 +100,13 @@ class Build:
     def possible_schemes(self) -> Sequence[Mapping[str, Scheme]]:
         """The schemes; of a budget, which has yet to choose, those of each of its recipes."""
         return possible_schemes(self.calibrated_config, self.checkpoint, self.recipe)
+
+    @cached_property
+    def planned_schemes(self) -> Mapping[str, Scheme]:
+        """The schemes by which sizes and times are planned; of a budget those of the largest mix that it allows."""
+        if self.recipe is not None or self.config.budget is None:
+            return self.schemes
+        return largest_mix(self.calibrated_config, self.checkpoint)
 
     @cached_property
     def artifact(self) -> Artifact | None:
@@ -208,8 +215,7 @@ class Build:
             require_origin(Path(artifact), self.checkpoint)
         # An imported checkpoint's values follow from its files.
         settings = planned.settings if planned else {"artifact": artifact and finished_digest(artifact)}
-        parameters = sum(graph_parameters(self.checkpoint.spec).values())
-        size_bytes = calibration_bytes(self.checkpoint.spec, self.schemes) if self.recipe else parameters
+        size_bytes = calibration_bytes(self.checkpoint.spec, self.planned_schemes)
         yield Stage(
             CALIBRATION_STAGE,
             self._calibrate,
@@ -248,7 +254,7 @@ class Build:
     @cached_property
     def _placed_bytes(self) -> Mapping[str, int]:
         """What graphs and targets have in the files of the calibration."""
-        return placed_bytes(self.config, self.checkpoint.spec, self.schemes)
+        return placed_bytes(self.config, self.checkpoint.spec, self.planned_schemes)
 
     @property
     def _after_calibration(self) -> tuple[str, ...]:
@@ -256,7 +262,7 @@ class Build:
 
     def _graph_stages(self) -> Iterator[Stage]:
         sources = tuple(path.name for path in self.checkpoint.files())
-        sizes = weight_bytes(self.checkpoint.spec, self.schemes, self.compute)
+        sizes = weight_bytes(self.checkpoint.spec, self.planned_schemes, self.compute)
         for name in self.graphs:
             size_bytes = sizes[name] - self._placed_bytes.get(name, 0)
             yield Stage(
@@ -273,8 +279,8 @@ class Build:
             )
 
     def _graph_s(self, name: str, size_bytes: int) -> float:
-        is_first = name == self.graphs[0]
-        return graph_s(name, self.checkpoint.spec, self.schemes, size_bytes, measured_rates(), is_first=is_first)
+        is_first, spec = name == self.graphs[0], self.checkpoint.spec
+        return graph_s(name, spec, self.planned_schemes, size_bytes, measured_rates(), is_first=is_first)
 
     def _export(self, name: str, folder: Path, inputs: StageInputs, on_progress: ProgressCallback) -> None:
         import torch
@@ -304,9 +310,10 @@ class Build:
 
     def _engine_stages(self) -> Iterator[Stage]:
         for target, options in self.config.targets.items():
-            size_bytes = registry.get_target(target).size_bytes(self.config, self.checkpoint.spec, self.schemes)
+            schemes = self.planned_schemes
+            size_bytes = registry.get_target(target).size_bytes(self.config, self.checkpoint.spec, schemes)
             size_bytes -= self._placed_bytes.get(target, 0)
-            size_bytes -= reused_bytes(target, self.config, self.checkpoint, self.schemes)
+            size_bytes -= reused_bytes(target, self.config, self.checkpoint, schemes)
             yield Stage(
                 f"{target}-engine",
                 partial(self._build_engine, target),
@@ -327,7 +334,7 @@ class Build:
             )
 
     def _engine_s(self, size_bytes: int) -> float:
-        return engine_s(self.checkpoint.spec, self.schemes, size_bytes, measured_rates())
+        return engine_s(self.checkpoint.spec, self.planned_schemes, size_bytes, measured_rates())
 
     def _target_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
         schemes = self.schemes if self.artifact is None else self.artifact.schemes

@@ -11,18 +11,26 @@ from r1v_export.build_file import load_config
 from r1v_export.bundle import BUILD_CONFIG
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, CalibrationConfig
-from r1v_export.errors import UsageError
+from r1v_export.errors import CapabilityError, UsageError
+from r1v_export.pipeline import budget
+from r1v_export.pipeline.budget import largest_mix
 from r1v_export.pipeline.build import build, plan
 from r1v_export.pipeline.calibrate import calibrate_alone
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
+from r1v_export.pipeline.effort import resolved_calibration
 from r1v_export.progress import Progress
 from r1v_export.quantization.artifact.qweight_places import PLACES, placed_files
 from r1v_export.quantization.mixed_precision.search import SENSITIVITY
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, SensitivityTable, read_table
+from r1v_export.quantization.sizes import checkpoint_bytes
 
 FEW = CalibrationConfig(samples=2)
 SIZE = "size=2500kB"
 """Between the tiny model in int4 and in fp8: some modules have to be the one, some may be the other."""
+
+
+ROTARY_BYTES = 150_000
+"""A table of the decoder's graph that is no weight and that no plan counts: of a large model it is nothing."""
 
 
 def within(config: BuildConfig, budget: str, **changes: object) -> BuildConfig:
@@ -127,3 +135,28 @@ def test_a_budget_that_no_mix_keeps_is_reported_with_the_smallest_that_does(
 def test_two_ways_to_quantize_exclude_each_other(fields: dict[str, object], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         load_config(None, fields)
+
+
+def test_a_budget_of_size_is_planned_with_the_largest_bundle_that_it_allows(
+    tiny_config: BuildConfig, bundle: Path, tmp_path: Path
+) -> None:
+    """All weights in float32, next to all of them in a byte, were planned for any budget."""
+    planned = sum(stage.size_bytes for stage in plan(within(tiny_config, SIZE), tmp_path / "out"))
+    built = sum(path.stat().st_size for path in bundle.rglob("*") if path.suffix in (".data", ".safetensors"))
+    in_float = sum(stage.size_bytes for stage in plan(within(tiny_config, "kl=0.1"), tmp_path / "out"))
+    assert built - ROTARY_BYTES <= planned < 0.7 * in_float
+    checkpoint = Checkpoint.open(tiny_config.model)
+    mix = largest_mix(resolved_calibration(within(tiny_config, SIZE), checkpoint), checkpoint)
+    assert 0.8 * 2.5e6 < checkpoint_bytes(checkpoint.spec, mix, "bfloat16") <= 2.5e6
+
+
+def test_a_divergence_that_cannot_be_measured_here_is_refused_before_anything_is_calibrated(
+    tiny_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "whole_model_fits", lambda checkpoint: False)
+    stages = {stage.name: stage for stage in plan(within(tiny_config, "kl=0.1"), tmp_path / "out")}
+    assert "too large for this machine to measure divergences" in str(stages["calibration"].obstacle)
+    with pytest.raises(CapabilityError, match="measure divergences"):
+        build(within(tiny_config, "kl=0.1"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not any(stage.obstacle for stage in plan(within(tiny_config, SIZE), tmp_path / "out"))
