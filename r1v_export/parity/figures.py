@@ -98,6 +98,13 @@ def write_powers(axis: Axis) -> None:
     axis.set_minor_formatter(Powers(labelOnlyBase=False))
 
 
+def lay_out(figure: Figure) -> None:
+    """Place everything without drawing it, so that texts know their extents."""
+    engine = figure.get_layout_engine()
+    assert engine is not None, "figure_of gives it one"
+    engine.execute(figure)
+
+
 def svg_of(figure: Figure, name: str, description: str) -> str:
     """The figure as an <svg> element; `name` keeps its ids apart from those of other figures on the page, and of the
     same one at another width."""

@@ -20,6 +20,7 @@ from r1v_export.parity.figures import (
     WIDE_INCHES,
     figure_of,
     is_narrow,
+    lay_out,
     svg_of,
     wrapped,
     write_powers,
@@ -87,7 +88,7 @@ def _by_boundary(report: ParityReport, metric: str, name: str, label: str, width
         axes.set_xlabel(wrapped(label, figure), loc="left")
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0, pad=10)
-        figure.draw_without_rendering()
+        lay_out(figure)
         for boundary, text in zip(boundaries, texts, strict=True):
             if limit := _limit(boundary, metric):
                 _keep_clear(text, limit, low, boundary.passed)
