@@ -131,11 +131,18 @@ def tracing_s(name: str, spec: ModelSpec, *, is_first: bool) -> float:
     return base_s + layer_s * layers + (_IMPORT_S if is_first else 0.0)
 
 
-def engine_s(spec: ModelSpec, schemes: Mapping[str, Scheme], size_bytes: int, rates: Rates) -> float:
-    """Seconds of an engine whose target writes so many bytes of weights; 0 where the graphs hold them."""
+def engine_s(
+    spec: ModelSpec, schemes: Mapping[str, Scheme], size_bytes: int, rates: Rates, graphs: Sequence[str]
+) -> float:
+    """Seconds of an engine whose target writes so many bytes of weights; 0 where the graphs hold them.
+
+    Args:
+        graphs: that the engine is built from, whose quantized weights are in them.
+    """
     if not size_bytes:
         return _ENGINE_S
-    return _ENGINE_S + writing_s(size_bytes) + _rounding_s(spec, schemes, contract.GRAPHS, rates)
+    own = [graph for graph in contract.GRAPHS if graph not in graphs]
+    return _ENGINE_S + writing_s(size_bytes) + _rounding_s(spec, schemes, own, rates)
 
 
 def writing_s(size_bytes: int) -> float:

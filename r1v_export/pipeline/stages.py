@@ -328,13 +328,14 @@ class Build:
                 after=("model-files", *self._after_calibration, *_graph_stages_of(target)),
                 is_task=True,
                 size_bytes=size_bytes,
-                seconds=partial(self._engine_s, size_bytes),
+                seconds=partial(self._engine_s, target, size_bytes),
                 needs=partial(Needs, obstacle=self.lacking.get(target)),
                 notes=partial(self._target_warnings, target),
             )
 
-    def _engine_s(self, size_bytes: int) -> float:
-        return engine_s(self.checkpoint.spec, self.planned_schemes, size_bytes, measured_rates())
+    def _engine_s(self, target: str, size_bytes: int) -> float:
+        graphs = registry.get_target(target).graphs
+        return engine_s(self.checkpoint.spec, self.planned_schemes, size_bytes, measured_rates(), graphs)
 
     def _target_warnings(self, target: str, bundle: Path) -> tuple[str, ...]:
         schemes = self.schemes if self.artifact is None else self.artifact.schemes

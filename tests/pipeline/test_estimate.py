@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from r1v_export import contract
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.checkpoint.tensor_file import read_header
@@ -26,10 +27,11 @@ from r1v_export.pipeline import (
     stages,
 )
 from r1v_export.pipeline.build import PlannedStage, build, plan
-from r1v_export.pipeline.estimate import GateWork, comparison_seconds, gate_s, streamed_seconds
+from r1v_export.pipeline.estimate import GateWork, comparison_seconds, engine_s, gate_s, streamed_seconds
 from r1v_export.pipeline.rates import Rates
 from r1v_export.pipeline.stage import StageInputs
 from r1v_export.pipeline.stages import Build
+from r1v_export.quantization.recipe import load, resolve
 from r1v_export.targets.registry import resolved
 
 NO_PARITY = ParityConfig(enabled=False)
@@ -263,6 +265,15 @@ def test_shares_of_a_gates_progress_are_those_of_the_plan(tiny_model: Path) -> N
     assert shares[1].encoding / shares[1].total > 1.5 * shares[0].encoding / shares[0].total
     towers = [streamed_seconds(each, 2, 16, flops, GateWork(2, 1)).tower_share for each in (spec, wide)]
     assert towers[1] > towers[0]
+
+
+def test_an_engine_is_not_planned_to_round_again_what_its_graphs_hold(checkpoints: dict[str, Path]) -> None:
+    """Of the 38B in int4, an engine that adds a head in 8 bits to its graphs was planned with 47 s, for 2."""
+    spec = Checkpoint.open(str(checkpoints["slice"])).spec
+    schemes, rates = resolve(load("int4-rtn"), spec), Rates(1, 1e11, 2e11, 1e9, 1e9)
+    alone, on_graphs = (engine_s(spec, schemes, 1000, rates, graphs) for graphs in ((), contract.GRAPHS))
+    assert on_graphs == pytest.approx(0.2, abs=0.01)
+    assert alone > on_graphs + 0.5
 
 
 def test_opening_engines_takes_as_long_for_any_number_of_questions(tiny_model: Path) -> None:
