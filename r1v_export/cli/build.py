@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 COUNT = WholeNumber(min=1)
 DEFAULT_OUT = Path("out")
+_LARGE_BYTES = 10**9
+"""Of a plan, from which on the disk is worth a sentence."""
 _OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation_memory", "shards")
 
 
@@ -181,7 +183,7 @@ def command(
         _print_config(resolved(config), format_)
         return
     if dry_run:
-        _print_plan(plan(config, out, force=force, offline=offline, ray=ray), format_, ray)
+        _print_plan(plan(config, out, force=force, offline=offline, ray=ray), out, format_, ray)
         return
     progress = shown_progress(format_)
     _print_built(build(config, out, force=force, offline=offline, progress=progress, ray=ray), format_)
@@ -247,20 +249,23 @@ def _print_config(config: BuildConfig, format_: str) -> None:
         click.echo(as_yaml(fields), nl=False)
 
 
-def _print_plan(stages: list[PlannedStage], format_: str, ray: str | None) -> None:
+def _print_plan(stages: list[PlannedStage], out: Path, format_: str, ray: str | None) -> None:
     from dataclasses import asdict
 
     import psutil
 
     from r1v_export.cpus import thread_count
+    from r1v_export.pipeline.estimate import disk_bytes, free_bytes
     from r1v_export.progress import duration, size
 
+    disk, free = max(disk_bytes([(stage.size_bytes, stage.scratch_bytes) for stage in stages])), free_bytes(out)
     size_bytes, seconds = sum(stage.size_bytes for stage in stages), sum(stage.seconds for stage in stages)
     obstacle = next((stage.obstacle for stage in stages if stage.obstacle), None)
     threads, load = thread_count().count, round(psutil.getloadavg()[0], 2)
     if format_ == "json":
         rows = [{**asdict(stage), "obstacle": stage.obstacle.as_dict() if stage.obstacle else None} for stage in stages]
-        print_json({"stages": rows, "size_bytes": size_bytes, "seconds": seconds, "threads": threads, "load": load})
+        plan = {"stages": rows, "size_bytes": size_bytes, "disk_bytes": disk, "free_bytes": free, "seconds": seconds}
+        print_json({**plan, "threads": threads, "load": load})
         if obstacle:
             click.get_current_context().exit(obstacle.exit_code)
         return
@@ -268,6 +273,8 @@ def _print_plan(stages: list[PlannedStage], format_: str, ray: str | None) -> No
     all_stages = ("all", "", size(size_bytes), size(most) if most else "-", duration(seconds))
     header = ("stage", "", "writes", "memory", "about")
     click.echo(table([*map(_plan_row, stages), all_stages], header))
+    if disk >= _LARGE_BYTES:
+        print_summary(f"While it runs, up to {size(disk)} of disk are taken; {size(free)} are free there.")
     if seconds:
         print_summary(_whose_times(threads, load, ray))
     for stage in stages:

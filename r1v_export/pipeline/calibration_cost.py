@@ -88,6 +88,8 @@ class CalibrationCost:
     @property
     def memory_bytes(self) -> int:
         """The most that is held at once, but for pages of files that the kernel gives back."""
+        if self.plan.last_collected < 0 and not self.plan.calibrated:
+            return PROCESS_BYTES  # what weights alone decide is found when they are written
         held = min(self.activation_memory_bytes, 2 * self._largest_activations)
         return PROCESS_BYTES + held + max(map(self._block_bytes, range(len(self.plan.blocks))))
 

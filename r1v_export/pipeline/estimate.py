@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -80,13 +81,9 @@ def obstacles(out: Path, stages: Sequence[Stage]) -> Iterator[tuple[Stage, Capab
             yield stage, found.obstacle
     if not stages:
         return
-    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
     held = unfinished_bytes(out, (stage.name for stage in stages))
-    room = shutil.disk_usage(folder).free + held
-    written, peaks = _SPARE_BYTES, []
-    for stage, found in zip(stages, needs, strict=True):
-        peaks.append(written + stage.size_bytes + found.scratch_bytes)
-        written += stage.size_bytes
+    room = free_bytes(out) + held
+    peaks = disk_bytes([(stage.size_bytes, found.scratch_bytes) for stage, found in zip(stages, needs, strict=True)])
     if room < max(peaks):
         first = next(stage for stage, peak in zip(stages, peaks, strict=True) if room < peak)
         yield (
@@ -99,6 +96,22 @@ def obstacles(out: Path, stages: Sequence[Stage]) -> Iterator[tuple[Stage, Capab
                 fix="make room, or choose a folder on another disk with -o FOLDER",
             ),
         )
+
+
+def free_bytes(out: Path) -> int:
+    """Free disk where a folder is, or will be."""
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(folder).free
+
+
+def disk_bytes(sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Disk that stages and those before them take, at most, while each of them runs, and some to spare.
+
+    Args:
+        sizes: of each stage: of what it writes, and of files that are gone when it ends.
+    """
+    written = accumulate(size_bytes for size_bytes, _ in sizes)
+    return [_SPARE_BYTES + before + scratch for before, (_, scratch) in zip(written, sizes, strict=True)]
 
 
 def refuse_impossible(out: Path, stages: Sequence[Stage]) -> None:
