@@ -102,9 +102,10 @@ def test_an_interrupted_graph_goes_on_behind_what_is_written(written_before, che
     assert len(names) == len(set(names)) == 6, "each tensor is read once"
 
 
-def test_a_weight_that_is_not_a_number_is_named(checkpoint, tmp_path):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_weight_that_is_not_a_number_is_named(value, checkpoint, tmp_path):
     broken = checkpoint.tensors["mlp1.3.weight"].clone()
-    broken[3, 5] = torch.nan
+    broken[3, 5] = value
     with pytest.raises(CheckpointError, match=r"mlp1\.3\.weight"):
         export_graph("projector", with_weight(checkpoint, "mlp1.3.weight", broken), tmp_path, torch.float32)
 

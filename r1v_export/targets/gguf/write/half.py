@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from r1v_export.errors import UsageError
+from r1v_export.quantization.quantized_linear import all_finite
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -18,7 +19,7 @@ def half(values: Tensor, where: str) -> Tensor:
         UsageError: a number is too large for half precision.
     """
     rounded = values.to(torch.float16).float()
-    if not bool(rounded.isfinite().all()):
+    if not all_finite(rounded):
         raise too_large(where, float(values.abs().max()))
     return rounded
 
