@@ -55,8 +55,9 @@ class Awq:
 
 def decode(tensors: Mapping[str, Tensor]) -> Decoded:
     """Quantized values, scales and zero points as they are, output features first."""
+    # Words are turned, an eighth as many as their values.
     return Decoded(
-        qweight=unpack(tensors["qweight"], 1, ORDER).t().contiguous(),
+        qweight=unpack(tensors["qweight"].t().contiguous(), 0, ORDER),
         scale=tensors["scales"].float().t().contiguous(),
-        zero_point=unpack(tensors["qzeros"], 1, ORDER).t().contiguous(),
+        zero_point=unpack(tensors["qzeros"].t().contiguous(), 0, ORDER),
     )

@@ -10,8 +10,8 @@ from torch import Tensor
 from r1v_export.checkpoint.row_threads import each_part
 
 BITS = 4
-_BLOCK_VALUES = 1 << 17
-"""Values that are packed at a time, so that what is computed from them stays in a core's cache."""
+BLOCK_VALUES = 1 << 17
+"""Values that are packed or unpacked at a time, so that what is computed from them stays in a core's cache."""
 
 
 def unpack(words: Tensor, axis: int, order: Sequence[int], bits: int = BITS) -> Tensor:
@@ -25,9 +25,22 @@ def unpack(words: Tensor, axis: int, order: Sequence[int], bits: int = BITS) -> 
     """
     dtype = torch.int8 if bits == BITS else torch.uint8
     places, mask = [bits * order.index(value) for value in range(len(order))], (1 << bits) - 1
-    # Each is narrowed at once: as wide as the words, all of them would take four times the memory of the result.
-    values = [((words >> place) & mask).to(dtype) for place in places]
-    return torch.stack(values, dim=axis + 1).flatten(axis, axis + 1)
+    rows, columns = words.shape
+    shape = (rows, len(order), columns) if axis == 0 else (rows, columns, len(order))
+    values = torch.empty(shape, dtype=dtype, device=words.device)
+    rows_at_once = max(1, BLOCK_VALUES // (columns * len(order)))
+
+    def unpack_part(part: range) -> None:
+        spare = torch.empty((min(rows_at_once, len(part)), columns), dtype=words.dtype, device=words.device)
+        for start in part[::rows_at_once]:
+            block = slice(start, min(start + rows_at_once, part.stop))
+            shifted = spare[: block.stop - start]
+            for value, place in enumerate(places):
+                torch.bitwise_right_shift(words[block], place, out=shifted).bitwise_and_(mask)
+                values[block].select(axis + 1, value).copy_(shifted)
+
+    each_part(rows, unpack_part)
+    return values.flatten(axis, axis + 1)
 
 
 def pack_pairs(qweight: Tensor, axis: int = 1) -> Tensor:
@@ -45,7 +58,7 @@ def pack_pairs(qweight: Tensor, axis: int = 1) -> Tensor:
     packed = torch.empty(shape, dtype=torch.uint8, device=qweight.device)
     if packed.is_meta:
         return packed
-    rows_at_once = max(1, _BLOCK_VALUES // (rows_of_one * in_features))
+    rows_at_once = max(1, BLOCK_VALUES // (rows_of_one * in_features))
 
     def pack_part(part: range) -> None:
         for start in part[::rows_at_once]:

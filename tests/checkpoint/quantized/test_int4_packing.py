@@ -59,7 +59,7 @@ def test_the_even_value_is_the_low_half(qweight: tuple[int, int], byte: int) -> 
 
 @pytest.mark.parametrize("rows", [2, 6, 130])
 def test_rows_pack_as_their_transposes_columns(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int4_packing, "_BLOCK_VALUES", 100)
+    monkeypatch.setattr(int4_packing, "BLOCK_VALUES", 100)
     qweight = torch.randint(-8, 8, (rows, 24), generator=torch.Generator().manual_seed(rows), dtype=torch.int8)
     packed = pack_pairs(qweight, axis=0)
     assert torch.equal(packed, pack_pairs(qweight.T).T)
@@ -82,3 +82,11 @@ def test_a_weight_without_data_is_not_packed_block_by_block(axis: int, monkeypat
     monkeypatch.setattr(int4_packing, "each_part", None)
     blank = pack_pairs(torch.empty(256, 128, dtype=torch.int8, device="meta"), axis)
     assert (blank.dtype, blank.shape, blank.is_meta) == (packed.dtype, packed.shape, True)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_words_are_unpacked_a_few_rows_at_a_time(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = torch.arange(7 * 5, dtype=torch.int32).reshape(7, 5) * 2**27 + 12345
+    whole = unpack(words, axis, (0, 2, 4, 6, 1, 3, 5, 7))
+    monkeypatch.setattr(int4_packing, "BLOCK_VALUES", 2 * 5 * 8)
+    assert torch.equal(unpack(words, axis, (0, 2, 4, 6, 1, 3, 5, 7)), whole)

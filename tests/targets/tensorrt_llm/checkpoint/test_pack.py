@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from r1v_export.targets.tensorrt_llm.checkpoint.decode import undo_interleave
-from r1v_export.targets.tensorrt_llm.checkpoint.pack import interleave, mma_order, pack_outputs
+from r1v_export.targets.tensorrt_llm.checkpoint.pack import interleave, pack_outputs
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -51,11 +51,21 @@ def test_the_reader_finds_every_code_that_the_kernel_would(seed, outputs, inputs
     assert torch.equal(undo_interleave(interleave(weight, layout), layout), weight)
 
 
-def test_a_thread_of_the_matrix_instruction_finds_its_eight_inputs_together():
+def inputs_of(thread: int) -> list[int]:
     """Published for 16-bit activations: thread t multiplies inputs 2t, 2t + 1 of each 8."""
-    assert mma_order()[:8].tolist() == [0, 1, 8, 9, 16, 17, 24, 25]
-    assert mma_order()[8:16].tolist() == [2, 3, 10, 11, 18, 19, 26, 27]
-    assert mma_order().sort().values.tolist() == list(range(32))
+    return [block + 2 * thread + member for block in (0, 8, 16, 24) for member in (0, 1)]
+
+
+def test_a_thread_of_the_matrix_instruction_finds_its_eight_inputs_together():
+    for thread in range(4):
+        weight = torch.full((8, 64), -8, dtype=torch.int8)
+        weight[0, inputs_of(thread)] = torch.arange(-7, 1, dtype=torch.int8)
+
+        words = interleave(weight, 90).flatten()[:16].view(4, 4)
+
+        halves = [half for byte in words[thread].tolist() for half in (byte & 15, byte >> 4)]
+        assert sorted(halves) == list(range(1, 9))
+        assert int(words.sum()) == int(words[thread].sum())
 
 
 def test_quantized_values_become_unsigned_with_the_even_ones_of_a_word_in_its_low_half():
@@ -65,6 +75,13 @@ def test_quantized_values_become_unsigned_with_the_even_ones_of_a_word_in_its_lo
 
     word = interleave(weight, 90).flatten()[:4].tolist()
 
-    unsigned = [int(weight[0, i]) + 8 for i in mma_order()[:8]]
+    unsigned = [int(weight[0, i]) + 8 for i in inputs_of(0)]
     halves = [half for byte in word for half in (byte & 15, byte >> 4)]
     assert halves == unsigned[0::2] + unsigned[1::2]
+
+
+def test_a_weight_is_laid_out_a_few_output_channels_at_a_time(monkeypatch):
+    weight = qweight(0, 24, 192)
+    whole = {layout: interleave(weight, layout) for layout in (80, 90)}
+    monkeypatch.setattr("r1v_export.targets.tensorrt_llm.checkpoint.pack.BLOCK_VALUES", 8 * 192)
+    assert all(torch.equal(interleave(weight, layout), found) for layout, found in whole.items())
