@@ -22,8 +22,8 @@ from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import BundleFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
-from r1v_export.pipeline.image_gate import compare_images
 from r1v_export.pipeline.estimate import GateWork, gate_s
+from r1v_export.pipeline.image_gate import compare_images
 from r1v_export.pipeline.parity_gate import (
     GateRun,
     GeneratedQuestions,
