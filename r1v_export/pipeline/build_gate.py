@@ -46,7 +46,7 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
     longest = parity.streamed_reply_tokens if streamed else parity.max_new_tokens
     options = check_options(job.config, target, job.checkpoint.spec, job.artifact, max_new_tokens=longest)
     questions = GeneratedQuestions(job.checkpoint, parity.streamed_questions if streamed else parity.questions)
-    encoders = [] if why_images_are_not_compared(job, target) else encoders_here(job.out, target, job.config)
+    encoders = [] if why_images_are_not_compared(job, target) else encoders_here(job.out, target)
     run = GateRun(job.out, target, job.checkpoint, job.artifact, job.config.device)
     recipe = job.artifact.recipe if job.artifact else None
     gates = [replace(options, gate=gate) for gate in gate_names(recipe, options.own_weights)]

@@ -195,11 +195,11 @@ def _encoders(bundle: Bundle, target: str, vision_target: str, device: Device) -
     """What encodes images instead of the target, if it is to be compared, the next where one is out of tolerance.
     Whether it ever was does not matter."""
     if vision_target == AUTO:
-        return encoders_here(bundle.folder, target, bundle.config) if device == "cpu" else []
+        return encoders_here(bundle.folder, target) if device == "cpu" else []
     encoder = choose(bundle, target, vision_target, device).encoder
     if encoder is None or encoder.folder is None:
         return [] if encoder is None else [encoder]
-    return encoders_here(bundle.folder, target, bundle.config) or [encoder]
+    return encoders_here(bundle.folder, target) or [encoder]
 
 
 def _refuse_asked(vision_target: str, prompt_target: str) -> None:

@@ -127,7 +127,7 @@ def why_images_are_not_compared(job: Build, target: str) -> str | None:
         return "nothing else encodes its images"
     if (why_not := _why_no_pair(job, target)) is not None:
         return why_not
-    products = registry.get_target(target).image_products(job.config)
+    products = registry.get_target(target).chosen_image_products(job.config)
     reasons = [encoding_target(images).why_not_images(each) for each in products]
     return None if None in reasons else reasons[-1]
 
@@ -154,7 +154,7 @@ def image_verdicts(job: Build) -> dict[str, str]:
     """What is known of each engine whose images another one can encode, as `Manifest.image_parity` has it."""
     verdicts: dict[str, str] = {}
     for target in job.config.targets:
-        if parts := parts_of(job.out, target, job.config):
+        if parts := parts_of(job.out, target):
             candidate, verdict = _verdict(job, target, "images", why_images_are_not_compared(job, target))
             pairs = [candidate] if candidate else [named_pair(target, images=part.title) for part in parts]
             verdicts |= dict.fromkeys(pairs, verdict)

@@ -102,20 +102,20 @@ def encoding_target(name: str) -> EncodesImages:
     return target
 
 
-def parts_of(bundle: Path, target: str, config: BuildConfig) -> list[ImageEncoder]:
+def parts_of(bundle: Path, target: str) -> list[ImageEncoder]:
     """What an engine in a bundle's folder has to encode images with another target, the fastest first."""
     folder = bundle / ENGINES / target / IMAGES
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return [
         ImageEncoder(path.name, path, products)
         for path in found[:1]
-        for products in registry.get_target(target).image_products(config)
+        for products in encoding_target(path.name).image_products(path)
     ]
 
 
-def encoders_here(bundle: Path, target: str, config: BuildConfig) -> list[ImageEncoder]:
+def encoders_here(bundle: Path, target: str) -> list[ImageEncoder]:
     """Those of `parts_of` that run on this machine."""
-    return [part for part in parts_of(bundle, target, config) if part.why_not_here() is None]
+    return [part for part in parts_of(bundle, target) if part.why_not_here() is None]
 
 
 def choose(bundle: Bundle, target: str, asked: str, device: Device) -> Chosen:
@@ -130,7 +130,7 @@ def choose(bundle: Bundle, target: str, asked: str, device: Device) -> Chosen:
     """
     if asked == target:
         return Chosen(None, "asked for")
-    parts, verdicts = parts_of(bundle.folder, target, bundle.config), bundle.manifest.image_parity
+    parts, verdicts = parts_of(bundle.folder, target), bundle.manifest.image_parity
     if asked != AUTO:
         return _asked_for(bundle, target, asked, parts)
     if not parts or device != "cpu":

@@ -156,7 +156,7 @@ class Target(ABC):
         has it; `build` then writes its part, see `targets.images`. None: there is none for such engines."""
         return None
 
-    def image_products(self, config: BuildConfig) -> tuple[ImageProducts, ...]:
+    def chosen_image_products(self, config: BuildConfig) -> tuple[ImageProducts, ...]:
         """What the products of `image_target` may round their operands to, the fastest first."""
         return ("bfloat16",)
 
@@ -224,14 +224,23 @@ class EncodesImages(Protocol):
 
     name: ClassVar[str]
 
-    def write_images(self, graphs: Path, out: Path) -> None:
+    def write_images(self, graphs: Path, out: Path, products: tuple[ImageProducts, ...]) -> None:
         """Write what it opens, but for the weights, into the empty folder `out`; needs neither library nor CPU.
 
         Args:
             graphs: the standard graphs, in the folder of that name of the bundle.
+            products: what float32 products may round their operands to, the fastest first.
 
         Raises:
             CapabilityError, GraphError: as `Target.build` does.
+        """
+        ...
+
+    def image_products(self, engine: Path) -> tuple[ImageProducts, ...]:
+        """What `write_images` was given for the folder `engine`. Loads no library.
+
+        Raises:
+            BundleError: it is not what `write_images` wrote.
         """
         ...
 

@@ -76,7 +76,7 @@ def test_images_out_of_tolerance_in_8_bits_are_compared_in_bfloat16(
 
     config = tiny_config.model_copy(update={"parity": ParityConfig(questions=1, max_new_tokens=2)})
     monkeypatch.setattr(OpenVinoTarget, "why_not_images", lambda *_: None)
-    monkeypatch.setattr(OnnxRuntimeTarget, "image_products", lambda *_: ("int8", "bfloat16"))
+    monkeypatch.setattr(OnnxRuntimeTarget, "chosen_image_products", lambda *_: ("int8", "bfloat16"))
     caplog.set_level("INFO")
     first = Bundle.open(build(config, tmp_path / "out").out)
     report = read_report(tmp_path / "out/report/images")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from r1v_export.bundle import Bundle
 from r1v_export.config import BuildConfig, Precision
@@ -48,11 +48,11 @@ def chosen(bundle: Path, asked: str = AUTO, device: str = "cpu") -> tuple[str | 
 
 
 def test_every_bundle_of_a_float32_tower_has_the_graphs_and_no_second_weights(nano_bundle: Path) -> None:
-    (part,) = parts_of(nano_bundle, "onnxruntime", Bundle.open(nano_bundle).config)
+    (part,) = parts_of(nano_bundle, "onnxruntime")
     assert part.folder is not None
     assert sorted(path.name for path in part.folder.iterdir()) == ["engine.json", "projector.onnx", "vision.onnx"]
     assert sum(path.stat().st_size for path in part.folder.iterdir()) < 300_000
-    assert parts_of(nano_bundle, "openvino", Bundle.open(nano_bundle).config) == []
+    assert parts_of(nano_bundle, "openvino") == []
 
 
 @pytest.mark.usefixtures("runs_here")
@@ -86,11 +86,16 @@ def test_auto_is_silent_where_nothing_faster_runs(
 
 @pytest.fixture
 def of_4_bits(bundle: Path) -> Path:
-    """A bundle of 4-bit weights, as far as its choice of products goes."""
-    path = bundle / "build.yaml"
-    settings = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({**settings, "precision": "int4"}))
+    """A bundle of 4-bit weights, as far as the products of its images go."""
+    path = bundle / "engines/onnxruntime/images/openvino/engine.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_products": ["int8", "bfloat16"]}))
     return bundle
+
+
+def test_what_encodes_images_is_chosen_without_the_build_file(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader needs PyYAML, which Triton's environment and that of a server do not have."""
+    monkeypatch.setitem(sys.modules, "r1v_export.build_file", None)
+    assert choose(Bundle.open(bundle), "onnxruntime", AUTO, "cpu").why
 
 
 @pytest.mark.usefixtures("runs_here")
@@ -118,8 +123,7 @@ def test_images_are_in_bfloat16_where_the_cpu_multiplies_tiles(
     for name, has in (("has_bfloat16_products", True), ("has_tile_products", tiles)):
         monkeypatch.setattr(f"r1v_export.targets.openvino.target.{name}", lambda has=has: has)
     monkeypatch.setattr("r1v_export.targets.openvino.target.version_of", lambda *_: "2026.4")
-    config = Bundle.open(of_4_bits).config
-    assert encoders_here(of_4_bits, "onnxruntime", config)[0].products == products
+    assert encoders_here(of_4_bits, "onnxruntime")[0].products == products
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_products_of_images_follow_those_of_the_answer(
     precision: Precision, options: dict[str, str], products: tuple[str, ...]
 ) -> None:
     config = BuildConfig(precision=precision, targets={"onnxruntime": options})
-    assert OnnxRuntimeTarget().image_products(config) == products
+    assert OnnxRuntimeTarget().chosen_image_products(config) == products
 
 
 def test_what_is_asked_for_is_taken_and_warned_of_if_no_gate_has_passed(bundle: Path) -> None:

@@ -86,7 +86,7 @@ class OnnxRuntimeTarget(Target):
         in_int8 = all(scheme.inputs and scheme.inputs.type == scheme.weights.type == "int8" for scheme in tower)
         return OpenVinoTarget.name if in_int8 else None
 
-    def image_products(self, config: BuildConfig) -> tuple[ImageProducts, ...]:
+    def chosen_image_products(self, config: BuildConfig) -> tuple[ImageProducts, ...]:
         options = config.options(self.name, OnnxRuntimeConfig)
         if options.image_products is not None:
             return (options.image_products,)
@@ -111,7 +111,9 @@ class OnnxRuntimeTarget(Target):
         images, prompts = self.image_target(config, schemes), self.prompt_target(config, schemes)
         if images is not None:
             (out / IMAGES / images).mkdir(parents=True)
-            encoding_target(images).write_images(inputs.graphs, out / IMAGES / images)
+            encoding_target(images).write_images(
+                inputs.graphs, out / IMAGES / images, self.chosen_image_products(config)
+            )
         if prompts is not None:
             (out / PROMPTS / prompts).mkdir(parents=True)
             prompting_target(prompts).write_prompts(inputs.graphs, out / PROMPTS / prompts)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
+from r1v_export.config import ImageProducts
 from r1v_export.errors import BundleError
 from r1v_export.files import read_regular_bytes
 from r1v_export.strict import StrictModel, parse_json
@@ -67,6 +68,8 @@ class EngineFile(StrictModel):
     input_groups: dict[str, PositiveInt] = Field(default_factory=dict)
     """Of each graph with 4-bit weights: how many of their inputs share a scale where they are rounded to 8 bits;
     `LEAST_GROUP` where it is not said."""
+    image_products: tuple[ImageProducts, ...] = ("bfloat16",)
+    """What float32 products of images may round their operands to, the fastest first."""
 
 
 def read_engine_file(engine: Path) -> EngineFile:

@@ -92,10 +92,13 @@ class OpenVinoTarget(Target):
         require_cpu(device)
         return _open(engine, engine.absolute().parents[1], self.graphs, spec)
 
-    def write_images(self, graphs: Path, out: Path) -> None:
+    def write_images(self, graphs: Path, out: Path, products: tuple[ImageProducts, ...]) -> None:
         from r1v_export.targets.openvino.write.graphs import write_graphs
 
-        write_graphs(graphs, IMAGE_GRAPHS, OpenVinoConfig(matmul="bfloat16"), out)
+        write_graphs(graphs, IMAGE_GRAPHS, OpenVinoConfig(matmul="bfloat16"), out, image_products=products)
+
+    def image_products(self, engine: Path) -> tuple[ImageProducts, ...]:
+        return read_engine_file(engine).image_products
 
     def why_not_images(self, products: ImageProducts) -> str | None:
         if version_of("openvino", *doctor.DISTRIBUTIONS) is None:

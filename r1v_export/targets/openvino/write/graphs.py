@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from r1v_export.config import Compute
+from r1v_export.config import Compute, ImageProducts
 from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.exporters.graph_values import dtype_of, input_of
@@ -55,12 +55,19 @@ _TYPES: Mapping[ir.DataType, ElementType] = {
 
 
 def write_graphs(
-    graphs: Path, names: Iterable[str], options: OpenVinoConfig, out: Path, *, logits: bool = True
+    graphs: Path,
+    names: Iterable[str],
+    options: OpenVinoConfig,
+    out: Path,
+    *,
+    logits: bool = True,
+    image_products: tuple[ImageProducts, ...] = ("bfloat16",),
 ) -> None:
     """Write `<graph>.onnx` for each of the named graphs, and `engine.json`, into `out`.
 
     Args:
         logits: of the decoder; else it gives keys and values alone.
+        image_products: as `EngineFile` has them.
 
     Raises:
         CapabilityError: a graph computes in what it may not, or has weights of a type that OpenVINO lacks.
@@ -88,8 +95,8 @@ def write_graphs(
         count = Count(len(weights[name]), "weight")
         log_event(_LOG, logging.INFO, "%(graph)s: lowered, %(weights)s", graph=name, weights=count)
         ir.save(model, out / f"{name}.onnx")
-    content = EngineFile(options=options, weights=weights, input_groups=groups).model_dump_json(indent=1)
-    (out / ENGINE_FILE).write_text(f"{content}\n")
+    file = EngineFile(options=options, weights=weights, input_groups=groups, image_products=image_products)
+    (out / ENGINE_FILE).write_text(f"{file.model_dump_json(indent=1)}\n")
 
 
 def no_products(compute: str | None, where: str | None = None) -> CapabilityError:
