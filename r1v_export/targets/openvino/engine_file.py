@@ -20,11 +20,11 @@ REBUILD = "build the bundle again"
 LEAST_GROUP = 32
 """Inputs that share a scale where they are rounded to 8 bits, at least: OpenVINO's own default."""
 
-ElementType = Literal["f32", "f16", "bf16", "i64", "i8", "u8", "i4", "u4", "f8e4m3"]
+ElementType = Literal["f32", "f16", "bf16", "i64", "i32", "i8", "u8", "i4", "u4", "f8e4m3"]
 """Types of elements, by OpenVINO's names."""
 
 _BITS: Mapping[ElementType, int] = {
-    "f32": 32, "f16": 16, "bf16": 16, "i64": 64, "i8": 8, "u8": 8, "i4": 4, "u4": 4, "f8e4m3": 8,
+    "f32": 32, "f16": 16, "bf16": 16, "i64": 64, "i32": 32, "i8": 8, "u8": 8, "i4": 4, "u4": 4, "f8e4m3": 8,
 }  # fmt: skip
 
 

@@ -46,6 +46,7 @@ _TYPES: Mapping[ir.DataType, ElementType] = {
     ir.DataType.FLOAT16: "f16",
     ir.DataType.BFLOAT16: "bf16",
     ir.DataType.INT64: "i64",
+    ir.DataType.INT32: "i32",  # the order of inputs whose groups are not next to each other
     ir.DataType.INT8: "i8",
     ir.DataType.UINT8: "u8",
     ir.DataType.INT4: "i4",
