@@ -54,7 +54,7 @@ print(*(registry.get_target(name).name for name in names()))
 
 def test_a_config_is_resolved_to_the_default_target_with_every_option_said():
     config = registry.resolved(BuildConfig())
-    assert config.targets == {DEFAULT: {"int4_inputs": None}}
+    assert config.targets == {DEFAULT: {"int4_inputs": None, "image_products": None}}
     assert registry.resolved(config) == config
 
 
