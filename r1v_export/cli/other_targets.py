@@ -16,6 +16,9 @@ def other_targets_options(function: Function) -> Function:
     options = {"vision_target": "Engine that encodes images.", "prompt_target": "What computes prompts."}
     for name, what in reversed(options.items()):
         flag, help_ = f"--{name.replace('_', '-')}", f"{what} {_FASTEST}"
-        values = lambda: (AUTO, *names())  # noqa: E731
-        function = click.option(flag, cls=TargetOption, values=values, default=AUTO, help=help_)(function)
+        function = click.option(flag, cls=TargetOption, values=_values, default=AUTO, help=help_)(function)
     return function
+
+
+def _values() -> tuple[str, ...]:
+    return (AUTO, *names())

@@ -59,7 +59,7 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
         prompts = None if why_prompts_are_not_compared(job, target) else prompt_part(job.out, target)
         count = len(gates) + bool(encoders) + (prompts is not None)
         parts = [subrange(comparing, i / count, (i + 1) / count) for i in range(count)]
-        reports = [run.whole(questions, gate, part) for gate, part in zip(gates, parts, strict=False)]
+        reports = [run.whole(questions, gate, part) for gate, part in zip(gates, parts[: len(gates)], strict=True)]
         by_images = None
         if encoders:
             by_images = compare_images(run, questions, options, job.config, encoders, parts[len(gates)])

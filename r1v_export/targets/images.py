@@ -78,11 +78,6 @@ class Chosen:
     note: str | None = None
 
 
-def pair_name(target: str, encoder: str) -> str:
-    """What an engine that answers and one that encodes images are called together."""
-    return named_pair(target, images=encoder)
-
-
 def named_pair(target: str, *, images: str | None = None, prompts: str | None = None) -> str:
     """What an engine that answers is called together with those that encode images, and that compute prompts."""
     parts = [f"{what} by {name}" for what, name in (("images", images), ("prompts", prompts)) if name is not None]
@@ -102,15 +97,22 @@ def encoding_target(name: str) -> EncodesImages:
     return target
 
 
+def part_folder(bundle: Path, target: str, kind: str) -> Path | None:
+    """The folder, by another target's name, of what an engine in a bundle's folder leaves to it; None if it has none.
+
+    Args:
+        kind: IMAGES, or another folder of such parts in the engine's.
+    """
+    folder = bundle / ENGINES / target / kind
+    return min((path for path in folder.iterdir() if path.is_dir()), default=None) if folder.is_dir() else None
+
+
 def parts_of(bundle: Path, target: str) -> list[ImageEncoder]:
     """What an engine in a bundle's folder has to encode images with another target, the fastest first."""
-    folder = bundle / ENGINES / target / IMAGES
-    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return [
-        ImageEncoder(path.name, path, products)
-        for path in found[:1]
-        for products in encoding_target(path.name).image_products(path)
-    ]
+    folder = part_folder(bundle, target, IMAGES)
+    if folder is None:
+        return []
+    return [ImageEncoder(folder.name, folder, each) for each in encoding_target(folder.name).image_products(folder)]
 
 
 def encoders_here(bundle: Path, target: str) -> list[ImageEncoder]:
@@ -137,7 +139,7 @@ def choose(bundle: Bundle, target: str, asked: str, device: Device) -> Chosen:
         return Chosen(None, "nothing else encodes images for this engine")
     reasons = []
     for part in parts:
-        verdict = verdicts.get(pair_name(target, part.title), "no gate has compared it")
+        verdict = verdicts.get(named_pair(target, images=part.title), "no gate has compared it")
         why_not = part.why_not_here() or (None if verdict == PASSED else f"{part.title} is here, but {verdict}")
         if why_not is None:
             exact = f"exact with --vision-target {target}"
@@ -153,7 +155,7 @@ def _asked_for(bundle: Bundle, target: str, asked: str, parts: list[ImageEncoder
     if not named:
         encoder, verdict = ImageEncoder(asked), bundle.manifest.parity.get(bundle.target(asked))
     else:
-        found = {part: bundle.manifest.image_parity.get(pair_name(target, part.title)) for part in named}
+        found = {part: bundle.manifest.image_parity.get(named_pair(target, images=part.title)) for part in named}
         compared = [part for part, each in found.items() if each == PASSED]
         runs_here = [part for part in named if part.why_not_here() is None]
         encoder = (compared or runs_here or named)[0]

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-from r1v_export.bundle import ENGINES, Bundle
+from r1v_export.bundle import Bundle
 from r1v_export.config import Compute, Device
 from r1v_export.contract import PromptEngine
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.model_spec import ModelSpec
 from r1v_export.targets import registry
-from r1v_export.targets.images import AUTO, named_pair
+from r1v_export.targets.images import AUTO, named_pair, part_folder
 
 PROMPTS = "prompts"
 """Folder in an engine's: what other targets compute prompts with."""
@@ -119,9 +119,8 @@ def prompting_target(name: str) -> ComputesPrompts:
 
 def prompt_part(bundle: Path, target: str) -> PromptPart | None:
     """What an engine in a bundle's folder has to compute prompts with another target; None if it has nothing."""
-    folder = bundle / ENGINES / target / PROMPTS
-    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return PromptPart(found[0].name, found[0]) if found else None
+    folder = part_folder(bundle, target, PROMPTS)
+    return None if folder is None else PromptPart(folder.name, folder)
 
 
 def choose_prompts(bundle: Bundle, target: str, asked: str | None, device: Device) -> ChosenPrompts:

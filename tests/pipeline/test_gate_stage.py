@@ -14,12 +14,12 @@ from r1v_export.parity.report import read_report
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.progress import Progress
-from r1v_export.targets.images import AUTO, choose, named_pair, pair_name
+from r1v_export.targets.images import AUTO, choose, named_pair
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.targets.openvino.target import OpenVinoTarget
 from r1v_export.targets.prompts import choose_prompts
 
-PAIR = pair_name("onnxruntime", "openvino")
+PAIR = named_pair("onnxruntime", images="openvino")
 PROMPT_PAIR = named_pair("onnxruntime", prompts="openvino")
 
 

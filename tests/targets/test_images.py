@@ -15,11 +15,11 @@ from r1v_export.config import BuildConfig, Precision
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.runner.open_runner import open_runner
-from r1v_export.targets.images import AUTO, choose, encoders_here, encoding_target, pair_name, parts_of
+from r1v_export.targets.images import AUTO, choose, encoders_here, encoding_target, named_pair, parts_of
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.targets.openvino.target import OpenVinoTarget
 
-PAIR = pair_name("onnxruntime", "openvino")
+PAIR = named_pair("onnxruntime", images="openvino")
 IMAGE = Path(__file__).parents[2] / "examples/images/06-count.png"
 
 

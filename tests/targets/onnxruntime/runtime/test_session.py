@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -215,15 +217,23 @@ WIDENED_LINEARS, WIDENED_SIZE = 4, 3072
 """Each linear is larger than what glibc keeps on its heap when it is freed."""
 
 
-@pytest.mark.parametrize(("kind", "most"), [(TensorProto.FLOAT8E4M3FN, 1.75), (TensorProto.FLOAT16, 2.05)])
+@pytest.mark.parametrize(("kind", "most"), [(TensorProto.FLOAT8E4M3FN, 1.75), (TensorProto.FLOAT16, 2.0)])
 def test_weights_that_are_widened_when_a_session_is_opened_are_in_memory_once(kind, most, tmp_path):
     """All threads would give up none of the float32 weights before all are in their kernels' layouts. ONNX Runtime
     holds those of 16 bits, too, while it widens them."""
     model = graph_of_linears(kind, tmp_path)
-    open_session(model, tmp_path, "cpu", threads=4)  # libraries and heap are there
     weights_bytes = 4 * WIDENED_LINEARS * WIDENED_SIZE**2
-    largest = most_anonymous_bytes(lambda: open_session(model, tmp_path, "cpu", threads=4))
+    # Of its own, because after other tests glibc keeps those of 16 bits on the heap: 2.001 instead of 1.75. Brought on
+    # all threads they take 2.4, those in FP8 2.2.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        largest = process.submit(most_bytes_of_opening, model, tmp_path).result()
     assert 0.9 * weights_bytes < largest < most * weights_bytes
+
+
+def most_bytes_of_opening(model: Path, folder: Path) -> int:
+    """Memory without a file that opening a session takes at most where libraries and heap are there."""
+    open_session(model, folder, "cpu", threads=4)
+    return most_anonymous_bytes(lambda: open_session(model, folder, "cpu", threads=4))
 
 
 def test_a_session_whose_weights_are_not_brought_into_layouts_says_the_same_in_less_memory(tmp_path):
