@@ -24,6 +24,7 @@ import click
 import numpy as np
 import torch
 from measure import RESULTS, interleaved, machine, ratio, write_results
+from pydantic import JsonValue
 
 from r1v_export import contract
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -40,6 +41,8 @@ from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets.interface import BuildInputs
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
+from r1v_export.targets.openvino.target import OpenVinoTarget
+from r1v_export.targets.registry import get_target
 
 OURS, PEER = "r1v-export", "onnxruntime-genai"
 GROUP, HEAD = 128, "language_model.lm_head"
@@ -75,6 +78,11 @@ class Variant:
             options.append(f"nodes_to_exclude={self.nodes_to_exclude}")
         return ["-p", self.weights, *(["--extra_options", *options] if options else [])]
 
+    def options(self, target: str) -> dict[str, JsonValue]:
+        """Of one of our targets; OpenVINO by default rounds what float32 graphs multiply to bfloat16."""
+        rounds_nothing = target == OpenVinoTarget.name and self.inputs == "exact"
+        return {"int4_inputs": self.inputs} | ({"matmul": "float32"} if rounds_nothing else {})
+
 
 def prepare(work: Path, variant: Variant) -> Checkpoint:
     """A checkpoint, its engine, and the same language model in genai's own format, made once."""
@@ -92,8 +100,10 @@ def make_checkpoint(work: Path) -> Checkpoint:
     return Checkpoint.open(work / "checkpoint")
 
 
-def build_engine(checkpoint: Checkpoint, work: Path, variant: Variant, name: str) -> Path:
-    """Our engine in the folder `name` of the bundle of these weights, lowered anew; the graphs are made once."""
+def build_engine(
+    checkpoint: Checkpoint, work: Path, variant: Variant, name: str, target: str = OnnxRuntimeTarget.name
+) -> Path:
+    """A target's engine in the folder `name` of the bundle of these weights, lowered anew; the graphs are made once."""
     graphs = work / variant.weights / "graphs"
     engine = work / variant.weights / "engines" / name
     shutil.rmtree(engine, ignore_errors=True)
@@ -103,8 +113,8 @@ def build_engine(checkpoint: Checkpoint, work: Path, variant: Variant, name: str
         if not (graphs / f"{graph}.onnx").exists():
             rewrite = rounding(checkpoint) if variant.weights == "int4" and graph == contract.DECODER else None
             export_graph(graph, checkpoint, graphs, torch.float32, rewrite=rewrite)
-    config = BuildConfig(targets={OnnxRuntimeTarget.name: {"int4_inputs": variant.inputs}})
-    OnnxRuntimeTarget().build(BuildInputs(graphs, checkpoint, None, config), engine, lambda _: None)
+    config = BuildConfig(targets={target: variant.options(target)})
+    get_target(target).build(BuildInputs(graphs, checkpoint, None, config), engine, lambda _: None)
     return engine
 
 

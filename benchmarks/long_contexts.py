@@ -1,11 +1,12 @@
-"""Prefill, decoding and memory behind 1k, 4k, 16k (and 32k) tokens: ours, onnxruntime-genai and llama.cpp.
+"""Prefill, decoding and memory behind 1k, 4k, 16k (and 32k) tokens: ours, onnxruntime-genai, OpenVINO and llama.cpp.
 
 A random Qwen2.5-0.5B-shaped decoder, one sequence of random tokens. Prompts go in by 512 tokens, as our runner does;
 genai is given the same pieces and computes logits of the last token alone, as we do (`prune_lm_head`, which is not its
-default); llama.cpp takes its own, of 512 too. Each engine is a process of its own (`long_contexts_engine.py`) that
-keeps its model and waits, so that they can take turns and each one's memory is its own. A median of 256 steps, because
-ONNX Runtime's default kernel of attention is slow at some lengths: its sums lie in memory across two pages there, for
-up to 64 tokens of every 1,024, and where depends on what else a process has allocated.
+default); OpenVINO runs as our target `openvino`; llama.cpp takes its own pieces, of 512 too. Each engine is a process
+of its own (`long_contexts_engine.py`) that keeps its model and waits, so that they can take turns and each one's memory
+is its own. A median of 256 steps, because ONNX Runtime's default kernel of attention is slow at some lengths: its sums
+lie in memory across two pages there, for up to 64 tokens of every 1,024, and where depends on what else a process has
+allocated.
 
 INT4 rounds every linear and the head to the nearest in groups of 128; llama.cpp's are its Q4_0, in groups of 32, the
 head too. Against our float32 it has F32.
@@ -37,7 +38,11 @@ from engine_process import EngineProcess
 from long_contexts_engine import SIZES
 from measure import RESULTS, machine, write_results
 
+from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cpus import thread_count
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
+from r1v_export.targets.openvino.target import OpenVinoTarget
+from r1v_export.targets.prompts import PROMPTS
 
 PROJECT = Path(__file__).parents[1]
 WARM_UP = {"tokens": 64, "new_tokens": 4}
@@ -74,10 +79,13 @@ def prepare(work: Path, weights: str, genai: Path | None, llama: Path | None) ->
     for inputs in ("exact", "int8") if weights == "int4" else ("exact",):
         variant = Variant(weights, inputs, prune_head=True)
         suffix = f" {inputs}" if weights == "int4" else ""
-        engine = build_engine(checkpoint, work, variant, f"onnxruntime-{inputs}")
-        sizes = json.dumps(asdict(checkpoint.spec.sizes))
-        (engine / SIZES).write_text(sizes, encoding="utf-8")
+        engine = our_engine(checkpoint, work, variant, OnnxRuntimeTarget.name)
+        if inputs == "int8":
+            (prompts := engine / PROMPTS / OpenVinoTarget.name).mkdir(parents=True)
+            OpenVinoTarget().write_prompts(work / weights / "graphs", prompts)
         contenders.append(Contender(f"r1v-export{suffix}", ("ours", str(engine))))
+        engine = our_engine(checkpoint, work, variant, OpenVinoTarget.name)
+        peers.append(Contender(f"r1v-export openvino{suffix}", ("openvino", str(engine))))
         if genai is not None:
             if not (work / variant.name / "genai_config.json").exists():
                 os.environ["PYTHONPATH"] = str(genai)
@@ -88,6 +96,13 @@ def prepare(work: Path, weights: str, genai: Path | None, llama: Path | None) ->
         model = build_gguf(work, weights)
         peers.append(Contender(f"llama.cpp {kind}", ("llama", str(model)), llama / "bin" / "python", ()))
     return contenders + peers
+
+
+def our_engine(checkpoint: Checkpoint, work: Path, variant: Variant, target: str) -> Path:
+    """The engine of one of our targets, with the sizes that its process cannot read elsewhere."""
+    engine = build_engine(checkpoint, work, variant, f"{target}-{variant.inputs}", target)
+    (engine / SIZES).write_text(json.dumps(asdict(checkpoint.spec.sizes)), encoding="utf-8")
+    return engine
 
 
 def build_gguf(work: Path, weights: str) -> Path:
@@ -177,7 +192,9 @@ def main(
         for each in contenders:
             start = partial(each.start, threads, max(lengths) + new_tokens + 8, WARM_UP | vocabulary)
             start()
-            if each.arguments[0] == "ours":  # the first process also kept what it made of the weights, as with `run`
+            if each.name.startswith(
+                "r1v-export"
+            ):  # the first process also kept what it made of the weights, as with `run`
                 each.stop()
                 start()
         for tokens in sorted(lengths):

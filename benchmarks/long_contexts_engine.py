@@ -2,10 +2,11 @@
 
     python long_contexts_engine.py KIND MODEL THREADS CONTEXT
 
-KIND: `ours` (MODEL is the folder of an engine, two below its bundle, with `sizes.json` in it), `genai` (a folder of its
-builder) or `llama` (a GGUF file). A job is {"tokens", "new_tokens", "vocabulary"}, its answer {"prefill_s", "steps_s",
-"peak_bytes", "loaded_bytes", "cache_bytes"}: seconds until the first token and of each one after it, memory at its peak
-during the job and before it, and the cache's share of it as its shapes say, where they are known.
+KIND: `ours` or `openvino` (MODEL is the folder of an engine of ours, for ONNX Runtime or OpenVINO, two below its
+bundle, with `sizes.json` in it), `genai` (a folder of its builder) or `llama` (a GGUF file). A job is {"tokens",
+"new_tokens", "vocabulary"}, its answer {"prefill_s", "steps_s", "peak_bytes", "loaded_bytes", "cache_bytes"}: seconds
+until the first token and of each one after it, memory at its peak during the job and before it, and the cache's share
+of it as its shapes say, where they are known.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from r1v_export.contract import Engine, Sizes
 
 CHUNK = 512
 """Prompt tokens of a run: `kv_cache.PREFILL_CHUNK`, and llama.cpp's default."""
@@ -37,24 +41,41 @@ def ours(folder: Path, threads: int) -> Job:
     Opened as `serve` opens a finished bundle: no torch in the process, what is made of the weights is kept, and prompts
     are computed by what the engine has for them.
     """
+    from r1v_export.cpus import has_bfloat16_products
+    from r1v_export.runner.prompted_engine import PromptedEngine
+    from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+
+    engine: Engine = OnnxRuntimeEngine(folder, folder.parents[1], sizes_of(folder), "cpu", threads, keep=True)
+    if (part := folder / "prompts" / "openvino").is_dir() and has_bfloat16_products():
+        from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+        prompts = OpenVinoEngine(part, folder.parents[1], sizes_of(folder), threads).prompts()
+        engine = PromptedEngine(engine, lambda: prompts, "prompts by openvino")
+    return answers_of(engine)
+
+
+def openvino(folder: Path, threads: int) -> Job:
+    """Our target `openvino`, which gives OpenVINO the same pieces."""
+    from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+    return answers_of(OpenVinoEngine(folder, folder.parents[1], sizes_of(folder), threads))
+
+
+def sizes_of(folder: Path) -> Sizes:
+    from r1v_export.contract import Sizes
+
+    return Sizes(**json.loads((folder / SIZES).read_text(encoding="utf-8")))
+
+
+def answers_of(engine: Engine) -> Job:
+    """Tokens of one of our engines."""
     import threading
 
     import numpy as np
 
-    from r1v_export.contract import Engine, Sizes
-    from r1v_export.cpus import has_bfloat16_products
     from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, embed_chosen, plan_capacity, prefill
-    from r1v_export.runner.prompted_engine import PromptedEngine
-    from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
     assert PREFILL_CHUNK == CHUNK
-    sizes = Sizes(**json.loads((folder / SIZES).read_text(encoding="utf-8")))
-    engine: Engine = OnnxRuntimeEngine(folder, folder.parents[1], sizes, "cpu", threads, keep=True)
-    if (part := folder / "prompts" / "openvino").is_dir() and has_bfloat16_products():
-        from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
-
-        prompts = OpenVinoEngine(part, folder.parents[1], sizes, threads).prompts()
-        engine = PromptedEngine(engine, lambda: prompts, "prompts by openvino")
 
     def run(prompt: list[int], new_tokens: int) -> dict[str, Any]:
         start = time.perf_counter()
@@ -127,7 +148,8 @@ def resident_bytes(field: str) -> int:
 
 
 def main(kind: str, model: Path, threads: int, context: int) -> None:
-    job = llama(model, threads, context) if kind == "llama" else {"ours": ours, "genai": genai}[kind](model, threads)
+    kinds = {"ours": ours, "openvino": openvino, "genai": genai}
+    job = llama(model, threads, context) if kind == "llama" else kinds[kind](model, threads)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

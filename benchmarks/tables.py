@@ -24,6 +24,7 @@ BF16_TARGET = "ours, int4, `--target openvino`"
 EXACT_IMAGES = "ours, int4, `--vision-target onnxruntime`"
 OWN_PROMPTS = "ours, int4, `--prompt-target onnxruntime`"
 EXACT = "ours, int4, `--int4-inputs exact`"
+EXACT_TARGET = "ours, int4, exact inputs, `--target openvino` and `matmul: float32`"
 HEADED = "ours, int4, head in 4 bits"
 LIBR1V, LIBR1V_FLOAT32 = "ours in C++ (libr1v), int4", "ours in C++ (libr1v), float32"
 LIBR1V_EXACT = "ours in C++ (libr1v), int4, exact inputs"
@@ -58,7 +59,7 @@ EARLIER_SERVERS = SERVERS | {
 }
 """In files from before inputs in 8 bits became the default."""
 SYSTEMS = [
-    *(INT4, OWN_PROMPTS, EXACT_IMAGES, BF16_TARGET, HEADED, EXACT, LIBR1V, LIBR1V_EXACT),
+    *(INT4, OWN_PROMPTS, EXACT_IMAGES, BF16_TARGET, HEADED, EXACT, EXACT_TARGET, LIBR1V, LIBR1V_EXACT),
     *(names[f"{way} int4"] for way in ("one at a time", "triton") for names in (SERVERS, EARLIER_SERVERS)),
     *(
         FLOAT32,
@@ -92,6 +93,9 @@ LONG = {
     "r1v-export int8": INT4,
     "r1v-export exact": EXACT,
     "r1v-export": FLOAT32,
+    "r1v-export openvino int8": BF16_TARGET,
+    "r1v-export openvino exact": EXACT_TARGET,
+    "r1v-export openvino": VINO_FLOAT32,
     "genai int8": GENAI,
     "genai exact": GENAI_EXACT,
     "genai": GENAI_FLOAT32,
