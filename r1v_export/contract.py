@@ -285,6 +285,22 @@ class OpenCacheDecoder(Decoder, Protocol):
         ...
 
 
+@runtime_checkable
+class FillingDecoder(Protocol):
+    """A decoder that takes many tokens faster where nobody wants logits."""
+
+    least_fill: int
+    """Tokens from which on it does."""
+
+    def fill(self, inputs_embeds: np.ndarray, start: int, row: int) -> None:
+        """Keep new tokens [seq, hidden] float32 in a row of the cache, behind its first `start` slots.
+
+        Raises:
+            GraphError: the runtime fails.
+        """
+        ...
+
+
 class PromptEngine(Protocol):
     """Computes keys and values of many tokens, for the cache of a decoder that another runtime has."""
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from r1v_export.contract import Decoder, Engine
+from r1v_export.contract import Decoder, Engine, FillingDecoder
 from r1v_export.count import Count
 from r1v_export.errors import InputError
 from r1v_export.progress import ProgressCallback, ignore_progress
@@ -53,26 +53,44 @@ class KVCache:
         index_BS = np.minimum(np.arange(inputs_embeds_BSE.shape[1]), new_B[:, None] - 1)
         return self._step(inputs_embeds_BSE, new_B, index_BS, first_row=0)
 
+    def fills(self, tokens: int) -> bool:
+        """Whether so many tokens of a row are taken faster by `fill`."""
+        return isinstance(self.decoder, FillingDecoder) and tokens >= self.decoder.least_fill
+
+    def fill(self, inputs_embeds_SE: np.ndarray, row: int) -> None:
+        """Keep tokens of one row whose logits nobody wants, where `fills` says so.
+
+        Raises:
+            InputError: the tokens do not fit in the cache.
+        """
+        assert isinstance(self.decoder, FillingDecoder)
+        start, seq = int(self.lengths_B[row]), len(inputs_embeds_SE)
+        self._require_room(start, seq)
+        self.decoder.fill(inputs_embeds_SE, start, row)
+        self.lengths_B[row] = start + seq
+
     def _step(
         self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray, logits_index_BP: np.ndarray, first_row: int
     ) -> np.ndarray:
         rows = slice(first_row, first_row + len(inputs_embeds_BSE))
         seq, start_B = inputs_embeds_BSE.shape[1], self.lengths_B[rows]
-        fullest = int(start_B.max())
-        if fullest + seq > self.decoder.capacity:
-            raise InputError(
-                "The key-value cache is full.",
-                where="decoder",
-                expected=f"at most {Count(self.decoder.capacity, 'token')}",
-                found=f"{Count(fullest, 'token')} and {Count(seq, 'new one')}",
-                fix="use a shorter prompt or fewer new tokens",
-            )
+        self._require_room(int(start_B.max()), seq)
         position_ids_BS = start_B[:, None] + np.arange(seq)
         logits_BPV = self.decoder.step(
             inputs_embeds_BSE, position_ids_BS, start_B, start_B + seq, logits_index_BP, first_row
         )
         self.lengths_B[rows] = start_B + new_B
         return logits_BPV
+
+    def _require_room(self, used: int, new: int) -> None:
+        if used + new > self.decoder.capacity:
+            raise InputError(
+                "The key-value cache is full.",
+                where="decoder",
+                expected=f"at most {Count(self.decoder.capacity, 'token')}",
+                found=f"{Count(used, 'token')} and {Count(new, 'new one')}",
+                fix="use a shorter prompt or fewer new tokens",
+            )
 
     def truncate(self, row: int, length: int) -> None:
         """Forget a row's tokens from `length` on; their slots are overwritten by the next ones."""
@@ -147,11 +165,16 @@ def prefill(
     for start in range(0, longest, PREFILL_CHUNK):
         if cancel.is_set():
             break
+        on_its_way = len(prompts_SE) == 1 and start + PREFILL_CHUNK < longest
+        if on_its_way and cache.fills(PREFILL_CHUNK):
+            cache.fill(prompts_SE[0][start : start + PREFILL_CHUNK], row=0)
+            on_progress(start + PREFILL_CHUNK, longest)
+            continue
         chunks = [prompt[start : start + PREFILL_CHUNK] for prompt in prompts_SE]
         new_B = np.array([len(chunk) for chunk in chunks], dtype=np.int64)
         latest_BV = cache.append(_pad_right(chunks), new_B)
         # A row that ended in an earlier chunk keeps the logits it had there.
-        logits_BV = latest_BV if start == 0 else np.where(new_B[:, None] > 0, latest_BV, logits_BV)
+        logits_BV = latest_BV if logits_BV.size == 0 else np.where(new_B[:, None] > 0, latest_BV, logits_BV)
         on_progress(min(start + PREFILL_CHUNK, longest), longest)
     return logits_BV
 

@@ -80,6 +80,12 @@ class PromptedDecoder:
         self.decoding, self.prompts = decoder, prompts
         self.batch, self.capacity = decoder.batch, decoder.capacity
 
+    least_fill = LEAST_TOKENS
+
+    def fill(self, inputs_embeds: np.ndarray, start: int, row: int) -> None:
+        cache = [tensor_BKCD[row] for tensor_BKCD in self.decoding.cache_tensors()]
+        self.prompts.fill(inputs_embeds, start, cache)
+
     def step(
         self,
         inputs_embeds: np.ndarray,
@@ -99,8 +105,7 @@ class PromptedDecoder:
             start, stop, here = int(cache_write_index[row]), int(logits_index[row].max()) + 1, slice(row, row + 1)
             count = before if before >= LEAST_TOKENS else 0
             if count:
-                cache = [tensor_BKCD[first_row + row] for tensor_BKCD in self.decoding.cache_tensors()]
-                self.prompts.fill(inputs_embeds[row, :count], start, cache)
+                self.fill(inputs_embeds[row, :count], start, first_row + row)
             logits.append(
                 self.decoding.step(
                     inputs_embeds[here, count:stop],

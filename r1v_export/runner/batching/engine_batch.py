@@ -210,7 +210,7 @@ class EngineBatch(Batch[RowState]):
         most = min(self.draft_tokens, self.rows.longest_step() - 1)
         drafts = [state.draft(most) for state in states]
         length = draft_length(self._step_times, drafts, [state.acceptance for state in states], most)
-        last = [state.stream.token_ids[-1] for state in states]
+        last = [state.last_token for state in states]
         checked = [[last, *draft.token_ids[:length]] for last, draft in zip(last, drafts, strict=True)]
         try:
             logits = self._score(checked)
@@ -259,6 +259,8 @@ class EngineBatch(Batch[RowState]):
         self._prefill_room -= stop - start
         self._shortest_next = not self._shortest_next
         try:
+            if self._fill(state, start, stop):
+                return []
             logits_V = self._append_chunk(state, start, stop)
         except R1VError as error:
             return [(state, error)]
@@ -267,16 +269,40 @@ class EngineBatch(Batch[RowState]):
         self._start(state)
         return [(state, Scores(logits_V[None], Draft()))]
 
+    def _fill(self, state: RowState, start: int, stop: int) -> bool:
+        """Put prompt tokens start ... stop - 1 into the row without logits, where that is faster; whether it is.
+
+        The last token of all is left: it is decoded with the other requests' tokens, in one step.
+        """
+        last, is_text = len(state.tokens) - 1, state.last_token != self.image_token_id
+        stop = min(stop, last) if is_text else stop
+        if stop > last or not self.rows.cache.fills(stop - start):
+            return False
+        embeds_1SE = self._embed_chunk(state, start, stop)
+        self.rows.cache.fill(embeds_1SE[0], state.row.index)
+        self._count_chunk(state, start, stop)
+        if stop == last and is_text:
+            state.computed += 1  # the one that is decoded next
+            self._start(state)
+        return True
+
     def _append_chunk(self, state: RowState, start: int, stop: int) -> np.ndarray:
         """Put prompt tokens start ... stop - 1 into the row; logits [V] after the last of them."""
+        embeds_1SE = self._embed_chunk(state, start, stop)
+        logits_1V = self.rows.cache.append(embeds_1SE, np.array([stop - start]), state.row.index)
+        self._count_chunk(state, start, stop)
+        logits_V: np.ndarray = logits_1V[0]
+        return logits_V
+
+    def _embed_chunk(self, state: RowState, start: int, stop: int) -> np.ndarray:
         with state.stream.timings.measure("embed"):
             embeds_1SE = self._embed(state, start, stop)
         require_finite(embeds_1SE, "embed")
-        logits_1V = self.rows.cache.append(embeds_1SE, np.array([stop - start]), state.row.index)
+        return embeds_1SE
+
+    def _count_chunk(self, state: RowState, start: int, stop: int) -> None:
         state.row.tokens.take(state.tokens, stop)
         state.computed += stop - start
-        logits_V: np.ndarray = logits_1V[0]
-        return logits_V
 
     def _embed(self, state: RowState, start: int, stop: int) -> np.ndarray:
         """Embeddings [1, S, E] of tokens start ... stop - 1, with the images that the prompt has among them."""

@@ -54,7 +54,7 @@ class RowState(RequestState):
         self.images: Sequence[np.ndarray] = [image.embeds for image in prompt.images]
         self.prompt_tokens = len(tokens)
         self.prefilled = False
-        """Whether all of `tokens` is in the cache, so that the request is decoded."""
+        """Whether `tokens` are in the cache, at most without the last, so that the request is decoded."""
         self.computed = 0
         """Prompt tokens that went through the decoder for this request."""
         self.acceptance = Acceptance()
@@ -65,6 +65,12 @@ class RowState(RequestState):
         """Tokens of its prompt and its longest answer."""
         return self.prompt_tokens + self.max_new_tokens
 
+    @property
+    def last_token(self) -> int:
+        """Of its answer, or of its prompt where that has none: what goes into the cache next."""
+        answer = self.stream.token_ids
+        return answer[-1] if answer else self.tokens.ids[-1]
+
     def recall(self) -> None:
         """Let `tokens` be all that its row has to hold, prompt and answer, for it to be decoded further."""
         for token_id in self.stream.token_ids[len(self.tokens) - self.prompt_tokens :]:
@@ -72,8 +78,8 @@ class RowState(RequestState):
 
     def draft(self, most: int) -> Draft:
         """What may come next: at most so many tokens, and as many as the answer has room for."""
-        answer = self.stream.token_ids
-        return draft_of(self.row.tokens.ids, answer[-1], min(most, self.max_new_tokens - len(answer) - 1))
+        room = self.max_new_tokens - len(self.stream.token_ids) - 1
+        return draft_of(self.row.tokens.ids, self.last_token, min(most, room))
 
     def choose(self, logits_V: np.ndarray) -> Choice | R1VError:
         """The next token, by the logits [V] or, where its reasoning is to end now, of the end tag; or what is wrong."""
