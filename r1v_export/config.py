@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
@@ -67,8 +67,12 @@ class CalibrationConfig(SettingsModel):
     matmul_precision: MatmulPrecision = "auto"
     """Type of matrix products on a CPU; auto: bfloat16 for large bfloat16 models on CPUs with instructions for it, else
     float32."""
-    activation_memory: str = "4GiB"
-    """Memory for activations between blocks: a number with a unit."""
+    activation_memory: str = "auto"
+    """Memory for activations between blocks: a number with a unit; auto: 4 GiB, or a third of what is free if that is
+    more. What does not fit is written at every block."""
+    saved_share: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.02
+    """Of what fits, the most that is written for a run after a killed one, over the quantized model's bytes: 0 for
+    none; with more, a kill repeats less."""
     shards: PositiveInt = 1
     """Parts that the samples are taken in, whose statistics are then added: more than one for calibrations on several
     machines. Gram matrices (AWQ, GPTQ) depend on how many there are, by rounding, and not on where they ran."""
@@ -78,7 +82,8 @@ class CalibrationConfig(SettingsModel):
     @field_validator("activation_memory")
     @classmethod
     def _is_a_number_of_bytes(cls, text: str) -> str:
-        parse_size(text)
+        if text != "auto":
+            parse_size(text)
         return text
 
 
@@ -229,6 +234,7 @@ class BuildConfig(SettingsModel):
             "--activation-memory": (
                 calibration.activation_memory if calibration.activation_memory != defaults.activation_memory else None
             ),
+            "--saved-share": calibration.saved_share if calibration.saved_share != defaults.saved_share else None,
         }
         return {option: str(value) for option, value in values.items() if value is not None}
 

@@ -39,7 +39,7 @@ COUNT = WholeNumber(min=1)
 DEFAULT_OUT = Path("out")
 _LARGE_BYTES = 10**9
 """Of a plan, from which on the disk is worth a sentence."""
-_OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation_memory", "shards")
+_OF_CALIBRATION = ("calib", "samples", "effort", "matmul_precision", "activation_memory", "saved_share", "shards")
 
 
 @click.command(short_help="Turn a checkpoint into a bundle of engines.")
@@ -123,6 +123,7 @@ def command(
     effort: str | None,
     matmul_precision: str | None,
     activation_memory: str | None,
+    saved_share: float | None,
     budget: str | None,
     calibrated: str | None,
     revision: str | None,
@@ -158,6 +159,7 @@ def command(
         "effort": effort,
         "matmul_precision": matmul_precision,
         "activation_memory": activation_memory,
+        "saved_share": saved_share,
         "artifact": calibrated,
         "shards": shards,
     }
@@ -167,7 +169,7 @@ def command(
         "targets": targets or None,
         "recipe": recipe,
         "budget": budget,
-        "calibration": {name: value for name, value in calibration.items() if value} or None,
+        "calibration": {name: value for name, value in calibration.items() if value not in (None, "")} or None,
         "revision": revision,
         "device": device,
         "image_policy": image_policy,

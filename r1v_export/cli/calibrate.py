@@ -72,6 +72,7 @@ def command(
     effort: str | None,
     matmul_precision: str | None,
     activation_memory: str | None,
+    saved_share: float | None,
     image_policy: str | None,
     shard: str | None,
     merged: tuple[Path, ...],
@@ -101,6 +102,7 @@ def command(
         "--effort": effort,
         "--matmul-precision": matmul_precision,
         "--activation-memory": activation_memory,
+        "--saved-share": saved_share,
         "--image-policy": image_policy,
         "--shard": shard,
         "--shards": shards,
@@ -167,6 +169,7 @@ def _config(model: dict[str, Any], how: dict[str, Any]) -> BuildConfig:
         "effort": how["--effort"],
         "matmul_precision": how["--matmul-precision"],
         "activation_memory": how["--activation-memory"],
+        "saved_share": how["--saved-share"],
         "shards": how["--shards"],
     }
     fields = {

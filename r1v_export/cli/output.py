@@ -89,7 +89,7 @@ class Number(click.FloatRange):
 
 
 class ByteSize(click.types.StringParamType):
-    """A number of bytes with a unit, such as `8GiB`: `SIZE` in help."""
+    """A number of bytes with a unit, such as `8GiB`, or `auto`: `SIZE` in help."""
 
     name = "size"
 
@@ -107,7 +107,8 @@ class ByteSize(click.types.StringParamType):
         from r1v_export.strict import SettingError
 
         try:
-            parse_size(value)
+            if value != "auto":
+                parse_size(value)
         except SettingError as error:
             what = f"Invalid value for '{param.opts[0]}': {error}." if param else f"{error}."
             raise UsageError(what, expected=error.expected, found=error.found, fix=error.fix) from error
@@ -162,7 +163,12 @@ def calibration_options(function: Function) -> Function:
             click.option(
                 "--activation-memory",
                 type=ByteSize(),
-                help="Memory for activations between blocks, such as 8GiB. [default: 4GiB]",
+                help="Memory for activations between blocks. [default: 4GiB, or more where there is room]",
+            ),
+            click.option(
+                "--saved-share",
+                type=Number(min=0),
+                help="Share of the model's size that is saved to resume a calibration. [default: 0.02]",
             ),
         )
     ):
@@ -234,7 +240,6 @@ draft_tokens_option = click.option(
     help="Tokens guessed from what repeats and checked in a step, at most; 0 for none.",
 )
 model_option = click.option("--model", help="The checkpoint, where the bundle was built from a folder.")
-
 
 LIBRARY_S_LOOP = "with --engine, whose library sizes its cache and its steps itself"
 """Why an option of the key-value cache, of prefill or of drafts has no effect."""

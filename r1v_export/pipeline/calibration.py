@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from r1v_export.byte_size import parse_size
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig
 from r1v_export.count import Count
 from r1v_export.errors import BundleError, InputError, UsageError
 from r1v_export.manifest import hash_file
+from r1v_export.pipeline.activation_memory import activation_memory_bytes
 from r1v_export.pipeline.calibration_samples import calibration_examples
 from r1v_export.pipeline.effort import default_recipe
 from r1v_export.pipeline.kept_responses import KeptResponses
@@ -26,6 +26,7 @@ from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.artifact.documents import RECIPE, STATS, read_recipe, read_stats
 from r1v_export.quantization.artifact.documents import require_origin as require_artifact_origin
 from r1v_export.quantization.artifact.qweight_places import placed_files
+from r1v_export.quantization.calibration.activations import SavePolicy
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard, prepare
 from r1v_export.quantization.calibration.matmul_precision import choose_matmul
@@ -219,7 +220,8 @@ def calibration_options(
     return CalibrationOptions(
         device=config.device,
         matmul=choose_matmul(config.calibration.matmul_precision, checkpoint, config.device),
-        activation_memory_bytes=parse_size(config.calibration.activation_memory),
+        activation_memory_bytes=activation_memory_bytes(config),
+        saving=SavePolicy(share=config.calibration.saved_share / config.calibration.shards),
         resume_folder=resume_folder,
         places=qweight_places(config),
         on_progress=on_progress,

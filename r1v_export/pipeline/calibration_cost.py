@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from r1v_export import contract
-from r1v_export.byte_size import parse_size
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, Matmul
 from r1v_export.errors import CapabilityError
 from r1v_export.memory import available_bytes
 from r1v_export.model_spec import ModelSpec
+from r1v_export.pipeline.activation_memory import activation_memory_bytes
 from r1v_export.pipeline.calibration_samples import MAX_RESPONSE_TOKENS, SampleSize
 from r1v_export.pipeline.estimate import (
     PROCESS_BYTES,
@@ -28,6 +28,7 @@ from r1v_export.pipeline.quantization_cost import quantizing_s
 from r1v_export.pipeline.rates import Rates, measured_rates
 from r1v_export.pipeline.workers import found_memory
 from r1v_export.progress import size
+from r1v_export.quantization.calibration.activations import SAVED_BY_DEFAULT
 from r1v_export.quantization.calibration.blocks import (
     TILES_AT_ONCE,
     Block,
@@ -39,6 +40,7 @@ from r1v_export.quantization.calibration.blocks import (
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.groups import linear_shapes
 from r1v_export.quantization.recipe import Awq, Gptq, Recipe
+from r1v_export.quantization.sizes import checkpoint_bytes
 
 RESPONSES_AT_ONCE = 8
 
@@ -66,24 +68,28 @@ class CalibrationCost:
         samples: their sizes.
         matmul: what the operands of products are rounded to.
         activation_memory_bytes: of activations between blocks that are kept in memory.
+        saved_share: the most that is written of them, over the quantized model's bytes.
     """
 
     plan: CalibrationPlan
     samples: Sequence[SampleSize]
     matmul: Matmul
     activation_memory_bytes: int
+    saved_share: float = SAVED_BY_DEFAULT.share
 
     @property
     def scratch_bytes(self) -> int:
-        """Disk that is taken while it runs, at most: what the samples bring to a block, and to the next one as far as
-        memory does not hold that; where error is carried forward, all of that."""
+        """Disk that is taken while it runs, at most: what memory does not hold of what the samples bring to a block and
+        to the next one, and what is saved of the rest."""
         if self.plan.last_collected < 0:
             return 0
         largest = round(_OTHER_SAMPLES * self._largest_activations)
-        if self.plan.recipe.propagate_error:
-            return 2 * largest
         one = largest // max(1, len(self.samples))
-        return largest + min(largest, max(0, largest - self.activation_memory_bytes) + one)
+        beyond = max(0, largest - self.activation_memory_bytes)
+        saved = self.saved_share * checkpoint_bytes(self.plan.spec, self.plan.schemes, "bfloat16")
+        if self.plan.recipe.propagate_error:  # all are saved at once, or none
+            return min(2 * largest, 2 * beyond + (2 * largest if saved >= largest else one))
+        return min(2 * largest, 2 * beyond + min(largest, round(saved)) + one)
 
     @property
     def memory_bytes(self) -> int:
@@ -258,8 +264,17 @@ def require_memory(costs: Sequence[CalibrationCost], worker_bytes: int | None = 
 
 
 def calibration_cost(
-    config: BuildConfig, spec: ModelSpec, recipe: Recipe, samples: Sequence[SampleSize], matmul: Matmul
+    config: BuildConfig,
+    spec: ModelSpec,
+    recipe: Recipe,
+    samples: Sequence[SampleSize],
+    matmul: Matmul,
+    worker_bytes: int | None = None,
 ) -> CalibrationCost:
-    """What calibrating by a recipe takes."""
-    limit = parse_size(config.calibration.activation_memory)
-    return CalibrationCost(CalibrationPlan(spec, recipe), samples, matmul, limit)
+    """What calibrating by a recipe takes.
+
+    Args:
+        worker_bytes: free memory of the worker that calibrates; this process's if omitted.
+    """
+    limit, share = activation_memory_bytes(config, worker_bytes), config.calibration.saved_share
+    return CalibrationCost(CalibrationPlan(spec, recipe), samples, matmul, limit, share)

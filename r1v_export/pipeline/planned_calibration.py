@@ -146,7 +146,7 @@ class PlannedCalibration:
 
     def _cost(self, config: BuildConfig, recipe: Recipe, samples: Sequence[SampleSize]) -> CalibrationCost:
         matmul = choose_matmul(config.calibration.matmul_precision, self.checkpoint, config.device)
-        return calibration_cost(config, self.checkpoint.spec, recipe, samples, matmul)
+        return calibration_cost(config, self.checkpoint.spec, recipe, samples, matmul, self.worker_bytes)
 
     def _note(self) -> str:
         """Which sizes a budget's are; that the effort is quick where nobody asked for that, and what a full one would

@@ -28,13 +28,13 @@ HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", 
 
 OPTIONS = {
     "build": "MODEL --precision --target --output --config --recipe --calib --samples --effort "
-    "--matmul-precision --activation-memory --budget --calibrated --revision --offline --device --image-policy "
+    "--matmul-precision --activation-memory --saved-share --budget --calibrated --revision --offline --device --image-policy "
     "--sm --tp --pp --int4-inputs --link-weights --no-parity --gate --dry-run --print-config --force "
     "--shards --ray --threads",
     "init": "FILE",
     "engine": "BUNDLE --output --workers --program --print-command",
     "calibrate": "MODEL --precision --recipe --budget --calib --samples --effort --matmul-precision "
-    "--activation-memory --image-policy --shard --merge --output "
+    "--activation-memory --saved-share --image-policy --shard --merge --output "
     "--revision --offline --device --shards --ray --threads",
     "check": "BUNDLE --target --vision-target --prompt-target --model --questions --image --allow-url --question "
     "--gate --blocks --against --max-new-tokens --report --device --threads",

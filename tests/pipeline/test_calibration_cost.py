@@ -22,6 +22,7 @@ from r1v_export.quantization.calibration.blockwise_runner import CalibrationOpti
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.plan import CalibrationPlan
 from r1v_export.quantization.recipe import load
+from r1v_export.quantization.sizes import checkpoint_bytes
 
 SAMPLES = 16
 
@@ -40,7 +41,8 @@ def nano() -> Checkpoint:
 def test_an_estimate_is_within_a_factor_of_the_truth(
     nano: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
-    config = BuildConfig(precision="int4", calibration=CalibrationConfig(samples=SAMPLES))
+    calibration = CalibrationConfig(samples=SAMPLES, saved_share=1e9)
+    config = BuildConfig(precision="int4", calibration=calibration)
     cost = cost_of(nano, recipe, config)
     estimated = cost.seconds(replace(measured_rates(), cores=1))
     written: list[int] = []
@@ -53,7 +55,7 @@ def test_an_estimate_is_within_a_factor_of_the_truth(
     monkeypatch.setattr(Activations, "advance", weighed)
     started = time.process_time()
     samples = calibration_set(config, nano, load(recipe), tmp_path / "resume")
-    options = CalibrationOptions(saving=SavePolicy(latest_s=0.0, soonest_s=0.0))
+    options = CalibrationOptions(saving=SavePolicy(share=1e9, soonest_s=0.0))
     calibrate(nano, load(recipe), samples, tmp_path / "out", options)
     seconds = time.process_time() - started
     assert seconds / 8 < estimated < 8 * seconds  # a busy machine costs time of the process too
@@ -89,10 +91,22 @@ def test_activations_beyond_the_limit_are_not_held(nano: Checkpoint) -> None:
     config = BuildConfig(precision="fp8")
     small = config.model_copy(update={"calibration": CalibrationConfig(activation_memory="1MB")})
     held, spilled = cost_of(nano, "fp8", config), cost_of(nano, "fp8", small)
-    largest = held.scratch_bytes / (1 + 1 / 128)
-    assert held.scratch_bytes > 10**6
-    assert spilled.scratch_bytes == pytest.approx(held.scratch_bytes + largest - 10**6, abs=2)
+    most = cost_of(nano, "fp8", BuildConfig(calibration=CalibrationConfig(saved_share=1e9)))
+    largest = most.scratch_bytes / (1 + 1 / 128)
+    assert largest > 10**6
+    assert spilled.scratch_bytes == pytest.approx(held.scratch_bytes + 2 * (largest - 10**6), abs=2)
     assert held.memory_bytes - spilled.memory_bytes == pytest.approx(2 * largest / 1.25 - 10**6, abs=2)
+
+
+def test_no_more_disk_is_planned_for_saved_samples_than_their_share_of_the_model(nano: Checkpoint) -> None:
+    share, none = (
+        cost_of(nano, "fp8", BuildConfig(calibration=CalibrationConfig(saved_share=value))) for value in (0.02, 0.0)
+    )
+    model_bytes = checkpoint_bytes(nano.spec, share.plan.schemes, "bfloat16")
+    assert share.scratch_bytes - none.scratch_bytes == pytest.approx(0.02 * model_bytes, abs=2)
+    together = replace(share, plan=CalibrationPlan(nano.spec, load("fp8").model_copy(update={"propagate_error": True})))
+    assert together.scratch_bytes < none.scratch_bytes + 2  # they would not all fit
+    assert replace(together, saved_share=1e9).scratch_bytes > 100 * together.scratch_bytes
 
 
 def test_what_does_not_fit_into_memory_is_refused_with_its_cure(

@@ -38,7 +38,10 @@ def test_what_decides_the_numbers_is_in_the_settings() -> None:
     full = planned(BuildConfig(precision="fp8")).settings
     quick = planned(BuildConfig(precision="fp8", calibration=CalibrationConfig(effort="quick"))).settings
     rounded = planned(BuildConfig(precision="fp8", calibration=CalibrationConfig(matmul_precision="bfloat16"))).settings
-    held = planned(BuildConfig(precision="fp8", calibration=CalibrationConfig(activation_memory="1MB"))).settings
+    held = planned(
+        BuildConfig(precision="fp8", calibration=CalibrationConfig(activation_memory="1MB", saved_share=1.0))
+    )
+    held = held.settings
     assert held == full
     assert len({str(settings) for settings in (full, quick, rounded)}) == 3
 

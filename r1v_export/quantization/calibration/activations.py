@@ -48,14 +48,12 @@ class SavePolicy:
     """How much is written of activations that memory holds.
 
     Attributes:
-        share: of the quantized model's bytes, which all of a calibration writes at most.
+        share: of the quantized model's bytes, which all of a calibration writes at most, however long it takes.
         soonest_s: seconds within which no sample is saved twice, and before which nothing is saved.
-        latest_s: seconds within which every sample is saved, whatever the share allows.
     """
 
     share: float = 0.02
     soonest_s: float = 300.0
-    latest_s: float = 3600.0
 
     def allowed_bytes(self, share_bytes: float, held_bytes: int, seconds: float) -> float:
         """What may be written after a block.
@@ -65,11 +63,7 @@ class SavePolicy:
             held_bytes: of all samples' activations.
             seconds: that the block took.
         """
-        most, least = (
-            held_bytes * (min(1.0, seconds / within_s) if within_s else 1.0)
-            for within_s in (self.soonest_s, self.latest_s)
-        )
-        return max(min(share_bytes, most), least)
+        return min(share_bytes, held_bytes * (min(1.0, seconds / self.soonest_s) if self.soonest_s else 1.0))
 
 
 SAVED_BY_DEFAULT = SavePolicy()
@@ -146,7 +140,7 @@ class Activations:
         else:
             self._write(sample, self.block + 1, tensor)
 
-    def advance(self, share_bytes: float = 0.0, *, is_last: bool = False) -> None:
+    def advance(self, share_bytes: float = math.inf, *, is_last: bool = False) -> None:
         """Go on to the next block, for which every sample has been put, and save what is due.
 
         Args:

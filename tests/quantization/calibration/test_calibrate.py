@@ -46,9 +46,9 @@ from tests.quantization.calibration_cases import (
 )
 
 PROPAGATED = load_recipe("int4-gptq").model_copy(update={"propagate_error": True})
-SAVED_ALWAYS = SavePolicy(latest_s=0.0, soonest_s=0.0)
-SAVED_NEVER = SavePolicy(latest_s=math.inf, soonest_s=math.inf)
-SAVED_IN_TURN = SavePolicy(share=0.2, latest_s=math.inf, soonest_s=0.0)
+SAVED_ALWAYS = SavePolicy(share=1e9, soonest_s=0.0)
+SAVED_NEVER = SavePolicy(soonest_s=math.inf)
+SAVED_IN_TURN = SavePolicy(share=0.2, soonest_s=0.0)
 RECIPES = {"fp8-kv": KV_RECIPE, "int4-awq": AWQ_RECIPE, "int4-gptq, propagated": PROPAGATED}
 
 
