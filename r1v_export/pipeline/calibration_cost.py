@@ -102,7 +102,7 @@ class CalibrationCost:
     def seconds(self, rates: Rates) -> float:
         """Roughly how long it takes."""
         forward = sum(self._forward_s(index, rates) for index in range(self.plan.last_collected + 1))
-        quantizing = _quantizing_s(self.plan, rates)
+        quantizing = _quantizing_s(self.plan, rates, self.matmul)
         ran = self.plan.blocks[: self.plan.last_collected + 1]
         outputs = [_FLOAT_BYTES * self._outputs(block) for block in ran]
         written = sum(max(0, count - self.activation_memory_bytes) for count in outputs) / WRITE_BYTES_PER_S
@@ -176,9 +176,9 @@ def forward_seconds(
     )
 
 
-def _quantizing_s(plan: CalibrationPlan, rates: Rates) -> float:
+def _quantizing_s(plan: CalibrationPlan, rates: Rates, matmul: Matmul = "float32") -> float:
     shapes, groups = linear_shapes(plan.spec), [group for block in plan.blocks for group in block.groups]
-    return sum(quantizing_s(group, plan.calibrated, shapes, rates) for group in groups)
+    return sum(quantizing_s(group, plan.calibrated, shapes, rates, matmul) for group in groups)
 
 
 def given_seconds(checkpoint: Checkpoint, recipe: Recipe | None, size_bytes: int) -> float:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from r1v_export.config import Matmul
 from r1v_export.pipeline.rates import Rates
 from r1v_export.quantization.algorithms.awq import SEARCH_ROWS
 from r1v_export.quantization.algorithms.clipping import SHRINKS
+from r1v_export.quantization.algorithms.gptq import BLOCK
 from r1v_export.quantization.groups import LinearGroup
 from r1v_export.quantization.recipe import Awq, Gptq, Imported, RoundToNearest, Scheme, SmoothQuant
 
@@ -32,22 +34,28 @@ _PACKING_PASSES = 1
 
 
 def quantizing_s(
-    group: LinearGroup, schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, int]], rates: Rates
+    group: LinearGroup,
+    schemes: Mapping[str, Scheme],
+    shapes: Mapping[str, tuple[int, int]],
+    rates: Rates,
+    matmul: Matmul = "float32",
 ) -> float:
     """Seconds in which the linears that read one tensor are quantized.
 
     Args:
         schemes: of the linears of which a calibration finds anything.
         shapes: [O, I] of every linear.
+        matmul: what GPTQ and clipping by outputs round the operands of their large products to; all else is float32.
     """
     quantized = [linear for linear in group.linears if linear in schemes]
     flops = _shared_flops(group, [schemes[linear] for linear in quantized], sum(shapes[x][0] for x in group.linears))
     seconds = flops / rates.flops("float32")
     for linear in quantized:
         out_features, in_features = shapes[linear]
-        flops, passes = _of_each_weight(schemes[linear], in_features)
+        products, within, passes = _of_each_weight(schemes[linear], in_features)
+        multiplied = products / rates.flops(matmul) + within / rates.flops("float32")
         rounded = rates.rounded(schemes[linear].weights.type)
-        seconds += out_features * in_features * (flops / rates.flops("float32") + passes / rounded)
+        seconds += out_features * in_features * (multiplied + passes / rounded)
     return seconds
 
 
@@ -62,18 +70,19 @@ def _shared_flops(group: LinearGroup, schemes: list[Scheme], out_features: int) 
     return flops
 
 
-def _of_each_weight(scheme: Scheme, in_features: int) -> tuple[float, float]:
-    """Operations in products for each weight, and passes over it."""
-    weights, flops, passes = scheme.weights, 0.0, 0.0
+def _of_each_weight(scheme: Scheme, in_features: int) -> tuple[float, float, float]:
+    """Operations for each weight in products that `matmul` rounds, and in others, and passes over it."""
+    weights, products, passes = scheme.weights, 0.0, 0.0
     if isinstance(weights, Awq | Gptq | RoundToNearest) and weights.clip:
         passes += len(SHRINKS) * _SHRINK_PASSES
         if isinstance(weights, Awq | Gptq):
-            flops += len(SHRINKS) * 2 * (weights.group_size or in_features / 2)
+            products += len(SHRINKS) * 2 * (weights.group_size or in_features / 2)
     if isinstance(weights, Gptq):
-        return flops + in_features, passes + _GPTQ_PASSES
+        within = min(BLOCK, in_features)  # a column's error reaches those of its own block in float32
+        return products + in_features - within, within, passes + _GPTQ_PASSES
     if isinstance(weights, Imported):
-        return flops, _IMPORTED_PASSES
-    return flops, passes + (_SMOOTHQUANT_PASSES if isinstance(weights, SmoothQuant) else _SCALE_PASSES)
+        return products, 0.0, _IMPORTED_PASSES
+    return products, 0.0, passes + (_SMOOTHQUANT_PASSES if isinstance(weights, SmoothQuant) else _SCALE_PASSES)
 
 
 def decoding_passes(scheme: Scheme) -> float:
