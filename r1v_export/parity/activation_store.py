@@ -20,7 +20,7 @@ class ActivationStore:
         self.folder, self.limit_bytes = folder, limit_bytes
         self._held: dict[Hashable, np.ndarray] = {}
         self._files: dict[Hashable, Path] = {}
-        self._held_bytes = 0
+        self._held_bytes = self._written = 0
 
     def put(self, key: Hashable, array: np.ndarray) -> None:
         """Keep an array [...] under a key."""
@@ -29,10 +29,14 @@ class ActivationStore:
         if self._held_bytes + array.nbytes <= self.limit_bytes:
             self._held[key] = array
             self._held_bytes += array.nbytes
+            if (path := self._files.pop(key, None)) is not None:
+                path.unlink()
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._files.setdefault(key, self.folder / f"{len(self._files)}.npy")
-        np.save(path, array)
+        if key not in self._files:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._files[key] = self.folder / f"{self._written}.npy"
+            self._written += 1
+        np.save(self._files[key], array)
 
     def get(self, key: Hashable) -> np.ndarray:
         """The latest array [...] of a key.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,10 +11,11 @@ from typing import Literal
 from r1v_export.bundle import ENGINES, GRAPHS, Bundle
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.locate_checkpoint import open_source
-from r1v_export.config import Device, GateMode, ParityConfig
+from r1v_export.config import BuildConfig, Device, GateMode, ParityConfig
 from r1v_export.count import Count
-from r1v_export.errors import UsageError
+from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.gpus import require_device
+from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.comparison import check
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.options import PAIRS
@@ -22,7 +23,7 @@ from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import BundleFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
-from r1v_export.pipeline.estimate import GateWork, gate_s
+from r1v_export.pipeline.estimate import GateWork, free_bytes, gate_s
 from r1v_export.pipeline.image_gate import compare_images
 from r1v_export.pipeline.parity_gate import (
     GateRun,
@@ -30,6 +31,7 @@ from r1v_export.pipeline.parity_gate import (
     candidate_endpoint,
     check_options,
     choose_gate,
+    gate_memory_of,
     gate_names,
     reference_endpoint,
     require_calibrated_scales,
@@ -37,9 +39,9 @@ from r1v_export.pipeline.parity_gate import (
 from r1v_export.pipeline.prompt_gate import compare_prompts, encoder_of
 from r1v_export.pipeline.rates import measured_flops
 from r1v_export.pipeline.report_provenance import of_check
-from r1v_export.progress import Progress, ProgressCallback, duration
+from r1v_export.progress import Progress, ProgressCallback, duration, size
 from r1v_export.quantization.artifact.documents import read_recipe
-from r1v_export.quantization.recipe import Recipe, resolve
+from r1v_export.quantization.recipe import Recipe, Scheme, resolve
 from r1v_export.targets import registry
 from r1v_export.targets.images import AUTO, ImageEncoder, choose, encoders_here
 from r1v_export.targets.prompts import PromptPart, choose_prompts, prompt_part, prompting_target
@@ -228,20 +230,37 @@ def _streams(bundles: Sequence[Bundle], asked: Questions, target: str, device: D
     are where one has to be, so that their numbers can be compared.
 
     Raises:
-        CapabilityError: as `choose_gate`.
+        CapabilityError: as `choose_gate`; or the disk does not hold the activations of so many questions.
     """
 
-    def choose(bundle: Bundle, gate: GateMode) -> str:
+    def planned(bundle: Bundle, gate: GateMode) -> tuple[BuildConfig, str, ModelSpec, Mapping[str, Scheme]]:
         parity = asked.parity.model_copy(update={"gate": gate})
         config = bundle.config.model_copy(update={"parity": parity, "device": device})
         recipe, name = _recipe(bundle), target if bundle is bundles[0] else bundle.target(None)
-        return choose_gate(config, name, bundle.spec, resolve(recipe, bundle.spec) if recipe else {})
+        return config, name, bundle.spec, resolve(recipe, bundle.spec) if recipe else {}
 
-    streamed = "streamed" in [choose(bundle, asked.parity.gate) for bundle in bundles]
+    streamed = "streamed" in [choose_gate(*planned(bundle, asked.parity.gate)) for bundle in bundles]
     if streamed:
         for bundle in bundles:
-            choose(bundle, "streamed")
+            choose_gate(*planned(bundle, "streamed"))
+        _require_disk(max(gate_memory_of(*planned(bundle, "streamed")).spilled for bundle in bundles))
     return streamed
+
+
+def _require_disk(spilled_bytes: int) -> None:
+    """
+    Raises:
+        CapabilityError: the folder for temporary files has not so much room.
+    """
+    folder = Path(tempfile.gettempdir())
+    if spilled_bytes and (free := free_bytes(folder)) < spilled_bytes:
+        raise CapabilityError(
+            "The disk is too small for what so many questions bring from block to block.",
+            where=folder,
+            expected=f"{size(spilled_bytes)} free",
+            found=f"{size(free)} free",
+            fix="ask fewer questions, or set TMPDIR to a folder on a larger disk",
+        )
 
 
 def _announce(

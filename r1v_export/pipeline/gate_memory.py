@@ -31,10 +31,11 @@ _SAMPLES_TOGETHER = 16
 
 @dataclass(frozen=True)
 class GateMemory:
-    """Bytes that each kind of gate takes."""
+    """Bytes that each kind of gate takes, and bytes of the disk of a streamed one."""
 
     whole: int
     streamed: int
+    spilled: int = 0
 
     def choose(self, wanted: GateMode, can_stream: bool, available: int | None = None) -> Literal["whole", "streamed"]:
         """`whole` or `streamed`: what is wanted, otherwise whole where it fits.
@@ -95,7 +96,8 @@ def gate_memory(spec: ModelSpec, schemes: Mapping[str, Scheme], parity: ParityCo
     shared = reference[LM_HEAD] if spec.language.tie_word_embeddings else 0
     whole = sum(reference.values()) - shared + engine + sum(counts[name] for name in quantized)
     streamed = StreamedMemory(spec, schemes, parity, held)
-    return GateMemory(whole=whole + _whole_activations(spec, parity) + PROCESS_BYTES, streamed=streamed.peak)
+    whole += _whole_activations(spec, parity) + PROCESS_BYTES
+    return GateMemory(whole=whole, streamed=streamed.peak, spilled=streamed.spilled)
 
 
 def _engine_bytes(names: Iterable[str], quantized: Mapping[str, Scheme], held: HeldWeights) -> dict[str, float]:

@@ -91,7 +91,8 @@ def _needs(job: Build, target: str) -> Needs:
 
     try:
         memory = gate_memory_of(job.config, target, job.checkpoint.spec, *job.possible_schemes)
-        return Needs(memory_bytes=getattr(memory, job.gate(target)))
+        kind = job.gate(target)
+        return Needs(getattr(memory, kind), scratch_bytes=memory.spilled if kind == "streamed" else 0)
     except CapabilityError as error:
         return Needs(obstacle=error)
 

@@ -15,6 +15,7 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.checkpoint.names import EMBED_TOKENS
 from r1v_export.config import BuildConfig, Compute, Device
 from r1v_export.cpus import thread_count
+from r1v_export.files import explain_full_disk
 from r1v_export.gpus import require_device
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.boundaries import BatchShares
@@ -138,7 +139,7 @@ def gate_memory_of(config: BuildConfig, target: str, spec: ModelSpec, *schemes: 
     """What the gates of a target's engine hold in memory, at most, with any of some schemes."""
     held = HeldWeights.of(config, target, spec)
     found = [gate_memory(spec, each, config.parity, held) for each in schemes]
-    return GateMemory(max(memory.whole for memory in found), max(memory.streamed for memory in found))
+    return GateMemory(*(max(getattr(memory, name) for memory in found) for name in ("whole", "streamed", "spilled")))
 
 
 @dataclass(frozen=True)
@@ -243,15 +244,16 @@ class GateRun:
         share = 1.0 - 1.0 / (len(gates) + 2) if replies else 1.0
         part = subrange(on_progress, 0.0, share)
         try:
-            reports = check_streamed(
-                compared,
-                candidate,
-                samples,
-                work,
-                part,
-                same_embeddings=same_embeddings,
-                tower_share=_tower_share(spec, samples, gates, same_embeddings),
-            )
+            with explain_full_disk(work):
+                reports = check_streamed(
+                    compared,
+                    candidate,
+                    samples,
+                    work,
+                    part,
+                    same_embeddings=same_embeddings,
+                    tower_share=_tower_share(spec, samples, gates, same_embeddings),
+                )
         finally:
             shutil.rmtree(work, ignore_errors=True)
         facts = score_texts_by_blocks(references[0], replies, subrange(on_progress, share, 1.0))

@@ -155,19 +155,36 @@ class StreamedMemory:
         # `OnnxRuntimeBlocks` opens a head of 16 bits without layouts.
         return _HALF_BYTES * block.values + (0 if name == "head" else _FLOAT_BYTES * block.matrix)
 
+    @property
+    def spilled(self) -> int:
+        """Bytes of the disk that activations take which memory does not hold. One of them may not fit where there is
+        room for nearly all of it."""
+        most = 0
+        for name in self.blocks:
+            kept, one = self._brought(name)
+            if name == "projector":  # the engine's outputs join the features that are yet to be projected
+                features, _ = self._brought("vision_block")
+                kept += features
+            most = max(most, kept - ACTIVATION_MEMORY_BYTES + one if kept > ACTIVATION_MEMORY_BYTES else 0)
+        return most
+
     def _kept(self, name: str) -> int:
-        """What samples bring to a block of a name and away from it, of every engine."""
+        """What memory holds of what samples bring to a block."""
+        return min(ACTIVATION_MEMORY_BYTES, self._brought(name)[0])
+
+    def _brought(self, name: str) -> tuple[int, int]:
+        """Bytes that samples bring to a block of a name and away from it, of every engine, and one sample of one."""
         language, questions = self.spec.language, self.parity.streamed_questions
         # Of the references, and of the engine on the inputs of each encoding one and on its own.
         encoders = len(self._encoding) + 1
         decoders = encoders + len(self._references)
         if name.startswith("vision"):
-            floats = encoders * questions * GENERATED_TILES * positions(self.spec) * self.spec.vision.hidden_size
+            chains, floats = encoders, GENERATED_TILES * positions(self.spec) * self.spec.vision.hidden_size
         elif name == "head":
-            floats = decoders * questions * self._logit_rows * language.vocab_size
+            chains, floats = decoders, self._logit_rows * language.vocab_size
         else:
-            floats = decoders * questions * question_tokens(self.spec) * language.hidden_size
-        return min(ACTIVATION_MEMORY_BYTES, _FLOAT_BYTES * floats)
+            chains, floats = decoders, question_tokens(self.spec) * language.hidden_size
+        return _FLOAT_BYTES * chains * questions * floats, _FLOAT_BYTES * floats
 
     @property
     def _logit_rows(self) -> int:

@@ -30,6 +30,17 @@ def test_memory_that_a_smaller_array_frees_is_used_again(tmp_path: Path) -> None
     assert not (tmp_path / "spilled").exists()
 
 
+def test_a_file_goes_when_its_key_is_held_again(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path, 100)
+    for key in ("a", "b"):
+        store.put(key, np.zeros(100, dtype=np.float32))
+    store.put("a", np.zeros(20, dtype=np.float32))
+    assert len(list(tmp_path.iterdir())) == 1
+    store.put("c", np.ones(100, dtype=np.float32))
+    assert not store.get("b").any()
+    assert store.get("c").all()
+
+
 def test_an_unknown_key_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         ActivationStore(tmp_path, 100).get("nothing")

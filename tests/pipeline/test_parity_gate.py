@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import pytest
 
 from r1v_export.bundle import Bundle
@@ -15,11 +17,12 @@ from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cli import main
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig, Precision
 from r1v_export.errors import CapabilityError
+from r1v_export.parity.activation_store import ActivationStore
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.report import read_report
 from r1v_export.parity.schema import BoundaryResult
 from r1v_export.pipeline import parity_gate
-from r1v_export.pipeline.build import build
+from r1v_export.pipeline.build import build, plan
 from r1v_export.pipeline.calibration import open_artifact
 from r1v_export.pipeline.parity_gate import (
     GateRun,
@@ -219,3 +222,46 @@ def test_the_stages_of_a_check_are_counted_before_the_first_begins(
     counted = re.findall(r"^\[(\d)/(\d)\]", capsys.readouterr().err, re.MULTILINE)
     stages = 4 if gate == "whole" else 3
     assert counted == [(str(number), str(stages)) for number in range(1, stages + 1)]
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 4_000_000])
+def test_what_many_questions_spill_is_what_is_planned(
+    limit_bytes: int, tiny_quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, checkpoint = Bundle.open(tiny_quantized), Checkpoint.open(tiny_quantized.parent / "model")
+    for module in ("parity.streamed", "pipeline.streamed_gate_memory"):
+        monkeypatch.setattr(f"r1v_export.{module}.ACTIVATION_MEMORY_BYTES", limit_bytes)
+    put, taken = ActivationStore.put, []
+
+    def weighed(store: ActivationStore, key: Hashable, array: np.ndarray) -> None:
+        put(store, key, array)
+        taken.append(sum(path.stat().st_size for path in store.folder.glob("*.npy")))
+
+    monkeypatch.setattr(ActivationStore, "put", weighed)
+    run = GateRun(tiny_quantized, "hf-unified", checkpoint, open_artifact(tiny_quantized, checkpoint), "cpu")
+    options = CheckOptions("int4", compute="float16", max_new_tokens=4)
+    gates = [replace(options, gate=gate) for gate in gate_names(run.artifact.recipe, options.own_weights)]
+    run.streamed(GeneratedQuestions(checkpoint, 12), gates, tmp_path / "work", ignore_progress)
+    parity = ParityConfig(streamed_questions=12, streamed_reply_tokens=4)
+    config = bundle.config.model_copy(update={"parity": parity})
+    schemes = resolve(load_recipe("int4-rtn"), bundle.spec)
+    assert 0 < max(taken) <= gate_memory_of(config, "hf-unified", bundle.spec, schemes).spilled <= 4 * max(taken)
+
+
+def test_a_disk_too_small_for_so_many_questions_is_refused_before_any_is_asked(
+    tiny_quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("r1v_export.pipeline.streamed_gate_memory.ACTIVATION_MEMORY_BYTES", 10**6)
+    monkeypatch.setattr("r1v_export.pipeline.check.free_bytes", lambda folder: 10**6)
+    command = ["check", str(tiny_quantized), "--model", str(tiny_quantized.parent / "model"), "--gate", "streamed"]
+    assert main.run([*command, "--questions", "200", "--target", "hf-unified"]) == 4
+    said = capsys.readouterr()
+    assert "disk is too small for what so many questions bring" in said.err
+    assert "TMPDIR" in said.err
+    assert not said.out
+    parity = ParityConfig(gate="streamed", streamed_questions=200)
+    config = BuildConfig(model=str(tiny_quantized.parent / "model"), parity=parity)
+    (gate,) = (stage for stage in plan(config, tmp_path / "out") if stage.name == "onnxruntime-parity")
+    assert gate.scratch_bytes > 10**6
+    few = config.model_copy(update={"parity": ParityConfig(gate="streamed", streamed_questions=1)})
+    assert plan(few, tmp_path / "out")[-1].scratch_bytes < gate.scratch_bytes / 100
