@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ from r1v_export.quantization.artifact.artifact import Artifact
 from r1v_export.quantization.artifact.documents import RECIPE, STATS, read_recipe, read_stats
 from r1v_export.quantization.artifact.documents import require_origin as require_artifact_origin
 from r1v_export.quantization.artifact.qweight_places import placed_files
-from r1v_export.quantization.calibration.activations import SavePolicy
+from r1v_export.quantization.calibration.activations import SAVED_BY_DEFAULT
 from r1v_export.quantization.calibration.blockwise_runner import CalibrationOptions
 from r1v_export.quantization.calibration.dataset import CalibrationSet, Shard, prepare
 from r1v_export.quantization.calibration.matmul_precision import choose_matmul
@@ -221,7 +222,7 @@ def calibration_options(
         device=config.device,
         matmul=choose_matmul(config.calibration.matmul_precision, checkpoint, config.device),
         activation_memory_bytes=activation_memory_bytes(config),
-        saving=SavePolicy(share=config.calibration.saved_share / config.calibration.shards),
+        saving=replace(SAVED_BY_DEFAULT, share=config.calibration.saved_share / config.calibration.shards),
         resume_folder=resume_folder,
         places=qweight_places(config),
         on_progress=on_progress,

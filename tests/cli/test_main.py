@@ -28,8 +28,8 @@ HEAVY = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxruntime", "PIL", 
 
 OPTIONS = {
     "build": "MODEL --precision --target --output --config --recipe --calib --samples --effort "
-    "--matmul-precision --activation-memory --saved-share --budget --calibrated --revision --offline --device --image-policy "
-    "--sm --tp --pp --int4-inputs --link-weights --no-parity --gate --dry-run --print-config --force "
+    "--matmul-precision --activation-memory --saved-share --budget --calibrated --revision --offline --device "
+    "--image-policy --sm --tp --pp --int4-inputs --link-weights --no-parity --gate --dry-run --print-config --force "
     "--shards --ray --threads",
     "init": "FILE",
     "engine": "BUNDLE --output --workers --program --print-command",

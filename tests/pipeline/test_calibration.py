@@ -10,11 +10,13 @@ import pytest
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.config import BuildConfig, CalibrationConfig
 from r1v_export.errors import UsageError
-from r1v_export.pipeline.calibration import calibration_set, chosen_recipe, data_digest
+from r1v_export.pipeline.calibration import calibration_options, calibration_set, chosen_recipe, data_digest
 from r1v_export.pipeline.calibration_samples import calibration_examples
 from r1v_export.pipeline.provenance import PACKAGE
 from r1v_export.pipeline.sharded_calibration import calibrate as calibrate_here_or_in_shards
 from r1v_export.pipeline.stages import CALIBRATION_STAGE, Build
+from r1v_export.progress import ignore_progress
+from r1v_export.quantization.calibration.activations import SAVED_BY_DEFAULT
 from r1v_export.quantization.calibration.calibrate import calibrate
 from r1v_export.quantization.calibration.shards import collect_shard
 from r1v_export.quantization.recipe import load
@@ -80,3 +82,10 @@ def test_a_recipe_that_cannot_be_split_is_refused_before_any_work(tmp_path: Path
     with pytest.raises(UsageError, match="propagate_error") as caught:
         chosen_recipe(whole.model_copy(update={"calibration": CalibrationConfig(shards=2)}))
     assert caught.value.found == "2 shards"
+
+
+def test_shards_together_save_no_more_than_one_calibration() -> None:
+    for shards, share in ((1, 0.5), (2, 0.25)):
+        config = BuildConfig(precision="fp8", calibration=CalibrationConfig(saved_share=0.5, shards=shards))
+        saving = calibration_options(config, Checkpoint.open(), None, ignore_progress).saving
+        assert (saving.share, saving.soonest_s) == (share, SAVED_BY_DEFAULT.soonest_s)

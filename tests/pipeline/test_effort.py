@@ -55,3 +55,6 @@ def test_the_command_repeats_what_was_said() -> None:
     command = BuildConfig(precision="fp8", calibration=calibration).command
     assert "--effort quick --samples 9 --matmul-precision float32 --activation-memory 2GB" in command
     assert "--effort" not in BuildConfig(precision="fp8").command
+    for share in (0.0, 0.5):
+        calibration = CalibrationConfig(saved_share=share)
+        assert f"--saved-share {share}" in BuildConfig(precision="fp8", calibration=calibration).command

@@ -190,6 +190,7 @@ def test_r1v_nano_compressed_by_compressed_tensors_passes_its_gates_and_answers_
         ({"shards": 2}, "--shards 2"),
         ({"matmul_precision": "float32"}, "--matmul-precision float32"),
         ({"activation_memory": "1GB"}, "--activation-memory 1GB"),
+        ({"saved_share": 0.5}, "--saved-share 0.5"),
         ({"artifact": "calibration"}, "--calibrated calibration"),
     ],
 )
