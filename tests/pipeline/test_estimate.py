@@ -128,10 +128,11 @@ def test_a_dry_run_prints_the_plan_and_then_what_this_machine_lacks(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(80 << 20))
     monkeypatch.setattr("r1v_export.cli.build._LARGE_BYTES", 0)
     command = ["build", tiny_config.model, "--precision", "fp8", "-o", str(tmp_path / "out"), "--dry-run"]
-    assert run([*command, "--activation-memory", "1GB"]) == 4
+    command += ["--activation-memory", "1B"]
+    assert run(command) == 4
     printed = capsys.readouterr()
     row = next(line for line in printed.out.splitlines() if "impossible here" in line)
-    assert row.split()[0] == "calibration"  # its activations have no room
+    assert row.split()[0] == "calibration"  # its activations have no room, in memory nor on the disk
     assert "all" in printed.out
     assert re.search(r"While it runs, up to \d+\.\d MB of disk are taken; 83\.9 MB are free there\.", printed.out)
     assert "disk is too small" in printed.err
