@@ -280,8 +280,8 @@ class OpenCacheDecoder(Decoder, Protocol):
     """A decoder whose cache lies in this process's memory, for others to write into."""
 
     def cache_tensors(self) -> Sequence[np.ndarray]:
-        """The cache itself: an array [batch, kv_heads, capacity, head_dim] of each pair of `cache_pairs`, in order,
-        float32; until the next `resize`."""
+        """The cache itself: an array [batch, kv_heads, slots, head_dim] of each pair of `cache_pairs`, in order,
+        float32, of `capacity` slots or more; until the next `resize`, before which nobody else may hold them."""
         ...
 
 

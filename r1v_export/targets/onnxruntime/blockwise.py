@@ -21,7 +21,8 @@ from r1v_export import contract
 from r1v_export.config import Device
 from r1v_export.errors import BundleError
 from r1v_export.model_spec import ModelSpec
-from r1v_export.targets.onnxruntime.runtime.engine import BoundRun, CacheBuffer, in_tile_groups
+from r1v_export.targets.onnxruntime.runtime.cache import CacheBuffer
+from r1v_export.targets.onnxruntime.runtime.engine import BoundRun, cache_dtype, in_tile_groups
 from r1v_export.targets.onnxruntime.runtime.run import ELEMENT_TYPES, run_graph
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 
@@ -96,9 +97,11 @@ class OnnxRuntimeBlocks:
     ) -> RunWithCache:
         """Compute one sequence with a cache of its own, updated in place."""
         sizes, dtype = self.sizes, ELEMENT_TYPES[session.get_inputs()[0].type]
-        shape = (1, sizes.kv_heads, capacity, sizes.head_dim)
-        buffers = [ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self.device) for _ in pairs]
-        kept = [CacheBuffer(*pair, shape, buffer.data_ptr()) for pair, buffer in zip(pairs, buffers, strict=True)]
+        shape, cached = (1, sizes.kv_heads, capacity, sizes.head_dim), cache_dtype(session, pairs[0][0])
+        buffers = [ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, cached), self.device) for _ in pairs]
+        kept = [
+            CacheBuffer(*pair, shape, buffer.data_ptr(), cached) for pair, buffer in zip(pairs, buffers, strict=True)
+        ]
 
         def run(hidden_1SE: np.ndarray, start: int) -> np.ndarray:
             assert buffers, "what is bound by its address is kept here"

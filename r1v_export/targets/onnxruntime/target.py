@@ -139,7 +139,8 @@ class OnnxRuntimeTarget(Target):
         from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
         finished = (bundle / MANIFEST).is_file()  # a gate opens what is still being built, once
-        return OnnxRuntimeEngine(engine, bundle, spec.sizes, device, keep=finished)
+        positions = spec.language.max_position_embeddings
+        return OnnxRuntimeEngine(engine, bundle, spec.sizes, device, keep=finished, positions=positions)
 
     def open_blocks(self, engine: Path, spec: ModelSpec, device: Device) -> OnnxRuntimeBlocks:
         bundle = self._bundle_of(engine, device)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,11 +15,12 @@ from r1v_export import contract
 from r1v_export.config import Device
 from r1v_export.contract import CacheLimits, Sizes
 from r1v_export.targets.onnxruntime.runtime import weights_memory
+from r1v_export.targets.onnxruntime.runtime.cache import CacheBuffer, open_cache
 from r1v_export.targets.onnxruntime.runtime.embedding_table import EmbeddingTable, find_table
-from r1v_export.targets.onnxruntime.runtime.run import ELEMENT_TYPES, naming, refusing_overflow, run_graph
+from r1v_export.targets.onnxruntime.runtime.run import CACHE_TYPES, ELEMENT_TYPES, naming, refusing_overflow, run_graph
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.runtime.vision_blocks import with_vision_blocks
-from r1v_export.targets.onnxruntime.session_options import EMBED_THREADS, TOKENS_AT_ONCE
+from r1v_export.targets.onnxruntime.session_options import EMBED_THREADS, STOPS_AT_LENGTH, TOKENS_AT_ONCE
 
 if TYPE_CHECKING:
     from r1v_export.contract import Run
@@ -42,6 +43,7 @@ class OnnxRuntimeEngine:
         threads: that one operator may use on the CPU; `cpus.thread_count()` if None.
         gpu: which one of several encodes images; the decoder is on the first.
         keep: keep on disk what is made of many 4-bit weights, for the next process, see `optimized_graphs`.
+        positions: of the model; None if not known, see `OnnxRuntimeDecoder`.
     """
 
     name = "onnxruntime"
@@ -55,7 +57,9 @@ class OnnxRuntimeEngine:
         threads: int | None = None,
         gpu: int = 0,
         keep: bool = False,
+        positions: int | None = None,
     ) -> None:
+        self.positions = positions
         self.folder, self.weights_root, self.sizes = folder, weights_root, sizes
         self.device, self.threads, self.gpu, self.keep = device, threads, gpu, keep
         self._settling = weights_memory.Settling(0)
@@ -85,10 +89,11 @@ class OnnxRuntimeEngine:
 
     def decoder(self, batch: int, capacity: int) -> OnnxRuntimeDecoder:
         session = self._decoder  # before what opening it has noted
-        return OnnxRuntimeDecoder(session, self.sizes, batch, capacity, self.device, self._settling.begin)
+        begin = self._settling.begin
+        return OnnxRuntimeDecoder(session, self.sizes, batch, capacity, self.device, begin, self.positions)
 
     def cache_limits(self) -> CacheLimits:
-        sizes, dtype = self.sizes, ELEMENT_TYPES[self._decoder.get_inputs()[0].type]
+        sizes, dtype = self.sizes, cache_dtype(self._decoder, contract.past_key(0))
         return CacheLimits(2 * sizes.layers * sizes.kv_heads * sizes.head_dim * dtype.itemsize)
 
     @cached_property
@@ -148,7 +153,7 @@ def _run(graph: str, session: ort.InferenceSession, *arrays: np.ndarray) -> np.n
 class OnnxRuntimeDecoder:
     """The decoder graph with a key-value cache that no step copies.
 
-    Past and present of each layer are bound to one buffer [batch, kv_heads, capacity, head_dim], which ONNX Runtime
+    Past and present of each layer are bound to one buffer [batch, kv_heads, slots, head_dim], which ONNX Runtime
     updates in place. One new token per row is a single run, bound once for the same rows. Several new tokens (a prompt)
     run row by row, each on its own part of the buffers and without its padding: GroupQueryAttention takes several
     tokens behind a filled cache for one row only, and computing padding would cost more than batching gains.
@@ -160,6 +165,8 @@ class OnnxRuntimeDecoder:
         capacity: slots of each.
         device: "cpu" or "cuda".
         on_decoding: called before each step of one new token per row.
+        positions: of the model: with them, a cache of a graph whose attention stops at each row's length grows without
+            being copied.
     """
 
     def __init__(
@@ -170,14 +177,13 @@ class OnnxRuntimeDecoder:
         capacity: int,
         device: Device,
         on_decoding: Callable[[], None] = lambda: None,
+        positions: int | None = None,
     ) -> None:
         self.session, self.sizes, self.batch, self.capacity, self.device = session, sizes, batch, capacity, device
         self.on_decoding = on_decoding
         self.dtype = ELEMENT_TYPES[session.get_inputs()[0].type]
-        self._arrays: dict[tuple[str, str], np.ndarray] = {}
-        self.cache: dict[tuple[str, str], ort.OrtValue] = {}
-        for pair in contract.cache_pairs(sizes.layers):
-            self._allocate(pair)
+        cached = cache_dtype(session, contract.past_key(0))
+        self.cache = open_cache(sizes, cached, device, batch, capacity, _most_slots(session, positions))
         self._runs: OrderedDict[tuple[int, int, int, int], BoundRun] = OrderedDict()
         """The latest runs with logits of each token, as steps that decode have them, by the arguments of `_bound`."""
 
@@ -209,50 +215,18 @@ class OnnxRuntimeDecoder:
 
     def cache_tensors(self) -> Sequence[np.ndarray]:
         """Of a decoder on the CPU, see `contract.OpenCacheDecoder`."""
-        return list(self._arrays.values())
+        return self.cache.contents()
 
     def copy_row(self, source: int, target: int, length: int) -> None:
-        for pair in self.cache:
-            cache_BKCD = self._content(pair)
-            cache_BKCD[target, :, :length] = cache_BKCD[source, :, :length]
-            self._store(pair, cache_BKCD)
+        self.cache.copy_row(source, target, length)
 
     def swap_rows(self, a: int, b: int, length: int) -> None:
-        for pair in self.cache:
-            cache_BKCD = self._content(pair)
-            cache_BKCD[[a, b], :, :length] = cache_BKCD[[b, a], :, :length]
-            self._store(pair, cache_BKCD)
+        self.cache.swap_rows(a, b, length)
 
     def resize(self, batch: int, capacity: int, lengths: np.ndarray) -> None:
-        kept = min(batch, self.batch)
         self.batch, self.capacity = batch, capacity
         self._runs.clear()
-        for pair in self.cache:
-            # One tensor after the other, so that little is there twice.
-            old_BKCD = self._content(pair)
-            self._allocate(pair)
-            new_BKCD = self._content(pair)
-            for row, length in enumerate(lengths[:kept]):
-                new_BKCD[row, :, :length] = old_BKCD[row, :, :length]
-            self._store(pair, new_BKCD)
-
-    def _allocate(self, pair: tuple[str, str]) -> None:
-        """Make a tensor of the cache anew, of zeros."""
-        shape = (self.batch, self.sizes.kv_heads, self.capacity, self.sizes.head_dim)
-        zeros_BKCD = np.zeros(shape, self.dtype)
-        self.cache[pair] = ort.OrtValue.ortvalue_from_numpy(zeros_BKCD, self.device)
-        if self.device == "cpu":
-            self._arrays[pair] = zeros_BKCD  # The same memory.
-
-    def _content(self, pair: tuple[str, str]) -> np.ndarray:
-        """A tensor of the cache [batch, kv_heads, capacity, head_dim]: itself on the CPU, a copy of a GPU's."""
-        content: np.ndarray = self._arrays[pair] if self.device == "cpu" else self.cache[pair].numpy()
-        return content
-
-    def _store(self, pair: tuple[str, str], content_BKCD: np.ndarray) -> None:
-        """Put a changed copy back."""
-        if self.device != "cpu":
-            self.cache[pair].update_inplace(content_BKCD)
+        self.cache.resize(batch, capacity, lengths.tolist())
 
     def _bound(self, first_row: int, rows: int, seq: int, positions: int) -> BoundRun:
         """A run with fixed shapes; those that decode are kept, as the next ones are mostly the same."""
@@ -282,23 +256,19 @@ class OnnxRuntimeDecoder:
             contract.LOGITS_INDEX: np.zeros((rows, positions), np.int64),
         }
         logits_BPV = np.zeros((rows, positions, sizes.vocab), self.dtype)
-        shape = (rows, sizes.kv_heads, self.capacity, sizes.head_dim)
-        row_bytes = sizes.kv_heads * self.capacity * sizes.head_dim * self.dtype.itemsize
-        cache = [
-            CacheBuffer(past, present, shape, buffer.data_ptr() + first_row * row_bytes)
-            for (past, present), buffer in self.cache.items()
-        ]
+        cache = self.cache.buffers(first_row, rows)
         return BoundRun(self.session, self.device, inputs, (contract.LOGITS, logits_BPV), cache)
 
 
-class CacheBuffer(NamedTuple):
-    """A past and a present tensor of the decoder in one place: the address of an array [rows, kv_heads, capacity,
-    head_dim]."""
+def cache_dtype(session: ort.InferenceSession, past: str) -> np.dtype[Any]:
+    """What a decoder graph, or a slice of it, has the tensor `past` of its cache in."""
+    return next(CACHE_TYPES[value.type] for value in session.get_inputs() if value.name == past)
 
-    past: str
-    present: str
-    shape: tuple[int, ...]
-    address: int
+
+def _most_slots(session: ort.InferenceSession, positions: int | None) -> int | None:
+    """Slots to have addresses for: as many as the model has positions, if unused ones take no time."""
+    stops_at_length = session.get_modelmeta().custom_metadata_map.get(STOPS_AT_LENGTH) == "1"
+    return positions if stops_at_length else None
 
 
 class BoundRun:
@@ -307,7 +277,7 @@ class BoundRun:
     Args:
         inputs: a buffer of each input that is no cache, in order.
         output: the name of the output that is no cache, and its buffer.
-        cache: updated in place; of the output's type.
+        cache: updated in place.
     """
 
     def __init__(
@@ -324,8 +294,8 @@ class BoundRun:
         self._output_value = ort.OrtValue.ortvalue_from_numpy(self._output)
         self._bind_inputs()
         self._binding.bind_ortvalue_output(name, self._output_value)
-        for past, present, shape, address in cache:
-            memory = (device, 0, self._output.dtype, shape, address)
+        for past, present, shape, address, dtype in cache:
+            memory = (device, 0, dtype, shape, address)
             self._binding.bind_input(past, *memory)
             self._binding.bind_output(present, *memory)
 

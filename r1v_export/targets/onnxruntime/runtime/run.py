@@ -18,6 +18,9 @@ ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
 }
 """What graphs may compute in here, by ONNX Runtime's name."""
 
+CACHE_TYPES: dict[str, np.dtype[Any]] = {**ELEMENT_TYPES, "tensor(int8)": np.dtype(np.int8)}
+"""What a decoder's cache may be in."""
+
 
 def run_graph(graph: str, session: ort.InferenceSession, *arrays: np.ndarray) -> list[np.ndarray]:
     """Every output of a graph, for its inputs in order.

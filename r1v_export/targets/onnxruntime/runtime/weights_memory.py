@@ -24,6 +24,8 @@ _SELF = Path("/proc/self")
 _HUGE_PAGE_BYTES = 2 << 20
 _MADV_COLLAPSE = 25
 """Of Linux 6.1 and later: bring a range into huge pages now, whatever the system's policy for other memory is."""
+_NO_HUGE_PAGES = "nh"
+"""Among a range's flags, see the kernel's Documentation/filesystems/proc.rst."""
 _LEAST_PRESENT = 0.9
 """Of a huge page's small ones that are in use: the others become memory that was not taken before."""
 _PRESENT_BIT, _ENTRY_BYTES = 63, 8
@@ -102,11 +104,20 @@ def _ranges_in_use() -> Iterator[tuple[int, int]]:
 
 
 def _anonymous() -> list[tuple[int, int]]:
-    """Begin and end of the heap and of writable private memory without a name."""
-    found = []
-    for line in (_SELF / "maps").read_text(encoding="utf-8", errors="replace").splitlines():
-        addresses, access, _, _, inode, *name = line.split(maxsplit=5)
-        if access.startswith("rw") and access.endswith("p") and inode == "0" and name in ([], ["[heap]"]):
-            start, end = (int(each, 16) for each in addresses.split("-"))
-            found.append((start, end))
+    """Begin and end of the heap and of writable private memory without a name, which may have huge pages.
+
+    A cache may not, and is a thousand times the addresses that have memory: what the page map says of it is not read.
+    """
+    found: list[tuple[int, int]] = []
+    candidate: tuple[int, int] | None = None
+    for line in (_SELF / "smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+        first, *others = line.split(maxsplit=5)
+        if first == "VmFlags:":
+            if candidate and _NO_HUGE_PAGES not in line.split():
+                found.append(candidate)
+        elif not first.endswith(":"):
+            access, _, _, inode, *name = others
+            wanted = access.startswith("rw") and access.endswith("p") and inode == "0" and name in ([], ["[heap]"])
+            start, end = (int(each, 16) for each in first.split("-"))
+            candidate = (start, end) if wanted else None
     return found

@@ -17,7 +17,7 @@ from r1v_export.targets.int4_inputs import Int4Inputs
 from r1v_export.targets.onnxruntime.cuda_kernels import require_kernels
 from r1v_export.targets.onnxruntime.head_file import HEAD_DATA
 from r1v_export.targets.onnxruntime.lower import lower
-from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
+from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS, STOPS_AT_LENGTH
 from r1v_export.targets.onnxruntime.write.int8_head import round_head
 from r1v_export.targets.shared_weights import point_weights_to
 
@@ -62,6 +62,8 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
         if name == contract.DECODER and device == "cpu" and int4_inputs == "int8":
             round_head(model, graphs.parent, out, location=f"{ENGINES}/{TARGET}/{HEAD_DATA}")
         model.metadata_props[INT4_INPUTS] = int4_inputs
+        if name == contract.DECODER and all(node.op_type != "TensorScatter" for node in model.graph):
+            model.metadata_props[STOPS_AT_LENGTH] = "1"
         ir.save(model, out / f"{name}.onnx")
 
 

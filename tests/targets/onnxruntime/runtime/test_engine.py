@@ -148,6 +148,10 @@ def test_logits_are_the_callers_to_keep(r1v):
     np.testing.assert_array_equal(first, kept)
 
 
+def addresses(decoder) -> list[int]:
+    return [tensor_BKCD.ctypes.data for tensor_BKCD in decoder.cache_tensors()]
+
+
 @pytest.mark.parametrize("graphs", ["lowered", "standard"])
 def test_the_cache_is_updated_in_place_and_never_copied(r1v, graphs, capfd, caplog):
     """ONNX Runtime warns on stderr when it copies a cache; and each step writes its slot and leaves all others."""
@@ -155,14 +159,14 @@ def test_the_cache_is_updated_in_place_and_never_copied(r1v, graphs, capfd, capl
     engine = r1v.open() if graphs == "lowered" else r1v.open_standard()
     decoder = engine.decoder(2, 16)
     cache = KVCache(decoder)
-    pointers = [value.data_ptr() for value in decoder.cache.values()]
+    pointers = addresses(decoder)
     prefill_into(cache, prompts(r1v.spec, [5, 3]))
-    before = [value.numpy().copy() for value in decoder.cache.values()]
+    before = [tensor_BKCD.copy() for tensor_BKCD in decoder.cache_tensors()]
     cache.append(normal(2, 1, r1v.spec.language.hidden_size), np.array([1, 1]))
-    for old, value in zip(before, decoder.cache.values(), strict=True):
-        changed = [sorted({slot for _, slot, _ in np.argwhere(row)}) for row in value.numpy() != old]
+    for old_BKCD, tensor_BKCD in zip(before, decoder.cache_tensors(), strict=True):
+        changed = [sorted({slot for _, slot, _ in np.argwhere(row)}) for row in tensor_BKCD != old_BKCD]
         assert changed == [[5], [3]]
-    assert [value.data_ptr() for value in decoder.cache.values()] == pointers
+    assert addresses(decoder) == pointers
     assert capfd.readouterr().err == ""
 
 
@@ -246,5 +250,20 @@ def test_a_row_among_others_computes_bit_for_bit_what_it_computes_alone(r1v):
 def test_an_engine_says_what_its_cache_takes(built):
     sizes, limits = built.spec.sizes, built.open().cache_limits()
     assert limits.slot_bytes == 2 * 4 * sizes.layers * sizes.kv_heads * sizes.head_dim
-    cache = built.open().decoder(2, 8).cache
-    assert sum(value.numpy().nbytes for value in cache.values()) == 2 * 8 * limits.slot_bytes
+    tensors = built.open_standard().decoder(2, 8).cache_tensors()
+    assert sum(tensor_BKCD.nbytes for tensor_BKCD in tensors) == 2 * 8 * limits.slot_bytes
+
+
+def test_a_cache_grows_to_all_positions_of_the_model_where_it_lies(r1v):
+    """The lowered graph's attention stops at each row's length, so that slots for later cost nothing."""
+    decoder = r1v.open().decoder(2, 16)
+    before = addresses(decoder)
+    decoder.resize(2, r1v.spec.language.max_position_embeddings, np.array([5, 3]))
+    assert addresses(decoder) == before
+
+
+def test_attention_that_computes_over_all_slots_is_given_those_that_are_asked_for(r1v):
+    decoder = r1v.open_standard().decoder(2, 16)
+    assert {tensor_BKCD.shape[2] for tensor_BKCD in decoder.cache_tensors()} == {16}
+    decoder.resize(2, 64, np.array([5, 3]))
+    assert {tensor_BKCD.shape[2] for tensor_BKCD in decoder.cache_tensors()} == {64}
