@@ -18,8 +18,8 @@ WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 INT4_INPUTS = "r1v.int4_inputs"
 """Metadata of an engine's graph: `OnnxRuntimeConfig.int4_inputs` of its build."""
 STOPS_AT_LENGTH = "r1v.attention_stops_at_length"
-"""Metadata of an engine's decoder graph: `1` where no layer reads or writes slots of the cache behind a row's length, so
-that a cache may have more than are asked for."""
+"""Metadata of an engine's decoder graph: `1` where no layer reads or writes slots of the cache behind a row's length,
+so that a cache may have more than are asked for."""
 _INT4_ARITHMETIC = "session.qdq_matmulnbits_accuracy_level"
 _ACCURACY_LEVELS = {"exact": "1", "int8": "4", "float32": "1"}
 """Of MatMulNBits. `float32` is how graphs of earlier versions have `exact`."""

@@ -5,6 +5,7 @@ Letters: B rows, K key-value heads, C slots, D head_dim.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import sys
 from collections.abc import Sequence
@@ -82,8 +83,6 @@ def _map(size_bytes: int) -> mmap.mmap:
     if sys.platform != "linux":
         return mmap.mmap(-1, size_bytes)
     mapping = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-    try:
+    with contextlib.suppress(OSError):  # a kernel without huge pages
         mapping.madvise(mmap.MADV_NOHUGEPAGE)
-    except OSError:  # a kernel without huge pages
-        pass
     return mapping

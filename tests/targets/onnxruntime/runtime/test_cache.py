@@ -46,8 +46,8 @@ def test_rows_keep_their_tokens_however_the_cache_changes(most_slots):
     assert_holds(cache, {0: (1, 3), 1: (0, 4)})
 
 
-def test_buffers_are_where_the_tensors_lie(most_slots=MOST):
-    cache = filled(most_slots)
+def test_buffers_are_where_the_tensors_lie():
+    cache = filled(MOST)
     for buffer, tensor_BKCD in zip(cache.buffers(1, 1), cache.contents(), strict=True):
         assert buffer.address == tensor_BKCD[1].ctypes.data
         assert buffer.shape == (1, *tensor_BKCD.shape[1:])
