@@ -41,12 +41,16 @@ class DecoderCache(Protocol):
         ...
 
     def copy_row(self, source: int, target: int, length: int) -> None:
-        """As `contract.Decoder` has it, and so are the other two."""
+        """Copy the first `length` slots of a row to another."""
         ...
 
-    def swap_rows(self, a: int, b: int, length: int) -> None: ...
+    def swap_rows(self, a: int, b: int, length: int) -> None:
+        """Exchange the first `length` slots of two rows."""
+        ...
 
-    def resize(self, batch: int, capacity: int, lengths: Sequence[int]) -> None: ...
+    def resize(self, batch: int, capacity: int, lengths: Sequence[int]) -> None:
+        """Have so many rows and slots; row b keeps its first `lengths[b]` slots."""
+        ...
 
 
 def open_cache(

@@ -28,7 +28,7 @@ class CacheMemory:
         shape: [B, K, C, D].
 
     Raises:
-        OSError: the system has no such range of addresses, as where it is told to back each with memory.
+        OSError: the system has no such range of addresses, as where it backs each with memory.
     """
 
     def __init__(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:

@@ -85,7 +85,7 @@ def test_where_the_system_has_no_addresses_for_all_positions_it_has_those_that_a
 
 def test_a_cache_that_something_looks_into_is_copied():
     cache = filled(MOST)
-    looked_at = cache.contents()
+    held = cache.contents()
     cache.resize(4, 64, [5, 3, 0, 0])
     assert_holds(cache, {0: (0, 5), 1: (1, 3)})
-    assert looked_at[0].shape[0] == 2
+    assert held[0].shape[0] == 2
