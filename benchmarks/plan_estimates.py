@@ -84,6 +84,7 @@ CASES = {
     "nano-fp8": Case("onnxruntime", "fp8", gate="whole"),
     "nano-int8-smoothquant": Case("onnxruntime", "int8-smoothquant", gate="whole"),
     "nano-int4-gptq": Case("hf-unified", "int4-gptq", gate="whole"),
+    "nano-int4-onnxruntime": Case("onnxruntime", "int4-gptq", gate="whole"),
     "nano-int4-awq": Case("hf-unified", "int4-awq", gate="streamed"),
     "nano-int4-rtn": Case("tensorrt-llm", "int4-rtn", gate="whole"),
     "slice-int4-rtn": Case("hf-unified", "int4-rtn", "slice", gate="streamed"),
