@@ -10,6 +10,11 @@ something on an idle machine only.
     python benchmarks/build_bytes.py [--layers 2 --layers 8 ...] [--target hf-unified ...] [--recipe int4-rtn]
     python benchmarks/build_bytes.py --preset internvl3-1b --layers 8 --recipe int4-gptq --samples 8 --weights random
 
+What a calibration saves for a killed one, within its share of the model and without a bound, at half the width:
+
+    python benchmarks/build_bytes.py --half --layers 4 --vision-layers 2 --vocabulary 32768 --recipe fp8-tensor
+        --samples 16 --save-after 5 --saved-share 0.02 --saved-share 1000
+
 A checkpoint that memory holds is read once however often it is asked for. To see one that memory does not hold, run it
 in a cgroup with a memory limit below its size (as root, with cgroup v1), and give it weights without holes:
 
@@ -18,12 +23,13 @@ in a cgroup with a memory limit below its size (as root, with cgroup v1), and gi
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,6 +49,16 @@ from r1v_export.quantization.recipe import load
 
 _PIECE_BYTES = 64 << 20
 Row = dict[str, Any]
+HALF = {
+    "vision_config.hidden_size": 1600,
+    "vision_config.num_attention_heads": 25,
+    "vision_config.intermediate_size": 6400,
+    "llm_config.hidden_size": 2560,
+    "llm_config.num_attention_heads": 20,
+    "llm_config.num_key_value_heads": 4,
+    "llm_config.intermediate_size": 13824,
+}
+"""Half of InternViT-6B's and Qwen2-32B's width."""
 
 
 def counter(path: str, name: str) -> int:
@@ -122,11 +138,10 @@ def measure(
     preset: str,
     work: Path,
     weights: Weights,
-    vocabulary: int | None,
+    overrides: Mapping[str, int],
 ) -> Row:
     folder, out = work / "checkpoint", work / "bundle"
     shutil.rmtree(work, ignore_errors=True)
-    overrides = {"llm_config.vocab_size": vocabulary} if vocabulary else {}
     depth = {"vision_layers": vision_layers, "language_layers": layers}
     synthesize(folder, preset=preset, **depth, overrides=overrides, weights=weights)
     checkpoint = Checkpoint.open(str(folder))
@@ -153,6 +168,7 @@ def measure(
     return {
         "layers": layers,
         "vision_layers": vision_layers,
+        "saved_share": config.calibration.saved_share,
         "bundle_gb": round(bundle_bytes / 1e9, 2),
         "written_over_bundle": round(moved["write_bytes"] / bundle_bytes, 3),
         "read_over_checkpoint": round(moved["read_bytes"] / checkpoint_bytes, 3),
@@ -172,6 +188,8 @@ def measure(
 @click.option("--recipe", default="int4-rtn", show_default=True)
 @click.option("--samples", type=int, default=8, show_default=True, help="Of a recipe that calibrates.")
 @click.option("--save-after", type=float, help="Seconds before a calibration saves activations; 300 if omitted.")
+@click.option("--saved-share", "shares", multiple=True, type=float, help="Of a calibration; one build for each.")
+@click.option("--half", is_flag=True, help="At half the width of Skywork-R1V.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-build-bytes"), show_default=True)
 @click.option("--weights", type=click.Choice(["random", "sparse"]), default="sparse", show_default=True)
 @click.option("--vocabulary", type=int, help="Tokens, instead of the preset's.")
@@ -185,6 +203,8 @@ def main(
     recipe: str,
     samples: int,
     save_after: float | None,
+    shares: tuple[float, ...],
+    half: bool,
     work: Path,
     weights: Weights,
     vocabulary: int | None,
@@ -198,15 +218,18 @@ def main(
         precision=load(recipe).precision,
         recipe=recipe,
         targets={target: {} for target in targets},
-        calibration=CalibrationConfig(samples=samples),
+        calibration=CalibrationConfig(samples=samples, effort="full", matmul_precision="bfloat16" if half else "auto"),
         parity=ParityConfig(enabled=False),
     )
+    overrides = (HALF if half else {}) | ({"llm_config.vocab_size": vocabulary} if vocabulary else {})
     with memory_limited(cgroup_bytes) if cgroup_bytes else nullcontext():
-        for layers in all_layers:
-            results.append(measure(config, layers, vision_layers or layers, preset, work, weights, vocabulary))
+        for layers, share in itertools.product(all_layers, shares or (SAVED_BY_DEFAULT.share,)):
+            calibration = config.calibration.model_copy(update={"saved_share": share})
+            each = config.model_copy(update={"calibration": calibration})
+            results.append(measure(each, layers, vision_layers or layers, preset, work, weights, overrides))
             print(results[-1], file=sys.stderr, flush=True)
     settings = {"preset": preset, "targets": targets, "recipe": recipe, "samples": samples, "save_after": save_after}
-    settings |= {"weights": weights, "vocabulary": vocabulary, "cgroup_bytes": cgroup_bytes}
+    settings |= {"weights": weights, "vocabulary": vocabulary, "cgroup_bytes": cgroup_bytes, "half": half}
     print(write_results(results_name, {"machine": conditions, **settings, "results": results}))
 
 
