@@ -46,16 +46,19 @@ CAUSES: Mapping[Boundary, tuple[str, ...]] = {
         "rope_theta, rms_norm_eps, a missing q/k/v bias, or the causal mask",
     ),
     "decode": (
-        "the logits after the prompt are right, and the weights with them: suspect the key-value cache "
-        "(cache_write_index, cache_length) and position_ids where tokens come one by one",
+        "the logits after the prompt are within their limits: suspect the key-value cache (cache_write_index, "
+        "cache_length) and position_ids where tokens come one by one",
+        "or a weight that moves the logits after the prompt by less than their limits, and later ones by more",
     ),
     "end_to_end": (
-        "every stage is right on the reference's inputs: small errors add up from stage to stage, or what is handed "
-        "from one to the next is cast to a type it does not fit",
+        "every stage is within its limits on the reference's inputs: small errors add up from stage to stage, or what "
+        "is handed from one to the next is cast to a type it does not fit",
     ),
-    "tokens": ("every stage is right on the reference's inputs: small errors added up until a near tie flipped",),
+    "tokens": (
+        "every stage is within its limits on the reference's inputs: small errors added up until a near tie flipped",
+    ),
 }
-"""Boundary -> causes, the likeliest first. All earlier boundaries are then known to be right."""
+"""Boundary -> causes, the likeliest first. All earlier boundaries are then within their limits."""
 
 LAYERS: Mapping[str, str] = {"vision_block": "ViT blocks", "decoder_layer": "decoder layers"}
 """Boundaries of which there is one for each layer, and what people call those."""

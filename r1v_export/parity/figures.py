@@ -81,10 +81,23 @@ _POWER = re.compile(r"\$\\mathdefault\{(?:(-?\d+)\\times)?10\^\{(-?\d+)\}\}\$")
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+def whole_decades(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, of the whole decades around what is drawn. These alone have labels: within
+    one decade matplotlib would label every minor tick, such as 2×10⁻²."""
+    axes.set_yscale("log")
+    axes.set_ylim(decades(*axes.get_ylim()))
+    write_powers(axes.yaxis)
+
+
+def decades(low: float, high: float) -> tuple[float, float]:
+    """The whole decades around two positive numbers, as floats: an integer of 1e20 is more than numpy's hold."""
+    return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+
+
 def write_powers(axis: Axis) -> None:
-    """Label a logarithmic axis in plain text: matplotlib's own labels are TeX, and to parse it takes half of the time
-    of a page."""
-    from matplotlib.ticker import LogFormatterSciNotation
+    """Label the decades of a logarithmic axis in plain text: matplotlib's own labels are TeX, and to parse it takes
+    half of the time of a page."""
+    from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 
     class Powers(LogFormatterSciNotation):
         def __call__(self, value: float, pos: int | None = None) -> str:
@@ -95,7 +108,7 @@ def write_powers(axis: Axis) -> None:
             return label
 
     axis.set_major_formatter(Powers())
-    axis.set_minor_formatter(Powers(labelOnlyBase=False))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def lay_out(figure: Figure) -> None:

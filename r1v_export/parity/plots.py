@@ -18,10 +18,12 @@ from r1v_export.parity.figures import (
     ONE,
     TWO,
     WIDE_INCHES,
+    decades,
     figure_of,
     is_narrow,
     lay_out,
     svg_of,
+    whole_decades,
     wrapped,
     write_powers,
 )
@@ -71,8 +73,8 @@ def _by_boundary(report: ParityReport, metric: str, name: str, label: str, width
     limits = [limit for b in boundaries if (limit := _limit(b, metric))]
     # The scale of a broken engine's 1e20 would leave no room for what passed.
     most = max([_LARGEST_DRAWN, *limits])
-    low, high = _decades(min(min(positive) / 3, most / 1e3), min(3 * max(positive), most))
-    low = min(low, high / 1e3)  # Within one decade matplotlib would label every minor tick.
+    low, high = decades(min(min(positive) / 3, most / 1e3), min(3 * max(positive), most))
+    low = min(low, high / 1e3)  # One decade of what is all exact or alike would be no scale.
     edges = "; dashed: limit" * bool(limits) + "; right edge: more" * any(v > high for v in values)
     label = label.removesuffix(")") + edges + ")"
     # A failed row may have a text in two lines.
@@ -121,19 +123,13 @@ def errors_by_layer(report: ParityReport, width_inches: float = WIDE_INCHES) -> 
             bad = [(layer, b) for layer, b in enumerate(by_kind[kind]) if not b.passed]
             xs, ys = [layer for layer, _ in bad], [b.metrics["relative_error"] for _, b in bad]
             axes.plot(xs, ys, linestyle="", marker="X", markersize=8, color=BAD)
-        axes.set_yscale("log")
-        write_powers(axes.yaxis)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_decades(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
         axes.set_xlabel("layer")
         axes.set_ylabel("relative error")
         axes.grid(axis="y")
         figure.legend(loc="outside lower center", ncols=2 if is_narrow(axes) else 4)
         return svg_of(figure, "layers", "Relative error by layer; the numbers are in the table of all metrics.")
-
-
-def _decades(low: float, high: float) -> tuple[float, float]:
-    """The whole decades around two positive numbers, as floats: an integer of 1e20 is more than numpy's hold."""
-    return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
 
 
 def _layers_apart(report: ParityReport) -> frozenset[str]:
@@ -229,18 +225,11 @@ def _draw_limit(axes: Axes, limit: float) -> None:
 
 
 def _step_line(axes: Axes, steps: Sequence[StepResult], values: Sequence[float], color: str, marker: str) -> None:
-    from matplotlib.ticker import NullFormatter
-
     finite = [value if 0 < value < math.inf else math.nan for value in values]
     axes.plot([step.step for step in steps], finite, marker=marker, markersize=3.5, linewidth=1.3, color=color)
     axes.grid(axis="y")
     if any(value > 0 for value in finite):
-        axes.set_yscale("log")
-        write_powers(axes.yaxis)
-        # Whole decades: within one, matplotlib would label every minor tick.
-        low, high = axes.get_ylim()
-        axes.set_ylim(_decades(low, high))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        whole_decades(axes)
 
 
 def latency_by_stage(report: ParityReport, width_inches: float = WIDE_INCHES) -> str | None:
@@ -292,8 +281,7 @@ def sensitivity(table: SensitivityTable, width_inches: float = WIDE_INCHES) -> s
             label = f"{precision}, chosen for {len(taken)} of {len(modules)}"
             axes.plot([x for x, _ in taken], [y for _, y in taken], linestyle="none", label=label, **style)
         _mark_towers(axes, modules)
-        axes.set_yscale("log")
-        write_powers(axes.yaxis)
+        whole_decades(axes)
         axes.set_xlabel(
             wrapped("module, in the order of the data flow; filled where this precision was chosen", figure)
         )
@@ -328,8 +316,6 @@ def accuracy_by_size(bundles: Sequence[BundleFacts], width_inches: float = WIDE_
     weights."""
     if len(bundles) < 2:
         return None
-    from matplotlib.ticker import NullFormatter
-
     scored = len({(bundle.correct, bundle.scored) for bundle in bundles}) > 1
     with figure_of(width_inches, 6.4 if scored else 3.6) as figure:
         panels = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -339,10 +325,9 @@ def accuracy_by_size(bundles: Sequence[BundleFacts], width_inches: float = WIDE_
         markers = ["s" if kl >= floor else "v" for kl in kls]
         _size_points(axes, bundles, [max(kl, floor) for kl in kls], TWO, markers, [short(kl) for kl in kls])
         axes.set_yscale("log")
-        write_powers(axes.yaxis)
-        axes.yaxis.set_minor_formatter(NullFormatter())
         low, high = axes.get_ylim()
-        axes.set_ylim(low / 2, high * 3)
+        axes.set_ylim(low / 2, high * 3)  # Room for labels.
+        whole_decades(axes)
         title = "mean KL divergence from the float32 model, nats" + ("; ▼: below the axis" if "v" in markers else "")
         axes.set_title(wrapped(title, figure), fontsize=10.5)
         axes.set_xlabel("size of the weights, MB")

@@ -195,7 +195,10 @@ def broken_cache(endpoint: Endpoint) -> Endpoint:
 def test_a_wrong_cache_slot_shows_at_decode(reference: Endpoint, samples: list[ParitySample]):
     report = compare(reference, broken_cache(reference), samples)
     assert report.first_bad == "decode"
-    assert "cache_write_index" in report.causes[-1]
+    of_the_cache, of_weights = report.causes[-2:]
+    assert "cache_write_index" in of_the_cache
+    assert "weights with them" not in of_the_cache, "a damaged one may hardly move the logits after the prompt"
+    assert "a weight that moves" in of_weights
 
 
 def spellbound(endpoint: Endpoint) -> Endpoint:

@@ -147,3 +147,38 @@ def test_an_axis_whose_values_are_all_exact_has_whole_decades_alone(report: Pari
         assert ">exact<" in svg
         assert len(powers_of(svg)) >= 4
         assert "×" not in svg
+
+
+def of_layers(report: ParityReport, errors: list[float]) -> ParityReport:
+    """With a decoder layer for each of these relative errors."""
+    block = report.boundary("projector")
+    layers = [
+        block.model_copy(update={"name": f"decoder_layer.{i}", "metrics": {"relative_error": error}, "checks": ()})
+        for i, error in enumerate(errors)
+    ]
+    return report.model_copy(update={"boundaries": (*layers, *report.boundaries)})
+
+
+def texts_of_axis(svg: str, number: int) -> list[str]:
+    """Labels of the first or the second axis of errors by layer."""
+    axis = svg.partition(f'id="layers-matplotlib.axis_{number}"')[2].partition(f"matplotlib.axis_{number + 1}")[0]
+    return re.findall(r">([^<>]+)</text>", axis)
+
+
+def test_errors_by_layer_within_one_decade_have_whole_decades_for_labels(report: ParityReport):
+    svg = errors_by_layer(of_layers(report, [0.012, 0.019, 0.031, 0.044]))
+    assert svg is not None
+    assert powers_of(svg) == [-2, -1]
+    assert "×" not in svg
+
+
+@pytest.mark.parametrize(
+    ("count", "labels"),
+    [(4, ["0", "1", "2", "3"]), (28, ["0", "5", "10", "15", "20", "25"]), (64, ["0", "10", "20", "30", "40", "50", "60"])],
+)
+def test_layers_are_counted_in_ones_twos_fives_and_tens(report: ParityReport, count: int, labels: list[str]):
+    for width_inches in (WIDE_INCHES, NARROW_INCHES):
+        svg = errors_by_layer(of_layers(report, [0.01 * 1.05**i for i in range(count)]), width_inches)
+        assert svg is not None
+        svg = svg.replace("layers-narrow-", "layers-")
+        assert [text for text in texts_of_axis(svg, 1) if text != "layer"] == labels
