@@ -10,6 +10,7 @@ from r1v_export.diff.compare import BundleDiff, Row
 from r1v_export.pages import MadeBy
 from r1v_export.parity.metric_text import distinct, distinct_shares, share, short
 from r1v_export.parity.metrics import METRICS, SHARES
+from r1v_export.parity.options import PAIRS
 from r1v_export.progress import size
 
 
@@ -29,7 +30,7 @@ def to_html(diff: BundleDiff, made_by: MadeBy) -> str:
         diff=diff,
         made_by=made_by,
         counts=[f"{count} {what}" for what, count in counts.items() if count],
-        with_images=any(", images: " in row.name for row in diff.tables.get("parity", ())),
+        pairs=[gate for gate in PAIRS if any(f", {gate}: " in row.name for row in diff.tables.get("parity", ()))],
     )
 
 

@@ -32,13 +32,20 @@ class RoundedInputs(StrictModel):
     @property
     def sentence(self) -> str:
         """The same for people."""
+        return "; ".join([self._of_inputs] * self.inputs + [self._of_images] * self.images)
+
+    @property
+    def _of_inputs(self) -> str:
         engines = f" by {' and '.join(self.engines)}" if self.engines else ""
         inputs = "the head, its inputs and those" if self.head else "inputs"
         what = f"{inputs} of quantized weights are rounded to {self.type} in blocks{engines}"
-        if self.images:
-            images = "weights and inputs of the vision tower"
-            what = f"{what}, {images} as well" if self.inputs else f"{images} are rounded to {self.type}"
         if self.mean_kl is None or self.top1_agreement is None:
             return f"{what}; that is a part of this cost"
         same = f"{share(self.top1_agreement)} of greedy choices are the same"
         return f"{what}: {short(self.mean_kl)} nats of mean KL, {same}"
+
+    @property
+    def _of_images(self) -> str:
+        # Divergence is of steps on the reference's own image embeddings: the tower's rounding is not in it.
+        also = " as well" if self.inputs else ""
+        return f"weights and inputs of the vision tower are rounded to {self.type}{also}: the error at vision has that"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from r1v_export.diff.compare import BundleDiff, compare_bundles
 from r1v_export.diff.tensors import _differing
 from r1v_export.manifest import hash_file
 from r1v_export.pipeline.build import build
+from r1v_export.targets.images import named_pair
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,15 @@ def test_settings_sizes_and_verdicts_stand_side_by_side(diff: BundleDiff) -> Non
     assert not diff.equal
     assert "model.json" not in diff.files.differing
     assert "calibration/scales.safetensors" in diff.files.second_only
+
+
+def test_verdicts_of_pairs_of_engines_stand_next_to_those_of_engines(nano_bundle: Path) -> None:
+    bundle = Bundle.open(nano_bundle)
+    images, prompts = (named_pair("onnxruntime", **{what: "openvino"}) for what in ("images", "prompts"))
+    update = {"image_parity": {images: "passed"}, "prompt_parity": {prompts: "failed"}}
+    found = compare_bundles(bundle, replace(bundle, manifest=bundle.manifest.model_copy(update=update)))
+    second = {row.name: row.second for row in found.tables["parity"]}
+    assert (second[f"{images}: gate"], second[f"{prompts}: gate"]) == ("passed", "failed")
 
 
 def test_the_first_tensor_is_that_of_the_first_graph_that_is_quantized(diff: BundleDiff) -> None:

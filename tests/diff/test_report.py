@@ -39,6 +39,21 @@ def test_metrics_have_their_labels_and_kinds_of_files_that_are_not_there_are_not
     assert "Files: 1 differing, 2 equal, 2 in the first alone." in page
 
 
+def test_gates_of_pairs_are_explained_where_a_bundle_has_them() -> None:
+    rows = tuple(Row(f"one with {gate} by two, {gate}: decode mean_kl", 0.1, 0.1) for gate in ("images", "prompts"))
+    files = FileDifferences(equal=2, differing=("a",), first_only=(), second_only=())
+    made_by = MadeBy("r1v-export diff", "2026-01-01", "1.2.3")
+    of_images, of_prompts = (
+        f"{gate}: as arithmetic, with {what} by another engine."
+        for gate, what in (("Images", "images encoded"), ("Prompts", "prompts computed"))
+    )
+    both, neither = (to_html(BundleDiff("one", "two", {"parity": shown}, files, None), made_by) for shown in (rows, ()))
+    assert of_images in both
+    assert of_prompts in both
+    assert of_images not in neither
+    assert of_prompts not in neither
+
+
 def test_rows_of_whole_answers_name_their_metric_once() -> None:
     assert label("onnxruntime, arithmetic: token_agreement") == "onnxruntime, arithmetic: token agreement"
     assert label("onnxruntime, arithmetic: sequence_agreement") == "onnxruntime, arithmetic: identical sequences"

@@ -174,7 +174,11 @@ def test_errors_by_layer_within_one_decade_have_whole_decades_for_labels(report:
 
 @pytest.mark.parametrize(
     ("count", "labels"),
-    [(4, ["0", "1", "2", "3"]), (28, ["0", "5", "10", "15", "20", "25"]), (64, ["0", "10", "20", "30", "40", "50", "60"])],
+    [
+        (4, ["0", "1", "2", "3"]),
+        (28, ["0", "5", "10", "15", "20", "25"]),
+        (64, ["0", "10", "20", "30", "40", "50", "60"]),
+    ],
 )
 def test_layers_are_counted_in_ones_twos_fives_and_tens(report: ParityReport, count: int, labels: list[str]):
     for width_inches in (WIDE_INCHES, NARROW_INCHES):

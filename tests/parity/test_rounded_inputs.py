@@ -16,3 +16,13 @@ def test_of_a_pair_the_engines_that_round_are_named() -> None:
     both = RoundedInputs(mean_kl=None, top1_agreement=None, engines=("onnxruntime", "openvino")).sentence
     assert "rounded to int8 in blocks by onnxruntime and openvino; that is a part" in both
     assert " by " not in RoundedInputs(mean_kl=None, top1_agreement=None).sentence
+
+
+def test_the_divergence_of_steps_is_not_said_to_be_of_images_which_are_not_in_it() -> None:
+    tower = "weights and inputs of the vision tower are rounded to int8"
+    both = RoundedInputs(images=True, mean_kl=2e-6, top1_agreement=1.0, engines=("onnxruntime",)).sentence
+    of_inputs, of_images = both.split("; ")
+    assert of_inputs.endswith("by onnxruntime: 2.00e-06 nats of mean KL, 100 % of greedy choices are the same")
+    assert of_images == f"{tower} as well: the error at vision has that"
+    alone = RoundedInputs(inputs=False, images=True, mean_kl=2e-6, top1_agreement=1.0).sentence
+    assert alone == f"{tower}: the error at vision has that"

@@ -82,7 +82,9 @@ def test_images_out_of_tolerance_in_8_bits_are_compared_in_bfloat16(
     report = read_report(tmp_path / "out/report/images")
     assert (report.candidate, report.profile) == (f"{PAIR} in int8", "8-bit inputs")
     assert report.rounded_inputs is not None
-    assert report.rounded_inputs.sentence.startswith("weights and inputs of the vision tower are rounded to int8: ")
+    assert report.rounded_inputs.sentence.startswith(
+        "weights and inputs of the vision tower are rounded to int8: the error"
+    )
     assert first.manifest.image_parity == {f"{PAIR} in int8": "passed"}
 
     run = OpenVinoEngine.vision
