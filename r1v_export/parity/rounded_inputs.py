@@ -47,5 +47,5 @@ class RoundedInputs(StrictModel):
     @property
     def _of_images(self) -> str:
         # Divergence is of steps on the reference's own image embeddings: the tower's rounding is not in it.
-        also = " as well" if self.inputs else ""
-        return f"weights and inputs of the vision tower are rounded to {self.type}{also}: the error at vision has that"
+        rounded = f"rounded to {self.type}{' as well' if self.inputs else ''}"
+        return f"weights and inputs of the vision tower are {rounded}, which the error at vision shows"

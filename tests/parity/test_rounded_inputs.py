@@ -23,6 +23,6 @@ def test_the_divergence_of_steps_is_not_said_to_be_of_images_which_are_not_in_it
     both = RoundedInputs(images=True, mean_kl=2e-6, top1_agreement=1.0, engines=("onnxruntime",)).sentence
     of_inputs, of_images = both.split("; ")
     assert of_inputs.endswith("by onnxruntime: 2.00e-06 nats of mean KL, 100 % of greedy choices are the same")
-    assert of_images == f"{tower} as well: the error at vision has that"
+    assert of_images == f"{tower} as well, which the error at vision shows"
     alone = RoundedInputs(inputs=False, images=True, mean_kl=2e-6, top1_agreement=1.0).sentence
-    assert alone == f"{tower}: the error at vision has that"
+    assert alone == f"{tower}, which the error at vision shows"

@@ -83,7 +83,7 @@ def test_images_out_of_tolerance_in_8_bits_are_compared_in_bfloat16(
     assert (report.candidate, report.profile) == (f"{PAIR} in int8", "8-bit inputs")
     assert report.rounded_inputs is not None
     assert report.rounded_inputs.sentence.startswith(
-        "weights and inputs of the vision tower are rounded to int8: the error"
+        "weights and inputs of the vision tower are rounded to int8, which the error"
     )
     assert first.manifest.image_parity == {f"{PAIR} in int8": "passed"}
 
