@@ -191,6 +191,8 @@ def _print(report: ParityReport) -> None:
         limit = f"at most {short(report.texts.unigram_nll)}"
         nats = f"{short(report.texts.nll)} nats per token"
         click.echo(wrapped(f"replies to calibration questions: {nats}, {limit}: {rated}"))
+    if report.provenance and report.provenance.read_back:
+        click.echo(wrapped(f"what was computed: the files of {report.candidate}, {report.provenance.read_back}"))
     if report.rounded_inputs:
         click.echo(wrapped(report.rounded_inputs.sentence))
     for warning in report.warnings:

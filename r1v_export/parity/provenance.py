@@ -52,6 +52,8 @@ class Provenance(StrictModel):
     """Graphs, calibration and engine, by their path inside the bundle, hashed when they were compared."""
     altered: tuple[str, ...] = ()
     """Files that are not as the bundle's manifest has them."""
+    read_back: str | None = None
+    """How the engine's files were computed, where the library that they are for did not: `Target.read_back`."""
     command: str
     """That made the report."""
     device: str

@@ -14,6 +14,7 @@ from r1v_export.pipeline import provenance
 from r1v_export.pipeline.calibration import CALIBRATION
 from r1v_export.pipeline.stage import StageInputs
 from r1v_export.progress import Progress
+from r1v_export.targets import registry
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def of_build(
         revision=label.revision,
         checkpoint=HashedFiles.of(checkpoint),
         bundle=HashedFiles.of(_compared(files, (target,))),
+        read_back=registry.get_target(target).read_back,
         command=label.command,
         device=provenance.device_name(device),
         date=label.date,
@@ -59,7 +61,7 @@ def of_check(bundle: Bundle, targets: Sequence[str], device: Device, command: st
     """That of a finished bundle: its compared files are hashed again, the checkpoint has just been.
 
     Args:
-        targets: whose engines are compared: one, or a pair.
+        targets: whose engines are compared: one, or a pair, of which the first answers.
         command: as typed.
     """
     recorded = _compared(bundle.manifest.files, targets)
@@ -73,6 +75,7 @@ def of_check(bundle: Bundle, targets: Sequence[str], device: Device, command: st
         checkpoint=HashedFiles.of(source.files),
         bundle=HashedFiles.of(found),
         altered=tuple(name for name in sorted(recorded) if found.get(name) != recorded[name]),
+        read_back=registry.get_target(targets[0]).read_back,
         command=command,
         device=provenance.device_name(device),
         date=provenance.source_date() or provenance.utc_now(),

@@ -105,6 +105,9 @@ class Target(ABC):
     counts as float32."""
     unpacks_whole_blocks: ClassVar[bool] = False
     """Whether an opened block has its quantized values, a byte each, next to its float32 weights for a moment."""
+    read_back: ClassVar[str | None] = None
+    """How the parity gate computes what it writes, as the end of a sentence about those files, where it is not the
+    library that they are for which does; for reports."""
     runs_in_libr1v: ClassVar[bool] = False
     """Whether libr1v, the C++ library in engines/, runs its engines."""
 

@@ -359,6 +359,26 @@ def test_a_failed_gate_names_an_altered_file_once_among_what_to_check_and_a_pass
         expect(page.locator(".verdict li").first).to_contain_text("graphs/vision.data")
 
 
+def test_a_page_of_files_that_were_read_back_says_that_their_own_library_did_not_run(report):
+    files = HashedFiles.of({"engines/x/model.safetensors": FileEntry(sha256="0" * 64, size=9)})
+    said = "read back and computed in PyTorch, without X"
+    made_by = Provenance(
+        model="nano",
+        revision=None,
+        checkpoint=files,
+        bundle=files,
+        read_back=said,
+        command="check",
+        device="cpu",
+        date=None,
+    )
+    failed = report.model_copy(update={"provenance": made_by})
+    for each in (failed, failed.model_copy(update={"first_bad": None})):
+        verdict = to_html(each).partition('<section class="verdict')[2].partition("</section>")[0]
+        assert f"What was computed: the files of {report.candidate}, {said}." in verdict
+    assert "What was computed" not in to_html(report)
+
+
 @pytest.mark.parametrize("width", [1280, 500])
 def test_heads_of_a_long_table_stay_in_view(report, width):
     """Those of the hashes at the top of the window, those of all metrics, which scroll sideways at 500 px, in their

@@ -19,6 +19,7 @@ from r1v_export.pipeline import provenance
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.report_provenance import of_check
 from r1v_export.progress import Progress
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 
 
 def sha256sum(folder: Path, files: HashedFiles) -> str:
@@ -49,6 +50,7 @@ def test_the_report_of_a_build_names_the_bytes_that_it_compared(
     assert found.bundle.sha256 == sha256sum(tiny_bundle, found.bundle)
     assert {path.split("/")[0] for path in found.bundle.files} == {"graphs", "engines"}
     assert found.altered == ()
+    assert found.read_back is None
     assert found.date == date, "unless it is asked for, the bytes of a bundle do not depend on when it was built"
 
 
@@ -68,6 +70,14 @@ def test_a_check_names_the_bytes_that_are_there(tiny_bundle: Path, tmp_path: Pat
     assert found.bundle.sha256 == sha256sum(copy, found.bundle)
     assert found.date is not None
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found.date)
+
+
+def test_a_check_of_files_that_another_library_is_for_says_what_computed_them(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntimeTarget, "read_back", "read back and computed in PyTorch")
+    found = of_check(Bundle.open(tiny_bundle), ["onnxruntime"], "cpu", "r1v-export check", Progress(quiet=True))
+    assert found.read_back == "read back and computed in PyTorch"
 
 
 def test_a_check_of_a_pair_names_the_bytes_of_both_engines(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -16,6 +16,18 @@ def test_every_registered_target_can_be_made_and_knows_its_name(name):
     assert registry.get_target(name).name == name
 
 
+def test_targets_whose_files_are_for_another_library_say_that_it_does_not_run_in_the_gate():
+    said = {target.name: target.read_back for target in registry.loadable() if target.read_back}
+    libraries = {
+        "hf-unified": "TensorRT-LLM, vLLM and SGLang",
+        "compressed-tensors": "vLLM and SGLang",
+        "tensorrt-llm": "TensorRT-LLM",
+        "gguf": "llama.cpp",
+    }
+    assert said.keys() == libraries.keys()
+    assert all(said[name].endswith(f", without {library}") for name, library in libraries.items())
+
+
 def test_an_unknown_target_lists_the_known_ones():
     with pytest.raises(UsageError, match="onnxruntime") as error:
         registry.get_target("no-such-target")

@@ -30,6 +30,7 @@ class CompressedTensorsTarget(HubTarget):
     layout, precisions = "compressed-tensors", ("fp8", "int8", "int4")
     qweight_layouts = (PACKED, PLAIN)
     config_class = CompressedTensorsConfig
+    read_back = "read back by r1v-export and computed in PyTorch, without vLLM and SGLang"
 
     def readiness(self) -> Readiness:
         return doctor.readiness()

@@ -25,6 +25,7 @@ class GgufTarget(Target):
 
     name = "gguf"
     config_class = GgufConfig
+    read_back = "read back with gguf-py and computed in PyTorch as llama.cpp does, without llama.cpp"
     tools = ("gguf",)
 
     def readiness(self) -> Readiness:

@@ -32,6 +32,7 @@ class HfUnifiedTarget(HubTarget):
     layout, precisions = "unified", ("fp8", "int4")
     qweight_layouts = (UNIFIED,)
     config_class = HfUnifiedConfig
+    read_back = "read back by r1v-export and computed in PyTorch, without TensorRT-LLM, vLLM and SGLang"
     fp8_per_tensor = True
     engine_syntax = LLM_API
 

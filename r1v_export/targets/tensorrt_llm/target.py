@@ -44,6 +44,7 @@ class TensorRTLLMTarget(Target):
     unpacks_whole_blocks = True
     graphs = (contract.VISION, contract.PROJECTOR)
     config_class = TensorRTLLMConfig
+    read_back = "read back by r1v-export and computed in PyTorch, images in ONNX Runtime, without TensorRT-LLM"
     tools = (doctor.DISTRIBUTION, *ONNX_RUNTIME)
     fp8_per_tensor = True
     engine_syntax = "a folder of `r1v-export engine`"
