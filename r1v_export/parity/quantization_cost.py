@@ -92,8 +92,8 @@ def _next_steps(kind: Boundary, found_by_name: Mapping[str, Statistics], options
         limit = next(row.bound for row in tolerances("decode", options.profile) if row.metric == "mean_kl")
         yield f"keep in 8 or 16 bits what loses most in 4 or 8: --budget kl={limit:g} measures it and chooses"
     yield from _own_recipe(kind, found_by_name)
-    more_bits = "fp8 or int8" if options.precision == "int4" else "bf16 or fp16"
-    yield f"take more bits: --precision {more_bits}"
+    more_bits = "fp8 or int8" if options.precision == "int4" else "fp16 or bf16"
+    yield f"take more bits: --precision {more_bits}, which the target has"
 
 
 def _own_recipe(kind: Boundary, found_by_name: Mapping[str, Statistics]) -> Iterator[str]:

@@ -14,9 +14,13 @@ from r1v_export.config import Compute
 from r1v_export.contract import BlockwiseEngine, Engine
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.schema import LayerRange, RangeFacts, Saturation
+from r1v_export.parity.tolerances import ToleranceProfile
 
 LARGEST: Mapping[Compute, float] = {"float16": 65504.0}
 """Types that end before a model may; bfloat16 and float32 end at 3.4e38."""
+
+RECORDED: frozenset[ToleranceProfile] = frozenset({"fp16", "8-bit inputs"})
+"""Limits of the arithmetic gates in which `recorder` records the reference's magnitudes, if it can."""
 
 
 class Magnitudes(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,6 +20,7 @@ from r1v_export.parity.diagnosis import LAYERS, kind_of
 from r1v_export.parity.figures import NARROW_INCHES, WIDE_INCHES
 from r1v_export.parity.metric_text import distinct, limit_text, magnitude, metric_text, share, short
 from r1v_export.parity.metrics import METRICS
+from r1v_export.parity.ranges import RECORDED
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, ReasoningFormat, SampleResult
 from r1v_export.progress import size
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
@@ -92,7 +93,9 @@ def to_json(report: ParityReport) -> str:
     return report.model_dump_json(indent=2) + "\n"
 
 
-_PLOTS = (
+Plot = tuple[str, Callable[[ParityReport, float], str | None], str]
+
+_PLOTS: tuple[Plot, ...] = (
     (
         "Error by boundary",
         plots.errors_by_boundary,
@@ -123,6 +126,15 @@ _PLOTS = (
 )
 """Title, drawing and caption of each plot of a whole report."""
 
+_RECORDED = " PyTorch's times include recording how large its tensors become, so that it is faster than shown."
+
+
+def _plots(report: ParityReport) -> Iterator[Plot]:
+    """Those of a report, with what is to be known of its latencies."""
+    for title, draw, text in _PLOTS:
+        recorded = draw is plots.latency_by_stage and report.gate == "arithmetic" and report.profile in RECORDED
+        yield title, draw, text + _RECORDED * recorded
+
 
 def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
     """The page; it links to those of an engine's other gates, if `reports` are all of them."""
@@ -150,7 +162,7 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         stages=stages(report),
         columns=[name for name in METRICS if any(name in b.metrics for b in report.boundaries)],
         labels=METRICS,
-        plots=[(title, text, svg) for title, draw, text in _PLOTS if (svg := at_both_widths(draw, report))],
+        plots=[(title, text, svg) for title, draw, text in _plots(report) if (svg := at_both_widths(draw, report))],
         shown=shown_samples(report.samples),
         identical=sum(sample.divergence is None for sample in report.samples),
         tokens=sum(sample.tokens for sample in report.samples),

@@ -54,6 +54,14 @@ def test_gates_of_pairs_are_explained_where_a_bundle_has_them() -> None:
     assert of_prompts not in neither
 
 
+def test_equal_manifests_are_not_said_to_show_what_the_files_are() -> None:
+    files = FileDifferences(equal=2, differing=(), first_only=(), second_only=())
+    made_by = MadeBy("r1v-export diff", "2026-01-01", "1.2.3")
+    assert '<code class="whole">r1v-export verify</code> finds out' in to_html(
+        BundleDiff("one", "two", {}, files, None), made_by
+    )
+
+
 def test_rows_of_whole_answers_name_their_metric_once() -> None:
     assert label("onnxruntime, arithmetic: token_agreement") == "onnxruntime, arithmetic: token agreement"
     assert label("onnxruntime, arithmetic: sequence_agreement") == "onnxruntime, arithmetic: identical sequences"

@@ -150,7 +150,7 @@ def test_a_name_of_a_sample_is_on_one_line_and_leaves_the_question_its_place_als
         assert name.locator("span").evaluate("(element) => element.getClientRects().length") == 1
         question = page.get_by_role("region", name="All samples").get_by_role("cell").first.bounding_box()
         assert question is not None
-        assert question["width"] > 120
+        assert question["width"] > 170
 
 
 def test_tokens_of_an_answer_are_counted_from_1(report):

@@ -122,7 +122,7 @@ def test_what_a_budget_measured_is_used() -> None:
     assert "try another recipe: r1v-export recipes list" in steps
     assert any("more samples than 32" in step for step in steps)
     assert any("kl=0.02" in step for step in steps)
-    assert steps[-1] == "take more bits: --precision bf16 or fp16"
+    assert steps[-1] == "take more bits: --precision fp16 or bf16, which the target has"
 
 
 def test_a_target_that_rounds_by_itself_has_no_gate_that_clears_its_files() -> None:

@@ -438,3 +438,12 @@ def test_bars_of_latency_are_as_long_as_the_time(passed: ParityReport):
     paths = re.findall(r'<path d="([^"]+)" clip-path', svg)
     reference, candidate = ([float(x) for x in re.findall(r"[ML] ([\d.]+) ", path)] for path in paths)
     assert (max(reference) - min(reference)) / (max(candidate) - min(candidate)) == pytest.approx(3, rel=0.01)
+
+
+def test_times_of_a_reference_that_records_magnitudes_are_said_to_include_that(passed: ParityReport):
+    latency = passed.latency[0].model_copy(update={"reference_ms": 30.0, "candidate_ms": 10.0})
+    measured = passed.model_copy(update={"latency": (latency,), "profile": "8-bit inputs"})
+    said = "times include recording how large its tensors become, so that it is faster than shown."
+    assert said in to_html(measured)
+    for update in ({"profile": "fp32"}, {"gate": "quantization", "profile": "fp8"}, {"latency": ()}):
+        assert said not in to_html(measured.model_copy(update=update))
