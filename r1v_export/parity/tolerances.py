@@ -374,7 +374,7 @@ def _cost(
 _MEASURED = "above 0.995 is measured on r1v-nano"
 _FP8 = _cost("fp8", 5e-2, 0.97, "rounding weights and inputs to FP8", f"{_MEASURED} in FP8", _lookup("fp8"))
 _INT8 = _cost("int8", 5e-2, 0.97, "rounding weights and inputs to INT8", f"{_MEASURED} in INT8", _lookup("int8"))
-_INT4_TOWER = f"recipes of INT4 leave the tower as it is or round it to 8 bits, for which {_MEASURED}"
+_INT4_TOWER = f"recipes of INT4 leave the tower as it is or take 8 bits ({_MEASURED}); a budget may take 4 there"
 _INT4 = _cost("int4", 1e-1, 0.95, "rounding weights to 4 bits", _INT4_TOWER, _lookup("int4"))
 _OWN_TOWER = f"the tower keeps 16 bits, or has 8 with 32 values to a scale; with coarser scales, {_MEASURED}"
 _8_BIT_WEIGHTS = _cost(
