@@ -29,7 +29,7 @@ from r1v_export.parity.figures import (
 )
 from r1v_export.parity.metric_text import metric_text, short
 from r1v_export.parity.metrics import METRICS
-from r1v_export.parity.schema import BoundaryResult, BundleFacts, Latency, ParityReport, StepResult
+from r1v_export.parity.schema import BoundaryResult, Latency, ParityReport, StepResult
 from r1v_export.quantization.mixed_precision.budget import loss_of
 from r1v_export.quantization.mixed_precision.sensitivity import FLOAT, SensitivityTable
 
@@ -42,9 +42,6 @@ _MOST_ROWS = 8
 
 _LARGEST_DRAWN = 1e3
 """Of relative errors and divergences by boundary; what is larger, or infinite, stands at the edge."""
-
-_SMALLEST_DRAWN = 1e-3
-"""Of the largest divergence; what is smaller stands at the edge."""
 
 
 def errors_by_boundary(report: ParityReport, width_inches: float = WIDE_INCHES) -> str | None:
@@ -309,65 +306,6 @@ def _mark_towers(axes: Axes, modules: Sequence[str]) -> None:
 
 def _has_kl(table: SensitivityTable) -> bool:
     return any(option.kl is not None for option in table.options)
-
-
-def accuracy_by_size(bundles: Sequence[BundleFacts], width_inches: float = WIDE_INCHES) -> str | None:
-    """Divergence, and shares of right answers where they differ, of several bundles against the size of their
-    weights."""
-    if len(bundles) < 2:
-        return None
-    scored = len({(bundle.correct, bundle.scored) for bundle in bundles}) > 1
-    with figure_of(width_inches, 6.4 if scored else 3.6) as figure:
-        panels = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
-        axes, kls = panels[-1], [bundle.mean_kl for bundle in bundles]
-        # Rounding in float32 is a hundred million times less: drawn to scale it would leave the others on one spot.
-        floor = max(max(kls), 1e-12) * _SMALLEST_DRAWN
-        markers = ["s" if kl >= floor else "v" for kl in kls]
-        _size_points(axes, bundles, [max(kl, floor) for kl in kls], TWO, markers, [short(kl) for kl in kls])
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.set_ylim(low / 2, high * 3)  # Room for labels.
-        whole_decades(axes)
-        title = "mean KL divergence from the float32 model, nats" + ("; ▼: below the axis" if "v" in markers else "")
-        axes.set_title(wrapped(title, figure), fontsize=10.5)
-        axes.set_xlabel("size of the weights, MB")
-        if scored:
-            shares = [100 * bundle.correct / max(1, bundle.scored) for bundle in bundles]
-            labels = [f"{bundle.correct} of {bundle.scored}" for bundle in bundles]
-            _size_points(panels[0], bundles, shares, ONE, ["o"] * len(bundles), labels)
-            panels[0].set_title("correct answers, %", fontsize=10.5)
-            panels[0].margins(y=0.25)
-            low, high = panels[0].get_ylim()
-            high = min(high, 100 + 0.15 * (100 - low))  # Room for labels, not for an axis above 100.
-            panels[0].set_ylim(low, high)
-            ticks = [tick for tick in panels[0].get_yticks() if low <= tick <= min(high, 100)]
-            panels[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-            panels[0].spines.left.set_bounds(low, min(high, 100))
-            panels[0].grid(visible=False, axis="x")
-        what = "Divergence and correct answers" if scored else "Divergence"
-        return svg_of(figure, "sizes", f"{what} against size; the numbers are in the table below.")
-
-
-def _size_points(
-    axes: Axes,
-    bundles: Sequence[BundleFacts],
-    values: Sequence[float],
-    color: str,
-    markers: Sequence[str],
-    labels: Sequence[str],
-) -> None:
-    megabytes = [bundle.size_bytes / 1e6 for bundle in bundles]
-    by_size = sorted(range(len(bundles)), key=lambda number: megabytes[number])
-    for number, (bundle, x, y, label) in enumerate(zip(bundles, megabytes, values, labels, strict=True)):
-        axes.plot(x, y, marker=markers[number], markersize=8, color=color)
-        text = f"{bundle.name}: {label}"
-        # To the left of the points in the right half, so that no label leaves the figure.
-        left = x > (min(megabytes) + max(megabytes)) / 2
-        height = 5 if by_size.index(number) % 2 else -12  # Neighbors at the same height would write over each other.
-        offset, endpoint = ((-9, height), "right") if left else ((9, height), "left")
-        axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=endpoint, fontsize=10)
-    axes.margins(x=0.12)
-    axes.grid(axis="both")
 
 
 def engine_name(name: str) -> str:

@@ -22,6 +22,7 @@ from r1v_export.parity.metric_text import distinct, limit_text, magnitude, metri
 from r1v_export.parity.metrics import METRICS
 from r1v_export.parity.ranges import RECORDED
 from r1v_export.parity.schema import BoundaryResult, Check, LayerRange, ParityReport, ReasoningFormat, SampleResult
+from r1v_export.parity.size_plot import accuracy_by_size
 from r1v_export.progress import size
 from r1v_export.quantization.mixed_precision.sensitivity import Candidate, SensitivityTable
 from r1v_export.quoting import printable
@@ -170,7 +171,7 @@ def to_html(report: ParityReport, reports: Sequence[ParityReport] = ()) -> str:
         modules=modules(report),
         largest_layers=largest_layers(report),
         sensitivity_plot=at_both_widths(plots.sensitivity, table) if (table := sensitivity_table(report)) else None,
-        sizes_plot=at_both_widths(plots.accuracy_by_size, report.bundles),
+        sizes_plot=at_both_widths(accuracy_by_size, report.bundles),
     )
 
 
@@ -302,7 +303,8 @@ def shown_samples(samples: Sequence[SampleResult]) -> list[SampleResult]:
 
 def megabytes(size_bytes: int) -> str:
     """Format a size in megabytes (10**6 bytes)."""
-    return f"{size_bytes / 1e6:.3f}" if size_bytes < 1e6 else f"{size_bytes / 1e6:.1f}"
+    decimals = 3 if size_bytes < 1e6 else 1 if size_bytes < 1e9 else 0
+    return f"{size_bytes / 1e6:.{decimals}f}"
 
 
 def data_uri(png: bytes) -> str:

@@ -109,6 +109,14 @@ def test_names_of_boundaries_stay_in_view_while_the_table_of_all_metrics_scrolls
         assert name.bounding_box() == before
 
 
+def test_a_mark_of_what_failed_is_on_the_line_of_its_name(html):
+    with opened(1280, "light") as page:
+        show(page, html)
+        for name in page.get_by_role("region", name="All metrics").get_by_role("rowheader").all():
+            expect(name).to_have_css("white-space", "nowrap")
+        assert scrolling_tables(page) == []
+
+
 def test_a_table_that_is_cut_by_the_screen_has_a_shadow_there_until_its_end_is_in_view(html):
     with opened(500, "light") as page:
         show(page, html)

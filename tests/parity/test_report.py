@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check, write_report
 from r1v_export.parity.figures import NARROW_INCHES
 from r1v_export.parity.metric_text import share
-from r1v_export.parity.plots import accuracy_by_size, errors_by_boundary, errors_by_step, latency_by_stage
-from r1v_export.parity.report import by_channel, to_html, to_json, write_reports
+from r1v_export.parity.plots import errors_by_boundary, errors_by_step, latency_by_stage
+from r1v_export.parity.report import by_channel, megabytes, to_html, to_json, write_reports
 from r1v_export.parity.schema import ReasoningFormat, Saturation
+from r1v_export.parity.size_plot import accuracy_by_size
 from r1v_export.quoting import printable
 from r1v_export.reference.model import Model
 from tests.detailed_report import detail
@@ -447,3 +448,8 @@ def test_times_of_a_reference_that_records_magnitudes_are_said_to_include_that(p
     assert said in to_html(measured)
     for update in ({"profile": "fp32"}, {"gate": "quantization", "profile": "fp8"}, {"latency": ()}):
         assert said not in to_html(measured.model_copy(update=update))
+
+
+@pytest.mark.parametrize(("size", "text"), [(999, "0.001"), (8_812_345, "8.8"), (38_412_345_678, "38412")])
+def test_megabytes_have_decimals_where_they_tell_something(size: int, text: str):
+    assert megabytes(size) == text
