@@ -41,7 +41,7 @@ def accuracy_by_size(bundles: Sequence[BundleFacts], width_inches: float = WIDE_
         low, high = axes.get_ylim()
         axes.set_ylim(low / 2, high * 3)  # Room for labels.
         whole_decades(axes)
-        title = "mean KL divergence from the float32 model, nats" + ("; ▼: below the axis" if "v" in markers else "")
+        title = "mean KL divergence from the float32 model, nats" + ("; ▼: lower than drawn" if "v" in markers else "")
         axes.set_title(wrapped(title, figure), fontsize=10.5)
         axes.set_xlabel("size of the weights, MB")
         if scored:

@@ -400,13 +400,13 @@ def test_correct_answers_of_which_all_bundles_have_as_many_have_no_plot(detailed
     )
 
 
-def test_a_divergence_below_the_axis_has_a_marker_of_its_own(detailed: ParityReport):
+def test_a_divergence_lower_than_drawn_has_a_marker_of_its_own(detailed: ParityReport):
     """fp32's is 0: with a marker as the others have it would be read off the axis as a thousandth of the largest."""
     shown = accuracy_by_size(detailed.bundles)
     alike = accuracy_by_size([bundle.model_copy(update={"mean_kl": 1e-3}) for bundle in detailed.bundles])
     assert shown is not None
     assert alike is not None
-    assert "▼: below the axis" in shown
+    assert "▼: lower than drawn" in shown
     assert "▼" not in alike
 
 
