@@ -305,7 +305,7 @@ _EIGHT_BIT_INPUTS = (
         reason="An input on the edge between two quantized values is rounded to either for a difference of 1e-7 "
         "before it, and each block adds its own such errors: between float32 and float64, 7e-5 after one ViT block "
         "and 2e-3 after four are measured with inputs in FP8. A tower that is not quantized differs by its type's "
-        "rounding: on r1v-nano 3e-7 in float32, 2e-3 in bfloat16, 6e-3 in 8 bits. A wrong scale moves it by 0.1 and more.",
+        "rounding: on r1v-nano 3e-7 in float32, 2e-3 in bfloat16, 6e-3 in 8 bits. A wrong scale: 0.1 and more.",
     ),
     *_lookup("8-bit inputs"),
     *_same(
