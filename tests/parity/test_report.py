@@ -441,6 +441,13 @@ def test_bars_of_latency_are_as_long_as_the_time(passed: ParityReport):
     assert (max(reference) - min(reference)) / (max(candidate) - min(candidate)) == pytest.approx(3, rel=0.01)
 
 
+def test_limits_of_a_pair_are_said_to_be_of_the_engine_that_rounds_more(passed: ParityReport):
+    said = "the limits and their reasons are those of the one that rounds more."
+    for gate in ("images", "prompts"):
+        assert said in to_html(passed.model_copy(update={"gate": gate}))
+    assert said not in to_html(passed)
+
+
 def test_times_of_a_reference_that_records_magnitudes_are_said_to_include_that(passed: ParityReport):
     latency = passed.latency[0].model_copy(update={"reference_ms": 30.0, "candidate_ms": 10.0})
     measured = passed.model_copy(update={"latency": (latency,), "profile": "8-bit inputs"})
