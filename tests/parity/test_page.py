@@ -144,7 +144,7 @@ def test_no_explanation_is_parted_by_the_end_of_a_printed_page(html):
     with opened(1280, "light") as page:
         show(page, html)
         page.emulate_media(media="print")
-        for part in ("dl > dt", "dl > dd", "li", "tr"):
+        for part in ("dl > dt", "dl > dd", "ol.flow", "li", "tr"):
             expect(page.locator(part).first).to_have_css("break-inside", "avoid")
 
 
