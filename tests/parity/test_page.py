@@ -418,6 +418,21 @@ def test_heads_of_a_long_table_stay_in_view(report, width):
         )
 
 
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_sentence_on_near_ties_leaves_a_page_as_wide_as_its_window_and_reasons_their_room(report, width):
+    def tied(boundary):
+        checks = [check.model_copy(update={"near_ties": 7, "near_tie": 0.1}) for check in boundary.checks]
+        return boundary.model_copy(update={"checks": tuple(checks)})
+
+    shown = to_html(report.model_copy(update={"boundaries": tuple(map(tied, report.boundaries))}))
+    with opened(width, "light") as page:
+        show(page, shown)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        reason = page.get_by_text("Measured with 7 near ties").first.bounding_box()
+        assert reason is not None
+        assert reason["width"] > 250
+
+
 def test_heads_of_tables_are_repeated_on_each_printed_page_and_stand_still_there(html):
     with opened(1280, "light") as page:
         show(page, html)

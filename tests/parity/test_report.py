@@ -260,6 +260,8 @@ def test_the_reference_has_its_name_sizes_their_units_and_limits_a_place_that_no
     assert "PyTorch, and the engine that is checked: candidate." in words
     assert "ytorch" not in words.replace("PyTorch", "")
     assert "mlp1.1: 0.04 % larger" in words
+    far = passed.model_copy(update={"saturations": (Saturation(linear="mlp1.1", ratio=71.94),)})
+    assert "mlp1.1: 71.9 times as large !" in Page(to_html(far)).words
     assert "largest error of a logit; dashed: limit" in words
 
 
