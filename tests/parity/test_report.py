@@ -443,6 +443,17 @@ def test_bars_of_latency_are_as_long_as_the_time(passed: ParityReport):
     assert (max(reference) - min(reference)) / (max(candidate) - min(candidate)) == pytest.approx(3, rel=0.01)
 
 
+def test_what_no_number_says_of_many_blocks_is_said_once_and_of_which(passed: ParityReport):
+    vision = passed.boundary("vision")
+    blocks = tuple(
+        vision.model_copy(update={"name": f"vision_block.{i}", "problem": "9 NaN" if i > 2 else None})
+        for i in range(45)
+    )
+    words = Page(to_html(passed.model_copy(update={"boundaries": (*blocks, *passed.boundaries)}))).words
+    assert "vision_block.3: 9 NaN; likewise 41 more" in words
+    assert words.count("9 NaN") == 1
+
+
 def test_limits_of_a_pair_are_said_to_be_of_the_engine_that_rounds_more(passed: ParityReport):
     said = "the limits and their reasons are those of the one that rounds more."
     for gate in ("images", "prompts"):
