@@ -29,6 +29,8 @@ def accuracy_by_size(bundles: Sequence[BundleFacts], width_inches: float = WIDE_
     weights."""
     if len(bundles) < 2:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     scored = len({(bundle.correct, bundle.scored) for bundle in bundles}) > 1
     with figure_of(width_inches, 6.4 if scored else 3.6) as figure:
         panels = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -43,7 +45,9 @@ def accuracy_by_size(bundles: Sequence[BundleFacts], width_inches: float = WIDE_
         whole_decades(axes)
         title = "mean KL divergence from the float32 model, nats" + ("; ▼: lower than drawn" if "v" in markers else "")
         axes.set_title(wrapped(title, figure), fontsize=10.5)
-        axes.set_xlabel("size of the weights, MB")
+        axes.set_xlabel(f"size of the weights, {_unit(bundles)[0]}")
+        # So few that labels of a narrow screen have room.
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         if scored:
             shares = [100 * bundle.correct / max(1, bundle.scored) for bundle in bundles]
             labels = [f"{bundle.correct} of {bundle.scored}" for bundle in bundles]
@@ -72,14 +76,14 @@ def _size_points(
     labels: Sequence[str],
 ) -> list[Annotation]:
     """Draw the points. Returns the label of each."""
-    megabytes = [bundle.size_bytes / 1e6 for bundle in bundles]
-    by_size = sorted(range(len(bundles)), key=lambda number: megabytes[number])
+    sizes = [bundle.size_bytes / _unit(bundles)[1] for bundle in bundles]
+    by_size = sorted(range(len(bundles)), key=lambda number: sizes[number])
     names = []
-    for number, (bundle, x, y, label) in enumerate(zip(bundles, megabytes, values, labels, strict=True)):
+    for number, (bundle, x, y, label) in enumerate(zip(bundles, sizes, values, labels, strict=True)):
         axes.plot(x, y, marker=markers[number], markersize=8, color=color)
         text = f"{_shortened(bundle.name)}: {label}"
         # To the left of the points in the right half, so that no label leaves the figure.
-        left = x > (min(megabytes) + max(megabytes)) / 2
+        left = x > (min(sizes) + max(sizes)) / 2
         height = 5 if by_size.index(number) % 2 else -12  # Neighbors at the same height would write over each other.
         offset, endpoint = ((-9, height), "right") if left else ((9, height), "left")
         names.append(axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=endpoint, fontsize=10))
@@ -87,6 +91,11 @@ def _size_points(
     axes.margins(x=0.12)
     axes.grid(axis="both")
     return names
+
+
+def _unit(bundles: Sequence[BundleFacts]) -> tuple[str, float]:
+    """The unit of sizes, and its bytes."""
+    return ("GB", 1e9) if max(bundle.size_bytes for bundle in bundles) >= 1e9 else ("MB", 1e6)
 
 
 def _shortened(name: str) -> str:

@@ -73,6 +73,18 @@ def test_no_share_of_answers_below_none_is_on_the_axis():
     assert min(ticks) == 0
 
 
+def test_large_sizes_are_in_gigabytes_and_leave_each_other_room_on_a_narrow_screen():
+    svg = accuracy_by_size(bundles("out"), NARROW_INCHES)
+    assert svg is not None
+    assert ">size of the weights, GB<" in svg
+    axis = svg.partition('id="sizes-narrow-matplotlib.axis_3"')[2].partition("matplotlib.axis_4")[0]
+    ticks = re.findall(r">(\d+)</text>", axis)
+    assert ticks
+    assert len("".join(ticks)) <= 20
+    small = [bundle.model_copy(update={"size_bytes": bundle.size_bytes // 1000}) for bundle in bundles("out")]
+    assert ">size of the weights, MB<" in (accuracy_by_size(small) or "")
+
+
 def test_a_long_name_is_cut_visibly_and_not_where_it_differs_from_others():
     svg = accuracy_by_size(bundles("a-name-of-a-bundle-that-is-wider-than-its-plot"))
     assert svg is not None
