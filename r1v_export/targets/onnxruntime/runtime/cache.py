@@ -5,7 +5,7 @@ Letters: B rows, K key-value heads, C slots, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +15,9 @@ from r1v_export import contract
 from r1v_export.config import Device
 from r1v_export.contract import Sizes
 from r1v_export.targets.onnxruntime.runtime.cache_memory import CacheMemory
+
+SETTLED_TOGETHER = 512
+"""New tokens of a row that are brought into huge pages together: as many as a piece of a prompt has."""
 
 
 class CacheBuffer(NamedTuple):
@@ -38,6 +41,10 @@ class DecoderCache(Protocol):
     def contents(self) -> list[np.ndarray]:
         """Each tensor [B, K, C, D], which may have more slots than were asked for: itself on the CPU, a copy of a
         GPU's."""
+        ...
+
+    def settle(self, first_row: int, lengths: Iterable[int]) -> None:
+        """Bring many new tokens of rows that have so many into pages that are read faster."""
         ...
 
     def copy_row(self, source: int, target: int, length: int) -> None:
@@ -84,6 +91,8 @@ class HostCache:
             self._memories = self._mapped(batch, max(capacity, most_slots or 0))
         except OSError:
             self._memories = self._mapped(batch, capacity)
+        self._settled: dict[int, int] = {}
+        """Slots of each row that are in huge pages as far as they fill some."""
 
     def buffers(self, first_row: int, rows: int) -> list[CacheBuffer]:
         return [
@@ -95,7 +104,17 @@ class HostCache:
     def contents(self) -> list[np.ndarray]:
         return [memory.array_BKCD for memory in self._memories]
 
+    def settle(self, first_row: int, lengths: Iterable[int]) -> None:
+        for row, length in enumerate(lengths, first_row):
+            settled = min(self._settled.get(row, 0), length)
+            if length - settled >= SETTLED_TOGETHER:
+                for memory in self._memories:
+                    memory.settle(row, settled, length)
+                settled = length
+            self._settled[row] = settled
+
     def copy_row(self, source: int, target: int, length: int) -> None:
+        self._settled.pop(target, None)
         for cache_BKCD in self.contents():
             cache_BKCD[target, :, :length] = cache_BKCD[source, :, :length]
 
@@ -104,6 +123,7 @@ class HostCache:
             cache_BKCD[[a, b], :, :length] = cache_BKCD[[b, a], :, :length]
 
     def resize(self, batch: int, capacity: int, lengths: Sequence[int]) -> None:
+        self._settled.clear()
         for index, memory in enumerate(self._memories):
             # One tensor after the other, so that little is there twice.
             if capacity <= memory.shape[2] and _moved(memory, batch):
@@ -150,6 +170,9 @@ class DeviceCache:
 
     def contents(self) -> list[np.ndarray]:
         return [value.numpy() for value in self._values]
+
+    def settle(self, first_row: int, lengths: Iterable[int]) -> None:
+        """A GPU's memory lies where it lies."""
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         for value in self._values:

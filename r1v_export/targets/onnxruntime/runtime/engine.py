@@ -200,7 +200,9 @@ class OnnxRuntimeDecoder:
         if seq == positions == 1:
             self.on_decoding()
             step = self._bound(first_row, rows, seq, positions)
-            return step.run(inputs_embeds, position_ids, cache_write_index, cache_length, logits_index)
+            logits_B1V = step.run(inputs_embeds, position_ids, cache_write_index, cache_length, logits_index)
+            self.cache.settle(first_row, cache_length.tolist())
+            return logits_B1V
         logits_BPV = np.empty((rows, positions, self.sizes.vocab), dtype=np.float32)
         for row in range(rows):
             here, seq = slice(row, row + 1), int(logits_index[row].max()) + 1
@@ -211,6 +213,7 @@ class OnnxRuntimeDecoder:
                 cache_write_index[here] + seq,
                 logits_index[here],
             )
+            self.cache.settle(first_row + row, [int(cache_write_index[row]) + seq])
         return logits_BPV
 
     def cache_tensors(self) -> Sequence[np.ndarray]:

@@ -21,8 +21,8 @@ from r1v_export.log_event import log_event
 
 _LOG = logging.getLogger(__name__)
 _SELF = Path("/proc/self")
-_HUGE_PAGE_BYTES = 2 << 20
-_MADV_COLLAPSE = 25
+HUGE_PAGE_BYTES = 2 << 20
+MADV_COLLAPSE = 25
 """Of Linux 6.1 and later: bring a range into huge pages now, whatever the system's policy for other memory is."""
 _NO_HUGE_PAGES = "nh"
 """Among a range's flags, see the kernel's Documentation/filesystems/proc.rst."""
@@ -70,7 +70,7 @@ def settle() -> None:
         return
     moved_bytes = 0
     for start, length in ranges:
-        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_COLLAPSE) == 0:
+        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_COLLAPSE) == 0:
             moved_bytes += length
     in_use_bytes = sum(length for _, length in ranges)
     message = "memory in huge pages: %(moved_bytes)s of %(in_use_bytes)s bytes"
@@ -88,10 +88,10 @@ def resident_bytes() -> int:
 def _ranges_in_use() -> Iterator[tuple[int, int]]:
     """Address and length of private memory, without a file, of which huge pages would be nearly full."""
     small = mmap.PAGESIZE
-    pages = _HUGE_PAGE_BYTES // small
+    pages = HUGE_PAGE_BYTES // small
     with (_SELF / "pagemap").open("rb", buffering=0) as page_map:
         for start, end in _anonymous():
-            first, last = -(-start // _HUGE_PAGE_BYTES), end // _HUGE_PAGE_BYTES
+            first, last = -(-start // HUGE_PAGE_BYTES), end // HUGE_PAGE_BYTES
             if last <= first:
                 continue
             page_map.seek(first * pages * _ENTRY_BYTES)
@@ -100,7 +100,7 @@ def _ranges_in_use() -> Iterator[tuple[int, int]]:
             full = np.flatnonzero(present >= _LEAST_PRESENT)
             for run in np.split(full, np.flatnonzero(np.diff(full) > 1) + 1):
                 if len(run):
-                    yield (first + int(run[0])) * _HUGE_PAGE_BYTES, len(run) * _HUGE_PAGE_BYTES
+                    yield (first + int(run[0])) * HUGE_PAGE_BYTES, len(run) * HUGE_PAGE_BYTES
 
 
 def _anonymous() -> list[tuple[int, int]]:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import mmap
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from r1v_export.targets.onnxruntime.runtime.cache_memory import CacheMemory
-from r1v_export.targets.onnxruntime.runtime.weights_memory import resident_bytes
+from r1v_export.targets.onnxruntime.runtime.weights_memory import HUGE_PAGE_BYTES, resident_bytes
 
 FLOAT32 = np.dtype(np.float32)
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of a process as Linux does")
@@ -49,6 +50,36 @@ def test_pages_behind_the_tokens_that_stay_are_given_back():
     assert memory.array_BKCD[0, :, :100].all()
     assert not memory.array_BKCD[0, :, 100 + page_slots :].any()
     assert not memory.array_BKCD[1].any()
+
+
+def bytes_of(memory: CacheMemory, field: str) -> int:
+    """Of what the system counts of its range: `Rss`, or `AnonHugePages` of that."""
+    here = False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        first, *others = line.split(maxsplit=5)
+        if not first.endswith(":"):
+            begin, end = (int(each, 16) for each in first.split("-"))
+            here = begin <= memory.address < end
+        elif here and first == f"{field}:":
+            return int(others[0]) * 1024
+    return 0
+
+
+@linux_only
+def test_slots_that_fill_huge_pages_are_brought_into_them_and_others_take_no_more_memory():
+    """Two heads of 16,384 slots in use, 8 MB each: three or four huge pages of each, as they happen to lie."""
+    memory = CacheMemory((1, 2, 65536, 128), FLOAT32)
+    memory.array_BKCD[:, :, :16384] = np.arange(16384, dtype=np.float32)[:, None]
+    memory.settle(0, 0, 8000)
+    memory.settle(0, 8000, 16384)
+    if not bytes_of(memory, "AnonHugePages"):
+        pytest.skip("this system gives no huge pages")
+    assert 6 * HUGE_PAGE_BYTES <= bytes_of(memory, "AnonHugePages") <= 8 * HUGE_PAGE_BYTES
+    assert bytes_of(memory, "Rss") == 2 * 16384 * 128 * 4
+    np.testing.assert_array_equal(memory.array_BKCD[0, 1, :16384, 7], np.arange(16384))
+    assert not memory.array_BKCD[:, :, 16384:16400].any()
+    memory.set_rows(3)  # still one range, which the system moves
+    assert memory.array_BKCD[0, 0, 16383, 0] == 16383
 
 
 def test_slots_that_share_a_page_with_another_head_stay():
