@@ -11,8 +11,14 @@ allocated.
 INT4 rounds every linear and the head to the nearest in groups of 128; llama.cpp's are its Q4_0, in groups of 32, the
 head too. Against our float32 it has F32.
 
+Attention makes prompts of 16k and 32k tokens take minutes. With `--goes-on` a turn is one prompt that grows: each
+engine keeps the keys and values of 1,024 tokens for the 4,096 that begin with them, and so on, and its seconds are
+added up. genai's cache has all of its slots from the first length on then. The model has 32,768 positions, so that
+32,256 is the longest prompt that leaves room for 256 tokens and whole pieces.
+
     python benchmarks/long_contexts.py --weights int4 --genai DIR --llama ENVIRONMENT
-    python benchmarks/long_contexts.py --weights fp32 --genai DIR --llama ENVIRONMENT --tokens 1024 --tokens 32768
+    python benchmarks/long_contexts.py --weights int4 --genai DIR --llama ENVIRONMENT --goes-on --turns 1 \
+        --tokens 1024 --tokens 4096 --tokens 16384 --tokens 32256
 
 DIR: `pip install --no-deps --target DIR onnxruntime-genai==0.18.0`; without it there is no genai. ENVIRONMENT: a
 virtual environment with xllamacpp; likewise.
@@ -25,7 +31,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -118,27 +124,52 @@ def build_gguf(work: Path, weights: str) -> Path:
     return model
 
 
-def take_turns(contenders: list[Contender], job: Mapping[str, int], turns: int) -> dict[str, dict[str, Any]]:
-    """Readings of each contender, by turns."""
-    readings: dict[str, list[dict[str, Any]]] = {each.name: [] for each in contenders}
-    for _ in range(turns):
+def take_turns(
+    contenders: list[Contender], lengths: Sequence[int], job: Mapping[str, int], turns: int, goes_on: bool
+) -> Iterator[dict[int, dict[str, list[dict[str, Any]]]]]:
+    """Readings of each contender by length, by turns; what there is after each length of each turn.
+
+    With `goes_on` a turn is one prompt that grows from length to length, else the turns of a length are next to each
+    other.
+    """
+    readings: dict[int, dict[str, list[dict[str, Any]]]] = {
+        tokens: {each.name: [] for each in contenders} for tokens in lengths
+    }
+    order = [(turn, tokens) for turn in range(turns) for tokens in lengths]
+    parts: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for turn, tokens in order if goes_on else sorted(order, key=lambda pair: pair[1]):
+        print(f"{tokens} tokens, load average {psutil.getloadavg()[0]:.2f}", file=sys.stderr)
         for each in contenders:
-            answer = each.ask(job) | {"load_average": psutil.getloadavg()[0]}
-            readings[each.name].append(answer)
-            rate, step_ms = job["tokens"] / answer["prefill_s"], 1e3 * statistics.median(answer["steps_s"])
-            print(
-                f"  {each.name:20} {rate:8.1f} prompt tokens/s, {step_ms:7.1f} ms a token", file=sys.stderr, flush=True
-            )
-    return {name: summary(job, answers) for name, answers in readings.items()}
+            earlier = parts.setdefault((turn, each.name), []) if goes_on else []
+            answer = ask(each, {**job, "tokens": tokens, "goes_on": goes_on}, earlier)
+            readings[tokens][each.name].append(answer)
+            rate, step_ms = tokens / answer["prefill_s"], 1e3 * statistics.median(answer["steps_s"])
+            line = f"  {each.name:26} {rate:8.1f} prompt tokens/s, {step_ms:7.1f} ms a token"
+            print(line, file=sys.stderr, flush=True)
+        yield readings
 
 
-def summary(job: Mapping[str, int], answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of one engine's readings at one length, and the readings."""
-    tokens = job["tokens"] + job["new_tokens"]
+def ask(contender: Contender, job: Mapping[str, Any], earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """A reading; of a prompt that goes on, `prefill_s` and the memory are those of all of its parts.
+
+    Args:
+        earlier: readings of the parts before; this one is added.
+    """
+    answer = contender.ask(job) | {"load_average": psutil.getloadavg()[0]}
+    answer["part_s"] = answer["prefill_s"]
+    answer["prefill_s"] += sum(part["part_s"] for part in earlier)
+    answer["loaded_bytes"] = earlier[0]["loaded_bytes"] if earlier else answer["loaded_bytes"]
+    earlier.append(answer)
+    return answer
+
+
+def summary(prompt: int, new_tokens: int, answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of one engine's readings behind a prompt of some length, and the readings."""
+    tokens = prompt + new_tokens
     beyond = max(answer["peak_bytes"] - answer["loaded_bytes"] for answer in answers)
     first, cache = answers[0], answers[0]["cache_bytes"]
     return {
-        "prefill_tokens_per_s": job["tokens"] / statistics.median(answer["prefill_s"] for answer in answers),
+        "prefill_tokens_per_s": prompt / statistics.median(answer["prefill_s"] for answer in answers),
         "decode_tokens_per_s": 1 / statistics.median(step for answer in answers for step in answer["steps_s"]),
         "peak_bytes": max(answer["peak_bytes"] for answer in answers),
         # Of the first job at a length, since an engine may keep what it has allocated for the next one.
@@ -166,6 +197,12 @@ def ratios(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
 @click.option("--tokens", "lengths", type=int, multiple=True, default=(1024, 4096, 16384), show_default=True)
 @click.option("--new-tokens", type=click.IntRange(3), default=256, show_default=True)
 @click.option("--turns", default=3, show_default=True)
+@click.option(
+    "--goes-on", is_flag=True, help="One prompt a turn, which grows from length to length: the time of the longest."
+)
+@click.option(
+    "--engine", "engines", multiple=True, help="Those whose name has it in it; may be repeated. [default: all]"
+)
 @click.option("--threads", default=thread_count().count, show_default=True)
 @click.option("--genai", type=click.Path(path_type=Path, exists=True), help="Folder with onnxruntime-genai.")
 @click.option("--llama", type=click.Path(path_type=Path, exists=True), help="Environment with xllamacpp.")
@@ -176,6 +213,8 @@ def main(
     lengths: tuple[int, ...],
     new_tokens: int,
     turns: int,
+    goes_on: bool,
+    engines: tuple[str, ...],
     threads: int,
     genai: Path | None,
     llama: Path | None,
@@ -183,24 +222,34 @@ def main(
     results: Path,
 ) -> None:
     os.environ["XDG_CACHE_HOME"] = str(work / "kept")  # what ours keeps of 4-bit weights
-    contenders = prepare(work, weights, genai, llama)
-    vocabulary = {"vocabulary": make_checkpoint(work).spec.sizes.vocab}
+    contenders = [
+        each
+        for each in prepare(work, weights, genai, llama)
+        if not engines or any(part in each.name for part in engines)
+    ]
+    spec = make_checkpoint(work).spec
+    if max(lengths) + new_tokens > spec.language.max_position_embeddings:
+        raise click.BadParameter(
+            f"the model has {spec.language.max_position_embeddings} positions", param_hint="--tokens"
+        )
+    vocabulary = {"vocabulary": spec.sizes.vocab}
     report: dict[str, Any] = {"machine": machine(("onnxruntime", "numpy")), "threads": threads, "weights": weights}
     report |= {"group_size": {"ours and genai": GROUP, "llama.cpp": LLAMA_GROUP}} if weights == "int4" else {}
-    report |= {"turns": turns, "new_tokens": new_tokens, "lengths": {}}
+    report |= {"turns": turns, "new_tokens": new_tokens, "goes_on": goes_on, "lengths": {}}
     try:
         for each in contenders:
             start = partial(each.start, threads, max(lengths) + new_tokens + 8, WARM_UP | vocabulary)
             start()
-            if each.name.startswith(
-                "r1v-export"
-            ):  # the first process also kept what it made of the weights, as with `run`
-                each.stop()
+            if each.name.startswith("r1v-export"):
+                each.stop()  # the first process also kept what it made of the weights, as with `run`
                 start()
-        for tokens in sorted(lengths):
-            print(f"{tokens} tokens, load average {psutil.getloadavg()[0]:.2f}", file=sys.stderr)
-            measured = take_turns(contenders, {"tokens": tokens, "new_tokens": new_tokens} | vocabulary, turns)
-            report["lengths"][str(tokens)] = {"ratios": ratios(measured), "engines": measured}
+        job = {"new_tokens": new_tokens} | vocabulary
+        for readings in take_turns(contenders, sorted(lengths), job, turns, goes_on):
+            for tokens, answers in readings.items():
+                if not all(answers.values()):
+                    continue
+                measured = {name: summary(tokens, new_tokens, each) for name, each in answers.items()}
+                report["lengths"][str(tokens)] = {"ratios": ratios(measured), "engines": measured}
             click.echo(write_results(f"long-contexts-{weights}", report, results))  # what there is survives a kill
     finally:
         for each in contenders:

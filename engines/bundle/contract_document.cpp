@@ -99,6 +99,7 @@ size_t element_bytes(ElementType type) {
     case ElementType::kFloat32: return 4;
     case ElementType::kFloat16:
     case ElementType::kBFloat16: return 2;
+    case ElementType::kInt8: return 1;
     case ElementType::kInt64: break;
   }
   return 8;
@@ -109,6 +110,7 @@ const char* element_name(ElementType type) {
     case ElementType::kFloat32: return "float32";
     case ElementType::kFloat16: return "float16";
     case ElementType::kBFloat16: return "bfloat16";
+    case ElementType::kInt8: return "int8";
     case ElementType::kInt64: break;
   }
   return "int64";

@@ -10,7 +10,7 @@
 
 namespace r1v {
 
-enum class ElementType { kFloat32, kFloat16, kBFloat16, kInt64 };
+enum class ElementType { kFloat32, kFloat16, kBFloat16, kInt64, kInt8 };
 
 size_t element_bytes(ElementType type);
 const char* element_name(ElementType type);

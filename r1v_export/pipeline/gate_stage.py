@@ -108,7 +108,8 @@ def _image_target(job: Build, target: str) -> str | None:
 
 
 def _prompt_target(job: Build, target: str) -> str | None:
-    return registry.get_target(target).prompt_target(job.config, job.schemes)
+    kv_cache = job.recipe.kv_cache if job.recipe else None
+    return registry.get_target(target).prompt_target(job.config, job.schemes, kv_cache)
 
 
 def _prompt_settings(job: Build, target: str) -> dict[str, str | None]:

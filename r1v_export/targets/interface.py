@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from r1v_export.progress import Progress
     from r1v_export.quantization.artifact.artifact import Artifact
     from r1v_export.quantization.artifact.qweight_layout import QweightLayout
+    from r1v_export.quantization.kv_scales import CacheType
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.targets.reused_files import ReusedFiles
 
@@ -163,7 +164,9 @@ class Target(ABC):
         """What the products of `image_target` may round their operands to, the fastest first."""
         return ("bfloat16",)
 
-    def prompt_target(self, config: BuildConfig, schemes: Mapping[str, Scheme]) -> str | None:
+    def prompt_target(
+        self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: CacheType | None
+    ) -> str | None:
         """Another target, a `prompts.ComputesPrompts`, whose runtime computes prompts faster than these engines where a
         machine has it; `build` then writes its part, see `targets.prompts`. Decoders of such engines on the CPU are
         `contract.OpenCacheDecoder`s. None: there is none for such engines."""

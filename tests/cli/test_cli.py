@@ -286,7 +286,11 @@ def test_inspect_tells_checkpoint_and_bundle_apart_and_agrees_on_the_model(nano_
     stored = sum(tensor.nbytes for tensor in Checkpoint.open().tensors.values()) // 2  # bfloat16
     assert sum(checkpoint["parameters"].values()) == stored
     assert bundle["targets"] == ["onnxruntime"]
-    assert checkpoint["spec"]["architecture"] in succeed("inspect", "r1v-nano")
+    language, text = checkpoint["spec"]["language"], succeed("inspect", "r1v-nano")
+    assert checkpoint["spec"]["architecture"] in text
+    numbers = 2 * language["num_layers"] * language["num_kv_heads"] * language["head_dim"]
+    assert checkpoint["cache_numbers_per_token"] == bundle["cache_numbers_per_token"] == numbers
+    assert f"{4 * numbers:,} bytes a token in float32" in " ".join(text.split())
 
 
 def test_inspect_shows_the_parity_verdict_and_the_versions_of_a_bundle(nano_bundle: Path, succeed) -> None:
@@ -306,7 +310,7 @@ def test_inspect_shows_values_of_a_model_as_people_write_them(succeed) -> None:
 
 def test_inspect_says_of_a_gate_that_did_not_run_that_nothing_was_checked() -> None:
     facts = {"parity": {"tensorrt-rtx": "its engines run on a CUDA GPU"}, "parameters": {}, "files": {}}
-    text = inspect._as_text({**facts, "spec": {"dtype": "bfloat16"}})
+    text = inspect._as_text({**facts, "cache_numbers_per_token": 1024, "spec": {"dtype": "bfloat16"}})
     assert text.startswith("parity, tensorrt-rtx  not checked: its engines run on a CUDA GPU\n")
 
 

@@ -60,13 +60,13 @@ void BoundStep::bind_inputs() {
 
 void BoundStep::bind_cache(const OnnxRuntimeDecoder& decoder) {
   const Library& library = session_.library();
-  const std::vector<int64_t> shape = {rows_, sizes_.kv_heads, decoder.capacity_, sizes_.head_dim};
-  const size_t bytes = checked_product({product(shape), element_bytes(session_.compute())}, "cache");
+  const std::vector<int64_t> shape = {rows_, sizes_.kv_heads, decoder.slots_, sizes_.head_dim};
+  const size_t bytes = checked_product({product(shape), element_bytes(session_.cache())}, "cache");
   const size_t offset = bytes / static_cast<size_t>(rows_) * static_cast<size_t>(first_row_);
   for (size_t i = 0; i < decoder.cache_.size(); ++i) {
     const auto& [past, present] = decoder.names_[i];
     values_.push_back(
-        tensor_on(library, decoder.memory_.get(), decoder.cache_[i].data() + offset, bytes, shape, session_.compute()));
+        tensor_on(library, decoder.memory_.get(), decoder.cache_[i].data() + offset, bytes, shape, session_.cache()));
     session_.check_run(library.api().BindInput(binding_.get(), past.c_str(), values_.back().get()), arrays());
     session_.check_run(library.api().BindOutput(binding_.get(), present.c_str(), values_.back().get()), arrays());
   }

@@ -8,17 +8,22 @@
 #include "base/checked.h"
 
 namespace r1v::ort {
+namespace {
+
+size_t bytes_of(const GraphSession& session, const std::vector<int64_t>& shape) {
+  size_t bytes = element_bytes(session.cache());
+  for (int64_t size : shape) bytes = checked_product({bytes, checked_cast<size_t>(size, "cache")}, "cache");
+  return bytes;
+}
+
+}  // namespace
 
 CacheTensor::CacheTensor(const GraphSession& session, const std::vector<int64_t>& shape, Device device,
                          Allocator* gpu) {
-  const ElementType type = session.compute();
+  const ElementType type = session.cache();
   if (device == Device::kCpu) {
-    size_t bytes = element_bytes(type);
-    for (int64_t size : shape) bytes = checked_product({bytes, checked_cast<size_t>(size, "cache")}, "cache");
-    // Pages of calloc are zeros that take no memory until they are written.
-    host_.reset(static_cast<char*>(std::calloc(std::max<size_t>(bytes, 1), 1)));
-    if (host_ == nullptr) throw std::bad_alloc();
-    data_ = host_.get();
+    host_.emplace(bytes_of(session, shape));
+    data_ = host_->data();
     return;
   }
   const Api& api = session.library().api();
@@ -30,9 +35,15 @@ CacheTensor::CacheTensor(const GraphSession& session, const std::vector<int64_t>
   data_ = static_cast<char*>(data);
 }
 
+bool CacheTensor::resize(size_t bytes) {
+  const bool done = host_->resize(bytes);
+  data_ = host_->data();
+  return done;
+}
+
 OnnxRuntimeDecoder::OnnxRuntimeDecoder(const GraphSession& session, const Sizes& sizes, int64_t batch, int64_t capacity,
-                                       const DeviceOptions& device)
-    : session_(session), sizes_(sizes), batch_(batch), capacity_(capacity), device_(device) {
+                                       const DeviceOptions& device, int64_t most_slots)
+    : session_(session), sizes_(sizes), batch_(batch), capacity_(capacity), slots_(capacity), device_(device) {
   names_ = cache_pairs(sizes.layers);
   if (device.device == Device::kCpu) {
     memory_ = cpu_memory(session.library());
@@ -45,15 +56,30 @@ OnnxRuntimeDecoder::OnnxRuntimeDecoder(const GraphSession& session, const Sizes&
     session.check_run(api.CreateAllocator(session.handle(), memory, &allocator), {});
     gpu_ = Owned<Allocator>(allocator, api.ReleaseAllocator);
   }
-  allocate();
+  allocate(most_slots);
 }
 
 OnnxRuntimeDecoder::~OnnxRuntimeDecoder() = default;
 
-void OnnxRuntimeDecoder::allocate() {
-  cache_.clear();
-  const std::vector<int64_t> shape = {batch_, sizes_.kv_heads, capacity_, sizes_.head_dim};
-  for (size_t i = 0; i < names_.size(); ++i) cache_.emplace_back(session_, shape, device_.device, gpu_.get());
+void OnnxRuntimeDecoder::allocate(int64_t most_slots) {
+  const auto make = [&](int64_t slots) {
+    cache_.clear();
+    for (size_t i = 0; i < names_.size(); ++i) {
+      cache_.emplace_back(session_, shape(batch_, slots), device_.device, gpu_.get());
+    }
+    slots_ = slots;
+  };
+  if (device_.device == Device::kCpu && most_slots > capacity_) {
+    try {
+      return make(most_slots);
+    } catch (const std::bad_alloc&) {  // The system backs addresses with memory, or has not as many.
+    }
+  }
+  make(capacity_);
+}
+
+std::vector<int64_t> OnnxRuntimeDecoder::shape(int64_t batch, int64_t slots) const {
+  return {batch, sizes_.kv_heads, slots, sizes_.head_dim};
 }
 
 void OnnxRuntimeDecoder::step(const DecoderStep& step, float* logits) {
@@ -96,11 +122,11 @@ void OnnxRuntimeDecoder::require_host() const {
 }
 
 size_t OnnxRuntimeDecoder::slot_bytes() const {
-  return static_cast<size_t>(sizes_.head_dim) * element_bytes(session_.compute());
+  return static_cast<size_t>(sizes_.head_dim) * element_bytes(session_.cache());
 }
 
-char* OnnxRuntimeDecoder::slots(const CacheTensor& tensor, int64_t row, int64_t head, int64_t capacity) const {
-  return tensor.data() + static_cast<size_t>((row * sizes_.kv_heads + head) * capacity) * slot_bytes();
+size_t OnnxRuntimeDecoder::offset(int64_t row, int64_t head, int64_t slots) const {
+  return static_cast<size_t>((row * sizes_.kv_heads + head) * slots) * slot_bytes();
 }
 
 void OnnxRuntimeDecoder::copy_row(int64_t source, int64_t target, int64_t length) {
@@ -108,7 +134,7 @@ void OnnxRuntimeDecoder::copy_row(int64_t source, int64_t target, int64_t length
   if (source == target) return;
   for (const CacheTensor& tensor : cache_) {
     for (int64_t head = 0; head < sizes_.kv_heads; ++head) {
-      std::memcpy(slots(tensor, target, head, capacity_), slots(tensor, source, head, capacity_),
+      std::memcpy(slots(tensor, target, head), slots(tensor, source, head),
                   static_cast<size_t>(length) * slot_bytes());
     }
   }
@@ -119,8 +145,8 @@ void OnnxRuntimeDecoder::swap_rows(int64_t a, int64_t b, int64_t length) {
   if (a == b) return;
   for (const CacheTensor& tensor : cache_) {
     for (int64_t head = 0; head < sizes_.kv_heads; ++head) {
-      char* first = slots(tensor, a, head, capacity_);
-      std::swap_ranges(first, first + static_cast<size_t>(length) * slot_bytes(), slots(tensor, b, head, capacity_));
+      char* first = slots(tensor, a, head);
+      std::swap_ranges(first, first + static_cast<size_t>(length) * slot_bytes(), slots(tensor, b, head));
     }
   }
 }
@@ -128,21 +154,42 @@ void OnnxRuntimeDecoder::swap_rows(int64_t a, int64_t b, int64_t length) {
 void OnnxRuntimeDecoder::resize(int64_t batch, int64_t capacity, const std::vector<int64_t>& lengths) {
   require_host();
   one_token_.reset();
-  const std::vector<int64_t> shape = {batch, sizes_.kv_heads, capacity, sizes_.head_dim};
-  const int64_t kept = std::min({batch, batch_, static_cast<int64_t>(lengths.size())});
+  const bool in_place = capacity <= slots_;
+  const int64_t slots = in_place ? slots_ : capacity;
   for (CacheTensor& tensor : cache_) {
     // One tensor after the other, so that little is there twice.
-    CacheTensor larger(session_, shape, device_.device, gpu_.get());
-    for (int64_t row = 0; row < kept; ++row) {
-      const auto length = static_cast<size_t>(std::min({lengths[static_cast<size_t>(row)], capacity, capacity_}));
-      for (int64_t head = 0; head < sizes_.kv_heads; ++head) {
-        std::memcpy(slots(larger, row, head, capacity), slots(tensor, row, head, capacity_), length * slot_bytes());
-      }
+    if (in_place && tensor.resize(bytes_of(session_, shape(batch, slots)))) {
+      release_behind(tensor, lengths);
+    } else {
+      tensor = copied(tensor, batch, slots, lengths);
     }
-    tensor = std::move(larger);
   }
   batch_ = batch;
   capacity_ = capacity;
+  slots_ = slots;
+}
+
+CacheTensor OnnxRuntimeDecoder::copied(const CacheTensor& tensor, int64_t batch, int64_t slots_of_each,
+                                       const std::vector<int64_t>& lengths) {
+  CacheTensor larger(session_, shape(batch, slots_of_each), device_.device, gpu_.get());
+  const int64_t kept = std::min({batch, batch_, static_cast<int64_t>(lengths.size())});
+  for (int64_t row = 0; row < kept; ++row) {
+    const auto length = static_cast<size_t>(std::min({lengths[static_cast<size_t>(row)], slots_of_each, slots_}));
+    for (int64_t head = 0; head < sizes_.kv_heads; ++head) {
+      std::memcpy(larger.data() + offset(row, head, slots_of_each), slots(tensor, row, head), length * slot_bytes());
+    }
+  }
+  return larger;
+}
+
+void OnnxRuntimeDecoder::release_behind(CacheTensor& tensor, const std::vector<int64_t>& lengths) {
+  for (size_t row = 0; row < lengths.size(); ++row) {
+    for (int64_t head = 0; head < sizes_.kv_heads; ++head) {
+      const size_t begin = offset(static_cast<int64_t>(row), head, slots_);
+      tensor.release(begin + static_cast<size_t>(lengths[row]) * slot_bytes(),
+                     begin + static_cast<size_t>(slots_) * slot_bytes());
+    }
+  }
 }
 
 }  // namespace r1v::ort

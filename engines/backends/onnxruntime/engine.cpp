@@ -33,11 +33,13 @@ void OnnxRuntimeEngine::embed(const int64_t* input_ids, int64_t rows, int64_t se
 }
 
 std::unique_ptr<Decoder> OnnxRuntimeEngine::decoder(int64_t batch, int64_t capacity) {
-  return std::make_unique<OnnxRuntimeDecoder>(session(decoder_, contract::kDecoder), sizes(), batch, capacity, device_);
+  const int64_t most_slots = options_.attention_stops_at_length ? bundle_.pipeline.max_positions : 0;
+  return std::make_unique<OnnxRuntimeDecoder>(session(decoder_, contract::kDecoder), sizes(), batch, capacity, device_,
+                                              most_slots);
 }
 
 CacheLimits OnnxRuntimeEngine::cache_limits() {
-  const auto bytes = static_cast<int64_t>(element_bytes(session(decoder_, contract::kDecoder).compute()));
+  const auto bytes = static_cast<int64_t>(element_bytes(session(decoder_, contract::kDecoder).cache()));
   const Sizes& size = sizes();
   return {2 * size.layers * size.kv_heads * size.head_dim * bytes, std::nullopt, std::nullopt,
           device_.device == Device::kCpu};

@@ -72,6 +72,7 @@ DataType data_type(ElementType type) {
     case ElementType::kFloat32: return kFloat;
     case ElementType::kFloat16: return kFloat16;
     case ElementType::kBFloat16: return kBFloat16;
+    case ElementType::kInt8: return kInt8;
     case ElementType::kInt64: break;
   }
   return kInt64;

@@ -10,8 +10,10 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kAvailableCores[] = "available_cores";
+constexpr char kStopsAtLength[] = "attention_stops_at_length";
 constexpr const char* kKnown[] = {"weights_root",         "weights_root_entry",  "session_entries", "threads",
-                                  "image_tokens_per_run", "rows_per_prompt_run", "cache_in_place"};
+                                  "image_tokens_per_run", "rows_per_prompt_run", "cache_in_place",
+                                  kStopsAtLength};
 
 // What the build writes into an engine's options, for graphs that are opened without any.
 constexpr char kGraphs[] = "graphs", kWeightsFolder[] = "session.model_external_initializers_file_folder_path",
@@ -70,6 +72,8 @@ Options parse_options(const Bundle& bundle, const std::string& target) {
   const std::string root_entry = options.text("weights_root_entry");
   const Fields entries = options.object("session_entries"), threads = options.object("threads");
   Options parsed{{}, options.integer("image_tokens_per_run", 1, INT32_MAX)};
+  // Bundles of earlier versions do not say.
+  parsed.attention_stops_at_length = options.has(kStopsAtLength) && options.flag(kStopsAtLength);
   for (const char* graph : {contract::kVision, contract::kProjector, contract::kEmbed, contract::kDecoder}) {
     const auto file = engine.files.find(graph);
     if (file == engine.files.end()) throw_field("pipeline.json: engines." + target + ".files", graph, "nothing");

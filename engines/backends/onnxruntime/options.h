@@ -25,6 +25,8 @@ struct GraphOptions {
 struct Options {
   std::map<std::string, GraphOptions> graphs;
   int64_t image_tokens_per_run;  // image tokens that the vision graph takes at once on a CPU
+  // Whether slots of the cache behind a row's length cost nothing, so that there may be more than are asked for.
+  bool attention_stops_at_length = false;
 };
 
 // Throws kBundle: an option is missing, wrong or unknown, or leads out of the bundle.

@@ -30,7 +30,7 @@ struct TensorRtOptions;
 // enum OrtLoggingLevel
 enum Severity : int { kVerbose = 0, kInfo = 1, kWarning = 2, kError = 3, kFatal = 4 };
 // enum ONNXTensorElementDataType
-enum DataType : int { kFloat = 1, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
+enum DataType : int { kFloat = 1, kInt8 = 3, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
 // enum OrtAllocatorType, enum OrtMemType
 enum AllocatorType : int { kDeviceAllocator = 0, kArenaAllocator = 1 };
 enum MemoryType : int { kDefaultMemory = 0 };

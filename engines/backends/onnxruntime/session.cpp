@@ -114,6 +114,7 @@ std::optional<ElementType> element_type(DataType type) {
     case kFloat16: return ElementType::kFloat16;
     case kBFloat16: return ElementType::kBFloat16;
     case kInt64: return ElementType::kInt64;
+    case kInt8: return ElementType::kInt8;
   }
   return std::nullopt;
 }
@@ -144,7 +145,7 @@ std::vector<TensorContract> session_tensors(const Library& library, const Sessio
     if (!known) {
       throw Error(
           Code::kBundle, "A graph's tensor has a type that libr1v does not know.",
-          {where + ": " + text, "float32, float16, bfloat16 or int64", "type " + std::to_string(type), kRebuild});
+          {where + ": " + text, "float32, float16, bfloat16, int8 or int64", "type " + std::to_string(type), kRebuild});
     }
     tensors.push_back({text, *known});
   }
@@ -160,6 +161,9 @@ void require_names(const std::vector<TensorContract>& found, const std::vector<T
       throw Error(Code::kBundle, "A graph's tensors are not the contract's.", {where, wanted, name, kRebuild});
   }
 }
+
+// By the beginnings of kPastKey, kPastValue and their presents.
+bool is_cache(const std::string& name) { return name.rfind("past_key_values.", 0) == 0 || name.rfind("present.", 0) == 0; }
 
 size_t count_of(const std::vector<int64_t>& shape) {
   size_t count = 1;
@@ -194,11 +198,13 @@ GraphSession::GraphSession(const Library& library, const Bundle& bundle, const G
   require_names(inputs, graph.inputs, options.file + ": inputs");
   require_names(outputs, graph.outputs, options.file + ": outputs");
   compute_ = outputs.front().dtype;
+  cache_ = outputs.back().dtype == ElementType::kInt8 ? ElementType::kInt8 : compute_;
   for (const auto* side : {&inputs, &outputs}) {
     for (const TensorContract& each : *side) {
-      if (each.dtype == ElementType::kInt64 || each.dtype == compute_) continue;
+      const ElementType expected = is_cache(each.name) ? cache_ : compute_;
+      if (each.dtype == ElementType::kInt64 || each.dtype == expected) continue;
       throw Error(Code::kBundle, "A graph computes in two types.",
-                  {options.file + ": " + each.name, element_name(compute_), element_name(each.dtype), kRebuild});
+                  {options.file + ": " + each.name, element_name(expected), element_name(each.dtype), kRebuild});
     }
   }
 }

@@ -40,6 +40,8 @@ class GraphSession {
   const RunOptions* once() const { return once_.get(); }
   // What the graph computes in.
   ElementType compute() const { return compute_; }
+  // What a decoder graph has its cache in: that, or int8, which its attention computes with.
+  ElementType cache() const { return cache_; }
 
   // The single output of the graph, float32, for its inputs in order. Throws kGraph: ONNX Runtime fails, a number
   // leaves the range of the graph's type, or the output has another shape than `shape`.
@@ -54,7 +56,7 @@ class GraphSession {
   Owned<Session> session_;
   Owned<MemoryInfo> memory_;
   Owned<RunOptions> once_;
-  ElementType compute_ = ElementType::kFloat32;
+  ElementType compute_ = ElementType::kFloat32, cache_ = ElementType::kFloat32;
 };
 
 }  // namespace r1v::ort

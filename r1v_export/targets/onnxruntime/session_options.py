@@ -20,6 +20,7 @@ INT4_INPUTS = "r1v.int4_inputs"
 STOPS_AT_LENGTH = "r1v.attention_stops_at_length"
 """Metadata of an engine's decoder graph: `1` where no layer reads or writes slots of the cache behind a row's length,
 so that a cache may have more than are asked for."""
+STOPS_AT_LENGTH_OPTION = STOPS_AT_LENGTH.removeprefix("r1v.")
 _INT4_ARITHMETIC = "session.qdq_matmulnbits_accuracy_level"
 _ACCURACY_LEVELS = {"exact": "1", "int8": "4", "float32": "1"}
 """Of MatMulNBits. `float32` is how graphs of earlier versions have `exact`."""
@@ -56,10 +57,12 @@ def engine_options(engine: Path, files: Mapping[str, str]) -> dict[str, JsonValu
         BundleError: a graph cannot be read.
     """
     entries: dict[str, JsonValue] = {}
+    stops_at_length = False
     for name, file in files.items():
         try:
-            content = read_regular_bytes(engine / file, GRAPH_LIMIT_BYTES)
-            entries[name] = {**quantization_entries(parse_model(content))}
+            model = parse_model(read_regular_bytes(engine / file, GRAPH_LIMIT_BYTES))
+            entries[name] = {**quantization_entries(model)}
+            stops_at_length |= any(entry.key == STOPS_AT_LENGTH for entry in model.metadata_props)
         except Exception as error:  # protobuf's own, and the file system's
             fix = "build the bundle again"
             raise BundleError("An engine cannot be read.", where=engine / file, found=error, fix=fix) from error
@@ -71,6 +74,7 @@ def engine_options(engine: Path, files: Mapping[str, str]) -> dict[str, JsonValu
         "image_tokens_per_run": TOKENS_AT_ONCE,
         "rows_per_prompt_run": PROMPT_ROWS,
         "cache_in_place": True,
+        STOPS_AT_LENGTH_OPTION: stops_at_length,
     }
 
 

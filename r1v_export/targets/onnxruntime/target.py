@@ -24,6 +24,7 @@ from r1v_export.targets.openvino.target import OpenVinoTarget
 from r1v_export.targets.prompts import PROMPTS, prompting_target
 
 if TYPE_CHECKING:
+    from r1v_export.quantization.kv_scales import CacheType
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.targets.onnxruntime.blockwise import OnnxRuntimeBlocks
     from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
@@ -92,8 +93,13 @@ class OnnxRuntimeTarget(Target):
             return (options.image_products,)
         return ("int8", "bfloat16") if chosen_int4_inputs(options.int4_inputs, config) == "int8" else ("bfloat16",)
 
-    def prompt_target(self, config: BuildConfig, schemes: Mapping[str, Scheme]) -> str | None:
-        """OpenVINO for 4-bit weights whose inputs are rounded to 8 bits, which it multiplies nearly twice as fast."""
+    def prompt_target(
+        self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: CacheType | None
+    ) -> str | None:
+        """OpenVINO for 4-bit weights whose inputs are rounded to 8 bits, which it multiplies nearly twice as fast. It
+        has no cache in 8 bits to write into."""
+        if kv_cache is not None:
+            return None
         int4_inputs = chosen_int4_inputs(config.options(self.name, OnnxRuntimeConfig).int4_inputs, config)
         decoder = [scheme for name, scheme in schemes.items() if name.startswith(LAYERS)]
         in_4_bits = bool(decoder) and all(scheme.weights.type in ("int4", "uint4") for scheme in decoder)
@@ -108,7 +114,8 @@ class OnnxRuntimeTarget(Target):
         int4_inputs = chosen_int4_inputs(config.options(self.name, OnnxRuntimeConfig).int4_inputs, config)
         write_graphs(inputs.graphs, self.graphs, config.device, int4_inputs, out)
         schemes = inputs.artifact.schemes if inputs.artifact else {}
-        images, prompts = self.image_target(config, schemes), self.prompt_target(config, schemes)
+        kv_cache = inputs.artifact.recipe.kv_cache if inputs.artifact else None
+        images, prompts = self.image_target(config, schemes), self.prompt_target(config, schemes, kv_cache)
         if images is not None:
             (out / IMAGES / images).mkdir(parents=True)
             encoding_target(images).write_images(

@@ -33,7 +33,7 @@ def lower(model: ir.Model, device: Device) -> None:
     if not half:
         passes += [FoldedLayerScale()]  # ONNX Runtime folds constants on the CPU, which has no float16 Mul
     if device == "cpu" or half:  # GroupQueryAttention's CUDA kernel takes no float32
-        passes += [GroupQueryAttention(), PackedProjections(four_bits=device == "cpu")]
+        passes += [GroupQueryAttention(int8_cache=device == "cpu"), PackedProjections(four_bits=device == "cpu")]
     if device == "cuda":
         passes += [BlockQuantizedFp8(), ScaleTypes(), Float32Quantization()]
     passes += [RemoveUnusedNodesPass(), TopologicalSortPass()]

@@ -9,6 +9,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from r1v_export.quantization.apply.onnx import SCALE, QuantizeCache
+from r1v_export.quantization.kv_scales import CacheType
+
 RNG = np.random.default_rng(0)
 
 
@@ -46,3 +49,12 @@ def check(made: ir.Model, lowering: ir.passes.InPlacePass, **feeds: np.ndarray) 
     for old, new in zip(before, run(made, **feeds), strict=True):
         np.testing.assert_allclose(new, old, rtol=0, atol=2e-5)
     return made
+
+
+def rounded(decoder: ir.Model, layers: int, kind: CacheType) -> ir.Model:
+    """A decoder whose keys and values are rounded before they are cached, with a scale for each layer's."""
+    QuantizeCache({f"layers.{layer}": kind for layer in range(layers)})(decoder)
+    for name, value in decoder.graph.initializers.items():
+        if name.endswith(SCALE):
+            value.const_value = ir.tensor(np.float32(0.05), name=name)
+    return decoder

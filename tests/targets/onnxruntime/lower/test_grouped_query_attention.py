@@ -8,6 +8,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from r1v_export import contract
 from r1v_export.targets.onnxruntime.lower.grouped_query_attention import GroupQueryAttention
+from tests.targets.onnxruntime.lower.graphs import rounded
 
 
 @pytest.fixture
@@ -56,3 +57,28 @@ def test_a_graph_without_cached_attention_is_left_alone(r1v):
     before = [node.op_type for node in vision.graph]
     assert not GroupQueryAttention()(vision).modified
     assert [node.op_type for node in vision.graph] == before
+
+
+def test_an_int8_cache_is_the_kernels_own_with_the_scales_of_the_calibration(decoder, r1v):
+    layers = r1v.spec.language.num_layers
+    model = rounded(decoder, layers, "int8")
+    ir.passes.Sequential(GroupQueryAttention(int8_cache=True), RemoveUnusedNodesPass())(model)
+    operators = Counter(node.op_type for node in model.graph)
+    assert operators["GroupQueryAttention"] == layers
+    assert [operators[gone] for gone in ("TensorScatter", "QuantizeLinear", "DequantizeLinear")] == [0, 0, 0]
+    for layer, node in enumerate(node for node in model.graph if node.op_type == "GroupQueryAttention"):
+        assert [value.name for value in node.inputs[-2:]] == [
+            f"layers.{layer}.key.scale",
+            f"layers.{layer}.value.scale",
+        ]
+        assert node.attributes["k_quant_type"].value == node.attributes["v_quant_type"].value == "PER_TENSOR"
+    caches = {name for pair in contract.cache_pairs(layers) for name in pair}
+    types = {value.name: value.dtype for value in (*model.graph.inputs, *model.graph.outputs)}
+    assert {types[name] for name in caches} == {ir.DataType.INT8}
+    assert types[contract.LOGITS] == ir.DataType.FLOAT
+
+
+@pytest.mark.parametrize(("kind", "int8_cache"), [("fp8", True), ("int8", False)])
+def test_a_cache_that_the_kernel_does_not_have_stays_with_the_standard_operators(decoder, r1v, kind, int8_cache):
+    model = rounded(decoder, r1v.spec.language.num_layers, kind)
+    assert not GroupQueryAttention(int8_cache=int8_cache)(model).modified

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from r1v_export import contract
 from r1v_export.runner.kv_cache import KVCache, prefill
 from r1v_export.targets.onnxruntime.runtime import engine as onnxruntime_engine
 from tests.targets.conftest import build
+from tests.targets.onnxruntime.lower.graphs import rounded
 from tests.tiny_models import tiny_spec
 
 RNG = np.random.default_rng(0)
@@ -267,3 +270,22 @@ def test_attention_that_computes_over_all_slots_is_given_those_that_are_asked_fo
     assert {tensor_BKCD.shape[2] for tensor_BKCD in decoder.cache_tensors()} == {16}
     decoder.resize(2, 64, np.array([5, 3]))
     assert {tensor_BKCD.shape[2] for tensor_BKCD in decoder.cache_tensors()} == {64}
+
+
+def test_an_int8_cache_takes_a_byte_a_number_and_follows_the_standard_graph(copy):
+    """The kernel rounds as the graph's QuantizeLinear does, and reads what DequantizeLinear gives."""
+    path = copy.graphs / "decoder.onnx"
+    ir.save(rounded(ir.load(path), copy.spec.language.num_layers, "int8"), path)
+    shutil.rmtree(copy.engine_folder)
+    copy.engine_folder.mkdir()
+    copy.build_engine(copy.engine_folder)
+    ours, standard, sizes = copy.open(), copy.open_standard(), copy.spec.sizes
+    assert ours.cache_limits().slot_bytes == 2 * sizes.layers * sizes.kv_heads * sizes.head_dim
+    assert {tensor_BKCD.dtype for tensor_BKCD in ours.decoder(1, 8).cache_tensors()} == {np.dtype(np.int8)}
+    prompts_SE, hidden = prompts(copy.spec, [7, 3]), copy.spec.language.hidden_size
+    steps = [normal(2, 1, hidden) for _ in range(6)]
+    for found, wanted in zip(walk(ours, prompts_SE, steps), walk(standard, prompts_SE, steps), strict=True):
+        assert_close(found, wanted)
+    moved, token = prompts(copy.spec, [7, 5, 6]), normal(1, 1, hidden)
+    for found, wanted in zip(moving_rows(ours, moved, token), moving_rows(standard, moved, token), strict=True):
+        assert_close(found, wanted)
