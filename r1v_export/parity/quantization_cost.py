@@ -14,6 +14,7 @@ OTHER_RECIPES: Mapping[str, str] = {
     "int4-rtn": "int4-gptq or int4-awq, which read calibration samples",
     "int4-awq": "int4-gptq",
     "int4-gptq": "int4-awq",
+    "int4-kv": "int4-gptq, without a quantized key-value cache",
     "w4a8": "int4-awq, which rounds no inputs",
     "fp8-tensor": "fp8, with a scale for each output channel",
     "fp8": "fp8-rowwise, with an input scale for each token",

@@ -10,8 +10,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.pipeline.build import build
+from r1v_export.quantization.recipe import load
 from tests.engines import programs
 
 ONNXRUNTIME = Path(onnxruntime.__file__).parent / "capi"
@@ -53,6 +54,24 @@ def int8_inputs_bundle(made_once: MakeOnce) -> Path:
     """The same weights, their inputs rounded to 8 bits. Not to be written to."""
     config = BuildConfig(precision="int4", recipe="int4-rtn", parity=ParityConfig(enabled=False))
     return made_once("nano-int4-int8-inputs", lambda out: build(config, out))
+
+
+@pytest.fixture(scope="session")
+def int8_cache_bundle(made_once: MakeOnce) -> Path:
+    """The shipped model with int4 weights and an INT8 key-value cache. Not to be written to."""
+    recipe = load("int4-kv").to_yaml().replace("gptq", "rtn")
+    calibration = CalibrationConfig(samples=4)
+
+    def make(out: Path) -> None:
+        (file := out.with_name("int4-rtn-kv.yaml")).write_text(recipe, encoding="utf-8")
+        build(
+            BuildConfig(
+                precision="int4", recipe=str(file), calibration=calibration, parity=ParityConfig(enabled=False)
+            ),
+            out,
+        )
+
+    return made_once("nano-int4-int8-cache", make)
 
 
 @pytest.fixture(scope="session")
