@@ -27,6 +27,7 @@ EXACT = "ours, int4, `--int4-inputs exact`"
 EXACT_TARGET = "ours, int4, exact inputs, `--target openvino` and `matmul: float32`"
 HEADED = "ours, int4, head in 4 bits"
 LIBR1V, LIBR1V_FLOAT32 = "ours in C++ (libr1v), int4", "ours in C++ (libr1v), float32"
+INT8_CACHE = "ours, int4, INT8 cache"
 LIBR1V_EXACT = "ours in C++ (libr1v), int4, exact inputs"
 VINO_BF16, VINO_FLOAT32 = "ours, float32, `--target openvino`", "ours, the same with `matmul: float32`"
 EXACT_TOWER = "ours, float32, `--vision-target onnxruntime`"
@@ -59,7 +60,7 @@ EARLIER_SERVERS = SERVERS | {
 }
 """In files from before inputs in 8 bits became the default."""
 SYSTEMS = [
-    *(INT4, OWN_PROMPTS, EXACT_IMAGES, BF16_TARGET, HEADED, EXACT, EXACT_TARGET, LIBR1V, LIBR1V_EXACT),
+    *(INT4, INT8_CACHE, OWN_PROMPTS, EXACT_IMAGES, BF16_TARGET, HEADED, EXACT, EXACT_TARGET, LIBR1V, LIBR1V_EXACT),
     *(names[f"{way} int4"] for way in ("one at a time", "triton") for names in (SERVERS, EARLIER_SERVERS)),
     *(
         FLOAT32,
@@ -91,6 +92,7 @@ WHOLE = {
 }
 LONG = {
     "r1v-export int8": INT4,
+    "r1v-export int8 cache": INT8_CACHE,
     "r1v-export exact": EXACT,
     "r1v-export": FLOAT32,
     "r1v-export openvino int8": BF16_TARGET,

@@ -39,7 +39,7 @@ nvinfer1::DataType data_type(ElementType type) {
     case ElementType::kFloat32: return nvinfer1::DataType::kFLOAT;
     case ElementType::kFloat16: return nvinfer1::DataType::kHALF;
     case ElementType::kBFloat16: return nvinfer1::DataType::kBF16;
-    case ElementType::kInt8: return nvinfer1::DataType::kINT8;
+    case ElementType::kInt8:  // of caches of the target onnxruntime only
     case ElementType::kInt64: break;
   }
   return nvinfer1::DataType::kINT64;
