@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -19,7 +20,11 @@ from r1v_export.targets.onnxruntime.lower.pattern import (
 
 _NO_OTHERS = (None, None, None)
 """position_ids, attention_bias and head_sink, which stand before the scales of a cache."""
-_INT8_CACHE = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
+_INT8_CACHE: Mapping[str, str | int] = {
+    "k_quant_type": "PER_TENSOR",
+    "v_quant_type": "PER_TENSOR",
+    "kv_cache_bit_width": 8,
+}
 _HEAD_SIZE_MULTIPLE = 16
 """ONNX Runtime, group_query_attention_helper.h: of 8, and of 16 with do_rotary."""
 
@@ -123,7 +128,7 @@ def _fuse(attention: ir.Node, seqlens_k: ir.Value, total_length: ir.Value) -> No
             rotate_query.inputs[2],
             *([*_NO_OTHERS, *(pair.scale for pair in rounded)] if rounded else []),
         ],
-        {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": 1, **(_INT8_CACHE if rounded else {})},
+        {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": 1} | (dict(_INT8_CACHE) if rounded else {}),
         domain=MICROSOFT,
         num_outputs=3,
     )
