@@ -12,7 +12,6 @@ import pytest
 
 from r1v_export.config import BuildConfig, CalibrationConfig, ParityConfig
 from r1v_export.pipeline.build import build
-from r1v_export.quantization.recipe import load
 from tests.engines import programs
 
 ONNXRUNTIME = Path(onnxruntime.__file__).parent / "capi"
@@ -59,19 +58,9 @@ def int8_inputs_bundle(made_once: MakeOnce) -> Path:
 @pytest.fixture(scope="session")
 def int8_cache_bundle(made_once: MakeOnce) -> Path:
     """The shipped model with int4 weights and an INT8 key-value cache. Not to be written to."""
-    recipe = load("int4-kv").to_yaml().replace("gptq", "rtn")
-    calibration = CalibrationConfig(samples=4)
-
-    def make(out: Path) -> None:
-        (file := out.with_name("int4-rtn-kv.yaml")).write_text(recipe, encoding="utf-8")
-        build(
-            BuildConfig(
-                precision="int4", recipe=str(file), calibration=calibration, parity=ParityConfig(enabled=False)
-            ),
-            out,
-        )
-
-    return made_once("nano-int4-int8-cache", make)
+    samples = CalibrationConfig(samples=4)
+    config = BuildConfig(precision="int4", recipe="int4-kv", calibration=samples, parity=ParityConfig(enabled=False))
+    return made_once("nano-int4-int8-cache", lambda out: build(config, out))
 
 
 @pytest.fixture(scope="session")
