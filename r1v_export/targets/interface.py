@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from r1v_export.progress import Progress
     from r1v_export.quantization.artifact.artifact import Artifact
     from r1v_export.quantization.artifact.qweight_layout import QweightLayout
-    from r1v_export.quantization.kv_scales import CacheType
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.targets.reused_files import ReusedFiles
 
@@ -165,7 +164,7 @@ class Target(ABC):
         return ("bfloat16",)
 
     def prompt_target(
-        self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: CacheType | None
+        self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: str | None
     ) -> str | None:
         """Another target, a `prompts.ComputesPrompts`, whose runtime computes prompts faster than these engines where a
         machine has it; `build` then writes its part, see `targets.prompts`. Decoders of such engines on the CPU are

@@ -24,7 +24,6 @@ from r1v_export.targets.openvino.target import OpenVinoTarget
 from r1v_export.targets.prompts import PROMPTS, prompting_target
 
 if TYPE_CHECKING:
-    from r1v_export.quantization.kv_scales import CacheType
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.targets.onnxruntime.blockwise import OnnxRuntimeBlocks
     from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
@@ -94,7 +93,7 @@ class OnnxRuntimeTarget(Target):
         return ("int8", "bfloat16") if chosen_int4_inputs(options.int4_inputs, config) == "int8" else ("bfloat16",)
 
     def prompt_target(
-        self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: CacheType | None
+        self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: str | None
     ) -> str | None:
         """OpenVINO for 4-bit weights whose inputs are rounded to 8 bits, which it multiplies nearly twice as fast. It
         has no cache in 8 bits to write into."""
