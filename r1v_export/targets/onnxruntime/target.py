@@ -92,9 +92,7 @@ class OnnxRuntimeTarget(Target):
             return (options.image_products,)
         return ("int8", "bfloat16") if chosen_int4_inputs(options.int4_inputs, config) == "int8" else ("bfloat16",)
 
-    def prompt_target(
-        self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: str | None
-    ) -> str | None:
+    def prompt_target(self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: str | None) -> str | None:
         """OpenVINO for 4-bit weights whose inputs are rounded to 8 bits, which it multiplies nearly twice as fast. It
         has no cache in 8 bits to write into."""
         if kv_cache is not None:
