@@ -10,6 +10,7 @@ from r1v_export import contract
 from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
 from r1v_export.cpus import has_bfloat16_products, has_tile_products
 from r1v_export.errors import BundleError, CapabilityError
+from r1v_export.manifest import MANIFEST
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
@@ -146,7 +147,8 @@ def _open(
         )
     from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
 
-    return OpenVinoEngine(engine, bundle, spec.sizes, image_products=image_products)
+    finished = (bundle / MANIFEST).is_file()  # a gate opens what is still being built, once
+    return OpenVinoEngine(engine, bundle, spec.sizes, image_products=image_products, keep=finished)
 
 
 def require_cpu(device: Device) -> None:

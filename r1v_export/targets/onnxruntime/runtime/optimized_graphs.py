@@ -27,17 +27,12 @@ from r1v_export.log_event import log_event
 from r1v_export.progress import size
 from r1v_export.targets.onnxruntime.graph_message import parse_model
 from r1v_export.targets.onnxruntime.session_options import four_bit_bytes
+from r1v_export.targets.user_cache import REPORTED_FROM_BYTES, VARIABLE, digest, file_states, fits, is_off
 
 _LOG = logging.getLogger(__name__)
 
 LEAST_BYTES = 64 << 20
 """Of 4-bit weights: preparing fewer takes less than a fifth of a second."""
-REPORTED_FROM_BYTES = 1 << 30
-"""What takes so much of the user's disk is reported without being asked for."""
-VARIABLE = "R1V_EXPORT_GRAPH_CACHE"
-"""Of the environment: `off` keeps nothing."""
-_SHARE_OF_DISK = 4
-"""Of the disk's free space, what is written takes this part at most."""
 _GRAPH, _WEIGHTS, _SOURCE = "graph.onnx", "weights.data", "source"
 _PAGE_BYTES, _PIECE_BYTES, _DAY_S = 4096, 1 << 26, 86_400
 _SAVED = {
@@ -96,7 +91,7 @@ class OptimizedGraph:
 
     def _fits(self, scratch: Path) -> bool:
         needed = sum(int(each["length"]) for each in self._tensors.values() if each)
-        return needed * _SHARE_OF_DISK <= shutil.disk_usage(scratch).free
+        return fits(needed, scratch)
 
     def _keep(self, scratch: Path) -> None:
         """Move what a session has saved into its place, without the weights that are the same as in the bundle."""
@@ -139,12 +134,12 @@ class OptimizedGraph:
                 shutil.rmtree(entry, ignore_errors=True)
 
     def _engine_key(self) -> str:
-        return _digest(str(self.source))
+        return digest(str(self.source))
 
     def _key(self, entries: Mapping[str, str]) -> str:
-        files = [(str(file), found.st_size, found.st_mtime_ns, found.st_ino) for file, found in _stats(self._files)]
         build = ort.__version__, ort.get_build_info(), _processor()
-        return _digest(json.dumps([build, sorted(entries.items()), files, hashlib.sha256(self.content).hexdigest()]))
+        content = hashlib.sha256(self.content).hexdigest()
+        return digest(json.dumps([build, sorted(entries.items()), file_states(self._files), content]))
 
     def _tell(self, message: str, level: int = logging.INFO, **fields: object) -> None:
         log_event(_LOG, level, message, graph=str(self.source), **fields)
@@ -156,16 +151,7 @@ def worth_keeping(model: Any) -> bool:
     Args:
         model: of `parse_model`.
     """
-    return four_bit_bytes(model) >= LEAST_BYTES and os.environ.get(VARIABLE) != "off"
-
-
-def cache_folder() -> Path | None:
-    """`$XDG_CACHE_HOME/r1v-export/onnxruntime`, or below `~/.cache`; None for a user without a home."""
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return Path(base).absolute() / "r1v-export" / "onnxruntime"
+    return four_bit_bytes(model) >= LEAST_BYTES and not is_off()
 
 
 def _saving(options: ort.SessionOptions, scratch: Path) -> None:
@@ -198,10 +184,6 @@ def _below(root: Path, file: Path) -> str:
     return file.relative_to(root).as_posix()
 
 
-def _stats(files: list[Path]) -> list[tuple[Path, os.stat_result]]:
-    return [(file, file.stat()) for file in files]
-
-
 def _processor() -> str:
     """Model and instruction sets of the CPU, as far as the system says."""
     try:
@@ -210,7 +192,3 @@ def _processor() -> str:
         lines = []
     described = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
     return f"{platform.machine()} {platform.processor()} {sorted(described)}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -19,8 +19,9 @@ from r1v_export.log_event import log_event
 from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
 from r1v_export.targets.onnxruntime.graph_message import parse_model
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
-from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, cache_folder, worth_keeping
+from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, worth_keeping
 from r1v_export.targets.onnxruntime.session_options import PARALLEL_PREPACK, WEIGHTS_FOLDER, quantization_entries
+from r1v_export.targets.user_cache import cache_folder
 
 _LOG = logging.getLogger(__name__)
 _LIBRARIES = logging.getLogger("r1v_export.libraries")
@@ -89,7 +90,7 @@ def open_session(
         entries = {_NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning)), PARALLEL_PREPACK: "1"}
         entries |= quantization_entries(proto) | ({} if prepack else {_NO_PREPACK: "1"})
         create = partial(_create, threads=threads, entries=entries, providers=_providers(device, gpu))
-        cache = cache_folder() if keep and device == "cpu" else None
+        cache = cache_folder("onnxruntime") if keep and device == "cpu" else None
         if cache and isinstance(model, Path) and worth_keeping(proto):
             session = OptimizedGraph(cache, model, content, folder, entries).open(create)
         else:

@@ -114,7 +114,7 @@ class OpenVinoDecoder:
             contract.CACHE_WRITE_INDEX: np.ascontiguousarray(step.cache_write_index, np.int64),
             contract.LOGITS_INDEX: np.ascontiguousarray(step.logits_index, np.int64),
         }
-        with naming(contract.DECODER, inputs):
+        with self._compiled.weights.packing(), naming(contract.DECODER, inputs):
             for name, array in inputs.items():
                 self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
             self._request.infer()

@@ -31,6 +31,7 @@ class OpenVinoEngine:
         sizes: of the model.
         threads: that one operator may use; `cpus.thread_count()` if None.
         image_products: int8 rounds float32 weights of vision and projector, and their inputs, to 8 bits.
+        keep: keep on disk what many weights are rounded to, for the next process, see `kept_weights`.
     """
 
     name = "openvino"
@@ -42,9 +43,11 @@ class OpenVinoEngine:
         sizes: Sizes,
         threads: int | None = None,
         image_products: ImageProducts = "bfloat16",
+        *,
+        keep: bool = False,
     ) -> None:
         self.folder, self.bundle, self.sizes, self.threads = folder, bundle, sizes, threads
-        self._image_products = image_products
+        self._image_products, self.keep = image_products, keep
         self._file = read_engine_file(folder)
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
@@ -103,11 +106,13 @@ class OpenVinoEngine:
 
     @cached_property
     def _decoder(self) -> Compiled:
-        return compile_graph(self.folder, self.bundle, contract.DECODER, self._file, self.threads)
+        return compile_graph(self.folder, self.bundle, contract.DECODER, self._file, self.threads, keep=self.keep)
 
     def _open(self, graph: str, outputs: list[str] | None = None) -> Graph:
         int8 = self._image_products == "int8" and graph in (contract.VISION, contract.PROJECTOR)
-        of_graph = compile_graph(self.folder, self.bundle, graph, self._file, self.threads, outputs, int8=int8)
+        of_graph = compile_graph(
+            self.folder, self.bundle, graph, self._file, self.threads, outputs, int8=int8, keep=self.keep
+        )
         return Graph(graph, of_graph)
 
 
@@ -126,6 +131,6 @@ class Graph:
             GraphError: OpenVINO fails.
         """
         inputs = {name: np.ascontiguousarray(array) for name, array in zip(self._inputs, arrays, strict=True)}
-        with self._lock, naming(self.name, inputs):
+        with self._lock, self.compiled.weights.packing(), naming(self.name, inputs):
             results = self._request.infer(inputs, share_inputs=True)
             return [results[index] for index in range(len(results))]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +21,11 @@ from r1v_export.targets.graph_errors import shortened
 from r1v_export.targets.openvino.doctor import has_bfloat16
 from r1v_export.targets.openvino.engine_file import LEAST_GROUP, REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
+from r1v_export.targets.openvino.runtime.held_weights import HeldWeights, forget_pages
+from r1v_export.targets.openvino.runtime.kept_weights import keeping, place_of
 from r1v_export.targets.openvino.runtime.rounded_weights import (
     INPUTS_TO_A_SCALE,
     Multiply,
-    forget_pages,
     multiply_in_bfloat16,
     multiply_in_int8,
 )
@@ -37,9 +39,8 @@ class Compiled(NamedTuple):
     """A graph that OpenVINO compiled."""
 
     model: ov.CompiledModel
-    weights: Sequence[np.ndarray]
-    """The mapped files, and matrices that were rounded: OpenVINO reads from their memory as long as the graph is used,
-    and does not keep it."""
+    weights: HeldWeights
+    """The mapped files, and matrices that were rounded."""
 
 
 @kept_signal_stack()
@@ -52,6 +53,7 @@ def compile_graph(
     outputs: list[str] | None = None,
     *,
     int8: bool = False,
+    keep: bool = False,
 ) -> Compiled:
     """Compile one graph of an engine for the CPU.
 
@@ -62,6 +64,7 @@ def compile_graph(
         threads: that one operator may use; `thread_count()` if None.
         outputs: values inside the graph to add to its outputs.
         int8: round float32 weights of products, and their inputs, to 8 bits.
+        keep: keep many rounded weights on disk, see `kept_weights`.
 
     Raises:
         BundleError: the graph or its weights are missing, or OpenVINO refuses them.
@@ -74,11 +77,10 @@ def compile_graph(
         if outputs:
             model.add_outputs(outputs)
         rounds = properties["INFERENCE_PRECISION_HINT"] == "bf16" and has_bfloat16()
-        multiply = multiply_in_int8 if int8 else multiply_in_bfloat16 if rounds else None
-        weights = fill_weights(model, file.weights.get(graph, {}), bundle, multiply)
+        multiply: Multiply | None = multiply_in_int8 if int8 else multiply_in_bfloat16 if rounds else None
+        weights = _filled(model, path, bundle, file.weights.get(graph, {}), multiply, keep=keep)
         compiled = core.compile_model(model, _DEVICE, properties)
-        for content in weights:
-            forget_pages(content)
+        weights.forget()
     except R1VError:
         raise
     except OSError as error:
@@ -113,9 +115,19 @@ def session_properties(graph: str, file: EngineFile, threads: int | None, *, int
     }
 
 
-def fill_weights(
-    model: ov.Model, weights: GraphWeights, bundle: Path, multiply: Multiply | None
-) -> Sequence[np.ndarray]:
+def _filled(
+    model: ov.Model, graph: Path, bundle: Path, weights: GraphWeights, multiply: Multiply | None, *, keep: bool
+) -> HeldWeights:
+    """`fill_weights`, with what is rounded from the file in which it is kept, if it is to be."""
+    if multiply is None:
+        return fill_weights(model, weights, bundle, None)
+    products, bytes_each = ("int8", 1) if multiply is multiply_in_int8 else ("bfloat16", 2)
+    place = place_of(graph, bundle, weights, products, bytes_each) if keep else None
+    with keeping(place) as kept:
+        return fill_weights(model, weights, bundle, partial(multiply, keep=kept))
+
+
+def fill_weights(model: ov.Model, weights: GraphWeights, bundle: Path, multiply: Multiply | None) -> HeldWeights:
     """Replace a graph's inputs that stand for weights by constants: the mapped files themselves, or what float32
     matrices are rounded to.
 
@@ -153,7 +165,7 @@ def fill_weights(
             forget_pages(files[weight.file])
         model.remove_parameter(parameter)
     model.validate_nodes_and_infer_types()
-    return [*files.values(), *made]
+    return HeldWeights([*files.values(), *made])
 
 
 def _part(content: np.ndarray, weight: Weight, bundle: Path) -> np.ndarray:

@@ -44,7 +44,7 @@ class OpenVinoPrompts:
                 # The slots in use are copied, as they are not next to each other; of an empty cache, one that no token
                 # sees.
                 inputs[past] = np.ascontiguousarray(content_KCD[None, :, : max(1, start)])
-        with naming(contract.DECODER, inputs):
+        with self._compiled.weights.packing(), naming(contract.DECODER, inputs):
             # The last layer's attention is not computed, so that its past is not read, and nothing's of a single layer.
             tensors = {name: ov.Tensor(inputs[name], shared_memory=True) for name in inputs.keys() & self._taken}
             for name, tensor in tensors.items():

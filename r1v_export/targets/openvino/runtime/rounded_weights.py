@@ -7,13 +7,13 @@ it needs the last one alone, and compiles faster.
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 
 from r1v_export.targets.openvino.library import ov
+from r1v_export.targets.openvino.runtime.kept_weights import Keep, make_anew
 
 INPUTS_TO_A_SCALE = 128
 """Features of an input that share a scale where OpenVINO rounds it to 8 bits: a large one costs only these precision.
@@ -21,15 +21,20 @@ Products take 1.4 times as long with 32, 0.95 times with all 1024 of InternViT-3
 _AT_ONCE = 1 << 22
 """Elements that are rounded together, which bounds what rounding takes."""
 
-Multiply: TypeAlias = Callable[["ov.op.Parameter", np.ndarray], "np.ndarray | None"]
+
+class Multiply(Protocol):
+    """`multiply_in_bfloat16` or `multiply_in_int8`."""
+
+    def __call__(self, parameter: ov.op.Parameter, weight: np.ndarray, keep: Keep = ...) -> np.ndarray | None: ...
 
 
-def multiply_in_bfloat16(parameter: ov.op.Parameter, weight: np.ndarray) -> np.ndarray | None:
+def multiply_in_bfloat16(parameter: ov.op.Parameter, weight: np.ndarray, keep: Keep = make_anew) -> np.ndarray | None:
     """Let the product that a graph's input is a weight of have a bfloat16 constant instead.
 
     Args:
         parameter: the input, which then has no use in the graph.
         weight: [in, out] float32.
+        keep: gives what it is rounded to, by the parameter's name.
 
     Returns:
         The constant's content, to be kept as long as the graph; None, and nothing changed, where the input is not the
@@ -38,7 +43,7 @@ def multiply_in_bfloat16(parameter: ov.op.Parameter, weight: np.ndarray) -> np.n
     product = _product_of(parameter, weight)
     if product is None:
         return None
-    content = rounded(weight)
+    (content,) = keep(parameter.friendly_name, lambda: [rounded(weight)])
     constant = _constant(parameter, content, ov.Type.bf16)
     ops: Any = ov.opset13
     x = ops.convert(product.input_value(0), "bf16")
@@ -46,13 +51,14 @@ def multiply_in_bfloat16(parameter: ov.op.Parameter, weight: np.ndarray) -> np.n
     return content
 
 
-def multiply_in_int8(parameter: ov.op.Parameter, weight: np.ndarray) -> np.ndarray | None:
+def multiply_in_int8(parameter: ov.op.Parameter, weight: np.ndarray, keep: Keep = make_anew) -> np.ndarray | None:
     """Likewise with weights in 8 bits, of which OpenVINO multiplies integers where the session's property
     `DYNAMIC_QUANTIZATION_GROUP_SIZE` lets it round the inputs, too.
 
     Args:
         parameter: the input, which then has no use in the graph.
         weight: [in, out] float32.
+        keep: gives what it is rounded to, and the scales, by the parameter's name.
 
     Returns:
         As `multiply_in_bfloat16` does.
@@ -60,7 +66,7 @@ def multiply_in_int8(parameter: ov.op.Parameter, weight: np.ndarray) -> np.ndarr
     product = _product_of(parameter, weight)
     if product is None:
         return None
-    content, scales = rounded_to_int8(weight)
+    content, scales = keep(parameter.friendly_name, lambda: rounded_to_int8(weight))
     constant = _constant(parameter, content, ov.Type.i8)
     ops: Any = ov.opset13
     # Constants of another form, such as u8 with a zero point, are widened before each product instead.
@@ -126,17 +132,3 @@ def _parts(weight: np.ndarray) -> Iterator[slice]:
     """Rows of a matrix that are rounded together."""
     step = max(1, _AT_ONCE // weight.shape[1])
     return (slice(start, start + step) for start in range(0, len(weight), step))
-
-
-def forget_pages(content: np.ndarray) -> None:
-    """Let the pages of a mapped file go, which come back from the file where they are read again.
-
-    Args:
-        content: [bytes] uint8, or a part of them; nothing happens to an array that is no mapped file.
-    """
-    base: Any = content
-    while isinstance(base, np.ndarray):
-        base = base.base
-    mapped = base.obj if isinstance(base, memoryview) else base
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)

@@ -16,6 +16,7 @@ from r1v_export.targets.onnxruntime.runtime import optimized_graphs, session
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
+from r1v_export.targets.user_cache import cache_folder
 from tests.tiny_models import tiny_spec
 
 DEPTH, COLUMNS, GROUP = 256, 384, 32
@@ -88,7 +89,7 @@ def result(path: Path, keep: bool = True) -> np.ndarray:
 
 
 def entries() -> list[Path]:
-    folder = optimized_graphs.cache_folder()
+    folder = cache_folder("onnxruntime")
     assert folder is not None
     return sorted(folder.iterdir())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 
 import ml_dtypes
@@ -71,29 +70,3 @@ def test_a_product_takes_its_weight_rounded_and_one_that_is_used_twice_stays(
     found = core.compile_model(model, "CPU", properties)({"x": x, "shared": shared})[0]
     expected = x @ w @ shared @ shared
     assert 0 < np.linalg.norm(found - expected) < error * np.linalg.norm(expected)
-
-
-@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages are let go on Linux")
-def test_pages_that_are_let_go_come_back_from_the_file(tmp_path: Path) -> None:
-    from r1v_export.targets.openvino.runtime.model import _mapped
-    from r1v_export.targets.openvino.runtime.rounded_weights import forget_pages
-
-    path, content = tmp_path / "weights", np.arange(1 << 22, dtype=np.uint8)
-    path.write_bytes(content.tobytes())
-    mapped = _mapped(path)
-
-    def resident_bytes() -> int:
-        lines, size = Path("/proc/self/smaps").read_text().splitlines(), 0
-        inside = False
-        for line in lines:
-            if "-" in line.split(" ")[0] and not line.split(" ")[0].endswith(":"):
-                inside = line.endswith(str(path))
-            elif inside and line.startswith("Rss:"):
-                size += int(line.split()[1]) << 10
-        return size
-
-    np.testing.assert_array_equal(mapped, content)
-    assert resident_bytes() == len(content)
-    forget_pages(mapped[100:200])
-    assert resident_bytes() == 0
-    np.testing.assert_array_equal(mapped, content)

@@ -1,0 +1,316 @@
+"""Rounded weights kept between processes: the same numbers with and without them, and nobody else's are ever used."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r1v_export import contract
+from r1v_export.manifest import MANIFEST
+from r1v_export.runner.kv_cache import KVCache
+from r1v_export.targets.openvino import doctor
+from r1v_export.targets.openvino.engine_file import Weight
+from r1v_export.targets.openvino.target import OpenVinoTarget
+from r1v_export.targets.user_cache import VARIABLE, cache_folder
+from tests.targets.openvino.conftest import NEEDS_OPENVINO, make
+
+pytestmark = NEEDS_OPENVINO
+RNG = np.random.default_rng(0)
+CONTENT = {
+    "a": [RNG.integers(-127, 128, (70, 50), np.int8), RNG.random(70, np.float32)],
+    "b": [np.arange(9, dtype="u2")],
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path) -> Path:
+    from r1v_export.targets.openvino.runtime import kept_weights
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept_weights, "LEAST_BYTES", 1)
+    folder = cache_folder("openvino")
+    assert folder is not None
+    return folder
+
+
+class Graph:
+    """A graph's file and its weights', and what was made of them instead of read."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self.path, self.made = folder, folder / "vision.onnx", list[str]()
+        self.path.touch()
+        (folder / "vision.data").write_bytes(bytes(400))
+        self.weights = {"a": Weight(file="vision.data", offset=0, size_bytes=400, type="f32", shape=(10, 10))}
+
+    def place(self, products: str = "int8"):
+        from r1v_export.targets.openvino.runtime.kept_weights import place_of
+
+        return place_of(self.path, self.folder, self.weights, products, 1)
+
+    def arrays(self, products: str = "int8") -> list[np.ndarray]:
+        """What `keeping` gives, which has to be `CONTENT`."""
+        from r1v_export.targets.openvino.runtime.kept_weights import keeping
+
+        found: list[np.ndarray] = []
+        with keeping(self.place(products)) as keep:
+            for name, content in CONTENT.items():
+
+                def make(name: str = name, content: list[np.ndarray] = content) -> list[np.ndarray]:
+                    self.made.append(name)
+                    return content
+
+                arrays = keep(name, make)
+                for array, expected in zip(arrays, content, strict=True):
+                    assert array.dtype == expected.dtype
+                    np.testing.assert_array_equal(array, expected)
+                found += arrays
+        return found
+
+    def were_made(self) -> bool:
+        """Whether the last call of `arrays` made them."""
+        made, self.made = self.made, []
+        assert made in ([], ["a", "b"])
+        return bool(made)
+
+
+@pytest.fixture
+def graph(tmp_path) -> Graph:
+    return Graph(tmp_path / "bundle")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_what_one_process_makes_the_next_one_reads_and_both_have_it_mapped(graph, cache):
+    from r1v_export.targets.openvino.runtime.held_weights import _mapping
+
+    for is_first in (True, False):
+        assert all(_mapping(array) is not None for array in graph.arrays())
+        assert graph.were_made() is is_first
+    assert names(cache) == [graph.place().name]
+    assert (cache.stat().st_mode & 0o777, graph.place().path.stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+def test_the_file_can_go_while_its_arrays_are_in_use(graph):
+    graph.arrays()
+    arrays = graph.arrays()
+    graph.place().path.unlink()
+    np.testing.assert_array_equal(arrays[0], CONTENT["a"][0])
+
+
+@pytest.mark.parametrize("what", ["file", "weights", "format"])
+def test_what_was_kept_of_something_else_is_not_used_and_goes(what, graph, cache, monkeypatch):
+    from r1v_export.targets.openvino.runtime import kept_weights
+
+    graph.arrays()
+    before = graph.place().name
+    if what == "file":
+        os.utime(graph.folder / "vision.data", ns=(0, 1))
+    elif what == "weights":
+        graph.weights["b"] = graph.weights["a"]
+    else:
+        monkeypatch.setattr(kept_weights, "_FORMAT", -1)
+    graph.made.clear()
+    graph.arrays()
+    assert graph.were_made()
+    assert names(cache) == [graph.place().name] != [before]
+
+
+def test_each_rounding_of_a_graph_has_its_own(graph, cache):
+    graph.arrays("int8")
+    graph.arrays("bfloat16")
+    graph.made.clear()
+    graph.arrays("int8")
+    assert not graph.were_made()
+    assert len(names(cache)) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "one bit", "longer", "index"])
+def test_a_damaged_file_is_never_used_and_is_written_anew(damage, graph):
+    graph.arrays()
+    path = graph.place().path
+    whole = path.read_bytes()
+    broken = {
+        "truncated": whole[:-1],
+        "empty": b"",
+        "one bit": bytes([whole[0] ^ 1]) + whole[1:],
+        "longer": whole + b"1",
+        "index": whole[:-60] + b"?" + whole[-59:],
+    }
+    path.write_bytes(broken[damage])
+    graph.made.clear()
+    graph.arrays()
+    assert graph.were_made()
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("whose", ["folder", "file", "folder of another", "link"])
+def test_what_other_users_may_write_to_is_not_trusted(whose, graph, cache, monkeypatch, tmp_path, caplog):
+    caplog.set_level("INFO")
+    graph.arrays()
+    path = graph.place().path
+    if whose == "folder":
+        cache.chmod(0o777)
+    elif whose == "file":
+        path.chmod(0o666)
+    elif whose == "link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for is_first in (True, False):
+        graph.made.clear()
+        graph.arrays()
+        # A file is replaced by one's own, which is then read; a folder stays as it is.
+        assert graph.were_made() is (is_first or "folder" in whose)
+    if whose != "link":
+        assert "other users may write to it" in caplog.text
+    assert len(names(cache)) == 1
+
+
+def _break_writing(monkeypatch, cache: Path, why: str) -> None:
+    from r1v_export.targets.openvino.runtime import kept_weights
+
+    if why == "no folder":
+        cache.parents[1].mkdir(parents=True)
+        cache.parent.touch()
+    elif why == "nearly full":
+        monkeypatch.setattr(kept_weights, "fits", lambda *_: False)
+    else:
+        real, count = kept_weights._Writer._write, iter(range(100))
+
+        def write(self, file, content) -> None:
+            if next(count) == 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(self, file, content)
+
+        monkeypatch.setattr(kept_weights._Writer, "_write", write)
+
+
+@pytest.mark.parametrize("why", ["no folder", "nearly full", "full"])
+def test_what_cannot_be_kept_is_made_in_memory_and_the_log_says_why(why, graph, cache, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    _break_writing(monkeypatch, cache, why)
+    graph.arrays()
+    assert graph.were_made()
+    assert names(cache) == []
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert "rounded weights are not kept" in record.getMessage()
+
+
+def test_an_error_in_the_block_leaves_nothing_behind(graph, cache):
+    from r1v_export.targets.openvino.runtime.kept_weights import keeping
+
+    def open_it() -> None:
+        with keeping(graph.place()) as keep:
+            keep("a", lambda: CONTENT["a"])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        open_it()
+    assert names(cache) == []
+
+
+def test_two_at_once_write_the_same_and_neither_waits(graph, cache):
+    both = threading.Barrier(2)
+    graphs = [graph, Graph(graph.folder / "other")]
+    for each in graphs:
+        each.place = graph.place  # type: ignore[method-assign]
+        each.made = type("Made", (list,), {"append": lambda self, name: both.wait(10) and None})()
+    threads = [threading.Thread(target=each.arrays) for each in graphs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert names(cache) == [graph.place().name]
+    graph.made = []
+    graph.arrays()
+    assert not graph.were_made()
+
+
+def test_what_is_kept_of_graphs_that_are_gone_is_removed(graph, cache, tmp_path):
+    gone = Graph(tmp_path / "gone")
+    gone.arrays()
+    (cache / "no.weights").write_bytes(b"no index")
+    (cache / ".left").touch()
+    os.utime(cache / ".left", (0, 0))
+    (cache / ".in-use").touch()
+    gone.path.unlink()
+    graph.arrays()
+    assert names(cache) == [".in-use", graph.place().name]
+
+
+def test_nothing_is_kept_of_few_weights_or_where_the_user_says_so(graph, monkeypatch):
+    from r1v_export.targets.openvino.runtime import kept_weights
+
+    with monkeypatch.context() as few:
+        few.setattr(kept_weights, "LEAST_BYTES", 101)
+        assert graph.place() is None
+    monkeypatch.setenv(VARIABLE, "off")
+    assert graph.place() is None
+
+
+def test_a_gigabyte_is_reported(graph, monkeypatch, caplog):
+    from r1v_export.targets.openvino.runtime import kept_weights
+
+    monkeypatch.setattr(kept_weights, "REPORTED_FROM_BYTES", 1000)
+    graph.arrays()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"in {graph.place().path}; {VARIABLE}=off keeps nothing" in record.getMessage()
+
+
+def _results(opened) -> list[np.ndarray]:
+    random, sizes = np.random.default_rng(1), opened.sizes
+    pixels = random.standard_normal((2, 3, sizes.tile_size, sizes.tile_size), np.float32)
+    features = opened.vision(pixels)
+    prompt = random.standard_normal((1, 20, sizes.hidden), np.float32)
+    logits = KVCache(opened.decoder(2, 32)).append(prompt, np.array([20]), 1)
+    return [features, opened.projector(features), logits]
+
+
+@pytest.mark.parametrize("products", ["int8", "bfloat16"])
+def test_an_engine_gives_the_same_numbers_without_with_and_from_what_is_kept(
+    products, r1v, tmp_path, cache, monkeypatch
+):
+    from r1v_export.targets.openvino.runtime import rounded_weights
+    from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+    if not doctor.has_bfloat16():
+        pytest.skip("this CPU multiplies bfloat16 weights in float32")
+    made = make(r1v, tmp_path / "bundle", matmul="bfloat16")
+
+    def results(keep: bool) -> list[np.ndarray]:
+        return _results(
+            OpenVinoEngine(made.engine_folder, made.built.folder, made.spec.sizes, image_products=products, keep=keep)
+        )
+
+    expected = results(keep=False)
+    assert names(cache) == []
+    for found, wanted in zip(results(keep=True), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert len(names(cache)) == 3  # vision, projector and decoder
+    for name in ("rounded", "rounded_to_int8"):
+        monkeypatch.delattr(rounded_weights, name)  # nothing is rounded again
+    for found, wanted in zip(results(keep=True), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_only_finished_bundles_are_kept(own):
+    """A build's gate opens an engine once, at a place that it leaves."""
+    assert not own.open().keep
+    (own.built.folder / MANIFEST).touch()
+    assert own.open().keep
+    (own.built.folder / "images").mkdir()
+    OpenVinoTarget().write_images(own.built.graphs, own.built.folder / "images", ("int8", "bfloat16"))
+    images = OpenVinoTarget().open_images(own.built.folder / "images", own.built.folder, own.spec, "int8")
+    assert images.keep
+    assert contract.VISION in {path.stem for path in images.folder.iterdir()}
