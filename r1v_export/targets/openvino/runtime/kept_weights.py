@@ -197,7 +197,7 @@ class _Writer:
     def _put(self, file: io.BufferedRandom, array: np.ndarray) -> tuple[int, np.ndarray]:
         self._write(file, bytes(-self._end % mmap.ALLOCATIONGRANULARITY))
         offset = self._end
-        self._write(file, memoryview(np.ascontiguousarray(array)).cast("B"))
+        self._write(file, np.ascontiguousarray(array).data.cast("B"))
         file.flush()
         mapped = mmap.mmap(file.fileno(), array.nbytes, access=mmap.ACCESS_COPY, offset=offset)
         return offset, np.frombuffer(mapped, array.dtype).reshape(array.shape)
