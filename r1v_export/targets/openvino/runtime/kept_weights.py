@@ -86,6 +86,7 @@ class Place:
 
     @property
     def path(self) -> Path:
+        """The file."""
         return self.folder / self.name
 
     def tell(self, message: str, level: int = logging.INFO, **fields: object) -> None:
