@@ -6,8 +6,8 @@ process that opens the graph has nothing to round.
 
 A file is in this order: the matrices, each at a place that can be mapped; the index, in JSON; its length, 8 bytes; and
 the SHA-256 of all before it, 32 bytes, without which nothing of it is used. The name holds a hash of all that decides
-the content: rounding, and where the weights lie in files whose path, size, inode and time of change are known. OpenVINO,
-its version and the processor have no part in it.
+the content: rounding, and where the weights lie in files whose path, size, inode and time of change are known.
+OpenVINO, its version and the processor have no part in it.
 """
 
 from __future__ import annotations
