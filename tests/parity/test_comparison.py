@@ -20,6 +20,7 @@ from r1v_export.model_spec import ModelSpec
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
 from r1v_export.parity.boundaries import BatchShares
 from r1v_export.parity.comparison import COMPARED
+from r1v_export.parity.diagnosis import CAUSES
 from r1v_export.parity.report import to_html
 from r1v_export.processing.pipeline_document import describe_pipeline
 from r1v_export.processing.tokenizer import Tokenizer
@@ -172,6 +173,12 @@ def test_float16_overflow_is_caught_and_explained(reference: Endpoint, damaged: 
     report = compare(reference, damaged(overflowing), samples, precision="fp16", compute="float16")
     assert report.first_bad == "vision_block.2"
     assert "65504" in report.causes[0]
+
+
+def test_causes_name_options_as_they_are_typed():
+    causes = [cause for causes in CAUSES.values() for cause in causes]
+    assert not any("=True" in cause for cause in causes)
+    assert any("`check --blocks`" in cause for cause in causes)
 
 
 def broken_cache(endpoint: Endpoint) -> Endpoint:
