@@ -433,6 +433,23 @@ def test_a_sentence_on_near_ties_leaves_a_page_as_wide_as_its_window_and_reasons
         assert reason["width"] > 250
 
 
+@pytest.mark.parametrize("medium", ["screen", "print"])
+def test_a_sentence_on_nan_leaves_reasons_their_room(report, medium):
+    said = "698880 NaN or infinite values in the candidate, the first at [0, 0, 0] of sample count 0"
+    shown = report.model_copy(
+        update={"boundaries": tuple(each.model_copy(update={"problem": said}) for each in report.boundaries)}
+    )
+    with opened(1280 if medium == "screen" else 703, "light") as page:  # A4 has 703 between margins of 12 mm.
+        page.emulate_media(media=medium)
+        show(page, to_html(shown))
+        table = page.get_by_role("region", name="Boundaries")
+        name = table.get_by_role("rowheader").first.bounding_box()
+        reason = table.get_by_role("cell").first.bounding_box()
+        assert name is not None
+        assert reason is not None
+        assert reason["width"] > name["width"]
+
+
 def test_heads_of_tables_are_repeated_on_each_printed_page_and_stand_still_there(html):
     with opened(1280, "light") as page:
         show(page, html)
