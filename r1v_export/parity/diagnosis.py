@@ -27,7 +27,7 @@ CAUSES: Mapping[Boundary, tuple[str, ...]] = {
     "vision_block": ("a weight of this block is wrong (attn, mlp, ls1, ls2, norm1, norm2)",),
     "vision": (
         "the pixel shuffle (ps_version) or the removal of the class token, if all ViT blocks agree",
-        "a weight of the vision tower is wrong: check --blocks compares block by block",
+        "a weight of the vision tower is wrong; to compare block by block: check --blocks",
     ),
     "projector": (
         "a weight of mlp1 is wrong",

@@ -106,7 +106,7 @@ def _own_recipe(kind: Boundary, found_by_name: Mapping[str, Statistics]) -> Iter
         layers = sorted(index for index, _, _ in rises[:_SHOWN_LAYERS])
         yield (
             f'leave the layers that lose most in 16 bits, by a last rule in a recipe file: modules "{modules}", '
-            f"layers {layers}, scheme null, as r1v-export recipes show mixed has it"
+            f"layers {layers}, scheme null; such a rule: r1v-export recipes show mixed"
         )
     else:
         yield "find the layers that lose most: r1v-export check BUNDLE --gate streamed compares behind each of them"
