@@ -175,5 +175,6 @@ def _asked_part(bundle: Bundle, target: str, part: PromptPart | None, asked: str
         where=f"--prompt-target {asked}",
         expected=f"auto, {target}{others}",
         found=f"{asked}, for the engine {target} in {bundle.folder}",
-        fix="omit --prompt-target, or build again: --precision int4 for onnxruntime has a part for openvino",
+        fix="omit --prompt-target, or build again: --precision int4 for onnxruntime has a part for openvino, unless "
+        "its recipe has a kv_cache",
     )
