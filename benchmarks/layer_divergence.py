@@ -3,7 +3,7 @@
 Where inputs are rounded to 8 bits, a value next to a boundary falls on either side of it by the order of a sum, so that
 engine and reference drift apart, layer by layer, although both are right. Here each decoder layer of a bundle's engine
 gets the reference's own input, 48 positions of random numbers, and is compared with the reference, for each position;
-beside it the reference is compared with itself, its input moved by one unit in the last place.
+next to it, the reference is compared with itself, its input moved by one unit in the last place.
 
     PYTHONPATH=. python benchmarks/layer_divergence.py BUNDLE --model CHECKPOINT [--layers 4]
 """
