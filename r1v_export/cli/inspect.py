@@ -204,9 +204,8 @@ def _as_text(facts: dict[str, Any]) -> str:
     parameters: dict[str, int] = facts["parameters"]
     rows = [*parameters.items(), ("all", sum(parameters.values()))]
     numbers: int = facts["cache_numbers_per_token"]
-    plain.append(
-        ("key-value cache", f"{4 * numbers:,} bytes a token in float32, {2 * numbers:,} in 16 bits, {numbers:,} in 8")
-    )
+    in_float32 = f"{Count(4 * numbers, 'byte'):,} a token in float32"
+    plain.append(("key-value cache", f"{in_float32}, {2 * numbers:,} in 16 bits, {numbers:,} in 8"))
     spec = [(part, _one_line(values)) for part, values in facts["spec"].items()]
     files = [(size(size_bytes), name) for name, size_bytes in facts["files"].items()]
     notes = [wrapped(f"note: {note}") for note in facts.get("notes", ())]
