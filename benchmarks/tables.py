@@ -123,10 +123,6 @@ START = {
     "llama.cpp Q4_0": LLAMA,
 }
 
-TWO_TOWERS = (
-    "0.3 GB of ours are the tower's weights in 8 bits of which OpenVINO packed its own copy at the first run, and "
-    "which have to stay; 0.4 GB are what it takes to compute prompts."
-)
 CAUSES = {
     "decode": {
         GENAI: "Within the noise of turns: 48 steps of each; with 256, behind 1,024 tokens, ours is ahead.",
@@ -136,10 +132,8 @@ CAUSES = {
         "llama.cpp's first tokens take three times as long.",
     },
     "memory": {
-        LLAMA: f"{TWO_TOWERS} Why `run` takes a little more is not known.",
-        TRANSFORMERS_BF16: TWO_TOWERS,
+        LLAMA: "Why `run` takes a little more is not known.",
         GENAI_HEADED: "A head in 4 bits; ours has it in the row of that name.",
-        VINO_GENAI: TWO_TOWERS,
     },
     "start": {GENAI_HEADED: "A head in 4 bits, no default of ours; the row of that name has it, and is slower, too."},
 }

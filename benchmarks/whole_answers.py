@@ -7,6 +7,8 @@ VLM pipeline (`whole_answers_genai.py` makes its models of our GGUF file and ONN
 embeddings and head in Q8_0, and an mmproj file in F16), transformers (bfloat16, float32). Each system is a process of
 its own (`whole_answers_engine.py`) that keeps its model and waits, so that they can take turns and each one's memory is
 its own. All are asked once with one tile before anything is measured, and each turn has an image of its own.
+Ours round weights for OpenVINO once and keep them for later processes (docs/openvino.md): answer a question with the
+bundles `int4` and `fp32` and `run --vision-target openvino` before the first measurement.
 
     python benchmarks/whole_answers.py --prepare     # environment, model and bundles: 9 GB, some minutes
     python benchmarks/whole_answers.py               # at most 10 minutes on two idle cores
