@@ -76,11 +76,11 @@ class PromptedDecoder:
     what computes prompts needs no head, and steps of few tokens. Padding is not computed.
     """
 
+    least_fill = LEAST_TOKENS
+
     def __init__(self, decoder: OpenCacheDecoder, prompts: PromptEngine) -> None:
         self.decoding, self.prompts = decoder, prompts
         self.batch, self.capacity = decoder.batch, decoder.capacity
-
-    least_fill = LEAST_TOKENS
 
     def fill(self, inputs_embeds: np.ndarray, start: int, row: int) -> None:
         cache = [tensor_BKCD[row] for tensor_BKCD in self.decoding.cache_tensors()]
