@@ -14,9 +14,10 @@ def lower(model: ir.Model, *, logits: bool = True) -> None:
     """Lower one of the contract's graphs, in place.
 
     Args:
-        logits: keep the decoder's; else it gives keys and values of new tokens alone.
+        logits: keep the decoder's; else it gives keys and values of new tokens alone, of prompts.
 
     Raises:
         PassError: the graph is not as our exporters write it.
     """
-    run_passes(model, CachedAttention(), *([] if logits else [KeysAndValues()]), RemoveUnusedNodesPass())
+    passes = [CachedAttention()] if logits else [CachedAttention(prompts=True), KeysAndValues()]
+    run_passes(model, *passes, RemoveUnusedNodesPass())

@@ -6,13 +6,13 @@ from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from r1v_export import contract
 from r1v_export.targets.openvino.boundary import cache_pairs
 from r1v_export.targets.openvino.lower import lower
 from r1v_export.targets.openvino.lower.cached_attention import CachedAttention
+from tests.targets.openvino.lower.graph_session import session
 
 RNG = np.random.default_rng(0)
 
@@ -22,15 +22,6 @@ def lowered(built) -> ir.Model:
     model = ir.load(built.graphs / "decoder.onnx")
     lower(model)
     return model
-
-
-def session(model: ir.Model, folder) -> ort.InferenceSession:
-    """A session on a graph whose weights lie in a folder."""
-    path = folder / "of-this-test.onnx"
-    ir.save(model, path)
-    opened = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    path.unlink()
-    return opened
 
 
 def test_nothing_is_left_that_needs_a_cache_in_the_graph(lowered):
