@@ -8,9 +8,6 @@ from __future__ import annotations
 HEAD_DATA = "decoder.data"
 """Its name, in the engine's folder."""
 
-HEAD_LINEAR = "language_model.lm_head"
-"""What recipes call the head: `quantization.groups.LM_HEAD_LINEAR`, which a runtime without the compiler lacks."""
-
 _GROUP_SIZES = (128, 64, 32)
 _PAGE_BYTES, _SCALE_BYTES = 4096, 4
 

@@ -19,7 +19,7 @@ from r1v_export.targets.int4_inputs import chosen_int4_inputs, require_int4_weig
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.onnxruntime import doctor
 from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
-from r1v_export.targets.onnxruntime.head_file import HEAD_LINEAR, group_size, head_bytes
+from r1v_export.targets.onnxruntime.head_file import group_size, head_bytes
 from r1v_export.targets.openvino.target import OpenVinoTarget
 from r1v_export.targets.prompts import PROMPTS, prompting_target
 
@@ -67,7 +67,9 @@ class OnnxRuntimeTarget(Target):
 
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
         """Weights are the graphs' own, but for a head in 8 bits, see `write.int8_head`."""
-        if not self.numerics(config, spec).rounds_head or HEAD_LINEAR in schemes:
+        from r1v_export.quantization.groups import LM_HEAD_LINEAR
+
+        if not self.numerics(config, spec).rounds_head or LM_HEAD_LINEAR in schemes:
             return 0
         return head_bytes(spec.sizes.hidden, spec.sizes.vocab)
 
