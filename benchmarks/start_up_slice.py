@@ -17,7 +17,7 @@ from pathlib import Path
 
 from r1v_export.contract import Sizes
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
-from r1v_export.targets.onnxruntime.runtime.optimized_graphs import cache_folder
+from r1v_export.targets.user_cache import cache_folder
 
 _PIECE_BYTES = 1 << 20
 
@@ -43,7 +43,7 @@ def read(file: Path) -> int:
 def main(folder: Path, sizes: Sizes, threads: int, cached: bool, keep: bool) -> None:
     bundle = folder.parents[1]
     weights = bundle / "graphs" / "decoder.data"
-    cache = cache_folder()
+    cache = cache_folder("onnxruntime")
     files = [weights, *(cache.rglob("weights.data") if cache else ())]
     engine = OnnxRuntimeEngine(folder, bundle, sizes, "cpu", threads, keep=keep)
 
