@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import platform
-import shutil
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +21,14 @@ import numpy as np
 import onnxruntime as ort
 
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
-from r1v_export.log_event import log_event
-from r1v_export.progress import size
 from r1v_export.targets.onnxruntime.graph_message import parse_model
 from r1v_export.targets.onnxruntime.session_options import four_bit_bytes
-from r1v_export.targets.user_cache import REPORTED_FROM_BYTES, VARIABLE, digest, file_states, fits, is_off
-
-_LOG = logging.getLogger(__name__)
+from r1v_export.targets.user_cache import Entry, digest, file_states, is_off
 
 LEAST_BYTES = 64 << 20
 """Of 4-bit weights: preparing fewer takes less than a fifth of a second."""
-_GRAPH, _WEIGHTS, _SOURCE = "graph.onnx", "weights.data", "source"
-_PAGE_BYTES, _PIECE_BYTES, _DAY_S = 4096, 1 << 26, 86_400
+_GRAPH, _WEIGHTS = "graph.onnx", "weights.data"
+_PAGE_BYTES, _PIECE_BYTES = 4096, 1 << 26
 _SAVED = {
     "session.optimized_model_external_initializers_file_name": _WEIGHTS,
     "session.optimized_model_external_initializers_min_size_in_bytes": str(_PAGE_BYTES),
@@ -57,11 +51,12 @@ class OptimizedGraph:
     def __init__(
         self, cache: Path, source: Path, content: bytes, weights_folder: Path, entries: Mapping[str, str]
     ) -> None:
-        self.source, self.content, self.weights_folder = source.resolve(), content, weights_folder.resolve()
+        source, self.content, self.weights_folder = source.resolve(), content, weights_folder.resolve()
         self._tensors = {tensor.name: _external(tensor) for tensor in parse_model(content).graph.initializer}
         self._files = sorted({self.weights_folder / each["location"] for each in self._tensors.values() if each})
-        self.folder = cache / f"{self._engine_key()}-{self._key(entries)}"
-        self.root = Path(os.path.commonpath([self.folder, *(file.parent for file in self._files)]))
+        size_bytes = sum(int(each["length"]) for each in self._tensors.values() if each)
+        self.entry = Entry(cache, source, digest(str(source)), self._key(entries), size_bytes)
+        self.root = Path(os.path.commonpath([self.entry.folder, *(file.parent for file in self._files)]))
 
     def open(self, create: Create) -> ort.InferenceSession:
         """A session on what is kept; if nothing is, on the graph itself, and what it has optimized is kept.
@@ -69,32 +64,25 @@ class OptimizedGraph:
         Raises:
             Exception: what `create` raises on the graph itself. That nothing can be kept is no error.
         """
-        if (self.folder / _GRAPH).is_file():
+        if self.entry.is_kept():
             try:
-                kept = read_regular_bytes(self.folder / _GRAPH, GRAPH_LIMIT_BYTES)
+                kept = read_regular_bytes(self.entry.folder / _GRAPH, GRAPH_LIMIT_BYTES)
                 return create(kept, self.root, _as_it_is)
             except Exception as error:  # ONNX Runtime's classes share no base
-                self._tell("%(graph)s: what was kept cannot be used: %(error)s", error=str(error))
-                shutil.rmtree(self.folder, ignore_errors=True)
-        scratch = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
+                self.entry.discard(error)
         session = None
-        try:
-            scratch.mkdir(parents=True)
-            if self._fits(scratch):
-                session = create(self.content, self.weights_folder, lambda options: _saving(options, scratch))
-                self._keep(scratch)
-        except Exception as error:  # a disk that is full or read-only, as ONNX Runtime or Python says it
-            self._tell("%(graph)s: nothing is kept: %(error)s", error=str(error))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with self.entry.scratch() as scratch:
+            if scratch is not None:
+                try:
+                    session = create(self.content, self.weights_folder, partial(_saving, scratch=scratch))
+                    self._drop_unchanged(scratch)
+                    self.entry.keep(scratch)
+                except Exception as error:  # a disk that is full, as ONNX Runtime or Python says it
+                    self.entry.not_kept(error)
         return session or create(self.content, self.weights_folder, lambda _: None)
 
-    def _fits(self, scratch: Path) -> bool:
-        needed = sum(int(each["length"]) for each in self._tensors.values() if each)
-        return fits(needed, scratch)
-
-    def _keep(self, scratch: Path) -> None:
-        """Move what a session has saved into its place, without the weights that are the same as in the bundle."""
+    def _drop_unchanged(self, scratch: Path) -> None:
+        """Write what a session has saved anew, without the weights that are the same as in the bundle."""
         model = parse_model(read_regular_bytes(scratch / _GRAPH, GRAPH_LIMIT_BYTES))
         saved, packed = scratch / _WEIGHTS, scratch / "packed"
         with packed.open("wb") as out:
@@ -107,42 +95,17 @@ class OptimizedGraph:
                     place = {"location": _below(self.root, file), "offset": before["offset"]}
                 else:
                     out.write(bytes(-out.tell() % _PAGE_BYTES))
-                    place = {"location": _below(self.root, self.folder / _WEIGHTS), "offset": str(out.tell())}
+                    place = {"location": _below(self.root, self.entry.folder / _WEIGHTS), "offset": str(out.tell())}
                     out.write(here.data)
                 for entry in tensor.external_data:
                     entry.value = place.get(entry.key, entry.value)
         packed.replace(saved)
         (scratch / _GRAPH).write_bytes(model.SerializeToString())
-        (scratch / _SOURCE).write_text(str(self.source), encoding="utf-8")
-        self._remove_stale()
-        size_bytes = saved.stat().st_size
-        scratch.rename(self.folder)  # fails where another process was faster
-        level = logging.WARNING if size_bytes >= REPORTED_FROM_BYTES else logging.INFO
-        message = "%(graph)s: kept for the next time, %(size)s in %(folder)s; " + f"{VARIABLE}=off keeps nothing"
-        self._tell(message, level, size=size(size_bytes), folder=str(self.folder))
-
-    def _remove_stale(self) -> None:
-        """Remove this graph's other entries, and those whose graph is gone; what killed processes left, after a day."""
-        for entry in self.folder.parent.iterdir():
-            if entry.name.startswith("."):
-                stale = time.time() - entry.stat().st_mtime > _DAY_S
-            else:
-                source = entry / _SOURCE
-                replaced = entry.name.startswith(self._engine_key()) and entry != self.folder
-                stale = replaced or not (source.is_file() and Path(source.read_text(encoding="utf-8")).is_file())
-            if stale:
-                shutil.rmtree(entry, ignore_errors=True)
-
-    def _engine_key(self) -> str:
-        return digest(str(self.source))
 
     def _key(self, entries: Mapping[str, str]) -> str:
         build = ort.__version__, ort.get_build_info(), _processor()
         content = hashlib.sha256(self.content).hexdigest()
         return digest(json.dumps([build, sorted(entries.items()), file_states(self._files), content]))
-
-    def _tell(self, message: str, level: int = logging.INFO, **fields: object) -> None:
-        log_event(_LOG, level, message, graph=str(self.source), **fields)
 
 
 def worth_keeping(model: Any) -> bool:

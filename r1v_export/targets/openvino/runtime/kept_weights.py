@@ -1,13 +1,13 @@
-"""Rounded weights of a graph, kept in a file of the user's cache folder.
+"""Rounded weights of a graph, kept in an entry of the user's cache folder.
 
 OpenVINO packs matrices of its own from the weights that it is given, and these have to stay as long as the graph.
 Rounded in memory they would be there twice for good; mapped from a file they are dropped once they are packed. The next
 process that opens the graph has nothing to round.
 
-A file is in this order: the matrices, each at a place that can be mapped; the index, in JSON; its length, 8 bytes; and
-the SHA-256 of all before it, 32 bytes, without which nothing of it is used. The name holds a hash of all that decides
-the content: rounding, and where the weights lie in files whose path, size, inode and time of change are known.
-OpenVINO, its version and the processor have no part in it.
+An entry's file is in this order: the matrices, each at a place that can be mapped; the index, in JSON; its length,
+8 bytes; and the SHA-256 of all before it, 32 bytes, without which nothing of it is used. The entry's name holds a hash
+of all that decides the content: rounding, and where the weights lie in files whose path, size, inode and time of change
+are known. OpenVINO, its version and the processor have no part in it.
 """
 
 from __future__ import annotations
@@ -16,44 +16,29 @@ import errno
 import hashlib
 import io
 import json
-import logging
 import mmap
 import os
 import stat
 import struct
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from r1v_export.log_event import log_event
-from r1v_export.progress import size
 from r1v_export.targets.openvino.engine_file import GraphWeights
-from r1v_export.targets.user_cache import (
-    REPORTED_FROM_BYTES,
-    VARIABLE,
-    cache_folder,
-    digest,
-    file_states,
-    fits,
-    is_off,
-)
-
-_LOG = logging.getLogger(__name__)
+from r1v_export.targets.user_cache import Entry, cache_folder, digest, file_states, is_off
 
 LEAST_BYTES = 64 << 20
 """Of rounded weights: fewer are rounded in a fifth of a second and weigh little."""
+WEIGHTS = "weights.data"
+"""The file, in an entry's folder."""
 _FORMAT = 1
 """To be raised where weights are rounded in another way."""
-_SUFFIX = ".weights"
 _LENGTH, _HASH_BYTES = struct.Struct("<Q"), 32
-_READ_BYTES, _DAY_S = 1 << 20, 86_400
+_READ_BYTES = 1 << 20
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 Arrays: TypeAlias = Sequence[np.ndarray]
@@ -66,35 +51,7 @@ def make_anew(_: str, make: Callable[[], Arrays]) -> Arrays:
     return make()
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a graph's rounded weights are kept.
-
-    Attributes:
-        graph: its file.
-        folder: of the user's cache.
-        prefix: of the names of all that is kept of this graph in this rounding.
-        name: of the file.
-        size_bytes: what the matrices take.
-    """
-
-    graph: Path
-    folder: Path
-    prefix: str
-    name: str
-    size_bytes: int
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.folder / self.name
-
-    def tell(self, message: str, level: int = logging.INFO, **fields: object) -> None:
-        """Log what happened to the file."""
-        log_event(_LOG, level, "%(graph)s: " + message, graph=str(self.graph), **fields)
-
-
-def place_of(graph: Path, bundle: Path, weights: GraphWeights, products: str, bytes_each: int) -> Place | None:
+def entry_of(graph: Path, bundle: Path, weights: GraphWeights, products: str, bytes_each: int) -> Entry | None:
     """Where a graph's rounded weights are kept; None if they are few, or nothing is to be kept.
 
     Args:
@@ -105,53 +62,53 @@ def place_of(graph: Path, bundle: Path, weights: GraphWeights, products: str, by
     """
     matrices = [each for each in weights.values() if each.type == "f32" and len(each.shape) == 2]
     size_bytes = sum(each.size_bytes for each in matrices) // 4 * bytes_each
-    folder = cache_folder("openvino")
-    if size_bytes < LEAST_BYTES or folder is None or is_off():
+    cache = cache_folder("openvino")
+    if size_bytes < LEAST_BYTES or cache is None or is_off():
         return None
     try:
         files = file_states(sorted({(bundle / each.file).resolve() for each in matrices}))
     except OSError:  # said where the file is read
         return None
     parts = sorted((name, each.model_dump_json()) for name, each in weights.items())
-    prefix = digest(f"{graph.resolve()} {products}")
+    group = digest(f"{graph.resolve()} {products}")
     key = digest(json.dumps([_FORMAT, sys.byteorder, products, parts, files]))
-    return Place(graph.resolve(), folder, prefix, f"{prefix}-{key}{_SUFFIX}", size_bytes)
+    return Entry(cache, graph.resolve(), group, key, size_bytes)
 
 
 @contextmanager
-def keeping(place: Place | None) -> Iterator[Keep]:
+def keeping(entry: Entry | None) -> Iterator[Keep]:
     """What gives a graph's arrays, from what is kept; if nothing is, what is made in the block is kept at its end.
 
     That nothing can be kept or read is no error: arrays are then made in memory, and the log says why.
     """
-    if place is None:
+    if entry is None or not _is_own(entry):
         yield make_anew
         return
-    if (kept := _read(place)) is not None:
+    if (kept := _read(entry)) is not None:
         yield lambda name, make: kept[name] if name in kept else make()
         return
-    writer = _Writer(place)
-    try:
-        yield writer.arrays
-        writer.finish()
-    finally:
-        writer.close()
+    with entry.scratch() as scratch:
+        if scratch is None:
+            yield make_anew
+            return
+        writer = _Writer(entry, scratch)
+        try:
+            yield writer.arrays
+            writer.finish()
+        finally:
+            writer.close()
 
 
 class _Writer:
-    """Writes a file under another name, and gives its parts as they will be mapped."""
+    """Writes an entry's file, and gives its parts as they will be mapped."""
 
-    def __init__(self, place: Place) -> None:
-        self._place, self._hash, self._end, self._index = place, hashlib.sha256(), 0, dict[str, list[Any]]()
+    def __init__(self, entry: Entry, scratch: Path) -> None:
+        self._entry, self._scratch = entry, scratch
+        self._hash, self._end, self._index = hashlib.sha256(), 0, dict[str, list[Any]]()
         self._file: io.BufferedRandom | None = None
-        self._scratch: Path | None = None
         try:
-            place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _require_own(place.folder, place.folder.stat())
-            if not fits(place.size_bytes, place.folder):
-                raise OSError(errno.ENOSPC, "a quarter of the disk's free space would not hold them", str(place.folder))
-            descriptor, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.folder)
-            self._scratch, self._file = Path(name), os.fdopen(descriptor, "w+b")
+            (scratch / WEIGHTS).touch(mode=0o600)
+            self._file = (scratch / WEIGHTS).open("r+b")
         except OSError as error:
             self._give_up(error)
 
@@ -168,32 +125,24 @@ class _Writer:
         return [array for _, array in parts]
 
     def finish(self) -> None:
-        """Give the file its name."""
-        if self._file is None or self._scratch is None:
+        """Write what is left, and keep the entry."""
+        if self._file is None:
             return
         try:
-            index = json.dumps({"graph": str(self._place.graph), "arrays": self._index}).encode()
+            index = json.dumps(self._index).encode()
             self._write(self._file, index + _LENGTH.pack(len(index)))
             self._file.write(self._hash.digest())
             self._file.flush()
-            self._scratch.replace(self._place.path)
-            _remove_stale(self._place)
+            self._entry.keep(self._scratch)
         except OSError as error:
             self._give_up(error)
-            return
-        level = logging.WARNING if self._end >= REPORTED_FROM_BYTES else logging.INFO
-        message = "rounded weights are kept for the next time, %(size)s in %(file)s; " + f"{VARIABLE}=off keeps nothing"
-        self._place.tell(message, level, size=size(self._end), file=str(self._place.path))
 
     def close(self) -> None:
-        """Remove what is unfinished. What is mapped stays until nobody uses it."""
+        """Close the file. What is mapped stays until nobody uses it."""
         if self._file is not None:
             with suppress(OSError):  # what is left to write is of no use
                 self._file.close()
-        if self._scratch is not None:
-            with suppress(OSError):  # it has its name
-                self._scratch.unlink()
-        self._file = self._scratch = None
+        self._file = None
 
     def _put(self, file: io.BufferedRandom, array: np.ndarray) -> tuple[int, np.ndarray]:
         self._write(file, bytes(-self._end % mmap.ALLOCATIONGRANULARITY))
@@ -209,22 +158,21 @@ class _Writer:
         self._end += len(content)
 
     def _give_up(self, error: OSError) -> None:
-        self._place.tell("rounded weights are not kept: %(error)s", error=str(error))
+        self._entry.not_kept(error)
         self.close()
 
 
-def _read(place: Place) -> dict[str, Arrays] | None:
+def _read(entry: Entry) -> dict[str, Arrays] | None:
     """What is kept, mapped; None if it is not there, damaged, or may be another user's."""
+    if not entry.is_kept():
+        return None
     try:
-        _require_own(place.folder, place.folder.stat())
-        with _open(place.path) as file:
+        with _open(entry.folder / WEIGHTS) as file:
             index = _checked_index(file)
             mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
-        return {name: [_part(mapped, *each) for each in parts] for name, parts in index["arrays"].items()}
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        return {name: [_part(mapped, *each) for each in parts] for name, parts in index.items()}
     except (OSError, ValueError) as error:
-        place.tell("rounded weights that were kept are not used: %(error)s", error=str(error))
+        entry.discard(error)
         return None
 
 
@@ -246,6 +194,17 @@ def _open(path: Path) -> io.BufferedReader:
         file.close()
         raise
     return file
+
+
+def _is_own(entry: Entry) -> bool:
+    """Whether the folder of all entries, made if it is not there, is this user's alone."""
+    try:
+        entry.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_own(entry.cache, entry.cache.stat())
+    except OSError as error:
+        entry.not_kept(error)
+        return False
+    return True
 
 
 def _require_own(path: Path, status: os.stat_result) -> None:
@@ -270,32 +229,8 @@ def _checked_index(file: io.BufferedReader) -> dict[str, Any]:
         left -= len(piece)
     if left or file.read() != found.digest():
         raise ValueError("the file is damaged")
-    return _index(file)
-
-
-def _index(file: io.BufferedReader) -> dict[str, Any]:
     file.seek(-_HASH_BYTES - _LENGTH.size, os.SEEK_END)
     (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
     file.seek(-_HASH_BYTES - _LENGTH.size - length, os.SEEK_END)
     index: dict[str, Any] = json.loads(file.read(length))
     return index
-
-
-def _remove_stale(place: Place) -> None:
-    """Remove what was kept of this graph as it was, or of graphs that are gone; what killed processes left, after a
-    day."""
-    for entry in place.folder.iterdir():
-        if entry.name.startswith("."):
-            stale = time.time() - entry.stat().st_mtime > _DAY_S
-        else:
-            stale = entry.name.startswith(place.prefix) or not _graph_is_there(entry)
-        if stale and entry != place.path:
-            entry.unlink(missing_ok=True)
-
-
-def _graph_is_there(entry: Path) -> bool:
-    try:
-        with _open(entry) as file:
-            return Path(_index(file)["graph"]).is_file()
-    except (OSError, ValueError, KeyError, struct.error):
-        return False

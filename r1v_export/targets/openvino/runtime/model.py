@@ -22,7 +22,7 @@ from r1v_export.targets.openvino.doctor import has_bfloat16
 from r1v_export.targets.openvino.engine_file import LEAST_GROUP, REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.held_weights import HeldWeights, forget_pages
-from r1v_export.targets.openvino.runtime.kept_weights import keeping, place_of
+from r1v_export.targets.openvino.runtime.kept_weights import entry_of, keeping
 from r1v_export.targets.openvino.runtime.rounded_weights import (
     INPUTS_TO_A_SCALE,
     Multiply,
@@ -122,8 +122,8 @@ def _filled(
     if multiply is None:
         return fill_weights(model, weights, bundle, None)
     products, bytes_each = ("int8", 1) if multiply is multiply_in_int8 else ("bfloat16", 2)
-    place = place_of(graph, bundle, weights, products, bytes_each) if keep else None
-    with keeping(place) as kept:
+    entry = entry_of(graph, bundle, weights, products, bytes_each) if keep else None
+    with keeping(entry) as kept:
         return fill_weights(model, weights, bundle, partial(multiply, keep=kept))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ from onnx import TensorProto, helper
 
 from r1v_export import contract
 from r1v_export.manifest import MANIFEST
+from r1v_export.targets import user_cache
 from r1v_export.targets.onnxruntime.runtime import optimized_graphs, session
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.targets.user_cache import cache_folder
+from tests.targets.child_processes import SPAWN, WAIT_S, kill_at, limit_files, run_all, start, stop_at
 from tests.tiny_models import tiny_spec
 
 DEPTH, COLUMNS, GROUP = 256, 384, 32
@@ -131,15 +135,76 @@ def test_what_was_kept_of_something_else_is_not_used_and_goes(what, opened, tmp_
 
 
 @pytest.mark.parametrize("file", ["graph.onnx", "weights.data"])
-def test_a_damaged_entry_is_made_anew(file, opened, tmp_path):
+@pytest.mark.parametrize("left", ["half", "all but a byte", "an empty file", "no file"])
+def test_a_damaged_entry_is_made_anew(file, left, opened, tmp_path):
     path = write_graph(tmp_path / "bundle")
     expected = result(path)
     (entry,) = entries()
-    os.truncate(entry / file, 100)
+    size_bytes = (entry / file).stat().st_size
+    if left == "no file":
+        (entry / file).unlink()
+    else:
+        os.truncate(entry / file, {"half": size_bytes // 2, "all but a byte": size_bytes - 1, "an empty file": 0}[left])
     np.testing.assert_array_equal(result(path), expected)
     assert "DequantizeLinear" in opened.operators()
     np.testing.assert_array_equal(result(path), expected)
     assert "MatMulNBits" in opened.operators()
+
+
+def _open_in_this_process(path: Path, expected: np.ndarray, behind_saving: Callable[[], object]) -> None:
+    optimized_graphs.LEAST_BYTES = 1
+    real = session.ort.InferenceSession
+
+    def create(*arguments: object, **options: object):
+        made = real(*arguments, **options)
+        behind_saving()
+        return made
+
+    session.ort.InferenceSession = create
+    np.testing.assert_array_equal(result(path), expected)
+
+
+def _open_at_once(path: Path, expected: np.ndarray, both: Barrier) -> None:
+    _open_in_this_process(path, expected, lambda: both.wait(WAIT_S))
+
+
+def _open_until_killed(path: Path, expected: np.ndarray, reached: Event) -> None:
+    _open_in_this_process(path, expected, lambda: stop_at(reached))
+
+
+def _open_on_a_full_disk(path: Path, expected: np.ndarray, limit_bytes: int) -> None:
+    limit_files(limit_bytes)
+    _open_in_this_process(path, expected, lambda: None)
+
+
+def test_two_processes_at_once_end_with_one_whole_entry(opened, tmp_path):
+    path = write_graph(tmp_path / "bundle")
+    expected, both = result(path, keep=False), SPAWN.Barrier(2)
+    run_all(*(start(_open_at_once, path, expected, both) for _ in range(2)))
+    (entry,) = entries()
+    assert not entry.name.startswith(".")
+    np.testing.assert_array_equal(result(path), expected)
+    assert "MatMulNBits" in opened.operators()
+
+
+def test_what_a_killed_process_has_saved_is_not_used(opened, tmp_path):
+    path = write_graph(tmp_path / "bundle")
+    expected, reached = result(path, keep=False), SPAWN.Event()
+    kill_at(reached, start(_open_until_killed, path, expected, reached))
+    (left,) = entries()
+    assert (left.name[0], (left / "weights.data").is_file()) == (".", True)
+    np.testing.assert_array_equal(result(path), expected)
+    assert "DequantizeLinear" in opened.operators()
+    np.testing.assert_array_equal(result(path), expected)
+    assert "MatMulNBits" in opened.operators()
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 4096, COLUMNS * COLUMNS * 4])
+def test_a_disk_that_gets_full_is_no_error(limit_bytes, opened, tmp_path):
+    """Nothing fits, the graph alone, or a part of the weights."""
+    path = write_graph(tmp_path / "bundle")
+    run_all(start(_open_on_a_full_disk, path, result(path, keep=False), limit_bytes))
+    assert entries() == []
 
 
 def test_entries_of_engines_that_are_gone_are_removed(opened, tmp_path):
@@ -158,7 +223,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(opened, tmp_path, monkeypatc
 
 
 def test_what_takes_much_of_the_disk_is_reported_and_can_be_switched_off(opened, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(optimized_graphs, "REPORTED_FROM_BYTES", 1000)
+    monkeypatch.setattr(user_cache, "REPORTED_FROM_BYTES", 1000)
     path = write_graph(tmp_path / "bundle")
     result(path)
     (entry,) = entries()
@@ -182,9 +247,9 @@ def test_a_user_without_a_home_has_no_cache(opened, tmp_path, monkeypatch):
 
 def test_nothing_is_kept_where_the_disk_is_nearly_full_or_the_weights_are_few(opened, tmp_path, monkeypatch):
     path = write_graph(tmp_path / "bundle")
-    usage = optimized_graphs.shutil.disk_usage(tmp_path)
+    usage = user_cache.shutil.disk_usage(tmp_path)
     with monkeypatch.context() as full:
-        full.setattr(optimized_graphs.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        full.setattr(user_cache.shutil, "disk_usage", lambda _: usage._replace(free=1000))
         result(path)
     assert entries() == []
     monkeypatch.setattr(optimized_graphs, "LEAST_BYTES", DEPTH * COLUMNS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import pytest
 from r1v_export import contract
 from r1v_export.manifest import MANIFEST
 from r1v_export.runner.kv_cache import KVCache
+from r1v_export.targets import user_cache
 from r1v_export.targets.openvino import doctor
 from r1v_export.targets.openvino.engine_file import Weight
 from r1v_export.targets.openvino.target import OpenVinoTarget
 from r1v_export.targets.user_cache import VARIABLE, cache_folder
+from tests.targets.child_processes import SPAWN, WAIT_S, kill_at, limit_files, run_all, start, stop_at
 from tests.targets.openvino.conftest import NEEDS_OPENVINO, make
 
 pytestmark = NEEDS_OPENVINO
@@ -39,29 +42,37 @@ def cache(monkeypatch, tmp_path) -> Path:
 
 
 class Graph:
-    """A graph's file and its weights', and what was made of them instead of read."""
+    """A graph's file and its weights', what was made of them instead of read, and what is called before."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir()
         self.folder, self.path, self.made = folder, folder / "vision.onnx", list[str]()
-        self.path.touch()
-        (folder / "vision.data").write_bytes(bytes(400))
+        self.before: Callable[[str], object] = lambda _: None
+        if not folder.exists():  # another process's, too
+            folder.mkdir()
+            self.path.touch()
+            (folder / "vision.data").write_bytes(bytes(400))
         self.weights = {"a": Weight(file="vision.data", offset=0, size_bytes=400, type="f32", shape=(10, 10))}
 
-    def place(self, products: str = "int8"):
-        from r1v_export.targets.openvino.runtime.kept_weights import place_of
+    def entry(self, products: str = "int8"):
+        from r1v_export.targets.openvino.runtime.kept_weights import entry_of
 
-        return place_of(self.path, self.folder, self.weights, products, 1)
+        return entry_of(self.path, self.folder, self.weights, products, 1)
+
+    def file(self) -> Path:
+        from r1v_export.targets.openvino.runtime.kept_weights import WEIGHTS
+
+        return self.entry().folder / WEIGHTS
 
     def arrays(self, products: str = "int8") -> list[np.ndarray]:
         """What `keeping` gives, which has to be `CONTENT`."""
         from r1v_export.targets.openvino.runtime.kept_weights import keeping
 
         found: list[np.ndarray] = []
-        with keeping(self.place(products)) as keep:
+        with keeping(self.entry(products)) as keep:
             for name, content in CONTENT.items():
 
                 def make(name: str = name, content: list[np.ndarray] = content) -> list[np.ndarray]:
+                    self.before(name)
                     self.made.append(name)
                     return content
 
@@ -94,14 +105,14 @@ def test_what_one_process_makes_the_next_one_reads_and_both_have_it_mapped(graph
     for is_first in (True, False):
         assert all(_mapping(array) is not None for array in graph.arrays())
         assert graph.were_made() is is_first
-    assert names(cache) == [graph.place().name]
-    assert (cache.stat().st_mode & 0o777, graph.place().path.stat().st_mode & 0o777) == (0o700, 0o600)
+    assert names(cache) == [graph.entry().folder.name]
+    assert (cache.stat().st_mode & 0o777, graph.file().stat().st_mode & 0o777) == (0o700, 0o600)
 
 
 def test_the_file_can_go_while_its_arrays_are_in_use(graph):
     graph.arrays()
     arrays = graph.arrays()
-    graph.place().path.unlink()
+    graph.file().unlink()
     np.testing.assert_array_equal(arrays[0], CONTENT["a"][0])
 
 
@@ -110,7 +121,7 @@ def test_what_was_kept_of_something_else_is_not_used_and_goes(what, graph, cache
     from r1v_export.targets.openvino.runtime import kept_weights
 
     graph.arrays()
-    before = graph.place().name
+    before = graph.entry().folder.name
     if what == "file":
         os.utime(graph.folder / "vision.data", ns=(0, 1))
     elif what == "weights":
@@ -120,7 +131,7 @@ def test_what_was_kept_of_something_else_is_not_used_and_goes(what, graph, cache
     graph.made.clear()
     graph.arrays()
     assert graph.were_made()
-    assert names(cache) == [graph.place().name] != [before]
+    assert names(cache) == [graph.entry().folder.name] != [before]
 
 
 def test_each_rounding_of_a_graph_has_its_own(graph, cache):
@@ -132,19 +143,23 @@ def test_each_rounding_of_a_graph_has_its_own(graph, cache):
     assert len(names(cache)) == 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "one bit", "longer", "index"])
+@pytest.mark.parametrize("damage", ["truncated", "half", "empty", "one bit", "longer", "index", "no file"])
 def test_a_damaged_file_is_never_used_and_is_written_anew(damage, graph):
     graph.arrays()
-    path = graph.place().path
+    path = graph.file()
     whole = path.read_bytes()
     broken = {
         "truncated": whole[:-1],
+        "half": whole[: len(whole) // 2],
         "empty": b"",
         "one bit": bytes([whole[0] ^ 1]) + whole[1:],
         "longer": whole + b"1",
         "index": whole[:-60] + b"?" + whole[-59:],
     }
-    path.write_bytes(broken[damage])
+    if damage == "no file":
+        path.unlink()
+    else:
+        path.write_bytes(broken[damage])
     graph.made.clear()
     graph.arrays()
     assert graph.were_made()
@@ -155,7 +170,7 @@ def test_a_damaged_file_is_never_used_and_is_written_anew(damage, graph):
 def test_what_other_users_may_write_to_is_not_trusted(whose, graph, cache, monkeypatch, tmp_path, caplog):
     caplog.set_level("INFO")
     graph.arrays()
-    path = graph.place().path
+    path = graph.file()
     if whose == "folder":
         cache.chmod(0o777)
     elif whose == "file":
@@ -182,7 +197,8 @@ def _break_writing(monkeypatch, cache: Path, why: str) -> None:
         cache.parents[1].mkdir(parents=True)
         cache.parent.touch()
     elif why == "nearly full":
-        monkeypatch.setattr(kept_weights, "fits", lambda *_: False)
+        usage = user_cache.shutil.disk_usage(cache.parents[2])
+        monkeypatch.setattr(user_cache.shutil, "disk_usage", lambda _: usage._replace(free=100))
     else:
         real, count = kept_weights._Writer._write, iter(range(100))
 
@@ -203,14 +219,14 @@ def test_what_cannot_be_kept_is_made_in_memory_and_the_log_says_why(why, graph, 
     assert names(cache) == []
     (record,) = caplog.records
     assert record.levelname == "INFO"
-    assert "rounded weights are not kept" in record.getMessage()
+    assert "nothing is kept" in record.getMessage()
 
 
 def test_an_error_in_the_block_leaves_nothing_behind(graph, cache):
     from r1v_export.targets.openvino.runtime.kept_weights import keeping
 
     def open_it() -> None:
-        with keeping(graph.place()) as keep:
+        with keeping(graph.entry()) as keep:
             keep("a", lambda: CONTENT["a"])
             raise KeyError
 
@@ -219,21 +235,52 @@ def test_an_error_in_the_block_leaves_nothing_behind(graph, cache):
     assert names(cache) == []
 
 
-def test_two_at_once_write_the_same_and_neither_waits(graph, cache):
-    both = threading.Barrier(2)
-    graphs = [graph, Graph(graph.folder / "other")]
-    for each in graphs:
-        each.place = graph.place  # type: ignore[method-assign]
-        each.made = type("Made", (list,), {"append": lambda self, name: both.wait(10) and None})()
-    threads = [threading.Thread(target=each.arrays) for each in graphs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert names(cache) == [graph.place().name]
-    graph.made = []
+def _make_in_this_process(folder: Path, before: Callable[[str], object] = lambda _: None) -> None:
+    from r1v_export.targets.openvino.runtime import kept_weights
+
+    kept_weights.LEAST_BYTES = 1
+    graph = Graph(folder)
+    graph.before = before
+    graph.arrays()
+
+
+def _make_at_once(folder: Path, both: Barrier) -> None:
+    _make_in_this_process(folder, lambda _: both.wait(WAIT_S))
+
+
+def _make_until_killed(folder: Path, reached: Event) -> None:
+    _make_in_this_process(folder, lambda name: name == "b" and stop_at(reached))
+
+
+def _make_on_a_full_disk(folder: Path, limit_bytes: int) -> None:
+    limit_files(limit_bytes)
+    _make_in_this_process(folder)
+
+
+def test_two_processes_at_once_end_with_one_whole_entry_and_neither_waits(graph, cache):
+    both = SPAWN.Barrier(2)
+    run_all(*(start(_make_at_once, graph.folder, both) for _ in range(2)))
+    assert names(cache) == [graph.entry().folder.name]
     graph.arrays()
     assert not graph.were_made()
+
+
+def test_what_a_killed_process_has_written_is_not_used(graph, cache):
+    reached = SPAWN.Event()
+    kill_at(reached, start(_make_until_killed, graph.folder, reached))
+    (left,) = names(cache)
+    assert (cache / left / graph.file().name).stat().st_size
+    for is_first in (True, False):
+        graph.arrays()
+        assert graph.were_made() is is_first
+    assert names(cache) == sorted([left, graph.entry().folder.name])
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 3600, 4096])
+def test_a_disk_that_gets_full_is_no_error(limit_bytes, graph, cache):
+    """Nothing fits, one matrix does, or it does and what is before the next."""
+    run_all(start(_make_on_a_full_disk, graph.folder, limit_bytes))
+    assert names(cache) == []
 
 
 def test_what_is_kept_of_graphs_that_are_gone_is_removed(graph, cache, tmp_path):
@@ -245,7 +292,7 @@ def test_what_is_kept_of_graphs_that_are_gone_is_removed(graph, cache, tmp_path)
     (cache / ".in-use").touch()
     gone.path.unlink()
     graph.arrays()
-    assert names(cache) == [".in-use", graph.place().name]
+    assert names(cache) == [".in-use", graph.entry().folder.name]
 
 
 def test_nothing_is_kept_of_few_weights_or_where_the_user_says_so(graph, monkeypatch):
@@ -253,19 +300,17 @@ def test_nothing_is_kept_of_few_weights_or_where_the_user_says_so(graph, monkeyp
 
     with monkeypatch.context() as few:
         few.setattr(kept_weights, "LEAST_BYTES", 101)
-        assert graph.place() is None
+        assert graph.entry() is None
     monkeypatch.setenv(VARIABLE, "off")
-    assert graph.place() is None
+    assert graph.entry() is None
 
 
 def test_a_gigabyte_is_reported(graph, monkeypatch, caplog):
-    from r1v_export.targets.openvino.runtime import kept_weights
-
-    monkeypatch.setattr(kept_weights, "REPORTED_FROM_BYTES", 1000)
+    monkeypatch.setattr(user_cache, "REPORTED_FROM_BYTES", 1000)
     graph.arrays()
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert f"in {graph.place().path}; {VARIABLE}=off keeps nothing" in record.getMessage()
+    assert f"in {graph.entry().folder}; {VARIABLE}=off keeps nothing" in record.getMessage()
 
 
 def _results(opened) -> list[np.ndarray]:
