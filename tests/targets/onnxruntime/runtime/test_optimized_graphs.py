@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +14,20 @@ from r1v_export import contract
 from r1v_export.manifest import MANIFEST
 from r1v_export.targets import user_cache
 from r1v_export.targets.onnxruntime.runtime import optimized_graphs, session
-from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.targets.user_cache import cache_folder
-from tests.targets.child_processes import SPAWN, WAIT_S, kill_at, limit_files, run_all, start, stop_at
+from tests.targets.child_processes import SPAWN, kill_at, run_all, start
+from tests.targets.onnxruntime.runtime.opened_graphs import (
+    DEPTH,
+    open_at_once,
+    open_on_a_full_disk,
+    open_until_killed,
+    result,
+)
 from tests.tiny_models import tiny_spec
 
-DEPTH, COLUMNS, GROUP = 256, 384, 32
-X = np.random.default_rng(0).standard_normal((3, DEPTH), dtype=np.float32)
+COLUMNS, GROUP = 384, 32
 
 
 class Opened:
@@ -87,11 +90,6 @@ def write_graph(bundle: Path, seed: int = 0) -> Path:
     return path
 
 
-def result(path: Path, keep: bool = True) -> np.ndarray:
-    output: np.ndarray = open_session(path, path.parent, "cpu", 1, keep=keep).run(None, {"x": X})[0]
-    return output
-
-
 def entries() -> list[Path]:
     folder = cache_folder("onnxruntime")
     assert folder is not None
@@ -151,36 +149,10 @@ def test_a_damaged_entry_is_made_anew(file, left, opened, tmp_path):
     assert "MatMulNBits" in opened.operators()
 
 
-def _open_in_this_process(path: Path, expected: np.ndarray, behind_saving: Callable[[], object]) -> None:
-    optimized_graphs.LEAST_BYTES = 1
-    real = session.ort.InferenceSession
-
-    def create(*arguments: object, **options: object):
-        made = real(*arguments, **options)
-        behind_saving()
-        return made
-
-    session.ort.InferenceSession = create
-    np.testing.assert_array_equal(result(path), expected)
-
-
-def _open_at_once(path: Path, expected: np.ndarray, both: Barrier) -> None:
-    _open_in_this_process(path, expected, lambda: both.wait(WAIT_S))
-
-
-def _open_until_killed(path: Path, expected: np.ndarray, reached: Event) -> None:
-    _open_in_this_process(path, expected, lambda: stop_at(reached))
-
-
-def _open_on_a_full_disk(path: Path, expected: np.ndarray, limit_bytes: int) -> None:
-    limit_files(limit_bytes)
-    _open_in_this_process(path, expected, lambda: None)
-
-
 def test_two_processes_at_once_end_with_one_whole_entry(opened, tmp_path):
     path = write_graph(tmp_path / "bundle")
     expected, both = result(path, keep=False), SPAWN.Barrier(2)
-    run_all(*(start(_open_at_once, path, expected, both) for _ in range(2)))
+    run_all(*(start(open_at_once, path, expected, both) for _ in range(2)))
     (entry,) = entries()
     assert not entry.name.startswith(".")
     np.testing.assert_array_equal(result(path), expected)
@@ -190,7 +162,7 @@ def test_two_processes_at_once_end_with_one_whole_entry(opened, tmp_path):
 def test_what_a_killed_process_has_saved_is_not_used(opened, tmp_path):
     path = write_graph(tmp_path / "bundle")
     expected, reached = result(path, keep=False), SPAWN.Event()
-    kill_at(reached, start(_open_until_killed, path, expected, reached))
+    kill_at(reached, start(open_until_killed, path, expected, reached))
     (left,) = entries()
     assert (left.name[0], (left / "weights.data").is_file()) == (".", True)
     np.testing.assert_array_equal(result(path), expected)
@@ -203,7 +175,7 @@ def test_what_a_killed_process_has_saved_is_not_used(opened, tmp_path):
 def test_a_disk_that_gets_full_is_no_error(limit_bytes, opened, tmp_path):
     """Nothing fits, the graph alone, or a part of the weights."""
     path = write_graph(tmp_path / "bundle")
-    run_all(start(_open_on_a_full_disk, path, result(path, keep=False), limit_bytes))
+    run_all(start(open_on_a_full_disk, path, result(path, keep=False), limit_bytes))
     assert entries() == []
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +14,19 @@ from r1v_export.manifest import MANIFEST
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets import user_cache
 from r1v_export.targets.openvino import doctor
-from r1v_export.targets.openvino.engine_file import Weight
 from r1v_export.targets.openvino.target import OpenVinoTarget
 from r1v_export.targets.user_cache import VARIABLE, cache_folder
-from tests.targets.child_processes import SPAWN, WAIT_S, kill_at, limit_files, run_all, start, stop_at
+from tests.targets.child_processes import SPAWN, kill_at, run_all, start
 from tests.targets.openvino.conftest import NEEDS_OPENVINO, make
+from tests.targets.openvino.runtime.kept_weights_cases import (
+    CONTENT,
+    Graph,
+    make_at_once,
+    make_on_a_full_disk,
+    make_until_killed,
+)
 
 pytestmark = NEEDS_OPENVINO
-RNG = np.random.default_rng(0)
-CONTENT = {
-    "a": [RNG.integers(-127, 128, (70, 50), np.int8), RNG.random(70, np.float32)],
-    "b": [np.arange(9, dtype="u2")],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -39,55 +38,6 @@ def cache(monkeypatch, tmp_path) -> Path:
     folder = cache_folder("openvino")
     assert folder is not None
     return folder
-
-
-class Graph:
-    """A graph's file and its weights', what was made of them instead of read, and what is called before."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path, self.made = folder, folder / "vision.onnx", list[str]()
-        self.before: Callable[[str], object] = lambda _: None
-        if not folder.exists():  # another process's, too
-            folder.mkdir()
-            self.path.touch()
-            (folder / "vision.data").write_bytes(bytes(400))
-        self.weights = {"a": Weight(file="vision.data", offset=0, size_bytes=400, type="f32", shape=(10, 10))}
-
-    def entry(self, products: str = "int8"):
-        from r1v_export.targets.openvino.runtime.kept_weights import entry_of
-
-        return entry_of(self.path, self.folder, self.weights, products, 1)
-
-    def file(self) -> Path:
-        from r1v_export.targets.openvino.runtime.kept_weights import WEIGHTS
-
-        return self.entry().folder / WEIGHTS
-
-    def arrays(self, products: str = "int8") -> list[np.ndarray]:
-        """What `keeping` gives, which has to be `CONTENT`."""
-        from r1v_export.targets.openvino.runtime.kept_weights import keeping
-
-        found: list[np.ndarray] = []
-        with keeping(self.entry(products)) as keep:
-            for name, content in CONTENT.items():
-
-                def make(name: str = name, content: list[np.ndarray] = content) -> list[np.ndarray]:
-                    self.before(name)
-                    self.made.append(name)
-                    return content
-
-                arrays = keep(name, make)
-                for array, expected in zip(arrays, content, strict=True):
-                    assert array.dtype == expected.dtype
-                    np.testing.assert_array_equal(array, expected)
-                found += arrays
-        return found
-
-    def were_made(self) -> bool:
-        """Whether the last call of `arrays` made them."""
-        made, self.made = self.made, []
-        assert made in ([], ["a", "b"])
-        return bool(made)
 
 
 @pytest.fixture
@@ -235,31 +185,9 @@ def test_an_error_in_the_block_leaves_nothing_behind(graph, cache):
     assert names(cache) == []
 
 
-def _make_in_this_process(folder: Path, before: Callable[[str], object] = lambda _: None) -> None:
-    from r1v_export.targets.openvino.runtime import kept_weights
-
-    kept_weights.LEAST_BYTES = 1
-    graph = Graph(folder)
-    graph.before = before
-    graph.arrays()
-
-
-def _make_at_once(folder: Path, both: Barrier) -> None:
-    _make_in_this_process(folder, lambda _: both.wait(WAIT_S))
-
-
-def _make_until_killed(folder: Path, reached: Event) -> None:
-    _make_in_this_process(folder, lambda name: name == "b" and stop_at(reached))
-
-
-def _make_on_a_full_disk(folder: Path, limit_bytes: int) -> None:
-    limit_files(limit_bytes)
-    _make_in_this_process(folder)
-
-
 def test_two_processes_at_once_end_with_one_whole_entry_and_neither_waits(graph, cache):
     both = SPAWN.Barrier(2)
-    run_all(*(start(_make_at_once, graph.folder, both) for _ in range(2)))
+    run_all(*(start(make_at_once, graph.folder, both) for _ in range(2)))
     assert names(cache) == [graph.entry().folder.name]
     graph.arrays()
     assert not graph.were_made()
@@ -267,7 +195,7 @@ def test_two_processes_at_once_end_with_one_whole_entry_and_neither_waits(graph,
 
 def test_what_a_killed_process_has_written_is_not_used(graph, cache):
     reached = SPAWN.Event()
-    kill_at(reached, start(_make_until_killed, graph.folder, reached))
+    kill_at(reached, start(make_until_killed, graph.folder, reached))
     (left,) = names(cache)
     assert (cache / left / graph.file().name).stat().st_size
     for is_first in (True, False):
@@ -279,7 +207,7 @@ def test_what_a_killed_process_has_written_is_not_used(graph, cache):
 @pytest.mark.parametrize("limit_bytes", [0, 3600, 4096])
 def test_a_disk_that_gets_full_is_no_error(limit_bytes, graph, cache):
     """Nothing fits, one matrix does, or it does and what is before the next."""
-    run_all(start(_make_on_a_full_disk, graph.folder, limit_bytes))
+    run_all(start(make_on_a_full_disk, graph.folder, limit_bytes))
     assert names(cache) == []
 
 
