@@ -16,9 +16,9 @@ from r1v_export.checkpoint.row_threads import each_part
 from r1v_export.quantization.number_formats import QWEIGHT_DTYPES, RANGES, WeightType
 from r1v_export.quantization.quantized_linear import QuantizedLinear, round_, scale_for
 
-BLOCK_VALUES = 1 << 17
-"""Weights that are worked on at a time on the CPU: their float32 copy, and as much memory to compute in, stay in a
-core's cache. A GPU takes `CUDA_BLOCK_VALUES`."""
+BLOCK_VALUES = 1 << 20
+"""Weights that are worked on at a time on the CPU. Fewer would stay in a core's own cache, but threads then wait for
+Python's lock longer than they compute: two take as long as one, or twice. A GPU takes `CUDA_BLOCK_VALUES`."""
 CUDA_BLOCK_VALUES = 1 << 26
 
 
