@@ -17,8 +17,8 @@ from r1v_export.quantization.number_formats import QWEIGHT_DTYPES, RANGES, Weigh
 from r1v_export.quantization.quantized_linear import QuantizedLinear, round_, scale_for
 
 BLOCK_VALUES = 1 << 20
-"""Weights that are worked on at a time on the CPU. Fewer would stay in a core's own cache, but threads then wait for
-Python's lock longer than they compute: two take as long as one, or twice. A GPU takes `CUDA_BLOCK_VALUES`."""
+"""Weights that are worked on at a time on the CPU. Fewer would stay in a core's own cache, but the operations on them
+are so short that two threads gain little over one: each waits for Python's lock. A GPU takes `CUDA_BLOCK_VALUES`."""
 CUDA_BLOCK_VALUES = 1 << 26
 
 
@@ -136,9 +136,13 @@ def params_of_range(
     return scale, (-low / scale).round().clamp(*RANGES[kind]).to(torch.int8)
 
 
-def rows_at_once(weight_OI: Tensor, columns: int) -> int:
-    """How many rows of so many columns of a weight to work on at a time, at least one."""
-    block = BLOCK_VALUES if weight_OI.device.type == "cpu" else CUDA_BLOCK_VALUES
+def rows_at_once(weight_OI: Tensor, columns: int, cpu_values: int | None = None) -> int:
+    """How many rows of so many columns of a weight to work on at a time, at least one.
+
+    Args:
+        cpu_values: values at a time on the CPU, instead of `BLOCK_VALUES`.
+    """
+    block = (cpu_values or BLOCK_VALUES) if weight_OI.device.type == "cpu" else CUDA_BLOCK_VALUES
     return max(1, block // columns)
 
 

@@ -33,6 +33,10 @@ SHRINKS = tuple(1 - step / 20 for step in range(11))
 _PARTS = 4
 """Of a group's inputs: more would multiply less, by blocks that are too narrow to be multiplied fast."""
 
+_ERROR_VALUES = 1 << 17
+"""Of the errors of all shrinks, computed at a time on the CPU, so that they stay in a core's cache. As many rows of the
+whole weight are in memory then, for each thread: more values would take eight times as much of it."""
+
 _LEAST_ERRORS = 256
 """Rows of errors that are multiplied by a Gram matrix at a time, at least: fewer would take longer to read it than to
 use it."""
@@ -60,7 +64,7 @@ def clipped_params(
     params = QuantParams.unset(weight_OI, kind, group_size)
     size = group_size or weight_OI.shape[1]
     grams = [] if gram_II is None else _triangular_blocks(gram_II, size, input_scale_I, products)
-    errors_at_once = max(rows_at_once(weight_OI, size), _LEAST_ERRORS if grams else 1)
+    errors_at_once = max(rows_at_once(weight_OI, size, _ERROR_VALUES), _LEAST_ERRORS if grams else 1)
     rounds = bool(grams) and products != torch.float32
     errors_at_once *= _MORE_ROUNDED_ERRORS if rounds else 1
     count = max(1, errors_at_once // len(SHRINKS))

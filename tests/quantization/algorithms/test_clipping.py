@@ -46,7 +46,7 @@ def test_clipping_never_makes_the_weights_worse(case: Case, kind: str) -> None:
 def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     whole = clipped_params(case.weight, "int4", 32, case.gram)
     monkeypatch.setattr("r1v_export.quantization.algorithms.clipping._LEAST_ERRORS", 1)
-    monkeypatch.setattr("r1v_export.quantization.quant_params.BLOCK_VALUES", 7 * 32)
+    monkeypatch.setattr("r1v_export.quantization.algorithms.clipping._ERROR_VALUES", 7 * 32)
     torch.testing.assert_close(clipped_params(case.weight, "int4", 32, case.gram).scale, whole.scale, rtol=0, atol=0)
 
 

@@ -21,7 +21,7 @@ _UNSEEN = {ir.DataType.FLOAT: -1e30, ir.DataType.BFLOAT16: -1e30, ir.DataType.FL
 far enough from any score that its softmax is zero."""
 
 _ATTENTION_OPSET = 23
-"""OpenVINO pads the mask of the next one's Attention, which takes twice as long as the rest."""
+"""OpenVINO pads the mask of the next one's Attention, which takes twice as long as the rest in bfloat16."""
 
 
 class CachedAttention(ir.passes.InPlacePass):
