@@ -16,7 +16,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -44,12 +44,13 @@ class WrittenHashes:
         self._found[file_identity(status)] = sha256
 
 
-QUEUE_BYTES = 64 << 20
-"""How much may wait to be written; of a larger piece, which waits alone, all of it."""
+QUEUE_BYTES = 192 << 20
+"""How much may wait to be written, two of the largest packed matrices of a layer of Qwen2-32B for example; of a larger
+piece, which waits alone, all of it."""
 _PART = memoryview(b"")
 """Stands in the queue where a part ends."""
 _PIECE_BYTES = 1 << 20
-"""Written and hashed at a time: it is still in a core's cache when it is hashed."""
+"""Written at a time."""
 _SYNC_BYTES = 256 << 20
 """After so much the disk is asked to take it, while more is written and hashed, so that little is left to wait for at
 the end. Of what it has not taken then, so much may be behind."""
@@ -75,9 +76,10 @@ def record_hashes(journal: WriteJournal | None = None) -> Iterator[WrittenHashes
 
 
 class HashedFile:
-    """A new file, written from its beginning to its end; a thread writes and hashes while its user makes more.
+    """A new file, written from its beginning to its end; a thread writes and another one hashes while its user makes
+    more.
 
-    Errors of the thread are raised by the next `write`, or at the end.
+    Errors of the threads are raised by the next `write`, or at the end.
 
     Attributes:
         start: where to begin: what lies before was written by an earlier run, and is not to be written again.
@@ -166,25 +168,26 @@ class HashedFile:
 
     def _run(self) -> None:
         try:
-            with _Syncing(self._file) as syncing:
-                self._write_all(syncing)
+            with _Syncing(self._file) as syncing, ThreadPoolExecutor(1, "hash") as hashing:
+                self._write_all(syncing, hashing)
         except BaseException as error:  # raised in the thread that writes
             with self._changed:
                 self._error = error
                 self._waiting.clear()
                 self._changed.notify_all()
 
-    def _write_all(self, syncing: _Syncing) -> None:
+    def _write_all(self, syncing: _Syncing, hashing: Executor) -> None:
         written_bytes = self.start
         while (data := self._next()) is not None:
             if data is _PART:
                 self._note_part(written_bytes)
             written_bytes += data.nbytes
+            hashed = hashing.submit(self._digest.update, data)
             for start in range(0, data.nbytes, _PIECE_BYTES):
                 piece = data[start : start + _PIECE_BYTES]
                 self._file.write(piece)
-                self._digest.update(piece)
                 syncing.add(piece.nbytes)
+            hashed.result()
             with self._changed:
                 self._waiting_bytes -= data.nbytes
 

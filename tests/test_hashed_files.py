@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +111,23 @@ def test_more_is_written_while_the_disk_takes_what_was_written_before(
         file.write(b"1" * 10)
         file.write(b"2" * 5)
     assert went_on == [True]
+
+
+def test_what_is_written_is_hashed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, digest, hashed_first = open_hashed(tmp_path / "a"), Noting(b"1"), list[bool]()
+
+    class Slow(io.BufferedWriter):
+        def write(self, piece: Any) -> int:
+            hashed_first.append(digest.seen.wait(20))
+            return super().write(piece)
+
+    file._file.close()
+    monkeypatch.setattr(file, "_file", Slow(io.FileIO(tmp_path / "a", "w")))
+    monkeypatch.setattr(file, "_digest", digest)
+    with file:
+        file.write(b"1")
+    assert hashed_first == [True]
+    assert (tmp_path / "a").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("writes", [1, 3])
