@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from r1v_export.checkpoint.tensor_file import DTYPES, StoredTensor
 from r1v_export.checkpoint.tensor_store import INDEX_NAME
 from r1v_export.hashed_files import open_hashed
+from r1v_export.side_by_side import side_by_side
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH_BYTES = 8
@@ -59,7 +60,7 @@ def write_tensors(
         sparse: write headers only and leave the data as holes, which read as zeros and take no disk.
         alignment: of a file's first tensor, in bytes.
         elsewhere: tensors that are in other files of the folder, for the index.
-        apart: tensors for files of their own, whose bytes so depend on nothing else.
+        apart: tensors for files of their own, whose bytes so depend on nothing else. A second thread writes them.
 
     Yields:
         Bytes of weights written so far, after every chunk.
@@ -68,12 +69,12 @@ def write_tensors(
     groups = _split(tensors, 1 if file else shards or _shards(tensors))
     is_only = len(groups) == 1 and not elsewhere and not apart
     files = {file or "model.safetensors": groups[0]} if is_only else _named("model", groups)
-    files |= _named("unquantized", _split(apart, _shards(apart))) if apart else {}
+    files_apart = _named("unquantized", _split(apart, _shards(apart))) if apart else {}
     done = 0
-    for name, group in files.items():
-        for written in _write_file(folder / name, group, sparse, alignment):
-            done += written
-            yield done
+    for written in side_by_side(*(_write_files(folder, each, sparse, alignment) for each in (files, files_apart))):
+        done += written
+        yield done
+    files |= files_apart
     if not is_only:
         weight_map = {tensor.name: name for name, group in files.items() for tensor in group}
         weight_map |= {name: tensor.file.name for name, tensor in elsewhere.items()}
@@ -99,6 +100,13 @@ def _split(tensors: Sequence[NewTensor], shards: int) -> list[list[NewTensor]]:
 def _named(stem: str, groups: Sequence[list[NewTensor]]) -> dict[str, list[NewTensor]]:
     count = len(groups)
     return {f"{stem}-{number:05}-of-{count:05}.safetensors": group for number, group in enumerate(groups, 1)}
+
+
+def _write_files(
+    folder: Path, files: Mapping[str, Sequence[NewTensor]], sparse: bool, alignment: int
+) -> Generator[int]:
+    for name, tensors in files.items():
+        yield from _write_file(folder / name, tensors, sparse, alignment)
 
 
 def _write_file(path: Path, tensors: Sequence[NewTensor], sparse: bool, alignment: int) -> Iterator[int]:
