@@ -16,6 +16,7 @@ import errno
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,18 @@ from types import TracebackType
 
 from r1v_export.errors import CheckpointError
 from r1v_export.files import FileIdentity, file_identity, open_regular
+from r1v_export.memory import available_bytes
 from r1v_export.progress import ProgressCallback, ignore_progress
 
-AHEAD_BYTES = 256 << 20
-"""How much more of a file is hashed than readers have asked for."""
+AHEAD_BYTES = (256 << 20, 1536 << 20)
+"""How much more of a file is hashed than readers have asked for: a part of the available memory, between these. What
+reads and rounds is at times on one core; the more may be hashed meanwhile, the less is left for when it is on all."""
+_AHEAD_SHARE = 1 / 16
+"""Of the available memory: the pages have to be there still when they are asked for, of two files at a time."""
+LEFT_BYTES = 512 << 20
+"""So much stays in memory behind the hash, and what may be hashed ahead, where memory does not hold the checkpoint;
+what is farther back is given up. The kernel would rather give up what is hashed and still to be read: it keeps pages
+that two have read longer than those that one has."""
 BEHIND_BYTES = 2 << 30
 """How much less, of all files: then readers wait, because pages that they leave behind do not stay in memory."""
 
@@ -72,6 +81,11 @@ class FileHash:
         self._digest.update(memoryview(buffer)[:count])
         self.position += count
         return bool(count)
+
+    def forget(self, begin: int, end: int) -> None:
+        """Let the system give up the memory of a part, unless someone has it mapped."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
 
     @property
     def sha256(self) -> str:
@@ -131,6 +145,10 @@ class ReadHashes:
         self.found: dict[Path, FoundHash] = {}
         self._reads = {path: _Reads(path.stat().st_size) for path in paths}
         self._total = sum(reads.size_bytes for reads in self._reads.values())
+        (least, most), available = AHEAD_BYTES, available_bytes()
+        self._ahead_bytes = min(max(least, int(_AHEAD_SHARE * available)), most)
+        self._forgets = self._total > available / 2
+        self._behind, self._behind_bytes = deque[tuple[FileHash, int, int]](), 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._finishing = self._closed = False
@@ -188,12 +206,13 @@ class ReadHashes:
         try:
             while (path := self._next()) is not None:
                 file = files.get(path) or files.setdefault(path, FileHash(path))
-                more = file.advance(buffer)
+                begin, more = file.position, file.advance(buffer)
                 with self._changed:
                     self._reads[path].hashed = file.position
                     if not more:
                         self.found[path] = FoundHash(file.sha256, file.identity)
                     self._changed.notify_all()
+                self._leave_behind(file, begin)
         except BaseException as error:  # raised where the hashes are asked for
             with self._changed:
                 self._error = unreadable(error) if isinstance(error, OSError) else error
@@ -202,12 +221,26 @@ class ReadHashes:
             for file in files.values():
                 file.close()
 
+    def _leave_behind(self, file: FileHash, begin: int) -> None:
+        """Give up the memory of what was read long ago, in the order in which it was hashed."""
+        if not self._forgets:
+            return
+        self._behind.append((file, begin, file.position))
+        self._behind_bytes += file.position - begin
+        while self._behind_bytes > 2 * self._ahead_bytes + LEFT_BYTES:  # two files are read at a time
+            file, begin, end = self._behind.popleft()
+            self._behind_bytes -= end - begin
+            with self._changed:
+                is_read = self._reads[file.path].covers(begin, end)
+            if is_read:
+                file.forget(begin, end)
+
     def _next(self) -> Path | None:
         """The next file to hash a piece of, once there is one; None at the end."""
         with self._changed:
             while not self._closed and len(self.found) < len(self._reads):
                 for path, reads in self._reads.items():
-                    is_due = self._finishing or (reads.asked and reads.hashed < reads.asked + AHEAD_BYTES)
+                    is_due = self._finishing or (reads.asked and reads.hashed < reads.asked + self._ahead_bytes)
                     if is_due and path not in self.found:
                         return path
                 self._changed.wait()

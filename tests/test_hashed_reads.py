@@ -19,7 +19,7 @@ PIECE = 1000
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashed_reads, "_PIECE_BYTES", PIECE)
-    monkeypatch.setattr(hashed_reads, "AHEAD_BYTES", PIECE)
+    monkeypatch.setattr(hashed_reads, "AHEAD_BYTES", (PIECE, PIECE))
     monkeypatch.setattr(hashed_reads, "BEHIND_BYTES", 2 * PIECE)
 
 
@@ -127,3 +127,29 @@ def test_after_the_end_and_for_other_files_a_read_is_noted_nowhere(files: list[P
     note_read(files[0], 0, 10 * PIECE)
     assert hashes.found == {}
     assert hashes._reads[files[0]].asked == 0
+
+
+@pytest.mark.parametrize(("available", "forgets"), [(1 << 40, False), (20 * PIECE, True)])
+def test_what_is_read_and_long_hashed_is_given_up_where_memory_does_not_hold_all(
+    available: int, forgets: bool, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up: list[tuple[Path, int, int]] = []
+    monkeypatch.setattr(hashed_reads, "available_bytes", lambda: available)
+    monkeypatch.setattr(hashed_reads, "LEFT_BYTES", PIECE)
+    monkeypatch.setattr(FileHash, "forget", lambda file, begin, end: given_up.append((file.path, begin, end)))
+    with ReadHashes(files) as hashes:
+        note_read(files[0], 0, 4 * PIECE)
+        until(hashes, files[0], 4 * PIECE)
+        hashes.finish()
+    # Not the last three pieces of all, and nothing that nobody asked for.
+    assert given_up == [(files[0], n * PIECE, (n + 1) * PIECE) for n in range(4 if forgets else 0)]
+
+
+def test_giving_up_memory_changes_no_byte(files: list[Path]) -> None:
+    file = FileHash(files[0])
+    file.forget(0, 10 * PIECE)
+    buffer = bytearray(PIECE)
+    while file.advance(buffer):
+        pass
+    file.close()
+    assert file.sha256 == sha256(files[0])
