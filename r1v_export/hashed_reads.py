@@ -18,6 +18,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +86,8 @@ class FileHash:
     def forget(self, begin: int, end: int) -> None:
         """Let the system give up the memory of a part, unless someone has it mapped."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # a hint, which a file system need not take
+                os.posix_fadvise(self._file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
 
     @property
     def sha256(self) -> str:
@@ -147,7 +149,7 @@ class ReadHashes:
         self._total = sum(reads.size_bytes for reads in self._reads.values())
         (least, most), available = AHEAD_BYTES, available_bytes()
         self._ahead_bytes = min(max(least, int(_AHEAD_SHARE * available)), most)
-        self._forgets = self._total > available / 2
+        self._forgets = self._total > available
         self._behind, self._behind_bytes = deque[tuple[FileHash, int, int]](), 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None

@@ -129,7 +129,7 @@ def test_after_the_end_and_for_other_files_a_read_is_noted_nowhere(files: list[P
     assert hashes._reads[files[0]].asked == 0
 
 
-@pytest.mark.parametrize(("available", "forgets"), [(1 << 40, False), (20 * PIECE, True)])
+@pytest.mark.parametrize(("available", "forgets"), [(1 << 40, False), (10 * PIECE, True)])
 def test_what_is_read_and_long_hashed_is_given_up_where_memory_does_not_hold_all(
     available: int, forgets: bool, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
