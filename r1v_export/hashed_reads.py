@@ -147,9 +147,12 @@ class ReadHashes:
         self.found: dict[Path, FoundHash] = {}
         self._reads = {path: _Reads(path.stat().st_size) for path in paths}
         self._total = sum(reads.size_bytes for reads in self._reads.values())
-        (least, most), available = AHEAD_BYTES, available_bytes()
-        self._ahead_bytes = min(max(least, int(_AHEAD_SHARE * available)), most)
-        self._forgets = self._total > available
+        least, most = AHEAD_BYTES
+        self._ahead_bytes, self._forgets = least, False
+        if self._total > least:
+            available = available_bytes()
+            self._ahead_bytes = min(max(least, int(_AHEAD_SHARE * available)), most)
+            self._forgets = self._total > available
         self._behind, self._behind_bytes = deque[tuple[FileHash, int, int]](), 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
