@@ -50,7 +50,7 @@ piece, which waits alone, all of it."""
 _PART = memoryview(b"")
 """Stands in the queue where a part ends."""
 _PIECE_BYTES = 1 << 20
-"""Written at a time."""
+"""Written before the next sync may be due."""
 _SYNC_BYTES = 256 << 20
 """After so much the disk is asked to take it, while more is written and hashed, so that little is left to wait for at
 the end. Of what it has not taken then, so much may be behind."""

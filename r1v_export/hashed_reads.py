@@ -6,8 +6,8 @@
     hashes.found[path]
 
 SHA-256 takes a file from its beginning to its end, its readers take parts in an order of their own. A thread hashes as
-many bytes of a file as readers have asked for, and a little more: both find each other's pages in the page cache, and
-where the parts lie in the order in which they are read, it reads ahead.
+many bytes of a file as readers have asked for, and as many more as memory allows: both find each other's pages in the
+page cache, and where the parts lie in the order in which they are read, it reads ahead.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class ReadHashes:
         self._total = sum(reads.size_bytes for reads in self._reads.values())
         least, most = AHEAD_BYTES
         self._ahead_bytes, self._forgets = least, False
-        if self._total > least:
+        if self._total > least:  # of fewer bytes all may be hashed ahead, and none need to be given up
             available = available_bytes()
             self._ahead_bytes = min(max(least, int(_AHEAD_SHARE * available)), most)
             self._forgets = self._total > available

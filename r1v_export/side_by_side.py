@@ -1,4 +1,4 @@
-"""Two iterators drawn at the same time."""
+"""Two generators drawn at the same time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def side_by_side(here: Generator[Item], there: Generator[Item]) -> Generator[Ite
     drawn, is_over = SimpleQueue[Item](), False
 
     def draw() -> None:
-        for item in there:
-            drawn.put(item)
-            if is_over:
-                there.close()
+        with closing(there):
+            for item in there:
+                drawn.put(item)
+                if is_over:
+                    return
 
     with ThreadPoolExecutor(1, "side") as pool, closing(here):
         drawing = pool.submit(copy_context().run, draw)
