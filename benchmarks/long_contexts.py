@@ -50,9 +50,10 @@ from r1v_export import contract
 from r1v_export.checkpoint.checkpoint import Checkpoint
 from r1v_export.cpus import thread_count
 from r1v_export.quantization.apply.onnx import QuantizeCache
+from r1v_export.targets.decoders import DECODER
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
+from r1v_export.targets.onnxruntime.write.graphs import decoder_with_rounded_head
 from r1v_export.targets.openvino.target import OpenVinoTarget
-from r1v_export.targets.prompts import PROMPTS
 
 PROJECT = Path(__file__).parents[1]
 WARM_UP = {"tokens": 64, "new_tokens": 4}
@@ -91,8 +92,9 @@ def prepare(work: Path, weights: str, genai: Path | None, llama: Path | None) ->
         suffix = f" {inputs}" if weights == "int4" else ""
         engine = our_engine(checkpoint, work, variant, OnnxRuntimeTarget.name)
         if inputs == "int8":
-            (prompts := engine / PROMPTS / OpenVinoTarget.name).mkdir(parents=True)
-            OpenVinoTarget().write_prompts(work / weights / "graphs", prompts)
+            graphs = work / weights / "graphs"
+            (part := engine / DECODER / OpenVinoTarget.name).mkdir(parents=True)
+            OpenVinoTarget().write_decoder(decoder_with_rounded_head(graphs), graphs, part)
         contenders.append(Contender(f"r1v-export{suffix}", ("ours", str(engine))))
         if inputs == "int8":
             cached = with_int8_cache(checkpoint, work, variant)

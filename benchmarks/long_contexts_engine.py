@@ -46,20 +46,21 @@ def moments_of(start: float, moments: list[float], computed: int) -> dict[str, A
 def ours(folder: Path, threads: int, context: int) -> Job:
     """Embeddings, decoder graph, choice of the token, by pieces of the prompt as the runner takes them.
 
-    Opened as `serve` opens a finished bundle: no torch in the process, what is made of the weights is kept, and prompts
-    are computed by what the engine has for them.
+    Opened as `serve` opens a finished bundle: no torch in the process, what is made of the weights is kept, and what
+    the engine has for decoding decodes.
     """
     from r1v_export.cpus import has_bfloat16_products
-    from r1v_export.runner.prompted_engine import PromptedEngine
+    from r1v_export.runner.paired_engine import PairedEngine
     from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
     root, sizes = folder.parents[1], sizes_of(folder)
     engine: Engine = OnnxRuntimeEngine(folder, root, sizes, "cpu", threads, keep=True, positions=context)
-    if (part := folder / "prompts" / "openvino").is_dir() and has_bfloat16_products():
+    if (part := folder / "decoder" / "openvino").is_dir() and has_bfloat16_products():
         from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
 
-        prompts = OpenVinoEngine(part, folder.parents[1], sizes_of(folder), threads).prompts()
-        engine = PromptedEngine(engine, lambda: prompts, "prompts by openvino")
+        engine = PairedEngine(
+            engine, "decoder by openvino", open_decoder=lambda: OpenVinoEngine(part, root, sizes, threads)
+        )
     return answers_of(engine)
 
 

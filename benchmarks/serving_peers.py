@@ -42,11 +42,11 @@ def served(bundle: Path, max_rows: int) -> Iterator[str]:
 
 
 def _others(bundle: Path) -> list[str]:
-    """What `auto` takes where a gate has passed, for images and prompts; gates of random weights vouch for nothing."""
+    """What `auto` takes where a gate has passed, for images and decoder; gates of random weights vouch for nothing."""
     engine = bundle / "engines" / "onnxruntime"
     if encoding_target("openvino").why_not_images("bfloat16"):
         return []
-    parts = {"--vision-target": "images", "--prompt-target": "prompts"}
+    parts = {"--vision-target": "images", "--decoder-target": "decoder"}
     there = [option for option, part in parts.items() if (engine / part / "openvino").is_dir()]
     return [word for option in there for word in (option, "openvino")]
 

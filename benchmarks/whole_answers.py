@@ -54,7 +54,7 @@ QUESTION = "What do you see?"
 WARM_UP_TOKENS = 4
 GENAI_VERSION = "2026.4.1.0"
 OURS = (
-    *("ours int4", "ours int4, openvino", "ours int4, prompts by onnxruntime", "ours int4, images by onnxruntime"),
+    *("ours int4", "ours int4, openvino", "ours int4, decoded by onnxruntime", "ours int4, images by onnxruntime"),
     "ours float32",
 )
 GGUF_TYPES = "targets: {gguf: {model: Q8_0, mmproj: F16}}\n"

@@ -36,7 +36,7 @@ def ours(bundle: Path, threads: int, targets: str) -> Answer:
     """What `open_runner` answers with an opened bundle, without speculation: it guesses what random weights repeat.
 
     Args:
-        targets: what decodes, what encodes images, and what computes prompts.
+        targets: whose engine it is, what encodes images, and what decodes.
     """
     from r1v_export.cpus import use_threads
     from r1v_export.generation import Sampling
@@ -45,8 +45,8 @@ def ours(bundle: Path, threads: int, targets: str) -> Answer:
     from r1v_export.runner.prompt_encoder import Request
 
     use_threads(threads)
-    target, images, prompts = targets.split()
-    runner = open_runner(bundle, target, vision_target=images, prompt_target=prompts)
+    target, images, decoder = targets.split()
+    runner = open_runner(bundle, target, vision_target=images, decoder_target=decoder)
 
     def run(job: Job) -> dict[str, Any]:
         began, moments, answer = time.perf_counter(), [], None

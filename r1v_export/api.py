@@ -100,7 +100,7 @@ def open_runner(
     model: AnyPath | None = None,
     engine: AnyPath | None = None,
     vision_target: str = "auto",
-    prompt_target: str = "auto",
+    decoder_target: str = "auto",
 ) -> BaseRunner:
     """A runner that answers questions with one of a bundle's engines; `r1v-export run`.
 
@@ -110,7 +110,7 @@ def open_runner(
         engine: a folder of `r1v-export engine`, or `llm-api`: a target's own library decodes.
         vision_target: what encodes images: the target, another engine of the bundle, or `auto`, the fastest one that a
             gate has compared and that runs here.
-        prompt_target: what computes prompts, likewise: the target, what it has a part for, or `auto`.
+        decoder_target: what decodes, likewise: the target, what it has a part for, or `auto`.
 
     Raises:
         UsageError: target and engine do not match, or the bundle has no such target.
@@ -126,7 +126,7 @@ def open_runner(
         device,
         None if engine is None else str(engine),
         vision_target=vision_target,
-        prompt_target=prompt_target,
+        decoder_target=decoder_target,
     )
 
 

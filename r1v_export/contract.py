@@ -6,7 +6,7 @@ tables or checked against them. Nothing else in the package spells a boundary te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -255,16 +255,8 @@ class VisionBlocks(Protocol):
         ...
 
 
-class Engine(VisionEngine, Protocol):
-    """All graphs of one model, runnable. The PyTorch reference and every built target offer this, and nothing else
-    is asked of them by the runner and by parity."""
-
-    name: str
-    sizes: Sizes
-
-    def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
-        """Compute inputs_embeds [batch, tokens, hidden] from input_ids [batch, tokens] and image_embeds [N, hidden]."""
-        ...
+class DecoderEngine(Protocol):
+    """The decoder graph, runnable."""
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
         """Open a decoder for `batch` sequences with an empty cache of `capacity` slots each."""
@@ -275,46 +267,15 @@ class Engine(VisionEngine, Protocol):
         ...
 
 
-@runtime_checkable
-class OpenCacheDecoder(Decoder, Protocol):
-    """A decoder whose cache lies in this process's memory, for others to write into."""
+class Engine(VisionEngine, DecoderEngine, Protocol):
+    """All graphs of one model, runnable. The PyTorch reference and every built target offer this, and nothing else
+    is asked of them by the runner and by parity."""
 
-    def cache_tensors(self) -> Sequence[np.ndarray]:
-        """The cache itself: an array [batch, kv_heads, slots, head_dim] of each pair of `cache_pairs`, in order,
-        float32, of `capacity` slots or more; until the next `resize`, before which nobody else may hold them."""
-        ...
+    name: str
+    sizes: Sizes
 
-
-@runtime_checkable
-class FillingDecoder(Protocol):
-    """A decoder that takes many tokens faster where nobody wants logits."""
-
-    least_fill: int
-    """Tokens from which on it does."""
-
-    def fill(self, inputs_embeds: np.ndarray, start: int, row: int) -> None:
-        """Keep new tokens [seq, hidden] float32 in a row of the cache, behind its first `start` slots.
-
-        Raises:
-            GraphError: the runtime fails.
-        """
-        ...
-
-
-class PromptEngine(Protocol):
-    """Computes keys and values of many tokens, for the cache of a decoder that another runtime has."""
-
-    def fill(self, inputs_embeds: np.ndarray, start: int, cache: Sequence[np.ndarray]) -> None:
-        """Write keys and values of new tokens into one row of a cache, behind those that it has.
-
-        Args:
-            inputs_embeds: of the new tokens, [seq, hidden] float32.
-            start: slots of the row in use, which the new tokens see and which begin at its first one.
-            cache: the row [kv_heads, capacity, head_dim] of each of `OpenCacheDecoder.cache_tensors`.
-
-        Raises:
-            GraphError: the runtime fails.
-        """
+    def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
+        """Compute inputs_embeds [batch, tokens, hidden] from input_ids [batch, tokens] and image_embeds [N, hidden]."""
         ...
 
 

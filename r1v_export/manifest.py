@@ -91,8 +91,8 @@ class Manifest(_Entry):
     image_parity: dict[str, str] = Field(default_factory=dict)
     """Of each engine together with another one that can encode its images, by `targets.images.named_pair`: PASSED,
     where its gate failed, or why it did not run. Such a pair is used by default only where it passed."""
-    prompt_parity: dict[str, str] = Field(default_factory=dict)
-    """Of each engine together with another one that can compute its prompts, likewise, by `targets.images.named_pair`.
+    decoder_parity: dict[str, str] = Field(default_factory=dict)
+    """Of each engine together with another one that can decode for it, likewise, by `targets.images.named_pair`.
     Images are encoded by another one too in that comparison, where there is one."""
     device: str
     tools: dict[str, str]

@@ -84,7 +84,7 @@ def command(
     question: str,
     target: str | None,
     vision_target: str,
-    prompt_target: str,
+    decoder_target: str,
     engine: str | None,
     model: str | None,
     tokens: int,
@@ -109,7 +109,7 @@ def command(
     refuse_unread_model(target)
     _require_one_source(image, tiles)
     peaks = _peaks(gpu, batch)
-    runner = open_runner(bundle, target, model, device, engine, False, vision_target, prompt_target)
+    runner = open_runner(bundle, target, model, device, engine, False, vision_target, decoder_target)
     asked = None if image is None else _reread(image, image_opener(runner.image_policy, allow_url))
     result = measure(runner, asked, question, tokens, runs, shown_progress(format_, 1), batch, tiles or 1)
     roofline = attained(Bundle.open(bundle), result, device, peaks)

@@ -73,7 +73,7 @@ def command(
     bundle: Path,
     target: str | None,
     vision_target: str,
-    prompt_target: str,
+    decoder_target: str,
     model: str | None,
     count: int | None,
     images: tuple[str, ...],
@@ -117,7 +117,7 @@ def command(
         blocks=blocks,
         command=typed_command(),
         vision_target=vision_target,
-        prompt_target=prompt_target,
+        decoder_target=decoder_target,
     )
     if format_ == "json":
         print_json(_as_json(results))
@@ -159,7 +159,7 @@ def _as_json(results: Sequence[ParityReport]) -> dict[str, Any]:
     """The reports by their gates; the fields of the report itself where the engine has one gate, whether or not this
     machine also compares it together with another one."""
     reports: dict[str, Any] = {result.gate: result.model_dump(mode="json") for result in results}
-    if len(reports.keys() - {"images", "prompts"}) <= 1:
+    if len(reports.keys() - {"images", "decoder"}) <= 1:
         first: dict[str, Any] = reports.pop(results[0].gate)
         return first | reports
     return reports

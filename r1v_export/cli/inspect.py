@@ -167,7 +167,7 @@ def _bundle_facts(folder: Path) -> dict[str, Any]:
         "targets": list(bundle.targets),
         "parity": manifest.parity,
         "image_parity": manifest.image_parity,
-        "prompt_parity": manifest.prompt_parity,
+        "decoder_parity": manifest.decoder_parity,
         "producer": manifest.producer,
         "schema_version": manifest.schema_version,
         "device": manifest.device,
@@ -194,7 +194,7 @@ def _as_text(facts: dict[str, Any]) -> str:
     plain = [(name, value) for name, value in facts.items() if isinstance(value, str)]
     plain += [("targets", ", ".join(facts["targets"]))] if "targets" in facts else []
     plain += [(f"parity, {target}", _verdict(why)) for target, why in facts.get("parity", {}).items()]
-    for pairs in ("image_parity", "prompt_parity"):
+    for pairs in ("image_parity", "decoder_parity"):
         plain += [(f"parity, {pair}", why) for pair, why in facts.get(pairs, {}).items()]
     plain += (
         [("versions", ", ".join(f"{tool} {version}" for tool, version in facts["tools"].items()))]

@@ -1,4 +1,4 @@
-"""Options of what computes parts of an answer instead of the engine that decodes."""
+"""Options of what computes parts of an answer instead of the engine itself."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _FASTEST = "[default: auto, the fastest that was compared and runs here]"
 
 
 def other_targets_options(function: Function) -> Function:
-    """`--vision-target` and `--prompt-target`."""
-    options = {"vision_target": "Engine that encodes images.", "prompt_target": "What computes prompts."}
+    """`--vision-target` and `--decoder-target`."""
+    options = {"vision_target": "Engine that encodes images.", "decoder_target": "What decodes answers."}
     for name, what in reversed(options.items()):
         flag, help_ = f"--{name.replace('_', '-')}", f"{what} {_FASTEST}"
         function = click.option(flag, cls=TargetOption, values=_values, default=AUTO, help=help_)(function)

@@ -83,7 +83,7 @@ def command(
     frames: int | None,
     target: str | None,
     vision_target: str,
-    prompt_target: str,
+    decoder_target: str,
     engine: str | None,
     model: str | None,
     no_think: bool,
@@ -130,14 +130,14 @@ def command(
         show = partial(stream, answer_only=answer_only)
     if engine is not None:
         refuse_given(click.get_current_context(), ("draft_tokens",), LIBRARY_S_LOOP, "omit it")
-    # One question gains less than it takes to open what computes prompts faster.
-    prompts = None if prompt_target == AUTO and not chat else prompt_target
-    runner = open_runner(bundle, target, model, device, engine, grounding, vision_target, prompts)
+    # One question gains less than it takes to open what decodes several faster.
+    decoder = None if decoder_target == AUTO and not chat else decoder_target
+    runner = open_runner(bundle, target, model, device, engine, grounding, vision_target, decoder)
     runner.draft_tokens = draft_tokens
     if runner.image_note and (images or video or chat):
         say(runner.image_note)
-    if runner.prompt_note:
-        say(runner.prompt_note)
+    if runner.decoder_note:
+        say(runner.decoder_note)
     print_sampling(chosen, opened.pipeline.generation_config)
     if chat:
         converse(_asking(runner, chosen, not no_think), _by_name(load), show, loaded)

@@ -48,7 +48,7 @@ _MIB = 1 << 20
 _MAX_IMAGES = 1024
 _ENGINE_OPTIONS = (
     *("max_rows", "max_queued", "cache_mib", "image_cache_mib", "prefill_chunk", "draft_tokens"),
-    *("target", "vision_target", "prompt_target", "engine", "model", "device", "threads"),
+    *("target", "vision_target", "decoder_target", "engine", "model", "device", "threads"),
 )
 """Parameters that are the engine's."""
 
@@ -162,7 +162,7 @@ def command(
     triton: str | None,
     target: str | None,
     vision_target: str,
-    prompt_target: str,
+    decoder_target: str,
     engine: str | None,
     model: str | None,
     device: Device,
@@ -203,7 +203,7 @@ def command(
         refuse_unread_model(target)
         bytes_, chunk = (cache_mib * _MIB, image_cache_mib * _MIB), prefill_chunk or default_prefill_chunk(device)
         options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=chunk, draft_tokens=draft_tokens)
-        backend, notes = _own_loop(bundle, target, (vision_target, prompt_target), model, device, engine, options)
+        backend, notes = _own_loop(bundle, target, (vision_target, decoder_target), model, device, engine, options)
     else:
         fix = "omit it; `r1v-export deploy triton` has those of the deployment"
         refuse_given(context, _ENGINE_OPTIONS, "with --triton, whose server runs the engine", fix)
@@ -240,16 +240,16 @@ def _own_loop(
     engine: str | None,
     options: BatchingOptions,
 ) -> tuple[Backend, Sequence[str]]:
-    """The backend, and what people should know of how it encodes images and computes prompts.
+    """The backend, and what people should know of what encodes images and what decodes.
 
     Args:
-        others: `--vision-target` and `--prompt-target`.
+        others: `--vision-target` and `--decoder-target`.
     """
     from r1v_export.runner.batching.batching_runner import BatchingRunner
     from r1v_export.runner.open_runner import open_runner
 
     runner = open_runner(bundle, target, model, device, engine, False, *others)
-    notes = [note for note in (runner.image_note, runner.prompt_note) if note is not None]
+    notes = [note for note in (runner.image_note, runner.decoder_note) if note is not None]
     return BatchingRunner(runner, options), notes
 
 

@@ -133,7 +133,7 @@ def _place(row: Row) -> tuple[bool, bool, str]:
 def _parity(bundle: Bundle) -> dict[str, Any]:
     """Verdicts, and of each report what tells how near the answers are."""
     manifest = bundle.manifest
-    verdicts = {**manifest.parity, **manifest.image_parity, **manifest.prompt_parity}
+    verdicts = {**manifest.parity, **manifest.image_parity, **manifest.decoder_parity}
     facts: dict[str, Any] = {f"{engine}: gate": verdict for engine, verdict in verdicts.items()}
     for path in sorted(bundle.manifest.files):
         if path.startswith(f"{REPORT}/") and path.endswith(f"/{JSON_FILE}"):

@@ -8,7 +8,7 @@ from r1v_export.config import Compute, Precision
 from r1v_export.parity.schema import CalibrationFacts
 from r1v_export.parity.tolerances import Gate, ToleranceProfile, profile_for
 
-PAIRS: tuple[Gate, ...] = ("images", "prompts")
+PAIRS: tuple[Gate, ...] = ("images", "decoder")
 """Gates of an engine together with another one. A build does not fail by them: such a pair is not used then."""
 
 

@@ -23,7 +23,7 @@ from r1v_export.config import Compute, Precision
 from r1v_export.errors import UsageError
 from r1v_export.strict import StrictModel
 
-Gate = Literal["arithmetic", "quantization", "images", "prompts"]
+Gate = Literal["arithmetic", "quantization", "images", "decoder"]
 ToleranceProfile = Literal[
     "fp32", "fp16", "bf16", "8-bit inputs", "fp8", "int8", "int4", "8-bit weights", "4-bit weights"
 ]

@@ -21,7 +21,7 @@ from r1v_export.pipeline import provenance
 from r1v_export.pipeline.budget import require_attainable_budget
 from r1v_export.pipeline.calibration import chosen_recipe
 from r1v_export.pipeline.estimate import obstacles, refuse_impossible
-from r1v_export.pipeline.gate_stage import image_verdicts, prompt_verdicts
+from r1v_export.pipeline.gate_stage import decoder_verdicts, image_verdicts
 from r1v_export.pipeline.imported import IMPORTED_PRECISIONS, for_checkpoint
 from r1v_export.pipeline.precision import with_precision
 from r1v_export.pipeline.ray_cluster import ClusterSize, ask_cluster
@@ -229,7 +229,7 @@ def _manifest(job: Build, sources: Mapping[str, FileEntry], stages: Mapping[str,
         precision=config.precision,
         parity={target: job.unchecked(target) or PASSED for target in config.targets},
         image_parity=image_verdicts(job),
-        prompt_parity=prompt_verdicts(job),
+        decoder_parity=decoder_verdicts(job),
         device=provenance.device_name(config.device),
         tools=provenance.tool_versions(tools),
         stages=dict(stages),

@@ -10,10 +10,11 @@ from r1v_export.bundle import GRAPHS
 from r1v_export.manifest import WORK_FOLDER
 from r1v_export.parity.options import PAIRS
 from r1v_export.parity.report import write_reports
+from r1v_export.pipeline.decoder_gate import compare_decoder, encoder_of
 from r1v_export.pipeline.gate_stage import (
     compared_share,
+    why_decoder_is_not_compared,
     why_images_are_not_compared,
-    why_prompts_are_not_compared,
 )
 from r1v_export.pipeline.image_gate import compare_images
 from r1v_export.pipeline.parity_gate import (
@@ -23,12 +24,11 @@ from r1v_export.pipeline.parity_gate import (
     gate_names,
     require_calibrated_scales,
 )
-from r1v_export.pipeline.prompt_gate import compare_prompts, encoder_of
 from r1v_export.pipeline.report_provenance import of_build
 from r1v_export.pipeline.stage import StageInputs
 from r1v_export.progress import ProgressCallback, subrange
+from r1v_export.targets.decoders import decoder_part
 from r1v_export.targets.images import encoders_here
-from r1v_export.targets.prompts import prompt_part
 
 if TYPE_CHECKING:
     from r1v_export.parity.schema import ParityReport
@@ -56,17 +56,17 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
     if streamed:
         reports = run.streamed(questions, gates, job.out / WORK_FOLDER / f"{target}-streamed-gate", comparing)
     else:
-        prompts = None if why_prompts_are_not_compared(job, target) else prompt_part(job.out, target)
-        count = len(gates) + bool(encoders) + (prompts is not None)
+        decoder = None if why_decoder_is_not_compared(job, target) else decoder_part(job.out, target)
+        count = len(gates) + bool(encoders) + (decoder is not None)
         parts = [subrange(comparing, i / count, (i + 1) / count) for i in range(count)]
         reports = [run.whole(questions, gate, part) for gate, part in zip(gates, parts[: len(gates)], strict=True)]
         by_images = None
         if encoders:
             by_images = compare_images(run, questions, options, job.config, encoders, parts[len(gates)])
             reports.append(by_images)
-        if prompts is not None:
+        if decoder is not None:
             encoder = encoder_of(by_images, target, encoders)
-            reports.append(compare_prompts(run, questions, options, job.config, encoder, prompts, parts[-1]))
+            reports.append(compare_decoder(run, questions, options, job.config, encoder, decoder, parts[-1]))
     provenance = of_build(job.label, target, job.config.device, job.source_files(), inputs)
     written = [report.model_copy(update={"provenance": provenance}) for report in reports]
     on_progress(share, 1.0, "writing pages")

@@ -23,6 +23,7 @@ from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import BundleFacts, ParityReport
 from r1v_export.parity.tolerances import Gate
 from r1v_export.pipeline.calibration import CALIBRATION, open_artifact
+from r1v_export.pipeline.decoder_gate import compare_decoder, encoder_of
 from r1v_export.pipeline.estimate import GateWork, free_bytes, gate_s
 from r1v_export.pipeline.image_gate import compare_images
 from r1v_export.pipeline.parity_gate import (
@@ -36,15 +37,14 @@ from r1v_export.pipeline.parity_gate import (
     reference_endpoint,
     require_calibrated_scales,
 )
-from r1v_export.pipeline.prompt_gate import compare_prompts, encoder_of
 from r1v_export.pipeline.rates import measured_flops
 from r1v_export.pipeline.report_provenance import of_check
 from r1v_export.progress import Progress, ProgressCallback, duration, size
 from r1v_export.quantization.artifact.documents import read_recipe
 from r1v_export.quantization.recipe import Recipe, Scheme, resolve
 from r1v_export.targets import registry
+from r1v_export.targets.decoders import DecoderPart, choose_decoder, decoder_part, lending_target
 from r1v_export.targets.images import AUTO, ImageEncoder, choose, encoders_here
-from r1v_export.targets.prompts import PromptPart, choose_prompts, prompt_part, prompting_target
 
 _LONG_S = 60.0
 """A check that takes longer says so before it begins."""
@@ -96,7 +96,7 @@ def check_bundle(
     blocks: bool,
     command: str,
     vision_target: str = AUTO,
-    prompt_target: str = AUTO,
+    decoder_target: str = AUTO,
 ) -> list[ParityReport]:
     """One report for each gate; if there are other bundles to compare with, the last report includes them.
 
@@ -108,7 +108,7 @@ def check_bundle(
         command: that asked for it, for the reports.
         vision_target: what encodes images, as `images.choose` has it. By default the engine's own gates come first, and
             then, where this machine can, the engine with its images encoded by what is faster; else that pair alone.
-        prompt_target: what computes prompts, as `prompts.choose_prompts` has it; likewise.
+        decoder_target: what decodes, as `decoders.choose_decoder` has it; likewise.
 
     Raises:
         BundleError, UsageError: a folder is not a whole bundle, or not of the same checkpoint; a pair of engines would
@@ -119,12 +119,12 @@ def check_bundle(
     bundle = Bundle.open(folder)
     others, target = open_others(bundle, against), bundle.target(target)
     encoders = _encoders(bundle, target, vision_target, device)
-    prompts = _prompts(bundle, target, vision_target, prompt_target, device)
+    decoder = _decoder(bundle, target, vision_target, decoder_target, device)
     streamed = _streams([bundle, *others], asked, target, device)
-    if streamed and (encoders or prompts):
-        _refuse_asked(vision_target, prompt_target)
-        encoders, prompts = [], None
-    gates = _gates(bundle, target, encoders, prompts, alone=(vision_target != AUTO, prompt_target != AUTO))
+    if streamed and (encoders or decoder):
+        _refuse_asked(vision_target, decoder_target)
+        encoders, decoder = [], None
+    gates = _gates(bundle, target, encoders, decoder, alone=(vision_target != AUTO, decoder_target != AUTO))
     engines = (target, *(each.name for each in encoders if each.folder is None))
     progress.stages = 2 + (1 if streamed else len(gates)) + len(others)
     checkpoint = open_source(bundle, model, progress)
@@ -151,11 +151,11 @@ def check_bundle(
             with progress.stage("images") as task:
                 by_images = compare_images(run, questions, options, bundle.config, encoders, task.report)
             reports.append(by_images)
-        if prompts is not None:
+        if decoder is not None:
             chosen = choose(bundle, target, vision_target, device).encoder
             encoder = encoder_of(by_images, target, encoders) if by_images else chosen
-            with progress.stage("prompts") as task:
-                reports.append(compare_prompts(run, questions, options, bundle.config, encoder, prompts, task.report))
+            with progress.stage("decoder") as task:
+                reports.append(compare_decoder(run, questions, options, bundle.config, encoder, decoder, task.report))
     reports = [report.model_copy(update={"provenance": provenance}) for report in reports]
     if others:
         last = max((n for n, gate in enumerate(gates) if gate not in PAIRS), default=0)
@@ -168,29 +168,31 @@ def _gates(
     bundle: Bundle,
     target: str,
     encoders: Sequence[ImageEncoder],
-    prompts: PromptPart | None,
+    decoder: DecoderPart | None,
     alone: tuple[bool, bool],
 ) -> tuple[Gate, ...]:
     """The gates to run, in their order.
 
     Args:
-        alone: whether what encodes images, and what computes prompts, was asked for: no other gate is run then.
+        alone: whether what encodes images, and what decodes, was asked for: no other gate is run then.
     """
-    if prompts is not None and alone[1]:
-        return ("prompts",)
+    if decoder is not None and alone[1]:
+        return ("decoder",)
     if encoders and alone[0]:
         return ("images",)
     own_weights = registry.get_target(target).numerics(bundle.config, bundle.spec).own_weights
     gates = gate_names(_recipe(bundle), own_weights)
-    return (*gates, *(("images",) if encoders else ()), *(("prompts",) if prompts else ()))
+    return (*gates, *(("images",) if encoders else ()), *(("decoder",) if decoder else ()))
 
 
-def _prompts(bundle: Bundle, target: str, vision_target: str, prompt_target: str, device: Device) -> PromptPart | None:
-    """What computes prompts instead of the target, if it is to be compared."""
-    if prompt_target != AUTO:
-        return choose_prompts(bundle, target, prompt_target, device).part
-    part = prompt_part(bundle.folder, target) if device == "cpu" and vision_target == AUTO else None
-    return None if part is None or prompting_target(part.name).why_not_prompts() else part
+def _decoder(
+    bundle: Bundle, target: str, vision_target: str, decoder_target: str, device: Device
+) -> DecoderPart | None:
+    """What decodes instead of the target, if it is to be compared."""
+    if decoder_target != AUTO:
+        return choose_decoder(bundle, target, decoder_target, device).part
+    part = decoder_part(bundle.folder, target) if device == "cpu" and vision_target == AUTO else None
+    return None if part is None or lending_target(part.name).why_not_decoder() else part
 
 
 def _encoders(bundle: Bundle, target: str, vision_target: str, device: Device) -> list[ImageEncoder]:
@@ -204,12 +206,12 @@ def _encoders(bundle: Bundle, target: str, vision_target: str, device: Device) -
     return encoders_here(bundle.folder, target) or [encoder]
 
 
-def _refuse_asked(vision_target: str, prompt_target: str) -> None:
+def _refuse_asked(vision_target: str, decoder_target: str) -> None:
     """
     Raises:
         UsageError: a streamed gate is asked for a pair of engines.
     """
-    asked = {"--vision-target": vision_target, "--prompt-target": prompt_target}
+    asked = {"--vision-target": vision_target, "--decoder-target": decoder_target}
     named = [option for option, value in asked.items() if value != AUTO]
     if named:
         raise UsageError(

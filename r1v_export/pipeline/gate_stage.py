@@ -17,8 +17,8 @@ from r1v_export.pipeline.stage import Needs, Stage, StageInputs
 from r1v_export.pipeline.stage_code import RUN_CODE
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
+from r1v_export.targets.decoders import decoder_part, lending_target
 from r1v_export.targets.images import encoding_target, named_pair, parts_of
-from r1v_export.targets.prompts import prompt_part, prompting_target
 
 if TYPE_CHECKING:
     from r1v_export.parity.tolerances import Gate
@@ -41,7 +41,7 @@ def gate_stage(job: Build, target: str, after: Sequence[str]) -> Stage:
             "device": job.config.device,
             "label": asdict(job.label),
             "images": why_images_are_not_compared(job, target),
-            **_prompt_settings(job, target),
+            **_decoder_settings(job, target),
         },
         sources=tuple(job.source_files()),
         after=tuple(after),
@@ -70,7 +70,7 @@ def _reports(job: Build, target: str) -> int:
     spec, imported = job.checkpoint.spec, job.checkpoint.quantized is not None
     own_weights = registry.get_target(target).numerics(job.config, spec).own_weights is not None
     of_engine = 2 if job.config.quantized and not imported and not own_weights else 1
-    pairs = (why_images_are_not_compared(job, target), why_prompts_are_not_compared(job, target))
+    pairs = (why_images_are_not_compared(job, target), why_decoder_is_not_compared(job, target))
     return of_engine + pairs.count(None)
 
 
@@ -107,18 +107,18 @@ def _image_target(job: Build, target: str) -> str | None:
     return registry.get_target(target).image_target(job.config, job.schemes)
 
 
-def _prompt_target(job: Build, target: str) -> str | None:
+def _decoder_target(job: Build, target: str) -> str | None:
     kv_cache = job.recipe.kv_cache if job.recipe else None
-    return registry.get_target(target).prompt_target(job.config, job.schemes, kv_cache)
+    return registry.get_target(target).decoder_target(job.config, job.schemes, kv_cache)
 
 
-def _prompt_settings(job: Build, target: str) -> dict[str, str | None]:
-    """Nothing for engines whose prompts nothing else computes: their stages stay as they are."""
-    return {"prompts": why_prompts_are_not_compared(job, target)} if _prompt_target(job, target) else {}
+def _decoder_settings(job: Build, target: str) -> dict[str, str | None]:
+    """Nothing for engines for which nothing else decodes: their stages stay as they are."""
+    return {"decoder": why_decoder_is_not_compared(job, target)} if _decoder_target(job, target) else {}
 
 
 def _tools(job: Build, target: str) -> tuple[str, ...]:
-    others = [other for other in (_image_target(job, target), _prompt_target(job, target)) if other is not None]
+    others = [other for other in (_image_target(job, target), _decoder_target(job, target)) if other is not None]
     return tuple(dict.fromkeys(tool for name in (target, *others) for tool in registry.tools(name)))
 
 
@@ -134,12 +134,12 @@ def why_images_are_not_compared(job: Build, target: str) -> str | None:
     return None if None in reasons else reasons[-1]
 
 
-def why_prompts_are_not_compared(job: Build, target: str) -> str | None:
-    """Why a target's gate does not compare its engine with prompts computed by another one; None if it does."""
-    prompts = _prompt_target(job, target)
-    if prompts is None:
-        return "nothing else computes its prompts"
-    return _why_no_pair(job, target) or prompting_target(prompts).why_not_prompts()
+def why_decoder_is_not_compared(job: Build, target: str) -> str | None:
+    """Why a target's gate does not compare its engine with another one that decodes; None if it does."""
+    decoder = _decoder_target(job, target)
+    if decoder is None:
+        return "nothing else decodes for it"
+    return _why_no_pair(job, target) or lending_target(decoder).why_not_decoder()
 
 
 def _why_no_pair(job: Build, target: str) -> str | None:
@@ -163,14 +163,14 @@ def image_verdicts(job: Build) -> dict[str, str]:
     return verdicts
 
 
-def prompt_verdicts(job: Build) -> dict[str, str]:
-    """The same of each engine whose prompts another one can compute, as `Manifest.prompt_parity` has it."""
+def decoder_verdicts(job: Build) -> dict[str, str]:
+    """The same of each engine for which another one can decode, as `Manifest.decoder_parity` has it."""
     return {
-        named_pair(target, prompts=part.name): _verdict(
-            job, target, "prompts", why_prompts_are_not_compared(job, target)
+        named_pair(target, decoder=part.name): _verdict(
+            job, target, "decoder", why_decoder_is_not_compared(job, target)
         )[1]
         for target in job.config.targets
-        if (part := prompt_part(job.out, target)) is not None
+        if (part := decoder_part(job.out, target)) is not None
     }
 
 

@@ -46,12 +46,11 @@ from r1v_export.quantization.mixed_precision.sensitivity import read_table
 from r1v_export.quantization.recipe import Recipe, Scheme
 from r1v_export.reference.model import ReferenceEngine, load
 from r1v_export.runner.paired_engine import PairedEngine
-from r1v_export.runner.prompted_engine import PromptedEngine
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
+from r1v_export.targets.decoders import DecoderPart
 from r1v_export.targets.images import ImageEncoder, named_pair
 from r1v_export.targets.interface import OpensBlocks
-from r1v_export.targets.prompts import PromptPart
 
 
 def gate_names(recipe: Recipe | None, own_weights: ToleranceProfile | None) -> tuple[Gate, ...]:
@@ -85,22 +84,21 @@ def candidate_endpoint(
     target: str,
     device: Device,
     images: ImageEncoder | None = None,
-    prompts: PromptPart | None = None,
+    decoder: DecoderPart | None = None,
 ) -> Endpoint:
     """A built engine, with the files of the bundle in `folder`, which need not be finished.
 
     Args:
         images: what encodes images instead of it.
-        prompts: what computes prompts instead of it.
+        decoder: what decodes instead of it.
     """
     spec = read_spec(folder)
     engine = registry.open_engine(folder, target, spec, device)
-    by = None if prompts is None else prompts.name
-    if prompts is not None:
-        engine = PromptedEngine(engine, partial(prompts.open, folder, spec), named_pair(target, prompts=by))
-    if images is not None:
-        name = named_pair(target, images=images.title, prompts=by)
-        engine = PairedEngine(engine, partial(images.open, folder, spec, device), name)
+    if images is not None or decoder is not None:
+        name = named_pair(target, images=images.title if images else None, decoder=decoder.name if decoder else None)
+        open_images = partial(images.open, folder, spec, device) if images else None
+        open_decoder = partial(decoder.open, folder, spec) if decoder else None
+        engine = PairedEngine(engine, name, open_images, open_decoder)
     return Endpoint(engine, *open_files(folder))
 
 
@@ -193,13 +191,13 @@ class GateRun:
         options: CheckOptions,
         on_progress: ProgressCallback,
         images: ImageEncoder | None = None,
-        prompts: PromptPart | None = None,
+        decoder: DecoderPart | None = None,
     ) -> ParityReport:
         """Compare the whole engine with the whole reference of `options.gate`, which is held no longer.
 
         Args:
             images: what encodes images instead of the engine, in the gates of pairs, which are the last ones.
-            prompts: what computes prompts instead of it, likewise.
+            decoder: what decodes instead of it, likewise.
         """
         on_progress(0.0, 1.0, "opening both engines")
         replies = () if options.gate in PAIRS else texts(self.checkpoint)
@@ -207,7 +205,7 @@ class GateRun:
         reference = reference_endpoint(self.checkpoint, self.device, self._artifact_of(options.gate))
         on_progress(shares.opened / 2, 1.0)
         part = subrange(on_progress, shares.opened, shares.compared)
-        candidate = self._with(images, prompts) if options.gate in PAIRS else self._candidate
+        candidate = self._with(images, decoder) if options.gate in PAIRS else self._candidate
         part(0.0, 1.0, "comparing answers")
         report = check(reference, candidate, samples, options, part, shares.of_batch)
         rated = score_texts(reference, replies, subrange(on_progress, shares.compared, 1.0))
@@ -263,11 +261,11 @@ class GateRun:
     def _candidate(self) -> Endpoint:
         return candidate_endpoint(self.folder, self.target, self.device)
 
-    def _with(self, images: ImageEncoder | None, prompts: PromptPart | None) -> Endpoint:
-        """The engine together with what encodes images, and what computes prompts. The engine of the gates before goes,
+    def _with(self, images: ImageEncoder | None, decoder: DecoderPart | None) -> Endpoint:
+        """The engine together with what encodes images, and what decodes. The engine of the gates before goes,
         and with it its tower."""
         self.__dict__.pop("_candidate", None)
-        return candidate_endpoint(self.folder, self.target, self.device, images, prompts)
+        return candidate_endpoint(self.folder, self.target, self.device, images, decoder)
 
     def _artifact_of(self, gate: Gate) -> Artifact | None:
         """What the reference computes: what the graphs say, or the original model."""

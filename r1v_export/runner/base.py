@@ -70,7 +70,7 @@ class BaseRunner(PromptEncoder, ABC):
         self.draft_tokens = 0
         """What `generate` opens its batches with."""
         self.image_note: str | None = None
-        self.prompt_note: str | None = None
+        self.decoder_note: str | None = None
         """What people should know of what encodes images, in a line."""
 
     @property

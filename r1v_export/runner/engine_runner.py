@@ -20,7 +20,7 @@ class EngineRunner(BaseRunner):
     Args:
         engine: the reference or any built target.
         image_note: what people should know of what encodes images, in a line; None if nothing.
-        prompt_note: the same of what computes prompts.
+        decoder_note: the same of what decodes.
 
     The other arguments are `BaseRunner`'s.
     """
@@ -31,10 +31,10 @@ class EngineRunner(BaseRunner):
         tokenizer: Tokenizer,
         pipeline: PipelineDocument,
         image_note: str | None = None,
-        prompt_note: str | None = None,
+        decoder_note: str | None = None,
     ) -> None:
         super().__init__(engine, tokenizer, pipeline, engine.sizes.hidden, pipeline.positions.max_positions)
-        self.engine, self.image_note, self.prompt_note = engine, image_note, prompt_note
+        self.engine, self.image_note, self.decoder_note = engine, image_note, decoder_note
 
     @property
     def name(self) -> str:

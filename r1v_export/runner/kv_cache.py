@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from r1v_export.contract import Decoder, Engine, FillingDecoder
+from r1v_export.contract import Decoder, Engine
 from r1v_export.count import Count
 from r1v_export.errors import InputError
 from r1v_export.progress import ProgressCallback, ignore_progress
@@ -52,22 +52,6 @@ class KVCache:
         row's last valid token."""
         index_BS = np.minimum(np.arange(inputs_embeds_BSE.shape[1]), new_B[:, None] - 1)
         return self._step(inputs_embeds_BSE, new_B, index_BS, first_row=0)
-
-    def fills(self, tokens: int) -> bool:
-        """Whether so many tokens of a row are taken faster by `fill`."""
-        return isinstance(self.decoder, FillingDecoder) and tokens >= self.decoder.least_fill
-
-    def fill(self, inputs_embeds_SE: np.ndarray, row: int) -> None:
-        """Keep tokens of one row whose logits nobody wants, where `fills` says so.
-
-        Raises:
-            InputError: the tokens do not fit in the cache.
-        """
-        assert isinstance(self.decoder, FillingDecoder)
-        start, seq = int(self.lengths_B[row]), len(inputs_embeds_SE)
-        self._require_room(start, seq)
-        self.decoder.fill(inputs_embeds_SE, start, row)
-        self.lengths_B[row] = start + seq
 
     def _step(
         self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray, logits_index_BP: np.ndarray, first_row: int
@@ -165,11 +149,6 @@ def prefill(
     for start in range(0, longest, PREFILL_CHUNK):
         if cancel.is_set():
             break
-        on_its_way = len(prompts_SE) == 1 and start + PREFILL_CHUNK < longest
-        if on_its_way and cache.fills(PREFILL_CHUNK):
-            cache.fill(prompts_SE[0][start : start + PREFILL_CHUNK], row=0)
-            on_progress(start + PREFILL_CHUNK, longest)
-            continue
         chunks = [prompt[start : start + PREFILL_CHUNK] for prompt in prompts_SE]
         new_B = np.array([len(chunk) for chunk in chunks], dtype=np.int64)
         latest_BV = cache.append(_pad_right(chunks), new_B)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from r1v_export.bundle import Bundle
 from r1v_export.config import Device
-from r1v_export.contract import Engine, PromptEngine, VisionEngine
+from r1v_export.contract import Engine, VisionEngine
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.log_event import log_event
 from r1v_export.processing.pipeline_document import open_files
@@ -17,13 +18,14 @@ from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
 from r1v_export.runner.paired_engine import PairedEngine
-from r1v_export.runner.prompted_engine import PromptedEngine
 from r1v_export.serialized.pipeline import PipelineDocument
 from r1v_export.targets import registry
+from r1v_export.targets.decoders import ChosenDecoder, choose_decoder
 from r1v_export.targets.images import AUTO, Chosen, choose, named_pair
-from r1v_export.targets.prompts import ChosenPrompts, choose_prompts
 
 _LOG = logging.getLogger(__name__)
+
+_Part = TypeVar("_Part")
 PYTORCH = "pytorch"
 """The target that is the reference itself, with the weights of the checkpoint."""
 
@@ -36,7 +38,7 @@ def open_runner(
     engine: str | None = None,
     grounding: bool = False,
     vision_target: str = AUTO,
-    prompt_target: str | None = AUTO,
+    decoder_target: str | None = AUTO,
 ) -> BaseRunner:
     """A runner over one of the bundle's engines, over PyTorch, or over a library that decodes by itself.
 
@@ -47,11 +49,11 @@ def open_runner(
         grounding: let `<ref>`, `<box>` and `<quad>` through in questions and answers.
         vision_target: what encodes images: the target itself, another engine of the bundle, or `images.AUTO`, which is
             the fastest one that a gate has compared and that runs here.
-        prompt_target: what computes prompts, likewise, of what the engine has a part for; None for the target itself.
+        decoder_target: what decodes, likewise, of what the engine has a part for; None for the target itself.
 
     Raises:
-        UsageError: target and engine do not match, the bundle has no such target, or `vision_target` or `prompt_target`
-            is named with an engine that brings its own.
+        UsageError: target and engine do not match, the bundle has no such target, or `vision_target` or
+            `decoder_target` is named with an engine that brings its own.
         BundleError: no whole bundle.
         CapabilityError: what the engine needs is not here.
     """
@@ -60,18 +62,18 @@ def open_runner(
     if grounding:
         tokenizer = tokenizer.with_grounding(piece.token for piece in pipeline.prompt.grounding_tokens)
     if engine is not None:
-        _refuse_named(vision_target, prompt_target)
+        _refuse_named(vision_target, decoder_target)
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
     if target == PYTORCH:
         opened = _open_reference(bundle, model, device)
     else:
         opened, target = _open_engine(bundle, target, device), bundle.target(target)
-    of_prompts = choose_prompts(bundle, target, prompt_target, device)
-    prompted = _prompted(opened, bundle, target, of_prompts, optional=prompt_target == AUTO)
-    chosen = choose(bundle, target, vision_target, device)
-    paired = _paired(prompted, bundle, target, chosen, of_prompts, device, optional=vision_target == AUTO)
-    return EngineRunner(paired, tokenizer, pipeline, chosen.note, of_prompts.note)
+    decoder = choose_decoder(bundle, target, decoder_target, device)
+    images = choose(bundle, target, vision_target, device)
+    asked = {what for what, name in (("images", vision_target), ("decoder", decoder_target)) if name != AUTO}
+    paired = _paired(opened, bundle, target, images, decoder, device, asked)
+    return EngineRunner(paired, tokenizer, pipeline, images.note, decoder.note)
 
 
 def open_vision(
@@ -92,10 +94,10 @@ def open_vision(
     return registry.decoding_target(bundle, target, engine).open_vision(bundle, device, TILES_PER_RUN), pipeline
 
 
-def _refuse_named(vision_target: str, prompt_target: str | None) -> None:
+def _refuse_named(vision_target: str, decoder_target: str | None) -> None:
     """
     Raises:
-        UsageError: what encodes images or computes prompts is named with an engine that brings both.
+        UsageError: what encodes images or decodes is named with an engine that brings both.
     """
     if vision_target != AUTO:
         raise UsageError(
@@ -103,73 +105,56 @@ def _refuse_named(vision_target: str, prompt_target: str | None) -> None:
             where="--vision-target --engine",
             fix="omit one of the two options",
         )
-    if prompt_target not in (None, AUTO):
+    if decoder_target not in (None, AUTO):
         raise UsageError(
-            "An engine whose library decodes computes prompts itself.",
-            where="--prompt-target --engine",
+            "An engine whose library decodes is not decoded by another one.",
+            where="--decoder-target --engine",
             fix="omit one of the two options",
         )
-
-
-def _prompted(engine: Engine, bundle: Bundle, target: str, chosen: ChosenPrompts, *, optional: bool) -> Engine:
-    """An engine, with its prompts computed by what is chosen for them.
-
-    Args:
-        optional: let the engine compute them where what is chosen cannot be opened.
-    """
-    part = chosen.part
-    by = target if part is None else part.name
-    log_event(_LOG, logging.INFO, "prompts: %(by)s: %(why)s", by=by, why=chosen.why)
-    if part is None:
-        return engine
-
-    def open_prompts() -> PromptEngine | None:
-        try:
-            return part.open(bundle.folder, bundle.spec)
-        except CapabilityError as error:
-            if not optional:
-                raise
-            message = "prompts are not computed by %(by)s: %(reason)s"
-            log_event(_LOG, logging.WARNING, message, by=by, reason=str(error))
-            return None
-
-    return PromptedEngine(engine, open_prompts, named_pair(target, prompts=by))
 
 
 def _paired(
     engine: Engine,
     bundle: Bundle,
     target: str,
-    chosen: Chosen,
-    of_prompts: ChosenPrompts,
+    images: Chosen,
+    decoder: ChosenDecoder,
     device: Device,
-    *,
-    optional: bool,
+    asked: Collection[str],
 ) -> Engine:
-    """An engine, with the images of its questions encoded by what is chosen for them.
+    """An engine, with the images of its questions encoded and their answers decoded by what is chosen for it.
 
     Args:
-        optional: let the engine encode them where what is chosen cannot be opened.
+        asked: which of `images` and `decoder` somebody asked for. Of the others, the engine does the work where what is
+            chosen turns out not to load.
     """
-    encoder = chosen.encoder
-    by = target if encoder is None else encoder.title
-    log_event(_LOG, logging.INFO, "images: %(encoder)s: %(why)s", encoder=by, why=chosen.why)
-    if encoder is None:
+    open_images = open_decoder = encodes = decodes = None
+    if (encoder := images.encoder) is not None:
+        encodes, open_images = encoder.title, partial(encoder.open, bundle.folder, bundle.spec, device)
+        if "images" not in asked:
+            open_images = partial(_open_or, engine, open_images, f"images are not encoded by {encodes}")
+    if (part := decoder.part) is not None:
+        decodes, open_decoder = part.name, partial(part.open, bundle.folder, bundle.spec)
+        if "decoder" not in asked:
+            open_decoder = partial(_open_or, engine, open_decoder, f"answers are not decoded by {decodes}")
+    log_event(_LOG, logging.INFO, "images: %(encoder)s: %(why)s", encoder=encodes or target, why=images.why)
+    log_event(_LOG, logging.INFO, "decoder: %(decoder)s: %(why)s", decoder=decodes or target, why=decoder.why)
+    if open_images is None and open_decoder is None:
         return engine
-    open_images: Callable[[], VisionEngine] = partial(encoder.open, bundle.folder, bundle.spec, device)
-    if optional:
-        open_images = partial(_open_or, engine, open_images, by)
-    prompts = of_prompts.part.name if of_prompts.part else None
-    return PairedEngine(engine, open_images, named_pair(target, images=by, prompts=prompts))
+    return PairedEngine(engine, named_pair(target, images=encodes, decoder=decodes), open_images, open_decoder)
 
 
-def _open_or(engine: Engine, open_images: Callable[[], VisionEngine], encoder: str) -> VisionEngine:
-    """What encodes images; the engine that answers where a library turns out not to load, as nobody asked for it."""
+def _open_or(engine: Engine, open_other: Callable[[], _Part], not_done: str) -> _Part | Engine:
+    """What does some of an engine's work; the engine itself where a library turns out not to load.
+
+    Args:
+        not_done: what the other one is missing for, for the log.
+    """
     try:
-        return open_images()
+        return open_other()
     except CapabilityError as error:
-        message = "images are not encoded by %(encoder)s: %(reason)s"
-        log_event(_LOG, logging.WARNING, message, encoder=encoder, reason=str(error))
+        message = "%(not_done)s: %(reason)s"
+        log_event(_LOG, logging.WARNING, message, not_done=not_done, reason=str(error))
         return engine
 
 

@@ -1,4 +1,4 @@
-"""Two engines of one bundle as one: images are encoded by one of them, and the language model is the other's."""
+"""Engines of one bundle as one: images are encoded, or the language model is decoded, by another one."""
 
 from __future__ import annotations
 
@@ -7,28 +7,41 @@ from functools import cached_property
 
 import numpy as np
 
-from r1v_export.contract import CacheLimits, Decoder, Engine, VisionBlocks, VisionEngine
+from r1v_export.contract import CacheLimits, Decoder, DecoderEngine, Engine, VisionBlocks, VisionEngine
 from r1v_export.errors import CapabilityError
 
 
 class PairedEngine:
-    """An engine whose images another one encodes, for machines on which that is the faster one.
+    """An engine some of whose work others do, for machines on which they are faster.
 
     Args:
-        decoding: embeds tokens and decodes.
+        engine: embeds tokens, and does what no other one is there for.
+        name: of all together.
         open_images: opens what encodes images: `vision` and `projector`. Called when the first image is encoded, so
-            that questions without one neither wait for it nor hold it in memory.
-        name: of the pair.
+            that questions without one neither wait for it nor hold it in memory. None for the engine itself.
+        open_decoder: opens what decodes, likewise, when the first prompt is computed. What the engine would decode with
+            is never opened then.
     """
 
-    def __init__(self, decoding: Engine, open_images: Callable[[], VisionEngine], name: str) -> None:
-        self.decoding, self.sizes, self.name = decoding, decoding.sizes, name
-        self._open_images = open_images
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        open_images: Callable[[], VisionEngine] | None = None,
+        open_decoder: Callable[[], DecoderEngine] | None = None,
+    ) -> None:
+        self.engine, self.sizes, self.name = engine, engine.sizes, name
+        self._open_images, self._open_decoder = open_images, open_decoder
 
     @cached_property
     def images(self) -> VisionEngine:
         """What encodes images."""
-        return self._open_images()
+        return self._open_images() if self._open_images else self.engine
+
+    @cached_property
+    def decoding(self) -> DecoderEngine:
+        """What decodes."""
+        return self._open_decoder() if self._open_decoder else self.engine
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         return self.images.vision(pixel_values)
@@ -49,7 +62,7 @@ class PairedEngine:
         return self.images.projector(vision_features)
 
     def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
-        return self.decoding.embed(input_ids, image_embeds)
+        return self.engine.embed(input_ids, image_embeds)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
         return self.decoding.decoder(batch, capacity)

@@ -78,9 +78,9 @@ class Chosen:
     note: str | None = None
 
 
-def named_pair(target: str, *, images: str | None = None, prompts: str | None = None) -> str:
-    """What an engine that answers is called together with those that encode images, and that compute prompts."""
-    parts = [f"{what} by {name}" for what, name in (("images", images), ("prompts", prompts)) if name is not None]
+def named_pair(target: str, *, images: str | None = None, decoder: str | None = None) -> str:
+    """What an engine that answers is called together with those that encode images, and that decode."""
+    parts = [f"{what} by {name}" for what, name in (("images", images), ("decoder", decoder)) if name is not None]
     return " with ".join([target, " and ".join(parts)] if parts else [target])
 
 

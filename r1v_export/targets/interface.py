@@ -163,10 +163,10 @@ class Target(ABC):
         """What the products of `image_target` may round their operands to, the fastest first."""
         return ("bfloat16",)
 
-    def prompt_target(self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: str | None) -> str | None:
-        """Another target, a `prompts.ComputesPrompts`, whose runtime computes prompts faster than these engines where a
-        machine has it; `build` then writes its part, see `targets.prompts`. Decoders of such engines on the CPU are
-        `contract.OpenCacheDecoder`s. None: there is none for such engines."""
+    def decoder_target(self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: str | None) -> str | None:
+        """Another target, a `decoders.DecodesForOthers`, whose runtime decodes several requests faster than these
+        engines where a machine has it; `build` then writes its part, see `targets.decoders`. None: there is none for
+        such engines."""
         return None
 
     @abstractmethod

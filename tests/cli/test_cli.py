@@ -112,23 +112,26 @@ def test_images_are_encoded_by_no_target_that_the_bundle_lacks(
 
 
 @pytest.mark.parametrize("command", ["run", "check", "serve", "bench"])
-def test_prompts_are_computed_by_nothing_that_the_engine_has_no_part_for(
+def test_answers_are_decoded_by_nothing_that_the_engine_has_no_part_for(
     nano_bundle: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["?"] if command == "run" else []
-    assert main.run([command, str(nano_bundle), *asked, "--prompt-target", "openvino"]) == 2
+    assert main.run([command, str(nano_bundle), *asked, "--decoder-target", "openvino"]) == 2
     printed = capsys.readouterr().err
-    assert "The engine's prompts cannot be computed by this target." in printed
-    assert "where:    --prompt-target openvino" in printed
+    assert "The engine's answers cannot be decoded by this target." in printed
+    assert "where:    --decoder-target openvino" in printed
 
 
-def test_an_engine_that_decodes_by_itself_encodes_images_and_computes_prompts_itself(
+def test_an_engine_that_decodes_by_itself_leaves_nothing_to_others(
     nano_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for option, what in (("--vision-target", "encodes images"), ("--prompt-target", "computes prompts")):
+    for option, what in (
+        ("--vision-target", "encodes images itself"),
+        ("--decoder-target", "is not decoded by another one"),
+    ):
         pair = ["--engine", str(tmp_path), option, "onnxruntime"]
         assert main.run(["run", str(nano_bundle), "?", *pair]) == 2
-        assert f"An engine whose library decodes {what} itself." in capsys.readouterr().err
+        assert f"An engine whose library decodes {what}." in capsys.readouterr().err
 
 
 def test_check_writes_a_report_with_latencies_that_leaves_the_bundle_valid(

@@ -36,21 +36,21 @@ OPTIONS = {
     "calibrate": "MODEL --precision --recipe --budget --calib --samples --effort --matmul-precision "
     "--activation-memory --saved-share --image-policy --shard --merge --output "
     "--revision --offline --device --shards --ray --threads",
-    "check": "BUNDLE --target --vision-target --prompt-target --model --questions --image --allow-url --question "
+    "check": "BUNDLE --target --vision-target --decoder-target --model --questions --image --allow-url --question "
     "--gate --blocks --against --max-new-tokens --report --device --threads",
     "verify": "BUNDLE",
-    "run": "BUNDLE QUESTION --image --allow-url --video --frames --target --vision-target --prompt-target --engine "
+    "run": "BUNDLE QUESTION --image --allow-url --video --frames --target --vision-target --decoder-target --engine "
     "--model --no-think --grounding --answer-only --chat --greedy --max-new-tokens --temperature --top-p --top-k "
     "--min-p --repetition-penalty --presence-penalty --frequency-penalty --seed --stop --stop-in-reasoning "
     "--max-reasoning-tokens --json-schema --regex --logprobs --verify --draft-tokens --device --threads",
     "serve": "BUNDLE --host --port --served-model-name --api-key --allow-image-host --max-rows --max-queued "
     "--cache-mib --image-cache-mib --prefill-chunk --draft-tokens --max-body-mib --max-images --max-image-pixels "
-    "--max-new-tokens --max-seconds --drain-seconds --access-log --triton --target --vision-target --prompt-target "
+    "--max-new-tokens --max-seconds --drain-seconds --access-log --triton --target --vision-target --decoder-target "
     "--engine --model --device --threads",
     "deploy cpp": "BUNDLE --output",
     "deploy triton": "BUNDLE --output --backend --target --engine --max-rows --cache-mib --image-cache-mib --tiles "
     "--preprocessors --device",
-    "bench": "BUNDLE --image --allow-url --tiles --question --target --vision-target --prompt-target --engine --model "
+    "bench": "BUNDLE --image --allow-url --tiles --question --target --vision-target --decoder-target --engine --model "
     "--tokens --runs --batch --roofline --device --threads",
     "diff": "FIRST SECOND --report",
     "inspect": "MODEL --target --roofline --report --precision --recipe --tp --pp --batch --tiles --prompt "

@@ -52,11 +52,11 @@ def test_settings_sizes_and_verdicts_stand_side_by_side(diff: BundleDiff) -> Non
 
 def test_verdicts_of_pairs_of_engines_stand_next_to_those_of_engines(nano_bundle: Path) -> None:
     bundle = Bundle.open(nano_bundle)
-    images, prompts = (named_pair("onnxruntime", **{what: "openvino"}) for what in ("images", "prompts"))
-    update = {"image_parity": {images: "passed"}, "prompt_parity": {prompts: "failed"}}
+    images, decoder = (named_pair("onnxruntime", **{what: "openvino"}) for what in ("images", "decoder"))
+    update = {"image_parity": {images: "passed"}, "decoder_parity": {decoder: "failed"}}
     found = compare_bundles(bundle, replace(bundle, manifest=bundle.manifest.model_copy(update=update)))
     second = {row.name: row.second for row in found.tables["parity"]}
-    assert (second[f"{images}: gate"], second[f"{prompts}: gate"]) == ("passed", "failed")
+    assert (second[f"{images}: gate"], second[f"{decoder}: gate"]) == ("passed", "failed")
 
 
 def test_the_first_tensor_is_that_of_the_first_graph_that_is_quantized(diff: BundleDiff) -> None:

@@ -40,18 +40,18 @@ def test_metrics_have_their_labels_and_kinds_of_files_that_are_not_there_are_not
 
 
 def test_gates_of_pairs_are_explained_where_a_bundle_has_them() -> None:
-    rows = tuple(Row(f"one with {gate} by two, {gate}: decode mean_kl", 0.1, 0.1) for gate in ("images", "prompts"))
+    rows = tuple(Row(f"one with {gate} by two, {gate}: decode mean_kl", 0.1, 0.1) for gate in ("images", "decoder"))
     files = FileDifferences(equal=2, differing=("a",), first_only=(), second_only=())
     made_by = MadeBy("r1v-export diff", "2026-01-01", "1.2.3")
-    of_images, of_prompts = (
+    of_images, of_decoder = (
         f"{gate}: as arithmetic, with {what} by another engine."
-        for gate, what in (("Images", "images encoded"), ("Prompts", "prompts computed"))
+        for gate, what in (("Images", "images encoded"), ("Decoder", "answers decoded"))
     )
     both, neither = (to_html(BundleDiff("one", "two", {"parity": shown}, files, None), made_by) for shown in (rows, ()))
     assert of_images in both
-    assert of_prompts in both
+    assert of_decoder in both
     assert of_images not in neither
-    assert of_prompts not in neither
+    assert of_decoder not in neither
 
 
 def test_equal_manifests_are_not_said_to_show_what_the_files_are() -> None:

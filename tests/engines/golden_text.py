@@ -57,7 +57,7 @@ def write(folder: Path) -> None:
     for name, definition in _definitions().items():
         _write_tokenizer(folder / "tokenizers" / name, definition, name)
     for name in PRESETS:
-        _write_prompts(folder / "prompts" / name, name)
+        _write_decoder(folder / "prompts" / name, name)
     _write_streams(folder / "streams")
 
 
@@ -199,7 +199,7 @@ def _describe(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"definition": "tokenizer.json", "added_tokens": added}
 
 
-def _write_prompts(folder: Path, name: str) -> None:
+def _write_decoder(folder: Path, name: str) -> None:
     folder.mkdir(parents=True)
     preset = PRESETS[name]
     with tempfile.TemporaryDirectory() as made:

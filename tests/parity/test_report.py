@@ -456,7 +456,7 @@ def test_what_no_number_says_of_many_blocks_is_said_once_and_of_which(passed: Pa
 
 def test_limits_of_a_pair_are_said_to_be_of_the_engine_that_rounds_more(passed: ParityReport):
     said = "the limits and their reasons are those of the one that rounds more."
-    for gate in ("images", "prompts"):
+    for gate in ("images", "decoder"):
         assert said in to_html(passed.model_copy(update={"gate": gate}))
     assert said not in to_html(passed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,13 @@ from r1v_export.parity.report import read_report
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.progress import Progress
+from r1v_export.targets.decoders import choose_decoder
 from r1v_export.targets.images import AUTO, choose, named_pair
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.targets.openvino.target import OpenVinoTarget
-from r1v_export.targets.prompts import choose_prompts
 
 PAIR = named_pair("onnxruntime", images="openvino")
-PROMPT_PAIR = named_pair("onnxruntime", prompts="openvino")
+DECODER_PAIR = named_pair("onnxruntime", decoder="openvino")
 
 
 def test_a_build_compares_images_by_another_engine_where_it_can(
@@ -103,67 +102,58 @@ def test_images_out_of_tolerance_in_8_bits_are_compared_in_bfloat16(
     assert encoder.products == "bfloat16"
 
 
-def test_a_build_compares_prompts_by_another_engine_where_it_can(
+def test_a_build_compares_another_decoder_where_it_can(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One bundle in INT4, on a machine without OpenVINO, on one that has it, and on one whose OpenVINO is wrong."""
     pytest.importorskip("openvino")
-    from r1v_export.targets.openvino.runtime.prompts import OpenVinoPrompts
+    from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
 
     gate = ParityConfig(questions=1, max_new_tokens=2)
     config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate)
 
     def built(lacks: str | None) -> Bundle:
-        for name in ("why_not_images", "why_not_prompts"):
+        for name in ("why_not_images", "why_not_decoder"):
             monkeypatch.setattr(OpenVinoTarget, name, lambda *_: lacks)
         done = build(config, tmp_path / "out")
         verify_bundle(done.out, Progress(quiet=True))
         return Bundle.open(done.out)
 
     def chosen(bundle: Bundle) -> bool:
-        return choose_prompts(bundle, "onnxruntime", AUTO, "cpu").part is not None
+        return choose_decoder(bundle, "onnxruntime", AUTO, "cpu").part is not None
 
-    report = tmp_path / "out/report/prompts"
+    report = tmp_path / "out/report/decoder"
     without = built("openvino is not installed")
-    assert without.manifest.prompt_parity == {PROMPT_PAIR: "openvino is not installed"}
+    assert without.manifest.decoder_parity == {DECODER_PAIR: "openvino is not installed"}
     assert not report.exists()
     assert not chosen(without)
 
-    filled: list[int] = []
-    run = OpenVinoPrompts.fill
-
-    def fill(self: OpenVinoPrompts, tokens: np.ndarray, start: int, cache: Sequence[np.ndarray]) -> None:
-        filled.append(len(tokens))
-        run(self, tokens, start, cache)
-
-    monkeypatch.setattr(OpenVinoPrompts, "fill", fill)
     passed = built(None)
-    assert passed.manifest.prompt_parity == {PROMPT_PAIR: "passed"}
+    assert passed.manifest.decoder_parity == {DECODER_PAIR: "passed"}
     found = read_report(report)
-    assert (found.gate, found.profile) == ("prompts", "8-bit inputs")
-    assert found.candidate == named_pair("onnxruntime", images="openvino in int8", prompts="openvino")
-    assert found.title == "With prompts by another engine, it computes what PyTorch computes"
+    assert (found.gate, found.profile) == ("decoder", "8-bit inputs")
+    assert found.candidate == named_pair("onnxruntime", images="openvino in int8", decoder="openvino")
+    assert found.title == "With the decoder of another engine, it computes what PyTorch computes"
     assert found.rounded_inputs is not None
     assert found.rounded_inputs.engines == ("onnxruntime", "openvino")
-    assert min(filled) > 50, "the whole prompt but its last token"
     assert chosen(passed)
 
-    def wrong(self: OpenVinoPrompts, tokens: np.ndarray, start: int, cache: Sequence[np.ndarray]) -> None:
-        run(self, tokens, start, cache)
-        for keys_or_values in cache:
-            keys_or_values += np.arange(keys_or_values.shape[-1], dtype=np.float32)
+    run = PagedDecoder.step
 
-    monkeypatch.setattr(OpenVinoPrompts, "fill", wrong)
+    def wrong(self: PagedDecoder, *arguments: np.ndarray) -> np.ndarray:
+        return run(self, *arguments) + np.arange(self.sizes.vocab, dtype=np.float32)
+
+    monkeypatch.setattr(PagedDecoder, "step", wrong)
     (report / "parity.json").unlink()  # the stage is not done then, and is run again
     failed = built(None)
-    assert failed.manifest.prompt_parity == {PROMPT_PAIR: "its gate failed at prefill"}
+    assert failed.manifest.decoder_parity == {DECODER_PAIR: "its gate failed at prefill"}
     assert failed.manifest.image_parity == {f"{PAIR} in int8": "passed"}
     assert failed.manifest.parity == {"onnxruntime": "passed"}
-    assert "So prompts are computed by the engine that answers" in (report / "parity.html").read_text()
+    assert "So answers are decoded by the engine itself" in (report / "parity.html").read_text()
     assert not chosen(failed)
 
 
 def test_a_build_without_gates_vouches_for_no_pair(tiny_built: Path) -> None:
     manifest = Bundle.open(tiny_built).manifest
     assert manifest.image_parity == {PAIR: "omitted (--no-parity)"}
-    assert manifest.prompt_parity == {}, "in float32 nothing else computes prompts"
+    assert manifest.decoder_parity == {}, "in float32 nothing else decodes"

@@ -80,11 +80,11 @@ def test_groups_in_activation_order_pass_the_gates_of_graphs_and_checkpoints(
     config = quantized(tiny_config, "int4", recipe=str(recipe), targets={name: {} for name in targets}, parity=parity)
     built = build(config, tmp_path / "out")
     assert built.manifest.parity == dict.fromkeys(targets, "passed")
-    file = read_engine_file(built.out / "engines/onnxruntime/prompts/openvino")
+    file = read_engine_file(built.out / "engines/onnxruntime/decoder/openvino")
     orders = [weight for name, weight in file.weights["decoder"].items() if "input_order" in name]
     assert {weight.type for weight in orders} == {"i32"}, "OpenVINO takes them as they are, too"
-    if OpenVinoTarget().why_not_prompts() is None:
-        assert set(built.manifest.prompt_parity.values()) == {"passed"}
+    if OpenVinoTarget().why_not_decoder() is None:
+        assert set(built.manifest.decoder_parity.values()) == {"passed"}
     graph = ir.load(built.out / "graphs" / "decoder.onnx").graph
     gathered = [node for node in graph if node.op_type == "Gather" and "input_order" in node.inputs[1].name]
     assert len(gathered) == 4, "one each for q/k/v, o, gate/up and down"

@@ -10,7 +10,6 @@ from r1v_export.errors import InputError
 from r1v_export.reference.language import CacheStep, rotary_tables
 from r1v_export.runner import kv_cache
 from r1v_export.runner.kv_cache import KVCache, embed_chosen, new_token_budget, plan_capacity, prefill
-from tests.runner.batching.toy_engine import ToyEngine, answer
 from tests.runner.conftest import IMAGE_TOKEN
 
 PROMPTS = [[7, 8, 9], list(range(20, 60)), [100], list(range(200, 217))]
@@ -123,15 +122,3 @@ def test_the_token_budget_ends_with_the_models_positions():
     assert new_token_budget(1000, 50, 1024) == 24
     with pytest.raises(InputError, match="fewer than 1024"):
         new_token_budget(1024, 50, 1024)
-
-
-def test_only_the_last_chunk_of_a_lone_prompt_has_logits_where_others_are_faster_without(monkeypatch):
-    monkeypatch.setattr(kv_cache, "PREFILL_CHUNK", 16)
-    engine = ToyEngine(fills=True)
-    cache, prompt, done = KVCache(engine.decoder(1, 64)), list(range(40)), []
-    logits_BV = prefill(cache, [embed(engine, prompt)[0]], threading.Event(), lambda *seen: done.append(seen))
-    assert cache.decoder.filled == [(0, 0, 16), (0, 16, 16)]
-    assert [int(logits_BV[0].argmax())] == answer(prompt, 1)
-    assert done == [(16, 40), (32, 40), (40, 40)]
-    with pytest.raises(InputError, match="cache is full"):
-        cache.fill(np.zeros((25, 1), np.float32), 0)

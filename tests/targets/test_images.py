@@ -170,8 +170,8 @@ def test_the_engine_that_answers_opens_no_tower_of_its_own(bundle: Path) -> None
     exact = open_runner(bundle, vision_target="onnxruntime")
     answers = [each.ask("How many objects do you see?", IMAGE).text for each in (runner, exact)]
     assert answers[0] == answers[1]
-    assert {"_vision", "_projector"}.isdisjoint(vars(runner.engine.decoding))
-    assert "_decoder" in vars(runner.engine.decoding)
+    assert {"_vision", "_projector"}.isdisjoint(vars(runner.engine.engine))
+    assert "_decoder" in vars(runner.engine.engine)
 
 
 @pytest.mark.usefixtures("runs_here")

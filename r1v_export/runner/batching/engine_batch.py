@@ -259,8 +259,6 @@ class EngineBatch(Batch[RowState]):
         self._prefill_room -= stop - start
         self._shortest_next = not self._shortest_next
         try:
-            if self._fill(state, start, stop):
-                return []
             logits_V = self._append_chunk(state, start, stop)
         except R1VError as error:
             return [(state, error)]
@@ -268,23 +266,6 @@ class EngineBatch(Batch[RowState]):
             return []
         self._start(state)
         return [(state, Scores(logits_V[None], Draft()))]
-
-    def _fill(self, state: RowState, start: int, stop: int) -> bool:
-        """Put prompt tokens start ... stop - 1 into the row without logits, where that is faster; whether it is.
-
-        The last token of all is left: it is decoded with the other requests' tokens, in one step.
-        """
-        last, is_text = len(state.tokens) - 1, state.last_token != self.image_token_id
-        stop = min(stop, last) if is_text else stop
-        if stop > last or not self.rows.cache.fills(stop - start):
-            return False
-        embeds_1SE = self._embed_chunk(state, start, stop)
-        self.rows.cache.fill(embeds_1SE[0], state.row.index)
-        self._count_chunk(state, start, stop)
-        if stop == last and is_text:
-            state.computed += 1  # the one that is decoded next
-            self._start(state)
-        return True
 
     def _append_chunk(self, state: RowState, start: int, stop: int) -> np.ndarray:
         """Put prompt tokens start ... stop - 1 into the row; logits [V] after the last of them."""

@@ -14,6 +14,7 @@ from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets import registry
+from r1v_export.targets.decoders import DECODER, lending_target
 from r1v_export.targets.images import IMAGES, encoding_target
 from r1v_export.targets.int4_inputs import chosen_int4_inputs, require_int4_weights
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
@@ -21,7 +22,6 @@ from r1v_export.targets.onnxruntime import doctor
 from r1v_export.targets.onnxruntime.config import OnnxRuntimeConfig
 from r1v_export.targets.onnxruntime.head_file import group_size, head_bytes
 from r1v_export.targets.openvino.target import OpenVinoTarget
-from r1v_export.targets.prompts import PROMPTS, prompting_target
 
 if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
@@ -94,9 +94,9 @@ class OnnxRuntimeTarget(Target):
             return (options.image_products,)
         return ("int8", "bfloat16") if chosen_int4_inputs(options.int4_inputs, config) == "int8" else ("bfloat16",)
 
-    def prompt_target(self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: str | None) -> str | None:
-        """OpenVINO for 4-bit weights whose inputs are rounded to 8 bits, which it multiplies nearly twice as fast. It
-        has no cache in 8 bits to write into."""
+    def decoder_target(self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: str | None) -> str | None:
+        """OpenVINO for 4-bit weights whose inputs are rounded to 8 bits, which it multiplies nearly twice as fast where
+        there are several rows. Its part has no cache in 8 bits."""
         if kv_cache is not None:
             return None
         int4_inputs = chosen_int4_inputs(config.options(self.name, OnnxRuntimeConfig).int4_inputs, config)
@@ -114,15 +114,18 @@ class OnnxRuntimeTarget(Target):
         write_graphs(inputs.graphs, self.graphs, config.device, int4_inputs, out)
         schemes = inputs.artifact.schemes if inputs.artifact else {}
         kv_cache = inputs.artifact.recipe.kv_cache if inputs.artifact else None
-        images, prompts = self.image_target(config, schemes), self.prompt_target(config, schemes, kv_cache)
+        images, decoder = self.image_target(config, schemes), self.decoder_target(config, schemes, kv_cache)
         if images is not None:
             (out / IMAGES / images).mkdir(parents=True)
             encoding_target(images).write_images(
                 inputs.graphs, out / IMAGES / images, self.chosen_image_products(config)
             )
-        if prompts is not None:
-            (out / PROMPTS / prompts).mkdir(parents=True)
-            prompting_target(prompts).write_prompts(inputs.graphs, out / PROMPTS / prompts)
+        if decoder is not None:
+            from r1v_export.targets.onnxruntime.write.graphs import decoder_with_rounded_head
+
+            (out / DECODER / decoder).mkdir(parents=True)
+            model = decoder_with_rounded_head(inputs.graphs)
+            lending_target(decoder).write_decoder(model, inputs.graphs, out / DECODER / decoder)
 
     def engine_document(self, engine: Path) -> EngineDocument:
         from r1v_export.targets.onnxruntime.session_options import engine_options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from r1v_export import contract
 
 
@@ -19,3 +21,33 @@ def cache_pairs(layers: int) -> list[tuple[str, str]]:
     """(past, new) names of every cache tensor, in the order of the decoder's inputs."""
     new = [name(layer) for layer in range(layers) for name in (new_key, new_value)]
     return list(zip([past for past, _ in contract.cache_pairs(layers)], new, strict=True))
+
+
+DOMAIN, PAGED_ATTENTION = "r1v_export", "PagedAttention"
+"""The node that the runtime makes OpenVINO's operator of."""
+
+PAST_LENS, SUBSEQUENCE_BEGINS, BLOCK_INDICES, BLOCK_INDICES_BEGINS, MAX_CONTEXT_LEN = (
+    "past_lens",
+    "subsequence_begins",
+    "block_indices",
+    "block_indices_begins",
+    "max_context_len",
+)
+BLOCK_TABLE: Mapping[str, int] = {
+    PAST_LENS: 1,
+    SUBSEQUENCE_BEGINS: 1,
+    BLOCK_INDICES: 1,
+    BLOCK_INDICES_BEGINS: 1,
+    MAX_CONTEXT_LEN: 0,
+}
+"""Inputs of the paged decoder -> rank, int32, by the names and in the order of OpenVINO's operator.
+
+Of each sequence: the tokens that its blocks hold; where its new tokens begin among all, and where the last one's end;
+its blocks, one sequence's after the other's; where its blocks begin among them, and where the last one's end. Of all:
+the tokens, new ones included, of the longest one.
+"""
+
+
+def pool_pairs(layers: int) -> list[tuple[str, str]]:
+    """Names of the inputs that hold each layer's keys and values, [blocks, kv_heads, slots of a block, head_dim]."""
+    return [(f"key_cache.{layer}", f"value_cache.{layer}") for layer in range(layers)]

@@ -68,6 +68,8 @@ class EngineFile(StrictModel):
     input_groups: dict[str, PositiveInt] = Field(default_factory=dict)
     """Of each graph with 4-bit weights: how many of their inputs share a scale where they are rounded to 8 bits;
     `LEAST_GROUP` where it is not said."""
+    paged: bool = False
+    """The decoder's cache is a pool of blocks."""
     image_products: tuple[ImageProducts, ...] = ("bfloat16",)
     """What float32 products of images may round their operands to, the fastest first."""
 

@@ -22,9 +22,10 @@ from r1v_export.targets.openvino.config import OpenVinoConfig
 from r1v_export.targets.openvino.engine_file import ENGINE_FILE, REBUILD, read_engine_file
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
-    from r1v_export.targets.openvino.runtime.prompts import OpenVinoPrompts
 
 IMAGE_GRAPHS = (contract.VISION, contract.PROJECTOR)
 """What encodes images."""
@@ -42,7 +43,7 @@ class OpenVinoTarget(Target):
     config_class = OpenVinoConfig
     tools = doctor.DISTRIBUTIONS
     packed_in_memory = True
-    prompt_compute: ClassVar[Literal["bfloat16"]] = "bfloat16"
+    decoder_compute: ClassVar[Literal["float32"]] = "float32"
 
     def readiness(self) -> Readiness:
         return doctor.readiness()
@@ -110,21 +111,16 @@ class OpenVinoTarget(Target):
             return "this CPU multiplies tiles of bfloat16 values (AMX), which is faster than int8 here"
         return None
 
-    def write_prompts(self, graphs: Path, out: Path) -> None:
-        from r1v_export.targets.openvino.write.graphs import write_graphs
+    def write_decoder(self, model: ir.Model, graphs: Path, out: Path) -> None:
+        from r1v_export.targets.openvino.write.graphs import write_paged_decoder
 
-        options = OpenVinoConfig(matmul=self.prompt_compute, int4_inputs="int8")
-        write_graphs(graphs, [contract.DECODER], options, out, logits=False)
+        write_paged_decoder(model, graphs, OpenVinoConfig(matmul=self.decoder_compute, int4_inputs="int8"), out)
 
-    def why_not_prompts(self) -> str | None:
+    def why_not_decoder(self) -> str | None:
         return self.why_not_images("bfloat16")
 
-    def prompt_bytes(self, engine: Path) -> int:
-        weights = read_engine_file(engine).weights[contract.DECODER]
-        return sum(weight.size_bytes for weight in weights.values())
-
-    def open_prompts(self, engine: Path, bundle: Path, spec: ModelSpec) -> OpenVinoPrompts:
-        return _open(engine, bundle.absolute(), [contract.DECODER], spec).prompts()
+    def open_decoder(self, engine: Path, bundle: Path, spec: ModelSpec) -> OpenVinoEngine:
+        return _open(engine, bundle.absolute(), [contract.DECODER], spec)
 
     def open_images(self, engine: Path, bundle: Path, spec: ModelSpec, products: ImageProducts) -> OpenVinoEngine:
         return _open(engine, bundle.absolute(), IMAGE_GRAPHS, spec, products)

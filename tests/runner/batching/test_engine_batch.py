@@ -17,9 +17,6 @@ from r1v_export.runner.batching.engine_batch import EngineBatch
 from r1v_export.runner.encoded_prompt import EncodedPrompt
 from r1v_export.runner.kv_cache import embed_chosen
 from r1v_export.runner.sampling import Sampling
-from tests.runner.batching.toy_engine import IMAGE_TOKEN as TOY_IMAGE_TOKEN
-from tests.runner.batching.toy_engine import ToyEngine
-from tests.runner.batching.toy_engine import answer as toy_answer
 from tests.runner.conftest import IMAGE_TOKEN
 
 NO_STOP: frozenset[int] = frozenset()
@@ -343,24 +340,3 @@ def test_a_step_that_fails_is_an_error_of_every_request_in_it_and_of_no_later_on
     later = admit(batch, PROMPTS[1])
     run(batch)
     assert tokens(later) == greedy_without_cache(engine, PROMPTS[1], 12)
-
-
-def test_where_tokens_without_logits_are_faster_the_last_of_a_prompt_is_decoded_with_the_others():
-    batch = open_batch(ToyEngine(fills=True), chunk=16)
-    first, second = admit(batch, range(40)), admit(batch, range(50, 60))
-    run(batch)
-    assert [tokens(first), tokens(second)] == [toy_answer(range(40), 12), toy_answer(range(50, 60), 12)]
-    filled = batch.rows.cache.decoder.filled
-    assert sorted(count for _, _, count in filled) == [7, 9, 16, 16]
-    assert batch.counters.rows_per_step == {2: 10, 1: 4}, "as many as tokens: no prompt had a step of its own"
-    assert (first.stream.reused_tokens, second.stream.reused_tokens) == (0, 0)
-    assert batch.counters.prompt_tokens == 50
-
-
-def test_an_image_token_at_the_end_of_a_prompt_is_not_decoded_as_text():
-    engine = ToyEngine(fills=True)
-    image = EncodedImage(np.full((4, 1), 7.0, np.float32), b"seven")
-    batch = open_batch(engine)
-    state = admit(batch, [*range(20), *[TOY_IMAGE_TOKEN] * 4], images=[image])
-    run(batch)
-    assert tokens(state) == toy_answer([*range(20), *[7] * 4], 12)

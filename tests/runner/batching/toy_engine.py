@@ -34,9 +34,9 @@ class ToyEngine:
     name = "toy"
     sizes = Sizes(28, 4, 16, 1, VOCAB, 1, 1, 1)
 
-    def __init__(self, max_rows: int | None = None, capacity: int | None = None, fills: bool = False) -> None:
+    def __init__(self, max_rows: int | None = None, capacity: int | None = None) -> None:
         self.limits = CacheLimits(1, max_rows, capacity)
-        self.opened, self._decoder_class = 0, FillingToyDecoder if fills else ToyDecoder
+        self.opened = 0
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         means_T = np.round(pixel_values.mean(axis=(1, 2, 3)) * 100)
@@ -53,7 +53,7 @@ class ToyEngine:
 
     def decoder(self, batch: int, capacity: int) -> ToyDecoder:
         self.opened += 1
-        return self._decoder_class(batch, capacity)
+        return ToyDecoder(batch, capacity)
 
     def cache_limits(self) -> CacheLimits:
         return self.limits
@@ -90,19 +90,3 @@ class ToyDecoder:
         for row, length in enumerate(lengths[: self.batch]):
             resized_BC[row, :length] = self.cache_BC[row, :length]
         self.batch, self.capacity, self.cache_BC = batch, capacity, resized_BC
-
-
-class FillingToyDecoder(ToyDecoder):
-    """A `contract.FillingDecoder`."""
-
-    least_fill = 3
-
-    def __init__(self, batch: int, capacity: int) -> None:
-        super().__init__(batch, capacity)
-        self.filled: list[tuple[int, int, int]] = []
-        """Row, start and number of tokens of each call."""
-
-    def fill(self, inputs_embeds, start, row):
-        self.filled.append((row, start, len(inputs_embeds)))
-        assert len(inputs_embeds) >= self.least_fill
-        self.cache_BC[row, start : start + len(inputs_embeds)] = inputs_embeds[:, 0]

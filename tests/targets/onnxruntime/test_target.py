@@ -77,8 +77,8 @@ def test_prompts_have_a_faster_engine_where_inputs_of_4_bit_weights_are_rounded(
         sizes = {"granularity": "channel"} if weights == "int8" else {"granularity": "group", "group_size": 32}
         scheme = Scheme(weights={"type": weights, "algorithm": "rtn", **sizes})
         schemes[f"language_model.model.{name}.mlp.up_proj"] = scheme
-    assert OnnxRuntimeTarget().prompt_target(BuildConfig(**fields), schemes, kv_cache=None) == expected
-    assert OnnxRuntimeTarget().prompt_target(BuildConfig(**fields), schemes, kv_cache="int8") is None
+    assert OnnxRuntimeTarget().decoder_target(BuildConfig(**fields), schemes, kv_cache=None) == expected
+    assert OnnxRuntimeTarget().decoder_target(BuildConfig(**fields), schemes, kv_cache="int8") is None
 
 
 def test_weights_are_found_by_paths_inside_the_bundle(built):

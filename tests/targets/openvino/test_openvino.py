@@ -72,7 +72,7 @@ def test_a_pair_of_engines_is_checked_by_the_limits_of_the_one_that_encodes_imag
     assert "A streamed gate compares one engine." in capsys.readouterr().out
 
 
-def test_prompts_by_openvino_give_the_answers_of_the_engine_alone(tmp_path: Path) -> None:
+def test_the_paged_decoder_gives_the_answers_of_the_engine_alone(tmp_path: Path) -> None:
     """Several requests, in pieces of prompts, with a beginning in common, one of them cancelled: as alone."""
     config = BuildConfig(precision="int4", recipe="int4-rtn", parity=ParityConfig(enabled=False))
     bundle = build(config, tmp_path / "nano").out
@@ -83,10 +83,10 @@ def test_prompts_by_openvino_give_the_answers_of_the_engine_alone(tmp_path: Path
         for image in images
     ]
     sampling = Sampling(max_new_tokens=120)
-    with BatchingRunner(open_runner(bundle, prompt_target="onnxruntime")) as alone:
+    with BatchingRunner(open_runner(bundle, decoder_target="onnxruntime")) as alone:
         expected = [alone.submit(request, sampling).result().text for request in requests]
-    runner = open_runner(bundle, prompt_target="openvino")
-    assert "prompts by openvino" in runner.name
+    runner = open_runner(bundle, decoder_target="openvino")
+    assert "decoder by openvino" in runner.name
     options = BatchingOptions(max_rows=3, prefill_chunk=24)
     with BatchingRunner(runner, options) as batching:
         batching.submit(requests[0], sampling).cancel()

@@ -216,10 +216,6 @@ class OnnxRuntimeDecoder:
             self.cache.settle(first_row + row, [int(cache_write_index[row]) + seq])
         return logits_BPV
 
-    def cache_tensors(self) -> Sequence[np.ndarray]:
-        """Of a decoder on the CPU, see `contract.OpenCacheDecoder`."""
-        return self.cache.contents()
-
     def copy_row(self, source: int, target: int, length: int) -> None:
         self.cache.copy_row(source, target, length)
 

@@ -18,13 +18,16 @@ from r1v_export.targets.onnxruntime.cuda_kernels import require_kernels
 from r1v_export.targets.onnxruntime.head_file import HEAD_DATA
 from r1v_export.targets.onnxruntime.lower import lower
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS, STOPS_AT_LENGTH
-from r1v_export.targets.onnxruntime.write.int8_head import round_head
+from r1v_export.targets.onnxruntime.write.int8_head import round_head, take_rounded_head
 from r1v_export.targets.shared_weights import point_weights_to
 
 _LOG = logging.getLogger(__name__)
 
 TARGET = "onnxruntime"
 """The folder of the engine, below the bundle's engines."""
+
+_HEAD_LOCATION = f"{ENGINES}/{TARGET}/{HEAD_DATA}"
+"""In the bundle."""
 
 COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 """What ONNX Runtime's kernels for these graphs take; there are none for bfloat16 on the CPU."""
@@ -60,11 +63,19 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
         log_event(_LOG, logging.INFO, message, graph=name, device=device, compute=str(compute))
         point_weights_to(model, graphs.name)
         if name == contract.DECODER and device == "cpu" and int4_inputs == "int8":
-            round_head(model, graphs.parent, out, location=f"{ENGINES}/{TARGET}/{HEAD_DATA}")
+            round_head(model, graphs.parent, out, location=_HEAD_LOCATION)
         model.metadata_props[INT4_INPUTS] = int4_inputs
         if name == contract.DECODER and all(node.op_type != "TensorScatter" for node in model.graph):
             model.metadata_props[STOPS_AT_LENGTH] = "1"
         ir.save(model, out / f"{name}.onnx")
+
+
+def decoder_with_rounded_head(graphs: Path) -> ir.Model:
+    """The standard decoder with the head in 8 bits that `write_graphs` wrote into the bundle's engine, if it wrote one;
+    for a runtime that multiplies with such weights, too. Locations of weights are relative to `graphs`."""
+    model = ir.load(graphs / f"{contract.DECODER}.onnx")
+    take_rounded_head(model, f"../{_HEAD_LOCATION}")
+    return model
 
 
 def no_kernels(compute: str | None, where: str | None = None) -> CapabilityError:

@@ -7,17 +7,16 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from r1v_export.exporters.passes.run_passes import run_passes
 from r1v_export.targets.openvino.lower.cached_attention import CachedAttention
-from r1v_export.targets.openvino.lower.keys_and_values import KeysAndValues
+from r1v_export.targets.openvino.lower.paged_attention import PagedAttention
 
 
-def lower(model: ir.Model, *, logits: bool = True) -> None:
+def lower(model: ir.Model, *, paged: bool = False) -> None:
     """Lower one of the contract's graphs, in place.
 
     Args:
-        logits: keep the decoder's; else it gives keys and values of new tokens alone, of prompts.
+        paged: let the decoder's cache be a pool of blocks, in OpenVINO's own operator.
 
     Raises:
         PassError: the graph is not as our exporters write it.
     """
-    passes = [CachedAttention()] if logits else [CachedAttention(prompts=True), KeysAndValues()]
-    run_passes(model, *passes, RemoveUnusedNodesPass())
+    run_passes(model, PagedAttention() if paged else CachedAttention(), RemoveUnusedNodesPass())

@@ -18,7 +18,7 @@ from r1v_export.targets.openvino.engine_file import read_engine_file
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.decoder import OpenVinoDecoder
 from r1v_export.targets.openvino.runtime.model import Compiled, compile_graph
-from r1v_export.targets.openvino.runtime.prompts import OpenVinoPrompts
+from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
 from r1v_export.targets.openvino.runtime.run import naming
 
 
@@ -67,12 +67,9 @@ class OpenVinoEngine:
     def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
         return self._embed.run(input_ids, image_embeds)[0]
 
-    def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder:
-        return OpenVinoDecoder(self._decoder, self.sizes, batch, capacity)
-
-    def prompts(self) -> OpenVinoPrompts:
-        """Keys and values of prompts, where the decoder was lowered for them alone."""
-        return OpenVinoPrompts(self._decoder, self.sizes)
+    def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
+        decoder = PagedDecoder if self._file.paged else OpenVinoDecoder
+        return decoder(self._decoder, self.sizes, batch, capacity)
 
     def cache_limits(self) -> CacheLimits:
         sizes = self.sizes

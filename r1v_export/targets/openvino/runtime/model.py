@@ -21,6 +21,7 @@ from r1v_export.targets.graph_errors import shortened
 from r1v_export.targets.openvino.doctor import has_bfloat16
 from r1v_export.targets.openvino.engine_file import LEAST_GROUP, REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
+from r1v_export.targets.openvino.runtime import paged_attention
 from r1v_export.targets.openvino.runtime.held_weights import HeldWeights, forget_pages
 from r1v_export.targets.openvino.runtime.kept_weights import entry_of, keeping
 from r1v_export.targets.openvino.runtime.rounded_weights import (
@@ -72,14 +73,13 @@ def compile_graph(
     path = engine / f"{graph}.onnx"
     properties = session_properties(graph, file, threads, int8=int8)
     try:
-        core = ov.Core()
-        model = core.read_model(path)
+        model = _read(path, file)
         if outputs:
             model.add_outputs(outputs)
         rounds = properties["INFERENCE_PRECISION_HINT"] == "bf16" and has_bfloat16()
         multiply: Multiply | None = multiply_in_int8 if int8 else multiply_in_bfloat16 if rounds else None
         weights = _filled(model, path, bundle, file.weights.get(graph, {}), multiply, keep=keep)
-        compiled = core.compile_model(model, _DEVICE, properties)
+        compiled = ov.Core().compile_model(model, _DEVICE, properties)
         weights.forget()
     except R1VError:
         raise
@@ -98,6 +98,17 @@ def compile_graph(
     return Compiled(compiled, weights)
 
 
+def _read(path: Path, file: EngineFile) -> ov.Model:
+    core = ov.Core()
+    if not file.paged:
+        return core.read_model(path)
+    paged_attention.require_paged_attention()
+    core.add_extension(paged_attention.extension())
+    model = core.read_model(path)
+    paged_attention.let_pools_have_any_type(model)
+    return model
+
+
 def session_properties(graph: str, file: EngineFile, threads: int | None, *, int8: bool = False) -> Mapping[str, Any]:
     """What a graph of an engine is compiled with.
 
@@ -107,6 +118,7 @@ def session_properties(graph: str, file: EngineFile, threads: int | None, *, int
     options, rounds = file.options, file.options.matmul == "bfloat16" and graph != contract.EMBED
     group = INPUTS_TO_A_SCALE if int8 else file.input_groups.get(graph, LEAST_GROUP)
     return {
+        **(paged_attention.PROPERTIES if file.paged else {}),
         "INFERENCE_PRECISION_HINT": "bf16" if rounds else "f32",
         "INFERENCE_NUM_THREADS": threads or thread_count().count,
         "NUM_STREAMS": 1,

@@ -7,11 +7,13 @@ OpenVINO reads weights only from below a graph's own folder. So `<graph>.onnx` t
 from __future__ import annotations
 
 import logging
+import posixpath
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
+from r1v_export import contract
 from r1v_export.config import Compute, ImageProducts
 from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, GraphError
@@ -61,28 +63,44 @@ def write_graphs(
     options: OpenVinoConfig,
     out: Path,
     *,
-    logits: bool = True,
     image_products: tuple[ImageProducts, ...] = ("bfloat16",),
 ) -> None:
     """Write `<graph>.onnx` for each of the named graphs, and `engine.json`, into `out`.
 
     Args:
-        logits: of the decoder; else it gives keys and values alone.
         image_products: as `EngineFile` has them.
 
     Raises:
         CapabilityError: a graph computes in what it may not, or has weights of a type that OpenVINO lacks.
         GraphError: a graph is not as our exporters write it.
     """
+    models = {name: ir.load(graphs / f"{name}.onnx") for name in names}
+    _write(models, graphs, EngineFile(options=options, weights={}, image_products=image_products), out)
+
+
+def write_paged_decoder(model: ir.Model, graphs: Path, options: OpenVinoConfig, out: Path) -> None:
+    """Write `decoder.onnx`, whose cache is a pool of blocks, and `engine.json` into `out`.
+
+    Args:
+        model: the standard decoder, or one with other weights, changed in place; their locations are relative to
+            `graphs`.
+
+    Raises:
+        CapabilityError, GraphError: as `write_graphs` does.
+    """
+    _write({contract.DECODER: model}, graphs, EngineFile(options=options, weights={}, paged=True), out)
+
+
+def _write(models: Mapping[str, ir.Model], graphs: Path, file: EngineFile, out: Path) -> None:
+    """Lower graphs, and write them and the file that tells where their weights are."""
     weights: dict[str, GraphWeights] = {}
     groups: dict[str, int] = {}
-    for name in names:
-        model = ir.load(graphs / f"{name}.onnx")
+    for name, model in models.items():
         compute = model.graph.outputs[0].dtype
         if compute not in COMPUTE_TYPES.values():
             raise no_products(compute.name.lower() if compute else None, where=name)
         try:
-            lower(model, logits=logits)
+            lower(model, paged=file.paged)
         except ir.passes.PassError as error:
             raise GraphError(
                 "A graph cannot be lowered for OpenVINO.",
@@ -96,8 +114,8 @@ def write_graphs(
         count = Count(len(weights[name]), "weight")
         log_event(_LOG, logging.INFO, "%(graph)s: lowered, %(weights)s", graph=name, weights=count)
         ir.save(model, out / f"{name}.onnx")
-    file = EngineFile(options=options, weights=weights, input_groups=groups, image_products=image_products)
-    (out / ENGINE_FILE).write_text(f"{file.model_dump_json(indent=1)}\n")
+    written = file.model_copy(update={"weights": weights, "input_groups": groups})
+    (out / ENGINE_FILE).write_text(f"{written.model_dump_json(indent=1)}\n")
 
 
 def no_products(compute: str | None, where: str | None = None) -> CapabilityError:
@@ -112,15 +130,20 @@ def no_products(compute: str | None, where: str | None = None) -> CapabilityErro
 
 
 def _input_group(model: ir.Model) -> int | None:
-    """How many inputs of a graph's 4-bit weights share a scale where they are rounded to 8 bits; None without such
+    """How many inputs of a graph's grouped weights share a scale where they are rounded to 8 bits; None without such
     weights. OpenVINO's fast product takes no more of them than weights that share one."""
     sizes = [
         node.attributes.get_int("block_size", 0)
         for node in model.graph
-        if node.op_type == "DequantizeLinear" and dtype_of(input_of(node, 0)) in _FOUR_BITS
+        if node.op_type == "DequantizeLinear" and _is_grouped(node)
     ]
     groups = (group for group in _INPUT_GROUPS if all(size % group == 0 for size in sizes))
     return next(groups, LEAST_GROUP) if sizes else None
+
+
+def _is_grouped(dequantize: ir.Node) -> bool:
+    dtype = dtype_of(input_of(dequantize, 0))
+    return dtype in _FOUR_BITS or (dtype is ir.DataType.INT8 and "block_size" in dequantize.attributes)
 
 
 def _weights_to_inputs(model: ir.Model, graphs: Path, graph: str) -> GraphWeights:
@@ -138,7 +161,7 @@ def _weights_to_inputs(model: ir.Model, graphs: Path, graph: str) -> GraphWeight
             where = f"{graph}: {name}"
             raise CapabilityError("OpenVINO has no such type.", where=where, expected=expected, found=tensor.dtype.name)
         found[name] = Weight(
-            file=f"{graphs.name}/{tensor.location}",
+            file=posixpath.normpath(f"{graphs.name}/{tensor.location}"),
             offset=tensor.offset or 0,
             size_bytes=tensor.nbytes,
             type=_TYPES[tensor.dtype],

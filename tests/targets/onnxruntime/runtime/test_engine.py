@@ -152,7 +152,7 @@ def test_logits_are_the_callers_to_keep(r1v):
 
 
 def addresses(decoder) -> list[int]:
-    return [tensor_BKCD.ctypes.data for tensor_BKCD in decoder.cache_tensors()]
+    return [tensor_BKCD.ctypes.data for tensor_BKCD in decoder.cache.contents()]
 
 
 @pytest.mark.parametrize("graphs", ["lowered", "standard"])
@@ -164,9 +164,9 @@ def test_the_cache_is_updated_in_place_and_never_copied(r1v, graphs, capfd, capl
     cache = KVCache(decoder)
     pointers = addresses(decoder)
     prefill_into(cache, prompts(r1v.spec, [5, 3]))
-    before = [tensor_BKCD.copy() for tensor_BKCD in decoder.cache_tensors()]
+    before = [tensor_BKCD.copy() for tensor_BKCD in decoder.cache.contents()]
     cache.append(normal(2, 1, r1v.spec.language.hidden_size), np.array([1, 1]))
-    for old_BKCD, tensor_BKCD in zip(before, decoder.cache_tensors(), strict=True):
+    for old_BKCD, tensor_BKCD in zip(before, decoder.cache.contents(), strict=True):
         changed = [sorted({slot for _, slot, _ in np.argwhere(row)}) for row in tensor_BKCD != old_BKCD]
         assert changed == [[5], [3]]
     assert addresses(decoder) == pointers
@@ -253,7 +253,7 @@ def test_a_row_among_others_computes_bit_for_bit_what_it_computes_alone(r1v):
 def test_an_engine_says_what_its_cache_takes(built):
     sizes, limits = built.spec.sizes, built.open().cache_limits()
     assert limits.slot_bytes == 2 * 4 * sizes.layers * sizes.kv_heads * sizes.head_dim
-    tensors = built.open_standard().decoder(2, 8).cache_tensors()
+    tensors = built.open_standard().decoder(2, 8).cache.contents()
     assert sum(tensor_BKCD.nbytes for tensor_BKCD in tensors) == 2 * 8 * limits.slot_bytes
 
 
@@ -267,9 +267,9 @@ def test_a_cache_grows_to_all_positions_of_the_model_where_it_lies(r1v):
 
 def test_attention_that_computes_over_all_slots_is_given_those_that_are_asked_for(r1v):
     decoder = r1v.open_standard().decoder(2, 16)
-    assert {tensor_BKCD.shape[2] for tensor_BKCD in decoder.cache_tensors()} == {16}
+    assert {tensor_BKCD.shape[2] for tensor_BKCD in decoder.cache.contents()} == {16}
     decoder.resize(2, 64, np.array([5, 3]))
-    assert {tensor_BKCD.shape[2] for tensor_BKCD in decoder.cache_tensors()} == {64}
+    assert {tensor_BKCD.shape[2] for tensor_BKCD in decoder.cache.contents()} == {64}
 
 
 def test_an_int8_cache_takes_a_byte_a_number_and_follows_the_standard_graph(copy):
@@ -281,7 +281,7 @@ def test_an_int8_cache_takes_a_byte_a_number_and_follows_the_standard_graph(copy
     copy.build_engine(copy.engine_folder)
     ours, standard, sizes = copy.open(), copy.open_standard(), copy.spec.sizes
     assert ours.cache_limits().slot_bytes == 2 * sizes.layers * sizes.kv_heads * sizes.head_dim
-    assert {tensor_BKCD.dtype for tensor_BKCD in ours.decoder(1, 8).cache_tensors()} == {np.dtype(np.int8)}
+    assert {tensor_BKCD.dtype for tensor_BKCD in ours.decoder(1, 8).cache.contents()} == {np.dtype(np.int8)}
     prompts_SE, hidden = prompts(copy.spec, [7, 3]), copy.spec.language.hidden_size
     steps = [normal(2, 1, hidden) for _ in range(6)]
     for found, wanted in zip(walk(ours, prompts_SE, steps), walk(standard, prompts_SE, steps), strict=True):

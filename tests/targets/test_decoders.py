@@ -1,4 +1,4 @@
-"""What computes the prompts of a bundle's questions, on machines with and without what is faster."""
+"""What decodes the answers to a bundle's questions, on machines with and without what is faster."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from r1v_export.manifest import PASSED
 from r1v_export.pipeline.build import build
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.runner.open_runner import open_runner
-from r1v_export.targets import prompts
+from r1v_export.targets.decoders import choose_decoder, decoder_part, lending_target
 from r1v_export.targets.images import AUTO, named_pair
+from r1v_export.targets.openvino.engine_file import read_engine_file
 from r1v_export.targets.openvino.target import OpenVinoTarget
-from r1v_export.targets.prompts import choose_prompts, prompt_part, prompting_target
 
-PAIR = named_pair("onnxruntime", prompts="openvino")
+PAIR = named_pair("onnxruntime", decoder="openvino")
 
 
 @pytest.fixture(scope="module")
@@ -40,42 +40,53 @@ def bundle(tmp_path: Path, built: Path) -> Path:
 
 @pytest.fixture
 def runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenVinoTarget, "why_not_prompts", lambda _: None)
+    monkeypatch.setattr(OpenVinoTarget, "why_not_decoder", lambda _: None)
 
 
 def write_verdict(bundle: Path, verdict: str | None) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["prompt_parity"] = {} if verdict is None else {PAIR: verdict}
+    manifest["decoder_parity"] = {} if verdict is None else {PAIR: verdict}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
 def chosen(bundle: Path, asked: str | None = AUTO, device: str = "cpu") -> tuple[str | None, str | None]:
-    found = choose_prompts(Bundle.open(bundle), "onnxruntime", asked, device)
+    found = choose_decoder(Bundle.open(bundle), "onnxruntime", asked, device)
     return found.part and found.part.name, found.note
 
 
 def why(bundle: Path, asked: str | None = AUTO) -> str:
-    return choose_prompts(Bundle.open(bundle), "onnxruntime", asked, "cpu").why
+    return choose_decoder(Bundle.open(bundle), "onnxruntime", asked, "cpu").why
 
 
 def test_a_bundle_in_int4_has_the_graph_and_no_second_weights(built: Path, nano_bundle: Path) -> None:
-    part = prompt_part(built, "onnxruntime")
+    part = decoder_part(built, "onnxruntime")
     assert part is not None
     assert sorted(path.name for path in part.folder.iterdir()) == ["decoder.onnx", "engine.json"]
     assert sum(path.stat().st_size for path in part.folder.iterdir()) < 50_000
-    assert prompt_part(nano_bundle, "onnxruntime") is None
-    assert why(nano_bundle) == "nothing else computes prompts for this engine"
-    held = prompting_target("openvino").prompt_bytes(part.folder)
-    assert 0 < held < (built / "graphs/decoder.data").stat().st_size / 2  # no head
+    assert decoder_part(nano_bundle, "onnxruntime") is None
+    assert why(nano_bundle) == "nothing else decodes for this engine"
+
+
+def test_the_head_is_the_one_in_8_bits_that_the_engine_has(built: Path) -> None:
+    part = decoder_part(built, "onnxruntime")
+    assert part is not None
+    weights = read_engine_file(part.folder).weights["decoder"]
+    head = {name: each for name, each in weights.items() if each.file == "engines/onnxruntime/decoder.data"}
+    assert sorted((name.rsplit("/")[-1], each.type) for name, each in head.items()) == [
+        ("qweight", "i8"),
+        ("scale", "f32"),
+    ]
+    hidden, vocab = Bundle.open(built).spec.sizes.hidden, Bundle.open(built).spec.sizes.vocab
+    assert not [name for name, each in weights.items() if each.type == "f32" and each.shape == (hidden, vocab)]
 
 
 @pytest.mark.usefixtures("runs_here")
 def test_auto_takes_the_faster_one_where_its_gate_passed(bundle: Path) -> None:
-    note = "prompts: by openvino, which is faster here; not with --prompt-target onnxruntime"
+    note = "decoder: openvino, which is faster here; not with --decoder-target onnxruntime"
     assert chosen(bundle) == ("openvino", note)
     assert chosen(bundle, device="cuda") == (None, None)
     assert chosen(bundle, None) == (None, None)
-    assert why(bundle, None) == "one question gains less than opening it takes"
+    assert why(bundle, None) == "one question gains less than opening another one takes"
 
 
 @pytest.mark.usefixtures("runs_here")
@@ -84,14 +95,6 @@ def test_auto_takes_nothing_that_no_gate_has_passed(bundle: Path, verdict: str |
     write_verdict(bundle, verdict)
     assert chosen(bundle) == (None, None)
     assert (verdict or "no gate") in why(bundle)
-
-
-@pytest.mark.usefixtures("runs_here")
-def test_auto_does_not_hold_many_weights_twice(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts, "LIMIT_BYTES", 1000)
-    assert chosen(bundle) == (None, None)
-    assert why(bundle).endswith("GB of weights would be in memory twice")
-    assert chosen(bundle, "openvino") == ("openvino", None)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +117,8 @@ def test_what_is_asked_for_is_taken_and_warned_of_if_no_gate_has_passed(bundle: 
     name, note = chosen(bundle, "openvino")
     assert name == "openvino"
     assert note is not None
-    assert note.startswith("warning: prompts by openvino are not compared with PyTorch (its gate failed at prefill)")
-    assert f"r1v-export check {bundle} --prompt-target openvino" in note
+    assert note.startswith("warning: decoding by openvino is not compared with PyTorch (its gate failed at prefill)")
+    assert f"r1v-export check {bundle} --decoder-target openvino" in note
 
 
 def test_what_the_engine_has_no_part_for_is_refused(bundle: Path, nano_bundle: Path) -> None:
@@ -123,16 +126,16 @@ def test_what_the_engine_has_no_part_for_is_refused(bundle: Path, nano_bundle: P
         (bundle, "gguf", "auto, onnxruntime, openvino"),
         (nano_bundle, "openvino", "auto, onnxruntime"),
     ):
-        with pytest.raises(UsageError, match="cannot be computed by this target") as error:
+        with pytest.raises(UsageError, match="cannot be decoded by this target") as error:
             chosen(folder, asked)
         assert error.value.expected == expected
     with pytest.raises(CapabilityError, match="onnxruntime"):
-        prompting_target("onnxruntime")
+        lending_target("onnxruntime")
 
 
 def test_a_part_that_is_not_whole_is_named(bundle: Path) -> None:
     pytest.importorskip("openvino")
-    part = prompt_part(bundle, "onnxruntime")
+    part = decoder_part(bundle, "onnxruntime")
     assert part is not None
     (part.folder / "decoder.onnx").unlink()
     with pytest.raises(BundleError, match="incomplete"):
@@ -140,32 +143,31 @@ def test_a_part_that_is_not_whole_is_named(bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("runs_here")
-def test_prompts_are_computed_by_the_part_and_steps_by_the_engine(bundle: Path) -> None:
+def test_answers_are_decoded_by_the_part(bundle: Path) -> None:
     pytest.importorskip("openvino")
-    both, alone = (open_runner(bundle, prompt_target=target).engine for target in (AUTO, "onnxruntime"))
+    both, alone = (open_runner(bundle, decoder_target=target).engine for target in (AUTO, "onnxruntime"))
     assert (both.name, alone.name) == (PAIR, "onnxruntime")
     embeds = np.random.default_rng(0).standard_normal((1, 40, both.sizes.hidden)).astype(np.float32)
     caches = [KVCache(engine.decoder(1, 64)) for engine in (both, alone)]
     prompt = [cache.append(embeds[:, :30], np.array([30])) for cache in caches]
     assert not np.array_equal(*prompt), "rounded in different ways"
-    # One layer: its keys and values depend on the embeddings alone, rounded to 8 bits for both and to bfloat16.
     assert np.linalg.norm(prompt[0] - prompt[1]) < 0.05 * np.linalg.norm(prompt[1])
     step = [cache.append(embeds[:, 30:31], np.array([1])) for cache in caches]
     assert np.linalg.norm(step[0] - step[1]) < 0.05 * np.linalg.norm(step[1])
 
 
 @pytest.mark.usefixtures("runs_here")
-def test_a_library_that_does_not_load_leaves_the_prompts_to_the_engine(
+def test_a_library_that_does_not_load_leaves_the_decoder_to_the_engine(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object) -> None:
         raise CapabilityError("The target openvino cannot be used.", found="openvino does not load")
 
-    monkeypatch.setattr(OpenVinoTarget, "open_prompts", fails)
-    both, alone = (open_runner(bundle, prompt_target=target).engine for target in (AUTO, "onnxruntime"))
+    monkeypatch.setattr(OpenVinoTarget, "open_decoder", fails)
+    both, alone = (open_runner(bundle, decoder_target=target).engine for target in (AUTO, "onnxruntime"))
     embeds = np.random.default_rng(0).standard_normal((1, 30, both.sizes.hidden)).astype(np.float32)
     one, other = (KVCache(engine.decoder(1, 64)).append(embeds, np.array([30])) for engine in (both, alone))
     np.testing.assert_array_equal(one, other)
-    assert "prompts are not computed by openvino" in caplog.text
+    assert "answers are not decoded by openvino" in caplog.text
     with pytest.raises(CapabilityError):
-        open_runner(bundle, prompt_target="openvino").engine.decoder(1, 64)
+        open_runner(bundle, decoder_target="openvino").engine.decoder(1, 64)

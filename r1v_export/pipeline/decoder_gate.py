@@ -1,4 +1,4 @@
-"""The gate `prompts`: an engine compared with PyTorch while another one computes its prompts."""
+"""The gate `decoder`: an engine compared with PyTorch while another one decodes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline.image_gate import image_options
 from r1v_export.pipeline.parity_gate import GateRun
 from r1v_export.progress import ProgressCallback
+from r1v_export.targets.decoders import DecoderPart, lending_target
 from r1v_export.targets.images import ImageEncoder, named_pair
-from r1v_export.targets.prompts import PromptPart, prompting_target
 
 
-def compare_prompts(
+def compare_decoder(
     run: GateRun,
     samples: Iterable[ParitySample],
     options: CheckOptions,
     config: BuildConfig,
     encoder: ImageEncoder | None,
-    prompts: PromptPart,
+    decoder: DecoderPart,
     on_progress: ProgressCallback,
 ) -> ParityReport:
-    """Compare an engine whose prompts another one computes, by the looser limits of both.
+    """Compare an engine for which another one decodes, by the looser limits of both.
 
     Args:
         options: of the engine's own gates.
@@ -34,10 +34,10 @@ def compare_prompts(
         encoder: what encodes images at the same time; None for the engine itself.
     """
     alone = options if encoder is None else image_options(options, config, run, encoder)
-    compute = max(alone.compute, prompting_target(prompts.name).prompt_compute, key=get_args(Compute).index)
-    rounding = tuple(dict.fromkeys((*(alone.rounding or (run.target,)), prompts.name)))
-    of_pair = replace(alone, gate="prompts", compute=compute, rounding=rounding)
-    return run.whole(samples, of_pair, on_progress, encoder, prompts)
+    compute = max(alone.compute, lending_target(decoder.name).decoder_compute, key=get_args(Compute).index)
+    rounding = tuple(dict.fromkeys((*(alone.rounding or (run.target,)), decoder.name)))
+    of_pair = replace(alone, gate="decoder", compute=compute, rounding=rounding)
+    return run.whole(samples, of_pair, on_progress, encoder, decoder)
 
 
 def encoder_of(report: ParityReport | None, target: str, encoders: Sequence[ImageEncoder]) -> ImageEncoder | None:

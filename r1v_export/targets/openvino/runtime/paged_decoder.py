@@ -1,0 +1,164 @@
+"""The decoder graph over a pool of blocks: rows of any length in one run, without padding.
+
+Letters: B rows, S new tokens of each, P of them with logits, E hidden size, T new tokens of all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from r1v_export import contract
+from r1v_export.contract import Sizes
+from r1v_export.targets.openvino.boundary import (
+    BLOCK_INDICES,
+    BLOCK_INDICES_BEGINS,
+    MAX_CONTEXT_LEN,
+    PAST_LENS,
+    SUBSEQUENCE_BEGINS,
+    pool_pairs,
+)
+from r1v_export.targets.openvino.library import ov
+from r1v_export.targets.openvino.runtime.model import Compiled
+from r1v_export.targets.openvino.runtime.paged_attention import BLOCK, pool_shape
+from r1v_export.targets.openvino.runtime.run import naming
+
+TOKENS_AT_ONCE = 512
+"""New tokens from which on further rows go into another run: it bounds what activations take."""
+BLOCKS = 8
+"""Rows grow by so many blocks: the pools are copied then."""
+
+
+class PagedDecoder:
+    """The decoder for `batch` sequences of up to `capacity` tokens, float32.
+
+    The pool of a layer's keys, or values, is one array that runs read and write in place. Each row has as many blocks
+    of it as the longest row needs so far, in steps of `BLOCKS`, one after the other; which ones is a number, so that
+    rows change places without a copy.
+    """
+
+    def __init__(self, compiled: Compiled, sizes: Sizes, batch: int, capacity: int) -> None:
+        self.sizes, self.batch, self.capacity = sizes, batch, capacity
+        self._compiled, self._request = compiled, compiled.model.create_infer_request()
+        self._logits = compiled.model.output(contract.LOGITS)
+        self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0, np.float32))
+        self._row_blocks = 0
+        self._places_B = np.arange(0)
+        """Of each row: its part of the pools."""
+        self._reallocate(batch, 0, np.zeros(0, np.int64))
+
+    def step(
+        self,
+        inputs_embeds: np.ndarray,
+        position_ids: np.ndarray,
+        cache_write_index: np.ndarray,
+        cache_length: np.ndarray,
+        logits_index: np.ndarray,
+        first_row: int = 0,
+    ) -> np.ndarray:
+        new_B = logits_index.max(axis=1) + 1
+        longest = int((cache_write_index + new_B).max())
+        if longest > self._row_blocks * BLOCK:
+            self._reallocate(self.batch, longest, np.full(self.batch, self._row_blocks * BLOCK))
+        logits_BPV = np.empty((*logits_index.shape, self.sizes.vocab), np.float32)
+        for rows in _runs(new_B):
+            places = self._places_B[first_row + rows.start : first_row + rows.stop]
+            logits_BPV[rows] = self._run(
+                [embeds_SE[:new] for embeds_SE, new in zip(inputs_embeds[rows], new_B[rows], strict=True)],
+                [ids_S[:new] for ids_S, new in zip(position_ids[rows], new_B[rows], strict=True)],
+                cache_write_index[rows],
+                logits_index[rows],
+                places,
+            )
+        return logits_BPV
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        for pool in self._pools.values():
+            parts = self._parts(pool)
+            parts[self._places_B[target], : _blocks(length)] = parts[self._places_B[source], : _blocks(length)]
+
+    def swap_rows(self, a: int, b: int, length: int) -> None:
+        self._places_B[[a, b]] = self._places_B[[b, a]]
+
+    def resize(self, batch: int, capacity: int, lengths: np.ndarray) -> None:
+        kept = lengths[: min(batch, self.batch)]
+        self.batch, self.capacity = batch, capacity
+        self._reallocate(batch, int(kept.max(initial=0)), kept)
+
+    def _run(
+        self,
+        embeds: list[np.ndarray],
+        position_ids: list[np.ndarray],
+        past_B: np.ndarray,
+        logits_index_BP: np.ndarray,
+        places_B: np.ndarray,
+    ) -> np.ndarray:
+        """Run the graph once for the new tokens of some rows, [tokens, hidden] each; logits [B, P, V]."""
+        new_B = np.array([len(each) for each in embeds])
+        length_B = past_B + new_B
+        begins = _begins(new_B)
+        blocks_B = _blocks(length_B)
+        indices = [place * self._row_blocks + np.arange(count) for place, count in zip(places_B, blocks_B, strict=True)]
+        inputs: dict[str, np.ndarray] = {
+            contract.INPUTS_EMBEDS: np.concatenate(embeds, dtype=np.float32)[None],
+            contract.POSITION_IDS: np.concatenate(position_ids, dtype=np.int64)[None],
+            contract.LOGITS_INDEX: (logits_index_BP + begins[:-1, None]).reshape(1, -1),
+            PAST_LENS: past_B.astype(np.int32),
+            SUBSEQUENCE_BEGINS: begins.astype(np.int32),
+            BLOCK_INDICES: np.concatenate(indices).astype(np.int32),
+            BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
+            MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
+        }
+        with self._compiled.weights.packing(), naming(contract.DECODER, inputs):
+            for name, array in inputs.items():
+                self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+            self._request.infer()
+            logits: np.ndarray = self._request.get_tensor(self._logits).data
+            return logits.reshape(*logits_index_BP.shape, -1)
+
+    def _reallocate(self, batch: int, slots: int, lengths_B: np.ndarray) -> None:
+        """Give each row so many slots of its capacity at least, and keep what rows hold of theirs.
+
+        Args:
+            lengths_B: of the rows that are kept, int64.
+        """
+        blocks = min(-(-max(1, slots) // (BLOCKS * BLOCK)) * BLOCKS, max(1, _blocks(self.capacity)))
+        shape = pool_shape(batch * blocks, self.sizes.kv_heads, self.sizes.head_dim)
+        for name, old in self._pools.items():
+            # One pool after the other, so that little is there twice.
+            new = np.zeros(shape, np.float32)
+            for row, count in enumerate(map(int, _blocks(lengths_B))):
+                begin, kept = row * blocks, min(count, blocks)
+                old_begin = int(self._places_B[row]) * self._row_blocks
+                new[begin : begin + kept] = old[old_begin : old_begin + kept]
+            self._pools[name] = new
+            self._request.set_tensor(name, ov.Tensor(new, shared_memory=True))
+        self._row_blocks, self._places_B = blocks, np.arange(batch)
+
+    def _parts(self, pool: np.ndarray) -> np.ndarray:
+        """A pool as [rows, blocks of a row, kv_heads, slots of a block, head_dim]."""
+        return pool.reshape(self.batch, self._row_blocks, *pool.shape[1:])
+
+
+def _blocks(slots: np.ndarray | int) -> Any:
+    """How many blocks hold so many slots."""
+    return -(-slots // BLOCK)
+
+
+def _begins(counts: np.ndarray) -> np.ndarray:
+    """Where each of several parts begins, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _runs(new_B: np.ndarray) -> Iterator[slice]:
+    """Rows that run together."""
+    start = tokens = 0
+    for row, new in enumerate(new_B):
+        if row > start and tokens + new > TOKENS_AT_ONCE:
+            yield slice(start, row)
+            start, tokens = row, 0
+        tokens += int(new)
+    yield slice(start, len(new_B))

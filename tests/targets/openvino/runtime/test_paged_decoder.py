@@ -1,0 +1,173 @@
+"""The decoder over a pool of blocks, in float32: as PyTorch computes it, however rows and prompts are cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from r1v_export import contract
+from r1v_export.contract import DECODER
+from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.runner.kv_cache import KVCache
+from r1v_export.targets.openvino.config import OpenVinoConfig
+from r1v_export.targets.openvino.write.graphs import write_paged_decoder
+from tests.targets.conftest import Built
+from tests.targets.onnxruntime.runtime.test_engine import assert_close, moving_rows, normal, prefill_into, prompts, walk
+from tests.targets.openvino.conftest import NEEDS_OPENVINO
+
+pytestmark = NEEDS_OPENVINO
+MODULE = "r1v_export.targets.openvino.runtime.paged_decoder"
+"""Not imported here: it needs OpenVINO."""
+
+
+def open_paged(built: Built, folder):
+    from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+    model = ir.load(built.graphs / f"{DECODER}.onnx")
+    write_paged_decoder(model, built.graphs, OpenVinoConfig(matmul="float32"), folder)
+    return OpenVinoEngine(folder, built.folder, built.spec.sizes)
+
+
+@pytest.fixture
+def paged(built, tmp_path):
+    return open_paged(built, tmp_path)
+
+
+@pytest.mark.parametrize("lengths", [[12], [12, 3, 7], [1, 9], [40, 33]])
+def test_ragged_batches_follow_the_reference(built, paged, lengths):
+    prompts_SE = prompts(built.spec, lengths)
+    steps = [normal(len(lengths), 1, built.spec.language.hidden_size) for _ in range(6)]
+    ours = walk(paged, prompts_SE, steps)
+    for found, wanted in zip(ours, walk(built.reference, prompts_SE, steps), strict=True):
+        assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("at_once", "blocks"), [(512, 8), (5, 1), (1, 2), (40, 1)])
+def test_however_rows_are_cut_and_the_cache_grows_the_numbers_stay(built, paged, monkeypatch, at_once, blocks):
+    monkeypatch.setattr(f"{MODULE}.TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(f"{MODULE}.BLOCKS", blocks)
+    prompts_SE = prompts(built.spec, [30, 3, 36])
+    steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(6)]
+    expected = walk(built.reference, prompts_SE, steps)
+    for found, wanted in zip(walk(paged, prompts_SE, steps), expected, strict=True):
+        assert_close(found, wanted)
+
+
+def test_however_prompts_are_cut_the_numbers_stay(built, paged):
+    prompt_SE, results = normal(40, built.spec.language.hidden_size), []
+    for engine in (paged, built.reference):
+        for cuts in ([40], [16, 8, 16], [1, 30, 9]):
+            cache, start = KVCache(engine.decoder(2, 48)), 0
+            for count in cuts:
+                logits = cache.append(prompt_SE[None, start : start + count], np.array([count]), 1)
+                start += count
+            results.append(logits)
+    for found, wanted in zip(results[:3], results[3:], strict=True):
+        assert_close(found, wanted)
+
+
+def test_logits_of_several_tokens_in_a_step_are_those_of_one_token_at_a_time(built, paged):
+    hidden, written = built.spec.language.hidden_size, np.array([6, 4])
+    prompt, tokens = normal(2, 6, hidden), normal(2, 3, hidden)
+    results = []
+    for engine in (paged, built.reference):
+        decoder = engine.decoder(2, 16)
+        decoder.step(prompt, np.tile(np.arange(6), (2, 1)), 0 * written, 0 * written + 6, written[:, None] - 1)
+        slots, wanted = written[:, None] + np.arange(3), np.array([[2, 0, 1], [1, 1, 2]])
+        results.append(decoder.step(tokens, slots, written, written + 3, wanted))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("blocks", [8, 1])
+def test_rows_of_several_blocks_move_grow_and_shrink(built, paged, monkeypatch, blocks):
+    monkeypatch.setattr(f"{MODULE}.BLOCKS", blocks)
+    prompts_SE, token = prompts(built.spec, [40, 3, 70]), normal(4, 1, built.spec.language.hidden_size)
+    results = []
+    for engine in (paged, built.reference):
+        cache, logits = KVCache(engine.decoder(3, 96)), []
+        prefill_into(cache, prompts_SE)
+        cache.swap_rows(0, 2)
+        cache.copy_row(0, 1, 35)
+        cache.resize(4, 128)
+        logits.append(cache.append(token[:3], np.ones(3, np.int64)))
+        cache.swap_rows(3, 1)
+        cache.copy_row(2, 1, 33)
+        cache.resize(2, 40)
+        logits.append(cache.append(token[1:2], np.ones(1, np.int64), first_row=1))
+        results.append(logits)
+    for found, wanted in zip(*results, strict=True):
+        assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("blocks", [8, 1])
+def test_rows_that_move_hold_what_the_references_do(built, paged, monkeypatch, blocks):
+    monkeypatch.setattr(f"{MODULE}.BLOCKS", blocks)
+    prompts_SE, token = prompts(built.spec, [7, 5, 6]), normal(1, 1, built.spec.language.hidden_size)
+    expected = moving_rows(built.reference, prompts_SE, token)
+    for found, wanted in zip(moving_rows(paged, prompts_SE, token), expected, strict=True):
+        assert_close(found, wanted)
+
+
+def test_a_step_writes_the_slots_of_its_own_rows_and_no_others(built, paged):
+    decoder = paged.decoder(3, 64)
+    cache = KVCache(decoder)
+    prefill_into(cache, prompts(built.spec, [40, 3, 5]))
+    cache.swap_rows(0, 2)
+    before = [pool.copy() for pool in decoder._pools.values()]
+    cache.append(normal(2, 1, built.spec.language.hidden_size), np.array([1, 1]), first_row=1)
+    # Two blocks of 32 slots each row has; what was row 2 is the first one now, and the other way round.
+    for old, new in zip(before, decoder._pools.values(), strict=True):
+        assert sorted({(block, slot) for block, _, slot, _ in np.argwhere(new != old)}) == [(1, 40 - 32), (2, 3)]
+
+
+def test_a_pool_has_no_more_blocks_than_rows_need_so_far(built, paged, monkeypatch):
+    monkeypatch.setattr(f"{MODULE}.BLOCKS", 2)
+    decoder = paged.decoder(2, 150)
+    cache = KVCache(decoder)
+    for length, blocks in ((3, 2), (61, 2), (1, 4), (64, 5)):
+        cache.append(normal(1, length, built.spec.language.hidden_size), np.array([length]))
+        assert {len(pool) for pool in decoder._pools.values()} == {2 * blocks}
+
+
+def test_the_graph_has_no_cache_of_its_own(built, tmp_path):
+    open_paged(built, tmp_path)
+    graph = ir.load(tmp_path / f"{DECODER}.onnx").graph
+    names = {value.name for value in graph.inputs}
+    assert {contract.CACHE_LENGTH, contract.CACHE_WRITE_INDEX, contract.past_key(0)}.isdisjoint(names)
+    assert [value.name for value in graph.outputs] == [contract.LOGITS]
+    assert not [node.name for node in graph if node.op_type in ("Attention", "TensorScatter")]
+
+
+def test_errors_of_openvino_name_the_graph(built, paged):
+    wrong, start = normal(1, 9, built.spec.language.hidden_size + 1), np.zeros(1, np.int64)
+    with pytest.raises(GraphError, match=DECODER):
+        paged.decoder(1, 16).step(wrong, np.arange(9)[None], start, start + 9, np.array([[8]]))
+
+
+def test_an_operator_that_attends_otherwise_is_not_used(built, tmp_path, monkeypatch):
+    from r1v_export.targets.openvino.runtime import paged_attention
+
+    engine = open_paged(built, tmp_path)
+    paged_attention.require_paged_attention.cache_clear()
+    monkeypatch.setattr(paged_attention, "_difference", lambda: 0.5)
+    try:
+        with pytest.raises(CapabilityError, match="paged attention") as error:
+            engine.decoder(1, 8)
+    finally:
+        paged_attention.require_paged_attention.cache_clear()
+    assert "results differ by 0.5" in str(error.value.found)
+
+
+def test_a_library_without_the_operator_is_not_used(monkeypatch):
+    from r1v_export.targets.openvino.library import ov
+    from r1v_export.targets.openvino.runtime import paged_attention
+
+    paged_attention.require_paged_attention.cache_clear()
+    monkeypatch.delattr(ov.op, "_PagedAttentionExtension")
+    try:
+        with pytest.raises(CapabilityError, match="paged attention") as error:
+            paged_attention.require_paged_attention()
+    finally:
+        paged_attention.require_paged_attention.cache_clear()
+    assert "_PagedAttentionExtension" in str(error.value.found)
