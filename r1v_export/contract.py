@@ -187,12 +187,14 @@ class CacheLimits:
         max_rows: sequences of a decoder, at most; None for any number.
         capacity: slots that every sequence has, however few are asked for; None where they are as many as those.
         logit_positions: new tokens of a sequence whose logits one step gives, at most; None for any number.
+        ragged: whether a step neither computes nor keeps what pads a row: rows of different lengths go together.
     """
 
     slot_bytes: int
     max_rows: int | None = None
     capacity: int | None = None
     logit_positions: int | None = None
+    ragged: bool = False
 
 
 class Decoder(Protocol):

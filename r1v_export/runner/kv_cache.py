@@ -53,12 +53,27 @@ class KVCache:
         index_BS = np.minimum(np.arange(inputs_embeds_BSE.shape[1]), new_B[:, None] - 1)
         return self._step(inputs_embeds_BSE, new_B, index_BS, first_row=0)
 
+    def append_ragged(
+        self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray, logits_index_BP: np.ndarray
+    ) -> np.ndarray:
+        """The same for the first B rows, with logits [B, P, V] after some of their tokens, the last valid one among
+        them; for decoders that are `CacheLimits.ragged`: padding takes no slots."""
+        start_B = self.lengths_B[: len(new_B)]
+        self._require_room(*max(zip(start_B.tolist(), new_B.tolist(), strict=True), key=sum))
+        return self._run(inputs_embeds_BSE, new_B, logits_index_BP, first_row=0)
+
     def _step(
         self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray, logits_index_BP: np.ndarray, first_row: int
     ) -> np.ndarray:
         rows = slice(first_row, first_row + len(inputs_embeds_BSE))
+        self._require_room(int(self.lengths_B[rows].max()), inputs_embeds_BSE.shape[1])
+        return self._run(inputs_embeds_BSE, new_B, logits_index_BP, first_row)
+
+    def _run(
+        self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray, logits_index_BP: np.ndarray, first_row: int
+    ) -> np.ndarray:
+        rows = slice(first_row, first_row + len(inputs_embeds_BSE))
         seq, start_B = inputs_embeds_BSE.shape[1], self.lengths_B[rows]
-        self._require_room(int(start_B.max()), seq)
         position_ids_BS = start_B[:, None] + np.arange(seq)
         logits_BPV = self.decoder.step(
             inputs_embeds_BSE, position_ids_BS, start_B, start_B + seq, logits_index_BP, first_row

@@ -79,6 +79,11 @@ class CacheRows:
         """Slots of each row."""
         return 0 if self._cache is None else self._cache.decoder.capacity
 
+    @property
+    def ragged(self) -> bool:
+        """Whether rows of different lengths go together in a step, see `CacheLimits`."""
+        return self._limits.ragged
+
     def usage(self) -> CacheUsage:
         """How large the cache is now."""
         rows = len(self._rows)
@@ -148,9 +153,13 @@ class CacheRows:
             self.cache.copy_row(source.index, row.index, most)
             row.tokens.take(tokens, most)
 
+    def place_next(self, row: CacheRow) -> None:
+        """Let a row lie right behind those that are decoded."""
+        self._swap(row, self._rows[self.decoding])
+
     def start(self, row: CacheRow) -> None:
         """Let a row be decoded, with the others before it."""
-        self._swap(row, self._rows[self.decoding])
+        self.place_next(row)
         self.decoding += 1
 
     def release(self, row: CacheRow) -> None:

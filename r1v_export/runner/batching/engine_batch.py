@@ -1,4 +1,5 @@
-"""Continuous batching over an engine: prompts in chunks, each on its own row, between steps that decode all others.
+"""Continuous batching over an engine: prompts in chunks, each on its own row, between steps that decode all others, or
+in them where the decoder takes rows of different lengths.
 
 Shape letters: B rows, S tokens, P of them with logits, N image tokens, E hidden size, V vocabulary.
 """
@@ -65,8 +66,8 @@ def _adding_time(states: Sequence[RowState]) -> Iterator[None]:
 
 class EngineBatch(Batch[RowState]):
     """Requests over one engine. Each step runs the decoder once: it decodes one token of every request whose prompt is
-    in the cache, and more where drafts of them are right, or it prefills tokens of one prompt. So every token is handed
-    out as soon as it is known.
+    in the cache, and more where drafts of them are right, or it prefills tokens of one prompt, or does both where the
+    decoder is `CacheLimits.ragged`. So every token is handed out as soon as it is known.
 
     Rows take what is used of the cache, and not what answers may come to: that may be the model's whole context. Where
     a row needs more than the budget has left, the request that was admitted last gives up its row. It gets one again
@@ -126,8 +127,7 @@ class EngineBatch(Batch[RowState]):
         with _adding_time(running):
             self._make_room()
             self._resume()
-            prompt = self._next_to_prefill()
-            scored = self._decode() if prompt is None else self._prefill(prompt)
+            scored = self._run()
         with _adding_time(running):
             events = [event for state, scores in scored for event in self._take(state, scores)]
         for state, _ in scored:
@@ -200,11 +200,44 @@ class EngineBatch(Batch[RowState]):
         self.rows.forget_rejected(state.row)
         return events
 
+    def _run(self) -> Scored:
+        """Run the decoder: for a prompt, for all whose prompt is in the cache, or for both."""
+        prompt, decodes = self._next_prompt(), any(state.prefilled for state in self._holding)
+        if prompt is None or not decodes:
+            return self._decode() if prompt is None else self._prefill(prompt)
+        if self.rows.ragged:
+            return self._decode_with(prompt)
+        return self._decode() if self._chunk(prompt) > self._prefill_room else self._prefill(prompt)
+
+    def _decode_with(self, prompt: RowState) -> Scored:
+        """Decode, and prefill the next tokens of a prompt in the same run: both take little longer than one."""
+        start = len(prompt.row.tokens)
+        stop = start + self._chunk(prompt)
+        self._shortest_next = not self._shortest_next
+        try:
+            chunk_SE = self._embed_chunk(prompt, start, stop)[0]
+        except R1VError as error:
+            return [(prompt, error)]
+        self.rows.place_next(prompt.row)
+        decoded, logits_V = self._decode_rows(chunk_SE)
+        if isinstance(logits_V, R1VError):
+            return [*decoded, (prompt, logits_V)]
+        return [*decoded, *self._prefilled(prompt, start, stop, logits_V)]
+
     def _decode(self) -> Scored:
+        return self._decode_rows(None)[0] if any(state.prefilled for state in self._holding) else []
+
+    def _decode_rows(self, chunk_SE: np.ndarray | None) -> tuple[Scored, np.ndarray | R1VError]:
+        """Decode every request whose prompt is in the cache.
+
+        Args:
+            chunk_SE: tokens of a prompt, whose row lies behind theirs; None for none.
+
+        Returns:
+            What they take, and the logits [V] after that chunk, if there is one; or what failed.
+        """
         decoding = (state for state in self._holding if state.prefilled)
         states = sorted(decoding, key=lambda state: state.row.index)
-        if not states:
-            return []
         self._prefill_room = self.prefill_chunk
         self.counters.rows_per_step[len(states)] += 1
         most = min(self.draft_tokens, self.rows.longest_step() - 1)
@@ -213,28 +246,41 @@ class EngineBatch(Batch[RowState]):
         last = [state.last_token for state in states]
         checked = [[last, *draft.token_ids[:length]] for last, draft in zip(last, drafts, strict=True)]
         try:
-            logits = self._score(checked)
+            logits = self._score(checked, chunk_SE)
         except R1VError as error:
-            return [(state, error) for state in states]
+            return [(state, error) for state in states], error
         for state, token_id in zip(states, last, strict=True):
             state.row.tokens.append(token_id)
-        scores = (Scores(logits_PV, draft) for logits_PV, draft in zip(logits, drafts, strict=True))
-        return [*zip(states, scores, strict=True)]
+        scores = (Scores(logits_PV, draft) for logits_PV, draft in zip(logits, drafts, strict=False))
+        return [*zip(states, scores, strict=True)], logits[-1][-1]
 
-    def _score(self, token_ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Put tokens of each row that is decoded into the cache; for each row logits [P, V] after each of them."""
+    def _score(self, token_ids: Sequence[Sequence[int]], chunk_SE: np.ndarray | None) -> list[np.ndarray]:
+        """Put tokens of each row that is decoded into the cache; for each row logits [P, V] after each of them, and, as
+        the last ones, [1, V] after the chunk of the row behind them, if there is one."""
         clock = time.perf_counter()
         new_B = np.array([len(row) for row in token_ids], dtype=np.int64)
         rows, seq = len(new_B), int(new_B.max())
         ids_BS = np.zeros((rows, seq), dtype=np.int64)
         for ids_S, row in zip(ids_BS, token_ids, strict=True):
             ids_S[: len(row)] = row
-        logits_BSV = self.rows.cache.append_scored(embed_chosen(self.engine, ids_BS), new_B)
+        embeds_BSE = embed_chosen(self.engine, ids_BS)
+        if chunk_SE is not None:
+            return self._score_with(embeds_BSE, new_B, chunk_SE)
+        logits_BSV = self.rows.cache.append_scored(embeds_BSE, new_B)
         self._step_times.record(rows, seq, (time.perf_counter() - clock) * 1000)
         return [logits_SV[:new] for logits_SV, new in zip(logits_BSV, new_B, strict=True)]
 
-    def _next_to_prefill(self) -> RowState | None:
-        """The request whose prompt goes on; None where there is none, or it is the turn of those that are decoded.
+    def _score_with(self, embeds_BSE: np.ndarray, new_B: np.ndarray, chunk_SE: np.ndarray) -> list[np.ndarray]:
+        rows, seq, hidden = embeds_BSE.shape
+        together_RSE = np.zeros((rows + 1, max(seq, len(chunk_SE)), hidden), dtype=np.float32)
+        together_RSE[:rows, :seq], together_RSE[rows, : len(chunk_SE)] = embeds_BSE, chunk_SE
+        index_RP = np.full((rows + 1, seq), len(chunk_SE) - 1)
+        index_RP[:rows] = np.minimum(np.arange(seq), new_B[:, None] - 1)
+        logits_RPV = self.rows.cache.append_ragged(together_RSE, np.append(new_B, len(chunk_SE)), index_RP)
+        return [logits_PV[:new] for logits_PV, new in zip(logits_RPV, [*new_B, 1], strict=True)]
+
+    def _next_prompt(self) -> RowState | None:
+        """The request whose prompt goes on; None where there is none.
 
         The oldest prompt and the one with the fewest tokens left, in turns: neither do short prompts wait for a long
         one, nor does a long one wait for ever, nor do prompts that are alike all wait for the last of them.
@@ -246,8 +292,7 @@ class EngineBatch(Batch[RowState]):
             prefilling.sort(key=lambda state: len(state.tokens) - len(state.row.tokens))
         state = prefilling[0]
         self.rows.reuse(state.row, state.tokens)
-        others_wait = len(prefilling) < len(self._holding)
-        return None if others_wait and self._chunk(state) > self._prefill_room else state
+        return state
 
     def _chunk(self, state: RowState) -> int:
         """How many of a request's tokens are prefilled next."""
@@ -259,31 +304,26 @@ class EngineBatch(Batch[RowState]):
         self._prefill_room -= stop - start
         self._shortest_next = not self._shortest_next
         try:
-            logits_V = self._append_chunk(state, start, stop)
+            embeds_1SE = self._embed_chunk(state, start, stop)
+            logits_V = self.rows.cache.append(embeds_1SE, np.array([stop - start]), state.row.index)[0]
         except R1VError as error:
             return [(state, error)]
+        return self._prefilled(state, start, stop, logits_V)
+
+    def _prefilled(self, state: RowState, start: int, stop: int, logits_V: np.ndarray) -> Scored:
+        """Count prompt tokens start ... stop - 1 as being in the row, and begin to decode it behind the last ones."""
+        state.row.tokens.take(state.tokens, stop)
+        state.computed += stop - start
         if stop < len(state.tokens):
             return []
         self._start(state)
         return [(state, Scores(logits_V[None], Draft()))]
-
-    def _append_chunk(self, state: RowState, start: int, stop: int) -> np.ndarray:
-        """Put prompt tokens start ... stop - 1 into the row; logits [V] after the last of them."""
-        embeds_1SE = self._embed_chunk(state, start, stop)
-        logits_1V = self.rows.cache.append(embeds_1SE, np.array([stop - start]), state.row.index)
-        self._count_chunk(state, start, stop)
-        logits_V: np.ndarray = logits_1V[0]
-        return logits_V
 
     def _embed_chunk(self, state: RowState, start: int, stop: int) -> np.ndarray:
         with state.stream.timings.measure("embed"):
             embeds_1SE = self._embed(state, start, stop)
         require_finite(embeds_1SE, "embed")
         return embeds_1SE
-
-    def _count_chunk(self, state: RowState, start: int, stop: int) -> None:
-        state.row.tokens.take(state.tokens, stop)
-        state.computed += stop - start
 
     def _embed(self, state: RowState, start: int, stop: int) -> np.ndarray:
         """Embeddings [1, S, E] of tokens start ... stop - 1, with the images that the prompt has among them."""

@@ -17,6 +17,8 @@ from r1v_export.runner.batching.engine_batch import EngineBatch
 from r1v_export.runner.encoded_prompt import EncodedPrompt
 from r1v_export.runner.kv_cache import embed_chosen
 from r1v_export.runner.sampling import Sampling
+from tests.runner.batching.toy_engine import ToyEngine
+from tests.runner.batching.toy_engine import answer as toy_answer
 from tests.runner.conftest import IMAGE_TOKEN
 
 NO_STOP: frozenset[int] = frozenset()
@@ -340,3 +342,51 @@ def test_a_step_that_fails_is_an_error_of_every_request_in_it_and_of_no_later_on
     later = admit(batch, PROMPTS[1])
     run(batch)
     assert tokens(later) == greedy_without_cache(engine, PROMPTS[1], 12)
+
+
+def test_rows_of_different_lengths_go_together_where_the_decoder_takes_them():
+    batch = open_batch(ToyEngine(ragged=True), chunk=16)
+    first, second = admit(batch, range(20)), admit(batch, range(50, 90))
+    run(batch)
+    assert [tokens(first), tokens(second)] == [toy_answer(range(20), 12), toy_answer(range(50, 90), 12)]
+    steps = batch.rows.cache.decoder.steps
+    # One prompt, then the other, each in pieces; from the first token on, all steps decode.
+    assert [step for step in steps if len(step) == 2][:3] == [[1, 16], [1, 16], [1, 8]]
+    assert sum(map(sum, steps)) == 20 + 40 + 2 * 11, "no padding, and no last token a second time"
+    assert batch.counters.prompt_tokens == 60
+
+
+def test_a_step_with_a_chunk_that_fails_fails_for_all_in_it(monkeypatch):
+    batch = open_batch(ToyEngine(ragged=True), chunk=16)
+    first, second = admit(batch, range(8)), admit(batch, range(50, 90))
+    batch.step()
+    assert first.prefilled
+
+    def failing(*_: object) -> None:
+        raise GraphError("No memory.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch.rows.cache.decoder, "step", failing)
+        failed = {id(state) for state, event in batch.step() if isinstance(event, GraphError)}
+    assert failed == {id(first), id(second)}
+    assert not batch.running
+    later = admit(batch, PROMPTS[1])
+    run(batch)
+    assert tokens(later) == toy_answer(PROMPTS[1], 12)
+
+
+def test_a_chunk_that_cannot_be_embedded_fails_alone(monkeypatch):
+    batch = open_batch(ToyEngine(ragged=True), chunk=16)
+    first, second = admit(batch, range(8)), admit(batch, range(50, 90))
+    batch.step()
+
+    def failing(*_: object) -> None:
+        raise GraphError("No memory.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch, "_embed_chunk", failing)
+        ((state, error),) = batch.step()
+    assert state is second
+    assert isinstance(error, GraphError)
+    run(batch)
+    assert tokens(first) == toy_answer(range(8), 12)

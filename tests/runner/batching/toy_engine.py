@@ -34,8 +34,8 @@ class ToyEngine:
     name = "toy"
     sizes = Sizes(28, 4, 16, 1, VOCAB, 1, 1, 1)
 
-    def __init__(self, max_rows: int | None = None, capacity: int | None = None) -> None:
-        self.limits = CacheLimits(1, max_rows, capacity)
+    def __init__(self, max_rows: int | None = None, capacity: int | None = None, ragged: bool = False) -> None:
+        self.limits = CacheLimits(1, max_rows, capacity, ragged=ragged)
         self.opened = 0
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ class ToyEngine:
 
     def decoder(self, batch: int, capacity: int) -> ToyDecoder:
         self.opened += 1
-        return ToyDecoder(batch, capacity)
+        return (RaggedToyDecoder if self.limits.ragged else ToyDecoder)(batch, capacity)
 
     def cache_limits(self) -> CacheLimits:
         return self.limits
@@ -90,3 +90,30 @@ class ToyDecoder:
         for row, length in enumerate(lengths[: self.batch]):
             resized_BC[row, :length] = self.cache_BC[row, :length]
         self.batch, self.capacity, self.cache_BC = batch, capacity, resized_BC
+
+
+class RaggedToyDecoder(ToyDecoder):
+    """Of each row takes what is not padding, and notes how many tokens those were."""
+
+    def __init__(self, batch: int, capacity: int) -> None:
+        super().__init__(batch, capacity)
+        self.steps: list[list[int]] = []
+
+    def step(self, inputs_embeds, position_ids, cache_write_index, cache_length, logits_index, first_row=0):
+        new_B = logits_index.max(axis=1) + 1
+        self.steps.append(new_B.tolist())
+        logits = []
+        for row, new in enumerate(new_B):
+            here = slice(row, row + 1)
+            assert cache_write_index[row] + new <= self.capacity
+            logits.append(
+                super().step(
+                    inputs_embeds[here, :new],
+                    position_ids[here, :new],
+                    cache_write_index[here],
+                    cache_write_index[here] + new,
+                    logits_index[here],
+                    first_row + row,
+                )
+            )
+        return np.concatenate(logits)

@@ -73,7 +73,8 @@ class OpenVinoEngine:
 
     def cache_limits(self) -> CacheLimits:
         sizes = self.sizes
-        return CacheLimits(2 * sizes.layers * sizes.kv_heads * sizes.head_dim * np.dtype(np.float32).itemsize)
+        slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * np.dtype(np.float32).itemsize
+        return CacheLimits(slot_bytes, ragged=self._file.paged)
 
     @cached_property
     def _vision(self) -> Graph:

@@ -1,6 +1,6 @@
 """The decoder graph over a pool of blocks: rows of any length in one run, without padding.
 
-Letters: B rows, S new tokens of each, P of them with logits, E hidden size, T new tokens of all rows.
+Letters: B rows, S new tokens of each, P of them with logits, W of all rows with logits, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -100,12 +100,14 @@ class PagedDecoder:
         new_B = np.array([len(each) for each in embeds])
         length_B = past_B + new_B
         begins = _begins(new_B)
+        # An index that repeats, as where rows have drafts of different lengths, costs no second product of the head.
+        wanted, places_of_wanted = np.unique(logits_index_BP + begins[:-1, None], return_inverse=True)
         blocks_B = _blocks(length_B)
         indices = [place * self._row_blocks + np.arange(count) for place, count in zip(places_B, blocks_B, strict=True)]
         inputs: dict[str, np.ndarray] = {
             contract.INPUTS_EMBEDS: np.concatenate(embeds, dtype=np.float32)[None],
             contract.POSITION_IDS: np.concatenate(position_ids, dtype=np.int64)[None],
-            contract.LOGITS_INDEX: (logits_index_BP + begins[:-1, None]).reshape(1, -1),
+            contract.LOGITS_INDEX: wanted[None],
             PAST_LENS: past_B.astype(np.int32),
             SUBSEQUENCE_BEGINS: begins.astype(np.int32),
             BLOCK_INDICES: np.concatenate(indices).astype(np.int32),
@@ -116,8 +118,9 @@ class PagedDecoder:
             for name, array in inputs.items():
                 self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
             self._request.infer()
-            logits: np.ndarray = self._request.get_tensor(self._logits).data
-            return logits.reshape(*logits_index_BP.shape, -1)
+            logits_1WV = self._request.get_tensor(self._logits).data
+            logits_BPV: np.ndarray = logits_1WV[0, places_of_wanted.reshape(logits_index_BP.shape)]
+            return logits_BPV
 
     def _reallocate(self, batch: int, slots: int, lengths_B: np.ndarray) -> None:
         """Give each row so many slots of its capacity at least, and keep what rows hold of theirs.
