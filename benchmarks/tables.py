@@ -129,8 +129,8 @@ CAUSES = {
         GENAI: "Within the noise of turns: 48 steps of each; with 256, behind 1,024 tokens, ours is ahead.",
     },
     "users": {
-        LLAMA: "In ours a client waits while images and prompts of others are computed, 160 tokens between two steps; "
-        "llama.cpp's first tokens take three times as long.",
+        LLAMA: "In ours a step takes up to 96 tokens of others' prompts with it; llama.cpp's first tokens take several "
+        "times as long.",
     },
     "memory": {
         LLAMA: "Why `run` takes a little more is not known.",

@@ -66,7 +66,8 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
             reports.append(by_images)
         if decoder is not None:
             encoder = encoder_of(by_images, target, encoders)
-            reports.append(compare_decoder(run, questions, options, job.config, encoder, decoder, parts[-1]))
+            of_decoder = compare_decoder(run, questions, options, job.config, encoder, decoder, parts[-1])
+            reports += [of_decoder] if of_decoder else []
     provenance = of_build(job.label, target, job.config.device, job.source_files(), inputs)
     written = [report.model_copy(update={"provenance": provenance}) for report in reports]
     on_progress(share, 1.0, "writing pages")

@@ -155,7 +155,9 @@ def check_bundle(
             chosen = choose(bundle, target, vision_target, device).encoder
             encoder = encoder_of(by_images, target, encoders) if by_images else chosen
             with progress.stage("decoder") as task:
-                reports.append(compare_decoder(run, questions, options, bundle.config, encoder, decoder, task.report))
+                arguments = run, questions, options, bundle.config, encoder, decoder, task.report
+                of_decoder = compare_decoder(*arguments, optional=decoder_target == AUTO)
+            reports += [of_decoder] if of_decoder else []
     reports = [report.model_copy(update={"provenance": provenance}) for report in reports]
     if others:
         last = max((n for n, gate in enumerate(gates) if gate not in PAIRS), default=0)

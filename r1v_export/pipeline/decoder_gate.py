@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import get_args
 
 from r1v_export.config import BuildConfig, Compute
+from r1v_export.errors import CapabilityError
+from r1v_export.log_event import log_event
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import ParityReport
@@ -15,6 +18,8 @@ from r1v_export.pipeline.parity_gate import GateRun
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets.decoders import DecoderPart, lending_target
 from r1v_export.targets.images import ImageEncoder, named_pair
+
+_LOG = logging.getLogger(__name__)
 
 
 def compare_decoder(
@@ -25,19 +30,35 @@ def compare_decoder(
     encoder: ImageEncoder | None,
     decoder: DecoderPart,
     on_progress: ProgressCallback,
-) -> ParityReport:
+    *,
+    optional: bool = True,
+) -> ParityReport | None:
     """Compare an engine for which another one decodes, by the looser limits of both.
 
     Args:
         options: of the engine's own gates.
         config: of the bundle.
         encoder: what encodes images at the same time; None for the engine itself.
+        optional: compare nothing where the library turns out to lack what it takes.
+
+    Returns:
+        None where nothing was compared.
+
+    Raises:
+        CapabilityError: the library lacks what it takes, and the comparison is not optional.
     """
     alone = options if encoder is None else image_options(options, config, run, encoder)
     compute = max(alone.compute, lending_target(decoder.name).decoder_compute, key=get_args(Compute).index)
     rounding = tuple(dict.fromkeys((*(alone.rounding or (run.target,)), decoder.name)))
     of_pair = replace(alone, gate="decoder", compute=compute, rounding=rounding)
-    return run.whole(samples, of_pair, on_progress, encoder, decoder)
+    try:
+        return run.whole(samples, of_pair, on_progress, encoder, decoder)
+    except CapabilityError as error:
+        if not optional:
+            raise
+        message = "the decoder of %(by)s is not compared: %(reason)s"
+        log_event(_LOG, logging.WARNING, message, by=decoder.name, reason=str(error))
+        return None
 
 
 def encoder_of(report: ParityReport | None, target: str, encoders: Sequence[ImageEncoder]) -> ImageEncoder | None:

@@ -1,4 +1,4 @@
-"""What a build finds out about images that another engine encodes, on machines that can compare them and others."""
+"""What a build finds out about engines that do another one's work, on machines that can compare them, and others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from r1v_export.bundle import Bundle
+from r1v_export.cli import main
 from r1v_export.config import BuildConfig, ParityConfig
+from r1v_export.errors import CapabilityError
 from r1v_export.parity.report import read_report
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.verify import verify_bundle
@@ -151,6 +153,29 @@ def test_a_build_compares_another_decoder_where_it_can(
     assert failed.manifest.parity == {"onnxruntime": "passed"}
     assert "So answers are decoded by the engine itself" in (report / "parity.html").read_text()
     assert not chosen(failed)
+
+
+def test_a_library_without_paged_attention_fails_no_build(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    from r1v_export.targets.openvino.runtime import engine
+
+    def lacking(*_: object) -> None:
+        raise CapabilityError("This version of OpenVINO has no paged attention that can be used.")
+
+    monkeypatch.setattr(engine, "require_paged_attention", lacking)
+    monkeypatch.setattr(OpenVinoTarget, "why_not_decoder", lambda _: None)
+    gate = ParityConfig(questions=1, max_new_tokens=2)
+    config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate)
+    bundle = Bundle.open(build(config, tmp_path / "out").out)
+    assert bundle.manifest.parity == {"onnxruntime": "passed"}
+    assert bundle.manifest.decoder_parity == {DECODER_PAIR: "the machine that compared the engine could not"}
+    assert "the decoder of openvino is not compared: This version of OpenVINO has no paged attention" in caplog.text
+    assert choose_decoder(bundle, "onnxruntime", AUTO, "cpu").part is None
+    check = ["check", str(bundle.folder), "--model", str(tiny_model), "--questions", "1", "--max-new-tokens", "2"]
+    assert main.run(check) == 0
+    assert main.run([*check, "--decoder-target", "openvino"]) == CapabilityError.exit_code
 
 
 def test_a_build_without_gates_vouches_for_no_pair(tiny_built: Path) -> None:

@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 HEADROOM = CAPACITY_STEP
 """Slots behind its tokens that a row is given, so that it does not have to give way at once."""
 
-PROMPT_BESIDE = 96
+PROMPT_TOKENS_WITH_OTHERS = 96
 """Prompt tokens in a step that decodes as well, at most. With 160 the others wait 1.7 times as long for their next
 token (p95), and 16 clients get fewer tokens a second; with 64 and 80 they get fewer, too (two cores, 0.5B)."""
 
@@ -216,7 +216,7 @@ class EngineBatch(Batch[RowState]):
     def _decode_with(self, prompt: RowState) -> Scored:
         """Decode, and prefill the next tokens of a prompt in the same run: both take little longer than one."""
         start = len(prompt.row.tokens)
-        stop = start + min(PROMPT_BESIDE, self._chunk(prompt))
+        stop = start + min(PROMPT_TOKENS_WITH_OTHERS, self._chunk(prompt))
         self._shortest_next = not self._shortest_next
         try:
             chunk_SE = self._embed_chunk(prompt, start, stop)[0]

@@ -102,7 +102,6 @@ def _read(path: Path, file: EngineFile) -> ov.Model:
     core = ov.Core()
     if not file.paged:
         return core.read_model(path)
-    paged_attention.require_paged_attention()
     core.add_extension(paged_attention.extension())
     model = core.read_model(path)
     paged_attention.let_pools_have_any_type(model)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from r1v_export.count import Count
 from r1v_export.errors import CapabilityError
 from r1v_export.targets.graph_errors import shortened
 from r1v_export.targets.openvino.boundary import BLOCK_TABLE, DOMAIN, PAGED_ATTENTION
@@ -43,20 +44,21 @@ def let_pools_have_any_type(model: ov.Model) -> None:
 
 
 @cache
-def require_paged_attention() -> None:
-    """Check that this OpenVINO has the operator, and that it attends as it should.
+def require_paged_attention(kv_heads: int, head_dim: int) -> None:
+    """Check that this OpenVINO has the operator, and that it attends as it should to keys of this shape.
 
     Raises:
         CapabilityError: it has none, or another one.
     """
     try:
-        difference = _difference()
+        difference = _difference(kv_heads, head_dim)
         found = f"openvino {ov.__version__}: results differ by {difference:.2g}" if difference > 1e-4 else None
     except Exception as error:  # OpenVINO raises RuntimeError and its own classes.
         found = f"openvino {ov.__version__}: {shortened(error)}"
     if found is not None:
         raise CapabilityError(
             "This version of OpenVINO has no paged attention that can be used.",
+            where=f"{Count(kv_heads, 'key-value head')} of {head_dim} numbers",
             expected="that of openvino 2026.4",
             found=found,
             fix="install openvino 2026.4, or let the engine itself decode",
@@ -115,10 +117,9 @@ def _constant(content: Any) -> ov.Output:
     return ov.opset13.constant(np.asarray(content)).output(0)
 
 
-def _difference() -> float:
+def _difference(kv_heads: int, head_dim: int) -> float:
     """How far the operator is from attention in NumPy: three and then two tokens of a sequence, next to another one."""
-    kv_heads, group, head_dim = 2, 2, 32
-    heads = kv_heads * group
+    heads = 2 * kv_heads
     random = np.random.default_rng(0)
     widths = (heads * head_dim, kv_heads * head_dim, kv_heads * head_dim)
     long, short = ([random.standard_normal((count, width)).astype(np.float32) for width in widths] for count in (5, 2))

@@ -150,7 +150,7 @@ def test_an_operator_that_attends_otherwise_is_not_used(built, tmp_path, monkeyp
 
     engine = open_paged(built, tmp_path)
     paged_attention.require_paged_attention.cache_clear()
-    monkeypatch.setattr(paged_attention, "_difference", lambda: 0.5)
+    monkeypatch.setattr(paged_attention, "_difference", lambda *_: 0.5)
     try:
         with pytest.raises(CapabilityError, match="paged attention") as error:
             engine.decoder(1, 8)
@@ -167,7 +167,7 @@ def test_a_library_without_the_operator_is_not_used(monkeypatch):
     monkeypatch.delattr(ov.op, "_PagedAttentionExtension")
     try:
         with pytest.raises(CapabilityError, match="paged attention") as error:
-            paged_attention.require_paged_attention()
+            paged_attention.require_paged_attention(2, 64)
     finally:
         paged_attention.require_paged_attention.cache_clear()
     assert "_PagedAttentionExtension" in str(error.value.found)
