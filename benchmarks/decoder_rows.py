@@ -18,6 +18,7 @@ import numpy as np
 from measure import interleaved, machine, ratio, write_results
 
 from r1v_export.contract import Decoder
+from r1v_export.runner.batching.engine_batch import PROMPT_TOKENS_WITH_OTHERS as PIECE
 from r1v_export.runner.open_runner import open_runner
 
 OURS, ALONE = "openvino", "onnxruntime"
@@ -27,8 +28,6 @@ BEHIND = 200
 """Tokens that every row has when it is decoded."""
 LONG = 3584
 """Tokens of the long context."""
-PIECE = 96
-"""Tokens of a prompt in a step that decodes, as the server has it."""
 
 
 class Steps:

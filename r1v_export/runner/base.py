@@ -70,8 +70,9 @@ class BaseRunner(PromptEncoder, ABC):
         self.draft_tokens = 0
         """What `generate` opens its batches with."""
         self.image_note: str | None = None
-        self.decoder_note: str | None = None
         """What people should know of what encodes images, in a line."""
+        self.decoder_note: str | None = None
+        """The same of what decodes."""
 
     @property
     @abstractmethod

@@ -159,12 +159,12 @@ def test_a_library_without_paged_attention_fails_no_build(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("openvino")
-    from r1v_export.targets.openvino.runtime import engine
+    from r1v_export.targets.openvino.runtime import paged_attention
 
     def lacking(*_: object) -> None:
         raise CapabilityError("This version of OpenVINO has no paged attention that can be used.")
 
-    monkeypatch.setattr(engine, "require_paged_attention", lacking)
+    monkeypatch.setattr(paged_attention, "require_paged_attention", lacking)
     monkeypatch.setattr(OpenVinoTarget, "why_not_decoder", lambda _: None)
     gate = ParityConfig(questions=1, max_new_tokens=2)
     config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate)

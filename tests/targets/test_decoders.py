@@ -171,3 +171,22 @@ def test_a_library_that_does_not_load_leaves_the_decoder_to_the_engine(
     assert "answers are not decoded by openvino" in caplog.text
     with pytest.raises(CapabilityError):
         open_runner(bundle, decoder_target="openvino").engine.decoder(1, 64)
+
+
+@pytest.mark.usefixtures("runs_here")
+def test_an_operator_that_attends_otherwise_leaves_the_decoder_to_the_engine(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    from r1v_export.targets.openvino.runtime import paged_attention
+
+    monkeypatch.setattr(paged_attention, "_difference", lambda *_: 0.5)
+    paged_attention.require_paged_attention.cache_clear()
+    both, alone = (open_runner(bundle, decoder_target=target).engine for target in (AUTO, "onnxruntime"))
+    embeds = np.random.default_rng(0).standard_normal((1, 30, both.sizes.hidden)).astype(np.float32)
+    one, other = (KVCache(engine.decoder(1, 64)).append(embeds, np.array([30])) for engine in (both, alone))
+    np.testing.assert_array_equal(one, other)
+    assert both.cache_limits() == alone.cache_limits()
+    assert "answers are not decoded by openvino: This version of OpenVINO has no paged attention" in caplog.text
+    with pytest.raises(CapabilityError, match="paged attention"):
+        open_runner(bundle, decoder_target="openvino").engine.decoder(1, 64)

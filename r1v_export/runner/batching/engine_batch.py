@@ -207,8 +207,10 @@ class EngineBatch(Batch[RowState]):
     def _run(self) -> Scored:
         """Run the decoder: for a prompt, for all whose prompt is in the cache, or for both."""
         prompt, decodes = self._next_prompt(), any(state.prefilled for state in self._holding)
-        if prompt is None or not decodes:
-            return self._decode() if prompt is None else self._prefill(prompt)
+        if prompt is None:
+            return self._decode() if decodes else []
+        if not decodes:
+            return self._prefill(prompt)
         if self.rows.ragged:
             return self._decode_with(prompt)
         return self._decode() if self._chunk(prompt) > self._prefill_room else self._prefill(prompt)
@@ -229,7 +231,7 @@ class EngineBatch(Batch[RowState]):
         return [*decoded, *self._prefilled(prompt, start, stop, logits_V)]
 
     def _decode(self) -> Scored:
-        return self._decode_rows(None)[0] if any(state.prefilled for state in self._holding) else []
+        return self._decode_rows(None)[0]
 
     def _decode_rows(self, chunk_SE: np.ndarray | None) -> tuple[Scored, np.ndarray | R1VError]:
         """Decode every request whose prompt is in the cache.

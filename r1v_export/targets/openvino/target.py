@@ -120,7 +120,11 @@ class OpenVinoTarget(Target):
         return self.why_not_images("bfloat16")
 
     def open_decoder(self, engine: Path, bundle: Path, spec: ModelSpec) -> OpenVinoEngine:
-        return _open(engine, bundle.absolute(), [contract.DECODER], spec)
+        opened = _open(engine, bundle.absolute(), [contract.DECODER], spec)
+        from r1v_export.targets.openvino.runtime.paged_attention import require_paged_attention
+
+        require_paged_attention(spec.sizes.kv_heads, spec.sizes.head_dim)
+        return opened
 
     def open_images(self, engine: Path, bundle: Path, spec: ModelSpec, products: ImageProducts) -> OpenVinoEngine:
         return _open(engine, bundle.absolute(), IMAGE_GRAPHS, spec, products)

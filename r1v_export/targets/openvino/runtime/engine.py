@@ -18,7 +18,6 @@ from r1v_export.targets.openvino.engine_file import read_engine_file
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.decoder import OpenVinoDecoder
 from r1v_export.targets.openvino.runtime.model import Compiled, compile_graph
-from r1v_export.targets.openvino.runtime.paged_attention import require_paged_attention
 from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
 from r1v_export.targets.openvino.runtime.run import naming
 
@@ -69,10 +68,8 @@ class OpenVinoEngine:
         return self._embed.run(input_ids, image_embeds)[0]
 
     def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
-        if not self._file.paged:
-            return OpenVinoDecoder(self._decoder, self.sizes, batch, capacity)
-        require_paged_attention(self.sizes.kv_heads, self.sizes.head_dim)
-        return PagedDecoder(self._decoder, self.sizes, batch, capacity)
+        decoder = PagedDecoder if self._file.paged else OpenVinoDecoder
+        return decoder(self._decoder, self.sizes, batch, capacity)
 
     def cache_limits(self) -> CacheLimits:
         sizes = self.sizes

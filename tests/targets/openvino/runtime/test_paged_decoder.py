@@ -11,6 +11,7 @@ from r1v_export.contract import DECODER
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets.openvino.config import OpenVinoConfig
+from r1v_export.targets.openvino.target import OpenVinoTarget
 from r1v_export.targets.openvino.write.graphs import write_paged_decoder
 from tests.targets.conftest import Built
 from tests.targets.onnxruntime.runtime.test_engine import assert_close, moving_rows, normal, prefill_into, prompts, walk
@@ -148,12 +149,12 @@ def test_errors_of_openvino_name_the_graph(built, paged):
 def test_an_operator_that_attends_otherwise_is_not_used(built, tmp_path, monkeypatch):
     from r1v_export.targets.openvino.runtime import paged_attention
 
-    engine = open_paged(built, tmp_path)
+    open_paged(built, tmp_path)
     paged_attention.require_paged_attention.cache_clear()
     monkeypatch.setattr(paged_attention, "_difference", lambda *_: 0.5)
     try:
         with pytest.raises(CapabilityError, match="paged attention") as error:
-            engine.decoder(1, 8)
+            OpenVinoTarget().open_decoder(tmp_path, built.folder, built.spec)
     finally:
         paged_attention.require_paged_attention.cache_clear()
     assert "results differ by 0.5" in str(error.value.found)
