@@ -12,6 +12,7 @@ where tests/pipeline/test_gate_memory.py compares the plan with it.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,16 +40,22 @@ from r1v_export.quantization.artifact.artifact import Artifact
 WHAT = "gate-memory"
 
 
-def run_gate(gate: str, folder: Path, target: str, model: Path, parity: ParityConfig, blocks: Any) -> None:
-    """Run one gate; `blocks` is how many blocks were opened, also those through which texts are taken."""
+def run_gate(gate: str, folder: Path, target: str, model: Path, parity: ParityConfig, blocks: Any, kept: Any) -> None:
+    """Run one gate.
+
+    Args:
+        blocks: set to how many blocks were opened, also those through which texts are taken.
+        kept: set to the process's memory where the first is opened: what starting took and gave back is no part of it.
+    """
     bundle, checkpoint = Bundle.open(folder), Checkpoint.open(model)
     artifact = open_artifact(bundle.folder, checkpoint)
     run = GateRun(bundle.folder, target, checkpoint, artifact, "cpu")
     gates = options_of(bundle, target, artifact, gate, parity)
-    time.sleep(0.1)  # so that the process alone is read
 
     def counted(open_block: Callable[[], Opened]) -> Opened:
         release_free_memory()
+        if not blocks.value:
+            kept.value = anonymous_bytes(os.getpid())
         blocks.value += 1
         return opened(open_block)
 
@@ -89,8 +96,8 @@ def parts_in_order(spec: ModelSpec, comparisons: list[str], encoders: list[str])
 def peaks(gate: str, folder: Path, target: str, model: Path, parity: ParityConfig) -> dict[int, int]:
     """Most anonymous memory in bytes, by the number of blocks that were opened; with 0, of the process itself."""
     context = multiprocessing.get_context("spawn")
-    blocks = context.Value("i", 0, lock=False)
-    process = context.Process(target=run_gate, args=(gate, folder, target, model, parity, blocks))
+    blocks, kept = context.Value("i", 0, lock=False), context.Value("q", 0, lock=False)
+    process = context.Process(target=run_gate, args=(gate, folder, target, model, parity, blocks, kept))
     process.start()
     found: dict[int, int] = {}
     while process.is_alive():
@@ -99,7 +106,7 @@ def peaks(gate: str, folder: Path, target: str, model: Path, parity: ParityConfi
         time.sleep(0.002)
     if process.exitcode:
         raise SystemExit(f"the gate failed: {process.exitcode}")
-    return found
+    return found | {0: kept.value or found[0]}
 
 
 def anonymous_bytes(pid: int) -> int:
