@@ -108,6 +108,13 @@ def require_readable(mapped: mmap.mmap, file: io.BufferedReader, offset: int) ->
         position += count
 
 
+def forget_part(descriptor: int, begin: int, end: int) -> None:
+    """Let the system give up the memory of a part of a file, unless someone has it mapped."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # a hint, which a file system need not take
+            os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+
+
 def file_identity(status: os.stat_result) -> FileIdentity:
     """What a file is recognized by."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -19,21 +19,30 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from r1v_export.files import FileIdentity, file_identity
+from r1v_export.files import FileIdentity, file_identity, forget_part
+from r1v_export.memory import available_bytes
 from r1v_export.write_journal import WriteJournal
 
+_KEPT_SHARE = 1 / 4
+"""Of the available memory: so much of what was written may stay in it. More would push out what is still to be read."""
 
-@dataclass(frozen=True)
+
 class WrittenHashes:
-    """SHA-256 of files that were written by `open_hashed`."""
+    """SHA-256 of files that were written by `open_hashed`.
 
-    _found: dict[FileIdentity, str] = field(default_factory=dict)
-    journal: WriteJournal | None = None
+    Args:
+        journal: as `record_hashes`.
+    """
+
+    def __init__(self, journal: WriteJournal | None = None) -> None:
+        self.journal = journal
+        self._found: dict[FileIdentity, str] = {}
+        self._left_bytes: int | None = None
+        self._lock = threading.Lock()
 
     def sha256(self, path: Path) -> str | None:
         """The hash of a file; None if it was not written so, or has been changed since."""
@@ -42,6 +51,14 @@ class WrittenHashes:
     def add(self, status: os.stat_result, sha256: str) -> None:
         """Remember the hash of a file."""
         self._found[file_identity(status)] = sha256
+
+    def may_keep(self, size_bytes: int) -> bool:
+        """Whether the system may keep so many more bytes of what was written in memory, for whoever reads them next."""
+        with self._lock:
+            if self._left_bytes is None:
+                self._left_bytes = int(_KEPT_SHARE * available_bytes())
+            self._left_bytes -= size_bytes
+            return self._left_bytes >= 0
 
 
 QUEUE_BYTES = 192 << 20
@@ -140,6 +157,12 @@ class HashedFile:
                 self._waiting.append(_PART)
                 self._changed.notify_all()
 
+    def end(self) -> None:
+        """Say that this was all; what is waiting is still written, and waited for at the end of the `with` block."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
     def __enter__(self) -> HashedFile:
         return self
 
@@ -147,11 +170,10 @@ class HashedFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._file:
-            with self._changed:
-                self._ended = True
-                if error is not None and self._journal is None:
+            if error is not None and self._journal is None:
+                with self._changed:
                     self._waiting.clear()
-                self._changed.notify_all()
+            self.end()
             if self._thread:
                 self._thread.join()
             if error is not None:
@@ -168,7 +190,7 @@ class HashedFile:
 
     def _run(self) -> None:
         try:
-            with _Syncing(self._file) as syncing, ThreadPoolExecutor(1, "hash") as hashing:
+            with _Syncing(self._file, self._record) as syncing, ThreadPoolExecutor(1, "hash") as hashing:
                 self._write_all(syncing, hashing)
         except BaseException as error:  # raised in the thread that writes
             with self._changed:
@@ -208,8 +230,8 @@ class HashedFile:
 class _Syncing:
     """A thread that lets the disk take what was written to a file, one part while the next one is written."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._unsynced = file, 0
+    def __init__(self, file: IO[bytes], record: WrittenHashes | None) -> None:
+        self._file, self._record, self._synced, self._unsynced = file, record, file.tell(), 0
         self._pool = ThreadPoolExecutor(1, "sync")
         self._last: Future[None] | None = None
 
@@ -222,8 +244,14 @@ class _Syncing:
         self._unsynced += size_bytes
         if self._unsynced >= _SYNC_BYTES:
             self._wait()
-            self._last = self._pool.submit(os.fdatasync, self._file.fileno())
+            self._last = self._pool.submit(self._sync, self._synced, self._unsynced)
+            self._synced += self._unsynced
             self._unsynced = 0
+
+    def _sync(self, begin: int, size_bytes: int) -> None:
+        os.fdatasync(self._file.fileno())
+        if self._record is not None and not self._record.may_keep(size_bytes):
+            forget_part(self._file.fileno(), begin, begin + size_bytes)
 
     def _wait(self) -> None:
         if self._last is not None:

@@ -5,9 +5,9 @@
         hashes.finish()
     hashes.found[path]
 
-SHA-256 takes a file from its beginning to its end, its readers take parts in an order of their own. A thread hashes as
-many bytes of a file as readers have asked for, and as many more as memory allows: both find each other's pages in the
-page cache, and where the parts lie in the order in which they are read, it reads ahead.
+SHA-256 takes a file from its beginning to its end, its readers take parts in an order of their own. As many bytes of a
+file are hashed as readers have asked for, and as many more as memory allows: both find each other's pages in the page
+cache, and where the parts lie in the order in which they are read, hashing reads ahead.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from r1v_export.errors import CheckpointError
-from r1v_export.files import FileIdentity, file_identity, open_regular
+from r1v_export.files import FileIdentity, file_identity, forget_part, open_regular
 from r1v_export.memory import available_bytes
 from r1v_export.progress import ProgressCallback, ignore_progress
 
@@ -40,6 +39,8 @@ that two have read longer than those that one has."""
 BEHIND_BYTES = 2 << 30
 """How much less, of all files: then readers wait, because pages that they leave behind do not stay in memory."""
 
+THREADS = 2
+"""That hash a file each: a build reads two at a time, and with one thread both readers wait for it."""
 _PIECE_BYTES = 4 << 20
 _REPORT_S = 0.1
 
@@ -84,10 +85,8 @@ class FileHash:
         return bool(count)
 
     def forget(self, begin: int, end: int) -> None:
-        """Let the system give up the memory of a part, unless someone has it mapped."""
-        if hasattr(os, "posix_fadvise"):
-            with suppress(OSError):  # a hint, which a file system need not take
-                os.posix_fadvise(self._file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
+        """As `forget_part`."""
+        forget_part(self._file.fileno(), begin, end)
 
     @property
     def sha256(self) -> str:
@@ -134,7 +133,7 @@ class _Reads:
 
 
 class ReadHashes:
-    """Hashes of a checkpoint's files, computed in a thread from `__enter__` on.
+    """Hashes of a checkpoint's files, computed in threads from `__enter__` on.
 
     Attributes:
         found: hashes of the files that were read to their end.
@@ -157,11 +156,13 @@ class ReadHashes:
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._finishing = self._closed = False
-        self._thread = threading.Thread(target=self._run, name="source hashes", daemon=True)
+        self._files, self._taken = dict[Path, FileHash](), set[Path]()
+        self._threads = [threading.Thread(target=self._run, name="source hashes", daemon=True) for _ in range(THREADS)]
 
     def __enter__(self) -> ReadHashes:
         _ACTIVE.append(self)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -171,7 +172,10 @@ class ReadHashes:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+        for file in self._files.values():
+            file.close()
 
     def note_read(self, path: Path, offset: int, size_bytes: int) -> None:
         """As the function; nothing for other files, and for parts that were asked for before.
@@ -207,27 +211,27 @@ class ReadHashes:
         return sum(max(0, reads.asked - reads.hashed) for reads in self._reads.values())
 
     def _run(self) -> None:
-        files, buffer = dict[Path, FileHash](), bytearray(_PIECE_BYTES)
+        buffer = bytearray(_PIECE_BYTES)
         try:
-            while (path := self._next()) is not None:
-                file = files.get(path) or files.setdefault(path, FileHash(path))
+            while (path := self._take()) is not None:
+                file = self._files.get(path) or self._files.setdefault(path, FileHash(path))
                 begin, more = file.position, file.advance(buffer)
                 with self._changed:
                     self._reads[path].hashed = file.position
+                    self._taken.remove(path)
                     if not more:
                         self.found[path] = FoundHash(file.sha256, file.identity)
+                    forgotten = list(self._left_behind(file, begin))
                     self._changed.notify_all()
-                self._leave_behind(file, begin)
+                for file, begin, end in forgotten:
+                    file.forget(begin, end)
         except BaseException as error:  # raised where the hashes are asked for
             with self._changed:
-                self._error = unreadable(error) if isinstance(error, OSError) else error
+                self._error = self._error or (unreadable(error) if isinstance(error, OSError) else error)
                 self._changed.notify_all()
-        finally:
-            for file in files.values():
-                file.close()
 
-    def _leave_behind(self, file: FileHash, begin: int) -> None:
-        """Give up the memory of what was read long ago, in the order in which it was hashed."""
+    def _left_behind(self, file: FileHash, begin: int) -> Iterator[tuple[FileHash, int, int]]:
+        """What was read long ago, in the order in which it was hashed, so that its memory can be given up."""
         if not self._forgets:
             return
         self._behind.append((file, begin, file.position))
@@ -235,18 +239,17 @@ class ReadHashes:
         while self._behind_bytes > 2 * self._ahead_bytes + LEFT_BYTES:  # two files are read at a time
             file, begin, end = self._behind.popleft()
             self._behind_bytes -= end - begin
-            with self._changed:
-                is_read = self._reads[file.path].covers(begin, end)
-            if is_read:
-                file.forget(begin, end)
+            if self._reads[file.path].covers(begin, end):
+                yield file, begin, end
 
-    def _next(self) -> Path | None:
-        """The next file to hash a piece of, once there is one; None at the end."""
+    def _take(self) -> Path | None:
+        """A file that nobody else hashes a piece of, once there is one; None at the end."""
         with self._changed:
-            while not self._closed and len(self.found) < len(self._reads):
+            while not self._closed and not self._error and len(self.found) < len(self._reads):
                 for path, reads in self._reads.items():
                     is_due = self._finishing or (reads.asked and reads.hashed < reads.asked + self._ahead_bytes)
-                    if is_due and path not in self.found:
+                    if is_due and path not in self.found and path not in self._taken:
+                        self._taken.add(path)
                         return path
                 self._changed.wait()
             return None

@@ -165,3 +165,16 @@ def test_what_waits_is_not_written_after_an_error(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyError):
         fail()
     assert (tmp_path / "a").read_bytes() in (b"", b"1", b"12")
+
+
+def test_beyond_a_part_of_the_memory_the_system_need_not_keep_what_the_disk_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[tuple[int, int]] = []
+    monkeypatch.setattr(hashed_files, "available_bytes", lambda: 20)
+    monkeypatch.setattr(hashed_files, "_SYNC_BYTES", 2)
+    monkeypatch.setattr(hashed_files, "forget_part", lambda _, begin, end: forgotten.append((begin, end)))
+    with record_hashes():
+        write(tmp_path / "a", b"12", b"34", b"56")
+        write(tmp_path / "b", b"78")
+    assert forgotten == [(4, 6), (0, 2)]

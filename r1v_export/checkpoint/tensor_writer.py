@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 
 from r1v_export.checkpoint.tensor_file import DTYPES, StoredTensor
 from r1v_export.checkpoint.tensor_store import INDEX_NAME
-from r1v_export.hashed_files import open_hashed
+from r1v_export.hashed_files import HashedFile, open_hashed
+from r1v_export.memory import freed_memory_kept
 from r1v_export.side_by_side import side_by_side
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -71,9 +73,10 @@ def write_tensors(
     files = {file or "model.safetensors": groups[0]} if is_only else _named("model", groups)
     files_apart = _named("unquantized", _split(apart, _shards(apart))) if apart else {}
     done = 0
-    for written in side_by_side(*(_write_files(folder, each, sparse, alignment) for each in (files, files_apart))):
-        done += written
-        yield done
+    with freed_memory_kept():
+        for written in side_by_side(*(_write_files(folder, each, sparse, alignment) for each in (files, files_apart))):
+            done += written
+            yield done
     files |= files_apart
     if not is_only:
         weight_map = {tensor.name: name for name, group in files.items() for tensor in group}
@@ -105,32 +108,40 @@ def _named(stem: str, groups: Sequence[list[NewTensor]]) -> dict[str, list[NewTe
 def _write_files(
     folder: Path, files: Mapping[str, Sequence[NewTensor]], sparse: bool, alignment: int
 ) -> Generator[int]:
-    for name, tensors in files.items():
-        yield from _write_file(folder / name, tensors, sparse, alignment)
-
-
-def _write_file(path: Path, tensors: Sequence[NewTensor], sparse: bool, alignment: int) -> Iterator[int]:
-    if sparse:
-        with path.open("wb") as holes:
-            holes.write(_header(tensors, alignment))
-            for tensor in tensors:
-                holes.seek(tensor.nbytes, 1)
-                yield tensor.nbytes
-            holes.truncate()
-        return
-    header = _header(tensors, alignment)
-    ends = [*accumulate((tensor.nbytes for tensor in tensors), initial=len(header))][1:]
-    with open_hashed(path, ends) as file:
-        if not file.start:
-            file.write(header)
-        for tensor, end in zip(tensors, ends, strict=True):
-            if end <= file.start:
-                yield tensor.nbytes
+    with ExitStack() as last:
+        for name, tensors in files.items():
+            if sparse:
+                yield from _write_holes(folder / name, tensors, alignment)
                 continue
-            for chunk in tensor.chunks():
-                yield file.write(chunk.to(tensor.dtype).contiguous().view(torch.uint8).numpy().data)
-                del chunk  # before the next one is made
-            file.end_part()
+            header = _header(tensors, alignment)
+            ends = [*accumulate((tensor.nbytes for tensor in tensors), initial=len(header))][1:]
+            with last.pop_all():  # the file before is finished while this one is begun
+                file = last.enter_context(open_hashed(folder / name, ends))
+                yield from _write_tensors(file, header, tensors, ends)
+
+
+def _write_holes(path: Path, tensors: Sequence[NewTensor], alignment: int) -> Iterator[int]:
+    with path.open("wb") as holes:
+        holes.write(_header(tensors, alignment))
+        for tensor in tensors:
+            holes.seek(tensor.nbytes, 1)
+            yield tensor.nbytes
+        holes.truncate()
+
+
+def _write_tensors(file: HashedFile, header: bytes, tensors: Sequence[NewTensor], ends: Sequence[int]) -> Iterator[int]:
+    """Give a file its tensors, which end at these bytes; it need not have written them."""
+    if not file.start:
+        file.write(header)
+    for tensor, end in zip(tensors, ends, strict=True):
+        if end <= file.start:
+            yield tensor.nbytes
+            continue
+        for chunk in tensor.chunks():
+            yield file.write(chunk.to(tensor.dtype).contiguous().view(torch.uint8).numpy().data)
+            del chunk  # before the next one is made
+        file.end_part()
+    file.end()
 
 
 def _header(tensors: Sequence[NewTensor], alignment: int) -> bytes:

@@ -48,7 +48,7 @@ class QuantParams:
 
         def fit(part: range) -> None:
             for rows, values_rGg, spare_rGg in row_blocks(weight_OI, part, params.scale.shape[1]):
-                params._fit(rows, values_rGg, spare_rGg, shrink)
+                params._fit(weight_OI, rows, values_rGg, spare_rGg, shrink)
 
         each_part(len(weight_OI), fit)
         return params
@@ -61,7 +61,7 @@ class QuantParams:
 
         def fit_and_round(part: range) -> None:
             for rows, values_rGg, spare_rGg in row_blocks(weight_OI, part, params.scale.shape[1]):
-                params._fit(rows, values_rGg, spare_rGg, 1.0)
+                params._fit(weight_OI, rows, values_rGg, spare_rGg, 1.0)
                 params._round(rows, values_rGg, qweight_OI[rows])
 
         each_part(len(weight_OI), fit_and_round)
@@ -74,8 +74,10 @@ class QuantParams:
         scale_OG = torch.empty(len(weight_OI), groups, device=weight_OI.device)
         return cls(kind, scale_OG, torch.empty_like(scale_OG, dtype=torch.int8) if kind == "uint4" else None)
 
-    def _fit(self, rows: slice, values_rGg: Tensor, spare_rGg: Tensor, shrink: float) -> None:
+    def _fit(self, weight_OI: Tensor, rows: slice, values_rGg: Tensor, spare_rGg: Tensor, shrink: float) -> None:
         """Set the parameters of some rows."""
+        if weight_OI.dtype.itemsize == 2 and self.kind != "uint4":  # half the bytes to go over
+            values_rGg = weight_OI[rows].unflatten(1, values_rGg.shape[1:])
         low_rG, high_rG = value_range(values_rGg, self.kind, spare_rGg)
         scale_rG, zero_point_rG = params_of_range(low_rG, high_rG, self.kind, shrink)
         self.scale[rows] = scale_rG
@@ -116,11 +118,21 @@ class QuantParams:
 
 
 def value_range(values: Tensor, kind: WeightType, spare: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The smallest and the largest value of groups [..., g] that parameters have to cover, [...] each: of uint4 with 0
-    between them; of the symmetric types None and the largest magnitude. `spare` is memory of the values' shape."""
-    if kind != "uint4":
+    """The smallest and the largest value of groups [..., g] that parameters have to cover, float32 [...] each.
+
+    Of uint4 with 0 between them; of the symmetric types None and the largest magnitude.
+
+    Args:
+        spare: memory for as many values in float32.
+    """
+    if kind == "uint4":
+        return values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)
+    if values.dtype.itemsize != 2:
         return None, torch.abs(values, out=spare).amax(-1)
-    return values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)
+    # Without their sign, the bits of floating-point numbers are in the order of what they stand for, NaN last.
+    bits = spare.flatten().view(torch.int16)[: values.numel()].view(values.shape)
+    largest = torch.bitwise_and(values.view(torch.int16), torch.iinfo(torch.int16).max, out=bits).amax(-1)
+    return None, largest.view(values.dtype).float()
 
 
 def params_of_range(

@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import random
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -126,6 +127,12 @@ def test_sigterm_finishes_what_is_being_answered(start_server):
     assert logged[-1]["finish_reason"] == "stop"
 
 
+def requests_of(server) -> int:
+    """How many requests a server has taken and not yet answered."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return sum(int(float(line.split()[1])) for line in lines if re.match(r"r1v_requests_(queued|running) ", line))
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_unfinished_when_the_time_to_drain_is_over_ends_with_an_error(start_server, stream):
     server = start_server("--drain-seconds", "1")
@@ -133,7 +140,8 @@ def test_what_is_unfinished_when_the_time_to_drain_is_over_ends_with_an_error(st
     with ThreadPoolExecutor(16) as pool:
         url = server.url + "/v1/completions"
         waiting = [pool.submit(httpx.post, url, json=asked, timeout=60) for _ in range(16)]
-        time.sleep(1)
+        while requests_of(server) < 16:
+            time.sleep(0.05)
         server.stop()  # It also asserts that no traceback is in the log.
     for response in (each.result() for each in waiting):
         body = response.text.split("data: ")[-2] if response.status_code == 200 else response.text

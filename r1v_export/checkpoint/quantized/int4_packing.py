@@ -11,7 +11,9 @@ from r1v_export.checkpoint.row_threads import each_part
 
 BITS = 4
 BLOCK_VALUES = 1 << 17
-"""Values that are packed or unpacked at a time, so that what is computed from them stays in a core's cache."""
+"""Values that are unpacked at a time, so that what is computed from them stays in a core's cache."""
+_PACKED_VALUES = 1 << 19
+"""Values that are packed at a time."""
 
 
 def unpack(words: Tensor, axis: int, order: Sequence[int], bits: int = BITS) -> Tensor:
@@ -58,27 +60,34 @@ def pack_pairs(qweight: Tensor, axis: int = 1) -> Tensor:
     packed = torch.empty(shape, dtype=torch.uint8, device=qweight.device)
     if packed.is_meta:
         return packed
-    rows_at_once = max(1, BLOCK_VALUES // (rows_of_one * in_features))
+    rows_at_once = max(1, _PACKED_VALUES // (rows_of_one * in_features))
 
     def pack_part(part: range) -> None:
         for start in part[::rows_at_once]:
             stop = min(start + rows_at_once, part.stop)
-            packed[start:stop] = pack_rows(qweight[rows_of_one * start : rows_of_one * stop])
+            pack_rows(qweight[rows_of_one * start : rows_of_one * stop], packed[start:stop])
 
     each_part(len(packed), pack_part)
     return packed
 
 
-def _pack_rows(qweight: Tensor) -> Tensor:
-    packed = qweight[1::2] << BITS
-    return packed.bitwise_or_(qweight[::2] & 0xF).view(torch.uint8)
+def _pack_rows(qweight: Tensor, packed: Tensor) -> None:
+    # Four values at a time, where there are as many: on them torch is more than twice as fast.
+    word = torch.int32 if qweight.shape[1] % 4 == 0 and qweight.is_contiguous() else torch.int8
+    low, high = _bytes(word, 0x0F), _bytes(word, 0xF0)
+    values, words = qweight.view(word), packed.view(word)
+    torch.bitwise_left_shift(values[1::2], BITS, out=words).bitwise_and_(high).bitwise_or_(values[::2] & low)
 
 
-def _pack_columns(qweight: Tensor) -> Tensor:
+def _pack_columns(qweight: Tensor, packed: Tensor) -> None:
     # Flat, because a single row counts as contiguous whatever its stride. The even value is in the lower byte.
     pairs = qweight.reshape(-1).contiguous().view(torch.int16).view(len(qweight), -1)
-    packed = (pairs >> BITS).bitwise_and_(0xF0)
-    return packed.bitwise_or_(pairs & 0xF)
+    packed.copy_((pairs >> BITS).bitwise_and_(0xF0).bitwise_or_(pairs & 0xF))
+
+
+def _bytes(dtype: torch.dtype, value: int) -> int:
+    """A number of an integer dtype with a value in each of its bytes."""
+    return int.from_bytes([value] * dtype.itemsize, "little", signed=True)
 
 
 def unpack_pairs(packed: Tensor, signed: bool) -> Tensor:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -156,7 +157,8 @@ class Artifact:
 
     def _keep_parameters(self, name: str, weight: Tensor, linear: QuantizedLinear) -> QuantizedLinear:
         """`parameters` of a linear whose weight has just been read, for who writes its scales behind its values."""
-        if not linear.scale.isfinite().all():
+        # NumPy, because torch would share so little out over threads, and wait for cores that have other work.
+        if not np.isfinite(linear.scale.numpy()).all():
             raise not_finite(f"{name}.weight", weight)
         inputs = self.schemes[name].inputs
         self._kept.clear()

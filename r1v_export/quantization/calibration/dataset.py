@@ -24,7 +24,7 @@ from r1v_export.config import ImagePolicy
 from r1v_export.count import Count
 from r1v_export.errors import InputError, UsageError
 from r1v_export.manifest import to_json
-from r1v_export.processing.preprocess import pixel_values, tile_image
+from r1v_export.processing.preprocess import pixel_values, rgb_image, tile_count
 from r1v_export.processing.prompt import REASONING_END, Template, Turn, encode, template_of
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.quantization.calibration.raw_examples import RawExample
@@ -195,7 +195,7 @@ class _SampleMaker:
     def make(self, index: int, example: RawExample, response: Sequence[int] | None) -> CalibrationSample:
         images = example.load_images()
         tiling = self.spec.tiling
-        tiles = [len(tile_image(image, tiling)) for image in images]
+        tiles = [tile_count(*rgb_image(image).size, tiling) for image in images]
         prompt_ids = self._prompt_ids(example, tiles)
         token_ids = tuple(prompt_ids + self._response_ids(example, response))[: self.max_tokens]
         sha256 = _sha256(token_ids, images)
