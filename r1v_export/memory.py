@@ -19,7 +19,8 @@ _FILES = (
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 """Options of glibc's `mallopt`: from what size on a block is the system's own, and how much stays free on the heap."""
-_KEPT_BYTES = 1 << 30
+_KEPT_BYTES = 256 << 20
+"""Above the matrices of a layer of Qwen2-32B in 8 bits."""
 _MOST_BYTES = 32 << 20
 """What glibc raises the first of them to by itself; the other one is twice that then."""
 

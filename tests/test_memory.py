@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import platform
+import resource
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
-from r1v_export.memory import available_bytes, release_free_memory
+from r1v_export.memory import available_bytes, freed_memory_kept, release_free_memory
 
 GIB = 1 << 30
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have heaps of their own")
 
 
 def cgroup(root: Path, version: int, files: dict[str, str]) -> Path:
@@ -57,7 +60,7 @@ def test_no_limit_and_a_limit_above_the_machine_change_nothing(tmp_path: Path) -
     assert available_bytes(cgroup(tmp_path / "b", 1, files)) == 8 * GIB
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have heaps of their own")
+@GLIBC
 def test_what_was_freed_between_blocks_that_live_on_is_given_back() -> None:
     blocks = [bytearray(100_000) for _ in range(2000)]  # too small to be mapped alone
     del blocks[::2], blocks[::2]
@@ -70,3 +73,17 @@ def test_what_was_freed_between_blocks_that_live_on_is_given_back() -> None:
 def anonymous_bytes() -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
+
+
+@GLIBC
+def test_kept_memory_is_made_of_what_was_freed_and_goes_back_at_the_end() -> None:
+    def faults_of_filling() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(64 << 20, np.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with freed_memory_kept():
+        first, second = faults_of_filling(), faults_of_filling()
+        kept = anonymous_bytes()
+    assert second < first / 10
+    assert kept - anonymous_bytes() > 48 << 20
