@@ -15,7 +15,6 @@ import torch
 from r1v_export.checkpoint.tensor_file import DTYPES, StoredTensor
 from r1v_export.checkpoint.tensor_store import INDEX_NAME
 from r1v_export.hashed_files import HashedFile, open_hashed
-from r1v_export.memory import freed_memory_kept
 from r1v_export.side_by_side import side_by_side
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -73,10 +72,9 @@ def write_tensors(
     files = {file or "model.safetensors": groups[0]} if is_only else _named("model", groups)
     files_apart = _named("unquantized", _split(apart, _shards(apart))) if apart else {}
     done = 0
-    with freed_memory_kept():
-        for written in side_by_side(*(_write_files(folder, each, sparse, alignment) for each in (files, files_apart))):
-            done += written
-            yield done
+    for written in side_by_side(*(_write_files(folder, each, sparse, alignment) for each in (files, files_apart))):
+        done += written
+        yield done
     files |= files_apart
     if not is_only:
         weight_map = {tensor.name: name for name, group in files.items() for tensor in group}

@@ -26,6 +26,7 @@ from r1v_export.checkpoint.tensor_writer import NewTensor, write_tensors
 from r1v_export.checkpoint_json import read_json_object
 from r1v_export.count import Count
 from r1v_export.log_event import log_event
+from r1v_export.memory import freed_memory_kept
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.quantization.artifact.artifact import Artifact
@@ -81,8 +82,9 @@ def _write_weights(
         tensors = [tensor for tensor in tensors if tensor.name not in unquantized]
         stored = {**stored, **linked}
     total = sum(tensor.nbytes for tensor in (*tensors, *apart))
-    for written in write_tensors(out, tensors, elsewhere=stored, apart=apart):
-        on_progress(written, total)
+    with freed_memory_kept():
+        for written in write_tensors(out, tensors, elsewhere=stored, apart=apart):
+            on_progress(written, total)
     message = "checkpoint: %(tensors)s, %(size_bytes)s in %(files)s"
     count = Count(len(tensors) + len(apart), "tensor")
     files = Count(len([*out.glob("*.safetensors")]), "file")
