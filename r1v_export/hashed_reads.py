@@ -39,7 +39,7 @@ that two have read longer than those that one has."""
 BEHIND_BYTES = 2 << 30
 """How much less, of all files: then readers wait, because pages that they leave behind do not stay in memory."""
 
-THREADS = 2
+_THREADS = 2
 """That hash a file each: a build reads two at a time, and with one thread both readers wait for it."""
 _PIECE_BYTES = 4 << 20
 _REPORT_S = 0.1
@@ -157,7 +157,7 @@ class ReadHashes:
         self._error: BaseException | None = None
         self._finishing = self._closed = False
         self._files, self._taken = dict[Path, FileHash](), set[Path]()
-        self._threads = [threading.Thread(target=self._run, name="source hashes", daemon=True) for _ in range(THREADS)]
+        self._threads = [threading.Thread(target=self._run, name="source hashes", daemon=True) for _ in range(_THREADS)]
 
     def __enter__(self) -> ReadHashes:
         _ACTIVE.append(self)

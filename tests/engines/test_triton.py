@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from tests.deploy.triton.r1v_model import (
 )
 from tests.deploy.triton.tritonserver import TritonServer
 from tests.serve.conftest import alone, start_server
+from tests.waiting import wait_until
 
 __all__ = ["alone", "client", "front", "lone_answers", "prompts_folder", "runner", "start_server"]
 
@@ -54,13 +54,6 @@ def triton(engines: Path, deployment: Path, tmp_path_factory: pytest.TempPathFac
     server = start_triton(deployment, tmp_path_factory.mktemp("tritonserver"), library)
     yield server
     server.stop()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def index(triton: TritonServer) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from r1v_export.generation import Sampling
 from r1v_export.runner.batching.batching_runner import BatchingRunner
@@ -68,6 +70,11 @@ class Server:
             self.process.kill()
             raise AssertionError(f"the first line has no address: {line}{self.process.stderr.read()}")
         self.url = announced[0]
+
+    def metrics(self) -> dict[str, float]:
+        """What /metrics says, but for what it tells apart by labels."""
+        families = text_string_to_metric_families(httpx.get(f"{self.url}/metrics", timeout=60).text)
+        return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
 
     def stop(self) -> str:
         """End it as an orchestrator does, and return what it wrote to stdout."""

@@ -6,7 +6,6 @@ import http.client
 import json
 import logging
 import random
-import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import pytest
 
 from r1v_export.serve import server
 from tests.serve.conftest import IMAGES, QUESTIONS, messages
+from tests.waiting import wait_until
 
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
@@ -127,12 +127,6 @@ def test_sigterm_finishes_what_is_being_answered(start_server):
     assert logged[-1]["finish_reason"] == "stop"
 
 
-def requests_of(server) -> int:
-    """How many requests a server has taken and not yet answered."""
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    return sum(int(float(line.split()[1])) for line in lines if re.match(r"r1v_requests_(queued|running) ", line))
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_unfinished_when_the_time_to_drain_is_over_ends_with_an_error(start_server, stream):
     server = start_server("--drain-seconds", "1")
@@ -140,8 +134,7 @@ def test_what_is_unfinished_when_the_time_to_drain_is_over_ends_with_an_error(st
     with ThreadPoolExecutor(16) as pool:
         url = server.url + "/v1/completions"
         waiting = [pool.submit(httpx.post, url, json=asked, timeout=60) for _ in range(16)]
-        while requests_of(server) < 16:
-            time.sleep(0.05)
+        wait_until(lambda: sum(server.metrics()[f"r1v_requests_{what}"] for what in ("queued", "running")) == 16)
         server.stop()  # It also asserts that no traceback is in the log.
     for response in (each.result() for each in waiting):
         body = response.text.split("data: ")[-2] if response.status_code == 200 else response.text

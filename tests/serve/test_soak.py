@@ -17,10 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from r1v_export.nano.dataset import samples
 from tests.serve.conftest import NEW_TOKENS, QUESTIONS, Server, messages
@@ -60,7 +58,7 @@ class Footprint:
         process = Path("/proc", str(server.process.pid))
         status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
         times = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
-        numbers = metrics(server)
+        numbers = server.metrics()
         return cls(
             resident_mib=int(status["VmRSS"].split()[0]) / 1024,
             threads=int(status["Threads"]),
@@ -87,15 +85,10 @@ class Soak:
     """After each."""
 
 
-def metrics(server: Server) -> dict[str, float]:
-    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=60).text)
-    return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
-
-
 def settle(server: Server) -> Footprint:
     """The footprint once the server has noticed that everybody is gone."""
     for _ in range(300):
-        numbers = metrics(server)
+        numbers = server.metrics()
         if numbers["r1v_requests_running"] == numbers["r1v_requests_queued"] == 0:
             return Footprint.read(server)
         time.sleep(0.1)
@@ -238,7 +231,7 @@ def write_results(soak: Soak, path: Path) -> None:
         "waves": len(soak.waves),
         "clients_cpu_seconds": time.process_time(),
         "resident_mib_by_tenths": [round(soak.waves[i * len(soak.waves) // 10].resident_mib, 1) for i in range(10)],
-        "metrics": metrics(soak.server),
+        "metrics": soak.server.metrics(),
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
